@@ -1,0 +1,88 @@
+"""TOML and key=value to a checked model; errors name the file, the key, the rule and the nearest match."""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from towpath.errors import RecipeError
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A table of the recipe: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def value(default: Any, meaning: str, usual: str = "", why: str = "", **limits: Any) -> Any:
+    """A recipe field: its default, one line of meaning, its usual range and where that comes from."""
+    extra = {"usual": usual, "why": why}
+    if isinstance(default, (list, dict, BaseModel)):
+        return Field(default_factory=lambda: default, description=meaning, json_schema_extra=extra, **limits)
+    return Field(default, description=meaning, json_schema_extra=extra, **limits)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        fix = "name a run folder made by `towpath new`, or a recipe file"
+        raise RecipeError(f"{path}: no such file", "a run needs a recipe", fix) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: {error}", "a recipe is a TOML file", "mend the line named above") from None
+
+
+def override(tables: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Tables with `a.b.c=value` assignments laid over them; values are TOML, bare words are strings."""
+    tables = json.loads(json.dumps(tables))
+    for assignment in assignments:
+        key, found, text = assignment.partition("=")
+        if not found:
+            raise RecipeError(f"--set {assignment}", "an assignment is key=value", "for example --set policy.steps=20")
+        place = tables
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = _toml_value(text.strip())
+    return tables
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def check(model: type[M], tables: dict[str, Any], origin: str) -> M:
+    """The tables as a model, or one error that names every key at fault."""
+    try:
+        return model.model_validate(tables)
+    except ValidationError as error:
+        problems = [_problem(model, item) for item in error.errors()]
+        raise RecipeError(f"{origin}: " + "; ".join(problems), "see `towpath explain KEY`", "mend the keys named") from None
+
+
+def _problem(model: type[BaseModel], item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{key} = {item['input']!r}: {item['msg'].lower()}"
+    near = difflib.get_close_matches(key, list(keys(model)), n=1, cutoff=0.5)
+    return f"unknown key {key}" + (f", did you mean {near[0]}?" if near else "")
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every key of a model with its field, dotted."""
+    found: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        found[prefix + name] = info
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            found |= keys(info.annotation, f"{prefix}{name}.")
+    return found

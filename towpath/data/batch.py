@@ -1,0 +1,120 @@
+"""Rows of tokens, packed into lines without mixing; columns that travel with the rows.
+
+P lines, L tokens of a line, B rows, T answer tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Prompt and answer in one array; the answer begins at `start`."""
+
+    ids: np.ndarray
+    start: int
+
+    @property
+    def answer_length(self) -> int:
+        return len(self.ids) - self.start
+
+
+def row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
+    """One row of prompt and answer tokens."""
+    return Row(np.asarray([*prompt, *answer], dtype=np.int64), len(prompt))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows and their columns (first axis B); `group` rows in a run belong together."""
+
+    rows: list[Row]
+    columns: dict[str, Any] = field(default_factory=dict)
+    group: int = 1
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def mask_BT(self) -> np.ndarray:
+        """True on answer tokens."""
+        lengths = np.array([row.answer_length for row in self.rows])
+        return np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
+
+    def take(self, groups: Sequence[int]) -> "Batch":
+        """The named groups of rows, in that order, columns cut to their longest answer."""
+        index = (np.asarray(groups, dtype=np.int64)[:, None] * self.group + np.arange(self.group)).ravel()
+        rows = [self.rows[i] for i in index]
+        longest = max((row.answer_length for row in rows), default=0)
+        columns = {name: _cut(column, index, longest) for name, column in self.columns.items()}
+        return replace(self, rows=rows, columns=columns)
+
+    def with_columns(self, **columns: Any) -> "Batch":
+        """The same rows with more columns."""
+        return replace(self, columns={**self.columns, **columns})
+
+    def passes(self, tokens: int) -> Iterator["Batch"]:
+        """Micro-batches of about so many tokens, of similar length; their losses add up to the whole."""
+        sizes = [sum(len(row.ids) for row in self.rows[g : g + self.group]) for g in range(0, len(self), self.group)]
+        chosen: list[int] = []
+        total = 0
+        for index in np.argsort(sizes, kind="stable")[::-1]:
+            if chosen and total + sizes[index] > tokens:
+                yield self.take(chosen)
+                chosen, total = [], 0
+            chosen.append(int(index))
+            total += sizes[index]
+        if chosen:
+            yield self.take(chosen)
+
+    @property
+    def groups(self) -> int:
+        return len(self.rows) // self.group
+
+
+def _cut(column: Any, index: np.ndarray, longest: int) -> Any:
+    picked = column[index]
+    return picked[:, :longest] if picked.ndim > 1 else picked
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows laid into lines; segment 0 is padding, row i of a line is segment i + 1."""
+
+    ids_PL: np.ndarray
+    position_PL: np.ndarray
+    segment_PL: np.ndarray
+    line_B: np.ndarray
+    offset_B: np.ndarray
+
+
+def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
+    """First-fit packing into lines of `width` (at least the longest row); 0 gives a line to each row."""
+    longest = max(len(row.ids) for row in rows)
+    width = max(width, longest) if width else longest
+    room: list[int] = []
+    count: list[int] = []
+    line_B, offset_B, segment_B = (np.zeros(len(rows), dtype=np.int64) for _ in range(3))
+    one_each = width == longest
+    for index in range(len(rows)) if one_each else np.argsort([-len(row.ids) for row in rows], kind="stable"):
+        need = len(rows[index].ids)
+        line = next((i for i, left in enumerate(room) if left >= need), len(room)) if not one_each else len(room)
+        if line == len(room):
+            room.append(width)
+            count.append(0)
+        line_B[index], offset_B[index] = line, width - room[line]
+        room[line] -= need
+        count[line] += 1
+        segment_B[index] = count[line]
+    ids_PL = np.full((len(room), width), pad, dtype=np.int64)
+    position_PL, segment_PL = np.zeros_like(ids_PL), np.zeros_like(ids_PL)
+    for index, row in enumerate(rows):
+        line, begin = line_B[index], offset_B[index]
+        end = begin + len(row.ids)
+        ids_PL[line, begin:end] = row.ids
+        position_PL[line, begin:end] = np.arange(len(row.ids))
+        segment_PL[line, begin:end] = segment_B[index]
+    return Packed(ids_PL, position_PL, segment_PL, line_B, offset_B)

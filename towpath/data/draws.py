@@ -1,0 +1,28 @@
+"""Randomness without state: every draw is a function of (seed, stream, step, sample)."""
+
+import hashlib
+
+import numpy as np
+
+
+def generator(seed: int, stream: str, *counters: int | str) -> np.random.Generator:
+    """A generator that belongs to this draw alone."""
+    text = "/".join([str(seed), stream, *map(str, counters)])
+    key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def uniforms(count: int, seed: int, stream: str, *counters: int | str) -> np.ndarray:
+    """`count` numbers in [0, 1)."""
+    return generator(seed, stream, *counters).random(count)
+
+
+def shuffled(count: int, seed: int, stream: str, *counters: int | str) -> np.ndarray:
+    """An order of `count` things."""
+    return generator(seed, stream, *counters).permutation(count)
+
+
+def share(seed: int, stream: str, name: str) -> float:
+    """A number in [0, 1) that belongs to a name: the same whatever else is in the set."""
+    digest = hashlib.blake2b(f"{seed}/{stream}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64

@@ -1,0 +1,51 @@
+"""What can go wrong, told as value, rule, fix."""
+
+
+class TowpathError(Exception):
+    """An error the user can act on: which value, which rule it breaks, how to mend it."""
+
+    exit_code = 1
+
+    def __init__(self, value: str, rule: str = "", fix: str = "") -> None:
+        self.value, self.rule, self.fix = value, rule, fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [self.value]
+        if self.rule:
+            lines.append(f"  rule: {self.rule}")
+        if self.fix:
+            lines.append(f"  fix:  {self.fix}")
+        return "\n".join(lines)
+
+
+class RecipeError(TowpathError):
+    """The recipe does not say what it must."""
+
+
+class DataError(TowpathError):
+    """A row, a file or a split is not usable."""
+
+
+class ModelError(TowpathError):
+    """The model or its tokenizer cannot be used."""
+
+
+class ResourceError(TowpathError):
+    """Disk, memory or a device is missing or full."""
+
+
+class TrainingError(TowpathError):
+    """Training cannot go on: a loss that is not a number, a KL beyond the stop."""
+
+
+class GateClosed(TowpathError):
+    """A gate between two stages did not open."""
+
+    exit_code = 3
+
+
+class Waiting(TowpathError):
+    """The run waits for people; not a failure."""
+
+    exit_code = 0

@@ -1,0 +1,96 @@
+"""Low-rank adapters: several roles on one frozen trunk, one of them active at a time."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Switch:
+    """Which adapter the layers of one trunk apply; None is the bare trunk."""
+
+    def __init__(self) -> None:
+        self.active: str | None = None
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and its adapters: y = Wx + scale B A x."""
+
+    def __init__(self, base: nn.Linear, switch: Switch) -> None:
+        super().__init__()
+        self.base, self.switch = base, switch
+        self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
+        self.scale: dict[str, float] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        name = self.switch.active
+        if name is None or name not in self.scale:
+            return y
+        a, b = self.a[name].to(x.dtype), self.b[name].to(x.dtype)
+        return y + F.linear(F.linear(x, a) * self.scale[name], b)
+
+    def merged(self, name: str | None) -> Tensor:
+        """The weight with one adapter added, in float32."""
+        weight = self.base.weight.detach().float()
+        return weight if name is None else weight + self.scale[name] * (self.b[name].detach() @ self.a[name].detach())
+
+
+class Adapters:
+    """The adapters of one model: add, activate, save, merge."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.switch = Switch()
+        self.layers: dict[str, LoraLinear] = {}
+        head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.Linear) and module is not head:
+                parent, _, child = name.rpartition(".")
+                layer = LoraLinear(module, self.switch)
+                setattr(model.get_submodule(parent), child, layer)
+                self.layers[name] = layer
+        model.requires_grad_(False)
+
+    def add(self, name: str, rank: int, alpha: float, seed: int) -> None:
+        """A new adapter that changes nothing yet: A uniform as in a linear layer, B zero."""
+        draw = torch.Generator().manual_seed(seed)
+        for layer in self.layers.values():
+            out_features, in_features = layer.base.weight.shape
+            bound = 1 / math.sqrt(in_features)
+            a = torch.empty(rank, in_features).uniform_(-bound, bound, generator=draw)
+            device = layer.base.weight.device
+            layer.a[name] = nn.Parameter(a.to(device))
+            layer.b[name] = nn.Parameter(torch.zeros(out_features, rank, device=device))
+            layer.scale[name] = alpha / rank
+
+    @contextmanager
+    def acting(self, name: str | None) -> Iterator[None]:
+        """Within the block the trunk speaks as this adapter."""
+        before, self.switch.active = self.switch.active, name
+        try:
+            yield
+        finally:
+            self.switch.active = before
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's weights under the names peft gives them."""
+        found: dict[str, nn.Parameter] = {}
+        for place, layer in self.layers.items():
+            found[f"base_model.model.{place}.lora_A.weight"] = layer.a[name]
+            found[f"base_model.model.{place}.lora_B.weight"] = layer.b[name]
+        return found
+
+    def load(self, name: str, state: dict[str, Tensor]) -> None:
+        """Fill an adapter from a saved state."""
+        with torch.no_grad():
+            for key, parameter in self.parameters(name).items():
+                parameter.copy_(state[key])
+
+    def merge_into(self, target: nn.Module, name: str | None) -> None:
+        """Write the merged weights into a plain copy of the model."""
+        with torch.no_grad():
+            for place, layer in self.layers.items():
+                target.get_submodule(place).weight.copy_(layer.merged(name))  # pyright: ignore[reportCallIssue, reportArgumentType]

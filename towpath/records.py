@@ -1,0 +1,115 @@
+"""The nouns of the house: small, frozen, free of torch."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Choice = Literal["a", "b", "tie", "both_bad"]
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request of a user."""
+
+    id: str
+    prompt: str
+    domain: str = "general"
+    difficulty: str = "medium"
+    about: tuple[str, ...] = ()
+    harmful: bool = False
+    split: Split = "train"
+    twin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """An answer a person wrote to a prompt."""
+
+    id: str
+    prompt: str
+    response: str
+    prompt_id: str = ""
+    style: str = ""
+    domain: str = "general"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer a model drew: tokens, their log-probabilities and how they were drawn."""
+
+    id: str
+    prompt_id: str
+    source: str
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: Literal["stop", "length"]
+    decoding: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two completions of one prompt, to be judged against each other."""
+
+    id: str
+    prompt_id: str
+    a: str
+    b: str
+    round: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one rater said of one comparison. Never changed, only added to."""
+
+    key: str
+    comparison: str
+    rater: str
+    kind: Literal["person", "judge", "rule", "simulated"]
+    choice: Choice
+    shown: Literal["ab", "ba"] = "ab"
+    strength: int = 1
+    milliseconds: int | None = None
+    round: int = 1
+    guideline: str = ""
+    at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What the judgements of one comparison amount to: derived, recomputed at will."""
+
+    comparison: str
+    choice: Choice
+    strength: float
+    judgements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gate says, with the evidence it says it on."""
+
+    gate: str
+    verdict: Literal["PASS", "FAIL", "UNDECIDED", "OFF"]
+    value: float
+    interval: tuple[float, float]
+    threshold: float
+    n: int
+    action: Literal["stop", "warn", "off"] = "stop"
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something worth knowing: what was seen, why it may be so, what to do."""
+
+    code: str
+    severity: Literal["info", "warning", "error"]
+    evidence: str
+    cause: str = ""
+    remedy: str = ""
+
+
+def as_row(record: Any) -> dict[str, Any]:
+    """Any record as a plain dictionary."""
+    return asdict(record)

@@ -1,0 +1,34 @@
+"""What an engine promises: tokens, their log-probabilities, and why each answer ended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from towpath.recipe import Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer wanted: the prompt's tokens, how to draw, and the uniform numbers that decide every token."""
+
+    prompt: list[int]
+    decoding: Decoding
+    uniforms: np.ndarray
+    """One number per new token; the longest answer is as long as this array."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """An answer: tokens up to and with EOS, and log p of each under the temperature-scaled model."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """Draws answers; the same request gives the same answer whatever else is in the batch."""
+
+    def generate(self, requests: Sequence[Request], greedy: bool = False) -> list[Drawn]: ...

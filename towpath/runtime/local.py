@@ -1,0 +1,250 @@
+"""Where it runs: one process, one device. The specification that other runtimes are held to.
+
+B rows, T answer tokens, N answer tokens of all rows, D width.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from towpath.algos.contract import Metrics, Outputs
+from towpath.data.batch import Batch, Packed, pack
+from towpath.models import lm
+from towpath.models.adapters import Adapters
+from towpath.models.heads import ScalarHead
+
+LossOf = Callable[[Outputs, Batch], tuple[Tensor, Metrics]]
+
+
+@dataclass
+class Role:
+    """A part a model plays: which trunk it reads, through which adapter, with which head, and what of it learns."""
+
+    trunk: str = "base"
+    adapter: str | None = None
+    head: ScalarHead | None = None
+    trains: tuple[str, ...] = ()
+    """Any of trunk, adapter, head."""
+
+    @property
+    def features_fixed(self) -> bool:
+        return "trunk" not in self.trains and "adapter" not in self.trains
+
+
+class Local:
+    """Trunks, the roles they play, and one optimizer for whatever learns."""
+
+    def __init__(self, tokens_per_pass: int = 1024, pack_width: int = 0, pad: int = 0, temperature: float = 1.0, autocast: bool = False) -> None:
+        self.trunks: dict[str, Any] = {}
+        self.adapters: dict[str, Adapters] = {}
+        self.roles: dict[str, Role] = {}
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.tokens_per_pass, self.pack_width, self.pad = tokens_per_pass, pack_width, pad
+        self.temperature, self.autocast = temperature, autocast
+
+    def add_trunk(self, name: str, model: Any, lora: bool) -> None:
+        """A model that roles may read; with LoRA its own weights are frozen."""
+        self.trunks[name] = model
+        if lora:
+            self.adapters[name] = Adapters(model)
+        else:
+            model.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.trunks.values())).device
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every weight that learns, by role and name."""
+        found: dict[str, nn.Parameter] = {}
+        for name, role in self.roles.items():
+            if "adapter" in role.trains and role.adapter:
+                found |= {f"{name}/{key}": p for key, p in self.adapters[role.trunk].parameters(role.adapter).items()}
+            if "trunk" in role.trains:
+                found |= {f"{name}/{key}": p for key, p in self.trunks[role.trunk].named_parameters()}
+            if "head" in role.trains and role.head is not None:
+                found |= {f"{name}/head.{key}": p for key, p in role.head.named_parameters()}
+        return found
+
+    def start(self, rates: Mapping[str, float], eps: float = 1e-8, weight_decay: float = 0.0) -> None:
+        """Open the weights that learn and give them an optimizer, one rate a role."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        for key, parameter in self.trained().items():
+            parameter.requires_grad_(True)
+            groups.setdefault(key.split("/")[0], []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": params, "lr": rates[name], "peak": rates[name]} for name, params in groups.items()],
+            lr=0.0, eps=eps, weight_decay=weight_decay, betas=(0.9, 0.95 if weight_decay else 0.999), foreach=False, fused=self.device.type == "cpu",
+        )  # fmt: skip
+
+    def forward(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
+        """What a role says of a batch, with gradient if it learns and gradients are on."""
+        role = self.roles[name]
+        mask_BT = torch.from_numpy(batch.mask_BT).to(self.device)
+        if role.features_fixed and role.head is not None and "features" in batch.columns:
+            return Outputs(mask_BT, value_BT=torch.where(mask_BT, role.head(batch.columns["features"]), 0.0))
+        packed = pack(batch.rows, self.pad, self.pack_width)
+        with self._arithmetic(), self._acting(role):
+            ids, position, segment = (torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL))
+            hidden_PLD = lm.hidden(self.trunks[role.trunk], ids, position, segment)
+        return self._read(role, batch, packed, hidden_PLD, mask_BT, wants)
+
+    def _read(self, role: Role, batch: Batch, packed: Packed, hidden_PLD: Tensor, mask_BT: Tensor, wants: tuple[str, ...]) -> Outputs:
+        flat_hidden = hidden_PLD.flatten(0, 1)
+        begin_B = packed.line_B * packed.ids_PL.shape[1] + packed.offset_B
+        out = Outputs(mask_BT)
+        if set(wants) - {"score"}:
+            before_N = np.concatenate([b + np.arange(r.start - 1, len(r.ids) - 1) for b, r in zip(begin_B, batch.rows, strict=True)])
+            hidden_ND = flat_hidden[torch.from_numpy(before_N).to(self.device)]
+        if "logp" in wants:
+            target_N = torch.from_numpy(np.concatenate([r.ids[r.start :] for r in batch.rows])).to(self.device)
+            head = self.trunks[role.trunk].get_output_embeddings().weight
+            if head.dtype != hidden_ND.dtype:
+                head = head.to(hidden_ND.dtype)
+            logp_N, entropy_N = lm.token_logprobs(hidden_ND, head, target_N, self.temperature)
+            out.logp_BT, out.entropy_BT = _spread(logp_N, mask_BT), _spread(entropy_N, mask_BT)
+        if "value" in wants and role.head is not None:
+            out.value_BT = _spread(role.head(hidden_ND), mask_BT)
+        if "features" in wants:
+            out.features_BTD = _spread(hidden_ND, mask_BT)
+        if "score" in wants and role.head is not None:
+            last_B = begin_B + np.array([len(r.ids) - 1 for r in batch.rows])
+            out.score_B = role.head(flat_hidden[torch.from_numpy(last_B).to(self.device)])
+        return out
+
+    @torch.no_grad()
+    def score(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
+        """`forward` over a batch of any size, without gradient, rows in their order."""
+        sizes = [len(row.ids) for row in batch.rows]
+        order = np.argsort(sizes, kind="stable")[::-1]
+        numbered = Batch(batch.rows, {"row": np.arange(len(batch))})
+        parts = [(part.columns["row"], self.forward(name, part, wants)) for part in numbered.passes(self.tokens_per_pass)]
+        assert sum(len(index) for index, _ in parts) == len(order)
+        return _joined(parts, torch.from_numpy(batch.mask_BT).to(self.device))
+
+    def forward_backward(self, needs: Mapping[str, tuple[str, ...]], batch: Batch, loss_of: LossOf, weight: float) -> Metrics:
+        """Gradients of (sum of losses) / weight, micro-batch by micro-batch."""
+        metrics: Metrics = {}
+        for part in batch.passes(self.tokens_per_pass):
+            out = Outputs(torch.from_numpy(part.mask_BT).to(self.device))
+            for name, wants in needs.items():
+                said = self.forward(name, part, wants)
+                for want in wants:
+                    field = f"{want}_B" if want == "score" else f"{want}_BT"
+                    setattr(out, field, getattr(said, field))
+            total, more = loss_of(out, part)
+            (total / weight).backward()
+            for key, (value, count) in more.items():
+                before = metrics.get(key, (0.0, 0.0))
+                metrics[key] = (before[0] + value, before[1] + count)
+        return metrics
+
+    def step(self, rate: float, max_grad_norm: float) -> float:
+        """Clip, move every weight that learns by `rate` of its peak rate; the gradient's norm. Not moved when not finite."""
+        assert self.optimizer is not None
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained().values(), max_grad_norm))
+        if np.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights that learn."""
+        return {key: parameter.detach().cpu().clone() for key, parameter in self.trained().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and optimizer as named tensors."""
+        assert self.optimizer is not None
+        tensors = self.weights()
+        for key, parameter in self.trained().items():
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam:{slot}:{key}"] = value.detach().cpu().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Weights, and the optimizer's state where it is there."""
+        for key, parameter in self.trained().items():
+            with torch.no_grad():
+                parameter.copy_(tensors[key])
+            slots = {name.split(":")[1]: value for name, value in tensors.items() if name.startswith("adam:") and name.split(":", 2)[2] == key}
+            if slots and self.optimizer is not None:
+                self.optimizer.state[parameter] = {slot: value.clone() if slot == "step" else value.to(parameter.device).clone() for slot, value in slots.items()}
+
+    def _acting(self, role: Role) -> Any:
+        return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
+
+    def _arithmetic(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+
+def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """Values of answer tokens laid out [B,T(,D)], zeros elsewhere."""
+    out = x_N.new_zeros(*mask_BT.shape, *x_N.shape[1:])
+    out[mask_BT] = x_N
+    return out
+
+
+def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs:
+    out = Outputs(mask_BT)
+    for field in ("logp_BT", "entropy_BT", "value_BT", "features_BTD", "score_B"):
+        first = getattr(parts[0][1], field)
+        if not first.numel():
+            continue
+        shape = mask_BT.shape[:1] if field == "score_B" else mask_BT.shape
+        whole = first.new_zeros(*shape, *first.shape[len(shape) :])
+        for index, part in parts:
+            value = getattr(part, field)
+            if field == "score_B":
+                whole[torch.from_numpy(index)] = value
+            else:
+                whole[torch.from_numpy(index), : value.shape[1]] = value
+        setattr(out, field, whole)
+    return out
+
+
+def prepare_process() -> None:
+    """Settings of the whole process that cost nothing and help: threads, oneDNN for float32, an allocator that keeps its memory."""
+    torch.set_float32_matmul_precision("medium")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    if sys.platform == "linux":
+        trim_threshold, mmap_max = -1, -4
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
+
+
+def device_of(name: str) -> torch.device:
+    """The device a recipe names; auto takes a GPU when there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The trunk's arithmetic; auto takes bfloat16 where it is measured to be faster than float32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16
+    from time import perf_counter
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.randn(512, 512, dtype=dtype), torch.randn(512, 1024, dtype=dtype)
+        best = float("inf")
+        for _ in range(6):
+            begin = perf_counter()
+            _ = a @ b
+            best = min(best, perf_counter() - begin)
+        return best
+
+    return torch.bfloat16 if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else torch.float32
