@@ -1,0 +1,307 @@
+"""Stages from the recipe, in order, gates between, resumable; each stage is named by what went into it."""
+
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from towpath import gates, report
+from towpath.data import sources
+from towpath.data.sources import Corpus
+from towpath.errors import GateClosed, RecipeError, ResourceError, TowpathError, Waiting
+from towpath.recipe import Recipe
+from towpath.records import Finding, Verdict
+from towpath.store.publish import replace_file
+from towpath.store.store import Store
+
+FORMAT = 1
+GATE_AFTER = {"baseline": ("sft",), "reward": ("reward",), "policy": ("policy",), "evaluate": ("evaluate", "safety")}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage of this recipe: its place, and what its fingerprint is made of."""
+
+    name: str
+    config: dict[str, Any]
+    inputs: tuple[str, ...]
+    fingerprint: str
+    folder: Path
+    round: int = 1
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+    @property
+    def done(self) -> bool:
+        return self.manifest.is_file()
+
+    def result(self) -> dict[str, Any]:
+        return json.loads(self.manifest.read_text())["result"]
+
+
+@dataclass
+class State:
+    """What `status` tells."""
+
+    stages: list[dict[str, Any]]
+    waiting_for: str = ""
+    findings: list[dict[str, Any]] = field(default_factory=list)
+
+
+def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list[Planned]:
+    """Every stage with its fingerprint: a hash of its configuration, its data, and its inputs' fingerprints."""
+    planned: dict[str, Planned] = {}
+
+    def stage(name: str, round_: int, config: dict[str, Any], *inputs: str) -> None:
+        full = name if round_ == 1 else f"{name}@{round_}"
+        content = {"format": FORMAT, "stage": full, "seed": recipe.seed, "config": config, "inputs": {i: planned[i].fingerprint for i in inputs}}
+        fingerprint = _digest(content)[:12]
+        planned[full] = Planned(full, config, inputs, fingerprint, run / "stages" / full / fingerprint, round_)
+
+    model = {"source": recipe.model.source, "dtype": recipe.model.dtype, "template": recipe.model.template}
+    dump = recipe.model_dump(mode="json")
+    preferences, drawing = dict(dump["preferences"]), {}
+    for key in ("prompts", "completions", "base_share", "max_new_tokens", "decodings"):
+        drawing[key] = preferences.pop(key)
+    judged = {"tie_margin": preferences["tie_margin"]}
+    preferences.pop("min_labels")
+    stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
+    stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety]), "judge": judged}, "sft")
+    for n in range(1, recipe.rounds + 1):
+        at, before = ("" if n == 1 else f"@{n}"), ("" if n == 2 else f"@{n - 1}")
+        samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)]
+        again = [f"policy{before}"] if n > 1 else []
+        stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)}, "sft", *again)
+        people = _people(store, planned, samples) if preferences["raters"] == "people" and store else ""
+        stage("label", n, {"preferences": preferences, "judgements": people}, *samples)
+        stage("reward", n, {"reward": dump["reward"]}, "sft", *samples, f"label{at}")
+        stage("policy", n, {"policy": dump["policy"], "prompts": _digest(corpus.train)}, "sft", f"reward{at}", *again)
+        stage("evaluate", n, {"evaluate": dump["evaluate"], "judge": judged}, "sft", "baseline", f"reward{at}", f"policy{at}")
+    return list(planned.values())
+
+
+def _people(store: Store, planned: dict[str, Planned], samples: Sequence[str]) -> str:
+    """What people have said so far of this recipe's comparisons: more labels make another label stage."""
+    ours = tuple(planned[name].fingerprint[:6] for name in samples)
+    return _digest(sorted(j.key + j.choice for j in store.judgements() if j.comparison.startswith(ours)))
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=lambda x: asdict(x) if hasattr(x, "__dataclass_fields__") else list(x))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False) -> list[Verdict]:
+    """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act."""
+    with _alone(folder), Store.open(folder / "towpath.db") as store:
+        corpus = sources.read(folder, recipe.data, recipe.seed)
+        planned = plan(recipe, folder, corpus, store)
+        _require_stage(only, planned)
+        findings = _preflight(recipe, folder, corpus, force, say)
+        _explain_reruns(folder, planned, say)
+        _remember(folder, planned, findings)
+        from towpath.runtime.local import prepare_process
+
+        prepare_process()
+        try:
+            for number, step in enumerate(planned):
+                if only and step.name.split("@")[0] != only:
+                    continue
+                fresh = _run_stage(recipe, folder, planned, step, store, corpus, findings, say)
+                if fresh and step.name.startswith("label"):
+                    planned = plan(recipe, folder, corpus, store)
+                _remember(folder, planned, findings)
+                judged = _judge(recipe, planned[: number + 1], step, force, say)
+                report.write(folder, judged, recipe.name)
+        except Waiting as waiting:
+            _remember(folder, planned, findings, str(waiting.value))
+            raise
+        return gates.verdicts(recipe, _results(planned))
+
+
+def _run_stage(
+    recipe: Recipe, folder: Path, planned: list[Planned], step: Planned, store: Store, corpus: Corpus, findings: list[Finding], say: Say
+) -> bool:
+    places = {p.name: p for p in planned}
+    missing = [name for name in step.inputs if not places[name].done]
+    if missing:
+        raise RecipeError(f"{step.name}: {', '.join(missing)} not done", "a stage needs what comes before it", f"`towpath run {folder}`")
+    if step.done:
+        say(f"{step.name}: done before ({step.fingerprint})")
+        return False
+    from towpath.stages.job import Job
+
+    module = importlib.import_module(f"towpath.stages.{step.name.split('@')[0]}")
+    step.folder.mkdir(parents=True, exist_ok=True)
+    inputs = {name: places[name].folder for name in step.inputs}
+    seconds = float(os.environ.get("TOWPATH_CHECKPOINT_SECONDS", "20"))
+    job = Job(recipe, folder, step.name, step.folder, inputs, store, corpus, step.round, seconds, findings)
+    say(f"{step.name}: {'goes on' if (step.folder / 'checkpoints').exists() else 'begins'} ({step.fingerprint})")
+    begun = time.monotonic()
+    before = _spent(step.folder)
+    try:
+        result = module.run(job)
+    finally:
+        (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
+    _finish(step, recipe, result, before + time.monotonic() - begun, planned)
+    say(f"{step.name}: done in {before + time.monotonic() - begun:.0f} s")
+    return True
+
+
+def _spent(folder: Path) -> float:
+    """Seconds that interrupted attempts of a stage have taken."""
+    path = folder / "seconds"
+    return float(path.read_text() or 0) if path.is_file() else 0.0
+
+
+def _finish(step: Planned, recipe: Recipe, result: dict[str, Any], seconds: float, planned: list[Planned]) -> None:
+    fingerprints = {p.name: p.fingerprint for p in planned}
+    packages = ("torch", "transformers", "numpy", "towpath")
+    manifest = {
+        "stage": step.name, "fingerprint": step.fingerprint, "status": "done", "config": step.config, "seed": recipe.seed,
+        "inputs": {name: fingerprints[name] for name in step.inputs}, "recipe": recipe.model_dump(mode="json"),
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version(), "machine": platform.machine()},
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024), "result": result,
+    }  # fmt: skip
+    replace_file(step.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:
+        return "not installed"
+
+
+def _judge(recipe: Recipe, planned: list[Planned], step: Planned, force: bool, say: Say) -> list[Verdict]:
+    """Judge the gates behind a stage; a FAIL of a gate that stops closes the run."""
+    found = gates.verdicts(recipe, _results(planned))
+    after = GATE_AFTER.get(step.name.split("@")[0], ())
+    for verdict in (v for v in found if v.gate in after):
+        low, high = verdict.interval
+        say(f"gate {verdict.gate}: {verdict.verdict}  {verdict.value:.3f} [{low:.3f}, {high:.3f}]  threshold {verdict.threshold}  n {verdict.n}  {verdict.note}")
+        if verdict.verdict == "FAIL" and verdict.action == "stop" and not force:
+            report.write(step.folder.parents[2], found, recipe.name)
+            fix = f"see `towpath report`; improve the stage, or set gates.{verdict.gate}.action = 'warn'"
+            raise GateClosed(f"gate {verdict.gate} is closed: {verdict.value:.3f}", f"more than {verdict.threshold} is needed", fix)
+    return found
+
+
+def _results(planned: list[Planned]) -> dict[str, dict[str, Any]]:
+    return {p.name: p.result() for p in planned if p.done}
+
+
+def _require_stage(only: str, planned: list[Planned]) -> None:
+    names = list(dict.fromkeys(p.name.split("@")[0] for p in planned))
+    if only and only not in names:
+        raise RecipeError(f"{only!r}: no such stage", "one of " + ", ".join(names), "mend the name")
+
+
+def _preflight(recipe: Recipe, folder: Path, corpus: Corpus, force: bool, say: Say) -> list[Finding]:
+    from towpath import preflight
+
+    findings = examine(recipe, folder, corpus, force)
+    shown = [f for f in findings if f.severity != "info"]
+    if shown:
+        say(preflight.lines(shown))
+    preflight.require(findings, force)
+    return findings
+
+
+def examine(recipe: Recipe, folder: Path, corpus: Corpus, force: bool = False) -> list[Finding]:
+    """The preflight of a run, with the model's own tokenizer."""
+    from towpath import preflight
+    from towpath.data.chat import Chat
+    from towpath.models import base
+
+    place = base.find(recipe.model.source)
+    chat = Chat(base.load_tokenizer(place), recipe.model.template)
+    return preflight.check(recipe, folder, corpus, chat, force=force)
+
+
+def _explain_reruns(folder: Path, planned: list[Planned], say: Say) -> None:
+    """Which finished stages will run again, and which of their values changed."""
+    before = _current(folder).get("stages", {})
+    for step in planned:
+        old = folder / "stages" / step.name / before.get(step.name, "none") / "manifest.json"
+        if step.done or not old.is_file():
+            continue
+        manifest = json.loads(old.read_text())
+        changed = _changes(manifest["config"], step.config)
+        reason = "; ".join(changed) or "what comes before it changed: " + ", ".join(
+            p.name for p in planned if p.name in step.inputs and manifest["inputs"].get(p.name) != p.fingerprint
+        )
+        say(f"{step.name} will run again: {reason}")
+
+
+def _changes(old: Any, new: Any, key: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [line for name in sorted({*old, *new}) for line in _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)]
+    return [] if old == new else [f"{key} {old} → {new}"]
+
+
+def _current(folder: Path) -> dict[str, Any]:
+    path = folder / "current.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _remember(folder: Path, planned: list[Planned], findings: list[Finding], waiting_for: str = "") -> None:
+    content = {"stages": {p.name: p.fingerprint for p in planned}, "waiting_for": waiting_for, "findings": [asdict(f) for f in findings]}
+    replace_file(folder / "current.json", json.dumps(content, indent=1))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process works on a run at a time."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ResourceError(f"{folder}: another process runs it", "one process works on a run at a time", "wait for it, or stop it") from None
+        yield
+
+
+def busy(folder: Path) -> bool:
+    """Whether a process works on this run now."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with _alone(folder):
+            return False
+    except TowpathError:
+        return True
+
+
+def status(recipe: Recipe, folder: Path) -> State:
+    """Stages, gates, findings, and what the run waits for."""
+    corpus = sources.read(folder, recipe.data, recipe.seed)
+    with Store.open(folder / "towpath.db") as store:
+        planned = plan(recipe, folder, corpus, store)
+    judged = {v.gate: v for v in gates.verdicts(recipe, _results(planned))}
+    current, running, stages, blocked = _current(folder), busy(folder), [], False
+    for step in planned:
+        base_name = step.name.split("@")[0]
+        told = [asdict(judged[gate]) for gate in GATE_AFTER.get(base_name, ()) if step.done and gate in judged]
+        state = "done" if step.done else "to do"
+        if state == "to do" and not blocked:
+            blocked = True
+            state = "running" if running else "waiting" if base_name == "label" and current.get("waiting_for") else "interrupted" if step.folder.exists() else "to do"
+        stages.append({"name": step.name, "state": state, "fingerprint": step.fingerprint, "gate": told[0] if told else None, "gates": told})
+    waiting = current.get("waiting_for", "") if any(s["state"] == "waiting" for s in stages) else ""
+    return State(stages, waiting, current.get("findings", []))

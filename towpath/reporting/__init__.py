@@ -1,0 +1,1 @@
+"""How a run is read and drawn for its report."""

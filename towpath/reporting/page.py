@@ -1,0 +1,181 @@
+"""What the report page says, in the order it says it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from towpath import __version__
+from towpath.records import Verdict
+from towpath.reporting import curves, frontier, tables
+from towpath.reporting.reading import ORDER, Run, Stage
+from towpath.reporting.wording import duration, is_interval, is_number, number, percent, percents, size
+
+Page = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One key number with what it is and how sure it is."""
+
+    value: str
+    name: str
+    more: str = ""
+
+
+def page(run: Run, verdicts: list[Verdict], summary: dict[str, Any], name: str) -> Page:
+    """Everything the template shows."""
+    evaluation, reward = run.result("evaluate"), run.result("reward")
+    gate = run.recipe.gates
+    return {
+        "title": name or run.recipe.name,
+        "version": __version__,
+        "outcome": outcome(run, summary),
+        "notices": list(notices(run, verdicts)),
+        "tiles": tiles(summary),
+        "gates": tables.gates(run, verdicts),
+        "frontier": frontier.draw(evaluation, gate.evaluate.threshold),
+        "policy": curves.policy(run),
+        "sft": curves.sft(run),
+        "reward": curves.reward(run),
+        "labels": tables.labels(run.result("label")) if run.result("label") else [],
+        "reward_model": tables.reward_model(reward, gate.reward.threshold),
+        "strengths": tables.shares(reward.get("by_strength"), "accuracy", gate.reward.threshold),
+        "reward_domains": tables.shares(reward.get("by_domain"), "accuracy", gate.reward.threshold),
+        "reward_result": reward,
+        "calibration": tables.calibration(reward),
+        "evaluation": evaluation,
+        "domains": tables.shares(evaluation.get("by_domain"), "rate", gate.evaluate.threshold),
+        "text": tables.text(evaluation),
+        "safety": tables.safety(evaluation),
+        "samples": evaluation.get("samples") or [],
+        "answers": answers(run),
+        "lineage": list(lineage(run)),
+        "versions": versions(run),
+        "states": {kind: state(run.latest(kind)) for kind in ORDER},
+        "words": WORDS,
+    }
+
+
+def outcome(run: Run, summary: dict[str, Any]) -> str:
+    """What came of the run, in one sentence."""
+    win = summary["win_rate_policy_over_sft"]
+    if not win or not is_number(win["rate"]):
+        done = [tables.title(stage.name) for stage in run.stages.values() if stage.done]
+        return f"The policy has not been evaluated yet; finished so far: {', '.join(done).lower() or 'nothing'}."
+    of = f"{percent(win['rate'])} of {win['n']} held-out prompts (95\u00a0% interval {percents(win['interval'])})"
+    equal = (summary["length_controlled_win_rate"] or {}).get("rate")
+    rest = f", {percent(equal)} at equal length" if is_number(equal) else ""
+    rest += f"; KL {number(summary['kl_per_prompt'], 2)} nats per prompt" if is_number(summary["kl_per_prompt"]) else ""
+    if is_interval(win["interval"]) and win["interval"][0] <= 0.5 <= win["interval"][1]:
+        return f"No clear preference: the policy wins over SFT on {of}{rest}."
+    return f"The policy is {'preferred over' if win['rate'] > 0.5 else 'worse than'} SFT{_on(win['rate'], of)}{rest}."
+
+
+def _on(rate: float, of: str) -> str:
+    return f" on {of}" if rate > 0.5 else f": it wins on only {of}"
+
+
+def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
+    """(tone, text) of what a reader must know before the numbers."""
+    simulated = simulation(run)
+    if simulated:
+        yield "note", simulated
+    for verdict in verdicts:
+        if verdict.verdict in ("FAIL", "UNDECIDED"):
+            tone, word = ("fail", "did not open") if verdict.verdict == "FAIL" else ("undecided", "is undecided")
+            note = f" {verdict.note}" if verdict.note else ""
+            gate = verdict.gate if verdict.gate != "sft" else "SFT"
+            yield tone, f"The {gate} gate {word}: {percent(verdict.value, 1)} against {percent(verdict.threshold)}.{note}"
+    stopped = run.result("policy").get("stopped")
+    if stopped:
+        yield "undecided", f"Policy optimization ended early: {stopped}."
+
+
+def simulation(run: Run) -> str:
+    """What to say where labels are simulated; empty where people or judges gave them."""
+    result = run.result("label")
+    if not result.get("simulated", run.recipe.preferences.raters == "simulated"):
+        return ""
+    noise = run.setting("label", "preferences", "noise")
+    kinds = set((result.get("raters") or {}).values())
+    who = "Labels by a simulated rater" if kinds <= {"simulated"} else "Labels partly by a simulated rater"
+    return f"{who}: a rubric with {percent(noise)} noise. Win rates are judged by the same rubric without noise, not by people."
+
+
+def tiles(summary: dict[str, Any]) -> list[Tile]:
+    """The key numbers that are known."""
+    found = []
+    for key, name in (("win_rate_policy_over_sft", "policy over SFT"), ("win_rate_sft_over_base", "SFT over base")):
+        win = summary[key]
+        if win and is_number(win["rate"]):
+            found.append(Tile(percent(win["rate"]), name, f"{percents(win['interval'])}, n\u00a0=\u00a0{win['n']}"))
+    equal = summary["length_controlled_win_rate"]
+    if equal and is_number(equal["rate"]):
+        found.insert(1, Tile(percent(equal["rate"]), "at equal length", percents(equal["interval"])))
+    if is_number(summary["reward_accuracy"]):
+        found.append(Tile(percent(summary["reward_accuracy"]), "reward model", f"length alone {percent(summary['length_only_accuracy'])}"))
+    if is_number(summary["kl_per_prompt"]):
+        wide = summary["kl_interval"]
+        ends = f"{number(wide[0], 2)}–{number(wide[1], 2)} nats" if is_interval(wide) else "nats"
+        found.append(Tile(number(summary["kl_per_prompt"], 2), "KL per prompt", ends))
+    if summary["seconds"]:
+        found.append(Tile(duration(summary["seconds"]), "all stages", f"peak {size(summary['peak_memory_bytes'])}"))
+    return found
+
+
+def answers(run: Run) -> list[dict[str, Any]]:
+    """The held-out answers with who won each, in words."""
+    said = {"policy": "policy wins", "sft": "SFT wins", "tie": "tie"}
+    return [row | {"won": said.get(str(row.get("choice")), "not judged")} for row in run.answers()]
+
+
+def state(stage: Stage | None) -> str:
+    """Where a stage stands, in words."""
+    if stage is None or not (stage.done or stage.metrics):
+        return "has not run yet"
+    return "done" if stage.done else "is under way; these are its numbers so far"
+
+
+def lineage(run: Run) -> Iterator[dict[str, Any]]:
+    """Where each stage came from and what it cost."""
+    for stage in run.stages.values():
+        if stage.done:
+            m = stage.manifest
+            inputs = ", ".join(f"{name} {str(fingerprint)[:12]}" for name, fingerprint in (m.get("inputs") or {}).items())
+            yield {
+                "title": tables.title(stage.name),
+                "fingerprint": stage.fingerprint,
+                "inputs": inputs or "recipe and data",
+                "seed": m.get("seed"),
+                "finished": m.get("finished_at"),
+                "seconds": duration(m.get("seconds")),
+                "memory": size(m.get("peak_memory_bytes")),
+            }
+
+
+def versions(run: Run) -> list[tuple[str, str]]:
+    """Versions of everything that had a part; more than one where stages differ."""
+    found: dict[str, dict[str, None]] = {}
+    for stage in run.stages.values():
+        for package, version in (stage.manifest.get("versions") or {}).items():
+            found.setdefault(package, {})[str(version)] = None
+    return [(package, ", ".join(several)) for package, several in sorted(found.items())]
+
+
+WORDS = (
+    ("SFT", "supervised fine-tuning: the base model trained on demonstrations. The policy starts from it and is compared with it."),
+    ("Policy", "the model that policy optimization made, at the checkpoint that was kept."),
+    ("Win rate", "the share of held-out prompts on which one model's answer is judged better; a tie counts half."),
+    ("At equal length", "the win rate two answers of the same length would have, so that being longer earns nothing (a logistic fit in the length gap)."),
+    ("95 % interval", "where the value would lie in 95 of 100 repetitions with other prompts; Wilson's for shares, resampled prompts otherwise."),
+    ("Gate", "a threshold between stages: PASS it is exceeded, FAIL it is not, UNDECIDED the evidence is too thin to say."),
+    ("KL, nats per prompt", "how far the policy has moved from SFT: the log-probability ratio of its own answers, summed over tokens, averaged over prompts."),
+    ("k1, k3", "two estimators of KL: k1 the plain log ratio; k3 (ratio − 1 − log ratio), never negative and steadier."),
+    ("Best of n", "draw n answers from SFT, keep the one a perfect judge likes best: wins n/(n+1) at ln n − (n−1)/n nats. A policy near it wastes little."),
+    ("Reward model", "a model trained on the labels to score an answer; the policy is trained against its score."),
+    ("Agreement ceiling", "the accuracy that the raters' disagreement with each other leaves within reach."),
+    ("Calibration", "whether a confidence of 80 % is right 80 % of the time."),
+    ("Entropy", "how undecided the policy is about its next token; a fall to zero means it says one thing only."),
+    ("Explained variance", "the share of the variation in returns that the critic foresees; 0 is no better than the mean."),
+    ("Different words, pairs, triples", "different n-grams of tokens over all n-grams of the answers: lower is more alike."),
+)

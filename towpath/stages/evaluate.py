@@ -1,0 +1,120 @@
+"""Evaluation: the policy against the tuned model on held-out prompts, by the clean rubric, with length taken out, and safety."""
+
+import json
+from typing import Any
+
+import torch
+
+from towpath.data.batch import Batch
+from towpath.data.draws import generator
+from towpath.evals import safety, text
+from towpath.evals.winrate import best_of_n
+from towpath.feedback import rubric
+from towpath.recipe import Decoding
+from towpath.records import Completion, Prompt
+from towpath.runtime.local import Local, Role
+from towpath.stages import answers
+from towpath.stages.job import Job
+from towpath.stages.reward import completion_row, load_reward
+from towpath.store.publish import replace_file
+
+Told = dict[str, list[Completion]]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Answer, judge, measure."""
+    prompts, guarded = answers.heldout(job), list(job.corpus.safety)
+    policy = job.inputs[_last(job, "policy")]
+    told = _told(job, policy, prompts, guarded)
+    count = len(prompts)
+    heard = {source: said[:count] for source, said in told.items()}
+    kl, interval = _kl(job, policy, prompts, heard["policy"])
+    win = answers.win(job, prompts, heard["policy"], heard["sft"])
+    rewards = _rewards(job, prompts, heard)
+    rows = _rows(job, prompts, heard, rewards)
+    replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    harmful = [p.harmful for p in guarded]
+    declined = {source: [rubric.declines(c.text) for c in told[source][count:]] for source in ("sft", "policy")}
+    return {
+        "win": win, "kl_per_prompt": kl, "kl_interval": interval, "best_of_n": best_of_n(max(kl, 0.0)),
+        "reward": {source: sum(scores) / count for source, scores in rewards.items()},
+        "by_domain": _by_domain(rows), "safety": {source: safety.describe(harmful, said) for source, said in declined.items()},
+        "text": {source: text.describe(said) | {"gold": sum(map(answers.gold, prompts, said)) / count} for source, said in heard.items()},
+        "samples": _showcase(job, policy, prompts),
+    }  # fmt: skip
+
+
+def _last(job: Job, stage: str) -> str:
+    return next(name for name in reversed(job.inputs) if name.startswith(stage))
+
+
+def _told(job: Job, policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -> Told:
+    told = {source: answers.read(job.inputs["baseline"] / f"answers-{source}.jsonl") for source in ("base", "sft")}
+    path = job.folder / "answers-policy.jsonl"
+    told["policy"] = answers.read(path)
+    if len(told["policy"]) != len(prompts) + len(guarded):
+        model = job.model(policy / "weights")
+        told["policy"] = answers.evaluation(job, model, [*prompts, *guarded], "policy", f"{job.name}: answers of policy")
+        answers.write(path, told["policy"])
+    return told
+
+
+def _kl(job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]) -> tuple[float, list[float]]:
+    """Nats per prompt on the held-out answers, at the temperature they were drawn with."""
+    cfg = job.recipe
+    runtime = Local(cfg.model.tokens_per_pass, 0, job.chat.pad, cfg.evaluate.temperature)
+    batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, said, strict=True)])
+    sums = []
+    for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
+        runtime.trunks = {name: job.model(folder)}
+        runtime.roles = {name: Role(name)}
+        sums.append(runtime.score(name, batch, ("logp",)).logp_BT.sum(1))
+    kl_B = (sums[0] - sums[1]).cpu().numpy()
+    draws = generator(cfg.seed, "bootstrap/kl")
+    means = [kl_B[draws.integers(0, len(kl_B), len(kl_B))].mean() for _ in range(cfg.evaluate.bootstrap)]
+    return float(kl_B.mean()), [float(sorted(means)[int(q * len(means))]) for q in (0.025, 0.975)]
+
+
+def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> dict[str, list[float]]:
+    runtime = Local(job.recipe.model.tokens_per_pass, 0, job.chat.pad)
+    load_reward(job, runtime, job.inputs[_last(job, "reward")] / "weights")
+    found = {}
+    for source in ("sft", "policy"):
+        batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, heard[source], strict=True)])
+        found[source] = runtime.score("reward", batch, ("score",)).score_B.tolist()
+    return found
+
+
+def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
+    margin, rows = job.recipe.preferences.tie_margin, []
+    for i, p in enumerate(prompts):
+        golds = {source: answers.gold(p, said[i]) for source, said in heard.items()}
+        gap = golds["policy"] - golds["sft"]
+        row = {"prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "difficulty": p.difficulty}
+        row |= {source: said[i].text for source, said in heard.items()} | {f"gold_{source}": gold for source, gold in golds.items()}
+        row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
+        rows.append(row | {"choice": "tie" if abs(gap) < margin else "policy" if gap > 0 else "sft"})
+    return rows
+
+
+def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    worth = {"policy": 1.0, "tie": 0.5, "sft": 0.0}
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["domain"], []).append(worth[row["choice"]])
+    return {domain: {"rate": sum(said) / len(said), "n": len(said)} for domain, said in sorted(found.items())}
+
+
+def _showcase(job: Job, policy: Any, prompts: list[Prompt]) -> list[dict[str, str]]:
+    """Three prompts answered greedily in float32 by all three models: what an export reproduces token for token."""
+    domains = sorted({p.domain for p in prompts})
+    firsts = [next(p for p in prompts if p.domain == domain) for domain in domains[:: max(1, len(domains) // 3)]][:3]
+    rows = [{"prompt": p.prompt, "domain": p.domain} for p in firsts]
+    for source, folder in (("base", None), ("sft", job.inputs["sft"] / "weights"), ("policy", policy / "weights")):
+        model = job.model(folder, torch.float32)
+        wanted = [(p, "showcase", Decoding()) for p in firsts]
+        drawn = answers.draw(job, model, wanted, source, job.recipe.evaluate.max_new_tokens, f"{job.name}: samples of {source}", greedy=True)
+        for row, completion in zip(rows, drawn, strict=True):
+            row[source] = completion.text
+            row[f"{source}_tokens"] = list(completion.token_ids)  # pyright: ignore[reportArgumentType]
+    return rows

@@ -1,0 +1,156 @@
+"""What a stage is given: its folder, what came before it, the ledger, and where its numbers go."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from towpath.data.chat import Chat
+from towpath.data.sources import Corpus
+from towpath.errors import ResourceError
+from towpath.models import base
+from towpath.recipe import Recipe
+from towpath.records import Finding
+from towpath.runtime.local import device_of, dtype_of
+from towpath.store.publish import newest, publish
+from towpath.store.store import Store
+
+
+@dataclass
+class Job:
+    """One stage of one run. Its result is a dictionary of numbers; all else lies in its folder."""
+
+    recipe: Recipe
+    run: Path
+    name: str
+    folder: Path
+    inputs: dict[str, Path]
+    store: Store
+    corpus: Corpus
+    round: int = 1
+    checkpoint_seconds: float = 20.0
+    findings: list[Finding] = field(default_factory=list)
+
+    @cached_property
+    def device(self) -> torch.device:
+        return device_of(self.recipe.model.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return dtype_of(self.recipe.model.dtype, self.device)
+
+    @cached_property
+    def chat(self) -> Chat:
+        return Chat(base.load_tokenizer(base.find(self.recipe.model.source)), self.recipe.model.template)
+
+    def model(self, folder: str | Path | None = None, dtype: torch.dtype | None = None) -> Any:
+        """A model of this run on its device: the base model, or one that a stage wrote."""
+        place = str(folder) if folder else base.find(self.recipe.model.source)
+        return base.load(place, dtype or self.dtype, self.recipe.model.attention).to(self.device)
+
+    @cached_property
+    def log(self) -> "Log":
+        return Log(self.folder, self.recipe.track.tensorboard)
+
+    def result_of(self, stage: str) -> dict[str, Any]:
+        """The numbers an earlier stage ended with."""
+        return json.loads((self.inputs[stage] / "manifest.json").read_text())["result"]
+
+
+class Log:
+    """metrics.jsonl, the record; TensorBoard reads along."""
+
+    def __init__(self, folder: Path, tensorboard: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        self.tensorboard_folder = folder / "tensorboard" if tensorboard else None
+        self._writer: Any = None
+
+    def rewind(self, step: int) -> None:
+        """Forget rows written after the checkpoint that is being resumed."""
+        rows = [row for row in read_rows(self.path) if row["step"] < step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def write(self, step: int, phase: str, numbers: dict[str, float]) -> None:
+        """One row, on disk when this returns."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "phase": phase, **numbers}) + "\n")
+        if self.tensorboard_folder:
+            for name, number in numbers.items():
+                self._events().add_scalar(f"{phase}/{name}", number, step)
+            self._events().flush()
+
+    def _events(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.tensorboard_folder))
+        return self._writer
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a torn last line is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Checkpoints:
+    """Numbered, verified checkpoints of a stage; the newest two are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkpoints"
+
+    def save(self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any], prefix: str = "step", keep: int = 2) -> None:
+        """Publish tensors and notes as `prefix_step`."""
+
+        def write(place: Path) -> None:
+            save_file(tensors, place / "tensors.safetensors")
+            (place / "notes.json").write_text(json.dumps(notes))
+
+        target = self.folder / f"{prefix}_{step}"
+        if target.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            publish(target, write)
+        except OSError as error:
+            raise ResourceError(f"{target}: {error.strerror}", "a checkpoint must fit on the disk", "free space and run again") from error
+        numbered = sorted(self.folder.glob(f"{prefix}_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]) if path.name[-1].isdigit() else -1)
+        for old in [path for path in numbered if path.name[-1].isdigit() and ".tmp" not in path.name][:-keep]:
+            shutil.rmtree(old)
+
+    def newest(self, prefix: str = "step") -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that verifies, or None."""
+        found, _passed_over = newest(self.folder, prefix) if self.folder.is_dir() else (None, [])
+        if found is None:
+            return None
+        return int(found.name.rsplit("_", 1)[1]), load_file(found / "tensors.safetensors"), json.loads((found / "notes.json").read_text())
+
+
+def save_model(job: Job, model: Any, folder: Path) -> None:
+    """A plain folder that transformers loads: weights, configuration, tokenizer with the template of this run."""
+
+    def write(place: Path) -> None:
+        model.config.pad_token_id = job.chat.pad
+        model.save_pretrained(place)
+        job.chat.tokenizer.save_pretrained(place)
+
+    if not folder.exists():
+        publish(folder, write)
+
+
+Runner = Callable[[Job], dict[str, Any]]

@@ -1,0 +1,180 @@
+"""The reward model: trained on labels, measured on prompts it never saw, scaled on the tuned model's own answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from towpath.algos import reward_model as algo
+from towpath.data.batch import Batch, Row, row
+from towpath.data.draws import share
+from towpath.errors import DataError
+from towpath.evals import reward as evals
+from towpath.models.heads import ScalarHead
+from towpath.records import Comparison, Completion, Label, Prompt
+from towpath.runtime.local import Local, Role
+from towpath.stages import answers
+from towpath.stages.job import Job, save_model
+from towpath.stages.label import mine
+from towpath.stages.train import Course, minibatches, to, train, warmup_then_linear
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A decided comparison, chosen first."""
+
+    comparison: Comparison
+    label: Label
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, measure, normalise, save."""
+    cfg, seed = job.recipe.reward, job.recipe.seed
+    pairs = decided(job)
+    held = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) < cfg.validation]
+    shown = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) >= cfg.validation]
+    if not held or not shown:
+        fix = "collect more labels, or change reward.validation"
+        raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)
+    runtime = _runtime(job)
+    train_batch, held_batch = _batch(job, shown), _batch(job, held)
+    steps = minibatches(len(shown), cfg.batch, cfg.epochs, seed, f"{job.name}/order")
+
+    def validate(step: int) -> dict[str, float]:
+        gap = _gaps(runtime, held_batch)
+        return {"loss": float(np.logaddexp(0, -gap).mean()), "accuracy": float((gap > 0).mean()), "at": float(step)}
+
+    course = Course(
+        algo, cfg, len(steps), cfg.batch, lambda step: (train_batch.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
+        max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=max(1, len(steps) // 2), merit=lambda numbers: numbers["at"],
+    )  # fmt: skip
+    train(course, runtime, job, f"{job.name}: training")
+    return _finish(job, runtime, (shown, train_batch), (held, held_batch))
+
+
+def _finish(job: Job, runtime: Local, shown: tuple[list[Pair], Batch], held: tuple[list[Pair], Batch]) -> dict[str, Any]:
+    mean, std = _normalise(job, runtime, shown[0])
+    result = _measure(job, held[0], _gaps(runtime, held[1]) * std, runtime, held[1])
+    _save(job, runtime)
+    some = shown[1].take(range(min(100, len(shown[0]))))
+    result |= {"train_accuracy": float((_gaps(runtime, some) > 0).mean()), "mean": mean, "std": std, "pairs": len(shown[0])}
+    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(shown[0]), *_lengths(held[0]))
+    result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
+    label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
+    result["ceiling"] = job.result_of(label_stage)["ceiling"]
+    return result
+
+
+def decided(job: Job) -> list[Pair]:
+    """Comparisons of this recipe whose label names a winner."""
+    comparisons = {c.id: c for c in mine(job)}
+    completions, prompts = job.store.completions(), job.store.prompts()
+    found = []
+    for label in sorted(job.store.labels(), key=lambda label: label.comparison):
+        c = comparisons.get(label.comparison)
+        if c and label.choice in ("a", "b"):
+            best, other = (c.a, c.b) if label.choice == "a" else (c.b, c.a)
+            found.append(Pair(c, label, prompts[c.prompt_id], completions[best], completions[other]))
+    return found
+
+
+def _runtime(job: Job) -> Local:
+    cfg, lora = job.recipe.reward, job.recipe.reward.method == "lora"
+    runtime = Local(job.recipe.model.tokens_per_pass, 0, job.chat.pad, autocast=not lora and job.dtype == torch.bfloat16)
+    model = job.model(job.inputs["sft"] / "weights", None if lora else torch.float32)
+    runtime.add_trunk("base", model, lora)
+    head = ScalarHead(model.config.hidden_size, job.recipe.seed).to(job.device)
+    if lora:
+        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed)
+    runtime.roles["reward"] = Role(adapter="reward" if lora else None, head=head, trains=("adapter" if lora else "trunk", "head"))
+    runtime.start({"reward": cfg.learning_rate}, weight_decay=cfg.weight_decay)
+    return runtime
+
+
+def completion_row(job: Job, prompt: Prompt, completion: Completion) -> Row:
+    """Prompt tokens and the very tokens that were drawn: nothing is tokenised twice."""
+    return row(job.chat.prompt(prompt.prompt), completion.token_ids or [job.chat.eos])
+
+
+def _batch(job: Job, pairs: list[Pair]) -> Batch:
+    rows = [completion_row(job, p.prompt, c) for p in pairs for c in (p.chosen, p.rejected)]
+    strength = [float(p.label.strength) for p in pairs for _ in range(2)]
+    return Batch(rows, to(job.device, strength=np.array(strength, dtype=np.float32)), group=2)
+
+
+def _gaps(runtime: Local, batch: Batch) -> np.ndarray:
+    scores = runtime.score("reward", batch, ("score",)).score_B.cpu().numpy()
+    return scores[0::2] - scores[1::2]
+
+
+def _normalise(job: Job, runtime: Local, pairs: list[Pair]) -> tuple[float, float]:
+    """Fold mean 0 and unit scale on the tuned model's own answers into the head."""
+    said = {c.id: (p.prompt, c) for p in pairs for c in (p.chosen, p.rejected) if c.source == "sft"}
+    batch = Batch([completion_row(job, prompt, c) for prompt, c in list(said.values())[:256]])
+    scores = runtime.score("reward", batch, ("score",)).score_B
+    mean, std = float(scores.mean()), float(scores.std(unbiased=False)) or 1.0
+    head = runtime.roles["reward"].head
+    assert head is not None
+    with torch.no_grad():
+        head.weight.div_(std)
+        head.bias.sub_(mean).div_(std)
+    return mean, std
+
+
+def _measure(job: Job, held: list[Pair], gap: np.ndarray, runtime: Local, batch: Batch) -> dict[str, Any]:
+    error, curve = evals.calibration(gap)
+    right = (gap > 0).astype(float)
+    scores = runtime.score("reward", batch, ("score",)).score_B.cpu().numpy()
+    lengths = np.array([row.answer_length for row in batch.rows])
+    names = [p.prompt.id for p in held for _ in range(2)]
+    clean = [answers.gold(p.prompt, p.chosen) - answers.gold(p.prompt, p.rejected) for p in held]
+    agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
+    return {
+        **evals.accuracy(gap), "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
+        "by_strength": evals.accuracy_by([str(round(p.label.strength)) for p in held], right),
+        "by_domain": evals.accuracy_by([p.prompt.domain for p in held], right),
+        "calibration_error": error, "calibration": curve, "length_correlation": evals.within_prompt_correlation(names, scores, lengths),
+    }  # fmt: skip
+
+
+def _lengths(pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([len(p.chosen.token_ids) for p in pairs], float), np.array([len(p.rejected.token_ids) for p in pairs], float)
+
+
+def _save(job: Job, runtime: Local) -> None:
+    place = job.folder / "weights"
+    if "base" not in runtime.adapters:
+        save_model(job, runtime.trunks["base"], place)
+    place.mkdir(exist_ok=True)
+    head = runtime.roles["reward"].head
+    assert head is not None
+    tensors = {f"head.{name}": tensor.detach().cpu().contiguous() for name, tensor in head.named_parameters()}
+    if "base" in runtime.adapters:
+        tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in runtime.adapters["base"].parameters("reward").items()}
+    save_file(tensors, place / "reward.safetensors")
+
+
+def load_reward(job: Job, runtime: Local, folder: Path) -> ScalarHead:
+    """Put a saved reward model into a runtime as the role `reward`, its scores already normalised."""
+    tensors = load_file(folder / "reward.safetensors")
+    cfg = job.recipe.reward
+    if cfg.method == "lora":
+        if "base" not in runtime.trunks:
+            runtime.add_trunk("base", job.model(job.inputs["sft"] / "weights"), lora=True)
+        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, 0)
+        runtime.adapters["base"].load("reward", tensors)
+        trunk, adapter = "base", "reward"
+    else:
+        runtime.add_trunk("reward", job.model(folder), lora=False)
+        trunk, adapter = "reward", None
+    head = ScalarHead(len(tensors["head.weight"])).to(job.device)
+    head.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
+    head.requires_grad_(False)
+    runtime.roles["reward"] = Role(trunk=trunk, adapter=adapter, head=head)
+    return head

@@ -1,0 +1,77 @@
+"""Completions to compare: two or more a prompt, from the tuned model, some from the base or the policy of the last round."""
+
+from typing import Any
+
+from towpath.data.draws import share
+from towpath.evals import text
+from towpath.records import Completion, Comparison, Prompt
+from towpath.stages import answers
+from towpath.stages.job import Job
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Draw, drop near-identical pairs, and put completions and comparisons into the ledger."""
+    cfg, seed = job.recipe.preferences, job.recipe.seed
+    prompts = _prompts(job)
+    own = "sft" if job.round == 1 else f"policy@{job.round - 1}"
+    weights = job.inputs["sft"] / "weights" if job.round == 1 else job.inputs[f"policy{_at(job.round - 1)}"] / "weights"
+    wanted = []
+    for index, p in enumerate(prompts):
+        for number in range(cfg.completions):
+            how = cfg.decodings[(index + number) % len(cfg.decodings)]
+            wanted.append((p, f"{number}", how))
+    drawn = _drawn(job, own, weights, wanted)
+    other, folder = ("base", None) if job.round == 1 else ("sft", job.inputs["sft"] / "weights")
+    some = [p for p in prompts if share(seed, f"base/{job.round}", p.id) < cfg.base_share]
+    foreign = _drawn(job, other, folder, [(p, "other", cfg.decodings[i % len(cfg.decodings)]) for i, p in enumerate(some)])
+    pairs, dropped = _pairs(job, prompts, drawn + foreign, own)
+    job.store.add_prompts(prompts)
+    job.store.add_completions(drawn + foreign)
+    job.store.add_comparisons(pairs)
+    figures = text.describe(drawn)
+    return {"completions": len(drawn) + len(foreign), "comparisons": len(pairs), "dropped_identical": dropped, **figures}
+
+
+def _at(round_: int) -> str:
+    return "" if round_ == 1 else f"@{round_}"
+
+
+def _prompts(job: Job) -> list[Prompt]:
+    prompts = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, f"sample/{job.round}", p.id))
+    return prompts[: job.recipe.preferences.prompts or len(prompts)]
+
+
+def _drawn(job: Job, source: str, weights: Any, wanted: list[Any]) -> list[Completion]:
+    """Completions of one model, kept on disk as soon as they are drawn, under ids that name this stage's fingerprint."""
+    path = job.folder / f"completions-{source}.jsonl"
+    found = answers.read(path)
+    if len(found) != len(wanted):
+        named = [(p, f"{job.folder.name[:6]}.{name}", how) for p, name, how in wanted]
+        found = answers.draw(job, job.model(weights), named, source, job.recipe.preferences.max_new_tokens, f"{job.name}: {source}")
+        answers.write(path, found)
+    return found
+
+
+def _pairs(job: Job, prompts: list[Prompt], completions: list[Completion], own: str) -> tuple[list[Comparison], int]:
+    """Neighbouring completions of a prompt, and one of the other model against the first; near-identical ones dropped."""
+    by_prompt: dict[str, list[Completion]] = {}
+    for completion in completions:
+        by_prompt.setdefault(completion.prompt_id, []).append(completion)
+    pairs, dropped = [], 0
+    for p in prompts:
+        mine = [c for c in by_prompt[p.id] if c.source == own]
+        others = [c for c in by_prompt[p.id] if c.source != own]
+        couples = [(mine[i], mine[j]) for i in range(len(mine)) for j in range(i + 1, len(mine))] + [(mine[0], c) for c in others]
+        for number, (a, b) in enumerate(couples):
+            if _near_identical(a, b):
+                dropped += 1
+                continue
+            if share(job.recipe.seed, "side", f"{a.id}{b.id}") < 0.5:
+                a, b = b, a
+            pairs.append(Comparison(f"{job.folder.name[:6]}.{p.id}.{number}", p.id, a.id, b.id, job.round))
+    return pairs, dropped
+
+
+def _near_identical(a: Completion, b: Completion) -> bool:
+    one, two = set(a.text.lower().split()), set(b.text.lower().split())
+    return not (one | two) or len(one & two) / len(one | two) > 0.9

@@ -1,0 +1,60 @@
+"""Supervised fine-tuning: demonstrations in, a tuned model out."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from towpath.algos import sft as algo
+from towpath.data.batch import Batch, row
+from towpath.data.draws import share
+from towpath.runtime.local import Local, Role
+from towpath.stages.job import Job, save_model
+from towpath.stages.train import Course, minibatches, train, warmup_then_linear
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, merge, save."""
+    cfg = job.recipe.sft
+    rows = {d.id: row(job.chat.prompt(d.prompt), job.chat.answer(d.response)) for d in job.corpus.demonstrations}
+    kept = sorted(rows, key=lambda name: share(job.recipe.seed, "sft/validation", name))
+    cut = max(1, round(cfg.validation * len(kept)))
+    held, shown = Batch([rows[name] for name in kept[:cut]]), Batch([rows[name] for name in sorted(kept[cut:])])
+
+    runtime = _runtime(job)
+    steps = minibatches(len(shown), cfg.batch, cfg.epochs, job.recipe.seed, "sft/order")
+    per_epoch = int(np.ceil(len(shown) / cfg.batch))
+
+    def validate(_step: int) -> dict[str, float]:
+        out = runtime.score("policy", held, ("logp",))
+        return {"loss": -float(out.logp_BT[out.mask_BT].mean())}
+
+    course = Course(
+        algo, cfg, len(steps), cfg.batch, lambda step: (shown.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
+        max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=max(1, round(per_epoch * cfg.validate_every)), patience=cfg.patience,
+    )  # fmt: skip
+    standing = train(course, runtime, job, "sft: training")
+    save_model(job, _merged(job, runtime), job.folder / "weights")
+    result = {"validation_loss": -standing.best_merit, "steps": len(steps), "best_step": standing.best_step}
+    return result | {"epochs": standing.best_step / per_epoch, "demonstrations": len(shown), "validation_rows": len(held)}
+
+
+def _runtime(job: Job) -> Local:
+    cfg, lora = job.recipe.sft, job.recipe.sft.method == "lora"
+    full_bf16 = not lora and job.dtype == torch.bfloat16
+    runtime = Local(job.recipe.model.tokens_per_pass, 256 if cfg.packing else 0, job.chat.pad, autocast=full_bf16)
+    runtime.add_trunk("base", job.model(dtype=torch.float32 if not lora else None), lora)
+    if lora:
+        runtime.adapters["base"].add("sft", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed)
+    runtime.roles["policy"] = Role(adapter="sft" if lora else None, trains=("adapter",) if lora else ("trunk",))
+    runtime.start({"policy": cfg.learning_rate}, weight_decay=cfg.weight_decay)
+    return runtime
+
+
+def _merged(job: Job, runtime: Local) -> Any:
+    """The tuned model in float32, adapters merged into the very weights that were trained upon."""
+    if job.recipe.sft.method == "full":
+        return runtime.trunks["base"]
+    plain = job.model().to(torch.float32)
+    runtime.adapters["base"].merge_into(plain, "sft")
+    return plain

@@ -1,0 +1,176 @@
+"""THE loop: one for every algorithm. It asks for a batch, splits it, divides by the step's weight, and steps.
+
+Nothing here knows an algorithm, a device or a model; a step is counted once, whatever the micro-batches.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from towpath.algos.contract import Metrics, add, means
+from towpath.data.batch import Batch
+from towpath.data.draws import shuffled
+from towpath.errors import TrainingError
+from towpath.progress import progress
+from towpath.runtime.local import Local
+from towpath.stages.job import Checkpoints, Job
+
+Numbers = dict[str, float]
+
+
+@dataclass
+class Course:
+    """What one training run is: an algorithm, its batches, and when to look, turn and stop."""
+
+    algo: Any
+    config: Any
+    steps: int
+    minibatch: int
+    batch: Callable[[int], tuple[Batch, Numbers]]
+    """step -> the batch of that step and what there is to say of it."""
+    rate: Callable[[float], float]
+    """progress in [0,1] -> share of the peak rate."""
+    epochs: int = 1
+    max_grad_norm: float = 1.0
+    validate: Callable[[int], Numbers] | None = None
+    validate_every: int = 1
+    merit: Callable[[Numbers], float] = lambda numbers: -numbers["loss"]
+    """Of validation numbers: higher is better; -inf is never chosen."""
+    patience: int = 10**9
+    turn: Callable[[int, Numbers, Numbers], Numbers] = lambda step, numbers, knobs: knobs
+    """(step, numbers, knobs) -> knobs of the next step."""
+    halt: Callable[[Numbers], str] = lambda numbers: ""
+    """A reason to stop at once and keep the best weights, or nothing."""
+    knobs: Numbers = field(default_factory=dict)
+
+
+@dataclass
+class Standing:
+    """Where a training run stands; all of it is in every checkpoint."""
+
+    knobs: Numbers
+    best_merit: float = -math.inf
+    best_step: int = 0
+    worse: int = 0
+    stopped: str = ""
+
+
+def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
+    """Run the course to its end from wherever it stood, and leave the best weights in the runtime."""
+    checkpoints = Checkpoints(job.folder)
+    begin, standing, best = _resume(course, runtime, job, checkpoints)
+    saved_at = time.monotonic()
+    with progress(title, course.steps) as bar:
+        bar.advance(begin)
+        for step in range(begin, course.steps):
+            if standing.stopped:
+                break
+            numbers = _one_step(course, runtime, job, step, standing.knobs)
+            job.log.write(step, "train", numbers)
+            standing.knobs = course.turn(step, numbers, standing.knobs)
+            standing.stopped = course.halt(numbers)
+            last = step + 1 == course.steps or bool(standing.stopped)
+            if course.validate and (last or (step + 1) % course.validate_every == 0):
+                best = _look(course, runtime, job, step, standing, best)
+            bar.advance(1, "  ".join(f"{key} {numbers[key]:.3g}" for key in ("loss", "score", "kl") if key in numbers))
+            if last or standing.stopped or time.monotonic() - saved_at >= job.checkpoint_seconds:
+                _save(checkpoints, runtime, step + 1, standing, best)
+                saved_at = time.monotonic()
+    if best is not None:
+        runtime.restore(best)
+    return standing
+
+
+def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Numbers) -> Numbers:
+    batch, said = course.batch(step)
+    batch = course.algo.prepare(batch, course.config, knobs)
+    metrics: Metrics = {}
+    begun, norms, rate = time.monotonic(), [], 0.0
+    updates = course.epochs * math.ceil(batch.groups / course.minibatch)
+    for epoch in range(course.epochs):
+        order = shuffled(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
+        for number, start in enumerate(range(0, len(order), course.minibatch)):
+            mini = batch.take(order[start : start + course.minibatch])
+            weight = course.algo.weigh(mini)
+
+            def loss_of(out: Any, part: Batch) -> tuple[Tensor, Metrics]:
+                return course.algo.loss(out, part, course.config, knobs)
+
+            more = runtime.forward_backward(course.algo.TRAINS, mini, loss_of, weight)
+            if epoch == 0 and number == 0:
+                said |= {f"first_{key}": value for key, value in means(more).items() if key == "ratio_error"}
+            add(metrics, more)
+            rate = course.rate((step + (epoch * len(order) + start) / (course.epochs * len(order))) / course.steps)
+            norms.append(runtime.step(rate, course.max_grad_norm))
+            _require_finite(job, step, norms[-1])
+    assert len(norms) == updates
+    spent = time.monotonic() - begun
+    return {**means(metrics), "grad_norm": sum(norms) / len(norms), "learning_rate": rate, **knobs, "seconds_optimise": spent, **said}
+
+
+def _require_finite(job: Job, step: int, norm: float) -> None:
+    if not math.isfinite(norm):
+        fix = f"lower {job.name.split('@')[0]}.learning_rate, or use model.dtype = 'float32'; run again to go on from the last checkpoint"
+        raise TrainingError(f"{job.name}, step {step}: the gradient is {norm}", "a loss must be finite", fix)
+
+
+def _look(course: Course, runtime: Local, job: Job, step: int, standing: Standing, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Validate; remember the weights when they are the best so far."""
+    assert course.validate is not None
+    numbers = course.validate(step)
+    job.log.write(step, "validation", numbers)
+    merit = course.merit(numbers)
+    if merit > standing.best_merit:
+        standing.best_merit, standing.best_step, standing.worse = merit, step + 1, 0
+        return runtime.weights()
+    standing.worse += 1
+    if standing.worse >= course.patience:
+        standing.stopped = f"no gain in {standing.worse} validations"
+    return best
+
+
+def _resume(course: Course, runtime: Local, job: Job, checkpoints: Checkpoints) -> tuple[int, Standing, dict[str, Tensor] | None]:
+    found = checkpoints.newest()
+    if found is None:
+        job.log.rewind(0)
+        return 0, Standing(dict(course.knobs)), None
+    step, tensors, notes = found
+    runtime.restore(tensors)
+    job.log.rewind(step)
+    best = {key.removeprefix("best:"): value for key, value in tensors.items() if key.startswith("best:")}
+    if notes["best_merit"] is None:
+        notes["best_merit"] = -math.inf
+    return step, Standing(**notes), best or None
+
+
+def _save(checkpoints: Checkpoints, runtime: Local, step: int, standing: Standing, best: dict[str, Tensor] | None) -> None:
+    tensors = runtime.state() | {f"best:{key}": value for key, value in (best or {}).items()}
+    notes = dict(standing.__dict__)
+    if not math.isfinite(standing.best_merit):
+        notes["best_merit"] = None
+    checkpoints.save(step, tensors, notes)
+
+
+def warmup_then_linear(warmup: float) -> Callable[[float], float]:
+    """Up over the warm-up share, then down to zero."""
+    return lambda done: min((done + 1e-3) / warmup if warmup else 1.0, (1 - done) / (1 - warmup))
+
+
+def minibatches(count: int, size: int, epochs: float, seed: int, stream: str) -> list[Any]:
+    """Index arrays of every step: each epoch a new order, every row once an epoch, the last epoch cut where epochs end."""
+    steps: list[Any] = []
+    for epoch in range(math.ceil(epochs)):
+        order = shuffled(count, seed, stream, epoch)
+        part = order[: max(1, round(count * min(1.0, epochs - epoch)))]
+        steps += [part[start : start + size] for start in range(0, len(part), size)]
+    return steps
+
+
+def to(device: torch.device, **columns: Any) -> dict[str, Tensor]:
+    """Columns as tensors on a device."""
+    return {name: torch.as_tensor(column).to(device) for name, column in columns.items()}
