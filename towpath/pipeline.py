@@ -305,3 +305,9 @@ def status(recipe: Recipe, folder: Path) -> State:
         stages.append({"name": step.name, "state": state, "fingerprint": step.fingerprint, "gate": told[0] if told else None, "gates": told})
     waiting = current.get("waiting_for", "") if any(s["state"] == "waiting" for s in stages) else ""
     return State(stages, waiting, current.get("findings", []))
+
+
+def judged(recipe: Recipe, folder: Path) -> list[Verdict]:
+    """The verdicts on what has been run of this recipe."""
+    with Store.open(folder / "towpath.db") as store:
+        return gates.verdicts(recipe, _results(plan(recipe, folder, sources.read(folder, recipe.data, recipe.seed), store)))

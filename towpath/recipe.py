@@ -1,9 +1,11 @@
 """What a recipe may say: one class a table, every key with its meaning, usual range and reason."""
 
+import difflib
 from pathlib import Path
 from typing import Any, Literal
 
-from towpath.config import Section, check, override, read_toml, value
+from towpath.config import Section, check, keys, override, read_toml, value
+from towpath.errors import RecipeError
 
 Method = Literal["lora", "full"]
 Action = Literal["stop", "warn", "off"]
@@ -20,7 +22,7 @@ class Model(Section):
         "auto", "arithmetic of the trunk; trained weights stay float32", "", "auto takes bfloat16 where it is measured faster"
     )
     device: str = value("auto", "cpu, cuda or auto")
-    attention: Literal["eager", "sdpa"] = value("eager", "attention kernel", "", "eager is faster on CPUs at short lengths")
+    attention: Literal["grouped", "sdpa", "eager"] = value("grouped", "attention kernel", "", "grouped matrix products are faster on CPUs at short lengths")
     template: str = value("model", "chat template: model (its own), chatml, or a path to a Jinja file")
     tokens_per_pass: int = value(1024, "tokens in one forward pass; changes memory, never the gradient", "512-8192", "", ge=16)
 
@@ -67,6 +69,7 @@ class Preferences(Section):
     )
     noise: float = value(0.05, "chance that the simulated rater says the opposite", "0-0.3", "", ge=0, lt=0.5)
     tie_margin: float = value(0.05, "score difference below which the simulated rater sees no difference", "", "", ge=0)
+    both_bad: float = value(0.3, "score that neither answer reaches when the simulated rater says both are bad", "", "", ge=0, le=1)
     overlap: float = value(0.15, "share of comparisons judged by a second rater", "0.1-0.3", "gives the agreement ceiling", ge=0, le=1)
     min_labels: int = value(200, "decided labels needed before the reward model is trained", "", "", ge=1)
 
@@ -176,13 +179,18 @@ def load(run: Path, assignments: list[str] | None = None) -> Recipe:
     return check(Recipe, tables, str(path))
 
 
-def explain(key: str) -> dict[str, Any] | None:
-    """Meaning, default, usual range and reason of one key; None when there is no such key."""
-    from towpath.config import keys
-
-    info = keys(Recipe).get(key)
-    if info is None:
-        return None
-    extra = info.json_schema_extra or {}
-    default = info.get_default(call_default_factory=True)
-    return {"key": key, "meaning": info.description, "default": default, "usual": extra.get("usual", ""), "why": extra.get("why", "")}
+def explained(part: str = "") -> list[dict[str, Any]]:
+    """Meaning, default, usual range and reason of every key that is, or begins with, or holds this text."""
+    found = keys(Recipe)
+    chosen = [key for key in found if key == part] or [key for key in found if key.startswith(part + ".")] or [key for key in found if part in key]
+    if not chosen:
+        near = difflib.get_close_matches(part, list(found), n=1, cutoff=0.3)
+        raise RecipeError(f"{part!r}: no such key", "a key of the recipe", f"did you mean {near[0]}?" if near else "`towpath explain` lists all")
+    rows = []
+    for key in chosen:
+        info, default = found[key], found[key].get_default(call_default_factory=True)
+        if isinstance(default, Section):
+            continue
+        extra = info.json_schema_extra or {}
+        rows.append({"key": key, "meaning": info.description, "default": default, "usual": extra.get("usual", ""), "why": extra.get("why", "")})
+    return rows

@@ -8,7 +8,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, Template
 
 from towpath.errors import ResourceError
 from towpath.records import Verdict
@@ -39,6 +39,22 @@ def write(run: Path, verdicts: list[Verdict], name: str = "") -> Path:
     return folder / "report.html"
 
 
+def terminal(run: Path) -> str:
+    """The outcome, the gates and the cost in a few lines, from the summary last written."""
+    path = run / "reports" / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else summarise(run, [])
+    lines = [summary["outcome"]]
+    for name, stage in summary["stages"].items():
+        for gate in (key for key in ("gate", "safety") if key in stage):
+            told, kind = stage[gate], "safety" if gate == "safety" else name
+            must = "at most" if gate == "safety" else "over"
+            lines.append(f"  {kind:<12} {told['verdict']:<10} {percent(told['value'], 1)} ({must} {percent(told['threshold'])}, n {told['n']})")
+    if summary["seconds"] is not None:
+        lines.append(f"{duration(summary['seconds'])}, at most {size(summary['peak_memory_bytes'])} of memory")
+    page = run / "reports" / "report.html"
+    return "\n".join([*lines, f"report: {page}"] if page.exists() else lines)
+
+
 def _summary(run: Run, verdicts: list[Verdict]) -> dict[str, Any]:
     evaluation, reward, policy = run.result("evaluate"), run.result("reward"), run.result("policy")
     win = evaluation.get("win") or {}
@@ -48,14 +64,14 @@ def _summary(run: Run, verdicts: list[Verdict]) -> dict[str, Any]:
         "stages": stages,
         "kl_per_prompt": judged.get("kl_per_prompt"),
         "kl_interval": judged.get("kl_interval"),
-        "win_rate_sft_over_base": _win(run.result("sft").get("win")),
+        "win_rate_sft_over_base": _win(run.win_over_base()),
         "win_rate_policy_over_sft": _win(win),
         "length_controlled_win_rate": _pick(win.get("length_controlled"), ("rate", "interval")),
         "reward_accuracy": reward.get("accuracy"),
         "length_only_accuracy": reward.get("length_only_accuracy"),
         "agreement_ceiling": reward.get("ceiling"),
         "simulated_labels": bool(simulation(run)),
-        "seconds": sum(stage["seconds"] or 0 for stage in stages.values()),
+        "seconds": sum(stage["seconds"] or 0 for stage in stages.values()) if stages else None,
         "peak_memory_bytes": max((stage["peak_memory_bytes"] or 0 for stage in stages.values()), default=None),
     }
     return _finite(summary | {"outcome": outcome(run, summary)})
@@ -97,7 +113,7 @@ def _finite(value: Any) -> Any:
 
 
 def _render(content: dict[str, Any]) -> str:
-    environment = Environment(loader=PackageLoader("towpath"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=PackageLoader("towpath"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "percent": percent, "percents": percents, "duration": duration, "size": size}
     template = environment.get_template("report.html")
     # The page allows only its own script and style, by their hashes: markup in an answer could not run even if it got through.
@@ -111,13 +127,14 @@ def _hash(template: Template, block: str) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    # An answer may hold half a surrogate pair, which UTF-8 cannot say: it becomes a question mark.
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="replace", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from towpath.records import Prompt
 
 WEIGHTS = {"on_subject": 0.2, "complete": 0.25, "concise": 0.15, "fresh": 0.1, "tone": 0.2, "ended": 0.1}
-BOTH_BAD = 0.3
 
 _WORD = re.compile(r"[a-z0-9']+")
 _DECLINES = re.compile(

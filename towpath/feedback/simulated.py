@@ -4,14 +4,15 @@ from typing import Literal
 
 from towpath.data.draws import share, uniforms
 from towpath.feedback import rubric
+from towpath.recipe import Preferences
 from towpath.records import Choice, Comparison, Judgement, Prompt
 
 GUIDELINE = "rubric-1"
 
 
-def choose(a: float, b: float, tie_margin: float) -> tuple[Choice, int]:
+def choose(a: float, b: float, tie_margin: float, both_bad: float) -> tuple[Choice, int]:
     """Choice and strength (1 slight, 2 clear, 3 strong) from two totals."""
-    if max(a, b) < rubric.BOTH_BAD:
+    if max(a, b) < both_bad:
         return "both_bad", 1
     gap = abs(a - b)
     if gap < tie_margin:
@@ -19,14 +20,12 @@ def choose(a: float, b: float, tie_margin: float) -> tuple[Choice, int]:
     return ("a" if a > b else "b"), 1 + (gap > 0.2) + (gap > 0.4)
 
 
-def judge(
-    comparison: Comparison, prompt: Prompt, a: tuple[str, bool], b: tuple[str, bool], rater: str, seed: int, noise: float, tie_margin: float
-) -> Judgement:
+def judge(comparison: Comparison, prompt: Prompt, a: tuple[str, bool], b: tuple[str, bool], rater: str, seed: int, cfg: Preferences) -> Judgement:
     """One judgement; a and b are (text, ended). The same seed and rater always say the same."""
     totals = [rubric.judge(prompt, text, ended).total for text, ended in (a, b)]
-    choice, strength = choose(totals[0], totals[1], tie_margin)
+    choice, strength = choose(totals[0], totals[1], cfg.tie_margin, cfg.both_bad)
     slip, hurry = uniforms(2, seed, "rater", rater, comparison.id)
-    if choice in ("a", "b") and slip < noise:
+    if choice in ("a", "b") and slip < cfg.noise:
         choice, strength = ("b" if choice == "a" else "a"), 1
     shown: Literal["ab", "ba"] = "ab" if share(seed, f"order/{rater}", comparison.id) < 0.5 else "ba"
     reading = len(rubric.words(a[0])) + len(rubric.words(b[0]))

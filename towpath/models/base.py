@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from towpath.data.chat import CHATML, pad_token
 from towpath.errors import ModelError
+from towpath.models.attention import register
 
 
 def cache() -> Path:
@@ -42,6 +43,7 @@ def find(source: str) -> str:
 
 def load(folder: str, dtype: torch.dtype, attention: str) -> Any:
     """The causal language model, in evaluation mode, with a pad token that is not EOS."""
+    register()
     try:
         tokenizer = load_tokenizer(folder)
         model = AutoModelForCausalLM.from_pretrained(

@@ -32,6 +32,7 @@ class Mark:
     at: float
     text: str
     tone: Literal["plain", "good", "bad"] = "plain"
+    side: Literal["left", "right"] = "right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +116,21 @@ def figure(
 def axes(plane: Plane, x: str, form: str, y: str = "") -> Markup:
     """Grid lines, ticks and the names of the axes."""
     bottom, right = plane.height - plane.bottom, plane.width - plane.right
+    rows, columns = ticks(plane.y0, plane.y1, 4), ticks(plane.x0, plane.x1, 5)
+    places = 1 if any(abs(at * 100 - round(at * 100)) > 1e-6 for at in rows) else 0
     lines = [
         Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" text-anchor="end" dy=".32em">{}</text>').format(
-            plane.left, right, plane.y(at), plane.y(at), plane.left - 6, plane.y(at), percent(at) if form == "percent" else number(at)
+            plane.left,
+            right,
+            plane.y(at),
+            plane.y(at),
+            plane.left - 6,
+            plane.y(at),
+            percent(at, places) if form == "percent" else number(at),
         )
-        for at in ticks(plane.y0, plane.y1, 4)
+        for at in rows
     ]
-    lines += [
-        Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(plane.x(at), bottom + 14, number(at))
-        for at in ticks(plane.x0, plane.x1, 5)
-    ]
+    lines += [Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(plane.x(at), bottom + 14, number(at)) for at in columns]
     lines.append(Markup('<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>').format(right, plane.height - 3, x))
     if y:
         lines.append(Markup('<text class="axis" x="{}" y="{}">{}</text>').format(4, 11, y))
@@ -154,6 +160,8 @@ def bar(value: float | None, interval: Any = None, threshold: float | None = Non
     start, end = min(0.0, value) if low < 0 else low, max(0.0, value) if low < 0 else value
     parts = [Markup('<rect class="track" width="100%" y="5" height="6" rx="3"/>')]
     parts.append(Markup('<rect class="fill" x="{}" width="{}" y="5" height="6" rx="3"/>').format(at(start), width(start, end)))
+    if low < 0 < high:
+        parts.append(Markup('<line class="zero" x1="{}" x2="{}" y1="2" y2="14"/>').format(at(0.0), at(0.0)))
     if interval:
         ends = (at(interval[0]), at(interval[1]))
         parts.append(Markup('<line class="whisker" x1="{}" x2="{}" y1="8" y2="8"/>').format(*ends))
@@ -194,7 +202,7 @@ def _line(plane: Plane, place: int, line: Series, shown: Sequence[Point]) -> Mar
     spots = [(plane.x(x), plane.y(y)) for x, y in shown]
     path = "M" + "L".join(f"{x} {y}" for x, y in spots)
     group = Markup('<g class="series c{} {}" data-series="{}">{}</g>')
-    if line.look == "area":
+    if line.look == "area" and len(spots) > 1:
         floor = plane.y(max(plane.y0, 0.0))
         body = Markup('<path class="layer" d="{}L{} {}L{} {}Z"/>').format(path, spots[-1][0], floor, spots[0][0], floor)
     elif line.look == "dots" or len(spots) == 1:
@@ -209,8 +217,9 @@ def _mark(plane: Plane, mark: Mark) -> Markup:
     bottom, right = plane.height - plane.bottom, plane.width - plane.right
     if mark.axis == "y":
         at = plane.y(mark.at)
-        shape = Markup('<line x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" text-anchor="end">{}</text>')
-        return Markup('<g class="mark {}">{}</g>').format(mark.tone, shape.format(plane.left, right, at, at, right - 2, at - 4, mark.text))
+        text, anchor = (right - 2, "end") if mark.side == "right" else (plane.left + 2, "start")
+        shape = Markup('<line x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" text-anchor="{}">{}</text>')
+        return Markup('<g class="mark {}">{}</g>').format(mark.tone, shape.format(plane.left, right, at, at, text, at - 4, anchor, mark.text))
     at = plane.x(mark.at)
     anchor = "end" if at > (plane.left + right) / 2 else "start"
     shape = Markup('<line x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" text-anchor="{}">{}</text>')

@@ -27,13 +27,12 @@ def reward(run: Run) -> Drawn:
     stage = run.latest("reward")
     if stage is None:
         return []
-    chance = Mark("y", 0.5, "chance")
-    gate = Mark("y", run.recipe.gates.reward.threshold, "gate", "good")
+    chance = Mark("y", 0.5, "chance", side="right")
+    gate = Mark("y", run.setting("reward", "gates", "reward", "threshold"), "gate", "good", side="left")
     charts = [
         Chart("Loss of the pairwise model, nats", _both(stage, "loss"), _kept(stage)),
         Chart("Accuracy in training", _both(stage, "accuracy"), (chance, gate, *_kept(stage)), form="percent", high=1.0),
         Chart("Gap between the chosen and the other", _both(stage, "gap")),
-        _norm(stage),
     ]
     return _drawn(stage, charts)
 
@@ -56,7 +55,6 @@ def _outcome(run: Run, stage: Stage, kept: tuple[Mark, ...]) -> list[Chart]:
         Chart("Reward", (*_both(stage, "reward"), *_one(stage, "score", "score alone", 2)), kept),
         Chart("KL to SFT, nats per prompt", kl, (*marks, *kept), low=0.0),
         Chart("KL coefficient", _one(stage, "kl_coef", "coefficient", 0), low=0.0),
-        Chart("Reward by domain", _domains(stage)),
     ]
 
 
@@ -75,7 +73,12 @@ def _mechanics(stage: Stage) -> list[Chart]:
     return [
         Chart("Policy loss", _one(stage, "policy_loss", "policy loss", 0)),
         Chart("Value loss", _one(stage, "value_loss", "value loss", 0), low=0.0),
-        Chart("Explained variance of the critic", _one(stage, "explained_variance", "explained", 0), (Mark("y", 0.0, "no better than the mean"),), high=1.0),
+        Chart(
+            "Explained variance of the critic",
+            _one(stage, "explained_variance", "explained", 0),
+            (Mark("y", 0.0, "no better than the mean"),),
+            high=1.0,
+        ),
         Chart("Updates that were clipped", _one(stage, "clip_fraction", "clipped", 0), form="percent", low=0.0),
         _norm(stage),
         _rate(stage),
@@ -85,12 +88,14 @@ def _mechanics(stage: Stage) -> list[Chart]:
 def _cost(stage: Stage) -> list[Chart]:
     phases = (("seconds_generate", "generate", 0), ("seconds_score", "score", 2), ("seconds_optimise", "optimise", 1))
     layers = [Series(name, stage.curve(key), "area", colour) for key, name, colour in phases]
-    return [Chart("Seconds by phase", layers, low=0.0), Chart("Tokens per second", _one(stage, "tokens_per_second", "tokens per second", 0), low=0.0)]
+    rates = [rate for _, rate in stage.curve("tokens_per_second")]
+    note = f"{number(sum(rates) / len(rates))} tokens per second on average." if rates else ""
+    return [Chart("Seconds by phase", layers, low=0.0, note=note), Chart("Reward by domain", _domains(stage))]
 
 
 def _domains(stage: Stage) -> list[Series]:
     keys = sorted({key for row in stage.metrics for key in row if key.startswith("reward/")})
-    return [Series(key.removeprefix("reward/"), stage.curve(key), colour=place % 8) for place, key in enumerate(keys)]
+    return [Series(key.removeprefix("reward/"), stage.curve(key), colour=place % 9) for place, key in enumerate(keys)]
 
 
 def _both(stage: Stage, key: str) -> tuple[Series, ...]:

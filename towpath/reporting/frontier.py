@@ -16,29 +16,29 @@ def best_of_n(n: float) -> tuple[float, float]:
 
 
 def draw(result: dict[str, Any], threshold: float | None) -> Markup:
-    """The frontier with the policy, its twin at equal length and a measured best-of-n if there is one."""
+    """The frontier with the policy, its twin at equal length, and the best of n to hold it against."""
     win, kl = result.get("win") or {}, result.get("kl_per_prompt")
     rate, twin = win.get("rate"), (win.get("length_controlled") or {}).get("rate")
     if not is_number(rate) or not is_number(kl):
         return NOTHING
     wide = result["kl_interval"] if is_interval(result.get("kl_interval")) else (kl, kl)
     high = win["interval"] if is_interval(win.get("interval")) else (rate, rate)
-    low = min([0.5, rate - 0.05, high[0] - 0.03] + [twin - 0.05] * is_number(twin))
-    plane = Plane(0.0, max(1.6, wide[1] * 1.2), max(low, 0.0), 1.0, width=460, height=330, left=42, top=26, bottom=34)
+    low = min(0.5, rate - 0.05, high[0] - 0.03, twin - 0.05 if is_number(twin) else 0.5)
+    plane = Plane(min(0.0, wide[0]), max(1.6, wide[1] * 1.2), max(low, 0.0), 1.0, width=460, height=330, left=42, top=26, bottom=34)
     curve = _curve(plane.x1)
-    measured = _measured(result.get("best_of_n") or {}, plane.x1)
+    beside = _beside(result.get("best_of_n") or {}, plane.x1)
     series = [Series("best of n, perfect judge", curve, "line", 2), Series("policy", [(kl, rate)], "dots", 0)]
     body = [axes(plane, "KL to SFT, nats per prompt", "percent", "win rate over SFT"), _gate(plane, threshold), _reference(plane, curve)]
     if is_number(twin):
         series.append(Series("policy at equal length", [(kl, twin)], "dots", 1))
         body.append(_twin(plane, kl, rate, twin))
-    if measured:
-        series.append(Series("best of n, measured", measured, "dots", 3))
-        body.append(Markup('<circle class="ring c3" cx="{}" cy="{}" r="5"/>').format(plane.x(measured[0][0]), plane.y(measured[0][1])))
+    if beside:
+        series.append(Series(f"best of n = {number(result['best_of_n'].get('n'), 2)}", beside, "dots", 2))
+        body.append(Markup('<circle class="ring c2" cx="{}" cy="{}" r="5"/>').format(plane.x(beside[0][0]), plane.y(beside[0][1])))
     body.append(_policy(plane, (kl, rate), wide, high))
     return figure(
-        "The frontier: preference bought per nat of drift", Markup().join(body), plane, series,
-        x="nats", form="percent", kind="frontier", says=_says(kl, rate, twin),
+        "Win rate over SFT against KL to SFT", Markup().join(body), plane, series,
+        x="KL", form="percent", kind="frontier", says=_says(kl, rate, twin),
     )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def _curve(end: float) -> list[tuple[float, float]]:
     return [point for point in points if point[0] <= end]
 
 
-def _measured(best: dict[str, Any], end: float) -> list[tuple[float, float]]:
+def _beside(best: dict[str, Any], end: float) -> list[tuple[float, float]]:
     kl, rate = best.get("kl"), best.get("rate")
     return [(kl, rate)] if is_number(kl) and is_number(rate) and 0 <= kl <= end else []
 

@@ -8,7 +8,7 @@ from towpath import __version__
 from towpath.records import Verdict
 from towpath.reporting import curves, frontier, tables
 from towpath.reporting.reading import ORDER, Run, Stage
-from towpath.reporting.wording import duration, is_interval, is_number, number, percent, percents, size
+from towpath.reporting.wording import MINUS, duration, is_interval, is_number, moment, number, percent, percents, size
 
 Page = dict[str, Any]
 
@@ -25,7 +25,7 @@ class Tile:
 def page(run: Run, verdicts: list[Verdict], summary: dict[str, Any], name: str) -> Page:
     """Everything the template shows."""
     evaluation, reward = run.result("evaluate"), run.result("reward")
-    gate = run.recipe.gates
+    gate = {kind: run.setting(kind, "gates", kind, "threshold") for kind in ("reward", "evaluate")}
     return {
         "title": name or run.recipe.name,
         "version": __version__,
@@ -33,18 +33,18 @@ def page(run: Run, verdicts: list[Verdict], summary: dict[str, Any], name: str) 
         "notices": list(notices(run, verdicts)),
         "tiles": tiles(summary),
         "gates": tables.gates(run, verdicts),
-        "frontier": frontier.draw(evaluation, gate.evaluate.threshold),
+        "frontier": frontier.draw(evaluation, gate["evaluate"]),
         "policy": curves.policy(run),
         "sft": curves.sft(run),
         "reward": curves.reward(run),
         "labels": tables.labels(run.result("label")) if run.result("label") else [],
-        "reward_model": tables.reward_model(reward, gate.reward.threshold),
-        "strengths": tables.shares(reward.get("by_strength"), "accuracy", gate.reward.threshold),
-        "reward_domains": tables.shares(reward.get("by_domain"), "accuracy", gate.reward.threshold),
+        "reward_model": tables.reward_model(reward, gate["reward"]),
+        "strengths": tables.shares(reward.get("by_strength"), "accuracy", gate["reward"]),
+        "reward_domains": tables.shares(reward.get("by_domain"), "accuracy", gate["reward"]),
         "reward_result": reward,
         "calibration": tables.calibration(reward),
         "evaluation": evaluation,
-        "domains": tables.shares(evaluation.get("by_domain"), "rate", gate.evaluate.threshold),
+        "domains": tables.shares(evaluation.get("by_domain"), "rate", gate["evaluate"]),
         "text": tables.text(evaluation),
         "safety": tables.safety(evaluation),
         "samples": evaluation.get("samples") or [],
@@ -79,16 +79,22 @@ def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     """(tone, text) of what a reader must know before the numbers."""
     simulated = simulation(run)
     if simulated:
-        yield "note", simulated
+        yield "caution", simulated
     for verdict in verdicts:
         if verdict.verdict in ("FAIL", "UNDECIDED"):
             tone, word = ("fail", "did not open") if verdict.verdict == "FAIL" else ("undecided", "is undecided")
-            note = f" {verdict.note}" if verdict.note else ""
-            gate = verdict.gate if verdict.gate != "sft" else "SFT"
-            yield tone, f"The {gate} gate {word}: {percent(verdict.value, 1)} against {percent(verdict.threshold)}.{note}"
+            gate = (verdict.gate if verdict.gate != "sft" else "SFT") + (" gate (it only warns)" if verdict.action == "warn" else " gate")
+            note = f" {verdict.note[0].upper()}{verdict.note[1:].rstrip('.')}." if verdict.note else ""
+            yield tone, f"The {gate} {word}: {percent(verdict.value, 1)} against {percent(verdict.threshold)}.{note}"
     stopped = run.result("policy").get("stopped")
     if stopped:
         yield "undecided", f"Policy optimization ended early: {stopped}."
+    if run.waiting_for:
+        yield "caution", f"The run waits: {run.waiting_for}."
+    for finding in run.findings:
+        if finding.get("severity") in ("warning", "error"):
+            told = [str(finding[key]).rstrip(".") for key in ("evidence", "cause", "remedy") if finding.get(key)]
+            yield ("fail" if finding["severity"] == "error" else "undecided"), ". ".join(told) + "."
 
 
 def simulation(run: Run) -> str:
@@ -116,10 +122,10 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
         found.append(Tile(percent(summary["reward_accuracy"]), "reward model", f"length alone {percent(summary['length_only_accuracy'])}"))
     if is_number(summary["kl_per_prompt"]):
         wide = summary["kl_interval"]
-        ends = f"{number(wide[0], 2)}–{number(wide[1], 2)} nats" if is_interval(wide) else "nats"
+        ends = f"{wide[0]:.2f} to {wide[1]:.2f} nats".replace("-", MINUS) if is_interval(wide) else "nats"
         found.append(Tile(number(summary["kl_per_prompt"], 2), "KL per prompt", ends))
     if summary["seconds"]:
-        found.append(Tile(duration(summary["seconds"]), "all stages", f"peak {size(summary['peak_memory_bytes'])}"))
+        found.append(Tile(duration(summary["seconds"], brief=True), "all stages", f"peak {size(summary['peak_memory_bytes'])}"))
     return found
 
 
@@ -131,9 +137,9 @@ def answers(run: Run) -> list[dict[str, Any]]:
 
 def state(stage: Stage | None) -> str:
     """Where a stage stands, in words."""
-    if stage is None or not (stage.done or stage.metrics):
+    if stage is None or not stage.begun:
         return "has not run yet"
-    return "done" if stage.done else "is under way; these are its numbers so far"
+    return "done" if stage.done else "is not finished; these are its numbers so far" if stage.metrics else "is not finished yet"
 
 
 def lineage(run: Run) -> Iterator[dict[str, Any]]:
@@ -144,10 +150,11 @@ def lineage(run: Run) -> Iterator[dict[str, Any]]:
             inputs = ", ".join(f"{name} {str(fingerprint)[:12]}" for name, fingerprint in (m.get("inputs") or {}).items())
             yield {
                 "title": tables.title(stage.name),
-                "fingerprint": stage.fingerprint,
+                "fingerprint": stage.fingerprint if len(stage.fingerprint) <= 16 else stage.fingerprint[:16] + "…",
+                "whole": stage.fingerprint,
                 "inputs": inputs or "recipe and data",
                 "seed": m.get("seed"),
-                "finished": m.get("finished_at"),
+                "finished": moment(m.get("finished_at")),
                 "seconds": duration(m.get("seconds")),
                 "memory": size(m.get("peak_memory_bytes")),
             }
@@ -165,13 +172,25 @@ def versions(run: Run) -> list[tuple[str, str]]:
 WORDS = (
     ("SFT", "supervised fine-tuning: the base model trained on demonstrations. The policy starts from it and is compared with it."),
     ("Policy", "the model that policy optimization made, at the checkpoint that was kept."),
-    ("Win rate", "the share of held-out prompts on which one model's answer is judged better; a tie counts half."),
-    ("At equal length", "the win rate two answers of the same length would have, so that being longer earns nothing (a logistic fit in the length gap)."),
-    ("95 % interval", "where the value would lie in 95 of 100 repetitions with other prompts; Wilson's for shares, resampled prompts otherwise."),
+    ("Win rate", "the share of held-out prompts on which one model's answer is judged better by the rubric, without noise; a tie counts half."),
+    (
+        "At equal length",
+        "the win rate two answers of the same length would have, so that being longer earns nothing (a logistic fit in the length gap).",
+    ),
+    (
+        "95 % interval",
+        "drawn so that it holds the true value in 95 of 100 repetitions with other prompts (Wilson's, or prompts drawn again).",
+    ),
     ("Gate", "a threshold between stages: PASS it is exceeded, FAIL it is not, UNDECIDED the evidence is too thin to say."),
-    ("KL, nats per prompt", "how far the policy has moved from SFT: the log-probability ratio of its own answers, summed over tokens, averaged over prompts."),
+    (
+        "KL, nats per prompt",
+        "how far the policy has moved from SFT: the log-probability ratio of its own answers, summed over tokens, averaged over prompts.",
+    ),
     ("k1, k3", "two estimators of KL: k1 the plain log ratio; k3 (ratio − 1 − log ratio), never negative and steadier."),
-    ("Best of n", "draw n answers from SFT, keep the one a perfect judge likes best: wins n/(n+1) at ln n − (n−1)/n nats. A policy near it wastes little."),
+    (
+        "Best of n",
+        "draw n answers from SFT, keep the one a perfect judge likes best: wins n/(n+1) at ln n − (n−1)/n nats, close to the most there is.",
+    ),
     ("Reward model", "a model trained on the labels to score an answer; the policy is trained against its score."),
     ("Agreement ceiling", "the accuracy that the raters' disagreement with each other leaves within reach."),
     ("Calibration", "whether a confidence of 80 % is right 80 % of the time."),

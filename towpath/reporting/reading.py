@@ -12,7 +12,7 @@ from towpath.recipe import Recipe, load
 from towpath.records import Verdict
 from towpath.reporting.wording import is_number
 
-ORDER = ("sft", "sample", "label", "reward", "policy", "evaluate")
+ORDER = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
 MOST_POINTS = 240  # more than a narrow chart can show
 
 
@@ -30,6 +30,11 @@ class Stage:
     def done(self) -> bool:
         """Whether its manifest says it is finished."""
         return self.manifest.get("status") == "done"
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has a folder: finished, at work or interrupted."""
+        return self.folder.is_dir()
 
     @property
     def kind(self) -> str:
@@ -61,6 +66,8 @@ class Run:
     folder: Path
     recipe: Recipe
     stages: dict[str, Stage]
+    waiting_for: str = ""
+    findings: tuple[dict[str, Any], ...] = ()
 
     def latest(self, kind: str) -> Stage | None:
         """The stage of that kind in the newest round that finished it, else the newest that began."""
@@ -76,14 +83,19 @@ class Run:
     def setting(self, kind: str, section: str, *keys: str) -> Any:
         """A setting as the stage had it, else as the recipe has it now."""
         stage = self.latest(kind)
-        config = (stage.manifest.get("config") if stage else None) or {}
-        places = (config.get(section), config, self.recipe.model_dump()[section])
+        manifest = stage.manifest if stage else {}
+        config = manifest.get("config") or {}
+        places = ((manifest.get("recipe") or {}).get(section), config.get(section), config, self.recipe.model_dump()[section])
         return next((found for found in (_dig(place, keys) for place in places) if found is not None), None)
 
     def answers(self) -> list[dict[str, Any]]:
         """The held-out answers of the latest evaluation."""
         stage = self.latest("evaluate")
         return list(_rows(stage.folder / "answers.jsonl")) if stage and stage.done else []
+
+    def win_over_base(self) -> dict[str, Any]:
+        """SFT against the base model: what the baseline measured, or the SFT stage itself."""
+        return self.result("baseline").get("win") or self.result("sft").get("win") or {}
 
     def verdict(self, stage: Stage, verdicts: list[Verdict], gate: str = "") -> Verdict | None:
         """The verdict on a stage: the one that names its round, else for the newest round the plain one."""
@@ -96,10 +108,11 @@ class Run:
 def read(folder: Path) -> Run:
     """A run folder with the stages of its present recipe, in the order they are run."""
     path = folder / "current.json"
-    fingerprints = (_json(path).get("stages") or {}) if path.exists() else {}
-    stages = [_stage(folder, name, str(fingerprint)) for name, fingerprint in fingerprints.items()]
+    current = _json(path) if path.exists() else {}
+    stages = [_stage(folder, name, str(fingerprint)) for name, fingerprint in (current.get("stages") or {}).items()]
     known = sorted((stage for stage in stages if stage.kind in ORDER), key=lambda stage: (stage.round, ORDER.index(stage.kind)))
-    return Run(folder, load(folder), {stage.name: stage for stage in known})
+    said = tuple(row for row in current.get("findings") or [] if isinstance(row, dict))
+    return Run(folder, load(folder), {stage.name: stage for stage in known}, str(current.get("waiting_for") or ""), said)
 
 
 def _dig(place: Any, keys: tuple[str, ...]) -> Any:
@@ -133,7 +146,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     # Not splitlines(): JSON may hold the other line ends of Unicode inside its strings.
     *whole, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(whole + [rest], 1):
+    for number, line in enumerate([*whole, rest], 1):
         if not line.strip():
             continue
         try:

@@ -7,13 +7,14 @@ from markupsafe import Markup
 
 from towpath.evals.winrate import wilson
 from towpath.records import Verdict
-from towpath.reporting.charts import Chart, Mark, Series, bar, draw
+from towpath.reporting.charts import Chart, Series, bar, draw
 from towpath.reporting.reading import ORDER, Run, Stage
 from towpath.reporting.wording import is_interval, is_number, number, percent, percents
 
 Row = dict[str, Any]
 NAMES = {
     "sft": "Supervised fine-tuning",
+    "baseline": "SFT against base",
     "sample": "Completions to compare",
     "label": "Labels",
     "reward": "Reward model",
@@ -58,7 +59,9 @@ def gates(run: Run, verdicts: list[Verdict]) -> list[Row]:
 
 
 def _gate(name: str, stage: Stage | None, verdict: Verdict | None) -> Row:
-    state = "done" if stage and stage.done else "under way" if stage and stage.metrics else "not run yet"
+    state = "done, no gate" if stage and stage.done else "not finished" if stage and stage.begun else "not run yet"
+    if name == "baseline" and stage and stage.done:
+        state = "done; the gate of SFT is judged on it"
     row: Row = {"name": name, "title": title(name), "state": state, "stage": stage, "gate": None}
     if verdict is None:
         return row
@@ -79,7 +82,8 @@ def _gate(name: str, stage: Stage | None, verdict: Verdict | None) -> Row:
 def _span(verdict: Verdict) -> tuple[float, float]:
     """A scale around zero that holds everything a rise may be compared with."""
     ends = [abs(end) for end in (*verdict.interval, verdict.value, 2 * verdict.threshold) if is_number(end)]
-    return -max(ends), max(ends)
+    widest = max(ends, default=0.0) or 1.0
+    return -widest, widest
 
 
 def shares(groups: Any, key: str, threshold: float | None = None) -> list[Row]:
@@ -151,7 +155,7 @@ def labels(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     rate, n = agreement.get("rate"), agreement.get("n")
     agreed = f"{percent(rate, 1)} of {n} judged twice" if is_number(rate) and n else "no comparison was judged twice"
     counts = [(name, number(result[key], 6)) for name, key in COUNTS if is_number(result.get(key))]
-    return counts + [("Two raters agree", agreed), ("Agreement ceiling", percent(result.get("ceiling"), 1))]
+    return [*counts, ("Two raters agree", agreed), ("Agreement ceiling", percent(result.get("ceiling"), 1))]
 
 
 COUNTS = (

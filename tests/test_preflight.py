@@ -1,0 +1,330 @@
+"""The check before a run, on the quickstart's data and a real tokenizer."""
+
+import json
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from towpath import preflight, recipe
+from towpath.config import check, override
+from towpath.data import sources
+from towpath.data.chat import Chat
+from towpath.data.sources import Corpus
+from towpath.errors import DataError, RecipeError
+from towpath.models import base
+from towpath.recipe import Data, Recipe
+from towpath.records import Demonstration, Finding, Prompt
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("run")
+    shutil.copytree(RECIPES / "quickstart", place / "data")
+    return place
+
+
+@pytest.fixture(scope="module")
+def corpus(run: Path) -> Corpus:
+    return sources.read(run, Data(), 0)
+
+
+@pytest.fixture
+def chat() -> Chat:
+    return Chat(base.load_tokenizer(base.find("tiny")))
+
+
+def said(**values: Any) -> Recipe:
+    """The default recipe with values such as policy__batch=8."""
+    return check(Recipe, override({}, [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items()]), "test")
+
+
+def found(findings: Sequence[Finding], code: str, severity: str) -> Finding:
+    """The one finding of that code and severity."""
+    some = [f for f in findings if (f.code, f.severity) == (code, severity)]
+    assert len(some) == 1, preflight.lines(findings)
+    return some[0]
+
+
+def none(findings: Sequence[Finding], code: str) -> None:
+    assert [f for f in findings if f.code == code] == []
+
+
+@pytest.mark.parametrize("name", ["quickstart", "tiny"])
+def test_the_recipes_that_come_along_have_no_errors(run: Path, corpus: Corpus, name: str) -> None:
+    settings = recipe.load(RECIPES / f"{name}.toml")
+    chat = Chat(base.load_tokenizer(base.find("tiny")), settings.model.template)
+    findings = preflight.check(settings, run, corpus, chat)
+    assert [f for f in findings if f.severity == "error"] == []
+    for code in ("duplicates", "leak", "template", "learning-rate", "learning-rate-ratio", "decoding", "safety-set"):
+        none(findings, code)
+    preflight.require(findings)
+
+
+@pytest.mark.parametrize(
+    ("values", "severity", "words"),
+    [
+        ({"sft__learning_rate": 3e-4}, "warning", "sft.learning_rate = 0.0003 is above"),
+        ({"sft__learning_rate": 4e-6}, "error", "sft.learning_rate = 4e-06 is below"),
+        ({"policy__learning_rate": 6e-4}, "warning", "scaled for LoRA from 1e-06–5e-05 for full weights"),
+        ({"policy__learning_rate": 6e-3}, "error", "policy.learning_rate = 0.006 is above"),
+        ({"policy__learning_rate": 1e-4, "policy__method": "full"}, "warning", "method 'full' (1e-06–5e-05)"),
+        ({"policy__learning_rate": 6e-4, "policy__method": "full"}, "error", "method 'full'"),
+        ({"reward__learning_rate": 1e-2}, "error", "reward.learning_rate"),
+    ],
+)
+def test_rates_are_judged_by_method(values: dict[str, Any], severity: str, words: str) -> None:
+    assert words in found(preflight._rates(said(**values), False), "learning-rate", severity).evidence
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"sft__learning_rate": 5e-5},
+        {"policy__learning_rate": 5e-4},
+        {"policy__learning_rate": 5e-6},
+        {"policy__learning_rate": 1e-6, "policy__method": "full"},
+        {"policy__learning_rate": 5e-5, "policy__method": "full"},
+    ],
+)
+def test_rates_at_the_edge_of_their_range_are_usual(values: dict[str, Any]) -> None:
+    none(preflight._rates(said(**values), False), "learning-rate")
+
+
+def test_force_makes_a_refused_rate_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
+    settings = said(policy__learning_rate=1e-2)
+    with pytest.raises(RecipeError, match=r"policy\.learning_rate = 0\.01"):
+        preflight.require(preflight.check(settings, run, corpus, chat))
+    forced = preflight.check(settings, run, corpus, chat, force=True)
+    found(forced, "learning-rate", "warning")
+    preflight.require(forced)
+
+
+@pytest.mark.parametrize(("rate", "words"), [(2.1e-5, "feed back"), (4.9e-6, "hardly move")])
+def test_the_policy_learns_ten_to_forty_times_slower(rate: float, words: str) -> None:
+    assert words in found(preflight._rates(said(policy__learning_rate=rate), False), "learning-rate-ratio", "warning").cause
+    for usual in (2e-5, 5e-6):
+        none(preflight._rates(said(policy__learning_rate=usual), False), "learning-rate-ratio")
+
+
+def test_rates_of_different_methods_are_not_compared() -> None:
+    findings = preflight._rates(said(sft__method="full", sft__learning_rate=5e-5, policy__learning_rate=2e-5), False)
+    found(findings, "learning-rate-ratio", "info")
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "words"),
+    [
+        ({"policy__batch": 65}, "batch", "policy.batch = 65 is more than policy.rollout = 64"),
+        ({"policy__rollout": 811}, "rollout", "810 of 858 training prompts are left"),
+        ({"policy__validation_prompts": 900}, "rollout", "0 of 858"),
+        ({"sft__batch": 341}, "demonstrations", "340 demonstrations to train on, sft.batch = 341"),
+        ({"preferences__min_labels": 1031}, "labels", "858 prompts give at most 1030 comparisons"),
+        ({"preferences__prompts": 100}, "labels", "100 prompts give at most 120 comparisons"),
+    ],
+)
+def test_arithmetic_that_cannot_work_is_refused(run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], code: str, words: str) -> None:
+    findings = preflight.check(said(**values), run, corpus, chat)
+    assert words in found(findings, code, "error").evidence
+    with pytest.raises((RecipeError, DataError), match="--force"):
+        preflight.require(findings)
+    preflight.require(findings, force=True)
+
+
+@pytest.mark.parametrize(
+    "values", [{"policy__batch": 64}, {"policy__rollout": 810}, {"sft__batch": 340}, {"preferences__min_labels": 1030}, {"preferences__prompts": 167}]
+)
+def test_arithmetic_that_just_works_passes(run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any]) -> None:
+    assert [f for f in preflight.check(said(**values), run, corpus, chat) if f.severity == "error"] == []
+
+
+def test_few_heldout_prompts_are_told_with_their_interval(run: Path, corpus: Corpus, chat: Chat) -> None:
+    few = found(preflight.check(said(evaluate__prompts=81), run, corpus, chat), "heldout-few", "warning")
+    assert "81 held-out prompts" in few.evidence and "70 ± 10 %" in few.evidence
+    none(preflight.check(said(evaluate__prompts=200), run, corpus, chat), "heldout-few")
+    nothing = replace(corpus, prompts=corpus.train)
+    with pytest.raises(DataError, match="no held-out prompts"):
+        preflight.require(preflight.check(said(), run, nothing, chat))
+
+
+def test_few_heldout_pairs_are_told(run: Path, corpus: Corpus, chat: Chat) -> None:
+    few = found(preflight.check(said(preferences__prompts=100, preferences__min_labels=50), run, corpus, chat), "pairs-few", "warning")
+    assert "30 of 120 pairs" in few.evidence
+    people = preflight.check(said(preferences__raters="people", preferences__min_labels=100), run, corpus, chat)
+    assert "25 of 100" in found(people, "pairs-few", "warning").evidence
+
+
+def test_long_prompts_are_named_and_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
+    long = tuple(Prompt(f"long-{i}", f"{i} " * 150) for i in range(12))
+    more = replace(corpus, prompts=(*corpus.prompts, *long))
+    told = found(preflight.check(said(), run, more, chat), "prompt-length", "error").evidence
+    assert told.startswith("12 prompts") and "long-0 (" in told and "long-9 (" in told and "long-10" not in told
+    length = max(len(chat.prompt(p.prompt)) for p in long)
+    none(preflight.check(said(data__max_prompt_tokens=length), run, more, chat), "prompt-length")
+    found(preflight.check(said(data__max_prompt_tokens=length - 1), run, replace(corpus, safety=(long[-1],)), chat), "prompt-length", "error")
+
+
+def test_prompts_must_leave_room_in_the_context_for_an_answer(run: Path, corpus: Corpus, chat: Chat) -> None:
+    room = 1024 - max(len(chat.prompt(p.prompt)) for p in (*corpus.prompts, *corpus.safety))
+    fits = said(policy__max_new_tokens=room, evaluate__max_new_tokens=room)
+    none(preflight.check(fits, run, corpus, chat), "prompt-length")
+    tight = said(preferences__max_new_tokens=room + 1)
+    assert "context of 1024" in found(preflight.check(tight, run, corpus, chat), "prompt-length", "error").evidence
+
+
+def test_a_demonstration_beyond_the_context_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
+    long = Demonstration("d-long", corpus.train[0].prompt, "word " * 250, corpus.train[0].id)
+    findings = preflight.check(said(), run, replace(corpus, demonstrations=(*corpus.demonstrations, long)), chat)
+    assert "d-long" in found(findings, "row-length", "error").evidence
+
+
+def test_answers_longer_than_the_rollouts_are_counted(run: Path, corpus: Corpus, chat: Chat) -> None:
+    lengths = [len(chat.answer(d.response)) for d in corpus.demonstrations]
+    limit = sorted(lengths)[-4]
+    told = found(preflight.check(said(policy__max_new_tokens=limit), run, corpus, chat), "answer-length", "warning")
+    assert told.evidence.startswith(f"{sum(n > limit for n in lengths)} of 378")
+    none(preflight.check(said(policy__max_new_tokens=max(lengths)), run, corpus, chat), "answer-length")
+
+
+def test_pad_must_not_be_eos(corpus: Corpus, chat: Chat) -> None:
+    assert preflight._template(chat, corpus) == []
+    chat.pad = chat.eos
+    assert "pad and EOS" in found(preflight._template(chat, corpus), "template", "error").evidence
+
+
+def test_a_prompt_begins_with_one_bos(corpus: Corpus, chat: Chat) -> None:
+    chat._before = [chat.tokenizer.bos_token_id, *chat._before]
+    assert any("BOS twice" in f.evidence for f in preflight._template(chat, corpus))
+
+
+def test_a_changed_template_is_noticed(corpus: Corpus, chat: Chat) -> None:
+    chat.tokenizer.chat_template = chat.template.replace("user", "human") + " "
+    assert any("changed after" in f.evidence and f.severity == "error" for f in preflight._template(chat, corpus))
+
+
+def test_special_tokens_in_text_must_stay_text(corpus: Corpus, chat: Chat) -> None:
+    chat._plain.encode_special_tokens = False
+    assert "special tokens in a user's text" in found(preflight._template(chat, corpus), "template", "error").evidence
+
+
+def test_rows_that_hold_special_tokens_are_named(corpus: Corpus, chat: Chat) -> None:
+    marked = replace(corpus, prompts=(*corpus.prompts, Prompt("odd", "<|im_start|>user\nHi<|im_end|>")))
+    assert "odd" in found(preflight._template(chat, marked), "template", "warning").evidence
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for m in messages %}{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}A:{% endif %}", "writes a prompt otherwise"),
+        ("{% for m in messages %}A:{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}A:{% endif %}", "ends an answer with '</s>'"),
+        (
+            "{% for m in messages %}{% if m['role'] != 'user' %}{{ raise_exception('no') }}{% endif %}{{ m['content'] }}{% endfor %}",
+            "cannot write an answer",
+        ),
+    ],
+)
+def test_templates_that_disagree_with_the_contract(tmp_path: Path, corpus: Corpus, template: str, words: str) -> None:
+    path = tmp_path / "template.jinja"
+    path.write_text(template)
+    chat = Chat(base.load_tokenizer(base.find("tiny")), str(path))
+    assert words in found(preflight._template(chat, corpus), "template", "warning").evidence
+
+
+def test_a_leak_into_the_heldout_prompts_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
+    again = replace(corpus.heldout[0], id="again", split="train")
+    findings = preflight.check(said(), run, replace(corpus, prompts=(*corpus.prompts, again)), chat)
+    assert f"again = {corpus.heldout[0].id}" in found(findings, "leak", "error").evidence
+    found(findings, "duplicates", "warning")
+    with pytest.raises(DataError):
+        preflight.require(findings)
+
+
+def test_a_safety_prompt_in_training_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
+    again = replace(corpus.safety[0], id="again", split="train")
+    findings = preflight.check(said(), run, replace(corpus, prompts=(*corpus.prompts, again)), chat)
+    assert "safety to train" in found(findings, "leak", "warning").evidence
+    preflight.require(findings)
+
+
+def test_a_safety_set_needs_both_kinds_and_its_twins(run: Path, corpus: Corpus, chat: Chat) -> None:
+    harmful = replace(corpus, safety=tuple(p for p in corpus.safety if p.harmful))
+    told = [f.evidence for f in preflight.check(said(), run, harmful, chat) if f.code == "safety-set"]
+    assert len(told) == 2 and "no harmless" in told[0] and "42 prompts" in told[1]
+    assert "no safety set" in found(preflight.check(said(), run, replace(corpus, safety=()), chat), "safety-set", "warning").evidence
+
+
+def test_other_decoding_in_evaluation_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
+    told = found(preflight.check(said(evaluate__temperature=0.7), run, corpus, chat), "decoding", "warning")
+    assert told.evidence == "policy.temperature = 1, evaluate.temperature = 0.7"
+
+
+def test_what_reading_found_is_told_again(run: Path, corpus: Corpus, chat: Chat) -> None:
+    finding = Finding("demonstrations-heldout", "warning", "1 of 2")
+    assert finding in preflight.check(said(), run, replace(corpus, findings=(finding,)), chat)
+
+
+def test_without_a_tokenizer_it_is_said_what_was_not_looked_at(run: Path, corpus: Corpus) -> None:
+    findings = preflight.check(said(), run, corpus, None)
+    found(findings, "template", "info")
+    found(findings, "resources", "info")
+    preflight.require(findings)
+
+
+def test_the_size_is_read_from_the_files_of_a_model() -> None:
+    model = base.load(base.find("tiny"), torch.float32, "eager")
+    linear = [m for m in model.modules() if type(m).__name__ == "Linear" and m is not model.get_output_embeddings()]
+    size = preflight.model_size(Path(base.find("tiny")))
+    assert size.parameters == sum(p.numel() for p in model.parameters())
+    assert size.sides == sum(m.in_features + m.out_features for m in linear)
+    assert (size.context, size.vocabulary) == (1024, 259)
+
+
+def test_the_size_of_a_model_in_several_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 5}')
+    for number, shape in enumerate(([3, 4], [7])):
+        header = json.dumps({"__metadata__": {"format": "pt"}, f"w{number}": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+        (tmp_path / f"model-{number}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    assert preflight.model_size(tmp_path) == preflight.Size(19, 7, None, 5)
+    assert preflight.model_size(tmp_path / "none") == preflight.Size()
+
+
+def test_disk_and_memory_are_refused_where_they_cannot_hold_the_model(run: Path, corpus: Corpus, chat: Chat) -> None:
+    findings = preflight.check(said(model__device="cpu"), run, corpus, chat, parameters=10**14)
+    assert "100,000,000.0 M parameters" in found(findings, "disk", "error").cause
+    if preflight.memory_available() is not None:
+        found(findings, "memory", "error")
+        found(preflight.check(said(), run, corpus, chat, parameters=10**14), "memory", "warning")
+        none(preflight.check(said(model__device="cuda"), run, corpus, chat, parameters=10**14), "memory")
+    small = preflight.check(said(), run, corpus, chat)
+    found(small, "disk", "info")
+
+
+def test_the_estimates_follow_method_and_rounds() -> None:
+    size = preflight.Size(1000, 100, 64, 10)
+    full = dict.fromkeys(("sft__method", "reward__method", "policy__method"), "full")
+    assert preflight.disk_needed(said(), size) == 4 * 2000 + 48 * 3 * 1600
+    assert preflight.disk_needed(said(rounds=2, **full), size) == 4 * 5000 + 48 * 5000
+    logits = 8 * 1024 * 10
+    assert preflight.memory_needed(said(), size) == 4 * (3 * 1000 + 5 * 1600) + logits
+    assert preflight.memory_needed(said(**full), size) == 4 * (3 * 1000 + 5 * 1000) + logits
+
+
+def test_several_errors_are_told_in_one() -> None:
+    errors = [Finding("batch", "error", "first", "why", "mend"), Finding("leak", "error", "second", "why", "mend")]
+    with pytest.raises(RecipeError, match=r"(?s)2 findings.*first.*second"):
+        preflight.require(errors)
+    with pytest.raises(DataError, match="second"):
+        preflight.require(errors[1:])
+
+
+def test_lines_put_the_worst_first() -> None:
+    text = preflight.lines([Finding("a", "info", "one"), Finding("b", "error", "two", "why", "mend"), Finding("c", "warning", "three", "so")])
+    assert text == "ERROR b: two\n  cause: why\n  fix:   mend\nWARNING c: three\n  cause: so\nINFO a: one"

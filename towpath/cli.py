@@ -1,0 +1,212 @@
+"""The command line: parse and call. Nothing heavy is imported before a command needs it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLHF for teams, from data to an optimized policy.")
+label_app = typer.Typer(no_args_is_help=True, help="The preference ledger from the shell.")
+app.add_typer(label_app, name="label")
+
+Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the recipe; may be repeated")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
+Force = Annotated[bool, typer.Option("--force", help="go on past closed gates and refused values")]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@app.command(epilog="Example: towpath new my-run --recipe quickstart")
+def new(
+    folder: Annotated[Path, typer.Argument(help="the folder to make", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="quickstart, tiny, or a path to a recipe")] = "quickstart",
+) -> None:
+    """Make a run: a folder with recipe.toml and data/, nothing hidden."""
+    from towpath import starting
+
+    starting.new(folder, recipe)
+    _say(f"{folder}: recipe.toml and data/ are ready. Next: towpath check {folder}")
+
+
+@app.command(epilog="Example: towpath check my-run")
+def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = False) -> None:
+    """Preflight: data, template and EOS contract, learning rates, batch arithmetic, disk and memory."""
+    from dataclasses import asdict
+
+    from towpath import pipeline, preflight, recipe
+    from towpath.data import sources
+
+    settings = recipe.load(run, set_)
+    findings = pipeline.examine(settings, run, sources.read(run, settings.data, settings.seed), force)
+    print(json.dumps([asdict(f) for f in findings], indent=1) if as_json else preflight.lines(findings) or "nothing to report")
+    preflight.require(findings, force)
+
+
+@app.command(epilog="Example: towpath run my-run --set policy.steps=20")
+def run(run: Run, set_: Set = None, force: Force = False) -> None:
+    """Run every stage to the end; resumes where it stopped; waits where people must act."""
+    _run(run, set_, force)
+
+
+@app.command(epilog="Example: towpath stage sft my-run")
+def stage(
+    name: Annotated[str, typer.Argument(help="sft, baseline, sample, label, reward, policy or evaluate")], run: Run, set_: Set = None, force: Force = False
+) -> None:
+    """Run one stage alone."""
+    _run(run, set_, force, name)
+
+
+def _run(folder: Path, assignments: list[str] | None, force: bool, only: str = "") -> None:
+    from towpath import pipeline, recipe, report
+
+    _settle()
+    pipeline.run(recipe.load(folder, assignments), folder, _say, only, force)
+    print(report.terminal(folder))
+
+
+def _settle() -> None:
+    """Libraries speak to the log, not to the user's terminal."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+@app.command(epilog="Example: towpath status my-run --json")
+def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
+    """Stages, gates, findings, and what the run waits for."""
+    from dataclasses import asdict
+
+    from towpath import pipeline, recipe
+
+    state = pipeline.status(recipe.load(run, set_), run)
+    if as_json:
+        print(json.dumps(asdict(state), indent=1))
+        return
+    for row in state.stages:
+        gate = row["gate"]
+        told = f"{gate['verdict']} {gate['value']:.3f} (threshold {gate['threshold']})" if gate else ""
+        print(f"{row['name']:<12} {row['state']:<12} {told}")
+    if state.waiting_for:
+        print(f"waits for: {state.waiting_for}")
+    for finding in state.findings:
+        print(f"{finding['severity']}: {finding['code']}: {finding['evidence']}")
+
+
+@app.command(epilog="Example: towpath report my-run")
+def report(run: Run, as_json: Json = False) -> None:
+    """Write reports/report.html and reports/summary.json anew."""
+    from towpath import pipeline, recipe
+    from towpath import report as reporting
+
+    settings = recipe.load(run)
+    path = reporting.write(run, pipeline.judged(settings, run), settings.name)
+    print((path.parent / "summary.json").read_text() if as_json else path)
+
+
+@app.command(epilog="Example: towpath export my-run --to my-model")
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Option(help="the folder to write", show_default=False)],
+    adapter: Annotated[bool, typer.Option("--adapter", help="the LoRA adapter alone, for peft, beside the tuned model it belongs to")] = False,
+    verify: Annotated[bool, typer.Option(help="generate with plain transformers and compare with the run")] = True,
+) -> None:
+    """Write the policy as a folder that plain transformers (or peft) loads, with a model card."""
+    _settle()
+    from towpath import export as exporting
+    from towpath import recipe
+
+    print(exporting.export(recipe.load(run), run, to, adapter, verify))
+
+
+@app.command(epilog="Example: towpath explain policy.kl.coef")
+def explain(key: Annotated[str, typer.Argument(help="a recipe key, or part of one")] = "", as_json: Json = False) -> None:
+    """What a recipe key means, its default, its usual range, and why."""
+    from towpath import recipe
+
+    found = recipe.explained(key)
+    if as_json:
+        print(json.dumps(found, indent=1, default=str))
+        return
+    for row in found:
+        usual = f"  usual: {row['usual']}" if row["usual"] else ""
+        why = f"  why: {row['why']}" if row["why"] else ""
+        print(f"{row['key']} = {row['default']}\n  {row['meaning']}{usual}{why}")
+
+
+@label_app.command("export", epilog="Example: towpath label export my-run --to pairs.jsonl")
+def label_export(run: Run, to: Annotated[Path, typer.Option(help="a .jsonl or .csv file")], all_: Annotated[bool, typer.Option("--all")] = False) -> None:
+    """Write the comparisons that wait for a judgement."""
+    from towpath.store.exchange import export_pairs
+    from towpath.store.store import Store
+
+    with Store.open(run / "towpath.db") as store:
+        _say(f"{export_pairs(store, to, all_)} comparisons written to {to}")
+
+
+@label_app.command("import", epilog="Example: towpath label import my-run pairs.jsonl --rater ann")
+def label_import(run: Run, path: Path, rater: Annotated[str | None, typer.Option(help="who judged, where the rows do not say")] = None) -> None:
+    """Add judgements to the ledger; all rows or none."""
+    from towpath.store.exchange import import_judgements
+    from towpath.store.store import Store
+
+    with Store.open(run / "towpath.db") as store:
+        added, known = import_judgements(store, path, rater)
+    _say(f"{added} judgements added, {known} were there already")
+
+
+@label_app.command("stats", epilog="Example: towpath label stats my-run --json")
+def label_stats(run: Run, as_json: Json = False) -> None:
+    """Counts, raters and agreement."""
+    from towpath.feedback import agreement
+    from towpath.store.store import Store
+
+    with Store.open(run / "towpath.db") as store:
+        judgements = store.judgements()
+        rate, n = agreement.pairwise_agreement(judgements)
+        raters: dict[str, int] = {}
+        for j in judgements:
+            raters[f"{j.rater} ({j.kind})"] = raters.get(f"{j.rater} ({j.kind})", 0) + 1
+        told: dict[str, Any] = {**store.counts(), "raters": raters, "agreement": rate if n else None, "judged_twice": n}
+    print(json.dumps(told, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in told.items()))
+
+
+def main() -> None:
+    """The command `towpath`: errors as value, rule, fix; exit status non-zero on failure."""
+    from towpath.errors import TowpathError, Waiting
+
+    try:
+        app(standalone_mode=False)
+    except TowpathError as error:
+        kind = "waiting" if isinstance(error, Waiting) else "error"
+        _say(f"{kind}: {error}")
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, EOFError):
+        _say("stopped; nothing that was finished is lost. The same command goes on from here.")
+        sys.exit(130)
+    except OSError as error:
+        import errno
+
+        if error.errno != errno.ENOSPC:
+            raise
+        _say(f"error: {error.filename or 'disk'}: no space left\n  rule: a run writes checkpoints and weights\n  fix:  free space and run again; it goes on from here")
+        sys.exit(1)
+    except Exception as error:  # process boundary: typer's own usage errors and aborts
+        show = getattr(error, "show", None)
+        if show is None and type(error).__name__ != "Abort":
+            raise
+        if show:
+            show()
+        sys.exit(getattr(error, "exit_code", 130))
+
+
+if __name__ == "__main__":
+    main()

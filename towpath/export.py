@@ -1,0 +1,75 @@
+"""Take the policy away: a folder plain transformers or peft loads, with its lineage on the card."""
+
+import json
+import shutil
+from pathlib import Path
+
+from towpath import pipeline
+from towpath.data import sources
+from towpath.errors import RecipeError, TowpathError
+from towpath.recipe import Recipe
+from towpath.store.store import Store
+
+
+def export(recipe: Recipe, run: Path, to: Path, adapter: bool, verify: bool) -> Path:
+    """Copy the chosen weights, write the card, and prove that they say what the run said."""
+    if to.exists() and any(to.iterdir()):
+        raise RecipeError(f"--to {to}: not empty", "an export never overwrites", "name a new folder")
+    with Store.open(run / "towpath.db") as store:
+        planned = {p.name: p for p in pipeline.plan(recipe, run, sources.read(run, recipe.data, recipe.seed), store)}
+    policy = next((p for name, p in reversed(planned.items()) if name.startswith("policy") and p.done), None)
+    if policy is None:
+        raise RecipeError(f"{run}: no policy yet", "export takes a finished policy", f"`towpath run {run}`")
+    evaluated = next((p for name, p in reversed(planned.items()) if name.startswith("evaluate") and p.done), None)
+    if adapter:
+        _copy_adapter(policy, planned["sft"], to)
+    else:
+        shutil.copytree(policy.folder / "weights", to, dirs_exist_ok=True)
+    (to / "README.md").write_text(_card(recipe, policy, evaluated, planned))
+    if verify and evaluated and not adapter:
+        _verify(to, evaluated.result()["samples"])
+    return to
+
+
+def _copy_adapter(policy: pipeline.Planned, sft: pipeline.Planned, to: Path) -> None:
+    source = policy.folder / "adapter"
+    if not source.is_dir():
+        raise RecipeError("--adapter: this policy was trained with all weights", "only LoRA makes an adapter", "export without --adapter")
+    shutil.copytree(source, to, dirs_exist_ok=True)
+    shutil.copytree(sft.folder / "weights", to / "base")
+    config = json.loads((to / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str((to / "base").resolve())
+    (to / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _verify(folder: Path, samples: list[dict]) -> None:
+    """Plain transformers, greedily, must say what the run said, token for token."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for sample in samples:
+        message = [{"role": "user", "content": sample["prompt"]}]
+        ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        out = model.generate(**ids, max_new_tokens=len(sample["policy_tokens"]), do_sample=False)
+        said = out[0, ids["input_ids"].shape[1] :].tolist()
+        if said != sample["policy_tokens"]:
+            raise TowpathError(f"{folder}: transformers says {said[:12]}…", f"the run said {sample['policy_tokens'][:12]}…", "report this as a bug")
+
+
+def _card(recipe: Recipe, policy: pipeline.Planned, evaluated: pipeline.Planned | None, planned: dict[str, pipeline.Planned]) -> str:
+    """A model card: what it is, what was measured, and where every part came from."""
+    lines = [f"# {recipe.name}: policy", "", f"Base model: `{recipe.model.source}`. Trained with Towpath ({recipe.policy.algo}, {recipe.policy.method}).", ""]
+    if evaluated:
+        result = evaluated.result()
+        win, low_high = result["win"], result["win"]["interval"]
+        lines += [
+            f"- preferred over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (95 % interval {low_high[0]:.1%} to {low_high[1]:.1%})",
+            f"- at equal length: {win['length_controlled']['rate']:.1%}", f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt", "",
+        ]  # fmt: skip
+    if recipe.preferences.raters == "simulated":
+        lines += ["Preferences came from a **simulated rater** (a written rubric with noise), not from people.", ""]
+    lines += ["## Lineage", "", "| stage | fingerprint |", "|---|---|"]
+    lines += [f"| {p.name} | {p.fingerprint} |" for p in planned.values() if p.done]
+    return "\n".join([*lines, "", f"Seed {recipe.seed}; weights from policy step {policy.result()['best_step']}.", ""])

@@ -1,0 +1,39 @@
+"""Attention by grouped matrix products: at the lengths of preference data it beats the library's kernels on a CPU.
+
+B rows, K key-value heads, G query heads of each, L queries, S keys, D width of a head.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+NAME = "grouped"
+
+
+def grouped(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, dropout: float = 0.0, **_: Any
+) -> tuple[Tensor, None]:
+    """Softmax attention without repeating keys and values for every query head; an additive mask [B,1,L,S] or none."""
+    batch, heads, length, width = query.shape
+    kv = key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    q = (query * scale).reshape(batch * kv, heads // kv * length, width)
+    k, v = key.reshape(batch * kv, -1, width), value.reshape(batch * kv, -1, width)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(batch, heads, length, -1)
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : scores.shape[-1]]
+    weights = torch.softmax(scores, dim=-1)
+    if dropout and module.training:
+        weights = torch.nn.functional.dropout(weights, dropout)
+    out = torch.bmm(weights.view(batch * kv, heads // kv * length, -1), v)
+    return out.view(batch, heads, length, width).transpose(1, 2), None
+
+
+def register() -> str:
+    """Make it known to transformers, with the additive mask it takes; its name."""
+    AttentionInterface.register(NAME, grouped)
+    AttentionMaskInterface.register(NAME, eager_mask)
+    return NAME

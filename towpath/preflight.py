@@ -1,0 +1,406 @@
+"""What can be known to go wrong before a run starts: data, template, rates, batches, disk and memory."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jinja2 import TemplateError
+
+from towpath.data import curate
+from towpath.data.chat import Chat
+from towpath.data.sources import Corpus
+from towpath.errors import DataError, RecipeError
+from towpath.recipe import Lora, Method, Recipe
+from towpath.records import Finding, Prompt
+
+NAMED = 10
+ENOUGH_PROMPTS, ENOUGH_PAIRS = 200, 50
+RATES: dict[str, dict[Method, tuple[float, float]]] = {
+    "sft": {"lora": (5e-5, 2e-4), "full": (5e-5, 2e-4)},
+    "reward": {"lora": (5e-5, 2e-4), "full": (1e-6, 5e-5)},
+    "policy": {"lora": (5e-6, 5e-4), "full": (1e-6, 5e-5)},
+}
+"""Usual peak rates by stage and method; those of the policy are PPO's, known for full weights and scaled for LoRA."""
+_OF_DATA = ("prompts", "prompt-length", "row-length", "duplicates", "leak", "safety-set", "demonstrations")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model's folder tells of its size; None where it does not."""
+
+    parameters: int | None = None
+    sides: int | None = None
+    """Inputs plus outputs of all linear layers that take an adapter: times the rank, the adapter's parameters."""
+    context: int | None = None
+    vocabulary: int = 0
+
+
+def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: bool = False, parameters: int | None = None) -> list[Finding]:
+    """Everything worth knowing before a run; `force` makes refused rates warnings."""
+    size = model_size(Path(chat.tokenizer.name_or_path)) if chat else Size()
+    size = replace(size, parameters=parameters) if parameters else size
+    findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus), *_data(corpus)]
+    findings += _alike_decoding(recipe)
+    if chat is None:
+        findings.append(Finding("template", "info", "no tokenizer at hand: template and lengths were not looked at", "", "name a model that loads"))
+    else:
+        findings += [*_template(chat, corpus), *_lengths(recipe, corpus, chat, size)]
+    return findings + _resources(recipe, run, size)
+
+
+def require(findings: Sequence[Finding], force: bool = False) -> None:
+    """Raise what must stop a run; `force` lets all of it through."""
+    errors = [f for f in findings if f.severity == "error"]
+    if not errors or force:
+        return
+    kind = DataError if all(f.code in _OF_DATA for f in errors) else RecipeError
+    if len(errors) == 1:
+        raise kind(errors[0].evidence, errors[0].cause, f"{errors[0].remedy}; --force goes on all the same")
+    told = "\n".join(f"  {f.evidence}\n    {f.cause}\n    {f.remedy}" for f in errors)
+    raise kind(f"{len(errors)} findings stop this run:\n{told}", "errors of the check stop a run", "mend them; --force goes on all the same")
+
+
+def lines(findings: Sequence[Finding]) -> str:
+    """Findings for the terminal, the worst first: one block each."""
+    order = {"error": 0, "warning": 1, "info": 2}
+    blocks = []
+    for f in sorted(findings, key=lambda f: order[f.severity]):
+        more = [f"  {word:<6} {text}" for word, text in (("cause:", f.cause), ("fix:", f.remedy)) if text]
+        blocks.append("\n".join([f"{f.severity.upper()} {f.code}: {f.evidence}", *more]))
+    return "\n".join(blocks)
+
+
+def model_size(folder: Path) -> Size:
+    """The size of a model from its configuration and the headers of its safetensors; nothing is loaded."""
+    if not (folder / "config.json").is_file():
+        return Size()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shapes = {name: entry["shape"] for path in sorted(folder.glob("*.safetensors")) for name, entry in _header(path).items()}
+    linear = [shape for name, shape in shapes.items() if len(shape) == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))]
+    total = sum(math.prod(shape) for shape in shapes.values())
+    return Size(total or None, sum(map(sum, linear)) or None, config.get("max_position_embeddings"), config.get("vocab_size") or 0)
+
+
+def _header(path: Path) -> dict[str, dict[str, list[int]]]:
+    with path.open("rb") as file:
+        entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: entry for name, entry in entries.items() if name != "__metadata__"}
+
+
+def _rates(recipe: Recipe, force: bool) -> list[Finding]:
+    stages = {"sft": recipe.sft, "reward": recipe.reward, "policy": recipe.policy}
+    found = [
+        _rate(name, stage.learning_rate, stage.method, force) for name, stage in stages.items() if name != "policy" or recipe.policy.algo == "ppo"
+    ]
+    if recipe.policy.algo != "ppo":
+        evidence = f"policy.learning_rate = {recipe.policy.learning_rate:g}: no usual range is known for {recipe.policy.algo}"
+        found.append(Finding("learning-rate", "info", evidence, "the table knows PPO", ""))
+    return [f for f in [*found, _ratio(recipe)] if f]
+
+
+def _rate(stage: str, rate: float, method: Method, force: bool) -> Finding | None:
+    low, high = RATES[stage][method]
+    beyond = max(low / rate, rate / high)
+    if beyond <= 1 + 1e-9:
+        return None
+    usual = f"{low:g}–{high:g}"
+    if stage == "policy" and method == "lora":
+        usual += ", scaled for LoRA from {:g}–{:g} for full weights".format(*RATES["policy"]["full"])
+    evidence = f"{stage}.learning_rate = {rate:g} is {'below' if rate < low else 'above'} the usual range of method {method!r} ({usual})"
+    wild = beyond > 10 + 1e-9
+    cause = "nothing would be learned" if rate < low else "training would become unstable"
+    cause = f"more than ten times outside: {cause}" if wild else "slower than need be" if rate < low else "training may become unstable"
+    return Finding(
+        "learning-rate", "error" if wild and not force else "warning", evidence, cause, f"set {stage}.learning_rate within {low:g}–{high:g}"
+    )
+
+
+def _ratio(recipe: Recipe) -> Finding | None:
+    sft, policy = recipe.sft, recipe.policy
+    if sft.method != policy.method:
+        evidence = f"sft.method is {sft.method}, policy.method is {policy.method}: their rates were not compared"
+        return Finding("learning-rate-ratio", "info", evidence, "LoRA and full weights want different rates", "")
+    ratio = sft.learning_rate / policy.learning_rate
+    if 10 - 1e-6 <= ratio <= 40 + 1e-6:
+        return None
+    evidence = f"policy.learning_rate = {policy.learning_rate:g} is {ratio:.3g}x below sft.learning_rate = {sft.learning_rate:g}; 10–40x is usual"
+    cause = "the policy shapes its own data, so errors feed back" if ratio < 10 else "the policy may hardly move"
+    remedy = f"set policy.learning_rate within {sft.learning_rate / 40:.2g}–{sft.learning_rate / 10:.2g}"
+    return Finding("learning-rate-ratio", "warning", evidence, cause, remedy)
+
+
+def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
+    found, policy, sft = [], recipe.policy, recipe.sft
+    if policy.batch > policy.rollout:
+        evidence = f"policy.batch = {policy.batch} is more than policy.rollout = {policy.rollout}"
+        found.append(Finding("batch", "error", evidence, "a rollout is split into batches", f"set policy.batch to {policy.rollout} or less"))
+    left = len(corpus.train) - policy.validation_prompts
+    if policy.rollout > left:
+        evidence = f"policy.rollout = {policy.rollout}, but {max(left, 0)} of {len(corpus.train)} training prompts are left"
+        cause = f"policy.validation_prompts = {policy.validation_prompts} are kept apart, and a rollout meets a prompt once"
+        remedy = "lower policy.validation_prompts, or add prompts" + (f", or set policy.rollout to {left} or less" if left > 0 else "")
+        found.append(Finding("rollout", "error", evidence, cause, remedy))
+    shown = len(corpus.demonstrations) - max(1, round(sft.validation * len(corpus.demonstrations)))
+    if shown < sft.batch:
+        evidence = f"{max(shown, 0)} demonstrations to train on, sft.batch = {sft.batch}"
+        cause = f"{len(corpus.demonstrations)} in all, of which sft.validation = {sft.validation:g} is kept apart"
+        found.append(
+            Finding(
+                "demonstrations", "error", evidence, cause, "add demonstrations" + (f", or set sft.batch to {shown} or less" if shown > 0 else "")
+            )
+        )
+    return found
+
+
+def _evidence(recipe: Recipe, corpus: Corpus) -> list[Finding]:
+    """Whether there is enough to judge by: held-out prompts, labels, held-out pairs."""
+    found, cfg = [], recipe.preferences
+    count = min(len(corpus.heldout), recipe.evaluate.prompts or len(corpus.heldout))
+    if not count:
+        remedy = "give some prompts split = 'heldout', or raise data.heldout"
+        found.append(Finding("prompts", "error", "no held-out prompts", "evaluation judges on prompts that training never saw", remedy))
+    elif count < ENOUGH_PROMPTS:
+        evidence = f"{count} held-out prompts: a win rate of 70 % comes as 70 ± {_margin(0.7, count):.0f} %"
+        remedy = f"{ENOUGH_PROMPTS} give ± {_margin(0.7, ENOUGH_PROMPTS):.0f}; hold out more prompts, or raise evaluate.prompts"
+        found.append(Finding("heldout-few", "warning", evidence, "few prompts judge loosely", remedy))
+    prompts = min(len(corpus.train), cfg.prompts or len(corpus.train))
+    most = round(prompts * (math.comb(cfg.completions, 2) + cfg.base_share)) * recipe.rounds
+    if cfg.min_labels > most:
+        evidence = f"preferences.min_labels = {cfg.min_labels}, but {prompts} prompts give at most {most} comparisons"
+        remedy = "lower preferences.min_labels, raise preferences.prompts or preferences.completions, or add prompts"
+        found.append(Finding("labels", "error", evidence, "the run would wait for labels that cannot come", remedy))
+    pairs = most if cfg.raters == "simulated" else min(cfg.min_labels, most)
+    held = round(pairs * recipe.reward.validation)
+    if held < ENOUGH_PAIRS:
+        evidence = f"reward.validation = {recipe.reward.validation:g} holds out about {held} of {pairs} pairs"
+        cause = f"an accuracy of 85 % comes as 85 ± {_margin(0.85, max(held, 1)):.0f} %"
+        found.append(
+            Finding("pairs-few", "warning", evidence, cause, f"collect more labels, or raise reward.validation: {ENOUGH_PAIRS} pairs or more")
+        )
+    return found
+
+
+def _margin(rate: float, n: int) -> float:
+    """Half of the 95 % interval in points."""
+    return 196 * math.sqrt(rate * (1 - rate) / n)
+
+
+def _data(corpus: Corpus) -> list[Finding]:
+    found = []
+    for kind, prompts in (("prompts", corpus.prompts), ("prompts of the safety set", corpus.safety)):
+        if pairs := curate.duplicates(prompts):
+            evidence = f"{len(pairs)} pairs of {kind} are the same or nearly so: {_named([f'{a} = {b}' for a, b in pairs])}"
+            found.append(Finding("duplicates", "warning", evidence, "repeated prompts weigh more than others", "remove one of each pair"))
+    leaks = curate.leaks(corpus)
+    for between in dict.fromkeys(leak.between for leak in leaks):
+        some = [leak for leak in leaks if leak.between == between]
+        exact = sum(leak.exact for leak in some)
+        evidence = f"{len(some)} leaks {between.replace('-', ' to ')} ({exact} exact): {_named([f'{x.learned} = {x.judged}' for x in some])}"
+        cause = "what is trained on cannot be judged by"
+        found.append(
+            Finding(
+                "leak", "error" if between == "train-heldout" else "warning", evidence, cause, "remove one of each pair, or put both into one split"
+            )
+        )
+    return found + _safety(corpus.safety)
+
+
+def _safety(safety: Sequence[Prompt]) -> list[Finding]:
+    harmful = sum(p.harmful for p in safety)
+    known = {p.id for p in safety}
+    lost = [p.id for p in safety if p.twin and p.twin not in known]
+    found = []
+    if not safety:
+        evidence = "no safety set: refusals and over-refusals are not measured"
+        found.append(Finding("safety-set", "warning", evidence, "data.safety is empty", "name a safety set in data.safety"))
+    elif harmful in (0, len(safety)):
+        missing = "harmless" if harmful else "harmful"
+        evidence = f"the safety set of {len(safety)} has no {missing} prompts"
+        found.append(
+            Finding("safety-set", "warning", evidence, "both kinds are needed: refusals and over-refusals", "set harmful = true or false in its rows")
+        )
+    if lost:
+        evidence = f"{len(lost)} prompts of the safety set name a twin that is not there: {_named(lost)}"
+        found.append(Finding("safety-set", "warning", evidence, "twins are compared with each other", "mend `twin`"))
+    return found
+
+
+def _alike_decoding(recipe: Recipe) -> list[Finding]:
+    found = []
+    for key in ("temperature", "max_new_tokens"):
+        ours, theirs = getattr(recipe.policy, key), getattr(recipe.evaluate, key)
+        if ours != theirs:
+            evidence = f"policy.{key} = {ours:g}, evaluate.{key} = {theirs:g}"
+            cause = "answers are judged under other settings than they were trained with"
+            found.append(Finding("decoding", "warning", evidence, cause, f"set both to {ours:g}, unless this is what you ask"))
+    return found
+
+
+def _template(chat: Chat, corpus: Corpus) -> list[Finding]:
+    """The contract of the template: one BOS, an EOS that is not the pad, prompts that stay as they were, text that stays text."""
+    found, tokenizer = [], chat.tokenizer
+    text = corpus.prompts[0].prompt if corpus.prompts else "How do I boil an egg?"
+    prompt, answer = chat.prompt(text), chat.answer("Six minutes.")
+
+    def broken(evidence: str, cause: str, remedy: str, warn: bool = False) -> None:
+        found.append(Finding("template", "warning" if warn else "error", evidence, cause, remedy))
+
+    if chat.eos is None or answer[-1] != chat.eos:
+        broken("answers do not end in EOS", "an answer must learn to end", "set eos_token in tokenizer_config.json")
+    if chat.pad == chat.eos:
+        broken(f"pad and EOS are the same token {chat.eos}", "masking the padding would mask the end of answers", "set another pad_token")
+    if tokenizer.chat_template != chat.template:
+        broken("the tokenizer's template was changed after it was read", "every stage renders prompts the same way", "set model.template instead")
+    bos = tokenizer.bos_token_id
+    if bos is not None and prompt[:2] == [bos, bos]:
+        broken("a prompt begins with BOS twice", "one BOS begins a prompt", "remove bos_token from the template")
+    if bos is not None and bos not in prompt and tokenizer("x")["input_ids"][:1] == [bos]:
+        broken(
+            "the tokenizer begins texts with BOS, the template does not", "the model expects one BOS", "write bos_token in the template", warn=True
+        )
+    special = "".join(tokenizer.all_special_tokens)
+    told = [token for token in chat.prompt(f"a {special} b") if token in tokenizer.all_special_ids]
+    if told != [token for token in chat.prompt("a b") if token in tokenizer.all_special_ids] or chat.answer(f"a {special} b").count(chat.eos) > 1:
+        broken("special tokens in a user's text act as special tokens", "text could end a turn or begin another", "use a fast tokenizer")
+    found += _rendering(chat, text)
+    marked = [x.id for x in (*corpus.prompts, *corpus.demonstrations) if any(mark in x.prompt for mark in tokenizer.all_special_tokens)]
+    if marked:
+        evidence = f"{len(marked)} rows hold special tokens such as {chat.tokenizer.eos_token} in their text: {_named(marked)}"
+        broken(evidence, "they are read as ordinary characters; perhaps a template was applied already", "give the bare text", warn=True)
+    return found
+
+
+def _rendering(chat: Chat, text: str) -> list[Finding]:
+    """Whether the template itself writes prompt and answer as this program does."""
+    asked = [{"role": "user", "content": text.strip()}]
+    said = "Six minutes."
+    render = chat.tokenizer.apply_chat_template
+    head = render(asked, tokenize=False, add_generation_prompt=True)
+    try:
+        whole = render([*asked, {"role": "assistant", "content": said}], tokenize=False)
+    except TemplateError as error:
+        return [Finding("template", "warning", f"the template cannot write an answer: {error}", "it writes prompts only", "mend the template")]
+    eos = chat.tokenizer.eos_token
+    if not whole.startswith(head + said):
+        cause = "prompt tokens must be a prefix of prompt and answer; training uses the form that awaits an answer"
+        fix = "use model.template = 'chatml', or mend the template"
+        return [Finding("template", "warning", "the template writes a prompt otherwise once it is answered", cause, fix)]
+    if not whole[len(head + said) :].lstrip().startswith(eos):
+        evidence = f"the template ends an answer with {whole[len(head + said) :]!r}, the tokenizer's EOS is {eos!r}"
+        return [Finding("template", "warning", evidence, "answers end in EOS here", "set eos_token to what ends a turn")]
+    ours, theirs = [*chat.prompt(text), *chat.answer(said)], list(chat.tokenizer(head + said + eos, add_special_tokens=False)["input_ids"])
+    if ours != theirs:
+        evidence = f"the template's text makes {len(theirs)} tokens, its parts {len(ours)}"
+        return [Finding("template", "info", evidence, "tokens merge across the edges of the user's text", "")]
+    return []
+
+
+def _lengths(recipe: Recipe, corpus: Corpus, chat: Chat, size: Size) -> list[Finding]:
+    found, limit = [], recipe.data.max_prompt_tokens
+    longest = max(recipe.policy.max_new_tokens, recipe.preferences.max_new_tokens, recipe.evaluate.max_new_tokens)
+    lengths = {p.id: len(chat.prompt(p.prompt)) for p in (*corpus.prompts, *corpus.safety)}
+    over = [f"{name} ({n})" for name, n in lengths.items() if n > limit]
+    if over:
+        evidence = f"{len(over)} prompts are longer than data.max_prompt_tokens = {limit}: {_named(over)}"
+        found.append(Finding("prompt-length", "error", evidence, "no prompt is cut", "shorten or remove them, or raise data.max_prompt_tokens"))
+    answers = {d.id: len(chat.answer(d.response)) for d in corpus.demonstrations}
+    if size.context:
+        over = [f"{name} ({n})" for name, n in lengths.items() if n > size.context - longest]
+        if over:
+            evidence = f"{len(over)} prompts and {longest} new tokens do not fit the model's context of {size.context}: {_named(over)}"
+            found.append(
+                Finding("prompt-length", "error", evidence, "an answer needs room after its prompt", "shorten them, or lower max_new_tokens")
+            )
+        rows = {d.id: answers[d.id] + (lengths.get(d.prompt_id) or len(chat.prompt(d.prompt))) for d in corpus.demonstrations}
+        over = [f"{name} ({n})" for name, n in rows.items() if n > size.context]
+        if over:
+            evidence = f"{len(over)} demonstrations do not fit the model's context of {size.context}: {_named(over)}"
+            found.append(Finding("row-length", "error", evidence, "no answer is cut", "shorten or remove them"))
+    long = [name for name, n in answers.items() if n > recipe.policy.max_new_tokens]
+    if long:
+        evidence = (
+            f"{len(long)} of {len(answers)} demonstrations are longer than policy.max_new_tokens = {recipe.policy.max_new_tokens}: {_named(long)}"
+        )
+        remedy = f"raise max_new_tokens (the longest has {max(answers.values())} tokens), or shorten them"
+        found.append(Finding("answer-length", "warning", evidence, "the model learns answers that are cut off when it draws them", remedy))
+    return found
+
+
+def _resources(recipe: Recipe, run: Path, size: Size) -> list[Finding]:
+    if size.parameters is None:
+        return [Finding("resources", "info", "the size of the model is not known: disk and memory were not looked at", "", "")]
+    known = f"{size.parameters / 1e6:,.1f} M parameters"
+    place = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists())
+    free, need = shutil.disk_usage(place).free, disk_needed(recipe, size)
+    there = sum(path.stat().st_size for path in (run / "stages").rglob("*") if path.is_file())
+    cause = f"weights in float32 and three checkpoints a stage, {known}, {recipe.rounds} round(s)"
+    evidence = f"about {_gb(need)} in all, {_gb(there)} there already, {_gb(free)} free at {place}"
+    short = need - there > free
+    found = [Finding("disk", "error" if short else "info", evidence, cause, "free space, or use LoRA" if short else "")]
+    available, need = memory_available(), memory_needed(recipe, size)
+    if available is not None and recipe.model.device != "cuda":
+        short = need > available
+        severity = "info" if not short else "error" if recipe.model.device == "cpu" else "warning"
+        evidence = f"about {_gb(need)} besides activations, {_gb(available)} available"
+        remedy = "use LoRA, a smaller model or fewer tokens_per_pass" if short else ""
+        found.append(Finding("memory", severity, evidence, f"weights, gradients, optimizer and logits of {known}", remedy))
+    return found
+
+
+def disk_needed(recipe: Recipe, size: Size) -> int:
+    """Bytes: float32 weights that stages leave, and two checkpoints of each and one being written."""
+    total, rounds = size.parameters or 0, recipe.rounds
+    left = total * (1 + rounds * (1 + (recipe.reward.method == "full")))
+    sft, reward, policy = _learning(recipe, size)
+    return 4 * left + 3 * 16 * (sft + rounds * (reward + policy))
+
+
+def memory_needed(recipe: Recipe, size: Size) -> int:
+    """Bytes at the widest stage: copies of the weights, what learns (5 x: itself, gradient, two moments, the best), logits of a pass."""
+    total = size.parameters or 0
+    sft, reward, policy = _learning(recipe, size)
+    copies = {"sft": 1 + (recipe.sft.method == "lora"), "reward": 1, "policy": 3}
+    for name, stage in (("sft", recipe.sft), ("reward", recipe.reward)):
+        copies[name] -= stage.method == "full"
+    if recipe.policy.method == "full":
+        copies["policy"] = 3  # reference, reward, sampler; the policy itself learns
+    elif recipe.reward.method == "full":
+        copies["policy"] += 1
+    widest = max(total * copies["sft"] + 5 * sft, total * copies["reward"] + 5 * reward, total * copies["policy"] + 5 * policy)
+    return 4 * widest + 8 * recipe.model.tokens_per_pass * size.vocabulary
+
+
+def _learning(recipe: Recipe, size: Size) -> tuple[int, int, int]:
+    """Parameters that learn in sft, reward and policy; the policy's with its critic's, where that is more than a head."""
+    sft, reward = (_trained(stage.method, stage.lora, size) for stage in (recipe.sft, recipe.reward))
+    critic = reward if recipe.policy.ppo.critic == "adapter" else 0
+    return sft, reward, _trained(recipe.policy.method, recipe.policy.lora, size) + critic
+
+
+def _trained(method: Method, lora: Lora, size: Size) -> int:
+    if method == "full":
+        return size.parameters or 0
+    return lora.rank * size.sides if size.sides else (size.parameters or 0) // 20
+
+
+def memory_available() -> int | None:
+    """Bytes that Linux says can be had, within the limit of the container; None elsewhere."""
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return None
+    kilobytes = dict(line.split(":") for line in path.read_text().splitlines())
+    free = int(kilobytes["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    told = limit.read_text().strip() if limit.is_file() else "max"
+    return min(free, int(told)) if told.isdigit() else free
+
+
+def _gb(amount: int) -> str:
+    return f"{amount / 1e9:,.1f} GB" if amount >= 1e9 else f"{amount / 1e6:,.0f} MB"
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
