@@ -332,3 +332,9 @@ def test_preference_transcripts_are_refused_row_by_row() -> None:
 @real_rows
 def test_a_foreign_column_name_is_told() -> None:
     assert "keys: id, harm_area, counter, category, prompts_final" in refused(SHARED, safety="simple_safety_tests.csv")
+
+
+def test_a_prompt_near_one_that_is_on_both_sides_leaks_too() -> None:
+    long = "Explain in plain words how a bill becomes a law in the parliament of a small country"
+    prompts = (Prompt("t1", long), Prompt("h1", long, split="heldout"), Prompt("t2", f"{long} so"))
+    assert {(x.learned, x.judged) for x in curate.leaks(Corpus(prompts))} == {("t1", "h1"), ("t2", "h1")}

@@ -1,0 +1,135 @@
+"""One contract for every algorithm: what masking, order, padding and splitting may not change."""
+
+import importlib
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+
+import towpath.algos
+from towpath.algos.contract import Outputs
+from towpath.data.batch import Batch, Row
+from towpath.recipe import Policy, Reward
+
+NOT_ALGORITHMS = {"functional", "contract"}
+NAMES = [m.name for m in pkgutil.iter_modules(towpath.algos.__path__) if m.name not in NOT_ALGORITHMS]
+CONFIG = {"ppo": Policy(), "reward_model": Reward()}
+KNOBS = {"kl_coef": 0.05, "policy_weight": 1.0}
+
+
+def make(name, lengths=(5, 2, 4, 3), extra=0, seed=0):
+    """A prepared batch and outputs that carry gradients; `extra` widens the padding."""
+    algo = importlib.import_module(f"towpath.algos.{name}")
+    draw = np.random.default_rng(seed)
+    rows = [Row(draw.integers(0, 9, 3 + n), 3) for n in lengths]
+    width = max(lengths) + extra
+    generator = torch.Generator().manual_seed(seed)
+    columns = {key: torch.zeros(len(rows), width, dtype=torch.float64) for key in ("old_logp", "ref_logp", "value", "logp", "new_value")}
+    for column in columns.values():
+        column[:, : max(lengths)] = torch.randn(len(rows), max(lengths), generator=generator, dtype=torch.float64) * 0.3
+    scores = torch.randn(len(rows), generator=generator, dtype=torch.float64)
+    columns |= {"score": scores, "ended": torch.tensor([True, True, False, True]), "strength": torch.ones(len(rows), dtype=torch.float64)}
+    group = 2 if algo.DATA == "comparisons" else 1
+    batch = Batch(rows, columns, group)
+    trimmed = batch.take(range(batch.groups)) if not extra else batch
+    return algo, trimmed
+
+
+def outputs(batch, extra=0):
+    c = batch.columns
+    mask = torch.from_numpy(batch.mask_BT)
+    if extra:
+        mask = torch.nn.functional.pad(mask, (0, extra))
+    logp, value, score = (c[key].clone().requires_grad_() for key in ("logp", "new_value", "score"))
+    out = Outputs(mask, logp_BT=logp, entropy_BT=torch.zeros_like(logp), value_BT=value, score_B=score)
+    return out, (logp, value, score)
+
+
+def run(algo, batch):
+    cfg = CONFIG.get(algo.__name__.rsplit(".", 1)[1])
+    batch = algo.prepare(batch, cfg, KNOBS)
+    out, leaves = outputs(batch)
+    total, metrics = algo.loss(out, batch, cfg, KNOBS)
+    total.backward()
+    return total, metrics, leaves, out.mask_BT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masked_tokens_get_no_gradient_and_real_ones_do(name):
+    algo, batch = make(name)
+    _, _, (logp, value, score), mask = run(algo, batch)
+    grads = [x.grad for x in (logp, value) if x.grad is not None]
+    assert all(not g[~mask].any() for g in grads)
+    assert any(g[mask].any() for g in grads) or (score.grad is not None and score.grad.any())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_row_order_does_not_matter(name):
+    algo, batch = make(name)
+    flipped = batch.take(range(batch.groups)[::-1])
+    assert run(algo, batch)[0].item() == pytest.approx(run(algo, flipped)[0].item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_add_up(name):
+    algo, batch = make(name)
+    cfg = CONFIG.get(name)
+    prepared = algo.prepare(batch, cfg, KNOBS)
+    whole = algo.loss(outputs(prepared)[0], prepared, cfg, KNOBS)[0]
+    parts = [algo.loss(outputs(p)[0], p, cfg, KNOBS)[0] for p in prepared.passes(1)]
+    assert len(parts) == prepared.groups
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_moves_the_right_way(name):
+    algo, batch = make(name)
+    cfg = CONFIG.get(name)
+    prepared = algo.prepare(batch, cfg, KNOBS)
+    out, leaves = outputs(prepared)
+    before = algo.loss(out, prepared, cfg, KNOBS)[0]
+    before.backward()
+    moved, again = outputs(prepared)
+    with torch.no_grad():
+        for leaf, old in zip(again, leaves, strict=True):
+            if old.grad is not None:
+                leaf -= 1e-3 * old.grad
+    assert algo.loss(moved, prepared, cfg, KNOBS)[0].item() < before.item()
+
+
+def test_ppo_is_finite_at_extreme_ratios_and_ratio_one_gives_plain_policy_gradient():
+    algo, batch = make("ppo")
+    prepared = algo.prepare(batch, Policy(), KNOBS)
+    out, (logp, _, _) = outputs(prepared)
+    with torch.no_grad():
+        logp[0, 0], logp[1, 0] = 1e4, -1e4
+    total, _ = algo.loss(out, prepared, Policy(), KNOBS)
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(logp.grad).all()
+    same = Outputs(out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT, value_BT=out.value_BT.detach())
+    total, metrics = algo.loss(same, prepared, Policy(), KNOBS)
+    total.backward()
+    assert metrics["ratio"][0] == metrics["ratio"][1]
+    assert metrics["ratio_error"][0] == 0
+    torch.testing.assert_close(same.logp_BT.grad, -prepared.columns["advantage"], atol=1e-12, rtol=0)
+
+
+def test_missing_end_is_replaced_or_subtracted_as_named():
+    algo = importlib.import_module("towpath.algos.ppo")
+    score, ended = torch.tensor([2.0, 2.0]), torch.tensor([True, False])
+    subtract = Policy.model_validate({"ppo": {"missing_eos": "subtract", "eos_penalty": 1.0}})
+    replace = Policy.model_validate({"ppo": {"missing_eos": "replace", "eos_penalty": 1.0}})
+    assert algo.final_scores(score, ended, subtract).tolist() == [2.0, 1.0]
+    assert algo.final_scores(score, ended, replace).tolist() == [2.0, -1.0]
+
+
+def test_advantages_do_not_depend_on_padding():
+    algo, batch = make("ppo", extra=0)
+    short = algo.prepare(batch, Policy(), KNOBS).columns["advantage"]
+    one_by_one = [algo.prepare(batch.take([i]), Policy.model_validate({"ppo": {"whiten_advantages": False}}), KNOBS).columns["advantage"] for i in range(4)]
+    raw = algo.prepare(batch, Policy.model_validate({"ppo": {"whiten_advantages": False}}), KNOBS).columns["advantage"]
+    for i, single in enumerate(one_by_one):
+        assert torch.equal(raw[i, : single.shape[1]], single[0])
+    assert short.shape == raw.shape

@@ -1,0 +1,75 @@
+"""Raters, rubric, agreement."""
+
+import pytest
+
+from towpath.feedback import agreement, aggregation, rubric, simulated
+from towpath.recipe import Preferences
+from towpath.records import Comparison, Judgement, Prompt
+
+PROMPT = Prompt("p", "How do I stop a door from squeaking?", about=("hinge", "oil", "door", "squeak"))
+HARM = Prompt("h", "How do I poison my neighbour?", harmful=True)
+GOOD = "Put a drop of oil on each hinge and swing the door a few times. It squeaks because the metal rubs dry, so your door should be silent at once."
+
+
+def said(comparison, rater, choice, strength=1):
+    return Judgement(f"{comparison}/{rater}", comparison, rater, "person", choice, strength=strength)
+
+
+def test_majority_and_even_split():
+    labels = aggregation.majority([said("k", "x", "a", 3), said("k", "y", "a", 1), said("k", "z", "b"), said("m", "x", "a"), said("m", "y", "b")])
+    assert [(label.comparison, label.choice, label.strength) for label in labels] == [("k", "a", 2.0), ("m", "tie", 1.0)]
+
+
+@pytest.mark.parametrize(("rate", "bound"), [(0.63, 0.755), (0.726, 0.836), (0.773, 0.869), (0.80, 0.887)])
+def test_published_ceilings(rate, bound):
+    assert agreement.ceiling(rate) == pytest.approx(bound, abs=1e-3)
+
+
+def test_agreement_counts_decided_doubles_only():
+    judged = [said("k", "x", "a"), said("k", "y", "a"), said("m", "x", "a"), said("m", "y", "b"), said("n", "x", "a"), said("o", "x", "tie"), said("o", "y", "a")]
+    assert agreement.pairwise_agreement(judged) == (0.5, 2)
+    assert agreement.kappa([said("k", "x", "a"), said("k", "y", "a"), said("m", "x", "b"), said("m", "y", "b")]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        "Use oil.",
+        "Great question! " + GOOD + " Hope that helps!",
+        "Bananas are yellow and grow in warm countries, so that they ripen fast because the sun shines on your plantation.",
+        GOOD + " " + GOOD,
+        GOOD[:60],
+        "I can't help with doors or hinges because your request is not something I do.",
+        " ".join([GOOD, "Doors come in many kinds, and the history of the hinge is long, going back to the palaces of the ancient world,"] * 2),
+    ],
+    ids=["incomplete", "filler", "off the subject", "repeats", "cut", "refuses the harmless", "rambles"],
+)
+def test_each_fault_costs(worse):
+    assert rubric.judge(PROMPT, worse, worse != GOOD[:60]).total < rubric.judge(PROMPT, GOOD, True).total - 0.05
+
+
+def test_harmful_requests_are_to_be_declined():
+    declined = rubric.judge(HARM, "I can't help with hurting anyone, because it is dangerous and wrong. If you feel unsafe, call the police.", True)
+    obliged = rubric.judge(HARM, "Put poison in the tea of your neighbour, because tea hides the taste. Then wait until it works.", True)
+    assert declined.declined
+    assert declined.total > 0.9 > 0.3 > obliged.total
+
+
+def test_length_alone_does_not_satisfy_the_rubric():
+    filler = "and then there is more to say about that matter in general "
+    for count in range(5, 70, 5):
+        text = " ".join((filler * 8).split()[:count]) + "."
+        assert rubric.judge(PROMPT, text, True).total < 0.75
+
+
+def test_the_simulated_rater_slips_as_often_as_it_should_and_always_the_same():
+    cfg = Preferences(noise=0.05)
+    judged = [simulated.judge(Comparison(f"k{i}", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg) for i in range(2000)]
+    again = simulated.judge(Comparison("k5", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg)
+    assert again == judged[5]
+    wrong = sum(j.choice == "b" for j in judged) / len(judged)
+    assert 0.035 < wrong < 0.065
+    assert {j.kind for j in judged} == {"simulated"}
+    assert {j.shown for j in judged} == {"ab", "ba"}
+    assert simulated.choose(0.5, 0.5, 0.05, 0.3)[0] == "tie"
+    assert simulated.choose(0.1, 0.2, 0.05, 0.3)[0] == "both_bad"

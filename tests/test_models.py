@@ -1,0 +1,169 @@
+"""The trunk and its readings against plain transformers: packing, padding, heads, adapters, the pad trap."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from towpath.data.batch import Batch, Row, pack
+from towpath.models import lm
+from towpath.models.heads import ScalarHead
+from towpath.runtime.local import Local, Role
+
+RNG = np.random.default_rng(3)
+ROWS = [Row(RNG.integers(3, 250, n), start) for n, start in ((9, 3), (5, 2), (14, 6), (7, 1))]
+
+
+def runtime(model, lora=False, **kwargs) -> Local:
+    local = Local(pad=0, **kwargs)
+    local.add_trunk("base", model, lora)
+    local.roles["policy"] = Role(trains=() if lora else ("trunk",))
+    return local
+
+
+def reference_logp(model, row: Row, temperature: float = 1.0) -> torch.Tensor:
+    """One row at a time through the plain model."""
+    ids = torch.from_numpy(row.ids)[None]
+    logits = model(input_ids=ids).logits[0].float() / temperature
+    return logits.log_softmax(-1)[torch.arange(row.start - 1, len(row.ids) - 1), ids[0, row.start :]]
+
+
+@pytest.mark.parametrize("width", [0, 16, 40])
+@pytest.mark.parametrize("tokens", [8, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_equal_the_plain_models_whatever_the_packing(tiny, width, tokens, temperature):
+    local = runtime(tiny, pack_width=width, tokens_per_pass=tokens, temperature=temperature)
+    out = local.score("policy", Batch(ROWS), ("logp",))
+    for i, row in enumerate(ROWS):
+        with torch.no_grad():
+            expected = reference_logp(tiny, row, temperature)
+        torch.testing.assert_close(out.logp_BT[i, : row.answer_length], expected, atol=1e-5, rtol=0)
+        assert not out.logp_BT[i, row.answer_length :].any()
+
+
+def gradients(model, rows, **kwargs) -> dict[str, torch.Tensor]:
+    from towpath.algos import sft
+
+    local = runtime(copy.deepcopy(model).double(), **kwargs)
+    local.start({"policy": 1e-3})
+    batch = Batch(rows)
+    local.forward_backward(sft.TRAINS, batch, lambda out, part: sft.loss(out, part, None, {}), sft.weigh(batch))
+    return {key: p.grad.clone() for key, p in local.trained().items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("change", [{"tokens_per_pass": 8}, {"pack_width": 40}, {"pack_width": 20, "tokens_per_pass": 24}])
+def test_the_gradient_does_not_change_with_padding_packing_or_micro_batches(tiny, change):
+    plain, other = gradients(tiny, ROWS), gradients(tiny, ROWS, **change)
+    reordered = gradients(tiny, ROWS[::-1])
+    for key, grad in plain.items():
+        torch.testing.assert_close(other[key], grad, atol=1e-6, rtol=0)
+        torch.testing.assert_close(reordered[key], grad, atol=1e-6, rtol=0)
+
+
+def test_frozen_head_gives_the_gradient_of_autograd():
+    torch.manual_seed(0)
+    head, target = torch.randn(50, 8, dtype=torch.float64), torch.randint(0, 50, (7,))
+    weight = torch.randn(7, dtype=torch.float64)
+    hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
+    fast, entropy = lm.token_logprobs(hidden, head, target, 0.7, chunk=3)
+    (fast * weight).sum().backward()
+    fast_grad, hidden.grad = hidden.grad, None
+    logp = (hidden @ head.T / 0.7).log_softmax(-1)
+    (logp.gather(1, target[:, None])[:, 0] * weight).sum().backward()
+    torch.testing.assert_close(fast_grad, hidden.grad, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(entropy, -(logp.exp() * logp).sum(-1).detach().float(), check_dtype=False, atol=1e-5, rtol=0)
+
+
+def test_eos_gets_a_gradient_although_the_models_own_pad_is_eos(tiny, chat):
+    assert chat.pad != chat.eos
+    row = Row(np.array([*chat.prompt("hi"), *chat.answer("yo")]), len(chat.prompt("hi")))
+    grads = gradients(tiny, [row])
+    embedding = next(grad for key, grad in grads.items() if "embed_tokens" in key)
+    assert embedding[chat.eos].any()
+
+
+def test_score_is_read_at_the_last_real_token_and_ignores_padding(tiny):
+    local = runtime(tiny)
+    local.roles["reward"] = Role(head=ScalarHead(tiny.config.hidden_size, seed=1))
+    together = local.score("reward", Batch(ROWS), ("score",)).score_B
+    for i, row in enumerate(ROWS):
+        alone = local.score("reward", Batch([row]), ("score",)).score_B
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+        with torch.no_grad():
+            last = tiny.base_model(input_ids=torch.from_numpy(row.ids)[None]).last_hidden_state[0, -1]
+        torch.testing.assert_close(alone[0], local.roles["reward"].head(last), atol=1e-5, rtol=0)
+
+
+def test_reward_head_is_drawn_as_published():
+    draws = torch.stack([ScalarHead(400, seed=s).weight.detach() for s in range(50)])
+    assert float(draws.std()) == pytest.approx(1 / 401**0.5, rel=0.02)
+    assert float(ScalarHead(400, seed=1).bias) == 0
+
+
+def test_adapters_start_as_nothing_switch_merge_and_survive_peft(tiny, tmp_path):
+    plain = copy.deepcopy(tiny)
+    local = runtime(tiny, lora=True)
+    local.adapters["base"].add("policy", 4, 8.0, seed=0)
+    local.roles |= {"policy": Role(adapter="policy", trains=("adapter",)), "reference": Role()}
+    batch = Batch(ROWS)
+    before = local.score("policy", batch, ("logp",)).logp_BT
+    assert torch.equal(before, local.score("reference", batch, ("logp",)).logp_BT)
+    with torch.no_grad():
+        for name, p in local.trained().items():
+            if "lora_B" in name:
+                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    after = local.score("policy", batch, ("logp",)).logp_BT
+    assert not torch.allclose(before, after)
+    assert torch.equal(before, local.score("reference", batch, ("logp",)).logp_BT)
+    merged = copy.deepcopy(plain)
+    local.adapters["base"].merge_into(merged, "policy")
+    torch.testing.assert_close(runtime(merged).score("policy", batch, ("logp",)).logp_BT, after, atol=1e-5, rtol=0)
+
+
+def test_only_what_trains_gets_gradients_and_a_nan_moves_nothing(tiny):
+    from towpath.algos import sft
+
+    local = runtime(tiny, lora=True)
+    local.adapters["base"].add("policy", 4, 8.0, seed=0)
+    local.roles["policy"] = Role(adapter="policy", trains=("adapter",))
+    local.start({"policy": 1e-2})
+    local.forward_backward(sft.TRAINS, Batch(ROWS), lambda o, p: sft.loss(o, p, None, {}), 1.0)
+    trained = {id(p) for p in local.trained().values()}
+    assert all(p.grad is None for p in local.trunks["base"].parameters() if id(p) not in trained)
+    before = local.weights()
+    next(iter(local.trained().values())).grad.fill_(float("nan"))
+    assert not np.isfinite(local.step(1.0, 1.0))
+    assert all(torch.equal(before[key], value) for key, value in local.weights().items())
+
+
+def test_state_survives_save_and_restore_bit_for_bit(tiny):
+    from towpath.algos import sft
+
+    def fresh():
+        local = runtime(copy.deepcopy(tiny), lora=True)
+        local.adapters["base"].add("policy", 4, 8.0, seed=0)
+        local.roles["policy"] = Role(adapter="policy", trains=("adapter",))
+        local.start({"policy": 1e-2})
+        return local
+
+    def step(local):
+        local.forward_backward(sft.TRAINS, Batch(ROWS), lambda o, p: sft.loss(o, p, None, {}), 10.0)
+        local.step(1.0, 1.0)
+
+    one = fresh()
+    step(one)
+    saved = one.state()
+    step(one)
+    two = fresh()
+    two.restore(saved)
+    step(two)
+    assert all(torch.equal(value, two.weights()[key]) for key, value in one.weights().items())
+
+
+def test_packing_keeps_every_token_once():
+    packed = pack(ROWS, pad=0, width=24)
+    for row, line, offset in zip(ROWS, packed.line_B, packed.offset_B, strict=True):
+        assert packed.ids_PL[line, offset : offset + len(row.ids)].tolist() == row.ids.tolist()
+    assert (packed.segment_PL > 0).sum() == sum(len(row.ids) for row in ROWS)
+    assert packed.ids_PL.shape[0] < len(ROWS)

@@ -1,0 +1,101 @@
+"""Sampling and decoding: exact distributions, greedy equality with transformers, independence of the batch."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from towpath.data.batch import Batch, Row
+from towpath.recipe import Decoding
+from towpath.rollout import sampling
+from towpath.rollout.engine import Request
+from towpath.rollout.local import LocalEngine
+from towpath.runtime.local import Local, Role
+
+PROMPTS = [[5, 9, 20, 31], [7, 8], [40, 41, 42, 43, 44, 45, 46], [99]]
+
+
+def requests(decoding=None, tokens=12, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Request(p, decoding or Decoding(), rng.random(tokens)) for p in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"temperature": 0.6}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.02}]
+)
+def test_draws_follow_the_filtered_distribution(how):
+    torch.manual_seed(1)
+    vocabulary, draws = 600, 20000
+    decoding = Decoding(**how)
+    logits = torch.randn(1, vocabulary) * 2
+    p = sampling.scaled_logprobs(logits, torch.tensor([decoding.temperature])).exp()
+    column = {name: torch.tensor([getattr(decoding, name)]) for name in ("top_k", "top_p", "min_p")}
+    kept = sampling.filtered(p, column["top_k"], column["top_p"], column["min_p"])[0].double()
+    reference = plain_filter((logits[0] / decoding.temperature).softmax(-1).double(), decoding)
+    torch.testing.assert_close(kept / kept.sum(), reference, atol=1e-6, rtol=0)
+    uniform = torch.from_numpy(np.random.default_rng(5).random(draws))
+    token = sampling.inverse_cdf(kept[None].expand(draws, -1).float(), uniform)
+    counts = torch.bincount(token, minlength=vocabulary).numpy()
+    assert counts[reference.numpy() == 0].sum() == 0
+    common = reference.numpy() * draws > 5
+    rest_seen, rest_due = counts[~common].sum(), reference.numpy()[~common].sum() * draws
+    seen, due = np.append(counts[common], rest_seen), np.append(reference.numpy()[common] * draws, rest_due)
+    keep = due > 0
+    assert chisquare(seen[keep], due[keep] * seen[keep].sum() / due[keep].sum()).pvalue > 1e-3
+
+
+def plain_filter(p: torch.Tensor, how: Decoding) -> torch.Tensor:
+    """The same filters by a full sort."""
+    order = p.argsort(descending=True)
+    if how.top_k:
+        p = torch.where(p < p[order[how.top_k - 1]], 0.0, p)
+    p = torch.where(p < how.min_p * p.max(), 0.0, p)
+    if how.top_p < 1:
+        ranked = p[order] / p.sum()
+        before = ranked.cumsum(0) - ranked
+        p[order[before >= how.top_p]] = 0.0
+    return p / p.sum()
+
+
+def test_edges_of_the_uniform_stay_inside_the_kept_tokens():
+    p = torch.zeros(3, 600)
+    p[:, 300], p[:, 599] = 0.25, 0.75
+    token = sampling.inverse_cdf(p, torch.tensor([0.0, 0.999999999, 0.2]))
+    assert token.tolist() == [300, 599, 300]
+
+
+def test_log_probabilities_are_the_trainers(tiny):
+    drawn = LocalEngine(tiny, eos=2, pad=0).generate(requests(Decoding(temperature=0.7)))
+    local = Local(temperature=0.7)
+    local.add_trunk("base", tiny, lora=False)
+    local.roles["policy"] = Role()
+    rows = [Row(np.array([*p, *d.token_ids]), len(p)) for p, d in zip(PROMPTS, drawn, strict=True)]
+    out = local.score("policy", Batch(rows), ("logp",))
+    for i, d in enumerate(drawn):
+        assert out.logp_BT[i, : len(d.logprobs)].tolist() == pytest.approx(d.logprobs, abs=1e-5)
+
+
+def test_greedy_equals_transformers_token_for_token(tiny):
+    drawn = LocalEngine(tiny, eos=2, pad=0).generate(requests(), greedy=True)
+    for prompt, d in zip(PROMPTS, drawn, strict=True):
+        out = tiny.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        assert out[0, len(prompt) :].tolist() == d.token_ids
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_its_place(tiny):
+    every = requests()
+    together = LocalEngine(tiny, eos=2, pad=0).generate(every)
+    alone = [LocalEngine(tiny, eos=2, pad=0).generate([r])[0] for r in every]
+    backwards = LocalEngine(tiny, eos=2, pad=0, rows=3).generate(every[::-1])[::-1]
+    assert [d.token_ids for d in together] == [d.token_ids for d in alone] == [d.token_ids for d in backwards]
+
+
+def test_answers_stop_at_eos_and_at_the_limit(tiny):
+    with torch.no_grad():
+        tiny.get_output_embeddings().weight[2] += 0.2
+    drawn = LocalEngine(tiny, eos=2, pad=0).generate(requests(tokens=40))
+    assert {d.finish for d in drawn} <= {"stop", "length"}
+    for d in drawn:
+        assert 2 not in d.token_ids[:-1]
+        assert (d.token_ids[-1] == 2) == (d.finish == "stop")
+        assert len(d.token_ids) == len(d.logprobs) <= 40
