@@ -30,8 +30,9 @@ def make(name, lengths=(5, 2, 4, 3), extra=0, seed=0):
         column[:, : max(lengths)] = torch.randn(len(rows), max(lengths), generator=generator, dtype=torch.float64) * 0.3
     scores = torch.randn(len(rows), generator=generator, dtype=torch.float64)
     columns |= {"score": scores, "ended": torch.tensor([True, True, False, True]), "strength": torch.ones(len(rows), dtype=torch.float64)}
-    group = 2 if algo.DATA == "comparisons" else 1
-    batch = Batch(rows, columns, group)
+    beats = torch.tensor([[0, 1.0], [0, 0], [0, 0], [2.0, 0]], dtype=torch.float64)
+    columns |= {"beats": beats, "place": torch.tensor([0, 1, 0, 1])}
+    batch = Batch(rows, columns, (2, 2) if algo.DATA == "comparisons" else (), frozenset({"beats"}))
     trimmed = batch.take(range(batch.groups)) if not extra else batch
     return algo, trimmed
 

@@ -98,7 +98,7 @@ def test_score_is_read_at_the_last_real_token_and_ignores_padding(tiny):
 def test_reward_head_is_drawn_as_published():
     draws = torch.stack([ScalarHead(400, seed=s).weight.detach() for s in range(50)])
     assert float(draws.std()) == pytest.approx(1 / 401**0.5, rel=0.02)
-    assert float(ScalarHead(400, seed=1).bias) == 0
+    assert ScalarHead(400, seed=1).bias.item() == 0
 
 
 def test_adapters_start_as_nothing_switch_merge_and_survive_peft(tiny, tmp_path):

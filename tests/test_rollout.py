@@ -28,7 +28,7 @@ def test_draws_follow_the_filtered_distribution(how):
     vocabulary, draws = 600, 20000
     decoding = Decoding(**how)
     logits = torch.randn(1, vocabulary) * 2
-    p = sampling.scaled_logprobs(logits, torch.tensor([decoding.temperature])).exp()
+    p = sampling.scaled(logits.clone(), torch.tensor([decoding.temperature]))
     column = {name: torch.tensor([getattr(decoding, name)]) for name in ("top_k", "top_p", "min_p")}
     kept = sampling.filtered(p, column["top_k"], column["top_p"], column["min_p"])[0].double()
     reference = plain_filter((logits[0] / decoding.temperature).softmax(-1).double(), decoding)

@@ -116,6 +116,7 @@ def report(run: Run, as_json: Json = False) -> None:
 def export(
     run: Run,
     to: Annotated[Path, typer.Option(help="the folder to write", show_default=False)],
+    set_: Set = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="the LoRA adapter alone, for peft, beside the tuned model it belongs to")] = False,
     verify: Annotated[bool, typer.Option(help="generate with plain transformers and compare with the run")] = True,
 ) -> None:
@@ -124,7 +125,7 @@ def export(
     from towpath import export as exporting
     from towpath import recipe
 
-    print(exporting.export(recipe.load(run), run, to, adapter, verify))
+    print(exporting.export(recipe.load(run, set_), run, to, adapter, verify))
 
 
 @app.command(epilog="Example: towpath explain policy.kl.coef")

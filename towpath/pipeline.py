@@ -23,7 +23,7 @@ from towpath.data.sources import Corpus
 from towpath.errors import GateClosed, RecipeError, ResourceError, TowpathError, Waiting
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict
-from towpath.store.publish import replace_file
+from towpath.store.publish import fault, replace_file, sweep
 from towpath.store.store import Store
 
 FORMAT = 1
@@ -152,10 +152,12 @@ def _run_stage(
     seconds = float(os.environ.get("TOWPATH_CHECKPOINT_SECONDS", "20"))
     job = Job(recipe, folder, step.name, step.folder, inputs, store, corpus, step.round, seconds, findings)
     say(f"{step.name}: {'goes on' if (step.folder / 'checkpoints').exists() else 'begins'} ({step.fingerprint})")
+    sweep(step.folder)
     begun = time.monotonic()
     before = _spent(step.folder)
     try:
         result = module.run(job)
+        fault(f"end-{step.name}")
     finally:
         (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
     _finish(step, recipe, result, before + time.monotonic() - begun, planned)

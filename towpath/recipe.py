@@ -14,6 +14,7 @@ Action = Literal["stop", "warn", "off"]
 class Lora(Section):
     rank: int = value(16, "width of the low-rank update", "8-64", "16 on all linear layers is the common choice", ge=1)
     alpha: float = value(32.0, "scale of the update is alpha / rank", "rank - 16 rank", "", gt=0)
+    top: int = value(0, "adapt only so many of the last layers; 0 for all", "a third to all", "no gradient flows below the first adapted layer", ge=0)
 
 
 class Model(Section):
@@ -68,7 +69,7 @@ class Preferences(Section):
         "settings taken in turn, recorded with each completion",
     )
     noise: float = value(0.05, "chance that the simulated rater says the opposite", "0-0.3", "", ge=0, lt=0.5)
-    tie_margin: float = value(0.05, "score difference below which the simulated rater sees no difference", "", "", ge=0)
+    tie_margin: float = value(0.1, "score difference below which the simulated rater sees no difference", "", "", ge=0)
     both_bad: float = value(0.3, "score that neither answer reaches when the simulated rater says both are bad", "", "", ge=0, le=1)
     overlap: float = value(0.15, "share of comparisons judged by a second rater", "0.1-0.3", "gives the agreement ceiling", ge=0, le=1)
     min_labels: int = value(200, "decided labels needed before the reward model is trained", "", "", ge=1)
@@ -77,6 +78,7 @@ class Preferences(Section):
 class Reward(Section):
     method: Method = value("lora", "LoRA adapter on the tuned trunk, or all weights")
     learning_rate: float = value(2e-4, "peak rate", "5e-5-2e-4 with LoRA", "", gt=0)
+    head_rate: float = value(10.0, "rate of the new head, as a multiple of the adapter's", "1-30", "a random linear head has far to go in few steps", gt=0)
     epochs: float = value(1.0, "passes over the comparisons", "1-3", "more overfits", gt=0)
     batch: int = value(16, "comparisons in one optimizer step", "8-64", "", ge=1)
     warmup: float = value(0.1, "share of steps with a rising rate", "0.03-0.1", "", ge=0, lt=1)

@@ -1,4 +1,8 @@
-"""Bradley-Terry reward model.  Rows come in pairs, chosen before rejected; score read at the last real token."""
+"""Bradley-Terry reward model over all judged pairs of a prompt; each answer is read once (arXiv 2203.02155, section 3.5).
+
+B rows, K answers of one prompt.  `beats_BK` holds, for each row, the strength with which it beat answer k of its own group,
+0 where it did not; `place_B` is the row's place in its group.  The score is read at the last real token.
+"""
 
 import torch
 from torch import Tensor
@@ -18,19 +22,23 @@ def prepare(batch: Batch, cfg: Reward, knobs: dict[str, float]) -> Batch:
 
 
 def weigh(batch: Batch) -> float:
-    """Pairs."""
-    return float(batch.groups)
+    """Decided pairs."""
+    return float((batch.columns["beats"] > 0).sum())
+
+
+def margins(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Score of the chosen minus score of the rejected for every decided pair, and the strength of each."""
+    beats_BK, place_B = batch.columns["beats"], batch.columns["place"]
+    row_N, k_N = torch.nonzero(beats_BK > 0, as_tuple=True)
+    return score_B[row_N] - score_B[row_N - place_B[row_N] + k_N], beats_BK[row_N, k_N]
 
 
 def loss(out: Outputs, batch: Batch, cfg: Reward, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
-    """Sum over pairs of -log sigmoid(chosen - rejected - margin), plus a pull of the pair's mean to zero."""
-    chosen, rejected = out.score_B[0::2], out.score_B[1::2]
-    gap = chosen - rejected
-    margin = (batch.columns["strength"][0::2] - 1.0) / 2 if cfg.margin else torch.zeros_like(gap)
-    pairs = F.bradley_terry(gap - margin, cfg.label_smoothing) + cfg.center * ((chosen + rejected) / 2) ** 2
-    total, count = pairs.sum(), weigh(batch)
-    return total, {
-        "loss": (float(total.detach()), count),
-        "accuracy": (float((gap > 0).sum()), count),
-        "gap": (float(gap.detach().sum()), count),
-    }
+    """Sum over pairs of -log sigmoid(chosen - rejected - margin), plus a pull of the scores to zero."""
+    gap_N, strength_N = margins(out.score_B, batch)
+    margin = (strength_N - 1.0) / 2 if cfg.margin else torch.zeros_like(gap_N)
+    pairs = F.bradley_terry(gap_N - margin, cfg.label_smoothing)
+    count = weigh(batch)
+    total = pairs.sum() + cfg.center * (out.score_B**2).sum()
+    gap_N = gap_N.detach()
+    return total, {"loss": (float(pairs.detach().sum()), count), "accuracy": (float((gap_N > 0).sum()), count), "gap": (float(gap_N.sum()), count)}

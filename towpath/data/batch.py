@@ -29,14 +29,22 @@ def row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows and their columns (first axis B); `group` rows in a run belong together."""
+    """Rows and their columns: first axis B; a second axis is T, but for the columns named `fixed`.
+
+    Rows of one group are never parted; without `sizes` every row is a group of its own.
+    """
 
     rows: list[Row]
     columns: dict[str, Any] = field(default_factory=dict)
-    group: int = 1
+    sizes: tuple[int, ...] = ()
+    fixed: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def groups(self) -> int:
+        return len(self.sizes or self.rows)
 
     @property
     def mask_BT(self) -> np.ndarray:
@@ -46,11 +54,14 @@ class Batch:
 
     def take(self, groups: Sequence[int]) -> "Batch":
         """The named groups of rows, in that order, columns cut to their longest answer."""
-        index = (np.asarray(groups, dtype=np.int64)[:, None] * self.group + np.arange(self.group)).ravel()
+        sizes = np.array(self.sizes or [1] * len(self.rows))
+        starts = np.cumsum(sizes) - sizes
+        index = np.concatenate([starts[g] + np.arange(sizes[g]) for g in groups])
         rows = [self.rows[i] for i in index]
-        longest = max((row.answer_length for row in rows), default=0)
-        columns = {name: _cut(column, index, longest) for name, column in self.columns.items()}
-        return replace(self, rows=rows, columns=columns)
+        longest = max(row.answer_length for row in rows)
+        columns = {name: column[index] for name, column in self.columns.items()}
+        columns = {name: c[:, :longest] if c.ndim > 1 and name not in self.fixed else c for name, c in columns.items()}
+        return replace(self, rows=rows, columns=columns, sizes=tuple(int(sizes[g]) for g in groups) if self.sizes else ())
 
     def with_columns(self, **columns: Any) -> "Batch":
         """The same rows with more columns."""
@@ -58,26 +69,19 @@ class Batch:
 
     def passes(self, tokens: int) -> Iterator["Batch"]:
         """Micro-batches of about so many tokens, of similar length; their losses add up to the whole."""
-        sizes = [sum(len(row.ids) for row in self.rows[g : g + self.group]) for g in range(0, len(self), self.group)]
+        sizes = np.array(self.sizes or [1] * len(self.rows))
+        starts = np.cumsum(sizes) - sizes
+        weights = [sum(len(row.ids) for row in self.rows[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
         chosen: list[int] = []
         total = 0
-        for index in np.argsort(sizes, kind="stable")[::-1]:
-            if chosen and total + sizes[index] > tokens:
+        for index in np.argsort(weights, kind="stable")[::-1]:
+            if chosen and total + weights[index] > tokens:
                 yield self.take(chosen)
                 chosen, total = [], 0
             chosen.append(int(index))
-            total += sizes[index]
+            total += weights[index]
         if chosen:
             yield self.take(chosen)
-
-    @property
-    def groups(self) -> int:
-        return len(self.rows) // self.group
-
-
-def _cut(column: Any, index: np.ndarray, longest: int) -> Any:
-    picked = column[index]
-    return picked[:, :longest] if picked.ndim > 1 else picked
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from towpath.evals.winrate import logistic, wilson
+from towpath.data.draws import generator
+from towpath.evals.winrate import logistic
 
 
 def accuracy_by(names: Sequence[str], right: np.ndarray) -> dict[str, dict[str, float]]:
@@ -17,10 +18,19 @@ def accuracy_by(names: Sequence[str], right: np.ndarray) -> dict[str, dict[str, 
     return found
 
 
-def accuracy(gap: np.ndarray) -> dict[str, Any]:
-    """Share of pairs put in the labelled order, with its Wilson interval."""
+def accuracy(gap: np.ndarray, prompts: Sequence[str], seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
+    """Share of pairs put in the labelled order; pairs of one prompt are not independent, so prompts are resampled."""
     right = (gap > 0).astype(float) + 0.5 * (gap == 0)
-    return {"accuracy": float(right.mean()), "interval": list(wilson(float(right.sum()), len(gap))), "n": len(gap)}
+    names = sorted(set(prompts))
+    index = {name: i for i, name in enumerate(names)}
+    sums, counts = np.zeros(len(names)), np.zeros(len(names))
+    for name, hit in zip(prompts, right, strict=True):
+        sums[index[name]] += hit
+        counts[index[name]] += 1
+    draws = generator(seed, "bootstrap/reward").integers(0, len(names), (resamples, len(names)))
+    rates = sums[draws].sum(1) / counts[draws].sum(1)
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return {"accuracy": float(right.mean()), "interval": [float(low), float(high)], "n": len(gap), "prompts": len(names)}
 
 
 def calibration(gap: np.ndarray, bins: int = 5) -> tuple[float, list[dict[str, float]]]:

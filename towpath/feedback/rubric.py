@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from towpath.records import Prompt
 
-WEIGHTS = {"on_subject": 0.2, "complete": 0.25, "concise": 0.15, "fresh": 0.1, "tone": 0.2, "ended": 0.1}
+WEIGHTS = {"on_subject": 0.15, "complete": 0.3, "concise": 0.1, "fresh": 0.1, "tone": 0.25, "ended": 0.1}
 
 _WORD = re.compile(r"[a-z0-9']+")
 _DECLINES = re.compile(
@@ -79,11 +79,11 @@ def _stem(word: str) -> str:
 
 
 def _on_subject(prompt: Prompt, said: list[str]) -> float:
-    """Answers the question asked: three different words of its subject are enough."""
+    """Answers the question asked: two different words of its subject are enough."""
     subject = {_stem(word) for word in [*words(prompt.prompt), *prompt.about] if word not in _STOP}
     stems = {_stem(word) for word in said}
     hits = sum(any(stem.startswith(part) or (len(stem) > 3 and part.startswith(stem)) for stem in stems) for part in subject)
-    return min(1.0, hits / 3)
+    return min(1.0, hits / 2)
 
 
 def _complete(text: str, said: list[str]) -> float:

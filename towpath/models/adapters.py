@@ -36,7 +36,12 @@ class LoraLinear(nn.Module):
     def merged(self, name: str | None) -> Tensor:
         """The weight with one adapter added, in float32."""
         weight = self.base.weight.detach().float()
-        return weight if name is None else weight + self.scale[name] * (self.b[name].detach() @ self.a[name].detach())
+        return weight if name not in self.scale else weight + self.scale[name] * (self.b[name].detach() @ self.a[name].detach())  # pyright: ignore[reportArgumentType]
+
+
+def depth(place: str) -> int:
+    """The number of the layer that a module belongs to."""
+    return next((int(part) for part in place.split(".") if part.isdigit()), 0)
 
 
 class Adapters:
@@ -44,6 +49,7 @@ class Adapters:
 
     def __init__(self, model: nn.Module) -> None:
         self.switch = Switch()
+        self.depth: int = model.config.num_hidden_layers  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
         self.layers: dict[str, LoraLinear] = {}
         head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         for name, module in list(model.named_modules()):
@@ -54,10 +60,12 @@ class Adapters:
                 self.layers[name] = layer
         model.requires_grad_(False)
 
-    def add(self, name: str, rank: int, alpha: float, seed: int) -> None:
-        """A new adapter that changes nothing yet: A uniform as in a linear layer, B zero."""
+    def add(self, name: str, rank: int, alpha: float, seed: int, top: int = 0) -> None:
+        """A new adapter, on the last `top` layers or on all, that changes nothing yet: A uniform as in a linear layer, B zero."""
         draw = torch.Generator().manual_seed(seed)
-        for layer in self.layers.values():
+        for place, layer in self.layers.items():
+            if depth(place) < self.depth - (top or self.depth):
+                continue
             out_features, in_features = layer.base.weight.shape
             bound = 1 / math.sqrt(in_features)
             a = torch.empty(rank, in_features).uniform_(-bound, bound, generator=draw)
@@ -79,6 +87,8 @@ class Adapters:
         """The adapter's weights under the names peft gives them."""
         found: dict[str, nn.Parameter] = {}
         for place, layer in self.layers.items():
+            if name not in layer.scale:
+                continue
             found[f"base_model.model.{place}.lora_A.weight"] = layer.a[name]
             found[f"base_model.model.{place}.lora_B.weight"] = layer.b[name]
         return found

@@ -15,7 +15,7 @@ from towpath.rollout.engine import Drawn, Request
 class LocalEngine:
     """Left-padded batches with position ids; a row's draws depend on its own request alone."""
 
-    def __init__(self, model: Any, eos: int, pad: int, rows: int = 96) -> None:
+    def __init__(self, model: Any, eos: int, pad: int, rows: int = 256) -> None:
         self.model, self.eos, self.pad, self.rows = model, eos, pad, rows
 
     @torch.inference_mode()
@@ -25,13 +25,11 @@ class LocalEngine:
         drawn: dict[int, Drawn] = {}
         for begin in range(0, len(order), self.rows):
             chosen = order[begin : begin + self.rows]
-            for index, answer in zip(chosen, self._batch([requests[i] for i in chosen], greedy), strict=True):
-                drawn[index] = answer
-            if tick:
-                tick(len(chosen))
+            answers = self._batch([requests[i] for i in chosen], greedy, tick or (lambda _ended: None))
+            drawn |= dict(zip(chosen, answers, strict=True))
         return [drawn[i] for i in range(len(requests))]
 
-    def _batch(self, requests: list[Request], greedy: bool) -> list[Drawn]:
+    def _batch(self, requests: list[Request], greedy: bool, tick: Callable[[int], None]) -> list[Drawn]:
         draw = _Draw(requests, self.model.device, greedy)
         limit = np.array([len(request.uniforms) for request in requests])
         tokens: list[list[int]] = [[] for _ in requests]
@@ -48,6 +46,7 @@ class LocalEngine:
                 tokens[index].append(token)
                 logprobs[index].append(logp)
             going = (token_B != self.eos).cpu().numpy() & (limit[live] > step + 1)
+            tick(int((~going).sum()))
             if not going.any():
                 break
             ids, position = token_B[:, None], position[:, -1:] + 1
@@ -98,10 +97,9 @@ class _Draw:
 
     def __call__(self, logits_BV: Tensor, step: int) -> tuple[Tensor, Tensor]:
         c = self.columns
-        logp_BV = sampling.scaled_logprobs(logits_BV, c["temperature"])
+        p_BV = sampling.scaled(logits_BV, c["temperature"])
         if self.greedy:
             token_B = logits_BV.argmax(-1)
         else:
-            p_BV = sampling.filtered(logp_BV.exp(), c["top_k"], c["top_p"], c["min_p"])
-            token_B = sampling.inverse_cdf(p_BV, c["uniforms"][:, step])
-        return token_B, logp_BV.gather(1, token_B[:, None])[:, 0]
+            token_B = sampling.inverse_cdf(sampling.filtered(p_BV, c["top_k"], c["top_p"], c["min_p"]), c["uniforms"][:, step])
+        return token_B, p_BV.gather(1, token_B[:, None])[:, 0].log()

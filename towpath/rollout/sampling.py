@@ -6,9 +6,9 @@ from torch import Tensor
 BLOCK = 256
 
 
-def scaled_logprobs(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
-    """log p under the temperature, before any filter."""
-    return (logits_BV.float() / temperature_B[:, None]).log_softmax(-1)
+def scaled(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
+    """Probabilities under the temperature, before any filter."""
+    return logits_BV.float().div_(temperature_B[:, None]).softmax(-1)
 
 
 def filtered(p_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def inverse_cdf(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     if vocabulary % BLOCK:
         p_BV = torch.nn.functional.pad(p_BV, (0, blocks * BLOCK - vocabulary))
     p_BKE = p_BV.view(rows, blocks, BLOCK)
-    running_BK = p_BKE.sum(-1, dtype=torch.float64).cumsum(-1)
+    running_BK = p_BKE.sum(-1).double().cumsum(-1)
     goal_B = uniform_B.double() * running_BK[:, -1]
     block_B = (running_BK <= goal_B[:, None]).sum(-1).clamp(max=blocks - 1)
     before_B = torch.where(block_B > 0, running_BK.gather(1, (block_B - 1).clamp(min=0)[:, None])[:, 0], 0.0)

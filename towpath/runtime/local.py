@@ -75,11 +75,13 @@ class Local:
         return found
 
     def start(self, rates: Mapping[str, float], eps: float = 1e-8, weight_decay: float = 0.0) -> None:
-        """Open the weights that learn and give them an optimizer, one rate a role."""
+        """Open the weights that learn and give them an optimizer: one rate a role, one more for `role/head` where named."""
         groups: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained().items():
             parameter.requires_grad_(True)
-            groups.setdefault(key.split("/")[0], []).append(parameter)
+            role, _, name = key.partition("/")
+            own = f"{role}/head" if name.startswith("head.") and f"{role}/head" in rates else role
+            groups.setdefault(own, []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "lr": rates[name], "peak": rates[name]} for name, params in groups.items()],
             lr=0.0, eps=eps, weight_decay=weight_decay, betas=(0.9, 0.95 if weight_decay else 0.999), foreach=False, fused=self.device.type == "cpu",

@@ -18,6 +18,7 @@ from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
+from towpath.store.publish import fault
 
 Numbers = dict[str, float]
 
@@ -88,6 +89,7 @@ class Experience:
             return _unpacked(found[1], self.job.chat.eos)
         drawn = self._generate(chosen, f"{self.job.name}/{step}")
         self.in_flight.save(step, _packed(drawn), {}, prefix="rollout", keep=1)
+        fault("rollout")
         return drawn
 
     def _generate(self, chosen: Sequence[tuple[int, Prompt]], stream: str, adapter: str | None = "policy") -> list[Drawn]:

@@ -64,7 +64,7 @@ def _runtime(job: Job) -> Local:
     start = _start(job)
     if lora:
         runtime.add_trunk("base", job.model(job.inputs["sft"] / "weights"), lora=True)
-        runtime.adapters["base"].add("policy", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed)
+        runtime.adapters["base"].add("policy", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
         if start:
             from safetensors.torch import load_file
 
@@ -97,7 +97,7 @@ def _critic(job: Job, runtime: Local, reward_head: ScalarHead) -> Role:
         runtime.add_trunk("critic", copy.deepcopy(runtime.trunks[reward.trunk]).float(), lora=False)
         return Role("critic", None, head, ("trunk", "head"))
     adapters, lora = runtime.adapters[reward.trunk], job.recipe.reward.lora
-    adapters.add("critic", lora.rank, lora.alpha, 0)
+    adapters.add("critic", lora.rank, lora.alpha, 0, lora.top)
     adapters.load("critic", {key: p.detach() for key, p in adapters.parameters("reward").items()})
     return Role(reward.trunk, "critic", head, ("adapter", "head"))
 

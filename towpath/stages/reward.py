@@ -44,31 +44,28 @@ def run(job: Job) -> dict[str, Any]:
         raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)
     runtime = _runtime(job)
     train_batch, held_batch = _batch(job, shown), _batch(job, held)
-    steps = minibatches(len(shown), cfg.batch, cfg.epochs, seed, f"{job.name}/order")
+    size = max(1, round(cfg.batch * train_batch.groups / len(shown)))
+    steps = minibatches(train_batch.groups, size, cfg.epochs, seed, f"{job.name}/order")
 
     def validate(step: int) -> dict[str, float]:
-        gap = _gaps(runtime, held_batch)
-        return {"loss": float(np.logaddexp(0, -gap).mean()), "accuracy": float((gap > 0).mean()), "at": float(step)}
+        gap, _ = algo.margins(runtime.score("reward", held_batch, ("score",)).score_B, held_batch)
+        return {"loss": float(torch.nn.functional.softplus(-gap).mean()), "accuracy": float((gap > 0).float().mean()), "at": float(step)}
 
     course = Course(
-        algo, cfg, len(steps), cfg.batch, lambda step: (train_batch.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
+        algo, cfg, len(steps), size, lambda step: (train_batch.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
         max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=max(1, len(steps) // 2), merit=lambda numbers: numbers["at"],
     )  # fmt: skip
     train(course, runtime, job, f"{job.name}: training")
-    return _finish(job, runtime, (shown, train_batch), (held, held_batch))
-
-
-def _finish(job: Job, runtime: Local, shown: tuple[list[Pair], Batch], held: tuple[list[Pair], Batch]) -> dict[str, Any]:
-    mean, std = _normalise(job, runtime, shown[0])
-    result = _measure(job, held[0], _gaps(runtime, held[1]) * std, runtime, held[1])
+    mean, std = _normalise(job, runtime, shown)
+    result = _measure(job, runtime, held, held_batch, std)
     _save(job, runtime)
-    some = shown[1].take(range(min(100, len(shown[0]))))
-    result |= {"train_accuracy": float((_gaps(runtime, some) > 0).mean()), "mean": mean, "std": std, "pairs": len(shown[0])}
-    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(shown[0]), *_lengths(held[0]))
+    some = train_batch.take(range(min(40, train_batch.groups)))
+    gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
+    result |= {"train_accuracy": float((gap > 0).float().mean()), "mean": mean, "std": std, "pairs": len(shown)}
+    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(shown), *_lengths(held))
     result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
     label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
-    result["ceiling"] = job.result_of(label_stage)["ceiling"]
-    return result
+    return result | {"ceiling": job.result_of(label_stage)["ceiling"]}
 
 
 def decided(job: Job) -> list[Pair]:
@@ -91,9 +88,9 @@ def _runtime(job: Job) -> Local:
     runtime.add_trunk("base", model, lora)
     head = ScalarHead(model.config.hidden_size, job.recipe.seed).to(job.device)
     if lora:
-        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed)
+        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
     runtime.roles["reward"] = Role(adapter="reward" if lora else None, head=head, trains=("adapter" if lora else "trunk", "head"))
-    runtime.start({"reward": cfg.learning_rate}, weight_decay=cfg.weight_decay)
+    runtime.start({"reward": cfg.learning_rate, "reward/head": cfg.learning_rate * cfg.head_rate}, weight_decay=cfg.weight_decay)
     return runtime
 
 
@@ -103,14 +100,26 @@ def completion_row(job: Job, prompt: Prompt, completion: Completion) -> Row:
 
 
 def _batch(job: Job, pairs: list[Pair]) -> Batch:
-    rows = [completion_row(job, p.prompt, c) for p in pairs for c in (p.chosen, p.rejected)]
-    strength = [float(p.label.strength) for p in pairs for _ in range(2)]
-    return Batch(rows, to(job.device, strength=np.array(strength, dtype=np.float32)), group=2)
+    """Every answer once, grouped by prompt, with who beat whom."""
+    groups = _grouped(pairs)
+    prompts = {p.prompt.id: p.prompt for p in pairs}
+    rows = [completion_row(job, prompts[name], c) for name, group in groups.items() for c in group.values()]
+    sizes = tuple(len(group) for group in groups.values())
+    place = {c: k for group in groups.values() for k, c in enumerate(group)}
+    number = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
+    beats = np.zeros((len(rows), max(sizes)), dtype=np.float32)
+    for p in pairs:
+        beats[number[p.chosen.id], place[p.rejected.id]] = p.label.strength
+    columns = to(job.device, beats=beats, place=np.array(list(place.values())))
+    return Batch(rows, columns, sizes, frozenset({"beats"}))
 
 
-def _gaps(runtime: Local, batch: Batch) -> np.ndarray:
-    scores = runtime.score("reward", batch, ("score",)).score_B.cpu().numpy()
-    return scores[0::2] - scores[1::2]
+def _grouped(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
+    """The judged answers of each prompt, in the order of the rows."""
+    groups: dict[str, dict[str, Completion]] = {}
+    for p in pairs:
+        groups.setdefault(p.prompt.id, {}).update({p.chosen.id: p.chosen, p.rejected.id: p.rejected})
+    return groups
 
 
 def _normalise(job: Job, runtime: Local, pairs: list[Pair]) -> tuple[float, float]:
@@ -127,19 +136,24 @@ def _normalise(job: Job, runtime: Local, pairs: list[Pair]) -> tuple[float, floa
     return mean, std
 
 
-def _measure(job: Job, held: list[Pair], gap: np.ndarray, runtime: Local, batch: Batch) -> dict[str, Any]:
-    error, curve = evals.calibration(gap)
-    right = (gap > 0).astype(float)
+def _measure(job: Job, runtime: Local, held: list[Pair], batch: Batch, std: float) -> dict[str, Any]:
+    """Accuracy on held-out pairs in the order of `held`, with everything that puts it in proportion."""
     scores = runtime.score("reward", batch, ("score",)).score_B.cpu().numpy()
-    lengths = np.array([row.answer_length for row in batch.rows])
-    names = [p.prompt.id for p in held for _ in range(2)]
+    order = [(name, c) for name, group in _grouped(held).items() for c in group]
+    score_of = dict(zip(order, scores, strict=True))
+    gap = np.array([score_of[p.prompt.id, p.chosen.id] - score_of[p.prompt.id, p.rejected.id] for p in held])
+    error, curve = evals.calibration(gap * std)
+    right = (gap > 0).astype(float)
     clean = [answers.gold(p.prompt, p.chosen) - answers.gold(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
+    lengths = np.array([row.answer_length for row in batch.rows])
     return {
-        **evals.accuracy(gap), "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
+        **evals.accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
+        "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
         "by_strength": evals.accuracy_by([str(round(p.label.strength)) for p in held], right),
         "by_domain": evals.accuracy_by([p.prompt.domain for p in held], right),
-        "calibration_error": error, "calibration": curve, "length_correlation": evals.within_prompt_correlation(names, scores, lengths),
+        "calibration_error": error, "calibration": curve,
+        "length_correlation": evals.within_prompt_correlation([name for name, _ in order], scores, lengths),
     }  # fmt: skip
 
 
@@ -167,7 +181,7 @@ def load_reward(job: Job, runtime: Local, folder: Path) -> ScalarHead:
     if cfg.method == "lora":
         if "base" not in runtime.trunks:
             runtime.add_trunk("base", job.model(job.inputs["sft"] / "weights"), lora=True)
-        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, 0)
+        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, 0, cfg.lora.top)
         runtime.adapters["base"].load("reward", tensors)
         trunk, adapter = "base", "reward"
     else:

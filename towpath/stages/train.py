@@ -19,6 +19,7 @@ from towpath.errors import TrainingError
 from towpath.progress import progress
 from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
+from towpath.store.publish import fault
 
 Numbers = dict[str, float]
 
@@ -72,6 +73,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
                 break
             numbers = _one_step(course, runtime, job, step, standing.knobs)
             job.log.write(step, "train", numbers)
+            fault(f"step-{job.name}")
             standing.knobs = course.turn(step, numbers, standing.knobs)
             standing.stopped = course.halt(numbers)
             last = step + 1 == course.steps or bool(standing.stopped)

@@ -20,6 +20,9 @@ def save_adapter(job: Job, adapters: Adapters, name: str, lora: Lora, folder: Pa
         "target_modules": sorted({place.rsplit(".", 1)[-1] for place in adapters.layers}),
     }  # fmt: skip
 
+    if lora.top:
+        config |= {"layers_to_transform": list(range(adapters.depth - lora.top, adapters.depth)), "layers_pattern": "layers"}
+
     def write(place: Path) -> None:
         tensors = {key: p.detach().cpu().contiguous() for key, p in adapters.parameters(name).items()}
         save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
