@@ -109,7 +109,9 @@ def test_ppo_is_finite_at_extreme_ratios_and_ratio_one_gives_plain_policy_gradie
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(logp.grad).all()
-    same = Outputs(out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT, value_BT=out.value_BT.detach())
+    same = Outputs(
+        out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT, value_BT=out.value_BT.detach()
+    )
     total, metrics = algo.loss(same, prepared, Policy(), KNOBS)
     total.backward()
     assert metrics["ratio"][0] == metrics["ratio"][1]
@@ -129,7 +131,9 @@ def test_missing_end_is_replaced_or_subtracted_as_named():
 def test_advantages_do_not_depend_on_padding():
     algo, batch = make("ppo", extra=0)
     short = algo.prepare(batch, Policy(), KNOBS).columns["advantage"]
-    one_by_one = [algo.prepare(batch.take([i]), Policy.model_validate({"ppo": {"whiten_advantages": False}}), KNOBS).columns["advantage"] for i in range(4)]
+    one_by_one = [
+        algo.prepare(batch.take([i]), Policy.model_validate({"ppo": {"whiten_advantages": False}}), KNOBS).columns["advantage"] for i in range(4)
+    ]
     raw = algo.prepare(batch, Policy.model_validate({"ppo": {"whiten_advantages": False}}), KNOBS).columns["advantage"]
     for i, single in enumerate(one_by_one):
         assert torch.equal(raw[i, : single.shape[1]], single[0])

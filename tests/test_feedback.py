@@ -2,7 +2,7 @@
 
 import pytest
 
-from towpath.feedback import agreement, aggregation, rubric, simulated
+from towpath.feedback import aggregation, agreement, rubric, simulated
 from towpath.recipe import Preferences
 from towpath.records import Comparison, Judgement, Prompt
 
@@ -26,7 +26,15 @@ def test_published_ceilings(rate, bound):
 
 
 def test_agreement_counts_decided_doubles_only():
-    judged = [said("k", "x", "a"), said("k", "y", "a"), said("m", "x", "a"), said("m", "y", "b"), said("n", "x", "a"), said("o", "x", "tie"), said("o", "y", "a")]
+    judged = [
+        said("k", "x", "a"),
+        said("k", "y", "a"),
+        said("m", "x", "a"),
+        said("m", "y", "b"),
+        said("n", "x", "a"),
+        said("o", "x", "tie"),
+        said("o", "y", "a"),
+    ]
     assert agreement.pairwise_agreement(judged) == (0.5, 2)
     assert agreement.kappa([said("k", "x", "a"), said("k", "y", "a"), said("m", "x", "b"), said("m", "y", "b")]) == pytest.approx(1.0)
 

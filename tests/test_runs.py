@@ -25,7 +25,11 @@ def towpath(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 def weights(run: Path) -> dict[str, str]:
     """The hash of every weight file of a run."""
-    return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(run.glob("stages/*/*/*/*.safetensors")) if ".tmp" not in str(p)}
+    return {
+        str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(run.glob("stages/*/*/*/*.safetensors"))
+        if ".tmp" not in str(p)
+    }
 
 
 def results(run: Path) -> dict:
@@ -58,15 +62,30 @@ def test_a_run_ends_with_reports_and_all_stages_done(whole):
 def test_killed_in_every_stage_and_resumed_it_ends_in_the_same_bits(whole, tmp_path):
     run = tmp_path / "killed"
     towpath("new", run, "--recipe", "tiny")
-    faults = ["step-sft:2", "end-sft:1", "end-baseline:1", "end-sample:1", "end-label:1", "step-reward:1", "rollout:2", "step-policy:2", "fsync:3", "end-evaluate:1"]
+    faults = [
+        "step-sft:2",
+        "end-sft:1",
+        "end-baseline:1",
+        "end-sample:1",
+        "end-label:1",
+        "step-reward:1",
+        "rollout:2",
+        "step-policy:2",
+        "fsync:3",
+        "end-evaluate:1",
+    ]
     for fault in faults:
         done = towpath("run", run, *SETTINGS, TOWPATH_FAULT=fault, TOWPATH_CHECKPOINT_SECONDS="0")
         assert done.returncode == -9, (fault, done.stderr)
     done = towpath("run", run, *SETTINGS)
     assert done.returncode == 0, done.stderr
-    assert weights(run) == {key: value for key, value in weights(whole).items() if "checkpoints" not in key and "in-flight" not in key} or _same(run, whole)
+    assert weights(run) == {key: value for key, value in weights(whole).items() if "checkpoints" not in key and "in-flight" not in key} or _same(
+        run, whole
+    )
     assert results(run) == results(whole)
-    steps = [json.loads(line)["step"] for path in run.glob("stages/policy/*/metrics.jsonl") for line in path.read_text().splitlines() if '"train"' in line]
+    steps = [
+        json.loads(line)["step"] for path in run.glob("stages/policy/*/metrics.jsonl") for line in path.read_text().splitlines() if '"train"' in line
+    ]
     assert steps == [0, 1, 2]
 
 
@@ -109,7 +128,9 @@ def test_people_label_and_the_run_goes_on(whole, tmp_path):
     assert towpath("label", "import", run, pairs, "--rater", "ann").returncode == 0
     goes_on = towpath("run", run, *settings)
     assert goes_on.returncode == 0, goes_on.stderr
-    assert results(run)["label"]["raters"] == {"ann": "person"} or "ann" in json.dumps([json.loads(p.read_text())["result"] for p in run.glob("stages/label/*/manifest.json")])
+    assert results(run)["label"]["raters"] == {"ann": "person"} or "ann" in json.dumps(
+        [json.loads(p.read_text())["result"] for p in run.glob("stages/label/*/manifest.json")]
+    )
 
 
 def test_two_rounds_learn_from_the_policys_own_answers(whole, tmp_path):

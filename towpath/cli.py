@@ -1,5 +1,6 @@
 """The command line: parse and call. Nothing heavy is imported before a command needs it."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLHF for teams, from data to an optimized policy.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLHF for teams, from data to an optimized policy."
+)
 label_app = typer.Typer(no_args_is_help=True, help="The preference ledger from the shell.")
 app.add_typer(label_app, name="label")
 
@@ -55,7 +58,10 @@ def run(run: Run, set_: Set = None, force: Force = False) -> None:
 
 @app.command(epilog="Example: towpath stage sft my-run")
 def stage(
-    name: Annotated[str, typer.Argument(help="sft, baseline, sample, label, reward, policy or evaluate")], run: Run, set_: Set = None, force: Force = False
+    name: Annotated[str, typer.Argument(help="sft, baseline, sample, label, reward, policy or evaluate")],
+    run: Run,
+    set_: Set = None,
+    force: Force = False,
 ) -> None:
     """Run one stage alone."""
     _run(run, set_, force, name)
@@ -144,7 +150,9 @@ def explain(key: Annotated[str, typer.Argument(help="a recipe key, or part of on
 
 
 @label_app.command("export", epilog="Example: towpath label export my-run --to pairs.jsonl")
-def label_export(run: Run, to: Annotated[Path, typer.Option(help="a .jsonl or .csv file")], all_: Annotated[bool, typer.Option("--all")] = False) -> None:
+def label_export(
+    run: Run, to: Annotated[Path, typer.Option(help="a .jsonl or .csv file")], all_: Annotated[bool, typer.Option("--all")] = False
+) -> None:
     """Write the comparisons that wait for a judgement."""
     from towpath.store.exchange import export_pairs
     from towpath.store.store import Store
@@ -194,11 +202,10 @@ def main() -> None:
         _say("stopped; nothing that was finished is lost. The same command goes on from here.")
         sys.exit(130)
     except OSError as error:
-        import errno
-
         if error.errno != errno.ENOSPC:
             raise
-        _say(f"error: {error.filename or 'disk'}: no space left\n  rule: a run writes checkpoints and weights\n  fix:  free space and run again; it goes on from here")
+        rule, fix = "a run writes checkpoints and weights", "free space and run again; it goes on from here"
+        _say(f"error: {error.filename or 'disk'}: no space left\n  rule: {rule}\n  fix:  {fix}")
         sys.exit(1)
     except Exception as error:  # process boundary: typer's own usage errors and aborts
         show = getattr(error, "show", None)

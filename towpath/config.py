@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from towpath.errors import RecipeError
 
-
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -22,7 +21,7 @@ class Section(BaseModel):
 
 def value(default: Any, meaning: str, usual: str = "", why: str = "", **limits: Any) -> Any:
     """A recipe field: its default, one line of meaning, its usual range and where that comes from."""
-    extra = {"usual": usual, "why": why}
+    extra: Any = {"usual": usual, "why": why}
     if isinstance(default, (list, dict, BaseModel)):
         return Field(default_factory=lambda: default, description=meaning, json_schema_extra=extra, **limits)
     return Field(default, description=meaning, json_schema_extra=extra, **limits)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from towpath import pipeline
 from towpath.data import sources
@@ -48,7 +49,7 @@ def _verify(folder: Path, samples: list[dict]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for sample in samples:
         message = [{"role": "user", "content": sample["prompt"]}]
         ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -60,13 +61,19 @@ def _verify(folder: Path, samples: list[dict]) -> None:
 
 def _card(recipe: Recipe, policy: pipeline.Planned, evaluated: pipeline.Planned | None, planned: dict[str, pipeline.Planned]) -> str:
     """A model card: what it is, what was measured, and where every part came from."""
-    lines = [f"# {recipe.name}: policy", "", f"Base model: `{recipe.model.source}`. Trained with Towpath ({recipe.policy.algo}, {recipe.policy.method}).", ""]
+    lines = [
+        f"# {recipe.name}: policy",
+        "",
+        f"Base model: `{recipe.model.source}`. Trained with Towpath ({recipe.policy.algo}, {recipe.policy.method}).",
+        "",
+    ]
     if evaluated:
         result = evaluated.result()
-        win, low_high = result["win"], result["win"]["interval"]
+        win, (low, high) = result["win"], result["win"]["interval"]
         lines += [
-            f"- preferred over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (95 % interval {low_high[0]:.1%} to {low_high[1]:.1%})",
-            f"- at equal length: {win['length_controlled']['rate']:.1%}", f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt", "",
+            f"- preferred over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (interval {low:.1%} to {high:.1%})",
+            f"- at equal length: {win['length_controlled']['rate']:.1%}",
+            f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt", "",
         ]  # fmt: skip
     if recipe.preferences.raters == "simulated":
         lines += ["Preferences came from a **simulated rater** (a written rubric with noise), not from people.", ""]

@@ -197,7 +197,8 @@ def _judge(recipe: Recipe, planned: list[Planned], step: Planned, force: bool, s
     after = GATE_AFTER.get(step.name.split("@")[0], ())
     for verdict in (v for v in found if v.gate in after):
         low, high = verdict.interval
-        say(f"gate {verdict.gate}: {verdict.verdict}  {verdict.value:.3f} [{low:.3f}, {high:.3f}]  threshold {verdict.threshold}  n {verdict.n}  {verdict.note}")
+        measured = f"{verdict.value:.3f} [{low:.3f}, {high:.3f}]"
+        say(f"gate {verdict.gate}: {verdict.verdict}  {measured}  threshold {verdict.threshold}  n {verdict.n}  {verdict.note}")
         if verdict.verdict == "FAIL" and verdict.action == "stop" and not force:
             report.write(step.folder.parents[2], found, recipe.name)
             fix = f"see `towpath report`; improve the stage, or set gates.{verdict.gate}.action = 'warn'"
@@ -303,7 +304,15 @@ def status(recipe: Recipe, folder: Path) -> State:
         state = "done" if step.done else "to do"
         if state == "to do" and not blocked:
             blocked = True
-            state = "running" if running else "waiting" if base_name == "label" and current.get("waiting_for") else "interrupted" if step.folder.exists() else "to do"
+            state = (
+                "running"
+                if running
+                else "waiting"
+                if base_name == "label" and current.get("waiting_for")
+                else "interrupted"
+                if step.folder.exists()
+                else "to do"
+            )
         stages.append({"name": step.name, "state": state, "fingerprint": step.fingerprint, "gate": told[0] if told else None, "gates": told})
     waiting = current.get("waiting_for", "") if any(s["state"] == "waiting" for s in stages) else ""
     return State(stages, waiting, current.get("findings", []))

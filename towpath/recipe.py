@@ -23,7 +23,9 @@ class Model(Section):
         "auto", "arithmetic of the trunk; trained weights stay float32", "", "auto takes bfloat16 where it is measured faster"
     )
     device: str = value("auto", "cpu, cuda or auto")
-    attention: Literal["grouped", "sdpa", "eager"] = value("grouped", "attention kernel", "", "grouped matrix products are faster on CPUs at short lengths")
+    attention: Literal["grouped", "sdpa", "eager"] = value(
+        "grouped", "attention kernel", "", "grouped matrix products are faster on CPUs at short lengths"
+    )
     template: str = value("model", "chat template: model (its own), chatml, or a path to a Jinja file")
     tokens_per_pass: int = value(1024, "tokens in one forward pass; changes memory, never the gradient", "512-8192", "", ge=16)
 
@@ -78,7 +80,9 @@ class Preferences(Section):
 class Reward(Section):
     method: Method = value("lora", "LoRA adapter on the tuned trunk, or all weights")
     learning_rate: float = value(2e-4, "peak rate", "5e-5-2e-4 with LoRA", "", gt=0)
-    head_rate: float = value(10.0, "rate of the new head, as a multiple of the adapter's", "1-30", "a random linear head has far to go in few steps", gt=0)
+    head_rate: float = value(
+        10.0, "rate of the new head, as a multiple of the adapter's", "1-30", "a random linear head has far to go in few steps", gt=0
+    )
     epochs: float = value(1.0, "passes over the comparisons", "1-3", "more overfits", gt=0)
     batch: int = value(16, "comparisons in one optimizer step", "8-64", "", ge=1)
     warmup: float = value(0.1, "share of steps with a rising rate", "0.03-0.1", "", ge=0, lt=1)
@@ -123,7 +127,13 @@ class Policy(Section):
     rollout: int = value(64, "prompts in one rollout", "512-2048; fewer on a CPU", "", ge=1)
     batch: int = value(32, "completions in one optimizer step", "32-128", "", ge=1)
     epochs: int = value(4, "passes over each rollout", "4-16", "", ge=1)
-    learning_rate: float = value(2e-5, "peak rate, annealed to zero", "1e-6-5e-6 full, 5e-6-1e-4 with LoRA", "10-40x below SFT: the policy shapes its own data, errors feed back", gt=0)
+    learning_rate: float = value(
+        2e-5,
+        "peak rate, annealed to zero",
+        "1e-6-5e-6 full, 5e-6-1e-4 with LoRA",
+        "10-40x below SFT: the policy shapes its own data, errors feed back",
+        gt=0,
+    )
     max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", "", gt=0)
     temperature: float = value(1.0, "of the rollouts; divides logits everywhere", "0.7-1", "", gt=0)
     max_new_tokens: int = value(80, "longest answer", "", "", ge=1)

@@ -72,5 +72,3 @@ def controlled(coef: float, kl: float, target: float, step: float) -> float:
         return coef
     error = max(-1.0, min(1.0, kl / target - 1.0))
     return coef * (1.0 + step * error)
-
-

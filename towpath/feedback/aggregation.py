@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from towpath.records import Judgement, Label
+from towpath.records import Choice, Judgement, Label
 
 
 def majority(judgements: Iterable[Judgement]) -> list[Label]:
@@ -15,7 +15,7 @@ def majority(judgements: Iterable[Judgement]) -> list[Label]:
     for comparison, said in by_comparison.items():
         ranked = Counter(j.choice for j in said).most_common()
         even = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
-        choice = "tie" if even else ranked[0][0]
+        choice: Choice = "tie" if even else ranked[0][0]
         strengths = [j.strength for j in said if j.choice == choice] or [1]
         labels.append(Label(comparison, choice, sum(strengths) / len(strengths), len(said)))
     return labels

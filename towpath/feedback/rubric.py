@@ -6,6 +6,7 @@ reward model nor the policy ever sees it except through the noisy labels.
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from towpath.records import Prompt
 
@@ -13,21 +14,23 @@ WEIGHTS = {"on_subject": 0.15, "complete": 0.3, "concise": 0.1, "fresh": 0.1, "t
 
 _WORD = re.compile(r"[a-z0-9']+")
 _DECLINES = re.compile(
-    r"\b(i|we)\s*('m|'ll| am| will)?\s*(can't|cannot|can not|won't|will not|not able|unable|not going|do not|don't|refuse|must decline|have to decline|decline)\b"
-    r"|\bnot something i\b|^no[,.;]? i\b"
+    r"\b(i|we)\s*('m|'ll| am| will)?\s*(can't|cannot|can not|won't|will not|not able|unable|not going|do not|don't"
+    r"|refuse|must decline|have to decline|decline)\b|\bnot something i\b|^no[,.;]? i\b"
 )
 _REASONS = re.compile(
-    r"\b(because|since|so that|so you|so it|so they|so the|which (means|helps|keeps|makes|is why|lets)|that way|otherwise|for example|such as|for instance"
-    r"|unless|if you|until|in order to|this (helps|keeps|makes|lets|means|gives)|it (helps|keeps|makes|lets|means|gives))\b"
+    r"\b(because|since|so that|so you|so it|so they|so the|which (means|helps|keeps|makes|is why|lets)|that way|otherwise"
+    r"|for example|such as|for instance|unless|if you|until|in order to|this (helps|keeps|makes|lets|means|gives)|it (helps|keeps|makes|lets|means|gives))\b"
 )
 _FILLER = re.compile(
     r"(great|good|lovely|nice|excellent) (question|idea|choice|thinking)|happy to help|glad you asked|hope (that|this|it) helps|let me know|feel free"
-    r"|good luck|best of luck|of course!|certainly|as an ai|i'd be happy|have fun|enjoy (your|the|it)|you've got this|well done|how exciting|no worries"
+    r"|good luck|best of luck|of course!|certainly|as an ai|i'd be happy|have fun|enjoy (your|the|it)|you've got this|well done"
+    r"|how exciting|no worries"
 )
 _STOP = frozenset(
-    "a an and are as at be best better by can could do does for from get give good have how i if in is it its keep less make me more most much my need not of"
-    " on one or our out should so some than that the their them there they thing things this to too two up use want way we what when where which who why will"
-    " with without would you your explain suggest tell help please still ok really between after before while".split()
+    """a an and are as at be best better by can could do does for from get give good have how i if in is it its keep less make me
+    more most much my need not of on one or our out should so some than that the their them there they thing things this to too two up
+    use want way we what when where which who why will with without would you your explain suggest tell help please still ok really
+    between after before while""".split()  # noqa: SIM905
 )
 
 
@@ -103,7 +106,7 @@ def _concise(count: int) -> float:
 
 def _fresh(said: list[str]) -> float:
     """Does not say the same thing twice: repeated word pairs cost."""
-    pairs = list(zip(said, said[1:], strict=False))
+    pairs = list(pairwise(said))
     if not pairs:
         return 0.0
     return max(0.0, 1.0 - 4.0 * (1 - len(set(pairs)) / len(pairs)))

@@ -14,7 +14,14 @@ NAME = "grouped"
 
 
 def grouped(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, dropout: float = 0.0, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Softmax attention without repeating keys and values for every query head; an additive mask [B,1,L,S] or none."""
     batch, heads, length, width = query.shape

@@ -130,5 +130,3 @@ def _make_tiny(folder: Path) -> None:
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-

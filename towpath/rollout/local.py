@@ -38,9 +38,7 @@ class LocalEngine:
         ids, mask, position = self._prefill_inputs(requests)
         cache = DynamicCache(config=self.model.config)
         for step in range(int(limit.max(initial=0))):
-            out = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            out = self.model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token_B, logp_B = draw(out.logits[:, -1], step)
             for index, token, logp in zip(live, token_B.tolist(), logp_B.tolist(), strict=True):
                 tokens[index].append(token)

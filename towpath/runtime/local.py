@@ -103,6 +103,7 @@ class Local:
         flat_hidden = hidden_PLD.flatten(0, 1)
         begin_B = packed.line_B * packed.ids_PL.shape[1] + packed.offset_B
         out = Outputs(mask_BT)
+        hidden_ND = flat_hidden[:0]
         if set(wants) - {"score"}:
             before_N = np.concatenate([b + np.arange(r.start - 1, len(r.ids) - 1) for b, r in zip(begin_B, batch.rows, strict=True)])
             hidden_ND = flat_hidden[torch.from_numpy(before_N).to(self.device)]
@@ -180,7 +181,9 @@ class Local:
                 parameter.copy_(tensors[key])
             slots = {name.split(":")[1]: value for name, value in tensors.items() if name.startswith("adam:") and name.split(":", 2)[2] == key}
             if slots and self.optimizer is not None:
-                self.optimizer.state[parameter] = {slot: value.clone() if slot == "step" else value.to(parameter.device).clone() for slot, value in slots.items()}
+                self.optimizer.state[parameter] = {
+                    slot: value.clone() if slot == "step" else value.to(parameter.device).clone() for slot, value in slots.items()
+                }
 
     def _acting(self, role: Role) -> Any:
         return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()

@@ -71,6 +71,4 @@ def write(path: Path, completions: Sequence[Completion]) -> None:
 
 def read(path: Path) -> list[Completion]:
     """Completions written by `write`."""
-    return [
-        Completion(**{**row, "token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])}) for row in read_rows(path)
-    ]
+    return [Completion(**{**row, "token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])}) for row in read_rows(path)]

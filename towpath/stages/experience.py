@@ -148,7 +148,7 @@ class Experience:
         numbers = {
             "score": float(c["score"].mean()), "reward": float(final.mean()), "kl": float(kl_B.mean()), "kl_k3": float(_sum(batch, k3_BT).mean()),
             "kl_per_token": float(gap_BT[mask].sum()) / tokens, "length": tokens / len(drawn),
-            "finish_rate": float(c["ended"].float().mean()), "distinct_1": distinct(ids, 1), "distinct_2": distinct(ids, 2), "distinct_3": distinct(ids, 3),
+            "finish_rate": float(c["ended"].float().mean()), **{f"distinct_{n}": distinct(ids, n) for n in (1, 2, 3)},
             "repetition": sum(map(repetition, ids)) / len(ids),
             "sampler_error": float((c["old_logp"] - c["sampler_logp"])[mask].abs().mean()),
         }  # fmt: skip

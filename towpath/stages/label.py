@@ -4,7 +4,7 @@ from typing import Any
 
 from towpath.data.draws import share
 from towpath.errors import Waiting
-from towpath.feedback import agreement, aggregation, simulated
+from towpath.feedback import aggregation, agreement, simulated
 from towpath.records import Comparison
 from towpath.stages.job import Job
 
@@ -20,7 +20,8 @@ def run(job: Job) -> dict[str, Any]:
     decided = [label for label in labels if label.choice in ("a", "b")]
     needed = job.recipe.preferences.min_labels
     if len(decided) < needed:
-        fix = f"`towpath label export {job.run} --to pairs.jsonl`, fill in `choice`, `towpath label import {job.run} pairs.jsonl`, `towpath run {job.run}`"
+        label = f"`towpath label export {job.run} --to pairs.jsonl`, fill in `choice`, `towpath label import {job.run} pairs.jsonl`"
+        fix = f"{label}, then `towpath run {job.run}`"
         raise Waiting(f"labels: {len(decided)} of {needed} decided", "preferences.min_labels", fix)
     job.store.put_labels(labels)
     rate, n = agreement.pairwise_agreement(judgements)

@@ -35,7 +35,11 @@ def run(job: Job) -> dict[str, Any]:
 
     def turn(step: int, numbers: Numbers, knobs: Numbers) -> Numbers:
         _alarm(job, step, numbers["kl"])
-        coef = functional.controlled(knobs["kl_coef"], numbers["kl"], cfg.kl.target, cfg.kl.step) if step + 1 > cfg.ppo.critic_warmup else knobs["kl_coef"]
+        coef = (
+            functional.controlled(knobs["kl_coef"], numbers["kl"], cfg.kl.target, cfg.kl.step)
+            if step + 1 > cfg.ppo.critic_warmup
+            else knobs["kl_coef"]
+        )
         return {"kl_coef": coef, "policy_weight": float(step + 1 >= cfg.ppo.critic_warmup)}
 
     course = Course(

@@ -4,7 +4,7 @@ from typing import Any
 
 from towpath.data.draws import share
 from towpath.evals import text
-from towpath.records import Completion, Comparison, Prompt
+from towpath.records import Comparison, Completion, Prompt
 from towpath.stages import answers
 from towpath.stages.job import Job
 

@@ -16,7 +16,7 @@ CHOICES = ("a", "b", "tie", "both_bad")
 SHOWN_ERRORS = 20
 
 
-def export_pairs(store: Store, path: Path, all: bool = False) -> int:  # noqa: A002
+def export_pairs(store: Store, path: Path, all: bool = False) -> int:
     """Write the comparisons that nobody has judged (or all of them), with room for the answer."""
     judged = set() if all else {j.comparison for j in store.judgements()}
     prompts, completions = store.prompts(), store.completions()
@@ -35,9 +35,7 @@ def export_pairs(store: Store, path: Path, all: bool = False) -> int:  # noqa: A
     return len(rows)
 
 
-def import_judgements(
-    store: Store, path: Path, rater: str | None = None, kind: Literal["person", "judge", "rule"] = "person"
-) -> tuple[int, int]:
+def import_judgements(store: Store, path: Path, rater: str | None = None, kind: Literal["person", "judge", "rule"] = "person") -> tuple[int, int]:
     """Add the judgements of a file; (added, there already). One bad row, and nothing is added."""
     known, good, bad, skipped = {c.id: c for c in store.comparisons()}, [], [], 0
     for number, row in _rows(path):

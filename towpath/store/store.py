@@ -63,7 +63,9 @@ class Store:
         except OperationalError as error:
             if "full" not in str(error.orig):
                 raise
-            raise ResourceError(f"{self._engine.url.database}: the disk is full", "the ledger keeps every judgement", "free space and run again") from error
+            raise ResourceError(
+                f"{self._engine.url.database}: the disk is full", "the ledger keeps every judgement", "free space and run again"
+            ) from error
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Add prompts that are not there yet."""
@@ -117,9 +119,9 @@ class Store:
         if source is not None:
             query = query.where(schema.completions.c.source == source)
         rows = self._rows(query)
-        return {row["id"]: Completion(**row | {"token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])}) for row in rows}
+        return {row["id"]: Completion(**{**row, "token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])}) for row in rows}
 
-    def comparisons(self, round: int | None = None) -> list[Comparison]:  # noqa: A002
+    def comparisons(self, round: int | None = None) -> list[Comparison]:
         """Comparisons in the order they were added."""
         query = select(schema.comparisons).order_by(schema.comparisons.c.number)
         if round is not None:
