@@ -25,18 +25,50 @@ def test_published_ceilings(rate, bound):
     assert agreement.ceiling(rate) == pytest.approx(bound, abs=1e-3)
 
 
+def test_a_later_round_takes_back_what_a_rater_said():
+    again = Judgement("k/x/2", "k", "x", "person", "b", round=2)
+    assert [(label.choice, label.judgements) for label in aggregation.majority([again, said("k", "x", "a")])] == [("b", 1)]
+
+
+def test_who_chose_ties_and_bad_pairs_is_heard_too():
+    labels = aggregation.majority(
+        [said("k", "x", "both_bad", 2), said("k", "y", "both_bad"), said("k", "z", "a"), said("m", "x", "tie", 2), said("m", "y", "a", 3)]
+    )
+    assert [(label.choice, label.strength, label.judgements) for label in labels] == [("both_bad", 1.5, 3), ("tie", 2.0, 2)]
+    assert aggregation.majority([]) == []
+
+
+def pair(comparison, x, y):
+    return [said(comparison, "x", x), said(comparison, "y", y)]
+
+
 def test_agreement_counts_decided_doubles_only():
-    judged = [
-        said("k", "x", "a"),
-        said("k", "y", "a"),
-        said("m", "x", "a"),
-        said("m", "y", "b"),
-        said("n", "x", "a"),
-        said("o", "x", "tie"),
-        said("o", "y", "a"),
-    ]
+    judged = [*pair("k", "a", "a"), *pair("m", "a", "b"), said("n", "x", "a"), *pair("o", "tie", "a")]
     assert agreement.pairwise_agreement(judged) == (0.5, 2)
-    assert agreement.kappa([said("k", "x", "a"), said("k", "y", "a"), said("m", "x", "b"), said("m", "y", "b")]) == pytest.approx(1.0)
+    assert agreement.pairwise_agreement([*judged, said("k", "z", "a")]) == (0.75, 4)
+    assert agreement.pairwise_agreement([said("k", "x", "a")]) == (0.0, 0)
+
+
+def test_kappa_is_that_of_a_worked_table():
+    # 20 both a, 5 and 10 apart, 15 both b: observed 0.7, chance 0.5 (raters lean 0.5 and 0.6 to a), kappa 0.4.
+    table = [("a", "a")] * 20 + [("a", "b")] * 5 + [("b", "a")] * 10 + [("b", "b")] * 15
+    judged = [j for number, (x, y) in enumerate(table) for j in pair(f"k{number}", x, y)]
+    assert agreement.cohen_kappa(judged) == pytest.approx(0.4)
+    assert agreement.cohen_kappa([*pair("k", "a", "a"), *pair("m", "b", "b")]) == pytest.approx(1.0)
+    assert agreement.cohen_kappa(pair("k", "a", "a")) == 0.0
+    assert agreement.cohen_kappa([]) == 0.0
+
+
+def test_kappa_keeps_each_rater_apart():
+    # One always says a, the other always b: nothing but their leanings, so no agreement and none below chance.
+    assert agreement.cohen_kappa([*pair("k", "a", "b"), *pair("m", "a", "b")]) == 0.0
+
+
+@pytest.mark.parametrize(("n", "wins"), [(50, 42), (100, 79), (200, 153), (400, 298), (1000, 729)])
+def test_wilson_needs_the_published_wins_to_clear_seven_in_ten(n, wins):
+    assert agreement.wilson(wins, n)[0] > 0.7 >= agreement.wilson(wins - 1, n)[0]
+    low, high = agreement.wilson(0, n)
+    assert low == 0.0 < high < 0.1
 
 
 @pytest.mark.parametrize(

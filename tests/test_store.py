@@ -1,126 +1,385 @@
 """The ledger and the publishing of folders, with real SQLite and real kills."""
 
+import csv
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import IntegrityError
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
+import towpath
 from towpath.errors import DataError, ResourceError
 from towpath.records import Comparison, Completion, Judgement, Label, Prompt
-from towpath.store import publish
+from towpath.store import ledger, publish, schema
 from towpath.store.exchange import export_pairs, import_judgements
 from towpath.store.store import Store
+
+PACKAGE = Path(towpath.__file__).parent
 
 
 @pytest.fixture
 def store(tmp_path):
-    with Store.open(tmp_path / "led ger%.db") as opened:
-        opened.add_prompts([Prompt("p1", "Why?", about=("x", "y"), harmful=True)])
-        opened.add_completions([Completion(f"c{i}", "p1", "sft", f"Because {i}.", (1, 2), (-0.1, -0.25), "stop", {"top_k": 3}) for i in range(3)])
-        opened.add_comparisons([Comparison("k1", "p1", "c0", "c1"), Comparison("k2", "p1", "c1", "c2")])
+    with Store.open(tmp_path / "led ger%?.db") as opened:
+        fill(opened)
         yield opened
+
+
+def odd(number):
+    """What an untrained model says: all that a table or a line could stumble over."""
+    return f'Because,\r "\x1f\u2028\r\n{number}";\n'
+
+
+def fill(store):
+    store.add_prompts([Prompt("p1", "Why?\rSay.", about=("x", "y"), harmful=True)])
+    store.add_completions([Completion(f"c{i}", "p1", "sft", odd(i), (1, 2), (-0.1, -0.25), "stop", {"top_k": 3}) for i in range(3)])
+    store.add_comparisons([Comparison("k2", "p1", "c1", "c2"), Comparison("k1", "p1", "c0", "c1")])
 
 
 def said(comparison="k1", rater="ann", choice="a", **more):
     return Judgement(f"{comparison}/{rater}/1", comparison, rater, "person", choice, **more)
 
 
+def killed(script, fault, *arguments):
+    """The end of a process that runs a script with a fault set."""
+    code = "import sys; from pathlib import Path; place = Path(sys.argv[1])\n" + script
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=os.environ | {"TOWPATH_FAULT": fault}, check=False).returncode == -9
+
+
+def by_hand(store):
+    return sqlite3.connect(store._engine.url.database)
+
+
 def test_records_come_back_as_they_went(store):
-    assert store.prompts()["p1"] == Prompt("p1", "Why?", about=("x", "y"), harmful=True)
-    assert store.completions("sft")["c2"].logprobs == (-0.1, -0.25)
+    assert store.prompts()["p1"] == Prompt("p1", "Why?\rSay.", about=("x", "y"), harmful=True)
+    assert store.completions("sft")["c2"] == Completion("c2", "p1", "sft", odd(2), (1, 2), (-0.1, -0.25), "stop", {"top_k": 3})
     assert store.completions("base") == {}
-    assert [c.id for c in store.comparisons(1)] == ["k1", "k2"]
-    store.add_comparisons([Comparison("k1", "p1", "c0", "c1")])
-    assert store.counts()["comparisons"] == 2
+    judgement = said(shown="ba", strength=3, milliseconds=12, guideline="g", at="2026-01-01T00:00:00+00:00")
+    store.add_judgements([judgement])
+    assert store.judgements() == [judgement]
 
 
-def test_a_judgement_told_twice_is_one_and_told_otherwise_is_refused(store):
+def test_what_is_added_twice_is_there_once_and_in_the_order_it_came(store):
+    fill(store)
+    store.add_comparisons([Comparison("k0", "p1", "c0", "c2", round=2), Comparison("k0", "p1", "c2", "c0", round=2)])
+    assert [c.id for c in store.comparisons()] == ["k2", "k1", "k0"]
+    assert store.comparisons(2) == [Comparison("k0", "p1", "c0", "c2", round=2)]
+    assert store.counts() == {"prompts": 1, "completions": 3, "comparisons": 3, "judgements": 0, "labels": 0}
+
+
+def test_an_answer_to_an_unknown_prompt_is_refused(store):
+    with pytest.raises(DataError, match="needs its prompt"):
+        store.add_completions([Completion("c9", "nowhere", "sft", "x", (1,), (-0.1,), "stop")])
+    assert "c9" not in store.completions()
+
+
+def test_a_judgement_told_twice_is_one(store):
     assert store.add_judgements([said(), said()]) == 1
-    assert store.add_judgements([said()]) == 0
-    with pytest.raises(DataError, match="never changed"):
-        store.add_judgements([said(choice="b")])
-    with pytest.raises(DataError, match="known comparison"):
-        store.add_judgements([said(comparison="nowhere")])
+    assert store.add_judgements([said(), said(milliseconds=900, at="2026-01-01")]) == 0
+    assert store.add_judgements([Judgement("another key", "k1", "ann", "person", "a")]) == 0
     assert len(store.judgements()) == 1
     assert store.judgements()[0].at
 
 
-@pytest.mark.parametrize("statement", ["UPDATE judgements SET choice = 'b'", "DELETE FROM judgements"])
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (said(choice="b"), "never changed"),
+        (said(strength=3), "strength 3"),
+        (Judgement("another key", "k1", "ann", "person", "b"), "never changed"),
+        (Judgement("k1/ann/1", "k2", "ann", "person", "a"), "belongs to k1"),
+        (said(comparison="nowhere"), "known comparison"),
+    ],
+    ids=["choice", "strength", "key", "comparison", "unknown"],
+)
+def test_a_judgement_told_otherwise_is_refused_with_all_that_came_with_it(store, other, told):
+    store.add_judgements([said()])
+    with pytest.raises(DataError, match=told):
+        store.add_judgements([said(comparison="k2", rater="bob"), other])
+    assert [j.rater for j in store.judgements()] == ["ann"]
+
+
+def test_a_new_round_may_say_otherwise(store):
+    store.add_judgements([said(), Judgement("k1/ann/2", "k1", "ann", "person", "b", round=2)])
+    assert [j.choice for j in store.judgements()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE judgements SET choice = 'b'",
+        "DELETE FROM judgements",
+        "INSERT OR REPLACE INTO judgements VALUES (1, 'new', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '')",
+        "INSERT OR REPLACE INTO judgements VALUES (9, 'k1/ann/1', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '')",
+        "REPLACE INTO judgements VALUES (9, 'new', 'k1', 'ann', 'person', 'b', 'ab', 1, 0, 1, '', '')",
+        "INSERT INTO judgements SELECT * FROM judgements WHERE true ON CONFLICT DO UPDATE SET choice = 'b'",
+    ],
+)
 def test_judgements_cannot_be_changed_even_by_hand(store, statement):
     store.add_judgements([said()])
-    engine = create_engine(f"sqlite:///{store._engine.url.database}")
-    with pytest.raises(IntegrityError, match="append-only"), engine.begin() as connection:
-        connection.execute(text(statement))
-    engine.dispose()
-
-
-def test_what_was_acknowledged_is_synchronous(store):
-    with store._engine.connect() as connection:
-        assert connection.scalar(text("PRAGMA synchronous")) == 2
-        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+    before = store.judgements()
+    connection = by_hand(store)
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"), connection:
+        connection.execute(statement)
+    connection.close()
+    assert store.judgements() == before
 
 
 def test_labels_are_replaced_not_added(store):
     store.put_labels([Label("k1", "a", 1.0, 1), Label("k2", "tie", 1.0, 1)])
     store.put_labels([Label("k1", "b", 2.0, 3)])
-    assert [label.choice for label in store.labels()] == ["b", "tie"]
+    assert store.labels() == [Label("k1", "b", 2.0, 3), Label("k2", "tie", 1.0, 1)]
+    with pytest.raises(DataError):
+        store.put_labels([Label("k1", "tie", 1.0, 1), Label("nowhere", "a", 1.0, 1)])
+    assert store.labels()[0] == Label("k1", "b", 2.0, 3)
+
+
+@pytest.mark.parametrize("place", ["{}/new/deep/a.db", "sqlite:///{}/a.db"], ids=["path", "url"])
+def test_what_was_acknowledged_is_synchronous(tmp_path, place):
+    with Store.open(place.format(tmp_path)) as store, store._engine.connect() as connection:
+        told = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "journal_mode", "foreign_keys")]
+    assert told == [2, "wal", 1]
+
+
+def test_migrations_lead_to_the_schema(store):
+    with store._engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+
+
+def test_a_package_under_a_path_with_spaces_migrates(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "site packages %" / "towpath", ignore=shutil.ignore_patterns("__pycache__"))
+    script = "import sys, towpath; from towpath.store.store import Store; Store.open('a b.db').close(); print(towpath.__file__)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site packages %")}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "site packages %" in done.stdout
+    assert (tmp_path / "a b.db").is_file()
+
+
+@pytest.mark.parametrize("fault", ["migrate:1", ""])
+def test_a_ledger_that_was_killed_while_it_was_made_is_made_again(tmp_path, fault):
+    place = tmp_path / "a.db"
+    assert killed("from towpath.store.store import Store; Store.open(place)", fault, place) == bool(fault)
+    with Store.open(place) as store:
+        fill(store)
+        assert store.counts()["comparisons"] == 2
+
+
+@pytest.mark.parametrize(("fault", "kept"), [("commit:1", []), ("commit:2", ["ann"]), ("commit:3", ["ann", "bob"])])
+def test_killed_at_a_commit_the_ledger_holds_what_was_acknowledged_and_no_half(store, tmp_path, fault, kept):
+    script = (
+        "from towpath.store.store import Store; from towpath.records import Judgement, Label; store = Store.open(place)\n"
+        "for who in ('ann', 'bob'):\n"
+        "    store.add_judgements([Judgement(f'{k}/{who}', k, who, 'person', 'a') for k in ('k1', 'k2')])\n"
+        "store.put_labels([Label('k1', 'b', 1.0, 1), Label('k2', 'b', 1.0, 1)])"
+    )
+    store.put_labels([Label("k1", "a", 1.0, 1)])
+    assert killed(script, fault, store._engine.url.database)
+    assert [j.rater for j in store.judgements()] == [who for who in kept for _ in range(2)]
+    assert store.labels() == [Label("k1", "a", 1.0, 1)]
+    store.add_judgements([said(rater="cid")])
+
+
+def test_a_ledger_of_a_later_version_is_refused(store):
+    connection = by_hand(store)
+    with connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(DataError, match="version 9999"):
+        Store.open(Path(store._engine.url.database))
+
+
+def test_a_file_that_is_no_ledger_is_told(tmp_path):
+    (tmp_path / "x.db").write_bytes(b"not a database at all" * 200)
+    with pytest.raises(DataError, match="not a database"):
+        Store.open(tmp_path / "x.db")
+
+
+def test_a_full_ledger_is_told_with_its_remedy_and_keeps_what_it_had(store):
+    with store._engine.connect() as connection:  # the pool hands this connection out again
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(ResourceError, match="the disk is full"):
+        store.add_prompts([Prompt("p2", "x" * 100_000)])
+    assert list(store.prompts()) == ["p1"]
+
+
+def test_a_ledger_that_another_process_holds_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "PATIENCE", 0.1)
+    with Store.open(tmp_path / "a.db") as store:
+        other = by_hand(store)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ResourceError, match="another process"):
+            fill(store)
+        assert store.counts()["prompts"] == 0
+        other.close()
+        fill(store)
+
+
+def test_network_disks_are_recognised_by_the_deepest_mount():
+    mounts = "/dev/a / ext4 rw 0 0\nhost:/b /mnt/the\\040share nfs4 rw 0 0\n/dev/c /mnt/the\\040share/local ext4 rw 0 0\n//d/e /größe cifs rw 0 0\n"
+    told = {
+        name: ledger.kind_of_disk(Path(name), mounts) for name in ("/mnt/x.db", "/mnt/the share/x.db", "/mnt/the share/local/x.db", "/größe/x.db")
+    }
+    assert list(told.values()) == ["ext4", "nfs4", "ext4", "cifs"]
+    assert {"nfs", "nfs4", "cifs", "smb3", "smbfs"} <= ledger.NETWORK
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_pairs_go_out_and_judgements_come_in(store, tmp_path, suffix):
     path = tmp_path / f"pairs.{suffix}"
     assert export_pairs(store, path) == 2
-    filled = path.read_text().replace('"choice": ""', '"choice": "a"') if suffix == "jsonl" else path.read_text().replace(",,,", ",a,2,bob")
-    path.write_text(filled)
+    mark, empty, filled = {"jsonl": ("", '"choice": ""', '"choice": "a"'), "csv": ("\ufeff", '",,,', '",a,2,bob')}[suffix]
+    path.write_bytes((mark + path.read_bytes().decode().replace(empty, filled)).encode())
     assert import_judgements(store, path, rater="ann") == (2, 0)
     assert import_judgements(store, path, rater="ann") == (0, 2)
     assert export_pairs(store, path) == 0
-    assert {j.rater for j in store.judgements()} == {"ann" if suffix == "jsonl" else "bob"}
+    assert export_pairs(store, path, all=True) == 2
+    if suffix == "csv":
+        with path.open(newline="") as file:
+            assert [row["b"] for row in csv.DictReader(file)] == [odd(2), odd(1)]
+    told = {(j.rater, j.choice, j.strength, j.kind) for j in store.judgements()}
+    assert told == {("ann", "a", 1, "person") if suffix == "jsonl" else ("bob", "a", 2, "person")}
 
 
-def test_one_bad_row_and_nothing_is_added(store, tmp_path):
+def test_rows_without_a_choice_wait(store, tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("comparison,choice,shown,milliseconds,at\nk1,,,,\n\nk2,both_bad,ba,1500,2026-01-01T00:00:00Z\n")
+    assert import_judgements(store, path, rater="ann", kind="judge") == (1, 0)
+    told = store.judgements()[0]
+    assert (told.comparison, told.shown, told.milliseconds, told.at, told.kind) == ("k2", "ba", 1500, "2026-01-01T00:00:00Z", "judge")
+    path.write_text("comparison,choice\nk1,\n")
+    with pytest.raises(DataError, match="no judgement in 1 rows"):
+        import_judgements(store, path, rater="ann")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"comparison": "k9", "choice": "a"}', "'k9' is not in this run"),
+        ('{"comparison": ["k1"], "choice": "a"}', "is not in this run"),
+        ("not json", "not JSON"),
+        ("[1]", "not an object"),
+        ('{"comparison": "k1", "choice": "c"}', "choice 'c'"),
+        ('{"comparison": "k1"}', "choice None"),
+        ('{"comparison": "k1", "choice": "a", "strength": 0}', "strength 0"),
+        ('{"comparison": "k1", "choice": "a", "shown": "left"}', "shown 'left'"),
+        ('{"comparison": "k1", "choice": "a", "milliseconds": "²"}', "milliseconds '²'"),
+        ('{"comparison": "k1", "choice": "a", "at": "yesterday"}', "at 'yesterday'"),
+        ('{"comparison": "k2", "choice": "b"}', "ann said a at strength 1 as person and now b"),
+    ],
+)
+def test_one_bad_row_and_nothing_is_added(store, tmp_path, row, reason):
     path = tmp_path / "said.jsonl"
-    path.write_text('{"comparison": "k1", "choice": "a"}\n{"comparison": "k9", "choice": "a"}\nnot json\n{"comparison": "k2", "choice": "c"}\n')
+    path.write_text('{"comparison": "k2", "choice": "a"}\n\n' + row + '\n{"comparison": "k1", "choice": "no"}\n')
     with pytest.raises(DataError) as error:
         import_judgements(store, path, rater="ann")
-    for line in ("said.jsonl:2", "said.jsonl:3", "said.jsonl:4"):
-        assert line in str(error.value)
+    first, second = error.value.value.splitlines()
+    assert first.startswith("said.jsonl:3: ")
+    assert reason in first
+    assert second.startswith("said.jsonl:4: choice 'no'")
     assert store.judgements() == []
+
+
+def test_a_rater_is_needed_and_another_opinion_than_the_kept_one_is_a_bad_row(store, tmp_path):
+    path = tmp_path / "said.jsonl"
+    path.write_text('{"comparison": "k1", "choice": "b"}\n')
+    with pytest.raises(DataError, match="no rater"):
+        import_judgements(store, path)
+    store.add_judgements([said()])
+    with pytest.raises(DataError, match=r"said\.jsonl:1: k1: ann said a"):
+        import_judgements(store, path, rater="ann")
+
+
+def test_bad_rows_of_a_table_are_named_by_the_line_they_begin_on(store, tmp_path):
+    path = tmp_path / "said.csv"
+    path.write_text('comparison,prompt,choice\nk1,"one\ntwo\nthree",a\nk9,x,a\nk2,a comma, without quotes,a\n')
+    with pytest.raises(DataError) as error:
+        import_judgements(store, path, rater="ann")
+    assert [line.split(": ")[0] for line in error.value.value.splitlines()] == ["said.csv:5", "said.csv:6"]
+    assert "4 cells under 3 headings" in error.value.value
+
+
+@pytest.mark.parametrize(("name", "content"), [("said.xlsx", b"PK"), ("said.csv", b"\xff\xfe\x00"), ("said.jsonl", None)])
+def test_files_that_cannot_be_read_are_told(store, tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        import_judgements(store, tmp_path / name, rater="ann")
+
+
+def put(place, text):
+    return publish.publish(place, lambda folder: (folder / "x").write_text(text))
 
 
 def test_published_folders_verify_and_damage_is_passed_over(tmp_path):
     for n in (1, 2, 10):
-        publish.publish(tmp_path / f"step_{n}", lambda place, n=n: (place / "x").write_text(str(n)))
+        put(tmp_path / f"step_{n}", str(n))
+    put(tmp_path / "step_x", "no number")
+    put(tmp_path / "other_11", "another prefix")
     assert publish.newest(tmp_path, "step") == (tmp_path / "step_10", [])
-    (tmp_path / "step_10" / "x").write_text("broken")
-    assert publish.newest(tmp_path, "step") == (tmp_path / "step_2", [tmp_path / "step_10"])
+    (tmp_path / "step_10" / "x").write_text("20")
+    (tmp_path / "step_2" / publish.MANIFEST).unlink()
+    assert publish.newest(tmp_path, "step") == (tmp_path / "step_1", [tmp_path / "step_10", tmp_path / "step_2"])
+    assert publish.newest(tmp_path / "nowhere", "step") == (None, [])
+
+
+def test_a_damaged_folder_is_published_anew_and_a_whole_one_never(tmp_path):
+    folder = put(tmp_path / "step_1", "1")
+    with pytest.raises(DataError, match="never replaced"):
+        put(folder, "2")
+    assert (folder / "x").read_text() == "1"
+    (folder / "x").write_text("torn")
+    put(folder, "2")
+    assert publish.verified(folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("never published")
+    with pytest.raises(DataError, match="there already"):
+        put(tmp_path / "mine", "2")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "step_1"]
 
 
 @pytest.mark.parametrize("fault", ["write:1", "fsync:1", "rename:1"])
 def test_killed_at_any_point_a_folder_is_there_whole_or_not_at_all(tmp_path, fault):
-    script = (
-        "from pathlib import Path; from towpath.store import publish\n"
-        f"publish.publish(Path({str(tmp_path)!r}) / 'step_1', lambda p: (p / 'x').write_text('1'))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"TOWPATH_FAULT": fault}, check=False)
-    assert done.returncode == -9
-    folder = tmp_path / "step_1"
-    assert not folder.exists() or publish.verified(folder)
+    script = "from towpath.store import publish; publish.publish(place / 'deep' / 'step_1', lambda p: (p / 'x').write_text('1'))"
+    assert killed(script, fault, tmp_path)
+    folder = tmp_path / "deep" / "step_1"
     assert folder.exists() == fault.startswith("rename")
+    assert publish.verified(folder) == folder.exists()
     publish.sweep(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == (["step_1"] if folder.exists() else [])
+    assert [p.name for p in folder.parent.iterdir()] == (["step_1"] if folder.exists() else [])
+    if not folder.exists():
+        put(folder, "1")
+    assert publish.verified(folder)
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+@pytest.mark.parametrize(("fault", "left"), [("write:1", "old"), ("fsync:1", "old"), ("rename:1", "new"), ("rename:2", "newer")])
+def test_killed_at_any_point_a_file_is_the_old_or_the_new(tmp_path, fault, left):
     path = tmp_path / "x.json"
     publish.replace_file(path, "old")
-    script = f"from pathlib import Path; from towpath.store import publish; publish.replace_file(Path({str(path)!r}), 'new')"
-    subprocess.run([sys.executable, "-c", script], env=os.environ | {"TOWPATH_FAULT": "fsync:1"}, check=False)
-    assert path.read_text() == "old"
+    assert killed("from towpath.store import publish\nfor text in ('new', 'newer'): publish.replace_file(place, text)", fault, path)
+    assert path.read_text() == left
+    publish.sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_file_is_never_written_in_place(tmp_path):
+    path = tmp_path / "x.json"
+    publish.replace_file(path, "old")
+    with path.open() as reading:
+        publish.replace_file(path, "new")
+        assert reading.read() == "old"
+    assert path.read_text() == "new"
+
+
+def test_sweeping_leaves_what_others_named(tmp_path):
+    (tmp_path / "letter.tmp-notes.txt").write_text("mine")
+    (tmp_path / "letter.tmp-0123abcd").write_text("half")
+    publish.sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["letter.tmp-notes.txt"]
 
 
 def test_a_full_disk_is_told_with_its_remedy(tmp_path):
@@ -133,4 +392,14 @@ def test_a_full_disk_is_told_with_its_remedy(tmp_path):
 
     with pytest.raises(ResourceError, match="no space left"):
         publish.publish(tmp_path / "step_1", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_to_keep_a_file_is_not_passed_over(tmp_path, monkeypatch):
+    def refuse(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        put(tmp_path / "step_1", "1")
     assert list(tmp_path.iterdir()) == []

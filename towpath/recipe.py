@@ -80,8 +80,15 @@ class Preferences(Section):
 class Reward(Section):
     method: Method = value("lora", "LoRA adapter on the tuned trunk, or all weights")
     learning_rate: float = value(2e-4, "peak rate", "5e-5-2e-4 with LoRA", "", gt=0)
+    fit_head: float = value(
+        300.0,
+        "ridge of the logistic fit that starts the head on frozen features; 0 keeps the random head",
+        "30-1500",
+        "a fitted head does not pull the trunk astray (arXiv 2202.10054)",
+        ge=0,
+    )
     head_rate: float = value(
-        10.0, "rate of the new head, as a multiple of the adapter's", "1-30", "a random linear head has far to go in few steps", gt=0
+        1.0, "rate of the new head, as a multiple of the adapter's", "1-30", "a random linear head has far to go in few steps", gt=0
     )
     epochs: float = value(1.0, "passes over the comparisons", "1-3", "more overfits", gt=0)
     batch: int = value(16, "comparisons in one optimizer step", "8-64", "", ge=1)

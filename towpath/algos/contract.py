@@ -23,6 +23,7 @@ class Outputs:
     value_BT: Tensor = field(default_factory=_none)
     score_B: Tensor = field(default_factory=_none)
     features_BTD: Tensor = field(default_factory=_none)
+    last_BD: Tensor = field(default_factory=_none)
 
 
 def add(into: Metrics, more: Metrics) -> None:

@@ -10,17 +10,16 @@ from itertools import pairwise
 
 from towpath.records import Prompt
 
-WEIGHTS = {"on_subject": 0.15, "complete": 0.3, "concise": 0.1, "fresh": 0.1, "tone": 0.25, "ended": 0.1}
+WEIGHTS = {"on_subject": 0.1, "complete": 0.25, "concise": 0.15, "fresh": 0.1, "tone": 0.3, "ended": 0.1}
 
 _WORD = re.compile(r"[a-z0-9']+")
 _DECLINES = re.compile(
-    r"\b(i|we)\s*('m|'ll| am| will)?\s*(can't|cannot|can not|won't|will not|not able|unable|not going|do not|don't"
+    r"\b(i|we)\s*('m|'ll| am| will)?\s*(can't|cannot|can not|won't|will not"
+    r"|not able|unable|not going|do not|don't"
     r"|refuse|must decline|have to decline|decline)\b|\bnot something i\b|^no[,.;]? i\b"
 )
-_REASONS = re.compile(
-    r"\b(because|since|so that|so you|so it|so they|so the|which (means|helps|keeps|makes|is why|lets)|that way|otherwise"
-    r"|for example|such as|for instance|unless|if you|until|in order to|this (helps|keeps|makes|lets|means|gives)|it (helps|keeps|makes|lets|means|gives))\b"
-)
+_REASONS = frozenset(["because", "since", "so", "if", "unless", "until", "which", "otherwise", "example"])
+_LIST = re.compile(r"^\s*(\d+[.)]|[-*])\s", re.MULTILINE)
 _FILLER = re.compile(
     r"(great|good|lovely|nice|excellent) (question|idea|choice|thinking)|happy to help|glad you asked|hope (that|this|it) helps|let me know|feel free"
     r"|good luck|best of luck|of course!|certainly|as an ai|i'd be happy|have fun|enjoy (your|the|it)|you've got this|well done"
@@ -90,13 +89,13 @@ def _on_subject(prompt: Prompt, said: list[str]) -> float:
 
 
 def _complete(text: str, said: list[str]) -> float:
-    """Says why or how, not only what: a reason, a condition or an example; steps or a second sentence count half."""
+    """Says why, when or how, not only what: a clause that gives a reason, a condition or an example; a second sentence counts a little."""
     if len(said) < 10:
         return 0.0
-    if _REASONS.search(text.lower()):
+    if _REASONS & set(said):
         return 1.0
     sentences = len(re.findall(r"[.!?](\s|$)", text))
-    return 0.5 if sentences >= 2 else 0.2
+    return 0.3 if sentences >= 2 else 0.1
 
 
 def _concise(count: int) -> float:
@@ -113,8 +112,8 @@ def _fresh(said: list[str]) -> float:
 
 
 def _tone(text: str, said: list[str]) -> float:
-    """Speaks to the reader, calmly, without opening or closing filler."""
+    """Speaks to the reader, calmly, in sentences as across a table: no lists, no opening or closing filler."""
     lower = text.lower().replace("\u2019", "'")
     fillers = len(_FILLER.findall(lower)) + text.count("!")
     to_reader = 1.0 if {"you", "your", "you're", "you'll"} & set(said) else 0.5
-    return max(0.0, to_reader - 0.4 * fillers)
+    return max(0.0, to_reader - 0.4 * fillers - 0.5 * bool(_LIST.search(text)))

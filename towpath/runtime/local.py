@@ -104,7 +104,7 @@ class Local:
         begin_B = packed.line_B * packed.ids_PL.shape[1] + packed.offset_B
         out = Outputs(mask_BT)
         hidden_ND = flat_hidden[:0]
-        if set(wants) - {"score"}:
+        if set(wants) - {"score", "last"}:
             before_N = np.concatenate([b + np.arange(r.start - 1, len(r.ids) - 1) for b, r in zip(begin_B, batch.rows, strict=True)])
             hidden_ND = flat_hidden[torch.from_numpy(before_N).to(self.device)]
         if "logp" in wants:
@@ -118,9 +118,13 @@ class Local:
             out.value_BT = _spread(role.head(hidden_ND), mask_BT)
         if "features" in wants:
             out.features_BTD = _spread(hidden_ND, mask_BT)
-        if "score" in wants and role.head is not None:
+        if {"score", "last"} & set(wants):
             last_B = begin_B + np.array([len(r.ids) - 1 for r in batch.rows])
-            out.score_B = role.head(flat_hidden[torch.from_numpy(last_B).to(self.device)])
+            last_BD = flat_hidden[torch.from_numpy(last_B).to(self.device)]
+            if "score" in wants and role.head is not None:
+                out.score_B = role.head(last_BD)
+            if "last" in wants:
+                out.last_BD = last_BD
         return out
 
     @torch.no_grad()
@@ -201,15 +205,16 @@ def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
 
 def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs:
     out = Outputs(mask_BT)
-    for field in ("logp_BT", "entropy_BT", "value_BT", "features_BTD", "score_B"):
+    for field in ("logp_BT", "entropy_BT", "value_BT", "features_BTD", "score_B", "last_BD"):
         first = getattr(parts[0][1], field)
         if not first.numel():
             continue
-        shape = mask_BT.shape[:1] if field == "score_B" else mask_BT.shape
+        per_row = field in ("score_B", "last_BD")
+        shape = mask_BT.shape[:1] if per_row else mask_BT.shape
         whole = first.new_zeros(*shape, *first.shape[len(shape) :])
         for index, part in parts:
             value = getattr(part, field)
-            if field == "score_B":
+            if per_row:
                 whole[torch.from_numpy(index)] = value
             else:
                 whole[torch.from_numpy(index), : value.shape[1]] = value

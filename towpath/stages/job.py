@@ -14,12 +14,11 @@ from torch import Tensor
 
 from towpath.data.chat import Chat
 from towpath.data.sources import Corpus
-from towpath.errors import ResourceError
 from towpath.models import base
 from towpath.recipe import Recipe
 from towpath.records import Finding
 from towpath.runtime.local import device_of, dtype_of
-from towpath.store.publish import newest, publish
+from towpath.store.publish import newest, publish, replace_file
 from towpath.store.store import Store
 
 
@@ -76,7 +75,7 @@ class Log:
     def rewind(self, step: int) -> None:
         """Forget rows written after the checkpoint that is being resumed."""
         rows = [row for row in read_rows(self.path) if row["step"] < step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        replace_file(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, step: int, phase: str, numbers: dict[str, float]) -> None:
         """One row, on disk when this returns."""
@@ -122,13 +121,8 @@ class Checkpoints:
             (place / "notes.json").write_text(json.dumps(notes))
 
         target = self.folder / f"{prefix}_{step}"
-        if target.exists():
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            publish(target, write)
-        except OSError as error:
-            raise ResourceError(f"{target}: {error.strerror}", "a checkpoint must fit on the disk", "free space and run again") from error
+        publish(target, write)
         numbered = sorted(self.folder.glob(f"{prefix}_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]) if path.name[-1].isdigit() else -1)
         for old in [path for path in numbered if path.name[-1].isdigit() and ".tmp" not in path.name][:-keep]:
             shutil.rmtree(old)

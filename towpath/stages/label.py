@@ -1,11 +1,12 @@
 """Judgements into the ledger: by a simulated rater, or by people whom the run waits for."""
 
+import hashlib
 from typing import Any
 
 from towpath.data.draws import share
 from towpath.errors import Waiting
 from towpath.feedback import aggregation, agreement, simulated
-from towpath.records import Comparison
+from towpath.records import Comparison, Judgement
 from towpath.stages.job import Job
 
 
@@ -15,7 +16,8 @@ def run(job: Job) -> dict[str, Any]:
     if job.recipe.preferences.raters == "simulated":
         _simulate(job, comparisons)
     ours = {c.id for c in comparisons}
-    judgements = [j for j in job.store.judgements() if j.comparison in ours]
+    ours_only = set(_raters(job)) if job.recipe.preferences.raters == "simulated" else None
+    judgements = [j for j in job.store.judgements() if j.comparison in ours and _counts(j, ours_only)]
     labels = aggregation.majority(judgements)
     decided = [label for label in labels if label.choice in ("a", "b")]
     needed = job.recipe.preferences.min_labels
@@ -34,10 +36,23 @@ def run(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _raters(job: Job) -> list[str]:
+    """Two simulated raters; other settings or another seed make other raters, so that nothing said before is taken for theirs."""
+    cfg = job.recipe.preferences
+    character = f"{job.recipe.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated.GUIDELINE}"
+    mark = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
+    return [f"simulated-{number}-{mark}" for number in (1, 2)]
+
+
 def mine(job: Job) -> list[Comparison]:
     """Comparisons that the sample stages of this very recipe made, in all rounds so far."""
     prefixes = {path.name[:6] for stage, path in job.inputs.items() if stage.startswith("sample")}
     return [c for c in job.store.comparisons() if c.id.split(".")[0] in prefixes]
+
+
+def _counts(judgement: Judgement, raters: set[str] | None) -> bool:
+    """With simulated raters theirs alone count; with people, every judgement that no simulation made."""
+    return judgement.rater in raters if raters is not None else judgement.kind != "simulated"
 
 
 def _simulate(job: Job, comparisons: list[Comparison]) -> None:
@@ -46,7 +61,7 @@ def _simulate(job: Job, comparisons: list[Comparison]) -> None:
     judged = {j.key for j in job.store.judgements()}
     made = []
     for c in comparisons:
-        raters = ["simulated-1"] + (["simulated-2"] if share(seed, "overlap", c.id) < cfg.overlap else [])
+        raters = _raters(job)[: 1 + (share(seed, "overlap", c.id) < cfg.overlap)]
         for rater in raters:
             a, b = ((completions[x].text, completions[x].finish == "stop") for x in (c.a, c.b))
             judgement = simulated.judge(c, prompts[c.prompt_id], a, b, rater, seed, cfg)

@@ -13,6 +13,7 @@ from towpath.data.batch import Batch, Row, row
 from towpath.data.draws import share
 from towpath.errors import DataError
 from towpath.evals import reward as evals
+from towpath.evals.winrate import logistic
 from towpath.models.heads import ScalarHead
 from towpath.records import Comparison, Completion, Label, Prompt
 from towpath.runtime.local import Local, Role
@@ -44,6 +45,8 @@ def run(job: Job) -> dict[str, Any]:
         raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)
     runtime = _runtime(job)
     train_batch, held_batch = _batch(job, shown), _batch(job, held)
+    if cfg.fit_head and not (job.folder / "checkpoints").exists():
+        _fit_head(runtime, train_batch, cfg.fit_head)
     size = max(1, round(cfg.batch * train_batch.groups / len(shown)))
     steps = minibatches(train_batch.groups, size, cfg.epochs, seed, f"{job.name}/order")
 
@@ -66,6 +69,22 @@ def run(job: Job) -> dict[str, Any]:
     result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
     label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
     return result | {"ceiling": job.result_of(label_stage)["ceiling"]}
+
+
+def _fit_head(runtime: Local, batch: Batch, ridge: float) -> None:
+    """Start the head at the best linear reading of the frozen trunk: logistic regression on differences of features."""
+    features = runtime.score("reward", batch, ("last",)).last_BD.float().cpu().numpy().astype(np.float64)
+    beats, place = (batch.columns[name].cpu().numpy() for name in ("beats", "place"))
+    row, k = np.nonzero(beats > 0)
+    mean, spread = features.mean(0), features.std(0) + 1e-6
+    difference = (features[row] - features[row - place[row] + k]) / spread
+    sign = np.where(np.arange(len(row)) % 2 == 0, 1.0, -1.0)
+    weights = logistic(difference * sign[:, None], (sign > 0).astype(float), ridge) / spread
+    head = runtime.roles["reward"].head
+    assert head is not None
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weights))
+        head.bias.copy_(torch.tensor(-float(mean @ weights)))
 
 
 def decided(job: Job) -> list[Pair]:

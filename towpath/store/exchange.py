@@ -1,23 +1,28 @@
 """Comparisons out, judgements in: JSON lines or CSV, all rows or none."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from towpath.errors import DataError
-from towpath.records import Judgement
+from towpath.records import Choice, Comparison, Judgement
 from towpath.store.publish import replace_file
-from towpath.store.store import Store
+from towpath.store.store import Store, contradiction, said, turn
 
-COLUMNS = ("comparison", "prompt", "a", "b", "choice", "strength", "rater")
+COLUMNS: tuple[str, ...] = ("comparison", "prompt", "a", "b", "choice", "strength", "rater")
 CHOICES = ("a", "b", "tie", "both_bad")
 SHOWN_ERRORS = 20
+
+Kind = Literal["person", "judge", "rule"]
 
 
 def export_pairs(store: Store, path: Path, all: bool = False) -> int:
     """Write the comparisons that nobody has judged (or all of them), with room for the answer."""
+    table = _is_table(path)
     judged = set() if all else {j.comparison for j in store.judgements()}
     prompts, completions = store.prompts(), store.completions()
     rows = [
@@ -25,74 +30,128 @@ def export_pairs(store: Store, path: Path, all: bool = False) -> int:
         for c in store.comparisons()
         if c.id not in judged
     ]
-    if path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        replace_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace_file(path, _as_csv(rows) if table else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
 
-def import_judgements(store: Store, path: Path, rater: str | None = None, kind: Literal["person", "judge", "rule"] = "person") -> tuple[int, int]:
+def import_judgements(store: Store, path: Path, rater: str | None = None, kind: Kind = "person") -> tuple[int, int]:
     """Add the judgements of a file; (added, there already). One bad row, and nothing is added."""
-    known, good, bad, skipped = {c.id: c for c in store.comparisons()}, [], [], 0
+    known = {c.id: c for c in store.comparisons()}
+    turns = {turn(j): j for j in store.judgements()}
+    good: list[Judgement] = []
+    bad: list[str] = []
+    skipped = 0
     for number, row in _rows(path):
-        if isinstance(row, dict) and row.get("choice") in ("", None):
+        if isinstance(row, dict) and "choice" in row and _cell(row, "choice") == "":
             skipped += 1
             continue
-        problem = row if isinstance(row, str) else _problem(row, known, rater)
-        if problem:
+        try:
+            judgement = _judgement(row, known, rater, kind)
+            before = turns.setdefault(turn(judgement), judgement)
+            if said(before) != said(judgement):
+                raise ValueError(contradiction(before, judgement))
+            good.append(judgement)
+        except ValueError as problem:
             bad.append(f"{path.name}:{number}: {problem}")
-            continue
-        assert isinstance(row, dict)
-        who, c = row.get("rater") or rater, known[row["comparison"]]
-        milliseconds = int(row["milliseconds"]) if row.get("milliseconds") else None
-        good.append(
-            Judgement(
-                f"{c.id}/{who}/{c.round}", c.id, str(who), kind, row["choice"], row.get("shown") or "ab", int(row.get("strength") or 1),
-                milliseconds, c.round, row.get("guideline") or "", row.get("at") or "",
-            )
-        )  # fmt: skip
     if bad:
         more = f"\n  … and {len(bad) - SHOWN_ERRORS} more" if len(bad) > SHOWN_ERRORS else ""
-        raise DataError("\n".join(bad[:SHOWN_ERRORS]) + more, "every row must be a judgement of a known comparison", "mend the rows; none were added")
+        rule = "every row is a judgement of a known comparison, and no second opinion of its rater"
+        raise DataError("\n".join(bad[:SHOWN_ERRORS]) + more, rule, "mend the rows; none were added")
     if not good:
         raise DataError(f"{path}: no judgement in {skipped} rows", "`choice` is a, b, tie or both_bad", "fill in the column `choice`")
     added = store.add_judgements(good)
     return added, len(good) - added
 
 
+def _judgement(row: dict[str, Any] | str, known: dict[str, Comparison], rater: str | None, kind: Kind) -> Judgement:
+    """The judgement in a row; ValueError says why there is none."""
+    if isinstance(row, str):
+        raise ValueError(row)
+    comparison = known.get(_cell(row, "comparison"))
+    if comparison is None:
+        raise ValueError(f"comparison {row.get('comparison')!r} is not in this run")
+    choice, who, milliseconds, at = _cell(row, "choice"), _cell(row, "rater") or rater, _cell(row, "milliseconds"), _cell(row, "at")
+    strength, shown = _cell(row, "strength") or "1", _cell(row, "shown") or "ab"
+    if choice not in CHOICES:
+        raise ValueError(f"choice {row.get('choice')!r} is not one of {', '.join(CHOICES)}")
+    if not who:
+        raise ValueError("no rater; name one in the row or with --rater")
+    if strength not in ("1", "2", "3"):
+        raise ValueError(f"strength {row['strength']!r} is not 1, 2 or 3")
+    if shown not in ("ab", "ba"):
+        raise ValueError(f"shown {row['shown']!r} is not ab or ba")
+    if milliseconds and not (milliseconds.isascii() and milliseconds.isdecimal()):
+        raise ValueError(f"milliseconds {row['milliseconds']!r} is not a whole number")
+    if at and not _is_time(at):
+        raise ValueError(f"at {row['at']!r} is not an ISO 8601 time")
+    return Judgement(
+        f"{comparison.id}/{who}/{comparison.round}", comparison.id, who, kind, cast(Choice, choice), cast(Literal["ab", "ba"], shown),
+        int(strength), int(milliseconds) if milliseconds else None, comparison.round, _cell(row, "guideline"), at,
+    )  # fmt: skip
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    return "" if value is None else str(value).strip()
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_table(path: Path) -> bool:
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise DataError(f"{path}: unknown kind of file", "pairs and judgements are .jsonl or .csv", "name it so")
+    return path.suffix.lower() == ".csv"
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Each row with the line it begins on; a string in place of a row says what is wrong with it."""
+    table = _is_table(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file", "judgements come from a .jsonl or .csv file", "mend the path")
-    with path.open(newline="", encoding="utf-8") as file:
-        if path.suffix == ".csv":
-            yield from enumerate(csv.DictReader(file), start=2)
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, f"not JSON: {error.msg}"
-                continue
-            yield number, row if isinstance(row, dict) else "not an object"
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte-order mark first
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {error}", "the file is UTF-8 text", "save it as UTF-8") from None
+    return _csv_rows(text) if table else _json_rows(text)
 
 
-def _problem(row: dict[str, Any], known: dict[str, Any], rater: str | None) -> str:
-    if row.get("comparison") not in known:
-        return f"comparison {row.get('comparison')!r} is not in this run"
-    if row["choice"] not in CHOICES:
-        return f"choice {row['choice']!r} is not one of {', '.join(CHOICES)}"
-    if not (row.get("rater") or rater):
-        return "no rater; name one in the row or with --rater"
-    if str(row.get("strength") or 1) not in ("1", "2", "3"):
-        return f"strength {row['strength']!r} is not 1, 2 or 3"
-    if (row.get("shown") or "ab") not in ("ab", "ba"):
-        return f"shown {row['shown']!r} is not ab or ba"
-    if not str(row.get("milliseconds") or 0).isdigit():
-        return f"milliseconds {row['milliseconds']!r} is not a number"
-    return ""
+def _json_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            yield number, f"not JSON: {error}"
+            continue
+        yield number, row if isinstance(row, dict) else "not an object"
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header: list[str] | None = None
+    begins = 1
+    try:
+        for cells in reader:
+            if cells and header is None:
+                header = [cell.strip() for cell in cells]
+            elif cells and header is not None:
+                many = f"{len(cells)} cells under {len(header)} headings; text with a comma needs quotes"
+                yield begins, many if len(cells) > len(header) else dict(zip(header, cells, strict=False))
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        yield begins, f"not CSV: {error}"

@@ -1,10 +1,10 @@
 """Folders and files that are there whole or not at all: write aside, fsync, rename, fsync the parent."""
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from towpath.errors import ResourceError
+from towpath.errors import DataError, ResourceError
 
 MANIFEST = "manifest.sha256.json"
+_ASIDE = re.compile(r".+\.tmp-[0-9a-f]{8}")
 _passed: Counter[str] = Counter()
 
 
@@ -29,24 +30,13 @@ def fault(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@contextmanager
-def _room(place: Path) -> Iterator[None]:
-    """A full disk is the user's to mend, and is told as such."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        fix = "free space and run again; what was finished is kept and the run goes on from it"
-        raise ResourceError(f"{place}: no space left on the disk", "a run writes checkpoints and weights", fix) from error
-
-
 def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     """Make a folder with what `write` puts there; until the last rename nothing of it can be seen."""
-    aside = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
+    aside = _aside(folder)
     with _room(folder):
         try:
-            aside.mkdir(parents=True)
+            _make(folder.parent)
+            aside.mkdir()
             write(aside)
             fault("write")
             sums = {path.relative_to(aside).as_posix(): _sum(path) for path in sorted(aside.rglob("*")) if path.is_file()}
@@ -55,6 +45,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
                 _sync(path)
             _sync(aside)
             fault("fsync")
+            _clear(folder)
             aside.rename(folder)
             fault("rename")
             _sync(folder.parent)
@@ -66,11 +57,12 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
 
 def replace_file(path: Path, text: str) -> None:
     """A small file with new content, or with its old one, never with half."""
+    aside = _aside(path)
     with _room(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
         try:
+            _make(path.parent)
             aside.write_text(text, encoding="utf-8")
+            fault("write")
             _sync(aside)
             fault("fsync")
             aside.replace(path)
@@ -85,16 +77,17 @@ def verified(folder: Path) -> bool:
     """Whether every file of a published folder is still what was written."""
     try:
         sums = json.loads((folder / MANIFEST).read_text())
-        return all(_sum(folder / name) == told for name, told in sums.items())
+        return isinstance(sums, dict) and all(_sum(folder / name) == told for name, told in sums.items())
     except (OSError, ValueError):
         return False
 
 
 def newest(parent: Path, prefix: str) -> tuple[Path | None, list[Path]]:
     """The highest numbered `prefix_N` that verifies, and those passed over as broken."""
-    numbered = [path for path in parent.glob(f"{prefix}_*") if path.name.removeprefix(f"{prefix}_").isdigit()]
+    number = re.compile(re.escape(prefix) + r"_([0-9]+)")
+    found = [(int(match[1]), path) for path in (parent.iterdir() if parent.is_dir() else ()) if (match := number.fullmatch(path.name))]
     passed_over: list[Path] = []
-    for path in sorted(numbered, key=lambda path: int(path.name.removeprefix(f"{prefix}_")), reverse=True):
+    for _, path in sorted(found, reverse=True):
         if verified(path):
             return path, passed_over
         passed_over.append(path)
@@ -102,12 +95,48 @@ def newest(parent: Path, prefix: str) -> tuple[Path | None, list[Path]]:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what a killed process left half written."""
-    for path in parent.rglob("*.tmp-*"):
-        if path.is_dir():
+    """Remove what a killed process left half written, and nothing whose name only looks alike."""
+    for path in [path for path in parent.rglob("*.tmp-*") if _ASIDE.fullmatch(path.name)]:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _room(place: Path) -> Iterator[None]:
+    """A full disk is the user's to mend, and is told as such."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fix = "free space and run again; what was finished is kept and the run goes on from it"
+        raise ResourceError(f"{place}: no space left on the disk", "a run writes checkpoints and weights", fix) from error
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f"{place.name}.tmp-{secrets.token_hex(4)}")
+
+
+def _make(folder: Path) -> None:
+    """A folder and its missing parents, each one's name on disk too."""
+    if folder.is_dir():
+        return
+    _make(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _clear(folder: Path) -> None:
+    """Make way where a damaged folder lies; one that is whole, or was never published, stays."""
+    if not folder.exists():
+        return
+    if not (folder / MANIFEST).is_file() or verified(folder):
+        raise DataError(f"{folder}: there already", "what was published is never replaced", "name another folder, or remove this one")
+    damaged = _aside(folder)
+    folder.rename(damaged)
+    shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _sum(path: Path) -> dict[str, int | str]:
@@ -116,9 +145,12 @@ def _sum(path: Path) -> dict[str, int | str]:
 
 
 def _sync(path: Path) -> None:
+    """To the disk itself; some file systems know no fsync of a folder, any other failure is one."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

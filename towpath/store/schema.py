@@ -1,4 +1,4 @@
-"""The tables of the ledger."""
+"""The tables of the ledger, as they are now. How a ledger on disk gets there is in `migrations/`."""
 
 from sqlalchemy import JSON, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint
 
@@ -34,14 +34,3 @@ labels = Table(
     "labels", metadata, Column("comparison", String, ForeignKey("comparisons.id"), primary_key=True), Column("choice", String, nullable=False),
     Column("strength", Float, nullable=False), Column("judgements", Integer, nullable=False),
 )  # fmt: skip
-
-APPEND_ONLY = {
-    "sqlite": [
-        f"CREATE TRIGGER judgements_no_{verb} BEFORE {verb} ON judgements BEGIN SELECT RAISE(ABORT, 'judgements are append-only'); END"
-        for verb in ("update", "delete")
-    ],
-    "postgresql": [
-        "CREATE FUNCTION judgements_append_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'judgements are append-only'; END $$",
-        "CREATE TRIGGER judgements_append_only BEFORE UPDATE OR DELETE ON judgements FOR EACH ROW EXECUTE FUNCTION judgements_append_only()",
-    ],
-}

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrations run on the connection that the store hands over."""
+"""Alembic's entry: migrations run on the connection, and in the transaction, that the store hands over."""
 
 from alembic import context
 

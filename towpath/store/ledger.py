@@ -1,0 +1,128 @@
+"""The file or server under a Store: opened durably, migrated, its failures told in the house's words."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DatabaseError, IntegrityError
+
+from towpath.errors import DataError, ResourceError, TowpathError
+from towpath.store.publish import fault
+
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
+PATIENCE = 30  # seconds to wait for another process that writes
+
+
+def engine_of(place: Path | str) -> Engine:
+    """The engine of a path or URL; SQLite only on a local disk, and durable."""
+    url = make_url(place) if isinstance(place, str) and "://" in place else URL.create("sqlite", database=str(place))
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url)
+    if url.database and url.database != ":memory:":
+        path = Path(url.database)
+        _require_local(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": PATIENCE})
+    event.listen(engine, "connect", _durable)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that holds the pen from its start, so that what it read is still so when it writes."""
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        yield connection
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the tables to the newest version: all of the way, or not at all."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    with engine.connect() as connection:
+        version = MigrationContext.configure(connection).get_current_revision()
+    if version == scripts.get_current_head():
+        return
+    if version is not None and version not in {script.revision for script in scripts.walk_revisions()}:
+        rule = f"this Towpath knows versions up to {scripts.get_current_head()}"
+        raise DataError(f"{_name(engine)}: a ledger of version {version}", rule, "use the Towpath that wrote it, or a newer one")
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        fault("migrate")
+
+
+@contextmanager
+def told(engine: Engine, rule: str = "") -> Iterator[None]:
+    """What the user can mend is told as such; all else passes."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise DataError(f"{_name(engine)}: {error.orig}", rule, "mend the rows; none were added") from error
+    except DatabaseError as error:
+        explained = _explained(_name(engine), error.orig)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explained(place: str, error: BaseException | None) -> TowpathError | None:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL or getattr(error, "sqlstate", "") == "53100":
+        return ResourceError(
+            f"{place}: the disk is full", "the ledger keeps every judgement", "free space and run again; nothing that was kept is lost"
+        )
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return ResourceError(f"{place}: another process has been writing for {PATIENCE} s", "one writes at a time", "wait for it, or stop it")
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return ResourceError(f"{place}: {error}", "the ledger and its folder must be writable", "mend the path or its permissions")
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return DataError(f"{place}: {error}", "a ledger is an SQLite file", "name a run's towpath.db, or bring it back from a backup")
+    return None
+
+
+def _name(engine: Engine) -> str:
+    return engine.url.database or "" if engine.dialect.name == "sqlite" else engine.url.render_as_string()
+
+
+def _durable(connection: Any, _record: Any) -> None:
+    """What was acknowledged survives power loss. The driver's own, late BEGIN is off: `_begin` says when."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writing") else "BEGIN")
+
+
+def _require_local(path: Path) -> None:
+    """SQLite's locks do not hold on a network disk."""
+    mounts = Path("/proc/mounts")
+    kind = kind_of_disk(path, mounts.read_text(encoding="utf-8", errors="surrogateescape")) if mounts.is_file() else ""
+    if kind in NETWORK:
+        raise ResourceError(f"{path}: on a network disk ({kind})", "SQLite's locks do not hold there", "use a local disk")
+
+
+def kind_of_disk(path: Path, mounts: str) -> str:
+    """The file system a path lies on, by the text of /proc/mounts: the deepest mount above it, the last of equals."""
+    target, deepest, kind = path.resolve(), -1, ""
+    for line in mounts.splitlines():
+        _, point, told = line.split(" ")[:3]
+        # Spaces and the like stand there as \040.
+        place = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point))
+        if target.is_relative_to(place) and len(place.parts) >= deepest:
+            deepest, kind = len(place.parts), told
+    return kind
