@@ -5,11 +5,15 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
-    {"errors", "records", "config", "progress"},
+    {"errors"},
+    {"records", "config", "progress"},
     {"recipe"},
     {"store"},
     {"data"},
@@ -17,99 +21,158 @@ ORDER = [
     {"rollout"},
     {"runtime"},
     {"stages"},
-    {"gates", "pipeline", "preflight", "report", "reporting", "starting", "export"},
-    {"cli", "__main__"},
+    {"gates", "preflight", "reporting", "starting"},
+    {"report"},
+    {"pipeline"},
+    {"export"},
+    {"cli"},
+    {"__main__"},
 ]
+"""A room imports only from rooms before it, never from a neighbour; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-TORCH_FREE = {"cli", "pipeline", "preflight", "gates", "report", "reporting", "starting", "store", "records", "config", "recipe"} | {
-    "errors", "progress", "feedback", "evals", "health", "data",
+TORCH_FREE = {
+    "errors", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
+    "gates", "preflight", "reporting", "report", "starting", "pipeline", "cli",
 }  # fmt: skip
-OWN_RANK_ALLOWED = {"pipeline", "report", "preflight", "export", "cli", "records", "config", "progress", "errors", "__main__"}
+HEAVY = {"torch", "transformers", "peft"}
+ONLY_IN = {
+    "sqlalchemy": {"towpath.store"}, "alembic": {"towpath.store"}, "sqlite3": {"towpath.store"},
+    "ray": {"towpath.runtime"}, "torch.distributed": {"towpath.runtime"}, "vllm": {"towpath.rollout.vllm"},
+}  # fmt: skip
+
+Import = tuple[str, int]
 
 
-def modules():
-    for path in sorted(ROOT.rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
-        yield name, path, ast.parse(path.read_text())
+def modules() -> dict[str, tuple[Path, ast.Module]]:
+    """Every module by its dotted name."""
+    return {_dotted(path): (path, ast.parse(path.read_text())) for path in sorted(ROOT.rglob("*.py"))}
 
 
-def imports(tree, top_only=False):
-    nodes = tree.body if top_only else ast.walk(tree)
-    for node in nodes:
+def _dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(tree: ast.AST, in_functions: bool = True) -> Iterator[Import]:
+    """What is imported, and in which line; without `in_functions` only what happens when the module is loaded."""
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: imports are absolute"
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+        elif in_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports(node, in_functions)
+
+
+def graph(in_functions: bool) -> dict[str, set[str]]:
+    """For each module the modules of the package that it imports."""
+    known = modules()
+
+    def named(target: str) -> str:
+        return target if target in known else target.rpartition(".")[0]
+
+    return {name: ({named(t) for t, _ in imports(tree, in_functions)} & set(known)) - {name, "towpath"} for name, (_, tree) in known.items()}
 
 
 def room(module: str) -> str:
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
+    return parts[1] if parts[0] == "towpath" and len(parts) > 1 else ""
+
+
+def within(target: str, place: str) -> bool:
+    return f"{target}.".startswith(f"{place}.")
 
 
 def test_every_room_has_its_place():
-    rooms = {room(name) for name, _, _ in modules()} - {""}
-    assert rooms <= set(RANK), rooms - set(RANK)
+    rooms = {room(name) for name in modules()} - {""}
+    assert rooms <= set(RANK), f"give these a place in ORDER: {rooms - set(RANK)}"
 
 
 def test_imports_go_one_way():
     wrong = []
-    for name, path, tree in modules():
+    for name, (path, tree) in modules().items():
         here = room(name)
         for target, line in imports(tree):
-            there = room(target) if target.startswith("towpath.") else ""
-            if not there or there not in RANK or there == here or not here:
-                continue
-            if RANK[there] > RANK[here] or (RANK[there] == RANK[here] and here not in OWN_RANK_ALLOWED):
-                wrong.append(f"{path.relative_to(ROOT)}:{line} {here} imports {there}")
+            there = room(target)
+            if here and there in RANK and there != here and RANK[there] >= RANK[here]:
+                wrong.append(f"{path.relative_to(ROOT.parent)}:{line} {here} imports {there}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_there_is_no_import_cycle():
-    known = {name for name, _, _ in modules()}
-    graph = {}
-    for name, _, tree in modules():
-        targets = {t if t in known else t.rpartition(".")[0] for t, _ in imports(tree, top_only=True) if t.startswith("towpath")}
-        graph[name] = (targets & known) - {name, "towpath"}
-    done, path = set(), []
+    edges, done, path = graph(in_functions=True), set(), []
 
     def walk(name):
         assert name not in path, " -> ".join([*path[path.index(name) :], name])
         if name in done:
             return
         path.append(name)
-        for target in graph[name]:
+        for target in sorted(edges[name]):
             walk(target)
         path.pop()
         done.add(name)
 
-    for name in graph:
+    for name in edges:
         walk(name)
 
 
-def test_heavy_things_stay_where_they_belong():
+def test_what_must_stay_light_loads_nothing_heavy():
+    """Through others too: a light module may not load a module that loads torch."""
+    edges, known, wrong = graph(in_functions=False), modules(), []
+    heavy = {name: [(t, line) for t, line in imports(tree, in_functions=False) if t.split(".")[0] in HEAVY] for name, (_, tree) in known.items()}
+    for start in (name for name in known if room(name) in TORCH_FREE):
+        seen, todo = {start}, [start]
+        while todo:
+            name = todo.pop()
+            wrong += [f"{start} loads {known[name][0].relative_to(ROOT.parent)}:{line} {t}" for t, line in heavy[name]]
+            more = edges[name] - seen
+            seen |= more
+            todo += more
+    assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def test_libraries_stay_where_they_belong():
     wrong = []
-    for name, path, tree in modules():
-        where = f"{path.relative_to(ROOT)}"
+    for name, (path, tree) in modules().items():
         for target, line in imports(tree):
-            top = target.split(".")[0]
-            if top in ("sqlalchemy", "alembic") and room(name) != "store":
-                wrong.append(f"{where}:{line} {target}")
-            if (top == "ray" or target.startswith("torch.distributed")) and room(name) != "runtime":
-                wrong.append(f"{where}:{line} {target}")
-            if top == "vllm" and name != "towpath.rollout.vllm":
-                wrong.append(f"{where}:{line} {target}")
-        if room(name) in TORCH_FREE:
-            wrong += [f"{where}:{line} {t}" for t, line in imports(tree, top_only=True) if t.split(".")[0] in ("torch", "transformers", "peft")]
+            for library, places in ONLY_IN.items():
+                if within(target, library) and not any(within(name, place) for place in places):
+                    wrong.append(f"{path.relative_to(ROOT.parent)}:{line} {target}")
     assert not wrong, "\n".join(wrong)
 
 
-def test_help_is_quick_and_loads_no_torch():
+@pytest.mark.parametrize(
+    ("code", "loaded", "all_"),
+    [
+        ("import a\ndef f():\n    import b", ["a"], ["a", "b"]),
+        ("try:\n    import a\nexcept ImportError:\n    import b", ["a", "b"], ["a", "b"]),
+        ("class C:\n    from a import b\n    def f(self):\n        from c import d", ["a.b"], ["a.b", "c.d"]),
+    ],
+)
+def test_imports_are_found_wherever_they_stand(code, loaded, all_):
+    assert [t for t, _ in imports(ast.parse(code), in_functions=False)] == loaded
+    assert [t for t, _ in imports(ast.parse(code))] == all_
+
+
+def test_help_is_quick():
     seconds = []
     for _ in range(5):
         begun = time.perf_counter()
         subprocess.run([sys.executable, "-m", "towpath", "--help"], check=True, capture_output=True)
         seconds.append(time.perf_counter() - begun)
-    assert statistics.median(seconds) < 0.5
-    script = "import sys, towpath.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert statistics.median(seconds) < 0.5, seconds
+
+
+def test_help_loads_no_torch():
+    script = """
+import sys
+sys.argv = ["towpath", "--help"]
+from towpath.cli import main
+try:
+    main()
+finally:
+    loaded = {"torch", "transformers", "peft"} & set(sys.modules)
+    assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

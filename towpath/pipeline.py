@@ -78,10 +78,9 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     preferences, drawing = dict(dump["preferences"]), {}
     for key in ("prompts", "completions", "base_share", "max_new_tokens", "decodings"):
         drawing[key] = preferences.pop(key)
-    judged = {"tie_margin": preferences["tie_margin"]}
     preferences.pop("min_labels")
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
-    stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety]), "judge": judged}, "sft")
+    stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety])}, "sft")
     for n in range(1, recipe.rounds + 1):
         at, before = ("" if n == 1 else f"@{n}"), ("" if n == 2 else f"@{n - 1}")
         samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)]
@@ -91,7 +90,7 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
         stage("label", n, {"preferences": preferences, "judgements": people}, *samples)
         stage("reward", n, {"reward": dump["reward"]}, "sft", *samples, f"label{at}")
         stage("policy", n, {"policy": dump["policy"], "prompts": _digest(corpus.train)}, "sft", f"reward{at}", *again)
-        stage("evaluate", n, {"evaluate": dump["evaluate"], "judge": judged}, "sft", "baseline", f"reward{at}", f"policy{at}")
+        stage("evaluate", n, {"evaluate": dump["evaluate"]}, "sft", "baseline", f"reward{at}", f"policy{at}")
     return list(planned.values())
 
 

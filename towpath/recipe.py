@@ -155,6 +155,7 @@ class Evaluate(Section):
     prompts: int = value(0, "held-out prompts; 0 for all", "200 or more", "see the statistics in docs/gates.md", ge=0)
     temperature: float = value(1.0, "of the answers compared; the rollouts' unless you say otherwise", "", "", gt=0)
     max_new_tokens: int = value(80, "longest answer", "", "", ge=1)
+    tie_margin: float = value(0.05, "difference of the gold judge's totals below which it is a tie; ties count half", "", "", ge=0)
     bootstrap: int = value(1000, "resamples of prompts behind the intervals", "1000", "", ge=100)
 
 

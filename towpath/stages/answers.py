@@ -56,8 +56,8 @@ def gold(prompt: Prompt, completion: Completion) -> float:
 
 
 def win(job: Job, prompts: Sequence[Prompt], ours: Sequence[Completion], theirs: Sequence[Completion]) -> dict[str, Any]:
-    """Win rate of our answers by the gold judge, ties by the rater's own margin."""
-    margin = job.recipe.preferences.tie_margin
+    """Win rate of our answers by the gold judge."""
+    margin = job.recipe.evaluate.tie_margin
     gaps = [gold(p, a) - gold(p, b) for p, a, b in zip(prompts, ours, theirs, strict=True)]
     outcomes = [0.5 if abs(gap) < margin else float(gap > 0) for gap in gaps]
     lengths = [len(a.token_ids) - len(b.token_ids) for a, b in zip(ours, theirs, strict=True)]

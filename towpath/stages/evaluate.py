@@ -86,7 +86,7 @@ def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> dict[str, list[flo
 
 
 def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
-    margin, rows = job.recipe.preferences.tie_margin, []
+    margin, rows = job.recipe.evaluate.tie_margin, []
     for i, p in enumerate(prompts):
         golds = {source: answers.gold(p, said[i]) for source, said in heard.items()}
         gap = golds["policy"] - golds["sft"]
