@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -210,13 +213,12 @@ def test_a_gate_that_stops_closes_the_run(whole, tmp_path):
 
 
 def test_interrupted_by_hand_nothing_finished_is_lost(whole, tmp_path):
-    import signal
-    import time
-
     run = tmp_path / "interrupted"
     shutil.copytree(whole, run)
     command = [sys.executable, "-m", "towpath", "run", str(run), *SETTINGS, "--set", "seed=5", "--set", "sft.epochs=3"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background job inherits an ignored SIGINT; a user's terminal does not.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and len(list(run.glob("stages/sft/*/metrics.jsonl"))) < 2:
         time.sleep(0.1)

@@ -108,12 +108,12 @@ def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
 
 
 @app.command(epilog="Example: towpath report my-run")
-def report(run: Run, as_json: Json = False) -> None:
+def report(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """Write reports/report.html and reports/summary.json anew."""
     from towpath import pipeline, recipe
     from towpath import report as reporting
 
-    settings = recipe.load(run)
+    settings = recipe.load(run, set_)
     path = reporting.write(run, pipeline.judged(settings, run), settings.name)
     print((path.parent / "summary.json").read_text() if as_json else path)
 

@@ -1,6 +1,7 @@
 """What a recipe may say: one class a table, every key with its meaning, usual range and reason."""
 
 import difflib
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,9 +207,9 @@ def explained(part: str = "") -> list[dict[str, Any]]:
     if not chosen:
         near = difflib.get_close_matches(part, list(found), n=1, cutoff=0.3)
         raise RecipeError(f"{part!r}: no such key", "a key of the recipe", f"did you mean {near[0]}?" if near else "`towpath explain` lists all")
-    rows = []
+    rows, standard = [], Recipe()
     for key in chosen:
-        info, default = found[key], found[key].get_default(call_default_factory=True)
+        info, default = found[key], attrgetter(key)(standard)
         if isinstance(default, Section):
             continue
         extra = info.json_schema_extra or {}

@@ -1,13 +1,16 @@
 """Judgements into the ledger: by a simulated rater, or by people whom the run waits for."""
 
 import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 from towpath.data.draws import share
 from towpath.errors import Waiting
 from towpath.feedback import aggregation, agreement, simulated
-from towpath.records import Comparison, Judgement
+from towpath.records import Comparison, Judgement, Label, as_row
 from towpath.stages.job import Job
+from towpath.store.publish import replace_file
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -26,6 +29,7 @@ def run(job: Job) -> dict[str, Any]:
         fix = f"{label}, then `towpath run {job.run}`"
         raise Waiting(f"labels: {len(decided)} of {needed} decided", "preferences.min_labels", fix)
     job.store.put_labels(labels)
+    replace_file(job.folder / "labels.json", json.dumps([as_row(label) for label in labels], indent=0))
     rate, n = agreement.pairwise_agreement(judgements)
     kinds = {j.rater: j.kind for j in judgements}
     return {
@@ -42,6 +46,11 @@ def _raters(job: Job) -> list[str]:
     character = f"{job.recipe.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated.GUIDELINE}"
     mark = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
     return [f"simulated-{number}-{mark}" for number in (1, 2)]
+
+
+def read(folder: Path) -> list[Label]:
+    """The labels that a label stage derived."""
+    return [Label(**row) for row in json.loads((folder / "labels.json").read_text())]
 
 
 def mine(job: Job) -> list[Comparison]:

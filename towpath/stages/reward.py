@@ -18,8 +18,8 @@ from towpath.models.heads import ScalarHead
 from towpath.records import Comparison, Completion, Label, Prompt
 from towpath.runtime.local import Local, Role
 from towpath.stages import answers
+from towpath.stages import label as labelling
 from towpath.stages.job import Job, save_model
-from towpath.stages.label import mine
 from towpath.stages.train import Course, minibatches, to, train, warmup_then_linear
 
 
@@ -89,10 +89,11 @@ def _fit_head(runtime: Local, batch: Batch, ridge: float) -> None:
 
 def decided(job: Job) -> list[Pair]:
     """Comparisons of this recipe whose label names a winner."""
-    comparisons = {c.id: c for c in mine(job)}
+    comparisons = {c.id: c for c in labelling.mine(job)}
     completions, prompts = job.store.completions(), job.store.prompts()
     found = []
-    for label in sorted(job.store.labels(), key=lambda label: label.comparison):
+    stage = next(name for name in reversed(job.inputs) if name.startswith("label"))
+    for label in sorted(labelling.read(job.inputs[stage]), key=lambda label: label.comparison):
         c = comparisons.get(label.comparison)
         if c and label.choice in ("a", "b"):
             best, other = (c.a, c.b) if label.choice == "a" else (c.b, c.a)
