@@ -20,6 +20,9 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
 Force = Annotated[bool, typer.Option("--force", help="go on past closed gates and refused values")]
 
 
+INTERRUPTED = 130
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -193,14 +196,17 @@ def main() -> None:
     from towpath.errors import TowpathError, Waiting
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into a return value
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
     except TowpathError as error:
         kind = "waiting" if isinstance(error, Waiting) else "error"
         _say(f"{kind}: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, EOFError):
         _say("stopped; nothing that was finished is lost. The same command goes on from here.")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
