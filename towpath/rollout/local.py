@@ -38,8 +38,7 @@ class LocalEngine:
         ids, mask, position = self._prefill_inputs(requests)
         cache = DynamicCache(config=self.model.config)
         for step in range(int(limit.max(initial=0))):
-            out = self.model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            token_B, logp_B = draw(out.logits[:, -1], step)
+            token_B, logp_B = draw(self._logits(ids, mask, position, cache), step)
             for index, token, logp in zip(live, token_B.tolist(), logp_B.tolist(), strict=True):
                 tokens[index].append(token)
                 logprobs[index].append(logp)
@@ -57,6 +56,12 @@ class LocalEngine:
                 live = live[going]
         finish = ["stop" if row and row[-1] == self.eos else "length" for row in tokens]
         return [Drawn(t, lp, f) for t, lp, f in zip(tokens, logprobs, finish, strict=True)]  # pyright: ignore[reportArgumentType]
+
+    def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits [B,V] after the last column. The head reads a matrix: given a strided [B,1,D] and frozen weights,
+        torch repeats the head's weights for every row, which costs seconds and gigabytes."""
+        out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
+        return self.model.get_output_embeddings()(out.last_hidden_state[:, -1].contiguous())
 
     def _prefill_inputs(self, requests: list[Request]) -> tuple[Tensor, Tensor, Tensor]:
         longest = max(len(request.prompt) for request in requests)
