@@ -121,6 +121,39 @@ def test_adapters_start_as_nothing_switch_merge_and_survive_peft(tiny, tmp_path)
     torch.testing.assert_close(runtime(merged).score("policy", batch, ("logp",)).logp_BT, after, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("width", [0, 64])
+def test_states_of_the_untouched_bottom_change_neither_scores_nor_gradients(tiny, width):
+    model = copy.deepcopy(tiny).float()
+    runtime = Local(tokens_per_pass=40, pack_width=width)
+    runtime.add_trunk("base", model, lora=True)
+    adapters = runtime.adapters["base"]
+    for name in ("policy", "reward"):
+        adapters.add(name, 4, 8, seed=1, top=1)
+        for parameter in adapters.parameters(name).values():
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert adapters.common_depth() == model.config.num_hidden_layers - 1
+    runtime.roles |= {"policy": Role(adapter="policy", trains=("adapter",)), "reward": Role(adapter="reward", head=ScalarHead(model.config.hidden_size, 0))}
+    runtime.roles["reference"] = Role()
+    runtime.start({"policy": 1e-3})
+    draw = np.random.default_rng(3)
+    plain = Batch([Row(draw.integers(0, 90, 5 + n), 5) for n in (3, 9, 1, 6, 12)])
+    quick = runtime.grounded(plain)
+    assert quick is not plain
+
+    def gradients(batch):
+        runtime.forward_backward({"policy": ("logp",)}, batch, lambda out, part: (out.logp_BT[out.mask_BT].sum(), {}), 3.0)
+        found = {key: p.grad.clone() for key, p in runtime.trained().items()}
+        runtime.step(0.0, 1.0)
+        return found
+
+    for role, want, field in (("policy", "logp", "logp_BT"), ("reference", "logp", "logp_BT"), ("reward", "score", "score_B")):
+        a, b = (getattr(runtime.score(role, batch, (want,)), field) for batch in (plain, quick))
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    slow, fast = gradients(plain), gradients(quick.take([4, 0, 3, 1, 2]))
+    for key, value in slow.items():
+        torch.testing.assert_close(value, fast[key], atol=1e-5, rtol=1e-4)
+
+
 def test_only_what_trains_gets_gradients_and_a_nan_moves_nothing(tiny):
     from towpath.algos import sft
 

@@ -74,6 +74,11 @@ class Adapters:
             layer.b[name] = nn.Parameter(torch.zeros(out_features, rank, device=device))
             layer.scale[name] = alpha / rank
 
+    def common_depth(self) -> int:
+        """How many layers from the bottom no adapter changes: what every role of this trunk computes alike."""
+        touched = [depth(place) for place, layer in self.layers.items() if layer.scale]
+        return min(touched, default=0)
+
     @contextmanager
     def acting(self, name: str | None) -> Iterator[None]:
         """Within the block the trunk speaks as this adapter."""

@@ -3,10 +3,12 @@
 P lines, L tokens of a line, N chosen positions, D width, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -21,9 +23,35 @@ def attention_mask(segment_PL: Tensor, dtype: torch.dtype) -> Tensor:
 
 def hidden(model: Any, ids_PL: Tensor, position_PL: Tensor, segment_PL: Tensor) -> Tensor:
     """Last hidden states [P,L,D], after the final norm."""
+    return _through(model, position_PL, segment_PL, input_ids=ids_PL)
+
+
+def below(model: Any, ids_PL: Tensor, position_PL: Tensor, segment_PL: Tensor, depth: int) -> Tensor:
+    """The states that the layers from `depth` on read [P,L,D]."""
+    with _only(model.base_model, slice(0, depth), nn.Identity()):
+        return _through(model, position_PL, segment_PL, input_ids=ids_PL)
+
+
+def above(model: Any, states_PLD: Tensor, position_PL: Tensor, segment_PL: Tensor, depth: int) -> Tensor:
+    """`hidden`, begun at states that `below` gave."""
+    with _only(model.base_model, slice(depth, None), model.base_model.norm):
+        return _through(model, position_PL, segment_PL, inputs_embeds=states_PLD)
+
+
+def _through(model: Any, position_PL: Tensor, segment_PL: Tensor, **given: Tensor) -> Tensor:
     mask = attention_mask(segment_PL, model.dtype)
-    out = model.base_model(input_ids=ids_PL, attention_mask=mask, position_ids=position_PL, use_cache=False)
-    return out.last_hidden_state
+    return model.base_model(attention_mask=mask, position_ids=position_PL, use_cache=False, **given).last_hidden_state
+
+
+@contextmanager
+def _only(body: Any, part: slice, norm: nn.Module) -> Iterator[None]:
+    """Within the block the model's body has some of its layers alone."""
+    layers, last = body.layers, body.norm
+    body.layers, body.norm = layers[part], norm
+    try:
+        yield
+    finally:
+        body.layers, body.norm = layers, last
 
 
 def token_logprobs(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float = 1.0, chunk: int = 256) -> tuple[Tensor, Tensor]:

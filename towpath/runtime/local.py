@@ -4,11 +4,12 @@ B rows, T answer tokens, N answer tokens of all rows, D width.
 """
 
 import ctypes
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from towpath.models import lm
 from towpath.models.adapters import Adapters
 from towpath.models.heads import ScalarHead
 
+GROUND = "ground"
+"""The column of states that the untouched bottom of a trunk gives [B,S,D]: rows, tokens of a row, width."""
 LossOf = Callable[[Outputs, Batch], tuple[Tensor, Metrics]]
 
 
@@ -94,9 +97,13 @@ class Local:
         if role.features_fixed and role.head is not None and "features" in batch.columns:
             return Outputs(mask_BT, value_BT=torch.where(mask_BT, role.head(batch.columns["features"]), 0.0))
         packed = pack(batch.rows, self.pad, self.pack_width)
+        ids, position, segment = (torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL))
         with self._arithmetic(), self._acting(role):
-            ids, position, segment = (torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL))
-            hidden_PLD = lm.hidden(self.trunks[role.trunk], ids, position, segment)
+            if GROUND in batch.columns and role.trunk in self.adapters:
+                states = _laid(batch.columns[GROUND], batch, packed)
+                hidden_PLD = lm.above(self.trunks[role.trunk], states, position, segment, self.adapters[role.trunk].common_depth())
+            else:
+                hidden_PLD = lm.hidden(self.trunks[role.trunk], ids, position, segment)
         return self._read(role, batch, packed, hidden_PLD, mask_BT, wants)
 
     def _read(self, role: Role, batch: Batch, packed: Packed, hidden_PLD: Tensor, mask_BT: Tensor, wants: tuple[str, ...]) -> Outputs:
@@ -128,11 +135,30 @@ class Local:
         return out
 
     @torch.no_grad()
+    def grounded(self, batch: Batch, trunk: str = "base") -> Batch:
+        """The batch with what the trunk's untouched bottom layers say of it, computed once for all roles and epochs; as it was where
+        there are none, or where the states would take more than a gigabyte."""
+        depth = self.adapters[trunk].common_depth() if trunk in self.adapters else 0
+        if not depth:
+            return batch
+        model = self.trunks[trunk]
+        shape = len(batch), max(len(row.ids) for row in batch.rows), model.config.hidden_size
+        if math.prod(shape) * model.dtype.itemsize > 2**30:
+            return batch
+        states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
+        for part in Batch(batch.rows, {"row": np.arange(len(batch))}).passes(self.tokens_per_pass):
+            packed = pack(part.rows, self.pad)
+            ids, position, segment = (torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL))
+            states_BSD[torch.from_numpy(part.columns["row"]), : ids.shape[1]] = lm.below(model, ids, position, segment, depth)
+        return replace(batch.with_columns(**{GROUND: states_BSD}), fixed=batch.fixed | {GROUND})
+
+    @torch.no_grad()
     def score(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
         """`forward` over a batch of any size, without gradient, rows in their order."""
         sizes = [len(row.ids) for row in batch.rows]
         order = np.argsort(sizes, kind="stable")[::-1]
-        numbered = Batch(batch.rows, {"row": np.arange(len(batch))})
+        kept = {GROUND: batch.columns[GROUND]} if GROUND in batch.columns else {}
+        numbered = Batch(batch.rows, {"row": np.arange(len(batch)), **kept}, fixed=frozenset({GROUND}))
         parts = [(part.columns["row"], self.forward(name, part, wants)) for part in numbered.passes(self.tokens_per_pass)]
         assert sum(len(index) for index, _ in parts) == len(order)
         return _joined(parts, torch.from_numpy(batch.mask_BT).to(self.device))
@@ -194,6 +220,17 @@ class Local:
 
     def _arithmetic(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+
+def _laid(states_BSD: Tensor, batch: Batch, packed: Packed) -> Tensor:
+    """States of rows laid into the lines they are packed in."""
+    lines, width = packed.ids_PL.shape
+    if width <= states_BSD.shape[1] and np.array_equal(packed.line_B, np.arange(lines)):  # a line to each row, in order
+        return states_BSD[:, :width]
+    out = states_BSD.new_zeros(lines, width, states_BSD.shape[2])
+    for states, row, line, begin in zip(states_BSD, batch.rows, packed.line_B, packed.offset_B, strict=True):
+        out[line, begin : begin + len(row.ids)] = states[: len(row.ids)]
+    return out
 
 
 def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -110,7 +110,8 @@ class Experience:
 
     def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], roles: Sequence[str]) -> Batch:
         rows = [row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)]
-        batch, runtime = Batch(rows), self.runtime
+        runtime = self.runtime
+        batch = runtime.grounded(Batch(rows))
         ended = torch.tensor([d.finish == "stop" for d in drawn], device=runtime.device)
         columns: dict[str, Tensor] = {"ended": ended}
         if "policy" in roles:

@@ -79,8 +79,7 @@ def _runtime(job: Job) -> Local:
         runtime.add_trunk("reference", job.model(job.inputs["sft"] / "weights"), lora=False)
         runtime.roles |= {"policy": Role("policy", trains=("trunk",)), "reference": Role("reference")}
     stage = next(name for name in reversed(job.inputs) if name.startswith("reward"))
-    head = load_reward(job, runtime, job.inputs[stage] / "weights")
-    runtime.roles["critic"] = _critic(job, runtime, head)
+    runtime.roles["critic"] = _critic(job, runtime, load_reward(job, runtime, job.inputs[stage] / "weights"))
     runtime.start({"policy": cfg.learning_rate, "critic": cfg.ppo.critic_learning_rate}, eps=1e-5)
     return runtime
 
@@ -91,10 +90,9 @@ def _start(job: Job) -> Any:
     return earlier[-1] if earlier else None
 
 
-def _critic(job: Job, runtime: Local, reward_head: ScalarHead) -> Role:
-    """The critic starts as the reward model: its head, read at every token."""
+def _critic(job: Job, runtime: Local, head: ScalarHead) -> Role:
+    """The critic starts as the reward model's trunk with the head fitted to foresee its scores."""
     reward = runtime.roles["reward"]
-    head = copy.deepcopy(reward_head).requires_grad_(True)
     if job.recipe.policy.ppo.critic == "head":
         return Role(reward.trunk, reward.adapter, head, ("head",))
     if reward.adapter is None:

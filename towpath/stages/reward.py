@@ -44,7 +44,7 @@ def run(job: Job) -> dict[str, Any]:
         fix = "collect more labels, or change reward.validation"
         raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)
     runtime = _runtime(job)
-    train_batch, held_batch = _batch(job, shown), _batch(job, held)
+    train_batch, held_batch = (runtime.grounded(_batch(job, part)) for part in (shown, held))
     if cfg.fit_head and not (job.folder / "checkpoints").exists():
         _fit_head(runtime, train_batch, cfg.fit_head)
     size = max(1, round(cfg.batch * train_batch.groups / len(shown)))
@@ -56,15 +56,15 @@ def run(job: Job) -> dict[str, Any]:
 
     course = Course(
         algo, cfg, len(steps), size, lambda step: (train_batch.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
-        max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=max(1, len(steps) // 2), merit=lambda numbers: numbers["at"],
+        max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=len(steps), merit=lambda numbers: numbers["at"],
     )  # fmt: skip
     train(course, runtime, job, f"{job.name}: training")
-    mean, std = _normalise(job, runtime, shown)
+    mean, std, critic, explained = _normalise(job, runtime, shown)
     result = _measure(job, runtime, held, held_batch, std)
-    _save(job, runtime)
+    _save(job, runtime, critic)
     some = train_batch.take(range(min(40, train_batch.groups)))
     gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
-    result |= {"train_accuracy": float((gap > 0).float().mean()), "mean": mean, "std": std, "pairs": len(shown)}
+    result |= {"train_accuracy": float((gap > 0).float().mean()), "mean": mean, "std": std, "critic_explained_variance": explained, "pairs": len(shown)}
     result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(shown), *_lengths(held))
     result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
     label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
@@ -142,18 +142,19 @@ def _grouped(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
     return groups
 
 
-def _normalise(job: Job, runtime: Local, pairs: list[Pair]) -> tuple[float, float]:
-    """Fold mean 0 and unit scale on the tuned model's own answers into the head."""
+def _normalise(job: Job, runtime: Local, pairs: list[Pair]) -> tuple[float, float, ScalarHead, float]:
+    """Fold mean 0 and unit scale on the tuned model's own answers into the head; a first critic read off the same answers as they grow."""
     said = {c.id: (p.prompt, c) for p in pairs for c in (p.chosen, p.rejected) if c.source == "sft"}
-    batch = Batch([completion_row(job, prompt, c) for prompt, c in list(said.values())[:256]])
-    scores = runtime.score("reward", batch, ("score",)).score_B
-    mean, std = float(scores.mean()), float(scores.std(unbiased=False)) or 1.0
+    batch = Batch([completion_row(job, prompt, c) for prompt, c in list(said.values())[:384]])
+    out = runtime.score("reward", batch, ("score", "features"))
+    mean, std = float(out.score_B.mean()), float(out.score_B.std(unbiased=False)) or 1.0
     head = runtime.roles["reward"].head
     assert head is not None
     with torch.no_grad():
         head.weight.div_(std)
         head.bias.sub_(mean).div_(std)
-    return mean, std
+    row_N = out.mask_BT.nonzero()[:, 0]
+    return mean, std, *ScalarHead.fitted(out.features_BTD[out.mask_BT], (out.score_B[row_N] - mean) / std, row_N)
 
 
 def _measure(job: Job, runtime: Local, held: list[Pair], batch: Batch, std: float) -> dict[str, Any]:
@@ -181,21 +182,22 @@ def _lengths(pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([len(p.chosen.token_ids) for p in pairs], float), np.array([len(p.rejected.token_ids) for p in pairs], float)
 
 
-def _save(job: Job, runtime: Local) -> None:
-    place = job.folder / "weights"
+def _save(job: Job, runtime: Local, critic: ScalarHead) -> None:
+    folder = job.folder / "weights"
     if "base" not in runtime.adapters:
-        save_model(job, runtime.trunks["base"], place)
-    place.mkdir(exist_ok=True)
+        save_model(job, runtime.trunks["base"], folder)
+    folder.mkdir(exist_ok=True)
     head = runtime.roles["reward"].head
     assert head is not None
-    tensors = {f"head.{name}": tensor.detach().cpu().contiguous() for name, tensor in head.named_parameters()}
+    heads = {"head": head, "critic": critic}
+    tensors = {f"{place}.{name}": tensor.detach().cpu().contiguous() for place, one in heads.items() for name, tensor in one.named_parameters()}
     if "base" in runtime.adapters:
         tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in runtime.adapters["base"].parameters("reward").items()}
-    save_file(tensors, place / "reward.safetensors")
+    save_file(tensors, folder / "reward.safetensors")
 
 
 def load_reward(job: Job, runtime: Local, folder: Path) -> ScalarHead:
-    """Put a saved reward model into a runtime as the role `reward`, its scores already normalised."""
+    """Put a saved reward model into a runtime as the role `reward`, its scores already normalised; the head of its first critic."""
     tensors = load_file(folder / "reward.safetensors")
     cfg = job.recipe.reward
     if cfg.method == "lora":
@@ -207,8 +209,10 @@ def load_reward(job: Job, runtime: Local, folder: Path) -> ScalarHead:
     else:
         runtime.add_trunk("reward", job.model(folder), lora=False)
         trunk, adapter = "reward", None
-    head = ScalarHead(len(tensors["head.weight"])).to(job.device)
-    head.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
-    head.requires_grad_(False)
-    runtime.roles["reward"] = Role(trunk=trunk, adapter=adapter, head=head)
-    return head
+    def head(name: str) -> ScalarHead:
+        found = ScalarHead(len(tensors[f"{name}.weight"])).to(job.device)
+        found.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})
+        return found
+
+    runtime.roles["reward"] = Role(trunk=trunk, adapter=adapter, head=head("head").requires_grad_(False))
+    return head("critic")
