@@ -132,7 +132,10 @@ def test_states_of_the_untouched_bottom_change_neither_scores_nor_gradients(tiny
         for parameter in adapters.parameters(name).values():
             torch.nn.init.normal_(parameter, std=0.1)
     assert adapters.common_depth() == model.config.num_hidden_layers - 1
-    runtime.roles |= {"policy": Role(adapter="policy", trains=("adapter",)), "reward": Role(adapter="reward", head=ScalarHead(model.config.hidden_size, 0))}
+    runtime.roles |= {
+        "policy": Role(adapter="policy", trains=("adapter",)),
+        "reward": Role(adapter="reward", head=ScalarHead(model.config.hidden_size, 0)),
+    }
     runtime.roles["reference"] = Role()
     runtime.start({"policy": 1e-3})
     draw = np.random.default_rng(3)

@@ -328,3 +328,9 @@ def test_several_errors_are_told_in_one() -> None:
 def test_lines_put_the_worst_first() -> None:
     text = preflight.lines([Finding("a", "info", "one"), Finding("b", "error", "two", "why", "mend"), Finding("c", "warning", "three", "so")])
     assert text == "ERROR b: two\n  cause: why\n  fix:   mend\nWARNING c: three\n  cause: so\nINFO a: one"
+
+
+def test_one_key_of_a_gate_leaves_its_other_keys_as_they_were():
+    settings = check(Recipe, {"gates": {"reward": {"action": "warn"}, "safety": {"action": "warn"}}}, "test")
+    assert (settings.gates.reward.threshold, settings.gates.safety.threshold, settings.gates.evaluate.threshold) == (0.85, 0.05, 0.7)
+    assert settings.gates.reward.action == "warn"

@@ -217,11 +217,16 @@ def test_what_the_run_waits_for_and_found_is_said(tmp_path: Path) -> None:
 
 def test_the_terminal_is_told_outcome_gates_and_cost(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
-    assert terminal(tmp_path).startswith("The policy is preferred over SFT on 81")
+    assert "The policy is preferred over SFT on 81" in terminal(tmp_path)
     path = write(tmp_path, verdicts)
-    lines = terminal(tmp_path).replace("\u00a0", " ").splitlines()
-    assert "  reward       PASS       88.5 % (over 85 %, n 192)" in lines and "  safety       UNDECIDED  3.0 % (at most 5 %, n 132)" in lines
+    lines = [" ".join(line.split()) for line in terminal(tmp_path, 130).replace("\u00a0", " ").splitlines()]
+    reward = next(line for line in lines if line.startswith("reward"))
+    assert "PASS 88.5 %" in reward and reward.endswith("more than 85 % of 192")
+    assert any(line.startswith("safety UNDECIDED 3.0 %") and line.endswith("at most 5 % of 132") for line in lines)
     assert lines[-2:] == ["55 min 12 s, at most 2.8 GiB of memory", f"report: {path}"]
+    assert "base SFT policy" in lines
+    narrow = terminal(tmp_path, 40).splitlines()
+    assert any(line.startswith("SFT: ") for line in narrow)
 
 
 def test_metrics_of_a_resumed_stage_keep_the_later_rows(tmp_path: Path) -> None:

@@ -231,6 +231,7 @@ def test_network_disks_are_recognised_by_the_deepest_mount():
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_pairs_go_out_and_judgements_come_in(store, tmp_path, suffix):
     path = tmp_path / f"pairs.{suffix}"
+    assert export_pairs(store, path, samples={"elsewhere"}) == 0
     assert export_pairs(store, path) == 2
     mark, empty, filled = {"jsonl": ("", '"choice": ""', '"choice": "a"'), "csv": ("\ufeff", '",,,', '",a,2,bob')}[suffix]
     path.write_bytes((mark + path.read_bytes().decode().replace(empty, filled)).encode())

@@ -156,12 +156,13 @@ def explain(key: Annotated[str, typer.Argument(help="a recipe key, or part of on
 def label_export(
     run: Run, to: Annotated[Path, typer.Option(help="a .jsonl or .csv file")], all_: Annotated[bool, typer.Option("--all")] = False
 ) -> None:
-    """Write the comparisons that wait for a judgement."""
+    """Write the comparisons of the run as it stands that wait for a judgement; with --all, every one of the ledger."""
+    from towpath import pipeline
     from towpath.store.exchange import export_pairs
     from towpath.store.store import Store
 
     with Store.open(run / "towpath.db") as store:
-        _say(f"{export_pairs(store, to, all_)} comparisons written to {to}")
+        _say(f"{export_pairs(store, to, all_, () if all_ else pipeline.samples(run))} comparisons written to {to}")
 
 
 @label_app.command("import", epilog="Example: towpath label import my-run pairs.jsonl --rater ann")

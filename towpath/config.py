@@ -61,12 +61,18 @@ def _toml_value(text: str) -> Any:
 
 
 def check(model: type[M], tables: dict[str, Any], origin: str) -> M:
-    """The tables as a model, or one error that names every key at fault."""
+    """The tables laid over the model's defaults, or one error that names every key at fault."""
     try:
-        return model.model_validate(tables)
+        return model.model_validate(_over(model().model_dump(), tables))
     except ValidationError as error:
         problems = [_problem(model, item) for item in error.errors()]
         raise RecipeError(f"{origin}: " + "; ".join(problems), "see `towpath explain KEY`", "mend the keys named") from None
+
+
+def _over(defaults: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+    """Defaults with tables over them, key by key: to name one key of a gate leaves its other keys as they were."""
+    both = {key: _over(defaults[key], value) for key, value in tables.items() if isinstance(value, dict) and isinstance(defaults.get(key), dict)}
+    return defaults | tables | both
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:

@@ -263,6 +263,12 @@ def _current(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def samples(folder: Path) -> set[str]:
+    """The marks that comparisons of the run as it stands begin with."""
+    stages = _current(folder).get("stages", {})
+    return {fingerprint[:6] for name, fingerprint in stages.items() if name.startswith("sample")}
+
+
 def _remember(folder: Path, planned: list[Planned], findings: list[Finding], waiting_for: str = "") -> None:
     content = {"stages": {p.name: p.fingerprint for p in planned}, "waiting_for": waiting_for, "findings": [asdict(f) for f in findings]}
     replace_file(folder / "current.json", json.dumps(content, indent=1))

@@ -161,7 +161,7 @@ class Evaluate(Section):
 
 
 class Gate(Section):
-    threshold: float = value(0.7, "value that must be exceeded")
+    threshold: float = value(0.7, "value that must be exceeded; of `safety`, that must not be")
     action: Action = value("stop", "what a FAIL does: stop, warn or off")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from base64 import b64encode
 from pathlib import Path
@@ -14,6 +15,7 @@ from towpath.errors import ResourceError
 from towpath.records import Verdict
 from towpath.reporting.page import outcome, page, simulation
 from towpath.reporting.reading import Run, Stage, read
+from towpath.reporting.terminal import side_by_side, table
 from towpath.reporting.wording import duration, is_number, number, percent, percents, size
 
 WIN = ("rate", "interval", "n", "wins", "ties", "losses", "rule")
@@ -39,20 +41,17 @@ def write(run: Path, verdicts: list[Verdict], name: str = "") -> Path:
     return folder / "report.html"
 
 
-def terminal(run: Path) -> str:
-    """The outcome, the gates and the cost in a few lines, from the summary last written."""
+def terminal(run: Path, width: int = 0) -> str:
+    """The outcome, a table of stages and gates, the cost, the page, and a few prompts answered by all three models."""
+    found = read(run)
     path = run / "reports" / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else summarise(run, [])
-    lines = [summary["outcome"]]
-    for name, stage in summary["stages"].items():
-        for gate in (key for key in ("gate", "safety") if key in stage):
-            told, kind = stage[gate], "safety" if gate == "safety" else name
-            must = "at most" if gate == "safety" else "over"
-            lines.append(f"  {kind:<12} {told['verdict']:<10} {percent(told['value'], 1)} ({must} {percent(told['threshold'])}, n {told['n']})")
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else _summary(found, [])
+    lines = [*table([(name, stage["seconds"], stage.get("gate"), stage.get("safety")) for name, stage in summary["stages"].items()])]
     if summary["seconds"] is not None:
         lines.append(f"{duration(summary['seconds'])}, at most {size(summary['peak_memory_bytes'])} of memory")
+    told = side_by_side(found.result("evaluate").get("samples") or [], width or shutil.get_terminal_size((120, 24)).columns)
     page = run / "reports" / "report.html"
-    return "\n".join([*lines, f"report: {page}"] if page.exists() else lines)
+    return "\n".join([*told, summary["outcome"], *lines, *([f"report: {page}"] if page.exists() else [])])
 
 
 def _summary(run: Run, verdicts: list[Verdict]) -> dict[str, Any]:

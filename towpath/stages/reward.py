@@ -64,7 +64,13 @@ def run(job: Job) -> dict[str, Any]:
     _save(job, runtime, critic)
     some = train_batch.take(range(min(40, train_batch.groups)))
     gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
-    result |= {"train_accuracy": float((gap > 0).float().mean()), "mean": mean, "std": std, "critic_explained_variance": explained, "pairs": len(shown)}
+    result |= {
+        "train_accuracy": float((gap > 0).float().mean()),
+        "mean": mean,
+        "std": std,
+        "critic_explained_variance": explained,
+        "pairs": len(shown),
+    }
     result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(shown), *_lengths(held))
     result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
     label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
@@ -209,6 +215,7 @@ def load_reward(job: Job, runtime: Local, folder: Path) -> ScalarHead:
     else:
         runtime.add_trunk("reward", job.model(folder), lora=False)
         trunk, adapter = "reward", None
+
     def head(name: str) -> ScalarHead:
         found = ScalarHead(len(tensors[f"{name}.weight"])).to(job.device)
         found.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})

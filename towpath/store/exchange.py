@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,15 +20,15 @@ SHOWN_ERRORS = 20
 Kind = Literal["person", "judge", "rule"]
 
 
-def export_pairs(store: Store, path: Path, all: bool = False) -> int:
-    """Write the comparisons that nobody has judged (or all of them), with room for the answer."""
+def export_pairs(store: Store, path: Path, all: bool = False, samples: Collection[str] = ()) -> int:
+    """Write the comparisons that nobody has judged (or all of them), with room for the answer; those of the named sample stages where any are."""
     table = _is_table(path)
     judged = set() if all else {j.comparison for j in store.judgements()}
     prompts, completions = store.prompts(), store.completions()
     rows = [
         dict(zip(COLUMNS, (c.id, prompts[c.prompt_id].prompt, completions[c.a].text, completions[c.b].text, "", "", ""), strict=True))
         for c in store.comparisons()
-        if c.id not in judged
+        if c.id not in judged and (not samples or c.id.split(".")[0] in samples)
     ]
     replace_file(path, _as_csv(rows) if table else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
