@@ -99,7 +99,6 @@ class Reward(Section):
     validation: float = value(0.25, "share of prompts whose comparisons are held out", "0.1-0.3", "", gt=0, lt=0.6)
     margin: bool = value(False, "subtract a margin that grows with the rater's strength (Llama 2)")
     center: float = value(0.01, "pulls the mean score of a pair to zero", "0-0.1", "keeps scores from drifting", ge=0)
-    foresight: float = value(0.0, "weight of foretelling the score at every token of the answer", "0-0.3", "the critic starts from these features", ge=0)
     label_smoothing: float = value(0.0, "chance given to the other answer", "0-0.1", "noise in the labels", ge=0, lt=0.5)
     lora: Lora = value(Lora(), "LoRA of this stage")
 

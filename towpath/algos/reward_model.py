@@ -13,7 +13,7 @@ from towpath.data.batch import Batch
 from towpath.recipe import Reward
 
 DATA = "comparisons"
-TRAINS = {"reward": ("score", "value")}
+TRAINS = {"reward": ("score",)}
 
 
 def prepare(batch: Batch, cfg: Reward, knobs: dict[str, float]) -> Batch:
@@ -34,14 +34,11 @@ def margins(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def loss(out: Outputs, batch: Batch, cfg: Reward, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
-    """Sum over pairs of -log sigmoid(chosen - rejected - margin), plus a pull of the scores to zero, plus the error of foretelling them at every token."""
+    """Sum over pairs of -log sigmoid(chosen - rejected - margin), plus a pull of the scores to zero."""
     gap_N, strength_N = margins(out.score_B, batch)
     margin = (strength_N - 1.0) / 2 if cfg.margin else torch.zeros_like(gap_N)
     pairs = F.bradley_terry(gap_N - margin, cfg.label_smoothing)
     count = weigh(batch)
     total = pairs.sum() + cfg.center * (out.score_B**2).sum()
-    if cfg.foresight:
-        error_BT = torch.where(out.mask_BT, (out.value_BT - out.score_B.detach()[:, None]) ** 2, 0.0)
-        total = total + cfg.foresight * (error_BT.sum(1) / out.mask_BT.sum(1)).sum()
     gap_N = gap_N.detach()
     return total, {"loss": (float(pairs.detach().sum()), count), "accuracy": (float((gap_N > 0).sum()), count), "gap": (float(gap_N.sum()), count)}
