@@ -126,6 +126,8 @@ def test_missing_end_is_replaced_or_subtracted_as_named():
     replace = Policy.model_validate({"ppo": {"missing_eos": "replace", "eos_penalty": 1.0}})
     assert algo.final_scores(score, ended, subtract).tolist() == [2.0, 1.0]
     assert algo.final_scores(score, ended, replace).tolist() == [2.0, -1.0]
+    clipped = Policy.model_validate({"ppo": {"score_clip": 1.5, "eos_penalty": 1.0}})
+    assert algo.final_scores(torch.tensor([2.0, -4.0, 0.5]), torch.tensor([True, False, True]), clipped).tolist() == [1.5, -2.5, 0.5]
 
 
 def test_advantages_do_not_depend_on_padding():

@@ -44,6 +44,18 @@ def test_draws_follow_the_filtered_distribution(how):
     assert chisquare(seen[keep], due[keep] * seen[keep].sum() / due[keep].sum()).pvalue > 1e-3
 
 
+def test_rows_with_settings_of_their_own_are_filtered_as_alone(monkeypatch):
+    ranked = []
+    monkeypatch.setattr(sampling, "_nucleus", lambda p, top, plain=sampling._nucleus: ranked.append(len(p)) or plain(p, top))
+    p = torch.randn(4, 600, generator=torch.Generator().manual_seed(3)).mul(2).softmax(-1)
+    whole, column = p.clone(), (torch.tensor([0, 0, 5, 0]), torch.tensor([1.0, 0.8, 1.0, 0.3]), torch.tensor([0.0, 0.0, 0.0, 0.05]))
+    together = sampling.filtered(p, *column)
+    assert ranked == [2], "rows without top-p need no ranking"
+    assert torch.equal(p, whole)
+    for i in range(4):
+        assert torch.equal(together[i : i + 1], sampling.filtered(p[i : i + 1], *(c[i : i + 1] for c in column)))
+
+
 def plain_filter(p: torch.Tensor, how: Decoding) -> torch.Tensor:
     """The same filters by a full sort."""
     order = p.argsort(descending=True)

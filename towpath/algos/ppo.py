@@ -14,7 +14,9 @@ SCORES = {"policy": ("logp",), "reference": ("logp",), "reward": ("score", "feat
 
 
 def final_scores(score_B: Tensor, ended_B: Tensor, cfg: Policy) -> Tensor:
-    """The reward of whole answers, with what is said of answers that do not end."""
+    """The reward of whole answers: the score, clipped, and what is said of answers that do not end."""
+    if cfg.ppo.score_clip:
+        score_B = score_B.clamp(-cfg.ppo.score_clip, cfg.ppo.score_clip)
     penalty = torch.full_like(score_B, cfg.ppo.eos_penalty)
     unfinished = -penalty if cfg.ppo.missing_eos == "replace" else score_B - penalty
     return torch.where(ended_B, score_B, unfinished)

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from towpath.records import Prompt
 
-WEIGHTS = {"on_subject": 0.05, "connected": 0.3, "reasons": 0.15, "concise": 0.1, "fresh": 0.05, "tone": 0.15, "ended": 0.2}
+WEIGHTS = {"on_subject": 0.05, "connected": 0.3, "reasons": 0.1, "concise": 0.1, "fresh": 0.05, "tone": 0.15, "ended": 0.25}
 
 _WORD = re.compile(r"[a-z0-9']+")
 _DECLINES = re.compile(

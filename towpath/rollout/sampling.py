@@ -20,13 +20,14 @@ def filtered(p_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor) ->
         p_BV = torch.where((p_BV < floor) & (top_k_B > 0)[:, None], 0.0, p_BV)
     if bool((min_p_B > 0).any()):
         p_BV = torch.where(p_BV < min_p_B[:, None] * p_BV.amax(-1, keepdim=True), 0.0, p_BV)
-    if bool((top_p_B < 1).any()):
-        p_BV = _nucleus(p_BV, top_p_B)
+    narrow = (top_p_B < 1).nonzero()[:, 0]
+    if len(narrow):
+        p_BV = p_BV.index_copy(0, narrow, _nucleus(p_BV[narrow], top_p_B[narrow]))
     return p_BV
 
 
 def _nucleus(p_BV: Tensor, top_p_B: Tensor) -> Tensor:
-    """The smallest set of likeliest tokens with mass top-p; ranks only as many tokens as that needs."""
+    """The smallest set of likeliest tokens with mass top-p, below one; ranks only as many tokens as that needs."""
     goal_B = top_p_B * p_BV.sum(-1)
     count, vocabulary = 64, p_BV.shape[-1]
     while True:
@@ -38,7 +39,7 @@ def _nucleus(p_BV: Tensor, top_p_B: Tensor) -> Tensor:
         count *= 8
     last = (mass < goal_B[:, None]).sum(-1).clamp(max=count - 1)
     floor = ranked.gather(1, last[:, None])
-    return torch.where((p_BV < floor) & (top_p_B < 1)[:, None], 0.0, p_BV)
+    return torch.where(p_BV < floor, 0.0, p_BV)
 
 
 def inverse_cdf(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
