@@ -143,6 +143,7 @@ def _run_stage(
     if step.done:
         say(f"{step.name}: done before ({step.fingerprint})")
         return False
+    from towpath.runtime.local import give_back_memory
     from towpath.stages.job import Job
 
     module = importlib.import_module(f"towpath.stages.{step.name.split('@')[0]}")
@@ -159,6 +160,7 @@ def _run_stage(
         fault(f"end-{step.name}")
     finally:
         (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
+    give_back_memory()
     _finish(step, recipe, result, before + time.monotonic() - begun, planned)
     say(f"{step.name}: done in {before + time.monotonic() - begun:.0f} s")
     return True

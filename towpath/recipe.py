@@ -124,7 +124,9 @@ class Ppo(Section):
     )
     critic_learning_rate: float = value(1e-3, "rate of the critic", "", "a head alone takes a higher rate than a trunk", gt=0)
     critic_warmup: int = value(1, "steps in which only the critic learns", "0-10", "", ge=0)
-    score_clip: float = value(0.0, "scores beyond plus or minus this count as this; 0 leaves them", "1-10", "one odd answer must not outweigh a batch", ge=0)
+    score_clip: float = value(
+        0.0, "scores beyond plus or minus this count as this; 0 leaves them", "1-10", "one odd answer must not outweigh a batch", ge=0
+    )
     missing_eos: Literal["subtract", "replace"] = value("subtract", "an answer without end: subtract the penalty, or replace the score by minus it")
     eos_penalty: float = value(1.0, "penalty of an answer that does not end", "0-1", "", ge=0)
 

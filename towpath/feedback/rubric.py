@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from towpath.records import Prompt
 
-WEIGHTS = {"on_subject": 0.05, "connected": 0.3, "reasons": 0.1, "concise": 0.1, "fresh": 0.05, "tone": 0.15, "ended": 0.25}
+WEIGHTS = {"on_subject": 0.05, "connected": 0.25, "reasons": 0.05, "concise": 0.15, "fresh": 0.05, "tone": 0.15, "ended": 0.3}
 
 _WORD = re.compile(r"[a-z0-9']+")
 _DECLINES = re.compile(

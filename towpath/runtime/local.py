@@ -4,6 +4,7 @@ B rows, T answer tokens, N answer tokens of all rows, D width.
 """
 
 import ctypes
+import gc
 import math
 import os
 import sys
@@ -268,6 +269,13 @@ def prepare_process() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(mmap_max, 0)
+
+
+def give_back_memory() -> None:
+    """What a finished stage has freed goes back to the system, so that the next one does not add to it."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def device_of(name: str) -> torch.device:

@@ -8,14 +8,13 @@ from towpath.stages.job import Job
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Both models answer the held-out prompts and the safety set; the answers stay for the last evaluation."""
-    prompts = [*answers.heldout(job), *job.corpus.safety]
+    """Both models answer the held-out prompts, the tuned one the safety set too; the answers stay for the last evaluation."""
+    prompts, safety = answers.heldout(job), list(job.corpus.safety)
     told: dict[str, list[Completion]] = {}
-    for source, folder in (("base", None), ("sft", job.inputs["sft"] / "weights")):
+    for source, folder, asked in (("base", None, prompts), ("sft", job.inputs["sft"] / "weights", prompts + safety)):
         path = job.folder / f"answers-{source}.jsonl"
         told[source] = answers.read(path)
-        if len(told[source]) != len(prompts):
-            told[source] = answers.evaluation(job, job.model(folder), prompts, source, f"baseline: {source} answers")
+        if len(told[source]) != len(asked):
+            told[source] = answers.evaluation(job, job.model(folder), asked, source, f"baseline: {source} answers")
             answers.write(path, told[source])
-    count = len(prompts) - len(job.corpus.safety)
-    return {"win": answers.win(job, prompts[:count], told["sft"][:count], told["base"][:count])}
+    return {"win": answers.win(job, prompts, told["sft"][: len(prompts)], told["base"])}
