@@ -203,3 +203,12 @@ def test_packing_keeps_every_token_once():
         assert packed.ids_PL[line, offset : offset + len(row.ids)].tolist() == row.ids.tolist()
     assert (packed.segment_PL > 0).sum() == sum(len(row.ids) for row in ROWS)
     assert packed.ids_PL.shape[0] < len(ROWS)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_lines_are_as_few_as_the_width_allows_and_no_wider_than_they_need(seed):
+    draw = np.random.default_rng(seed)
+    rows = [Row(np.arange(size), 1) for size in draw.integers(16, 110, 8)]
+    total, lines = sum(len(row.ids) for row in rows), pack(rows, pad=0, width=256).ids_PL.shape
+    assert lines[0] == -(-total // 256)
+    assert lines[0] * lines[1] < 1.1 * total

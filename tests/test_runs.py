@@ -212,6 +212,89 @@ def test_a_gate_that_stops_closes_the_run(whole, tmp_path):
     assert "gate sft is closed" in done.stderr
 
 
+FULL = [f"{stage}.method=full" for stage in ("sft", "reward", "policy")]
+
+
+def test_full_weights_in_every_stage_killed_and_resumed(tmp_path):
+    rates = ["sft.learning_rate=2e-4", "reward.learning_rate=5e-5", "policy.learning_rate=5e-6", "policy.ppo.critic_warmup=0"]
+    settings = [*SETTINGS, *(part for value in FULL + rates for part in ("--set", value))]
+    runs = tmp_path / "at once", tmp_path / "killed"
+    for run in runs:
+        towpath("new", run, "--recipe", "tiny")
+    for fault in ("step-sft:2", "step-reward:1", "rollout:2", "step-policy:2"):
+        done = towpath("run", runs[1], *settings, TOWPATH_FAULT=fault, TOWPATH_CHECKPOINT_SECONDS="0")
+        assert done.returncode == -9, (fault, done.stderr)
+    for run in runs:
+        done = towpath("run", run, *settings)
+        assert done.returncode == 0, done.stderr
+    assert results(runs[0]) == results(runs[1])
+    assert _same(runs[1], runs[0])
+    assert results(runs[0])["policy"]["kl_per_prompt"] != 0, "all weights of the policy move"
+    assert not list(runs[0].glob("stages/*/*/adapter"))
+
+
+def test_a_policy_that_leaves_its_bounds_stops_and_the_last_good_weights_are_kept(whole, tmp_path):
+    run = tmp_path / "bounded"
+    shutil.copytree(whole, run)
+    limits = [
+        "policy.kl.alarm=1e-7",
+        "policy.kl.stop=1e-6",
+        "policy.lora.alpha=4000",
+        "policy.learning_rate=5e-4",
+        "policy.ppo.critic_warmup=0",
+        "gates.policy.action=warn",
+    ]
+    done = towpath("run", run, *SETTINGS, *(part for value in limits for part in ("--set", value)))
+    assert done.returncode == 0, done.stderr
+    assert "no validated step within policy.kl.alarm" in done.stderr
+    (manifest,) = (m for p in run.glob("stages/policy/*/manifest.json") if (m := json.loads(p.read_text()))["result"]["best_step"] == 0)
+    assert "above policy.kl.stop" in manifest["result"]["stopped"]
+    (kept,) = (p for p in run.glob("stages/policy/*") if json.loads((p / "manifest.json").read_text())["result"]["best_step"] == 0)
+    (tuned,) = run.glob("stages/sft/*")
+    names = "weights/model.safetensors"
+    assert hashlib.sha256((kept / names).read_bytes()).digest() == hashlib.sha256((tuned / names).read_bytes()).digest()
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(whole, tmp_path):
+    """A real small file system, where this user may mount one."""
+    small = tmp_path / "small"
+    small.mkdir()
+    size = sum(p.stat().st_size for p in whole.rglob("*") if p.is_file())
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size // 1024 + 400}k", "tmpfs", small], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    try:
+        run = small / "run"
+        shutil.copytree(whole, run)
+        settings = [*SETTINGS, "--set", "sft.learning_rate=1e-4"]
+        done = towpath("run", run, *settings, "--force")  # past the check that sees it coming
+        assert done.returncode == 1
+        assert "no space left" in done.stderr
+        assert "fix:" in done.stderr
+        assert "Traceback" not in done.stderr
+        subprocess.run(["mount", "-o", "remount,size=500m", small], check=True)
+        done = towpath("run", run, *settings)
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_clear_error(whole, tiny_folder, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"].fill_(torch.nan)
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    done = towpath("run", run, *SETTINGS, "--set", f"model.source={broken}")
+    assert done.returncode == 1
+    assert "a loss must be finite" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_interrupted_by_hand_nothing_finished_is_lost(whole, tmp_path):
     run = tmp_path / "interrupted"
     shutil.copytree(whole, run)

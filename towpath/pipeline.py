@@ -53,6 +53,9 @@ class Planned:
     def result(self) -> dict[str, Any]:
         return json.loads(self.manifest.read_text())["result"]
 
+    def findings(self) -> list[Finding]:
+        return [Finding(**row) for row in json.loads(self.manifest.read_text()).get("findings", [])]
+
 
 @dataclass
 class State:
@@ -121,7 +124,8 @@ def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = Fa
             for number, step in enumerate(planned):
                 if only and step.name.split("@")[0] != only:
                     continue
-                fresh = _run_stage(recipe, folder, planned, step, store, corpus, findings, say)
+                fresh = _run_stage(recipe, folder, planned, step, store, corpus, say)
+                findings += step.findings()
                 if fresh and step.name.startswith("label"):
                     planned = plan(recipe, folder, corpus, store)
                 _remember(folder, planned, findings)
@@ -133,9 +137,7 @@ def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = Fa
         return gates.verdicts(recipe, _results(planned))
 
 
-def _run_stage(
-    recipe: Recipe, folder: Path, planned: list[Planned], step: Planned, store: Store, corpus: Corpus, findings: list[Finding], say: Say
-) -> bool:
+def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Planned, store: Store, corpus: Corpus, say: Say) -> bool:
     places = {p.name: p for p in planned}
     missing = [name for name in step.inputs if not places[name].done]
     if missing:
@@ -150,7 +152,7 @@ def _run_stage(
     step.folder.mkdir(parents=True, exist_ok=True)
     inputs = {name: places[name].folder for name in step.inputs}
     seconds = float(os.environ.get("TOWPATH_CHECKPOINT_SECONDS", "20"))
-    job = Job(recipe, folder, step.name, step.folder, inputs, store, corpus, step.round, seconds, findings)
+    job = Job(recipe, folder, step.name, step.folder, inputs, store, corpus, step.round, seconds)
     say(f"{step.name}: {'goes on' if (step.folder / 'checkpoints').exists() else 'begins'} ({step.fingerprint})")
     sweep(step.folder)
     begun = time.monotonic()
@@ -161,7 +163,8 @@ def _run_stage(
     finally:
         (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
     give_back_memory()
-    _finish(step, recipe, result, before + time.monotonic() - begun, planned)
+    _finish(step, recipe, result, job.findings, before + time.monotonic() - begun, planned)
+    _say_findings(job.findings, say)
     say(f"{step.name}: done in {before + time.monotonic() - begun:.0f} s")
     return True
 
@@ -172,7 +175,7 @@ def _spent(folder: Path) -> float:
     return float(path.read_text() or 0) if path.is_file() else 0.0
 
 
-def _finish(step: Planned, recipe: Recipe, result: dict[str, Any], seconds: float, planned: list[Planned]) -> None:
+def _finish(step: Planned, recipe: Recipe, result: dict[str, Any], findings: list[Finding], seconds: float, planned: list[Planned]) -> None:
     fingerprints = {p.name: p.fingerprint for p in planned}
     packages = ("torch", "transformers", "numpy", "towpath")
     manifest = {
@@ -180,7 +183,8 @@ def _finish(step: Planned, recipe: Recipe, result: dict[str, Any], seconds: floa
         "inputs": {name: fingerprints[name] for name in step.inputs}, "recipe": recipe.model_dump(mode="json"),
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version(), "machine": platform.machine()},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024), "result": result,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "findings": [asdict(f) for f in findings], "result": result,
     }  # fmt: skip
     replace_file(step.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
 
@@ -221,11 +225,17 @@ def _preflight(recipe: Recipe, folder: Path, corpus: Corpus, force: bool, say: S
     from towpath import preflight
 
     findings = examine(recipe, folder, corpus, force)
+    _say_findings(findings, say)
+    preflight.require(findings, force)
+    return findings
+
+
+def _say_findings(findings: list[Finding], say: Say) -> None:
+    from towpath import preflight
+
     shown = [f for f in findings if f.severity != "info"]
     if shown:
         say(preflight.lines(shown))
-    preflight.require(findings, force)
-    return findings
 
 
 def examine(recipe: Recipe, folder: Path, corpus: Corpus, force: bool = False) -> list[Finding]:

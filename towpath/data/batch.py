@@ -96,29 +96,45 @@ class Packed:
 
 
 def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
-    """First-fit packing into lines of `width` (at least the longest row); 0 gives a line to each row."""
-    longest = max(len(row.ids) for row in rows)
-    width = max(width, longest) if width else longest
-    room: list[int] = []
-    count: list[int] = []
-    line_B, offset_B, segment_B = (np.zeros(len(rows), dtype=np.int64) for _ in range(3))
-    one_each = width == longest
-    for index in range(len(rows)) if one_each else np.argsort([-len(row.ids) for row in rows], kind="stable"):
-        need = len(rows[index].ids)
-        line = next((i for i, left in enumerate(room) if left >= need), len(room)) if not one_each else len(room)
-        if line == len(room):
-            room.append(width)
-            count.append(0)
-        line_B[index], offset_B[index] = line, width - room[line]
-        room[line] -= need
-        count[line] += 1
-        segment_B[index] = count[line]
-    ids_PL = np.full((len(room), width), pad, dtype=np.int64)
+    """Rows laid into as many lines as a `width` asks for, no wider than these need to be; 0 gives a line to each row."""
+    sizes = [len(row.ids) for row in rows]
+    lines, width = _lines(sizes, width) if width else (list(range(len(rows))), max(sizes))
+    used, count = [0] * (max(lines) + 1), [0] * (max(lines) + 1)
+    line_B, offset_B = np.array(lines), np.zeros(len(rows), dtype=np.int64)
+    ids_PL = np.full((len(used), width), pad, dtype=np.int64)
     position_PL, segment_PL = np.zeros_like(ids_PL), np.zeros_like(ids_PL)
-    for index, row in enumerate(rows):
-        line, begin = line_B[index], offset_B[index]
-        end = begin + len(row.ids)
-        ids_PL[line, begin:end] = row.ids
-        position_PL[line, begin:end] = np.arange(len(row.ids))
-        segment_PL[line, begin:end] = segment_B[index]
+    for index in _longest_first(sizes):
+        line, begin = lines[index], used[lines[index]]
+        end = used[line] = begin + sizes[index]
+        count[line] += 1
+        offset_B[index] = begin
+        ids_PL[line, begin:end] = rows[index].ids
+        position_PL[line, begin:end] = np.arange(sizes[index])
+        segment_PL[line, begin:end] = count[line]
     return Packed(ids_PL, position_PL, segment_PL, line_B, offset_B)
+
+
+def _lines(sizes: Sequence[int], width: int) -> tuple[list[int], int]:
+    """The line of every row, and the narrowest width at which there are no more lines than at the width given."""
+    width = max(width, *sizes)
+    count = max(_first_fit(sizes, width)) + 1
+    for narrow in range(max(-(-sum(sizes) // count), *sizes), width + 1):
+        lines = _first_fit(sizes, narrow)
+        if max(lines) < count:
+            return lines, narrow
+    raise AssertionError
+
+
+def _first_fit(sizes: Sequence[int], width: int) -> list[int]:
+    room: list[int] = []
+    lines = [0] * len(sizes)
+    for index in _longest_first(sizes):
+        lines[index] = next((i for i, left in enumerate(room) if left >= sizes[index]), len(room))
+        if lines[index] == len(room):
+            room.append(width)
+        room[lines[index]] -= sizes[index]
+    return lines
+
+
+def _longest_first(sizes: Sequence[int]) -> list[int]:
+    return sorted(range(len(sizes)), key=lambda index: -sizes[index])

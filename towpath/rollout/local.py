@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from towpath.rollout import sampling
+from towpath.rollout.cache import Room, leaving
 from towpath.rollout.engine import Drawn, Request
 
 
@@ -21,7 +22,7 @@ class LocalEngine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None) -> list[Drawn]:
         """Answers in the order of the requests."""
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
         drawn: dict[int, Drawn] = {}
         for begin in range(0, len(order), self.rows):
             chosen = order[begin : begin + self.rows]
@@ -35,41 +36,49 @@ class LocalEngine:
         tokens: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
         live = np.arange(len(requests))
-        ids, mask, position = self._prefill_inputs(requests)
-        cache = DynamicCache(config=self.model.config)
-        for step in range(int(limit.max(initial=0))):
-            token_B, logp_B = draw(self._logits(ids, mask, position, cache), step)
+        logits, position, room = self._prefill([request.prompt for request in requests])
+        for step in range(int(limit.max())):
+            token_B, logp_B = draw(logits, step)
             for index, token, logp in zip(live, token_B.tolist(), logp_B.tolist(), strict=True):
                 tokens[index].append(token)
                 logprobs[index].append(logp)
-            going = (token_B != self.eos).cpu().numpy() & (limit[live] > step + 1)
-            tick(int((~going).sum()))
-            if not going.any():
+            going_B = (token_B != self.eos) & torch.from_numpy(limit[live] > step + 1).to(token_B.device)
+            ended = len(live) - int(going_B.sum())
+            tick(ended)
+            if ended == len(live):
                 break
-            ids, position = token_B[:, None], position[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            if not going.all():
-                kept = torch.from_numpy(going.nonzero()[0]).to(ids.device)
-                ids, position, mask = ids[kept], position[kept], mask[kept]
-                cache.batch_select_indices(kept)
-                draw.keep(kept)
-                live = live[going]
+            if ended:
+                order = leaving(going_B)
+                token_B, position, live = token_B[order], position[order], live[order.cpu().numpy()]
+                draw.keep(order)
+                room.keep(order)
+            position = position + 1
+            logits = self._logits(token_B[:, None], room.next(), position, room.cache)
         finish = ["stop" if row and row[-1] == self.eos else "length" for row in tokens]
         return [Drawn(t, lp, f) for t, lp, f in zip(tokens, logprobs, finish, strict=True)]  # pyright: ignore[reportArgumentType]
 
-    def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, cache: DynamicCache) -> Tensor:
+    def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache) -> Tensor:
         """Logits [B,V] after the last column. The head reads a matrix: given a strided [B,1,D] and frozen weights,
         torch repeats the head's weights for every row, which costs seconds and gigabytes."""
         out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
         return self.model.get_output_embeddings()(out.last_hidden_state[:, -1].contiguous())
 
-    def _prefill_inputs(self, requests: list[Request]) -> tuple[Tensor, Tensor, Tensor]:
-        longest = max(len(request.prompt) for request in requests)
-        ids = torch.full((len(requests), longest), self.pad)
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Room]:
+        """Logits, last positions [B,1] and cache of every row; a prompt that several rows share is read once."""
+        number: dict[tuple[int, ...], int] = {}
+        index = torch.tensor([number.setdefault(tuple(prompt), len(number)) for prompt in prompts], device=self.model.device)
+        ids, mask, position = self._left_padded(list(number))
+        cache = DynamicCache(config=self.model.config)
+        logits = self._logits(ids, mask, position, cache)
+        return logits[index], position[index, -1:], Room(cache, mask, index)
+
+    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        longest = max(map(len, prompts))
+        ids = torch.full((len(prompts), longest), self.pad)
         mask = torch.zeros_like(ids)
-        for i, request in enumerate(requests):
-            ids[i, longest - len(request.prompt) :] = torch.tensor(request.prompt)
-            mask[i, longest - len(request.prompt) :] = 1
+        for i, prompt in enumerate(prompts):
+            ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[i, longest - len(prompt) :] = 1
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         device = self.model.device
         return ids.to(device), mask.to(device), position.to(device)

@@ -12,7 +12,7 @@ from towpath.evals.winrate import best_of_n
 from towpath.feedback import rubric
 from towpath.recipe import Decoding
 from towpath.records import Completion, Prompt
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import Local, Role, give_back_memory
 from towpath.stages import answers
 from towpath.stages.job import Job
 from towpath.stages.reward import completion_row, load_reward
@@ -53,9 +53,9 @@ def _told(job: Job, policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -
     path = job.folder / "answers-policy.jsonl"
     told["policy"] = answers.read(path)
     if len(told["policy"]) != len(prompts) + len(guarded):
-        model = job.model(policy / "weights")
-        told["policy"] = answers.evaluation(job, model, [*prompts, *guarded], "policy", f"{job.name}: answers of policy")
+        told["policy"] = answers.evaluation(job, job.model(policy / "weights"), [*prompts, *guarded], "policy", f"{job.name}: answers of policy")
         answers.write(path, told["policy"])
+        give_back_memory()
     return told
 
 
@@ -66,7 +66,8 @@ def _kl(job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]) ->
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, said, strict=True)])
     sums = []
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
-        runtime.trunks = {name: job.model(folder)}
+        runtime.trunks = {}  # one model at a time
+        runtime.trunks[name] = job.model(folder)
         runtime.roles = {name: Role(name)}
         sums.append(runtime.score(name, batch, ("logp",)).logp_BT.sum(1))
     kl_B = (sums[0] - sums[1]).cpu().numpy()

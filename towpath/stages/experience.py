@@ -33,7 +33,8 @@ class Experience:
         self.sampler = job.model(job.inputs["sft"] / "weights").requires_grad_(False)
         self.engine = LocalEngine(self.sampler, job.chat.eos, job.chat.pad)
         self.in_flight = Checkpoints(job.folder / "in-flight")
-        self.reference_scores: np.ndarray | None = None
+        self.looked: tuple[int, Batch, Numbers] | None = None
+        """The last validation, for whoever asks for it again."""
 
     def chosen(self, step: int) -> list[tuple[int, Prompt]]:
         """The prompts of a step with the epoch each is met in: every prompt once an epoch, no state to lose."""
@@ -62,9 +63,11 @@ class Experience:
 
     def validate(self, step: int, against_reference: bool = False) -> Numbers:
         """Reward and KL on prompts that are never trained on, the same random numbers each time."""
-        drawn = self._generate([(0, p) for p in self.held], "validation")
-        batch = self._scored(self.held, drawn, ("policy", "reference", "reward"))
-        numbers = self._numbers(batch, self.held, drawn)
+        if self.looked is None or self.looked[0] != step:
+            drawn = self._generate([(0, p) for p in self.held], "validation")
+            batch = self._scored(self.held, drawn, ("policy", "reference", "reward"))
+            self.looked = step, batch, self._numbers(batch, self.held, drawn)
+        _, batch, numbers = self.looked
         kept = {key: numbers[key] for key in ("reward", "score", "kl", "kl_k3", "length", "finish_rate")}
         return kept | self._against_reference(batch) if against_reference else kept
 

@@ -50,7 +50,8 @@ def run(job: Job) -> dict[str, Any]:
         knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(cfg.ppo.critic_warmup == 0)},
     )  # fmt: skip
     standing = train(course, runtime, job, f"{job.name}: {cfg.algo}")
-    final = experience.validate(standing.best_step, against_reference=True)
+    _warn_without_a_step(job, standing.best_step)
+    final = experience.validate(standing.best_step - 1, against_reference=True)
     _save(job, runtime)
     return {
         "best_step": standing.best_step, "steps": cfg.steps, "stopped": standing.stopped,
@@ -110,6 +111,13 @@ def _alarm(job: Job, step: int, kl: float) -> None:
         remedy = "raise policy.kl.coef or lower policy.learning_rate"
         evidence = f"step {step}: {kl:.2f} nats per prompt, alarm at {limit}"
         job.findings.append(Finding("kl-alarm", "warning", evidence, "the policy moves faster than the penalty holds it", remedy))
+
+
+def _warn_without_a_step(job: Job, best_step: int) -> None:
+    if not best_step:
+        evidence = f"no validated step within policy.kl.alarm = {job.recipe.policy.kl.alarm} nats per prompt; where it began is kept"
+        remedy = "raise policy.kl.coef, lower policy.learning_rate or policy.lora.alpha, or lower policy.validate_every to look earlier"
+        job.findings.append(Finding("no-acceptable-step", "error", evidence, "the policy left the tuned model faster than it was looked at", remedy))
 
 
 def _save(job: Job, runtime: Local) -> None:

@@ -1,6 +1,6 @@
 """The reward model: trained on labels, measured on prompts it never saw, scaled on the tuned model's own answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def run(job: Job) -> dict[str, Any]:
         max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=len(steps), merit=lambda numbers: numbers["at"],
     )  # fmt: skip
     train(course, runtime, job, f"{job.name}: training")
-    mean, std, critic, explained = _normalise(job, runtime, shown)
+    mean, std, critic, explained = _normalise(runtime, shown, train_batch)
     result = _measure(job, runtime, held, held_batch, std)
     _save(job, runtime, critic)
     some = train_batch.take(range(min(40, train_batch.groups)))
@@ -148,10 +148,10 @@ def _grouped(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
     return groups
 
 
-def _normalise(job: Job, runtime: Local, pairs: list[Pair]) -> tuple[float, float, ScalarHead, float]:
+def _normalise(runtime: Local, pairs: list[Pair], judged: Batch) -> tuple[float, float, ScalarHead, float]:
     """Fold mean 0 and unit scale on the tuned model's own answers into the head; a first critic read off the same answers as they grow."""
-    said = {c.id: (p.prompt, c) for p in pairs for c in (p.chosen, p.rejected) if c.source == "sft"}
-    batch = Batch([completion_row(job, prompt, c) for prompt, c in list(said.values())[:384]])
+    said = [c for group in _grouped(pairs).values() for c in group.values()]
+    batch = replace(judged, sizes=()).take([i for i, c in enumerate(said) if c.source == "sft"][:384])
     out = runtime.score("reward", batch, ("score", "features"))
     mean, std = float(out.score_B.mean()), float(out.score_B.std(unbiased=False)) or 1.0
     head = runtime.roles["reward"].head

@@ -65,6 +65,8 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     """Run the course to its end from wherever it stood, and leave the best weights in the runtime."""
     checkpoints = Checkpoints(job.folder)
     begin, standing, best = _resume(course, runtime, job, checkpoints)
+    if best is None and course.validate:
+        best = runtime.weights()  # step 0: what stays if no later weights are acceptable
     saved_at = time.monotonic()
     with progress(title, course.steps) as bar:
         bar.advance(begin)
@@ -112,7 +114,14 @@ def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Number
             _require_finite(job, step, norms[-1])
     assert len(norms) == updates
     spent = time.monotonic() - begun
-    return {**means(metrics), "grad_norm": sum(norms) / len(norms), "learning_rate": rate, **knobs, "seconds_optimise": spent, **said}
+    return {
+        **means(metrics),
+        "grad_norm": sum(norms) / len(norms),
+        "learning_rate": rate * course.config.learning_rate,
+        **knobs,
+        "seconds_optimise": spent,
+        **said,
+    }
 
 
 def _require_finite(job: Job, step: int, norm: float) -> None:

@@ -105,11 +105,12 @@ def sweep(parent: Path) -> None:
 
 @contextmanager
 def _room(place: Path) -> Iterator[None]:
-    """A full disk is the user's to mend, and is told as such."""
+    """A full disk is the user's to mend, and is told as such, whichever library met it."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        full = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) not in full and not any(f"os error {number}" in str(error) for number in full):
             raise
         fix = "free space and run again; what was finished is kept and the run goes on from it"
         raise ResourceError(f"{place}: no space left on the disk", "a run writes checkpoints and weights", fix) from error

@@ -1,0 +1,81 @@
+"""Keys and values of answers that are being drawn: columns are added a few at a time, rows that end leave without a copy of the rest.
+
+B rows, H heads, S columns, W width of a head.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+STRIDE = 16
+"""Columns added at a time. What is not yet filled is computed upon and barred by the mask, so that keys stay contiguous:
+products of batches copy what is not."""
+
+
+class Block(DynamicLayer):
+    """One layer's keys and values [B,H,S,W], the first `filled` of the columns in use."""
+
+    def __init__(self, read: DynamicLayer, index_B: Tensor) -> None:
+        super().__init__()
+        assert read.keys is not None and read.values is not None
+        self.dtype, self.device, self.is_initialized = read.keys.dtype, read.keys.device, True
+        self.filled = read.keys.shape[2]
+        room = -self.filled % STRIDE
+        self.keys, self.values = (pad(states, (0, 0, 0, room))[index_B] for states in (read.keys, read.values))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        if self.filled == self.keys.shape[2]:
+            self.keys, self.values = (pad(states, (0, 0, 0, STRIDE)) for states in (self.keys, self.values))
+        self.keys[:, :, self.filled] = key_states[:, :, 0]
+        self.values[:, :, self.filled] = value_states[:, :, 0]
+        self.filled += 1
+        return self.keys, self.values
+
+    def keep(self, order_B: Tensor) -> None:
+        """Row i is from now on what row order[i] was; as `leaving` gives it, few rows move."""
+        assert self.keys is not None and self.values is not None
+        moved = (order_B != torch.arange(len(order_B), device=order_B.device)).nonzero()[:, 0]
+        for states in (self.keys, self.values):
+            states[moved] = states[order_B[moved]]
+        self.keys, self.values = self.keys[: len(order_B)], self.values[: len(order_B)]
+
+
+class Room:
+    """The cache and the additive mask [B,1,1,S] of rows that each draw one token a step."""
+
+    def __init__(self, read: DynamicCache, mask_BS: Tensor, index_B: Tensor) -> None:
+        layers: list[Any] = read.layers
+        for i, layer in enumerate(layers):
+            layers[i] = Block(layer, index_B)  # one at a time: the old layer is free before the next is made
+        self.cache, self.filled, dtype = Cache(layers=layers), mask_BS.shape[1], layers[0].dtype
+        self.mask = torch.where(mask_BS[index_B] > 0, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None]
+        self._widen(-self.filled % STRIDE)
+
+    def _widen(self, columns: int) -> None:
+        self.mask = pad(self.mask, (0, columns), value=torch.finfo(self.mask.dtype).min)
+
+    def next(self) -> Tensor:
+        """The mask of the step that fills one more column."""
+        if self.filled == self.mask.shape[-1]:
+            self._widen(STRIDE)
+        self.mask[..., self.filled] = 0.0
+        self.filled += 1
+        return self.mask
+
+    def keep(self, order_B: Tensor) -> None:
+        """Rows that go on, in their new order."""
+        self.mask = self.mask[order_B]
+        for layer in self.cache.layers:
+            layer.keep(order_B)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def leaving(going_B: Tensor) -> Tensor:
+    """The order that fills the places of ended rows with rows from the end, and leaves all others where they are."""
+    count = int(going_B.sum())
+    order = torch.arange(count, device=going_B.device)
+    order[~going_B[:count]] = going_B[count:].nonzero()[:, 0] + count
+    return order
