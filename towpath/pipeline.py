@@ -26,7 +26,7 @@ from towpath.records import Finding, Verdict
 from towpath.store.publish import fault, replace_file, sweep
 from towpath.store.store import Store
 
-FORMAT = 1
+FORMAT = 2
 GATE_AFTER = {"baseline": ("sft",), "reward": ("reward",), "policy": ("policy",), "evaluate": ("evaluate", "safety")}
 Say = Callable[[str], None]
 

@@ -19,8 +19,8 @@ class ScalarHead(nn.Module):
                 self.weight.normal_(0.0, 1 / math.sqrt(width + 1), generator=draw)
 
     @classmethod
-    def fitted(cls, features_ND: Tensor, target_N: Tensor, row_N: Tensor) -> tuple["ScalarHead", float]:
-        """The best linear reading of these features, ridge chosen on every fourth row, and the share of variance it explains there."""
+    def fitted(cls, features_ND: Tensor, target_N: Tensor, row_N: Tensor) -> "ScalarHead":
+        """The best linear reading of these features, ridge chosen on every fourth row."""
         x, y = features_ND.double(), target_N.double()
         center_D, middle = x.mean(0), y.mean()
         x, y, held = x - center_D, y - middle, row_N % 4 == 0
@@ -37,7 +37,7 @@ class ScalarHead(nn.Module):
         with torch.no_grad():
             head.weight.copy_(torch.linalg.solve(x.T @ x + best[1] * size * identity_DD, x.T @ y))
             head.bias.copy_(middle - center_D @ head.weight.double())
-        return head, best[0]
+        return head
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden.float() @ self.weight + self.bias

@@ -122,10 +122,12 @@ class Local:
                 head = head.to(hidden_ND.dtype)
             logp_N, entropy_N = lm.token_logprobs(hidden_ND, head, target_N, self.temperature)
             out.logp_BT, out.entropy_BT = _spread(logp_N, mask_BT), _spread(entropy_N, mask_BT)
-        if "value" in wants and role.head is not None:
-            out.value_BT = _spread(role.head(hidden_ND), mask_BT)
-        if "features" in wants:
-            out.features_BTD = _spread(hidden_ND, mask_BT)
+        if {"value", "features"} & set(wants):
+            features_BTD = _so_far(hidden_ND, mask_BT)
+            if "value" in wants and role.head is not None:
+                out.value_BT = torch.where(mask_BT, role.head(features_BTD), 0.0)
+            if "features" in wants:
+                out.features_BTD = features_BTD
         if {"score", "last"} & set(wants):
             last_B = begin_B + np.array([len(r.ids) - 1 for r in batch.rows])
             last_BD = flat_hidden[torch.from_numpy(last_B).to(self.device)]
@@ -239,6 +241,13 @@ def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
     out = x_N.new_zeros(*mask_BT.shape, *x_N.shape[1:])
     out[mask_BT] = x_N
     return out
+
+
+def _so_far(hidden_ND: Tensor, mask_BT: Tensor) -> Tensor:
+    """What a critic reads at each token [B,T,D]: the mean of the states up to it, which tells an answer's manner better than the last one."""
+    states_BTD = _spread(hidden_ND.float(), mask_BT)
+    count_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
+    return states_BTD.cumsum(1) / count_T[None, :, None]
 
 
 def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs:

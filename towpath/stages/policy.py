@@ -3,9 +3,11 @@
 import copy
 import importlib
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from towpath.algos import functional
 from towpath.errors import RecipeError
@@ -30,7 +32,7 @@ def algorithm(name: str) -> Any:
 def run(job: Job) -> dict[str, Any]:
     """Optimise, choose, save."""
     cfg, algo = job.recipe.policy, algorithm(job.recipe.policy.algo)
-    runtime = _runtime(job)
+    runtime = _runtime(job, algo)
     experience = Experience(job, runtime, algo)
 
     def turn(step: int, numbers: Numbers, knobs: Numbers) -> Numbers:
@@ -61,7 +63,7 @@ def run(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _runtime(job: Job) -> Local:
+def _runtime(job: Job, algo: Any) -> Local:
     """All roles: on one trunk with LoRA, as separate copies with full weights."""
     cfg = job.recipe.policy
     lora, width = cfg.method == "lora", 0
@@ -71,8 +73,6 @@ def _runtime(job: Job) -> Local:
         runtime.add_trunk("base", job.model(job.inputs["sft"] / "weights"), lora=True)
         runtime.adapters["base"].add("policy", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
         if start:
-            from safetensors.torch import load_file
-
             runtime.adapters["base"].load("policy", load_file(start / "adapter" / "adapter_model.safetensors"))
         runtime.roles |= {"policy": Role(adapter="policy", trains=("adapter",)), "reference": Role()}
     else:
@@ -80,7 +80,8 @@ def _runtime(job: Job) -> Local:
         runtime.add_trunk("reference", job.model(job.inputs["sft"] / "weights"), lora=False)
         runtime.roles |= {"policy": Role("policy", trains=("trunk",)), "reference": Role("reference")}
     stage = next(name for name in reversed(job.inputs) if name.startswith("reward"))
-    runtime.roles["critic"] = _critic(job, runtime, load_reward(job, runtime, job.inputs[stage] / "weights"))
+    load_reward(job, runtime, job.inputs[stage] / "weights")
+    runtime.roles["critic"] = _critic(job, runtime, _foreseeing(job, algo, job.inputs[stage] / "weights" / "foresight.safetensors"))
     runtime.start({"policy": cfg.learning_rate, "critic": cfg.ppo.critic_learning_rate}, eps=1e-5)
     return runtime
 
@@ -89,6 +90,13 @@ def _start(job: Job) -> Any:
     """Where a later round begins: the policy of the round before."""
     earlier = [path for name, path in job.inputs.items() if name.startswith("policy")]
     return earlier[-1] if earlier else None
+
+
+def _foreseeing(job: Job, algo: Any, path: Path) -> ScalarHead:
+    """A head that foresees rewards as well as a linear reading of the tuned model's judged answers can."""
+    told = {name: tensor.to(job.device) for name, tensor in load_file(path).items()}
+    reward_N = algo.final_scores(told["score"], told["ended"], job.recipe.policy)
+    return ScalarHead.fitted(told["features"].float(), reward_N, told["row"])
 
 
 def _critic(job: Job, runtime: Local, head: ScalarHead) -> Role:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from towpath.algos import reward_model as algo
 from towpath.data.batch import Batch, Row, row
@@ -21,6 +22,9 @@ from towpath.stages import answers
 from towpath.stages import label as labelling
 from towpath.stages.job import Job, save_model
 from towpath.stages.train import Course, minibatches, to, train, warmup_then_linear
+
+FORESEEN, TOKENS_FORESEEN = 384, 16
+"""Answers, and tokens of each, that a critic may start from."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,15 @@ def run(job: Job) -> dict[str, Any]:
         max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=len(steps), merit=lambda numbers: numbers["at"],
     )  # fmt: skip
     train(course, runtime, job, f"{job.name}: training")
-    mean, std, critic, explained = _normalise(runtime, shown, train_batch)
+    mean, std, foresight = _normalise(runtime, shown, train_batch)
     result = _measure(job, runtime, held, held_batch, std)
-    _save(job, runtime, critic)
+    _save(job, runtime, foresight)
     some = train_batch.take(range(min(40, train_batch.groups)))
     gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
     result |= {
         "train_accuracy": float((gap > 0).float().mean()),
         "mean": mean,
         "std": std,
-        "critic_explained_variance": explained,
         "pairs": len(shown),
     }
     result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(shown), *_lengths(held))
@@ -148,19 +151,24 @@ def _grouped(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
     return groups
 
 
-def _normalise(runtime: Local, pairs: list[Pair], judged: Batch) -> tuple[float, float, ScalarHead, float]:
-    """Fold mean 0 and unit scale on the tuned model's own answers into the head; a first critic read off the same answers as they grow."""
+def _normalise(runtime: Local, pairs: list[Pair], judged: Batch) -> tuple[float, float, dict[str, Tensor]]:
+    """Fold mean 0 and unit scale on the tuned model's own answers into the head; and what a critic can learn of the same answers:
+    at some tokens of each its features, and the score, end and row of the answer."""
     said = [c for group in _grouped(pairs).values() for c in group.values()]
-    batch = replace(judged, sizes=()).take([i for i, c in enumerate(said) if c.source == "sft"][:384])
-    out = runtime.score("reward", batch, ("score", "features"))
+    chosen = [i for i, c in enumerate(said) if c.source == "sft"][:FORESEEN]
+    out = runtime.score("reward", replace(judged, sizes=()).take(chosen), ("score", "features"))
     mean, std = float(out.score_B.mean()), float(out.score_B.std(unbiased=False)) or 1.0
     head = runtime.roles["reward"].head
     assert head is not None
     with torch.no_grad():
         head.weight.div_(std)
         head.bias.sub_(mean).div_(std)
-    row_N = out.mask_BT.nonzero()[:, 0]
-    return mean, std, *ScalarHead.fitted(out.features_BTD[out.mask_BT], (out.score_B[row_N] - mean) / std, row_N)
+    every = out.mask_BT.sum(1, keepdim=True).float() / TOKENS_FORESEEN
+    place_BK = (torch.arange(TOKENS_FORESEEN, device=every.device) * every.clamp(min=1.0)).long()
+    row_N, k_N = (place_BK < out.mask_BT.sum(1, keepdim=True)).nonzero(as_tuple=True)
+    ended_B = torch.tensor([said[i].finish == "stop" for i in chosen], device=every.device)
+    features_ND = out.features_BTD[row_N, place_BK[row_N, k_N]].to(torch.bfloat16)
+    return mean, std, {"features": features_ND, "score": ((out.score_B - mean) / std)[row_N], "ended": ended_B[row_N], "row": row_N}
 
 
 def _measure(job: Job, runtime: Local, held: list[Pair], batch: Batch, std: float) -> dict[str, Any]:
@@ -188,22 +196,22 @@ def _lengths(pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([len(p.chosen.token_ids) for p in pairs], float), np.array([len(p.rejected.token_ids) for p in pairs], float)
 
 
-def _save(job: Job, runtime: Local, critic: ScalarHead) -> None:
+def _save(job: Job, runtime: Local, foresight: dict[str, Tensor]) -> None:
     folder = job.folder / "weights"
     if "base" not in runtime.adapters:
         save_model(job, runtime.trunks["base"], folder)
     folder.mkdir(exist_ok=True)
     head = runtime.roles["reward"].head
     assert head is not None
-    heads = {"head": head, "critic": critic}
-    tensors = {f"{place}.{name}": tensor.detach().cpu().contiguous() for place, one in heads.items() for name, tensor in one.named_parameters()}
+    tensors = {f"head.{name}": tensor for name, tensor in head.named_parameters()}
     if "base" in runtime.adapters:
-        tensors |= {name: tensor.detach().cpu().contiguous() for name, tensor in runtime.adapters["base"].parameters("reward").items()}
-    save_file(tensors, folder / "reward.safetensors")
+        tensors |= runtime.adapters["base"].parameters("reward")
+    for name, content in (("reward", tensors), ("foresight", foresight)):
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, folder / f"{name}.safetensors")
 
 
-def load_reward(job: Job, runtime: Local, folder: Path) -> ScalarHead:
-    """Put a saved reward model into a runtime as the role `reward`, its scores already normalised; the head of its first critic."""
+def load_reward(job: Job, runtime: Local, folder: Path) -> None:
+    """Put a saved reward model into a runtime as the role `reward`, its scores already normalised."""
     tensors = load_file(folder / "reward.safetensors")
     cfg = job.recipe.reward
     if cfg.method == "lora":
@@ -215,11 +223,6 @@ def load_reward(job: Job, runtime: Local, folder: Path) -> ScalarHead:
     else:
         runtime.add_trunk("reward", job.model(folder), lora=False)
         trunk, adapter = "reward", None
-
-    def head(name: str) -> ScalarHead:
-        found = ScalarHead(len(tensors[f"{name}.weight"])).to(job.device)
-        found.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})
-        return found
-
-    runtime.roles["reward"] = Role(trunk=trunk, adapter=adapter, head=head("head").requires_grad_(False))
-    return head("critic")
+    head = ScalarHead(len(tensors["head.weight"])).to(job.device)
+    head.load_state_dict({part: tensors[f"head.{part}"] for part in ("weight", "bias")})
+    runtime.roles["reward"] = Role(trunk=trunk, adapter=adapter, head=head.requires_grad_(False))
