@@ -59,6 +59,11 @@ def test_accuracy_resamples_prompts_not_pairs():
     assert together["accuracy"] == 0.5
 
 
+def test_an_accuracy_without_a_mistake_still_has_an_interval():
+    low, high = reward.accuracy(np.ones(55), [f"p{i}" for i in range(55)])["interval"]
+    assert (low, high) == pytest.approx((0.9347, 1.0), abs=1e-3)
+
+
 def test_within_prompt_correlation_ignores_differences_between_prompts():
     lengths, scores = np.array([10.0, 20, 110, 120]), np.array([5.0, 4.0, 1.0, 0.0])
     assert reward.within_prompt_correlation(["p", "p", "q", "q"], scores, lengths) == pytest.approx(-1.0)

@@ -212,3 +212,19 @@ def test_packed_lines_are_as_few_as_the_width_allows_and_no_wider_than_they_need
     total, lines = sum(len(row.ids) for row in rows), pack(rows, pad=0, width=256).ids_PL.shape
     assert lines[0] == -(-total // 256)
     assert lines[0] * lines[1] < 1.1 * total
+
+
+def test_a_critic_reads_the_mean_of_the_states_so_far(tiny):
+    local = Local()
+    local.add_trunk("base", tiny, lora=False)
+    head = ScalarHead(tiny.config.hidden_size, seed=3)
+    local.roles["critic"] = Role(head=head, trains=("head",))
+    out = local.score("critic", Batch(ROWS), ("value", "features"))
+    for i, row in enumerate(ROWS):
+        with torch.no_grad():
+            states = tiny.base_model(input_ids=torch.from_numpy(row.ids)[None]).last_hidden_state[0, row.start - 1 : -1]
+            want = torch.stack([states[: t + 1].mean(0) for t in range(len(states))])
+        n = row.answer_length
+        torch.testing.assert_close(out.features_BTD[i, :n], want, atol=1e-5, rtol=0)
+        torch.testing.assert_close(out.value_BT[i, :n], head(want).detach(), atol=1e-5, rtol=0)
+        assert not out.value_BT[i, n:].any()

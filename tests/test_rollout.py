@@ -102,6 +102,26 @@ def test_a_row_does_not_depend_on_its_neighbours_or_its_place(tiny):
     assert [d.token_ids for d in together] == [d.token_ids for d in alone] == [d.token_ids for d in backwards]
 
 
+def test_rows_that_leave_at_any_step_and_share_prompts_are_drawn_as_alone(tiny):
+    rng = np.random.default_rng(4)
+    limits = [40, 3, 17, 25, 1, 33, 16, 32]
+    wanted = [Request(PROMPTS[i % 3], Decoding(temperature=0.9), rng.random(limit)) for i, limit in enumerate(limits)]
+    together = LocalEngine(tiny, eos=2, pad=0).generate(wanted)
+    for request, drawn in zip(wanted, together, strict=True):
+        (alone,) = LocalEngine(tiny, eos=2, pad=0).generate([request])
+        assert drawn.token_ids == alone.token_ids
+        assert drawn.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+def test_a_prompt_that_rows_share_is_read_once(tiny, monkeypatch):
+    seen = []
+    forward = tiny.base_model.forward
+    monkeypatch.setattr(tiny.base_model, "forward", lambda *a, **k: seen.append(tuple(k["input_ids"].shape)) or forward(*a, **k))
+    LocalEngine(tiny, eos=2, pad=0).generate([Request(PROMPTS[0], Decoding(), np.full(2, 0.5))] * 5)
+    assert seen[0] == (1, len(PROMPTS[0]))
+    assert seen[1] == (5, 1)
+
+
 def test_answers_stop_at_eos_and_at_the_limit(tiny):
     with torch.no_grad():
         tiny.get_output_embeddings().weight[2] += 0.2

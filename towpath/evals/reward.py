@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from towpath.data.draws import generator
-from towpath.evals.winrate import logistic
+from towpath.evals.winrate import logistic, wilson
 
 
 def accuracy_by(names: Sequence[str], right: np.ndarray) -> dict[str, dict[str, float]]:
@@ -30,6 +30,8 @@ def accuracy(gap: np.ndarray, prompts: Sequence[str], seed: int = 0, resamples: 
     draws = generator(seed, "bootstrap/reward").integers(0, len(names), (resamples, len(names)))
     rates = sums[draws].sum(1) / counts[draws].sum(1)
     low, high = np.quantile(rates, [0.025, 0.975])
+    if low == high:  # no pair was wrong (or none right): resampling cannot see what was never drawn
+        low, high = wilson(float(right.sum()), len(right))
     return {"accuracy": float(right.mean()), "interval": [float(low), float(high)], "n": len(gap), "prompts": len(names)}
 
 
