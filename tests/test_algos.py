@@ -12,9 +12,9 @@ from towpath.algos.contract import Outputs
 from towpath.data.batch import Batch, Row
 from towpath.recipe import Policy, Reward
 
-NOT_ALGORITHMS = {"functional", "contract"}
-NAMES = [m.name for m in pkgutil.iter_modules(towpath.algos.__path__) if m.name not in NOT_ALGORITHMS]
-CONFIG = {"ppo": Policy(), "reward_model": Reward()}
+SHARED = {"functional", "contract", "surrogate", "pairs"}
+NAMES = [m.name for m in pkgutil.iter_modules(towpath.algos.__path__) if m.name not in SHARED]
+CONFIG = dict.fromkeys(NAMES, Policy()) | {"reward_model": Reward()}
 KNOBS = {"kl_coef": 0.05, "policy_weight": 1.0}
 
 
@@ -29,10 +29,12 @@ def make(name, lengths=(5, 2, 4, 3), extra=0, seed=0):
     for column in columns.values():
         column[:, : max(lengths)] = torch.randn(len(rows), max(lengths), generator=generator, dtype=torch.float64) * 0.3
     scores = torch.randn(len(rows), generator=generator, dtype=torch.float64)
-    columns |= {"score": scores, "ended": torch.tensor([True, True, False, True]), "strength": torch.ones(len(rows), dtype=torch.float64)}
+    columns |= {"score": scores, "reward": scores, "group": torch.tensor([0, 0, 1, 1]), "strength": torch.ones(len(rows), dtype=torch.float64)}
+    columns |= {"desirable": torch.tensor([True, False, True, False]), "point": torch.full((len(rows),), 0.02, dtype=torch.float64)}
     beats = torch.tensor([[0, 1.0], [0, 0], [0, 0], [2.0, 0]], dtype=torch.float64)
     columns |= {"beats": beats, "place": torch.tensor([0, 1, 0, 1])}
-    batch = Batch(rows, columns, (2, 2) if algo.DATA == "comparisons" else (), frozenset({"beats"}))
+    grouped = algo.DATA == "comparisons" and getattr(algo, "PAIRED", True)
+    batch = Batch(rows, columns, (2, 2) if grouped else (), frozenset({"beats"}))
     trimmed = batch.take(range(batch.groups)) if not extra else batch
     return algo, trimmed
 
@@ -119,15 +121,38 @@ def test_ppo_is_finite_at_extreme_ratios_and_ratio_one_gives_plain_policy_gradie
     torch.testing.assert_close(same.logp_BT.grad, -prepared.columns["advantage"], atol=1e-12, rtol=0)
 
 
-def test_missing_end_is_replaced_or_subtracted_as_named():
-    algo = importlib.import_module("towpath.algos.ppo")
-    score, ended = torch.tensor([2.0, 2.0]), torch.tensor([True, False])
-    subtract = Policy.model_validate({"ppo": {"missing_eos": "subtract", "eos_penalty": 1.0}})
-    replace = Policy.model_validate({"ppo": {"missing_eos": "replace", "eos_penalty": 1.0}})
-    assert algo.final_scores(score, ended, subtract).tolist() == [2.0, 1.0]
-    assert algo.final_scores(score, ended, replace).tolist() == [2.0, -1.0]
-    clipped = Policy.model_validate({"ppo": {"score_clip": 1.5, "eos_penalty": 1.0}})
-    assert algo.final_scores(torch.tensor([2.0, -4.0, 0.5]), torch.tensor([True, False, True]), clipped).tolist() == [1.5, -2.5, 0.5]
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce"])
+def test_without_a_critic_ratio_one_gives_the_advantage_and_extremes_stay_finite(name):
+    algo, batch = make(name)
+    cfg, knobs = Policy(), KNOBS | {"kl_coef": 0.0}
+    prepared = algo.prepare(batch, cfg, knobs)
+    out, _ = outputs(prepared)
+    same = Outputs(out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT)
+    total, metrics = algo.loss(same, prepared, cfg, knobs)
+    total.backward()
+    assert metrics["ratio_error"][0] == 0
+    want = torch.where(out.mask_BT, -prepared.columns["advantage"][:, None], 0.0)
+    torch.testing.assert_close(same.logp_BT.grad, want, atol=1e-12, rtol=0)
+    wild = Outputs(out.mask_BT, logp_BT=(out.logp_BT.detach() * 1e5).requires_grad_(), entropy_BT=out.entropy_BT)
+    total, _ = algo.loss(wild, prepared, cfg, knobs)
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(wild.logp_BT.grad).all()
+
+
+@pytest.mark.parametrize("average", ["answer", "token", "constant"])
+def test_grpo_counts_tokens_as_it_is_told(average):
+    algo, batch = make("grpo")
+    cfg = Policy.model_validate({"grpo": {"average": average}, "max_new_tokens": 10})
+    prepared = algo.prepare(batch, cfg, KNOBS)
+    out, _ = outputs(prepared)
+    same = Outputs(out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT)
+    total, _ = algo.loss(same, prepared, cfg, KNOBS | {"kl_coef": 0.0})
+    (total / algo.weigh(prepared, cfg)).backward()
+    advantage, length = prepared.columns["advantage"], out.mask_BT.sum(1)
+    share = {"answer": 1 / (4 * length.double()), "token": torch.ones(4).double() / length.sum(), "constant": torch.ones(4).double() / 40}[average]
+    want = torch.where(out.mask_BT, (-advantage * share)[:, None], 0.0)
+    torch.testing.assert_close(same.logp_BT.grad, want, atol=1e-12, rtol=0)
 
 
 def test_advantages_do_not_depend_on_padding():

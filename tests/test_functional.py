@@ -85,9 +85,9 @@ def test_rewards_fall_on_the_last_token_only():
 def test_policy_loss_is_finite_at_extreme_ratios_and_clips_as_published():
     log_ratio = torch.tensor([-1e4, -1.0, 0.0, 1.0, 1e4])
     for sign in (1.0, -1.0):
-        loss, _ = F.clipped_policy_loss(log_ratio, torch.full((5,), sign), 0.2)
+        loss, _ = F.clipped_policy_loss(log_ratio, torch.full((5,), sign), 0.2, 0.2)
         assert torch.isfinite(loss).all()
-    loss, clipped = F.clipped_policy_loss(torch.tensor([math.log(1.5), math.log(0.5)]), torch.tensor([1.0, -1.0]), 0.2)
+    loss, clipped = F.clipped_policy_loss(torch.tensor([math.log(1.5), math.log(0.5)]), torch.tensor([1.0, -1.0]), 0.2, 0.2)
     assert loss.tolist() == pytest.approx([-1.2, 0.8])
     assert clipped.tolist() == [True, True]
 

@@ -21,7 +21,7 @@ ORDER = [
     {"rollout"},
     {"runtime"},
     {"stages"},
-    {"gates", "preflight", "reporting", "starting"},
+    {"gates", "preflight", "reporting", "starting", "training"},
     {"report"},
     {"pipeline"},
     {"export"},

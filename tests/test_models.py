@@ -48,7 +48,7 @@ def gradients(model, rows, **kwargs) -> dict[str, torch.Tensor]:
     local = runtime(copy.deepcopy(model).double(), **kwargs)
     local.start({"policy": 1e-3})
     batch = Batch(rows)
-    local.forward_backward(sft.TRAINS, batch, lambda out, part: sft.loss(out, part, None, {}), sft.weigh(batch))
+    local.forward_backward(sft.TRAINS, batch, lambda out, part: sft.loss(out, part, None, {}), sft.weigh(batch, None))
     return {key: p.grad.clone() for key, p in local.trained().items() if p.grad is not None}
 
 

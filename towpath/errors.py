@@ -39,6 +39,10 @@ class TrainingError(TowpathError):
     """Training cannot go on: a loss that is not a number, a KL beyond the stop."""
 
 
+class RewardError(TowpathError):
+    """A source of rewards gave no usable score."""
+
+
 class GateClosed(TowpathError):
     """A gate between two stages did not open."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath import gates, report
+from towpath.algos import data_of
 from towpath.data import sources
 from towpath.data.sources import Corpus
 from towpath.errors import GateClosed, RecipeError, ResourceError, TowpathError, Waiting
@@ -82,19 +83,36 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     for key in ("prompts", "completions", "base_share", "max_new_tokens", "decodings"):
         drawing[key] = preferences.pop(key)
     preferences.pop("min_labels")
+    dump["reward"].pop("use")
+    needs_reward, needs_labels = _needs(recipe)
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
     stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety])}, "sft")
     for n in range(1, recipe.rounds + 1):
         at, before = ("" if n == 1 else f"@{n}"), ("" if n == 2 else f"@{n - 1}")
         samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)]
         again = [f"policy{before}"] if n > 1 else []
-        stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)}, "sft", *again)
-        people = _people(store, planned, samples) if preferences["raters"] == "people" and store else ""
-        stage("label", n, {"preferences": preferences, "judgements": people}, *samples)
-        stage("reward", n, {"reward": dump["reward"]}, "sft", *samples, f"label{at}")
-        stage("policy", n, {"policy": dump["policy"], "prompts": _digest(corpus.train)}, "sft", f"reward{at}", *again)
-        stage("evaluate", n, {"evaluate": dump["evaluate"]}, "sft", "baseline", f"reward{at}", f"policy{at}")
+        learned = []
+        if needs_labels:
+            stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)}, "sft", *again)
+            people = _people(store, planned, samples) if preferences["raters"] == "people" and store else ""
+            stage("label", n, {"preferences": preferences, "judgements": people}, *samples)
+            learned = [*samples, f"label{at}"]
+        if needs_reward:
+            stage("reward", n, {"reward": dump["reward"]}, "sft", *learned)
+            learned = [f"reward{at}"]
+        if data_of(recipe.policy.algo) == "comparisons":
+            learned = [*dict.fromkeys([*samples, f"label{at}", *learned])]
+        stage("policy", n, {"policy": dump["policy"], "prompts": _digest(corpus.train)}, "sft", *learned, *again)
+        judged = [f"reward{at}"] if needs_reward else []
+        stage("evaluate", n, {"evaluate": dump["evaluate"]}, "sft", "baseline", *judged, f"policy{at}")
     return list(planned.values())
+
+
+def _needs(recipe: Recipe) -> tuple[bool, bool]:
+    """Whether this recipe needs a reward model, and whether it needs labels."""
+    on_pairs = data_of(recipe.policy.algo) == "comparisons"
+    reward = recipe.reward.use == "always" or (not on_pairs and any(source.of == "model" for source in recipe.policy.rewards.sources))
+    return reward, reward or on_pairs
 
 
 def _people(store: Store, planned: dict[str, Planned], samples: Sequence[str]) -> str:

@@ -3,18 +3,20 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import TemplateError
 
+from towpath.algos import data_of
 from towpath.data import curate
 from towpath.data.chat import Chat
 from towpath.data.sources import Corpus
 from towpath.errors import DataError, RecipeError
-from towpath.recipe import Lora, Method, Recipe
+from towpath.recipe import Lora, Method, Policy, Recipe
 from towpath.records import Finding, Prompt
+from towpath.rewards import sources
 
 NAMED = 10
 ENOUGH_PROMPTS, ENOUGH_PAIRS = 200, 50
@@ -22,6 +24,7 @@ RATES: dict[str, dict[Method, tuple[float, float]]] = {
     "sft": {"lora": (5e-5, 2e-4), "full": (5e-5, 2e-4)},
     "reward": {"lora": (5e-5, 2e-4), "full": (1e-6, 5e-5)},
     "policy": {"lora": (5e-6, 5e-4), "full": (1e-6, 5e-5)},
+    "pairs": {"lora": (5e-6, 5e-4), "full": (5e-7, 1e-5)},
 }
 """Usual peak rates by stage and method; those of the policy are PPO's, known for full weights and scaled for LoRA."""
 _OF_DATA = ("prompts", "prompt-length", "row-length", "duplicates", "leak", "safety-set", "demonstrations")
@@ -92,23 +95,28 @@ def _header(path: Path) -> dict[str, dict[str, list[int]]]:
 
 def _rates(recipe: Recipe, force: bool) -> list[Finding]:
     stages = {"sft": recipe.sft, "reward": recipe.reward, "policy": recipe.policy}
+    known = "." not in recipe.policy.algo
     found = [
-        _rate(name, stage.learning_rate, stage.method, force) for name, stage in stages.items() if name != "policy" or recipe.policy.algo == "ppo"
+        _rate(name, stage.learning_rate, _usual(name, recipe), stage.method, force) for name, stage in stages.items() if name != "policy" or known
     ]
-    if recipe.policy.algo != "ppo":
+    if not known:
         evidence = f"policy.learning_rate = {recipe.policy.learning_rate:g}: no usual range is known for {recipe.policy.algo}"
-        found.append(Finding("learning-rate", "info", evidence, "the table knows PPO", ""))
+        found.append(Finding("learning-rate", "info", evidence, "an algorithm of your own", ""))
     return [f for f in [*found, _ratio(recipe)] if f]
 
 
-def _rate(stage: str, rate: float, method: Method, force: bool) -> Finding | None:
-    low, high = RATES[stage][method]
+def _usual(stage: str, recipe: Recipe) -> Mapping[Method, tuple[float, float]]:
+    return RATES["pairs" if stage == "policy" and data_of(recipe.policy.algo) == "comparisons" else stage]
+
+
+def _rate(stage: str, rate: float, ranges: Mapping[Method, tuple[float, float]], method: Method, force: bool) -> Finding | None:
+    low, high = ranges[method]
     beyond = max(low / rate, rate / high)
     if beyond <= 1 + 1e-9:
         return None
     usual = f"{low:g}–{high:g}"
     if stage == "policy" and method == "lora":
-        usual += ", scaled for LoRA from {:g}–{:g} for full weights".format(*RATES["policy"]["full"])
+        usual += ", scaled for LoRA from {:g}–{:g} for full weights".format(*ranges["full"])
     evidence = f"{stage}.learning_rate = {rate:g} is {'below' if rate < low else 'above'} the usual range of method {method!r} ({usual})"
     wild = beyond > 10 + 1e-9
     cause = "nothing would be learned" if rate < low else "training would become unstable"
@@ -137,12 +145,15 @@ def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
     if policy.batch > policy.rollout:
         evidence = f"policy.batch = {policy.batch} is more than policy.rollout = {policy.rollout}"
         found.append(Finding("batch", "error", evidence, "a rollout is split into batches", f"set policy.batch to {policy.rollout} or less"))
-    left = len(corpus.train) - policy.validation_prompts
-    if policy.rollout > left:
-        evidence = f"policy.rollout = {policy.rollout}, but {max(left, 0)} of {len(corpus.train)} training prompts are left"
+    left, met = len(corpus.train) - policy.validation_prompts, policy.rollout // policy.group
+    if met > left:
+        of = f" in groups of {policy.group}" if policy.group > 1 else ""
+        evidence = f"policy.rollout = {policy.rollout}{of}, but {max(left, 0)} of {len(corpus.train)} training prompts are left"
         cause = f"policy.validation_prompts = {policy.validation_prompts} are kept apart, and a rollout meets a prompt once"
-        remedy = "lower policy.validation_prompts, or add prompts" + (f", or set policy.rollout to {left} or less" if left > 0 else "")
+        remedy = "lower policy.validation_prompts, or add prompts"
+        remedy += f", or set policy.rollout to {left * policy.group} or less" if left > 0 else ""
         found.append(Finding("rollout", "error", evidence, cause, remedy))
+    found += _groups(policy)
     shown = len(corpus.demonstrations) - max(1, round(sft.validation * len(corpus.demonstrations)))
     if shown < sft.batch:
         evidence = f"{max(shown, 0)} demonstrations to train on, sft.batch = {sft.batch}"
@@ -153,6 +164,22 @@ def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
             )
         )
     return found
+
+
+def _groups(policy: Policy) -> Iterator[Finding]:
+    """What algorithms ask of groups and pairs; and that every source of rewards is one."""
+    if policy.rollout % policy.group:
+        evidence = f"policy.rollout = {policy.rollout} is no multiple of policy.group = {policy.group}"
+        remedy = f"set policy.rollout to {max(1, policy.rollout // policy.group) * policy.group}"
+        yield Finding("group", "error", evidence, "a rollout is made of whole groups", remedy)
+    if policy.algo in ("grpo", "rloo") and policy.group < 2:
+        evidence = f"policy.algo = {policy.algo!r} with policy.group = {policy.group}"
+        yield Finding("group", "error", evidence, "an answer is compared with others to the same prompt", "set policy.group to 4 or more")
+    for source in policy.rewards.sources:
+        if source.of != "model":
+            sources.named(source.of)
+    if data_of(policy.algo) == "comparisons" and policy.batch < 2:
+        yield Finding("batch", "error", f"policy.batch = {policy.batch}", "a pair is two completions", "set policy.batch to 2 or more")
 
 
 def _evidence(recipe: Recipe, corpus: Corpus) -> list[Finding]:

@@ -79,6 +79,7 @@ class Preferences(Section):
 
 
 class Reward(Section):
+    use: Literal["auto", "always"] = value("auto", "auto trains a reward model when the policy's rewards ask for one; always, in any case")
     method: Method = value("lora", "LoRA adapter on the tuned trunk, or all weights")
     learning_rate: float = value(2e-4, "peak rate", "5e-5-2e-4 with LoRA", "", gt=0)
     fit_head: float = value(
@@ -124,18 +125,83 @@ class Ppo(Section):
     )
     critic_learning_rate: float = value(1e-3, "rate of the critic", "", "a head alone takes a higher rate than a trunk", gt=0)
     critic_warmup: int = value(1, "steps in which only the critic learns", "0-10", "", ge=0)
-    score_clip: float = value(
+
+
+class Grpo(Section):
+    clip_low: float = value(0.2, "the ratio is held above 1 minus this", "0.1-0.3", "", gt=0, lt=1)
+    clip_high: float = value(0.2, "the ratio is held below 1 plus this", "0.2-0.3", "DAPO takes 0.28: room for unlikely tokens to rise", gt=0)
+    scale: Literal["group", "batch", "none"] = value(
+        "group",
+        "advantages over the deviation of their group, of the rollout, or as they are",
+        "",
+        "none is Dr. GRPO: hard and easy prompts weigh alike",
+    )
+    average: Literal["answer", "token", "constant"] = value(
+        "token",
+        "mean over answers, over all tokens (DAPO), or sum over the longest length (Dr. GRPO)",
+        "",
+        "by answer, long answers are punished less a token",
+    )
+
+
+class Rloo(Section):
+    clip: float = value(0.2, "clip of the probability ratio", "0.1-0.3", "acts from the second minibatch on", gt=0)
+
+
+class Reinforce(Section):
+    clip: float = value(0.2, "clip of the probability ratio", "0.1-0.3", "acts from the second minibatch on", gt=0)
+    whiten: bool = value(True, "advantages to unit scale")
+
+
+class Dpo(Section):
+    beta: float = value(0.1, "how strongly the reference holds", "0.01-0.5", "", gt=0)
+    label_smoothing: float = value(0.0, "chance given to the other answer", "0-0.1", "noise in the labels", ge=0, lt=0.5)
+
+
+class Ipo(Section):
+    tau: float = value(0.1, "the margin is pulled to 1 / (2 tau)", "0.05-1", "", gt=0)
+    per_token: bool = value(True, "log-ratios as means over tokens, not sums", "", "sums make the target a matter of length")
+
+
+class Kto(Section):
+    beta: float = value(0.1, "how sharply value turns at the reference point", "0.01-0.5", "", gt=0)
+    desirable: float = value(1.0, "weight of a good answer", "1-1.33", "", gt=0)
+    undesirable: float = value(1.0, "weight of a bad answer", "1-1.33", "", gt=0)
+
+
+class Orpo(Section):
+    weight: float = value(0.1, "weight of the odds ratio beside the likelihood of the chosen", "0.1-1", "", gt=0)
+
+
+class Source(Section):
+    of: str = value("model", "model, rule:NAME, python:MODULE:FUNCTION, or an http(s) address")
+    weight: float = value(1.0, "what its score is multiplied by")
+
+
+class Rewards(Section):
+    sources: list[Source] = value([Source()], "where scores come from")
+    combine: Literal["sum", "mean", "min", "cautious"] = value(
+        "sum", "weighted sum, weighted mean, the least, or mean less `caution` deviations", "", "the careful two resist a score that is wrong alone"
+    )
+    caution: float = value(1.0, "deviations taken off by `cautious`", "0.5-2", "", ge=0)
+    clip: float = value(
         0.0, "scores beyond plus or minus this count as this; 0 leaves them", "1-10", "one odd answer must not outweigh a batch", ge=0
     )
     missing_eos: Literal["subtract", "replace"] = value("subtract", "an answer without end: subtract the penalty, or replace the score by minus it")
     eos_penalty: float = value(1.0, "penalty of an answer that does not end", "0-1", "", ge=0)
+    length_limit: int = value(0, "answers longer than this are penalised by token; 0 for none", "", "", ge=0)
+    length_penalty: float = value(0.01, "penalty of each token beyond `length_limit`", "", "", ge=0)
+    repetition_penalty: float = value(0.0, "times the share of repeated three-token sequences", "0-2", "", ge=0)
+    diversity_bonus: float = value(0.0, "times the share of an answer's two-token sequences that no other answer of the rollout has", "0-1", "", ge=0)
+    domains: dict[str, float] = value({}, "factor of the reward of each domain; 1 where none is named")
 
 
 class Policy(Section):
     algo: str = value("ppo", "an algorithm of towpath.algos, or an import path of your own")
     method: Method = value("lora", "all roles on one trunk, or separate full copies")
     steps: int = value(12, "rollouts", "", "", ge=1)
-    rollout: int = value(64, "prompts in one rollout", "512-2048; fewer on a CPU", "", ge=1)
+    rollout: int = value(64, "completions in one rollout", "512-2048; fewer on a CPU", "", ge=1)
+    group: int = value(1, "completions of each prompt in a rollout", "1 for PPO, 4-16 for grpo and rloo", "groups are their own baseline", ge=1)
     batch: int = value(32, "completions in one optimizer step", "32-128", "", ge=1)
     epochs: int = value(4, "passes over each rollout", "4-16", "", ge=1)
     learning_rate: float = value(
@@ -151,7 +217,15 @@ class Policy(Section):
     validate_every: int = value(4, "steps between two looks at held-out reward", "", "", ge=1)
     validation_prompts: int = value(48, "training prompts kept from training to choose the checkpoint", "32-256", "", ge=4)
     kl: Kl = value(Kl(), "distance to the SFT model")
+    rewards: Rewards = value(Rewards(), "what answers are rewarded for")
     ppo: Ppo = value(Ppo(), "PPO alone")
+    grpo: Grpo = value(Grpo(), "GRPO alone")
+    rloo: Rloo = value(Rloo(), "RLOO alone")
+    reinforce: Reinforce = value(Reinforce(), "REINFORCE alone")
+    dpo: Dpo = value(Dpo(), "DPO alone")
+    ipo: Ipo = value(Ipo(), "IPO alone")
+    kto: Kto = value(Kto(), "KTO alone")
+    orpo: Orpo = value(Orpo(), "ORPO alone")
     lora: Lora = value(Lora(), "LoRA of this stage")
 
 

@@ -1,0 +1,39 @@
+"""Algorithms, one file each; the recipe's `policy.algo` is a file's name or an import path of one's own."""
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from towpath.errors import RecipeError
+
+
+def place(name: str) -> str:
+    """The module a recipe names."""
+    return name if "." in name else f"{__name__}.{name}"
+
+
+def data_of(name: str) -> str:
+    """What a policy algorithm learns from, `rollouts` or `comparisons`: read from its file, which is not run."""
+    try:
+        spec = find_spec(place(name))
+    except ModuleNotFoundError:
+        spec = None
+    said = _constants(Path(spec.origin)) if spec and spec.origin else {}
+    if not _of_a_policy(said):
+        known = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if _of_a_policy(_constants(path))))
+        rule = f"one of {known}, or an import path of a module with DATA and TRAINS"
+        raise RecipeError(f"policy.algo = {name!r}: no such algorithm", rule, "use 'ppo'")
+    return said["DATA"]
+
+
+def _of_a_policy(said: dict[str, Any]) -> bool:
+    return said.get("DATA") in ("rollouts", "comparisons") and "policy" in said.get("TRAINS", ())
+
+
+def _constants(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in ("DATA", "TRAINS"):
+            found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found

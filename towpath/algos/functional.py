@@ -34,6 +34,34 @@ def token_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: float) 
     return reward_BT.scatter_add(1, last_B[:, None], score_B[:, None])
 
 
+def sequence_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: float) -> Tensor:
+    """The whole answer's reward: its score less coef * KL summed over its tokens."""
+    return score_B - coef * torch.where(mask_BT, kl_BT, 0.0).sum(1)
+
+
+def group_sums(x_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
+    """For every row the sum over its group and the group's size; groups are named by whole numbers."""
+    _, place_B = group_B.unique(return_inverse=True)
+    sums = torch.zeros(int(place_B.max()) + 1, dtype=x_B.dtype, device=x_B.device)
+    return sums.index_add(0, place_B, x_B)[place_B], sums.index_add(0, place_B, torch.ones_like(x_B))[place_B]
+
+
+def group_centred(x_B: Tensor, group_B: Tensor, scale: bool, eps: float = 1e-4) -> Tensor:
+    """Less the mean of its group, over the group's (unbiased) deviation when scaled (GRPO, arXiv 2402.03300; unscaled 2503.20783)."""
+    total_B, size_B = group_sums(x_B, group_B)
+    centred_B = x_B - total_B / size_B
+    if not scale:
+        return centred_B
+    variance_B = group_sums(centred_B**2, group_B)[0] / (size_B - 1).clamp(min=1)
+    return centred_B / (variance_B.sqrt() + eps)
+
+
+def left_out(x_B: Tensor, group_B: Tensor) -> Tensor:
+    """Less the mean of the *others* of its group (RLOO, arXiv 2402.14740); an answer alone has nothing to compare with: zero."""
+    total_B, size_B = group_sums(x_B, group_B)
+    return torch.where(size_B > 1, x_B - (total_B - x_B) / (size_B - 1).clamp(min=1), 0.0)
+
+
 def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantages and returns (Schulman et al. 2016); nothing is bootstrapped past the last token."""
     value_BT = torch.where(mask_BT, value_BT, 0.0)
@@ -48,10 +76,11 @@ def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, lam:
     return advantage_BT, torch.where(mask_BT, advantage_BT + value_BT, 0.0)
 
 
-def clipped_policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic surrogate (Schulman et al. 2017) and where the clip bites; finite at any ratio."""
+def clipped_policy_loss(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic surrogate (Schulman et al. 2017) and where the clip bites; finite at any ratio.
+    The ratio is held within 1 - low and 1 + high, which may differ (DAPO, arXiv 2503.14476)."""
     ratio = log_ratio.clamp(-20.0, 20.0).exp()
-    plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
+    plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - low, 1 + high)
     return torch.maximum(plain, clipped), clipped > plain
 
 
@@ -64,6 +93,31 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: f
 def bradley_terry(margin: Tensor, smoothing: float = 0.0) -> Tensor:
     """-log P(chosen beats rejected), with a chance given to the other answer."""
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+
+
+def identity_preference(margin: Tensor, tau: float) -> Tensor:
+    """Squared distance of the margin from 1 / (2 tau) (IPO, arXiv 2310.12036)."""
+    return (margin - 1 / (2 * tau)) ** 2
+
+
+def prospect(log_ratio: Tensor, desirable: Tensor, point: Tensor, beta: float, gain: float, loss: float) -> Tensor:
+    """Loss of value against a reference point: weight * (1 - sigmoid(+-beta (log ratio - point))) (KTO, arXiv 2402.01306)."""
+    sign = torch.where(desirable, 1.0, -1.0).to(log_ratio.dtype)
+    weight = torch.where(desirable, gain, loss).to(log_ratio.dtype)
+    return weight * torch.sigmoid(-sign * beta * (log_ratio - point))
+
+
+def odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
+    """-log sigmoid of the log odds ratio of two mean log-probabilities (ORPO, arXiv 2403.07691)."""
+    log_odds = (chosen_logp - rejected_logp) - (_log1mexp(chosen_logp) - _log1mexp(rejected_logp))
+    return -F.logsigmoid(log_odds)
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp x) for x < 0, exact at both ends; a certainty counts as 1 - 1e-7."""
+    x = x.clamp(max=-1e-7)
+    near = x > -0.6931
+    return torch.where(near, torch.log(-torch.expm1(torch.where(near, x, -1.0))), torch.log1p(-torch.exp(torch.where(near, -1.0, x))))
 
 
 def controlled(coef: float, kl: float, target: float, step: float) -> float:

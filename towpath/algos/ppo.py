@@ -10,16 +10,6 @@ from towpath.recipe import Policy
 
 DATA = "rollouts"
 TRAINS = {"policy": ("logp", "entropy"), "critic": ("value",)}
-SCORES = {"policy": ("logp",), "reference": ("logp",), "reward": ("score", "features"), "critic": ("value",)}
-
-
-def final_scores(score_B: Tensor, ended_B: Tensor, cfg: Policy) -> Tensor:
-    """The reward of whole answers: the score, clipped, and what is said of answers that do not end."""
-    if cfg.ppo.score_clip:
-        score_B = score_B.clamp(-cfg.ppo.score_clip, cfg.ppo.score_clip)
-    penalty = torch.full_like(score_B, cfg.ppo.eos_penalty)
-    unfinished = -penalty if cfg.ppo.missing_eos == "replace" else score_B - penalty
-    return torch.where(ended_B, score_B, unfinished)
 
 
 def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
@@ -27,8 +17,7 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
     c = batch.columns
     mask_BT = torch.from_numpy(batch.mask_BT).to(c["old_logp"].device)
     kl_BT = torch.where(mask_BT, c["old_logp"] - c["ref_logp"], 0.0)
-    score_B = final_scores(c["score"], c["ended"], cfg)
-    reward_BT = F.token_rewards(score_B, kl_BT, mask_BT, knobs["kl_coef"])
+    reward_BT = F.token_rewards(c["reward"], kl_BT, mask_BT, knobs["kl_coef"])
     if cfg.ppo.whiten_rewards:
         reward_BT = F.whiten(reward_BT, mask_BT, shift_mean=False)
     advantage_BT, return_BT = F.gae(reward_BT, c["value"], mask_BT, cfg.ppo.gamma, cfg.ppo.lam)
@@ -37,7 +26,7 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
     return batch.with_columns(advantage=advantage_BT, returns=return_BT)
 
 
-def weigh(batch: Batch) -> float:
+def weigh(batch: Batch, cfg: Policy) -> float:
     """Answer tokens."""
     return float(batch.mask_BT.sum())
 
@@ -46,10 +35,10 @@ def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tu
     """Sum over tokens of the clipped surrogate and the weighted value error."""
     mask, c = out.mask_BT, batch.columns
     log_ratio = (out.logp_BT - c["old_logp"])[mask]
-    surrogate, clipped = F.clipped_policy_loss(log_ratio, c["advantage"][mask], cfg.ppo.clip)
+    surrogate, clipped = F.clipped_policy_loss(log_ratio, c["advantage"][mask], cfg.ppo.clip, cfg.ppo.clip)
     error = F.clipped_value_loss(out.value_BT[mask], c["value"][mask], c["returns"][mask], cfg.ppo.value_clip)
     total = knobs["policy_weight"] * surrogate.sum() + cfg.ppo.value_weight * error.sum()
-    tokens, ratio = weigh(batch), log_ratio.detach().exp()
+    tokens, ratio = weigh(batch, cfg), log_ratio.detach().exp()
     sums = {
         "policy_loss": surrogate, "value_loss": error, "clip_fraction": clipped.float(), "ratio": ratio,
         "ratio_error": (ratio - 1).abs(), "approx_kl": F.kl_estimates(-log_ratio.detach(), torch.zeros_like(ratio))[2],

@@ -21,7 +21,7 @@ def prepare(batch: Batch, cfg: Reward, knobs: dict[str, float]) -> Batch:
     return batch
 
 
-def weigh(batch: Batch) -> float:
+def weigh(batch: Batch, cfg: Reward) -> float:
     """Decided pairs."""
     return float((batch.columns["beats"] > 0).sum())
 
@@ -38,7 +38,7 @@ def loss(out: Outputs, batch: Batch, cfg: Reward, knobs: dict[str, float]) -> tu
     gap_N, strength_N = margins(out.score_B, batch)
     margin = (strength_N - 1.0) / 2 if cfg.margin else torch.zeros_like(gap_N)
     pairs = F.bradley_terry(gap_N - margin, cfg.label_smoothing)
-    count = weigh(batch)
+    count = weigh(batch, cfg)
     total = pairs.sum() + cfg.center * (out.score_B**2).sum()
     gap_N = gap_N.detach()
     return total, {"loss": (float(pairs.detach().sum()), count), "accuracy": (float((gap_N > 0).sum()), count), "gap": (float(gap_N.sum()), count)}

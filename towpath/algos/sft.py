@@ -16,7 +16,7 @@ def prepare(batch: Batch, cfg: Any, knobs: dict[str, float]) -> Batch:
     return batch
 
 
-def weigh(batch: Batch) -> float:
+def weigh(batch: Batch, cfg: Any) -> float:
     """Answer tokens."""
     return float(batch.mask_BT.sum())
 
@@ -24,4 +24,4 @@ def weigh(batch: Batch) -> float:
 def loss(out: Outputs, batch: Batch, cfg: Any, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
     """Sum of -log p over answer tokens."""
     total = -out.logp_BT[out.mask_BT].sum()
-    return total, {"loss": (float(total.detach()), weigh(batch))}
+    return total, {"loss": (float(total.detach()), weigh(batch, cfg))}

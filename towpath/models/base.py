@@ -41,6 +41,16 @@ def find(source: str) -> str:
     return str(Path(source).expanduser()) if looks_local else source
 
 
+def local(source: str) -> str:
+    """The folder a source lies in, fetched first when it is a Hugging Face id."""
+    found = find(source)
+    if Path(found).is_dir():
+        return found
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(found)
+
+
 def load(folder: str, dtype: torch.dtype, attention: str) -> Any:
     """The causal language model, in evaluation mode, with a pad token that is not EOS."""
     register()

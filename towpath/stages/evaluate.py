@@ -30,7 +30,7 @@ def run(job: Job) -> dict[str, Any]:
     heard = {source: said[:count] for source, said in told.items()}
     kl, interval = _kl(job, policy, prompts, heard["policy"])
     win = answers.win(job, prompts, heard["policy"], heard["sft"])
-    rewards = _rewards(job, prompts, heard)
+    rewards = _rewards(job, prompts, heard) if any(name.startswith("reward") for name in job.inputs) else {}
     rows = _rows(job, prompts, heard, rewards)
     replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     harmful = [p.harmful for p in guarded]

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from towpath.evals.text import distinct, repetition
 from towpath.evals.winrate import wilson
 from towpath.recipe import Decoding
 from towpath.records import Prompt
+from towpath.rewards import mix, sources
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local
@@ -21,29 +21,33 @@ from towpath.stages.job import Checkpoints, Job
 from towpath.store.publish import fault
 
 Numbers = dict[str, float]
+Chosen = tuple[Prompt, str]
+"""A prompt and the name of the draw, which decides the random numbers."""
 
 
 class Experience:
     """Batches of rollouts for the loop; the sampler is a plain copy of the policy, refreshed before each use."""
 
-    def __init__(self, job: Job, runtime: Local, algo: Any) -> None:
-        self.job, self.runtime, self.algo, self.cfg = job, runtime, algo, job.recipe.policy
+    def __init__(self, job: Job, runtime: Local) -> None:
+        self.job, self.runtime, self.cfg = job, runtime, job.recipe.policy
         order = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, "policy/validation", p.id))
         self.held, self.prompts = order[: self.cfg.validation_prompts], order[self.cfg.validation_prompts :]
         self.sampler = job.model(job.inputs["sft"] / "weights").requires_grad_(False)
         self.engine = LocalEngine(self.sampler, job.chat.eos, job.chat.pad)
         self.in_flight = Checkpoints(job.folder / "in-flight")
+        self.scorers = {source.of: sources.named(source.of) for source in self.cfg.rewards.sources if source.of != "model"}
+        self.judges = bool(self.scorers) or "reward" in runtime.roles
         self.looked: tuple[int, Batch, Numbers] | None = None
         """The last validation, for whoever asks for it again."""
 
-    def chosen(self, step: int) -> list[tuple[int, Prompt]]:
-        """The prompts of a step with the epoch each is met in: every prompt once an epoch, no state to lose."""
-        count, size = len(self.prompts), self.cfg.rollout
+    def chosen(self, step: int) -> list[Chosen]:
+        """The draws of a step: every prompt once an epoch, `group` answers to each, no state to lose."""
+        count, size = len(self.prompts), self.cfg.rollout // self.cfg.group
         found = []
         for position in range(step * size, (step + 1) * size):
             epoch, place = divmod(position, count)
             order = shuffled(count, self.job.recipe.seed, f"{self.job.name}/prompts", epoch)
-            found.append((epoch, self.prompts[order[place]]))
+            found += [(self.prompts[order[place]], f"{epoch}" if copy == 0 else f"{epoch}.{copy}") for copy in range(self.cfg.group)]
         return found
 
     def batch(self, step: int) -> tuple[Batch, Numbers]:
@@ -52,8 +56,9 @@ class Experience:
         chosen = self.chosen(step)
         drawn = self._drawn(step, chosen)
         generated = time.monotonic()
-        prompts = [p for _, p in chosen]
-        batch = self._scored(prompts, drawn, ("policy", "reference", "reward", "critic"))
+        prompts = [p for p, _ in chosen]
+        batch = self._scored(prompts, drawn)
+        batch = batch.with_columns(group=torch.arange(len(chosen), device=self.runtime.device) // self.cfg.group)
         numbers = self._numbers(batch, prompts, drawn)
         tokens = sum(len(d.token_ids) for d in drawn)
         seconds = generated - begun
@@ -64,28 +69,28 @@ class Experience:
     def validate(self, step: int, against_reference: bool = False) -> Numbers:
         """Reward and KL on prompts that are never trained on, the same random numbers each time."""
         if self.looked is None or self.looked[0] != step:
-            drawn = self._generate([(0, p) for p in self.held], "validation")
-            batch = self._scored(self.held, drawn, ("policy", "reference", "reward"))
+            drawn = self._generate([(p, "0") for p in self.held], "validation")
+            batch = self._scored(self.held, drawn)
             self.looked = step, batch, self._numbers(batch, self.held, drawn)
         _, batch, numbers = self.looked
-        kept = {key: numbers[key] for key in ("reward", "score", "kl", "kl_k3", "length", "finish_rate")}
+        kept = {key: numbers[key] for key in ("reward", "score", "kl", "kl_k3", "length", "finish_rate") if key in numbers}
         return kept | self._against_reference(batch) if against_reference else kept
 
     def _against_reference(self, batch: Batch) -> Numbers:
-        """The same prompts and random numbers answered by the reference: how often the reward rose."""
-        drawn = self._generate([(0, p) for p in self.held], "validation", adapter=None)
-        reference = self._scored(self.held, drawn, ("reward",))
-        ours, theirs = (self._final(b).cpu().numpy() for b in (batch, reference))
-        rose = np.where(ours == theirs, 0.5, ours > theirs)
-        low, high = wilson(float(rose.sum()), len(rose))
+        """How far it is from the reference, and, where answers are scored, how often the reward rose over the reference's own answers."""
         kl_B = _sum(batch, batch.columns["old_logp"] - batch.columns["ref_logp"]).cpu().numpy()
         spread = 1.96 * float(kl_B.std(ddof=1)) / len(kl_B) ** 0.5
-        return {
-            "reference_reward": float(theirs.mean()), "rose": float(rose.mean()), "rose_low": low, "rose_high": high,
-            "kl_low": float(kl_B.mean()) - spread, "kl_high": float(kl_B.mean()) + spread,
-        }  # fmt: skip
+        found = {"kl_low": float(kl_B.mean()) - spread, "kl_high": float(kl_B.mean()) + spread}
+        if not self.judges:
+            return found
+        drawn = self._generate([(p, "0") for p in self.held], "validation", adapter=None)
+        rows = self.runtime.grounded(self._rows(self.held, drawn))
+        ours, theirs = (x.cpu().numpy() for x in (batch.columns["reward"], self._judged(self.held, drawn, rows)["reward"]))
+        rose = np.where(ours == theirs, 0.5, ours > theirs)
+        low, high = wilson(float(rose.sum()), len(rose))
+        return found | {"reference_reward": float(theirs.mean()), "rose": float(rose.mean()), "rose_low": low, "rose_high": high}
 
-    def _drawn(self, step: int, chosen: list[tuple[int, Prompt]]) -> list[Drawn]:
+    def _drawn(self, step: int, chosen: list[Chosen]) -> list[Drawn]:
         """The rollout in flight if one was saved at this step, else a new one, saved."""
         found = self.in_flight.newest("rollout")
         if found and found[0] == step:
@@ -95,12 +100,12 @@ class Experience:
         fault("rollout")
         return drawn
 
-    def _generate(self, chosen: Sequence[tuple[int, Prompt]], stream: str, adapter: str | None = "policy") -> list[Drawn]:
+    def _generate(self, chosen: Sequence[Chosen], stream: str, adapter: str | None = "policy") -> list[Drawn]:
         self._sync(adapter)
         cfg, job = self.cfg, self.job
         how = Decoding(temperature=cfg.temperature)
         seed, longest = job.recipe.seed, cfg.max_new_tokens
-        return self.engine.generate([Request(job.chat.prompt(p.prompt), how, uniforms(longest, seed, stream, epoch, p.id)) for epoch, p in chosen])
+        return self.engine.generate([Request(job.chat.prompt(p.prompt), how, uniforms(longest, seed, stream, name, p.id)) for p, name in chosen])
 
     def _sync(self, adapter: str | None) -> None:
         if "base" in self.runtime.adapters and self.runtime.roles["policy"].trunk == "base":
@@ -111,38 +116,59 @@ class Experience:
             for mine, theirs in zip(self.sampler.parameters(), source.parameters(), strict=True):
                 mine.copy_(theirs)
 
-    def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], roles: Sequence[str]) -> Batch:
-        rows = [row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)]
-        runtime = self.runtime
-        batch = runtime.grounded(Batch(rows))
-        ended = torch.tensor([d.finish == "stop" for d in drawn], device=runtime.device)
-        columns: dict[str, Tensor] = {"ended": ended}
-        if "policy" in roles:
-            columns["old_logp"] = runtime.score("policy", batch, ("logp",)).logp_BT
-            columns["ref_logp"] = runtime.score("reference", batch, ("logp",)).logp_BT
-        fixed = "critic" in roles and runtime.roles["critic"].features_fixed
-        said = runtime.score("reward", batch, ("score", "features") if fixed else ("score",))
-        columns["score"] = said.score_B
-        if fixed:
-            columns["features"] = said.features_BTD
-        batch = batch.with_columns(**columns)
-        if "critic" in roles:
-            with torch.no_grad():
-                value = runtime.forward("critic", batch, ("value",)) if fixed else runtime.score("critic", batch, ("value",))
-            batch = batch.with_columns(value=value.value_BT)
-        if "policy" in roles:
-            sampled = torch.zeros_like(columns["old_logp"])
-            for i, d in enumerate(drawn):
-                sampled[i, : len(d.logprobs)] = torch.tensor(d.logprobs)
-            batch = batch.with_columns(sampler_logp=sampled)
-        return batch
+    def _rows(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
+        return Batch([row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)])
 
-    def _final(self, batch: Batch) -> Tensor:
-        return self.algo.final_scores(batch.columns["score"], batch.columns["ended"], self.cfg)
+    def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
+        """Rollouts with what every role of the runtime says of them."""
+        runtime = self.runtime
+        batch = runtime.grounded(self._rows(prompts, drawn))
+        columns = {f"{short}_logp": runtime.score(name, batch, ("logp",)).logp_BT for short, name in (("old", "policy"), ("ref", "reference"))}
+        columns["sampler_logp"] = torch.zeros_like(columns["old_logp"])
+        for i, d in enumerate(drawn):
+            columns["sampler_logp"][i, : len(d.logprobs)] = torch.tensor(d.logprobs)
+        if self.judges:
+            columns |= self._judged(prompts, drawn, batch)
+        batch = batch.with_columns(ended=self._ended(drawn), **columns)
+        return batch.with_columns(value=self._values(batch)) if "critic" in runtime.roles else batch
+
+    def _ended(self, drawn: Sequence[Drawn]) -> Tensor:
+        return torch.tensor([d.finish == "stop" for d in drawn], device=self.runtime.device)
+
+    def _judged(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], batch: Batch) -> dict[str, Tensor]:
+        """`score`, what the sources say together, and `reward`, what the answer gets for it; each source apart where there are several."""
+        cfg, told = self.cfg.rewards, []
+        texts = [self.job.chat.text(d.token_ids) for d in drawn]
+        columns: dict[str, Tensor] = {}
+        for source in cfg.sources:
+            if source.of == "model":
+                said = self.runtime.score("reward", batch, ("score", "features") if self._reads_features else ("score",))
+                columns |= {"features": said.features_BTD} if self._reads_features else {}
+                told.append(said.score_B.cpu().numpy())
+            else:
+                told.append(np.asarray(self.scorers[source.of]([p.prompt for p in prompts], texts)))
+        score_B = mix.combined(np.stack(told), cfg)
+        ended_B = self._ended(drawn).cpu().numpy()
+        reward_B = mix.final(score_B, [d.token_ids for d in drawn], ended_B, [p.domain for p in prompts], cfg)
+        parts = {"score": score_B, "reward": reward_B}
+        if len(told) > 1:
+            parts |= {f"score/{source.of}": scores for source, scores in zip(cfg.sources, told, strict=True)}
+        return columns | {name: torch.tensor(x, dtype=torch.float32, device=self.runtime.device) for name, x in parts.items()}
+
+    @property
+    def _reads_features(self) -> bool:
+        return "critic" in self.runtime.roles and self.runtime.roles["critic"].features_fixed
+
+    @torch.no_grad()
+    def _values(self, batch: Batch) -> Tensor:
+        if self._reads_features:
+            if "features" not in batch.columns:
+                batch = batch.with_columns(features=self.runtime.score("critic", batch, ("features",)).features_BTD)
+            return self.runtime.forward("critic", batch, ("value",)).value_BT
+        return self.runtime.score("critic", batch, ("value",)).value_BT
 
     def _numbers(self, batch: Batch, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Numbers:
         c = batch.columns
-        final = self._final(batch)
         gap_BT = c["old_logp"] - c["ref_logp"]
         k3_BT = torch.expm1(-gap_BT) + gap_BT
         tokens = float(batch.mask_BT.sum())
@@ -150,19 +176,20 @@ class Experience:
         kl_B = _sum(batch, gap_BT)
         ids = [d.token_ids for d in drawn]
         numbers = {
-            "score": float(c["score"].mean()), "reward": float(final.mean()), "kl": float(kl_B.mean()), "kl_k3": float(_sum(batch, k3_BT).mean()),
+            "kl": float(kl_B.mean()), "kl_k3": float(_sum(batch, k3_BT).mean()),
             "kl_per_token": float(gap_BT[mask].sum()) / tokens, "length": tokens / len(drawn),
             "finish_rate": float(c["ended"].float().mean()), **{f"distinct_{n}": distinct(ids, n) for n in (1, 2, 3)},
             "repetition": sum(map(repetition, ids)) / len(ids),
             "sampler_error": float((c["old_logp"] - c["sampler_logp"])[mask].abs().mean()),
         }  # fmt: skip
+        numbers |= {name: float(c[name].mean()) for name in c if name in ("score", "reward") or name.startswith("score/")}
         if "value" in c:
-            last = torch.where(mask, final[:, None], 0.0)
+            last = torch.where(mask, c["reward"][:, None], 0.0)
             error = (last - c["value"])[mask]
             numbers["explained_variance"] = 1 - float(error.var() / last[mask].var().clamp(min=1e-8))
-        for domain in sorted({p.domain for p in prompts}):
+        for domain in sorted({p.domain for p in prompts}) if "reward" in c else ():
             index = [i for i, p in enumerate(prompts) if p.domain == domain]
-            numbers[f"reward/{domain}"] = float(final[index].mean())
+            numbers[f"reward/{domain}"] = float(c["reward"][index].mean())
         return numbers
 
 

@@ -9,62 +9,87 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from towpath import algos
 from towpath.algos import functional
-from towpath.errors import RecipeError
 from towpath.models.heads import ScalarHead
 from towpath.records import Finding
+from towpath.rewards import mix
 from towpath.runtime.local import Local, Role
+from towpath.stages.comparisons import Comparisons
 from towpath.stages.experience import Experience
 from towpath.stages.job import Job, save_model
 from towpath.stages.reward import load_reward
-from towpath.stages.train import Course, Numbers, train
+from towpath.stages.train import Course, Numbers, train, warmup_then_linear
 from towpath.stages.weights import save_adapter
-
-
-def algorithm(name: str) -> Any:
-    """The module a recipe names: a file of towpath.algos or an import path."""
-    try:
-        return importlib.import_module(name if "." in name else f"towpath.algos.{name}")
-    except ImportError:
-        raise RecipeError(f"policy.algo = {name!r}: no such algorithm", "a file of towpath.algos, or an import path", "use 'ppo'") from None
 
 
 def run(job: Job) -> dict[str, Any]:
     """Optimise, choose, save."""
-    cfg, algo = job.recipe.policy, algorithm(job.recipe.policy.algo)
+    cfg = job.recipe.policy
+    algos.data_of(cfg.algo)
+    algo = importlib.import_module(algos.place(cfg.algo))
     runtime = _runtime(job, algo)
-    experience = Experience(job, runtime, algo)
+    experience = Experience(job, runtime)
+    pairs = Comparisons(job, runtime, algo) if algo.DATA == "comparisons" else None
+    standing = train(
+        _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience), runtime, job, f"{job.name}: {cfg.algo}"
+    )
+    _warn_without_a_step(job, standing.best_step)
+    final = experience.validate(standing.best_step - 1, against_reference=True)
+    _save(job, runtime)
+    result = {
+        "best_step": standing.best_step, "steps": cfg.steps if pairs is None else len(pairs.steps), "stopped": standing.stopped,
+        "kl_per_prompt": final["kl"], "kl_k3_per_prompt": final["kl_k3"], "kl_interval": [final["kl_low"], final["kl_high"]],
+    }  # fmt: skip
+    if "rose" in final:
+        rose = {"rate": final["rose"], "n": cfg.validation_prompts, "interval": [final["rose_low"], final["rose_high"]]}
+        result |= {"rose": rose, "reward_gain": final["reward"] - final["reference_reward"]}
+    if pairs is None:
+        return result | {"kl_coef": standing.knobs["kl_coef"]}
+    held = pairs.validate(standing.best_step)
+    accuracy = {"rate": held["pairs_accuracy"], "n": pairs.held.groups, "interval": [held["pairs_low"], held["pairs_high"]]}
+    return {"rose": accuracy} | result | {"pairs": accuracy}
+
+
+def _on_rollouts(job: Job, algo: Any, experience: Experience) -> Course:
+    """Answers drawn by the policy itself; the checkpoint with the highest held-out reward at acceptable KL is kept."""
+    cfg = job.recipe.policy
+    warmup = cfg.ppo.critic_warmup if "critic" in algo.TRAINS else 0
 
     def turn(step: int, numbers: Numbers, knobs: Numbers) -> Numbers:
         _alarm(job, step, numbers["kl"])
-        coef = (
-            functional.controlled(knobs["kl_coef"], numbers["kl"], cfg.kl.target, cfg.kl.step)
-            if step + 1 > cfg.ppo.critic_warmup
-            else knobs["kl_coef"]
-        )
-        return {"kl_coef": coef, "policy_weight": float(step + 1 >= cfg.ppo.critic_warmup)}
+        coef = functional.controlled(knobs["kl_coef"], numbers["kl"], cfg.kl.target, cfg.kl.step) if step + 1 > warmup else knobs["kl_coef"]
+        return {"kl_coef": coef, "policy_weight": float(step + 1 >= warmup)}
 
-    course = Course(
+    return Course(
         algo, cfg, cfg.steps, cfg.batch, experience.batch, lambda done: 1.0 - done, cfg.epochs, cfg.max_grad_norm,
         validate=experience.validate, validate_every=cfg.validate_every,
         merit=lambda numbers: numbers["reward"] if numbers["kl"] <= cfg.kl.alarm else -math.inf,
         turn=turn, halt=lambda numbers: f"KL {numbers['kl']:.2f} above policy.kl.stop = {cfg.kl.stop}" if numbers["kl"] > cfg.kl.stop else "",
-        knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(cfg.ppo.critic_warmup == 0)},
+        knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(warmup == 0)},
     )  # fmt: skip
-    standing = train(course, runtime, job, f"{job.name}: {cfg.algo}")
-    _warn_without_a_step(job, standing.best_step)
-    final = experience.validate(standing.best_step - 1, against_reference=True)
-    _save(job, runtime)
-    return {
-        "best_step": standing.best_step, "steps": cfg.steps, "stopped": standing.stopped,
-        "kl_per_prompt": final["kl"], "kl_k3_per_prompt": final["kl_k3"], "kl_interval": [final["kl_low"], final["kl_high"]],
-        "reward_gain": final["reward"] - final["reference_reward"], "kl_coef": standing.knobs["kl_coef"],
-        "rose": {"rate": final["rose"], "n": cfg.validation_prompts, "interval": [final["rose_low"], final["rose_high"]]},
-    }  # fmt: skip
+
+
+def _on_pairs(job: Job, algo: Any, pairs: Comparisons, experience: Experience) -> Course:
+    """Pairs judged before; the checkpoint with the highest held-out reward, or else the lowest held-out loss, at acceptable KL is kept."""
+    cfg = job.recipe.policy
+
+    def validate(step: int) -> Numbers:
+        numbers = experience.validate(step) | pairs.validate(step)
+        _alarm(job, step, numbers["kl"])
+        return numbers
+
+    def merit(numbers: Numbers) -> float:
+        return numbers.get("reward", -numbers["pairs_loss"]) if numbers["kl"] <= cfg.kl.alarm else -math.inf
+
+    return Course(
+        algo, cfg, len(pairs.steps), len(pairs.shown), pairs.batch, warmup_then_linear(0.1), 1, cfg.max_grad_norm,
+        validate=validate, validate_every=cfg.validate_every, merit=merit,
+    )  # fmt: skip
 
 
 def _runtime(job: Job, algo: Any) -> Local:
-    """All roles: on one trunk with LoRA, as separate copies with full weights."""
+    """The roles an algorithm needs: on one trunk with LoRA, as separate copies with full weights."""
     cfg = job.recipe.policy
     lora, width = cfg.method == "lora", 0
     runtime = Local(job.recipe.model.tokens_per_pass, width, job.chat.pad, cfg.temperature, autocast=not lora and job.dtype == torch.bfloat16)
@@ -77,11 +102,13 @@ def _runtime(job: Job, algo: Any) -> Local:
         runtime.roles |= {"policy": Role(adapter="policy", trains=("adapter",)), "reference": Role()}
     else:
         runtime.add_trunk("policy", job.model((start or job.inputs["sft"]) / "weights", torch.float32), lora=False)
-        runtime.add_trunk("reference", job.model(job.inputs["sft"] / "weights"), lora=False)
+        runtime.add_trunk("reference", job.model(job.inputs["sft"] / "weights", torch.float32), lora=False)  # the policy's own arithmetic
         runtime.roles |= {"policy": Role("policy", trains=("trunk",)), "reference": Role("reference")}
-    stage = next(name for name in reversed(job.inputs) if name.startswith("reward"))
-    load_reward(job, runtime, job.inputs[stage] / "weights")
-    runtime.roles["critic"] = _critic(job, runtime, _foreseeing(job, algo, job.inputs[stage] / "weights" / "foresight.safetensors"))
+    reward = next((path for name, path in reversed(job.inputs.items()) if name.startswith("reward")), None)
+    if reward:
+        load_reward(job, runtime, reward / "weights")
+    if "critic" in algo.TRAINS:
+        runtime.roles["critic"] = _critic(job, runtime, _foreseeing(job, reward / "weights") if reward else None)
     runtime.start({"policy": cfg.learning_rate, "critic": cfg.ppo.critic_learning_rate}, eps=1e-5)
     return runtime
 
@@ -92,25 +119,29 @@ def _start(job: Job) -> Any:
     return earlier[-1] if earlier else None
 
 
-def _foreseeing(job: Job, algo: Any, path: Path) -> ScalarHead:
+def _foreseeing(job: Job, folder: Path) -> ScalarHead:
     """A head that foresees rewards as well as a linear reading of the tuned model's judged answers can."""
-    told = {name: tensor.to(job.device) for name, tensor in load_file(path).items()}
-    reward_N = algo.final_scores(told["score"], told["ended"], job.recipe.policy)
-    return ScalarHead.fitted(told["features"].float(), reward_N, told["row"])
+    told, cfg = load_file(folder / "foresight.safetensors"), job.recipe.policy.rewards
+    score_N, ended_N = told["score"].numpy(), told["ended"].numpy()
+    weight = next((source.weight for source in cfg.sources if source.of == "model"), 1.0)
+    reward_N = mix.final(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)
+    return ScalarHead.fitted(told["features"].float(), torch.from_numpy(reward_N), told["row"]).to(job.device)
 
 
-def _critic(job: Job, runtime: Local, head: ScalarHead) -> Role:
-    """The critic starts as the reward model's trunk with the head fitted to foresee its scores."""
-    reward = runtime.roles["reward"]
+def _critic(job: Job, runtime: Local, head: ScalarHead | None) -> Role:
+    """The critic starts on the reward model's trunk with a head fitted to foresee rewards; without one, on the reference with a head of zeros."""
+    basis = runtime.roles["reward"] if head is not None else runtime.roles["reference"]
+    head = head or ScalarHead(runtime.trunks[basis.trunk].config.hidden_size).to(job.device)
     if job.recipe.policy.ppo.critic == "head":
-        return Role(reward.trunk, reward.adapter, head, ("head",))
-    if reward.adapter is None:
-        runtime.add_trunk("critic", copy.deepcopy(runtime.trunks[reward.trunk]).float(), lora=False)
+        return Role(basis.trunk, basis.adapter, head, ("head",))
+    if basis.trunk not in runtime.adapters:
+        runtime.add_trunk("critic", copy.deepcopy(runtime.trunks[basis.trunk]).float(), lora=False)
         return Role("critic", None, head, ("trunk", "head"))
-    adapters, lora = runtime.adapters[reward.trunk], job.recipe.reward.lora
+    adapters, lora = runtime.adapters[basis.trunk], job.recipe.reward.lora
     adapters.add("critic", lora.rank, lora.alpha, 0, lora.top)
-    adapters.load("critic", {key: p.detach() for key, p in adapters.parameters("reward").items()})
-    return Role(reward.trunk, "critic", head, ("adapter", "head"))
+    if basis.adapter:
+        adapters.load("critic", {key: p.detach() for key, p in adapters.parameters(basis.adapter).items()})
+    return Role(basis.trunk, "critic", head, ("adapter", "head"))
 
 
 def _alarm(job: Job, step: int, kl: float) -> None:

@@ -100,7 +100,7 @@ def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Number
         order = shuffled(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
         for number, start in enumerate(range(0, len(order), course.minibatch)):
             mini = batch.take(order[start : start + course.minibatch])
-            weight = course.algo.weigh(mini)
+            weight = course.algo.weigh(mini, course.config)
 
             def loss_of(out: Any, part: Batch) -> tuple[Tensor, Metrics]:
                 return course.algo.loss(out, part, course.config, knobs)

@@ -1,0 +1,111 @@
+"""GRPO by hand: one file, no framework.  A test holds it to the numbers of `towpath.train("grpo", method="full")`.
+
+    python examples/grpo_by_hand.py MODEL_FOLDER
+
+Several answers to each prompt, each judged against the others (arXiv 2402.03300); no critic; KL to the reference is a loss.
+"""
+
+import copy
+import sys
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+CLIP, MAX_NORM, EPS = 0.2, 1.0, 1e-5
+
+
+def sample(model, prompt, uniforms, end):
+    """One answer, a token at a time: where the running probability passes the uniform number."""
+    answer = []
+    for uniform in uniforms:
+        with torch.no_grad():
+            running = model(torch.tensor([[*prompt, *answer]])).logits[0, -1].softmax(-1).double().cumsum(0)
+        answer.append(int((running <= uniform * running[-1]).sum()))
+        if answer[-1] == end:
+            break
+    return answer
+
+
+def logprobs(model, prompt, answer):
+    """log p of every answer token: position t is foretold at t - 1."""
+    logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
+
+
+def rollout(policy, reference, prompts, group, uniforms, end, reward, missing_end):
+    """`group` answers to each prompt; the advantage of an answer is its reward against its group's, in deviations of the group."""
+    rows = []
+    for number, numbers in enumerate(uniforms):
+        prompt = prompts[number // group]
+        answer = sample(policy, prompt, numbers, end)
+        with torch.no_grad():
+            rows.append({"prompt": prompt, "answer": answer, "old": logprobs(policy, prompt, answer), "ref": logprobs(reference, prompt, answer)})
+    scores = torch.tensor([score - missing_end * (row["answer"][-1] != end) for score, row in zip(reward(rows), rows, strict=True)])
+    groups = scores.view(-1, group)
+    advantage = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+    for row, value in zip(rows, advantage.flatten(), strict=True):
+        row["advantage"] = value
+    return rows, {"reward": float(scores.mean()), "kl": float(np.mean([(row["old"] - row["ref"]).sum() for row in rows]))}
+
+
+def loss(policy, rows, kl_coef):
+    """Mean over all tokens of the clipped surrogate and of k3 to the reference."""
+    surrogate, k3 = [], []
+    for row in rows:
+        logp = logprobs(policy, row["prompt"], row["answer"])
+        ratio = (logp - row["old"]).exp()
+        surrogate.append(torch.maximum(-row["advantage"] * ratio, -row["advantage"] * ratio.clamp(1 - CLIP, 1 + CLIP)))
+        k3.append((row["ref"] - logp).exp() - (row["ref"] - logp) - 1)
+    surrogate, k3 = torch.cat(surrogate), torch.cat(k3)
+    return surrogate.mean() + kl_coef * k3.mean(), surrogate, k3
+
+
+def train(policy, prompts, group, uniforms, orders, reward, end, *, batch, rate, kl_coef, missing_end=1.0):
+    """`prompts[step]`, `uniforms[step]` and `orders[step][epoch]` decide everything that is random."""
+    policy.eval()
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    optimizer = torch.optim.AdamW(policy.parameters(), eps=EPS, weight_decay=0.0)
+    history, steps = [], len(prompts)
+    for step in range(steps):
+        rows, told = rollout(policy, reference, prompts[step], group, uniforms[step], end, reward, missing_end)
+        surrogates, k3s = [], []
+        for epoch, order in enumerate(orders[step]):
+            for begin in range(0, len(order), batch):
+                total, surrogate, k3 = loss(policy, [rows[i] for i in order[begin : begin + batch]], kl_coef)
+                optimizer.zero_grad()
+                total.backward()
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_NORM)
+                done = (step + (epoch * len(order) + begin) / (len(orders[step]) * len(order))) / steps
+                optimizer.param_groups[0]["lr"] = rate * (1 - done)
+                optimizer.step()
+                surrogates.append(surrogate.detach())
+                k3s.append(k3.detach())
+        history.append(told | {"policy_loss": float(torch.cat(surrogates).mean()), "kl_loss": float(torch.cat(k3s).mean())})
+    return history
+
+
+def main():
+    """Shorter answers, in a few steps: enough to watch it work."""
+    folder = sys.argv[1]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    draw = np.random.default_rng(0)
+    asked = [f"Tell me something about the number {i}." for i in range(4)]
+    texts = [tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False) for text in asked]
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    steps, epochs, group, longest = 5, 1, 4, 24
+
+    def reward(rows):
+        return [-len(tokenizer.decode(row["answer"], skip_special_tokens=True).split()) / 5 for row in rows]
+
+    history = train(
+        policy, [prompts] * steps, group, draw.random((steps, 16, longest)), [[draw.permutation(16) for _ in range(epochs)] for _ in range(steps)],
+        reward, tokenizer.eos_token_id, batch=8, rate=1e-5, kl_coef=0.05,
+    )  # fmt: skip
+    for step, told in enumerate(history):
+        print(step, {name: round(value, 4) for name, value in told.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Every algorithm from a recipe and from Python: whole runs on the tiny model, and that each learns what it is rewarded for."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_runs import SETTINGS, results, towpath
+
+import towpath as tp
+from towpath.errors import RecipeError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """A run that has come as far as its labels: what follows differs by algorithm."""
+    run = tmp_path_factory.mktemp("algorithms") / "run"
+    assert towpath("new", run, "--recipe", "tiny").returncode == 0
+    for stage in ("sft", "baseline", "sample", "label"):
+        assert towpath("stage", stage, run, *SETTINGS).returncode == 0
+    return run
+
+
+def sets(*assignments: str) -> list[str]:
+    return [part for value in assignments for part in ("--set", value)]
+
+
+@pytest.mark.parametrize("algo", ["grpo", "rloo", "reinforce"])
+def test_on_rollouts_without_a_critic(algo, tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    done = towpath("run", run, *SETTINGS, *sets(f"policy.algo={algo}", "policy.group=4"))
+    assert done.returncode == 0, done.stderr
+    (metrics,) = run.glob("stages/policy/*/metrics.jsonl")
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert rows[0]["first_ratio_error"] < 1e-5
+    assert "value_loss" not in rows[0]
+    assert results(run)["evaluate"]["reward"].keys() == {"sft", "policy"}
+
+
+@pytest.mark.parametrize("algo", ["dpo", "ipo", "kto", "orpo"])
+def test_on_comparisons_no_reward_model_is_trained(algo, tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    done = towpath("run", run, *SETTINGS, *sets(f"policy.algo={algo}", "policy.learning_rate=1e-4", "policy.batch=8", "policy.epochs=3"))
+    assert done.returncode == 0, done.stderr
+    assert not (run / "stages" / "reward").exists()
+    found = results(run)
+    assert found["policy"]["rose"]["n"] > 0
+    assert found["policy"]["kl_per_prompt"] != 0
+    assert (run / "reports" / "report.html").is_file()
+    assert (
+        towpath(
+            "export",
+            run,
+            *SETTINGS,
+            *sets(f"policy.algo={algo}", "policy.learning_rate=1e-4", "policy.batch=8", "policy.epochs=3"),
+            "--to",
+            tmp_path / "out",
+        ).returncode
+        == 0
+    )
+
+
+def test_a_reward_model_is_trained_for_dpo_when_asked(tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    done = towpath("run", run, *SETTINGS, *sets("policy.algo=dpo", "reward.use=always", "policy.batch=8"))
+    assert done.returncode == 0, done.stderr
+    assert results(run)["policy"]["reward_gain"] is not None
+    assert results(run)["evaluate"]["reward"]
+
+
+def test_rules_alone_need_neither_labels_nor_a_reward_model(tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    shutil.rmtree(run / "stages" / "label")
+    done = towpath("run", run, *SETTINGS, "--set", 'policy.rewards.sources=[{of="rule:words:1-5"}, {of="rule:prose", weight=0.5}]')
+    assert done.returncode == 0, done.stderr
+    assert not (run / "stages" / "reward").exists()
+    assert not (run / "stages" / "label").exists()
+    (metrics,) = run.glob("stages/policy/*/metrics.jsonl")
+    assert "score/rule:prose" in json.loads(metrics.read_text().splitlines()[0])
+
+
+def test_killed_and_resumed_pairs_end_in_the_same_bits(tuned, tmp_path):
+    settings = [*SETTINGS, *sets("policy.algo=kto", "policy.batch=8")]
+    runs = tmp_path / "at once", tmp_path / "killed"
+    for run in runs:
+        shutil.copytree(tuned, run)
+    assert towpath("run", runs[1], *settings, TOWPATH_FAULT="step-policy:2", TOWPATH_CHECKPOINT_SECONDS="0").returncode == -9
+    for run in runs:
+        done = towpath("run", run, *settings)
+        assert done.returncode == 0, done.stderr
+    assert results(runs[0]) == results(runs[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["policy.algo=dppo"], "no such algorithm"),
+        (["policy.algo=my.own"], "no such algorithm"),
+        (["policy.algo=sft"], "no such algorithm"),
+        (["policy.algo=grpo"], "compared with others"),
+        (["policy.algo=grpo", "policy.group=5"], "whole groups"),
+        (['policy.rewards.sources=[{of="rule:wordz"}]'], "no such rule"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_starts(settings, words, tuned):
+    done = towpath("check", tuned, *SETTINGS, *sets(*settings))
+    assert done.returncode == 1
+    assert words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def letters(prompts, answers):
+    """A reward that anyone can check: the share of plain letters."""
+    return [sum(sign.isascii() and sign.isalpha() for sign in answer) / 10 for answer in answers]
+
+
+@pytest.mark.parametrize("algo", ["ppo", "grpo", "rloo", "reinforce"])
+def test_from_python_it_learns_and_goes_on_where_it_stopped(algo, tmp_path):
+    prompts = [f"Tell me something about the number {i}." for i in range(60)]
+    far = {"kl__stop": 1e3, "kl__alarm": 1e3, "rewards__eos_penalty": 0.0, "max_new_tokens": 10, "epochs": 2, "validate_every": 12}
+    settings = {"method": "full", "dtype": "float32", "learning_rate": 3e-3, "kl": 0.0, "steps": 12, "folder": tmp_path, **far}
+    trained = tp.train(algo, model="tiny", prompts=prompts, reward=letters, **settings)
+    rewards = [row["reward"] for row in trained.metrics if row["phase"] == "train"]
+    assert rewards[0] == pytest.approx(0.2, abs=0.03), "52 of 256 bytes are letters"
+    assert rewards[-1] > 0.35
+    assert trained.result["reward_gain"] > 0
+    again = tp.train(algo, model="tiny", prompts=prompts, reward=letters, **settings)
+    assert again.result == trained.result
+    assert len(trained.generate(prompts[:2])) == 2
+
+
+def test_from_python_what_cannot_work_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="judged pairs"):
+        tp.train("dpo", model="tiny", prompts=["a"], reward=letters, folder=tmp_path)
+    with pytest.raises(RecipeError, match="no such algorithm"):
+        tp.train("pppo", model="tiny", prompts=["a"], reward=letters, folder=tmp_path)
+    with pytest.raises(RecipeError, match="prompts"):
+        tp.train("ppo", model="tiny", prompts=["a"], reward=letters, folder=tmp_path)
+    with pytest.raises(RecipeError, match="did you mean"):
+        tp.train("ppo", model="tiny", prompts=["a"] * 20, reward=letters, folder=tmp_path, learning_rat=1e-5)

@@ -1,0 +1,68 @@
+"""The examples without the framework and the library: the same draws give the same numbers and the same weights."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import towpath as tp
+from towpath.data.chat import Chat
+from towpath.data.draws import share, shuffled, uniforms
+from towpath.models import base
+
+pytestmark = pytest.mark.slow
+PROMPTS = [f"Name something number {i} is good for." for i in range(20)]
+STEPS, EPOCHS, ROLLOUT, BATCH, LONGEST, KEPT = 3, 2, 8, 4, 9, 4
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def by_hand(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def vowels(prompts, answers):
+    return [sum(letter in "aeiou" for letter in answer) / 4 - len(answer) / 20 for answer in answers]
+
+
+@pytest.mark.parametrize(("algo", "group"), [("ppo", 1), ("grpo", 4)])
+def test_the_same_draws_give_the_same_numbers_and_weights(algo, group, tiny_folder, tmp_path):
+    more = {"group": group, "rollout": ROLLOUT, "batch": BATCH, "epochs": EPOCHS, "max_new_tokens": LONGEST, "validation_prompts": KEPT}
+    trained = tp.train(
+        algo, model="tiny", prompts=PROMPTS, reward=vowels, kl=0.1, steps=STEPS, folder=tmp_path, method="full", dtype="float32", learning_rate=1e-3,
+        validate_every=STEPS, kl__alarm=1e3, kl__stop=1e3, **more,
+    )  # fmt: skip
+    chat = Chat(base.load_tokenizer(tiny_folder))
+    names = {f"p{i}": text for i, text in enumerate(PROMPTS)}
+    left = sorted(names, key=lambda name: share(0, "policy/validation", name))[KEPT:]
+    chosen, numbers, orders = [], [], []
+    for step in range(STEPS):
+        met = [divmod(place, len(left)) for place in range(step * ROLLOUT // group, (step + 1) * ROLLOUT // group)]
+        ids = [(str(epoch), left[shuffled(len(left), 0, "policy/prompts", epoch)[place]]) for epoch, place in met]
+        chosen.append([chat.prompt(names[name]) for _, name in ids])
+        draws = [(epoch if copy == 0 else f"{epoch}.{copy}", name) for epoch, name in ids for copy in range(group)]
+        numbers.append([uniforms(LONGEST, 0, f"policy/{step}", epoch, name) for epoch, name in draws])
+        orders.append([shuffled(ROLLOUT, 0, "policy/minibatch", step, epoch) for epoch in range(EPOCHS)])
+    policy = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+
+    def reward(rows):
+        return vowels(None, [chat.text(row["answer"]) for row in rows])
+
+    module = by_hand(f"{algo}_by_hand")
+    more = {"critic_rate": 1e-3} if algo == "ppo" else {}
+    place = (group,) if algo == "grpo" else ()
+    history = module.train(policy, chosen, *place, numbers, orders, reward, chat.eos, batch=BATCH, rate=1e-3, kl_coef=0.1, **more)
+    ours = [row for row in trained.metrics if row["phase"] == "train"]
+    for told, row in zip(history, ours, strict=True):
+        for name, value in told.items():
+            assert row[name] == pytest.approx(value, abs=2e-5), name
+    saved = load_file(trained.folder / "model.safetensors")
+    for name, weight in policy.state_dict().items():
+        if name in saved:
+            np.testing.assert_allclose(saved[name].numpy(), weight.numpy(), atol=2e-5)

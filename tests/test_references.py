@@ -1,0 +1,199 @@
+"""Every loss and its gradient against a second writing of it: plain NumPy, row by row, from the papers' formulas; float64, ragged rows."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from towpath.algos.contract import Outputs
+from towpath.data.batch import Batch, Row
+from towpath.recipe import Policy, Reward
+
+LENGTHS = (5, 2, 7, 1, 4, 3)
+GROUP = np.array([0, 0, 0, 1, 1, 1])
+KL, EPS = 0.07, 1e-4
+
+
+class Case:
+    """Random rows as lists of arrays, and the same as a batch."""
+
+    def __init__(self, seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        self.old, self.ref, self.new, self.value, self.new_value = ([-draw.random(n) * 2 - 0.1 for n in LENGTHS] for _ in range(5))
+        self.new = [old + draw.normal(0, 0.25, n) for old, n in zip(self.old, LENGTHS, strict=True)]
+        self.new = [np.minimum(x, -0.01) for x in self.new]
+        self.reward = draw.normal(0, 1, len(LENGTHS))
+        self.rows = [Row(np.arange(3 + n), 3) for n in LENGTHS]
+
+    def padded(self, rows):
+        out = torch.full((len(LENGTHS), max(LENGTHS)), 9.0, dtype=torch.float64)
+        for i, row in enumerate(rows):
+            out[i, : len(row)] = torch.from_numpy(row)
+        return out
+
+    def batch(self, sizes=()):
+        columns = {"old_logp": self.padded(self.old), "ref_logp": self.padded(self.ref), "value": self.padded(self.value)}
+        columns |= {"reward": torch.from_numpy(self.reward), "group": torch.from_numpy(GROUP)}
+        columns |= {"desirable": torch.tensor([True, False] * 3), "point": torch.full((6,), 0.3, dtype=torch.float64)}
+        return Batch(self.rows, columns, sizes)
+
+
+def clipped(ratio, advantage, low, high):
+    return -min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
+
+
+def policy_tokens(case, new, advantages, low=0.2, high=0.2):
+    """Per row the list of surrogate losses of its tokens; an advantage a row or a token."""
+    return [
+        [clipped(np.exp(n - o), a if np.isscalar(a) else a[t], low, high) for t, (n, o) in enumerate(zip(row, case.old[i], strict=True))]
+        for i, (row, a) in enumerate(zip(new, advantages, strict=True))
+    ]
+
+
+def whitened(rows):
+    flat = np.concatenate(rows)
+    return [(row - flat.mean()) / np.sqrt(flat.var() + 1e-8) for row in rows]
+
+
+def ppo(case, new, cfg):
+    advantages, returns = [], []
+    for old, ref, value, score in zip(case.old, case.ref, case.value, case.reward, strict=True):
+        reward = -KL * (old - ref)
+        reward[-1] += score
+        gain, row = 0.0, np.zeros(len(old))
+        for t in reversed(range(len(old))):
+            following = value[t + 1] if t + 1 < len(old) else 0.0
+            gain = reward[t] + cfg.ppo.gamma * following - value[t] + cfg.ppo.gamma * cfg.ppo.lam * gain
+            row[t] = gain
+        advantages.append(row)
+        returns.append(row + value)
+    tokens = policy_tokens(case, new, whitened(advantages), cfg.ppo.clip, cfg.ppo.clip)
+    total = sum(map(sum, tokens))
+    for now, before, target in zip(case.new_value, case.value, returns, strict=True):
+        held = before + np.clip(now - before, -cfg.ppo.value_clip, cfg.ppo.value_clip)
+        total += cfg.ppo.value_weight * 0.5 * np.maximum((now - target) ** 2, (held - target) ** 2).sum()
+    return total / sum(LENGTHS)
+
+
+def group_advantage(case):
+    out = np.zeros(len(LENGTHS))
+    for g in (0, 1):
+        own = case.reward[g == GROUP]
+        out[g == GROUP] = (own - own.mean()) / (own.std(ddof=1) + EPS)
+    return out
+
+
+def grpo(case, new, cfg):
+    tokens = policy_tokens(case, new, list(group_advantage(case)), cfg.grpo.clip_low, cfg.grpo.clip_high)
+    k3 = [np.exp(ref - row) - (ref - row) - 1 for ref, row in zip(case.ref, new, strict=True)]
+    sums = [np.sum(t) + KL * k.sum() for t, k in zip(tokens, k3, strict=True)]
+    if cfg.grpo.average == "answer":
+        return np.mean([s / n for s, n in zip(sums, LENGTHS, strict=True)])
+    return sum(sums) / (sum(LENGTHS) if cfg.grpo.average == "token" else len(LENGTHS) * cfg.max_new_tokens)
+
+
+def whole_rewards(case):
+    return np.array([score - KL * (old - ref).sum() for score, old, ref in zip(case.reward, case.old, case.ref, strict=True)])
+
+
+def rloo(case, new, cfg):
+    reward = whole_rewards(case)
+    advantage = [reward[i] - np.mean([reward[j] for j in range(6) if j != i and GROUP[j] == GROUP[i]]) for i in range(6)]
+    return sum(map(sum, policy_tokens(case, new, advantage))) / len(LENGTHS)
+
+
+def reinforce(case, new, cfg):
+    reward = whole_rewards(case)
+    advantage = np.array([reward[i] - np.mean(np.delete(reward, i)) for i in range(6)])
+    advantage = (advantage - advantage.mean()) / np.sqrt(advantage.var() + 1e-8)
+    return sum(map(sum, policy_tokens(case, new, list(advantage)))) / len(LENGTHS)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def log_ratio(case, new, i):
+    return new[i].sum() - case.ref[i].sum()
+
+
+def dpo(case, new, cfg):
+    margins = [cfg.dpo.beta * (log_ratio(case, new, i) - log_ratio(case, new, i + 1)) for i in (0, 2, 4)]
+    e = cfg.dpo.label_smoothing
+    return np.mean([-(1 - e) * np.log(sigmoid(m)) - e * np.log(sigmoid(-m)) for m in margins])
+
+
+def ipo(case, new, cfg):
+    per = [log_ratio(case, new, i) / (LENGTHS[i] if cfg.ipo.per_token else 1) for i in range(6)]
+    return np.mean([(per[i] - per[i + 1] - 1 / (2 * cfg.ipo.tau)) ** 2 for i in (0, 2, 4)])
+
+
+def kto(case, new, cfg):
+    said = [log_ratio(case, new, i) - 0.3 for i in range(6)]
+    good = [cfg.kto.desirable * (1 - sigmoid(cfg.kto.beta * said[i])) for i in (0, 2, 4)]
+    bad = [cfg.kto.undesirable * (1 - sigmoid(-cfg.kto.beta * said[i])) for i in (1, 3, 5)]
+    return (sum(good) + sum(bad)) / 6
+
+
+def orpo(case, new, cfg):
+    chance = [np.exp(row.mean()) for row in new]
+    odds = [p / (1 - p) for p in chance]
+    return np.mean([-np.log(chance[i]) - cfg.orpo.weight * np.log(sigmoid(np.log(odds[i] / odds[i + 1]))) for i in (0, 2, 4)])
+
+
+CASES = [
+    (ppo, {}), (ppo, {"ppo": {"lam": 1.0, "gamma": 0.9, "value_clip": 0.05, "clip": 0.1}}),
+    *((grpo, {"grpo": {"average": average, "clip_high": 0.28}, "max_new_tokens": 11}) for average in ("token", "answer", "constant")),
+    (rloo, {}), (reinforce, {}), (dpo, {}), (dpo, {"dpo": {"beta": 0.5, "label_smoothing": 0.1}}), (ipo, {}),
+    (ipo, {"ipo": {"per_token": False, "tau": 0.4}}), (kto, {}), (kto, {"kto": {"beta": 0.4, "undesirable": 1.3}}), (orpo, {"orpo": {"weight": 0.4}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("reference", "settings"), CASES, ids=lambda x: x.__name__ if callable(x) else "-".join(map(str, x.values())) or "plain")
+def test_loss_and_gradient_are_the_papers(reference, settings, seed):
+    case, cfg = Case(seed), Policy.model_validate(settings)
+    algo = importlib.import_module(f"towpath.algos.{reference.__name__}")
+    pairs = algo.DATA == "comparisons" and getattr(algo, "PAIRED", True)
+    batch = algo.prepare(case.batch((2, 2, 2) if pairs else ()), cfg, {"kl_coef": KL, "policy_weight": 1.0})
+    logp = case.padded(case.new).requires_grad_()
+    mask = torch.from_numpy(batch.mask_BT)
+    out = Outputs(mask, logp_BT=logp, entropy_BT=torch.zeros_like(logp), value_BT=case.padded(case.new_value))
+    total, _ = algo.loss(out, batch, cfg, {"kl_coef": KL, "policy_weight": 1.0})
+    ours = total / algo.weigh(batch, cfg)
+    ours.backward()
+    assert ours.item() == pytest.approx(reference(case, case.new, cfg), abs=1e-6)
+    for i, n in enumerate(LENGTHS):
+        for t in range(n):
+            up, down = ([row.copy() for row in case.new] for _ in range(2))
+            up[i][t] += 1e-5
+            down[i][t] -= 1e-5
+            slope = (reference(case, up, cfg) - reference(case, down, cfg)) / 2e-5
+            assert logp.grad[i, t].item() == pytest.approx(slope, abs=1e-6)
+
+
+def test_the_reward_models_loss_is_the_papers():
+    algo = importlib.import_module("towpath.algos.reward_model")
+    cfg = Reward(center=0.02, label_smoothing=0.1, margin=True)
+    score = torch.tensor([0.3, -0.4, 1.2, 0.1, 0.7], dtype=torch.float64, requires_grad=True)
+    beats = torch.tensor([[0, 2.0, 0], [0, 0, 0], [3.0, 1.0, 0], [0, 0, 0], [1.0, 0, 0]], dtype=torch.float64)
+    rows = [Row(np.arange(4), 3)] * 5
+    batch = Batch(rows, {"beats": beats, "place": torch.tensor([0, 1, 2, 0, 1])}, (3, 2), frozenset({"beats"}))
+    total, _ = algo.loss(Outputs(torch.ones(5, 1, dtype=torch.bool), score_B=score), batch, cfg, {})
+    s = score.detach().numpy()
+    want = 0.0
+    for winner, loser, strength in ((0, 1, 2.0), (2, 0, 3.0), (2, 1, 1.0), (4, 3, 1.0)):
+        gap = s[winner] - s[loser] - (strength - 1) / 2
+        want += -0.9 * np.log(sigmoid(gap)) - 0.1 * np.log(sigmoid(-gap))
+    assert total.item() == pytest.approx(want + 0.02 * (s**2).sum(), abs=1e-9)
+    assert algo.weigh(batch, cfg) == 4
+
+
+def test_fine_tuning_is_cross_entropy_of_answer_tokens():
+    algo, case = importlib.import_module("towpath.algos.sft"), Case(0)
+    logp = case.padded(case.new).requires_grad_()
+    batch = case.batch()
+    total, _ = algo.loss(Outputs(torch.from_numpy(batch.mask_BT), logp_BT=logp), batch, None, {})
+    assert total.item() == pytest.approx(-sum(row.sum() for row in case.new), abs=1e-9)
+    assert algo.weigh(batch, None) == sum(LENGTHS)

@@ -1,0 +1,140 @@
+"""Sources of rewards and how they make one number; the endpoint is a real HTTP server."""
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from towpath.errors import RecipeError, RewardError
+from towpath.recipe import Rewards
+from towpath.rewards import mix, sources
+
+SCORES = np.array([[1.0, -2.0, 0.5], [0.0, 4.0, 0.5]])
+ENDED = np.array([True, False, True])
+ANSWERS = [[1, 2, 3, 4], [1, 2, 1, 2, 1, 2], [7, 8, 9]]
+
+
+def rewards(**settings) -> Rewards:
+    return Rewards.model_validate({"eos_penalty": 0.0} | settings)
+
+
+@pytest.mark.parametrize(
+    ("how", "want"),
+    [("sum", [2.0, 0.0, 1.5]), ("mean", [2 / 3, 0.0, 0.5]), ("min", [0.0, -4.0, 0.5]), ("cautious", [2 / 3 - 0.25, 0.0 - 1.5, 0.5])],
+)
+def test_sources_combine_as_named(how, want):
+    cfg = rewards(sources=[{"of": "model", "weight": 2.0}, {"of": "rule:prose"}], combine=how, caution=0.5)
+    assert mix.combined(SCORES, cfg).tolist() == pytest.approx(want)
+
+
+def test_a_score_alone_is_left_as_it_is():
+    cfg = rewards()
+    assert mix.final(mix.combined(SCORES[:1], cfg), ANSWERS, ENDED, ["a"] * 3, cfg).tolist() == [1.0, -2.0, 0.5]
+
+
+@pytest.mark.parametrize(("how", "want"), [("subtract", [1.0, -3.0, 0.5]), ("replace", [1.0, -1.0, 0.5])])
+def test_a_missing_end_is_subtracted_or_replaces_the_score_as_named(how, want):
+    assert mix.final(SCORES[0], ANSWERS, ENDED, ["a"] * 3, rewards(missing_eos=how, eos_penalty=1.0)).tolist() == want
+
+
+def test_clip_comes_before_the_penalty_and_domains_last():
+    cfg = rewards(clip=1.0, eos_penalty=0.5, domains={"b": 3.0})
+    assert mix.final(SCORES[0], ANSWERS, ENDED, ["a", "b", "b"], cfg).tolist() == [1.0, -4.5, 1.5]
+
+
+def test_length_repetition_and_diversity_count_as_their_keys_say():
+    zero = np.zeros(3)
+    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(length_limit=4, length_penalty=0.1)).tolist() == pytest.approx([0, -0.2, 0])
+    # 1 2 1, 2 1 2, 1 2 1, 2 1 2: four triples, two different.
+    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(repetition_penalty=1.0)).tolist() == pytest.approx([0, -0.5, 0])
+    # The first has 12 23 34, of which the second shares 12; the second has 12 21; the third is alone.
+    assert mix.own_share(ANSWERS).tolist() == pytest.approx([2 / 3, 1 / 2, 1.0])
+    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(diversity_bonus=0.3)).tolist() == pytest.approx([0.2, 0.15, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("of", "answers", "want"),
+    [
+        ("rule:words:2-3", ["one", "one two", "one two three four"], [0.0, 1.0, 0.0]),
+        ("rule:regex:\\bbecause\\b", ["because of it", "becausely"], [1.0, 0.0]),
+        ("rule:prose", ["A sentence.", "1. First\n2. Second", "- a point", "It costs 1.50 now."], [1.0, 0.0, 0.0, 1.0]),
+    ],
+)
+def test_rules(of, answers, want):
+    assert list(sources.named(of)([""] * len(answers), answers)) == want
+
+
+@pytest.mark.parametrize(
+    "of", ["rule:words:3", "rule:words:5-2", "rule:regex:(", "rule:nothing", "python:os:no_such", "python:nowhere:f", "ftp://x", "x"]
+)
+def test_a_source_that_is_none_is_refused(of):
+    with pytest.raises(RecipeError) as error:
+        sources.named(of)
+    assert error.value.rule
+    assert error.value.fix
+
+
+def test_a_function_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def brevity(prompts, answers):\n    return [len(p) - len(a) for p, a in zip(prompts, answers)]\n"
+        "def short(prompts, answers):\n    return [1.0]\ndef odd(prompts, answers):\n    return [float('nan')] * len(answers)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(sources.named("python:my_rewards:brevity")(["abc", "a"], ["a", "abc"])) == [2.0, -2.0]
+    for name, said in (("short", "1 scores for 2 answers"), ("odd", "a score of nan")):
+        with pytest.raises(RewardError, match=said):
+            sources.named(f"python:my_rewards:{name}")(["a", "b"], ["a", "b"])
+    sys.modules.pop("my_rewards", None)
+
+
+class _Judge(BaseHTTPRequestHandler):
+    asked: ClassVar[list[int]] = []
+    trouble: ClassVar[list[int]] = []
+
+    def do_POST(self) -> None:
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(len(content["answers"]))
+        if self.trouble:
+            self.send_response(self.trouble.pop(0))
+            self.end_headers()
+            return
+        said = json.dumps({"scores": [len(answer) for answer in content["answers"]]} if self.path == "/score" else {"other": 1}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None:
+        """Tests print nothing."""
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    _Judge.asked, _Judge.trouble = [], []
+    monkeypatch.setattr(sources.time, "sleep", lambda _seconds: None)
+    server = HTTPServer(("127.0.0.1", 0), _Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_endpoint_scores_in_parts_and_is_asked_again_when_busy(judge):
+    _Judge.trouble = [503, 429]
+    answers = ["x" * i for i in range(100)]
+    assert list(sources.named(f"{judge}/score")([""] * 100, answers)) == list(range(100))
+    assert _Judge.asked == [64, 64, 64, 36]
+
+
+def test_an_endpoint_that_fails_is_named(judge):
+    _Judge.trouble = [400]
+    with pytest.raises(RewardError, match="400"):
+        sources.named(f"{judge}/score")([""], ["a"])
+    assert _Judge.asked == [1], "a refusal is not asked again"
+    with pytest.raises(RewardError, match="KeyError"):
+        sources.named(f"{judge}/elsewhere")([""], ["a"])
+    with pytest.raises(RewardError, match="refused"):
+        sources.named("http://127.0.0.1:9/score")([""], ["a"])

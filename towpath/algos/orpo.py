@@ -1,0 +1,25 @@
+"""ORPO: fine-tuning on the chosen and an odds ratio against the rejected, no reference (arXiv 2403.07691).
+
+B rows, T answer tokens, N pairs, the chosen first.
+"""
+
+from torch import Tensor
+
+from towpath.algos import functional as F
+from towpath.algos import pairs
+from towpath.algos.contract import Metrics, Outputs
+from towpath.data.batch import Batch
+from towpath.recipe import Policy
+
+DATA = "comparisons"
+TRAINS = {"policy": ("logp",)}
+prepare, weigh = pairs.prepare, pairs.weigh
+
+
+def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
+    """Sum over pairs of the chosen answer's mean -log p and the weighted odds ratio."""
+    chosen_N, rejected_N = pairs.parted(pairs.sums(out.logp_BT, out.mask_BT) / out.mask_BT.sum(1))
+    odds_N = F.odds_ratio(chosen_N, rejected_N)
+    more = pairs.metrics(odds_N, chosen_N, rejected_N)
+    nll = float(-chosen_N.detach().sum())
+    return (cfg.orpo.weight * odds_N - chosen_N).sum(), more | {"nll": (nll, float(len(chosen_N)))}

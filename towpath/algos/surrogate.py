@@ -1,0 +1,35 @@
+"""What algorithms without a critic share: one advantage an answer, the clipped surrogate on its tokens.  B rows, T answer tokens."""
+
+import torch
+from torch import Tensor
+
+from towpath.algos import functional as F
+from towpath.algos.contract import Metrics, Outputs
+from towpath.data.batch import Batch
+
+
+def log_ratios(batch: Batch) -> tuple[Tensor, Tensor]:
+    """log pi_old - log pi_ref at every answer token [B,T], zero elsewhere, and the mask of answer tokens."""
+    c = batch.columns
+    mask_BT = torch.from_numpy(batch.mask_BT).to(c["old_logp"].device)
+    return torch.where(mask_BT, c["old_logp"] - c["ref_logp"], 0.0), mask_BT
+
+
+def loss(out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Tensor | None = None, kl_coef: float = 0.0) -> tuple[Tensor, Metrics]:
+    """Sum over tokens of the surrogate, each token counted with its row's weight, and of kl_coef * k3 to the reference."""
+    mask, c = out.mask_BT, batch.columns
+    log_ratio = (out.logp_BT - c["old_logp"])[mask]
+    advantage = c["advantage"][:, None].expand(mask.shape)[mask]
+    surrogate, clipped = F.clipped_policy_loss(log_ratio, advantage, low, high)
+    k3 = F.kl_estimates(out.logp_BT[mask], c["ref_logp"][mask])[2] if kl_coef else torch.zeros_like(surrogate)
+    cost = surrogate + kl_coef * k3
+    if token_weight_B is not None:
+        cost = cost * token_weight_B[:, None].expand(mask.shape)[mask]
+    tokens, ratio = float(mask.sum()), log_ratio.detach().exp()
+    sums = {
+        "policy_loss": surrogate, "clip_fraction": clipped.float(), "ratio": ratio, "ratio_error": (ratio - 1).abs(),
+        "approx_kl": F.kl_estimates(-log_ratio.detach(), torch.zeros_like(ratio))[2], "entropy": out.entropy_BT[mask],
+    }  # fmt: skip
+    if kl_coef:
+        sums["kl_loss"] = k3
+    return cost.sum(), {name: (float(x.detach().sum()), tokens) for name, x in sums.items()}

@@ -1,0 +1,105 @@
+"""Rewards that are no model: rules, a Python function of one's own, an HTTP endpoint.  All take prompts and answers, and give a score each."""
+
+import importlib
+import json
+import math
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+
+from towpath.errors import RecipeError, RewardError
+
+Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+TRIES, TIMEOUT, PART = 3, 60.0, 64
+_given: dict[str, Scorer] = {}
+
+
+def given(function: Scorer) -> str:
+    """A name for a function handed over in this process, for a recipe's source."""
+    name = f"given:{getattr(function, '__qualname__', type(function).__name__)}"
+    _given[name] = function
+    return name
+
+
+def named(of: str) -> Scorer:
+    """The scorer that a recipe's source names; `model` is not one of these."""
+    kind, _, rest = of.partition(":")
+    if kind == "rule":
+        return _rule(rest)
+    if kind == "python":
+        return _function(rest)
+    if of in _given:
+        return lambda prompts, answers: checked(of, _given[of](list(prompts), list(answers)), len(answers))
+    if kind in ("http", "https"):
+        return lambda prompts, answers: checked(of, over_http(of, prompts, answers), len(answers))
+    rule = "model, rule:NAME, python:MODULE:FUNCTION or an http(s) address"
+    raise RecipeError(f"policy.rewards.sources: {of!r}", rule, "for example rule:words:8-35")
+
+
+def checked(of: str, scores: Sequence[float], count: int) -> list[float]:
+    """The scores as finite numbers, as many as there were answers."""
+    found = [float(score) for score in scores]
+    if len(found) != count or not all(map(math.isfinite, found)):
+        bad = next((score for score in found if not math.isfinite(score)), None)
+        said = f"{len(found)} scores for {count} answers" if bad is None else f"a score of {bad}"
+        raise RewardError(f"{of}: {said}", "one finite number for each answer", "mend the reward; the run goes on from the last checkpoint")
+    return found
+
+
+def _rule(text: str) -> Scorer:
+    name, _, argument = text.partition(":")
+    if name == "words":
+        low, _, high = argument.partition("-")
+        if not (low.isdigit() and high.isdigit() and int(low) <= int(high)):
+            raise RecipeError(f"rule:{text}", "rule:words:LOW-HIGH", "for example rule:words:8-35")
+        return lambda _prompts, answers: [float(int(low) <= len(answer.split()) <= int(high)) for answer in answers]
+    if name == "regex":
+        try:
+            pattern = re.compile(argument, re.DOTALL)
+        except re.error as error:
+            raise RecipeError(f"rule:{text}: {error}", "rule:regex:PATTERN", "mend the pattern") from None
+        return lambda _prompts, answers: [float(bool(pattern.search(answer))) for answer in answers]
+    if name == "prose":
+        listed = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+        return lambda _prompts, answers: [float(not listed.search(answer)) for answer in answers]
+    raise RecipeError(f"rule:{text}: no such rule", "words:LOW-HIGH, regex:PATTERN or prose", "or write python:MODULE:FUNCTION")
+
+
+def _function(text: str) -> Scorer:
+    module, _, name = text.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        fix = "the module must be importable from where the run is started"
+        raise RecipeError(f"python:{text}: {error}", "python:MODULE:FUNCTION takes prompts and answers, gives a number each", fix) from None
+    return lambda prompts, answers: checked(f"python:{text}", function(list(prompts), list(answers)), len(answers))
+
+
+def over_http(address: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """POST {"prompts", "answers"}, get {"scores"}; in parts, each tried again when the server is away or busy."""
+    scores: list[float] = []
+    for begin in range(0, len(answers), PART):
+        part = slice(begin, begin + PART)
+        scores += _posted(address, {"prompts": list(prompts[part]), "answers": list(answers[part])})
+    return scores
+
+
+def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
+    request = urllib.request.Request(address, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    said = ""
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(2.0**attempt / 2)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+                return list(json.load(reply)["scores"])
+        except urllib.error.HTTPError as error:
+            said = f"{error.code} {error.reason}"
+            if error.code < 500 and error.code != 429:
+                break
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            said = f"{type(error).__name__}: {error}"
+    fix = "start the server, or mend the address; the run goes on from the last checkpoint"
+    raise RewardError(f"{address}: {said}", 'it must answer {"prompts", "answers"} with {"scores"}', fix)

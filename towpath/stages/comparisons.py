@@ -1,0 +1,80 @@
+"""Judged pairs for algorithms that learn from them directly: batches, and how held-out pairs fare."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from towpath.algos.contract import means
+from towpath.data.batch import Batch
+from towpath.data.draws import share
+from towpath.errors import DataError
+from towpath.evals.winrate import wilson
+from towpath.runtime.local import Local
+from towpath.stages.job import Job
+from towpath.stages.reward import Pair, completion_row, decided
+from towpath.stages.train import minibatches
+
+Numbers = dict[str, float]
+
+
+class Comparisons:
+    """Pairs as rows, the chosen first; or, for algorithms that take answers one by one, rows called desirable or not."""
+
+    def __init__(self, job: Job, runtime: Local, algo: Any) -> None:
+        self.job, self.runtime, self.algo, self.cfg = job, runtime, algo, job.recipe.policy
+        self.paired = getattr(algo, "PAIRED", True)
+        seed, pairs = job.recipe.seed, decided(job)
+        held = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) < job.recipe.reward.validation]
+        shown = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) >= job.recipe.reward.validation]
+        if not held or not shown:
+            fix = "collect more labels, or change reward.validation"
+            raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)
+        self.shown, self.held = self._batch(shown), self._batch(held)
+        size = max(1, self.cfg.batch // 2) if self.paired else self.cfg.batch
+        self.steps = minibatches(self.shown.groups, size, self.cfg.epochs, seed, f"{job.name}/order")
+
+    def _batch(self, pairs: list[Pair]) -> Batch:
+        rows = [completion_row(self.job, p.prompt, c) for p in pairs for c in (p.chosen, p.rejected)]
+        batch = self.runtime.grounded(Batch(rows, {}, () if not self.paired else (2,) * len(pairs)))
+        with torch.no_grad():
+            ref_logp_BT = self.runtime.score("reference", batch, ("logp",)).logp_BT
+        desirable_B = torch.arange(len(rows), device=self.runtime.device) % 2 == 0
+        return batch.with_columns(ref_logp=ref_logp_BT, desirable=desirable_B)
+
+    def batch(self, step: int) -> tuple[Batch, Numbers]:
+        """The pairs of a step."""
+        return self._pointed(self.shown.take(self.steps[step])), {}
+
+    def validate(self, _step: int, knobs: Numbers | None = None) -> Numbers:
+        """Loss, accuracy and margins of held-out pairs."""
+        runtime, batch = self.runtime, self._pointed(self.held)
+        metrics: dict[str, tuple[float, float]] = {}
+        with torch.no_grad():
+            for part in batch.passes(runtime.tokens_per_pass):
+                out = runtime.forward("policy", part, ("logp",))
+                for name, (total, weight) in self.algo.loss(out, part, self.cfg, knobs or {})[1].items():
+                    before = metrics.get(name, (0.0, 0.0))
+                    metrics[name] = before[0] + total, before[1] + weight
+        found = means(metrics)
+        low, high = wilson(found["accuracy"] * self.held.groups, self.held.groups)
+        return {f"pairs_{name}": x for name, x in found.items()} | {"pairs_low": low, "pairs_high": high}
+
+    def _pointed(self, batch: Batch) -> Batch:
+        """With the reference point, where answers come one by one: the mean log-ratio of answers put under other prompts, at least zero."""
+        if self.paired:
+            return batch
+        rows = batch.rows
+        mixed = [_under(rows[i - 1], rows[i]) for i in range(len(rows))]
+        said = self.runtime.grounded(Batch(mixed))
+        with torch.no_grad():
+            ours, theirs = (self.runtime.score(name, said, ("logp",)) for name in ("policy", "reference"))
+        gap_B: Tensor = torch.where(ours.mask_BT, ours.logp_BT - theirs.logp_BT, 0.0).sum(1)
+        return batch.with_columns(point=gap_B.mean().clamp(min=0.0).expand(len(batch)).clone())
+
+
+def _under(prompt_of: Any, answer_of: Any) -> Any:
+    """The prompt of one row with the answer of another."""
+    ids = np.concatenate([prompt_of.ids[: prompt_of.start], answer_of.ids[answer_of.start :]])
+    return type(answer_of)(ids, prompt_of.start)
