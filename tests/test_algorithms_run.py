@@ -85,6 +85,34 @@ def test_rules_alone_need_neither_labels_nor_a_reward_model(tuned, tmp_path):
     assert "score/rule:prose" in json.loads(metrics.read_text().splitlines()[0])
 
 
+def test_ones_own_reward_lies_in_the_run_folder_and_changed_code_runs_again(tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    settings = [*SETTINGS, "--set", 'policy.rewards.sources=[{of="python:short_reward:score"}]']
+    code = "def score(prompts, answers):\n    return [SIGN * len(answer) for answer in answers]\nSIGN = {}\n"
+    (run / "short_reward.py").write_text(code.format(-1))
+    for sign, said in ((-1, "policy: done in"), (-1, "policy: done before"), (1, "code.short_reward")):
+        (run / "short_reward.py").write_text(code.format(sign))
+        done = towpath("run", run, *settings)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stderr
+    missing = towpath("run", run, *SETTINGS, "--set", 'policy.rewards.sources=[{of="python:nowhere.at_all:score"}]')
+    assert missing.returncode == 1
+    assert "nowhere" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_pairs_run_again_when_their_split_changes(tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+
+    def planned(*more):
+        return towpath("run", run, *SETTINGS, *sets("policy.algo=dpo", "policy.batch=8", *more)).stderr
+
+    assert "policy: done in" in planned()
+    assert "policy will run again: validation" in planned("reward.validation=0.3")
+
+
 def test_killed_and_resumed_pairs_end_in_the_same_bits(tuned, tmp_path):
     settings = [*SETTINGS, *sets("policy.algo=kto", "policy.batch=8")]
     runs = tmp_path / "at once", tmp_path / "killed"

@@ -21,6 +21,7 @@ ORDER = [
     {"rollout"},
     {"runtime"},
     {"stages"},
+    {"sizes"},
     {"gates", "preflight", "reporting", "starting", "training"},
     {"report"},
     {"pipeline"},
@@ -32,7 +33,7 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
     "errors", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
-    "gates", "preflight", "reporting", "report", "starting", "pipeline", "cli",
+    "gates", "preflight", "reporting", "report", "sizes", "starting", "pipeline", "cli",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft"}
 ONLY_IN = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from towpath import preflight, recipe
+from towpath import preflight, recipe, sizes
 from towpath.config import check, override
 from towpath.data import sources
 from towpath.data.chat import Chat
@@ -281,7 +281,7 @@ def test_without_a_tokenizer_it_is_said_what_was_not_looked_at(run: Path, corpus
 def test_the_size_is_read_from_the_files_of_a_model() -> None:
     model = base.load(base.find("tiny"), torch.float32, "eager")
     linear = [m for m in model.modules() if type(m).__name__ == "Linear" and m is not model.get_output_embeddings()]
-    size = preflight.model_size(Path(base.find("tiny")))
+    size = sizes.model_size(Path(base.find("tiny")))
     assert size.parameters == sum(p.numel() for p in model.parameters())
     assert size.sides == sum(m.in_features + m.out_features for m in linear)
     assert (size.context, size.vocabulary) == (1024, 259)
@@ -292,14 +292,24 @@ def test_the_size_of_a_model_in_several_files(tmp_path: Path) -> None:
     for number, shape in enumerate(([3, 4], [7])):
         header = json.dumps({"__metadata__": {"format": "pt"}, f"w{number}": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
         (tmp_path / f"model-{number}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    assert preflight.model_size(tmp_path) == preflight.Size(19, 7, None, 5)
-    assert preflight.model_size(tmp_path / "none") == preflight.Size()
+    assert sizes.model_size(tmp_path) == sizes.Size(19, 7, None, 5)
+    assert sizes.model_size(tmp_path / "none") == sizes.Size()
+
+
+def test_a_sliding_window_bounds_the_context(tmp_path):
+    for settings, context in (
+        ({"sliding_window": 96}, 96),
+        ({"sliding_window": 96, "use_sliding_window": False}, 512),
+        ({"sliding_window": None}, 512),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512, "vocab_size": 5} | settings))
+        assert sizes.model_size(tmp_path).context == context
 
 
 def test_disk_and_memory_are_refused_where_they_cannot_hold_the_model(run: Path, corpus: Corpus, chat: Chat) -> None:
     findings = preflight.check(said(model__device="cpu"), run, corpus, chat, parameters=10**14)
     assert "100,000,000.0 M parameters" in found(findings, "disk", "error").cause
-    if preflight.memory_available() is not None:
+    if sizes.memory_available() is not None:
         found(findings, "memory", "error")
         found(preflight.check(said(), run, corpus, chat, parameters=10**14), "memory", "warning")
         none(preflight.check(said(model__device="cuda"), run, corpus, chat, parameters=10**14), "memory")
@@ -308,13 +318,13 @@ def test_disk_and_memory_are_refused_where_they_cannot_hold_the_model(run: Path,
 
 
 def test_the_estimates_follow_method_and_rounds() -> None:
-    size = preflight.Size(1000, 100, 64, 10)
+    size = sizes.Size(1000, 100, 64, 10)
     full = dict.fromkeys(("sft__method", "reward__method", "policy__method"), "full")
-    assert preflight.disk_needed(said(), size) == 4 * 2000 + 48 * 3 * 1600
-    assert preflight.disk_needed(said(rounds=2, **full), size) == 4 * 5000 + 48 * 5000
+    assert sizes.disk_needed(said(), size) == 4 * 2000 + 48 * 3 * 1600
+    assert sizes.disk_needed(said(rounds=2, **full), size) == 4 * 5000 + 48 * 5000
     logits = 8 * 1024 * 10
-    assert preflight.memory_needed(said(), size) == 4 * (3 * 1000 + 5 * 1600) + logits
-    assert preflight.memory_needed(said(**full), size) == 4 * (3 * 1000 + 5 * 1000) + logits
+    assert sizes.memory_needed(said(), size) == 4 * (3 * 1000 + 5 * 1600) + logits
+    assert sizes.memory_needed(said(**full), size) == 4 * (3 * 1000 + 5 * 1000) + logits
 
 
 def test_several_errors_are_told_in_one() -> None:

@@ -91,6 +91,22 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     sys.modules.pop("my_rewards", None)
 
 
+def test_functions_of_one_name_and_other_code_are_told_apart():
+    def scorer(value):
+        def reward(prompts, answers):
+            return [len(answer) for answer in answers]
+
+        def other(prompts, answers):
+            return [-len(answer) for answer in answers]
+
+        other.__qualname__ = reward.__qualname__
+        return reward if value else other
+
+    assert sources.given(scorer(True)) == sources.given(scorer(True))
+    assert sources.given(scorer(True)) != sources.given(scorer(False))
+    assert list(sources.named(sources.given(scorer(False)))([""], ["abc"])) == [-3.0]
+
+
 class _Judge(BaseHTTPRequestHandler):
     asked: ClassVar[list[int]] = []
     trouble: ClassVar[list[int]] = []

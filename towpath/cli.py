@@ -71,22 +71,11 @@ def stage(
 
 
 def _run(folder: Path, assignments: list[str] | None, force: bool, only: str = "") -> None:
-    from towpath import pipeline, recipe, report
+    from towpath import pipeline, progress, recipe, report
 
-    _settle()
+    progress.quiet_libraries()
     pipeline.run(recipe.load(folder, assignments), folder, _say, only, force)
     print(report.terminal(folder))
-
-
-def _settle() -> None:
-    """Libraries speak to the log, not to the user's terminal."""
-    import os
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @app.command(epilog="Example: towpath status my-run --json")
@@ -130,7 +119,9 @@ def export(
     verify: Annotated[bool, typer.Option(help="generate with plain transformers and compare with the run")] = True,
 ) -> None:
     """Write the policy as a folder that plain transformers (or peft) loads, with a model card."""
-    _settle()
+    from towpath import progress
+
+    progress.quiet_libraries()
     from towpath import export as exporting
     from towpath import recipe
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from towpath import gates, report
+from towpath import algos, gates, report
 from towpath.algos import data_of
 from towpath.data import sources
 from towpath.data.sources import Corpus
@@ -70,6 +70,7 @@ class State:
 def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list[Planned]:
     """Every stage with its fingerprint: a hash of its configuration, its data, and its inputs' fingerprints."""
     planned: dict[str, Planned] = {}
+    _see_own_code(run)
 
     def stage(name: str, round_: int, config: dict[str, Any], *inputs: str) -> None:
         full = name if round_ == 1 else f"{name}@{round_}"
@@ -100,12 +101,27 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
         if needs_reward:
             stage("reward", n, {"reward": dump["reward"]}, "sft", *learned)
             learned = [f"reward{at}"]
+        said = {"policy": dump["policy"], "prompts": _digest(corpus.train)} | _own_code(recipe)
         if data_of(recipe.policy.algo) == "comparisons":
             learned = [*dict.fromkeys([*samples, f"label{at}", *learned])]
-        stage("policy", n, {"policy": dump["policy"], "prompts": _digest(corpus.train)}, "sft", *learned, *again)
+            said["validation"] = recipe.reward.validation
+        stage("policy", n, said, "sft", *learned, *again)
         judged = [f"reward{at}"] if needs_reward else []
         stage("evaluate", n, {"evaluate": dump["evaluate"]}, "sft", "baseline", *judged, f"policy{at}")
     return list(planned.values())
+
+
+def _own_code(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """The content of modules of the user's own that a recipe names: changed code is a changed value."""
+    rewards = [source.of.split(":")[1] for source in recipe.policy.rewards.sources if source.of.startswith("python:")]
+    modules = [*rewards, *([recipe.policy.algo] if "." in recipe.policy.algo else [])]
+    found = {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name in modules if (path := algos.source_of(name))}
+    return {"code": found} if found else {}
+
+
+def _see_own_code(run: Path) -> None:
+    """Modules of the user's own lie in the run folder, or where the command was typed."""
+    sys.path += [place for place in (str(run.resolve()), str(Path.cwd())) if place not in sys.path]
 
 
 def _needs(recipe: Recipe) -> tuple[bool, bool]:
@@ -258,6 +274,7 @@ def _say_findings(findings: list[Finding], say: Say) -> None:
 
 def examine(recipe: Recipe, folder: Path, corpus: Corpus, force: bool = False) -> list[Finding]:
     """The preflight of a run, with the model's own tokenizer."""
+    _see_own_code(folder)
     from towpath import preflight
     from towpath.data.chat import Chat
     from towpath.models import base

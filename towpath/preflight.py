@@ -1,10 +1,9 @@
 """What can be known to go wrong before a run starts: data, template, rates, batches, disk and memory."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import TemplateError
@@ -14,9 +13,10 @@ from towpath.data import curate
 from towpath.data.chat import Chat
 from towpath.data.sources import Corpus
 from towpath.errors import DataError, RecipeError
-from towpath.recipe import Lora, Method, Policy, Recipe
+from towpath.recipe import Method, Policy, Recipe
 from towpath.records import Finding, Prompt
 from towpath.rewards import sources
+from towpath.sizes import Size, disk_needed, memory_available, memory_needed, model_size
 
 NAMED = 10
 ENOUGH_PROMPTS, ENOUGH_PAIRS = 200, 50
@@ -28,17 +28,6 @@ RATES: dict[str, dict[Method, tuple[float, float]]] = {
 }
 """Usual peak rates by stage and method; those of the policy are PPO's, known for full weights and scaled for LoRA."""
 _OF_DATA = ("prompts", "prompt-length", "row-length", "duplicates", "leak", "safety-set", "demonstrations")
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a model's folder tells of its size; None where it does not."""
-
-    parameters: int | None = None
-    sides: int | None = None
-    """Inputs plus outputs of all linear layers that take an adapter: times the rank, the adapter's parameters."""
-    context: int | None = None
-    vocabulary: int = 0
 
 
 def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: bool = False, parameters: int | None = None) -> list[Finding]:
@@ -74,23 +63,6 @@ def lines(findings: Sequence[Finding]) -> str:
         more = [f"  {word:<6} {text}" for word, text in (("cause:", f.cause), ("fix:", f.remedy)) if text]
         blocks.append("\n".join([f"{f.severity.upper()} {f.code}: {f.evidence}", *more]))
     return "\n".join(blocks)
-
-
-def model_size(folder: Path) -> Size:
-    """The size of a model from its configuration and the headers of its safetensors; nothing is loaded."""
-    if not (folder / "config.json").is_file():
-        return Size()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    shapes = {name: entry["shape"] for path in sorted(folder.glob("*.safetensors")) for name, entry in _header(path).items()}
-    linear = [shape for name, shape in shapes.items() if len(shape) == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))]
-    total = sum(math.prod(shape) for shape in shapes.values())
-    return Size(total or None, sum(map(sum, linear)) or None, config.get("max_position_embeddings"), config.get("vocab_size") or 0)
-
-
-def _header(path: Path) -> dict[str, dict[str, list[int]]]:
-    with path.open("rb") as file:
-        entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {name: entry for name, entry in entries.items() if name != "__metadata__"}
 
 
 def _rates(recipe: Recipe, force: bool) -> list[Finding]:
@@ -375,54 +347,6 @@ def _resources(recipe: Recipe, run: Path, size: Size) -> list[Finding]:
         remedy = "use LoRA, a smaller model or fewer tokens_per_pass" if short else ""
         found.append(Finding("memory", severity, evidence, f"weights, gradients, optimizer and logits of {known}", remedy))
     return found
-
-
-def disk_needed(recipe: Recipe, size: Size) -> int:
-    """Bytes: float32 weights that stages leave, and two checkpoints of each and one being written."""
-    total, rounds = size.parameters or 0, recipe.rounds
-    left = total * (1 + rounds * (1 + (recipe.reward.method == "full")))
-    sft, reward, policy = _learning(recipe, size)
-    return 4 * left + 3 * 16 * (sft + rounds * (reward + policy))
-
-
-def memory_needed(recipe: Recipe, size: Size) -> int:
-    """Bytes at the widest stage: copies of the weights, what learns (5 x: itself, gradient, two moments, the best), logits of a pass."""
-    total = size.parameters or 0
-    sft, reward, policy = _learning(recipe, size)
-    copies = {"sft": 1 + (recipe.sft.method == "lora"), "reward": 1, "policy": 3}
-    for name, stage in (("sft", recipe.sft), ("reward", recipe.reward)):
-        copies[name] -= stage.method == "full"
-    if recipe.policy.method == "full":
-        copies["policy"] = 3  # reference, reward, sampler; the policy itself learns
-    elif recipe.reward.method == "full":
-        copies["policy"] += 1
-    widest = max(total * copies["sft"] + 5 * sft, total * copies["reward"] + 5 * reward, total * copies["policy"] + 5 * policy)
-    return 4 * widest + 8 * recipe.model.tokens_per_pass * size.vocabulary
-
-
-def _learning(recipe: Recipe, size: Size) -> tuple[int, int, int]:
-    """Parameters that learn in sft, reward and policy; the policy's with its critic's, where that is more than a head."""
-    sft, reward = (_trained(stage.method, stage.lora, size) for stage in (recipe.sft, recipe.reward))
-    critic = reward if recipe.policy.ppo.critic == "adapter" else 0
-    return sft, reward, _trained(recipe.policy.method, recipe.policy.lora, size) + critic
-
-
-def _trained(method: Method, lora: Lora, size: Size) -> int:
-    if method == "full":
-        return size.parameters or 0
-    return lora.rank * size.sides if size.sides else (size.parameters or 0) // 20
-
-
-def memory_available() -> int | None:
-    """Bytes that Linux says can be had, within the limit of the container; None elsewhere."""
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    kilobytes = dict(line.split(":") for line in path.read_text().splitlines())
-    free = int(kilobytes["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.is_file() else "max"
-    return min(free, int(told)) if told.isdigit() else free
 
 
 def _gb(amount: int) -> str:

@@ -1,5 +1,6 @@
 """Progress with an ETA: a bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,14 @@ class Progress:
         elapsed = self._spoken - self.begun
         left = elapsed * (self.total - self.done) / max(self.done, 1)
         print(f"  {self.title}: {self.done}/{self.total}, {left:.0f} s left  {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Libraries speak to the log, not to the user's terminal; to be said before they are loaded."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "TQDM_DISABLE"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @contextmanager

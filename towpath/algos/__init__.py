@@ -15,16 +15,22 @@ def place(name: str) -> str:
 
 def data_of(name: str) -> str:
     """What a policy algorithm learns from, `rollouts` or `comparisons`: read from its file, which is not run."""
-    try:
-        spec = find_spec(place(name))
-    except ModuleNotFoundError:
-        spec = None
-    said = _constants(Path(spec.origin)) if spec and spec.origin else {}
+    path = source_of(place(name))
+    said = _constants(path) if path else {}
     if not _of_a_policy(said):
         known = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if _of_a_policy(_constants(path))))
         rule = f"one of {known}, or an import path of a module with DATA and TRAINS"
         raise RecipeError(f"policy.algo = {name!r}: no such algorithm", rule, "use 'ppo'")
     return said["DATA"]
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module, which is not run; None where there is none."""
+    try:
+        spec = find_spec(module)
+    except (ModuleNotFoundError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
 
 
 def _of_a_policy(said: dict[str, Any]) -> bool:

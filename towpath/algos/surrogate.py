@@ -1,4 +1,4 @@
-"""What algorithms without a critic share: one advantage an answer, the clipped surrogate on its tokens.  B rows, T answer tokens."""
+"""What algorithms on rollouts share: the clipped surrogate on answer tokens.  B rows, T answer tokens."""
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ def log_ratios(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def loss(out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Tensor | None = None, kl_coef: float = 0.0) -> tuple[Tensor, Metrics]:
-    """Sum over tokens of the surrogate, each token counted with its row's weight, and of kl_coef * k3 to the reference."""
+    """Sum over tokens of the surrogate, each token counted with its row's weight, and of kl_coef * k3 to the reference.
+    The advantage is one a token [B,T] or one an answer [B]."""
     mask, c = out.mask_BT, batch.columns
     log_ratio = (out.logp_BT - c["old_logp"])[mask]
-    advantage = c["advantage"][:, None].expand(mask.shape)[mask]
+    given = c["advantage"]
+    advantage = (given if given.ndim == 2 else given[:, None].expand(mask.shape))[mask]
     surrogate, clipped = F.clipped_policy_loss(log_ratio, advantage, low, high)
     k3 = F.kl_estimates(out.logp_BT[mask], c["ref_logp"][mask])[2] if kl_coef else torch.zeros_like(surrogate)
     cost = surrogate + kl_coef * k3

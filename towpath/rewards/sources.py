@@ -1,7 +1,9 @@
 """Rewards that are no model: rules, a Python function of one's own, an HTTP endpoint.  All take prompts and answers, and give a score each."""
 
+import hashlib
 import importlib
 import json
+import marshal
 import math
 import re
 import time
@@ -17,8 +19,10 @@ _given: dict[str, Scorer] = {}
 
 
 def given(function: Scorer) -> str:
-    """A name for a function handed over in this process, for a recipe's source."""
-    name = f"given:{getattr(function, '__qualname__', type(function).__name__)}"
+    """A name for a function handed over in this process, for a recipe's source; other code makes another name."""
+    code = getattr(function, "__code__", None)
+    mark = hashlib.sha256(marshal.dumps(code)).hexdigest()[:8] if code else "object"
+    name = f"given:{getattr(function, '__qualname__', type(function).__name__)}-{mark}"
     _given[name] = function
     return name
 

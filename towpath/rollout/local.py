@@ -68,7 +68,7 @@ class LocalEngine:
         number: dict[tuple[int, ...], int] = {}
         index = torch.tensor([number.setdefault(tuple(prompt), len(number)) for prompt in prompts], device=self.model.device)
         ids, mask, position = self._left_padded(list(number))
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache()
         logits = self._logits(ids, mask, position, cache)
         return logits[index], position[index, -1:], Room(cache, mask, index)
 

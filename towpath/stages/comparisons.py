@@ -47,14 +47,14 @@ class Comparisons:
         """The pairs of a step."""
         return self._pointed(self.shown.take(self.steps[step])), {}
 
-    def validate(self, _step: int, knobs: Numbers | None = None) -> Numbers:
+    def validate(self) -> Numbers:
         """Loss, accuracy and margins of held-out pairs."""
         runtime, batch = self.runtime, self._pointed(self.held)
         metrics: dict[str, tuple[float, float]] = {}
         with torch.no_grad():
             for part in batch.passes(runtime.tokens_per_pass):
                 out = runtime.forward("policy", part, ("logp",))
-                for name, (total, weight) in self.algo.loss(out, part, self.cfg, knobs or {})[1].items():
+                for name, (total, weight) in self.algo.loss(out, part, self.cfg, {})[1].items():
                     before = metrics.get(name, (0.0, 0.0))
                     metrics[name] = before[0] + total, before[1] + weight
         found = means(metrics)

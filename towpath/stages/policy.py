@@ -26,11 +26,11 @@ from towpath.stages.weights import save_adapter
 def run(job: Job) -> dict[str, Any]:
     """Optimise, choose, save."""
     cfg = job.recipe.policy
-    algos.data_of(cfg.algo)
+    on_pairs = algos.data_of(cfg.algo) == "comparisons"
     algo = importlib.import_module(algos.place(cfg.algo))
     runtime = _runtime(job, algo)
     experience = Experience(job, runtime)
-    pairs = Comparisons(job, runtime, algo) if algo.DATA == "comparisons" else None
+    pairs = Comparisons(job, runtime, algo) if on_pairs else None
     standing = train(
         _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience), runtime, job, f"{job.name}: {cfg.algo}"
     )
@@ -46,7 +46,7 @@ def run(job: Job) -> dict[str, Any]:
         result |= {"rose": rose, "reward_gain": final["reward"] - final["reference_reward"]}
     if pairs is None:
         return result | {"kl_coef": standing.knobs["kl_coef"]}
-    held = pairs.validate(standing.best_step)
+    held = pairs.validate()
     accuracy = {"rate": held["pairs_accuracy"], "n": pairs.held.groups, "interval": [held["pairs_low"], held["pairs_high"]]}
     return {"rose": accuracy} | result | {"pairs": accuracy}
 
@@ -75,7 +75,7 @@ def _on_pairs(job: Job, algo: Any, pairs: Comparisons, experience: Experience) -
     cfg = job.recipe.policy
 
     def validate(step: int) -> Numbers:
-        numbers = experience.validate(step) | pairs.validate(step)
+        numbers = experience.validate(step) | pairs.validate()
         _alarm(job, step, numbers["kl"])
         return numbers
 
