@@ -40,5 +40,18 @@ test: setup
 prove: setup
 	$(PY) -m benchmarks.quickstart_seeds
 
+# Speed and memory beside other libraries, each in an environment of its own: hours. One alone: make bench WORKLOADS=sft
+WORKLOADS ?= $(basename $(notdir $(wildcard benchmarks/workloads/*.json)))
+bench: setup .bench/trl110/.ready .bench/trl/.ready
+	for workload in $(WORKLOADS); do
+	  $(PY) -m benchmarks.run $$workload --json benchmarks/results/$$workload.json
+	done
+
+.bench/%/.ready:
+	test -x .bench/$*/bin/python || $(PYTHON) -m venv .bench/$*
+	.bench/$*/bin/python -c 'import torch' 2>/dev/null || .bench/$*/bin/python -m pip install --quiet "$(TORCH)"
+	.bench/$*/bin/python -m pip install --quiet $(if $(filter trl110,$*),"trl==1.10.*","trl>=1.16") peft
+	touch $@
+
 clean:
 	rm -rf $(V) build dist

@@ -163,7 +163,19 @@ def test_from_python_it_learns_and_goes_on_where_it_stopped(algo, tmp_path):
     assert len(trained.generate(prompts[:2])) == 2
 
 
+@pytest.mark.parametrize("algo", ["dpo", "kto"])
+def test_from_python_it_learns_from_pairs(algo, tmp_path):
+    pairs = [(f"Tell me something about the number {i // 2}.", f"aaaa bbb {i}", f"???? !!! {i}") for i in range(80)]
+    settings = {"method": "full", "dtype": "float32", "learning_rate": 1e-3, "epochs": 3, "max_new_tokens": 8, "kl__alarm": 1e3, "validate_every": 9}
+    trained = tp.train(algo, model="tiny", pairs=pairs, folder=tmp_path, **settings)
+    assert trained.result["pairs"]["rate"] > 0.9, "letters are preferred to signs on held-out prompts"
+    assert tp.train(algo, model="tiny", pairs=pairs, folder=tmp_path, **settings).result == trained.result
+    assert len(trained.generate(["Tell me something."])) == 1
+
+
 def test_from_python_what_cannot_work_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="learns from its own answers"):
+        tp.train("ppo", model="tiny", pairs=[("a", "b", "c")], folder=tmp_path)
     with pytest.raises(RecipeError, match="judged pairs"):
         tp.train("dpo", model="tiny", prompts=["a"], reward=letters, folder=tmp_path)
     with pytest.raises(RecipeError, match="no such algorithm"):

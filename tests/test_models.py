@@ -61,6 +61,20 @@ def test_the_gradient_does_not_change_with_padding_packing_or_micro_batches(tiny
         torch.testing.assert_close(reordered[key], grad, atol=1e-6, rtol=0)
 
 
+def test_a_demonstration_of_weight_two_counts_as_two(tiny):
+    from towpath.algos import sft
+
+    def gradient(batch: Batch) -> dict[str, torch.Tensor]:
+        local = runtime(copy.deepcopy(tiny).double())
+        local.start({"policy": 1e-3})
+        local.forward_backward(sft.TRAINS, batch, lambda out, part: sft.loss(out, part, None, {}), sft.weigh(batch, None))
+        return {key: p.grad.clone() for key, p in local.trained().items() if p.grad is not None}
+
+    weighed = gradient(Batch(ROWS[:2], {"weight": torch.tensor([2.0, 1.0])}))
+    for key, grad in gradient(Batch([ROWS[0], ROWS[0], ROWS[1]])).items():
+        torch.testing.assert_close(weighed[key], grad, atol=1e-6, rtol=0)
+
+
 def test_frozen_head_gives_the_gradient_of_autograd():
     torch.manual_seed(0)
     head, target = torch.randn(50, 8, dtype=torch.float64), torch.randint(0, 50, (7,))

@@ -46,6 +46,13 @@ def said(**values: Any) -> Recipe:
     return check(Recipe, override({}, [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items()]), "test")
 
 
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Tables that hold one value, the key's parts joined by __."""
+    for part in reversed(key.split("__")):
+        value = {part: value}
+    return value
+
+
 def found(findings: Sequence[Finding], code: str, severity: str) -> Finding:
     """The one finding of that code and severity."""
     some = [f for f in findings if (f.code, f.severity) == (code, severity)]
@@ -108,6 +115,14 @@ def test_force_makes_a_refused_rate_a_warning(run: Path, corpus: Corpus, chat: C
     preflight.require(forced)
 
 
+@pytest.mark.parametrize("key", ["sft__domains", "policy__rewards__domains"])
+def test_a_weight_of_a_domain_nobody_has_is_named(run: Path, corpus: Corpus, chat: Chat, key: str) -> None:
+    recipe = Recipe.model_validate(nested(key, {"harmful": 2.0, "harmfull": 2.0}))
+    warned = found(preflight.check(recipe, run, corpus, chat), "domains", "warning")
+    assert "harmfull" in warned.evidence and "cooking" in warned.remedy
+    none(preflight.check(Recipe.model_validate(nested(key, {"harmful": 2.0})), run, corpus, chat), "domains")
+
+
 @pytest.mark.parametrize(("rate", "words"), [(2.1e-5, "feed back"), (4.9e-6, "hardly move")])
 def test_the_policy_learns_ten_to_forty_times_slower(rate: float, words: str) -> None:
     assert words in found(preflight._rates(said(policy__learning_rate=rate), False), "learning-rate-ratio", "warning").cause
@@ -124,10 +139,10 @@ def test_rates_of_different_methods_are_not_compared() -> None:
     ("values", "code", "words"),
     [
         ({"policy__batch": 65}, "batch", "policy.batch = 65 is more than policy.rollout = 64"),
-        ({"policy__rollout": 811}, "rollout", "810 of 858 training prompts are left"),
-        ({"policy__validation_prompts": 900}, "rollout", "0 of 858"),
-        ({"sft__batch": 301}, "demonstrations", "300 demonstrations to train on, sft.batch = 301"),
-        ({"preferences__min_labels": 1031}, "labels", "858 prompts give at most 1030 comparisons"),
+        ({"policy__rollout": 859}, "rollout", "858 of 906 training prompts are left"),
+        ({"policy__validation_prompts": 950}, "rollout", "0 of 906"),
+        ({"sft__batch": 333}, "demonstrations", "332 demonstrations to train on, sft.batch = 333"),
+        ({"preferences__min_labels": 1088}, "labels", "906 prompts give at most 1087 comparisons"),
         ({"preferences__prompts": 100}, "labels", "100 prompts give at most 120 comparisons"),
     ],
 )

@@ -35,7 +35,7 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: b
     size = model_size(Path(chat.tokenizer.name_or_path)) if chat else Size()
     size = replace(size, parameters=parameters) if parameters else size
     findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus), *_data(corpus)]
-    findings += _alike_decoding(recipe)
+    findings += [*_alike_decoding(recipe), *_domains(recipe, corpus)]
     if chat is None:
         findings.append(Finding("template", "info", "no tokenizer at hand: template and lengths were not looked at", "", "name a model that loads"))
     else:
@@ -224,6 +224,19 @@ def _safety(safety: Sequence[Prompt]) -> list[Finding]:
     if lost:
         evidence = f"{len(lost)} prompts of the safety set name a twin that is not there: {_named(lost)}"
         found.append(Finding("safety-set", "warning", evidence, "twins are compared with each other", "mend `twin`"))
+    return found
+
+
+def _domains(recipe: Recipe, corpus: Corpus) -> list[Finding]:
+    """Weights of domains that no row belongs to."""
+    found = []
+    for key, weights, known in (
+        ("sft.domains", recipe.sft.domains, {d.domain for d in corpus.demonstrations}),
+        ("policy.rewards.domains", recipe.policy.rewards.domains, {p.domain for p in corpus.train}),
+    ):
+        if lost := sorted(set(weights) - known):
+            fix = f"domains are {_named(sorted(known))}"
+            found.append(Finding("domains", "warning", f"{key} weighs {_named(lost)}", "no row is of that domain", fix))
     return found
 
 

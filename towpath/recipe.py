@@ -3,13 +3,16 @@
 import difflib
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from towpath.config import Section, check, keys, override, read_toml, value
 from towpath.errors import RecipeError
 
 Method = Literal["lora", "full"]
 Action = Literal["stop", "warn", "off"]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Lora(Section):
@@ -51,6 +54,9 @@ class Sft(Section):
     validate_every: float = value(0.5, "validation each such fraction of an epoch", "0.25-1", "", gt=0)
     patience: int = value(2, "validations without gain before stopping", "1-3", "", ge=1)
     validation: float = value(0.1, "share of the demonstrations kept for validation", "0.05-0.2", "", gt=0, lt=0.5)
+    domains: dict[str, Positive] = value(
+        {}, "weight of the demonstrations of each domain; 1 where none is named", "0.5-4", "what is rare and matters is learned too"
+    )
     lora: Lora = value(Lora(), "LoRA of this stage")
 
 

@@ -1,4 +1,4 @@
-"""One algorithm without a pipeline: a model, prompts, and a reward of one's own."""
+"""One algorithm without a pipeline: a model, and prompts with a reward of one's own, or pairs of answers."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from towpath.data.sources import Corpus
 from towpath.errors import RecipeError
 from towpath.models import base
 from towpath.recipe import Decoding, Recipe
-from towpath.records import Prompt
+from towpath.records import Comparison, Completion, Label, Prompt, as_row
 from towpath.rewards import sources
 from towpath.runtime.local import prepare_process
 from towpath.stages import answers, policy
@@ -21,6 +21,8 @@ from towpath.stages.job import Job, read_rows
 from towpath.store.store import Store
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Pair = tuple[str, str, str]
+"""A prompt, the better answer, the worse one."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +53,25 @@ class Trained:
 
 
 def train(
-    algo: str, *, model: str, prompts: Sequence[str], reward: Reward | str, kl: float = 0.05, steps: int = 100, folder: str | Path = "towpath-train",
-    seed: int = 0, dtype: str = "auto", **settings: Any,
+    algo: str, *, model: str, prompts: Sequence[str] = (), reward: Reward | str | None = None, pairs: Sequence[Pair] = (), kl: float = 0.05,
+    steps: int = 100, folder: str | Path = "towpath-train", seed: int = 0, dtype: str = "auto", **settings: Any,
 ) -> Trained:  # fmt: skip
-    """Optimise a model for a reward on its own answers.
+    """Optimise a model for a reward on its own answers, or by pairs of answers.
 
     `reward` takes prompts and answers and gives a number each, or is a source as recipes name it (`rule:words:8-35`, an address).
+    DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times.
     Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`, `grpo__scale="none"`, `lora__alpha=64`.
     The same call in the same folder goes on where it stopped.
     """
-    if data_of(algo) != "rollouts":
-        raise RecipeError(f"train({algo!r}): it learns from judged pairs", "train() takes algorithms that learn from their own answers", "use a run")
-    source = reward if isinstance(reward, str) else sources.given(reward)
-    recipe = _recipe(algo, model, source, {"kl.coef": kl, "kl.target": 0.0, "steps": steps} | settings, len(prompts), seed, dtype)
-    corpus = Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(prompts)))
+    on_pairs = data_of(algo) == "comparisons"
+    _require(algo, on_pairs, {"prompts": prompts, "reward": reward, "pairs": pairs})
+    asked = list(dict.fromkeys(prompt for prompt, _, _ in pairs)) if on_pairs else prompts
+    told = {"kl.coef": kl, "kl.target": 0.0, "steps": steps} if not on_pairs else {}
+    if reward is not None:
+        told["rewards.sources"] = [{"of": reward if isinstance(reward, str) else sources.given(reward)}]
+    recipe = _recipe(algo, model, told | settings, len(asked), seed, dtype, on_pairs)
     prepare_process()
-    job = _job(recipe, Path(folder), corpus)
+    job = _job(recipe, Path(folder), Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked))), pairs)
     done = job.folder / "manifest.json"
     if not done.is_file():
         result = policy.run(job)
@@ -74,22 +79,25 @@ def train(
     return Trained(job, json.loads(done.read_text())["result"])
 
 
-def _recipe(algo: str, model: str, source: str, settings: Mapping[str, Any], prompts: int, seed: int, dtype: str) -> Recipe:
+def _require(algo: str, on_pairs: bool, given: Mapping[str, Any]) -> None:
+    needed = ("pairs",) if on_pairs else ("prompts", "reward")
+    have = {name for name, value in given.items() if value is not None and (isinstance(value, str) or callable(value) or len(value))}
+    if have != set(needed):
+        rule = "it learns from judged pairs" if on_pairs else "it learns from its own answers"
+        raise RecipeError(
+            f"train({algo!r}) with {' and '.join(sorted(have)) or 'nothing'}", rule, f"give it {' and '.join(needed)}, and nothing else"
+        )
+
+
+def _recipe(algo: str, model: str, settings: Mapping[str, Any], prompts: int, seed: int, dtype: str, on_pairs: bool) -> Recipe:
     """The settings laid over what suits so many prompts: a tenth kept to choose the checkpoint by, at most 32."""
     kept = max(4, min(32, prompts // 10))
-    group = 1 if algo in ("ppo", "reinforce") else 4
+    group = 1 if algo in ("ppo", "reinforce") or on_pairs else 4
     room = (prompts - kept) * int(settings.get("group", group))
     if room < 1:
         raise RecipeError(f"{prompts} prompts", f"{kept} are kept to choose the checkpoint by, and one must be left", "give more prompts")
     size = min(64, room) // group * group
-    standard = {
-        "algo": algo,
-        "group": group,
-        "rollout": size,
-        "batch": min(32, size),
-        "validation_prompts": kept,
-        "rewards.sources": [{"of": source}],
-    }
+    standard = {"algo": algo, "group": group, "rollout": size, "batch": min(32, size), "validation_prompts": kept}
     said = standard | {key.replace("__", "."): value for key, value in settings.items()}
     lines = [f"policy.{key}={_toml(value)}" for key, value in said.items()]
     tables = override({"seed": seed, "model": {"source": model, "dtype": dtype}, "policy": {"ppo": {"critic_warmup": 0}}}, lines)
@@ -104,15 +112,37 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def _job(recipe: Recipe, run: Path, corpus: Corpus) -> Job:
-    """A policy stage whose tuned model is the model given."""
+def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[Pair]) -> Job:
+    """A policy stage whose tuned model is the model given, and whose labels are the pairs."""
     place = Path(base.local(recipe.model.source))
-    content = json.dumps([recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], str(place)], sort_keys=True)
-    folder = run / hashlib.sha256(content.encode()).hexdigest()[:12]
+    content = json.dumps([recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)], sort_keys=True)
+    name = hashlib.sha256(content.encode()).hexdigest()[:12]
     start = run / "start"
     start.mkdir(parents=True, exist_ok=True)
     weights = start / "weights"
     if not weights.exists() or weights.resolve() != place.resolve():
         weights.unlink(missing_ok=True)
         weights.symlink_to(place.resolve(), target_is_directory=True)
-    return Job(recipe, run, "policy", folder, {"sft": start}, Store.open(run / "towpath.db"), replace(corpus), 1)
+    job = Job(recipe, run, "policy", run / name, {"sft": start}, Store.open(run / "towpath.db"), replace(corpus), 1)
+    if pairs:
+        _put(job, name, pairs)
+    return job
+
+
+def _put(job: Job, name: str, pairs: Sequence[Pair]) -> None:
+    """Pairs into the ledger, as the stages before would have left them."""
+    numbers = {p.prompt: f"{name}/{p.id}" for p in job.corpus.prompts}
+    folder = job.run / f"{name}-pairs"
+    folder.mkdir(exist_ok=True)
+    job.store.add_prompts([Prompt(numbers[p.prompt], p.prompt) for p in job.corpus.prompts])
+    answers_given, comparisons = [], []
+    for i, (prompt, *both) in enumerate(pairs):
+        ids = [f"{name}/{i}{side}" for side in "ab"]
+        for own, text in zip(ids, both, strict=True):
+            answers_given.append(Completion(own, numbers[prompt], "given", text, tuple(job.chat.answer(text)), (), "stop"))
+        comparisons.append(Comparison(f"{name[:6]}.{i}", numbers[prompt], ids[0], ids[1]))
+    job.store.add_completions(answers_given)
+    job.store.add_comparisons(comparisons)
+    labels = [as_row(Label(c.id, "a", 1.0, 1)) for c in comparisons]
+    (folder / "labels.json").write_text(json.dumps(labels))
+    job.inputs |= {"sample": folder, "label": folder}

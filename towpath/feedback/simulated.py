@@ -7,7 +7,7 @@ from towpath.feedback import rubric
 from towpath.recipe import Preferences
 from towpath.records import Choice, Comparison, Judgement, Prompt
 
-GUIDELINE = "rubric-6"
+GUIDELINE = "rubric-7"
 
 
 def choose(a: float, b: float, tie_margin: float, both_bad: float) -> tuple[Choice, int]:

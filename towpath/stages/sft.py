@@ -19,7 +19,9 @@ def run(job: Job) -> dict[str, Any]:
     rows = {d.id: row(job.chat.prompt(d.prompt), job.chat.answer(d.response)) for d in job.corpus.demonstrations}
     kept = sorted(rows, key=lambda name: share(job.recipe.seed, "sft/validation", name))
     cut = max(1, round(cfg.validation * len(kept)))
-    held, shown = Batch([rows[name] for name in kept[:cut]]), Batch([rows[name] for name in sorted(kept[cut:])])
+    named, weight = sorted(kept[cut:]), {d.id: cfg.domains.get(d.domain, 1.0) for d in job.corpus.demonstrations}
+    held = Batch([rows[name] for name in kept[:cut]])
+    shown = Batch([rows[name] for name in named], {"weight": torch.tensor([weight[name] for name in named], device=job.device)})
 
     runtime = _runtime(job)
     steps = minibatches(len(shown), cfg.batch, cfg.epochs, job.recipe.seed, "sft/order")

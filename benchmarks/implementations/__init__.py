@@ -1,0 +1,1 @@
+"""Workers: each runs one workload in its own environment and tells what it counted and timed."""

@@ -1,0 +1,93 @@
+"""What the workers of other libraries share: prescribed lengths, counts, and the precision the harness asked for."""
+
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
+
+from benchmarks.workload import EOS, Told, Workload
+
+
+class Prescribed(LogitsProcessor):
+    """Row i ends at its own length and not before; where all are equal, nothing ends."""
+
+    def __init__(self, lengths: list[int], forced: bool) -> None:
+        self.lengths, self.forced, self.begun = torch.tensor(lengths), forced, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.begun = self.begun or input_ids.shape[1]
+        last = torch.zeros(len(scores), dtype=torch.bool) if self.forced else self.lengths[: len(scores)] == input_ids.shape[1] - self.begun + 1
+        scores[~last, EOS] = -torch.inf
+        scores[last] = -torch.inf
+        scores[last, EOS] = 0.0
+        return scores
+
+
+def prescribe(model: Any, workload: Workload) -> None:
+    """Let the model's `generate` give answers of prescribed lengths."""
+    generate = model.generate
+
+    def prescribed(*given: Any, **named: Any) -> Any:
+        return generate(*given, **named, logits_processor=LogitsProcessorList([Prescribed(workload.answer_lengths(), workload.forced)]))
+
+    model.generate = prescribed
+
+
+class Counting(TrainerCallback):
+    """Counts real tokens that pass the trained model with gradient, and optimizer steps; times from the first step to the last."""
+
+    def __init__(self, model: Any) -> None:
+        self.counts: Counter[str] = Counter()
+        self.begun = self.ended = 0.0
+        model.register_forward_pre_hook(self._passed, with_kwargs=True)
+
+    def _passed(self, _module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            mask = named.get("attention_mask")
+            tokens = mask if mask is not None else torch.ones_like(named["input_ids"] if "input_ids" in named else given[0])
+            self.counts["tokens_optimised"] += int((tokens != 0).sum())
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.begun = self.begun or time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.counts["updates"] += 1
+        self.ended = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.begun
+
+
+def timed(owner: Any, name: str, spent: dict[str, float], key: str) -> None:
+    """Add the seconds of every call of a function to a sum."""
+    inner = getattr(owner, name)
+
+    def call(*given: Any, **named: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return inner(*given, **named)
+        finally:
+            spent[key] = spent.get(key, 0.0) + time.perf_counter() - begin
+
+    setattr(owner, name, call)
+
+
+def main(tasks: dict[str, Callable[[Workload, str, str], Told]], packages: tuple[str, ...]) -> None:
+    """Run one workload and tell."""
+    workload = Workload.read(Path(sys.argv[1]))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    if os.environ.get("BENCH_MATMUL") == "medium":
+        torch.set_float32_matmul_precision("medium")
+    torch.manual_seed(workload.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        told = tasks[workload.task](workload, sys.argv[2], folder)
+    told.write(Path(sys.argv[3]), {name: version(name) for name in packages})

@@ -1,0 +1,249 @@
+"""Towpath's own stages and loop on a workload: what a user runs, with prescribed lengths of answers.
+
+python -m benchmarks.implementations.towpath WORKLOAD MODEL OUT
+"""
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from benchmarks.workload import EOS, PAD, Told, Workload, spelled
+from towpath.algos import dpo as dpo_algo
+from towpath.algos import reward_model
+from towpath.algos import sft as sft_algo
+from towpath.config import check, override
+from towpath.data.batch import Batch, row
+from towpath.data.draws import uniforms
+from towpath.data.sources import Corpus
+from towpath.recipe import Decoding, Recipe
+from towpath.records import Prompt
+from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.local import LocalEngine
+from towpath.runtime.local import Local, prepare_process
+from towpath.stages import experience, policy, reward, sft, train
+from towpath.stages.job import Job, read_rows
+from towpath.store.store import Store
+
+HELD = 4
+"""Validation prompts: the loop looks at them outside what is timed."""
+
+
+class Words:
+    """In place of a chat template: prompts are token numbers written out."""
+
+    eos, pad = EOS, PAD
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def prompt(self, text: str) -> list[int]:
+        return [int(word[1:]) for word in text.split()]
+
+    answer = prompt
+
+    def text(self, ids: Sequence[int]) -> str:
+        return spelled(list(ids))
+
+
+class Prescribed(LocalEngine):
+    """The engine with answers of prescribed lengths: nothing ends early, and where lengths differ the last token is made an EOS."""
+
+    workload: Workload
+    counts: Counter[str]
+
+    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Any = None) -> list[Drawn]:
+        lengths = self.workload.answer_lengths()
+        self.eos = -1
+        asked = [Request(r.prompt, r.decoding, r.uniforms[: lengths[i % len(lengths)]]) for i, r in enumerate(requests)]
+        drawn = super().generate(asked, greedy, tick)
+        if not self.workload.forced:
+            drawn = [Drawn([*d.token_ids[:-1], EOS], d.logprobs, "stop") for d in drawn]
+        self.counts["answers"] += len(drawn)
+        self.counts["answer_tokens"] += sum(len(d.token_ids) for d in drawn)
+        return drawn
+
+
+class Clock:
+    """Counts work and times the loop's steps, and nothing around them."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.seconds = 0.0
+        self._wrap_runtime()
+        self._wrap_step()
+
+    def _wrap_runtime(self) -> None:
+        step, forward_backward, counts = Local.step, Local.forward_backward, self.counts
+
+        def counted_step(runtime: Local, rate: float, max_grad_norm: float) -> float:
+            counts["updates"] += 1
+            return step(runtime, rate, max_grad_norm)
+
+        def counted_pass(runtime: Local, needs: Any, batch: Batch, loss_of: Any, weight: float) -> Any:
+            counts["tokens_optimised"] += sum(len(r.ids) for r in batch.rows)
+            return forward_backward(runtime, needs, batch, loss_of, weight)
+
+        Local.step, Local.forward_backward = counted_step, counted_pass
+
+    def _wrap_step(self) -> None:
+        one_step = train._one_step
+
+        def timed(*told: Any) -> Any:
+            begin, before = time.perf_counter(), Counter(self.counts)
+            numbers = one_step(*told)
+            self.seconds += time.perf_counter() - begin
+            self.work = getattr(self, "work", Counter()) + (self.counts - before)
+            return numbers
+
+        train._one_step = timed
+
+
+def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str], spare: int = 0) -> Job:
+    """A stage of a run made for the workload."""
+    precision = [f'model.dtype="{workload.precision}"', "track.tensorboard=false", f"seed={workload.seed}"]
+    recipe = check(Recipe, override({}, [*precision, *settings]), "benchmark")
+    words = Words(model)
+    texts = [spelled(ids) for ids in workload.prompt_ids(len(words.tokenizer), spare)]
+    corpus = Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(texts)))
+    start = folder / "start"
+    start.mkdir()
+    (start / "weights").symlink_to(model)
+    job = Job(recipe, folder, workload.task, folder / workload.task, {"sft": start}, Store.open(folder / "towpath.db"), corpus, 1, 1e9)
+    job.__dict__["chat"] = Words(model)
+    return job
+
+
+def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
+    """PPO or GRPO by the policy stage."""
+    answers, longest = workload.prompts * workload.group, workload.new_tokens[1]
+    settings = {
+        "algo": workload.task, "method": workload.method, "steps": 1, "rollout": answers, "group": workload.group, "batch": workload.minibatch,
+        "epochs": workload.epochs, "learning_rate": 3e-6, "temperature": 0.7, "max_new_tokens": longest, "validate_every": 1000,
+        "validation_prompts": HELD, "ppo.critic_warmup": 0, "ppo.critic_learning_rate": 3e-6,
+        "lora.rank": workload.rank, "lora.alpha": 2 * workload.rank,
+        "ppo.critic": "adapter" if workload.method == "full" else "head",
+    } | workload.options.get("towpath", {})  # fmt: skip
+    lines = [f"policy.{key}={_toml(value)}" for key, value in settings.items()] + [f"reward.method={_toml(workload.method)}"]
+    if workload.task == "grpo":
+        lines.append('policy.rewards.sources=[{of="rule:words:8-35"}]')
+    job = job_of(workload, model, folder, lines, HELD)
+    if workload.task == "ppo":
+        job.inputs["reward"] = _reward_folder(job, model, folder)
+    clock = Clock()
+    Prescribed.workload, Prescribed.counts = workload, clock.counts
+    experience.LocalEngine = Prescribed
+    policy.run(job)
+    rows = [line for line in read_rows(job.folder / "metrics.jsonl") if line["phase"] == "train"]
+    phases = {name: sum(line[f"seconds_{name}"] for line in rows) for name in ("generate", "score", "optimise")}
+    phases["optimise"] = clock.seconds - phases["generate"] - phases["score"]  # credit and bookkeeping are its own
+    kept = ("kl", "sampler_error", "first_ratio_error", "policy_loss", "value_loss", "grad_norm")
+    return Told(phases, dict(clock.work), {key: rows[-1][key] for key in kept if key in rows[-1]})
+
+
+def _reward_folder(job: Job, model: Path, folder: Path) -> Path:
+    """A reward model with a random head, as its stage leaves one."""
+    place = folder / "reward"
+    (place / "weights").mkdir(parents=True)
+    for part in model.iterdir():
+        (place / "weights" / part.name).symlink_to(part)
+    runtime = reward._runtime(job)
+    width, draw = runtime.trunks["base"].config.hidden_size, torch.Generator().manual_seed(0)
+    told = {"features": torch.randn(64, width, generator=draw).bfloat16(), "score": torch.randn(64, generator=draw)}
+    reward._save(_elsewhere(job, place), runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)})
+    return place
+
+
+def _elsewhere(job: Job, folder: Path) -> Job:
+    other = Job(job.recipe, job.run, job.name, folder, job.inputs, job.store, job.corpus)
+    other.__dict__["chat"] = job.chat
+    return other
+
+
+def _course(clock: Clock, job: Job, runtime: Local, algo: Any, config: Any, batch: Batch, size: int) -> dict[str, float]:
+    """The loop over a batch, in minibatches of so many groups."""
+    steps = train.minibatches(batch.groups, size, 1, job.recipe.seed, "benchmark")
+    course = train.Course(algo, config, len(steps), size, lambda step: (batch.take(steps[step]), {}), train.warmup_then_linear(0.1))
+    train.train(course, runtime, job, job.name)
+    last = read_rows(job.folder / "metrics.jsonl")[-1]
+    return {key: last[key] for key in ("loss", "grad_norm")}
+
+
+def supervised(workload: Workload, model: Path, folder: Path) -> Told:
+    """Fine-tuning by the loop: every row once."""
+    job = job_of(workload, model, folder, [f"sft.method={_toml(workload.method)}"])
+    clock, runtime = Clock(), sft._runtime(job)
+    rows = workload.rows(len(job.chat.tokenizer))
+    numbers = _course(clock, job, runtime, sft_algo, job.recipe.sft, Batch([row(prompt, answer) for prompt, (answer,) in rows]), workload.minibatch)
+    return Told({"optimise": clock.seconds}, dict(clock.work), numbers)
+
+
+def pairs(workload: Workload, model: Path, folder: Path) -> Told:
+    """DPO by the loop, the reference's pass included."""
+    settings = ['policy.algo="dpo"', f"policy.method={_toml(workload.method)}", "policy.learning_rate=3e-6"]
+    job = job_of(workload, model, folder, settings)
+    clock, runtime = Clock(), policy._runtime(job, dpo_algo)
+    rows = workload.rows(len(job.chat.tokenizer), 2)
+    batch = Batch([row(prompt, answer) for prompt, both in rows for answer in both], {}, (2,) * len(rows))
+    begin = time.perf_counter()
+    batch = batch.with_columns(ref_logp=runtime.score("reference", batch, ("logp",)).logp_BT)
+    score = time.perf_counter() - begin
+    numbers = _course(clock, job, runtime, dpo_algo, job.recipe.policy, batch, workload.minibatch)
+    return Told({"score": score, "optimise": clock.seconds}, dict(clock.work), numbers)
+
+
+def judged(workload: Workload, model: Path, folder: Path) -> Told:
+    """The reward model by the loop."""
+    job = job_of(workload, model, folder, [f"reward.method={_toml(workload.method)}"])
+    clock, runtime = Clock(), reward._runtime(job)
+    rows = workload.rows(len(job.chat.tokenizer), 2)
+    beats = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).repeat(len(rows), 1)
+    columns = {"beats": beats, "place": torch.arange(2).repeat(len(rows))}
+    batch = Batch([row(prompt, answer) for prompt, both in rows for answer in both], columns, (2,) * len(rows), frozenset({"beats"}))
+    numbers = _course(clock, job, runtime, reward_model, job.recipe.reward, batch, workload.minibatch)
+    return Told({"optimise": clock.seconds}, dict(clock.work), numbers)
+
+
+def generated(workload: Workload, model: Path, folder: Path) -> Told:
+    """The engine alone."""
+    job = job_of(workload, model, folder, [])
+    weights = job.model(model).requires_grad_(False)
+    engine, longest, how = LocalEngine(weights, -1, PAD), workload.new_tokens[1], Decoding(temperature=1.0)
+    requests = [Request(job.chat.prompt(p.prompt), how, uniforms(longest, workload.seed, "generate", p.id)) for p in job.corpus.prompts]
+    engine.generate(requests[:4])
+    begin = time.perf_counter()
+    drawn = engine.generate(requests)
+    seconds = time.perf_counter() - begin
+    return Told(
+        {"generate": seconds},
+        {"answers": len(drawn), "answer_tokens": sum(len(d.token_ids) for d in drawn)},
+        {"rows": float(np.mean([d.logprobs[0] for d in drawn]))},
+    )
+
+
+TASKS = {"ppo": rollouts, "grpo": rollouts, "sft": supervised, "dpo": pairs, "reward": judged, "generate": generated}
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def main() -> None:
+    """Run and tell."""
+    workload, model = Workload.read(Path(sys.argv[1])), Path(sys.argv[2])
+    prepare_process()
+    with tempfile.TemporaryDirectory() as folder:
+        told = TASKS[workload.task](workload, model, Path(folder))
+    told.write(Path(sys.argv[3]), {name: version(name) for name in ("towpath", "torch", "transformers")})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""GRPO, SFT, DPO and the reward model by the current TRL.
+
+python -m benchmarks.implementations.trl WORKLOAD MODEL OUT
+"""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from benchmarks.implementations import peers
+from benchmarks.workload import EOS, Told, Workload, spelled
+
+
+def shared(workload: Workload, folder: str, rate: float) -> dict[str, Any]:
+    """Settings that every trainer takes; the workload's options lie over them."""
+    return {
+        "output_dir": folder, "per_device_train_batch_size": workload.minibatch, "gradient_accumulation_steps": 1, "num_train_epochs": 1,
+        "bf16": workload.precision == "bfloat16", "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no", "learning_rate": rate,
+        "disable_tqdm": True, "logging_steps": 1, "use_cpu": not torch.cuda.is_available(), "dataloader_num_workers": 0,
+    } | workload.options.get("trl", {})  # fmt: skip
+
+
+def plain(model: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+
+def last(trainer: Any) -> dict[str, float]:
+    """The loss and the gradient's norm of the last step."""
+    row = next(line for line in reversed(trainer.state.log_history) if "loss" in line)
+    return {key: float(row[key]) for key in ("loss", "grad_norm") if key in row}
+
+
+def grpo(workload: Workload, model: str, folder: str) -> Told:
+    """One iteration over all prompts."""
+    words, policy = AutoTokenizer.from_pretrained(model, padding_side="left"), plain(model)
+    parts = workload.prompts * workload.group // workload.minibatch
+    config = GRPOConfig(
+        **shared(workload, folder, 3e-6), num_generations=workload.group, max_completion_length=workload.new_tokens[1], temperature=0.7, beta=0.05,
+        steps_per_generation=parts, num_iterations=workload.epochs, max_steps=workload.epochs * parts,
+    )  # fmt: skip
+    peers.prescribe(policy, workload)
+    rows = Dataset.from_dict({"prompt": [spelled(ids) for ids in workload.prompt_ids(len(words))]})
+    trainer = GRPOTrainer(policy, lambda completions, **_: [float(len(set(c.split()))) for c in completions], config, rows, processing_class=words)
+    counting, spent = peers.Counting(trainer.model), {}
+    answers = {"answers": 0, "answer_tokens": 0}
+    single = trainer._generate_single_turn
+
+    def noted(*given: Any, **named: Any) -> Any:
+        found = single(*given, **named)
+        answers["answers"] += len(found[0])
+        answers["answer_tokens"] += sum(len(ids) for ids in found[0])
+        return found
+
+    trainer._generate_single_turn = noted
+    peers.timed(trainer, "_generate", spent, "generate")
+    peers.timed(trainer, "_generate_and_score_completions", spent, "both")
+    trainer.add_callback(counting)
+    trainer.train()
+    phases = {"generate": spent["generate"], "score": spent["both"] - spent["generate"], "optimise": counting.seconds - spent["both"]}
+    return Told(phases, {**counting.counts, **answers}, last(trainer))
+
+
+def _trained(trainer: Any) -> Told:
+    counting = peers.Counting(trainer.model)
+    trainer.add_callback(counting)
+    trainer.train()
+    return Told({"optimise": counting.seconds}, dict(counting.counts), last(trainer))
+
+
+def sft(workload: Workload, model: str, folder: str) -> Told:
+    """Fine-tuning on answers."""
+    words = AutoTokenizer.from_pretrained(model)
+    rows = [{"prompt": spelled(prompt) + " ", "completion": spelled(answer)} for prompt, (answer,) in workload.rows(len(words))]
+    return _trained(
+        SFTTrainer(
+            plain(model), SFTConfig(**shared(workload, folder, 5e-5), max_length=1024), train_dataset=Dataset.from_list(rows), processing_class=words
+        )
+    )
+
+
+def _pairs(workload: Workload, words: Any) -> list[tuple[str, str, str]]:
+    return [(spelled(prompt) + " ", spelled(chosen), spelled(rejected)) for prompt, (chosen, rejected) in workload.rows(len(words), 2)]
+
+
+def dpo(workload: Workload, model: str, folder: str) -> Told:
+    """DPO, the reference's pass included."""
+    words = AutoTokenizer.from_pretrained(model)
+    rows = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in _pairs(workload, words)]
+    config = DPOConfig(**shared(workload, folder, 3e-6), max_length=1024)
+    return _trained(DPOTrainer(plain(model), plain(model), config, train_dataset=Dataset.from_list(rows), processing_class=words))
+
+
+def reward(workload: Workload, model: str, folder: str) -> Told:
+    """The reward model."""
+    words = AutoTokenizer.from_pretrained(model)
+    rows = [{"chosen": prompt + chosen, "rejected": prompt + rejected} for prompt, chosen, rejected in _pairs(workload, words)]
+    judge = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
+    config = RewardConfig(**shared(workload, folder, 5e-5), max_length=1024)
+    return _trained(RewardTrainer(judge, config, train_dataset=Dataset.from_list(rows), processing_class=words))
+
+
+assert EOS
+if __name__ == "__main__":
+    peers.main({"grpo": grpo, "sft": sft, "dpo": dpo, "reward": reward}, ("trl", "torch", "transformers"))

@@ -1,0 +1,116 @@
+"""One workload by several implementations, each in its own environment, in turn within one run; the ratio is the result.
+
+python -m benchmarks.run WORKLOAD [--implementations towpath,trl] [--turns 2] [--json OUT]
+
+An implementation is a module of benchmarks.implementations, with `@medium` behind it for float32 products through oneDNN. Its Python is
+.bench/NAME/bin/python where that exists, else this one; `make bench` makes those environments.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.models import prepared
+from benchmarks.workload import Workload
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = HERE.parent / ".bench"
+
+
+def python_of(implementation: str) -> str:
+    """The interpreter of an implementation's environment."""
+    own = ENVIRONMENTS / implementation / "bin" / "python"
+    return str(own) if own.exists() else sys.executable
+
+
+def turn(implementation: str, workload: Workload, model: Path, limit: float) -> dict[str, Any]:
+    """One run of one implementation in a process of its own."""
+    name, _, how = implementation.partition("@")
+    with tempfile.TemporaryDirectory() as scratch:
+        told, out = Path(scratch) / f"{workload.name}.json", Path(scratch) / "told.json"
+        workload.write(told)
+        environment = {**os.environ, "BENCH_MATMUL": how or "default", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [python_of(name), "-m", f"benchmarks.implementations.{name}", str(told), str(model), str(out)]
+        done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=limit, check=False)
+        if done.returncode:
+            raise SystemExit(f"{implementation} on {workload.name} failed:\n{done.stderr[-3000:]}")
+        return json.loads(out.read_text())
+
+
+def compared(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians of each, and the first against the others; refused where they did not do the same work."""
+    work = {name: told[0]["work"] for name, told in runs.items()}
+    for name, told in runs.items():
+        shared = {key for key in told[0]["work"] if all(key in other for other in work.values())}
+        for one in told:
+            for key in shared:
+                if one["work"][key] != work[next(iter(work))][key]:
+                    raise SystemExit(f"{workload.name}: unequal work: {key} is {one['work'][key]} with {name}, else {work}")
+    medians = {
+        name: {
+            "seconds": statistics.median(one["seconds"] for one in told),
+            **{phase: statistics.median(one["phases"][phase] for one in told) for phase in told[0]["phases"]},
+            "peak_memory_bytes": max(one["peak_memory_bytes"] for one in told),
+        }
+        for name, told in runs.items()
+    }
+    ours, *others = medians
+    ratios = {
+        name: {
+            "speed": medians[name]["seconds"] / medians[ours]["seconds"],
+            "memory": medians[ours]["peak_memory_bytes"] / medians[name]["peak_memory_bytes"],
+        }
+        for name in others
+    }
+    return {"medians": medians, "ratios": ratios, "work": work}
+
+
+def printed(result: dict[str, Any]) -> str:
+    """A table for people."""
+    lines = [f"{result['workload']['name']}: {result['machine']['device']}"]
+    for name, row in result["medians"].items():
+        phases = "  ".join(f"{phase} {row[phase]:.1f}" for phase in ("generate", "score", "optimise") if phase in row)
+        ratio = result["ratios"].get(name)
+        against = f"  {ratio['speed']:.2f} x the time, we take {ratio['memory']:.2f} x its memory" if ratio else ""
+        lines.append(f"  {name:<16} {row['seconds']:7.1f} s  ({phases})  {row['peak_memory_bytes'] / 2**30:.1f} GiB{against}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read, run in turn, compare, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workload", help="a name of benchmarks/workloads, or a path")
+    parser.add_argument("--implementations", default="", help="comma-separated, ours first; by default towpath and those the workload names")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=3600, help="seconds that one turn may take")
+    parser.add_argument("--json", type=Path, default=None)
+    told = parser.parse_args()
+    path = Path(told.workload)
+    workload = Workload.read(path if path.is_file() else HERE / "workloads" / f"{told.workload}.json")
+    model = prepared(workload.model, ENVIRONMENTS / "models")
+    measured = subprocess.run([sys.executable, "-m", "benchmarks.machine"], cwd=HERE.parent, capture_output=True, text=True, check=True)
+    names = told.implementations.split(",") if told.implementations else ["towpath", *workload.against]
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for number in range(told.turns):
+        for name in names:
+            runs[name].append(turn(name, workload, model, told.limit))
+            print(f"  turn {number + 1}, {name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
+    result = {
+        "workload": {"name": workload.name, **json.loads(json.dumps(workload.__dict__))},
+        "machine": json.loads(measured.stdout),
+        **compared(workload, runs),
+        "turns": runs,
+    }
+    print(printed(result))
+    if told.json:
+        told.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The benchmark harness: workloads mean the same rows to everyone, unequal work is refused, and a small one runs through."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.run import compared
+from benchmarks.workload import EOS, Workload
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"model": {"layers": 2, "width": 64, "heads": 4, "inner": 128, "vocabulary": 512}, "prompts": 8, "prompt_tokens": 6, "minibatch": 4}
+
+
+def test_every_workload_reads_and_its_rows_are_a_function_of_its_seed():
+    for path in sorted((ROOT / "benchmarks" / "workloads").glob("*.json")):
+        workload = Workload.read(path)
+        assert workload.prompt_ids(512, 4)[: workload.prompts] == workload.prompt_ids(512)
+        assert max(workload.answer_lengths()) == workload.new_tokens[1]
+    pairs = Workload("w", "dpo", prompts=5).rows(512, 2)
+    assert pairs == Workload("w", "dpo", prompts=5).rows(512, 2)
+    assert all(answer[-1] == EOS and 16 <= len(prompt) + len(answer) <= 256 for prompt, both in pairs for answer in both)
+
+
+def test_an_unknown_key_of_a_workload_is_named(tmp_path: Path):
+    (tmp_path / "w.json").write_text('{"task": "ppo", "promts": 3}')
+    with pytest.raises(SystemExit, match="promts"):
+        Workload.read(tmp_path / "w.json")
+
+
+def told(seconds: float, tokens: int) -> dict:
+    return {"seconds": seconds, "phases": {"optimise": seconds}, "peak_memory_bytes": 100, "work": {"updates": 4, "tokens_optimised": tokens}}
+
+
+def test_ratios_are_of_medians_and_unequal_work_is_refused():
+    workload = Workload("w", "sft")
+    result = compared(workload, {"a": [told(1.0, 9), told(3.0, 9), told(2.0, 9)], "b": [told(6.0, 9), told(9.0, 9), told(8.0, 9)]})
+    assert result["ratios"]["b"]["speed"] == 4.0
+    with pytest.raises(SystemExit, match="unequal work: tokens_optimised"):
+        compared(workload, {"a": [told(1.0, 9)], "b": [told(6.0, 8)]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task, work",
+    [
+        ({"task": "ppo", "new_tokens": [2, 7], "epochs": 2, "precision": "float32"}, {"answers": 8, "updates": 4}),
+        ({"task": "dpo", "row_tokens": [8, 20], "precision": "bfloat16"}, {"updates": 2}),
+    ],
+)
+def test_a_small_workload_runs_through(tmp_path: Path, task: dict, work: dict):
+    (tmp_path / "small.json").write_text(json.dumps(SMALL | task))
+    command = [sys.executable, "-m", "benchmarks.run", str(tmp_path / "small.json"), "--implementations", "towpath", "--turns", "1"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "out.json")], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    counted = result["work"]["towpath"]
+    assert {key: counted[key] for key in work} == work
+    workload = Workload.read(tmp_path / "small.json")
+    if workload.task == "ppo":
+        lengths = workload.answer_lengths()
+        assert counted["answer_tokens"] == sum(lengths)
+        assert counted["tokens_optimised"] == 2 * (sum(lengths) + 8 * 6)
+    else:
+        assert counted["tokens_optimised"] == sum(len(p) + len(a) for p, both in workload.rows(512, 2) for a in both)
+    assert result["machine"]["gemm_flops"]["bfloat16"] > 0
