@@ -34,7 +34,7 @@ test: setup
 	$(V)/bin/ruff format --check .
 	$(V)/bin/ruff check .
 	$(V)/bin/pyright
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 # Slow proofs: the demo with three seeds; results go to benchmarks/results/.
 prove: setup

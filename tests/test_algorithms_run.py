@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_runs import SETTINGS, results, towpath
 
 import towpath as tp
@@ -71,6 +74,20 @@ def test_a_reward_model_is_trained_for_dpo_when_asked(tuned, tmp_path):
     assert done.returncode == 0, done.stderr
     assert results(run)["policy"]["reward_gain"] is not None
     assert results(run)["evaluate"]["reward"]
+
+
+def test_an_ensemble_of_reward_models(tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    done = towpath("run", run, *SETTINGS, *sets("reward.members=3", 'policy.rewards.ensemble="min"'))
+    assert done.returncode == 0, done.stderr
+    told = results(run)["reward"]
+    assert len(told["members"]) == 3 and told["disagreement"] > 0
+    (weights,) = run.glob("stages/reward/*/weights")
+    heads = [load_file(weights / f"{name}.safetensors")["head.weight"] for name in ("reward", "reward-2", "reward-3")]
+    assert not any(torch.equal(a, b) for a, b in pairwise(heads))
+    again = towpath("run", run, *SETTINGS, *sets("reward.members=3", 'policy.rewards.ensemble="cautious"'))
+    assert "reward: done before" in again.stderr and "policy: done in" in again.stderr
 
 
 def test_rules_alone_need_neither_labels_nor_a_reward_model(tuned, tmp_path):

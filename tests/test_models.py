@@ -75,17 +75,22 @@ def test_a_demonstration_of_weight_two_counts_as_two(tiny):
         torch.testing.assert_close(weighed[key], grad, atol=1e-6, rtol=0)
 
 
-def test_frozen_head_gives_the_gradient_of_autograd():
+@pytest.mark.parametrize("learned", [False, True], ids=["frozen", "learned"])
+def test_the_head_gives_the_gradient_of_autograd(learned):
     torch.manual_seed(0)
-    head, target = torch.randn(50, 8, dtype=torch.float64), torch.randint(0, 50, (7,))
+    head, target = torch.randn(50, 8, dtype=torch.float64, requires_grad=learned), torch.randint(0, 50, (7,))
     weight = torch.randn(7, dtype=torch.float64)
     hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
     fast, entropy = lm.token_logprobs(hidden, head, target, 0.7, chunk=3)
     (fast * weight).sum().backward()
-    fast_grad, hidden.grad = hidden.grad, None
+    fast_grads = hidden.grad, head.grad
+    hidden.grad = head.grad = None
     logp = (hidden @ head.T / 0.7).log_softmax(-1)
     (logp.gather(1, target[:, None])[:, 0] * weight).sum().backward()
-    torch.testing.assert_close(fast_grad, hidden.grad, atol=1e-6, rtol=1e-5)
+    for fast_grad, grad in zip(fast_grads, (hidden.grad, head.grad), strict=True):
+        assert (grad is None) == (fast_grad is None)
+        if grad is not None:
+            torch.testing.assert_close(fast_grad, grad, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(entropy, -(logp.exp() * logp).sum(-1).detach().float(), check_dtype=False, atol=1e-5, rtol=0)
 
 

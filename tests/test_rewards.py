@@ -31,6 +31,11 @@ def test_sources_combine_as_named(how, want):
     assert mix.combined(SCORES, cfg).tolist() == pytest.approx(want)
 
 
+@pytest.mark.parametrize(("how", "want"), [("mean", [0.5, 1.0, 0.5]), ("min", [0.0, -2.0, 0.5]), ("cautious", [0.25, -0.5, 0.5])])
+def test_an_ensemble_says_its_mean_its_least_or_is_cautious_where_it_disagrees(how, want):
+    assert mix.agreed(SCORES, rewards(ensemble=how, caution=0.5)).tolist() == pytest.approx(want)
+
+
 def test_a_score_alone_is_left_as_it_is():
     cfg = rewards()
     assert mix.final(mix.combined(SCORES[:1], cfg), ANSWERS, ENDED, ["a"] * 3, cfg).tolist() == [1.0, -2.0, 0.5]

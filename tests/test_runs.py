@@ -239,6 +239,7 @@ def test_a_policy_that_leaves_its_bounds_stops_and_the_last_good_weights_are_kep
     limits = [
         "policy.kl.alarm=1e-7",
         "policy.kl.stop=1e-6",
+        "policy.steps=6",
         "policy.lora.alpha=4000",
         "policy.learning_rate=5e-4",
         "policy.ppo.critic_warmup=0",

@@ -107,6 +107,7 @@ class Reward(Section):
     margin: bool = value(False, "subtract a margin that grows with the rater's strength (Llama 2)")
     center: float = value(0.01, "pulls the mean score of a pair to zero", "0-0.1", "keeps scores from drifting", ge=0)
     label_smoothing: float = value(0.0, "chance given to the other answer", "0-0.1", "noise in the labels", ge=0, lt=0.5)
+    members: int = value(1, "reward models, each from its own start and in its own order", "1-5", "where they disagree, none is to be trusted", ge=1)
     lora: Lora = value(Lora(), "LoRA of this stage")
 
 
@@ -188,6 +189,9 @@ class Rewards(Section):
     sources: list[Source] = value([Source()], "where scores come from")
     combine: Literal["sum", "mean", "min", "cautious"] = value(
         "sum", "weighted sum, weighted mean, the least, or mean less `caution` deviations", "", "the careful two resist a score that is wrong alone"
+    )
+    ensemble: Literal["mean", "min", "cautious"] = value(
+        "mean", "what several reward models say together: their mean, the least, or mean less `caution` deviations", "", "see reward.members"
     )
     caution: float = value(1.0, "deviations taken off by `cautious`", "0.5-2", "", ge=0)
     clip: float = value(

@@ -60,8 +60,8 @@ def memory_needed(recipe: Recipe, size: Size) -> int:
         copies[name] -= stage.method == "full"
     if recipe.policy.method == "full":
         copies["policy"] = 3  # reference, reward, sampler; the policy itself learns
-    elif recipe.reward.method == "full":
-        copies["policy"] += 1
+    if recipe.reward.method == "full":
+        copies["policy"] += recipe.reward.members - (recipe.policy.method == "full")
     widest = max(total * copies["sft"] + 5 * sft, total * copies["reward"] + 5 * reward, total * copies["policy"] + 5 * policy)
     return 4 * widest + 8 * recipe.model.tokens_per_pass * size.vocabulary
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 
 def attention_mask(segment_PL: Tensor, dtype: torch.dtype) -> Tensor:
@@ -57,13 +56,10 @@ def _only(body: Any, part: slice, norm: nn.Module) -> Iterator[None]:
 def token_logprobs(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float = 1.0, chunk: int = 256) -> tuple[Tensor, Tensor]:
     """log p(target) and entropy (without gradient) at each position, a chunk of logits at a time."""
     logps, entropies = [], []
-    frozen = not head_VD.requires_grad
+    reading = _LearnedHead if head_VD.requires_grad else _FrozenHead
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)
-        if frozen:
-            logp, entropy = _FrozenHead.apply(hidden_ND[part], head_VD, target_N[part], temperature)  # pyright: ignore[reportGeneralTypeIssues]
-        else:
-            logp, entropy = checkpoint(_plain, hidden_ND[part], head_VD, target_N[part], temperature, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
+        logp, entropy = reading.apply(hidden_ND[part], head_VD, target_N[part], temperature)  # pyright: ignore[reportGeneralTypeIssues]
         logps.append(logp)
         entropies.append(entropy)
     if not logps:
@@ -72,11 +68,34 @@ def token_logprobs(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, tempera
     return torch.cat(logps), torch.cat(entropies)
 
 
-def _plain(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = (hidden_ND @ head_VD.T).float() / temperature
+def _read(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(target), entropy, and p of every token [N,V]."""
+    logits = (hidden_ND @ head_VD.T).float()
+    if temperature != 1.0:
+        logits /= temperature
     logp_NV = logits.log_softmax(-1)
-    entropy = -(logp_NV.detach().exp() * logp_NV.detach()).sum(-1)
-    return logp_NV.gather(1, target_N[:, None])[:, 0], entropy
+    p_NV = logp_NV.exp()
+    return logp_NV.gather(1, target_N[:, None])[:, 0], -torch.einsum("nv,nv->n", p_NV, logp_NV), p_NV
+
+
+class _LearnedHead(torch.autograd.Function):
+    """Keeps p in the states' own precision, so that the way back needs neither the logits again nor a float32 copy of them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logp, entropy, p_NV = _read(hidden_ND, head_VD, target_N, temperature)
+        ctx.save_for_backward(p_NV.to(hidden_ND.dtype), hidden_ND, head_VD, target_N)
+        ctx.mark_non_differentiable(entropy)
+        ctx.temperature = temperature
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        p_NV, hidden_ND, head_VD, target_N = ctx.saved_tensors
+        share_N = (grad_N / ctx.temperature).to(p_NV.dtype)
+        slope_NV = p_NV * -share_N[:, None]
+        slope_NV[torch.arange(len(target_N), device=target_N.device), target_N] += share_N
+        return slope_NV @ head_VD, slope_NV.T @ hidden_ND, None, None
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -85,18 +104,13 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits = (hidden_ND @ head_VD.T).float()
-        if temperature != 1.0:
-            logits /= temperature
-        logp_NV = logits.log_softmax(-1)
-        p_NV = logp_NV.exp()
-        entropy = -torch.einsum("nv,nv->n", p_NV, logp_NV)
+        logp, entropy, p_NV = _read(hidden_ND, head_VD, target_N, temperature)
         if ctx.needs_input_grad[0]:
             mean_ND = p_NV.to(head_VD.dtype) @ head_VD
             ctx.save_for_backward((head_VD[target_N].float() - mean_ND.float()) / temperature)
         ctx.mark_non_differentiable(entropy)
         ctx.dtype = hidden_ND.dtype
-        return logp_NV.gather(1, target_N[:, None])[:, 0], entropy
+        return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -23,6 +23,14 @@ def combined(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
     return mean_B if cfg.combine == "mean" else mean_B - cfg.caution * scores_KB.std(0)
 
 
+def agreed(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
+    """One score an answer from the models of an ensemble: their mean, the least, or the mean less `caution` deviations (arXiv 2310.02743)."""
+    if cfg.ensemble == "min":
+        return scores_KB.min(0)
+    mean_B = scores_KB.mean(0)
+    return mean_B if cfg.ensemble == "mean" else mean_B - cfg.caution * scores_KB.std(0)
+
+
 def final(score_B: np.ndarray, answers: Sequence[Sequence[int]], ended_B: np.ndarray, domains: Sequence[str], cfg: Rewards) -> np.ndarray:
     """The reward of whole answers: the score, clipped, less penalties, with bonus, times its domain's factor.
 

@@ -15,7 +15,7 @@ from towpath.records import Completion, Prompt
 from towpath.runtime.local import Local, Role, give_back_memory
 from towpath.stages import answers
 from towpath.stages.job import Job
-from towpath.stages.reward import completion_row, load_reward
+from towpath.stages.reward import completion_row, judged, load_reward
 from towpath.store.publish import replace_file
 
 Told = dict[str, list[Completion]]
@@ -82,7 +82,7 @@ def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> dict[str, list[flo
     found = {}
     for source in ("sft", "policy"):
         batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, heard[source], strict=True)])
-        found[source] = runtime.score("reward", batch, ("score",)).score_B.tolist()
+        found[source] = judged(runtime, batch, job.recipe.policy.rewards).score_B.tolist()
     return found
 
 

@@ -18,6 +18,7 @@ from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
+from towpath.stages.reward import judged
 from towpath.store.publish import fault
 
 Numbers = dict[str, float]
@@ -142,7 +143,7 @@ class Experience:
         columns: dict[str, Tensor] = {}
         for source in cfg.sources:
             if source.of == "model":
-                said = self.runtime.score("reward", batch, ("score", "features") if self._reads_features else ("score",))
+                said = judged(self.runtime, batch, cfg, ("features",) if self._reads_features else ())
                 columns |= {"features": said.features_BTD} if self._reads_features else {}
                 told.append(said.score_B.cpu().numpy())
             else:

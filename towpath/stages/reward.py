@@ -10,13 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from towpath.algos import reward_model as algo
+from towpath.algos.contract import Outputs
 from towpath.data.batch import Batch, Row, row
 from towpath.data.draws import share
 from towpath.errors import DataError
 from towpath.evals import reward as evals
 from towpath.evals.winrate import logistic
 from towpath.models.heads import ScalarHead
+from towpath.recipe import Rewards
 from towpath.records import Comparison, Completion, Label, Prompt
+from towpath.rewards import mix
 from towpath.runtime.local import Local, Role
 from towpath.stages import answers
 from towpath.stages import label as labelling
@@ -38,8 +41,18 @@ class Pair:
     rejected: Completion
 
 
+@dataclass(frozen=True)
+class Member:
+    """One reward model of the ensemble, trained: its scores of the held-out answers, normalised, and how it was scaled."""
+
+    held_B: np.ndarray
+    mean: float
+    std: float
+    train_accuracy: float
+
+
 def run(job: Job) -> dict[str, Any]:
-    """Train, measure, normalise, save."""
+    """Train, measure, normalise, save; with several members each from its own start and in its own order."""
     cfg, seed = job.recipe.reward, job.recipe.seed
     pairs = decided(job)
     held = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) < cfg.validation]
@@ -47,9 +60,27 @@ def run(job: Job) -> dict[str, Any]:
     if not held or not shown:
         fix = "collect more labels, or change reward.validation"
         raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)
-    runtime = _runtime(job)
-    train_batch, held_batch = (runtime.grounded(_batch(job, part)) for part in (shown, held))
-    if cfg.fit_head and not (job.folder / "checkpoints").exists():
+    members = [_member(job, number, shown, held) for number in range(1, cfg.members + 1)]
+    scores_KB = np.stack([member.held_B for member in members])
+    result = _measure(job, held, scores_KB.mean(0), float(np.mean([member.std for member in members])))
+    result |= {"train_accuracy": members[0].train_accuracy, "mean": members[0].mean, "std": members[0].std, "pairs": len(shown)}
+    if len(members) > 1:
+        result["members"] = [float((_gaps(held, scores_B) > 0).mean()) for scores_B in scores_KB]
+        result["disagreement"] = float(scores_KB.std(0).mean())
+    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(shown), *_lengths(held))
+    result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
+    label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
+    return result | {"ceiling": job.result_of(label_stage)["ceiling"]}
+
+
+def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Member:
+    """Train one reward model and save it; the first one in the stage's own folder."""
+    own, seed = job, job.recipe.seed + number - 1
+    if number > 1:
+        own = replace(job, folder=job.folder / f"member-{number}", recipe=job.recipe.model_copy(update={"seed": seed}))
+    cfg, runtime = own.recipe.reward, _runtime(own)
+    train_batch, held_batch = (runtime.grounded(_batch(own, part)) for part in (shown, held))
+    if cfg.fit_head and not (own.folder / "checkpoints").exists():
         _fit_head(runtime, train_batch, cfg.fit_head)
     size = max(1, round(cfg.batch * train_batch.groups / len(shown)))
     steps = minibatches(train_batch.groups, size, cfg.epochs, seed, f"{job.name}/order")
@@ -62,22 +93,12 @@ def run(job: Job) -> dict[str, Any]:
         algo, cfg, len(steps), size, lambda step: (train_batch.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
         max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=len(steps), merit=lambda numbers: numbers["at"],
     )  # fmt: skip
-    train(course, runtime, job, f"{job.name}: training")
+    train(course, runtime, own, f"{job.name}: training" + (f" {number} of {cfg.members}" if cfg.members > 1 else ""))
     mean, std, foresight = _normalise(runtime, shown, train_batch)
-    result = _measure(job, runtime, held, held_batch, std)
-    _save(job, runtime, foresight)
+    _save(job, runtime, foresight, number)
     some = train_batch.take(range(min(40, train_batch.groups)))
     gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
-    result |= {
-        "train_accuracy": float((gap > 0).float().mean()),
-        "mean": mean,
-        "std": std,
-        "pairs": len(shown),
-    }
-    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(shown), *_lengths(held))
-    result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
-    label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
-    return result | {"ceiling": job.result_of(label_stage)["ceiling"]}
+    return Member(runtime.score("reward", held_batch, ("score",)).score_B.cpu().numpy(), mean, std, float((gap > 0).float().mean()))
 
 
 def _fit_head(runtime: Local, batch: Batch, ridge: float) -> None:
@@ -171,24 +192,27 @@ def _normalise(runtime: Local, pairs: list[Pair], judged: Batch) -> tuple[float,
     return mean, std, {"features": features_ND, "score": ((out.score_B - mean) / std)[row_N], "ended": ended_B[row_N], "row": row_N}
 
 
-def _measure(job: Job, runtime: Local, held: list[Pair], batch: Batch, std: float) -> dict[str, Any]:
-    """Accuracy on held-out pairs in the order of `held`, with everything that puts it in proportion."""
-    scores = runtime.score("reward", batch, ("score",)).score_B.cpu().numpy()
-    order = [(name, c) for name, group in _grouped(held).items() for c in group]
-    score_of = dict(zip(order, scores, strict=True))
-    gap = np.array([score_of[p.prompt.id, p.chosen.id] - score_of[p.prompt.id, p.rejected.id] for p in held])
+def _gaps(held: list[Pair], scores_B: np.ndarray) -> np.ndarray:
+    """Score of the chosen less score of the rejected of every pair; scores come in the order of the rows."""
+    score_of = dict(zip([(name, c) for name, group in _grouped(held).items() for c in group], scores_B, strict=True))
+    return np.array([score_of[p.prompt.id, p.chosen.id] - score_of[p.prompt.id, p.rejected.id] for p in held])
+
+
+def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> dict[str, Any]:
+    """Accuracy on held-out pairs, with everything that puts it in proportion."""
+    gap = _gaps(held, scores_B)
     error, curve = evals.calibration(gap * std)
     right = (gap > 0).astype(float)
     clean = [answers.gold(p.prompt, p.chosen) - answers.gold(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
-    lengths = np.array([row.answer_length for row in batch.rows])
+    rows = [(name, len(c.token_ids) or 1) for name, group in _grouped(held).items() for c in group.values()]
     return {
         **evals.accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
         "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
         "by_strength": evals.accuracy_by([str(round(p.label.strength)) for p in held], right),
         "by_domain": evals.accuracy_by([p.prompt.domain for p in held], right),
         "calibration_error": error, "calibration": curve,
-        "length_correlation": evals.within_prompt_correlation([name for name, _ in order], scores, lengths),
+        "length_correlation": evals.within_prompt_correlation([name for name, _ in rows], scores_B, np.array([length for _, length in rows])),
     }  # fmt: skip
 
 
@@ -196,33 +220,51 @@ def _lengths(pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([len(p.chosen.token_ids) for p in pairs], float), np.array([len(p.rejected.token_ids) for p in pairs], float)
 
 
-def _save(job: Job, runtime: Local, foresight: dict[str, Tensor]) -> None:
+def _save(job: Job, runtime: Local, foresight: dict[str, Tensor], number: int = 1) -> None:
+    """Adapter or trunk, head, and for the first member what a critic may start from."""
     folder = job.folder / "weights"
     if "base" not in runtime.adapters:
-        save_model(job, runtime.trunks["base"], folder)
+        save_model(job, runtime.trunks["base"], folder if number == 1 else folder / _called(number))
     folder.mkdir(exist_ok=True)
     head = runtime.roles["reward"].head
     assert head is not None
     tensors = {f"head.{name}": tensor for name, tensor in head.named_parameters()}
     if "base" in runtime.adapters:
         tensors |= runtime.adapters["base"].parameters("reward")
-    for name, content in (("reward", tensors), ("foresight", foresight)):
+    files = {_called(number): tensors} | ({"foresight": foresight} if number == 1 else {})
+    for name, content in files.items():
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, folder / f"{name}.safetensors")
 
 
+def _called(number: int) -> str:
+    return "reward" if number == 1 else f"reward-{number}"
+
+
 def load_reward(job: Job, runtime: Local, folder: Path) -> None:
-    """Put a saved reward model into a runtime as the role `reward`, its scores already normalised."""
-    tensors = load_file(folder / "reward.safetensors")
+    """Put a saved reward model into a runtime as the role `reward`, further members as `reward-2` and so on; scores are normalised."""
     cfg = job.recipe.reward
-    if cfg.method == "lora":
-        if "base" not in runtime.trunks:
-            runtime.add_trunk("base", job.model(job.inputs["sft"] / "weights"), lora=True)
-        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, 0, cfg.lora.top)
-        runtime.adapters["base"].load("reward", tensors)
-        trunk, adapter = "base", "reward"
-    else:
-        runtime.add_trunk("reward", job.model(folder), lora=False)
-        trunk, adapter = "reward", None
-    head = ScalarHead(len(tensors["head.weight"])).to(job.device)
-    head.load_state_dict({part: tensors[f"head.{part}"] for part in ("weight", "bias")})
-    runtime.roles["reward"] = Role(trunk=trunk, adapter=adapter, head=head.requires_grad_(False))
+    for number in range(1, cfg.members + 1):
+        name = _called(number)
+        tensors = load_file(folder / f"{name}.safetensors")
+        if cfg.method == "lora":
+            if "base" not in runtime.trunks:
+                runtime.add_trunk("base", job.model(job.inputs["sft"] / "weights"), lora=True)
+            runtime.adapters["base"].add(name, cfg.lora.rank, cfg.lora.alpha, 0, cfg.lora.top)
+            runtime.adapters["base"].load(name, tensors)
+            trunk, adapter = "base", name
+        else:
+            runtime.add_trunk(name, job.model(folder if number == 1 else folder / name), lora=False)
+            trunk, adapter = name, None
+        head = ScalarHead(len(tensors["head.weight"])).to(job.device)
+        head.load_state_dict({part: tensors[f"head.{part}"] for part in ("weight", "bias")})
+        runtime.roles[name] = Role(trunk=trunk, adapter=adapter, head=head.requires_grad_(False))
+
+
+def judged(runtime: Local, batch: Batch, cfg: Rewards, more: tuple[str, ...] = ()) -> Outputs:
+    """What the reward models say together of a batch; `more` is what else is wanted of the first."""
+    out = runtime.score("reward", batch, ("score", *more))
+    others = [runtime.score(name, batch, ("score",)).score_B for name in runtime.roles if name.startswith("reward-")]
+    if others:
+        together = mix.agreed(np.stack([scores.cpu().numpy() for scores in (out.score_B, *others)]), cfg)
+        out.score_B = torch.from_numpy(together).to(out.score_B)
+    return out

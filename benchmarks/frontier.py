@@ -1,0 +1,168 @@
+"""How much win rate an algorithm buys for its nats where the gold reward is known, beside best-of-n.
+
+A small model of random weights; the reward is a fixed number for every sign of an answer, so that it is known, without noise and without ties.
+Every algorithm draws the same number of completions; DPO gets as many from the starting policy, as pairs judged by the same reward. A win is a
+higher reward than that of the start's answer to the same held-out prompt.
+
+python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [--steps 60] [--json OUT] [--svg OUT]
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import towpath as tp
+from towpath.data.batch import Batch, row
+from towpath.data.chat import Chat
+from towpath.data.draws import uniforms
+from towpath.models import base
+from towpath.recipe import Decoding
+from towpath.reporting.frontier import best_of_n
+from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.local import LocalEngine
+from towpath.runtime.local import Local, Role, prepare_process
+
+TOKENS, ROLLOUT, DRAWS = 12, 128, 4
+WORTH = np.random.default_rng(7).standard_normal(997)
+TRAIN = [f"Tell me something about the number {i}." for i in range(400)]
+HELD = [f"What do you think of the number {i}?" for i in range(400, 528)]
+STRENGTHS = {"ppo": (0.3, 0.6, 1.0), "grpo": (0.2, 0.4, 0.7), "rloo": (0.3, 0.6, 1.0), "dpo": (0.5, 1.0, 2.0)}
+"""Weights of the KL (beta of DPO), strongest hold last."""
+
+
+def gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """The known reward: the sum of what the signs of an answer are worth, near unit scale."""
+    return [sum(WORTH[ord(sign) % len(WORTH)] for sign in answer) / math.sqrt(TOKENS) for answer in answers]
+
+
+def drawn(folder: str, prompts: Sequence[str], seed: int, stream: str) -> tuple[list[list[int]], list[Drawn], list[str]]:
+    """Prompt tokens, answers at temperature 1, and their texts."""
+    chat = Chat(base.load_tokenizer(folder))
+    engine, how = LocalEngine(base.load(folder, torch.float32, "grouped"), chat.eos, chat.pad), Decoding()
+    asked = [(chat.prompt(prompt), i) for i, prompt in enumerate(prompts)]
+    told = engine.generate([Request(ids, how, uniforms(TOKENS, seed, stream, str(i))) for ids, i in asked])
+    return [ids for ids, _ in asked], told, [chat.text(answer.token_ids) for answer in told]
+
+
+def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Drawn]) -> float:
+    """Nats per prompt from the start, on the policy's own answers."""
+    runtime, batch = Local(4096), Batch([row(ids, answer.token_ids) for ids, answer in zip(asked, answers, strict=True)])
+    for name, folder in (("policy", policy), ("start", start)):
+        runtime.add_trunk(name, base.load(folder, torch.float32, "grouped"), lora=False)
+        runtime.roles[name] = Role(name)
+    ours, theirs = (runtime.score(name, batch, ("logp",)).logp_BT for name in ("policy", "start"))
+    return float((ours - theirs).sum(1).mean())
+
+
+def trained(algo: str, strength: float, steps: int, seed: int, folder: Path) -> Any:
+    """The algorithm at one strength of its hold on the start."""
+    settings = {
+        "model": "tiny", "folder": folder, "seed": seed, "method": "full", "dtype": "float32", "max_new_tokens": TOKENS, "temperature": 1.0,
+        "learning_rate": 1e-3, "batch": 64, "epochs": 2, "validate_every": 10**6, "rewards__eos_penalty": 0.0, "kl__alarm": 1e3, "kl__stop": 1e3,
+    }  # fmt: skip
+    if algo == "dpo":
+        prompts = [prompt for prompt in TRAIN for _ in range(math.ceil(steps * ROLLOUT / len(TRAIN)))][: steps * ROLLOUT]
+        _, _, texts = drawn(base.find("tiny"), prompts, seed, "frontier/pairs")
+        worth = gold(prompts, texts)
+        pairs = [(prompts[i], *(texts[i + k] for k in ((0, 1) if worth[i] > worth[i + 1] else (1, 0)))) for i in range(0, len(prompts) - 1, 2)]
+        pairs = [pair for pair, i in zip(pairs, range(0, len(prompts), 2), strict=False) if prompts[i] == prompts[i + 1]]
+        return tp.train("dpo", pairs=pairs, dpo__beta=strength, **settings)
+    group = 1 if algo == "ppo" else 4
+    return tp.train(algo, prompts=TRAIN, reward=gold, kl=strength, steps=steps, rollout=ROLLOUT, group=group, **settings)
+
+
+def point(algo: str, strength: float, steps: int, seed: int) -> dict[str, float]:
+    """KL and gold win rate on held-out prompts, and the share of best-of-n's gain at that KL."""
+    prompts, start = HELD * DRAWS, base.find("tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        policy = str(trained(algo, strength, steps, seed, Path(folder)).folder)
+        asked, answers, texts = drawn(policy, prompts, seed, "frontier/policy")
+        _, _, before = drawn(start, prompts, seed, "frontier/start")
+        nats = kl(policy, start, asked, answers)
+    ours, theirs = np.array(gold(prompts, texts)), np.array(gold(prompts, before))
+    rate = float(np.where(ours == theirs, 0.5, ours > theirs).mean())
+    return {"strength": strength, "seed": seed, "kl": nats, "win_rate": rate, "share": (rate - 0.5) / (bound(nats) - 0.5) if nats > 0 else 0.0}
+
+
+def bound(nats: float) -> float:
+    """Best-of-n's win rate at so many nats."""
+    low, high = 1.0, 1e6
+    for _ in range(80):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if best_of_n(middle)[0] < nats else (low, middle)
+    return best_of_n(low)[1]
+
+
+def svg(points: dict[str, list[dict[str, float]]]) -> str:
+    """Points of every algorithm on best-of-n's curve."""
+    width, height, left, bottom, most = 640, 420, 56, 44, 2.4
+    colours = {"ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e"}
+
+    def at(nats: float, rate: float) -> tuple[float, float]:
+        return left + nats / most * (width - left - 16), height - bottom - (rate - 0.5) / 0.5 * (height - bottom - 16)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for rate in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        x, y = at(0, rate)
+        parts.append(f'<path d="M{x} {y:.1f}H{width - 16}" stroke="#ddd"/><text x="{x - 8}" y="{y + 4:.1f}" text-anchor="end">{rate:.0%}</text>')
+    for nats in (0.0, 0.5, 1.0, 1.5, 2.0):
+        x, y = at(nats, 0.5)
+        parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{nats}</text>')
+    parts.append(f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">KL to the start, nats per prompt</text>')
+    parts.append(f'<text x="{left}" y="11">win rate over the start by the known reward</text>')
+    curve = [best_of_n(math.exp(i / 40)) for i in range(200)]
+    line = "L".join(f"{x:.1f} {y:.1f}" for x, y in (at(*p) for p in curve if p[0] <= most))
+    parts.append(
+        f'<path d="M{line}" fill="none" stroke="#333" stroke-width="1.5"/><text x="{at(1.7, 0)[0]:.0f}" y="{at(0, 0.945)[1]:.0f}">best of n</text>'
+    )
+    for i, (algo, found) in enumerate(points.items()):
+        parts += [
+            f'<circle cx="{at(p["kl"], 0)[0]:.1f}" cy="{at(0, p["win_rate"])[1]:.1f}" r="4" fill="{colours[algo]}" fill-opacity="0.75"/>'
+            for p in found
+        ]
+        parts.append(
+            f'<circle cx="{width - 110}" cy="{260 + 20 * i}" r="4" fill="{colours[algo]}"/><text x="{width - 98}" y="{264 + 20 * i}">{algo}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main() -> None:
+    """Every algorithm at every strength with every seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithms", default=",".join(STRENGTHS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=60, help="rollouts of 128 completions")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path)
+    told = parser.parse_args()
+    prepare_process()
+    points: dict[str, list[dict[str, float]]] = {}
+    for algo in told.algorithms.split(","):
+        points[algo] = []
+        for strength in STRENGTHS[algo]:
+            for seed in map(int, told.seeds.split(",")):
+                points[algo].append(point(algo, strength, told.steps, seed))
+                print(algo, {key: round(value, 3) for key, value in points[algo][-1].items()}, file=sys.stderr, flush=True)
+        asked = [p["share"] for p in points[algo] if 0.2 <= p["kl"] <= 2.0]
+        if asked:
+            print(f"{algo}: median {statistics.median(asked):.0%} of best-of-n's gain at equal KL, least {min(asked):.0%}, {len(asked)} points")
+    if told.json:
+        told.json.write_text(json.dumps({"steps": told.steps, "rollout": ROLLOUT, "tokens": TOKENS, "points": points}, indent=1) + "\n")
+    if told.svg:
+        told.svg.write_text(svg(points))
+
+
+if __name__ == "__main__":
+    main()
