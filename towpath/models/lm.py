@@ -53,49 +53,62 @@ def _only(body: Any, part: slice, norm: nn.Module) -> Iterator[None]:
         body.layers, body.norm = layers, last
 
 
-def token_logprobs(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float = 1.0, chunk: int = 256) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy (without gradient) at each position, a chunk of logits at a time."""
+def token_logprobs(
+    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float = 1.0, entropy: bool = True, chunk: int = 256
+) -> tuple[Tensor, Tensor]:
+    """log p(target) and, where asked, entropy (without gradient) at each position, a chunk of logits at a time."""
     logps, entropies = [], []
-    reading = _LearnedHead if head_VD.requires_grad else _FrozenHead
+    if not (torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad)):
+        reading = _chosen
+    else:
+        reading = (_LearnedHead if head_VD.requires_grad else _FrozenHead).apply
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)
-        logp, entropy = reading.apply(hidden_ND[part], head_VD, target_N[part], temperature)  # pyright: ignore[reportGeneralTypeIssues]
+        logp, chaos = reading(hidden_ND[part], head_VD, target_N[part], temperature, entropy)  # pyright: ignore[reportGeneralTypeIssues]
         logps.append(logp)
-        entropies.append(entropy)
+        entropies.append(chaos)
     if not logps:
         empty = hidden_ND.new_zeros(0, dtype=torch.float32)
         return empty, empty
     return torch.cat(logps), torch.cat(entropies)
 
 
-def _read(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(target), entropy, and p of every token [N,V]."""
+def _chosen(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+    """log p(target) and entropy, for whoever needs no gradient."""
+    return _read(hidden_ND, head_VD, target_N, temperature, entropy, False)[:2]
+
+
+def _read(
+    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, entropy: bool, whole: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(target); entropy, or zeros where it is not asked for; p of every token [N,V] where `whole`."""
     logits = (hidden_ND @ head_VD.T).float()
     if temperature != 1.0:
         logits /= temperature
     logp_NV = logits.log_softmax(-1)
-    p_NV = logp_NV.exp()
-    return logp_NV.gather(1, target_N[:, None])[:, 0], -torch.einsum("nv,nv->n", p_NV, logp_NV), p_NV
+    logp_N = logp_NV.gather(1, target_N[:, None])[:, 0]
+    p_NV = logp_NV.exp() if entropy or whole else logp_NV[:0]
+    return logp_N, -torch.einsum("nv,nv->n", p_NV, logp_NV) if entropy else torch.zeros_like(logp_N), p_NV
 
 
 class _LearnedHead(torch.autograd.Function):
     """Keeps p in the states' own precision, so that the way back needs neither the logits again nor a float32 copy of them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logp, entropy, p_NV = _read(hidden_ND, head_VD, target_N, temperature)
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor]:
+        logp, entropy, p_NV = _read(hidden_ND, head_VD, target_N, temperature, wanted)
         ctx.save_for_backward(p_NV.to(hidden_ND.dtype), hidden_ND, head_VD, target_N)
         ctx.mark_non_differentiable(entropy)
         ctx.temperature = temperature
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         p_NV, hidden_ND, head_VD, target_N = ctx.saved_tensors
         share_N = (grad_N / ctx.temperature).to(p_NV.dtype)
         slope_NV = p_NV * -share_N[:, None]
         slope_NV[torch.arange(len(target_N), device=target_N.device), target_N] += share_N
-        return slope_NV @ head_VD, slope_NV.T @ hidden_ND, None, None
+        return slope_NV @ head_VD, slope_NV.T @ hidden_ND, None, None, None
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -103,8 +116,8 @@ class _FrozenHead(torch.autograd.Function):
     (one-hot − p) W / temperature. Keeping that [N,D] instead of [N,V] saves the second pass over the logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logp, entropy, p_NV = _read(hidden_ND, head_VD, target_N, temperature)
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor]:
+        logp, entropy, p_NV = _read(hidden_ND, head_VD, target_N, temperature, wanted)
         if ctx.needs_input_grad[0]:
             mean_ND = p_NV.to(head_VD.dtype) @ head_VD
             ctx.save_for_backward((head_VD[target_N].float() - mean_ND.float()) / temperature)
@@ -113,6 +126,6 @@ class _FrozenHead(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (slope_ND,) = ctx.saved_tensors
-        return (slope_ND * grad_N[:, None]).to(ctx.dtype), None, None, None
+        return (slope_ND * grad_N[:, None]).to(ctx.dtype), None, None, None, None

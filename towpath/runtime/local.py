@@ -120,8 +120,10 @@ class Local:
             head = self.trunks[role.trunk].get_output_embeddings().weight
             if head.dtype != hidden_ND.dtype:
                 head = head.to(hidden_ND.dtype)
-            logp_N, entropy_N = lm.token_logprobs(hidden_ND, head, target_N, self.temperature)
-            out.logp_BT, out.entropy_BT = _spread(logp_N, mask_BT), _spread(entropy_N, mask_BT)
+            logp_N, entropy_N = lm.token_logprobs(hidden_ND, head, target_N, self.temperature, "entropy" in wants)
+            out.logp_BT = _spread(logp_N, mask_BT)
+            if "entropy" in wants:
+                out.entropy_BT = _spread(entropy_N, mask_BT)
         if {"value", "features"} & set(wants):
             features_BTD = _so_far(hidden_ND, mask_BT)
             if "value" in wants and role.head is not None:
