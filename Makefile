@@ -58,4 +58,4 @@ bench: setup .bench/trl110/.ready .bench/trl/.ready
 	touch $@
 
 clean:
-	rm -rf $(V) build dist
+	rm -rf $(V) .bench build dist

@@ -191,6 +191,8 @@ def test_from_python_it_learns_from_pairs(algo, tmp_path):
 
 
 def test_from_python_what_cannot_work_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"(?s)pairs\[1\].*three texts"):
+        tp.train("dpo", model="tiny", pairs=[("a", "b", "c"), ("a", "b")], folder=tmp_path)
     with pytest.raises(RecipeError, match="learns from its own answers"):
         tp.train("ppo", model="tiny", pairs=[("a", "b", "c")], folder=tmp_path)
     with pytest.raises(RecipeError, match="judged pairs"):

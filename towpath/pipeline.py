@@ -22,6 +22,7 @@ from towpath.algos import data_of
 from towpath.data import sources
 from towpath.data.sources import Corpus
 from towpath.errors import GateClosed, RecipeError, ResourceError, TowpathError, Waiting
+from towpath.feedback import simulated
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict
 from towpath.store.publish import fault, replace_file, sweep
@@ -87,7 +88,9 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     dump["reward"].pop("use")
     needs_reward, needs_labels = _needs(recipe)
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
-    stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety])}, "sft")
+    judge = {"rubric": simulated.GUIDELINE}  # a changed rubric is a changed judge
+    simulation = judge if preferences["raters"] == "simulated" else {}
+    stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety])} | judge, "sft")
     for n in range(1, recipe.rounds + 1):
         at, before = ("" if n == 1 else f"@{n}"), ("" if n == 2 else f"@{n - 1}")
         samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)]
@@ -96,7 +99,7 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
         if needs_labels:
             stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)}, "sft", *again)
             people = _people(store, planned, samples) if preferences["raters"] == "people" and store else ""
-            stage("label", n, {"preferences": preferences, "judgements": people}, *samples)
+            stage("label", n, {"preferences": preferences, "judgements": people} | simulation, *samples)
             learned = [*samples, f"label{at}"]
         if needs_reward:
             stage("reward", n, {"reward": dump["reward"]}, "sft", *learned)
@@ -107,7 +110,7 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
             said["validation"] = recipe.reward.validation
         stage("policy", n, said, "sft", *learned, *again)
         judged = [f"reward{at}"] if needs_reward else []
-        stage("evaluate", n, {"evaluate": dump["evaluate"]}, "sft", "baseline", *judged, f"policy{at}")
+        stage("evaluate", n, {"evaluate": dump["evaluate"]} | judge, "sft", "baseline", *judged, f"policy{at}")
     return list(planned.values())
 
 

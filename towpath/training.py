@@ -59,12 +59,12 @@ def train(
     """Optimise a model for a reward on its own answers, or by pairs of answers.
 
     `reward` takes prompts and answers and gives a number each, or is a source as recipes name it (`rule:words:8-35`, an address).
-    DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times.
+    DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; `kl` and `steps` are not theirs.
     Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`, `grpo__scale="none"`, `lora__alpha=64`.
     The same call in the same folder goes on where it stopped.
     """
     on_pairs = data_of(algo) == "comparisons"
-    _require(algo, on_pairs, {"prompts": prompts, "reward": reward, "pairs": pairs})
+    _require(algo, on_pairs, {"prompts": len(prompts) > 0, "reward": reward is not None, "pairs": len(pairs) > 0}, pairs)
     asked = list(dict.fromkeys(prompt for prompt, _, _ in pairs)) if on_pairs else prompts
     told = {"kl.coef": kl, "kl.target": 0.0, "steps": steps} if not on_pairs else {}
     if reward is not None:
@@ -79,14 +79,16 @@ def train(
     return Trained(job, json.loads(done.read_text())["result"])
 
 
-def _require(algo: str, on_pairs: bool, given: Mapping[str, Any]) -> None:
-    needed = ("pairs",) if on_pairs else ("prompts", "reward")
-    have = {name for name, value in given.items() if value is not None and (isinstance(value, str) or callable(value) or len(value))}
-    if have != set(needed):
+def _require(algo: str, on_pairs: bool, given: Mapping[str, bool], pairs: Sequence[Pair]) -> None:
+    """What the algorithm learns from is there, nothing else is, and pairs are pairs."""
+    needed, have = ({"pairs"} if on_pairs else {"prompts", "reward"}), {name for name, there in given.items() if there}
+    if have != needed:
         rule = "it learns from judged pairs" if on_pairs else "it learns from its own answers"
-        raise RecipeError(
-            f"train({algo!r}) with {' and '.join(sorted(have)) or 'nothing'}", rule, f"give it {' and '.join(needed)}, and nothing else"
-        )
+        fix = f"give it {' and '.join(sorted(needed))}, and nothing else"
+        raise RecipeError(f"train({algo!r}) with {' and '.join(sorted(have)) or 'nothing'}", rule, fix)
+    for number, pair in enumerate(pairs):
+        if isinstance(pair, str) or len(pair) != 3 or not all(isinstance(text, str) and text.strip() for text in pair):
+            raise RecipeError(f"pairs[{number}] = {str(pair)[:80]!r}", "a pair is three texts", "give (prompt, better answer, worse answer)")
 
 
 def _recipe(algo: str, model: str, settings: Mapping[str, Any], prompts: int, seed: int, dtype: str, on_pairs: bool) -> Recipe:

@@ -225,7 +225,7 @@ def generated(workload: Workload, model: Path, folder: Path) -> Told:
     return Told(
         {"generate": seconds},
         {"answers": len(drawn), "answer_tokens": sum(len(d.token_ids) for d in drawn)},
-        {"rows": float(np.mean([d.logprobs[0] for d in drawn]))},
+        {"first_token_logp": float(np.mean([d.logprobs[0] for d in drawn]))},
     )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.implementations import peers
-from benchmarks.workload import EOS, Told, Workload, spelled
+from benchmarks.workload import Told, Workload, spelled
 
 
 def shared(workload: Workload, folder: str, rate: float) -> dict[str, Any]:
@@ -102,6 +102,5 @@ def reward(workload: Workload, model: str, folder: str) -> Told:
     return _trained(RewardTrainer(judge, config, train_dataset=Dataset.from_list(rows), processing_class=words))
 
 
-assert EOS
 if __name__ == "__main__":
     peers.main({"grpo": grpo, "sft": sft, "dpo": dpo, "reward": reward}, ("trl", "torch", "transformers"))

@@ -64,9 +64,9 @@ def token_logprobs(
         reading = (_LearnedHead if head_VD.requires_grad else _FrozenHead).apply
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)
-        logp, chaos = reading(hidden_ND[part], head_VD, target_N[part], temperature, entropy)  # pyright: ignore[reportGeneralTypeIssues]
-        logps.append(logp)
-        entropies.append(chaos)
+        logp_N, entropy_N = reading(hidden_ND[part], head_VD, target_N[part], temperature, entropy)  # pyright: ignore[reportGeneralTypeIssues]
+        logps.append(logp_N)
+        entropies.append(entropy_N)
     if not logps:
         empty = hidden_ND.new_zeros(0, dtype=torch.float32)
         return empty, empty
