@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.workload import EOS, PAD
+from benchmarks.workload import EOS, PAD, SPECIAL, word
 from towpath.models import base
 
 
@@ -47,6 +47,6 @@ def _random(shape: dict[str, int]) -> Any:
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token=f"w{PAD}"))
+    backend = Tokenizer(models.WordLevel({word(i): i for i in range(vocabulary)}, unk_token=SPECIAL[PAD]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=f"w{EOS}", pad_token=f"w{PAD}", bos_token="w1")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=SPECIAL[EOS], pad_token=SPECIAL[PAD], bos_token=SPECIAL[1])

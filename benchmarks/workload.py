@@ -86,9 +86,17 @@ class Workload:
         return found
 
 
+SPECIAL = {PAD: "<pad>", 1: "<bos>", EOS: "<eos>"}
+
+
+def word(token: int) -> str:
+    """How the benchmark's tokenizer spells a token."""
+    return SPECIAL.get(token, f"w{token}")
+
+
 def spelled(ids: list[int]) -> str:
     """Tokens as text that the benchmark's tokenizer reads back token for token."""
-    return " ".join(f"w{i}" for i in ids)
+    return " ".join(map(word, ids))
 
 
 @dataclass

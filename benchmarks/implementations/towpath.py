@@ -109,8 +109,8 @@ class Clock:
 
 def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str], spare: int = 0) -> Job:
     """A stage of a run made for the workload."""
-    precision = [f'model.dtype="{workload.precision}"', "track.tensorboard=false", f"seed={workload.seed}"]
-    recipe = check(Recipe, override({}, [*precision, *settings]), "benchmark")
+    shared = [f'model.source="{model}"', f'model.dtype="{workload.precision}"', "track.tensorboard=false", f"seed={workload.seed}"]
+    recipe = check(Recipe, override({}, [*shared, *settings]), "benchmark")
     words = Words(model)
     texts = [spelled(ids) for ids in workload.prompt_ids(len(words.tokenizer), spare)]
     corpus = Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(texts)))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from towpath.models import decoder
+
 
 def attention_mask(segment_PL: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive causal mask [P,1,L,L]: a token sees itself and what came before it in its own row."""
@@ -22,24 +24,31 @@ def attention_mask(segment_PL: Tensor, dtype: torch.dtype) -> Tensor:
 
 def hidden(model: Any, ids_PL: Tensor, position_PL: Tensor, segment_PL: Tensor) -> Tensor:
     """Last hidden states [P,L,D], after the final norm."""
-    return _through(model, position_PL, segment_PL, input_ids=ids_PL)
+    return _through(model, position_PL, segment_PL, slice(None), True, input_ids=ids_PL)
 
 
 def below(model: Any, ids_PL: Tensor, position_PL: Tensor, segment_PL: Tensor, depth: int) -> Tensor:
     """The states that the layers from `depth` on read [P,L,D]."""
-    with _only(model.base_model, slice(0, depth), nn.Identity()):
-        return _through(model, position_PL, segment_PL, input_ids=ids_PL)
+    return _through(model, position_PL, segment_PL, slice(0, depth), False, input_ids=ids_PL)
 
 
 def above(model: Any, states_PLD: Tensor, position_PL: Tensor, segment_PL: Tensor, depth: int) -> Tensor:
     """`hidden`, begun at states that `below` gave."""
-    with _only(model.base_model, slice(depth, None), model.base_model.norm):
-        return _through(model, position_PL, segment_PL, inputs_embeds=states_PLD)
+    return _through(model, position_PL, segment_PL, slice(depth, None), True, inputs_embeds=states_PLD)
 
 
-def _through(model: Any, position_PL: Tensor, segment_PL: Tensor, **given: Tensor) -> Tensor:
-    mask = attention_mask(segment_PL, model.dtype)
-    return model.base_model(attention_mask=mask, position_ids=position_PL, use_cache=False, **given).last_hidden_state
+def _through(model: Any, position_PL: Tensor, segment_PL: Tensor, part: slice, end: bool, **given: Tensor) -> Tensor:
+    """By the layers written out in `decoder` where they fit, else by the model's own."""
+    body = model.base_model
+    if not decoder.fits(model):
+        mask = attention_mask(segment_PL, model.dtype)
+        with _only(body, part, body.norm if end else nn.Identity()):
+            return body(attention_mask=mask, position_ids=position_PL, use_cache=False, **given).last_hidden_state
+    device = model.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    with torch.autocast(device, enabled=False):
+        states_PLD = given["inputs_embeds"] if "inputs_embeds" in given else body.embed_tokens(given["input_ids"])
+        return decoder.through(model, states_PLD.to(dtype), position_PL, attention_mask(segment_PL, dtype), part, end)
 
 
 @contextmanager

@@ -1,0 +1,113 @@
+"""The layers written out against transformers' own: states and gradients, full weights and adapters, padding and packed rows."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from towpath.models import attention, decoder, lm
+from towpath.models.adapters import Adapters
+
+KINDS = {"llama": (LlamaForCausalLM, LlamaConfig), "mistral": (MistralForCausalLM, MistralConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
+POSITION = torch.arange(11).expand(4, -1).contiguous()
+SEGMENT = torch.ones(4, 11, dtype=torch.long)
+SEGMENT[1, 7:], SEGMENT[2, 5:] = 0, 2
+
+
+def made(kind, dtype=torch.float32, **more):
+    more = {"sliding_window": None, **more} if kind == "mistral" else more
+    attention.register()
+    torch.manual_seed(0)
+    of, config = KINDS[kind]
+    shape = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2}
+    model = of(config(**shape, max_position_embeddings=128, tie_word_embeddings=True, attn_implementation="grouped", **more))
+    for name, weight in model.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.2)
+    return model.to(dtype).eval()
+
+
+@contextmanager
+def by_transformers(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "fits", lambda _model: False)
+        yield
+
+
+def measured(model, lora):
+    """Last states and every learned weight's gradient for a loss that reads them all."""
+    ids = torch.randint(3, 97, (4, 11), generator=torch.Generator().manual_seed(1))
+    if lora:
+        adapters = Adapters(model)
+        adapters.add("policy", 4, 4.0, 0, top=2)
+        learned = adapters.parameters("policy")
+        draw = torch.Generator().manual_seed(2)
+        for weight in learned.values():
+            weight.data = torch.randn(weight.shape, generator=draw).to(weight.dtype) * 0.1
+            weight.requires_grad_(True)
+        adapters.switch.active = "policy"
+    else:
+        learned = dict(model.named_parameters())
+    states = lm.hidden(model, ids, POSITION, SEGMENT)[SEGMENT > 0]
+    weight = torch.randn(states.shape, generator=torch.Generator().manual_seed(3)).to(states.dtype)
+    (states * weight).sum().backward()
+    return {"states": states.detach(), **{name: part.grad for name, part in learned.items()}}
+
+
+def distance(one, other):
+    """The largest relative distance of any of the tensors."""
+    return max(float((one[key].double() - other[key].double()).norm() / other[key].double().norm()) for key in other)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_and_gradients_are_those_of_transformers(kind, lora, monkeypatch):
+    assert decoder.fits(made(kind))
+    ours = measured(made(kind), lora)
+    with by_transformers(monkeypatch):
+        assert distance(ours, measured(made(kind), lora)) < 2e-5
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_in_bfloat16_the_error_is_no_larger_than_that_of_transformers(lora, monkeypatch):
+    with by_transformers(monkeypatch):
+        exact = measured(made("llama", torch.float64), lora)
+        theirs = distance(measured(made("llama", torch.bfloat16), lora), exact)
+    assert distance(measured(made("llama", torch.bfloat16), lora), exact) < 1.25 * theirs
+
+
+def test_float32_masters_learn_through_bfloat16_products(monkeypatch):
+    with by_transformers(monkeypatch):
+        exact = measured(made("llama"), False)
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs = distance(measured(made("llama"), False), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = measured(made("llama"), False)
+    assert ours["model.layers.0.self_attn.q_proj.weight"].dtype == torch.float32
+    assert distance(ours, exact) < 1.5 * theirs
+
+
+def test_a_weight_written_to_is_read_anew():
+    model = made("llama")
+    before = measured(model, False)["states"]
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight.mul_(1.5)
+    written = measured(model, False)["states"]
+    assert not torch.equal(before, written)
+    model.model.layers[1].self_attn.k_proj.weight.data = model.model.layers[1].self_attn.k_proj.weight.data / 1.5
+    assert torch.allclose(before, measured(model, False)["states"], atol=1e-5)
+
+
+def test_stacked_weights_are_saved_and_loaded_as_they_were(tmp_path):
+    model = made("llama")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    measured(model, False)
+    model.save_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize(("kind", "more"), [("mistral", {"sliding_window": 4}), ("llama", {"hidden_act": "gelu"}), ("llama", {"attention_dropout": 0.1})])
+def test_what_it_does_not_know_is_left_to_transformers(kind, more):
+    assert not decoder.fits(made(kind, **more))
