@@ -4,6 +4,8 @@ stacked into one, adapters added by accumulating products, no float32 copies. He
 T tokens of P lines of L, D width, H query heads and K key-value heads of width W, R rank.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,8 @@ class Stack:
         self.ends: list[int] = np.cumsum([base.out_features for base in self.bases]).tolist()
         self.begins = [0, *self.ends[:-1]]
         self.whole = self.bases[0].weight.detach()
+        self.packed: Tensor | None = None
+        """The weights as the processor reads them fastest, while nothing learns."""
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """[N,D] of all layers."""
@@ -84,6 +88,8 @@ class Stack:
         return [base.weight for base in self.bases] + [base.bias for base in self.bases if base.bias is not None]
 
     def forward(self, x_TD: Tensor, low: Low) -> Tensor:
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x_TD, self.packed, self.bias(x_TD.dtype), "none", [], "")
         y_TN = F.linear(x_TD, self.weight(x_TD.dtype), self.bias(x_TD.dtype))
         return y_TN if low is None else y_TN.addmm_(x_TD @ low[0].T, low[1])
 
@@ -150,11 +156,15 @@ class Layer:
             return _Node.apply(x_TD, turn, mask, self, *learned)  # pyright: ignore[reportReturnType]
         return self.forward(x_TD, turn, mask)[0]
 
-    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Tensor, list[Low], tuple[Tensor, ...]]:
-        """The layer's output, and what the way back needs."""
+    def forward(
+        self, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, seen: Any = None
+    ) -> tuple[Tensor, list[Low], tuple[Tensor, ...]]:
+        """The layer's output, and what the way back needs; with a layer of a cache, keys and values join those it has seen."""
         (first, second), lines, lows = self.norms, mask.shape[0], [stack.low(x_TD.dtype) for stack in self.stacks]
         n1_TD, s1_T1 = normed(x_TD, first.weight.detach(), first.variance_epsilon)
         q, k, v = self.laid(self.qkv.forward(n1_TD, lows[0]), turn, lines)
+        if seen is not None:
+            k, v = (x.flatten(0, 1) for x in seen.update(*(x.view(lines, self.key_heads, -1, self.width) for x in (k, v))))
         weights = self.attended(q, k, mask)
         mixed_TD = _rows(torch.bmm(weights, v), lines, self.heads)
         y_TD = self.out.forward(mixed_TD, lows[1]).add_(x_TD)
@@ -271,10 +281,41 @@ def layers_of(model: Any) -> list[Layer]:
 
 def through(model: Any, states_PLD: Tensor, position_PL: Tensor, mask: Tensor, part: slice, end: bool) -> Tensor:
     """The states after some of the layers, and after the final norm where that is the end."""
-    cos, sin = model.base_model.rotary_emb(states_PLD, position_PL)
-    turn = tuple(x[:, None, :, : x.shape[-1] // 2].contiguous() for x in (cos, sin))
-    x_TD = states_PLD.flatten(0, 1)
+    turn, x_TD = _angles(model, states_PLD, position_PL), states_PLD.flatten(0, 1)
     for layer in layers_of(model)[part]:
-        x_TD = layer(x_TD, turn, mask)  # pyright: ignore[reportArgumentType]
+        x_TD = layer(x_TD, turn, mask)
     out = x_TD.view_as(states_PLD)
     return model.base_model.norm(out).to(out.dtype) if end else out
+
+
+def read(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    """Last hidden states [B,D] of what is read after all that the cache has seen; the cache sees it too."""
+    states_BLD = model.base_model.embed_tokens(ids_BL)
+    turn, x_TD = _angles(model, states_BLD, position_BL), states_BLD.flatten(0, 1)
+    for layer, seen in zip(layers_of(model), cache.layers, strict=True):
+        x_TD = layer.forward(x_TD, turn, mask, seen)[0]
+    return model.base_model.norm(x_TD.view_as(states_BLD)[:, -1])
+
+
+def _angles(model: Any, states_PLD: Tensor, position_PL: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = (x[:, None, :, : x.shape[-1] // 2].contiguous() for x in model.base_model.rotary_emb(states_PLD, position_PL))
+    return cos, sin
+
+
+@contextmanager
+def packed(model: Any) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Within the block weights lie as the processor reads them fastest, at the price of a copy; gives the head's product.
+    Only where they do not change, and in bfloat16, where it pays."""
+    head = model.get_output_embeddings()
+    if not (fits(model) and model.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        yield head
+        return
+    stacks = [stack for layer in layers_of(model) for stack in layer.stacks]
+    whole = torch.ops.mkldnn._reorder_linear_weight(head.weight.detach())
+    try:
+        for stack in stacks:
+            stack.packed = torch.ops.mkldnn._reorder_linear_weight(stack.weight(model.dtype))
+        yield lambda x: torch.ops.mkldnn._linear_pointwise(x, whole, head.bias, "none", [], "")
+    finally:
+        for stack in stacks:
+            stack.packed = None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 STRIDE = 16
 """Columns added at a time. What is not yet filled is computed upon and barred by the mask, so that keys stay contiguous:
@@ -47,7 +47,7 @@ class Block(DynamicLayer):
 class Room:
     """The cache and the additive mask [B,1,1,S] of rows that each draw one token a step."""
 
-    def __init__(self, read: DynamicCache, mask_BS: Tensor, index_B: Tensor) -> None:
+    def __init__(self, read: Cache, mask_BS: Tensor, index_B: Tensor) -> None:
         layers: list[Any] = read.layers
         for i, layer in enumerate(layers):
             layers[i] = Block(layer, index_B)  # one at a time: the old layer is free before the next is made

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
+from towpath.models import decoder, lm
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
 from towpath.rollout.engine import Drawn, Request
@@ -24,10 +26,11 @@ class LocalEngine:
         """Answers in the order of the requests."""
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
         drawn: dict[int, Drawn] = {}
-        for begin in range(0, len(order), self.rows):
-            chosen = order[begin : begin + self.rows]
-            answers = self._batch([requests[i] for i in chosen], greedy, tick or (lambda _ended: None))
-            drawn |= dict(zip(chosen, answers, strict=True))
+        with decoder.packed(self.model) as self.head:
+            for begin in range(0, len(order), self.rows):
+                chosen = order[begin : begin + self.rows]
+                answers = self._batch([requests[i] for i in chosen], greedy, tick or (lambda _ended: None))
+                drawn |= dict(zip(chosen, answers, strict=True))
         return [drawn[i] for i in range(len(requests))]
 
     def _batch(self, requests: list[Request], greedy: bool, tick: Callable[[int], None]) -> list[Drawn]:
@@ -60,16 +63,18 @@ class LocalEngine:
     def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache) -> Tensor:
         """Logits [B,V] after the last column. The head reads a matrix: given a strided [B,1,D] and frozen weights,
         torch repeats the head's weights for every row, which costs seconds and gigabytes."""
+        if decoder.fits(self.model):
+            return self.head(decoder.read(self.model, ids, position, mask, cache))
         out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
-        return self.model.get_output_embeddings()(out.last_hidden_state[:, -1].contiguous())
+        return self.head(out.last_hidden_state[:, -1].contiguous())
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Room]:
         """Logits, last positions [B,1] and cache of every row; a prompt that several rows share is read once."""
         number: dict[tuple[int, ...], int] = {}
         index = torch.tensor([number.setdefault(tuple(prompt), len(number)) for prompt in prompts], device=self.model.device)
         ids, mask, position = self._left_padded(list(number))
-        cache = DynamicCache()
-        logits = self._logits(ids, mask, position, cache)
+        cache = Cache(layers=[DynamicLayer() for _ in range(self.model.config.num_hidden_layers)])
+        logits = self._logits(ids, lm.attention_mask(mask, self.model.dtype), position, cache)
         return logits[index], position[index, -1:], Room(cache, mask, index)
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
