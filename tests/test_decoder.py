@@ -49,7 +49,7 @@ def measured(model, lora):
         adapters.switch.active = "policy"
     else:
         learned = dict(model.named_parameters())
-    states = lm.hidden(model, ids, POSITION, SEGMENT)[SEGMENT > 0]
+    states = lm.hidden(model, lm.Lines(ids, POSITION, SEGMENT, SEGMENT))[SEGMENT > 0]
     weight = torch.randn(states.shape, generator=torch.Generator().manual_seed(3)).to(states.dtype)
     (states * weight).sum().backward()
     return {"states": states.detach(), **{name: part.grad for name, part in learned.items()}}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from towpath.data import batch as data_batch
 from towpath.data.batch import Batch, Row, pack
-from towpath.models import lm
+from towpath.models import decoder, lm
 from towpath.models.heads import ScalarHead
 from towpath.runtime.local import Local, Role
 
@@ -218,10 +219,46 @@ def test_state_survives_save_and_restore_bit_for_bit(tiny):
 
 def test_packing_keeps_every_token_once():
     packed = pack(ROWS, pad=0, width=24)
-    for row, line, offset in zip(ROWS, packed.line_B, packed.offset_B, strict=True):
-        assert packed.ids_PL[line, offset : offset + len(row.ids)].tolist() == row.ids.tolist()
+    for row, place in zip(ROWS, packed.places, strict=True):
+        assert packed.ids_PL.flatten()[place].tolist() == row.ids.tolist()
+        assert packed.position_PL.flatten()[place].tolist() == list(range(len(row.ids)))
     assert (packed.segment_PL > 0).sum() == sum(len(row.ids) for row in ROWS)
     assert packed.ids_PL.shape[0] < len(ROWS)
+
+
+SHARING = [Row(np.array([*prompt, *answer]), len(prompt)) for prompt, answer in [
+    (range(10, 30), [5, 6, 7]), (range(40, 52), [8, 9]), (range(10, 30), [9, 8, 7, 6, 5]), (range(10, 30), [5]), (range(40, 52), [11] * 7),
+]]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [0, 64])
+def test_rows_of_one_prompt_share_its_tokens(width):
+    packed = pack(SHARING, pad=0, width=width)
+    assert (packed.segment_PL > 0).sum() == 20 + 12 + sum(row.answer_length for row in SHARING)
+    for row, place in zip(SHARING, packed.places, strict=True):
+        assert packed.ids_PL.flatten()[place].tolist() == row.ids.tolist()
+        assert packed.position_PL.flatten()[place].tolist() == list(range(len(row.ids)))
+    assert len(pack([Row(np.arange(400), 2)] * 9, pad=0).ids_PL) == 9  # long answers to a short prompt are cheaper apart
+
+
+@pytest.mark.parametrize("family", ["ours", "theirs"])
+@pytest.mark.parametrize("width", [0, 64])
+def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, family, monkeypatch):
+    if family == "theirs":
+        monkeypatch.setattr(decoder, "fits", lambda _model: False)
+
+    def measured(cost):
+        monkeypatch.setattr(data_batch, "CROSSING", cost)
+        local = runtime(copy.deepcopy(tiny), lora=False, pack_width=width)
+        local.roles |= {"policy": Role(trains=("trunk",)), "reward": Role(head=ScalarHead(tiny.config.hidden_size, 0))}
+        local.start({"policy": 1e-3})
+        said = local.score("policy", Batch(SHARING), ("logp", "entropy")), local.score("reward", Batch(SHARING), ("score",))
+        local.forward_backward({"policy": ("logp",)}, Batch(SHARING), lambda out, part: (out.logp_BT.sum(), {}), 3.0)
+        gradients = [p.grad for p in local.trained().values()]
+        return [said[0].logp_BT, said[0].entropy_BT, said[1].score_B, *gradients]
+
+    for shared, apart in zip(measured(1500), measured(-(10**9)), strict=True):
+        torch.testing.assert_close(shared, apart, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -21,6 +21,11 @@ class Row:
     def answer_length(self) -> int:
         return len(self.ids) - self.start
 
+    @property
+    def prompt(self) -> bytes:
+        """The prompt's tokens, to compare by."""
+        return self.ids[: self.start].tobytes()
+
 
 def row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
     """One row of prompt and answer tokens."""
@@ -68,50 +73,95 @@ class Batch:
         return replace(self, columns={**self.columns, **columns})
 
     def passes(self, tokens: int) -> Iterator["Batch"]:
-        """Micro-batches of about so many tokens, of similar length; their losses add up to the whole."""
+        """Micro-batches of about so many tokens, of similar length, rows of one prompt together; their losses add up to the whole."""
         sizes = np.array(self.sizes or [1] * len(self.rows))
         starts = np.cumsum(sizes) - sizes
-        weights = [sum(len(row.ids) for row in self.rows[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
+        groups = [self.rows[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        prompts = [rows[0].prompt for rows in groups]
+        longest: dict[bytes, int] = {}
+        for prompt, rows in zip(prompts, groups, strict=True):
+            longest[prompt] = max(longest.get(prompt, 0), *(len(row.ids) for row in rows))
         chosen: list[int] = []
+        read: set[bytes] = set()
         total = 0
-        for index in np.argsort(weights, kind="stable")[::-1]:
-            if chosen and total + weights[index] > tokens:
+        for index in sorted(range(len(groups)), key=lambda i: (-longest[prompts[i]], prompts[i])):
+            cost = sum(row.answer_length for row in groups[index]) + (0 if prompts[index] in read else groups[index][0].start)
+            if chosen and total + cost > tokens:
                 yield self.take(chosen)
-                chosen, total = [], 0
-            chosen.append(int(index))
-            total += weights[index]
+                chosen, total, read = [], 0, set()
+                cost = sum(row.answer_length for row in groups[index]) + groups[index][0].start
+            chosen.append(index)
+            total += cost
+            read.add(prompts[index])
         if chosen:
             yield self.take(chosen)
 
 
+CROSSING = 1500
+"""Tokens of a line at which attention costs about as much as the linear layers."""
+
+
 @dataclass(frozen=True)
 class Packed:
-    """Rows laid into lines; segment 0 is padding, row i of a line is segment i + 1."""
+    """Rows laid into lines; rows of one prompt may share its tokens.
+
+    Segment 0 is padding, every prompt and every answer of a line has a number of its own; the `parent` of an answer's segment is its
+    prompt's, which it sees beside itself.
+    """
 
     ids_PL: np.ndarray
     position_PL: np.ndarray
     segment_PL: np.ndarray
-    line_B: np.ndarray
-    offset_B: np.ndarray
+    parent_PL: np.ndarray
+    places: list[np.ndarray]
+    """Where every token of each row lies in the lines, one behind the other."""
 
 
 def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
-    """Rows laid into as many lines as a `width` asks for, no wider than these need to be; 0 gives a line to each row."""
-    sizes = [len(row.ids) for row in rows]
-    lines, width = _lines(sizes, width) if width else (list(range(len(rows))), max(sizes))
+    """Rows laid into as many lines as a `width` asks for, no wider than these need to be; 0 gives a line to each row, or to several that
+    share a prompt where that is less work."""
+    bundles = _bundles(rows)
+    sizes = [rows[bundle[0]].start + sum(rows[i].answer_length for i in bundle) for bundle in bundles]
+    lines, width = _lines(sizes, width) if width else (list(range(len(bundles))), max(sizes))
     used, count = [0] * (max(lines) + 1), [0] * (max(lines) + 1)
-    line_B, offset_B = np.array(lines), np.zeros(len(rows), dtype=np.int64)
     ids_PL = np.full((len(used), width), pad, dtype=np.int64)
-    position_PL, segment_PL = np.zeros_like(ids_PL), np.zeros_like(ids_PL)
-    for index in _longest_first(sizes):
-        line, begin = lines[index], used[lines[index]]
-        end = used[line] = begin + sizes[index]
-        count[line] += 1
-        offset_B[index] = begin
-        ids_PL[line, begin:end] = rows[index].ids
-        position_PL[line, begin:end] = np.arange(sizes[index])
+    position_PL, segment_PL, parent_PL = (np.zeros_like(ids_PL) for _ in range(3))
+    places = [np.zeros(0, dtype=np.int64)] * len(rows)
+
+    def lay(line: int, ids: np.ndarray, first: int, parent: int) -> np.ndarray:
+        begin, count[line] = used[line], count[line] + 1
+        end = used[line] = begin + len(ids)
+        ids_PL[line, begin:end] = ids
+        position_PL[line, begin:end] = np.arange(first, first + len(ids))
         segment_PL[line, begin:end] = count[line]
-    return Packed(ids_PL, position_PL, segment_PL, line_B, offset_B)
+        parent_PL[line, begin:end] = parent or count[line]
+        return line * width + np.arange(begin, end)
+
+    for number in _longest_first(sizes):
+        line, start = lines[number], rows[bundles[number][0]].start
+        prompt = lay(line, rows[bundles[number][0]].ids[:start], 0, 0)
+        parent = count[line]
+        for index in bundles[number]:
+            places[index] = np.concatenate([prompt, lay(line, rows[index].ids[start:], start, parent)])
+    return Packed(ids_PL, position_PL, segment_PL, parent_PL, places)
+
+
+def _bundles(rows: Sequence[Row]) -> list[list[int]]:
+    """Rows that share a prompt's tokens, as long as reading the prompt again would cost more than the longer line does."""
+
+    def cost(tokens: int) -> int:
+        return tokens * (CROSSING + tokens)
+
+    found: list[list[int]] = []
+    latest: dict[bytes, tuple[list[int], int]] = {}
+    for index, row in enumerate(rows):
+        bundle, size = latest.get(row.prompt, ([], 0))
+        if not bundle or cost(size + row.answer_length) - cost(size) > cost(len(row.ids)):
+            bundle, size = [], row.start
+            found.append(bundle)
+        bundle.append(index)
+        latest[row.prompt] = bundle, size + row.answer_length
+    return found
 
 
 def _lines(sizes: Sequence[int], width: int) -> tuple[list[int], int]:

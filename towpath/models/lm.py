@@ -5,7 +5,7 @@ P lines, L tokens of a line, N chosen positions, D width, V vocabulary.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,42 +13,54 @@ from torch import Tensor, nn
 from towpath.models import decoder
 
 
-def attention_mask(segment_PL: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive causal mask [P,1,L,L]: a token sees itself and what came before it in its own row."""
+def attention_mask(segment_PL: Tensor, dtype: torch.dtype, parent_PL: Tensor | None = None) -> Tensor:
+    """Additive causal mask [P,1,L,L]: a token sees itself and what came before it in its own segment and in its parent."""
     length = segment_PL.shape[1]
-    same = segment_PL[:, :, None] == segment_PL[:, None, :]
+    seen = segment_PL[:, :, None] == segment_PL[:, None, :]
+    if parent_PL is not None:
+        seen |= parent_PL[:, :, None] == segment_PL[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment_PL.device).tril()
-    mask = torch.zeros(same.shape, dtype=dtype, device=segment_PL.device)
-    return mask.masked_fill_(~(same & causal), torch.finfo(dtype).min)[:, None]
+    mask = torch.zeros(seen.shape, dtype=dtype, device=segment_PL.device)
+    return mask.masked_fill_(~(seen & causal), torch.finfo(dtype).min)[:, None]
 
 
-def hidden(model: Any, ids_PL: Tensor, position_PL: Tensor, segment_PL: Tensor) -> Tensor:
+class Lines(NamedTuple):
+    """Rows packed into lines, see `data.batch.Packed`."""
+
+    ids_PL: Tensor
+    position_PL: Tensor
+    segment_PL: Tensor
+    parent_PL: Tensor
+
+
+def hidden(model: Any, lines: Lines) -> Tensor:
     """Last hidden states [P,L,D], after the final norm."""
-    return _through(model, position_PL, segment_PL, slice(None), True, input_ids=ids_PL)
+    return _through(model, lines, slice(None), True)
 
 
-def below(model: Any, ids_PL: Tensor, position_PL: Tensor, segment_PL: Tensor, depth: int) -> Tensor:
+def below(model: Any, lines: Lines, depth: int) -> Tensor:
     """The states that the layers from `depth` on read [P,L,D]."""
-    return _through(model, position_PL, segment_PL, slice(0, depth), False, input_ids=ids_PL)
+    return _through(model, lines, slice(0, depth), False)
 
 
-def above(model: Any, states_PLD: Tensor, position_PL: Tensor, segment_PL: Tensor, depth: int) -> Tensor:
+def above(model: Any, states_PLD: Tensor, lines: Lines, depth: int) -> Tensor:
     """`hidden`, begun at states that `below` gave."""
-    return _through(model, position_PL, segment_PL, slice(depth, None), True, inputs_embeds=states_PLD)
+    return _through(model, lines, slice(depth, None), True, states_PLD)
 
 
-def _through(model: Any, position_PL: Tensor, segment_PL: Tensor, part: slice, end: bool, **given: Tensor) -> Tensor:
+def _through(model: Any, lines: Lines, part: slice, end: bool, states_PLD: Tensor | None = None) -> Tensor:
     """By the layers written out in `decoder` where they fit, else by the model's own."""
-    body = model.base_model
-    if not decoder.fits(model):
-        mask = attention_mask(segment_PL, model.dtype)
+    body, device = model.base_model, model.device.type
+    ours = decoder.fits(model)
+    dtype = torch.get_autocast_dtype(device) if ours and torch.is_autocast_enabled(device) else model.dtype
+    mask = attention_mask(lines.segment_PL, dtype, lines.parent_PL)
+    if not ours:
+        given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
         with _only(body, part, body.norm if end else nn.Identity()):
-            return body(attention_mask=mask, position_ids=position_PL, use_cache=False, **given).last_hidden_state
-    device = model.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+            return body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state
     with torch.autocast(device, enabled=False):
-        states_PLD = given["inputs_embeds"] if "inputs_embeds" in given else body.embed_tokens(given["input_ids"])
-        return decoder.through(model, states_PLD.to(dtype), position_PL, attention_mask(segment_PL, dtype), part, end)
+        states_PLD = body.embed_tokens(lines.ids_PL) if states_PLD is None else states_PLD
+        return decoder.through(model, states_PLD.to(dtype), lines.position_PL, mask, part, end)
 
 
 @contextmanager

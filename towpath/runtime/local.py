@@ -98,22 +98,21 @@ class Local:
         if role.features_fixed and role.head is not None and "features" in batch.columns:
             return Outputs(mask_BT, value_BT=torch.where(mask_BT, role.head(batch.columns["features"]), 0.0))
         packed = pack(batch.rows, self.pad, self.pack_width)
-        ids, position, segment = (torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL))
+        lines = self._lines(packed)
         with self._arithmetic(), self._acting(role):
             if GROUND in batch.columns and role.trunk in self.adapters:
-                states = _laid(batch.columns[GROUND], batch, packed)
-                hidden_PLD = lm.above(self.trunks[role.trunk], states, position, segment, self.adapters[role.trunk].common_depth())
+                states = _laid(batch.columns[GROUND], packed)
+                hidden_PLD = lm.above(self.trunks[role.trunk], states, lines, self.adapters[role.trunk].common_depth())
             else:
-                hidden_PLD = lm.hidden(self.trunks[role.trunk], ids, position, segment)
+                hidden_PLD = lm.hidden(self.trunks[role.trunk], lines)
         return self._read(role, batch, packed, hidden_PLD, mask_BT, wants)
 
     def _read(self, role: Role, batch: Batch, packed: Packed, hidden_PLD: Tensor, mask_BT: Tensor, wants: tuple[str, ...]) -> Outputs:
         flat_hidden = hidden_PLD.flatten(0, 1)
-        begin_B = packed.line_B * packed.ids_PL.shape[1] + packed.offset_B
         out = Outputs(mask_BT)
         hidden_ND = flat_hidden[:0]
         if set(wants) - {"score", "last"}:
-            before_N = np.concatenate([b + np.arange(r.start - 1, len(r.ids) - 1) for b, r in zip(begin_B, batch.rows, strict=True)])
+            before_N = np.concatenate([place[r.start - 1 : -1] for place, r in zip(packed.places, batch.rows, strict=True)])
             hidden_ND = flat_hidden[torch.from_numpy(before_N).to(self.device)]
         if "logp" in wants:
             target_N = torch.from_numpy(np.concatenate([r.ids[r.start :] for r in batch.rows])).to(self.device)
@@ -131,7 +130,7 @@ class Local:
             if "features" in wants:
                 out.features_BTD = features_BTD
         if {"score", "last"} & set(wants):
-            last_B = begin_B + np.array([len(r.ids) - 1 for r in batch.rows])
+            last_B = np.array([place[-1] for place in packed.places])
             last_BD = flat_hidden[torch.from_numpy(last_B).to(self.device)]
             if "score" in wants and role.head is not None:
                 out.score_B = role.head(last_BD)
@@ -153,8 +152,9 @@ class Local:
         states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
         for part in Batch(batch.rows, {"row": np.arange(len(batch))}).passes(self.tokens_per_pass):
             packed = pack(part.rows, self.pad)
-            ids, position, segment = (torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL))
-            states_BSD[torch.from_numpy(part.columns["row"]), : ids.shape[1]] = lm.below(model, ids, position, segment, depth)
+            states_ND = lm.below(model, self._lines(packed), depth).flatten(0, 1)
+            for index, place in zip(part.columns["row"], packed.places, strict=True):
+                states_BSD[index, : len(place)] = states_ND[torch.from_numpy(place).to(self.device)]
         return replace(batch.with_columns(**{GROUND: states_BSD}), fixed=batch.fixed | {GROUND})
 
     @torch.no_grad()
@@ -220,6 +220,9 @@ class Local:
                     slot: value.clone() if slot == "step" else value.to(parameter.device).clone() for slot, value in slots.items()
                 }
 
+    def _lines(self, packed: Packed) -> lm.Lines:
+        return lm.Lines(*(torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL)))
+
     def _acting(self, role: Role) -> Any:
         return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
 
@@ -227,15 +230,12 @@ class Local:
         return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
 
 
-def _laid(states_BSD: Tensor, batch: Batch, packed: Packed) -> Tensor:
+def _laid(states_BSD: Tensor, packed: Packed) -> Tensor:
     """States of rows laid into the lines they are packed in."""
-    lines, width = packed.ids_PL.shape
-    if width <= states_BSD.shape[1] and np.array_equal(packed.line_B, np.arange(lines)):  # a line to each row, in order
-        return states_BSD[:, :width]
-    out = states_BSD.new_zeros(lines, width, states_BSD.shape[2])
-    for states, row, line, begin in zip(states_BSD, batch.rows, packed.line_B, packed.offset_B, strict=True):
-        out[line, begin : begin + len(row.ids)] = states[: len(row.ids)]
-    return out
+    out = states_BSD.new_zeros(packed.ids_PL.size, states_BSD.shape[2])
+    for states, place in zip(states_BSD, packed.places, strict=True):
+        out[torch.from_numpy(place).to(out.device)] = states[: len(place)]
+    return out.view(*packed.ids_PL.shape, -1)
 
 
 def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
