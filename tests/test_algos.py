@@ -140,6 +140,22 @@ def test_without_a_critic_ratio_one_gives_the_advantage_and_extremes_stay_finite
     assert torch.isfinite(wild.logp_BT.grad).all()
 
 
+def test_in_a_single_update_the_old_policy_is_the_one_that_speaks_now():
+    """Whatever the sampler's arithmetic left of the log-probabilities, the first ratio is one; what it left is told."""
+    algo, batch = make("grpo")
+    cfg, knobs = Policy(), KNOBS | {"kl_coef": 0.0}
+    prepared = algo.prepare(batch, cfg, knobs)
+    exact = prepared.columns["old_logp"]
+    noisy = prepared.with_columns(old_logp=exact + 0.01, on_policy=torch.ones(len(exact), dtype=torch.bool))
+    out, _ = outputs(prepared)
+    same = Outputs(out.mask_BT, logp_BT=exact.clone().requires_grad_(), entropy_BT=out.entropy_BT)
+    total, metrics = algo.loss(same, noisy, cfg, knobs)
+    total.backward()
+    torch.testing.assert_close(same.logp_BT.grad, torch.where(out.mask_BT, -prepared.columns["advantage"][:, None], 0.0), atol=1e-12, rtol=0)
+    assert metrics["ratio_error"][0] == 0
+    assert metrics["sampler_error"][0] / metrics["sampler_error"][1] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize("average", ["answer", "token", "constant"])
 def test_grpo_counts_tokens_as_it_is_told(average):
     algo, batch = make("grpo")

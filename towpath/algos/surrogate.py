@@ -17,9 +17,11 @@ def log_ratios(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def loss(out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Tensor | None = None, kl_coef: float = 0.0) -> tuple[Tensor, Metrics]:
     """Sum over tokens of the surrogate, each token counted with its row's weight, and of kl_coef * k3 to the reference.
-    The advantage is one a token [B,T] or one an answer [B]."""
+    The advantage is one a token [B,T] or one an answer [B]. Where a rollout is learned from in a single update, `on_policy`,
+    the old policy is the one that speaks here, and `old_logp` is what the sampler said."""
     mask, c = out.mask_BT, batch.columns
-    log_ratio = (out.logp_BT - c["old_logp"])[mask]
+    old_BT = out.logp_BT.detach() if "on_policy" in c else c["old_logp"]
+    log_ratio = (out.logp_BT - old_BT)[mask]
     given = c["advantage"]
     advantage = (given if given.ndim == 2 else given[:, None].expand(mask.shape))[mask]
     surrogate, clipped = F.clipped_policy_loss(log_ratio, advantage, low, high)
@@ -34,4 +36,6 @@ def loss(out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Te
     }  # fmt: skip
     if kl_coef:
         sums["kl_loss"] = k3
+    if "on_policy" in c:
+        sums["sampler_error"] = (old_BT - c["old_logp"])[mask].abs()
     return cost.sum(), {name: (float(x.detach().sum()), tokens) for name, x in sums.items()}

@@ -58,7 +58,7 @@ class Experience:
         drawn = self._drawn(step, chosen)
         generated = time.monotonic()
         prompts = [p for p, _ in chosen]
-        batch = self._scored(prompts, drawn)
+        batch = self._scored(prompts, drawn, on_policy=self.cfg.epochs == 1 and self.cfg.batch >= len(chosen))
         batch = batch.with_columns(group=torch.arange(len(chosen), device=self.runtime.device) // self.cfg.group)
         numbers = self._numbers(batch, prompts, drawn)
         tokens = sum(len(d.token_ids) for d in drawn)
@@ -120,14 +120,18 @@ class Experience:
     def _rows(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
         return Batch([row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)])
 
-    def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
-        """Rollouts with what every role of the runtime says of them."""
+    def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], on_policy: bool = False) -> Batch:
+        """Rollouts with what every role of the runtime says of them; where one update follows, the policy says it there."""
         runtime = self.runtime
         batch = runtime.grounded(self._rows(prompts, drawn))
-        columns = {f"{short}_logp": runtime.score(name, batch, ("logp",)).logp_BT for short, name in (("old", "policy"), ("ref", "reference"))}
-        columns["sampler_logp"] = torch.zeros_like(columns["old_logp"])
+        columns = {"ref_logp": runtime.score("reference", batch, ("logp",)).logp_BT}
+        columns["sampler_logp"] = torch.zeros_like(columns["ref_logp"])
         for i, d in enumerate(drawn):
             columns["sampler_logp"][i, : len(d.logprobs)] = torch.tensor(d.logprobs)
+        if on_policy:
+            columns |= {"old_logp": columns["sampler_logp"], "on_policy": torch.ones(len(batch), dtype=torch.bool)}
+        else:
+            columns["old_logp"] = runtime.score("policy", batch, ("logp",)).logp_BT
         if self.judges:
             columns |= self._judged(prompts, drawn, batch)
         batch = batch.with_columns(ended=self._ended(drawn), **columns)
@@ -181,8 +185,9 @@ class Experience:
             "kl_per_token": float(gap_BT[mask].sum()) / tokens, "length": tokens / len(drawn),
             "finish_rate": float(c["ended"].float().mean()), **{f"distinct_{n}": distinct(ids, n) for n in (1, 2, 3)},
             "repetition": sum(map(repetition, ids)) / len(ids),
-            "sampler_error": float((c["old_logp"] - c["sampler_logp"])[mask].abs().mean()),
         }  # fmt: skip
+        if "on_policy" not in c:
+            numbers["sampler_error"] = float((c["old_logp"] - c["sampler_logp"])[mask].abs().mean())
         numbers |= {name: float(c[name].mean()) for name in c if name in ("score", "reward") or name.startswith("score/")}
         if "value" in c:
             last = torch.where(mask, c["reward"][:, None], 0.0)
