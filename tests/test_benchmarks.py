@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.run import compared
+from benchmarks.machine import optimise_flops
+from benchmarks.run import compared, rates
 from benchmarks.workload import EOS, Workload
 
 ROOT = Path(__file__).parent.parent
@@ -15,7 +16,7 @@ SMALL = {"model": {"layers": 2, "width": 64, "heads": 4, "inner": 128, "vocabula
 
 
 def test_every_workload_reads_and_its_rows_are_a_function_of_its_seed():
-    for path in sorted((ROOT / "benchmarks" / "workloads").glob("*.json")):
+    for path in sorted((ROOT / "benchmarks" / "workloads").rglob("*.json")):
         workload = Workload.read(path)
         assert workload.prompt_ids(512, 4)[: workload.prompts] == workload.prompt_ids(512)
         assert max(workload.answer_lengths()) == workload.new_tokens[1]
@@ -40,6 +41,23 @@ def test_ratios_are_of_medians_and_unequal_work_is_refused():
     assert result["ratios"]["b"]["speed"] == 4.0
     with pytest.raises(SystemExit, match="unequal work: tokens_optimised"):
         compared(workload, {"a": [told(1.0, 9)], "b": [told(6.0, 8)]})
+
+
+def test_the_work_of_the_updates_is_counted_by_hand(tmp_path: Path):
+    """Two layers of width 8: 2(8*8 + 8*4 + ...) a token; a head of 10 words; six rows of 20 tokens, five of them the answer's."""
+    shape = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 10}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    work = {"answers": 6, "answer_tokens": 30, "tokens_optimised": 120}
+    linear, attention, head = 2 * (2 * 64 + 2 * 8 * 4 + 3 * 8 * 12), 2 * 8 * 20, 8 * 10
+    once = 2 * 120 * (linear + attention) + 2 * 30 * head
+    assert optimise_flops(Workload("w", "grpo"), tmp_path, work) == 3 * once
+    assert optimise_flops(Workload("w", "grpo", method="lora"), tmp_path, work) == 2 * once
+    assert optimise_flops(Workload("w", "ppo"), tmp_path, work) == 3 * (once + 2 * 120 * (linear + attention))
+    result = {"medians": {"a": {"seconds": 4.0, "generate": 2.0, "optimise": 2.0}}, "work": {"a": work}}
+    peaks = {"gemm_flops": {"float32": once, "float32, medium": 3 * once, "bfloat16": 9 * once}}
+    rates(Workload("w", "grpo", projected_to=5400), tmp_path, peaks, result)
+    told = result["medians"]["a"]
+    assert (told["share_of_peak"], told["tokens_per_second_generate"], told["completions_per_second"], told["projected_hours"]) == (0.5, 15, 1.5, 1.0)
 
 
 @pytest.mark.slow

@@ -1,13 +1,17 @@
 """The layers written out against transformers' own: states and gradients, full weights and adapters, padding and packed rows."""
 
+import copy
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from towpath.data.batch import Batch, Row
 from towpath.models import attention, decoder, lm
 from towpath.models.adapters import Adapters
+from towpath.runtime.local import Local, Role
 
 KINDS = {"llama": (LlamaForCausalLM, LlamaConfig), "mistral": (MistralForCausalLM, MistralConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
 POSITION = torch.arange(11).expand(4, -1).contiguous()
@@ -108,6 +112,34 @@ def test_stacked_weights_are_saved_and_loaded_as_they_were(tmp_path):
     assert all(torch.equal(again[name], weight) for name, weight in before.items())
 
 
-@pytest.mark.parametrize(("kind", "more"), [("mistral", {"sliding_window": 4}), ("llama", {"hidden_act": "gelu"}), ("llama", {"attention_dropout": 0.1})])
+@pytest.mark.parametrize(
+    ("kind", "more"), [("mistral", {"sliding_window": 4}), ("llama", {"hidden_act": "gelu"}), ("llama", {"attention_dropout": 0.1})]
+)
 def test_what_it_does_not_know_is_left_to_transformers(kind, more):
     assert not decoder.fits(made(kind, **more))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_learning_curve_is_the_same(tiny, dtype, monkeypatch):
+    """Thirty steps on the same rows by either path."""
+    rows = [Row(np.random.default_rng(i).integers(3, 250, 20 + i), 5) for i in range(8)]
+
+    def curve():
+        local = Local(autocast=dtype == torch.bfloat16)
+        local.add_trunk("base", copy.deepcopy(tiny).float(), lora=False)
+        local.roles["policy"] = Role(trains=("trunk",))
+        local.start({"policy": 1e-3})
+        losses = []
+        for _ in range(30):
+            said = local.forward_backward(
+                {"policy": ("logp",)}, Batch(rows), lambda out, _: (-out.logp_BT.sum(), {"loss": (-float(out.logp_BT.detach().sum()), 200.0)}), 200.0
+            )
+            losses.append(said["loss"][0] / said["loss"][1])
+            local.step(1.0, 1.0)
+        return torch.tensor(losses)
+
+    ours = curve()
+    monkeypatch.setattr(decoder, "fits", lambda _model: False)
+    theirs = curve()
+    assert theirs[-1] < 0.8 * theirs[0]
+    assert (ours - theirs).abs().max() < (1e-3 if dtype == torch.float32 else 0.03)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.models import prepared
 from benchmarks.workload import EOS, PAD, Told, Workload, spelled
 from towpath.algos import dpo as dpo_algo
 from towpath.algos import reward_model
@@ -110,6 +111,7 @@ class Clock:
 def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str], spare: int = 0) -> Job:
     """A stage of a run made for the workload."""
     shared = [f'model.source="{model}"', f'model.dtype="{workload.precision}"', "track.tensorboard=false", f"seed={workload.seed}"]
+    shared.append("model.tokens_per_pass=2048")  # peers take a whole minibatch in one pass
     recipe = check(Recipe, override({}, [*shared, *settings]), "benchmark")
     words = Words(model)
     texts = [spelled(ids) for ids in workload.prompt_ids(len(words.tokenizer), spare)]
@@ -137,7 +139,7 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
         lines.append('policy.rewards.sources=[{of="rule:words:8-35"}]')
     job = job_of(workload, model, folder, lines, HELD)
     if workload.task == "ppo":
-        job.inputs["reward"] = _reward_folder(job, model, folder)
+        job.inputs["reward"] = _reward_folder(workload, job, model, folder)
     clock = Clock()
     Prescribed.workload, Prescribed.counts = workload, clock.counts
     experience.LocalEngine = Prescribed
@@ -149,21 +151,25 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
     return Told(phases, dict(clock.work), {key: rows[-1][key] for key in kept if key in rows[-1]})
 
 
-def _reward_folder(job: Job, model: Path, folder: Path) -> Path:
+def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> Path:
     """A reward model with a random head, as its stage leaves one."""
-    place = folder / "reward"
+    place, start = folder / "reward", folder / "reward-start"
+    weights = model if workload.reward_model is None else prepared(workload.reward_model, model.parent)
     (place / "weights").mkdir(parents=True)
-    for part in model.iterdir():
+    start.mkdir()
+    (start / "weights").symlink_to(weights)
+    for part in weights.iterdir():
         (place / "weights" / part.name).symlink_to(part)
-    runtime = reward._runtime(job)
+    there = _elsewhere(job, place, {"sft": start})
+    runtime = reward._runtime(there)
     width, draw = runtime.trunks["base"].config.hidden_size, torch.Generator().manual_seed(0)
     told = {"features": torch.randn(64, width, generator=draw).bfloat16(), "score": torch.randn(64, generator=draw)}
-    reward._save(_elsewhere(job, place), runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)})
+    reward._save(there, runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)})
     return place
 
 
-def _elsewhere(job: Job, folder: Path) -> Job:
-    other = Job(job.recipe, job.run, job.name, folder, job.inputs, job.store, job.corpus)
+def _elsewhere(job: Job, folder: Path, inputs: dict[str, Path]) -> Job:
+    other = Job(job.recipe, job.run, job.name, folder, inputs, job.store, job.corpus)
     other.__dict__["chat"] = job.chat
     return other
 

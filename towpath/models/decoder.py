@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from towpath.models.adapters import LoraLinear
+from towpath.models.attention import NAME
 
 FAMILIES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 
 
 def fits(model: Any) -> bool:
-    """Whether this file knows the model's layers, and they run where explicit products are the faster way."""
+    """Whether this file knows the model's layers, grouped products are what its attention is asked to be, and it runs where they are fast."""
     config, layers = model.config, getattr(model.base_model, "layers", ())
     return (
         len(layers) > 0
@@ -27,6 +28,7 @@ def fits(model: Any) -> bool:
         and getattr(config, "hidden_act", "silu") == "silu"
         and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
         and not getattr(config, "attention_dropout", 0.0)
+        and config._attn_implementation == NAME
         and model.device.type == "cpu"
     )
 
@@ -119,7 +121,13 @@ class Stack:
 
 def normed(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm and the factor of each row, which is reckoned in float32."""
-    scale_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True, dtype=torch.promote_types(x_TD.dtype, torch.float32)).square_().div_(x_TD.shape[1]).add_(eps).rsqrt_()
+    scale_T1 = (
+        torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True, dtype=torch.promote_types(x_TD.dtype, torch.float32))
+        .square_()
+        .div_(x_TD.shape[1])
+        .add_(eps)
+        .rsqrt_()
+    )
     return (x_TD * scale_T1).to(x_TD.dtype).mul_(weight_D.to(x_TD.dtype)), scale_T1
 
 
@@ -156,9 +164,7 @@ class Layer:
             return _Node.apply(x_TD, turn, mask, self, *learned)  # pyright: ignore[reportReturnType]
         return self.forward(x_TD, turn, mask)[0]
 
-    def forward(
-        self, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, seen: Any = None
-    ) -> tuple[Tensor, list[Low], tuple[Tensor, ...]]:
+    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, seen: Any = None) -> tuple[Tensor, list[Low], tuple[Tensor, ...]]:
         """The layer's output, and what the way back needs; with a layer of a cache, keys and values join those it has seen."""
         (first, second), lines, lows = self.norms, mask.shape[0], [stack.low(x_TD.dtype) for stack in self.stacks]
         n1_TD, s1_T1 = normed(x_TD, first.weight.detach(), first.variance_epsilon)

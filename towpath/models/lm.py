@@ -3,7 +3,7 @@
 P lines, L tokens of a line, N chosen positions, D width, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -59,8 +59,8 @@ def _through(model: Any, lines: Lines, part: slice, end: bool, states_PLD: Tenso
         with _only(body, part, body.norm if end else nn.Identity()):
             return body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state
     with torch.autocast(device, enabled=False):
-        states_PLD = body.embed_tokens(lines.ids_PL) if states_PLD is None else states_PLD
-        return decoder.through(model, states_PLD.to(dtype), lines.position_PL, mask, part, end)
+        begun = body.embed_tokens(lines.ids_PL) if states_PLD is None else states_PLD
+        return decoder.through(model, begun.to(dtype), lines.position_PL, mask, part, end)
 
 
 @contextmanager
@@ -77,76 +77,72 @@ def _only(body: Any, part: slice, norm: nn.Module) -> Iterator[None]:
 def token_logprobs(
     hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float = 1.0, entropy: bool = True, chunk: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and, where asked, entropy (without gradient) at each position, a chunk of logits at a time."""
-    logps, entropies = [], []
-    if not (torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad)):
-        reading = _chosen
-    else:
-        reading = (_LearnedHead if head_VD.requires_grad else _FrozenHead).apply
-    for begin in range(0, len(target_N), chunk):
-        part = slice(begin, begin + chunk)
-        logp_N, entropy_N = reading(hidden_ND[part], head_VD, target_N[part], temperature, entropy)  # pyright: ignore[reportGeneralTypeIssues]
-        logps.append(logp_N)
-        entropies.append(entropy_N)
-    if not logps:
-        empty = hidden_ND.new_zeros(0, dtype=torch.float32)
-        return empty, empty
-    return torch.cat(logps), torch.cat(entropies)
-
-
-def _chosen(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy, for whoever needs no gradient."""
-    return _read(hidden_ND, head_VD, target_N, temperature, entropy, False)[:2]
+    """log p(target) and, where asked, entropy (without gradient) at each position, a chunk of logits at a time: small enough a chunk that
+    what is done to it finds it in the processor's cache."""
+    if torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad):
+        return _Reading.apply(hidden_ND, head_VD, target_N, temperature, entropy, chunk)  # pyright: ignore[reportReturnType]
+    return _read(hidden_ND, head_VD, target_N, temperature, entropy, chunk)
 
 
 def _read(
-    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, entropy: bool, whole: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(target); entropy, or zeros where it is not asked for; p of every token [N,V] where `whole`."""
-    logits = (hidden_ND @ head_VD.T).float()
-    if temperature != 1.0:
-        logits /= temperature
-    logp_NV = logits.log_softmax(-1)
-    logp_N = logp_NV.gather(1, target_N[:, None])[:, 0]
-    p_NV = logp_NV.exp() if entropy or whole else logp_NV[:0]
-    return logp_N, -torch.einsum("nv,nv->n", p_NV, logp_NV) if entropy else torch.zeros_like(logp_N), p_NV
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    target_N: Tensor,
+    temperature: float,
+    entropy: bool,
+    chunk: int,
+    keep: Callable[[slice, Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log p(target) and entropy, zeros where it is not asked for; `keep` is shown p of every chunk [n,V]."""
+    logp_N = hidden_ND.new_zeros(len(target_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
+    entropy_N = torch.zeros_like(logp_N)
+    for begin in range(0, len(target_N), chunk):
+        part = slice(begin, begin + chunk)
+        logits = (hidden_ND[part] @ head_VD.T).to(logp_N.dtype)
+        if temperature != 1.0:
+            logits.mul_(1 / temperature)
+        p = logits.softmax(-1)
+        total = logits.amax(-1) - p.amax(-1).log()  # log of the sum of exponentials: the likeliest token has both at hand
+        logp_N[part] = logits.gather(1, target_N[part, None])[:, 0] - total
+        if entropy:
+            entropy_N[part] = total - torch.linalg.vecdot(p, logits)
+        if keep is not None:
+            keep(part, p)
+    return logp_N, entropy_N
 
 
-class _LearnedHead(torch.autograd.Function):
-    """Keeps p in the states' own precision, so that the way back needs neither the logits again nor a float32 copy of them."""
+class _Reading(torch.autograd.Function):
+    """With a head that learns, p is kept in the states' own precision: the way back needs neither the logits again nor a float32 copy of
+    them. With a frozen head the gradient of log p(target) by the state is known at once, (one-hot - p) W / temperature, and [N,D] is all
+    that is kept."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor]:
-        logp, entropy, p_NV = _read(hidden_ND, head_VD, target_N, temperature, wanted)
-        ctx.save_for_backward(p_NV.to(hidden_ND.dtype), hidden_ND, head_VD, target_N)
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, wanted: bool, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.learns, ctx.temperature, ctx.chunk = ctx.needs_input_grad[1], temperature, chunk
+        kept = torch.empty(len(target_N), len(head_VD) if ctx.learns else hidden_ND.shape[1], dtype=hidden_ND.dtype, device=hidden_ND.device)
+
+        def keep(part: slice, p: Tensor) -> None:
+            kept[part] = p if ctx.learns else p.to(head_VD.dtype) @ head_VD
+
+        logp, entropy = _read(hidden_ND, head_VD, target_N, temperature, wanted, chunk, keep)
+        ctx.save_for_backward(kept, hidden_ND, head_VD, target_N)
         ctx.mark_non_differentiable(entropy)
-        ctx.temperature = temperature
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        p_NV, hidden_ND, head_VD, target_N = ctx.saved_tensors
-        share_N = (grad_N / ctx.temperature).to(p_NV.dtype)
-        slope_NV = p_NV * -share_N[:, None]
-        slope_NV[torch.arange(len(target_N), device=target_N.device), target_N] += share_N
-        return slope_NV @ head_VD, slope_NV.T @ hidden_ND, None, None, None
-
-
-class _FrozenHead(torch.autograd.Function):
-    """With a frozen head the gradient of log p(target) by the hidden state is known in the forward pass:
-    (one-hot − p) W / temperature. Keeping that [N,D] instead of [N,V] saves the second pass over the logits."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor]:
-        logp, entropy, p_NV = _read(hidden_ND, head_VD, target_N, temperature, wanted)
-        if ctx.needs_input_grad[0]:
-            mean_ND = p_NV.to(head_VD.dtype) @ head_VD
-            ctx.save_for_backward((head_VD[target_N].float() - mean_ND.float()) / temperature)
-        ctx.mark_non_differentiable(entropy)
-        ctx.dtype = hidden_ND.dtype
-        return logp, entropy
-
-    @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (slope_ND,) = ctx.saved_tensors
-        return (slope_ND * grad_N[:, None]).to(ctx.dtype), None, None, None, None
+    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        kept, hidden_ND, head_VD, target_N = ctx.saved_tensors
+        share_N1 = (grad_N / ctx.temperature)[:, None]
+        if not ctx.learns:
+            return (share_N1 * (head_VD[target_N].float() - kept)).to(hidden_ND.dtype), None, None, None, None, None
+        share_N1 = share_N1.to(kept.dtype)
+        by_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        for begin in range(0, len(target_N), ctx.chunk):
+            part = slice(begin, begin + ctx.chunk)
+            slope = kept[part].mul_(-share_N1[part])  # in place: a graph is walked back once
+            slope.scatter_add_(1, target_N[part, None], share_N1[part])
+            if by_hidden is not None:
+                torch.mm(slope, head_VD, out=by_hidden[part])
+        return by_hidden, kept.T @ hidden_ND, None, None, None, None

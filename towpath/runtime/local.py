@@ -88,7 +88,8 @@ class Local:
             groups.setdefault(own, []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "lr": rates[name], "peak": rates[name]} for name, params in groups.items()],
-            lr=0.0, eps=eps, weight_decay=weight_decay, betas=(0.9, 0.95 if weight_decay else 0.999), foreach=False, fused=self.device.type == "cpu",
+            lr=0.0, eps=eps, weight_decay=weight_decay, betas=(0.9, 0.95 if weight_decay else 0.999), foreach=False,
+            fused=self.device.type in ("cpu", "cuda"),
         )  # fmt: skip
 
     def forward(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
