@@ -2,7 +2,7 @@
 
 A small model of random weights; the reward is a fixed number for every sign of an answer, so that it is known, without noise and without ties.
 Every algorithm draws the same number of completions; DPO gets as many from the starting policy, as pairs judged by the same reward. A win is a
-higher reward than that of the start's answer to the same held-out prompt.
+higher reward than that of the start's answer to the same held-out prompt; every answer of one is compared with every answer of the other.
 
 python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [--steps 60] [--json OUT] [--svg OUT]
 """
@@ -31,11 +31,15 @@ from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, Role, prepare_process
 
-TOKENS, ROLLOUT, DRAWS = 12, 128, 4
+TOKENS, ROLLOUT, DRAWS = 12, 128, 16
 WORTH = np.random.default_rng(7).standard_normal(997)
-TRAIN = [f"Tell me something about the number {i}." for i in range(400)]
-HELD = [f"What do you think of the number {i}?" for i in range(400, 528)]
-STRENGTHS = {"ppo": (0.3, 0.6, 1.0), "grpo": (0.2, 0.4, 0.7), "rloo": (0.3, 0.6, 1.0), "dpo": (0.5, 1.0, 2.0)}
+ASKED = [
+    f"{ask} the number {i}{end}"
+    for i in range(176)
+    for ask, end in (("Tell me something about", "."), ("What do you think of", "?"), ("Why is", " odd?"))
+]
+TRAIN, HELD = ASKED[:400], ASKED[400:]
+STRENGTHS = {"ppo": (0.5, 0.7, 1.2), "grpo": (0.5, 0.7, 1.2), "rloo": (0.5, 0.7, 1.2), "dpo": (0.5, 1.0, 2.0)}
 """Weights of the KL (beta of DPO), strongest hold last."""
 
 
@@ -88,8 +92,8 @@ def point(algo: str, strength: float, steps: int, seed: int) -> dict[str, float]
         asked, answers, texts = drawn(policy, prompts, seed, "frontier/policy")
         _, _, before = drawn(start, prompts, seed, "frontier/start")
         nats = kl(policy, start, asked, answers)
-    ours, theirs = np.array(gold(prompts, texts)), np.array(gold(prompts, before))
-    rate = float(np.where(ours == theirs, 0.5, ours > theirs).mean())
+    ours, theirs = (np.array(gold(prompts, said)).reshape(DRAWS, len(HELD)) for said in (texts, before))
+    rate = float(np.where(ours[:, None] == theirs[None], 0.5, ours[:, None] > theirs[None]).mean())  # every pair of answers to a prompt
     return {"strength": strength, "seed": seed, "kl": nats, "win_rate": rate, "share": (rate - 0.5) / (bound(nats) - 0.5) if nats > 0 else 0.0}
 
 
