@@ -1,19 +1,23 @@
 """How much win rate an algorithm buys for its nats where the gold reward is known, beside best-of-n.
 
-A small model of random weights; the reward is a fixed number for every sign of an answer, so that it is known, without noise and without ties.
+A small model, taught to write by the quickstart's demonstrations sign by sign; the reward is a fixed number for every sign of an answer, so that
+it is known, without noise and without ties.
 Every algorithm draws the same number of completions; DPO gets as many from the starting policy, as pairs judged by the same reward. A win is a
 higher reward than that of the start's answer to the same held-out prompt; every answer of one is compared with every answer of the other.
 
-python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [--steps 60] [--json OUT] [--svg OUT]
+python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [--steps 120] [--processes 2] [--json OUT] [--svg OUT]
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +25,22 @@ import numpy as np
 import torch
 
 import towpath as tp
+from towpath import starting
+from towpath.data import sources
 from towpath.data.batch import Batch, row
 from towpath.data.chat import Chat
 from towpath.data.draws import uniforms
 from towpath.models import base
-from towpath.recipe import Decoding
+from towpath.recipe import Decoding, load
 from towpath.reporting.frontier import best_of_n
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, Role, prepare_process
+from towpath.stages import sft
+from towpath.stages.job import Job
+from towpath.store.store import Store
 
-TOKENS, ROLLOUT, DRAWS = 12, 128, 16
+TOKENS, ROLLOUT, GROUP, DRAWS = 8, 128, 8, 16
 WORTH = np.random.default_rng(7).standard_normal(997)
 ASKED = [
     f"{ask} the number {i}{end}"
@@ -46,6 +55,17 @@ STRENGTHS = {"ppo": (0.5, 0.7, 1.2), "grpo": (0.5, 0.7, 1.2), "rloo": (0.5, 0.7,
 def gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     """The known reward: the sum of what the signs of an answer are worth, near unit scale."""
     return [sum(WORTH[ord(sign) % len(WORTH)] for sign in answer) / math.sqrt(TOKENS) for answer in answers]
+
+
+def taught(folder: Path) -> str:
+    """The start: the tiny model after a minute of supervised fine-tuning, about as sure of its next sign as a language model is."""
+    starting.new(folder, "quickstart")
+    settings = ["model.source=tiny", "model.dtype=float32", "sft.method=full", "sft.learning_rate=3e-3", "sft.epochs=6", "sft.patience=99"]
+    recipe = load(folder, settings)
+    job = Job(recipe, folder, "sft", folder / "sft", {}, Store.open(folder / "towpath.db"), sources.read(folder, recipe.data, recipe.seed))
+    told = sft.run(job)
+    print(f"the start: {told['validation_loss']:.2f} nats a sign on held-out demonstrations", file=sys.stderr)
+    return str(job.folder / "weights")
 
 
 def drawn(folder: str, prompts: Sequence[str], seed: int, stream: str) -> tuple[list[list[int]], list[Drawn], list[str]]:
@@ -67,28 +87,29 @@ def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Dr
     return float((ours - theirs).sum(1).mean())
 
 
-def trained(algo: str, strength: float, steps: int, seed: int, folder: Path) -> Any:
+def trained(start: str, algo: str, strength: float, steps: int, seed: int, folder: Path) -> Any:
     """The algorithm at one strength of its hold on the start."""
     settings = {
-        "model": "tiny", "folder": folder, "seed": seed, "method": "full", "dtype": "float32", "max_new_tokens": TOKENS, "temperature": 1.0,
+        "model": start, "folder": folder, "seed": seed, "method": "full", "dtype": "float32", "max_new_tokens": TOKENS, "temperature": 1.0,
         "learning_rate": 1e-3, "batch": 64, "epochs": 2, "validate_every": 10**6, "rewards__eos_penalty": 0.0, "kl__alarm": 1e3, "kl__stop": 1e3,
     }  # fmt: skip
     if algo == "dpo":
         prompts = [prompt for prompt in TRAIN for _ in range(math.ceil(steps * ROLLOUT / len(TRAIN)))][: steps * ROLLOUT]
-        _, _, texts = drawn(base.find("tiny"), prompts, seed, "frontier/pairs")
+        _, _, texts = drawn(start, prompts, seed, "frontier/pairs")
         worth = gold(prompts, texts)
         pairs = [(prompts[i], *(texts[i + k] for k in ((0, 1) if worth[i] > worth[i + 1] else (1, 0)))) for i in range(0, len(prompts) - 1, 2)]
         pairs = [pair for pair, i in zip(pairs, range(0, len(prompts), 2), strict=False) if prompts[i] == prompts[i + 1]]
+        pairs = [pair for pair in pairs if all(pair)]  # an answer of no signs is none
         return tp.train("dpo", pairs=pairs, dpo__beta=strength, **settings)
-    group = 1 if algo == "ppo" else 4
+    group = 1 if algo == "ppo" else GROUP
     return tp.train(algo, prompts=TRAIN, reward=gold, kl=strength, steps=steps, rollout=ROLLOUT, group=group, **settings)
 
 
-def point(algo: str, strength: float, steps: int, seed: int) -> dict[str, float]:
+def point(start: str, algo: str, strength: float, steps: int, seed: int) -> dict[str, float]:
     """KL and gold win rate on held-out prompts, and the share of best-of-n's gain at that KL."""
-    prompts, start = HELD * DRAWS, base.find("tiny")
+    prompts = HELD * DRAWS
     with tempfile.TemporaryDirectory() as folder:
-        policy = str(trained(algo, strength, steps, seed, Path(folder)).folder)
+        policy = str(trained(start, algo, strength, steps, seed, Path(folder)).folder)
         asked, answers, texts = drawn(policy, prompts, seed, "frontier/policy")
         _, _, before = drawn(start, prompts, seed, "frontier/start")
         nats = kl(policy, start, asked, answers)
@@ -147,23 +168,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", default=",".join(STRENGTHS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=60, help="rollouts of 128 completions")
+    parser.add_argument("--steps", type=int, default=120, help="rollouts of 128 completions")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="points at a time, a thread each")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
     told = parser.parse_args()
-    prepare_process()
-    points: dict[str, list[dict[str, float]]] = {}
-    for algo in told.algorithms.split(","):
-        points[algo] = []
-        for strength in STRENGTHS[algo]:
-            for seed in map(int, told.seeds.split(",")):
-                points[algo].append(point(algo, strength, told.steps, seed))
-                print(algo, {key: round(value, 3) for key, value in points[algo][-1].items()}, file=sys.stderr, flush=True)
-        asked = [p["share"] for p in points[algo] if 0.2 <= p["kl"] <= 2.0]
-        if asked:
-            print(f"{algo}: median {statistics.median(asked):.0%} of best-of-n's gain at equal KL, least {min(asked):.0%}, {len(asked)} points")
-    if told.json:
-        told.json.write_text(json.dumps({"steps": told.steps, "rollout": ROLLOUT, "tokens": TOKENS, "points": points}, indent=1) + "\n")
+    said = {"steps": told.steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS}
+    before = json.loads(told.json.read_text()) if told.json and told.json.is_file() else {}
+    points = before["points"] if {name: before.get(name) for name in said} == said else {}  # algorithms of an earlier call are kept
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(told.processes, get_context("spawn"), prepare_process) as pool:
+        start = pool.submit(taught, Path(folder)).result()
+        wanted = [
+            (algo, strength, int(seed)) for algo in told.algorithms.split(",") for strength in STRENGTHS[algo] for seed in told.seeds.split(",")
+        ]
+        points |= {algo: [] for algo, _, _ in wanted}
+        asked = [(algo, pool.submit(point, start, algo, strength, told.steps, seed)) for algo, strength, seed in wanted]
+        for algo, answer in asked:
+            points[algo].append(answer.result())
+            print(algo, {key: round(value, 3) for key, value in answer.result().items()}, file=sys.stderr, flush=True)
+            if told.json:
+                told.json.write_text(json.dumps(said | {"points": points}, indent=1) + "\n")
+    for algo, found in points.items():
+        shares = [p["share"] for p in found if 0.2 <= p["kl"] <= 2.0]
+        if shares:
+            print(f"{algo}: median {statistics.median(shares):.0%} of best-of-n's gain at equal KL, least {min(shares):.0%}, {len(shares)} points")
     if told.svg:
         told.svg.write_text(svg(points))
 

@@ -2,7 +2,7 @@
 
     python examples/grpo_by_hand.py MODEL_FOLDER
 
-Several answers to each prompt, each judged against the others (arXiv 2402.03300); no critic; KL to the reference is a loss.
+Several answers to each prompt, each judged against the others (arXiv 2402.03300); no critic; KL to the reference is taken off the reward.
 """
 
 import copy
@@ -33,8 +33,8 @@ def logprobs(model, prompt, answer):
     return logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
 
 
-def rollout(policy, reference, prompts, group, uniforms, end, reward, missing_end):
-    """`group` answers to each prompt; the advantage of an answer is its reward against its group's, in deviations of the group."""
+def rollout(policy, reference, prompts, group, uniforms, end, reward, kl_coef, missing_end):
+    """`group` answers to each prompt; the advantage of an answer is its reward against its group's, in deviations of the rollout."""
     rows = []
     for number, numbers in enumerate(uniforms):
         prompt = prompts[number // group]
@@ -42,23 +42,22 @@ def rollout(policy, reference, prompts, group, uniforms, end, reward, missing_en
         with torch.no_grad():
             rows.append({"prompt": prompt, "answer": answer, "old": logprobs(policy, prompt, answer), "ref": logprobs(reference, prompt, answer)})
     scores = torch.tensor([score - missing_end * (row["answer"][-1] != end) for score, row in zip(reward(rows), rows, strict=True)])
-    groups = scores.view(-1, group)
-    advantage = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
-    for row, value in zip(rows, advantage.flatten(), strict=True):
+    kl = torch.stack([(row["old"] - row["ref"]).sum() for row in rows])
+    groups = (scores - kl_coef * kl).view(-1, group)
+    advantage = (groups - groups.mean(1, keepdim=True)).flatten()
+    for row, value in zip(rows, advantage / (advantage.std() + 1e-4), strict=True):
         row["advantage"] = value
-    return rows, {"reward": float(scores.mean()), "kl": float(np.mean([(row["old"] - row["ref"]).sum() for row in rows]))}
+    return rows, {"reward": float(scores.mean()), "kl": float(kl.mean())}
 
 
-def loss(policy, rows, kl_coef):
-    """Mean over all tokens of the clipped surrogate and of k3 to the reference."""
-    surrogate, k3 = [], []
+def loss(policy, rows):
+    """The clipped surrogate of every token."""
+    surrogate = []
     for row in rows:
         logp = logprobs(policy, row["prompt"], row["answer"])
         ratio = (logp - row["old"]).exp()
         surrogate.append(torch.maximum(-row["advantage"] * ratio, -row["advantage"] * ratio.clamp(1 - CLIP, 1 + CLIP)))
-        k3.append((row["ref"] - logp).exp() - (row["ref"] - logp) - 1)
-    surrogate, k3 = torch.cat(surrogate), torch.cat(k3)
-    return surrogate.mean() + kl_coef * k3.mean(), surrogate, k3
+    return torch.cat(surrogate)
 
 
 def train(policy, prompts, group, uniforms, orders, reward, end, *, batch, rate, kl_coef, missing_end=1.0):
@@ -68,20 +67,19 @@ def train(policy, prompts, group, uniforms, orders, reward, end, *, batch, rate,
     optimizer = torch.optim.AdamW(policy.parameters(), eps=EPS, weight_decay=0.0)
     history, steps = [], len(prompts)
     for step in range(steps):
-        rows, told = rollout(policy, reference, prompts[step], group, uniforms[step], end, reward, missing_end)
-        surrogates, k3s = [], []
+        rows, told = rollout(policy, reference, prompts[step], group, uniforms[step], end, reward, kl_coef, missing_end)
+        surrogates = []
         for epoch, order in enumerate(orders[step]):
             for begin in range(0, len(order), batch):
-                total, surrogate, k3 = loss(policy, [rows[i] for i in order[begin : begin + batch]], kl_coef)
+                surrogate = loss(policy, [rows[i] for i in order[begin : begin + batch]])
                 optimizer.zero_grad()
-                total.backward()
+                surrogate.mean().backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_NORM)
                 done = (step + (epoch * len(order) + begin) / (len(orders[step]) * len(order))) / steps
                 optimizer.param_groups[0]["lr"] = rate * (1 - done)
                 optimizer.step()
                 surrogates.append(surrogate.detach())
-                k3s.append(k3.detach())
-        history.append(told | {"policy_loss": float(torch.cat(surrogates).mean()), "kl_loss": float(torch.cat(k3s).mean())})
+        history.append(told | {"policy_loss": float(torch.cat(surrogates).mean())})
     return history
 
 

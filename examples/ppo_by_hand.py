@@ -3,7 +3,7 @@
     python examples/ppo_by_hand.py MODEL_FOLDER
 
 One answer at a time and nothing clever, so that every line can be checked against the papers (arXiv 1707.06347, 1909.08593, 2009.01325).
-The critic is a linear head on the mean of the reference's hidden states so far, begun at zero.
+The critic is solved for: after every rollout it is the best linear reading of what answers came to, from what the reference model sees in them.
 """
 
 import copy
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-CLIP, VALUE_CLIP, VALUE_WEIGHT, GAMMA, LAM, MAX_NORM, EPS = 0.2, 0.2, 0.1, 1.0, 0.95, 1.0, 1e-5
+CLIP, GAMMA, LAM, MAX_NORM, EPS = 0.2, 1.0, 0.95, 1.0, 1e-5
+MEMORY, WIDE, RIDGES = 0.95, 1024, (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 def sample(model, prompt, uniforms, end):
@@ -36,13 +37,48 @@ def logprobs(model, prompt, answer):
 
 @torch.no_grad()
 def features(model, prompt, answer):
-    """What the critic reads: the mean of the hidden states before the answer's tokens, up to each."""
+    """What the critic reads: the mean of the hidden states before the answer's tokens, up to each, and the sum of random features of them."""
     states = model.model(torch.tensor([[*prompt, *answer]])).last_hidden_state[0, len(prompt) - 1 : -1]
-    return states.cumsum(0) / torch.arange(1, len(answer) + 1)[:, None]
+    width = states.shape[1]
+    cast = torch.randn(width, WIDE, generator=torch.Generator().manual_seed(width))
+    random = (states / states.norm(dim=1, keepdim=True) @ cast).relu()
+    return torch.cat([states.cumsum(0) / torch.arange(1, len(answer) + 1)[:, None], random.cumsum(0)], 1).double()
+
+
+class Critic:
+    """Ridge regression on all rollouts so far, an older one counting less. Each ridge is judged by how well it foresees the next rollout."""
+
+    def __init__(self):
+        self.told, self.missed, self.best = [], np.zeros(len(RIDGES)), None
+
+    def __call__(self, feature_TE):
+        return feature_TE @ self.best[:-1] + self.best[-1] if self.best is not None else torch.zeros(len(feature_TE), dtype=torch.float64)
+
+    def learn(self, feature_NE, outcome_N):
+        one = torch.cat([feature_NE, torch.ones(len(feature_NE), 1)], 1)
+        if self.told:
+            missed = [float((outcome_N - one @ self.solved(ridge)).square().sum()) for ridge in RIDGES]
+            self.missed = MEMORY * self.missed + np.array(missed)
+        self.told = [(x, y, MEMORY * weight) for x, y, weight in self.told] + [(feature_NE, outcome_N, 1.0)]
+        self.best = self.solved(RIDGES[int(self.missed.argmin())] if self.missed.any() else 1.0)
+
+    def solved(self, ridge):
+        """Least squares on features of mean 0 and length 1, with a row for each of them that pulls its weight to 0."""
+        x, y = (torch.cat([rollout[i] for rollout in self.told]) for i in (0, 1))
+        weight = torch.cat([torch.full_like(y, w) for _, y, w in self.told])
+        mean, middle = (weight[:, None] * x).sum(0) / weight.sum(), (weight * y).sum() / weight.sum()
+        x, y = weight.sqrt()[:, None] * (x - mean), weight.sqrt() * (y - middle)
+        size = x.norm(dim=0)
+        moves = size.square() > 1e-9 * size.square().max()
+        x = torch.where(moves, x / size, 0.0)
+        rows = torch.cat([x, ridge**0.5 * torch.eye(x.shape[1], dtype=x.dtype)])
+        found = torch.linalg.lstsq(rows, torch.cat([y, torch.zeros(x.shape[1])])[:, None].to(x.dtype)).solution[:, 0]
+        found = torch.where(moves, found / size, 0.0)
+        return torch.cat([found, (middle - mean @ found)[None]])
 
 
 def advantages(score, kl_T, value_T, kl_coef):
-    """GAE over one answer: KL at every token, the score at the last, nothing beyond the end; and the returns."""
+    """GAE over one answer: KL at every token, the score at the last, nothing beyond the end; and what came after each token."""
     reward_T = -kl_coef * kl_T
     reward_T[-1] += score
     gain, found = 0.0, []
@@ -50,24 +86,21 @@ def advantages(score, kl_T, value_T, kl_coef):
         after = value_T[t + 1] if t + 1 < len(value_T) else 0.0
         gain = reward_T[t] + GAMMA * after - value_T[t] + GAMMA * LAM * gain
         found.append(gain)
-    advantage_T = torch.stack(found[::-1])
-    return advantage_T, advantage_T + value_T
+    return torch.stack(found[::-1]), reward_T.flip(0).cumsum(0).flip(0)
 
 
-def rollout(policy, reference, head, prompts, uniforms, end, reward, kl_coef, missing_end):
+def rollout(policy, reference, critic, prompts, uniforms, end, reward, kl_coef, missing_end):
     """Answers with all that the update needs; advantages are whitened over the tokens of the whole rollout."""
     rows = []
     for prompt, numbers in zip(prompts, uniforms, strict=True):
         answer = sample(policy, prompt, numbers, end)
         with torch.no_grad():
             old_T, ref_T = logprobs(policy, prompt, answer), logprobs(reference, prompt, answer)
-            feature_TD = features(reference, prompt, answer)
-            rows.append(
-                {"prompt": prompt, "answer": answer, "old": old_T, "kl": old_T - ref_T, "features": feature_TD, "value": head(feature_TD)[:, 0]}
-            )
+            feature_TE = features(reference, prompt, answer)
+            rows.append({"prompt": prompt, "answer": answer, "old": old_T, "kl": old_T - ref_T, "features": feature_TE, "value": critic(feature_TE)})
     scores = [score - missing_end * (row["answer"][-1] != end) for score, row in zip(reward(rows), rows, strict=True)]
     for row, score in zip(rows, scores, strict=True):
-        row["advantage"], row["return"] = advantages(score, row["kl"], row["value"], kl_coef)
+        row["advantage"], row["outcome"] = advantages(score, row["kl"], row["value"], kl_coef)
     every = torch.cat([row["advantage"] for row in rows])
     mean, deviation = every.mean(), (every.var(unbiased=False) + 1e-8).sqrt()
     for row in rows:
@@ -75,45 +108,36 @@ def rollout(policy, reference, head, prompts, uniforms, end, reward, kl_coef, mi
     return rows, {"reward": float(np.mean(scores)), "kl": float(np.mean([row["kl"].sum() for row in rows]))}
 
 
-def loss(policy, head, rows):
-    """Mean over answer tokens of the clipped surrogate and the weighted, clipped value error."""
-    surrogate, error = [], []
+def loss(policy, rows):
+    """The clipped surrogate of every token."""
+    surrogate = []
     for row in rows:
         ratio = (logprobs(policy, row["prompt"], row["answer"]) - row["old"]).exp()
         surrogate.append(torch.maximum(-row["advantage"] * ratio, -row["advantage"] * ratio.clamp(1 - CLIP, 1 + CLIP)))
-        value = head(row["features"])[:, 0]
-        held = row["value"] + (value - row["value"]).clamp(-VALUE_CLIP, VALUE_CLIP)
-        error.append(0.5 * torch.maximum((value - row["return"]) ** 2, (held - row["return"]) ** 2))
-    surrogate, error = torch.cat(surrogate), torch.cat(error)
-    return surrogate.mean() + VALUE_WEIGHT * error.mean(), surrogate, error
+    return torch.cat(surrogate)
 
 
-def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, critic_rate, kl_coef, missing_end=1.0):
+def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, kl_coef, missing_end=1.0):
     """`prompts[step]`, `uniforms[step]` and `orders[step][epoch]` decide everything that is random."""
     policy.eval()
     reference = copy.deepcopy(policy).requires_grad_(False)
-    head = torch.nn.Linear(policy.config.hidden_size, 1)
-    torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
-    learning = [*policy.parameters(), *head.parameters()]
-    groups = [{"params": policy.parameters(), "peak": rate}, {"params": head.parameters(), "peak": critic_rate}]
-    optimizer = torch.optim.AdamW(groups, eps=EPS, weight_decay=0.0)
+    critic, optimizer = Critic(), torch.optim.AdamW(policy.parameters(), eps=EPS, weight_decay=0.0)
     history, steps = [], len(prompts)
     for step in range(steps):
-        rows, told = rollout(policy, reference, head, prompts[step], uniforms[step], end, reward, kl_coef, missing_end)
-        surrogates, errors = [], []
+        rows, told = rollout(policy, reference, critic, prompts[step], uniforms[step], end, reward, kl_coef, missing_end)
+        surrogates = []
         for epoch, order in enumerate(orders[step]):
             for begin in range(0, len(order), batch):
-                total, surrogate, error = loss(policy, head, [rows[i] for i in order[begin : begin + batch]])
+                surrogate = loss(policy, [rows[i] for i in order[begin : begin + batch]])
                 optimizer.zero_grad()
-                total.backward()
-                torch.nn.utils.clip_grad_norm_(learning, MAX_NORM)
+                surrogate.mean().backward()
+                torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_NORM)
                 done = (step + (epoch * len(order) + begin) / (len(orders[step]) * len(order))) / steps
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * (1 - done)
+                optimizer.param_groups[0]["lr"] = rate * (1 - done)
                 optimizer.step()
                 surrogates.append(surrogate.detach())
-                errors.append(error.detach())
-        history.append(told | {"policy_loss": float(torch.cat(surrogates).mean()), "value_loss": float(torch.cat(errors).mean())})
+        critic.learn(*(torch.cat([row[name] for row in rows]) for name in ("features", "outcome")))
+        history.append(told | {"policy_loss": float(torch.cat(surrogates).mean())})
     return history
 
 
@@ -133,7 +157,7 @@ def main():
 
     history = train(
         policy, [prompts] * steps, draw.random((steps, len(prompts), longest)), [[draw.permutation(16) for _ in range(epochs)] for _ in range(steps)],
-        reward, tokenizer.eos_token_id, batch=8, rate=1e-5, critic_rate=1e-3, kl_coef=0.05,
+        reward, tokenizer.eos_token_id, batch=8, rate=1e-5, kl_coef=0.05,
     )  # fmt: skip
     for step, told in enumerate(history):
         print(step, {name: round(value, 4) for name, value in told.items()})

@@ -1,6 +1,10 @@
 """The trunk and its readings against plain transformers: packing, padding, heads, adapters, the pad trap."""
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,8 +12,8 @@ import torch
 
 from towpath.data import batch as data_batch
 from towpath.data.batch import Batch, Row, pack
-from towpath.models import decoder, lm
-from towpath.models.heads import ScalarHead
+from towpath.models import decoder, heads, lm
+from towpath.models.heads import WIDE, Fit, ScalarHead
 from towpath.runtime.local import Local, Role
 
 RNG = np.random.default_rng(3)
@@ -270,6 +274,70 @@ def test_packed_lines_are_as_few_as_the_width_allows_and_no_wider_than_they_need
     assert lines[0] * lines[1] < 1.1 * total
 
 
+def ridge_by_numpy(rollouts, ridge):
+    """Weighted least squares of [(x, y, weight)] on features brought to mean 0 and length 1, solved with rows that pull to 0."""
+    x, y, w = (np.concatenate(parts) for parts in zip(*((x, y, np.full(len(y), weight)) for x, y, weight in rollouts), strict=True))
+    mean, middle = np.average(x, axis=0, weights=w), np.average(y, weights=w)
+    x, y = np.sqrt(w)[:, None] * (x - mean), np.sqrt(w) * (y - middle)
+    size = np.linalg.norm(x, axis=0)
+    rows = np.vstack([x / size, np.sqrt(ridge) * np.eye(x.shape[1])])
+    weight = np.linalg.lstsq(rows, np.concatenate([y, np.zeros(x.shape[1])]), rcond=None)[0] / size
+    return weight, middle - mean @ weight
+
+
+def test_a_head_that_is_solved_for_is_the_ridge_that_foretold_best(monkeypatch):
+    draw = np.random.default_rng(0)
+    truth, keep = draw.normal(size=7), 0.8
+    rollouts = [(x := draw.normal(1.0, 2.0, (n, 7)), x @ truth + draw.normal(0, 3.0, n) + 4) for n in (9, 30, 12, 25)]
+    head = ScalarHead(7)
+    fit, seen, missed = Fit(head), [], np.zeros(len(Fit.RIDGES))
+    for x, y in rollouts:
+        if seen:
+            foretold = [ridge_by_numpy(seen, ridge) for ridge in Fit.RIDGES]
+            missed = keep * missed + [np.square(y - x @ weight - bias).sum() for weight, bias in foretold]
+        seen = [(a, b, keep * w) for a, b, w in seen] + [(x, y, 1.0)]
+        weight, bias = ridge_by_numpy(seen, Fit.RIDGES[int(missed.argmin())] if missed.any() else 1.0)
+        fit.learn(torch.from_numpy(x).float(), torch.from_numpy(y).float(), keep)
+        np.testing.assert_allclose(head.weight.detach(), weight, atol=1e-5)
+        np.testing.assert_allclose(head.bias.detach(), bias, atol=1e-5)
+    monkeypatch.setattr(heads, "ROWS", 4)  # sums do not depend on how many rows are summed at a time
+    parts = Fit(ScalarHead(7))
+    for x, y in rollouts:
+        parts.learn(torch.from_numpy(x).float(), torch.from_numpy(y).float(), keep)
+    torch.testing.assert_close(parts.head.weight, head.weight)
+
+
+def test_a_head_that_is_solved_for_survives_what_never_moves_and_little_to_see():
+    head = ScalarHead(5).requires_grad_(False)
+    fit = Fit(head)
+    fit.learn(torch.tensor([[1.0, 2.0, 0.0, 7.0, 1e-20]]), torch.tensor([3.0]))
+    assert head(torch.tensor([1.0, 2.0, 0.0, 7.0, 1e-20])).item() == pytest.approx(3.0)
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1.0, 0.0, 0.0, 1e-12]) + 5
+    fit.learn(x, x[:, 0] - x[:, 1])
+    assert head.weight.isfinite().all()
+    assert float((head(x) - x[:, 0] + x[:, 1]).var()) < 0.2
+
+
+def test_a_head_that_is_solved_for_is_kept_in_the_state(tiny):
+    def fresh():
+        local = Local()
+        local.add_trunk("base", tiny, lora=False)
+        head = ScalarHead(6).requires_grad_(False)
+        local.roles["critic"] = Role(head=head, fit=Fit(head))
+        local.optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+        return local, local.roles["critic"].fit
+
+    draw = torch.Generator().manual_seed(0)
+    seen = [(torch.randn(20, 6, generator=draw), torch.randn(20, generator=draw)) for _ in range(4)]
+    (one, fit), (two, again) = fresh(), fresh()
+    for x, y in seen[:2]:
+        fit.learn(x, y, 0.9)
+    two.restore(one.state())
+    for x, y in seen[2:]:
+        fit.learn(x, y, 0.9), again.learn(x, y, 0.9)
+    assert all(torch.equal(value, again.state()[name]) for name, value in fit.state().items())
+
+
 def test_a_critic_reads_the_mean_of_the_states_so_far(tiny):
     local = Local()
     local.add_trunk("base", tiny, lora=False)
@@ -281,6 +349,26 @@ def test_a_critic_reads_the_mean_of_the_states_so_far(tiny):
             states = tiny.base_model(input_ids=torch.from_numpy(row.ids)[None]).last_hidden_state[0, row.start - 1 : -1]
             want = torch.stack([states[: t + 1].mean(0) for t in range(len(states))])
         n = row.answer_length
-        torch.testing.assert_close(out.features_BTD[i, :n], want, atol=1e-5, rtol=0)
+        width = states.shape[1]
+        cast = torch.randn(width, WIDE, generator=torch.Generator().manual_seed(width))
+        random = (states / states.norm(dim=1, keepdim=True) @ cast).relu()
+        sums = torch.stack([random[: t + 1].sum(0) for t in range(n)])
+        torch.testing.assert_close(out.features_BTD[i, :n], torch.cat([want, sums], 1), atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(out.value_BT[i, :n], head(want).detach(), atol=1e-5, rtol=0)
         assert not out.value_BT[i, n:].any()
+
+
+def test_a_model_fetched_before_is_found_by_its_name_without_a_network(tiny_folder, tmp_path):
+    kept = tmp_path / "models--own--small"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tiny_folder, kept / "snapshots" / ("0" * 40))
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", f"from towpath.models import base; print(base.find({name!r}))"], capture_output=True, text=True,
+            env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        )
+        for name in ("own/small", "own/other")
+    ]  # fmt: skip
+    assert said[0].stdout.strip() == str(kept / "snapshots" / ("0" * 40)), said[0].stderr
+    assert "ModelError: model.source = 'own/other'" in said[1].stderr

@@ -76,18 +76,20 @@ def ppo(case, new, cfg):
     return total / sum(LENGTHS)
 
 
-def group_advantage(case):
+def group_advantage(reward, scale):
     out = np.zeros(len(LENGTHS))
     for g in (0, 1):
-        own = case.reward[g == GROUP]
-        out[g == GROUP] = (own - own.mean()) / (own.std(ddof=1) + EPS)
-    return out
+        own = reward[g == GROUP]
+        out[g == GROUP] = (own - own.mean()) / (own.std(ddof=1) + EPS if scale == "group" else 1.0)
+    return out / (out.std(ddof=1) + EPS) if scale == "batch" else out
 
 
 def grpo(case, new, cfg):
-    tokens = policy_tokens(case, new, list(group_advantage(case)), cfg.grpo.clip_low, cfg.grpo.clip_high)
+    told = cfg.grpo.kl == "reward"
+    advantage = group_advantage(whole_rewards(case) if told else case.reward, cfg.grpo.scale)
+    tokens = policy_tokens(case, new, list(advantage), cfg.grpo.clip_low, cfg.grpo.clip_high)
     k3 = [np.exp(ref - row) - (ref - row) - 1 for ref, row in zip(case.ref, new, strict=True)]
-    sums = [np.sum(t) + KL * k.sum() for t, k in zip(tokens, k3, strict=True)]
+    sums = [np.sum(t) + (0.0 if told else KL * k.sum()) for t, k in zip(tokens, k3, strict=True)]
     if cfg.grpo.average == "answer":
         return np.mean([s / n for s, n in zip(sums, LENGTHS, strict=True)])
     return sum(sums) / (sum(LENGTHS) if cfg.grpo.average == "token" else len(LENGTHS) * cfg.max_new_tokens)
@@ -145,6 +147,7 @@ def orpo(case, new, cfg):
 CASES = [
     (ppo, {}), (ppo, {"ppo": {"lam": 1.0, "gamma": 0.9, "value_clip": 0.05, "clip": 0.1}}),
     *((grpo, {"grpo": {"average": average, "clip_high": 0.28}, "max_new_tokens": 11}) for average in ("token", "answer", "constant")),
+    *((grpo, {"grpo": {"scale": scale, "kl": kl}}) for scale in ("group", "batch", "none") for kl in ("reward", "loss")),
     (rloo, {}), (reinforce, {}), (dpo, {}), (dpo, {"dpo": {"beta": 0.5, "label_smoothing": 0.1}}), (ipo, {}),
     (ipo, {"ipo": {"per_token": False, "tau": 0.4}}), (kto, {}), (kto, {"kto": {"beta": 0.4, "undesirable": 1.3}}), (orpo, {"orpo": {"weight": 0.4}}),
 ]  # fmt: skip

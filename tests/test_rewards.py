@@ -87,10 +87,16 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(
         "def brevity(prompts, answers):\n    return [len(p) - len(a) for p, a in zip(prompts, answers)]\n"
         "def short(prompts, answers):\n    return [1.0]\ndef odd(prompts, answers):\n    return [float('nan')] * len(answers)\n"
+        "def words(prompts, answers):\n    return [1.0, 'good']\ndef none(prompts, answers):\n    return None\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert list(sources.named("python:my_rewards:brevity")(["abc", "a"], ["a", "abc"])) == [2.0, -2.0]
-    for name, said in (("short", "1 scores for 2 answers"), ("odd", "a score of nan")):
+    for name, said in (
+        ("short", "1 scores for 2 answers"),
+        ("odd", "a score of nan"),
+        ("words", "a score of 'good'"),
+        ("none", "NoneType for scores"),
+    ):
         with pytest.raises(RewardError, match=said):
             sources.named(f"python:my_rewards:{name}")(["a", "b"], ["a", "b"])
     sys.modules.pop("my_rewards", None)

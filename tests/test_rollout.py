@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 
 from towpath.data.batch import Batch, Row
 from towpath.models import decoder
+from towpath.models.adapters import Adapters
 from towpath.recipe import Decoding
 from towpath.rollout import sampling
 from towpath.rollout.engine import Request
@@ -149,3 +150,20 @@ def test_answers_stop_at_eos_and_at_the_limit(tiny):
         assert 2 not in d.token_ids[:-1]
         assert (d.token_ids[-1] == 2) == (d.finish == "stop")
         assert len(d.token_ids) == len(d.logprobs) <= 40
+
+
+def test_an_adapter_that_acts_is_heard_in_what_is_drawn(tiny):
+    """Weights are packed for drawing only where no adapter adds to them."""
+    model = copy.deepcopy(tiny).bfloat16()
+    adapters = Adapters(model)
+    adapters.add("policy", 4, 8.0, seed=0)
+    for weight in adapters.parameters("policy").values():
+        torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(1))
+
+    def said():
+        wanted = [Request(PROMPTS[i % 3], Decoding(), np.random.default_rng(i).random(6)) for i in range(4)]
+        return [drawn.logprobs for drawn in LocalEngine(model, eos=2, pad=0).generate(wanted)]
+
+    plain = said()
+    with adapters.acting("policy"):
+        assert said() != plain

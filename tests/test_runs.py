@@ -170,6 +170,7 @@ def test_export_says_what_the_run_said_and_the_adapter_loads_in_peft(whole, tmp_
     [
         (["--set", "policy.stepz=3"], "did you mean policy.steps"),
         (["--set", "model.source=./nowhere"], "no model there"),
+        (["--set", "model.source=nowhere/"], "no model there"),
         (["--set", "data.prompts=nothing/*.jsonl"], "nothing/*.jsonl"),
         (["--set", "sft.learning_rate=0.5"], "learning_rate"),
         (["--set", "data.max_prompt_tokens=20"], "max_prompt_tokens"),

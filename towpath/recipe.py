@@ -121,16 +121,22 @@ class Kl(Section):
 
 class Ppo(Section):
     clip: float = value(0.2, "clip of the probability ratio", "0.1-0.3", "", gt=0)
-    value_clip: float = value(0.2, "clip of the change of a value", "0.2-0.5", "", gt=0)
-    value_weight: float = value(0.1, "weight of the value loss", "0.1-1", "", ge=0)
+    value_clip: float = value(0.2, "clip of the change of a value, where the critic is trained", "0.2-0.5", "", gt=0)
+    value_weight: float = value(0.1, "weight of the value loss, where the critic is trained", "0.1-1", "", ge=0)
     gamma: float = value(1.0, "discount", "1", "", gt=0, le=1)
     lam: float = value(0.95, "lambda of the advantage estimate", "0.9-1", "", ge=0, le=1)
     whiten_rewards: bool = value(False, "scale rewards to unit variance, mean kept")
     whiten_advantages: bool = value(True, "advantages to mean 0 and variance 1")
     critic: Literal["head", "adapter"] = value(
-        "head", "head: a value head on the reward model's frozen features; adapter: its own copy, trained", "", "both start from the reward model"
+        "head",
+        "head: a linear reading of the reward model's frozen features, solved for after every rollout; adapter: its own copy, trained",
+        "",
+        "both start from the reward model; the head has no rate to set and costs no pass",
     )
-    critic_learning_rate: float = value(1e-3, "rate of the critic", "", "a head alone takes a higher rate than a trunk", gt=0)
+    critic_memory: float = value(
+        0.95, "weight of a rollout in the head's fit, against that of the next", "0.8-1", "the policy moves on, and the old tells less", ge=0, le=1
+    )
+    critic_learning_rate: float = value(1e-3, "rate of a critic that is trained (`adapter`)", "", "", gt=0)
     critic_warmup: int = value(1, "steps in which only the critic learns", "0-10", "", ge=0)
 
 
@@ -138,7 +144,7 @@ class Grpo(Section):
     clip_low: float = value(0.2, "the ratio is held above 1 minus this", "0.1-0.3", "", gt=0, lt=1)
     clip_high: float = value(0.2, "the ratio is held below 1 plus this", "0.2-0.3", "DAPO takes 0.28: room for unlikely tokens to rise", gt=0)
     scale: Literal["group", "batch", "none"] = value(
-        "group",
+        "batch",
         "advantages over the deviation of their group, of the rollout, or as they are",
         "",
         "none is Dr. GRPO: hard and easy prompts weigh alike",
@@ -148,6 +154,12 @@ class Grpo(Section):
         "mean over answers, over all tokens (DAPO), or sum over the longest length (Dr. GRPO)",
         "",
         "by answer, long answers are punished less a token",
+    )
+    kl: Literal["reward", "loss"] = value(
+        "reward",
+        "KL taken off the reward, or k3 of every token as a loss of its own (as published)",
+        "",
+        "the loss does not see what a token does to the KL of those that follow",
     )
 
 

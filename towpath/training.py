@@ -116,7 +116,7 @@ def _toml(value: Any) -> str:
 
 def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[Pair]) -> Job:
     """A policy stage whose tuned model is the model given, and whose labels are the pairs."""
-    place = Path(base.local(recipe.model.source))
+    place = Path(base.find(recipe.model.source))
     content = json.dumps([recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:12]
     start = run / "start"

@@ -22,7 +22,8 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
     advantage_BT, return_BT = F.gae(reward_BT, c["value"], mask_BT, cfg.ppo.gamma, cfg.ppo.lam)
     if cfg.ppo.whiten_advantages:
         advantage_BT = F.whiten(advantage_BT, mask_BT)
-    return batch.with_columns(advantage=advantage_BT, returns=return_BT)
+    outcome_BT = F.gae(reward_BT, c["value"], mask_BT, cfg.ppo.gamma, 1.0)[1]
+    return batch.with_columns(advantage=advantage_BT, returns=return_BT, outcome=outcome_BT)
 
 
 def weigh(batch: Batch, cfg: Policy) -> float:

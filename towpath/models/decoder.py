@@ -311,12 +311,13 @@ def _angles(model: Any, states_PLD: Tensor, position_PL: Tensor) -> tuple[Tensor
 @contextmanager
 def packed(model: Any) -> Iterator[Callable[[Tensor], Tensor]]:
     """Within the block weights lie as the processor reads them fastest, at the price of a copy; gives the head's product.
-    Only where they do not change, and in bfloat16, where it pays."""
+    Only where they do not change, no adapter adds to them, and in bfloat16, where it pays."""
     head = model.get_output_embeddings()
-    if not (fits(model) and model.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    pays = fits(model) and model.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    stacks = [stack for layer in layers_of(model) for stack in layer.stacks] if pays else []
+    if not pays or any(stack.adapter() is not None for stack in stacks):
         yield head
         return
-    stacks = [stack for layer in layers_of(model) for stack in layer.stacks]
     whole = torch.ops.mkldnn._reorder_linear_weight(head.weight.detach())
     try:
         for stack in stacks:

@@ -1,6 +1,7 @@
 """A scalar head over hidden states: rewards at the last token, values at every token."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +19,75 @@ class ScalarHead(nn.Module):
             with torch.no_grad():
                 self.weight.normal_(0.0, 1 / math.sqrt(width + 1), generator=draw)
 
-    @classmethod
-    def fitted(cls, features_ND: Tensor, target_N: Tensor, row_N: Tensor) -> "ScalarHead":
-        """The best linear reading of these features, ridge chosen on every fourth row."""
-        x, y = features_ND.double(), target_N.double()
-        center_D, middle = x.mean(0), y.mean()
-        x, y, held = x - center_D, y - middle, row_N % 4 == 0
-        size = float(x.pow(2).mean()) * len(x)
-        shown_DD, shown_D = x[~held].T @ x[~held], x[~held].T @ y[~held]
-        identity_DD = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-
-        def explained(ridge: float) -> float:
-            weight_D = torch.linalg.solve(shown_DD + ridge * size * identity_DD, shown_D)
-            return 1 - float((y[held] - x[held] @ weight_D).var() / y[held].var().clamp(min=1e-12))
-
-        best = max((explained(ridge), ridge) for ridge in (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0))
-        head = cls(x.shape[1]).to(x.device)
-        with torch.no_grad():
-            head.weight.copy_(torch.linalg.solve(x.T @ x + best[1] * size * identity_DD, x.T @ y))
-            head.bias.copy_(middle - center_D @ head.weight.double())
-        return head
-
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden.float() @ self.weight + self.bias
+
+
+WIDE, ROWS = 1024, 4096
+"""Random features of a state; rows that are summed at a time."""
+
+
+def so_far(states_BTD: Tensor) -> Tensor:
+    """The mean of the states up to each token [B,T,D], which tells an answer's manner better than the last one."""
+    count_T = torch.arange(1, states_BTD.shape[1] + 1, device=states_BTD.device)
+    return states_BTD.cumsum(1) / count_T[None, :, None]
+
+
+def widely_so_far(states_BTD: Tensor) -> Tensor:
+    """That mean, and the sum up to each token of fixed random features of its state [B,T,D+W]: a reward that adds up token by token is
+    linear in such sums, and seldom in the states."""
+    width = states_BTD.shape[-1]
+    cast_DW = torch.randn(width, WIDE, generator=torch.Generator().manual_seed(width)).to(states_BTD.device)
+    unit_BTD = torch.nn.functional.rms_norm(states_BTD, (width,)) / math.sqrt(width)
+    return torch.cat([so_far(states_BTD), (unit_BTD @ cast_DW).relu().cumsum(1)], -1)
+
+
+class Fit:
+    """A head that is solved for, not stepped: the best linear reading (ridge) of what was seen so far, where what is older counts less.
+    The ridge is the one that has foretold best what then came. Sums are all it keeps.
+
+    N rows, E features and a one, R ridges.
+    """
+
+    RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    """Shares of a feature's own power."""
+
+    def __init__(self, head: ScalarHead) -> None:
+        width, kind = len(head.weight) + 1, {"dtype": torch.float64, "device": head.weight.device}
+        self.head = head
+        self.products_EE, self.moments_E, self.missed_R = (torch.zeros(*size, **kind) for size in ((width, width), (width,), (len(self.RIDGES),)))
+
+    @torch.no_grad()
+    def learn(self, features_ND: Tensor, target_N: Tensor, keep: float = 1.0) -> None:
+        """Judge the ridges by what is new, add that to `keep` of what was there, and solve."""
+        judged = self._solved(self.RIDGES) if self.products_EE[-1, -1] > 0 else None
+        for sums in (self.products_EE, self.moments_E, self.missed_R):
+            sums.mul_(keep)
+        for part_ND, part_N in zip(features_ND.split(ROWS), target_N.double().split(ROWS), strict=True):
+            part_NE = torch.cat([part_ND.double(), part_N.new_ones(len(part_N), 1)], 1)
+            self.products_EE.addmm_(part_NE.T, part_NE)
+            self.moments_E.addmv_(part_NE.T, part_N)
+            if judged is not None:
+                self.missed_R += (part_N[:, None] - part_NE @ judged).square().sum(0)
+        best = self.RIDGES[int(self.missed_R.argmin())] if judged is not None else 1.0
+        solved_E = self._solved((best,))[:, 0]
+        self.head.weight.copy_(solved_E[:-1])
+        self.head.bias.copy_(solved_E[-1])
+
+    def _solved(self, ridges: Sequence[float]) -> Tensor:
+        """Weights, and the bias, which is not held back, by each ridge [E,R]. Features that never move count for nothing."""
+        count, mean_D = self.products_EE[-1, -1], self.products_EE[-1, :-1] / self.products_EE[-1, -1]
+        spread_DD = self.products_EE[:-1, :-1] - count * torch.outer(mean_D, mean_D)
+        power_D = spread_DD.diagonal()
+        scale_D = torch.where(power_D > 1e-9 * power_D.max(), power_D.clamp(min=1e-30).rsqrt(), 0.0)
+        unit_DD, told_D = spread_DD * torch.outer(scale_D, scale_D), scale_D * (self.moments_E[:-1] - mean_D * self.moments_E[-1])
+        identity_DD = torch.eye(len(unit_DD), dtype=unit_DD.dtype, device=unit_DD.device)
+        weight_DR = torch.stack(
+            [scale_D * torch.cholesky_solve(told_D[:, None], torch.linalg.cholesky(unit_DD + ridge * identity_DD))[:, 0] for ridge in ridges], 1
+        )
+        return torch.cat([weight_DR, (self.moments_E[-1] / count - mean_D @ weight_DR)[None]])
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it by name: to be copied, or copied into."""
+        head = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
+        return head | {"products": self.products_EE, "moments": self.moments_E, "missed": self.missed_R}

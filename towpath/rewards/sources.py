@@ -44,10 +44,15 @@ def named(of: str) -> Scorer:
 
 def checked(of: str, scores: Sequence[float], count: int) -> list[float]:
     """The scores as finite numbers, as many as there were answers."""
-    found = [float(score) for score in scores]
-    if len(found) != count or not all(map(math.isfinite, found)):
-        bad = next((score for score in found if not math.isfinite(score)), None)
-        said = f"{len(found)} scores for {count} answers" if bad is None else f"a score of {bad}"
+    found, bad = list[float](), list[str]()
+    try:
+        for score in scores:
+            found.append(float(score))
+            bad += [] if math.isfinite(found[-1]) else [f"a score of {score}"]
+    except (TypeError, ValueError):
+        bad.append(f"a score of {scores[len(found)]!r}" if isinstance(scores, Sequence) else f"{type(scores).__name__} for scores")
+    if bad or len(found) != count:
+        said = bad[0] if bad else f"{len(found)} scores for {count} answers"
         raise RewardError(f"{of}: {said}", "one finite number for each answer", "mend the reward; the run goes on from the last checkpoint")
     return found
 

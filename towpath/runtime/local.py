@@ -21,7 +21,7 @@ from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch, Packed, pack
 from towpath.models import lm
 from towpath.models.adapters import Adapters
-from towpath.models.heads import ScalarHead
+from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
 
 GROUND = "ground"
 """The column of states that the untouched bottom of a trunk gives [B,S,D]: rows, tokens of a row, width."""
@@ -37,10 +37,8 @@ class Role:
     head: ScalarHead | None = None
     trains: tuple[str, ...] = ()
     """Any of trunk, adapter, head."""
-
-    @property
-    def features_fixed(self) -> bool:
-        return "trunk" not in self.trains and "adapter" not in self.trains
+    fit: Fit | None = None
+    """Solves for the head, where that is how it learns."""
 
 
 class Local:
@@ -96,8 +94,8 @@ class Local:
         """What a role says of a batch, with gradient if it learns and gradients are on."""
         role = self.roles[name]
         mask_BT = torch.from_numpy(batch.mask_BT).to(self.device)
-        if role.features_fixed and role.head is not None and "features" in batch.columns:
-            return Outputs(mask_BT, value_BT=torch.where(mask_BT, role.head(batch.columns["features"]), 0.0))
+        if role.fit is not None and "value" in batch.columns:
+            return Outputs(mask_BT, value_BT=batch.columns["value"])  # as it stands until the next rollout
         packed = pack(batch.rows, self.pad, self.pack_width)
         lines = self._lines(packed)
         with self._arithmetic(), self._acting(role):
@@ -125,11 +123,11 @@ class Local:
             if "entropy" in wants:
                 out.entropy_BT = _spread(entropy_N, mask_BT)
         if {"value", "features"} & set(wants):
-            features_BTD = _so_far(hidden_ND, mask_BT)
+            states_BTD = _spread(hidden_ND.float(), mask_BT)
             if "value" in wants and role.head is not None:
-                out.value_BT = torch.where(mask_BT, role.head(features_BTD), 0.0)
+                out.value_BT = torch.where(mask_BT, role.head(so_far(states_BTD)), 0.0)
             if "features" in wants:
-                out.features_BTD = features_BTD
+                out.features_BTD = widely_so_far(states_BTD)
         if {"score", "last"} & set(wants):
             last_B = np.array([place[-1] for place in packed.places])
             last_BD = flat_hidden[torch.from_numpy(last_B).to(self.device)]
@@ -208,10 +206,17 @@ class Local:
         for key, parameter in self.trained().items():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam:{slot}:{key}"] = value.detach().cpu().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
-        return tensors
+        return tensors | {key: tensor.cpu().clone() for key, tensor in self._solved().items()}
+
+    def _solved(self) -> dict[str, Tensor]:
+        """What heads that are solved for consist of."""
+        return {f"fit:{name}/{key}": x for name, role in self.roles.items() if role.fit is not None for key, x in role.fit.state().items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Weights, and the optimizer's state where it is there."""
+        """Weights, and where they are there the optimizer's state and heads that were solved for."""
+        for key, part in self._solved().items():
+            if key in tensors:
+                part.copy_(tensors[key])
         for key, parameter in self.trained().items():
             with torch.no_grad():
                 parameter.copy_(tensors[key])
@@ -244,13 +249,6 @@ def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
     out = x_N.new_zeros(*mask_BT.shape, *x_N.shape[1:])
     out[mask_BT] = x_N
     return out
-
-
-def _so_far(hidden_ND: Tensor, mask_BT: Tensor) -> Tensor:
-    """What a critic reads at each token [B,T,D]: the mean of the states up to it, which tells an answer's manner better than the last one."""
-    states_BTD = _spread(hidden_ND.float(), mask_BT)
-    count_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
-    return states_BTD.cumsum(1) / count_T[None, :, None]
 
 
 def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs:

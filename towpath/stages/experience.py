@@ -9,6 +9,7 @@ from torch import Tensor
 
 from towpath.data.batch import Batch, row
 from towpath.data.draws import share, shuffled, uniforms
+from towpath.errors import RecipeError
 from towpath.evals.text import distinct, repetition
 from towpath.evals.winrate import wilson
 from towpath.recipe import Decoding
@@ -38,6 +39,9 @@ class Experience:
         self.in_flight = Checkpoints(job.folder / "in-flight")
         self.scorers = {source.of: sources.named(source.of) for source in self.cfg.rewards.sources if source.of != "model"}
         self.judges = bool(self.scorers) or "reward" in runtime.roles
+        self.fit = runtime.roles["critic"].fit if "critic" in runtime.roles else None
+        self.features_BTD: Tensor | None = None
+        """What a critic that is solved for reads of the last rollout."""
         self.looked: tuple[int, Batch, Numbers] | None = None
         """The last validation, for whoever asks for it again."""
 
@@ -59,6 +63,7 @@ class Experience:
         generated = time.monotonic()
         prompts = [p for p, _ in chosen]
         batch = self._scored(prompts, drawn, on_policy=self.cfg.epochs == 1 and self.cfg.batch >= len(chosen))
+        batch = self._valued(batch) if "critic" in self.runtime.roles else batch
         batch = batch.with_columns(group=torch.arange(len(chosen), device=self.runtime.device) // self.cfg.group)
         numbers = self._numbers(batch, prompts, drawn)
         tokens = sum(len(d.token_ids) for d in drawn)
@@ -124,6 +129,7 @@ class Experience:
         """Rollouts with what every role of the runtime says of them; where one update follows, the policy says it there."""
         runtime = self.runtime
         batch = runtime.grounded(self._rows(prompts, drawn))
+        self.features_BTD = None
         columns = {"ref_logp": runtime.score("reference", batch, ("logp",)).logp_BT}
         columns["sampler_logp"] = torch.zeros_like(columns["ref_logp"])
         for i, d in enumerate(drawn):
@@ -134,8 +140,7 @@ class Experience:
             columns["old_logp"] = runtime.score("policy", batch, ("logp",)).logp_BT
         if self.judges:
             columns |= self._judged(prompts, drawn, batch)
-        batch = batch.with_columns(ended=self._ended(drawn), **columns)
-        return batch.with_columns(value=self._values(batch)) if "critic" in runtime.roles else batch
+        return batch.with_columns(ended=self._ended(drawn), **columns)
 
     def _ended(self, drawn: Sequence[Drawn]) -> Tensor:
         return torch.tensor([d.finish == "stop" for d in drawn], device=self.runtime.device)
@@ -147,8 +152,8 @@ class Experience:
         columns: dict[str, Tensor] = {}
         for source in cfg.sources:
             if source.of == "model":
-                said = judged(self.runtime, batch, cfg, ("features",) if self._reads_features else ())
-                columns |= {"features": said.features_BTD} if self._reads_features else {}
+                said = judged(self.runtime, batch, cfg, ("features",) if self.fit else ())
+                self.features_BTD = said.features_BTD if self.fit else None
                 told.append(said.score_B.cpu().numpy())
             else:
                 told.append(np.asarray(self.scorers[source.of]([p.prompt for p in prompts], texts)))
@@ -160,17 +165,24 @@ class Experience:
             parts |= {f"score/{source.of}": scores for source, scores in zip(cfg.sources, told, strict=True)}
         return columns | {name: torch.tensor(x, dtype=torch.float32, device=self.runtime.device) for name, x in parts.items()}
 
-    @property
-    def _reads_features(self) -> bool:
-        return "critic" in self.runtime.roles and self.runtime.roles["critic"].features_fixed
-
     @torch.no_grad()
-    def _values(self, batch: Batch) -> Tensor:
-        if self._reads_features:
-            if "features" not in batch.columns:
-                batch = batch.with_columns(features=self.runtime.score("critic", batch, ("features",)).features_BTD)
-            return self.runtime.forward("critic", batch, ("value",)).value_BT
-        return self.runtime.score("critic", batch, ("value",)).value_BT
+    def _valued(self, batch: Batch) -> Batch:
+        """The batch with what the critic foresees of it."""
+        if self.fit is None:
+            return batch.with_columns(value=self.runtime.score("critic", batch, ("value",)).value_BT)
+        if self.features_BTD is None:
+            self.features_BTD = self.runtime.score("critic", batch, ("features",)).features_BTD
+        mask_BT = torch.from_numpy(batch.mask_BT).to(self.runtime.device)
+        return batch.with_columns(value=torch.where(mask_BT, self.fit.head(self.features_BTD), 0.0))
+
+    def learned(self, batch: Batch) -> None:
+        """A critic that is solved for learns what the answers of the last rollout came to."""
+        if self.fit is not None and self.features_BTD is not None:
+            if "outcome" not in batch.columns:
+                fix = "add the column `outcome` [B,T]: the sum of rewards from each token on"
+                raise RecipeError(f"policy.algo = {self.cfg.algo!r}: its `prepare` leaves no `outcome`", "a critic's head is fitted to one", fix)
+            mask_BT = torch.from_numpy(batch.mask_BT).to(self.runtime.device)
+            self.fit.learn(self.features_BTD[mask_BT], batch.columns["outcome"][mask_BT], self.cfg.ppo.critic_memory)
 
     def _numbers(self, batch: Batch, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Numbers:
         c = batch.columns

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from towpath import algos
 from towpath.algos import functional
-from towpath.models.heads import ScalarHead
+from towpath.models.heads import WIDE, Fit, ScalarHead
 from towpath.records import Finding
 from towpath.rewards import mix
 from towpath.runtime.local import Local, Role
@@ -66,7 +66,7 @@ def _on_rollouts(job: Job, algo: Any, experience: Experience) -> Course:
         validate=experience.validate, validate_every=cfg.validate_every,
         merit=lambda numbers: numbers["reward"] if numbers["kl"] <= cfg.kl.alarm else -math.inf,
         turn=turn, halt=lambda numbers: f"KL {numbers['kl']:.2f} above policy.kl.stop = {cfg.kl.stop}" if numbers["kl"] > cfg.kl.stop else "",
-        knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(warmup == 0)},
+        after=experience.learned, knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(warmup == 0)},
     )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def _runtime(job: Job, algo: Any) -> Local:
     if reward:
         load_reward(job, runtime, reward / "weights")
     if "critic" in algo.TRAINS:
-        runtime.roles["critic"] = _critic(job, runtime, _foreseeing(job, reward / "weights") if reward else None)
+        runtime.roles["critic"] = _critic(job, runtime, reward / "weights" if reward else None)
     runtime.start({"policy": cfg.learning_rate, "critic": cfg.ppo.critic_learning_rate}, eps=1e-5)
     return runtime
 
@@ -119,21 +119,27 @@ def _start(job: Job) -> Any:
     return earlier[-1] if earlier else None
 
 
-def _foreseeing(job: Job, folder: Path) -> ScalarHead:
-    """A head that foresees rewards as well as a linear reading of the tuned model's judged answers can."""
-    told, cfg = load_file(folder / "foresight.safetensors"), job.recipe.policy.rewards
+def _foreseeing(job: Job, head: ScalarHead, folder: Path) -> Fit:
+    """The head foresees rewards as well as a linear reading of the tuned model's judged answers can."""
+    told, cfg, fit = load_file(folder / "foresight.safetensors"), job.recipe.policy.rewards, Fit(head)
     score_N, ended_N = told["score"].numpy(), told["ended"].numpy()
     weight = next((source.weight for source in cfg.sources if source.of == "model"), 1.0)
-    reward_N = mix.final(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)
-    return ScalarHead.fitted(told["features"].float(), torch.from_numpy(reward_N), told["row"]).to(job.device)
+    reward_N = torch.from_numpy(mix.final(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)).to(job.device)
+    features_ND, held_N = told["features"][:, : len(head.weight)].to(job.device), told["row"].to(job.device) % 4 == 0
+    for part in (~held_N, held_N):
+        fit.learn(features_ND[part], reward_N[part])
+    return fit
 
 
-def _critic(job: Job, runtime: Local, head: ScalarHead | None) -> Role:
-    """The critic starts on the reward model's trunk with a head fitted to foresee rewards; without one, on the reference with a head of zeros."""
-    basis = runtime.roles["reward"] if head is not None else runtime.roles["reference"]
-    head = head or ScalarHead(runtime.trunks[basis.trunk].config.hidden_size).to(job.device)
-    if job.recipe.policy.ppo.critic == "head":
-        return Role(basis.trunk, basis.adapter, head, ("head",))
+def _critic(job: Job, runtime: Local, reward: Path | None) -> Role:
+    """The critic reads the reward model's trunk, its head fitted to foresee rewards; without one, the reference's, with a head of zeros."""
+    basis = runtime.roles["reward" if reward else "reference"]
+    solved = job.recipe.policy.ppo.critic == "head"
+    width = runtime.trunks[basis.trunk].config.hidden_size
+    head = ScalarHead(width + WIDE * solved).to(job.device).requires_grad_(not solved)
+    fit = _foreseeing(job, head, reward) if reward else Fit(head)
+    if solved:
+        return Role(basis.trunk, basis.adapter, head, (), fit)
     if basis.trunk not in runtime.adapters:
         runtime.add_trunk("critic", copy.deepcopy(runtime.trunks[basis.trunk]).float(), lora=False)
         return Role("critic", None, head, ("trunk", "head"))

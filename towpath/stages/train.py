@@ -45,6 +45,8 @@ class Course:
     patience: int = 10**9
     turn: Callable[[int, Numbers, Numbers], Numbers] = lambda step, numbers, knobs: knobs
     """(step, numbers, knobs) -> knobs of the next step."""
+    after: Callable[[Batch], None] = lambda batch: None
+    """What else learns from the step's batch, once it has been stepped on."""
     halt: Callable[[Numbers], str] = lambda numbers: ""
     """A reason to stop at once and keep the best weights, or nothing."""
     knobs: Numbers = field(default_factory=dict)
@@ -113,6 +115,7 @@ def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Number
             norms.append(runtime.step(rate, course.max_grad_norm))
             _require_finite(job, step, norms[-1])
     assert len(norms) == updates
+    course.after(batch)
     spent = time.monotonic() - begun
     return {
         **means(metrics),
