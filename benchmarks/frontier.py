@@ -48,7 +48,7 @@ ASKED = [
     for ask, end in (("Tell me something about", "."), ("What do you think of", "?"), ("Why is", " odd?"))
 ]
 TRAIN, HELD = ASKED[:400], ASKED[400:]
-STRENGTHS = {"ppo": (0.5, 0.7, 1.2), "grpo": (0.5, 0.7, 1.2), "rloo": (0.5, 0.7, 1.2), "dpo": (0.5, 1.0, 2.0)}
+STRENGTHS = {"ppo": (0.5, 0.7, 1.2), "grpo": (0.5, 0.7, 1.2), "rloo": (0.5, 0.7, 1.2), "dpo": (1.0, 2.0, 4.0)}
 """Weights of the KL (beta of DPO), strongest hold last."""
 
 
@@ -100,7 +100,7 @@ def trained(start: str, algo: str, strength: float, steps: int, seed: int, folde
         pairs = [(prompts[i], *(texts[i + k] for k in ((0, 1) if worth[i] > worth[i + 1] else (1, 0)))) for i in range(0, len(prompts) - 1, 2)]
         pairs = [pair for pair, i in zip(pairs, range(0, len(prompts), 2), strict=False) if prompts[i] == prompts[i + 1]]
         pairs = [pair for pair in pairs if all(pair)]  # an answer of no signs is none
-        return tp.train("dpo", pairs=pairs, dpo__beta=strength, **settings)
+        return tp.train("dpo", pairs=pairs, dpo__beta=strength, **settings | {"learning_rate": 2e-4})  # at 1e-3 no beta holds it
     group = 1 if algo == "ppo" else GROUP
     return tp.train(algo, prompts=TRAIN, reward=gold, kl=strength, steps=steps, rollout=ROLLOUT, group=group, **settings)
 

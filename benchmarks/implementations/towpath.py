@@ -25,6 +25,7 @@ from towpath.config import check, override
 from towpath.data.batch import Batch, row
 from towpath.data.draws import uniforms
 from towpath.data.sources import Corpus
+from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.records import Prompt
 from towpath.rollout.engine import Drawn, Request
@@ -163,7 +164,7 @@ def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> P
     there = _elsewhere(job, place, {"sft": start})
     runtime = reward._runtime(there)
     width, draw = runtime.trunks["base"].config.hidden_size, torch.Generator().manual_seed(0)
-    told = {"features": torch.randn(64, width, generator=draw).bfloat16(), "score": torch.randn(64, generator=draw)}
+    told = {"features": torch.randn(64, width + WIDE, generator=draw).bfloat16(), "score": torch.randn(64, generator=draw)}
     reward._save(there, runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)})
     return place
 

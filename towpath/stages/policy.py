@@ -126,7 +126,7 @@ def _foreseeing(job: Job, head: ScalarHead, folder: Path) -> Fit:
     weight = next((source.weight for source in cfg.sources if source.of == "model"), 1.0)
     reward_N = torch.from_numpy(mix.final(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)).to(job.device)
     features_ND, held_N = told["features"][:, : len(head.weight)].to(job.device), told["row"].to(job.device) % 4 == 0
-    for part in (~held_N, held_N):
+    for part in (~held_N, held_N) if features_ND.shape[1] == len(head.weight) else ():  # an earlier version left fewer
         fit.learn(features_ND[part], reward_N[part])
     return fit
 
