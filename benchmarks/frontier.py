@@ -148,18 +148,18 @@ def svg(points: dict[str, list[dict[str, float]]]) -> str:
     parts.append(f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">KL to the start, nats per prompt</text>')
     parts.append(f'<text x="{left}" y="11">win rate over the start by the known reward</text>')
     curve = [best_of_n(math.exp(i / 40)) for i in range(200)]
-    line = "L".join(f"{x:.1f} {y:.1f}" for x, y in (at(*p) for p in curve if p[0] <= most))
-    parts.append(
-        f'<path d="M{line}" fill="none" stroke="#333" stroke-width="1.5"/><text x="{at(1.7, 0)[0]:.0f}" y="{at(0, 0.945)[1]:.0f}">best of n</text>'
-    )
+    for share, dashes, name in ((1.0, "", "best of n"), (0.9, ' stroke-dasharray="5 4"', "nine tenths of its gain")):
+        line = "L".join(f"{x:.1f} {y:.1f}" for x, y in (at(nats, 0.5 + share * (rate - 0.5)) for nats, rate in curve if nats <= most))
+        x, y = at(2.38, 0.5 + share * 0.463)
+        parts.append(f'<path d="M{line}" fill="none" stroke="#333" stroke-width="1.5"{dashes}/>')
+        parts.append(f'<text x="{x:.0f}" y="{y - 8:.0f}" text-anchor="end">{name}</text>')
     for i, (algo, found) in enumerate(points.items()):
         parts += [
             f'<circle cx="{at(p["kl"], 0)[0]:.1f}" cy="{at(0, p["win_rate"])[1]:.1f}" r="4" fill="{colours[algo]}" fill-opacity="0.75"/>'
             for p in found
         ]
-        parts.append(
-            f'<circle cx="{width - 110}" cy="{260 + 20 * i}" r="4" fill="{colours[algo]}"/><text x="{width - 98}" y="{264 + 20 * i}">{algo}</text>'
-        )
+        parts.append(f'<circle cx="{width - 110}" cy="{260 + 20 * i}" r="4" fill="{colours[algo]}"/>')
+        parts.append(f'<text x="{width - 98}" y="{264 + 20 * i}">{algo.upper()}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
