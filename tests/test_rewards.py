@@ -94,8 +94,8 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     for name, said in (
         ("short", "1 scores for 2 answers"),
         ("odd", "a score of nan"),
-        ("words", "a score of 'good'"),
-        ("none", "NoneType for scores"),
+        ("words", "scores are .1.0, 'good'."),
+        ("none", "scores are None"),
     ):
         with pytest.raises(RewardError, match=said):
             sources.named(f"python:my_rewards:{name}")(["a", "b"], ["a", "b"])

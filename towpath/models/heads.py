@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,16 @@ def so_far(states_BTD: Tensor) -> Tensor:
     return states_BTD.cumsum(1) / count_T[None, :, None]
 
 
+@lru_cache
+def _cast(width: int, device: torch.device) -> Tensor:
+    return torch.randn(width, WIDE, generator=torch.Generator().manual_seed(width)).to(device)
+
+
 def widely_so_far(states_BTD: Tensor) -> Tensor:
     """That mean, and the sum up to each token of fixed random features of its state [B,T,D+W]: a reward that adds up token by token is
     linear in such sums, and seldom in the states."""
     width = states_BTD.shape[-1]
-    cast_DW = torch.randn(width, WIDE, generator=torch.Generator().manual_seed(width)).to(states_BTD.device)
+    cast_DW = _cast(width, states_BTD.device)
     unit_BTD = torch.nn.functional.rms_norm(states_BTD, (width,)) / math.sqrt(width)
     return torch.cat([so_far(states_BTD), (unit_BTD @ cast_DW).relu().cumsum(1)], -1)
 

@@ -6,6 +6,7 @@ import json
 import marshal
 import math
 import re
+import reprlib
 import time
 import urllib.error
 import urllib.request
@@ -44,15 +45,19 @@ def named(of: str) -> Scorer:
 
 def checked(of: str, scores: Sequence[float], count: int) -> list[float]:
     """The scores as finite numbers, as many as there were answers."""
-    found, bad = list[float](), list[str]()
     try:
-        for score in scores:
-            found.append(float(score))
-            bad += [] if math.isfinite(found[-1]) else [f"a score of {score}"]
+        found = [float(score) for score in scores]
     except (TypeError, ValueError):
-        bad.append(f"a score of {scores[len(found)]!r}" if isinstance(scores, Sequence) else f"{type(scores).__name__} for scores")
-    if bad or len(found) != count:
-        said = bad[0] if bad else f"{len(found)} scores for {count} answers"
+        found = None
+    if found is None or len(found) != count or not all(map(math.isfinite, found)):
+        bad = next((score for score in found or () if not math.isfinite(score)), None)
+        said = (
+            f"scores are {reprlib.repr(scores)}"
+            if found is None
+            else f"{len(found)} scores for {count} answers"
+            if bad is None
+            else f"a score of {bad}"
+        )
         raise RewardError(f"{of}: {said}", "one finite number for each answer", "mend the reward; the run goes on from the last checkpoint")
     return found
 

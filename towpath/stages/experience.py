@@ -183,6 +183,7 @@ class Experience:
                 raise RecipeError(f"policy.algo = {self.cfg.algo!r}: its `prepare` leaves no `outcome`", "a critic's head is fitted to one", fix)
             mask_BT = torch.from_numpy(batch.mask_BT).to(self.runtime.device)
             self.fit.learn(self.features_BTD[mask_BT], batch.columns["outcome"][mask_BT], self.cfg.ppo.critic_memory)
+            self.features_BTD = None
 
     def _numbers(self, batch: Batch, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Numbers:
         c = batch.columns
