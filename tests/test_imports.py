@@ -38,7 +38,7 @@ TORCH_FREE = {
 HEAVY = {"torch", "transformers", "peft"}
 ONLY_IN = {
     "sqlalchemy": {"towpath.store"}, "alembic": {"towpath.store"}, "sqlite3": {"towpath.store"},
-    "ray": {"towpath.runtime"}, "torch.distributed": {"towpath.runtime"}, "vllm": {"towpath.rollout.vllm"},
+    "ray": {"towpath.runtime"}, "torch.distributed": {"towpath.runtime"}, "vllm": {"towpath.rollout.vllm_worker"},
 }  # fmt: skip
 
 Import = tuple[str, int]

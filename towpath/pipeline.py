@@ -88,16 +88,17 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     dump["reward"].pop("use")
     needs_reward, needs_labels = _needs(recipe)
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
+    engine = {} if recipe.engine.of == "local" else {"engine": recipe.engine.of}
     judge = {"rubric": simulated.GUIDELINE}  # a changed rubric is a changed judge
     simulation = judge if preferences["raters"] == "simulated" else {}
-    stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety])} | judge, "sft")
+    stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety])} | judge | engine, "sft")
     for n in range(1, recipe.rounds + 1):
         at, before = ("" if n == 1 else f"@{n}"), ("" if n == 2 else f"@{n - 1}")
         samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)]
         again = [f"policy{before}"] if n > 1 else []
         learned = []
         if needs_labels:
-            stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)}, "sft", *again)
+            stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)} | engine, "sft", *again)
             people = _people(store, planned, samples) if preferences["raters"] == "people" and store else ""
             stage("label", n, {"preferences": preferences, "judgements": people} | simulation, *samples)
             learned = [*samples, f"label{at}"]
@@ -105,12 +106,13 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
             stage("reward", n, {"reward": dump["reward"]}, "sft", *learned)
             learned = [f"reward{at}"]
         said = {"policy": dump["policy"], "prompts": _digest(corpus.train)} | _own_code(recipe)
+        said |= engine and engine | {"correction": recipe.engine.correction}
         if data_of(recipe.policy.algo) == "comparisons":
             learned = [*dict.fromkeys([*samples, f"label{at}", *learned])]
             said["validation"] = recipe.reward.validation
         stage("policy", n, said, "sft", *learned, *again)
         judged = [f"reward{at}"] if needs_reward else []
-        stage("evaluate", n, {"evaluate": dump["evaluate"]} | judge, "sft", "baseline", *judged, f"policy{at}")
+        stage("evaluate", n, {"evaluate": dump["evaluate"]} | judge | engine, "sft", "baseline", *judged, f"policy{at}")
     return list(planned.values())
 
 

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: b
     size = model_size(Path(chat.tokenizer.name_or_path)) if chat else Size()
     size = replace(size, parameters=parameters) if parameters else size
     findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus), *_data(corpus)]
-    findings += [*_alike_decoding(recipe), *_domains(recipe, corpus)]
+    findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *_engine(recipe)]
     if chat is None:
         findings.append(Finding("template", "info", "no tokenizer at hand: template and lengths were not looked at", "", "name a model that loads"))
     else:
@@ -75,6 +76,20 @@ def _rates(recipe: Recipe, force: bool) -> list[Finding]:
         evidence = f"policy.learning_rate = {recipe.policy.learning_rate:g}: no usual range is known for {recipe.policy.algo}"
         found.append(Finding("learning-rate", "info", evidence, "an algorithm of your own", ""))
     return [f for f in [*found, _ratio(recipe)] if f]
+
+
+def _engine(recipe: Recipe) -> list[Finding]:
+    """Whether the Python that draws answers is there and has vLLM."""
+    if recipe.engine.of == "local":
+        return []
+    asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    try:
+        found = subprocess.run([recipe.engine.python, "-c", asked], capture_output=True, check=False).returncode == 0
+    except OSError:
+        found = False
+    cause = "engine.of = 'vllm' needs an environment that has vLLM"
+    remedy = "python -m venv ENV; ENV/bin/pip install vllm; engine.python = 'ENV/bin/python'"
+    return [] if found else [Finding("engine", "error", f"engine.python = {recipe.engine.python!r}: no Python with vLLM", cause, remedy)]
 
 
 def _usual(stage: str, recipe: Recipe) -> Mapping[Method, tuple[float, float]]:

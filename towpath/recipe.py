@@ -34,6 +34,19 @@ class Model(Section):
     tokens_per_pass: int = value(1024, "tokens in one forward pass; changes memory, never the gradient", "512-8192", "", ge=16)
 
 
+class Engine(Section):
+    of: Literal["local", "vllm"] = value("local", "what draws answers: this process, or vLLM in an environment of its own", "", "see docs/engines.md")
+    python: str = value("", "the Python of the environment that has vLLM")
+    cache: float = value(2.0, "GiB that vLLM keeps for keys and values", "2-40", "", gt=0)
+    correction: float = value(
+        2.0,
+        "where vLLM draws: a token weighs as much as the policy's probability of it over vLLM's, at most this; 0 turns it off",
+        "1-5",
+        "its rounding is not the trainer's",
+        ge=0,
+    )
+
+
 class Data(Section):
     prompts: str = value("data/prompts/*.jsonl", "files of prompts (jsonl, csv, parquet), relative to the run folder")
     demonstrations: str = value("data/demonstrations/*.jsonl", "files of demonstrations")
@@ -282,6 +295,7 @@ class Recipe(Section):
     seed: int = value(0, "every draw is a function of this number", "", "", ge=0)
     rounds: int = value(1, "times the loop of completions, labels, reward and policy is run", "1-3", "", ge=1)
     model: Model = value(Model(), "the base model")
+    engine: Engine = value(Engine(), "what draws answers")
     data: Data = value(Data(), "prompts and demonstrations")
     sft: Sft = value(Sft(), "supervised fine-tuning")
     preferences: Preferences = value(Preferences(), "completions and labels")

@@ -54,14 +54,15 @@ class Trained:
 
 def train(
     algo: str, *, model: str, prompts: Sequence[str] = (), reward: Reward | str | None = None, pairs: Sequence[Pair] = (), kl: float = 0.05,
-    steps: int = 100, folder: str | Path = "towpath-train", seed: int = 0, dtype: str = "auto", **settings: Any,
+    steps: int = 100, folder: str | Path = "towpath-train", seed: int = 0, dtype: str = "auto",
+    template: str = "model", engine: Mapping[str, Any] | None = None, **settings: Any,
 ) -> Trained:  # fmt: skip
     """Optimise a model for a reward on its own answers, or by pairs of answers.
 
     `reward` takes prompts and answers and gives a number each, or is a source as recipes name it (`rule:words:8-35`, an address).
     DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; `kl` and `steps` are not theirs.
     Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`, `grpo__scale="none"`, `lora__alpha=64`.
-    The same call in the same folder goes on where it stopped.
+    `template` is `model.template`, `engine` holds keys of `[engine]`. The same call in the same folder goes on where it stopped.
     """
     on_pairs = data_of(algo) == "comparisons"
     _require(algo, on_pairs, {"prompts": len(prompts) > 0, "reward": reward is not None, "pairs": len(pairs) > 0}, pairs)
@@ -69,7 +70,8 @@ def train(
     told = {"kl.coef": kl, "kl.target": 0.0, "steps": steps} if not on_pairs else {}
     if reward is not None:
         told["rewards.sources"] = [{"of": reward if isinstance(reward, str) else sources.given(reward)}]
-    recipe = _recipe(algo, model, told | settings, len(asked), seed, dtype, on_pairs)
+    tables = {"seed": seed, "model": {"source": model, "dtype": dtype, "template": template}, "engine": dict(engine or {})}
+    recipe = _recipe(algo, tables, told | settings, len(asked), on_pairs)
     prepare_process()
     job = _job(recipe, Path(folder), Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked))), pairs)
     done = job.folder / "manifest.json"
@@ -91,7 +93,7 @@ def _require(algo: str, on_pairs: bool, given: Mapping[str, bool], pairs: Sequen
             raise RecipeError(f"pairs[{number}] = {str(pair)[:80]!r}", "a pair is three texts", "give (prompt, better answer, worse answer)")
 
 
-def _recipe(algo: str, model: str, settings: Mapping[str, Any], prompts: int, seed: int, dtype: str, on_pairs: bool) -> Recipe:
+def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prompts: int, on_pairs: bool) -> Recipe:
     """The settings laid over what suits so many prompts: a tenth kept to choose the checkpoint by, at most 32."""
     kept = max(4, min(32, prompts // 10))
     group = 1 if algo in ("ppo", "reinforce") or on_pairs else 4
@@ -102,8 +104,7 @@ def _recipe(algo: str, model: str, settings: Mapping[str, Any], prompts: int, se
     standard = {"algo": algo, "group": group, "rollout": size, "batch": min(32, size), "validation_prompts": kept}
     said = standard | {key.replace("__", "."): value for key, value in settings.items()}
     lines = [f"policy.{key}={_toml(value)}" for key, value in said.items()]
-    tables = override({"seed": seed, "model": {"source": model, "dtype": dtype}, "policy": {"ppo": {"critic_warmup": 0}}}, lines)
-    return check(Recipe, tables, "train()")
+    return check(Recipe, override(tables | {"policy": {"ppo": {"critic_warmup": 0}}}, lines), "train()")
 
 
 def _toml(value: Any) -> str:

@@ -85,7 +85,7 @@ def main(tasks: dict[str, Callable[[Workload, str, str], Told]], packages: tuple
     """Run one workload and tell."""
     workload = Workload.read(Path(sys.argv[1]))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    if os.environ.get("BENCH_MATMUL") == "medium":
+    if os.environ.get("BENCH_HOW") == "medium":
         torch.set_float32_matmul_precision("medium")
     torch.manual_seed(workload.seed)
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ from towpath.records import Prompt
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, prepare_process
-from towpath.stages import experience, policy, reward, sft, train
+from towpath.stages import policy, reward, sampler, sft, train
 from towpath.stages.job import Job, read_rows
 from towpath.store.store import Store
 
@@ -143,7 +143,7 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
         job.inputs["reward"] = _reward_folder(workload, job, model, folder)
     clock = Clock()
     Prescribed.workload, Prescribed.counts = workload, clock.counts
-    experience.LocalEngine = Prescribed
+    sampler.LocalEngine = Prescribed
     policy.run(job)
     rows = [line for line in read_rows(job.folder / "metrics.jsonl") if line["phase"] == "train"]
     phases = {name: sum(line[f"seconds_{name}"] for line in rows) for name in ("generate", "score", "optimise")}

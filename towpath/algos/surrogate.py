@@ -18,7 +18,8 @@ def log_ratios(batch: Batch) -> tuple[Tensor, Tensor]:
 def loss(out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Tensor | None = None, kl_coef: float = 0.0) -> tuple[Tensor, Metrics]:
     """Sum over tokens of the surrogate, each token counted with its row's weight, and of kl_coef * k3 to the reference.
     The advantage is one a token [B,T] or one an answer [B]. Where a rollout is learned from in a single update, `on_policy`,
-    the old policy is the one that speaks here, and `old_logp` is what the sampler said."""
+    the old policy is the one that speaks here, and `old_logp` is what the sampler said. Where another engine drew, `correction`, a token weighs
+    as much as the old policy's probability of it over the engine's."""
     mask, c = out.mask_BT, batch.columns
     old_BT = out.logp_BT.detach() if "on_policy" in c else c["old_logp"]
     log_ratio = (out.logp_BT - old_BT)[mask]
@@ -29,6 +30,8 @@ def loss(out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Te
     cost = surrogate + kl_coef * k3
     if token_weight_B is not None:
         cost = cost * token_weight_B[:, None].expand(mask.shape)[mask]
+    if "correction" in c:
+        cost = cost * _corrected(old_BT, batch)[mask]
     tokens, ratio = float(mask.sum()), log_ratio.detach().exp()
     sums = {
         "policy_loss": surrogate, "clip_fraction": clipped.float(), "ratio": ratio, "ratio_error": (ratio - 1).abs(),
@@ -39,3 +42,9 @@ def loss(out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Te
     if "on_policy" in c:
         sums["sampler_error"] = (old_BT - c["old_logp"])[mask].abs()
     return cost.sum(), {name: (float(x.detach().sum()), tokens) for name, x in sums.items()}
+
+
+def _corrected(old_BT: Tensor, batch: Batch) -> Tensor:
+    """Weights [B,T] of tokens that an engine with rounding of its own drew, at most `correction`."""
+    c = batch.columns
+    return torch.minimum((old_BT - c["sampler_logp"]).exp(), c["correction"][:, None]).detach()

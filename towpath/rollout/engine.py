@@ -1,6 +1,6 @@
 """What an engine promises: tokens, their log-probabilities, and why each answer ended."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -31,4 +31,10 @@ class Drawn:
 class Engine(Protocol):
     """Draws answers; the same request gives the same answer whatever else is in the batch."""
 
-    def generate(self, requests: Sequence[Request], greedy: bool = False) -> list[Drawn]: ...
+    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None) -> list[Drawn]:
+        """Answers in the order of the requests; `tick` hears how many have ended."""
+        ...
+
+    def refresh(self) -> None:
+        """Draw from the weights that the model has now."""
+        ...

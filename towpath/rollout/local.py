@@ -33,6 +33,9 @@ class LocalEngine:
                 drawn |= dict(zip(chosen, answers, strict=True))
         return [drawn[i] for i in range(len(requests))]
 
+    def refresh(self) -> None:
+        """It reads the model itself."""
+
     def _batch(self, requests: list[Request], greedy: bool, tick: Callable[[int], None]) -> list[Drawn]:
         draw = _Draw(requests, self.model.device, greedy)
         limit = np.array([len(request.uniforms) for request in requests])

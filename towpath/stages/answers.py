@@ -12,8 +12,8 @@ from towpath.progress import progress
 from towpath.recipe import Decoding
 from towpath.records import Completion, Prompt, as_row
 from towpath.rollout.engine import Request
-from towpath.rollout.local import LocalEngine
 from towpath.stages.job import Job, read_rows
+from towpath.stages.sampler import engine
 from towpath.store.publish import replace_file
 
 
@@ -21,11 +21,10 @@ def draw(
     job: Job, model: Any, wanted: Sequence[tuple[Prompt, str, Decoding]], source: str, max_new_tokens: int, title: str, greedy: bool = False
 ) -> list[Completion]:
     """One completion for each (prompt, name of the draw, decoding); the name decides the random numbers."""
-    engine = LocalEngine(model, job.chat.eos, job.chat.pad)
     seed = job.recipe.seed
     requests = [Request(job.chat.prompt(p.prompt), how, uniforms(max_new_tokens, seed, "draw", name, p.id)) for p, name, how in wanted]
     with progress(title, len(requests)) as bar:
-        drawn = engine.generate(requests, greedy, bar.advance)
+        drawn = engine(job, model, max_new_tokens).generate(requests, greedy, bar.advance)
     return [
         Completion(
             f"{source}/{name}/{p.id}", p.id, source, job.chat.text(d.token_ids), tuple(d.token_ids), tuple(d.logprobs), d.finish, how.model_dump()

@@ -16,10 +16,10 @@ from towpath.recipe import Decoding
 from towpath.records import Prompt
 from towpath.rewards import mix, sources
 from towpath.rollout.engine import Drawn, Request
-from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.reward import judged
+from towpath.stages.sampler import engine
 from towpath.store.publish import fault
 
 Numbers = dict[str, float]
@@ -35,7 +35,7 @@ class Experience:
         order = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, "policy/validation", p.id))
         self.held, self.prompts = order[: self.cfg.validation_prompts], order[self.cfg.validation_prompts :]
         self.sampler = job.model(job.inputs["sft"] / "weights").requires_grad_(False)
-        self.engine = LocalEngine(self.sampler, job.chat.eos, job.chat.pad)
+        self.engine = engine(job, self.sampler, self.cfg.max_new_tokens)
         self.in_flight = Checkpoints(job.folder / "in-flight")
         self.scorers = {source.of: sources.named(source.of) for source in self.cfg.rewards.sources if source.of != "model"}
         self.judges = bool(self.scorers) or "reward" in runtime.roles
@@ -116,11 +116,12 @@ class Experience:
     def _sync(self, adapter: str | None) -> None:
         if "base" in self.runtime.adapters and self.runtime.roles["policy"].trunk == "base":
             self.runtime.adapters["base"].merge_into(self.sampler, adapter)
-            return
-        source = self.runtime.trunks["policy" if adapter else "reference"]
-        with torch.no_grad():
-            for mine, theirs in zip(self.sampler.parameters(), source.parameters(), strict=True):
-                mine.copy_(theirs)
+        else:
+            source = self.runtime.trunks["policy" if adapter else "reference"]
+            with torch.no_grad():
+                for mine, theirs in zip(self.sampler.parameters(), source.parameters(), strict=True):
+                    mine.copy_(theirs)
+        self.engine.refresh()
 
     def _rows(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
         return Batch([row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)])
@@ -138,6 +139,8 @@ class Experience:
             columns |= {"old_logp": columns["sampler_logp"], "on_policy": torch.ones(len(batch), dtype=torch.bool)}
         else:
             columns["old_logp"] = runtime.score("policy", batch, ("logp",)).logp_BT
+        if self.job.recipe.engine.of != "local" and self.job.recipe.engine.correction:
+            columns["correction"] = torch.full((len(batch),), self.job.recipe.engine.correction)
         if self.judges:
             columns |= self._judged(prompts, drawn, batch)
         return batch.with_columns(ended=self._ended(drawn), **columns)

@@ -1,0 +1,116 @@
+"""vLLM as the engine, for real where its environment is at hand: the same draws as the engine of this process."""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.models import prepared
+from benchmarks.run import python_of
+from towpath.algos import surrogate
+from towpath.algos.contract import Outputs
+from towpath.data.batch import Batch, Row
+from towpath.errors import RecipeError, ResourceError
+from towpath.models import base
+from towpath.recipe import Decoding
+from towpath.rollout.engine import Request
+from towpath.rollout.local import LocalEngine
+from towpath.rollout.vllm import VllmEngine
+
+HOW = [Decoding(), Decoding(temperature=0.6), Decoding(top_k=7), Decoding(temperature=1.2, top_p=0.8), Decoding(min_p=0.05)]
+PROMPTS = [[5, 9, 20, 31], [7, 8], [40, 41, 42, 43, 44, 45, 46]]
+
+
+def wanted(count=24, longest=20):
+    rng = np.random.default_rng(3)
+    return [Request(PROMPTS[i % 3], HOW[i % 5], rng.random(1 + int(rng.integers(longest)))) for i in range(count)]
+
+
+def test_a_python_that_is_not_there_is_named(tiny, tmp_path):
+    with pytest.raises(RecipeError, match="/nowhere/python"):
+        VllmEngine(tiny, 2, tmp_path, "/nowhere/python", 64, 0.1)
+
+
+def test_an_environment_without_vllm_says_so(tiny, tmp_path):
+    with pytest.raises(ResourceError, match="No module named 'vllm'"):
+        VllmEngine(tiny, 2, tmp_path, sys.executable, 64, 0.1)
+
+
+def test_tokens_that_another_rounding_drew_weigh_by_the_ratio_and_not_more_than_allowed():
+    rows = [Row(np.array([5, 6, 7, 8]), 2), Row(np.array([5, 9]), 1)]
+    old, said = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]]), torch.tensor([[-1.2, -3.5], [-0.1, 0.0]])
+    columns = {"old_logp": old, "sampler_logp": said, "ref_logp": old, "advantage": torch.tensor([1.0, 1.0])}
+    out = Outputs(torch.tensor([[True, True], [True, False]]), logp_BT=old.clone(), entropy_BT=torch.zeros(2, 2))
+    plain, _ = surrogate.loss(out, Batch(rows, columns), 0.2, 0.2)
+    corrected, _ = surrogate.loss(out, Batch(rows, columns | {"correction": torch.full((2,), 2.0)}), 0.2, 0.2)
+    assert plain.item() == pytest.approx(-3.0)
+    assert corrected.item() == pytest.approx(-(np.exp(0.2) + 2.0 + np.exp(-0.4)))
+
+
+SHAPE = {"layers": 2, "width": 64, "heads": 2, "inner": 128, "vocabulary": 512}
+"""Heads of 32: vLLM has no smaller on a CPU."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return base.load(str(prepared(SHAPE, tmp_path_factory.mktemp("models"))), torch.float32, "grouped")
+
+
+@pytest.fixture(scope="module")
+def python():
+    found = python_of("vllm")
+    if found == sys.executable:
+        pytest.skip("no environment with vLLM: `make bench` makes it")
+    return found
+
+
+@pytest.mark.slow
+def test_vllm_draws_what_the_engine_of_this_process_draws(model, tmp_path, python):
+    """Rows come, move and leave as vLLM likes; each is drawn by its own numbers."""
+    model = copy.deepcopy(model)
+    engine = VllmEngine(model, 2, tmp_path, python, 64, 0.1, rows=7)
+    for change in (0.0, 0.5):
+        with torch.no_grad():
+            model.get_output_embeddings().weight[2:40] += change  # EOS too: some answers end
+        engine.refresh()
+        ended = []
+        theirs, ours = engine.generate(wanted(), tick=ended.append), LocalEngine(model, eos=2, pad=0).generate(wanted())
+        assert sum(ended) == len(ours)
+        for a, b in zip(theirs, ours, strict=True):
+            assert a.token_ids == b.token_ids
+            assert a.finish == b.finish
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+        greedy = engine.generate(wanted(6), greedy=True)
+        assert [d.token_ids for d in greedy] == [d.token_ids for d in LocalEngine(model, eos=2, pad=0).generate(wanted(6), greedy=True)]
+    process = engine.process
+    del engine
+    assert process.poll() is not None, "the worker ends with its engine"
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_told_of(model, tmp_path, python):
+    engine = VllmEngine(model, 2, tmp_path, python, 64, 0.1)
+    engine.process.kill()
+    engine.process.wait()
+    with pytest.raises(ResourceError, match="see "):
+        engine.generate(wanted(3))
+
+
+@pytest.mark.slow
+def test_a_ppo_run_draws_by_vllm(model, tmp_path, python):
+    settings = {
+        "model": model.name_or_path, "template": "chatml", "prompts": [f"w{i} w{i + 40}" for i in range(40)], "dtype": "float32", "steps": 3,
+        "rollout": 8, "batch": 4, "epochs": 2, "max_new_tokens": 8, "folder": str(tmp_path), "engine": {"of": "vllm", "python": python, "cache": 0.1},
+    }  # fmt: skip
+    code = f"""
+import json
+import towpath as tp
+done = tp.train("ppo", reward=lambda asked, said: [len(set(x)) / 8 for x in said], **{settings!r})
+print(json.dumps(done.metrics))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '"sampler_error"' in done.stdout

@@ -1,0 +1,113 @@
+"""vLLM as the engine: a process in a Python of its own, to which weights go by a folder and requests by a pipe.
+
+It draws by the same uniform numbers as the engine in this process: tokens differ only where vLLM's rounding does.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from towpath.errors import RecipeError, ResourceError
+from towpath.rollout.engine import Drawn, Request
+
+WORKER = Path(__file__).with_name("vllm_worker.py")
+
+
+class VllmEngine:
+    """Answers of a model by vLLM; `refresh` after the model's weights have changed."""
+
+    def __init__(self, model: Any, eos: int, folder: Path, python: str, tokens: int, cache: float, rows: int = 256) -> None:
+        self.model, self.weights, self.log = model, folder / "weights", folder / "vllm.log"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write()
+        self.process = _process(python, self.log)
+        weakref.finalize(self, _end, self.process)
+        begin = {"model": str(self.weights), "dtype": str(model.dtype).removeprefix("torch."), "tokens": tokens}
+        self._tell(begin | {"rows": rows, "cache": int(cache * 2**30), "eos": eos})
+        self.version = self._heard()["ready"]
+
+    def refresh(self) -> None:
+        """Draw from the weights that the model has now."""
+        self._write()
+        self._tell({"load": str(self.weights)})
+        self._heard()
+
+    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None) -> list[Drawn]:
+        """Answers in the order of the requests."""
+        asked = [{"prompt": r.prompt, "uniforms": r.uniforms.tolist(), **r.decoding.model_dump()} for r in requests]
+        self._tell({"generate": asked, "greedy": greedy})
+        drawn: dict[int, Drawn] = {}
+        while len(drawn) < len(requests):
+            told = self._heard()
+            drawn[told["i"]] = Drawn(told["ids"], told["logprobs"], told["finish"])
+            if tick:
+                tick(1)
+        return [drawn[i] for i in range(len(requests))]
+
+    def _write(self) -> None:
+        """Head and embedding apart even where the model ties them: vLLM reloads a tied head without its new values."""
+        config = copy.deepcopy(self.model.config)
+        config.update({"tie_word_embeddings": False, "architectures": [type(self.model).__name__]})
+        config.save_pretrained(self.weights)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"].clone()}, self.weights / "model.safetensors", metadata={"format": "pt"})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self._heard()
+
+    def _heard(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        told = json.loads(line) if line else {"failed": _last(self.log)}
+        if "failed" in told:
+            raise ResourceError(f"vLLM ended: {told['failed']}", "engine.of = 'vllm' draws answers in a process of its own", f"see {self.log}")
+        return told
+
+
+def _process(python: str, log: Path) -> "subprocess.Popen[str]":
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    try:
+        with log.open("w") as kept:
+            return subprocess.Popen(
+                [python, "-P", str(WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=kept,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
+    except OSError as error:
+        fix = "name the Python of an environment with vLLM: python -m venv ENV; ENV/bin/pip install vllm"
+        raise RecipeError(f"engine.python = {python!r}: {error.strerror}", "vLLM runs in an environment of its own", fix) from error
+
+
+def _last(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "without a word"
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """The worker ends when its pipe does; it is not waited for long."""
+    assert process.stdin and process.stdout
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
