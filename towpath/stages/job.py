@@ -54,6 +54,15 @@ class Job:
         place = str(folder) if folder else base.find(self.recipe.model.source)
         return base.load(place, dtype or self.dtype, self.recipe.model.attention).to(self.device)
 
+    def trunk(self, folder: str | Path | None = None, dtype: torch.dtype | None = None) -> Any:
+        """A model to train or to ask; its layers are compiled where the recipe says so."""
+        model, cfg = self.model(folder, dtype), self.recipe.model.compile
+        if cfg.on:
+            said = cfg.model_dump(exclude={"on", "cudagraphs"}) | {"triton.cudagraphs": cfg.cudagraphs}
+            for layer in model.base_model.layers:
+                layer.compile(dynamic=True, options=said)
+        return model
+
     @cached_property
     def log(self) -> "Log":
         return Log(self.folder, self.recipe.track.tensorboard)

@@ -95,14 +95,14 @@ def _runtime(job: Job, algo: Any) -> Local:
     runtime = Local(job.recipe.model.tokens_per_pass, width, job.chat.pad, cfg.temperature, autocast=not lora and job.dtype == torch.bfloat16)
     start = _start(job)
     if lora:
-        runtime.add_trunk("base", job.model(job.inputs["sft"] / "weights"), lora=True)
+        runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)
         runtime.adapters["base"].add("policy", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
         if start:
             runtime.adapters["base"].load("policy", load_file(start / "adapter" / "adapter_model.safetensors"))
         runtime.roles |= {"policy": Role(adapter="policy", trains=("adapter",)), "reference": Role()}
     else:
-        runtime.add_trunk("policy", job.model((start or job.inputs["sft"]) / "weights", torch.float32), lora=False)
-        runtime.add_trunk("reference", job.model(job.inputs["sft"] / "weights", torch.float32), lora=False)  # the policy's own arithmetic
+        runtime.add_trunk("policy", job.trunk((start or job.inputs["sft"]) / "weights", torch.float32), lora=False)
+        runtime.add_trunk("reference", job.trunk(job.inputs["sft"] / "weights", torch.float32), lora=False)  # the policy's own arithmetic
         runtime.roles |= {"policy": Role("policy", trains=("trunk",)), "reference": Role("reference")}
     reward = next((path for name, path in reversed(job.inputs.items()) if name.startswith("reward")), None)
     if reward:

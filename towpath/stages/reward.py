@@ -134,7 +134,7 @@ def decided(job: Job) -> list[Pair]:
 def _runtime(job: Job) -> Local:
     cfg, lora = job.recipe.reward, job.recipe.reward.method == "lora"
     runtime = Local(job.recipe.model.tokens_per_pass, 0, job.chat.pad, autocast=not lora and job.dtype == torch.bfloat16)
-    model = job.model(job.inputs["sft"] / "weights", None if lora else torch.float32)
+    model = job.trunk(job.inputs["sft"] / "weights", None if lora else torch.float32)
     runtime.add_trunk("base", model, lora)
     head = ScalarHead(model.config.hidden_size, job.recipe.seed).to(job.device)
     if lora:
@@ -248,12 +248,12 @@ def load_reward(job: Job, runtime: Local, folder: Path) -> None:
         tensors = load_file(folder / f"{name}.safetensors")
         if cfg.method == "lora":
             if "base" not in runtime.trunks:
-                runtime.add_trunk("base", job.model(job.inputs["sft"] / "weights"), lora=True)
+                runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)
             runtime.adapters["base"].add(name, cfg.lora.rank, cfg.lora.alpha, 0, cfg.lora.top)
             runtime.adapters["base"].load(name, tensors)
             trunk, adapter = "base", name
         else:
-            runtime.add_trunk(name, job.model(folder if number == 1 else folder / name), lora=False)
+            runtime.add_trunk(name, job.trunk(folder if number == 1 else folder / name), lora=False)
             trunk, adapter = name, None
         head = ScalarHead(len(tensors["head.weight"])).to(job.device)
         head.load_state_dict({part: tensors[f"head.{part}"] for part in ("weight", "bias")})

@@ -45,7 +45,7 @@ def _runtime(job: Job) -> Local:
     cfg, lora = job.recipe.sft, job.recipe.sft.method == "lora"
     full_bf16 = not lora and job.dtype == torch.bfloat16
     runtime = Local(job.recipe.model.tokens_per_pass, 256 if cfg.packing else 0, job.chat.pad, autocast=full_bf16)
-    runtime.add_trunk("base", job.model(dtype=torch.float32 if not lora else None), lora)
+    runtime.add_trunk("base", job.trunk(dtype=torch.float32 if not lora else None), lora)
     if lora:
         runtime.adapters["base"].add("sft", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
     runtime.roles["policy"] = Role(adapter="sft" if lora else None, trains=("adapter",) if lora else ("trunk",))

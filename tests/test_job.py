@@ -1,0 +1,39 @@
+"""What a stage is given."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from towpath.config import check
+from towpath.data.batch import Batch, Row
+from towpath.data.sources import Corpus
+from towpath.recipe import Recipe
+from towpath.runtime.local import Local, Role
+from towpath.stages.job import Job
+
+
+def curve(tmp_path, compiled: bool) -> list[float]:
+    """Losses and gradient norms of four steps on ragged rows."""
+    tables = {"model": {"source": "tiny", "dtype": "float32", "attention": "sdpa", "compile": {"on": compiled}}}
+    job = Job(check(Recipe, tables, "test"), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
+    runtime, found, draw = Local(256), [], np.random.default_rng(0)
+    runtime.add_trunk("base", job.trunk(), lora=True)
+    runtime.adapters["base"].add("policy", 4, 8.0, 0)
+    runtime.roles["policy"] = Role(adapter="policy", trains=("adapter",))
+    runtime.start({"policy": 1e-2})
+    assert all((layer._compiled_call_impl is not None) == compiled for layer in runtime.trunks["base"].base_model.layers)
+    for _ in range(4):
+        batch = Batch([Row(draw.integers(3, 250, int(n)), 3) for n in draw.integers(8, 60, 10)])
+        runtime.forward_backward({"policy": ("logp",)}, batch, lambda out, _part: (-out.logp_BT[out.mask_BT].sum(), {}), 100.0)
+        found.append(runtime.step(1.0, 1e9))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_learn_the_same(tmp_path):
+    torch._dynamo.reset()
+    assert curve(tmp_path, True) == pytest.approx(curve(tmp_path, False), rel=1e-4)
