@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -359,3 +360,10 @@ def test_one_key_of_a_gate_leaves_its_other_keys_as_they_were():
     settings = check(Recipe, {"gates": {"reward": {"action": "warn"}, "safety": {"action": "warn"}}}, "test")
     assert (settings.gates.reward.threshold, settings.gates.safety.threshold, settings.gates.evaluate.threshold) == (0.85, 0.05, 0.7)
     assert settings.gates.reward.action == "warn"
+
+
+@pytest.mark.parametrize("python", ["", "/nowhere/python", sys.executable])
+def test_a_python_without_vllm_is_named_before_the_run(run: Path, corpus: Corpus, chat: Chat, python: str) -> None:
+    told = found(preflight.check(said(engine__of="vllm", engine__python=python), run, corpus, chat), "engine", "error")
+    assert repr(python) in told.evidence
+    none(preflight.check(said(), run, corpus, chat), "engine")

@@ -1,8 +1,9 @@
-"""GRPO, SFT, DPO and the reward model by the current TRL.
+"""GRPO, SFT, DPO and the reward model by the current TRL; `@packing` packs the rows of SFT as TRL does.
 
 python -m benchmarks.implementations.trl WORKLOAD MODEL OUT
 """
 
+import os
 from typing import Any
 
 import torch
@@ -73,11 +74,15 @@ def _trained(trainer: Any) -> Told:
 def sft(workload: Workload, model: str, folder: str) -> Told:
     """Fine-tuning on answers."""
     words = AutoTokenizer.from_pretrained(model)
-    rows = [{"prompt": spelled(prompt) + " ", "completion": spelled(answer)} for prompt, (answer,) in workload.rows(len(words))]
+    found = workload.rows(len(words))
+    rows = [{"prompt": spelled(prompt) + " ", "completion": spelled(answer)} for prompt, (answer,) in found]
+    told: dict[str, Any] = {"max_length": 1024}
+    if os.environ.get("BENCH_HOW") == "packing":  # cut into lines without regard to rows, so that every line is full: two lines a step, as many steps
+        steps = workload.prompts // workload.minibatch
+        length = -(-sum(len(prompt) + len(answer) for prompt, (answer,) in found) // (2 * steps))
+        told = {"max_length": length, "packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": 2}
     return _trained(
-        SFTTrainer(
-            plain(model), SFTConfig(**shared(workload, folder, 5e-5), max_length=1024), train_dataset=Dataset.from_list(rows), processing_class=words
-        )
+        SFTTrainer(plain(model), SFTConfig(**shared(workload, folder, 5e-5) | told), train_dataset=Dataset.from_list(rows), processing_class=words)
     )
 
 
