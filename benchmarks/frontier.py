@@ -6,7 +6,7 @@ Every algorithm draws the same number of completions; DPO gets as many from the 
 higher reward than that of the start's answer to the same held-out prompt; every answer of one is compared with every answer of the other.
 
 TRL's PPO and GRPO, as `trl-ppo` and `trl-grpo`, run in the environments that `make bench` makes, with the same start, prompts, reward, rollouts,
-epochs, minibatches and strengths, and each at the better of two rates.
+epochs, minibatches, strengths and rate (`trl-ppo-slow` and `trl-grpo-slow`: three tenths of it).
 
 python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [--steps 120] [--processes 2] [--json OUT] [--svg OUT]
 """
