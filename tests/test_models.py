@@ -266,12 +266,18 @@ def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, fami
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_packed_lines_are_as_few_as_the_width_allows_and_no_wider_than_they_need(seed):
+def test_packed_lines_hold_little_padding_and_cost_no_more_than_a_line_a_row(seed):
     draw = np.random.default_rng(seed)
-    rows = [Row(np.arange(size), 1) for size in draw.integers(16, 110, 8)]
-    total, lines = sum(len(row.ids) for row in rows), pack(rows, pad=0, width=256).ids_PL.shape
-    assert lines[0] == -(-total // 256)
-    assert lines[0] * lines[1] < 1.1 * total
+    rows = [Row(np.arange(size), 1) for size in draw.integers(16, 110, 16)]
+    total, (lines, width) = sum(len(row.ids) for row in rows), pack(rows, pad=0, width=256).ids_PL.shape
+    assert lines * width < 1.1 * total
+    assert width <= 256
+    assert lines * width * (1500 + width) < 0.8 * 16 * 109 * (1500 + 109)
+
+
+def test_equal_rows_have_a_line_each_and_long_ones_are_not_cut():
+    assert pack([Row(np.arange(100), 1)] * 6, pad=0, width=256).ids_PL.shape == (6, 100)
+    assert pack([Row(np.arange(n), 1) for n in (300, 40, 50)], pad=0, width=256).ids_PL.shape[1] == 300
 
 
 def ridge_by_numpy(rollouts, ridge):

@@ -3,6 +3,7 @@
 P lines, L tokens of a line, B rows, T answer tokens.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -99,6 +100,8 @@ class Batch:
 
 CROSSING = 1500
 """Tokens of a line at which attention costs about as much as the linear layers."""
+WIDTHS = 32
+"""How many widths of lines are tried."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ class Packed:
 
 
 def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
-    """Rows laid into as many lines as a `width` asks for, no wider than these need to be; 0 gives a line to each row, or to several that
-    share a prompt where that is less work."""
+    """Rows laid into lines at most as wide as `width`, or as the longest row; 0 gives a line to each row, or to several that share a prompt
+    where that is less work."""
     bundles = _bundles(rows)
     sizes = [rows[bundle[0]].start + sum(rows[i].answer_length for i in bundle) for bundle in bundles]
     lines, width = _lines(sizes, width) if width else (list(range(len(bundles))), max(sizes))
@@ -164,26 +167,23 @@ def _bundles(rows: Sequence[Row]) -> list[list[int]]:
     return found
 
 
-def _lines(sizes: Sequence[int], width: int) -> tuple[list[int], int]:
-    """The line of every row, and the narrowest width at which there are no more lines than at the width given."""
-    width = max(width, *sizes)
-    count = max(_first_fit(sizes, width)) + 1
-    for narrow in range(max(-(-sum(sizes) // count), *sizes), width + 1):
-        lines = _first_fit(sizes, narrow)
-        if max(lines) < count:
-            return lines, narrow
-    raise AssertionError
+def _lines(sizes: Sequence[int], most: int) -> tuple[list[int], int]:
+    """The line of every row, and the width, at which padding and attention together cost least; no wider than `most`, if rows allow."""
+    least, order = max(sizes), _longest_first(sizes)
+    widths = sorted({round(width) for width in np.linspace(least, max(most, least), WIDTHS)})
+    return min((_fitted(sizes, order, width) for width in widths), key=lambda found: (max(found[0]) + 1) * found[1] * (CROSSING + found[1]))
 
 
-def _first_fit(sizes: Sequence[int], width: int) -> list[int]:
-    room: list[int] = []
+def _fitted(sizes: Sequence[int], order: Sequence[int], width: int) -> tuple[list[int], int]:
+    """The longest rows first, each into the fullest line that has room; the line of every row, and the width that is used."""
+    room: list[tuple[int, int]] = []  # what is left of each line, least first
     lines = [0] * len(sizes)
-    for index in _longest_first(sizes):
-        lines[index] = next((i for i, left in enumerate(room) if left >= sizes[index]), len(room))
-        if lines[index] == len(room):
-            room.append(width)
-        room[lines[index]] -= sizes[index]
-    return lines
+    for index in order:
+        at = bisect_left(room, (sizes[index], -1))
+        left, line = room.pop(at) if at < len(room) else (width, len(room))
+        lines[index] = line
+        insort(room, (left - sizes[index], line))
+    return lines, width - room[0][0]
 
 
 def _longest_first(sizes: Sequence[int]) -> list[int]:

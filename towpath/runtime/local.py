@@ -25,6 +25,8 @@ from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
 
 GROUND = "ground"
 """The column of states that the untouched bottom of a trunk gives [B,S,D]: rows, tokens of a row, width."""
+PACKED = 256
+"""The widest line that short rows are packed into: wider ones spend on attention what they save on padding."""
 LossOf = Callable[[Outputs, Batch], tuple[Tensor, Metrics]]
 
 
@@ -44,7 +46,7 @@ class Role:
 class Local:
     """Trunks, the roles they play, and one optimizer for whatever learns."""
 
-    def __init__(self, tokens_per_pass: int = 1024, pack_width: int = 0, pad: int = 0, temperature: float = 1.0, autocast: bool = False) -> None:
+    def __init__(self, tokens_per_pass: int = 1024, pack_width: int = PACKED, pad: int = 0, temperature: float = 1.0, autocast: bool = False) -> None:
         self.trunks: dict[str, Any] = {}
         self.adapters: dict[str, Adapters] = {}
         self.roles: dict[str, Role] = {}

@@ -62,7 +62,7 @@ def _told(job: Job, policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -
 def _kl(job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]) -> tuple[float, list[float]]:
     """Nats per prompt on the held-out answers, at the temperature they were drawn with."""
     cfg = job.recipe
-    runtime = Local(cfg.model.tokens_per_pass, 0, job.chat.pad, cfg.evaluate.temperature)
+    runtime = Local(cfg.model.tokens_per_pass, pad=job.chat.pad, temperature=cfg.evaluate.temperature)
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, said, strict=True)])
     sums = []
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
@@ -77,7 +77,7 @@ def _kl(job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]) ->
 
 
 def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> dict[str, list[float]]:
-    runtime = Local(job.recipe.model.tokens_per_pass, 0, job.chat.pad)
+    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad)
     load_reward(job, runtime, job.inputs[_last(job, "reward")] / "weights")
     found = {}
     for source in ("sft", "policy"):

@@ -91,8 +91,9 @@ def _on_pairs(job: Job, algo: Any, pairs: Comparisons, experience: Experience) -
 def _runtime(job: Job, algo: Any) -> Local:
     """The roles an algorithm needs: on one trunk with LoRA, as separate copies with full weights."""
     cfg = job.recipe.policy
-    lora, width = cfg.method == "lora", 0
-    runtime = Local(job.recipe.model.tokens_per_pass, width, job.chat.pad, cfg.temperature, autocast=not lora and job.dtype == torch.bfloat16)
+    lora = cfg.method == "lora"
+    bfloat16 = not lora and job.dtype == torch.bfloat16
+    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad, temperature=cfg.temperature, autocast=bfloat16)
     start = _start(job)
     if lora:
         runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)

@@ -133,7 +133,7 @@ def decided(job: Job) -> list[Pair]:
 
 def _runtime(job: Job) -> Local:
     cfg, lora = job.recipe.reward, job.recipe.reward.method == "lora"
-    runtime = Local(job.recipe.model.tokens_per_pass, 0, job.chat.pad, autocast=not lora and job.dtype == torch.bfloat16)
+    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad, autocast=not lora and job.dtype == torch.bfloat16)
     model = job.trunk(job.inputs["sft"] / "weights", None if lora else torch.float32)
     runtime.add_trunk("base", model, lora)
     head = ScalarHead(model.config.hidden_size, job.recipe.seed).to(job.device)

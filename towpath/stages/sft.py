@@ -8,7 +8,7 @@ import torch
 from towpath.algos import sft as algo
 from towpath.data.batch import Batch, row
 from towpath.data.draws import share
-from towpath.runtime.local import Local, Role
+from towpath.runtime.local import PACKED, Local, Role
 from towpath.stages.job import Job, save_model
 from towpath.stages.train import Course, minibatches, train, warmup_then_linear
 
@@ -44,7 +44,7 @@ def run(job: Job) -> dict[str, Any]:
 def _runtime(job: Job) -> Local:
     cfg, lora = job.recipe.sft, job.recipe.sft.method == "lora"
     full_bf16 = not lora and job.dtype == torch.bfloat16
-    runtime = Local(job.recipe.model.tokens_per_pass, 256 if cfg.packing else 0, job.chat.pad, autocast=full_bf16)
+    runtime = Local(job.recipe.model.tokens_per_pass, PACKED if cfg.packing else 0, job.chat.pad, autocast=full_bf16)
     runtime.add_trunk("base", job.trunk(dtype=torch.float32 if not lora else None), lora)
     if lora:
         runtime.adapters["base"].add("sft", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
