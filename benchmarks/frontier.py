@@ -154,7 +154,7 @@ def bound(nats: float) -> float:
 def svg(points: dict[str, list[dict[str, float]]]) -> str:
     """Points of every algorithm on best-of-n's curve."""
     width, height, left, bottom, most = 640, 420, 56, 44, 2.4
-    colours = {"ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e", **dict.fromkeys(PEERS, "#888")}
+    colours = {"ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e"}
 
     def at(nats: float, rate: float) -> tuple[float, float]:
         return left + nats / most * (width - left - 16), height - bottom - (rate - 0.5) / 0.5 * (height - bottom - 16)
@@ -178,11 +178,10 @@ def svg(points: dict[str, list[dict[str, float]]]) -> str:
         parts.append(f'<path d="M{line}" fill="none" stroke="#333" stroke-width="1.5"{dashes}/>')
         parts.append(f'<text x="{x:.0f}" y="{y - 8:.0f}" text-anchor="end">{name}</text>')
     for i, (algo, found) in enumerate(points.items()):
-        parts += [
-            f'<circle cx="{at(p["kl"], 0)[0]:.1f}" cy="{at(0, p["win_rate"])[1]:.1f}" r="4" fill="{colours[algo]}" fill-opacity="0.75"/>'
-            for p in found
-        ]
-        parts.append(f'<circle cx="{width - 110}" cy="{260 + 20 * i}" r="4" fill="{colours[algo]}"/>')
+        colour = colours[algo.split("-")[1] if algo in PEERS else algo]  # a peer's points are rings
+        look = f'r="4" fill="none" stroke="{colour}" stroke-width="1.5"' if algo in PEERS else f'r="4" fill="{colour}" fill-opacity="0.75"'
+        parts += [f'<circle cx="{at(p["kl"], 0)[0]:.1f}" cy="{at(0, p["win_rate"])[1]:.1f}" {look}/>' for p in found]
+        parts.append(f'<circle cx="{width - 110}" cy="{260 + 20 * i}" {look}/>')
         parts.append(f'<text x="{width - 98}" y="{264 + 20 * i}">{algo.upper()}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 

@@ -88,6 +88,7 @@ def test_vllm_draws_what_the_engine_of_this_process_draws(model, tmp_path, pytho
     process = engine.process
     del engine
     assert process.poll() is not None, "the worker ends with its engine"
+    assert [path.name for path in tmp_path.iterdir()] == ["vllm.log"]
 
 
 @pytest.mark.slow

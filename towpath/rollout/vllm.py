@@ -6,6 +6,7 @@ It draws by the same uniform numbers as the engine in this process: tokens diffe
 import copy
 import json
 import os
+import shutil
 import subprocess
 import weakref
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ class VllmEngine:
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
         self.process = _process(python, self.log)
-        weakref.finalize(self, _end, self.process)
+        weakref.finalize(self, _end, self.process, self.weights)
         begin = {"model": str(self.weights), "dtype": str(model.dtype).removeprefix("torch."), "tokens": tokens}
         self._tell(begin | {"rows": rows, "cache": int(cache * 2**30), "eos": eos})
         self.version = self._heard()["ready"]
@@ -100,8 +101,8 @@ def _last(log: Path) -> str:
     return lines[-1].strip() if lines else "without a word"
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    """The worker ends when its pipe does; it is not waited for long."""
+def _end(process: "subprocess.Popen[str]", weights: Path) -> None:
+    """The worker ends when its pipe does, and is not waited for long; the weights it drew from are left nowhere."""
     assert process.stdin and process.stdout
     with suppress(BrokenPipeError):
         process.stdin.close()
@@ -111,3 +112,4 @@ def _end(process: "subprocess.Popen[str]") -> None:
         process.kill()
         process.wait()
     process.stdout.close()
+    shutil.rmtree(weights, ignore_errors=True)
