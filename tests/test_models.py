@@ -278,6 +278,8 @@ def test_packed_lines_hold_little_padding_and_cost_no_more_than_a_line_a_row(see
 def test_equal_rows_have_a_line_each_and_long_ones_are_not_cut():
     assert pack([Row(np.arange(100), 1)] * 6, pad=0, width=256).ids_PL.shape == (6, 100)
     assert pack([Row(np.arange(n), 1) for n in (300, 40, 50)], pad=0, width=256).ids_PL.shape[1] == 300
+    rows = [Row(np.arange(n), 1) for n in (100, 100, 90, 90)]  # two lines of 190 hold no padding, and cost more attention than they save
+    assert pack(rows, pad=0, width=256).ids_PL.shape == (4, 100)
 
 
 def ridge_by_numpy(rollouts, ridge):
