@@ -1,6 +1,6 @@
 """One workload by several implementations, each in its own environment, in turn within one run; the ratio is the result.
 
-python -m benchmarks.run WORKLOAD [--implementations towpath,trl] [--turns 2] [--json OUT]
+python -m benchmarks.run WORKLOAD [--implementations towpath,trl] [--turns 2] [--warm] [--json OUT]
 
 An implementation is a module of benchmarks.implementations, with `@medium` behind it for float32 products through oneDNN
 (of transformers: `@compiled`, `@continuous`). Its Python is
@@ -31,13 +31,13 @@ def python_of(implementation: str) -> str:
     return str(own) if own.exists() else sys.executable
 
 
-def turn(implementation: str, workload: Workload, model: Path, limit: float) -> dict[str, Any]:
-    """One run of one implementation in a process of its own."""
+def turn(implementation: str, workload: Workload, model: Path, limit: float, warm: bool = False) -> dict[str, Any]:
+    """One run of one implementation in a process of its own; warm: the second time that the process does the work."""
     name, _, how = implementation.partition("@")
     with tempfile.TemporaryDirectory() as scratch:
         told, out = Path(scratch) / f"{workload.name}.json", Path(scratch) / "told.json"
         workload.write(told)
-        environment = {**os.environ, "BENCH_HOW": how, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "BENCH_HOW": how, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "BENCH_WARM": "1" if warm else ""}
         command = [python_of(name), "-m", f"benchmarks.implementations.{name}", str(told), str(model), str(out)]
         done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=limit, check=False)
         if done.returncode:
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("workload", help="a name of benchmarks/workloads, or a path")
     parser.add_argument("--implementations", default="", help="comma-separated, ours first; by default towpath and those the workload names")
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--warm", action="store_true", help="time the second time a process does the work: memory has been touched, as in a long run")
     parser.add_argument("--limit", type=float, default=3600, help="seconds that one turn may take")
     parser.add_argument("--json", type=Path, default=None)
     told = parser.parse_args()
@@ -120,9 +121,10 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(told.turns):
         for name in names:
-            runs[name].append(turn(name, workload, model, told.limit))
+            runs[name].append(turn(name, workload, model, told.limit, told.warm))
             print(f"  turn {number + 1}, {name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     result = {
+        "warm": told.warm,
         "workload": {"name": workload.name, **json.loads(json.dumps(workload.__dict__))},
         "machine": json.loads(measured.stdout),
         **compared(workload, runs),

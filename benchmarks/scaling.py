@@ -77,9 +77,9 @@ def svg(found: dict[str, list[dict[str, float]]]) -> str:
         for row in rows:
             x, y = at(row)
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#0b6e99"/>')
-            parts.append(f'<text x="{x:.1f}" y="{y - 7:.1f}" text-anchor="middle">{row["seconds"]:.0f}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{y - 7:.1f}" text-anchor="middle">{row["seconds"]:.1f} s</text>')
             parts.append(f'<text x="{x:.1f}" y="196" text-anchor="middle" fill="#555">{row["value"]:,.0f}</text>')
-        parts.append(f'<text x="{left}" y="212">{what}: exponent {slope(rows, "seconds"):.2f}</text>')
+        parts.append(f'<text x="{left}" y="212">{what}: s {slope(rows, "seconds"):.2f}, GiB {slope(rows, "peak_memory_bytes"):.2f}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -279,7 +279,7 @@ def prepare_process() -> None:
     if sys.platform == "linux":
         trim_threshold, mmap_max = -1, -4
         libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(trim_threshold, -1)  # never: the largest number would let go of all that lies free beyond 2 GiB
         libc.mallopt(mmap_max, 0)
 
 
