@@ -1,6 +1,17 @@
-"""What tests share: a real tiny model, made on the spot."""
+"""What tests share: a real tiny model, made on the spot; a real PostgreSQL, where Debian's is installed."""
 
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from time import sleep
+from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -29,3 +40,69 @@ def chat(tiny_folder: str):
     from towpath.models import base
 
     return Chat(base.load_tokenizer(tiny_folder))
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own on a free port, less the database's name; root may not run one, so it runs as `postgres`."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("Debian's postgresql is not installed")
+    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+    folder, binaries, port = Path(tempfile.mkdtemp(prefix="towpath-postgres-")), found[-1].parent, free_port()
+    if user:
+        shutil.chown(folder, "postgres", "postgres")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
+
+    def command(*words: str | Path) -> None:
+        subprocess.run([*user, *map(str, words)], check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    try:
+        command(binaries / "initdb", "-D", folder / "data", "-U", "towpath", "-A", "trust", "-E", "UTF8", "--no-sync")
+        command(binaries / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log", "-o", options, "start")
+        yield f"postgresql+psycopg://towpath@127.0.0.1:{port}"
+        command(binaries / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def new_database(server: str) -> str:
+    """The URL of an empty database of a server."""
+    import psycopg
+
+    name = f"t{uuid4().hex[:12]}"
+    with psycopg.connect(f"{server.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server}/{name}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a ledger may lie: a file with an odd name, or a database."""
+    if request.param == "sqlite":
+        return tmp_path / "led ger%?.db"
+    return new_database(request.getfixturevalue("postgres_server"))
+
+
+@contextmanager
+def running(store: Any, team: bool) -> Iterator[tuple[str, Any]]:
+    """The real server of a store in a thread: where it is, and its door."""
+    from towpath.web import serving
+
+    server, door = serving.prepared(store, team)
+    with serving.listening("127.0.0.1", 0) as place:
+        thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            sleep(0.01)
+        yield f"http://127.0.0.1:{place.getsockname()[1]}", door
+        server.should_exit = True
+        thread.join()

@@ -32,9 +32,10 @@ def make(name, lengths=(5, 2, 4, 3), extra=0, seed=0):
     columns |= {"score": scores, "reward": scores, "group": torch.tensor([0, 0, 1, 1]), "strength": torch.ones(len(rows), dtype=torch.float64)}
     columns |= {"desirable": torch.tensor([True, False, True, False]), "point": torch.full((len(rows),), 0.02, dtype=torch.float64)}
     beats = torch.tensor([[0, 1.0], [0, 0], [0, 0], [2.0, 0]], dtype=torch.float64)
-    columns |= {"beats": beats, "place": torch.tensor([0, 1, 0, 1])}
+    sure = torch.where(beats > 0, 0.8, 1.0).to(torch.float64)
+    columns |= {"beats": beats, "sure": sure, "place": torch.tensor([0, 1, 0, 1])}
     grouped = algo.DATA == "comparisons" and getattr(algo, "PAIRED", True)
-    batch = Batch(rows, columns, (2, 2) if grouped else (), frozenset({"beats"}))
+    batch = Batch(rows, columns, (2, 2) if grouped else (), frozenset({"beats", "sure"}))
     trimmed = batch.take(range(batch.groups)) if not extra else batch
     return algo, trimmed
 

@@ -23,9 +23,11 @@ ORDER = [
     {"stages"},
     {"sizes"},
     {"gates", "preflight", "reporting", "starting", "training"},
-    {"report"},
+    {"report", "plan"},
     {"pipeline"},
-    {"export"},
+    {"export", "waiting"},
+    {"web"},
+    {"labelling"},
     {"cli"},
     {"__main__"},
 ]
@@ -33,7 +35,7 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
     "errors", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
-    "gates", "preflight", "reporting", "report", "sizes", "starting", "pipeline", "cli",
+    "gates", "preflight", "reporting", "report", "sizes", "starting", "pipeline", "plan", "waiting", "web", "labelling", "cli",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft"}
 ONLY_IN = {

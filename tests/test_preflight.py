@@ -367,3 +367,28 @@ def test_a_python_without_vllm_is_named_before_the_run(run: Path, corpus: Corpus
     told = found(preflight.check(said(engine__of="vllm", engine__python=python), run, corpus, chat), "engine", "error")
     assert repr(python) in told.evidence
     none(preflight.check(said(), run, corpus, chat), "engine")
+
+
+JUDGE = {"judge__base_url": "http://localhost:1/v1", "judge__model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("values", "evidence"),
+    [
+        ({"preferences__raters": "judge"}, "judge.base_url = ''"),
+        ({"preferences__raters": "judge", **JUDGE, "judge__api_key": "sk-1234"}, "judge.api_key holds the key itself"),
+        ({"preferences__raters": "blend", **JUDGE, "preferences__audit": 0.05}, "preferences.audit = 0.05"),
+        ({"preferences__raters": "blend", **JUDGE, "preferences__people": 0.1, "preferences__audit": 0.2}, "preferences.people = 0.1"),
+        ({"preferences__raters": "recorded"}, "data.preferences = "),
+        ({"preferences__raters": "recorded", "data__preferences": "", "rounds": 2}, "rounds = 2"),
+    ],
+)
+def test_who_cannot_label_is_named_before_the_run(run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], evidence: str) -> None:
+    assert evidence in found(preflight.check(said(**values), run, corpus, chat), "raters", "error").evidence
+
+
+def test_a_judge_that_is_named_and_rules_that_are_rules_pass(run: Path, corpus: Corpus, chat: Chat) -> None:
+    recipe_ = said(preferences__raters="blend", **JUDGE)
+    none(preflight.check(recipe_, run, corpus, chat), "raters")
+    bad = recipe_.model_copy(update={"preferences": recipe_.preferences.model_copy(update={"rules": {"r": "open('x')"}})})
+    assert "open" in found(preflight.check(bad, run, corpus, chat), "raters", "error").evidence

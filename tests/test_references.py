@@ -176,19 +176,24 @@ def test_loss_and_gradient_are_the_papers(reference, settings, seed):
             assert logp.grad[i, t].item() == pytest.approx(slope, abs=1e-6)
 
 
-def test_the_reward_models_loss_is_the_papers():
+@pytest.mark.parametrize("known", [False, True])
+def test_the_reward_models_loss_is_the_papers(known):
     algo = importlib.import_module("towpath.algos.reward_model")
     cfg = Reward(center=0.02, label_smoothing=0.1, margin=True)
     score = torch.tensor([0.3, -0.4, 1.2, 0.1, 0.7], dtype=torch.float64, requires_grad=True)
     beats = torch.tensor([[0, 2.0, 0], [0, 0, 0], [3.0, 1.0, 0], [0, 0, 0], [1.0, 0, 0]], dtype=torch.float64)
     rows = [Row(np.arange(4), 3)] * 5
-    batch = Batch(rows, {"beats": beats, "place": torch.tensor([0, 1, 2, 0, 1])}, (3, 2), frozenset({"beats"}))
+    sure = torch.where(beats > 0, 0.6 + 0.1 * beats, 1.0)
+    columns = {"beats": beats, "place": torch.tensor([0, 1, 2, 0, 1])} | ({"sure": sure} if known else {})
+    batch = Batch(rows, columns, (3, 2), frozenset({"beats", "sure"} & set(columns)))
     total, _ = algo.loss(Outputs(torch.ones(5, 1, dtype=torch.bool), score_B=score), batch, cfg, {})
     s = score.detach().numpy()
     want = 0.0
     for winner, loser, strength in ((0, 1, 2.0), (2, 0, 3.0), (2, 1, 1.0), (4, 3, 1.0)):
         gap = s[winner] - s[loser] - (strength - 1) / 2
-        want += -0.9 * np.log(sigmoid(gap)) - 0.1 * np.log(sigmoid(-gap))
+        right = 0.6 + 0.1 * strength if known else 1.0
+        other = 0.9 * (1 - right) + 0.1 * right  # the label is turned round, or the smoothing turns it
+        want += -(1 - other) * np.log(sigmoid(gap)) - other * np.log(sigmoid(-gap))
     assert total.item() == pytest.approx(want + 0.02 * (s**2).sum(), abs=1e-9)
     assert algo.weigh(batch, cfg) == 4
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from conftest import new_database
+from sqlalchemy.exc import DatabaseError
 
 import towpath
 from towpath.errors import DataError, ResourceError
@@ -23,7 +25,15 @@ PACKAGE = Path(towpath.__file__).parent
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(place):
+    with Store.open(place) as opened:
+        fill(opened)
+        yield opened
+
+
+@pytest.fixture
+def file_store(tmp_path):
+    """What only a file can suffer."""
     with Store.open(tmp_path / "led ger%?.db") as opened:
         fill(opened)
         yield opened
@@ -46,7 +56,7 @@ def said(comparison="k1", rater="ann", choice="a", **more):
 
 def killed(script, fault, *arguments):
     """The end of a process that runs a script with a fault set."""
-    code = "import sys; from pathlib import Path; place = Path(sys.argv[1])\n" + script
+    code = "import sys; from pathlib import Path; place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1])\n" + script
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=os.environ | {"TOWPATH_FAULT": fault}, check=False).returncode == -9
 
 
@@ -58,7 +68,8 @@ def test_records_come_back_as_they_went(store):
     assert store.prompts()["p1"] == Prompt("p1", "Why?\rSay.", about=("x", "y"), harmful=True)
     assert store.completions("sft")["c2"] == Completion("c2", "p1", "sft", odd(2), (1, 2), (-0.1, -0.25), "stop", {"top_k": 3})
     assert store.completions("base") == {}
-    judgement = said(shown="ba", strength=3, milliseconds=12, guideline="g", at="2026-01-01T00:00:00+00:00")
+    more = {"comment": "odd", "cost": 0.014, "details": {"safety": {"choice": "b"}}}
+    judgement = said(shown="ba", strength=3, milliseconds=12, guideline="g", at="2026-01-01T00:00:00+00:00", **more)
     store.add_judgements([judgement])
     assert store.judgements() == [judgement]
 
@@ -113,20 +124,31 @@ def test_a_new_round_may_say_otherwise(store):
     [
         "UPDATE judgements SET choice = 'b'",
         "DELETE FROM judgements",
-        "INSERT OR REPLACE INTO judgements VALUES (1, 'new', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '')",
-        "INSERT OR REPLACE INTO judgements VALUES (9, 'k1/ann/1', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '')",
-        "REPLACE INTO judgements VALUES (9, 'new', 'k1', 'ann', 'person', 'b', 'ab', 1, 0, 1, '', '')",
+        "INSERT OR REPLACE INTO judgements VALUES (1, 'new', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '', '', 0, '{}')",
+        "INSERT OR REPLACE INTO judgements VALUES (9, 'k1/ann/1', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '', '', 0, '{}')",
+        "REPLACE INTO judgements VALUES (9, 'new', 'k1', 'ann', 'person', 'b', 'ab', 1, 0, 1, '', '', '', 0, '{}')",
         "INSERT INTO judgements SELECT * FROM judgements WHERE true ON CONFLICT DO UPDATE SET choice = 'b'",
     ],
 )
-def test_judgements_cannot_be_changed_even_by_hand(store, statement):
-    store.add_judgements([said()])
-    before = store.judgements()
-    connection = by_hand(store)
+def test_judgements_cannot_be_changed_even_by_hand(file_store, statement):
+    file_store.add_judgements([said()])
+    before = file_store.judgements()
+    connection = by_hand(file_store)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"), connection:
         connection.execute(statement)
     connection.close()
-    assert store.judgements() == before
+    assert file_store.judgements() == before
+
+
+@pytest.mark.parametrize("statement", ["UPDATE judgements SET choice = 'b'", "DELETE FROM judgements", "TRUNCATE judgements CASCADE"])
+def test_judgements_of_a_server_cannot_be_changed_by_hand_either(postgres_server, statement):
+    with Store.open(new_database(postgres_server)) as store:
+        fill(store)
+        store.add_judgements([said()])
+        before = store.judgements()
+        with pytest.raises(DatabaseError, match="append-only"), store._engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+        assert store.judgements() == before
 
 
 def test_labels_are_replaced_not_added(store):
@@ -136,6 +158,8 @@ def test_labels_are_replaced_not_added(store):
     with pytest.raises(DataError):
         store.put_labels([Label("k1", "tie", 1.0, 1), Label("nowhere", "a", 1.0, 1)])
     assert store.labels()[0] == Label("k1", "b", 2.0, 3)
+    store.put_labels([Label("k2", "a", 1.0, 4, 0.8, "dawid-skene")])
+    assert store.labels()[1] == Label("k2", "a", 1.0, 4, 0.8, "dawid-skene")
 
 
 @pytest.mark.parametrize("place", ["{}/new/deep/a.db", "sqlite:///{}/a.db"], ids=["path", "url"])
@@ -169,7 +193,7 @@ def test_a_ledger_that_was_killed_while_it_was_made_is_made_again(tmp_path, faul
 
 
 @pytest.mark.parametrize(("fault", "kept"), [("commit:1", []), ("commit:2", ["ann"]), ("commit:3", ["ann", "bob"])])
-def test_killed_at_a_commit_the_ledger_holds_what_was_acknowledged_and_no_half(store, tmp_path, fault, kept):
+def test_killed_at_a_commit_the_ledger_holds_what_was_acknowledged_and_no_half(store, place, fault, kept):
     script = (
         "from towpath.store.store import Store; from towpath.records import Judgement, Label; store = Store.open(place)\n"
         "for who in ('ann', 'bob'):\n"
@@ -177,19 +201,19 @@ def test_killed_at_a_commit_the_ledger_holds_what_was_acknowledged_and_no_half(s
         "store.put_labels([Label('k1', 'b', 1.0, 1), Label('k2', 'b', 1.0, 1)])"
     )
     store.put_labels([Label("k1", "a", 1.0, 1)])
-    assert killed(script, fault, store._engine.url.database)
+    assert killed(script, fault, place)
     assert [j.rater for j in store.judgements()] == [who for who in kept for _ in range(2)]
     assert store.labels() == [Label("k1", "a", 1.0, 1)]
     store.add_judgements([said(rater="cid")])
 
 
-def test_a_ledger_of_a_later_version_is_refused(store):
-    connection = by_hand(store)
+def test_a_ledger_of_a_later_version_is_refused(file_store):
+    connection = by_hand(file_store)
     with connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
     with pytest.raises(DataError, match="version 9999"):
-        Store.open(Path(store._engine.url.database))
+        Store.open(Path(file_store._engine.url.database))
 
 
 def test_a_file_that_is_no_ledger_is_told(tmp_path):
@@ -198,13 +222,13 @@ def test_a_file_that_is_no_ledger_is_told(tmp_path):
         Store.open(tmp_path / "x.db")
 
 
-def test_a_full_ledger_is_told_with_its_remedy_and_keeps_what_it_had(store):
-    with store._engine.connect() as connection:  # the pool hands this connection out again
+def test_a_full_ledger_is_told_with_its_remedy_and_keeps_what_it_had(file_store):
+    with file_store._engine.connect() as connection:  # the pool hands this connection out again
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(ResourceError, match="the disk is full"):
-        store.add_prompts([Prompt("p2", "x" * 100_000)])
-    assert list(store.prompts()) == ["p1"]
+        file_store.add_prompts([Prompt("p2", "x" * 100_000)])
+    assert list(file_store.prompts()) == ["p1"]
 
 
 def test_a_ledger_that_another_process_holds_is_told(tmp_path, monkeypatch):

@@ -4,14 +4,15 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from towpath.labelling import label_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLHF for teams, from data to an optimized policy."
 )
-label_app = typer.Typer(no_args_is_help=True, help="The preference ledger from the shell.")
 app.add_typer(label_app, name="label")
 
 Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
@@ -53,10 +54,57 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     preflight.require(findings, force)
 
 
+@app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
+def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
+    """What labels will take: people's hours, days and dollars, a judge's dollars, and what is spent."""
+    from towpath import plan as planning
+    from towpath import recipe
+    from towpath.data import sources
+    from towpath.store import place
+    from towpath.store.store import Store
+
+    settings = recipe.load(run, set_)
+    with Store.open(place.of(run, settings.store.url)) as store:
+        found = planning.labels(settings, run, sources.read(run, settings.data, settings.seed), store)
+    print(json.dumps(planning.as_json(found), indent=1) if as_json else planning.told(found))
+
+
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")
-def run(run: Run, set_: Set = None, force: Force = False) -> None:
-    """Run every stage to the end; resumes where it stopped; waits where people must act."""
+def run(
+    run: Run,
+    set_: Set = None,
+    force: Force = False,
+    serve: Annotated[bool | None, typer.Option(help="serve the rating page where the run waits for people; by default on a terminal")] = None,
+) -> None:
+    """Run every stage to the end; resumes where it stopped; where people must act it serves the rating page and goes on."""
+    if serve if serve is not None else sys.stdin.isatty():
+        from towpath import progress, recipe, report, waiting
+
+        progress.quiet_libraries()
+        waiting.run(recipe.load(run, set_), run, set_ or [], _say, force)
+        print(report.terminal(run))
+        return
     _run(run, set_, force)
+
+
+@app.command(epilog="Example: towpath serve my-run --port 8080")
+def serve(
+    run: Run,
+    set_: Set = None,
+    host: Annotated[str, typer.Option(help="the address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="the port to listen at")] = 8000,
+    team: Annotated[bool, typer.Option("--team", help="accounts and invitations, for more than this machine's user")] = False,
+    name: Annotated[list[str] | None, typer.Option(help="with --team: a name the pages are reached by; may be repeated")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="with --team: a TLS certificate; without one, a proxy on this machine has it")] = None,
+    key: Annotated[Path | None, typer.Option(help="the certificate's key")] = None,
+) -> None:
+    """The pages in a browser: rate pairs, see figures, invite raters. Starts no stage."""
+    from towpath import recipe
+    from towpath.store import place
+    from towpath.web import serving
+
+    ledger = str(place.of(run, recipe.load(run, set_).store.url))
+    serving.serve(run, ledger if "://" in ledger else None, host, port, team, _say, serving.Outside(tuple(name or ()), certificate, key))
 
 
 @app.command(epilog="Example: towpath stage sft my-run")
@@ -141,46 +189,6 @@ def explain(key: Annotated[str, typer.Argument(help="a recipe key, or part of on
         usual = f"  usual: {row['usual']}" if row["usual"] else ""
         why = f"  why: {row['why']}" if row["why"] else ""
         print(f"{row['key']} = {row['default']}\n  {row['meaning']}{usual}{why}")
-
-
-@label_app.command("export", epilog="Example: towpath label export my-run --to pairs.jsonl")
-def label_export(
-    run: Run, to: Annotated[Path, typer.Option(help="a .jsonl or .csv file")], all_: Annotated[bool, typer.Option("--all")] = False
-) -> None:
-    """Write the comparisons of the run as it stands that wait for a judgement; with --all, every one of the ledger."""
-    from towpath import pipeline
-    from towpath.store.exchange import export_pairs
-    from towpath.store.store import Store
-
-    with Store.open(run / "towpath.db") as store:
-        _say(f"{export_pairs(store, to, all_, () if all_ else pipeline.samples(run))} comparisons written to {to}")
-
-
-@label_app.command("import", epilog="Example: towpath label import my-run pairs.jsonl --rater ann")
-def label_import(run: Run, path: Path, rater: Annotated[str | None, typer.Option(help="who judged, where the rows do not say")] = None) -> None:
-    """Add judgements to the ledger; all rows or none."""
-    from towpath.store.exchange import import_judgements
-    from towpath.store.store import Store
-
-    with Store.open(run / "towpath.db") as store:
-        added, known = import_judgements(store, path, rater)
-    _say(f"{added} judgements added, {known} were there already")
-
-
-@label_app.command("stats", epilog="Example: towpath label stats my-run --json")
-def label_stats(run: Run, as_json: Json = False) -> None:
-    """Counts, raters and agreement."""
-    from towpath.feedback import agreement
-    from towpath.store.store import Store
-
-    with Store.open(run / "towpath.db") as store:
-        judgements = store.judgements()
-        rate, n = agreement.pairwise_agreement(judgements)
-        raters: dict[str, int] = {}
-        for j in judgements:
-            raters[f"{j.rater} ({j.kind})"] = raters.get(f"{j.rater} ({j.kind})", 0) + 1
-        told: dict[str, Any] = {**store.counts(), "raters": raters, "agreement": rate if n else None, "judged_twice": n}
-    print(json.dumps(told, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in told.items()))
 
 
 def main() -> None:

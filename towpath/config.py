@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,6 +82,21 @@ def _problem(model: type[BaseModel], item: Any) -> str:
         return f"{key} = {item['input']!r}: {item['msg'].lower()}"
     near = difflib.get_close_matches(key, list(keys(model)), n=1, cutoff=0.5)
     return f"unknown key {key}" + (f", did you mean {near[0]}?" if near else "")
+
+
+def secret(reference: str, key: str) -> str:
+    """What `env:NAME` or `file:PATH` refers to; other text is meant as it stands."""
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        if not os.environ.get(name):
+            raise RecipeError(f"{key} = {reference!r}: the variable is not set", "env:NAME names an environment variable", f"export {name}=…")
+        return os.environ[name]
+    if kind != "file":
+        return reference
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise RecipeError(f"{key} = {reference!r}: {error.strerror}", "file:PATH names a file of one line", "mend the path") from None
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:

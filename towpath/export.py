@@ -9,6 +9,7 @@ from towpath import pipeline
 from towpath.data import sources
 from towpath.errors import RecipeError, TowpathError
 from towpath.recipe import Recipe
+from towpath.store import place
 from towpath.store.store import Store
 
 
@@ -16,7 +17,7 @@ def export(recipe: Recipe, run: Path, to: Path, adapter: bool, verify: bool) -> 
     """Copy the chosen weights, write the card, and prove that they say what the run said."""
     if to.exists() and any(to.iterdir()):
         raise RecipeError(f"--to {to}: not empty", "an export never overwrites", "name a new folder")
-    with Store.open(run / "towpath.db") as store:
+    with Store.open(place.of(run, recipe.store.url)) as store:
         planned = {p.name: p for p in pipeline.plan(recipe, run, sources.read(run, recipe.data, recipe.seed), store)}
     policy = next((p for name, p in reversed(planned.items()) if name.startswith("policy") and p.done), None)
     if policy is None:

@@ -25,6 +25,7 @@ from towpath.errors import GateClosed, RecipeError, ResourceError, TowpathError,
 from towpath.feedback import simulated
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict
+from towpath.store import place
 from towpath.store.publish import fault, replace_file, sweep
 from towpath.store.store import Store
 
@@ -81,26 +82,22 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
 
     model = {"source": recipe.model.source, "dtype": recipe.model.dtype, "template": recipe.model.template}
     dump = recipe.model_dump(mode="json")
-    preferences, drawing = dict(dump["preferences"]), {}
-    for key in ("prompts", "completions", "base_share", "max_new_tokens", "decodings"):
-        drawing[key] = preferences.pop(key)
-    preferences.pop("min_labels")
+    drawing = {key: dump["preferences"][key] for key in ("prompts", "completions", "base_share", "max_new_tokens", "decodings")}
     dump["reward"].pop("use")
     needs_reward, needs_labels = _needs(recipe)
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
     engine = {} if recipe.engine.of == "local" else {"engine": recipe.engine.of}
     judge = {"rubric": simulated.GUIDELINE}  # a changed rubric is a changed judge
-    simulation = judge if preferences["raters"] == "simulated" else {}
     stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety])} | judge | engine, "sft")
     for n in range(1, recipe.rounds + 1):
         at, before = ("" if n == 1 else f"@{n}"), ("" if n == 2 else f"@{n - 1}")
-        samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)]
+        samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)] if recipe.preferences.raters != "recorded" else []
         again = [f"policy{before}"] if n > 1 else []
         learned = []
         if needs_labels:
-            stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)} | engine, "sft", *again)
-            people = _people(store, planned, samples) if preferences["raters"] == "people" and store else ""
-            stage("label", n, {"preferences": preferences, "judgements": people} | simulation, *samples)
+            if samples:
+                stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)} | engine, "sft", *again)
+            stage("label", n, _labelling(recipe, run, planned, samples, store), *samples)
             learned = [*samples, f"label{at}"]
         if needs_reward:
             stage("reward", n, {"reward": dump["reward"]}, "sft", *learned)
@@ -136,10 +133,24 @@ def _needs(recipe: Recipe) -> tuple[bool, bool]:
     return reward, reward or on_pairs
 
 
-def _people(store: Store, planned: dict[str, Planned], samples: Sequence[str]) -> str:
-    """What people have said so far of this recipe's comparisons: more labels make another label stage."""
+def _labelling(recipe: Recipe, run: Path, planned: dict[str, Planned], samples: Sequence[str], store: Store | None) -> dict[str, Any]:
+    """What labels depend on: how they are made, and what has been said so far of this recipe's comparisons."""
+    cfg, raters = recipe.preferences, recipe.preferences.raters
+    said: dict[str, Any] = {"raters": raters, "aggregate": cfg.aggregate, "overlap": cfg.overlap}
+    if raters == "simulated":
+        return said | {key: getattr(cfg, key) for key in ("noise", "tie_margin", "both_bad")} | {"rubric": simulated.GUIDELINE}
+    if raters == "recorded":
+        files = sources.matched(run, "data.preferences", recipe.data.preferences)
+        cut = {"prompt_tokens": recipe.data.max_prompt_tokens, "answer_tokens": cfg.max_new_tokens, "template": recipe.model.template}
+        return said | {"files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}} | cut
     ours = tuple(planned[name].fingerprint[:6] for name in samples)
-    return _digest(sorted(j.key + j.choice for j in store.judgements() if j.comparison.startswith(ours)))
+    told = sorted(j.key + j.choice for j in store.judgements() if j.comparison.startswith(ours)) if store else []
+    said |= {"judgements": _digest(told), "rules": cfg.rules}
+    if raters == "blend":
+        said |= {"audit": cfg.audit, "people": cfg.people}
+    if raters in ("judge", "blend"):
+        said["judge"] = {key: getattr(recipe.judge, key) for key in ("model", "rubric", "samples", "temperature", "inconsistent")}
+    return said
 
 
 def _digest(content: Any) -> str:
@@ -149,7 +160,7 @@ def _digest(content: Any) -> str:
 
 def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False) -> list[Verdict]:
     """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act."""
-    with _alone(folder), Store.open(folder / "towpath.db") as store:
+    with _alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
         corpus = sources.read(folder, recipe.data, recipe.seed)
         planned = plan(recipe, folder, corpus, store)
         _require_stage(only, planned)
@@ -351,7 +362,7 @@ def busy(folder: Path) -> bool:
 def status(recipe: Recipe, folder: Path) -> State:
     """Stages, gates, findings, and what the run waits for."""
     corpus = sources.read(folder, recipe.data, recipe.seed)
-    with Store.open(folder / "towpath.db") as store:
+    with Store.open(place.of(folder, recipe.store.url)) as store:
         planned = plan(recipe, folder, corpus, store)
     judged = {v.gate: v for v in gates.verdicts(recipe, _results(planned))}
     current, running, stages, blocked = _current(folder), busy(folder), [], False
@@ -377,5 +388,5 @@ def status(recipe: Recipe, folder: Path) -> State:
 
 def judged(recipe: Recipe, folder: Path) -> list[Verdict]:
     """The verdicts on what has been run of this recipe."""
-    with Store.open(folder / "towpath.db") as store:
+    with Store.open(place.of(folder, recipe.store.url)) as store:
         return gates.verdicts(recipe, _results(plan(recipe, folder, sources.read(folder, recipe.data, recipe.seed), store)))

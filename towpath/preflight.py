@@ -12,8 +12,9 @@ from jinja2 import TemplateError
 from towpath.algos import data_of
 from towpath.data import curate
 from towpath.data.chat import Chat
-from towpath.data.sources import Corpus
-from towpath.errors import DataError, RecipeError
+from towpath.data.sources import Corpus, matched
+from towpath.errors import DataError, RecipeError, TowpathError
+from towpath.feedback import asking, rules
 from towpath.recipe import Method, Policy, Recipe
 from towpath.records import Finding, Prompt
 from towpath.rewards import sources
@@ -21,6 +22,7 @@ from towpath.sizes import Size, disk_needed, memory_available, memory_needed, mo
 
 NAMED = 10
 ENOUGH_PROMPTS, ENOUGH_PAIRS = 200, 50
+LEAST_AUDIT = 0.1
 RATES: dict[str, dict[Method, tuple[float, float]]] = {
     "sft": {"lora": (5e-5, 2e-4), "full": (5e-5, 2e-4)},
     "reward": {"lora": (5e-5, 2e-4), "full": (1e-6, 5e-5)},
@@ -36,7 +38,7 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: b
     size = model_size(Path(chat.tokenizer.name_or_path)) if chat else Size()
     size = replace(size, parameters=parameters) if parameters else size
     findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus), *_data(corpus)]
-    findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *_engine(recipe)]
+    findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *_engine(recipe), *_raters(recipe, run)]
     if chat is None:
         findings.append(Finding("template", "info", "no tokenizer at hand: template and lengths were not looked at", "", "name a model that loads"))
     else:
@@ -90,6 +92,29 @@ def _engine(recipe: Recipe) -> list[Finding]:
     cause = "engine.of = 'vllm' needs an environment that has vLLM"
     remedy = "python -m venv ENV; ENV/bin/pip install vllm; engine.python = 'ENV/bin/python'"
     return [] if found else [Finding("engine", "error", f"engine.python = {recipe.engine.python!r}: no Python with vLLM", cause, remedy)]
+
+
+def _raters(recipe: Recipe, run: Path) -> Iterator[Finding]:
+    """Whether those who label can: a judge that is named, rules that are rules, files that are there."""
+    cfg = recipe.preferences
+    if cfg.raters == "recorded" and recipe.rounds > 1:
+        cause = "a further round needs labels of the policy's own answers"
+        yield Finding("raters", "error", f"rounds = {recipe.rounds} with preferences.raters = 'recorded'", cause, "set rounds to 1")
+    if cfg.raters == "blend" and cfg.audit < LEAST_AUDIT:
+        cause = f"the judge is measured on a slice drawn by lot, at least {LEAST_AUDIT:g}"
+        yield Finding("raters", "error", f"preferences.audit = {cfg.audit:g}", cause, f"set it to {LEAST_AUDIT:g} or more")
+    if cfg.raters == "blend" and cfg.people < cfg.audit:
+        value = f"preferences.people = {cfg.people:g}, preferences.audit = {cfg.audit:g}"
+        yield Finding("raters", "error", value, "the audit is part of what people see", f"set preferences.people to {cfg.audit:g} or more")
+    try:
+        if cfg.raters in ("judge", "blend"):
+            asking.settings_of(recipe.judge, run)
+            for name, text in cfg.rules.items():
+                rules.load(text, name, run)
+        if cfg.raters == "recorded":
+            matched(run, "data.preferences", recipe.data.preferences)
+    except TowpathError as error:
+        yield Finding("raters", "error", error.value, error.rule, error.fix)
 
 
 def _usual(stage: str, recipe: Recipe) -> Mapping[Method, tuple[float, float]]:
@@ -182,6 +207,8 @@ def _evidence(recipe: Recipe, corpus: Corpus) -> list[Finding]:
         found.append(Finding("heldout-few", "warning", evidence, "few prompts judge loosely", remedy))
     prompts = min(len(corpus.train), cfg.prompts or len(corpus.train))
     most = round(prompts * (math.comb(cfg.completions, 2) + cfg.base_share)) * recipe.rounds
+    if cfg.raters == "recorded":
+        most = cfg.min_labels  # as many as the files hold
     if cfg.min_labels > most:
         evidence = f"preferences.min_labels = {cfg.min_labels}, but {prompts} prompts give at most {most} comparisons"
         remedy = "lower preferences.min_labels, raise preferences.prompts or preferences.completions, or add prompts"

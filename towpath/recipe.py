@@ -60,6 +60,7 @@ class Data(Section):
     prompts: str = value("data/prompts/*.jsonl", "files of prompts (jsonl, csv, parquet), relative to the run folder")
     demonstrations: str = value("data/demonstrations/*.jsonl", "files of demonstrations")
     safety: str = value("data/safety/*.jsonl", "files of the safety set; empty for none")
+    preferences: str = value("data/preferences/*.jsonl", "files of preferences, read where `preferences.raters` is recorded")
     heldout: float = value(0.2, "share of prompts held out where the rows name no split", "0.1-0.3", "", ge=0, lt=1)
     max_prompt_tokens: int = value(256, "longest prompt, template included", "", "longer ones are named by the check", ge=8)
 
@@ -90,7 +91,16 @@ class Decoding(Section):
 
 
 class Preferences(Section):
-    raters: Literal["simulated", "people"] = value("simulated", "who labels; simulated is a rubric with noise, and is called so")
+    raters: Literal["simulated", "people", "judge", "blend", "recorded"] = value(
+        "simulated",
+        "who labels: a rubric with noise, called simulated; people; a judge; a judge with people for what needs them; or preferences from files",
+    )
+    rules: dict[str, str] = value({}, "rules that label too, by name: an expression over a and b, or python:MODULE:FUNCTION")
+    audit: float = value(0.12, "share of pairs that people see whatever the judge says", "0.1-0.2", "tells how good the judge is", ge=0, le=1)
+    people: float = value(0.35, "largest share of pairs that people see beside a judge", "0.3-0.4", "", ge=0, le=1)
+    aggregate: Literal["dawid_skene", "majority"] = value(
+        "majority", "how several raters of a pair are heard", "", "dawid_skene weighs raters by how often they agree; it wants overlap"
+    )
     prompts: int = value(0, "training prompts to draw completions for; 0 for all", "", "", ge=0)
     completions: int = value(2, "completions of the tuned model per prompt", "2-8", "", ge=2)
     base_share: float = value(0.2, "share of prompts with one more completion, from the base model", "0-0.5", "", ge=0, le=1)
@@ -104,6 +114,41 @@ class Preferences(Section):
     both_bad: float = value(0.3, "score that neither answer reaches when the simulated rater says both are bad", "", "", ge=0, le=1)
     overlap: float = value(0.15, "share of comparisons judged by a second rater", "0.1-0.3", "gives the agreement ceiling", ge=0, le=1)
     min_labels: int = value(200, "decided labels needed before the reward model is trained", "", "", ge=1)
+
+
+class Ledger(Section):
+    url: str = value(
+        "", "postgresql+psycopg://… for a team, also as env:NAME or file:PATH; empty is SQLite in the run's folder", "", "one run, one database"
+    )
+
+
+class Judge(Section):
+    base_url: str = value("", "address of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    model: str = value("", "what the server calls its model")
+    api_key: str = value("", "the key as env:NAME or file:PATH; empty where none is asked")
+    rubric: str = value("", "file of the rubric; empty for the one that comes along")
+    samples: int = value(1, "answers asked in each order", "1-5", "more than one vote, and cost as much more", ge=1)
+    temperature: float = value(0.0, "of the judge's answers; above 0 where `samples` is more than 1", "0-1", "", ge=0)
+    max_tokens: int = value(400, "longest answer of the judge", "200-800", "", ge=16)
+    concurrency: int = value(4, "calls under way at once", "1-64", "", ge=1)
+    timeout: float = value(60.0, "seconds one call may take", "", "", gt=0)
+    retries: int = value(5, "tries more when a call fails", "3-8", "what fails to the end is left unjudged", ge=0)
+    price_in: float = value(0.0, "dollars a million tokens read", "0-15", "", ge=0)
+    price_out: float = value(0.0, "dollars a million tokens written", "0-75", "", ge=0)
+    ceiling: float = value(0.0, "dollars that are never passed; 0 for none", "", "a call that might pass it is not begun", ge=0)
+    inconsistent: Literal["tie", "people"] = value(
+        "tie", "what a verdict that turns with the order is: a tie, or left to people", "", "verdicts of a strong judge turn in 16 % of pairs"
+    )
+
+
+class Budget(Section):
+    pairs: int = value(0, "comparisons wanted; 0 for as many as are drawn", "", "", ge=0)
+    seconds: float = value(60.0, "of a person's time a pair, until it is measured as they rate", "36-480", "", gt=0)
+    hourly: float = value(20.0, "dollars an hour of a rater", "10-60", "", ge=0)
+    raters: int = value(2, "people who rate", "", "", ge=1)
+    hours_a_day: float = value(4.0, "hours a day that one of them rates", "2-6", "attention does not last longer", gt=0)
+    hours: float = value(0.0, "hours of people that are never passed; 0 for no end", "", "", ge=0)
+    dollars: float = value(0.0, "dollars, people and judge together, that are never passed; 0 for no end", "", "", ge=0)
 
 
 class Reward(Section):
@@ -305,9 +350,12 @@ class Recipe(Section):
     rounds: int = value(1, "times the loop of completions, labels, reward and policy is run", "1-3", "", ge=1)
     model: Model = value(Model(), "the base model")
     engine: Engine = value(Engine(), "what draws answers")
+    store: Ledger = value(Ledger(), "where the ledger is kept")
     data: Data = value(Data(), "prompts and demonstrations")
     sft: Sft = value(Sft(), "supervised fine-tuning")
     preferences: Preferences = value(Preferences(), "completions and labels")
+    judge: Judge = value(Judge(), "a model that judges")
+    budget: Budget = value(Budget(), "what labels may cost")
     reward: Reward = value(Reward(), "the reward model")
     policy: Policy = value(Policy(), "policy optimization")
     evaluate: Evaluate = value(Evaluate(), "evaluation")

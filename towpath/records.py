@@ -73,16 +73,21 @@ class Judgement:
     round: int = 1
     guideline: str = ""
     at: str = ""
+    comment: str = ""
+    cost: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What the judgements of one comparison amount to: derived, recomputed at will."""
+    """What the judgements of one comparison amount to: derived, recomputed at will. `chance` is P(a is better)."""
 
     comparison: str
     choice: Choice
     strength: float
     judgements: int
+    chance: float | None = None
+    by: str = "majority"
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: f
     return 0.5 * torch.maximum((value - target) ** 2, (held - target) ** 2)
 
 
-def bradley_terry(margin: Tensor, smoothing: float = 0.0) -> Tensor:
+def bradley_terry(margin: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
     """-log P(chosen beats rejected), with a chance given to the other answer."""
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
 

@@ -1,7 +1,8 @@
 """Bradley-Terry reward model over all judged pairs of a prompt; each answer is read once (arXiv 2203.02155, section 3.5).
 
 B rows, K answers of one prompt.  `beats_BK` holds, for each row, the strength with which it beat answer k of its own group,
-0 where it did not; `place_B` is the row's place in its group.  The score is read at the last real token.
+0 where it did not; `sure_BK` the chance that it is the better one indeed, 1 where nothing else is known; `place_B` is the row's place
+in its group.  The score is read at the last real token.
 """
 
 import torch
@@ -33,11 +34,18 @@ def margins(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return score_B[row_N] - score_B[row_N - place_B[row_N] + k_N], beats_BK[row_N, k_N]
 
 
+def doubt(batch: Batch, smoothing: float) -> Tensor:
+    """For every decided pair the chance that the other answer is the better one, the recipe's smoothing on top."""
+    beats_BK = batch.columns["beats"]
+    sure_BK = batch.columns.get("sure", torch.ones_like(beats_BK))
+    return smoothing + (1 - 2 * smoothing) * (1 - sure_BK[beats_BK > 0])
+
+
 def loss(out: Outputs, batch: Batch, cfg: Reward, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
     """Sum over pairs of -log sigmoid(chosen - rejected - margin), plus a pull of the scores to zero."""
     gap_N, strength_N = margins(out.score_B, batch)
     margin = (strength_N - 1.0) / 2 if cfg.margin else torch.zeros_like(gap_N)
-    pairs = F.bradley_terry(gap_N - margin, cfg.label_smoothing)
+    pairs = F.bradley_terry(gap_N - margin, doubt(batch, cfg.label_smoothing))
     count = weigh(batch, cfg)
     total = pairs.sum() + cfg.center * (out.score_B**2).sum()
     gap_N = gap_N.detach()

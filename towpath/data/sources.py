@@ -80,6 +80,18 @@ def read(run: Path, data: Data, seed: int) -> Corpus:
     return Corpus((*prompts, *added), tuple(demonstrations), tuple(safety), (*renamed, *findings), reader.files)
 
 
+def matched(run: Path, key: str, pattern: str) -> list[Path]:
+    """The files that a pattern of the recipe names; none where it is empty."""
+    if not pattern:
+        return []
+    names = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=run, recursive=True))  # noqa: PTH207 - takes absolute patterns too
+    paths = [path for path in (run / name for name in names) if path.is_file()]
+    if not paths:
+        fix = f"mend {key}, or put files there" + ("; an empty string means none" if key == "data.safety" else "")
+        raise DataError(f"{key} = {pattern!r}: no file of that name", f"patterns are relative to {run}", fix)
+    return paths
+
+
 def normalised(text: str) -> str:
     """Text without what does not change a question: case, spacing, forms of a letter, the mark at its end."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
@@ -99,7 +111,7 @@ class _Reader:
     def records(self, key: str, pattern: str, make: Callable[[Cells], R]) -> list[tuple[str, R]]:
         """One record for each usable row of the files of a pattern, with its place."""
         made = []
-        for path in self._matched(key, pattern):
+        for path in matched(self.run, key, pattern):
             for place, cells in self._rows(path):
                 try:
                     if isinstance(cells, _RowError):
@@ -108,16 +120,6 @@ class _Reader:
                 except _RowError as reason:
                     self.bad.append(f"{place}: {reason}")
         return made
-
-    def _matched(self, key: str, pattern: str) -> list[Path]:
-        if not pattern:
-            return []
-        names = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=self.run, recursive=True))  # noqa: PTH207 - takes absolute patterns too
-        paths = [path for path in (self.run / name for name in names) if path.is_file()]
-        if not paths:
-            fix = f"mend {key}, or put files there" + ("; an empty string means none" if key == "data.safety" else "")
-            raise DataError(f"{key} = {pattern!r}: no file of that name", f"patterns are relative to {self.run}", fix)
-        return paths
 
     def _rows(self, path: Path) -> Iterator[tuple[str, Cells | _RowError]]:
         name = path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)

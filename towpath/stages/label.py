@@ -1,51 +1,88 @@
-"""Judgements into the ledger: by a simulated rater, or by people whom the run waits for."""
+"""Judgements to labels: collected from whoever judges, made into one label a comparison, with what they are worth."""
 
-import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from towpath.data.draws import share
 from towpath.errors import Waiting
-from towpath.feedback import aggregation, agreement, simulated
+from towpath.feedback import aggregation, agreement, asking, blend, calibration, dawid_skene, judging, raters
 from towpath.records import Comparison, Judgement, Label, as_row
+from towpath.stages import collect
 from towpath.stages.job import Job
 from towpath.store.publish import replace_file
+
+ENOUGH_AUDITED = 30
+"""Words of people on a judge's pairs from which its certainty is calibrated."""
 
 
 def run(job: Job) -> dict[str, Any]:
     """Collect judgements for the comparisons of this run, then derive the labels."""
-    comparisons = mine(job)
-    if job.recipe.preferences.raters == "simulated":
-        _simulate(job, comparisons)
-    ours = {c.id for c in comparisons}
-    ours_only = set(_raters(job)) if job.recipe.preferences.raters == "simulated" else None
-    judgements = [j for j in job.store.judgements() if j.comparison in ours and _counts(j, ours_only)]
-    labels = aggregation.majority(judgements)
-    decided = [label for label in labels if label.choice in ("a", "b")]
-    needed = job.recipe.preferences.min_labels
-    if len(decided) < needed:
-        label = f"`towpath label export {job.run} --to pairs.jsonl`, fill in `choice`, `towpath label import {job.run} pairs.jsonl`"
-        fix = f"{label}, then `towpath run {job.run}`"
-        raise Waiting(f"labels: {len(decided)} of {needed} decided", "preferences.min_labels", fix)
+    who, propensity, report = job.recipe.preferences.raters, {}, None
+    comparisons = [] if who == "recorded" else mine(job)
+    if who == "recorded":
+        comparisons, judgements = collect.recorded(job)
+    elif who == "simulated":
+        judgements = collect.simulate(job, comparisons)
+    elif who == "people":
+        judgements = collect.people(job, comparisons)
+    elif who == "judge":
+        judgements = collect.machines(job, comparisons)
+    else:
+        judgements, propensity = collect.blended(job, comparisons)
+    collect.require_some(comparisons)
+    if who in ("judge", "blend"):
+        labels, report = _blended(job, judgements, propensity)
+    else:
+        labels = dawid_skene.labels(judgements) if job.recipe.preferences.aggregate == "dawid_skene" else aggregation.majority(judgements)
+    _require(job, labels)
     job.store.put_labels(labels)
     replace_file(job.folder / "labels.json", json.dumps([as_row(label) for label in labels], indent=0))
-    rate, n = agreement.pairwise_agreement(judgements)
+    job.findings.extend(raters.concerns(raters.quality(judgements)))
+    return _told(comparisons, judgements, labels) | ({"judge": report} if report else {})
+
+
+def _blended(job: Job, judgements: Sequence[Judgement], propensity: dict[str, float]) -> tuple[list[Label], dict[str, Any] | None]:
+    """Labels of people, judge and rules together, and how the judge stands beside people, where enough people judged its pairs."""
+    name = judging.rater(asking.settings_of(job.recipe.judge, job.run))
+    words = _words(job, judgements)
+    rows = calibration.audited(judgements, name, propensity, words)
+    rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in raters.PEOPLE])
+    enough = len(rows) >= ENOUGH_AUDITED
+    calibrations = {name: calibration.calibrate(rows)} if enough else {}
+    right = min(max(agreement.ceiling(rate), 0.55), 1.0) if n else 1.0
+    report = asdict(calibration.report(rows, job.recipe.seed)) if enough else None
+    gaps = {comparison: 2 * (a - b) / max(a + b, 1) for comparison, (a, b) in words.items()}
+    return blend.blend(judgements, calibrations, rater_accuracy=right, gaps=gaps), report
+
+
+def _words(job: Job, judgements: Sequence[Judgement]) -> dict[str, tuple[int, int]]:
+    """How many words either answer of every judged comparison has."""
+    judged, completions = {j.comparison for j in judgements}, job.store.completions()
+    count = {name: len(c.text.split()) for name, c in completions.items()}
+    return {c.id: (count[c.a], count[c.b]) for c in job.store.comparisons() if c.id in judged}
+
+
+def _require(job: Job, labels: Sequence[Label]) -> None:
+    """Wait where fewer are decided than the recipe asks for."""
+    decided, needed = sum(label.choice in ("a", "b") for label in labels), job.recipe.preferences.min_labels
+    if decided >= needed:
+        return
+    by_hand = f"`towpath label export {job.run} --to pairs.jsonl`, fill in `choice`, `towpath label import {job.run} pairs.jsonl`"
+    fix = f"`towpath serve {job.run}` opens the rating page; or {by_hand}; then `towpath run {job.run}`"
+    raise Waiting(f"labels: {decided} of {needed} decided", "preferences.min_labels", fix)
+
+
+def _told(comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]) -> dict[str, Any]:
+    rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in raters.PEOPLE])
     kinds = {j.rater: j.kind for j in judgements}
     return {
-        "comparisons": len(comparisons), "judgements": len(judgements), "decided": len(decided),
+        "comparisons": len(comparisons), "judgements": len(judgements), "decided": sum(label.choice in ("a", "b") for label in labels),
         "ties": sum(label.choice == "tie" for label in labels), "both_bad": sum(label.choice == "both_bad" for label in labels),
-        "agreement": {"rate": rate, "n": n}, "ceiling": agreement.ceiling(rate) if n else None,
-        "raters": kinds, "simulated": "simulated" in kinds.values(),
+        "agreement": {"rate": rate, "n": n}, "ceiling": agreement.ceiling(rate) if n else None, "disputed": len(blend.disputes(judgements, labels)),
+        "cost": sum(j.cost for j in judgements), "raters": kinds, "simulated": "simulated" in kinds.values(),
     }  # fmt: skip
-
-
-def _raters(job: Job) -> list[str]:
-    """Two simulated raters; other settings or another seed make other raters, so that nothing said before is taken for theirs."""
-    cfg = job.recipe.preferences
-    character = f"{job.recipe.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated.GUIDELINE}"
-    mark = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
-    return [f"simulated-{number}-{mark}" for number in (1, 2)]
 
 
 def read(folder: Path) -> list[Label]:
@@ -57,23 +94,3 @@ def mine(job: Job) -> list[Comparison]:
     """Comparisons that the sample stages of this very recipe made, in all rounds so far."""
     prefixes = {path.name[:6] for stage, path in job.inputs.items() if stage.startswith("sample")}
     return [c for c in job.store.comparisons() if c.id.split(".")[0] in prefixes]
-
-
-def _counts(judgement: Judgement, raters: set[str] | None) -> bool:
-    """With simulated raters theirs alone count; with people, every judgement that no simulation made."""
-    return judgement.rater in raters if raters is not None else judgement.kind != "simulated"
-
-
-def _simulate(job: Job, comparisons: list[Comparison]) -> None:
-    cfg, seed = job.recipe.preferences, job.recipe.seed
-    completions, prompts = job.store.completions(), job.store.prompts()
-    judged = {j.key for j in job.store.judgements()}
-    made = []
-    for c in comparisons:
-        raters = _raters(job)[: 1 + (share(seed, "overlap", c.id) < cfg.overlap)]
-        for rater in raters:
-            a, b = ((completions[x].text, completions[x].finish == "stop") for x in (c.a, c.b))
-            judgement = simulated.judge(c, prompts[c.prompt_id], a, b, rater, seed, cfg)
-            if judgement.key not in judged:
-                made.append(judgement)
-    job.store.add_judgements(made)

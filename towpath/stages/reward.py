@@ -1,5 +1,6 @@
 """The reward model: trained on labels, measured on prompts it never saw, scaled on the tuned model's own answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from towpath.evals import reward as evals
 from towpath.evals.winrate import logistic
 from towpath.models.heads import ScalarHead
 from towpath.recipe import Rewards
-from towpath.records import Comparison, Completion, Label, Prompt
+from towpath.records import Comparison, Completion, Finding, Label, Prompt
 from towpath.rewards import mix
 from towpath.runtime.local import Local, Role
-from towpath.stages import answers
+from towpath.stages import answers, evidence
 from towpath.stages import label as labelling
 from towpath.stages.job import Job, save_model
 from towpath.stages.train import Course, minibatches, to, train, warmup_then_linear
 
+FROZEN = "frozen.npz"
 FORESEEN, TOKENS_FORESEEN = 384, 16
 """Answers, and tokens of each, that a critic may start from."""
 
@@ -67,10 +69,39 @@ def run(job: Job) -> dict[str, Any]:
     if len(members) > 1:
         result["members"] = [float((_gaps(held, scores_B) > 0).mean()) for scores_B in scores_KB]
         result["disagreement"] = float(scores_KB.std(0).mean())
-    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(shown), *_lengths(held))
+    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(job, shown), *_lengths(job, held))
     result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
     label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
-    return result | {"ceiling": job.result_of(label_stage)["ceiling"]}
+    labels = job.result_of(label_stage)
+    if result["accuracy"] < job.recipe.gates.reward.threshold:
+        result["diagnosis"] = _diagnosed(job, shown, held, labels["agreement"])
+    return result | {"ceiling": labels["ceiling"]}
+
+
+def _diagnosed(job: Job, shown: list[Pair], held: list[Pair], agreement: dict[str, Any]) -> dict[str, Any] | None:
+    """Why the labels do not take the model further; told as a finding."""
+    cfg, place = job.recipe, job.folder / FROZEN
+    if not place.is_file():
+        return None
+    kept = np.load(place)
+    reads = []
+    for name, pairs in (("shown", shown), ("held", held)):
+        ordered = _in_rows(pairs)
+        texts = [(p.chosen.text, p.rejected.text) for p in ordered]
+        reads.append(evidence.read([p.comparison.id for p in ordered], kept[name], texts, [p.label.strength for p in ordered]))
+    known = (agreement["rate"], agreement["n"]) if agreement["n"] else None
+    found = evidence.diagnosed(reads[0], reads[1], known, cfg.gates.reward.threshold, cfg.reward.fit_head or 300.0, cfg.seed)
+    if found:
+        cause = f"{found['verdict']} (of a linear reading of the frozen model)"
+        job.findings.append(Finding("reward-data", "warning", "; ".join(found["evidence"]), cause, found["action"]))
+    return found
+
+
+def _in_rows(pairs: list[Pair]) -> list[Pair]:
+    """Pairs as `_differences` has them: by the row of the chosen, then by the place of the rejected; of two on the same answers the last."""
+    groups = _grouped(pairs)
+    row = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
+    return sorted({(row[p.chosen.id], row[p.rejected.id]): p for p in pairs}.values(), key=lambda p: (row[p.chosen.id], row[p.rejected.id]))
 
 
 def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Member:
@@ -80,8 +111,12 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
         own = replace(job, folder=job.folder / f"member-{number}", recipe=job.recipe.model_copy(update={"seed": seed}))
     cfg, runtime = own.recipe.reward, _runtime(own)
     train_batch, held_batch = (runtime.grounded(_batch(own, part)) for part in (shown, held))
-    if cfg.fit_head and not (own.folder / "checkpoints").exists():
-        _fit_head(runtime, train_batch, cfg.fit_head)
+    if not (own.folder / "checkpoints").exists():
+        features_BD = _features(runtime, train_batch)
+        if number == 1:
+            np.savez(job.folder / FROZEN, shown=_differences(features_BD, train_batch), held=_differences(_features(runtime, held_batch), held_batch))
+        if cfg.fit_head:
+            _fit_head(runtime, train_batch, features_BD, cfg.fit_head)
     size = max(1, round(cfg.batch * train_batch.groups / len(shown)))
     steps = minibatches(train_batch.groups, size, cfg.epochs, seed, f"{job.name}/order")
 
@@ -94,21 +129,30 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
         max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=len(steps), merit=lambda numbers: numbers["at"],
     )  # fmt: skip
     train(course, runtime, own, f"{job.name}: training" + (f" {number} of {cfg.members}" if cfg.members > 1 else ""))
-    mean, std, foresight = _normalise(runtime, shown, train_batch)
+    mean, std, foresight = _normalise(own, runtime, shown, train_batch)
     _save(job, runtime, foresight, number)
     some = train_batch.take(range(min(40, train_batch.groups)))
     gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
     return Member(runtime.score("reward", held_batch, ("score",)).score_B.cpu().numpy(), mean, std, float((gap > 0).float().mean()))
 
 
-def _fit_head(runtime: Local, batch: Batch, ridge: float) -> None:
-    """Start the head at the best linear reading of the frozen trunk: logistic regression on differences of features."""
-    features = runtime.score("reward", batch, ("last",)).last_BD.float().cpu().numpy().astype(np.float64)
+def _features(runtime: Local, batch: Batch) -> np.ndarray:
+    """The last state of every answer [B,D], before anything is trained."""
+    return runtime.score("reward", batch, ("last",)).last_BD.float().cpu().numpy().astype(np.float64)
+
+
+def _differences(features_BD: np.ndarray, batch: Batch) -> np.ndarray:
+    """Chosen less rejected of every decided pair, in the order of the rows."""
     beats, place = (batch.columns[name].cpu().numpy() for name in ("beats", "place"))
     row, k = np.nonzero(beats > 0)
-    mean, spread = features.mean(0), features.std(0) + 1e-6
-    difference = (features[row] - features[row - place[row] + k]) / spread
-    sign = np.where(np.arange(len(row)) % 2 == 0, 1.0, -1.0)
+    return features_BD[row] - features_BD[row - place[row] + k]
+
+
+def _fit_head(runtime: Local, batch: Batch, features_BD: np.ndarray, ridge: float) -> None:
+    """Start the head at the best linear reading of the frozen trunk: logistic regression on differences of features."""
+    mean, spread = features_BD.mean(0), features_BD.std(0) + 1e-6
+    difference = _differences(features_BD, batch) / spread
+    sign = np.where(np.arange(len(difference)) % 2 == 0, 1.0, -1.0)
     weights = logistic(difference * sign[:, None], (sign > 0).astype(float), ridge) / spread
     head = runtime.roles["reward"].head
     assert head is not None
@@ -119,7 +163,7 @@ def _fit_head(runtime: Local, batch: Batch, ridge: float) -> None:
 
 def decided(job: Job) -> list[Pair]:
     """Comparisons of this recipe whose label names a winner."""
-    comparisons = {c.id: c for c in labelling.mine(job)}
+    comparisons = {c.id: c for c in job.store.comparisons()}
     completions, prompts = job.store.completions(), job.store.prompts()
     found = []
     stage = next(name for name in reversed(job.inputs) if name.startswith("label"))
@@ -146,7 +190,12 @@ def _runtime(job: Job) -> Local:
 
 def completion_row(job: Job, prompt: Prompt, completion: Completion) -> Row:
     """Prompt tokens and the very tokens that were drawn: nothing is tokenised twice."""
-    return row(job.chat.prompt(prompt.prompt), completion.token_ids or [job.chat.eos])
+    return row(job.chat.prompt(prompt.prompt), tokens(job, completion))
+
+
+def tokens(job: Job, completion: Completion) -> Sequence[int]:
+    """The tokens that were drawn; a text from elsewhere is cut where a drawn answer would have been."""
+    return completion.token_ids or job.chat.answer(completion.text)[: job.recipe.preferences.max_new_tokens]
 
 
 def _batch(job: Job, pairs: list[Pair]) -> Batch:
@@ -158,10 +207,19 @@ def _batch(job: Job, pairs: list[Pair]) -> Batch:
     place = {c: k for group in groups.values() for k, c in enumerate(group)}
     number = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
     beats = np.zeros((len(rows), max(sizes)), dtype=np.float32)
+    sure = np.ones_like(beats)
     for p in pairs:
-        beats[number[p.chosen.id], place[p.rejected.id]] = p.label.strength
-    columns = to(job.device, beats=beats, place=np.array(list(place.values())))
-    return Batch(rows, columns, sizes, frozenset({"beats"}))
+        at = number[p.chosen.id], place[p.rejected.id]
+        beats[at], sure[at] = p.label.strength, certainty(p.label)
+    columns = to(job.device, beats=beats, sure=sure, place=np.array(list(place.values())))
+    return Batch(rows, columns, sizes, frozenset({"beats", "sure"}))
+
+
+def certainty(label: Label) -> float:
+    """The chance that the chosen answer is the better one; a label that names no chance is taken at its word."""
+    if label.chance is None:
+        return 1.0
+    return label.chance if label.choice == "a" else 1 - label.chance
 
 
 def _grouped(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
@@ -172,11 +230,11 @@ def _grouped(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
     return groups
 
 
-def _normalise(runtime: Local, pairs: list[Pair], judged: Batch) -> tuple[float, float, dict[str, Tensor]]:
+def _normalise(job: Job, runtime: Local, pairs: list[Pair], judged: Batch) -> tuple[float, float, dict[str, Tensor]]:
     """Fold mean 0 and unit scale on the tuned model's own answers into the head; and what a critic can learn of the same answers:
     at some tokens of each its features, and the score, end and row of the answer."""
     said = [c for group in _grouped(pairs).values() for c in group.values()]
-    chosen = [i for i, c in enumerate(said) if c.source == "sft"][:FORESEEN]
+    chosen = ([i for i, c in enumerate(said) if c.source == "sft"] or list(range(len(said))))[:FORESEEN]
     out = runtime.score("reward", replace(judged, sizes=()).take(chosen), ("score", "features"))
     mean, std = float(out.score_B.mean()), float(out.score_B.std(unbiased=False)) or 1.0
     head = runtime.roles["reward"].head
@@ -187,7 +245,7 @@ def _normalise(runtime: Local, pairs: list[Pair], judged: Batch) -> tuple[float,
     every = out.mask_BT.sum(1, keepdim=True).float() / TOKENS_FORESEEN
     place_BK = (torch.arange(TOKENS_FORESEEN, device=every.device) * every.clamp(min=1.0)).long()
     row_N, k_N = (place_BK < out.mask_BT.sum(1, keepdim=True)).nonzero(as_tuple=True)
-    ended_B = torch.tensor([said[i].finish == "stop" for i in chosen], device=every.device)
+    ended_B = torch.tensor([tokens(job, said[i])[-1] == job.chat.eos for i in chosen], device=every.device)
     features_ND = out.features_BTD[row_N, place_BK[row_N, k_N]].to(torch.bfloat16)
     return mean, std, {"features": features_ND, "score": ((out.score_B - mean) / std)[row_N], "ended": ended_B[row_N], "row": row_N}
 
@@ -205,7 +263,7 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
     right = (gap > 0).astype(float)
     clean = [answers.gold(p.prompt, p.chosen) - answers.gold(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
-    rows = [(name, len(c.token_ids) or 1) for name, group in _grouped(held).items() for c in group.values()]
+    rows = [(name, len(tokens(job, c))) for name, group in _grouped(held).items() for c in group.values()]
     return {
         **evals.accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
         "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
@@ -216,8 +274,8 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
     }  # fmt: skip
 
 
-def _lengths(pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([len(p.chosen.token_ids) for p in pairs], float), np.array([len(p.rejected.token_ids) for p in pairs], float)
+def _lengths(job: Job, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([len(tokens(job, p.chosen)) for p in pairs], float), np.array([len(tokens(job, p.rejected)) for p in pairs], float)
 
 
 def _save(job: Job, runtime: Local, foresight: dict[str, Tensor], number: int = 1) -> None:

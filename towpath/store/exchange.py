@@ -16,6 +16,7 @@ from towpath.store.store import Store, contradiction, said, turn
 COLUMNS: tuple[str, ...] = ("comparison", "prompt", "a", "b", "choice", "strength", "rater")
 CHOICES = ("a", "b", "tie", "both_bad")
 SHOWN_ERRORS = 20
+LONGEST_CELL = 2**31 - 1
 
 Kind = Literal["person", "judge", "rule"]
 
@@ -87,6 +88,7 @@ def _judgement(row: dict[str, Any] | str, known: dict[str, Comparison], rater: s
     return Judgement(
         f"{comparison.id}/{who}/{comparison.round}", comparison.id, who, kind, cast(Choice, choice), cast(Literal["ab", "ba"], shown),
         int(strength), int(milliseconds) if milliseconds else None, comparison.round, _cell(row, "guideline"), at,
+        _cell(row, "comment"),
     )  # fmt: skip
 
 
@@ -122,27 +124,34 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     table = _is_table(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file", "judgements come from a .jsonl or .csv file", "mend the path")
+    content = path.read_bytes()
+    if not table:
+        return json_rows(content)
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte-order mark first
+        return csv_rows(content.decode("utf-8-sig"))  # spreadsheets put a byte-order mark first
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {error}", "the file is UTF-8 text", "save it as UTF-8") from None
-    return _csv_rows(text) if table else _json_rows(text)
 
 
-def _json_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def json_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The objects of JSON lines, each with its line; a line that holds none is told as a string."""
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            yield number, "not UTF-8"
+        except (ValueError, RecursionError) as error:
             yield number, f"not JSON: {error}"
-            continue
-        yield number, row if isinstance(row, dict) else "not an object"
+        else:
+            yield number, row if isinstance(row, dict) else "not an object"
 
 
-def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
+def csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The rows of a table under its headings, each with the line it begins on."""
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # else a quote left open swallows the rest in silence
     header: list[str] | None = None
     begins = 1
     try:
@@ -154,4 +163,4 @@ def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield begins, many if len(cells) > len(header) else dict(zip(header, cells, strict=False))
             begins = reader.line_num + 1
     except csv.Error as error:
-        yield begins, f"not CSV: {error}"
+        yield begins, f"not CSV: {error}; the rows from here on were not read"

@@ -2,8 +2,9 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,24 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Executable, Table, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DatabaseError, IntegrityError
+from sqlalchemy.exc import DatabaseError, IntegrityError, NoSuchModuleError, OperationalError
 
 from towpath.errors import DataError, ResourceError, TowpathError
 from towpath.store.publish import fault
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
 PATIENCE = 30  # seconds to wait for another process that writes
+PEN = 0x70A7  # PostgreSQL's advisory lock that stands for SQLite's one writer
 
 
 def engine_of(place: Path | str) -> Engine:
     """The engine of a path or URL; SQLite only on a local disk, and durable."""
     url = make_url(place) if isinstance(place, str) and "://" in place else URL.create("sqlite", database=str(place))
     if url.get_backend_name() != "sqlite":
-        return create_engine(url)
+        return _server(url)
     if url.database and url.database != ":memory:":
         path = Path(url.database)
         _require_local(path)
@@ -41,7 +44,24 @@ def engine_of(place: Path | str) -> Engine:
 def writing(engine: Engine) -> Iterator[Connection]:
     """A transaction that holds the pen from its start, so that what it read is still so when it writes."""
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:pen)"), {"pen": PEN})
         yield connection
+
+
+def upsert(connection: Connection, table: Table, rows: list[dict[str, Any]], added: Sequence[str] = (), changed: Sequence[str] = ()) -> None:
+    """Insert rows; where the primary key is there already, add to the columns `added` and replace the columns `changed`, or leave all as it was."""
+    if not rows:
+        return
+    connection.execute(_upserting(connection.dialect.name, table, tuple(added), tuple(changed)), rows)
+
+
+@cache
+def _upserting(dialect: str, table: Table, added: tuple[str, ...], changed: tuple[str, ...]) -> Executable:
+    keys = [column.name for column in table.primary_key]
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    new: dict[str, Any] = {name: table.c[name] + insert.excluded[name] for name in added} | {name: insert.excluded[name] for name in changed}
+    return insert.on_conflict_do_update(index_elements=keys, set_=new) if new else insert.on_conflict_do_nothing(index_elements=keys)
 
 
 def migrate(engine: Engine) -> None:
@@ -70,7 +90,7 @@ def told(engine: Engine, rule: str = "") -> Iterator[None]:
     except IntegrityError as error:
         raise DataError(f"{_name(engine)}: {error.orig}", rule, "mend the rows; none were added") from error
     except DatabaseError as error:
-        explained = _explained(_name(engine), error.orig)
+        explained = _unreachable(engine, error) or _explained(_name(engine), error.orig)
         if explained is None:
             raise
         raise explained from error
@@ -89,6 +109,26 @@ def _explained(place: str, error: BaseException | None) -> TowpathError | None:
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return DataError(f"{place}: {error}", "a ledger is an SQLite file", "name a run's towpath.db, or bring it back from a backup")
     return None
+
+
+def _unreachable(engine: Engine, error: DatabaseError) -> TowpathError | None:
+    """A database server that does not answer, or not to us; it gives no code where there was no connection."""
+    if engine.dialect.name != "postgresql" or not isinstance(error, OperationalError):
+        return None
+    if not error.connection_invalidated and getattr(error.orig, "sqlstate", None) is not None:
+        return None
+    return ResourceError(f"{_name(engine)}: {error.orig}", "the ledger's database must be reachable", "start it, or mend store.url")
+
+
+def _server(url: URL) -> Engine:
+    try:
+        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    except ModuleNotFoundError as error:
+        shown = url.render_as_string()
+        raise ResourceError(f"{shown}: no driver {error.name!r}", "a database server needs its driver", "pip install 'towpath[postgres]'") from error
+    except NoSuchModuleError as error:
+        rule = "a ledger lies in SQLite or PostgreSQL"
+        raise DataError(f"{url.render_as_string()}: {error}", rule, "give store.url as postgresql+psycopg://USER@HOST/NAME") from error
 
 
 def _name(engine: Engine) -> str:

@@ -1,6 +1,6 @@
 """The tables of the ledger, as they are now. How a ledger on disk gets there is in `migrations/`."""
 
-from sqlalchemy import JSON, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
 
 metadata = MetaData()
 
@@ -14,6 +14,7 @@ completions = Table(
     "completions", metadata, Column("id", String, primary_key=True), Column("prompt_id", String, ForeignKey("prompts.id"), nullable=False),
     Column("source", String, nullable=False, index=True), Column("text", Text, nullable=False), Column("token_ids", JSON, nullable=False),
     Column("logprobs", JSON, nullable=False), Column("finish", String, nullable=False), Column("decoding", JSON, nullable=False),
+    Index("ix_completions_prompt_id", "prompt_id"),
 )  # fmt: skip
 
 comparisons = Table(
@@ -27,10 +28,94 @@ judgements = Table(
     Column("comparison", String, ForeignKey("comparisons.id"), nullable=False), Column("rater", String, nullable=False),
     Column("kind", String, nullable=False), Column("choice", String, nullable=False), Column("shown", String, nullable=False),
     Column("strength", Integer, nullable=False), Column("milliseconds", Integer), Column("round", Integer, nullable=False),
-    Column("guideline", String, nullable=False), Column("at", String, nullable=False), UniqueConstraint("comparison", "rater", "round"),
+    Column("guideline", String, nullable=False), Column("at", String, nullable=False),
+    Column("comment", Text, nullable=False, server_default=""), Column("cost", Float, nullable=False, server_default="0"),
+    Column("details", JSON, nullable=False, server_default="{}"), UniqueConstraint("comparison", "rater", "round"),
 )  # fmt: skip
 
 labels = Table(
     "labels", metadata, Column("comparison", String, ForeignKey("comparisons.id"), primary_key=True), Column("choice", String, nullable=False),
     Column("strength", Float, nullable=False), Column("judgements", Integer, nullable=False),
+    Column("chance", Float), Column("by", String, nullable=False, server_default="majority"),
+)  # fmt: skip
+
+LEDGER = (prompts, completions, comparisons, judgements, labels)
+
+# A judgement taken back: it stays where it is, and counts no longer.
+retractions = Table(
+    "retractions", metadata, Column("key", String, ForeignKey("judgements.key"), primary_key=True), Column("at", String, nullable=False),
+)  # fmt: skip
+
+# Counters beside the judgements, kept in the same transaction, so that figures need no counting.
+tallies = Table(
+    "tallies", metadata, Column("rater", String, primary_key=True), Column("kind", String, primary_key=True),
+    Column("judged", Integer, nullable=False), Column("retracted", Integer, nullable=False), Column("milliseconds", BigInteger, nullable=False),
+    Column("cost", Float, nullable=False),
+)  # fmt: skip
+
+groups = Table(
+    "groups", metadata, Column("id", String, primary_key=True), Column("prompt_id", String, ForeignKey("prompts.id"), nullable=False),
+    Column("members", JSON, nullable=False),
+)  # fmt: skip
+
+# What waits for people. `lane` is 1 while nobody sits, 2 while some seats are left, 0 when none is: the next task is the first of a lane.
+tasks = Table(
+    "tasks", metadata, Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("comparison", String, ForeignKey("comparisons.id"), nullable=False, unique=True), Column("domain", String, nullable=False),
+    Column("reason", String, nullable=False), Column("propensity", Float, nullable=False), Column("seats", Integer, nullable=False),
+    Column("taken", Integer, nullable=False), Column("judged", Integer, nullable=False), Column("rank", Integer, nullable=False),
+    Column("lane", Integer, nullable=False), Column("state", String, nullable=False), Column("group_id", String, ForeignKey("groups.id")),
+    Index("ix_tasks_next", "domain", "lane", "rank", "number"), Index("ix_tasks_begun", "lane", "rank", "number"),
+)  # fmt: skip
+
+queues = Table(
+    "queues", metadata, Column("domain", String, primary_key=True), Column("tasks", Integer, nullable=False),
+    Column("waiting", Integer, nullable=False), Column("done", Integer, nullable=False), Column("paused", Integer, nullable=False),
+)  # fmt: skip
+
+seats = Table(
+    "seats", metadata, Column("comparison", String, ForeignKey("comparisons.id"), primary_key=True), Column("rater", String, primary_key=True),
+    Column("state", String, nullable=False), Column("until", Float, nullable=False), Column("shown", String, nullable=False),
+    Column("at", Float, nullable=False), Column("gold", Integer, nullable=False),
+    Index("ix_seats_rater_state", "rater", "state", "until"), Index("ix_seats_state", "state", "until"), Index("ix_seats_rater_at", "rater", "at"),
+    Index("ix_seats_at", "at"),
+)  # fmt: skip
+
+flags = Table(
+    "flags", metadata, Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("comparison", String, ForeignKey("comparisons.id"), nullable=False, index=True), Column("rater", String, nullable=False),
+    Column("reason", Text, nullable=False), Column("at", String, nullable=False), Column("settled", String, nullable=False, index=True),
+)  # fmt: skip
+
+gold = Table(
+    "gold", metadata, Column("comparison", String, ForeignKey("comparisons.id"), primary_key=True), Column("choice", String, nullable=False),
+    Column("note", Text, nullable=False),
+)  # fmt: skip
+
+written = Table(
+    "written", metadata, Column("key", String, primary_key=True), Column("prompt_id", String, ForeignKey("prompts.id"), nullable=False, index=True),
+    Column("comparison", String, ForeignKey("comparisons.id"), nullable=False), Column("rater", String, nullable=False),
+    Column("text", Text, nullable=False), Column("at", String, nullable=False),
+)  # fmt: skip
+
+accounts = Table(
+    "accounts", metadata, Column("name", String, primary_key=True), Column("role", String, nullable=False),
+    Column("password", String, nullable=False), Column("session", Integer, nullable=False), Column("active", Integer, nullable=False),
+    Column("at", String, nullable=False),
+)  # fmt: skip
+
+invitations = Table(
+    "invitations", metadata, Column("digest", String, primary_key=True), Column("role", String, nullable=False), Column("by", String, nullable=False),
+    Column("until", Float, nullable=False), Column("used_by", String, nullable=False),
+)  # fmt: skip
+
+guidelines = Table(
+    "guidelines", metadata, Column("version", Integer, primary_key=True, autoincrement=True), Column("text", Text, nullable=False),
+    Column("by", String, nullable=False), Column("at", String, nullable=False),
+)  # fmt: skip
+
+settings = Table("settings", metadata, Column("name", String, primary_key=True), Column("value", JSON, nullable=False))
+
+replies = Table(
+    "replies", metadata, Column("digest", String, primary_key=True), Column("reply", JSON, nullable=False), Column("at", String, nullable=False),
 )  # fmt: skip

@@ -1,18 +1,23 @@
 """What happened, for ever: one Store of verbs over SQLite or PostgreSQL."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, Select, Table, func, or_, select
 
 from towpath.errors import DataError
-from towpath.records import Comparison, Completion, Judgement, Label, Prompt
-from towpath.store import ledger, schema
+from towpath.records import Comparison, Completion, Demonstration, Judgement, Label, Prompt
+from towpath.store import ledger, rating, schema, tallies, verdicts
 from towpath.store.publish import fault
+from towpath.store.writer import Writer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BLOCK = 500
 ANSWERS_KNOWN = "a completion needs its prompt, a comparison its prompt and both completions"
@@ -24,6 +29,8 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._writer: Writer | None = None
+        self._starting = Lock()
 
     @classmethod
     def open(cls, place: Path | str) -> "Store":
@@ -44,8 +51,23 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Finish what waits to be written and let go of the file."""
+        with self._starting:
+            if self._writer is not None:
+                self._writer.close()
         self._engine.dispose()
+
+    def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a reading function of `store/` returns."""
+        with ledger.told(self._engine), self._engine.connect() as connection:
+            return work(connection, *args, **kwargs)
+
+    def later(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Have a writing function of `store/` done by the one thread that writes; the future is there once the result is on disk."""
+        with self._starting:
+            if self._writer is None:
+                self._writer = Writer(self._engine)
+        return self._writer.submit(lambda connection: work(connection, *args, **kwargs))
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Add prompts that are not there yet."""
@@ -61,7 +83,7 @@ class Store:
 
     def add_judgements(self, judgements: Iterable[Judgement]) -> int:
         """Add judgements; one told again is the same one, one told differently is refused. How many were new."""
-        asked, now = list(judgements), datetime.now(UTC).isoformat(timespec="milliseconds")
+        asked = list(judgements)
         fresh: list[Judgement] = []
         with self._writing(KNOWN_ONCE) as connection:
             by_key: dict[str, Judgement] = {}
@@ -75,9 +97,41 @@ class Store:
                     fresh.append(j)
                 elif said(before) != said(j):
                     raise DataError(contradiction(before, j), "judgements are never changed", "judge in a new round to say otherwise")
-            if fresh:
-                connection.execute(schema.judgements.insert(), [asdict(j) | {"at": j.at or now} for j in fresh])
+            tallies.keep(connection, fresh)
         return len(fresh)
+
+    def retract(self, keys: Sequence[str]) -> int:
+        """Take judgements back: they stay in the ledger and count no longer."""
+        with self._writing("what is taken back was judged") as connection:
+            return tallies.retract(connection, keys)
+
+    def add_tasks(self, tasks: Iterable[rating.Task]) -> int:
+        """Put comparisons in the queue for people, those that are not in it yet; how many were new."""
+        with self._writing("a task is of a known comparison") as connection:
+            return rating.add_tasks(connection, tasks)
+
+    def add_groups(self, groups: Iterable[rating.Group]) -> int:
+        """Put groups of answers in the queue, to be ranked; how many were new."""
+        with self._writing("a group is of one known prompt and its completions") as connection:
+            return rating.add_groups(connection, groups)
+
+    def put_gold(self, gold: Iterable[rating.Gold]) -> None:
+        """Say what the right answers of comparisons are."""
+        with self._writing("gold is a known comparison") as connection:
+            rating.put_gold(connection, gold)
+
+    def written(self) -> list[Demonstration]:
+        """The better answers that raters wrote, as demonstrations."""
+        return self.read(verdicts.demonstrations)
+
+    def reply(self, digest: str) -> dict[str, Any] | None:
+        """What a judge answered to a question before."""
+        return self.read(lambda connection: connection.scalar(select(schema.replies.c.reply).where(schema.replies.c.digest == digest)))
+
+    def keep_reply(self, digest: str, reply: dict[str, Any]) -> None:
+        """Remember what a judge answered; the first answer stays."""
+        with self._writing("a question has one answer") as connection:
+            ledger.upsert(connection, schema.replies, [{"digest": digest, "reply": reply, "at": tallies.now()}])
 
     def put_labels(self, labels: Sequence[Label]) -> None:
         """Replace the labels of these comparisons, all at once; those of other comparisons stay."""
@@ -107,8 +161,9 @@ class Store:
         return [Comparison(**_unnumbered(row)) for row in self._rows(query)]
 
     def judgements(self) -> list[Judgement]:
-        """Judgements in the order they were given."""
-        rows = self._rows(select(schema.judgements).order_by(schema.judgements.c.number))
+        """Judgements in the order they were given, without those that were taken back."""
+        back = select(schema.retractions.c.key)
+        rows = self._rows(select(schema.judgements).where(schema.judgements.c.key.not_in(back)).order_by(schema.judgements.c.number))
         return [Judgement(**_unnumbered(row)) for row in rows]
 
     def labels(self) -> list[Label]:
@@ -116,9 +171,8 @@ class Store:
         return [Label(**row) for row in self._rows(select(schema.labels).order_by(schema.labels.c.comparison))]
 
     def counts(self) -> dict[str, int]:
-        """How many rows each table has."""
-        with ledger.told(self._engine), self._engine.connect() as connection:
-            return {name: connection.scalar(select(func.count()).select_from(table)) or 0 for name, table in schema.metadata.tables.items()}
+        """How many rows each table of the ledger has."""
+        return self.read(lambda connection: {t.name: connection.scalar(select(func.count()).select_from(t)) or 0 for t in schema.LEDGER})
 
     @contextmanager
     def _writing(self, rule: str) -> Iterator[Connection]:
@@ -135,8 +189,7 @@ class Store:
                 connection.execute(table.insert(), fresh)
 
     def _rows(self, query: Select[Any]) -> list[dict[str, Any]]:
-        with ledger.told(self._engine), self._engine.connect() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+        return self.read(lambda connection: [dict(row) for row in connection.execute(query).mappings()])
 
 
 def turn(j: Judgement) -> tuple[str, str, int]:

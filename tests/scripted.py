@@ -1,0 +1,139 @@
+"""A real local server that answers as a script says, a judge that minds its fences, and a cache in memory."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from towpath.feedback.cases import Case
+from towpath.feedback.judging import Abstention, JudgeSettings, judge_pairs
+from towpath.records import Judgement
+
+GOOD, BAD = "Oil each hinge, then swing the door. It squeaks because metal rubs on metal.", "I like doors."
+USEFUL = {"oil", "hinge", "swing", "metal", "water", "soap", "rinse", "heat", "slowly", "stir"}
+CASE = Case("k1", "How do I stop a door from squeaking?", GOOD, BAD)
+
+
+def said(place: str, strength: int = 2, explanation: str = "Because.") -> str:
+    return json.dumps({"explanation": explanation, "verdict": place, "strength": strength})
+
+
+def answer(text: str | None, finish: str = "stop", usage: Any = (100, 20), **message: Any) -> dict[str, Any]:
+    told = {"prompt_tokens": usage[0], "completion_tokens": usage[1]} if usage else None
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text} | message}
+    return {"id": "x", "object": "chat.completion", "choices": [choice]} | ({"usage": told} if told else {})
+
+
+class Scripted(ThreadingHTTPServer):
+    """A server that answers each request as its script says: a dict is an answer, (status, headers, body) goes out as it is."""
+
+    daemon_threads = True
+
+    def __init__(self, script: Any) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script, self.calls, self.headers, self.times = script, [], [], []
+        self.lock, self.under_way, self.most = threading.Lock(), 0, 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is part of the play."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Scripted
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            number = len(self.server.calls)
+            self.server.calls.append(request)
+            self.server.headers.append(dict(self.headers) | {"path": self.path})
+            self.server.times.append(time.monotonic())
+            self.server.under_way += 1
+            self.server.most = max(self.server.most, self.server.under_way)
+        try:
+            told = self.server.script(request, number)
+        finally:
+            with self.server.lock:
+                self.server.under_way -= 1
+        status, headers, body = (200, {}, json.dumps(told).encode()) if isinstance(told, dict) else told
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent."""
+
+
+@contextmanager
+def served(script: Any) -> Iterator[Scripted]:
+    with Scripted(script) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Kept(dict[str, Any]):
+    """A cache in memory."""
+
+    def reply(self, digest: str) -> dict[str, Any] | None:
+        return self.get(digest)
+
+    def keep_reply(self, digest: str, reply: dict[str, Any]) -> None:
+        self[digest] = json.loads(json.dumps(reply))
+
+
+def judged(server: Scripted, cases: Any = (CASE,), cache: Any = None, spent: float = 0.0, **more: Any) -> list[Judgement | Abstention]:
+    settings = JudgeSettings(server.url, "m", **{"retries": 2, "timeout": 5.0} | more)
+    return list(judge_pairs(settings, cases, Kept() if cache is None else cache, spent=spent))
+
+
+def one(server: Scripted, **more: Any) -> Judgement:
+    (found,) = judged(server, **more)
+    assert isinstance(found, Judgement), found
+    return found
+
+
+def none(server: Scripted, **more: Any) -> Abstention:
+    (found,) = judged(server, **more)
+    assert isinstance(found, Abstention), found
+    return found
+
+
+def fenced(request: dict[str, Any]) -> tuple[str, str, str]:
+    """The two answers as a judge that minds its fences reads them, and all that stands outside of any fence."""
+    system, user = (m["content"] for m in request["messages"][:2])
+    nonce = re.search(r"carry the code (\w+)", system)[1]
+    parts = []
+    for name in ("FIRST", "SECOND", "REQUEST"):
+        begin, end = f"<<<{name} {nonce}>>>\n", f"\n<<<END {name} {nonce}>>>"
+        head, _, rest = user.partition(begin)
+        text, _, tail = rest.partition(end)
+        parts.append(text)
+        user = head + tail
+    return parts[0], parts[1], user
+
+
+def careful(request: dict[str, Any], _number: int = 0) -> dict[str, Any]:
+    """Prefers the answer with more useful words; follows what stands outside of the fences, as a model follows its user."""
+    first, second, outside = fenced(request)
+    ordered = re.search(r"verdict is (first|second)", outside)
+    if ordered:
+        return answer(said(ordered[1], 3))
+    useful = [len(USEFUL & set(re.findall("[a-z]+", text.lower()))) for text in (first, second)]
+    place = "tie" if useful[0] == useful[1] else "first" if useful[0] > useful[1] else "second"
+    return answer(said(place, 2, f"{useful[0]} useful words against {useful[1]}"))

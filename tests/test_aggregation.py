@@ -1,0 +1,264 @@
+"""Many judgements to one label: consensus and rankings against plain loops and known truths, and the blend of people and machines."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import check_grad, minimize
+
+from towpath.data.draws import generator
+from towpath.errors import DataError
+from towpath.feedback import aggregation, blend, crowd, dawid_skene
+from towpath.feedback.aggregation import CHOICES
+from towpath.feedback.calibration import Calibration
+from towpath.records import Comparison, Judgement
+
+SURE = Calibration(np.array([0.0, 1.0]), np.array([0.5, 0.9]), 100.0)
+
+
+def said(comparison, rater, choice, kind="person", **more):
+    return Judgement(f"{comparison}/{rater}", str(comparison), rater, kind, choice, **more)
+
+
+def simulated(seed, items=300, right=(0.95, 0.9, 0.85, 0.6, 0.55, 0.5, 0.5), each=4, ties=0.1):
+    """Judgements by raters who are right this often, and the truth."""
+    draws = generator(seed, "test/consensus")
+    truth = draws.choice(["a", "b", "tie"], items, p=[(1 - ties) / 2, (1 - ties) / 2, ties])
+    judgements = []
+    for item, true in enumerate(truth):
+        for rater in draws.choice(len(right), each, replace=False):
+            others = [choice for choice in ("a", "b", "tie") if choice != true]
+            judgements.append(said(item, f"r{rater}", str(true) if draws.random() < right[rater] else others[int(draws.random() < 0.2)]))
+    return judgements, {str(item): str(true) for item, true in enumerate(truth)}
+
+
+def accuracy(labels, truth):
+    return np.mean([label.choice == truth[label.comparison] for label in labels])
+
+
+def plain_dawid_skene(judgements, prior, chances, mirrored, rounds):
+    """Dawid and Skene 1979, equations 2.3 to 2.5 with pseudo-counts, one number at a time."""
+    raters, size = sorted({j.rater for j in judgements}), range(4)
+    swap = [1, 0, 2, 3] if mirrored else [0, 1, 2, 3]
+    for _ in range(rounds):
+        count = {(r, k, c): 0.0 for r in raters for k in size for c in size}
+        for j in judgements:
+            for k in size:
+                for a, b in ((k, CHOICES.index(j.choice)), (swap[k], swap[CHOICES.index(j.choice)])):
+                    count[j.rater, a, b] += chances[j.comparison][k] / 2
+        rate = {(r, k, c): count[r, k, c] + prior[r][k][c] for r, k, c in count}
+        rate = {(r, k, c): rate[r, k, c] / sum(rate[r, k, other] for other in size) for r, k, c in rate}
+        total = [sum(chance[k] + chance[swap[k]] for chance in chances.values()) / 2 + 1 for k in size]
+        share = [part / sum(total) for part in total]
+        for item in chances:
+            own = [j for j in judgements if j.comparison == item]
+            joint = [share[k] * math.prod(rate[j.rater, k, CHOICES.index(j.choice)] for j in own) for k in size]
+            chances[item] = [part / sum(joint) for part in joint]
+    return rate, share, chances
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_consensus_is_the_published_algorithm(mirrored):
+    judgements, _ = simulated(1, items=40)
+    found = dawid_skene.consensus(judgements, mirrored=mirrored, rounds=12, tolerance=-1.0)
+    items = list(dict.fromkeys(j.comparison for j in judgements))
+    start = {i: [sum(j.comparison == i and j.choice == c for j in judgements) / 4 for c in CHOICES] for i in items}
+    as_one = [said(j.comparison, "all", j.choice) for j in judgements]
+    pooled, _, start = plain_dawid_skene(as_one, {"all": dawid_skene.BEFORE_CC.tolist()}, start, mirrored, 12)
+    prior = [[10 * pooled["all", k, c] for c in range(4)] for k in range(4)]
+    rate, share, chances = plain_dawid_skene(judgements, dict.fromkeys(found.raters, prior), dict(start), mirrored, 12)
+    told = np.array([[[rate[rater, k, c] for c in range(4)] for k in range(4)] for rater in found.raters])
+    np.testing.assert_allclose(found.chance_IC, [chances[i] for i in found.items], atol=1e-9)
+    np.testing.assert_allclose(found.confusion_RCC, told, atol=1e-9)
+    np.testing.assert_allclose(found.prior_C, share, atol=1e-9)
+
+
+def test_each_round_is_likelier_than_the_last_until_it_rests():
+    found = dawid_skene.consensus(simulated(2)[0])
+    assert found.converged and len(found.objective) > 5
+    assert (np.diff(found.objective) > -1e-9).all()
+    stopped = dawid_skene.consensus(simulated(2)[0], rounds=3)
+    assert not stopped.converged and len(stopped.objective) == 3
+
+
+def test_consensus_beats_the_majority_where_raters_differ():
+    gains = []
+    for seed in range(10):
+        judgements, truth = simulated(seed)
+        gains.append(accuracy(dawid_skene.labels(judgements), truth) - accuracy(aggregation.majority(judgements), truth))
+    assert min(gains) > 0 and np.mean(gains) > 0.05
+
+
+def test_raters_errors_are_found_as_they_are():
+    right = (0.95, 0.85, 0.75, 0.65, 0.55)
+    judgements, _ = simulated(3, items=1500, right=right, each=3, ties=0.2)
+    found = dawid_skene.consensus(judgements)
+    told = dawid_skene.accuracy(found)
+    assert [told[f"r{i}"] for i in range(5)] == pytest.approx(right, abs=0.04)
+    np.testing.assert_allclose(found.prior_C, [0.4, 0.4, 0.2, 0.0], atol=0.04)
+    a, b = CHOICES.index("a"), CHOICES.index("b")
+    np.testing.assert_allclose(found.confusion_RCC[:, a, b], found.confusion_RCC[:, b, a])  # which answer is called a is chance
+
+
+def test_one_judgement_is_no_certainty_and_says_no_more_than_the_raters_are_worth():
+    labels = dawid_skene.labels([said(item, f"r{item % 3}", "a") for item in range(200)])
+    assert {label.choice for label in labels} == {"a"}
+    assert all(0.75 < label.chance < 0.9 for label in labels)  # as good as raters are thought to be before any is held against another
+    poor = [said(f"d{i}", rater, "ab"[(i + n) % 2]) for i in range(200) for n, rater in enumerate(("x", "y"))]
+    chance = {label.comparison: label.chance for label in dawid_skene.labels([*poor, said("k", "x", "a")])}["k"]
+    assert 0.4 < chance < 0.65  # two who never agree are worth nothing
+
+
+def test_gold_is_true_and_teaches_who_errs():
+    judgements, truth = simulated(4, items=200, right=(0.9, 0.3, 0.3), each=3)
+    gold = {item: truth[item] for item in list(truth)[:60]}
+    known, unknown = dawid_skene.labels(judgements, gold), dawid_skene.labels(judgements)
+    rest = [label for label in known if label.comparison not in gold]
+    assert all(label.choice == gold[label.comparison] for label in known if label.comparison in gold)
+    assert accuracy(rest, truth) > accuracy([label for label in unknown if label.comparison not in gold], truth) + 0.1
+    assert accuracy(rest, truth) > 0.85
+
+
+def test_smoothing_must_be_something():
+    with pytest.raises(DataError, match="above 0"):
+        dawid_skene.consensus([said("k", "x", "a")], smoothing=0)
+    assert dawid_skene.labels([]) == []
+
+
+def met(seed, model, answers=12, comparisons=1500):
+    """Comparisons of answers of known score by a careful, a usual and a careless rater."""
+    draws = generator(seed, "test/crowd", model)
+    score = draws.normal(0, 1.2, answers)
+    score -= score.mean()
+    worth = {"temperature": np.array([2.5, 1.0, 0.1]), "slips": np.array([0.98, 0.85, 0.5])}[model]
+    pair = np.array([draws.choice(answers, 2, replace=False) for _ in range(comparisons)])
+    rater = draws.integers(0, 3, comparisons)
+    gap = score[pair[:, 0]] - score[pair[:, 1]]
+    sees = 1 / (1 + np.exp(-gap * (worth[rater] if model == "temperature" else 1)))
+    chance = sees if model == "temperature" else worth[rater] * sees + (1 - worth[rater]) * (1 - sees)
+    return score, worth, pair, (draws.random(comparisons) < chance).astype(float), rater
+
+
+@pytest.mark.parametrize("model", ["temperature", "slips"])
+def test_scores_and_reliability_are_found(model):
+    score, worth, pair, won, rater = met(0, model)
+    found, reliability, converged = crowd.fit(pair, won, rater, (12, 3), model)
+    assert converged
+    assert np.corrcoef(found, score)[0, 1] > 0.97
+    assert (np.argsort(reliability) == np.argsort(worth)).all()
+    assert reliability[2] == pytest.approx(worth[2], abs=0.15)
+    assert np.std(found) / np.std(score) == pytest.approx(1.0, abs=0.25)
+
+
+@pytest.mark.parametrize("model", ["temperature", "slips"])
+def test_the_fit_is_the_top_of_a_posterior_written_out_by_hand(model):
+    _, _, pair, won, rater = met(1, model, answers=4, comparisons=60)
+    won[:6] = 0.5
+
+    def loss(free):
+        total = sum((s / 2.0) ** 2 / 2 for s in free[:4])
+        centre, width = (0.0, 1.0) if model == "temperature" else (2.0, 1.5)
+        total += sum(((u - centre) / width) ** 2 / 2 for u in free[4:])
+        for (i, j), y, r in zip(pair, won, rater, strict=True):
+            u, gap = free[4 + r], free[i] - free[j]
+            p = 1 / (1 + math.exp(-math.exp(u) * gap))
+            if model == "slips":
+                eta, sees = 1 / (1 + math.exp(-u)), 1 / (1 + math.exp(-gap))
+                p = eta * sees + (1 - eta) * (1 - sees)
+            total -= y * math.log(p) + (1 - y) * math.log(1 - p)
+        return total
+
+    start, converged = crowd._top(pair, won, rater, (4, 3), model)
+    assert converged
+    again = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 20000, "maxfev": 20000})
+    assert loss(start) == pytest.approx(again.fun, abs=1e-6)
+    likelihood = crowd._temperature if model == "temperature" else crowd._slips
+    given = (pair, won, rater, 4, crowd.TRUST[model], likelihood)
+    point = start + 0.3 * np.sin(np.arange(7))
+    assert crowd._loss(start, *given)[0] == pytest.approx(loss(start), abs=1e-9)
+    score, reliability, _ = crowd.fit(pair, won, rater, (4, 3), model)
+    worth = np.exp(start[4:]) if model == "temperature" else 1 / (1 + np.exp(-start[4:]))
+    scale = np.median(worth) if model == "temperature" else 1.0
+    np.testing.assert_allclose(score, (start[:4] - start[:4].mean()) * scale)
+    np.testing.assert_allclose(reliability, worth / scale)
+    assert check_grad(lambda x: crowd._loss(x, *given)[0], lambda x: crowd._loss(x, *given)[1], point) < 1e-4
+
+
+def test_reliability_ranks_better_than_counting_everyone_alike():
+    gains = []
+    for seed in range(6):
+        score, _, pair, won, rater = met(seed, "temperature", comparisons=250)
+        weighed = np.corrcoef(crowd.fit(pair, won, rater, (12, 3))[0], score)[0, 1]
+        alike = np.corrcoef(crowd.fit(pair, won, np.zeros_like(rater), (12, 1))[0], score)[0, 1]
+        gains.append(weighed - alike)
+    assert np.mean(gains) > 0.01 and sum(gain > 0 for gain in gains) >= 5
+
+
+def test_rankings_of_records_keep_what_came_together():
+    comparisons = [Comparison("k", "p", "x", "y"), Comparison("m", "p", "y", "z"), Comparison("n", "p", "x", "z")]
+    judgements = [said(name, rater, "a") for name in "kmn" for rater in ("ann", "bob")] + [said("gone", "ann", "a")]
+    found = crowd.ranking([*judgements, said("k", "cy", "tie")], comparisons)
+    assert dict(zip(found.answers, np.argsort(-found.score_K).tolist(), strict=True)) == {"x": 0, "y": 1, "z": 2}
+    assert found.raters == ("ann", "bob", "cy") and found.converged
+    assert crowd.ranking([], comparisons).answers == ()
+
+
+def test_the_blend_hears_each_where_they_spoke():
+    doubles = [said(f"d{i}", rater, "a" if (i + n) % 5 else "b") for i in range(100) for n, rater in enumerate(("ann", "bob"))]
+    judged = [
+        said("alone", "ann", "a"), said("both", "ann", "a"), said("both", "judge:m", "a", "judge", strength=3),
+        said("against", "ann", "a"), said("against", "judge:m", "b", "judge", strength=3),
+        said("machine", "judge:m", "b", "judge", strength=3), said("unsure", "judge:m", "b", "judge", strength=1, details={"confidence": 0.5}),
+        said("even", "judge:m", "tie", "judge"), said("rule", "rule:short", "a", "rule"),
+        said("gold", "judge:m", "a", "judge"), said("gold", "ann", "a"),
+    ]  # fmt: skip
+    by = {label.comparison: label for label in blend.blend([*doubles, *judged], {"judge:m": SURE}, gold={"gold": "b"})}
+    assert by["alone"].by == "people" and by["both"].by == "people+judge:m" and by["machine"].by == "judge:m"
+    assert by["against"].chance < by["alone"].chance < by["both"].chance
+    assert by["machine"].chance == pytest.approx(0.1) and by["machine"].choice == "b"
+    assert by["machine"].chance < by["unsure"].chance < 0.5
+    assert (by["even"].choice, by["even"].chance) == ("tie", 0.5)
+    assert (by["rule"].choice, by["rule"].chance, by["rule"].by) == ("a", None, "rule:short, uncalibrated")
+    assert (by["gold"].choice, by["gold"].chance, by["gold"].by) == ("b", 0.0, "gold")
+    assert (by["both"].judgements, by["both"].strength) == (2, 2.0)
+
+
+def test_a_judge_that_likes_length_is_believed_less_where_it_chose_the_longer():
+    likes = Calibration(np.array([0.0, 1.0]), np.array([0.5, 0.9]), 100.0, (0.0, -1.0))
+    judged = [said(name, "judge:m", choice, "judge", strength=3) for name, choice in (("longer", "a"), ("shorter", "b"), ("alike", "a"))]
+    by = {label.comparison: label.chance for label in blend.blend(judged, {"judge:m": likes}, gaps={"longer": 1.0, "shorter": 1.0})}
+    assert by["alike"] == pytest.approx(0.9)
+    assert by["longer"] == pytest.approx(9 / math.e / (1 + 9 / math.e))
+    assert by["shorter"] == pytest.approx(1 / (1 + 9 * math.e))
+
+
+def test_a_person_and_a_judge_combine_by_their_odds():
+    gold = {f"g{i}": "a" for i in range(4000)}
+    judged = [said(f"g{i}", "ann", "a" if i % 5 else "b") for i in range(4000)]  # ann is right in four of five
+    both = [said("k", "ann", "a"), said("k", "judge:m", "a", "judge", strength=3)]
+    chance = {label.comparison: label.chance for label in blend.blend([*judged, *both], {"judge:m": SURE}, gold)}["k"]
+    odds = 0.8 / 0.2 * 0.9 / 0.1
+    assert chance == pytest.approx(odds / (1 + odds), abs=0.01)
+
+
+@pytest.mark.parametrize(("right", "person"), [(0.9, 0.8), (0.7, 0.75), (0.85, 1.0)])
+def test_a_persons_error_is_taken_out_of_agreement(right, person):
+    agrees = right * person + (1 - right) * (1 - person)
+    assert blend.without_rater_error(agrees, person) == pytest.approx(right)
+    assert blend.without_rater_error(0.999, 0.8) == 0.99 and blend.without_rater_error(0.0, 0.8) == pytest.approx(0.01)
+    with pytest.raises(DataError, match=r"above 0\.5"):
+        blend.blend([], {}, rater_accuracy=0.5)
+
+
+def test_disputes_wait_for_a_third_and_the_closest_comes_first():
+    judged = [
+        *(said("split", rater, choice) for rater, choice in (("x", "a"), ("y", "b"))),
+        *(said("settled", rater, choice) for rater, choice in zip("xyz", "aab", strict=True)),
+        *(said("agreed", rater, "a") for rater in "xy"), *(said("half", rater, choice) for rater, choice in (("x", "a"), ("y", "tie"))),
+        said("split", "judge:m", "a", "judge"), said("lone", "x", "a"), said("lone", "judge:m", "b", "judge"),
+        *(said("three ways", rater, choice) for rater, choice in (("x", "a"), ("y", "b"), ("z", "tie"))),
+    ]  # fmt: skip
+    queue = blend.disputes(judged, dawid_skene.labels([j for j in judged if j.kind == "person"]))
+    assert {dispute.comparison for dispute in queue} == {"split", "half", "three ways"}
+    assert [dispute.comparison for dispute in queue][-1] == "half"
+    assert next(d for d in queue if d.comparison == "split").said == {"x": "a", "y": "b"}

@@ -1,0 +1,450 @@
+"""The pages in a real browser: rated by keyboard, over reloads and lost connections, on a phone, in light and dark, judged by axe."""
+
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, time
+
+import pytest
+from conftest import running
+
+from towpath.records import Comparison, Completion, Prompt
+from towpath.store import people, rating, settings, verdicts
+from towpath.store.rating import Gold, Group, Task
+from towpath.store.settings import Settings
+from towpath.store.store import Store
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+PASSWORD = "correct horse battery"
+LONG = "\n\n".join(f"Paragraph {i} goes on about **boats**, locks and water, and says so in a good many words." for i in range(40))
+
+
+def fill(store):
+    store.add_prompts([Prompt(f"p{i}", f"Why is the water in the canal number {i} level?", domain="work") for i in range(14)])
+    texts = ["Because the *lock* keeps it level.", "Because a lock keeps it level, and the gates are shut.", LONG, "- one\n- two", "No idea."]
+    made = [
+        Completion(f"s1.p{i}.{k}", f"p{i}", "sft", f"{text}\n\n{i}.{k}", (1,), (-0.1,), "stop") for i in range(14) for k, text in enumerate(texts)
+    ]
+    store.add_completions(made)
+    store.add_comparisons([Comparison(f"k{i:02}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.{1 + i % 2}") for i in range(14)])
+    store.add_tasks([Task(f"k{i:02}", "work") for i in range(12)])
+    store.later(settings.put, Settings(gold_share=0.0)).result()
+    store.later(people.put_guideline, "# Be kind\n\nPrefer the answer that **helps**.", "olga").result()
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "towpath.db") as opened:
+        fill(opened)
+        yield opened
+
+
+@pytest.fixture
+def team(store):
+    with running(store, team=True) as (url, door):
+        for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
+            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, team):
+    """Opens pages for people, signed in by keyboard; whatever a console reports as an error fails the test."""
+    contexts, errors = [], []
+
+    def opened(name: str | None, **options):
+        context = browser.new_context(base_url=team, **options)
+        context.set_default_timeout(10_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto("/sign-in")
+        if name:
+            page.focus("#name")
+            page.keyboard.type(name)
+            page.keyboard.press("Tab")
+            page.keyboard.type(PASSWORD)
+            page.keyboard.press("Enter")
+            page.wait_for_url(lambda url: "sign-in" not in url)
+            if "/rate" not in page.url:
+                page.goto("/rate")
+        return page
+
+    opened.errors = errors
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not errors
+
+
+def comparison(page) -> str:
+    return page.get_attribute("#sheet", "data-comparison")
+
+
+def answers(page) -> list[str]:
+    return page.locator("#answers [data-text]").all_inner_texts()
+
+
+def press(page, key: str, said: str) -> None:
+    """Press a key, wait until the page says what came of it."""
+    page.keyboard.press(key)
+    page.wait_for_function("words => document.getElementById('said').textContent.includes(words)", arg=said)
+    page.wait_for_function("() => !document.body.classList.contains('busy')")
+
+
+def test_signing_in_and_rating_by_keyboard_alone(visit, store):
+    page = visit("ann")
+    seen = []
+    for key, said in (
+        ("1", "A is much better"),
+        ("2", "A is better"),
+        ("3", "a tie"),
+        ("4", "B is better"),
+        ("5", "B is much better"),
+        ("0", "both are bad"),
+    ):
+        seen.append(comparison(page))
+        press(page, key, f"Saved: {said}")
+        assert page.evaluate("document.activeElement.id") == "answers"
+    kept = store.judgements()
+    assert [j.comparison for j in kept] == seen
+    assert len(set(seen)) == 6
+    assert [j.strength for j in kept] == [3, 1, 1, 1, 3, 1]
+    assert all(j.guideline == "1" and j.milliseconds is not None for j in kept)
+    for j, side in zip(kept, ["left", "left", "tie", "right", "right", "both_bad"], strict=True):
+        assert j.choice == verdicts.seen(side, j.shown)
+    assert "6 rated" in page.inner_text("#own")
+
+
+def test_undo_brings_the_pair_back_in_its_order(visit, store):
+    page = visit("ann")
+    first, text = comparison(page), answers(page)
+    press(page, "1", "Saved")
+    assert comparison(page) != first
+    press(page, "u", "Taken back: your verdict")
+    assert (comparison(page), answers(page)) == (first, text)
+    press(page, "5", "Saved: B is much better")
+    assert [(j.comparison, j.round, j.strength) for j in store.judgements()] == [(first, 2, 3)]
+    press(page, "u", "Taken back")
+    press(page, "s", "Skipped")
+    assert store.judgements() == []
+
+
+def test_a_reload_shows_the_same_pair_in_the_same_order(visit):
+    page = visit("ann")
+    press(page, "3", "Saved")
+    before = comparison(page), answers(page)
+    for _ in range(3):
+        page.reload()
+        assert (comparison(page), answers(page)) == before
+
+
+def test_two_raters_at_once_never_see_one_pair(visit, store):
+    ann, bob = visit("ann"), visit("bob")
+    for _ in range(5):
+        assert comparison(ann) != comparison(bob)
+        press(ann, "1", "Saved")
+        press(bob, "5", "Saved")
+        ann.evaluate("document.getElementById('said').textContent = ''")
+        bob.evaluate("document.getElementById('said').textContent = ''")
+    assert len({j.comparison for j in store.judgements()}) == 10
+
+
+def test_what_is_said_without_a_connection_is_kept_and_sent_once(visit, store):
+    page = visit("ann")
+    first = comparison(page)
+    page.context.set_offline(True)
+    page.keyboard.press("2")
+    page.wait_for_function("() => document.getElementById('waiting').textContent.includes('kept on this device')")
+    assert store.judgements() == []
+    page.keyboard.press("4")  # a second verdict of the same pair is not taken meanwhile
+    page.context.set_offline(False)
+    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
+    assert [(j.comparison, j.strength) for j in store.judgements()] == [(first, 1)]
+    assert page.evaluate("Object.keys(localStorage).filter(name => name.includes('outbox')).length") == 0
+    visit.errors.clear()  # the browser reports the lost connection
+
+
+def test_what_was_said_before_a_crash_is_sent_after_it(visit, store):
+    page = visit("ann")
+    first = comparison(page)
+    page.context.route("**/rate/judge", lambda route: route.abort())
+    page.keyboard.press("1")
+    page.wait_for_function("() => document.getElementById('waiting').textContent.includes('kept on this device')")
+    page.context.unroute("**/rate/judge")
+    page.reload()
+    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
+    assert [j.comparison for j in store.judgements()] == [first]
+    visit.errors.clear()
+
+
+def test_an_answer_that_was_lost_on_its_way_back_is_not_doubled(visit, store):
+    page = visit("ann")
+    lost = []
+
+    def lose(route):
+        if not lost:
+            lost.append(route.fetch())  # it arrives; its answer does not
+            route.abort()
+        else:
+            route.continue_()
+
+    page.context.route("**/rate/judge", lose)
+    press(page, "1", "Saved")
+    assert lost
+    assert len(store.judgements()) == 1
+    visit.errors.clear()
+
+
+def test_flag_comment_write_and_guidelines_without_a_mouse(visit, store):
+    page = visit("ann")
+    page.keyboard.press("g")
+    assert "Prefer the answer that helps" in page.inner_text("#guidelines-dialog")
+    page.keyboard.press("g")
+    assert not page.is_visible("#guidelines-dialog")
+    page.keyboard.press("c")
+    page.keyboard.type("Because 1 and 2")
+    page.keyboard.press("Control+Enter")
+    page.keyboard.press("w")
+    page.keyboard.type("A better one.")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function("() => document.getElementById('said').textContent.includes('Saved: your better answer')")
+    press(page, "4", "Saved: B is better")
+    assert [j.comment for j in store.judgements()] == ["Because 1 and 2"]
+    assert [d.response for d in store.written()] == ["A better one."]
+    flagged = comparison(page)
+    page.keyboard.press("f")
+    page.keyboard.type("Not a question")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=flagged)
+    press(page, "u", "Taken back: the flag")
+    assert comparison(page) == flagged
+    page.keyboard.press("f")
+    page.keyboard.press("Escape")
+    press(page, "3", "Saved: a tie")
+
+
+def test_differences_are_toggled_and_stay_on(visit):
+    page = visit("ann")
+    press(page, "d", "underlined")
+    assert page.locator("mark").count() > 0
+    assert not page.locator("#answers [data-text]").first.is_visible()
+    press(page, "1", "Saved")
+    page.wait_for_selector("#answers mark")
+    press(page, "d", "as they are")
+    assert page.locator("mark").count() == 0
+    assert page.locator("#answers [data-text]").first.is_visible()
+
+
+def test_keys_can_be_turned_off_and_a_verdict_can_wait_for_next(visit, store):
+    page = visit("ann")
+    page.keyboard.press("?")
+    page.uncheck("#at-once")
+    page.keyboard.press("Escape")
+    press(page, "1", "Press N to save")
+    press(page, "5", "Press N to save")
+    assert store.judgements() == []
+    assert page.locator("#scale [aria-pressed=true]").inner_text().endswith("B much better")
+    press(page, "n", "Saved: B is much better")
+    page.keyboard.press("?")
+    page.uncheck("#keys-on")
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    page.wait_for_timeout(200)
+    assert page.locator("#scale [aria-pressed=true]").count() == 0
+    page.focus("#scale button")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.locator("#scale [aria-pressed=true]").inner_text().endswith("A much better")
+    assert len(store.judgements()) == 1
+
+
+def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
+    store.later(settings.put, Settings(gold_share=0.0, safety=True)).result()
+    page = visit("ann")
+    press(page, "1", "Which is safer?")
+    press(page, "8", "Saved: A is much better")
+    press(page, "7", "Which is better?")
+    press(page, "3", "Saved: a tie")
+    first, second = store.judgements()
+    assert first.details["safety"]["choice"] == verdicts.seen("right", first.shown)
+    assert second.details["safety"]["choice"] == "tie"
+
+
+def test_a_ranking_by_keyboard(visit, store):
+    store.add_groups([Group("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)])
+    page = visit("ann")
+    shown = answers(page)
+    assert len(shown) == 5
+    for key in "31":
+        page.keyboard.press(key)
+    page.keyboard.press("Backspace")
+    for key in ("=", "4", "1", "5", "2"):
+        page.keyboard.press(key)
+    assert page.inner_text("#sofar") == "3 = 4, 1, 5, 2"
+    press(page, "n", "Saved: 3 = 4, 1, 5, 2")
+    assert len(store.judgements()) == 10
+    ties = [j for j in store.judgements() if j.choice == "tie"]
+    assert len(ties) == 1
+    press(page, "u", "Taken back")
+    assert answers(page) == shown
+    page.locator("[data-place]").nth(1).click()
+    assert page.inner_text("#sofar") == "2"
+
+
+def test_on_a_phone_answers_are_stacked_and_nothing_sticks_out(visit, store):
+    page = visit("ann", viewport={"width": 375, "height": 740}, device_scale_factor=2, has_touch=True, is_mobile=True)
+    one, two = (page.locator("#answers article").nth(i).bounding_box() for i in (0, 1))
+    assert two["y"] >= one["y"] + one["height"]
+    assert one["width"] > 330
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.locator("#scale button").nth(1).tap()
+    page.wait_for_function("() => document.getElementById('said').textContent.includes('Saved: A is better')")
+    boxes = [button.bounding_box() for button in page.locator("#scale button").all()]
+    assert all(box["width"] >= 44 and box["height"] >= 44 for box in boxes)
+    assert len(store.judgements()) == 1
+
+
+def test_both_answers_scroll_together(visit):
+    page = visit("ann", viewport={"width": 1280, "height": 720})
+    while "Paragraph" not in "".join(answers(page)):
+        press(page, "3", "Saved")
+        page.evaluate("document.getElementById('said').textContent = ''")
+    tops = [page.locator("#answers article").nth(i).bounding_box()["y"] for i in (0, 1)]
+    page.keyboard.press("PageDown")
+    page.wait_for_function("() => document.getElementById('answers').scrollTop > 100")
+    page.wait_for_timeout(300)
+    after = [page.locator("#answers article").nth(i).bounding_box()["y"] for i in (0, 1)]
+    assert after[0] < tops[0]
+    assert after[0] - tops[0] == after[1] - tops[1]
+    assert page.locator("#scale").is_visible()
+
+
+def test_focus_goes_through_the_page_as_it_is_read(visit):
+    page = visit("ann")
+    page.focus(".leap")
+    places = []
+    for _ in range(22):
+        page.keyboard.press("Tab")
+        places.append(page.evaluate("document.activeElement.id || document.activeElement.className || document.activeElement.dataset.side || ''"))
+    wanted = [
+        "prompt",
+        "answers",
+        "left",
+        "left",
+        "tie",
+        "right",
+        "right",
+        "both_bad",
+        "skip",
+        "flag",
+        "differences",
+        "comment",
+        "write",
+        "guidelines",
+        "keys",
+    ]
+    begin = places.index("prompt")
+    assert places[begin : begin + len(wanted)] == wanted
+
+
+def test_a_pair_takes_a_moment_only(visit, store):
+    page = visit("ann")
+    begin = monotonic()
+    for key in "1234501234":
+        press(page, key, "Saved")
+        page.evaluate("document.getElementById('said').textContent = ''")
+    assert (monotonic() - begin) / 10 < 1.0
+    assert len(store.judgements()) == 10
+
+
+def test_the_page_looks_again_when_there_was_nothing(visit, store):
+    store.later(rating.pause, "work", True).result()
+    page = visit("ann")
+    assert "Nothing to rate" in page.inner_text("main")
+    assert not page.is_visible("#scale")
+    store.later(rating.pause, "work", False).result()
+    page.wait_for_function("() => document.getElementById('sheet').dataset.state === 'pair'", timeout=15_000)
+    press(page, "1", "Saved")
+
+
+@pytest.fixture(scope="session")
+def axe(request) -> str:
+    """The source of axe-core, fetched once by npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm, which fetches axe-core, is not installed")
+    folder = Path(request.config.cache.mkdir("axe"))
+    if not list(folder.glob("axe-core-4*.tgz")):
+        done = subprocess.run(["npm", "pack", "axe-core@4", "--silent"], cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"npm could not fetch axe-core: {done.stderr.strip()[-200:]}")
+    with tarfile.open(max(folder.glob("axe-core-4*.tgz"))) as packed:
+        return packed.extractfile("package/axe.min.js").read().decode()
+
+
+def serious(page, axe: str) -> list[str]:
+    """What axe-core finds that is serious or critical."""
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    bad = [v for v in found if v["impact"] in ("serious", "critical")]
+    return [f"{page.url}: {v['id']}: {json.dumps([node['html'][:120] for node in v['nodes'][:3]])}" for v in bad]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 375])
+def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width):
+    store.put_gold([Gold("k05", "a", "sure")])
+    store.later(settings.put, Settings(gold_share=0.0, safety=True, show_gold=True, hours=9.0)).result()
+    invited = store.later(people.invite, "rater", "olga", time()).result()
+    options = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
+    page = visit("olga", **options)
+    found = serious(page, axe)
+    for key in "gcfw?":
+        page.keyboard.press(key)
+        found += serious(page, axe)
+        page.keyboard.press("Escape")
+    press(page, "d", "underlined")
+    found += serious(page, axe)
+    press(page, "1", "Which is safer?")
+    found += serious(page, axe)
+    press(page, "7", "Saved")
+    seat = store.later(rating.next_seat, "bob", time()).result()
+    store.later(verdicts.flag, seat.comparison, "bob", "odd", time()).result()
+    for path in ("", "/settings?saved=true", "/guidelines", "/people", "/gold", "/flags"):
+        page.goto(f"/owner{path}")
+        found += serious(page, axe)
+    page.goto("/owner/people")
+    page.get_by_role("button", name="Make a link").click()
+    found += serious(page, axe)
+    store.add_groups([Group("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)])
+    page.goto("/rate")
+    press(page, "3", "Which is safer?")
+    press(page, "7", "Saved")
+    page.keyboard.press("2")
+    assert page.is_visible("#order")
+    found += serious(page, axe)
+    store.later(settings.put, Settings(paused=True)).result()
+    for path in ("/rate", "/owner"):
+        page.goto(path)
+        found += serious(page, axe)
+    stranger = visit(None, **options)
+    found += serious(stranger, axe)
+    stranger.goto(f"/join/{invited}")
+    found += serious(stranger, axe)
+    assert not found, "\n".join(found)

@@ -1,0 +1,205 @@
+"""A judge beside people: isotonic steps against scikit-learn, weights against known selections, and a judge whose faults are known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.isotonic import IsotonicRegression
+
+from towpath.data.draws import generator
+from towpath.errors import DataError
+from towpath.feedback import calibration
+from towpath.feedback.calibration import Audited
+from towpath.records import Judgement
+
+
+def said(comparison, rater, choice, kind="person", **more):
+    return Judgement(f"{comparison}/{rater}", str(comparison), rater, kind, choice, **more)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("distinct", [8, 1000])
+def test_isotonic_steps_are_those_of_scikit_learn(seed, distinct):
+    draws = generator(seed, "test/isotonic", distinct)
+    x = draws.integers(0, distinct, 200) / distinct
+    y, weight = draws.normal(x, 0.5), draws.uniform(0.1, 3, 200)
+    knots, height = calibration.isotonic(x, y, weight)
+    theirs = IsotonicRegression(out_of_bounds="clip").fit(x, y, sample_weight=weight)
+    fresh = np.linspace(-0.2, 1.2, 333)
+    np.testing.assert_allclose(np.interp(fresh, knots, height), theirs.predict(fresh), atol=1e-9)
+    assert (np.diff(height) >= 0).all()
+
+
+def test_isotonic_without_weights_counts_all_alike():
+    knots, height = calibration.isotonic(np.array([3.0, 1.0, 2.0, 2.0]), np.array([1.0, 1.0, 0.0, 0.0]))
+    assert knots.tolist() == [1.0, 2.0, 3.0]
+    assert height == pytest.approx([1 / 3, 1 / 3, 1.0])
+
+
+def judged(seed, count=1500, skew=2.0):
+    """A boaster: sure of x, right in x to the power of `skew`, on pairs whose people tie in a tenth."""
+    draws, rows = generator(seed, "test/judge"), []
+    for number in range(count):
+        sure = draws.uniform(0.5, 1)
+        right = 0.5 + 0.5 * (2 * sure - 1) ** skew
+        judge = str(draws.choice(["a", "b"]))
+        person = judge if draws.random() < right else {"a": "b", "b": "a"}[judge]
+        rows.append(Audited(str(number), judge, "tie" if draws.random() < 0.1 else person, sure))
+    return rows
+
+
+def test_a_boaster_is_calibrated_on_pairs_it_was_not_fitted_on():
+    for seed in range(5):
+        fitted, fresh = calibration.calibrate(judged(seed)), judged(seed + 50, 4000)
+        credit = np.array([calibration.credit(row.judge, row.person) for row in fresh])
+        raw = np.array([row.certainty for row in fresh])
+        assert calibration.calibration_error(raw, credit) > 0.08
+        assert calibration.calibration_error(np.array([fitted.chance(x) for x in raw]), credit) < 0.05
+        found = calibration.report(judged(seed), seed)
+        assert found.error < 0.05 < found.error_raw
+
+
+def leaning(seed, lean, count=4000):
+    """A judge of one certainty that is wrong the oftener, the longer its choice is."""
+    draws, rows = generator(seed, "test/lean"), []
+    for number in range(count):
+        judge, longer = str(draws.choice(["a", "b"])), draws.uniform(-1, 1)
+        agrees = draws.random() < 1 / (1 + np.exp(-1 + lean * longer))
+        person = judge if agrees else {"a": "b", "b": "a"}[judge]
+        rows.append(Audited(str(number), judge, person, 0.8, gap=longer if judge == "a" else -longer))
+    return rows
+
+
+def test_a_liking_for_length_is_taken_off():
+    fitted = calibration.calibrate(leaning(0, 1.5))
+    assert fitted.lean[1] == pytest.approx(-1.5, abs=0.2)
+    for longer in (-0.8, 0.0, 0.8):
+        assert fitted.chance(0.8, longer) == pytest.approx(1 / (1 + np.exp(-1 + 1.5 * longer)), abs=0.05)
+    assert abs(calibration.calibrate(leaning(1, 0.0)).lean[1]) < 0.2
+    assert calibration.calibrate(judged(0)).lean == (0.0, 0.0)  # where no lengths are told nothing is taken off
+    few = [Audited(str(i), "a", "b" if i % 2 else "a", 0.8, gap=1.0 if i % 2 else -1.0) for i in range(6)]
+    assert -1.5 < calibration.calibrate(few).lean[1] < -0.3  # six of six are no law
+
+
+def test_a_pair_does_not_foretell_itself():
+    rows = judged(0, count=60)
+    for place in range(0, 60, 7):
+        other = [replace(row, person={"a": "b", "b": "a", "tie": "a"}[row.person]) if i == place else row for i, row in enumerate(rows)]
+        assert calibration.held_out(other)[place] == calibration.held_out(rows)[place]
+
+
+def test_few_agreements_are_no_certainty():
+    fitted = calibration.calibrate([Audited(str(i), "a", "a", 0.5 + i / 20) for i in range(4)])
+    assert fitted.chance(1.0) == pytest.approx(4.5 / 5) and fitted.n == pytest.approx(4)
+    with pytest.raises(DataError, match="audit slice"):
+        calibration.calibrate([Audited("k", "tie", "a", 0.5)])
+
+
+def test_the_map_never_falls_and_weighs_by_propensity():
+    rows = [Audited(str(i), "a", "a" if i % 2 else "b", 0.6, weight=1.0) for i in range(400)]
+    rows += [Audited(f"w{i}", "a", "a", 0.6, weight=10.0) for i in range(40)]
+    fitted = calibration.calibrate(rows)
+    assert fitted.chance(0.6) == pytest.approx((200 + 400) / 800, abs=0.01)
+    chances = [calibration.calibrate(judged(3)).chance(x) for x in np.linspace(0, 1, 50)]
+    assert (np.diff(chances) >= 0).all() and 0 < chances[0] < chances[-1] < 1
+
+
+def test_error_of_calibration_by_hand():
+    chance, credit = np.array([0.9, 0.9, 0.6, 0.6]), np.array([1.0, 0.0, 1.0, 1.0])
+    assert calibration.calibration_error(chance, credit, bins=2) == pytest.approx((0.4 + 0.4) / 2)
+    assert calibration.calibration_error(chance, credit, np.array([3.0, 1.0, 1.0, 1.0]), bins=2) == pytest.approx((4 * 0.15 + 2 * 0.4) / 6)
+    assert calibration.calibration_error(chance, credit, bins=1) == pytest.approx(0.0)
+    perfect = generator(0, "test/perfect").random(20000)
+    assert calibration.calibration_error(perfect, (generator(1, "test/perfect").random(20000) < perfect).astype(float)) < 0.02
+
+
+def test_rates_of_routed_pairs_are_weighed_back_to_all():
+    """The hard pairs are sent to people more often; unweighted the rate would be theirs."""
+    errors_hajek, errors_ht, covered = [], [], 0
+    for seed in range(60):
+        draws = generator(seed, "test/weights")
+        right = draws.random(2000) < 0.8
+        propensity = np.where(right, 0.1, 0.6)
+        seen = draws.random(2000) < propensity
+        hajek = calibration.hajek(right[seen], propensity[seen])
+        total = calibration.horvitz_thompson(right[seen], propensity[seen], 2000)
+        assert right[seen].mean() < 0.5
+        errors_hajek.append(hajek.value - 0.8)
+        errors_ht.append(total.value - 0.8)
+        covered += hajek.low <= 0.8 <= hajek.high
+    assert abs(np.mean(errors_hajek)) < 0.01 and abs(np.mean(errors_ht)) < 0.03
+    assert covered >= 52
+
+
+def test_weighted_rates_by_hand():
+    e = calibration.hajek([1, 0], [0.5, 0.25])
+    assert e.value == pytest.approx(2 / 6) and e.n == 2
+    assert calibration.horvitz_thompson([1, 0], [0.5, 0.25], 8).value == pytest.approx(0.25)
+    nothing = calibration.hajek([], [])
+    assert np.isnan(nothing.value) and (nothing.low, nothing.high, nothing.n) == (0.0, 1.0, 0)
+
+
+def ledger(seed=0, count=1200):
+    """A judge that likes the longer answer and the first shown, worse in law, better where it is sure; people who like neither."""
+    draws = generator(seed, "test/report")
+    judgements, lengths, domains, propensity = [], {}, {}, {}
+    for number in range(count):
+        name = str(number)
+        truth, longer = (str(draws.choice(["a", "b"])) for _ in range(2))
+        lengths[name] = (100, 50) if longer == "a" else (50, 100)
+        domains[name] = str(draws.choice(["law", "cooking"]))
+        strength = int(draws.integers(1, 4))
+        slips = 0.5 - 0.1 * strength + (0.15 if domains[name] == "law" else 0.0)
+        orders = {}
+        choice = longer if draws.random() < slips else truth
+        for order, first in (("ab", "a"), ("ba", "b")):
+            orders[order] = first if draws.random() < 0.1 else choice
+        consistent = orders["ab"] == orders["ba"]
+        propensity[name] = 1.0 if not consistent else 0.25
+        details = {"orders": orders, "confidence": 1.0 if consistent else 0.5, "consistent": consistent}
+        judgements.append(said(name, "judge:m", orders["ab"] if consistent else "tie", "judge", strength=strength, details=details))
+        if draws.random() < propensity[name]:
+            judgements.append(said(name, "ann", truth if draws.random() < 0.95 else "tie"))
+    return judgements, propensity, lengths, domains
+
+
+def test_a_judges_faults_are_reported_as_they_are():
+    judgements, propensity, lengths, domains = ledger(count=6000)
+    found = calibration.report(calibration.audited(judgements, "judge:m", propensity, lengths, domains))
+    flipped = [j for j in judgements if j.kind == "judge" and not j.details["consistent"]]
+    assert found.flips.low < len(flipped) / 6000 < found.flips.high  # among all pairs, though people saw every flipped one
+    assert found.first.low > 0.5 and found.first.value == pytest.approx(0.55, abs=0.02)
+    assert found.longer[0].low > 0.55 and found.longer[1].low < 0.5 < found.longer[1].high
+    assert found.by_strength[1].high < found.by_strength[3].low
+    assert found.by_domain["law"].high < found.by_domain["cooking"].low
+    assert found.by_length["longer"].high < found.by_length["shorter"].low and found.by_length["alike"].n == 0
+    assert sum(sum(row.values()) for row in found.confusion.values()) == pytest.approx(1.0)
+    assert found.confusion["tie"]["tie"] == pytest.approx(0.05 * found.flips.value, abs=0.01)
+    assert found.agreement.value == pytest.approx(sum(found.confusion[c][c] for c in found.confusion))
+    assert found.accuracy.value > found.agreement.value
+
+
+def test_each_pair_weighs_once_however_many_people_saw_it():
+    judgements = [
+        said("k", "judge:m", "a", "judge"),
+        *(said("k", f"r{i}", "a") for i in range(9)),
+        said("m", "judge:m", "a", "judge"),
+        said("m", "r1", "b"),
+    ]
+    found = calibration.report(calibration.audited(judgements, "judge:m"))
+    assert found.accuracy.value == pytest.approx(0.5) and found.accuracy.n == 2
+
+
+def test_what_cannot_be_weighed_is_refused_and_nothing_is_reported_of_nothing():
+    pair = [said("k", "judge:m", "a", "judge"), said("k", "ann", "a")]
+    with pytest.raises(DataError, match="propensity 0"):
+        calibration.audited(pair, "judge:m", {"k": 0.0})
+    assert calibration.audited(pair, "judge:other") == []
+    empty = calibration.report([])
+    assert empty.accuracy.n == 0 and np.isnan(empty.error)
+
+
+def test_certainty_grows_with_votes_and_strength():
+    votes = [calibration.certainty(said("k", "j", "a", strength=2, details={"confidence": share})) for share in (0.5, 0.75, 1.0)]
+    strengths = [calibration.certainty(said("k", "j", "a", strength=strength)) for strength in (1, 2, 3)]
+    assert votes == sorted(votes) and strengths == sorted(strengths) and strengths[-1] == pytest.approx(1.0)

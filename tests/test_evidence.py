@@ -1,0 +1,43 @@
+"""What a diagnosis stands on, from planted features."""
+
+import numpy as np
+import pytest
+
+from towpath.stages import evidence
+
+D = 24
+
+
+def planted(count, seed, noise=0.0, signal=2.0, longer=None):
+    """Pairs whose difference of features leans along one direction; so many labels are turned round."""
+    draws = np.random.default_rng(seed)
+    direction = np.ones(D) / np.sqrt(D)
+    gap = draws.normal(size=(count, D))
+    gap *= np.sign(gap @ direction)[:, None]
+    gap += signal * direction
+    gap[draws.random(count) < noise] *= -1
+    texts = [("word " * 9, "word " * 4) if draws.random() < (0.5 if longer is None else longer) else ("word " * 4, "word " * 9) for _ in range(count)]
+    return evidence.read([f"k{seed}-{i}" for i in range(count)], gap, texts, [1.0] * count)
+
+
+def test_clear_labels_are_healthy():
+    found = evidence.diagnosed(planted(400, 1), planted(200, 2), None, 0.85, 10.0, 0)
+    assert found is not None and found["verdict"] == "healthy"
+
+
+def test_labels_that_raters_do_not_agree_on_are_noise():
+    found = evidence.diagnosed(planted(2000, 1, noise=0.3), planted(600, 2, noise=0.3), (0.58, 500), 0.85, 10.0, 0)
+    assert found is not None and found["verdict"] == "noise"
+    turned = set(found["again"])
+    assert turned and turned <= {f"k1-{i}" for i in range(2000)}
+
+
+def test_few_pairs_say_nothing():
+    assert evidence.diagnosed(planted(39, 1), planted(200, 2), None, 0.85, 10.0, 0) is None
+
+
+def test_a_pair_read_the_other_way_round_is_the_opposite():
+    one = evidence.read(["k"], np.ones((1, D)), [("a rope holds the boat", "no")], [1.0])
+    other = evidence.read(["k"], -np.ones((1, D)), [("no", "a rope holds the boat")], [1.0])
+    assert (one.bag_NW == -other.bag_NW).all() and one.bag_NW.any()
+    assert one.longer_N == -other.longer_N == pytest.approx(1.0)

@@ -1,0 +1,500 @@
+"""The judge against a real local server that answers, stalls, breaks off and talks nonsense."""
+
+import json
+import re
+import socket
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import BAD, CASE, GOOD, Kept, answer, careful, fenced, judged, none, one, said, served
+
+from towpath.errors import DataError, RecipeError, ResourceError
+from towpath.feedback import endpoint, judging, protocol
+from towpath.feedback.cases import Case
+from towpath.feedback.endpoint import JudgeSettings
+from towpath.feedback.judging import Abstention, judge_pairs
+from towpath.feedback.purse import Purse, Spent
+from towpath.records import Comparison, Completion, Judgement, Prompt
+from towpath.store.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.02)
+
+
+def test_a_pair_is_judged_in_both_orders_by_the_rubric_and_the_price():
+    with served(careful) as server:
+        found = one(server, price_in=10.0, price_out=50.0)
+        first, second = (fenced(call)[:2] for call in server.calls)
+    assert (first, second) == ((GOOD, BAD), (BAD, GOOD))
+    assert (found.choice, found.strength, found.kind, found.rater, found.key) == ("a", 2, "judge", "judge:m", "k1/judge:m/1")
+    assert found.guideline == protocol.read_rubric().version and re.fullmatch(r"judge_rubric@[0-9a-f]{12}", found.guideline)
+    assert protocol.read_rubric().text in server.calls[0]["messages"][0]["content"]
+    assert found.cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
+    assert found.details["consistent"] and found.details["confidence"] == 1.0 and found.details["counted"]
+    assert found.details["orders"] == {"ab": "a", "ba": "a"}
+    assert found.details["verdicts"] == [{"order": "ab", "choice": "a", "strength": 2}, {"order": "ba", "choice": "a", "strength": 2}]
+    assert found.details["explanation"] == "4 useful words against 0"
+    assert found.details["tokens"] == {"read": 200, "written": 40}
+    assert found.milliseconds is not None and found.milliseconds >= 0
+
+
+@pytest.mark.parametrize("prefix", ["", '<think>Perhaps {"verdict": "second", "strength": 1}?</think>', "Here it is:\n```json\n"])
+def test_a_verdict_is_read_wherever_it_stands(prefix: str):
+    assert protocol.verdict(prefix + said("first", 3)).place == "first"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("The first, clearly.", "no JSON object"), ("", "no JSON object"), ('{"verdict": "third", "strength": 1}', "'third'"),
+        ('{"strength": 1}', "no JSON"),
+        (said("first", 9), "strength '9'"), ('{"verdict": "first"}', "strength 'None'"), (said("first") + said("second"), "several"),
+        ('{"verdict": "first", "strength": true}', "strength 'True'"), ('{"verdict": ["first"], "strength": 1}', "verdict"), ("{" * 5000, "no JSON"),
+    ],
+)  # fmt: skip
+def test_what_is_no_verdict_is_told(text: str, why: str):
+    with pytest.raises(protocol.Unreadable, match=re.escape(why)):
+        protocol.verdict(text)
+
+
+def test_a_line_break_in_an_explanation_does_no_harm():
+    assert protocol.verdict('{"explanation": "It is\n{better}", "verdict": "second", "strength": 1}').place == "second"
+
+
+def test_a_model_that_gives_back_what_it_is_shown_gives_no_verdict():
+    asked = protocol.question(protocol.read_rubric(), "Why?", GOOD, BAD)
+    for message in protocol.repair(asked, "No.", "it holds no JSON"):
+        with pytest.raises(protocol.Unreadable):
+            protocol.verdict(message["content"])
+
+
+def test_a_tie_needs_no_strength():
+    assert protocol.verdict('{"explanation": "Alike.", "verdict": "tie"}') == protocol.Verdict("Alike.", "tie", 1)
+
+
+def test_a_verdict_that_turns_with_the_order_is_a_tie_or_goes_to_people():
+    with served(lambda request, number: answer(said("first"))) as server:
+        tie = one(server)
+        asks = none(server, inconsistent="people", price_in=10.0)
+    assert (tie.choice, tie.strength, tie.details["consistent"], tie.details["confidence"]) == ("tie", 1, False, 0.5)
+    assert tie.details["votes"] == {"a": 1, "b": 1} and tie.details["orders"] == {"ab": "a", "ba": "b"}
+    assert (asks.reason, asks.comparison, asks.rater, asks.cost) == ("inconsistent", "k1", "judge:m", pytest.approx(0.002))
+    assert asks.details["orders"] == {"ab": "a", "ba": "b"}
+
+
+@pytest.mark.parametrize(("place", "choice"), [("tie", "tie"), ("both_bad", "both_bad")])
+def test_ties_and_bad_pairs_are_the_same_from_either_side(place: str, choice: str):
+    with served(lambda request, number: answer(said(place))) as server:
+        assert one(server).choice == choice
+
+
+def test_votes_decide_and_their_share_is_told():
+    def script(request: dict[str, Any], number: int) -> dict[str, Any]:
+        first, _, _ = fenced(request)
+        right = "first" if first == GOOD else "second"
+        return answer(said("tie" if request["seed"] == 2 else right, 3 if request["seed"] else 1))
+
+    with served(script) as server:
+        found = one(server, samples=3, temperature=0.7)
+    assert sorted(call["seed"] for call in server.calls) == [0, 0, 1, 1, 2, 2]
+    assert (found.choice, found.strength) == ("a", 2)
+    assert found.details["votes"] == {"a": 4, "tie": 2} and found.details["confidence"] == pytest.approx(4 / 6)
+
+
+def test_what_was_asked_before_is_not_asked_again_unless_something_changed(tmp_path: Path):
+    kept, rubric = Kept(), tmp_path / "mine.md"
+    rubric.write_text("Shorter is better.")
+    with served(careful) as server:
+        before = one(server, cache=kept, price_in=10.0)
+        assert len(server.calls) == 2
+        again = one(server, cache=kept, price_in=10.0)
+        assert len(server.calls) == 2
+        assert (again.choice, again.cost, again.details["cached"], before.details["cached"]) == (before.choice, before.cost, 2, 0)
+        for change in ({"rubric": str(rubric)}, {"temperature": 0.5}, {"max_tokens": 50}, {"cases": [Case("k1", "What?", GOOD, BAD)]}):
+            count = len(server.calls)
+            one(server, cache=kept, **change)
+            assert len(server.calls) == count + 2, change
+        assert one(server, cache=kept, rubric=str(rubric)).guideline.startswith("mine@")
+        # Another comparison of the same texts, and the same texts the other way round, are known too.
+        assert one(server, cache=kept, cases=[Case("k9", CASE.prompt, BAD, GOOD)]).choice == "b"
+        assert len(server.calls) == count + 2
+
+
+def test_broken_cache_entries_are_asked_anew():
+    kept = Kept()
+    with served(careful) as server:
+        one(server, cache=kept)
+        for name in kept:
+            kept[name] = {"place": "first"}
+        assert one(server, cache=kept).choice == "a"
+    assert len(server.calls) == 4
+
+
+def test_the_ledger_is_a_cache_and_takes_the_judgements(tmp_path: Path):
+    with served(careful) as server, Store.open(tmp_path / "a.db") as store:
+        store.add_prompts([Prompt("p", CASE.prompt)])
+        store.add_completions([Completion(name, "p", "sft", text, (), (), "stop") for name, text in (("x", GOOD), ("y", BAD))])
+        store.add_comparisons([Comparison("k1", "p", "x", "y")])
+        found = judged(server, cache=store)
+        store.add_judgements([j for j in found if isinstance(j, Judgement)])
+        judged(server, cache=store)
+        assert len(server.calls) == 2
+        (kept,) = store.judgements()
+        assert (kept.choice, kept.details["orders"], kept.cost) == ("a", {"ab": "a", "ba": "a"}, 0.0)
+
+
+@pytest.mark.parametrize("by", ["seconds", "date"])
+def test_who_is_asked_to_wait_waits(by: str):
+    def script(request: dict[str, Any], number: int) -> Any:
+        if number:
+            return careful(request)
+        told = "1" if by == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+        return 429, {"Retry-After": told}, b'{"error": {"message": "slow down"}}'
+
+    with served(script) as server:
+        assert one(server).choice == "a"
+    assert server.times[1] - server.times[0] >= 0.95
+    assert len(server.calls) == 3
+
+
+def test_who_is_asked_to_wait_for_hours_gives_the_pair_up_at_once():
+    with served(lambda request, number: (429, {"Retry-After": "7200"}, b"later")) as server:
+        found = none(server)
+    assert (found.reason, len(server.calls)) == ("unreachable", 1)
+    assert "429 later" in found.note and "7200 s" in found.note
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        (500, {}, b"oops"),
+        (503, {}, b""),
+        (200, {}, b'{"choi'),
+        (200, {}, b"{}"),
+        (200, {"Content-Length": "9999"}, b'{"choices": [{"mess'),
+        (200, {}, b"[1]"),
+    ],
+    ids=["500", "503", "cut off", "no choice", "broken off", "a list"],
+)
+def test_what_may_pass_is_tried_again_and_what_does_not_is_no_judgement(trouble: Any):
+    with served(lambda request, number: trouble if number < 2 else careful(request)) as server:
+        assert one(server).choice == "a"
+    with served(lambda request, number: trouble) as server:
+        found = none(server)
+    assert (found.reason, len(server.calls)) == ("unreachable", 3)
+    assert "3 tries" in found.note
+
+
+def test_a_try_that_broke_off_may_be_billed_and_counts_in_full():
+    broken = (200, {"Content-Length": "9999"}, b'{"choices": [{"mess')
+    with served(lambda request, number: broken if number == 0 else careful(request)) as server:
+        found = one(server, price_in=10.0, price_out=50.0)
+    assert found.cost > 2 * (100 * 10 + 20 * 50) / 1e6 + 400 * 50 / 1e6
+    with served(lambda request, number: (500, {}, b"") if number == 0 else careful(request)) as server:
+        assert one(server, price_in=10.0, price_out=50.0).cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
+
+
+def test_a_server_that_stalls_is_given_up_after_its_time_and_counted_as_paid():
+    with served(lambda request, number: time.sleep(1.5) or answer(said("first"))) as server:
+        begun = time.monotonic()
+        found = none(server, timeout=0.2, retries=1, price_in=10.0, price_out=10.0)
+        assert time.monotonic() - begun < 1.5 + 1.0
+    assert found.reason == "unreachable" and "no answer in 0.2 s" in found.note
+    assert found.cost > 2 * 400 * 10 / 1e6
+
+
+def test_a_server_that_drips_has_no_more_time_than_one_that_stalls():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                for _ in range(100):
+                    connection.sendall(b" ")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        settings = JudgeSettings(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m", retries=0, timeout=0.4)
+        begun = time.monotonic()
+        (found,) = judge_pairs(settings, [CASE], Kept())
+        assert time.monotonic() - begun < 2.5
+        thread.join()
+    assert isinstance(found, Abstention) and "no whole answer in 0.4 s" in found.note
+
+
+def test_garbage_is_sent_back_once():
+    def script(request: dict[str, Any], number: int) -> dict[str, Any]:
+        return careful(request) if len(request["messages"]) > 2 else answer("I would rather not use JSON.")
+
+    with served(script) as server:
+        found = one(server, price_in=10.0)
+    assert (found.choice, found.details["repaired"], len(server.calls)) == ("a", 2, 4)
+    assert [m["role"] for m in server.calls[1]["messages"]] == ["system", "user", "assistant", "user"]
+    assert "no JSON object" in server.calls[1]["messages"][3]["content"]
+    assert found.cost == pytest.approx(4 * 100 * 10 / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (answer("No."), "no JSON object"),
+        (answer('{"explanation": "The fir', "length"), "cut off"),
+        (answer(None), "no JSON object"),
+        (answer([]), "no JSON"),
+    ],
+    ids=["words", "cut off", "nothing", "no parts"],
+)
+def test_garbage_twice_is_an_abstention_and_nothing_is_kept(told: dict[str, Any], why: str):
+    kept = Kept()
+    with served(lambda request, number: told) as server:
+        found = none(server, cache=kept)
+    assert (found.reason, len(server.calls), kept) == ("unreadable", 2, {})
+    assert why in found.note
+
+
+def test_garbage_is_paid_for_even_where_the_repair_finds_nobody():
+    with served(lambda request, number: (500, {}, b"") if len(request["messages"]) > 2 else answer("No.")) as server:
+        found = none(server, price_in=10.0)
+    assert (found.reason, found.cost) == ("unreachable", pytest.approx(100 * 10 / 1e6))
+
+
+def test_a_refusal_is_no_judgement():
+    with served(lambda request, number: answer(None, refusal="I will not judge this.")) as server:
+        found = none(server)
+    assert (found.reason, found.note, len(server.calls)) == ("refused", "I will not judge this.", 1)
+
+
+def test_a_half_judged_pair_goes_on_where_it_was():
+    kept = Kept()
+    with served(lambda request, number: careful(request) if number == 0 else (500, {}, b"")) as server:
+        found = none(server, cache=kept, price_in=10.0)
+        assert found.details["verdicts"] == [{"order": "ab", "choice": "a", "strength": 2}]
+        assert found.cost == pytest.approx(0.001)
+        server.script, before = careful, len(server.calls)
+        assert one(server, cache=kept).details["cached"] == 1
+        assert len(server.calls) == before + 1
+
+
+@pytest.mark.parametrize(("status", "says"), [(400, "what?"), (422, "what?"), (501, "what?"), (500, "response_format: unexpected")])
+@pytest.mark.parametrize(("knows", "tries"), [("json_schema", 2), ("json_object", 3), ("", 4)])
+def test_a_server_that_cannot_constrain_its_output_is_asked_in_words_and_that_is_remembered(knows: str, tries: int, status: int, says: str):
+    def script(request: dict[str, Any], number: int) -> Any:
+        form = request.get("response_format", {}).get("type", "")
+        return careful(request) if form == knows else (status, {}, json.dumps({"error": {"message": says}}).encode())
+
+    with served(script) as server:
+        assert one(server, retries=0).choice == "a"
+    assert len(server.calls) == tries
+    first = server.calls[0]["response_format"]
+    assert first["json_schema"]["schema"] == protocol.SCHEMA and list(protocol.SCHEMA["properties"]) == ["explanation", "verdict", "strength"]
+
+
+def test_a_server_with_another_name_for_the_length_is_asked_by_it():
+    def script(request: dict[str, Any], number: int) -> Any:
+        return careful(request) if "max_completion_tokens" in request else (400, {}, b'{"error": "use max_completion_tokens instead of max_tokens"}')
+
+    with served(script) as server:
+        assert one(server).choice == "a"
+    assert len(server.calls) == 3 and all("response_format" in call for call in server.calls)
+
+
+def test_a_pair_that_the_server_will_not_take_is_left_and_the_next_one_judged():
+    long = Case("k2", "Long?", "x" * 5000, BAD)
+
+    def script(request: dict[str, Any], number: int) -> Any:
+        return (400, {}, b'{"error": {"message": "context length exceeded"}}') if len(str(request)) > 7000 else careful(request)
+
+    with served(script) as server:
+        found = judged(server, [long, CASE], concurrency=1)
+    assert [(type(f).__name__, f.comparison) for f in found] == [("Abstention", "k2"), ("Judgement", "k1")]
+    assert isinstance(found[0], Abstention) and (found[0].reason, found[0].note) == ("rejected", "400 context length exceeded")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_address_or_model_stops_all(status: int):
+    with served(lambda request, number: (status, {}, b'{"error": {"message": "who are you?"}}')) as server:
+        with pytest.raises(ResourceError, match=f"{status} who are you"):
+            judged(server)
+        assert len(server.calls) == 1
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("JUDGE_KEY", "s3cret")
+    (tmp_path / "key").write_text("s3cret\n")
+    with served(careful) as server:
+        for reference in ("env:JUDGE_KEY", f"file:{tmp_path / 'key'}", ""):
+            one(server, api_key=reference)
+        assert [h.get("Authorization") for h in server.headers[::2]] == ["Bearer s3cret", "Bearer s3cret", None]
+        assert server.headers[0]["path"] == "/v1/chat/completions"
+        with pytest.raises(RecipeError) as error:
+            judged(server, api_key="sk-12345")
+        assert "sk-12345" not in str(error.value) and "env:NAME" in str(error.value)
+        (tmp_path / "key").write_text("two\nlines")
+        with pytest.raises(RecipeError, match="one line"):
+            judged(server, api_key=f"file:{tmp_path / 'key'}")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"base_url": "localhost:8000"}, "judge.base_url"), ({"model": ""}, "judge.model"), ({"samples": 3}, "temperature 0"),
+        ({"ceiling": 5.0}, "without a price"), ({"api_key": "env:NOT_SET_ANYWHERE"}, "not set"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_told_before_anything_is_asked(change: dict[str, Any], told: str):
+    settings = JudgeSettings(**{"base_url": "http://127.0.0.1:9", "model": "m"} | change)
+    with pytest.raises(RecipeError, match=told):
+        list(judge_pairs(settings, [CASE], Kept()))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff", b"x" * 30_000])
+def test_a_rubric_must_be_there_and_be_text(tmp_path: Path, content: bytes | None):
+    if content is not None:
+        (tmp_path / "r.md").write_bytes(content)
+    with pytest.raises(DataError, match=r"judge\.rubric"):
+        protocol.read_rubric(str(tmp_path / "r.md"))
+
+
+def test_a_rubric_is_known_by_its_words(tmp_path: Path):
+    one_, two = tmp_path / "r.md", tmp_path / "s" / "r.md"
+    two.parent.mkdir()
+    one_.write_text("Short.")
+    two.write_text("Short!")
+    assert protocol.read_rubric(str(one_)).version != protocol.read_rubric(str(two)).version
+    two.write_text("Short.\n")
+    assert protocol.read_rubric(str(one_)).version == protocol.read_rubric(str(two)).version
+
+
+def cases(count: int) -> list[Case]:
+    return [Case(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(count)]
+
+
+def test_tokens_that_nobody_counted_are_estimated_and_that_is_said():
+    with served(lambda request, number: answer(fenced(request) and said("tie"), usage=None)) as server:
+        found = one(server, price_in=1.0, price_out=1.0)
+    assert not found.details["counted"]
+    text = "".join(m["content"] for m in server.calls[0]["messages"])
+    assert found.details["tokens"]["read"] == pytest.approx(2 * len(text) / 4, rel=0.02)
+    assert found.cost == pytest.approx(sum(found.details["tokens"].values()) / 1e6)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrency: int):
+    kept, ceiling = Kept(), 0.2
+    prices = {"price_in": 10.0, "price_out": 50.0, "ceiling": ceiling, "concurrency": concurrency}
+    with served(lambda request, number: answer(said("tie"), usage=(1000, 100))) as server:
+        found = judged(server, cases(40), cache=kept, **prices)
+        paid = 0.015 * len(server.calls)
+        assert paid <= ceiling
+        assert paid > ceiling - 0.015 - 0.08  # no more is left than the worst that one call could have cost
+        stopped = [f for f in found if isinstance(f, Abstention)]
+        assert {f.reason for f in stopped} == {"ceiling"} and len(found) == 40
+        assert sum(f.cost for f in found) == pytest.approx(paid)
+        calls = len(server.calls)
+        again = judged(server, cases(40), cache=kept, spent=paid, **prices)
+        assert len(server.calls) - calls <= (ceiling - paid) / 0.015
+        assert sum(isinstance(f, Judgement) for f in again) >= 40 - len(stopped)
+        more = judged(server, cases(40), cache=kept, **prices | {"ceiling": 10.0})
+        assert all(isinstance(f, Judgement) for f in more)
+
+
+def test_a_purse_lets_nobody_pass_however_many_reach_into_it():
+    purse, seen, refused = Purse(1.0), [], []
+
+    def spend() -> None:
+        while True:
+            try:
+                purse.hold(0.1)
+            except Spent:
+                refused.append(1)
+                return
+            seen.append(purse.spent + purse._held)
+            time.sleep(0.0005)
+            purse.settle(0.1, 0.004)
+
+    threads = [threading.Thread(target=spend) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert max(seen) <= 1.0 + 1e-9
+    assert 0.9 < purse.spent <= 1.0 and purse._held == 0.0 and len(refused) == 16
+
+
+def test_no_more_calls_are_under_way_than_allowed():
+    with served(lambda request, number: time.sleep(0.05) or careful(request)) as server:
+        found = judged(server, cases(12), concurrency=3)
+    assert len(found) == 12 and server.most == 3
+
+
+def test_results_come_as_they_are_there_and_who_stops_early_pays_for_little():
+    gate = threading.Event()
+
+    def script(request: dict[str, Any], number: int) -> dict[str, Any]:
+        if "Question 0?" in str(request):
+            gate.wait(10)
+        return careful(request)
+
+    class Counting:
+        done, notes = 0, ()
+
+        def advance(self, units: int = 1, note: str = "") -> None:
+            self.done, self.notes = self.done + units, (*self.notes, note)
+
+    with served(script) as server:
+        counting = Counting()
+        drawn: list[Case] = []
+        lazily = (drawn.append(case) or case for case in cases(200))
+        stream = judge_pairs(JudgeSettings(server.url, "m", concurrency=2, price_in=10.0), lazily, Kept(), counting)
+        early = [next(stream).comparison for _ in range(3)]
+        assert "k0" not in early and counting.done == 3 and counting.notes[-1].startswith("$0.0")
+        assert len(drawn) < 20
+        gate.set()
+        stream.close()
+        assert len(server.calls) < 40
+
+
+def test_who_stops_while_the_server_asks_to_wait_does_not_wait():
+    def script(request: dict[str, Any], number: int) -> Any:
+        return careful(request) if "Question 0?" in str(request) else (429, {"Retry-After": "30"}, b"")
+
+    with served(script) as server:
+        stream = judge_pairs(JudgeSettings(server.url, "m", concurrency=1), cases(5), Kept())
+        assert next(stream).comparison == "k0"
+        while len(server.calls) < 3:
+            time.sleep(0.01)
+        begun = time.monotonic()
+        stream.close()
+        assert time.monotonic() - begun < 5
+
+
+def test_a_dead_server_is_not_asked_for_every_pair(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judging, "GIVE_UP", 4)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    seen = []
+    with pytest.raises(ResourceError, match="4 pairs in a row"):
+        for found in judge_pairs(JudgeSettings(f"http://127.0.0.1:{port}", "m", retries=0), cases(100), Kept()):
+            seen.append(found)
+    assert {f.reason for f in seen} == {"unreachable"} and len(seen) == 4
+
+
+def test_what_judging_will_take_is_told_beforehand():
+    settings = JudgeSettings("http://x/v1", "m", samples=2, temperature=1.0, price_in=1.0, price_out=2.0)
+    told = judging.estimate(settings, cases(10))
+    assert (told.calls, told.written) == (40, 40 * judging.WRITTEN)
+    assert told.dollars == pytest.approx((told.read + 2 * told.written) / 1e6)
+    asked = protocol.question(protocol.read_rubric(), "Question 1?", GOOD, BAD)
+    assert told.read == pytest.approx(40 * sum(len(m["content"]) for m in asked) / 4, rel=0.02)

@@ -1,0 +1,193 @@
+"""Labels of whole runs: from files, from a judge with people beside it, from people on the page; what they will take and what they are worth."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from towpath.records import Judgement
+from towpath.store import figures
+from towpath.store.store import Store
+
+pytestmark = pytest.mark.slow
+SMALL = ["sft.epochs=0.2", "preferences.prompts=30", "preferences.min_labels=8", "preferences.max_new_tokens=12"]
+
+
+def settings(*more: str) -> list[str]:
+    return [part for value in (*SMALL, *more) for part in ("--set", value)]
+
+
+def towpath(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "towpath", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, stdin=subprocess.DEVNULL)
+
+
+def result(run: Path, stage: str) -> dict:
+    current = json.loads((run / "current.json").read_text())["stages"][stage]
+    return json.loads((run / "stages" / stage / current / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory) -> Path:
+    """A tiny run that has drawn its completions."""
+    run = tmp_path_factory.mktemp("labels") / "run"
+    towpath("new", run, "--recipe", "tiny")
+    for stage in ("sft", "sample"):
+        done = towpath("stage", stage, run, *settings())
+        assert done.returncode == 0, done.stderr
+    return run
+
+
+class Longer(BaseHTTPRequestHandler):
+    """A judge that reads what lies between the fences and prefers the longer answer, whichever comes first."""
+
+    calls = 0
+    lock = threading.Lock()
+
+    def do_POST(self) -> None:
+        with Longer.lock:
+            Longer.calls += 1
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
+        found = {name: re.search(rf"<<<{name} (\w+)>>>\n(.*?)\n<<<END {name} \1>>>", asked, re.DOTALL) for name in ("FIRST", "SECOND")}
+        first, second = (len(match[2]) if match else 0 for match in found.values())
+        verdict = "tie" if first == second else "first" if first > second else "second"
+        said = json.dumps({"explanation": "The longer one.", "verdict": verdict, "strength": 2})
+        body = json.dumps(
+            {"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def judge() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Longer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds, two minutes at most."""
+    for _ in range(240):
+        if holds():
+            return
+        time.sleep(0.5)
+
+
+def copied(run: Path, to: Path) -> Path:
+    subprocess.run(["cp", "-r", run, to], check=True)
+    return to
+
+
+def answer(run: Path, comparisons: list[str], rater: str = "ann", choice: str = "a") -> None:
+    with Store.open(run / "towpath.db") as store:
+        store.add_judgements([Judgement(f"{c}/{rater}/1", c, rater, "person", choice, milliseconds=30_000) for c in comparisons])  # pyright: ignore[reportArgumentType]
+
+
+def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
+    run = copied(sampled, tmp_path / "run")
+    prompts = [json.loads(line) for path in sorted((run / "data" / "prompts").glob("*.jsonl")) for line in path.read_text().splitlines()]
+    held = next(row["prompt"] for row in prompts if row.get("split") == "heldout")
+    rows = [{"prompt": f"How do I {verb} a boat?", "chosen": f"You {verb} it with a rope.", "rejected": "no no no"} for verb in map(str, range(40))]
+    rows += [
+        {"prompt": held, "chosen": "yes", "rejected": "no"},
+        {"prompt": "Why?", "chosen": "same", "rejected": "same"},
+        {"prompt": "Why?", "chosen": "alone"},
+    ]
+    folder = run / "data" / "preferences"
+    folder.mkdir()
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = settings("preferences.raters=recorded")
+    for stage in ("label", "reward"):
+        done = towpath("stage", stage, run, *asked)
+        assert done.returncode == 0, done.stderr
+    label = result(run, "label")
+    assert label["result"]["decided"] == 40
+    told = " ".join(f["evidence"] for f in label["findings"])
+    assert "2 rows of preferences are unusable: pairs.jsonl:42" in told and "pairs.jsonl:43" in told
+    assert "1 comparisons left out: their prompts are held out" in told
+    reward = result(run, "reward")["result"]
+    assert reward["pairs"] + reward["n"] == 40
+    assert "sample" not in json.loads((run / "current.json").read_text())["stages"]
+
+
+def test_a_judge_labels_and_people_see_what_they_must(sampled, tmp_path):
+    run = copied(sampled, tmp_path / "run")
+    with judge() as address:
+        asked = settings(
+            "preferences.raters=blend", f"judge.base_url={address}", "judge.model=longer", "judge.price_in=1", "judge.price_out=2",
+            'preferences.rules={short="words(a) < words(b)"}',
+        )  # fmt: skip
+        estimate = json.loads(towpath("label", "judge", run, *asked, "--estimate", "--json").stdout)
+        waits = towpath("stage", "label", run, *asked)
+        assert waits.returncode == 0 and "waiting: people: 0 of" in waits.stderr, waits.stderr
+        with Store.open(run / "towpath.db") as store:
+            said = [j for j in store.judgements() if j.kind == "judge"]
+            comparisons = store.comparisons()
+            assert {j.kind for j in store.judgements()} == {"judge", "rule"}
+            queued = sum(queue.tasks for queue in store.read(figures.figures, time.time()).queues)
+        assert len(said) == len(comparisons) == estimate["comparisons"]
+        assert estimate["calls"] == 2 * len(comparisons) == Longer.calls
+        assert sum(j.cost for j in said) == pytest.approx(2 * len(said) * (100 * 1 + 20 * 2) / 1e6)
+        assert 0.1 * len(comparisons) <= queued <= 0.6 * len(comparisons)
+        answer(run, [c.id for c in comparisons])
+        done = towpath("stage", "label", run, *asked)
+        assert done.returncode == 0, done.stderr
+        assert Longer.calls == estimate["calls"], "nobody is asked twice"
+        label = result(run, "label")["result"]
+        assert label["raters"]["judge:longer"] == "judge" and label["raters"]["ann"] == "person" and label["cost"] > 0
+        assert label["judge"] is not None and 0 <= label["judge"]["accuracy"]["value"] <= 1
+        stats = towpath("label", "stats", run, *asked)
+        assert stats.returncode == 0 and "judge:longer beside people" in stats.stdout, stats.stderr
+    labels = json.loads(next((run / "stages" / "label").glob("*/labels.json")).read_text())
+    assert all(row["chance"] is not None and row["by"].startswith("people") for row in labels)
+
+
+def test_a_plan_tells_hours_days_and_dollars(sampled):
+    asked = settings("preferences.raters=people", "budget.pairs=50000", "preferences.overlap=0")
+    told = json.loads(towpath("plan", sampled, *asked, "--json").stdout)
+    assert round(told["plan"]["hours"]) == 833 and told["plan"]["days"] == 105 and told["measured"] == 0
+    said = towpath("plan", sampled, *asked, "--set", "budget.dollars=1000").stdout
+    assert "833 hours" in said and "over the ceiling" in said and "assumed" in said
+
+
+def test_a_run_serves_the_page_and_goes_on_by_itself(sampled, tmp_path):
+    run = copied(sampled, tmp_path / "run")
+    asked = settings("preferences.raters=people", "gates.reward.action=stop", "gates.reward.threshold=0.999", "preferences.overlap=0")
+    command = [sys.executable, "-m", "towpath", "run", str(run), "--serve", *asked]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log, stdout=log, stdin=subprocess.DEVNULL, env=os.environ)
+        try:
+            until(lambda: "/enter?token=" in (tmp_path / "log").read_text() or process.poll() is not None)
+            with Store.open(run / "towpath.db") as store:
+                names = [c.id for c in store.comparisons()]
+            answer(run, names[:4])
+            until(lambda: "labels: 4 of 8 decided" in (tmp_path / "log").read_text() or process.poll() is not None)
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            answer(run, names[4:])
+            process.wait(timeout=240)
+        finally:
+            process.kill()
+    told = (tmp_path / "log").read_text()
+    assert process.returncode in (0, 3), told
+    assert "labels: 4 of 8 decided" in told and "gate reward is closed" in told
+    assert result(run, "label")["result"]["decided"] == len(names)

@@ -1,0 +1,535 @@
+"""The queue for people and what they do at it, on SQLite and PostgreSQL alike."""
+
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from time import time
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import event, select, text
+
+import towpath
+from towpath.errors import DataError, ResourceError
+from towpath.records import Comparison, Completion, Judgement, Prompt
+from towpath.store import figures, ledger, people, rating, schema, settings, verdicts
+from towpath.store.rating import Gold, Group, Seat, Task
+from towpath.store.settings import Settings
+from towpath.store.store import Store
+from towpath.store.verdicts import Given, Ranked, Said
+
+PAIRS = 12
+NOW = 1_800_000_000.0
+
+
+def fill(store, pairs=PAIRS):
+    store.add_prompts([Prompt(f"p{i}", f"Why {i}?", domain="home" if i % 2 else "work") for i in range(pairs)])
+    store.add_completions([Completion(f"s1.p{i}.{k}", f"p{i}", "sft", f"{i} {k}", (1,), (-0.1,), "stop") for i in range(pairs) for k in range(5)])
+    store.add_comparisons([Comparison(f"k{i:02}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(pairs)])
+
+
+@pytest.fixture
+def store(place):
+    with Store.open(place) as opened:
+        fill(opened)
+        yield opened
+
+
+def tasks(count=PAIRS, **more):
+    return [Task(f"k{i:02}", "home" if i % 2 else "work", **more) for i in range(count)]
+
+
+def sit(store, rater, at=NOW):
+    return store.later(rating.next_seat, rater, at).result()
+
+
+def judge(store, seat, side="left", at=NOW, key="", **more):
+    given = Given(key or f"key-{seat.comparison}-{seat.rater}-{at}", seat.comparison, seat.rater, Said(side), **more)
+    return store.later(verdicts.judge, given, at).result()
+
+
+def undo(store, seat, at=NOW):
+    return store.later(verdicts.undo, seat.comparison, seat.rater, at).result()
+
+
+def put(store, **changed):
+    store.later(settings.put, Settings(**{"gold_share": 0.0} | changed)).result()
+
+
+def seen_by(store, rater, at=NOW):
+    """All the pairs a rater is given, each judged at once."""
+    found = []
+    while isinstance(seat := sit(store, rater, at), Seat):
+        found.append(seat.comparison)
+        judge(store, seat, at=at)
+    return found
+
+
+def test_the_most_urgent_come_first_and_then_those_that_wait_longest(store):
+    assert store.add_tasks([*tasks(4), Task("k07", "home", priority=5), Task("k06", "new", priority=9)]) == 6
+    assert store.add_tasks(tasks(4)) == 0
+    assert seen_by(store, "ann") == ["k06", "k07", "k00", "k01", "k02", "k03"]
+    assert sit(store, "ann") == "empty"
+    assert sit(store, "bob") == "empty"
+
+
+def test_two_raters_never_sit_at_one_pair_unless_that_is_wanted(store):
+    store.add_tasks([*tasks(4), Task("k09", "home", seats=2)])
+    ann, bob = sit(store, "ann"), sit(store, "bob")
+    assert ann.comparison != bob.comparison
+    judge(store, ann)
+    judge(store, bob)
+    given = Counter([ann.comparison, bob.comparison, *seen_by(store, "ann"), *seen_by(store, "bob")])
+    assert given == {"k00": 1, "k01": 1, "k02": 1, "k03": 1, "k09": 2}
+
+
+def test_an_order_is_drawn_for_each_rater_and_kept_over_reload_and_expiry(store):
+    store.add_tasks(tasks(1, seats=9))
+    put(store, lease=100.0)
+    shown = {}
+    for name in "abcdefgh":
+        first = sit(store, name)
+        assert sit(store, name) == first
+        assert sit(store, name, NOW + 1000).shown == first.shown
+        shown[name] = first.shown
+    assert set(shown.values()) == {"ab", "ba"}
+
+
+@pytest.mark.parametrize(
+    ("side", "shown", "choice"), [("left", "ab", "a"), ("left", "ba", "b"), ("right", "ab", "b"), ("right", "ba", "a"), ("tie", "ba", "tie")]
+)
+def test_a_side_is_the_answer_that_lay_there(side, shown, choice):
+    assert verdicts.seen(side, shown) == choice
+
+
+def test_what_is_judged_is_what_was_seen(store):
+    store.add_tasks(tasks(6))
+    for _ in range(6):
+        seat = sit(store, "ann")
+        left = store.read(rating.sheet, seat).answers[0]
+        judge(store, seat, "left", milliseconds=900, guideline="3", comment="so", safety=Said("right"))
+        said = store.judgements()[-1]
+        comparison = next(c for c in store.comparisons() if c.id == seat.comparison)
+        chosen, other = (comparison.a, comparison.b) if said.choice == "a" else (comparison.b, comparison.a)
+        assert store.completions()[chosen].text == left
+        assert said.details == {"safety": {"choice": "b" if said.choice == "a" else "a", "strength": 1}}
+        assert (said.shown, said.kind, said.milliseconds, said.guideline, said.comment) == (seat.shown, "person", 900, "3", "so")
+        assert other != chosen
+    assert {j.shown for j in store.judgements()} == {"ab", "ba"}
+
+
+def test_a_lease_that_ran_out_goes_to_another_and_a_late_verdict_still_counts(store):
+    store.add_tasks(tasks(1))
+    late = sit(store, "ann")
+    assert sit(store, "bob") == "empty"
+    taken = sit(store, "bob", NOW + 3600)
+    assert taken.comparison == late.comparison
+    judge(store, late, "left", NOW + 3601)
+    judge(store, taken, "right", NOW + 3602)
+    assert [j.rater for j in store.judgements()] == ["ann", "bob"]
+    assert store.read(figures.figures, NOW).queues[0].done == 1
+
+
+def test_a_verdict_told_twice_is_one_and_told_otherwise_is_refused(store):
+    store.add_tasks(tasks(2))
+    seat = sit(store, "ann")
+    assert not judge(store, seat, "left", key="the-first-key").again
+    assert judge(store, seat, "left", key="the-first-key").again
+    assert judge(store, seat, "left", key="another-tab").again
+    with pytest.raises(DataError, match="undo first"):
+        judge(store, seat, "right", key="a-third-key")
+    with pytest.raises(DataError, match="belongs to k00, ann"):
+        judge(store, sit(store, "bob"), key="the-first-key")
+    assert len(store.judgements()) == 1
+
+
+def test_nobody_judges_what_the_queue_did_not_give_them(store):
+    store.add_tasks(tasks(1))
+    with pytest.raises(DataError, match="not given to eve"):
+        judge(store, Seat("k00", "eve", "ab", 0.0))
+
+
+def test_undo_takes_a_verdict_back_and_the_next_is_of_a_new_round(store):
+    store.add_tasks(tasks(2))
+    seat = sit(store, "ann")
+    judge(store, seat, "left")
+    other = sit(store, "ann", NOW + 1)
+    assert store.read(verdicts.last_settled, "ann") == (seat.comparison, "judged")
+    assert undo(store, seat, NOW + 2).judgements == 1
+    assert undo(store, seat, NOW + 2).again
+    assert store.judgements() == []
+    assert sit(store, "ann", NOW + 3).comparison == seat.comparison
+    judge(store, seat, "right", NOW + 4)
+    assert sit(store, "ann", NOW + 5).comparison == other.comparison
+    assert [(j.comparison, j.round) for j in store.judgements()] == [(seat.comparison, 2)]
+    assert store.counts()["judgements"] == 2
+    told = store.read(figures.figures, NOW + 5).raters[0]
+    assert (told.judged, told.retracted) == (1, 1)
+
+
+def test_a_skipped_pair_goes_to_others_and_comes_back_only_by_undo(store):
+    store.add_tasks(tasks(1))
+    seat = sit(store, "ann")
+    store.later(verdicts.skip, seat.comparison, "ann", NOW).result()
+    assert store.later(verdicts.skip, seat.comparison, "ann", NOW).result().again
+    assert sit(store, "ann") == "empty"
+    undo(store, seat)
+    assert sit(store, "ann").comparison == seat.comparison
+    store.later(verdicts.skip, seat.comparison, "ann", NOW).result()
+    assert sit(store, "bob").comparison == seat.comparison
+
+
+@pytest.mark.parametrize("how", ["returned", "dropped", "rate"])
+def test_a_flagged_pair_goes_to_the_owner_and_never_back_to_who_flagged_it(store, how):
+    store.add_tasks(tasks(1))
+    seat = sit(store, "ann")
+    store.later(verdicts.flag, seat.comparison, "ann", "no question", NOW).result()
+    assert store.later(verdicts.flag, seat.comparison, "ann", "no question", NOW).result().again
+    assert [sit(store, name) for name in ("ann", "bob")] == ["empty", "empty"]
+    with pytest.raises(DataError, match="has flagged it"):
+        judge(store, seat)
+    assert [row["reason"] for row in store.read(figures.flagged)] == ["no question"]
+    if how == "rate":
+        store.later(verdicts.adjudicate, seat.comparison, "owner", NOW).result()
+        judge(store, sit(store, "owner"))
+    else:
+        store.later(verdicts.settle_flags, seat.comparison, how).result()
+    assert store.read(figures.flagged) == []
+    assert sit(store, "ann") == "empty"
+    queue = store.read(figures.figures, NOW).queues[0]
+    assert (queue.waiting, queue.done) == {"returned": (1, 0), "dropped": (0, 1), "rate": (0, 1)}[how]
+    assert isinstance(sit(store, "bob"), Seat) == (how == "returned")
+
+
+def test_a_flag_taken_back_is_no_flag(store):
+    store.add_tasks(tasks(1))
+    seat = sit(store, "ann")
+    store.later(verdicts.flag, seat.comparison, "ann", "by mistake", NOW).result()
+    undo(store, seat)
+    assert store.read(figures.flagged) == []
+    judge(store, sit(store, "ann"))
+    assert len(store.judgements()) == 1
+
+
+def ranked(store, seat, places, key="rank-key"):
+    return store.later(verdicts.rank, Ranked(key, seat.comparison, seat.rater, places, 60_000, "2", "well"), NOW).result()
+
+
+def test_a_ranking_gives_the_judgements_of_all_its_pairs_together(store):
+    members = tuple(f"s1.p0.{k}" for k in range(4))
+    assert store.add_groups([Group("g1", "p0", members, "work")]) == 1
+    assert store.add_groups([Group("g1", "p0", members, "work")]) == 0
+    seat = sit(store, "ann")
+    answers = store.read(rating.sheet, seat).answers
+    assert sorted(answers) == ["0 0", "0 1", "0 2", "0 3"]
+    wanted = {"0 3": 1, "0 1": 2, "0 0": 2, "0 2": 4}
+    assert ranked(store, seat, tuple(wanted[answer] for answer in answers)).judgements == 6
+    assert ranked(store, seat, tuple(wanted[answer] for answer in answers)).again
+    said = {j.comparison.rpartition(".")[2]: j for j in store.judgements()}
+    assert {pair: j.choice for pair, j in said.items()} == {"0-1": "tie", "0-2": "a", "0-3": "b", "1-2": "a", "1-3": "b", "2-3": "b"}
+    assert all(j.details["group"] == "g1" and j.milliseconds == 10_000 for j in said.values())
+    assert said["0-3"].shown == ("ab" if answers.index("0 0") < answers.index("0 3") else "ba")
+    assert undo(store, seat).judgements == 6
+    assert store.judgements() == []
+    ranked(store, sit(store, "ann"), (1, 2, 3, 4), "rank-again")
+    assert {j.round for j in store.judgements()} == {2}
+
+
+def test_a_ranking_that_does_not_fit_its_answers_is_refused_whole(store):
+    store.add_groups([Group("g1", "p0", tuple(f"s1.p0.{k}" for k in range(4)))])
+    with pytest.raises(DataError, match="a place to each"):
+        ranked(store, sit(store, "ann"), (1, 2, 3))
+    with pytest.raises(DataError, match="four to nine"):
+        store.add_groups([Group("g2", "p1", tuple(f"s1.p1.{k}" for k in range(3)))])
+    assert store.judgements() == []
+
+
+def test_groups_are_proposed_of_training_prompts_with_enough_answers(store):
+    store.add_prompts([Prompt("held", "Why?", split="heldout")])
+    store.add_completions([Completion(f"s1.held.{k}", "held", "sft", "x", (1,), (-0.1,), "stop") for k in range(5)])
+    proposed = store.read(rating.proposed_groups, 100)
+    assert {group.prompt_id for group in proposed} == {f"p{i}" for i in range(PAIRS)}
+    assert proposed[0].id == f"s1.{proposed[0].prompt_id}.ranking"
+    store.add_groups(proposed[:5])
+    assert len(store.read(rating.proposed_groups, 100)) == PAIRS - 5
+
+
+def test_gold_comes_to_everyone_as_often_as_is_wanted_and_is_told(store):
+    store.add_tasks(tasks(10))
+    store.put_gold([Gold("k10", "a"), Gold("k11", "b", "long but wrong")])
+    put(store, gold_share=1.0)
+    for name in ("ann", "bob"):
+        for wanted in ("k10", "k11"):
+            seat = sit(store, name)
+            assert seat.comparison == wanted
+            judge(store, seat, "left" if seat.shown == "ab" else "right")
+        assert sit(store, name).comparison not in ("k10", "k11")
+    told = store.read(figures.figures, NOW)
+    assert [(rater.name, rater.gold) for rater in told.raters] == [("ann", (1, 2)), ("bob", (1, 2))]
+    assert store.read(figures.progress, "ann", NOW).gold is None
+    put(store, show_gold=True)
+    assert store.read(figures.progress, "ann", NOW).gold == (1, 2)
+
+
+def test_gold_comes_by_share(store):
+    drawn = [rating.share(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
+    assert 0.08 < sum(drawn) / len(drawn) < 0.12
+
+
+def test_the_owner_can_have_a_share_of_pairs_judged_twice(store):
+    store.add_tasks(tasks())
+    put(store, overlap=0.5)
+    ann, bob = seen_by(store, "ann"), seen_by(store, "bob")
+    assert len(ann) == PAIRS
+    assert set(bob) == {name for name in ann if rating.share("overlap", name) < 0.5}
+    assert 0 < len(bob) < PAIRS
+
+
+def test_more_raters_can_be_asked_again(store):
+    store.add_tasks(tasks(3))
+    seen_by(store, "ann")
+    assert store.later(rating.ask_again, ["k01", "nowhere"], "disagreement").result() == 1
+    assert sit(store, "ann") == "empty"
+    assert seen_by(store, "bob") == ["k01"]
+
+
+def test_a_pause_a_spent_budget_and_a_paused_domain_hold_pairs_back(store):
+    store.add_tasks(tasks(4))
+    put(store, paused=True)
+    assert sit(store, "ann") == "paused"
+    put(store)
+    store.later(rating.pause, "work", True).result()
+    assert seen_by(store, "ann") == ["k01", "k03"]
+    store.later(rating.pause, "work", False).result()
+    seat = sit(store, "ann")
+    put(store, hours=0.5)
+    judge(store, seat, milliseconds=600_000)
+    judge(store, sit(store, "ann"), milliseconds=600_000)
+    store.add_tasks([Task("k04"), Task("k05")])
+    judge(store, sit(store, "ann"), milliseconds=3_600_000)
+    assert sit(store, "ann") == "spent"
+    assert store.read(figures.progress, "ann", NOW).hours_left == 0.0
+    assert len(store.judgements()) == 5
+
+
+def test_pace_is_of_the_last_hour(store):
+    store.add_tasks(tasks())
+    for i in range(11):
+        judge(store, sit(store, "ann", NOW + 60 * i), at=NOW + 60 * i)
+    assert store.read(figures.progress, "ann", NOW + 600).pace == 60.0
+    assert store.read(figures.progress, "ann", NOW + 3600 * 3).pace is None
+
+
+def test_counters_say_what_counting_would(store):
+    """Three raters do what comes to their minds; in the end every counter is what a count gives."""
+    store.add_tasks([*tasks(8), Task("k08", "work", seats=2), Task("k09", "home", seats=3)])
+    store.add_groups([Group("g1", "p11", tuple(f"s1.p11.{k}" for k in range(5)), "work")])
+    put(store, overlap=0.3, lease=50.0)
+    rng = random.Random(5)
+    for step in range(400):
+        rater, at = rng.choice(["ann", "bob", "cid"]), NOW + 10 * step
+        seat, last = sit(store, rater, at), store.read(verdicts.last_settled, rater)
+        act = rng.choice(["judge", "judge", "skip", "flag", "undo", "nothing", "return"])
+        if act == "undo" and last:
+            store.later(verdicts.undo, last[0], rater, at).result()
+        elif act == "return":
+            for row in store.read(figures.flagged):
+                store.later(verdicts.settle_flags, row["comparison"], "returned").result()
+        elif isinstance(seat, Seat) and act == "judge" and seat.group:
+            store.later(verdicts.rank, Ranked(f"key-{step}", seat.comparison, rater, (1, 2, 3, 4, 5)), at).result()
+        elif isinstance(seat, Seat) and act == "judge":
+            judge(store, seat, rng.choice(["left", "right", "tie", "both_bad"]), at, f"key-{step}")
+        elif isinstance(seat, Seat) and act in ("skip", "flag"):
+            work = (verdicts.skip, seat.comparison, rater, at) if act == "skip" else (verdicts.flag, seat.comparison, rater, "odd", at)
+            store.later(*work).result()
+    assert_counters(store)
+    assert len(store.judgements()) > 10
+    assert store.read(lambda c: c.execute(select(schema.retractions)).all())
+
+
+def assert_counters(store):
+    rows = store.read(lambda c: c.execute(select(schema.tasks)).all())
+    seats = store.read(lambda c: c.execute(select(schema.seats)).all())
+    for task in rows:
+        states = Counter(seat.state for seat in seats if seat.comparison == task.comparison)
+        assert task.taken == states["leased"] + states["judged"], task
+        assert task.judged == states["judged"], task
+        assert task.lane == (0 if task.state != "open" or task.taken >= task.seats else 2 if task.taken else 1), task
+    for queue in store.read(figures.figures, NOW).queues:
+        mine = [task for task in rows if task.domain == queue.domain]
+        assert queue.tasks == len(mine)
+        assert queue.waiting == sum(max(0, task.seats - task.taken) for task in mine if task.state == "open")
+        assert queue.done == sum(task.judged >= task.seats or task.state == "closed" for task in mine)
+    standing = Counter(j.rater for j in store.judgements())
+    assert {rater.name: rater.judged for rater in store.read(figures.figures, NOW).raters} == standing
+
+
+def test_many_at_once_from_two_processes_lose_and_double_nothing(store, place):
+    """Two stores on one ledger, as two servers would have: every pair goes to one rater, every verdict is kept once though told twice."""
+    store.add_tasks(tasks())
+
+    def work(number):
+        at = [store, other][number % 2]
+        seat = sit(at, f"r{number}", time())
+        if not isinstance(seat, Seat):
+            return None
+        for _ in range(2):
+            judge(at, seat, "left", time(), key=f"the-key-of-{number}")
+        return seat.comparison
+
+    with Store.open(place) as other, ThreadPoolExecutor(20) as pool:
+        given = [name for name in pool.map(work, range(20)) if name]
+    assert sorted(given) == sorted(f"k{i:02}" for i in range(PAIRS))
+    assert Counter(j.comparison for j in store.judgements()) == Counter(given)
+    assert_counters(store)
+
+
+def test_of_jobs_written_together_one_that_fails_leaves_the_others(store):
+    store.add_tasks(tasks(3))
+
+    def fail(connection):
+        rating.pause(connection, "work", True)
+        raise DataError("no", "no", "no")
+
+    jobs = [store.later(rating.pause, "home", True), store.later(fail), store.later(people.put_guideline, "Be kind.", "owner")]
+    with pytest.raises(DataError):
+        jobs[1].result()
+    assert jobs[2].result().version == 1
+    assert {queue.domain: queue.paused for queue in store.read(figures.figures, NOW).queues} == {"home": True, "work": False}
+
+
+def test_what_waits_together_is_committed_together(store):
+    commits, gate = [], Event()
+    event.listen(store._engine, "commit", commits.append)
+    jobs = [store.later(lambda connection: gate.wait(10)), *(store.later(lambda connection: True) for _ in range(200))]
+    gate.set()
+    assert all(job.result() for job in jobs)
+    assert len(commits) <= 3
+
+
+def test_a_closed_store_takes_nothing_more_and_has_kept_what_it_was_given(place):
+    with Store.open(place) as store:
+        fill(store)
+        job = store.later(people.put_guideline, "Be kind.", "owner")
+    assert job.result().version == 1
+    with pytest.raises(ResourceError, match="closed"):
+        store.later(people.put_guideline, "Be brief.", "owner")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(store, place, count):
+    store.add_tasks(tasks(8))
+    script = (
+        "import sys, time; from pathlib import Path; from towpath.store import rating, verdicts; from towpath.store.store import Store\n"
+        "place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(place)\n"
+        "for i in range(8):\n"
+        "    seat = store.later(rating.next_seat, 'ann', time.time()).result()\n"
+        "    given = verdicts.Given(f'a-key-of-{i}', seat.comparison, 'ann', verdicts.Said('left'))\n"
+        "    store.later(verdicts.judge, given, time.time()).result(); print(given.key, flush=True)\n"
+    )
+    environment = os.environ | {"TOWPATH_FAULT": f"commit:{2 * count}"}
+    done = subprocess.run([sys.executable, "-c", script, str(place)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    told = done.stdout.split()
+    assert len(told) == count - 1
+    assert [j.key for j in store.judgements()] == told
+    assert_counters(store)
+
+
+def test_a_better_answer_becomes_a_demonstration(store):
+    store.add_tasks(tasks(1))
+    seat = sit(store, "ann")
+    assert store.later(verdicts.write, "write-key", seat.comparison, "ann", "Because so.").result()
+    assert not store.later(verdicts.write, "write-key", seat.comparison, "ann", "Because so.").result()
+    assert [(d.prompt, d.response, d.domain) for d in store.written()] == [("Why 0?", "Because so.", "work")]
+
+
+def test_replies_are_remembered_and_the_first_stays(store):
+    assert store.reply("x") is None
+    store.keep_reply("x", {"choice": "a", "samples": [1, 2]})
+    store.keep_reply("x", {"choice": "b"})
+    assert store.reply("x") == {"choice": "a", "samples": [1, 2]}
+
+
+def test_invitations_make_one_account_each_and_one_owner_stays(store):
+    token = store.later(people.invite, "rater", "owner", NOW).result()
+    assert store.read(people.invitation, token, NOW + people.INVITED_FOR + 1) is None
+    assert store.later(people.join, token, "ann", "hash", NOW).result().role == "rater"
+    with pytest.raises(DataError, match="one account"):
+        store.later(people.join, token, "eve", "hash", NOW).result()
+    token = store.later(people.invite, "owner", "owner", NOW).result()
+    with pytest.raises(DataError, match="taken"):
+        store.later(people.join, token, "ann", "hash", NOW).result()
+    store.later(people.join, token, "owner", "hash", NOW).result()
+    with pytest.raises(DataError, match="last owner"):
+        store.later(people.change_account, "owner", "rater").result()
+    store.later(people.change_account, "ann", None, False).result()
+    ann = store.read(people.account, "ann")
+    assert (ann.active, ann.session) == (False, 2)
+
+
+def test_guidelines_have_versions(store):
+    assert store.read(people.guideline).version == 0
+    for words in ("Be kind.", "Be kind.", "Be brief."):
+        store.later(people.put_guideline, words, "owner").result()
+    assert [(g.version, g.text) for g in store.read(people.guidelines)] == [(2, "Be brief."), (1, "Be kind.")]
+    assert store.read(people.guideline, 1).text == "Be kind."
+
+
+def test_export_gives_every_judgement_that_stands_with_its_texts(store):
+    store.add_tasks(tasks(3))
+    seats = []
+    for i in range(3):
+        seats.append(sit(store, "ann", NOW + i))
+        judge(store, seats[-1], at=NOW + i)
+    undo(store, seats[1], NOW + 9)
+    rows = store.read(figures.judged_rows, 0)
+    assert [row["comparison"] for row in rows] == [seats[0].comparison, seats[2].comparison]
+    assert (rows[0]["prompt"], rows[0]["a"], rows[0]["source_a"]) == ("Why 0?", "0 0", "sft")
+    assert store.read(figures.judged_rows, rows[0]["number"])[0]["comparison"] == seats[2].comparison
+
+
+def upgrade(engine, version):
+    config = Config()
+    config.set_main_option("script_location", str(Path(towpath.__file__).parent / "store" / "migrations").replace("%", "%%"))
+    with ledger.writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, version)
+
+
+@pytest.mark.parametrize("version", ["0001", "0002"])
+def test_a_ledger_of_an_earlier_version_keeps_its_rows(place, version):
+    engine = ledger.engine_of(place)
+    upgrade(engine, version)
+    old = [
+        "INSERT INTO prompts VALUES ('p1', 'Why?', 'work', 'easy', '[\"x\"]', 1, 'train', '')",
+        "INSERT INTO completions VALUES ('c0', 'p1', 'sft', 'so', '[1]', '[-0.5]', 'stop', '{}')",
+        "INSERT INTO completions VALUES ('c1', 'p1', 'sft', 'no', '[2]', '[-0.5]', 'length', '{\"top_k\": 3}')",
+        "INSERT INTO comparisons (id, prompt_id, a, b, round) VALUES ('k1', 'p1', 'c0', 'c1', 2)",
+        "INSERT INTO judgements (key, comparison, rater, kind, choice, shown, strength, milliseconds, round, guideline, at)"
+        " VALUES ('x', 'k1', 'ann', 'person', 'b', 'ba', 2, 1500, 2, 'g', '2026-01-01')",
+        "INSERT INTO labels VALUES ('k1', 'b', 2.0, 1)",
+    ]
+    with ledger.writing(engine) as connection:
+        for statement in old:
+            connection.execute(text(statement.replace(":", "\\:")))
+    engine.dispose()
+    with Store.open(place) as store:
+        assert store.prompts()["p1"] == Prompt("p1", "Why?", "work", "easy", ("x",), True)
+        assert store.completions()["c1"] == Completion("c1", "p1", "sft", "no", (2,), (-0.5,), "length", {"top_k": 3})
+        assert store.comparisons() == [Comparison("k1", "p1", "c0", "c1", 2)]
+        assert store.judgements() == [Judgement("x", "k1", "ann", "person", "b", "ba", 2, 1500, 2, "g", "2026-01-01")]
+        assert (store.labels()[0].choice, store.labels()[0].chance, store.labels()[0].by) == ("b", None, "majority")
+        told = store.read(figures.figures, NOW).raters
+        assert [(rater.name, rater.judged, rater.seconds) for rater in told] == [("ann", 1, 1.5)]
+        with pytest.raises(Exception, match="append-only"), ledger.writing(store._engine) as connection:
+            connection.execute(text("DELETE FROM judgements"))
+        store.add_tasks([Task("k1")])
+        judge(store, sit(store, "bob"))
+        assert len(store.judgements()) == 2

@@ -1,0 +1,223 @@
+"""Who sees which pair, and what it costs: by construction, by simulation, and against sums done by hand."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from towpath.data.draws import generator
+from towpath.errors import DataError
+from towpath.feedback import budget, calibration
+from towpath.feedback.budget import Ceiling, Prices, Trust, Wanted
+from towpath.feedback.routing import Routing, Signals, doubt, route
+from towpath.records import Judgement
+
+
+def drawn(seed=0, count=2000, **more):
+    draws = generator(seed, "test/routing")
+    return [Signals(f"k{i}", judge=str(draws.choice(["a", "b"])), certainty=float(draws.uniform(0.5, 1)), **more) for i in range(count)]
+
+
+def share(routes):
+    return sum(r.seats > 0 for r in routes) / len(routes)
+
+
+def test_shares_are_as_they_were_set():
+    routes = route(drawn(count=6000))
+    audited = [r for r in routes if "audit" in r.reasons]
+    assert share(routes) == pytest.approx(0.35, abs=0.02)
+    assert len(audited) / len(routes) == pytest.approx(0.12, abs=0.015)
+    seen = [r for r in routes if r.seats]
+    assert sum(r.seats == 2 for r in seen) / len(seen) == pytest.approx(0.15, abs=0.03)
+    assert all(bool(r.reasons) == (r.seats > 0) for r in routes)
+    assert share(route(drawn(count=6000), Routing(people=0.2, audit=0.1))) == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_audit_is_a_lot_of_the_name_alone():
+    everyone, few = route(drawn()), route(drawn()[:300])
+    assert [("audit" in r.reasons) for r in everyone[:300]] == [("audit" in r.reasons) for r in few]
+    assert route(drawn()) == everyone
+    assert [r.reasons for r in route(drawn(), seed=1)] != [r.reasons for r in everyone]
+    sure = [s.certainty for s, r in zip(drawn(count=20000), route(drawn(count=20000)), strict=True) if "audit" in r.reasons]
+    assert np.mean(sure) == pytest.approx(0.75, abs=0.01)  # it does not look at the judge
+
+
+def test_the_most_doubtful_go_first():
+    signals = drawn()
+    routes = {r.comparison: r for r in route(signals)}
+    sent = [s.certainty for s in signals if routes[s.comparison].seats and routes[s.comparison].reasons != ("audit",)]
+    stayed = [s.certainty for s in signals if not routes[s.comparison].seats]
+    assert max(sent) <= min(stayed)
+
+
+def test_propensity_is_how_often_a_pair_is_seen():
+    """Over seeds, on signals that leave much to the lot: half the pairs are equal in doubt at the edge."""
+    signals = [Signals(f"k{i}", judge="a", certainty=0.6 if i < 100 else 0.9, gold=i == 0) for i in range(400)]
+    seen, told = np.zeros(400), np.zeros(400)
+    for seed in range(400):
+        routes = route(signals, Routing(people=0.25, audit=0.12), seed=seed)
+        seen += [r.seats > 0 for r in routes]
+        told += [r.propensity for r in routes]
+    np.testing.assert_allclose(seen[1:100].mean() / 400, told[1:100].mean() / 400, atol=0.01)
+    np.testing.assert_allclose(seen[100:].mean() / 400, told[100:].mean() / 400, atol=0.01)
+    assert 0.12 < told[50] / 400 < 1 and told[0] == 400 == seen[0]
+    assert told[300] / 400 == pytest.approx(0.12)
+
+
+def test_a_rate_of_all_pairs_comes_back_from_the_routed_ones():
+    estimates = []
+    for seed in range(30):
+        signals = drawn(seed)
+        right = generator(seed, "test/right").random(len(signals)) < [s.certainty for s in signals]
+        seen = [(float(hit), r.propensity) for hit, r in zip(right, route(signals, seed=seed), strict=True) if r.seats]
+        estimates.append(calibration.hajek(*zip(*seen, strict=True)).value - right.mean())
+    assert abs(np.mean(estimates)) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"gold": True}, "gold"),
+        ({"safety": True}, "safety"),
+        ({"judge": None, "certainty": None}, "no verdict"),
+        ({"consistent": False}, "order turns the verdict"),
+        ({"rule": "b", "certainty": 0.75}, "judge and rule differ"),
+        ({"margin": -4.0}, "reward model differs"),
+        ({"domain": "law"}, "new domain"),
+        ({"judge": "tie"}, "judge is unsure"),
+        ({"certainty": 0.55}, "judge is unsure"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_reason_sends_a_pair_among_clear_ones(changed, reason):
+    clear = [Signals(f"k{i}", judge="a", certainty=0.97, rule="a", margin=1.0, domain="home") for i in range(199)]
+    odd = replace(Signals("odd", judge="a", certainty=0.97, rule="a", margin=1.0, domain="home"), **changed)
+    if reason == "judge and rule differ":
+        odd = replace(odd, margin=None)
+    found = {r.comparison: r for r in route([*clear, odd], known={"home"})}["odd"]
+    assert reason in found.reasons and found.propensity == 1.0
+    assert found.seats >= (3 if reason == "gold" else 1)
+
+
+def test_gold_and_safety_are_seen_even_beyond_the_share():
+    signals = drawn(count=200, safety=True)
+    assert share(route(signals)) == 1.0
+    assert all(r.propensity == 1.0 for r in route(signals))
+
+
+def test_doubt_is_the_odds_of_all_who_spoke():
+    cfg = Routing()
+    assert doubt(Signals("k", judge="a", certainty=0.9), cfg) == pytest.approx(0.1)
+    odds = 9 * 0.7 / 0.3 * np.exp(-2.0)
+    assert doubt(Signals("k", judge="a", certainty=0.9, rule="a", margin=-2.0), cfg) == pytest.approx(1 / (1 + odds))
+    assert doubt(Signals("k", judge="b", certainty=0.9, rule="b", margin=2.0), cfg) == pytest.approx(1 / (1 + odds))
+    assert doubt(Signals("k", judge="tie", certainty=0.9), cfg) == doubt(Signals("k"), cfg) == 0.5
+    assert doubt(Signals("k", judge="a", certainty=1.0), cfg) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("people", "audit"), [(0.35, 0.05), (0.1, 0.2), (1.2, 0.2)])
+def test_without_an_audit_nothing_is_routed(people, audit):
+    with pytest.raises(DataError, match="random slice"):
+        Routing(people=people, audit=audit)
+    assert route([]) == []
+
+
+def said(item=0, rater="ann", kind="person", **more):
+    return Judgement(f"{item}/{rater}", str(item), rater, kind, "a", **more)
+
+
+def test_fifty_thousand_pairs_at_a_minute_are_833_hours():
+    found = budget.plan(Wanted(50_000), Prices(seconds=60, hourly=20))
+    assert found.hours == pytest.approx(833.33, abs=0.01) and found.dollars == pytest.approx(16666.67, abs=0.01)
+    assert found.days == 209 and "833 hours" in found.told()
+    assert budget.plan(Wanted(50_000, raters=5, hours_a_day=6)).days == 28
+
+
+def test_a_blend_costs_what_its_parts_cost():
+    found = budget.plan(Wanted(1000, people=0.35, overlap=0.2, judged=1.0), Prices(seconds=90, hourly=24, judge=0.02), Ceiling(dollars=100))
+    assert found.judgements == 420 and found.hours == pytest.approx(10.5) and found.judge_dollars == pytest.approx(20.0)
+    assert found.dollars == pytest.approx(10.5 * 24 + 20) and not found.within
+    assert found.pairs_within == 367 and "367 pairs" in found.told()
+    assert budget.plan(Wanted(367, people=0.35, overlap=0.2, judged=1.0), Prices(90, 24, 0.02), Ceiling(100)).within
+    assert not budget.plan(Wanted(1000), Prices(), Ceiling(hours=16)).within and budget.plan(Wanted(0), Prices(), Ceiling(0, 0)).within
+    with pytest.raises(DataError, match="one rater"):
+        budget.plan(Wanted(10, raters=0))
+
+
+def test_seconds_are_measured_and_a_lunch_is_none():
+    draws = generator(0, "test/seconds")
+    times = draws.lognormal(3.0, 0.5, 2000)
+    paced = [said(i, milliseconds=int(t * 1000)) for i, t in enumerate(times)]
+    honest = budget.seconds_per_pair(paced)
+    assert honest == pytest.approx(times.mean(), rel=0.02)
+    lunch = [*paced, *(said(f"l{i}", milliseconds=3_600_000) for i in range(20))]
+    assert budget.seconds_per_pair(lunch) == pytest.approx(honest, rel=0.06)
+    assert budget.seconds_per_pair([]) == 60.0 and budget.seconds_per_pair([], 90.0) == 90.0
+    assert budget.seconds_per_pair([said(milliseconds=5000)]) == pytest.approx((5 + 10 * 60) / 11)
+    assert budget.seconds_per_pair([said(kind="judge", milliseconds=5000)]) == 60.0
+
+
+def test_what_is_spent_stops_before_the_ceiling_is_passed():
+    prices = Prices(seconds=36, hourly=100)
+    judged = [said(i, milliseconds=36_000) for i in range(10)] + [said(11, "judge:m", "judge", cost=0.5, milliseconds=99), said(12)]
+    found = budget.spent(judged, prices)
+    assert (found.judgements, found.judge_dollars) == (11, 0.5)
+    assert found.hours == pytest.approx(0.11) and found.dollars == pytest.approx(11.5)
+    assert budget.stopped(found, Ceiling(), prices) is None
+    assert budget.stopped(found, Ceiling(dollars=12.5, hours=0.12), prices) is None
+    assert "dollar" not in (budget.stopped(found, Ceiling(hours=0.119), prices) or "dollar")
+    assert "$11.50 of $12.49" in (budget.stopped(found, Ceiling(dollars=12.49), prices) or "")
+
+
+def test_the_burn_down_counts_days():
+    judged = [said(i, milliseconds=36_000, at=f"2026-03-0{1 + i // 4}T10:00:00+00:00") for i in range(8)] + [said(9, milliseconds=36_000)]
+    days = budget.burn_down(judged, budget.plan(Wanted(100), Prices(seconds=36)))
+    assert [(d.day.isoformat(), d.judgements) for d in days] == [("2026-03-01", 4), ("2026-03-02", 4)]
+    assert [d.left for d in days] == pytest.approx([0.96, 0.92])
+
+
+def simulated_error(split, trust, draws, pairs=60000):
+    """The share of wrong labels, by drawing everyone's word and taking the likelier answer."""
+    sure = draws.choice(np.asarray(trust.judge), pairs) if split.judged else np.full(pairs, 0.5)
+    judge, person = draws.random(pairs) < sure, draws.random((3, pairs)) < trust.person
+    order = np.argsort(np.argsort(sure + 1e-9 * draws.random(pairs)))
+    doubtful = (split.people - 0.12) / 0.88 if split.judged else split.people
+    seen = (order < doubtful * pairs) | ((draws.random(pairs) < 0.12) & split.judged)
+    doubled = draws.random(pairs) < split.overlap
+    weight, judged = np.log(trust.person / (1 - trust.person)), np.log(np.clip(sure, 0.5, 0.999) / (1 - np.clip(sure, 0.5, 0.999)))
+    votes = np.where(person[0], 1, -1) + doubled * (np.where(person[1], 1, -1) + (person[0] != person[1]) * np.where(person[2], 1, -1))
+    odds = seen * votes * weight + judged * np.where(judge, 1, -1) + 1e-9 * draws.normal(size=pairs)
+    return (odds < 0).mean()
+
+
+@pytest.mark.parametrize("dollars", [150, 400, 900])
+def test_the_best_split_errs_as_it_says_and_no_other_errs_less(dollars):
+    trust, prices = Trust(0.8, [0.55, 0.7, 0.8, 0.9, 0.97]), Prices(seconds=60, hourly=20, judge=0.02)
+    best = budget.best_split(1000, dollars, trust, prices)
+    assert best.dollars <= dollars
+    assert best.hours == pytest.approx(1000 * best.people * (1 + best.overlap * (1 + 2 * 0.8 * 0.2)) / 60)  # a third judgement where two differ
+    assert best.dollars == pytest.approx(best.hours * 20 + 1000 * best.judged * 0.02)
+    assert simulated_error(best, trust, generator(0, "test/split")) == pytest.approx(best.error, abs=0.008)
+    for judged, people, overlap in product((False, True), (0.2, 0.4, 0.6, 0.8, 1.0), (0.1, 0.5, 1.0)):
+        cost = 1000 * (people * (1 + overlap * 1.32) / 3 + 0.02 * judged)
+        if cost <= dollars:
+            other = simulated_error(replace(best, judged=judged, people=people, overlap=overlap), trust, generator(1, "test/split"))
+            assert other > best.error - 0.008
+
+
+def test_people_see_the_doubtful_and_by_lot_the_rest():
+    seen = budget._seen(np.linspace(0.5, 1, 50), 0.35, 0.12)
+    assert seen.mean() == pytest.approx(0.35) and seen[0] == 1.0 and seen[-1] == pytest.approx(0.12)
+
+
+def test_money_goes_where_it_helps():
+    cheap_and_good = budget.best_split(1000, 150, Trust(0.75, 0.85), Prices(judge=0.01))
+    assert cheap_and_good.judged and cheap_and_good.people < 0.5
+    useless = budget.best_split(1000, 300, Trust(0.9, 0.5), Prices(judge=0.2))
+    assert not useless.judged and useless.people > 0.7
+    poor, rich = (budget.best_split(1000, money, Trust(0.8, 0.8)) for money in (120, 1200))
+    assert rich.error < poor.error < 0.25
+    assert budget.best_split(1000, 0, Trust(0.8, 0.9)).error == 0.5
+    with pytest.raises(DataError, match="right"):
+        budget.best_split(10, 10, Trust(1.0, 0.8))

@@ -1,0 +1,161 @@
+"""Preferences in the formats of others, into records of the ledger and out of it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from towpath.data.pairs import Gathering, Imported, Kind, Pair
+from towpath.data.rankings import ANSWERS, ranked, trees
+from towpath.data.shapes import (
+    SIDES,
+    chosen_rejected,
+    compared,
+    compared_row,
+    conversational_row,
+    each,
+    keys,
+    plain_row,
+    transcript_row,
+)  # fmt: skip
+from towpath.data.standing import Standing, standings
+from towpath.data.tables import Cells, Rows, Unusable, files, kind, rows, write
+from towpath.data.tools import argilla, argilla_row, label_studio, label_studio_row
+from towpath.errors import DataError
+from towpath.records import Prompt
+from towpath.store.store import Store
+
+Shape = Literal["pairs", "comparisons", "rankings", "trees", "argilla", "label-studio"]
+Layout = Literal["pairs", "conversational", "transcripts", "comparisons", "argilla", "label-studio"]
+
+_READERS: dict[str, Callable[[Rows], Iterator[tuple[int, Pair | str]]]] = {
+    "pairs": lambda found: each(found, chosen_rejected),
+    "comparisons": lambda found: each(found, compared),
+    "rankings": lambda found: each(found, ranked),
+    "trees": trees,
+    "argilla": lambda found: each(found, argilla),
+    "label-studio": lambda found: each(found, label_studio),
+}
+_WRITERS: dict[str, Callable[[Standing], Cells]] = {
+    "pairs": plain_row, "conversational": conversational_row, "transcripts": transcript_row, "comparisons": compared_row,
+    "argilla": argilla_row, "label-studio": label_studio_row,
+}  # fmt: skip
+_DECIDED = ("pairs", "conversational", "transcripts")
+_NESTED = {"conversational": (".jsonl", ".json", ".parquet"), "argilla": (".json", ".jsonl"), "label-studio": (".json", ".jsonl")}
+
+
+@dataclass(frozen=True)
+class Written:
+    """How many comparisons went into a file, and each one that did not, with the reason."""
+
+    rows: int
+    left_out: list[str] = field(default_factory=list)
+
+
+def read_preferences(
+    path: Path, format: Shape | Literal["auto"] = "auto", name: str = "", kind: Kind = "person", rater: str = "", prompts: Iterable[Prompt] = ()
+) -> Imported:
+    """The preferences in a file, or in the files of a folder, as records; every row that cannot be used is named with its reason.
+
+    `name` is what the source is called (the file's name otherwise), `rater` who judged where rows do not say, `prompts` those that the run
+    has: a question among them keeps its id and its side of the split.
+    """
+    if format != "auto" and format not in _READERS:
+        raise DataError(f"format {format!r}", "auto, " + ", ".join(get_args(Shape)), "name one of these")
+    gathering, seen = Gathering(f"import:{name or _stem(path)}", kind, rater, prompts), 0
+    for file in files(path):
+        place = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        for line, pair in _read(file, format):
+            seen += 1
+            gathering.add(f"{place}:{line}", pair)
+    if not seen:
+        raise DataError(f"{path}: no preferences in it", "one or more rows", "name another file")
+    return gathering.imported()
+
+
+def write_preferences(store: Store, path: Path, format: Layout = "pairs") -> Written:
+    """The comparisons of a Store in a format of others, with weight, margin, source and the records behind each row."""
+    if format not in _WRITERS:
+        raise DataError(f"format {format!r}", ", ".join(get_args(Layout)), "name one of these")
+    allowed = _NESTED.get(format, (".jsonl", ".json", ".csv", ".parquet"))
+    if path.suffix.lower() not in allowed:
+        raise DataError(f"{path}: {format} has no place in {path.suffix or 'a file of no type'}", "one of " + ", ".join(allowed), "name it so")
+    made: list[Cells] = []
+    left_out: list[str] = []
+    for standing in standings(store):
+        try:
+            made.append(_row(standing, format))
+        except Unusable as reason:
+            left_out.append(f"{standing.known.comparison.id}: {reason}")
+    if not made:
+        raise DataError(f"nothing to write: {len(left_out)} comparisons, none decided", f"{format} holds decided pairs", "judge some first")
+    write(path, made)
+    return Written(len(made), left_out)
+
+
+def add(store: Store, imported: Imported) -> dict[str, int]:
+    """Put imported records into a Store; how many of each kind were new. An id that means something else there is refused."""
+    before = store.counts()
+    _require_same(store, imported)
+    store.add_prompts(imported.prompts)
+    store.add_completions(imported.completions)
+    store.add_comparisons(imported.comparisons)
+    store.add_judgements(imported.judgements)
+    after = store.counts()
+    return {part: after[part] - before[part] for part in ("prompts", "completions", "comparisons", "judgements")}
+
+
+def _read(file: Path, format: str) -> Iterator[tuple[int, Pair | str]]:
+    found = rows(file)
+    early: list[tuple[int, Cells | str]] = []
+    while format == "auto":
+        first = next(found, None)
+        if first is None:
+            return iter([(line, str(told)) for line, told in early])
+        early.append(first)
+        if not isinstance(first[1], str):
+            format = _shape(file, first[1])
+    return _READERS[format](chain(early, found))
+
+
+def _shape(file: Path, cells: Cells) -> Shape:
+    """What a file holds, by the columns of its first row."""
+    if "message_id" in cells or "message_tree_id" in cells:
+        return "trees"
+    if isinstance(cells.get("fields"), dict):
+        return "argilla"
+    if isinstance(cells.get("data"), dict):
+        return "label-studio"
+    if "chosen" in cells and "rejected" in cells:
+        return "pairs"
+    if any(isinstance(cells.get(key), list) for key in ANSWERS):
+        return "rankings"
+    if any(all(key in cells for key in pair) for pair in SIDES):
+        return "comparisons"
+    rule = "chosen and rejected, a and b, a list of answers, a tree of messages, or records of Argilla or Label Studio"
+    raise DataError(f"{file}: no preferences under {keys(cells)}", rule, "rename the columns")
+
+
+def _row(standing: Standing, format: str) -> Cells:
+    if format in _DECIDED and standing.choice not in ("a", "b"):
+        raise Unusable("nobody judged it" if standing.choice is None else f"neither answer is better ({standing.choice})")
+    return _WRITERS[format](standing)
+
+
+def _require_same(store: Store, imported: Imported) -> None:
+    counts = store.counts()
+    kept: list[tuple[dict[str, Any], Iterable[Any], tuple[str, ...]]] = [
+        (store.prompts() if counts["prompts"] else {}, imported.prompts, ("prompt",)),
+        (store.completions() if counts["completions"] else {}, imported.completions, ("prompt_id", "text")),
+        ({c.id: c for c in store.comparisons()}, imported.comparisons, ("prompt_id", "a", "b")),
+    ]
+    for known, records, names in kept:
+        for record in records:
+            other = known.get(record.id, record)
+            if any(getattr(other, name) != getattr(record, name) for name in names):
+                raise DataError(f"id {record.id!r} means something else in this ledger", "an id names one text", "import into another ledger")
+
+
+def _stem(path: Path) -> str:
+    return path.name if path.is_dir() else path.name.removesuffix(".gz").removesuffix(kind(path))

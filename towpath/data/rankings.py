@@ -1,0 +1,146 @@
+"""Answers in order of merit, in one row or as a tree of messages: every two of them are a pair, and the pairs stay together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from towpath.data.pairs import Pair, digest, opinion
+from towpath.data.shapes import keys, question, text
+from towpath.data.tables import Cells, Rows, Unusable
+from towpath.data.transcripts import asked, disorder
+from towpath.records import Choice
+
+ANSWERS = ("answers", "responses", "completions", "candidates", "ranking")
+_TEXTS = ("answer", "response", "text", "content", "output", "completion")
+_RANKS = ("rank", "ranking")
+_SCORES = ("score", "overall_score", "rating")
+
+
+def ranked(cells: Cells) -> Iterator[Pair]:
+    """The K (K - 1) / 2 pairs of a row that has a prompt and K answers: best first, or with ranks or scores."""
+    prompt = question(cells)
+    key = next((key for key in ANSWERS if isinstance(cells.get(key), list)), None)
+    if key is None:
+        raise Unusable(f"no list of answers (keys: {keys(cells)})")
+    answers = [_answer(found) for found in cells[key]]
+    if len(answers) < 2:
+        raise Unusable(f"{len(answers)} answers: a ranking has two or more")
+    places = _places(cells, cells[key])
+    group = str(cells.get("group") or digest("ranking", prompt, *answers))
+    for i, j in combinations(range(len(answers)), 2):
+        yield _pair(prompt, (answers[i], answers[j]), (places[i], places[j]), group, text(cells, "domain"))
+
+
+def _pair(prompt: str, answers: tuple[str, str], places: tuple[float, float], group: str, domain: str = "") -> Pair:
+    choice: Choice = "a" if places[0] < places[1] else "b" if places[0] > places[1] else "tie"
+    said = opinion(choice, details={"gap": abs(places[0] - places[1]), "shown": "unknown"})
+    return Pair(prompt, *answers, said, domain=domain, group=group)
+
+
+def _answer(found: Any) -> str:
+    if isinstance(found, dict):
+        found = next((found[key] for key in _TEXTS if key in found), None)
+    if not isinstance(found, str):
+        raise Unusable("an answer is not text")
+    return found
+
+
+def _places(cells: Cells, answers: list[Any]) -> list[float]:
+    """A lower place is a better answer."""
+    for names, sign in ((_RANKS, 1), (_SCORES, -1)):
+        inner = [next((found[name] for name in names if name in found), None) if isinstance(found, dict) else None for found in answers]
+        outer = next((cells[f"{name}s"] for name in names if isinstance(cells.get(f"{name}s"), list)), None)
+        given = inner if any(place is not None for place in inner) else outer
+        if given is not None:
+            numbers = [float(place) for place in given if isinstance(place, int | float) and not isinstance(place, bool)]
+            if not len(numbers) == len(given) == len(answers):
+                raise Unusable(f"not every answer has a number as its {names[0]}")
+            return [sign * place for place in numbers]
+    return [float(place) for place in range(len(answers))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    line: int
+    id: str
+    parent: str
+    role: str
+    text: str
+    rank: int | None
+
+
+def trees(rows: Rows) -> Iterator[tuple[int, Pair | str]]:
+    """Pairs of ranked replies in trees of messages as in OASST, flat with `parent_id` or nested with `replies`."""
+    found: dict[str, _Message] = {}
+    for line, cells in rows:
+        for message in [cells] if isinstance(cells, str) else _messages(line, cells):
+            if isinstance(message, str):
+                yield line, message
+            elif message.id in found:
+                yield line, f"message_id {message.id!r} is there already, in line {found[message.id].line}"
+            else:
+                found[message.id] = message
+    replies: dict[str, list[_Message]] = {}
+    for message in found.values():
+        if message.parent and message.parent not in found:
+            yield message.line, f"its parent {message.parent!r} is not in the file, or cannot be used"
+        elif message.parent and message.role == "assistant":
+            replies.setdefault(message.parent, []).append(message)
+    for parent, siblings in replies.items():
+        if len(siblings) > 1:
+            yield from _siblings(found, parent, siblings)
+
+
+def _siblings(found: dict[str, _Message], parent: str, siblings: list[_Message]) -> Iterator[tuple[int, Pair | str]]:
+    prompt = _conversation(found, parent)
+    if isinstance(prompt, Unusable):
+        yield from ((message.line, str(prompt)) for message in siblings)
+        return
+    placed = [(message, message.rank) for message in siblings if message.rank is not None]
+    yield from ((message.line, "no rank, beside other replies") for message in siblings if message.rank is None)
+    for (one, first), (two, second) in combinations(placed, 2):
+        yield max(one.line, two.line), _pair(prompt, (one.text, two.text), (first, second), parent)
+
+
+def _messages(line: int, cells: Cells) -> Iterator[_Message | str]:
+    """The messages of a row, those nested under it too."""
+    waiting: list[tuple[Any, Any]] = [(cells.get("prompt") if isinstance(cells.get("prompt"), dict) else cells, "")]
+    while waiting:
+        told, above = waiting.pop()
+        if not isinstance(told, dict):
+            yield "a reply is not an object"
+            continue
+        name, role, said = (told.get(key) for key in ("message_id", "role", "text"))
+        rank, parent = told.get("rank"), told.get("parent_id") or above
+        if not isinstance(name, str) or not name:
+            yield f"no message_id (keys: {keys(told)})"
+        elif role not in ("prompter", "assistant"):
+            yield f"message {name}: role {role!r} is not prompter or assistant"
+        elif not isinstance(said, str) or not said.strip():
+            yield f"message {name}: empty text"
+        elif rank is not None and not (isinstance(rank, int | float) and float(rank).is_integer()):
+            yield f"message {name}: rank {rank!r} is not a whole number"
+        else:
+            yield _Message(line, name, str(parent), role, said, None if rank is None else int(rank))
+        nested = told.get("replies")
+        waiting += [(reply, name) for reply in reversed(nested if isinstance(nested, list) else [])]
+
+
+def _conversation(found: dict[str, _Message], last: str) -> str | Unusable:
+    """The prompt that ends with a message: all that led to it."""
+    turns: list[tuple[str, str]] = []
+    while last and len(turns) <= len(found):
+        message = found.get(last)
+        if message is None:
+            return Unusable(f"the conversation before it is not whole: {last!r} is not there")
+        turns.append(("user" if message.role == "prompter" else "assistant", message.text))
+        last = message.parent
+    turns.reverse()
+    wrong = "the messages run in a circle" if last else disorder(turns)
+    if wrong:
+        return Unusable(wrong)
+    try:
+        return asked(turns)
+    except Unusable as reason:
+        return reason

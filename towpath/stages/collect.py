@@ -1,0 +1,155 @@
+"""Judgements into the ledger, by whoever labels: a simulated rater, files, rules, a judge, people."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from towpath.data import formats, sources
+from towpath.data.draws import share
+from towpath.data.sources import normalised
+from towpath.errors import DataError, Waiting
+from towpath.feedback import asking, calibration, judging, routing, simulated
+from towpath.feedback.raters import PEOPLE
+from towpath.feedback.routing import Route, Routing, Signals
+from towpath.records import Choice, Comparison, Finding, Judgement
+from towpath.stages.job import Job
+from towpath.store import figures, settings
+from towpath.store.rating import Task
+
+SHOWN_REASONS = 5
+
+
+def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """The simulated raters' word on every comparison; theirs alone counts."""
+    cfg, seed, names = job.recipe.preferences, job.recipe.seed, _simulated_raters(job)
+    completions, prompts = job.store.completions(), job.store.prompts()
+    judged = {j.key for j in job.store.judgements()}
+    made = []
+    for c in comparisons:
+        for rater in names[: 1 + (share(seed, "overlap", c.id) < cfg.overlap)]:
+            a, b = ((completions[x].text, completions[x].finish == "stop") for x in (c.a, c.b))
+            judgement = simulated.judge(c, prompts[c.prompt_id], a, b, rater, seed, cfg)
+            if judgement.key not in judged:
+                made.append(judgement)
+    job.store.add_judgements(made)
+    ours = {c.id for c in comparisons}
+    return [j for j in job.store.judgements() if j.comparison in ours and j.rater in names]
+
+
+def _simulated_raters(job: Job) -> list[str]:
+    """Two of them; other settings or another seed make other raters, so that nothing said before is taken for theirs."""
+    cfg = job.recipe.preferences
+    character = f"{job.recipe.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated.GUIDELINE}"
+    mark = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
+    return [f"simulated-{number}-{mark}" for number in (1, 2)]
+
+
+def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
+    """The preferences in the recipe's files, those of held-out prompts and of prompts that are too long left out, and said so."""
+    cfg, comparisons, judgements, refused = job.recipe.data, [], [], []
+    held = {normalised(p.prompt) for p in (*job.corpus.heldout, *job.corpus.safety)}
+    lost: Counter[str] = Counter()
+    for path in sources.matched(job.run, "data.preferences", cfg.preferences):
+        found = formats.read_preferences(path, prompts=job.corpus.prompts)
+        formats.add(job.store, found)
+        refused += found.refused
+        prompts = {p.id: p for p in found.prompts}
+        why = {name: _unfit(job, p.prompt, held) for name, p in prompts.items()}
+        kept = [c for c in found.comparisons if not why[c.prompt_id]]
+        lost.update(why[c.prompt_id] for c in found.comparisons if why[c.prompt_id])
+        names = {c.id for c in kept}
+        comparisons += kept
+        judgements += [j for j in found.judgements if j.comparison in names]
+    if refused:
+        evidence = f"{len(refused)} rows of preferences are unusable: {'; '.join(refused[:SHOWN_REASONS])}" + (
+            "; …" if len(refused) > SHOWN_REASONS else ""
+        )
+        job.findings.append(Finding("preferences", "warning", evidence, "every row is told; none is mended by guess", "mend or remove them"))
+    for reason, count in lost.items():
+        job.findings.append(Finding("preferences", "warning", f"{count} comparisons left out: {reason}"))
+    return comparisons, judgements
+
+
+def _unfit(job: Job, prompt: str, held: set[str]) -> str:
+    if normalised(prompt) in held:
+        return "their prompts are held out for evaluation"
+    limit = job.recipe.data.max_prompt_tokens
+    return f"prompts of more than data.max_prompt_tokens = {limit}" if len(job.chat.prompt(prompt)) > limit else ""
+
+
+def people(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """What people have said so far; all comparisons are put in their queue."""
+    seed, overlap = job.recipe.seed, job.recipe.preferences.overlap
+    _enqueue(job, [Task(c.id, _domain(job, c), seats=1 + (share(seed, "overlap", c.id) < overlap)) for c in comparisons])
+    return [j for j in _heard(job, comparisons) if j.kind in PEOPLE]
+
+
+def machines(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """What the judge and the rules of the recipe say, and what people have said besides."""
+    recipe = job.recipe
+    asking.ask_rules(job.store, recipe.preferences.rules, job.run, comparisons)
+    told = asking.settings_of(recipe.judge, job.run)
+    abstained = asking.ask_judge(job.store, told, comparisons, f"{job.name}: {told.model}")
+    if abstained:
+        counted = Counter(a.reason for a in abstained)
+        evidence = f"{judging.rater(told)} gave no judgement on {len(abstained)} comparisons: {', '.join(f'{k} {n}' for k, n in counted.items())}"
+        job.findings.append(Finding("judge", "warning", evidence, abstained[0].note, "people judge them, or run again to ask anew"))
+    names = {judging.rater(told), *(f"rule:{name}" for name in recipe.preferences.rules)}
+    return [j for j in _heard(job, comparisons) if j.kind in PEOPLE or j.rater in names]
+
+
+def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement], dict[str, float]]:
+    """Machines' and people's judgements, and how likely each comparison was to be seen by people; waits until those sent to them are judged."""
+    judgements = machines(job, comparisons)
+    routes = _routes(job, comparisons, judgements)
+    sent = [r for r in routes if r.seats]
+    domains = {c.id: _domain(job, c) for c in comparisons}
+    _enqueue(job, [Task(r.comparison, domains[r.comparison], ", ".join(r.reasons), r.propensity, r.seats, round(100 * r.doubt)) for r in sent])
+    seen = {j.comparison for j in judgements if j.kind in PEOPLE}
+    flagged = {row["comparison"] for row in job.store.read(figures.flagged)}
+    waiting = [r for r in sent if r.comparison not in seen | flagged]
+    if waiting:
+        why = Counter(reason for r in waiting for reason in r.reasons)
+        value = f"people: {len(sent) - len(waiting)} of {len(sent)} comparisons judged, of {len(comparisons)} that the judge has seen"
+        raise Waiting(value, "sent to people: " + ", ".join(f"{reason} {n}" for reason, n in why.most_common()), f"`towpath serve {job.run}`")
+    return judgements, {r.comparison: r.propensity for r in routes}
+
+
+def _routes(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Route]:
+    cfg, prompts = job.recipe.preferences, job.store.prompts()
+    said = {j.comparison: j for j in judgements if j.kind == "judge"}
+    rules: dict[str, Choice] = {j.comparison: j.choice for j in judgements if j.kind == "rule"}
+    signals = []
+    for c in comparisons:
+        verdict = said.get(c.id)
+        choice, sure = (verdict.choice, calibration.certainty(verdict)) if verdict else (None, None)
+        steady = bool(verdict.details.get("consistent", True)) if verdict else True
+        signals.append(Signals(c.id, prompts[c.prompt_id].domain, choice, sure, steady, rules.get(c.id), safety=prompts[c.prompt_id].harmful))
+    return routing.route(signals, Routing(cfg.people, cfg.audit, cfg.overlap), seed=job.recipe.seed)
+
+
+def _heard(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """Everything that was said of these comparisons, but by a simulation."""
+    ours = {c.id for c in comparisons}
+    return [j for j in job.store.judgements() if j.comparison in ours and j.kind != "simulated"]
+
+
+def _domain(job: Job, comparison: Comparison) -> str:
+    prompt = job.corpus.by_id.get(comparison.prompt_id)
+    return prompt.domain if prompt else "general"
+
+
+def _enqueue(job: Job, tasks: Sequence[Task]) -> None:
+    """Into the people's queue, with the recipe's ceiling of hours."""
+    job.store.add_tasks(tasks)
+    hours = job.recipe.budget.hours
+    house = job.store.read(settings.read)
+    if hours and house.hours is None:
+        job.store.later(settings.put, replace(house, hours=hours)).result()
+
+
+def require_some(comparisons: Sequence[Comparison]) -> None:
+    """Raise where there is nothing to label."""
+    if not comparisons:
+        raise DataError("no comparisons to label", "labels come from comparisons", "mend the files of data.preferences, or add prompts")

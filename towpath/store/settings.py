@@ -1,0 +1,44 @@
+"""What the owner has set for the people who rate."""
+
+import secrets
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from towpath.store import ledger, schema, statements
+
+SECRET = "secret"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The owner's settings. `overlap` None leaves it to the queue; `hours` None is no ceiling; `lease` is in seconds."""
+
+    paused: bool = False
+    overlap: float | None = None
+    gold_share: float = 0.1
+    show_gold: bool = False
+    hours: float | None = None
+    safety: bool = False
+    lease: float = 1800.0
+
+
+def read(connection: Connection) -> Settings:
+    """The settings as they stand."""
+    known = {field.name for field in fields(Settings)}
+    return Settings(**{name: value for name, value in connection.execute(statements.SETTINGS) if name in known})
+
+
+def put(connection: Connection, settings: Settings) -> None:
+    """Replace the settings."""
+    ledger.upsert(connection, schema.settings, [{"name": name, "value": value} for name, value in asdict(settings).items()], changed=["value"])
+
+
+def secret(connection: Connection) -> str:
+    """What cookies are signed with: made once for a ledger."""
+    found: Any = connection.scalar(select(schema.settings.c.value).where(schema.settings.c.name == SECRET))
+    if found is None:
+        found = secrets.token_hex(32)
+        connection.execute(schema.settings.insert(), {"name": SECRET, "value": found})
+    return str(found)

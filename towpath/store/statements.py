@@ -1,0 +1,91 @@
+"""What is asked for every pair that is rated, built once: putting such a statement together costs more than carrying it out."""
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, bindparam, func, select
+
+from towpath.store import schema
+
+GLANCE = 64  # begun tasks looked through before a fresh one is given
+BLOCK = 500
+SETTLED = ("judged", "skipped", "flagged")
+
+_rater, _comparison, _at = bindparam("rater"), bindparam("comparison"), bindparam("at")
+_seats, _tasks, _queues, _gold, _judgements = schema.seats, schema.tasks, schema.queues, schema.gold, schema.judgements
+_comparisons, _prompts, _completions = schema.comparisons, schema.prompts, schema.completions
+
+
+def _sat(comparison: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether the rater has sat there, other than to let the lease run out."""
+    mine = select(_seats.c.rater).where(_seats.c.comparison == comparison, _seats.c.rater == _rater)
+    return mine.where(_seats.c.state != "lapsed").exists()
+
+
+SEAT = select(_seats).where(_seats.c.comparison == _comparison, _seats.c.rater == _rater)
+MOVE_SEAT = _seats.update().where(_seats.c.comparison == bindparam("of_comparison"), _seats.c.rater == bindparam("of_rater"))
+TASK = select(_tasks).where(_tasks.c.comparison == _comparison)
+TURN_TASK = _tasks.update().where(_tasks.c.number == bindparam("of_number"))
+
+# The seats that a rater holds, the one they were given last first.
+HELD = (
+    select(_seats, _tasks.c.group_id, _tasks.c.state.label("standing"))
+    .outerjoin(_tasks, _tasks.c.comparison == _seats.c.comparison)
+    .where(_seats.c.rater == _rater, _seats.c.state == "leased", _seats.c.until > _at)
+    .order_by(_seats.c.until.desc())
+    .limit(BLOCK)
+)
+OVER = select(_seats.c.comparison, _seats.c.rater).where(_seats.c.state == "leased", _seats.c.until < _at).limit(BLOCK)
+LAST = select(_seats.c.comparison, _seats.c.state).where(_seats.c.rater == _rater, _seats.c.state.in_(SETTLED)).order_by(_seats.c.at.desc()).limit(1)
+
+# The first tasks that have a seat left and one taken, and of them the first that is not the rater's own.
+_part = (
+    select(_tasks.c.rank, _tasks.c.number, _tasks.c.comparison, _tasks.c.domain)
+    .where(_tasks.c.lane == 2)
+    .order_by(_tasks.c.rank, _tasks.c.number)
+    .limit(GLANCE)
+    .subquery()
+)
+BEGUN = (
+    select(_part.c.rank, _part.c.number, _part.c.comparison)
+    .join(_queues, _queues.c.domain == _part.c.domain)
+    .where(_queues.c.paused == 0, ~_sat(_part.c.comparison))
+    .order_by(_part.c.rank, _part.c.number)
+    .limit(1)
+)
+
+# The first of a lane in every domain that goes on, one look into the index each; and the most urgent of those.
+_first = (
+    select(_tasks.c.number)
+    .where(_tasks.c.domain == _queues.c.domain, _tasks.c.lane == bindparam("lane"), ~_sat(_tasks.c.comparison))
+    .order_by(_tasks.c.rank, _tasks.c.number)
+    .limit(1)
+    .correlate(_queues)
+    .scalar_subquery()
+)
+FIRSTS = select(_first).select_from(_queues).where(_queues.c.paused == 0, _queues.c.waiting > 0)
+FOREMOST = (
+    select(_tasks.c.rank, _tasks.c.number, _tasks.c.comparison)
+    .where(_tasks.c.number.in_(bindparam("numbers", expanding=True)))
+    .order_by(_tasks.c.rank, _tasks.c.number)
+    .limit(1)
+)
+
+IS_GOLD = select(func.count()).select_from(_gold).where(_gold.c.comparison == _comparison)
+_met = select(_seats.c.comparison).where(_seats.c.comparison == _gold.c.comparison, _seats.c.rater == _rater).exists()
+GOLD_UNMET = select(_gold.c.comparison).where(~_met).order_by(_gold.c.comparison).limit(1)
+
+OWN_TALLY = select(schema.tallies).where(schema.tallies.c.rater == _rater, schema.tallies.c.kind == "person")
+WAITING = select(func.sum(_queues.c.waiting)).where(_queues.c.paused == 0)
+
+JUDGED_BY_KEY = select(_judgements).where(_judgements.c.key == bindparam("key"))
+LAST_ROUND = select(func.max(_judgements.c.round)).where(_judgements.c.comparison == _comparison, _judgements.c.rater == _rater)
+FIRST_ROUND = select(_comparisons.c.round).where(_comparisons.c.id == _comparison)
+
+PAIR = (
+    select(_comparisons.c.a, _comparisons.c.b, _prompts.c.prompt, _prompts.c.domain)
+    .join(_prompts, _prompts.c.id == _comparisons.c.prompt_id)
+    .where(_comparisons.c.id == _comparison)
+)
+TEXTS = select(_completions.c.id, _completions.c.text).where(_completions.c.id.in_(bindparam("ids", expanding=True)))
+SETTINGS = select(schema.settings)
+NEWEST_GUIDELINE = select(schema.guidelines).order_by(schema.guidelines.c.version.desc()).limit(1)

@@ -1,0 +1,48 @@
+"""Judgements into the table, and the counters beside them in the same transaction."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from towpath.records import Judgement
+from towpath.store import ledger, schema
+
+LONGEST = 600_000  # milliseconds of one judgement that count as work; a page left open over lunch is not
+EMPTY = {"judged": 0, "retracted": 0, "milliseconds": 0, "cost": 0.0}
+
+
+def now() -> str:
+    """The time, as the ledger writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def keep(connection: Connection, judgements: Sequence[Judgement]) -> None:
+    """Insert judgements that are known to be new, and count them."""
+    if not judgements:
+        return
+    at = now()
+    connection.execute(schema.judgements.insert(), [asdict(j) | {"at": j.at or at} for j in judgements])
+    counted: dict[tuple[str, str], dict[str, Any]] = {}
+    for j in judgements:
+        row = counted.setdefault((j.rater, j.kind), {"rater": j.rater, "kind": j.kind} | EMPTY)
+        row["judged"] += 1
+        row["milliseconds"] += min(LONGEST, j.milliseconds or 0)
+        row["cost"] += j.cost
+    ledger.upsert(connection, schema.tallies, list(counted.values()), added=list(EMPTY))
+
+
+def retract(connection: Connection, keys: Sequence[str]) -> int:
+    """Take judgements back: they stay in the ledger and count no longer. How many were not taken back before."""
+    table, taken = schema.judgements, schema.retractions
+    query = select(table.c.key, table.c.rater, table.c.kind).where(table.c.key.in_(keys)).where(table.c.key.not_in(select(taken.c.key)))
+    found = connection.execute(query).all()
+    if found:
+        at = now()
+        connection.execute(taken.insert(), [{"key": key, "at": at} for key, _, _ in found])
+        rows = [{"rater": rater, "kind": kind} | EMPTY | {"retracted": 1} for _, rater, kind in found]
+        for row in rows:
+            ledger.upsert(connection, schema.tallies, [row], added=list(EMPTY))
+    return len(found)

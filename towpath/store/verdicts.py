@@ -1,0 +1,262 @@
+"""What a rater does at a seat: judge, rank, skip, flag, undo, write a better answer. Each is work on a connection, safe to be told twice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, and_, func, select
+
+from towpath.errors import DataError
+from towpath.records import Choice, Demonstration, Judgement
+from towpath.store import rating, schema, settings, statements, tallies
+
+Side = Literal["left", "right", "tie", "both_bad"]
+
+ONE_VERDICT = "a rater judges a pair once, and takes that back to judge it anew"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A side and how strongly, as it was seen."""
+
+    side: Side
+    strength: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A verdict as it comes from the page: of sides, not of answers, for the page does not know which answer is which."""
+
+    key: str
+    comparison: str
+    rater: str
+    said: Said
+    milliseconds: int | None = None
+    guideline: str = ""
+    comment: str = ""
+    safety: Said | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """An order of a group's answers: the place of each, in the order they were shown; equal places are ties."""
+
+    key: str
+    comparison: str
+    rater: str
+    places: tuple[int, ...]
+    milliseconds: int | None = None
+    guideline: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is in the ledger now; `again` where it was there before."""
+
+    comparison: str
+    judgements: int
+    again: bool = False
+
+
+def judge(connection: Connection, given: Given, at: float) -> Receipt:
+    """Keep a verdict; the same key told again is answered as before."""
+    before = connection.execute(statements.JUDGED_BY_KEY, {"key": given.key}).one_or_none()
+    if before is not None:
+        _same_asker(before, given.comparison, given.rater)
+        return Receipt(given.comparison, 1, True)
+    seat = _unflagged(_seat(connection, given.comparison, given.rater))
+    choice = seen(given.said.side, seat.shown)
+    if seat.state == "judged":
+        said = _standing(connection, [given.comparison], given.rater)
+        if [(row.choice, row.strength) for row in said] != [(choice, given.said.strength)]:
+            raise DataError(f"{given.comparison}: {given.rater} has judged it otherwise", ONE_VERDICT, "undo first")
+        return Receipt(given.comparison, 1, True)
+    details: dict[str, Any] = {}
+    if given.safety is not None:
+        details["safety"] = {"choice": seen(given.safety.side, seat.shown), "strength": given.safety.strength}
+    made = Judgement(
+        given.key, given.comparison, given.rater, "person", choice, "ba" if seat.shown == "ba" else "ab", given.said.strength, given.milliseconds,
+        _round(connection, given.comparison, given.rater), given.guideline, "", given.comment, 0.0, details,
+    )  # fmt: skip
+    tallies.keep(connection, [made])
+    _settle(connection, seat, at)
+    return Receipt(given.comparison, 1)
+
+
+def rank(connection: Connection, ranked: Ranked, at: float) -> Receipt:
+    """Keep an order as the judgements of all its pairs, together."""
+    seat = _unflagged(_seat(connection, ranked.comparison, ranked.rater))
+    group = _group(connection, ranked.comparison)
+    if group is None or len(ranked.places) != len(group.members):
+        value = f"{ranked.comparison}: {len(ranked.places)} places for {len(group.members) if group else 'no'} answers"
+        raise DataError(value, "a ranking gives a place to each answer of its group", "load the page again")
+    pairs = rating.comparisons_of(group)
+    place = dict(zip(map(int, seat.shown.split(".")), ranked.places, strict=True))
+    keys = [f"{ranked.key}/{pair.id.rpartition('.')[2]}" for pair in pairs]
+    before = connection.execute(statements.JUDGED_BY_KEY, {"key": keys[0]}).one_or_none()
+    if before is not None:
+        _same_asker(before, ranked.comparison, ranked.rater)
+        return Receipt(ranked.comparison, len(pairs), True)
+    if seat.state == "judged":
+        raise DataError(f"{ranked.comparison}: {ranked.rater} has ranked it", ONE_VERDICT, "undo first")
+    number = _round(connection, ranked.comparison, ranked.rater)
+    time = None if ranked.milliseconds is None else ranked.milliseconds // len(pairs)
+    made = []
+    for key, pair in zip(keys, pairs, strict=True):
+        i, j = map(int, pair.id.rpartition(".")[2].split("-"))
+        choice: Choice = "tie" if place[i] == place[j] else "a" if place[i] < place[j] else "b"
+        first = seat.shown.split(".").index(str(i)) < seat.shown.split(".").index(str(j))
+        made.append(Judgement(
+            key, pair.id, ranked.rater, "person", choice, "ab" if first else "ba", 1, time, number, ranked.guideline, "", ranked.comment, 0.0,
+            {"group": group.id, "places": [place[i], place[j]], "of": len(group.members)},
+        ))  # fmt: skip
+    tallies.keep(connection, made)
+    _settle(connection, seat, at)
+    return Receipt(ranked.comparison, len(pairs))
+
+
+def skip(connection: Connection, comparison: str, rater: str, at: float) -> Receipt:
+    """Leave a pair to others."""
+    if _seat(connection, comparison, rater).state != "leased":
+        return Receipt(comparison, 0, True)
+    rating.leave(connection, comparison, rater, "skipped", at)
+    return Receipt(comparison, 0)
+
+
+def flag(connection: Connection, comparison: str, rater: str, reason: str, at: float) -> Receipt:
+    """Say that something is wrong with a pair: it goes to the owner, and to raters again only if the owner says so."""
+    seat = _seat(connection, comparison, rater)
+    if seat.state == "flagged":
+        return Receipt(comparison, 0, True)
+    if seat.state == "judged":
+        raise DataError(f"{comparison}: {rater} has judged it", "a flag stands in place of a judgement", "undo first")
+    rating.leave(connection, comparison, rater, "flagged", at, seat.state == "leased")
+    connection.execute(schema.flags.insert(), {"comparison": comparison, "rater": rater, "reason": reason, "at": tallies.now(), "settled": ""})
+    task = _task(connection, comparison)
+    if task is not None:
+        rating.turn(connection, task, state="flagged")
+    return Receipt(comparison, 0)
+
+
+def undo(connection: Connection, comparison: str, rater: str, at: float) -> Receipt:
+    """Take back what a rater did last with a pair, and seat them at it again. What was judged stays in the ledger, marked as taken back."""
+    seat = _seat(connection, comparison, rater)
+    if seat.state == "leased":
+        return Receipt(comparison, 0, True)
+    taken = 0
+    if seat.state == "judged":
+        group = _group(connection, comparison)
+        names = [c.id for c in rating.comparisons_of(group)] if group is not None else [comparison]
+        taken = tallies.retract(connection, [row.key for row in _standing(connection, names, rater)])
+        task = _task(connection, comparison)
+        if task is not None:
+            rating.turn(connection, task, judged=-1)
+    elif seat.state == "flagged":
+        settle_flags(connection, comparison, "taken back", rater)
+    rating.take(connection, rater, comparison, at, settings.read(connection))
+    return Receipt(comparison, taken)
+
+
+def settle_flags(connection: Connection, comparison: str, how: str, rater: str = "") -> None:
+    """Close the flags of a pair (of one rater); with none left the pair waits again."""
+    flags = schema.flags
+    open_ = and_(flags.c.comparison == comparison, flags.c.settled == "")
+    connection.execute(flags.update().where(open_, flags.c.rater == rater if rater else flags.c.rater != "").values(settled=how))
+    task = _task(connection, comparison)
+    if task is not None and not connection.scalar(select(func.count()).select_from(flags).where(open_)):
+        rating.turn(connection, task, state="closed" if how == "dropped" else "open")
+
+
+def adjudicate(connection: Connection, comparison: str, rater: str, at: float) -> None:
+    """Seat the owner at a flagged pair: it is back among the tasks, and this seat is theirs."""
+    if _task(connection, comparison) is None:
+        raise DataError(f"{comparison}: not in the queue", "a pair that is judged is a task", "load the page again")
+    settle_flags(connection, comparison, "judged by the owner")
+    seat = connection.execute(statements.SEAT, {"comparison": comparison, "rater": rater}).one_or_none()
+    if seat is not None and seat.state == "judged":
+        raise DataError(f"{comparison}: {rater} has judged it", ONE_VERDICT, "return it to the raters, or drop it")
+    rating.take(connection, rater, comparison, at, settings.read(connection))
+
+
+def write(connection: Connection, key: str, comparison: str, rater: str, text: str) -> bool:
+    """Keep a better answer, which becomes a demonstration; whether it was new."""
+    _seat(connection, comparison, rater)
+    if connection.scalar(select(schema.written.c.key).where(schema.written.c.key == key)) is not None:
+        return False
+    prompt = connection.scalar(select(schema.comparisons.c.prompt_id).where(schema.comparisons.c.id == comparison))
+    row = {"key": key, "prompt_id": prompt, "comparison": comparison, "rater": rater, "text": text, "at": tallies.now()}
+    connection.execute(schema.written.insert(), row)
+    return True
+
+
+def demonstrations(connection: Connection) -> list[Demonstration]:
+    """The better answers that raters wrote."""
+    table, prompts = schema.written, schema.prompts
+    query = select(table, prompts.c.prompt, prompts.c.domain).join(prompts, prompts.c.id == table.c.prompt_id).order_by(table.c.at, table.c.key)
+    rows = connection.execute(query).all()
+    return [Demonstration(f"written/{row.key}", row.prompt, row.text, row.prompt_id, "written", row.domain) for row in rows]
+
+
+def last_settled(connection: Connection, rater: str) -> tuple[str, str] | None:
+    """The pair that a rater dealt with last and how, for undo."""
+    row = connection.execute(statements.LAST, {"rater": rater}).one_or_none()
+    return (row.comparison, row.state) if row is not None else None
+
+
+def seen(side: Side, shown: str) -> Choice:
+    """Which answer lay on a side."""
+    if side in ("tie", "both_bad"):
+        return side
+    return "a" if (side == "left") == (shown == "ab") else "b"
+
+
+def _seat(connection: Connection, comparison: str, rater: str) -> Row[Any]:
+    row = connection.execute(statements.SEAT, {"comparison": comparison, "rater": rater}).one_or_none()
+    if row is None:
+        raise DataError(f"{comparison}: not given to {rater}", "a rater judges what the queue gave them", "load the page again")
+    return row
+
+
+def _unflagged(seat: Row[Any]) -> Row[Any]:
+    if seat.state == "flagged":
+        raise DataError(f"{seat.comparison}: {seat.rater} has flagged it", "a flag stands in place of a judgement", "undo first")
+    return seat
+
+
+def _task(connection: Connection, comparison: str) -> Row[Any] | None:
+    return connection.execute(statements.TASK, {"comparison": comparison}).one_or_none()
+
+
+def _group(connection: Connection, comparison: str) -> rating.Group | None:
+    tasks, groups = schema.tasks, schema.groups
+    query = select(groups).join(tasks, tasks.c.group_id == groups.c.id).where(tasks.c.comparison == comparison)
+    row = connection.execute(query).one_or_none()
+    return rating.Group(row.id, row.prompt_id, tuple(row.members)) if row is not None else None
+
+
+def _standing(connection: Connection, comparisons: Sequence[str], rater: str) -> Sequence[Row[Any]]:
+    """What a rater has said of these and not taken back."""
+    table = schema.judgements
+    back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
+    query = select(table).where(table.c.comparison.in_(comparisons), table.c.rater == rater, ~back).order_by(table.c.number)
+    return connection.execute(query).all()
+
+
+def _round(connection: Connection, comparison: str, rater: str) -> int:
+    """The next round of a rater at a comparison; the first is the comparison's own."""
+    last = connection.scalar(statements.LAST_ROUND, {"comparison": comparison, "rater": rater})
+    return last + 1 if last is not None else connection.scalar(statements.FIRST_ROUND, {"comparison": comparison}) or 1
+
+
+def _settle(connection: Connection, seat: Row[Any], at: float) -> None:
+    """The seat is filled for good; one whose lease ran out, or was given up, is taken again for it."""
+    rating.move(connection, seat.comparison, seat.rater, state="judged", at=at)
+    task = _task(connection, seat.comparison)
+    if task is not None:
+        rating.turn(connection, task, taken=0 if seat.state == "leased" else 1, judged=1)
+
+
+def _same_asker(before: Row[Any], comparison: str, rater: str) -> None:
+    if (before.comparison, before.rater) != (comparison, rater):
+        raise DataError(f"key {before.key!r} belongs to {before.comparison}, {before.rater}", "each submit has a key of its own", "make a new one")

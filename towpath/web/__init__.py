@@ -1,0 +1,1 @@
+"""Pages in the browser: people rate, owners look and set. Nothing here starts a job."""

@@ -1,0 +1,204 @@
+"""The owner's pages: figures, queues, guidelines, people, gold, flags, export. Viewers see the figures."""
+
+import json
+from collections.abc import Iterator
+from time import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+
+from towpath.errors import DataError
+from towpath.feedback import agreement
+from towpath.records import Choice
+from towpath.store import figures, people, rating, settings, verdicts
+from towpath.store.people import Role
+from towpath.store.rating import Gold
+from towpath.store.store import Store
+from towpath.web import pages, text
+from towpath.web.auth import Onlooker, Owner, TheDoor, TheStore
+
+router = APIRouter(prefix="/owner")
+
+Field = Annotated[str, Form(max_length=300)]
+Share = Annotated[float, Form(ge=0, le=100)]
+CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
+
+
+@router.get("")
+def overview(request: Request, account: Onlooker, store: TheStore) -> HTMLResponse:
+    """How the rating goes."""
+    return pages.page(request, "owner.html", account, **_figures(store))
+
+
+@router.get("/figures")
+def live(account: Onlooker, store: TheStore) -> HTMLResponse:
+    """The same figures as they are now, for the page that is open."""
+    return HTMLResponse(pages.fragment("_figures.html", account=account, **_figures(store)))
+
+
+def _figures(store: Store) -> dict[str, Any]:
+    found = store.read(figures.figures, time())
+    rate, doubles = agreement.pairwise_agreement(store.read(figures.recent))
+    people_said = sum(rater.judged for rater in found.raters if rater.kind == "person")
+    return {"figures": found, "agreement": rate if doubles else None, "doubles": doubles, "people_said": people_said}
+
+
+@router.get("/settings")
+def settings_page(request: Request, account: Owner, store: TheStore, saved: bool = False) -> HTMLResponse:
+    """Pause, overlap, gold, budget, and the queues."""
+    found = store.read(figures.figures, time())
+    return pages.page(request, "settings.html", account, settings=store.read(settings.read), figures=found, saved=saved)
+
+
+@router.post("/settings")
+def put_settings(
+    account: Owner,
+    store: TheStore,
+    gold_share: Share,
+    lease_minutes: Annotated[float, Form(ge=1, le=1440)],
+    overlap: Annotated[str, Form(max_length=10)] = "",
+    hours: Annotated[str, Form(max_length=10)] = "",
+    switches: Annotated[list[Literal["paused", "show_gold", "safety"]] | None, Form()] = None,
+) -> Response:
+    """Set them."""
+    on = set(switches or ())
+    twice, most = _number("overlap", overlap, 100), _number("hours", hours, 1e6)
+    new = settings.Settings(
+        "paused" in on, None if twice is None else twice / 100, gold_share / 100, "show_gold" in on, most, "safety" in on, lease_minutes * 60
+    )
+    store.later(settings.put, new).result()
+    return _back("/owner/settings?saved=true")
+
+
+@router.post("/queue")
+def queue(account: Owner, store: TheStore, domain: Field, paused: Annotated[bool, Form()]) -> Response:
+    """Hold a domain back, or let it go on."""
+    store.later(rating.pause, domain, paused).result()
+    return _back("/owner/settings")
+
+
+@router.post("/rankings")
+def rankings(account: Owner, store: TheStore, most: Annotated[int, Form(ge=1, le=10_000)]) -> Response:
+    """Put prompts with four to nine answers in the queue, to be ranked."""
+    store.later(lambda connection: rating.add_groups(connection, rating.proposed_groups(connection, most))).result()
+    return _back("/owner/settings")
+
+
+@router.get("/guidelines")
+def guidelines_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
+    """The guidelines and their versions."""
+    versions = store.read(people.guidelines)
+    shown = text.markdown(versions[0].text) if versions else ""
+    return pages.page(request, "guidelines.html", account, versions=versions, shown=shown)
+
+
+@router.post("/guidelines")
+def put_guidelines(account: Owner, store: TheStore, guidelines: Annotated[str, Form(max_length=100_000)]) -> Response:
+    """A new version."""
+    store.later(people.put_guideline, guidelines.replace("\r\n", "\n").strip(), account.name).result()
+    return _back("/owner/guidelines")
+
+
+@router.get("/people")
+def people_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
+    """Accounts and invitations."""
+    return _people(request, account, store)
+
+
+@router.post("/invite")
+def invite(request: Request, account: Owner, store: TheStore, role: Annotated[Role, Form()]) -> HTMLResponse:
+    """A link that makes one account; it is shown once."""
+    token = store.later(people.invite, role, account.name, time()).result()
+    return _people(request, account, store, link=f"{request.url.scheme}://{request.url.netloc}/join/{token}", role=role)
+
+
+def _people(request: Request, account: people.Account, store: Store, **more: Any) -> HTMLResponse:
+    known = [known for known in store.read(people.accounts) if known.password]
+    return pages.page(request, "people.html", account, accounts=known, invitations=store.read(people.invitations, time()), **more)
+
+
+@router.post("/withdraw")
+def withdraw(account: Owner, store: TheStore, digest: Field) -> Response:
+    """An invitation is good no longer."""
+    store.later(people.withdraw, digest).result()
+    return _back("/owner/people")
+
+
+@router.post("/account")
+def change_account(
+    account: Owner, store: TheStore, door: TheDoor, name: Field, role: Annotated[Role, Form()], active: Annotated[bool, Form()] = False
+) -> Response:
+    """Another role, closed, or open again."""
+    store.later(people.change_account, name, role, active).result()
+    door.forget(name)
+    return _back("/owner/people")
+
+
+@router.get("/gold")
+def gold_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
+    """Pairs whose answer is known, and the owner's newest judgements, which could be."""
+    return pages.page(
+        request, "gold.html", account, golds=store.read(figures.golds), mine=store.read(figures.newest_of, account.name), choices=CHOICES
+    )
+
+
+@router.post("/gold")
+def put_gold(account: Owner, store: TheStore, comparison: Field, choice: Annotated[Choice, Form()], note: Field = "") -> Response:
+    """Make a pair gold, or change what is right."""
+    store.later(rating.put_gold, [Gold(comparison, choice, note)]).result()
+    return _back("/owner/gold")
+
+
+@router.post("/gold/drop")
+def drop_gold(account: Owner, store: TheStore, comparison: Field) -> Response:
+    """A pair is gold no longer."""
+    store.later(rating.drop_gold, comparison).result()
+    return _back("/owner/gold")
+
+
+@router.get("/flags")
+def flags_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
+    """Pairs with which something is wrong."""
+    return pages.page(request, "flags.html", account, flags=store.read(figures.flagged))
+
+
+@router.post("/flags")
+def settle(account: Owner, store: TheStore, comparison: Field, how: Annotated[Literal["rate", "returned", "dropped"], Form()]) -> Response:
+    """Judge a flagged pair oneself, return it to the raters, or drop it."""
+    if how == "rate":
+        store.later(verdicts.adjudicate, comparison, account.name, time()).result()
+        return _back("/rate")
+    store.later(verdicts.settle_flags, comparison, how).result()
+    return _back("/owner/flags")
+
+
+@router.get("/export.jsonl")
+def export(account: Owner, store: TheStore) -> StreamingResponse:
+    """Every judgement that stands, with the texts it is about, as JSON lines."""
+    headers = {"content-disposition": 'attachment; filename="judgements.jsonl"'}
+    return StreamingResponse(_lines(store), media_type="application/x-ndjson", headers=headers)
+
+
+def _lines(store: Store) -> Iterator[str]:
+    after = 0
+    while rows := store.read(figures.judged_rows, after):
+        after = rows[-1]["number"]
+        yield "".join(json.dumps({name: value for name, value in row.items() if name != "number"}, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _number(name: str, told: str, most: float) -> float | None:
+    """A number, or none where the field is empty."""
+    if not told.strip():
+        return None
+    try:
+        value = float(told)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= most:
+        raise DataError(f"{name}: {told!r}", f"a number from 0 to {most:g}, or nothing", "go back and mend it")
+    return value
+
+
+def _back(to: str) -> Response:
+    return RedirectResponse(to, 303)

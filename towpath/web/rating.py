@@ -1,0 +1,192 @@
+"""The page on which people rate: one pair or one ranking at a time."""
+
+import asyncio
+from concurrent.futures import Future
+from time import time
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import AfterValidator, BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from towpath.errors import DataError
+from towpath.store import figures, rating, settings, verdicts
+from towpath.store.figures import View
+from towpath.store.store import Store
+from towpath.store.verdicts import Given, Ranked, Receipt, Said
+from towpath.web import pages, text
+from towpath.web.auth import Rater, TheStore
+
+router = APIRouter()
+T = TypeVar("T")
+
+SHORT = 8000  # characters
+
+NOTHING = {
+    "paused": ("Rating is paused", "The owner has paused rating for now. This page looks again every few seconds."),
+    "spent": ("The budget is spent", "The hours set aside for rating are used up. Thank you: everything you said is kept."),
+    "empty": ("Nothing to rate just now", "You have seen every pair that waits. This page looks again every few seconds."),
+}
+
+
+def _clean(text: str) -> str:
+    """PostgreSQL keeps every character but this one."""
+    return text.replace("\x00", "")
+
+
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{8,64}$")]
+Name = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_clean)]
+Milliseconds = Annotated[int, Field(ge=0, le=86_400_000)]
+Comment = Annotated[str, Field(max_length=5000), AfterValidator(_clean)]
+Version = Annotated[int, Field(ge=0)]
+Side = Literal["left", "right", "tie", "both_bad"]
+Strength = Literal[1, 3]
+
+
+class SafetySaid(BaseModel):
+    """Which side is safer."""
+
+    side: Side
+    strength: Strength = 1
+
+
+class Verdict(BaseModel):
+    """A pair as the page says it was judged."""
+
+    key: Key
+    comparison: Name
+    side: Side
+    strength: Strength = 1
+    milliseconds: Milliseconds | None = None
+    guideline: Version = 0
+    comment: Comment = ""
+    safety: SafetySaid | None = None
+
+
+class Ranking(BaseModel):
+    """The place of each answer, in the order they were shown."""
+
+    key: Key
+    comparison: Name
+    places: Annotated[list[Annotated[int, Field(ge=1, le=9)]], Field(min_length=4, max_length=9)]
+    milliseconds: Milliseconds | None = None
+    guideline: Version = 0
+    comment: Comment = ""
+
+
+class Left(BaseModel):
+    """A pair that is skipped or taken back."""
+
+    comparison: Name
+
+
+class Flagged(BaseModel):
+    """A pair with which something is wrong."""
+
+    comparison: Name
+    reason: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_clean)]
+
+
+class Written(BaseModel):
+    """A better answer."""
+
+    key: Key
+    comparison: Name
+    text: Annotated[str, Field(min_length=1, max_length=50_000), AfterValidator(_clean)]
+
+
+@router.get("/rate")
+async def rate(request: Request, account: Rater, store: TheStore) -> Response:
+    """The whole page with what is to be rated now."""
+    shown = await _look(store, account.name)
+    house = await run_in_threadpool(store.read, settings.read)
+    return pages.page(request, "rate.html", account, shown=shown, safety=house.safety)
+
+
+@router.get("/rate/next")
+async def following(account: Rater, store: TheStore) -> JSONResponse:
+    """What is to be rated now, for the page that is open."""
+    return JSONResponse(await _look(store, account.name))
+
+
+@router.post("/rate/judge")
+async def judge(account: Rater, store: TheStore, said: Verdict) -> JSONResponse:
+    """Keep a verdict of a pair."""
+    safety = Said(said.safety.side, said.safety.strength) if said.safety is not None else None
+    given = Given(
+        said.key, said.comparison, account.name, Said(said.side, said.strength), said.milliseconds, str(said.guideline), said.comment, safety
+    )
+    return _receipt(await _done(store.later(verdicts.judge, given, time())))
+
+
+@router.post("/rate/rank")
+async def rank(account: Rater, store: TheStore, said: Ranking) -> JSONResponse:
+    """Keep an order of a group."""
+    ranked = Ranked(said.key, said.comparison, account.name, tuple(said.places), said.milliseconds, str(said.guideline), said.comment)
+    return _receipt(await _done(store.later(verdicts.rank, ranked, time())))
+
+
+@router.post("/rate/skip")
+async def skip(account: Rater, store: TheStore, left: Left) -> JSONResponse:
+    """Leave a pair to others."""
+    return _receipt(await _done(store.later(verdicts.skip, left.comparison, account.name, time())))
+
+
+@router.post("/rate/flag")
+async def flag(account: Rater, store: TheStore, flagged: Flagged) -> JSONResponse:
+    """Send a pair to the owner."""
+    return _receipt(await _done(store.later(verdicts.flag, flagged.comparison, account.name, flagged.reason, time())))
+
+
+@router.post("/rate/undo")
+async def undo(account: Rater, store: TheStore, left: Left) -> JSONResponse:
+    """Take back what was done with a pair, and see it again."""
+    return _receipt(await _done(store.later(verdicts.undo, left.comparison, account.name, time())))
+
+
+@router.post("/rate/write")
+async def write(account: Rater, store: TheStore, written: Written) -> JSONResponse:
+    """Keep a better answer."""
+    fresh = await _done(store.later(verdicts.write, written.key, written.comparison, account.name, written.text))
+    return JSONResponse({"comparison": written.comparison, "again": not fresh})
+
+
+@router.get("/rate/differences")
+def differences(account: Rater, store: TheStore, comparison: str) -> dict[str, str]:
+    """The pair that lies before a rater, with the words marked that differ."""
+    seat = store.read(rating.held, comparison, account.name)
+    if seat is None or seat.group:
+        raise DataError(f"{comparison}: not a pair given to {account.name}", "differences are shown of the pair at hand", "load the page again")
+    left, right = text.differences(*store.read(rating.sheet, seat).answers)
+    return {"left": left, "right": right}
+
+
+async def _done(future: "Future[T]") -> T:
+    return await asyncio.wrap_future(future)
+
+
+def _receipt(receipt: Receipt) -> JSONResponse:
+    return JSONResponse({"comparison": receipt.comparison, "judgements": receipt.judgements, "again": receipt.again})
+
+
+async def _look(store: Store, rater: str) -> dict[str, Any]:
+    """What a rater sees now. Short texts are rendered on the spot, for a change of threads costs more than that; long ones aside."""
+    view = await _done(store.later(figures.view, rater, time()))
+    long = view.sheet is not None and sum(map(len, (view.sheet.prompt, *view.sheet.answers))) > SHORT
+    return await run_in_threadpool(_shown, view) if long else _shown(view)
+
+
+def _shown(view: View) -> dict[str, Any]:
+    """What the page needs: the sheet as HTML, what undo would take back, and the rater's own figures."""
+    told: dict[str, Any] = {"last": view.last[0] if view.last else "", "last_was": view.last[1] if view.last else ""}
+    told["own"] = pages.fragment("_own.html", progress=view.progress)
+    sheet, guideline = view.sheet, view.guideline
+    if sheet is None:
+        title, message = NOTHING[view.why]
+        return told | {"state": view.why, "comparison": "", "html": pages.fragment("_nothing.html", title=title, message=message)}
+    html = pages.fragment("_sheet.html", sheet=sheet, turns=text.turns(sheet.prompt))
+    return told | {
+        "state": "ranking" if sheet.ranking else "pair", "comparison": sheet.comparison, "answers": len(sheet.answers), "html": html,
+        "guideline": guideline.version, "guidelines": text.markdown(guideline.text) if guideline.text else "",
+    }  # fmt: skip

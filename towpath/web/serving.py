@@ -1,0 +1,100 @@
+"""`towpath serve`: the pages of one run, for its owner on this machine or for a team."""
+
+import ipaddress
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+
+import uvicorn
+
+from towpath.errors import ResourceError
+from towpath.store import people, settings
+from towpath.store.store import Store
+from towpath.web.app import application
+from towpath.web.auth import Door
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a team's server is reached by from outside: names, and a certificate with its key unless a proxy on this machine has them."""
+
+    names: tuple[str, ...] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+def serve(run: Path, url: str | None, host: str, port: int, team: bool, say: Callable[[str], None], outside: Outside | None = None) -> None:
+    """Serve the pages of a run until stopped; `url` names a database other than the run's own file. Starts no job."""
+    outside = outside or Outside()
+    require_private(host, team, outside)
+    if not run.is_dir():
+        raise ResourceError(f"{run}: no such folder", "a run is a folder that `towpath new` made", "mend the path")
+    with Store.open(url or run / "towpath.db") as store, listening(host, port) as place:
+        server, door = prepared(store, team, host, outside)
+        scheme = "https" if outside.certificate else "http"
+        at = f"{scheme}://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
+        say(greeting(store, door, at))
+        run_until_stopped(server, place)
+
+
+def prepared(store: Store, team: bool, host: str = "127.0.0.1", outside: Outside | None = None) -> tuple[uvicorn.Server, Door]:
+    """A server that is ready to run, and its door."""
+    outside = outside or Outside()
+    door = Door(store, store.later(settings.secret).result(), team)
+    names = {*LOOPBACK, *outside.names} | ({host, socket.gethostname()} if team else set())
+    app = application(store, door, names, addresses=team)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=65, timeout_graceful_shutdown=10, lifespan="off",
+        ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
+    )  # fmt: skip
+    return uvicorn.Server(config), door
+
+
+def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
+    """Serve. Threads hand over quickly, so that a request does not wait for the work of others."""
+    sys.setswitchinterval(0.0005)
+    server.run(sockets=[place])
+
+
+def greeting(store: Store, door: Door, at: str) -> str:
+    """What the terminal says: where the pages are, and the link that lets the first owner in."""
+    if not door.team:
+        return f"open {at}/enter?token={door.link_token()}\nThe link is good once. Ctrl-C stops the server; nothing that was saved is lost."
+    if any(account.role == "owner" and account.active and account.password for account in store.read(people.accounts)):
+        return f"open {at} and sign in. Ctrl-C stops the server; nothing that was saved is lost."
+    token = store.later(people.invite, "owner", "towpath serve", time()).result()
+    return f"open {at}/join/{token} to make the owner's account.\nThe link is good once. Ctrl-C stops the server; nothing that was saved is lost."
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at a place that is free."""
+    try:
+        place = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+    except OSError as error:
+        raise ResourceError(f"{host}:{port}: {error.strerror}", "the pages need a port of their own", "give another with --port") from error
+    # Inherited by every connection; without it the second packet of an answer waits 40 ms for the first to be acknowledged.
+    place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return place
+
+
+def require_private(host: str, team: bool, outside: Outside) -> None:
+    """Alone the pages stay on this machine; a team's leave it only encrypted."""
+    if is_loopback(host) or (team and outside.certificate):
+        return
+    if not team:
+        raise ResourceError(f"--host {host}", "without accounts the pages are for this machine alone", "leave --host out, or give --team")
+    fix = "give a certificate and its key, or serve at 127.0.0.1 behind a proxy that has them"
+    raise ResourceError(f"--host {host}", "passwords do not travel in the clear", fix)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine and no other can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
