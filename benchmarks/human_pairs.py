@@ -77,7 +77,7 @@ def main() -> None:
     for name, figures in found.items():
         low, high = figures["interval"]
         print(f"{name}: accuracy {figures['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {figures['n']} held-out pairs", end="; ")
-        print(f"longer wins: {figures['length_only_accuracy']:.3f}; trained on {figures['pairs']} pairs in {figures['seconds']:.0f} s")
+        print(f"by length alone: {figures['length_only_accuracy']:.3f}; trained on {figures['pairs']} pairs in {figures['seconds']:.0f} s")
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -59,10 +59,11 @@ def lines(found: Standing) -> str:
         return "\n".join([*shown, "no judgements yet"])
     shown += ["", "agreement of people"] + [f"  {name:<26} {_told(e)}" for name, e in found.agreement.items()]
     shown.append("  nothing was judged twice" if not found.agreement else f"  accuracy against one label ends at {found.ceiling:.1%}")
-    shown += ["", f"{'rater':<28} {'n':>6} {'seconds':>8}  {'with others':<26} {'with gold':<26} left"]
+    width = max(len("rater"), *(len(one.rater) for one in found.quality))
+    shown += ["", f"{'rater':<{width}} {'n':>6} {'seconds':>8}  {'with others':<26} {'with gold':<26} left"]
     for one in found.quality:
         pace = f"{one.seconds:.1f}" if one.seconds is not None else "-"
-        shown.append(f"{one.rater:<28} {one.n:>6} {pace:>8}  {_told(one.agreement):<26} {_told(one.gold):<26} {_told(one.left)}")
+        shown.append(f"{one.rater:<{width}} {one.n:>6} {pace:>8}  {_told(one.agreement):<26} {_told(one.gold):<26} {_told(one.left)}")
     for name, report in found.judges.items():
         shown += ["", f"{name} beside people: right {_told(report.accuracy)}, verdict turns with the order {_told(report.flips)}"]
         shown.append(f"  longer answer wins: judge {_told(report.longer[0])}, people {_told(report.longer[1])}; calibration error {report.error:.3f}")

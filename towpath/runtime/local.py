@@ -159,13 +159,17 @@ class Local:
         return replace(batch.with_columns(**{GROUND: states_BSD}), fixed=batch.fixed | {GROUND})
 
     @torch.no_grad()
-    def score(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
-        """`forward` over a batch of any size, without gradient, rows in their order."""
+    def score(self, name: str, batch: Batch, wants: tuple[str, ...], tick: Callable[[int], None] | None = None) -> Outputs:
+        """`forward` over a batch of any size, without gradient, rows in their order; `tick` is told how many rows each pass has read."""
         sizes = [len(row.ids) for row in batch.rows]
         order = np.argsort(sizes, kind="stable")[::-1]
         kept = {GROUND: batch.columns[GROUND]} if GROUND in batch.columns else {}
         numbered = Batch(batch.rows, {"row": np.arange(len(batch)), **kept}, fixed=frozenset({GROUND}))
-        parts = [(part.columns["row"], self.forward(name, part, wants)) for part in numbered.passes(self.tokens_per_pass)]
+        parts = []
+        for part in numbered.passes(self.tokens_per_pass):
+            parts.append((part.columns["row"], self.forward(name, part, wants)))
+            if tick is not None:
+                tick(len(part))
         assert sum(len(index) for index, _ in parts) == len(order)
         return _joined(parts, torch.from_numpy(batch.mask_BT).to(self.device))
 
