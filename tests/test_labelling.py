@@ -191,3 +191,14 @@ def test_a_run_serves_the_page_and_goes_on_by_itself(sampled, tmp_path):
     assert process.returncode in (0, 3), told
     assert "labels: 4 of 8 decided" in told and "gate reward is closed" in told
     assert result(run, "label")["result"]["decided"] == len(names)
+
+
+def test_first_errors_name_value_rule_and_fix(tmp_path):
+    run = tmp_path / "run"
+    towpath("new", run, "--recipe", "tiny")
+    nothing = towpath("label", "judge", run, "--set", "judge.base_url=http://127.0.0.1:1/v1", "--set", "judge.model=m")
+    assert nothing.returncode == 1 and "no comparisons to judge" in nothing.stderr and "fix:" in nothing.stderr
+    port = towpath("serve", run, "--port", "99999")
+    assert port.returncode == 2 and "65535" in port.stderr and "Traceback" not in port.stderr
+    other = towpath("plan", run, "--set", "store.url=mysql://somewhere/x")
+    assert other.returncode == 1 and "SQLite or PostgreSQL" in other.stderr

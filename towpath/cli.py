@@ -92,7 +92,7 @@ def serve(
     run: Run,
     set_: Set = None,
     host: Annotated[str, typer.Option(help="the address to listen at")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="the port to listen at")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen at; 0 for any that is free")] = 8000,
     team: Annotated[bool, typer.Option("--team", help="accounts and invitations, for more than this machine's user")] = False,
     name: Annotated[list[str] | None, typer.Option(help="with --team: a name the pages are reached by; may be repeated")] = None,
     certificate: Annotated[Path | None, typer.Option(help="with --team: a TLS certificate; without one, a proxy on this machine has it")] = None,

@@ -108,11 +108,16 @@ def label_judge(
     from collections import Counter
     from dataclasses import asdict
 
+    from towpath.errors import DataError
     from towpath.feedback import asking, judging
 
     settings, opened = _opened(run, set_)
     with opened as store:
         judge, comparisons = asking.settings_of(settings.judge, run), store.comparisons()
+        if not comparisons:
+            raise DataError(
+                f"{run}: no comparisons to judge", "a judge compares answers that were drawn or imported", f"`towpath stage sample {run}`"
+            )
         if estimate:
             cases = asking.unasked(store, comparisons, store.judgements(), judging.rater(judge), asking.version_of(judge))
             told: dict[str, Any] = {"comparisons": len(cases), **asdict(judging.estimate(judge, cases))}

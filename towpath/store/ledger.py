@@ -121,14 +121,16 @@ def _unreachable(engine: Engine, error: DatabaseError) -> TowpathError | None:
 
 
 def _server(url: URL) -> Engine:
+    rule, fix = "a ledger lies in SQLite or PostgreSQL", "give store.url as postgresql+psycopg://USER@HOST/NAME"
+    if url.get_backend_name() != "postgresql":
+        raise DataError(f"{url.render_as_string()}: a database of another kind", rule, fix)
     try:
         return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
     except ModuleNotFoundError as error:
         shown = url.render_as_string()
         raise ResourceError(f"{shown}: no driver {error.name!r}", "a database server needs its driver", "pip install 'towpath[postgres]'") from error
     except NoSuchModuleError as error:
-        rule = "a ledger lies in SQLite or PostgreSQL"
-        raise DataError(f"{url.render_as_string()}: {error}", rule, "give store.url as postgresql+psycopg://USER@HOST/NAME") from error
+        raise DataError(f"{url.render_as_string()}: {error}", rule, fix) from error
 
 
 def _name(engine: Engine) -> str:
