@@ -2,7 +2,7 @@
 
 import pytest
 
-from towpath.evals import winrate
+from towpath.data import intervals
 from towpath.feedback import aggregation, agreement, rubric, simulated
 from towpath.recipe import Preferences
 from towpath.records import Comparison, Judgement, Prompt
@@ -67,8 +67,8 @@ def test_kappa_keeps_each_rater_apart():
 
 @pytest.mark.parametrize(("n", "wins"), [(50, 42), (100, 79), (200, 153), (400, 298), (1000, 729)])
 def test_wilson_needs_the_published_wins_to_clear_seven_in_ten(n, wins):
-    assert winrate.wilson(wins, n)[0] > 0.7 >= winrate.wilson(wins - 1, n)[0]
-    low, high = winrate.wilson(0, n)
+    assert intervals.wilson(wins, n)[0] > 0.7 >= intervals.wilson(wins - 1, n)[0]
+    low, high = intervals.wilson(0, n)
     assert low == 0.0 < high < 0.1
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from towpath.data.draws import generator
-from towpath.evals.winrate import logistic, wilson
+from towpath.data.intervals import wilson
+from towpath.evals.winrate import logistic
 
 
 def accuracy_by(names: Sequence[str], right: np.ndarray) -> dict[str, dict[str, float]]:

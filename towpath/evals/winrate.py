@@ -7,16 +7,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from towpath.data.draws import generator
-
-
-def wilson(wins: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion; wins may hold halves."""
-    if n == 0:
-        return 0.0, 1.0
-    p = wins / n
-    centre, spread = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    scale = 1 + z**2 / n
-    return float(max(0.0, (centre - spread) / scale)), float(min(1.0, (centre + spread) / scale))
+from towpath.data.intervals import wilson
 
 
 def win(outcomes: Sequence[float], length_gaps: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:

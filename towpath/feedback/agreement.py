@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite, sqrt
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
 from towpath.data.draws import generator
+from towpath.data.intervals import wilson
 from towpath.feedback.aggregation import CHOICES, latest
 from towpath.records import Judgement
 
-Z = NormalDist().inv_cdf(0.975)
 SCALE = np.arange(-3, 4)  # b strongly … no difference … a strongly
 BLOCK = 4_000_000  # counts drawn at once
 Said = Mapping[str, Mapping[str, Judgement]]
@@ -67,16 +66,6 @@ def krippendorff_alpha(counts_IC: np.ndarray, values: np.ndarray | None = None, 
 def ceiling(agreement: float) -> float:
     """The best accuracy against one rater's label when two equal raters agree this often."""
     return 0.5 * (1 + sqrt(max(0.0, 2 * agreement - 1)))
-
-
-def wilson(hits: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; hits and n may be fractions (ties, weights)."""
-    if n <= 0:
-        return 0.0, 1.0
-    share, scale = hits / n, 1 + Z**2 / n
-    spread = Z * sqrt(max(0.0, share * (1 - share) / n) + Z**2 / (4 * n**2))
-    centre = share + Z**2 / (2 * n)
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def proportion(hits: float, n: int) -> Estimate:

@@ -11,9 +11,10 @@ import numpy as np
 from scipy.special import expit, logit
 
 from towpath.data.draws import share
+from towpath.data.intervals import Z, wilson
 from towpath.errors import DataError
 from towpath.feedback.aggregation import CHOICES, latest
-from towpath.feedback.agreement import Estimate, Z, wilson
+from towpath.feedback.agreement import Estimate
 from towpath.feedback.raters import PEOPLE
 from towpath.records import Choice, Judgement
 

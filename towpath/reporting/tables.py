@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from towpath.evals.winrate import wilson
+from towpath.data.intervals import wilson
 from towpath.records import Verdict
 from towpath.reporting.charts import Chart, Series, bar, draw
 from towpath.reporting.reading import ORDER, Run, Stage

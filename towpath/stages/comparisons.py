@@ -9,8 +9,8 @@ from torch import Tensor
 from towpath.algos.contract import means
 from towpath.data.batch import Batch
 from towpath.data.draws import share
+from towpath.data.intervals import wilson
 from towpath.errors import DataError
-from towpath.evals.winrate import wilson
 from towpath.runtime.local import Local
 from towpath.stages.job import Job
 from towpath.stages.reward import Pair, completion_row, decided

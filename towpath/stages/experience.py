@@ -9,9 +9,9 @@ from torch import Tensor
 
 from towpath.data.batch import Batch, row
 from towpath.data.draws import share, shuffled, uniforms
+from towpath.data.intervals import wilson
 from towpath.errors import RecipeError
 from towpath.evals.text import distinct, repetition
-from towpath.evals.winrate import wilson
 from towpath.recipe import Decoding
 from towpath.records import Prompt
 from towpath.rewards import mix, sources
