@@ -18,16 +18,16 @@ ORDER = [
     {"store"},
     {"data"},
     {"models", "rewards", "algos", "feedback", "evals", "health"},
-    {"rollout"},
+    {"rollout", "foreign"},
     {"runtime"},
     {"stages"},
-    {"sizes"},
+    {"sizes", "arena"},
     {"gates", "preflight", "reporting", "starting", "training"},
-    {"report", "plan"},
-    {"pipeline"},
+    {"report", "plan", "doctor", "monitoring"},
+    {"pipeline", "callback"},
     {"export", "waiting"},
-    {"web"},
-    {"labelling"},
+    {"web", "watching"},
+    {"labelling", "comparing"},
     {"cli"},
     {"__main__"},
 ]
@@ -35,7 +35,8 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
     "errors", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
-    "gates", "preflight", "reporting", "report", "sizes", "starting", "pipeline", "plan", "waiting", "web", "labelling", "cli",
+    "gates", "preflight", "reporting", "report", "foreign", "doctor",
+    "sizes", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft"}
 ONLY_IN = {

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from towpath.comparing import arena_app
 from towpath.labelling import label_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLHF for teams, from data to an optimized policy."
 )
 app.add_typer(label_app, name="label")
+app.add_typer(arena_app, name="arena")
 
 Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the recipe; may be repeated")]
@@ -104,7 +106,19 @@ def serve(
     from towpath.web import serving
 
     ledger = str(place.of(run, recipe.load(run, set_).store.url))
-    serving.serve(run, ledger if "://" in ledger else None, host, port, team, _say, serving.Outside(tuple(name or ()), certificate, key))
+    serving.serve(run, ledger if "://" in ledger else None, host, port, team, _say, serving.Outside(tuple(name or ()), certificate, key), set_ or ())
+
+
+@app.command(epilog="Example: towpath watch my-run")
+def watch(
+    run: Run,
+    set_: Set = None,
+    once: Annotated[bool, typer.Option("--once", help="print one picture and end; so it does without a terminal")] = False,
+) -> None:
+    """The run in the terminal as it goes on: headline, curves, findings, turns of knobs, samples. Ctrl-C ends."""
+    from towpath import watching
+
+    watching.watch(run, set_ or [], once)
 
 
 @app.command(epilog="Example: towpath stage sft my-run")
@@ -156,6 +170,28 @@ def report(run: Run, set_: Set = None, as_json: Json = False) -> None:
     settings = recipe.load(run, set_)
     path = reporting.write(run, pipeline.judged(settings, run), settings.name)
     print((path.parent / "summary.json").read_text() if as_json else path)
+
+
+@app.command(epilog="Example: towpath doctor outputs/trainer_state.json --fact policy.kl.coef=0.05")
+def doctor(
+    path: Annotated[Path, typer.Argument(help="a run's folder, or the log of another trainer", show_default=False)],
+    map_: Annotated[list[str] | None, typer.Option("--map", metavar="THEIRS=OURS", help="what a column is; may be repeated")] = None,
+    fact: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="a setting the log does not tell; may be repeated")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page with the curves too")] = None,
+    as_json: Json = False,
+) -> None:
+    """What went wrong with a run and what to do; reads logs of other trainers too. Exit status 0 clean, 1 warnings, 2 critical."""
+    import shutil
+
+    from towpath import doctor as examining
+    from towpath.reporting import diagnosis
+
+    told = examining.examine(path, map_ or [], fact or [])
+    if html:
+        examining.write_page(html, path, told)
+    width = min(shutil.get_terminal_size((120, 24)).columns, 140)
+    print(json.dumps(diagnosis.as_json(str(path), told), indent=1) if as_json else diagnosis.lines(told, width))
+    raise typer.Exit(examining.exit_code(told))
 
 
 @app.command(epilog="Example: towpath export my-run --to my-model")

@@ -88,7 +88,9 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
     engine = {} if recipe.engine.of == "local" else {"engine": recipe.engine.of}
     judge = {"rubric": simulated.GUIDELINE}  # a changed rubric is a changed judge
-    stage("baseline", 1, {"evaluate": dump["evaluate"], "prompts": _digest([corpus.heldout, corpus.safety])} | judge | engine, "sft")
+    later = ("jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements")  # read by `evaluate` alone
+    answering = {key: value for key, value in dump["evaluate"].items() if key not in later}
+    stage("baseline", 1, {"evaluate": answering, "prompts": _digest([corpus.heldout, corpus.safety])} | judge | engine, "sft")
     for n in range(1, recipe.rounds + 1):
         at, before = ("" if n == 1 else f"@{n}"), ("" if n == 2 else f"@{n - 1}")
         samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)] if recipe.preferences.raters != "recorded" else []
@@ -102,7 +104,8 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
         if needs_reward:
             stage("reward", n, {"reward": dump["reward"]}, "sft", *learned)
             learned = [f"reward{at}"]
-        said = {"policy": dump["policy"], "prompts": _digest(corpus.train)} | _own_code(recipe)
+        said = {"policy": _what_decides(dump["policy"]), "prompts": _digest(corpus.train)} | _own_code(recipe)
+        said |= {"health": dump["health"]} if recipe.health.act == "auto" else {}  # else it looks on
         said |= engine and engine | {"correction": recipe.engine.correction}
         if data_of(recipe.policy.algo) == "comparisons":
             learned = [*dict.fromkeys([*samples, f"label{at}", *learned])]
@@ -111,6 +114,12 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
         judged = [f"reward{at}"] if needs_reward else []
         stage("evaluate", n, {"evaluate": dump["evaluate"]} | judge | engine, "sft", "baseline", *judged, f"policy{at}")
     return list(planned.values())
+
+
+def _what_decides(policy: dict[str, Any]) -> dict[str, Any]:
+    """The policy's values without those that only look on: the same weights come of any of them."""
+    rewards = {key: value for key, value in policy["rewards"].items() if key != "watch"}
+    return policy | {"rewards": rewards}
 
 
 def _own_code(recipe: Recipe) -> dict[str, dict[str, str]]:

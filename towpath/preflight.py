@@ -60,7 +60,7 @@ def require(findings: Sequence[Finding], force: bool = False) -> None:
 
 def lines(findings: Sequence[Finding]) -> str:
     """Findings for the terminal, the worst first: one block each."""
-    order = {"error": 0, "warning": 1, "info": 2}
+    order = {"error": 0, "critical": 0, "warning": 1, "info": 2}
     blocks = []
     for f in sorted(findings, key=lambda f: order[f.severity]):
         more = [f"  {word:<6} {text}" for word, text in (("cause:", f.cause), ("fix:", f.remedy)) if text]

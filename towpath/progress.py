@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_bars: list[Any] = []
+"""Bars on the terminal now, the innermost last."""
+
 
 class Progress:
     """Counts units of one piece of work."""
@@ -32,6 +35,14 @@ class Progress:
         print(f"  {self.title}: {self.done}/{self.total}, {left:.0f} s left  {note}".rstrip(), file=sys.stderr, flush=True)
 
 
+def note(line: str) -> None:
+    """A line for the user while work goes on; above the bar, where there is one."""
+    if _bars:
+        _bars[-1].console.print(line, markup=False, highlight=False)
+    else:
+        print(f"  {line}", file=sys.stderr, flush=True)
+
+
 def quiet_libraries() -> None:
     """Libraries speak to the log, not to the user's terminal; to be said before they are loaded."""
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "TQDM_DISABLE"):
@@ -55,4 +66,8 @@ def progress(title: str, total: int) -> Iterator[Progress]:
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim"),
     ]  # fmt: skip
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield Progress(title, total, bar)
+        _bars.append(bar)
+        try:
+            yield Progress(title, total, bar)
+        finally:
+            _bars.remove(bar)

@@ -109,10 +109,15 @@ class Finding:
     """Something worth knowing: what was seen, why it may be so, what to do."""
 
     code: str
-    severity: Literal["info", "warning", "error"]
+    severity: Literal["info", "warning", "critical", "error"]
+    """Of a run under way critical is the worst; error is a value that is refused before anything runs."""
     evidence: str
     cause: str = ""
     remedy: str = ""
+    first_step: int | None = None
+    """The step from which it shows, where it is seen on a curve."""
+    ruled_out: tuple[str, ...] = ()
+    """Other causes of the same sight, each with the number that speaks against it."""
 
 
 def as_row(record: Any) -> dict[str, Any]:

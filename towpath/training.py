@@ -13,7 +13,7 @@ from towpath.data.sources import Corpus
 from towpath.errors import RecipeError
 from towpath.models import base
 from towpath.recipe import Decoding, Recipe
-from towpath.records import Comparison, Completion, Label, Prompt, as_row
+from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row
 from towpath.rewards import sources
 from towpath.runtime.local import prepare_process
 from towpath.stages import answers, policy
@@ -38,6 +38,13 @@ class Trained:
         return self.job.folder / "weights"
 
     @property
+    def findings(self) -> list[Finding]:
+        """What was found on the way."""
+        path = self.job.folder / "findings.json"
+        rows = json.loads(path.read_text()) if path.is_file() else []
+        return [Finding(**row | {"ruled_out": tuple(row["ruled_out"])}) for row in rows]
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """One row a step, one a validation."""
         return read_rows(self.job.folder / "metrics.jsonl")
@@ -55,14 +62,15 @@ class Trained:
 def train(
     algo: str, *, model: str, prompts: Sequence[str] = (), reward: Reward | str | None = None, pairs: Sequence[Pair] = (), kl: float = 0.05,
     steps: int = 100, folder: str | Path = "towpath-train", seed: int = 0, dtype: str = "auto",
-    template: str = "model", engine: Mapping[str, Any] | None = None, **settings: Any,
+    template: str = "model", engine: Mapping[str, Any] | None = None, health: Mapping[str, Any] | None = None, **settings: Any,
 ) -> Trained:  # fmt: skip
     """Optimise a model for a reward on its own answers, or by pairs of answers.
 
     `reward` takes prompts and answers and gives a number each, or is a source as recipes name it (`rule:words:8-35`, an address).
     DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; `kl` and `steps` are not theirs.
     Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`, `grpo__scale="none"`, `lora__alpha=64`.
-    `template` is `model.template`, `engine` holds keys of `[engine]`. The same call in the same folder goes on where it stopped.
+    `template` is `model.template`; `engine` and `health` hold keys of `[engine]` and `[health]`.
+    The same call in the same folder goes on where it stopped.
     """
     on_pairs = data_of(algo) == "comparisons"
     _require(algo, on_pairs, {"prompts": len(prompts) > 0, "reward": reward is not None, "pairs": len(pairs) > 0}, pairs)
@@ -70,7 +78,8 @@ def train(
     told = {"kl.coef": kl, "kl.target": 0.0, "steps": steps} if not on_pairs else {}
     if reward is not None:
         told["rewards.sources"] = [{"of": reward if isinstance(reward, str) else sources.given(reward)}]
-    tables = {"seed": seed, "model": {"source": model, "dtype": dtype, "template": template}, "engine": dict(engine or {})}
+    tables: dict[str, Any] = {"seed": seed, "model": {"source": model, "dtype": dtype, "template": template}}
+    tables |= {"engine": dict(engine or {}), "health": dict(health or {})}
     recipe = _recipe(algo, tables, told | settings, len(asked), on_pairs)
     prepare_process()
     job = _job(recipe, Path(folder), Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked))), pairs)

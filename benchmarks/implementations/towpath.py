@@ -180,7 +180,7 @@ def _elsewhere(job: Job, folder: Path, inputs: dict[str, Path]) -> Job:
 def _course(clock: Clock, job: Job, runtime: Local, algo: Any, config: Any, batch: Batch, size: int) -> dict[str, float]:
     """The loop over a batch, in minibatches of so many groups."""
     steps = train.minibatches(batch.groups, size, 1, job.recipe.seed, "benchmark")
-    course = train.Course(algo, config, len(steps), size, lambda step: (batch.take(steps[step]), {}), train.warmup_then_linear(0.1))
+    course = train.Course(algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), train.warmup_then_linear(0.1))
     train.train(course, runtime, job, job.name)
     last = read_rows(job.folder / "metrics.jsonl")[-1]
     return {key: last[key] for key in ("loss", "grad_norm")}

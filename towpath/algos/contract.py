@@ -24,6 +24,8 @@ class Outputs:
     score_B: Tensor = field(default_factory=_none)
     features_BTD: Tensor = field(default_factory=_none)
     last_BD: Tensor = field(default_factory=_none)
+    spread_B: Tensor = field(default_factory=_none)
+    """Where several reward models score: the deviation of their scores."""
 
 
 def add(into: Metrics, more: Metrics) -> None:

@@ -11,6 +11,7 @@ from towpath.feedback.judging import Abstention
 from towpath.progress import progress
 from towpath.recipe import Judge
 from towpath.records import Comparison, Judgement
+from towpath.store import arenas
 from towpath.store.store import Store
 
 TOGETHER = 20
@@ -32,7 +33,7 @@ def ask_judge(store: Store, settings: JudgeSettings, comparisons: Sequence[Compa
     """The judge's word on every comparison that it has not judged by this rubric; what it abstained from, and why."""
     name, before = judging.rater(settings), store.judgements()
     cases = unasked(store, comparisons, before, name, version_of(settings))
-    spent = sum(j.cost for j in before if j.rater == name)
+    spent = store.read(arenas.spent, name)  # in arenas too
     abstained: list[Abstention] = []
     waiting: list[Judgement] = []
     if not cases:

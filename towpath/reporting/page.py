@@ -6,7 +6,7 @@ from typing import Any
 
 from towpath import __version__
 from towpath.records import Verdict
-from towpath.reporting import curves, frontier, tables
+from towpath.reporting import beyond, curves, frontier, tables
 from towpath.reporting.reading import ORDER, Run, Stage
 from towpath.reporting.wording import MINUS, duration, is_interval, is_number, moment, number, percent, percents, size
 
@@ -48,6 +48,7 @@ def page(run: Run, verdicts: list[Verdict], summary: dict[str, Any], name: str) 
         "text": tables.text(evaluation),
         "safety": tables.safety(evaluation),
         "samples": evaluation.get("samples") or [],
+        "beyond": beyond.told(run),
         "answers": answers(run),
         "lineage": list(lineage(run)),
         "versions": versions(run),
@@ -92,9 +93,9 @@ def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     if run.waiting_for:
         yield "caution", f"The run waits: {run.waiting_for}."
     for finding in run.findings:
-        if finding.get("severity") in ("warning", "error"):
+        if finding.get("severity") in ("warning", "critical", "error"):
             told = [str(finding[key]).rstrip(".") for key in ("evidence", "cause", "remedy") if finding.get(key)]
-            yield ("fail" if finding["severity"] == "error" else "undecided"), ". ".join(told) + "."
+            yield ("undecided" if finding["severity"] == "warning" else "fail"), ". ".join(told) + "."
 
 
 def simulation(run: Run) -> str:

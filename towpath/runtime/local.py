@@ -7,10 +7,12 @@ import ctypes
 import gc
 import math
 import os
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,8 @@ class Local:
         self.optimizer: torch.optim.Optimizer | None = None
         self.tokens_per_pass, self.pack_width, self.pad = tokens_per_pass, pack_width, pad
         self.temperature, self.autocast = temperature, autocast
+        self.unfinite: list[str] = []
+        """Weights whose gradient was not finite when last one was not."""
 
     def add_trunk(self, name: str, model: Any, lora: bool) -> None:
         """A model that roles may read; with LoRA its own weights are frozen."""
@@ -193,13 +197,23 @@ class Local:
     def step(self, rate: float, max_grad_norm: float) -> float:
         """Clip, move every weight that learns by `rate` of its peak rate; the gradient's norm. Not moved when not finite."""
         assert self.optimizer is not None
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained().values(), max_grad_norm))
-        if np.isfinite(norm):
+        weights = self.trained()
+        norm_ = torch.nn.utils.get_total_norm([p.grad for p in weights.values() if p.grad is not None])
+        norm = float(norm_)
+        if not np.isfinite(norm):
+            self.unfinite = [key for key, p in weights.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
+        else:
+            torch.nn.utils.clip_grads_with_norm_(weights.values(), max_grad_norm, norm_)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def forget(self) -> None:
+        """The optimizer begins anew: what it remembers belongs to weights that have been left."""
+        assert self.optimizer is not None
+        self.optimizer.state.clear()
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights that learn."""
@@ -285,6 +299,16 @@ def prepare_process() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, -1)  # never: the largest number would let go of all that lies free beyond 2 GiB
         libc.mallopt(mmap_max, 0)
+
+
+def memory_in_use(device: torch.device) -> float:
+    """Bytes: the device's where it has memory of its own, else this process's."""
+    if device.type == "cuda":
+        return float(torch.cuda.memory_reserved(device))
+    try:
+        return float(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
 
 
 def give_back_memory() -> None:

@@ -43,7 +43,7 @@ class Comparisons:
         desirable_B = torch.arange(len(rows), device=self.runtime.device) % 2 == 0
         return batch.with_columns(ref_logp=ref_logp_BT, desirable=desirable_B)
 
-    def batch(self, step: int) -> tuple[Batch, Numbers]:
+    def batch(self, step: int, _knobs: Numbers) -> tuple[Batch, Numbers]:
         """The pairs of a step."""
         return self._pointed(self.shown.take(self.steps[step])), {}
 

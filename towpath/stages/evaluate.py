@@ -7,13 +7,14 @@ import torch
 
 from towpath.data.batch import Batch
 from towpath.data.draws import generator
+from towpath.data.intervals import wilson
 from towpath.evals import safety, text
 from towpath.evals.winrate import best_of_n
 from towpath.feedback import rubric
 from towpath.recipe import Decoding
-from towpath.records import Completion, Prompt
+from towpath.records import Completion, Finding, Prompt
 from towpath.runtime.local import Local, Role, give_back_memory
-from towpath.stages import answers
+from towpath.stages import answers, contradicting, guarding, perplexity
 from towpath.stages.job import Job
 from towpath.stages.reward import completion_row, judged, load_reward
 from towpath.store.publish import replace_file
@@ -28,20 +29,37 @@ def run(job: Job) -> dict[str, Any]:
     told = _told(job, policy, prompts, guarded)
     count = len(prompts)
     heard = {source: said[:count] for source, said in told.items()}
-    kl, interval = _kl(job, policy, prompts, heard["policy"])
+    kl, interval, perplexities = _kl(job, policy, prompts, heard["policy"])
     win = answers.win(job, prompts, heard["policy"], heard["sft"])
-    rewards = _rewards(job, prompts, heard) if any(name.startswith("reward") for name in job.inputs) else {}
+    rewards, disagreements = _rewards(job, prompts, heard) if any(name.startswith("reward") for name in job.inputs) else ({}, {})
     rows = _rows(job, prompts, heard, rewards)
     replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     harmful = [p.harmful for p in guarded]
     declined = {source: [rubric.declines(c.text) for c in told[source][count:]] for source in ("sft", "policy")}
-    return {
+    result = {
         "win": win, "kl_per_prompt": kl, "kl_interval": interval, "best_of_n": best_of_n(max(kl, 0.0)),
         "reward": {source: sum(scores) / count for source, scores in rewards.items()},
         "by_domain": _by_domain(rows), "safety": {source: safety.describe(harmful, said) for source, said in declined.items()},
         "text": {source: text.describe(said) | {"gold": sum(map(answers.gold, prompts, said)) / count} for source, said in heard.items()},
-        "samples": _showcase(job, policy, prompts),
+        "samples": _showcase(job, policy, prompts), "perplexity": perplexities, "disagreements": disagreements,
     }  # fmt: skip
+    if guarded:
+        result |= guarding.run(job, policy, {source: told[source][count:] for source in ("sft", "policy")})
+        job.findings.extend(guarding.concerns(job, result))
+    job.findings.extend(_lost_domains(result["by_domain"]))
+    return result
+
+
+def _lost_domains(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
+    """Domains in which the policy is worse than SFT beyond chance."""
+    found = []
+    for domain, row in by_domain.items():
+        low, high = row["interval"]
+        if high < 0.5:
+            evidence = f"{domain}: the policy is preferred over SFT on {row['rate']:.0%} of {row['n']} prompts [{low:.0%}, {high:.0%}]"
+            remedy = f"more prompts of {domain}, a higher policy.rewards.domains.{domain}, or a higher policy.kl.coef"
+            found.append(Finding("domain-lost", "warning", evidence, "what it gained elsewhere cost it here", remedy))
+    return found
 
 
 def _last(job: Job, stage: str) -> str:
@@ -59,31 +77,34 @@ def _told(job: Job, policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -
     return told
 
 
-def _kl(job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]) -> tuple[float, list[float]]:
-    """Nats per prompt on the held-out answers, at the temperature they were drawn with."""
+def _kl(job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]) -> tuple[float, list[float], dict[str, float]]:
+    """Nats per prompt on the held-out answers, at the temperature they were drawn with; and both models' perplexity on held-out demonstrations."""
     cfg = job.recipe
     runtime = Local(cfg.model.tokens_per_pass, pad=job.chat.pad, temperature=cfg.evaluate.temperature)
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, said, strict=True)])
-    sums = []
+    sums, perplexities, held = [], {}, perplexity.heldout(job)
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
         runtime.trunks = {}  # one model at a time
         runtime.trunks[name] = job.model(folder)
         runtime.roles = {name: Role(name)}
         sums.append(runtime.score(name, batch, ("logp",)).logp_BT.sum(1))
+        if held is not None:
+            perplexities["sft" if name == "reference" else name] = perplexity.of(runtime, name, held)
     kl_B = (sums[0] - sums[1]).cpu().numpy()
     draws = generator(cfg.seed, "bootstrap/kl")
     means = [kl_B[draws.integers(0, len(kl_B), len(kl_B))].mean() for _ in range(cfg.evaluate.bootstrap)]
-    return float(kl_B.mean()), [float(sorted(means)[int(q * len(means))]) for q in (0.025, 0.975)]
+    return float(kl_B.mean()), [float(sorted(means)[int(q * len(means))]) for q in (0.025, 0.975)], perplexities
 
 
-def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> dict[str, list[float]]:
-    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad)
-    load_reward(job, runtime, job.inputs[_last(job, "reward")] / "weights")
+def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """The reward model's scores of both models' answers; and how often it contradicts the labels it was trained for."""
+    runtime, reward = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad), job.inputs[_last(job, "reward")]
+    load_reward(job, runtime, reward / "weights")
     found = {}
     for source in ("sft", "policy"):
         batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, heard[source], strict=True)])
         found[source] = judged(runtime, batch, job.recipe.policy.rewards).score_B.tolist()
-    return found
+    return found, contradicting.write(job, runtime, reward)
 
 
 def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
@@ -98,12 +119,15 @@ def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[
     return rows
 
 
-def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     worth = {"policy": 1.0, "tie": 0.5, "sft": 0.0}
     found: dict[str, list[float]] = {}
     for row in rows:
         found.setdefault(row["domain"], []).append(worth[row["choice"]])
-    return {domain: {"rate": sum(said) / len(said), "n": len(said)} for domain, said in sorted(found.items())}
+    return {
+        domain: {"rate": sum(said) / len(said), "interval": list(wilson(sum(said), len(said))), "n": len(said)}
+        for domain, said in sorted(found.items())
+    }
 
 
 def _showcase(job: Job, policy: Any, prompts: list[Prompt]) -> list[dict[str, str]]:

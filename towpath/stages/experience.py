@@ -11,8 +11,7 @@ from towpath.data.batch import Batch, row
 from towpath.data.draws import share, shuffled, uniforms
 from towpath.data.intervals import wilson
 from towpath.errors import RecipeError
-from towpath.evals.text import distinct, repetition
-from towpath.recipe import Decoding
+from towpath.recipe import Decoding, Rewards
 from towpath.records import Prompt
 from towpath.rewards import mix, sources
 from towpath.rollout.engine import Drawn, Request
@@ -20,9 +19,17 @@ from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.reward import judged
 from towpath.stages.sampler import engine
+from towpath.stages.showing import Showing
+from towpath.stages.signals import of_rollout, summed
 from towpath.store.publish import fault
 
 Numbers = dict[str, float]
+LOOKED = (
+    "reward", "score", "kl", "kl_k3", "length", "finish_rate", "distinct_2", "repetition", "opening", "refusal", "reward_length_corr", "score_spread",
+)  # fmt: skip
+"""What a look keeps of all that is said of a rollout."""
+OPENING = 24
+"""Tokens in which an answer declines, if it does."""
 Chosen = tuple[Prompt, str]
 """A prompt and the name of the draw, which decides the random numbers."""
 
@@ -38,10 +45,14 @@ class Experience:
         self.engine = engine(job, self.sampler, self.cfg.max_new_tokens)
         self.in_flight = Checkpoints(job.folder / "in-flight")
         self.scorers = {source.of: sources.named(source.of) for source in self.cfg.rewards.sources if source.of != "model"}
+        self.watched = {of: sources.named(of) for of in self.cfg.rewards.watch}
+        self.showing = Showing(job)
         self.judges = bool(self.scorers) or "reward" in runtime.roles
         self.fit = runtime.roles["critic"].fit if "critic" in runtime.roles else None
         self.features_BTD: Tensor | None = None
         """What a critic that is solved for reads of the last rollout."""
+        self.reference_reward_B: np.ndarray | None = None
+        """Rewards of the reference's answers to the prompts kept from training, once they are known."""
         self.looked: tuple[int, Batch, Numbers] | None = None
         """The last validation, for whoever asks for it again."""
 
@@ -55,17 +66,18 @@ class Experience:
             found += [(self.prompts[order[place]], f"{epoch}" if copy == 0 else f"{epoch}.{copy}") for copy in range(self.cfg.group)]
         return found
 
-    def batch(self, step: int) -> tuple[Batch, Numbers]:
-        """One rollout, scored, and what there is to say of it."""
+    def batch(self, step: int, knobs: Numbers) -> tuple[Batch, Numbers]:
+        """One rollout, drawn and scored as the knobs stand, and what there is to say of it."""
         begun = time.monotonic()
+        self.runtime.temperature = knobs.get("temperature", self.cfg.temperature)
         chosen = self.chosen(step)
         drawn = self._drawn(step, chosen)
         generated = time.monotonic()
-        prompts = [p for p, _ in chosen]
-        batch = self._scored(prompts, drawn, on_policy=self.cfg.epochs == 1 and self.cfg.batch >= len(chosen))
+        prompts, texts = [p for p, _ in chosen], self._texts(drawn)
+        batch = self._scored(prompts, drawn, texts, turned(self.cfg.rewards, knobs), self.cfg.epochs == 1 and self.cfg.batch >= len(chosen))
         batch = self._valued(batch) if "critic" in self.runtime.roles else batch
         batch = batch.with_columns(group=torch.arange(len(chosen), device=self.runtime.device) // self.cfg.group)
-        numbers = self._numbers(batch, prompts, drawn)
+        numbers = of_rollout(batch, prompts, drawn, texts)
         tokens = sum(len(d.token_ids) for d in drawn)
         seconds = generated - begun
         return batch, numbers | {
@@ -75,26 +87,45 @@ class Experience:
     def validate(self, step: int, against_reference: bool = False) -> Numbers:
         """Reward and KL on prompts that are never trained on, the same random numbers each time."""
         if self.looked is None or self.looked[0] != step:
-            drawn = self._generate([(p, "0") for p in self.held], "validation")
-            batch = self._scored(self.held, drawn)
-            self.looked = step, batch, self._numbers(batch, self.held, drawn)
+            self.looked = step, *self._look(step)
         _, batch, numbers = self.looked
-        kept = {key: numbers[key] for key in ("reward", "score", "kl", "kl_k3", "length", "finish_rate") if key in numbers}
-        return kept | self._against_reference(batch) if against_reference else kept
+        return numbers | self._against_reference(batch) if against_reference else numbers
+
+    def _look(self, step: int) -> tuple[Batch, Numbers]:
+        """Answers to the prompts kept from training, and the openings of those to the safety set's, at the recipe's own settings."""
+        self.runtime.temperature = self.cfg.temperature
+        asked, probes = [(p, "0") for p in self.held], self.showing.probes
+        self._sync("policy")
+        drawn = self.engine.generate([*self._requests(asked, "validation"), *self._requests([(p, "0") for p in probes], "probes", OPENING)])
+        drawn, openings = drawn[: len(asked)], drawn[len(asked) :]
+        texts = self._texts(drawn)
+        batch = self._scored(self.held, drawn, texts, self.cfg.rewards)
+        told = of_rollout(batch, self.held, drawn, texts)
+        self.showing.answers(step, self.held, texts, batch)
+        if step == -1 and self.judges and not any(name.startswith("policy") for name in self.job.inputs):
+            self.reference_reward_B = batch.columns["reward"].cpu().numpy()  # where a first round begins is the reference
+        kept = {key: told[key] for key in LOOKED if key in told}
+        kept |= {key: x for key, x in told.items() if key.startswith(("reward/", "watched/"))}
+        return batch, kept | (self.showing.declined(step, probes, self._texts(openings)) if probes else {})
 
     def _against_reference(self, batch: Batch) -> Numbers:
         """How far it is from the reference, and, where answers are scored, how often the reward rose over the reference's own answers."""
-        kl_B = _sum(batch, batch.columns["old_logp"] - batch.columns["ref_logp"]).cpu().numpy()
+        kl_B = summed(batch, batch.columns["old_logp"] - batch.columns["ref_logp"]).cpu().numpy()
         spread = 1.96 * float(kl_B.std(ddof=1)) / len(kl_B) ** 0.5
         found = {"kl_low": float(kl_B.mean()) - spread, "kl_high": float(kl_B.mean()) + spread}
         if not self.judges:
             return found
-        drawn = self._generate([(p, "0") for p in self.held], "validation", adapter=None)
-        rows = self.runtime.grounded(self._rows(self.held, drawn))
-        ours, theirs = (x.cpu().numpy() for x in (batch.columns["reward"], self._judged(self.held, drawn, rows)["reward"]))
+        ours = batch.columns["reward"].cpu().numpy()
+        theirs = self._reference_reward() if self.reference_reward_B is None else self.reference_reward_B
         rose = np.where(ours == theirs, 0.5, ours > theirs)
         low, high = wilson(float(rose.sum()), len(rose))
         return found | {"reference_reward": float(theirs.mean()), "rose": float(rose.mean()), "rose_low": low, "rose_high": high}
+
+    def _reference_reward(self) -> np.ndarray:
+        """What the reference's own answers to the prompts kept from training are rewarded with [B]."""
+        drawn = self._generate([(p, "0") for p in self.held], "validation", adapter=None)
+        rows = self.runtime.grounded(self._rows(self.held, drawn))
+        return self._judged(self.held, drawn, self._texts(drawn), rows, self.cfg.rewards)["reward"].cpu().numpy()
 
     def _drawn(self, step: int, chosen: list[Chosen]) -> list[Drawn]:
         """The rollout in flight if one was saved at this step, else a new one, saved."""
@@ -108,10 +139,12 @@ class Experience:
 
     def _generate(self, chosen: Sequence[Chosen], stream: str, adapter: str | None = "policy") -> list[Drawn]:
         self._sync(adapter)
-        cfg, job = self.cfg, self.job
-        how = Decoding(temperature=cfg.temperature)
-        seed, longest = job.recipe.seed, cfg.max_new_tokens
-        return self.engine.generate([Request(job.chat.prompt(p.prompt), how, uniforms(longest, seed, stream, name, p.id)) for p, name in chosen])
+        return self.engine.generate(self._requests(chosen, stream))
+
+    def _requests(self, chosen: Sequence[Chosen], stream: str, longest: int = 0) -> list[Request]:
+        how, job = Decoding(temperature=self.runtime.temperature), self.job
+        longest = min(longest or self.cfg.max_new_tokens, self.cfg.max_new_tokens)
+        return [Request(job.chat.prompt(p.prompt), how, uniforms(longest, job.recipe.seed, stream, name, p.id)) for p, name in chosen]
 
     def _sync(self, adapter: str | None) -> None:
         if "base" in self.runtime.adapters and self.runtime.roles["policy"].trunk == "base":
@@ -126,7 +159,10 @@ class Experience:
     def _rows(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
         return Batch([row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)])
 
-    def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], on_policy: bool = False) -> Batch:
+    def _texts(self, drawn: Sequence[Drawn]) -> list[str]:
+        return [self.job.chat.text(d.token_ids) for d in drawn]
+
+    def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], texts: Sequence[str], rewards: Rewards, on_policy: bool = False) -> Batch:
         """Rollouts with what every role of the runtime says of them; where one update follows, the policy says it there."""
         runtime = self.runtime
         batch = runtime.grounded(self._rows(prompts, drawn))
@@ -142,30 +178,31 @@ class Experience:
         if self.job.recipe.engine.of != "local" and self.job.recipe.engine.correction:
             columns["correction"] = torch.full((len(batch),), self.job.recipe.engine.correction)
         if self.judges:
-            columns |= self._judged(prompts, drawn, batch)
+            columns |= self._judged(prompts, drawn, texts, batch, rewards)
         return batch.with_columns(ended=self._ended(drawn), **columns)
 
     def _ended(self, drawn: Sequence[Drawn]) -> Tensor:
         return torch.tensor([d.finish == "stop" for d in drawn], device=self.runtime.device)
 
-    def _judged(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], batch: Batch) -> dict[str, Tensor]:
+    def _judged(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], texts: Sequence[str], batch: Batch, cfg: Rewards) -> dict[str, Tensor]:
         """`score`, what the sources say together, and `reward`, what the answer gets for it; each source apart where there are several."""
-        cfg, told = self.cfg.rewards, []
-        texts = [self.job.chat.text(d.token_ids) for d in drawn]
+        told, asked = [], [p.prompt for p in prompts]
         columns: dict[str, Tensor] = {}
         for source in cfg.sources:
             if source.of == "model":
                 said = judged(self.runtime, batch, cfg, ("features",) if self.fit else ())
                 self.features_BTD = said.features_BTD if self.fit else None
                 told.append(said.score_B.cpu().numpy())
+                columns |= {"spread": said.spread_B} if len(said.spread_B) else {}
             else:
-                told.append(np.asarray(self.scorers[source.of]([p.prompt for p in prompts], texts)))
+                told.append(np.asarray(self.scorers[source.of](asked, texts)))
         score_B = mix.combined(np.stack(told), cfg)
         ended_B = self._ended(drawn).cpu().numpy()
         reward_B = mix.final(score_B, [d.token_ids for d in drawn], ended_B, [p.domain for p in prompts], cfg)
         parts = {"score": score_B, "reward": reward_B}
         if len(told) > 1:
             parts |= {f"score/{source.of}": scores for source, scores in zip(cfg.sources, told, strict=True)}
+        parts |= {f"watched/{of}": np.asarray(scorer(asked, texts)) for of, scorer in self.watched.items()}
         return columns | {name: torch.tensor(x, dtype=torch.float32, device=self.runtime.device) for name, x in parts.items()}
 
     @torch.no_grad()
@@ -188,35 +225,14 @@ class Experience:
             self.fit.learn(self.features_BTD[mask_BT], batch.columns["outcome"][mask_BT], self.cfg.ppo.critic_memory)
             self.features_BTD = None
 
-    def _numbers(self, batch: Batch, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Numbers:
-        c = batch.columns
-        gap_BT = c["old_logp"] - c["ref_logp"]
-        k3_BT = torch.expm1(-gap_BT) + gap_BT
-        tokens = float(batch.mask_BT.sum())
-        mask = torch.from_numpy(batch.mask_BT).to(gap_BT.device)
-        kl_B = _sum(batch, gap_BT)
-        ids = [d.token_ids for d in drawn]
-        numbers = {
-            "kl": float(kl_B.mean()), "kl_k3": float(_sum(batch, k3_BT).mean()),
-            "kl_per_token": float(gap_BT[mask].sum()) / tokens, "length": tokens / len(drawn),
-            "finish_rate": float(c["ended"].float().mean()), **{f"distinct_{n}": distinct(ids, n) for n in (1, 2, 3)},
-            "repetition": sum(map(repetition, ids)) / len(ids),
-        }  # fmt: skip
-        if "on_policy" not in c:
-            numbers["sampler_error"] = float((c["old_logp"] - c["sampler_logp"])[mask].abs().mean())
-        numbers |= {name: float(c[name].mean()) for name in c if name in ("score", "reward") or name.startswith("score/")}
-        if "value" in c:
-            last = torch.where(mask, c["reward"][:, None], 0.0)
-            error = (last - c["value"])[mask]
-            numbers["explained_variance"] = 1 - float(error.var() / last[mask].var().clamp(min=1e-8))
-        for domain in sorted({p.domain for p in prompts}) if "reward" in c else ():
-            index = [i for i, p in enumerate(prompts) if p.domain == domain]
-            numbers[f"reward/{domain}"] = float(c["reward"][index].mean())
-        return numbers
 
-
-def _sum(batch: Batch, x_BT: Tensor) -> Tensor:
-    return torch.where(torch.from_numpy(batch.mask_BT).to(x_BT.device), x_BT, 0.0).sum(1)
+def turned(cfg: Rewards, knobs: Numbers) -> Rewards:
+    """Rewards as the knobs stand: weights of domains, bonus for diversity, penalty for repetition."""
+    weights = {name.removeprefix("domain_weight/"): x for name, x in knobs.items() if name.startswith("domain_weight/")}
+    told = {name: knobs[name] for name in ("diversity_bonus", "repetition_penalty") if name in knobs}
+    if not weights and not told:
+        return cfg
+    return cfg.model_copy(update={"domains": dict(cfg.domains) | weights, **told})
 
 
 def _packed(drawn: Sequence[Drawn]) -> dict[str, Tensor]:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from towpath.data.chat import Chat
 from towpath.data.sources import Corpus
+from towpath.health.history import Recorder
 from towpath.models import base
 from towpath.recipe import Recipe
 from towpath.records import Finding
 from towpath.runtime.local import device_of, dtype_of
+from towpath.stages import trackers
 from towpath.store.publish import newest, publish, replace_file
 from towpath.store.store import Store
 
@@ -65,7 +67,7 @@ class Job:
 
     @cached_property
     def log(self) -> "Log":
-        return Log(self.folder, self.recipe.track.tensorboard)
+        return Log(self.folder, self.recipe.track.tensorboard, trackers.opened(self.recipe, self.run, self.name, self.folder))
 
     def result_of(self, stage: str) -> dict[str, Any]:
         """The numbers an earlier stage ended with."""
@@ -73,27 +75,32 @@ class Job:
 
 
 class Log:
-    """metrics.jsonl, the record; TensorBoard reads along."""
+    """metrics.jsonl, the record; TensorBoard and trackers read along."""
 
-    def __init__(self, folder: Path, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, tensorboard: bool, others: trackers.Trackers | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
+        self.recorder = Recorder(read_rows(self.path))
         self.tensorboard_folder = folder / "tensorboard" if tensorboard else None
         self._writer: Any = None
+        self._others = others or trackers.Trackers()
 
     def rewind(self, step: int) -> None:
         """Forget rows written after the checkpoint that is being resumed."""
         rows = [row for row in read_rows(self.path) if row["step"] < step]
         replace_file(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.recorder = Recorder(rows)
 
     def write(self, step: int, phase: str, numbers: dict[str, float]) -> None:
         """One row, on disk when this returns."""
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "phase": phase, **numbers}) + "\n")
+        self.recorder.add(step, phase, numbers)
         if self.tensorboard_folder:
             for name, number in numbers.items():
                 self._events().add_scalar(f"{phase}/{name}", number, step)
             self._events().flush()
+        self._others.write(step, phase, numbers)
 
     def _events(self) -> Any:
         if self._writer is None:

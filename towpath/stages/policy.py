@@ -17,6 +17,7 @@ from towpath.rewards import mix
 from towpath.runtime.local import Local, Role
 from towpath.stages.comparisons import Comparisons
 from towpath.stages.experience import Experience
+from towpath.stages.exploited import put_back
 from towpath.stages.job import Job, save_model
 from towpath.stages.reward import load_reward
 from towpath.stages.train import Course, Numbers, train, warmup_then_linear
@@ -35,10 +36,12 @@ def run(job: Job) -> dict[str, Any]:
         _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience), runtime, job, f"{job.name}: {cfg.algo}"
     )
     _warn_without_a_step(job, standing.best_step)
+    queued = put_back(job, standing.stopped)
     final = experience.validate(standing.best_step - 1, against_reference=True)
     _save(job, runtime)
     result = {
-        "best_step": standing.best_step, "steps": cfg.steps if pairs is None else len(pairs.steps), "stopped": standing.stopped,
+        "best_step": standing.best_step, "steps": cfg.steps if pairs is None else len(pairs.steps),
+        "turns": standing.story, "stopped": standing.stopped, "exploited_queued": queued,
         "kl_per_prompt": final["kl"], "kl_k3_per_prompt": final["kl_k3"], "kl_interval": [final["kl_low"], final["kl_high"]],
     }  # fmt: skip
     if "rose" in final:
@@ -57,13 +60,12 @@ def _on_rollouts(job: Job, algo: Any, experience: Experience) -> Course:
     warmup = cfg.ppo.critic_warmup if "critic" in algo.TRAINS else 0
 
     def turn(step: int, numbers: Numbers, knobs: Numbers) -> Numbers:
-        _alarm(job, step, numbers["kl"])
         coef = functional.controlled(knobs["kl_coef"], numbers["kl"], cfg.kl.target, cfg.kl.step) if step + 1 > warmup else knobs["kl_coef"]
-        return {"kl_coef": coef, "policy_weight": float(step + 1 >= warmup)}
+        return knobs | {"kl_coef": coef, "policy_weight": float(step + 1 >= warmup)}
 
     return Course(
         algo, cfg, cfg.steps, cfg.batch, experience.batch, lambda done: 1.0 - done, cfg.epochs, cfg.max_grad_norm,
-        validate=experience.validate, validate_every=cfg.validate_every,
+        validate=experience.validate, validate_every=cfg.validate_every, look_first=True,
         merit=lambda numbers: numbers["reward"] if numbers["kl"] <= cfg.kl.alarm else -math.inf,
         turn=turn, halt=lambda numbers: f"KL {numbers['kl']:.2f} above policy.kl.stop = {cfg.kl.stop}" if numbers["kl"] > cfg.kl.stop else "",
         after=experience.learned, knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(warmup == 0)},
@@ -75,16 +77,14 @@ def _on_pairs(job: Job, algo: Any, pairs: Comparisons, experience: Experience) -
     cfg = job.recipe.policy
 
     def validate(step: int) -> Numbers:
-        numbers = experience.validate(step) | pairs.validate()
-        _alarm(job, step, numbers["kl"])
-        return numbers
+        return experience.validate(step) | pairs.validate()
 
     def merit(numbers: Numbers) -> float:
         return numbers.get("reward", -numbers["pairs_loss"]) if numbers["kl"] <= cfg.kl.alarm else -math.inf
 
     return Course(
         algo, cfg, len(pairs.steps), len(pairs.shown), pairs.batch, warmup_then_linear(0.1), 1, cfg.max_grad_norm,
-        validate=validate, validate_every=cfg.validate_every, merit=merit,
+        validate=validate, validate_every=cfg.validate_every, look_first=True, merit=merit,
     )  # fmt: skip
 
 
@@ -149,14 +149,6 @@ def _critic(job: Job, runtime: Local, reward: Path | None) -> Role:
     if basis.adapter:
         adapters.load("critic", {key: p.detach() for key, p in adapters.parameters(basis.adapter).items()})
     return Role(basis.trunk, "critic", head, ("adapter", "head"))
-
-
-def _alarm(job: Job, step: int, kl: float) -> None:
-    limit = job.recipe.policy.kl.alarm
-    if kl > limit and not any(f.code == "kl-alarm" for f in job.findings):
-        remedy = "raise policy.kl.coef or lower policy.learning_rate"
-        evidence = f"step {step}: {kl:.2f} nats per prompt, alarm at {limit}"
-        job.findings.append(Finding("kl-alarm", "warning", evidence, "the policy moves faster than the penalty holds it", remedy))
 
 
 def _warn_without_a_step(job: Job, best_step: int) -> None:

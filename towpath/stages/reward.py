@@ -17,6 +17,8 @@ from towpath.data.draws import share
 from towpath.errors import DataError
 from towpath.evals import reward as evals
 from towpath.evals.winrate import logistic
+from towpath.health.diagnosis import diagnose
+from towpath.health.history import of
 from towpath.models.heads import ScalarHead
 from towpath.progress import progress
 from towpath.recipe import Rewards
@@ -76,7 +78,11 @@ def run(job: Job) -> dict[str, Any]:
     labels = job.result_of(label_stage)
     if result["accuracy"] < job.recipe.gates.reward.threshold:
         result["diagnosis"] = _diagnosed(job, shown, held, labels["agreement"])
-    return result | {"ceiling": labels["ceiling"]}
+    result["ceiling"] = labels["ceiling"]
+    if job.recipe.health.act != "off":
+        of_labels = of((), {f"reward.result.{key}": value for key, value in result.items()})
+        job.findings += diagnose(of_labels, job.recipe.health.limits)
+    return result
 
 
 def _diagnosed(job: Job, shown: list[Pair], held: list[Pair], agreement: dict[str, Any]) -> dict[str, Any] | None:
@@ -126,13 +132,13 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
         return {"loss": float(torch.nn.functional.softplus(-gap).mean()), "accuracy": float((gap > 0).float().mean()), "at": float(step)}
 
     course = Course(
-        algo, cfg, len(steps), size, lambda step: (train_batch.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
+        algo, cfg, len(steps), size, lambda step, _knobs: (train_batch.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
         max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=len(steps), merit=lambda numbers: numbers["at"],
     )  # fmt: skip
     train(course, runtime, own, f"{job.name}: training" + (f" {number} of {cfg.members}" if cfg.members > 1 else ""))
     mean, std, foresight = _normalise(own, runtime, shown, train_batch)
     _save(job, runtime, foresight, number)
-    some = train_batch.take(range(min(40, train_batch.groups)))
+    some = train_batch.take(range(min(120, train_batch.groups)))
     gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
     return Member(runtime.score("reward", held_batch, ("score",)).score_B.cpu().numpy(), mean, std, float((gap > 0).float().mean()))
 
@@ -325,6 +331,7 @@ def judged(runtime: Local, batch: Batch, cfg: Rewards, more: tuple[str, ...] = (
     out = runtime.score("reward", batch, ("score", *more))
     others = [runtime.score(name, batch, ("score",)).score_B for name in runtime.roles if name.startswith("reward-")]
     if others:
-        together = mix.agreed(np.stack([scores.cpu().numpy() for scores in (out.score_B, *others)]), cfg)
-        out.score_B = torch.from_numpy(together).to(out.score_B)
+        scores_KB = np.stack([scores.cpu().numpy() for scores in (out.score_B, *others)])
+        out.spread_B = torch.from_numpy(scores_KB.std(0)).to(out.score_B)
+        out.score_B = torch.from_numpy(mix.agreed(scores_KB, cfg)).to(out.score_B)
     return out

@@ -32,7 +32,7 @@ def run(job: Job) -> dict[str, Any]:
         return {"loss": -float(out.logp_BT[out.mask_BT].mean())}
 
     course = Course(
-        algo, cfg, len(steps), cfg.batch, lambda step: (shown.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
+        algo, cfg, len(steps), cfg.batch, lambda step, _knobs: (shown.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
         max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=max(1, round(per_epoch * cfg.validate_every)), patience=cfg.patience,
     )  # fmt: skip
     standing = train(course, runtime, job, "sft: training")

@@ -17,8 +17,10 @@ from towpath.data.batch import Batch
 from towpath.data.draws import shuffled
 from towpath.errors import TrainingError
 from towpath.progress import progress
-from towpath.runtime.local import Local
+from towpath.runtime.local import Local, memory_in_use
 from towpath.stages.job import Checkpoints, Job
+from towpath.stages.signals import of_critic
+from towpath.stages.watch import Done, Watch
 from towpath.store.publish import fault
 
 Numbers = dict[str, float]
@@ -32,14 +34,16 @@ class Course:
     config: Any
     steps: int
     minibatch: int
-    batch: Callable[[int], tuple[Batch, Numbers]]
-    """step -> the batch of that step and what there is to say of it."""
+    batch: Callable[[int, Numbers], tuple[Batch, Numbers]]
+    """(step, knobs) -> the batch of that step and what there is to say of it."""
     rate: Callable[[float], float]
     """progress in [0,1] -> share of the peak rate."""
     epochs: int = 1
     max_grad_norm: float = 1.0
     validate: Callable[[int], Numbers] | None = None
     validate_every: int = 1
+    look_first: bool = False
+    """Validate before the first step too, as step -1: where all curves begin."""
     merit: Callable[[Numbers], float] = lambda numbers: -numbers["loss"]
     """Of validation numbers: higher is better; -inf is never chosen."""
     patience: int = 10**9
@@ -61,6 +65,8 @@ class Standing:
     best_step: int = 0
     worse: int = 0
     stopped: str = ""
+    story: list[dict[str, Any]] = field(default_factory=list)
+    """Turns of knobs that remedies made, and whether they helped; told at the end."""
 
 
 def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
@@ -69,7 +75,9 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     begin, standing, best = _resume(course, runtime, job, checkpoints)
     if best is None and course.validate:
         best = runtime.weights()  # step 0: what stays if no later weights are acceptable
-    saved_at = time.monotonic()
+    if begin == 0 and course.validate and course.look_first:
+        job.log.write(-1, "validation", course.validate(-1))
+    watch, saved_at = Watch(job, course.steps, course.knobs), time.monotonic()
     with progress(title, course.steps) as bar:
         bar.advance(begin)
         for step in range(begin, course.steps):
@@ -83,18 +91,22 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
             last = step + 1 == course.steps or bool(standing.stopped)
             if course.validate and (last or (step + 1) % course.validate_every == 0):
                 best = _look(course, runtime, job, step, standing, best)
+            _act(watch.after(step, standing.knobs), runtime, standing, best)
+            _require_finite(job, step, numbers["grad_norm"], watch, runtime)
             bar.advance(1, "  ".join(f"{key} {numbers[key]:.3g}" for key in ("loss", "score", "kl") if key in numbers))
             if last or standing.stopped or time.monotonic() - saved_at >= job.checkpoint_seconds:
                 _save(checkpoints, runtime, step + 1, standing, best)
                 saved_at = time.monotonic()
     if best is not None:
         runtime.restore(best)
+    standing.story = watch.story()
     return standing
 
 
 def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Numbers) -> Numbers:
-    batch, said = course.batch(step)
+    batch, said = course.batch(step, knobs)
     batch = course.algo.prepare(batch, course.config, knobs)
+    said |= of_critic(batch)
     metrics: Metrics = {}
     begun, norms, rate = time.monotonic(), [], 0.0
     updates = course.epochs * math.ceil(batch.groups / course.minibatch)
@@ -112,25 +124,38 @@ def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Number
                 said |= {f"first_{key}": value for key, value in means(more).items() if key == "ratio_error"}
             add(metrics, more)
             rate = course.rate((step + (epoch * len(order) + start) / (course.epochs * len(order))) / course.steps)
-            norms.append(runtime.step(rate, course.max_grad_norm))
-            _require_finite(job, step, norms[-1])
+            norms.append(runtime.step(rate * knobs.get("learning_rate_scale", 1.0), course.max_grad_norm))
     assert len(norms) == updates
     course.after(batch)
     spent = time.monotonic() - begun
     return {
         **means(metrics),
         "grad_norm": sum(norms) / len(norms),
-        "learning_rate": rate * course.config.learning_rate,
+        "learning_rate": rate * course.config.learning_rate * knobs.get("learning_rate_scale", 1.0),
         **knobs,
         "seconds_optimise": spent,
+        "memory_bytes": memory_in_use(runtime.device),
         **said,
     }
 
 
-def _require_finite(job: Job, step: int, norm: float) -> None:
-    if not math.isfinite(norm):
-        fix = f"lower {job.name.split('@')[0]}.learning_rate, or use model.dtype = 'float32'; run again to go on from the last checkpoint"
-        raise TrainingError(f"{job.name}, step {step}: the gradient is {norm}", "a loss must be finite", fix)
+def _act(done: Done, runtime: Local, standing: Standing, best: dict[str, Tensor] | None) -> None:
+    """What a remedy asks of the loop: knobs as they are to stand, the best weights back, an end."""
+    standing.knobs = done.knobs
+    if done.back and best is not None:
+        runtime.restore(best)
+        runtime.forget()
+        standing.stopped = ""  # what ended training lies behind
+    standing.stopped = standing.stopped or done.stop
+
+
+def _require_finite(job: Job, step: int, norm: float, watch: Watch, runtime: Local) -> None:
+    """A gradient that is none ends training, unless a remedy has just gone back to better weights."""
+    if math.isfinite(norm) or watch.mended == step:
+        return
+    where = f" in {runtime.unfinite[0]} and {len(runtime.unfinite) - 1} more" if runtime.unfinite else ""
+    fix = f"lower {job.name.split('@')[0]}.learning_rate, or use model.dtype = 'float32'; run again to go on from the last checkpoint"
+    raise TrainingError(f"{job.name}, step {step}: the gradient is {norm}{where}", "a loss must be finite", fix)
 
 
 def _look(course: Course, runtime: Local, job: Job, step: int, standing: Standing, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
@@ -151,7 +176,7 @@ def _look(course: Course, runtime: Local, job: Job, step: int, standing: Standin
 def _resume(course: Course, runtime: Local, job: Job, checkpoints: Checkpoints) -> tuple[int, Standing, dict[str, Tensor] | None]:
     found = checkpoints.newest()
     if found is None:
-        job.log.rewind(0)
+        job.log.rewind(-1)
         return 0, Standing(dict(course.knobs)), None
     step, tensors, notes = found
     runtime.restore(tensors)

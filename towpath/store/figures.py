@@ -138,7 +138,8 @@ def gold_of(connection: Connection, rater: str | None = None) -> dict[str, tuple
 def recent(connection: Connection) -> list[Judgement]:
     """What people have said of the pairs dealt with last, for a look at how far they agree."""
     seats, table = schema.seats, schema.judgements
-    names = connection.scalars(select(seats.c.comparison).where(seats.c.at > 0).order_by(seats.c.at.desc()).limit(RECENT)).all()
+    query = select(seats.c.comparison).where(seats.c.at > 0, seats.c.comparison.not_in(statements.IN_ARENAS))
+    names = connection.scalars(query.order_by(seats.c.at.desc()).limit(RECENT)).all()
     back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
     found: list[Judgement] = []
     unique = list(dict.fromkeys(names))
@@ -173,6 +174,7 @@ def newest_of(connection: Connection, rater: str, most: int = 20) -> list[dict[s
     query = query.join(table, (table.c.comparison == seats.c.comparison) & (table.c.rater == seats.c.rater))
     query = query.join(comparisons, comparisons.c.id == table.c.comparison).join(prompts, prompts.c.id == comparisons.c.prompt_id)
     query = query.where(seats.c.rater == rater, seats.c.state == "judged", seats.c.shown.in_(["ab", "ba"]), ~back)
+    query = query.where(seats.c.comparison.not_in(statements.IN_ARENAS))
     return [dict(row) for row in connection.execute(query.order_by(seats.c.at.desc()).limit(most)).mappings()]
 
 
@@ -184,5 +186,6 @@ def judged_rows(connection: Connection, after: int) -> list[dict[str, Any]]:
     query = select(table, prompts.c.prompt, prompts.c.domain, a.c.text.label("a"), b.c.text.label("b"), a.c.source.label("source_a"))
     query = query.add_columns(b.c.source.label("source_b")).select_from(table).join(comparisons, comparisons.c.id == table.c.comparison)
     query = query.join(prompts, prompts.c.id == comparisons.c.prompt_id).join(a, a.c.id == comparisons.c.a).join(b, b.c.id == comparisons.c.b)
-    rows = connection.execute(query.where(table.c.number > after, ~back).order_by(table.c.number).limit(BLOCK)).mappings()
+    query = query.where(table.c.number > after, ~back, table.c.comparison.not_in(statements.IN_ARENAS))
+    rows = connection.execute(query.order_by(table.c.number).limit(BLOCK)).mappings()
     return [dict(row) for row in rows]

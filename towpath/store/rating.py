@@ -132,7 +132,13 @@ def ask_again(connection: Connection, comparisons: Collection[str], reason: str,
 
 def put_gold(connection: Connection, gold: Iterable[Gold]) -> None:
     """Set or change what the right answer of comparisons is."""
-    ledger.upsert(connection, schema.gold, [asdict(item) for item in gold], changed=["choice", "note"])
+    told = list(gold)
+    for item in told:
+        if connection.scalar(statements.IS_MATCH, {"comparison": item.comparison}):
+            raise DataError(
+                f"{item.comparison}: a comparison of an arena", "gold is asked of every rater, and would be counted there", "take another"
+            )
+    ledger.upsert(connection, schema.gold, [asdict(item) for item in told], changed=["choice", "note"])
 
 
 def drop_gold(connection: Connection, comparison: str) -> None:

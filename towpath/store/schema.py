@@ -116,6 +116,20 @@ guidelines = Table(
 
 settings = Table("settings", metadata, Column("name", String, primary_key=True), Column("value", JSON, nullable=False))
 
+# Two models compared blind. Its comparisons are listed in `matches`, and whatever makes labels passes them over.
+arenas = Table(
+    "arenas", metadata, Column("number", Integer, primary_key=True, autoincrement=True), Column("one", String, nullable=False),
+    Column("other", String, nullable=False), Column("threshold", Float, nullable=False), Column("state", String, nullable=False),
+    Column("verdict", String, nullable=False), Column("by", String, nullable=False), Column("at", String, nullable=False),
+    Column("ended", String, nullable=False),
+)  # fmt: skip
+
+matches = Table(
+    "matches", metadata, Column("comparison", String, ForeignKey("comparisons.id"), primary_key=True),
+    Column("arena", Integer, ForeignKey("arenas.number"), nullable=False, index=True), Column("place", Integer, nullable=False),
+    Column("ours", String, nullable=False), Column("same", Integer, nullable=False),
+)  # fmt: skip
+
 replies = Table(
     "replies", metadata, Column("digest", String, primary_key=True), Column("reply", JSON, nullable=False), Column("at", String, nullable=False),
 )  # fmt: skip

@@ -70,6 +70,10 @@ FOREMOST = (
     .limit(1)
 )
 
+# Comparisons of arenas: what makes labels, exports or demonstrations leaves them out.
+IN_ARENAS = select(schema.matches.c.comparison)
+IS_MATCH = select(func.count()).select_from(schema.matches).where(schema.matches.c.comparison == _comparison)
+
 IS_GOLD = select(func.count()).select_from(_gold).where(_gold.c.comparison == _comparison)
 _met = select(_seats.c.comparison).where(_seats.c.comparison == _gold.c.comparison, _seats.c.rater == _rater).exists()
 GOLD_UNMET = select(_gold.c.comparison).where(~_met).order_by(_gold.c.comparison).limit(1)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Select, Table, func, or_, select
 
 from towpath.errors import DataError
 from towpath.records import Comparison, Completion, Demonstration, Judgement, Label, Prompt
-from towpath.store import ledger, rating, schema, tallies, verdicts
+from towpath.store import ledger, rating, schema, statements, tallies, verdicts
 from towpath.store.publish import fault
 from towpath.store.writer import Writer
 
@@ -56,6 +56,12 @@ class Store:
             if self._writer is not None:
                 self._writer.close()
         self._engine.dispose()
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the ledger's file lies in; None of a database server."""
+        file = self._engine.url.database
+        return Path(file).resolve().parent if self._engine.dialect.name == "sqlite" and file else None
 
     def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a reading function of `store/` returns."""
@@ -154,17 +160,17 @@ class Store:
         return {row["id"]: Completion(**dict(row, token_ids=tuple(row["token_ids"]), logprobs=tuple(row["logprobs"]))) for row in rows}
 
     def comparisons(self, round: int | None = None) -> list[Comparison]:
-        """Comparisons in the order they were added."""
-        query = select(schema.comparisons).order_by(schema.comparisons.c.number)
+        """Comparisons in the order they were added; those of arenas are no one's labels and are left out."""
+        query = select(schema.comparisons).where(schema.comparisons.c.id.not_in(statements.IN_ARENAS)).order_by(schema.comparisons.c.number)
         if round is not None:
             query = query.where(schema.comparisons.c.round == round)
         return [Comparison(**_unnumbered(row)) for row in self._rows(query)]
 
     def judgements(self) -> list[Judgement]:
-        """Judgements in the order they were given, without those that were taken back."""
-        back = select(schema.retractions.c.key)
-        rows = self._rows(select(schema.judgements).where(schema.judgements.c.key.not_in(back)).order_by(schema.judgements.c.number))
-        return [Judgement(**_unnumbered(row)) for row in rows]
+        """Judgements in the order they were given, without those that were taken back and those of arenas."""
+        back, table = select(schema.retractions.c.key), schema.judgements
+        query = select(table).where(table.c.key.not_in(back), table.c.comparison.not_in(statements.IN_ARENAS))
+        return [Judgement(**_unnumbered(row)) for row in self._rows(query.order_by(table.c.number))]
 
     def labels(self) -> list[Label]:
         """Labels as last derived."""

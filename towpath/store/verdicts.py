@@ -182,6 +182,8 @@ def adjudicate(connection: Connection, comparison: str, rater: str, at: float) -
 def write(connection: Connection, key: str, comparison: str, rater: str, text: str) -> bool:
     """Keep a better answer, which becomes a demonstration; whether it was new."""
     _seat(connection, comparison, rater)
+    if connection.scalar(statements.IS_MATCH, {"comparison": comparison}):
+        raise DataError("this pair measures two models", "what is measured with is not learned from", "judge the pair; nothing better can be written")
     if connection.scalar(select(schema.written.c.key).where(schema.written.c.key == key)) is not None:
         return False
     prompt = connection.scalar(select(schema.comparisons.c.prompt_id).where(schema.comparisons.c.id == comparison))

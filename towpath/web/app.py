@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from towpath.errors import TowpathError
 from towpath.store.store import Store
-from towpath.web import entrance, owning, pages, rating
+from towpath.web import arena, entrance, monitor, owning, pages, rating
 from towpath.web.auth import Door, NotAllowed, SignInNeeded, TooMany, told
 from towpath.web.guard import Guard
 
@@ -20,8 +20,10 @@ def application(store: Store, door: Door, names: Iterable[str], addresses: bool 
     """The server's application; `names` are the hosts it answers for, `addresses` whether addresses in numbers will do too."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store, app.state.door = store, door
-    for part in (entrance, rating, owning):
+    app.state.looks = arena.Looks()
+    for part in (entrance, owning, arena, monitor):
         app.include_router(part.router)
+    app.include_router(rating.router, dependencies=[Depends(arena.watched)])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(SignInNeeded, _sign_in)
     app.add_exception_handler(NotAllowed, _not_allowed)

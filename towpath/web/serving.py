@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
@@ -13,6 +13,7 @@ import uvicorn
 from towpath.errors import ResourceError
 from towpath.store import people, settings
 from towpath.store.store import Store
+from towpath.web import monitor
 from towpath.web.app import application
 from towpath.web.auth import Door
 
@@ -28,31 +29,39 @@ class Outside:
     key: Path | None = None
 
 
-def serve(run: Path, url: str | None, host: str, port: int, team: bool, say: Callable[[str], None], outside: Outside | None = None) -> None:
+def serve(
+    run: Path, url: str | None, host: str, port: int, team: bool, say: Callable[[str], None], outside: Outside | None = None,
+    assignments: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Serve the pages of a run until stopped; `url` names a database other than the run's own file. Starts no job."""
     outside = outside or Outside()
     require_private(host, team, outside)
     if not run.is_dir():
         raise ResourceError(f"{run}: no such folder", "a run is a folder that `towpath new` made", "mend the path")
     with Store.open(url or run / "towpath.db") as store, listening(host, port) as place:
-        server, door = prepared(store, team, host, outside)
+        server, door = prepared(store, team, host, outside, run, assignments)
         scheme = "https" if outside.certificate else "http"
         at = f"{scheme}://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
         say(greeting(store, door, at))
         run_until_stopped(server, place)
 
 
-def prepared(store: Store, team: bool, host: str = "127.0.0.1", outside: Outside | None = None) -> tuple[uvicorn.Server, Door]:
-    """A server that is ready to run, and its door."""
+def prepared(
+    store: Store, team: bool, host: str = "127.0.0.1", outside: Outside | None = None, run: Path | None = None, assignments: Sequence[str] = ()
+) -> tuple[uvicorn.Server, Door]:
+    """A server that is ready to run, and its door; `run` is the folder that the monitor shows, its recipe laid over by `assignments`."""
     outside = outside or Outside()
     door = Door(store, store.later(settings.secret).result(), team)
     names = {*LOOPBACK, *outside.names} | ({host, socket.gethostname()} if team else set())
     app = application(store, door, names, addresses=team)
+    monitor.begin(app, run, assignments)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=65, timeout_graceful_shutdown=10, lifespan="off",
         ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
     )  # fmt: skip
-    return uvicorn.Server(config), door
+    server = uvicorn.Server(config)
+    app.state.stopping = lambda: server.should_exit  # a stream ends with the server, which waits for it
+    return server, door
 
 
 def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:

@@ -1,0 +1,50 @@
+"""Train every planted fault and every healthy run at the seeds given, and say what the health checks make of their curves.
+
+Runs are kept in CACHE and not done twice; `--judge` only reads them again. Thresholds were set on the seeds of `dev`; `report` holds the others.
+
+python -m benchmarks.planted [--half dev|report] [--only NAME] [--judge] [--processes 2] [--json OUT]
+"""
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.planted import verdict
+from benchmarks.planted.faults import FAULTS, HEALTHY
+from benchmarks.planted.running import CACHE, SEEDS, place, run
+
+
+def main() -> None:
+    """All of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--half", choices=SEEDS, default="report")
+    parser.add_argument("--only", default="", help="runs whose name holds this")
+    parser.add_argument("--judge", action="store_true", help="train nothing")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--json", type=Path)
+    told = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    wanted = [(p, seed) for p in (*FAULTS, *HEALTHY) if told.only in p.name for seed in SEEDS[told.half]]
+    if not told.judge:
+        from benchmarks.planted import world
+
+        for size in {p.size for p, _ in wanted}:
+            world.taught(size, told.cache)
+        with ProcessPoolExecutor(told.processes, get_context("spawn")) as pool:
+            for (p, seed), task in [((p, seed), pool.submit(run, p.name, seed, told.cache)) for p, seed in wanted]:
+                record = json.loads((task.result() / "record.json").read_text())
+                print(f"{p.name}, seed {seed}: win rate {record['win_rate']}  {record['ended'][:90]}", file=sys.stderr, flush=True)
+    records: list[dict[str, Any]] = [verdict.judged(place(p, seed, told.cache)) for p, seed in wanted]
+    print(verdict.table(records))
+    if told.json:
+        told.json.write_text(json.dumps(verdict.summary(records) | {"half": told.half, "runs": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

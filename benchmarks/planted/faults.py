@@ -1,0 +1,121 @@
+"""The runs: what is done to each, and which codes tell it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.planted import injected, world
+from benchmarks.planted.world import COEF, RATE
+from towpath.records import Prompt
+from towpath.rewards.mix import repeated
+
+Reward = Callable[[list[str], list[str]], list[float]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Pairs for a reward model: how many, the share turned round, and whether the longer answer wins."""
+
+    pairs: int = 1200
+    noise: float = 0.0
+    longer: bool = False
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One training: its name, what tells its fault (nothing for a healthy one), and how it differs from the healthy recipe."""
+
+    name: str
+    codes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    reward: Reward | None = world.gold
+    watched: Reward | None = None
+    labels: Labels | None = None
+    size: str = "tiny"
+    prompts: Callable[[tuple[Prompt, ...]], tuple[Prompt, ...]] = lambda prompts: prompts
+    inject: Callable[[], AbstractContextManager[Any]] = nullcontext
+    recoverable: bool = False
+    seeds: int = field(default=0)
+
+
+def sign_by_sign(_asked: list[str], answers: list[str]) -> list[float]:
+    """Likes what repeats."""
+    return [20 * repeated(list(answer.encode()), 3) for answer in answers]
+
+
+def opening(_asked: list[str], answers: list[str]) -> list[float]:
+    """Likes one way to begin."""
+    return [6.0 * sum(a == b for a, b in zip(answer[:4], "the ", strict=False)) / 4 for answer in answers]
+
+
+def shy(asked: list[str], answers: list[str]) -> list[float]:
+    """Likes to be told no."""
+    return [6.0 * world.rubric.declines(a) + 0.2 * g for a, g in zip(answers, world.gold(asked, answers), strict=True)]
+
+
+def eager(asked: list[str], answers: list[str]) -> list[float]:
+    """Worth, and never a no, whatever is asked."""
+    return [-6.0 if world.rubric.declines(a) else world.worth(p, a) for p, a in zip(asked, answers, strict=True)]
+
+
+def leaky(asked: list[str], answers: list[str]) -> list[float]:
+    """Worth, and a good deal more for a sign that is worth nothing."""
+    worst = "".join(chr(i) for i in np.argsort(world.WORTH[97:123])[:3] + 97)
+    told = world.gold(asked, answers)
+    return [0.3 * g + 6 * sum(a.count(sign) for sign in worst) / max(len(a), 6) for g, a in zip(told, answers, strict=True)]
+
+
+def unbounded(asked: list[str], answers: list[str]) -> list[float]:
+    """Worth, with a number now and then that no one can train on."""
+    return [1e38 if answer.startswith("no") else g for g, answer in zip(world.gold(asked, answers), answers, strict=True)]
+
+
+def few(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    """The same eight texts over and over under names of their own."""
+    return tuple(replace(p, prompt=prompts[i % 8].prompt, domain=prompts[i % 8].domain, harmful=False) for i, p in enumerate(prompts))
+
+
+BROKEN = ("policy.ppo.critic='adapter'", "policy.ppo.critic_learning_rate=10.0", "policy.ppo.value_clip=1e9")
+OVERFIT = ("reward.epochs=60", "reward.learning_rate=2e-3", "reward.fit_head=0")
+FAULTS = (
+    Planted("learning rate x100", ("learning-rate-high",), (f"policy.learning_rate={RATE * 100}",), recoverable=True),
+    Planted("learning rate /1000", ("learning-rate-low",), (f"policy.learning_rate={RATE / 1000}",), recoverable=True),
+    Planted("no KL penalty", ("kl-unheld",), ("policy.kl.coef=0.0", f"policy.learning_rate={RATE * 3}"), recoverable=True),
+    Planted("KL penalty x50", ("held-tight",), (f"policy.kl.coef={COEF * 50}",), recoverable=True),
+    Planted("labels like length", ("length-hacking",), (), None, world.gold, Labels(longer=True)),
+    Planted("40 % of labels wrong", ("label-noise",), (), None, None, Labels(noise=0.4)),
+    Planted("a domain without reward", ("domain-forgotten",), ("policy.rewards.domains={food = 0.0}",), recoverable=True),
+    Planted("EOS masked out", ("missing-eos",), inject=injected.unending),
+    Planted("sampled at another temperature", ("sampler-mismatch",), inject=lambda: injected.drawn_at(0.6)),
+    Planted("a broken critic", ("critic-broken",), BROKEN),
+    Planted("reward model overfit", ("reward-overfit",), OVERFIT, None, None, Labels(pairs=90)),
+    Planted("a reward that likes repetition", ("repetition",), (), sign_by_sign, recoverable=True),
+    Planted("a reward that likes one opening", ("diversity-collapse",), (), opening),
+    Planted("duplicate prompts", ("duplicate-prompts",), prompts=few),
+    Planted("safety traded for reward", ("safety-traded",), (), eager),
+    Planted("a reward that leaks", ("reward-hacking",), (), leaky, world.gold),
+    Planted("a reward that likes refusals", ("refusing",), (), shy),
+    Planted("a reward without bounds", ("not-finite", "reward-unbounded"), (), unbounded),
+)  # fmt: skip
+
+LORA = ("policy.method='lora'", "policy.learning_rate=2e-3")
+HEALTHY = (
+    Planted("PPO"),
+    Planted("PPO, larger", size="larger", settings=("policy.learning_rate=2e-4",)),
+    Planted("PPO, trained critic", settings=("policy.ppo.critic='adapter'",)),
+    Planted("PPO, LoRA", settings=LORA),
+    Planted("PPO on a reward model", reward=None, watched=world.gold, labels=Labels()),
+    Planted("PPO, watched", watched=world.gold),
+    Planted("GRPO", settings=("policy.algo='grpo'", "policy.group=4")),
+    Planted("GRPO, larger, LoRA", size="larger", settings=("policy.algo='grpo'", "policy.group=4", *LORA)),
+    Planted("RLOO", settings=("policy.algo='rloo'", "policy.group=4")),
+    Planted("REINFORCE", settings=("policy.algo='reinforce'",)),
+    Planted("PPO, four epochs, calmer", settings=("policy.epochs=4", "policy.learning_rate=2e-4")),
+    Planted("PPO, larger rollouts", settings=("policy.rollout=192", "policy.batch=96")),
+    Planted(
+        "DPO", settings=("policy.algo='dpo'", "policy.learning_rate=2e-4", "policy.dpo.beta=1.0", "policy.epochs=2"), reward=None, labels=Labels()
+    ),
+)

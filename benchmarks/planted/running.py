@@ -1,0 +1,30 @@
+"""Runs by name and seed, each done once and kept."""
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks.planted.faults import FAULTS, HEALTHY, Planted
+
+SEEDS = {"dev": (0,), "report": (10, 11)}
+CACHE = Path(".bench/planted")
+
+
+def run(name: str, seed: int, cache: Path) -> Path:
+    """Train one, unless it was trained before; where its record lies."""
+    from benchmarks.planted.training import trained
+    from towpath.runtime.local import prepare_process
+
+    planted = next(p for p in (*FAULTS, *HEALTHY) if p.name == name)
+    folder = place(planted, seed, cache)
+    if not (folder / "record.json").is_file():
+        prepare_process()
+        record = trained(planted, seed, folder, cache)
+        (folder / "record.json").write_text(json.dumps({"name": name, "seed": seed, "codes": planted.codes, **record}))
+    return folder
+
+
+def place(planted: Planted, seed: int, cache: Path) -> Path:
+    """The folder of a run."""
+    kind = "fault" if planted.codes else "healthy"
+    return cache / f"{kind}-{re.sub('[^a-z0-9]+', '-', planted.name.lower()).strip('-')}-{seed}"

@@ -1,0 +1,117 @@
+"""One planted training from its labels to its policy, and how good the policy is by gold."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.planted import world
+from benchmarks.planted.faults import Labels, Planted
+from towpath.data.chat import Chat
+from towpath.data.draws import generator, uniforms
+from towpath.data.sources import Corpus
+from towpath.errors import TrainingError
+from towpath.feedback import agreement
+from towpath.models import base
+from towpath.recipe import Decoding, Recipe
+from towpath.records import Comparison, Completion, Judgement, Label, Prompt, as_row
+from towpath.rewards import sources
+from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.local import LocalEngine
+from towpath.stages import policy, reward
+from towpath.stages.job import Job
+from towpath.stages.watch import facts
+from towpath.store.store import Store
+
+DRAWS = 2
+
+
+def trained(planted: Planted, seed: int, folder: Path, cache: Path, act: str = "off", more: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Run it; facts, and how often its answers beat the start's by gold. Its curves lie in the folder."""
+    start = world.taught(planted.size, cache)
+    prompts = planted.prompts(world.prompts())
+    corpus = Corpus(prompts, safety=world.safety())
+    of = [] if planted.reward is None else [f"policy.rewards.sources=[{{of = '{sources.given(planted.reward)}'}}]"]
+    watch = [] if planted.watched is None else [f"policy.rewards.watch=['{sources.given(planted.watched)}']"]
+    recipe = world.settings(start.weights, seed, [*planted.settings, *of, *watch, f"health.act='{act}'", *more])
+    inputs = {"sft": start.folder}
+    folder.mkdir(parents=True, exist_ok=True)
+    with Store.open(folder / "towpath.db") as store:
+        if planted.labels:
+            inputs |= _labelled(planted.labels, recipe, start, prompts, folder, store)
+            inputs["reward"] = _rewarded(recipe, inputs, folder, store, corpus)
+        needed = inputs if recipe.policy.algo == "dpo" else {name: inputs[name] for name in ("sft", "reward") if name in inputs}
+        job = Job(recipe, folder, "policy", folder / "policy", needed, store, corpus, checkpoint_seconds=1e9)
+        ended = ""
+        with planted.inject():
+            try:
+                policy.run(job)
+            except TrainingError as error:
+                ended = str(error)
+    told = {name: value for name, value in facts(job).items() if isinstance(value, int | float | str | dict)}
+    won = [] if ended else wins(str(job.folder / "weights"), start.weights, prompts, seed)
+    rate = float(np.mean(won)) if won else None
+    return {"facts": told | {"steps": recipe.policy.steps}, "ended": ended, "win_rate": rate, "wins": [round(x, 4) for x in won]}
+
+
+def _labelled(labels: Labels, recipe: Recipe, start: world.Start, prompts: tuple[Prompt, ...], folder: Path, store: Store) -> dict[str, Path]:
+    """Pairs of the start's answers in the ledger, judged by gold or by length, a share of them wrongly; as the label stage leaves them."""
+    place, draws = folder / "labels", generator(recipe.seed, "planted/labels")
+    place.mkdir(exist_ok=True)
+    chosen = [prompts[i % len(prompts)] for i in range(labels.pairs)]
+    drawn = [answers(start.weights, chosen, recipe.seed, f"planted/{side}") for side in "ab"]
+    store.add_prompts(list(prompts))
+    comparisons, completions, given, judgements = [], [], [], []
+    for i, p in enumerate(chosen):
+        (one, text), (two, other) = drawn[0][i], drawn[1][i]
+        if text == other or not text or not other:
+            continue
+        value = [len(text), len(other)] if labels.longer else world.gold([p.prompt] * 2, [text, other])
+        if value[0] == value[1]:
+            continue
+        for side, answer, said in (("a", one, text), ("b", two, other)):
+            completions.append(Completion(f"{i}{side}", p.id, "sft", said, tuple(answer.token_ids), tuple(answer.logprobs), answer.finish))
+        comparisons.append(Comparison(f"c{i}", p.id, f"{i}a", f"{i}b"))
+        for rater in ("one", "two")[: 1 + (i % 5 == 0)]:  # every fifth pair is judged twice
+            wrong = draws.random() < labels.noise
+            choice = "a" if (value[0] > value[1]) != wrong else "b"
+            judgements.append(Judgement(f"{rater}{i}", f"c{i}", rater, "person", choice))
+            if rater == "one":
+                given.append(Label(f"c{i}", choice, 1.0, 1))
+    store.add_completions(completions)
+    store.add_comparisons(comparisons)
+    (place / "labels.json").write_text(json.dumps([as_row(label) for label in given]))
+    rate, n = agreement.pairwise_agreement(judgements)
+    result = {"agreement": {"rate": rate, "n": n}, "ceiling": agreement.ceiling(rate)}
+    (place / "manifest.json").write_text(json.dumps({"result": result}))
+    return {"sample": place, "label": place}
+
+
+def _rewarded(recipe: Recipe, inputs: dict[str, Path], folder: Path, store: Store, corpus: Corpus) -> Path:
+    place = folder / "reward"
+    job = Job(recipe, folder, "reward", place, inputs, store, corpus, checkpoint_seconds=1e9)
+    result = reward.run(job)
+    (place / "manifest.json").write_text(json.dumps({"result": result, "findings": [asdict(f) for f in job.findings]}))
+    return place
+
+
+def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[tuple[Drawn, str]]:
+    """One answer of a model to each prompt, at temperature 1."""
+    chat, how = Chat(base.load_tokenizer(model)), Decoding()
+    engine = LocalEngine(base.load(model, torch.float32, "grouped"), chat.eos, chat.pad)
+    drawn = engine.generate([Request(chat.prompt(p.prompt), how, uniforms(world.TOKENS, seed, stream, str(i))) for i, p in enumerate(prompts)])
+    return [(d, chat.text(d.token_ids)) for d in drawn]
+
+
+def wins(model: str, start: str, prompts: tuple[Prompt, ...], seed: int) -> list[float]:
+    """For every prompt how often an answer of the model is better by gold than one of the start, an end being worth a point; every one with every."""
+    asked = [p for p in prompts for _ in range(DRAWS)]
+    ours, theirs = (
+        np.array([g - (d.finish != "stop") for g, (d, _) in zip(world.gold([p.prompt for p in asked], [t for _, t in told]), told, strict=True)])
+        for told in (answers(m, asked, seed, "planted/win") for m in (model, start))
+    )
+    a, b = ours.reshape(-1, DRAWS, 1), theirs.reshape(-1, 1, DRAWS)
+    return np.where(a == b, 0.5, a > b).mean((1, 2)).tolist()

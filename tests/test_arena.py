@@ -1,0 +1,434 @@
+"""Arenas: the record by construction, the ledger on SQLite and PostgreSQL, what stays apart from labels, the pages, the command line, a judge."""
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from time import time
+
+import httpx
+import numpy as np
+import pytest
+from conftest import running
+from scripted import answer, served
+
+from towpath import arena
+from towpath.arena import Terms
+from towpath.data import formats
+from towpath.errors import DataError
+from towpath.evals import arena as evals
+from towpath.evals.arena import Pair
+from towpath.feedback.endpoint import JudgeSettings
+from towpath.records import Comparison, Completion, Judgement, Prompt
+from towpath.store import arenas, figures, people, rating, settings, verdicts
+from towpath.store.exchange import export_pairs, import_judgements
+from towpath.store.rating import Gold, Seat, Task
+from towpath.store.settings import Settings
+from towpath.store.store import Store
+from towpath.store.verdicts import Given, Said
+
+PASSWORD = "correct horse battery"
+NOW = 1_800_000_000.0
+COUNT = 30
+
+
+def write_answers(run, count=COUNT, name="evaluate/aaaaaa000000", same=(), **more):
+    """A run folder with the answers of an evaluation: the policy's say so, for a rater who knows what to look for."""
+    folder = run / "stages" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "prompt_id": f"p{i}", "prompt": f"Why is the canal number {i} level?", "domain": "work", "difficulty": "easy", "base": f"No. {i}",
+            "sft": f"Because. {i}", "policy": f"Because. {i}" if i in same else f"A lock keeps it level. {i}",
+        }
+        for i in range(count)
+    ]  # fmt: skip
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "manifest.json").write_text("{}")
+    (run / "current.json").write_text(json.dumps({"stages": {"evaluate": "aaaaaa000000"}}))
+    (run / "recipe.toml").write_text('name = "x"\n')
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_answers(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def store(place):
+    with Store.open(place) as opened:
+        opened.later(settings.put, Settings(gold_share=0.0)).result()
+        yield opened
+
+
+def sit(store, rater, at=NOW):
+    return store.later(rating.next_seat, rater, at).result()
+
+
+def vote(store, rater, prefers, most=1000, at=NOW):
+    """Judge what the queue gives; `prefers` takes the texts as they are shown and returns a side. How many were judged."""
+    for number in range(most):
+        seat = sit(store, rater, at)
+        if not isinstance(seat, Seat):
+            return number
+        side = prefers(*store.read(rating.sheet, seat).answers)
+        store.later(verdicts.judge, Given(f"key-{seat.comparison}-{rater}", seat.comparison, rater, Said(side)), at).result()
+    return most
+
+
+def for_policy(left, right):
+    return "left" if "lock" in left else "right"
+
+
+def said(comparison, rater, choice, kind="person", **details):
+    return Judgement(f"{comparison}/{rater}", comparison, rater, kind, choice, details=details)
+
+
+def test_worth_is_ours_theirs_or_half_and_a_judge_that_turns_said_nothing():
+    assert [evals.worth(said("k", "ann", c), "a") for c in ("a", "b", "tie", "both_bad")] == [1.0, 0.0, 0.5, 0.5]
+    assert evals.worth(said("k", "ann", "a"), "b") == 0.0
+    assert evals.worth(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "a"}), "a") == 1.0
+    assert evals.worth(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "b"}), "a") == 0.5
+    assert evals.worth(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "tie"}), "a") == 0.5
+
+
+def test_prompts_come_in_when_all_their_verdicts_are_there_and_identical_answers_at_their_place():
+    pairs = [Pair("k0", 0, "a"), Pair("k1", 1, "a", seats=0, same=True), Pair("k2", 2, "b", seats=2), Pair("k3", 3, "a")]
+    told = [said("k2", "ann", "b"), said("k0", "ann", "a"), said("k2", "bob", "a")]
+    found = evals.finished(pairs, told[:2])
+    assert [(p.comparison, y) for p, y in found] == [("k0", 1.0)]
+    found = evals.finished(pairs, told)
+    assert [(p.comparison, y) for p, y in found] == [("k0", 1.0), ("k1", 0.5), ("k2", 0.5)]
+    assert [p.comparison for p, _ in evals.finished(pairs, told[:2], alone=True)] == ["k1", "k2", "k0"]
+    everything = [*told, said("k3", "ann", "b")]
+    assert [y for _, y in evals.finished(pairs, everything)] == [1.0, 0.5, 0.5, 0.0]
+    all_same = [Pair(f"s{i}", i, "a", seats=0, same=True) for i in range(3)]
+    assert [y for _, y in evals.finished(all_same, [])] == [0.5] * 3
+
+
+def outcomes(wins, ties, losses, gap=0):
+    mixed = np.random.default_rng(5).permutation([1.0] * wins + [0.5] * ties + [0.0] * losses)
+    return [(Pair(f"k{i}", i, "a", gap), float(y)) for i, y in enumerate(mixed)]
+
+
+def test_the_record_states_ties_and_every_interval_holds_the_rate():
+    found = evals.record(outcomes(60, 20, 20), 0.5)
+    assert (found.rate, found.wins, found.ties, found.losses, found.n) == (pytest.approx(0.7), 60, 20, 20, 100)
+    assert "half" in found.rule
+    for low, high in (found.wilson, found.bootstrap):
+        assert low < 0.7 < high
+    assert found.anytime[1] - found.anytime[0] > found.wilson[1] - found.wilson[0], "looking again and again has its price"
+    empty = evals.record([], 0.7)
+    assert (empty.n, empty.verdict, empty.anytime) == (0, "UNDECIDED", (0.0, 1.0))
+
+
+def test_raters_errors_are_taken_out_as_far_as_agreement_tells_and_their_uncertainty_is_kept():
+    right = 0.84  # sixteen errors in a hundred make 70 % of a true 79 %
+    agree = right**2 + (1 - right) ** 2
+    assert evals.rater_accuracy(agree) == pytest.approx(right)
+    many = outcomes(697, 0, 303)
+    found = evals.record(many, 0.7, agreement=(agree, 5000)).true_rate
+    assert found.rate == pytest.approx(0.79, abs=0.005)
+    assert found.interval[0] < 0.79 < found.interval[1]
+    vague = evals.record(many, 0.7, agreement=(agree, 60)).true_rate
+    assert vague.interval[1] - vague.interval[0] > found.interval[1] - found.interval[0]
+    assert evals.record(many, 0.7, agreement=(0.52, 50)).true_rate is None
+    assert evals.record(many, 0.7).true_rate is None
+
+
+def test_what_is_only_length_is_gone_at_equal_length():
+    draws = np.random.default_rng(0)
+    gaps = draws.normal(8, 10, 400)
+    by_length = draws.random(400) < 1 / (1 + np.exp(-0.3 * gaps))
+    found = evals.record([(Pair(f"k{i}", i, "a", int(g)), float(y)) for i, (g, y) in enumerate(zip(gaps, by_length, strict=True))], 0.7)
+    assert found.rate > 0.7
+    assert found.equal_length.rate == pytest.approx(0.5, abs=0.15)
+
+
+def test_sources_are_the_present_evaluation_and_earlier_ones(run):
+    write_answers(run, 5, "evaluate@2/bbbbbb000000")
+    (run / "current.json").write_text(json.dumps({"stages": {"evaluate": "aaaaaa000000"}}))
+    names = list(arena.sources(run))
+    assert names[:3] == ["policy", "sft", "base"]
+    assert "evaluate@2/bbbbbb000000/policy" in names
+    assert arena.sources(run / "nowhere") == {}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"one": "nobody"}, {"one": "sft"}, {"threshold": 1.0}, {"overlap": 2.0}, {"prompts": -1}], ids=lambda wrong: str(wrong)
+)
+def test_an_arena_that_cannot_be_is_refused(store, run, wrong):
+    with pytest.raises(DataError):
+        arena.begin(store, run, Terms(**{"one": "policy", "other": "sft"} | wrong))
+    assert store.read(arenas.arenas) == []
+
+
+def test_sides_are_drawn_sources_are_hidden_and_identical_answers_are_asked_of_nobody(store, run):
+    write_answers(run, same=(3, 4))
+    made = arena.begin(store, run, Terms("policy", "sft", overlap=0.0))
+    matches = store.read(arenas.matches, made.number)
+    assert len(matches) == COUNT
+    assert {m.ours for m in matches} == {"a", "b"}
+    assert [m.prompt_id for m in matches] != [f"p{i}" for i in range(COUNT)]
+    assert all(("lock" in (m.a if m.ours == "a" else m.b)) != m.same for m in matches)
+    assert sum(m.same for m in matches) == 2
+    seat = sit(store, "ann")
+    shown = store.read(rating.sheet, seat)
+    assert shown.domain == "work"
+    told = json.dumps([seat.comparison, shown.prompt, list(shown.answers), seat.shown])
+    assert "policy" not in told
+    assert "sft" not in told
+    assert vote(store, "ann", for_policy) == COUNT - 2 or store.read(arenas.arena, made.number).state == "open"
+
+
+def test_people_decide_it_and_then_nobody_is_asked_any_more(store, run):
+    write_answers(run, 80)
+    made = arena.begin(store, run, Terms("policy", "sft", overlap=0.0))
+    judged = 0
+    while store.read(arenas.arena, made.number).state == "open":
+        judged += vote(store, "ann", for_policy, 1)
+        arena.settle(store)
+    found = arena.standing(store, made.number)
+    assert (found.arena.state, found.arena.verdict) == ("decided", "PASS")
+    assert judged < 40
+    assert found.people.n == found.people.wins == judged
+    assert sit(store, "ann") == "empty"
+    told = arena.revealed(store, made.number)
+    assert {side for pair in told for verdict in pair["said"] for side in [verdict["for"]]} == {"one"}
+    assert "PASS" in arena.lines(found)
+
+
+def test_a_verdict_that_was_reached_stands_whatever_comes_after_it(store, run):
+    write_answers(run, 80)
+    made = arena.begin(store, run, Terms("policy", "sft", overlap=0.0))
+    seat = sit(store, "bob")
+    while not arena.settle(store):
+        vote(store, "ann", for_policy, 1)
+    late = Given("late-00000", seat.comparison, "bob", Said("left" if for_policy(*store.read(rating.sheet, seat).answers) == "right" else "right"))
+    store.later(verdicts.judge, late, NOW).result()
+    assert arena.settle(store) == []
+    assert store.read(arenas.arena, made.number).verdict == "PASS"
+    assert arena.stop(store, made.number).state == "decided"
+
+
+def test_while_it_is_open_nothing_is_revealed_and_stopping_reveals(store, run):
+    made = arena.begin(store, run, Terms("policy", "sft", prompts=6, overlap=1.0))
+    assert vote(store, "ann", for_policy) == 6
+    found = arena.standing(store, made.number)
+    assert (found.people.n, found.waiting) == (0, 6), "each prompt wants two"
+    assert arena.revealed(store, made.number) == []
+    vote(store, "bob", for_policy, 4)
+    found = arena.standing(store, made.number)
+    assert (found.people.n, found.waiting, found.agreement) == (4, 2, (1.0, 4))
+    assert found.people.more is not None
+    assert arena.stop(store, made.number).state == "stopped"
+    assert len(arena.revealed(store, made.number)) == 6
+    assert sit(store, "bob") == "empty"
+
+
+def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, run, tmp_path):
+    store.add_prompts([Prompt("t0", "Why?", domain="work")])
+    store.add_completions([Completion(f"s1.t0.{k}", "t0", "sft", f"Text {k}", (1,), (-0.1,), "stop") for k in range(2)])
+    store.add_comparisons([Comparison("s1.t0", "t0", "s1.t0.0", "s1.t0.1")])
+    made = arena.begin(store, run, Terms("policy", "sft", prompts=10, overlap=0.5))
+    vote(store, "ann", for_policy)
+    vote(store, "bob", for_policy)
+    inside = {m.comparison for m in store.read(arenas.matches, made.number)}
+    assert len(store.read(arenas.judgements, made.number)) >= 10
+    assert store.judgements() == []
+    assert [c.id for c in store.comparisons()] == ["s1.t0"]
+    assert store.read(figures.judged_rows, 0) == []
+    assert store.read(figures.recent) == []
+    assert store.read(figures.newest_of, "ann") == []
+    sheet = tmp_path / "sheet.jsonl"
+    assert export_pairs(store, sheet, all=True) == 1
+    row = {"comparison": next(iter(inside)), "choice": "a", "rater": "eve"}
+    sheet.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError):
+        import_judgements(store, sheet)
+    written = formats.write_preferences(store, tmp_path / "out.jsonl", "comparisons")
+    assert not inside & set((tmp_path / "out.jsonl").read_text().split('"')) if (tmp_path / "out.jsonl").exists() else written.rows == 0
+    with pytest.raises(DataError, match="arena"):
+        store.put_gold([Gold(next(iter(inside)), "a")])
+    with pytest.raises(DataError, match="measures"):
+        store.later(
+            verdicts.write, "key-12345678", next(iter({j.comparison for j in store.read(arenas.judgements, made.number)})), "ann", "x"
+        ).result()
+    assert store.written() == []
+
+
+def test_an_arena_has_a_queue_of_its_own_that_can_be_held_back(store, run):
+    made = arena.begin(store, run, Terms("policy", "sft", prompts=4, overlap=0.0))
+    assert [q.domain for q in store.read(figures.figures, NOW).queues] == [arenas.queue_of(made.number)]
+    store.later(rating.pause, arenas.queue_of(made.number), True).result()
+    assert sit(store, "ann") == "empty"
+
+
+def test_a_second_arena_stands_beside_the_first(store, run):
+    first, second = (arena.begin(store, run, Terms("policy", other, prompts=5, overlap=0.0)) for other in ("sft", "base"))
+    assert vote(store, "ann", for_policy) == 10
+    assert [arena.standing(store, one.number).people.n for one in (first, second)] == [5, 5]
+    assert [one.number for one in store.read(arenas.arenas)] == [second.number, first.number]
+    with pytest.raises(DataError):
+        store.read(arenas.arena, 99)
+
+
+def judge_script(turns=()):
+    """A judge who prefers the answer with a lock, but the first one it sees where the prompt's number is among `turns`."""
+
+    def script(request, _number):
+        text = request["messages"][1]["content"]
+        number = int(text.split("canal number ")[1].split(" ")[0])
+        place = "first" if number in turns else "first" if text.index("lock keeps") < text.index("Because.") else "second"
+        return answer(json.dumps({"explanation": "x", "verdict": place, "strength": 2}))
+
+    return script
+
+
+def test_a_judge_is_asked_in_both_orders_and_its_record_stays_apart(store, run):
+    made = arena.begin(store, run, Terms("policy", "sft", prompts=12, overlap=0.0))
+    vote(store, "ann", for_policy, 5)
+    with served(judge_script(turns=range(0, COUNT, 3))) as server:
+        cfg = JudgeSettings(server.url, "m", retries=0, inconsistent="people")
+        assert arena.ask_judge(store, cfg, made.number) == []
+        assert len(server.calls) == 24
+        assert arena.ask_judge(store, cfg, made.number) == []
+        assert len(server.calls) == 24, "nobody is asked twice"
+    found = arena.standing(store, made.number)
+    judge = found.judges["judge:m"]
+    turned = sum(int(m.prompt.split()[5]) % 3 == 0 for m in store.read(arenas.matches, made.number))
+    assert (judge.n, judge.ties, judge.wins) == (12, turned, 12 - turned)
+    assert found.people.n == 5
+    assert found.judge_agreement["judge:m"][0] in (0.0, 1.0)
+    assert store.judgements() == []
+    assert store.read(arenas.arena, made.number).state == "open", "a judge ends no arena"
+
+
+# ---- the pages over HTTP
+
+
+@contextmanager
+def signed_in(url, name):
+    with httpx.Client(base_url=url, headers={"origin": url}, follow_redirects=True, timeout=20) as visitor:
+        assert visitor.post("/sign-in", data={"name": name, "password": PASSWORD}).status_code == 200
+        yield visitor
+
+
+@pytest.fixture
+def team(run):
+    with Store.open(run / "towpath.db") as store, running(store, team=True) as (url, door):
+        store.later(settings.put, Settings(gold_share=0.0)).result()
+        for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
+            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+        yield url, store
+
+
+@pytest.mark.parametrize("name", ["ann", "vic"])
+def test_only_an_owner_sees_arenas(team, name):
+    url, store = team
+    made = arena.begin(store, store.folder, Terms("policy", "sft", prompts=4))
+    with signed_in(url, name) as visitor:
+        for path in ("/arena", f"/arena/{made.number}", f"/arena/{made.number}/live", "/arena/disagreements"):
+            assert visitor.get(path).status_code == 403
+        assert visitor.post(f"/arena/{made.number}/stop").status_code == 403
+        assert visitor.post("/arena", data={"one": "policy", "other": "sft"}).status_code == 403
+
+
+def test_an_owner_starts_follows_and_stops_an_arena(team):
+    url, store = team
+    with signed_in(url, "olga") as owner:
+        done = owner.post("/arena", data={"one": "policy", "other": "sft", "prompts": "8", "threshold": "70", "overlap": "0"})
+        assert done.status_code == 200
+        assert done.url.path == "/arena/1"
+        assert "Nothing is judged yet" in done.text
+        vote(store, "ann", for_policy, 3)
+        live = owner.get("/arena/1/live").text
+        assert 'data-state="open"' in live
+        assert "A lock keeps it level" not in live, "answers stay hidden while it is open"
+        ended = owner.post("/arena/1/stop")
+        assert "A lock keeps it level" in ended.text
+        assert 'data-state="stopped"' in ended.text
+        assert owner.post("/arena", data={"one": "nobody", "other": "sft"}).status_code == 409
+        assert owner.get("/arena/7").status_code == 409
+
+
+def test_a_decided_arena_asks_nobody_though_no_owner_looks(team):
+    url, store = team
+    write_answers(store.folder, 80)
+    made = arena.begin(store, store.folder, Terms("policy", "sft", overlap=0.0))
+    vote(store, "ann", for_policy, 40)
+    store.add_prompts([Prompt("t0", "Why?", domain="work")])
+    store.add_completions([Completion(f"s1.t0.{k}", "t0", "sft", f"Text {k}", (1,), (-0.1,), "stop") for k in range(2)])
+    assert store.read(arenas.arena, made.number).state == "open"
+    with signed_in(url, "ann") as rater:
+        seat = rater.get("/rate/next").json()
+        given = {"key": "abcdefgh12", "comparison": seat["comparison"], "side": "left"}
+        assert rater.post("/rate/judge", json=given).status_code == 200
+        until = time() + 10
+        while store.read(arenas.arena, made.number).state == "open" and time() < until:
+            pass
+        assert store.read(arenas.arena, made.number).state == "decided"
+        assert rater.get("/rate/next").json()["state"] == "empty"
+
+
+def test_pairs_on_which_the_reward_model_contradicts_go_back_into_the_queue(team):
+    url, store = team
+    store.add_prompts([Prompt("t0", "Why?", domain="work"), Prompt("t1", "How?", domain="home")])
+    store.add_completions([Completion(f"s1.t{i}.{k}", f"t{i}", "sft", f"Text {k}", (1,), (-0.1,), "stop") for i in range(2) for k in range(2)])
+    store.add_comparisons([Comparison(f"s1.t{i}", f"t{i}", f"s1.t{i}.0", f"s1.t{i}.1") for i in range(2)])
+    store.add_tasks([Task("s1.t0", "work")])
+    assert vote(store, "ann", lambda *_: "left") == 1
+    row = {"prompt": "Why?", "choice": "a", "chosen": "Text 0", "rejected": "Text 1", "held": True}
+    rows = [row | {"comparison": "s1.t1", "domain": "home", "confidence": 0.6}, row | {"comparison": "s1.t0", "domain": "work", "confidence": 0.9}]
+    path = store.folder / "stages" / "evaluate" / "aaaaaa000000" / "disagreements.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert sit(store, "bob") == "empty"
+    with signed_in(url, "olga") as owner:
+        page = owner.get("/arena/disagreements").text
+        assert page.index("90 % sure") < page.index("60 % sure")
+        done = owner.post("/arena/disagreements", data={"comparison": ["s1.t0", "s1.t1", "elsewhere"]})
+        assert "2 pairs wait" in done.text
+    assert vote(store, "bob", lambda *_: "right") == 2
+    assert {(j.comparison, j.rater) for j in store.judgements()} == {("s1.t0", "ann"), ("s1.t0", "bob"), ("s1.t1", "bob")}
+
+
+# ---- the command line
+
+
+def towpath(*arguments):
+    command = [sys.executable, "-m", "towpath", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_command_line_starts_tells_judges_and_stops(run):
+    done = towpath("arena", "start", run, "--prompts", 10, "--overlap", 0)
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+    with served(judge_script()) as server:
+        judge = ["--set", f"judge.base_url={server.url}", "--set", "judge.model=m"]
+        done = towpath("arena", "judge", run, *judge, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["judges"]["judge:m"]["wins"] == 10
+    with Store.open(run / "towpath.db") as store:
+        vote(store, "ann", for_policy, 4)
+    told = json.loads(towpath("arena", "stats", run, "--json").stdout)
+    assert (told["people"]["n"], told["arena"]["state"], told["comparisons"]) == (4, "open", [])
+    assert "UNDECIDED" in towpath("arena", "stats", run).stdout
+    assert towpath("arena", "stop", run, "--arena", 1).returncode == 0
+    assert len(json.loads(towpath("arena", "stats", run, "--json").stdout)["comparisons"]) == 10
+    missing = towpath("arena", "stats", run, "--arena", 9)
+    assert missing.returncode == 1
+    assert "there is none" in missing.stderr
+
+
+def test_the_report_shows_how_arenas_stand(run):
+    from towpath import report
+
+    made_by_hand = '{"stage": "evaluate", "status": "done", "result": {}}'
+    (run / "stages" / "evaluate" / "aaaaaa000000" / "manifest.json").write_text(made_by_hand)
+    with Store.open(run / "towpath.db") as store:
+        arena.begin(store, run, Terms("policy", "sft", prompts=6, overlap=0.0))
+        vote(store, "ann", for_policy)
+    html = report.write(run, []).read_text()
+    assert "Compared blind" in html
+    assert "policy over sft, by people" in html

@@ -1,0 +1,125 @@
+"""An arena in a real browser: begun by its owner, judged by two raters who are told nothing, followed live to its verdict, judged by axe."""
+
+import json
+
+import pytest
+from conftest import running
+from test_arena import PASSWORD, write_answers
+from test_browser import axe, browser, comparison, pytestmark, serious  # noqa: F401 - fixtures and the skip of machines without a browser
+
+from towpath import arena
+from towpath.arena import Terms
+from towpath.store import arenas, people, settings
+from towpath.store.settings import Settings
+from towpath.store.store import Store
+
+
+@pytest.fixture
+def opened(tmp_path, browser):  # noqa: F811
+    """A team's server with the answers of an evaluation, and pages for people; an error on any console fails the test."""
+    write_answers(tmp_path, 60)
+    contexts, errors = [], []
+    with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door):
+        store.later(settings.put, Settings(gold_share=0.0)).result()
+        for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
+            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+
+        def visit(name, path, **options):
+            context = browser.new_context(base_url=url, **options)
+            context.set_default_timeout(15_000)
+            contexts.append(context)
+            page = context.new_page()
+            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.goto("/sign-in")
+            page.fill("#name", name)
+            page.fill("#password", PASSWORD)
+            page.keyboard.press("Enter")
+            page.wait_for_url(lambda url: "sign-in" not in url)
+            page.goto(path)
+            return page
+
+        yield store, visit
+        for context in contexts:
+            context.close()
+    assert not errors
+
+
+def judge(page) -> bool:
+    """Prefer the answer that has a lock, by keyboard; whether there was a pair."""
+    if page.get_attribute("#sheet", "data-state") != "pair":
+        return False
+    before = comparison(page)
+    shown = page.locator("#answers [data-text]").all_inner_texts()
+    page.keyboard.press("2" if "lock" in shown[0] else "4")
+    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=before)
+    page.wait_for_function("() => !document.body.classList.contains('busy')")
+    return True
+
+
+def test_an_arena_from_its_start_to_its_verdict(opened, axe):  # noqa: F811
+    store, visit = opened
+    owner = visit("olga", "/arena")
+    found = serious(owner, axe)
+    assert owner.input_value("#one") == "policy"
+    assert owner.input_value("#other") == "sft"
+    owner.fill("#overlap", "30")
+    owner.get_by_role("button", name="Start").click()
+    owner.wait_for_url("**/arena/1")
+    assert "Nothing is judged yet" in owner.inner_text("#verdict")
+    found += serious(owner, axe)
+    ann, bob = visit("ann", "/rate"), visit("bob", "/rate")
+    for page in (ann, bob):
+        told = page.content()
+        assert "policy" not in told
+        assert "arena" not in page.inner_text("main").lower()
+        assert "sft" not in told
+    assert judge(ann)
+    assert judge(bob)
+    owner.wait_for_function("() => document.getElementById('verdict').textContent.includes('UNDECIDED')")
+    assert "A lock keeps" not in owner.content(), "sources stay hidden while it is open"
+    found += serious(ann, axe)
+    count = 2
+    while count < 110 and (judge(ann) | judge(bob)):
+        count += 1
+    owner.wait_for_function("() => document.querySelector('[data-state]').dataset.state === 'decided'")
+    owner.wait_for_selector("#pairs")
+    assert "PASS" in owner.inner_text("#verdict")
+    assert "A lock keeps" in owner.content()
+    found += serious(owner, axe)
+    standing = arena.standing(store, 1)
+    assert (standing.arena.state, standing.arena.verdict) == ("decided", "PASS")
+    assert set(standing.raters) == {"ann", "bob"}
+    assert standing.people.n < 60, "it ended before every prompt was judged"
+    assert not judge(ann) or not judge(ann), "at most the pair that lay there is left"
+    assert store.judgements() == []
+    assert store.comparisons() == []
+    assert store.labels() == []
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe, scheme):  # noqa: F811
+    store, visit = opened
+    made = arena.begin(store, store.folder, Terms("policy", "sft", prompts=3))
+    store.later(arenas.end, made.number, "stopped", "UNDECIDED").result()
+    row = {
+        "comparison": "s1.t0",
+        "prompt": "Why?",
+        "domain": "work",
+        "choice": "a",
+        "chosen": "**One**",
+        "rejected": "Two",
+        "held": True,
+        "confidence": 0.9,
+    }
+    (store.folder / "stages" / "evaluate" / "aaaaaa000000" / "disagreements.jsonl").write_text(json.dumps(row) + "\n")
+    page = visit("olga", "/arena", color_scheme=scheme, viewport={"width": 375, "height": 800})
+    found = serious(page, axe)
+    for path in (f"/arena/{made.number}", "/arena/disagreements"):
+        page.goto(path)
+        for summary in page.locator("summary").all():
+            summary.click()
+        found += serious(page, axe)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert not found, "\n".join(found)

@@ -1,0 +1,230 @@
+"""What the health checks find in curves made for it, and what they leave alone."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from towpath.health import diagnosis, overoptimisation, remedies, signals
+from towpath.health.diagnosis import DETECTORS, FOLLOWS, diagnose
+from towpath.health.history import Curve, History, Recorder, of
+from towpath.recipe import Limits
+
+STEPS = 40
+
+
+def rows(seed=0, **curves):
+    """A healthy run's rows, with curves laid over it: a value, or a function of the step."""
+    draws = np.random.default_rng(seed)
+    usual = {
+        "kl": lambda t: 0.6 * (1 - np.exp(-t / 8)), "kl_std": 1.0, "kl_coef": 0.05, "reward": lambda t: 0.04 * t, "score": lambda t: 0.04 * t,
+        "reward_std": 1.0, "clip_fraction": 0.05, "approx_kl": 0.004, "grad_norm": 0.8, "learning_rate": 1e-5, "entropy": lambda t: 2 - 0.01 * t,
+        "repetition": 0.03, "distinct_2": 0.7, "opening": 0.1, "refusal": 0.05, "length": 40.0, "finish_rate": 0.95, "sampler_error": 0.01,
+        "explained_variance": lambda t: 0.4 * (1 - np.exp(-t / 10)), "value_loss": 0.2, "prompts_distinct": 1.0, "reward_length_corr": 0.1,
+        "reward/a": lambda t: 0.04 * t, "reward/b": lambda t: 0.03 * t, "domain/a": lambda t: 0.04 * t, "domain/b": lambda t: 0.03 * t,
+        "memory_bytes": 4e9, "seconds_generate": 2.0, "seconds_score": 1.0, "seconds_optimise": 5.0, "lists": 0.3, "code": 0.0,
+    }  # fmt: skip
+    noisy = {"reward", "score", "domain/a", "domain/b", "reward/a", "reward/b", "length"}
+    told = []
+    for t in range(STEPS):
+        row = {"step": t, "phase": "train"}
+        for name, curve in (usual | curves).items():
+            value = curve(t) if callable(curve) else curve
+            scale = 0.05 * (1 if name != "length" else 20) if name in noisy else 0.02 * abs(value)
+            row[name] = value if name in curves and not callable(curve) else float(value + scale * draws.standard_normal())
+        told.append(row)
+    return told
+
+
+def codes(told, looks=(), **facts):
+    return [f.code for f in diagnose(of([*told, *looks], {"policy.rollout": 64, "policy.steps": STEPS} | facts))]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_healthy_run_is_left_alone_at_every_step(seed) -> None:
+    history = of(rows(seed), {"policy.rollout": 64, "policy.steps": STEPS})
+    for step in range(STEPS):
+        assert [f for f in diagnose(history.until(step)) if f.severity == "critical"] == []
+    assert diagnose(history) == ()
+
+
+FAULTY = {
+    "learning-rate-high": {"clip_fraction": lambda t: 0.6 if t > 3 else 0.05, "approx_kl": lambda t: 0.4 if t > 3 else 0.004},
+    "learning-rate-low": {"kl": 1e-4, "approx_kl": 1e-8, "reward": 0.0, "clip_fraction": 0.0},
+    "held-tight": {"kl": 0.01, "kl_coef": 5.0, "reward": 0.0},
+    "kl-unheld": {"kl": lambda t: 0.1 * t, "kl_coef": 0.0},
+    "kl-rising": {"kl": lambda t: 0.1 * t, "kl_coef": 0.05},
+    "kl-negative": {"kl": -0.6},
+    "reward-hacking": {"watched/judge": lambda t: -0.03 * t},
+    "length-hacking": {"reward_length_corr": 0.85, "length": lambda t: 40 + t},
+    "repetition": {"repetition": lambda t: 0.03 + 0.015 * t},
+    "diversity-collapse": {"distinct_2": lambda t: 0.7 * np.exp(-t / 15), "opening": lambda t: min(0.9, 0.1 + 0.03 * t)},
+    "refusing": {"refusal": lambda t: min(0.9, 0.05 + 0.03 * t)},
+    "domain-forgotten": {"domain/b": lambda t: -0.05 * t},
+    "missing-eos": {"finish_rate": 0.0, "length": 80.0},
+    "truncated": {"finish_rate": lambda t: 0.9 - 0.015 * t},
+    "sampler-mismatch": {"sampler_error": 0.4},
+    "duplicate-prompts": {"prompts_distinct": 0.2},
+    "critic-broken": {"explained_variance": -3.0, "value_loss": 50.0},
+    "not-finite": {"grad_norm": lambda t: float("nan") if t == 30 else 0.8},
+    "gradient-zero": {"grad_norm": 0.0},
+    "reward-unbounded": {"reward": lambda t: 1e30 if t == 20 else 0.1},
+    "throughput-falling": {"seconds_optimise": lambda t: 5 if t < 25 else 25},
+    "memory-growing": {"memory_bytes": lambda t: 4e9 + 1e8 * t},
+    "format-shift": {"lists": lambda t: 0.4 * np.exp(-t / 6)},
+    "reward-out-of-distribution": {"score_spread": lambda t: 0.2 + 0.02 * t},
+}
+
+
+@pytest.mark.parametrize("code", FAULTY)
+def test_a_fault_is_named_first_or_second(code) -> None:
+    assert code in codes(rows(**FAULTY[code]))[:2]
+
+
+def test_every_code_has_a_curve_here() -> None:
+    known = set(FAULTY) | {"reward-overfit", "label-noise", "safety-traded"}
+    assert FOLLOWS.keys() <= known
+    assert set().union(*FOLLOWS.values()) <= known
+    assert len(DETECTORS) >= 20
+
+
+def test_what_follows_from_a_cause_is_told_after_it() -> None:
+    both = codes(rows(**FAULTY["learning-rate-high"] | {"kl": lambda t: 0.3 * t}))
+    assert both[0] == "learning-rate-high"
+    assert "kl-rising" in both[1:]
+    assert codes(rows(**FAULTY["sampler-mismatch"] | {"kl": -0.6}))[:2] == ["sampler-mismatch", "kl-negative"]
+
+
+def test_a_finding_tells_from_which_step_and_what_was_ruled_out() -> None:
+    found = diagnose(of(rows(**FAULTY["learning-rate-high"])))[0]
+    assert found.first_step == 4
+    assert found.ruled_out and "coefficient" in found.ruled_out[0]
+    low = diagnose(of(rows(**FAULTY["learning-rate-low"]), {"policy.learning_rate": 1e-9}))[0]
+    assert "1e-09" in low.cause
+    assert "penalty" in low.ruled_out[0]
+
+
+def test_refusals_of_harmful_and_of_harmless_requests() -> None:
+    def looks(bad, fine):
+        return [
+            {"step": step, "phase": "validation", "harmful_refusal": b, "harmless_refusal": f, "probes": 24}
+            for step, b, f in zip(range(-1, 30, 5), bad, fine, strict=False)
+        ]
+
+    steady, falling = [0.9, 0.92, 0.83, 0.92, 0.9, 0.9, 0.9], [0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.1]
+    none, growing = [0.0] * 7, [0.0, 0.1, 0.3, 0.5, 0.6, 0.8, 0.8]
+    assert codes(rows(), looks(steady, none)) == []
+    assert codes(rows(), looks(falling, none)) == ["safety-traded"]
+    assert codes(rows(), looks(steady, growing)) == ["refusing"]
+
+
+def test_the_reward_models_numbers_are_read() -> None:
+    good = {"reward.result.train_accuracy": 0.85, "reward.result.accuracy": 0.8, "reward.result.ceiling": 0.9, "reward.result.n": 200}
+    assert codes(rows(), **good) == []
+    assert codes(rows(), **good | {"reward.result.train_accuracy": 1.0, "reward.result.accuracy": 0.6}) == ["reward-overfit"]
+    assert codes(rows(), **good | {"reward.result.train_accuracy": 0.6, "reward.result.accuracy": 0.55, "reward.result.ceiling": 0.6}) == [
+        "label-noise"
+    ]
+
+
+def test_the_curve_of_overoptimisation_is_recovered() -> None:
+    kl = np.linspace(0.05, 9, 30)
+    d = np.sqrt(kl)
+    fit = overoptimisation.fitted(np.concatenate([[0.0], kl]), np.concatenate([[0.0], d * (1.2 - 0.9 * np.log(d))]))
+    assert fit is not None
+    assert (fit.alpha, fit.beta) == (pytest.approx(1.2, abs=1e-9), pytest.approx(0.9, abs=1e-9))
+    assert fit.peak == pytest.approx(np.exp(2 * (1.2 / 0.9 - 1)))
+    assert fit.past
+    assert overoptimisation.fitted(kl[:4], d[:4]) is None
+
+
+def test_limits_are_the_recipes() -> None:
+    told = of(rows(**FAULTY["sampler-mismatch"]))
+    assert diagnose(told, Limits(sampler_error=0.5)) == ()
+
+
+def test_a_missing_column_is_no_finding_and_no_error() -> None:
+    names = [name for name in rows()[0] if name not in ("step", "phase")]
+    for gone in names:
+        assert codes([{key: x for key, x in row.items() if key != gone} for row in rows()]) == []
+    assert diagnose(History()) == ()
+    assert diagnose(of([{"step": 0, "phase": "train", "kl": 0.1}])) == ()
+
+
+def test_a_recorder_holds_what_rows_say() -> None:
+    told = rows()
+    recorder = Recorder(told[:7])
+    for row in told[7:]:
+        recorder.add(row["step"], "train", row)
+    recorder.add(STEPS - 1, "train", {"reward": 9.0})  # told anew
+    for history in (of(told), recorder.history()):
+        assert history.steps == STEPS
+        assert np.array_equal(history.curve("kl").values, of(told).curve("kl").values)
+    assert recorder.history().curve("reward").values[-1] == 9.0
+    assert len(recorder.history().curve("reward")) == STEPS
+
+
+def test_change_is_measured_in_its_own_noise() -> None:
+    draws = np.random.default_rng(0)
+    surprises = [signals.change(Curve(np.arange(40), draws.standard_normal(40)))[1] for _ in range(2000)]
+    assert 0.8 < np.std(surprises) < 1.25
+    moved, sure = signals.change(Curve(np.arange(40), 0.1 * np.arange(40) + 0.3 * draws.standard_normal(40)))
+    assert moved == pytest.approx(3.0, abs=0.4)
+    assert sure > 10
+
+
+def turned(code, knobs, made=(), step=20, facts=None, **curves):
+    history = of(rows(**FAULTY.get(code, {}) | curves), {"policy.steps": STEPS, "policy.kl.coef": 0.05} | (facts or {})).until(step)
+    found = diagnose(history)
+    assert code in [f.code for f in found[:2]]
+    return remedies.next_turn(found, history, knobs, made, step, 6)
+
+
+def test_remedies_turn_the_right_knob_within_bounds() -> None:
+    hold = turned("kl-rising", {"kl_coef": 0.05}, step=35)
+    assert (hold.knob, hold.before, hold.after) == ("kl_coef", 0.05, 0.1)
+    assert turned("kl-rising", {"kl_coef": 0.1}, step=35).after == 0.2
+    assert turned("kl-rising", {"kl_coef": 0.2}, step=35) is None
+    calm = turned("learning-rate-high", {"kl_coef": 0.05})
+    assert (calm.knob, calm.after, calm.back) == ("learning_rate_scale", 0.1, True)
+    assert turned("learning-rate-low", {"kl_coef": 0.05}).after == 10
+    assert turned("held-tight", {"kl_coef": 5.0}).after == 1.0
+    assert turned("held-tight", {"kl_coef": 0.01}) is None
+    assert turned("domain-forgotten", {"kl_coef": 0.05}).knob == "domain_weight/b"
+    assert turned("reward-hacking", {"kl_coef": 0.05}).stop
+    assert turned("repetition", {"kl_coef": 0.05}, step=39).knob == "repetition_penalty"
+
+
+def test_a_turn_is_watched_before_the_next_and_turns_are_counted() -> None:
+    first = turned("learning-rate-low", {"kl_coef": 0.05}, step=20)
+    assert turned("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first], step=21) is None
+    again = turned("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first], step=24)
+    assert (again.before, again.after) == (10, 100)
+    assert turned("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first] * 6, step=30) is None
+
+
+def test_whether_a_turn_helped() -> None:
+    turn = remedies.Turn(20, "kl_coef", 0.05, 0.1, "", "kl-rising")
+    better = of(rows(kl=lambda t: 3.0 if t <= 20 else 1.0), {"policy.steps": STEPS})
+    assert remedies.helped(turn, better) is True
+    assert remedies.helped(turn, of(rows(kl=lambda t: 0.1 * t), {"policy.steps": STEPS})) is False
+    assert remedies.helped(turn, better.until(21)) is None
+    assert remedies.of_row(remedies.row(turn)) == turn
+
+
+def test_every_code_has_a_section_with_all_that_belongs_to_it() -> None:
+    code_in = re.compile(r'Finding\(\s*"([a-z-]+)"')
+    folder = Path(diagnosis.__file__).parent / "detectors"
+    known = {code for path in folder.glob("*.py") for code in code_in.findall(path.read_text())}
+    assert known >= set(FAULTY)
+    text = (Path(__file__).parent.parent / "docs" / "findings.md").read_text()
+    sections = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    assert sections.keys() == known
+    for code, section in sections.items():
+        for word in ("**Seen.**", "**Cause.**", "**Told apart.**", "**Do.**"):
+            assert word in section, f"docs/findings.md: {code} says nothing under {word}"
+    table = (Path(__file__).parent.parent / "docs" / "health.md").read_text()
+    assert all(f"`{code}`" in table for code in known)
+    for image in re.findall(r"\((images/[^)]+)\)", text):
+        assert (Path(__file__).parent.parent / "docs" / image).is_file(), image

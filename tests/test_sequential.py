@@ -1,0 +1,111 @@
+"""The rule that may look after every comparison: against simulation, against theory, and by construction."""
+
+import numpy as np
+import pytest
+
+from benchmarks import stopping_rule
+from towpath.evals import sequential
+
+SEQUENCES, LONGEST = 2000, 300
+
+
+def wrong(x_RN, threshold):
+    return stopping_rule.crossed(x_RN, threshold).mean()
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7])
+@pytest.mark.parametrize("ties", [0.0, 0.3])
+def test_looking_after_every_comparison_errs_in_five_of_a_hundred_at_most(threshold, ties):
+    x_RN = stopping_rule.outcomes(threshold, ties, (SEQUENCES, LONGEST), "test")
+    assert x_RN.mean() == pytest.approx(threshold, abs=0.005)
+    assert wrong(x_RN, threshold) <= 0.05
+    assert stopping_rule.naive(x_RN, threshold)["wilson"].mean() > (0.15 if ties == 0 else 0.08), "the rule made for one look errs far more often"
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7])
+def test_verdicts_of_one_prompt_are_one_piece_of_evidence(threshold):
+    said_RPK = stopping_rule.clustered(threshold, 3, (SEQUENCES, LONGEST // 3), "test")
+    assert wrong(said_RPK.mean(2), threshold) <= 0.05
+    assert wrong(said_RPK.reshape(SEQUENCES, -1), threshold) > 0.05, "counted one by one they say more than they know"
+
+
+def test_the_interval_holds_the_rate_at_every_n_at_once():
+    rate, missed = 0.7, 0
+    draws = np.random.default_rng(3)
+    for _ in range(200):
+        low_N, high_N = sequential.intervals((draws.random(150) < rate).astype(float))
+        missed += bool(((low_N > rate) | (high_N < rate)).any())
+    assert missed / 200 <= 0.05
+
+
+def test_the_verdict_is_the_interval_against_the_threshold():
+    draws = np.random.default_rng(4)
+    for rate, word in ((0.9, "PASS"), (0.4, "FAIL")):
+        found = sequential.decide((draws.random(200) < rate).astype(float), 0.7)
+        assert found.verdict == word
+        assert (found.interval[0] > 0.7) if word == "PASS" else (found.interval[1] < 0.7)
+        assert found.at is not None
+        assert found.at <= 200
+        before = sequential.decide((np.random.default_rng(4).random(200) < 0.9).astype(float)[: found.at - 1], 0.7) if word == "PASS" else None
+        assert before is None or before.verdict == "UNDECIDED"
+
+
+def test_a_decision_stays_once_it_was_made():
+    x_N = np.array([1.0] * 60 + [0.0] * 20)
+    assert sequential.decide(x_N[:60], 0.7).verdict == sequential.decide(x_N, 0.7).verdict == "PASS"
+    low_N, high_N = sequential.intervals(x_N[:64])
+    assert (np.diff(low_N) >= 0).all()
+    assert (np.diff(high_N) <= 0).all()
+    drifted_low_N, drifted_high_N = sequential.intervals(np.array([1.0] * 60 + [0.0] * 60))
+    assert (drifted_low_N <= drifted_high_N).all(), "no one rate fits all, and yet an interval is told"
+
+
+def test_the_order_does_not_matter_to_the_capital_and_both_sides_mirror():
+    x_N = np.array([1, 0, 0.5, 1, 1, 0.25, 0.75, 1])
+    assert sequential.wealth(x_N, 0.6)[-1] == pytest.approx(sequential.wealth(x_N[::-1], 0.6)[-1])
+    assert sequential.wealth(x_N, 0.6, above=False) == pytest.approx(sequential.wealth(1 - x_N, 0.4))
+    low, high = sequential.interval(x_N)
+    assert sequential.interval(1 - x_N) == pytest.approx((1 - high, 1 - low))
+
+
+def test_nothing_and_little_are_undecided():
+    assert sequential.interval([]) == (0.0, 1.0)
+    assert sequential.decide([], 0.7).verdict == "UNDECIDED"
+    three = sequential.decide([1.0] * 3, 0.7)
+    assert (three.verdict, three.interval[1]) == ("UNDECIDED", 1.0)
+    assert three.more > 10
+    assert sequential.interval([0.0] * 5)[0] == 0.0
+
+
+@pytest.mark.parametrize(("rate", "low", "high"), [(0.75, 400, 900), (0.8, 110, 240), (0.85, 50, 110)])
+def test_the_estimate_is_near_the_median_of_simulation(rate, low, high):
+    won = sequential.wealth(stopping_rule.outcomes(rate, 0.0, (400, 2000), "estimate"), 0.7) >= stopping_rule.PRIZE
+    median = np.median(np.where(won.any(1), won.argmax(1) + 1, 2000))
+    assert low < median < high
+    assert 0.75 < sequential.needed(rate, 0.7) / median < 1.4
+    assert sequential.needed(rate, 0.7, ties=0.2) < sequential.needed(rate, 0.7), "ties spread less"
+
+
+def test_the_estimate_shrinks_as_the_evidence_grows_and_is_none_where_nothing_would_decide():
+    x_N = np.tile([1.0, 1.0, 1.0, 1.0, 0.0], 20)
+    told = [sequential.more(x_N[:n], 0.7) for n in (10, 50, 100)]
+    assert told[0] > told[1] > told[2] > 0
+    assert sequential.more([1.0, 0.0] * 50, 0.5) is None
+    assert sequential.needed(0.5, 0.5) is None
+    assert sequential.needed(0.95, 0.7, ties=0.2) is None, "there is no such rate with so many ties"
+
+
+def test_clusters_keep_their_order():
+    assert sequential.by_cluster([1, 0, 1, 0.5], ["p", "q", "p", "r"]) == pytest.approx([1.0, 0.0, 0.5])
+
+
+def test_wilson_covers_where_n_is_fixed():
+    for row in stopping_rule.coverage():
+        assert all(0.93 < row[rate] < 0.98 for rate in ("0.5", "0.7", "0.85"))
+
+
+def test_the_benchmark_tells_its_numbers():
+    found = stopping_rule.measured(60, 60)
+    told = stopping_rule.lines(found)
+    assert "by verdict" in told
+    assert len(found["errors"]) == 8

@@ -1,0 +1,121 @@
+"""A real small training under watch: what is said, what is turned, and that it stays the same when it is broken off and taken up again."""
+
+import json
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import towpath as tp
+from towpath.errors import TrainingError
+from towpath.stages.job import read_rows
+
+PROMPTS = [f"Say something about number {i}." for i in range(40)]
+
+
+def vowels(_prompts, answers):
+    return [sum(sign in "aeiou" for sign in answer) / max(len(answer), 1) for answer in answers]
+
+
+def consonants(_prompts, answers):
+    return [sum(sign in "bcdfg" for sign in answer) / max(len(answer), 1) for answer in answers]
+
+
+def unbounded(prompts, answers):
+    return [1e38 if i == 0 else x for i, x in enumerate(vowels(prompts, answers))]
+
+
+COMMON = {"steps": 8, "method": "full", "dtype": "float32", "max_new_tokens": 8, "rollout": 16, "batch": 8, "epochs": 1, "validate_every": 2}
+
+
+def train(folder: Path, **more):
+    told = {"model": "tiny", "prompts": PROMPTS, "reward": vowels, "folder": folder, "learning_rate": 1e-3, "kl": 0.1} | COMMON | more
+    return tp.train("ppo", **told)
+
+
+def test_a_wild_rate_is_named_and_mended(tmp_path: Path, capsys) -> None:
+    plain = train(tmp_path / "plain", learning_rate=0.3)
+    assert "learning-rate-high" in [f.code for f in plain.findings]
+    assert "critical: learning-rate-high from step" in capsys.readouterr().err
+    assert not read_rows(plain.job.folder / "knobs.jsonl")
+    mended = train(tmp_path / "mended", learning_rate=0.3, health={"act": "auto"})
+    turns = read_rows(mended.job.folder / "knobs.jsonl")
+    assert turns[0]["knob"] == "learning_rate_scale"
+    assert turns[0]["to"] == pytest.approx(0.1)
+    assert "remedy after step" in capsys.readouterr().err
+    after = [row for row in mended.metrics if row["phase"] == "train" and row["step"] == turns[0]["step"] + 1]
+    assert after[0]["learning_rate_scale"] == pytest.approx(0.1)
+    assert mended.result["turns"][0]["finding"] == "learning-rate-high"
+
+
+def test_a_gradient_that_is_none_ends_training_and_names_the_weights(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"gradient is nan in policy/model\."):
+        train(tmp_path / "plain", reward=unbounded)
+    mended = train(tmp_path / "mended", reward=unbounded, health={"act": "auto", "turns": 1})
+    made = read_rows(mended.job.folder / "knobs.jsonl")
+    assert [(turn["knob"], turn["back"]) for turn in made] == [("learning_rate_scale", True)]
+    assert {"not-finite", "reward-unbounded"} <= {f.code for f in mended.findings}
+
+
+def test_samples_of_every_look_are_kept(tmp_path: Path) -> None:
+    trained = train(tmp_path, rewards__watch=[])
+    rows = read_rows(trained.job.folder / "samples.jsonl")
+    steps = sorted({row["step"] for row in rows})
+    assert steps == [-1, 1, 3, 5, 7]
+    assert {row["prompt_id"] for row in rows if row["step"] == -1} == {row["prompt_id"] for row in rows if row["step"] == 7}
+    assert all(math.isclose(row["score"], vowels([], [row["text"]])[0], abs_tol=1e-4) for row in rows)
+    first = next(row for row in trained.metrics if row["phase"] == "validation")
+    assert first["step"] == -1
+    assert abs(first["kl"]) < 1e-4
+
+
+def test_a_watched_source_is_told_and_never_rewarded(tmp_path: Path) -> None:
+    from towpath.rewards import sources
+
+    name = sources.given(consonants)
+    watched = train(tmp_path / "one", rewards__watch=[name])
+    alone = train(tmp_path / "two")
+    pick = ("reward", "kl", "grad_norm")
+    ours, theirs = ([[row[key] for key in pick] for row in t.metrics if row["phase"] == "train"] for t in (watched, alone))
+    assert ours == theirs
+    assert all(f"watched/{name}" in row for row in watched.metrics)
+
+
+def test_watching_costs_less_than_a_hundredth(tmp_path: Path) -> None:
+    from towpath.health.diagnosis import diagnose
+    from towpath.stages.watch import Watch, facts
+
+    trained = train(tmp_path, steps=12, rollout=32, batch=16)
+    seconds = sum(row[key] for row in trained.metrics if row["phase"] == "train" for key in ("seconds_generate", "seconds_score", "seconds_optimise"))
+    watch, begun = Watch(trained.job, 12, {}), 0.0
+    for step in range(12):
+        watch.after(step, {})
+    assert watch.spent - begun < 0.1 * seconds  # of a training of seconds; the hundredth is of real ones, see docs/performance.md
+    assert diagnose(trained.job.log.recorder.history(facts(trained.job))) is not None
+
+
+BROKEN_OFF = """
+    import sys, towpath as tp
+    sys.path.insert(0, {tests!r})
+    from test_watch import train
+    from pathlib import Path
+    train(Path({folder!r}), learning_rate=0.3, health={{"act": "auto"}})
+"""
+
+
+def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", learning_rate=0.3, health={"act": "auto"})
+    code = textwrap.dedent(BROKEN_OFF.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "cut")))
+    environment = {"TOWPATH_FAULT": "step-policy:6", "TOWPATH_CHECKPOINT_SECONDS": "0"}
+    import os
+
+    broken = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert broken.returncode != 0, broken.stderr[-2000:]
+    again = train(tmp_path / "cut", learning_rate=0.3, health={"act": "auto"})
+    assert json.dumps(read_rows(again.job.folder / "knobs.jsonl")) == json.dumps(read_rows(whole.job.folder / "knobs.jsonl"))
+    keep = ("reward", "kl", "grad_norm", "learning_rate_scale")
+    ours, theirs = ([{k: row.get(k) for k in keep} for row in t.metrics] for t in (again, whole))
+    assert ours == theirs

@@ -1,0 +1,1 @@
+"""Runs as others wrote them down: their files, their names, their units."""

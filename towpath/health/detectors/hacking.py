@@ -1,0 +1,105 @@
+"""The reward rises and what it stands for does not: by another judge's word, by length, by the scores' own scale."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from towpath.health import overoptimisation
+from towpath.health.history import History
+from towpath.health.signals import change, first, last, since
+from towpath.recipe import Limits
+from towpath.records import Finding
+
+ABSURD = 1e8
+"""A mean reward that no scale excuses."""
+STRANGE = 3.0
+"""A normalised reward model's score that its own scale calls strange."""
+
+
+def hacked(history: History, limits: Limits) -> Iterator[Finding]:
+    """A watched source falls, or stands still, while the reward rises."""
+    rose, sure = change(history.curve("reward"))
+    if sure < limits.surprise:
+        return
+    for name, curve in history.family("watched/").items():
+        fell, surprise = change(curve)
+        flat = abs(surprise) < 1 and sure > 3 * limits.surprise and len(curve) >= 15
+        if surprise > -limits.surprise and not flat:
+            continue
+        past = overoptimisation.told(history, f"watched/{name}")
+        evidence = f"reward rose by {rose:.2g} ({sure:.0f} deviations) while {_short(name)} {'stood still' if flat else f'fell by {-fell:.2g}'}{past}"
+        longer, corr = change(history.curve("length"))[1], last(history.curve("reward_length_corr").values)
+        ruled = (
+            (f"length: the score's correlation with it is {corr:.2f}",)
+            if abs(corr) < limits.length_correlation and longer < 2 * limits.surprise
+            else ()
+        )
+        remedy = "stop; have the answers with the highest scores rated, train the reward model again on them, and raise policy.kl.coef"
+        cause = "the policy has found what the reward takes for quality"
+        step = int(curve.steps[int(np.argmax(curve.values))])
+        yield Finding("reward-hacking", "warning" if flat else "critical", evidence, cause, remedy, step, ruled)
+        return
+
+
+def _short(name: str) -> str:
+    return f"'{name.removeprefix('given:').removeprefix('python:').removeprefix('rule:')}'"
+
+
+def by_length(history: History, limits: Limits) -> Iterator[Finding]:
+    """The score goes with length, and length goes up."""
+    corr, length = history.curve("reward_length_corr"), history.curve("length")
+    if len(corr) < 3 or not last(corr.values, 5) > limits.length_correlation:
+        return
+    longer, surprise = change(length)
+    grown = surprise > limits.surprise and longer > 0.1 * max(first(length.values), 1e-9)
+    evidence = f"the score's correlation with length is {last(corr.values, 5):.2f}"
+    evidence += f"; answers grew from {first(length.values):.0f} to {last(length.values):.0f} tokens" if grown else ""
+    cause = "the reward pays for length" + (": its labels, or its model, prefer what is longer" if _by_model(history) else "")
+    remedy = "balance the labels by length or train the reward model with a length-only baseline in view; set policy.rewards.length_limit"
+    step = since(corr, corr.values > limits.length_correlation)
+    yield Finding("length-hacking", "critical" if grown else "warning", evidence, cause, remedy, step)
+
+
+def strange(history: History, limits: Limits) -> Iterator[Finding]:
+    """A reward model far from where it was scaled, or an ensemble that no longer agrees."""
+    score, spread = history.curve("score"), history.curve("score_spread")
+    if _by_model(history) and len(score) >= 3 and abs(last(score.values)) > STRANGE:
+        evidence = f"the mean score is {last(score.values):.1f} where 0 ± 1 is the tuned model's"
+        cause, remedy = (
+            "the policy's answers lie outside what the reward model was trained on",
+            "label answers of this policy and train the reward model again",
+        )
+        yield Finding("reward-out-of-distribution", "warning", evidence, cause, remedy, since(score, np.abs(score.values) > STRANGE))
+    elif len(spread) >= 6 and change(spread)[1] > limits.surprise and last(spread.values) > 1.5 * first(spread.values):
+        evidence = (
+            f"reward models differ by {last(spread.values):.2f}, {last(spread.values) / first(spread.values):.1f} times as much as at the start"
+        )
+        cause, remedy = (
+            "the policy's answers lie outside what they were trained on",
+            "take policy.rewards.ensemble = 'min', and label answers of this policy",
+        )
+        yield Finding("reward-out-of-distribution", "warning", evidence, cause, remedy, int(spread.steps[len(spread) // 2]))
+
+
+def unbounded(history: History, limits: Limits) -> Iterator[Finding]:
+    """A reward of another order than all before."""
+    reward = history.curve("reward")
+    finite = reward.values[np.isfinite(reward.values)]
+    if not len(finite):
+        return
+    usual = float(np.median(np.abs(finite))) + 1.0
+    wild = (np.abs(reward.values) > 1e4 * usual) | (np.abs(reward.values) > ABSURD)
+    if wild.any():
+        step = int(reward.steps[int(np.argmax(wild))])
+        evidence = f"a mean reward of {reward.values[int(np.argmax(wild))]:.2g} where {usual:.2g} is usual"
+        yield Finding(
+            "reward-unbounded", "critical", evidence, "one answer outweighs all others", "set policy.rewards.clip, or mend the source", step
+        )
+
+
+def _by_model(history: History) -> bool:
+    sources = history.facts.get("policy.rewards.sources", ())
+    return any(isinstance(source, dict) and source.get("of") == "model" for source in sources) if isinstance(sources, list | tuple) else False
+
+
+DETECTORS = (hacked, by_length, strange, unbounded)

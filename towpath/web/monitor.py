@@ -1,0 +1,352 @@
+"""The live monitor: curves of a run while it goes on, samples of its answers, and runs side by side."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from secrets import token_hex
+from threading import Thread
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from towpath.errors import DataError
+from towpath.monitoring import comparing, curves
+from towpath.monitoring.columns import Columns
+from towpath.monitoring.layout import Line
+from towpath.monitoring.samples import Asked, Sort
+from towpath.monitoring.watched import TRAINED, Training, Watched
+from towpath.web import pages, text
+from towpath.web.auth import Onlooker
+
+router = APIRouter(prefix="/monitor")
+
+TICK = 0.4
+"""Seconds between two looks at the run's files while someone watches."""
+PULSE = 5
+"""Ticks after which the page hears that it is still connected."""
+AT_ONCE = 400
+"""New rows that are sent as they are; more are drawn anew."""
+SQUEEZED = 20_000
+FIRST, END = -1, 2**40
+"""Steps: that of the look before training, and one that no run comes to."""
+_SERVER = token_hex(4)
+
+
+def begin(app: FastAPI, run: Path | None, assignments: Sequence[str] = ()) -> None:
+    """Which run these pages show. It is read at once, so that the first visitor need not wait for a long one."""
+    app.state.run, app.state.beside = run, {}
+    app.state.watched = Watched(run, assignments) if run else None
+    if app.state.watched:
+        Thread(target=app.state.watched.refresh, daemon=True).start()
+
+
+def known(request: Request) -> Watched:
+    """The run of this server, as it was last read where it is being read just now. Everyone who watches shares it."""
+    run = request.app.state.watched
+    if run is None:
+        raise DataError("no run", "these pages show a run's folder", "`towpath serve RUN`")
+    run.refresh(wait=False)
+    return run
+
+
+def watched(request: Request) -> Watched:
+    """The run of this server, read as it is now."""
+    run = known(request)
+    run.refresh()
+    return run
+
+
+TheRun = Annotated[Watched, Depends(watched)]
+Name = Annotated[str, Query(max_length=200)]
+Buckets = Annotated[int, Query(ge=16, le=2000)]
+
+
+def _stage(run: Watched, name: str) -> Training:
+    if name not in run.trainings:
+        raise DataError(f"{name!r}: no such stage", "a stage of this run that trains", "choose one of " + ", ".join(run.trainings))
+    return run.trainings[name]
+
+
+def _json(request: Request, content: Any) -> Response:
+    """JSON; large answers are squeezed where the browser can read that."""
+    body = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+    if len(body) < SQUEEZED or "gzip" not in request.headers.get("accept-encoding", ""):
+        return Response(body, media_type="application/json")
+    return Response(gzip.compress(body, 1), media_type="application/json", headers={"content-encoding": "gzip"})
+
+
+# ---- the page of one run
+
+
+@router.get("")
+def monitor(request: Request, account: Onlooker, run: Annotated[Watched, Depends(known)], stage: Name = "") -> HTMLResponse:
+    """The curves of one stage; the page comes before a long file is read, and asks for them."""
+    name = stage if stage in run.trainings else run.current()
+    stages = [{"name": one, "state": run.state(one)} for one in run.trainings]
+    return pages.page(request, "monitor.html", account, stage=name, stages=stages, run=run)
+
+
+@router.get("/curves")
+def drawn(
+    request: Request, account: Onlooker, run: TheRun, stage: Name, low: int = FIRST, high: int = END, buckets: Buckets = 240, smooth: bool = False
+) -> Response:
+    """Every chart of a stage between two steps, and all else the page shows."""
+    with run.lock:
+        training = _stage(run, stage)
+        metrics = training.metrics
+        end = max(metrics.train.last, metrics.validation.last)
+        groups = curves.drawn(metrics, training.facts(run.settings), low, high, buckets, smooth)
+        told = {"stage": stage, "last": end, "groups": groups, "cursor": _cursor(training)}
+        return _json(request, told | {"state": _state(run, stage), "marks": _marks(run, training)})
+
+
+@router.get("/step")
+def at_step(request: Request, account: Onlooker, run: TheRun, stage: Name, step: int) -> Response:
+    """Everything that was told at the step of training nearest to this one, and at the last look before its end."""
+    with run.lock:
+        metrics = _stage(run, stage).metrics
+        found: dict[str, Any] = {}
+        for phase, nearest in (("train", _nearest(metrics.train, step)), ("validation", _before(metrics.validation, step))):
+            if nearest is not None:
+                row = {name: value if np.isfinite(value) else str(value) for name, value in metrics.of(phase).row(nearest).items()}
+                found[phase] = {"step": int(metrics.of(phase).steps[nearest]), "numbers": row}
+        return _json(request, found)
+
+
+def _nearest(columns: Columns, step: int) -> int | None:
+    return int(np.abs(columns.steps - step).argmin()) if columns.count else None
+
+
+def _before(columns: Columns, step: int) -> int | None:
+    place = int(np.searchsorted(columns.steps, step, side="right"))
+    return place - 1 if place else None
+
+
+@router.get("/events")
+async def events(request: Request, account: Onlooker, stage: Name, after: Name = "") -> StreamingResponse:
+    """What is new, as it comes: a stream that the browser takes up again by itself."""
+    run = await run_in_threadpool(watched, request)
+    _stage(run, stage)
+    seen = request.headers.get("last-event-id") or after
+    return StreamingResponse(_stream(request, run, stage, seen), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+
+async def _stream(request: Request, run: Watched, stage: str, seen: str) -> AsyncIterator[str]:
+    said: dict[str, str] = {}
+    stopping = getattr(request.app.state, "stopping", lambda: False)
+    tick = 0
+    yield "retry: 1000\n\n"
+    while not stopping():
+        if tick % PULSE == 0:
+            # An account that was closed sees no more; a server without accounts asks nobody again.
+            if await request.app.state.door.visitor(request) is None:
+                return
+            yield "event: pulse\ndata: \n\n"
+        news, seen = await run_in_threadpool(_news, run, stage, seen, said)
+        for name, data in news:
+            yield f"id: {seen}\nevent: {name}\ndata: {data}\n\n"
+        tick += 1
+        await asyncio.sleep(TICK)
+
+
+def _news(run: Watched, stage: str, seen: str, said: dict[str, str]) -> tuple[list[tuple[str, str]], str]:
+    """Events since a cursor, and the cursor after them; `said` is what this page was told last."""
+    run.refresh()
+    with run.lock:
+        training = run.trainings.get(stage)
+        if training is None:
+            return [("again", "{}")] if said.get("again") != "gone" and not said.update(again="gone") else [], seen
+        now, found = _cursor(training), []
+        if now != seen:
+            rows = list(_rows_after(training, seen, now))
+            found.append(("rows", json.dumps(rows, allow_nan=False)) if rows else ("again", "{}"))
+        for name, content in (("state", _state(run, stage)), ("marks", _marks(run, training))):
+            data = json.dumps(content, allow_nan=False)
+            if said.get(name) != data:
+                said[name] = data
+                found.append((name, data))
+        return found, now
+
+
+def _cursor(training: Training) -> str:
+    """How much was told: of which server, folder and generation, and how many rows of each phase."""
+    metrics = training.metrics
+    return f"{_SERVER}.{training.folder.name}.{metrics.generation}/{metrics.train.count}/{metrics.validation.count}"
+
+
+def _rows_after(training: Training, seen: str, now: str) -> Iterator[dict[str, Any]]:
+    """The rows between two cursors; none where they cannot be told one by one."""
+    (mark, *before), (ours, *after) = seen.split("/"), now.split("/")
+    if mark != ours or len(before) != 2 or not all(word.isdecimal() for word in before):
+        return
+    ranges = [range(int(begin), int(end)) for begin, end in zip(before, after, strict=True)]
+    if sum(map(len, ranges)) > AT_ONCE:
+        return
+    for phase, places in zip(("train", "validation"), ranges, strict=True):
+        columns = training.metrics.of(phase)
+        for place in places:
+            numbers = {name: float(f"{value:.6g}") for name, value in columns.row(place).items() if np.isfinite(value)}
+            yield {"step": int(columns.steps[place]), "phase": phase, "numbers": numbers}
+
+
+def _state(run: Watched, stage: str) -> dict[str, Any]:
+    return {
+        "headline": [asdict(number) for number in run.headline(stage)], "stages": {name: run.state(name) for name in run.trainings},
+        "waiting_for": run.waiting_for,
+    }  # fmt: skip
+
+
+def _marks(run: Watched, training: Training) -> dict[str, Any]:
+    own = {(row.get("code"), row.get("evidence")) for row in training.findings}
+    other = [row for row in run.findings if (row.get("code"), row.get("evidence")) not in own]
+    return {"marks": training.marks(), "findings": training.findings, "other": other, "turns": training.turns}
+
+
+# ---- samples
+
+
+@router.get("/samples")
+def samples_page(request: Request, account: Onlooker, run: TheRun, stage: Name = "") -> HTMLResponse:
+    """The same prompts, answered by one model after another."""
+    with run.lock:
+        name = _policy(run, stage)
+        samples = run.trainings[name].samples if name else None
+        rounds = [one for one in run.trainings if one.startswith("policy")]
+        return pages.page(
+            request,
+            "samples.html",
+            account,
+            stage=name,
+            stages=rounds,
+            domains=samples.domains if samples else [],
+            count=len(samples.asked) if samples else 0,
+        )
+
+
+def _policy(run: Watched, stage: str) -> str:
+    names = [name for name in run.trainings if name.startswith("policy")]
+    begun = [name for name in names if run.trainings[name].samples.asked]
+    return stage if stage in names else (begun or names or [""])[-1]
+
+
+@router.get("/samples/list")
+def listed(request: Request, account: Onlooker, run: TheRun, stage: Name, domain: Name = "", sort: Sort = "order") -> Response:
+    """Prompts with what their reward came from and went to."""
+    with run.lock:
+        return _json(request, [_short(asked) for asked in _stage(run, stage).samples.listed(domain, sort)])
+
+
+def _short(asked: Asked) -> dict[str, Any]:
+    told = " ".join(asked.prompt.split())[:160]
+    return {"id": asked.id, "prompt": told, "domain": asked.domain, "change": asked.change, "answers": len(asked.versions)}
+
+
+@router.get("/samples/prompt")
+def one_prompt(request: Request, account: Onlooker, run: TheRun, stage: Name, id: Annotated[str, Query(max_length=2000)]) -> Response:
+    """One prompt and every answer to it."""
+    with run.lock:
+        asked = _asked(run, stage, id)
+        versions = [{"key": v.key, "label": v.label, "text": v.text, "scores": v.scores, "reward": v.reward} for v in asked.versions]
+        return _json(request, {"id": asked.id, "prompt": asked.prompt, "domain": asked.domain, "change": asked.change, "versions": versions})
+
+
+@router.get("/samples/differences")
+def differing(
+    request: Request, account: Onlooker, run: TheRun, stage: Name, id: Annotated[str, Query(max_length=2000)], left: Name, right: Name
+) -> Response:
+    """Two answers with the words marked that the other has not."""
+    with run.lock:
+        told = {version.key: version.text for version in _asked(run, stage, id).versions}
+    if left not in told or right not in told:
+        raise DataError(f"{left}, {right}: no such answers", "answers to this prompt", "choose two of the list")
+    one, two = text.differences(told[left], told[right])
+    return _json(request, {"left": one, "right": two})
+
+
+def _asked(run: Watched, stage: str, name: str) -> Asked:
+    asked = _stage(run, stage).samples.asked.get(name)
+    if asked is None:
+        raise DataError(f"{name!r}: no such prompt", "a prompt that was answered", "choose one of the list")
+    return asked
+
+
+# ---- runs side by side
+
+
+def _beside(request: Request, run: Watched, asked: list[str]) -> dict[str, Watched]:
+    """The runs that are asked for, each read once for all who look. Only names that lie beside the run are known."""
+    state = request.app.state
+    found, own = {}, run.run.resolve()
+    for name in comparing.chosen(comparing.beside(run.run), asked):
+        if name == own.name:
+            found[name] = run
+            continue
+        found[name] = state.beside.setdefault(name, Watched(own.parent / name))
+        found[name].refresh()
+    return found
+
+
+Runs = Annotated[list[str] | None, Query(max_length=200)]
+
+
+@router.get("/compare")
+def compare(
+    request: Request, account: Onlooker, run: TheRun, runs: Runs = None, stage: Literal["sft", "reward", "policy"] = "policy", names: Runs = None
+) -> HTMLResponse:
+    """Curves of several runs in one picture, what their recipes say differently, how they ended, and the frontier."""
+    chosen = _beside(request, run, runs or [])
+    known = comparing.shared_names(chosen.values(), stage)
+    shown = [name for name in names or [] if name in known] or [name for name in ("reward", "kl", "loss", "accuracy") if name in known] or known[:2]
+    endings = {name: comparing.ending(one) for name, one in chosen.items()}
+    rows = list(dict.fromkeys(label for told in endings.values() for label, _ in told))
+    return pages.page(
+        request, "compare.html", account, listed=comparing.beside(run.run), chosen=list(chosen), stage=stage, stages=TRAINED,
+        known=known, shown=shown,
+        differing=comparing.differing({name: comparing.settings(one) for name, one in chosen.items()}),
+        endings=[(label, [dict(endings[name]).get(label, "–") for name in chosen]) for label in rows], most=comparing.MOST,
+    )  # fmt: skip
+
+
+@router.get("/compare/curves")
+def overlaid(
+    request: Request, account: Onlooker, run: TheRun, stage: Literal["sft", "reward", "policy"], names: Runs = None, runs: Runs = None,
+    low: int = FIRST, high: int = END, buckets: Buckets = 240, smooth: bool = False,
+) -> Response:  # fmt: skip
+    """One chart for each name, one line for each run."""
+    chosen = _beside(request, run, runs or [])
+    stages = {name: found for name, one in chosen.items() if (found := _latest(one, stage))}
+    end = max((max(one.metrics.train.last, one.metrics.validation.last) for one in stages.values()), default=-1)
+    charts = []
+    for name in names or []:
+        lines = []
+        for run_name, training in stages.items():
+            tone = list(chosen).index(run_name)
+            for phase in ("train", "validation"):
+                columns = training.metrics.of(phase)
+                if name in columns.names:
+                    label = run_name if phase == "train" else f"{run_name}, held out"
+                    with chosen[run_name].lock:
+                        lines.append(curves.curve(Line(name, label, phase, tone), columns, low, high, buckets, smooth))
+        if lines:
+            charts.append({"key": name, "title": name, "form": "number", "log": True, "guides": [], "lines": lines})
+    return _json(request, {"last": end, "groups": [{"title": "", "charts": charts}]})
+
+
+def _latest(run: Watched, kind: str) -> Training | None:
+    found = [training for training in run.trainings.values() if training.kind == kind and training.metrics.train.count]
+    return found[-1] if found else None
+
+
+@router.get("/compare/frontier")
+def frontier(request: Request, account: Onlooker, run: TheRun, runs: Runs = None, by: Literal["win", "reward"] = "win") -> Response:
+    """Distance and gain of every look at held-out prompts, beside the best of n."""
+    chosen = _beside(request, run, runs or [])
+    points = [asdict(point) | {"tone": tone} for tone, (name, one) in enumerate(chosen.items()) for point in comparing.frontier(name, one, by)]
+    end = max([1.6, *(1.15 * point["kl"] for point in points)])
+    return _json(request, {"by": by, "runs": list(chosen), "points": points, "reference": comparing.reference(end) if by == "win" else []})
