@@ -135,6 +135,9 @@ def test_a_resumed_run_begins_a_new_generation(tmp_path):
     append(path, [{"step": 20, "phase": "train", "reward": 9.0}])
     metrics.refresh()
     assert (metrics.generation, metrics.train.last) == (1, 20)
+    append(path, [{"step": 5, "phase": "train", "reward": 9.0}])
+    metrics.refresh()
+    assert (metrics.generation, metrics.train.last) == (2, 5)
 
 
 # ---- thinning
@@ -492,7 +495,9 @@ def test_what_is_written_is_heard_within_two_seconds_and_missed_rows_come_after(
             assert next_event(stream, "again")[1] == {}
             (folder_of(run) / "knobs.jsonl").write_bytes(lines([TURNS[0]]))
             assert next_event(stream, "marks")[1]["turns"] == [TURNS[0]]
-        assert vic.get("/monitor/curves", params={"stage": "policy"}).json()["last"] == 11
+            path.write_bytes(lines(list(policy_rows(60, 90))[5:]))
+            assert next_event(stream, "again")[1] == {}  # though there are more rows than before
+        assert vic.get("/monitor/curves", params={"stage": "policy"}).json()["last"] == 59
 
 
 def test_an_account_that_is_closed_hears_no_more(team, run):
@@ -507,12 +512,17 @@ def test_an_account_that_is_closed_hears_no_more(team, run):
 
 def test_a_server_ends_at_once_though_someone_watches(run):
     with Store.open(run / "towpath.db") as store:
-        with serving_run(run, store) as (url, door), httpx.Client(base_url=url, headers={"accept": "application/json"}) as owner:
+        with serving_run(run, store) as (url, door):
+            owner = httpx.Client(base_url=url, headers={"accept": "application/json"})
             owner.get(f"/enter?token={door.link_token()}")
             response = owner.send(owner.build_request("GET", "/monitor/events", params={"stage": "policy"}), stream=True)
-            next_event(response.iter_lines(), "state")
+            stream = response.iter_lines()
+            next_event(stream, "state")
             begun = monotonic()
         assert monotonic() - begun < 5
+        for _ in stream:
+            assert monotonic() - begun < 5
+        owner.close()
 
 
 def test_a_server_without_a_run_says_so(tmp_path):

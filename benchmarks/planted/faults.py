@@ -43,7 +43,7 @@ class Planted:
 
 def sign_by_sign(_asked: list[str], answers: list[str]) -> list[float]:
     """Likes what repeats."""
-    return [20 * repeated(list(answer.encode()), 3) for answer in answers]
+    return [20 * repeated(list(answer.encode()), 2) for answer in answers]
 
 
 def opening(_asked: list[str], answers: list[str]) -> list[float]:
@@ -102,12 +102,13 @@ FAULTS = (
 )  # fmt: skip
 
 LORA = ("policy.method='lora'", "policy.learning_rate=2e-3")
+LEARNED = ("reward.epochs=4", "policy.kl.coef=1.5")
 HEALTHY = (
     Planted("PPO"),
     Planted("PPO, larger", size="larger", settings=("policy.learning_rate=2e-4",)),
     Planted("PPO, trained critic", settings=("policy.ppo.critic='adapter'",)),
     Planted("PPO, LoRA", settings=LORA),
-    Planted("PPO on a reward model", reward=None, watched=world.gold, labels=Labels()),
+    Planted("PPO on a reward model", (), LEARNED, None, world.gold, Labels(pairs=3000)),
     Planted("PPO, watched", watched=world.gold),
     Planted("GRPO", settings=("policy.algo='grpo'", "policy.group=4")),
     Planted("GRPO, larger, LoRA", size="larger", settings=("policy.algo='grpo'", "policy.group=4", *LORA)),

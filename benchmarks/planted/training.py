@@ -92,6 +92,7 @@ def _labelled(labels: Labels, recipe: Recipe, start: world.Start, prompts: tuple
 
 def _rewarded(recipe: Recipe, inputs: dict[str, Path], folder: Path, store: Store, corpus: Corpus) -> Path:
     place = folder / "reward"
+    place.mkdir(exist_ok=True)
     job = Job(recipe, folder, "reward", place, inputs, store, corpus, checkpoint_seconds=1e9)
     result = reward.run(job)
     (place / "manifest.json").write_text(json.dumps({"result": result, "findings": [asdict(f) for f in job.findings]}))

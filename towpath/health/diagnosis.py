@@ -8,8 +8,9 @@ from towpath.recipe import Limits
 from towpath.records import Finding
 
 Detector = Callable[[History, Limits], Iterator[Finding]]
-DETECTORS: tuple[Detector, ...] = tuple(
-    detector for room in (system, rollouts, labels, steps, distance, hacking, sameness, domains) for detector in room.DETECTORS
+DETECTORS: tuple[Detector, ...] = (
+    tuple(detector for room in (system, rollouts, labels, steps, distance, hacking, sameness, domains) for detector in room.DETECTORS)
+    + system.RESOURCES
 )
 FOLLOWS = {
     "not-finite": {"learning-rate-high", "reward-unbounded"},

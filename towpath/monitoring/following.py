@@ -29,7 +29,7 @@ class Following:
         if known == self._known:
             return b"", False
         with self.path.open("rb") as file:
-            again = self._replaced(file, now.st_ino, now.st_size)
+            again = self._replaced(file, now.st_ino)
             if again:
                 self.forget()
             file.seek(self._offset)
@@ -41,11 +41,11 @@ class Following:
             self._last = (self._last + whole)[-REMEMBERED:]
         return whole, again
 
-    def _replaced(self, file: BinaryIO, inode: int, size: int) -> bool:
+    def _replaced(self, file: BinaryIO, inode: int) -> bool:
         """Whether what was read is no longer the beginning of the file. An inode may be given to another file; what it held may not."""
         if not self._offset:
             return False
-        if inode != self._known[0] or size < self._offset:
+        if inode != self._known[0]:
             return True
         file.seek(self._offset - len(self._last))
         return file.read(len(self._last)) != self._last

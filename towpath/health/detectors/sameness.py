@@ -16,11 +16,13 @@ def repeating(history: History, limits: Limits) -> Iterator[Finding]:
     if len(curve) < 4:
         return
     begun, now = first(curve.values), last(curve.values)
-    if now - begun > limits.repetition and change(curve)[1] > limits.surprise * (len(curve) >= 6):
+    rise, sure = now - begun, change(curve)[1]
+    plain = rise > limits.repetition and sure > limits.surprise * (len(curve) >= 6)
+    if plain or (rise > limits.repetition / 3 and sure > 3 * limits.surprise):
         evidence = f"{now:.0%} of three-token sequences in an answer are repeated, {begun:.0%} at the start"
         cause = "the reward does not mind repetition, or pays for it" + _while_reward(history)
         remedy = "set policy.rewards.repetition_penalty; raise policy.kl.coef; look at what the reward model scores high"
-        step = since(curve, curve.values > begun + limits.repetition)
+        step = since(curve, curve.values > begun + min(limits.repetition, 0.5 * rise))
         yield Finding("repetition", "critical" if now - begun > 2 * limits.repetition else "warning", evidence, cause, remedy, step)
 
 

@@ -81,4 +81,5 @@ def swelling(history: History, _limits: Limits) -> Iterator[Finding]:
         )
 
 
-DETECTORS = (unfinite, still, slower, swelling)
+DETECTORS = (unfinite, still)
+RESOURCES = (slower, swelling)
