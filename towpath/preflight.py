@@ -19,6 +19,7 @@ from towpath.recipe import Method, Policy, Recipe
 from towpath.records import Finding, Prompt
 from towpath.rewards import sources
 from towpath.sizes import Size, disk_needed, memory_available, memory_needed, model_size
+from towpath.stages import trackers
 
 NAMED = 10
 ENOUGH_PROMPTS, ENOUGH_PAIRS = 200, 50
@@ -38,7 +39,7 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: b
     size = model_size(Path(chat.tokenizer.name_or_path)) if chat else Size()
     size = replace(size, parameters=parameters) if parameters else size
     findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus), *_data(corpus)]
-    findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *_engine(recipe), *_raters(recipe, run)]
+    findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *_engine(recipe), *_raters(recipe, run), *trackers.missing(recipe.track)]
     if chat is None:
         findings.append(Finding("template", "info", "no tokenizer at hand: template and lengths were not looked at", "", "name a model that loads"))
     else:

@@ -1,6 +1,6 @@
 """What the report page says, in the order it says it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,17 @@ def _on(rate: float, of: str) -> str:
     return f" on {of}" if rate > 0.5 else f": it wins on only {of}"
 
 
+def _turns(turns: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What remedies did, in the order they did it."""
+    for turn in turns:
+        if turn.get("stop"):
+            yield "caution", f"After step {turn['step'] + 1} a remedy ended training ({turn['finding']}): {turn['reason']}."
+            continue
+        came = {True: " It helped.", False: " It did not help."}.get(turn.get("helped"), "")
+        knob = f"{turn['knob']} from {number(turn['from'])} to {number(turn['to'])}"
+        yield "caution", f"After step {turn['step'] + 1} a remedy turned {knob} ({turn['finding']}): {turn['reason']}.{came}"
+
+
 def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     """(tone, text) of what a reader must know before the numbers."""
     simulated = simulation(run)
@@ -90,6 +101,7 @@ def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     stopped = run.result("policy").get("stopped")
     if stopped:
         yield "undecided", f"Policy optimization ended early: {stopped}."
+    yield from _turns(run.result("policy").get("turns") or [])
     if run.waiting_for:
         yield "caution", f"The run waits: {run.waiting_for}."
     for finding in run.findings:
