@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,8 +11,14 @@ from pathlib import Path
 import pytest
 
 import towpath as tp
+from towpath.data.sources import Corpus
 from towpath.errors import TrainingError
-from towpath.stages.job import read_rows
+from towpath.recipe import Recipe
+from towpath.records import Prompt
+from towpath.stages import exploited
+from towpath.stages.job import Job, read_rows
+from towpath.store import figures
+from towpath.store.store import Store
 
 PROMPTS = [f"Say something about number {i}." for i in range(40)]
 
@@ -84,17 +91,10 @@ def test_a_watched_source_is_told_and_never_rewarded(tmp_path: Path) -> None:
     assert all(f"watched/{name}" in row for row in watched.metrics)
 
 
-def test_watching_costs_less_than_a_hundredth(tmp_path: Path) -> None:
-    from towpath.health.diagnosis import diagnose
-    from towpath.stages.watch import Watch, facts
-
+def test_watching_costs_little(tmp_path: Path) -> None:
     trained = train(tmp_path, steps=12, rollout=32, batch=16)
     seconds = sum(row[key] for row in trained.metrics if row["phase"] == "train" for key in ("seconds_generate", "seconds_score", "seconds_optimise"))
-    watch, begun = Watch(trained.job, 12, {}), 0.0
-    for step in range(12):
-        watch.after(step, {})
-    assert watch.spent - begun < 0.1 * seconds  # of a training of seconds; the hundredth is of real ones, see docs/performance.md
-    assert diagnose(trained.job.log.recorder.history(facts(trained.job))) is not None
+    assert trained.result["seconds_watched"] < 0.1 * seconds  # of a training of seconds; of real ones see docs/performance.md
 
 
 BROKEN_OFF = """
@@ -110,8 +110,6 @@ def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -
     whole = train(tmp_path / "whole", learning_rate=0.3, health={"act": "auto"})
     code = textwrap.dedent(BROKEN_OFF.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "cut")))
     environment = {"TOWPATH_FAULT": "step-policy:6", "TOWPATH_CHECKPOINT_SECONDS": "0"}
-    import os
-
     broken = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert broken.returncode != 0, broken.stderr[-2000:]
     again = train(tmp_path / "cut", learning_rate=0.3, health={"act": "auto"})
@@ -119,3 +117,37 @@ def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -
     keep = ("reward", "kl", "grad_norm", "learning_rate_scale")
     ours, theirs = ([{k: row.get(k) for k in keep} for row in t.metrics] for t in (again, whole))
     assert ours == theirs
+
+
+def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
+    reward, folder = tmp_path / "reward", tmp_path / "policy" / "f1f2f3f4"
+    for place in (reward, folder):
+        place.mkdir(parents=True)
+    (reward / "manifest.json").write_text(json.dumps({"inputs": {"sft": "aaaa", "sample": "abcdef012345", "label": "bbbb"}}))
+    prompts = tuple(Prompt(f"p{i}", f"Ask {i}", "money") for i in range(30))
+    rows = [
+        {
+            "step": step,
+            "prompt_id": p.id,
+            "prompt": p.prompt,
+            "domain": p.domain,
+            "text": f"{step} {p.id}" if p.id != "p3" else "same",
+            "score": float(i),
+        }
+        for step in (-1, 4, 9)
+        for i, p in enumerate(prompts)
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Store.open(tmp_path / "towpath.db") as store:
+        job = Job(Recipe(), tmp_path, "policy", folder, {"reward": reward}, store, Corpus(prompts))
+        assert exploited.put_back(job, "no gain in 3 validations") == 0
+        assert exploited.put_back(job, "reward-hacking: it is exploited") == 20
+        assert exploited.put_back(job, "reward-hacking: it is exploited") == 20  # once more changes nothing
+        made = store.comparisons()
+        assert len(made) == 20
+        assert {c.id.split(".")[0] for c in made} == {"abcdef"}, "labels of that sample stage read them"
+        said = store.completions()
+        assert {said[c.a].text for c in made} == {f"9 p{i}" for i in range(10, 30)}, "the highest scores of the last look"
+        assert {said[c.b].text for c in made} == {f"-1 p{i}" for i in range(10, 30)}
+        assert [(queue.domain, queue.waiting) for queue in store.read(figures.figures, 0.0).queues] == [("money", 20)]
+    assert [f.code for f in job.findings] == ["exploited-queued"] * 2

@@ -67,6 +67,8 @@ class Standing:
     stopped: str = ""
     story: list[dict[str, Any]] = field(default_factory=list)
     """Turns of knobs that remedies made, and whether they helped; told at the end."""
+    watched: float = 0.0
+    """Seconds that watching took, since training was last taken up."""
 
 
 def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
@@ -99,7 +101,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
                 saved_at = time.monotonic()
     if best is not None:
         runtime.restore(best)
-    standing.story = watch.story()
+    standing.story, standing.watched = watch.story(), watch.spent
     return standing
 
 
