@@ -62,10 +62,10 @@ def _panel(fault: Curve, sound: Curve, name: str) -> str:
     for value in (low, (low + high) / 2, high):
         x, y = at(-1, value).split()
         parts.append(
-            f'<path d="M{x} {y}H{WIDTH - 14}" stroke="#ddd"/><text x="{float(x) - 6:.0f}" y="{float(y) + 4:.1f}" text-anchor="end">{value:.2g}</text>'
+            f'<path d="M{x} {y}H{WIDTH - 14}" stroke="#ddd"/><text x="{float(x) - 6:.0f}" y="{float(y) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
         )
-    for step in (0, last):
-        parts.append(f'<text x="{at(step, low).split()[0]}" y="{HEIGHT - 14}" text-anchor="middle">step {step + 1}</text>')
+    for step, anchor in ((0, "middle"), (last, "end")):
+        parts.append(f'<text x="{at(step, low).split()[0]}" y="{HEIGHT - 14}" text-anchor="{anchor}">step {step + 1}</text>')
     for curve, colour, width in ((sound, SOUND, 2), (fault, FAULTY, 2.5)):
         points = [at(s, v) for s, v in zip(curve.steps, curve.values, strict=True) if np.isfinite(v)]
         if points:
@@ -85,7 +85,7 @@ def main() -> None:
     def history(planted: object) -> History:
         return of(read_rows(place(planted, told.seed, told.cache) / "policy" / "metrics.jsonl"))  # pyright: ignore[reportArgumentType]
 
-    sound = history(HEALTHY[0])
+    sound = history(next(p for p in HEALTHY if p.watched and not p.labels))
     for code, names in SHOWN.items():
         fault = next(p for p in FAULTS if code in p.codes)
         (told.out / f"{code}.svg").write_text(svg(history(fault), sound, names))

@@ -17,6 +17,11 @@ class Curve:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def after(self, step: int) -> "Curve":
+        """What was told after this step."""
+        seen = self.steps > step
+        return Curve(self.steps[seen], self.values[seen])
+
     def until(self, step: int) -> "Curve":
         """What had been told when this step ended."""
         seen = self.steps <= step
@@ -50,6 +55,11 @@ class History:
     def steps(self) -> int:
         """Steps of training so far."""
         return max((int(curve.steps[-1]) + 1 for curve in self.train.values() if len(curve)), default=0)
+
+    def after(self, step: int) -> "History":
+        """What was told after this step."""
+        train, looks = ({name: curve.after(step) for name, curve in curves.items()} for curves in (self.train, self.looks))
+        return History(train, looks, self.facts)
 
     def until(self, step: int) -> "History":
         """The history as it stood when this step ended."""

@@ -58,7 +58,7 @@ def next_turn(findings: Sequence[Finding], history: History, knobs: Knobs, made:
         return None
     for finding in findings:
         remedy = REMEDIES.get(finding.code)
-        if remedy is None or (finding.severity == "info") or (finding.first_step or 0) < 0:
+        if remedy is None or (finding.first_step or 0) < 0 or (finding.code in ONLY_GRAVE and finding.severity != "critical"):
             continue
         turn = remedy(Case(finding, history, knobs, step, made))
         if turn is not None:
@@ -142,6 +142,8 @@ REMEDIES: dict[str, Callable[[Case], Turn | None]] = {
     "safety-traded": _hold, "repetition": _vary, "diversity-collapse": _vary, "domain-forgotten": _favour,
     "reward-hacking": _stop, "length-hacking": _stop,
 }  # fmt: skip
+ONLY_GRAVE = {"kl-rising", "safety-traded"}
+"""Acted on only where critical: a KL above 1 may be worth it."""
 MEASURES = {
     "kl-rising": (-1, "kl"), "kl-unheld": (-1, "kl"), "learning-rate-high": (1, "reward"), "learning-rate-low": (1, "approx_kl"),
     "held-tight": (1, "kl"), "repetition": (-1, "repetition"), "diversity-collapse": (1, "distinct_2"),

@@ -41,7 +41,7 @@ def run(job: Job) -> dict[str, Any]:
     _save(job, runtime)
     result = {
         "best_step": standing.best_step, "steps": cfg.steps if pairs is None else len(pairs.steps),
-        "turns": standing.story, "seconds_watched": round(standing.watched, 3), "stopped": standing.stopped, "exploited_queued": queued,
+        "turns": standing.story, "stopped": standing.stopped, "exploited_queued": queued,
         "kl_per_prompt": final["kl"], "kl_k3_per_prompt": final["kl_k3"], "kl_interval": [final["kl_low"], final["kl_high"]],
     }  # fmt: skip
     if "rose" in final:

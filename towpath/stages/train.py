@@ -67,8 +67,6 @@ class Standing:
     stopped: str = ""
     story: list[dict[str, Any]] = field(default_factory=list)
     """Turns of knobs that remedies made, and whether they helped; told at the end."""
-    watched: float = 0.0
-    """Seconds that watching took, since training was last taken up."""
 
 
 def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
@@ -85,7 +83,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
         for step in range(begin, course.steps):
             if standing.stopped:
                 break
-            numbers = _one_step(course, runtime, job, step, standing.knobs)
+            numbers = _one_step(course, runtime, job, step, standing.knobs) | {"seconds_watch": watch.lately}
             job.log.write(step, "train", numbers)
             fault(f"step-{job.name}")
             standing.knobs = course.turn(step, numbers, standing.knobs)
@@ -101,7 +99,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
                 saved_at = time.monotonic()
     if best is not None:
         runtime.restore(best)
-    standing.story, standing.watched = watch.story(), watch.spent
+    standing.story = watch.story()
     return standing
 
 

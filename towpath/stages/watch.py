@@ -36,7 +36,8 @@ class Watch:
         self.facts = facts(job) | {"steps": steps}
         self.mended = -1
         """The last step after which the best weights were taken up again."""
-        self.spent = 0.0
+        self.lately = 0.0
+        """Seconds that the last look at the curves took."""
         self._turnable = "kl_coef" in knobs
         self._findings, self._turns = job.folder / "findings.json", job.folder / "knobs.jsonl"
         begun = job.log.recorder.history().steps
@@ -55,7 +56,7 @@ class Watch:
         findings = diagnose(history, self.cfg.limits)
         self._tell(findings)
         done = self._act(findings, history, step, knobs) if self.cfg.act == "auto" and self._turnable else Done(knobs)
-        self.spent += time.monotonic() - begun
+        self.lately = time.monotonic() - begun
         return done
 
     def _tell(self, findings: tuple[Finding, ...]) -> None:
@@ -73,6 +74,8 @@ class Watch:
         self.job.findings[:] = [f for f in self.job.findings if f.code not in known] + fresh
 
     def _act(self, findings: tuple[Finding, ...], history: History, step: int, knobs: Numbers) -> Done:
+        if self.turns:  # what has been answered is past
+            findings = diagnose(history.after(self.turns[-1].step), self.cfg.limits)
         turn = remedies.next_turn(findings, history, knobs, self.turns, step, self.cfg.turns)
         if turn is None:
             return Done(knobs)
