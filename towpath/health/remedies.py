@@ -95,7 +95,9 @@ def _hold(case: Case) -> Turn | None:
 
 def _loosen(case: Case) -> Turn | None:
     now, own = case.knobs.get("kl_coef", 0.0), case.fact("policy.kl.coef", 0.05)
-    return case.turn("kl_coef", own, max(0.01, now / 5), "the penalty holds the policy where it is, and the reward stands still")
+    spread = last(case.history.curve("reward_std").values)
+    fair = spread / 4 if spread > 0 else float("inf")  # a nat then costs a quarter of what rewards differ by
+    return case.turn("kl_coef", own, max(0.01, min(now / 5, fair)), "the penalty holds the policy where it is, and the reward stands still")
 
 
 def _calm(case: Case) -> Turn | None:
