@@ -17,7 +17,6 @@ from benchmarks.planted import world
 from benchmarks.planted.faults import FAULTS, Planted
 from benchmarks.planted.running import CACHE, SEEDS, place
 
-
 STOP = ("policy.kl.stop=4",)
 """As by default: beyond it training ends, and with remedies goes back."""
 
