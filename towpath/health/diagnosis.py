@@ -24,6 +24,7 @@ FOLLOWS = {
     "repetition": {"learning-rate-high", "missing-eos"},
     "diversity-collapse": {"learning-rate-high", "repetition", "refusing", "length-hacking"},
     "critic-broken": {"learning-rate-high"},
+    "missing-eos": {"learning-rate-high"},
     "kl-unheld": {"learning-rate-high"},
     "held-tight": {"learning-rate-high", "critic-broken", "sampler-mismatch", "missing-eos", "reward-unbounded"},
     "reward-out-of-distribution": {"length-hacking", "reward-hacking"},

@@ -127,7 +127,8 @@ def _of_one(told: Told, width: int) -> Iterator[str]:
 def _account(told: Told, width: int) -> Iterator[str]:
     """What the judgement rests on."""
     log = told.log
-    taken = [f"{theirs} as {taken.ours}" + (" (validation)" if taken.phase == "validation" else "") for theirs, taken in log.taken.items()]
+    others = {theirs: taken for theirs, taken in log.taken.items() if theirs != taken.ours}
+    taken = [f"{theirs} as {taken.ours}" + (" (validation)" if taken.phase == "validation" else "") for theirs, taken in others.items()]
     parts = [
         ("not judged", told.blind),
         ("note", log.notes),

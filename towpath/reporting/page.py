@@ -82,7 +82,8 @@ def _turns(turns: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         if turn.get("stop"):
             yield "caution", f"After step {turn['step'] + 1} a remedy ended training ({turn['finding']}): {turn['reason']}."
             continue
-        came = {True: " It helped.", False: " It did not help."}.get(turn.get("helped"), "")
+        helped = turn.get("helped")
+        came = "" if helped is None else " It helped." if helped else " It did not help."
         knob = f"{turn['knob']} from {number(turn['from'])} to {number(turn['to'])}"
         yield "caution", f"After step {turn['step'] + 1} a remedy turned {knob} ({turn['finding']}): {turn['reason']}.{came}"
 
