@@ -186,6 +186,10 @@ def test_remedies_turn_the_right_knob_within_bounds() -> None:
     assert (hold.knob, hold.before, hold.after) == ("kl_coef", 0.05, 0.1)
     assert turned("kl-rising", {"kl_coef": 0.1}, step=35).after == 0.2
     assert turned("kl-rising", {"kl_coef": 0.2}, step=35) is None
+    gone = turned("kl-rising", {"kl_coef": 0.1}, step=35, facts={"policy.kl.stop": 3})
+    assert (gone.after, gone.back) == (0.2, True)
+    smaller = turned("kl-rising", {"kl_coef": 0.2}, [gone], step=35, facts={"policy.kl.stop": 3})
+    assert (smaller.knob, smaller.after, smaller.back) == ("learning_rate_scale", 0.1, True)
     calm = turned("learning-rate-high", {"kl_coef": 0.05})
     assert (calm.knob, calm.after, calm.back) == ("learning_rate_scale", 0.1, True)
     assert turned("learning-rate-low", {"kl_coef": 0.05}).after == 10

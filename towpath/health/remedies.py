@@ -53,7 +53,7 @@ class Case:
 
 def next_turn(findings: Sequence[Finding], history: History, knobs: Knobs, made: Sequence[Turn], step: int, most: int) -> Turn | None:
     """The turn for the gravest finding that has a remedy with room left; none while the last turn is still being watched."""
-    urgent = any(finding.code == "not-finite" for finding in findings)
+    urgent = lost(history) or any(finding.code == "not-finite" for finding in findings)
     if len(made) >= most or (made and step - made[-1].step < rest(history) and not urgent):
         return None
     for finding in findings:
@@ -64,6 +64,12 @@ def next_turn(findings: Sequence[Finding], history: History, knobs: Knobs, made:
         if turn is not None:
             return turn
     return None
+
+
+def lost(history: History) -> bool:
+    """Whether KL stands beyond policy.kl.stop: without a turn training ends here."""
+    stop = history.facts.get("policy.kl.stop")
+    return isinstance(stop, int | float) and last(history.curve("kl").values, 1) > stop
 
 
 def rest(history: History) -> int:
@@ -88,9 +94,10 @@ def _hold(case: Case) -> Turn | None:
     """KL runs away: a tenth, then two tenths; where the recipe holds harder than that already, twice and four times its own."""
     now, own = case.knobs.get("kl_coef", 0.0), case.fact("policy.kl.coef", 0.05)
     most = max(0.2, 4 * own)
-    lost = last(case.history.curve("kl").values, 1) > case.fact("policy.kl.stop", float("inf"))
-    reason = "the policy leaves the tuned model faster than the penalty holds it" + (": back to the best weights" if lost else "")
-    return case.turn("kl_coef", own, min(most, max(0.1, 2 * now)), reason, back=lost)
+    gone = lost(case.history)
+    reason = "the policy leaves the tuned model faster than the penalty holds it" + (": back to the best weights" if gone else "")
+    turn = case.turn("kl_coef", own, min(most, max(0.1, 2 * now)), reason, back=gone)
+    return _calm(case) if turn is None and gone else turn  # held as hard as may be: smaller steps
 
 
 def _loosen(case: Case) -> Turn | None:

@@ -74,7 +74,7 @@ class Watch:
         self.job.findings[:] = [f for f in self.job.findings if f.code not in known] + fresh
 
     def _act(self, findings: tuple[Finding, ...], history: History, step: int, knobs: Numbers) -> Done:
-        if self.turns:  # what has been answered is past
+        if self.turns and not remedies.lost(history):  # what has been answered is past, unless all is lost again
             findings = diagnose(history.after(self.turns[-1].step), self.cfg.limits)
         turn = remedies.next_turn(findings, history, knobs, self.turns, step, self.cfg.turns)
         if turn is None:
