@@ -105,7 +105,7 @@ class Experience:
         if step == -1 and self.judges and not any(name.startswith("policy") for name in self.job.inputs):
             self.reference_reward_B = batch.columns["reward"].cpu().numpy()  # where a first round begins is the reference
         kept = {key: told[key] for key in LOOKED if key in told}
-        kept |= {key: x for key, x in told.items() if key.startswith(("reward/", "watched/"))}
+        kept |= {key: x for key, x in told.items() if key.startswith(("reward/", "score/", "watched/"))}
         return batch, kept | (self.showing.declined(step, probes, self._texts(openings)) if probes else {})
 
     def _against_reference(self, batch: Batch) -> Numbers:
