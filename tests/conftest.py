@@ -1,9 +1,11 @@
 """What tests share: a real tiny model, made on the spot; a real PostgreSQL, where Debian's is installed."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,3 +108,38 @@ def running(store: Any, team: bool) -> Iterator[tuple[str, Any]]:
         yield f"http://127.0.0.1:{place.getsockname()[1]}", door
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium; without one the tests that ask for it are skipped."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def axe(request) -> str:
+    """The source of axe-core, fetched once by npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm, which fetches axe-core, is not installed")
+    folder = Path(request.config.cache.mkdir("axe"))
+    if not list(folder.glob("axe-core-4*.tgz")):
+        done = subprocess.run(["npm", "pack", "axe-core@4", "--silent"], cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"npm could not fetch axe-core: {done.stderr.strip()[-200:]}")
+    with tarfile.open(max(folder.glob("axe-core-4*.tgz"))) as packed:
+        return packed.extractfile("package/axe.min.js").read().decode()
+
+
+def serious(page, axe: str) -> list[str]:
+    """What axe-core finds that is serious or critical."""
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    bad = [v for v in found if v["impact"] in ("serious", "critical")]
+    return [f"{page.url}: {v['id']}: {json.dumps([node['html'][:120] for node in v['nodes'][:3]])}" for v in bad]

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from conftest import running
+from conftest import running, serious
 from test_arena import PASSWORD, write_answers
-from test_browser import axe, browser, comparison, pytestmark, serious  # noqa: F401 - fixtures and the skip of machines without a browser
+from test_browser import comparison
 
 from towpath import arena
 from towpath.arena import Terms
@@ -15,7 +15,7 @@ from towpath.store.store import Store
 
 
 @pytest.fixture
-def opened(tmp_path, browser):  # noqa: F811
+def opened(tmp_path, browser):
     """A team's server with the answers of an evaluation, and pages for people; an error on any console fails the test."""
     write_answers(tmp_path, 60)
     contexts, errors = [], []
@@ -57,7 +57,7 @@ def judge(page) -> bool:
     return True
 
 
-def test_an_arena_from_its_start_to_its_verdict(opened, axe):  # noqa: F811
+def test_an_arena_from_its_start_to_its_verdict(opened, axe):
     store, visit = opened
     owner = visit("olga", "/arena")
     found = serious(owner, axe)
@@ -99,7 +99,7 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):  # noqa: F811
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe, scheme):  # noqa: F811
+def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe, scheme):
     store, visit = opened
     made = arena.begin(store, store.folder, Terms("policy", "sft", prompts=3))
     store.later(arenas.end, made.number, "stopped", "UNDECIDED").result()

@@ -1,25 +1,15 @@
 """The pages in a real browser: rated by keyboard, over reloads and lost connections, on a phone, in light and dark, judged by axe."""
 
-import json
-import shutil
-import subprocess
-import tarfile
-from collections.abc import Iterator
-from pathlib import Path
 from time import monotonic, time
 
 import pytest
-from conftest import running
+from conftest import running, serious
 
 from towpath.records import Comparison, Completion, Prompt
 from towpath.store import people, rating, settings, verdicts
 from towpath.store.rating import Gold, Group, Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 PASSWORD = "correct horse battery"
 LONG = "\n\n".join(f"Paragraph {i} goes on about **boats**, locks and water, and says so in a good many words." for i in range(40))
@@ -51,14 +41,6 @@ def team(store):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
             store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -382,28 +364,6 @@ def test_the_page_looks_again_when_there_was_nothing(visit, store):
     store.later(rating.pause, "work", False).result()
     page.wait_for_function("() => document.getElementById('sheet').dataset.state === 'pair'", timeout=15_000)
     press(page, "1", "Saved")
-
-
-@pytest.fixture(scope="session")
-def axe(request) -> str:
-    """The source of axe-core, fetched once by npm."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm, which fetches axe-core, is not installed")
-    folder = Path(request.config.cache.mkdir("axe"))
-    if not list(folder.glob("axe-core-4*.tgz")):
-        done = subprocess.run(["npm", "pack", "axe-core@4", "--silent"], cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"npm could not fetch axe-core: {done.stderr.strip()[-200:]}")
-    with tarfile.open(max(folder.glob("axe-core-4*.tgz"))) as packed:
-        return packed.extractfile("package/axe.min.js").read().decode()
-
-
-def serious(page, axe: str) -> list[str]:
-    """What axe-core finds that is serious or critical."""
-    page.evaluate(axe)
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    bad = [v for v in found if v["impact"] in ("serious", "critical")]
-    return [f"{page.url}: {v['id']}: {json.dumps([node['html'][:120] for node in v['nodes'][:3]])}" for v in bad]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

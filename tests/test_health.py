@@ -82,6 +82,11 @@ def test_a_fault_is_named_first_or_second(code) -> None:
     assert code in codes(rows(**FAULTY[code]))[:2]
 
 
+def test_memory_that_fills_what_is_kept_is_no_leak() -> None:
+    assert "memory-growing" not in codes(rows(memory_bytes=lambda t: 1e9 + 2e9 * (1 - np.exp(-t / 15))))
+    assert "memory-growing" in codes(rows(memory_bytes=lambda t: 1e9 + 3e7 * t))
+
+
 def test_every_code_has_a_curve_here() -> None:
     known = set(FAULTY) | {"reward-overfit", "label-noise", "safety-traded"}
     assert FOLLOWS.keys() <= known

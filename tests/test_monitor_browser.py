@@ -2,27 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from time import monotonic
 
 import pytest
-from test_browser import CHROMIUM, axe, playwright, serious
+from conftest import serious
 from watched_run import append, folder_of, policy_rows, samples, serving_run, write_run
 
 from towpath.store.store import Store
 
-__all__ = ["axe"]
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
 DRAWN = "last => document.body.dataset.drawn === String(last)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -65,6 +65,12 @@ def none(findings: Sequence[Finding], code: str) -> None:
     assert [f for f in findings if f.code == code] == []
 
 
+def test_a_source_that_is_watched_is_one_before_the_run_begins(run: Path, corpus: Corpus, chat: Chat) -> None:
+    assert preflight.check(said(policy__rewards__watch=["rule:words:8-35"]), run, corpus, chat)
+    with pytest.raises(RecipeError, match=r"policy\.rewards\.watch: 'model'"):
+        preflight.check(said(policy__rewards__watch=["model"]), run, corpus, chat)
+
+
 @pytest.mark.parametrize("name", ["quickstart", "tiny"])
 def test_the_recipes_that_come_along_have_no_errors(run: Path, corpus: Corpus, name: str) -> None:
     settings = recipe.load(RECIPES / f"{name}.toml")

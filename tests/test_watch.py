@@ -119,6 +119,7 @@ def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -
     keep = ("reward", "kl", "grad_norm", "learning_rate_scale")
     ours, theirs = ([{k: row.get(k) for k in keep} for row in t.metrics] for t in (again, whole))
     assert ours == theirs
+    assert {f.code for f in again.job.findings} == {f.code for f in whole.job.findings} != set()
 
 
 def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +83,15 @@ def _problem(model: type[BaseModel], item: Any) -> str:
         return f"{key} = {item['input']!r}: {item['msg'].lower()}"
     near = difflib.get_close_matches(key, list(keys(model)), n=1, cutoff=0.5)
     return f"unknown key {key}" + (f", did you mean {near[0]}?" if near else "")
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys; an empty table is a value."""
+    found: dict[str, Any] = {}
+    for key, item in tables.items():
+        inner = item.model_dump(mode="json") if isinstance(item, BaseModel) else item
+        found |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) and inner else {f"{prefix}{key}": inner}
+    return found
 
 
 def secret(reference: str, key: str) -> str:

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from towpath.config import check, keys, override
+from towpath.config import check, flat, keys, override
 from towpath.errors import RecipeError, ResourceError
 from towpath.foreign.log import Log
 from towpath.foreign.names import KEYS, Kind
 from towpath.foreign.opening import opened
-from towpath.foreign.towpath_run import flat
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import Curve, History
 from towpath.recipe import Limits, Recipe

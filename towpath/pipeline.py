@@ -24,7 +24,7 @@ from towpath.data.sources import Corpus
 from towpath.errors import GateClosed, RecipeError, ResourceError, TowpathError, Waiting
 from towpath.feedback import simulated
 from towpath.recipe import Recipe
-from towpath.records import Finding, Verdict
+from towpath.records import Finding, Verdict, finding_of
 from towpath.store import place
 from towpath.store.publish import fault, replace_file, sweep
 from towpath.store.store import Store
@@ -57,7 +57,7 @@ class Planned:
         return json.loads(self.manifest.read_text())["result"]
 
     def findings(self) -> list[Finding]:
-        return [Finding(**row) for row in json.loads(self.manifest.read_text()).get("findings", [])]
+        return [finding_of(row) for row in json.loads(self.manifest.read_text()).get("findings", [])]
 
 
 @dataclass

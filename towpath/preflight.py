@@ -191,6 +191,8 @@ def _groups(policy: Policy) -> Iterator[Finding]:
     for source in policy.rewards.sources:
         if source.of != "model":
             sources.named(source.of)
+    for of in policy.rewards.watch:
+        sources.named(of, "watch")
     if data_of(policy.algo) == "comparisons" and policy.batch < 2:
         yield Finding("batch", "error", f"policy.batch = {policy.batch}", "a pair is two completions", "set policy.batch to 2 or more")
 

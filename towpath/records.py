@@ -120,6 +120,12 @@ class Finding:
     """Other causes of the same sight, each with the number that speaks against it."""
 
 
+def finding_of(row: dict[str, Any]) -> Finding:
+    """A finding as it was written down."""
+    whole: dict[str, Any] = row | {"ruled_out": tuple(row.get("ruled_out", ()))}
+    return Finding(**whole)
+
+
 def as_row(record: Any) -> dict[str, Any]:
     """Any record as a plain dictionary."""
     return asdict(record)

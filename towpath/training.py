@@ -13,7 +13,7 @@ from towpath.data.sources import Corpus
 from towpath.errors import RecipeError
 from towpath.models import base
 from towpath.recipe import Decoding, Recipe
-from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row
+from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
 from towpath.rewards import sources
 from towpath.runtime.local import prepare_process
 from towpath.stages import answers, policy
@@ -42,7 +42,7 @@ class Trained:
         """What was found on the way."""
         path = self.job.folder / "findings.json"
         rows = json.loads(path.read_text()) if path.is_file() else []
-        return [Finding(**row | {"ruled_out": tuple(row["ruled_out"])}) for row in rows]
+        return [finding_of(row) for row in rows]
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

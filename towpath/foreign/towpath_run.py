@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from towpath.config import flat
 from towpath.errors import DataError
 from towpath.foreign.log import Log, Taken
 from towpath.foreign.names import OURS, Kind
@@ -73,16 +74,6 @@ def _facts(run: Path, folder: Path, name: str) -> dict[str, Any]:
     steps = (manifest.get("result") or {}).get("steps") or (recipe.get("policy") or {}).get("steps")
     planned = {"steps": steps} if steps and name.startswith("policy") else {}
     return facts | planned | {"stage": name.split("@")[0]}
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys; tables themselves are there too."""
-    found: dict[str, Any] = {}
-    for key, value in tables.items():
-        found[prefix + key] = value
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-    return found
 
 
 def _turned(folder: Path) -> Iterator[str]:

@@ -137,8 +137,7 @@ def _favour(case: Case) -> Turn | None:
     domain = case.finding.evidence.split("'")[1] if "'" in case.finding.evidence else ""
     if not domain:
         return None
-    own = case.history.facts.get("policy.rewards.domains", {})
-    weight = case.knobs.get(f"domain_weight/{domain}", own.get(domain, 1.0) if isinstance(own, Mapping) else 1.0)
+    weight = case.knobs.get(f"domain_weight/{domain}", case.fact(f"policy.rewards.domains.{domain}", 1.0))
     return case.turn(f"domain_weight/{domain}", weight, min(4.0, 2 * weight) if weight > 0 else 1.0, f"the domain '{domain}' falls behind")
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from towpath.config import flat
 from towpath.errors import TowpathError
 from towpath.monitoring.columns import Columns
 from towpath.monitoring.headline import last
-from towpath.monitoring.watched import Training, Watched, flat
+from towpath.monitoring.watched import Training, Watched
 from towpath.recipe import load
 from towpath.reporting.frontier import best_of_n
 from towpath.reporting.wording import duration, is_interval, is_number, number, percent, percents

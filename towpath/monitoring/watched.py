@@ -9,7 +9,7 @@ from time import monotonic, time
 from typing import Any
 
 from towpath.algos import data_of
-from towpath.config import Section
+from towpath.config import flat
 from towpath.errors import ResourceError, TowpathError
 from towpath.monitoring.following import Following, rows
 from towpath.monitoring.headline import Number, headline
@@ -195,19 +195,6 @@ def at_work(run: Path) -> bool | None:
     except OSError:
         return None
     return any(line.split()[1:2] == ["FLOCK"] and line.split()[5].endswith(f":{inode}") for line in held.splitlines() if len(line.split()) > 5)
-
-
-def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested tables as keys with dots."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Section):
-            value = value.model_dump(mode="json")
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value
-    return found
 
 
 @lru_cache(maxsize=16)

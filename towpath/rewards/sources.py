@@ -28,7 +28,7 @@ def given(function: Scorer) -> str:
     return name
 
 
-def named(of: str) -> Scorer:
+def named(of: str, key: str = "sources") -> Scorer:
     """The scorer that a recipe's source names; `model` is not one of these."""
     kind, _, rest = of.partition(":")
     if kind == "rule":
@@ -39,8 +39,8 @@ def named(of: str) -> Scorer:
         return lambda prompts, answers: checked(of, _given[of](list(prompts), list(answers)), len(answers))
     if kind in ("http", "https"):
         return lambda prompts, answers: checked(of, over_http(of, prompts, answers), len(answers))
-    rule = "model, rule:NAME, python:MODULE:FUNCTION or an http(s) address"
-    raise RecipeError(f"policy.rewards.sources: {of!r}", rule, "for example rule:words:8-35")
+    rule = ("model, " if key == "sources" else "") + "rule:NAME, python:MODULE:FUNCTION or an http(s) address"
+    raise RecipeError(f"policy.rewards.{key}: {of!r}", rule, "for example rule:words:8-35")
 
 
 def checked(of: str, scores: Sequence[float], count: int) -> list[float]:

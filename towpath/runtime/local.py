@@ -292,6 +292,8 @@ def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs
 
 def prepare_process() -> None:
     """Settings of the whole process that cost nothing and help: threads, oneDNN for float32, an allocator that keeps its memory."""
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # a kernel kept for each of 1,024 shapes is a GiB
+        os.environ.setdefault(cache, "256")
     torch.set_float32_matmul_precision("medium")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if sys.platform == "linux":

@@ -45,7 +45,7 @@ class Experience:
         self.engine = engine(job, self.sampler, self.cfg.max_new_tokens)
         self.in_flight = Checkpoints(job.folder / "in-flight")
         self.scorers = {source.of: sources.named(source.of) for source in self.cfg.rewards.sources if source.of != "model"}
-        self.watched = {of: sources.named(of) for of in self.cfg.rewards.watch}
+        self.watched = {of: sources.named(of, "watch") for of in self.cfg.rewards.watch}
         self.showing = Showing(job)
         self.judges = bool(self.scorers) or "reward" in runtime.roles
         self.fit = runtime.roles["critic"].fit if "critic" in runtime.roles else None

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 
+from towpath.config import flat
 from towpath.errors import ResourceError
 from towpath.recipe import Recipe, Track
 from towpath.records import Finding
@@ -196,7 +197,7 @@ class _Mlflow:
         run = found[0] if found else self._client.create_run(number, run_name=place.name, tags={"towpath": place.id, "stage": place.stage})
         self._id = run.info.run_id
         if not found:
-            for key, value in _flat(place.config).items():
+            for key, value in flat(place.config).items():
                 self._client.log_param(self._id, key, str(value)[:500])
 
     def log(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
@@ -210,7 +211,7 @@ class _Mlflow:
 class _Trackio:
     def __init__(self, place: Place) -> None:
         trackio: Any = import_module("trackio")
-        config = {key: str(value) for key, value in _flat(place.config).items()}
+        config = {key: str(value) for key, value in flat(place.config).items()}
         with redirect_stdout(sys.stderr):  # standard output is for results
             self._run = trackio.init(project=_plain(place.project).replace("/", "-"), name=place.id, config=config, resume="allow", embed=False)
 
@@ -228,10 +229,3 @@ BEGIN: dict[str, Callable[[Place], Tracker]] = {"wandb": _Wandb, "mlflow": _Mlfl
 def _plain(name: str) -> str:
     """A name that every service takes."""
     return re.sub(r"[^\w./ -]", "_", name)
-
-
-def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, dict) and value else {f"{before}{key}": value}
-    return found

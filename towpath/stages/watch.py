@@ -5,11 +5,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from towpath.config import flat
 from towpath.health import remedies
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import History
 from towpath.progress import note
-from towpath.records import Finding
+from towpath.records import Finding, finding_of
 from towpath.stages.job import Job, read_rows
 from towpath.store.publish import replace_file
 
@@ -44,7 +45,8 @@ class Watch:
         self.turns = [remedies.of_row(row) for row in read_rows(self._turns) if row["step"] < begun]
         replace_file(self._turns, "".join(map(_line, self.turns)))
         told = json.loads(self._findings.read_text()) if begun and self._findings.is_file() else []
-        self.found = {row["code"]: Finding(**row | {"ruled_out": tuple(row["ruled_out"])}) for row in told}
+        self.found = {row["code"]: finding_of(row) for row in told}
+        job.findings += self.found.values()
 
     def after(self, step: int, knobs: Numbers) -> Done:
         """Look at the run as it stands after a step."""
@@ -109,16 +111,6 @@ def facts(job: Job) -> dict[str, Any]:
             result = json.loads(manifest.read_text())["result"]
             found |= {f"{name.split('@')[0]}.result.{key}": value for key, value in result.items()}
     return found | {"stage": job.name.split("@")[0]}
-
-
-def flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys; tables themselves are there too."""
-    found: dict[str, Any] = {}
-    for key, value in tables.items():
-        found[prefix + key] = value
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-    return found
 
 
 def _line(turn: remedies.Turn) -> str:
