@@ -13,6 +13,7 @@ import pytest
 import towpath as tp
 from towpath.data.sources import Corpus
 from towpath.errors import TrainingError
+from towpath.health import remedies
 from towpath.recipe import Recipe
 from towpath.records import Prompt
 from towpath.stages import exploited
@@ -56,6 +57,16 @@ def test_a_wild_rate_is_named_and_mended(tmp_path: Path, capsys) -> None:
     after = [row for row in mended.metrics if row["phase"] == "train" and row["step"] == turns[0]["step"] + 1]
     assert after[0]["learning_rate_scale"] == pytest.approx(0.1)
     assert mended.result["turns"][0]["finding"] == "learning-rate-high"
+
+
+def test_where_a_remedy_changes_the_reward_the_best_is_asked_anew(tmp_path: Path, monkeypatch) -> None:
+    turn = remedies.Turn(3, "diversity_bonus", 0.0, -5.0, "for this test alone: all earlier looks were better", "diversity-collapse")
+    monkeypatch.setattr(remedies, "next_turn", lambda _f, _h, _k, made, step, _most: turn if step == 3 and not made else None)
+    trained = train(tmp_path, health={"act": "auto"})
+    looks = {row["step"]: row for row in trained.metrics if row["phase"] == "validation"}
+    assert [step for step, row in looks.items() if "reward_turned" in row] == [5, 7]
+    assert all(looks[step]["reward_turned"] < looks[step]["reward"] for step in (5, 7))
+    assert trained.result["best_step"] == max((5, 7), key=lambda step: looks[step]["reward_turned"]) + 1
 
 
 def test_a_gradient_that_is_none_ends_training_and_names_the_weights(tmp_path: Path) -> None:

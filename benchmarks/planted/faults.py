@@ -80,6 +80,8 @@ def few(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
 
 BROKEN = ("policy.ppo.critic='adapter'", "policy.ppo.critic_learning_rate=10.0", "policy.ppo.value_clip=1e9")
 OVERFIT = ("reward.epochs=60", "reward.learning_rate=2e-3", "reward.fit_head=0")
+UNPAID = ("policy.rewards.domains={food = 0.0}", "policy.learning_rate=2e-4", "policy.steps=60")
+"""With four layers and time: two layers cannot tell domains apart, and what pleases two of three then pleases the mean most."""
 FAULTS = (
     Planted("learning rate x100", ("learning-rate-high",), (f"policy.learning_rate={RATE * 100}",), recoverable=True),
     Planted("learning rate /1000", ("learning-rate-low",), (f"policy.learning_rate={RATE / 1000}",), recoverable=True),
@@ -87,7 +89,7 @@ FAULTS = (
     Planted("KL penalty x50", ("held-tight",), (f"policy.kl.coef={COEF * 50}",), recoverable=True),
     Planted("labels like length", ("length-hacking",), (), None, world.gold, Labels(longer=True)),
     Planted("40 % of labels wrong", ("label-noise",), (), None, None, Labels(noise=0.4)),
-    Planted("a domain without reward", ("domain-forgotten",), ("policy.rewards.domains={food = 0.0}",), recoverable=True),
+    Planted("a domain without reward", ("domain-forgotten",), UNPAID, size="larger", recoverable=True),
     Planted("EOS masked out", ("missing-eos",), inject=injected.unending),
     Planted("sampled at another temperature", ("sampler-mismatch",), inject=lambda: injected.drawn_at(0.6)),
     Planted("a broken critic", ("critic-broken",), BROKEN),

@@ -1,6 +1,6 @@
 """Recoverable faults with remedies and without, the same seeds: what is left at the end, by gold.
 
-python -m benchmarks.planted.remedied [--half dev|remedies] [--processes 2] [--json OUT]
+python -m benchmarks.planted.remedied [--half dev|remedies|again|third] [--processes 2] [--json OUT]
 """
 
 import argparse

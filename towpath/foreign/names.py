@@ -29,6 +29,7 @@ OURS = {
     "score": "what the reward sources say, before penalties",
     "reward": "what an answer gets, KL not taken off",
     "reward_std": "deviation of the reward in a rollout",
+    "reward_turned": "reward with the weights, penalties and bonuses that remedies turned",
     "score_spread": "deviation of the scores of several reward models",
     "reward_length_corr": "correlation of an answer's score with its length",
     "length": "tokens of an answer",

@@ -27,6 +27,11 @@ class Turn:
     back: bool = False
     stop: bool = False
 
+    @property
+    def anew(self) -> bool:
+        """Whether it changes what is rewarded."""
+        return self.knob.startswith(("domain_weight/", "diversity_bonus", "repetition_penalty"))
+
 
 @dataclass(frozen=True, slots=True)
 class Case:

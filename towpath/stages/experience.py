@@ -84,14 +84,17 @@ class Experience:
             "seconds_generate": seconds, "seconds_score": time.monotonic() - generated, "tokens_per_second": tokens / max(seconds, 1e-9),
         }  # fmt: skip
 
-    def validate(self, step: int, against_reference: bool = False) -> Numbers:
-        """Reward and KL on prompts that are never trained on, the same random numbers each time."""
+    def validate(self, step: int, knobs: Numbers, against_reference: bool = False) -> Numbers:
+        """Reward and KL on prompts that are never trained on, the same random numbers each time.
+
+        `reward` is the recipe's, `reward_turned` what remedies made of it.
+        """
         if self.looked is None or self.looked[0] != step:
-            self.looked = step, *self._look(step)
+            self.looked = step, *self._look(step, knobs)
         _, batch, numbers = self.looked
         return numbers | self._against_reference(batch) if against_reference else numbers
 
-    def _look(self, step: int) -> tuple[Batch, Numbers]:
+    def _look(self, step: int, knobs: Numbers) -> tuple[Batch, Numbers]:
         """Answers to the prompts kept from training, and the openings of those to the safety set's, at the recipe's own settings."""
         self.runtime.temperature = self.cfg.temperature
         asked, probes = [(p, "0") for p in self.held], self.showing.probes
@@ -106,6 +109,8 @@ class Experience:
             self.reference_reward_B = batch.columns["reward"].cpu().numpy()  # where a first round begins is the reference
         kept = {key: told[key] for key in LOOKED if key in told}
         kept |= {key: x for key, x in told.items() if key.startswith(("reward/", "score/", "watched/"))}
+        if (now := turned(self.cfg.rewards, knobs)) is not self.cfg.rewards:
+            kept["reward_turned"] = float(self._final(batch.columns["score"].cpu().numpy(), self.held, drawn, now).mean())
         return batch, kept | (self.showing.declined(step, probes, self._texts(openings)) if probes else {})
 
     def _against_reference(self, batch: Batch) -> Numbers:
@@ -197,13 +202,15 @@ class Experience:
             else:
                 told.append(np.asarray(self.scorers[source.of](asked, texts)))
         score_B = mix.combined(np.stack(told), cfg)
-        ended_B = self._ended(drawn).cpu().numpy()
-        reward_B = mix.final(score_B, [d.token_ids for d in drawn], ended_B, [p.domain for p in prompts], cfg)
-        parts = {"score": score_B, "reward": reward_B}
+        parts = {"score": score_B, "reward": self._final(score_B, prompts, drawn, cfg)}
         if len(told) > 1:
             parts |= {f"score/{source.of}": scores for source, scores in zip(cfg.sources, told, strict=True)}
         parts |= {f"watched/{of}": np.asarray(scorer(asked, texts)) for of, scorer in self.watched.items()}
         return columns | {name: torch.tensor(x, dtype=torch.float32, device=self.runtime.device) for name, x in parts.items()}
+
+    def _final(self, score_B: np.ndarray, prompts: Sequence[Prompt], drawn: Sequence[Drawn], cfg: Rewards) -> np.ndarray:
+        ended_B = np.array([d.finish == "stop" for d in drawn])
+        return mix.final(score_B, [d.token_ids for d in drawn], ended_B, [p.domain for p in prompts], cfg)
 
     @torch.no_grad()
     def _valued(self, batch: Batch) -> Batch:

@@ -37,7 +37,7 @@ def run(job: Job) -> dict[str, Any]:
     )
     _warn_without_a_step(job, standing.best_step)
     queued = put_back(job, standing.stopped)
-    final = experience.validate(standing.best_step - 1, against_reference=True)
+    final = experience.validate(standing.best_step - 1, standing.knobs, against_reference=True)
     _save(job, runtime)
     result = {
         "best_step": standing.best_step, "steps": cfg.steps if pairs is None else len(pairs.steps),
@@ -66,7 +66,7 @@ def _on_rollouts(job: Job, algo: Any, experience: Experience) -> Course:
     return Course(
         algo, cfg, cfg.steps, cfg.batch, experience.batch, lambda done: 1.0 - done, cfg.epochs, cfg.max_grad_norm,
         validate=experience.validate, validate_every=cfg.validate_every, look_first=True,
-        merit=lambda numbers: numbers["reward"] if numbers["kl"] <= cfg.kl.alarm else -math.inf,
+        merit=lambda numbers: numbers.get("reward_turned", numbers["reward"]) if numbers["kl"] <= cfg.kl.alarm else -math.inf,
         turn=turn, halt=lambda numbers: f"KL {numbers['kl']:.2f} above policy.kl.stop = {cfg.kl.stop}" if numbers["kl"] > cfg.kl.stop else "",
         after=experience.learned, knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(warmup == 0)},
     )  # fmt: skip
@@ -76,8 +76,8 @@ def _on_pairs(job: Job, algo: Any, pairs: Comparisons, experience: Experience) -
     """Pairs judged before; the checkpoint with the highest held-out reward, or else the lowest held-out loss, at acceptable KL is kept."""
     cfg = job.recipe.policy
 
-    def validate(step: int) -> Numbers:
-        return experience.validate(step) | pairs.validate()
+    def validate(step: int, knobs: Numbers) -> Numbers:
+        return experience.validate(step, knobs) | pairs.validate()
 
     def merit(numbers: Numbers) -> float:
         return numbers.get("reward", -numbers["pairs_loss"]) if numbers["kl"] <= cfg.kl.alarm else -math.inf

@@ -127,7 +127,7 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
     size = max(1, round(cfg.batch * train_batch.groups / len(shown)))
     steps = minibatches(train_batch.groups, size, cfg.epochs, seed, f"{job.name}/order")
 
-    def validate(step: int) -> dict[str, float]:
+    def validate(step: int, _knobs: dict[str, float]) -> dict[str, float]:
         gap, _ = algo.margins(runtime.score("reward", held_batch, ("score",)).score_B, held_batch)
         return {"loss": float(torch.nn.functional.softplus(-gap).mean()), "accuracy": float((gap > 0).float().mean()), "at": float(step)}
 

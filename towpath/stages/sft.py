@@ -27,7 +27,7 @@ def run(job: Job) -> dict[str, Any]:
     steps = minibatches(len(shown), cfg.batch, cfg.epochs, job.recipe.seed, "sft/order")
     per_epoch = int(np.ceil(len(shown) / cfg.batch))
 
-    def validate(_step: int) -> dict[str, float]:
+    def validate(_step: int, _knobs: dict[str, float]) -> dict[str, float]:
         out = runtime.score("policy", held, ("logp",))
         return {"loss": -float(out.logp_BT[out.mask_BT].mean())}
 

@@ -40,7 +40,8 @@ class Course:
     """progress in [0,1] -> share of the peak rate."""
     epochs: int = 1
     max_grad_norm: float = 1.0
-    validate: Callable[[int], Numbers] | None = None
+    validate: Callable[[int, Numbers], Numbers] | None = None
+    """(step, knobs) -> numbers on what is never trained on."""
     validate_every: int = 1
     look_first: bool = False
     """Validate before the first step too, as step -1: where all curves begin."""
@@ -76,7 +77,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     if best is None and course.validate:
         best = runtime.weights()  # step 0: what stays if no later weights are acceptable
     if begin == 0 and course.validate and course.look_first:
-        job.log.write(-1, "validation", course.validate(-1))
+        job.log.write(-1, "validation", course.validate(-1, standing.knobs))
     watch, saved_at = Watch(job, course.steps, course.knobs), time.monotonic()
     with progress(title, course.steps) as bar:
         bar.advance(begin)
@@ -142,6 +143,8 @@ def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Number
 def _act(done: Done, runtime: Local, standing: Standing, best: dict[str, Tensor] | None) -> None:
     """What a remedy asks of the loop: knobs as they are to stand, the best weights back, an end."""
     standing.knobs = done.knobs
+    if done.anew:
+        standing.best_merit = -math.inf
     if done.back and best is not None:
         runtime.restore(best)
         runtime.forget()
@@ -161,7 +164,7 @@ def _require_finite(job: Job, step: int, norm: float, watch: Watch, runtime: Loc
 def _look(course: Course, runtime: Local, job: Job, step: int, standing: Standing, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
     """Validate; remember the weights when they are the best so far."""
     assert course.validate is not None
-    numbers = course.validate(step)
+    numbers = course.validate(step, standing.knobs)
     job.log.write(step, "validation", numbers)
     merit = course.merit(numbers)
     if merit > standing.best_merit:

@@ -25,6 +25,8 @@ class Done:
 
     knobs: Numbers
     back: bool = False
+    anew: bool = False
+    """Another reward is asked for: what was best by the old one is asked anew."""
     stop: str = ""
 
 
@@ -89,7 +91,7 @@ class Watch:
             return Done(knobs, stop=f"{turn.finding}: {turn.reason}")
         note(f"remedy after step {step + 1}: {turn.knob} {turn.before:g} → {turn.after:g}; {turn.reason}")
         self.mended = step if turn.back else self.mended
-        return Done(knobs | {turn.knob: turn.after}, turn.back)
+        return Done(knobs | {turn.knob: turn.after}, turn.back, turn.anew)
 
     def story(self) -> list[dict[str, Any]]:
         """The turns made, each with whether it helped."""
