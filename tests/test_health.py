@@ -101,6 +101,14 @@ def test_what_follows_from_a_cause_is_told_after_it() -> None:
     assert codes(rows(**FAULTY["sampler-mismatch"] | {"kl": -0.6}))[:2] == ["sampler-mismatch", "kl-negative"]
 
 
+def test_what_began_before_its_would_be_cause_is_told_first() -> None:
+    late = {"repetition": lambda t: 0.03 + 0.02 * max(0, t - 20)}
+    assert codes(rows(kl=lambda t: 0.12 * t, **late)) == ["kl-rising", "repetition"]
+    ended = {"finish_rate": lambda t: 0.95 if t < 20 else 0.0, "length": lambda t: 40.0 if t < 20 else 80.0}
+    assert codes(rows(**FAULTY["learning-rate-high"] | ended))[0] == "learning-rate-high"
+    assert codes(rows(**FAULTY["learning-rate-high"] | FAULTY["missing-eos"]))[0] == "missing-eos"
+
+
 def test_a_finding_tells_from_which_step_and_what_was_ruled_out() -> None:
     found = diagnose(of(rows(**FAULTY["learning-rate-high"])))[0]
     assert found.first_step == 4

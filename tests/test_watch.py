@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 import towpath as tp
 from towpath.data.sources import Corpus
@@ -16,8 +17,12 @@ from towpath.errors import TrainingError
 from towpath.health import remedies
 from towpath.recipe import Recipe
 from towpath.records import Prompt
+from towpath.runtime.local import Local, Role
 from towpath.stages import exploited
+from towpath.stages import train as train_loop
 from towpath.stages.job import Job, read_rows
+from towpath.stages.train import Standing
+from towpath.stages.watch import Done
 from towpath.store import figures
 from towpath.store.store import Store
 
@@ -76,6 +81,22 @@ def test_a_gradient_that_is_none_ends_training_and_names_the_weights(tmp_path: P
     made = read_rows(mended.job.folder / "knobs.jsonl")
     assert [(turn["knob"], turn["back"]) for turn in made] == [("learning_rate_scale", True)]
     assert {"not-finite", "reward-unbounded"} <= {f.code for f in mended.findings}
+
+
+def test_back_to_the_best_weights_is_back_without_momentum(tiny) -> None:
+    runtime = Local(512, pad=0)
+    runtime.add_trunk("base", tiny, lora=False)
+    runtime.roles["policy"] = Role("base", trains=("trunk",))
+    runtime.start({"policy": 1e-3})
+    best, weight = runtime.weights(), next(iter(runtime.trained().values()))
+    standing = Standing({}, stopped="KL 5 above policy.kl.stop = 4")
+    for _ in range(2):
+        weight.grad = torch.ones_like(weight)
+        runtime.step(1.0, 1.0)
+    train_loop._act(Done({"learning_rate_scale": 0.1}, back=True), runtime, standing, best)
+    assert all(torch.equal(value, best[name]) for name, value in runtime.weights().items())
+    assert not any(value.any() for name, value in runtime.state().items() if "exp_avg" in name)
+    assert (standing.stopped, standing.knobs) == ("", {"learning_rate_scale": 0.1})
 
 
 def test_samples_of_every_look_are_kept(tmp_path: Path) -> None:
