@@ -25,6 +25,7 @@ from towpath.feedback.routing import Route, Routing, Signals, route
 from towpath.records import Choice, Judgement
 
 JUDGE = 0.85  # correlation of what the judge sees with what is true: right in ½ + asin(0.85)/π = 82 % of pairs
+PEOPLE = 0.39  # share of pairs that people see of a blend: at most 40 % of the cost of labelling all
 JUDGES = {"errors by chance": 1.0, "a liking for length": 0.95, "a strong liking for length": 0.85}
 CAUSES: tuple[Cause, ...] = ("noise", "little data", "small capacity", "length shortcut", "healthy")
 
@@ -128,7 +129,7 @@ def routed(world: World, verdicts: list[Judgement]) -> tuple[list[Route], list[J
     """The audit first; with the judge calibrated on it, all that people are to see; and the calibration on these."""
     _, _, fitted = sent(world, verdicts, 0.12, {})
     sure = {j.comparison: fitted.chance(calibration.certainty(j), longer(world, j)) for j in verdicts}
-    return sent(world, verdicts, 0.35, sure)
+    return sent(world, verdicts, PEOPLE, sure)
 
 
 def sent(
