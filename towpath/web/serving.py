@@ -1,5 +1,6 @@
 """`towpath serve`: the pages of one run, for its owner on this machine or for a team."""
 
+import gc
 import ipaddress
 import socket
 import sys
@@ -65,8 +66,10 @@ def prepared(
 
 
 def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
-    """Serve. Threads hand over quickly, so that a request does not wait for the work of others."""
+    """Serve. Threads hand over quickly, so that a request does not wait for the work of others; what was imported is not looked through for garbage."""
     sys.setswitchinterval(0.0005)
+    gc.collect()
+    gc.freeze()
     server.run(sockets=[place])
 
 
