@@ -66,7 +66,7 @@ def prepared(
 
 
 def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
-    """Serve. Threads hand over quickly, so that a request does not wait for the work of others; what was imported is not looked through for garbage."""
+    """Serve. Threads hand over quickly, so that a request does not wait for others' work; what was imported is not looked through for garbage."""
     sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()
