@@ -1,6 +1,9 @@
 """What a stage is given."""
 
+import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from towpath.config import check
 from towpath.data.batch import Batch, Row
 from towpath.data.sources import Corpus
 from towpath.recipe import Recipe
+from towpath.runtime import local
 from towpath.runtime.local import Local, Role
 from towpath.stages.job import Job
 
@@ -44,3 +48,20 @@ def can_compile() -> bool:
 def test_compiled_layers_learn_the_same(tmp_path):
     torch._dynamo.reset()
     assert curve(tmp_path, True) == pytest.approx(curve(tmp_path, False), rel=1e-4)
+
+
+def test_the_arithmetic_does_not_depend_on_what_else_the_machine_does() -> None:
+    def decided() -> bool:
+        local._bfloat16_pays.cache_clear()
+        return local._bfloat16_pays()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        assert len({decided() for _ in range(8)}) == 1
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        torch.set_num_threads(threads)

@@ -9,9 +9,11 @@ import math
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -292,8 +294,8 @@ def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs
 
 def prepare_process() -> None:
     """Settings of the whole process that cost nothing and help: threads, oneDNN for float32, an allocator that keeps its memory."""
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # a kernel kept for each of 1,024 shapes is a GiB
-        os.environ.setdefault(cache, "256")
+    for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # a kernel kept for each of 1,024 shapes is a GiB
+        os.environ.setdefault(kept, "256")
     torch.set_float32_matmul_precision("medium")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if sys.platform == "linux":
@@ -331,17 +333,24 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
     """The trunk's arithmetic; auto takes bfloat16 where it is measured to be faster than float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16
-    from time import perf_counter
+    return torch.bfloat16 if device.type == "cuda" or _bfloat16_pays() else torch.float32
+
+
+@cache
+def _bfloat16_pays() -> bool:
+    """By one thread's own time on the processor: what else the machine does must not decide how a run rounds, or it could not be repeated."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
 
     def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.randn(512, 512, dtype=dtype), torch.randn(512, 1024, dtype=dtype)
-        best = float("inf")
-        for _ in range(6):
-            begin = perf_counter()
+        a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 1024, dtype=dtype)
+        best = math.inf
+        for _ in range(8):
+            begin = time.thread_time()
             _ = a @ b
-            best = min(best, perf_counter() - begin)
+            best = min(best, time.thread_time() - begin)
         return best
 
-    return torch.bfloat16 if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else torch.float32
+    faster = seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+    torch.set_num_threads(threads)
+    return faster
