@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from rich.console import Console
-from watched_run import FINDINGS, FINGERPRINT, TURNS, append, finish, folder_of, policy_rows, samples, serving_run, write_run
+from watched_run import FINDINGS, FINGERPRINT, TURNS, append, finish, folder_of, policy_rows, samples, serving_run, short_run, write_run
 
 from towpath import watching
 from towpath.errors import ResourceError
@@ -111,6 +111,7 @@ def test_many_rows_at_once_are_the_same_as_one_by_one(tmp_path):
         for name in one.names:
             np.testing.assert_array_equal(one.values(name), two.values(name))
     assert math.inf in bulk.train.values("reward")
+    assert (bulk.train.steps[0], bulk.train.last) == (1, 1500)
 
 
 def test_a_bad_line_among_many_costs_no_other(tmp_path):
@@ -118,7 +119,7 @@ def test_a_bad_line_among_many_costs_no_other(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(told[:50_000].rpartition(b"\n")[0] + b'\n{"step": torn\n' + told[50_000:].partition(b"\n")[2])
     metrics = Metrics(tmp_path / "m.jsonl")
     metrics.refresh()
-    assert metrics.train.last == 1499
+    assert metrics.train.last == 1500
     assert metrics.train.count > 1490
 
 
@@ -134,10 +135,10 @@ def test_a_resumed_run_begins_a_new_generation(tmp_path):
     assert (metrics.generation, metrics.train.count) == (1, 20)
     append(path, [{"step": 20, "phase": "train", "reward": 9.0}])
     metrics.refresh()
-    assert (metrics.generation, metrics.train.last) == (1, 20)
+    assert (metrics.generation, metrics.train.last) == (1, 21)
     append(path, [{"step": 5, "phase": "train", "reward": 9.0}])
     metrics.refresh()
-    assert (metrics.generation, metrics.train.last) == (2, 5)
+    assert (metrics.generation, metrics.train.last) == (2, 6)
 
 
 # ---- thinning
@@ -191,13 +192,14 @@ def test_smoothing_is_the_mean_around_and_passes_gaps_over():
 
 
 def test_every_number_has_a_chart_and_only_one():
-    names = [name for name in next(policy_rows(1)) if name not in ("step", "phase")] + ["surprise", "odd/one", "odd/two"]
+    names = [name for name in next(policy_rows(1)) if name not in ("step", "phase")] + ["surprise", "odd/one", "odd/two", "domain/travel"]
     found = layout.groups(names, ["reward", "pairs_loss"], {"policy.kl.target": 0.5, "policy.kl.alarm": 2.0})
     drawn = [line.name for group in found for chart in group.charts for line in chart.lines if line.phase == "train"]
     assert sorted(drawn) == sorted(names)
     titles = {chart.title: chart for group in found for chart in group.charts}
     assert [line.name for line in titles["Reward by part"].lines] == ["score/model", "score/rule:ends", "watched/second"]
     assert [(guide.label, guide.kind) for guide in titles["KL, nats per prompt"].guides] == [("target 0.5", "good"), ("alarm 2", "bad")]
+    assert titles["Score alone by domain"].form == "number"
     assert [line.name for line in titles["Odd"].lines] == ["odd/one", "odd/two"]
     assert len({(group.title, chart.key) for group in found for chart in group.charts}) == len(titles)
 
@@ -244,10 +246,34 @@ def test_marks_are_knobs_findings_and_what_was_kept(tmp_path):
     watched = Watched(run)
     watched.refresh()
     marks = watched.trainings["policy"].marks()
-    assert [(mark["step"], mark["kind"]) for mark in marks] == [(8, "critical"), (11, "knob"), (20, "warning"), (26, "knob"), (39, "kept")]
+    assert [(mark["step"], mark["kind"]) for mark in marks] == [(9, "critical"), (12, "knob"), (21, "warning"), (27, "knob"), (40, "kept")]
     assert "0.05 → 0.1" in marks[1]["label"]
     assert marks[1]["reason"] == TURNS[0]["reason"]
     assert FINDINGS[0]["cause"].capitalize() in marks[0]["reason"]
+
+
+def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
+    run = short_run(tmp_path / "run")
+    watched = Watched(run)
+    watched.refresh()
+    policy = watched.trainings["policy"]
+    assert policy.metrics.train.steps.tolist() == [1, 2, 3]
+    assert policy.metrics.validation.steps.tolist() == [0, 3]
+    told = {number.label: number for number in watched.headline("policy")}
+    assert (told["steps"].value, told["steps"].share) == ("3 of 3", 1.0)
+    assert "at step 3" in told["reward"].note
+    assert [(mark["step"], mark["label"]) for mark in policy.marks()] == [(0, "spread-low"), (2, "kept"), (3, "kl-rising")]
+    assert [row["first_step"] for row in (*policy.findings, *watched.findings)] == [3, 0, 2]
+    versions = [(version.key, version.label) for version in policy.samples.asked["p0"].versions]
+    assert versions == [("base", "base model"), ("0", "tuned model"), ("3", "step 3")]
+    assert [step for step, _, _ in policy.samples.wins()] == [3]
+    assert [point.label for point in comparing.frontier("run", watched, "reward")] == ["tuned model", "step 3"]
+    assert dict(comparing.ending(watched))["steps"] == "3"
+    assert seconds_left(policy.metrics.train, 3) == 0
+    assert seconds_left(policy.metrics.train, 4) > 3
+    assert "samples of step 3" in shown(run)
+    (folder_of(run) / "samples.jsonl").write_bytes(lines(row for row in samples(3, 3) if row["step"] < 0))
+    assert "samples of the tuned model" in shown(run)
 
 
 # ---- samples
@@ -258,7 +284,7 @@ def test_samples_are_one_prompt_under_many_models(tmp_path):
     found = Samples(folder_of(run) / "samples.jsonl", folder_of(run, "evaluate") / "answers.jsonl")
     found.refresh()
     asked = found.asked["p0"]
-    assert [version.label for version in asked.versions][:2] == ["tuned model", "step 3"]
+    assert [version.label for version in asked.versions][:2] == ["tuned model", "step 4"]
     assert asked.change == pytest.approx(1.5)
     assert [version.key for version in found.asked["h1"].versions] == ["base", "sft", "policy"]
     assert found.asked["h1"].change == pytest.approx(0.4)
@@ -267,14 +293,14 @@ def test_samples_are_one_prompt_under_many_models(tmp_path):
     assert found.listed(sort="rise")[0].id == "p0"
     assert {one.domain for one in found.listed("travel")} == {"travel"}
     step, rate, n = found.wins()[-1]
-    assert (step, n) == (39, 8)
+    assert (step, n) == (40, 8)
     assert rate == pytest.approx(np.mean([float(0.4 * k < 1.5) for k in range(8)]))
     append(folder_of(run) / "samples.jsonl", [{"step": 43, "prompt_id": "p0", "prompt": "x", "domain": "", "text": "new", "reward": 5.0}])
     found.refresh()
     assert found.asked["p0"].versions[-1].text == "new"
     (folder_of(run) / "samples.jsonl").write_bytes(lines(samples(8)))
     found.refresh()
-    assert max(found.asked["p0"].steps) == 7
+    assert max(found.asked["p0"].steps) == 8
     assert "h1" in found.asked
 
 
@@ -302,7 +328,7 @@ def test_runs_beside_are_compared(tmp_path):
     assert (points[-1].kl, points[-1].value) == (0.7, 0.78)
     assert len(points) == 11
     reward = comparing.frontier("one", watched["one"], "reward")
-    assert [point.label for point in reward][:2] == ["step 3", "step 7"]
+    assert [point.label for point in reward][:2] == ["step 4", "step 8"]
     curve = comparing.reference(1.0)
     assert curve[0] == (0.0, 0.5)
     assert all(kl <= 1.0 for kl, _ in curve)
@@ -330,7 +356,8 @@ def test_the_terminal_shows_what_matters(tmp_path):
         "double policy.kl.coef",
         "kl_coef 0.05 → 0.1",
         "KL rose past the alarm",
-        "samples of step 39",
+        "samples of step 40",
+        "after step 12",
         "cooking",
     ):
         assert words in told
@@ -439,23 +466,25 @@ def test_the_server_draws_what_is_asked_for(team, run):
     with signed_in(team, "vic") as vic:
         told = vic.get("/monitor/curves", params={"stage": "policy"}).json()
         lines = {(line["phase"], line["name"]): line for group in told["groups"] for chart in group["charts"] for line in chart["lines"]}
-        assert lines["train", "reward"]["steps"] == list(range(40))
-        assert lines["validation", "reward"]["steps"] == list(range(3, 40, 4))
+        assert lines["train", "reward"]["steps"] == list(range(1, 41))
+        assert lines["validation", "reward"]["steps"] == list(range(4, 41, 4))
+        assert (told["first"], told["last"]) == (1, 40)
         part = vic.get("/monitor/curves", params={"stage": "policy", "low": 10, "high": 19, "smooth": True}).json()
         shown = {(line["phase"], line["name"]): line for group in part["groups"] for chart in group["charts"] for line in chart["lines"]}
         assert shown["train", "reward"]["steps"] == list(range(10, 20))
         row = vic.get("/monitor/step", params={"stage": "policy", "step": 17}).json()
-        assert (row["train"]["step"], row["validation"]["step"]) == (17, 15)
+        assert (row["train"]["step"], row["validation"]["step"]) == (17, 16)
         assert set(row["train"]["numbers"]) == set(next(policy_rows(1))) - {"step", "phase"}
         assert vic.get("/monitor/curves", params={"stage": "nothing"}).status_code == 409
         smoothed = vic.get("/monitor/curves", params={"stage": "sft", "smooth": True}).json()["groups"][0]["charts"][0]["lines"][0]
         assert "smooth_values" not in smoothed or len(smoothed["smooth_values"]) == 50
         said = vic.get("/monitor/samples/prompt", params={"stage": "policy", "id": "p0"}).json()
-        assert [version["key"] for version in said["versions"]][:2] == ["-1", "3"]
-        marked = vic.get("/monitor/samples/differences", params={"stage": "policy", "id": "p0", "left": "-1", "right": "39"}).json()
+        assert [version["key"] for version in said["versions"]][:2] == ["0", "4"]
+        marked = vic.get("/monitor/samples/differences", params={"stage": "policy", "id": "p0", "left": "0", "right": "40"}).json()
         assert "<mark>" in marked["left"]
         assert "<b>" not in marked["left"] + marked["right"]
-        assert vic.get("/monitor/compare/curves", params={"stage": "policy", "names": "reward", "runs": "../canal"}).json()["last"] == 39
+        told = vic.get("/monitor/compare/curves", params={"stage": "policy", "names": "reward", "runs": "../canal"}).json()
+        assert (told["first"], told["last"]) == (1, 40)
 
 
 def next_event(stream, wanted, seconds=10.0):
@@ -484,20 +513,20 @@ def test_what_is_written_is_heard_within_two_seconds_and_missed_rows_come_after(
             append(path, [{"step": 40, "phase": "train", "reward": 2.5}])
             number, told = next_event(stream, "rows")
             assert monotonic() - written < 2.0
-            assert told == [{"step": 40, "phase": "train", "numbers": {"reward": 2.5}}]
+            assert told == [{"step": 41, "phase": "train", "numbers": {"reward": 2.5}}]
             assert next_event(stream, "state")[1]["headline"][0]["value"] == "41 of 60"
         append(path, [{"step": 41, "phase": "train", "reward": 2.6}, {"step": 41, "phase": "validation", "reward": 2.0}])
         headers = {"last-event-id": number}
         with vic.stream("GET", "/monitor/events", params={"stage": "policy", "after": cursor}, headers=headers) as response:
             stream = response.iter_lines()
-            assert [(row["step"], row["phase"]) for row in next_event(stream, "rows")[1]] == [(41, "train"), (41, "validation")]
+            assert [(row["step"], row["phase"]) for row in next_event(stream, "rows")[1]] == [(42, "train"), (42, "validation")]
             path.write_bytes(lines(policy_rows(12)))
             assert next_event(stream, "again")[1] == {}
             (folder_of(run) / "knobs.jsonl").write_bytes(lines([TURNS[0]]))
-            assert next_event(stream, "marks")[1]["turns"] == [TURNS[0]]
+            assert next_event(stream, "marks")[1]["turns"] == [TURNS[0] | {"step": 12}]
             path.write_bytes(lines(list(policy_rows(60, 90))[5:]))
             assert next_event(stream, "again")[1] == {}  # though there are more rows than before
-        assert vic.get("/monitor/curves", params={"stage": "policy"}).json()["last"] == 59
+        assert vic.get("/monitor/curves", params={"stage": "policy"}).json()["last"] == 60
 
 
 def test_an_account_that_is_closed_hears_no_more(team, run):
@@ -582,7 +611,7 @@ def test_a_hundred_thousand_steps_are_drawn_in_two_seconds(long_run):
             spent.append(monotonic() - begun)
             told = first.json()
     assert min(spent) < 2.0, spent
-    assert told["last"] == 99_999
+    assert told["last"] == 100_000
     assert len(first.content) < 1_500_000
     reward = next(line for group in told["groups"] for chart in group["charts"] for line in chart["lines"] if line["name"] == "reward")
     assert max(reward["values"]) == 77.0
@@ -601,7 +630,7 @@ def test_of_a_hundred_thousand_steps_the_next_is_heard_in_two_seconds(long_run):
             for step in range(100_000, 100_005):
                 written = monotonic()
                 append(folder_of(long_run) / "metrics.jsonl", [{"step": step, "phase": "train", "reward": 3.0}])
-                assert next_event(stream, "rows")[1][0]["step"] == step
+                assert next_event(stream, "rows")[1][0]["step"] == step + 1
                 assert monotonic() - written < 2.0
 
 

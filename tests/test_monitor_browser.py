@@ -6,16 +6,19 @@ from time import monotonic
 
 import pytest
 from conftest import serious
-from watched_run import append, folder_of, policy_rows, samples, serving_run, write_run
+from watched_run import append, folder_of, policy_rows, samples, serving_run, short_run, write_run
 
 from towpath.store.store import Store
 
 DRAWN = "last => document.body.dataset.drawn === String(last)"
 
 
+SHORT = pytest.mark.parametrize("run", [short_run], indirect=True, ids=["short"])
+
+
 @pytest.fixture
-def run(tmp_path):
-    return write_run(tmp_path / "runs" / "canal")
+def run(tmp_path, request):
+    return getattr(request, "param", write_run)(tmp_path / "runs" / "canal")
 
 
 @pytest.fixture
@@ -55,6 +58,14 @@ def chart(page, title):
     return page.locator("figure.chart").filter(has=page.get_by_role("heading", name=title, exact=True))
 
 
+def axis_of(page, title) -> tuple[str, str]:
+    """The numbers at both ends of a chart's axis, when no line begins to the left of it."""
+    chart(page, title).locator(".line path").first.wait_for(state="attached")
+    assert page.evaluate("[...axis.charts].every(chart => chart.shown().every(line => chart.x(line.steps[0]) >= chart.left))")
+    ends = [chart(page, title).locator(f'text.tick[text-anchor="{anchor}"]').last.text_content() for anchor in ("start", "end")]
+    return ends[0], ends[1]
+
+
 def tip(page) -> str:
     return page.locator(".tip").first.inner_text()
 
@@ -66,7 +77,7 @@ def test_a_step_that_is_written_is_drawn_within_two_seconds(visit, run):
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     written = monotonic()
     append(folder_of(run) / "metrics.jsonl", list(policy_rows(41, 60))[-1:])
-    page.wait_for_function(DRAWN, arg=40)
+    page.wait_for_function(DRAWN, arg=41)
     page.wait_for_function("() => document.getElementById('headline').innerText.includes('41 of 60')")
     assert monotonic() - written < 2.0
     page.wait_for_timeout(200)
@@ -85,14 +96,68 @@ def test_every_chart_draws_its_own_numbers(visit):
     assert chart(page, "Reward").locator(".mark.knob").count() == 2
 
 
+@SHORT
+def test_the_axis_begins_at_the_first_value_and_counts_what_is_done(visit):
+    page = visit()
+    assert "3 of 3" in page.inner_text("#headline")
+    assert "at step 3" in page.inner_text("#headline")
+    assert axis_of(page, "Reward") == ("0", "3")
+    assert "before training" in page.inner_text("#findings")
+    assert "from step 3" in page.inner_text("#findings")
+    chart(page, "Reward").locator(".plot").focus()
+    page.keyboard.press("Home")
+    assert tip(page).startswith("step 0")
+    page.keyboard.press("ArrowRight")
+    assert tip(page).startswith("step 1")
+    assert "(step 0)" in tip(page)  # what is held out was told before
+    page.goto("/monitor?stage=sft")
+    assert axis_of(page, "Loss") == ("1", "50")
+    page.goto("/monitor/compare?names=reward&names=kl")
+    assert axis_of(page, "reward") == axis_of(page, "kl") == ("0", "3")
+    page.goto("/monitor/compare?names=entropy")
+    assert axis_of(page, "entropy") == ("1", "3")
+    page.goto("/monitor/samples")
+    assert axis_of(page, "Reward of this prompt") == ("0", "3")
+    assert page.locator("#right option").all_inner_texts() == ["base model", "tuned model", "step 3"]
+    assert (page.input_value("#left"), page.input_value("#right")) == ("0", "3")
+
+
+@SHORT
+@pytest.mark.parametrize("width", [1280, 375])
+def test_a_long_legend_scrolls_and_leaves_no_empty_place(visit, axe, width):
+    page = visit(viewport={"width": width, "height": 900})
+    figure = chart(page, "Reward by domain")
+    legend, entries = figure.locator(".legend"), figure.locator(".legend button")
+    assert entries.count() == 14
+    assert entries.first.locator("b").count() == 2
+    assert figure.get_by_role("button", name="held out").count() == 14
+    assert legend.evaluate("it => it.clientHeight < 120 && it.scrollHeight > it.clientHeight")
+    gaps = page.evaluate(
+        """() => [...axis.charts].flatMap(({ figure, legend, plot }) => {
+        const [around, names, picture] = [figure, legend, plot].map((one) => one.getBoundingClientRect());
+        return [picture.top - names.bottom, around.bottom - picture.bottom];
+        })"""
+    )
+    assert 0 <= min(gaps) <= max(gaps) < 12
+    entries.last.focus()
+    box, around = entries.last.bounding_box(), legend.bounding_box()
+    assert around["y"] <= box["y"] < box["y"] + box["height"] <= around["y"] + around["height"] + 1
+    page.keyboard.press("Enter")
+    assert entries.last.get_attribute("aria-pressed") == "false"
+    assert figure.locator(".line").count() == 26  # the line is gone, and its rings
+    assert not serious(page, axe)
+    figure.get_by_role("button", name="Larger").click()
+    assert legend.evaluate("it => it.scrollHeight === it.clientHeight")
+
+
 def test_a_resumed_run_is_drawn_anew(visit, run):
     page = visit()
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     rows = [json.dumps(row) for row in policy_rows(24, 60)]
     (folder_of(run) / "metrics.jsonl").write_text("\n".join(rows) + "\n")
-    page.wait_for_function(DRAWN, arg=23)
-    append(folder_of(run) / "metrics.jsonl", list(policy_rows(25, 60))[-1:])
     page.wait_for_function(DRAWN, arg=24)
+    append(folder_of(run) / "metrics.jsonl", list(policy_rows(25, 60))[-1:])
+    page.wait_for_function(DRAWN, arg=25)
 
 
 def test_a_chart_is_read_by_pointer_and_by_keys(visit):
@@ -106,14 +171,14 @@ def test_a_chart_is_read_by_pointer_and_by_keys(visit):
     page.mouse.move(0, 0)
     plot.focus()
     page.keyboard.press("Home")
-    assert tip(page).startswith("step 0")
-    page.keyboard.press("ArrowRight")
     assert tip(page).startswith("step 1")
+    page.keyboard.press("ArrowRight")
+    assert tip(page).startswith("step 2")
     for _ in range(2):
         page.keyboard.press("m")
     assert "kl_coef: 0.05 → 0.1" in tip(page)
     assert "KL rose past the alarm" in tip(page)
-    assert page.locator("p.unseen[aria-live]").first.inner_text().startswith("step 11; reward")
+    assert page.locator("p.unseen[aria-live]").first.inner_text().startswith("step 12; reward")
     page.keyboard.press("+")
     page.wait_for_function("() => document.getElementById('range').textContent.startsWith('steps')")
     page.keyboard.press("Enter")
@@ -141,7 +206,7 @@ def test_dragging_asks_the_server_for_that_range(visit, run):
     shown = page.evaluate("[...axis.charts][0].data.lines[0].steps")
     assert (shown[0], shown[-1]) == (low, high)
     page.click("#all")
-    page.wait_for_function("() => [...axis.charts][0].data.lines[0].steps[0] === 0")
+    page.wait_for_function("() => [...axis.charts][0].data.lines[0].steps[0] === 1")
 
 
 def test_marks_are_reached_by_key_and_tell_their_reason(visit):
@@ -191,7 +256,7 @@ def test_a_lost_connection_is_told_and_taken_up_again(visit, run):
     append(folder_of(run) / "metrics.jsonl", list(policy_rows(43, 60))[-3:])
     page.context.set_offline(False)
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'", timeout=25_000)
-    page.wait_for_function(DRAWN, arg=42)
+    page.wait_for_function(DRAWN, arg=43)
     visit.errors.clear()  # the browser reports the lost connection
 
 
@@ -207,7 +272,7 @@ def test_a_server_that_comes_back_is_found_again(browser, run):
         append(folder_of(run) / "metrics.jsonl", list(policy_rows(41, 60))[-1:])
         with serving_run(run, store, port=port):
             page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
-            page.wait_for_function(DRAWN, arg=40)
+            page.wait_for_function(DRAWN, arg=41)
         page.context.close()
 
 
@@ -216,7 +281,7 @@ def test_a_run_that_has_told_nothing_begins_by_itself(visit, run):
     page = visit("/monitor?stage=policy")
     assert page.is_visible("#nothing")
     append(folder_of(run) / "metrics.jsonl", policy_rows(2, 60))
-    page.wait_for_function(DRAWN, arg=1)
+    page.wait_for_function(DRAWN, arg=2)
     page.wait_for_selector("figure.chart")
     assert not page.is_visible("#nothing")
 
@@ -228,7 +293,7 @@ def test_a_hundred_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):
         for step in range(100_000):
             value = 50.0 if step == 61_803 else round(1 + step % 977 / 1000, 4)
             file.write(f'{{"step": {step}, "phase": "train", ' + ", ".join(f'"{name}": {value}' for name in names) + "}\n")
-    spent = [opened_and_grown(browser, run, last) for last in (99_999, 100_000, 100_001)]  # the best of three: other work is not measured
+    spent = [opened_and_grown(browser, run, last) for last in (100_000, 100_001, 100_002)]  # the best of three: other work is not measured
     first, heard, frame = (min(told) for told in zip(*spent, strict=True))
     assert first < 2.0, spent
     assert heard < 2.0, spent
@@ -248,7 +313,7 @@ def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
         first = monotonic() - begun
         page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
         written = monotonic()
-        append(folder_of(run) / "metrics.jsonl", [{"step": last + 1, "phase": "train", "reward": 3.0}])
+        append(folder_of(run) / "metrics.jsonl", [{"step": last, "phase": "train", "reward": 3.0}])
         page.wait_for_function(DRAWN, arg=last + 1)
         heard = monotonic() - written
         frame = page.evaluate(
@@ -262,28 +327,28 @@ def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
 def test_samples_are_stepped_through_by_key(visit, run):
     page = visit("/monitor/samples")
     assert page.inner_text("#asked") == "How long do I boil an egg? (0)"
-    assert (page.input_value("#left"), page.input_value("#right")) == ("-1", "39")
+    assert (page.input_value("#left"), page.input_value("#right")) == ("0", "40")
     page.keyboard.press("ArrowLeft")
-    assert page.input_value("#right") == "35"
+    assert page.input_value("#right") == "36"
     page.keyboard.press("d")
     page.wait_for_selector("#right-text mark")
     assert page.locator("#left-text b").count() == 0  # what a model says is no markup
     page.keyboard.press("j")
     page.wait_for_function("() => document.getElementById('asked').textContent.includes('(1)')")
-    assert page.input_value("#right") == "35"
+    assert page.input_value("#right") == "36"
     page.select_option("#sort", "fall")
     page.wait_for_function("() => document.querySelector('#prompts button').textContent.includes('(7)')")
     page.select_option("#domain", "travel")
     page.wait_for_function("() => document.querySelectorAll('#prompts li').length === 3")
     append(folder_of(run) / "samples.jsonl", [row for row in samples(44) if row["step"] == 43])
-    page.wait_for_function("() => [...document.getElementById('right').options].some(one => one.value === '43')")
+    page.wait_for_function("() => [...document.getElementById('right').options].some(one => one.value === '44')")
 
 
 def test_runs_are_laid_over_each_other(visit, run):
     write_run(run.parent / "wide", 60, 60, "learning_rate = 5e-5\n", evaluated=True)
     page = visit("/monitor/compare")
     assert page.locator('input[name="runs"]:checked').count() == 2
-    assert chart(page, "reward").locator(".legend").inner_text().count("held out") == 2
+    assert chart(page, "reward").get_by_role("button", name="held out").count() == 2
     rows = page.locator("[aria-label='Differing recipe keys']").inner_text()
     assert "policy.learning_rate" in rows
     assert "5e-05" in rows

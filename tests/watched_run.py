@@ -1,4 +1,4 @@
-"""Run folders with numbers as a policy run writes them, for tests of what watches a run."""
+"""Run folders with numbers as a policy run writes them, steps from 0, for tests of what watches a run."""
 
 import json
 import math
@@ -113,7 +113,7 @@ TURNS = [
     {"step": 26, "knob": "temperature", "from": 1.0, "to": 0.9, "reason": "Entropy fell by a third.", "finding": "entropy-collapse"},
 ]
 FINDINGS = [
-    {"code": "kl-runaway", "severity": "critical", "evidence": "kl 0.31 → 2.40 in steps 8 to 11",
+    {"code": "kl-runaway", "severity": "critical", "evidence": "kl 0.31 → 2.40 in steps 9 to 12",
      "cause": "the penalty is too weak for this learning rate", "remedy": "double policy.kl.coef", "first_step": 8,
      "ruled_out": ["length: steady at 38 tokens", "a broken sampler: sampler_error 2e-06"]},
     {"code": "diversity-falls", "severity": "warning", "evidence": "distinct_2 0.72 → 0.66", "cause": "answers grow alike",
@@ -165,6 +165,22 @@ def finish(run: Path, steps: int, win: float = 0.78, kl: float = 0.7) -> None:
     append(place / "answers.jsonl", rows)
     told = {"status": "done", "result": {"win": {"rate": win, "interval": [win - 0.05, win + 0.05], "n": 200}, "kl_per_prompt": kl}}
     (place / "manifest.json").write_text(json.dumps(told))
+
+
+def short_run(run: Path) -> Path:
+    """Three steps that are done, in eleven domains, with a look at the tuned model before them."""
+    draw, place = random.Random(7), folder_of(write_run(run, of=3, stages=("sft",)))
+    rows = [policy_row(step, 3, draw) | {f"reward/domain-{n}": draw.random() for n in range(11)} for step in (-1, 0, 1, 2)]
+    held_out = [name for name in rows[0] if name.startswith(("step", "reward", "kl"))]
+    before, after = ({name: row[name] for name in held_out} | {"phase": "validation"} for row in (rows[0], rows[3]))
+    append(place / "metrics.jsonl", [before, *rows[1:], after])
+    append(place / "samples.jsonl", samples(3, 3))
+    append(folder_of(run, "evaluate") / "answers.jsonl", [{"prompt_id": "p0", "base": "I do not know."}])
+    told = [{"code": code, "severity": "warning", "first_step": step} for code, step in (("kl-rising", 2), ("spread-low", -1))]
+    (place / "findings.json").write_text(json.dumps(told))
+    (place / "manifest.json").write_text(json.dumps({"status": "done", "result": {"steps": 3, "best_step": 2}}))
+    (run / "current.json").write_text(json.dumps({"stages": FINGERPRINT, "findings": [{"code": "of-sft", "first_step": 1}]}))
+    return run
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from towpath.monitoring.columns import Columns
 from towpath.monitoring.headline import Number, lately
+from towpath.monitoring.samples import TUNED, model_at
 from towpath.monitoring.thinning import levels
 from towpath.monitoring.watched import Training, Watched
 from towpath.reporting.wording import number, percent
@@ -143,7 +144,7 @@ def _turns(training: Training) -> Text | None:
         return None
     text = Text("turns of knobs", "dim")
     for row in training.turns[-SHOWN_TURNS:]:
-        text.append(f"\nstep {row['step']}  ", "dim")
+        text.append(f"\nafter step {row['step']}  ", "dim")
         text.append(f"{row.get('knob')} {_told(row.get('from'))} → {_told(row.get('to'))}", "bold magenta")
         text.append(f"  {row.get('reason') or ''}")
     return text
@@ -154,7 +155,7 @@ def _samples(training: Training) -> Text | None:
     if newest is None:
         return None
     said = [(asked, asked.steps[newest]) for asked in training.samples.asked.values() if newest in asked.steps][:SHOWN_SAMPLES]
-    text = Text(f"samples of {'the tuned model' if newest < 0 else f'step {newest}'}", "dim")
+    text = Text(f"samples of {'the ' if newest == TUNED else ''}{model_at(newest)}", "dim")
     for asked, version in said:
         text.append(f"\n{_line(asked.prompt, 100)}", "bold")
         text.append(f"  reward {number(version.reward)}", "dim")

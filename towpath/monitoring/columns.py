@@ -29,8 +29,8 @@ class Columns:
 
     @property
     def last(self) -> int:
-        """The last step, -1 before the first."""
-        return int(self._steps[self.count - 1]) if self.count else -1
+        """The last step, 0 before the first."""
+        return int(self._steps[self.count - 1]) if self.count else 0
 
     def values(self, name: str) -> np.ndarray:
         """The values of a name at every step; not numbers where it was not told."""

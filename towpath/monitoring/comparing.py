@@ -10,6 +10,7 @@ from towpath.config import flat
 from towpath.errors import TowpathError
 from towpath.monitoring.columns import Columns
 from towpath.monitoring.headline import last
+from towpath.monitoring.samples import model_at
 from towpath.monitoring.watched import Training, Watched
 from towpath.recipe import load
 from towpath.reporting.frontier import best_of_n
@@ -76,7 +77,7 @@ def ending(watched: Watched) -> list[tuple[str, str]]:
     train, look, result = training.metrics.train, training.metrics.validation, training.manifest.get("result") or {}
     evaluation = watched.evaluation
     rose, win = result.get("rose") or {}, evaluation.get("win") or {}
-    found = [("state", watched.state(training.name)), ("steps", number(train.last + 1 or result.get("steps"), 12))]
+    found = [("state", watched.state(training.name)), ("steps", number(train.last or result.get("steps"), 12))]
     found += [(label, _last(look, train, name, form)) for label, name, form in ENDS]
     found.append(("reward rose on", f"{percent(rose.get('rate'))} {_span(rose.get('interval'))}".strip()))
     found.append(("wins over the tuned model", f"{percent(win.get('rate'))} {_span(win.get('interval'))}".strip()))
@@ -110,10 +111,10 @@ def frontier(name: str, watched: Watched, by: str) -> list[Point]:
     look = training.metrics.validation
     if by == "reward":
         pairs = zip(look.steps.tolist(), look.values("kl").tolist(), look.values("reward").tolist(), strict=True)
-        return [Point(name, f"step {step}", kl, value, 0, False) for step, kl, value in pairs if math.isfinite(kl) and math.isfinite(value)]
+        return [Point(name, model_at(step), kl, value, 0, False) for step, kl, value in pairs if math.isfinite(kl) and math.isfinite(value)]
     spent = dict(zip(look.steps.tolist(), look.values("kl").tolist(), strict=True))
     found = [
-        Point(name, f"step {step}", spent[step], rate, n, False)
+        Point(name, model_at(step), spent[step], rate, n, False)
         for step, rate, n in training.samples.wins()
         if math.isfinite(spent.get(step, math.nan))
     ]

@@ -70,13 +70,12 @@ def seconds_left(train: Columns, steps: int | None) -> float | None:
     if steps is None or not names or not train.count:
         return None
     spent = np.nansum([train.values(name)[-MOST:] for name in names], axis=0)
-    return float(np.median(spent)) * max(steps - train.last - 1, 0)
+    return float(np.median(spent)) * max(steps - train.last, 0)
 
 
 def _steps(train: Columns, steps: int | None, state: str) -> Number:
-    done = train.last + 1
-    value = f"{number(done, 12)} of {number(steps, 12)}" if steps else number(done, 12)
-    return Number("steps", value, state, "", min(done / steps, 1.0) if steps else None)
+    value = f"{number(train.last, 12)} of {number(steps, 12)}" if steps else number(train.last, 12)
+    return Number("steps", value, state, "", min(train.last / steps, 1.0) if steps else None)
 
 
 def _reward(train: Columns, look: Columns) -> Number:

@@ -63,6 +63,7 @@ WANTED: dict[str, tuple[Wanted, ...]] = {
         Wanted("Reward", ("reward", "score")),
         Wanted("Reward by part", ("score/", "watched/")),
         Wanted("Reward by domain", ("reward/",)),
+        Wanted("Score alone by domain", ("domain/",)),
         Wanted("Spread of rewards", ("reward_std",)),
         Wanted("Reward and length, correlation", ("reward_length_corr",)),
     ),
@@ -110,7 +111,6 @@ WANTED: dict[str, tuple[Wanted, ...]] = {
         Wanted("Seconds by phase", ("seconds_generate", "seconds_score", "seconds_optimise"), "seconds"),
         Wanted("Memory", ("memory_bytes",), "bytes"),
         Wanted("Different prompts in a rollout", ("prompts_distinct",)),
-        Wanted("Share of each domain", ("domain/",), "percent"),
     ),
 }  # fmt: skip
 LABELS = {

@@ -31,7 +31,7 @@ class Metrics:
         if again:
             self.train, self.validation = Columns(), Columns()
             self.generation += 1
-        changed = [self.of(phase).add(columns) for phase, columns in _by_phase(told)]
+        changed = [self.of(phase).add((steps + 1, columns)) for phase, (steps, columns) in _by_phase(told)]
         self.generation += any(changed) and not again
 
     def of(self, phase: str) -> Columns:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from towpath.monitoring.following import Following, rows
 from towpath.reporting.wording import is_number
 
-TUNED = -1
+TUNED = 0
 """The step of the tuned model, before any training of the policy."""
 EVALUATED = {"base": "base model", "sft": "tuned model, evaluated", "policy": "policy, evaluated"}
 Sort = Literal["order", "rise", "fall"]
@@ -89,9 +89,9 @@ class Samples:
         step = row.get("step")
         if not isinstance(step, int) or isinstance(step, bool):
             return
+        step += 1
         # What a resumed run says of a step again takes the place of what was said before.
-        label = "tuned model" if step == TUNED else f"step {step}"
-        self._of(row).steps[step] = Version(str(step), label, str(row.get("text", "")), _scores(row, ("reward", "score")))
+        self._of(row).steps[step] = Version(str(step), model_at(step), str(row.get("text", "")), _scores(row, ("reward", "score")))
 
     def _answer(self, row: dict[str, Any]) -> None:
         asked = self._of(row)
@@ -130,6 +130,11 @@ def _outcomes(asked: Iterable[Asked], step: int) -> Iterable[float]:
             ours, theirs = one.steps[step].reward, one.steps[TUNED].reward
             if ours is not None and theirs is not None:
                 yield 0.5 if ours == theirs else float(ours > theirs)
+
+
+def model_at(step: int) -> str:
+    """The model after so many steps."""
+    return "tuned model" if step == TUNED else f"step {step}"
 
 
 def _scores(row: dict[str, Any], names: Iterable[str]) -> dict[str, float]:

@@ -53,12 +53,12 @@ class Training:
         self.metrics.refresh()
         self.samples.refresh()
         told, again = self._turns.read()
-        self.turns = ([] if again else self.turns) + [row for row in rows(told) if is_number(row.get("step"))]
+        self.turns = ([] if again else self.turns) + [_counted(row, "step") for row in rows(told) if is_number(row.get("step"))]
         if self._changed("manifest.json"):
             self.manifest = _object(self.folder / "manifest.json")
         if self._changed("findings.json") or (self.done and not self.findings):
             found = _json(self.folder / "findings.json") or self.manifest.get("findings") or []
-            self.findings = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+            self.findings = _findings(found)
 
     def _changed(self, name: str) -> bool:
         """Whether a file that is written whole is another than when this was last asked."""
@@ -98,7 +98,7 @@ class Training:
                 found.append({"step": int(row["first_step"]), "kind": severity, "label": str(row.get("code")), "reason": reason, "finding": ""})
         best = (self.manifest.get("result") or {}).get("best_step")
         if is_number(best) and best > 0:
-            found.append({"step": int(best) - 1, "kind": "kept", "label": "kept", "reason": "The weights after this step were kept.", "finding": ""})
+            found.append({"step": int(best), "kind": "kept", "label": "kept", "reason": "The weights after this step were kept.", "finding": ""})
         return sorted(found, key=lambda mark: mark["step"])
 
 
@@ -144,7 +144,7 @@ class Watched:
             self.settings = self.settings or flat(Recipe().model_dump(mode="json"))  # being edited: as it was last
         current = _object(self.run / "current.json")
         self.waiting_for = str(current.get("waiting_for") or "")
-        self.findings = [row for row in current.get("findings") or [] if isinstance(row, dict)]
+        self.findings = _findings(current.get("findings"))
         folders = {name: self.run / "stages" / name / str(mark) for name, mark in (current.get("stages") or _newest(self.run)).items()}
         kept = {}
         for name, folder in folders.items():
@@ -234,6 +234,15 @@ def _json(path: Path) -> Any:
 def _object(path: Path) -> dict[str, Any]:
     found = _json(path)
     return found if isinstance(found, dict) else {}
+
+
+def _findings(told: Any) -> list[dict[str, Any]]:
+    return [_counted(row, "first_step") for row in told if isinstance(row, dict)] if isinstance(told, list) else []
+
+
+def _counted(row: dict[str, Any], key: str) -> dict[str, Any]:
+    """A row of a file whose step becomes the number of steps done."""
+    return row | {key: row[key] + 1} if is_number(row.get(key)) else row
 
 
 def _sentence(text: str) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from secrets import token_hex
@@ -33,8 +33,8 @@ PULSE = 5
 AT_ONCE = 400
 """New rows that are sent as they are; more are drawn anew."""
 SQUEEZED = 20_000
-FIRST, END = -1, 2**40
-"""Steps: that of the look before training, and one that no run comes to."""
+END = 2**40
+"""A step that no run comes to."""
 _SERVER = token_hex(4)
 
 
@@ -94,16 +94,21 @@ def monitor(request: Request, account: Onlooker, run: Annotated[Watched, Depends
 
 @router.get("/curves")
 def drawn(
-    request: Request, account: Onlooker, run: TheRun, stage: Name, low: int = FIRST, high: int = END, buckets: Buckets = 240, smooth: bool = False
+    request: Request, account: Onlooker, run: TheRun, stage: Name, low: int = 0, high: int = END, buckets: Buckets = 240, smooth: bool = False
 ) -> Response:
     """Every chart of a stage between two steps, and all else the page shows."""
     with run.lock:
         training = _stage(run, stage)
         metrics = training.metrics
-        end = max(metrics.train.last, metrics.validation.last)
         groups = curves.drawn(metrics, training.facts(run.settings), low, high, buckets, smooth)
-        told = {"stage": stage, "last": end, "groups": groups, "cursor": _cursor(training)}
+        told = {"stage": stage, "groups": groups, "cursor": _cursor(training)} | _ends([metrics.train, metrics.validation])
         return _json(request, told | {"state": _state(run, stage), "marks": _marks(run, training)})
+
+
+def _ends(several: Iterable[Columns]) -> dict[str, int]:
+    """The first and the last step of all; both 0 before anything was told."""
+    told = [columns for columns in several if columns.count]
+    return {"first": min((int(columns.steps[0]) for columns in told), default=0), "last": max((columns.last for columns in told), default=0)}
 
 
 @router.get("/step")
@@ -316,13 +321,12 @@ def compare(
 @router.get("/compare/curves")
 def overlaid(
     request: Request, account: Onlooker, run: TheRun, stage: Literal["sft", "reward", "policy"], names: Runs = None, runs: Runs = None,
-    low: int = FIRST, high: int = END, buckets: Buckets = 240, smooth: bool = False,
+    low: int = 0, high: int = END, buckets: Buckets = 240, smooth: bool = False,
 ) -> Response:  # fmt: skip
     """One chart for each name, one line for each run."""
     chosen = _beside(request, run, runs or [])
     stages = {name: found for name, one in chosen.items() if (found := _latest(one, stage))}
-    end = max((max(one.metrics.train.last, one.metrics.validation.last) for one in stages.values()), default=-1)
-    charts = []
+    charts, shown = [], []
     for name in names or []:
         lines = []
         for run_name, training in stages.items():
@@ -330,12 +334,13 @@ def overlaid(
             for phase in ("train", "validation"):
                 columns = training.metrics.of(phase)
                 if name in columns.names:
+                    shown.append(columns)
                     label = run_name if phase == "train" else f"{run_name}, held out"
                     with chosen[run_name].lock:
                         lines.append(curves.curve(Line(name, label, phase, tone), columns, low, high, buckets, smooth))
         if lines:
             charts.append({"key": name, "title": name, "form": "number", "log": True, "guides": [], "lines": lines})
-    return _json(request, {"last": end, "groups": [{"title": "", "charts": charts}]})
+    return _json(request, _ends(shown) | {"groups": [{"title": "", "charts": charts}]})
 
 
 def _latest(run: Watched, kind: str) -> Training | None:

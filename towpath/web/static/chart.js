@@ -187,7 +187,7 @@ class Tip {
       const list = html("dl", {}, this.box);
       for (const row of rows) {
         html("dt", { class: `c${row.tone}${row.phase === "validation" ? " look" : ""}` }, list, row.label);
-        html("dd", {}, list, row.away ? `${row.text} (step ${count(row.away)})` : row.text);
+        html("dd", {}, list, row.away === null ? row.text : `${row.text} (step ${count(row.away)})`);
       }
     }
     for (const mark of marks) {
@@ -225,6 +225,19 @@ class Tip {
 }
 
 // ---- one chart
+
+const named = (line) => `${line.phase}/${line.name}/${line.label}`;
+
+// What one entry of the legend stands for: a line, and the rings over it where they have its colour.
+function joined(lines) {
+  const entries = [];
+  for (const line of lines) {
+    const [before] = entries.at(-1) ?? [];
+    if (line.phase === "validation" && before?.phase === "train" && before.name === line.name && before.tone === line.tone) entries.at(-1).push(line);
+    else entries.push([line]);
+  }
+  return entries;
+}
 
 class Chart {
   constructor(data, axis, parent) {
@@ -265,6 +278,7 @@ class Chart {
     const same = this.data && this.data.lines.map((line) => line.label + line.name + line.phase).join() === data.lines.map((line) => line.label + line.name + line.phase).join();
     this.data = data;
     this.figure.dataset.chart = data.key;
+    this.entries = joined(data.lines);
     if (!same) this.drawLegend();
     this.labels();
     this.stale = true;
@@ -288,19 +302,23 @@ class Chart {
 
   drawLegend() {
     this.legend.replaceChildren();
-    this.latest = this.data.lines.map((line) => {
-      const button = html("button", { type: "button", class: `c${line.tone}${line.phase === "validation" ? " look" : ""}` }, html("li", {}, this.legend));
-      html("i", { "aria-hidden": "true" }, button);
+    this.latest = this.entries.flatMap(([line, ...rings]) => {
+      const button = html("button", { type: "button", class: `c${line.tone}` }, html("li", {}, this.legend));
+      html("i", { "aria-hidden": "true", class: line.phase }, button);
       button.append(line.label);
-      const value = html("b", {}, button);
-      const key = `${line.phase}/${line.name}/${line.label}`;
+      const values = [html("b", {}, button)];
+      for (const ring of rings) {
+        html("i", { role: "img", "aria-label": "held out", title: "held out", class: ring.phase }, button);
+        values.push(html("b", {}, button));
+      }
+      const key = named(line);
       button.setAttribute("aria-pressed", String(!this.hidden.has(key)));
       button.addEventListener("click", () => {
         if (!this.hidden.delete(key)) this.hidden.add(key);
         button.setAttribute("aria-pressed", String(!this.hidden.has(key)));
         this.draw();
       });
-      return value;
+      return values;
     });
   }
 
@@ -314,7 +332,7 @@ class Chart {
   }
 
   shown() {
-    return this.data.lines.filter((line) => !this.hidden.has(`${line.phase}/${line.name}/${line.label}`));
+    return this.entries.filter(([line]) => !this.hidden.has(named(line))).flat();
   }
 
   // ---- drawing
@@ -407,7 +425,10 @@ class Chart {
       svg("text", { class: "tick", x: this.left - 7, y: y + 4, "text-anchor": "end" }, parent).textContent = this.words[place];
     });
     svg("line", { class: "base", x1: this.left, x2: right, y1: bottom, y2: bottom }, parent);
-    for (const step of ticks(this.axis.low, this.axis.high, Math.max(2, Math.floor(this.width / 90)), 1)) {
+    const { low, high } = this.axis;
+    const room = 12 + 10 * count(high).length; // pixels that the number of an end keeps free of others
+    const between = ticks(low, high, Math.max(2, Math.floor(this.width / 90)), 1).filter((step) => this.x(step) - this.x(low) > room && this.x(high) - this.x(step) > room);
+    for (const step of [low, ...between, high]) {
       const x = this.x(step);
       svg("line", { class: "base", x1: x, x2: x, y1: bottom, y2: bottom + 4 }, parent);
       const anchor = x > right - 16 ? "end" : x < this.left + 10 ? "start" : "middle";
@@ -510,7 +531,7 @@ class Chart {
       const value = given ? Number(row.numbers[line.name]) : line.values[at];
       const where = given ? row.step : line.steps[at];
       const text = given && typeof row.numbers[line.name] === "string" ? "not finite" : told(value, this.data.form);
-      found.push({ label: line.label, tone: line.tone, phase: line.phase, text, away: where === step ? 0 : where });
+      found.push({ label: line.label, tone: line.tone, phase: line.phase, text, away: where === step ? null : where });
     }
     return found;
   }

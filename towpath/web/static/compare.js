@@ -27,9 +27,8 @@ async function load() {
   if (view) values.push(["low", view.low], ["high", view.high]);
   try {
     const told = await ask("curves", values);
-    axis.last = told.last;
-    axis.first = 0;
-    [axis.low, axis.high] = view ? [view.low, view.high] : [axis.first, Math.max(axis.last, 1)];
+    [axis.first, axis.last] = [told.first, told.last];
+    [axis.low, axis.high] = view ? [view.low, view.high] : [axis.first, Math.max(axis.last, axis.first + 1)];
     at("all").hidden = !view;
     for (const chart of told.groups[0].charts) for (const line of chart.lines) line.run = true; // values of one run are not those of another
     at("said").textContent = told.groups[0].charts.length ? "" : "None of these runs has told any of these numbers.";

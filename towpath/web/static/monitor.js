@@ -30,7 +30,7 @@ axis.exact = (step) => ask("/monitor/step", { stage, step });
 
 function wanted() {
   const values = { stage, buckets: Math.min(1000, Math.max(200, Math.round(at("charts").clientWidth / 4))), smooth: pressed("smooth") };
-  if (view?.last) values.low = Math.max(axis.last - view.last + 1, -1);
+  if (view?.last) values.low = Math.max(axis.last - view.last + 1, axis.first);
   else if (view) Object.assign(values, view);
   return values;
 }
@@ -58,8 +58,7 @@ function show(told) {
   cursor = told.cursor;
   appended = 0;
   redrawAt = performance.now();
-  axis.last = told.last;
-  axis.first = Math.min(0, ...told.groups.flatMap((group) => group.charts.flatMap((chart) => chart.lines.flatMap((line) => (view ? [] : line.steps.slice(0, 1))))));
+  [axis.first, axis.last] = [told.first, told.last];
   range();
   axis.tip.forget();
   showState(told.state);
@@ -76,6 +75,7 @@ function range() {
   const zoomed = Boolean(view);
   at("all").hidden = !zoomed;
   at("range").textContent = zoomed ? `steps ${count(axis.low)} to ${count(axis.high)}` : "";
+  placeStrip();
 }
 
 // ---- what comes by itself
@@ -231,7 +231,7 @@ function turn(one) {
   const item = html("li", { class: "turn" });
   const head = html("p", {}, item);
   html("b", {}, head, one.knob ?? "knob");
-  head.append(` ${short(one.from)} → ${short(one.to)}`, jump(one.step, "at step"));
+  head.append(` ${short(one.from)} → ${short(one.to)}`, jump(one.step, "after step"));
   if (one.reason) html("p", {}, item, one.reason);
   if (one.finding) html("p", { class: "soft" }, item, `Because of the finding ${one.finding}.`);
   return item;
@@ -240,7 +240,7 @@ function turn(one) {
 const short = (value) => (typeof value === "number" ? digits(value, 4) : String(value ?? "–"));
 
 function jump(step, words) {
-  const button = html("button", { type: "button", class: "quiet" }, undefined, `${words} ${count(step)}`);
+  const button = html("button", { type: "button", class: "quiet" }, undefined, step > 0 ? `${words} ${count(step)}` : "before training");
   button.addEventListener("click", () => {
     const span = Math.max(20, Math.round((axis.last - axis.first) * 0.1));
     zoom(Math.max(axis.first, step - span), Math.min(axis.last, step + span));

@@ -81,7 +81,7 @@ async function open(id) {
   at("about").textContent = [told.domain, told.change === null ? "" : `reward ${change(told.change)} from the tuned model to now`].filter(Boolean).join(" · ");
   for (const side of SIDES) at(side).replaceChildren(...told.versions.map((version) => html("option", { value: version.key }, undefined, version.label)));
   const keys = told.versions.map((version) => version.key);
-  const first = keys.includes("-1") ? "-1" : keys.includes("sft") ? "sft" : keys[0];
+  const first = keys.includes("0") ? "0" : keys.includes("sft") ? "sft" : keys[0];
   at("left").value = kept && keys.includes(kept[0]) ? kept[0] : first;
   at("right").value = kept && keys.includes(kept[1]) && !wasLast ? kept[1] : keys[keys.length - 1];
   for (const button of at("prompts").querySelectorAll("button")) {
@@ -144,7 +144,7 @@ function walk(by) {
 
 // The reward of this prompt over the steps; Enter or a click puts that answer on the right.
 function rewards() {
-  const told = now.versions.filter((one) => /^-?\d+$/.test(one.key) && one.reward !== null);
+  const told = now.versions.filter((one) => /^\d+$/.test(one.key) && one.reward !== null);
   if (told.length < 2) return wall.show([]);
   const steps = told.map((one) => Number(one.key));
   [axis.first, axis.last] = [axis.low, axis.high] = [steps[0], steps[steps.length - 1]];
@@ -153,7 +153,7 @@ function rewards() {
 }
 
 function nearestKey(step) {
-  const steps = now.versions.filter((one) => /^-?\d+$/.test(one.key)).map((one) => Number(one.key));
+  const steps = now.versions.filter((one) => /^\d+$/.test(one.key)).map((one) => Number(one.key));
   return String(steps[nearest(steps, step)]);
 }
 
