@@ -252,6 +252,14 @@ def test_marks_are_knobs_findings_and_what_was_kept(tmp_path):
     assert FINDINGS[0]["cause"].capitalize() in marks[0]["reason"]
 
 
+def test_a_turn_that_ends_training_says_so(tmp_path):
+    run = write_run(tmp_path / "run")
+    append(folder_of(run) / "knobs.jsonl", [{"step": 38, "knob": "", "from": 0.0, "to": 0.0, "reason": "the reward is exploited", "stop": True}])
+    watched = Watched(run)
+    watched.refresh()
+    assert [mark["label"] for mark in watched.trainings["policy"].marks() if mark["kind"] == "knob"][-1] == "training ended"
+
+
 def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
     run = short_run(tmp_path / "run")
     watched = Watched(run)
@@ -354,7 +362,7 @@ def test_the_terminal_shows_what_matters(tmp_path):
         "▁",
         "kl-runaway",
         "double policy.kl.coef",
-        "kl_coef 0.05 → 0.1",
+        "kl_coef: 0.05 → 0.1",
         "KL rose past the alarm",
         "samples of step 40",
         "after step 12",

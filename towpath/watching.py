@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 from time import sleep
-from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -16,7 +15,7 @@ from towpath.monitoring.columns import Columns
 from towpath.monitoring.headline import Number, lately
 from towpath.monitoring.samples import TUNED, model_at
 from towpath.monitoring.thinning import levels
-from towpath.monitoring.watched import Training, Watched
+from towpath.monitoring.watched import Training, Watched, turned
 from towpath.reporting.wording import number, percent
 
 EVERY = 1.0
@@ -145,7 +144,7 @@ def _turns(training: Training) -> Text | None:
     text = Text("turns of knobs", "dim")
     for row in training.turns[-SHOWN_TURNS:]:
         text.append(f"\nafter step {row['step']}  ", "dim")
-        text.append(f"{row.get('knob')} {_told(row.get('from'))} → {_told(row.get('to'))}", "bold magenta")
+        text.append(turned(row), "bold magenta")
         text.append(f"  {row.get('reason') or ''}")
     return text
 
@@ -168,7 +167,3 @@ def _line(text: str, most: int) -> str:
     plain = "".join(letter if letter.isprintable() else " " for letter in text)
     words = " ".join(plain.split())
     return words if len(words) <= most else words[: most - 1] + "…"
-
-
-def _told(value: Any) -> str:
-    return number(value, 4) if isinstance(value, int | float) else str(value)

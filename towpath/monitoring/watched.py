@@ -87,7 +87,7 @@ class Training:
     def marks(self) -> list[dict[str, Any]]:
         """What is marked on the axis: knobs that turned, findings from their first step on, the checkpoint that was kept."""
         found = [
-            {"step": int(row["step"]), "kind": "knob", "label": f"{row.get('knob')}: {_told(row.get('from'))} → {_told(row.get('to'))}",
+            {"step": int(row["step"]), "kind": "knob", "label": turned(row),
              "reason": str(row.get("reason") or ""), "finding": str(row.get("finding") or "")}
             for row in self.turns
         ]  # fmt: skip
@@ -247,6 +247,11 @@ def _counted(row: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def turned(row: Mapping[str, Any]) -> str:
+    """What a remedy did, in a few words."""
+    return "training ended" if row.get("stop") else f"{row.get('knob')}: {_told(row.get('from'))} → {_told(row.get('to'))}"
 
 
 def _told(value: Any) -> str:

@@ -127,13 +127,13 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
     size = max(1, round(cfg.batch * train_batch.groups / len(shown)))
     steps = minibatches(train_batch.groups, size, cfg.epochs, seed, f"{job.name}/order")
 
-    def validate(step: int, _knobs: dict[str, float]) -> dict[str, float]:
+    def validate(_step: int, _knobs: dict[str, float]) -> dict[str, float]:
         gap, _ = algo.margins(runtime.score("reward", held_batch, ("score",)).score_B, held_batch)
-        return {"loss": float(torch.nn.functional.softplus(-gap).mean()), "accuracy": float((gap > 0).float().mean()), "at": float(step)}
+        return {"loss": float(torch.nn.functional.softplus(-gap).mean()), "accuracy": float((gap > 0).float().mean())}
 
     course = Course(
         algo, cfg, len(steps), size, lambda step, _knobs: (train_batch.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
-        max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=len(steps), merit=lambda numbers: numbers["at"],
+        max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=len(steps), merit=lambda _numbers: 0.0,
     )  # fmt: skip
     train(course, runtime, own, f"{job.name}: training" + (f" {number} of {cfg.members}" if cfg.members > 1 else ""))
     mean, std, foresight = _normalise(own, runtime, shown, train_batch)

@@ -445,7 +445,8 @@ class Chart {
       if (guide.high > guide.low) svg("rect", { class: `band ${guide.kind}`, x: this.left, width: right - this.left, y: at, height: Math.max(this.y(low) - at, 1) }, parent);
       else svg("line", { class: `guide ${guide.kind}`, x1: this.left, x2: right, y1: at, y2: at }, parent);
       const inside = at - 4 > EDGE.top + 6 && guide.high === guide.low ? at - 4 : at + 12;
-      svg("text", { class: `guide ${guide.kind}`, x: right - 3, y: inside, "text-anchor": "end" }, parent).textContent = guide.label;
+      const side = guide.kind === "good" ? { x: this.left + 3 } : { x: right - 3, "text-anchor": "end" }; // a target's word and an alarm's do not meet
+      svg("text", { class: `guide ${guide.kind}`, y: inside, ...side }, parent).textContent = guide.label;
     }
   }
 

@@ -230,8 +230,8 @@ function finding(one) {
 function turn(one) {
   const item = html("li", { class: "turn" });
   const head = html("p", {}, item);
-  html("b", {}, head, one.knob ?? "knob");
-  head.append(` ${short(one.from)} → ${short(one.to)}`, jump(one.step, "after step"));
+  html("b", {}, head, one.stop ? "training ended" : (one.knob ?? "knob"));
+  head.append(one.stop ? "" : ` ${short(one.from)} → ${short(one.to)}`, jump(one.step, "after step"));
   if (one.reason) html("p", {}, item, one.reason);
   if (one.finding) html("p", { class: "soft" }, item, `Because of the finding ${one.finding}.`);
   return item;
