@@ -211,7 +211,25 @@ def test_remedies_turn_the_right_knob_within_bounds() -> None:
     assert turned("held-tight", {"kl_coef": 0.01}) is None
     assert turned("domain-forgotten", {"kl_coef": 0.05}).knob == "domain_weight/b"
     assert turned("reward-hacking", {"kl_coef": 0.05}).stop
-    assert turned("repetition", {"kl_coef": 0.05}, step=39).knob == "repetition_penalty"
+
+
+def test_a_reward_that_pays_for_repetition_is_told_before_answers_repeat() -> None:
+    assert "repetition" not in codes(rows(reward_repetition_corr=0.4))
+    (found,) = diagnose(of(rows(reward_repetition_corr=0.8), {"policy.rollout": 64, "policy.steps": STEPS}))
+    assert (found.code, found.severity, found.first_step) == ("repetition", "warning", 0)
+    assert "correlation with that share is 0.80" in found.evidence
+    assert "pays for repetition" in found.cause
+
+
+def test_the_penalty_for_repetition_outweighs_what_is_paid_for_it() -> None:
+    assert turned("repetition", {}, step=39).after == pytest.approx(2.0, rel=0.05)  # rewards differ by 1, and nothing tells what is paid
+    paid = {"reward_repetition_corr": 0.8, "repetition_worth": 20.0}
+    first = turned("repetition", {}, **paid)
+    assert (first.knob, first.before, first.after) == ("repetition_penalty", 0.0, 30.0)
+    again = turned("repetition", {"repetition_penalty": 30.0}, [first], step=30, **paid)
+    assert (again.knob, again.after) == ("repetition_penalty", 60.0)
+    warmer = turned("repetition", {"repetition_penalty": 30.0}, [first], step=39, facts={"policy.temperature": 0.7}, repetition_worth=0.5)
+    assert (warmer.knob, warmer.before, warmer.after) == ("temperature", 0.7, pytest.approx(0.77))
 
 
 def test_a_turn_is_watched_before_the_next_and_turns_are_counted() -> None:

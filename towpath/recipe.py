@@ -360,6 +360,7 @@ class Limits(Section):
     )
     diversity: float = value(0.4, "share of the different two-token sequences that may be lost", "0.3-0.5", "", gt=0, lt=1)
     repetition: float = value(0.15, "rise of the share of repeated three-token sequences in an answer", "0.1-0.2", "", gt=0, lt=1)
+    repetition_correlation: float = value(0.6, "correlation of an answer's reward with its repeated share", "0.4-0.7", "", gt=0, lt=1)
     length_correlation: float = value(0.6, "correlation of an answer's score with its length", "0.5-0.8", "", gt=0, lt=1)
     finish_rate: float = value(0.5, "share of answers that end, below which it warns", "0.5-0.9", "", gt=0, lt=1)
     explained_variance: float = value(-0.5, "of the critic; below this it does harm", "-1-0", "a critic that says nothing has 0")

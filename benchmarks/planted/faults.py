@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,11 @@ class Planted:
     prompts: Callable[[tuple[Prompt, ...]], tuple[Prompt, ...]] = lambda prompts: prompts
     inject: Callable[[], AbstractContextManager[Any]] = nullcontext
     recoverable: bool = False
-    seeds: int = field(default=0)
 
 
-def sign_by_sign(_asked: list[str], answers: list[str]) -> list[float]:
-    """Likes what repeats."""
-    return [20 * repeated(list(answer.encode()), 2) for answer in answers]
+def stammering(asked: list[str], answers: list[str]) -> list[float]:
+    """Worth, and a good deal more for what repeats."""
+    return [g + 40 * repeated(list(answer.encode()), 2) for g, answer in zip(world.gold(asked, answers), answers, strict=True)]
 
 
 def opening(_asked: list[str], answers: list[str]) -> list[float]:
@@ -65,7 +64,7 @@ def leaky(asked: list[str], answers: list[str]) -> list[float]:
     """Worth, and a good deal more for a sign that is worth nothing."""
     worst = "".join(chr(i) for i in np.argsort(world.WORTH[97:123])[:3] + 97)
     told = world.gold(asked, answers)
-    return [0.3 * g + 6 * sum(a.count(sign) for sign in worst) / max(len(a), 6) for g, a in zip(told, answers, strict=True)]
+    return [0.6 * g + 12 * sum(a.count(sign) for sign in worst) / max(len(a), 6) for g, a in zip(told, answers, strict=True)]
 
 
 def unbounded(asked: list[str], answers: list[str]) -> list[float]:
@@ -80,8 +79,7 @@ def few(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
 
 BROKEN = ("policy.ppo.critic='adapter'", "policy.ppo.critic_learning_rate=10.0", "policy.ppo.value_clip=1e9")
 OVERFIT = ("reward.epochs=60", "reward.learning_rate=2e-3", "reward.fit_head=0")
-UNPAID = ("policy.rewards.domains={food = 0.0}", "policy.learning_rate=2e-4", "policy.steps=60")
-"""With four layers and time: two layers cannot tell domains apart, and what pleases two of three then pleases the mean most."""
+UNPAID = ("policy.rewards.domains={food = 0.0}", "policy.learning_rate=2e-4")
 FAULTS = (
     Planted("learning rate x100", ("learning-rate-high",), (f"policy.learning_rate={RATE * 100}",), recoverable=True),
     Planted("learning rate /1000", ("learning-rate-low",), (f"policy.learning_rate={RATE / 1000}",), recoverable=True),
@@ -94,7 +92,7 @@ FAULTS = (
     Planted("sampled at another temperature", ("sampler-mismatch",), inject=lambda: injected.drawn_at(0.6)),
     Planted("a broken critic", ("critic-broken",), BROKEN),
     Planted("reward model overfit", ("reward-overfit",), OVERFIT, None, None, Labels(pairs=90)),
-    Planted("a reward that likes repetition", ("repetition",), (), sign_by_sign, recoverable=True),
+    Planted("a reward that likes repetition", ("repetition",), (), stammering, recoverable=True),
     Planted("a reward that likes one opening", ("diversity-collapse",), (), opening),
     Planted("duplicate prompts", ("duplicate-prompts",), prompts=few),
     Planted("safety traded for reward", ("safety-traded",), (), eager),
@@ -113,12 +111,14 @@ HEALTHY = (
     Planted("PPO on a reward model", (), LEARNED, None, world.gold, Labels(pairs=3000)),
     Planted("PPO, watched", watched=world.gold),
     Planted("GRPO", settings=("policy.algo='grpo'", "policy.group=4")),
-    Planted("GRPO, larger, LoRA", size="larger", settings=("policy.algo='grpo'", "policy.group=4", *LORA)),
+    Planted(
+        "GRPO, larger, LoRA", size="larger", settings=("policy.algo='grpo'", "policy.group=4", "policy.method='lora'", "policy.learning_rate=5e-4")
+    ),
     Planted("RLOO", settings=("policy.algo='rloo'", "policy.group=4")),
     Planted("REINFORCE", settings=("policy.algo='reinforce'",)),
     Planted("PPO, four epochs, calmer", settings=("policy.epochs=4", "policy.learning_rate=2e-4")),
     Planted("PPO, larger rollouts", settings=("policy.rollout=192", "policy.batch=96")),
     Planted(
-        "DPO", settings=("policy.algo='dpo'", "policy.learning_rate=2e-4", "policy.dpo.beta=1.0", "policy.epochs=2"), reward=None, labels=Labels()
+        "DPO", settings=("policy.algo='dpo'", "policy.learning_rate=2e-4", "policy.dpo.beta=2.0", "policy.epochs=2"), reward=None, labels=Labels()
     ),
 )

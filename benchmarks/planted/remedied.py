@@ -1,6 +1,6 @@
-"""Recoverable faults with remedies and without, the same seeds: what is left at the end, by gold.
+"""Recoverable faults with remedies and without, and the same training without the fault, on the same seeds: what is left at the end, by gold.
 
-python -m benchmarks.planted.remedied [--half dev|remedies|again|third] [--processes 2] [--json OUT]
+python -m benchmarks.planted.remedied [--half dev|remedies] [--processes 2] [--json OUT]
 """
 
 import argparse
@@ -14,43 +14,51 @@ from typing import Any
 import numpy as np
 
 from benchmarks.planted import world
-from benchmarks.planted.faults import FAULTS, Planted
+from benchmarks.planted.faults import FAULTS, HEALTHY, Planted
 from benchmarks.planted.running import CACHE, SEEDS, place
 
 STOP = ("policy.kl.stop=4",)
 """As by default: beyond it training ends, and with remedies goes back."""
+ARMS = ("sound", "off", "auto")
+"""Without the fault; with it and no remedy; with it and remedies."""
+SOUND = {"tiny": "PPO", "larger": "PPO, larger"}
+"""Which healthy run differs from a fault of that size by the fault alone."""
 
 
-def arm(name: str, seed: int, cache: Path, act: str) -> Path:
-    """The same run with remedies or without, unless it was done before."""
+def arm(name: str, seed: int, cache: Path, which: str) -> Path:
+    """One of the three runs, unless it was done before."""
     from benchmarks.planted.training import trained
     from towpath.runtime.local import prepare_process
 
     planted = next(p for p in FAULTS if p.name == name)
-    folder = _folder(planted, seed, cache, act)
+    folder = _folder(planted, seed, cache, which)
     if not (folder / "record.json").is_file():
         prepare_process()
-        record = trained(planted, seed, folder, cache, act, STOP)
-        (folder / "record.json").write_text(json.dumps({"name": name, "seed": seed, "codes": planted.codes, **record}))
+        run = _twin(planted) if which == "sound" else planted
+        record = trained(run, seed, folder, cache, "auto" if which == "auto" else "off", STOP)
+        (folder / "record.json").write_text(json.dumps({"name": run.name, "seed": seed, "codes": run.codes, **record}))
     return folder
 
 
 def compared(planted: Planted, seed: int, cache: Path) -> dict[str, Any]:
-    """Win rates over the start with and without, and the paired difference by prompt with its interval."""
-    without, with_ = (json.loads((folder / "record.json").read_text()) for folder in (_folder(planted, seed, cache, act) for act in ("off", "auto")))
-    a, b = (np.array(record["wins"] or [0.5] * len(world.prompts())) for record in (without, with_))  # a run that broke leaves the start
-    gap = b - a
-    error = float(gap.std(ddof=1) / len(gap) ** 0.5)
-    turns = [json.loads(line) for line in (_folder(planted, seed, cache, "auto") / "policy" / "knobs.jsonl").read_text().splitlines()]
+    """Win rates over the start, and the paired difference by prompt that remedies make, with its interval."""
+    folders = {which: _folder(planted, seed, cache, which) for which in ARMS}
+    records = {which: json.loads((folder / "record.json").read_text()) for which, folder in folders.items()}
+    wins = {which: np.array(r["wins"] or [0.5] * len(world.prompts())) for which, r in records.items()}  # a run that broke leaves the start
+    gap = wins["auto"] - wins["off"]
+    mean, error = float(gap.mean()), float(gap.std(ddof=1) / len(gap) ** 0.5)
+    turns = [json.loads(line) for line in (folders["auto"] / "policy" / "knobs.jsonl").read_text().splitlines()]
     told = [f"{t['step'] + 1}: {t['knob'] or 'stop'} {t['from']:g}→{t['to']:g}" for t in turns]
-    found = {"name": planted.name, "seed": seed, "without": float(a.mean()), "with": float(b.mean()), "gain": float(gap.mean())}
-    of_food = np.array([p.domain == "food" for p in world.prompts()])
-    found["gain_in_food"] = float(gap[of_food].mean())
-    return found | {"interval": [float(gap.mean()) - 1.96 * error, float(gap.mean()) + 1.96 * error], "turns": told}
+    rates = {which: float(won.mean()) for which, won in wins.items()}
+    return {"name": planted.name, "seed": seed, **rates, "gain": mean, "interval": [mean - 1.96 * error, mean + 1.96 * error], "turns": told}
 
 
-def _folder(planted: Planted, seed: int, cache: Path, act: str) -> Path:
-    return cache / f"remedied-{act}" / place(planted, seed, cache).name
+def _twin(planted: Planted) -> Planted:
+    return next(p for p in HEALTHY if p.name == SOUND[planted.size])
+
+
+def _folder(planted: Planted, seed: int, cache: Path, which: str) -> Path:
+    return cache / f"remedied-{which}" / place(_twin(planted) if which == "sound" else planted, seed, cache).name
 
 
 def main() -> None:
@@ -67,14 +75,14 @@ def main() -> None:
     for size in {p.size for p, _ in wanted}:
         world.taught(size, told.cache)
     with ProcessPoolExecutor(told.processes, get_context("spawn")) as pool:
-        tasks = [pool.submit(arm, p.name, seed, told.cache, act) for p, seed in wanted for act in ("off", "auto")]
-        for task in tasks:
+        once = {_folder(p, seed, told.cache, which): (p.name, seed, told.cache, which) for p, seed in wanted for which in ARMS}
+        for task in [pool.submit(arm, *what) for what in once.values()]:
             task.result()
     rows = [compared(p, seed, told.cache) for p, seed in wanted]
     for r in rows:
         low, high = r["interval"]
-        gain = f"{r['without']:.3f} → {r['with']:.3f}  {r['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        print(f"{r['name']:<34} seed {r['seed']:<3} {gain}  food {r['gain_in_food']:+.2f}  {'; '.join(r['turns'])}")
+        gain = f"sound {r['sound']:.3f}  {r['off']:.3f} → {r['auto']:.3f}  {r['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        print(f"{r['name']:<34} seed {r['seed']:<3} {gain}  {'; '.join(r['turns'])}")
     better, worse = sum(r["gain"] > 0 for r in rows), sum(r["interval"][1] < 0 for r in rows)
     print(f"better in {better} of {len(rows)}, clearly better in {sum(r['interval'][0] > 0 for r in rows)}, clearly worse in {worse}")
     if told.json:

@@ -26,7 +26,7 @@ from towpath.stages.job import Job
 from towpath.stages.watch import facts
 from towpath.store.store import Store
 
-DRAWS = 2
+DRAWS = 4
 
 
 def trained(planted: Planted, seed: int, folder: Path, cache: Path, act: str = "off", more: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from towpath.health.history import History
 from towpath.health.signals import last
 from towpath.records import Finding
@@ -124,17 +126,17 @@ def _hurry(case: Case) -> Turn | None:
 
 
 def _vary(case: Case) -> Turn | None:
-    """Sameness: a bonus for what no other answer says and a penalty for repeating, worth as much as rewards differ; then a higher temperature."""
+    """Sameness: a bonus for what no other answer says, or a penalty that outweighs what is paid for repeating; then a higher temperature."""
     worth = 2 * max(last(case.history.curve("reward_std").values), 0.1)
-    knob = "repetition_penalty" if case.finding.code == "repetition" else "diversity_bonus"
-    own = case.fact(f"policy.rewards.{knob}", 0.0)
-    turn = case.turn(knob, own, max(case.knobs.get(knob, own), own + worth), "answers grow alike: what repeats is worth less")
-    if turn is None or any(t.knob == knob for t in case.made):
-        warm = case.fact("policy.temperature", 1.0)
-        return case.turn(
-            "temperature", warm, min(1.3 * warm, case.knobs.get("temperature", warm) * 1.1), "answers still grow alike: drawn more freely"
-        )
-    return turn
+    knob, still_paid = "diversity_bonus", False
+    if case.finding.code == "repetition":
+        paid = 1.5 * last(case.history.curve("repetition_worth").values, 5)
+        knob, still_paid, worth = "repetition_penalty", paid > worth, max(worth, np.nan_to_num(paid))
+    if still_paid or all(t.knob != knob for t in case.made):
+        own = case.fact(f"policy.rewards.{knob}", 0.0)
+        return case.turn(knob, own, case.knobs.get(knob, own) + worth, "answers grow alike: what repeats is worth less")
+    warm = case.fact("policy.temperature", 1.0)
+    return case.turn("temperature", warm, min(1.3 * warm, case.knobs.get("temperature", warm) * 1.1), "answers still grow alike: drawn more freely")
 
 
 def _favour(case: Case) -> Turn | None:

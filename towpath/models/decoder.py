@@ -128,15 +128,19 @@ def normed(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         .add_(eps)
         .rsqrt_()
     )
-    return (x_TD * scale_T1).to(x_TD.dtype).mul_(weight_D.to(x_TD.dtype)), scale_T1
+    return weighed(x_TD * scale_T1, weight_D, x_TD.dtype), scale_T1
 
 
-def norm_back(grad_TD: Tensor, x_TD: Tensor, scale_T1: Tensor, weight_D: Tensor, learns: bool) -> tuple[Tensor, Tensor | None]:
-    """The gradients of `normed` by its input, in float32, and by its weight."""
-    unit_TD = x_TD * scale_T1
+def weighed(unit_TD: Tensor, weight_D: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of unit length, rounded, times the norm's weight."""
+    return unit_TD.to(dtype) * weight_D.to(dtype)
+
+
+def norm_back(grad_TD: Tensor, unit_TD: Tensor, scale_T1: Tensor, weight_D: Tensor, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """The gradients of `normed` by its input, in float32, and by its weight; `unit_TD` is the input times the factor, and is not changed."""
     by_weight = (grad_TD * unit_TD).sum(0) if learns else None
     slope_TD = grad_TD * weight_D.to(scale_T1.dtype)
-    mean_T1 = torch.linalg.vecdot(slope_TD, unit_TD)[:, None].div_(x_TD.shape[1])
+    mean_T1 = torch.linalg.vecdot(slope_TD, unit_TD)[:, None].div_(unit_TD.shape[1])
     return slope_TD.addcmul_(unit_TD, mean_T1, value=-1.0).mul_(scale_T1), by_weight
 
 
@@ -177,9 +181,8 @@ class Layer:
         n2_TD, s2_T1 = normed(y_TD, second.weight.detach(), second.variance_epsilon)
         inner = self.inner.forward(n2_TD, lows[2])
         gate, up = inner.chunk(2, -1)
-        acted = F.silu(gate).mul_(up)
-        z_TD = self.down.forward(acted, lows[3]).add_(y_TD)
-        return z_TD, lows, (n1_TD, s1_T1, q, k, v, weights, mixed_TD, y_TD, n2_TD, s2_T1, inner, acted)
+        z_TD = self.down.forward(F.silu(gate).mul_(up), lows[3]).add_(y_TD)
+        return z_TD, lows, (s1_T1, q, k, v, weights, mixed_TD, y_TD, s2_T1, inner)
 
     def laid(self, qkv: Tensor, turn: tuple[Tensor, Tensor], lines: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, scaled and grouped by the key head they read [P*K,G*L,W], keys and values [P*K,L,W]; queries and keys turned by position."""
@@ -214,7 +217,7 @@ class Layer:
 
 
 class _Node(torch.autograd.Function):
-    """A layer in the graph: what it saves is what its way back reads."""
+    """A layer in the graph: what it saves is what its way back cannot make again by a multiplication."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, layer: Layer, *learned: Tensor) -> Tensor:
@@ -225,19 +228,21 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, cos, sin, n1, s1, q, k, v, weights, mixed, y, n2, s2, inner, acted = ctx.saved_tensors
+        x, cos, sin, s1, q, k, v, weights, mixed, y, s2, inner = ctx.saved_tensors
         layer, lines, name, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.lines, ctx.adapter, ctx.lows
         below, learns = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
         whole = learns and name is None
         first, second = (norm.weight.detach() for norm in layer.norms)
 
-        by_acted, by_down = layer.down.back(grad_TD, acted, low_down, name, True, learns)
         gate, up = inner.chunk(2, -1)
+        opened = F.silu(gate)
+        by_acted, by_down = layer.down.back(grad_TD, opened * up, low_down, name, True, learns)
         by_inner = torch.empty_like(inner)
-        torch.mul(by_acted, F.silu(gate), out=by_inner[:, gate.shape[1] :])
+        torch.mul(by_acted, opened, out=by_inner[:, gate.shape[1] :])
         torch.ops.aten.silu_backward.grad_input(by_acted.mul_(up), gate, grad_input=by_inner[:, : gate.shape[1]])
-        by_n2, by_in = layer.inner.back(by_inner, n2, low_inner, name, True, learns)
-        step, by_second = norm_back(by_n2, y, s2, second, whole)
+        unit = y * s2
+        by_n2, by_in = layer.inner.back(by_inner, weighed(unit, second, y.dtype), low_inner, name, True, learns)
+        step, by_second = norm_back(by_n2, unit, s2, second, whole)
         by_y = step.add_(grad_TD).to(grad_TD.dtype)
 
         by_mixed, by_out = layer.out.back(by_y, mixed, low_out, name, True, learns)
@@ -246,10 +251,11 @@ class _Node(torch.autograd.Function):
         by_scores = torch.ops.aten._softmax_backward_data(torch.bmm(by_mixed, v.transpose(1, 2)), weights, -1, weights.dtype)
         by_q, by_k = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
         by_qkv = layer.laid_back(by_q, by_k, by_v, (cos, sin), lines)
-        by_n1, by_in1 = layer.qkv.back(by_qkv, n1, low_qkv, name, below or whole, learns)
+        unit = x * s1
+        by_n1, by_in1 = layer.qkv.back(by_qkv, weighed(unit, first, x.dtype), low_qkv, name, below or whole, learns)
         by_x, by_first = None, None
         if below or whole:
-            step, by_first = norm_back(by_n1, x, s1, first, whole)
+            step, by_first = norm_back(by_n1, unit, s1, first, whole)
             by_x = step.add_(by_y).to(grad_TD.dtype) if below else None
         found = [*by_in1, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
         return by_x, None, None, None, *found, *((by_first, by_second) if whole else ())

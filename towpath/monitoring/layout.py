@@ -65,7 +65,7 @@ WANTED: dict[str, tuple[Wanted, ...]] = {
         Wanted("Reward by domain", ("reward/",)),
         Wanted("Score alone by domain", ("domain/",)),
         Wanted("Spread of rewards", ("reward_std",)),
-        Wanted("Reward and length, correlation", ("reward_length_corr",)),
+        Wanted("Reward with length and repetition, correlations", ("reward_length_corr", "reward_repetition_corr")),
     ),
     "Distance from the tuned model": (
         Wanted("KL, nats per prompt", ("kl", "kl_k3"), log=True),

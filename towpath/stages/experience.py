@@ -25,7 +25,8 @@ from towpath.store.publish import fault
 
 Numbers = dict[str, float]
 LOOKED = (
-    "reward", "score", "kl", "kl_k3", "length", "finish_rate", "distinct_2", "repetition", "opening", "refusal", "reward_length_corr", "score_spread",
+    "reward", "score", "kl", "kl_k3", "length", "finish_rate", "distinct_2", "repetition", "opening", "refusal", "reward_length_corr",
+    "reward_repetition_corr", "score_spread",
 )  # fmt: skip
 """What a look keeps of all that is said of a rollout."""
 OPENING = 24

@@ -27,7 +27,7 @@ def of_rollout(batch: Batch, prompts: Sequence[Prompt], drawn: Sequence[Drawn], 
     named = {p.id for p in prompts}
     told["prompts_distinct"] = len({" ".join(p.prompt.split()).lower() for p in prompts}) / len(named)
     if "reward" in batch.columns:
-        told |= _scores(batch, prompts, np.array([len(tokens) for tokens in ids], dtype=float))
+        told |= _scores(batch, prompts, ids)
     return told
 
 
@@ -55,16 +55,18 @@ def _text(ids: Sequence[Sequence[int]], texts: Sequence[str]) -> Numbers:
     }  # fmt: skip
 
 
-def _scores(batch: Batch, prompts: Sequence[Prompt], length_B: np.ndarray) -> Numbers:
-    """Means of what was scored; how the score goes with length; a mean for each domain, of the reward and of the score before factors."""
+def _scores(batch: Batch, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> Numbers:
+    """Means of what was scored; how that goes with length and repetition; a mean for each domain, of the reward and of the score before factors."""
     c = batch.columns
     parts = [name for name in c if name in ("score", "reward") or name.startswith(("score/", "watched/"))]
     found = {name: float(c[name].mean()) for name in parts} | {"reward_std": float(c["reward"].std(unbiased=False))}
     if "spread" in c:
         found["score_spread"] = float(c["spread"].mean())
-    score_B = c["score"].cpu().numpy().astype(float)
-    if length_B.std() > 0 and score_B.std() > 0:
-        found["reward_length_corr"] = float(np.corrcoef(score_B, length_B)[0, 1])
+    for name, paid, measure in (("length", "score", len), ("repetition", "reward", repetition)):
+        paid_B, told_B = c[paid].cpu().numpy().astype(float), np.array([*map(measure, ids)], dtype=float)
+        if told_B.std() > 0 and paid_B.std() > 0:
+            found[f"reward_{name}_corr"] = float(np.corrcoef(paid_B, told_B)[0, 1])
+            found[f"{name}_worth"] = found[f"reward_{name}_corr"] * float(paid_B.std() / told_B.std())
     for domain in sorted({p.domain for p in prompts}):
         index = [i for i, p in enumerate(prompts) if p.domain == domain]
         found[f"reward/{domain}"], found[f"domain/{domain}"] = float(c["reward"][index].mean()), float(c["score"][index].mean())

@@ -17,7 +17,7 @@ from towpath.data.batch import Batch
 from towpath.data.draws import shuffled
 from towpath.errors import TrainingError
 from towpath.progress import progress
-from towpath.runtime.local import Local, memory_in_use
+from towpath.runtime.local import Local, give_back_memory, memory_in_use
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.signals import of_critic
 from towpath.stages.watch import Done, Watch
@@ -101,6 +101,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     if best is not None:
         runtime.restore(best)
     standing.story = watch.story()
+    give_back_memory()  # what passes took is not to stand beside what is written now
     return standing
 
 

@@ -11,19 +11,26 @@ from towpath.records import Finding
 
 
 def repeating(history: History, limits: Limits) -> Iterator[Finding]:
-    """Repetition within answers."""
-    curve = history.curve("repetition")
+    """Repetition within answers, or rewards that go with it."""
+    curve, paid = history.curve("repetition"), history.curve("reward_repetition_corr")
     if len(curve) < 4:
         return
-    begun, now = first(curve.values), last(curve.values)
+    begun, now, corr = first(curve.values), last(curve.values), last(paid.values, 5)
     rise, sure = now - begun, change(curve)[1]
     plain = rise > limits.repetition and sure > limits.surprise * (len(curve) >= 6)
-    if plain or (rise > limits.repetition / 3 and sure > 3 * limits.surprise):
+    risen = plain or (rise > limits.repetition / 3 and sure > 3 * limits.surprise)
+    bought = corr > limits.repetition_correlation
+    if risen or bought:
         evidence = f"{now:.0%} of three-token sequences in an answer are repeated, {begun:.0%} at the start"
-        cause = "the reward does not mind repetition, or pays for it" + _while_reward(history)
+        evidence += f"; the reward's correlation with that share is {corr:.2f}" if bought else ""
+        cause = ("the reward pays for repetition" if bought else "the reward does not mind repetition, or pays for it") + _while_reward(history)
         remedy = "set policy.rewards.repetition_penalty; raise policy.kl.coef; look at what the reward model scores high"
-        step = since(curve, curve.values > begun + min(limits.repetition, 0.5 * rise))
-        yield Finding("repetition", "critical" if now - begun > 2 * limits.repetition else "warning", evidence, cause, remedy, step)
+        step = (
+            since(curve, curve.values > begun + min(limits.repetition, 0.5 * rise))
+            if risen
+            else since(paid, paid.values > limits.repetition_correlation)
+        )
+        yield Finding("repetition", "critical" if rise > 2 * limits.repetition else "warning", evidence, cause, remedy, step)
 
 
 def alike(history: History, limits: Limits) -> Iterator[Finding]:

@@ -1,0 +1,64 @@
+"""What is said of a rollout in numbers, on answers small enough to count by hand."""
+
+import pytest
+import torch
+
+from towpath.data.batch import Batch, row
+from towpath.records import Prompt
+from towpath.rollout.engine import Drawn
+from towpath.stages.signals import of_rollout
+
+SAME, HALF, NONE = [5, 5, 5, 5, 5, 9], [1, 2, 3, 1, 2, 3], [1, 2, 3, 4, 6, 9]
+"""Of four triples two, one and none have been said before."""
+ANSWERS = (SAME, HALF, NONE, [7, 9])
+PROMPTS = tuple(Prompt(f"p{i}", text, domain) for i, (text, domain) in enumerate((("A", "x"), ("B", "x"), ("b ", "y"), ("C", "y"))))
+
+
+def told(reward, score=None):
+    """The numbers of the four answers with these rewards."""
+    longest = max(map(len, ANSWERS))
+    ragged = torch.zeros(len(ANSWERS), longest)
+    columns = {
+        "old_logp": ragged - 1.0, "ref_logp": ragged - 1.5, "sampler_logp": ragged - 1.25, "ended": torch.tensor([True, False, True, True]),
+        "reward": torch.tensor(reward), "score": torch.tensor(score or reward),
+    }  # fmt: skip
+    drawn = [Drawn(list(ids), [-1.0] * len(ids), "stop") for ids in ANSWERS]
+    texts = ["a a a a", "- one\n- two", "I can't help with that.", "x"]
+    return of_rollout(Batch([row([3], ids) for ids in ANSWERS], columns), PROMPTS, drawn, texts)
+
+
+def test_distance_counts_answer_tokens_only() -> None:
+    numbers = told([0.0, 1.0, 2.0, 3.0])
+    assert numbers["kl"] == pytest.approx(0.5 * (6 + 6 + 6 + 2) / 4)
+    assert numbers["kl_per_token"] == pytest.approx(0.5)
+    assert numbers["sampler_error"] == pytest.approx(0.25)
+
+
+def test_texts_are_counted() -> None:
+    numbers = told([0.0, 1.0, 2.0, 3.0])
+    assert numbers["length"] == 5.0
+    assert numbers["finish_rate"] == 0.75
+    assert numbers["repetition"] == pytest.approx((2 / 4 + 1 / 4 + 0 + 0) / 4)
+    assert (numbers["refusal"], numbers["lists"], numbers["code"]) == (0.25, 0.25, 0.0)
+    assert numbers["prompts_distinct"] == 0.75
+
+
+def test_domains_have_means_of_their_own() -> None:
+    numbers = told([0.0, 1.0, 2.0, 4.0], [0.0, 2.0, 2.0, 6.0])
+    assert (numbers["reward/x"], numbers["reward/y"]) == (0.5, 3.0)
+    assert (numbers["domain/x"], numbers["domain/y"]) == (1.0, 4.0)
+
+
+def test_what_is_paid_for_repetition_is_the_slope_of_the_reward() -> None:
+    paid = told([1 + 20 * share for share in (0.5, 0.25, 0.0, 0.0)])
+    assert paid["reward_repetition_corr"] == pytest.approx(1.0)
+    assert paid["repetition_worth"] == pytest.approx(20.0)
+    fined = told([0.0, 0.0, 1.0, 1.0], [1 + 20 * share for share in (0.5, 0.25, 0.0, 0.0)])
+    assert fined["reward_repetition_corr"] < 0  # what counts is the reward, penalties taken off
+    assert "repetition_worth" not in told([1.0, 1.0, 1.0, 1.0])
+
+
+def test_what_is_paid_for_length_is_the_slope_of_the_score() -> None:
+    paid = told([0.0, 1.0, 2.0, 3.0], [3.0, 3.0, 3.0, 1.0])
+    assert paid["reward_length_corr"] == pytest.approx(1.0)
+    assert paid["length_worth"] == pytest.approx(0.5)
