@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import towpath as tp
 from towpath.data.sources import Corpus
 from towpath.errors import TrainingError
 from towpath.health import remedies
+from towpath.models.heads import Fit, ScalarHead
 from towpath.recipe import Recipe
 from towpath.records import Prompt
 from towpath.runtime.local import Local, Role
@@ -77,7 +79,12 @@ def test_where_a_remedy_changes_the_reward_the_best_is_asked_anew(tmp_path: Path
 def test_a_gradient_that_is_none_ends_training_and_names_the_weights(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"gradient is nan in policy/model\."):
         train(tmp_path / "plain", reward=unbounded)
-    mended = train(tmp_path / "mended", reward=unbounded, health={"act": "auto", "turns": 1})
+    calls = count()
+
+    def once(prompts, answers):
+        return (unbounded if next(calls) == 1 else vowels)(prompts, answers)  # the first rollout, after the first look
+
+    mended = train(tmp_path / "mended", reward=once, health={"act": "auto", "turns": 1})
     made = read_rows(mended.job.folder / "knobs.jsonl")
     assert [(turn["knob"], turn["back"]) for turn in made] == [("learning_rate_scale", True)]
     assert {"not-finite", "reward-unbounded"} <= {f.code for f in mended.findings}
@@ -88,13 +95,18 @@ def test_back_to_the_best_weights_is_back_without_momentum(tiny) -> None:
     runtime.add_trunk("base", tiny, lora=False)
     runtime.roles["policy"] = Role("base", trains=("trunk",))
     runtime.start({"policy": 1e-3})
+    head = ScalarHead(4)
+    runtime.roles["critic"] = Role("base", head=head, fit=Fit(head))
+    runtime.roles["critic"].fit.learn(torch.randn(8, 4), torch.randn(8))
     best, weight = runtime.weights(), next(iter(runtime.trained().values()))
     standing = Standing({}, stopped="KL 5 above policy.kl.stop = 4")
+    runtime.roles["critic"].fit.learn(torch.randn(8, 4), 200 * torch.randn(8))  # what a policy gone wild was worth
     for _ in range(2):
         weight.grad = torch.ones_like(weight)
         runtime.step(1.0, 1.0)
     train_loop._act(Done({"learning_rate_scale": 0.1}, back=True), runtime, standing, best)
     assert all(torch.equal(value, best[name]) for name, value in runtime.weights().items())
+    assert torch.equal(runtime.roles["critic"].fit.products_EE, best["fit:critic/products"])
     assert not any(value.any() for name, value in runtime.state().items() if "exp_avg" in name)
     assert (standing.stopped, standing.knobs) == ("", {"learning_rate_scale": 0.1})
 

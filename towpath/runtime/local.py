@@ -218,8 +218,9 @@ class Local:
         self.optimizer.state.clear()
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the weights that learn."""
-        return {key: parameter.detach().cpu().clone() for key, parameter in self.trained().items()}
+        """A copy of all that learns: weights, and heads that are solved for with the sums they stand on."""
+        learned = {key: parameter.detach() for key, parameter in self.trained().items()} | self._solved()
+        return {key: tensor.cpu().clone() for key, tensor in learned.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Weights and optimizer as named tensors."""
@@ -228,14 +229,14 @@ class Local:
         for key, parameter in self.trained().items():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam:{slot}:{key}"] = value.detach().cpu().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
-        return tensors | {key: tensor.cpu().clone() for key, tensor in self._solved().items()}
+        return tensors
 
     def _solved(self) -> dict[str, Tensor]:
         """What heads that are solved for consist of."""
         return {f"fit:{name}/{key}": x for name, role in self.roles.items() if role.fit is not None for key, x in role.fit.state().items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Weights, and where they are there the optimizer's state and heads that were solved for."""
+        """What `weights` copied, and where it is there the optimizer's state."""
         for key, part in self._solved().items():
             if key in tensors:
                 part.copy_(tensors[key])
