@@ -221,6 +221,16 @@ def test_a_reward_that_pays_for_repetition_is_told_before_answers_repeat() -> No
     assert "pays for repetition" in found.cause
 
 
+def test_a_watched_source_that_does_not_rise_is_a_warning_and_ends_nothing() -> None:
+    still = {"reward": lambda t: 0.15 * t, "watched/judge": lambda t: -0.002 * t + (0.1 if t % 2 else -0.1)}
+    (found,) = diagnose(of(rows(**still), {"policy.rollout": 64, "policy.steps": STEPS}))
+    assert (found.code, found.severity) == ("reward-hacking", "warning")
+    assert "did not rise" in found.evidence
+    assert turned("reward-hacking", {}, step=39, **still) is None
+    rising = still | {"watched/judge": lambda t: 0.15 * t + (0.1 if t % 2 else -0.1)}
+    assert codes(rows(**rising)) == []
+
+
 def test_the_penalty_for_repetition_outweighs_what_is_paid_for_it() -> None:
     assert turned("repetition", {}, step=39).after == pytest.approx(2.0, rel=0.05)  # rewards differ by 1, and nothing tells what is paid
     paid = {"reward_repetition_corr": 0.8, "repetition_worth": 20.0}

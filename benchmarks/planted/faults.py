@@ -64,7 +64,7 @@ def leaky(asked: list[str], answers: list[str]) -> list[float]:
     """Worth, and a good deal more for a sign that is worth nothing."""
     worst = "".join(chr(i) for i in np.argsort(world.WORTH[97:123])[:3] + 97)
     told = world.gold(asked, answers)
-    return [0.6 * g + 12 * sum(a.count(sign) for sign in worst) / max(len(a), 6) for g, a in zip(told, answers, strict=True)]
+    return [0.3 * g + 16 * sum(a.count(sign) for sign in worst) / max(len(a), 6) for g, a in zip(told, answers, strict=True)]
 
 
 def unbounded(asked: list[str], answers: list[str]) -> list[float]:

@@ -157,8 +157,8 @@ REMEDIES: dict[str, Callable[[Case], Turn | None]] = {
     "safety-traded": _hold, "repetition": _vary, "diversity-collapse": _vary, "domain-forgotten": _favour,
     "reward-hacking": _stop, "length-hacking": _stop,
 }  # fmt: skip
-ONLY_GRAVE = {"kl-rising", "safety-traded"}
-"""Acted on only where critical: a KL above 1 may be worth it."""
+ONLY_GRAVE = {"kl-rising", "safety-traded", "reward-hacking"}
+"""Acted on only where critical: a KL above 1 may be worth it, and a watched source that does not rise may yet."""
 MEASURES = {
     "kl-rising": (-1, "kl"), "kl-unheld": (-1, "kl"), "learning-rate-high": (1, "reward"), "learning-rate-low": (1, "approx_kl"),
     "held-tight": (1, "kl"), "repetition": (-1, "repetition"), "diversity-collapse": (1, "distinct_2"),

@@ -23,11 +23,12 @@ def hacked(history: History, limits: Limits) -> Iterator[Finding]:
         return
     for name, curve in history.family("watched/").items():
         fell, surprise = change(curve)
-        flat = abs(surprise) < 1 and sure > 3 * limits.surprise and len(curve) >= 15
-        if surprise > -limits.surprise and not flat:
+        flat = surprise < 1 and sure > 2 * limits.surprise and len(curve) >= 10
+        fallen = surprise <= -limits.surprise
+        if not fallen and not flat:
             continue
         past = overoptimisation.told(history, f"watched/{name}")
-        evidence = f"reward rose by {rose:.2g} ({sure:.0f} deviations) while {_short(name)} {'stood still' if flat else f'fell by {-fell:.2g}'}{past}"
+        evidence = f"reward rose by {rose:.2g} ({sure:.0f} deviations) while {_short(name)} {f'fell by {-fell:.2g}' if fallen else 'did not rise'}{past}"
         longer, corr = change(history.curve("length"))[1], last(history.curve("reward_length_corr").values)
         ruled = (
             (f"length: the score's correlation with it is {corr:.2f}",)
@@ -37,7 +38,7 @@ def hacked(history: History, limits: Limits) -> Iterator[Finding]:
         remedy = "stop; have the answers with the highest scores rated, train the reward model again on them, and raise policy.kl.coef"
         cause = "the policy has found what the reward takes for quality"
         step = int(curve.steps[int(np.argmax(curve.values))])
-        yield Finding("reward-hacking", "warning" if flat else "critical", evidence, cause, remedy, step, ruled)
+        yield Finding("reward-hacking", "critical" if fallen else "warning", evidence, cause, remedy, step, ruled)
         return
 
 
