@@ -204,6 +204,18 @@ def test_every_number_has_a_chart_and_only_one():
     assert len({(group.title, chart.key) for group in found for chart in group.charts}) == len(titles)
 
 
+def test_every_stage_that_trains_is_known_to_take_so_many_steps(tmp_path):
+    run = write_run(tmp_path / "run", 40, 60)
+    (folder_of(run, "sft") / "manifest.json").unlink()
+    watched = Watched(run)
+    watched.refresh()
+    assert [watched.trainings[name].steps for name in ("sft", "reward", "policy")] == [50, 50, 60]
+    (folder_of(run, "sft") / "course.json").unlink()
+    watched = Watched(run)
+    watched.refresh()
+    assert watched.trainings["sft"].steps is None
+
+
 def test_the_headline_tells_where_a_run_stands(tmp_path):
     run = write_run(tmp_path / "run", 40, 60)
     watched = Watched(run)

@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from threading import RLock
 from time import monotonic, time
 from typing import Any
 
-from towpath.algos import data_of
 from towpath.config import flat
 from towpath.errors import ResourceError, TowpathError
 from towpath.monitoring.following import Following, rows
@@ -35,6 +33,7 @@ class Training:
         self.turns: list[dict[str, Any]] = []
         self.findings: list[dict[str, Any]] = []
         self.manifest: dict[str, Any] = {}
+        self.course: dict[str, Any] = {}
         self._turns = Following(folder / "knobs.jsonl")
         self._read: dict[str, tuple[float, int]] = {}
 
@@ -56,6 +55,8 @@ class Training:
         self.turns = ([] if again else self.turns) + [_counted(row, "step") for row in rows(told) if is_number(row.get("step"))]
         if self._changed("manifest.json"):
             self.manifest = _object(self.folder / "manifest.json")
+        if self._changed("course.json"):
+            self.course = _object(self.folder / "course.json")
         if self._changed("findings.json") or (self.done and not self.findings):
             found = _json(self.folder / "findings.json") or self.manifest.get("findings") or []
             self.findings = _findings(found)
@@ -74,15 +75,11 @@ class Training:
         said = self.manifest.get("recipe")
         return flat(said) if isinstance(said, dict) else dict(settings)
 
-    def steps(self, facts: Mapping[str, Any]) -> int | None:
+    @property
+    def steps(self) -> int | None:
         """How many steps it takes, where that is known."""
-        said = (self.manifest.get("result") or {}).get("steps")
-        if is_number(said):
-            return int(said)
-        algo, steps = facts.get("policy.algo"), facts.get("policy.steps")
-        if self.kind == "policy" and isinstance(algo, str) and is_number(steps) and _draws(algo):
-            return int(steps)
-        return None
+        said = (self.manifest.get("result") or {}).get("steps", self.course.get("steps"))
+        return int(said) if is_number(said) else None
 
     def marks(self) -> list[dict[str, Any]]:
         """What is marked on the axis: knobs that turned, findings from their first step on, the checkpoint that was kept."""
@@ -184,8 +181,7 @@ class Watched:
     def headline(self, name: str) -> list[Number]:
         """The numbers at the top of a stage."""
         training = self.trainings[name]
-        facts = training.facts(self.settings)
-        return headline(training.metrics, facts, training.steps(facts), self.state(name))
+        return headline(training.metrics, training.facts(self.settings), training.steps, self.state(name))
 
 
 def at_work(run: Path) -> bool | None:
@@ -195,15 +191,6 @@ def at_work(run: Path) -> bool | None:
     except OSError:
         return None
     return any(line.split()[1:2] == ["FLOCK"] and line.split()[5].endswith(f":{inode}") for line in held.splitlines() if len(line.split()) > 5)
-
-
-@lru_cache(maxsize=16)
-def _draws(algo: str) -> bool:
-    """Whether an algorithm draws its own answers, so that `policy.steps` counts them."""
-    try:
-        return data_of(algo) != "comparisons"
-    except TowpathError:
-        return True
 
 
 def _newest(run: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Nothing here knows an algorithm, a device or a model; a step is counted once, whatever the micro-batches.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from towpath.runtime.local import Local, give_back_memory, memory_in_use
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.signals import of_critic
 from towpath.stages.watch import Done, Watch
-from towpath.store.publish import fault
+from towpath.store.publish import fault, replace_file
 
 Numbers = dict[str, float]
 
@@ -74,6 +75,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     """Run the course to its end from wherever it stood, and leave the best weights in the runtime."""
     checkpoints = Checkpoints(job.folder)
     begin, standing, best = _resume(course, runtime, job, checkpoints)
+    replace_file(job.folder / "course.json", json.dumps({"steps": course.steps, "arithmetic": str(job.dtype).removeprefix("torch.")}))
     if best is None and course.validate:
         best = runtime.weights()  # step 0: what stays if no later weights are acceptable
     if begin == 0 and course.validate and course.look_first:

@@ -28,7 +28,8 @@ def hacked(history: History, limits: Limits) -> Iterator[Finding]:
         if not fallen and not flat:
             continue
         past = overoptimisation.told(history, f"watched/{name}")
-        evidence = f"reward rose by {rose:.2g} ({sure:.0f} deviations) while {_short(name)} {f'fell by {-fell:.2g}' if fallen else 'did not rise'}{past}"
+        its = f"fell by {-fell:.2g}" if fallen else "did not rise"
+        evidence = f"reward rose by {rose:.2g} ({sure:.0f} deviations) while {_short(name)} {its}{past}"
         longer, corr = change(history.curve("length"))[1], last(history.curve("reward_length_corr").values)
         ruled = (
             (f"length: the score's correlation with it is {corr:.2f}",)
