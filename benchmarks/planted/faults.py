@@ -102,6 +102,8 @@ FAULTS = (
 )  # fmt: skip
 
 LORA = ("policy.method='lora'", "policy.learning_rate=2e-3")
+CALM = "policy.learning_rate=3e-4"
+"""Without a critic RATE is too much for some seeds: refusals are lost, and the checks say so."""
 LEARNED = ("reward.epochs=4", "policy.kl.coef=1.5")
 HEALTHY = (
     Planted("PPO"),
@@ -110,12 +112,12 @@ HEALTHY = (
     Planted("PPO, LoRA", settings=LORA),
     Planted("PPO on a reward model", (), LEARNED, None, world.gold, Labels(pairs=3000)),
     Planted("PPO, watched", watched=world.gold),
-    Planted("GRPO", settings=("policy.algo='grpo'", "policy.group=4")),
+    Planted("GRPO", settings=("policy.algo='grpo'", "policy.group=4", CALM)),
     Planted(
         "GRPO, larger, LoRA", size="larger", settings=("policy.algo='grpo'", "policy.group=4", "policy.method='lora'", "policy.learning_rate=5e-4")
     ),
-    Planted("RLOO", settings=("policy.algo='rloo'", "policy.group=4")),
-    Planted("REINFORCE", settings=("policy.algo='reinforce'",)),
+    Planted("RLOO", settings=("policy.algo='rloo'", "policy.group=4", CALM)),
+    Planted("REINFORCE", settings=("policy.algo='reinforce'", CALM)),
     Planted("PPO, four epochs, calmer", settings=("policy.epochs=4", "policy.learning_rate=2e-4")),
     Planted("PPO, larger rollouts", settings=("policy.rollout=192", "policy.batch=96")),
     Planted(

@@ -67,7 +67,7 @@ def _loss_rose(loss: Curve) -> Iterator[tuple[int, int, str]]:
     if len(loss) < 4:
         return
     begun, now = loss.values[0], last(loss.values)
-    if now > 1.2 * max(begun, 1e-9) and now - begun > 3 * min(noise(loss.values[: max(4, len(loss) // 2)]), begun):
+    if now > 1.2 * max(begun, 1e-9) and now - begun > 3 * min(noise(loss.values), begun):
         yield since(loss, loss.values > 1.2 * begun), 3, f"the loss rose from {begun:.3g} to {now:.3g}"
 
 
