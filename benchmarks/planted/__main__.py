@@ -1,7 +1,7 @@
 """Train every planted fault and every healthy run at the seeds given, and say what the health checks make of their curves.
 
-Runs are kept in CACHE and not done twice; `--judge` only reads them again. Thresholds were set on the seeds of `dev`; `report` holds others, of the healthy
-runs and of the faulty.
+Runs are kept in CACHE and not done twice; `--judge` only reads them again. Thresholds were set on the seeds of `dev`; `report` holds others, of the
+healthy runs and of the faulty.
 
 python -m benchmarks.planted [--half dev|report] [--only NAME] [--judge] [--processes 2] [--json OUT]
 """

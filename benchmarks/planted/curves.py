@@ -17,7 +17,8 @@ SHOWN = {
     "learning-rate-high": ("kl", "clip_fraction"), "learning-rate-low": ("kl", "approx_kl"), "held-tight": ("kl", "reward"),
     "kl-unheld": ("kl", "reward"), "length-hacking": ("length", "reward_length_corr"), "domain-forgotten": ("domain/food", "domain/people"),
     "missing-eos": ("finish_rate", "length"), "sampler-mismatch": ("sampler_error", "kl"), "critic-broken": ("explained_variance", "reward"),
-    "repetition": ("repetition", "reward_repetition_corr"), "diversity-collapse": ("opening", "entropy"), "duplicate-prompts": ("prompts_distinct", "reward"),
+    "repetition": ("repetition", "reward_repetition_corr"), "diversity-collapse": ("opening", "entropy"),
+    "duplicate-prompts": ("prompts_distinct", "reward"),
     "safety-traded": ("harmful_refusal", "reward"), "reward-hacking": ("reward", "watched/"), "refusing": ("refusal", "harmless_refusal"),
 }  # fmt: skip
 WIDTH, HEIGHT, LEFT, BOTTOM = 330, 190, 48, 34
