@@ -21,6 +21,8 @@ SHOWN = {
     "duplicate-prompts": ("prompts_distinct", "reward"),
     "safety-traded": ("harmful_refusal", "reward"), "reward-hacking": ("reward", "watched/"), "refusing": ("refusal", "harmless_refusal"),
 }  # fmt: skip
+FLOOR = {"explained_variance": -3.0}
+"""What lies lower is drawn at the edge: a critic can be wrong without end."""
 WIDTH, HEIGHT, LEFT, BOTTOM = 330, 190, 48, 34
 FAULTY, SOUND = "#b4541a", "#0b6e99"
 
@@ -50,6 +52,7 @@ def _named(history: History, name: str) -> Curve:
 
 
 def _panel(fault: Curve, sound: Curve, name: str) -> str:
+    fault, sound = (Curve(curve.steps, np.maximum(curve.values, FLOOR.get(name, -np.inf))) for curve in (fault, sound))
     told = [np.where(np.isfinite(curve.values), curve.values, np.nan) for curve in (fault, sound) if len(curve)]
     low, high = float(np.nanmin(np.concatenate(told))), float(np.nanmax(np.concatenate(told)))
     low, high = (min(low, 0.0) if low < 0.3 * high else low, high if high > low else low + 1)
