@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
@@ -418,9 +419,11 @@ def test_watch_once_prints_and_ends_and_no_run_is_an_error(tmp_path):
 def test_on_a_terminal_it_goes_on_until_ctrl_c(tmp_path):
     run = write_run(tmp_path / "run")
     mine, theirs = os.openpty()
+    # A shell's background job inherits an ignored SIGINT; a user's terminal does not.
     process = subprocess.Popen(
-        [sys.executable, "-m", "towpath", "watch", str(run)], stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
-    )
+        [sys.executable, "-m", "towpath", "watch", str(run)], stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     os.close(theirs)
     seen, begun, grown = b"", monotonic(), False
     while monotonic() - begun < 60 and b"41 of 60" not in seen:
