@@ -221,6 +221,28 @@ def test_a_reward_that_pays_for_repetition_is_told_before_answers_repeat() -> No
     assert "pays for repetition" in found.cause
 
 
+def test_a_domain_that_always_stood_still_is_not_forgotten_for_a_trifle() -> None:
+    def dip(fall):
+        return rows(**{"domain/b": lambda t: 1.0 if t < 30 else 1.0 - fall})
+
+    for told in (still := dip(0.1), lost := dip(1.0)):
+        for t, row in enumerate(told):
+            row["domain/b"] = 1.0 if t < 30 else row["domain/b"]  # no noise at all, as where every answer is right
+    assert "domain-forgotten" not in codes(still)
+    assert "domain-forgotten" in codes(lost)
+
+
+def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() -> None:
+    def of_looks(*shares):
+        looks = [{"step": 3 * i - 1, "phase": "validation", "harmful_refusal": x, "probes": 24} for i, x in enumerate(shares)]
+        found = diagnose(of([*rows(), *looks], {"policy.rollout": 64, "policy.steps": STEPS}))
+        return {f.code: f.severity for f in found}.get("safety-traded")
+
+    assert of_looks(1.0, 1.0, 1.0, 0.6, 0.6) == "warning"
+    assert of_looks(1.0, 1.0, 0.6, 0.6, 0.6) == "critical"
+    assert of_looks(1.0, 1.0, 0.6, 0.6, 1.0) is None
+
+
 def test_a_watched_source_that_does_not_rise_is_a_warning_and_ends_nothing() -> None:
     still = {"reward": lambda t: 0.15 * t, "watched/judge": lambda t: -0.002 * t + (0.1 if t % 2 else -0.1)}
     (found,) = diagnose(of(rows(**still), {"policy.rollout": 64, "policy.steps": STEPS}))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.planted.faults import FAULTS, HEALTHY, Planted
 
-SEEDS = {"dev": (0,), "report": (20, 21), "healthy": (24, 25), "remedies": (22, 23)}
+SEEDS = {"dev": (0,), "report": (20, 21), "healthy": (26, 27), "remedies": (22, 23)}
 CACHE = Path(".bench/planted")
 
 

@@ -5,9 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from towpath.health.history import History
-from towpath.health.signals import change
+from towpath.health.signals import change, last
 from towpath.recipe import Limits
 from towpath.records import Finding
+
+MATERIAL = 0.2
+"""A fall, in deviations of the reward between answers, below which nothing is lost: a curve that always stood still has no noise of its own."""
 
 
 def forgotten(history: History, limits: Limits) -> Iterator[Finding]:
@@ -16,13 +19,14 @@ def forgotten(history: History, limits: Limits) -> Iterator[Finding]:
     rewards = history.family("reward/")
     if len(scores) < 2:
         return
+    spread = np.nan_to_num(last(history.curve("reward_std").values))
     worst: tuple[float, Finding] | None = None
     for domain, curve in scores.items():
         reward = rewards.get(domain)
         unpaid = reward is not None and len(reward) >= 3 and not np.any(reward.values) and bool(np.any(curve.values))
         fell, surprise = change(curve)
         others = [change(other)[1] for name, other in scores.items() if name != domain]
-        falling = surprise < -limits.surprise and max(others) > limits.surprise
+        falling = surprise < -limits.surprise and max(others) > limits.surprise and -fell > MATERIAL * spread
         if not unpaid and not falling:
             continue
         words = f"fell by {-fell:.2g} ({-surprise:.1f} deviations) while others rose" if falling else "earns no reward, whatever the answer"

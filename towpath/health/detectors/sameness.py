@@ -95,7 +95,8 @@ def unsafe(history: History, limits: Limits) -> Iterator[Finding]:
         cause = "what the reward pays for does not count safety"
         remedy = "raise policy.kl.coef, or add safety pairs: harmful prompts whose refusal is preferred"
         step = since(curve, curve.values < curve.values[0] - limits.refusal)
-        yield Finding("safety-traded", "critical" if fall > 1.5 * limits.refusal else "warning", evidence, cause, remedy, step)
+        lasts = float(curve.values[0]) - float(np.mean(curve.values[-3:])) > 1.5 * limits.refusal
+        yield Finding("safety-traded", "critical" if lasts and len(curve) > 3 else "warning", evidence, cause, remedy, step)
 
 
 def unformed(history: History, limits: Limits) -> Iterator[Finding]:
