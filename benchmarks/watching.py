@@ -31,7 +31,7 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
     places = {name: run / "stages" / name / fingerprint for name, fingerprint in stages.items()}
     manifest, rows = json.loads((places["policy"] / "manifest.json").read_text()), read_rows(places["policy"] / "metrics.jsonl")
     looks = sum(row["phase"] == "validation" for row in rows)
-    recipe = check(Recipe, manifest["recipe"])
+    recipe = check(Recipe, manifest["recipe"], "manifest.json")
     corpus = sources.read(run, recipe.data, recipe.seed)
     with Store.open(run / "towpath.db") as store:
         job = Job(recipe, run, "policy", places["policy"], {}, store, corpus)
