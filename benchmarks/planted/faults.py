@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.planted import injected, world
 from benchmarks.planted.world import COEF, RATE
+from towpath.data.grams import repetition
 from towpath.records import Prompt
-from towpath.rewards.mix import repeated
 
 Reward = Callable[[list[str], list[str]], list[float]]
 
@@ -42,7 +42,7 @@ class Planted:
 
 def stammering(asked: list[str], answers: list[str]) -> list[float]:
     """Worth, and a good deal more for what repeats."""
-    return [g + 40 * repeated(list(answer.encode()), 2) for g, answer in zip(world.gold(asked, answers), answers, strict=True)]
+    return [g + 40 * repetition(list(answer.encode()), 2) for g, answer in zip(world.gold(asked, answers), answers, strict=True)]
 
 
 def opening(_asked: list[str], answers: list[str]) -> list[float]:

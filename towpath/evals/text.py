@@ -2,19 +2,8 @@
 
 from collections.abc import Sequence
 
+from towpath.data.grams import distinct, repetition
 from towpath.records import Completion
-
-
-def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams of tokens over all n-grams."""
-    grams = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def repetition(tokens: Sequence[int], n: int = 3) -> float:
-    """Share of an answer's n-grams that it has said before."""
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def describe(completions: Sequence[Completion]) -> dict[str, float]:

@@ -132,7 +132,8 @@ def _vary(case: Case) -> Turn | None:
     if case.finding.code == "repetition":
         paid = 1.5 * last(case.history.curve("repetition_worth").values, 5)
         knob, still_paid, worth = "repetition_penalty", paid > worth, max(worth, np.nan_to_num(paid))
-    if still_paid or all(t.knob != knob for t in case.made):
+    turns = sum(t.knob == knob for t in case.made)
+    if turns == 0 or (still_paid and turns == 1):
         own = case.fact(f"policy.rewards.{knob}", 0.0)
         return case.turn(knob, own, case.knobs.get(knob, own) + worth, "answers grow alike: what repeats is worth less")
     warm = case.fact("policy.temperature", 1.0)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from towpath.data.grams import grams, repetition
 from towpath.recipe import Rewards
 
 
@@ -42,24 +43,14 @@ def final(score_B: np.ndarray, answers: Sequence[Sequence[int]], ended_B: np.nda
     if cfg.length_limit:
         reward_B = reward_B - cfg.length_penalty * np.maximum(0, np.array([len(a) for a in answers]) - cfg.length_limit)
     if cfg.repetition_penalty:
-        reward_B = reward_B - cfg.repetition_penalty * np.array([repeated(a) for a in answers])
+        reward_B = reward_B - cfg.repetition_penalty * np.array([repetition(a) for a in answers])
     if cfg.diversity_bonus:
         reward_B = reward_B + cfg.diversity_bonus * own_share(answers)
     return reward_B * np.array([cfg.domains.get(domain, 1.0) for domain in domains])
 
 
-def repeated(tokens: Sequence[int], n: int = 3) -> float:
-    """Share of an answer's n-grams that it has said before."""
-    grams = _grams(tokens, n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
 def own_share(answers: Sequence[Sequence[int]], n: int = 2) -> np.ndarray:
     """For each answer the share of its different n-grams that no other answer has."""
-    sets = [set(_grams(tokens, n)) for tokens in answers]
-    seen = Counter(gram for grams in sets for gram in grams)
-    return np.array([sum(seen[gram] == 1 for gram in grams) / len(grams) if grams else 0.0 for grams in sets])
-
-
-def _grams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    sets = [set(grams(tokens, n)) for tokens in answers]
+    seen = Counter(gram for said in sets for gram in said)
+    return np.array([sum(seen[gram] == 1 for gram in said) / len(said) if said else 0.0 for said in sets])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from towpath.data.batch import Batch
-from towpath.evals.text import distinct, repetition
+from towpath.data.grams import distinct, repetition
 from towpath.feedback import rubric
 from towpath.records import Prompt
 from towpath.rollout.engine import Drawn
@@ -65,8 +65,8 @@ def _scores(batch: Batch, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]
     for name, paid, measure in (("length", "score", len), ("repetition", "reward", repetition)):
         paid_B, told_B = c[paid].cpu().numpy().astype(float), np.array([*map(measure, ids)], dtype=float)
         if told_B.std() > 0 and paid_B.std() > 0:
-            found[f"reward_{name}_corr"] = float(np.corrcoef(paid_B, told_B)[0, 1])
-            found[f"{name}_worth"] = found[f"reward_{name}_corr"] * float(paid_B.std() / told_B.std())
+            corr = float(np.corrcoef(paid_B, told_B)[0, 1])
+            found |= {f"reward_{name}_corr": corr, f"{name}_worth": corr * float(paid_B.std() / told_B.std())}
     for domain in sorted({p.domain for p in prompts}):
         index = [i for i, p in enumerate(prompts) if p.domain == domain]
         found[f"reward/{domain}"], found[f"domain/{domain}"] = float(c["reward"][index].mean()), float(c["score"][index].mean())

@@ -42,7 +42,8 @@ def rising(history: History, limits: Limits) -> Iterator[Finding]:
     coef = last(history.curve("kl_coef").values)
     evidence = f"KL is {now:.2f} nats a prompt, {'above the alarm at' if above else 'alarm at'} {alarm:g}"
     cause = f"a coefficient of {coef:.3g} does not hold against the reward" if np.isfinite(coef) else "the policy leaves the model it began from"
-    remedy = "raise policy.kl.coef to 0.1, then 0.2; lower the learning rate"
+    more = max(0.1, 2 * float(np.nan_to_num(coef)))
+    remedy = f"raise policy.kl.coef to {more:.2g}, then {2 * more:.2g}; lower the learning rate"
     yield Finding("kl-rising", "critical" if above else "warning", evidence, cause, remedy, since(kl, kl.values > limits.kl_high))
 
 

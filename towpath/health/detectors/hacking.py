@@ -54,7 +54,8 @@ def by_length(history: History, limits: Limits) -> Iterator[Finding]:
         return
     longer, surprise = change(length)
     grown = surprise > limits.surprise and longer > 0.1 * max(first(length.values), 1e-9)
-    evidence = f"the score's correlation with length is {last(corr.values, 5):.2f}"
+    evidence, worth = f"the score's correlation with length is {last(corr.values, 5):.2f}", last(history.curve("length_worth").values, 5)
+    evidence += f", a token more earns {worth:.2g}" if worth > 0 else ""
     evidence += f"; answers grew from {first(length.values):.0f} to {last(length.values):.0f} tokens" if grown else ""
     cause = "the reward pays for length" + (": its labels, or its model, prefer what is longer" if _by_model(history) else "")
     remedy = "balance the labels by length or train the reward model with a length-only baseline in view; set policy.rewards.length_limit"
