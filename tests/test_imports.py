@@ -17,6 +17,7 @@ ORDER = [
     {"recipe"},
     {"store"},
     {"data"},
+    {"kernels"},
     {"models", "rewards", "algos", "feedback", "evals", "health"},
     {"rollout", "foreign"},
     {"runtime"},

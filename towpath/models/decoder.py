@@ -1,18 +1,19 @@
 """The layers of Llama's family, forward and back, written out: one node of the graph a layer, products of what reads the same states
-stacked into one, adapters added by accumulating products, no float32 copies. Held to transformers' own layers by a test.
+stacked into one, adapters added by accumulating products, `kernels` between the products. Held to transformers' own layers by a test.
 
 T tokens of P lines of L, D width, H query heads and K key-value heads of width W, R rank.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from towpath import kernels
 from towpath.models.adapters import LoraLinear
 from towpath.models.attention import NAME
 
@@ -33,8 +34,12 @@ def fits(model: Any) -> bool:
     )
 
 
-Low = tuple[Tensor, Tensor] | None
-"""An adapter's A [R,D] and scaled B [R,N] for a product, or none."""
+class Low(NamedTuple):
+    """An adapter's A [R,D] and scaled B [R,N] for a product."""
+
+    name: str
+    a: Tensor
+    b: Tensor
 
 
 class Stack:
@@ -68,7 +73,7 @@ class Stack:
         name = first.switch.active if isinstance(first, LoraLinear) else None
         return name if name is not None and name in first.scale else None  # pyright: ignore[reportAttributeAccessIssue]
 
-    def low(self, dtype: torch.dtype) -> Low:
+    def low(self, dtype: torch.dtype) -> Low | None:
         """The adapters' A one above the other, and their B as blocks."""
         name = self.adapter()
         if name is None:
@@ -80,7 +85,7 @@ class Stack:
             rank = len(layer.a[name])
             torch.mul(layer.b[name].detach().T, layer.scale[name], out=b[row : row + rank, begin:end])
             row += rank
-        return a.to(dtype), b.to(dtype)
+        return Low(name, a.to(dtype), b.to(dtype))
 
     def learned(self) -> list[Tensor]:
         """Weights that may learn, in the order `back` gives their gradients in."""
@@ -89,21 +94,26 @@ class Stack:
             return [layer.a[name] for layer in layers] + [layer.b[name] for layer in layers]
         return [base.weight for base in self.bases] + [base.bias for base in self.bases if base.bias is not None]
 
-    def forward(self, x_TD: Tensor, low: Low) -> Tensor:
+    def forward(self, x_TD: Tensor, low: Low | None) -> Tensor:
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x_TD, self.packed, self.bias(x_TD.dtype), "none", [], "")
         y_TN = F.linear(x_TD, self.weight(x_TD.dtype), self.bias(x_TD.dtype))
-        return y_TN if low is None else y_TN.addmm_(x_TD @ low[0].T, low[1])
+        return y_TN if low is None else y_TN.addmm_(x_TD @ low.a.T, low.b)
 
-    def back(self, grad_TN: Tensor, x_TD: Tensor, low: Low, name: str | None, below: bool, learns: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradient by the states, where asked, and by what learns."""
-        grad_TD = grad_TN @ self.weight(x_TD.dtype) if below else None
-        if low is None or name is None:
-            return grad_TD, self._by_weights(grad_TN, x_TD) if learns else []
-        low_TR = grad_TN @ low[1].T
-        if grad_TD is not None:
-            grad_TD.addmm_(low_TR, low[0])
-        return grad_TD, self._by_adapter(name, low_TR.T @ x_TD, grad_TN.T @ (x_TD @ low[0].T)) if learns else []
+    def below(self, grad_TN: Tensor, low: Low | None) -> tuple[Tensor, Tensor | None]:
+        """The gradients by the states, and by what an adapter makes of them [T,R]."""
+        grad_TD, narrow_TR = grad_TN @ self.weight(grad_TN.dtype), self.narrowed(grad_TN, low)
+        return grad_TD if low is None or narrow_TR is None else grad_TD.addmm_(narrow_TR, low.a), narrow_TR
+
+    def narrowed(self, grad_TN: Tensor, low: Low | None) -> Tensor | None:
+        """The second of them alone."""
+        return None if low is None else grad_TN @ low.b.T
+
+    def slopes(self, grad_TN: Tensor, x_TD: Tensor, low: Low | None, narrow_TR: Tensor | None) -> list[Tensor]:
+        """The gradients by what learns."""
+        if low is None or narrow_TR is None:
+            return self._by_weights(grad_TN, x_TD)
+        return self._by_adapter(low.name, narrow_TR.T @ x_TD, grad_TN.T @ (x_TD @ low.a.T))
 
     def _by_weights(self, grad_TN: Tensor, x_TD: Tensor) -> list[Tensor]:
         sums = [grad_TN.T @ x_TD] + ([grad_TN.sum(0)] if self.bases[0].bias is not None else [])
@@ -117,31 +127,6 @@ class Stack:
             found_a.append(by_a[part].to(layer.a[name].dtype))
             found_b.append(by_b[begin:end, part].to(layer.b[name].dtype) * layer.scale[name])
         return found_a + found_b
-
-
-def normed(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Root-mean-square norm and the factor of each row, which is reckoned in float32."""
-    scale_T1 = (
-        torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True, dtype=torch.promote_types(x_TD.dtype, torch.float32))
-        .square_()
-        .div_(x_TD.shape[1])
-        .add_(eps)
-        .rsqrt_()
-    )
-    return weighed(x_TD * scale_T1, weight_D, x_TD.dtype), scale_T1
-
-
-def weighed(unit_TD: Tensor, weight_D: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of unit length, rounded, times the norm's weight."""
-    return unit_TD.to(dtype) * weight_D.to(dtype)
-
-
-def norm_back(grad_TD: Tensor, unit_TD: Tensor, scale_T1: Tensor, weight_D: Tensor, learns: bool) -> tuple[Tensor, Tensor | None]:
-    """The gradients of `normed` by its input, in float32, and by its weight; `unit_TD` is the input times the factor, and is not changed."""
-    by_weight = (grad_TD * unit_TD).sum(0) if learns else None
-    slope_TD = grad_TD * weight_D.to(scale_T1.dtype)
-    mean_T1 = torch.linalg.vecdot(slope_TD, unit_TD)[:, None].div_(unit_TD.shape[1])
-    return slope_TD.addcmul_(unit_TD, mean_T1, value=-1.0).mul_(scale_T1), by_weight
 
 
 class Layer:
@@ -168,52 +153,29 @@ class Layer:
             return _Node.apply(x_TD, turn, mask, self, *learned)  # pyright: ignore[reportReturnType]
         return self.forward(x_TD, turn, mask)[0]
 
-    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, seen: Any = None) -> tuple[Tensor, list[Low], tuple[Tensor, ...]]:
+    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, seen: Any = None) -> tuple[Tensor, list[Low | None], tuple[Tensor, ...]]:
         """The layer's output, and what the way back needs; with a layer of a cache, keys and values join those it has seen."""
-        (first, second), lines, lows = self.norms, mask.shape[0], [stack.low(x_TD.dtype) for stack in self.stacks]
-        n1_TD, s1_T1 = normed(x_TD, first.weight.detach(), first.variance_epsilon)
-        q, k, v = self.laid(self.qkv.forward(n1_TD, lows[0]), turn, lines)
+        (first, second), ops, lows = self.norms, kernels.of(x_TD), [stack.low(x_TD.dtype) for stack in self.stacks]
+        n1_TD, s1_T1 = ops.normed(x_TD, first.weight.detach(), first.variance_epsilon)
+        qkv, kept = self.qkv.forward(n1_TD, lows[0]), ()
+        if hasattr(seen, "column"):
+            mixed_TD = ops.answered(qkv, turn, mask, *seen.column(), self.heads)
+        else:
+            mixed_TD, kept = self._mixed(qkv, turn, mask, seen)
+        y_TD = self.out.forward(mixed_TD, lows[1]).add_(x_TD)
+        n2_TD, s2_T1 = ops.normed(y_TD, second.weight.detach(), second.variance_epsilon)
+        inner = self.inner.forward(n2_TD, lows[2])
+        z_TD = self.down.forward(ops.gated(inner), lows[3]).add_(y_TD)
+        return z_TD, lows, (s1_T1, *kept, mixed_TD, y_TD, s2_T1, inner)
+
+    def _mixed(self, qkv: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, seen: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What attention gives each row, and queries, keys, values and weights."""
+        lines, ops = mask.shape[0], kernels.of(qkv)
+        q, k, v = ops.laid(qkv, turn, self.heads, self.key_heads)
         if seen is not None:
             k, v = (x.flatten(0, 1) for x in seen.update(*(x.view(lines, self.key_heads, -1, self.width) for x in (k, v))))
-        weights = self.attended(q, k, mask)
-        mixed_TD = _rows(torch.bmm(weights, v), lines, self.heads)
-        y_TD = self.out.forward(mixed_TD, lows[1]).add_(x_TD)
-        n2_TD, s2_T1 = normed(y_TD, second.weight.detach(), second.variance_epsilon)
-        inner = self.inner.forward(n2_TD, lows[2])
-        gate, up = inner.chunk(2, -1)
-        z_TD = self.down.forward(F.silu(gate).mul_(up), lows[3]).add_(y_TD)
-        return z_TD, lows, (s1_T1, q, k, v, weights, mixed_TD, y_TD, s2_T1, inner)
-
-    def laid(self, qkv: Tensor, turn: tuple[Tensor, Tensor], lines: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, scaled and grouped by the key head they read [P*K,G*L,W], keys and values [P*K,L,W]; queries and keys turned by position."""
-        length, turned = len(qkv) // lines, self.heads + self.key_heads
-        heads = qkv.view(lines, length, turned + self.key_heads, self.width).transpose(1, 2)
-        q, k = _turned(heads[:, : self.heads], *turn), _turned(heads[:, self.heads : turned], *turn)
-        batch = lines * self.key_heads
-        return (
-            q.mul_(self.width**-0.5).view(batch, -1, self.width),
-            k.view(batch, length, self.width),
-            heads[:, turned:].reshape(batch, length, self.width),
-        )
-
-    def attended(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-        """Attention weights [P*K,G*L,S]."""
-        lines, length, keys = mask.shape[0], mask.shape[-2], mask.shape[-1]
-        scores = torch.bmm(q, k.transpose(1, 2))
-        scores.view(lines, self.heads, length, keys).add_(mask)
-        return torch.softmax(scores, -1)
-
-    def laid_back(self, by_q: Tensor, by_k: Tensor, by_v: Tensor, turn: tuple[Tensor, Tensor], lines: int) -> Tensor:
-        """Gradients of `laid`, as the gradient of its product."""
-        length, (cos, sin) = by_k.shape[1], turn
-        shape = lines, length, self.heads + 2 * self.key_heads, self.width
-        grad = by_q.new_empty(shape)
-        heads, turned = grad.transpose(1, 2), self.heads + self.key_heads
-        by_q.mul_(self.width**-0.5)
-        _turned(by_q.view(lines, self.heads, length, self.width), cos, -sin, heads[:, : self.heads])
-        _turned(by_k.view(lines, self.key_heads, length, self.width), cos, -sin, heads[:, self.heads : turned])
-        heads[:, turned:] = by_v.view(lines, self.key_heads, length, self.width)
-        return grad.view(lines * length, -1)
+        weights = ops.attended(torch.bmm(q, k.transpose(1, 2)), mask, self.heads)
+        return _rows(torch.bmm(weights, v), lines, self.heads), (q, k, v, weights)
 
 
 class _Node(torch.autograd.Function):
@@ -223,53 +185,41 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, layer: Layer, *learned: Tensor) -> Tensor:
         z_TD, ctx.lows, kept = layer.forward(x_TD.detach(), turn, mask)
         ctx.save_for_backward(x_TD, *turn, *kept)
-        ctx.layer, ctx.lines, ctx.adapter = layer, mask.shape[0], layer.qkv.adapter()
+        ctx.layer, ctx.lines = layer, mask.shape[0]
         return z_TD
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, cos, sin, s1, q, k, v, weights, mixed, y, s2, inner = ctx.saved_tensors
-        layer, lines, name, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.lines, ctx.adapter, ctx.lows
+        layer, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.lows
+        ops, grad_TD = kernels.of(x), grad_TD.contiguous()
         below, learns = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
-        whole = learns and name is None
+        whole = learns and low_qkv is None
         first, second = (norm.weight.detach() for norm in layer.norms)
 
-        gate, up = inner.chunk(2, -1)
-        opened = F.silu(gate)
-        by_acted, by_down = layer.down.back(grad_TD, opened * up, low_down, name, True, learns)
-        by_inner = torch.empty_like(inner)
-        torch.mul(by_acted, opened, out=by_inner[:, gate.shape[1] :])
-        torch.ops.aten.silu_backward.grad_input(by_acted.mul_(up), gate, grad_input=by_inner[:, : gate.shape[1]])
-        unit = y * s2
-        by_n2, by_in = layer.inner.back(by_inner, weighed(unit, second, y.dtype), low_inner, name, True, learns)
-        step, by_second = norm_back(by_n2, unit, s2, second, whole)
-        by_y = step.add_(grad_TD).to(grad_TD.dtype)
+        by_acted, narrow = layer.down.below(grad_TD, low_down)
+        acted, by_inner = ops.gated_back(by_acted, inner)
+        by_down = layer.down.slopes(grad_TD, acted, low_down, narrow) if learns else []
+        by_n2, narrow = layer.inner.below(by_inner, low_inner)
+        by_in = layer.inner.slopes(by_inner, ops.weighed(y, s2, second), low_inner, narrow) if learns else []
+        by_y, by_second = ops.norm_back(by_n2, y, s2, second, grad_TD, whole)
 
-        by_mixed, by_out = layer.out.back(by_y, mixed, low_out, name, True, learns)
-        by_mixed = _heads(by_mixed, lines, layer.key_heads, layer.width)
+        by_mixed, narrow = layer.out.below(by_y, low_out)
+        by_out = layer.out.slopes(by_y, mixed, low_out, narrow) if learns else []
+        by_mixed = _heads(by_mixed, ctx.lines, layer.key_heads, layer.width)
         by_v = torch.bmm(weights.transpose(1, 2), by_mixed)
         by_scores = torch.ops.aten._softmax_backward_data(torch.bmm(by_mixed, v.transpose(1, 2)), weights, -1, weights.dtype)
         by_q, by_k = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
-        by_qkv = layer.laid_back(by_q, by_k, by_v, (cos, sin), lines)
-        unit = x * s1
-        by_n1, by_in1 = layer.qkv.back(by_qkv, weighed(unit, first, x.dtype), low_qkv, name, below or whole, learns)
+        by_qkv = ops.laid_back(by_q, by_k, by_v, (cos, sin), layer.heads, layer.key_heads)
         by_x, by_first = None, None
         if below or whole:
-            step, by_first = norm_back(by_n1, unit, s1, first, whole)
-            by_x = step.add_(by_y).to(grad_TD.dtype) if below else None
-        found = [*by_in1, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
-        return by_x, None, None, None, *found, *((by_first, by_second) if whole else ())
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Heads [P,H,L,W] turned by their positions' angles [P,1,L,W/2]."""
-    half = x.shape[-1] // 2
-    if out is None:
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    one, two = x[..., :half], x[..., half:]
-    torch.mul(one, cos, out=out[..., :half]).addcmul_(two, sin, value=-1.0)
-    torch.mul(two, cos, out=out[..., half:]).addcmul_(one, sin)
-    return out
+            by_n1, narrow = layer.qkv.below(by_qkv, low_qkv)
+            by_x, by_first = ops.norm_back(by_n1, x, s1, first, by_y, whole)
+        else:
+            narrow = layer.qkv.narrowed(by_qkv, low_qkv)
+        by_heads = layer.qkv.slopes(by_qkv, ops.weighed(x, s1, first), low_qkv, narrow) if learns else []
+        found = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
+        return by_x if below else None, None, None, None, *found, *((by_first, by_second) if whole else ())
 
 
 def _rows(mixed: Tensor, lines: int, heads: int) -> Tensor:

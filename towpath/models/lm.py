@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from towpath import kernels
 from towpath.models import decoder
 
 
@@ -91,58 +92,50 @@ def _read(
     temperature: float,
     entropy: bool,
     chunk: int,
+    place_NV: Tensor | None = None,
     keep: Callable[[slice, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy, zeros where it is not asked for; `keep` is shown p of every chunk [n,V]."""
+    """log p(target) and entropy, zeros where it is not asked for. What the way back needs, p less one at the target, is left in its place
+    or shown to `keep` chunk by chunk [n,V], where either is given."""
     logp_N = hidden_ND.new_zeros(len(target_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
-    entropy_N = torch.zeros_like(logp_N)
+    entropy_N, ops, asked = torch.zeros_like(logp_N), kernels.of(hidden_ND), place_NV is not None or keep is not None
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)
-        logits = (hidden_ND[part] @ head_VD.T).to(logp_N.dtype)
-        if temperature != 1.0:
-            logits.mul_(1 / temperature)
-        p = logits.softmax(-1)
-        total = logits.amax(-1) - p.amax(-1).log()  # log of the sum of exponentials: the likeliest token has both at hand
-        logp_N[part] = logits.gather(1, target_N[part, None])[:, 0] - total
-        if entropy:
-            entropy_N[part] = total - torch.linalg.vecdot(p, logits)
+        logits = torch.mm(hidden_ND[part], head_VD.T, out=None if place_NV is None else place_NV[part])
+        logp_N[part], told_N = ops.likelihood(logits, target_N[part], temperature, entropy, asked)
+        if told_N is not None:
+            entropy_N[part] = told_N
         if keep is not None:
-            keep(part, p)
+            keep(part, logits)
     return logp_N, entropy_N
 
 
 class _Reading(torch.autograd.Function):
-    """With a head that learns, p is kept in the states' own precision: the way back needs neither the logits again nor a float32 copy of
-    them. With a frozen head the gradient of log p(target) by the state is known at once, (one-hot - p) W / temperature, and [N,D] is all
-    that is kept."""
+    """The gradient of log p(target) by the logits is (one-hot - p) / temperature. With a head that learns it is kept, in the states' own
+    precision: the way back needs neither the logits again nor a float32 copy of them. With a frozen head its product with the head is
+    known at once, and [N,D] is all that is kept."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, wanted: bool, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        ctx.learns, ctx.temperature, ctx.chunk = ctx.needs_input_grad[1], temperature, chunk
+        ctx.learns, ctx.temperature = ctx.needs_input_grad[1], temperature
         kept = torch.empty(len(target_N), len(head_VD) if ctx.learns else hidden_ND.shape[1], dtype=hidden_ND.dtype, device=hidden_ND.device)
 
-        def keep(part: slice, p: Tensor) -> None:
-            kept[part] = p if ctx.learns else p.to(head_VD.dtype) @ head_VD
+        def keep(part: slice, slope_NV: Tensor) -> None:
+            torch.mm(slope_NV, head_VD, out=kept[part])
 
-        logp, entropy = _read(hidden_ND, head_VD, target_N, temperature, wanted, chunk, keep)
-        ctx.save_for_backward(kept, hidden_ND, head_VD, target_N)
+        told = {"place_NV": kept} if ctx.learns else {"keep": keep}
+        logp, entropy = _read(hidden_ND, head_VD, target_N, temperature, wanted, chunk, **told)
+        ctx.save_for_backward(kept, hidden_ND, head_VD)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        kept, hidden_ND, head_VD, target_N = ctx.saved_tensors
-        share_N1 = (grad_N / ctx.temperature)[:, None]
+        kept, hidden_ND, head_VD = ctx.saved_tensors
+        share_N1 = (grad_N / -ctx.temperature)[:, None]
         if not ctx.learns:
-            return (share_N1 * (head_VD[target_N].float() - kept)).to(hidden_ND.dtype), None, None, None, None, None
-        share_N1 = share_N1.to(kept.dtype)
-        by_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        for begin in range(0, len(target_N), ctx.chunk):
-            part = slice(begin, begin + ctx.chunk)
-            slope = kept[part].mul_(-share_N1[part])  # in place: a graph is walked back once
-            slope.scatter_add_(1, target_N[part, None], share_N1[part])
-            if by_hidden is not None:
-                torch.mm(slope, head_VD, out=by_hidden[part])
-        return by_hidden, kept.T @ hidden_ND, None, None, None, None
+            return (share_N1 * kept).to(hidden_ND.dtype), None, None, None, None, None
+        by_hidden = (share_N1 * (kept @ head_VD)).to(hidden_ND.dtype) if ctx.needs_input_grad[0] else None
+        return by_hidden, kept.T @ (share_N1 * hidden_ND).to(kept.dtype), None, None, None, None

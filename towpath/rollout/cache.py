@@ -11,29 +11,40 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
 STRIDE = 16
-"""Columns added at a time. What is not yet filled is computed upon and barred by the mask, so that keys stay contiguous:
-products of batches copy what is not."""
+"""Columns are added so many at a time."""
+
+
+def room(columns: int, double: bool) -> int:
+    """How many columns are added to so many. Torch's products of batches copy what is not contiguous, so what is not yet filled is computed
+    upon and barred by the mask: few. Compiled kernels do not look at it: as many as there are."""
+    return -columns % STRIDE or (columns if double else STRIDE)
 
 
 class Block(DynamicLayer):
     """One layer's keys and values [B,H,S,W], the first `filled` of the columns in use."""
 
-    def __init__(self, read: DynamicLayer, index_B: Tensor) -> None:
+    def __init__(self, read: DynamicLayer, index_B: Tensor, double: bool) -> None:
         super().__init__()
         assert read.keys is not None and read.values is not None
         self.dtype, self.device, self.is_initialized = read.keys.dtype, read.keys.device, True
-        self.filled = read.keys.shape[2]
-        room = -self.filled % STRIDE
-        self.keys, self.values = (pad(states, (0, 0, 0, room))[index_B] for states in (read.keys, read.values))
+        self.filled, self.double = read.keys.shape[2], double
+        self.keys, self.values = (self._wider(states)[index_B] for states in (read.keys, read.values))
+
+    def _wider(self, states: Tensor) -> Tensor:
+        return pad(states, (0, 0, 0, room(states.shape[2], self.double)))
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        keys, values, column = self.column()
+        keys[:, :, column], values[:, :, column] = key_states[:, :, 0], value_states[:, :, 0]
+        return keys, values
+
+    def column(self) -> tuple[Tensor, Tensor, int]:
+        """Keys and values with room for a column more, and which that is."""
         assert self.keys is not None and self.values is not None
         if self.filled == self.keys.shape[2]:
-            self.keys, self.values = (pad(states, (0, 0, 0, STRIDE)) for states in (self.keys, self.values))
-        self.keys[:, :, self.filled] = key_states[:, :, 0]
-        self.values[:, :, self.filled] = value_states[:, :, 0]
+            self.keys, self.values = self._wider(self.keys), self._wider(self.values)
         self.filled += 1
-        return self.keys, self.values
+        return self.keys, self.values, self.filled - 1
 
     def keep(self, order_B: Tensor) -> None:
         """Row i is from now on what row order[i] was; as `leaving` gives it, few rows move."""
@@ -47,21 +58,21 @@ class Block(DynamicLayer):
 class Room:
     """The cache and the additive mask [B,1,1,S] of rows that each draw one token a step."""
 
-    def __init__(self, read: Cache, mask_BS: Tensor, index_B: Tensor) -> None:
+    def __init__(self, read: Cache, mask_BS: Tensor, index_B: Tensor, double: bool) -> None:
         layers: list[Any] = read.layers
         for i, layer in enumerate(layers):
-            layers[i] = Block(layer, index_B)  # one at a time: the old layer is free before the next is made
-        self.cache, self.filled, dtype = Cache(layers=layers), mask_BS.shape[1], layers[0].dtype
+            layers[i] = Block(layer, index_B, double)  # one at a time: the old layer is free before the next is made
+        self.cache, self.filled, self.double, dtype = Cache(layers=layers), mask_BS.shape[1], double, layers[0].dtype
         self.mask = torch.where(mask_BS[index_B] > 0, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None]
-        self._widen(-self.filled % STRIDE)
+        self._widen()
 
-    def _widen(self, columns: int) -> None:
-        self.mask = pad(self.mask, (0, columns), value=torch.finfo(self.mask.dtype).min)
+    def _widen(self) -> None:
+        self.mask = pad(self.mask, (0, room(self.mask.shape[-1], self.double)), value=torch.finfo(self.mask.dtype).min)
 
     def next(self) -> Tensor:
         """The mask of the step that fills one more column."""
         if self.filled == self.mask.shape[-1]:
-            self._widen(STRIDE)
+            self._widen()
         self.mask[..., self.filled] = 0.0
         self.filled += 1
         return self.mask

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from towpath import kernels
 from towpath.models import decoder, lm
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
@@ -78,7 +79,8 @@ class LocalEngine:
         ids, mask, position = self._left_padded(list(number))
         cache = Cache(layers=[DynamicLayer() for _ in range(self.model.config.num_hidden_layers)])
         logits = self._logits(ids, lm.attention_mask(mask, self.model.dtype), position, cache)
-        return logits[index], position[index, -1:], Room(cache, mask, index)
+        compiled = decoder.fits(self.model) and kernels.of(logits) is kernels.native
+        return logits[index], position[index, -1:], Room(cache, mask, index, compiled)
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         longest = max(map(len, prompts))
@@ -104,6 +106,7 @@ class _Draw:
         for i, request in enumerate(requests):
             uniforms[i, : len(request.uniforms)] = request.uniforms
         self.greedy = greedy
+        self.narrowed = any(r.decoding.top_k > 0 or r.decoding.top_p < 1 or r.decoding.min_p > 0 for r in requests)
         self.columns = {
             "uniforms": torch.from_numpy(uniforms).to(device),
             "temperature": column("temperature", torch.float32),
@@ -117,6 +120,9 @@ class _Draw:
 
     def __call__(self, logits_BV: Tensor, step: int) -> tuple[Tensor, Tensor]:
         c = self.columns
+        ops = kernels.of(logits_BV)
+        if ops is kernels.native and not self.greedy and not self.narrowed:
+            return ops.drawn(logits_BV, c["temperature"], c["uniforms"][:, step])
         p_BV = sampling.scaled(logits_BV, c["temperature"])
         if self.greedy:
             token_B = logits_BV.argmax(-1)

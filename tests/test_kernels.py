@@ -1,0 +1,183 @@
+"""The compiled kernels against the same in torch's steps, and against either in float64; how they are built, and what happens where they
+cannot be."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from towpath import kernels
+from towpath.kernels import build, native, plain
+from towpath.rollout import sampling
+
+LINES, LENGTH, HEADS, KEY_HEADS, HALF = 3, 13, 6, 2, 9
+TOKENS, WIDTH, INNER = LINES * LENGTH, 70, 45
+FOUND = pytest.mark.skipif(build.library() is None, reason=build.refusal())
+
+
+def drawn(*shape, seed=0, scale=1.0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double() * scale
+
+
+def mask():
+    """Causal, the second line's first four columns nobody's but each other's."""
+    told = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().repeat(LINES, 1, 1)
+    told[1, 4:, :4] = False
+    return torch.zeros(LINES, 1, LENGTH, LENGTH).masked_fill_(~told[:, None], torch.finfo(torch.bfloat16).min).double()
+
+
+def turn(lines, length):
+    angles = drawn(lines, 1, length, HALF, seed=9)
+    return angles.cos(), angles.sin()
+
+
+def jobs():
+    """What each kernel is asked, as float64 arguments."""
+    batch, group = LINES * KEY_HEADS, HEADS // KEY_HEADS
+    x, grad, more, weight = (drawn(TOKENS, WIDTH, seed=i) for i in (1, 2, 3, 4))
+    scale = plain.normed(x, weight[0], 1e-5)[1]
+    q, k = drawn(batch, group * LENGTH, 2 * HALF, seed=5), drawn(batch, LENGTH, 2 * HALF, seed=6)
+    shape = (HEADS + 2 * KEY_HEADS) * 2 * HALF
+    cache = drawn(LINES, KEY_HEADS, 16, 2 * HALF, seed=7), drawn(LINES, KEY_HEADS, 16, 2 * HALF, seed=8)
+    barred = torch.zeros(LINES, 1, 1, 16).double()
+    barred[0, ..., :3], barred[..., 12:] = -1e38, -1e38
+    target = torch.randint(0, 777, (10,), generator=torch.Generator().manual_seed(1))
+    return {
+        "normed": (x, weight[0], 1e-5),
+        "weighed": (x, scale, weight[0]),
+        "norm_back": (grad, x, scale, weight[0], more, True),
+        "gated": (drawn(TOKENS, 2 * INNER, scale=3.0),),
+        "gated_back": (drawn(TOKENS, INNER), drawn(TOKENS, 2 * INNER, seed=1, scale=3.0)),
+        "laid": (drawn(TOKENS, shape), turn(LINES, LENGTH), HEADS, KEY_HEADS),
+        "laid_back": (q, k, k + 1, turn(LINES, LENGTH), HEADS, KEY_HEADS),
+        "attended": (drawn(batch, group * LENGTH, LENGTH, scale=3.0), mask(), HEADS),
+        "answered": (drawn(LINES, shape), turn(LINES, 1), barred, *cache, 11, HEADS),
+        "likelihood": (drawn(10, 777, scale=4.0), target, 0.7, True, True),
+    }
+
+
+def flat(values):
+    for value in values if isinstance(values, tuple) else (values,):
+        yield from flat(value) if isinstance(value, tuple) else (value,) if isinstance(value, torch.Tensor) else ()
+
+
+def asked(ops, name, dtype):
+    """What a kernel gives, and what it leaves of the tensors that it was given."""
+
+    def given(value):
+        if isinstance(value, tuple):
+            return tuple(given(v) for v in value)
+        if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
+            return value
+        return value.to(torch.float32 if value.shape[-1] == 1 and dtype != torch.float64 else dtype)  # factors of rows stay wide
+
+    told = tuple(given(value) for value in jobs()[name])
+    found = list(flat(getattr(ops, name)(*told)))
+    return [x.double() for x in found + list(flat(told))]
+
+
+def distance(one, other):
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(one, other, strict=True))
+
+
+@FOUND
+@pytest.mark.parametrize("name", jobs())
+def test_compiled_is_plain(name):
+    exact = asked(plain, name, torch.float64)
+    assert distance(asked(native, name, torch.float32), exact) < 1e-6
+    theirs, ours = (distance(asked(ops, name, torch.bfloat16), exact) for ops in (plain, native))
+    assert ours < 1.1 * theirs and theirs > 1e-4
+
+
+@FOUND
+@pytest.mark.parametrize("dtype", native.NAMES)
+@pytest.mark.parametrize("name", jobs())
+def test_the_number_of_threads_changes_no_bit(name, dtype):
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append(asked(native, name, dtype))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@FOUND
+def test_what_is_barred_counts_for_nothing_wherever_it_stands():
+    scores = drawn(LINES * KEY_HEADS, HEADS // KEY_HEADS * LENGTH, LENGTH).float()
+    weights = native.attended(scores.clone(), mask().float(), HEADS).view(LINES, HEADS, LENGTH, LENGTH)
+    assert bool((weights[mask().expand_as(weights) < 0] == 0).all())
+    wider = torch.nn.functional.pad(scores, (0, 5), value=7.0)
+    barred = torch.nn.functional.pad(mask().float(), (0, 5), value=torch.finfo(torch.float32).min)
+    assert torch.equal(native.attended(wider, barred, HEADS).view(LINES, HEADS, LENGTH, -1)[..., :LENGTH], weights)
+
+
+@FOUND
+@pytest.mark.parametrize("dtype", native.NAMES)
+def test_a_row_is_drawn_alone_and_as_in_torch(dtype):
+    logits = drawn(200, 1003, scale=4.0).to(dtype)
+    warm, uniform = torch.linspace(0.5, 2, 200), torch.rand(200, generator=torch.Generator().manual_seed(3)).double()
+    token, logp = native.drawn(logits, warm, uniform)
+    p = sampling.scaled(logits, warm)
+    assert torch.equal(token, sampling.inverse_cdf(p, uniform))
+    torch.testing.assert_close(logp, p.gather(1, token[:, None])[:, 0].log(), atol=2e-5, rtol=0)
+    assert torch.equal(native.drawn(logits[7:8], warm[7:8], uniform[7:8])[0], token[7:8])
+
+
+@FOUND
+def test_the_ends_of_the_range_are_drawn_and_nothing_impossible():
+    logits = torch.full((4, 600), -1e30)
+    logits[:, 300:302] = 0.0
+    token, logp = native.drawn(logits, torch.ones(4), torch.tensor([0.0, 0.49, 0.51, 1 - 1e-16], dtype=torch.float64))
+    assert token.tolist() == [300, 300, 301, 301]
+    torch.testing.assert_close(logp, torch.full((4,), 0.5).log())
+
+
+@FOUND
+@pytest.mark.parametrize("dtype", native.NAMES)
+def test_what_is_not_a_number_is_not_hidden(dtype):
+    logits, target = torch.zeros(3, 50, dtype=dtype), torch.tensor([1, 2, 3])
+    logits[1, 30] = torch.nan
+    logp, entropy = native.likelihood(logits, target, 1.0, True, True)
+    assert logp.isnan().tolist() == entropy.isnan().tolist() == logits.isnan().all(1).tolist() == [False, True, False]
+    x = torch.ones(2, 8, dtype=dtype)
+    x[0, 3] = torch.nan
+    assert native.normed(x, x[1], 1e-5)[0].isnan().all(1).tolist() == [True, False]
+
+
+@FOUND
+@pytest.mark.parametrize("dtype", native.NAMES)
+def test_far_logits_are_finite(dtype):
+    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e30, -1e30, -1e30]], dtype=dtype)
+    logp, entropy = native.likelihood(logits, torch.tensor([0, 1]), 0.1, True, False)
+    torch.testing.assert_close(logp, torch.tensor([0.0, -1.0986123]))
+    torch.testing.assert_close(entropy, torch.tensor([0.0, 1.0986123]))
+
+
+def told(tmp_path, **settings):
+    """What a fresh process says of its kernels."""
+    code = "from towpath import kernels; print(kernels.told())"
+    env = {**os.environ, "TOWPATH_CACHE": str(tmp_path), **settings}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_without_a_compiler_all_goes_on_in_torchs_steps(tmp_path):
+    assert told(tmp_path, PATH="/nonexistent", CXX="") == "plain: no C++ compiler (install g++, or name one in CXX)"
+    assert told(tmp_path, TOWPATH_KERNELS="0") == "plain: switched off by TOWPATH_KERNELS=0"
+    assert "could not make them" in told(tmp_path, CXX="/bin/false")
+    assert list((tmp_path / "kernels").iterdir()) == []
+
+
+@FOUND
+def test_processes_that_come_at_once_build_one_library(tmp_path):
+    command = [sys.executable, "-c", "from towpath import kernels; print(kernels.told())"]
+    env = {**os.environ, "TOWPATH_CACHE": str(tmp_path)}
+    both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == ["compiled", "compiled"]
+    assert len(list((tmp_path / "kernels").iterdir())) == 1
+
+
+def test_float64_and_what_lies_elsewhere_goes_by_torch():
+    assert kernels.of(torch.zeros(1, dtype=torch.float64)) is plain
+    assert kernels.of(torch.zeros(1, device="meta")) is plain

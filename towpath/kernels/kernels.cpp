@@ -1,0 +1,329 @@
+// What the layers, the head and the sampler do between matrix products, each in one pass over its rows: read once, reckoned in float32,
+// rounded once. Rows are independent of each other and of the number of threads. Held to plain.py by tests.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float as_float(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+inline uint32_t as_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+inline float get(float x) { return x; }
+inline float get(bfloat16 x) { return as_float(uint32_t(x.bits) << 16); }
+
+template <class T> inline T put(float x);
+template <> inline float put<float>(float x) { return x; }
+template <> inline bfloat16 put<bfloat16>(float x) {
+    uint32_t bits = as_bits(x);
+    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+template <class T> inline float rounded(float x) { return get(put<T>(x)); }
+
+// e^x to 2e-7 of itself for x up to 88; zero below -87, so that what is barred counts for nothing.
+inline float power(float x) {
+    x = x > 88.0f ? 88.0f : x;
+    float whole = __builtin_nearbyintf(x * 1.44269504f);
+    float rest = __builtin_fmaf(whole, -0.693359375f, x);
+    rest = __builtin_fmaf(whole, 2.12194440e-4f, rest);
+    float sum = 1.98756915e-4f;
+    sum = __builtin_fmaf(sum, rest, 1.39819995e-3f);
+    sum = __builtin_fmaf(sum, rest, 8.33345205e-3f);
+    sum = __builtin_fmaf(sum, rest, 4.16657962e-2f);
+    sum = __builtin_fmaf(sum, rest, 1.66666657e-1f);
+    sum = __builtin_fmaf(sum, rest, 0.5f);
+    sum = __builtin_fmaf(sum, rest * rest, rest) + 1.0f;
+    return x < -87.0f ? 0.0f : sum * as_float(uint32_t(int32_t(whole) + 127) << 23);
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + power(-x)); }
+
+template <class T> inline float highest(const T* x, long size) {
+    float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (long i = 0; i < size; i++) {
+        float value = get(x[i]);
+        most = value > most ? value : most;
+    }
+    return most;
+}
+
+const long VECTOR = 16;
+
+// x becomes e^(x - the highest), and their sum; goes on to the end of a vector of floats, where zeros are left.
+inline float powers(float* x, long size) {
+    long whole = (size + VECTOR - 1) / VECTOR * VECTOR;
+    for (long i = size; i < whole; i++) x[i] = -INFINITY;
+    float most = highest(x, whole), sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < whole; i++) sum += x[i] = power(x[i] - most);
+    return sum;
+}
+
+#define ROWS _Pragma("omp parallel for schedule(static) num_threads(threads)")
+#define EACH _Pragma("omp simd")
+
+template <class T> void normed(const T* x, const T* weight, T* out, float* scale, long rows, long width, float eps, long threads) {
+    ROWS for (long row = 0; row < rows; row++) {
+        const T* in = x + row * width;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (long i = 0; i < width; i++) sum += get(in[i]) * get(in[i]);
+        float factor = 1.0f / std::sqrt(sum / width + eps);
+        scale[row] = factor;
+        EACH for (long i = 0; i < width; i++) out[row * width + i] = put<T>(rounded<T>(get(in[i]) * factor) * get(weight[i]));
+    }
+}
+
+template <class T> void weighed(const T* x, const float* scale, const T* weight, T* out, long rows, long width, long threads) {
+    ROWS for (long row = 0; row < rows; row++)
+        EACH for (long i = 0; i < width; i++) out[row * width + i] = put<T>(rounded<T>(get(x[row * width + i]) * scale[row]) * get(weight[i]));
+}
+
+// `parts` gradients by the weight, each of an equal share of the rows, to be added up: or null.
+template <class T>
+void norm_back(const T* grad, const T* x, const float* scale, const T* weight, const T* more, T* out, float* by_weight, long parts, long rows,
+               long width, long threads) {
+    long share = (rows + parts - 1) / parts;
+    ROWS for (long part = 0; part < parts; part++) {
+        long end = (part + 1) * share < rows ? (part + 1) * share : rows;
+        for (long row = part * share; row < end; row++) {
+            const T *g = grad + row * width, *in = x + row * width, *add = more + row * width;
+            float factor = scale[row], mean = 0;
+#pragma omp simd reduction(+ : mean)
+            for (long i = 0; i < width; i++) mean += get(g[i]) * get(weight[i]) * get(in[i]);
+            mean *= factor * factor / width;
+            EACH for (long i = 0; i < width; i++)
+                out[row * width + i] = put<T>((get(g[i]) * get(weight[i]) - get(in[i]) * mean) * factor + get(add[i]));
+            if (by_weight)
+                EACH for (long i = 0; i < width; i++) by_weight[part * width + i] += get(g[i]) * get(in[i]) * factor;
+        }
+    }
+}
+
+template <class T> void gated(const T* inner, T* out, long rows, long width, long threads) {
+    ROWS for (long row = 0; row < rows; row++) {
+        const T *gate = inner + row * 2 * width, *up = gate + width;
+        EACH for (long i = 0; i < width; i++) out[row * width + i] = put<T>(get(gate[i]) * sigmoid(get(gate[i])) * get(up[i]));
+    }
+}
+
+// The gated product again, and the gradient by both halves.
+template <class T> void gated_back(const T* grad, const T* inner, T* out, T* by_inner, long rows, long width, long threads) {
+    ROWS for (long row = 0; row < rows; row++) {
+        const T *gate = inner + row * 2 * width, *up = gate + width, *g = grad + row * width;
+        T *by_gate = by_inner + row * 2 * width, *by_up = by_gate + width;
+        EACH for (long i = 0; i < width; i++) {
+            float in = get(gate[i]), open = sigmoid(in), opened = in * open, slope = get(g[i]);
+            out[row * width + i] = put<T>(opened * get(up[i]));
+            by_up[i] = put<T>(slope * opened);
+            by_gate[i] = put<T>(slope * get(up[i]) * open * (1.0f + in - opened));
+        }
+    }
+}
+
+template <class T> inline void turned(const T* in, const T* cosine, const T* sine, float sign, float scale, T* out, long half) {
+    EACH for (long i = 0; i < half; i++) {
+        float one = get(in[i]), two = get(in[i + half]), c = get(cosine[i]) * scale, s = get(sine[i]) * sign * scale;
+        out[i] = put<T>(one * c - two * s);
+        out[i + half] = put<T>(two * c + one * s);
+    }
+}
+
+template <class T>
+void laid(const T* qkv, const T* cosine, const T* sine, T* q, T* k, T* v, long lines, long length, long heads, long key_heads, long width,
+          float scale, long threads) {
+    long half = width / 2;
+    ROWS for (long token = 0; token < lines * length; token++) {
+        long line = token / length, place = token % length;
+        const T *in = qkv + token * (heads + 2 * key_heads) * width, *c = cosine + token * half, *s = sine + token * half;
+        for (long h = 0; h < heads; h++) turned(in + h * width, c, s, 1.0f, scale, q + ((line * heads + h) * length + place) * width, half);
+        for (long h = 0; h < key_heads; h++) {
+            long there = ((line * key_heads + h) * length + place) * width;
+            turned(in + (heads + h) * width, c, s, 1.0f, 1.0f, k + there, half);
+            std::memcpy(v + there, in + (heads + key_heads + h) * width, width * sizeof(T));
+        }
+    }
+}
+
+template <class T>
+void laid_back(const T* by_q, const T* by_k, const T* by_v, const T* cosine, const T* sine, T* grad, long lines, long length, long heads,
+               long key_heads, long width, float scale, long threads) {
+    long half = width / 2;
+    ROWS for (long token = 0; token < lines * length; token++) {
+        long line = token / length, place = token % length;
+        T* out = grad + token * (heads + 2 * key_heads) * width;
+        const T *c = cosine + token * half, *s = sine + token * half;
+        for (long h = 0; h < heads; h++) turned(by_q + ((line * heads + h) * length + place) * width, c, s, -1.0f, scale, out + h * width, half);
+        for (long h = 0; h < key_heads; h++) {
+            long there = ((line * key_heads + h) * length + place) * width;
+            turned(by_k + there, c, s, -1.0f, 1.0f, out + (heads + h) * width, half);
+            std::memcpy(out + (heads + key_heads + h) * width, by_v + there, width * sizeof(T));
+        }
+    }
+}
+
+// Softmax in place over `keys` scores plus their line's mask; what the mask bars at a row's end is not looked at.
+template <class T> void attended(T* scores, const T* mask, long lines, long heads, long length, long keys, long threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> room(keys + VECTOR);
+        float* power_of = room.data();
+#pragma omp for schedule(static)
+        for (long token = 0; token < lines * length; token++) {
+            const T* barred = mask + token * keys;
+            long line = token / length, place = token % length, seen = keys;
+            while (seen > 1 && get(barred[seen - 1]) < -1e30f) seen--;
+            for (long head = 0; head < heads; head++) {
+                T* x = scores + ((line * heads + head) * length + place) * keys;
+                EACH for (long i = 0; i < seen; i++) power_of[i] = get(x[i]) + get(barred[i]);
+                float share = 1.0f / powers(power_of, seen);
+                EACH for (long i = 0; i < seen; i++) x[i] = put<T>(power_of[i] * share);
+                std::memset(x + seen, 0, (keys - seen) * sizeof(T));
+            }
+        }
+    }
+}
+
+// One more token of every row: its key and value take their column, and its queries read all columns up to it.
+template <class T, long W>
+void answered_by(const T* qkv, const T* cosine, const T* sine, T* keys, T* values, const T* mask, T* mixed, long rows, long heads,
+                 long key_heads, long any_width, long columns, long seen, float scale, long threads) {
+    const long width = W ? W : any_width, half = width / 2, group = heads / key_heads, count = seen + 1;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<T> turned_query(width);
+        std::vector<float> room(width * 2 + count + VECTOR);
+        T* rounded_query = turned_query.data();
+        float *query = room.data(), *sum = query + width, *score = sum + width;
+#pragma omp for schedule(static)
+        for (long pair = 0; pair < rows * key_heads; pair++) {
+            long row = pair / key_heads, head = pair % key_heads;
+            const T *in = qkv + row * (heads + 2 * key_heads) * width, *c = cosine + row * half, *s = sine + row * half;
+            const T* barred = mask + row * columns;
+            T *key = keys + pair * columns * width, *value = values + pair * columns * width;
+            turned(in + (heads + head) * width, c, s, 1.0f, 1.0f, key + seen * width, half);
+            std::memcpy(value + seen * width, in + (heads + key_heads + head) * width, width * sizeof(T));
+            for (long g = 0; g < group; g++) {
+                turned(in + (head * group + g) * width, c, s, 1.0f, scale, rounded_query, half);
+                EACH for (long w = 0; w < width; w++) query[w] = get(rounded_query[w]);
+                for (long i = 0; i < count; i++) {
+                    const T* read = key + i * width;
+                    float product = 0;
+#pragma omp simd reduction(+ : product)
+                    for (long w = 0; w < width; w++) product += query[w] * get(read[w]);
+                    score[i] = product + get(barred[i]);
+                }
+                float share = 1.0f / powers(score, count);
+                EACH for (long w = 0; w < width; w++) sum[w] = 0;
+                for (long i = 0; i < count; i += 4) {  // what lies beyond the last counts for zero
+                    const T *a = value + i * width, *b = a + (i + 1 < count) * width, *d = b + (i + 2 < count) * width, *e = d + (i + 3 < count) * width;
+                    float p = score[i], q = score[i + 1], r = score[i + 2], t = score[i + 3];
+                    EACH for (long w = 0; w < width; w++) sum[w] += p * get(a[w]) + q * get(b[w]) + r * get(d[w]) + t * get(e[w]);
+                }
+                T* there = mixed + (row * heads + head * group + g) * width;
+                EACH for (long w = 0; w < width; w++) there[w] = put<T>(sum[w] * share);
+            }
+        }
+    }
+}
+
+template <class T>
+void answered(const T* qkv, const T* c, const T* s, T* keys, T* values, const T* mask, T* mixed, long rows, long heads, long key_heads,
+                  long width, long columns, long seen, float scale, long threads) {
+    auto* run = width == 64 ? answered_by<T, 64> : width == 128 ? answered_by<T, 128> : answered_by<T, 0>;
+    run(qkv, c, s, keys, values, mask, mixed, rows, heads, key_heads, width, columns, seen, scale, threads);
+}
+
+// log p of each row's target and, where asked, the row's entropy; where asked the logits become p, less one at the target.
+template <class T>
+void likelihood(T* logits, const int64_t* target, float* logp, float* entropy, long keep, long rows, long words, float sharp, long threads) {
+    ROWS for (long row = 0; row < rows; row++) {
+        T* x = logits + row * words;
+        float most = highest(x, words), sum = 0, product = 0;
+        if (entropy) {
+#pragma omp simd reduction(+ : sum, product)
+            for (long i = 0; i < words; i++) {
+                float below = (get(x[i]) - most) * sharp, p = power(below);
+                sum += p;
+                product += p * below;
+            }
+            entropy[row] = std::log(sum) - product / sum;
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (long i = 0; i < words; i++) sum += power((get(x[i]) - most) * sharp);
+        }
+        float chosen = (get(x[target[row]]) - most) * sharp, share = 1.0f / sum;
+        logp[row] = chosen - std::log(sum);
+        if (keep) {
+            EACH for (long i = 0; i < words; i++) x[i] = put<T>(power((get(x[i]) - most) * sharp) * share);
+            x[target[row]] = put<T>(power(chosen) * share - 1.0f);
+        }
+    }
+}
+
+// The token at which the running mass passes uniform x total, and its log p: first the block, then the place in it.
+template <class T>
+void drawn(const T* logits, const float* temperature, const double* uniform, int64_t* token, float* logp, long rows, long words, long threads) {
+    const long block = 256;
+    ROWS for (long row = 0; row < rows; row++) {
+        const T* x = logits + row * words;
+        float most = highest(x, words), sharp = 1.0f / temperature[row];
+        double total = 0, before = 0;
+        std::vector<double> running;
+        running.reserve(words / block + 1);
+        for (long begin = 0; begin < words; begin += block) {
+            long end = begin + block < words ? begin + block : words;
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (long i = begin; i < end; i++) sum += power((get(x[i]) - most) * sharp);
+            running.push_back(total += sum);
+        }
+        double goal = uniform[row] * total;
+        long chosen = 0, last = -1;
+        while (chosen + 1 < long(running.size()) && running[chosen] <= goal) before = running[chosen++];
+        for (long i = chosen * block; i < words && i < (chosen + 1) * block; i++) {
+            float p = power((get(x[i]) - most) * sharp);
+            if (p > 0) last = i;
+            if ((before += p) > goal && p > 0) break;
+        }
+        token[row] = last < 0 ? chosen * block : last;
+        logp[row] = (get(x[token[row]]) - most) * sharp - float(std::log(total));
+    }
+}
+
+}  // namespace
+
+#define OFFER(kernel) \
+    extern "C" { \
+    decltype(&kernel<float>) kernel##_float32 = kernel<float>; \
+    decltype(&kernel<bfloat16>) kernel##_bfloat16 = kernel<bfloat16>; \
+    }
+
+OFFER(normed)
+OFFER(weighed)
+OFFER(norm_back)
+OFFER(gated)
+OFFER(gated_back)
+OFFER(laid)
+OFFER(laid_back)
+OFFER(attended)
+OFFER(answered)
+OFFER(likelihood)
+OFFER(drawn)

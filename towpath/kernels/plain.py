@@ -1,0 +1,111 @@
+"""The kernels in torch's own steps: what `native` is held to, and what runs where it does not.
+
+T tokens of P lines of L, D width, F inner width, H query heads and K key-value heads of width W, N logits, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Turn = tuple[Tensor, Tensor]
+"""Cosine and sine of every position's angles [P,1,L,W/2]."""
+
+
+def normed(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Root-mean-square norm and the factor of each row [T,1], which is reckoned in float32."""
+    wide = torch.promote_types(x_TD.dtype, torch.float32)
+    square_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True, dtype=wide).square_()
+    scale_T1 = square_T1.div_(x_TD.shape[1]).add_(eps).rsqrt_()
+    return weighed(x_TD, scale_T1, weight_D), scale_T1
+
+
+def weighed(x_TD: Tensor, scale_T1: Tensor, weight_D: Tensor) -> Tensor:
+    """Rows brought to unit length, rounded, times the norm's weight."""
+    return (x_TD * scale_T1).to(x_TD.dtype) * weight_D.to(x_TD.dtype)
+
+
+def norm_back(grad_TD: Tensor, x_TD: Tensor, scale_T1: Tensor, weight_D: Tensor, more_TD: Tensor, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """The gradients of `normed` by its input, and what else comes to that, and by its weight."""
+    unit_TD = x_TD * scale_T1
+    by_weight = (grad_TD * unit_TD).sum(0) if learns else None
+    slope_TD = grad_TD * weight_D.to(scale_T1.dtype)
+    mean_T1 = torch.linalg.vecdot(slope_TD, unit_TD)[:, None].div_(unit_TD.shape[1])
+    return slope_TD.addcmul_(unit_TD, mean_T1, value=-1.0).mul_(scale_T1).add_(more_TD).to(grad_TD.dtype), by_weight
+
+
+def gated(inner: Tensor) -> Tensor:
+    """silu(gate) * up of [T,2F]."""
+    gate, up = inner.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def gated_back(by_acted: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """What `gated` gave, and the gradient by what it was given."""
+    gate, up = inner.chunk(2, -1)
+    opened = F.silu(gate)
+    by_inner = torch.empty_like(inner)
+    torch.mul(by_acted, opened, out=by_inner[:, gate.shape[1] :])
+    torch.ops.aten.silu_backward.grad_input(by_acted * up, gate, grad_input=by_inner[:, : gate.shape[1]])
+    return opened * up, by_inner
+
+
+def laid(qkv: Tensor, turn: Turn, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, scaled and grouped by the key head they read [P*K,G*L,W], keys and values [P*K,L,W]; queries and keys turned by position."""
+    lines, _, length, half = turn[0].shape
+    width, turned = 2 * half, heads + key_heads
+    each = qkv.view(lines, length, turned + key_heads, width).transpose(1, 2)
+    q, k = _turned(each[:, :heads], *turn), _turned(each[:, heads:turned], *turn)
+    batch = lines * key_heads
+    return q.mul_(width**-0.5).view(batch, -1, width), k.view(batch, length, width), each[:, turned:].reshape(batch, length, width)
+
+
+def laid_back(by_q: Tensor, by_k: Tensor, by_v: Tensor, turn: Turn, heads: int, key_heads: int) -> Tensor:
+    """Gradients of `laid`, as the gradient of its product."""
+    (lines, _, length, half), (cos, sin) = turn[0].shape, turn
+    grad = by_q.new_empty(lines, length, heads + 2 * key_heads, 2 * half)
+    each, turned = grad.transpose(1, 2), heads + key_heads
+    _turned((by_q * (2 * half) ** -0.5).view(lines, heads, length, -1), cos, -sin, each[:, :heads])
+    _turned(by_k.view(lines, key_heads, length, -1), cos, -sin, each[:, heads:turned])
+    each[:, turned:] = by_v.view(lines, key_heads, length, -1)
+    return grad.view(lines * length, -1)
+
+
+def attended(scores: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """Attention weights [P*K,G*L,S] in the place of the scores, of which the mask [P,1,L,S] bars some."""
+    lines, _, length, keys = mask.shape
+    scores.view(lines, heads, length, keys).add_(mask)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def answered(qkv: Tensor, turn: Turn, mask: Tensor, keys: Tensor, values: Tensor, seen: int, heads: int) -> Tensor:
+    """One more token of every row [P,H*W]: its key and value take the column `seen` of [P,K,S,W], and its queries read all up to it."""
+    lines, key_heads, columns, width = keys.shape
+    q, k, v = laid(qkv, turn, heads, key_heads)
+    keys[:, :, seen], values[:, :, seen] = k.view(lines, key_heads, width), v.view(lines, key_heads, width)
+    weights = attended(torch.bmm(q, keys.view(-1, columns, width).transpose(1, 2)), mask, heads)
+    return torch.bmm(weights, values.view(-1, columns, width)).view(lines, -1)
+
+
+def likelihood(logits_NV: Tensor, target_N: Tensor, temperature: float, entropy: bool, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """log p(target) and, where asked, entropy; where asked the logits become p, less one at the target."""
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    if temperature != 1.0:
+        wide_NV = wide_NV * (1 / temperature)
+    p_NV = wide_NV.softmax(-1)
+    total_N = wide_NV.amax(-1) - p_NV.amax(-1).log()  # log of the sum of exponentials: the likeliest token has both at hand
+    logp_N = wide_NV.gather(1, target_N[:, None])[:, 0] - total_N
+    entropy_N = total_N - torch.linalg.vecdot(p_NV, wide_NV) if entropy else None
+    if keep:
+        logits_NV.copy_(p_NV.scatter_add_(1, target_N[:, None], p_NV.new_full((len(p_NV), 1), -1.0)))
+    return logp_N, entropy_N
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
+    """Heads [P,H,L,W] turned by their positions' angles [P,1,L,W/2]."""
+    half = x.shape[-1] // 2
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    one, two = x[..., :half], x[..., half:]
+    torch.mul(one, cos, out=out[..., :half]).addcmul_(two, sin, value=-1.0)
+    torch.mul(two, cos, out=out[..., half:]).addcmul_(one, sin)
+    return out
