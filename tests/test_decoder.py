@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from towpath import kernels
 from towpath.data.batch import Batch, Row
+from towpath.kernels import build
 from towpath.models import attention, decoder, lm
 from towpath.models.adapters import Adapters
 from towpath.runtime.local import Local, Role
@@ -17,6 +19,8 @@ KINDS = {"llama": (LlamaForCausalLM, LlamaConfig), "mistral": (MistralForCausalL
 POSITION = torch.arange(11).expand(4, -1).contiguous()
 SEGMENT = torch.ones(4, 11, dtype=torch.long)
 SEGMENT[1, 7:], SEGMENT[2, 5:] = 0, 2
+READ = {"all": (SEGMENT > 0).flatten().nonzero()[:, 0], "some": torch.tensor([2, 3, 9, 14, 14, 25, 30, 43])}
+"""Tokens whose states are read; one of the few twice."""
 
 
 def made(kind, dtype=torch.float32, **more):
@@ -39,7 +43,7 @@ def by_transformers(monkeypatch):
         yield
 
 
-def measured(model, lora):
+def measured(model, lora, read="all"):
     """Last states and every learned weight's gradient for a loss that reads them all."""
     ids = torch.randint(3, 97, (4, 11), generator=torch.Generator().manual_seed(1))
     if lora:
@@ -53,7 +57,7 @@ def measured(model, lora):
         adapters.switch.active = "policy"
     else:
         learned = dict(model.named_parameters())
-    states = lm.hidden(model, lm.Lines(ids, POSITION, SEGMENT, SEGMENT))[SEGMENT > 0]
+    states = lm.hidden(model, lm.Lines(ids, POSITION, SEGMENT, SEGMENT), READ[read])
     weight = torch.randn(states.shape, generator=torch.Generator().manual_seed(3)).to(states.dtype)
     (states * weight).sum().backward()
     return {"states": states.detach(), **{name: part.grad for name, part in learned.items()}}
@@ -64,24 +68,34 @@ def distance(one, other):
     return max(float((one[key].double() - other[key].double()).norm() / other[key].double().norm()) for key in other)
 
 
+@pytest.fixture(params=["compiled", "plain"])
+def by_kernels(request, monkeypatch):
+    """Either implementation of what lies between the products."""
+    if request.param == "plain":
+        monkeypatch.setattr(kernels, "of", lambda _x: kernels.plain)
+    elif build.library() is None:
+        pytest.skip(build.refusal())
+
+
+@pytest.mark.parametrize("read", READ)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_and_gradients_are_those_of_transformers(kind, lora, monkeypatch):
+def test_states_and_gradients_are_those_of_transformers(kind, lora, read, by_kernels, monkeypatch):
     assert decoder.fits(made(kind))
-    ours = measured(made(kind), lora)
+    ours = measured(made(kind), lora, read)
     with by_transformers(monkeypatch):
-        assert distance(ours, measured(made(kind), lora)) < 2e-5
+        assert distance(ours, measured(made(kind), lora, read)) < 2e-5
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_in_bfloat16_the_error_is_no_larger_than_that_of_transformers(lora, monkeypatch):
+def test_in_bfloat16_the_error_is_no_larger_than_that_of_transformers(lora, by_kernels, monkeypatch):
     with by_transformers(monkeypatch):
         exact = measured(made("llama", torch.float64), lora)
         theirs = distance(measured(made("llama", torch.bfloat16), lora), exact)
     assert distance(measured(made("llama", torch.bfloat16), lora), exact) < 1.25 * theirs
 
 
-def test_float32_masters_learn_through_bfloat16_products(monkeypatch):
+def test_float32_masters_learn_through_bfloat16_products(by_kernels, monkeypatch):
     with by_transformers(monkeypatch):
         exact = measured(made("llama"), False)
         with torch.autocast("cpu", torch.bfloat16):

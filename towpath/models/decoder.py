@@ -1,7 +1,7 @@
 """The layers of Llama's family, forward and back, written out: one node of the graph a layer, products of what reads the same states
 stacked into one, adapters added by accumulating products, `kernels` between the products. Held to transformers' own layers by a test.
 
-T tokens of P lines of L, D width, H query heads and K key-value heads of width W, R rank.
+T tokens of P lines of L, N of them read, D width, H query heads and K key-value heads of width W, R rank.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from towpath import kernels
+from towpath.kernels.plain import Turn
 from towpath.models.adapters import LoraLinear
 from towpath.models.attention import NAME
 
@@ -147,14 +148,17 @@ class Layer:
         found = [weight for stack in self.stacks for weight in stack.learned()]
         return found if self.qkv.adapter() is not None else [*found, *(norm.weight for norm in self.norms)]
 
-    def __call__(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor, turn: Turn, mask: Tensor, rows_N: Tensor | None = None) -> Tensor:
         learned = self.learned()
         if torch.is_grad_enabled() and (x_TD.requires_grad or any(weight.requires_grad for weight in learned)):
-            return _Node.apply(x_TD, turn, mask, self, *learned)  # pyright: ignore[reportReturnType]
-        return self.forward(x_TD, turn, mask)[0]
+            return _Node.apply(x_TD, turn, mask, rows_N, self, *learned)  # pyright: ignore[reportReturnType]
+        return self.forward(x_TD, turn, mask, rows_N)[0]
 
-    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, seen: Any = None) -> tuple[Tensor, list[Low | None], tuple[Tensor, ...]]:
-        """The layer's output, and what the way back needs; with a layer of a cache, keys and values join those it has seen."""
+    def forward(
+        self, x_TD: Tensor, turn: Turn, mask: Tensor, rows_N: Tensor | None = None, seen: Any = None
+    ) -> tuple[Tensor, list[Low | None], tuple[Tensor, ...]]:
+        """The layer's output, of some rows alone where they are named, and what the way back needs; with a layer of a cache, keys and values
+        join those it has seen."""
         (first, second), ops, lows = self.norms, kernels.of(x_TD), [stack.low(x_TD.dtype) for stack in self.stacks]
         n1_TD, s1_T1 = ops.normed(x_TD, first.weight.detach(), first.variance_epsilon)
         qkv, kept = self.qkv.forward(n1_TD, lows[0]), ()
@@ -162,13 +166,15 @@ class Layer:
             mixed_TD = ops.answered(qkv, turn, mask, *seen.column(), self.heads)
         else:
             mixed_TD, kept = self._mixed(qkv, turn, mask, seen)
+        if rows_N is not None:
+            mixed_TD, x_TD = mixed_TD[rows_N], x_TD[rows_N]
         y_TD = self.out.forward(mixed_TD, lows[1]).add_(x_TD)
         n2_TD, s2_T1 = ops.normed(y_TD, second.weight.detach(), second.variance_epsilon)
         inner = self.inner.forward(n2_TD, lows[2])
         z_TD = self.down.forward(ops.gated(inner), lows[3]).add_(y_TD)
         return z_TD, lows, (s1_T1, *kept, mixed_TD, y_TD, s2_T1, inner)
 
-    def _mixed(self, qkv: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, seen: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _mixed(self, qkv: Tensor, turn: Turn, mask: Tensor, seen: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What attention gives each row, and queries, keys, values and weights."""
         lines, ops = mask.shape[0], kernels.of(qkv)
         q, k, v = ops.laid(qkv, turn, self.heads, self.key_heads)
@@ -182,18 +188,18 @@ class _Node(torch.autograd.Function):
     """A layer in the graph: what it saves is what its way back cannot make again by a multiplication."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor, layer: Layer, *learned: Tensor) -> Tensor:
-        z_TD, ctx.lows, kept = layer.forward(x_TD.detach(), turn, mask)
-        ctx.save_for_backward(x_TD, *turn, *kept)
+    def forward(ctx: Any, x_TD: Tensor, turn: Turn, mask: Tensor, rows_N: Tensor | None, layer: Layer, *learned: Tensor) -> Tensor:
+        z_TD, ctx.lows, kept = layer.forward(x_TD.detach(), turn, mask, rows_N)
+        ctx.save_for_backward(x_TD, *turn, rows_N, *kept)
         ctx.layer, ctx.lines = layer, mask.shape[0]
         return z_TD
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, cos, sin, s1, q, k, v, weights, mixed, y, s2, inner = ctx.saved_tensors
+        x, cos, sin, rows_N, s1, q, k, v, weights, mixed, y, s2, inner = ctx.saved_tensors
         layer, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.lows
         ops, grad_TD = kernels.of(x), grad_TD.contiguous()
-        below, learns = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
+        below, learns = ctx.needs_input_grad[0], any(ctx.needs_input_grad[5:])
         whole = learns and low_qkv is None
         first, second = (norm.weight.detach() for norm in layer.norms)
 
@@ -206,6 +212,8 @@ class _Node(torch.autograd.Function):
 
         by_mixed, narrow = layer.out.below(by_y, low_out)
         by_out = layer.out.slopes(by_y, mixed, low_out, narrow) if learns else []
+        if rows_N is not None:
+            by_mixed, by_y = (part.new_zeros(len(x), part.shape[1]).index_add_(0, rows_N, part) for part in (by_mixed, by_y))
         by_mixed = _heads(by_mixed, ctx.lines, layer.key_heads, layer.width)
         by_v = torch.bmm(weights.transpose(1, 2), by_mixed)
         by_scores = torch.ops.aten._softmax_backward_data(torch.bmm(by_mixed, v.transpose(1, 2)), weights, -1, weights.dtype)
@@ -218,8 +226,8 @@ class _Node(torch.autograd.Function):
         else:
             narrow = layer.qkv.narrowed(by_qkv, low_qkv)
         by_heads = layer.qkv.slopes(by_qkv, ops.weighed(x, s1, first), low_qkv, narrow) if learns else []
-        found = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
-        return by_x if below else None, None, None, None, *found, *((by_first, by_second) if whole else ())
+        found = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[5:])
+        return by_x if below else None, None, None, None, None, *found, *((by_first, by_second) if whole else ())
 
 
 def _rows(mixed: Tensor, lines: int, heads: int) -> Tensor:
@@ -241,13 +249,16 @@ def layers_of(model: Any) -> list[Layer]:
     return model._decoder
 
 
-def through(model: Any, states_PLD: Tensor, position_PL: Tensor, mask: Tensor, part: slice, end: bool) -> Tensor:
-    """The states after some of the layers, and after the final norm where that is the end."""
-    turn, x_TD = _angles(model, states_PLD, position_PL), states_PLD.flatten(0, 1)
-    for layer in layers_of(model)[part]:
-        x_TD = layer(x_TD, turn, mask)
-    out = x_TD.view_as(states_PLD)
-    return model.base_model.norm(out).to(out.dtype) if end else out
+def through(model: Any, states_PLD: Tensor, position_PL: Tensor, mask: Tensor, part: slice, rows_N: Tensor | None) -> Tensor:
+    """The states [T,D] after some of the layers; with the rows that are read, theirs [N,D] after the final norm: what the last layer would do
+    for others is not done."""
+    turn, x_TD, layers = _angles(model, states_PLD, position_PL), states_PLD.flatten(0, 1), layers_of(model)[part]
+    for place, layer in enumerate(layers, 1):
+        x_TD = layer(x_TD, turn, mask, rows_N if place == len(layers) else None)
+    if rows_N is None:
+        return x_TD
+    x_ND = x_TD if layers else x_TD[rows_N]
+    return model.base_model.norm(x_ND).to(x_ND.dtype)
 
 
 def read(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
@@ -255,11 +266,11 @@ def read(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: A
     states_BLD = model.base_model.embed_tokens(ids_BL)
     turn, x_TD = _angles(model, states_BLD, position_BL), states_BLD.flatten(0, 1)
     for layer, seen in zip(layers_of(model), cache.layers, strict=True):
-        x_TD = layer.forward(x_TD, turn, mask, seen)[0]
+        x_TD = layer.forward(x_TD, turn, mask, None, seen)[0]
     return model.base_model.norm(x_TD.view_as(states_BLD)[:, -1])
 
 
-def _angles(model: Any, states_PLD: Tensor, position_PL: Tensor) -> tuple[Tensor, Tensor]:
+def _angles(model: Any, states_PLD: Tensor, position_PL: Tensor) -> Turn:
     cos, sin = (x[:, None, :, : x.shape[-1] // 2].contiguous() for x in model.base_model.rotary_emb(states_PLD, position_PL))
     return cos, sin
 

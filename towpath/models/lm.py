@@ -34,22 +34,22 @@ class Lines(NamedTuple):
     parent_PL: Tensor
 
 
-def hidden(model: Any, lines: Lines) -> Tensor:
-    """Last hidden states [P,L,D], after the final norm."""
-    return _through(model, lines, slice(None), True)
+def hidden(model: Any, lines: Lines, rows_N: Tensor) -> Tensor:
+    """Last hidden states [N,D], after the final norm, of the tokens that are read: their places in the lines, one line after the other."""
+    return _through(model, lines, slice(None), rows_N)
 
 
 def below(model: Any, lines: Lines, depth: int) -> Tensor:
-    """The states that the layers from `depth` on read [P,L,D]."""
-    return _through(model, lines, slice(0, depth), False)
+    """The states of all tokens that the layers from `depth` on read [T,D]."""
+    return _through(model, lines, slice(0, depth), None)
 
 
-def above(model: Any, states_PLD: Tensor, lines: Lines, depth: int) -> Tensor:
-    """`hidden`, begun at states that `below` gave."""
-    return _through(model, lines, slice(depth, None), True, states_PLD)
+def above(model: Any, states_PLD: Tensor, lines: Lines, depth: int, rows_N: Tensor) -> Tensor:
+    """`hidden`, begun at states that `below` gave, laid into lines."""
+    return _through(model, lines, slice(depth, None), rows_N, states_PLD)
 
 
-def _through(model: Any, lines: Lines, part: slice, end: bool, states_PLD: Tensor | None = None) -> Tensor:
+def _through(model: Any, lines: Lines, part: slice, rows_N: Tensor | None, states_PLD: Tensor | None = None) -> Tensor:
     """By the layers written out in `decoder` where they fit, else by the model's own."""
     body, device = model.base_model, model.device.type
     ours = decoder.fits(model)
@@ -57,11 +57,12 @@ def _through(model: Any, lines: Lines, part: slice, end: bool, states_PLD: Tenso
     mask = attention_mask(lines.segment_PL, dtype, lines.parent_PL)
     if not ours:
         given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
-        with _only(body, part, body.norm if end else nn.Identity()):
-            return body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state
+        with _only(body, part, nn.Identity() if rows_N is None else body.norm):
+            out = body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state.flatten(0, 1)
+        return out if rows_N is None else out[rows_N]
     with torch.autocast(device, enabled=False):
         begun = body.embed_tokens(lines.ids_PL) if states_PLD is None else states_PLD
-        return decoder.through(model, begun.to(dtype), lines.position_PL, mask, part, end)
+        return decoder.through(model, begun.to(dtype), lines.position_PL, mask, part, rows_N)
 
 
 @contextmanager
@@ -125,8 +126,8 @@ class _Reading(torch.autograd.Function):
         def keep(part: slice, slope_NV: Tensor) -> None:
             torch.mm(slope_NV, head_VD, out=kept[part])
 
-        told = {"place_NV": kept} if ctx.learns else {"keep": keep}
-        logp, entropy = _read(hidden_ND, head_VD, target_N, temperature, wanted, chunk, **told)
+        room = (kept, None) if ctx.learns else (None, keep)
+        logp, entropy = _read(hidden_ND, head_VD, target_N, temperature, wanted, chunk, *room)
         ctx.save_for_backward(kept, hidden_ND, head_VD)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy

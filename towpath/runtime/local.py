@@ -105,22 +105,19 @@ class Local:
         if role.fit is not None and "value" in batch.columns:
             return Outputs(mask_BT, value_BT=batch.columns["value"])  # as it stands until the next rollout
         packed = pack(batch.rows, self.pad, self.pack_width)
-        lines = self._lines(packed)
+        lines, (before_N, last_B) = self._lines(packed), _read_places(packed, batch, wants)
+        read_N = torch.from_numpy(np.concatenate([before_N, last_B])).to(self.device)
         with self._arithmetic(), self._acting(role):
             if GROUND in batch.columns and role.trunk in self.adapters:
                 states = _laid(batch.columns[GROUND], packed)
-                hidden_PLD = lm.above(self.trunks[role.trunk], states, lines, self.adapters[role.trunk].common_depth())
+                hidden = lm.above(self.trunks[role.trunk], states, lines, self.adapters[role.trunk].common_depth(), read_N)
             else:
-                hidden_PLD = lm.hidden(self.trunks[role.trunk], lines)
-        return self._read(role, batch, packed, hidden_PLD, mask_BT, wants)
+                hidden = lm.hidden(self.trunks[role.trunk], lines, read_N)
+        return self._read(role, batch, hidden[: len(before_N)], hidden[len(before_N) :], mask_BT, wants)
 
-    def _read(self, role: Role, batch: Batch, packed: Packed, hidden_PLD: Tensor, mask_BT: Tensor, wants: tuple[str, ...]) -> Outputs:
-        flat_hidden = hidden_PLD.flatten(0, 1)
+    def _read(self, role: Role, batch: Batch, hidden_ND: Tensor, last_BD: Tensor, mask_BT: Tensor, wants: tuple[str, ...]) -> Outputs:
+        """From the states before each answer token and at each row's last."""
         out = Outputs(mask_BT)
-        hidden_ND = flat_hidden[:0]
-        if set(wants) - {"score", "last"}:
-            before_N = np.concatenate([place[r.start - 1 : -1] for place, r in zip(packed.places, batch.rows, strict=True)])
-            hidden_ND = flat_hidden[torch.from_numpy(before_N).to(self.device)]
         if "logp" in wants:
             target_N = torch.from_numpy(np.concatenate([r.ids[r.start :] for r in batch.rows])).to(self.device)
             head = self.trunks[role.trunk].get_output_embeddings().weight
@@ -136,13 +133,10 @@ class Local:
                 out.value_BT = torch.where(mask_BT, role.head(so_far(states_BTD)), 0.0)
             if "features" in wants:
                 out.features_BTD = widely_so_far(states_BTD)
-        if {"score", "last"} & set(wants):
-            last_B = np.array([place[-1] for place in packed.places])
-            last_BD = flat_hidden[torch.from_numpy(last_B).to(self.device)]
-            if "score" in wants and role.head is not None:
-                out.score_B = role.head(last_BD)
-            if "last" in wants:
-                out.last_BD = last_BD
+        if "score" in wants and role.head is not None:
+            out.score_B = role.head(last_BD)
+        if "last" in wants:
+            out.last_BD = last_BD
         return out
 
     @torch.no_grad()
@@ -159,7 +153,7 @@ class Local:
         states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
         for part in Batch(batch.rows, {"row": np.arange(len(batch))}).passes(self.tokens_per_pass):
             packed = pack(part.rows, self.pad)
-            states_ND = lm.below(model, self._lines(packed), depth).flatten(0, 1)
+            states_ND = lm.below(model, self._lines(packed), depth)
             for index, place in zip(part.columns["row"], packed.places, strict=True):
                 states_BSD[index, : len(place)] = states_ND[torch.from_numpy(place).to(self.device)]
         return replace(batch.with_columns(**{GROUND: states_BSD}), fixed=batch.fixed | {GROUND})
@@ -257,6 +251,14 @@ class Local:
 
     def _arithmetic(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+
+def _read_places(packed: Packed, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the lines are read: before each answer token, and at each row's end, each where something asks for it."""
+    none = np.zeros(0, np.int64)
+    before = [place[row.start - 1 : -1] for place, row in zip(packed.places, batch.rows, strict=True)]
+    last = np.array([place[-1] for place in packed.places])
+    return np.concatenate(before) if set(wants) - {"score", "last"} else none, last if {"score", "last"} & set(wants) else none
 
 
 def _laid(states_BSD: Tensor, packed: Packed) -> Tensor:
