@@ -114,7 +114,7 @@ class Clock:
 def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str], spare: int = 0) -> Job:
     """A stage of a run made for the workload."""
     shared = [f'model.source="{model}"', f'model.dtype="{workload.precision}"', "track.tensorboard=false", f"seed={workload.seed}"]
-    shared.append("model.tokens_per_pass=2048")  # peers take a whole minibatch in one pass
+    shared.append("model.tokens_per_pass=4096")  # peers take a whole minibatch in one pass
     recipe = check(Recipe, override({}, [*shared, *settings]), "benchmark")
     words = Words(model)
     texts = [spelled(ids) for ids in workload.prompt_ids(len(words.tokenizer), spare)]

@@ -1,7 +1,7 @@
 """The layers of Llama's family, forward and back, written out: one node of the graph a layer, products of what reads the same states
 stacked into one, adapters added by accumulating products, `kernels` between the products. Held to transformers' own layers by a test.
 
-T tokens of P lines of L, N of them read, D width, H query heads and K key-value heads of width W, R rank.
+T tokens in the S places of P lines of L, N of them read, D width, H query heads and K key-value heads of width W, R rank.
 """
 
 from collections.abc import Callable, Iterator
@@ -130,6 +130,26 @@ class Stack:
         return found_a + found_b
 
 
+class Grid(NamedTuple):
+    """The lines that attention sees: angles and mask of every place, and which place each token has, or none where every place has one.
+    Only attention works on what is no token."""
+
+    turn: Turn
+    mask: Tensor
+    place_T: Tensor | None = None
+
+    def lines(self, x_TD: Tensor) -> Tensor:
+        """Tokens in their places, zeros in the others."""
+        if self.place_T is None:
+            return x_TD
+        places = self.mask.shape[0] * self.mask.shape[2]
+        return x_TD.new_zeros(places, x_TD.shape[1]).index_copy_(0, self.place_T, x_TD)
+
+    def tokens(self, x_SD: Tensor) -> Tensor:
+        """What stands in the tokens' places."""
+        return x_SD if self.place_T is None else x_SD[self.place_T]
+
+
 class Layer:
     """One decoder layer's parts."""
 
@@ -148,14 +168,14 @@ class Layer:
         found = [weight for stack in self.stacks for weight in stack.learned()]
         return found if self.qkv.adapter() is not None else [*found, *(norm.weight for norm in self.norms)]
 
-    def __call__(self, x_TD: Tensor, turn: Turn, mask: Tensor, rows_N: Tensor | None = None) -> Tensor:
+    def __call__(self, x_TD: Tensor, grid: Grid, rows_N: Tensor | None = None) -> Tensor:
         learned = self.learned()
         if torch.is_grad_enabled() and (x_TD.requires_grad or any(weight.requires_grad for weight in learned)):
-            return _Node.apply(x_TD, turn, mask, rows_N, self, *learned)  # pyright: ignore[reportReturnType]
-        return self.forward(x_TD, turn, mask, rows_N)[0]
+            return _Node.apply(x_TD, grid, rows_N, self, *learned)  # pyright: ignore[reportReturnType]
+        return self.forward(x_TD, grid, rows_N)[0]
 
     def forward(
-        self, x_TD: Tensor, turn: Turn, mask: Tensor, rows_N: Tensor | None = None, seen: Any = None
+        self, x_TD: Tensor, grid: Grid, rows_N: Tensor | None = None, seen: Any = None
     ) -> tuple[Tensor, list[Low | None], tuple[Tensor, ...]]:
         """The layer's output, of some rows alone where they are named, and what the way back needs; with a layer of a cache, keys and values
         join those it has seen."""
@@ -163,9 +183,10 @@ class Layer:
         n1_TD, s1_T1 = ops.normed(x_TD, first.weight.detach(), first.variance_epsilon)
         qkv, kept = self.qkv.forward(n1_TD, lows[0]), ()
         if hasattr(seen, "column"):
-            mixed_TD = ops.answered(qkv, turn, mask, *seen.column(), self.heads)
+            mixed_TD = ops.answered(qkv, grid.turn, grid.mask, *seen.column(), self.heads)
         else:
-            mixed_TD, kept = self._mixed(qkv, turn, mask, seen)
+            mixed_SD, kept = self._mixed(grid.lines(qkv), grid.turn, grid.mask, seen)
+            mixed_TD = grid.tokens(mixed_SD)
         if rows_N is not None:
             mixed_TD, x_TD = mixed_TD[rows_N], x_TD[rows_N]
         y_TD = self.out.forward(mixed_TD, lows[1]).add_(x_TD)
@@ -188,18 +209,18 @@ class _Node(torch.autograd.Function):
     """A layer in the graph: what it saves is what its way back cannot make again by a multiplication."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, turn: Turn, mask: Tensor, rows_N: Tensor | None, layer: Layer, *learned: Tensor) -> Tensor:
-        z_TD, ctx.lows, kept = layer.forward(x_TD.detach(), turn, mask, rows_N)
-        ctx.save_for_backward(x_TD, *turn, rows_N, *kept)
-        ctx.layer, ctx.lines = layer, mask.shape[0]
+    def forward(ctx: Any, x_TD: Tensor, grid: Grid, rows_N: Tensor | None, layer: Layer, *learned: Tensor) -> Tensor:
+        z_TD, ctx.lows, kept = layer.forward(x_TD.detach(), grid, rows_N)
+        ctx.save_for_backward(x_TD, *kept)
+        ctx.layer, ctx.grid, ctx.rows_N = layer, grid, rows_N
         return z_TD
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, cos, sin, rows_N, s1, q, k, v, weights, mixed, y, s2, inner = ctx.saved_tensors
-        layer, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.lows
+        x, s1, q, k, v, weights, mixed, y, s2, inner = ctx.saved_tensors
+        layer, grid, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.grid, ctx.lows
         ops, grad_TD = kernels.of(x), grad_TD.contiguous()
-        below, learns = ctx.needs_input_grad[0], any(ctx.needs_input_grad[5:])
+        below, learns = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
         whole = learns and low_qkv is None
         first, second = (norm.weight.detach() for norm in layer.norms)
 
@@ -212,13 +233,13 @@ class _Node(torch.autograd.Function):
 
         by_mixed, narrow = layer.out.below(by_y, low_out)
         by_out = layer.out.slopes(by_y, mixed, low_out, narrow) if learns else []
-        if rows_N is not None:
-            by_mixed, by_y = (part.new_zeros(len(x), part.shape[1]).index_add_(0, rows_N, part) for part in (by_mixed, by_y))
-        by_mixed = _heads(by_mixed, ctx.lines, layer.key_heads, layer.width)
+        if ctx.rows_N is not None:
+            by_mixed, by_y = (part.new_zeros(len(x), part.shape[1]).index_add_(0, ctx.rows_N, part) for part in (by_mixed, by_y))
+        by_mixed = _heads(grid.lines(by_mixed), len(grid.mask), layer.key_heads, layer.width)
         by_v = torch.bmm(weights.transpose(1, 2), by_mixed)
         by_scores = torch.ops.aten._softmax_backward_data(torch.bmm(by_mixed, v.transpose(1, 2)), weights, -1, weights.dtype)
         by_q, by_k = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
-        by_qkv = ops.laid_back(by_q, by_k, by_v, (cos, sin), layer.heads, layer.key_heads)
+        by_qkv = grid.tokens(ops.laid_back(by_q, by_k, by_v, grid.turn, layer.heads, layer.key_heads))
         by_x, by_first = None, None
         if below or whole:
             by_n1, narrow = layer.qkv.below(by_qkv, low_qkv)
@@ -226,8 +247,8 @@ class _Node(torch.autograd.Function):
         else:
             narrow = layer.qkv.narrowed(by_qkv, low_qkv)
         by_heads = layer.qkv.slopes(by_qkv, ops.weighed(x, s1, first), low_qkv, narrow) if learns else []
-        found = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[5:])
-        return by_x if below else None, None, None, None, None, *found, *((by_first, by_second) if whole else ())
+        found = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
+        return by_x if below else None, None, None, None, *found, *((by_first, by_second) if whole else ())
 
 
 def _rows(mixed: Tensor, lines: int, heads: int) -> Tensor:
@@ -249,14 +270,17 @@ def layers_of(model: Any) -> list[Layer]:
     return model._decoder
 
 
-def through(model: Any, states_PLD: Tensor, position_PL: Tensor, mask: Tensor, part: slice, rows_N: Tensor | None) -> Tensor:
-    """The states [T,D] after some of the layers; with the rows that are read, theirs [N,D] after the final norm: what the last layer would do
-    for others is not done."""
-    turn, x_TD, layers = _angles(model, states_PLD, position_PL), states_PLD.flatten(0, 1), layers_of(model)[part]
+def through(model: Any, states_PLD: Tensor, position_PL: Tensor, mask: Tensor, part: slice, token_PL: Tensor, read_N: Tensor | None) -> Tensor:
+    """The states of all places [S,D] after some of the layers, zeros where no token is; with the places that are read, theirs [N,D] after the
+    final norm: what the last layer would do for others is not done."""
+    token_S, layers = token_PL.flatten(), layers_of(model)[part]
+    grid = Grid(_angles(model, states_PLD, position_PL), mask, None if bool(token_S.all()) else token_S.nonzero()[:, 0])
+    x_TD = grid.tokens(states_PLD.flatten(0, 1))
+    rows_N = None if read_N is None else token_S.cumsum(0)[read_N] - 1
     for place, layer in enumerate(layers, 1):
-        x_TD = layer(x_TD, turn, mask, rows_N if place == len(layers) else None)
+        x_TD = layer(x_TD, grid, rows_N if place == len(layers) else None)
     if rows_N is None:
-        return x_TD
+        return grid.lines(x_TD)
     x_ND = x_TD if layers else x_TD[rows_N]
     return model.base_model.norm(x_ND).to(x_ND.dtype)
 
@@ -264,9 +288,9 @@ def through(model: Any, states_PLD: Tensor, position_PL: Tensor, mask: Tensor, p
 def read(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """Last hidden states [B,D] of what is read after all that the cache has seen; the cache sees it too."""
     states_BLD = model.base_model.embed_tokens(ids_BL)
-    turn, x_TD = _angles(model, states_BLD, position_BL), states_BLD.flatten(0, 1)
+    grid, x_TD = Grid(_angles(model, states_BLD, position_BL), mask), states_BLD.flatten(0, 1)
     for layer, seen in zip(layers_of(model), cache.layers, strict=True):
-        x_TD = layer.forward(x_TD, turn, mask, None, seen)[0]
+        x_TD = layer.forward(x_TD, grid, None, seen)[0]
     return model.base_model.norm(x_TD.view_as(states_BLD)[:, -1])
 
 

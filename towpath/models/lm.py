@@ -1,6 +1,6 @@
 """Hidden states of packed rows, and log-probabilities of chosen tokens without a full logits tensor.
 
-P lines, L tokens of a line, N chosen positions, D width, V vocabulary.
+P lines, L tokens of a line, S places in all lines, N that are read, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,22 +34,22 @@ class Lines(NamedTuple):
     parent_PL: Tensor
 
 
-def hidden(model: Any, lines: Lines, rows_N: Tensor) -> Tensor:
+def hidden(model: Any, lines: Lines, read_N: Tensor) -> Tensor:
     """Last hidden states [N,D], after the final norm, of the tokens that are read: their places in the lines, one line after the other."""
-    return _through(model, lines, slice(None), rows_N)
+    return _through(model, lines, slice(None), read_N)
 
 
 def below(model: Any, lines: Lines, depth: int) -> Tensor:
-    """The states of all tokens that the layers from `depth` on read [T,D]."""
+    """The states of all places that the layers from `depth` on read [S,D]."""
     return _through(model, lines, slice(0, depth), None)
 
 
-def above(model: Any, states_PLD: Tensor, lines: Lines, depth: int, rows_N: Tensor) -> Tensor:
+def above(model: Any, states_PLD: Tensor, lines: Lines, depth: int, read_N: Tensor) -> Tensor:
     """`hidden`, begun at states that `below` gave, laid into lines."""
-    return _through(model, lines, slice(depth, None), rows_N, states_PLD)
+    return _through(model, lines, slice(depth, None), read_N, states_PLD)
 
 
-def _through(model: Any, lines: Lines, part: slice, rows_N: Tensor | None, states_PLD: Tensor | None = None) -> Tensor:
+def _through(model: Any, lines: Lines, part: slice, read_N: Tensor | None, states_PLD: Tensor | None = None) -> Tensor:
     """By the layers written out in `decoder` where they fit, else by the model's own."""
     body, device = model.base_model, model.device.type
     ours = decoder.fits(model)
@@ -57,12 +57,12 @@ def _through(model: Any, lines: Lines, part: slice, rows_N: Tensor | None, state
     mask = attention_mask(lines.segment_PL, dtype, lines.parent_PL)
     if not ours:
         given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
-        with _only(body, part, nn.Identity() if rows_N is None else body.norm):
+        with _only(body, part, nn.Identity() if read_N is None else body.norm):
             out = body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state.flatten(0, 1)
-        return out if rows_N is None else out[rows_N]
+        return out if read_N is None else out[read_N]
     with torch.autocast(device, enabled=False):
         begun = body.embed_tokens(lines.ids_PL) if states_PLD is None else states_PLD
-        return decoder.through(model, begun.to(dtype), lines.position_PL, mask, part, rows_N)
+        return decoder.through(model, begun.to(dtype), lines.position_PL, mask, part, lines.segment_PL > 0, read_N)
 
 
 @contextmanager
