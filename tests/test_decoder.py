@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from towpath import kernels
 from towpath.data.batch import Batch, Row
-from towpath.kernels import build
+from towpath.kernels import build, choice, plain
 from towpath.models import attention, decoder, lm
 from towpath.models.adapters import Adapters
 from towpath.runtime.local import Local, Role
@@ -72,7 +71,7 @@ def distance(one, other):
 def by_kernels(request, monkeypatch):
     """Either implementation of what lies between the products."""
     if request.param == "plain":
-        monkeypatch.setattr(kernels, "of", lambda _x: kernels.plain)
+        monkeypatch.setattr(choice, "of", lambda _x: plain)
     elif build.library() is None:
         pytest.skip(build.refusal())
 

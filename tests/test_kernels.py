@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from towpath import kernels
-from towpath.kernels import build, native, plain
+from towpath import preflight
+from towpath.kernels import build, choice, native, plain
+from towpath.recipe import Model, Recipe
 from towpath.rollout import sampling
 
 LINES, LENGTH, HEADS, KEY_HEADS, HALF = 3, 13, 6, 2, 9
@@ -157,7 +158,7 @@ def test_far_logits_are_finite(dtype):
 
 def told(tmp_path, **settings):
     """What a fresh process says of its kernels."""
-    code = "from towpath import kernels; print(kernels.told())"
+    code = "from towpath.kernels import choice; print(choice.told())"
     env = {**os.environ, "TOWPATH_CACHE": str(tmp_path), **settings}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -169,9 +170,20 @@ def test_without_a_compiler_all_goes_on_in_torchs_steps(tmp_path):
     assert list((tmp_path / "kernels").iterdir()) == []
 
 
+def test_the_check_before_a_run_tells_of_a_missing_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("TOWPATH_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    [finding] = preflight._kernels(Recipe(model=Model(device="cpu")))
+    assert finding.severity == "info" and "no C++ compiler" in finding.evidence and "g++" in finding.remedy
+    assert preflight._kernels(Recipe(model=Model(device="cuda"))) == []
+    monkeypatch.setenv("CXX", sys.executable)
+    assert preflight._kernels(Recipe(model=Model(device="cpu"))) == []
+
+
 @FOUND
 def test_processes_that_come_at_once_build_one_library(tmp_path):
-    command = [sys.executable, "-c", "from towpath import kernels; print(kernels.told())"]
+    command = [sys.executable, "-c", "from towpath.kernels import choice; print(choice.told())"]
     env = {**os.environ, "TOWPATH_CACHE": str(tmp_path)}
     both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in both] == ["compiled", "compiled"]
@@ -179,5 +191,5 @@ def test_processes_that_come_at_once_build_one_library(tmp_path):
 
 
 def test_float64_and_what_lies_elsewhere_goes_by_torch():
-    assert kernels.of(torch.zeros(1, dtype=torch.float64)) is plain
-    assert kernels.of(torch.zeros(1, device="meta")) is plain
+    assert choice.of(torch.zeros(1, dtype=torch.float64)) is plain
+    assert choice.of(torch.zeros(1, device="meta")) is plain

@@ -29,18 +29,23 @@ def refusal() -> str:
     return found if isinstance(found, str) else ""
 
 
-@cache
-def _found() -> ctypes.CDLL | str:
-    compiler = next((path for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (path := shutil.which(name))), None)
+def hindrance() -> str:
+    """What can be known to stand in the way without trying: nothing is built, loaded or imported."""
     if os.environ.get("TOWPATH_KERNELS") == "0":
         return "switched off by TOWPATH_KERNELS=0"
     if sys.platform != "linux":
         return f"not tried on {sys.platform}"
+    return "" if _compiler() or _place().exists() else "no C++ compiler (install g++, or name one in CXX)"
+
+
+@cache
+def _found() -> ctypes.CDLL | str:
+    compiler, place = _compiler(), _place()
+    if hindrance():
+        return hindrance()
     try:
-        place = _folder() / f"kernels-{_key()}.so"
         if not place.exists():
-            if compiler is None:
-                return "no C++ compiler (install g++, or name one in CXX)"
+            place.parent.mkdir(parents=True, exist_ok=True)
             _compile(compiler, place)
         return ctypes.CDLL(str(place))
     except (OSError, subprocess.SubprocessError) as error:
@@ -55,10 +60,12 @@ def _key() -> str:
     return hashlib.sha256("\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, platform.machine(), *traits]).encode()).hexdigest()[:16]
 
 
-def _folder() -> Path:
-    folder = Path(os.environ.get("TOWPATH_CACHE", Path.home() / ".cache" / "towpath")) / "kernels"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _place() -> Path:
+    return Path(os.environ.get("TOWPATH_CACHE", Path.home() / ".cache" / "towpath")) / "kernels" / f"{_key()}.so"
+
+
+def _compiler() -> str:
+    return next((path for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (path := shutil.which(name))), "")
 
 
 def _compile(compiler: str, place: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from towpath import kernels
+from towpath.kernels import choice
 from towpath.kernels.plain import Turn
 from towpath.models.adapters import LoraLinear
 from towpath.models.attention import NAME
@@ -179,7 +179,7 @@ class Layer:
     ) -> tuple[Tensor, list[Low | None], tuple[Tensor, ...]]:
         """The layer's output, of some rows alone where they are named, and what the way back needs; with a layer of a cache, keys and values
         join those it has seen."""
-        (first, second), ops, lows = self.norms, kernels.of(x_TD), [stack.low(x_TD.dtype) for stack in self.stacks]
+        (first, second), ops, lows = self.norms, choice.of(x_TD), [stack.low(x_TD.dtype) for stack in self.stacks]
         n1_TD, s1_T1 = ops.normed(x_TD, first.weight.detach(), first.variance_epsilon)
         qkv, kept = self.qkv.forward(n1_TD, lows[0]), ()
         if hasattr(seen, "column"):
@@ -197,7 +197,7 @@ class Layer:
 
     def _mixed(self, qkv: Tensor, turn: Turn, mask: Tensor, seen: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What attention gives each row, and queries, keys, values and weights."""
-        lines, ops = mask.shape[0], kernels.of(qkv)
+        lines, ops = mask.shape[0], choice.of(qkv)
         q, k, v = ops.laid(qkv, turn, self.heads, self.key_heads)
         if seen is not None:
             k, v = (x.flatten(0, 1) for x in seen.update(*(x.view(lines, self.key_heads, -1, self.width) for x in (k, v))))
@@ -219,7 +219,7 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, grad_TD: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, s1, q, k, v, weights, mixed, y, s2, inner = ctx.saved_tensors
         layer, grid, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.grid, ctx.lows
-        ops, grad_TD = kernels.of(x), grad_TD.contiguous()
+        ops, grad_TD = choice.of(x), grad_TD.contiguous()
         below, learns = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
         whole = learns and low_qkv is None
         first, second = (norm.weight.detach() for norm in layer.norms)

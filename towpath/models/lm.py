@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from towpath import kernels
+from towpath.kernels import choice
 from towpath.models import decoder
 
 
@@ -99,7 +99,7 @@ def _read(
     """log p(target) and entropy, zeros where it is not asked for. What the way back needs, p less one at the target, is left in its place
     or shown to `keep` chunk by chunk [n,V], where either is given."""
     logp_N = hidden_ND.new_zeros(len(target_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
-    entropy_N, ops, asked = torch.zeros_like(logp_N), kernels.of(hidden_ND), place_NV is not None or keep is not None
+    entropy_N, ops, asked = torch.zeros_like(logp_N), choice.of(hidden_ND), place_NV is not None or keep is not None
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)
         logits = torch.mm(hidden_ND[part], head_VD.T, out=None if place_NV is None else place_NV[part])

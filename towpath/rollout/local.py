@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from towpath import kernels
+from towpath.kernels import choice, native
 from towpath.models import decoder, lm
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
@@ -79,7 +79,7 @@ class LocalEngine:
         ids, mask, position = self._left_padded(list(number))
         cache = Cache(layers=[DynamicLayer() for _ in range(self.model.config.num_hidden_layers)])
         logits = self._logits(ids, lm.attention_mask(mask, self.model.dtype), position, cache)
-        compiled = decoder.fits(self.model) and kernels.of(logits) is kernels.native
+        compiled = decoder.fits(self.model) and choice.compiled(logits)
         return logits[index], position[index, -1:], Room(cache, mask, index, compiled)
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,9 +120,8 @@ class _Draw:
 
     def __call__(self, logits_BV: Tensor, step: int) -> tuple[Tensor, Tensor]:
         c = self.columns
-        ops = kernels.of(logits_BV)
-        if ops is kernels.native and not self.greedy and not self.narrowed:
-            return ops.drawn(logits_BV, c["temperature"], c["uniforms"][:, step])
+        if choice.compiled(logits_BV) and not self.greedy and not self.narrowed:
+            return native.drawn(logits_BV, c["temperature"], c["uniforms"][:, step])
         p_BV = sampling.scaled(logits_BV, c["temperature"])
         if self.greedy:
             token_B = logits_BV.argmax(-1)

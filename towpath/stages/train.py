@@ -17,6 +17,7 @@ from towpath.algos.contract import Metrics, add, means
 from towpath.data.batch import Batch
 from towpath.data.draws import shuffled
 from towpath.errors import TrainingError
+from towpath.kernels import choice
 from towpath.progress import progress
 from towpath.runtime.local import Local, give_back_memory, memory_in_use
 from towpath.stages.job import Checkpoints, Job
@@ -75,7 +76,9 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     """Run the course to its end from wherever it stood, and leave the best weights in the runtime."""
     checkpoints = Checkpoints(job.folder)
     begin, standing, best = _resume(course, runtime, job, checkpoints)
-    replace_file(job.folder / "course.json", json.dumps({"steps": course.steps, "arithmetic": str(job.dtype).removeprefix("torch.")}))
+    told = {"steps": course.steps, "arithmetic": str(job.dtype).removeprefix("torch.")}
+    told["kernels"] = choice.told() if job.device.type == "cpu" else job.device.type
+    replace_file(job.folder / "course.json", json.dumps(told))
     if best is None and course.validate:
         best = runtime.weights()  # step 0: what stays if no later weights are acceptable
     if begin == 0 and course.validate and course.look_first:
