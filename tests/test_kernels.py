@@ -105,6 +105,26 @@ def test_the_number_of_threads_changes_no_bit(name, dtype):
 
 
 @FOUND
+@pytest.mark.parametrize("seen", [0, 1, 15, 16, 40])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("dtype", native.NAMES)
+def test_heads_of_64_are_read_together_and_answer_as_alone(dtype, group, seen):
+    lines, key_heads, columns = 3, 2, 48
+    heads = group * key_heads
+    qkv = drawn(lines, (heads + 2 * key_heads) * 64)
+    angles, barred = drawn(lines, 1, 1, 32, seed=1), torch.zeros(lines, 1, 1, columns).double()
+    barred[1, ..., : seen // 2], barred[..., seen + 1 :] = -1e38, -1e38
+
+    def answered(ops, dtype):
+        keys, values = (drawn(lines, key_heads, columns, 64, seed=seed).to(dtype) for seed in (2, 3))
+        turned = angles.cos().to(dtype), angles.sin().to(dtype)
+        return [ops.answered(qkv.to(dtype), turned, barred.to(dtype), keys, values, seen, heads).double(), keys.double(), values.double()]
+
+    exact = answered(plain, torch.float64)
+    assert distance(answered(native, dtype), exact) < (1e-6 if dtype == torch.float32 else 1.1 * distance(answered(plain, dtype), exact))
+
+
+@FOUND
 def test_what_is_barred_counts_for_nothing_wherever_it_stands():
     scores = drawn(LINES * KEY_HEADS, HEADS // KEY_HEADS * LENGTH, LENGTH).float()
     weights = native.attended(scores.clone(), mask().float(), HEADS).view(LINES, HEADS, LENGTH, LENGTH)

@@ -66,6 +66,28 @@ template <class T> inline float highest(const T* x, long size) {
 
 const long VECTOR = 16;
 
+typedef float wide __attribute__((vector_size(64)));
+typedef int32_t whole_wide __attribute__((vector_size(64)));
+typedef uint16_t half_wide __attribute__((vector_size(32)));
+
+inline wide load(const float* x) {
+    wide read;
+    std::memcpy(&read, x, sizeof(read));
+    return read;
+}
+
+inline wide load(const bfloat16* x) {
+    half_wide read;
+    std::memcpy(&read, x, sizeof(read));
+    return (wide)(__builtin_convertvector(read, whole_wide) << 16);
+}
+
+#ifdef __clang__
+#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MIX(a, b, ...) __builtin_shuffle(a, b, (whole_wide){__VA_ARGS__})
+#endif
+
 // x becomes e^(x - the highest), and their sum; goes on to the end of a vector of floats, where zeros are left.
 inline float powers(float* x, long size) {
     long whole = (size + VECTOR - 1) / VECTOR * VECTOR;
@@ -201,54 +223,114 @@ template <class T> void attended(T* scores, const T* mask, long lines, long head
     }
 }
 
+// Sums of sixteen vectors: x[i] is the key whose number is i with its four bits turned round, so that they come out in order.
+inline wide sums(wide* x) {
+    for (int i = 0; i < 8; i++)
+        x[i] = MIX(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               MIX(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; i++)
+        x[i] = MIX(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+               MIX(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    for (int i = 0; i < 2; i++)
+        x[i] = MIX(x[i], x[i + 2], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+               MIX(x[i], x[i + 2], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    return MIX(x[0], x[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           MIX(x[0], x[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+// G queries of W against `count` keys, and the values mixed by what that gives; a key and a value are read once for all of them. What is
+// read after them is asked for ahead: values while keys are read, the `next` keys while values are.
+template <class T, long W, long G>
+void mixed_by(const T* query, const T* key, const T* value, const T* barred, const T* next, float* score, long stride, T* out, long count) {
+    const long parts = W / VECTOR, turned_round[VECTOR] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+    wide asked[G][parts], product[G][VECTOR] = {};
+    for (long g = 0; g < G; g++)
+        for (long part = 0; part < parts; part++) asked[g][part] = load(query + g * W + part * VECTOR);
+    for (long begin = 0; begin < count; begin += VECTOR) {
+        for (long i = 0; i < VECTOR && begin + i < count; i++) {
+            wide read[parts];
+            for (long part = 0; part < parts; part++) read[part] = load(key + (begin + i) * W + part * VECTOR);
+            for (long w = 0; w < W; w += 64 / long(sizeof(T))) __builtin_prefetch(value + (begin + i) * W + w);
+            for (long g = 0; g < G; g++) {
+                wide sum = read[0] * asked[g][0];
+                for (long part = 1; part < parts; part++) sum += read[part] * asked[g][part];
+                product[g][turned_round[i]] = sum;
+            }
+        }
+        for (long g = 0; g < G; g++) {
+            wide sum = sums(product[g]);
+            std::memcpy(score + g * stride + begin, &sum, sizeof(sum));
+        }
+    }
+    float share[G];
+    for (long g = 0; g < G; g++) {
+        float* told = score + g * stride;
+        EACH for (long i = 0; i < count; i++) told[i] += get(barred[i]);
+        share[g] = 1.0f / powers(told, count);
+    }
+    wide sum[G][parts] = {};
+    for (long i = 0; i < count; i++) {
+        for (long w = 0; w < W; w += 64 / long(sizeof(T))) __builtin_prefetch(next + i * W + w);
+        for (long part = 0; part < parts; part++) {
+            wide read = load(value + i * W + part * VECTOR);
+            for (long g = 0; g < G; g++) sum[g][part] += read * score[g * stride + i];
+        }
+    }
+    for (long g = 0; g < G; g++)
+        for (long w = 0; w < W; w++) out[g * W + w] = put<T>(sum[g][w / VECTOR][w % VECTOR] * share[g]);
+}
+
+// The same for any width, a query at a time.
+template <class T>
+void mixed_any(const T* query, const T* key, const T* value, const T* barred, float* score, long width, T* out, long count) {
+    std::vector<float> room(2 * width);
+    float *wide_query = room.data(), *sum = wide_query + width;
+    for (long w = 0; w < width; w++) wide_query[w] = get(query[w]);
+    for (long i = 0; i < count; i++) {
+        const T* read = key + i * width;
+        float product = 0;
+#pragma omp simd reduction(+ : product)
+        for (long w = 0; w < width; w++) product += wide_query[w] * get(read[w]);
+        score[i] = product + get(barred[i]);
+    }
+    float share = 1.0f / powers(score, count);
+    for (long i = 0; i < count; i++) {
+        const T* read = value + i * width;
+        float weight = score[i];
+        EACH for (long w = 0; w < width; w++) sum[w] += weight * get(read[w]);
+    }
+    EACH for (long w = 0; w < width; w++) out[w] = put<T>(sum[w] * share);
+}
+
 // One more token of every row: its key and value take their column, and its queries read all columns up to it.
-template <class T, long W>
-void answered_by(const T* qkv, const T* cosine, const T* sine, T* keys, T* values, const T* mask, T* mixed, long rows, long heads,
-                 long key_heads, long any_width, long columns, long seen, float scale, long threads) {
-    const long width = W ? W : any_width, half = width / 2, group = heads / key_heads, count = seen + 1;
+template <class T>
+void answered(const T* qkv, const T* cosine, const T* sine, T* keys, T* values, const T* mask, T* mixed, long rows, long heads, long key_heads,
+              long width, long columns, long seen, float scale, long threads) {
+    const long half = width / 2, group = heads / key_heads, count = seen + 1, stride = (count + VECTOR - 1) / VECTOR * VECTOR;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<T> turned_query(width);
-        std::vector<float> room(width * 2 + count + VECTOR);
-        T* rounded_query = turned_query.data();
-        float *query = room.data(), *sum = query + width, *score = sum + width;
+        std::vector<T> queries(group * width);
+        std::vector<float> score(group * stride);
 #pragma omp for schedule(static)
         for (long pair = 0; pair < rows * key_heads; pair++) {
             long row = pair / key_heads, head = pair % key_heads;
             const T *in = qkv + row * (heads + 2 * key_heads) * width, *c = cosine + row * half, *s = sine + row * half;
             const T* barred = mask + row * columns;
-            T *key = keys + pair * columns * width, *value = values + pair * columns * width;
+            T *key = keys + pair * columns * width, *value = values + pair * columns * width, *out = mixed + (row * heads + head * group) * width;
             turned(in + (heads + head) * width, c, s, 1.0f, 1.0f, key + seen * width, half);
             std::memcpy(value + seen * width, in + (heads + key_heads + head) * width, width * sizeof(T));
-            for (long g = 0; g < group; g++) {
-                turned(in + (head * group + g) * width, c, s, 1.0f, scale, rounded_query, half);
-                EACH for (long w = 0; w < width; w++) query[w] = get(rounded_query[w]);
-                for (long i = 0; i < count; i++) {
-                    const T* read = key + i * width;
-                    float product = 0;
-#pragma omp simd reduction(+ : product)
-                    for (long w = 0; w < width; w++) product += query[w] * get(read[w]);
-                    score[i] = product + get(barred[i]);
-                }
-                float share = 1.0f / powers(score, count);
-                EACH for (long w = 0; w < width; w++) sum[w] = 0;
-                for (long i = 0; i < count; i += 4) {  // what lies beyond the last counts for zero
-                    const T *a = value + i * width, *b = a + (i + 1 < count) * width, *d = b + (i + 2 < count) * width, *e = d + (i + 3 < count) * width;
-                    float p = score[i], q = score[i + 1], r = score[i + 2], t = score[i + 3];
-                    EACH for (long w = 0; w < width; w++) sum[w] += p * get(a[w]) + q * get(b[w]) + r * get(d[w]) + t * get(e[w]);
-                }
-                T* there = mixed + (row * heads + head * group + g) * width;
-                EACH for (long w = 0; w < width; w++) there[w] = put<T>(sum[w] * share);
+            for (long g = 0; g < group; g++) turned(in + (head * group + g) * width, c, s, 1.0f, scale, &queries[g * width], half);
+            for (long g = 0, some = 0; g < group; g += some) {
+                some = width != 64 ? 1 : group - g < 4 ? group - g : 4;
+                const T *query = &queries[g * width], *next = key + columns * width;
+                auto* by = some == 4 ? mixed_by<T, 64, 4> : some == 3 ? mixed_by<T, 64, 3> : some == 2 ? mixed_by<T, 64, 2> : mixed_by<T, 64, 1>;
+                if (width == 64)
+                    by(query, key, value, barred, next, score.data(), stride, out + g * width, count);
+                else
+                    mixed_any(query, key, value, barred, score.data(), width, out + g * width, count);
             }
         }
     }
-}
-
-template <class T>
-void answered(const T* qkv, const T* c, const T* s, T* keys, T* values, const T* mask, T* mixed, long rows, long heads, long key_heads,
-                  long width, long columns, long seen, float scale, long threads) {
-    auto* run = width == 64 ? answered_by<T, 64> : width == 128 ? answered_by<T, 128> : answered_by<T, 0>;
-    run(qkv, c, s, keys, values, mask, mixed, rows, heads, key_heads, width, columns, seen, scale, threads);
 }
 
 // log p of each row's target and, where asked, the row's entropy; where asked the logits become p, less one at the target.
