@@ -190,6 +190,18 @@ def test_without_a_compiler_all_goes_on_in_torchs_steps(tmp_path):
     assert list((tmp_path / "kernels").iterdir()) == []
 
 
+def test_other_systems_are_told_and_nothing_of_linux_is_looked_for(monkeypatch):
+    monkeypatch.setattr(build.sys, "platform", "darwin")
+    monkeypatch.setattr(build, "_key", lambda: pytest.fail("looked for /proc"))
+    assert build._found.__wrapped__() == "not tried on darwin"
+
+
+@FOUND
+def test_what_does_not_lie_as_a_kernel_reads_it_is_refused():
+    with pytest.raises(ValueError, match=r"attended: .* is not contiguous"):
+        native.attended(torch.zeros(4, 6, 6).transpose(1, 2), torch.zeros(2, 1, 6, 6), 2)
+
+
 def test_the_check_before_a_run_tells_of_a_missing_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("TOWPATH_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "/nonexistent")

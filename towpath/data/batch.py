@@ -74,7 +74,7 @@ class Batch:
         return replace(self, columns={**self.columns, **columns})
 
     def passes(self, tokens: int) -> Iterator["Batch"]:
-        """Micro-batches of at most so many tokens, of similar length, rows of one prompt together; their losses add up to the whole."""
+        """Micro-batches of about so many tokens, of similar length, rows of one prompt together; their losses add up to the whole."""
         sizes = np.array(self.sizes or [1] * len(self.rows))
         starts = np.cumsum(sizes) - sizes
         groups = [self.rows[start : start + size] for start, size in zip(starts, sizes, strict=True)]

@@ -40,9 +40,9 @@ def hindrance() -> str:
 
 @cache
 def _found() -> ctypes.CDLL | str:
+    if found := hindrance():
+        return found
     compiler, place = _compiler(), _place()
-    if hindrance():
-        return hindrance()
     try:
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)

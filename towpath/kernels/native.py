@@ -24,7 +24,9 @@ def _kernel(name: str, dtype: torch.dtype, shape: str) -> Any:
 
 
 def _run(name: str, shape: str, like: Tensor, *given: Tensor | float | None) -> None:
-    """Tensors must be contiguous, and are held by the caller; threads come last."""
+    """Tensors are held by the caller; threads come last. A kernel sees addresses alone: what lies otherwise than it thinks is refused here."""
+    if not all(x.is_contiguous() for x in given if isinstance(x, Tensor)):
+        raise ValueError(f"{name}: a tensor of {[tuple(x.shape) for x in given if isinstance(x, Tensor)]} is not contiguous")
     told = [x.data_ptr() if isinstance(x, Tensor) else x for x in given]
     _kernel(name, like.dtype, shape + "n")(*told, torch.get_num_threads())
 
