@@ -213,17 +213,20 @@ class Local:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of all that learns: weights, and heads that are solved for with the sums they stand on."""
-        learned = {key: parameter.detach() for key, parameter in self.trained().items()} | self._solved()
-        return {key: tensor.cpu().clone() for key, tensor in learned.items()}
+        return {key: tensor.clone() for key, tensor in self._learned().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and optimizer as named tensors."""
+        """Weights and optimizer as named tensors: the very ones, to be written before the next step."""
         assert self.optimizer is not None
-        tensors = self.weights()
+        tensors = self._learned()
         for key, parameter in self.trained().items():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam:{slot}:{key}"] = value.detach().cpu().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
+                tensors[f"adam:{slot}:{key}"] = value.detach().cpu() if isinstance(value, Tensor) else torch.tensor(float(value))
         return tensors
+
+    def _learned(self) -> dict[str, Tensor]:
+        learned = {key: parameter.detach() for key, parameter in self.trained().items()} | self._solved()
+        return {key: tensor.cpu() for key, tensor in learned.items()}
 
     def _solved(self) -> dict[str, Tensor]:
         """What heads that are solved for consist of."""

@@ -26,6 +26,8 @@ from towpath.stages.watch import Done, Watch
 from towpath.store.publish import fault, replace_file
 
 Numbers = dict[str, float]
+SHARE = 0.05
+"""The most of the time that writing checkpoints may take, unless every step is to leave one (0 seconds between them)."""
 
 
 @dataclass
@@ -83,7 +85,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
         best = runtime.weights()  # step 0: what stays if no later weights are acceptable
     if begin == 0 and course.validate and course.look_first:
         job.log.write(-1, "validation", course.validate(-1, standing.knobs))
-    watch, saved_at = Watch(job, course.steps, course.knobs), time.monotonic()
+    watch, saved_at, apart = Watch(job, course.steps, course.knobs), time.monotonic(), job.checkpoint_seconds
     with progress(title, course.steps) as bar:
         bar.advance(begin)
         for step in range(begin, course.steps):
@@ -100,9 +102,11 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
             _act(watch.after(step, standing.knobs), runtime, standing, best)
             _require_finite(job, step, numbers["grad_norm"], watch, runtime)
             bar.advance(1, "  ".join(f"{key} {numbers[key]:.3g}" for key in ("loss", "score", "kl") if key in numbers))
-            if last or standing.stopped or time.monotonic() - saved_at >= job.checkpoint_seconds:
+            if last or standing.stopped or time.monotonic() - saved_at >= apart:
+                begun = time.monotonic()
                 _save(checkpoints, runtime, step + 1, standing, best)
                 saved_at = time.monotonic()
+                apart = _apart(job.checkpoint_seconds, saved_at - begun)
     if best is not None:
         runtime.restore(best)
     standing.story = watch.story()
@@ -194,6 +198,11 @@ def _resume(course: Course, runtime: Local, job: Job, checkpoints: Checkpoints) 
     if notes["best_merit"] is None:
         notes["best_merit"] = -math.inf
     return step, Standing(**notes), best or None
+
+
+def _apart(asked: float, writing: float) -> float:
+    """Seconds between two checkpoints, from how long the last one took to write."""
+    return max(asked, writing / SHARE) if asked else 0.0
 
 
 def _save(checkpoints: Checkpoints, runtime: Local, step: int, standing: Standing, best: dict[str, Tensor] | None) -> None:
