@@ -14,6 +14,7 @@ import torch
 from towpath.config import check
 from towpath.data.batch import Batch, Row
 from towpath.data.sources import Corpus
+from towpath.models import base
 from towpath.recipe import Recipe
 from towpath.runtime import local
 from towpath.runtime.local import Local, Role
@@ -35,6 +36,16 @@ def curve(tmp_path, compiled: bool) -> list[float]:
         runtime.forward_backward({"policy": ("logp",)}, batch, lambda out, _part: (-out.logp_BT[out.mask_BT].sum(), {}), 100.0)
         found.append(runtime.step(1.0, 1e9))
     return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_weights_leave_the_file_they_came_in(tmp_path):
+    job = Job(check(Recipe, {"model": {"source": "tiny"}}, "test"), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
+    shutil.copytree(base.find("tiny"), tmp_path / "kept")
+    for dtype in (torch.float32, torch.bfloat16):
+        model = job.model(tmp_path / "kept", dtype)
+        assert model.dtype == dtype and model.lm_head.weight is model.model.embed_tokens.weight
+        assert str(tmp_path / "kept") not in Path("/proc/self/maps").read_text()
 
 
 def can_compile() -> bool:

@@ -18,6 +18,8 @@ from towpath.data.chat import CHATML, pad_token
 from towpath.errors import ModelError
 from towpath.models.attention import register
 
+CPU = torch.device("cpu")
+
 
 def cache() -> Path:
     """Where converted models are kept; TOWPATH_CACHE moves it."""
@@ -56,7 +58,7 @@ def _fetched(name: str) -> str:
         raise ModelError(f"model.source = {name!r}: {str(error).splitlines()[0]}", rule, fix) from None
 
 
-def load(folder: str, dtype: torch.dtype, attention: str) -> Any:
+def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device = CPU) -> Any:
     """The causal language model, in evaluation mode, with a pad token that is not EOS."""
     register()
     try:
@@ -67,7 +69,16 @@ def load(folder: str, dtype: torch.dtype, attention: str) -> Any:
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"{folder}: {first}", "transformers must be able to load the model", "check model.source") from None
-    return model.eval()
+    return _placed(model.eval(), device)
+
+
+def _placed(model: Any, device: torch.device) -> Any:
+    """On its device; on a CPU out of the file that the weights are mapped from: what learns or is laid anew would be held twice."""
+    if device.type != "cpu":
+        return model.to(device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
 
 
 def load_tokenizer(folder: str) -> Any:

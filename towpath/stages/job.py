@@ -54,7 +54,7 @@ class Job:
     def model(self, folder: str | Path | None = None, dtype: torch.dtype | None = None) -> Any:
         """A model of this run on its device: the base model, or one that a stage wrote."""
         place = str(folder) if folder else base.find(self.recipe.model.source)
-        return base.load(place, dtype or self.dtype, self.recipe.model.attention).to(self.device)
+        return base.load(place, dtype or self.dtype, self.recipe.model.attention, self.device)
 
     def trunk(self, folder: str | Path | None = None, dtype: torch.dtype | None = None) -> Any:
         """A model to train or to ask; its layers are compiled where the recipe says so."""
