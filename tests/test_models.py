@@ -232,6 +232,7 @@ def test_a_checkpoint_is_written_from_the_weights_themselves(tiny, tmp_path):
     local.step(1.0, 1.0)
     state, places = local.state(), {p.data_ptr() for p in local.trained().values()}
     assert {tensor.data_ptr() for key, tensor in state.items() if not key.startswith("adam:")} == places  # no copy of what may be gigabytes
+    assert not places & {tensor.data_ptr() for tensor in local.weights().values()}  # these are to stay as they are
     Checkpoints(tmp_path).save(3, state, {})
     step, found, _notes = Checkpoints(tmp_path).newest()
     assert step == 3 and found.keys() == state.keys() and all(torch.equal(tensor, found[key]) for key, tensor in state.items())
