@@ -14,6 +14,7 @@ import torch
 from towpath.config import check
 from towpath.data.batch import Batch, Row
 from towpath.data.sources import Corpus
+from towpath.errors import ModelError
 from towpath.models import base
 from towpath.recipe import Recipe
 from towpath.runtime import local
@@ -76,3 +77,9 @@ def test_the_arithmetic_does_not_depend_on_what_else_the_machine_does() -> None:
             process.kill()
             process.wait()
         torch.set_num_threads(threads)
+
+
+def test_a_folder_without_a_tokenizer_is_told_by_what_is_missing(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"no tokenizer that transformers can load(.|\n)*put tokenizer.json"):
+        base.load_tokenizer(str(tmp_path))

@@ -86,8 +86,9 @@ def load_tokenizer(folder: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(f"{folder}: {first}", "a model comes with its tokenizer", "check model.source") from None
+        tried = " ".join(str(error).split())[:300]
+        fix = "put tokenizer.json and tokenizer_config.json beside config.json, or mend model.source"
+        raise ModelError(f"{folder}: no tokenizer that transformers can load: {tried}", "a model comes with its tokenizer", fix) from None
 
 
 def _cached(name: str, make: Any) -> Path:
