@@ -355,7 +355,7 @@ def test_a_head_that_is_solved_for_is_kept_in_the_state(tiny):
         local.add_trunk("base", tiny, lora=False)
         head = ScalarHead(6).requires_grad_(False)
         local.roles["critic"] = Role(head=head, fit=Fit(head))
-        local.optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+        local.start({})
         return local, local.roles["critic"].fit
 
     draw = torch.Generator().manual_seed(0)

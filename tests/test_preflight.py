@@ -346,7 +346,7 @@ def test_the_estimates_follow_method_and_rounds() -> None:
     assert sizes.disk_needed(said(rounds=2, **full), size) == 4 * 5000 + 48 * 5000
     logits = 8 * 1024 * 10
     assert sizes.memory_needed(said(), size) == 4 * (3 * 1000 + 5 * 1600) + logits
-    assert sizes.memory_needed(said(**full), size) == 4 * (3 * 1000 + 5 * 1000) + logits
+    assert sizes.memory_needed(said(**full), size) == 4 * (2 * 1000 + 5 * 1000) + logits
 
 
 def test_several_errors_are_told_in_one() -> None:

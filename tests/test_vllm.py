@@ -75,7 +75,7 @@ def test_vllm_draws_what_the_engine_of_this_process_draws(model, tmp_path, pytho
     for change in (0.0, 0.5):
         with torch.no_grad():
             model.get_output_embeddings().weight[2:40] += change  # EOS too: some answers end
-        engine.refresh()
+        engine.refresh(engine.model)
         ended = []
         theirs, ours = engine.generate(wanted(), tick=ended.append), LocalEngine(model, eos=2, pad=0).generate(wanted())
         assert sum(ended) == len(ours)

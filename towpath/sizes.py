@@ -59,7 +59,7 @@ def memory_needed(recipe: Recipe, size: Size) -> int:
     for name, stage in (("sft", recipe.sft), ("reward", recipe.reward)):
         copies[name] -= stage.method == "full"
     if recipe.policy.method == "full":
-        copies["policy"] = 3  # reference, reward, sampler; the policy itself learns
+        copies["policy"] = 2  # reference and reward; the policy itself learns and is drawn from
     if recipe.reward.method == "full":
         copies["policy"] += recipe.reward.members - (recipe.policy.method == "full")
     widest = max(total * copies["sft"] + 5 * sft, total * copies["reward"] + 5 * reward, total * copies["policy"] + 5 * policy)

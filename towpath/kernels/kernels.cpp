@@ -1,4 +1,4 @@
-// What the layers, the head and the sampler do between matrix products, each in one pass over its rows: read once, reckoned in float32,
+// What the layers, the head, the sampler and the optimizer do between matrix products, each in one pass over its rows: read once, reckoned in float32,
 // rounded once. Rows are independent of each other and of the number of threads. Held to plain.py by tests.
 
 #include <cmath>
@@ -360,6 +360,59 @@ void likelihood(T* logits, const int64_t* target, float* logp, float* entropy, l
     }
 }
 
+// Sums of squares of equal shares of all numbers.
+template <class T> void squares(const T* x, double* sums, long parts, long size, long threads) {
+    ROWS for (long part = 0; part < parts; part++) {
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (long i = size * part / parts; i < size * (part + 1) / parts; i++) sum += double(get(x[i])) * get(x[i]);
+        sums[part] = sum;
+    }
+}
+
+// A weight as it lies in memory: whole, or the nearest bfloat16 and the bits that it lacks, see halves.py.
+struct Whole {
+    float* x;
+    float read(long i) const { return x[i]; }
+    void write(long i, float value) const { x[i] = value; }
+};
+
+struct Halves {
+    uint16_t* upper;
+    int16_t* rest;
+    float read(long i) const { return as_float((uint32_t(upper[i]) << 16) + uint32_t(int32_t(rest[i]))); }
+    void write(long i, float value) const {
+        uint32_t bits = as_bits(value);
+        upper[i] = uint16_t((bits + 0x8000) >> 16);
+        rest[i] = int16_t(uint16_t(bits));
+    }
+};
+
+template <class W, class T>
+inline void moved_part(W weight, const T* grad, float* mean, float* square, long begin, long end, float scale, float first, float second, float rate,
+                       float spread, float eps, float kept) {
+    EACH for (long i = begin; i < end; i++) {
+        float slope = get(grad[i]) * scale;
+        float m = mean[i] * first + slope * (1 - first), v = square[i] * second + slope * slope * (1 - second);
+        mean[i] = m, square[i] = v;
+        weight.write(i, weight.read(i) * kept - rate * m / (std::sqrt(v) * spread + eps));
+    }
+}
+
+// A step of AdamW; without a rest the weight is float32.
+template <class T>
+void moved(void* weight, int16_t* rest, const T* grad, float* mean, float* square, long size, float scale, float first, float second, float rate,
+           float spread, float eps, float kept, long threads) {
+    const long block = 4096;
+    ROWS for (long begin = 0; begin < size; begin += block) {
+        long end = begin + block < size ? begin + block : size;
+        if (rest)
+            moved_part(Halves{(uint16_t*)weight, rest}, grad, mean, square, begin, end, scale, first, second, rate, spread, eps, kept);
+        else
+            moved_part(Whole{(float*)weight}, grad, mean, square, begin, end, scale, first, second, rate, spread, eps, kept);
+    }
+}
+
 // The token at which the running mass passes uniform x total, and its log p: first the block, then the place in it.
 template <class T>
 void drawn(const T* logits, const float* temperature, const double* uniform, int64_t* token, float* logp, long rows, long words, long threads) {
@@ -408,4 +461,6 @@ OFFER(laid_back)
 OFFER(attended)
 OFFER(answered)
 OFFER(likelihood)
+OFFER(squares)
+OFFER(moved)
 OFFER(drawn)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from towpath.kernels import build
-from towpath.kernels.plain import Turn
+from towpath.kernels.plain import Move, Turn
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 PARTS = 16
@@ -97,6 +97,16 @@ def likelihood(logits_NV: Tensor, target_N: Tensor, temperature: float, entropy:
     logp_N, entropy_N = torch.empty(len(logits_NV)), torch.empty(len(logits_NV)) if entropy else None
     _run("likelihood", "ppppnnnf", logits_NV, logits_NV, target_N, logp_N, entropy_N, keep, *logits_NV.shape, 1 / temperature)
     return logp_N, entropy_N
+
+
+def squares(x: Tensor) -> Tensor:
+    sums = torch.empty(PARTS, dtype=torch.float64)
+    _run("squares", "ppnn", x, x, sums, PARTS, x.numel())
+    return sums.sum()
+
+
+def moved(weight: Tensor, rest: Tensor | None, grad: Tensor, mean: Tensor, square: Tensor, move: Move) -> None:
+    _run("moved", "pppppn" + "f" * len(move), grad, weight, rest, grad, mean, square, grad.numel(), *move)
 
 
 def drawn(logits_BV: Tensor, temperature_B: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:

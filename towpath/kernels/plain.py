@@ -3,12 +3,33 @@
 T tokens of P lines of L, D width, F inner width, H query heads and K key-value heads of width W, N logits, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from towpath.kernels import halves
+
 Turn = tuple[Tensor, Tensor]
 """Cosine and sine of every position's angles [P,1,L,W/2]."""
+
+
+class Move(NamedTuple):
+    """One step of AdamW as numbers."""
+
+    scale: float
+    """Of the gradient: less than one where its norm is clipped."""
+    first: float
+    second: float
+    """What the two moments keep of themselves."""
+    rate: float
+    """Over one less the first moment's decay so far."""
+    spread: float
+    """One over the root of one less the second moment's decay so far."""
+    eps: float
+    kept: float
+    """Of the weight, after decay."""
 
 
 def normed(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -98,6 +119,23 @@ def likelihood(logits_NV: Tensor, target_N: Tensor, temperature: float, entropy:
     if keep:
         logits_NV.copy_(p_NV.scatter_add_(1, target_N[:, None], p_NV.new_full((len(p_NV), 1), -1.0)))
     return logp_N, entropy_N
+
+
+def squares(x: Tensor) -> Tensor:
+    """The sum of squares, in float64."""
+    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)).double().square()
+
+
+def moved(weight: Tensor, rest: Tensor | None, grad: Tensor, mean: Tensor, square: Tensor, move: Move) -> None:
+    """A step of AdamW in place; with a rest the weight is the upper half of what moves."""
+    whole = weight if rest is None else halves.joined(weight, rest)
+    slope = grad.to(whole.dtype) * move.scale
+    mean.lerp_(slope, 1 - move.first)
+    square.mul_(move.second).addcmul_(slope, slope, value=1 - move.second)
+    whole.mul_(move.kept).addcdiv_(mean, square.sqrt().mul_(move.spread).add_(move.eps), value=-move.rate)
+    if rest is not None:
+        for half, new in zip((weight, rest), halves.parted(whole), strict=True):
+            half.copy_(new)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:

@@ -60,7 +60,8 @@ class Stack:
         """[N,D] of all layers."""
         places = [self.whole[begin:end].data_ptr() for begin, end in zip(self.begins, self.ends, strict=True)]
         if places != [base.weight.data_ptr() for base in self.bases]:
-            self.whole = torch.cat([base.weight.detach() for base in self.bases])
+            with torch.inference_mode(False):  # drawing may come first, training after
+                self.whole = torch.cat([base.weight.detach() for base in self.bases])
             for base, begin, end in zip(self.bases, self.begins, self.ends, strict=True):
                 base.weight.data = self.whole[begin:end]
         return self.whole.to(dtype)

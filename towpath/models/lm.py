@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from towpath.kernels import choice
@@ -51,18 +52,34 @@ def above(model: Any, states_PLD: Tensor, lines: Lines, depth: int, read_N: Tens
 
 def _through(model: Any, lines: Lines, part: slice, read_N: Tensor | None, states_PLD: Tensor | None = None) -> Tensor:
     """By the layers written out in `decoder` where they fit, else by the model's own."""
-    body, device = model.base_model, model.device.type
-    ours = decoder.fits(model)
-    dtype = torch.get_autocast_dtype(device) if ours and torch.is_autocast_enabled(device) else model.dtype
-    mask = attention_mask(lines.segment_PL, dtype, lines.parent_PL)
-    if not ours:
+    body = model.base_model
+    mask = attention_mask(lines.segment_PL, model.dtype, lines.parent_PL)
+    if not decoder.fits(model):
         given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
         with _only(body, part, nn.Identity() if read_N is None else body.norm):
             out = body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state.flatten(0, 1)
         return out if read_N is None else out[read_N]
-    with torch.autocast(device, enabled=False):
-        begun = body.embed_tokens(lines.ids_PL) if states_PLD is None else states_PLD
-        return decoder.through(model, begun.to(dtype), lines.position_PL, mask, part, lines.segment_PL > 0, read_N)
+    begun = _Lookup.apply(body.embed_tokens.weight, lines.ids_PL, body.embed_tokens.padding_idx) if states_PLD is None else states_PLD
+    return decoder.through(model, begun.to(model.dtype), lines.position_PL, mask, part, lines.segment_PL > 0, read_N)
+
+
+class _Lookup(torch.autograd.Function):
+    """The states that tokens begin with. What a token's places say of its row is summed in float32 at least: a comma's are hundreds.
+    The pad token's row learns nothing here, as in torch's own embedding."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_VD: Tensor, ids_PL: Tensor, pad: int | None) -> Tensor:
+        ctx.save_for_backward(ids_PL)
+        ctx.shape, ctx.pad = weight_VD.shape, pad
+        return F.embedding(ids_PL, weight_VD)
+
+    @staticmethod
+    def backward(ctx: Any, grad_PLD: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ids_U, place_PL = ctx.saved_tensors[0].unique(return_inverse=True)
+        wide = torch.promote_types(grad_PLD.dtype, torch.float32)
+        sums_UD = grad_PLD.new_zeros(len(ids_U), ctx.shape[1], dtype=wide).index_add_(0, place_PL.flatten(), grad_PLD.flatten(0, 1).to(wide))
+        sums_UD[ids_U == (-1 if ctx.pad is None else ctx.pad)] = 0
+        return grad_PLD.new_zeros(ctx.shape).index_copy_(0, ids_U, sums_UD.to(grad_PLD.dtype)), None, None
 
 
 @contextmanager

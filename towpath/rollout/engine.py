@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -35,6 +35,6 @@ class Engine(Protocol):
         """Answers in the order of the requests; `tick` hears how many have ended."""
         ...
 
-    def refresh(self) -> None:
-        """Draw from the weights that the model has now."""
+    def refresh(self, model: Any) -> None:
+        """Draw from this model, with the weights that it has now."""
         ...

@@ -34,8 +34,9 @@ class LocalEngine:
                 drawn |= dict(zip(chosen, answers, strict=True))
         return [drawn[i] for i in range(len(requests))]
 
-    def refresh(self) -> None:
+    def refresh(self, model: Any) -> None:
         """It reads the model itself."""
+        self.model = model
 
     def _batch(self, requests: list[Request], greedy: bool, tick: Callable[[int], None]) -> list[Drawn]:
         draw = _Draw(requests, self.model.device, greedy)

@@ -35,8 +35,9 @@ class VllmEngine:
         self._tell(begin | {"rows": rows, "cache": int(cache * 2**30), "eos": eos})
         self.version = self._heard()["ready"]
 
-    def refresh(self) -> None:
-        """Draw from the weights that the model has now."""
+    def refresh(self, model: Any) -> None:
+        """Draw from this model, with the weights that it has now."""
+        self.model = model
         self._write()
         self._tell({"load": str(self.weights)})
         self._heard()

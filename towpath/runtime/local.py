@@ -10,8 +10,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch, Packed, pack
+from towpath.kernels import halves
 from towpath.models import lm
 from towpath.models.adapters import Adapters
 from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
+from towpath.runtime.adam import SLOTS, Adam
 
 GROUND = "ground"
 """The column of states that the untouched bottom of a trunk gives [B,S,D]: rows, tokens of a row, width."""
@@ -50,13 +52,16 @@ class Role:
 class Local:
     """Trunks, the roles they play, and one optimizer for whatever learns."""
 
-    def __init__(self, tokens_per_pass: int = 1024, pack_width: int = PACKED, pad: int = 0, temperature: float = 1.0, autocast: bool = False) -> None:
+    def __init__(
+        self, tokens_per_pass: int = 1024, pack_width: int = PACKED, pad: int = 0, temperature: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.trunks: dict[str, Any] = {}
         self.adapters: dict[str, Adapters] = {}
         self.roles: dict[str, Role] = {}
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: Adam | None = None
         self.tokens_per_pass, self.pack_width, self.pad = tokens_per_pass, pack_width, pad
-        self.temperature, self.autocast = temperature, autocast
+        self.temperature, self.dtype = temperature, dtype
+        """What passes read float32 trunks in once learning has started."""
         self.unfinite: list[str] = []
         """Weights whose gradient was not finite when last one was not."""
 
@@ -85,18 +90,35 @@ class Local:
         return found
 
     def start(self, rates: Mapping[str, float], eps: float = 1e-8, weight_decay: float = 0.0) -> None:
-        """Open the weights that learn and give them an optimizer: one rate a role, one more for `role/head` where named."""
+        """Open the weights that learn and give them an optimizer: one rate a role, one more for `role/head` where named. In bfloat16 float32
+        trunks are halved, and what does not learn keeps the upper half alone."""
         groups: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained().items():
             parameter.requires_grad_(True)
             role, _, name = key.partition("/")
             own = f"{role}/head" if name.startswith("head.") and f"{role}/head" in rates else role
             groups.setdefault(own, []).append(parameter)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": params, "lr": rates[name], "peak": rates[name]} for name, params in groups.items()],
-            lr=0.0, eps=eps, weight_decay=weight_decay, betas=(0.9, 0.95 if weight_decay else 0.999), foreach=False,
-            fused=self.device.type in ("cpu", "cuda"),
-        )  # fmt: skip
+        betas = 0.9, 0.95 if weight_decay else 0.999
+        self.optimizer = Adam([(rates[name], weights) for name, weights in groups.items()], eps, weight_decay, betas)
+        plain = [trunk for name, trunk in self.trunks.items() if name not in self.adapters]
+        for weight in [weight for trunk in plain for weight in trunk.parameters() if self.dtype == torch.bfloat16 and weight.dtype == torch.float32]:
+            if weight.requires_grad:
+                self.optimizer.halve(weight)
+            else:
+                weight.data = halves.upper(weight.data)
+
+    @contextmanager
+    def whole(self, name: str) -> Iterator[Any]:
+        """A trunk in all its bits, to be written."""
+        rest = self.optimizer.rest if self.optimizer is not None else {}
+        upper = {weight: weight.data for weight in self.trunks[name].parameters() if weight in rest}
+        for weight, half in upper.items():
+            weight.data = halves.joined(half, rest[weight])
+        try:
+            yield self.trunks[name]
+        finally:
+            for weight, half in upper.items():
+                weight.data = half
 
     def forward(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
         """What a role says of a batch, with gradient if it learns and gradients are on."""
@@ -107,7 +129,7 @@ class Local:
         packed = pack(batch.rows, self.pad, self.pack_width)
         lines, (before_N, last_B) = self._lines(packed), _read_places(packed, batch, wants)
         read_N = torch.from_numpy(np.concatenate([before_N, last_B])).to(self.device)
-        with self._arithmetic(), self._acting(role):
+        with self._acting(role):
             if GROUND in batch.columns and role.trunk in self.adapters:
                 states = _laid(batch.columns[GROUND], packed)
                 hidden = lm.above(self.trunks[role.trunk], states, lines, self.adapters[role.trunk].common_depth(), read_N)
@@ -121,8 +143,6 @@ class Local:
         if "logp" in wants:
             target_N = torch.from_numpy(np.concatenate([r.ids[r.start :] for r in batch.rows])).to(self.device)
             head = self.trunks[role.trunk].get_output_embeddings().weight
-            if head.dtype != hidden_ND.dtype:
-                head = head.to(hidden_ND.dtype)
             logp_N, entropy_N = lm.token_logprobs(hidden_ND, head, target_N, self.temperature, "entropy" in wants)
             out.logp_BT = _spread(logp_N, mask_BT)
             if "entropy" in wants:
@@ -177,6 +197,8 @@ class Local:
         """Gradients of (sum of losses) / weight, micro-batch by micro-batch."""
         metrics: Metrics = {}
         for part in batch.passes(self.tokens_per_pass):
+            if self.optimizer is not None:
+                self.optimizer.another_pass()
             out = Outputs(torch.from_numpy(part.mask_BT).to(self.device))
             for name, wants in needs.items():
                 said = self.forward(name, part, wants)
@@ -194,22 +216,19 @@ class Local:
         """Clip, move every weight that learns by `rate` of its peak rate; the gradient's norm. Not moved when not finite."""
         assert self.optimizer is not None
         weights = self.trained()
-        norm_ = torch.nn.utils.get_total_norm([p.grad for p in weights.values() if p.grad is not None])
-        norm = float(norm_)
+        norm = self.optimizer.norm()
         if not np.isfinite(norm):
-            self.unfinite = [key for key, p in weights.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
+            gradients = self.optimizer.gradients()
+            self.unfinite = [key for key, p in weights.items() if p in gradients and not bool(gradients[p].isfinite().all())]
         else:
-            torch.nn.utils.clip_grads_with_norm_(weights.values(), max_grad_norm, norm_)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["peak"] * rate
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step(rate, min(1.0, max_grad_norm / (norm + 1e-6)))
+        self.optimizer.clear()
         return norm
 
     def forget(self) -> None:
         """The optimizer begins anew: what it remembers belongs to weights that have been left."""
         assert self.optimizer is not None
-        self.optimizer.state.clear()
+        self.optimizer.slots.clear()
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of all that learns: weights, and heads that are solved for with the sums they stand on."""
@@ -220,13 +239,18 @@ class Local:
         assert self.optimizer is not None
         tensors = self._learned()
         for key, parameter in self.trained().items():
-            for slot, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam:{slot}:{key}"] = value.detach().cpu() if isinstance(value, Tensor) else torch.tensor(float(value))
+            for slot, value in self.optimizer.slots.get(parameter, {}).items():
+                tensors[f"adam:{slot}:{key}"] = value.cpu()
         return tensors
 
     def _learned(self) -> dict[str, Tensor]:
-        learned = {key: parameter.detach() for key, parameter in self.trained().items()} | self._solved()
+        learned = {key: parameter.detach() for key, parameter in self.trained().items()} | self._rests() | self._solved()
         return {key: tensor.cpu() for key, tensor in learned.items()}
+
+    def _rests(self) -> dict[str, Tensor]:
+        """What halved weights have beyond their upper half."""
+        rest = self.optimizer.rest if self.optimizer is not None else {}
+        return {f"rest:{key}": rest[parameter] for key, parameter in self.trained().items() if parameter in rest}
 
     def _solved(self) -> dict[str, Tensor]:
         """What heads that are solved for consist of."""
@@ -237,23 +261,24 @@ class Local:
         for key, part in self._solved().items():
             if key in tensors:
                 part.copy_(tensors[key])
+        rests = self._rests()
         for key, parameter in self.trained().items():
+            kept = halves.joined(tensors[key], tensors[f"rest:{key}"]) if f"rest:{key}" in tensors else tensors[key]
             with torch.no_grad():
-                parameter.copy_(tensors[key])
-            slots = {name.split(":")[1]: value for name, value in tensors.items() if name.startswith("adam:") and name.split(":", 2)[2] == key}
-            if slots and self.optimizer is not None:
-                self.optimizer.state[parameter] = {
-                    slot: value.clone() if slot == "step" else value.to(parameter.device).clone() for slot, value in slots.items()
-                }
+                if f"rest:{key}" in rests:
+                    upper, rest = halves.parted(kept.to(torch.float32))
+                    parameter.copy_(upper)
+                    rests[f"rest:{key}"].copy_(rest)
+                else:
+                    parameter.copy_(kept)
+            if self.optimizer is not None and f"adam:step:{key}" in tensors:
+                self.optimizer.put(parameter, {slot: tensors[f"adam:{slot}:{key}"] for slot in SLOTS})
 
     def _lines(self, packed: Packed) -> lm.Lines:
         return lm.Lines(*(torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL)))
 
     def _acting(self, role: Role) -> Any:
         return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
-
-    def _arithmetic(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
 
 
 def _read_places(packed: Packed, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,14 +37,15 @@ Chosen = tuple[Prompt, str]
 
 
 class Experience:
-    """Batches of rollouts for the loop; the sampler is a plain copy of the policy, refreshed before each use."""
+    """Batches of rollouts for the loop; with adapters the sampler is a plain copy of the policy, merged before each use, else the policy itself."""
 
     def __init__(self, job: Job, runtime: Local) -> None:
         self.job, self.runtime, self.cfg = job, runtime, job.recipe.policy
         order = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, "policy/validation", p.id))
         self.held, self.prompts = order[: self.cfg.validation_prompts], order[self.cfg.validation_prompts :]
-        self.sampler = job.model(job.inputs["sft"] / "weights").requires_grad_(False)
-        self.engine = engine(job, self.sampler, self.cfg.max_new_tokens)
+        apart = runtime.roles["policy"].trunk in runtime.adapters or job.recipe.model.compile.on  # compiled layers are not drawn with
+        self.copy: Any = job.model(job.inputs["sft"] / "weights").requires_grad_(False) if apart else None
+        self.engine = engine(job, self.copy or runtime.trunks["policy"], self.cfg.max_new_tokens)
         self.in_flight = Checkpoints(job.folder / "in-flight")
         self.scorers = {source.of: sources.named(source.of) for source in self.cfg.rewards.sources if source.of != "model"}
         self.watched = {of: sources.named(of, "watch") for of in self.cfg.rewards.watch}
@@ -153,14 +155,14 @@ class Experience:
         return [Request(job.chat.prompt(p.prompt), how, uniforms(longest, job.recipe.seed, stream, name, p.id)) for p, name in chosen]
 
     def _sync(self, adapter: str | None) -> None:
-        if "base" in self.runtime.adapters and self.runtime.roles["policy"].trunk == "base":
-            self.runtime.adapters["base"].merge_into(self.sampler, adapter)
-        else:
-            source = self.runtime.trunks["policy" if adapter else "reference"]
+        trunk = self.runtime.roles["policy" if adapter else "reference"].trunk
+        if trunk in self.runtime.adapters:
+            self.runtime.adapters[trunk].merge_into(self.copy, adapter)
+        elif self.copy is not None:
             with torch.no_grad():
-                for mine, theirs in zip(self.sampler.parameters(), source.parameters(), strict=True):
+                for mine, theirs in zip(self.copy.parameters(), self.runtime.trunks[trunk].parameters(), strict=True):
                     mine.copy_(theirs)
-        self.engine.refresh()
+        self.engine.refresh(self.copy or self.runtime.trunks[trunk])
 
     def _rows(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
         return Batch([row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)])

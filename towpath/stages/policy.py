@@ -92,8 +92,7 @@ def _runtime(job: Job, algo: Any) -> Local:
     """The roles an algorithm needs: on one trunk with LoRA, as separate copies with full weights."""
     cfg = job.recipe.policy
     lora = cfg.method == "lora"
-    bfloat16 = not lora and job.dtype == torch.bfloat16
-    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad, temperature=cfg.temperature, autocast=bfloat16)
+    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad, temperature=cfg.temperature, dtype=job.dtype)
     start = _start(job)
     if lora:
         runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)
@@ -166,4 +165,5 @@ def _save(job: Job, runtime: Local) -> None:
         runtime.adapters["base"].merge_into(plain, "policy")
         save_model(job, plain, job.folder / "weights")
     else:
-        save_model(job, runtime.trunks["policy"], job.folder / "weights")
+        with runtime.whole("policy") as trunk:
+            save_model(job, trunk, job.folder / "weights")

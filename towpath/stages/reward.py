@@ -185,7 +185,7 @@ def decided(job: Job) -> list[Pair]:
 
 def _runtime(job: Job) -> Local:
     cfg, lora = job.recipe.reward, job.recipe.reward.method == "lora"
-    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad, autocast=not lora and job.dtype == torch.bfloat16)
+    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad, dtype=job.dtype)
     model = job.trunk(job.inputs["sft"] / "weights", None if lora else torch.float32)
     runtime.add_trunk("base", model, lora)
     head = ScalarHead(model.config.hidden_size, job.recipe.seed).to(job.device)
@@ -290,7 +290,8 @@ def _save(job: Job, runtime: Local, foresight: dict[str, Tensor], number: int = 
     """Adapter or trunk, head, and for the first member what a critic may start from."""
     folder = job.folder / "weights"
     if "base" not in runtime.adapters:
-        save_model(job, runtime.trunks["base"], folder if number == 1 else folder / _called(number))
+        with runtime.whole("base") as trunk:
+            save_model(job, trunk, folder if number == 1 else folder / _called(number))
     folder.mkdir(exist_ok=True)
     head = runtime.roles["reward"].head
     assert head is not None

@@ -36,15 +36,14 @@ def run(job: Job) -> dict[str, Any]:
         max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=max(1, round(per_epoch * cfg.validate_every)), patience=cfg.patience,
     )  # fmt: skip
     standing = train(course, runtime, job, "sft: training")
-    save_model(job, _merged(job, runtime), job.folder / "weights")
+    _save(job, runtime)
     result = {"validation_loss": -standing.best_merit, "steps": len(steps), "best_step": standing.best_step}
     return result | {"epochs": standing.best_step / per_epoch, "demonstrations": len(shown), "validation_rows": len(held)}
 
 
 def _runtime(job: Job) -> Local:
     cfg, lora = job.recipe.sft, job.recipe.sft.method == "lora"
-    full_bf16 = not lora and job.dtype == torch.bfloat16
-    runtime = Local(job.recipe.model.tokens_per_pass, PACKED if cfg.packing else 0, job.chat.pad, autocast=full_bf16)
+    runtime = Local(job.recipe.model.tokens_per_pass, PACKED if cfg.packing else 0, job.chat.pad, dtype=job.dtype)
     runtime.add_trunk("base", job.trunk(dtype=torch.float32 if not lora else None), lora)
     if lora:
         runtime.adapters["base"].add("sft", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
@@ -53,10 +52,12 @@ def _runtime(job: Job) -> Local:
     return runtime
 
 
-def _merged(job: Job, runtime: Local) -> Any:
+def _save(job: Job, runtime: Local) -> None:
     """The tuned model in float32, adapters merged into the very weights that were trained upon."""
     if job.recipe.sft.method == "full":
-        return runtime.trunks["base"]
+        with runtime.whole("base") as plain:
+            save_model(job, plain, job.folder / "weights")
+        return
     plain = job.model().to(torch.float32)
     runtime.adapters["base"].merge_into(plain, "sft")
-    return plain
+    save_model(job, plain, job.folder / "weights")

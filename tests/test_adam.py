@@ -1,0 +1,218 @@
+"""AdamW against torch's own, and weights in halves: nothing is lost of a float32, whatever passes, stops and precisions come between."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from towpath.data.batch import Batch, Row
+from towpath.kernels import build, choice, halves, native, plain
+from towpath.kernels.plain import Move
+from towpath.models import lm
+from towpath.runtime.adam import Adam
+from towpath.runtime.local import Local, Role
+
+FOUND = pytest.mark.skipif(build.library() is None, reason=build.refusal())
+MOVE = Move(0.5, 0.9, 0.99, 1e-2, 3.0, 1e-8, 0.999)
+ROWS = [Row(np.random.default_rng(i).integers(3, 250, 20 + i), 5) for i in range(8)]
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def by_kernels(request, monkeypatch):
+    if request.param == "plain":
+        monkeypatch.setattr(choice, "of", lambda _x: plain)
+    elif build.library() is None:
+        pytest.skip(build.refusal())
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_two_halves_are_the_whole_to_the_bit():
+    bits = torch.randint(-(2**31), 2**31 - 1, (200_000,), generator=torch.Generator().manual_seed(0)).int()
+    ends = torch.tensor([0, -(2**31), 0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, -0x40808000, 1, 0x007FFFFF])
+    x = torch.cat([bits, ends.int()]).view(torch.float32)
+    x = x[x.isfinite() & (x.abs() < 3e38)]
+    upper, rest = halves.parted(x)
+    assert torch.equal(halves.joined(upper, rest).view(torch.int32), x.view(torch.int32))
+    assert torch.equal(halves.upper(x), upper)
+    nearest = (x.bfloat16().double() - x.double()).abs()
+    assert torch.equal((upper.double() - x.double()).abs(), nearest)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_steps_are_those_of_torch(dtype, decay, by_kernels):
+    shapes, betas = ((7, 5), (5000,), (3,)), (0.9, 0.95)
+    ours, theirs = ([nn.Parameter(drawn(*shape, seed=i).to(dtype)) for i, shape in enumerate(shapes)] for _ in range(2))
+    adam = Adam([(1e-2, ours[:2]), (3e-2, ours[2:])], 1e-5, decay, betas)
+    groups = [{"params": theirs[:2], "lr": 1e-2}, {"params": theirs[2:], "lr": 3e-2}]
+    torch_s = torch.optim.AdamW(groups, eps=1e-5, weight_decay=decay, betas=betas)
+    for step in range(20):
+        for i, (one, two) in enumerate(zip(ours, theirs, strict=True)):
+            if i == 2 and step % 3 == 0:
+                continue  # without a gradient it does not move
+            one.grad = drawn(*one.shape, seed=100 * step + i).to(dtype)
+            two.grad = one.grad.clone()
+        norm = adam.norm()
+        assert norm == pytest.approx(float(nn.utils.clip_grad_norm_(theirs, 5.0)), rel=1e-6)
+        adam.step(0.7, min(1.0, 5.0 / (norm + 1e-6)))
+        for group, peak in zip(torch_s.param_groups, (1e-2, 3e-2), strict=True):
+            group["lr"] = 0.7 * peak
+        torch_s.step()
+        adam.clear(), torch_s.zero_grad()
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12 if dtype == torch.float64 else 2e-6, rtol=0)
+
+
+def moved(ops, halved, grad, steps=3):
+    """A weight of 10,001 numbers after some steps, and its moments."""
+    weight, rest = drawn(10_001, seed=1), None
+    if halved:
+        weight, rest = halves.parted(weight)
+    mean, square = torch.zeros(10_001), torch.zeros(10_001)
+    for _ in range(steps):
+        ops.moved(weight, rest, grad, mean, square, MOVE)
+    return halves.joined(weight, rest) if rest is not None else weight, mean, square
+
+
+@FOUND
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_step_is_a_plain_one_and_halves_are_a_float32(dtype):
+    grad = drawn(10_001, seed=2).to(dtype)
+    for ops in (native, plain):
+        assert all(torch.equal(one, two) for one, two in zip(moved(ops, True, grad), moved(ops, False, grad), strict=True))
+    for one, two in zip(moved(native, True, grad), moved(plain, True, grad), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-6)
+    assert float(native.squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-9)
+    assert float(plain.squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-5)  # a sum in float32
+
+
+@FOUND
+def test_a_compiled_step_does_not_depend_on_the_number_of_threads():
+    threads, found, grad = torch.get_num_threads(), [], drawn(10_001, seed=2).bfloat16()
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append([*moved(native, True, grad), native.squares(grad)])
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, two) for other in found[1:] for one, two in zip(found[0], other, strict=True))
+
+
+def test_steps_smaller_than_a_bfloat16_can_tell_are_not_lost(by_kernels):
+    weight = nn.Parameter(torch.ones(1000))
+    adam = Adam([(1e-5, [weight])], 1e-8, 0.0, (0.9, 0.999))
+    adam.halve(weight)
+    for _ in range(1000):
+        weight.grad = torch.ones(1000).bfloat16()
+        adam.step(1.0, 1.0)
+    assert weight.dtype == torch.bfloat16
+    assert halves.joined(weight.detach(), adam.rest[weight]).mean().item() == pytest.approx(0.99, abs=1e-4)
+
+
+def local_of(tiny, dtype=torch.bfloat16, **kwargs):
+    local = Local(dtype=dtype, **kwargs)
+    local.add_trunk("base", copy.deepcopy(tiny).float(), lora=False)
+    local.roles["policy"] = Role(trains=("trunk",))
+    local.start({"policy": 1e-3})
+    return local
+
+
+def learned(local, rows=ROWS):
+    return local.forward_backward({"policy": ("logp",)}, Batch(rows), lambda out, _: (-out.logp_BT.sum(), {}), 200.0)
+
+
+def gradients(local):
+    learned(local)
+    found = {key: local.optimizer.gradients()[p].double() for key, p in local.trained().items()}
+    local.optimizer.clear()
+    return found
+
+
+def error(one, other):
+    return max(float((one[key] - other[key]).norm() / other[key].norm()) for key in other)
+
+
+def test_gradients_of_many_passes_are_summed_in_float32(tiny):
+    """Split into one pass a row the gradient is no further from float32's than in one pass; summed in bfloat16 it would be."""
+    exact = gradients(local_of(tiny, torch.float32))
+    once, split = (gradients(local_of(tiny, tokens_per_pass=size)) for size in (4096, 20))
+    assert 1e-3 < error(once, exact) < 0.05
+    assert error(split, exact) < 1.1 * error(once, exact)
+    twice = local_of(tiny)
+    learned(twice), learned(twice)
+    both = {key: twice.optimizer.gradients()[p].double() / 2 for key, p in twice.trained().items()}
+    assert error(both, once) < 1e-6
+
+
+def test_what_a_token_s_places_say_is_summed_in_float32():
+    weight = nn.Parameter(torch.zeros(5, 3).bfloat16())
+    states = lm._Lookup.apply(weight, torch.full((40, 25), 2), None)
+    states.backward(torch.full_like(states, 1 / 256))
+    assert weight.grad[2].tolist() == [1000 / 256] * 3
+    assert not weight.grad[[0, 1, 3, 4]].any()
+
+
+@pytest.mark.parametrize("pad", [None, 0, 3, 6])
+def test_tokens_are_looked_up_as_torch_does(pad):
+    ids, one = torch.tensor([[0, 3, 3], [1, 0, 5]]), nn.Embedding(7, 4, padding_idx=pad).double()
+    two = nn.Parameter(one.weight.detach().clone())
+    for states in (one(ids), lm._Lookup.apply(two, ids, pad)):
+        (states * torch.arange(24.0).view(2, 3, 4)).sum().backward()
+    assert torch.equal(one.weight.grad, two.grad)
+
+
+def test_a_halved_run_taken_up_again_goes_on_to_the_bit(tiny):
+    straight, stopped = local_of(tiny), local_of(tiny)
+    for local in (straight, stopped):
+        for _ in range(3):
+            learned(local), local.step(1.0, 1.0)
+    kept = {key: tensor.clone() for key, tensor in stopped.state().items()}
+    again = local_of(tiny)
+    again.restore(kept)
+    for local in (straight, again):
+        for _ in range(3):
+            learned(local), local.step(1.0, 1.0)
+    assert straight.state().keys() == again.state().keys()
+    assert all(torch.equal(value, again.state()[key]) for key, value in straight.state().items())
+
+
+def test_weights_kept_in_one_precision_are_taken_up_in_the_other(tiny):
+    """A machine where bfloat16 does not pay goes on from a checkpoint of one where it does, and the other way about."""
+    halved, wide = local_of(tiny), local_of(tiny, torch.float32)
+    for local in (halved, wide):
+        for _ in range(3):
+            learned(local), local.step(1.0, 1.0)
+    for one, other in ((halved, local_of(tiny, torch.float32)), (wide, local_of(tiny))):
+        other.restore(one.state())
+        with one.whole("base") as mine, other.whole("base") as theirs:
+            for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+                assert a.dtype == b.dtype == torch.float32
+                assert torch.equal(a, b)
+
+
+def test_a_trunk_is_written_in_all_its_bits_and_read_by_halves_again(tiny, tmp_path):
+    local = local_of(tiny)
+    learned(local), local.step(1.0, 1.0)
+    before = local.score("policy", Batch(ROWS), ("logp",)).logp_BT
+    with local.whole("base") as trunk:
+        trunk.save_pretrained(tmp_path)
+    assert type(tiny).from_pretrained(tmp_path, dtype="auto").dtype == torch.float32
+    loaded = type(tiny).from_pretrained(tmp_path).state_dict()
+    rest = {key.removeprefix("rest:policy/"): value for key, value in local.state().items() if key.startswith("rest:")}
+    assert all(torch.equal(halves.joined(p.detach(), rest[name]), loaded[name]) for name, p in local.trunks["base"].named_parameters())
+    assert torch.equal(before, local.score("policy", Batch(ROWS), ("logp",)).logp_BT)
+
+
+def test_what_does_not_learn_keeps_the_upper_half_and_says_the_same(tiny):
+    local = Local(dtype=torch.bfloat16)
+    for name in ("policy", "reference"):
+        local.add_trunk(name, copy.deepcopy(tiny).float(), lora=False)
+    local.roles |= {"policy": Role("policy", trains=("trunk",)), "reference": Role("reference")}
+    local.start({"policy": 1e-3})
+    assert {p.dtype for trunk in local.trunks.values() for p in trunk.parameters()} == {torch.bfloat16}
+    assert len(local.optimizer.rest) == len(list(tiny.parameters()))
+    said = [local.score(role, Batch(ROWS), ("logp",)).logp_BT for role in ("policy", "reference")]
+    assert torch.equal(*said)
