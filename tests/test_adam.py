@@ -43,6 +43,16 @@ def test_two_halves_are_the_whole_to_the_bit():
     assert torch.equal((upper.double() - x.double()).abs(), nearest)
 
 
+@FOUND
+def test_a_weight_that_is_neither_whole_nor_halved_is_refused_by_the_kernel_and_moved_in_torch():
+    weight = nn.Parameter(torch.ones(10).bfloat16())
+    with pytest.raises(ValueError, match=r"moved: a weight of torch.bfloat16 without a rest"):
+        native.moved(weight.data, None, torch.ones(10).bfloat16(), torch.zeros(10), torch.zeros(10), MOVE)
+    adam, weight.grad = Adam([(0.1, [weight])], 1e-8, 0.0, (0.9, 0.999)), torch.ones(10).bfloat16()
+    adam.step(1.0, 1.0)
+    assert weight.tolist() == pytest.approx([0.9] * 10, abs=4e-3)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_steps_are_those_of_torch(dtype, decay, by_kernels):

@@ -1,5 +1,5 @@
-// What the layers, the head, the sampler and the optimizer do between matrix products, each in one pass over its rows: read once, reckoned in float32,
-// rounded once. Rows are independent of each other and of the number of threads. Held to plain.py by tests.
+// What the layers, the head, the sampler and the optimizer do between matrix products, each in one pass over its rows: read once, reckoned in
+// float32, rounded once. Rows are independent of each other and of the number of threads. Held to plain.py by tests.
 
 #include <cmath>
 #include <cstdint>

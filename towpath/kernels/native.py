@@ -106,6 +106,8 @@ def squares(x: Tensor) -> Tensor:
 
 
 def moved(weight: Tensor, rest: Tensor | None, grad: Tensor, mean: Tensor, square: Tensor, move: Move) -> None:
+    if (weight.dtype, mean.dtype, square.dtype) != (torch.float32 if rest is None else torch.bfloat16, torch.float32, torch.float32):
+        raise ValueError(f"moved: a weight of {weight.dtype} {'without' if rest is None else 'with'} a rest, moments of {mean.dtype}")
     _run("moved", "pppppn" + "f" * len(move), grad, weight, rest, grad, mean, square, grad.numel(), *move)
 
 

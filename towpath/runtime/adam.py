@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from towpath.kernels import choice, halves
+from towpath.kernels import choice, halves, plain
 from towpath.kernels.plain import Move
 
 SLOTS = "exp_avg", "exp_avg_sq", "step"
@@ -75,7 +75,7 @@ class Adam:
         move = Move(
             scale, first, second, rate / (1 - first**count), 1 / math.sqrt(1 - second**count), self.eps, 1 - rate * self.weight_decay
         )  # fmt: skip
-        ops = choice.of(weight if rest is None else grad)
+        ops = choice.of(mean) if rest is not None or weight.dtype == torch.float32 else plain
         ops.moved(weight.data, rest, grad, mean, square, move)
 
     def clear(self) -> None:
