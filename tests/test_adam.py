@@ -134,8 +134,8 @@ def learned(local, rows=ROWS):
     return local.forward_backward({"policy": ("logp",)}, Batch(rows), lambda out, _: (-out.logp_BT.sum(), {}), 200.0)
 
 
-def gradients(local):
-    learned(local)
+def gradients(local, rows=ROWS):
+    learned(local, rows)
     found = {key: local.optimizer.gradients()[p].double() for key, p in local.trained().items()}
     local.optimizer.clear()
     return found
@@ -146,11 +146,13 @@ def error(one, other):
 
 
 def test_gradients_of_many_passes_are_summed_in_float32(tiny):
-    """Split into one pass a row the gradient is no further from float32's than in one pass; summed in bfloat16 it would be."""
+    """Split into one pass a row the gradient is the rows' own gradients' sum, and no further from float32's than in one pass."""
     exact = gradients(local_of(tiny, torch.float32))
     once, split = (gradients(local_of(tiny, tokens_per_pass=size)) for size in (4096, 20))
     assert 1e-3 < error(once, exact) < 0.05
     assert error(split, exact) < 1.1 * error(once, exact)
+    alone = [gradients(local_of(tiny), [row]) for row in ROWS]
+    assert error(split, {key: torch.stack([one[key] for one in alone]).sum(0) for key in exact}) < 1e-6
     twice = local_of(tiny)
     learned(twice), learned(twice)
     both = {key: twice.optimizer.gradients()[p].double() / 2 for key, p in twice.trained().items()}
