@@ -378,13 +378,13 @@ struct Whole {
 };
 
 struct Halves {
-    uint16_t* upper;
+    bfloat16* upper;
     int16_t* rest;
-    float read(long i) const { return as_float((uint32_t(upper[i]) << 16) + uint32_t(int32_t(rest[i]))); }
+    float read(long i) const { return as_float((uint32_t(upper[i].bits) << 16) + uint32_t(int32_t(rest[i]))); }
     void write(long i, float value) const {
-        uint32_t bits = as_bits(value);
-        upper[i] = uint16_t((bits + 0x8000) >> 16);
-        rest[i] = int16_t(uint16_t(bits));
+        upper[i] = put<bfloat16>(value);
+        int32_t over = int32_t(as_bits(value) - (uint32_t(upper[i].bits) << 16));
+        rest[i] = int16_t(over > 0x7fff ? 0x7fff : over);
     }
 };
 
@@ -407,7 +407,7 @@ void moved(void* weight, int16_t* rest, const T* grad, float* mean, float* squar
     ROWS for (long begin = 0; begin < size; begin += block) {
         long end = begin + block < size ? begin + block : size;
         if (rest)
-            moved_part(Halves{(uint16_t*)weight, rest}, grad, mean, square, begin, end, scale, first, second, rate, spread, eps, kept);
+            moved_part(Halves{(bfloat16*)weight, rest}, grad, mean, square, begin, end, scale, first, second, rate, spread, eps, kept);
         else
             moved_part(Whole{(float*)weight}, grad, mean, square, begin, end, scale, first, second, rate, spread, eps, kept);
     }

@@ -105,7 +105,7 @@ class Local:
             if weight.requires_grad:
                 self.optimizer.halve(weight)
             else:
-                weight.data = halves.upper(weight.data)
+                weight.data = weight.data.to(torch.bfloat16)
 
     @contextmanager
     def whole(self, name: str) -> Iterator[Any]:
