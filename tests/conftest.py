@@ -36,6 +36,17 @@ def tiny(tiny_folder: str):
     return base.load(tiny_folder, torch.float32, "grouped")
 
 
+@pytest.fixture(params=["compiled", "plain"])
+def by_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either implementation of what lies between the products."""
+    from towpath.kernels import build, choice, plain
+
+    if request.param == "plain":
+        monkeypatch.setattr(choice, "of", lambda _x: plain)
+    elif build.library() is None:
+        pytest.skip(build.refusal())
+
+
 @pytest.fixture(scope="session")
 def chat(tiny_folder: str):
     from towpath.data.chat import Chat

@@ -11,9 +11,9 @@ import towpath as tp
 from towpath.algos import ppo
 from towpath.data.batch import Batch, Row
 from towpath.data.draws import uniforms
-from towpath.kernels import build, choice, halves, native, plain
+from towpath.kernels import build, halves, native, plain
 from towpath.kernels.plain import Move
-from towpath.models import lm
+from towpath.models import base, lm
 from towpath.recipe import Decoding
 from towpath.rollout.engine import Request
 from towpath.rollout.local import LocalEngine
@@ -25,14 +25,6 @@ from towpath.stages.experience import Experience
 FOUND = pytest.mark.skipif(build.library() is None, reason=build.refusal())
 MOVE = Move(0.5, 0.9, 0.99, 1e-2, 3.0, 1e-8, 0.999)
 ROWS = [Row(np.random.default_rng(i).integers(3, 250, 20 + i), 5) for i in range(8)]
-
-
-@pytest.fixture(params=["compiled", "plain"])
-def by_kernels(request, monkeypatch):
-    if request.param == "plain":
-        monkeypatch.setattr(choice, "of", lambda _x: plain)
-    elif build.library() is None:
-        pytest.skip(build.refusal())
 
 
 def drawn(*shape, seed=0):
@@ -253,14 +245,14 @@ def test_a_trunk_is_written_in_all_its_bits_and_read_by_halves_again(tiny, tmp_p
     assert torch.equal(before, local.score("policy", Batch(ROWS), ("logp",)).logp_BT)
 
 
-def test_what_does_not_learn_keeps_the_upper_half_and_says_the_same(tiny):
+def test_what_learns_begins_as_the_same_model_loaded_in_bfloat16(tiny_folder):
     local = Local(dtype=torch.bfloat16)
-    for name in ("policy", "reference"):
-        local.add_trunk(name, copy.deepcopy(tiny).float(), lora=False)
+    for name, dtype in (("policy", torch.float32), ("reference", torch.bfloat16)):
+        local.add_trunk(name, base.load(tiny_folder, dtype, "grouped"), lora=False)
     local.roles |= {"policy": Role("policy", trains=("trunk",)), "reference": Role("reference")}
     local.start({"policy": 1e-3})
     assert {p.dtype for trunk in local.trunks.values() for p in trunk.parameters()} == {torch.bfloat16}
-    assert len(local.optimizer.rest) == len(list(tiny.parameters()))
+    assert len(local.optimizer.rest) == len(list(local.trunks["policy"].parameters()))
     said = [local.score(role, Batch(ROWS), ("logp",)).logp_BT for role in ("policy", "reference")]
     assert torch.equal(*said)
 

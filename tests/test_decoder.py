@@ -9,7 +9,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from towpath.data.batch import Batch, Row
-from towpath.kernels import build, choice, plain
 from towpath.models import attention, decoder, lm
 from towpath.models.adapters import Adapters
 from towpath.runtime.local import Local, Role
@@ -65,15 +64,6 @@ def measured(model, lora, read="all"):
 def distance(one, other):
     """The largest relative distance of any of the tensors."""
     return max(float((one[key].double() - other[key].double()).norm() / other[key].double().norm()) for key in other)
-
-
-@pytest.fixture(params=["compiled", "plain"])
-def by_kernels(request, monkeypatch):
-    """Either implementation of what lies between the products."""
-    if request.param == "plain":
-        monkeypatch.setattr(choice, "of", lambda _x: plain)
-    elif build.library() is None:
-        pytest.skip(build.refusal())
 
 
 @pytest.mark.parametrize("read", READ)

@@ -56,7 +56,7 @@ class Stack:
         self.packed: Tensor | None = None
         """The weights as the processor reads them fastest, while nothing learns."""
 
-    def weight(self, dtype: torch.dtype) -> Tensor:
+    def weight(self) -> Tensor:
         """[N,D] of all layers."""
         places = [self.whole[begin:end].data_ptr() for begin, end in zip(self.begins, self.ends, strict=True)]
         if places != [base.weight.data_ptr() for base in self.bases]:
@@ -64,10 +64,10 @@ class Stack:
                 self.whole = torch.cat([base.weight.detach() for base in self.bases])
             for base, begin, end in zip(self.bases, self.begins, self.ends, strict=True):
                 base.weight.data = self.whole[begin:end]
-        return self.whole.to(dtype)
+        return self.whole
 
-    def bias(self, dtype: torch.dtype) -> Tensor | None:
-        return None if self.bases[0].bias is None else torch.cat([base.bias.detach() for base in self.bases]).to(dtype)
+    def bias(self) -> Tensor | None:
+        return None if self.bases[0].bias is None else torch.cat([base.bias.detach() for base in self.bases])
 
     def adapter(self) -> str | None:
         """The adapter that is active and present here."""
@@ -98,13 +98,13 @@ class Stack:
 
     def forward(self, x_TD: Tensor, low: Low | None) -> Tensor:
         if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x_TD, self.packed, self.bias(x_TD.dtype), "none", [], "")
-        y_TN = F.linear(x_TD, self.weight(x_TD.dtype), self.bias(x_TD.dtype))
+            return torch.ops.mkldnn._linear_pointwise(x_TD, self.packed, self.bias(), "none", [], "")
+        y_TN = F.linear(x_TD, self.weight(), self.bias())
         return y_TN if low is None else y_TN.addmm_(x_TD @ low.a.T, low.b)
 
     def below(self, grad_TN: Tensor, low: Low | None) -> tuple[Tensor, Tensor | None]:
         """The gradients by the states, and by what an adapter makes of them [T,R]."""
-        grad_TD, narrow_TR = grad_TN @ self.weight(grad_TN.dtype), self.narrowed(grad_TN, low)
+        grad_TD, narrow_TR = grad_TN @ self.weight(), self.narrowed(grad_TN, low)
         return grad_TD if low is None or narrow_TR is None else grad_TD.addmm_(narrow_TR, low.a), narrow_TR
 
     def narrowed(self, grad_TN: Tensor, low: Low | None) -> Tensor | None:
@@ -119,7 +119,7 @@ class Stack:
 
     def _by_weights(self, grad_TN: Tensor, x_TD: Tensor) -> list[Tensor]:
         sums = [grad_TN.T @ x_TD] + ([grad_TN.sum(0)] if self.bases[0].bias is not None else [])
-        return [whole.to(self.whole.dtype)[begin:end] for whole in sums for begin, end in zip(self.begins, self.ends, strict=True)]
+        return [whole[begin:end] for whole in sums for begin, end in zip(self.begins, self.ends, strict=True)]
 
     def _by_adapter(self, name: str, by_a: Tensor, by_b: Tensor) -> list[Tensor]:
         layers: Any = self.linears
@@ -283,7 +283,7 @@ def through(model: Any, states_PLD: Tensor, position_PL: Tensor, mask: Tensor, p
     if rows_N is None:
         return grid.lines(x_TD)
     x_ND = x_TD if layers else x_TD[rows_N]
-    return model.base_model.norm(x_ND).to(x_ND.dtype)
+    return model.base_model.norm(x_ND)
 
 
 def read(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
@@ -313,7 +313,7 @@ def packed(model: Any) -> Iterator[Callable[[Tensor], Tensor]]:
     whole = torch.ops.mkldnn._reorder_linear_weight(head.weight.detach())
     try:
         for stack in stacks:
-            stack.packed = torch.ops.mkldnn._reorder_linear_weight(stack.weight(model.dtype))
+            stack.packed = torch.ops.mkldnn._reorder_linear_weight(stack.weight())
         yield lambda x: torch.ops.mkldnn._linear_pointwise(x, whole, head.bias, "none", [], "")
     finally:
         for stack in stacks:

@@ -60,7 +60,7 @@ def _through(model: Any, lines: Lines, part: slice, read_N: Tensor | None, state
             out = body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state.flatten(0, 1)
         return out if read_N is None else out[read_N]
     begun = _Lookup.apply(body.embed_tokens.weight, lines.ids_PL, body.embed_tokens.padding_idx) if states_PLD is None else states_PLD
-    return decoder.through(model, begun.to(model.dtype), lines.position_PL, mask, part, lines.segment_PL > 0, read_N)
+    return decoder.through(model, begun, lines.position_PL, mask, part, lines.segment_PL > 0, read_N)
 
 
 class _Lookup(torch.autograd.Function):

@@ -31,7 +31,7 @@ class Adam:
 
     def halve(self, weight: nn.Parameter) -> None:
         """From now on the weight itself is the upper half."""
-        weight.data, self.rest[weight] = halves.parted(weight.data)
+        weight.data, self.rest[weight] = halves.parted(weight.data.float())
         weight.register_post_accumulate_grad_hook(self._summed)
 
     def another_pass(self) -> None:

@@ -61,7 +61,7 @@ class Local:
         self.optimizer: Adam | None = None
         self.tokens_per_pass, self.pack_width, self.pad = tokens_per_pass, pack_width, pad
         self.temperature, self.dtype = temperature, dtype
-        """What passes read float32 trunks in once learning has started."""
+        """What passes read a trunk in that learns; others are read as they were loaded."""
         self.unfinite: list[str] = []
         """Weights whose gradient was not finite when last one was not."""
 
@@ -90,8 +90,7 @@ class Local:
         return found
 
     def start(self, rates: Mapping[str, float], eps: float = 1e-8, weight_decay: float = 0.0) -> None:
-        """Open the weights that learn and give them an optimizer: one rate a role, one more for `role/head` where named. In bfloat16 float32
-        trunks are halved, and what does not learn keeps the upper half alone."""
+        """Open the weights that learn and give them an optimizer: one rate a role, one more for `role/head` where named."""
         groups: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained().items():
             parameter.requires_grad_(True)
@@ -100,12 +99,10 @@ class Local:
             groups.setdefault(own, []).append(parameter)
         betas = 0.9, 0.95 if weight_decay else 0.999
         self.optimizer = Adam([(rates[name], weights) for name, weights in groups.items()], eps, weight_decay, betas)
-        plain = [trunk for name, trunk in self.trunks.items() if name not in self.adapters]
-        for weight in [weight for trunk in plain for weight in trunk.parameters() if self.dtype == torch.bfloat16 and weight.dtype == torch.float32]:
-            if weight.requires_grad:
-                self.optimizer.halve(weight)
-            else:
-                weight.data = weight.data.to(torch.bfloat16)
+        for role in self.roles.values():
+            if "trunk" in role.trains and self.dtype == torch.bfloat16:
+                for weight in self.trunks[role.trunk].parameters():
+                    self.optimizer.halve(weight)
 
     @contextmanager
     def whole(self, name: str) -> Iterator[Any]:
@@ -266,11 +263,9 @@ class Local:
             kept = halves.joined(tensors[key], tensors[f"rest:{key}"]) if f"rest:{key}" in tensors else tensors[key]
             with torch.no_grad():
                 if f"rest:{key}" in rests:
-                    upper, rest = halves.parted(kept.to(torch.float32))
-                    parameter.copy_(upper)
+                    kept, rest = halves.parted(kept)
                     rests[f"rest:{key}"].copy_(rest)
-                else:
-                    parameter.copy_(kept)
+                parameter.copy_(kept)
             if self.optimizer is not None and f"adam:step:{key}" in tensors:
                 self.optimizer.put(parameter, {slot: tensors[f"adam:{slot}:{key}"] for slot in SLOTS})
 

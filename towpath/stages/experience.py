@@ -44,8 +44,9 @@ class Experience:
         order = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, "policy/validation", p.id))
         self.held, self.prompts = order[: self.cfg.validation_prompts], order[self.cfg.validation_prompts :]
         apart = runtime.roles["policy"].trunk in runtime.adapters or job.recipe.model.compile.on  # compiled layers are not drawn with
-        self.copy: Any = job.model(job.inputs["sft"] / "weights").requires_grad_(False) if apart else None
-        self.engine = engine(job, self.copy or runtime.trunks["policy"], self.cfg.max_new_tokens)
+        self.drawn: Any = job.model(job.inputs["sft"] / "weights").requires_grad_(False) if apart else None
+        """The copy, where there is one."""
+        self.engine = engine(job, self.drawn or runtime.trunks["policy"], self.cfg.max_new_tokens)
         self.in_flight = Checkpoints(job.folder / "in-flight")
         self.scorers = {source.of: sources.named(source.of) for source in self.cfg.rewards.sources if source.of != "model"}
         self.watched = {of: sources.named(of, "watch") for of in self.cfg.rewards.watch}
@@ -157,12 +158,12 @@ class Experience:
     def _sync(self, adapter: str | None) -> None:
         trunk = self.runtime.roles["policy" if adapter else "reference"].trunk
         if trunk in self.runtime.adapters:
-            self.runtime.adapters[trunk].merge_into(self.copy, adapter)
-        elif self.copy is not None:
+            self.runtime.adapters[trunk].merge_into(self.drawn, adapter)
+        elif self.drawn is not None:
             with torch.no_grad():
-                for mine, theirs in zip(self.copy.parameters(), self.runtime.trunks[trunk].parameters(), strict=True):
+                for mine, theirs in zip(self.drawn.parameters(), self.runtime.trunks[trunk].parameters(), strict=True):
                     mine.copy_(theirs)
-        self.engine.refresh(self.copy or self.runtime.trunks[trunk])
+        self.engine.refresh(self.drawn or self.runtime.trunks[trunk])
 
     def _rows(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
         return Batch([row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)])

@@ -102,7 +102,7 @@ def _runtime(job: Job, algo: Any) -> Local:
         runtime.roles |= {"policy": Role(adapter="policy", trains=("adapter",)), "reference": Role()}
     else:
         runtime.add_trunk("policy", job.trunk((start or job.inputs["sft"]) / "weights", torch.float32), lora=False)
-        runtime.add_trunk("reference", job.trunk(job.inputs["sft"] / "weights", torch.float32), lora=False)  # the policy's own arithmetic
+        runtime.add_trunk("reference", job.trunk(job.inputs["sft"] / "weights"), lora=False)
         runtime.roles |= {"policy": Role("policy", trains=("trunk",)), "reference": Role("reference")}
     reward = next((path for name, path in reversed(job.inputs.items()) if name.startswith("reward")), None)
     if reward:
