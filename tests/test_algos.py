@@ -76,6 +76,29 @@ def test_row_order_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_loss_is_the_sum_of_what_is_said_of_each_role(name):
+    algo, batch = make(name)
+    cfg = CONFIG[name]
+    prepared = algo.prepare(batch, cfg, KNOBS)
+    out, leaves = outputs(prepared)
+    whole, metrics = algo.loss(out, prepared, cfg, KNOBS)
+    slopes = torch.autograd.grad(whole, leaves, allow_unused=True)
+    summed, told = 0.0, {}
+    for wants in algo.TRAINS.values():
+        part = Outputs(out.mask_BT)
+        for want in wants:
+            field = f"{want}_B" if want == "score" else f"{want}_BT"
+            setattr(part, field, getattr(out, field))
+        cost, more = algo.loss(part, prepared, cfg, KNOBS)
+        assert not told.keys() & more.keys()
+        summed, told = summed + cost, told | more
+    torch.testing.assert_close(summed, whole)
+    assert told == metrics
+    for one, other in zip(torch.autograd.grad(summed, leaves, allow_unused=True), slopes, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_micro_batches_add_up(name):
     algo, batch = make(name)
     cfg = CONFIG.get(name)

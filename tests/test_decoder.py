@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import contextmanager
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from towpath.data.batch import Batch, Row
-from towpath.models import attention, decoder, lm
+from towpath.models import attention, decoder, lines, lm
 from towpath.models.adapters import Adapters
+from towpath.models.lines import Lines
 from towpath.runtime.local import Local, Role
 
 KINDS = {"llama": (LlamaForCausalLM, LlamaConfig), "mistral": (MistralForCausalLM, MistralConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
@@ -55,7 +57,7 @@ def measured(model, lora, read="all"):
         adapters.switch.active = "policy"
     else:
         learned = dict(model.named_parameters())
-    states = lm.hidden(model, lm.Lines(ids, POSITION, SEGMENT, SEGMENT), READ[read])
+    states = lm.hidden(model, Lines(ids, POSITION, SEGMENT, SEGMENT), READ[read])
     weight = torch.randn(states.shape, generator=torch.Generator().manual_seed(3)).to(states.dtype)
     (states * weight).sum().backward()
     return {"states": states.detach(), **{name: part.grad for name, part in learned.items()}}
@@ -74,6 +76,41 @@ def test_states_and_gradients_are_those_of_transformers(kind, lora, read, by_ker
     ours = measured(made(kind), lora, read)
     with by_transformers(monkeypatch):
         assert distance(ours, measured(made(kind), lora, read)) < 2e-5
+
+
+@pytest.fixture(params=["together", "apart"])
+def cut(request, monkeypatch):
+    """Attention over all lines at once, or over each length by itself."""
+    monkeypatch.setattr(lines, "APART", 1 if request.param == "apart" else 10**9)
+    return {"together": 1, "apart": 3}[request.param]
+
+
+@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_lines_of_several_lengths_say_what_they_say_to_transformers(lora, read, cut, by_kernels, monkeypatch):
+    monkeypatch.setitem(globals(), "SEGMENT", ragged := torch.zeros_like(SEGMENT))
+    for line, tokens in enumerate((11, 10, 5, 5)):
+        ragged[line, :tokens] = 1
+    monkeypatch.setitem(READ, "all", (ragged > 0).flatten().nonzero()[:, 0])
+    monkeypatch.setitem(READ, "some", torch.tensor([2, 3, 9, 14, 14, 25, 33, 37]))
+    assert len(lines.alike([11, 10, 5, 5])) == cut
+    ours = measured(made("llama"), lora, read)
+    with by_transformers(monkeypatch):
+        assert distance(ours, measured(made("llama"), lora, read)) < 2e-5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lines_are_cut_where_attention_costs_least(seed):
+    draw = np.random.default_rng(seed)
+    lengths = sorted(draw.integers(5, 300, 9).tolist(), reverse=True)
+
+    def cost(cuts):
+        return sum(lines.APART + (end - begin) * lengths[begin] ** 2 for begin, end in pairwise((0, *cuts, 9)))
+
+    least = min(cost(cuts) for some in range(9) for cuts in combinations(range(1, 9), some))
+    found = lines.alike(lengths)
+    assert cost([part.start for part in found[1:]]) == least
+    assert [i for part in found for i in range(9)[part]] == list(range(9))
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

@@ -288,6 +288,32 @@ def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, fami
         torch.testing.assert_close(shared, apart, atol=2e-5, rtol=1e-4)
 
 
+def test_one_role_s_way_back_is_done_before_the_next_speaks(tiny, monkeypatch):
+    local = runtime(copy.deepcopy(tiny), lora=True)
+    for name in ("policy", "critic"):
+        local.adapters["base"].add(name, 4, 4.0, 0)
+        local.roles[name] = Role(adapter=name, trains=("adapter",))
+    local.start({"policy": 1e-3, "critic": 1e-3})
+    seen, forward = [], Local.forward
+
+    def spoken(self, name, batch, wants):
+        seen.append((name, sorted({key.split("/")[0] for key, p in self.trained().items() if p.grad is not None})))
+        return forward(self, name, batch, wants)
+
+    monkeypatch.setattr(Local, "forward", spoken)
+    local.forward_backward({"policy": ("logp",), "critic": ("logp",)}, Batch(ROWS), lambda out, _: (out.logp_BT.sum(), {}), 1.0)
+    assert [name for name, _ in seen] == ["policy", "critic"] * (len(seen) // 2)
+    assert seen[0][1] == []
+    assert seen[1][1] == ["policy"]
+
+
+def test_lines_of_a_row_each_come_longest_first():
+    rows = [Row(np.arange(number, number + size), 1) for number, size in enumerate((7, 30, 12, 30, 5))]
+    packed = pack(rows, pad=0)
+    assert (packed.segment_PL > 0).sum(1).tolist() == [30, 30, 12, 7, 5]
+    assert [packed.ids_PL.flatten()[place].tolist() for place in packed.places] == [row.ids.tolist() for row in rows]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_packed_lines_hold_little_padding_and_cost_no_more_than_a_line_a_row(seed):
     draw = np.random.default_rng(seed)

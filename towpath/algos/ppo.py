@@ -1,5 +1,6 @@
 """PPO with a critic (arXiv 1707.06347, in the form of 1909.08593 and 2009.01325).  B rows, T answer tokens."""
 
+import torch
 from torch import Tensor
 
 from towpath.algos import functional as F
@@ -32,9 +33,13 @@ def weigh(batch: Batch, cfg: Policy) -> float:
 
 
 def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
-    """Sum over tokens of the clipped surrogate and the weighted value error."""
-    mask, c = out.mask_BT, batch.columns
-    total, metrics = surrogate.loss(out, batch, cfg.ppo.clip, cfg.ppo.clip)
-    error = F.clipped_value_loss(out.value_BT[mask], c["value"][mask], c["returns"][mask], cfg.ppo.value_clip)
-    metrics["value_loss"] = float(error.detach().sum()), weigh(batch, cfg)
-    return knobs["policy_weight"] * total + cfg.ppo.value_weight * error.sum(), metrics
+    """Sum over tokens of the clipped surrogate, where the policy has spoken, and of the weighted value error, where the critic has."""
+    mask, c, total, metrics = out.mask_BT, batch.columns, torch.zeros(()), Metrics()
+    if out.logp_BT.numel():
+        cost, metrics = surrogate.loss(out, batch, cfg.ppo.clip, cfg.ppo.clip)
+        total = total + knobs["policy_weight"] * cost
+    if out.value_BT.numel():
+        error = F.clipped_value_loss(out.value_BT[mask], c["value"][mask], c["returns"][mask], cfg.ppo.value_clip)
+        metrics["value_loss"] = float(error.detach().sum()), weigh(batch, cfg)
+        total = total + cfg.ppo.value_weight * error.sum()
+    return total, metrics

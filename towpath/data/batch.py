@@ -122,10 +122,10 @@ class Packed:
 
 def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
     """Rows laid into lines at most as wide as `width`, or as the longest row; 0 gives a line to each row, or to several that share a prompt
-    where that is less work."""
+    where that is less work, the longest first."""
     bundles = _bundles(rows)
     sizes = [rows[bundle[0]].start + sum(rows[i].answer_length for i in bundle) for bundle in bundles]
-    lines, width = _lines(sizes, width) if width else (list(range(len(bundles))), max(sizes))
+    lines, width = _lines(sizes, width) if width else (np.argsort(_longest_first(sizes)).tolist(), max(sizes))
     used, count = [0] * (max(lines) + 1), [0] * (max(lines) + 1)
     ids_PL = np.full((len(used), width), pad, dtype=np.int64)
     position_PL, segment_PL, parent_PL = (np.zeros_like(ids_PL) for _ in range(3))

@@ -1,7 +1,8 @@
 """The layers of Llama's family, forward and back, written out: one node of the graph a layer, products of what reads the same states
 stacked into one, adapters added by accumulating products, `kernels` between the products. Held to transformers' own layers by a test.
 
-T tokens in the S places of P lines of L, N of them read, D width, H query heads and K key-value heads of width W, R rank.
+T tokens, N of them read, D width, H query heads and K key-value heads of width W, R rank. For attention alone tokens lie in the S places of
+lines, P lines of L side by side.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from towpath.kernels import choice
 from towpath.kernels.plain import Turn
 from towpath.models.adapters import LoraLinear
 from towpath.models.attention import NAME
+from towpath.models.lines import Lines, alike, attention_mask
 
 FAMILIES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 
@@ -131,16 +133,18 @@ class Stack:
         return found_a + found_b
 
 
-class Grid(NamedTuple):
-    """The lines that attention sees: angles and mask of every place, and which place each token has, or none where every place has one.
-    Only attention works on what is no token."""
+class Block(NamedTuple):
+    """Lines that attention takes together: angles and mask of every place, which of all tokens are theirs, and which place each of them has,
+    or none where every place has one. Only attention works on what is no token."""
 
     turn: Turn
     mask: Tensor
+    part: slice = slice(None)
     place_T: Tensor | None = None
 
     def lines(self, x_TD: Tensor) -> Tensor:
-        """Tokens in their places, zeros in the others."""
+        """Of all tokens these, in their places, zeros in the others."""
+        x_TD = x_TD[self.part]
         if self.place_T is None:
             return x_TD
         places = self.mask.shape[0] * self.mask.shape[2]
@@ -169,14 +173,14 @@ class Layer:
         found = [weight for stack in self.stacks for weight in stack.learned()]
         return found if self.qkv.adapter() is not None else [*found, *(norm.weight for norm in self.norms)]
 
-    def __call__(self, x_TD: Tensor, grid: Grid, rows_N: Tensor | None = None) -> Tensor:
+    def __call__(self, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None = None) -> Tensor:
         learned = self.learned()
         if torch.is_grad_enabled() and (x_TD.requires_grad or any(weight.requires_grad for weight in learned)):
-            return _Node.apply(x_TD, grid, rows_N, self, *learned)  # pyright: ignore[reportReturnType]
-        return self.forward(x_TD, grid, rows_N)[0]
+            return _Node.apply(x_TD, blocks, rows_N, self, *learned)  # pyright: ignore[reportReturnType]
+        return self.forward(x_TD, blocks, rows_N)[0]
 
     def forward(
-        self, x_TD: Tensor, grid: Grid, rows_N: Tensor | None = None, seen: Any = None
+        self, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None = None, seen: Any = None
     ) -> tuple[Tensor, list[Low | None], tuple[Tensor, ...]]:
         """The layer's output, of some rows alone where they are named, and what the way back needs; with a layer of a cache, keys and values
         join those it has seen."""
@@ -184,10 +188,10 @@ class Layer:
         n1_TD, s1_T1 = ops.normed(x_TD, first.weight.detach(), first.variance_epsilon)
         qkv, kept = self.qkv.forward(n1_TD, lows[0]), ()
         if hasattr(seen, "column"):
-            mixed_TD = ops.answered(qkv, grid.turn, grid.mask, *seen.column(), self.heads)
+            mixed_TD = ops.answered(qkv, blocks[0].turn, blocks[0].mask, *seen.column(), self.heads)
         else:
-            mixed_SD, kept = self._mixed(grid.lines(qkv), grid.turn, grid.mask, seen)
-            mixed_TD = grid.tokens(mixed_SD)
+            found = [self._mixed(qkv, block, seen) for block in blocks]
+            mixed_TD, kept = _joined([mixed for mixed, _ in found]), [part for _, parts in found for part in parts]
         if rows_N is not None:
             mixed_TD, x_TD = mixed_TD[rows_N], x_TD[rows_N]
         y_TD = self.out.forward(mixed_TD, lows[1]).add_(x_TD)
@@ -196,30 +200,39 @@ class Layer:
         z_TD = self.down.forward(ops.gated(inner), lows[3]).add_(y_TD)
         return z_TD, lows, (s1_T1, *kept, mixed_TD, y_TD, s2_T1, inner)
 
-    def _mixed(self, qkv: Tensor, turn: Turn, mask: Tensor, seen: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What attention gives each row, and queries, keys, values and weights."""
-        lines, ops = mask.shape[0], choice.of(qkv)
-        q, k, v = ops.laid(qkv, turn, self.heads, self.key_heads)
+    def _mixed(self, qkv: Tensor, block: Block, seen: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What attention gives each token of a block, and queries, keys, values and weights."""
+        lines, ops = block.mask.shape[0], choice.of(qkv)
+        q, k, v = ops.laid(block.lines(qkv), block.turn, self.heads, self.key_heads)
         if seen is not None:
             k, v = (x.flatten(0, 1) for x in seen.update(*(x.view(lines, self.key_heads, -1, self.width) for x in (k, v))))
-        weights = ops.attended(torch.bmm(q, k.transpose(1, 2)), mask, self.heads)
-        return _rows(torch.bmm(weights, v), lines, self.heads), (q, k, v, weights)
+        weights = ops.attended(torch.bmm(q, k.transpose(1, 2)), block.mask, self.heads)
+        return block.tokens(_rows(torch.bmm(weights, v), lines, self.heads)), (q, k, v, weights)
+
+    def mixed_back(self, by_mixed: Tensor, block: Block, kept: list[Tensor]) -> Tensor:
+        """The way back from what attention gave a block's tokens to what it was given."""
+        (q, k, v, weights), ops = kept, choice.of(by_mixed)
+        by_mixed = _heads(block.lines(by_mixed), len(block.mask), self.key_heads, self.width)
+        by_v = torch.bmm(weights.transpose(1, 2), by_mixed)
+        by_scores = torch.ops.aten._softmax_backward_data(torch.bmm(by_mixed, v.transpose(1, 2)), weights, -1, weights.dtype)
+        by_q, by_k = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
+        return block.tokens(ops.laid_back(by_q, by_k, by_v, block.turn, self.heads, self.key_heads))
 
 
 class _Node(torch.autograd.Function):
     """A layer in the graph: what it saves is what its way back cannot make again by a multiplication."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, grid: Grid, rows_N: Tensor | None, layer: Layer, *learned: Tensor) -> Tensor:
-        z_TD, ctx.lows, kept = layer.forward(x_TD.detach(), grid, rows_N)
+    def forward(ctx: Any, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None, layer: Layer, *learned: Tensor) -> Tensor:
+        z_TD, ctx.lows, kept = layer.forward(x_TD.detach(), blocks, rows_N)
         ctx.save_for_backward(x_TD, *kept)
-        ctx.layer, ctx.grid, ctx.rows_N = layer, grid, rows_N
+        ctx.layer, ctx.blocks, ctx.rows_N = layer, blocks, rows_N
         return z_TD
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, s1, q, k, v, weights, mixed, y, s2, inner = ctx.saved_tensors
-        layer, grid, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.grid, ctx.lows
+        x, s1, *attention, mixed, y, s2, inner = ctx.saved_tensors
+        layer, blocks, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.blocks, ctx.lows
         ops, grad_TD = choice.of(x), grad_TD.contiguous()
         below, learns = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
         whole = learns and low_qkv is None
@@ -236,11 +249,7 @@ class _Node(torch.autograd.Function):
         by_out = layer.out.slopes(by_y, mixed, low_out, narrow) if learns else []
         if ctx.rows_N is not None:
             by_mixed, by_y = (part.new_zeros(len(x), part.shape[1]).index_add_(0, ctx.rows_N, part) for part in (by_mixed, by_y))
-        by_mixed = _heads(grid.lines(by_mixed), len(grid.mask), layer.key_heads, layer.width)
-        by_v = torch.bmm(weights.transpose(1, 2), by_mixed)
-        by_scores = torch.ops.aten._softmax_backward_data(torch.bmm(by_mixed, v.transpose(1, 2)), weights, -1, weights.dtype)
-        by_q, by_k = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
-        by_qkv = grid.tokens(ops.laid_back(by_q, by_k, by_v, grid.turn, layer.heads, layer.key_heads))
+        by_qkv = _joined([layer.mixed_back(by_mixed, block, attention[4 * place : 4 * place + 4]) for place, block in enumerate(blocks)])
         by_x, by_first = None, None
         if below or whole:
             by_n1, narrow = layer.qkv.below(by_qkv, low_qkv)
@@ -250,6 +259,10 @@ class _Node(torch.autograd.Function):
         by_heads = layer.qkv.slopes(by_qkv, ops.weighed(x, s1, first), low_qkv, narrow) if learns else []
         found = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
         return by_x if below else None, None, None, None, *found, *((by_first, by_second) if whole else ())
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _rows(mixed: Tensor, lines: int, heads: int) -> Tensor:
@@ -271,32 +284,43 @@ def layers_of(model: Any) -> list[Layer]:
     return model._decoder
 
 
-def through(model: Any, states_PLD: Tensor, position_PL: Tensor, mask: Tensor, part: slice, token_PL: Tensor, read_N: Tensor | None) -> Tensor:
-    """The states of all places [S,D] after some of the layers, zeros where no token is; with the places that are read, theirs [N,D] after the
-    final norm: what the last layer would do for others is not done."""
-    token_S, layers = token_PL.flatten(), layers_of(model)[part]
-    grid = Grid(_angles(model, states_PLD, position_PL), mask, None if bool(token_S.all()) else token_S.nonzero()[:, 0])
-    x_TD = grid.tokens(states_PLD.flatten(0, 1))
+def through(model: Any, x_TD: Tensor, lines: Lines, part: slice, read_N: Tensor | None) -> Tensor:
+    """What some of the layers make of the tokens' states, laid into all places of the lines [S,D], zeros where no token is; with the places
+    that are read, theirs [N,D] after the final norm: what the last layer would do for others is not done."""
+    token_S, layers, blocks = (lines.segment_PL > 0).flatten(), layers_of(model)[part], _blocks(model, x_TD, lines)
     rows_N = None if read_N is None else token_S.cumsum(0)[read_N] - 1
     for place, layer in enumerate(layers, 1):
-        x_TD = layer(x_TD, grid, rows_N if place == len(layers) else None)
+        x_TD = layer(x_TD, blocks, rows_N if place == len(layers) else None)
     if rows_N is None:
-        return grid.lines(x_TD)
-    x_ND = x_TD if layers else x_TD[rows_N]
-    return model.base_model.norm(x_ND)
+        return x_TD.new_zeros(len(token_S), x_TD.shape[1]).index_copy_(0, token_S.nonzero()[:, 0], x_TD)
+    return model.base_model.norm(x_TD if layers else x_TD[rows_N])
+
+
+def _blocks(model: Any, x_TD: Tensor, lines: Lines) -> list[Block]:
+    """Lines of about one length together, in their order."""
+    cos, sin = _angles(model, x_TD, lines.position_PL)
+    tokens_P = (lines.segment_PL > 0).sum(1).tolist()
+    found, before = [], 0
+    for some in alike(tokens_P):
+        tokens, width = sum(tokens_P[some]), max(tokens_P[some])
+        segment_PL, parent_PL = lines.segment_PL[some, :width], lines.parent_PL[some, :width]
+        place_T = None if tokens == segment_PL.numel() else (segment_PL > 0).flatten().nonzero()[:, 0]
+        turn = cos[some, :, :width].contiguous(), sin[some, :, :width].contiguous()
+        found.append(Block(turn, attention_mask(segment_PL, x_TD.dtype, parent_PL), slice(before, before := before + tokens), place_T))
+    return found
 
 
 def read(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """Last hidden states [B,D] of what is read after all that the cache has seen; the cache sees it too."""
     states_BLD = model.base_model.embed_tokens(ids_BL)
-    grid, x_TD = Grid(_angles(model, states_BLD, position_BL), mask), states_BLD.flatten(0, 1)
+    blocks, x_TD = [Block(_angles(model, states_BLD, position_BL), mask)], states_BLD.flatten(0, 1)
     for layer, seen in zip(layers_of(model), cache.layers, strict=True):
-        x_TD = layer.forward(x_TD, grid, None, seen)[0]
+        x_TD = layer.forward(x_TD, blocks, None, seen)[0]
     return model.base_model.norm(x_TD.view_as(states_BLD)[:, -1])
 
 
-def _angles(model: Any, states_PLD: Tensor, position_PL: Tensor) -> Turn:
-    cos, sin = (x[:, None, :, : x.shape[-1] // 2].contiguous() for x in model.base_model.rotary_emb(states_PLD, position_PL))
+def _angles(model: Any, like: Tensor, position_PL: Tensor) -> Turn:
+    cos, sin = (x[:, None, :, : x.shape[-1] // 2].contiguous() for x in model.base_model.rotary_emb(like, position_PL))
     return cos, sin
 
 

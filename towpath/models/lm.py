@@ -5,7 +5,7 @@ P lines, L tokens of a line, S places in all lines, N that are read, D width, V 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +13,7 @@ from torch import Tensor, nn
 
 from towpath.kernels import choice
 from towpath.models import decoder
-
-
-def attention_mask(segment_PL: Tensor, dtype: torch.dtype, parent_PL: Tensor | None = None) -> Tensor:
-    """Additive causal mask [P,1,L,L]: a token sees itself and what came before it in its own segment and in its parent."""
-    length = segment_PL.shape[1]
-    seen = segment_PL[:, :, None] == segment_PL[:, None, :]
-    if parent_PL is not None:
-        seen |= parent_PL[:, :, None] == segment_PL[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment_PL.device).tril()
-    mask = torch.zeros(seen.shape, dtype=dtype, device=segment_PL.device)
-    return mask.masked_fill_(~(seen & causal), torch.finfo(dtype).min)[:, None]
-
-
-class Lines(NamedTuple):
-    """Rows packed into lines, see `data.batch.Packed`."""
-
-    ids_PL: Tensor
-    position_PL: Tensor
-    segment_PL: Tensor
-    parent_PL: Tensor
+from towpath.models.lines import Lines, attention_mask
 
 
 def hidden(model: Any, lines: Lines, read_N: Tensor) -> Tensor:
@@ -53,14 +34,18 @@ def above(model: Any, states_PLD: Tensor, lines: Lines, depth: int, read_N: Tens
 def _through(model: Any, lines: Lines, part: slice, read_N: Tensor | None, states_PLD: Tensor | None = None) -> Tensor:
     """By the layers written out in `decoder` where they fit, else by the model's own."""
     body = model.base_model
-    mask = attention_mask(lines.segment_PL, model.dtype, lines.parent_PL)
     if not decoder.fits(model):
+        mask = attention_mask(lines.segment_PL, model.dtype, lines.parent_PL)
         given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
         with _only(body, part, nn.Identity() if read_N is None else body.norm):
             out = body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state.flatten(0, 1)
         return out if read_N is None else out[read_N]
-    begun = _Lookup.apply(body.embed_tokens.weight, lines.ids_PL, body.embed_tokens.padding_idx) if states_PLD is None else states_PLD
-    return decoder.through(model, begun, lines.position_PL, mask, part, lines.segment_PL > 0, read_N)
+    place_T = (lines.segment_PL > 0).flatten().nonzero()[:, 0]
+    if states_PLD is None:
+        begun_TD: Tensor = _Lookup.apply(body.embed_tokens.weight, lines.ids_PL.flatten()[place_T], body.embed_tokens.padding_idx)  # pyright: ignore[reportAssignmentType]
+    else:
+        begun_TD = states_PLD.flatten(0, 1)[place_T]
+    return decoder.through(model, begun_TD, lines, part, read_N)
 
 
 class _Lookup(torch.autograd.Function):
@@ -68,18 +53,18 @@ class _Lookup(torch.autograd.Function):
     The pad token's row learns nothing here, as in torch's own embedding."""
 
     @staticmethod
-    def forward(ctx: Any, weight_VD: Tensor, ids_PL: Tensor, pad: int | None) -> Tensor:
-        ctx.save_for_backward(ids_PL)
+    def forward(ctx: Any, weight_VD: Tensor, ids_T: Tensor, pad: int | None) -> Tensor:
+        ctx.save_for_backward(ids_T)
         ctx.shape, ctx.pad = weight_VD.shape, pad
-        return F.embedding(ids_PL, weight_VD)
+        return F.embedding(ids_T, weight_VD)
 
     @staticmethod
-    def backward(ctx: Any, grad_PLD: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ids_U, place_PL = ctx.saved_tensors[0].unique(return_inverse=True)
-        wide = torch.promote_types(grad_PLD.dtype, torch.float32)
-        sums_UD = grad_PLD.new_zeros(len(ids_U), ctx.shape[1], dtype=wide).index_add_(0, place_PL.flatten(), grad_PLD.flatten(0, 1).to(wide))
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ids_U, place_T = ctx.saved_tensors[0].unique(return_inverse=True)
+        wide = torch.promote_types(grad_TD.dtype, torch.float32)
+        sums_UD = grad_TD.new_zeros(len(ids_U), ctx.shape[1], dtype=wide).index_add_(0, place_T, grad_TD.to(wide))
         sums_UD[ids_U == (-1 if ctx.pad is None else ctx.pad)] = 0
-        return grad_PLD.new_zeros(ctx.shape).index_copy_(0, ids_U, sums_UD.to(grad_PLD.dtype)), None, None
+        return grad_TD.new_zeros(ctx.shape).index_copy_(0, ids_U, sums_UD.to(grad_TD.dtype)), None, None
 
 
 @contextmanager

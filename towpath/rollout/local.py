@@ -10,7 +10,8 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from towpath.kernels import choice, native
-from towpath.models import decoder, lm
+from towpath.models import decoder
+from towpath.models.lines import attention_mask
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
 from towpath.rollout.engine import Drawn, Request
@@ -79,7 +80,7 @@ class LocalEngine:
         index = torch.tensor([number.setdefault(tuple(prompt), len(number)) for prompt in prompts], device=self.model.device)
         ids, mask, position = self._left_padded(list(number))
         cache = Cache(layers=[DynamicLayer() for _ in range(self.model.config.num_hidden_layers)])
-        logits = self._logits(ids, lm.attention_mask(mask, self.model.dtype), position, cache)
+        logits = self._logits(ids, attention_mask(mask, self.model.dtype), position, cache)
         compiled = decoder.fits(self.model) and choice.compiled(logits)
         return logits[index], position[index, -1:], Room(cache, mask, index, compiled)
 

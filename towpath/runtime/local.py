@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from towpath.algos.contract import Metrics, Outputs
+from towpath.algos.contract import Metrics, Outputs, add
 from towpath.data.batch import Batch, Packed, pack
 from towpath.kernels import halves
-from towpath.models import lm
+from towpath.models import decoder, lm
 from towpath.models.adapters import Adapters
 from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
+from towpath.models.lines import Lines
 from towpath.runtime.adam import SLOTS, Adam
 
 GROUND = "ground"
@@ -123,7 +124,7 @@ class Local:
         mask_BT = torch.from_numpy(batch.mask_BT).to(self.device)
         if role.fit is not None and "value" in batch.columns:
             return Outputs(mask_BT, value_BT=batch.columns["value"])  # as it stands until the next rollout
-        packed = pack(batch.rows, self.pad, self.pack_width)
+        packed = pack(batch.rows, self.pad, 0 if decoder.fits(self.trunks[role.trunk]) else self.pack_width)
         lines, (before_N, last_B) = self._lines(packed), _read_places(packed, batch, wants)
         read_N = torch.from_numpy(np.concatenate([before_N, last_B])).to(self.device)
         with self._acting(role):
@@ -191,22 +192,17 @@ class Local:
         return _joined(parts, torch.from_numpy(batch.mask_BT).to(self.device))
 
     def forward_backward(self, needs: Mapping[str, tuple[str, ...]], batch: Batch, loss_of: LossOf, weight: float) -> Metrics:
-        """Gradients of (sum of losses) / weight, micro-batch by micro-batch."""
+        """Gradients of (sum of losses) / weight, micro-batch by micro-batch, and one role after the other: what a role's way back needs is
+        not held beside another's."""
         metrics: Metrics = {}
         for part in batch.passes(self.tokens_per_pass):
             if self.optimizer is not None:
                 self.optimizer.another_pass()
-            out = Outputs(torch.from_numpy(part.mask_BT).to(self.device))
             for name, wants in needs.items():
-                said = self.forward(name, part, wants)
-                for want in wants:
-                    field = f"{want}_B" if want == "score" else f"{want}_BT"
-                    setattr(out, field, getattr(said, field))
-            total, more = loss_of(out, part)
-            (total / weight).backward()
-            for key, (value, count) in more.items():
-                before = metrics.get(key, (0.0, 0.0))
-                metrics[key] = (before[0] + value, before[1] + count)
+                total, more = loss_of(self.forward(name, part, wants), part)
+                if self.roles[name].fit is None:
+                    (total / weight).backward()
+                add(metrics, more)
         return metrics
 
     def step(self, rate: float, max_grad_norm: float) -> float:
@@ -269,8 +265,8 @@ class Local:
             if self.optimizer is not None and f"adam:step:{key}" in tensors:
                 self.optimizer.put(parameter, {slot: tensors[f"adam:{slot}:{key}"] for slot in SLOTS})
 
-    def _lines(self, packed: Packed) -> lm.Lines:
-        return lm.Lines(*(torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL)))
+    def _lines(self, packed: Packed) -> Lines:
+        return Lines(*(torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL)))
 
     def _acting(self, role: Role) -> Any:
         return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
