@@ -44,6 +44,7 @@ def jobs():
     cache = drawn(LINES, KEY_HEADS, 16, 2 * HALF, seed=7), drawn(LINES, KEY_HEADS, 16, 2 * HALF, seed=8)
     barred = torch.zeros(LINES, 1, 1, 16).double()
     barred[0, ..., :3], barred[..., 12:] = -1e38, -1e38
+    begin = torch.tensor([2, 2 + LENGTH, 2 + LENGTH + 4, 2 + LENGTH + 4 + LENGTH - 1])
     target = torch.randint(0, 777, (10,), generator=torch.Generator().manual_seed(1))
     return {
         "normed": (x, weight[0], 1e-5),
@@ -51,8 +52,10 @@ def jobs():
         "norm_back": (grad, x, scale, weight[0], more, True),
         "gated": (drawn(TOKENS, 2 * INNER, scale=3.0),),
         "gated_back": (drawn(TOKENS, INNER), drawn(TOKENS, 2 * INNER, seed=1, scale=3.0)),
-        "laid": (drawn(TOKENS, shape), turn(LINES, LENGTH), HEADS, KEY_HEADS),
-        "laid_back": (q, k, k + 1, turn(LINES, LENGTH), HEADS, KEY_HEADS),
+        "laid": (drawn(TOKENS, shape), turn(LINES, LENGTH), begin, HEADS, KEY_HEADS),
+        "laid_back": (q, k, k + 1, turn(LINES, LENGTH), begin, HEADS, KEY_HEADS, drawn(TOKENS, shape)),
+        "headed": (drawn(TOKENS, HEADS * 2 * HALF), begin, LENGTH, HEADS, KEY_HEADS),
+        "headed_back": (q, begin, HEADS, drawn(TOKENS, HEADS * 2 * HALF)),
         "attended": (drawn(batch, group * LENGTH, LENGTH, scale=3.0), mask(), HEADS),
         "answered": (drawn(LINES, shape), turn(LINES, 1), barred, *cache, 11, HEADS),
         "likelihood": (drawn(10, 777, scale=4.0), target, 0.7, True, True),

@@ -168,30 +168,43 @@ template <class T> inline void turned(const T* in, const T* cosine, const T* sin
     }
 }
 
+// In lines, tokens lie side by side in `length` places; a line's own are those from its `begin` to the next one's. The rest are zeros.
+#define PLACES \
+    ROWS for (long cell = 0; cell < lines * length; cell++) \
+        if (long line = cell / length, place = cell % length, token = begin[line] + place, none = token >= begin[line + 1]; true)
+
 template <class T>
-void laid(const T* qkv, const T* cosine, const T* sine, T* q, T* k, T* v, long lines, long length, long heads, long key_heads, long width,
-          float scale, long threads) {
+void laid(const T* qkv, const T* cosine, const T* sine, const long* begin, T* q, T* k, T* v, long lines, long length, long heads, long key_heads,
+          long width, float scale, long threads) {
     long half = width / 2;
-    ROWS for (long token = 0; token < lines * length; token++) {
-        long line = token / length, place = token % length;
-        const T *in = qkv + token * (heads + 2 * key_heads) * width, *c = cosine + token * half, *s = sine + token * half;
-        for (long h = 0; h < heads; h++) turned(in + h * width, c, s, 1.0f, scale, q + ((line * heads + h) * length + place) * width, half);
+    PLACES {
+        const T *in = qkv + token * (heads + 2 * key_heads) * width, *c = cosine + cell * half, *s = sine + cell * half;
+        for (long h = 0; h < heads; h++) {
+            T* there = q + ((line * heads + h) * length + place) * width;
+            if (none) std::memset(there, 0, width * sizeof(T));
+            else turned(in + h * width, c, s, 1.0f, scale, there, half);
+        }
         for (long h = 0; h < key_heads; h++) {
             long there = ((line * key_heads + h) * length + place) * width;
-            turned(in + (heads + h) * width, c, s, 1.0f, 1.0f, k + there, half);
-            std::memcpy(v + there, in + (heads + key_heads + h) * width, width * sizeof(T));
+            if (none) {
+                std::memset(k + there, 0, width * sizeof(T));
+                std::memset(v + there, 0, width * sizeof(T));
+            } else {
+                turned(in + (heads + h) * width, c, s, 1.0f, 1.0f, k + there, half);
+                std::memcpy(v + there, in + (heads + key_heads + h) * width, width * sizeof(T));
+            }
         }
     }
 }
 
 template <class T>
-void laid_back(const T* by_q, const T* by_k, const T* by_v, const T* cosine, const T* sine, T* grad, long lines, long length, long heads,
-               long key_heads, long width, float scale, long threads) {
+void laid_back(const T* by_q, const T* by_k, const T* by_v, const T* cosine, const T* sine, const long* begin, T* grad, long lines, long length,
+               long heads, long key_heads, long width, float scale, long threads) {
     long half = width / 2;
-    ROWS for (long token = 0; token < lines * length; token++) {
-        long line = token / length, place = token % length;
+    PLACES {
+        if (none) continue;
         T* out = grad + token * (heads + 2 * key_heads) * width;
-        const T *c = cosine + token * half, *s = sine + token * half;
+        const T *c = cosine + cell * half, *s = sine + cell * half;
         for (long h = 0; h < heads; h++) turned(by_q + ((line * heads + h) * length + place) * width, c, s, -1.0f, scale, out + h * width, half);
         for (long h = 0; h < key_heads; h++) {
             long there = ((line * key_heads + h) * length + place) * width;
@@ -199,6 +212,21 @@ void laid_back(const T* by_q, const T* by_k, const T* by_v, const T* cosine, con
             std::memcpy(out + (heads + key_heads + h) * width, by_v + there, width * sizeof(T));
         }
     }
+}
+
+template <class T>
+void headed(const T* rows, const long* begin, T* out, long lines, long length, long heads, long width, long threads) {
+    PLACES for (long h = 0; h < heads; h++) {
+        T* there = out + ((line * heads + h) * length + place) * width;
+        if (none) std::memset(there, 0, width * sizeof(T));
+        else std::memcpy(there, rows + (token * heads + h) * width, width * sizeof(T));
+    }
+}
+
+template <class T>
+void headed_back(const T* by_head, const long* begin, T* rows, long lines, long length, long heads, long width, long threads) {
+    PLACES if (!none) for (long h = 0; h < heads; h++)
+        std::memcpy(rows + (token * heads + h) * width, by_head + ((line * heads + h) * length + place) * width, width * sizeof(T));
 }
 
 // Softmax in place over `keys` scores plus their line's mask; what the mask bars at a row's end is not looked at.
@@ -458,6 +486,8 @@ OFFER(gated)
 OFFER(gated_back)
 OFFER(laid)
 OFFER(laid_back)
+OFFER(headed)
+OFFER(headed_back)
 OFFER(attended)
 OFFER(answered)
 OFFER(likelihood)

@@ -63,20 +63,31 @@ def gated_back(by_acted: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
     return out, by_inner
 
 
-def laid(qkv: Tensor, turn: Turn, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def laid(qkv_TN: Tensor, turn: Turn, begin_P1: Tensor, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     lines, _, length, half = turn[0].shape
     width, batch = 2 * half, lines * key_heads
-    q = qkv.new_empty(batch, heads // key_heads * length, width)
-    k, v = qkv.new_empty(batch, length, width), qkv.new_empty(batch, length, width)
-    _run("laid", "ppppppnnnnnf", qkv, qkv, *turn, q, k, v, lines, length, heads, key_heads, width, width**-0.5)
+    q = qkv_TN.new_empty(batch, heads // key_heads * length, width)
+    k, v = qkv_TN.new_empty(batch, length, width), qkv_TN.new_empty(batch, length, width)
+    _run("laid", "pppppppnnnnnf", qkv_TN, qkv_TN, *turn, begin_P1, q, k, v, lines, length, heads, key_heads, width, width**-0.5)
     return q, k, v
 
 
-def laid_back(by_q: Tensor, by_k: Tensor, by_v: Tensor, turn: Turn, heads: int, key_heads: int) -> Tensor:
+def laid_back(by_q: Tensor, by_k: Tensor, by_v: Tensor, turn: Turn, begin_P1: Tensor, heads: int, key_heads: int, out_TN: Tensor) -> None:
     lines, _, length, half = turn[0].shape
-    grad = by_q.new_empty(lines * length, (heads + 2 * key_heads) * 2 * half)
-    _run("laid_back", "ppppppnnnnnf", by_q, by_q, by_k, by_v, *turn, grad, lines, length, heads, key_heads, 2 * half, (2 * half) ** -0.5)
-    return grad
+    told = by_q, by_k, by_v, *turn, begin_P1, out_TN, lines, length, heads, key_heads, 2 * half, (2 * half) ** -0.5
+    _run("laid_back", "pppppppnnnnnf", by_q, *told)
+
+
+def headed(rows_TD: Tensor, begin_P1: Tensor, length: int, heads: int, key_heads: int) -> Tensor:
+    lines, width = len(begin_P1) - 1, rows_TD.shape[1] // heads
+    out = rows_TD.new_empty(lines * key_heads, heads // key_heads * length, width)
+    _run("headed", "pppnnnn", rows_TD, rows_TD, begin_P1, out, lines, length, heads, width)
+    return out
+
+
+def headed_back(by_head: Tensor, begin_P1: Tensor, heads: int, out_TD: Tensor) -> None:
+    lines, width = len(begin_P1) - 1, by_head.shape[-1]
+    _run("headed_back", "pppnnnn", by_head, by_head, begin_P1, out_TD, lines, by_head.numel() // (lines * heads * width), heads, width)
 
 
 def attended(scores: Tensor, mask: Tensor, heads: int) -> Tensor:

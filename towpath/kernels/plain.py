@@ -70,25 +70,37 @@ def gated_back(by_acted: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
     return opened * up, by_inner
 
 
-def laid(qkv: Tensor, turn: Turn, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, scaled and grouped by the key head they read [P*K,G*L,W], keys and values [P*K,L,W]; queries and keys turned by position."""
+def laid(qkv_TN: Tensor, turn: Turn, begin_P1: Tensor, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, scaled and grouped by the key head they read [P*K,G*L,W], keys and values [P*K,L,W]; queries and keys turned by position.
+    A line's tokens are those from its `begin` to the next one's; places that none of them has are zeros."""
     lines, _, length, half = turn[0].shape
     width, turned = 2 * half, heads + key_heads
-    each = qkv.view(lines, length, turned + key_heads, width).transpose(1, 2)
+    each = _heads(qkv_TN, begin_P1, length, turned + key_heads)
     q, k = _turned(each[:, :heads], *turn), _turned(each[:, heads:turned], *turn)
     batch = lines * key_heads
     return q.mul_(width**-0.5).view(batch, -1, width), k.view(batch, length, width), each[:, turned:].reshape(batch, length, width)
 
 
-def laid_back(by_q: Tensor, by_k: Tensor, by_v: Tensor, turn: Turn, heads: int, key_heads: int) -> Tensor:
-    """Gradients of `laid`, as the gradient of its product."""
+def laid_back(by_q: Tensor, by_k: Tensor, by_v: Tensor, turn: Turn, begin_P1: Tensor, heads: int, key_heads: int, out_TN: Tensor) -> None:
+    """Gradients of `laid`, as the gradient of its product, into the rows of these lines' tokens."""
     (lines, _, length, half), (cos, sin) = turn[0].shape, turn
-    grad = by_q.new_empty(lines, length, heads + 2 * key_heads, 2 * half)
-    each, turned = grad.transpose(1, 2), heads + key_heads
+    each, turned = by_q.new_empty(lines, heads + 2 * key_heads, length, 2 * half), heads + key_heads
     _turned((by_q * (2 * half) ** -0.5).view(lines, heads, length, -1), cos, -sin, each[:, :heads])
     _turned(by_k.view(lines, key_heads, length, -1), cos, -sin, each[:, heads:turned])
     each[:, turned:] = by_v.view(lines, key_heads, length, -1)
-    return grad.view(lines * length, -1)
+    headed_back(each, begin_P1, heads + 2 * key_heads, out_TN)
+
+
+def headed(rows_TD: Tensor, begin_P1: Tensor, length: int, heads: int, key_heads: int) -> Tensor:
+    """Rows [T,H*W] laid into lines as heads [P*K,G*L,W]."""
+    return _heads(rows_TD, begin_P1, length, heads).reshape((len(begin_P1) - 1) * key_heads, heads // key_heads * length, -1)
+
+
+def headed_back(by_head: Tensor, begin_P1: Tensor, heads: int, out_TD: Tensor) -> None:
+    """Heads of lines into their tokens' rows."""
+    lines, width = len(begin_P1) - 1, by_head.shape[-1]
+    rows_SD = by_head.view(lines, heads, -1, width).transpose(1, 2).reshape(-1, heads * width)
+    out_TD[begin_P1[0] : begin_P1[-1]] = rows_SD[_places(begin_P1, len(rows_SD) // lines)]
 
 
 def attended(scores: Tensor, mask: Tensor, heads: int) -> Tensor:
@@ -101,7 +113,7 @@ def attended(scores: Tensor, mask: Tensor, heads: int) -> Tensor:
 def answered(qkv: Tensor, turn: Turn, mask: Tensor, keys: Tensor, values: Tensor, seen: int, heads: int) -> Tensor:
     """One more token of every row [P,H*W]: its key and value take the column `seen` of [P,K,S,W], and its queries read all up to it."""
     lines, key_heads, columns, width = keys.shape
-    q, k, v = laid(qkv, turn, heads, key_heads)
+    q, k, v = laid(qkv, turn, torch.arange(lines + 1), heads, key_heads)
     keys[:, :, seen], values[:, :, seen] = k.view(lines, key_heads, width), v.view(lines, key_heads, width)
     weights = attended(torch.bmm(q, keys.view(-1, columns, width).transpose(1, 2)), mask, heads)
     return torch.bmm(weights, values.view(-1, columns, width)).view(lines, -1)
@@ -136,6 +148,19 @@ def moved(weight: Tensor, rest: Tensor | None, grad: Tensor, mean: Tensor, squar
     if rest is not None:
         for half, new in zip((weight, rest), halves.parted(whole), strict=True):
             half.copy_(new)
+
+
+def _places(begin_P1: Tensor, length: int) -> Tensor:
+    """Which of the places of all lines have a token."""
+    return (torch.arange(length) < begin_P1.diff()[:, None]).flatten().nonzero()[:, 0]
+
+
+def _heads(rows_TD: Tensor, begin_P1: Tensor, length: int, heads: int) -> Tensor:
+    """Rows in their places, zeros in the others, as [P,H,L,W]."""
+    lines = len(begin_P1) - 1
+    all_SD = rows_TD.new_zeros(lines * length, rows_TD.shape[1])
+    all_SD[_places(begin_P1, length)] = rows_TD[begin_P1[0] : begin_P1[-1]]
+    return all_SD.view(lines, length, heads, -1).transpose(1, 2)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:

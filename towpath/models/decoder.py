@@ -134,25 +134,12 @@ class Stack:
 
 
 class Block(NamedTuple):
-    """Lines that attention takes together: angles and mask of every place, which of all tokens are theirs, and which place each of them has,
-    or none where every place has one. Only attention works on what is no token."""
+    """Lines that attention takes together: angles and mask of every place, and the token each line begins with, after the last the one that
+    would come next. Only attention works on what is no token."""
 
     turn: Turn
     mask: Tensor
-    part: slice = slice(None)
-    place_T: Tensor | None = None
-
-    def lines(self, x_TD: Tensor) -> Tensor:
-        """Of all tokens these, in their places, zeros in the others."""
-        x_TD = x_TD[self.part]
-        if self.place_T is None:
-            return x_TD
-        places = self.mask.shape[0] * self.mask.shape[2]
-        return x_TD.new_zeros(places, x_TD.shape[1]).index_copy_(0, self.place_T, x_TD)
-
-    def tokens(self, x_SD: Tensor) -> Tensor:
-        """What stands in the tokens' places."""
-        return x_SD if self.place_T is None else x_SD[self.place_T]
+    begin_P1: Tensor
 
 
 class Layer:
@@ -190,8 +177,8 @@ class Layer:
         if hasattr(seen, "column"):
             mixed_TD = ops.answered(qkv, blocks[0].turn, blocks[0].mask, *seen.column(), self.heads)
         else:
-            found = [self._mixed(qkv, block, seen) for block in blocks]
-            mixed_TD, kept = _joined([mixed for mixed, _ in found]), [part for _, parts in found for part in parts]
+            mixed_TD = qkv.new_empty(len(qkv), self.heads * self.width)
+            kept = tuple(part for block in blocks for part in self._mixed(qkv, block, seen, mixed_TD))
         if rows_N is not None:
             mixed_TD, x_TD = mixed_TD[rows_N], x_TD[rows_N]
         y_TD = self.out.forward(mixed_TD, lows[1]).add_(x_TD)
@@ -200,23 +187,24 @@ class Layer:
         z_TD = self.down.forward(ops.gated(inner), lows[3]).add_(y_TD)
         return z_TD, lows, (s1_T1, *kept, mixed_TD, y_TD, s2_T1, inner)
 
-    def _mixed(self, qkv: Tensor, block: Block, seen: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What attention gives each token of a block, and queries, keys, values and weights."""
+    def _mixed(self, qkv: Tensor, block: Block, seen: Any, out_TD: Tensor) -> tuple[Tensor, ...]:
+        """What attention gives the tokens of a block, into their rows; queries, keys, values and weights."""
         lines, ops = block.mask.shape[0], choice.of(qkv)
-        q, k, v = ops.laid(block.lines(qkv), block.turn, self.heads, self.key_heads)
+        q, k, v = ops.laid(qkv, block.turn, block.begin_P1, self.heads, self.key_heads)
         if seen is not None:
             k, v = (x.flatten(0, 1) for x in seen.update(*(x.view(lines, self.key_heads, -1, self.width) for x in (k, v))))
         weights = ops.attended(torch.bmm(q, k.transpose(1, 2)), block.mask, self.heads)
-        return block.tokens(_rows(torch.bmm(weights, v), lines, self.heads)), (q, k, v, weights)
+        ops.headed_back(torch.bmm(weights, v), block.begin_P1, self.heads, out_TD)
+        return q, k, v, weights
 
-    def mixed_back(self, by_mixed: Tensor, block: Block, kept: list[Tensor]) -> Tensor:
-        """The way back from what attention gave a block's tokens to what it was given."""
-        (q, k, v, weights), ops = kept, choice.of(by_mixed)
-        by_mixed = _heads(block.lines(by_mixed), len(block.mask), self.key_heads, self.width)
+    def mixed_back(self, by_mixed_TD: Tensor, block: Block, kept: list[Tensor], out_TN: Tensor) -> None:
+        """The way back from what attention gave a block's tokens to what it was given, into their rows."""
+        (q, k, v, weights), ops = kept, choice.of(by_mixed_TD)
+        by_mixed = ops.headed(by_mixed_TD, block.begin_P1, block.mask.shape[2], self.heads, self.key_heads)
         by_v = torch.bmm(weights.transpose(1, 2), by_mixed)
         by_scores = torch.ops.aten._softmax_backward_data(torch.bmm(by_mixed, v.transpose(1, 2)), weights, -1, weights.dtype)
         by_q, by_k = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
-        return block.tokens(ops.laid_back(by_q, by_k, by_v, block.turn, self.heads, self.key_heads))
+        ops.laid_back(by_q, by_k, by_v, block.turn, block.begin_P1, self.heads, self.key_heads, out_TN)
 
 
 class _Node(torch.autograd.Function):
@@ -249,7 +237,9 @@ class _Node(torch.autograd.Function):
         by_out = layer.out.slopes(by_y, mixed, low_out, narrow) if learns else []
         if ctx.rows_N is not None:
             by_mixed, by_y = (part.new_zeros(len(x), part.shape[1]).index_add_(0, ctx.rows_N, part) for part in (by_mixed, by_y))
-        by_qkv = _joined([layer.mixed_back(by_mixed, block, attention[4 * place : 4 * place + 4]) for place, block in enumerate(blocks)])
+        by_qkv = x.new_empty(len(x), layer.qkv.ends[-1])
+        for place, block in enumerate(blocks):
+            layer.mixed_back(by_mixed, block, attention[4 * place : 4 * place + 4], by_qkv)
         by_x, by_first = None, None
         if below or whole:
             by_n1, narrow = layer.qkv.below(by_qkv, low_qkv)
@@ -259,21 +249,6 @@ class _Node(torch.autograd.Function):
         by_heads = layer.qkv.slopes(by_qkv, ops.weighed(x, s1, first), low_qkv, narrow) if learns else []
         found = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
         return by_x if below else None, None, None, None, *found, *((by_first, by_second) if whole else ())
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _rows(mixed: Tensor, lines: int, heads: int) -> Tensor:
-    """Heads [P*K,G*L,W] as rows [T,H*W]."""
-    width = mixed.shape[-1]
-    return mixed.view(lines, heads, -1, width).transpose(1, 2).reshape(-1, heads * width)
-
-
-def _heads(rows: Tensor, lines: int, key_heads: int, width: int) -> Tensor:
-    """Rows [T,H*W] as heads [P*K,G*L,W]."""
-    return rows.view(lines, len(rows) // lines, -1, width).transpose(1, 2).reshape(lines * key_heads, -1, width)
 
 
 def layers_of(model: Any) -> list[Layer]:
@@ -300,20 +275,20 @@ def _blocks(model: Any, x_TD: Tensor, lines: Lines) -> list[Block]:
     """Lines of about one length together, in their order."""
     cos, sin = _angles(model, x_TD, lines.position_PL)
     tokens_P = (lines.segment_PL > 0).sum(1).tolist()
-    found, before = [], 0
+    begin_P1, found = torch.tensor([0, *np.cumsum(tokens_P)]), []
     for some in alike(tokens_P):
-        tokens, width = sum(tokens_P[some]), max(tokens_P[some])
-        segment_PL, parent_PL = lines.segment_PL[some, :width], lines.parent_PL[some, :width]
-        place_T = None if tokens == segment_PL.numel() else (segment_PL > 0).flatten().nonzero()[:, 0]
+        width = max(tokens_P[some])
         turn = cos[some, :, :width].contiguous(), sin[some, :, :width].contiguous()
-        found.append(Block(turn, attention_mask(segment_PL, x_TD.dtype, parent_PL), slice(before, before := before + tokens), place_T))
+        mask = attention_mask(lines.segment_PL[some, :width], x_TD.dtype, lines.parent_PL[some, :width])
+        found.append(Block(turn, mask, begin_P1[some.start : some.stop + 1]))
     return found
 
 
 def read(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """Last hidden states [B,D] of what is read after all that the cache has seen; the cache sees it too."""
     states_BLD = model.base_model.embed_tokens(ids_BL)
-    blocks, x_TD = [Block(_angles(model, states_BLD, position_BL), mask)], states_BLD.flatten(0, 1)
+    begin_B1, x_TD = torch.arange(0, ids_BL.numel() + 1, ids_BL.shape[1]), states_BLD.flatten(0, 1)
+    blocks = [Block(_angles(model, states_BLD, position_BL), mask, begin_B1)]
     for layer, seen in zip(layers_of(model), cache.layers, strict=True):
         x_TD = layer.forward(x_TD, blocks, None, seen)[0]
     return model.base_model.norm(x_TD.view_as(states_BLD)[:, -1])
