@@ -1,5 +1,7 @@
 """The engine in this process: any transformers model, batched decoding, finished rows leave the batch."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,7 +73,8 @@ class LocalEngine:
         torch repeats the head's weights for every row, which costs seconds and gigabytes."""
         if decoder.fits(self.model):
             return self.head(decoder.read(self.model, ids, position, mask, cache))
-        out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
+        body = self.model.base_model
+        out = body(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, **{_cache_name(type(body)): cache})
         return self.head(out.last_hidden_state[:, -1].contiguous())
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Room]:
@@ -94,6 +97,12 @@ class LocalEngine:
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         device = self.model.device
         return ids.to(device), mask.to(device), position.to(device)
+
+
+@functools.cache
+def _cache_name(body: type) -> str:
+    """What a model calls its cache: transformers 5.24 gave it a shorter name."""
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
 class _Draw:

@@ -319,12 +319,23 @@ def prepare_process() -> None:
     for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # a kernel kept for each of 1,024 shapes is a GiB
         os.environ.setdefault(kept, "256")
     torch.set_float32_matmul_precision("medium")
+    if _products_round():
+        torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if sys.platform == "linux":
         trim_threshold, mmap_max = -1, -4
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, -1)  # never: the largest number would let go of all that lies free beyond 2 GiB
         libc.mallopt(mmap_max, 0)
+
+
+def _products_round() -> bool:
+    """Whether float32 products on the processor are made of bfloat16 as they are set now: oneDNN does so where that is faster (AMX), and
+    keeps float32 elsewhere."""
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(128, 256, generator=draw), torch.randn(256, 128, generator=draw)
+    exact = a.double() @ b.double()
+    return bool((a @ b - exact).norm() > 1e-5 * exact.norm())
 
 
 def memory_in_use(device: torch.device) -> float:
