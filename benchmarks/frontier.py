@@ -5,6 +5,8 @@ it is known, without noise and without ties.
 Every algorithm draws the same number of completions; DPO gets as many from the starting policy, as pairs judged by the same reward. A win is a
 higher reward than that of the start's answer to the same held-out prompt; every answer of one is compared with every answer of the other.
 
+`optimum` is the start tilted by the reward, which no algorithm with that KL penalty can surpass: its answers are the start's, weighed anew.
+
 TRL's PPO and GRPO, as `trl-ppo` and `trl-grpo`, run in the environments that `make bench` makes, with the same start, prompts, reward, rollouts,
 epochs, minibatches, strengths and rate (`trl-ppo-slow` and `trl-grpo-slow`: three tenths of it).
 
@@ -12,6 +14,7 @@ python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -32,20 +35,21 @@ import towpath as tp
 from benchmarks.run import HERE, python_of
 from towpath import starting
 from towpath.data import sources
-from towpath.data.batch import Batch, row
+from towpath.data.batch import Batch, pack, row
 from towpath.data.chat import Chat
 from towpath.data.draws import uniforms
-from towpath.models import base
+from towpath.models import base, lm
+from towpath.models.lines import Lines
 from towpath.recipe import Decoding, load
 from towpath.reporting.frontier import best_of_n
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
-from towpath.runtime.local import Local, Role, prepare_process
+from towpath.runtime.local import prepare_process
 from towpath.stages import sft
 from towpath.stages.job import Job
 from towpath.store.store import Store
 
-TOKENS, ROLLOUT, GROUP, DRAWS = 8, 128, 8, 16
+TOKENS, ROLLOUT, GROUP, DRAWS, TILTED = 8, 128, 8, 64, 384
 WORTH = np.random.default_rng(7).standard_normal(997)
 ASKED = [
     f"{ask} the number {i}{end}"
@@ -53,7 +57,7 @@ ASKED = [
     for ask, end in (("Tell me something about", "."), ("What do you think of", "?"), ("Why is", " odd?"))
 ]
 TRAIN, HELD = ASKED[:400], ASKED[400:]
-STRENGTHS = {"ppo": (0.5, 0.7, 1.2), "grpo": (0.5, 0.7, 1.2), "rloo": (0.5, 0.7, 1.2), "dpo": (1.0, 2.0, 4.0)}
+STRENGTHS = {"optimum": (0.5, 0.7, 1.2), "ppo": (0.5, 0.7, 1.2), "grpo": (0.5, 0.7, 1.2), "rloo": (0.5, 0.7, 1.2), "dpo": (1.0, 2.0, 4.0)}
 PEERS = {f"trl-{algo}{rate}": STRENGTHS[algo] for algo in ("ppo", "grpo") for rate in ("", "-slow")}
 """Weights of the KL (beta of DPO), strongest hold last."""
 
@@ -74,6 +78,11 @@ def taught(folder: Path) -> str:
     return str(job.folder / "weights")
 
 
+def digest(weights: Path) -> str:
+    """Machines round otherwise, and teach another start: points of one are not to stand beside another's."""
+    return hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
 def drawn(folder: str, prompts: Sequence[str], seed: int, stream: str) -> tuple[list[list[int]], list[Drawn], list[str]]:
     """Prompt tokens, answers at temperature 1, and their texts."""
     chat = Chat(base.load_tokenizer(folder))
@@ -83,14 +92,19 @@ def drawn(folder: str, prompts: Sequence[str], seed: int, stream: str) -> tuple[
     return [ids for ids, _ in asked], told, [chat.text(answer.token_ids) for answer in told]
 
 
+@torch.no_grad()
 def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Drawn]) -> float:
-    """Nats per prompt from the start, on the policy's own answers."""
-    runtime, batch = Local(4096), Batch([row(ids, answer.token_ids) for ids, answer in zip(asked, answers, strict=True)])
-    for name, folder in (("policy", policy), ("start", start)):
-        runtime.add_trunk(name, base.load(folder, torch.float32, "grouped"), lora=False)
-        runtime.roles[name] = Role(name)
-    ours, theirs = (runtime.score(name, batch, ("logp",)).logp_BT for name in ("policy", "start"))
-    return float((ours - theirs).sum(1).mean())
+    """Nats per prompt from the start, on the policy's own answers: at every sign that of the two whole distributions, whose mean is the same as
+    that of the drawn signs' log-ratios, and wavers less than half as much."""
+    models = [base.load(folder, torch.float32, "grouped") for folder in (policy, start)]
+    batch, total = Batch([row(ids, answer.token_ids) for ids, answer in zip(asked, answers, strict=True)]), 0.0
+    for part in batch.passes(4096):
+        packed = pack(part.rows, 0)
+        lines = Lines(*map(torch.from_numpy, (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL)))
+        read_N = torch.from_numpy(np.concatenate([place[r.start - 1 : -1] for place, r in zip(packed.places, part.rows, strict=True)]))
+        ours, theirs = ((lm.hidden(model, lines, read_N) @ model.get_output_embeddings().weight.T).log_softmax(-1) for model in models)
+        total += float((ours.exp() * (ours - theirs)).sum())
+    return total / len(batch)
 
 
 def peer(start: str, name: str, strength: float, steps: int, seed: int, folder: Path) -> str:
@@ -130,6 +144,8 @@ def trained(start: str, algo: str, strength: float, steps: int, seed: int, folde
 
 def point(start: str, algo: str, strength: float, steps: int, seed: int) -> dict[str, float]:
     """KL and gold win rate on held-out prompts, and the share of best-of-n's gain at that KL."""
+    if algo == "optimum":
+        return {"strength": strength, "seed": seed, **tilted(start, strength, seed)}
     prompts = HELD * DRAWS
     with tempfile.TemporaryDirectory() as folder:
         how = (start, algo, strength, steps, seed, Path(folder))
@@ -139,7 +155,24 @@ def point(start: str, algo: str, strength: float, steps: int, seed: int) -> dict
         nats = kl(policy, start, asked, answers)
     ours, theirs = (np.array(gold(prompts, said)).reshape(DRAWS, len(HELD)) for said in (texts, before))
     rate = float(np.where(ours[:, None] == theirs[None], 0.5, ours[:, None] > theirs[None]).mean())  # every pair of answers to a prompt
-    return {"strength": strength, "seed": seed, "kl": nats, "win_rate": rate, "share": (rate - 0.5) / (bound(nats) - 0.5) if nats > 0 else 0.0}
+    return {"strength": strength, "seed": seed, "kl": nats, "win_rate": rate, "share": share(nats, rate)}
+
+
+def tilted(start: str, strength: float, seed: int) -> dict[str, float]:
+    """The same of the start's distribution times e^(reward / strength), from as many answers to every prompt as its weights ask for."""
+    prompts = HELD * TILTED
+    reward = np.array(gold(prompts, drawn(start, prompts, seed, "frontier/tilted")[2])).reshape(TILTED, len(HELD))
+    weight = np.exp((reward - reward.max(0)) / strength)
+    weight /= weight.sum(0)
+    nats = float((weight * np.log(np.maximum(weight * TILTED, 1e-300))).sum(0).mean())
+    beaten = np.stack([((one[:, None] > one).mean(1) + (one[:, None] == one).mean(1) / 2) for one in reward.T], 1)
+    rate = float((weight * beaten).sum(0).mean())
+    return {"kl": nats, "win_rate": rate, "share": share(nats, rate)}
+
+
+def share(nats: float, rate: float) -> float:
+    """Of what best-of-n gains over a half at so many nats."""
+    return (rate - 0.5) / (bound(nats) - 0.5) if nats > 0 else 0.0
 
 
 def bound(nats: float) -> float:
@@ -154,7 +187,7 @@ def bound(nats: float) -> float:
 def svg(points: dict[str, list[dict[str, float]]]) -> str:
     """Points of every algorithm on best-of-n's curve."""
     width, height, left, bottom, most = 640, 420, 56, 44, 2.4
-    colours = {"ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e"}
+    colours = {"optimum": "#333", "ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e"}
 
     def at(nats: float, rate: float) -> tuple[float, float]:
         return left + nats / most * (width - left - 16), height - bottom - (rate - 0.5) / 0.5 * (height - bottom - 16)
@@ -196,12 +229,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
     told = parser.parse_args()
-    said = {"steps": told.steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS}
-    before = json.loads(told.json.read_text()) if told.json and told.json.is_file() else {}
-    points = before["points"] if {name: before.get(name) for name in said} == said else {}  # algorithms of an earlier call are kept
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(told.processes, get_context("spawn"), prepare_process) as pool:
         start = pool.submit(taught, Path(folder)).result()
+        said = {"steps": told.steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS, "start": digest(Path(start))}
+        before = json.loads(told.json.read_text()) if told.json and told.json.is_file() else {}
+        points = before["points"] if {name: before.get(name) for name in said} == said else {}  # algorithms of an earlier call are kept
         wanted = [
             (algo, strength, int(seed))
             for algo in told.algorithms.split(",")

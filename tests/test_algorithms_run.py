@@ -12,6 +12,10 @@ from test_runs import SETTINGS, results, towpath
 
 import towpath as tp
 from towpath.errors import RecipeError
+from towpath.rollout.engine import Drawn
+from towpath.rollout.local import LocalEngine
+from towpath.runtime.local import Local
+from towpath.stages import experience
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +183,34 @@ def test_from_python_it_learns_and_goes_on_where_it_stopped(algo, tmp_path):
     again = tp.train(algo, model="tiny", prompts=prompts, reward=letters, **settings)
     assert again.result == trained.result
     assert len(trained.generate(prompts[:2])) == 2
+
+
+@pytest.mark.parametrize("off", [0.0, 0.01])
+def test_in_float32_what_the_sampler_said_is_asked_again_where_it_must_be(off, tmp_path, monkeypatch):
+    """Of an exact sampler's rows an eighth, of any other's all; and what is learned is the same as by asking for all."""
+    asked, score, generate = [], Local.score, LocalEngine.generate
+
+    def counted(runtime, name, batch, *told):
+        asked.append((name, len(batch)))
+        return score(runtime, name, batch, *told)
+
+    def mistaken(engine, *told):
+        return [Drawn(d.token_ids, [logp + off for logp in d.logprobs], d.finish) for d in generate(engine, *told)]
+
+    monkeypatch.setattr(Local, "score", counted)
+    monkeypatch.setattr(LocalEngine, "generate", mistaken)
+    prompts = [f"Tell me something about the number {i}." for i in range(60)]
+    settings = {"method": "full", "dtype": "float32", "max_new_tokens": 10, "epochs": 2, "rollout": 32, "steps": 2, "validate_every": 9}
+    settings |= {"model": "tiny", "prompts": prompts, "reward": letters}
+    quick = tp.train("grpo", folder=tmp_path / "quick", **settings)
+    rows = [size for name, size in asked if name == "policy"][1:3]  # the second asking is the first rollout's, a look comes before it
+    assert rows == ([4, 4] if not off else [4, 32]), asked
+    monkeypatch.setattr(experience, "EXACT", -1.0)
+    plain = tp.train("grpo", folder=tmp_path / "plain", **settings)
+    for ours, theirs in zip(quick.metrics, plain.metrics, strict=True):
+        names = [name for name in theirs if not name.startswith(("seconds", "tokens", "memory"))]
+        assert {name: ours[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, rel=1e-4, abs=1e-5)
+        assert ours.get("sampler_error", off) == pytest.approx(off, abs=1e-5)
 
 
 @pytest.mark.parametrize("algo", ["dpo", "kto"])

@@ -14,14 +14,14 @@ ANSWERS = (SAME, HALF, NONE, [7, 9])
 PROMPTS = tuple(Prompt(f"p{i}", text, domain) for i, (text, domain) in enumerate((("A", "x"), ("B", "x"), ("b ", "y"), ("C", "y"))))
 
 
-def told(reward, score=None):
-    """The numbers of the four answers with these rewards."""
+def told(reward, score=None, **more):
+    """The numbers of the four answers with these rewards, and with more columns."""
     longest = max(map(len, ANSWERS))
     ragged = torch.zeros(len(ANSWERS), longest)
     columns = {
         "old_logp": ragged - 1.0, "ref_logp": ragged - 1.5, "sampler_logp": ragged - 1.25, "ended": torch.tensor([True, False, True, True]),
         "reward": torch.tensor(reward), "score": torch.tensor(score or reward),
-    }  # fmt: skip
+    } | more  # fmt: skip
     drawn = [Drawn(list(ids), [-1.0] * len(ids), "stop") for ids in ANSWERS]
     texts = ["a a a a", "- one\n- two", "I can't help with that.", "x"]
     return of_rollout(Batch([row([3], ids) for ids in ANSWERS], columns), PROMPTS, drawn, texts)
@@ -32,6 +32,13 @@ def test_distance_counts_answer_tokens_only() -> None:
     assert numbers["kl"] == pytest.approx(0.5 * (6 + 6 + 6 + 2) / 4)
     assert numbers["kl_per_token"] == pytest.approx(0.5)
     assert numbers["sampler_error"] == pytest.approx(0.25)
+
+
+def test_the_samplers_error_is_that_of_rows_that_were_asked_again() -> None:
+    old = torch.full((4, 6), -1.25)
+    old[1] = -1.0
+    asked = torch.tensor([False, True, False, False])
+    assert told([0.0, 1.0, 2.0, 3.0], old_logp=old, asked=asked)["sampler_error"] == pytest.approx(0.25)
 
 
 def test_texts_are_counted() -> None:

@@ -41,7 +41,8 @@ def _distance(batch: Batch) -> Numbers:
         "kl_per_token": float(gap_BT[mask_BT].mean()), "kl_std": float(summed(batch, gap_BT).std()),
     }  # fmt: skip
     if "on_policy" not in c:
-        found["sampler_error"] = float((c["old_logp"] - c["sampler_logp"])[mask_BT].abs().mean())
+        asked_BT = mask_BT & c["asked"][:, None] if "asked" in c else mask_BT  # elsewhere they are the sampler's own
+        found["sampler_error"] = float((c["old_logp"] - c["sampler_logp"])[asked_BT].abs().mean())
     return found
 
 
