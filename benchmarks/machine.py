@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.workload import Workload
+from towpath.runtime.local import products_round
 
 
 def gemm(dtype: torch.dtype, size: int = 2048, tries: int = 12) -> float:
@@ -30,7 +31,7 @@ def described() -> dict[str, Any]:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     rates = {"float32": gemm(torch.float32), "bfloat16": gemm(torch.bfloat16)}
     torch.set_float32_matmul_precision("medium")
-    rates["float32, medium"] = gemm(torch.float32)
+    rates["float32, made of bfloat16" if products_round() else "float32, medium"] = gemm(torch.float32)
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "gemm_flops": rates}
 
 

@@ -76,7 +76,7 @@ def compared(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> dict[
 def rates(workload: Workload, model: Path, machine: dict[str, Any], result: dict[str, Any]) -> None:
     """Adds tokens and completions a second to every median, and the share that the updates reach of the machine's rate of products in the
     workload's precision."""
-    peak = max(rate for name, rate in machine["gemm_flops"].items() if name.startswith(workload.precision))
+    peak = max(machine["gemm_flops"].get(name, 0.0) for name in (workload.precision, f"{workload.precision}, medium"))
     for name, row in result["medians"].items():
         work = result["work"][name]
         if "generate" in row:

@@ -14,6 +14,7 @@ from towpath.data import batch as data_batch
 from towpath.data.batch import Batch, Row, pack
 from towpath.models import decoder, heads, lm
 from towpath.models.heads import WIDE, Fit, ScalarHead
+from towpath.runtime import local
 from towpath.runtime.local import Local, Role
 from towpath.stages import train
 from towpath.stages.job import Checkpoints
@@ -99,6 +100,18 @@ def test_the_head_gives_the_gradient_of_autograd(learned):
         if grad is not None:
             torch.testing.assert_close(fast_grad, grad, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(entropy, -(logp.exp() * logp).sum(-1).detach().float(), check_dtype=False, atol=1e-5, rtol=0)
+
+
+def test_float32_products_stay_float32_whatever_the_processor():
+    """oneDNN makes them of bfloat16 on processors with AMX, when it is allowed to."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        local.prepare_process()
+        assert not local.products_round()
+        torch.set_float32_matmul_precision("medium")
+        assert local.products_round() or not torch.cpu._is_amx_tile_supported()
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_eos_gets_a_gradient_although_the_models_own_pad_is_eos(tiny, chat):

@@ -315,11 +315,12 @@ def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs
 
 
 def prepare_process() -> None:
-    """Settings of the whole process that cost nothing and help: threads, oneDNN for float32, an allocator that keeps its memory."""
+    """Settings of the whole process that cost nothing and help: threads, oneDNN for float32 where it keeps float32, an allocator that keeps its
+    memory."""
     for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # a kernel kept for each of 1,024 shapes is a GiB
         os.environ.setdefault(kept, "256")
     torch.set_float32_matmul_precision("medium")
-    if _products_round():
+    if torch.cuda.is_available() or products_round():  # a GPU would round them, too
         torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if sys.platform == "linux":
@@ -329,7 +330,7 @@ def prepare_process() -> None:
         libc.mallopt(mmap_max, 0)
 
 
-def _products_round() -> bool:
+def products_round() -> bool:
     """Whether float32 products on the processor are made of bfloat16 as they are set now: oneDNN does so where that is faster (AMX), and
     keeps float32 elsewhere."""
     draw = torch.Generator().manual_seed(0)
