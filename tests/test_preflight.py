@@ -168,6 +168,14 @@ def test_arithmetic_that_just_works_passes(run: Path, corpus: Corpus, chat: Chat
     assert [f for f in preflight.check(said(**values), run, corpus, chat) if f.severity == "error"] == []
 
 
+@pytest.mark.parametrize(
+    ("algo", "epochs", "told"), [("grpo", 3, True), ("rloo", 4, True), ("reinforce", 9, True), ("grpo", 2, False), ("ppo", 4, False)]
+)
+def test_many_passes_over_a_rollout_are_for_algorithms_with_a_critic(algo: str, epochs: int, told: bool) -> None:
+    findings = list(preflight._groups(said(policy__algo=algo, policy__epochs=epochs, policy__group=4).policy))
+    assert [(f.code, f.severity) for f in findings] == [("epochs", "warning")] * told
+
+
 def test_few_heldout_prompts_are_told_with_their_interval(run: Path, corpus: Corpus, chat: Chat) -> None:
     few = found(preflight.check(said(evaluate__prompts=81), run, corpus, chat), "heldout-few", "warning")
     assert "81 held-out prompts" in few.evidence and "70 ± 10 %" in few.evidence
