@@ -26,7 +26,7 @@ NAMED = 10
 ENOUGH_PROMPTS, ENOUGH_PAIRS = 200, 50
 LEAST_AUDIT = 0.1
 EPOCHS = 2
-"""Passes over a rollout beyond which an algorithm without a critic wastes its nats: at four it bought 0.85 of best-of-n's gain, at one and two 0.90
+"""Passes over a rollout beyond which an algorithm without a critic wastes its nats: four bought 0.85 of best-of-n's gain, two 0.88, one 0.90
 (docs/performance.md)."""
 RATES: dict[str, dict[Method, tuple[float, float]]] = {
     "sft": {"lora": (5e-5, 2e-4), "full": (5e-5, 2e-4)},
