@@ -203,7 +203,7 @@ def _groups(policy: Policy) -> Iterator[Finding]:
     if policy.algo in ("grpo", "rloo", "reinforce") and policy.epochs > EPOCHS:
         evidence = f"policy.algo = {policy.algo!r} with policy.epochs = {policy.epochs}"
         cause = "one number an answer is noisy credit: read again and again it buys KL, not reward (docs/performance.md)"
-        yield Finding("epochs", "warning", evidence, cause, f"set policy.epochs to {EPOCHS} or 1")
+        yield Finding("epochs", "warning", evidence, cause, f"set policy.epochs to 1, or {EPOCHS} at most")
     for source in policy.rewards.sources:
         if source.of != "model":
             sources.named(source.of)

@@ -298,7 +298,7 @@ class Policy(Section):
     rollout: int = value(64, "completions in one rollout", "512-2048; fewer on a CPU", "", ge=1)
     group: int = value(1, "completions of each prompt in a rollout", "1 for PPO, 4-16 for grpo and rloo", "groups are their own baseline", ge=1)
     batch: int = value(32, "completions in one optimizer step", "32-128", "", ge=1)
-    epochs: int = value(4, "passes over each rollout", "4-16", "", ge=1)
+    epochs: int = value(4, "passes over each rollout", "4-16 for PPO, 1-2 for grpo, rloo and reinforce", "", ge=1)
     learning_rate: float = value(
         2e-5,
         "peak rate, annealed to zero",
