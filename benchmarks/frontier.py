@@ -8,9 +8,9 @@ higher reward than that of the start's answer to the same held-out prompt; every
 `optimum` is the start tilted by the reward, which no algorithm with that KL penalty can surpass: its answers are the start's, weighed anew.
 
 TRL's PPO and GRPO, as `trl-ppo` and `trl-grpo`, run in the environments that `make bench` makes, with the same start, prompts, reward, rollouts,
-epochs, minibatches, strengths and rate (`trl-ppo-slow` and `trl-grpo-slow`: three tenths of it).
+passes, minibatches, strengths and rate (`trl-ppo-slow` and `trl-grpo-slow`: three tenths of it).
 
-python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [--steps 120] [--processes 2] [--json OUT] [--svg OUT]
+python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [--steps 360] [--epochs N] [--processes 2] [--json OUT] [--svg OUT]
 """
 
 import argparse
@@ -60,6 +60,13 @@ TRAIN, HELD = ASKED[:400], ASKED[400:]
 STRENGTHS = {"optimum": (0.5, 0.7, 1.2), "ppo": (0.5, 0.7, 1.2), "grpo": (0.5, 0.7, 1.2), "rloo": (0.5, 0.7, 1.2), "dpo": (1.0, 2.0, 4.0)}
 PEERS = {f"trl-{algo}{rate}": STRENGTHS[algo] for algo in ("ppo", "grpo") for rate in ("", "-slow")}
 """Weights of the KL (beta of DPO), strongest hold last."""
+EPOCHS = {"ppo": 2, "grpo": 1, "rloo": 1, "dpo": 2}
+"""Passes over a rollout, or over DPO's pairs, where no others are asked for."""
+
+
+def kind(name: str) -> str:
+    """The algorithm, whoever's it is."""
+    return name.split("-")[1] if name in PEERS else name
 
 
 def gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -107,14 +114,14 @@ def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Dr
     return total / len(batch)
 
 
-def peer(start: str, name: str, strength: float, steps: int, seed: int, folder: Path) -> str:
+def peer(start: str, name: str, strength: float, steps: int, epochs: int, seed: int, folder: Path) -> str:
     """TRL's algorithm, in its own environment; `-slow` at three tenths of the rate."""
-    algo = name.split("-")[1]
+    algo = kind(name)
     python, told, chat = python_of("trl110" if algo == "ppo" else "trl"), folder / "told.json", Chat(base.load_tokenizer(start))
     asked = {
         "algo": algo, "start": start, "folder": str(folder / "weights"), "strength": strength, "rate": 3e-4 if name.endswith("-slow") else 1e-3,
-        "seed": seed, "steps": steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS, "prompts": [chat.prompt(text) for text in TRAIN],
-        "worth": WORTH.tolist(),
+        "seed": seed, "steps": steps, "epochs": epochs, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS, "worth": WORTH.tolist(),
+        "prompts": [chat.prompt(text) for text in TRAIN],
     }  # fmt: skip
     told.write_text(json.dumps(asked))
     command = [python, "-m", "benchmarks.implementations.frontier_trl", str(told)]
@@ -124,11 +131,11 @@ def peer(start: str, name: str, strength: float, steps: int, seed: int, folder: 
     return asked["folder"]
 
 
-def trained(start: str, algo: str, strength: float, steps: int, seed: int, folder: Path) -> Any:
+def trained(start: str, algo: str, strength: float, steps: int, epochs: int, seed: int, folder: Path) -> Any:
     """The algorithm at one strength of its hold on the start."""
     settings = {
         "model": start, "folder": folder, "seed": seed, "method": "full", "dtype": "float32", "max_new_tokens": TOKENS, "temperature": 1.0,
-        "learning_rate": 1e-3, "batch": 64, "epochs": 2, "validate_every": 10**6, "rewards__eos_penalty": 0.0, "kl__alarm": 1e3, "kl__stop": 1e3,
+        "learning_rate": 1e-3, "batch": 64, "epochs": epochs, "validate_every": 10**6, "rewards__eos_penalty": 0.0, "kl__alarm": 1e3, "kl__stop": 1e3,
     }  # fmt: skip
     if algo == "dpo":
         prompts = [prompt for prompt in TRAIN for _ in range(math.ceil(steps * ROLLOUT / len(TRAIN)))][: steps * ROLLOUT]
@@ -142,13 +149,13 @@ def trained(start: str, algo: str, strength: float, steps: int, seed: int, folde
     return tp.train(algo, prompts=TRAIN, reward=gold, kl=strength, steps=steps, rollout=ROLLOUT, group=group, **settings)
 
 
-def point(start: str, algo: str, strength: float, steps: int, seed: int) -> dict[str, float]:
+def point(start: str, algo: str, strength: float, steps: int, epochs: int, seed: int) -> dict[str, float]:
     """KL and gold win rate on held-out prompts, and the share of best-of-n's gain at that KL."""
     if algo == "optimum":
         return {"strength": strength, "seed": seed, **tilted(start, strength, seed)}
     prompts = HELD * DRAWS
     with tempfile.TemporaryDirectory() as folder:
-        how = (start, algo, strength, steps, seed, Path(folder))
+        how = (start, algo, strength, steps, epochs, seed, Path(folder))
         policy = peer(*how) if algo in PEERS else str(trained(*how).folder)
         asked, answers, texts = drawn(policy, prompts, seed, "frontier/policy")
         _, _, before = drawn(start, prompts, seed, "frontier/start")
@@ -211,7 +218,7 @@ def svg(points: dict[str, list[dict[str, float]]]) -> str:
         parts.append(f'<path d="M{line}" fill="none" stroke="#333" stroke-width="1.5"{dashes}/>')
         parts.append(f'<text x="{x:.0f}" y="{y - 8:.0f}" text-anchor="end">{name}</text>')
     for i, (algo, found) in enumerate(points.items()):
-        colour = colours[algo.split("-")[1] if algo in PEERS else algo]  # a peer's points are rings
+        colour = colours[kind(algo)]  # a peer's points are rings
         look = f'r="4" fill="none" stroke="{colour}" stroke-width="1.5"' if algo in PEERS else f'r="4" fill="{colour}" fill-opacity="0.75"'
         parts += [f'<circle cx="{at(p["kl"], 0)[0]:.1f}" cy="{at(0, p["win_rate"])[1]:.1f}" {look}/>' for p in found]
         parts.append(f'<circle cx="{width - 110}" cy="{260 + 20 * i}" {look}/>')
@@ -220,11 +227,12 @@ def svg(points: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Every algorithm at every strength with every seed."""
+    """Every algorithm at every strength with every seed; points that the file has already are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", default=",".join(STRENGTHS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=120, help="rollouts of 128 completions")
+    parser.add_argument("--steps", type=int, default=360, help="rollouts of 128 completions")
+    parser.add_argument("--epochs", type=int, default=0, help=f"passes over a rollout, or over DPO's pairs; by default as in {EPOCHS}")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="points at a time, a thread each")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
@@ -232,17 +240,15 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(told.processes, get_context("spawn"), prepare_process) as pool:
         start = pool.submit(taught, Path(folder)).result()
-        said = {"steps": told.steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS, "start": digest(Path(start))}
+        said: dict[str, Any] = {"steps": told.steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS}
+        said |= {"epochs": told.epochs or EPOCHS, "start": digest(Path(start))}
         before = json.loads(told.json.read_text()) if told.json and told.json.is_file() else {}
-        points = before["points"] if {name: before.get(name) for name in said} == said else {}  # algorithms of an earlier call are kept
-        wanted = [
-            (algo, strength, int(seed))
-            for algo in told.algorithms.split(",")
-            for strength in (STRENGTHS | PEERS)[algo]
-            for seed in told.seeds.split(",")
-        ]
-        points |= {algo: [] for algo, _, _ in wanted}
-        asked = [(algo, pool.submit(point, start, algo, strength, told.steps, seed)) for algo, strength, seed in wanted]
+        points: dict[str, list[Any]] = before["points"] if {name: before.get(name) for name in said} == said else {}
+        asked = []
+        for algo in told.algorithms.split(","):
+            have, epochs = {(p["strength"], p["seed"]) for p in points.setdefault(algo, [])}, told.epochs or EPOCHS.get(kind(algo), 1)
+            wanted = [(strength, int(seed)) for strength in (STRENGTHS | PEERS)[algo] for seed in told.seeds.split(",")]
+            asked += [(algo, pool.submit(point, start, algo, at, told.steps, epochs, seed)) for at, seed in wanted if (at, seed) not in have]
         for algo, answer in asked:
             points[algo].append(answer.result())
             print(algo, {key: round(value, 3) for key, value in answer.result().items()}, file=sys.stderr, flush=True)

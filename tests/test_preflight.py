@@ -176,6 +176,15 @@ def test_many_passes_over_a_rollout_are_for_algorithms_with_a_critic(algo: str, 
     assert [(f.code, f.severity) for f in findings] == [("epochs", "warning")] * told
 
 
+@pytest.mark.parametrize(("algo", "group", "epochs"), [("ppo", 1, 4), ("grpo", 4, 1), ("rloo", 4, 1), ("reinforce", 1, 1), ("dpo", 1, 4)])
+def test_to_name_an_algorithm_is_enough(run: Path, corpus: Corpus, chat: Chat, algo: str, group: int, epochs: int) -> None:
+    recipe = said(policy__algo=algo)
+    assert (recipe.policy.group, recipe.policy.epochs) == (group, epochs)
+    assert not {"group", "epochs"} & {f.code for f in preflight.check(recipe, run, corpus, chat)}
+    mine = said(policy__algo=algo, policy__group=8, policy__epochs=2).policy
+    assert (mine.group, mine.epochs) == (8, 2), "what is said counts"
+
+
 def test_few_heldout_prompts_are_told_with_their_interval(run: Path, corpus: Corpus, chat: Chat) -> None:
     few = found(preflight.check(said(evaluate__prompts=81), run, corpus, chat), "heldout-few", "warning")
     assert "81 held-out prompts" in few.evidence and "70 ± 10 %" in few.evidence

@@ -12,13 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from towpath.errors import RecipeError
 
-M = TypeVar("M", bound=BaseModel)
-
 
 class Section(BaseModel):
     """A table of the recipe: frozen, no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def standard(cls, tables: Mapping[str, Any]) -> dict[str, Any]:
+        """What holds where the tables say nothing."""
+        return cls().model_dump()
+
+
+M = TypeVar("M", bound=Section)
 
 
 def value(default: Any, meaning: str, usual: str = "", why: str = "", **limits: Any) -> Any:
@@ -65,7 +71,7 @@ def _toml_value(text: str) -> Any:
 def check(model: type[M], tables: dict[str, Any], origin: str) -> M:
     """The tables laid over the model's defaults, or one error that names every key at fault."""
     try:
-        return model.model_validate(_over(model().model_dump(), tables))
+        return model.model_validate(_over(model.standard(tables), tables))
     except ValidationError as error:
         problems = [_problem(model, item) for item in error.errors()]
         raise RecipeError(f"{origin}: " + "; ".join(problems), "see `towpath explain KEY`", "mend the keys named") from None

@@ -1,6 +1,7 @@
 """What a recipe may say: one class a table, every key with its meaning, usual range and reason."""
 
 import difflib
+from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -291,14 +292,24 @@ class Rewards(Section):
     domains: dict[str, float] = value({}, "factor of the reward of each domain; 1 where none is named")
 
 
+SUITED: dict[str, dict[str, Any]] = {"grpo": {"group": 4, "epochs": 1}, "rloo": {"group": 4, "epochs": 1}, "reinforce": {"epochs": 1}}
+"""Keys of `policy` that have another default with an algorithm, from what benchmarks/frontier.py measures."""
+
+
 class Policy(Section):
     algo: str = value("ppo", "an algorithm of towpath.algos, or an import path of your own")
     method: Method = value("lora", "all roles on one trunk, or separate full copies")
     steps: int = value(12, "rollouts", "", "", ge=1)
     rollout: int = value(64, "completions in one rollout", "512-2048; fewer on a CPU", "", ge=1)
-    group: int = value(1, "completions of each prompt in a rollout", "1 for PPO, 4-16 for grpo and rloo", "groups are their own baseline", ge=1)
+    group: int = value(
+        1, "completions of each prompt in a rollout; with grpo and rloo 4 unless you say otherwise", "1 for PPO, 4-16 for grpo and rloo",
+        "groups are their own baseline", ge=1,
+    )  # fmt: skip
     batch: int = value(32, "completions in one optimizer step", "32-128", "", ge=1)
-    epochs: int = value(4, "passes over each rollout", "4-16 for PPO, 1-2 for grpo, rloo and reinforce", "", ge=1)
+    epochs: int = value(
+        4, "passes over each rollout; with grpo, rloo and reinforce 1 unless you say otherwise", "4-16 for PPO, 1-2 for grpo, rloo and reinforce",
+        "without a critic credit is noisy: more passes buy KL", ge=1,
+    )  # fmt: skip
     learning_rate: float = value(
         2e-5,
         "peak rate, annealed to zero",
@@ -404,6 +415,13 @@ class Recipe(Section):
     gates: Gates = value(Gates(), "gates between stages")
     health: Health = value(Health(), "what is looked for while a run goes on, and what is done")
     track: Track = value(Track(), "where numbers go besides metrics.jsonl")
+
+    @classmethod
+    def standard(cls, tables: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults, some of them as the algorithm asks."""
+        whole, policy = super().standard(tables), tables.get("policy")
+        algo = policy.get("algo") if isinstance(policy, Mapping) else None
+        return whole | {"policy": whole["policy"] | SUITED.get(str(algo), {})}
 
 
 def load(run: Path, assignments: list[str] | None = None) -> Recipe:

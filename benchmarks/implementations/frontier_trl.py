@@ -25,6 +25,7 @@ class Asked:
     rate: float
     seed: int
     steps: int
+    epochs: int
     rollout: int
     group: int
     tokens: int
@@ -50,8 +51,8 @@ def grpo(asked: Asked, words: Any, policy: Any) -> Any:
 
     parts = 2
     config = GRPOConfig(
-        **shared(asked), num_generations=asked.group, max_completion_length=asked.tokens, beta=asked.strength, num_iterations=2,
-        per_device_train_batch_size=asked.rollout // parts, steps_per_generation=parts, max_steps=asked.steps * parts * 2,
+        **shared(asked), num_generations=asked.group, max_completion_length=asked.tokens, beta=asked.strength, num_iterations=asked.epochs,
+        per_device_train_batch_size=asked.rollout // parts, steps_per_generation=parts, max_steps=asked.steps * parts * asked.epochs,
     )  # fmt: skip
     rows = Dataset.from_dict({"prompt": [words.decode(ids) for ids in asked.prompts]})
     return GRPOTrainer(policy, lambda completions, **_: gold(asked, completions), config, rows, processing_class=words)
@@ -64,7 +65,7 @@ def ppo(asked: Asked, words: Any, policy: Any) -> Any:
     judge, value = (AutoModelForSequenceClassification.from_pretrained(asked.start, num_labels=1, dtype=torch.float32) for _ in range(2))
     torch.nn.init.zeros_(value.score.weight)
     config = PPOConfig(
-        **shared(asked), per_device_train_batch_size=asked.rollout, num_mini_batches=2, num_ppo_epochs=2,
+        **shared(asked), per_device_train_batch_size=asked.rollout, num_mini_batches=2, num_ppo_epochs=asked.epochs,
         total_episodes=asked.steps * asked.rollout, response_length=asked.tokens, stop_token="eos", num_sample_generations=0,
         local_rollout_forward_batch_size=asked.rollout, kl_coef=asked.strength,
     )  # fmt: skip
