@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks import frontier
 from benchmarks.machine import optimise_flops
 from benchmarks.run import compared, rates
 from benchmarks.workload import EOS, Workload
+from towpath.reporting.frontier import best_of_n
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"model": {"layers": 2, "width": 64, "heads": 4, "inner": 128, "vocabulary": 512}, "prompts": 8, "prompt_tokens": 6, "minibatch": 4}
@@ -84,3 +87,18 @@ def test_a_small_workload_runs_through(tmp_path: Path, task: dict, work: dict):
     else:
         assert counted["tokens_optimised"] == sum(len(p) + len(a) for p, both in workload.rows(512, 2) for a in both)
     assert result["machine"]["gemm_flops"]["bfloat16"] > 0
+
+
+@pytest.mark.parametrize("n", [1.5, 2.0, 5.0, 20.0])
+def test_best_of_n_has_the_whole_of_its_own_gain(n: float):
+    assert frontier.share(*best_of_n(n)) == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("strength", "rate"), [(1.0, 0.7602), (2.0, 0.6382)])
+def test_the_optimum_of_a_normal_reward_is_the_one_on_paper(monkeypatch: pytest.MonkeyPatch, strength: float, rate: float):
+    """A normal tilted by e^(reward / strength) moves by 1 / strength: half its square in nats; it wins with Phi(1 / (sqrt 2 strength))."""
+    monkeypatch.setattr(frontier, "drawn", lambda start, prompts, seed, stream: (None, None, prompts))
+    monkeypatch.setattr(frontier, "gold", lambda prompts, answers: np.random.default_rng(0).standard_normal(len(answers)).tolist())
+    found = frontier.tilted("", strength, 0)
+    assert found["kl"] == pytest.approx(0.5 / strength**2, rel=0.02)
+    assert found["win_rate"] == pytest.approx(rate, abs=0.003)
