@@ -191,39 +191,55 @@ def bound(nats: float) -> float:
     return best_of_n(low)[1]
 
 
+PANEL, HIGH, LEFT, TOP, FAR = 500, 380, 52, 28, 2.4
+"""The size of a picture, where its numbers begin, and how many nats it shows."""
+COLOURS = {"optimum": "#333", "ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e"}
+
+
 def svg(points: dict[str, list[dict[str, float]]]) -> str:
-    """Points of every algorithm on best-of-n's curve."""
-    width, height, left, bottom, most = 640, 420, 56, 44, 2.4
-    colours = {"optimum": "#333", "ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e"}
-
-    def at(nats: float, rate: float) -> tuple[float, float]:
-        return left + nats / most * (width - left - 16), height - bottom - (rate - 0.5) / 0.5 * (height - bottom - 16)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    for rate in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        x, y = at(0, rate)
-        parts.append(f'<path d="M{x} {y:.1f}H{width - 16}" stroke="#ddd"/><text x="{x - 8}" y="{y + 4:.1f}" text-anchor="end">{rate:.0%}</text>')
-    for nats in (0.0, 0.5, 1.0, 1.5, 2.0):
-        x, y = at(nats, 0.5)
-        parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{nats}</text>')
-    parts.append(f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">KL to the start, nats per prompt</text>')
-    parts.append(f'<text x="{left}" y="11">win rate over the start by the known reward</text>')
+    """Points of every algorithm on best-of-n's curve, and beside it what they reach of it; a peer's points are rings."""
+    looks = {}
+    for algo in points:
+        colour = COLOURS[kind(algo)]
+        looks[algo] = f'r="4" fill="none" stroke="{colour}" stroke-width="1.5"' if algo in PEERS else f'r="4" fill="{colour}" fill-opacity="0.75"'
     curve = [best_of_n(math.exp(i / 40)) for i in range(200)]
-    for share, dashes, name in ((1.0, "", "best of n"), (0.9, ' stroke-dasharray="5 4"', "nine tenths of its gain")):
-        line = "L".join(f"{x:.1f} {y:.1f}" for x, y in (at(nats, 0.5 + share * (rate - 0.5)) for nats, rate in curve if nats <= most))
-        x, y = at(2.38, 0.5 + share * 0.463)
-        parts.append(f'<path d="M{line}" fill="none" stroke="#333" stroke-width="1.5"{dashes}/>')
-        parts.append(f'<text x="{x:.0f}" y="{y - 8:.0f}" text-anchor="end">{name}</text>')
-    for i, (algo, found) in enumerate(points.items()):
-        colour = colours[kind(algo)]  # a peer's points are rings
-        look = f'r="4" fill="none" stroke="{colour}" stroke-width="1.5"' if algo in PEERS else f'r="4" fill="{colour}" fill-opacity="0.75"'
-        parts += [f'<circle cx="{at(p["kl"], 0)[0]:.1f}" cy="{at(0, p["win_rate"])[1]:.1f}" {look}/>' for p in found]
-        parts.append(f'<circle cx="{width - 110}" cy="{260 + 20 * i}" {look}/>')
-        parts.append(f'<text x="{width - 98}" y="{264 + 20 * i}">{algo.upper()}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    shares = (1.0, "", "best of n"), (0.9, ' stroke-dasharray="5 4"', "nine tenths of its gain")
+    lines = [([(nats, 0.5 + share * (rate - 0.5)) for nats, rate in curve], dashes, name) for share, dashes, name in shares]
+    flat = [([(0.0, share), (FAR, share)], dashes, name) for share, dashes, name in shares]
+    rates = panel(points, looks, "win_rate", "win rate over the start by the known reward", 0.5, 1.0, lines)
+    told = panel(points, looks, "share", "share of best-of-n's gain at the same KL", 0.85, 1.0, flat)
+    legend = [
+        f'<circle cx="{LEFT + 84 * i}" cy="{HIGH + 14}" {look}/><text x="{LEFT + 9 + 84 * i}" y="{HIGH + 18}">{algo.upper()}</text>'
+        for i, (algo, look) in enumerate(looks.items())
+    ]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * PANEL} {HIGH + 30}" font-family="sans-serif" font-size="12">'
+    return "\n".join(
+        [head, '<rect width="100%" height="100%" fill="white"/>', *rates, f'<g transform="translate({PANEL})">', *told, "</g>", *legend, "</svg>\n"]
+    )
+
+
+def panel(points: Any, looks: dict[str, str], what: str, title: str, low: float, high: float, lines: Sequence[Any]) -> list[str]:
+    """One picture: a number against KL, and lines to hold it against."""
+
+    def at(nats: float, number: float) -> tuple[float, float]:
+        return LEFT + nats / FAR * (PANEL - LEFT - 16), HIGH - 44 - (number - low) / (high - low) * (HIGH - 44 - TOP)
+
+    parts = [f'<text x="{LEFT}" y="16">{title}</text>']
+    for number in np.linspace(low, high, 6 if high - low > 0.2 else 4):
+        x, y = at(0, number)
+        parts.append(f'<path d="M{x} {y:.1f}H{PANEL - 16}" stroke="#ddd"/><text x="{x - 8}" y="{y + 4:.1f}" text-anchor="end">{number:.0%}</text>')
+    for nats in (0.0, 0.5, 1.0, 1.5, 2.0):
+        x, y = at(nats, low)
+        parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{nats}</text>')
+    parts.append(f'<text x="{PANEL / 2}" y="{HIGH - 8}" text-anchor="middle">KL to the start, nats per prompt</text>')
+    for through, dashes, name in lines:
+        shown = [at(nats, number) for nats, number in through if nats <= FAR]
+        parts.append(f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in shown)}" fill="none" stroke="#333" stroke-width="1.5"{dashes}/>')
+        parts.append(f'<text x="{shown[-1][0]:.0f}" y="{shown[-1][1] + (30 if dashes else -7):.0f}" text-anchor="end">{name}</text>')
+    for algo, found in points.items():
+        places = [at(point["kl"], point[what]) for point in found if point["kl"] <= FAR]
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" {looks[algo]}/>' for x, y in places]
+    return parts
 
 
 def main() -> None:
