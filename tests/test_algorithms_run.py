@@ -153,7 +153,7 @@ def test_killed_and_resumed_pairs_end_in_the_same_bits(tuned, tmp_path):
         (["policy.algo=dppo"], "no such algorithm"),
         (["policy.algo=my.own"], "no such algorithm"),
         (["policy.algo=sft"], "no such algorithm"),
-        (["policy.algo=grpo"], "compared with others"),
+        (["policy.algo=grpo", "policy.group=1"], "compared with others"),
         (["policy.algo=grpo", "policy.group=5"], "whole groups"),
         (['policy.rewards.sources=[{of="rule:wordz"}]'], "no such rule"),
     ],
