@@ -259,7 +259,12 @@ def main() -> None:
         said: dict[str, Any] = {"steps": told.steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS}
         said |= {"epochs": told.epochs or EPOCHS, "start": digest(Path(start))}
         before = json.loads(told.json.read_text()) if told.json and told.json.is_file() else {}
-        points: dict[str, list[Any]] = before["points"] if {name: before.get(name) for name in said} == said else {}
+        other = [name for name in said if before and before.get(name) != said[name]]
+        if other:
+            raise SystemExit(
+                f"{told.json} holds points of another {', '.join(other)}; points of one are not to stand beside another's: name another file"
+            )
+        points: dict[str, list[Any]] = before.get("points", {})
         asked = []
         for algo in told.algorithms.split(","):
             have, epochs = {(p["strength"], p["seed"]) for p in points.setdefault(algo, [])}, told.epochs or EPOCHS.get(kind(algo), 1)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from test_runs import SETTINGS, results, towpath
 
 import towpath as tp
+from towpath import training
 from towpath.errors import RecipeError
 from towpath.rollout.engine import Drawn
 from towpath.rollout.local import LocalEngine
@@ -168,6 +169,21 @@ def test_what_cannot_work_is_refused_before_it_starts(settings, words, tuned):
 def letters(prompts, answers):
     """A reward that anyone can check: the share of plain letters."""
     return [sum(sign.isascii() and sign.isalpha() for sign in answer) / 10 for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings", "told"),
+    [
+        ("ppo", {}, (1, 54, 4)),
+        ("grpo", {}, (4, 64, 1)),
+        ("grpo", {"group": 5}, (5, 60, 1)),
+        ("rloo", {"group": 128}, (128, 128, 1)),
+        ("dpo", {}, (1, 54, 4)),
+    ],
+)
+def test_from_python_a_rollout_is_whole_groups(algo, settings, told):
+    policy = training._recipe(algo, {}, settings, 60).policy
+    assert (policy.group, policy.rollout, policy.epochs) == told
 
 
 @pytest.mark.parametrize("algo", ["ppo", "grpo", "rloo", "reinforce"])

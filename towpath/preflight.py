@@ -16,7 +16,7 @@ from towpath.data.sources import Corpus, matched
 from towpath.errors import DataError, RecipeError, TowpathError
 from towpath.feedback import asking, rules
 from towpath.kernels import build
-from towpath.recipe import Method, Policy, Recipe
+from towpath.recipe import SUITED, Method, Policy, Recipe
 from towpath.records import Finding, Prompt
 from towpath.rewards import sources
 from towpath.sizes import Size, disk_needed, memory_available, memory_needed, model_size
@@ -197,10 +197,10 @@ def _groups(policy: Policy) -> Iterator[Finding]:
         evidence = f"policy.rollout = {policy.rollout} is no multiple of policy.group = {policy.group}"
         remedy = f"set policy.rollout to {max(1, policy.rollout // policy.group) * policy.group}"
         yield Finding("group", "error", evidence, "a rollout is made of whole groups", remedy)
-    if policy.algo in ("grpo", "rloo") and policy.group < 2:
+    if "group" in SUITED.get(policy.algo, {}) and policy.group < 2:
         evidence = f"policy.algo = {policy.algo!r} with policy.group = {policy.group}"
         yield Finding("group", "error", evidence, "an answer is compared with others to the same prompt", "set policy.group to 4 or more")
-    if policy.algo in ("grpo", "rloo", "reinforce") and policy.epochs > EPOCHS:
+    if "epochs" in SUITED.get(policy.algo, {}) and policy.epochs > EPOCHS:
         evidence = f"policy.algo = {policy.algo!r} with policy.epochs = {policy.epochs}"
         cause = "one number an answer is noisy credit: read again and again it buys KL, not reward (docs/performance.md)"
         yield Finding("epochs", "warning", evidence, cause, f"set policy.epochs to 1, or {EPOCHS} at most")

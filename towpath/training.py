@@ -12,7 +12,7 @@ from towpath.config import check, override
 from towpath.data.sources import Corpus
 from towpath.errors import RecipeError
 from towpath.models import base
-from towpath.recipe import Decoding, Recipe
+from towpath.recipe import SUITED, Decoding, Recipe
 from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
 from towpath.rewards import sources
 from towpath.runtime.local import prepare_process
@@ -80,7 +80,7 @@ def train(
         told["rewards.sources"] = [{"of": reward if isinstance(reward, str) else sources.given(reward)}]
     tables: dict[str, Any] = {"seed": seed, "model": {"source": model, "dtype": dtype, "template": template}}
     tables |= {"engine": dict(engine or {}), "health": dict(health or {})}
-    recipe = _recipe(algo, tables, told | settings, len(asked), on_pairs)
+    recipe = _recipe(algo, tables, told | settings, len(asked))
     prepare_process()
     job = _job(recipe, Path(folder), Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked))), pairs)
     done = job.folder / "manifest.json"
@@ -102,15 +102,15 @@ def _require(algo: str, on_pairs: bool, given: Mapping[str, bool], pairs: Sequen
             raise RecipeError(f"pairs[{number}] = {str(pair)[:80]!r}", "a pair is three texts", "give (prompt, better answer, worse answer)")
 
 
-def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prompts: int, on_pairs: bool) -> Recipe:
+def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prompts: int) -> Recipe:
     """The settings laid over what suits so many prompts: a tenth kept to choose the checkpoint by, at most 32."""
     kept = max(4, min(32, prompts // 10))
-    group = 1 if algo in ("ppo", "reinforce") or on_pairs else 4
-    room = (prompts - kept) * int(settings.get("group", group))
+    group = max(1, int(settings.get("group", SUITED.get(algo, {}).get("group", 1))))
+    room = (prompts - kept) * group
     if room < 1:
         raise RecipeError(f"{prompts} prompts", f"{kept} are kept to choose the checkpoint by, and one must be left", "give more prompts")
-    size = min(64, room) // group * group
-    standard = {"algo": algo, "group": group, "rollout": size, "batch": min(32, size), "validation_prompts": kept}
+    size = max(group, min(64, room) // group * group)
+    standard = {"algo": algo, "rollout": size, "batch": min(32, size), "validation_prompts": kept}
     said = standard | {key.replace("__", "."): value for key, value in settings.items()}
     lines = [f"policy.{key}={_toml(value)}" for key, value in said.items()]
     return check(Recipe, override(tables | {"policy": {"ppo": {"critic_warmup": 0}}}, lines), "train()")
