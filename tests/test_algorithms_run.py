@@ -186,6 +186,23 @@ def test_from_python_a_rollout_is_whole_groups(algo, settings, told):
     assert (policy.group, policy.rollout, policy.epochs) == told
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"group": 3, "rollout": 64}, "set policy.rollout to 63"),
+        ({"group": 1}, "compared with others"),
+        ({"group": 0}, "greater than or equal to 1"),
+        ({"batch": 65}, "set policy.batch to 64 or less"),
+        ({"rollout": 220}, "set policy.rollout to 216 or less"),
+        ({"epoch": 1}, "did you mean policy.epochs"),
+    ],
+)
+def test_from_python_too_it_is_refused_before_it_starts(settings, words, tmp_path):
+    with pytest.raises(RecipeError, match=words):
+        tp.train("grpo", model="tiny", prompts=[f"p{i}" for i in range(60)], reward=letters, folder=tmp_path, **settings)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("algo", ["ppo", "grpo", "rloo", "reinforce"])
 def test_from_python_it_learns_and_goes_on_where_it_stopped(algo, tmp_path):
     prompts = [f"Tell me something about the number {i}." for i in range(60)]

@@ -26,8 +26,8 @@ NAMED = 10
 ENOUGH_PROMPTS, ENOUGH_PAIRS = 200, 50
 LEAST_AUDIT = 0.1
 EPOCHS = 2
-"""Passes over a rollout beyond which an algorithm without a critic wastes its nats: four bought 0.85 of best-of-n's gain, two 0.88, one 0.90
-(docs/performance.md)."""
+"""Passes over a rollout beyond which an algorithm without a critic wastes its nats: held strongly, four bought 0.83 of best-of-n's gain, two 0.88,
+one 0.91 (docs/performance.md)."""
 RATES: dict[str, dict[Method, tuple[float, float]]] = {
     "sft": {"lora": (5e-5, 2e-4), "full": (5e-5, 2e-4)},
     "reward": {"lora": (5e-5, 2e-4), "full": (1e-6, 5e-5)},
@@ -165,20 +165,24 @@ def _ratio(recipe: Recipe) -> Finding | None:
     return Finding("learning-rate-ratio", "warning", evidence, cause, remedy)
 
 
-def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
-    found, policy, sft = [], recipe.policy, recipe.sft
+def of_rollouts(policy: Policy, prompts: int) -> Iterator[Finding]:
+    """Whether a rollout can be made of so many training prompts, and be learned from."""
     if policy.batch > policy.rollout:
         evidence = f"policy.batch = {policy.batch} is more than policy.rollout = {policy.rollout}"
-        found.append(Finding("batch", "error", evidence, "a rollout is split into batches", f"set policy.batch to {policy.rollout} or less"))
-    left, met = len(corpus.train) - policy.validation_prompts, policy.rollout // policy.group
+        yield Finding("batch", "error", evidence, "a rollout is split into batches", f"set policy.batch to {policy.rollout} or less")
+    left, met = prompts - policy.validation_prompts, policy.rollout // policy.group
     if met > left:
         of = f" in groups of {policy.group}" if policy.group > 1 else ""
-        evidence = f"policy.rollout = {policy.rollout}{of}, but {max(left, 0)} of {len(corpus.train)} training prompts are left"
+        evidence = f"policy.rollout = {policy.rollout}{of}, but {max(left, 0)} of {prompts} training prompts are left"
         cause = f"policy.validation_prompts = {policy.validation_prompts} are kept apart, and a rollout meets a prompt once"
         remedy = "lower policy.validation_prompts, or add prompts"
         remedy += f", or set policy.rollout to {left * policy.group} or less" if left > 0 else ""
-        found.append(Finding("rollout", "error", evidence, cause, remedy))
-    found += _groups(policy)
+        yield Finding("rollout", "error", evidence, cause, remedy)
+    yield from _groups(policy)
+
+
+def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
+    found, sft = list(of_rollouts(recipe.policy, len(corpus.train))), recipe.sft
     shown = len(corpus.demonstrations) - max(1, round(sft.validation * len(corpus.demonstrations)))
     if shown < sft.batch:
         evidence = f"{max(shown, 0)} demonstrations to train on, sft.batch = {sft.batch}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from towpath import preflight
 from towpath.algos import data_of
 from towpath.config import check, override
 from towpath.data.sources import Corpus
@@ -113,7 +114,11 @@ def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prom
     standard = {"algo": algo, "rollout": size, "batch": min(32, size), "validation_prompts": kept}
     said = standard | {key.replace("__", "."): value for key, value in settings.items()}
     lines = [f"policy.{key}={_toml(value)}" for key, value in said.items()]
-    return check(Recipe, override(tables | {"policy": {"ppo": {"critic_warmup": 0}}}, lines), "train()")
+    recipe = check(Recipe, override(tables | {"policy": {"ppo": {"critic_warmup": 0}}}, lines), "train()")
+    for finding in preflight.of_rollouts(recipe.policy, prompts):
+        if finding.severity == "error":
+            raise RecipeError(finding.evidence, finding.cause, finding.remedy)
+    return recipe
 
 
 def _toml(value: Any) -> str:
