@@ -1,6 +1,7 @@
 """The trunk and its readings against plain transformers: packing, padding, heads, adapters, the pad trap."""
 
 import copy
+import itertools
 import os
 import shutil
 import subprocess
@@ -279,6 +280,36 @@ def test_rows_of_one_prompt_share_its_tokens(width):
         assert packed.ids_PL.flatten()[place].tolist() == row.ids.tolist()
         assert packed.position_PL.flatten()[place].tolist() == list(range(len(row.ids)))
     assert len(pack([Row(np.arange(400), 2)] * 9, pad=0).ids_PL) == 9  # long answers to a short prompt are cheaper apart
+
+
+def read_at_once(rows) -> int:
+    """Tokens of a pass: of each prompt once, and of every answer."""
+    return sum(len(prompt) // 8 for prompt in {row.prompt for row in rows}) + sum(row.answer_length for row in rows)
+
+
+def test_passes_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be():
+    draw = np.random.default_rng(0)
+    for _ in range(60):
+        prompts = [draw.integers(0, 9, int(n)) for n in draw.integers(1, 40, 4)]
+        sizes = tuple(int(n) for n in draw.integers(1, 4, 7))
+        rows = [Row(np.concatenate([prompts[p], draw.integers(0, 9, int(n))]), len(prompts[p]))
+                for size, p in zip(sizes, draw.integers(0, 4, 7), strict=True) for n in draw.integers(1, 40, size)]  # fmt: skip
+        batch, tokens = Batch(rows, {"row": np.arange(len(rows))}, sizes), int(draw.integers(10, 400))
+        passes = list(batch.passes(tokens))
+        order = [index for part in passes for index in part.columns["row"]]
+        assert sorted(order) == list(range(len(rows)))
+        groups = [rows[begin : begin + size] for begin, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True)]
+        begins = {int(begin): place for place, begin in enumerate(np.cumsum(sizes) - sizes)}
+        units = [groups[begins[index]] for index in order if index in begins]
+        best = len(units) + 1, 0
+        for cuts in itertools.product([False, True], repeat=len(units) - 1):
+            edges = [0, *(place for place, cut in enumerate(cuts, 1) if cut), len(units)]
+            parts = [units[a:b] for a, b in itertools.pairwise(edges)]
+            costs = [read_at_once([row for unit in part for row in unit]) for part in parts]
+            if all(cost <= tokens or len(part) == 1 for cost, part in zip(costs, parts, strict=True)):
+                best = min(best, (len(parts), max(costs)))
+        assert (len(passes), max(read_at_once(part.rows) for part in passes)) == best
+    assert not list(Batch([]).passes(100))
 
 
 @pytest.mark.parametrize("family", ["ours", "theirs"])

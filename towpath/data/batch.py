@@ -74,7 +74,8 @@ class Batch:
         return replace(self, columns={**self.columns, **columns})
 
     def passes(self, tokens: int) -> Iterator["Batch"]:
-        """Micro-batches of about so many tokens, of similar length, rows of one prompt together; their losses add up to the whole."""
+        """Micro-batches of about so many tokens, as few as that allows and of about one size, of similar length, rows of one prompt together; their
+        losses add up to the whole."""
         sizes = np.array(self.sizes or [1] * len(self.rows))
         starts = np.cumsum(sizes) - sizes
         groups = [self.rows[start : start + size] for start, size in zip(starts, sizes, strict=True)]
@@ -82,20 +83,25 @@ class Batch:
         longest: dict[bytes, int] = {}
         for prompt, rows in zip(prompts, groups, strict=True):
             longest[prompt] = max(longest.get(prompt, 0), *(len(row.ids) for row in rows))
-        chosen: list[int] = []
-        read: set[bytes] = set()
-        total = 0
-        for index in sorted(range(len(groups)), key=lambda i: (-longest[prompts[i]], prompts[i])):
-            cost = sum(row.answer_length for row in groups[index]) + (0 if prompts[index] in read else groups[index][0].start)
-            if chosen and total + cost > tokens:
-                yield self.take(chosen)
-                chosen, total, read = [], 0, set()
-                cost = sum(row.answer_length for row in groups[index]) + groups[index][0].start
-            chosen.append(index)
-            total += cost
-            read.add(prompts[index])
-        if chosen:
-            yield self.take(chosen)
+        order = sorted(range(len(groups)), key=lambda i: (-longest[prompts[i]], prompts[i]))
+        costs = [(prompts[i], groups[i][0].start, sum(row.answer_length for row in groups[i])) for i in order]
+        fewest = len(_cut(costs, tokens))
+        even = bisect_left(range(tokens), -fewest, key=lambda limit: -len(_cut(costs, limit)))
+        for part in _cut(costs, even):
+            yield self.take(order[part])
+
+
+def _cut(costs: Sequence[tuple[bytes, int, int]], tokens: int) -> list[slice]:
+    """Neighbours that one pass takes: each has a prompt, of so many tokens but read once a pass, and answers of so many."""
+    found: list[slice] = []
+    begin, total, read = 0, 0, set[bytes]()
+    for place, (prompt, length, answers) in enumerate(costs):
+        total += answers + (0 if prompt in read else length)
+        read.add(prompt)
+        if total > tokens and place > begin:
+            found.append(slice(begin, place))
+            begin, total, read = place, answers + length, {prompt}
+    return [*found, slice(begin, len(costs))] if costs else found
 
 
 CROSSING = 1500
