@@ -1,6 +1,8 @@
 """AdamW against torch's own, and weights in halves: nothing is lost of a float32, whatever passes, stops and precisions come between."""
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -48,6 +50,8 @@ def test_two_halves_are_the_whole_to_the_bit_but_for_ties():
     assert tie.any() and apart(again[tie], x[tie]) == 1
     assert torch.equal(again.bfloat16(), upper)
     assert all(torch.equal(one, two) for one, two in zip(halves.parted(again), (upper, rest), strict=True))
+    kept, none = halves.parted(upper)
+    assert kept is upper and torch.equal(none, torch.zeros_like(rest)) and none.dtype == rest.dtype
 
 
 @FOUND
@@ -167,6 +171,18 @@ def test_gradients_of_many_passes_are_summed_in_float32(tiny):
     learned(twice), learned(twice)
     both = {key: twice.optimizer.gradients()[p].double() / 2 for key, p in twice.trained().items()}
     assert error(both, once) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_stage_has_learned_with_is_let_go_when_it_ends(tiny, dtype):
+    local = local_of(tiny, dtype, tokens_per_pass=40)
+    learned(local)
+    local.step(1.0, 1.0)
+    slots = [x for kept in local.optimizer.slots.values() for x in kept.values()]
+    held = [weakref.ref(x) for x in (*local.trained().values(), *local.optimizer.rest.values(), *slots)]
+    del slots, local
+    gc.collect()
+    assert len(held) > 50 and not [x for x in held if x() is not None]
 
 
 def test_what_a_token_s_places_say_is_summed_in_float32():

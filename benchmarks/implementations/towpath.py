@@ -32,7 +32,7 @@ from towpath.recipe import Decoding, Recipe
 from towpath.records import Prompt
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
-from towpath.runtime.local import Local, prepare_process
+from towpath.runtime.local import Local, give_back_memory, prepare_process
 from towpath.stages import policy, reward, sampler, sft, train
 from towpath.stages.job import Job, read_rows
 from towpath.store.store import Store
@@ -168,6 +168,8 @@ def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> P
     width, draw = runtime.trunks["base"].config.hidden_size, torch.Generator().manual_seed(0)
     told = {"features": torch.randn(64, width + WIDE, generator=draw).bfloat16(), "score": torch.randn(64, generator=draw)}
     reward._save(there, runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)})
+    del runtime
+    give_back_memory()  # as between stages
     return place
 
 

@@ -7,6 +7,9 @@ from torch import Tensor
 
 def parted(whole: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest bfloat16, of two the even one, as everywhere; and how many float32 steps from there, of which 0x8000 are one too many."""
+    if whole.dtype == torch.bfloat16:
+        return whole, torch.zeros_like(whole, dtype=torch.int16)
+    whole = whole.float()
     upper = whole.contiguous().to(torch.bfloat16)
     return upper, (whole.contiguous().view(torch.int32) - (upper.view(torch.int16).int() << 16)).clamp_(max=0x7FFF).to(torch.int16)
 

@@ -3,6 +3,7 @@ smaller than a bfloat16 can tell apart are not lost."""
 
 import math
 from collections.abc import Iterable, Mapping
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,14 @@ class Adam:
 
     def halve(self, weight: nn.Parameter) -> None:
         """From now on the weight itself is the upper half."""
-        weight.data, self.rest[weight] = halves.parted(weight.data.float())
-        weight.register_post_accumulate_grad_hook(self._summed)
+        weight.data, self.rest[weight] = halves.parted(weight.data)
+        summed = WeakMethod(self._summed)  # a hook is held where Python's collector does not look: a circle through one is never let go
+
+        def hook(weight: Tensor) -> None:
+            if (method := summed()) is not None:
+                method(weight)
+
+        weight.register_post_accumulate_grad_hook(hook)
 
     def another_pass(self) -> None:
         """Another pass adds to the gradients there are."""

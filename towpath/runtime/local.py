@@ -104,6 +104,8 @@ class Local:
             if "trunk" in role.trains and self.dtype == torch.bfloat16:
                 for weight in self.trunks[role.trunk].parameters():
                     self.optimizer.halve(weight)
+        if self.optimizer.rest:
+            give_back_memory()  # what they were loaded in
 
     @contextmanager
     def whole(self, name: str) -> Iterator[Any]:

@@ -141,7 +141,7 @@ def _critic(job: Job, runtime: Local, reward: Path | None) -> Role:
     if solved:
         return Role(basis.trunk, basis.adapter, head, (), fit)
     if basis.trunk not in runtime.adapters:
-        runtime.add_trunk("critic", copy.deepcopy(runtime.trunks[basis.trunk]).float(), lora=False)
+        runtime.add_trunk("critic", copy.deepcopy(runtime.trunks[basis.trunk]), lora=False)
         return Role("critic", None, head, ("trunk", "head"))
     adapters, lora = runtime.adapters[basis.trunk], job.recipe.reward.lora
     adapters.add("critic", lora.rank, lora.alpha, 0, lora.top)
