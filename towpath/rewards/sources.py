@@ -58,7 +58,8 @@ def checked(of: str, scores: Sequence[float], count: int) -> list[float]:
             if bad is None
             else f"a score of {bad}"
         )
-        raise RewardError(f"{of}: {said}", "one finite number for each answer", "mend the reward; the run goes on from the last checkpoint")
+        rule = "a reward is given lists of prompts and answers, and gives a list of finite numbers, one for each answer"
+        raise RewardError(f"{of}: {said}", rule, "mend the reward; the run goes on from the last checkpoint")
     return found
 
 
