@@ -199,7 +199,7 @@ def test_from_python_a_rollout_is_whole_groups(algo, settings, told):
 )
 def test_from_python_too_it_is_refused_before_it_starts(settings, words, tmp_path):
     with pytest.raises(RecipeError, match=words):
-        tp.train("grpo", model="tiny", prompts=[f"p{i}" for i in range(60)], reward=letters, folder=tmp_path, **settings)
+        tp.train("grpo", model="tiny", prompts=[f"p{i}" for i in range(60)], reward=letters, steps=1, folder=tmp_path, **settings)
     assert not list(tmp_path.iterdir())
 
 
