@@ -1,7 +1,9 @@
 """Every algorithm from a recipe and from Python: whole runs on the tiny model, and that each learns what it is rewarded for."""
 
+import errno
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,11 +14,15 @@ from test_runs import SETTINGS, results, towpath
 
 import towpath as tp
 from towpath import training
-from towpath.errors import RecipeError
+from towpath.config import check
+from towpath.data.sources import Corpus
+from towpath.errors import DataError, RecipeError, ResourceError
+from towpath.recipe import Recipe
+from towpath.records import Prompt
 from towpath.rollout.engine import Drawn
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local
-from towpath.stages import experience
+from towpath.stages import experience, job, reward
 
 pytestmark = pytest.mark.slow
 
@@ -267,5 +273,33 @@ def test_from_python_what_cannot_work_is_refused(tmp_path):
         tp.train("pppo", model="tiny", prompts=["a"], reward=letters, folder=tmp_path)
     with pytest.raises(RecipeError, match="prompts"):
         tp.train("ppo", model="tiny", prompts=["a"], reward=letters, folder=tmp_path)
+    with pytest.raises(DataError, match=r"tokens with max_new_tokens = 80\n.*the model reads 1024"):
+        tp.train("ppo", model="tiny", prompts=["a"] * 19 + ["word " * 200], reward=letters, folder=tmp_path)
+    with pytest.raises(DataError, match="tokens with its prompt"):
+        tp.train("dpo", model="tiny", pairs=[(f"a{i}", "word " * 250, "c") for i in range(20)], folder=tmp_path)
+    with pytest.raises(RecipeError, match="weight 0"):
+        tp.train("ppo", model="tiny", prompts=["a"] * 20, reward=letters, folder=tmp_path, rewards__sources=[{"of": "rule:prose", "weight": 0.0}])
     with pytest.raises(RecipeError, match="did you mean"):
         tp.train("ppo", model="tiny", prompts=["a"] * 20, reward=letters, folder=tmp_path, learning_rat=1e-5)
+
+
+def test_a_reward_model_whose_first_checkpoint_fails_begins_at_the_fitted_head_again(tmp_path, monkeypatch):
+    pairs = [(f"Question {i} of many", f"yes {i} good", f"no {i} bad") for i in range(24)]
+    recipe = check(Recipe, {"model": {"source": "tiny", "dtype": "float32"}, "reward": {"learning_rate": 1e-6}}, "test")
+    corpus = Corpus(tuple(Prompt(f"p{i}", prompt) for i, (prompt, _, _) in enumerate(pairs)))
+
+    def trained(place: Path) -> torch.Tensor:
+        stage = replace(training._job(recipe, place, corpus, pairs), name="reward")
+        stage.folder.mkdir(exist_ok=True)
+        decided = reward.decided(stage)
+        reward._member(stage, 1, decided[6:], decided[:6])
+        return load_file(stage.folder / "weights" / "reward.safetensors")["head.weight"]
+
+    def full(*_told: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "save_file", full)
+        with pytest.raises(ResourceError):
+            trained(tmp_path / "torn")
+    torch.testing.assert_close(trained(tmp_path / "torn"), trained(tmp_path / "whole"))

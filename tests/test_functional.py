@@ -76,6 +76,22 @@ def test_kl_estimators_are_unbiased_on_an_exact_distribution():
     assert (k2 == 0.5 * k1**2).all()
 
 
+def test_a_token_the_policy_has_all_but_lost_is_pulled_back_without_infinity():
+    for behind in (19.0, 30.0, 100.0, 1e4):
+        logp = torch.tensor(-behind, requires_grad=True)
+        (k3,) = F.kl_estimates(logp, torch.tensor(0.0))[2:]
+        k3.backward()
+        assert math.isfinite(k3.item()) and logp.grad is not None and logp.grad.item() == pytest.approx(-math.exp(min(behind, 20.0)), rel=1e-5)
+
+
+@pytest.mark.parametrize("reward", [7.3, 100.1, -1000.1])
+@pytest.mark.parametrize("size", [3, 7])
+def test_a_group_of_equal_rewards_teaches_nothing(reward, size):
+    reward_B, group_B = torch.full((2 * size,), reward), torch.arange(2 * size) // size
+    for advantage_B in (F.group_centred(reward_B, group_B, True), F.group_centred(reward_B, group_B, False), F.left_out(reward_B, group_B)):
+        assert advantage_B.dtype == reward_B.dtype and not advantage_B.any()
+
+
 def test_rewards_fall_on_the_last_token_only():
     mask = torch.tensor([[True, True, False], [True, True, True]])
     reward = F.token_rewards(torch.tensor([2.0, -1.0]), torch.full((2, 3), 0.5), mask, 0.1)

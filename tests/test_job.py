@@ -19,7 +19,7 @@ from towpath.models import base
 from towpath.recipe import Recipe
 from towpath.runtime import local
 from towpath.runtime.local import Local, Role
-from towpath.stages.job import Job
+from towpath.stages.job import Checkpoints, Job
 
 
 def curve(tmp_path, compiled: bool) -> list[float]:
@@ -83,3 +83,14 @@ def test_a_folder_without_a_tokenizer_is_told_by_what_is_missing(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"no tokenizer that transformers can load(.|\n)*put tokenizer.json"):
         base.load_tokenizer(str(tmp_path))
+
+
+def test_what_a_run_that_went_back_had_saved_later_does_not_outlive_what_it_saves_now(tmp_path):
+    """A run that died at step 6 goes on from 3: what was in flight at 6 was drawn by a policy that is no more."""
+    kept = Checkpoints(tmp_path)
+    for step in (5, 6):
+        kept.save(step, {"x": torch.tensor([step])}, {}, prefix="rollout", keep=1)
+        kept.save(step, {"x": torch.tensor([step])}, {})
+    kept.save(3, {"x": torch.tensor([3])}, {}, prefix="rollout", keep=1)
+    assert kept.newest("rollout")[0] == 3
+    assert kept.newest()[0] == 6 and sorted(path.name for path in kept.folder.iterdir()) == ["rollout_3", "step_5", "step_6"]

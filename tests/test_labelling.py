@@ -112,6 +112,7 @@ def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
         {"prompt": held, "chosen": "yes", "rejected": "no"},
         {"prompt": "Why?", "chosen": "same", "rejected": "same"},
         {"prompt": "Why?", "chosen": "alone"},
+        {"prompt": "Why?", "chosen": "so " * 200 + "it is", "rejected": "so " * 200 + "it is not"},
     ]
     folder = run / "data" / "preferences"
     folder.mkdir()
@@ -125,6 +126,8 @@ def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
     told = " ".join(f["evidence"] for f in label["findings"])
     assert "2 rows of preferences are unusable: pairs.jsonl:42" in told and "pairs.jsonl:43" in told
     assert "1 comparisons left out: their prompts are held out" in told
+    assert "1 comparisons left out: answers that are one in their first" in told
+    assert "2 of 84 answers are read to preferences.max_new_tokens" in told
     reward = result(run, "reward")["result"]
     assert reward["pairs"] + reward["n"] == 40
     assert "sample" not in json.loads((run / "current.json").read_text())["stages"]

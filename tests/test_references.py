@@ -9,6 +9,7 @@ import torch
 from towpath.algos.contract import Outputs
 from towpath.data.batch import Batch, Row
 from towpath.recipe import Policy, Reward
+from towpath.stages.comparisons import crossed
 
 LENGTHS = (5, 2, 7, 1, 4, 3)
 GROUP = np.array([0, 0, 0, 1, 1, 1])
@@ -190,11 +191,11 @@ def test_the_reward_models_loss_is_the_papers(known):
     s = score.detach().numpy()
     want = 0.0
     for winner, loser, strength in ((0, 1, 2.0), (2, 0, 3.0), (2, 1, 1.0), (4, 3, 1.0)):
-        gap = s[winner] - s[loser] - (strength - 1) / 2
+        gap, pull = s[winner] - s[loser] - (strength - 1) / 2, 0.02 * (s[winner] + s[loser]) ** 2
         right = 0.6 + 0.1 * strength if known else 1.0
         other = 0.9 * (1 - right) + 0.1 * right  # the label is turned round, or the smoothing turns it
-        want += -(1 - other) * np.log(sigmoid(gap)) - other * np.log(sigmoid(-gap))
-    assert total.item() == pytest.approx(want + 0.02 * (s**2).sum(), abs=1e-9)
+        want += pull - (1 - other) * np.log(sigmoid(gap)) - other * np.log(sigmoid(-gap))
+    assert total.item() == pytest.approx(want, abs=1e-9)
     assert algo.weigh(batch, cfg) == 4
 
 
@@ -205,3 +206,23 @@ def test_fine_tuning_is_cross_entropy_of_answer_tokens():
     total, _ = algo.loss(Outputs(torch.from_numpy(batch.mask_BT), logp_BT=logp), batch, None, {})
     assert total.item() == pytest.approx(-sum(row.sum() for row in case.new), abs=1e-9)
     assert algo.weigh(batch, None) == sum(LENGTHS)
+
+
+def test_what_orpo_reports_as_its_loss_is_what_it_lowers():
+    """The checkpoint is chosen by it: the odds alone would prefer a policy that has ruined both answers."""
+    case, cfg = Case(5), Policy.model_validate({"orpo": {"weight": 0.3}})
+    algo = importlib.import_module("towpath.algos.orpo")
+    batch = case.batch((2, 2, 2))
+    out = Outputs(torch.from_numpy(batch.mask_BT), logp_BT=case.padded(case.new), entropy_BT=torch.zeros(6, 7))
+    total, told = algo.loss(out, batch, cfg, {})
+    assert told["loss"] == pytest.approx((total.item(), 3.0))
+    assert told["loss"][0] == pytest.approx(0.3 * told["odds"][0] + told["nll"][0])
+
+
+def test_ktos_reference_point_puts_every_answer_under_another_prompt():
+    asked = [np.array([3, 4]), np.array([3, 4]), np.array([5]), np.array([3, 4]), np.array([6, 7])]
+    rows = [Row(np.concatenate([prompt, [10 + i, 2]]), len(prompt)) for i, prompt in enumerate(asked)]
+    for row, mixed, own in zip(rows, crossed(rows), asked, strict=True):
+        assert mixed.ids[mixed.start :].tolist() == row.ids[row.start :].tolist()
+        assert mixed.ids[: mixed.start].tolist() in [prompt.tolist() for prompt in asked if prompt.tolist() != own.tolist()]
+    assert crossed(rows[:2]) == crossed(rows[:1]) == []

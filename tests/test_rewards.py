@@ -24,11 +24,19 @@ def rewards(**settings) -> Rewards:
 
 @pytest.mark.parametrize(
     ("how", "want"),
-    [("sum", [2.0, 0.0, 1.5]), ("mean", [2 / 3, 0.0, 0.5]), ("min", [0.0, -4.0, 0.5]), ("cautious", [2 / 3 - 0.25, 0.0 - 1.5, 0.5])],
+    [("sum", [2.0, 0.0, 1.5]), ("mean", [2 / 3, 0.0, 0.5]), ("min", [0.0, -4.0, 0.5]), ("cautious", [2 / 3 - 2**0.5 / 6, 0.0 - 2**0.5, 0.5])],
 )
 def test_sources_combine_as_named(how, want):
     cfg = rewards(sources=[{"of": "model", "weight": 2.0}, {"of": "rule:prose"}], combine=how, caution=0.5)
     assert mix.combined(SCORES, cfg).tolist() == pytest.approx(want)
+
+
+def test_who_weighs_nothing_says_nothing_and_twice_the_weights_say_the_same():
+    scores, both = np.array([[2.0], [100.0]]), [{"of": "model", "weight": 1.0}, {"of": "rule:prose", "weight": 0.0}]
+    assert mix.combined(scores, rewards(sources=both, combine="cautious")).tolist() == [2.0]
+    for weight in (1.0, 2.0):
+        against = [{"of": "model", "weight": weight}, {"of": "rule:prose", "weight": -weight}]
+        assert mix.combined(np.array([[2.0], [2.0]]), rewards(sources=against, combine="cautious", caution=1.0)).tolist() == pytest.approx([-2.0])
 
 
 @pytest.mark.parametrize(("how", "want"), [("mean", [0.5, 1.0, 0.5]), ("min", [0.0, -2.0, 0.5]), ("cautious", [0.25, -0.5, 0.5])])
@@ -129,8 +137,12 @@ class _Judge(BaseHTTPRequestHandler):
             self.send_response(self.trouble.pop(0))
             self.end_headers()
             return
-        said = json.dumps({"scores": [len(answer) for answer in content["answers"]]} if self.path == "/score" else {"other": 1}).encode()
+        scores = [len(answer) for answer in content["answers"]]
+        if self.path == "/shifted":
+            scores = scores[:-1] if len(self.asked) == 1 else [*scores, 0]
+        said = json.dumps({"other": 1} if self.path == "/elsewhere" else {"scores": scores}).encode()
         self.send_response(200)
+        self.send_header("Content-Length", str(len(said) + (1000 if self.path == "/torn" else 0)))
         self.end_headers()
         self.wfile.write(said)
 
@@ -156,6 +168,16 @@ def test_an_endpoint_scores_in_parts_and_is_asked_again_when_busy(judge):
     assert _Judge.asked == [64, 64, 64, 36]
 
 
+def test_every_part_of_an_endpoints_answer_has_its_own_count(judge):
+    with pytest.raises(RewardError, match="63 scores for 64 answers"):  # 63 and 37 for 64 and 36 would be 100 scores, of other answers
+        sources.named(f"{judge}/shifted")([""] * 100, ["x"] * 100)
+
+
+def test_a_score_that_single_precision_cannot_hold_is_refused():
+    with pytest.raises(RewardError, match=r"a score of 1e\+39"):
+        sources.checked("mine", [0.0, 1e39], 2)
+
+
 def test_an_endpoint_that_fails_is_named(judge):
     _Judge.trouble = [400]
     with pytest.raises(RewardError, match="400"):
@@ -163,5 +185,8 @@ def test_an_endpoint_that_fails_is_named(judge):
     assert _Judge.asked == [1], "a refusal is not asked again"
     with pytest.raises(RewardError, match="KeyError"):
         sources.named(f"{judge}/elsewhere")([""], ["a"])
+    with pytest.raises(RewardError, match="IncompleteRead"):
+        sources.named(f"{judge}/torn")([""], ["a"])
+    assert _Judge.asked == [1] * 7, "what breaks off is asked for three times"
     with pytest.raises(RewardError, match="refused"):
         sources.named("http://127.0.0.1:9/score")([""], ["a"])

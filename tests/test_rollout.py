@@ -60,6 +60,11 @@ def test_rows_with_settings_of_their_own_are_filtered_as_alone(monkeypatch):
         assert torch.equal(together[i : i + 1], sampling.filtered(p[i : i + 1], *(c[i : i + 1] for c in column)))
 
 
+def test_top_k_beyond_the_vocabulary_keeps_all():
+    p = torch.randn(2, 600, generator=torch.Generator().manual_seed(3)).softmax(-1)
+    assert torch.equal(sampling.filtered(p, torch.tensor([5000, 600]), torch.ones(2), torch.zeros(2)), p)
+
+
 def plain_filter(p: torch.Tensor, how: Decoding) -> torch.Tensor:
     """The same filters by a full sort."""
     order = p.argsort(descending=True)

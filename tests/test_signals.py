@@ -41,6 +41,12 @@ def test_the_samplers_error_is_that_of_rows_that_were_asked_again() -> None:
     assert told([0.0, 1.0, 2.0, 3.0], old_logp=old, asked=asked)["sampler_error"] == pytest.approx(0.25)
 
 
+def test_a_rollout_of_one_answer_has_no_spread() -> None:
+    columns = {name: torch.zeros(1, 2) for name in ("old_logp", "ref_logp", "sampler_logp")} | {"ended": torch.tensor([True])}
+    told = of_rollout(Batch([row([3], [7, 9])], columns), PROMPTS[:1], [Drawn([7, 9], [-1.0] * 2, "stop")], ["x"])
+    assert told["kl_std"] == 0.0
+
+
 def test_texts_are_counted() -> None:
     numbers = told([0.0, 1.0, 2.0, 3.0])
     assert numbers["length"] == 5.0

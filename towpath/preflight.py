@@ -208,6 +208,8 @@ def _groups(policy: Policy) -> Iterator[Finding]:
         evidence = f"policy.algo = {policy.algo!r} with policy.epochs = {policy.epochs}"
         cause = "one number an answer is noisy credit: read again and again it buys KL, not reward (docs/performance.md)"
         yield Finding("epochs", "warning", evidence, cause, f"set policy.epochs to 1, or {EPOCHS} at most")
+    if policy.rewards.sources and not any(source.weight for source in policy.rewards.sources):
+        yield Finding("rewards", "error", "every source of policy.rewards has weight 0", "nothing is rewarded", "give one of them a weight")
     for source in policy.rewards.sources:
         if source.of != "model":
             sources.named(source.of)

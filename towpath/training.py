@@ -11,12 +11,13 @@ from towpath import preflight
 from towpath.algos import data_of
 from towpath.config import check, override
 from towpath.data.sources import Corpus
-from towpath.errors import RecipeError
+from towpath.errors import DataError, RecipeError
 from towpath.models import base
 from towpath.recipe import SUITED, Decoding, Recipe
 from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
 from towpath.rewards import sources
 from towpath.runtime.local import prepare_process
+from towpath.sizes import model_size
 from towpath.stages import answers, policy
 from towpath.stages.job import Job, read_rows
 from towpath.store.store import Store
@@ -86,6 +87,7 @@ def train(
     job = _job(recipe, Path(folder), Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked))), pairs)
     done = job.folder / "manifest.json"
     if not done.is_file():
+        _require_room(job, pairs)
         result = policy.run(job)
         done.write_text(json.dumps({"result": result}))
     return Trained(job, json.loads(done.read_text())["result"])
@@ -119,6 +121,17 @@ def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prom
         if finding.severity == "error":
             raise RecipeError(finding.evidence, finding.cause, finding.remedy)
     return recipe
+
+
+def _require_room(job: Job, pairs: Sequence[Pair]) -> None:
+    """No prompt with its answer is longer than what the model reads."""
+    context, most = model_size(Path(base.find(job.recipe.model.source))).context, job.recipe.policy.max_new_tokens
+    asked = {p.prompt: len(job.chat.prompt(p.prompt)) for p in job.corpus.prompts}
+    given = [(asked[prompt] + len(job.chat.answer(text)), text) for prompt, *both in pairs for text in both]
+    longest, text = max(given or [(length + most, prompt) for prompt, length in asked.items()])
+    if context and longest > context:
+        told = "with its prompt" if pairs else f"with max_new_tokens = {most}"
+        raise DataError(f"{text[:60]!r}: {longest} tokens {told}", f"the model reads {context}", "shorten or remove it, or lower max_new_tokens")
 
 
 def _toml(value: Any) -> str:

@@ -22,9 +22,12 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def kl_estimates(logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """k1, k2, k3 of KL(policy || reference) at sampled tokens (Schulman, "Approximating KL divergence")."""
+    """k1, k2, k3 of KL(policy || reference) at sampled tokens (Schulman, "Approximating KL divergence"). Where the reference thinks a token e^20
+    times as likely, k3 goes on as a straight line: finite, and still pulling back."""
     log_ratio = logp - ref_logp
-    return log_ratio, 0.5 * log_ratio**2, torch.expm1(-log_ratio) + log_ratio
+    held = (-log_ratio).clamp(max=20.0)
+    beyond = (-log_ratio - held) * held.detach().exp()
+    return log_ratio, 0.5 * log_ratio**2, torch.expm1(held) + beyond + log_ratio
 
 
 def token_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: float) -> Tensor:
@@ -40,8 +43,9 @@ def sequence_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: floa
 
 
 def group_sums(x_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
-    """For every row the sum over its group and the group's size; groups are named by whole numbers."""
+    """For every row the sum over its group, in float64, and the group's size; groups are named by whole numbers."""
     _, place_B = group_B.unique(return_inverse=True)
+    x_B = x_B.double()
     sums = torch.zeros(int(place_B.max()) + 1, dtype=x_B.dtype, device=x_B.device)
     return sums.index_add(0, place_B, x_B)[place_B], sums.index_add(0, place_B, torch.ones_like(x_B))[place_B]
 
@@ -50,16 +54,16 @@ def group_centred(x_B: Tensor, group_B: Tensor, scale: bool, eps: float = 1e-4) 
     """Less the mean of its group, over the group's (unbiased) deviation when scaled (GRPO, arXiv 2402.03300; unscaled 2503.20783)."""
     total_B, size_B = group_sums(x_B, group_B)
     centred_B = x_B - total_B / size_B
-    if not scale:
-        return centred_B
-    variance_B = group_sums(centred_B**2, group_B)[0] / (size_B - 1).clamp(min=1)
-    return centred_B / (variance_B.sqrt() + eps)
+    if scale:
+        variance_B = group_sums(centred_B**2, group_B)[0] / (size_B - 1).clamp(min=1)
+        centred_B = centred_B / (variance_B.sqrt() + eps)
+    return centred_B.to(x_B.dtype)
 
 
 def left_out(x_B: Tensor, group_B: Tensor) -> Tensor:
     """Less the mean of the *others* of its group (RLOO, arXiv 2402.14740); an answer alone has nothing to compare with: zero."""
     total_B, size_B = group_sums(x_B, group_B)
-    return torch.where(size_B > 1, x_B - (total_B - x_B) / (size_B - 1).clamp(min=1), 0.0)
+    return torch.where(size_B > 1, x_B - (total_B - x_B) / (size_B - 1).clamp(min=1), 0.0).to(x_B.dtype)
 
 
 def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,6 @@ def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tu
     """Sum over pairs of the chosen answer's mean -log p and the weighted odds ratio."""
     chosen_N, rejected_N = pairs.parted(pairs.sums(out.logp_BT, out.mask_BT) / out.mask_BT.sum(1))
     odds_N = F.odds_ratio(chosen_N, rejected_N)
-    more = pairs.metrics(odds_N, chosen_N, rejected_N)
-    nll = float(-chosen_N.detach().sum())
-    return (cfg.orpo.weight * odds_N - chosen_N).sum(), more | {"nll": (nll, float(len(chosen_N)))}
+    cost_N, count = cfg.orpo.weight * odds_N - chosen_N, float(len(chosen_N))
+    parts = {"odds": odds_N, "nll": -chosen_N}
+    return cost_N.sum(), pairs.metrics(cost_N, chosen_N, rejected_N) | {name: (float(x.detach().sum()), count) for name, x in parts.items()}

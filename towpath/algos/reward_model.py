@@ -29,9 +29,15 @@ def weigh(batch: Batch, cfg: Reward) -> float:
 
 def margins(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Score of the chosen minus score of the rejected for every decided pair, and the strength of each."""
+    chosen_N, rejected_N, strength_N = decided(score_B, batch)
+    return chosen_N - rejected_N, strength_N
+
+
+def decided(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Both scores of every decided pair, and its strength."""
     beats_BK, place_B = batch.columns["beats"], batch.columns["place"]
     row_N, k_N = torch.nonzero(beats_BK > 0, as_tuple=True)
-    return score_B[row_N] - score_B[row_N - place_B[row_N] + k_N], beats_BK[row_N, k_N]
+    return score_B[row_N], score_B[row_N - place_B[row_N] + k_N], beats_BK[row_N, k_N]
 
 
 def doubt(batch: Batch, smoothing: float) -> Tensor:
@@ -42,11 +48,12 @@ def doubt(batch: Batch, smoothing: float) -> Tensor:
 
 
 def loss(out: Outputs, batch: Batch, cfg: Reward, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
-    """Sum over pairs of -log sigmoid(chosen - rejected - margin), plus a pull of the scores to zero."""
-    gap_N, strength_N = margins(out.score_B, batch)
+    """Sum over pairs of -log sigmoid(chosen - rejected - margin), plus a pull of chosen + rejected to zero (arXiv 2312.09244)."""
+    chosen_N, rejected_N, strength_N = decided(out.score_B, batch)
+    gap_N = chosen_N - rejected_N
     margin = (strength_N - 1.0) / 2 if cfg.margin else torch.zeros_like(gap_N)
     pairs = F.bradley_terry(gap_N - margin, doubt(batch, cfg.label_smoothing))
     count = weigh(batch, cfg)
-    total = pairs.sum() + cfg.center * (out.score_B**2).sum()
+    total = pairs.sum() + cfg.center * ((chosen_N + rejected_N) ** 2).sum()
     gap_N = gap_N.detach()
     return total, {"loss": (float(pairs.detach().sum()), count), "accuracy": (float((gap_N > 0).sum()), count), "gap": (float(gap_N.sum()), count)}

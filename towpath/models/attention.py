@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from towpath.errors import ModelError
+
 NAME = "grouped"
 
 
@@ -21,9 +23,12 @@ def grouped(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Softmax attention without repeating keys and values for every query head; an additive mask [B,1,L,S] or none."""
+    if unknown := [name for name in ("softcap", "s_aux") if more.get(name) is not None]:
+        rule = "grouped products are plain softmax attention"
+        raise ModelError(f"{type(module).__name__} asks attention for {unknown[0]}", rule, 'set model.attention = "eager"')
     batch, heads, length, width = query.shape
     kv = key.shape[1]
     scale = width**-0.5 if scaling is None else scaling

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from towpath.data.chat import CHATML, pad_token
 from towpath.errors import ModelError
+from towpath.models import sound
 from towpath.models.attention import register
 
 CPU = torch.device("cpu")
@@ -69,7 +70,9 @@ def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device =
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"{folder}: {first}", "transformers must be able to load the model", "check model.source") from None
-    return _placed(model.eval(), device)
+    model = _placed(model.eval(), device)
+    sound.require(model, folder)
+    return model
 
 
 def _placed(model: Any, device: torch.device) -> Any:

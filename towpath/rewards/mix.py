@@ -20,8 +20,12 @@ def combined(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
         return weighted_KB.sum(0)
     if cfg.combine == "min":
         return weighted_KB.min(0)
+    share_K = np.abs(weight_K) / np.abs(weight_K).sum()
     mean_B = weighted_KB.sum(0) / np.abs(weight_K).sum()
-    return mean_B if cfg.combine == "mean" else mean_B - cfg.caution * scores_KB.std(0)
+    if cfg.combine == "mean":
+        return mean_B
+    signed_KB = scores_KB * np.sign(weight_K)[:, None]
+    return mean_B - cfg.caution * np.sqrt(share_K @ (signed_KB - mean_B) ** 2)
 
 
 def agreed(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:

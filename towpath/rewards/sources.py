@@ -1,10 +1,10 @@
 """Rewards that are no model: rules, a Python function of one's own, an HTTP endpoint.  All take prompts and answers, and give a score each."""
 
 import hashlib
+import http.client
 import importlib
 import json
 import marshal
-import math
 import re
 import reprlib
 import time
@@ -12,10 +12,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from towpath.errors import RecipeError, RewardError
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 TRIES, TIMEOUT, PART = 3, 60.0, 64
+LARGEST = float(np.finfo(np.float32).max)
 _given: dict[str, Scorer] = {}
 
 
@@ -38,7 +41,7 @@ def named(of: str, key: str = "sources") -> Scorer:
     if of in _given:
         return lambda prompts, answers: checked(of, _given[of](list(prompts), list(answers)), len(answers))
     if kind in ("http", "https"):
-        return lambda prompts, answers: checked(of, over_http(of, prompts, answers), len(answers))
+        return lambda prompts, answers: over_http(of, prompts, answers)
     rule = ("model, " if key == "sources" else "") + "rule:NAME, python:MODULE:FUNCTION or an http(s) address"
     raise RecipeError(f"policy.rewards.{key}: {of!r}", rule, "for example rule:words:8-35")
 
@@ -49,8 +52,8 @@ def checked(of: str, scores: Sequence[float], count: int) -> list[float]:
         found = [float(score) for score in scores]
     except (TypeError, ValueError):
         found = None
-    if found is None or len(found) != count or not all(map(math.isfinite, found)):
-        bad = next((score for score in found or () if not math.isfinite(score)), None)
+    if found is None or len(found) != count or not all(abs(score) <= LARGEST for score in found):
+        bad = next((score for score in found or () if not abs(score) <= LARGEST), None)
         said = (
             f"scores are {reprlib.repr(scores)}"
             if found is None
@@ -97,7 +100,7 @@ def over_http(address: str, prompts: Sequence[str], answers: Sequence[str]) -> l
     scores: list[float] = []
     for begin in range(0, len(answers), PART):
         part = slice(begin, begin + PART)
-        scores += _posted(address, {"prompts": list(prompts[part]), "answers": list(answers[part])})
+        scores += checked(address, _posted(address, {"prompts": list(prompts[part]), "answers": list(answers[part])}), len(answers[part]))
     return scores
 
 
@@ -114,7 +117,7 @@ def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
             said = f"{error.code} {error.reason}"
             if error.code < 500 and error.code != 429:
                 break
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             said = f"{type(error).__name__}: {error}"
     fix = "start the server, or mend the address; the run goes on from the last checkpoint"
     raise RewardError(f"{address}: {said}", 'it must answer {"prompts", "answers"} with {"scores"}', fix)

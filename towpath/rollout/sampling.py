@@ -14,9 +14,9 @@ def scaled(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
 def filtered(p_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor) -> Tensor:
     """Unnormalised probabilities with what top-k, min-p and top-p leave out set to zero, in that order."""
     if bool((top_k_B > 0).any()):
-        most = int(top_k_B.max())
+        most = min(int(top_k_B.max()), p_BV.shape[-1])
         ranked = p_BV.topk(most, dim=-1).values
-        floor = ranked.gather(1, (top_k_B.clamp(min=1) - 1)[:, None])
+        floor = ranked.gather(1, (top_k_B.clamp(1, most) - 1)[:, None])
         p_BV = torch.where((p_BV < floor) & (top_k_B > 0)[:, None], 0.0, p_BV)
     if bool((min_p_B > 0).any()):
         p_BV = torch.where(p_BV < min_p_B[:, None] * p_BV.amax(-1, keepdim=True), 0.0, p_BV)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from towpath.algos.contract import Metrics, Outputs, add
 from towpath.data.batch import Batch, Packed, pack
 from towpath.kernels import halves
-from towpath.models import decoder, lm
+from towpath.models import decoder, lm, sound
 from towpath.models.adapters import Adapters
 from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
 from towpath.models.lines import Lines
@@ -162,11 +162,13 @@ class Local:
     @torch.no_grad()
     def grounded(self, batch: Batch, trunk: str = "base") -> Batch:
         """The batch with what the trunk's untouched bottom layers say of it, computed once for all roles and epochs; as it was where
-        there are none, or where the states would take more than a gigabyte."""
+        there are none, where the model's layers cannot be parted, or where the states would take more than a gigabyte."""
         depth = self.adapters[trunk].common_depth() if trunk in self.adapters else 0
         if not depth:
             return batch
         model = self.trunks[trunk]
+        if not (decoder.fits(model) or sound.parts(model, depth)):
+            return batch
         shape = len(batch), max(len(row.ids) for row in batch.rows), model.config.hidden_size
         if math.prod(shape) * model.dtype.itemsize > 2**30:
             return batch

@@ -46,8 +46,9 @@ def _simulated_raters(job: Job) -> list[str]:
 
 
 def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
-    """The preferences in the recipe's files, those of held-out prompts and of prompts that are too long left out, and said so."""
-    cfg, comparisons, judgements, refused = job.recipe.data, [], [], []
+    """The preferences in the recipe's files, those of held-out prompts, of prompts that are too long and of answers that are one where they are
+    cut left out, and said so."""
+    cfg, comparisons, judgements, refused, cut, read = job.recipe.data, [], [], [], 0, 0
     held = {normalised(p.prompt) for p in (*job.corpus.heldout, *job.corpus.safety)}
     lost: Counter[str] = Counter()
     for path in sources.matched(job.run, "data.preferences", cfg.preferences):
@@ -55,9 +56,12 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
         formats.add(job.store, found)
         refused += found.refused
         prompts = {p.id: p for p in found.prompts}
-        why = {name: _unfit(job, p.prompt, held) for name, p in prompts.items()}
-        kept = [c for c in found.comparisons if not why[c.prompt_id]]
-        lost.update(why[c.prompt_id] for c in found.comparisons if why[c.prompt_id])
+        said = {c.id: job.tokens(c) for c in found.completions}
+        cut, read = cut + sum(tokens[-1] != job.chat.eos for tokens in said.values()), read + len(said)
+        unfit = {name: _unfit(job, p.prompt, held) for name, p in prompts.items()}
+        why = {c.id: unfit[c.prompt_id] or _alike(job, said[c.a], said[c.b]) for c in found.comparisons}
+        kept = [c for c in found.comparisons if not why[c.id]]
+        lost.update(reason for reason in why.values() if reason)
         names = {c.id for c in kept}
         comparisons += kept
         judgements += [j for j in found.judgements if j.comparison in names]
@@ -66,6 +70,10 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
             "; …" if len(refused) > SHOWN_REASONS else ""
         )
         job.findings.append(Finding("preferences", "warning", evidence, "every row is told; none is mended by guess", "mend or remove them"))
+    if cut:
+        evidence = f"{cut} of {read} answers are read to preferences.max_new_tokens = {job.recipe.preferences.max_new_tokens} and no further"
+        remedy = "raise it, to where policy.max_new_tokens allows answers to go"
+        job.findings.append(Finding("preferences", "warning", evidence, "what tells answers apart may lie beyond", remedy))
     for reason, count in lost.items():
         job.findings.append(Finding("preferences", "warning", f"{count} comparisons left out: {reason}"))
     return comparisons, judgements
@@ -76,6 +84,10 @@ def _unfit(job: Job, prompt: str, held: set[str]) -> str:
         return "their prompts are held out for evaluation"
     limit = job.recipe.data.max_prompt_tokens
     return f"prompts of more than data.max_prompt_tokens = {limit}" if len(job.chat.prompt(prompt)) > limit else ""
+
+
+def _alike(job: Job, one: Sequence[int], other: Sequence[int]) -> str:
+    return f"answers that are one in their first {job.recipe.preferences.max_new_tokens} tokens" if list(one) == list(other) else ""
 
 
 def people(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:

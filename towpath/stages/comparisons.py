@@ -1,5 +1,6 @@
 """Judged pairs for algorithms that learn from them directly: batches, and how held-out pairs fare."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from towpath.algos.contract import means
-from towpath.data.batch import Batch
+from towpath.data.batch import Batch, Row
 from towpath.data.draws import share
 from towpath.data.intervals import wilson
 from towpath.errors import DataError
@@ -62,11 +63,13 @@ class Comparisons:
         return {f"pairs_{name}": x for name, x in found.items()} | {"pairs_low": low, "pairs_high": high}
 
     def _pointed(self, batch: Batch) -> Batch:
-        """With the reference point, where answers come one by one: the mean log-ratio of answers put under other prompts, at least zero."""
+        """With the reference point, where answers come one by one: the mean log-ratio of answers put under other prompts, at least zero; zero
+        where all are to one prompt."""
         if self.paired:
             return batch
-        rows = batch.rows
-        mixed = [_under(rows[i - 1], rows[i]) for i in range(len(rows))]
+        mixed = crossed(batch.rows)
+        if not mixed:
+            return batch.with_columns(point=torch.zeros(len(batch), device=self.runtime.device))
         said = self.runtime.grounded(Batch(mixed))
         with torch.no_grad():
             ours, theirs = (self.runtime.score(name, said, ("logp",)) for name in ("policy", "reference"))
@@ -74,7 +77,12 @@ class Comparisons:
         return batch.with_columns(point=gap_B.mean().clamp(min=0.0).expand(len(batch)).clone())
 
 
-def _under(prompt_of: Any, answer_of: Any) -> Any:
-    """The prompt of one row with the answer of another."""
-    ids = np.concatenate([prompt_of.ids[: prompt_of.start], answer_of.ids[answer_of.start :]])
-    return type(answer_of)(ids, prompt_of.start)
+def crossed(rows: Sequence[Row]) -> list[Row]:
+    """Every answer under the nearest prompt before it, round the circle, that is another than its own; nothing where there is no other."""
+    asked = [row.ids[: row.start] for row in rows]
+    found = []
+    for i, row in enumerate(rows):
+        other = next((asked[i - back] for back in range(1, len(rows)) if not np.array_equal(asked[i - back], asked[i])), None)
+        if other is not None:
+            found.append(Row(np.concatenate([other, row.ids[row.start :]]), len(other)))
+    return found

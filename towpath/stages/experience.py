@@ -185,11 +185,11 @@ class Experience:
         for i, d in enumerate(drawn):
             columns["sampler_logp"][i, : len(d.logprobs)] = torch.tensor(d.logprobs)
         if on_policy:
-            columns |= {"old_logp": columns["sampler_logp"], "on_policy": torch.ones(len(batch), dtype=torch.bool)}
+            columns |= {"old_logp": columns["sampler_logp"], "on_policy": torch.ones(len(batch), dtype=torch.bool, device=runtime.device)}
         else:
             columns |= self._old(batch, columns["sampler_logp"])
         if self.job.recipe.engine.of != "local" and self.job.recipe.engine.correction:
-            columns["correction"] = torch.full((len(batch),), self.job.recipe.engine.correction)
+            columns["correction"] = columns["ref_logp"].new_full((len(batch),), self.job.recipe.engine.correction)
         if self.judges:
             columns |= self._judged(prompts, drawn, texts, batch, rewards)
         return batch.with_columns(ended=self._ended(drawn), **columns)

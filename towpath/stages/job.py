@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from towpath.data.sources import Corpus
 from towpath.health.history import Recorder
 from towpath.models import base
 from towpath.recipe import Recipe
-from towpath.records import Finding
+from towpath.records import Completion, Finding
 from towpath.runtime.local import device_of, dtype_of
 from towpath.stages import trackers
 from towpath.store.publish import newest, publish, replace_file
@@ -64,6 +64,10 @@ class Job:
             for layer in model.base_model.layers:
                 layer.compile(dynamic=True, options=said)
         return model
+
+    def tokens(self, completion: Completion) -> Sequence[int]:
+        """The tokens that were drawn; a text from elsewhere is cut where a drawn answer would have been."""
+        return completion.token_ids or self.chat.answer(completion.text)[: self.recipe.preferences.max_new_tokens]
 
     @cached_property
     def log(self) -> "Log":
@@ -130,7 +134,7 @@ class Checkpoints:
         self.folder = folder / "checkpoints"
 
     def save(self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any], prefix: str = "step", keep: int = 2) -> None:
-        """Publish tensors and notes as `prefix_step`."""
+        """Publish tensors and notes as `prefix_step`; what has a later number is of a past that was left, and goes."""
 
         def write(place: Path) -> None:
             save_file(tensors, place / "tensors.safetensors")
@@ -139,9 +143,11 @@ class Checkpoints:
         target = self.folder / f"{prefix}_{step}"
         self.folder.mkdir(parents=True, exist_ok=True)
         publish(target, write)
-        numbered = sorted(self.folder.glob(f"{prefix}_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]) if path.name[-1].isdigit() else -1)
-        for old in [path for path in numbered if path.name[-1].isdigit() and ".tmp" not in path.name][:-keep]:
-            shutil.rmtree(old)
+        numbered = {int(number): path for path in self.folder.glob(f"{prefix}_*") if (number := path.name.removeprefix(f"{prefix}_")).isdigit()}
+        kept = sorted(number for number in numbered if number <= step)[-keep:]
+        for number, path in numbered.items():
+            if number not in kept:
+                shutil.rmtree(path)
 
     def newest(self, prefix: str = "step") -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that verifies, or None."""

@@ -1,6 +1,5 @@
 """The reward model: trained on labels, measured on prompts it never saw, scaled on the tuned model's own answers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from towpath.rewards import mix
 from towpath.runtime.local import Local, Role
 from towpath.stages import answers, evidence
 from towpath.stages import label as labelling
-from towpath.stages.job import Job, save_model
+from towpath.stages.job import Checkpoints, Job, save_model
 from towpath.stages.train import Course, minibatches, to, train, warmup_then_linear
 
 FROZEN = "frozen.npz"
@@ -118,7 +117,7 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
         own = replace(job, folder=job.folder / f"member-{number}", recipe=job.recipe.model_copy(update={"seed": seed}))
     cfg, runtime = own.recipe.reward, _runtime(own)
     train_batch, held_batch = (runtime.grounded(_batch(own, part)) for part in (shown, held))
-    if not (own.folder / "checkpoints").exists():
+    if Checkpoints(own.folder).newest() is None:
         features_BD = _features(runtime, train_batch)
         if number == 1:
             np.savez(job.folder / FROZEN, shown=_differences(features_BD, train_batch), held=_differences(_features(runtime, held_batch), held_batch))
@@ -198,12 +197,7 @@ def _runtime(job: Job) -> Local:
 
 def completion_row(job: Job, prompt: Prompt, completion: Completion) -> Row:
     """Prompt tokens and the very tokens that were drawn: nothing is tokenised twice."""
-    return row(job.chat.prompt(prompt.prompt), tokens(job, completion))
-
-
-def tokens(job: Job, completion: Completion) -> Sequence[int]:
-    """The tokens that were drawn; a text from elsewhere is cut where a drawn answer would have been."""
-    return completion.token_ids or job.chat.answer(completion.text)[: job.recipe.preferences.max_new_tokens]
+    return row(job.chat.prompt(prompt.prompt), job.tokens(completion))
 
 
 def _batch(job: Job, pairs: list[Pair]) -> Batch:
@@ -253,7 +247,7 @@ def _normalise(job: Job, runtime: Local, pairs: list[Pair], judged: Batch) -> tu
     every = out.mask_BT.sum(1, keepdim=True).float() / TOKENS_FORESEEN
     place_BK = (torch.arange(TOKENS_FORESEEN, device=every.device) * every.clamp(min=1.0)).long()
     row_N, k_N = (place_BK < out.mask_BT.sum(1, keepdim=True)).nonzero(as_tuple=True)
-    ended_B = torch.tensor([tokens(job, said[i])[-1] == job.chat.eos for i in chosen], device=every.device)
+    ended_B = torch.tensor([job.tokens(said[i])[-1] == job.chat.eos for i in chosen], device=every.device)
     features_ND = out.features_BTD[row_N, place_BK[row_N, k_N]].to(torch.bfloat16)
     return mean, std, {"features": features_ND, "score": ((out.score_B - mean) / std)[row_N], "ended": ended_B[row_N], "row": row_N}
 
@@ -271,7 +265,7 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
     right = (gap > 0).astype(float)
     clean = [answers.gold(p.prompt, p.chosen) - answers.gold(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
-    rows = [(name, len(tokens(job, c))) for name, group in _grouped(held).items() for c in group.values()]
+    rows = [(name, len(job.tokens(c))) for name, group in _grouped(held).items() for c in group.values()]
     return {
         **evals.accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
         "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
@@ -283,7 +277,7 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
 
 
 def _lengths(job: Job, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([len(tokens(job, p.chosen)) for p in pairs], float), np.array([len(tokens(job, p.rejected)) for p in pairs], float)
+    return np.array([len(job.tokens(p.chosen)) for p in pairs], float), np.array([len(job.tokens(p.rejected)) for p in pairs], float)
 
 
 def _save(job: Job, runtime: Local, foresight: dict[str, Tensor], number: int = 1) -> None:

@@ -38,7 +38,7 @@ def _distance(batch: Batch) -> Numbers:
     mask_BT = torch.from_numpy(batch.mask_BT).to(gap_BT.device)
     found = {
         "kl": float(summed(batch, gap_BT).mean()), "kl_k3": float(summed(batch, torch.expm1(-gap_BT) + gap_BT).mean()),
-        "kl_per_token": float(gap_BT[mask_BT].mean()), "kl_std": float(summed(batch, gap_BT).std()),
+        "kl_per_token": float(gap_BT[mask_BT].mean()), "kl_std": float(summed(batch, gap_BT).std(correction=min(1, len(batch) - 1))),
     }  # fmt: skip
     if "on_policy" not in c:
         asked_BT = mask_BT & c["asked"][:, None] if "asked" in c else mask_BT  # elsewhere they are the sampler's own

@@ -1,0 +1,73 @@
+"""What a model must be to be trained and drawn from as it is; small random models of other families, as transformers writes them."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from towpath.data.batch import Batch, Row
+from towpath.errors import ModelError
+from towpath.models import sound
+from towpath.models.attention import register
+from towpath.runtime.local import Local, Role
+
+SMALL = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 256, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1,
+}  # fmt: skip
+TURNED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"], "sliding_window": 64}
+
+
+def made(family: str, config: str = "", attention: str = "grouped", **settings):
+    register()
+    told = getattr(transformers, config or f"{family}Config")(**SMALL, **settings)
+    told._attn_implementation = attention
+    torch.manual_seed(0)
+    return getattr(transformers, f"{family}ForCausalLM")._from_config(told).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Olmo2", "Gemma", "Mixtral"])
+def test_logits_that_are_the_heads_product_are_let_pass(family, dtype):
+    sound.require(made(family, **({"head_dim": 8} if family in ("Qwen3", "Gemma") else {})).to(dtype), "here")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("Granite", {"logits_scaling": 8.0}, "no scale"),
+        ("Cohere", {}, "no scale"),
+        ("Gemma2", {"head_dim": 8, "attention": "eager"}, "no scale, no cap"),
+        ("Gemma2", {"head_dim": 8}, "softcap"),
+        ("Phi", {}, "layers, a final norm"),
+    ],
+)
+def test_what_would_be_trained_as_another_model_is_refused(family, settings, words):
+    model = made(family, **settings)
+    with pytest.raises(ModelError, match=words):
+        sound.require(model, "here")
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "settings", "parted"),
+    [
+        ("Llama", "", {}, True), ("Qwen3", "", {"head_dim": 8}, True), ("Granite", "", {"embedding_multiplier": 12.0}, False),
+        ("Gemma3", "Gemma3TextConfig", {"head_dim": 8, **TURNED}, False),
+    ],
+)  # fmt: skip
+def test_layers_are_parted_only_where_that_changes_nothing(family, config, settings, parted):
+    model, draw = made(family, config, **settings), np.random.default_rng(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.normal_(0, 0.2)
+    runtime = Local()
+    runtime.add_trunk("base", model, lora=True)
+    runtime.adapters["base"].add("policy", 4, 8.0, 0, top=1)
+    runtime.roles["policy"] = Role(adapter="policy", trains=("adapter",))
+    batch = Batch([Row(draw.integers(3, 128, n), 4) for n in (9, 30, 17)])
+    grounded = runtime.grounded(batch)
+    assert ("ground" in grounded.columns) == parted
+    said, plain = (runtime.score("policy", asked, ("logp",)).logp_BT for asked in (grounded, batch))
+    torch.testing.assert_close(said, plain, atol=1e-4, rtol=0)
