@@ -7,6 +7,7 @@ Several answers to each prompt, each judged against the others (arXiv 2402.03300
 
 import copy
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -85,6 +86,8 @@ def train(policy, prompts, group, uniforms, orders, reward, end, *, batch, rate,
 
 def main():
     """Shorter answers, in a few steps: enough to watch it work."""
+    if len(sys.argv) != 2 or not Path(sys.argv[1], "config.json").is_file():
+        sys.exit("usage: python grpo_by_hand.py FOLDER, a model as transformers loads it")
     folder = sys.argv[1]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -8,6 +8,7 @@ The critic is solved for: after every rollout it is the best linear reading of w
 
 import copy
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -143,6 +144,8 @@ def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, kl_coe
 
 def main():
     """Shorter answers, in a few steps: enough to watch it work."""
+    if len(sys.argv) != 2 or not Path(sys.argv[1], "config.json").is_file():
+        sys.exit("usage: python ppo_by_hand.py FOLDER, a model as transformers loads it")
     folder = sys.argv[1]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

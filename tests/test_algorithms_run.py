@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,15 +15,19 @@ from test_runs import SETTINGS, results, towpath
 
 import towpath as tp
 from towpath import training
+from towpath.algos import dpo
 from towpath.config import check
 from towpath.data.sources import Corpus
 from towpath.errors import DataError, RecipeError, ResourceError
+from towpath.models import base
 from towpath.recipe import Recipe
 from towpath.records import Prompt
 from towpath.rollout.engine import Drawn
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local
 from towpath.stages import experience, job, reward
+from towpath.stages.comparisons import Comparisons
+from towpath.store import publish
 
 pytestmark = pytest.mark.slow
 
@@ -274,13 +279,19 @@ def test_from_python_what_cannot_work_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="prompts"):
         tp.train("ppo", model="tiny", prompts=["a"], reward=letters, folder=tmp_path)
     with pytest.raises(DataError, match=r"tokens with max_new_tokens = 80\n.*the model reads 1024"):
-        tp.train("ppo", model="tiny", prompts=["a"] * 19 + ["word " * 200], reward=letters, folder=tmp_path)
+        tp.train("ppo", model="tiny", prompts=[*"abcdefghi", "word " * 200], reward=letters, folder=tmp_path)
     with pytest.raises(DataError, match="tokens with its prompt"):
         tp.train("dpo", model="tiny", pairs=[(f"a{i}", "word " * 250, "c") for i in range(20)], folder=tmp_path)
     with pytest.raises(RecipeError, match="weight 0"):
-        tp.train("ppo", model="tiny", prompts=["a"] * 20, reward=letters, folder=tmp_path, rewards__sources=[{"of": "rule:prose", "weight": 0.0}])
+        tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward={"of": "rule:prose", "weight": 0.0}, folder=tmp_path)
     with pytest.raises(RecipeError, match="did you mean"):
-        tp.train("ppo", model="tiny", prompts=["a"] * 20, reward=letters, folder=tmp_path, learning_rat=1e-5)
+        tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, learning_rat=1e-5)
+    with pytest.raises(RecipeError, match="said once"):
+        tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, rewards__sources=[])
+    with pytest.raises(RecipeError, match="steps is a value"):
+        tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, steps__x=1)
+    with pytest.raises(RecipeError, match="finite"):
+        tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, kl=float("inf"))
 
 
 def test_a_reward_model_whose_first_checkpoint_fails_begins_at_the_fitted_head_again(tmp_path, monkeypatch):
@@ -303,3 +314,48 @@ def test_a_reward_model_whose_first_checkpoint_fails_begins_at_the_fitted_head_a
         with pytest.raises(ResourceError):
             trained(tmp_path / "torn")
     torch.testing.assert_close(trained(tmp_path / "torn"), trained(tmp_path / "whole"))
+
+
+def valued(worth: float):
+    def reward(_prompts, answers):
+        return [worth * len(answer) for answer in answers]
+
+    return reward
+
+
+def test_another_reward_is_another_training_and_a_model_given_meanwhile_another_start(tmp_path):
+    """A function of the same text that holds another number was taken for the first; a second model moved the start of the first's training."""
+    other = tmp_path / "other"
+    shutil.copytree(base.find("tiny"), other)
+    settings = {"prompts": [f"Why {i}?" for i in range(24)] * 2, "steps": 1, "max_new_tokens": 6, "folder": tmp_path / "run", "dtype": "float32"}
+
+    def meanwhile(_prompts, answers):
+        return [float(len(answer)) for answer in answers if training._job(recipe, tmp_path / "run", Corpus(()), ())]
+
+    recipe = check(Recipe, {"model": {"source": str(other)}}, "test")
+    told = [tp.train("grpo", model="tiny", reward=reward, **settings) for reward in (valued(1.0), valued(-1.0), meanwhile, valued(1.0))]
+    assert len({one.folder for one in told}) == 3 and told[0].result == told[3].result
+    assert [one.folder.parent.joinpath("start", "weights").resolve() == Path(base.find("tiny")).resolve() for one in told] == [True] * 4
+    assert [finding.evidence for finding in told[0].findings if finding.code == "prompts"] == ["24 prompts are there more than once"]
+    with publish.alone(told[0].folder.parent), pytest.raises(ResourceError, match="another process"):
+        tp.train("grpo", model="tiny", reward=valued(1.0), **settings)
+
+
+def test_full_weights_have_no_trunk_of_their_own_name(tmp_path):
+    pairs = [(f"Why {i}?", f"good {i}", f"bad {i}") for i in range(12)]
+    settings = {"model": "tiny", "folder": tmp_path, "method": "full", "max_new_tokens": 6, "epochs": 1}
+    for algo in ("dpo", "kto"):
+        assert tp.train(algo, pairs=pairs, **settings).result["pairs"]["n"] > 0
+
+
+def test_the_held_out_pairs_are_the_same_with_every_setting(tmp_path):
+    pairs = [(f"Question {i}?", f"good {i}", f"bad {i}") for i in range(24)]
+    corpus, held = Corpus(tuple(Prompt(f"p{i}", prompt) for i, (prompt, _, _) in enumerate(pairs))), []
+    for rate, count in ((1e-5, 24), (3e-5, 24), (1e-5, 3)):
+        recipe = check(Recipe, {"model": {"source": "tiny"}, "policy": {"algo": "dpo", "learning_rate": rate}}, "test")
+        job = training._job(recipe, tmp_path, corpus, pairs[:count])
+        runtime = SimpleNamespace(
+            grounded=lambda batch: batch, device="cpu", score=lambda _name, batch, _wants: SimpleNamespace(logp_BT=torch.zeros(len(batch), 1))
+        )
+        held.append([row.ids.tolist() for row in Comparisons(job, runtime, dpo).held.rows])
+    assert held[0] == held[1] and 2 <= len(held[2]) <= 4, "of three prompts one is held out too"

@@ -22,7 +22,7 @@ ORDER = [
     {"rollout", "foreign"},
     {"runtime"},
     {"stages"},
-    {"sizes", "arena"},
+    {"sizes", "arena", "given"},
     {"gates", "preflight", "reporting", "starting"},
     {"report", "plan", "doctor", "monitoring", "training"},
     {"pipeline", "callback"},

@@ -82,7 +82,19 @@ def test_rules(of, answers, want):
 
 
 @pytest.mark.parametrize(
-    "of", ["rule:words:3", "rule:words:5-2", "rule:regex:(", "rule:nothing", "python:os:no_such", "python:nowhere:f", "ftp://x", "x"]
+    "of",
+    [
+        "rule:words:3",
+        "rule:words:5-2",
+        "rule:regex:(",
+        "rule:nothing",
+        "python:os:no_such",
+        "python:nowhere:f",
+        "ftp://x",
+        "x",
+        "http://",
+        "python:os:path",
+    ],
 )
 def test_a_source_that_is_none_is_refused(of):
     with pytest.raises(RecipeError) as error:
@@ -171,6 +183,17 @@ def test_an_endpoint_scores_in_parts_and_is_asked_again_when_busy(judge):
 def test_every_part_of_an_endpoints_answer_has_its_own_count(judge):
     with pytest.raises(RewardError, match="63 scores for 64 answers"):  # 63 and 37 for 64 and 36 would be 100 scores, of other answers
         sources.named(f"{judge}/shifted")([""] * 100, ["x"] * 100)
+
+
+def test_a_function_that_fails_is_named_with_the_line_it_stopped_at():
+    def mine(_prompts, _answers):
+        raise ValueError("no such word")
+
+    with pytest.raises(RewardError, match=r"mine.*ValueError: no such word \(.*test_rewards\.py:\d+\)"):
+        sources.named(sources.given(mine))(["p"], ["a"])
+    for wrong in ("11", {0.0: 1, 1.0: 1}):
+        with pytest.raises(RewardError, match="scores are"):
+            sources.checked("mine", wrong, 2)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_score_that_single_precision_cannot_hold_is_refused():

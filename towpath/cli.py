@@ -24,6 +24,12 @@ Force = Annotated[bool, typer.Option("--force", help="go on past closed gates an
 
 
 INTERRUPTED = 130
+PLACES = {
+    errno.ENOSPC: ("a run writes checkpoints and weights", "free space and run again; it goes on from here"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ("a run's folder must be one you may write to", "name another folder")),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR), ("a path leads to what is asked for", "mend the path")),
+}
+"""What is said of a place on the disk that will not do."""
 
 
 def _say(line: str) -> None:
@@ -244,10 +250,11 @@ def main() -> None:
         _say("stopped; nothing that was finished is lost. The same command goes on from here.")
         sys.exit(INTERRUPTED)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in PLACES:
             raise
-        rule, fix = "a run writes checkpoints and weights", "free space and run again; it goes on from here"
-        _say(f"error: {error.filename or 'disk'}: no space left\n  rule: {rule}\n  fix:  {fix}")
+        rule, fix = PLACES[error.errno]
+        said = "no space left" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
+        _say(f"error: {error.filename or 'disk'}: {said}\n  rule: {rule}\n  fix:  {fix}")
         sys.exit(1)
     except Exception as error:  # process boundary: typer's own usage errors and aborts
         show = getattr(error, "show", None)

@@ -16,7 +16,7 @@ from towpath.errors import RecipeError
 class Section(BaseModel):
     """A table of the recipe: frozen, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def standard(cls, tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,17 +48,27 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def override(tables: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Tables with `a.b.c=value` assignments laid over them; values are TOML, bare words are strings."""
-    tables = json.loads(json.dumps(tables))
+    said: dict[str, Any] = {}
     for assignment in assignments:
         key, found, text = assignment.partition("=")
         if not found:
             raise RecipeError(f"--set {assignment}", "an assignment is key=value", "for example --set policy.steps=20")
-        place = tables
-        *parents, last = key.strip().split(".")
+        said[key.strip()] = _toml_value(text.strip())
+    return laid(tables, said)
+
+
+def laid(tables: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables with values of dotted keys laid over them."""
+    over = json.loads(json.dumps(tables))
+    for key, item in said.items():
+        place = over
+        *parents, last = key.split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last] = _toml_value(text.strip())
-    return tables
+            if not isinstance(place, dict):
+                raise RecipeError(f"{key}: {parent} is a value", "a key's last part alone has a value", "see `towpath explain KEY`")
+        place[last] = item
+    return over
 
 
 def _toml_value(text: str) -> Any:

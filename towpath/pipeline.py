@@ -1,6 +1,5 @@
 """Stages from the recipe, in order, gates between, resumable; each stage is named by what went into it."""
 
-import fcntl
 import hashlib
 import importlib
 import json
@@ -9,8 +8,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,12 +19,12 @@ from towpath import algos, gates, report
 from towpath.algos import data_of
 from towpath.data import sources
 from towpath.data.sources import Corpus
-from towpath.errors import GateClosed, RecipeError, ResourceError, TowpathError, Waiting
+from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.feedback import simulated
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
 from towpath.store import place
-from towpath.store.publish import fault, replace_file, sweep
+from towpath.store.publish import alone, fault, replace_file, sweep
 from towpath.store.store import Store
 
 FORMAT = 2
@@ -169,7 +167,7 @@ def _digest(content: Any) -> str:
 
 def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False) -> list[Verdict]:
     """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act."""
-    with _alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
+    with alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
         corpus = sources.read(folder, recipe.data, recipe.seed)
         planned = plan(recipe, folder, corpus, store)
         _require_stage(only, planned)
@@ -346,23 +344,12 @@ def _remember(folder: Path, planned: list[Planned], findings: list[Finding], wai
     replace_file(folder / "current.json", json.dumps(content, indent=1))
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process works on a run at a time."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ResourceError(f"{folder}: another process runs it", "one process works on a run at a time", "wait for it, or stop it") from None
-        yield
-
-
 def busy(folder: Path) -> bool:
     """Whether a process works on this run now."""
     if not (folder / ".lock").is_file():
         return False
     try:
-        with _alone(folder):
+        with alone(folder):
             return False
     except TowpathError:
         return True

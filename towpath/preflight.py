@@ -43,7 +43,7 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: b
     size = model_size(Path(chat.tokenizer.name_or_path)) if chat else Size()
     size = replace(size, parameters=parameters) if parameters else size
     findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus), *_data(corpus)]
-    findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *_engine(recipe), *_kernels(recipe)]
+    findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *of_engine(recipe), *_kernels(recipe)]
     findings += [*_raters(recipe, run), *trackers.missing(recipe.track)]
     if chat is None:
         findings.append(Finding("template", "info", "no tokenizer at hand: template and lengths were not looked at", "", "name a model that loads"))
@@ -86,17 +86,34 @@ def _rates(recipe: Recipe, force: bool) -> list[Finding]:
     return [f for f in [*found, _ratio(recipe)] if f]
 
 
-def _engine(recipe: Recipe) -> list[Finding]:
+def of_rate(recipe: Recipe) -> list[Finding]:
+    """What there is to say of the policy's rate alone."""
+    known = "." not in recipe.policy.algo
+    found = _rate("policy", recipe.policy.learning_rate, _usual("policy", recipe), recipe.policy.method, False) if known else None
+    return [found] if found else []
+
+
+def of_engine(recipe: Recipe) -> list[Finding]:
     """Whether the Python that draws answers is there and has vLLM."""
     if recipe.engine.of == "local":
         return []
+    remedy = "python -m venv ENV; ENV/bin/pip install vllm; engine.python = 'ENV/bin/python'"
+    if not recipe.engine.python:
+        return [
+            Finding(
+                "engine",
+                "error",
+                "engine.python = '': no Python is named",
+                "engine.of = 'vllm' needs the Python of an environment that has vLLM",
+                remedy,
+            )
+        ]
     asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     try:
         found = subprocess.run([recipe.engine.python, "-c", asked], capture_output=True, check=False).returncode == 0
     except OSError:
         found = False
     cause = "engine.of = 'vllm' needs an environment that has vLLM"
-    remedy = "python -m venv ENV; ENV/bin/pip install vllm; engine.python = 'ENV/bin/python'"
     return [] if found else [Finding("engine", "error", f"engine.python = {recipe.engine.python!r}: no Python with vLLM", cause, remedy)]
 
 
@@ -208,8 +225,9 @@ def _groups(policy: Policy) -> Iterator[Finding]:
         evidence = f"policy.algo = {policy.algo!r} with policy.epochs = {policy.epochs}"
         cause = "one number an answer is noisy credit: read again and again it buys KL, not reward (docs/performance.md)"
         yield Finding("epochs", "warning", evidence, cause, f"set policy.epochs to 1, or {EPOCHS} at most")
-    if policy.rewards.sources and not any(source.weight for source in policy.rewards.sources):
-        yield Finding("rewards", "error", "every source of policy.rewards has weight 0", "nothing is rewarded", "give one of them a weight")
+    if data_of(policy.algo) == "rollouts" and not any(source.weight for source in policy.rewards.sources):
+        evidence = "every source of policy.rewards has weight 0" if policy.rewards.sources else "policy.rewards.sources is empty"
+        yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in policy.rewards.sources:
         if source.of != "model":
             sources.named(source.of)

@@ -15,7 +15,7 @@ def place(name: str) -> str:
 
 def data_of(name: str) -> str:
     """What a policy algorithm learns from, `rollouts` or `comparisons`: read from its file, which is not run."""
-    path = source_of(place(name))
+    path = source_of(place(str(name)))
     said = _constants(path) if path else {}
     if not _of_a_policy(said):
         known = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if _of_a_policy(_constants(path))))
@@ -30,7 +30,7 @@ def source_of(module: str) -> Path | None:
         spec = find_spec(module)
     except (ModuleNotFoundError, ValueError):
         return None
-    return Path(spec.origin) if spec and spec.origin else None
+    return Path(spec.origin) if spec and spec.origin and Path(spec.origin).is_file() else None
 
 
 def _of_a_policy(said: dict[str, Any]) -> bool:

@@ -1,32 +1,43 @@
 """Rewards that are no model: rules, a Python function of one's own, an HTTP endpoint.  All take prompts and answers, and give a score each."""
 
-import hashlib
 import http.client
 import importlib
 import json
-import marshal
 import re
 import reprlib
+import secrets
 import time
+import traceback
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from towpath.errors import RecipeError, RewardError
+from towpath.rewards import marks
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-TRIES, TIMEOUT, PART = 3, 60.0, 64
+TRIES, TIMEOUT, PART, SHOWN = 3, 60.0, 64, 300
+RULE = "a reward is given lists of prompts and answers, and gives a list of finite numbers, one for each answer"
 LARGEST = float(np.finfo(np.float32).max)
 _given: dict[str, Scorer] = {}
 
 
 def given(function: Scorer) -> str:
-    """A name for a function handed over in this process, for a recipe's source; other code makes another name."""
-    code = getattr(function, "__code__", None)
-    mark = hashlib.sha256(marshal.dumps(code)).hexdigest()[:8] if code else "object"
-    name = f"given:{getattr(function, '__qualname__', type(function).__name__)}-{mark}"
+    """A name for a function handed over in this process, for a recipe's source: another where it does something else. What cannot be told
+    gets a name that never was, so that nothing done before is taken for its work."""
+    if not callable(function):
+        raise RecipeError(f"reward = {reprlib.repr(function)}", "a function of prompts and answers, or a source by name", "give one of these")
+    try:
+        told = marks.mark(function)
+    except marks.Untold as error:
+        told = f"once-{secrets.token_hex(4)}"
+        warnings.warn(f"what the reward holds cannot be told apart ({error}): a training that was stopped begins anew", stacklevel=4)
+    name = f"given:{getattr(function, '__qualname__', type(function).__name__)}-{told}"
     _given[name] = function
     return name
 
@@ -39,8 +50,8 @@ def named(of: str, key: str = "sources") -> Scorer:
     if kind == "python":
         return _function(rest)
     if of in _given:
-        return lambda prompts, answers: checked(of, _given[of](list(prompts), list(answers)), len(answers))
-    if kind in ("http", "https"):
+        return lambda prompts, answers: _asked(of, _given[of], prompts, answers)
+    if kind in ("http", "https") and urllib.parse.urlsplit(of).hostname:
         return lambda prompts, answers: over_http(of, prompts, answers)
     rule = ("model, " if key == "sources" else "") + "rule:NAME, python:MODULE:FUNCTION or an http(s) address"
     raise RecipeError(f"policy.rewards.{key}: {of!r}", rule, "for example rule:words:8-35")
@@ -49,7 +60,7 @@ def named(of: str, key: str = "sources") -> Scorer:
 def checked(of: str, scores: Sequence[float], count: int) -> list[float]:
     """The scores as finite numbers, as many as there were answers."""
     try:
-        found = [float(score) for score in scores]
+        found = None if isinstance(scores, str | bytes | Mapping) else [float(score) for score in scores]
     except (TypeError, ValueError):
         found = None
     if found is None or len(found) != count or not all(abs(score) <= LARGEST for score in found):
@@ -61,9 +72,25 @@ def checked(of: str, scores: Sequence[float], count: int) -> list[float]:
             if bad is None
             else f"a score of {bad}"
         )
-        rule = "a reward is given lists of prompts and answers, and gives a list of finite numbers, one for each answer"
-        raise RewardError(f"{of}: {said}", rule, "mend the reward; the run goes on from the last checkpoint")
+        raise RewardError(f"{of}: {said}", RULE, mended(of))
     return found
+
+
+def mended(of: str) -> str:
+    """What to do about a source that failed."""
+    again = "the run goes on from the last checkpoint" if of.startswith("http") else "other code trains the policy anew"
+    return f"mend the reward and start again; {again}"
+
+
+def _asked(of: str, function: Scorer, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """What a function says, or an error that names it, with the line it stopped at."""
+    try:
+        said = function(list(prompts), list(answers))
+    except Exception as error:  # whatever a function of somebody else's raises
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        value = f"{of}: {type(error).__name__}: {error} ({at.filename}:{at.lineno})"
+        raise RewardError(value, RULE, mended(of)) from error
+    return checked(of, said, len(answers))
 
 
 def _rule(text: str) -> Scorer:
@@ -88,11 +115,15 @@ def _rule(text: str) -> Scorer:
 def _function(text: str) -> Scorer:
     module, _, name = text.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        function: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         fix = "the module must be importable from where the run is started"
         raise RecipeError(f"python:{text}: {error}", "python:MODULE:FUNCTION takes prompts and answers, gives a number each", fix) from None
-    return lambda prompts, answers: checked(f"python:{text}", function(list(prompts), list(answers)), len(answers))
+    if not callable(function):
+        fix = "name a function"
+        raise RecipeError(f"python:{text}: {reprlib.repr(function)}", "python:MODULE:FUNCTION takes prompts and answers, gives a number each", fix)
+    scorer: Any = function
+    return lambda prompts, answers: _asked(f"python:{text}", scorer, prompts, answers)
 
 
 def over_http(address: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -114,10 +145,11 @@ def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
                 return list(json.load(reply)["scores"])
         except urllib.error.HTTPError as error:
-            said = f"{error.code} {error.reason}"
+            told = " ".join(error.read(SHOWN).decode(errors="replace").split())
+            said = f"{error.code} {error.reason}" + (f": {told}" if told else "")
             if error.code < 500 and error.code != 429:
                 break
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             said = f"{type(error).__name__}: {error}"
-    fix = "start the server, or mend the address; the run goes on from the last checkpoint"
+    fix = "start the server, or mend the address and start again; the run goes on from the last checkpoint"
     raise RewardError(f"{address}: {said}", 'it must answer {"prompts", "answers"} with {"scores"}', fix)

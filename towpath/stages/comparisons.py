@@ -27,8 +27,9 @@ class Comparisons:
         self.job, self.runtime, self.algo, self.cfg = job, runtime, algo, job.recipe.policy
         self.paired = getattr(algo, "PAIRED", True)
         seed, pairs = job.recipe.seed, decided(job)
-        held = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) < job.recipe.reward.validation]
-        shown = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) >= job.recipe.reward.validation]
+        place = {p.prompt.id: share(seed, "reward/validation", p.prompt.id) for p in pairs}
+        within = max(job.recipe.reward.validation, min(place.values(), default=0.0) + 1e-12)  # of few prompts one at least
+        held, shown = ([p for p in pairs if (place[p.prompt.id] < within) == kept] for kept in (True, False))
         if not held or not shown:
             fix = "collect more labels, or change reward.validation"
             raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)

@@ -1,6 +1,7 @@
 """Folders and files that are there whole or not at all: write aside, fsync, rename, fsync the parent."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -155,3 +156,14 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process works in a folder at a time."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ResourceError(f"{folder}: another process runs it", "one process works on a run at a time", "wait for it, or stop it") from None
+        yield

@@ -1,0 +1,79 @@
+"""What a caller of Python gives, made what a recipe and a ledger hold; what cannot be is refused by its name before anything starts."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from towpath.errors import RecipeError
+from towpath.rewards import sources
+
+Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Rewards = Reward | str | Mapping[str, Any] | Sequence[Reward | str | Mapping[str, Any]]
+Pair = tuple[str, str, str]
+"""A prompt, the better answer, the worse one."""
+SIDES = ("prompt", "chosen", "rejected")
+
+
+def prompts(texts: Iterable[str], name: str = "prompts") -> list[str]:
+    """The texts, each one a text that says something."""
+    fix = "give a list of texts"
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise RecipeError(f"{name} = {texts!r:.80}", "a list of texts is asked for", fix)
+    found = list(texts)
+    for number, text in enumerate(found):
+        if not isinstance(text, str) or not text.strip() or not _encodes(text):
+            raise RecipeError(f"{name}[{number}] = {text!r:.80}", "a prompt is a text that says something", fix)
+    return found
+
+
+def pairs(rows: Iterable[Any]) -> list[Pair]:
+    """Three texts each, or a mapping of `prompt`, `chosen` and `rejected`."""
+    found, fix = [], "give (prompt, better answer, worse answer), or a mapping of prompt, chosen and rejected"
+    for number, row in enumerate(rows):
+        sides: Any = [row.get(side) for side in SIDES] if isinstance(row, Mapping) else row
+        texts: list[Any] = [] if isinstance(sides, str) or not isinstance(sides, Iterable) else list(sides)
+        if len(texts) != 3 or not all(isinstance(text, str) and text.strip() and _encodes(text) for text in texts):
+            raise RecipeError(f"pairs[{number}] = {row!r:.80}", "a pair is three texts", fix)
+        if texts[1].strip() == texts[2].strip():
+            raise RecipeError(f"pairs[{number}] = {row!r:.80}", "one answer is better than the other", "leave out pairs of equal answers")
+        found.append((texts[0], texts[1], texts[2]))
+    return found
+
+
+def rewards(reward: Rewards) -> list[dict[str, Any]]:
+    """Sources as a recipe has them: functions get names, and a mapping may give a weight."""
+    found = []
+    for one in reward if isinstance(reward, list | tuple) else [reward]:
+        told = dict(one) if isinstance(one, Mapping) else {"of": one}
+        of = told.get("of")
+        if of == "model":
+            rule, fix = "there is no reward model here", "give a function, rule:NAME, python:MODULE:FUNCTION or an address; or run the pipeline"
+            raise RecipeError("reward = 'model'", rule, fix)
+        found.append(told | {"of": of if isinstance(of, str) else sources.given(of)})  # pyright: ignore[reportArgumentType]
+    return found
+
+
+def setting(key: str, item: Any) -> Any:
+    """A value as TOML has it: numbers of NumPy and torch, paths and types of torch are taken for what they say."""
+    if isinstance(item, Mapping):
+        return {str(name): setting(f"{key}.{name}", inner) for name, inner in item.items()}
+    if isinstance(item, list | tuple):
+        return [setting(key, inner) for inner in item]
+    if hasattr(item, "item") and getattr(item, "size", None) == 1:  # a number of NumPy
+        return item.item()
+    if isinstance(item, Path):
+        return str(item)
+    if str(item).startswith("torch."):
+        return str(item).removeprefix("torch.")
+    if item is None or isinstance(item, bool | int | float | str):
+        return item
+    raise RecipeError(f"{key} = {item!r:.80}", "a setting is a number, a text, a list or a table", f"see `towpath explain {key}`")
+
+
+def _encodes(text: str) -> bool:
+    """Half a character that stands for two has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
