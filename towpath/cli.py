@@ -27,7 +27,7 @@ INTERRUPTED = 130
 PLACES = {
     errno.ENOSPC: ("a run writes checkpoints and weights", "free space and run again; it goes on from here"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ("a run's folder must be one you may write to", "name another folder")),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR), ("a path leads to what is asked for", "mend the path")),
+    errno.ENOTDIR: ("a run is a folder", "name another folder"),
 }
 """What is said of a place on the disk that will not do."""
 

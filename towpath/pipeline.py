@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import json
-import os
 import platform
 import resource
 import sys
@@ -208,8 +207,7 @@ def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Plann
     module = importlib.import_module(f"towpath.stages.{step.name.split('@')[0]}")
     step.folder.mkdir(parents=True, exist_ok=True)
     inputs = {name: places[name].folder for name in step.inputs}
-    seconds = float(os.environ.get("TOWPATH_CHECKPOINT_SECONDS", "20"))
-    job = Job(recipe, folder, step.name, step.folder, inputs, store, corpus, step.round, seconds)
+    job = Job(recipe, folder, step.name, step.folder, inputs, store, corpus, step.round)
     say(f"{step.name}: {'goes on' if (step.folder / 'checkpoints').exists() else 'begins'} ({step.fingerprint})")
     sweep(step.folder)
     begun = time.monotonic()

@@ -125,7 +125,8 @@ def _log1mexp(x: Tensor) -> Tensor:
 
 
 def controlled(coef: float, kl: float, target: float, step: float) -> float:
-    """The next KL coefficient: a proportional controller with a clipped error (Ziegler et al. 2019)."""
+    """The next KL coefficient: a proportional controller with a clipped error (Ziegler et al. 2019, who clip it at a fifth: they take thousands
+    of steps)."""
     if target <= 0:
         return coef
     error = max(-1.0, min(1.0, kl / target - 1.0))

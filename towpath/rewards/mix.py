@@ -29,7 +29,8 @@ def combined(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
 
 
 def agreed(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
-    """One score an answer from the models of an ensemble: their mean, the least, or the mean less `caution` deviations (arXiv 2310.02743)."""
+    """One score an answer from the models of an ensemble: their mean, the least, or the mean less `caution` deviations (arXiv 2310.02743
+    takes off the variance)."""
     if cfg.ensemble == "min":
         return scores_KB.min(0)
     mean_B = scores_KB.mean(0)

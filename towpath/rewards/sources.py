@@ -51,7 +51,7 @@ def named(of: str, key: str = "sources") -> Scorer:
         return _function(rest)
     if of in _given:
         return lambda prompts, answers: _asked(of, _given[of], prompts, answers)
-    if kind in ("http", "https") and urllib.parse.urlsplit(of).hostname:
+    if kind.lower() in ("http", "https") and urllib.parse.urlsplit(of).hostname:
         return lambda prompts, answers: over_http(of, prompts, answers)
     rule = ("model, " if key == "sources" else "") + "rule:NAME, python:MODULE:FUNCTION or an http(s) address"
     raise RecipeError(f"policy.rewards.{key}: {of!r}", rule, "for example rule:words:8-35")

@@ -33,7 +33,7 @@ class Comparisons:
         if not held or not shown:
             fix = "collect more labels, or change reward.validation"
             raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)
-        self.shown, self.held = self._batch(shown), self._batch(held)
+        self.shown, self.held, self.judged = self._batch(shown), self._batch(held), len(held)
         size = max(1, self.cfg.batch // 2) if self.paired else self.cfg.batch
         self.steps = minibatches(self.shown.groups, size, self.cfg.epochs, seed, f"{job.name}/order")
 
@@ -60,7 +60,7 @@ class Comparisons:
                     before = metrics.get(name, (0.0, 0.0))
                     metrics[name] = before[0] + total, before[1] + weight
         found = means(metrics)
-        low, high = wilson(found["accuracy"] * self.held.groups, self.held.groups)
+        low, high = wilson(found["accuracy"] * self.judged, self.judged)
         return {f"pairs_{name}": x for name, x in found.items()} | {"pairs_low": low, "pairs_high": high}
 
     def _pointed(self, batch: Batch) -> Batch:

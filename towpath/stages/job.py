@@ -1,6 +1,7 @@
 """What a stage is given: its folder, what came before it, the ledger, and where its numbers go."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Job:
     store: Store
     corpus: Corpus
     round: int = 1
-    checkpoint_seconds: float = 20.0
+    checkpoint_seconds: float = field(default_factory=lambda: float(os.environ.get("TOWPATH_CHECKPOINT_SECONDS", "20")))
     findings: list[Finding] = field(default_factory=list)
 
     @cached_property

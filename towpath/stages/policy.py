@@ -50,7 +50,7 @@ def run(job: Job) -> dict[str, Any]:
     if pairs is None:
         return result | {"kl_coef": standing.knobs["kl_coef"]}
     held = pairs.validate()
-    accuracy = {"rate": held["pairs_accuracy"], "n": pairs.held.groups, "interval": [held["pairs_low"], held["pairs_high"]]}
+    accuracy = {"rate": held["pairs_accuracy"], "n": pairs.judged, "interval": [held["pairs_low"], held["pairs_high"]]}
     return {"rose": accuracy} | result | {"pairs": accuracy}
 
 
