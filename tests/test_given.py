@@ -27,6 +27,12 @@ def test_prompts_may_come_one_by_one():
     assert given.prompts(text for text in ("a", "b")) == given.prompts(np.array(["a", "b"])) == ["a", "b"]
 
 
+@pytest.mark.parametrize("rows", [None, 7, "abc", {"prompt": "a"}])
+def test_pairs_are_a_list(rows):
+    with pytest.raises(RecipeError, match="pairs = "):
+        given.pairs(rows)
+
+
 @pytest.mark.parametrize(
     "rows", [[1] * 3, ["abc"], [("a", "b")], [{"prompt": "a", "chosen": "b"}], [("a", "b", " b ")], [("a", "", "b")], [("a", "b", None)]]
 )
@@ -51,8 +57,33 @@ def test_rewards_may_be_several_with_weights():
             given.rewards(wrong)
 
 
+def test_a_name_of_ones_own_stands_for_the_code():
+    (one,), (other,) = (given.rewards({"of": lambda _p, a, w=w: [w for _ in a], "name": "v1"}) for w in (1.0, 2.0))
+    assert one == other
+
+
 def test_settings_are_taken_for_what_they_say():
-    said = {"a": np.int64(3), "b": np.float32(0.5), "c": torch.bfloat16, "d": Path("x/y"), "e": (1, "z"), "f": {"g": True}, "h": None}
-    assert given.setting("", said) == {"a": 3, "b": 0.5, "c": "bfloat16", "d": "x/y", "e": [1, "z"], "f": {"g": True}, "h": None}
+    said = {
+        "a": np.int64(3),
+        "b": np.float32(0.5),
+        "c": torch.bfloat16,
+        "d": Path("x/y"),
+        "e": (1, "z"),
+        "f": {"g": True},
+        "h": None,
+        "i": "torch.x",
+        "j": torch.tensor(0.5),
+    }
+    assert given.setting("", said) == {
+        "a": 3,
+        "b": 0.5,
+        "c": "bfloat16",
+        "d": "x/y",
+        "e": [1, "z"],
+        "f": {"g": True},
+        "h": None,
+        "i": "torch.x",
+        "j": 0.5,
+    }
     with pytest.raises(RecipeError, match=r"policy\.clip = "):
         given.setting("policy.clip", object())

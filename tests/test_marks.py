@@ -2,11 +2,19 @@
 
 import abc
 import functools
+import importlib
+import logging
+import random
 import re
 import subprocess
 import sys
 import threading
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +24,6 @@ from towpath.rewards import sources
 from towpath.rewards.marks import Untold, mark
 
 READS = SimpleNamespace(rate=1.0)
-LOCK = threading.Lock()
 
 
 def closed(weight):
@@ -43,6 +50,50 @@ class Rubric(Abstract):
         return self.given
 
 
+class Named(NamedTuple):
+    rate: float
+
+
+class Words(dict):
+    pass
+
+
+@dataclass(slots=True)
+class Slotted:
+    rate: float
+    words: set
+
+
+class Net(torch.nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.rate, self.layer = rate, torch.nn.Linear(1, 1, bias=False).requires_grad_(False)
+        self.layer.weight.fill_(1.0)
+
+
+def with_attribute(rate):
+    def reward(_prompts, answers):
+        return [reward.rate for _ in answers]
+
+    reward.rate = rate
+    return reward
+
+
+def wrapped(rate):
+    @functools.wraps(np.mean)
+    def reward(_prompts, answers):
+        return [rate for _ in answers]
+
+    return reward
+
+
+def chained(rate, length=3000):
+    found = rate
+    for _ in range(length):
+        found = [found]
+    return found
+
+
 class Judge:
     def __init__(self, rate):
         self.rate = rate
@@ -55,17 +106,17 @@ def by_a_global(_prompts, answers):
     return [READS.rate for _ in answers]
 
 
-def under_a_lock(_prompts, answers):
-    with LOCK:
-        return [0.0 for _ in answers]
-
-
 @pytest.mark.parametrize(
     "made",
     [
         closed, Judge, lambda rate: closed(Rubric(rate)), lambda rate: Judge(rate).__call__, lambda rate: functools.partial(weighed, weight=rate),
         lambda rate: closed(np.full(3, rate)), lambda rate: closed(torch.full((2,), rate, dtype=torch.bfloat16)),
         lambda rate: closed(re.compile("x" * int(rate))), lambda rate: closed({"a": [rate, {1, 2}]}), lambda rate: closed(closed(rate)),
+        lambda rate: closed(re.compile("x" * int(rate)).search), lambda rate: {"a": rate}.get,
+        lambda rate: sources.named(f"rule:words:{int(rate)}-9"), lambda rate: closed(10 ** int(5000 * rate)),
+        lambda rate: closed(Named(rate)), lambda rate: closed(Slotted(rate, {"a", "b"})), lambda rate: closed(Net(rate)), with_attribute, wrapped,
+        lambda rate: closed(defaultdict(closed(rate))), lambda rate: closed(torch.tensor(complex(1, rate))),
+        lambda rate: closed(random.Random(rate)), lambda rate: closed(torch.Generator().manual_seed(int(rate))), lambda rate: closed(deque([rate])),
     ],
 )  # fmt: skip
 def test_what_it_holds_tells_it_apart(made):
@@ -95,12 +146,49 @@ def test_neither_its_place_nor_the_process_does(tmp_path):
     assert said[0] == said[1]
 
 
+def test_a_module_of_ones_own_counts_with_what_stands_in_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_own.py").write_text("RATE = 1.0\n")
+    mine_own = importlib.import_module("mine_own")
+
+    def named(_prompts, answers):
+        return [mine_own.RATE for _ in answers]
+
+    def imported(_prompts, answers):
+        from mine_own import RATE  # pyright: ignore[reportMissingImports]
+
+        return [RATE for _ in answers]
+
+    before = mark(named), mark(imported)
+    (tmp_path / "mine_own.py").write_text("RATE = 2.0\n")
+    assert mark(named) != before[0] and mark(imported) != before[1]
+
+
+def test_handles_and_loggers_do_not_count(tmp_path):
+    for made in (threading.Lock, threading.RLock, lambda: logging.getLogger("mine"), lambda: sys.stderr):
+        assert mark(closed(made())) == mark(closed(made()))
+    with (tmp_path / "x").open("w") as one, (tmp_path / "y").open("w") as other:
+        assert mark(closed(one)) == mark(closed(other))
+
+
+def test_what_makes_up_its_attributes_comes_to_an_end():
+    assert mark(closed(Mock()))
+
+
+def test_many_things_take_no_longer_than_they_are_many():
+    begun = time.thread_time()
+    mark(closed([Judge(i) for i in range(20_000)]))
+    assert time.thread_time() - begun < 10, "seven seconds and four times that for twice as many, when each was looked for among all"
+
+
 def test_what_cannot_be_told_is_never_taken_for_what_was_there_before():
+    running = closed(number for number in range(3))
     with pytest.raises(Untold):
-        mark(under_a_lock)
-    with pytest.warns(UserWarning, match="cannot be told apart"):
-        one, other = sources.given(under_a_lock), sources.given(under_a_lock)
-    assert one != other
+        mark(running)
+    for reward in (running, closed(chained(1.0)), closed(torch.empty(2, device="meta"))):
+        with pytest.warns(UserWarning, match="cannot be told apart"):
+            one, other = sources.given(reward), sources.given(reward)
+        assert one != other and sources.given(reward, "v1") == sources.given(reward, "v1")
 
 
 def test_a_function_that_calls_itself_has_one():

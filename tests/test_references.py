@@ -226,3 +226,7 @@ def test_ktos_reference_point_puts_every_answer_under_another_prompt():
         assert mixed.ids[mixed.start :].tolist() == row.ids[row.start :].tolist()
         assert mixed.ids[: mixed.start].tolist() in [prompt.tolist() for prompt in asked if prompt.tolist() != own.tolist()]
     assert crossed(rows[:2]) == crossed(rows[:1]) == []
+    for count in range(2, 6):  # the nearest before, round the circle, by looking at each
+        for i, mixed in enumerate(crossed(rows[:count])):
+            nearest = next(asked[:count][i - back] for back in range(1, count) if asked[:count][i - back].tolist() != asked[i].tolist())
+            assert mixed.ids[: mixed.start].tolist() == nearest.tolist()

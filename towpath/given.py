@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from towpath.errors import RecipeError
 from towpath.rewards import sources
 
@@ -28,6 +30,8 @@ def prompts(texts: Iterable[str], name: str = "prompts") -> list[str]:
 
 def pairs(rows: Iterable[Any]) -> list[Pair]:
     """Three texts each, or a mapping of `prompt`, `chosen` and `rejected`."""
+    if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
+        raise RecipeError(f"pairs = {rows!r:.80}", "a list of pairs is asked for", "give a list of (prompt, better answer, worse answer)")
     found, fix = [], "give (prompt, better answer, worse answer), or a mapping of prompt, chosen and rejected"
     for number, row in enumerate(rows):
         sides: Any = [row.get(side) for side in SIDES] if isinstance(row, Mapping) else row
@@ -41,15 +45,15 @@ def pairs(rows: Iterable[Any]) -> list[Pair]:
 
 
 def rewards(reward: Rewards) -> list[dict[str, Any]]:
-    """Sources as a recipe has them: functions get names, and a mapping may give a weight."""
+    """Sources as a recipe has them: functions get names, and a mapping may give a weight, and a name of the caller's own."""
     found = []
     for one in reward if isinstance(reward, list | tuple) else [reward]:
-        told = dict(one) if isinstance(one, Mapping) else {"of": one}
-        of = told.get("of")
+        told: dict[str, Any] = dict(one) if isinstance(one, Mapping) else {"of": one}
+        of, name = told.get("of"), str(told.pop("name", ""))
         if of == "model":
             rule, fix = "there is no reward model here", "give a function, rule:NAME, python:MODULE:FUNCTION or an address; or run the pipeline"
             raise RecipeError("reward = 'model'", rule, fix)
-        found.append(told | {"of": of if isinstance(of, str) else sources.given(of)})  # pyright: ignore[reportArgumentType]
+        found.append(told | {"of": of if isinstance(of, str) else sources.given(of, name)})  # pyright: ignore[reportArgumentType]
     return found
 
 
@@ -59,13 +63,17 @@ def setting(key: str, item: Any) -> Any:
         return {str(name): setting(f"{key}.{name}", inner) for name, inner in item.items()}
     if isinstance(item, list | tuple):
         return [setting(key, inner) for inner in item]
-    if hasattr(item, "item") and getattr(item, "size", None) == 1:  # a number of NumPy
+    if item is None or type(item) in (bool, int, float, str):
+        return item
+    if isinstance(item, np.generic | np.ndarray) and item.size == 1:
         return item.item()
     if isinstance(item, Path):
         return str(item)
-    if str(item).startswith("torch."):
+    if type(item).__module__ == "torch" and str(item).startswith("torch."):
         return str(item).removeprefix("torch.")
-    if item is None or isinstance(item, bool | int | float | str):
+    if type(item).__module__ == "torch" and getattr(item, "ndim", None) == 0:
+        return item.item()
+    if isinstance(item, bool | int | float | str):
         return item
     raise RecipeError(f"{key} = {item!r:.80}", "a setting is a number, a text, a list or a table", f"see `towpath explain {key}`")
 

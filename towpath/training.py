@@ -23,6 +23,9 @@ from towpath.stages.job import Job, read_rows
 from towpath.store.publish import alone, replace_file
 from towpath.store.store import Store
 
+FORM = 2
+"""Raised where a training's folder comes to mean something else: an earlier one is not taken up."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -162,13 +165,13 @@ def _require_room(job: Job, pairs: Sequence[given.Pair]) -> None:
 
 def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[given.Pair]) -> Job:
     """A policy stage whose tuned model is the model given, and whose labels are the pairs."""
-    place = Path(base.find(recipe.model.source))
-    content = json.dumps([recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)], sort_keys=True)
+    place = Path(base.find(recipe.model.source)).resolve()
+    content = json.dumps([FORM, recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:12]
     start = run / name / "start"
     start.mkdir(parents=True, exist_ok=True)
-    if not (start / "weights").exists():
-        (start / "weights").symlink_to(place.resolve(), target_is_directory=True)
+    if not (start / "weights").is_symlink():
+        (start / "weights").symlink_to(place, target_is_directory=True)
     job = Job(recipe, run, "policy", run / name, {"sft": start}, Store.open(run / "towpath.db"), replace(corpus), 1)
     if pairs:
         _put(job, name, pairs)

@@ -27,16 +27,17 @@ LARGEST = float(np.finfo(np.float32).max)
 _given: dict[str, Scorer] = {}
 
 
-def given(function: Scorer) -> str:
+def given(function: Scorer, name: str = "") -> str:
     """A name for a function handed over in this process, for a recipe's source: another where it does something else. What cannot be told
-    gets a name that never was, so that nothing done before is taken for its work."""
+    gets a name that never was, so that nothing done before is taken for its work; unless the caller names it."""
     if not callable(function):
         raise RecipeError(f"reward = {reprlib.repr(function)}", "a function of prompts and answers, or a source by name", "give one of these")
     try:
-        told = marks.mark(function)
-    except marks.Untold as error:
+        told = name or marks.mark(function)
+    except Exception as error:  # somebody else's objects raise what they will
         told = f"once-{secrets.token_hex(4)}"
-        warnings.warn(f"what the reward holds cannot be told apart ({error}): a training that was stopped begins anew", stacklevel=4)
+        why = "a training that was stopped begins anew; give the reward a name to go on by"
+        warnings.warn(f"what the reward holds cannot be told apart ({type(error).__name__}: {error}): {why}", stacklevel=4)
     name = f"given:{getattr(function, '__qualname__', type(function).__name__)}-{told}"
     _given[name] = function
     return name

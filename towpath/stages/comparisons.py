@@ -81,9 +81,11 @@ class Comparisons:
 def crossed(rows: Sequence[Row]) -> list[Row]:
     """Every answer under the nearest prompt before it, round the circle, that is another than its own; nothing where there is no other."""
     asked = [row.ids[: row.start] for row in rows]
-    found = []
+    names = [prompt.tobytes() for prompt in asked]
+    if len(set(names)) < 2:
+        return []
+    found, before = [], max(i for i, name in enumerate(names) if name != names[-1]) - len(rows)  # of the last row, round the circle
     for i, row in enumerate(rows):
-        other = next((asked[i - back] for back in range(1, len(rows)) if not np.array_equal(asked[i - back], asked[i])), None)
-        if other is not None:
-            found.append(Row(np.concatenate([other, row.ids[row.start :]]), len(other)))
+        before = i - 1 if names[i - 1] != names[i] else before
+        found.append(Row(np.concatenate([asked[before], row.ids[row.start :]]), len(asked[before])))
     return found
