@@ -58,6 +58,11 @@ class Words(dict):
     pass
 
 
+@dataclass(frozen=True)
+class Frozen:
+    number: int
+
+
 @dataclass(slots=True)
 class Slotted:
     rate: float
@@ -123,6 +128,64 @@ def test_what_it_holds_tells_it_apart(made):
     assert mark(made(1.0)) == mark(made(1.0)) != mark(made(2.0))
 
 
+def scored(gold, pred):
+    return gold - pred
+
+
+def turned(pred, gold):
+    return gold - pred
+
+
+def tried(x):
+    out = []
+    try:
+        v = float(x)
+        out.append(abs(v))
+    except ValueError:
+        out.append(0.0)
+    return out
+
+
+def tried_less(x):
+    out = []
+    try:
+        v = float(x)
+    except ValueError:
+        out.append(0.0)
+    else:
+        out.append(abs(v))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([["a"], "b"], [["a", "b"]]), ([(1, 2), 3], [(1, 2, 3)]), ({"a": {"x": 1}, "b": 2}, {"a": {"x": 1, "b": 2}}), ({("a",), "b"}, {("a", "b")}),
+        (scored, turned), (tried, tried_less), (ValueError("a"), ValueError("b")), (torch.nn.MaxPool2d((1, 2)), torch.nn.MaxPool2d((2, 1))),
+    ],
+)  # fmt: skip
+def test_these_differ(one, other):
+    if callable(one) and hasattr(one, "__code__"):
+        other.__name__ = other.__qualname__ = one.__name__
+    assert mark(closed(one)) != mark(closed(other))
+
+
+def test_the_global_generators_do_not_count_and_a_set_may_lead_back_to_itself():
+    choice, rand, peers = random.choice, np.random.rand, set()
+    before = mark(closed([choice, rand]))
+    random.random(), np.random.rand()
+    assert mark(closed([choice, rand])) == before
+
+    def one(_prompts, answers):
+        return [len(peers) for _ in answers]
+
+    peers.update({one, closed(1.0)})
+    assert mark(one) == mark(one)
+    begun = time.thread_time()
+    mark(closed({Frozen(i) for i in range(5000)}))
+    assert time.thread_time() - begun < 5
+
+
 def test_so_does_a_global_that_it_names_and_a_weight_of_a_model(monkeypatch):
     before = mark(by_a_global)
     monkeypatch.setattr(READS, "rate", 2.0)
@@ -149,6 +212,10 @@ def test_neither_its_place_nor_the_process_does(tmp_path):
 def test_a_module_of_ones_own_counts_with_what_stands_in_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine_own.py").write_text("RATE = 1.0\n")
+    (tmp_path / "mine_within").mkdir()
+    (tmp_path / "mine_within" / "__init__.py").touch()
+    (tmp_path / "mine_within" / "rates.py").write_text("def rate():\n    return 1.0\n")
+    mine_within = importlib.import_module("mine_within.rates") and importlib.import_module("mine_within")
     mine_own = importlib.import_module("mine_own")
 
     def named(_prompts, answers):
@@ -159,7 +226,12 @@ def test_a_module_of_ones_own_counts_with_what_stands_in_it(tmp_path, monkeypatc
 
         return [RATE for _ in answers]
 
-    before = mark(named), mark(imported)
+    def within(_prompts, answers):
+        return [mine_within.rates.rate() for _ in answers]
+
+    before = mark(named), mark(imported), mark(within)
+    monkeypatch.setattr(mine_within.rates, "rate", closed(2.0))
+    assert mark(within) != before[2]
     (tmp_path / "mine_own.py").write_text("RATE = 2.0\n")
     assert mark(named) != before[0] and mark(imported) != before[1]
 
