@@ -75,21 +75,21 @@ def lines(findings: Sequence[Finding]) -> str:
 
 
 def _rates(recipe: Recipe, force: bool) -> list[Finding]:
-    stages = {"sft": recipe.sft, "reward": recipe.reward, "policy": recipe.policy}
-    known = "." not in recipe.policy.algo
-    found = [
-        _rate(name, stage.learning_rate, _usual(name, recipe), stage.method, force) for name, stage in stages.items() if name != "policy" or known
-    ]
-    if not known:
+    found = [_rate(name, stage.learning_rate, RATES[name], stage.method, force) for name, stage in (("sft", recipe.sft), ("reward", recipe.reward))]
+    found += of_rate(recipe, force)
+    if "." in recipe.policy.algo:
         evidence = f"policy.learning_rate = {recipe.policy.learning_rate:g}: no usual range is known for {recipe.policy.algo}"
         found.append(Finding("learning-rate", "info", evidence, "an algorithm of your own", ""))
     return [f for f in [*found, _ratio(recipe)] if f]
 
 
-def of_rate(recipe: Recipe) -> list[Finding]:
-    """What there is to say of the policy's rate alone."""
-    known = "." not in recipe.policy.algo
-    found = _rate("policy", recipe.policy.learning_rate, _usual("policy", recipe), recipe.policy.method, False) if known else None
+def of_rate(recipe: Recipe, force: bool = False) -> list[Finding]:
+    """What there is to say of the policy's rate alone; nothing of an algorithm of one's own."""
+    cfg = recipe.policy
+    if "." in cfg.algo:
+        return []
+    usual = RATES["pairs" if data_of(cfg.algo) == "comparisons" else "policy"]
+    found = _rate("policy", cfg.learning_rate, usual, cfg.method, force)
     return [found] if found else []
 
 
@@ -99,15 +99,8 @@ def of_engine(recipe: Recipe) -> list[Finding]:
         return []
     remedy = "python -m venv ENV; ENV/bin/pip install vllm; engine.python = 'ENV/bin/python'"
     if not recipe.engine.python:
-        return [
-            Finding(
-                "engine",
-                "error",
-                "engine.python = '': no Python is named",
-                "engine.of = 'vllm' needs the Python of an environment that has vLLM",
-                remedy,
-            )
-        ]
+        cause = "engine.of = 'vllm' needs the Python of an environment that has vLLM"
+        return [Finding("engine", "error", "engine.python = '': no Python is named", cause, remedy)]
     asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     try:
         found = subprocess.run([recipe.engine.python, "-c", asked], capture_output=True, check=False).returncode == 0
@@ -145,10 +138,6 @@ def _raters(recipe: Recipe, run: Path) -> Iterator[Finding]:
             matched(run, "data.preferences", recipe.data.preferences)
     except TowpathError as error:
         yield Finding("raters", "error", error.value, error.rule, error.fix)
-
-
-def _usual(stage: str, recipe: Recipe) -> Mapping[Method, tuple[float, float]]:
-    return RATES["pairs" if stage == "policy" and data_of(recipe.policy.algo) == "comparisons" else stage]
 
 
 def _rate(stage: str, rate: float, ranges: Mapping[Method, tuple[float, float]], method: Method, force: bool) -> Finding | None:
