@@ -140,7 +140,9 @@ def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prom
     group = max(1, group) if isinstance(group, int) else 1  # what is no number is refused below
     room = (prompts - kept) * group
     if room < 1:
-        raise RecipeError(f"{prompts} different prompts", f"{kept} are kept to choose the checkpoint by, and one must be left", "give more prompts")
+        raise RecipeError(
+            f"prompts that differ: {prompts}", f"{kept} are kept to choose the checkpoint by, and one must be left", "give more prompts"
+        )
     size = max(group, min(64, room) // group * group)
     rollout = said.get("rollout", size)
     standard = {"algo": algo, "rollout": size, "batch": min(32, rollout if isinstance(rollout, int) else size), "validation_prompts": kept}
