@@ -93,7 +93,7 @@ def digest(weights: Path) -> str:
 def drawn(folder: str, prompts: Sequence[str], seed: int, stream: str) -> tuple[list[list[int]], list[Drawn], list[str]]:
     """Prompt tokens, answers at temperature 1, and their texts."""
     chat = Chat(base.load_tokenizer(folder))
-    engine, how = LocalEngine(base.load(folder, torch.float32, "grouped"), chat.eos, chat.pad), Decoding()
+    engine, how = LocalEngine(base.load(folder, torch.float32, "grouped"), chat.stops, chat.pad), Decoding()
     asked = [(chat.prompt(prompt), i) for i, prompt in enumerate(prompts)]
     told = engine.generate([Request(ids, how, uniforms(TOKENS, seed, stream, str(i))) for ids, i in asked])
     return [ids for ids, _ in asked], told, [chat.text(answer.token_ids) for answer in told]

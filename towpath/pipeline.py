@@ -300,7 +300,7 @@ def examine(recipe: Recipe, folder: Path, corpus: Corpus, force: bool = False) -
     from towpath.data.chat import Chat
     from towpath.models import base
 
-    place = base.find(recipe.model.source)
+    place = base.find(recipe.model.source, folder)
     chat = Chat(base.load_tokenizer(place), recipe.model.template)
     return preflight.check(recipe, folder, corpus, chat, force=force)
 

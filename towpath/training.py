@@ -156,7 +156,7 @@ def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prom
 
 def _require_room(job: Job, pairs: Sequence[given.Pair]) -> None:
     """No prompt with its answer is longer than what the model reads."""
-    context, most = model_size(Path(base.find(job.recipe.model.source))).context, job.recipe.policy.max_new_tokens
+    context, most = model_size(Path(base.find(job.recipe.model.source, job.run))).context, job.recipe.policy.max_new_tokens
     asked = {p.prompt: len(job.chat.prompt(p.prompt)) for p in job.corpus.prompts}
     rows = [(asked[prompt] + len(job.chat.answer(text)), text, "with its prompt") for prompt, *both in pairs for text in both]
     rows += [(length + most, prompt, f"with max_new_tokens = {most}") for prompt, length in asked.items()]
@@ -167,7 +167,7 @@ def _require_room(job: Job, pairs: Sequence[given.Pair]) -> None:
 
 def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[given.Pair]) -> Job:
     """A policy stage whose tuned model is the model given, and whose labels are the pairs."""
-    place = Path(base.find(recipe.model.source)).resolve()
+    place = Path(base.find(recipe.model.source, run)).resolve()
     content = json.dumps([FORM, recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:12]
     start = run / name / "start"

@@ -66,7 +66,7 @@ class Prescribed(LocalEngine):
 
     def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Any = None) -> list[Drawn]:
         lengths = self.workload.answer_lengths()
-        self.eos = -1
+        self.eos = [-1]
         asked = [Request(r.prompt, r.decoding, r.uniforms[: lengths[i % len(lengths)]]) for i, r in enumerate(requests)]
         drawn = super().generate(asked, greedy, tick)
         if not self.workload.forced:

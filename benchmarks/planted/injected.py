@@ -36,7 +36,7 @@ class Otherwise(LocalEngine):
 @contextmanager
 def unending() -> Iterator[None]:
     """Rollouts whose end is masked out."""
-    with _drawing(lambda job, model, _longest: Unending(model, job.chat.eos, job.chat.pad)):
+    with _drawing(lambda job, model, _longest: Unending(model, job.chat.stops, job.chat.pad)):
         yield
 
 
@@ -45,7 +45,7 @@ def drawn_at(temperature: float) -> Iterator[None]:
     """Rollouts at a temperature that the trainer does not know of."""
 
     def made(job: Any, model: Any, _longest: int) -> LocalEngine:
-        engine = Otherwise(model, job.chat.eos, job.chat.pad)
+        engine = Otherwise(model, job.chat.stops, job.chat.pad)
         engine.at = temperature
         return engine
 

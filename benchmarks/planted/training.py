@@ -102,7 +102,7 @@ def _rewarded(recipe: Recipe, inputs: dict[str, Path], folder: Path, store: Stor
 def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[tuple[Drawn, str]]:
     """One answer of a model to each prompt, at temperature 1."""
     chat, how = Chat(base.load_tokenizer(model)), Decoding()
-    engine = LocalEngine(base.load(model, torch.float32, "grouped"), chat.eos, chat.pad)
+    engine = LocalEngine(base.load(model, torch.float32, "grouped"), chat.stops, chat.pad)
     drawn = engine.generate([Request(chat.prompt(p.prompt), how, uniforms(world.TOKENS, seed, stream, str(i))) for i, p in enumerate(prompts)])
     return [(d, chat.text(d.token_ids)) for d in drawn]
 

@@ -1,17 +1,26 @@
-"""The only file that knows chat templates: text to tokens and back, the same way in every stage."""
+"""The only file that knows chat templates: text to tokens and back, the same way in every stage.
 
-import copy
-from functools import cached_property
+The rendered text is tokenised once. A prompt is what `apply_chat_template(add_generation_prompt=True)` gives. An answer is what follows the
+prompt's tokens in the rendered conversation, up to and with the token that ends the template's turn. Where a token of the whole conversation
+reaches across the seam, the prompt keeps its own tokens, since answers are drawn after those, and the answer is tokenised apart.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
+from towpath.data.template_encoder import Part, TemplateEncoder
 from towpath.errors import ModelError
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_SLOT = "\u241esaid\u241e"
+PROBES = ("How do I boil an egg?", "x", "3 + 4 = 7", "def f(x):\n    return x\n\nWhy?", "Grüße aus Köln, 東京 🙂", "(a) yes\n\n(b) no", 'Say "hello"')
+"""Texts on which prompts are compared with the template's own tokens."""
+_ASKED, _SAID = "\u241easked\u241e", "\u241esaid\u241e"
 
 
 class Chat:
@@ -24,53 +33,119 @@ class Chat:
         if tokenizer.eos_token_id is None:
             fix = "set eos_token in the model's tokenizer_config.json"
             raise ModelError("the tokenizer has no EOS token", "an answer must be able to end, and EOS is in the loss", fix)
-        self.eos: int = tokenizer.eos_token_id
-        self.pad: int = pad_token(tokenizer)
-        self._before, self._after = self._scaffold()
+        self._before, self._after = self._prompt_frame()
+        self.lead, self.end = self._answer_frame()
+        self._encoder = TemplateEncoder(tokenizer, self._before + self._after + self.end)
+        self._closing = self._encoder.closing(self.end)
+        self._context = [Part(self._before, True), Part("x"), Part(self._after, True)]
+        self._context_ids = self._encoder.encode(self._context)
+        self.eos: int = self._encoder.controls[self._closing.strip()] if self._closing else tokenizer.eos_token_id
+        """The token that answers are taught to end in."""
+        self.stops: tuple[int, ...] = tuple(sorted({self.eos, tokenizer.eos_token_id, *configured_stops(tokenizer.name_or_path)}))
+        """Every token that ends an answer."""
+        self.pad: int = pad_token(tokenizer, self.eos)
+        self._require_template_tokens()
 
-    @cached_property
-    def _plain(self) -> Any:
-        """The tokenizer that reads special tokens in a user's text as ordinary characters."""
-        plain = copy.deepcopy(self.tokenizer._tokenizer)
-        plain.encode_special_tokens = True
-        return plain
-
-    def _scaffold(self) -> tuple[list[int], list[int]]:
-        message = [{"role": "user", "content": _SLOT}]
-        text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        before, found, after = text.partition(_SLOT)
+    def _prompt_frame(self) -> tuple[str, str]:
+        """What the template writes before and after the user's text where it awaits an answer."""
+        text = self.render(_ASKED)
+        before, found, after = text.partition(_ASKED)
         if not found:
             raise ModelError("the chat template drops the user's message", "a template renders every message", "use model.template = 'chatml'")
-        encode = self.tokenizer._tokenizer.encode
-        head, tail = (list(encode(part, add_special_tokens=False).ids) for part in (before, after))
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and head.count(bos) > 1 and head[:2] == [bos, bos]:
+        return before, after
+
+    def _answer_frame(self) -> tuple[str, str]:
+        """What the template writes between a prompt and its answer, and after the answer; nothing where it writes the prompt otherwise then."""
+        try:
+            text = self.render(_ASKED, _SAID)
+        except TemplateError:
+            return "", ""
+        head = self._before + _ASKED + self._after
+        if not text.startswith(head) or _SAID not in text:
+            return "", ""
+        lead, _, end = text[len(head) :].partition(_SAID)
+        return lead, end
+
+    def render(self, asked: str, said: str | None = None) -> str:
+        """The template's own text of a prompt, or of a prompt and its answer."""
+        try:
+            return self.tokenizer.apply_chat_template(_messages(asked, said), tokenize=False, add_generation_prompt=said is None)
+        except TemplateError as error:
+            if said is not None:
+                raise
+            fix = "use model.template = 'chatml', or a Jinja file that renders one user turn"
+            raise ModelError(f"the chat template fails: {error}", "a template renders a user's message", fix) from None
+
+    def template_tokens(self, asked: str, said: str | None = None) -> list[int]:
+        """The tokens that transformers makes of a prompt, or of a prompt and its answer."""
+        messages, waits = _messages(asked.strip(), None if said is None else said.strip()), said is None
+        return list(self.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=waits, return_dict=False))
+
+    def _require_template_tokens(self) -> None:
+        """Stop before anything trains where prompts are not what every other program makes of them."""
+        bos, prompt = self.tokenizer.bos_token_id, self.prompt("x")
+        if bos is not None and prompt[:2] == [bos, bos]:
             raise ModelError("the chat template writes BOS twice", "one BOS begins a prompt", "remove bos_token from the template")
-        return head, tail
+        for text in PROBES:
+            ours, theirs = self.prompt(text), self.template_tokens(text)
+            if ours != theirs:
+                value = f"the prompt {text!r} is {ours} here, and {theirs} by apply_chat_template"
+                rule = "a model is trained on the tokens it is later asked with"
+                raise ModelError(value, rule, "use model.template = 'chatml', or a template that writes the user's text unchanged")
 
     def prompt(self, text: str) -> list[int]:
         """Tokens up to the point where the answer begins."""
-        return [*self._before, *self._encode(text.strip()), *self._after]
+        return self._encoder.encode([Part(self._before, True), Part(text.strip()), Part(self._after, True)])
 
     def answer(self, text: str) -> list[int]:
-        """Tokens of an answer, its EOS included."""
-        return [*self._encode(text.strip()), self.eos]
+        """Tokens of an answer, as they follow a prompt, with the token that ends the turn."""
+        lead = "" if self.lead.strip() else self.lead
+        parts = [Part(lead, True), Part(text.strip()), Part(self._closing, True)]
+        whole, length = self._encoder.encode([*self._context, *parts]), len(self._context_ids)
+        said = whole[length:] if whole[:length] == self._context_ids else self._encoder.encode_after(self._context, parts)
+        return said if self._closing else [*said, self.eos]
+
+    def ended(self, ids: list[int] | tuple[int, ...]) -> bool:
+        """Whether an answer's tokens end in one that stops it."""
+        return bool(ids) and ids[-1] in self.stops
 
     def text(self, ids: list[int] | tuple[int, ...]) -> str:
         """An answer's tokens as text, the end left out."""
-        kept = [token for token in ids if token != self.eos]
+        kept = [token for token in ids if token not in self.stops]
         return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+    def holds_control(self, text: str) -> bool:
+        """Whether a text holds what would be a control token if the template had written it."""
+        return self._encoder.holds_control(text)
 
 
-def pad_token(tokenizer: Any) -> int:
-    """A padding token that is not EOS, whatever the model's own configuration says."""
+def _messages(asked: str, said: str | None) -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": asked}]
+    return messages if said is None else [*messages, {"role": "assistant", "content": said}]
+
+
+def configured_stops(folder: str) -> list[int]:
+    """The EOS tokens that a model's folder names for generation: one, or several."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = Path(folder) / name
+        if not folder or not path.is_file():
+            continue
+        try:
+            said = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise ModelError(f"{path}: {error}", "a model's configuration is a JSON object", "copy the file again from the model's source") from None
+        found += [token for token in (said if isinstance(said, list) else [said]) if isinstance(token, int) and token >= 0]
+    return found
+
+
+def pad_token(tokenizer: Any, eos: int | None = None) -> int:
+    """A padding token that ends no answer, whatever the model's own configuration says."""
+    ends = (tokenizer.eos_token_id, eos)
     for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id):
-        if candidate is not None and candidate != tokenizer.eos_token_id:
+        if candidate is not None and candidate not in ends:
             return candidate
-    return next(token for token in range(2) if token != tokenizer.eos_token_id)
+    return next(token for token in range(3) if token not in ends)
 
 
 def _template(tokenizer: Any, name: str) -> str:
@@ -79,7 +154,7 @@ def _template(tokenizer: Any, name: str) -> str:
     if name != "model":
         path = Path(name)
         if not path.is_file():
-            raise ModelError(f"model.template = {name!r}: no such file", "model, chatml, or a Jinja file", "mend the path")
+            raise ModelError(f"model.template = {name!r}: no such file", "model, chatml, or a Jinja file", "fix the path")
         return path.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template", "every stage renders prompts the same way", "use model.template = 'chatml'")

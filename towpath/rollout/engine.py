@@ -21,7 +21,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """An answer: tokens up to and with EOS, and log p of each under the temperature-scaled model."""
+    """An answer: tokens up to and with the EOS that ended it (a model may have several), and log p of each under the temperature-scaled model."""
 
     token_ids: list[int]
     logprobs: list[float]

@@ -22,8 +22,10 @@ from towpath.rollout.engine import Drawn, Request
 class LocalEngine:
     """Left-padded batches with position ids; a row's draws depend on its own request alone."""
 
-    def __init__(self, model: Any, eos: int, pad: int, rows: int = 256) -> None:
-        self.model, self.eos, self.pad, self.rows = model, eos, pad, rows
+    def __init__(self, model: Any, eos: int | Sequence[int], pad: int, rows: int = 256) -> None:
+        self.model, self.pad, self.rows = model, pad, rows
+        self.eos: list[int] = [eos] if isinstance(eos, int) else sorted(eos)
+        """Every token that ends an answer."""
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None) -> list[Drawn]:
@@ -46,14 +48,14 @@ class LocalEngine:
         limit = np.array([len(request.uniforms) for request in requests])
         tokens: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
-        live = np.arange(len(requests))
+        live, stops = np.arange(len(requests)), torch.tensor(self.eos, device=self.model.device)
         logits, position, room = self._prefill([request.prompt for request in requests])
         for step in range(int(limit.max())):
             token_B, logp_B = draw(logits, step)
             for index, token, logp in zip(live, token_B.tolist(), logp_B.tolist(), strict=True):
                 tokens[index].append(token)
                 logprobs[index].append(logp)
-            going_B = (token_B != self.eos) & torch.from_numpy(limit[live] > step + 1).to(token_B.device)
+            going_B = ~torch.isin(token_B, stops) & torch.from_numpy(limit[live] > step + 1).to(token_B.device)
             ended = len(live) - int(going_B.sum())
             tick(ended)
             if ended == len(live):
@@ -65,7 +67,7 @@ class LocalEngine:
                 room.keep(order)
             position = position + 1
             logits = self._logits(token_B[:, None], room.next(), position, room.cache)
-        finish = ["stop" if row and row[-1] == self.eos else "length" for row in tokens]
+        finish = ["stop" if row and row[-1] in self.eos else "length" for row in tokens]
         return [Drawn(t, lp, f) for t, lp, f in zip(tokens, logprobs, finish, strict=True)]  # pyright: ignore[reportArgumentType]
 
     def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache) -> Tensor:

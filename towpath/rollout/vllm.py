@@ -25,14 +25,15 @@ WORKER = Path(__file__).with_name("vllm_worker.py")
 class VllmEngine:
     """Answers of a model by vLLM; `refresh` after the model's weights have changed."""
 
-    def __init__(self, model: Any, eos: int, folder: Path, python: str, tokens: int, cache: float, rows: int = 256) -> None:
+    def __init__(self, model: Any, eos: int | Sequence[int], folder: Path, python: str, tokens: int, cache: float, rows: int = 256) -> None:
         self.model, self.weights, self.log = model, folder / "weights", folder / "vllm.log"
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
         self.process = _process(python, self.log)
         weakref.finalize(self, _end, self.process, self.weights)
         begin = {"model": str(self.weights), "dtype": str(model.dtype).removeprefix("torch."), "tokens": tokens}
-        self._tell(begin | {"rows": rows, "cache": int(cache * 2**30), "eos": eos})
+        stops = [eos] if isinstance(eos, int) else sorted(eos)
+        self._tell(begin | {"rows": rows, "cache": int(cache * 2**30), "stops": stops})
         self.version = self._heard()["ready"]
 
     def refresh(self, model: Any) -> None:

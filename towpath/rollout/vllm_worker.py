@@ -1,6 +1,6 @@
 """vLLM in a Python of its own: JSON lines in, JSON lines out. Started by `towpath.rollout.vllm`, by its path: here is no Towpath.
 
-In:   {"model", "dtype", "tokens", "rows", "cache", "eos"} to begin, then {"load": folder} or {"generate": [...], "greedy": bool}
+In:   {"model", "dtype", "tokens", "rows", "cache", "stops"} to begin, then {"load": folder} or {"generate": [...], "greedy": bool}
 Out:  {"ready": version}, {"loaded": folder}, {"i", "ids", "logprobs", "finish"} as each answer ends, {"failed": text}
 """
 
@@ -80,7 +80,7 @@ def started(told: dict[str, Any]) -> vllm.LLM:
     )  # fmt: skip
 
 
-def generate(llm: vllm.LLM, asked: list[dict[str, Any]], greedy: bool, eos: int) -> None:
+def generate(llm: vllm.LLM, asked: list[dict[str, Any]], greedy: bool, stops: list[int]) -> None:
     """Answers in the order in which they end."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     longest = max(len(one["uniforms"]) for one in asked)
@@ -91,7 +91,7 @@ def generate(llm: vllm.LLM, asked: list[dict[str, Any]], greedy: bool, eos: int)
         Draw.columns[name] = torch.tensor([one[name] for one in asked], dtype=dtype, device=device)
     for i, one in enumerate(asked):
         how = vllm.SamplingParams(
-            temperature=0.0, max_tokens=len(one["uniforms"]), stop_token_ids=[eos], ignore_eos=True, detokenize=False, extra_args={"request": i}
+            temperature=0.0, max_tokens=len(one["uniforms"]), stop_token_ids=stops, ignore_eos=True, detokenize=False, extra_args={"request": i}
         )
         llm.llm_engine.add_request(str(i), {"prompt_token_ids": one["prompt"]}, how)
     while llm.llm_engine.has_unfinished_requests():
@@ -100,7 +100,7 @@ def generate(llm: vllm.LLM, asked: list[dict[str, Any]], greedy: bool, eos: int)
                 i, answer = int(told.request_id), told.outputs[0]
                 ids = list(answer.token_ids)
                 logprobs = Draw.columns["logprobs"][i, : len(ids)].tolist()
-                tell({"i": i, "ids": ids, "logprobs": logprobs, "finish": "stop" if ids[-1] == eos else "length"})
+                tell({"i": i, "ids": ids, "logprobs": logprobs, "finish": "stop" if ids[-1] in stops else "length"})
 
 
 def tell(message: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def main() -> None:
             llm.reset_prefix_cache()
             tell({"loaded": asked["load"]})
         else:
-            generate(llm, asked["generate"], asked["greedy"], begin["eos"])
+            generate(llm, asked["generate"], asked["greedy"], begin["stops"])
 
 
 if __name__ == "__main__":

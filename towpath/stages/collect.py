@@ -57,7 +57,7 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
         refused += found.refused
         prompts = {p.id: p for p in found.prompts}
         said = {c.id: job.tokens(c) for c in found.completions}
-        cut, read = cut + sum(tokens[-1] != job.chat.eos for tokens in said.values()), read + len(said)
+        cut, read = cut + sum(not job.chat.ended(tokens) for tokens in said.values()), read + len(said)
         unfit = {name: _unfit(job, p.prompt, held) for name, p in prompts.items()}
         why = {c.id: unfit[c.prompt_id] or _alike(job, said[c.a], said[c.b]) for c in found.comparisons}
         kept = [c for c in found.comparisons if not why[c.id]]

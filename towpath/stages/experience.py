@@ -144,7 +144,7 @@ class Experience:
         """The rollout in flight if one was saved at this step, else a new one, saved."""
         found = self.in_flight.newest("rollout")
         if found and found[0] == step:
-            return _unpacked(found[1], self.job.chat.eos)
+            return _unpacked(found[1], self.job.chat.stops)
         drawn = self._generate(chosen, f"{self.job.name}/{step}")
         self.in_flight.save(step, _packed(drawn), {}, prefix="rollout", keep=1)
         fault("rollout")
@@ -271,10 +271,10 @@ def _packed(drawn: Sequence[Drawn]) -> dict[str, Tensor]:
     }
 
 
-def _unpacked(tensors: dict[str, Tensor], eos: int) -> list[Drawn]:
+def _unpacked(tensors: dict[str, Tensor], stops: Sequence[int]) -> list[Drawn]:
     drawn, begin = [], 0
     for length in tensors["lengths"].tolist():
         tokens = tensors["tokens"][begin : begin + length].tolist()
-        drawn.append(Drawn(tokens, tensors["logprobs"][begin : begin + length].tolist(), "stop" if tokens[-1] == eos else "length"))
+        drawn.append(Drawn(tokens, tensors["logprobs"][begin : begin + length].tolist(), "stop" if tokens[-1] in stops else "length"))
         begin += length
     return drawn

@@ -50,12 +50,12 @@ class Job:
 
     @cached_property
     def chat(self) -> Chat:
-        return Chat(base.load_tokenizer(base.find(self.recipe.model.source)), self.recipe.model.template)
+        return Chat(base.load_tokenizer(base.find(self.recipe.model.source, self.run)), self.recipe.model.template)
 
     def model(self, folder: str | Path | None = None, dtype: torch.dtype | None = None) -> Any:
         """A model of this run on its device: the base model, or one that a stage wrote."""
-        place = str(folder) if folder else base.find(self.recipe.model.source)
-        return base.load(place, dtype or self.dtype, self.recipe.model.attention, self.device)
+        place = str(folder) if folder else base.find(self.recipe.model.source, self.run)
+        return base.load(place, dtype or self.dtype, self.recipe.model.attention, self.device, self.chat.pad)
 
     def trunk(self, folder: str | Path | None = None, dtype: torch.dtype | None = None) -> Any:
         """A model to train or to ask; its layers are compiled where the recipe says so."""
@@ -163,11 +163,18 @@ def save_model(job: Job, model: Any, folder: Path) -> None:
 
     def write(place: Path) -> None:
         model.config.pad_token_id = job.chat.pad
+        name_stops(model, job.chat)
         model.save_pretrained(place)
         job.chat.tokenizer.save_pretrained(place)
 
     if not folder.exists():
         publish(folder, write)
+
+
+def name_stops(model: Any, chat: Chat) -> None:
+    """Plain `generate` stops where this run's engine stops."""
+    model.generation_config.pad_token_id = chat.pad
+    model.generation_config.eos_token_id = list(chat.stops) if len(chat.stops) > 1 else chat.eos
 
 
 Runner = Callable[[Job], dict[str, Any]]

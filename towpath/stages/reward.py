@@ -247,7 +247,7 @@ def _normalise(job: Job, runtime: Local, pairs: list[Pair], judged: Batch) -> tu
     every = out.mask_BT.sum(1, keepdim=True).float() / TOKENS_FORESEEN
     place_BK = (torch.arange(TOKENS_FORESEEN, device=every.device) * every.clamp(min=1.0)).long()
     row_N, k_N = (place_BK < out.mask_BT.sum(1, keepdim=True)).nonzero(as_tuple=True)
-    ended_B = torch.tensor([job.tokens(said[i])[-1] == job.chat.eos for i in chosen], device=every.device)
+    ended_B = torch.tensor([job.chat.ended(job.tokens(said[i])) for i in chosen], device=every.device)
     features_ND = out.features_BTD[row_N, place_BK[row_N, k_N]].to(torch.bfloat16)
     return mean, std, {"features": features_ND, "score": ((out.score_B - mean) / std)[row_N], "ended": ended_B[row_N], "row": row_N}
 

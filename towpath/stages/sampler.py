@@ -12,5 +12,5 @@ def engine(job: Job, model: Any, new_tokens: int) -> Engine:
     """Draws answers of at most so many tokens."""
     cfg = job.recipe.engine
     if cfg.of == "local":
-        return LocalEngine(model, job.chat.eos, job.chat.pad)
-    return VllmEngine(model, job.chat.eos, job.folder / "vllm", cfg.python, job.recipe.data.max_prompt_tokens + new_tokens, cfg.cache)
+        return LocalEngine(model, job.chat.stops, job.chat.pad)
+    return VllmEngine(model, job.chat.stops, job.folder / "vllm", cfg.python, job.recipe.data.max_prompt_tokens + new_tokens, cfg.cache)
