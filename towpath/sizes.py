@@ -1,12 +1,15 @@
 """How large a model is, and what a run with it takes of disk and memory; nothing is loaded."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from towpath.models import files
 from towpath.recipe import Lora, Method, Recipe
+
+
+NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe", "experts")
+"""What stands in the names of matrices that take no adapter."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +27,13 @@ def model_size(folder: Path) -> Size:
     """The size of a model from its configuration and the headers of its safetensors; nothing is loaded."""
     if not (folder / "config.json").is_file():
         return Size()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    shapes = {name: entry["shape"] for path in sorted(folder.glob("*.safetensors")) for name, entry in _header(path).items()}
-    linear = [shape for name, shape in shapes.items() if len(shape) == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))]
+    config = files.read_json(folder / "config.json")
+    config |= config.get("text_config") or {}
+    shapes = {name: entry["shape"] for path in files.weight_files(folder) for name, entry in files.header(path).items()}
+    linear = [shape for name, shape in shapes.items() if len(shape) == 2 and not any(word in name for word in NOT_ADAPTED)]
     total = sum(math.prod(shape) for shape in shapes.values())
-    return Size(total or None, sum(map(sum, linear)) or None, _context(config), config.get("vocab_size") or 0)
-
-
-def _context(config: dict[str, Any]) -> int | None:
-    """Positions the model knows, and sees at once: beyond a sliding window, training and drawing would differ from the model's own reading."""
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    return min((n for n in (config.get("max_position_embeddings"), window) if n), default=None)
-
-
-def _header(path: Path) -> dict[str, dict[str, list[int]]]:
-    with path.open("rb") as file:
-        entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {name: entry for name, entry in entries.items() if name != "__metadata__"}
+    context = config.get("max_position_embeddings")  # a sliding window bounds what a layer looks back on, not how long a row may be
+    return Size(total or None, sum(map(sum, linear)) or None, context or None, config.get("vocab_size") or 0)
 
 
 def disk_needed(recipe: Recipe, size: Size) -> int:

@@ -16,7 +16,7 @@ from towpath.stages import experience
 class Unending(LocalEngine):
     """Never draws the end."""
 
-    def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache) -> Tensor:
+    def _logits(self, ids: Tensor, mask: Any, position: Tensor, cache: Cache) -> Tensor:
         logits = super()._logits(ids, mask, position, cache)
         logits[:, self.eos] = float("-inf")
         return logits

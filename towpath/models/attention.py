@@ -15,6 +15,10 @@ from towpath.errors import ModelError
 NAME = "grouped"
 
 
+class AttentionRefused(ModelError):
+    """A model asks attention for what grouped products do not do."""
+
+
 def grouped(
     module: Any,
     query: Tensor,
@@ -28,12 +32,12 @@ def grouped(
     """Softmax attention without repeating keys and values for every query head; an additive mask [B,1,L,S] or none."""
     if unknown := [name for name in ("softcap", "s_aux") if more.get(name) is not None]:
         rule = "grouped products are plain softmax attention"
-        raise ModelError(f"{type(module).__name__} asks attention for {unknown[0]}", rule, 'set model.attention = "eager"')
+        raise AttentionRefused(f"{type(module).__name__} asks attention for {unknown[0]}", rule, 'set model.attention = "eager"')
     batch, heads, length, width = query.shape
     kv = key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
     q = (query * scale).reshape(batch * kv, heads // kv * length, width)
-    k, v = key.reshape(batch * kv, -1, width), value.reshape(batch * kv, -1, width)
+    k, v = (x.reshape(batch * kv, -1, x.shape[-1]) for x in (key, value))  # values may be narrower than keys (MLA)
     scores = torch.bmm(q, k.transpose(1, 2)).view(batch, heads, length, -1)
     if attention_mask is not None:
         scores = scores + attention_mask[..., : scores.shape[-1]]
@@ -41,7 +45,7 @@ def grouped(
     if dropout and module.training:
         weights = torch.nn.functional.dropout(weights, dropout)
     out = torch.bmm(weights.view(batch * kv, heads // kv * length, -1), v)
-    return out.view(batch, heads, length, width).transpose(1, 2), None
+    return out.view(batch, heads, length, -1).transpose(1, 2), None
 
 
 def register() -> str:

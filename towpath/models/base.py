@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from towpath.data.chat import CHATML, pad_token
 from towpath.errors import ModelError, ResourceError
-from towpath.models import files, sound
+from towpath.models import files, shape, sound
 from towpath.models.attention import register
 
 CPU = torch.device("cpu")
@@ -92,6 +92,7 @@ def _fetched(name: str, looked: str) -> str:
 def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device = CPU, pad: int | None = None) -> Any:
     """The causal language model, in evaluation mode, with a pad token that is not EOS."""
     register()
+    shape.require(folder, attention)
     pad = pad_token(load_tokenizer(folder)) if pad is None else pad
     model = _placed(_loaded(folder, dtype, attention, pad).eval(), device)
     sound.require(model, folder)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from towpath.kernels import choice
 from towpath.models import decoder
-from towpath.models.lines import Lines, attention_mask
+from towpath.models.lines import Lines, masks
 
 
 def hidden(model: Any, lines: Lines, read_N: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def _through(model: Any, lines: Lines, part: slice, read_N: Tensor | None, state
     """By the layers written out in `decoder` where they fit, else by the model's own."""
     body = model.base_model
     if not decoder.fits(model):
-        mask = attention_mask(lines.segment_PL, model.dtype, lines.parent_PL)
+        mask = masks(model.config, lines, model.dtype)
         given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
         with _only(body, part, nn.Identity() if read_N is None else body.norm):
             out = body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state.flatten(0, 1)

@@ -6,10 +6,12 @@ D width, V vocabulary.
 from typing import Any
 
 import torch
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 from towpath.errors import ModelError
 from towpath.models import lm
-from towpath.models.lines import Lines
+from towpath.models.lines import Lines, attention_mask, cache_name, windowed
 
 FAMILIES = "Llama, Mistral, Qwen, SmolLM and OLMo are of this kind"
 LOUD = 100.0
@@ -18,13 +20,82 @@ ALIKE = 1e-2
 """The share of the largest number by which two ways to the same may differ; in bfloat16 they differ by less than half of it."""
 
 
-@torch.inference_mode()
+class PassFailed(ModelError):
+    """A pass through the model raised what its own code raises."""
+
+
+BROKEN = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError, AssertionError)
+"""What a model's own code raises when it is asked for what it cannot do."""
+
+
 def require(model: Any, folder: str) -> None:
     """Layers and a final norm, and logits that are the states' product with the head's weights: nothing scaled, capped or added."""
+    require_parts(model, folder)
+    try:
+        _require_plain_logits(model, folder)
+    except BROKEN as error:
+        raise failed(model, folder, "a pass through", error) from None
+
+
+def require_parts(model: Any, folder: str) -> None:
+    """The parts that passes and drawing reach for."""
     body, head = model.base_model, model.get_output_embeddings()
     if head is None or not hasattr(body, "layers") or not hasattr(body, "norm"):
         raise ModelError(f"{folder}: a {type(model).__name__}", "a model has layers, a final norm and a head here", FAMILIES)
-    ids = _some(model)
+
+
+def failed(model: Any, folder: str, what: str, error: Exception) -> PassFailed:
+    """That a model of this kind cannot do what training or drawing asks of it."""
+    said = " ".join(str(error).split())[:200]
+    value = f"{folder}: {what} a {type(model).__name__} fails: {type(error).__name__}: {said}"
+    return PassFailed(value, "training and drawing pass through it", FAMILIES)
+
+
+@torch.inference_mode()
+def require_rows_apart(model: Any, folder: str) -> None:
+    """Rows that are packed into a line, or drawn side by side from a cache, say what each says alone."""
+    ids = _some(model)[0]
+    short, long = ids[:6], ids[2:]
+    alone = [model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0] for row in (short, long)]
+    for what, read in (("packed into lines", _packed), ("drawn from a cache", _cached)):
+        try:
+            said = read(model, short, long)
+        except BROKEN as error:
+            raise failed(model, folder, f"rows {what}: a pass through", error) from None
+        if any(_differ(one.float(), other[-len(one) :].float()) for one, other in zip(said, alone, strict=True)):
+            value = f"{folder}: rows {what} are read otherwise by a {type(model).__name__} than alone"
+            raise ModelError(value, "a row's answer must not depend on other rows: attention keeps them apart, recurrent layers do not", FAMILIES)
+
+
+def _packed(model: Any, short: torch.Tensor, long: torch.Tensor) -> list[torch.Tensor]:
+    """The states of two rows that share a line."""
+    ids = torch.cat([short, long])[None]
+    place = torch.cat([torch.arange(len(short)), torch.arange(len(long))])[None].to(ids.device)
+    segment = torch.cat([torch.full((len(short),), 1), torch.full((len(long),), 2)])[None].to(ids.device)
+    states = lm.hidden(model, Lines(ids, place, segment, torch.zeros_like(ids)), torch.arange(ids.shape[1], device=ids.device))
+    return [states[: len(short)], states[len(short) :]]
+
+
+def _cached(model: Any, short: torch.Tensor, long: torch.Tensor) -> list[torch.Tensor]:
+    """The last states of two rows of which all but the last token was read before, the shorter one padded on the left."""
+    length, config = len(long), model.config
+    ids = torch.stack([torch.cat([short.new_zeros(length - len(short)), short]), long])
+    seen = torch.ones_like(ids)
+    seen[0, : length - len(short)] = 0
+    place = (seen.cumsum(-1) - 1).clamp(min=0)
+    mask = windowed(config, attention_mask(seen, model.dtype), length)
+    cache, said = Cache(layers=[DynamicLayer() for _ in range(config.num_hidden_layers)]), torch.zeros(0)
+    for part in (slice(0, length - 1), slice(length - 1, length)):
+        end = part.stop
+        some = {name: m[:, :, part, :end] for name, m in mask.items()} if isinstance(mask, dict) else mask[:, :, part, :end]
+        settings = {"use_cache": True, cache_name(type(model.base_model)): cache}
+        said = model.base_model(input_ids=ids[:, part], attention_mask=some, position_ids=place[:, part], **settings).last_hidden_state
+    return [said[0, -1:], said[1, -1:]]
+
+
+@torch.inference_mode()
+def _require_plain_logits(model: Any, folder: str) -> None:
+    body, head, ids = model.base_model, model.get_output_embeddings(), _some(model)
     small_V = _product(body, head, ids)
     hook = body.norm.register_forward_hook(lambda _norm, _given, out: out * (LOUD / max(float(small_V.abs().max()), 1e-9)))
     try:

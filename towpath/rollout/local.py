@@ -1,7 +1,5 @@
 """The engine in this process: any transformers model, batched decoding, finished rows leave the batch."""
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from towpath.kernels import choice, native
 from towpath.models import decoder
-from towpath.models.lines import attention_mask
+from towpath.models.lines import attention_mask, cache_name, windowed
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
 from towpath.rollout.engine import Drawn, Request
@@ -66,17 +64,18 @@ class LocalEngine:
                 draw.keep(order)
                 room.keep(order)
             position = position + 1
-            logits = self._logits(token_B[:, None], room.next(), position, room.cache)
+            mask = windowed(self.model.config, room.next(), room.filled)
+            logits = self._logits(token_B[:, None], mask, position, room.cache)
         finish = ["stop" if row and row[-1] in self.eos else "length" for row in tokens]
         return [Drawn(t, lp, f) for t, lp, f in zip(tokens, logprobs, finish, strict=True)]  # pyright: ignore[reportArgumentType]
 
-    def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache) -> Tensor:
+    def _logits(self, ids: Tensor, mask: Any, position: Tensor, cache: Cache) -> Tensor:
         """Logits [B,V] after the last column. The head reads a matrix: given a strided [B,1,D] and frozen weights,
         torch repeats the head's weights for every row, which costs seconds and gigabytes."""
         if decoder.fits(self.model):
             return self.head(decoder.read(self.model, ids, position, mask, cache))
         body = self.model.base_model
-        out = body(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, **{_cache_name(type(body)): cache})
+        out = body(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, **{cache_name(type(body)): cache})
         return self.head(out.last_hidden_state[:, -1].contiguous())
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Room]:
@@ -85,7 +84,7 @@ class LocalEngine:
         index = torch.tensor([number.setdefault(tuple(prompt), len(number)) for prompt in prompts], device=self.model.device)
         ids, mask, position = self._left_padded(list(number))
         cache = Cache(layers=[DynamicLayer() for _ in range(self.model.config.num_hidden_layers)])
-        logits = self._logits(ids, attention_mask(mask, self.model.dtype), position, cache)
+        logits = self._logits(ids, windowed(self.model.config, attention_mask(mask, self.model.dtype), ids.shape[1]), position, cache)
         compiled = decoder.fits(self.model) and choice.compiled(logits)
         return logits[index], position[index, -1:], Room(cache, mask, index, compiled)
 
@@ -99,12 +98,6 @@ class LocalEngine:
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         device = self.model.device
         return ids.to(device), mask.to(device), position.to(device)
-
-
-@functools.cache
-def _cache_name(body: type) -> str:
-    """What a model calls its cache: transformers 5.24 gave it a shorter name."""
-    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
 class _Draw:
