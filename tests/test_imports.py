@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
     {"errors"},
-    {"records", "config", "progress"},
+    {"records", "config", "progress", "crash"},
     {"recipe"},
     {"store"},
     {"data"},
@@ -23,6 +23,7 @@ ORDER = [
     {"runtime"},
     {"stages"},
     {"sizes", "arena", "given"},
+    {"model_checks"},
     {"gates", "preflight", "reporting", "starting"},
     {"report", "plan", "doctor", "monitoring", "training"},
     {"pipeline", "callback"},
@@ -35,9 +36,9 @@ ORDER = [
 """A room imports only from rooms before it, never from a neighbour; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
-    "errors", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
+    "errors", "crash", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
     "gates", "preflight", "reporting", "report", "foreign", "doctor",
-    "sizes", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
+    "sizes", "model_checks", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft"}
 ONLY_IN = {

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from towpath import preflight, recipe, sizes
+from towpath import model_checks, preflight, recipe, sizes
 from towpath.config import check, override
 from towpath.data import sources
 from towpath.data.chat import Chat
 from towpath.data.sources import Corpus
-from towpath.errors import DataError, RecipeError
+from towpath.errors import DataError, ModelError, RecipeError
 from towpath.models import base
 from towpath.recipe import Data, Recipe
 from towpath.records import Demonstration, Finding, Prompt
@@ -234,29 +234,32 @@ def test_answers_longer_than_the_rollouts_are_counted(run: Path, corpus: Corpus,
 
 
 def test_pad_must_not_be_eos(corpus: Corpus, chat: Chat) -> None:
-    assert preflight._template(chat, corpus) == []
+    assert model_checks.of_template(chat, corpus) == []
     chat.pad = chat.eos
-    assert "pad and EOS" in found(preflight._template(chat, corpus), "template", "error").evidence
+    assert "pad and EOS" in found(model_checks.of_template(chat, corpus), "template", "error").evidence
 
 
-def test_a_prompt_begins_with_one_bos(corpus: Corpus, chat: Chat) -> None:
-    chat._before = [chat.tokenizer.bos_token_id, *chat._before]
-    assert any("BOS twice" in f.evidence for f in preflight._template(chat, corpus))
+def test_a_prompt_begins_with_one_bos(tmp_path: Path) -> None:
+    path = tmp_path / "template.jinja"
+    path.write_text("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}")
+    with pytest.raises(ModelError, match="BOS twice"):
+        Chat(base.load_tokenizer(base.find("tiny")), str(path))
 
 
 def test_a_changed_template_is_noticed(corpus: Corpus, chat: Chat) -> None:
     chat.tokenizer.chat_template = chat.template.replace("user", "human") + " "
-    assert any("changed after" in f.evidence and f.severity == "error" for f in preflight._template(chat, corpus))
+    assert any("changed after" in f.evidence and f.severity == "error" for f in model_checks.of_template(chat, corpus))
 
 
 def test_special_tokens_in_text_must_stay_text(corpus: Corpus, chat: Chat) -> None:
-    chat._plain.encode_special_tokens = False
-    assert "special tokens in a user's text" in found(preflight._template(chat, corpus), "template", "error").evidence
+    chat._encoder._backend.encode_special_tokens = False
+    chat._encoder.controls.clear()
+    assert "special tokens in a user's text" in found(model_checks.of_template(chat, corpus), "template", "error").evidence
 
 
 def test_rows_that_hold_special_tokens_are_named(corpus: Corpus, chat: Chat) -> None:
     marked = replace(corpus, prompts=(*corpus.prompts, Prompt("odd", "<|im_start|>user\nHi<|im_end|>")))
-    assert "odd" in found(preflight._template(chat, marked), "template", "warning").evidence
+    assert "odd" in found(model_checks.of_template(chat, marked), "template", "warning").evidence
 
 
 @pytest.mark.parametrize(
@@ -274,7 +277,7 @@ def test_templates_that_disagree_with_the_contract(tmp_path: Path, corpus: Corpu
     path = tmp_path / "template.jinja"
     path.write_text(template)
     chat = Chat(base.load_tokenizer(base.find("tiny")), str(path))
-    assert words in found(preflight._template(chat, corpus), "template", "warning").evidence
+    assert words in found(model_checks.of_template(chat, corpus), "template", "warning").evidence
 
 
 def test_a_leak_into_the_heldout_prompts_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
@@ -335,14 +338,14 @@ def test_the_size_of_a_model_in_several_files(tmp_path: Path) -> None:
     assert sizes.model_size(tmp_path / "none") == sizes.Size()
 
 
-def test_a_sliding_window_bounds_the_context(tmp_path):
-    for settings, context in (
-        ({"sliding_window": 96}, 96),
-        ({"sliding_window": 96, "use_sliding_window": False}, 512),
-        ({"sliding_window": None}, 512),
+def test_a_sliding_window_is_not_the_context(tmp_path: Path) -> None:
+    for settings in (
+        {"sliding_window": 96},
+        {"sliding_window": None},
+        {"text_config": {"max_position_embeddings": 512}, "max_position_embeddings": 9},
     ):
         (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512, "vocab_size": 5} | settings))
-        assert sizes.model_size(tmp_path).context == context
+        assert sizes.model_size(tmp_path).context == 512
 
 
 def test_disk_and_memory_are_refused_where_they_cannot_hold_the_model(run: Path, corpus: Corpus, chat: Chat) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -249,20 +250,30 @@ def main() -> None:
     except (KeyboardInterrupt, EOFError):
         _say("stopped; nothing that was finished is lost. The same command goes on from here.")
         sys.exit(INTERRUPTED)
-    except OSError as error:
-        if error.errno not in PLACES:
-            raise
+    except BrokenPipeError:  # whoever read the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:  # process boundary
+        sys.exit(_failed(error))
+
+
+def _failed(error: Exception) -> int:
+    """Say what is neither an error of ours that names its fix nor an interruption; the exit status."""
+    show = getattr(error, "show", None)  # typer's own usage errors
+    if show or type(error).__name__ == "Abort":
+        if show:
+            show()
+        return getattr(error, "exit_code", INTERRUPTED)
+    if isinstance(error, OSError) and error.errno in PLACES:
         rule, fix = PLACES[error.errno]
         said = "no space left" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
         _say(f"error: {error.filename or 'disk'}: {said}\n  rule: {rule}\n  fix:  {fix}")
-        sys.exit(1)
-    except Exception as error:  # process boundary: typer's own usage errors and aborts
-        show = getattr(error, "show", None)
-        if show is None and type(error).__name__ != "Abort":
-            raise
-        if show:
-            show()
-        sys.exit(getattr(error, "exit_code", 130))
+        return 1
+    from towpath import crash
+
+    said, code = crash.lines(error, sys.argv)
+    _say(said)
+    return code
 
 
 if __name__ == "__main__":

@@ -47,17 +47,25 @@ def _copy_adapter(policy: pipeline.Planned, sft: pipeline.Planned, to: Path) -> 
 def _verify(folder: Path, samples: list[dict]) -> None:
     """Plain transformers, greedily, must say what the run said, token for token."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    from towpath.data.chat import Chat
+
+    chat = Chat(AutoTokenizer.from_pretrained(folder))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    stops = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=chat.pad)  # repetition penalties and the like are no part of it
     for sample in samples:
-        message = [{"role": "user", "content": sample["prompt"]}]
-        ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        out = model.generate(**ids, max_new_tokens=len(sample["policy_tokens"]), do_sample=False)
-        said = out[0, ids["input_ids"].shape[1] :].tolist()
+        if chat.holds_control(sample["prompt"]):
+            continue  # transformers reads a special token in it, the run read characters
+        ids = torch.tensor([chat.template_tokens(sample["prompt"])])
+        longest = len(sample["policy_tokens"])
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False)
+        said = out[0, ids.shape[1] :].tolist()
         if said != sample["policy_tokens"]:
-            raise TowpathError(f"{folder}: transformers says {said[:12]}…", f"the run said {sample['policy_tokens'][:12]}…", "report this as a bug")
+            value = f"{folder}: to {sample['prompt'][:60]!r} transformers says {said[:12]}…"
+            rule = f"an export says what the run said, {sample['policy_tokens'][:12]}…"
+            raise TowpathError(value, rule, "report this as a bug in towpath, with this message")
 
 
 def _card(recipe: Recipe, policy: pipeline.Planned, evaluated: pipeline.Planned | None, planned: dict[str, pipeline.Planned]) -> str:

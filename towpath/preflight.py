@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jinja2 import TemplateError
-
+from towpath import model_checks
 from towpath.algos import data_of
 from towpath.data import curate
 from towpath.data.chat import Chat
@@ -19,7 +18,7 @@ from towpath.kernels import build
 from towpath.recipe import SUITED, Method, Policy, Recipe
 from towpath.records import Finding, Prompt
 from towpath.rewards import sources
-from towpath.sizes import Size, disk_needed, memory_available, memory_needed, model_size
+from towpath.sizes import Size, disk_needed, memory_available, memory_needed
 from towpath.stages import trackers
 
 NAMED = 10
@@ -40,15 +39,15 @@ _OF_DATA = ("prompts", "prompt-length", "row-length", "duplicates", "leak", "saf
 
 def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: bool = False, parameters: int | None = None) -> list[Finding]:
     """Everything worth knowing before a run; `force` makes refused rates warnings."""
-    size = model_size(Path(chat.tokenizer.name_or_path)) if chat else Size()
+    size, of_model = model_checks.of_model(recipe, Path(chat.tokenizer.name_or_path)) if chat else (Size(), [])
     size = replace(size, parameters=parameters) if parameters else size
     findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus), *_data(corpus)]
     findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *of_engine(recipe), *_kernels(recipe)]
-    findings += [*_raters(recipe, run), *trackers.missing(recipe.track)]
+    findings += [*_raters(recipe, run), *trackers.missing(recipe.track), *of_model]
     if chat is None:
         findings.append(Finding("template", "info", "no tokenizer at hand: template and lengths were not looked at", "", "name a model that loads"))
     else:
-        findings += [*_template(chat, corpus), *_lengths(recipe, corpus, chat, size)]
+        findings += [*model_checks.of_template(chat, corpus), *_lengths(recipe, corpus, chat, size)]
     return findings + _resources(recipe, run, size)
 
 
@@ -323,65 +322,6 @@ def _alike_decoding(recipe: Recipe) -> list[Finding]:
             cause = "answers are judged under other settings than they were trained with"
             found.append(Finding("decoding", "warning", evidence, cause, f"set both to {ours:g}, unless this is what you ask"))
     return found
-
-
-def _template(chat: Chat, corpus: Corpus) -> list[Finding]:
-    """The contract of the template: one BOS, an EOS that is not the pad, prompts that stay as they were, text that stays text."""
-    found, tokenizer = [], chat.tokenizer
-    text = corpus.prompts[0].prompt if corpus.prompts else "How do I boil an egg?"
-    prompt, answer = chat.prompt(text), chat.answer("Six minutes.")
-
-    def broken(evidence: str, cause: str, remedy: str, warn: bool = False) -> None:
-        found.append(Finding("template", "warning" if warn else "error", evidence, cause, remedy))
-
-    if chat.eos is None or answer[-1] != chat.eos:
-        broken("answers do not end in EOS", "an answer must learn to end", "set eos_token in tokenizer_config.json")
-    if chat.pad == chat.eos:
-        broken(f"pad and EOS are the same token {chat.eos}", "masking the padding would mask the end of answers", "set another pad_token")
-    if tokenizer.chat_template != chat.template:
-        broken("the tokenizer's template was changed after it was read", "every stage renders prompts the same way", "set model.template instead")
-    bos = tokenizer.bos_token_id
-    if bos is not None and prompt[:2] == [bos, bos]:
-        broken("a prompt begins with BOS twice", "one BOS begins a prompt", "remove bos_token from the template")
-    if bos is not None and bos not in prompt and tokenizer("x")["input_ids"][:1] == [bos]:
-        broken(
-            "the tokenizer begins texts with BOS, the template does not", "the model expects one BOS", "write bos_token in the template", warn=True
-        )
-    special = "".join(tokenizer.all_special_tokens)
-    told = [token for token in chat.prompt(f"a {special} b") if token in tokenizer.all_special_ids]
-    if told != [token for token in chat.prompt("a b") if token in tokenizer.all_special_ids] or chat.answer(f"a {special} b").count(chat.eos) > 1:
-        broken("special tokens in a user's text act as special tokens", "text could end a turn or begin another", "use a fast tokenizer")
-    found += _rendering(chat, text)
-    marked = [x.id for x in (*corpus.prompts, *corpus.demonstrations) if any(mark in x.prompt for mark in tokenizer.all_special_tokens)]
-    if marked:
-        evidence = f"{len(marked)} rows hold special tokens such as {chat.tokenizer.eos_token} in their text: {_named(marked)}"
-        broken(evidence, "they are read as ordinary characters; perhaps a template was applied already", "give the bare text", warn=True)
-    return found
-
-
-def _rendering(chat: Chat, text: str) -> list[Finding]:
-    """Whether the template itself writes prompt and answer as this program does."""
-    asked = [{"role": "user", "content": text.strip()}]
-    said = "Six minutes."
-    render = chat.tokenizer.apply_chat_template
-    head = render(asked, tokenize=False, add_generation_prompt=True)
-    try:
-        whole = render([*asked, {"role": "assistant", "content": said}], tokenize=False)
-    except TemplateError as error:
-        return [Finding("template", "warning", f"the template cannot write an answer: {error}", "it writes prompts only", "mend the template")]
-    eos = chat.tokenizer.eos_token
-    if not whole.startswith(head + said):
-        cause = "prompt tokens must be a prefix of prompt and answer; training uses the form that awaits an answer"
-        fix = "use model.template = 'chatml', or mend the template"
-        return [Finding("template", "warning", "the template writes a prompt otherwise once it is answered", cause, fix)]
-    if not whole[len(head + said) :].lstrip().startswith(eos):
-        evidence = f"the template ends an answer with {whole[len(head + said) :]!r}, the tokenizer's EOS is {eos!r}"
-        return [Finding("template", "warning", evidence, "answers end in EOS here", "set eos_token to what ends a turn")]
-    ours, theirs = [*chat.prompt(text), *chat.answer(said)], list(chat.tokenizer(head + said + eos, add_special_tokens=False)["input_ids"])
-    if ours != theirs:
-        evidence = f"the template's text makes {len(theirs)} tokens, its parts {len(ours)}"
-        return [Finding("template", "info", evidence, "tokens merge across the edges of the user's text", "")]
-    return []
 
 
 def _lengths(recipe: Recipe, corpus: Corpus, chat: Chat, size: Size) -> list[Finding]:

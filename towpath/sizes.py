@@ -7,7 +7,6 @@ from pathlib import Path
 from towpath.models import files
 from towpath.recipe import Lora, Method, Recipe
 
-
 NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe", "experts")
 """What stands in the names of matrices that take no adapter."""
 

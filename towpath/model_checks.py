@@ -1,0 +1,134 @@
+"""What a check says of a model and its chat template: whether it can be trained and drawn from, what LoRA adapts, whose tokens prompts are."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from jinja2 import TemplateError
+
+from towpath.data.chat import Chat
+from towpath.data.sources import Corpus
+from towpath.errors import ModelError
+from towpath.models.coverage import Coverage
+from towpath.recipe import Recipe
+from towpath.records import Finding
+from towpath.sizes import Size, model_size
+
+NAMED = 10
+SAMPLED = 200
+"""Rows on which this program's tokens are compared with the template's own."""
+Row = TypeVar("Row")
+
+
+def of_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
+    """The model's size, and whether it can be trained and drawn from: the measurement that loading makes, on a small copy."""
+    from towpath.models import files, shape
+
+    try:
+        files.require(folder)
+        size = model_size(folder)
+        measured = shape.require(str(folder), recipe.model.attention)
+        covered = shape.coverage(shape.described(str(folder), recipe.model.attention))
+    except ModelError as error:
+        return Size(), [Finding("model", "error", error.value, error.rule, error.fix)]
+    found = [] if measured else [Finding("model", "info", "no small copy of this model could be measured: it is measured when it is loaded")]
+    stages = [name for name, stage in (("sft", recipe.sft), ("reward", recipe.reward), ("policy", recipe.policy)) if stage.method == "lora"]
+    return replace(size, sides=covered.sides), found + (_lora(covered, stages) if stages else [])
+
+
+def _lora(covered: Coverage, stages: Sequence[str]) -> list[Finding]:
+    """Which weights LoRA adapts, and the experts that it leaves as they are."""
+    evidence = f"LoRA ({', '.join(stages)}) adapts {', '.join(covered.adapted)}: {covered.share:.1%} of {covered.parameters / 1e6:,.1f} M parameters"
+    if not covered.experts:
+        return [Finding("lora", "info", evidence, "every linear layer but the head", "")]
+    left = ", ".join(f"{name} ({share:.0%})" for name, share in covered.experts.items())
+    cause = "experts are stacked tensors in transformers, not linear layers; LoRA leaves them as they are"
+    return [Finding("lora", "warning", f"{evidence}; not {left}", cause, "set method = 'full' where it fits, or train a dense model")]
+
+
+def of_template(chat: Chat, corpus: Corpus) -> list[Finding]:
+    """The contract of the template: an EOS that is not the pad, prompts that are the template's own, text that stays text."""
+    found, tokenizer = [], chat.tokenizer
+
+    def broken(evidence: str, cause: str, remedy: str, warn: bool = False) -> None:
+        found.append(Finding("template", "warning" if warn else "error", evidence, cause, remedy))
+
+    if chat.answer("Six minutes.")[-1] != chat.eos:
+        broken("answers do not end in EOS", "an answer must learn to end", "set eos_token in tokenizer_config.json")
+    if chat.pad == chat.eos:
+        broken(f"pad and EOS are the same token {chat.eos}", "masking the padding would mask the end of answers", "set another pad_token")
+    if tokenizer.chat_template != chat.template:
+        broken("the tokenizer's template was changed after it was read", "every stage renders prompts the same way", "set model.template instead")
+    bos = tokenizer.bos_token_id
+    if bos is not None and bos not in chat.prompt("x") and tokenizer("x")["input_ids"][:1] == [bos]:
+        broken(
+            "the tokenizer begins texts with BOS, the template does not", "the model expects one BOS", "write bos_token in the template", warn=True
+        )
+    special = "".join(tokenizer.all_special_tokens)
+    told = [token for token in chat.prompt(f"a {special} b") if token in tokenizer.all_special_ids]
+    if told != [token for token in chat.prompt("a b") if token in tokenizer.all_special_ids] or chat.answer(f"a {special} b").count(chat.eos) > 1:
+        broken("special tokens in a user's text act as special tokens", "text could end a turn or begin another", "use a fast tokenizer")
+    found += _rendering(chat, corpus)
+    marked = [x.id for x in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(x.prompt)]
+    if marked:
+        evidence = f"{len(marked)} rows hold special tokens such as {chat.tokenizer.eos_token} in their text: {_named(marked)}"
+        broken(evidence, "they are read as ordinary characters; perhaps a template was applied already", "give the bare text", warn=True)
+    return found
+
+
+def _rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
+    """Whether prompts are the template's own tokens, and answers follow them as in the whole conversation, on rows of the data."""
+    plain = [p for p in (*corpus.prompts, *corpus.safety) if not chat.holds_control(p.prompt)]
+    other = [p.id for p in _spread(plain) if chat.prompt(p.prompt) != chat.template_tokens(p.prompt)]
+    if other:
+        evidence = f"{len(other)} of {len(_spread(plain))} prompts are other tokens here than by apply_chat_template: {_named(other)}"
+        fix = "use model.template = 'chatml', or a template that writes the user's text unchanged"
+        return [Finding("template", "error", evidence, "a model is trained on the tokens it is later asked with", fix)]
+    return _of_the_frame(chat) or _of_the_seam(chat, corpus)
+
+
+def _of_the_frame(chat: Chat) -> list[Finding]:
+    """What the template writes around an answer."""
+    asked, said = "How do I boil an egg?", "Six minutes."
+    try:
+        whole = chat.render(asked, said)
+    except TemplateError as error:
+        return [Finding("template", "warning", f"the template cannot write an answer: {error}", "it writes prompts only", "fix the template")]
+    if not whole.startswith(chat.render(asked)):
+        cause = "prompt tokens must be a prefix of prompt and answer; training uses the form that awaits an answer"
+        fix = "use model.template = 'chatml', or fix the template"
+        return [Finding("template", "warning", "the template writes a prompt otherwise once it is answered", cause, fix)]
+    if chat.lead.strip():
+        evidence = f"the template writes {chat.lead!r} between a prompt and its answer"
+        return [Finding("template", "warning", evidence, "answers begin right after the prompt here, in training and drawing alike", "")]
+    if chat.end.strip() and not chat.ends_turns:
+        evidence = f"the template ends an answer with {chat.end!r}, which is no special token; answers end in {chat.tokenizer.eos_token!r} here"
+        return [Finding("template", "warning", evidence, "an answer ends in one token", "set eos_token to what ends a turn")]
+    return []
+
+
+def _of_the_seam(chat: Chat, corpus: Corpus) -> list[Finding]:
+    """Whether tokens of the whole conversation reach across the seam between prompt and answer."""
+    rows = [d for d in corpus.demonstrations if not chat.holds_control(d.prompt + d.response)]
+    apart = []
+    for d in _spread(rows):
+        ours = [*chat.prompt(d.prompt), *chat.answer(d.response)]
+        ours = ours if chat.ends_turns else ours[:-1]
+        if ours != chat.template_tokens(d.prompt, d.response)[: len(ours)]:
+            apart.append(d.id)
+    if not apart:
+        return []
+    evidence = f"{len(apart)} of {len(_spread(rows))} conversations are other tokens as a whole than as prompt and answer: {_named(apart)}"
+    cause = "a token reaches across the end of the prompt; in every stage the prompt keeps its own tokens and the answer follows them"
+    return [Finding("template", "warning", evidence, cause, "let the template's prompt end where a token ends, not in a space")]
+
+
+def _spread(rows: Sequence[Row]) -> list[Row]:
+    """At most so many rows, from the first to the last."""
+    count = min(len(rows), SAMPLED)
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
