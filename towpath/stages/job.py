@@ -165,7 +165,7 @@ def save_model(job: Job, model: Any, folder: Path) -> None:
         model.config.pad_token_id = job.chat.pad
         name_stops(model, job.chat)
         model.save_pretrained(place)
-        job.chat.tokenizer.save_pretrained(place)
+        base.save_tokenizer(job.chat, place)
 
     if not folder.exists():
         publish(folder, write)
