@@ -82,7 +82,8 @@ class TemplateEncoder:
             encoding: Any = self._backend.encode(text, add_special_tokens=False)
             leaks = [begin + 1 for number, (begin, _end) in zip(encoding.ids, encoding.offsets, strict=True) if number in forbidden]
             if not leaks:
-                return [self._number.get(number, number) for number in encoding.ids if number != self._dropped]
+                ids: list[int] = encoding.ids
+                return [self._number.get(number, number) for number in ids if number != self._dropped]
             read = text[leaks[0] - 1 : leaks[0] + 20]
             for place in sorted(set(leaks), reverse=True):
                 text = text[:place] + self._split + text[place:]
