@@ -64,7 +64,7 @@ def test_where_a_token_reaches_across_the_seam_the_prompt_keeps_its_own(kind: st
 def test_a_template_that_rewrites_the_users_text_is_refused() -> None:
     tokenizer = tokenizer_of("byte-level")
     tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m['content'] | upper }}</s>{% endfor %}"
-    with pytest.raises(ModelError, match="apply_chat_template|drops the user's message"):
+    with pytest.raises(ModelError, match="drops the user's message"):
         Chat(tokenizer)
     tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m['content'] | replace('\n', ' ') }}</s>{% endfor %}"
     with pytest.raises(ModelError, match="apply_chat_template"):

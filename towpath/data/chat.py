@@ -140,7 +140,7 @@ def configured_stops(folder: str) -> list[int]:
         try:
             said = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
         except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"{path}: {error}", "a model's configuration is a JSON object", "copy the file again from the model's source") from None
+            raise ModelError(f"{path}: not JSON ({error})", "a model's configuration is a JSON object", "copy the file again") from None
         found += [token for token in (said if isinstance(said, list) else [said]) if isinstance(token, int) and token >= 0]
     return found
 
