@@ -140,9 +140,7 @@ def test_a_gguf_that_is_cut_short_is_named(tmp_path: Path, monkeypatch: pytest.M
     assert not list((tmp_path / "models").glob("gguf-*"))
 
 
-def test_a_model_is_looked_for_in_the_run_then_here_then_on_the_hub(
-    tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_looked_for_in_the_run_then_here_then_on_the_hub(tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, here = tmp_path / "run", tmp_path / "here"
     run.mkdir()
     here.mkdir()

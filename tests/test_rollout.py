@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import GenerationConfig
 
 from towpath.data.batch import Batch, Row
 from towpath.models import decoder
@@ -172,3 +173,21 @@ def test_an_adapter_that_acts_is_heard_in_what_is_drawn(tiny):
     plain = said()
     with adapters.acting("policy"):
         assert said() != plain
+
+
+def test_an_answer_ends_at_any_of_several_eos(tiny):
+    """As transformers does with a list in its generation configuration."""
+    whole = LocalEngine(tiny, eos=[], pad=0).generate(requests(tokens=40))
+    stops = [2, whole[0].token_ids[9], whole[2].token_ids[17]]
+    drawn = LocalEngine(tiny, eos=stops, pad=0).generate(requests(tokens=40))
+    for every, d in zip(whole, drawn, strict=True):
+        places = [i for i, token in enumerate(every.token_ids) if token in stops]
+        assert d.token_ids == every.token_ids[: places[0] + 1 if places else None]
+        assert d.finish == ("stop" if places else "length")
+        assert d.logprobs == pytest.approx(every.logprobs[: len(d.logprobs)], abs=1e-5)
+    assert {d.token_ids[-1] for d in drawn if d.finish == "stop"} >= set(stops[1:2])
+    greedy = LocalEngine(tiny, eos=stops, pad=0).generate(requests(), greedy=True)
+    for prompt, d in zip(PROMPTS, greedy, strict=True):
+        settings = GenerationConfig(eos_token_id=stops, pad_token_id=0, max_new_tokens=12, do_sample=False)
+        out = tiny.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), generation_config=settings)
+        assert out[0, len(prompt) :].tolist() == d.token_ids

@@ -71,20 +71,22 @@ def python():
 def test_vllm_draws_what_the_engine_of_this_process_draws(model, tmp_path, python):
     """Rows come, move and leave as vLLM likes; each is drawn by its own numbers."""
     model = copy.deepcopy(model)
-    engine = VllmEngine(model, 2, tmp_path, python, 64, 0.1, rows=7)
+    stops = [2, 30]
+    engine = VllmEngine(model, stops, tmp_path, python, 64, 0.1, rows=7)
     for change in (0.0, 0.5):
         with torch.no_grad():
             model.get_output_embeddings().weight[2:40] += change  # EOS too: some answers end
         engine.refresh(engine.model)
         ended = []
-        theirs, ours = engine.generate(wanted(), tick=ended.append), LocalEngine(model, eos=2, pad=0).generate(wanted())
+        theirs, ours = engine.generate(wanted(), tick=ended.append), LocalEngine(model, eos=stops, pad=0).generate(wanted())
         assert sum(ended) == len(ours)
+        assert not change or {d.token_ids[-1] for d in ours if d.finish == "stop"} == set(stops)
         for a, b in zip(theirs, ours, strict=True):
             assert a.token_ids == b.token_ids
             assert a.finish == b.finish
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
         greedy = engine.generate(wanted(6), greedy=True)
-        assert [d.token_ids for d in greedy] == [d.token_ids for d in LocalEngine(model, eos=2, pad=0).generate(wanted(6), greedy=True)]
+        assert [d.token_ids for d in greedy] == [d.token_ids for d in LocalEngine(model, eos=stops, pad=0).generate(wanted(6), greedy=True)]
     process = engine.process
     del engine
     assert process.poll() is not None, "the worker ends with its engine"
