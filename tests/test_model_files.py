@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,11 @@ def lost_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def damaged_index(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("[1]")
+
+
 def destroyed_header(folder: Path) -> None:
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -70,7 +76,7 @@ DAMAGE = {
     "a Git LFS pointer": (write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "a Git LFS pointer"),
     "no weights": (without("model.safetensors"), "no weights"),
     "a lost shard": (lost_shard, "1 of 2 files are not there: model-00002-of-00002.safetensors"),
-    "an index that is no object": (lambda f: (without("model.safetensors")(f), write("model.safetensors.index.json", "[1]")(f)), "index.json: a JSON list"),
+    "an index that is no object": (damaged_index, "index.json: a JSON list"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "tokenizer"),
     "a damaged tokenizer": (cut("tokenizer.json", 300), "tokenizer.json: not JSON"),
     "another JSON as tokenizer": (write("tokenizer.json", "[]"), "tokenizer.json: a JSON list"),
@@ -135,7 +141,7 @@ def test_a_gguf_that_is_cut_short_is_named(tmp_path: Path, monkeypatch: pytest.M
     for content in (b"", b"GGUF", b"GGUF" + bytes(60), b"GGUF\x03\x00\x00\x00" + b"\x05" + bytes(7) + b"\x03" + bytes(20)):
         path = tmp_path / "cut.gguf"
         path.write_bytes(content)
-        with pytest.raises(ModelError, match="cut.gguf"):
+        with pytest.raises(ModelError, match=r"cut\.gguf"):
             base.find(f"gguf:{path}")
     assert not list((tmp_path / "models").glob("gguf-*"))
 
@@ -161,7 +167,7 @@ def test_a_model_is_looked_for_in_the_run_then_here_then_on_the_hub(tmp_path: Pa
     with pytest.raises(ModelError, match="a file, not a folder"):
         base.find("models/llama/model.safetensors", run)
     shutil.copy(Path(tiny_folder) / "config.json", run / "x.gguf")
-    with pytest.raises(ModelError, match="x.gguf"):  # found in the run's folder, and no GGUF
+    with pytest.raises(ModelError, match=r"x\.gguf"):  # found in the run's folder, and no GGUF
         base.find("gguf:x.gguf", run)
-    with pytest.raises(ModelError, match=f"looked at {run}/y.gguf, {here}/y.gguf"):
+    with pytest.raises(ModelError, match=re.escape(f"looked at {run}/y.gguf, {here}/y.gguf")):
         base.find("gguf:y.gguf", run)
