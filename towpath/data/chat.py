@@ -39,6 +39,7 @@ class Chat:
         self._encoder = TemplateEncoder(tokenizer, self._before + self._after + self.end)
         self._closing = self._encoder.closing(self.end)
         self._context = [Part(self._before, True), Part("x"), Part(self._after, True)]
+        self._head, self._near_before, self._near_after, self._tail = self._fixed()
         self._context_ids = self._encoder.encode(self._context)
         self.eos: int = self._encoder.controls[self._closing.strip()] if self._closing else tokenizer.eos_token_id
         """The token that answers are taught to end in."""
@@ -82,6 +83,23 @@ class Chat:
         messages, waits = _messages(asked.strip(), None if said is None else said.strip()), said is None
         return list(self.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=waits, return_dict=False))
 
+    def _fixed(self) -> tuple[list[int], str, str, list[int]]:
+        """The tokens that every prompt begins and ends with, and the template text between them.
+
+        Text is split at control tokens, so what lies beyond the nearest ones need not be read again for each prompt; where that would change
+        a token, nothing is fixed.
+        """
+        encode, opening, closing = self._encoder.encode, self._encoder.markers(self._before), self._encoder.markers(self._after)
+        cut, end = opening[-1][0] if opening else 0, closing[0][1] if closing else len(self._after)
+        near_before, near_after = self._before[cut:], self._after[:end]
+        head = encode([Part(self._before[: opening[-1][1]], True)])[:-1] if opening else []
+        tail = encode([Part(self._after[closing[0][0] :], True)])[1:] if closing else []
+        for text in PROBES:
+            near = encode([Part(near_before, True), Part(text), Part(near_after, True)])
+            if [*head, *near, *tail] != encode([Part(self._before, True), Part(text), Part(self._after, True)]):
+                return [], self._before, self._after, []
+        return head, near_before, near_after, tail
+
     def _require_template_tokens(self) -> None:
         """Stop before anything trains where prompts are not what every other program makes of them."""
         bos, prompt = self.tokenizer.bos_token_id, self.prompt("x")
@@ -96,7 +114,8 @@ class Chat:
 
     def prompt(self, text: str) -> list[int]:
         """Tokens up to the point where the answer begins."""
-        return self._encoder.encode([Part(self._before, True), Part(text.strip()), Part(self._after, True)])
+        near = self._encoder.encode([Part(self._near_before, True), Part(text.strip()), Part(self._near_after, True)])
+        return [*self._head, *near, *self._tail]
 
     def answer(self, text: str) -> list[int]:
         """Tokens of an answer, as they follow a prompt, with the token that ends the turn."""

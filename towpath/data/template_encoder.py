@@ -60,6 +60,10 @@ class TemplateEncoder:
         match = re.match(rf"\s*(?:{self._pattern.pattern})", text) if self._pattern else None
         return match.group() if match else ""
 
+    def markers(self, text: str) -> list[tuple[int, int]]:
+        """Where control tokens stand in template text: begin and end of each."""
+        return [match.span() for match in self._pattern.finditer(text)] if self._pattern else []
+
     def holds_control(self, text: str) -> bool:
         """Whether a control token stands in a text."""
         return bool(self._pattern and self._pattern.search(text))
