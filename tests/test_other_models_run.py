@@ -61,6 +61,8 @@ def test_a_run_is_exported_token_for_token_and_keeps_every_eos(finished: tuple[P
     for name in (tmp_path / "out", *run.glob("stages/sft/*/weights")):
         assert json.loads((name / "generation_config.json").read_text())["eos_token_id"] == [2, OTHER_END]
         assert transformers.GenerationConfig.from_pretrained(name).eos_token_id == [2, OTHER_END]
+    (manifest,) = run.glob("stages/sft/*/manifest.json")
+    assert "down_proj" in json.loads(manifest.read_text())["result"]["adapted"]["modules"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     original = transformers.AutoTokenizer.from_pretrained(run / "models" / "llama")
     for text in ("How do I boil an egg?", " two  spaces", "<s>[INST] a [/INST]"):

@@ -22,7 +22,7 @@ from towpath.rollout.engine import Request
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, Role
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 800, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 256, "pad_token_id": 3, "eos_token_id": 2, "bos_token_id": 1,
 }  # fmt: skip
@@ -131,6 +131,8 @@ def test_experts_that_lora_leaves_out_are_named_with_their_share(folders: dict[s
     adapted = sum(layer.base.weight.numel() for layer in adapters.layers.values())
     total = sum(p.numel() for name, p in model.named_parameters())
     assert told.severity == "warning" and f"{adapted / total:.1%} of" in told.evidence
+    said = adapters.summary()
+    assert said["share"] == pytest.approx(adapted / total) and said["modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     assert "experts.gate_up_proj (" in told.evidence and "experts.down_proj (" in told.evidence and "q_proj" in told.evidence
     assert size.sides == sum(sum(layer.base.weight.shape) for layer in adapters.layers.values())
     _size, dense = model_checks.of_model(check(Recipe, {}, "test"), folders["Llama"])

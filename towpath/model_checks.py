@@ -38,6 +38,16 @@ def of_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
     return replace(size, sides=covered.sides), found + (_lora(covered, stages) if stages else [])
 
 
+def of_experts(recipe: Recipe, folder: Path) -> list[Finding]:
+    """That the policy's LoRA leaves experts as they are."""
+    from towpath.models import shape
+
+    if recipe.policy.method != "lora":
+        return []
+    found = _lora(shape.coverage(shape.described(str(folder), recipe.model.attention)), ["policy"])
+    return [finding for finding in found if finding.severity == "warning"]
+
+
 def _lora(covered: Coverage, stages: Sequence[str]) -> list[Finding]:
     """Which weights LoRA adapts, and the experts that it leaves as they are."""
     evidence = f"LoRA ({', '.join(stages)}) adapts {', '.join(covered.adapted)}: {covered.share:.1%} of {covered.parameters / 1e6:,.1f} M parameters"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from towpath import given, preflight
+from towpath import given, model_checks, preflight
 from towpath.algos import data_of
 from towpath.config import check, flat, laid
 from towpath.data.sources import Corpus
@@ -101,6 +101,7 @@ def train(
         if not _done(job).is_file():
             _require_room(job, judged)
             job.findings += _noticed(recipe, 0 if on_pairs else len(texts) - len(asked))
+            job.findings += model_checks.of_experts(recipe, Path(base.find(recipe.model.source, job.run)))
             if job.findings:
                 print(preflight.lines(job.findings), file=sys.stderr)
             result = policy.run(job)

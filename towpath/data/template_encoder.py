@@ -35,7 +35,8 @@ class TemplateEncoder:
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._harmless = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+        unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "")
+        self._harmless = {tokenizer.unk_token_id, unknown} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
         nonce = secrets.token_hex(12)
         self._alias = {content: f"zq{nonce}n{number}qz" for content, number in self.controls.items()}
         self._split = f"zq{nonce}splitqz"

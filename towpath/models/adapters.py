@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,7 @@ class Adapters:
         self.switch = Switch()
         self.depth: int = model.config.get_text_config().num_hidden_layers  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         self.layers: dict[str, LoraLinear] = {}
+        self.parameter_count = sum(weight.numel() for weight in model.parameters())
         head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Linear) and module is not head:
@@ -59,6 +61,11 @@ class Adapters:
                 setattr(model.get_submodule(parent), child, layer)
                 self.layers[name] = layer
         model.requires_grad_(False)
+
+    def summary(self) -> dict[str, Any]:
+        """The names of the adapted layers, and their part of all the model's parameters."""
+        names = sorted({place.rpartition(".")[2] for place in self.layers})
+        return {"modules": names, "share": sum(layer.base.weight.numel() for layer in self.layers.values()) / self.parameter_count}
 
     def add(self, name: str, rank: int, alpha: float, seed: int, top: int = 0) -> None:
         """A new adapter, on the last `top` layers or on all, that changes nothing yet: A uniform as in a linear layer, B zero."""

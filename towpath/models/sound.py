@@ -13,7 +13,7 @@ from towpath.errors import ModelError
 from towpath.models import lm
 from towpath.models.lines import Lines, attention_mask, cache_name, windowed
 
-FAMILIES = "Llama, Mistral, Qwen, SmolLM and OLMo are of this kind"
+FAMILIES = "use a model of this kind: Llama, Mistral, Qwen 2 and 3, SmolLM, OLMo, Gemma 1 and 3, Phi-3, DeepSeek"
 LOUD = 100.0
 """What the largest logit is brought to: a cap shows on large ones alone."""
 ALIKE = 1e-2
@@ -40,8 +40,10 @@ def require(model: Any, folder: str) -> None:
 def require_parts(model: Any, folder: str) -> None:
     """The parts that passes and drawing reach for."""
     body, head = model.base_model, model.get_output_embeddings()
-    if head is None or not hasattr(body, "layers") or not hasattr(body, "norm"):
-        raise ModelError(f"{folder}: a {type(model).__name__}", "a model has layers, a final norm and a head here", FAMILIES)
+    lacking = [name for name in ("layers", "norm") if not hasattr(body, name)] + ([] if head is not None else ["head"])
+    if lacking:
+        value = f"{folder}: a {type(model).__name__} has no {' and no '.join(lacking)} where passes look for them"
+        raise ModelError(value, "a model has layers, a final norm and a head here", FAMILIES)
 
 
 def failed(model: Any, folder: str, what: str, error: Exception) -> PassFailed:

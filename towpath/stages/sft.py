@@ -40,6 +40,8 @@ def run(job: Job) -> dict[str, Any]:
     standing = train(course, runtime, job, "sft: training")
     _save(job, runtime)
     result = {"validation_loss": -standing.best_merit, "steps": len(steps), "best_step": standing.best_step}
+    if cfg.method == "lora":
+        result |= {"adapted": runtime.adapters["base"].summary()}
     return result | {"epochs": standing.best_step / per_epoch, "demonstrations": len(shown), "validation_rows": len(held)}
 
 
