@@ -14,6 +14,7 @@ from towpath import model_checks, sizes
 from towpath.config import check
 from towpath.data.batch import Batch, Row
 from towpath.data.chat import Chat
+from towpath.data.sources import Corpus
 from towpath.errors import ModelError
 from towpath.models import base, shape
 from towpath.models.adapters import Adapters
@@ -144,3 +145,10 @@ def test_experts_that_lora_leaves_out_are_named_with_their_share(folders: dict[s
 def test_a_chat_of_such_a_model_has_its_stops(folders: dict[str, Path]) -> None:
     chat = Chat(base.load_tokenizer(str(folders["Llama"])))
     assert chat.stops == (2, CONTROLS.index("<|im_end|>"))
+
+
+def test_tokens_that_the_model_has_no_embedding_for_are_named(folders: dict[str, Path]) -> None:
+    chat = Chat(base.load_tokenizer(str(folders["Llama"])))
+    assert not model_checks.of_template(chat, Corpus(()), sizes.Size(vocabulary=800))
+    (told,) = model_checks.of_template(chat, Corpus(()), sizes.Size(vocabulary=5))
+    assert told.severity == "error" and "'<|im_end|>' (5)" in told.evidence and "5 embeddings" in told.evidence

@@ -53,7 +53,7 @@ def test_what_would_be_trained_as_another_model_is_refused(family, settings, wor
     ("family", "config", "settings", "parted"),
     [
         ("Llama", "", {}, True), ("Qwen3", "", {"head_dim": 8}, True), ("Granite", "", {"embedding_multiplier": 12.0}, False),
-        ("Gemma3", "Gemma3TextConfig", {"head_dim": 8, **TURNED}, False),
+        ("Gemma3", "Gemma3TextConfig", {"head_dim": 8, **TURNED}, False), ("Qwen2", "", {"use_sliding_window": True, **TURNED}, False),
     ],
 )  # fmt: skip
 def test_layers_are_parted_only_where_that_changes_nothing(family, config, settings, parted):

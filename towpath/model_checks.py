@@ -48,6 +48,18 @@ def of_experts(recipe: Recipe, folder: Path) -> list[Finding]:
     return [finding for finding in found if finding.severity == "warning"]
 
 
+def _beyond(chat: Chat, size: Size) -> list[Finding]:
+    """Tokens of the template that the model has no embedding for."""
+    used = {chat.pad, *chat.stops, *chat.prompt("x"), *chat.answer("x")}
+    beyond = sorted(token for token in used if size.vocabulary and token >= size.vocabulary)
+    if not beyond:
+        return []
+    names = ", ".join(f"{chat.tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in beyond)
+    evidence = f"the model has {size.vocabulary} embeddings, and the template or the tokenizer uses {names}"
+    fix = "use the model's own tokenizer and template, or resize the model's embeddings"
+    return [Finding("model", "error", evidence, "every token has an embedding", fix)]
+
+
 def _lora(covered: Coverage, stages: Sequence[str]) -> list[Finding]:
     """Which weights LoRA adapts, and the experts that it leaves as they are."""
     evidence = f"LoRA ({', '.join(stages)}) adapts {', '.join(covered.adapted)}: {covered.share:.1%} of {covered.parameters / 1e6:,.1f} M parameters"
@@ -58,9 +70,9 @@ def _lora(covered: Coverage, stages: Sequence[str]) -> list[Finding]:
     return [Finding("lora", "warning", f"{evidence}; not {left}", cause, "set method = 'full' where it fits, or train a dense model")]
 
 
-def of_template(chat: Chat, corpus: Corpus) -> list[Finding]:
+def of_template(chat: Chat, corpus: Corpus, size: Size | None = None) -> list[Finding]:
     """The contract of the template: an EOS that is not the pad, prompts that are the template's own, text that stays text."""
-    found, tokenizer = [], chat.tokenizer
+    found, tokenizer = _beyond(chat, size or Size()), chat.tokenizer
 
     def broken(evidence: str, cause: str, remedy: str, warn: bool = False) -> None:
         found.append(Finding("template", "warning" if warn else "error", evidence, cause, remedy))

@@ -47,7 +47,7 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: b
     if chat is None:
         findings.append(Finding("template", "info", "no tokenizer at hand: template and lengths were not looked at", "", "name a model that loads"))
     else:
-        findings += [*model_checks.of_template(chat, corpus), *_lengths(recipe, corpus, chat, size)]
+        findings += [*model_checks.of_template(chat, corpus, size), *_lengths(recipe, corpus, chat, size)]
     return findings + _resources(recipe, run, size)
 
 

@@ -113,6 +113,8 @@ def _require_plain_logits(model: Any, folder: str) -> None:
 def parts(model: Any, depth: int) -> bool:
     """Whether the layers from `depth` on, begun at the states of those below, say what all of them say: not where a body does more to its
     input than to pass it on, or where layers are told apart by their number."""
+    if len(set(getattr(model.config, "layer_types", None) or ())) > 1:
+        return False  # each layer's mask is found by its number, which shows on rows longer than a window alone
     ids = _some(model)
     place_S = torch.arange(ids.shape[1], device=ids.device)
     lines = Lines(ids, place_S[None], torch.ones_like(ids), torch.zeros_like(ids))
