@@ -19,6 +19,7 @@ from towpath.sizes import Size, model_size
 NAMED = 10
 SAMPLED = 200
 """Rows on which this program's tokens are compared with the template's own."""
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 Row = TypeVar("Row")
 
 
@@ -115,6 +116,8 @@ def _saved(chat: Chat) -> list[Finding]:
     """Whether a stage can write the tokenizer as it is."""
     from towpath.models import base
 
+    if type(chat.tokenizer).__name__ in GENERIC:
+        return []  # its tokenizer.json is read back as it is; large ones take seconds
     config = Path(chat.tokenizer.name_or_path) / "config.json"
     with TemporaryDirectory() as folder:
         place = Path(folder)

@@ -51,6 +51,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an error that names the file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file", "a model is a folder with config.json, weights and a tokenizer", "check model.source") from None
     except OSError as error:
         raise ModelError(
             f"{path}: {(error.strerror or str(error)).lower()}", "the files of a model must be readable", "fix its permissions"
