@@ -109,3 +109,14 @@ def test_a_llama_tokenizer_is_written_so_that_it_reads_the_same(kind: str, legac
     for text in PROBES:
         assert again.prompt(text) == chat.prompt(text) == chat.template_tokens(text)
         assert again.answer(text) == chat.answer(text)
+
+
+def test_a_pad_token_that_was_added_to_the_tokenizer_alone_is_not_used(tmp_path: Path) -> None:
+    """A common habit: `add_special_tokens({"pad_token": "[PAD]"})` without new embeddings."""
+    tokenizer = tokenizer_of("metaspace-first", "llama-2")
+    count = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": count}))
+    chat = Chat(base.load_tokenizer(str(tmp_path)))
+    assert chat.tokenizer.pad_token_id == count and chat.pad == CONTROLS.index("<unk>")

@@ -153,22 +153,32 @@ def configured_stops(folder: str) -> list[int]:
     """The EOS tokens that a model's folder names for generation: one, or several."""
     found: list[int] = []
     for name in ("generation_config.json", "config.json"):
-        path = Path(folder) / name
-        if not folder or not path.is_file():
-            continue
-        try:
-            said = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"{path}: not JSON ({error})", "a model's configuration is a JSON object", "copy the file again") from None
+        said = _configuration(folder, name).get("eos_token_id")
         found += [token for token in (said if isinstance(said, list) else [said]) if isinstance(token, int) and token >= 0]
     return found
 
 
+def _configuration(folder: str, name: str) -> dict[str, Any]:
+    """A configuration beside the tokenizer; empty where there is none."""
+    path = Path(folder) / name
+    if not folder or not path.is_file():
+        return {}
+    rule, fix = "a model's configuration is a JSON object", "copy the file again from the model's source"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not JSON ({error})", rule, fix) from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: a JSON {type(found).__name__}", rule, fix)
+    return found
+
+
 def pad_token(tokenizer: Any, eos: int | None = None) -> int:
-    """A padding token that ends no answer, whatever the model's own configuration says."""
+    """A padding token that ends no answer and has an embedding, whatever the model's own configuration says."""
     ends = (tokenizer.eos_token_id, eos)
+    embeddings = _configuration(tokenizer.name_or_path, "config.json").get("vocab_size") or len(tokenizer)
     for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id):
-        if candidate is not None and candidate not in ends:
+        if candidate is not None and candidate not in ends and candidate < embeddings:
             return candidate
     return next(token for token in range(3) if token not in ends)
 
