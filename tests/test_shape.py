@@ -152,3 +152,8 @@ def test_tokens_that_the_model_has_no_embedding_for_are_named(folders: dict[str,
     assert not model_checks.of_template(chat, Corpus(()), sizes.Size(vocabulary=800))
     (told,) = model_checks.of_template(chat, Corpus(()), sizes.Size(vocabulary=5))
     assert told.severity == "error" and "'<|im_end|>' (5)" in told.evidence and "5 embeddings" in told.evidence
+
+
+def test_a_pad_token_of_the_configuration_without_an_embedding_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    transformers.LlamaConfig(**TINY | {"pad_token_id": TINY["vocab_size"]}).save_pretrained(tmp_path)
+    assert shape.require(str(tmp_path), "grouped")

@@ -85,6 +85,9 @@ def described(folder: str, attention: str) -> Any:
     except Exception as error:  # whatever a configuration's own checks raise
         raise _unusable(folder, error) from None
     config.__dict__.pop("quantization_config", None)
+    pad, embeddings = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if pad is not None and embeddings and pad >= embeddings:
+        config.pad_token_id = None  # loading names another
     try:
         return _on_meta(config, attention)
     except Exception as error:  # whatever a model's own code raises
