@@ -61,6 +61,12 @@ class Data(Section):
     prompts: str = value("data/prompts/*.jsonl", "files of prompts (jsonl, csv, parquet), relative to the run folder")
     demonstrations: str = value("data/demonstrations/*.jsonl", "files of demonstrations")
     safety: str = value("data/safety/*.jsonl", "files of the safety set; empty for none")
+    safety_harmful: dict[str, bool | str] = value(
+        {}, "what says whether prompts of a safety file are harmful where its rows do not: true or false for all of them, or the name of a column"
+    )
+    unusable: Literal["stop", "skip"] = value(
+        "stop", "what rows that cannot be used do, prompts that are too long among them: stop the run, or be left out, counted and listed"
+    )
     preferences: str = value("data/preferences/*.jsonl", "files of preferences, read where `preferences.raters` is recorded")
     heldout: float = value(0.2, "share of prompts held out where the rows name no split", "0.1-0.3", "", ge=0, lt=1)
     max_prompt_tokens: int = value(256, "longest prompt, template included", "", "longer ones are named by the check", ge=8)

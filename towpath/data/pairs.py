@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from towpath.data.sources import normalised
 from towpath.data.tables import Unusable
+from towpath.data.texts import normalised, require_text
 from towpath.records import Choice, Comparison, Completion, Judgement, Prompt, Split, as_row
 
 Kind = Literal["person", "judge", "rule", "simulated"]
@@ -189,16 +189,6 @@ def _require_texts(pair: Pair) -> None:
         require_text(what, text)
     if pair.a.strip() == pair.b.strip():
         raise Unusable("identical answers")
-
-
-def require_text(what: str, text: str) -> None:
-    """Text that a ledger can hold, and that says something."""
-    if not text.strip():
-        raise Unusable(f"empty {what}")
-    if "\x00" in text:
-        raise Unusable(f"the {what} holds a NUL character")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise Unusable(f"the {what} holds half a character (a lone surrogate)")
 
 
 def _fits(known: Known, pair: Pair) -> bool:

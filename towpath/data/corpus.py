@@ -1,0 +1,72 @@
+"""All the data of a run, as records."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from towpath.data.refused import RefusedRow
+from towpath.records import Demonstration, Finding, Prompt
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Hashes of the parts of a corpus that the fingerprints of stages depend on."""
+
+    demonstrations: str
+    train: str
+    evaluated: str
+    preferences: str
+    """What decides which recorded preferences are used: every prompt with its split, and the safety set."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All that a run was given to learn from and to be judged on."""
+
+    prompts: tuple[Prompt, ...]
+    demonstrations: tuple[Demonstration, ...] = ()
+    safety: tuple[Prompt, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    refused: tuple[RefusedRow, ...] = ()
+    """Rows that were left out because they cannot be used."""
+    places: dict[tuple[str, str], str] = field(default_factory=dict)
+    """File and line of each record, by part and id."""
+    drawn: int = 0
+    """Prompts whose split is drawn by `data.heldout` because their rows name none."""
+
+    @cached_property
+    def train(self) -> tuple[Prompt, ...]:
+        """Prompts that may be trained on."""
+        return tuple(p for p in self.prompts if p.split == "train")
+
+    @cached_property
+    def heldout(self) -> tuple[Prompt, ...]:
+        """Prompts that only evaluation sees."""
+        return tuple(p for p in self.prompts if p.split == "heldout")
+
+    @cached_property
+    def by_id(self) -> dict[str, Prompt]:
+        """Prompts and the safety set by id."""
+        return {p.id: p for p in (*self.prompts, *self.safety)}
+
+    @cached_property
+    def digests(self) -> Digests:
+        """Hashes of the content, computed once."""
+        return Digests(
+            digest(self.demonstrations), digest(self.train), digest([self.heldout, self.safety]), digest([self.heldout, self.safety, self.train])
+        )  # fmt: skip
+
+
+def digest(content: Any) -> str:
+    """A hash of records and plain values, by content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A record as a dictionary of its fields, anything else as a list."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {one.name: getattr(value, one.name) for one in fields(value)}
+    return list(value)
