@@ -2,9 +2,7 @@
 
 import csv
 import hashlib
-import itertools
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,8 +62,8 @@ def test_quickstart_reads_whole_without_findings(quickstart: Corpus) -> None:
 
 
 def test_quickstart_has_no_duplicates_and_no_leaks(quickstart: Corpus) -> None:
-    assert curate.duplicates([*quickstart.prompts, *quickstart.safety]) == []
-    assert curate.leaks(quickstart) == []
+    found = curate.overlaps(quickstart)
+    assert (found.duplicates, found.safety_duplicates, found.leaks, found.complete) == ([], [], [], True)
 
 
 def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> None:
@@ -133,7 +131,9 @@ def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
 def test_only_the_first_twenty_bad_rows_are_listed_and_all_counted(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *["{"] * 53)
     message = refused(tmp_path, prompts="p.jsonl")
-    assert message.startswith("53 unusable rows: 53 × not JSON") and "p.jsonl:20:" in message and "p.jsonl:21:" not in message and "33 more" in message
+    assert (
+        message.startswith("53 unusable rows: 53 × not JSON") and "p.jsonl:20:" in message and "p.jsonl:21:" not in message and "33 more" in message
+    )
 
 
 def test_text_that_is_not_utf8_and_a_file_without_rows_are_named(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_ids_come_from_content_whatever_the_order(tmp_path: Path) -> None:
 def test_equal_rows_without_ids_are_kept_apart_and_reported_as_duplicates(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *[{"prompt": "Same?"}] * 3)
     found = read(tmp_path, prompts="p.jsonl")
-    assert len(found.by_id) == 3 and len(curate.duplicates(found.prompts)) == 2
+    assert len(found.by_id) == 3 and len(curate.overlaps(found).duplicates) == 2
 
 
 def test_an_id_used_twice_names_both_places(tmp_path: Path) -> None:
@@ -279,21 +279,10 @@ def test_a_prompt_id_must_belong_to_the_prompt(tmp_path: Path) -> None:
     assert "d.jsonl:1: prompt_id 't' has another prompt" in message and "d.jsonl:2: prompt_id 's' belongs to the safety set" in message
 
 
-def test_near_finds_what_comparing_all_pairs_finds() -> None:
-    words = ["boil", "bake", "fry", "steam", "roast", "egg", "rice", "bean", "leek", "slowly", "quickly", "well", "salt", "oil", "water", "pan"]
-    draw = random.Random(1)
-    texts = [" ".join(draw.choices(words, k=draw.randint(3, 30))) for _ in range(150)]
-    texts += [text.replace("e", "a", draw.randint(1, 2)) for text in texts[:100]] + ["", "a", "ab", "ab"]
-    sets = [curate._shingles(text) for text in texts]
-    expected = [(i, j) for i, j in itertools.combinations(range(len(sets)), 2) if curate._jaccard(sets[i], sets[j]) >= curate.ALIKE]
-    assert len(expected) > 20
-    assert curate.near(texts) == expected
-
-
 def test_duplicates_by_form_and_by_nearness() -> None:
     long = "How do I keep a sourdough starter alive while I travel for several weeks in the summer"
     texts = ["How are you?", " how  ARE you", "Ｈow are you!", "Who are you?", f"{long}?", f"{long}s?", "What is C?", "What is C++?", "What is C#?"]
-    pairs = curate.duplicates([Prompt(str(i), text) for i, text in enumerate(texts)])
+    pairs = curate.overlaps(Corpus(tuple(Prompt(str(i), text) for i, text in enumerate(texts)))).duplicates
     assert pairs == [("0", "1"), ("0", "2"), ("4", "5")]
 
 
@@ -305,7 +294,7 @@ def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
     )  # fmt: skip
     write(tmp_path / "d.jsonl", {"id": "d1", "prompt": long + "!?x", "prompt_id": "t4", "response": "So."})
     write(tmp_path / "s.jsonl", {"id": "s1", "prompt": "harm", "harmful": True})
-    found = curate.leaks(read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl"))
+    found = curate.overlaps(read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl")).leaks
     assert {(x.between, x.learned, x.judged, x.exact) for x in found} == {
         ("train-heldout", "t1", "h1", True), ("train-heldout", "t4", "h2", False), ("demonstrations-heldout", "d1", "h2", False),
         ("safety-train", "t3", "s1", True),
@@ -319,7 +308,7 @@ def test_dolly_as_prompts_and_demonstrations_splits_without_leaks() -> None:
     left = next(f for f in found.findings if f.code == "demonstrations-heldout")
     assert left.evidence.startswith(f"{4000 - len(found.demonstrations)} of 4000")
     assert len(found.safety) == 450
-    assert not any(leak.exact for leak in curate.leaks(found) if leak.between != "safety-train")
+    assert not any(leak.exact for leak in curate.overlaps(found).leaks if leak.between != "safety-train")
 
 
 @real_rows
@@ -337,4 +326,4 @@ def test_a_foreign_column_name_is_told() -> None:
 def test_a_prompt_near_one_that_is_on_both_sides_leaks_too() -> None:
     long = "Explain in plain words how a bill becomes a law in the parliament of a small country"
     prompts = (Prompt("t1", long), Prompt("h1", long, split="heldout"), Prompt("t2", f"{long} so"))
-    assert {(x.learned, x.judged) for x in curate.leaks(Corpus(prompts))} == {("t1", "h1"), ("t2", "h1")}
+    assert {(x.learned, x.judged) for x in curate.overlaps(Corpus(prompts)).leaks} == {("t1", "h1"), ("t2", "h1")}

@@ -54,10 +54,9 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     from dataclasses import asdict
 
     from towpath import pipeline, preflight, recipe
-    from towpath.data import sources
 
     settings = recipe.load(run, set_)
-    findings = pipeline.examine(settings, run, sources.read(run, settings.data, settings.seed), force)
+    findings = pipeline.examine(settings, run, pipeline.load_corpus(settings, run), force)
     print(json.dumps([asdict(f) for f in findings], indent=1) if as_json else preflight.lines(findings) or "nothing to report")
     preflight.require(findings, force)
 
@@ -65,15 +64,14 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
 def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """What labels will take: people's hours, days and dollars, a judge's dollars, and what is spent."""
+    from towpath import pipeline, recipe
     from towpath import plan as planning
-    from towpath import recipe
-    from towpath.data import sources
     from towpath.store import place
     from towpath.store.store import Store
 
     settings = recipe.load(run, set_)
     with Store.open(place.of(run, settings.store.url)) as store:
-        found = planning.labels(settings, run, sources.read(run, settings.data, settings.seed), store)
+        found = planning.labels(settings, run, pipeline.load_corpus(settings, run), store)
     print(json.dumps(planning.as_json(found), indent=1) if as_json else planning.told(found))
 
 

@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +16,17 @@ from typing import Any
 
 from towpath import algos, gates, report
 from towpath.algos import data_of
-from towpath.data import sources
-from towpath.data.sources import Corpus
+from towpath.data import sources, summary
+from towpath.data.cache import cache_file
+from towpath.data.corpus import Corpus, digest
+from towpath.data.lengths import TokenLengths, limits_of, model_key, too_long, without
+from towpath.data.refused import FILE, by_part, skipped
+from towpath.data.summary import DataSummary
 from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.feedback import simulated
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
+from towpath.sizes import model_size
 from towpath.store import place
 from towpath.store.publish import alone, fault, replace_file, sweep
 from towpath.store.store import Store
@@ -66,7 +71,7 @@ class State:
     findings: list[dict[str, Any]] = field(default_factory=list)
 
 
-def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list[Planned]:
+def plan(recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: Store | None) -> list[Planned]:
     """Every stage with its fingerprint: a hash of its configuration, its data, and its inputs' fingerprints."""
     planned: dict[str, Planned] = {}
     _see_own_code(run)
@@ -74,7 +79,7 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     def stage(name: str, round_: int, config: dict[str, Any], *inputs: str) -> None:
         full = name if round_ == 1 else f"{name}@{round_}"
         content = {"format": FORMAT, "stage": full, "seed": recipe.seed, "config": config, "inputs": {i: planned[i].fingerprint for i in inputs}}
-        fingerprint = _digest(content)[:12]
+        fingerprint = digest(content)[:12]
         planned[full] = Planned(full, config, inputs, fingerprint, run / "stages" / full / fingerprint, round_)
 
     model = {"source": recipe.model.source, "dtype": recipe.model.dtype, "template": recipe.model.template}
@@ -82,12 +87,12 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     drawing = {key: dump["preferences"][key] for key in ("prompts", "completions", "base_share", "max_new_tokens", "decodings")}
     dump["reward"].pop("use")
     needs_reward, needs_labels = _needs(recipe)
-    stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
+    stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": corpus.digests.demonstrations})
     engine = {} if recipe.engine.of == "local" else {"engine": recipe.engine.of}
     judge = {"rubric": simulated.GUIDELINE}  # a changed rubric is a changed judge
     later = ("jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements")  # read by `evaluate` alone
     answering = {key: value for key, value in dump["evaluate"].items() if key not in later}
-    stage("baseline", 1, {"evaluate": answering, "prompts": _digest([corpus.heldout, corpus.safety])} | judge | engine, "sft")
+    stage("baseline", 1, {"evaluate": answering, "prompts": corpus.digests.evaluated} | judge | engine, "sft")
     for n in range(1, recipe.rounds + 1):
         at, before = ("" if n == 1 else f"@{n}"), ("" if n == 2 else f"@{n - 1}")
         samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)] if recipe.preferences.raters != "recorded" else []
@@ -95,13 +100,13 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
         learned = []
         if needs_labels:
             if samples:
-                stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)} | engine, "sft", *again)
-            stage("label", n, _labelling(recipe, run, planned, samples, store), *samples)
+                stage("sample", n, {"drawing": drawing, "prompts": corpus.digests.train} | engine, "sft", *again)
+            stage("label", n, _labelling(recipe, run, corpus, planned, samples, store), *samples)
             learned = [*samples, f"label{at}"]
         if needs_reward:
             stage("reward", n, {"reward": dump["reward"]}, "sft", *learned)
             learned = [f"reward{at}"]
-        said = {"policy": _what_decides(dump["policy"]), "prompts": _digest(corpus.train)} | _own_code(recipe)
+        said = {"policy": _what_decides(dump["policy"]), "prompts": corpus.digests.train} | _own_code(recipe)
         said |= {"health": dump["health"]} if recipe.health.act == "auto" else {}  # else it looks on
         said |= engine and engine | {"correction": recipe.engine.correction}
         if data_of(recipe.policy.algo) == "comparisons":
@@ -139,19 +144,22 @@ def _needs(recipe: Recipe) -> tuple[bool, bool]:
     return reward, reward or on_pairs
 
 
-def _labelling(recipe: Recipe, run: Path, planned: dict[str, Planned], samples: Sequence[str], store: Store | None) -> dict[str, Any]:
+def _labelling(
+    recipe: Recipe, run: Path, corpus: Corpus | DataSummary, planned: dict[str, Planned], samples: Sequence[str], store: Store | None
+) -> dict[str, Any]:
     """What labels depend on: how they are made, and what has been said so far of this recipe's comparisons."""
     cfg, raters = recipe.preferences, recipe.preferences.raters
     said: dict[str, Any] = {"raters": raters, "aggregate": cfg.aggregate, "overlap": cfg.overlap}
     if raters == "simulated":
         return said | {key: getattr(cfg, key) for key in ("noise", "tie_margin", "both_bad")} | {"rubric": simulated.GUIDELINE}
     if raters == "recorded":
-        files = sources.matched(run, "data.preferences", recipe.data.preferences)
         cut = {"prompt_tokens": recipe.data.max_prompt_tokens, "answer_tokens": cfg.max_new_tokens, "template": recipe.model.template}
-        return said | {"files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}} | cut
+        files = sources.matched(run, "data.preferences", recipe.data.preferences)
+        hashes = summary.file_hashes(run, files, trust=isinstance(corpus, DataSummary))
+        return said | {"files": hashes, "prompts": corpus.digests.preferences} | cut
     ours = tuple(planned[name].fingerprint[:6] for name in samples)
     told = sorted(j.key + j.choice for j in store.judgements() if j.comparison.startswith(ours)) if store else []
-    said |= {"judgements": _digest(told), "rules": cfg.rules}
+    said |= {"judgements": digest(told), "rules": cfg.rules}
     if raters == "blend":
         said |= {"audit": cfg.audit, "people": cfg.people}
     if raters in ("judge", "blend"):
@@ -159,15 +167,43 @@ def _labelling(recipe: Recipe, run: Path, planned: dict[str, Planned], samples: 
     return said
 
 
-def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, default=lambda x: asdict(x) if hasattr(x, "__dataclass_fields__") else list(x))
-    return hashlib.sha256(text.encode()).hexdigest()
+def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
+    """The data of a run, without the rows that the recipe skips; the hashes that `status` needs of it are kept."""
+    name = summary.key(folder, recipe)
+    corpus = sources.read(folder, recipe.data, recipe.seed)
+    if recipe.data.unusable == "skip":
+        from towpath.data.chat import Chat
+        from towpath.models import base
+
+        place = base.find(recipe.model.source)
+        chat, context = Chat(base.load_tokenizer(place), recipe.model.template), model_size(Path(place)).context
+        corpus = _skip_too_long(recipe, corpus, TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context))
+    summary.remember(folder, name, corpus)
+    return corpus
+
+
+def _skip_too_long(recipe: Recipe, corpus: Corpus, lengths: TokenLengths) -> Corpus:
+    """The corpus without records that are too long, and a finding on all that was left out."""
+    left = without(corpus, too_long(corpus, lengths, limits_of(recipe, lengths.context)))
+    lengths.save()
+    return replace(left, findings=(*left.findings, *skipped(left.refused)))
+
+
+def summarise(recipe: Recipe, folder: Path) -> Corpus | DataSummary:
+    """What a plan needs of the data, without reading what has not changed since it was read last; nothing is tokenised."""
+    known = summary.recall(folder, recipe)
+    if known is not None:
+        return known
+    if recipe.data.unusable == "stop":
+        return load_corpus(recipe, folder)
+    lengths = TokenLengths(None, cache_file(folder, "token_lengths"), model_key(recipe))
+    return _skip_too_long(recipe, sources.read(folder, recipe.data, recipe.seed), lengths)
 
 
 def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False) -> list[Verdict]:
     """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act."""
     with alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
-        corpus = sources.read(folder, recipe.data, recipe.seed)
+        corpus = load_corpus(recipe, folder)
         planned = plan(recipe, folder, corpus, store)
         _require_stage(only, planned)
         findings = _preflight(recipe, folder, corpus, force, say)
@@ -218,7 +254,7 @@ def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Plann
     finally:
         (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
     give_back_memory()
-    _finish(step, recipe, result, job.findings, before + time.monotonic() - begun, planned)
+    _finish(step, recipe, result, job.findings, before + time.monotonic() - begun, planned, corpus)
     _say_findings(job.findings, say)
     say(f"{step.name}: done in {before + time.monotonic() - begun:.0f} s")
     return True
@@ -230,7 +266,9 @@ def _spent(folder: Path) -> float:
     return float(path.read_text() or 0) if path.is_file() else 0.0
 
 
-def _finish(step: Planned, recipe: Recipe, result: dict[str, Any], findings: list[Finding], seconds: float, planned: list[Planned]) -> None:
+def _finish(
+    step: Planned, recipe: Recipe, result: dict[str, Any], findings: list[Finding], seconds: float, planned: list[Planned], corpus: Corpus
+) -> None:
     fingerprints = {p.name: p.fingerprint for p in planned}
     packages = ("torch", "transformers", "numpy", "towpath")
     manifest = {
@@ -239,9 +277,20 @@ def _finish(step: Planned, recipe: Recipe, result: dict[str, Any], findings: lis
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version(), "machine": platform.machine()},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "findings": [asdict(f) for f in findings], "result": result,
+        "findings": [asdict(f) for f in findings], "data": _data_counts(corpus), "result": result,
     }  # fmt: skip
     replace_file(step.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
+
+
+def _data_counts(corpus: Corpus) -> dict[str, Any]:
+    """How many records a stage had, and how many rows were left out."""
+    counts = {
+        "prompts": len(corpus.train),
+        "heldout": len(corpus.heldout),
+        "demonstrations": len(corpus.demonstrations),
+        "safety": len(corpus.safety),
+    }
+    return counts | {"skipped_rows": by_part(corpus.refused), "skipped_rows_file": FILE if corpus.refused else ""}
 
 
 def _version(package: str) -> str:
@@ -355,9 +404,8 @@ def busy(folder: Path) -> bool:
 
 def status(recipe: Recipe, folder: Path) -> State:
     """Stages, gates, findings, and what the run waits for."""
-    corpus = sources.read(folder, recipe.data, recipe.seed)
     with Store.open(place.of(folder, recipe.store.url)) as store:
-        planned = plan(recipe, folder, corpus, store)
+        planned = plan(recipe, folder, summarise(recipe, folder), store)
     judged = {v.gate: v for v in gates.verdicts(recipe, _results(planned))}
     current, running, stages, blocked = _current(folder), busy(folder), [], False
     for step in planned:
@@ -383,4 +431,4 @@ def status(recipe: Recipe, folder: Path) -> State:
 def judged(recipe: Recipe, folder: Path) -> list[Verdict]:
     """The verdicts on what has been run of this recipe."""
     with Store.open(place.of(folder, recipe.store.url)) as store:
-        return gates.verdicts(recipe, _results(plan(recipe, folder, sources.read(folder, recipe.data, recipe.seed), store)))
+        return gates.verdicts(recipe, _results(plan(recipe, folder, summarise(recipe, folder), store)))

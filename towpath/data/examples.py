@@ -11,6 +11,7 @@ from towpath.data.texts import require_text
 from towpath.errors import DataError
 from towpath.records import Demonstration, Prompt, as_row
 
+
 @dataclass(frozen=True)
 class Examples:
     """Prompts, the answers that people wrote to them, and every row that could not be used with its place and reason."""

@@ -4,6 +4,8 @@ N texts, K hash functions, B bands of R rows. The time grows with the length of 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,28 +16,36 @@ BANDS, ROWS = 16, 8
 """Two texts of similarity s share a band with probability 1 - (1 - s^R)^B: 0.9999 at 0.9."""
 ESTIMATE_MARGIN = 0.15
 """A candidate whose signatures agree on less than SIMILAR by five standard errors is not compared exactly."""
-WHOLE_BUCKET, NEIGHBOURS = 64, 16
-"""In a larger bucket each text is compared with the texts next to it in length alone, so that a set of templates costs no square."""
+WHOLE_BUCKET, NEIGHBOURS = 64, 2
+"""In a larger bucket a text is compared only with the texts next to it in length."""
+MOST_CANDIDATES = 100_000
+"""Beyond so many candidates, or two a text, each text keeps a few: thousands of prompts of one template have a square of pairs that nobody reads."""
+SETS_KEPT = 2048
 CHUNK = 1 << 17
 """Characters hashed at once: what fits the processor's cache."""
 SEED = 20_000_003
+VERSION = 1
+"""Raised where other pairs would be found, so that a cache of the old ones is not read."""
 
 
-def near_pairs(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of positions, first below second, whose shingles overlap by SIMILAR or more."""
+@dataclass(frozen=True, slots=True)
+class NearPairs:
+    """Pairs of positions, first below second; not complete where so many texts are alike that only some pairs of each are listed."""
+
+    pairs: list[tuple[int, int]]
+    complete: bool
+
+
+def near_pairs(texts: Sequence[str]) -> NearPairs:
+    """Pairs of texts whose shingles overlap by SIMILAR or more."""
     if len(texts) < 2:
-        return []
+        return NearPairs([], True)
     signature_NK = _signatures(texts)
-    candidates = _candidates(signature_NK, [len(text) for text in texts])
-    sets: dict[int, frozenset[str]] = {}
-    pairs = []
-    for i, j in candidates:
-        for position in (i, j):
-            if position not in sets:
-                sets[position] = shingles(texts[position])
-        if jaccard(sets[i], sets[j]) >= SIMILAR:
-            pairs.append((i, j))
-    return pairs
+    sets = lru_cache(SETS_KEPT)(lambda position: shingles(texts[position]))
+    code_P, complete = _candidates(signature_NK, [len(text) for text in texts])
+    code_P, complete = _bounded(_likely(signature_NK, code_P), complete, len(texts))
+    pairs = zip((code_P // len(texts)).tolist(), (code_P % len(texts)).tolist(), strict=True)
+    return NearPairs([(i, j) for i, j in pairs if jaccard(sets(i), sets(j)) >= SIMILAR], complete)
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -93,33 +103,60 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _candidates(signature_NK: np.ndarray, lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs that share a band and whose signatures agree on nearly SIMILAR."""
+def _candidates(signature_NK: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, bool]:
+    """Pairs that share a band, as first * N + second, in order; and whether every pair of every band is among them."""
     count = len(signature_NK)
+    codes, complete = [np.empty(0, np.int64)], True
     by_length = np.argsort(np.asarray(lengths), kind="stable")
-    codes = [np.empty(0, np.int64)]
     for band in range(BANDS):
-        key = np.zeros(count, np.uint64)
-        for row in range(band * ROWS, (band + 1) * ROWS):
-            key = _mix(key ^ signature_NK[:, row])
-        order = by_length[np.argsort(key[by_length], kind="stable")]
-        edges = np.flatnonzero(np.diff(key[order])) + 1
-        begins, ends = np.append(0, edges), np.append(edges, count)
-        shared = ends - begins > 1
-        codes += [_bucket_pairs(order[begin:end], count) for begin, end in zip(begins[shared], ends[shared], strict=True)]
-    code = np.unique(np.concatenate(codes))
-    first, second = code // count, code % count
-    kept = []
-    for begin in range(0, len(code), 1 << 16):
-        part = slice(begin, begin + (1 << 16))
-        kept.append((signature_NK[first[part]] == signature_NK[second[part]]).mean(1) >= SIMILAR - ESTIMATE_MARGIN)
-    mask = np.concatenate([np.empty(0, bool), *kept])
-    return list(zip(first[mask].tolist(), second[mask].tolist(), strict=True))
+        for members in _buckets(signature_NK[by_length, band * ROWS : (band + 1) * ROWS], by_length):
+            whole = len(members) <= WHOLE_BUCKET
+            complete = complete and whole
+            codes.append(_bucket_pairs(members, len(members) - 1 if whole else NEIGHBOURS, count))
+    return np.unique(np.concatenate(codes)), complete
 
 
-def _bucket_pairs(members: np.ndarray, count: int) -> np.ndarray:
-    """Pairs of a bucket as first * N + second; of a large one only neighbours in length."""
-    width = len(members) if len(members) <= WHOLE_BUCKET else NEIGHBOURS + 1
-    pairs = [np.sort(np.stack([members[:-step], members[step:]]), axis=0) for step in range(1, min(width, len(members)))]
+def _bounded(code_P: np.ndarray, complete: bool, count: int) -> tuple[np.ndarray, bool]:
+    """Not more candidates than can be compared in seconds: where there are, the same number of each text."""
+    most = max(MOST_CANDIDATES, 2 * count)
+    if len(code_P) <= most:
+        return code_P, complete
+    rank_P = _rank(code_P // count)
+    kept = np.cumsum(np.bincount(rank_P))  # pairs that are left where each text keeps so many, and one more
+    return code_P[rank_P <= max(0, np.searchsorted(kept, most, "right") - 1)], False
+
+
+def _buckets(band_NR: np.ndarray, position_N: np.ndarray) -> Iterator[np.ndarray]:
+    """Positions whose rows of a band are equal, two or more each, in the order given."""
+    key_N = np.zeros(len(band_NR), np.uint64)
+    for column in band_NR.T:
+        key_N = _mix(key_N ^ column)
+    order = np.argsort(key_N, kind="stable")
+    edges = np.flatnonzero(np.diff(key_N[order])) + 1
+    begins, ends = np.append(0, edges), np.append(edges, len(order))
+    shared = ends - begins > 1
+    for begin, end in zip(begins[shared], ends[shared], strict=True):
+        yield position_N[order[begin:end]]
+
+
+def _bucket_pairs(members: np.ndarray, width: int, count: int) -> np.ndarray:
+    """Each member with the next `width` of them, as first * N + second."""
+    pairs = [np.sort(np.stack([members[:-step], members[step:]]), axis=0) for step in range(1, width + 1)]
     lower, upper = np.concatenate(pairs, axis=1)
     return lower.astype(np.int64) * count + upper
+
+
+def _rank(sorted_P: np.ndarray) -> np.ndarray:
+    """How many equal values stand before each."""
+    begins = np.flatnonzero(np.append(True, np.diff(sorted_P) != 0)) if len(sorted_P) else np.empty(0, np.int64)
+    return np.arange(len(sorted_P)) - np.repeat(begins, np.diff(np.append(begins, len(sorted_P))))
+
+
+def _likely(signature_NK: np.ndarray, code_P: np.ndarray, size: int = 1 << 16) -> np.ndarray:
+    """The candidates whose signatures agree on nearly SIMILAR: the share on which they do estimates the similarity."""
+    kept = [np.empty(0, np.int64)]
+    for begin in range(0, len(code_P), size):
+        part = code_P[begin : begin + size]
+        agreement = (signature_NK[part // len(signature_NK)] == signature_NK[part % len(signature_NK)]).mean(1)
+        kept.append(part[agreement >= SIMILAR - ESTIMATE_MARGIN])
+    return np.concatenate(kept)

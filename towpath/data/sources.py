@@ -39,9 +39,7 @@ def read(run: Path, data: Data, seed: int) -> Corpus:
     if not prompts and not added:
         raise _no_prompts(reader.refused)
     found = (*renamed, *findings)
-    return Corpus(
-        (*prompts, *added), tuple(demonstrations), tuple(safety), found, reader.files, tuple(reader.refused), reader.places, reader.drawn
-    )
+    return Corpus((*prompts, *added), tuple(demonstrations), tuple(safety), found, reader.files, tuple(reader.refused), reader.places, reader.drawn)
 
 
 def matched(run: Path, key: str, pattern: str) -> list[Path]:

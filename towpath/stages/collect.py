@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from towpath.data import formats, sources
+from towpath.data import formats
+from towpath.data import recorded as recordings
 from towpath.data.draws import share
-from towpath.data.sources import normalised
+from towpath.data.refused import FILE, RefusedRow, summary
 from towpath.errors import DataError, Waiting
 from towpath.feedback import asking, calibration, judging, routing, simulated
 from towpath.feedback.raters import PEOPLE
@@ -16,8 +17,6 @@ from towpath.records import Choice, Comparison, Finding, Judgement
 from towpath.stages.job import Job
 from towpath.store import figures, settings
 from towpath.store.rating import Task
-
-SHOWN_REASONS = 5
 
 
 def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
@@ -46,44 +45,39 @@ def _simulated_raters(job: Job) -> list[str]:
 
 
 def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
-    """The preferences in the recipe's files, those of held-out prompts, of prompts that are too long and of answers that are one where they are
-    cut left out, and said so."""
-    cfg, comparisons, judgements, refused, cut, read = job.recipe.data, [], [], [], 0, 0
-    held = {normalised(p.prompt) for p in (*job.corpus.heldout, *job.corpus.safety)}
-    lost: Counter[str] = Counter()
-    for path in sources.matched(job.run, "data.preferences", cfg.preferences):
-        found = formats.read_preferences(path, prompts=job.corpus.prompts)
+    """The preferences in the recipe's files that may be used: not those of held-out or too long prompts, nor answers that are equal once cut."""
+    comparisons, judgements, refused, cut, read = [], [], [], 0, 0
+    held, limit = recordings.held_out(job.corpus), job.recipe.data.max_prompt_tokens
+    left_out: Counter[str] = Counter()
+    for found, unusable in recordings.read(job.run, job.recipe.data.preferences, job.corpus):
         formats.add(job.store, found)
-        refused += found.refused
-        prompts = {p.id: p for p in found.prompts}
-        said = {c.id: job.tokens(c) for c in found.completions}
-        cut, read = cut + sum(tokens[-1] != job.chat.eos for tokens in said.values()), read + len(said)
-        unfit = {name: _unfit(job, p.prompt, held) for name, p in prompts.items()}
-        why = {c.id: unfit[c.prompt_id] or _alike(job, said[c.a], said[c.b]) for c in found.comparisons}
+        refused += unusable
+        tokens = {c.id: job.tokens(c) for c in found.completions}
+        cut, read = cut + sum(answer[-1] != job.chat.eos for answer in tokens.values()), read + len(tokens)
+        unfit = {p.id: recordings.unfit(p.prompt, held, limit, lambda text: len(job.chat.prompt(text))) for p in found.prompts}
+        why = {c.id: unfit[c.prompt_id] or _alike(job, tokens[c.a], tokens[c.b]) for c in found.comparisons}
         kept = [c for c in found.comparisons if not why[c.id]]
-        lost.update(reason for reason in why.values() if reason)
+        left_out.update(reason for reason in why.values() if reason)
         names = {c.id for c in kept}
         comparisons += kept
         judgements += [j for j in found.judgements if j.comparison in names]
+    _report_left_out(job, refused, left_out, cut, read)
+    return comparisons, judgements
+
+
+def _report_left_out(job: Job, refused: Sequence[RefusedRow], left_out: Counter[str], cut: int, read: int) -> None:
+    """Findings on rows that cannot be used, comparisons that may not be, and answers that are cut."""
     if refused:
-        evidence = f"{len(refused)} rows of preferences are unusable: {'; '.join(refused[:SHOWN_REASONS])}" + (
-            "; …" if len(refused) > SHOWN_REASONS else ""
+        evidence = f"{len(refused)} rows of preferences are left out: {summary(refused)}; all are listed in {FILE}"
+        job.findings.append(
+            Finding("preferences", "warning", evidence, "rows that cannot be used are never corrected by guess", "fix or remove them")
         )
-        job.findings.append(Finding("preferences", "warning", evidence, "every row is told; none is mended by guess", "mend or remove them"))
     if cut:
         evidence = f"{cut} of {read} answers are read to preferences.max_new_tokens = {job.recipe.preferences.max_new_tokens} and no further"
         remedy = "raise it, to where policy.max_new_tokens allows answers to go"
         job.findings.append(Finding("preferences", "warning", evidence, "what tells answers apart may lie beyond", remedy))
-    for reason, count in lost.items():
+    for reason, count in left_out.items():
         job.findings.append(Finding("preferences", "warning", f"{count} comparisons left out: {reason}"))
-    return comparisons, judgements
-
-
-def _unfit(job: Job, prompt: str, held: set[str]) -> str:
-    if normalised(prompt) in held:
-        return "their prompts are held out for evaluation"
-    limit = job.recipe.data.max_prompt_tokens
-    return f"prompts of more than data.max_prompt_tokens = {limit}" if len(job.chat.prompt(prompt)) > limit else ""
 
 
 def _alike(job: Job, one: Sequence[int], other: Sequence[int]) -> str:

@@ -1,0 +1,35 @@
+"""Small results kept in a hidden folder of the run, so that a second look is quick; removing them costs time alone."""
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+FOLDER = ".cache"
+
+
+def cache_file(run: Path, name: str) -> Path:
+    """Where a result of that name is kept."""
+    return run / FOLDER / f"{name}.json"
+
+
+def read_cache(path: Path | None) -> dict[str, Any]:
+    """What a file keeps; empty where there is none or it is damaged."""
+    try:
+        value = json.loads(path.read_bytes()) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_cache(path: Path | None, value: dict[str, Any]) -> None:
+    """Keep a result; a folder that cannot be written to only makes the next look slower."""
+    if path is None:
+        return
+    aside = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        aside.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+        aside.replace(path)  # no fsync: a cache that is lost is made again
+    except OSError:
+        aside.unlink(missing_ok=True)
