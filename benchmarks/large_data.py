@@ -93,7 +93,7 @@ def timed(root: Path, *words: str) -> dict[str, Any]:
     """Seconds on the clock and of the processor that one command takes."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "towpath", *words]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     printed = process.stdout.read().decode()
     _, status, used = os.wait4(process.pid, 0)
@@ -120,10 +120,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary) / "large"
+        folder = (options.folder or Path(temporary) / "large").resolve()
         if not (folder / "recipe.toml").is_file():
             write_run(folder, options.prompts)
-        rows = list(measure(options.root, folder))
+        rows = list(measure(options.root.resolve(), folder))
     if options.json:
         options.json.write_text(json.dumps({"prompts": options.prompts, "rows": rows}, indent=1) + "\n")
 

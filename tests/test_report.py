@@ -83,7 +83,7 @@ def test_the_summary_has_exactly_what_was_agreed(tmp_path: Path) -> None:
     assert summary["stages"]["evaluate"]["safety"]["verdict"] == "UNDECIDED"
     assert set(summary) == {
         "stages", "kl_per_prompt", "kl_interval", "win_rate_sft_over_base", "win_rate_policy_over_sft", "length_controlled_win_rate",
-        "reward_accuracy", "length_only_accuracy", "agreement_ceiling", "simulated_labels", "seconds", "peak_memory_bytes", "outcome",
+        "reward_accuracy", "length_only_accuracy", "agreement_ceiling", "simulated_labels", "skipped_rows", "seconds", "peak_memory_bytes", "outcome",
     }  # fmt: skip
     assert summary["kl_per_prompt"] == 0.912
     assert set(summary["win_rate_policy_over_sft"]) == {"rate", "interval", "n", "wins", "ties", "losses", "rule"}

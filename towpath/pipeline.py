@@ -254,7 +254,7 @@ def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Plann
     finally:
         (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
     give_back_memory()
-    _finish(step, recipe, result, job.findings, before + time.monotonic() - begun, planned, corpus)
+    _finish(step, recipe, result, job.findings, before + time.monotonic() - begun, planned, job.corpus)
     _say_findings(job.findings, say)
     say(f"{step.name}: done in {before + time.monotonic() - begun:.0f} s")
     return True

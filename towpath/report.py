@@ -70,10 +70,19 @@ def _summary(run: Run, verdicts: list[Verdict]) -> dict[str, Any]:
         "length_only_accuracy": reward.get("length_only_accuracy"),
         "agreement_ceiling": reward.get("ceiling"),
         "simulated_labels": bool(simulation(run)),
+        "skipped_rows": _skipped_rows(run),
         "seconds": sum(stage["seconds"] or 0 for stage in stages.values()) if stages else None,
         "peak_memory_bytes": max((stage["peak_memory_bytes"] or 0 for stage in stages.values()), default=None),
     }
     return _finite(summary | {"outcome": outcome(run, summary)})
+
+
+def _skipped_rows(run: Run) -> dict[str, int]:
+    """How many rows of each part of the data were left out because they cannot be used, as the stages counted them."""
+    found: dict[str, int] = {}
+    for stage in run.stages.values():
+        found |= (stage.manifest.get("data") or {}).get("skipped_rows") or {}
+    return found
 
 
 def _stage(run: Run, stage: Stage, verdicts: list[Verdict]) -> dict[str, Any]:

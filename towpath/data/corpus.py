@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from towpath.data.refused import RefusedRow
@@ -55,9 +55,8 @@ class Corpus:
     @cached_property
     def digests(self) -> Digests:
         """Hashes of the content, computed once."""
-        return Digests(
-            digest(self.demonstrations), digest(self.train), digest([self.heldout, self.safety]), digest([self.heldout, self.safety, self.train])
-        )  # fmt: skip
+        train, evaluated = digest(self.train), digest([self.heldout, self.safety])
+        return Digests(digest(self.demonstrations), train, evaluated, digest([train, evaluated]))
 
 
 def digest(content: Any) -> str:
@@ -67,6 +66,10 @@ def digest(content: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """A record as a dictionary of its fields, anything else as a list."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {one.name: getattr(value, one.name) for one in fields(value)}
-    return list(value)
+    names = _names(type(value))
+    return {name: getattr(value, name) for name in names} if names else list(value)
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()

@@ -62,6 +62,7 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
         comparisons += kept
         judgements += [j for j in found.judgements if j.comparison in names]
     _report_left_out(job, refused, left_out, cut, read)
+    job.corpus = replace(job.corpus, refused=(*job.corpus.refused, *refused))
     return comparisons, judgements
 
 
