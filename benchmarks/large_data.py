@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def chain() -> dict[str, list[str]]:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             words = f"{row['prompt']} {row['response']}".split()
-            for word, following in zip(words, words[1:], strict=False):
+            for word, following in pairwise(words):
                 follows.setdefault(word, []).append(following)
     return follows
 

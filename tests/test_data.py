@@ -302,8 +302,9 @@ def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
 
 
 @real_rows
-def test_dolly_as_prompts_and_demonstrations_splits_without_leaks() -> None:
-    found = read(SHARED, prompts="dolly_short_4k.jsonl", demonstrations="dolly_short_4k.jsonl", safety="xstest_prompts.csv")
+def test_dolly_as_prompts_and_demonstrations_splits_without_leaks(tmp_path: Path) -> None:
+    dolly = str(SHARED / "dolly_short_4k.jsonl")
+    found = read(tmp_path, prompts=dolly, demonstrations=dolly, safety=str(SHARED / "xstest_prompts.csv"))
     assert len(found.prompts) == 4000 and 700 < len(found.heldout) < 900
     left = next(f for f in found.findings if f.code == "demonstrations-heldout")
     assert left.evidence.startswith(f"{4000 - len(found.demonstrations)} of 4000")
@@ -312,15 +313,15 @@ def test_dolly_as_prompts_and_demonstrations_splits_without_leaks() -> None:
 
 
 @real_rows
-def test_preference_transcripts_are_refused_row_by_row() -> None:
-    message = refused(SHARED, prompts="hh_harmless_open.jsonl")
+def test_preference_transcripts_are_refused_row_by_row(tmp_path: Path) -> None:
+    message = refused(tmp_path, prompts=str(SHARED / "hh_harmless_open.jsonl"))
     count = sum(bool(line.strip()) for line in (SHARED / "hh_harmless_open.jsonl").read_bytes().split(b"\n"))
     assert message.startswith(f"{count} unusable rows") and "hh_harmless_open.jsonl:1: no prompt (keys: chosen, rejected)" in message
 
 
-@real_rows
-def test_a_foreign_column_name_is_told() -> None:
-    assert "keys: id, harm_area, counter, category, prompts_final" in refused(SHARED, safety="simple_safety_tests.csv")
+def test_a_foreign_column_name_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", {"harm_area": "x", "body": "Why?"})
+    assert "keys: harm_area, body" in refused(tmp_path, prompts="p.jsonl")
 
 
 def test_a_prompt_near_one_that_is_on_both_sides_leaks_too() -> None:

@@ -103,7 +103,7 @@ def test_rows_that_contradict_themselves_or_the_recipe_are_refused(tmp_path: Pat
 def test_a_rule_for_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "Hello?"})
     put(tmp_path / "s.jsonl", *SAFE)
-    with pytest.raises(RecipeError, match="'sst.csv', which is no file of the safety set"):
+    with pytest.raises(RecipeError, match=r"'sst\.csv', which is no file of the safety set"):
         read(tmp_path, prompts="p.jsonl", safety="s.jsonl", safety_harmful={"sst.csv": True})
 
 
@@ -134,13 +134,13 @@ def test_rows_that_said_nothing_are_not_written_as_harmless(tmp_path: Path) -> N
 
 
 @real_rows
-def test_public_safety_sets_are_read_with_what_they_say() -> None:
+def test_public_safety_sets_are_read_with_what_they_say(tmp_path: Path) -> None:
     xstest, simple = SHARED / "xstest_prompts.csv", SHARED / "simple_safety_tests.csv"
     prompts = str(SHARED / "dolly_short_4k.jsonl")
-    assert sum(p.harmful for p in read(SHARED, prompts=prompts, safety=str(xstest)).safety) == 200
+    assert sum(p.harmful for p in read(tmp_path, prompts=prompts, safety=str(xstest)).safety) == 200
     with pytest.raises(DataError, match=r"100 × nothing says whether it is harmful(.|\n)*simple_safety_tests.csv\" = true"):
-        read(SHARED, prompts=prompts, safety=str(simple))
-    both = read(SHARED, prompts=prompts, safety=str(SHARED / "*_*t*s.csv"), safety_harmful={"simple_safety_tests.csv": True})
+        read(tmp_path, prompts=prompts, safety=str(simple))
+    both = read(tmp_path, prompts=prompts, safety=str(SHARED / "*_*t*s.csv"), safety_harmful={"simple_safety_tests.csv": True})
     assert (len(both.safety), sum(p.harmful for p in both.safety)) == (550, 300)
     for path, rule in ((xstest, None), (simple, True)):
         theirs = read_examples(path, harmful=rule)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
@@ -98,13 +98,15 @@ def _duplicates(groups: Groups, similar: Iterable[tuple[str, str]]) -> list[tupl
 
 
 def _similar(texts: Sequence[str], cache: Path | None) -> tuple[list[tuple[str, str]], bool]:
-    """Pairs of texts that are nearly the same, from the cache where it was made of these very texts."""
+    """Pairs of texts that are nearly the same and whether those are all, from the cache where it was made of these very texts."""
     content = hashlib.sha256(json.dumps([near.VERSION, *texts]).encode()).hexdigest()
-    known = read_cache(cache)
-    if known.get("content") != content:
-        known = {"content": content} | asdict(near.near_pairs(texts))
-        write_cache(cache, known)
-    return [(texts[i], texts[j]) for i, j in known["pairs"]], known["complete"]
+    kept = read_cache(cache)
+    if kept.get("content") == content:
+        found = near.NearPairs(kept["pairs"], kept["complete"])
+    else:
+        found = near.near_pairs(texts)
+        write_cache(cache, {"content": content, "pairs": found.pairs, "complete": found.complete})
+    return [(texts[i], texts[j]) for i, j in found.pairs], found.complete
 
 
 def _grouped(named: Iterable[tuple[str, str]]) -> Groups:

@@ -41,7 +41,11 @@ def near_pairs(texts: Sequence[str]) -> NearPairs:
     if len(texts) < 2:
         return NearPairs([], True)
     signature_NK = _signatures(texts)
-    sets = lru_cache(SETS_KEPT)(lambda position: shingles(texts[position]))
+
+    @lru_cache(SETS_KEPT)
+    def sets(position: int) -> frozenset[str]:
+        return shingles(texts[position])
+
     code_P, complete = _candidates(signature_NK, [len(text) for text in texts])
     code_P, complete = _bounded(_likely(signature_NK, code_P), complete, len(texts))
     pairs = zip((code_P // len(texts)).tolist(), (code_P % len(texts)).tolist(), strict=True)
