@@ -117,14 +117,20 @@ def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
     folder = run / "data" / "preferences"
     folder.mkdir()
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = settings("preferences.raters=recorded")
+    stopped = towpath("stage", "label", run, *settings("preferences.raters=recorded"))
+    assert stopped.returncode == 1 and "2 rows of preferences cannot be used" in stopped.stderr and "data.unusable = 'skip'" in stopped.stderr
+    asked = settings("preferences.raters=recorded", "data.unusable=skip")
     for stage in ("label", "reward"):
         done = towpath("stage", stage, run, *asked)
         assert done.returncode == 0, done.stderr
     label = result(run, "label")
     assert label["result"]["decided"] == 40
     told = " ".join(f["evidence"] for f in label["findings"])
-    assert "2 rows of preferences are unusable: pairs.jsonl:42" in told and "pairs.jsonl:43" in told
+    assert "2 rows of preferences are left out" in told and "pairs.jsonl:42" in told and "pairs.jsonl:43" in told
+    assert label["data"]["skipped_rows"] == {"preferences": 2}
+    listed = [json.loads(line) for line in (run / "reports" / "refused_rows.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in listed] == [("data/preferences/pairs.jsonl", 42), ("data/preferences/pairs.jsonl", 43)]
+    assert json.loads((run / "reports" / "summary.json").read_text())["skipped_rows"] == {"preferences": 2}
     assert "1 comparisons left out: their prompts are held out" in told
     assert "1 comparisons left out: answers that are one in their first" in told
     assert "2 of 84 answers are read to preferences.max_new_tokens" in told

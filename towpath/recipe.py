@@ -68,7 +68,7 @@ class Data(Section):
         "stop", "what rows that cannot be used do, prompts that are too long among them: stop the run, or be left out, counted and listed"
     )
     preferences: str = value("data/preferences/*.jsonl", "files of preferences, read where `preferences.raters` is recorded")
-    heldout: float = value(0.2, "share of prompts held out where the rows name no split", "0.1-0.3", "", ge=0, lt=1)
+    heldout: float = value(0.2, "share of prompts held out where the rows name no split, those of demonstrations too", "0.1-0.3", "", ge=0, lt=1)
     max_prompt_tokens: int = value(256, "longest prompt, template included", "", "longer ones are named by the check", ge=8)
 
 
