@@ -128,12 +128,10 @@ def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
     assert message.startswith("12 unusable rows")
 
 
-def test_only_the_first_twenty_bad_rows_are_listed_and_all_counted(tmp_path: Path) -> None:
+def test_only_the_first_bad_rows_of_a_reason_are_shown_and_all_counted(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *["{"] * 53)
     message = refused(tmp_path, prompts="p.jsonl")
-    assert (
-        message.startswith("53 unusable rows: 53 × not JSON") and "p.jsonl:20:" in message and "p.jsonl:21:" not in message and "33 more" in message
-    )
+    assert message.startswith("53 unusable rows: 53 × not JSON") and "p.jsonl:5:" in message and "p.jsonl:6:" not in message and "48 more" in message
 
 
 def test_text_that_is_not_utf8_and_a_file_without_rows_are_named(tmp_path: Path) -> None:

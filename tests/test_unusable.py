@@ -157,7 +157,12 @@ def test_every_refused_row_is_in_a_file_that_the_message_names(tmp_path: Path) -
     with pytest.raises(DataError) as error:
         read(tmp_path, prompts="p.jsonl")
     message = str(error.value)
-    assert "60 unusable rows: 53 × not JSON; 7 × empty prompt" in message and "… and 40 more" in message
+    assert (
+        "60 unusable rows: 53 × not JSON; 7 × empty prompt" in message
+        and "… and 50 more" in message
+        and "p.jsonl:5:" in message
+        and "p.jsonl:6:" not in message
+    )
     assert str(tmp_path / FILE) in message and "data.unusable = 'skip'" in error.value.fix
     assert [(row["file"], row["line"], row["part"]) for row in listed(tmp_path)] == [("p.jsonl", n, "prompts") for n in range(1, 61)]
     assert listed(tmp_path)[59]["reason"] == "empty prompt"
@@ -192,7 +197,7 @@ def test_skip_leaves_out_what_is_too_long_and_its_demonstrations(tmp_path: Path,
     findings = preflight.check(recipe, tmp_path, corpus, chat)
     assert not [f for f in findings if f.code in ("prompt-length", "row-length")]
     skipped = found(findings, "rows-skipped", "warning").evidence
-    assert skipped.startswith("5 rows are left out:") and "2 × N tokens, more than data.max_prompt_tokens = N (p.jsonl:61, s.jsonl:3)" in skipped
+    assert skipped.startswith("5 rows are left out:") and "2 × N tokens, more than data.max_prompt_tokens = 256 (p.jsonl:61, s.jsonl:3)" in skipped
     assert {(row["part"], row["line"]) for row in listed(tmp_path)} == {
         ("prompts", 61), ("prompts", 62), ("demonstrations", 41), ("demonstrations", 42), ("safety", 3),
     }  # fmt: skip
@@ -288,7 +293,9 @@ def test_prompts_of_demonstrations_are_held_out_too_and_leak_nothing(tmp_path: P
     assert not read(tmp_path, demonstrations="d.jsonl", heldout=0.3).heldout
 
 
-@pytest.mark.parametrize(("split", "advice"), [("train", "every row names its split, so data.heldout has no effect"), ("", "raise data.heldout = 0")])
+@pytest.mark.parametrize(
+    ("split", "advice"), [("train", "every row names its split, so data.heldout has no effect"), ("", "raise data.heldout (now 0)")]
+)
 def test_the_advice_for_more_heldout_prompts_has_an_effect(tmp_path: Path, chat: Chat, split: str, advice: str) -> None:
     put(tmp_path / "p.jsonl", *({"prompt": f"What is {i}?", "split": split} for i in range(5)))
     recipe = recipe_of({"prompts": "p.jsonl"})
@@ -300,7 +307,7 @@ def test_the_advice_for_more_heldout_prompts_has_an_effect(tmp_path: Path, chat:
 
 
 @pytest.mark.parametrize("unusable", ["stop", "skip"])
-def test_status_plans_from_what_was_kept_of_the_same_data(tmp_path: Path, unusable: str) -> None:
+def test_status_plans_from_what_was_kept_of_the_same_data(tmp_path: Path, chat: Chat, unusable: str) -> None:
     data = many(tmp_path) | {"unusable": unusable, "max_prompt_tokens": 2048}
     for name in ("p.jsonl", "d.jsonl"):
         path = tmp_path / name
@@ -311,6 +318,7 @@ def test_status_plans_from_what_was_kept_of_the_same_data(tmp_path: Path, unusab
     assert isinstance(quick, DataSummary) and quick.digests == corpus.digests
     expected = [stage.fingerprint for stage in pipeline.plan(recipe, tmp_path, corpus, None)]
     assert [stage.fingerprint for stage in pipeline.plan(recipe, tmp_path, quick, None)] == expected
+    preflight.check(recipe, tmp_path, corpus, chat)
     (tmp_path / ".cache" / "data_summary.json").unlink()
     assert pipeline.summarise(recipe, tmp_path).digests == corpus.digests, "known token counts replace a tokenizer"
     put(tmp_path / "p.jsonl", {"id": "p0", "prompt": "What is 0 and 0?"})

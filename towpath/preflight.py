@@ -260,7 +260,7 @@ def _evidence(recipe: Recipe, corpus: Corpus) -> list[Finding]:
 def _more_heldout(recipe: Recipe, corpus: Corpus) -> str:
     """What gives more held-out prompts here: `data.heldout` has a say only where rows name no split."""
     if corpus.drawn:
-        return f"raise data.heldout = {recipe.data.heldout:g}, add prompts, or give some split = 'heldout'"
+        return f"raise data.heldout (now {recipe.data.heldout:g}), add prompts, or give some split = 'heldout'"
     return "give more prompts split = 'heldout': every row names its split, so data.heldout has no effect"
 
 

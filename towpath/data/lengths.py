@@ -12,6 +12,9 @@ from towpath.data.corpus import Corpus
 from towpath.data.refused import Part, RefusedRow, refused_row
 from towpath.recipe import Recipe
 
+MOST_KEPT = 100_000
+"""Texts of other data whose counts are kept; rows that are skipped are among them, which `status` asks for."""
+
 Limit = Literal["prompt", "context", "row"]
 
 
@@ -69,9 +72,12 @@ class TokenLengths:
         return self._count("a", text, self._chat.answer if self._chat else None)
 
     def save(self) -> None:
-        """Keep what was asked for; what was counted for other data goes."""
-        if self._chat and (self._stale or self._used.keys() != self._kept.keys()):
-            write_cache(self._cache, self._head | {"tokens": self._used})
+        """Keep what was counted, and what was kept before while that is not mostly of other data."""
+        tokens = self._kept | self._used
+        if len(tokens) > MOST_KEPT + 2 * len(self._used):
+            tokens = self._used
+        if self._chat and (self._stale or tokens.keys() != self._kept.keys()):
+            write_cache(self._cache, self._head | {"tokens": tokens})
 
     def _count(self, kind: str, text: str, encode: Callable[[str], list[int]] | None) -> int | None:
         key = kind + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -12,7 +12,7 @@ from towpath.records import Finding
 from towpath.store.publish import replace_file
 
 FILE = "reports/refused_rows.jsonl"
-SHOWN, SHOWN_REASONS = 20, 8
+SHOWN, SHOWN_OF_A_REASON, SHOWN_REASONS = 20, 5, 8
 
 Part = Literal["prompts", "demonstrations", "safety", "preferences"]
 
@@ -46,13 +46,19 @@ def by_part(rows: Iterable[RefusedRow]) -> dict[str, int]:
     return dict(Counter(row.part for row in rows))
 
 
-def listing(rows: Sequence[RefusedRow], shown: int = SHOWN) -> str:
-    """Counts by reason, the first few rows, and where the rest is listed."""
+def listing(rows: Sequence[RefusedRow]) -> str:
+    """Counts by reason, the first few rows of each, and how many there are besides."""
     reasons = by_reason(rows).most_common()
     counts = [f"{count} × {reason}" for reason, count in reasons[:SHOWN_REASONS]]
     counts += [f"… and {len(reasons) - SHOWN_REASONS} more reasons"] if len(reasons) > SHOWN_REASONS else []
-    more = [f"… and {len(rows) - shown} more"] if len(rows) > shown else []
-    return "\n  ".join(["; ".join(counts), *map(str, rows[:shown]), *more])
+    seen: Counter[str] = Counter()
+    shown = []
+    for row in rows:
+        seen[_kind(row.reason)] += 1
+        if seen[_kind(row.reason)] <= SHOWN_OF_A_REASON and len(shown) < SHOWN:
+            shown.append(str(row))
+    more = [f"… and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else []
+    return "\n  ".join(["; ".join(counts), *shown, *more])
 
 
 def summary(rows: Sequence[RefusedRow], shown: int = 3) -> str:
@@ -86,7 +92,9 @@ def write(run: Path, rows: Sequence[RefusedRow]) -> str:
 
 
 def _kind(reason: str) -> str:
-    """A reason without the values, names and notes that differ from row to row."""
+    """A reason without the values, names and notes that differ from row to row; limits of the recipe stay."""
     plain = re.sub(r" \([^)]*\)", "", reason)
-    plain = re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", plain).partition(": ")[0]
-    return re.sub(r"\d+", "N", plain)
+    plain = re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", plain)
+    column, _, rest = plain.partition(": ")
+    kind = column if " " in column or not rest else f"{column}: {rest.partition(': ')[0]}"
+    return re.sub(r"(?<!= )\b\d+\b", "N", kind)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from towpath.data import formats
 from towpath.data import recorded as recordings
 from towpath.data.draws import share
-from towpath.data.refused import FILE, RefusedRow, summary
+from towpath.data.refused import FILE, RefusedRow, refused_row, summary
 from towpath.errors import DataError, Waiting
 from towpath.feedback import asking, calibration, judging, routing, simulated
 from towpath.feedback.raters import PEOPLE
@@ -46,7 +46,7 @@ def _simulated_raters(job: Job) -> list[str]:
 
 def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
     """The preferences in the recipe's files that may be used: not those of held-out or too long prompts, nor answers that are equal once cut."""
-    comparisons, judgements, refused, cut, read = [], [], [], 0, 0
+    comparisons, judgements, refused, long, cut, read = [], [], [], [], 0, 0
     held, limit = recordings.held_out(job.corpus), job.recipe.data.max_prompt_tokens
     left_out: Counter[str] = Counter()
     for found, unusable in recordings.read(job.run, job.recipe.data.preferences, job.corpus):
@@ -58,11 +58,12 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
         why = {c.id: unfit[c.prompt_id] or _alike(job, tokens[c.a], tokens[c.b]) for c in found.comparisons}
         kept = [c for c in found.comparisons if not why[c.id]]
         left_out.update(reason for reason in why.values() if reason)
+        long += [refused_row("preferences", found.places[name], reason) for name, reason in why.items() if reason == recordings.too_long(limit)]
         names = {c.id for c in kept}
         comparisons += kept
         judgements += [j for j in found.judgements if j.comparison in names]
     _report_left_out(job, refused, left_out, cut, read)
-    job.corpus = replace(job.corpus, refused=(*job.corpus.refused, *refused))
+    job.corpus = replace(job.corpus, refused=(*job.corpus.refused, *refused, *long))
     return comparisons, judgements
 
 
