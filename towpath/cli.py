@@ -157,14 +157,8 @@ def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(asdict(state), indent=1))
         return
-    for row in state.stages:
-        gate = row["gate"]
-        told = f"{gate['verdict']} {gate['value']:.3f} (threshold {gate['threshold']})" if gate else ""
-        print(f"{row['name']:<12} {row['state']:<12} {told}")
-    if state.waiting_for:
-        print(f"waits for: {state.waiting_for}")
-    for finding in state.findings:
-        print(f"{finding['severity']}: {finding['code']}: {finding['evidence']}")
+    for line in pipeline.status_lines(state):
+        print(line)
 
 
 @app.command(epilog="Example: towpath report my-run")

@@ -19,6 +19,7 @@ from towpath.algos import data_of
 from towpath.data import sources
 from towpath.data.sources import Corpus
 from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
+from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
 from towpath.feedback import simulated
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
@@ -84,7 +85,7 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     needs_reward, needs_labels = _needs(recipe)
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
     engine = {} if recipe.engine.of == "local" else {"engine": recipe.engine.of}
-    judge = {"rubric": simulated.GUIDELINE}  # a changed rubric is a changed judge
+    judge = {"rubric": simulated.GUIDELINE if evaluator(corpus) else None}  # a changed rubric is a changed judge
     later = ("jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements")  # read by `evaluate` alone
     answering = {key: value for key, value in dump["evaluate"].items() if key not in later}
     stage("baseline", 1, {"evaluate": answering, "prompts": _digest([corpus.heldout, corpus.safety])} | judge | engine, "sft")
@@ -256,14 +257,21 @@ def _judge(recipe: Recipe, planned: list[Planned], step: Planned, force: bool, s
     found = gates.verdicts(recipe, _results(planned))
     after = GATE_AFTER.get(step.name.split("@")[0], ())
     for verdict in (v for v in found if v.gate in after):
-        low, high = verdict.interval
-        measured = f"{verdict.value:.3f} [{low:.3f}, {high:.3f}]"
-        say(f"gate {verdict.gate}: {verdict.verdict}  {measured}  threshold {verdict.threshold}  n {verdict.n}  {verdict.note}")
+        say(_gate_line(verdict))
         if verdict.verdict == "FAIL" and verdict.action == "stop" and not force:
             report.write(step.folder.parents[2], found, recipe.name)
             fix = f"see `towpath report`; improve the stage, or set gates.{verdict.gate}.action = 'warn'"
-            raise GateClosed(f"gate {verdict.gate} is closed: {verdict.value:.3f}", f"more than {verdict.threshold} is needed", fix)
+            raise GateClosed(f"gate {verdict.gate} is closed: {verdict.value or 0.0:.3f}", f"more than {verdict.threshold} is needed", fix)
     return found
+
+
+def _gate_line(verdict: Verdict) -> str:
+    """A verdict with its value and interval, or with the reason why there are none."""
+    if verdict.value is None or verdict.interval is None:
+        return f"gate {verdict.gate}: {verdict.verdict}  {verdict.note}"
+    low, high = verdict.interval
+    measured = f"{verdict.value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"gate {verdict.gate}: {verdict.verdict}  {measured}  threshold {verdict.threshold}  n {verdict.n}  {verdict.note}".rstrip()
 
 
 def _results(planned: list[Planned]) -> dict[str, dict[str, Any]]:
@@ -378,6 +386,24 @@ def status(recipe: Recipe, folder: Path) -> State:
         stages.append({"name": step.name, "state": state, "fingerprint": step.fingerprint, "gate": told[0] if told else None, "gates": told})
     waiting = current.get("waiting_for", "") if any(s["state"] == "waiting" for s in stages) else ""
     return State(stages, waiting, current.get("findings", []))
+
+
+def status_lines(state: State) -> list[str]:
+    """The status for a terminal: what must be known first, a line a stage, what it waits for, and findings."""
+    lacking = any(finding["code"] == NO_JUDGE_CODE for finding in state.findings)
+    lines = ["No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED."] if lacking else []
+    for row in state.stages:
+        gates_told = "; ".join(_gate_brief(gate) for gate in row["gates"])
+        lines.append(f"{row['name']:<12} {row['state']:<12} {gates_told}".rstrip())
+    lines += [f"waits for: {state.waiting_for}"] if state.waiting_for else []
+    return lines + [f"{finding['severity']}: {finding['code']}: {finding['evidence']}" for finding in state.findings]
+
+
+def _gate_brief(gate: dict[str, Any]) -> str:
+    """A gate's verdict in a few words; `safety` by its name, since it shares a stage."""
+    name = "safety " if gate["gate"] == "safety" else ""
+    measured = f"{gate['value']:.3f} (threshold {gate['threshold']})" if gate["value"] is not None else f"({gate['note']})"
+    return f"{name}{gate['verdict']} {measured}"
 
 
 def judged(recipe: Recipe, folder: Path) -> list[Verdict]:

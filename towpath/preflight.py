@@ -14,6 +14,7 @@ from towpath.data import curate
 from towpath.data.chat import Chat
 from towpath.data.sources import Corpus, matched
 from towpath.errors import DataError, RecipeError, TowpathError
+from towpath.evals.evaluator import INSTEAD, NO_JUDGE, NO_JUDGE_CODE, WHY, evaluator
 from towpath.feedback import asking, rules
 from towpath.kernels import build
 from towpath.recipe import SUITED, Method, Policy, Recipe
@@ -42,7 +43,14 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: b
     """Everything worth knowing before a run; `force` makes refused rates warnings."""
     size = model_size(Path(chat.tokenizer.name_or_path)) if chat else Size()
     size = replace(size, parameters=parameters) if parameters else size
-    findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus), *_data(corpus)]
+    findings = [
+        *_judges(recipe, corpus),
+        *corpus.findings,
+        *_rates(recipe, force),
+        *_batches(recipe, corpus),
+        *_evidence(recipe, corpus),
+        *_data(corpus),
+    ]
     findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *of_engine(recipe), *_kernels(recipe)]
     findings += [*_raters(recipe, run), *trackers.missing(recipe.track)]
     if chat is None:
@@ -65,13 +73,25 @@ def require(findings: Sequence[Finding], force: bool = False) -> None:
 
 
 def lines(findings: Sequence[Finding]) -> str:
-    """Findings for the terminal, the worst first: one block each."""
+    """Findings for the terminal, the worst first but for a missing evaluation judge, which colours all else: one block each."""
     order = {"error": 0, "critical": 0, "warning": 1, "info": 2}
     blocks = []
-    for f in sorted(findings, key=lambda f: order[f.severity]):
+    for f in sorted(findings, key=lambda f: (f.code != NO_JUDGE_CODE, order[f.severity])):
         more = [f"  {word:<6} {text}" for word, text in (("cause:", f.cause), ("fix:", f.remedy)) if text]
         blocks.append("\n".join([f"{f.severity.upper()} {f.code}: {f.evidence}", *more]))
     return "\n".join(blocks)
+
+
+def _judges(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
+    """Whether a judge of win rates fits the data, and whether simulated labels mean anything here."""
+    if evaluator(corpus) is not None:
+        return
+    evidence = f"{NO_JUDGE}: the gates sft and evaluate will be UNDECIDED, and stop nothing"
+    yield Finding(NO_JUDGE_CODE, "warning", evidence, WHY, INSTEAD)
+    if recipe.preferences.raters == "simulated":
+        evidence = "preferences.raters = 'simulated' labels this data by the bundled recipes' rubric"
+        remedy = "set preferences.raters to people, judge, blend or recorded"
+        yield Finding("simulated-labels", "warning", evidence, "such labels say nothing about what people prefer here", remedy)
 
 
 def _rates(recipe: Recipe, force: bool) -> list[Finding]:

@@ -339,7 +339,7 @@ class Evaluate(Section):
     prompts: int = value(0, "held-out prompts; 0 for all", "200 or more", "see the statistics in docs/gates.md", ge=0)
     temperature: float = value(1.0, "of the answers compared; the rollouts' unless you say otherwise", "", "", gt=0)
     max_new_tokens: int = value(80, "longest answer", "", "", ge=1)
-    tie_margin: float = value(0.05, "difference of the gold judge's totals below which it is a tie; ties count half", "", "", ge=0)
+    tie_margin: float = value(0.05, "difference of the rubric's totals below which it is a tie; ties count half", "", "", ge=0)
     bootstrap: int = value(1000, "resamples of prompts behind the intervals", "1000", "", ge=100)
     jailbreaks: bool = value(True, "ask harmful prompts of the safety set in disguise too: role play, encodings, a prefix, many examples")
     jailbreak_prompts: int = value(12, "harmful prompts put into every disguise", "12-100", "six disguises each, for SFT and policy", ge=1)
