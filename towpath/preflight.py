@@ -3,7 +3,7 @@
 import math
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,8 +191,8 @@ def _ratio(recipe: Recipe) -> Finding | None:
     return Finding("learning-rate-ratio", "warning", evidence, cause, remedy)
 
 
-def of_rollouts(policy: Policy, prompts: int) -> Iterator[Finding]:
-    """Whether a rollout can be made of so many training prompts, and be learned from."""
+def of_rollouts(policy: Policy, prompts: int, columns: Collection[str] = ()) -> Iterator[Finding]:
+    """Whether a rollout can be made of so many training prompts, whose rows have these columns, and be learned from."""
     if policy.batch > policy.rollout:
         evidence = f"policy.batch = {policy.batch} is more than policy.rollout = {policy.rollout}"
         yield Finding("batch", "error", evidence, "a rollout is split into batches", f"set policy.batch to {policy.rollout} or less")
@@ -204,11 +204,11 @@ def of_rollouts(policy: Policy, prompts: int) -> Iterator[Finding]:
         remedy = "lower policy.validation_prompts, or add prompts"
         remedy += f", or set policy.rollout to {left * policy.group} or less" if left > 0 else ""
         yield Finding("rollout", "error", evidence, cause, remedy)
-    yield from _groups(policy)
+    yield from _groups(policy, columns)
 
 
 def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
-    found, sft = list(of_rollouts(recipe.policy, len(corpus.train))), recipe.sft
+    found, sft = list(of_rollouts(recipe.policy, len(corpus.train), corpus.column_names)), recipe.sft
     shown = len(corpus.demonstrations) - max(1, round(sft.validation * len(corpus.demonstrations)))
     if shown < sft.batch:
         evidence = f"{max(shown, 0)} demonstrations to train on, sft.batch = {sft.batch}"
@@ -221,7 +221,7 @@ def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
     return found
 
 
-def _groups(policy: Policy) -> Iterator[Finding]:
+def _groups(policy: Policy, columns: Collection[str]) -> Iterator[Finding]:
     """What algorithms ask of groups and pairs; and that every source of rewards is one."""
     if policy.rollout % policy.group:
         evidence = f"policy.rollout = {policy.rollout} is no multiple of policy.group = {policy.group}"
@@ -239,9 +239,9 @@ def _groups(policy: Policy) -> Iterator[Finding]:
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in policy.rewards.sources:
         if source.of != "model":
-            sources.named(source.of)
+            sources.named(source.of, columns=columns)
     for of in policy.rewards.watch:
-        sources.named(of, "watch")
+        sources.named(of, "watch", columns)
     if data_of(policy.algo) == "comparisons" and policy.batch < 2:
         yield Finding("batch", "error", f"policy.batch = {policy.batch}", "a pair is two completions", "set policy.batch to 2 or more")
 

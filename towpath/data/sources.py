@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,18 @@ class Corpus:
     safety: tuple[Prompt, ...] = ()
     findings: tuple[Finding, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further columns of the prompts' rows, by prompt id, for reward functions."""
+
+    @cached_property
+    def column_names(self) -> frozenset[str]:
+        """The names of all further columns."""
+        return frozenset(name for row in self.columns.values() for name in row)
+
+    def columns_of(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+        """The further columns of these prompts, None where a row has no such column."""
+        rows = [self.columns.get(p.id, {}) for p in prompts]
+        return {name: [row.get(name) for row in rows] for name in sorted(self.column_names)}
 
     @cached_property
     def train(self) -> tuple[Prompt, ...]:
