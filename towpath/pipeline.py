@@ -5,6 +5,7 @@ import importlib
 import json
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -178,23 +179,41 @@ def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = Fa
 
         prepare_process()
         try:
-            for number, step in enumerate(planned):
-                if only and step.name.split("@")[0] != only:
+            for number, name in enumerate([step.name for step in planned]):
+                if only and name.split("@")[0] != only:
                     continue
-                fresh = _run_stage(recipe, folder, planned, step, store, corpus, say)
-                findings += step.findings()
-                if fresh and step.name.startswith("label"):
-                    planned = plan(recipe, folder, corpus, store)
+                fresh = _run_stage(recipe, folder, planned, planned[number], store, corpus, say, findings)
+                if fresh and name.startswith("label"):  # what was judged in it is part of its fingerprint, and of all that follow
+                    planned = _replanned(recipe, folder, corpus, store, planned[number])
+                findings += planned[number].findings()
                 _remember(folder, planned, findings)
-                judged = _judge(recipe, planned[: number + 1], step, force, say)
+                judged = _judge(recipe, planned[: number + 1], planned[number], force, say)
                 report.write(folder, judged, recipe.name)
         except Waiting as waiting:
             _remember(folder, planned, findings, str(waiting.value))
             raise
+        except TowpathError:
+            _remember(folder, planned, findings)
+            raise
         return gates.verdicts(recipe, _results(planned))
 
 
-def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Planned, store: Store, corpus: Corpus, say: Say) -> bool:
+def _replanned(recipe: Recipe, folder: Path, corpus: Corpus, store: Store, label: Planned) -> list[Planned]:
+    """The plan with the judgements that the label stage has collected; the stage's folder moves to its new fingerprint."""
+    planned = plan(recipe, folder, corpus, store)
+    after = next(step for step in planned if step.name == label.name)
+    if after.fingerprint != label.fingerprint and not after.done:
+        manifest = json.loads(label.manifest.read_text()) | {"fingerprint": after.fingerprint, "config": after.config}
+        replace_file(label.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
+        shutil.rmtree(after.folder, ignore_errors=True)
+        label.folder.rename(after.folder)
+    return planned
+
+
+def _run_stage(
+    recipe: Recipe, folder: Path, planned: list[Planned], step: Planned, store: Store, corpus: Corpus, say: Say, findings: list[Finding]
+) -> bool:
+    """Run a stage that is not done; what it found is kept where it fails, too."""
     places = {p.name: p for p in planned}
     missing = [name for name in step.inputs if not places[name].done]
     if missing:
@@ -216,6 +235,10 @@ def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Plann
     try:
         result = module.run(job)
         fault(f"end-{step.name}")
+    except TowpathError:
+        _say_findings(job.findings, say)
+        findings += job.findings
+        raise
     finally:
         (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
     give_back_memory()
