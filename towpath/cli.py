@@ -17,6 +17,22 @@ app = typer.Typer(
 app.add_typer(label_app, name="label")
 app.add_typer(arena_app, name="arena")
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from towpath import __version__
+
+        print(f"towpath {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")] = False,
+) -> None:
+    """RLHF for teams, from data to an optimized policy."""
+
+
 Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the recipe; may be repeated")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]

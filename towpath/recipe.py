@@ -1,6 +1,5 @@
 """What a recipe may say: one class a table, every key with its meaning, usual range and reason."""
 
-import difflib
 from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from towpath import aliases
 from towpath.config import Section, check, keys, override, read_toml, value
 from towpath.errors import RecipeError
 
@@ -431,18 +431,23 @@ def load(run: Path, assignments: list[str] | None = None) -> Recipe:
     return check(Recipe, tables, str(path))
 
 
+def _is_section(info: Any) -> bool:
+    """Whether a field is a table of its own."""
+    return isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+
+
 def explained(part: str = "") -> list[dict[str, Any]]:
     """Meaning, default, usual range and reason of every key that is, or begins with, or holds this text."""
     found = keys(Recipe)
-    chosen = [key for key in found if key == part] or [key for key in found if key.startswith(part + ".")] or [key for key in found if part in key]
+    values = [key for key, info in found.items() if not _is_section(info)]
+    chosen = [key for key in values if key == part or key.startswith(part + ".")] or [key for key in values if part in key]
+    chosen = chosen or [key for key in values if key in aliases.meant(part, found)]
     if not chosen:
-        near = difflib.get_close_matches(part, list(found), n=1, cutoff=0.3)
-        raise RecipeError(f"{part!r}: no such key", "a key of the recipe", f"did you mean {near[0]}?" if near else "`towpath explain` lists all")
+        near = aliases.suggestion(part, found)
+        raise RecipeError(f"{part!r}: no such key", "a key of the recipe", near or "`towpath explain` lists all")
     rows, standard = [], Recipe()
     for key in chosen:
         info, default = found[key], attrgetter(key)(standard)
-        if isinstance(default, Section):
-            continue
         extra = info.json_schema_extra or {}
         rows.append({"key": key, "meaning": info.description, "default": default, "usual": extra.get("usual", ""), "why": extra.get("why", "")})
     return rows
