@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
-    {"errors"},
+    {"errors", "aliases"},
     {"records", "config", "progress"},
     {"recipe"},
     {"store"},
@@ -35,7 +35,7 @@ ORDER = [
 """A room imports only from rooms before it, never from a neighbour; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
-    "errors", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
+    "errors", "aliases", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
     "gates", "preflight", "reporting", "report", "foreign", "doctor",
     "sizes", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
 }  # fmt: skip

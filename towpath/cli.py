@@ -17,6 +17,22 @@ app = typer.Typer(
 app.add_typer(label_app, name="label")
 app.add_typer(arena_app, name="arena")
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from towpath import __version__
+
+        print(f"towpath {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")] = False,
+) -> None:
+    """RLHF for teams, from data to an optimized policy."""
+
+
 Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the recipe; may be repeated")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
@@ -155,14 +171,8 @@ def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(asdict(state), indent=1))
         return
-    for row in state.stages:
-        gate = row["gate"]
-        told = f"{gate['verdict']} {gate['value']:.3f} (threshold {gate['threshold']})" if gate else ""
-        print(f"{row['name']:<12} {row['state']:<12} {told}")
-    if state.waiting_for:
-        print(f"waits for: {state.waiting_for}")
-    for finding in state.findings:
-        print(f"{finding['severity']}: {finding['code']}: {finding['evidence']}")
+    for line in pipeline.status_lines(state):
+        print(line)
 
 
 @app.command(epilog="Example: towpath report my-run")

@@ -7,6 +7,7 @@ from typing import Any
 
 from towpath import pipeline
 from towpath.errors import RecipeError, TowpathError
+from towpath.evals.evaluator import NO_JUDGE
 from towpath.recipe import Recipe
 from towpath.store import place
 from towpath.store.store import Store
@@ -61,22 +62,31 @@ def _verify(folder: Path, samples: list[dict]) -> None:
 
 def _card(recipe: Recipe, policy: pipeline.Planned, evaluated: pipeline.Planned | None, planned: dict[str, pipeline.Planned]) -> str:
     """A model card: what it is, what was measured, and where every part came from."""
+    unjudged = evaluated is not None and evaluated.result()["win"] is None
     lines = [
         f"# {recipe.name}: policy",
         "",
+        *([f"**{NO_JUDGE.capitalize()}**: whether this model is better than the one it started from was not measured.", ""] if unjudged else []),
         f"Base model: `{recipe.model.source}`. Trained with Towpath ({recipe.policy.algo}, {recipe.policy.method}).",
         "",
     ]
     if evaluated:
         result = evaluated.result()
-        win, (low, high) = result["win"], result["win"]["interval"]
-        lines += [
-            f"- preferred over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (interval {low:.1%} to {high:.1%})",
-            f"- at equal length: {win['length_controlled']['rate']:.1%}",
-            f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt", "",
-        ]  # fmt: skip
+        lines += [*_win_lines(result["win"]), f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt", ""]
     if recipe.preferences.raters == "simulated":
         lines += ["Preferences came from a **simulated rater** (a written rubric with noise), not from people.", ""]
     lines += ["## Lineage", "", "| stage | fingerprint |", "|---|---|"]
     lines += [f"| {p.name} | {p.fingerprint} |" for p in planned.values() if p.done]
     return "\n".join([*lines, "", f"Seed {recipe.seed}; weights from policy step {policy.result()['best_step']}.", ""])
+
+
+def _win_lines(win: dict[str, Any] | None) -> list[str]:
+    """The win rate with who judged it; nothing where nobody could."""
+    if win is None:
+        return []
+    low, high = win["interval"]
+    return [
+        f"- wins over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (interval {low:.1%} to {high:.1%}), judged by the written "
+        "rubric of the bundled recipes, not by people",
+        f"- at equal length: {win['length_controlled']['rate']:.1%}",
+    ]

@@ -124,7 +124,11 @@ def label_judge(
         else:
             abstained = asking.ask_judge(store, judge, comparisons, judging.rater(judge))
             said = [j for j in store.judgements() if j.rater == judging.rater(judge)]
-            told = {"judged": len(said), "abstained": dict(Counter(a.reason for a in abstained)), "dollars": round(sum(j.cost for j in said), 6)}
+            told = {
+                "judged": len(said),
+                "abstained": dict(Counter(a.reason for a in abstained)),
+                "dollars": round(store.account(judging.rater(judge)).total(), 6),
+            }
     print(json.dumps(told, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in told.items()))
 
 

@@ -5,6 +5,7 @@ import importlib
 import json
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +18,14 @@ from typing import Any
 from towpath import algos, gates, report
 from towpath.algos import data_of
 from towpath.data import sources, summary
+from towpath.data.bundled import is_bundled
 from towpath.data.cache import cache_file
 from towpath.data.corpus import Corpus, digest
 from towpath.data.lengths import TokenLengths, limits_of, model_key, too_long, without
 from towpath.data.refused import FILE, by_part, skipped
 from towpath.data.summary import DataSummary
 from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
+from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
 from towpath.feedback import simulated
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
@@ -89,7 +92,7 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: Store |
     needs_reward, needs_labels = _needs(recipe)
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": corpus.digests.demonstrations})
     engine = {} if recipe.engine.of == "local" else {"engine": recipe.engine.of}
-    judge = {"rubric": simulated.GUIDELINE}  # a changed rubric is a changed judge
+    judge = {"rubric": simulated.GUIDELINE if evaluator(corpus) else None}  # a changed rubric is a changed judge
     later = ("jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements")  # read by `evaluate` alone
     answering = {key: value for key, value in dump["evaluate"].items() if key not in later}
     stage("baseline", 1, {"evaluate": answering, "prompts": corpus.digests.evaluated} | judge | engine, "sft")
@@ -178,7 +181,7 @@ def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
         place = base.find(recipe.model.source)
         chat, context = Chat(base.load_tokenizer(place), recipe.model.template), model_size(Path(place)).context
         corpus = _skip_too_long(recipe, corpus, TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context))
-    summary.remember(folder, name, corpus)
+    summary.remember(folder, name, DataSummary(corpus.digests, is_bundled(corpus)))
     return corpus
 
 
@@ -213,23 +216,41 @@ def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = Fa
 
         prepare_process()
         try:
-            for number, step in enumerate(planned):
-                if only and step.name.split("@")[0] != only:
+            for number, name in enumerate([step.name for step in planned]):
+                if only and name.split("@")[0] != only:
                     continue
-                fresh = _run_stage(recipe, folder, planned, step, store, corpus, say)
-                findings += step.findings()
-                if fresh and step.name.startswith("label"):
-                    planned = plan(recipe, folder, corpus, store)
+                fresh = _run_stage(recipe, folder, planned, planned[number], store, corpus, say, findings)
+                if fresh and name.startswith("label"):  # what was judged in it is part of its fingerprint, and of all that follow
+                    planned = _replanned(recipe, folder, corpus, store, planned[number])
+                findings += planned[number].findings()
                 _remember(folder, planned, findings)
-                judged = _judge(recipe, planned[: number + 1], step, force, say)
+                judged = _judge(recipe, planned[: number + 1], planned[number], force, say)
                 report.write(folder, judged, recipe.name)
         except Waiting as waiting:
             _remember(folder, planned, findings, str(waiting.value))
             raise
+        except TowpathError:
+            _remember(folder, planned, findings)
+            raise
         return gates.verdicts(recipe, _results(planned))
 
 
-def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Planned, store: Store, corpus: Corpus, say: Say) -> bool:
+def _replanned(recipe: Recipe, folder: Path, corpus: Corpus, store: Store, label: Planned) -> list[Planned]:
+    """The plan with the judgements that the label stage has collected; the stage's folder moves to its new fingerprint."""
+    planned = plan(recipe, folder, corpus, store)
+    after = next(step for step in planned if step.name == label.name)
+    if after.fingerprint != label.fingerprint and not after.done:
+        manifest = json.loads(label.manifest.read_text()) | {"fingerprint": after.fingerprint, "config": after.config}
+        replace_file(label.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
+        shutil.rmtree(after.folder, ignore_errors=True)
+        label.folder.rename(after.folder)
+    return planned
+
+
+def _run_stage(
+    recipe: Recipe, folder: Path, planned: list[Planned], step: Planned, store: Store, corpus: Corpus, say: Say, findings: list[Finding]
+) -> bool:
+    """Run a stage that is not done; what it found is kept where it fails, too."""
     places = {p.name: p for p in planned}
     missing = [name for name in step.inputs if not places[name].done]
     if missing:
@@ -251,6 +272,10 @@ def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Plann
     try:
         result = module.run(job)
         fault(f"end-{step.name}")
+    except TowpathError:
+        _say_findings(job.findings, say)
+        findings += job.findings
+        raise
     finally:
         (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
     give_back_memory()
@@ -305,14 +330,21 @@ def _judge(recipe: Recipe, planned: list[Planned], step: Planned, force: bool, s
     found = gates.verdicts(recipe, _results(planned))
     after = GATE_AFTER.get(step.name.split("@")[0], ())
     for verdict in (v for v in found if v.gate in after):
-        low, high = verdict.interval
-        measured = f"{verdict.value:.3f} [{low:.3f}, {high:.3f}]"
-        say(f"gate {verdict.gate}: {verdict.verdict}  {measured}  threshold {verdict.threshold}  n {verdict.n}  {verdict.note}")
+        say(_gate_line(verdict))
         if verdict.verdict == "FAIL" and verdict.action == "stop" and not force:
             report.write(step.folder.parents[2], found, recipe.name)
             fix = f"see `towpath report`; improve the stage, or set gates.{verdict.gate}.action = 'warn'"
-            raise GateClosed(f"gate {verdict.gate} is closed: {verdict.value:.3f}", f"more than {verdict.threshold} is needed", fix)
+            raise GateClosed(f"gate {verdict.gate} is closed: {verdict.value or 0.0:.3f}", f"more than {verdict.threshold} is needed", fix)
     return found
+
+
+def _gate_line(verdict: Verdict) -> str:
+    """A verdict with its value and interval, or with the reason why there are none."""
+    if verdict.value is None or verdict.interval is None:
+        return f"gate {verdict.gate}: {verdict.verdict}  {verdict.note}"
+    low, high = verdict.interval
+    measured = f"{verdict.value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"gate {verdict.gate}: {verdict.verdict}  {measured}  threshold {verdict.threshold}  n {verdict.n}  {verdict.note}".rstrip()
 
 
 def _results(planned: list[Planned]) -> dict[str, dict[str, Any]]:
@@ -426,6 +458,24 @@ def status(recipe: Recipe, folder: Path) -> State:
         stages.append({"name": step.name, "state": state, "fingerprint": step.fingerprint, "gate": told[0] if told else None, "gates": told})
     waiting = current.get("waiting_for", "") if any(s["state"] == "waiting" for s in stages) else ""
     return State(stages, waiting, current.get("findings", []))
+
+
+def status_lines(state: State) -> list[str]:
+    """The status for a terminal: what must be known first, a line a stage, what it waits for, and findings."""
+    lacking = any(finding["code"] == NO_JUDGE_CODE for finding in state.findings)
+    lines = ["No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED."] if lacking else []
+    for row in state.stages:
+        gates_told = "; ".join(_gate_brief(gate) for gate in row["gates"])
+        lines.append(f"{row['name']:<12} {row['state']:<12} {gates_told}".rstrip())
+    lines += [f"waits for: {state.waiting_for}"] if state.waiting_for else []
+    return lines + [f"{finding['severity']}: {finding['code']}: {finding['evidence']}" for finding in state.findings]
+
+
+def _gate_brief(gate: dict[str, Any]) -> str:
+    """A gate's verdict in a few words; `safety` by its name, since it shares a stage."""
+    name = "safety " if gate["gate"] == "safety" else ""
+    measured = f"{gate['value']:.3f} (threshold {gate['threshold']})" if gate["value"] is not None else f"({gate['note']})"
+    return f"{name}{gate['verdict']} {measured}"
 
 
 def judged(recipe: Recipe, folder: Path) -> list[Verdict]:

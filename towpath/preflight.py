@@ -3,7 +3,7 @@
 import math
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from towpath.data.chat import Chat
 from towpath.data.checks import named as _named
 from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError, TowpathError
+from towpath.evals.evaluator import INSTEAD, NO_JUDGE, NO_JUDGE_CODE, WHY, evaluator
 from towpath.feedback import asking, rules
 from towpath.kernels import build
 from towpath.recipe import SUITED, Method, Policy, Recipe
@@ -42,8 +43,14 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: b
     """Everything worth knowing before a run; `force` makes refused rates warnings."""
     size = model_size(Path(chat.tokenizer.name_or_path)) if chat else Size()
     size = replace(size, parameters=parameters) if parameters else size
-    findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus)]
-    findings += checks.check(recipe, run, corpus, chat, size.context)
+    findings = [
+        *_judges(recipe, corpus),
+        *corpus.findings,
+        *_rates(recipe, force),
+        *_batches(recipe, corpus),
+        *_evidence(recipe, corpus),
+        *checks.check(recipe, run, corpus, chat, size.context),
+    ]
     findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *of_engine(recipe), *_kernels(recipe)]
     findings += [*_raters(recipe, run), *trackers.missing(recipe.track)]
     if chat is None:
@@ -66,13 +73,25 @@ def require(findings: Sequence[Finding], force: bool = False) -> None:
 
 
 def lines(findings: Sequence[Finding]) -> str:
-    """Findings for the terminal, the worst first: one block each."""
+    """Findings for the terminal, the worst first but for a missing evaluation judge, which colours all else: one block each."""
     order = {"error": 0, "critical": 0, "warning": 1, "info": 2}
     blocks = []
-    for f in sorted(findings, key=lambda f: order[f.severity]):
+    for f in sorted(findings, key=lambda f: (f.code != NO_JUDGE_CODE, order[f.severity])):
         more = [f"  {word:<6} {text}" for word, text in (("cause:", f.cause), ("fix:", f.remedy)) if text]
         blocks.append("\n".join([f"{f.severity.upper()} {f.code}: {f.evidence}", *more]))
     return "\n".join(blocks)
+
+
+def _judges(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
+    """Whether a judge of win rates fits the data, and whether simulated labels mean anything here."""
+    if evaluator(corpus) is not None:
+        return
+    evidence = f"{NO_JUDGE}: the gates sft and evaluate will be UNDECIDED, and stop nothing"
+    yield Finding(NO_JUDGE_CODE, "warning", evidence, WHY, INSTEAD)
+    if recipe.preferences.raters == "simulated":
+        evidence = "preferences.raters = 'simulated' labels this data by the bundled recipes' rubric"
+        remedy = "set preferences.raters to people, judge, blend or recorded"
+        yield Finding("simulated-labels", "warning", evidence, "such labels say nothing about what people prefer here", remedy)
 
 
 def _rates(recipe: Recipe, force: bool) -> list[Finding]:
@@ -170,8 +189,8 @@ def _ratio(recipe: Recipe) -> Finding | None:
     return Finding("learning-rate-ratio", "warning", evidence, cause, remedy)
 
 
-def of_rollouts(policy: Policy, prompts: int) -> Iterator[Finding]:
-    """Whether a rollout can be made of so many training prompts, and be learned from."""
+def of_rollouts(policy: Policy, prompts: int, columns: Collection[str] = ()) -> Iterator[Finding]:
+    """Whether a rollout can be made of so many training prompts, whose rows have these columns, and be learned from."""
     if policy.batch > policy.rollout:
         evidence = f"policy.batch = {policy.batch} is more than policy.rollout = {policy.rollout}"
         yield Finding("batch", "error", evidence, "a rollout is split into batches", f"set policy.batch to {policy.rollout} or less")
@@ -183,11 +202,11 @@ def of_rollouts(policy: Policy, prompts: int) -> Iterator[Finding]:
         remedy = "lower policy.validation_prompts, or add prompts"
         remedy += f", or set policy.rollout to {left * policy.group} or less" if left > 0 else ""
         yield Finding("rollout", "error", evidence, cause, remedy)
-    yield from _groups(policy)
+    yield from _groups(policy, columns)
 
 
 def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
-    found, sft = list(of_rollouts(recipe.policy, len(corpus.train))), recipe.sft
+    found, sft = list(of_rollouts(recipe.policy, len(corpus.train), corpus.column_names)), recipe.sft
     shown = len(corpus.demonstrations) - max(1, round(sft.validation * len(corpus.demonstrations)))
     if shown < sft.batch:
         evidence = f"{max(shown, 0)} demonstrations to train on, sft.batch = {sft.batch}"
@@ -200,7 +219,7 @@ def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
     return found
 
 
-def _groups(policy: Policy) -> Iterator[Finding]:
+def _groups(policy: Policy, columns: Collection[str] = ()) -> Iterator[Finding]:
     """What algorithms ask of groups and pairs; and that every source of rewards is one."""
     if policy.rollout % policy.group:
         evidence = f"policy.rollout = {policy.rollout} is no multiple of policy.group = {policy.group}"
@@ -218,9 +237,9 @@ def _groups(policy: Policy) -> Iterator[Finding]:
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in policy.rewards.sources:
         if source.of != "model":
-            sources.named(source.of)
+            sources.named(source.of, columns=columns)
     for of in policy.rewards.watch:
-        sources.named(of, "watch")
+        sources.named(of, "watch", columns)
     if data_of(policy.algo) == "comparisons" and policy.batch < 2:
         yield Finding("batch", "error", f"policy.batch = {policy.batch}", "a pair is two completions", "set policy.batch to 2 or more")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -36,6 +37,18 @@ class Corpus:
     """File and line of each record, by part and id."""
     drawn: int = 0
     """Prompts whose split is drawn by `data.heldout` because their rows name none."""
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further columns of the prompts' rows, by prompt id, for reward functions."""
+
+    @cached_property
+    def column_names(self) -> frozenset[str]:
+        """The names of all further columns."""
+        return frozenset(name for row in self.columns.values() for name in row)
+
+    def columns_of(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+        """The further columns of these prompts, None where a row has no such column."""
+        rows = [self.columns.get(p.id, {}) for p in prompts]
+        return {name: [row.get(name) for row in rows] for name in sorted(self.column_names)}
 
     @cached_property
     def train(self) -> tuple[Prompt, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.cache import cache_file, read_cache, write_cache
-from towpath.data.corpus import Corpus, Digests
+from towpath.data.corpus import Digests
 from towpath.data.lengths import limits_of, model_key
 from towpath.data.sources import matched, name_in
 from towpath.recipe import Recipe
@@ -23,9 +23,11 @@ KEPT = 8
 
 @dataclass(frozen=True)
 class DataSummary:
-    """The hashes of a corpus without the corpus."""
+    """What a plan needs of a corpus, without the corpus."""
 
     digests: Digests
+    bundled: bool
+    """Whether it is the data of a recipe that comes with the package."""
 
 
 def key(run: Path, recipe: Recipe) -> str:
@@ -37,19 +39,19 @@ def key(run: Path, recipe: Recipe) -> str:
     return hashlib.sha256(repr([_code(), stamps, settings]).encode()).hexdigest()
 
 
-def remember(run: Path, name: str, corpus: Corpus) -> None:
-    """Keep the hashes of a corpus that was read after `key` gave this name."""
+def remember(run: Path, name: str, summary: DataSummary) -> None:
+    """Keep the summary of a corpus that was read after `key` gave this name."""
     path = cache_file(run, "data_summary")
     kept = {known: value for known, value in read_cache(path).items() if known != name}
-    write_cache(path, dict(list(kept.items())[1 - KEPT :]) | {name: asdict(corpus.digests)})
+    write_cache(path, dict(list(kept.items())[1 - KEPT :]) | {name: asdict(summary)})
 
 
 def recall(run: Path, recipe: Recipe) -> DataSummary | None:
-    """The hashes of a recipe's data where they are known."""
+    """The summary of a recipe's data where it is known."""
     known = read_cache(cache_file(run, "data_summary")).get(key(run, recipe))
     try:
-        return DataSummary(Digests(**known)) if known else None
-    except TypeError:
+        return DataSummary(Digests(**known["digests"]), known["bundled"]) if known else None
+    except (KeyError, TypeError):
         return None
 
 

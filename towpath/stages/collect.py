@@ -100,11 +100,30 @@ def machines(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
     told = asking.settings_of(recipe.judge, job.run)
     abstained = asking.ask_judge(job.store, told, comparisons, f"{job.name}: {told.model}")
     if abstained:
-        counted = Counter(a.reason for a in abstained)
-        evidence = f"{judging.rater(told)} gave no judgement on {len(abstained)} comparisons: {', '.join(f'{k} {n}' for k, n in counted.items())}"
-        job.findings.append(Finding("judge", "warning", evidence, abstained[0].note, "people judge them, or run again to ask anew"))
+        job.findings.append(_abstentions(job, judging.rater(told), abstained))
     names = {judging.rater(told), *(f"rule:{name}" for name in recipe.preferences.rules)}
     return [j for j in _heard(job, comparisons) if j.kind in PEOPLE or j.rater in names]
+
+
+REMEDIES: dict[str, str] = {
+    "unreachable": "look at the judge's server and judge.base_url, then run again",
+    "rejected": "look at what the server says of the request: judge.model, judge.max_tokens, the length of prompts",
+    "refused": "take a judge that reads such text, or let people judge it: preferences.raters = 'blend'",
+    "unreadable": "take a judge that writes the JSON it is asked for, or raise judge.max_tokens",
+    "inconsistent": "let people judge them: preferences.raters = 'blend'",
+    "ceiling": "raise judge.ceiling, or ask for fewer pairs",
+}
+"""What to do about pairs without a judgement, by the reason."""
+
+
+def _abstentions(job: Job, rater: str, abstained: Sequence[judging.Abstention]) -> Finding:
+    """How many comparisons a judge gave no judgement on, why, and what to do about the commonest reason."""
+    counted = Counter(a.reason for a in abstained)
+    evidence = f"{rater} gave no judgement on {len(abstained)} comparisons: {', '.join(f'{reason} {n}' for reason, n in counted.most_common())}"
+    worst = counted.most_common(1)[0][0]
+    note = next(a.note for a in abstained if a.reason == worst)
+    remedy = REMEDIES[worst] if job.recipe.preferences.raters == "judge" else f"people judge them; or {REMEDIES[worst]}"
+    return Finding("judge", "warning", evidence, note, remedy)
 
 
 def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement], dict[str, float]]:

@@ -263,7 +263,7 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
     gap = _gaps(held, scores_B)
     error, curve = evals.calibration(gap * std)
     right = (gap > 0).astype(float)
-    clean = [answers.gold(p.prompt, p.chosen) - answers.gold(p.prompt, p.rejected) for p in held]
+    clean = [answers.rubric_score(p.prompt, p.chosen) - answers.rubric_score(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
     rows = [(name, len(job.tokens(c))) for name, group in _grouped(held).items() for c in group.values()]
     return {
