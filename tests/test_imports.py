@@ -23,7 +23,7 @@ ORDER = [
     {"runtime"},
     {"stages"},
     {"sizes", "arena", "given"},
-    {"gates", "preflight", "reporting", "starting"},
+    {"gates", "preflight", "reporting", "starting", "loading"},
     {"report", "plan", "doctor", "monitoring", "training"},
     {"pipeline", "callback"},
     {"export", "waiting"},
@@ -36,7 +36,7 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
     "errors", "aliases", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
-    "gates", "preflight", "reporting", "report", "foreign", "doctor",
+    "gates", "preflight", "loading", "reporting", "report", "foreign", "doctor",
     "sizes", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from foreign import SHARED, put, real_rows
 
-from towpath import pipeline, preflight
+from towpath import loading, pipeline, preflight
 from towpath.data import sources
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
@@ -192,7 +192,7 @@ def many(run: Path) -> dict[str, str]:
 
 def test_skip_leaves_out_what_is_too_long_and_its_demonstrations(tmp_path: Path, chat: Chat) -> None:
     recipe = recipe_of(many(tmp_path) | {"unusable": "skip"})
-    corpus = pipeline.load_corpus(recipe, tmp_path)
+    corpus = loading.load_corpus(recipe, tmp_path)
     assert (len(corpus.prompts), len(corpus.demonstrations), len(corpus.safety)) == (60, 40, 2)
     findings = preflight.check(recipe, tmp_path, corpus, chat)
     assert not [f for f in findings if f.code in ("prompt-length", "row-length")]
@@ -201,7 +201,7 @@ def test_skip_leaves_out_what_is_too_long_and_its_demonstrations(tmp_path: Path,
     assert {(row["part"], row["line"]) for row in listed(tmp_path)} == {
         ("prompts", 61), ("prompts", 62), ("demonstrations", 41), ("demonstrations", 42), ("safety", 3),
     }  # fmt: skip
-    assert pipeline._data_counts(corpus)["skipped_rows"] == {"prompts": 2, "demonstrations": 2, "safety": 1}
+    assert corpus.counts["skipped_rows"] == {"prompts": 2, "demonstrations": 2, "safety": 1}
 
 
 def test_stop_names_what_is_too_long_and_the_way_out(tmp_path: Path, chat: Chat) -> None:
@@ -209,7 +209,7 @@ def test_stop_names_what_is_too_long_and_the_way_out(tmp_path: Path, chat: Chat)
     for name in ("p.jsonl", "d.jsonl"):
         path = tmp_path / name
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    findings = preflight.check(recipe_of(data), tmp_path, pipeline.load_corpus(recipe_of(data), tmp_path), chat)
+    findings = preflight.check(recipe_of(data), tmp_path, loading.load_corpus(recipe_of(data), tmp_path), chat)
     finding = found(findings, "prompt-length", "error")
     assert finding.evidence.startswith("2 prompts are longer") and str(tmp_path / FILE) in finding.evidence
     assert "data.unusable = 'skip'" in finding.remedy
@@ -222,7 +222,7 @@ def test_a_file_without_refused_rows_takes_an_older_list_away(tmp_path: Path, ch
         read(tmp_path, prompts="p.jsonl")
     put(tmp_path / "p.jsonl", {"prompt": "One?"})
     recipe = recipe_of({"prompts": "p.jsonl"})
-    preflight.check(recipe, tmp_path, pipeline.load_corpus(recipe, tmp_path), chat)
+    preflight.check(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), chat)
     assert not (tmp_path / FILE).exists()
 
 
@@ -236,7 +236,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
 def checked(run: Path, chat: Chat, unusable: str = "stop", **preferences: Any) -> list[Finding]:
     data = {"prompts": "p.jsonl", "preferences": "pairs.jsonl", "unusable": unusable}
     recipe = recipe_of(data, preferences={"raters": "recorded", "min_labels": 10} | preferences)
-    return preflight.check(recipe, run, pipeline.load_corpus(recipe, run), chat)
+    return preflight.check(recipe, run, loading.load_corpus(recipe, run), chat)
 
 
 def test_check_reads_preference_files(tmp_path: Path, chat: Chat) -> None:
@@ -274,7 +274,7 @@ def test_files_that_nothing_reads_are_named(tmp_path: Path, chat: Chat) -> None:
     (folder / "prompts" / "more.csv").write_text("prompt\nTwo?\n")
     put(folder / "preferences" / "pairs.jsonl", *pairs(2))
     recipe = recipe_of({"prompts": "data/prompts/*.jsonl", "preferences": "data/preferences/*.jsonl"})
-    findings = preflight.check(recipe, tmp_path, pipeline.load_corpus(recipe, tmp_path), chat)
+    findings = preflight.check(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), chat)
     unread = found(findings, "preferences-unread", "warning")
     assert "data/preferences/pairs.jsonl" in unread.evidence and "preferences.raters = 'simulated'" in unread.cause
     assert found(findings, "data-unread", "warning").evidence.endswith("data/prompts/more.csv")
@@ -299,7 +299,7 @@ def test_prompts_of_demonstrations_are_held_out_too_and_leak_nothing(tmp_path: P
 def test_the_advice_for_more_heldout_prompts_has_an_effect(tmp_path: Path, chat: Chat, split: str, advice: str) -> None:
     put(tmp_path / "p.jsonl", *({"prompt": f"What is {i}?", "split": split} for i in range(5)))
     recipe = recipe_of({"prompts": "p.jsonl"})
-    findings = preflight.check(recipe, tmp_path, pipeline.load_corpus(recipe, tmp_path), chat)
+    findings = preflight.check(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), chat)
     assert advice in found(findings, "prompts", "error").remedy
 
 
@@ -313,16 +313,16 @@ def test_status_plans_from_what_was_kept_of_the_same_data(tmp_path: Path, chat: 
         path = tmp_path / name
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     recipe = recipe_of(data if unusable == "stop" else data | {"max_prompt_tokens": 256})
-    corpus = pipeline.load_corpus(recipe, tmp_path)
-    quick = pipeline.summarise(recipe, tmp_path)
+    corpus = loading.load_corpus(recipe, tmp_path)
+    quick = loading.summarise(recipe, tmp_path)
     assert isinstance(quick, DataSummary) and quick.digests == corpus.digests
     expected = [stage.fingerprint for stage in pipeline.plan(recipe, tmp_path, corpus, None)]
     assert [stage.fingerprint for stage in pipeline.plan(recipe, tmp_path, quick, None)] == expected
     preflight.check(recipe, tmp_path, corpus, chat)
     (tmp_path / ".cache" / "data_summary.json").unlink()
-    assert pipeline.summarise(recipe, tmp_path).digests == corpus.digests, "known token counts replace a tokenizer"
+    assert loading.summarise(recipe, tmp_path).digests == corpus.digests, "known token counts replace a tokenizer"
     put(tmp_path / "p.jsonl", {"id": "p0", "prompt": "What is 0 and 0?"})
-    assert pipeline.summarise(recipe, tmp_path).digests != corpus.digests
+    assert loading.summarise(recipe, tmp_path).digests != corpus.digests
 
 
 def test_recorded_preferences_are_labelled_again_where_other_prompts_are_held_out(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_recorded_preferences_are_labelled_again_where_other_prompts_are_held_ou
     for heldout in (0.1, 0.4):
         data = {"prompts": "p.jsonl", "preferences": "pairs.jsonl", "heldout": heldout}
         recipe = recipe_of(data, preferences={"raters": "recorded"})
-        planned = pipeline.plan(recipe, tmp_path, pipeline.load_corpus(recipe, tmp_path), None)
+        planned = pipeline.plan(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), None)
         marks.append(next(stage.fingerprint for stage in planned if stage.name == "label"))
     assert marks[0] != marks[1]
 

@@ -69,10 +69,10 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     """Preflight: data, template and EOS contract, learning rates, batch arithmetic, disk and memory."""
     from dataclasses import asdict
 
-    from towpath import pipeline, preflight, recipe
+    from towpath import loading, pipeline, preflight, recipe
 
     settings = recipe.load(run, set_)
-    findings = pipeline.examine(settings, run, pipeline.load_corpus(settings, run), force)
+    findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
     print(json.dumps([asdict(f) for f in findings], indent=1) if as_json else preflight.lines(findings) or "nothing to report")
     preflight.require(findings, force)
 
@@ -80,14 +80,14 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
 def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """What labels will take: people's hours, days and dollars, a judge's dollars, and what is spent."""
-    from towpath import pipeline, recipe
+    from towpath import loading, recipe
     from towpath import plan as planning
     from towpath.store import place
     from towpath.store.store import Store
 
     settings = recipe.load(run, set_)
     with Store.open(place.of(run, settings.store.url)) as store:
-        found = planning.labels(settings, run, pipeline.load_corpus(settings, run), store)
+        found = planning.labels(settings, run, loading.load_corpus(settings, run), store)
     print(json.dumps(planning.as_json(found), indent=1) if as_json else planning.told(found))
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from towpath import pipeline
+from towpath import loading, pipeline
 from towpath.errors import RecipeError, TowpathError
 from towpath.evals.evaluator import NO_JUDGE
 from towpath.recipe import Recipe
@@ -18,7 +18,7 @@ def export(recipe: Recipe, run: Path, to: Path, adapter: bool, verify: bool) -> 
     if to.exists() and any(to.iterdir()):
         raise RecipeError(f"--to {to}: not empty", "an export never overwrites", "name a new folder")
     with Store.open(place.of(run, recipe.store.url)) as store:
-        planned = {p.name: p for p in pipeline.plan(recipe, run, pipeline.summarise(recipe, run), store)}
+        planned = {p.name: p for p in pipeline.plan(recipe, run, loading.summarise(recipe, run), store)}
     policy = next((p for name, p in reversed(planned.items()) if name.startswith("policy") and p.done), None)
     if policy is None:
         raise RecipeError(f"{run}: no policy yet", "export takes a finished policy", f"`towpath run {run}`")

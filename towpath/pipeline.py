@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,18 +18,15 @@ from typing import Any
 from towpath import algos, gates, report
 from towpath.algos import data_of
 from towpath.data import sources, summary
-from towpath.data.bundled import is_bundled
-from towpath.data.cache import cache_file
 from towpath.data.corpus import Corpus, digest
-from towpath.data.lengths import TokenLengths, limits_of, model_key, too_long, without
-from towpath.data.refused import FILE, by_part, skipped
+from towpath.data.refused import FILE
 from towpath.data.summary import DataSummary
 from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
 from towpath.feedback import simulated
+from towpath.loading import load_corpus, summarise
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
-from towpath.sizes import model_size
 from towpath.store import place
 from towpath.store.publish import alone, fault, replace_file, sweep
 from towpath.store.store import Store
@@ -170,39 +167,6 @@ def _labelling(
     return said
 
 
-def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
-    """The data of a run, without the rows that the recipe skips; the hashes that `status` needs of it are kept."""
-    name = summary.key(folder, recipe)
-    corpus = sources.read(folder, recipe.data, recipe.seed)
-    if recipe.data.unusable == "skip":
-        from towpath.data.chat import Chat
-        from towpath.models import base
-
-        place = base.find(recipe.model.source)
-        chat, context = Chat(base.load_tokenizer(place), recipe.model.template), model_size(Path(place)).context
-        corpus = _skip_too_long(recipe, corpus, TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context))
-    summary.remember(folder, name, DataSummary(corpus.digests, is_bundled(corpus)))
-    return corpus
-
-
-def _skip_too_long(recipe: Recipe, corpus: Corpus, lengths: TokenLengths) -> Corpus:
-    """The corpus without records that are too long, and a finding on all that was left out."""
-    left = without(corpus, too_long(corpus, lengths, limits_of(recipe, lengths.context)))
-    lengths.save()
-    return replace(left, findings=(*left.findings, *skipped(left.refused)))
-
-
-def summarise(recipe: Recipe, folder: Path) -> Corpus | DataSummary:
-    """What a plan needs of the data, without reading what has not changed since it was read last; nothing is tokenised."""
-    known = summary.recall(folder, recipe)
-    if known is not None:
-        return known
-    if recipe.data.unusable == "stop":
-        return load_corpus(recipe, folder)
-    lengths = TokenLengths(None, cache_file(folder, "token_lengths"), model_key(recipe))
-    return _skip_too_long(recipe, sources.read(folder, recipe.data, recipe.seed), lengths)
-
-
 def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False) -> list[Verdict]:
     """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act."""
     with alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
@@ -302,20 +266,9 @@ def _finish(
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version(), "machine": platform.machine()},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "findings": [asdict(f) for f in findings], "data": _data_counts(corpus), "result": result,
+        "findings": [asdict(f) for f in findings], "data": corpus.counts | {"skipped_rows_file": FILE if corpus.refused else ""}, "result": result,
     }  # fmt: skip
     replace_file(step.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
-
-
-def _data_counts(corpus: Corpus) -> dict[str, Any]:
-    """How many records a stage had, and how many rows were left out."""
-    counts = {
-        "prompts": len(corpus.train),
-        "heldout": len(corpus.heldout),
-        "demonstrations": len(corpus.demonstrations),
-        "safety": len(corpus.safety),
-    }
-    return counts | {"skipped_rows": by_part(corpus.refused), "skipped_rows_file": FILE if corpus.refused else ""}
 
 
 def _version(package: str) -> str:

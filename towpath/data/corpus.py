@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Any
 
-from towpath.data.refused import RefusedRow
+from towpath.data.refused import RefusedRow, by_part
 from towpath.records import Demonstration, Finding, Prompt
 
 
@@ -64,6 +64,12 @@ class Corpus:
     def by_id(self) -> dict[str, Prompt]:
         """Prompts and the safety set by id."""
         return {p.id: p for p in (*self.prompts, *self.safety)}
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """How many records of each part there are, and how many rows were left out."""
+        parts = {"prompts": self.train, "heldout": self.heldout, "demonstrations": self.demonstrations, "safety": self.safety}
+        return {name: len(records) for name, records in parts.items()} | {"skipped_rows": by_part(self.refused)}
 
     @cached_property
     def digests(self) -> Digests:
