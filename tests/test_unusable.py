@@ -15,7 +15,7 @@ from towpath.data import sources
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.data.examples import read_examples, write_examples
-from towpath.data.refused import FILE
+from towpath.data.refused import FILE, IMPORT_FILE
 from towpath.data.summary import DataSummary
 from towpath.errors import DataError, RecipeError, TowpathError
 from towpath.recipe import Data, Recipe
@@ -264,6 +264,16 @@ def test_check_counts_the_labels_that_recorded_preferences_give(tmp_path: Path, 
     assert few.evidence == "preferences.min_labels = 13, but the files hold 12 decided comparisons that may be used"
     put(tmp_path / "pairs.jsonl", {"text": "not preferences"})
     assert "no preferences under text" in found(checked(tmp_path, chat), "raters", "error").evidence
+
+
+def test_label_import_lists_every_refused_row(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('name = "x"\n')
+    put(tmp_path / "pairs.jsonl", *pairs(3), *[{"prompt": "Why?", "chosen": "alone"}] * 30)
+    command = [sys.executable, "-m", "towpath", "label", "import", str(tmp_path), str(tmp_path / "pairs.jsonl"), "--as", "pairs"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "30 rows refused" in done.stderr and str(tmp_path / IMPORT_FILE) in done.stderr, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / IMPORT_FILE).read_text().splitlines()]
+    assert [row["line"] for row in rows] == list(range(4, 34))
 
 
 def test_files_that_nothing_reads_are_named(tmp_path: Path, chat: Chat) -> None:

@@ -74,7 +74,7 @@ def label_import(
     ] = "sheet",
 ) -> None:
     """Add judgements to the ledger: of a sheet all rows or none, of others' files every row that can be used, the rest named."""
-    from towpath.data import formats
+    from towpath.data import formats, refused
     from towpath.store.exchange import import_judgements
 
     _, opened = _opened(run, set_)
@@ -85,6 +85,9 @@ def label_import(
             return
         found = formats.read_preferences(path, as_, rater=rater or "")  # pyright: ignore[reportArgumentType]
         _list(found.refused, "rows refused")
+        rows = [refused.refused_row("preferences", *row.split(": ", 1)) for row in found.refused]
+        if listed := refused.write(run, rows, refused.IMPORT_FILE):
+            _say(f"  {listed}")
         counts = formats.add(store, found)
     _say("added: " + ", ".join(f"{count} {part}" for part, count in counts.items()) + f"; {len(found.refused)} rows refused")
 

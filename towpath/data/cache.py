@@ -1,7 +1,9 @@
 """Small results kept in a hidden folder of the run, so that a second look is quick; removing them costs time alone."""
 
+import hashlib
 import json
 import secrets
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,9 @@ def write_cache(path: Path | None, value: dict[str, Any]) -> None:
         aside.replace(path)  # no fsync: a cache that is lost is made again
     except OSError:
         aside.unlink(missing_ok=True)
+
+
+@cache
+def code_fingerprint() -> str:
+    """The modules that read and tokenise data: what other code made of the same files is not read."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from towpath.data.cache import read_cache, write_cache
+from towpath.data.cache import code_fingerprint, read_cache, write_cache
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.data.refused import Part, RefusedRow, refused_row
@@ -139,10 +139,5 @@ def _prompt(part: Part, name: str, tokens: int, limits: Limits) -> list[TooLong]
 
 def _fingerprint(chat: Chat) -> str:
     """What decides how a chat counts: its tokenizer, its template, and the code that applies them."""
-    content = [
-        chat.tokenizer.backend_tokenizer.to_str(),
-        chat.template,
-        str(chat.eos),
-        Path(__file__).with_name("chat.py").read_text(encoding="utf-8"),
-    ]
+    content = [chat.tokenizer.backend_tokenizer.to_str(), chat.template, str(chat.eos), code_fingerprint()]
     return hashlib.sha256("\0".join(content).encode()).hexdigest()

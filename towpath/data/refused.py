@@ -12,6 +12,8 @@ from towpath.records import Finding
 from towpath.store.publish import replace_file
 
 FILE = "reports/refused_rows.jsonl"
+IMPORT_FILE = "reports/refused_import.jsonl"
+"""Rows of the last `towpath label import` that could not be used."""
 SHOWN, SHOWN_OF_A_REASON, SHOWN_REASONS = 20, 5, 8
 
 Part = Literal["prompts", "demonstrations", "safety", "preferences"]
@@ -78,9 +80,9 @@ def skipped(rows: Sequence[RefusedRow]) -> list[Finding]:
     return [Finding("rows-skipped", "warning", evidence, "data.unusable = 'skip'", "fix these rows to use them")]
 
 
-def write(run: Path, rows: Sequence[RefusedRow]) -> str:
-    """Write all rows to the file of the run and return what to say of it; without rows an older file is removed."""
-    path = run / FILE
+def write(run: Path, rows: Sequence[RefusedRow], name: str = FILE) -> str:
+    """Write all rows to a file of the run and return what to say of it; without rows an older file is removed."""
+    path = run / name
     try:
         if rows:
             replace_file(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))

@@ -6,11 +6,10 @@ A stage that runs reads the files: their content alone decides its fingerprint.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from towpath.data.cache import cache_file, read_cache, write_cache
+from towpath.data.cache import cache_file, code_fingerprint, read_cache, write_cache
 from towpath.data.corpus import Digests
 from towpath.data.lengths import limits_of, model_key
 from towpath.data.sources import matched, name_in
@@ -36,7 +35,7 @@ def key(run: Path, recipe: Recipe) -> str:
     settings: list[Any] = [recipe.data.model_dump(mode="json", exclude={"preferences", "max_prompt_tokens"}), recipe.seed]
     if recipe.data.unusable == "skip":
         settings += [model_key(recipe), asdict(limits_of(recipe, None))]
-    return hashlib.sha256(repr([_code(), stamps, settings]).encode()).hexdigest()
+    return hashlib.sha256(repr([code_fingerprint(), stamps, settings]).encode()).hexdigest()
 
 
 def remember(run: Path, name: str, summary: DataSummary) -> None:
@@ -76,9 +75,3 @@ def file_hashes(run: Path, paths: Iterable[Path], trust: bool) -> dict[str, str]
 def _stamp(run: Path, path: Path) -> list[Any]:
     stat = path.stat()
     return [name_in(run, path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-
-
-@cache
-def _code() -> str:
-    """The modules that read data: other code may read other records from the same files."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
