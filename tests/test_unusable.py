@@ -197,7 +197,7 @@ def test_skip_leaves_out_what_is_too_long_and_its_demonstrations(tmp_path: Path,
     findings = preflight.check(recipe, tmp_path, corpus, chat)
     assert not [f for f in findings if f.code in ("prompt-length", "row-length")]
     skipped = found(findings, "rows-skipped", "warning").evidence
-    assert skipped.startswith("5 rows are left out:") and "2 × N tokens, more than data.max_prompt_tokens = 256 (p.jsonl:61, s.jsonl:3)" in skipped
+    assert skipped.startswith("5 rows are left out:") and "2 × more tokens than data.max_prompt_tokens = 256 (p.jsonl:61, s.jsonl:3)" in skipped
     assert {(row["part"], row["line"]) for row in listed(tmp_path)} == {
         ("prompts", 61), ("prompts", 62), ("demonstrations", 41), ("demonstrations", 42), ("safety", 3),
     }  # fmt: skip

@@ -96,7 +96,7 @@ def too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list[TooL
     for d in corpus.demonstrations:
         tokens = (lengths.prompt(d.prompt) or 0) + (lengths.answer(d.response) or 0)
         if limits.context and tokens > limits.context:
-            found.append(TooLong("demonstrations", d.id, tokens, "row", f"{tokens} tokens do not fit the model's context of {limits.context}"))
+            found.append(TooLong("demonstrations", d.id, tokens, "row", f"more tokens than the model's context of {limits.context} ({tokens})"))
     return found
 
 
@@ -130,9 +130,9 @@ def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
 def _prompt(part: Part, name: str, tokens: int, limits: Limits) -> list[TooLong]:
     found = []
     if tokens > limits.prompt:
-        found.append(TooLong(part, name, tokens, "prompt", f"{tokens} tokens, more than data.max_prompt_tokens = {limits.prompt}"))
+        found.append(TooLong(part, name, tokens, "prompt", f"more tokens than data.max_prompt_tokens = {limits.prompt} ({tokens})"))
     if limits.context and tokens > limits.context - limits.new_tokens:
-        reason = f"{tokens} tokens and {limits.new_tokens} new ones do not fit the model's context of {limits.context}"
+        reason = f"no room for {limits.new_tokens} new tokens in the model's context of {limits.context} ({tokens})"
         found.append(TooLong(part, name, tokens, "context", reason))
     return found
 
