@@ -74,6 +74,8 @@ def name(cells: Cells, key: str) -> str:
 
 def checked_text(cells: Cells, key: str) -> str:
     """A cell of text that a ledger can hold; an absent one is empty."""
+    if cells.get(key) is None:
+        return ""
     value = text(cells, key)
     require_characters(key, value)
     return value
