@@ -71,9 +71,11 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
 
     from towpath import pipeline, preflight, recipe
     from towpath.data import sources
+    from towpath.progress import progress
 
     settings = recipe.load(run, set_)
-    findings = pipeline.examine(settings, run, sources.read(run, settings.data, settings.seed), force)
+    with progress("check"):
+        findings = pipeline.examine(settings, run, sources.read(run, settings.data, settings.seed), force)
     print(json.dumps([asdict(f) for f in findings], indent=1) if as_json else preflight.lines(findings) or "nothing to report")
     preflight.require(findings, force)
 
@@ -225,7 +227,9 @@ def export(
     from towpath import export as exporting
     from towpath import recipe
 
-    print(exporting.export(recipe.load(run, set_), run, to, adapter, verify))
+    with progress.progress("export"):
+        folder = exporting.export(recipe.load(run, set_), run, to, adapter, verify)
+    print(folder)
 
 
 @app.command(epilog="Example: towpath explain policy.kl.coef")
