@@ -70,9 +70,11 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     from dataclasses import asdict
 
     from towpath import loading, pipeline, preflight, recipe
+    from towpath.progress import progress
 
     settings = recipe.load(run, set_)
-    findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
+    with progress("check"):
+        findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
     print(json.dumps([asdict(f) for f in findings], indent=1) if as_json else preflight.lines(findings) or "nothing to report")
     preflight.require(findings, force)
 
@@ -223,7 +225,9 @@ def export(
     from towpath import export as exporting
     from towpath import recipe
 
-    print(exporting.export(recipe.load(run, set_), run, to, adapter, verify))
+    with progress.progress("export"):
+        folder = exporting.export(recipe.load(run, set_), run, to, adapter, verify)
+    print(folder)
 
 
 @app.command(epilog="Example: towpath explain policy.kl.coef")

@@ -25,6 +25,7 @@ from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
 from towpath.feedback import simulated
 from towpath.loading import load_corpus, summarise
+from towpath.progress import progress
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
 from towpath.store import place
@@ -234,7 +235,8 @@ def _run_stage(
     begun = time.monotonic()
     before = _spent(step.folder)
     try:
-        result = module.run(job)
+        with progress(step.name):
+            result = module.run(job)
         fault(f"end-{step.name}")
     except TowpathError:
         _say_findings(job.findings, say)

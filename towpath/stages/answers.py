@@ -9,12 +9,11 @@ from towpath.data.draws import uniforms
 from towpath.evals import winrate
 from towpath.evals.evaluator import evaluator
 from towpath.feedback import rubric
-from towpath.progress import progress
 from towpath.recipe import Decoding
 from towpath.records import Completion, Prompt, as_row
 from towpath.rollout.engine import Request
 from towpath.stages.job import Job, read_rows
-from towpath.stages.sampler import engine
+from towpath.stages.sampler import engine, generate
 from towpath.store.publish import replace_file
 
 
@@ -24,8 +23,7 @@ def draw(
     """One completion for each (prompt, name of the draw, decoding); the name decides the random numbers."""
     seed = job.recipe.seed
     requests = [Request(job.chat.prompt(p.prompt), how, uniforms(max_new_tokens, seed, "draw", name, p.id)) for p, name, how in wanted]
-    with progress(title, len(requests)) as bar:
-        drawn = engine(job, model, max_new_tokens).generate(requests, greedy, bar.advance)
+    drawn = generate(engine(job, model, max_new_tokens), requests, title, greedy)
     return [
         Completion(
             f"{source}/{name}/{p.id}", p.id, source, job.chat.text(d.token_ids), tuple(d.token_ids), tuple(d.logprobs), d.finish, how.model_dump()

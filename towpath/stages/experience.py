@@ -19,7 +19,7 @@ from towpath.rollout.engine import Drawn, Request
 from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.reward import judged
-from towpath.stages.sampler import engine
+from towpath.stages.sampler import engine, generate
 from towpath.stages.showing import Showing
 from towpath.stages.signals import of_rollout, summed
 from towpath.store.publish import fault
@@ -108,7 +108,8 @@ class Experience:
         self.runtime.temperature = self.cfg.temperature
         asked, probes = [(p, "0") for p in self.held], self.showing.probes
         self._sync("policy")
-        drawn = self.engine.generate([*self._requests(asked, "validation"), *self._requests([(p, "0") for p in probes], "probes", OPENING)])
+        requests = [*self._requests(asked, "validation"), *self._requests([(p, "0") for p in probes], "probes", OPENING)]
+        drawn = generate(self.engine, requests, "validation answers")
         drawn, openings = drawn[: len(asked)], drawn[len(asked) :]
         texts = self._texts(drawn)
         batch = self._scored(self.held, drawn, texts, self.cfg.rewards)
@@ -153,7 +154,7 @@ class Experience:
 
     def _generate(self, chosen: Sequence[Chosen], stream: str, adapter: str | None = "policy") -> list[Drawn]:
         self._sync(adapter)
-        return self.engine.generate(self._requests(chosen, stream))
+        return generate(self.engine, self._requests(chosen, stream), "rollout")
 
     def _requests(self, chosen: Sequence[Chosen], stream: str, longest: int = 0) -> list[Request]:
         how, job = Decoding(temperature=self.runtime.temperature), self.job
