@@ -49,8 +49,8 @@ def text(draw: random.Random, follows: dict[str, list[str]], starts: list[str]) 
 def changed(draw: random.Random, prompt: str) -> str:
     """The same prompt with one word in another form: most often alike enough to count as a near duplicate."""
     words = prompt.split()
-    place = draw.randrange(len(words))
-    words[place] = words[place][::-1]
+    position = draw.randrange(len(words))
+    words[position] = words[position][::-1]
     return " ".join(words)
 
 
@@ -80,8 +80,8 @@ def write_run(folder: Path, count: int, seed: int = 0) -> None:
     """A run folder with so many prompts, and demonstrations and a safety set in proportion."""
     draw = random.Random(seed + 1)
     rows = prompts(count, seed)
-    shown = draw.sample(rows, round(DEMONSTRATIONS * count))
-    demonstrations = [{"prompt_id": row["id"], "prompt": row["prompt"], "response": f"{row['prompt']} Yes."} for row in shown]
+    answered = draw.sample(rows, round(DEMONSTRATIONS * count))
+    demonstrations = [{"prompt_id": row["id"], "prompt": row["prompt"], "response": f"{row['prompt']} Yes."} for row in answered]
     safety = [{"prompt": row["prompt"], "harmful": draw.random() < 0.5} for row in prompts(round(SAFETY * count), seed + 2)]
     for name, content in (("prompts", rows), ("demonstrations", demonstrations), ("safety", safety)):
         path = folder / "data" / name / "all.jsonl"

@@ -22,8 +22,8 @@ def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
         from towpath.data.chat import Chat
         from towpath.models import base
 
-        place = base.find(recipe.model.source)
-        chat, context = Chat(base.load_tokenizer(place), recipe.model.template), model_size(Path(place)).context
+        model_folder = base.find(recipe.model.source)
+        chat, context = Chat(base.load_tokenizer(model_folder), recipe.model.template), model_size(Path(model_folder)).context
         corpus = _skip_too_long(recipe, corpus, TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context))
     summary.remember(folder, name, DataSummary(corpus.digests, is_bundled(corpus)))
     return corpus

@@ -19,13 +19,13 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, context:
     """Findings on the data; rows that cannot be used are written to a file of the run. Lengths need a chat."""
     lengths = TokenLengths(chat, cache_file(run, "token_lengths"), model_key(recipe), context)
     long = too_long(corpus, lengths, limits_of(recipe, context)) if chat else []
-    survey, found = _survey(recipe, run, corpus, lengths)
+    survey, findings = _survey(recipe, run, corpus, lengths)
     listed = refused.write(run, [*corpus.refused, *refused_rows(corpus, long), *survey.refused, *survey.long])
-    found = found or list(_preferences(recipe, survey, listed))
-    found += [*_overlaps(curate.overlaps(corpus, cache_file(run, "near_duplicates"))), *_safety(corpus.safety), *_unread(recipe, run)]
-    found += _lengths(recipe, corpus, lengths, long, listed) if chat else []
+    findings = findings or list(_preferences(recipe, survey, listed))
+    findings += [*_overlaps(curate.overlaps(corpus, cache_file(run, "near_duplicates"))), *_safety(corpus.safety), *_unread(recipe, run)]
+    findings += _lengths(recipe, corpus, lengths, long, listed) if chat else []
     lengths.save()
-    return found
+    return findings
 
 
 def named(names: Sequence[str]) -> str:
@@ -34,11 +34,11 @@ def named(names: Sequence[str]) -> str:
 
 
 def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
-    found, least = [], "" if overlaps.complete else "at least "
+    findings, least = [], "" if overlaps.complete else "at least "
     for kind, pairs in (("prompts", overlaps.duplicates), ("prompts of the safety set", overlaps.safety_duplicates)):
         if pairs:
             evidence = f"{least}{len(pairs)} pairs of {kind} are the same or nearly so: {named([f'{a} = {b}' for a, b in pairs])}"
-            found.append(Finding("duplicates", "warning", evidence, "repeated prompts weigh more than others", "remove one of each pair"))
+            findings.append(Finding("duplicates", "warning", evidence, "repeated prompts weigh more than others", "remove one of each pair"))
     for between in dict.fromkeys(leak.between for leak in overlaps.leaks):
         some = [leak for leak in overlaps.leaks if leak.between == between]
         exact = sum(leak.exact for leak in some)
@@ -46,8 +46,8 @@ def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
         evidence = f"{least}{len(some)} leaks {between.replace('-', ' to ')} ({exact} exact): {pairs}"
         remedy = "remove one of each pair, or put both into one split"
         severity = "error" if between == "train-heldout" else "warning"
-        found.append(Finding("leak", severity, evidence, "what is trained on cannot be judged by", remedy))
-    return found
+        findings.append(Finding("leak", severity, evidence, "what is trained on cannot be judged by", remedy))
+    return findings
 
 
 def _survey(recipe: Recipe, run: Path, corpus: Corpus, lengths: TokenLengths) -> tuple[recorded.Recorded, list[Finding]]:
@@ -113,20 +113,20 @@ def _safety(safety: Sequence[Prompt]) -> list[Finding]:
     harmful = sum(p.harmful for p in safety)
     known = {p.id for p in safety}
     lost = [p.id for p in safety if p.twin and p.twin not in known]
-    found = []
+    findings = []
     if not safety:
         evidence = "no safety set: refusals and over-refusals are not measured"
-        found.append(Finding("safety-set", "warning", evidence, "data.safety is empty", "name a safety set in data.safety"))
+        findings.append(Finding("safety-set", "warning", evidence, "data.safety is empty", "name a safety set in data.safety"))
     elif harmful in (0, len(safety)):
         missing = "harmless" if harmful else "harmful"
         evidence = f"the safety set of {len(safety)} has no {missing} prompts"
-        found.append(
+        findings.append(
             Finding("safety-set", "warning", evidence, "both kinds are needed: refusals and over-refusals", "set harmful = true or false in its rows")
         )
     if lost:
         evidence = f"{len(lost)} prompts of the safety set name a twin that is not there: {named(lost)}"
-        found.append(Finding("safety-set", "warning", evidence, "twins are compared with each other", "mend `twin`"))
-    return found
+        findings.append(Finding("safety-set", "warning", evidence, "twins are compared with each other", "fix `twin`"))
+    return findings
 
 
 def _lengths(recipe: Recipe, corpus: Corpus, lengths: TokenLengths, long: Sequence[TooLong], listed: str) -> list[Finding]:
@@ -140,14 +140,14 @@ def _lengths(recipe: Recipe, corpus: Corpus, lengths: TokenLengths, long: Sequen
                     "an answer needs room after its prompt", f"shorten them, lower max_new_tokens, {skip}"),
         "row": ("row-length", f"demonstrations do not fit the model's context of {limits.context}", "no answer is cut", f"shorten them, {skip}"),
     }  # fmt: skip
-    found = []
+    findings = []
     for limit, (code, what, cause, remedy) in texts.items():
         if over := [f"{one.id} ({one.tokens})" for one in long if one.limit == limit]:
-            found.append(Finding(code, "error", f"{len(over)} {what}: {named(over)}; {listed}", cause, remedy))
+            findings.append(Finding(code, "error", f"{len(over)} {what}: {named(over)}; {listed}", cause, remedy))
     answers = {d.id: lengths.answer(d.response) or 0 for d in corpus.demonstrations}
     over, most = [name for name, n in answers.items() if n > recipe.policy.max_new_tokens], recipe.policy.max_new_tokens
     if over:
         evidence = f"{len(over)} of {len(answers)} demonstrations are longer than policy.max_new_tokens = {most}: {named(over)}"
         remedy = f"raise max_new_tokens (the longest has {max(answers.values())} tokens), or shorten them"
-        found.append(Finding("answer-length", "warning", evidence, "the model learns answers that are cut off when it draws them", remedy))
-    return found
+        findings.append(Finding("answer-length", "warning", evidence, "the model learns answers that are cut off when it draws them", remedy))
+    return findings

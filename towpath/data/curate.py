@@ -44,10 +44,10 @@ def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
     """Equal and nearly equal questions in all parts of a corpus, found in one pass; `cache` is the file that keeps the pairs."""
     train, heldout = (_grouped((p.prompt, p.id) for p in prompts) for prompts in (corpus.train, corpus.heldout))
     prompts, safety = (_grouped((p.prompt, p.id) for p in part) for part in (corpus.prompts, corpus.safety))
-    shown = _grouped((d.prompt, d.id) for d in corpus.demonstrations)
-    similar, complete = _similar(list({**prompts, **shown, **safety}), cache)
+    demonstrations = _grouped((d.prompt, d.id) for d in corpus.demonstrations)
+    similar, complete = _similar(list({**prompts, **demonstrations, **safety}), cache)
     leaks = _leaks("train-heldout", train, heldout, similar)
-    leaks += _leaks("demonstrations-heldout", shown, heldout, similar)
+    leaks += _leaks("demonstrations-heldout", demonstrations, heldout, similar)
     leaks += _leaks("safety-train", train, safety, similar)
     return Overlaps(_duplicates(prompts, similar), _duplicates(safety, similar), leaks, complete)
 
@@ -100,13 +100,13 @@ def _duplicates(groups: Groups, similar: Iterable[tuple[str, str]]) -> list[tupl
 def _similar(texts: Sequence[str], cache: Path | None) -> tuple[list[tuple[str, str]], bool]:
     """Pairs of texts that are nearly the same and whether those are all, from the cache where it was made of these very texts."""
     content = hashlib.sha256(json.dumps([near.VERSION, *texts]).encode()).hexdigest()
-    kept = read_cache(cache)
-    if kept.get("content") == content:
-        found = near.NearPairs(kept["pairs"], kept["complete"])
+    cached = read_cache(cache)
+    if cached.get("content") == content:
+        near_texts = near.NearPairs(cached["pairs"], cached["complete"])
     else:
-        found = near.near_pairs(texts)
-        write_cache(cache, {"content": content, "pairs": found.pairs, "complete": found.complete})
-    return [(texts[i], texts[j]) for i, j in found.pairs], found.complete
+        near_texts = near.near_pairs(texts)
+        write_cache(cache, {"content": content, "pairs": near_texts.pairs, "complete": near_texts.complete})
+    return [(texts[i], texts[j]) for i, j in near_texts.pairs], near_texts.complete
 
 
 def _grouped(named: Iterable[tuple[str, str]]) -> Groups:

@@ -25,10 +25,10 @@ Example = tuple[str, str | None]
 
 def examples(cells: Cells, multi_turn: bool) -> list[Example]:
     """The prompts of a row with their answers; conversations become transcripts where `multi_turn` allows it and are refused otherwise."""
-    found = _examples(cells, multi_turn)
-    for prompt, _ in found:
+    rows = _examples(cells, multi_turn)
+    for prompt, _ in rows:
         require_text("prompt", prompt)
-    return found
+    return rows
 
 
 def harmful(cells: Cells) -> bool | None:

@@ -12,7 +12,7 @@ from towpath.data.corpus import Corpus
 from towpath.data.refused import Part, RefusedRow, refused_row
 from towpath.recipe import Recipe
 
-MOST_KEPT = 100_000
+MAX_CACHED = 100_000
 """Texts of other data whose counts are kept; rows that are skipped are among them, which `status` asks for."""
 
 Limit = Literal["prompt", "context", "row"]
@@ -54,14 +54,14 @@ class TokenLengths:
 
     def __init__(self, chat: Chat | None, cache: Path | None = None, model: str = "", context: int | None = None) -> None:
         self._chat, self._cache = chat, cache
-        kept = read_cache(cache)
-        tokenizer = _fingerprint(chat) if chat else kept.get("tokenizer", "")
-        fits = kept.get("tokenizer") == tokenizer and (chat is not None or kept.get("model") == model)
-        self.context: int | None = context if chat else kept.get("context")
+        cached = read_cache(cache)
+        tokenizer = _fingerprint(chat) if chat else cached.get("tokenizer", "")
+        fits = cached.get("tokenizer") == tokenizer and (chat is not None or cached.get("model") == model)
+        self.context: int | None = context if chat else cached.get("context")
         self._head = {"tokenizer": tokenizer, "model": model, "context": context}
-        self._kept: dict[str, int] = kept.get("tokens", {}) if fits else {}
+        self._cached: dict[str, int] = cached.get("tokens", {}) if fits else {}
         self._used: dict[str, int] = {}
-        self._stale = not fits or any(kept.get(key) != value for key, value in self._head.items())
+        self._stale = not fits or any(cached.get(key) != value for key, value in self._head.items())
 
     def prompt(self, text: str) -> int | None:
         """Tokens of a prompt, template included."""
@@ -73,15 +73,15 @@ class TokenLengths:
 
     def save(self) -> None:
         """Keep what was counted, and what was kept before while that is not mostly of other data."""
-        tokens = self._kept | self._used
-        if len(tokens) > MOST_KEPT + 2 * len(self._used):
+        tokens = self._cached | self._used
+        if len(tokens) > MAX_CACHED + 2 * len(self._used):
             tokens = self._used
-        if self._chat and (self._stale or tokens.keys() != self._kept.keys()):
+        if self._chat and (self._stale or tokens.keys() != self._cached.keys()):
             write_cache(self._cache, self._head | {"tokens": tokens})
 
     def _count(self, kind: str, text: str, encode: Callable[[str], list[int]] | None) -> int | None:
         key = kind + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        count = self._used.get(key, self._kept.get(key))
+        count = self._used.get(key, self._cached.get(key))
         if count is None and encode is not None:
             count = len(encode(text))
         if count is not None:
@@ -92,12 +92,12 @@ class TokenLengths:
 def too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list[TooLong]:
     """Every record that is too long, once for each limit it breaks."""
     parts: tuple[tuple[Part, Sequence], ...] = (("prompts", corpus.prompts), ("safety", corpus.safety))
-    found = [one for part, prompts in parts for p in prompts for one in _prompt(part, p.id, lengths.prompt(p.prompt) or 0, limits)]
+    records = [one for part, prompts in parts for p in prompts for one in _prompt(part, p.id, lengths.prompt(p.prompt) or 0, limits)]
     for d in corpus.demonstrations:
         tokens = (lengths.prompt(d.prompt) or 0) + (lengths.answer(d.response) or 0)
         if limits.context and tokens > limits.context:
-            found.append(TooLong("demonstrations", d.id, tokens, "row", f"more tokens than the model's context of {limits.context} ({tokens})"))
-    return found
+            records.append(TooLong("demonstrations", d.id, tokens, "row", f"more tokens than the model's context of {limits.context} ({tokens})"))
+    return records
 
 
 def without(corpus: Corpus, long: Sequence[TooLong]) -> Corpus:
@@ -128,13 +128,13 @@ def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
 
 
 def _prompt(part: Part, name: str, tokens: int, limits: Limits) -> list[TooLong]:
-    found = []
+    records = []
     if tokens > limits.prompt:
-        found.append(TooLong(part, name, tokens, "prompt", f"more tokens than data.max_prompt_tokens = {limits.prompt} ({tokens})"))
+        records.append(TooLong(part, name, tokens, "prompt", f"more tokens than data.max_prompt_tokens = {limits.prompt} ({tokens})"))
     if limits.context and tokens > limits.context - limits.new_tokens:
         reason = f"no room for {limits.new_tokens} new tokens in the model's context of {limits.context} ({tokens})"
-        found.append(TooLong(part, name, tokens, "context", reason))
-    return found
+        records.append(TooLong(part, name, tokens, "context", reason))
+    return records
 
 
 def _fingerprint(chat: Chat) -> str:

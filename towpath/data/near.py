@@ -126,8 +126,8 @@ def _bounded(code_P: np.ndarray, complete: bool, count: int) -> tuple[np.ndarray
     if len(code_P) <= most:
         return code_P, complete
     rank_P = _rank(code_P // count)
-    kept = np.cumsum(np.bincount(rank_P))  # pairs that are left where each text keeps so many, and one more
-    return code_P[rank_P <= max(0, np.searchsorted(kept, most, "right") - 1)], False
+    total = np.cumsum(np.bincount(rank_P))  # pairs that are left where each text keeps so many, and one more
+    return code_P[rank_P <= max(0, np.searchsorted(total, most, "right") - 1)], False
 
 
 def _buckets(band_NR: np.ndarray, position_N: np.ndarray) -> Iterator[np.ndarray]:
@@ -158,9 +158,9 @@ def _rank(sorted_P: np.ndarray) -> np.ndarray:
 
 def _likely(signature_NK: np.ndarray, code_P: np.ndarray, size: int = 1 << 16) -> np.ndarray:
     """The candidates whose signatures agree on nearly SIMILAR: the share on which they do estimates the similarity."""
-    kept = [np.empty(0, np.int64)]
+    likely = [np.empty(0, np.int64)]
     for begin in range(0, len(code_P), size):
         part = code_P[begin : begin + size]
         agreement = (signature_NK[part // len(signature_NK)] == signature_NK[part % len(signature_NK)]).mean(1)
-        kept.append(part[agreement >= SIMILAR - ESTIMATE_MARGIN])
-    return np.concatenate(kept)
+        likely.append(part[agreement >= SIMILAR - ESTIMATE_MARGIN])
+    return np.concatenate(likely)

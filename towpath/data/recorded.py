@@ -32,10 +32,10 @@ class Recorded:
 def read(run: Path, pattern: str, corpus: Corpus) -> Iterator[tuple[Imported, list[RefusedRow]]]:
     """The preferences of each file with their places in the run, and its rows that cannot be used."""
     for path in matched(run, "data.preferences", pattern):
-        name, found = name_in(run, path), formats.read_preferences(path, prompts=corpus.prompts)
-        places = {key: place.replace(path.name, name, 1) for key, place in found.places.items()}
-        rows = [row.replace(path.name, name, 1).partition(": ") for row in found.refused]
-        yield replace(found, places=places), [refused_row("preferences", place, reason) for place, _, reason in rows]
+        name, imported = name_in(run, path), formats.read_preferences(path, prompts=corpus.prompts)
+        places = {key: place.replace(path.name, name, 1) for key, place in imported.places.items()}
+        rows = [row.replace(path.name, name, 1).partition(": ") for row in imported.refused]
+        yield replace(imported, places=places), [refused_row("preferences", place, reason) for place, _, reason in rows]
 
 
 def held_out(corpus: Corpus) -> set[str]:
@@ -58,16 +58,16 @@ def unfit(prompt: str, held: set[str], limit: int, length: Length) -> str:
 def survey(run: Path, pattern: str, corpus: Corpus, limit: int, length: Length) -> Recorded:
     """Count what the files hold and what of it may be used."""
     total, held = Recorded(), held_out(corpus)
-    for found, refused in read(run, pattern, corpus):
+    for imported, refused in read(run, pattern, corpus):
         total.refused += refused
-        prompts = {p.id: unfit(p.prompt, held, limit, length) for p in found.prompts}
-        decided = {j.comparison for j in found.judgements if j.choice in ("a", "b")}
-        for comparison in found.comparisons:
+        prompts = {p.id: unfit(p.prompt, held, limit, length) for p in imported.prompts}
+        decided = {j.comparison for j in imported.judgements if j.choice in ("a", "b")}
+        for comparison in imported.comparisons:
             reason = prompts[comparison.prompt_id]
             total.comparisons += 1
             total.decided += not reason and comparison.id in decided
             if reason == too_long(limit):
-                total.long.append(refused_row("preferences", found.places[comparison.id], reason))
+                total.long.append(refused_row("preferences", imported.places[comparison.id], reason))
             elif reason:
                 total.left_out[reason] += 1
     return total

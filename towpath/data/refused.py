@@ -32,9 +32,9 @@ class RefusedRow:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
-def refused_row(part: Part, place: str, reason: str) -> RefusedRow:
-    """A refused row of a place as `file:line`."""
-    file, _, line = place.rpartition(":")
+def refused_row(part: Part, position: str, reason: str) -> RefusedRow:
+    """A refused row at a position such as `file:line`."""
+    file, _, line = position.rpartition(":")
     return RefusedRow(part, file, int(line), reason)
 
 
@@ -53,22 +53,22 @@ def listing(rows: Sequence[RefusedRow]) -> str:
     reasons = by_reason(rows).most_common()
     counts = [f"{count} × {reason}" for reason, count in reasons[:SHOWN_REASONS]]
     counts += [f"… and {len(reasons) - SHOWN_REASONS} more reasons"] if len(reasons) > SHOWN_REASONS else []
-    seen: Counter[str] = Counter()
-    shown = []
+    per_reason: Counter[str] = Counter()
+    first_rows = []
     for row in rows:
-        seen[_kind(row.reason)] += 1
-        if seen[_kind(row.reason)] <= SHOWN_OF_A_REASON and len(shown) < SHOWN:
-            shown.append(str(row))
-    more = [f"… and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else []
-    return "\n  ".join(["; ".join(counts), *shown, *more])
+        per_reason[_kind(row.reason)] += 1
+        if per_reason[_kind(row.reason)] <= SHOWN_OF_A_REASON and len(first_rows) < SHOWN:
+            first_rows.append(str(row))
+    more = [f"… and {len(rows) - len(first_rows)} more"] if len(rows) > len(first_rows) else []
+    return "\n  ".join(["; ".join(counts), *first_rows, *more])
 
 
-def summary(rows: Sequence[RefusedRow], shown: int = 3) -> str:
+def summary(rows: Sequence[RefusedRow], places_shown: int = 3) -> str:
     """The same in one line: counts by reason, each with its first places."""
     parts = []
     for reason, count in by_reason(rows).most_common(SHOWN_REASONS):
-        places = [f"{row.file}:{row.line}" for row in rows if _kind(row.reason) == reason][:shown]
-        parts.append(f"{count} × {reason} ({', '.join(places)}{', …' if count > shown else ''})")
+        places = [f"{row.file}:{row.line}" for row in rows if _kind(row.reason) == reason][:places_shown]
+        parts.append(f"{count} × {reason} ({', '.join(places)}{', …' if count > places_shown else ''})")
     return "; ".join(parts)
 
 

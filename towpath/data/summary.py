@@ -16,7 +16,7 @@ from towpath.data.sources import matched, name_in
 from towpath.recipe import Recipe
 
 PARTS = ("prompts", "demonstrations", "safety")
-KEPT = 8
+MAX_RECIPES = 8
 """Recipes whose digests are kept: looks with other `--set` values do not push each other out."""
 
 
@@ -41,8 +41,8 @@ def key(run: Path, recipe: Recipe) -> str:
 def remember(run: Path, name: str, summary: DataSummary) -> None:
     """Keep the summary of a corpus that was read after `key` gave this name."""
     path = cache_file(run, "data_summary")
-    kept = {known: value for known, value in read_cache(path).items() if known != name}
-    write_cache(path, dict(list(kept.items())[1 - KEPT :]) | {name: asdict(summary)})
+    cached = {known: value for known, value in read_cache(path).items() if known != name}
+    write_cache(path, dict(list(cached.items())[1 - MAX_RECIPES :]) | {name: asdict(summary)})
 
 
 def recall(run: Path, recipe: Recipe) -> DataSummary | None:
@@ -57,8 +57,8 @@ def recall(run: Path, recipe: Recipe) -> DataSummary | None:
 def file_hashes(run: Path, paths: Iterable[Path], trust: bool) -> dict[str, str]:
     """The SHA-256 of files by name; with `trust` what is kept of a file of the same size, time and inode counts."""
     path = cache_file(run, "file_hashes")
-    kept = read_cache(path)
-    known = dict(kept)
+    cached = read_cache(path)
+    known = dict(cached)
     hashes: dict[str, str] = {}
     for file in paths:
         name, stamp = name_in(run, file), _stamp(run, file)[1:]
@@ -67,7 +67,7 @@ def file_hashes(run: Path, paths: Iterable[Path], trust: bool) -> dict[str, str]
             with file.open("rb") as opened:
                 known[name] = [*stamp, hashlib.file_digest(opened, "sha256").hexdigest()]
         hashes[name] = known[name][-1]
-    if known != kept:
+    if known != cached:
         write_cache(path, known)
     return hashes
 
