@@ -3,6 +3,7 @@
 import hashlib
 import json
 import secrets
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def write_cache(path: Path | None, value: dict[str, Any]) -> None:
         aside.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
         aside.replace(path)  # no fsync: a cache that is lost is made again
     except OSError:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 @cache
