@@ -214,7 +214,7 @@ def test_what_the_run_waits_for_and_found_is_said(tmp_path: Path) -> None:
     findings = [{"code": f"f-{tone}", "severity": tone, "evidence": f"<{tone}> seen", "remedy": "mend it."} for tone in ("info", "warning")]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"waiting_for": "labels: 3 of 200 decided", "findings": findings}))
     text = Page(write(tmp_path, verdicts).read_text(encoding="utf-8")).text
-    assert "The run waits: labels: 3 of 200 decided." in text and "<warning> seen. mend it." in text and "<info> seen" not in text
+    assert "The run waits: labels: 3 of 200 decided." in text and "<warning> seen. Mend it." in text and "<info> seen" not in text
 
 
 def test_the_terminal_is_told_outcome_gates_and_cost(tmp_path: Path) -> None:

@@ -427,10 +427,9 @@ def status_lines(state: State) -> list[str]:
 
 
 def _gate_brief(gate: dict[str, Any]) -> str:
-    """A gate's verdict in a few words; `safety` by its name, since it shares a stage."""
-    name = "safety " if gate["gate"] == "safety" else ""
+    """A gate's verdict in a few words."""
     measured = f"{gate['value']:.3f} (threshold {gate['threshold']})" if gate["value"] is not None else f"({gate['note']})"
-    return f"{name}{gate['verdict']} {measured}"
+    return f"gate {gate['gate']}: {gate['verdict']} {measured}"
 
 
 def judged(recipe: Recipe, folder: Path) -> list[Verdict]:

@@ -94,7 +94,8 @@ def _unread(recipe: Recipe, run: Path) -> Iterator[Finding]:
         evidence = f"{len(unused)} file{'s' * (len(unused) > 1)} of preferences not read: {named(unused)}"
         cause = f"preferences.raters = {recipe.preferences.raters!r}; files are read where it is 'recorded'"
         yield Finding("preferences-unread", "warning", evidence, cause, "set preferences.raters = 'recorded', or data.preferences = ''")
-    folders = {(run / pattern).parent for pattern in patterns.values() if pattern}
+    # Folders outside the run hold other people's files too.
+    folders = {folder for pattern in patterns.values() if pattern and (folder := (run / pattern).parent).is_relative_to(run)}
     there = {path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file() and tables.readable(path)}
     if unread := sorted(sources.name_in(run, path) for path in there.difference(*files.values())):
         evidence = f"{len(unread)} file{'s' * (len(unread) > 1)} beside the data not read: {named(unread)}"

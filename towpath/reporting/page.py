@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from towpath import __version__
-from towpath.evals.evaluator import INSTEAD, NO_JUDGE, RUBRIC_CAVEAT, WHY
+from towpath.evals.evaluator import INSTEAD, NO_JUDGE, NO_JUDGE_CODE, RUBRIC_CAVEAT, WHY
 from towpath.records import Verdict
 from towpath.reporting import beyond, curves, frontier, tables
 from towpath.reporting.reading import ORDER, Run, Stage
@@ -32,6 +32,7 @@ def page(run: Run, verdicts: list[Verdict], summary: dict[str, Any], name: str) 
         "version": __version__,
         "outcome": outcome(run, summary),
         "notices": list(notices(run, verdicts)),
+        "warnings": warnings(run),
         "tiles": tiles(summary),
         "gates": tables.gates(run, verdicts),
         "frontier": frontier.draw(evaluation, gate["evaluate"]),
@@ -114,7 +115,9 @@ def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
             tone, word = ("fail", "did not open") if verdict.verdict == "FAIL" else ("undecided", "is undecided")
             gate = (verdict.gate if verdict.gate != "sft" else "SFT") + (" gate (it only warns)" if verdict.action == "warn" else " gate")
             note = f" {verdict.note[0].upper()}{verdict.note[1:].rstrip('.')}." if verdict.note else ""
-            measured = f"{percent(verdict.value, 1)} against {percent(verdict.threshold)}." if is_number(verdict.value) else "nothing was measured."
+            measured = (
+                f"{percent(verdict.value, 1)} against {percent(verdict.threshold)}." if is_number(verdict.value) else "no win rate was measured."
+            )
             yield tone, f"The {gate} {word}: {measured}{note}"
     stopped = run.result("policy").get("stopped")
     if stopped:
@@ -123,9 +126,20 @@ def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     if run.waiting_for:
         yield "caution", f"The run waits: {run.waiting_for}."
     for finding in run.findings:
-        if finding.get("severity") in ("warning", "critical", "error"):
-            told = [str(finding[key]).rstrip(".") for key in ("evidence", "cause", "remedy") if finding.get(key)]
-            yield ("undecided" if finding["severity"] == "warning" else "fail"), ". ".join(told) + "."
+        if finding.get("severity") in ("critical", "error"):
+            yield "fail", _sentences(finding)
+
+
+def warnings(run: Run) -> list[str]:
+    """Findings that are worth knowing and endanger nothing; the page folds them where they are many."""
+    found = [finding for finding in run.findings if finding.get("severity") == "warning" and finding.get("code") != NO_JUDGE_CODE]
+    return list(dict.fromkeys(map(_sentences, found)))
+
+
+def _sentences(finding: dict[str, Any]) -> str:
+    """Evidence, cause and remedy as sentences."""
+    parts = [str(finding[key]).rstrip(".") for key in ("evidence", "cause", "remedy") if finding.get(key)]
+    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
 
 
 def simulation(run: Run) -> str:
