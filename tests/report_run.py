@@ -110,7 +110,7 @@ def _reward_result(draws: random.Random) -> dict[str, Any]:
 
 
 def _evaluation(draws: random.Random) -> dict[str, Any]:
-    figures = ("distinct_1", "distinct_2", "distinct_3", "repetition", "finish_rate", "mean_words", "gold")
+    figures = ("distinct_1", "distinct_2", "distinct_3", "repetition", "finish_rate", "mean_words", "rubric")
     text = {
         "base": (0.11, 0.42, 0.61, 0.19, 0.31, 51.4, 0.41),
         "sft": (0.15, 0.52, 0.74, 0.05, 0.92, 34.2, 0.63),
@@ -252,9 +252,9 @@ def _answer(number: int, draws: random.Random) -> dict[str, Any]:
         "base": BASE,
         "sft": SFT,
         "policy": HOSTILE if number == 5 else POLICY,
-        "gold_base": 0.4,
-        "gold_sft": 0.62,
-        "gold_policy": 0.62 + up,
+        "rubric_base": 0.4,
+        "rubric_sft": 0.62,
+        "rubric_policy": 0.62 + up,
         "reward_sft": 0.31,
         "reward_policy": 0.31 + 5 * up,
         "choice": choice,

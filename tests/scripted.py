@@ -97,9 +97,9 @@ class Kept(dict[str, Any]):
         self[digest] = json.loads(json.dumps(reply))
 
 
-def judged(server: Scripted, cases: Any = (CASE,), cache: Any = None, spent: float = 0.0, **more: Any) -> list[Judgement | Abstention]:
+def judged(server: Scripted, cases: Any = (CASE,), cache: Any = None, account: Any = None, **more: Any) -> list[Judgement | Abstention]:
     settings = JudgeSettings(server.url, "m", **{"retries": 2, "timeout": 5.0} | more)
-    return list(judge_pairs(settings, cases, Kept() if cache is None else cache, spent=spent))
+    return list(judge_pairs(settings, cases, Kept() if cache is None else cache, account=account))
 
 
 def one(server: Scripted, **more: Any) -> Judgement:

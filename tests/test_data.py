@@ -2,9 +2,7 @@
 
 import csv
 import hashlib
-import itertools
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,8 +62,8 @@ def test_quickstart_reads_whole_without_findings(quickstart: Corpus) -> None:
 
 
 def test_quickstart_has_no_duplicates_and_no_leaks(quickstart: Corpus) -> None:
-    assert curate.duplicates([*quickstart.prompts, *quickstart.safety]) == []
-    assert curate.leaks(quickstart) == []
+    found = curate.overlaps(quickstart)
+    assert (found.duplicates, found.safety_duplicates, found.leaks, found.complete) == ([], [], [], True)
 
 
 def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> None:
@@ -113,27 +111,27 @@ def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
     write(
         tmp_path / "p.jsonl",
         {"prompt": "Good?"}, "{broken", "[1, 2]", {"prompt": "   "}, {"prompt": 7}, {"prompt": "x", "split": "test"}, "",
-        {"question": "x"}, {"prompt": "x", "harmful": "perhaps"}, {"prompt": "x", "about": [1]},
+        {"body": "x"}, {"prompt": "x", "harmful": "perhaps"}, {"prompt": "x", "about": [1]},
         '{"prompt": "half \\ud800"}', {"prompt": "x", "id": [1]},
     )  # fmt: skip
     write(tmp_path / "d.jsonl", {"prompt": "Good?"}, {"prompt": "Good?", "response": " "}, {"prompt": "Good?", "response": "Yes."})
     message = refused(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl")
     expected = {
         "p.jsonl:2": "not JSON", "p.jsonl:3": "not an object but a list", "p.jsonl:4": "empty prompt", "p.jsonl:5": "prompt is not text but a number",
-        "p.jsonl:6": "unknown split 'test'", "p.jsonl:8": "no prompt (keys: question)", "p.jsonl:9": "harmful is not true or false",
+        "p.jsonl:6": "unknown split 'test'", "p.jsonl:8": "no prompt (keys: body)", "p.jsonl:9": "harmful is not true or false",
         "p.jsonl:10": "about is not a list of words", "p.jsonl:11": "half a character", "p.jsonl:12": "id is not text", "d.jsonl:1": "no response",
         "d.jsonl:2": "empty response",
     }  # fmt: skip
     told = dict(line.strip().split(": ", 1) for line in message.splitlines() if ".jsonl:" in line)
     assert set(told) == set(expected)
     assert all(reason in told[place] for place, reason in expected.items())
-    assert message.startswith("12 bad rows")
+    assert message.startswith("12 unusable rows")
 
 
-def test_only_the_first_twenty_bad_rows_are_listed_and_all_counted(tmp_path: Path) -> None:
+def test_only_the_first_bad_rows_of_a_reason_are_shown_and_all_counted(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *["{"] * 53)
     message = refused(tmp_path, prompts="p.jsonl")
-    assert message.startswith("53 bad rows") and "p.jsonl:20:" in message and "p.jsonl:21:" not in message and "33 more" in message
+    assert message.startswith("53 unusable rows: 53 × not JSON") and "p.jsonl:5:" in message and "p.jsonl:6:" not in message and "48 more" in message
 
 
 def test_text_that_is_not_utf8_and_a_file_without_rows_are_named(tmp_path: Path) -> None:
@@ -141,7 +139,7 @@ def test_text_that_is_not_utf8_and_a_file_without_rows_are_named(tmp_path: Path)
     (tmp_path / "b.jsonl").write_text("\n")
     (tmp_path / "c.csv").write_bytes(b"prompt\n\xff\n")
     message = refused(tmp_path, prompts="*.*")
-    assert "a.jsonl:2: not UTF-8" in message and "b.jsonl:0: the file has no rows" in message and "c.csv:1: not UTF-8" in message
+    assert "a.jsonl:2: not UTF-8" in message and "b.jsonl:0: the file has no rows" in message and "c.csv:2: not UTF-8" in message
 
 
 def test_an_unknown_type_of_file_is_named(tmp_path: Path) -> None:
@@ -171,15 +169,15 @@ def test_bad_csv_and_parquet_rows_are_named_by_row(tmp_path: Path) -> None:
     (tmp_path / "q.parquet").write_bytes(b"no")
     message = refused(tmp_path, prompts="*")
     for told in (
-        "p.csv:2: empty prompt",
-        "p.csv:3: more cells",
-        "p.csv:4: fewer cells",
+        "p.csv:4: empty prompt",
+        "p.csv:5: 3 cells under 2 headings",
+        "p.csv:6: 1 cells under 2 headings",
         "p.parquet:2: empty",
         "p.parquet:3: empty",
         "q.parquet:1: not Parquet",
     ):
         assert told in message
-    assert message.startswith("6 bad rows")
+    assert message.startswith("6 unusable rows")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +200,7 @@ def test_shapes_of_other_tools(tmp_path: Path, row: dict[str, Any]) -> None:
 
 def test_an_input_belongs_to_its_instruction(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", {"instruction": "Shorten.", "input": "A long text", "output": "Text"})
-    assert read(tmp_path, demonstrations="d.jsonl").demonstrations[0].prompt == "Shorten.\n\nA long text"
+    assert read(tmp_path, demonstrations="d.jsonl", heldout=0.0).demonstrations[0].prompt == "Shorten.\n\nA long text"
 
 
 @pytest.mark.parametrize("roles", [["system", "user", "assistant"], ["user", "assistant", "user", "assistant"], ["assistant"], []])
@@ -223,7 +221,7 @@ def test_ids_come_from_content_whatever_the_order(tmp_path: Path) -> None:
 def test_equal_rows_without_ids_are_kept_apart_and_reported_as_duplicates(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *[{"prompt": "Same?"}] * 3)
     found = read(tmp_path, prompts="p.jsonl")
-    assert len(found.by_id) == 3 and len(curate.duplicates(found.prompts)) == 2
+    assert len(found.by_id) == 3 and len(curate.overlaps(found).duplicates) == 2
 
 
 def test_an_id_used_twice_names_both_places(tmp_path: Path) -> None:
@@ -233,7 +231,7 @@ def test_an_id_used_twice_names_both_places(tmp_path: Path) -> None:
 
 def test_numbers_of_a_safety_set_may_repeat_those_of_the_prompts(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", {"id": 1, "prompt": "One?"})
-    write(tmp_path / "s.jsonl", {"id": 1, "prompt": "Bad?", "harmful": True, "twin": 2}, {"id": 2, "prompt": "Fine?", "twin": 1})
+    write(tmp_path / "s.jsonl", {"id": 1, "prompt": "Bad?", "harmful": True, "twin": 2}, {"id": 2, "prompt": "Fine?", "harmful": False, "twin": 1})
     found = read(tmp_path, prompts="p.jsonl", safety="s.jsonl")
     assert [(p.id, p.twin) for p in found.safety] == [("safety-1", "2"), ("2", "safety-1")]
     assert [f.code for f in found.findings] == ["safety-ids"]
@@ -273,27 +271,16 @@ def test_demonstrations_of_heldout_prompts_are_left_out_and_it_is_said(tmp_path:
 
 def test_a_prompt_id_must_belong_to_the_prompt(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", {"id": "t", "prompt": "Train?"})
-    write(tmp_path / "s.jsonl", {"id": "s", "prompt": "Harm?"})
+    write(tmp_path / "s.jsonl", {"id": "s", "prompt": "Harm?", "harmful": True})
     write(tmp_path / "d.jsonl", {"prompt": "Other?", "prompt_id": "t", "response": "a"}, {"prompt": "Harm?", "prompt_id": "s", "response": "a"})
     message = refused(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl")
     assert "d.jsonl:1: prompt_id 't' has another prompt" in message and "d.jsonl:2: prompt_id 's' belongs to the safety set" in message
 
 
-def test_near_finds_what_comparing_all_pairs_finds() -> None:
-    words = ["boil", "bake", "fry", "steam", "roast", "egg", "rice", "bean", "leek", "slowly", "quickly", "well", "salt", "oil", "water", "pan"]
-    draw = random.Random(1)
-    texts = [" ".join(draw.choices(words, k=draw.randint(3, 30))) for _ in range(150)]
-    texts += [text.replace("e", "a", draw.randint(1, 2)) for text in texts[:100]] + ["", "a", "ab", "ab"]
-    sets = [curate._shingles(text) for text in texts]
-    expected = [(i, j) for i, j in itertools.combinations(range(len(sets)), 2) if curate._jaccard(sets[i], sets[j]) >= curate.ALIKE]
-    assert len(expected) > 20
-    assert curate.near(texts) == expected
-
-
 def test_duplicates_by_form_and_by_nearness() -> None:
     long = "How do I keep a sourdough starter alive while I travel for several weeks in the summer"
     texts = ["How are you?", " how  ARE you", "Ｈow are you!", "Who are you?", f"{long}?", f"{long}s?", "What is C?", "What is C++?", "What is C#?"]
-    pairs = curate.duplicates([Prompt(str(i), text) for i, text in enumerate(texts)])
+    pairs = curate.overlaps(Corpus(tuple(Prompt(str(i), text) for i, text in enumerate(texts)))).duplicates
     assert pairs == [("0", "1"), ("0", "2"), ("4", "5")]
 
 
@@ -304,8 +291,8 @@ def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
         {"id": "h2", "prompt": long, "split": "heldout"}, {"id": "t3", "prompt": "Harm?", "split": "train"},
     )  # fmt: skip
     write(tmp_path / "d.jsonl", {"id": "d1", "prompt": long + "!?x", "prompt_id": "t4", "response": "So."})
-    write(tmp_path / "s.jsonl", {"id": "s1", "prompt": "harm"})
-    found = curate.leaks(read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl"))
+    write(tmp_path / "s.jsonl", {"id": "s1", "prompt": "harm", "harmful": True})
+    found = curate.overlaps(read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl")).leaks
     assert {(x.between, x.learned, x.judged, x.exact) for x in found} == {
         ("train-heldout", "t1", "h1", True), ("train-heldout", "t4", "h2", False), ("demonstrations-heldout", "d1", "h2", False),
         ("safety-train", "t3", "s1", True),
@@ -313,28 +300,29 @@ def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
 
 
 @real_rows
-def test_dolly_as_prompts_and_demonstrations_splits_without_leaks() -> None:
-    found = read(SHARED, prompts="dolly_short_4k.jsonl", demonstrations="dolly_short_4k.jsonl", safety="xstest_prompts.csv")
+def test_dolly_as_prompts_and_demonstrations_splits_without_leaks(tmp_path: Path) -> None:
+    dolly = str(SHARED / "dolly_short_4k.jsonl")
+    found = read(tmp_path, prompts=dolly, demonstrations=dolly, safety=str(SHARED / "xstest_prompts.csv"))
     assert len(found.prompts) == 4000 and 700 < len(found.heldout) < 900
     left = next(f for f in found.findings if f.code == "demonstrations-heldout")
     assert left.evidence.startswith(f"{4000 - len(found.demonstrations)} of 4000")
     assert len(found.safety) == 450
-    assert not any(leak.exact for leak in curate.leaks(found) if leak.between != "safety-train")
+    assert not any(leak.exact for leak in curate.overlaps(found).leaks if leak.between != "safety-train")
 
 
 @real_rows
-def test_preference_transcripts_are_refused_row_by_row() -> None:
-    message = refused(SHARED, prompts="hh_harmless_open.jsonl")
+def test_preference_transcripts_are_refused_row_by_row(tmp_path: Path) -> None:
+    message = refused(tmp_path, prompts=str(SHARED / "hh_harmless_open.jsonl"))
     count = sum(bool(line.strip()) for line in (SHARED / "hh_harmless_open.jsonl").read_bytes().split(b"\n"))
-    assert message.startswith(f"{count} bad rows") and "hh_harmless_open.jsonl:1: no prompt (keys: chosen, rejected)" in message
+    assert message.startswith(f"{count} unusable rows") and "hh_harmless_open.jsonl:1: no prompt (keys: chosen, rejected)" in message
 
 
-@real_rows
-def test_a_foreign_column_name_is_told() -> None:
-    assert "keys: id, harm_area, counter, category, prompts_final" in refused(SHARED, safety="simple_safety_tests.csv")
+def test_a_foreign_column_name_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", {"harm_area": "x", "body": "Why?"})
+    assert "keys: harm_area, body" in refused(tmp_path, prompts="p.jsonl")
 
 
 def test_a_prompt_near_one_that_is_on_both_sides_leaks_too() -> None:
     long = "Explain in plain words how a bill becomes a law in the parliament of a small country"
     prompts = (Prompt("t1", long), Prompt("h1", long, split="heldout"), Prompt("t2", f"{long} so"))
-    assert {(x.learned, x.judged) for x in curate.leaks(Corpus(prompts))} == {("t1", "h1"), ("t2", "h1")}
+    assert {(x.learned, x.judged) for x in curate.overlaps(Corpus(prompts)).leaks} == {("t1", "h1"), ("t2", "h1")}

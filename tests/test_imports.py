@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
-    {"errors"},
+    {"errors", "aliases"},
     {"records", "config", "progress", "crash"},
     {"recipe"},
     {"store"},
@@ -24,7 +24,7 @@ ORDER = [
     {"stages"},
     {"sizes", "arena", "given"},
     {"model_checks"},
-    {"gates", "preflight", "reporting", "starting"},
+    {"gates", "preflight", "reporting", "starting", "loading"},
     {"report", "plan", "doctor", "monitoring", "training"},
     {"pipeline", "callback"},
     {"export", "waiting"},
@@ -36,8 +36,8 @@ ORDER = [
 """A room imports only from rooms before it, never from a neighbour; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
-    "errors", "crash", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
-    "gates", "preflight", "reporting", "report", "foreign", "doctor",
+    "errors", "aliases", "crash", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
+    "gates", "preflight", "loading", "reporting", "report", "foreign", "doctor",
     "sizes", "model_checks", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft"}

@@ -390,23 +390,66 @@ def test_tokens_that_nobody_counted_are_estimated_and_that_is_said():
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrency: int):
-    kept, ceiling = Kept(), 0.2
+def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrency: int, tmp_path: Path):
+    kept, ceiling, account = Kept(), 0.2, Store.open(tmp_path / "ledger.db").account("judge:m")
     prices = {"price_in": 10.0, "price_out": 50.0, "ceiling": ceiling, "concurrency": concurrency}
     with served(lambda request, number: answer(said("tie"), usage=(1000, 100))) as server:
-        found = judged(server, cases(40), cache=kept, **prices)
+        found = judged(server, cases(40), cache=kept, account=account, **prices)
         paid = 0.015 * len(server.calls)
         assert paid <= ceiling
         assert paid > ceiling - 0.015 - 0.08  # no more is left than the worst that one call could have cost
         stopped = [f for f in found if isinstance(f, Abstention)]
         assert {f.reason for f in stopped} == {"ceiling"} and len(found) == 40
-        assert sum(f.cost for f in found) == pytest.approx(paid)
+        assert sum(f.cost for f in found) == pytest.approx(paid) == account.total()
         calls = len(server.calls)
-        again = judged(server, cases(40), cache=kept, spent=paid, **prices)
+        again = judged(server, cases(40), cache=kept, account=account, **prices)
         assert len(server.calls) - calls <= (ceiling - paid) / 0.015
         assert sum(isinstance(f, Judgement) for f in again) >= 40 - len(stopped)
         more = judged(server, cases(40), cache=kept, **prices | {"ceiling": 10.0})
         assert all(isinstance(f, Judgement) for f in more)
+
+
+def test_the_ceiling_holds_over_reruns_that_bring_no_judgement(tmp_path: Path):
+    """Abstentions, repairs, stalls and refused answers cost money, in whichever process they were asked for."""
+    ceiling, prices = 0.2, {"price_in": 10.0, "price_out": 50.0, "ceiling": 0.2, "retries": 1, "timeout": 0.4}
+    kinds = [said("first"), "no verdict", None]
+
+    def script(request: dict[str, Any], number: int) -> Any:
+        if number % 4 == 3:
+            time.sleep(0.6)  # asked, perhaps billed, and never heard of again
+        return answer(kinds[number % 3], usage=(1000, 100), **({"refusal": "no"} if number % 3 == 2 else {}))
+
+    with served(script) as server:
+        for _ in range(3):
+            store = Store.open(tmp_path / "ledger.db")
+            judged(server, cases(6), cache=Kept(), account=store.account("judge:m"), **prices)
+            total = store.account("judge:m").total()
+            store.close()
+            assert 0.015 * len(server.calls) <= total + 1e-9, "every call the server was asked is counted"
+            assert total <= ceiling + 1e-9
+        assert total > ceiling - 0.1 and len(server.calls) > 3
+
+
+def test_what_is_counted_is_what_the_server_was_asked(tmp_path: Path):
+    """Where every call ends, the account is the server's bill to the cent, and a call that found no server costs nothing."""
+    store = Store.open(tmp_path / "ledger.db")
+    with served(lambda request, number: answer(["no verdict", said("tie")][number % 3 == 0], usage=(1000, 100))) as server:
+        judged(server, cases(5), account=store.account("judge:m"), price_in=10.0, price_out=50.0, ceiling=9.0)
+        assert store.account("judge:m").total() == pytest.approx(0.015 * len(server.calls))
+    before = store.account("judge:m").total()
+    gone = JudgeSettings(server.url, "m", price_in=10.0, price_out=50.0, ceiling=9.0, retries=0)
+    list(judge_pairs(gone, cases(2), Kept(), account=store.account("judge:m")))
+    assert store.account("judge:m").total() == before
+
+
+def test_a_call_that_a_kill_cut_off_stays_counted_at_its_worst(tmp_path: Path):
+    store = Store.open(tmp_path / "ledger.db")
+    purse = Purse(1.0, store.account("judge:m"))
+    purse.open_call(0.4)
+    again = Purse(1.0, store.account("judge:m"))
+    assert again.spent == pytest.approx(0.4)
+    with pytest.raises(Spent):
+        again.open_call(0.7)
 
 
 def test_a_purse_lets_nobody_pass_however_many_reach_into_it():

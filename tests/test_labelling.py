@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from towpath import pipeline
+from towpath.errors import DataError, Waiting
+from towpath.recipe import load
 from towpath.records import Judgement
 from towpath.store import figures
 from towpath.store.store import Store
@@ -55,12 +58,11 @@ class Longer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         with Longer.lock:
-            Longer.calls += 1
+            type(self).calls += 1
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
         found = {name: re.search(rf"<<<{name} (\w+)>>>\n(.*?)\n<<<END {name} \1>>>", asked, re.DOTALL) for name in ("FIRST", "SECOND")}
-        first, second = (len(match[2]) if match else 0 for match in found.values())
-        verdict = "tie" if first == second else "first" if first > second else "second"
-        said = json.dumps({"explanation": "The longer one.", "verdict": verdict, "strength": 2})
+        first, second = (match[2] if match else "" for match in found.values())
+        said = self.verdict(first, second)
         body = json.dumps(
             {"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
         ).encode()
@@ -70,13 +72,18 @@ class Longer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def verdict(self, first: str, second: str) -> str:
+        place = "tie" if len(first) == len(second) else "first" if len(first) > len(second) else "second"
+        return json.dumps({"explanation": "The longer one.", "verdict": place, "strength": 2})
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 @contextmanager
-def judge() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Longer)
+def judge(kind: type[Longer] = Longer) -> Iterator[str]:
+    kind.calls = 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
@@ -117,14 +124,20 @@ def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
     folder = run / "data" / "preferences"
     folder.mkdir()
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = settings("preferences.raters=recorded")
+    stopped = towpath("stage", "label", run, *settings("preferences.raters=recorded"))
+    assert stopped.returncode == 1 and "2 rows of preferences cannot be used" in stopped.stderr and "data.unusable = 'skip'" in stopped.stderr
+    asked = settings("preferences.raters=recorded", "data.unusable=skip")
     for stage in ("label", "reward"):
         done = towpath("stage", stage, run, *asked)
         assert done.returncode == 0, done.stderr
     label = result(run, "label")
     assert label["result"]["decided"] == 40
     told = " ".join(f["evidence"] for f in label["findings"])
-    assert "2 rows of preferences are unusable: pairs.jsonl:42" in told and "pairs.jsonl:43" in told
+    assert "2 rows of preferences are left out" in told and "pairs.jsonl:42" in told and "pairs.jsonl:43" in told
+    assert label["data"]["skipped_rows"] == {"preferences": 2}
+    listed = [json.loads(line) for line in (run / "reports" / "refused_rows.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in listed] == [("data/preferences/pairs.jsonl", 42), ("data/preferences/pairs.jsonl", 43)]
+    assert json.loads((run / "reports" / "summary.json").read_text())["skipped_rows"] == {"preferences": 2}
     assert "1 comparisons left out: their prompts are held out" in told
     assert "1 comparisons left out: answers that are one in their first" in told
     assert "2 of 84 answers are read to preferences.max_new_tokens" in told
@@ -205,3 +218,78 @@ def test_first_errors_name_value_rule_and_fix(tmp_path):
     assert port.returncode == 2 and "65535" in port.stderr and "Traceback" not in port.stderr
     other = towpath("plan", run, "--set", "store.url=mysql://somewhere/x")
     assert other.returncode == 1 and "SQLite or PostgreSQL" in other.stderr
+
+
+@pytest.mark.parametrize("rater", ["judge", "blend"])
+def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rater):
+    """What the judge says in the label stage is part of that stage's fingerprint: the stages behind it are planned again, not missed."""
+    run = copied(sampled, tmp_path / "run")
+    share = ["preferences.people=0.1", "preferences.audit=0.1"] if rater == "blend" else []
+    with judge() as address:
+        asked = [*SMALL, f"preferences.raters={rater}", f"judge.base_url={address}", "judge.model=longer", "reward.epochs=0.3", *share]
+        recipe = load(run, asked)
+        if rater == "blend":
+            with pytest.raises(Waiting):
+                pipeline.run(recipe, run, lambda _line: None, "label")
+            with Store.open(run / "towpath.db") as store:
+                answer(run, [c.id for c in store.comparisons()])
+        for stage in ("label", "reward"):
+            pipeline.run(recipe, run, lambda _line: None, stage)
+        assert result(run, "label")["fingerprint"] == result(run, "reward")["inputs"]["label"]
+        calls, said = Longer.calls, []
+        pipeline.run(recipe, run, said.append, "label")
+        assert any("label: done before" in line for line in said) and Longer.calls == calls
+
+
+def test_a_whole_run_with_a_judge_needs_one_command(sampled, tmp_path):
+    run = copied(sampled, tmp_path / "run")
+    with judge() as address:
+        small = ["policy.steps=1", "policy.max_new_tokens=6", "evaluate.prompts=6", "evaluate.max_new_tokens=6", "data.safety=", "reward.epochs=0.3"]
+        asked = [*SMALL, *small, "preferences.raters=judge", f"judge.base_url={address}", "judge.model=longer"]
+        pipeline.run(load(run, asked), run, lambda _line: None)
+        state = pipeline.status(load(run, asked), run)
+    assert {stage["state"] for stage in state.stages} == {"done"}
+
+
+class Tying(Longer):
+    """A judge that sees no difference anywhere."""
+
+    def verdict(self, first: str, second: str) -> str:
+        return json.dumps({"explanation": "none", "verdict": "tie", "strength": 1})
+
+
+class Babbling(Longer):
+    """A judge that never writes a verdict."""
+
+    def verdict(self, first: str, second: str) -> str:
+        return "I would rather talk about something else."
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "words", "fix"),
+    [
+        (Tying, [], r"\d+ ties", "judge.rubric"),
+        (Babbling, [], r"gave no judgement on \d+ comparisons: unreadable \d+", "judge.max_tokens"),
+        (Longer, ["judge.price_in=1000", "judge.ceiling=0.0001"], r"gave no judgement on \d+ comparisons: ceiling \d+", "raise judge.ceiling"),
+    ],
+)
+def test_a_judge_that_brings_no_labels_is_an_error_that_says_why(sampled, tmp_path, kind, more, words, fix):
+    run = copied(sampled, tmp_path / "run")
+    with judge(kind) as address:
+        recipe = load(run, [*SMALL, "preferences.raters=judge", f"judge.base_url={address}", "judge.model=m", *more])
+        with pytest.raises(DataError, match=r"labels: 0 of 8 decided, and no more will come") as error:
+            pipeline.run(recipe, run, lambda _line: None, "label")
+    assert error.value.exit_code == 1 and re.search(words, str(error.value)) and fix in error.value.fix
+    assert "rating page" not in str(error.value)
+    kept = json.loads((run / "current.json").read_text())
+    assert kept["waiting_for"] == "" and (kind is Tying or any(f["code"] == "judge" for f in kept["findings"]))
+
+
+def test_recorded_preferences_that_are_too_few_do_not_wait_for_people(sampled, tmp_path):
+    run = copied(sampled, tmp_path / "run")
+    folder = run / "data" / "preferences"
+    folder.mkdir()
+    (folder / "pairs.jsonl").write_text(json.dumps({"prompt": "How do I row a boat?", "chosen": "With oars.", "rejected": "no no"}) + "\n")
+    with pytest.raises(DataError, match="labels: 1 of 8 decided") as error:
+        pipeline.run(load(run, [*SMALL, "preferences.raters=recorded"]), run, lambda _line: None, "label")
+    assert "add preferences" in error.value.fix

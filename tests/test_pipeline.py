@@ -10,20 +10,25 @@ from towpath.feedback import simulated
 from towpath.recipe import Recipe
 from towpath.records import Prompt
 
-CORPUS = Corpus((Prompt("a", "Why?"), Prompt("b", "How?", split="heldout")))
+BUNDLED = Corpus((Prompt("a", "Is it safe to eat raw cookie dough?"), Prompt("b", "Should I wash mushrooms before cooking them?", split="heldout")))
+OWN = Corpus((Prompt("a", "Why?"), Prompt("b", "How?", split="heldout")))
 
 
-def fingerprints(tmp_path: Path, raters: str) -> dict[str, str]:
+def fingerprints(tmp_path: Path, raters: str, corpus: Corpus) -> dict[str, str]:
     recipe = Recipe.model_validate({"preferences": {"raters": raters}})
-    return {stage.name: stage.fingerprint for stage in pipeline.plan(recipe, tmp_path, CORPUS, None)}
+    return {stage.name: stage.fingerprint for stage in pipeline.plan(recipe, tmp_path, corpus, None)}
 
 
 @pytest.mark.parametrize(
-    ("raters", "again"),
-    [("simulated", {"baseline", "label", "reward", "policy", "evaluate"}), ("people", {"baseline", "evaluate"})],
+    ("raters", "corpus", "again"),
+    [
+        ("simulated", BUNDLED, {"baseline", "label", "reward", "policy", "evaluate"}),
+        ("people", BUNDLED, {"baseline", "evaluate"}),
+        ("people", OWN, set()),  # the rubric judges nothing there
+    ],
 )
-def test_another_rubric_judges_anew_what_it_judged_and_nothing_else(tmp_path, monkeypatch, raters, again):
-    before = fingerprints(tmp_path, raters)
+def test_another_rubric_judges_anew_what_it_judged_and_nothing_else(tmp_path, monkeypatch, raters, corpus, again):
+    before = fingerprints(tmp_path, raters, corpus)
     monkeypatch.setattr(simulated, "GUIDELINE", "another rubric")
-    after = fingerprints(tmp_path, raters)
+    after = fingerprints(tmp_path, raters, corpus)
     assert {name for name in before if before[name] != after[name]} == again

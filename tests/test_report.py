@@ -22,7 +22,7 @@ from towpath.reporting.reading import read
 from towpath.reporting.wording import duration, number, percent, percents, size
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
-GATE = {"verdict", "value", "interval", "threshold", "n"}
+GATE = {"verdict", "value", "interval", "threshold", "n", "note"}
 
 
 class Page(HTMLParser):
@@ -79,11 +79,13 @@ def test_the_summary_has_exactly_what_was_agreed(tmp_path: Path) -> None:
         "interval": [0.834, 0.922],
         "threshold": 0.85,
         "n": 192,
+        "note": "",
     }
     assert summary["stages"]["evaluate"]["safety"]["verdict"] == "UNDECIDED"
     assert set(summary) == {
         "stages", "kl_per_prompt", "kl_interval", "win_rate_sft_over_base", "win_rate_policy_over_sft", "length_controlled_win_rate",
-        "reward_accuracy", "length_only_accuracy", "agreement_ceiling", "simulated_labels", "seconds", "peak_memory_bytes", "outcome",
+        "reward_accuracy", "length_only_accuracy", "agreement_ceiling", "simulated_labels", "skipped_rows", "seconds", "peak_memory_bytes", "outcome",
+        "evaluation_judge",
     }  # fmt: skip
     assert summary["kl_per_prompt"] == 0.912
     assert set(summary["win_rate_policy_over_sft"]) == {"rate", "interval", "n", "wins", "ties", "losses", "rule"}
@@ -177,7 +179,7 @@ def test_the_outcome_is_said_in_one_sentence(tmp_path: Path) -> None:
 
 def test_simulated_labels_are_called_so_and_others_are_not(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
-    notice = "Labels by a simulated rater: a rubric with 5\u00a0% noise."
+    notice = "Labels by a simulated rater: the written rubric with 5\u00a0% noise."
     assert notice in write(tmp_path, verdicts).read_text(encoding="utf-8")
     change(tmp_path, "label", simulated=False, raters={"ada": "person"})
     assert "simulated rater" not in write(tmp_path, verdicts).read_text(encoding="utf-8")
@@ -212,7 +214,7 @@ def test_what_the_run_waits_for_and_found_is_said(tmp_path: Path) -> None:
     findings = [{"code": f"f-{tone}", "severity": tone, "evidence": f"<{tone}> seen", "remedy": "mend it."} for tone in ("info", "warning")]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"waiting_for": "labels: 3 of 200 decided", "findings": findings}))
     text = Page(write(tmp_path, verdicts).read_text(encoding="utf-8")).text
-    assert "The run waits: labels: 3 of 200 decided." in text and "<warning> seen. mend it." in text and "<info> seen" not in text
+    assert "The run waits: labels: 3 of 200 decided." in text and "<warning> seen. Mend it." in text and "<info> seen" not in text
 
 
 def test_the_terminal_is_told_outcome_gates_and_cost(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from towpath import model_checks, sizes
 from towpath.config import check
 from towpath.data.batch import Batch, Row
 from towpath.data.chat import Chat
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import ModelError
 from towpath.models import base, shape
 from towpath.models.adapters import Adapters

@@ -162,7 +162,7 @@ def finish(run: Path, steps: int, win: float = 0.78, kl: float = 0.7) -> None:
     rows = [
         {"prompt_id": f"h{n}", "prompt": f"{PROMPTS[n]} (held out)", "domain": DOMAINS[n % 3],
          "base": "I do not know.", "sft": answer(n, 0), "policy": answer(n, 40),
-         "gold_base": 0.1, "gold_sft": 0.5, "gold_policy": 0.8, "reward_sft": 0.4, "reward_policy": 1.1 - 0.3 * n, "choice": "policy"}
+         "rubric_base": 0.1, "rubric_sft": 0.5, "rubric_policy": 0.8, "reward_sft": 0.4, "reward_policy": 1.1 - 0.3 * n, "choice": "policy"}
         for n in range(4)
     ]  # fmt: skip
     append(place / "answers.jsonl", rows)

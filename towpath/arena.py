@@ -176,9 +176,8 @@ def ask_judge(store: Store, settings: JudgeSettings, number: int) -> list[Absten
     abstained: list[Abstention] = []
     if not cases:
         return abstained
-    spent = store.read(arenas.spent, name)
     with progress(f"arena {number}: {name}", len(cases)) as bar:
-        for result in judging.judge_pairs(replace(settings, inconsistent="tie"), cases, store, bar, spent):
+        for result in judging.judge_pairs(replace(settings, inconsistent="tie"), cases, store, bar, store.account(name)):
             if isinstance(result, Abstention):
                 abstained.append(result)
             else:

@@ -18,6 +18,22 @@ app = typer.Typer(
 app.add_typer(label_app, name="label")
 app.add_typer(arena_app, name="arena")
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from towpath import __version__
+
+        print(f"towpath {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")] = False,
+) -> None:
+    """RLHF for teams, from data to an optimized policy."""
+
+
 Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the recipe; may be repeated")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
@@ -54,11 +70,12 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     """Preflight: data, template and EOS contract, learning rates, batch arithmetic, disk and memory."""
     from dataclasses import asdict
 
-    from towpath import pipeline, preflight, recipe
-    from towpath.data import sources
+    from towpath import loading, pipeline, preflight, recipe
+    from towpath.progress import progress
 
     settings = recipe.load(run, set_)
-    findings = pipeline.examine(settings, run, sources.read(run, settings.data, settings.seed), force)
+    with progress("check"):
+        findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
     print(json.dumps([asdict(f) for f in findings], indent=1) if as_json else preflight.lines(findings) or "nothing to report")
     preflight.require(findings, force)
 
@@ -66,15 +83,14 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
 def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """What labels will take: people's hours, days and dollars, a judge's dollars, and what is spent."""
+    from towpath import loading, recipe
     from towpath import plan as planning
-    from towpath import recipe
-    from towpath.data import sources
     from towpath.store import place
     from towpath.store.store import Store
 
     settings = recipe.load(run, set_)
     with Store.open(place.of(run, settings.store.url)) as store:
-        found = planning.labels(settings, run, sources.read(run, settings.data, settings.seed), store)
+        found = planning.labels(settings, run, loading.load_corpus(settings, run), store)
     print(json.dumps(planning.as_json(found), indent=1) if as_json else planning.told(found))
 
 
@@ -158,14 +174,8 @@ def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(asdict(state), indent=1))
         return
-    for row in state.stages:
-        gate = row["gate"]
-        told = f"{gate['verdict']} {gate['value']:.3f} (threshold {gate['threshold']})" if gate else ""
-        print(f"{row['name']:<12} {row['state']:<12} {told}")
-    if state.waiting_for:
-        print(f"waits for: {state.waiting_for}")
-    for finding in state.findings:
-        print(f"{finding['severity']}: {finding['code']}: {finding['evidence']}")
+    for line in pipeline.status_lines(state):
+        print(line)
 
 
 @app.command(epilog="Example: towpath report my-run")
@@ -216,7 +226,9 @@ def export(
     from towpath import export as exporting
     from towpath import recipe
 
-    print(exporting.export(recipe.load(run, set_), run, to, adapter, verify))
+    with progress.progress("export"):
+        folder = exporting.export(recipe.load(run, set_), run, to, adapter, verify)
+    print(folder)
 
 
 @app.command(epilog="Example: towpath explain policy.kl.coef")

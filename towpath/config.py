@@ -1,6 +1,5 @@
 """TOML and key=value to a checked model; errors name the file, the key, the rule and the nearest match."""
 
-import difflib
 import json
 import os
 import tomllib
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from towpath import aliases
 from towpath.errors import RecipeError
 
 
@@ -97,8 +97,8 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{key} = {item['input']!r}: {item['msg'].lower()}"
-    near = difflib.get_close_matches(key, list(keys(model)), n=1, cutoff=0.5)
-    return f"unknown key {key}" + (f", did you mean {near[0]}?" if near else "")
+    near = aliases.suggestion(key, keys(model))
+    return f"unknown key {key}" + (f", {near}" if near else "")
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The doctor: a run's record in, what went wrong, why, and what to do."""
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from towpath import aliases
 from towpath.config import check, flat, keys, override
 from towpath.errors import RecipeError, ResourceError
 from towpath.foreign.log import Log
@@ -136,7 +136,6 @@ def stated(facts: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise RecipeError(f"--fact {text}", "a key of the recipe, =, and its value", "for example --fact policy.kl.coef=0.05")
         if key not in known and ".result." not in key:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            fix = f"did you mean {near[0]}?" if near else "`towpath explain` lists all"
+            fix = aliases.suggestion(key, known) or "`towpath explain` lists all"
             raise RecipeError(f"--fact {text}: no such key", "a key of the recipe", fix)
     return flat(override({}, list(facts)))

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from towpath import pipeline
-from towpath.data import sources
+from towpath import loading, pipeline
 from towpath.errors import RecipeError, TowpathError
+from towpath.evals.evaluator import NO_JUDGE
 from towpath.recipe import Recipe
 from towpath.store import place
 from towpath.store.store import Store
@@ -18,7 +18,7 @@ def export(recipe: Recipe, run: Path, to: Path, adapter: bool, verify: bool) -> 
     if to.exists() and any(to.iterdir()):
         raise RecipeError(f"--to {to}: not empty", "an export never overwrites", "name a new folder")
     with Store.open(place.of(run, recipe.store.url)) as store:
-        planned = {p.name: p for p in pipeline.plan(recipe, run, sources.read(run, recipe.data, recipe.seed), store)}
+        planned = {p.name: p for p in pipeline.plan(recipe, run, loading.summarise(recipe, run), store)}
     policy = next((p for name, p in reversed(planned.items()) if name.startswith("policy") and p.done), None)
     if policy is None:
         raise RecipeError(f"{run}: no policy yet", "export takes a finished policy", f"`towpath run {run}`")
@@ -70,22 +70,31 @@ def _verify(folder: Path, samples: list[dict]) -> None:
 
 def _card(recipe: Recipe, policy: pipeline.Planned, evaluated: pipeline.Planned | None, planned: dict[str, pipeline.Planned]) -> str:
     """A model card: what it is, what was measured, and where every part came from."""
+    unjudged = evaluated is not None and evaluated.result()["win"] is None
     lines = [
         f"# {recipe.name}: policy",
         "",
+        *([f"**{NO_JUDGE.capitalize()}**: whether this model is better than the one it started from was not measured.", ""] if unjudged else []),
         f"Base model: `{recipe.model.source}`. Trained with Towpath ({recipe.policy.algo}, {recipe.policy.method}).",
         "",
     ]
     if evaluated:
         result = evaluated.result()
-        win, (low, high) = result["win"], result["win"]["interval"]
-        lines += [
-            f"- preferred over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (interval {low:.1%} to {high:.1%})",
-            f"- at equal length: {win['length_controlled']['rate']:.1%}",
-            f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt", "",
-        ]  # fmt: skip
+        lines += [*_win_lines(result["win"]), f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt", ""]
     if recipe.preferences.raters == "simulated":
         lines += ["Preferences came from a **simulated rater** (a written rubric with noise), not from people.", ""]
     lines += ["## Lineage", "", "| stage | fingerprint |", "|---|---|"]
     lines += [f"| {p.name} | {p.fingerprint} |" for p in planned.values() if p.done]
     return "\n".join([*lines, "", f"Seed {recipe.seed}; weights from policy step {policy.result()['best_step']}.", ""])
+
+
+def _win_lines(win: dict[str, Any] | None) -> list[str]:
+    """The win rate with who judged it; nothing where nobody could."""
+    if win is None:
+        return []
+    low, high = win["interval"]
+    return [
+        f"- wins over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (interval {low:.1%} to {high:.1%}), judged by the written "
+        "rubric of the bundled recipes, not by people",
+        f"- at equal length: {win['length_controlled']['rate']:.1%}",
+    ]

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from towpath.evals.evaluator import NO_JUDGE
 from towpath.recipe import Gate, Gates, Recipe
 from towpath.records import Verdict
 
@@ -24,10 +25,13 @@ def verdicts(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[Verdict
     return found
 
 
-def _share(name: str, gate: Gate, gates: Gates, record: dict[str, Any], key: str) -> Verdict:
+def _share(name: str, gate: Gate, gates: Gates, record: dict[str, Any] | None, key: str) -> Verdict:
+    if record is None:  # a win rate that nobody could judge
+        word: Word = "OFF" if gate.action == "off" else "UNDECIDED"
+        return Verdict(name, word, None, None, gate.threshold, 0, gate.action, NO_JUDGE)
     value, (low, high), n = record[key], record["interval"], record["n"]
     if gate.action == "off":
-        word: Word = "OFF"
+        word = "OFF"
     elif gates.rule == "point":
         word = "PASS" if value > gate.threshold else "FAIL"
     else:

@@ -1,6 +1,6 @@
 """What a caller of Python gives, made what a recipe and a ledger hold; what cannot be is refused by its name before anything starts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +8,42 @@ import numpy as np
 
 from towpath.errors import RecipeError
 from towpath.rewards import sources
+from towpath.rewards.calling import NAMES
 
-Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Reward = Callable[..., Sequence[float]]
 Rewards = Reward | str | Mapping[str, Any] | Sequence[Reward | str | Mapping[str, Any]]
 Pair = tuple[str, str, str]
 """A prompt, the better answer, the worse one."""
 SIDES = ("prompt", "chosen", "rejected")
 
 
-def prompts(texts: Iterable[str], name: str = "prompts") -> list[str]:
+def prompts(texts: Iterable[Any], name: str = "prompts") -> list[str]:
     """The texts, each one a text that says something."""
-    fix = "give a list of texts"
+    fix = "give a list of texts, or of rows {'prompt': text, 'COLUMN': value}"
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         raise RecipeError(f"{name} = {texts!r:.80}", "a list of texts is asked for", fix)
-    found = list(texts)
+    found: list[Any] = [row.get("prompt") if isinstance(row, Mapping) else row for row in texts]
     for number, text in enumerate(found):
         if not isinstance(text, str) or not text.strip() or not _encodes(text):
             raise RecipeError(f"{name}[{number}] = {text!r:.80}", "a prompt is a text that says something", fix)
     return found
+
+
+def columns(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """The further columns of rows, by the text of their prompt."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            continue
+        more = {str(key): item for key, item in row.items() if key != "prompt"}
+        if reserved := sorted(more.keys() & set(NAMES)):
+            rule = "reward functions get prompts and completions under these names"
+            raise RecipeError(f"prompts[{number}] has a column {reserved[0]!r}", rule, "give the column another name")
+        before = found.setdefault(row["prompt"], more)
+        if repr(before) != repr(more):
+            rule = "a prompt is trained on once, with one value in each column"
+            raise RecipeError(f"prompts[{number}] = {row['prompt']!r:.60} is there twice, with other columns", rule, "keep one of the two rows")
+    return {prompt: more for prompt, more in found.items() if more}
 
 
 def pairs(rows: Iterable[Any]) -> list[Pair]:
@@ -44,7 +62,7 @@ def pairs(rows: Iterable[Any]) -> list[Pair]:
     return found
 
 
-def rewards(reward: Rewards) -> list[dict[str, Any]]:
+def rewards(reward: Rewards, columns: Collection[str] = ()) -> list[dict[str, Any]]:
     """Sources as a recipe has them: functions get names, and a mapping may give a weight, and a name of the caller's own."""
     found = []
     for one in reward if isinstance(reward, list | tuple) else [reward]:
@@ -53,7 +71,7 @@ def rewards(reward: Rewards) -> list[dict[str, Any]]:
         if of == "model":
             rule, fix = "there is no reward model here", "give a function, rule:NAME, python:MODULE:FUNCTION or an address; or run the pipeline"
             raise RecipeError("reward = 'model'", rule, fix)
-        found.append(told | {"of": of if isinstance(of, str) else sources.given(of, name)})  # pyright: ignore[reportArgumentType]
+        found.append(told | {"of": of if isinstance(of, str) else sources.given(of, name, columns)})  # pyright: ignore[reportArgumentType]
     return found
 
 

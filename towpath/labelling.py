@@ -74,7 +74,7 @@ def label_import(
     ] = "sheet",
 ) -> None:
     """Add judgements to the ledger: of a sheet all rows or none, of others' files every row that can be used, the rest named."""
-    from towpath.data import formats
+    from towpath.data import formats, refused
     from towpath.store.exchange import import_judgements
 
     _, opened = _opened(run, set_)
@@ -85,6 +85,9 @@ def label_import(
             return
         found = formats.read_preferences(path, as_, rater=rater or "")  # pyright: ignore[reportArgumentType]
         _list(found.refused, "rows refused")
+        rows = [refused.refused_row("preferences", *row.split(": ", 1)) for row in found.refused]
+        if listed := refused.write(run, rows, refused.IMPORT_FILE):
+            _say(f"  {listed}")
         counts = formats.add(store, found)
     _say("added: " + ", ".join(f"{count} {part}" for part, count in counts.items()) + f"; {len(found.refused)} rows refused")
 
@@ -124,7 +127,11 @@ def label_judge(
         else:
             abstained = asking.ask_judge(store, judge, comparisons, judging.rater(judge))
             said = [j for j in store.judgements() if j.rater == judging.rater(judge)]
-            told = {"judged": len(said), "abstained": dict(Counter(a.reason for a in abstained)), "dollars": round(sum(j.cost for j in said), 6)}
+            told = {
+                "judged": len(said),
+                "abstained": dict(Counter(a.reason for a in abstained)),
+                "dollars": round(store.account(judging.rater(judge)).total(), 6),
+            }
     print(json.dumps(told, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in told.items()))
 
 

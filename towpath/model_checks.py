@@ -9,7 +9,7 @@ from typing import TypeVar
 from jinja2 import TemplateError
 
 from towpath.data.chat import Chat
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
 from towpath.recipe import Recipe

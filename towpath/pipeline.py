@@ -5,6 +5,7 @@ import importlib
 import json
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +17,15 @@ from typing import Any
 
 from towpath import algos, gates, report
 from towpath.algos import data_of
-from towpath.data import sources
-from towpath.data.sources import Corpus
+from towpath.data import sources, summary
+from towpath.data.corpus import Corpus, digest
+from towpath.data.refused import FILE
+from towpath.data.summary import DataSummary
 from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
+from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
 from towpath.feedback import simulated
+from towpath.loading import load_corpus, summarise
+from towpath.progress import progress
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
 from towpath.store import place
@@ -66,7 +72,7 @@ class State:
     findings: list[dict[str, Any]] = field(default_factory=list)
 
 
-def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list[Planned]:
+def plan(recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: Store | None) -> list[Planned]:
     """Every stage with its fingerprint: a hash of its configuration, its data, and its inputs' fingerprints."""
     planned: dict[str, Planned] = {}
     _see_own_code(run)
@@ -74,7 +80,7 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     def stage(name: str, round_: int, config: dict[str, Any], *inputs: str) -> None:
         full = name if round_ == 1 else f"{name}@{round_}"
         content = {"format": FORMAT, "stage": full, "seed": recipe.seed, "config": config, "inputs": {i: planned[i].fingerprint for i in inputs}}
-        fingerprint = _digest(content)[:12]
+        fingerprint = digest(content)[:12]
         planned[full] = Planned(full, config, inputs, fingerprint, run / "stages" / full / fingerprint, round_)
 
     model = {"source": recipe.model.source, "dtype": recipe.model.dtype, "template": recipe.model.template}
@@ -82,12 +88,12 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
     drawing = {key: dump["preferences"][key] for key in ("prompts", "completions", "base_share", "max_new_tokens", "decodings")}
     dump["reward"].pop("use")
     needs_reward, needs_labels = _needs(recipe)
-    stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": _digest(corpus.demonstrations)})
+    stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": corpus.digests.demonstrations})
     engine = {} if recipe.engine.of == "local" else {"engine": recipe.engine.of}
-    judge = {"rubric": simulated.GUIDELINE}  # a changed rubric is a changed judge
+    judge = {"rubric": simulated.GUIDELINE if evaluator(corpus) else None}  # a changed rubric is a changed judge
     later = ("jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements")  # read by `evaluate` alone
     answering = {key: value for key, value in dump["evaluate"].items() if key not in later}
-    stage("baseline", 1, {"evaluate": answering, "prompts": _digest([corpus.heldout, corpus.safety])} | judge | engine, "sft")
+    stage("baseline", 1, {"evaluate": answering, "prompts": corpus.digests.evaluated} | judge | engine, "sft")
     for n in range(1, recipe.rounds + 1):
         at, before = ("" if n == 1 else f"@{n}"), ("" if n == 2 else f"@{n - 1}")
         samples = ["sample" if k == 1 else f"sample@{k}" for k in range(1, n + 1)] if recipe.preferences.raters != "recorded" else []
@@ -95,13 +101,13 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus, store: Store | None) -> list
         learned = []
         if needs_labels:
             if samples:
-                stage("sample", n, {"drawing": drawing, "prompts": _digest(corpus.train)} | engine, "sft", *again)
-            stage("label", n, _labelling(recipe, run, planned, samples, store), *samples)
+                stage("sample", n, {"drawing": drawing, "prompts": corpus.digests.train} | engine, "sft", *again)
+            stage("label", n, _labelling(recipe, run, corpus, planned, samples, store), *samples)
             learned = [*samples, f"label{at}"]
         if needs_reward:
             stage("reward", n, {"reward": dump["reward"]}, "sft", *learned)
             learned = [f"reward{at}"]
-        said = {"policy": _what_decides(dump["policy"]), "prompts": _digest(corpus.train)} | _own_code(recipe)
+        said = {"policy": _what_decides(dump["policy"]), "prompts": corpus.digests.train} | _own_code(recipe)
         said |= {"health": dump["health"]} if recipe.health.act == "auto" else {}  # else it looks on
         said |= engine and engine | {"correction": recipe.engine.correction}
         if data_of(recipe.policy.algo) == "comparisons":
@@ -139,19 +145,22 @@ def _needs(recipe: Recipe) -> tuple[bool, bool]:
     return reward, reward or on_pairs
 
 
-def _labelling(recipe: Recipe, run: Path, planned: dict[str, Planned], samples: Sequence[str], store: Store | None) -> dict[str, Any]:
+def _labelling(
+    recipe: Recipe, run: Path, corpus: Corpus | DataSummary, planned: dict[str, Planned], samples: Sequence[str], store: Store | None
+) -> dict[str, Any]:
     """What labels depend on: how they are made, and what has been said so far of this recipe's comparisons."""
     cfg, raters = recipe.preferences, recipe.preferences.raters
     said: dict[str, Any] = {"raters": raters, "aggregate": cfg.aggregate, "overlap": cfg.overlap}
     if raters == "simulated":
         return said | {key: getattr(cfg, key) for key in ("noise", "tie_margin", "both_bad")} | {"rubric": simulated.GUIDELINE}
     if raters == "recorded":
-        files = sources.matched(run, "data.preferences", recipe.data.preferences)
         cut = {"prompt_tokens": recipe.data.max_prompt_tokens, "answer_tokens": cfg.max_new_tokens, "template": recipe.model.template}
-        return said | {"files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}} | cut
+        files = sources.matched(run, "data.preferences", recipe.data.preferences)
+        hashes = summary.file_hashes(run, files, trust=isinstance(corpus, DataSummary))
+        return said | {"files": hashes, "prompts": corpus.digests.preferences} | cut
     ours = tuple(planned[name].fingerprint[:6] for name in samples)
     told = sorted(j.key + j.choice for j in store.judgements() if j.comparison.startswith(ours)) if store else []
-    said |= {"judgements": _digest(told), "rules": cfg.rules}
+    said |= {"judgements": digest(told), "rules": cfg.rules}
     if raters == "blend":
         said |= {"audit": cfg.audit, "people": cfg.people}
     if raters in ("judge", "blend"):
@@ -159,15 +168,10 @@ def _labelling(recipe: Recipe, run: Path, planned: dict[str, Planned], samples: 
     return said
 
 
-def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, default=lambda x: asdict(x) if hasattr(x, "__dataclass_fields__") else list(x))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False) -> list[Verdict]:
     """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act."""
     with alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
-        corpus = sources.read(folder, recipe.data, recipe.seed)
+        corpus = load_corpus(recipe, folder)
         planned = plan(recipe, folder, corpus, store)
         _require_stage(only, planned)
         findings = _preflight(recipe, folder, corpus, force, say)
@@ -177,23 +181,41 @@ def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = Fa
 
         prepare_process()
         try:
-            for number, step in enumerate(planned):
-                if only and step.name.split("@")[0] != only:
+            for number, name in enumerate([step.name for step in planned]):
+                if only and name.split("@")[0] != only:
                     continue
-                fresh = _run_stage(recipe, folder, planned, step, store, corpus, say)
-                findings += step.findings()
-                if fresh and step.name.startswith("label"):
-                    planned = plan(recipe, folder, corpus, store)
+                fresh = _run_stage(recipe, folder, planned, planned[number], store, corpus, say, findings)
+                if fresh and name.startswith("label"):  # what was judged in it is part of its fingerprint, and of all that follow
+                    planned = _replanned(recipe, folder, corpus, store, planned[number])
+                findings += planned[number].findings()
                 _remember(folder, planned, findings)
-                judged = _judge(recipe, planned[: number + 1], step, force, say)
+                judged = _judge(recipe, planned[: number + 1], planned[number], force, say)
                 report.write(folder, judged, recipe.name)
         except Waiting as waiting:
             _remember(folder, planned, findings, str(waiting.value))
             raise
+        except TowpathError:
+            _remember(folder, planned, findings)
+            raise
         return gates.verdicts(recipe, _results(planned))
 
 
-def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Planned, store: Store, corpus: Corpus, say: Say) -> bool:
+def _replanned(recipe: Recipe, folder: Path, corpus: Corpus, store: Store, label: Planned) -> list[Planned]:
+    """The plan with the judgements that the label stage has collected; the stage's folder moves to its new fingerprint."""
+    planned = plan(recipe, folder, corpus, store)
+    after = next(step for step in planned if step.name == label.name)
+    if after.fingerprint != label.fingerprint and not after.done:
+        manifest = json.loads(label.manifest.read_text()) | {"fingerprint": after.fingerprint, "config": after.config}
+        replace_file(label.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
+        shutil.rmtree(after.folder, ignore_errors=True)
+        label.folder.rename(after.folder)
+    return planned
+
+
+def _run_stage(
+    recipe: Recipe, folder: Path, planned: list[Planned], step: Planned, store: Store, corpus: Corpus, say: Say, findings: list[Finding]
+) -> bool:
+    """Run a stage that is not done; what it found is kept where it fails, too."""
     places = {p.name: p for p in planned}
     missing = [name for name in step.inputs if not places[name].done]
     if missing:
@@ -213,12 +235,17 @@ def _run_stage(recipe: Recipe, folder: Path, planned: list[Planned], step: Plann
     begun = time.monotonic()
     before = _spent(step.folder)
     try:
-        result = module.run(job)
+        with progress(step.name):
+            result = module.run(job)
         fault(f"end-{step.name}")
+    except TowpathError:
+        _say_findings(job.findings, say)
+        findings += job.findings
+        raise
     finally:
         (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
     give_back_memory()
-    _finish(step, recipe, result, job.findings, before + time.monotonic() - begun, planned)
+    _finish(step, recipe, result, job.findings, before + time.monotonic() - begun, planned, job.corpus)
     _say_findings(job.findings, say)
     say(f"{step.name}: done in {before + time.monotonic() - begun:.0f} s")
     return True
@@ -230,7 +257,9 @@ def _spent(folder: Path) -> float:
     return float(path.read_text() or 0) if path.is_file() else 0.0
 
 
-def _finish(step: Planned, recipe: Recipe, result: dict[str, Any], findings: list[Finding], seconds: float, planned: list[Planned]) -> None:
+def _finish(
+    step: Planned, recipe: Recipe, result: dict[str, Any], findings: list[Finding], seconds: float, planned: list[Planned], corpus: Corpus
+) -> None:
     fingerprints = {p.name: p.fingerprint for p in planned}
     packages = ("torch", "transformers", "numpy", "towpath")
     manifest = {
@@ -239,7 +268,7 @@ def _finish(step: Planned, recipe: Recipe, result: dict[str, Any], findings: lis
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version(), "machine": platform.machine()},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "findings": [asdict(f) for f in findings], "result": result,
+        "findings": [asdict(f) for f in findings], "data": corpus.counts | {"skipped_rows_file": FILE if corpus.refused else ""}, "result": result,
     }  # fmt: skip
     replace_file(step.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
 
@@ -256,14 +285,21 @@ def _judge(recipe: Recipe, planned: list[Planned], step: Planned, force: bool, s
     found = gates.verdicts(recipe, _results(planned))
     after = GATE_AFTER.get(step.name.split("@")[0], ())
     for verdict in (v for v in found if v.gate in after):
-        low, high = verdict.interval
-        measured = f"{verdict.value:.3f} [{low:.3f}, {high:.3f}]"
-        say(f"gate {verdict.gate}: {verdict.verdict}  {measured}  threshold {verdict.threshold}  n {verdict.n}  {verdict.note}")
+        say(_gate_line(verdict))
         if verdict.verdict == "FAIL" and verdict.action == "stop" and not force:
             report.write(step.folder.parents[2], found, recipe.name)
             fix = f"see `towpath report`; improve the stage, or set gates.{verdict.gate}.action = 'warn'"
-            raise GateClosed(f"gate {verdict.gate} is closed: {verdict.value:.3f}", f"more than {verdict.threshold} is needed", fix)
+            raise GateClosed(f"gate {verdict.gate} is closed: {verdict.value or 0.0:.3f}", f"more than {verdict.threshold} is needed", fix)
     return found
+
+
+def _gate_line(verdict: Verdict) -> str:
+    """A verdict with its value and interval, or with the reason why there are none."""
+    if verdict.value is None or verdict.interval is None:
+        return f"gate {verdict.gate}: {verdict.verdict}  {verdict.note}"
+    low, high = verdict.interval
+    measured = f"{verdict.value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"gate {verdict.gate}: {verdict.verdict}  {measured}  threshold {verdict.threshold}  n {verdict.n}  {verdict.note}".rstrip()
 
 
 def _results(planned: list[Planned]) -> dict[str, dict[str, Any]]:
@@ -355,9 +391,8 @@ def busy(folder: Path) -> bool:
 
 def status(recipe: Recipe, folder: Path) -> State:
     """Stages, gates, findings, and what the run waits for."""
-    corpus = sources.read(folder, recipe.data, recipe.seed)
     with Store.open(place.of(folder, recipe.store.url)) as store:
-        planned = plan(recipe, folder, corpus, store)
+        planned = plan(recipe, folder, summarise(recipe, folder), store)
     judged = {v.gate: v for v in gates.verdicts(recipe, _results(planned))}
     current, running, stages, blocked = _current(folder), busy(folder), [], False
     for step in planned:
@@ -380,7 +415,24 @@ def status(recipe: Recipe, folder: Path) -> State:
     return State(stages, waiting, current.get("findings", []))
 
 
+def status_lines(state: State) -> list[str]:
+    """The status for a terminal: what must be known first, a line a stage, what it waits for, and findings."""
+    lacking = any(finding["code"] == NO_JUDGE_CODE for finding in state.findings)
+    lines = ["No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED."] if lacking else []
+    for row in state.stages:
+        gates_told = "; ".join(_gate_brief(gate) for gate in row["gates"])
+        lines.append(f"{row['name']:<12} {row['state']:<12} {gates_told}".rstrip())
+    lines += [f"waits for: {state.waiting_for}"] if state.waiting_for else []
+    return lines + [f"{finding['severity']}: {finding['code']}: {finding['evidence']}" for finding in state.findings]
+
+
+def _gate_brief(gate: dict[str, Any]) -> str:
+    """A gate's verdict in a few words."""
+    measured = f"{gate['value']:.3f} (threshold {gate['threshold']})" if gate["value"] is not None else f"({gate['note']})"
+    return f"gate {gate['gate']}: {gate['verdict']} {measured}"
+
+
 def judged(recipe: Recipe, folder: Path) -> list[Verdict]:
     """The verdicts on what has been run of this recipe."""
     with Store.open(place.of(folder, recipe.store.url)) as store:
-        return gates.verdicts(recipe, _results(plan(recipe, folder, sources.read(folder, recipe.data, recipe.seed), store)))
+        return gates.verdicts(recipe, _results(plan(recipe, folder, summarise(recipe, folder), store)))

@@ -13,6 +13,7 @@ from towpath.feedback.cases import Case
 from towpath.feedback.raters import PEOPLE
 from towpath.recipe import Recipe
 from towpath.records import Judgement
+from towpath.store import spending
 from towpath.store.store import Store
 
 PERSON, JUDGE = 0.87, 0.8
@@ -49,12 +50,18 @@ def labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> Labels:
     share = {"people": 1.0, "blend": cfg.people}.get(cfg.raters, 0.0)
     ceiling = Ceiling(money.dollars or inf, money.hours or inf)
     wanted = Wanted(pairs, share, cfg.overlap if share else 0.0, float(judged), money.raters, money.hours_a_day)
-    planned, spent = budget.plan(wanted, prices, ceiling), budget.spent(own + [j for j in judgements if j.kind == "judge"], prices)
+    planned, spent = budget.plan(wanted, prices, ceiling), _spent(own, store, prices)
     trust, known = _trust(recipe, run, judgements)
     offered = replace(prices, judge=_judge_price(recipe, run, corpus, store)) if recipe.judge.base_url else prices
     best = budget.best_split(pairs, money.dollars, trust, offered) if money.dollars and recipe.judge.base_url else None
     days = tuple(budget.burn_down(own, planned, prices))
     return Labels(pairs, seconds, timed, planned, spent, days, budget.stopped(spent, ceiling, prices), best, trust, known)
+
+
+def _spent(own: list[Judgement], store: Store, prices: Prices) -> budget.Spent:
+    """People's hours, and what every call of a judge has cost, whether or not a judgement came of it."""
+    people, dollars = budget.spent(own, prices), store.read(spending.totals)
+    return replace(people, dollars=people.dollars + dollars, judge_dollars=dollars)
 
 
 def expected(recipe: Recipe, corpus: Corpus) -> int:

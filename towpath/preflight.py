@@ -3,25 +3,26 @@
 import math
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from towpath import model_checks
 from towpath.algos import data_of
-from towpath.data import curate
+from towpath.data import checks
 from towpath.data.chat import Chat
-from towpath.data.sources import Corpus, matched
+from towpath.data.checks import named as _named
+from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError, TowpathError
+from towpath.evals.evaluator import INSTEAD, NO_JUDGE, NO_JUDGE_CODE, WHY, evaluator
 from towpath.feedback import asking, rules
 from towpath.kernels import build
 from towpath.recipe import SUITED, Method, Policy, Recipe
-from towpath.records import Finding, Prompt
+from towpath.records import Finding
 from towpath.rewards import sources
 from towpath.sizes import Size, disk_needed, memory_available, memory_needed
 from towpath.stages import trackers
 
-NAMED = 10
 ENOUGH_PROMPTS, ENOUGH_PAIRS = 200, 50
 LEAST_AUDIT = 0.1
 EPOCHS = 2
@@ -34,20 +35,27 @@ RATES: dict[str, dict[Method, tuple[float, float]]] = {
     "pairs": {"lora": (5e-6, 5e-4), "full": (5e-7, 1e-5)},
 }
 """Usual peak rates by stage and method; those of the policy are PPO's, known for full weights and scaled for LoRA."""
-_OF_DATA = ("prompts", "prompt-length", "row-length", "duplicates", "leak", "safety-set", "demonstrations")
+_OF_DATA = ("prompts", "prompt-length", "row-length", "duplicates", "leak", "safety-set", "demonstrations", "preferences")
 
 
 def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, force: bool = False, parameters: int | None = None) -> list[Finding]:
     """Everything worth knowing before a run; `force` makes refused rates warnings."""
     size, of_model = model_checks.of_model(recipe, Path(chat.tokenizer.name_or_path)) if chat else (Size(), [])
     size = replace(size, parameters=parameters) if parameters else size
-    findings = [*corpus.findings, *_rates(recipe, force), *_batches(recipe, corpus), *_evidence(recipe, corpus), *_data(corpus)]
+    findings = [
+        *_judges(recipe, corpus),
+        *corpus.findings,
+        *_rates(recipe, force),
+        *_batches(recipe, corpus),
+        *_evidence(recipe, corpus),
+        *checks.check(recipe, run, corpus, chat, size.context),
+    ]
     findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *of_engine(recipe), *_kernels(recipe)]
     findings += [*_raters(recipe, run), *trackers.missing(recipe.track), *of_model]
     if chat is None:
         findings.append(Finding("template", "info", "no tokenizer at hand: template and lengths were not looked at", "", "name a model that loads"))
     else:
-        findings += [*model_checks.of_template(chat, corpus, size), *_lengths(recipe, corpus, chat, size)]
+        findings += model_checks.of_template(chat, corpus, size)
     return findings + _resources(recipe, run, size)
 
 
@@ -64,13 +72,25 @@ def require(findings: Sequence[Finding], force: bool = False) -> None:
 
 
 def lines(findings: Sequence[Finding]) -> str:
-    """Findings for the terminal, the worst first: one block each."""
+    """Findings for the terminal, the worst first but for a missing evaluation judge, which colours all else: one block each."""
     order = {"error": 0, "critical": 0, "warning": 1, "info": 2}
     blocks = []
-    for f in sorted(findings, key=lambda f: order[f.severity]):
+    for f in sorted(findings, key=lambda f: (f.code != NO_JUDGE_CODE, order[f.severity])):
         more = [f"  {word:<6} {text}" for word, text in (("cause:", f.cause), ("fix:", f.remedy)) if text]
         blocks.append("\n".join([f"{f.severity.upper()} {f.code}: {f.evidence}", *more]))
     return "\n".join(blocks)
+
+
+def _judges(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
+    """Whether a judge of win rates fits the data, and whether simulated labels mean anything here."""
+    if evaluator(corpus) is not None:
+        return
+    evidence = f"{NO_JUDGE}: the gates sft and evaluate will be UNDECIDED, and stop nothing"
+    yield Finding(NO_JUDGE_CODE, "warning", evidence, WHY, INSTEAD)
+    if recipe.preferences.raters == "simulated":
+        evidence = "preferences.raters = 'simulated' labels this data by the bundled recipes' rubric"
+        remedy = "set preferences.raters to people, judge, blend or recorded"
+        yield Finding("simulated-labels", "warning", evidence, "such labels say nothing about what people prefer here", remedy)
 
 
 def _rates(recipe: Recipe, force: bool) -> list[Finding]:
@@ -117,7 +137,7 @@ def _kernels(recipe: Recipe) -> list[Finding]:
 
 
 def _raters(recipe: Recipe, run: Path) -> Iterator[Finding]:
-    """Whether those who label can: a judge that is named, rules that are rules, files that are there."""
+    """Whether those who label can: a judge that is named, rules that are rules."""
     cfg = recipe.preferences
     if cfg.raters == "recorded" and recipe.rounds > 1:
         cause = "a further round needs labels of the policy's own answers"
@@ -133,8 +153,6 @@ def _raters(recipe: Recipe, run: Path) -> Iterator[Finding]:
             asking.settings_of(recipe.judge, run)
             for name, text in cfg.rules.items():
                 rules.load(text, name, run)
-        if cfg.raters == "recorded":
-            matched(run, "data.preferences", recipe.data.preferences)
     except TowpathError as error:
         yield Finding("raters", "error", error.value, error.rule, error.fix)
 
@@ -170,8 +188,8 @@ def _ratio(recipe: Recipe) -> Finding | None:
     return Finding("learning-rate-ratio", "warning", evidence, cause, remedy)
 
 
-def of_rollouts(policy: Policy, prompts: int) -> Iterator[Finding]:
-    """Whether a rollout can be made of so many training prompts, and be learned from."""
+def of_rollouts(policy: Policy, prompts: int, columns: Collection[str] = ()) -> Iterator[Finding]:
+    """Whether a rollout can be made of so many training prompts, whose rows have these columns, and be learned from."""
     if policy.batch > policy.rollout:
         evidence = f"policy.batch = {policy.batch} is more than policy.rollout = {policy.rollout}"
         yield Finding("batch", "error", evidence, "a rollout is split into batches", f"set policy.batch to {policy.rollout} or less")
@@ -183,11 +201,11 @@ def of_rollouts(policy: Policy, prompts: int) -> Iterator[Finding]:
         remedy = "lower policy.validation_prompts, or add prompts"
         remedy += f", or set policy.rollout to {left * policy.group} or less" if left > 0 else ""
         yield Finding("rollout", "error", evidence, cause, remedy)
-    yield from _groups(policy)
+    yield from _groups(policy, columns)
 
 
 def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
-    found, sft = list(of_rollouts(recipe.policy, len(corpus.train))), recipe.sft
+    found, sft = list(of_rollouts(recipe.policy, len(corpus.train), corpus.column_names)), recipe.sft
     shown = len(corpus.demonstrations) - max(1, round(sft.validation * len(corpus.demonstrations)))
     if shown < sft.batch:
         evidence = f"{max(shown, 0)} demonstrations to train on, sft.batch = {sft.batch}"
@@ -200,7 +218,7 @@ def _batches(recipe: Recipe, corpus: Corpus) -> list[Finding]:
     return found
 
 
-def _groups(policy: Policy) -> Iterator[Finding]:
+def _groups(policy: Policy, columns: Collection[str] = ()) -> Iterator[Finding]:
     """What algorithms ask of groups and pairs; and that every source of rewards is one."""
     if policy.rollout % policy.group:
         evidence = f"policy.rollout = {policy.rollout} is no multiple of policy.group = {policy.group}"
@@ -218,9 +236,9 @@ def _groups(policy: Policy) -> Iterator[Finding]:
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in policy.rewards.sources:
         if source.of != "model":
-            sources.named(source.of)
+            sources.named(source.of, columns=columns)
     for of in policy.rewards.watch:
-        sources.named(of, "watch")
+        sources.named(of, "watch", columns)
     if data_of(policy.algo) == "comparisons" and policy.batch < 2:
         yield Finding("batch", "error", f"policy.batch = {policy.batch}", "a pair is two completions", "set policy.batch to 2 or more")
 
@@ -230,11 +248,13 @@ def _evidence(recipe: Recipe, corpus: Corpus) -> list[Finding]:
     found, cfg = [], recipe.preferences
     count = min(len(corpus.heldout), recipe.evaluate.prompts or len(corpus.heldout))
     if not count:
-        remedy = "give some prompts split = 'heldout', or raise data.heldout"
-        found.append(Finding("prompts", "error", "no held-out prompts", "evaluation judges on prompts that training never saw", remedy))
+        cause = "evaluation judges on prompts that training never saw"
+        found.append(Finding("prompts", "error", "no held-out prompts", cause, _more_heldout(recipe, corpus)))
     elif count < ENOUGH_PROMPTS:
         evidence = f"{count} held-out prompts: a win rate of 70 % comes as 70 ± {_margin(0.7, count):.0f} %"
-        remedy = f"{ENOUGH_PROMPTS} give ± {_margin(0.7, ENOUGH_PROMPTS):.0f}; hold out more prompts, or raise evaluate.prompts"
+        limited = count < len(corpus.heldout)
+        remedy = "raise evaluate.prompts" if limited else _more_heldout(recipe, corpus)
+        remedy = f"{ENOUGH_PROMPTS} give ± {_margin(0.7, ENOUGH_PROMPTS):.0f}: {remedy}"
         found.append(Finding("heldout-few", "warning", evidence, "few prompts judge loosely", remedy))
     prompts = min(len(corpus.train), cfg.prompts or len(corpus.train))
     most = round(prompts * (math.comb(cfg.completions, 2) + cfg.base_share)) * recipe.rounds
@@ -255,49 +275,16 @@ def _evidence(recipe: Recipe, corpus: Corpus) -> list[Finding]:
     return found
 
 
+def _more_heldout(recipe: Recipe, corpus: Corpus) -> str:
+    """What gives more held-out prompts here: `data.heldout` has a say only where rows name no split."""
+    if corpus.drawn:
+        return f"raise data.heldout (now {recipe.data.heldout:g}), add prompts, or give some split = 'heldout'"
+    return "give more prompts split = 'heldout': every row names its split, so data.heldout has no effect"
+
+
 def _margin(rate: float, n: int) -> float:
     """Half of the 95 % interval in points."""
     return 196 * math.sqrt(rate * (1 - rate) / n)
-
-
-def _data(corpus: Corpus) -> list[Finding]:
-    found = []
-    for kind, prompts in (("prompts", corpus.prompts), ("prompts of the safety set", corpus.safety)):
-        if pairs := curate.duplicates(prompts):
-            evidence = f"{len(pairs)} pairs of {kind} are the same or nearly so: {_named([f'{a} = {b}' for a, b in pairs])}"
-            found.append(Finding("duplicates", "warning", evidence, "repeated prompts weigh more than others", "remove one of each pair"))
-    leaks = curate.leaks(corpus)
-    for between in dict.fromkeys(leak.between for leak in leaks):
-        some = [leak for leak in leaks if leak.between == between]
-        exact = sum(leak.exact for leak in some)
-        evidence = f"{len(some)} leaks {between.replace('-', ' to ')} ({exact} exact): {_named([f'{x.learned} = {x.judged}' for x in some])}"
-        cause = "what is trained on cannot be judged by"
-        found.append(
-            Finding(
-                "leak", "error" if between == "train-heldout" else "warning", evidence, cause, "remove one of each pair, or put both into one split"
-            )
-        )
-    return found + _safety(corpus.safety)
-
-
-def _safety(safety: Sequence[Prompt]) -> list[Finding]:
-    harmful = sum(p.harmful for p in safety)
-    known = {p.id for p in safety}
-    lost = [p.id for p in safety if p.twin and p.twin not in known]
-    found = []
-    if not safety:
-        evidence = "no safety set: refusals and over-refusals are not measured"
-        found.append(Finding("safety-set", "warning", evidence, "data.safety is empty", "name a safety set in data.safety"))
-    elif harmful in (0, len(safety)):
-        missing = "harmless" if harmful else "harmful"
-        evidence = f"the safety set of {len(safety)} has no {missing} prompts"
-        found.append(
-            Finding("safety-set", "warning", evidence, "both kinds are needed: refusals and over-refusals", "set harmful = true or false in its rows")
-        )
-    if lost:
-        evidence = f"{len(lost)} prompts of the safety set name a twin that is not there: {_named(lost)}"
-        found.append(Finding("safety-set", "warning", evidence, "twins are compared with each other", "mend `twin`"))
-    return found
 
 
 def _domains(recipe: Recipe, corpus: Corpus) -> list[Finding]:
@@ -324,37 +311,6 @@ def _alike_decoding(recipe: Recipe) -> list[Finding]:
     return found
 
 
-def _lengths(recipe: Recipe, corpus: Corpus, chat: Chat, size: Size) -> list[Finding]:
-    found, limit = [], recipe.data.max_prompt_tokens
-    longest = max(recipe.policy.max_new_tokens, recipe.preferences.max_new_tokens, recipe.evaluate.max_new_tokens)
-    lengths = {p.id: len(chat.prompt(p.prompt)) for p in (*corpus.prompts, *corpus.safety)}
-    over = [f"{name} ({n})" for name, n in lengths.items() if n > limit]
-    if over:
-        evidence = f"{len(over)} prompts are longer than data.max_prompt_tokens = {limit}: {_named(over)}"
-        found.append(Finding("prompt-length", "error", evidence, "no prompt is cut", "shorten or remove them, or raise data.max_prompt_tokens"))
-    answers = {d.id: len(chat.answer(d.response)) for d in corpus.demonstrations}
-    if size.context:
-        over = [f"{name} ({n})" for name, n in lengths.items() if n > size.context - longest]
-        if over:
-            evidence = f"{len(over)} prompts and {longest} new tokens do not fit the model's context of {size.context}: {_named(over)}"
-            found.append(
-                Finding("prompt-length", "error", evidence, "an answer needs room after its prompt", "shorten them, or lower max_new_tokens")
-            )
-        rows = {d.id: answers[d.id] + (lengths.get(d.prompt_id) or len(chat.prompt(d.prompt))) for d in corpus.demonstrations}
-        over = [f"{name} ({n})" for name, n in rows.items() if n > size.context]
-        if over:
-            evidence = f"{len(over)} demonstrations do not fit the model's context of {size.context}: {_named(over)}"
-            found.append(Finding("row-length", "error", evidence, "no answer is cut", "shorten or remove them"))
-    long = [name for name, n in answers.items() if n > recipe.policy.max_new_tokens]
-    if long:
-        evidence = (
-            f"{len(long)} of {len(answers)} demonstrations are longer than policy.max_new_tokens = {recipe.policy.max_new_tokens}: {_named(long)}"
-        )
-        remedy = f"raise max_new_tokens (the longest has {max(answers.values())} tokens), or shorten them"
-        found.append(Finding("answer-length", "warning", evidence, "the model learns answers that are cut off when it draws them", remedy))
-    return found
-
-
 def _resources(recipe: Recipe, run: Path, size: Size) -> list[Finding]:
     if size.parameters is None:
         return [Finding("resources", "info", "the size of the model is not known: disk and memory were not looked at", "", "")]
@@ -378,7 +334,3 @@ def _resources(recipe: Recipe, run: Path, size: Size) -> list[Finding]:
 
 def _gb(amount: int) -> str:
     return f"{amount / 1e9:,.1f} GB" if amount >= 1e9 else f"{amount / 1e6:,.0f} MB"
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

@@ -1,6 +1,5 @@
 """What a recipe may say: one class a table, every key with its meaning, usual range and reason."""
 
-import difflib
 from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from towpath import aliases
 from towpath.config import Section, check, keys, override, read_toml, value
 from towpath.errors import RecipeError
 
@@ -61,8 +61,14 @@ class Data(Section):
     prompts: str = value("data/prompts/*.jsonl", "files of prompts (jsonl, csv, parquet), relative to the run folder")
     demonstrations: str = value("data/demonstrations/*.jsonl", "files of demonstrations")
     safety: str = value("data/safety/*.jsonl", "files of the safety set; empty for none")
+    safety_harmful: dict[str, bool | str] = value(
+        {}, "what says whether prompts of a safety file are harmful where its rows do not: true or false for all of them, or the name of a column"
+    )
+    unusable: Literal["stop", "skip"] = value(
+        "stop", "what rows that cannot be used do, prompts that are too long among them: stop the run, or be left out, counted and listed"
+    )
     preferences: str = value("data/preferences/*.jsonl", "files of preferences, read where `preferences.raters` is recorded")
-    heldout: float = value(0.2, "share of prompts held out where the rows name no split", "0.1-0.3", "", ge=0, lt=1)
+    heldout: float = value(0.2, "share of prompts held out where the rows name no split, those of demonstrations too", "0.1-0.3", "", ge=0, lt=1)
     max_prompt_tokens: int = value(256, "longest prompt, template included", "", "longer ones are named by the check", ge=8)
 
 
@@ -339,7 +345,7 @@ class Evaluate(Section):
     prompts: int = value(0, "held-out prompts; 0 for all", "200 or more", "see the statistics in docs/gates.md", ge=0)
     temperature: float = value(1.0, "of the answers compared; the rollouts' unless you say otherwise", "", "", gt=0)
     max_new_tokens: int = value(80, "longest answer", "", "", ge=1)
-    tie_margin: float = value(0.05, "difference of the gold judge's totals below which it is a tie; ties count half", "", "", ge=0)
+    tie_margin: float = value(0.05, "difference of the rubric's totals below which it is a tie; ties count half", "", "", ge=0)
     bootstrap: int = value(1000, "resamples of prompts behind the intervals", "1000", "", ge=100)
     jailbreaks: bool = value(True, "ask harmful prompts of the safety set in disguise too: role play, encodings, a prefix, many examples")
     jailbreak_prompts: int = value(12, "harmful prompts put into every disguise", "12-100", "six disguises each, for SFT and policy", ge=1)
@@ -431,18 +437,23 @@ def load(run: Path, assignments: list[str] | None = None) -> Recipe:
     return check(Recipe, tables, str(path))
 
 
+def _is_section(info: Any) -> bool:
+    """Whether a field is a table of its own."""
+    return isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+
+
 def explained(part: str = "") -> list[dict[str, Any]]:
     """Meaning, default, usual range and reason of every key that is, or begins with, or holds this text."""
     found = keys(Recipe)
-    chosen = [key for key in found if key == part] or [key for key in found if key.startswith(part + ".")] or [key for key in found if part in key]
+    values = [key for key, info in found.items() if not _is_section(info)]
+    chosen = [key for key in values if key == part or key.startswith(part + ".")] or [key for key in values if part in key]
+    chosen = chosen or [key for key in values if key in aliases.meant(part, found)]
     if not chosen:
-        near = difflib.get_close_matches(part, list(found), n=1, cutoff=0.3)
-        raise RecipeError(f"{part!r}: no such key", "a key of the recipe", f"did you mean {near[0]}?" if near else "`towpath explain` lists all")
+        near = aliases.suggestion(part, found)
+        raise RecipeError(f"{part!r}: no such key", "a key of the recipe", near or "`towpath explain` lists all")
     rows, standard = [], Recipe()
     for key in chosen:
         info, default = found[key], attrgetter(key)(standard)
-        if isinstance(default, Section):
-            continue
         extra = info.json_schema_extra or {}
         rows.append({"key": key, "meaning": info.description, "default": default, "usual": extra.get("usual", ""), "why": extra.get("why", "")})
     return rows

@@ -96,8 +96,9 @@ class Verdict:
 
     gate: str
     verdict: Literal["PASS", "FAIL", "UNDECIDED", "OFF"]
-    value: float
-    interval: tuple[float, float]
+    value: float | None
+    """None where nothing was measured."""
+    interval: tuple[float, float] | None
     threshold: float
     n: int
     action: Literal["stop", "warn", "off"] = "stop"

@@ -60,6 +60,7 @@ def _summary(run: Run, verdicts: list[Verdict]) -> dict[str, Any]:
     stages = {stage.name: _stage(run, stage, verdicts) for stage in run.stages.values() if stage.done}
     judged = evaluation if is_number(evaluation.get("kl_per_prompt")) else policy
     summary = {
+        "evaluation_judge": run.evaluation_judge(),
         "stages": stages,
         "kl_per_prompt": judged.get("kl_per_prompt"),
         "kl_interval": judged.get("kl_interval"),
@@ -70,10 +71,19 @@ def _summary(run: Run, verdicts: list[Verdict]) -> dict[str, Any]:
         "length_only_accuracy": reward.get("length_only_accuracy"),
         "agreement_ceiling": reward.get("ceiling"),
         "simulated_labels": bool(simulation(run)),
+        "skipped_rows": _skipped_rows(run),
         "seconds": sum(stage["seconds"] or 0 for stage in stages.values()) if stages else None,
         "peak_memory_bytes": max((stage["peak_memory_bytes"] or 0 for stage in stages.values()), default=None),
     }
-    return _finite(summary | {"outcome": outcome(run, summary)})
+    return _finite({"outcome": outcome(run, summary)} | summary)
+
+
+def _skipped_rows(run: Run) -> dict[str, int]:
+    """How many rows of each part of the data were left out because they cannot be used, as the stages counted them."""
+    found: dict[str, int] = {}
+    for stage in run.stages.values():
+        found |= (stage.manifest.get("data") or {}).get("skipped_rows") or {}
+    return found
 
 
 def _stage(run: Run, stage: Stage, verdicts: list[Verdict]) -> dict[str, Any]:
@@ -86,9 +96,10 @@ def _stage(run: Run, stage: Stage, verdicts: list[Verdict]) -> dict[str, Any]:
             row[name] = {
                 "verdict": verdict.verdict,
                 "value": verdict.value,
-                "interval": list(verdict.interval),
+                "interval": list(verdict.interval) if verdict.interval else None,
                 "threshold": verdict.threshold,
                 "n": verdict.n,
+                "note": verdict.note,
             }
     cost = {key: stage.manifest.get(key) for key in ("seconds", "peak_memory_bytes")}
     return row | cost | {"fingerprint": stage.fingerprint}

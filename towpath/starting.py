@@ -4,20 +4,15 @@ import shutil
 import tomllib
 from pathlib import Path
 
+from towpath.data.bundled import recipes_folder
 from towpath.errors import RecipeError
-
-
-def recipes() -> Path:
-    """The folder of recipes: in the package when installed, beside it in a checkout."""
-    inside = Path(__file__).parent / "recipes"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
 
 
 def new(folder: Path, recipe: str) -> None:
     """A folder with recipe.toml and a copy of the recipe's data."""
-    path = Path(recipe) if recipe.endswith(".toml") else recipes() / f"{recipe}.toml"
+    path = Path(recipe) if recipe.endswith(".toml") else recipes_folder() / f"{recipe}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in recipes().glob("*.toml")))
+        known = ", ".join(sorted(p.stem for p in recipes_folder().glob("*.toml")))
         raise RecipeError(f"--recipe {recipe}: no such recipe", f"one of {known}, or a path to a .toml file", "mend the name")
     if (folder / "recipe.toml").exists():
         raise RecipeError(f"{folder}: there is a run already", "a new run needs a new folder", "choose another name, or `towpath run` this one")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,34 +69,40 @@ class Trained:
 
 
 def train(
-    algo: str, *, model: str | Path, prompts: Iterable[str] = (), reward: given.Rewards | None = None, pairs: Iterable[Any] = (),
+    algo: str, *, model: str | Path, prompts: Iterable[Any] = (), reward: given.Rewards | None = None, pairs: Iterable[Any] = (),
     kl: float = 0.05, steps: int = 100, folder: str | Path = "towpath-train", seed: int = 0, dtype: str = "auto", template: str = "model",
     engine: str | Mapping[str, Any] | None = None, health: Mapping[str, Any] | None = None, **settings: Any,
 ) -> Trained:  # fmt: skip
     """Optimise a model for a reward on its own answers, or by pairs of answers.
 
-    `reward` takes prompts and answers and gives a number each, or is a source as recipes name it (`rule:words:8-35`, an address), or a list of
-    such, where `{"of": ..., "weight": 0.5}` gives one a weight.
+    `prompts` are texts, or rows with `prompt` and further columns. `reward` is a function that returns a number for each completion; it is
+    called by the names of its parameters: `prompts`, `completions` (or `answers`), columns of the rows, and `**kwargs`, as in TRL. Two parameters
+    of other names get prompts and completions. Or it is a source as recipes name it (`rule:words:8-35`, an address), or a list of such, where
+    `{"of": ..., "weight": 0.5}` gives one a weight.
     DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; `kl` and `steps` are not theirs.
     Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`, `grpo__scale="none"`, `lora__alpha=64`.
     `template` is `model.template`; `engine` and `health` hold keys of `[engine]` and `[health]`.
     The same call in the same folder goes on where it stopped; with another reward, or other code in it, it is another call.
     """
-    on_pairs, texts, judged = data_of(algo) == "comparisons", given.prompts(prompts), given.pairs(pairs)
+    rows = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping) else prompts
+    on_pairs, texts, judged = data_of(algo) == "comparisons", given.prompts(rows), given.pairs(pairs)
+    columns = given.columns(rows) if isinstance(rows, list) else {}
+    names = {name for row in columns.values() for name in row}
     _require(algo, on_pairs, {"prompts": bool(texts), "reward": reward is not None, "pairs": bool(judged)})
     asked = list(dict.fromkeys(texts or [prompt for prompt, _, _ in judged]))
     told = {"kl.coef": kl, "kl.target": 0.0, "steps": steps} if not on_pairs else {}
     if reward is not None:
         if "rewards__sources" in settings:
             raise RecipeError("reward and rewards__sources", "what is rewarded is said once", "give reward a list of them")
-        told["rewards.sources"] = given.rewards(reward)
+        told["rewards.sources"] = given.rewards(reward, names)
     drawing = {"of": engine} if isinstance(engine, str) else dict(engine or {})
     tables: dict[str, Any] = {"seed": seed, "model": {"source": model, "dtype": dtype, "template": template}}
     tables |= {"engine": drawing, "health": dict(health or {})}
     tables = {key: given.setting(key, item) for key, item in tables.items()}
-    recipe = _recipe(algo, tables, told | settings, len(asked))
+    recipe = _recipe(algo, tables, told | settings, len(asked), names)
     prepare_process()
-    job = _job(recipe, Path(folder), Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked))), judged)
+    by_id = {f"p{i}": columns[text] for i, text in enumerate(asked) if text in columns}
+    job = _job(recipe, Path(folder), Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked)), columns=by_id), judged)
     with alone(job.folder):
         if not _done(job).is_file():
             _require_room(job, judged)
@@ -132,7 +138,7 @@ def _require(algo: str, on_pairs: bool, there: Mapping[str, bool]) -> None:
         raise RecipeError(f"train({algo!r}) with {' and '.join(sorted(have)) or 'nothing'}", rule, fix)
 
 
-def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prompts: int) -> Recipe:
+def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prompts: int, columns: Collection[str]) -> Recipe:
     """The settings laid over what suits so many prompts: a tenth kept to choose the checkpoint by, at most 32."""
     named = {key.replace("__", "."): value for key, value in settings.items()}
     said = flat({key: given.setting(f"policy.{key}", value) for key, value in named.items()})
@@ -149,7 +155,7 @@ def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prom
     standard = {"algo": algo, "rollout": size, "batch": min(32, rollout if isinstance(rollout, int) else size), "validation_prompts": kept}
     over = {f"policy.{key}": value for key, value in ({"ppo.critic_warmup": 0} | standard | said).items()}
     recipe = check(Recipe, laid(tables, over), "train()")
-    for finding in (*preflight.of_rollouts(recipe.policy, prompts), *preflight.of_engine(recipe)):
+    for finding in (*preflight.of_rollouts(recipe.policy, prompts, columns), *preflight.of_engine(recipe)):
         if finding.severity == "error":
             raise RecipeError(finding.evidence, finding.cause, finding.remedy)
     return recipe
@@ -169,7 +175,9 @@ def _require_room(job: Job, pairs: Sequence[given.Pair]) -> None:
 def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[given.Pair]) -> Job:
     """A policy stage whose tuned model is the model given, and whose labels are the pairs."""
     place = Path(base.find(recipe.model.source, run)).resolve()
-    content = json.dumps([FORM, recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)], sort_keys=True)
+    called = [FORM, recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)]
+    called += [corpus.columns] if corpus.columns else []
+    content = json.dumps(called, sort_keys=True, default=repr)
     name = hashlib.sha256(content.encode()).hexdigest()[:12]
     start = run / name / "start"
     start.mkdir(parents=True, exist_ok=True)

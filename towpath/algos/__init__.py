@@ -1,6 +1,7 @@
 """Algorithms, one file each; the recipe's `policy.algo` is a file's name or an import path of one's own."""
 
 import ast
+import difflib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ def data_of(name: str) -> str:
     path = source_of(place(str(name)))
     said = _constants(path) if path else {}
     if not _of_a_policy(said):
-        known = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if _of_a_policy(_constants(path))))
-        rule = f"one of {known}, or an import path of a module with DATA and TRAINS"
-        raise RecipeError(f"policy.algo = {name!r}: no such algorithm", rule, "use 'ppo'")
+        known = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if _of_a_policy(_constants(path)))
+        rule = f"one of {', '.join(known)}, or an import path of a module with DATA and TRAINS"
+        near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+        raise RecipeError(f"policy.algo = {name!r}: no such algorithm", rule, f"use {near[0] if near else 'ppo'!r}")
     return said["DATA"]
 
 

@@ -1,20 +1,22 @@
 """What is wrong or lopsided in a corpus: duplicates, leaks between the parts, counts. Nothing is changed here."""
 
-import math
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
 
-from towpath.data.sources import Corpus, normalised
-from towpath.records import Prompt
-
-ALIKE = 0.9
-"""Jaccard similarity of shingles from which two prompts count as the same question."""
-_SHINGLE = 4
+from towpath.data import near
+from towpath.data.cache import read_cache, write_cache
+from towpath.data.corpus import Corpus
+from towpath.data.texts import normalised
 
 Between = Literal["train-heldout", "demonstrations-heldout", "safety-train"]
+Groups = dict[str, list[str]]
+"""Ids by normalised text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +29,27 @@ class Leak:
     exact: bool
 
 
-def duplicates(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
-    """Pairs of ids whose prompts are the same, or nearly so."""
-    groups = _grouped((p.prompt, p.id) for p in prompts)
-    texts = list(groups)
-    same = [(ids[0], other) for ids in groups.values() for other in ids[1:]]
-    return same + [(groups[texts[i]][0], groups[texts[j]][0]) for i, j in near(texts)]
+@dataclass(frozen=True, slots=True)
+class Overlaps:
+    """What is there twice: within the prompts, within the safety set, and across the lines that must keep parts apart."""
+
+    duplicates: list[tuple[str, str]]
+    safety_duplicates: list[tuple[str, str]]
+    leaks: list[Leak]
+    complete: bool
+    """Whether every pair is listed; of thousands of prompts that are alike only some are."""
 
 
-def leaks(corpus: Corpus) -> list[Leak]:
-    """Questions met in training and in what judges it: held-out prompts, the safety set."""
-    train = [(p.prompt, p.id) for p in corpus.train]
-    heldout = [(p.prompt, p.id) for p in corpus.heldout]
-    shown = [(d.prompt, d.id) for d in corpus.demonstrations]
-    safety = [(p.prompt, p.id) for p in corpus.safety]
-    return [*_across("train-heldout", train, heldout), *_across("demonstrations-heldout", shown, heldout), *_across("safety-train", train, safety)]
+def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
+    """Equal and nearly equal questions in all parts of a corpus, found in one pass; `cache` is the file that keeps the pairs."""
+    train, heldout = (_grouped((p.prompt, p.id) for p in prompts) for prompts in (corpus.train, corpus.heldout))
+    prompts, safety = (_grouped((p.prompt, p.id) for p in part) for part in (corpus.prompts, corpus.safety))
+    demonstrations = _grouped((d.prompt, d.id) for d in corpus.demonstrations)
+    similar, complete = _similar(list({**prompts, **demonstrations, **safety}), cache)
+    leaks = _leaks("train-heldout", train, heldout, similar)
+    leaks += _leaks("demonstrations-heldout", demonstrations, heldout, similar)
+    leaks += _leaks("safety-train", train, safety, similar)
+    return Overlaps(_duplicates(prompts, similar), _duplicates(safety, similar), leaks, complete)
 
 
 def describe(corpus: Corpus) -> dict[str, Any]:
@@ -73,52 +81,39 @@ def describe(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def near(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of places, first below second, whose shingles overlap by ALIKE or more.
-
-    Prefix filtering (Chaudhuri et al. 2006): two sets that similar share one of their few rarest shingles, so
-    only texts that meet in an index of those are compared.
-    """
-    sets = [_shingles(text) for text in texts]
-    frequency = Counter(shingle for one in sets for shingle in one)
-    index: dict[str, list[int]] = {}
-    found = []
-    for place in sorted(range(len(sets)), key=lambda i: len(sets[i])):
-        mine = sets[place]
-        rare = sorted(mine, key=lambda shingle: (frequency[shingle], shingle))[: len(mine) - math.ceil(ALIKE * len(mine) - 1e-9) + 1]
-        candidates = {other for shingle in rare for other in index.get(shingle, ()) if len(sets[other]) >= ALIKE * len(mine) - 1e-9}
-        found += [(min(place, other), max(place, other)) for other in candidates if _jaccard(mine, sets[other]) >= ALIKE]
-        for shingle in rare:
-            index.setdefault(shingle, []).append(place)
-    return sorted(found)
+def _leaks(between: Between, learned: Groups, judged: Groups, similar: Iterable[tuple[str, str]]) -> list[Leak]:
+    exact = [Leak(between, learned[text][0], name, True) for text in judged if text in learned for name in judged[text]]
+    near = [
+        Leak(between, learned[one][0], judged[other][0], False)
+        for pair in similar
+        for one, other in (pair, pair[::-1])
+        if one in learned and other in judged
+    ]
+    return exact + near
 
 
-def _across(between: Between, learned: list[tuple[str, str]], judged: list[tuple[str, str]]) -> list[Leak]:
-    left, right = _grouped(learned), _grouped(judged)
-    same = [Leak(between, left[text][0], name, True) for text in right if text in left for name in right[text]]
-    texts = list({**left, **right})
-    found = []
-    for i, j in near(texts):
-        for one, other in ((texts[i], texts[j]), (texts[j], texts[i])):
-            if one in left and other in right:
-                found.append(Leak(between, left[one][0], right[other][0], False))
-    return same + found
+def _duplicates(groups: Groups, similar: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    same = [(ids[0], other) for ids in groups.values() for other in ids[1:]]
+    return same + [(groups[one][0], groups[other][0]) for one, other in similar if one in groups and other in groups]
 
 
-def _grouped(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
+def _similar(texts: Sequence[str], cache: Path | None) -> tuple[list[tuple[str, str]], bool]:
+    """Pairs of texts that are nearly the same and whether those are all, from the cache where it was made of these very texts."""
+    content = hashlib.sha256(json.dumps([near.VERSION, *texts]).encode()).hexdigest()
+    cached = read_cache(cache)
+    if cached.get("content") == content:
+        near_texts = near.NearPairs(cached["pairs"], cached["complete"])
+    else:
+        near_texts = near.near_pairs(texts)
+        write_cache(cache, {"content": content, "pairs": near_texts.pairs, "complete": near_texts.complete})
+    return [(texts[i], texts[j]) for i, j in near_texts.pairs], near_texts.complete
+
+
+def _grouped(named: Iterable[tuple[str, str]]) -> Groups:
+    groups: Groups = {}
     for text, name in named:
         groups.setdefault(normalised(text), []).append(name)
     return groups
-
-
-def _shingles(text: str) -> frozenset[str]:
-    return frozenset(text[i : i + _SHINGLE] for i in range(max(1, len(text) - _SHINGLE + 1)))
-
-
-def _jaccard(one: frozenset[str], two: frozenset[str]) -> float:
-    common = len(one & two)
-    return common / (len(one) + len(two) - common)
 
 
 def _counts(names: Iterable[str]) -> dict[str, int]:

@@ -1,19 +1,15 @@
 """Prompts and demonstrations from files of others, made into records, and records into files that a run reads."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from towpath.data.pairs import digest, require_text
-from towpath.data.shapes import question, text
+from towpath.data import fields
+from towpath.data.pairs import digest
 from towpath.data.tables import Cells, Unusable, files, kind, rows, write
-from towpath.data.transcripts import asked, disorder, listed, parted
+from towpath.data.texts import require_text
 from towpath.errors import DataError
 from towpath.records import Demonstration, Prompt, as_row
-
-ANSWERS = ("response", "output", "completion", "answer")
-_WORDS = {"true": True, "yes": True, "1": True, "unsafe": True, "false": False, "no": False, "0": False, "safe": False}
 
 
 @dataclass(frozen=True)
@@ -25,15 +21,19 @@ class Examples:
     refused: list[str] = field(default_factory=list)
 
 
-def read_examples(path: Path, columns: Mapping[str, str] | None = None) -> Examples:
-    """Prompts, with answers where the rows have them, from a file or a folder; `columns` gives a column another name: {"theirs": "prompt"}."""
+def read_examples(path: Path, columns: Mapping[str, str] | None = None, harmful: bool | str | None = None) -> Examples:
+    """Prompts, with answers where the rows have them, from a file or a folder.
+
+    `columns` gives a column another name: {"theirs": "prompt"}. `harmful` says which prompts should be declined where the rows do not:
+    all of them (True), none (False), or the name of a column that says so.
+    """
     kept = _Kept()
     for file in files(path):
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         for line, cells in rows(file):
             place = f"{name}:{line}"
             try:
-                for prompt, answer in _examples(cells, columns or {}):
+                for prompt, answer in _examples(cells, columns or {}, harmful):
                     kept.add(place, prompt, answer)
             except Unusable as reason:
                 kept.refused.append(f"{place}: {reason}")
@@ -43,11 +43,17 @@ def read_examples(path: Path, columns: Mapping[str, str] | None = None) -> Examp
 
 
 def write_examples(path: Path, records: Sequence[Prompt] | Sequence[Demonstration]) -> None:
-    """Prompts or demonstrations as a file that `data.prompts` or `data.demonstrations` of a recipe reads."""
+    """Prompts or demonstrations as a file that a recipe reads.
+
+    `harmful` is written where some prompts are: without one, the rows may not have said so, and a safety set must not take them for harmless.
+    """
     if not records:
         raise DataError(f"nothing to write to {path}", "one or more records", "look at what was refused")
     made = [as_row(record) for record in records]
+    labelled = any(row.get("harmful") for row in made)
     for row in made:
+        if not labelled:
+            row.pop("harmful", None)
         if "about" in row:
             row["about"] = ";".join(row["about"]) if kind(path) == ".csv" else list(row["about"])
     write(path, made)
@@ -76,58 +82,13 @@ class _Kept:
             self.shown[made.id], self._places[made.id] = made, place
 
 
-def _examples(cells: Cells | str, columns: Mapping[str, str]) -> Iterator[tuple[Prompt, str | None]]:
+def _examples(cells: Cells | str, columns: Mapping[str, str], rule: bool | str | None) -> Iterator[tuple[Prompt, str | None]]:
     if isinstance(cells, str):
         raise Unusable(cells)
-    cells = {columns.get(key, key): value for key, value in cells.items()}
-    for asked_, answer in _said(cells):
-        require_text("prompt", asked_)
+    cells = fields.renamed(cells, columns)
+    harmful = fields.harmful(cells) if rule is None else fields.harmful_by(cells, rule, "this file")
+    own = "" if fields.several(cells) else fields.name(cells, "id")
+    for prompt, answer in fields.examples(cells, multi_turn=True):
         if answer is not None:
-            require_text("answer", answer)
-        name = _named(cells) or f"p-{digest(asked_)}"
-        yield Prompt(name, asked_, text(cells, "domain") or "general", harmful=_harmful(cells)), answer
-
-
-def _said(cells: Cells) -> Iterable[tuple[str, str | None]]:
-    """What was asked and, where it stands there, what was answered."""
-    if "messages" in cells or "conversations" in cells:
-        key = "messages" if "messages" in cells else "conversations"
-        turns = listed(cells[key], key)
-        if disorder(turns) == "":
-            return [(asked(turns), None)]
-        before, answer = parted(turns, key)
-        return [(asked(before), answer)]
-    instances = cells.get("instances")
-    if isinstance(instances, list) and "instruction" in cells:
-        return [_instance(cells, instance) for instance in instances]
-    key = next((key for key in ANSWERS if cells.get(key) is not None), None)
-    if key is not None and isinstance(cells[key], list):
-        turns = listed(cells[key], key)
-        if len(turns) != 1 or turns[0][0] != "assistant":
-            raise Unusable(f"{key} is not one answer of the assistant")
-        return [(question(cells), turns[0][1])]
-    return [(question(cells), None if key is None else text(cells, key))]
-
-
-def _instance(cells: Cells, instance: Any) -> tuple[str, str]:
-    """One of several inputs and outputs under an instruction, as in Self-Instruct."""
-    if not isinstance(instance, dict):
-        raise Unusable("instances is not a list of {input, output}")
-    return question({"instruction": cells["instruction"], "input": instance.get("input")}), text(instance, "output")
-
-
-def _named(cells: Cells) -> str:
-    """The row's own id, unless the row holds several examples."""
-    found = cells.get("id")
-    several = isinstance(cells.get("instances"), list) and len(cells["instances"]) > 1
-    return "" if several or not isinstance(found, str | int) or isinstance(found, bool) else str(found).strip()
-
-
-def _harmful(cells: Cells) -> bool:
-    """Whether the row says that its prompt should be declined: `harmful`, or `label` safe or unsafe."""
-    for key in ("harmful", "label"):
-        found = cells.get(key)
-        known = found if isinstance(found, bool) else _WORDS.get(str(found).strip().lower())
-        if known is not None and (key == "harmful" or str(found).lower() in ("safe", "unsafe")):
-            return known
-    return False
+            require_text("response", answer)
+        yield Prompt(own or f"p-{digest(prompt)}", prompt, fields.checked_text(cells, "domain") or "general", harmful=bool(harmful)), answer

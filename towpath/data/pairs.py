@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from towpath.data.sources import normalised
 from towpath.data.tables import Unusable
+from towpath.data.texts import normalised, require_text
 from towpath.records import Choice, Comparison, Completion, Judgement, Prompt, Split, as_row
 
 Kind = Literal["person", "judge", "rule", "simulated"]
@@ -56,6 +56,8 @@ class Imported:
     comparisons: tuple[Comparison, ...] = ()
     judgements: tuple[Judgement, ...] = ()
     refused: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    """File and line of the first row of each comparison."""
 
 
 def opinion(choice: Choice, rater: str = "", **more: Any) -> Judgement:
@@ -102,6 +104,7 @@ class Gathering:
         self._comparisons: dict[str, Comparison] = {}
         self._turns: dict[tuple[str, str, int], tuple[str, Judgement]] = {}
         self._refused: list[str] = []
+        self._places: dict[str, str] = {}
 
     def add(self, place: str, pair: Pair | str) -> None:
         """One more pair, or why there is none at that place."""
@@ -110,6 +113,7 @@ class Gathering:
         try:
             _require_texts(pair)
             comparison, swapped, ours = self._placed(pair)
+            self._places.setdefault(comparison.id, place)
             self._hear(place, pair, comparison, swapped, ours)
         except Unusable as reason:
             self._refuse(place, str(reason))
@@ -118,7 +122,7 @@ class Gathering:
         """All that was gathered."""
         judgements = tuple(j for _, j in self._turns.values())
         prompts, completions, comparisons = self._prompts.values(), self._completions.values(), self._comparisons.values()
-        return Imported(tuple(prompts), tuple(completions), tuple(comparisons), judgements, self._refused)
+        return Imported(tuple(prompts), tuple(completions), tuple(comparisons), judgements, self._refused, self._places)
 
     def _refuse(self, place: str, reason: str) -> None:
         told = f"{place}: {reason}"
@@ -189,16 +193,6 @@ def _require_texts(pair: Pair) -> None:
         require_text(what, text)
     if pair.a.strip() == pair.b.strip():
         raise Unusable("identical answers")
-
-
-def require_text(what: str, text: str) -> None:
-    """Text that a ledger can hold, and that says something."""
-    if not text.strip():
-        raise Unusable(f"empty {what}")
-    if "\x00" in text:
-        raise Unusable(f"the {what} holds a NUL character")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise Unusable(f"the {what} holds half a character (a lone surrogate)")
 
 
 def _fits(known: Known, pair: Pair) -> bool:

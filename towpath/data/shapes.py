@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from towpath.data.pairs import Kind, Pair, opinion, remembered
 from towpath.data.standing import Standing
-from towpath.data.tables import Cells, Rows, Unusable
+from towpath.data.tables import Cells, Rows, Unusable, kind_of
 from towpath.data.transcripts import Turn, asked, conversation, heard, listed, messages, parted, written
 from towpath.records import Choice, Judgement
 
@@ -86,7 +86,7 @@ def text(cells: Cells, key: str) -> str:
     if found is None:
         return ""
     if not isinstance(found, str):
-        raise Unusable(f"{key} is not text but {type(found).__name__}")
+        raise Unusable(f"{key} is not text but {kind_of(found)}")
     return found
 
 

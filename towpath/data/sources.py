@@ -1,83 +1,45 @@
-"""Files of prompts, demonstrations and the safety set, read into one corpus; every bad row is named."""
+"""Files of prompts, demonstrations and the safety set, read into one corpus; every row that cannot be used is named."""
 
-import csv
 import glob
 import hashlib
-import io
 import json
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
+from towpath.data import fields, refused, tables
+from towpath.data.corpus import Corpus
 from towpath.data.draws import share
-from towpath.errors import DataError
+from towpath.data.refused import Part, RefusedRow, refused_row
+from towpath.data.shapes import keys
+from towpath.data.tables import Cells, Unusable
+from towpath.data.texts import normalised, require_text
+from towpath.errors import DataError, RecipeError
 from towpath.recipe import Data
 from towpath.records import Demonstration, Finding, Prompt, Split
 
-NAMED = 20
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_ANSWERS = ("response", "output", "completion")
+__all__ = ["Corpus", "matched", "normalised", "read"]
 
 R = TypeVar("R", Prompt, Demonstration)
-Cells = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """All that a run was given to learn from and to be judged on."""
-
-    prompts: tuple[Prompt, ...]
-    demonstrations: tuple[Demonstration, ...] = ()
-    safety: tuple[Prompt, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    files: dict[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def train(self) -> tuple[Prompt, ...]:
-        """Prompts that may be trained on."""
-        return tuple(p for p in self.prompts if p.split == "train")
-
-    @cached_property
-    def heldout(self) -> tuple[Prompt, ...]:
-        """Prompts that only evaluation sees."""
-        return tuple(p for p in self.prompts if p.split == "heldout")
-
-    @cached_property
-    def by_id(self) -> dict[str, Prompt]:
-        """Prompts and the safety set by id."""
-        return {p.id: p for p in (*self.prompts, *self.safety)}
-
-
-class _RowError(Exception):
-    """Why a row cannot be used."""
 
 
 def read(run: Path, data: Data, seed: int) -> Corpus:
-    """The files a recipe names as one corpus, or one error that names every bad row."""
-    reader = _Reader(run)
-
-    def prompt(cells: Cells) -> Prompt:
-        return _prompt(cells, lambda text: "heldout" if share(seed, "heldout", normalised(text)) < data.heldout else "train")
-
-    def demonstration(cells: Cells) -> Demonstration:
-        made = _demonstration(cells)
-        if _split(cells) == "heldout":
-            reader.withheld.add(normalised(made.prompt))
-        return made
-
+    """The files a recipe names as one corpus. A row that cannot be used stops the reading, or is left out where `data.unusable` is "skip"."""
+    reader = _Reader(run, data, seed)
     places: dict[str, str] = {}
-    prompts = reader.identified(reader.records("data.prompts", data.prompts, prompt), "p", places)
-    guarded, renamed = _apart(reader.records("data.safety", data.safety, lambda cells: _prompt(cells, lambda _: "heldout")), places)
-    safety = [replace(p, split="heldout") for p in reader.identified(guarded, "s", places)]
-    shown = reader.identified(reader.records("data.demonstrations", data.demonstrations, demonstration), "d", {}, keep_place=True)
+    prompts = reader.identified("prompts", reader.records("prompts", data.prompts, reader.prompt), places)
+    guarded, renamed = _apart(reader.records("safety", data.safety, reader.guarded), places)
+    safety = reader.identified("safety", guarded, places)
+    shown = reader.identified("demonstrations", reader.records("demonstrations", data.demonstrations, reader.demonstration), {})
     demonstrations, added, findings = reader.linked(shown, prompts, {p.id for p in safety})
-    reader.require()
+    if reader.refused and data.unusable == "stop":
+        raise _unusable(run, reader.refused)
     if not prompts and not added:
-        raise DataError("no prompts at all", "a run needs prompts", "name files in data.prompts or data.demonstrations")
-    return Corpus((*prompts, *added), tuple(demonstrations), tuple(safety), (*renamed, *findings), reader.files)
+        raise _no_prompts(reader.refused)
+    found = (*renamed, *findings)
+    return Corpus((*prompts, *added), tuple(demonstrations), tuple(safety), found, reader.files, tuple(reader.refused), reader.places, reader.drawn)
 
 
 def matched(run: Path, key: str, pattern: str) -> list[Path]:
@@ -87,15 +49,14 @@ def matched(run: Path, key: str, pattern: str) -> list[Path]:
     names = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=run, recursive=True))  # noqa: PTH207 - takes absolute patterns too
     paths = [path for path in (run / name for name in names) if path.is_file()]
     if not paths:
-        fix = f"mend {key}, or put files there" + ("; an empty string means none" if key == "data.safety" else "")
+        fix = f"fix {key}, or put files there; an empty string means none"
         raise DataError(f"{key} = {pattern!r}: no file of that name", f"patterns are relative to {run}", fix)
     return paths
 
 
-def normalised(text: str) -> str:
-    """Text without what does not change a question: case, spacing, forms of a letter, the mark at its end."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return plain.rstrip(" .?!") or plain
+def name_in(run: Path, path: Path) -> str:
+    """The name of a file in messages: relative to the run folder where it lies there."""
+    return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
 
 
 @dataclass
@@ -103,56 +64,100 @@ class _Reader:
     """Reads rows, remembering the files read and every row that could not be used."""
 
     run: Path
-    bad: list[str] = field(default_factory=list)
+    data: Data
+    seed: int
+    refused: list[RefusedRow] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
-    withheld: set[str] = field(default_factory=set)
-    _place: dict[str, str] = field(default_factory=dict)
+    places: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Where each record stands, by part and id."""
+    drawn: int = 0
+    """How many prompts name no split."""
+    _named_splits: dict[str, Split] = field(default_factory=dict)
+    """Splits that demonstrations name for their prompts."""
 
-    def records(self, key: str, pattern: str, make: Callable[[Cells], R]) -> list[tuple[str, R]]:
-        """One record for each usable row of the files of a pattern, with its place."""
+    def records(self, part: Part, pattern: str, make: Callable[[Cells, str], Iterator[R]]) -> list[tuple[str, R]]:
+        """The records in the usable rows of the files of a pattern, each with its place."""
         made = []
-        for path in matched(self.run, key, pattern):
-            for place, cells in self._rows(path):
+        paths = matched(self.run, f"data.{part}", pattern)
+        if part == "safety":
+            self._require_known(paths)
+        for path in paths:
+            name = name_in(self.run, path)
+            for place, cells in self._rows(part, path, name):
                 try:
-                    if isinstance(cells, _RowError):
-                        raise cells
-                    made.append((place, make(cells)))
-                except _RowError as reason:
-                    self.bad.append(f"{place}: {reason}")
+                    if isinstance(cells, str):
+                        raise Unusable(cells)
+                    made += [(place, record) for record in make(cells, name)]
+                except Unusable as reason:
+                    self.refused.append(refused_row(part, place, str(reason)))
         return made
 
-    def _rows(self, path: Path) -> Iterator[tuple[str, Cells | _RowError]]:
-        name = path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)
-        read = _READERS.get(path.suffix.lower())
-        if read is None:
-            kind = path.suffix or "(none)"
-            raise DataError(f"{name}: files of type {kind} are not read", "one of " + ", ".join(_READERS), "convert it, or narrow the pattern")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{name}: {error.strerror}", "the files of a run must be readable", "mend its permissions") from None
+    def _rows(self, part: Part, path: Path, name: str) -> Iterator[tuple[str, Cells | str]]:
+        content = tables.content(path)
         self.files[name] = hashlib.sha256(content).hexdigest()
-        count = 0
-        for count, cells in read(content):
-            yield f"{name}:{count}", cells
-        if not count:
-            self.bad.append(f"{name}:0: the file has no rows")
+        rows = 0
+        for line, cells in tables.parse(path, content):
+            rows += 1
+            yield f"{name}:{line}", cells
+        if not rows:
+            self.refused.append(RefusedRow(part, name, 0, "the file has no rows"))
 
-    def identified(self, made: list[tuple[str, R]], prefix: str, places: dict[str, str], keep_place: bool = False) -> list[R]:
+    def _require_known(self, paths: Sequence[Path]) -> None:
+        """Every file that `data.safety_harmful` names is one of the safety set."""
+        names = [name_in(self.run, path) for path in paths]
+        unknown = [key for key in self.data.safety_harmful if not any(_is_called(name, key) for name in names)]
+        if unknown:
+            value = f"data.safety_harmful names {unknown[0]!r}, which is no file of the safety set"
+            raise RecipeError(value, "its keys are names or patterns of files of data.safety", f"one of {', '.join(names) or 'none'}")
+
+    def prompt(self, cells: Cells, _file: str) -> Iterator[Prompt]:
+        """The prompts of a row."""
+        for text, _ in fields.examples(cells, multi_turn=False):
+            yield _prompt(cells, text, bool(fields.harmful(cells)), _split(cells) or self.draw(text))
+
+    def guarded(self, cells: Cells, file: str) -> Iterator[Prompt]:
+        """The prompts of a row of the safety set, which must say whether they are harmful."""
+        rule = next((value for key, value in self.data.safety_harmful.items() if _is_called(file, key)), None)
+        harmful = fields.harmful_by(cells, rule, file)
+        for text, _ in fields.examples(cells, multi_turn=False):
+            _split(cells)
+            yield _prompt(cells, text, harmful, "heldout")
+
+    def demonstration(self, cells: Cells, _file: str) -> Iterator[Demonstration]:
+        """The demonstrations of a row."""
+        split = _split(cells)
+        for text, response in fields.examples(cells, multi_turn=False):
+            if response is None:
+                raise Unusable(f"no response (keys: {keys(cells)})")
+            require_text("response", response)
+            key = normalised(text)
+            if split and self._named_splits.get(key) != "heldout":  # one row that withholds a prompt is enough
+                self._named_splits[key] = split
+            named, style, domain = fields.name(cells, "prompt_id"), fields.checked_text(cells, "style"), fields.checked_text(cells, "domain")
+            yield Demonstration(_id(cells), text, response, named, style, domain)
+
+    def draw(self, text: str) -> Split:
+        """The split of a prompt whose row names none: by its text alone, so that it stays when rows are added."""
+        self.drawn += 1
+        return "heldout" if share(self.seed, "heldout", normalised(text)) < self.data.heldout else "train"
+
+    def identified(self, part: Part, made: list[tuple[str, R]], places: dict[str, str]) -> list[R]:
         """Records under ids used once: their own, or made from their content."""
+        kept = []
         for place, record in made:
             if record.id and record.id in places:
-                self.bad.append(f"{place}: id {record.id!r} is used already at {places[record.id]}")
-            elif record.id:
+                self.refused.append(refused_row(part, place, f"id {record.id!r} is used already at {places[record.id]}"))
+                continue
+            if record.id:
                 places[record.id] = place
+            kept.append((place, record))
         named = []
-        for place, record in made:
+        for place, record in kept:
             if not record.id:
-                record = replace(record, id=_free(prefix, record, places))
+                record = replace(record, id=_free(part[0], record, places))
                 places[record.id] = place
             named.append(record)
-            if keep_place:
-                self._place[record.id] = place
+            self.places[part, record.id] = place
         return named
 
     def linked(self, shown: list[Demonstration], prompts: list[Prompt], guarded: set[str]) -> tuple[list[Demonstration], list[Prompt], list[Finding]]:
@@ -161,18 +166,20 @@ class _Reader:
         taken = dict.fromkeys([*by_id, *guarded], "")
         for demonstration in shown:
             text, name = normalised(demonstration.prompt), demonstration.prompt_id
+            place = self.places["demonstrations", demonstration.id]
             if name in guarded:
-                self.bad.append(f"{self._place[demonstration.id]}: prompt_id {name!r} belongs to the safety set")
+                self.refused.append(refused_row("demonstrations", place, f"prompt_id {name!r} belongs to the safety set"))
                 continue
             if name in by_id and normalised(by_id[name].prompt) != text:
-                self.bad.append(f"{self._place[demonstration.id]}: prompt_id {name!r} has another prompt")
+                self.refused.append(refused_row("demonstrations", place, f"prompt_id {name!r} has another prompt"))
                 continue
             owners = [by_id[name]] if name in by_id else same.get(text, [])
             if not owners:
-                split = "heldout" if text in self.withheld else "train"
+                split = self._named_splits.get(text) or self.draw(demonstration.prompt)
                 prompt = Prompt(name, demonstration.prompt, demonstration.domain or "general", split=split)
                 prompt = prompt if name else replace(prompt, id=_free("p", prompt, taken))
                 by_id[prompt.id], same[text], taken[prompt.id] = prompt, [prompt], ""
+                self.places["prompts", prompt.id] = place
                 added.append(prompt)
                 owners = [prompt]
             if any(p.split == "heldout" for p in (*owners, *same[text])):
@@ -181,12 +188,24 @@ class _Reader:
             kept.append(replace(demonstration, prompt_id=owners[0].id, domain=demonstration.domain or owners[0].domain))
         return kept, added, [_left_out(dropped, len(shown))] if dropped else []
 
-    def require(self) -> None:
-        """Raise when a row could not be used."""
-        if self.bad:
-            more = [f"… and {len(self.bad) - NAMED} more"] if len(self.bad) > NAMED else []
-            listed = "\n  ".join([f"{len(self.bad)} bad row{'s' * (len(self.bad) > 1)}:", *self.bad[:NAMED], *more])
-            raise DataError(listed, "every row must be usable; none is dropped in silence", "mend or remove the rows named")
+
+def _unusable(run: Path, rows: list[RefusedRow]) -> DataError:
+    """The error that names rows that cannot be used, after all of them are written to the run's file."""
+    where = refused.write(run, rows)
+    value = f"{len(rows)} unusable row{'s' * (len(rows) > 1)}: {refused.listing(rows)}\n  {where}"
+    fix = "fix these rows, or leave them out with data.unusable = 'skip'"
+    unstated = dict.fromkeys(Path(row.file).name for row in rows if row.reason == fields.UNSTATED)
+    if unstated:
+        entries = ", ".join(f'"{file}" = true' for file in unstated)
+        fix = "give the rows of the safety set `harmful` (true or false) or `label` (safe or unsafe), or set "
+        fix += f"data.safety_harmful = {{ {entries} }} where all are harmful, false where none is, or the name of the column that says so"
+    return DataError(value, "each row must be usable, and one of the safety set says whether it is harmful; none is left out unasked", fix)
+
+
+def _no_prompts(rows: list[RefusedRow]) -> DataError:
+    if rows:
+        return DataError(f"no prompts are left: {len(rows)} rows cannot be used: {refused.listing(rows)}", "a run needs prompts", "fix the rows")
+    return DataError("no prompts at all", "a run needs prompts", "name files in data.prompts or data.demonstrations")
 
 
 def _apart(safety: list[tuple[str, Prompt]], taken: dict[str, str]) -> tuple[list[tuple[str, Prompt]], list[Finding]]:
@@ -213,7 +232,7 @@ def _by_text(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
 def _left_out(dropped: list[str], count: int) -> Finding:
     listed = ", ".join(dropped[:10]) + (", …" if len(dropped) > 10 else "")
     evidence = f"{len(dropped)} of {count} demonstrations answer held-out prompts and are left out: {listed}"
-    remedy = "remove them, or make their prompts train prompts"
+    remedy = "remove them, give their rows split = 'train', or lower data.heldout"
     return Finding("demonstrations-heldout", "warning", evidence, "a held-out prompt must not be trained on", remedy)
 
 
@@ -228,150 +247,21 @@ def _free(prefix: str, record: Any, taken: dict[str, str]) -> str:
     return name
 
 
-def _jsonl(content: bytes) -> Iterator[tuple[int, Cells | _RowError]]:
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
-            yield number, _RowError("not UTF-8")
-        except (ValueError, RecursionError) as error:
-            yield number, _RowError(f"not JSON ({getattr(error, 'msg', 'too deep or too long')})")
-        else:
-            yield number, row if isinstance(row, dict) else _RowError(f"not an object but {_kind(row)}")
+def _prompt(cells: Cells, text: str, harmful: bool, split: Split) -> Prompt:
+    domain, difficulty = fields.checked_text(cells, "domain") or "general", fields.checked_text(cells, "difficulty") or "medium"
+    return Prompt(_id(cells), text, domain, difficulty, fields.words(cells, "about"), harmful, split, fields.name(cells, "twin"))
 
 
-def _csv(content: bytes) -> Iterator[tuple[int, Cells | _RowError]]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        yield 1, _RowError("not UTF-8")
-        return
-    number = 0
-    try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), strict=True), 1):
-            if None in row or None in row.values():
-                yield number, _RowError(f"{'more' if None in row else 'fewer'} cells than columns")
-            else:
-                yield number, row
-    except csv.Error as error:
-        yield number + 1, _RowError(f"not CSV ({error}); the rows after it were not read")
-
-
-def _parquet(content: bytes) -> Iterator[tuple[int, Cells | _RowError]]:
-    import pyarrow  # slow to import, and few runs need it
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(pyarrow.BufferReader(content))
-    except (pyarrow.ArrowException, OSError) as error:
-        yield 1, _RowError(f"not Parquet ({str(error).splitlines()[0]})")
-        return
-    yield from enumerate(table.to_pylist(), 1)
-
-
-_READERS: dict[str, Callable[[bytes], Iterator[tuple[int, Cells | _RowError]]]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-
-
-def _prompt(cells: Cells, draw: Callable[[str], Split]) -> Prompt:
-    text, _ = _said(cells)
-    split = _split(cells) or draw(text)
-    domain, difficulty = _text(cells, "domain") or "general", _text(cells, "difficulty") or "medium"
-    return Prompt(_name(cells, "id"), text, domain, difficulty, _words(cells, "about"), _truth(cells, "harmful"), split, _name(cells, "twin"))
+def _id(cells: Cells) -> str:
+    return "" if fields.several(cells) else fields.name(cells, "id")
 
 
 def _split(cells: Cells) -> Split | None:
-    named = _text(cells, "split")
+    named = fields.checked_text(cells, "split")
     if named not in ("", "train", "heldout"):
-        raise _RowError(f"unknown split {named!r}: train or heldout")
+        raise Unusable(f"unknown split {named!r}: train or heldout")
     return named or None
 
 
-def _demonstration(cells: Cells) -> Demonstration:
-    text, response = _said(cells)
-    if response is None:
-        raise _RowError(f"no response (keys: {_keys(cells)})")
-    if not response.strip():
-        raise _RowError("empty response")
-    return Demonstration(_name(cells, "id"), text, response, _name(cells, "prompt_id"), _text(cells, "style"), _text(cells, "domain"))
-
-
-def _said(cells: Cells) -> tuple[str, str | None]:
-    """What the user asks and, where the row has it, the answer; the shapes of other tools included."""
-    if "messages" in cells:
-        asked, answered = _turns(cells["messages"])
-    elif isinstance(cells.get("prompt"), list):
-        rest = cells.get("completion")
-        asked, answered = _turns([*cells["prompt"], *(rest if isinstance(rest, list) else [])])
-        answered = answered if isinstance(rest, list) or answered is not None else _answer(cells)
-    elif "prompt" in cells:
-        asked, answered = _text(cells, "prompt"), _answer(cells)
-    elif "instruction" in cells and not cells.get("instances"):
-        more = _text(cells, "input")
-        asked, answered = _text(cells, "instruction") + (f"\n\n{more}" if more.strip() else ""), _answer(cells)
-    else:
-        raise _RowError(f"no prompt (keys: {_keys(cells)})")
-    if not asked.strip():
-        raise _RowError("empty prompt")
-    return asked, answered
-
-
-def _answer(cells: Cells) -> str | None:
-    key = next((key for key in _ANSWERS if key in cells), None)
-    return None if key is None else _text(cells, key)
-
-
-def _turns(messages: Any) -> tuple[str, str | None]:
-    """The user's turn and the assistant's, of a conversation that has no others."""
-    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
-        raise _RowError("messages is not a list of {role, content}")
-    roles = [turn.get("role") for turn in messages]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise _RowError(f"messages with roles {', '.join(map(str, roles)) or '(none)'}: one user turn and at most one answer")
-    texts = [_text(turn, "content") for turn in messages]
-    return texts[0], texts[1] if len(texts) > 1 else None
-
-
-def _text(cells: Cells, key: str) -> str:
-    found = cells.get(key)
-    if found is None:
-        return ""
-    if not isinstance(found, str):
-        raise _RowError(f"{key} is not text but {_kind(found)}")
-    if any("\ud800" <= letter <= "\udfff" for letter in found):
-        raise _RowError(f"{key} holds half a character (a lone surrogate)")
-    return found
-
-
-def _name(cells: Cells, key: str) -> str:
-    found = cells.get(key)
-    return str(found) if isinstance(found, int) and not isinstance(found, bool) else _text(cells, key).strip()
-
-
-def _truth(cells: Cells, key: str) -> bool:
-    found = cells.get(key)
-    if found is None or found == "":
-        return False
-    known = found if isinstance(found, bool) else _TRUTH.get(str(found).strip().lower())
-    if known is None:
-        raise _RowError(f"{key} is not true or false but {found!r}")
-    return known
-
-
-def _words(cells: Cells, key: str) -> tuple[str, ...]:
-    found = cells.get(key)
-    if isinstance(found, str):
-        return tuple(word.strip() for word in found.replace(";", ",").split(",") if word.strip())
-    if found is not None and not (isinstance(found, list) and all(isinstance(word, str) for word in found)):
-        raise _RowError(f"{key} is not a list of words but {_kind(found)}")
-    return tuple(found or ())
-
-
-def _kind(found: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "true/false", str: "text", type(None): "null"}
-    return names.get(type(found), "a number" if isinstance(found, int | float) else type(found).__name__)
-
-
-def _keys(cells: Cells) -> str:
-    return ", ".join(map(str, list(cells)[:8])) or "none"
+def _is_called(file: str, pattern: str) -> bool:
+    return fnmatch(file, pattern) or fnmatch(Path(file).name, pattern)

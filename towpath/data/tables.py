@@ -42,15 +42,37 @@ def kind(path: Path) -> str:
 
 def rows(path: Path) -> Rows:
     """Each row of a file with the line, or in Parquet the number, it has there."""
-    read = _READERS.get(kind(path))
-    if read is None:
+    return parse(path, content(path))
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file of rows, as they are on disk."""
+    if not readable(path):
         raise DataError(f"{path}: files of type {kind(path) or '(none)'} are not read", "one of " + ", ".join(_READERS), "convert it")
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", "the file must be readable", "fix its permissions") from None
+
+
+def parse(path: Path, content: bytes) -> Rows:
+    """The rows in the bytes of a file whose name says of what kind they are."""
+    try:
+        plain = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: {error}", "the file must be readable", "mend the file or its permissions") from None
-    return read(content)
+        raise DataError(f"{path}: {error}", "the file must be readable", "fix the file") from None
+    return _READERS[kind(path)](plain)
+
+
+def readable(path: Path) -> bool:
+    """Whether files of this type are read."""
+    return kind(path) in _READERS
+
+
+def kind_of(value: Any) -> str:
+    """What a cell holds in place of what was expected."""
+    names = {dict: "an object", list: "a list", bool: "true/false", str: "text", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def write(path: Path, found: Sequence[Cells]) -> None:
@@ -73,7 +95,7 @@ def _csv(content: bytes) -> Rows:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         return iter([(line, "not UTF-8; no row of this file was read")])
-    return csv_rows(text)
+    return csv_rows(text, short_rows=False)
 
 
 def _json(content: bytes) -> Rows:

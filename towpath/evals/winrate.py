@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
@@ -64,6 +63,8 @@ def best_of_n(kl: float) -> dict[str, float]:
     """The n whose best-of-n lies at this KL, and its win rate n/(n+1): the mark theory sets."""
     if kl <= 0:
         return {"n": 1.0, "kl": 0.0, "rate": 0.5}
+    from scipy.optimize import minimize_scalar  # takes a third of a second to import, which `towpath status` would pay
+
     found = minimize_scalar(lambda log_n: (log_n - (1 - np.exp(-log_n)) - kl) ** 2, bounds=(0.0, max(2.0, kl + 2)), method="bounded")
     n = float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
     return {"n": n, "kl": kl, "rate": n / (n + 1)}

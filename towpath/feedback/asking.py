@@ -11,7 +11,6 @@ from towpath.feedback.judging import Abstention
 from towpath.progress import progress
 from towpath.recipe import Judge
 from towpath.records import Comparison, Judgement
-from towpath.store import arenas
 from towpath.store.store import Store
 
 TOGETHER = 20
@@ -33,14 +32,13 @@ def ask_judge(store: Store, settings: JudgeSettings, comparisons: Sequence[Compa
     """The judge's word on every comparison that it has not judged by this rubric; what it abstained from, and why."""
     name, before = judging.rater(settings), store.judgements()
     cases = unasked(store, comparisons, before, name, version_of(settings))
-    spent = store.read(arenas.spent, name)  # in arenas too
     abstained: list[Abstention] = []
     waiting: list[Judgement] = []
     if not cases:
         return abstained
     with progress(title, len(cases)) as bar:
         try:
-            for result in judging.judge_pairs(settings, cases, store, bar, spent):
+            for result in judging.judge_pairs(settings, cases, store, bar, store.account(name)):
                 if isinstance(result, Abstention):
                     abstained.append(result)
                     continue

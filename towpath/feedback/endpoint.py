@@ -144,7 +144,7 @@ class Endpoint:
     def _costed(self, messages: list[Message], schema: dict[str, Any], seed: int) -> Reply:
         """One try, for which its worst price is set aside before it begins; a try that broke off may be billed, and counts in full."""
         worst, cost = self._worst(messages, schema), 0.0
-        self.purse.hold(worst)
+        number = self.purse.open_call(worst)
         try:
             reply = self._read(self._sent(messages, schema, seed), messages)
             cost = reply.dollars
@@ -156,7 +156,7 @@ class Endpoint:
             cost = unanswered.dollars
             raise
         finally:
-            self.purse.settle(worst, cost)
+            self.purse.close_call(number, worst, cost)
 
     def _worst(self, messages: list[Message], schema: dict[str, Any]) -> float:
         read = sum(at_most(m["content"]) + TEMPLATE for m in messages) + at_most(json.dumps(schema))

@@ -15,7 +15,7 @@ from towpath.feedback import protocol
 from towpath.feedback.cases import Case
 from towpath.feedback.endpoint import Endpoint, JudgeSettings, Reply, Unanswered
 from towpath.feedback.protocol import Rubric, Verdict
-from towpath.feedback.purse import Purse, Spent, estimated
+from towpath.feedback.purse import Account, Purse, Spent, estimated
 from towpath.records import Choice, Judgement
 
 Reason = Literal["unreachable", "rejected", "refused", "unreadable", "inconsistent", "ceiling"]
@@ -89,13 +89,14 @@ class Estimate:
 
 
 def judge_pairs(
-    settings: JudgeSettings, pairs: Iterable[Case], cache: Cache, progress: Advances | None = None, spent: float = 0.0
+    settings: JudgeSettings, pairs: Iterable[Case], cache: Cache, progress: Advances | None = None, account: Account | None = None
 ) -> Iterator[Judgement | Abstention]:
-    """Judge pairs as they come, several at once, each result as soon as it is there; `spent` counts towards the ceiling.
+    """Judge pairs as they come, several at once, each result as soon as it is there; `account` keeps what every call cost, and what it holds counts
+    towards the ceiling.
 
     What the cache holds is not asked again, so that a round that was stopped goes on where it was.
     """
-    rubric, purse = protocol.read_rubric(settings.rubric), Purse(settings.ceiling, spent)
+    rubric, purse = protocol.read_rubric(settings.rubric), Purse(settings.ceiling, account)
     endpoint = Endpoint(settings, purse)
     judge, waiting, failed = _Judge(settings, rubric, endpoint, cache), iter(pairs), 0
     pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")

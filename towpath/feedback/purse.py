@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from threading import Condition
+from typing import Protocol
 
 PER = 1_000_000
 BYTES_A_TOKEN = 4
@@ -27,14 +28,42 @@ class Spent(Exception):
     dollars = 0.0
 
 
+class Account(Protocol):
+    """Where the cost of every call is written down, so that a later process knows it."""
+
+    def total(self) -> float:
+        """Dollars spent so far."""
+        ...
+
+    def reserve(self, dollars: float) -> int:
+        """A call is about to be made that costs at most so much; the number of its entry."""
+        ...
+
+    def settle(self, number: int, dollars: float) -> None:
+        """The call has ended, and cost so much."""
+        ...
+
+
 class Purse:
     """Dollars spent and dollars held for calls under way; together they stay under the ceiling. For many threads."""
 
-    def __init__(self, ceiling: float = 0.0, spent: float = 0.0) -> None:
+    def __init__(self, ceiling: float = 0.0, account: Account | None = None) -> None:
         self.ceiling = ceiling or math.inf
-        self.spent = spent
+        self.account = account
+        self.spent = account.total() if account else 0.0
         self._held = 0.0
         self._changed = Condition()
+
+    def open_call(self, worst: float) -> int:
+        """Hold what a call may cost at worst and write it down; the number of its entry, 0 where there is none."""
+        self.hold(worst)
+        return self.account.reserve(worst) if self.account and worst else 0
+
+    def close_call(self, number: int, worst: float, cost: float) -> None:
+        """Put what a call did cost in place of what was held for it."""
+        if self.account and number:
+            self.account.settle(number, cost)
+        self.settle(worst, cost)
 
     def hold(self, dollars: float) -> None:
         """Set aside what a call may cost at worst; waits for calls under way to leave room, and raises Spent when they cannot."""

@@ -26,7 +26,7 @@ class Version:
     @property
     def reward(self) -> float | None:
         """What the prompts are sorted by."""
-        return next((self.scores[name] for name in ("reward", "score", "gold") if name in self.scores), None)
+        return next((self.scores[name] for name in ("reward", "score", "rubric") if name in self.scores), None)
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Samples:
         asked = self._of(row)
         for name, label in EVALUATED.items():
             if isinstance(row.get(name), str):
-                scores = {kind: row[f"{kind}_{name}"] for kind in ("reward", "gold") if is_number(row.get(f"{kind}_{name}"))}
+                scores = {kind: row[f"{kind}_{name}"] for kind in ("reward", "rubric") if is_number(row.get(f"{kind}_{name}"))}
                 asked.evaluated[name] = Version(name, label, row[name], scores)
 
     @property

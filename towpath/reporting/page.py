@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from towpath import __version__
+from towpath.evals.evaluator import INSTEAD, NO_JUDGE, NO_JUDGE_CODE, RUBRIC_CAVEAT, WHY
 from towpath.records import Verdict
 from towpath.reporting import beyond, curves, frontier, tables
 from towpath.reporting.reading import ORDER, Run, Stage
@@ -31,6 +32,7 @@ def page(run: Run, verdicts: list[Verdict], summary: dict[str, Any], name: str) 
         "version": __version__,
         "outcome": outcome(run, summary),
         "notices": list(notices(run, verdicts)),
+        "warnings": warnings(run),
         "tiles": tiles(summary),
         "gates": tables.gates(run, verdicts),
         "frontier": frontier.draw(evaluation, gate["evaluate"]),
@@ -59,6 +61,8 @@ def page(run: Run, verdicts: list[Verdict], summary: dict[str, Any], name: str) 
 
 def outcome(run: Run, summary: dict[str, Any]) -> str:
     """What came of the run, in one sentence."""
+    if run.lacks_judge():
+        return _without_judge(summary)
     win = summary["win_rate_policy_over_sft"]
     if not win or not is_number(win["rate"]):
         done = [tables.title(stage.name) for stage in run.stages.values() if stage.done]
@@ -70,6 +74,15 @@ def outcome(run: Run, summary: dict[str, Any]) -> str:
     if is_interval(win["interval"]) and win["interval"][0] <= 0.5 <= win["interval"][1]:
         return f"No clear preference: the policy wins over SFT on {of}{rest}."
     return f"The policy is {'preferred over' if win['rate'] > 0.5 else 'worse than'} SFT{_on(win['rate'], of)}{rest}."
+
+
+def _without_judge(summary: dict[str, Any]) -> str:
+    """The outcome where no win rate could be judged: that comes first, then what was measured all the same."""
+    measured = [f"KL {number(summary['kl_per_prompt'], 2)} nats per prompt"] if is_number(summary["kl_per_prompt"]) else []
+    if is_number(summary["reward_accuracy"]):
+        measured.append(f"reward model right on {percent(summary['reward_accuracy'])} of held-out comparisons")
+    more = f" Measured all the same: {', '.join(measured)}." if measured else ""
+    return f"No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.{more}"
 
 
 def _on(rate: float, of: str) -> str:
@@ -90,15 +103,22 @@ def _turns(turns: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     """(tone, text) of what a reader must know before the numbers."""
-    simulated = simulation(run)
-    if simulated:
-        yield "caution", simulated
+    if run.lacks_judge():
+        yield "undecided", f"{NO_JUDGE.capitalize()}: {WHY}. Instead, {INSTEAD}."
+    labels = simulation(run)
+    if labels:
+        yield "caution", labels
+    if run.evaluation_judge() == "rubric":
+        yield "caution", RUBRIC_CAVEAT
     for verdict in verdicts:
         if verdict.verdict in ("FAIL", "UNDECIDED"):
             tone, word = ("fail", "did not open") if verdict.verdict == "FAIL" else ("undecided", "is undecided")
             gate = (verdict.gate if verdict.gate != "sft" else "SFT") + (" gate (it only warns)" if verdict.action == "warn" else " gate")
             note = f" {verdict.note[0].upper()}{verdict.note[1:].rstrip('.')}." if verdict.note else ""
-            yield tone, f"The {gate} {word}: {percent(verdict.value, 1)} against {percent(verdict.threshold)}.{note}"
+            measured = (
+                f"{percent(verdict.value, 1)} against {percent(verdict.threshold)}." if is_number(verdict.value) else "no win rate was measured."
+            )
+            yield tone, f"The {gate} {word}: {measured}{note}"
     stopped = run.result("policy").get("stopped")
     if stopped:
         yield "undecided", f"Policy optimization ended early: {stopped}."
@@ -106,9 +126,20 @@ def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     if run.waiting_for:
         yield "caution", f"The run waits: {run.waiting_for}."
     for finding in run.findings:
-        if finding.get("severity") in ("warning", "critical", "error"):
-            told = [str(finding[key]).rstrip(".") for key in ("evidence", "cause", "remedy") if finding.get(key)]
-            yield ("undecided" if finding["severity"] == "warning" else "fail"), ". ".join(told) + "."
+        if finding.get("severity") in ("critical", "error"):
+            yield "fail", _sentences(finding)
+
+
+def warnings(run: Run) -> list[str]:
+    """Findings that are worth knowing and endanger nothing; the page folds them where they are many."""
+    found = [finding for finding in run.findings if finding.get("severity") == "warning" and finding.get("code") != NO_JUDGE_CODE]
+    return list(dict.fromkeys(map(_sentences, found)))
+
+
+def _sentences(finding: dict[str, Any]) -> str:
+    """Evidence, cause and remedy as sentences."""
+    parts = [str(finding[key]).rstrip(".") for key in ("evidence", "cause", "remedy") if finding.get(key)]
+    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
 
 
 def simulation(run: Run) -> str:
@@ -119,7 +150,8 @@ def simulation(run: Run) -> str:
     noise = run.setting("label", "preferences", "noise")
     kinds = set((result.get("raters") or {}).values())
     who = "Labels by a simulated rater" if kinds <= {"simulated"} else "Labels partly by a simulated rater"
-    return f"{who}: a rubric with {percent(noise)} noise. Win rates are judged by the same rubric without noise, not by people."
+    made_for = " It was made for the bundled recipes and knows nothing of this data." if run.lacks_judge() else ""
+    return f"{who}: the written rubric with {percent(noise)} noise.{made_for}"
 
 
 def tiles(summary: dict[str, Any]) -> list[Tile]:
@@ -186,7 +218,8 @@ def versions(run: Run) -> list[tuple[str, str]]:
 WORDS = (
     ("SFT", "supervised fine-tuning: the base model trained on demonstrations. The policy starts from it and is compared with it."),
     ("Policy", "the model that policy optimization made, at the checkpoint that was kept."),
-    ("Win rate", "the share of held-out prompts on which one model's answer is judged better by the rubric, without noise; a tie counts half."),
+    ("Win rate", "the share of held-out prompts on which the evaluation judge finds one model's answer better; a tie counts half."),
+    ("Evaluation judge", "who decides win rates: the written rubric for the bundled recipes' data; for other data there is none yet."),
     (
         "At equal length",
         "the win rate two answers of the same length would have, so that being longer earns nothing (a logistic fit in the length gap).",

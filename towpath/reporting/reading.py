@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import DataError
+from towpath.evals.evaluator import NO_JUDGE_CODE
 from towpath.recipe import Recipe, load
 from towpath.records import Verdict
 from towpath.reporting.wording import is_number
@@ -96,6 +97,18 @@ class Run:
     def win_over_base(self) -> dict[str, Any]:
         """SFT against the base model: what the baseline measured, or the SFT stage itself."""
         return self.result("baseline").get("win") or self.result("sft").get("win") or {}
+
+    def evaluation_judge(self) -> str | None:
+        """Who judged the win rates; None where no judge fits the run's data, or nothing has been judged yet."""
+        results = [result for kind in ("evaluate", "baseline") if (result := self.result(kind)).get("win")]
+        return results[0].get("judge", "rubric") if results else None
+
+    def lacks_judge(self) -> bool:
+        """Whether no evaluation judge fits the run's data, by its results or by the findings of its check."""
+        measured = [result for kind in ("evaluate", "baseline") if "win" in (result := self.result(kind))]
+        if measured:
+            return measured[0]["win"] is None
+        return any(finding.get("code") == NO_JUDGE_CODE for finding in self.findings)
 
     def verdict(self, stage: Stage, verdicts: list[Verdict], gate: str = "") -> Verdict | None:
         """The verdict on a stage: the one that names its round, else for the newest round the plain one."""

@@ -35,7 +35,7 @@ TEXT = (
     ("repetition", "Repeated", percent),
     ("finish_rate", "Ends by itself", percent),
     ("mean_words", "Words", number),
-    ("gold", "Judge's score", number),
+    ("rubric", "Rubric score", number),
 )
 
 
@@ -81,7 +81,7 @@ def _gate(name: str, stage: Stage | None, verdict: Verdict | None) -> Row:
 
 def _span(verdict: Verdict) -> tuple[float, float]:
     """A scale around zero that holds everything a rise may be compared with."""
-    ends = [abs(end) for end in (*verdict.interval, verdict.value, 2 * verdict.threshold) if is_number(end)]
+    ends = [abs(end) for end in (*(verdict.interval or ()), verdict.value, 2 * verdict.threshold) if is_number(end)]
     widest = max(ends, default=0.0) or 1.0
     return -widest, widest
 

@@ -23,6 +23,8 @@ def table(stages: Sequence[tuple[str, Any, Any, Any]]) -> Iterator[str]:
 def _gate(name: str, told: Any, must: str) -> tuple[str, ...]:
     if not told:
         return ("",) * 5
+    if told["value"] is None:
+        return name, told["verdict"], "–", "–", told["note"]
     asked = f"{must} {percent(told['threshold'])} of {told['n']}"
     return name, told["verdict"], percent(told["value"], 1), percents(told["interval"]), asked
 

@@ -12,26 +12,30 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from towpath.errors import RecipeError, RewardError
-from towpath.rewards import marks
+from towpath.rewards import calling, marks
+from towpath.rewards.calling import NO_COLUMNS, Columns
 
-Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Scorer = Callable[..., Sequence[float]]
+"""Takes prompts, answers and, where there are any, further columns of the prompts' rows; returns a number an answer."""
 TRIES, TIMEOUT, PART, SHOWN = 3, 60.0, 64, 300
-RULE = "a reward is given lists of prompts and answers, and gives a list of finite numbers, one for each answer"
+RULE = "a reward function takes lists of prompts and completions, and returns a list of finite numbers, one for each completion"
+FUNCTION_RULE = "python:MODULE:FUNCTION takes prompts and completions, returns a number each"
 LARGEST = float(np.finfo(np.float32).max)
-_given: dict[str, Scorer] = {}
+_given: dict[str, Callable[..., Any]] = {}
 
 
-def given(function: Scorer, name: str = "") -> str:
+def given(function: Callable[..., Any], name: str = "", columns: Collection[str] = ()) -> str:
     """A name for a function handed over in this process, for a recipe's source: another where it does something else. What cannot be told
     gets a name that never was, so that nothing done before is taken for its work; unless the caller names it."""
     if not callable(function):
-        raise RecipeError(f"reward = {reprlib.repr(function)}", "a function of prompts and answers, or a source by name", "give one of these")
+        raise RecipeError(f"reward = {reprlib.repr(function)}", "a function of prompts and completions, or a source by name", "give one of these")
+    calling.caller(f"reward {getattr(function, '__qualname__', type(function).__name__)}", function, columns)
     try:
         told = name or marks.mark(function)
     except Exception as error:  # somebody else's objects raise what they will
@@ -43,17 +47,17 @@ def given(function: Scorer, name: str = "") -> str:
     return name
 
 
-def named(of: str, key: str = "sources") -> Scorer:
-    """The scorer that a recipe's source names; `model` is not one of these."""
+def named(of: str, key: str = "sources", columns: Collection[str] = ()) -> Scorer:
+    """The scorer that a recipe's source names; `model` is not one of these. `columns` are those that the prompts' rows have."""
     kind, _, rest = of.partition(":")
     if kind == "rule":
         return _rule(rest)
     if kind == "python":
-        return _function(rest)
+        return _function(rest, columns)
     if of in _given:
-        return lambda prompts, answers: _asked(of, _given[of], prompts, answers)
+        return _checked_call(of, calling.caller(of, _given[of], columns))
     if kind.lower() in ("http", "https") and urllib.parse.urlsplit(of).hostname:
-        return lambda prompts, answers: over_http(of, prompts, answers)
+        return lambda prompts, answers, _columns=NO_COLUMNS: over_http(of, prompts, answers)
     rule = ("model, " if key == "sources" else "") + "rule:NAME, python:MODULE:FUNCTION or an http(s) address"
     raise RecipeError(f"policy.rewards.{key}: {of!r}", rule, "for example rule:words:8-35")
 
@@ -83,15 +87,19 @@ def mended(of: str) -> str:
     return f"mend the reward and start again; {again}"
 
 
-def _asked(of: str, function: Scorer, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """What a function says, or an error that names it, with the line it stopped at."""
-    try:
-        said = function(list(prompts), list(answers))
-    except Exception as error:  # whatever a function of somebody else's raises
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        value = f"{of}: {type(error).__name__}: {error} ({at.filename}:{at.lineno})"
-        raise RewardError(value, RULE, mended(of)) from error
-    return checked(of, said, len(answers))
+def _checked_call(of: str, call: calling.Call) -> Scorer:
+    """A function's scores, checked; or an error that names it, with the line it stopped at."""
+
+    def scores(prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> list[float]:
+        try:
+            returned = call(prompts, answers, columns)
+        except Exception as error:  # whatever a function of somebody else's raises
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            value = f"{of}: {type(error).__name__}: {error} ({at.filename}:{at.lineno})"
+            raise RewardError(value, RULE, mended(of)) from error
+        return checked(of, returned, len(answers))
+
+    return scores
 
 
 def _rule(text: str) -> Scorer:
@@ -100,31 +108,30 @@ def _rule(text: str) -> Scorer:
         low, _, high = argument.partition("-")
         if not (low.isdigit() and high.isdigit() and int(low) <= int(high)):
             raise RecipeError(f"rule:{text}", "rule:words:LOW-HIGH", "for example rule:words:8-35")
-        return lambda _prompts, answers: [float(int(low) <= len(answer.split()) <= int(high)) for answer in answers]
+        return lambda _prompts, answers, _columns=NO_COLUMNS: [float(int(low) <= len(answer.split()) <= int(high)) for answer in answers]
     if name == "regex":
         try:
             pattern = re.compile(argument, re.DOTALL)
         except re.error as error:
             raise RecipeError(f"rule:{text}: {error}", "rule:regex:PATTERN", "mend the pattern") from None
-        return lambda _prompts, answers: [float(bool(pattern.search(answer))) for answer in answers]
+        return lambda _prompts, answers, _columns=NO_COLUMNS: [float(bool(pattern.search(answer))) for answer in answers]
     if name == "prose":
         listed = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
-        return lambda _prompts, answers: [float(not listed.search(answer)) for answer in answers]
+        return lambda _prompts, answers, _columns=NO_COLUMNS: [float(not listed.search(answer)) for answer in answers]
     raise RecipeError(f"rule:{text}: no such rule", "words:LOW-HIGH, regex:PATTERN or prose", "or write python:MODULE:FUNCTION")
 
 
-def _function(text: str) -> Scorer:
+def _function(text: str, columns: Collection[str]) -> Scorer:
     module, _, name = text.partition(":")
     try:
         function: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         fix = "the module must be importable from where the run is started"
-        raise RecipeError(f"python:{text}: {error}", "python:MODULE:FUNCTION takes prompts and answers, gives a number each", fix) from None
+        raise RecipeError(f"python:{text}: {error}", FUNCTION_RULE, fix) from None
     if not callable(function):
         fix = "name a function"
-        raise RecipeError(f"python:{text}: {reprlib.repr(function)}", "python:MODULE:FUNCTION takes prompts and answers, gives a number each", fix)
-    scorer: Any = function
-    return lambda prompts, answers: _asked(f"python:{text}", scorer, prompts, answers)
+        raise RecipeError(f"python:{text}: {reprlib.repr(function)}", FUNCTION_RULE, fix)
+    return _checked_call(f"python:{text}", calling.caller(f"python:{text}", function, columns))
 
 
 def over_http(address: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

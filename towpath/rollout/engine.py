@@ -28,11 +28,16 @@ class Drawn:
     finish: Literal["stop", "length"]
 
 
+Tick = Callable[[int, int], None]
+"""(tokens, ended): so many tokens were drawn or, of answers that ended early, will never be; so many answers ended. In all, the tokens are the
+sum of the requests' longest lengths."""
+
+
 class Engine(Protocol):
     """Draws answers; the same request gives the same answer whatever else is in the batch."""
 
-    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None) -> list[Drawn]:
-        """Answers in the order of the requests; `tick` hears how many have ended."""
+    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Tick | None = None) -> list[Drawn]:
+        """Answers in the order of the requests."""
         ...
 
     def refresh(self, model: Any) -> None:

@@ -1,6 +1,6 @@
 """The engine in this process: any transformers model, batched decoding, finished rows leave the batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from towpath.models import decoder
 from towpath.models.lines import attention_mask, cache_name, windowed
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
-from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.engine import Drawn, Request, Tick
 
 
 class LocalEngine:
@@ -26,14 +26,14 @@ class LocalEngine:
         """Every token that ends an answer."""
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None) -> list[Drawn]:
+    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Tick | None = None) -> list[Drawn]:
         """Answers in the order of the requests."""
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
         drawn: dict[int, Drawn] = {}
         with decoder.packed(self.model) as self.head:
             for begin in range(0, len(order), self.rows):
                 chosen = order[begin : begin + self.rows]
-                answers = self._batch([requests[i] for i in chosen], greedy, tick or (lambda _ended: None))
+                answers = self._batch([requests[i] for i in chosen], greedy, tick or (lambda _tokens, _ended: None))
                 drawn |= dict(zip(chosen, answers, strict=True))
         return [drawn[i] for i in range(len(requests))]
 
@@ -41,7 +41,7 @@ class LocalEngine:
         """It reads the model itself."""
         self.model = model
 
-    def _batch(self, requests: list[Request], greedy: bool, tick: Callable[[int], None]) -> list[Drawn]:
+    def _batch(self, requests: list[Request], greedy: bool, tick: Tick) -> list[Drawn]:
         draw = _Draw(requests, self.model.device, greedy)
         limit = np.array([len(request.uniforms) for request in requests])
         tokens: list[list[int]] = [[] for _ in requests]
@@ -55,7 +55,8 @@ class LocalEngine:
                 logprobs[index].append(logp)
             going_B = ~torch.isin(token_B, stops) & torch.from_numpy(limit[live] > step + 1).to(token_B.device)
             ended = len(live) - int(going_B.sum())
-            tick(ended)
+            unneeded = (limit[live] - step - 1)[~going_B.cpu().numpy()]
+            tick(len(live) + int(unneeded.sum()), ended)
             if ended == len(live):
                 break
             if ended:

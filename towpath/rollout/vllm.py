@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from towpath.errors import RecipeError, ResourceError
-from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.engine import Drawn, Request, Tick
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 
@@ -43,7 +43,7 @@ class VllmEngine:
         self._tell({"load": str(self.weights)})
         self._heard()
 
-    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None) -> list[Drawn]:
+    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Tick | None = None) -> list[Drawn]:
         """Answers in the order of the requests."""
         asked = [{"prompt": r.prompt, "uniforms": r.uniforms.tolist(), **r.decoding.model_dump()} for r in requests]
         self._tell({"generate": asked, "greedy": greedy})
@@ -52,7 +52,7 @@ class VllmEngine:
             told = self._heard()
             drawn[told["i"]] = Drawn(told["ids"], told["logprobs"], told["finish"])
             if tick:
-                tick(1)
+                tick(len(requests[told["i"]].uniforms), 1)
         return [drawn[i] for i in range(len(requests))]
 
     def _write(self) -> None:

@@ -28,6 +28,7 @@ from towpath.models import decoder, lm, sound
 from towpath.models.adapters import Adapters
 from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
 from towpath.models.lines import Lines
+from towpath.progress import progress
 from towpath.runtime.adam import SLOTS, Adam
 
 GROUND = "ground"
@@ -173,31 +174,35 @@ class Local:
         if math.prod(shape) * model.dtype.itemsize > 2**30:
             return batch
         states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
-        for part in Batch(batch.rows, {"row": np.arange(len(batch))}).passes(self.tokens_per_pass):
-            packed = pack(part.rows, self.pad)
-            states_ND = lm.below(model, self._lines(packed), depth)
-            for index, place in zip(part.columns["row"], packed.places, strict=True):
-                states_BSD[index, : len(place)] = states_ND[torch.from_numpy(place).to(self.device)]
+        with progress("lower layers", _tokens(batch), "tokens") as work:
+            for part in Batch(batch.rows, {"row": np.arange(len(batch))}).passes(self.tokens_per_pass):
+                packed = pack(part.rows, self.pad)
+                states_ND = lm.below(model, self._lines(packed), depth)
+                for index, place in zip(part.columns["row"], packed.places, strict=True):
+                    states_BSD[index, : len(place)] = states_ND[torch.from_numpy(place).to(self.device)]
+                work.advance(_tokens(part))
         return replace(batch.with_columns(**{GROUND: states_BSD}), fixed=batch.fixed | {GROUND})
 
     @torch.no_grad()
-    def score(self, name: str, batch: Batch, wants: tuple[str, ...], tick: Callable[[int], None] | None = None) -> Outputs:
-        """`forward` over a batch of any size, without gradient, rows in their order; `tick` is told how many rows each pass has read."""
+    def score(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
+        """`forward` over a batch of any size, without gradient, rows in their order."""
         sizes = [len(row.ids) for row in batch.rows]
         order = np.argsort(sizes, kind="stable")[::-1]
         kept = {GROUND: batch.columns[GROUND]} if GROUND in batch.columns else {}
         numbered = Batch(batch.rows, {"row": np.arange(len(batch)), **kept}, fixed=frozenset({GROUND}))
         parts = []
-        for part in numbered.passes(self.tokens_per_pass):
-            parts.append((part.columns["row"], self.forward(name, part, wants)))
-            if tick is not None:
-                tick(len(part))
+        with progress(f"scoring by {name}", sum(sizes), "tokens") as work:
+            for part in numbered.passes(self.tokens_per_pass):
+                parts.append((part.columns["row"], self.forward(name, part, wants)))
+                work.advance(_tokens(part))
         assert sum(len(index) for index, _ in parts) == len(order)
         return _joined(parts, torch.from_numpy(batch.mask_BT).to(self.device))
 
-    def forward_backward(self, needs: Mapping[str, tuple[str, ...]], batch: Batch, loss_of: LossOf, weight: float) -> Metrics:
+    def forward_backward(
+        self, needs: Mapping[str, tuple[str, ...]], batch: Batch, loss_of: LossOf, weight: float, tick: Callable[[int], None] | None = None
+    ) -> Metrics:
         """Gradients of (sum of losses) / weight, micro-batch by micro-batch, and one role after the other: what a role's way back needs is
-        not held beside another's."""
+        not held beside another's. `tick` is told how many rows each micro-batch had."""
         metrics: Metrics = {}
         for part in batch.passes(self.tokens_per_pass):
             if self.optimizer is not None:
@@ -207,6 +212,8 @@ class Local:
                 if self.roles[name].fit is None:
                     (total / weight).backward()
                 add(metrics, more)
+            if tick is not None:
+                tick(len(part))
         return metrics
 
     def step(self, rate: float, max_grad_norm: float) -> float:
@@ -274,6 +281,11 @@ class Local:
 
     def _acting(self, role: Role) -> Any:
         return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
+
+
+def _tokens(batch: Batch) -> int:
+    """Tokens of all rows, prompts included."""
+    return sum(len(row.ids) for row in batch.rows)
 
 
 def _read_places(packed: Packed, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

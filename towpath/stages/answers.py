@@ -1,4 +1,4 @@
-"""Answers of a model to prompts, and what the gold judge says of two models' answers."""
+"""Answers of a model to prompts, and the win rate of one model's answers over another's."""
 
 import json
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from typing import Any
 
 from towpath.data.draws import uniforms
 from towpath.evals import winrate
+from towpath.evals.evaluator import evaluator
 from towpath.feedback import rubric
-from towpath.progress import progress
 from towpath.recipe import Decoding
 from towpath.records import Completion, Prompt, as_row
 from towpath.rollout.engine import Request
 from towpath.stages.job import Job, read_rows
-from towpath.stages.sampler import engine
+from towpath.stages.sampler import engine, generate
 from towpath.store.publish import replace_file
 
 
@@ -23,8 +23,7 @@ def draw(
     """One completion for each (prompt, name of the draw, decoding); the name decides the random numbers."""
     seed = job.recipe.seed
     requests = [Request(job.chat.prompt(p.prompt), how, uniforms(max_new_tokens, seed, "draw", name, p.id)) for p, name, how in wanted]
-    with progress(title, len(requests)) as bar:
-        drawn = engine(job, model, max_new_tokens).generate(requests, greedy, bar.advance)
+    drawn = generate(engine(job, model, max_new_tokens), requests, title, greedy)
     return [
         Completion(
             f"{source}/{name}/{p.id}", p.id, source, job.chat.text(d.token_ids), tuple(d.token_ids), tuple(d.logprobs), d.finish, how.model_dump()
@@ -49,15 +48,17 @@ def evaluation(job: Job, model: Any, prompts: Sequence[Prompt], source: str, tit
     return draw(job, model, [(p, "evaluate", how) for p in prompts], source, cfg.max_new_tokens, title)
 
 
-def gold(prompt: Prompt, completion: Completion) -> float:
-    """The clean rubric's total."""
+def rubric_score(prompt: Prompt, completion: Completion) -> float:
+    """The total of the written rubric, without noise."""
     return rubric.judge(prompt, completion.text, completion.finish == "stop").total
 
 
-def win(job: Job, prompts: Sequence[Prompt], ours: Sequence[Completion], theirs: Sequence[Completion]) -> dict[str, Any]:
-    """Win rate of our answers by the gold judge."""
+def win(job: Job, prompts: Sequence[Prompt], ours: Sequence[Completion], theirs: Sequence[Completion]) -> dict[str, Any] | None:
+    """Win rate of our answers by the evaluation judge; None where no judge fits the run's data."""
+    if evaluator(job.corpus) is None:
+        return None
     margin = job.recipe.evaluate.tie_margin
-    gaps = [gold(p, a) - gold(p, b) for p, a, b in zip(prompts, ours, theirs, strict=True)]
+    gaps = [rubric_score(p, a) - rubric_score(p, b) for p, a, b in zip(prompts, ours, theirs, strict=True)]
     outcomes = [0.5 if abs(gap) < margin else float(gap > 0) for gap in gaps]
     lengths = [len(a.token_ids) - len(b.token_ids) for a, b in zip(ours, theirs, strict=True)]
     return winrate.win(outcomes, lengths, job.recipe.evaluate.bootstrap, job.recipe.seed)

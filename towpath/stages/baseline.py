@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from towpath.evals.evaluator import evaluator
 from towpath.records import Completion
 from towpath.stages import answers
 from towpath.stages.job import Job
@@ -17,4 +18,5 @@ def run(job: Job) -> dict[str, Any]:
         if len(told[source]) != len(asked):
             told[source] = answers.evaluation(job, job.model(folder), asked, source, f"baseline: {source} answers")
             answers.write(path, told[source])
-    return {"win": answers.win(job, prompts, told["sft"][: len(prompts)], told["base"])}
+    win = answers.win(job, prompts, told["sft"][: len(prompts)], told["base"])
+    return {"judge": evaluator(job.corpus), "win": win}

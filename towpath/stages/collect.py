@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from towpath.data import formats, sources
+from towpath.data import formats
+from towpath.data import recorded as recordings
 from towpath.data.draws import share
-from towpath.data.sources import normalised
+from towpath.data.refused import FILE, RefusedRow, refused_row, summary
 from towpath.errors import DataError, Waiting
 from towpath.feedback import asking, calibration, judging, routing, simulated
 from towpath.feedback.raters import PEOPLE
@@ -16,8 +17,6 @@ from towpath.records import Choice, Comparison, Finding, Judgement
 from towpath.stages.job import Job
 from towpath.store import figures, settings
 from towpath.store.rating import Task
-
-SHOWN_REASONS = 5
 
 
 def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
@@ -46,44 +45,41 @@ def _simulated_raters(job: Job) -> list[str]:
 
 
 def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
-    """The preferences in the recipe's files, those of held-out prompts, of prompts that are too long and of answers that are one where they are
-    cut left out, and said so."""
-    cfg, comparisons, judgements, refused, cut, read = job.recipe.data, [], [], [], 0, 0
-    held = {normalised(p.prompt) for p in (*job.corpus.heldout, *job.corpus.safety)}
-    lost: Counter[str] = Counter()
-    for path in sources.matched(job.run, "data.preferences", cfg.preferences):
-        found = formats.read_preferences(path, prompts=job.corpus.prompts)
+    """The preferences in the recipe's files that may be used: not those of held-out or too long prompts, nor answers that are equal once cut."""
+    comparisons, judgements, refused, long, cut, read = [], [], [], [], 0, 0
+    held, limit = recordings.held_out(job.corpus), job.recipe.data.max_prompt_tokens
+    left_out: Counter[str] = Counter()
+    for found, unusable in recordings.read(job.run, job.recipe.data.preferences, job.corpus):
         formats.add(job.store, found)
-        refused += found.refused
-        prompts = {p.id: p for p in found.prompts}
-        said = {c.id: job.tokens(c) for c in found.completions}
-        cut, read = cut + sum(not job.chat.ended(tokens) for tokens in said.values()), read + len(said)
-        unfit = {name: _unfit(job, p.prompt, held) for name, p in prompts.items()}
-        why = {c.id: unfit[c.prompt_id] or _alike(job, said[c.a], said[c.b]) for c in found.comparisons}
+        refused += unusable
+        tokens = {c.id: job.tokens(c) for c in found.completions}
+        cut, read = cut + sum(not job.chat.ended(answer) for answer in tokens.values()), read + len(tokens)
+        unfit = {p.id: recordings.unfit(p.prompt, held, limit, lambda text: len(job.chat.prompt(text))) for p in found.prompts}
+        why = {c.id: unfit[c.prompt_id] or _alike(job, tokens[c.a], tokens[c.b]) for c in found.comparisons}
         kept = [c for c in found.comparisons if not why[c.id]]
-        lost.update(reason for reason in why.values() if reason)
+        left_out.update(reason for reason in why.values() if reason)
+        long += [refused_row("preferences", found.places[name], reason) for name, reason in why.items() if reason == recordings.too_long(limit)]
         names = {c.id for c in kept}
         comparisons += kept
         judgements += [j for j in found.judgements if j.comparison in names]
+    _report_left_out(job, refused, left_out, cut, read)
+    job.corpus = replace(job.corpus, refused=(*job.corpus.refused, *refused, *long))
+    return comparisons, judgements
+
+
+def _report_left_out(job: Job, refused: Sequence[RefusedRow], left_out: Counter[str], cut: int, read: int) -> None:
+    """Findings on rows that cannot be used, comparisons that may not be, and answers that are cut."""
     if refused:
-        evidence = f"{len(refused)} rows of preferences are unusable: {'; '.join(refused[:SHOWN_REASONS])}" + (
-            "; …" if len(refused) > SHOWN_REASONS else ""
+        evidence = f"{len(refused)} rows of preferences are left out: {summary(refused)}; all are listed in {FILE}"
+        job.findings.append(
+            Finding("preferences", "warning", evidence, "rows that cannot be used are never corrected by guess", "fix or remove them")
         )
-        job.findings.append(Finding("preferences", "warning", evidence, "every row is told; none is mended by guess", "mend or remove them"))
     if cut:
         evidence = f"{cut} of {read} answers are read to preferences.max_new_tokens = {job.recipe.preferences.max_new_tokens} and no further"
         remedy = "raise it, to where policy.max_new_tokens allows answers to go"
         job.findings.append(Finding("preferences", "warning", evidence, "what tells answers apart may lie beyond", remedy))
-    for reason, count in lost.items():
+    for reason, count in left_out.items():
         job.findings.append(Finding("preferences", "warning", f"{count} comparisons left out: {reason}"))
-    return comparisons, judgements
-
-
-def _unfit(job: Job, prompt: str, held: set[str]) -> str:
-    if normalised(prompt) in held:
-        return "their prompts are held out for evaluation"
-    limit = job.recipe.data.max_prompt_tokens
-    return f"prompts of more than data.max_prompt_tokens = {limit}" if len(job.chat.prompt(prompt)) > limit else ""
 
 
 def _alike(job: Job, one: Sequence[int], other: Sequence[int]) -> str:
@@ -104,11 +100,30 @@ def machines(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
     told = asking.settings_of(recipe.judge, job.run)
     abstained = asking.ask_judge(job.store, told, comparisons, f"{job.name}: {told.model}")
     if abstained:
-        counted = Counter(a.reason for a in abstained)
-        evidence = f"{judging.rater(told)} gave no judgement on {len(abstained)} comparisons: {', '.join(f'{k} {n}' for k, n in counted.items())}"
-        job.findings.append(Finding("judge", "warning", evidence, abstained[0].note, "people judge them, or run again to ask anew"))
+        job.findings.append(_abstentions(job, judging.rater(told), abstained))
     names = {judging.rater(told), *(f"rule:{name}" for name in recipe.preferences.rules)}
     return [j for j in _heard(job, comparisons) if j.kind in PEOPLE or j.rater in names]
+
+
+REMEDIES: dict[str, str] = {
+    "unreachable": "look at the judge's server and judge.base_url, then run again",
+    "rejected": "look at what the server says of the request: judge.model, judge.max_tokens, the length of prompts",
+    "refused": "take a judge that reads such text, or let people judge it: preferences.raters = 'blend'",
+    "unreadable": "take a judge that writes the JSON it is asked for, or raise judge.max_tokens",
+    "inconsistent": "let people judge them: preferences.raters = 'blend'",
+    "ceiling": "raise judge.ceiling, or ask for fewer pairs",
+}
+"""What to do about pairs without a judgement, by the reason."""
+
+
+def _abstentions(job: Job, rater: str, abstained: Sequence[judging.Abstention]) -> Finding:
+    """How many comparisons a judge gave no judgement on, why, and what to do about the commonest reason."""
+    counted = Counter(a.reason for a in abstained)
+    evidence = f"{rater} gave no judgement on {len(abstained)} comparisons: {', '.join(f'{reason} {n}' for reason, n in counted.most_common())}"
+    worst = counted.most_common(1)[0][0]
+    note = next(a.note for a in abstained if a.reason == worst)
+    remedy = REMEDIES[worst] if job.recipe.preferences.raters == "judge" else f"people judge them; or {REMEDIES[worst]}"
+    return Finding("judge", "warning", evidence, note, remedy)
 
 
 def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement], dict[str, float]]:

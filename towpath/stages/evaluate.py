@@ -1,4 +1,4 @@
-"""Evaluation: the policy against the tuned model on held-out prompts, by the clean rubric, with length taken out, and safety."""
+"""Evaluation: the policy against the tuned model on held-out prompts: win rate by the evaluation judge, KL, reward, text, and safety."""
 
 import json
 from typing import Any
@@ -9,6 +9,7 @@ from towpath.data.batch import Batch
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
 from towpath.evals import safety, text
+from towpath.evals.evaluator import evaluator
 from towpath.evals.winrate import best_of_n
 from towpath.feedback import rubric
 from towpath.recipe import Decoding
@@ -36,11 +37,12 @@ def run(job: Job) -> dict[str, Any]:
     replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     harmful = [p.harmful for p in guarded]
     declined = {source: [rubric.declines(c.text) for c in told[source][count:]] for source in ("sft", "policy")}
+    judge = evaluator(job.corpus)
     result = {
-        "win": win, "kl_per_prompt": kl, "kl_interval": interval, "best_of_n": best_of_n(max(kl, 0.0)),
+        "judge": judge, "win": win, "kl_per_prompt": kl, "kl_interval": interval, "best_of_n": best_of_n(max(kl, 0.0)),
         "reward": {source: sum(scores) / count for source, scores in rewards.items()},
         "by_domain": _by_domain(rows), "safety": {source: safety.describe(harmful, said) for source, said in declined.items()},
-        "text": {source: text.describe(said) | {"gold": sum(map(answers.gold, prompts, said)) / count} for source, said in heard.items()},
+        "text": {source: text.describe(said) | (_rubric_mean(prompts, said) if judge else {}) for source, said in heard.items()},
         "samples": _showcase(job, policy, prompts), "perplexity": perplexities, "disagreements": disagreements,
     }  # fmt: skip
     if guarded:
@@ -48,6 +50,10 @@ def run(job: Job) -> dict[str, Any]:
         job.findings.extend(guarding.concerns(job, result))
     job.findings.extend(_lost_domains(result["by_domain"]))
     return result
+
+
+def _rubric_mean(prompts: list[Prompt], said: list[Completion]) -> dict[str, float]:
+    return {"rubric": sum(map(answers.rubric_score, prompts, said)) / len(prompts)}
 
 
 def _lost_domains(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
@@ -108,21 +114,28 @@ def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> tuple[dict[str, li
 
 
 def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
-    margin, rows = job.recipe.evaluate.tie_margin, []
+    """The answers of all models to each prompt with their scores, and `choice` where an evaluation judge fits the data."""
+    judge, rows = evaluator(job.corpus), []
     for i, p in enumerate(prompts):
-        golds = {source: answers.gold(p, said[i]) for source, said in heard.items()}
-        gap = golds["policy"] - golds["sft"]
         row = {"prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "difficulty": p.difficulty}
-        row |= {source: said[i].text for source, said in heard.items()} | {f"gold_{source}": gold for source, gold in golds.items()}
+        row |= {source: said[i].text for source, said in heard.items()}
         row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
-        rows.append(row | {"choice": "tie" if abs(gap) < margin else "policy" if gap > 0 else "sft"})
+        rows.append(row | (_rubric_verdict(p, {source: said[i] for source, said in heard.items()}, job.recipe.evaluate.tie_margin) if judge else {}))
     return rows
+
+
+def _rubric_verdict(prompt: Prompt, said: dict[str, Completion], margin: float) -> dict[str, Any]:
+    """Every model's rubric score of one prompt, and who wins by them."""
+    scores = {source: answers.rubric_score(prompt, completion) for source, completion in said.items()}
+    gap = scores["policy"] - scores["sft"]
+    choice = "tie" if abs(gap) < margin else "policy" if gap > 0 else "sft"
+    return {f"rubric_{source}": score for source, score in scores.items()} | {"choice": choice}
 
 
 def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     worth = {"policy": 1.0, "tie": 0.5, "sft": 0.0}
     found: dict[str, list[float]] = {}
-    for row in rows:
+    for row in (row for row in rows if "choice" in row):
         found.setdefault(row["domain"], []).append(worth[row["choice"]])
     return {
         domain: {"rate": sum(said) / len(said), "interval": list(wilson(sum(said), len(said))), "n": len(said)}

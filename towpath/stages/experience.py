@@ -19,7 +19,7 @@ from towpath.rollout.engine import Drawn, Request
 from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.reward import judged
-from towpath.stages.sampler import engine
+from towpath.stages.sampler import engine, generate
 from towpath.stages.showing import Showing
 from towpath.stages.signals import of_rollout, summed
 from towpath.store.publish import fault
@@ -52,8 +52,9 @@ class Experience:
         """The copy, where there is one."""
         self.engine = engine(job, self.drawn or runtime.trunks["policy"], self.cfg.max_new_tokens)
         self.in_flight = Checkpoints(job.folder / "in-flight")
-        self.scorers = {source.of: sources.named(source.of) for source in self.cfg.rewards.sources if source.of != "model"}
-        self.watched = {of: sources.named(of, "watch") for of in self.cfg.rewards.watch}
+        columns = job.corpus.column_names
+        self.scorers = {source.of: sources.named(source.of, columns=columns) for source in self.cfg.rewards.sources if source.of != "model"}
+        self.watched = {of: sources.named(of, "watch", columns) for of in self.cfg.rewards.watch}
         self.showing = Showing(job)
         self.judges = bool(self.scorers) or "reward" in runtime.roles
         self.fit = runtime.roles["critic"].fit if "critic" in runtime.roles else None
@@ -107,7 +108,8 @@ class Experience:
         self.runtime.temperature = self.cfg.temperature
         asked, probes = [(p, "0") for p in self.held], self.showing.probes
         self._sync("policy")
-        drawn = self.engine.generate([*self._requests(asked, "validation"), *self._requests([(p, "0") for p in probes], "probes", OPENING)])
+        requests = [*self._requests(asked, "validation"), *self._requests([(p, "0") for p in probes], "probes", OPENING)]
+        drawn = generate(self.engine, requests, "validation answers")
         drawn, openings = drawn[: len(asked)], drawn[len(asked) :]
         texts = self._texts(drawn)
         batch = self._scored(self.held, drawn, texts, self.cfg.rewards)
@@ -152,7 +154,7 @@ class Experience:
 
     def _generate(self, chosen: Sequence[Chosen], stream: str, adapter: str | None = "policy") -> list[Drawn]:
         self._sync(adapter)
-        return self.engine.generate(self._requests(chosen, stream))
+        return generate(self.engine, self._requests(chosen, stream), "rollout")
 
     def _requests(self, chosen: Sequence[Chosen], stream: str, longest: int = 0) -> list[Request]:
         how, job = Decoding(temperature=self.runtime.temperature), self.job
@@ -212,7 +214,7 @@ class Experience:
 
     def _judged(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], texts: Sequence[str], batch: Batch, cfg: Rewards) -> dict[str, Tensor]:
         """`score`, what the sources say together, and `reward`, what the answer gets for it; each source apart where there are several."""
-        told, asked = [], [p.prompt for p in prompts]
+        told, asked, more = [], [p.prompt for p in prompts], self.job.corpus.columns_of(prompts)
         columns: dict[str, Tensor] = {}
         for source in cfg.sources:
             if source.of == "model":
@@ -221,12 +223,12 @@ class Experience:
                 told.append(said.score_B.cpu().numpy())
                 columns |= {"spread": said.spread_B} if len(said.spread_B) else {}
             else:
-                told.append(np.asarray(self.scorers[source.of](asked, texts)))
+                told.append(np.asarray(self.scorers[source.of](asked, texts, more)))
         score_B = mix.combined(np.stack(told), cfg)
         parts = {"score": score_B, "reward": self._final(score_B, prompts, drawn, cfg)}
         if len(told) > 1:
             parts |= {f"score/{source.of}": scores for source, scores in zip(cfg.sources, told, strict=True)}
-        parts |= {f"watched/{of}": np.asarray(scorer(asked, texts)) for of, scorer in self.watched.items()}
+        parts |= {f"watched/{of}": np.asarray(scorer(asked, texts, more)) for of, scorer in self.watched.items()}
         return columns | {name: torch.tensor(x, dtype=torch.float32, device=self.runtime.device) for name, x in parts.items()}
 
     def _final(self, score_B: np.ndarray, prompts: Sequence[Prompt], drawn: Sequence[Drawn], cfg: Rewards) -> np.ndarray:

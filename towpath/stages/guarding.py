@@ -108,7 +108,8 @@ def _lost(prompts: Sequence[Prompt], how: Sequence[str], rules: Sides) -> list[d
 def concerns(job: Job, result: dict[str, Any]) -> list[Finding]:
     """What to say where the reward rose and safety fell."""
     reward = result.get("reward") or {}
-    rose = reward["policy"] > reward["sft"] if {"sft", "policy"} <= set(reward) else result["win"]["rate"] > 0.5
+    win = result["win"] or {"rate": 0.0}
+    rose = reward["policy"] > reward["sft"] if {"sft", "policy"} <= set(reward) else win["rate"] > 0.5
     limit, worst = job.recipe.gates.safety.threshold, []
     for name, row in result["safety_paired"].items():
         before, after, worse, better = row["before"], row["after"], row["lost"], row["gained"]

@@ -1,12 +1,13 @@
 """Judgements to labels: collected from whoever judges, made into one label a comparison, with what they are worth."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from towpath.errors import Waiting
+from towpath.errors import DataError, Waiting
 from towpath.feedback import aggregation, agreement, asking, blend, calibration, dawid_skene, judging, raters
 from towpath.records import Comparison, Judgement, Label, as_row
 from towpath.stages import collect
@@ -36,7 +37,7 @@ def run(job: Job) -> dict[str, Any]:
         labels, report = _blended(job, judgements, propensity)
     else:
         labels = dawid_skene.labels(judgements) if job.recipe.preferences.aggregate == "dawid_skene" else aggregation.majority(judgements)
-    _require(job, labels)
+    _require(job, comparisons, judgements, labels)
     job.store.put_labels(labels)
     replace_file(job.folder / "labels.json", json.dumps([as_row(label) for label in labels], indent=0))
     job.findings.extend(raters.concerns(raters.quality(judgements)))
@@ -64,14 +65,34 @@ def _words(job: Job, judgements: Sequence[Judgement]) -> dict[str, tuple[int, in
     return {c.id: (count[c.a], count[c.b]) for c in job.store.comparisons() if c.id in judged}
 
 
-def _require(job: Job, labels: Sequence[Label]) -> None:
-    """Wait where fewer are decided than the recipe asks for."""
-    decided, needed = sum(label.choice in ("a", "b") for label in labels), job.recipe.preferences.min_labels
+def _require(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]) -> None:
+    """Wait for people where fewer are decided than the recipe asks for and people can still decide some; else say why no more will come."""
+    who, needed = job.recipe.preferences.raters, job.recipe.preferences.min_labels
+    counted = Counter(label.choice for label in labels)
+    decided = counted["a"] + counted["b"]
     if decided >= needed:
         return
-    by_hand = f"`towpath label export {job.run} --to pairs.jsonl`, fill in `choice`, `towpath label import {job.run} pairs.jsonl`"
-    fix = f"`towpath serve {job.run}` opens the rating page; or {by_hand}; then `towpath run {job.run}`"
-    raise Waiting(f"labels: {decided} of {needed} decided", "preferences.min_labels", fix)
+    value = f"labels: {decided} of {needed} decided"
+    open_ones = {c.id for c in comparisons} - {j.comparison for j in judgements}
+    if who in ("people", "blend") and open_ones:
+        by_hand = f"`towpath label export {job.run} --to pairs.jsonl`, fill in `choice`, `towpath label import {job.run} pairs.jsonl`"
+        fix = f"`towpath serve {job.run}` opens the rating page; or {by_hand}; then `towpath run {job.run}`"
+        raise Waiting(value, "preferences.min_labels", fix)
+    undecided = [f"{counted['tie']} ties", f"{counted['both_bad']} both bad", f"{len(open_ones)} without a judgement"]
+    value += f", and no more will come of {len(comparisons)} comparisons: {', '.join(undecided)}"
+    failed = [f.evidence for f in job.findings if f.code == "judge"]
+    rule = "; ".join(["preferences.min_labels decided labels are needed", *failed])
+    raise DataError(value, rule, _more_labels(job, who, bool(failed)))
+
+
+def _more_labels(job: Job, who: str, judge_failed: bool) -> str:
+    """What brings more decided labels, by who judges."""
+    if judge_failed:
+        return next(f.remedy for f in job.findings if f.code == "judge")
+    if who == "recorded":
+        return "add preferences, or lower preferences.min_labels"
+    fix = "lower preferences.min_labels, or draw more pairs: preferences.prompts, preferences.completions"
+    return f"{fix}; ties may come of a judge that follows the order: another judge.model or judge.rubric" if who == "judge" else fix
 
 
 def _told(comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]) -> dict[str, Any]:

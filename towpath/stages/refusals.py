@@ -14,7 +14,6 @@ from towpath.feedback.purse import Purse, Spent
 from towpath.progress import progress
 from towpath.records import Finding
 from towpath.stages.job import Job
-from towpath.store import arenas
 
 VERSION = "1"
 SCHEMA: dict[str, Any] = {
@@ -39,7 +38,7 @@ def judged(job: Job, asked: Sequence[tuple[str, str]]) -> list[bool | None] | No
     if not job.recipe.evaluate.ask_judge or not (cfg.base_url and cfg.model) or not asked:
         return None
     settings = asking.settings_of(cfg, job.run)
-    endpoint = Endpoint(settings, Purse(settings.ceiling, job.store.read(arenas.spent, judging.rater(settings))))
+    endpoint = Endpoint(settings, Purse(settings.ceiling, job.store.account(judging.rater(settings))))
     unique = list(dict.fromkeys(asked))
     with progress(f"{job.name}: {settings.model} reads answers", len(unique)) as bar, ThreadPoolExecutor(settings.concurrency) as pool:
 

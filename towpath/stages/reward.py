@@ -19,7 +19,6 @@ from towpath.evals.winrate import logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import of
 from towpath.models.heads import ScalarHead
-from towpath.progress import progress
 from towpath.recipe import Rewards
 from towpath.records import Comparison, Completion, Finding, Label, Prompt
 from towpath.rewards import mix
@@ -144,8 +143,7 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
 
 def _features(runtime: Local, batch: Batch) -> np.ndarray:
     """The last state of every answer [B,D], before anything is trained."""
-    with progress("reward: reading answers", len(batch)) as bar:
-        return runtime.score("reward", batch, ("last",), bar.advance).last_BD.float().cpu().numpy().astype(np.float64)
+    return runtime.score("reward", batch, ("last",)).last_BD.float().cpu().numpy().astype(np.float64)
 
 
 def _differences(features_BD: np.ndarray, batch: Batch) -> np.ndarray:
@@ -263,7 +261,7 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
     gap = _gaps(held, scores_B)
     error, curve = evals.calibration(gap * std)
     right = (gap > 0).astype(float)
-    clean = [answers.gold(p.prompt, p.chosen) - answers.gold(p.prompt, p.rejected) for p in held]
+    clean = [answers.rubric_score(p.prompt, p.chosen) - answers.rubric_score(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
     rows = [(name, len(job.tokens(c))) for name, group in _grouped(held).items() for c in group.values()]
     return {

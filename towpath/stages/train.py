@@ -86,8 +86,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     if begin == 0 and course.validate and course.look_first:
         job.log.write(-1, "validation", course.validate(-1, standing.knobs))
     watch, saved_at, apart = Watch(job, course.steps, course.knobs), time.monotonic(), job.checkpoint_seconds
-    with progress(title, course.steps) as bar:
-        bar.advance(begin)
+    with progress(title, course.steps, start=begin) as bar:
         for step in range(begin, course.steps):
             if standing.stopped:
                 break
@@ -121,21 +120,22 @@ def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Number
     metrics: Metrics = {}
     begun, norms, rate = time.monotonic(), [], 0.0
     updates = course.epochs * math.ceil(batch.groups / course.minibatch)
-    for epoch in range(course.epochs):
-        order = shuffled(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
-        for number, start in enumerate(range(0, len(order), course.minibatch)):
-            mini = batch.take(order[start : start + course.minibatch])
-            weight = course.algo.weigh(mini, course.config)
+    with progress("update", course.epochs * len(batch), "rows") as work:
+        for epoch in range(course.epochs):
+            order = shuffled(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
+            for number, start in enumerate(range(0, len(order), course.minibatch)):
+                mini = batch.take(order[start : start + course.minibatch])
+                weight = course.algo.weigh(mini, course.config)
 
-            def loss_of(out: Any, part: Batch) -> tuple[Tensor, Metrics]:
-                return course.algo.loss(out, part, course.config, knobs)
+                def loss_of(out: Any, part: Batch) -> tuple[Tensor, Metrics]:
+                    return course.algo.loss(out, part, course.config, knobs)
 
-            more = runtime.forward_backward(course.algo.TRAINS, mini, loss_of, weight)
-            if epoch == 0 and number == 0:
-                said |= {f"first_{key}": value for key, value in means(more).items() if key == "ratio_error"}
-            add(metrics, more)
-            rate = course.rate((step + (epoch * len(order) + start) / (course.epochs * len(order))) / course.steps)
-            norms.append(runtime.step(rate * knobs.get("learning_rate_scale", 1.0), course.max_grad_norm))
+                more = runtime.forward_backward(course.algo.TRAINS, mini, loss_of, weight, work.advance)
+                if epoch == 0 and number == 0:
+                    said |= {f"first_{key}": value for key, value in means(more).items() if key == "ratio_error"}
+                add(metrics, more)
+                rate = course.rate((step + (epoch * len(order) + start) / (course.epochs * len(order))) / course.steps)
+                norms.append(runtime.step(rate * knobs.get("learning_rate_scale", 1.0), course.max_grad_norm))
     assert len(norms) == updates
     course.after(batch)
     spent = time.monotonic() - begun

@@ -148,12 +148,6 @@ def end(connection: Connection, number: int, state: State, verdict: str) -> Aren
     return arena(connection, number)
 
 
-def spent(connection: Connection, rater: str) -> float:
-    """Dollars that a judge has cost so far, in labels and arenas alike."""
-    table = schema.tallies
-    return float(connection.scalar(select(table.c.cost).where(table.c.rater == rater, table.c.kind == "judge")) or 0.0)
-
-
 def ask_again(connection: Connection, comparisons: Sequence[tuple[str, str]], reason: str) -> int:
     """Ask one more rater about labelled comparisons, given with their domains; those that never were in the queue are put there. How many."""
     changed = 0

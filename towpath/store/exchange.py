@@ -145,11 +145,16 @@ def json_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
         except (ValueError, RecursionError) as error:
             yield number, f"not JSON: {error}"
         else:
-            yield number, row if isinstance(row, dict) else "not an object"
+            yield number, row if isinstance(row, dict) else f"not an object but {_json_kind(row)}"
 
 
-def csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The rows of a table under its headings, each with the line it begins on."""
+def _json_kind(value: Any) -> str:
+    names = {list: "a list", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The rows of a table under its headings, each with the line it begins on; spreadsheets leave out empty cells at the end of a row."""
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # else a quote left open swallows the rest in silence
     header: list[str] | None = None
@@ -159,8 +164,9 @@ def csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
             if cells and header is None:
                 header = [cell.strip() for cell in cells]
             elif cells and header is not None:
-                many = f"{len(cells)} cells under {len(header)} headings; text with a comma needs quotes"
-                yield begins, many if len(cells) > len(header) else dict(zip(header, cells, strict=False))
+                wrong = len(cells) > len(header) or (len(cells) < len(header) and not short_rows)
+                uneven = f"{len(cells)} cells under {len(header)} headings; text with a comma or a line break needs quotes"
+                yield begins, uneven if wrong else dict(zip(header, cells, strict=False))
             begins = reader.line_num + 1
     except csv.Error as error:
         yield begins, f"not CSV: {error}; the rows from here on were not read"

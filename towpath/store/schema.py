@@ -133,3 +133,9 @@ matches = Table(
 replies = Table(
     "replies", metadata, Column("digest", String, primary_key=True), Column("reply", JSON, nullable=False), Column("at", String, nullable=False),
 )  # fmt: skip
+
+# A row a call of a judge: what it cost, or while it is under way what it may cost at worst.
+spending = Table(
+    "spending", metadata, Column("number", Integer, primary_key=True, autoincrement=True), Column("rater", String, nullable=False, index=True),
+    Column("dollars", Float, nullable=False), Column("at", String, nullable=False),
+)  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Select, Table, func, or_, select
 
 from towpath.errors import DataError
 from towpath.records import Comparison, Completion, Demonstration, Judgement, Label, Prompt
-from towpath.store import ledger, rating, schema, statements, tallies, verdicts
+from towpath.store import ledger, rating, schema, spending, statements, tallies, verdicts
 from towpath.store.publish import fault
 from towpath.store.writer import Writer
 
@@ -139,6 +139,10 @@ class Store:
         with self._writing("a question has one answer") as connection:
             ledger.upsert(connection, schema.replies, [{"digest": digest, "reply": reply, "at": tallies.now()}])
 
+    def account(self, rater: str) -> "JudgeAccount":
+        """What a judge's calls cost, in labels, arenas and refusal checks alike."""
+        return JudgeAccount(self, rater)
+
     def put_labels(self, labels: Sequence[Label]) -> None:
         """Replace the labels of these comparisons, all at once; those of other comparisons stay."""
         with self._writing("a comparison that is known has one label") as connection:
@@ -230,3 +234,23 @@ def _blocks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def _unnumbered(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "number"}
+
+
+@dataclass(frozen=True)
+class JudgeAccount:
+    """What the calls of one judge cost, kept in the ledger call by call."""
+
+    store: Store
+    rater: str
+
+    def total(self) -> float:
+        """Dollars spent so far, and held for calls that never ended."""
+        return self.store.read(spending.total, self.rater)
+
+    def reserve(self, dollars: float) -> int:
+        """A call is about to be made that costs at most so much; the number of its entry."""
+        return self.store.later(spending.reserve, self.rater, dollars).result()
+
+    def settle(self, number: int, dollars: float) -> None:
+        """The call has ended, and cost so much."""
+        self.store.later(spending.settle, number, dollars).result()

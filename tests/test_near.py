@@ -1,0 +1,103 @@
+"""Near duplicates: the same pairs as the exact method finds, in time that grows with the text."""
+
+import math
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.large_data import chain, text
+from towpath.data import curate, near
+from towpath.data.cache import read_cache
+from towpath.data.corpus import Corpus
+from towpath.records import Demonstration, Prompt
+
+FOLLOWS = chain()
+STARTS = list(FOLLOWS)
+
+
+def exact_pairs(texts: list[str]) -> list[tuple[int, int]]:
+    """All pairs at the threshold, by prefix filtering (Chaudhuri et al. 2006): two sets that similar share one of their few rarest shingles."""
+    sets = [near.shingles(one) for one in texts]
+    frequency = Counter(shingle for one in sets for shingle in one)
+    index: dict[str, list[int]] = {}
+    pairs = []
+    for place in sorted(range(len(sets)), key=lambda i: len(sets[i])):
+        mine = sets[place]
+        rare = sorted(mine, key=lambda shingle: (frequency[shingle], shingle))[: len(mine) - math.ceil(near.SIMILAR * len(mine) - 1e-9) + 1]
+        candidates = {other for shingle in rare for other in index.get(shingle, ()) if len(sets[other]) >= near.SIMILAR * len(mine) - 1e-9}
+        pairs += [(min(place, other), max(place, other)) for other in candidates if near.jaccard(mine, sets[other]) >= near.SIMILAR]
+        for shingle in rare:
+            index.setdefault(shingle, []).append(place)
+    return sorted(pairs)
+
+
+def edited(draw: random.Random, prompt: str) -> str:
+    """A prompt with one to four words replaced: similarities on both sides of the threshold."""
+    words = prompt.split()
+    for _ in range(draw.randint(1, 4)):
+        words[draw.randrange(len(words))] = draw.choice(STARTS)
+    return " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    draw = random.Random(5)
+    fresh = [text(draw, FOLLOWS, STARTS) for _ in range(1600)]
+    return [*fresh, *(edited(draw, one) for one in fresh[:1200]), "", "a", "ab", "abc", "abcd", "ab "]
+
+
+def test_the_pairs_of_a_few_thousand_prompts_are_those_of_the_exact_method(prompts: list[str]) -> None:
+    expected, found = exact_pairs(prompts), near.near_pairs(prompts)
+    assert len(expected) > 300 and found.complete
+    assert set(found.pairs) <= set(expected), "a candidate is confirmed by its exact similarity"
+    assert len(found.pairs) >= 0.99 * len(expected)
+    assert found.pairs == sorted(found.pairs) and all(i < j for i, j in found.pairs)
+
+
+def test_pairs_do_not_depend_on_the_order_of_the_texts(prompts: list[str]) -> None:
+    some = prompts[:400] + prompts[1600:2000]
+    mixed = random.Random(1).sample(some, len(some))
+    there = {frozenset((some[i], some[j])) for i, j in near.near_pairs(some).pairs}
+    assert there == {frozenset((mixed[i], mixed[j])) for i, j in near.near_pairs(mixed).pairs}
+
+
+def test_thousands_of_prompts_of_one_template_are_not_compared_each_with_each(prompts: list[str]) -> None:
+    draw = random.Random(2)
+    template = " ".join(prompts[:8])[:1500]
+    alike = [f"{template} {' '.join(draw.choices(STARTS, k=3))}" for _ in range(1500)]
+    began = time.process_time()
+    found = near.near_pairs(alike)
+    assert time.process_time() - began < 30, "not every one of a million pairs is compared"
+    assert not found.complete and {position for pair in found.pairs for position in pair} == set(range(1500))
+
+
+def test_one_pass_finds_what_is_there_twice_in_every_part(prompts: list[str]) -> None:
+    one, two, three = prompts[0], prompts[1], prompts[2]
+    corpus = Corpus(
+        (Prompt("t", one), Prompt("h", f"{one} Please", split="heldout"), Prompt("u", two), Prompt("u2", f"{two}!"), Prompt("x", prompts[3])),
+        (Demonstration("d", f"{one} Thanks", "Yes.", "t"),),
+        (Prompt("s", f"{two} now", harmful=True), Prompt("s2", three), Prompt("s3", f" {three.upper()}")),
+    )
+    found = curate.overlaps(corpus)
+    assert {frozenset(pair) for pair in found.duplicates} == {frozenset(("t", "h")), frozenset(("u", "u2"))}
+    assert found.safety_duplicates == [("s2", "s3")]
+    assert {(x.between, x.learned, x.judged, x.exact) for x in found.leaks} == {
+        ("train-heldout", "t", "h", False), ("demonstrations-heldout", "d", "h", False), ("safety-train", "u", "s", False),
+    }  # fmt: skip
+
+
+def test_pairs_are_kept_by_content(tmp_path: Path, prompts: list[str]) -> None:
+    cache = tmp_path / ".cache" / "near.json"
+    corpus = Corpus((Prompt("a", prompts[0]), Prompt("b", f"{prompts[0]} so"), Prompt("c", prompts[1])))
+    assert curate.overlaps(corpus, cache).duplicates == [("a", "b")]
+    kept = read_cache(cache)
+    cache.write_text(cache.read_text().replace("[0,1]", "[0,2]"))
+    assert curate.overlaps(corpus, cache).duplicates == [("a", "c")], "what is kept is read"
+    changed = Corpus((*corpus.prompts[:2], Prompt("c", f"{prompts[1]}, or not")))
+    assert curate.overlaps(changed, cache).duplicates == [("a", "b")], "other texts are compared again"
+    assert read_cache(cache)["content"] != kept["content"]
+    cache.write_text("{broken")
+    assert curate.overlaps(corpus, cache).duplicates == [("a", "b")]

@@ -1,0 +1,123 @@
+"""Progress: every phase moves at least every ten seconds, and estimates come from the work done."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import towpath as tp
+from towpath import progress as showing
+from towpath.progress import Progress, progress
+from towpath.recipe import Decoding
+from towpath.rollout.engine import Request
+from towpath.rollout.local import LocalEngine
+from towpath.stages.sampler import generate
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test moves by hand."""
+    now = [100.0]
+    monkeypatch.setattr(showing.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_no_estimate_before_any_work_and_one_that_falls_after(clock: list[float]) -> None:
+    work = Progress("samples", 240, "tokens")
+    clock[0] += 30
+    assert work.left() is None and work.line() == "samples 0 %"
+    lefts = []
+    for _ in range(79):
+        clock[0] += 1
+        work.advance(3)
+        lefts.append(work.left())
+        clock[0] += 0.5  # between two pieces of work it falls with the clock
+        assert work.left() <= lefts[-1]
+    assert lefts[40:] == sorted(lefts[40:], reverse=True) and lefts[-1] < 5
+    assert work.line().startswith("samples 99 %")
+
+
+def test_a_resumed_work_is_estimated_by_what_this_process_did(clock: list[float]) -> None:
+    work = Progress("policy", 100, start=90)
+    clock[0] += 10
+    work.advance(1)
+    assert work.left() == pytest.approx(90) and work.amount() == "91/100"
+
+
+def test_a_silent_phase_says_every_few_seconds_that_it_goes_on(capsys, monkeypatch) -> None:
+    assert showing.INTERVAL <= 9
+    monkeypatch.setattr(showing, "INTERVAL", 0.05)
+    with progress("evaluate"), progress("evaluate: answers", 10) as work:
+        work.advance(2, "so far")
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 3 and re.fullmatch(r"  evaluate 0 s; answers 2/10, \d+ s left, so far", lines[0])
+    time.sleep(0.1)
+    assert not capsys.readouterr().err, "nothing is said once the work has ended"
+
+
+def test_drawing_advances_with_every_token(tiny) -> None:
+    """Three rows that run to their longest length used to stand at 0/3 to the end."""
+    requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
+    seen: list[tuple[int, int]] = []
+    LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: seen.append((tokens, ended)))
+    assert [tokens for tokens, _ in seen] == [3] * 40 and sum(ended for _, ended in seen) == 3
+
+
+def test_answers_that_end_early_count_as_done(tiny) -> None:
+    requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(30 + i)) for i in range(8)]
+    plain = LocalEngine(tiny, eos=-1, pad=0).generate(requests)
+    eos = plain[0].token_ids[4]
+    seen: list[tuple[int, int]] = []
+    drawn = LocalEngine(tiny, eos=eos, pad=0).generate(requests, tick=lambda tokens, ended: seen.append((tokens, ended)))
+    assert any(d.finish == "stop" for d in drawn)
+    assert sum(tokens for tokens, _ in seen) == sum(30 + i for i in range(8)) and sum(ended for _, ended in seen) == 8
+    assert generate(LocalEngine(tiny, eos=eos, pad=0), requests, "answers") == drawn
+
+
+def test_a_policy_step_shows_what_goes_on_inside(capsys, monkeypatch, tmp_path, tiny_folder) -> None:
+    monkeypatch.setattr(showing, "INTERVAL", 0.005)
+    prompts = [f"Say {number}." for number in range(20)]
+    tp.train(
+        "ppo", model=tiny_folder, prompts=prompts, reward=lambda prompts, answers: [float(len(a)) for a in answers],
+        steps=2, rollout=16, max_new_tokens=16, folder=tmp_path, dtype="float32",
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    for phase in ("rollout", "scoring by reference", "update", "validation answers"):
+        assert re.search(rf"ppo \d/2.*; {phase} \d+ %", said), phase
+
+
+def test_nested_bars_share_one_display_on_a_terminal() -> None:
+    code = """
+import time
+from towpath.progress import note, progress
+with progress("evaluate"):
+    with progress("evaluate: answers", 100, "tokens") as work:
+        for _ in range(4):
+            work.advance(25, "2 of 4 answers")
+            time.sleep(0.2)
+    note("a line between")
+print("done")
+"""
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=follower, stdout=subprocess.PIPE, env=environment, close_fds=True)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 4096)
+        except OSError:  # the child has closed its side
+            break
+        if not part:
+            break
+        shown += part
+    os.close(leader)
+    assert child.communicate(timeout=20)[0].strip() == b"done" and child.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "evaluate" in text and re.search(r"  answers .*\d+ %.*2 of 4 answers", text) and "a line between" in text

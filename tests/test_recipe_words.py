@@ -1,0 +1,70 @@
+"""Keys explained and unknown keys understood: sections, other libraries' words, case."""
+
+import pytest
+from typer.testing import CliRunner
+
+from towpath import __version__, algos, aliases
+from towpath.cli import app
+from towpath.config import check, keys
+from towpath.errors import RecipeError
+from towpath.recipe import Recipe, explained
+
+KNOWN = keys(Recipe)
+SECTIONS = [key for key, info in KNOWN.items() if isinstance(info.annotation, type) and hasattr(info.annotation, "model_fields")]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_is_explained_by_its_keys(section: str) -> None:
+    rows = explained(section)
+    assert rows and all(row["key"].startswith(f"{section}.") for row in rows)
+
+
+def test_explain_prints_the_documented_example() -> None:
+    result = CliRunner().invoke(app, ["explain", "reward"])
+    assert result.exit_code == 0 and "reward.learning_rate = 0.0002" in result.stdout
+    assert "policy.rewards" not in result.stdout
+
+
+def test_a_key_of_the_same_name_is_not_hidden_by_its_section() -> None:
+    assert [row["key"] for row in explained("policy.kl.coef")] == ["policy.kl.coef"]
+    assert {row["key"] for row in explained("num_generations")} == {"policy.group"}
+
+
+def test_the_version_is_told() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and result.stdout.strip() == f"towpath {__version__}"
+
+
+def test_every_alias_names_keys_that_are_there() -> None:
+    missing = {target for targets in aliases.ALIASES.values() for target in targets} - set(KNOWN)
+    assert not missing
+    own_words = {key.rpartition(".")[2] for key in KNOWN}
+    assert all(word == word.lower() for word in aliases.ALIASES)
+    assert {word for word in aliases.ALIASES if word in own_words} <= {"beta", "value_clip", "critic_learning_rate"}
+
+
+@pytest.mark.parametrize(
+    ("tables", "key"),
+    [
+        ({"beta": 0.1}, "policy.kl.coef, policy.dpo.beta or policy.kto.beta"),
+        ({"policy": {"beta": 0.1}}, "policy.kl.coef"),
+        ({"num_generations": 8}, "policy.group"),
+        ({"policy": {"num_generations": 8}}, "policy.group"),
+        ({"max_completion_length": 256}, "policy.max_new_tokens"),
+        ({"GRPO": {}}, "policy.grpo"),
+        ({"learning_rate": 1e-5}, "sft.learning_rate, reward.learning_rate or policy.learning_rate"),
+        ({"sft": {"lr": 1e-5}}, "sft.learning_rate"),
+        ({"per_device_train_batch_size": 8}, "sft.batch, reward.batch or policy.batch"),
+        ({"polcy": {}}, "policy"),
+    ],
+)
+def test_an_unknown_key_names_the_one_that_is_meant(tables: dict, key: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        check(Recipe, tables, "recipe.toml")
+    assert f"did you mean {key}" in str(error.value)
+
+
+def test_an_algorithm_in_capitals_is_named_as_it_is_spelt_here() -> None:
+    with pytest.raises(RecipeError, match=r"policy\.algo = 'GRPO'") as error:
+        algos.data_of("GRPO")
+    assert error.value.fix == "use 'grpo'"

@@ -1,0 +1,40 @@
+"""The recipes that come with the package, and whether a corpus consists of their data."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+from towpath.data.corpus import Corpus
+from towpath.data.summary import DataSummary
+from towpath.data.texts import normalised
+
+
+def recipes_folder() -> Path:
+    """The folder of recipes: in the package when installed, beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def is_bundled(corpus: Corpus | DataSummary) -> bool:
+    """Whether every prompt and every demonstration of a corpus comes from a bundled recipe."""
+    if isinstance(corpus, DataSummary):
+        return corpus.bundled
+    prompts, answers = _bundled()
+    if not all(normalised(p.prompt) in prompts for p in corpus.prompts):
+        return False
+    return all((normalised(d.prompt), d.response.strip()) in answers for d in corpus.demonstrations)
+
+
+@cache
+def _bundled() -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
+    """Prompts, and (prompt, response) of the demonstrations, of all bundled recipes."""
+    prompts: set[str] = set()
+    answers: set[tuple[str, str]] = set()
+    for path in recipes_folder().glob("*/*/*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            prompts.add(normalised(row["prompt"]))
+            if "response" in row:
+                answers.add((normalised(row["prompt"]), row["response"].strip()))
+    return frozenset(prompts), frozenset(answers)

@@ -1,0 +1,94 @@
+"""All the data of a run, as records."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache, cached_property
+from typing import Any
+
+from towpath.data.refused import RefusedRow, by_part
+from towpath.records import Demonstration, Finding, Prompt
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Hashes of the parts of a corpus that the fingerprints of stages depend on."""
+
+    demonstrations: str
+    train: str
+    evaluated: str
+    preferences: str
+    """What decides which recorded preferences are used: every prompt with its split, and the safety set."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All that a run was given to learn from and to be judged on."""
+
+    prompts: tuple[Prompt, ...]
+    demonstrations: tuple[Demonstration, ...] = ()
+    safety: tuple[Prompt, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    refused: tuple[RefusedRow, ...] = ()
+    """Rows that were left out because they cannot be used."""
+    places: dict[tuple[str, str], str] = field(default_factory=dict)
+    """File and line of each record, by part and id."""
+    drawn: int = 0
+    """Prompts whose split is drawn by `data.heldout` because their rows name none."""
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further columns of the prompts' rows, by prompt id, for reward functions."""
+
+    @cached_property
+    def column_names(self) -> frozenset[str]:
+        """The names of all further columns."""
+        return frozenset(name for row in self.columns.values() for name in row)
+
+    def columns_of(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+        """The further columns of these prompts, None where a row has no such column."""
+        rows = [self.columns.get(p.id, {}) for p in prompts]
+        return {name: [row.get(name) for row in rows] for name in sorted(self.column_names)}
+
+    @cached_property
+    def train(self) -> tuple[Prompt, ...]:
+        """Prompts that may be trained on."""
+        return tuple(p for p in self.prompts if p.split == "train")
+
+    @cached_property
+    def heldout(self) -> tuple[Prompt, ...]:
+        """Prompts that only evaluation sees."""
+        return tuple(p for p in self.prompts if p.split == "heldout")
+
+    @cached_property
+    def by_id(self) -> dict[str, Prompt]:
+        """Prompts and the safety set by id."""
+        return {p.id: p for p in (*self.prompts, *self.safety)}
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """How many records of each part there are, and how many rows were left out."""
+        parts = {"prompts": self.train, "heldout": self.heldout, "demonstrations": self.demonstrations, "safety": self.safety}
+        return {name: len(records) for name, records in parts.items()} | {"skipped_rows": by_part(self.refused)}
+
+    @cached_property
+    def digests(self) -> Digests:
+        """Hashes of the content, computed once."""
+        train, evaluated = digest(self.train), digest([self.heldout, self.safety])
+        return Digests(digest(self.demonstrations), train, evaluated, digest([train, evaluated]))
+
+
+def digest(content: Any) -> str:
+    """A hash of records and plain values, by content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A record as a dictionary of its fields, anything else as a list."""
+    names = _names(type(value))
+    return {name: getattr(value, name) for name in names} if names else list(value)
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
