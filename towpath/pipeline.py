@@ -32,7 +32,8 @@ from towpath.store import place
 from towpath.store.publish import alone, fault, replace_file, sweep
 from towpath.store.store import Store
 
-FORMAT = 2
+FORMAT = 3
+"""Raised where stages of an earlier version must not be taken for done: 3, since prompts are tokenised as the template renders them."""
 GATE_AFTER = {"baseline": ("sft",), "reward": ("reward",), "policy": ("policy",), "evaluate": ("evaluate", "safety")}
 Say = Callable[[str], None]
 

@@ -65,10 +65,11 @@ def require(findings: Sequence[Finding], force: bool = False) -> None:
     if not errors or force:
         return
     kind = DataError if all(f.code in _OF_DATA for f in errors) else RecipeError
+    forced = "" if any(f.code == "model" for f in errors) else "; --force goes on all the same"  # loading would refuse the model again
     if len(errors) == 1:
-        raise kind(errors[0].evidence, errors[0].cause, f"{errors[0].remedy}; --force goes on all the same")
+        raise kind(errors[0].evidence, errors[0].cause, f"{errors[0].remedy}{forced}")
     told = "\n".join(f"  {f.evidence}\n    {f.cause}\n    {f.remedy}" for f in errors)
-    raise kind(f"{len(errors)} findings stop this run:\n{told}", "errors of the check stop a run", "mend them; --force goes on all the same")
+    raise kind(f"{len(errors)} findings stop this run:\n{told}", "errors of the check stop a run", f"fix them{forced}")
 
 
 def lines(findings: Sequence[Finding]) -> str:
