@@ -71,6 +71,8 @@ class State:
     stages: list[dict[str, Any]]
     waiting_for: str = ""
     findings: list[dict[str, Any]] = field(default_factory=list)
+    evaluation_judge: str | None = None
+    """Who judges the win rates of the gates `sft` and `evaluate`; None where no judge fits the data."""
 
 
 def plan(recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: Store | None) -> list[Planned]:
@@ -393,7 +395,8 @@ def busy(folder: Path) -> bool:
 def status(recipe: Recipe, folder: Path) -> State:
     """Stages, gates, findings, and what the run waits for."""
     with Store.open(place.of(folder, recipe.store.url)) as store:
-        planned = plan(recipe, folder, summarise(recipe, folder), store)
+        data = summarise(recipe, folder)
+        planned = plan(recipe, folder, data, store)
     judged = {v.gate: v for v in gates.verdicts(recipe, _results(planned))}
     current, running, stages, blocked = _current(folder), busy(folder), [], False
     for step in planned:
@@ -413,18 +416,18 @@ def status(recipe: Recipe, folder: Path) -> State:
             )
         stages.append({"name": step.name, "state": state, "fingerprint": step.fingerprint, "gate": told[0] if told else None, "gates": told})
     waiting = current.get("waiting_for", "") if any(s["state"] == "waiting" for s in stages) else ""
-    return State(stages, waiting, current.get("findings", []))
+    return State(stages, waiting, current.get("findings", []), evaluator(data))
 
 
 def status_lines(state: State) -> list[str]:
     """The status for a terminal: what must be known first, a line a stage, what it waits for, and findings."""
-    lacking = any(finding["code"] == NO_JUDGE_CODE for finding in state.findings)
-    lines = ["No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED."] if lacking else []
+    lines = [] if state.evaluation_judge else ["No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED."]
     for row in state.stages:
         gates_told = "; ".join(_gate_brief(gate) for gate in row["gates"])
         lines.append(f"{row['name']:<12} {row['state']:<12} {gates_told}".rstrip())
     lines += [f"waits for: {state.waiting_for}"] if state.waiting_for else []
-    return lines + [f"{finding['severity']}: {finding['code']}: {finding['evidence']}" for finding in state.findings]
+    told = [finding for finding in state.findings if finding["code"] != NO_JUDGE_CODE]  # said in the first line
+    return lines + [f"{finding['severity']}: {finding['code']}: {finding['evidence']}" for finding in told]
 
 
 def _gate_brief(gate: dict[str, Any]) -> str:
