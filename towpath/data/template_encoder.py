@@ -4,11 +4,12 @@ import copy
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from tokenizers import AddedToken
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from towpath.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
 
 ATTEMPTS = 20
 
@@ -40,7 +41,10 @@ class TemplateEncoder:
         nonce = secrets.token_hex(12)
         self._alias = {content: f"zq{nonce}n{number}qz" for content, number in self.controls.items()}
         self._split = f"zq{nonce}splitqz"
+        from tokenizers import AddedToken  # slow to import, and `towpath status` needs none
+
         self._backend.add_tokens([_renamed(added[number], self._alias[content]) for content, number in self.controls.items()])
+
         self._backend.add_tokens([AddedToken(self._split, normalized=False)])
         self._number: dict[int, int] = {self._id(alias): self.controls[content] for content, alias in self._alias.items()}
         self._dropped = self._id(self._split)
@@ -101,6 +105,8 @@ def _is_marker(content: str, template_text: str) -> bool:
     return bool(re.fullmatch(r"<\S+>|\[\S+\]", content)) and content in template_text
 
 
-def _renamed(token: Any, content: str) -> AddedToken:
+def _renamed(token: Any, content: str) -> "AddedToken":
     flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+    from tokenizers import AddedToken
+
     return AddedToken(content, special=False, **flags)
