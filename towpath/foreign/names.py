@@ -58,6 +58,10 @@ OURS = {
     "temperature": "of the rollouts",
     "update": "size of an update",
     "policy_weight": "0 while only the critic learns",
+    "zero_std_groups": "share of prompts whose answers all score alike",
+    "token_entropy": "nats a token, of the predictions on given answers",
+    "token_accuracy": "share of given tokens that are predicted",
+    "chosen_logp": "log-probability of chosen answers, summed over tokens",
     "accuracy": "share of pairs whose chosen answer leads",
     "gap": "lead of the chosen answer",
     "chosen": "log-ratio of chosen answers to the reference",
@@ -174,7 +178,7 @@ TRL_PPO_BEFORE = {
 TRL_GROUPS = {
     "reward": Meaning("reward", "weighted sum of the reward functions, KL not taken off"),
     "reward_std": Meaning("reward_std"),
-    "frac_reward_zero_std": _unused("share of groups whose answers all score alike"),
+    "frac_reward_zero_std": Meaning("zero_std_groups"),
     "kl": Meaning("kl_per_token", "nats a token, by the k3 estimator"),
     "entropy": Meaning("entropy", "nats a token"),
     "policy_loss": Meaning("policy_loss"),
@@ -194,7 +198,7 @@ TRL_PAIRS = {
     "rewards/rejected": Meaning("rejected", "beta times the log-ratio"),
     "entropy": _unused("of answers that were given: no sign of sameness"),
     "kl": _unused("the reference point of KTO, of answers put to other prompts: no drift of the policy"),
-    "logps/chosen": _unused("grows with length"),
+    "logps/chosen": Meaning("chosen_logp", "summed over tokens"),
     "logps/rejected": _unused("grows with length"),
     "logits/chosen": _unused("of no known scale"),
     "logits/rejected": _unused("of no known scale"),
@@ -211,8 +215,8 @@ TRL_REWARD = {
     "max_reward": _unused("a reward model's scores have no zero"),
 }
 TRL_SFT = {
-    "mean_token_accuracy": _unused("share of tokens guessed right; the loss says more"),
-    "entropy": _unused("of answers that were given: no sign of sameness"),
+    "mean_token_accuracy": Meaning("token_accuracy"),
+    "entropy": Meaning("token_entropy", "of answers that were given: no sign of sameness"),
 }
 VERL = {
     "critic/score/mean": Meaning("reward", "of an answer, KL not taken off"),

@@ -1,34 +1,38 @@
-"""Rollouts and the critic: ends, mismatched samplers, prompts told twice, a critic that misleads."""
+"""Rollouts and the critic: answers that do not end, mismatched samplers, duplicate prompts, a critic that misleads."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from towpath.health.detectors.distance import reward_gained
 from towpath.health.history import History
 from towpath.health.signals import first, last, since, sustained
 from towpath.recipe import Limits
 from towpath.records import Finding
 
+NEVER = 0.02
+"""Share of answers that end below which none does."""
+
 
 def endless(history: History, limits: Limits) -> Iterator[Finding]:
-    """No answer ends, or too few."""
+    """No answer ever ended, or fewer and fewer do."""
     curve = history.curve("finish_rate")
     if len(curve) < 3:
         return
-    now = float(np.mean(curve.values[-3:]))
-    if now <= 0.02:
-        evidence = f"{now:.0%} of answers end by themselves; they are {last(history.curve('length').values):.0f} tokens long"
-        cause = (
-            "EOS cannot be drawn, or is not what the model was taught to end with: it is masked, equal to the pad token, or missing in the template"
-        )
-        remedy = "look at EOS in tokenizer, template and sampling settings (`towpath check`)"
-        yield Finding("missing-eos", "critical", evidence, cause, remedy, since(curve, curve.values <= 0.02))
-    elif now < limits.finish_rate or first(curve.values) - now > 0.3:
-        evidence = f"{now:.0%} of answers end within policy.max_new_tokens, {first(curve.values):.0%} at the start"
+    now, began = float(np.mean(curve.values[-3:])), first(curve.values)
+    length = last(history.curve("length").values)
+    if now <= NEVER and began <= NEVER:
+        none, pays = not curve.values.any(), reward_gained(history, limits)
+        evidence = f"{'none' if none else f'{now:.1%}'} of the answers end by themselves, at no time; they are {length:.0f} tokens long"
+        cause = "EOS cannot be drawn, or was not learned: it is masked, equal to the pad token, or missing in the template"
+        remedy = "look at EOS in tokenizer, template, training data and sampling settings (`towpath check`)"
+        yield Finding("missing-eos", "critical" if none and not pays else "warning", evidence, cause, remedy, int(curve.steps[0]))
+    elif now < limits.finish_rate or began - now > 0.3:
+        evidence = f"{now:.0%} of answers end within policy.max_new_tokens, {began:.0%} at the start; they are {length:.0f} tokens long"
         remedy = "raise policy.max_new_tokens, or policy.rewards.eos_penalty"
-        yield Finding(
-            "truncated", "warning", evidence, "answers are cut off before they end", remedy, since(curve, curve.values < limits.finish_rate)
-        )
+        step = since(curve, curve.values < min(limits.finish_rate, began - 0.1 if began - now > 0.3 else 1.0))
+        severity = "critical" if now <= NEVER else "warning"
+        yield Finding("truncated", severity, evidence, "answers are cut off before they end", remedy, step)
 
 
 def mismatched(history: History, limits: Limits) -> Iterator[Finding]:
