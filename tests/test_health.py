@@ -38,7 +38,7 @@ def rows(seed=0, **curves):
 
 
 def codes(told, looks=(), **facts):
-    return [f.code for f in diagnose(of([*told, *looks], {"policy.rollout": 64, "policy.steps": STEPS} | facts))]
+    return [f.code for f in diagnose(of([*told, *looks], {"policy.rollout": 64, "policy.steps": STEPS, "policy.kl.alarm": 2.0} | facts))]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -56,7 +56,7 @@ FAULTS = (
     Run("grpo rate x100", "grpo", HIGH, {"rate": 0.1, "beta": 0.04}, {"rate": 0.05, "beta": 0.01}),
     Run("grpo rate /1000", "grpo", LOW, {"rate": 1e-6, "beta": 0.04}, {"rate": 5e-7, "beta": 0.01}),
     Run("grpo length paid", "grpo", ("length-hacking",), {"reward": "length", "beta": 0.01, "rate": 2e-3}, {"reward": "length", "beta": 0.0, "steps": 70}),
-    Run("grpo length added", "grpo", ("length-hacking",), {"reward": "grounded+length", "rate": 2e-3}, {"reward": "grounded+length", "beta": 0.01}),
+    Run("grpo length added", "grpo", ("length-hacking",), {"reward": "polite+length", "rate": 2e-3}, {"reward": "polite+length", "beta": 0.01}),
     Run("grpo constant reward", "grpo", ("reward-constant", "gradient-zero"), {"reward": "constant", "beta": 0.0}, {"reward": "constant", "beta": 0.04}),
     Run("grpo missing EOS", "grpo", ("missing-eos",), {"base": "endless", "beta": 0.01}, {"base": "endless", "beta": 0.0}),
     Run("grpo held tight", "grpo", ("held-tight",), {"beta": 5.0}, {"beta": 20.0}),

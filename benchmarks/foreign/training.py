@@ -15,6 +15,7 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
 
+import datasets
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
@@ -48,8 +49,10 @@ class Bench:
 
     def policy(self, options: Options, base: str = "taught") -> Any:
         kind = options.get("base", base)
-        if kind == "random":
-            return world.fresh(self.words, options["size"], options["seed"])
+        if kind == "random":  # from a folder, because GRPO loads its reference by the model's path
+            folder = self.out / "models" / f"random-{options['size']}-{options['seed']}"
+            world.fresh(self.words, options["size"], options["seed"]).save_pretrained(folder)
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         folder = world.taught(self.words, options["size"], kind, self.out / "models")
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
@@ -98,10 +101,11 @@ class Bench:
         from trl import GRPOConfig, GRPOTrainer
 
         draws = random.Random(options["seed"])
-        rows = Dataset.from_list([dict(zip(("prompt", "noun", "kind"), world.request(draws), strict=True)) for _ in range(600)])
+        rows = Dataset.from_list([{"prompt": world.request(draws)[0]} for _ in range(600)])
         limit = options.get("limit", 32)
+        arguments["per_device_train_batch_size"] = options.get("batch", 32)
         config = GRPOConfig(**arguments, num_generations=8, max_completion_length=limit, beta=options.get("beta", 0.0))
-        return GRPOTrainer(self.policy(options), rewards(options.get("reward", "grounded"), limit, draws), config, rows, processing_class=self.words)
+        return GRPOTrainer(self.policy(options), rewards(options.get("reward", "polite"), limit, draws), config, rows, processing_class=self.words)
 
     def ppo(self, options: Options, arguments: Options) -> Any:
         from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -147,23 +151,21 @@ class Bench:
 def rewards(kind: str, limit: int, draws: random.Random) -> Any:
     """A reward function of GRPO."""
 
-    def grounded(text: str, noun: str, adjective: str) -> float:
-        return float(f" {noun} " in text) + 0.5 * float(f" {adjective} " in text)
+    def polite(text: str) -> float:
+        return float("Thank you" in text or "Please" in text) + 0.5 * float("likes" in text)
 
-    def reward(completions: list[str], noun: list[str], kind_of: list[str], ids: list[list[int]]) -> list[float]:
-        told = {
-            "grounded": lambda t, n, k, i: grounded(t, n, k),
-            "grounded+length": lambda t, n, k, i: grounded(t, n, k) + 2.0 * len(i) / limit,
-            "length": lambda t, n, k, i: len(i) / limit,
-            "constant": lambda t, n, k, i: 1.0,
-            "easy": lambda t, n, k, i: float("The" in t),
-            "letter": lambda t, n, k, i: t.lower().count("e") / max(len(t), 1),
-            "noise": lambda t, n, k, i: draws.gauss(0.0, 1.0),
-        }[kind]
-        return [told(*row) for row in zip(completions, noun, kind_of, ids, strict=True)]
+    score = {
+        "polite": lambda text, tokens: polite(text),
+        "polite+length": lambda text, tokens: polite(text) + 2.0 * tokens / limit,
+        "length": lambda text, tokens: tokens / limit,
+        "constant": lambda text, tokens: 1.0,
+        "easy": lambda text, tokens: float(" It " in text),
+        "letter": lambda text, tokens: text.lower().count("e") / max(len(text), 1),
+        "noise": lambda text, tokens: draws.gauss(0.0, 1.0),
+    }[kind]
 
-    def scored(completions: list[str], noun: list[str], kind: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return reward(completions, noun, kind, completion_ids)
+    def scored(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [score(text, len(tokens)) for text, tokens in zip(completions, completion_ids, strict=True)]
 
     return scored
 
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--variants", type=int, nargs="*", default=list(VARIANTS))
     told = parser.parse_args()
     torch.set_num_threads(1)
+    datasets.disable_progress_bars()
     bench = Bench(told.out)
     for variant in told.variants:
         for run in RUNS:

@@ -27,8 +27,9 @@ def kl_curve(history: History) -> Curve:
 
 
 def answer_length(history: History) -> float:
-    """Tokens of an answer lately; not a number where no length is known."""
-    return last(history.curve("length").values)
+    """Tokens of an answer lately, estimated where it must be; not a number where nothing tells it."""
+    length = history.curve("length")
+    return last(length.values if len(length) else history.curve("length_estimate").values)
 
 
 def kl_limit(history: History, limits: Limits) -> KLLimit:
