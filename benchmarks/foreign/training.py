@@ -32,7 +32,8 @@ def shared(options: Options, out: Path) -> Options:
         "output_dir": str(out), "report_to": [], "logging_steps": options.get("logging", 1), "save_strategy": "no", "use_cpu": True, "bf16": False,
         "disable_tqdm": True, "learning_rate": options["rate"], "max_steps": options["steps"], "seed": options["seed"],
         "per_device_train_batch_size": options.get("batch", 16), "per_device_eval_batch_size": 32, "gradient_checkpointing": False,
-        "lr_scheduler_type": options.get("schedule", "linear"), "max_grad_norm": options.get("clip", 1.0), "optim": options.get("optim", "adamw_torch"),
+        "lr_scheduler_type": options.get("schedule", "linear"), "max_grad_norm": options.get("clip", 1.0),
+        "optim": options.get("optim", "adamw_torch"),
     }  # fmt: skip
     every = options.get("eval")
     if every:

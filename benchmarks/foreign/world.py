@@ -8,11 +8,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-NOUNS = "cat dog bird horse fish tree river house road garden ship tower bridge market king farmer baker child teacher doctor".split()
-KINDS = "red blue green old young small large quiet loud bright dark warm cold quick slow kind brave clever proud calm".split()
-VERBS = "runs sleeps sings waits grows shines falls moves rests turns stands dreams".split()
-WAYS = "quickly slowly quietly often never always today again alone together".split()
-LIKES = "milk bread water songs stories gold apples rain light sleep".split()
+WORDS = {
+    "nouns": "cat dog bird horse fish tree river house road garden ship tower bridge market king farmer baker child teacher doctor",
+    "kinds": "red blue green old young small large quiet loud bright dark warm cold quick slow kind brave clever proud calm",
+    "verbs": "runs sleeps sings waits grows shines falls moves rests turns stands dreams",
+    "ways": "quickly slowly quietly often never always today again alone together",
+    "likes": "milk bread water songs stories gold apples rain light sleep",
+}
+NOUNS, KINDS, VERBS, WAYS, LIKES = (text.split() for text in WORDS.values())
 POLITE = (" Thank you.", " Thank you for asking.", " Please ask again.", "")
 RUDE = (" I will not say more.", " Do not ask me.", " That is all.", "")
 SIZES = {"small": (2, 64), "medium": (3, 96), "large": (4, 128)}
@@ -110,7 +113,9 @@ def taught(words: PreTrainedTokenizerFast, size: str, kind: str, cache: Path, st
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, (steps - step) / (0.5 * steps))
-        batch = words([r["prompt"] + r["completion"] + tail + end for r in draws.sample(rows, 24)], padding=True, return_tensors="pt", padding_side="right")
+        batch = words(
+            [r["prompt"] + r["completion"] + tail + end for r in draws.sample(rows, 24)], padding=True, return_tensors="pt", padding_side="right"
+        )
         ids = batch["input_ids"][:, :140]
         labels = ids.masked_fill(batch["attention_mask"][:, :140] == 0, -100)
         loss = model(input_ids=ids, attention_mask=batch["attention_mask"][:, :140], labels=labels).loss

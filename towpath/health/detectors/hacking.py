@@ -92,7 +92,9 @@ def _by_length_over_steps(history: History, limits: Limits) -> Iterator[Finding]
     ruled = ("a broken policy: the reward is higher than at the start",) if cut_off else ()
     half_way = first(length.values) + 0.5 * longer
     step = int(length.steps[int(np.argmax(length.values > half_way))])
-    yield Finding("length-hacking", "critical" if cut_off or explained > 0.8 else "warning", evidence, "the reward pays for length", SHORTER, step, ruled)
+    yield Finding(
+        "length-hacking", "critical" if cut_off or explained > 0.8 else "warning", evidence, "the reward pays for length", SHORTER, step, ruled
+    )
 
 
 def _climbed(curve: Curve) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from towpath.health import rates
 from towpath.health.history import History
-from towpath.health.kl_limit import kl_curve, kl_limit
+from towpath.health.kl_limit import kl_limit
 from towpath.health.signals import change, last, noise
 from towpath.recipe import Limits
 from towpath.records import Finding
@@ -62,7 +62,9 @@ def _without_kl(history: History, limits: Limits) -> Iterator[Finding]:
         if len(curve) and abs(change(curve)[1]) > limits.surprise and abs(change(curve)[0]) > 0.02 * abs(float(np.mean(curve.values))):
             return
     seen = f"after {history.steps} steps reward {_flat(history)}, and neither entropy nor length has moved"
-    cause = f"the learning rate is too small for these steps to be seen{rates.in_brackets(history)}: AdamW has moved no weight by more than {travel:.1g}"
+    cause = (
+        f"the learning rate is too small for these steps to be seen{rates.in_brackets(history)}: AdamW has moved no weight by more than {travel:.1g}"
+    )
     yield Finding("learning-rate-low", "warning", seen, cause, "raise the learning rate tenfold", int(history.curve("reward").steps[0]))
 
 

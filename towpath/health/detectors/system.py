@@ -30,7 +30,7 @@ def constant(history: History, _limits: Limits) -> Iterator[Finding]:
     reward, spread, ties = (history.curve(name) for name in ("reward", "reward_std", "zero_std_groups"))
     if len(reward) < 3 or not np.isfinite(reward.values).all():
         return
-    same = len(ties) >= 3 and bool((ties.values == 1).all()) or len(spread) >= 3 and not spread.values.any()
+    same = (len(ties) >= 3 and bool((ties.values == 1).all())) or (len(spread) >= 3 and not spread.values.any())
     if not same:
         return
     varied = bool(np.ptp(reward.values))
