@@ -35,6 +35,8 @@ def too_small(history: History, limits: Limits) -> Iterator[Finding]:
         yield Finding("learning-rate-low", "warning", seen, cause, "raise the learning rate threefold to tenfold", int(kl.steps[0]), ruled)
         return
     cost, spread = coef * last(kl.values), last(history.curve("reward_std").values)
+    if np.isnan(spread):  # not logged: a penalty beyond the noise of the mean reward is one that learning would have to outweigh
+        cost, spread = coef * float(np.median(np.abs(kl.values[len(kl) // 2 :]))), noise(reward.values)
     if (near and (coef > 0 or step > STILL)) or (cost > spread and last(kl.values) < kl_limit(history, limits).warn):
         ruled = (f"a learning rate that is too small: updates move it by {step:.1g} nats a token",) if step > STILL else ()
         outweighs = f"; the penalty takes {cost:.2g} an answer where rewards differ by {spread:.2g}" if cost > spread else ""
