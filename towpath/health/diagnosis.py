@@ -49,7 +49,7 @@ FOLLOWS: Mapping[str, set[str]] = {
     "format-shift": {"learning-rate-high", "length-hacking", "repetition"},
     "overfit": {"labels-swapped", "learning-rate-high", "reward-overfit"},
     "reward-overfit": {"labels-swapped"},
-    "label-noise": {"labels-swapped", "learning-rate-high"},
+    "label-noise": {"labels-swapped", "learning-rate-high", "learning-rate-low"},
     "likelihood-displacement": {"learning-rate-high", "labels-swapped"},
 }  # fmt: skip
 """A finding, and what it may be a consequence of: where one of those is found too, and not clearly later, it comes after it."""

@@ -18,6 +18,11 @@ def first(values: np.ndarray, count: int = LEAST) -> float:
     return float(np.median(values[:count])) if len(values) else float("nan")
 
 
+def start(values: np.ndarray) -> float:
+    """The level before training changed anything: of short curves, which tell means of several steps, the first point alone."""
+    return first(values, min(LEAST, max(1, len(values) // 8)))
+
+
 def sustained(values: np.ndarray, count: int = LEAST) -> float:
     """The highest level that held for so many points running, at any time: the largest of their medians."""
     if len(values) < count:

@@ -21,7 +21,7 @@ def too_small(history: History, limits: Limits) -> Iterator[Finding]:
     """The policy goes nowhere: no distance and the same reward, because steps are small; or the same reward because a penalty outweighs it."""
     kl, reward = history.curve("kl"), history.curve("reward")
     planned = history.facts.get("steps", history.facts.get("policy.steps", 0))
-    if max(len(kl), len(reward)) < max(GRACE, min(float(planned) / 5, 100)) or change(reward)[1] > limits.surprise:
+    if max(len(kl), len(reward)) < GRACE or history.steps < min(float(planned) / 5, 100) or change(reward)[1] > limits.surprise:
         return
     if not len(kl):
         yield from _without_kl(history, limits)

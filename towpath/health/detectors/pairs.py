@@ -7,7 +7,7 @@ import numpy as np
 from towpath.health import rates
 from towpath.health.detectors.supervised import CHANCE
 from towpath.health.history import Curve, History
-from towpath.health.signals import first, last, since
+from towpath.health.signals import first, last, since, start
 from towpath.recipe import Limits
 from towpath.records import Finding
 
@@ -44,11 +44,11 @@ def swapped(history: History, limits: Limits) -> Iterator[Finding]:
 def uninformative(history: History, limits: Limits) -> Iterator[Finding]:
     """Accuracy stays at one half though the model moves: the labels hold nothing that it can learn."""
     trained, held = history.curve("accuracy"), _held_accuracy(history)
-    if not _on_pairs(history) or len(trained) < 20 or history.steps < 40:
+    if not _on_pairs(history) or len(trained) < 8 or history.steps < 40:
         return
     later = trained.values[len(trained) // 2 :]
     mean, error = float(later.mean()), float(later.std() / np.sqrt(len(later)))
-    if mean - 0.5 > max(CLEARLY / 2, limits.surprise * error) or last(history.curve("loss").values, 10) < 0.9 * CHANCE:
+    if mean - 0.5 > max(CLEARLY / 2, limits.surprise * error) or last(history.curve("loss").values, max(3, len(trained) // 4)) < 0.9 * CHANCE:
         return
     if len(held) and float(np.mean(held.values[-2:])) > 0.5 + CLEARLY:
         return
@@ -64,7 +64,7 @@ def displaced(history: History, limits: Limits) -> Iterator[Finding]:
     logp, ratio, gap = history.curve("chosen_logp"), history.curve("chosen"), history.curve("gap")
     if len(logp) < 6 or len(ratio) < 6:
         return
-    begun, now = first(logp.values), last(logp.values)
+    begun, now = start(logp.values), last(logp.values)
     fallen = (begun - now) / max(abs(begun), 1e-9)
     if fallen < FALL or not last(ratio.values) < 0 or first(ratio.values) < last(ratio.values):
         return

@@ -9,7 +9,7 @@ from towpath.health.detectors.distance import reward_gained
 from towpath.health.detectors.supervised import Sign, overshoot_signs
 from towpath.health.history import History
 from towpath.health.kl_limit import answer_length, kl_limit
-from towpath.health.signals import change, first, last, lately, rolling_median, since, sustained
+from towpath.health.signals import change, last, lately, rolling_median, since, start, sustained
 from towpath.recipe import Limits
 from towpath.records import Finding
 
@@ -70,15 +70,20 @@ def _kl_jump(history: History, limits: Limits) -> Iterator[Sign]:
             yield int(kl.steps[1 + int(jumps.argmax())]), 1, f"KL rose by {jumps.max():.1f} nats in one step"
         return
     per_token = history.curve("kl_per_token")
-    smooth = rolling_median(per_token.values)
+    fine = len(per_token) >= 24
+    smooth = rolling_median(per_token.values) if fine else per_token.values
     if len(smooth) < 4:
         return
-    surge = smooth[3:] - smooth[:-3]
-    if surge.max() > SURGE:
-        where = int(np.argmax(surge > min(SURGE, surge.max())))
-        words = f"KL rose by {surge.max():.2g} nats a token within three logs"
-        grave = surge.max() > 3 * SURGE and not reward_gained(history, limits)
-        yield int(per_token.steps[where + 2]), 2 if grave else 1, words
+    level = np.concatenate([np.zeros(1), smooth])  # the KL to the reference begins at 0
+    steps = np.concatenate([[-1], per_token.steps[fine : len(smooth) + fine]])
+    apart = 3 if fine else 1
+    surge, span = level[apart:] - level[:-apart], steps[apart:] - steps[:-apart]
+    excess = surge / (SURGE * np.maximum(span / 3, 1.0))
+    if excess.max() > 1:
+        where = int(np.argmax(excess > 1))
+        words = f"KL rose by {surge[int(excess.argmax())]:.2g} nats a token within {int(span[int(excess.argmax())])} steps"
+        grave = excess.max() > 3 and not reward_gained(history, limits)
+        yield int(steps[where + 1]), 2 if grave else 1, words
 
 
 def _broken_policy(history: History, limits: Limits) -> Iterator[Sign]:
@@ -101,10 +106,10 @@ def _broken_policy(history: History, limits: Limits) -> Iterator[Sign]:
 def _worthless(history: History) -> Iterator[Sign]:
     """Every answer gets the same reward, no more than at the beginning, where rewards differed before."""
     reward, spread = history.curve("reward"), history.curve("reward_std")
-    if len(spread) < 8 or len(reward) < 8 or last(spread.values, 5) > 0 or not spread.values.any():
+    if len(spread) < 6 or len(reward) < 6 or last(spread.values, 5) > 0 or not spread.values.any():
         return
-    begun, now, best = first(reward.values), last(reward.values), float(rolling_median(reward.values).max())
-    if now <= begun and now <= best and now < float(reward.values.max()):
+    begun, now = start(reward.values), last(reward.values)
+    if now <= begun and now < float(reward.values.max()):
         step = since(spread, spread.values == 0)
         yield step, 2, f"every answer gets a reward of {now:.3g}, no more than at the start ({begun:.3g}), and they no longer differ"
 

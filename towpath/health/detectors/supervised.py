@@ -18,6 +18,8 @@ CONFIDENT = 1.0
 """Nats by which a loss exceeds the model's own entropy where it is confidently wrong."""
 FLAT = 0.05
 """Share of a loss that it must lose over the middle half of a run to count as falling."""
+LEAST_POINTS = 6
+"""Logs of a loss that its course is judged by."""
 RISE = 0.05
 """Share by which a held-out loss must rise from its best to count as overfit."""
 
@@ -36,7 +38,7 @@ def overshoot_signs(history: History) -> Iterator[Sign]:
         yield from _rose(history.look("loss"))
     if not is_supervised(history):
         return
-    signs = [*_spike(loss), *_confidently_wrong(history), *_stuck(history)]
+    signs = [*_spike(history), *_confidently_wrong(history), *_stuck(history)]
     yield from signs
     if signs and rates.excess(history) > rates.FAR_ABOVE:
         yield int(loss.steps[0]), 1 + (rates.excess(history) > rates.ABSURD), rates.words(history)
@@ -51,25 +53,30 @@ def _rose(loss: Curve) -> Iterator[Sign]:
         yield since(loss, loss.values > 1.2 * begun), 3, f"the loss rose from {begun:.3g} to {now:.3g}"
 
 
-def _spike(loss: Curve) -> Iterator[Sign]:
-    """A loss that rose well above where it began, for three logs running, and came down again."""
-    if len(loss) < 8:
+def _spike(history: History) -> Iterator[Sign]:
+    """A loss that rose well above where it began, and came down again."""
+    loss = history.curve("loss")
+    if len(loss) < LEAST_POINTS:
         return
-    begun, smooth = float(loss.values[0]), rolling_median(loss.values)
+    begun, fine = float(loss.values[0]), len(loss) >= 24
+    if _suspect(history) and rates.kind(history) in ("pairs", "reward"):
+        begun = min(begun, CHANCE)  # the first log may be a mean over steps that were too large already
+    smooth = rolling_median(loss.values) if fine else loss.values
     usual = min(noise(loss.values[len(loss) // 2 :]), noise(loss.values))
     peak = float(smooth.max())
-    if peak - begun > max(0.1 * abs(begun), 4 * usual):
-        step = int(loss.steps[1 + int(np.argmax(smooth > begun + 0.5 * (peak - begun)))])
+    if peak - begun > max(0.1 * abs(begun), 4 * usual if np.isfinite(usual) else 0.0):
+        step = int(loss.steps[fine + int(np.argmax(smooth > begun + 0.5 * (peak - begun)))])
         yield step, 2 if peak < 1.5 * begun else 3, f"the loss rose from {begun:.3g} to {peak:.3g} before it fell"
 
 
 def _confidently_wrong(history: History) -> Iterator[Sign]:
     """Predictions that are far surer than they are right: the loss exceeds the model's own entropy."""
     steps, loss, entropy = shared(history.curve("loss"), history.curve("token_entropy"))
-    if history.facts.get("stage") != "sft" or len(loss) < 8:
+    if history.facts.get("stage") != "sft" or len(loss) < LEAST_POINTS:
         return
-    gap = rolling_median(loss - entropy)
-    if gap.max() - (loss[0] - entropy[0]) > CONFIDENT and gap.max() > 0.2 * float(np.median(loss)):
+    gap = rolling_median(loss - entropy) if len(loss) >= 24 else loss - entropy
+    usual = 0.0 if _suspect(history) else loss[0] - entropy[0]
+    if gap.max() - usual > CONFIDENT and gap.max() > 0.2 * float(np.median(loss)):
         where = int(np.argmax(gap))
         words = f"the loss of {loss[where]:.3g} exceeds the model's own entropy of {entropy[where]:.3g} nats: it is sure and wrong"
         yield int(steps[where]), 1, words
@@ -78,13 +85,19 @@ def _confidently_wrong(history: History) -> Iterator[Sign]:
 def _stuck(history: History) -> Iterator[Sign]:
     """A loss that does not fall over the middle half of the run, at a rate far above the usual."""
     loss = history.curve("loss")
-    if len(loss) < 12 or rates.excess(history) <= rates.FAR_ABOVE:
+    if len(loss) < LEAST_POINTS or not _suspect(history):
         return
     quarter = len(loss) // 4
     middle = loss.values[quarter : 3 * quarter + 1]
-    begun, ended = first(middle, max(3, len(middle) // 4)), last(middle, max(3, len(middle) // 4))
+    count = min(len(middle) // 2, max(3, len(middle) // 4))
+    begun, ended = first(middle, count), last(middle, count)
     if begun - ended < FLAT * abs(begun):
         yield int(loss.steps[quarter]), 1, f"the loss stands at {ended:.3g} and no longer falls"
+
+
+def _suspect(history: History) -> bool:
+    """Whether the rate is so far above the usual that one symptom is enough."""
+    return rates.excess(history) > rates.FAR_ABOVE
 
 
 def too_small(history: History, limits: Limits) -> Iterator[Finding]:
