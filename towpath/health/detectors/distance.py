@@ -10,6 +10,8 @@ from towpath.health.signals import change, last, lately, since, window
 from towpath.recipe import Limits
 from towpath.records import Finding
 
+MATERIAL = 0.2
+"""A change of the mean reward, in deviations between answers, below which nothing is gained or lost."""
 UNHELD = 0.005
 """A coefficient below which nothing holds."""
 
@@ -56,10 +58,18 @@ def rising(history: History, limits: Limits) -> Iterator[Finding]:
 
 
 def reward_gained(history: History, limits: Limits) -> bool:
-    """Whether the reward rose beyond its noise and has not fallen from its best since."""
+    """Whether the reward rose beyond its noise, by more than a trifle, and has not fallen from its best since."""
     rose, surprise = change(history.curve("reward"))
     fallen = lately(history.curve("reward"))
-    return surprise > limits.surprise * 2 / 3 and rose > 0 and not (fallen[1] < -2 * limits.surprise and -fallen[0] > rose / 2)
+    lost_again = fallen[1] < -2 * limits.surprise and -fallen[0] > rose / 2
+    return surprise > limits.surprise * 2 / 3 and rose > 0 and is_material(history, rose) and not lost_again
+
+
+def is_material(history: History, change_of_reward: float, least: float = MATERIAL) -> bool:
+    """Whether a change of the mean reward counts beside what answers differ by; with enough steps chance makes small ones significant."""
+    spread = history.curve("reward_std").values
+    spread = spread[np.isfinite(spread) & (spread > 0)]
+    return not len(spread) or abs(change_of_reward) >= least * float(np.median(spread))
 
 
 def negative(history: History, limits: Limits) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from towpath.health import overoptimisation
+from towpath.health.detectors.distance import is_material
 from towpath.health.history import Curve, History
 from towpath.health.signals import LEAST, change, first, last, noise, since, slope_of_changes, start
 from towpath.recipe import Limits
@@ -13,6 +14,8 @@ from towpath.records import Finding
 ABSURD = 1e8
 """A mean reward that no scale excuses."""
 SHORTER = "balance the labels by length or train the reward model with a length-only baseline in view; set policy.rewards.length_limit"
+WORTH_IT = 0.5
+"""Deviations of the reward between answers that growth must earn where the reward pays for length."""
 STRANGE = 3.0
 """A normalised reward model's score that its own scale calls strange."""
 
@@ -77,7 +80,7 @@ def _by_length_over_steps(history: History, limits: Limits) -> Iterator[Finding]
     rose, sure = max((rose, sure), _climbed(reward), key=lambda pair: pair[1])
     longer = last(length.values) - start(length.values)
     grown = len(length) >= 6 and longer > 0.2 * max(start(length.values), 1e-9) and _climbed(length)[1] > limits.surprise
-    if not grown or not (sure > limits.surprise and rose > 0):
+    if not grown or not (sure > limits.surprise and rose > 0 and is_material(history, rose, WORTH_IT)):
         return
     slope, correlation, deviations = slope_of_changes(reward, length)
     explained = slope * longer / rose
