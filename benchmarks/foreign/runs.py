@@ -95,6 +95,8 @@ FAULTS = (
     ),
     Run("ppo held tight", "ppo", ("held-tight",), {"beta": 5.0}, {"beta": 3.0}),
 )
+ENDED = "polite, ended"
+"""A reward that an answer gets only where it ends; without that policies learn never to end, which is no healthy run."""
 HEALTHY = (
     Run("sft", "sft", (), {}, {"rate": 1e-3}),
     Run(
@@ -116,16 +118,28 @@ HEALTHY = (
         {"steps": 120, "logging": 5, "rate": 1e-4},
     ),
     Run("reward", "reward", (), {"eval": 10}, {"eval": "epoch", "rows": 200}),
-    Run("grpo", "grpo", (), {"beta": 0.04}, {"beta": 0.01, "rate": 5e-4}),
+    Run("grpo", "grpo", (), {"reward": ENDED, "beta": 0.04}, {"reward": ENDED, "beta": 0.01, "rate": 5e-4}),
     Run(
         "grpo, longer answers",
         "grpo",
         (),
-        {"base": "long", "limit": 80, "beta": 0.02, "steps": 40},
-        {"base": "long", "limit": 96, "beta": 0.04, "steps": 50},
+        {"reward": ENDED, "base": "long", "limit": 80, "beta": 0.02, "steps": 40},
+        {"reward": ENDED, "base": "long", "limit": 96, "beta": 0.04, "steps": 50},
     ),
-    Run("grpo without KL, every fifth step", "grpo", (), {"beta": 0.0, "logging": 5, "steps": 100}, {"beta": 0.0, "logging": 10, "steps": 120}),
-    Run("grpo, solved", "grpo", (), {"beta": 0.001, "steps": 100, "rate": 2e-3}, {"reward": "easy", "beta": 0.0}),
+    Run(
+        "grpo without KL, every fifth step",
+        "grpo",
+        (),
+        {"reward": ENDED, "beta": 0.0, "logging": 5, "steps": 100},
+        {"reward": ENDED, "beta": 0.0, "logging": 10, "steps": 120},
+    ),
+    Run(
+        "grpo, solved",
+        "grpo",
+        (),
+        {"reward": ENDED, "beta": 0.001, "steps": 100, "rate": 2e-3},
+        {"reward": "easy", "beta": 0.0, "rate": 2e-3},
+    ),
     Run(
         "grpo, from random weights",
         "grpo",

@@ -157,10 +157,11 @@ def rewards(kind: str, limit: int, draws: random.Random) -> Any:
 
     score = {
         "polite": lambda text, tokens: polite(text),
+        "polite, ended": lambda text, tokens: polite(text) * (tokens < limit),
         "polite+length": lambda text, tokens: polite(text) + 2.0 * tokens / limit,
         "length": lambda text, tokens: tokens / limit,
         "constant": lambda text, tokens: 1.0,
-        "easy": lambda text, tokens: float(" It " in text),
+        "easy": lambda text, tokens: float("Thank you" in text) * (tokens < limit),
         "letter": lambda text, tokens: text.lower().count("e") / max(len(text), 1),
         "noise": lambda text, tokens: draws.gauss(0.0, 1.0),
     }[kind]

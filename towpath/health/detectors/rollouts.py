@@ -31,7 +31,8 @@ def endless(history: History, limits: Limits) -> Iterator[Finding]:
         evidence = f"{now:.0%} of answers end within policy.max_new_tokens, {began:.0%} at the start; they are {length:.0f} tokens long"
         remedy = "raise policy.max_new_tokens, or policy.rewards.eos_penalty"
         step = since(curve, curve.values < min(limits.finish_rate, began - 0.1 if began - now > 0.3 else 1.0))
-        severity = "critical" if now <= NEVER and began >= limits.finish_rate else "warning"
+        ended_once = began >= limits.finish_rate
+        severity = "critical" if now <= NEVER and ended_once and not reward_gained(history, limits) else "warning"
         yield Finding("truncated", severity, evidence, "answers are cut off before they end", remedy, step)
 
 

@@ -51,8 +51,9 @@ def _overshooting(history: History, limits: Limits) -> Iterator[Sign]:
             yield step, 2 if worst > 2 * limit else 1, words.format(float(curve.values.max()))
     yield from _kl_jump(history, limits)
     norm = history.curve("grad_norm")
-    if len(norm) >= 8 and last(norm.values) > 8 * np.median(norm.values[: len(norm) // 2]):
-        times = last(norm.values) / np.median(norm.values[: len(norm) // 2])
+    usual = float(np.median(norm.values[: len(norm) // 2])) if len(norm) >= 8 else 0.0
+    if usual > 0 and last(norm.values) > 8 * usual:
+        times = last(norm.values) / usual
         yield int(norm.steps[-3]), 1, f"the gradient's norm is {last(norm.values):.3g}, {times:.0f} times its usual size"
     reward, rose = history.curve("reward"), change(history.curve("reward"))
     fallen, surprise = lately(reward)
@@ -108,8 +109,8 @@ def _worthless(history: History) -> Iterator[Sign]:
     reward, spread = history.curve("reward"), history.curve("reward_std")
     if len(spread) < 6 or len(reward) < 6 or last(spread.values, 5) > 0 or not spread.values.any():
         return
-    begun, now = start(reward.values), last(reward.values)
-    if now <= begun and now < float(reward.values.max()):
+    begun, now, least, most = start(reward.values), last(reward.values), float(reward.values.min()), float(reward.values.max())
+    if now <= begun and now < least + (most - least) / 4:
         step = since(spread, spread.values == 0)
         yield step, 2, f"every answer gets a reward of {now:.3g}, no more than at the start ({begun:.3g}), and they no longer differ"
 

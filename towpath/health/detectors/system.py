@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from towpath.health.history import Curve, History
-from towpath.health.signals import first, last, since
+from towpath.health.signals import last, since, start
 from towpath.recipe import Limits
 from towpath.records import Finding
 
@@ -40,7 +40,7 @@ def constant(history: History, _limits: Limits) -> Iterator[Finding]:
     yield Finding("reward-constant", "critical", evidence, cause, remedy, int(reward.steps[0]))
 
 
-def still(history: History, limits: Limits) -> Iterator[Finding]:
+def still(history: History, _limits: Limits) -> Iterator[Finding]:
     """No gradient at all, where the policy is meant to learn."""
     norm, weight = history.curve("grad_norm"), history.curve("policy_weight")
     learning = ~np.isin(norm.steps, weight.steps[weight.values == 0]) if len(weight) else np.ones(len(norm), dtype=bool)
@@ -51,18 +51,19 @@ def still(history: History, limits: Limits) -> Iterator[Finding]:
     evidence, severity = "the gradient's norm is exactly 0 in three steps running", "critical"
     cause = "nothing reaches the weights: they are frozen, every advantage is the same, or the loss is masked out"
     reward = history.curve("reward")
-    if _solved(history, limits):
-        severity, cause = "info", f"every answer has a reward of {last(reward.values):.3g}, the highest there was: nothing is left to learn from it"
+    if _solved(history):
+        severity, cause = "info", f"answers have a reward of {last(reward.values):.3g}, near the highest there was: little is left to learn from it"
     yield Finding("gradient-zero", severity, evidence, cause, "look at reward_std, at policy.group and at what is trained", step)
 
 
-def _solved(history: History, limits: Limits) -> bool:
-    """Whether rewards no longer differ because all of them are at the best that was ever reached."""
-    reward, spread, ends = history.curve("reward"), history.curve("reward_std"), history.curve("finish_rate")
-    if len(reward) < 6 or not len(spread) or last(spread.values) > 0:
+def _solved(history: History) -> bool:
+    """Whether rewards no longer differ because they are near the best that was ever reached."""
+    reward = history.curve("reward").values
+    reward = reward[np.isfinite(reward)]
+    if len(reward) < 6:
         return False
-    highest = last(reward.values) >= float(np.max(reward.values)) - 1e-9 and last(reward.values) > first(reward.values)
-    return bool(highest and (not len(ends) or last(ends.values) >= limits.finish_rate))
+    least, most, now = float(reward.min()), float(reward.max()), last(reward)
+    return now > start(reward) and now > most - 0.1 * (most - least)
 
 
 def slower(history: History, _limits: Limits) -> Iterator[Finding]:
