@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.foreign.runs import RUNS, Run, slug
 
 LOGS = Path(__file__).parent / "logs"
-HALVES = ("tuning", "held-out")
+HALVES = ("tuning", "held-out", "fresh")
 LEFT_OUT = ("num_tokens", "step_time", "epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "eps", "episode")
 """Clocks and counts, which no finding rests on."""
 
@@ -28,13 +28,18 @@ def unpacked(log: Mapping[str, Any]) -> dict[str, Any]:
     return {"max_steps": log["max_steps"], "log_history": rows}
 
 
+def half_of(run: Run, variant: int) -> str:
+    """Where a log belongs."""
+    return "fresh" if variant > 1 else HALVES[run.held_out(variant)]
+
+
 def record(source: Path) -> None:
     """Pack the logs that training wrote, each into the file of its half."""
     by_half: dict[str, list[str]] = {half: [] for half in HALVES}
     for run in RUNS:
         for path in sorted(source.glob(f"{slug(run, 0)[:-2]}-[0-9].json")):
             state = json.loads(path.read_text())
-            by_half[HALVES[run.held_out(state["variant"])]].append(json.dumps(packed(state), separators=(",", ":")))
+            by_half[half_of(run, state["variant"])].append(json.dumps(packed(state), separators=(",", ":")))
     for half, lines in by_half.items():
         LOGS.mkdir(exist_ok=True)
         (LOGS / f"{half}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -23,6 +23,12 @@ def start(values: np.ndarray) -> float:
     return first(values, min(LEAST, max(1, len(values) // 8)))
 
 
+def origin(curve: Curve) -> float:
+    """The first value that was logged: of a run that is logged at every step, the one before training changed anything."""
+    finite = curve.values[np.isfinite(curve.values)]
+    return float(finite[0]) if len(finite) else float("nan")
+
+
 def sustained(values: np.ndarray, count: int = LEAST) -> float:
     """The highest level that held for so many points running, at any time: the largest of their medians."""
     if len(values) < count:

@@ -6,12 +6,14 @@ import numpy as np
 
 from towpath.health.history import History
 from towpath.health.kl_limit import answer_length, kl_curve, kl_limit, kl_words
-from towpath.health.signals import change, last, lately, since, window
+from towpath.health.signals import change, last, lately, origin, since, window
 from towpath.recipe import Limits
 from towpath.records import Finding
 
 MATERIAL = 0.2
 """A change of the mean reward, in deviations between answers, below which nothing is gained or lost."""
+ENOUGH = 12
+"""Logs from which it can be told whether a KL buys reward."""
 UNHELD = 0.005
 """A coefficient below which nothing holds."""
 
@@ -45,7 +47,7 @@ def rising(history: History, limits: Limits) -> Iterator[Finding]:
     severity = "critical" if above else "warning"
     if not limit.stated and reward_gained(history, limits):
         severity = "warning" if above else "info"
-    elif not limit.stated and (len(kl) < 6 or not answer_length(history) > 0):
+    elif not limit.stated and (len(kl) < ENOUGH or not answer_length(history) > 0):
         severity = "warning"
     coef = last(history.curve("kl_coef").values)
     evidence = f"KL is {kl_words(history, now)}, {'above the alarm at' if above else 'alarm at'} {limit.alarm:.3g} ({limit.basis})"
@@ -62,7 +64,8 @@ def reward_gained(history: History, limits: Limits) -> bool:
     rose, surprise = change(history.curve("reward"))
     fallen = lately(history.curve("reward"))
     lost_again = fallen[1] < -2 * limits.surprise and -fallen[0] > rose / 2
-    return surprise > limits.surprise * 2 / 3 and rose > 0 and is_material(history, rose) and not lost_again
+    below_origin = last(history.curve("reward").values, 5) <= origin(history.curve("reward"))
+    return surprise > limits.surprise * 2 / 3 and rose > 0 and is_material(history, rose) and not lost_again and not below_origin
 
 
 def is_material(history: History, change_of_reward: float, least: float = MATERIAL) -> bool:

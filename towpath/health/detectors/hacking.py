@@ -7,7 +7,7 @@ import numpy as np
 from towpath.health import overoptimisation
 from towpath.health.detectors.distance import is_material
 from towpath.health.history import Curve, History
-from towpath.health.signals import LEAST, change, first, last, noise, since, slope_of_changes, start
+from towpath.health.signals import LEAST, change, first, last, noise, origin, since, slope_of_changes
 from towpath.recipe import Limits
 from towpath.records import Finding
 
@@ -70,30 +70,29 @@ def by_length(history: History, limits: Limits) -> Iterator[Finding]:
 
 
 def _growth(length: Curve) -> str:
-    return f"answers grew from {start(length.values):.0f} to {last(length.values):.0f} tokens"
+    return f"answers grew from {origin(length):.0f} to {last(length.values):.0f} tokens"
 
 
 def _by_length_over_steps(history: History, limits: Limits) -> Iterator[Finding]:
     """Without a correlation in the log: rewards that go with length from step to step, by so much that growth explains the gain."""
     reward, length, ends = history.curve("reward"), history.curve("length"), history.curve("finish_rate")
-    rose, sure = change(reward)
-    rose, sure = max((rose, sure), _climbed(reward), key=lambda pair: pair[1])
-    longer = last(length.values) - start(length.values)
-    grown = len(length) >= 6 and longer > 0.2 * max(start(length.values), 1e-9) and _climbed(length)[1] > limits.surprise
-    if not grown or not (sure > limits.surprise and rose > 0 and is_material(history, rose, WORTH_IT)):
+    rose = max((moved for moved, sure in (change(reward), _climbed(reward)) if sure > limits.surprise), default=0.0)
+    longer = last(length.values) - origin(length)
+    grown = len(length) >= 6 and longer > 0.2 * max(origin(length), 1e-9) and _climbed(length)[1] > limits.surprise
+    if not grown or rose <= 0 or not is_material(history, rose, WORTH_IT):
         return
     slope, correlation, deviations = slope_of_changes(reward, length)
     explained = slope * longer / rose
     goes_with = deviations > limits.surprise and explained > 0.5
-    cut_off = len(ends) > 0 and start(ends.values) >= 0.5 and last(ends.values) <= 0.2
+    cut_off = len(ends) > 0 and origin(ends) >= 0.5 and last(ends.values) <= 0.2
     if not goes_with and not cut_off:
         return
     evidence = f"{_growth(length)} while reward rose by {rose:.2g}"
     if goes_with:
         evidence += f"; from step to step rewards go with length (correlation {correlation:.2f}), which explains {min(explained, 1):.0%} of the gain"
-    evidence += f"; {last(ends.values):.0%} of answers still end, {start(ends.values):.0%} at the start" if cut_off else ""
+    evidence += f"; {last(ends.values):.0%} of answers still end, {origin(ends):.0%} at the start" if cut_off else ""
     ruled = ("a broken policy: the reward is higher than at the start",) if cut_off else ()
-    half_way = start(length.values) + 0.5 * longer
+    half_way = origin(length) + 0.5 * longer
     step = int(length.steps[int(np.argmax(length.values > half_way))])
     yield Finding(
         "length-hacking", "critical" if cut_off or explained > 0.8 else "warning", evidence, "the reward pays for length", SHORTER, step, ruled
@@ -106,9 +105,9 @@ def _climbed(curve: Curve) -> tuple[float, float]:
     if len(values) < 2 * LEAST:
         return 0.0, 0.0
     later = values[len(values) // 2 :]
-    moved = float(np.median(later)) - start(values)
+    moved = float(np.median(later)) - origin(curve)
     scatter = noise(values[1:]) if len(values) < 4 * LEAST else max(noise(values), float(np.std(values[:LEAST])) / 2)
-    return moved, moved / (scatter * float(np.sqrt(1 / LEAST + 1 / len(later))))
+    return moved, moved / (scatter * float(np.sqrt(1 + 1 / len(later))))
 
 
 def strange(history: History, limits: Limits) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import numpy as np
 from towpath.health import rates
 from towpath.health.history import History
 from towpath.health.kl_limit import kl_limit
-from towpath.health.signals import change, last, noise
+from towpath.health.signals import change, last, noise, rolling_median
 from towpath.recipe import Limits
 from towpath.records import Finding
 
@@ -37,11 +37,22 @@ def too_small(history: History, limits: Limits) -> Iterator[Finding]:
     cost, spread = coef * last(kl.values), last(history.curve("reward_std").values)
     if np.isnan(spread):  # not logged: a penalty beyond the noise of the mean reward is one that learning would have to outweigh
         cost, spread = coef * float(np.median(np.abs(kl.values[len(kl) // 2 :]))), noise(reward.values)
-    if (near and (coef > 0 or step > STILL)) or (cost > spread and last(kl.values) < kl_limit(history, limits).warn):
+    costly = cost > spread and last(kl.values) < kl_limit(history, limits).warn
+    if (near and (coef > 0 or step > STILL)) or costly or _pulled_back(history, limits):
         ruled = (f"a learning rate that is too small: updates move it by {step:.1g} nats a token",) if step > STILL else ()
         outweighs = f"; the penalty takes {cost:.2g} an answer where rewards differ by {spread:.2g}" if cost > spread else ""
         cause = "the KL penalty" + (f" of {coef:.3g}" if coef > 0 else "") + " outweighs what there is to gain"
         yield Finding("held-tight", "warning", seen + outweighs, cause, "lower policy.kl.coef to a fifth, 0.01 at least", int(kl.steps[0]), ruled)
+
+
+def _pulled_back(history: History, limits: Limits) -> bool:
+    """Whether the KL peaked early, well below its limit, and fell to less than half: a penalty took it back."""
+    kl = history.curve("kl")
+    smooth = rolling_median(kl.values)
+    if history.facts.get("policy.kl.alarm") or len(smooth) < 20:
+        return False
+    peak, now = int(smooth.argmax()), last(kl.values, len(kl) // 4)
+    return peak < len(smooth) // 2 and smooth[peak] < kl_limit(history, limits).warn and limits.kl_low / 10 < now < smooth[peak] / 2
 
 
 def _update_size(history: History) -> float:

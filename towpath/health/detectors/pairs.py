@@ -7,7 +7,7 @@ import numpy as np
 from towpath.health import rates
 from towpath.health.detectors.supervised import CHANCE
 from towpath.health.history import Curve, History
-from towpath.health.signals import first, last, since, start
+from towpath.health.signals import last, since
 from towpath.recipe import Limits
 from towpath.records import Finding
 
@@ -48,9 +48,11 @@ def uninformative(history: History, limits: Limits) -> Iterator[Finding]:
         return
     later = trained.values[len(trained) // 2 :]
     mean, error = float(later.mean()), float(later.std() / np.sqrt(len(later)))
-    if mean - 0.5 > max(CLEARLY / 2, limits.surprise * error) or last(history.curve("loss").values, max(3, len(trained) // 4)) < 0.9 * CHANCE:
+    if last(history.curve("loss").values, max(3, len(trained) // 4)) < 0.9 * CHANCE:
         return
-    if len(held) and float(np.mean(held.values[-2:])) > 0.5 + CLEARLY:
+    by_training = mean - 0.5 > max(CLEARLY / 2, limits.surprise * error)
+    by_held_out = float(np.mean(held.values[-2:])) > 0.5 + CLEARLY / 2 if len(held) >= 2 else by_training
+    if by_held_out and (by_training or float(np.mean(held.values[-2:])) > 0.5 + CLEARLY):
         return
     evidence = f"{mean:.0%} ± {2 * error:.0%} right on pairs in the second half of training, where guessing gives 50 %"
     evidence += f"; {np.mean(held.values[-2:]):.0%} on held-out pairs" if len(held) else ""
@@ -64,9 +66,9 @@ def displaced(history: History, limits: Limits) -> Iterator[Finding]:
     logp, ratio, gap = history.curve("chosen_logp"), history.curve("chosen"), history.curve("gap")
     if len(logp) < 6 or len(ratio) < 6:
         return
-    begun, now = start(logp.values), last(logp.values)
+    begun, now = float(logp.values[:3].max()), last(logp.values)
     fallen = (begun - now) / max(abs(begun), 1e-9)
-    if fallen < FALL or not last(ratio.values) < 0 or first(ratio.values) < last(ratio.values):
+    if fallen < FALL or not last(ratio.values) < 0:
         return
     evidence = f"the log-probability of chosen answers fell from {begun:.3g} to {now:.3g}"
     evidence += f"; their reward is {last(ratio.values):.2g} while the margin is {last(gap.values):.2g}" if len(gap) else ""

@@ -6,7 +6,7 @@ import numpy as np
 
 from towpath.health.detectors.distance import reward_gained
 from towpath.health.history import Curve, History
-from towpath.health.signals import first, last, since, start, sustained
+from towpath.health.signals import first, last, origin, since, sustained
 from towpath.recipe import Limits
 from towpath.records import Finding
 
@@ -19,9 +19,9 @@ def endless(history: History, limits: Limits) -> Iterator[Finding]:
     curve = history.curve("finish_rate")
     if len(curve) < 3:
         return
-    now, began = float(np.mean(curve.values[-3:])), start(curve.values)
+    now, began = float(np.mean(curve.values[-3:])), origin(curve)
     length = last(history.curve("length").values)
-    if now <= NEVER and float(curve.values.mean()) <= NEVER:
+    if now <= NEVER and began <= 5 * NEVER and float(curve.values.mean()) <= NEVER:
         none, pays = not curve.values.any(), reward_gained(history, limits)
         evidence = f"{'none' if none else f'{now:.1%}'} of the answers end by themselves, at no time; they are {length:.0f} tokens long"
         cause = "EOS cannot be drawn, or was not learned: it is masked, equal to the pad token, or missing in the template"

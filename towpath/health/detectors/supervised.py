@@ -12,6 +12,10 @@ from towpath.records import Finding
 
 Sign = tuple[int, int, str]
 """First step, weight, words."""
+AT_ONCE = 5
+"""Logs in which single updates, and no trend, are to blame."""
+UNTAUGHT = 4.5
+"""Nats a token above which a model knows nothing of what it is taught."""
 CHANCE = float(np.log(2))
 """The loss of a model of pairs that knows nothing."""
 CONFIDENT = 1.0
@@ -38,7 +42,7 @@ def overshoot_signs(history: History) -> Iterator[Sign]:
         yield from _rose(history.look("loss"))
     if not is_supervised(history):
         return
-    signs = [*_spike(history), *_confidently_wrong(history), *_stuck(history)]
+    signs = [*_spike(history), *_confidently_wrong(history), *_stuck(history), *_likelihood_lost(history)]
     yield from signs
     if signs and rates.excess(history) > rates.FAR_ABOVE:
         yield int(loss.steps[0]), 1 + (rates.excess(history) > rates.ABSURD), rates.words(history)
@@ -82,6 +86,18 @@ def _confidently_wrong(history: History) -> Iterator[Sign]:
         yield int(steps[where]), 1, words
 
 
+def _likelihood_lost(history: History) -> Iterator[Sign]:
+    """Chosen answers that become improbable within a few logs: a loss of likelihood that the loss of pairs does not show."""
+    logp = history.curve("chosen_logp")
+    if len(logp) < LEAST_POINTS:
+        return
+    begun, early = -float(logp.values[0]), -rolling_median(logp.values[: AT_ONCE + 2])
+    times = float(early.max()) / max(begun, 1e-9)
+    if times > 2:
+        words = f"chosen answers lost {early.max() - begun:.3g} nats of log-probability within {AT_ONCE} logs, {begun:.3g} at the start"
+        yield int(logp.steps[1 + int(np.argmax(early > 2 * begun))]), 2 if times < 4 else 3, words
+
+
 def _stuck(history: History) -> Iterator[Sign]:
     """A loss that does not fall over the middle half of the run, at a rate far above the usual."""
     loss = history.curve("loss")
@@ -115,8 +131,9 @@ def too_small(history: History, limits: Limits) -> Iterator[Finding]:
     travel, low = rates.travel(history), rates.USUAL[rates.kind(history)][0]
     if np.isfinite(travel) and travel > 1e-3:
         return
-    knows_nothing = begun > 4.5 or rates.kind(history) in ("pairs", "reward")
-    grave = knows_nothing or rates.peak(history) < low / 2
+    same_policy = len(history.curve("chosen")) > 0  # and it has not moved, as was asked above
+    known_rate = rates.kind(history) == "reward" or rates.peak(history) < low / 2
+    grave = begun > UNTAUGHT or same_policy or (np.isfinite(travel) and known_rate)
     evidence = f"after {history.steps} steps the loss has moved from {begun:.4g} by {moved:+.2g}, {share:.1%}"
     cause = f"the learning rate is too low to be seen in so few steps{rates.in_brackets(history)}"
     if np.isfinite(travel):
