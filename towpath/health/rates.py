@@ -3,7 +3,6 @@
 import math
 
 from towpath.health.history import History
-from towpath.health.signals import last
 
 USUAL = {"sft": (5e-6, 2e-4), "reward": (1e-6, 2e-4), "policy": (5e-7, 5e-4), "pairs": (5e-7, 5e-4)}
 """Lowest and highest usual peak rate with AdamW: full fine-tuning of large models at the low end, LoRA at the high end."""
@@ -54,7 +53,6 @@ def words(history: History) -> str:
 def in_brackets(history: History) -> str:
     """The rate as an aside, empty where it is not known."""
     policy = history.facts.get("stage", "policy") == "policy"
-    rate = history.facts.get("policy.learning_rate") if policy else None
-    if not isinstance(rate, int | float):
-        rate = last(history.curve("learning_rate").values, 1)
+    stated = history.facts.get("policy.learning_rate") if policy else None
+    rate = float(stated) if isinstance(stated, int | float) else peak(history)
     return f" (learning rate {rate:.2g})" if math.isfinite(rate) and rate else ""
