@@ -36,7 +36,9 @@ def too_large(history: History, limits: Limits) -> Iterator[Finding]:
     cause = "updates are larger than what a batch can tell" + rates.in_brackets(history)
     remedy = "a tenth of the learning rate, from the last good checkpoint on"
     evidence = "; ".join(text for _, _, text in signs)
-    yield Finding("learning-rate-high", "critical" if weight >= 3 else "warning", evidence, cause, remedy, begun, ruled)
+    recovered = not kl_limit(history, limits).stated and reward_gained(history, limits)  # overshot, and learned all the same
+    severity = "critical" if weight >= 3 and not recovered else "warning"
+    yield Finding("learning-rate-high", severity, evidence, cause, remedy, begun, ruled)
 
 
 def _overshooting(history: History, limits: Limits) -> Iterator[Sign]:

@@ -1,6 +1,7 @@
 """Losses that should fall: of demonstrations, of pairs, of a reward model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -169,7 +170,9 @@ def overfit(history: History, limits: Limits) -> Iterator[Finding]:
     evidence = f"the held-out loss rose from {best:.3g} at step {int(held.steps[place]) + 1} to {now:.3g}; the loss of training fell to {trained:.3g}"
     grave = now > max(1.2 * best, float(held.values[0]))
     remedy = "end training at the best held-out loss; fewer epochs, more data, LoRA, or a lower rate"
-    yield Finding("overfit", "critical" if grave else "warning", evidence, "the rows are learned by heart", remedy, int(held.steps[place]))
+    step = int(held.steps[place])
+    finding = Finding("overfit", "critical" if grave else "warning", evidence, "the rows are learned by heart", remedy, step)
+    yield replace(finding, code="reward-overfit") if rates.kind(history) == "reward" else finding
 
 
 def _scatter(values: np.ndarray) -> float:
