@@ -8,15 +8,22 @@ from typing import Any
 from benchmarks.foreign.runs import RUNS, Run, slug
 
 LOGS = Path(__file__).parent / "logs"
-HALVES = ("tuning", "held-out", "fresh")
+HALVES = ("tuning", "held-out", "fresh", "last")
+LAST = 4
+"""The variant that was made and read after the last change of a detector."""
 LEFT_OUT = ("num_tokens", "step_time", "epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "eps", "episode")
-"""Clocks and counts, which no finding rests on."""
+EXTREMES = ("completions/min", "completions/max", "clip_ratio/low", "clip_ratio/high", "logits/", "eval_logits/", "eval_logps/")
+"""Clocks, counts and extremes, which no finding rests on."""
 
 
 def packed(state: Mapping[str, Any]) -> dict[str, Any]:
     """A trainer's state with one list a column: a third of the size."""
     rows = state["log_history"]
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in LEFT_OUT and not name.endswith("_per_second")]
+    names = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if name not in LEFT_OUT and not name.startswith(EXTREMES) and not name.endswith("_per_second")
+    ]
     columns = {name: [row.get(name) for row in rows] for name in names if not name.endswith("_runtime")}
     return {key: state[key] for key in ("run", "variant", "max_steps", "ended")} | {"columns": columns}
 
@@ -30,7 +37,9 @@ def unpacked(log: Mapping[str, Any]) -> dict[str, Any]:
 
 def half_of(run: Run, variant: int) -> str:
     """Where a log belongs."""
-    return "fresh" if variant > 1 else HALVES[run.held_out(variant)]
+    if variant > 1:
+        return "last" if variant == LAST else "fresh"
+    return HALVES[run.held_out(variant)]
 
 
 def record(source: Path) -> None:
