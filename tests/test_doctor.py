@@ -286,23 +286,50 @@ def test_a_number_that_is_zero_by_construction_is_not_judged():
 
 
 def test_kl_that_runs_away_is_found_in_each_trainers_units():
-    per_answer = read(*run(PPO, objective__kl=lambda k: 0.2 * k, objective__non_score_reward=lambda k: -0.01 * k))
+    per_answer = read(*run(PPO, objective__kl=lambda k: 1.0 * k, objective__non_score_reward=lambda k: -0.05 * k))
     assert codes(per_answer)[0] == "kl-rising"
-    per_token = read(*run(GRPO, kl=lambda k: 0.2 * k / 50))
+    per_token = read(*run(GRPO, kl=lambda k: 0.03 * k))
     assert "kl-rising" in codes(per_token)
+    # Up to 0.3 nats a token are usual with GRPO.
+    assert "kl-rising" not in codes(read(*run(GRPO, kl=lambda k: 0.009 * k)))
     # The same figure a token, of answers of half a token, is no drift.
-    short = read(*run(GRPO | {"completions/mean_length": 0.5}, kl=lambda k: 0.2 * k / 50))
+    short = read(*run(GRPO | {"completions/mean_length": 0.5}, kl=lambda k: 0.03 * k))
     assert "kl-rising" not in codes(short)
+    # A stated alarm is of an answer.
+    assert "kl-rising" in codes(read(*run(GRPO, kl=lambda k: 0.009 * k)), policy__kl__alarm=2.0)
 
 
 def test_a_stated_coefficient_stands_for_every_step():
-    log = read(*run(GRPO, kl=lambda k: 0.2 * k / 50))
+    log = read(*run(GRPO, kl=lambda k: 0.009 * k))
     assert "kl-unheld" in codes(log, policy__kl__coef=0.0)
     assert "kl-unheld" not in codes(log, policy__kl__coef=0.05)
 
 
+def test_grpos_coefficient_is_the_slope_of_its_loss_on_the_kl():
+    log = read(*run(GRPO, kl=lambda k: 0.01 * k, loss=lambda k: 0.04 * 0.01 * k + wobble(k) / 1000))
+    assert log.history.curve("kl_coef").values[0] == pytest.approx(0.04, rel=0.05)
+    assert "kl_coef is the slope of the loss on the KL" in log.notes
+    assert not read(*run(GRPO, kl=lambda k: 0.01 * k, loss=wobble)).has("kl_coef")
+
+
+def test_lengths_that_ppo_does_not_log_are_estimated_for_the_kl():
+    log = read(*run(PPO, objective__kl=lambda k: 0.2 * k))
+    assert log.history.curve("length_estimate").values[0] == pytest.approx(60 / 1.1)
+    assert log.history.curve("kl_per_token").values[-1] == pytest.approx(6 / (60 / 1.1))
+    assert "kl-rising" not in codes(log)
+
+
+def test_the_sft_logs_of_openrlhf_and_verl():
+    openrlhf = read(*({"train/gpt_loss": 3 - k / 20, "train/lr": 1e-5, "train/global_step": k} for k in range(1, 20)), {"eval/eval gpt_loss": 2.5})
+    assert (openrlhf.dialect, openrlhf.kind) == ("OpenRLHF's SFT", "sft")
+    assert openrlhf.history.look("loss").values.tolist() == [2.5]
+    verl = read(*({"train/loss": 3 - k / 20, "train/lr(1e-3)": 0.01, "step": k} for k in range(1, 20)))
+    assert (verl.dialect, verl.kind) == ("verl's SFT", "sft")
+    assert verl.history.curve("learning_rate").values[0] == pytest.approx(1e-5)
+
+
 def test_a_remedy_speaks_of_settings_by_the_trainers_own_names():
-    (found,) = (f for f in doctor.told(read(*run(GRPO, kl=lambda k: 0.2 * k / 50)), {"policy.kl.coef": 0.0}).findings if f.code == "kl-unheld")
+    (found,) = (f for f in doctor.told(read(*run(GRPO, kl=lambda k: 0.009 * k)), {"policy.kl.coef": 0.0}).findings if f.code == "kl-unheld")
     assert found.remedy.endswith("in TRL's GRPO policy.kl.coef is beta")
 
 

@@ -12,6 +12,8 @@ from towpath.health.history import Curve, History, Recorder, of
 from towpath.recipe import Limits
 
 STEPS = 40
+OWN = {"policy.rollout": 64, "policy.steps": STEPS, "policy.kl.alarm": 2.0}
+"""What a run of Towpath states of itself."""
 
 
 def rows(seed=0, **curves):
@@ -38,12 +40,12 @@ def rows(seed=0, **curves):
 
 
 def codes(told, looks=(), **facts):
-    return [f.code for f in diagnose(of([*told, *looks], {"policy.rollout": 64, "policy.steps": STEPS} | facts))]
+    return [f.code for f in diagnose(of([*told, *looks], OWN | facts))]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_healthy_run_is_left_alone_at_every_step(seed) -> None:
-    history = of(rows(seed), {"policy.rollout": 64, "policy.steps": STEPS})
+    history = of(rows(seed), OWN)
     for step in range(STEPS):
         assert [f for f in diagnose(history.until(step)) if f.severity == "critical"] == []
     assert diagnose(history) == ()
@@ -69,12 +71,89 @@ FAULTY = {
     "critic-broken": {"explained_variance": -3.0, "value_loss": 50.0},
     "not-finite": {"grad_norm": lambda t: float("nan") if t == 30 else 0.8},
     "gradient-zero": {"grad_norm": 0.0},
+    "reward-constant": {"reward": 0.0, "reward_std": 0.0},
     "reward-unbounded": {"reward": lambda t: 1e30 if t == 20 else 0.1},
     "throughput-falling": {"seconds_optimise": lambda t: 5 if t < 25 else 25},
     "memory-growing": {"memory_bytes": lambda t: 4e9 + 1e8 * t},
     "format-shift": {"lists": lambda t: 0.4 * np.exp(-t / 6)},
     "reward-out-of-distribution": {"score_spread": lambda t: 0.2 + 0.02 * t},
 }
+
+
+def falling(t: int) -> float:
+    """A loss that is learned in a few steps, with some noise."""
+    return 0.2 + 0.5 * np.exp(-t / 8) + 0.02 * np.sin(7 * t)
+
+
+def losses(pairs: bool, looks: dict | None = None, **curves):
+    """A supervised run: functions of the step, and of the step of a look at held-out rows."""
+    told = [{"step": t, "phase": "train"} | {name: float(f(t)) for name, f in curves.items()} for t in range(STEPS)]
+    held = [{"step": t, "phase": "validation"} | {name: float(f(t)) for name, f in (looks or {}).items()} for t in range(4, STEPS, 5)]
+    facts = {"stage": "policy", "policy.algo": "dpo"} if pairs else {"stage": "sft"}
+    return of([*told, *(held if looks else [])], facts)
+
+
+def usual(rate: float):
+    """A linear schedule."""
+    return lambda t: rate * (1 - t / STEPS)
+
+
+def coin(t: int) -> float:
+    """An accuracy on sixteen pairs that is chance."""
+    return 0.5 + 0.1 * np.sin(17 * t)
+
+
+SUPERVISED = {
+    "overfit": losses(False, {"loss": lambda t: 1.0 + 0.02 * t}, loss=falling, learning_rate=usual(1e-4)),
+    "labels-swapped": losses(True, {"pairs_accuracy": lambda t: 0.2}, loss=falling, accuracy=lambda t: min(0.95, 0.5 + 0.02 * t)),
+    "label-noise": losses(True, loss=lambda t: 0.69, accuracy=coin, chosen=lambda t: 0.05 * np.sin(t), learning_rate=usual(5e-6)),
+    "likelihood-displacement": losses(
+        True, loss=falling, chosen=lambda t: -0.1 * t, gap=lambda t: 0.1 * t, chosen_logp=lambda t: -20.0 - t, learning_rate=usual(5e-6)
+    ),
+}  # fmt: skip
+HEALTHY_LOSSES = {
+    "learned": losses(False, {"loss": lambda t: falling(t) + 0.02}, loss=falling, token_entropy=falling, learning_rate=usual(2e-3)),
+    "nothing left to learn": losses(False, loss=lambda t: 1.3 + 0.05 * np.sin(7 * t), learning_rate=usual(2e-5)),
+    "pairs": losses(
+        True, {"pairs_accuracy": lambda t: 0.8, "pairs_loss": falling}, loss=falling, accuracy=lambda t: 0.6 + 0.3 * t / STEPS,
+        chosen=lambda t: -0.01 * t, chosen_logp=lambda t: -20 - 0.05 * t, gap=lambda t: 0.05 * t, learning_rate=usual(5e-6),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", SUPERVISED)
+def test_a_fault_of_supervised_training_comes_first(code) -> None:
+    assert diagnose(SUPERVISED[code])[0].code == code
+
+
+@pytest.mark.parametrize("name", HEALTHY_LOSSES)
+def test_a_loss_that_behaves_is_left_alone_at_every_step(name) -> None:
+    for step in range(STEPS):
+        assert [f.code for f in diagnose(HEALTHY_LOSSES[name].until(step)) if f.severity != "info"] == []
+
+
+def test_a_rate_far_above_the_usual_needs_a_symptom() -> None:
+    """The same rate with a loss that falls is left alone; with a loss that stands at 2.9, or that rose first, it is the cause."""
+    stuck = losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(0.1))
+    spiked = losses(False, loss=lambda t: 6 + 2 * t if t < 5 else 3.0 + 0.02 * np.sin(5 * t), learning_rate=usual(0.1))
+    for history in (stuck, spiked):
+        (found,) = diagnose(history)
+        assert (found.code, found.severity) == ("learning-rate-high", "critical")
+        assert "500 times the highest usual" in found.evidence
+    assert diagnose(losses(False, loss=falling, learning_rate=usual(0.1))) == ()
+    assert diagnose(losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(1e-4))) == ()
+
+
+def test_a_loss_that_does_not_move_at_a_rate_that_moves_nothing() -> None:
+    def still(begun, rate):
+        return diagnose(losses(False, loss=lambda t: begun + 0.01 * np.sin(5 * t), learning_rate=usual(rate)))
+
+    (found,) = still(6.1, 1e-6)
+    assert (found.code, found.severity) == ("learning-rate-low", "warning")
+    assert "no weight by more than 2e-05" in found.cause
+    (known,) = still(1.3, 1e-5)  # a model that may know all of it already
+    assert (known.code, known.severity) == ("learning-rate-low", "info")
+    assert still(1.3, 2e-4) == ()
 
 
 @pytest.mark.parametrize("code", FAULTY)
@@ -88,7 +167,7 @@ def test_memory_that_fills_what_is_kept_is_no_leak() -> None:
 
 
 def test_every_code_has_a_curve_here() -> None:
-    known = set(FAULTY) | {"reward-overfit", "label-noise", "safety-traded"}
+    known = set(FAULTY) | set(SUPERVISED) | {"reward-overfit", "safety-traded"}
     assert FOLLOWS.keys() <= known
     assert set().union(*FOLLOWS.values()) <= known
     assert len(DETECTORS) >= 20
@@ -99,6 +178,78 @@ def test_what_follows_from_a_cause_is_told_after_it() -> None:
     assert both[0] == "learning-rate-high"
     assert "kl-rising" in both[1:]
     assert codes(rows(**FAULTY["sampler-mismatch"] | {"kl": -0.6}))[:2] == ["sampler-mismatch", "kl-negative"]
+
+
+def test_consequences_come_after_the_cause_that_explains_them() -> None:
+    """A rate that breaks the policy: no answer ends, every reward is the same, the gradient is 0, and KL is 5 nats a token."""
+    broken = {
+        "reward": lambda t: 0.3 if t < 3 else 0.0, "reward_std": lambda t: 0.3 if t < 3 else 0.0, "grad_norm": lambda t: 0.5 if t < 3 else 0.0,
+        "finish_rate": lambda t: 0.95 if t < 3 else 0.0, "length": lambda t: 20.0 if t < 3 else 32.0, "kl": lambda t: 0.1 if t < 3 else 160.0,
+        "kl_per_token": lambda t: 0.005 if t < 3 else 5.0, "clip_fraction": 0.0, "approx_kl": 0.0, "learning_rate": 0.1, "kl_coef": 0.04,
+        "reward_length_corr": 0.0, "reward/a": 0.0, "reward/b": 0.0, "domain/a": 0.0, "domain/b": 0.0, "score": 0.0,
+    }  # fmt: skip
+    found = diagnose(of(rows(**broken)))
+    assert found[0].code == "learning-rate-high"
+    assert found[0].severity == "critical"
+    assert {"truncated", "gradient-zero", "kl-rising"} <= {finding.code for finding in found[1:]}
+    assert "missing-eos" not in [finding.code for finding in found]
+
+
+def test_a_reward_that_pays_for_length_is_told_without_a_correlation_in_the_log() -> None:
+    draws = np.random.default_rng(3)
+    lengths = [min(32.0, 12 + 1.5 * t + 2 * draws.standard_normal()) for t in range(STEPS)]
+    paid = {"length": lambda t: lengths[t], "reward": lambda t: lengths[t] / 32, "finish_rate": lambda t: max(0.0, 1 - t / 15)}
+    logged = [{name: x for name, x in row.items() if name in (*paid, "step", "phase", "reward_std")} for row in rows(**paid)]
+    for row in logged:  # as it was logged, without the noise of `rows`
+        row |= {"length": lengths[row["step"]], "reward": lengths[row["step"]] / 32, "reward_std": 0.2 if row["step"] < 15 else 0.0}
+    found = diagnose(of(logged))
+    assert (found[0].code, found[0].severity) == ("length-hacking", "critical")
+    unpaid = [row | {"reward": 0.02 * row["step"] + 0.1 * draws.standard_normal(), "finish_rate": 0.95, "reward_std": 0.3} for row in logged]
+    assert "length-hacking" not in [finding.code for finding in diagnose(of(unpaid))]
+
+
+def test_a_solved_task_is_no_danger() -> None:
+    solved = {
+        "reward": lambda t: min(1.0, 0.1 * t), "reward_std": lambda t: 0.0 if t > 10 else 0.3, "grad_norm": lambda t: 0.0 if t > 12 else 0.5,
+    }  # fmt: skip
+    logged = rows(**solved)
+    for row in logged:
+        row["reward"] = min(1.0, 0.1 * row["step"])
+    found = {finding.code: finding.severity for finding in diagnose(of(logged, OWN))}
+    assert found == {"gradient-zero": "info"}
+
+
+def test_answers_that_ended_once_are_truncated_and_lack_no_eos() -> None:
+    assert codes(rows(finish_rate=lambda t: max(0.0, 0.9 - 0.05 * t)))[:1] == ["truncated"]
+    (found,) = diagnose(of(rows(finish_rate=0.0, reward=lambda t: 0.0), OWN))[:1]
+    assert (found.code, found.severity) == ("missing-eos", "critical")
+
+
+def test_the_limit_of_the_kl_goes_by_the_length_of_answers() -> None:
+    """Per answer where a recipe states an alarm and answers are short; per token beyond, and in logs that state none."""
+
+    def kl_findings(length, per_token, reward=lambda t: 0.04 * t, **facts):
+        told = rows(length=float(length), kl=lambda t: per_token * length * t / STEPS, reward=reward)
+        for row in told:
+            row["kl_per_token"] = row["kl"] / length
+        return {f.code: f for f in diagnose(of(told, facts)) if f.code == "kl-rising"}
+
+    own = {"policy.kl.alarm": 2.0}
+    assert kl_findings(24, 0.15, **own)["kl-rising"].severity == "critical"
+    assert "limit per answer: policy.kl.alarm = 2" in kl_findings(24, 0.15, **own)["kl-rising"].evidence
+    for length, per_token in ((1000, 0.02), (1000, 0.05), (4000, 0.02)):  # tens of nats
+        assert kl_findings(length, per_token, **own) == {}
+        assert kl_findings(length, per_token) == {}
+    for length in (16, 32, 64, 256):  # as GRPO is
+        for per_token in (0.01, 0.1, 0.28):
+            assert kl_findings(length, per_token) == {}
+    lost = kl_findings(200, 1.0, reward=lambda t: 0.0)["kl-rising"]
+    assert lost.severity == "critical"
+    assert "limit per token: 0.3 in answers of 200 tokens" in lost.evidence
+    assert kl_findings(200, 1.0)["kl-rising"].severity == "warning"  # it buys reward
+    assert "limit per answer: 1" in kl_findings(2, 1.0, reward=lambda t: 0.0)["kl-rising"].evidence
+    long = kl_findings(200, 0.3, **own)["kl-rising"]
+    assert "2 for 100 tokens and 0.3 nats for each of the others" in long.evidence
 
 
 def test_what_began_before_its_would_be_cause_is_told_first() -> None:
@@ -188,7 +339,7 @@ def test_change_is_measured_in_its_own_noise() -> None:
 
 
 def turned(code, knobs, made=(), step=20, facts=None, **curves):
-    history = of(rows(**FAULTY.get(code, {}) | curves), {"policy.steps": STEPS, "policy.kl.coef": 0.05} | (facts or {})).until(step)
+    history = of(rows(**FAULTY.get(code, {}) | curves), OWN | {"policy.kl.coef": 0.05} | (facts or {})).until(step)
     found = diagnose(history)
     assert code in [f.code for f in found[:2]]
     return remedies.next_turn(found, history, knobs, made, step, 6)
@@ -215,7 +366,7 @@ def test_remedies_turn_the_right_knob_within_bounds() -> None:
 
 def test_a_reward_that_pays_for_repetition_is_told_before_answers_repeat() -> None:
     assert "repetition" not in codes(rows(reward_repetition_corr=0.4))
-    (found,) = diagnose(of(rows(reward_repetition_corr=0.8), {"policy.rollout": 64, "policy.steps": STEPS}))
+    (found,) = diagnose(of(rows(reward_repetition_corr=0.8), OWN))
     assert (found.code, found.severity, found.first_step) == ("repetition", "warning", 0)
     assert "correlation with that share is 0.80" in found.evidence
     assert "pays for repetition" in found.cause
@@ -235,7 +386,7 @@ def test_a_domain_that_always_stood_still_is_not_forgotten_for_a_trifle() -> Non
 def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() -> None:
     def of_looks(*shares):
         looks = [{"step": 3 * i - 1, "phase": "validation", "harmful_refusal": x, "probes": 24} for i, x in enumerate(shares)]
-        found = diagnose(of([*rows(), *looks], {"policy.rollout": 64, "policy.steps": STEPS}))
+        found = diagnose(of([*rows(), *looks], OWN))
         return {f.code: f.severity for f in found}.get("safety-traded")
 
     assert of_looks(1.0, 1.0, 1.0, 0.6, 0.6) == "warning"
@@ -245,7 +396,7 @@ def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() ->
 
 def test_a_watched_source_that_does_not_rise_is_a_warning_and_ends_nothing() -> None:
     still = {"reward": lambda t: 0.15 * t, "watched/judge": lambda t: -0.002 * t + (0.1 if t % 2 else -0.1)}
-    (found,) = diagnose(of(rows(**still), {"policy.rollout": 64, "policy.steps": STEPS}))
+    (found,) = diagnose(of(rows(**still), OWN))
     assert (found.code, found.severity) == ("reward-hacking", "warning")
     assert "did not rise" in found.evidence
     assert turned("reward-hacking", {}, step=39, **still) is None

@@ -30,7 +30,7 @@ NEEDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...], str], ...] = (
     (ROLLOUTS, ("reward", "score"), "no reward: neither learning nor hacking judged"),
     (ROLLOUTS, ("watched/",), "no score but the rewarded one (watched/…): hacking is judged by its traces only"),
     (ROLLOUTS, ("length",), "no length of answers: growth by length not judged"),
-    (ROLLOUTS, ("reward_length_corr",), "no correlation of score and length: whether length is what is rewarded not judged"),
+    (ROLLOUTS, ("reward_length_corr",), "no correlation of score and length: whether length is rewarded is judged from step to step only"),
     (ROLLOUTS, ("entropy", "distinct_2"), "neither entropy nor diversity of words: collapse not judged"),
     (ROLLOUTS, ("repetition",), "no share of repeated words: repetition not judged"),
     (ROLLOUTS, ("finish_rate",), "no share of answers that end: truncation not judged"),

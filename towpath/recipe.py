@@ -369,7 +369,12 @@ class Gates(Section):
 
 class Limits(Section):
     kl_low: float = value(0.05, "nats per prompt below which the policy is taken not to move", "0.02-0.1", "", ge=0)
-    kl_high: float = value(1.0, "nats per prompt that warn; policy.kl.alarm is where it becomes critical", "1", "", gt=0)
+    kl_high: float = value(1.0, "nats per answer that warn in short answers; policy.kl.alarm is where it becomes critical", "1", "", gt=0)
+    kl_short_answer: int = value(100, "tokens up to which an answer is short: held to kl_high and policy.kl.alarm as they are", "50-200", "", ge=1)
+    kl_high_per_token: float = value(
+        0.3, "nats a token: what longer answers may have for each token beyond kl_short_answer; in logs without an alarm, what warns",
+        "0.1-0.5", "GRPO is usually at 0.01-0.3 nats a token", gt=0
+    )  # fmt: skip
     clip_fraction: float = value(0.3, "share of clipped tokens that is too much", "0.2-0.4", "a calm run clips 0.02-0.15", gt=0, le=1)
     approx_kl: float = value(0.1, "nats a token between the policy before and after a rollout's updates", "0.03-0.2", "", gt=0)
     sampler_error: float = value(

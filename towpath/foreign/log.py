@@ -41,6 +41,8 @@ class Taken:
     says: str = ""
     rest: bool = False
     """Whether the rest to one was taken."""
+    scale: float = 1.0
+    """What the logged number was multiplied with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ def translated(raw: Raw, maps: Mapping[str, str] | None = None) -> Log:
     rows = _rows(steps, taken, kind)
     begins = int(min((row["step"] for row in rows if row["phase"] == "train"), default=1) >= 1)
     notes = [*raw.notes, *_assumed(raw.rows, maps or {}, dialect, taken), *_completed(rows, steps)]
+    notes += [*_fill_kl_coef(rows, dialect.algo), *_estimate_lengths(rows, steps)]
     notes += [] if begins else ["the log counts steps from 0; here they are counted from 1"]
     facts = _facts(rows, kind, dialect, raw.settings)
     told = _watched_too(history.of(({**row, "step": row["step"] - begins} for row in rows), facts))
@@ -195,7 +198,7 @@ def _sorted_out(
             unused[column] = f"{by_ours[meaning.ours, phase or 'train']} is taken for {meaning.ours}"
         else:
             by_ours[meaning.ours, phase or "train"] = column
-            taken[column] = Taken(meaning.ours, phase, meaning.says, meaning.rest)
+            taken[column] = Taken(meaning.ours, phase, meaning.says, meaning.rest, meaning.scale)
     return taken, unused, tuple(column for column in columns if column in unknown)
 
 
@@ -208,7 +211,7 @@ def _rows(steps: Iterable[tuple[int, str, Numbers]], taken: Mapping[str, Taken],
                 told = taken[column]
                 phase = told.phase or said or "train"
                 ours = names.ON_PAIRS.get(told.ours, told.ours) if kind == "pairs" and phase == "validation" else told.ours
-                rows.setdefault((step, phase), {"step": step, "phase": phase})[ours] = 1 - value if told.rest else value
+                rows.setdefault((step, phase), {"step": step, "phase": phase})[ours] = 1 - value if told.rest else value * told.scale
     return [rows[key] for key in sorted(rows)]
 
 
@@ -272,6 +275,43 @@ def _completed(rows: list[dict[str, Any]], steps: Iterable[tuple[int, str, Numbe
             row["kl_coef"] = -penalty[row["step"]] / row["kl"]
             said.add("kl_coef is the KL penalty over the KL")
     yield from sorted(said)
+
+
+SLOPE_ROWS = 10
+SLOPE_CORRELATION = 0.95
+
+
+def _fill_kl_coef(rows: Sequence[dict[str, Any]], algo: str) -> Iterator[str]:
+    """GRPO's loss has the value of the KL penalty alone where a rollout is learned from once: its slope on the KL is the coefficient."""
+    train = [row for row in rows if row["phase"] == "train"]
+    points = [(row["kl_per_token"], row["policy_loss"]) for row in train if "kl_per_token" in row and "policy_loss" in row]
+    known = any("kl_coef" in row for row in train)
+    finite = np.array([point for point in points if np.isfinite(point).all()])
+    if algo != "grpo" or known or len(finite) < SLOPE_ROWS or not finite.std(axis=0).all():
+        return
+    kl, loss = finite.T
+    slope = float(kl @ loss / (kl @ kl))
+    if slope <= 0 or np.corrcoef(kl, loss)[0, 1] < SLOPE_CORRELATION:
+        return
+    for row in train:
+        row["kl_coef"] = slope
+    yield "kl_coef is the slope of the loss on the KL"
+
+
+def _estimate_lengths(rows: Sequence[dict[str, Any]], steps: Iterable[tuple[int, str, Numbers]]) -> Iterator[str]:
+    """TRL's PPO logs no length, but the entropy of an answer and that of a token."""
+    answers = {step: numbers["objective/entropy"] for step, _, numbers in steps if "objective/entropy" in numbers}
+    estimated = False
+    for row in rows:
+        per_token = row.get("entropy", 0.0)
+        if "length" in row or row["step"] not in answers or not per_token > SMALL or not answers[row["step"]] > 0:
+            continue
+        row["length_estimate"] = answers[row["step"]] / per_token
+        if "kl" in row:
+            row["kl_per_token"] = row["kl"] / max(row["length_estimate"], 1.0)
+        estimated = True
+    if estimated:
+        yield "lengths are not logged; limits of the KL use objective/entropy over policy/entropy_avg"
 
 
 SETTINGS = {

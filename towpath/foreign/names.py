@@ -9,68 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from towpath.foreign.ours import OURS
+
 Kind = Literal["policy", "pairs", "sft", "reward", "training"]
 """What was trained: a policy on its own answers, a policy on pairs, a model on demonstrations, a reward model; or nothing says."""
 
-OURS = {
-    "loss": "what was descended",
-    "policy_loss": "the clipped surrogate",
-    "value_loss": "the critic's",
-    "clip_fraction": "share of tokens whose ratio was clipped",
-    "ratio": "mean of the probability ratio of new to old",
-    "ratio_error": "mean distance of that ratio from 1",
-    "first_ratio_error": "the same in the first update of a rollout, where it should be 0",
-    "approx_kl": "nats a token between the policy before and after updates",
-    "entropy": "nats a token",
-    "kl": "nats per answer to the reference",
-    "kl_k3": "nats per answer to the reference, by the k3 estimator",
-    "kl_per_token": "nats a token to the reference",
-    "kl_std": "deviation of the KL between answers",
-    "score": "what the reward sources say, before penalties",
-    "reward": "what an answer gets, KL not taken off",
-    "reward_std": "deviation of the reward in a rollout",
-    "reward_turned": "reward with the weights, penalties and bonuses that remedies turned",
-    "score_spread": "deviation of the scores of several reward models",
-    "reward_length_corr": "correlation of an answer's score with its length",
-    "reward_repetition_corr": "correlation of an answer's reward, penalties taken off, with its repetition",
-    "length_worth": "what the score pays for a token more: its slope on length",
-    "repetition_worth": "what the reward pays for an answer that only repeats: its slope on repetition",
-    "length": "tokens of an answer",
-    "finish_rate": "share of answers that end by themselves",
-    "distinct_1": "share of different words",
-    "distinct_2": "share of different pairs of words",
-    "distinct_3": "share of different triples of words",
-    "repetition": "share of repeated triples within an answer",
-    "opening": "share of answers that begin with the commonest opening",
-    "refusal": "share of answers that decline",
-    "harmful_refusal": "share of harmful requests that are declined",
-    "harmless_refusal": "share of harmless requests that are declined",
-    "probes": "requests asked to see what is declined",
-    "lists": "share of answers that hold lists",
-    "code": "share of answers that hold code",
-    "prompts_distinct": "share of a rollout's prompts that differ",
-    "sampler_error": "mean difference of the sampler's log-probabilities and the trainer's",
-    "explained_variance": "of returns by the critic",
-    "grad_norm": "before clipping",
-    "learning_rate": "as scheduled",
-    "learning_rate_scale": "factor on the schedule",
-    "kl_coef": "weight of the KL penalty",
-    "temperature": "of the rollouts",
-    "update": "size of an update",
-    "policy_weight": "0 while only the critic learns",
-    "accuracy": "share of pairs whose chosen answer leads",
-    "gap": "lead of the chosen answer",
-    "chosen": "log-ratio of chosen answers to the reference",
-    "rejected": "log-ratio of rejected answers to the reference",
-    "pairs_loss": "loss on held-out pairs",
-    "pairs_accuracy": "share of held-out pairs whose chosen answer leads",
-    "seconds_generate": "drawing answers",
-    "seconds_score": "scoring them",
-    "seconds_optimise": "updates",
-    "tokens_per_second": "of drawing",
-    "memory_bytes": "at most",
-}
-"""The names of this house, each with its unit or meaning."""
 FAMILIES = ("reward/", "domain/", "score/", "watched/", "domain_weight/")
 """Names that go on with a domain or a source."""
 ON_PAIRS = {"loss": "pairs_loss", "accuracy": "pairs_accuracy"}
@@ -97,6 +40,8 @@ class Meaning:
     says: str = ""
     rest: bool = False
     """Whether it is the rest to one: the share cut off, for the share that ended."""
+    scale: float = 1.0
+    """What the logged number is multiplied with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +66,7 @@ COMMON = {
     "grad_norm": Meaning("grad_norm", "before clipping"),
     "learning_rate": Meaning("learning_rate"),
     "lr": Meaning("learning_rate"),
+    "lr(1e-3)": Meaning("learning_rate", "verl's SFT logs it in thousandths", scale=1e-3),
     "entropy_coef": _unused("a setting"),
     "aux_loss": _unused("balance of experts"),
     "train_loss": _unused("a mean over the whole run"),
@@ -174,7 +120,7 @@ TRL_PPO_BEFORE = {
 TRL_GROUPS = {
     "reward": Meaning("reward", "weighted sum of the reward functions, KL not taken off"),
     "reward_std": Meaning("reward_std"),
-    "frac_reward_zero_std": _unused("share of groups whose answers all score alike"),
+    "frac_reward_zero_std": Meaning("zero_std_groups"),
     "kl": Meaning("kl_per_token", "nats a token, by the k3 estimator"),
     "entropy": Meaning("entropy", "nats a token"),
     "policy_loss": Meaning("policy_loss"),
@@ -194,7 +140,7 @@ TRL_PAIRS = {
     "rewards/rejected": Meaning("rejected", "beta times the log-ratio"),
     "entropy": _unused("of answers that were given: no sign of sameness"),
     "kl": _unused("the reference point of KTO, of answers put to other prompts: no drift of the policy"),
-    "logps/chosen": _unused("grows with length"),
+    "logps/chosen": Meaning("chosen_logp", "summed over tokens"),
     "logps/rejected": _unused("grows with length"),
     "logits/chosen": _unused("of no known scale"),
     "logits/rejected": _unused("of no known scale"),
@@ -211,8 +157,8 @@ TRL_REWARD = {
     "max_reward": _unused("a reward model's scores have no zero"),
 }
 TRL_SFT = {
-    "mean_token_accuracy": _unused("share of tokens guessed right; the loss says more"),
-    "entropy": _unused("of answers that were given: no sign of sameness"),
+    "mean_token_accuracy": Meaning("token_accuracy"),
+    "entropy": Meaning("token_entropy", "of answers that were given: no sign of sameness"),
 }
 VERL = {
     "critic/score/mean": Meaning("reward", "of an answer, KL not taken off"),
@@ -279,6 +225,13 @@ OPENRLHF_PAIRS = {
     "eval_loss": Meaning("loss"),
 }
 
+OPENRLHF_SFT = {
+    "gpt_loss": Meaning("loss", "what was descended"),
+    "eval gpt_loss": Meaning("loss", "held out"),
+    "loss_mean": _unused("a running mean"),
+    "ptx_loss": _unused("of the pretraining mix"),
+}
+
 KEYS_OF_TRL_PPO = {
     "policy.kl.coef": "kl_coef",
     "policy.temperature": "temperature",
@@ -333,6 +286,8 @@ DIALECTS = (
         keys=KEYS_OF_OPENRLHF,
     ),
     Dialect("OpenRLHF, on pairs", "pairs", (("chosen_reward", "reject_reward"),), OPENRLHF_PAIRS),
+    Dialect("OpenRLHF's SFT", "sft", (("gpt_loss",),), OPENRLHF_SFT),
+    Dialect("verl's SFT", "sft", (("lr(1e-3)", "loss"),), {}),
     Dialect("TRL's KTO", "pairs", (("rewards/chosen", "kl"),), TRL_PAIRS, "kto"),
     Dialect("TRL's DPO", "pairs", (("rewards/accuracies",), ("rewards/chosen",)), TRL_PAIRS, "dpo"),
     Dialect("TRL's reward model", "reward", (("margin", "accuracy"), ("min_reward", "max_reward")), TRL_REWARD),

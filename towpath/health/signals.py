@@ -18,6 +18,17 @@ def first(values: np.ndarray, count: int = LEAST) -> float:
     return float(np.median(values[:count])) if len(values) else float("nan")
 
 
+def start(values: np.ndarray) -> float:
+    """The level before training changed anything: of short curves, which tell means of several steps, the first point alone."""
+    return first(values, min(LEAST, max(1, len(values) // 8)))
+
+
+def origin(curve: Curve) -> float:
+    """The first value that was logged: of a run that is logged at every step, the one before training changed anything."""
+    finite = curve.values[np.isfinite(curve.values)]
+    return float(finite[0]) if len(finite) else float("nan")
+
+
 def sustained(values: np.ndarray, count: int = LEAST) -> float:
     """The highest level that held for so many points running, at any time: the largest of their medians."""
     if len(values) < count:
@@ -67,3 +78,34 @@ def since(curve: Curve, holds: np.ndarray) -> int:
     misses = np.flatnonzero(~holds)
     begin = 0 if not len(misses) else misses[-1] + 1
     return int(curve.steps[begin]) if begin < len(holds) else int(curve.steps[np.flatnonzero(holds)[0]])
+
+
+def rolling_median(values: np.ndarray, count: int = LEAST) -> np.ndarray:
+    """The median of every `count` neighbouring points."""
+    if len(values) < count:
+        return values[:0]
+    return np.median(np.lib.stride_tricks.sliding_window_view(values, count), axis=1)
+
+
+def shared(one: Curve, other: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps that two curves have in common, and the finite values of both there."""
+    steps, left, right = np.intersect1d(one.steps, other.steps, return_indices=True)
+    values, others = one.values[left], other.values[right]
+    finite = np.isfinite(values) & np.isfinite(others)
+    return steps[finite], values[finite], others[finite]
+
+
+def slope_of_changes(one: Curve, other: Curve) -> tuple[float, float, float]:
+    """How one curve goes with another from step to step, trends taken out: slope of its changes on the other's, correlation, deviations from 0."""
+    _, values, others = shared(one, other)
+    if len(values) < 4 * LEAST:
+        return 0.0, 0.0, 0.0
+    moved, by = np.diff(values), np.diff(others)
+    changing = (np.abs(moved) > 0) | (np.abs(by) > 0)
+    moved, by = moved[changing], by[changing]
+    if len(by) < 2 * LEAST or not moved.std() or not by.std():
+        return 0.0, 0.0, 0.0
+    correlation = float(np.corrcoef(moved, by)[0, 1])
+    slope = correlation * float(moved.std() / by.std())
+    deviations = float(np.arctanh(np.clip(correlation, -0.999, 0.999))) * float(np.sqrt(max(len(by) / 2 - 3, 1)))
+    return slope, correlation, deviations

@@ -1,50 +1,78 @@
-"""KL to the tuned model: rising without a hold, rising all the same, or below zero, which no KL can be."""
+"""KL to the reference: rising without a penalty, rising in spite of one, or below zero, which no KL can be."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from towpath.health.history import Curve, History
-from towpath.health.signals import change, last, since, window
+from towpath.health.history import History
+from towpath.health.kl_limit import answer_length, kl_curve, kl_limit, kl_words
+from towpath.health.signals import change, last, lately, origin, since, window
 from towpath.recipe import Limits
 from towpath.records import Finding
 
+MATERIAL = 0.2
+"""A change of the mean reward, in deviations between answers, below which nothing is gained or lost."""
+ENOUGH = 12
+"""Logs from which it can be told whether a KL buys reward."""
 UNHELD = 0.005
 """A coefficient below which nothing holds."""
 
 
 def unheld(history: History, limits: Limits) -> Iterator[Finding]:
     """KL rises and there is no penalty to speak of."""
-    kl, coef = history.curve("kl"), history.curve("kl_coef")
-    if not len(coef) or not last(coef.values) < UNHELD or len(kl) < 3 or not last(kl.values) > limits.kl_high / 2:
+    kl, coef, limit = history.curve("kl"), history.curve("kl_coef"), kl_limit(history, limits)
+    if not len(coef) or not last(coef.values) < UNHELD or len(kl) < 3:
         return
-    now = last(kl.values)
-    held = history.curve("clip_fraction")
-    ruled = (
-        (f"steps that are too large: {last(held.values):.0%} of tokens clipped",) if len(held) and last(held.values) < limits.clip_fraction else ()
-    )
-    evidence = f"KL is {now:.2f} nats a prompt and rising, with a coefficient of {last(coef.values):g}"
-    remedy, step = "set policy.kl.coef to 0.05, and to 0.1 where KL has passed 2", since(kl, kl.values > limits.kl_high / 2)
-    severity = "critical" if now > limits.kl_high else "warning"
-    yield Finding("kl-unheld", severity, evidence, "nothing holds the policy near the tuned model", remedy, step, ruled)
+    now, pays = last(kl.values), not limit.stated and reward_gained(history, limits)
+    if not now > (limit.alarm if pays else limit.warn / 2):
+        return
+    clipped = history.curve("clip_fraction")
+    calm = len(clipped) and last(clipped.values) < limits.clip_fraction
+    ruled = (f"steps that are too large: {last(clipped.values):.0%} of tokens clipped",) if calm else ()
+    evidence = f"KL is {kl_words(history, now)} and rising, with a coefficient of {last(coef.values):.2g} ({limit.basis})"
+    remedy, step = "set policy.kl.coef to 0.05, and to 0.1 where KL has passed 2", since(kl, kl.values > limit.warn / 2)
+    severity = "critical" if now > limit.warn and not pays else "warning"
+    yield Finding("kl-unheld", severity, evidence, "nothing holds the policy near the model it began from", remedy, step, ruled)
 
 
 def rising(history: History, limits: Limits) -> Iterator[Finding]:
-    """KL above what is usual, or above the alarm."""
-    kl = _kl(history)
-    alarm = history.facts.get("policy.kl.alarm", 2 * limits.kl_high)
-    if len(kl) < 3 or not last(kl.values) > limits.kl_high:
+    """KL above what is usual, or above the alarm; without a stated alarm a KL that buys reward is worth knowing, not a danger."""
+    kl, limit = kl_curve(history), kl_limit(history, limits)
+    if len(kl) < 3 or not last(kl.values) > limit.warn:
         return
-    now, above = last(kl.values), bool((kl.values[-3:] > alarm).sum() >= 2 and last(kl.values) > alarm)
-    _, surprise = change(kl)
-    if not above and surprise < limits.surprise and len(kl) >= 6:
+    now = last(kl.values)
+    above = bool((kl.values[-3:] > limit.alarm).sum() >= 2 and now > limit.alarm)
+    if not above and change(kl)[1] < limits.surprise and len(kl) >= 6:
         return  # it stands high, but it stands
+    severity = "critical" if above else "warning"
+    if not limit.stated and reward_gained(history, limits):
+        severity = "warning" if above else "info"
+    elif not limit.stated and (len(kl) < ENOUGH or not answer_length(history) > 0):
+        severity = "warning"
     coef = last(history.curve("kl_coef").values)
-    evidence = f"KL is {now:.2f} nats a prompt, {'above the alarm at' if above else 'alarm at'} {alarm:g}"
+    evidence = f"KL is {kl_words(history, now)}, {'above the alarm at' if above else 'alarm at'} {limit.alarm:.3g} ({limit.basis})"
+    gained = change(history.curve("reward"))
+    evidence += f"; reward has moved by {gained[0]:+.2g}, {abs(gained[1]):.1f} deviations of its noise" if len(history.curve("reward")) >= 6 else ""
     cause = f"a coefficient of {coef:.3g} does not hold against the reward" if np.isfinite(coef) else "the policy leaves the model it began from"
     more = max(0.1, 2 * float(np.nan_to_num(coef)))
     remedy = f"raise policy.kl.coef to {more:.2g}, then {2 * more:.2g}; lower the learning rate"
-    yield Finding("kl-rising", "critical" if above else "warning", evidence, cause, remedy, since(kl, kl.values > limits.kl_high))
+    yield Finding("kl-rising", severity, evidence, cause, remedy, since(kl, kl.values > limit.warn))
+
+
+def reward_gained(history: History, limits: Limits) -> bool:
+    """Whether the reward rose beyond its noise, by more than a trifle, and has not fallen from its best since."""
+    rose, surprise = change(history.curve("reward"))
+    fallen = lately(history.curve("reward"))
+    lost_again = fallen[1] < -2 * limits.surprise and -fallen[0] > rose / 2
+    below_origin = last(history.curve("reward").values, 5) <= origin(history.curve("reward"))
+    return surprise > limits.surprise * 2 / 3 and rose > 0 and is_material(history, rose) and not lost_again and not below_origin
+
+
+def is_material(history: History, change_of_reward: float, least: float = MATERIAL) -> bool:
+    """Whether a change of the mean reward counts beside what answers differ by; with enough steps chance makes small ones significant."""
+    spread = history.curve("reward_std").values
+    spread = spread[np.isfinite(spread) & (spread > 0)]
+    return not len(spread) or abs(change_of_reward) >= least * float(np.median(spread))
 
 
 def negative(history: History, limits: Limits) -> Iterator[Finding]:
@@ -68,11 +96,6 @@ def negative(history: History, limits: Limits) -> Iterator[Finding]:
     evidence = f"KL is {mean:.2f} nats a prompt, {-mean / error:.1f} standard errors below zero"
     remedy = "draw with temperature alone and score with the same; look at EOS, padding and min_new_tokens"
     yield Finding("kl-negative", "critical" if mean < -0.5 else "warning", evidence, cause, remedy, since(kl, kl.values < 0))
-
-
-def _kl(history: History) -> Curve:
-    curve = history.curve("kl")
-    return curve if len(curve) else history.look("kl")
 
 
 DETECTORS = (unheld, rising, negative)

@@ -1,17 +1,21 @@
-"""The reward rises and what it stands for does not: by another judge's word, by length, by the scores' own scale."""
+"""The reward rises and quality does not: by a watched source, by length, by the scale of the scores."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from towpath.health import overoptimisation
-from towpath.health.history import History
-from towpath.health.signals import change, first, last, since
+from towpath.health.detectors.distance import is_material
+from towpath.health.history import Curve, History
+from towpath.health.signals import LEAST, change, first, last, noise, origin, since, slope_of_changes
 from towpath.recipe import Limits
 from towpath.records import Finding
 
 ABSURD = 1e8
 """A mean reward that no scale excuses."""
+SHORTER = "balance the labels by length or train the reward model with a length-only baseline in view; set policy.rewards.length_limit"
+WORTH_IT = 0.5
+"""Deviations of the reward between answers that growth must earn where the reward pays for length."""
 STRANGE = 3.0
 """A normalised reward model's score that its own scale calls strange."""
 
@@ -50,17 +54,60 @@ def _short(name: str) -> str:
 def by_length(history: History, limits: Limits) -> Iterator[Finding]:
     """The score goes with length, and length goes up."""
     corr, length = history.curve("reward_length_corr"), history.curve("length")
+    if not len(corr):
+        yield from _by_length_over_steps(history, limits)
+        return
     if len(corr) < 3 or not last(corr.values, 5) > limits.length_correlation:
         return
     longer, surprise = change(length)
     grown = surprise > limits.surprise and longer > 0.1 * max(first(length.values), 1e-9)
     evidence, worth = f"the score's correlation with length is {last(corr.values, 5):.2f}", last(history.curve("length_worth").values, 5)
     evidence += f", a token more earns {worth:.2g}" if worth > 0 else ""
-    evidence += f"; answers grew from {first(length.values):.0f} to {last(length.values):.0f} tokens" if grown else ""
+    evidence += f"; {_growth(length)}" if grown else ""
     cause = "the reward pays for length" + (": its labels, or its model, prefer what is longer" if _by_model(history) else "")
-    remedy = "balance the labels by length or train the reward model with a length-only baseline in view; set policy.rewards.length_limit"
     step = since(corr, corr.values > limits.length_correlation)
-    yield Finding("length-hacking", "critical" if grown else "warning", evidence, cause, remedy, step)
+    yield Finding("length-hacking", "critical" if grown else "warning", evidence, cause, SHORTER, step)
+
+
+def _growth(length: Curve) -> str:
+    return f"answers grew from {origin(length):.0f} to {last(length.values):.0f} tokens"
+
+
+def _by_length_over_steps(history: History, limits: Limits) -> Iterator[Finding]:
+    """Without a correlation in the log: rewards that go with length from step to step, by so much that growth explains the gain."""
+    reward, length, ends = history.curve("reward"), history.curve("length"), history.curve("finish_rate")
+    rose = max((moved for moved, sure in (change(reward), _climbed(reward)) if sure > limits.surprise), default=0.0)
+    longer = last(length.values) - origin(length)
+    grown = len(length) >= 6 and longer > 0.2 * max(origin(length), 1e-9) and _climbed(length)[1] > limits.surprise
+    if not grown or rose <= 0 or not is_material(history, rose, WORTH_IT):
+        return
+    slope, correlation, deviations = slope_of_changes(reward, length)
+    explained = slope * longer / rose
+    goes_with = deviations > limits.surprise and explained > 0.5
+    cut_off = len(ends) > 0 and origin(ends) >= 0.5 and last(ends.values) <= 0.2
+    if not goes_with and not cut_off:
+        return
+    evidence = f"{_growth(length)} while reward rose by {rose:.2g}"
+    if goes_with:
+        evidence += f"; from step to step rewards go with length (correlation {correlation:.2f}), which explains {min(explained, 1):.0%} of the gain"
+    evidence += f"; {last(ends.values):.0%} of answers still end, {origin(ends):.0%} at the start" if cut_off else ""
+    ruled = ("a broken policy: the reward is higher than at the start",) if cut_off else ()
+    half_way = origin(length) + 0.5 * longer
+    step = int(length.steps[int(np.argmax(length.values > half_way))])
+    yield Finding(
+        "length-hacking", "critical" if cut_off or explained > 0.8 else "warning", evidence, "the reward pays for length", SHORTER, step, ruled
+    )
+
+
+def _climbed(curve: Curve) -> tuple[float, float]:
+    """From the first logs to the level since: by how much, and by how many deviations; for curves that rise at once and then stand."""
+    values = curve.values[np.isfinite(curve.values)]
+    if len(values) < 2 * LEAST:
+        return 0.0, 0.0
+    later = values[len(values) // 2 :]
+    moved = float(np.median(later)) - origin(curve)
+    scatter = noise(values[1:]) if len(values) < 4 * LEAST else max(noise(values), float(np.std(values[:LEAST])) / 2)
+    return moved, moved / (scatter * float(np.sqrt(1 + 1 / len(later))))
 
 
 def strange(history: History, limits: Limits) -> Iterator[Finding]:

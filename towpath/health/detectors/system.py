@@ -1,11 +1,11 @@
-"""The machinery: numbers that are none, gradients that are zero, time and memory."""
+"""Numbers that are not finite, rewards and gradients that say nothing, time and memory."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from towpath.health.history import History
-from towpath.health.signals import last
+from towpath.health.history import Curve, History
+from towpath.health.signals import last, since, start
 from towpath.recipe import Limits
 from towpath.records import Finding
 
@@ -25,17 +25,45 @@ def unfinite(history: History, _limits: Limits) -> Iterator[Finding]:
             return
 
 
+def constant(history: History, _limits: Limits) -> Iterator[Finding]:
+    """Every answer gets the same reward from the first step on."""
+    reward, spread, ties = (history.curve(name) for name in ("reward", "reward_std", "zero_std_groups"))
+    if len(reward) < 3 or not np.isfinite(reward.values).all():
+        return
+    same = (len(ties) >= 3 and bool((ties.values == 1).all())) or (len(spread) >= 3 and not spread.values.any())
+    if not same:
+        return
+    varied = bool(np.ptp(reward.values))
+    evidence = f"the answers to a prompt never differ in reward, which is {last(reward.values):.3g}" + ("" if varied else " in every step")
+    cause = "the reward function gives all answers to a prompt the same number, so no advantage differs from 0"
+    remedy = "print the reward of ten answers: a parser that never matches, a column that is missing, or a score that is rounded away"
+    yield Finding("reward-constant", "critical", evidence, cause, remedy, int(reward.steps[0]))
+
+
 def still(history: History, _limits: Limits) -> Iterator[Finding]:
     """No gradient at all, where the policy is meant to learn."""
     norm, weight = history.curve("grad_norm"), history.curve("policy_weight")
     learning = ~np.isin(norm.steps, weight.steps[weight.values == 0]) if len(weight) else np.ones(len(norm), dtype=bool)
     values = norm.values[learning]
-    if len(values) >= 3 and not values[-3:].any():
-        evidence = "the gradient's norm is exactly 0 in three steps running"
-        cause = "nothing reaches the weights: they are frozen, every advantage is the same, or the loss is masked out"
-        yield Finding(
-            "gradient-zero", "critical", evidence, cause, "look at reward_std, at policy.group and at what is trained", int(norm.steps[learning][-3])
-        )
+    if len(values) < 3 or values[-3:].any():
+        return
+    step = since(Curve(norm.steps[learning], values), values == 0)
+    evidence, severity = "the gradient's norm is exactly 0 in three steps running", "critical"
+    cause = "nothing reaches the weights: they are frozen, every advantage is the same, or the loss is masked out"
+    reward = history.curve("reward")
+    if _solved(history):
+        severity, cause = "info", f"answers have a reward of {last(reward.values):.3g}, near the highest there was: little is left to learn from it"
+    yield Finding("gradient-zero", severity, evidence, cause, "look at reward_std, at policy.group and at what is trained", step)
+
+
+def _solved(history: History) -> bool:
+    """Whether rewards no longer differ because they are near the best that was ever reached."""
+    reward = history.curve("reward").values
+    reward = reward[np.isfinite(reward)]
+    if len(reward) < 6:
+        return False
+    least, most, now = float(reward.min()), float(reward.max()), last(reward)
+    return now > start(reward) and now > most - 0.1 * (most - least)
 
 
 def slower(history: History, _limits: Limits) -> Iterator[Finding]:
@@ -81,5 +109,5 @@ def swelling(history: History, _limits: Limits) -> Iterator[Finding]:
         )
 
 
-DETECTORS = (unfinite, still)
+DETECTORS = (unfinite, constant, still)
 RESOURCES = (slower, swelling)

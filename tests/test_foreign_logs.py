@@ -1,0 +1,73 @@
+"""Recorded logs of TRL's and transformers' trainers, tiny models with faults and without: what the doctor says of them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.foreign import recorded
+from benchmarks.foreign.__main__ import diagnose_half, summary
+from benchmarks.foreign.runs import FAULTS, HEALTHY
+from towpath import doctor
+from towpath.foreign.log import Log, Raw, translated
+from towpath.health.diagnosis import diagnose
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, list[dict[str, Any]]]:
+    return {half: diagnose_half(half) for half in recorded.HALVES}
+
+
+def log(run: str, variant: int) -> Log:
+    """One recorded log by the name of its run."""
+    states = (state for half in recorded.HALVES for named, number, state in recorded.logs(half) if (named.name, number) == (run, variant))
+    state = next(states)
+    return translated(Raw(run, state["log_history"], {"max_steps": state["max_steps"]}))
+
+
+@pytest.mark.parametrize("half", recorded.HALVES)
+def test_faults_are_named_among_the_first_two_and_healthy_runs_are_not_accused(results, half: str) -> None:
+    marks = summary(results[half])
+    assert marks["faults"] >= 20
+    assert marks["share"] >= 0.9, [r for r in results[half] if r["expects"] and not r["named"]]
+    assert marks["healthy"] >= 8
+    assert marks["healthy_with_critical"] == 0, [r for r in results[half] if not r["expects"] and r["critical"]]
+
+
+def test_every_run_is_recorded_twice_and_the_split_is_the_manifests() -> None:
+    for half in recorded.HALVES:
+        for run, variant, _ in recorded.logs(half):
+            assert recorded.half_of(run, variant) == half
+    counted = [run.name for half in recorded.HALVES for run, variant, _ in recorded.logs(half) if variant < 2]
+    assert sorted(counted) == sorted(2 * [run.name for run in (*FAULTS, *HEALTHY)])
+
+
+def test_no_healthy_run_is_in_danger_at_any_step() -> None:
+    """As the callback looks at it: after every log."""
+    for half in recorded.HALVES:
+        for run, variant, state in recorded.logs(half):
+            if run.codes:
+                continue
+            history = translated(Raw(run.name, state["log_history"], {"max_steps": state["max_steps"]})).history
+            for step in range(2, history.steps, 3):
+                danger = [finding.code for finding in diagnose(history.until(step)) if finding.severity == "critical"]
+                assert danger == [], f"{run.name} {variant} after step {step}"
+
+
+@pytest.mark.parametrize(("run", "cause", "consequences"), [
+    ("grpo rate x100", "learning-rate-high", {"truncated", "kl-rising"}),
+    ("grpo length paid", "length-hacking", {"truncated"}),
+    ("grpo constant reward", "reward-constant", {"gradient-zero"}),
+    ("reward swapped labels", "labels-swapped", {"reward-overfit", "overfit"}),
+])  # fmt: skip
+def test_consequences_come_after_their_cause(run: str, cause: str, consequences: set[str]) -> None:
+    found = [[finding.code for finding in doctor.told(log(run, variant)).findings] for variant in (0, 1)]
+    assert all(codes[0] == cause for codes in found)
+    assert consequences & {code for codes in found for code in codes[1:]}
+
+
+def test_a_packed_log_is_the_file_that_the_trainer_left() -> None:
+    rows = [{"loss": 1.0, "step": 1, "epoch": 0.1}, {"eval_loss": 2.0, "eval_runtime": 0.3, "step": 1}]
+    state = {"run": "sft", "variant": 0, "max_steps": 1, "ended": "", "log_history": rows}
+    unpacked = recorded.unpacked(json.loads(json.dumps(recorded.packed(state))))
+    assert unpacked == {"max_steps": 1, "log_history": [{"loss": 1.0, "step": 1}, {"eval_loss": 2.0, "step": 1}]}
