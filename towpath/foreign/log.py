@@ -300,7 +300,7 @@ def _fill_kl_coef(rows: Sequence[dict[str, Any]], algo: str) -> Iterator[str]:
 
 def _estimate_lengths(rows: Sequence[dict[str, Any]], steps: Iterable[tuple[int, str, Numbers]]) -> Iterator[str]:
     """TRL's PPO logs no length, but the entropy of an answer and that of a token."""
-    answers = {step: numbers["objective/entropy"] for step, _, numbers in steps if "objective/entropy" in numbers}
+    answers = {step: numbers[name] for step, _, numbers in steps for name in numbers if names.bare(name)[0] == "objective/entropy"}
     estimated = False
     for row in rows:
         per_token = row.get("entropy", 0.0)
