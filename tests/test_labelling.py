@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from towpath import pipeline
-from towpath.errors import DataError, Waiting
+from towpath.errors import DataError, TowpathError, Waiting
 from towpath.recipe import load
 from towpath.records import Judgement
 from towpath.store import figures
@@ -285,11 +285,30 @@ def test_a_judge_that_brings_no_labels_is_an_error_that_says_why(sampled, tmp_pa
     assert kept["waiting_for"] == "" and (kind is Tying or any(f["code"] == "judge" for f in kept["findings"]))
 
 
+def test_people_are_waited_for_until_every_seat_is_taken(sampled, tmp_path):
+    """A tie of the first rater may be decided by the second: only when both have judged does no more come."""
+    run = copied(sampled, tmp_path / "run")
+    recipe = load(run, [*SMALL, "preferences.raters=people", "preferences.overlap=1.0"])
+    with Store.open(run / "towpath.db") as store:
+        comparisons = [c.id for c in store.comparisons()]
+    with pytest.raises(Waiting, match="0 of 8"):
+        pipeline.run(recipe, run, lambda _line: None, "label")
+    answer(run, comparisons, "ann", "tie")
+    with pytest.raises(Waiting, match="0 of 8"):
+        pipeline.run(recipe, run, lambda _line: None, "label")
+    answer(run, comparisons, "bob", "tie")
+    with pytest.raises(DataError, match=r"no more will come of \d+ comparisons: \d+ ties, 0 both bad, 0 without"):
+        pipeline.run(recipe, run, lambda _line: None, "label")
+
+
 def test_recorded_preferences_that_are_too_few_do_not_wait_for_people(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     folder = run / "data" / "preferences"
     folder.mkdir()
     (folder / "pairs.jsonl").write_text(json.dumps({"prompt": "How do I row a boat?", "chosen": "With oars.", "rejected": "no no"}) + "\n")
+    recipe = load(run, [*SMALL, "preferences.raters=recorded"])
+    with pytest.raises(TowpathError, match="the files hold 1 decided comparisons"):
+        pipeline.run(recipe, run, lambda _line: None, "label")
     with pytest.raises(DataError, match="labels: 1 of 8 decided") as error:
-        pipeline.run(load(run, [*SMALL, "preferences.raters=recorded"]), run, lambda _line: None, "label")
+        pipeline.run(recipe, run, lambda _line: None, "label", force=True)
     assert "add preferences" in error.value.fix

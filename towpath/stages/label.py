@@ -12,6 +12,7 @@ from towpath.feedback import aggregation, agreement, asking, blend, calibration,
 from towpath.records import Comparison, Judgement, Label, as_row
 from towpath.stages import collect
 from towpath.stages.job import Job
+from towpath.store import figures
 from towpath.store.publish import replace_file
 
 ENOUGH_AUDITED = 30
@@ -73,16 +74,23 @@ def _require(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[J
     if decided >= needed:
         return
     value = f"labels: {decided} of {needed} decided"
-    open_ones = {c.id for c in comparisons} - {j.comparison for j in judgements}
-    if who in ("people", "blend") and open_ones:
+    if who in ("people", "blend") and _awaited(job, comparisons, judgements):
         by_hand = f"`towpath label export {job.run} --to pairs.jsonl`, fill in `choice`, `towpath label import {job.run} pairs.jsonl`"
         fix = f"`towpath serve {job.run}` opens the rating page; or {by_hand}; then `towpath run {job.run}`"
         raise Waiting(value, "preferences.min_labels", fix)
-    undecided = [f"{counted['tie']} ties", f"{counted['both_bad']} both bad", f"{len(open_ones)} without a judgement"]
+    unjudged = {c.id for c in comparisons} - {j.comparison for j in judgements}
+    undecided = [f"{counted['tie']} ties", f"{counted['both_bad']} both bad", f"{len(unjudged)} without a judgement"]
     value += f", and no more will come of {len(comparisons)} comparisons: {', '.join(undecided)}"
     failed = [f.evidence for f in job.findings if f.code == "judge"]
     rule = "; ".join(["preferences.min_labels decided labels are needed", *failed])
     raise DataError(value, rule, _more_labels(job, who, bool(failed)))
+
+
+def _awaited(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> bool:
+    """Whether some comparison still waits for a person: for the first, or for another whose word may decide it."""
+    said = Counter(comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in raters.PEOPLE})
+    seats = job.store.read(figures.seats)
+    return any(seats.get(c.id, 0) > said[c.id] for c in comparisons)
 
 
 def _more_labels(job: Job, who: str, judge_failed: bool) -> str:

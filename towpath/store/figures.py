@@ -158,6 +158,12 @@ def flagged(connection: Connection) -> list[dict[str, str]]:
     return [dict(row) for row in connection.execute(query.order_by(flags.c.number).limit(BLOCK)).mappings()]
 
 
+def seats(connection: Connection) -> dict[str, int]:
+    """How many people are to judge each comparison whose task is open."""
+    tasks = schema.tasks
+    return {row.comparison: row.seats for row in connection.execute(select(tasks.c.comparison, tasks.c.seats).where(tasks.c.state == "open"))}
+
+
 def golds(connection: Connection) -> list[dict[str, str]]:
     """Gold with the prompts it belongs to."""
     gold, comparisons, prompts = schema.gold, schema.comparisons, schema.prompts
