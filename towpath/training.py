@@ -138,7 +138,7 @@ def _require(algo: str, on_pairs: bool, there: Mapping[str, bool]) -> None:
         raise RecipeError(f"train({algo!r}) with {' and '.join(sorted(have)) or 'nothing'}", rule, fix)
 
 
-def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prompts: int, columns: Collection[str]) -> Recipe:
+def _recipe(algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prompts: int, columns: Collection[str] = ()) -> Recipe:
     """The settings laid over what suits so many prompts: a tenth kept to choose the checkpoint by, at most 32."""
     named = {key.replace("__", "."): value for key, value in settings.items()}
     said = flat({key: given.setting(f"policy.{key}", value) for key, value in named.items()})

@@ -44,15 +44,23 @@ HELD = 4
 class Words:
     """In place of a chat template: prompts are token numbers written out."""
 
-    eos, pad = EOS, PAD
+    eos, pad, stops = EOS, PAD, (EOS,)
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+
+    def template_tokens(self, asked: str) -> list[int]:
+        message = [{"role": "user", "content": asked}]
+        return list(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
 
     def prompt(self, text: str) -> list[int]:
         return [int(word[1:]) for word in text.split()]
 
     answer = prompt
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        return bool(ids) and ids[-1] == EOS
 
     def text(self, ids: Sequence[int]) -> str:
         return spelled(list(ids))
@@ -92,9 +100,9 @@ class Clock:
             counts["updates"] += 1
             return step(runtime, rate, max_grad_norm)
 
-        def counted_pass(runtime: Local, needs: Any, batch: Batch, loss_of: Any, weight: float) -> Any:
+        def counted_pass(runtime: Local, needs: Any, batch: Batch, loss_of: Any, weight: float, tick: Any = None) -> Any:
             counts["tokens_optimised"] += sum(len(r.ids) for r in batch.rows)
-            return forward_backward(runtime, needs, batch, loss_of, weight)
+            return forward_backward(runtime, needs, batch, loss_of, weight, tick)
 
         Local.step, Local.forward_backward = counted_step, counted_pass
 
