@@ -78,7 +78,8 @@ def test_vllm_draws_what_the_engine_of_this_process_draws(model, tmp_path, pytho
             model.get_output_embeddings().weight[2:40] += change  # EOS too: some answers end
         engine.refresh(engine.model)
         ended = []
-        theirs, ours = engine.generate(wanted(), tick=ended.append), LocalEngine(model, eos=stops, pad=0).generate(wanted())
+        theirs = engine.generate(wanted(), tick=lambda _tokens, rows, ended=ended: ended.append(rows))
+        ours = LocalEngine(model, eos=stops, pad=0).generate(wanted())
         assert sum(ended) == len(ours)
         assert not change or {d.token_ids[-1] for d in ours if d.finish == "stop"} == set(stops)
         for a, b in zip(theirs, ours, strict=True):
