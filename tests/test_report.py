@@ -167,14 +167,14 @@ def test_half_a_surrogate_pair_in_an_answer_does_not_stop_the_report(tmp_path: P
 
 def test_the_outcome_is_said_in_one_sentence(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
-    said = "The policy is preferred over SFT on 81 % of 264 held-out prompts (95 % interval 76–86 %), "
+    said = "The policy wins over SFT by the written rubric on 81 % of 264 held-out prompts (95 % interval 76–86 %), "
     said += "78 % at equal length; KL 0.91 nats per prompt."
     assert summarise(tmp_path, verdicts)["outcome"].replace("\u00a0", " ") == said
     win = {"rate": 0.52, "interval": [0.46, 0.58], "n": 264}
     change(tmp_path, "evaluate", win=win)
     assert summarise(tmp_path, verdicts)["outcome"].startswith("No clear preference: the policy wins over SFT on 52")
     change(tmp_path, "evaluate", win=win | {"rate": 0.3, "interval": [0.25, 0.36]})
-    assert summarise(tmp_path, verdicts)["outcome"].startswith("The policy is worse than SFT: it wins on only 30")
+    assert summarise(tmp_path, verdicts)["outcome"].startswith("The policy is worse than SFT by the written rubric: it wins on only 30")
 
 
 def test_simulated_labels_are_called_so_and_others_are_not(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_what_the_run_waits_for_and_found_is_said(tmp_path: Path) -> None:
 
 def test_the_terminal_is_told_outcome_gates_and_cost(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
-    assert "The policy is preferred over SFT on 81" in terminal(tmp_path)
+    assert "The policy wins over SFT by the written rubric on 81" in terminal(tmp_path)
     path = write(tmp_path, verdicts)
     lines = [" ".join(line.split()) for line in terminal(tmp_path, 130).replace("\u00a0", " ").splitlines()]
     reward = next(line for line in lines if line.startswith("reward"))

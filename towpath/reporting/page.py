@@ -73,7 +73,8 @@ def outcome(run: Run, summary: dict[str, Any]) -> str:
     rest += f"; KL {number(summary['kl_per_prompt'], 2)} nats per prompt" if is_number(summary["kl_per_prompt"]) else ""
     if is_interval(win["interval"]) and win["interval"][0] <= 0.5 <= win["interval"][1]:
         return f"No clear preference: the policy wins over SFT on {of}{rest}."
-    return f"The policy is {'preferred over' if win['rate'] > 0.5 else 'worse than'} SFT{_on(win['rate'], of)}{rest}."
+    by = " by the written rubric" if run.evaluation_judge() == "rubric" else ""
+    return f"The policy {'wins over' if win['rate'] > 0.5 else 'is worse than'} SFT{by}{_on(win['rate'], of)}{rest}."
 
 
 def _without_judge(summary: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def _lost_domains(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
     for domain, row in by_domain.items():
         low, high = row["interval"]
         if high < 0.5:
-            evidence = f"{domain}: the policy is preferred over SFT on {row['rate']:.0%} of {row['n']} prompts [{low:.0%}, {high:.0%}]"
+            evidence = f"{domain}: the policy wins over SFT on {row['rate']:.0%} of {row['n']} prompts [{low:.0%}, {high:.0%}]"
             remedy = f"more prompts of {domain}, a higher policy.rewards.domains.{domain}, or a higher policy.kl.coef"
             found.append(Finding("domain-lost", "warning", evidence, "what it gained elsewhere cost it here", remedy))
     return found
