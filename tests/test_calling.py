@@ -61,6 +61,8 @@ def test_parameters_are_filled_by_name(function: Any, want: Any) -> None:
         (lambda texts: 0, "texts"),
         (lambda completions, a, b, **kwargs: 0, "a, b"),
         (lambda: 0, "takes no arguments"),
+        (lambda completion, reference: 0, "completion, reference"),
+        (lambda response, prompt: 0, "response, prompt"),
     ],
 )
 def test_what_cannot_be_filled_is_named(function: Any, missing: str) -> None:
@@ -74,7 +76,16 @@ def test_columns_that_clash_or_contradict_are_refused() -> None:
         given.columns([{"prompt": "a", "completions": 1}])
     with pytest.raises(RecipeError, match="twice"):
         given.columns([{"prompt": "a", "truth": 1}, {"prompt": "a", "truth": 2}])
-    assert given.columns([{"prompt": "a", "truth": 1}, "b", {"prompt": "a", "truth": 1}]) == {"a": {"truth": 1}}
+    assert given.columns([{"prompt": "a", "truth": 1}, {"prompt": "b", "truth": None}, {"prompt": "a", "truth": 1}])["a"] == {"truth": 1}
+    for rows in ([{"prompt": "a", "truth": 1}, "b"], ["b", {"prompt": "a", "truth": 1}], [{"prompt": "a", "x": 1}, {"prompt": "b", "y": 1}]):
+        with pytest.raises(RecipeError, match=r"prompts\[1\] and prompts\[0\] differ in the column '(truth|x)'"):
+            given.columns(rows)
+
+
+def test_a_recipe_says_that_it_passes_no_columns_on() -> None:
+    with pytest.raises(RecipeError) as refused:
+        caller("python:mine:exact", by_name)
+    assert "a recipe passes no columns" in refused.value.fix
 
 
 def test_trl_s_reward_signature_trains_unchanged(tmp_path, tiny_folder) -> None:

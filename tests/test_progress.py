@@ -31,8 +31,10 @@ def test_no_estimate_before_any_work_and_one_that_falls_after(clock: list[float]
     work = Progress("samples", 240, "tokens")
     clock[0] += 30
     assert work.left() is None and work.line() == "samples 0 %"
+    work.advance(3)
+    assert work.left() is None and work.line() == "samples 1 %", "what came before the first tokens says nothing of the pace"
     lefts = []
-    for _ in range(79):
+    for _ in range(78):
         clock[0] += 1
         work.advance(3)
         lefts.append(work.left())

@@ -13,10 +13,10 @@ BUG = 70
 
 def lines(error: Exception, arguments: list[str]) -> tuple[str, int]:
     """What to print, and the exit status; the traceback goes to a file, and to the terminal with TOWPATH_TRACEBACK=1."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
         fix = "lower model.tokens_per_pass, use LoRA or a smaller model, or free memory"
-        return f"error: {said}\n  rule: what a stage holds must fit into memory (`towpath check` estimates it)\n  fix:  {fix}", 1
+        return f"error: {message}\n  rule: what a stage holds must fit into memory (`towpath check` estimates it)\n  fix:  {fix}", 1
     place = _written(error, arguments)
     if os.environ.get("TOWPATH_TRACEBACK") == "1":
         traceback.print_exception(error, file=sys.stderr)
@@ -25,7 +25,7 @@ def lines(error: Exception, arguments: list[str]) -> tuple[str, int]:
         rule = f"the operating system refused it; traceback in {place}"
         return f"error: {name}{error.strerror.lower()}\n  rule: {rule}\n  fix:  check that file or address; if it is towpath's own, report this", 1
     rule = f"this is a bug in towpath; traceback written to {place}"
-    return f"error: {said}\n  rule: {rule}\n  fix:  report it with that file; TOWPATH_TRACEBACK=1 prints the traceback", BUG
+    return f"error: {message}\n  rule: {rule}\n  fix:  report it with that file; TOWPATH_TRACEBACK=1 prints the traceback", BUG
 
 
 def _written(error: Exception, arguments: list[str]) -> str:

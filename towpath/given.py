@@ -31,19 +31,26 @@ def prompts(texts: Iterable[Any], name: str = "prompts") -> list[str]:
 
 def columns(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """The further columns of rows, by the text of their prompt."""
-    found: dict[str, dict[str, Any]] = {}
+    by_prompt: dict[str, dict[str, Any]] = {}
+    names: set[str] | None = None
     for number, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            continue
-        more = {str(key): item for key, item in row.items() if key != "prompt"}
+        columns_of_row = row if isinstance(row, Mapping) else {"prompt": row}
+        more = {str(key): item for key, item in columns_of_row.items() if key != "prompt"}
+        names = set(more) if names is None else names
+        if differing := sorted(names ^ set(more)):
+            rule = "every row has the same columns, so that a reward function gets a value for each prompt"
+            raise RecipeError(
+                f"prompts[{number}] and prompts[0] differ in the column {differing[0]!r}", rule, "give every row the column, None where unknown"
+            )
         if reserved := sorted(more.keys() & set(NAMES)):
             rule = "reward functions get prompts and completions under these names"
             raise RecipeError(f"prompts[{number}] has a column {reserved[0]!r}", rule, "give the column another name")
-        before = found.setdefault(row["prompt"], more)
+        before = by_prompt.setdefault(columns_of_row["prompt"], more)
         if repr(before) != repr(more):
             rule = "a prompt is trained on once, with one value in each column"
-            raise RecipeError(f"prompts[{number}] = {row['prompt']!r:.60} is there twice, with other columns", rule, "keep one of the two rows")
-    return {prompt: more for prompt, more in found.items() if more}
+            value = f"prompts[{number}] = {columns_of_row['prompt']!r:.60} is there twice, with other columns"
+            raise RecipeError(value, rule, "keep one of the two rows")
+    return {prompt: more for prompt, more in by_prompt.items() if more}
 
 
 def pairs(rows: Iterable[Any]) -> list[Pair]:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from jinja2 import TemplateError
 
 from towpath.data.chat import Chat
+from towpath.data.checks import named
 from towpath.data.corpus import Corpus
 from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
@@ -16,7 +17,6 @@ from towpath.recipe import Recipe
 from towpath.records import Finding
 from towpath.sizes import Size, model_size
 
-NAMED = 10
 SAMPLED = 200
 """Rows on which this program's tokens are compared with the template's own."""
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -34,9 +34,9 @@ def of_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
         covered = shape.coverage(shape.described(str(folder), recipe.model.attention))
     except ModelError as error:
         return Size(), [Finding("model", "error", error.value, error.rule, error.fix)]
-    found = [] if measured else [Finding("model", "info", "no small copy of this model could be measured: it is measured when it is loaded")]
+    findings = [] if measured else [Finding("model", "info", "no small copy of this model could be measured: it is measured when it is loaded")]
     stages = [name for name, stage in (("sft", recipe.sft), ("reward", recipe.reward), ("policy", recipe.policy)) if stage.method == "lora"]
-    return replace(size, sides=covered.sides), found + (_lora(covered, stages) if stages else [])
+    return replace(size, sides=covered.sides), findings + (_lora(covered, stages) if stages else [])
 
 
 def of_experts(recipe: Recipe, folder: Path) -> list[Finding]:
@@ -45,8 +45,8 @@ def of_experts(recipe: Recipe, folder: Path) -> list[Finding]:
 
     if recipe.policy.method != "lora":
         return []
-    found = _lora(shape.coverage(shape.described(str(folder), recipe.model.attention)), ["policy"])
-    return [finding for finding in found if finding.severity == "warning"]
+    findings = _lora(shape.coverage(shape.described(str(folder), recipe.model.attention)), ["policy"])
+    return [finding for finding in findings if finding.severity == "warning"]
 
 
 def _beyond(chat: Chat, size: Size) -> list[Finding]:
@@ -73,10 +73,10 @@ def _lora(covered: Coverage, stages: Sequence[str]) -> list[Finding]:
 
 def of_template(chat: Chat, corpus: Corpus, size: Size | None = None) -> list[Finding]:
     """The contract of the template: an EOS that is not the pad, prompts that are the template's own, text that stays text."""
-    found, tokenizer = _beyond(chat, size or Size()), chat.tokenizer
+    findings, tokenizer = _beyond(chat, size or Size()), chat.tokenizer
 
     def broken(evidence: str, cause: str, remedy: str, warn: bool = False) -> None:
-        found.append(Finding("template", "warning" if warn else "error", evidence, cause, remedy))
+        findings.append(Finding("template", "warning" if warn else "error", evidence, cause, remedy))
 
     if chat.answer("Six minutes.")[-1] != chat.eos:
         broken("answers do not end in EOS", "an answer must learn to end", "set eos_token in tokenizer_config.json")
@@ -90,15 +90,16 @@ def of_template(chat: Chat, corpus: Corpus, size: Size | None = None) -> list[Fi
             "the tokenizer begins texts with BOS, the template does not", "the model expects one BOS", "write bos_token in the template", warn=True
         )
     special = "".join(tokenizer.all_special_tokens)
-    told = [token for token in chat.prompt(f"a {special} b") if token in tokenizer.all_special_ids]
-    if told != [token for token in chat.prompt("a b") if token in tokenizer.all_special_ids] or chat.answer(f"a {special} b").count(chat.eos) > 1:
+    controls = set(tokenizer.all_special_ids)
+    plain, quoted = ([token for token in chat.prompt(text) if token in controls] for text in ("a b", f"a {special} b"))
+    if quoted != plain or chat.answer(f"a {special} b").count(chat.eos) > 1:
         broken("special tokens in a user's text act as special tokens", "text could end a turn or begin another", "use a fast tokenizer")
-    found += _rendering(chat, corpus) + _saved(chat)
+    findings += _rendering(chat, corpus) + _saved(chat)
     marked = [x.id for x in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(x.prompt)]
     if marked:
-        evidence = f"{len(marked)} rows hold special tokens such as {chat.tokenizer.eos_token} in their text: {_named(marked)}"
+        evidence = f"{len(marked)} rows hold special tokens such as {chat.tokenizer.eos_token} in their text: {named(marked)}"
         broken(evidence, "they are read as ordinary characters; perhaps a template was applied already", "give the bare text", warn=True)
-    return found
+    return findings
 
 
 def _rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
@@ -106,9 +107,9 @@ def _rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
     plain = [p for p in (*corpus.prompts, *corpus.safety) if not chat.holds_control(p.prompt)]
     other = [p.id for p in _spread(plain) if chat.prompt(p.prompt) != chat.template_tokens(p.prompt)]
     if other:
-        evidence = f"{len(other)} of {len(_spread(plain))} prompts are other tokens here than by apply_chat_template: {_named(other)}"
+        evidence = f"{len(other)} of {len(_spread(plain))} prompts are other tokens here than by apply_chat_template: {named(other)}"
         fix = "use model.template = 'chatml', or a template that writes the user's text unchanged"
-        return [Finding("template", "error", evidence, "a model is trained on the tokens it is later asked with", fix)]
+        return [Finding("template", "error", evidence, "a model is trained on the tokens it is later prompted with", fix)]
     return _of_the_frame(chat) or _of_the_seam(chat, corpus)
 
 
@@ -132,12 +133,12 @@ def _saved(chat: Chat) -> list[Finding]:
 
 def _of_the_frame(chat: Chat) -> list[Finding]:
     """What the template writes around an answer."""
-    asked, said = "How do I boil an egg?", "Six minutes."
+    prompt, answer = "How do I boil an egg?", "Six minutes."
     try:
-        whole = chat.render(asked, said)
+        whole = chat.render(prompt, answer)
     except TemplateError as error:
         return [Finding("template", "warning", f"the template cannot write an answer: {error}", "it writes prompts only", "fix the template")]
-    if not whole.startswith(chat.render(asked)):
+    if not whole.startswith(chat.render(prompt)):
         cause = "prompt tokens must be a prefix of prompt and answer; training uses the form that awaits an answer"
         fix = "use model.template = 'chatml', or fix the template"
         return [Finding("template", "warning", "the template writes a prompt otherwise once it is answered", cause, fix)]
@@ -161,7 +162,7 @@ def _of_the_seam(chat: Chat, corpus: Corpus) -> list[Finding]:
             apart.append(d.id)
     if not apart:
         return []
-    evidence = f"{len(apart)} of {len(_spread(rows))} conversations are other tokens as a whole than as prompt and answer: {_named(apart)}"
+    evidence = f"{len(apart)} of {len(_spread(rows))} conversations are other tokens as a whole than as prompt and answer: {named(apart)}"
     cause = "a token reaches across the end of the prompt; in every stage the prompt keeps its own tokens and the answer follows them"
     return [Finding("template", "warning", evidence, cause, "let the template's prompt end where a token ends, not in a space")]
 
@@ -170,7 +171,3 @@ def _spread(rows: Sequence[Row]) -> list[Row]:
     """At most so many rows, from the first to the last."""
     count = min(len(rows), SAMPLED)
     return [rows[i * len(rows) // count] for i in range(count)]
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

@@ -423,11 +423,11 @@ def status_lines(state: State) -> list[str]:
     """The status for a terminal: what must be known first, a line a stage, what it waits for, and findings."""
     lines = [] if state.evaluation_judge else ["No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED."]
     for row in state.stages:
-        gates_told = "; ".join(_gate_brief(gate) for gate in row["gates"])
-        lines.append(f"{row['name']:<12} {row['state']:<12} {gates_told}".rstrip())
+        verdicts = "; ".join(_gate_brief(gate) for gate in row["gates"])
+        lines.append(f"{row['name']:<12} {row['state']:<12} {verdicts}".rstrip())
     lines += [f"waits for: {state.waiting_for}"] if state.waiting_for else []
-    told = [finding for finding in state.findings if finding["code"] != NO_JUDGE_CODE]  # said in the first line
-    return lines + [f"{finding['severity']}: {finding['code']}: {finding['evidence']}" for finding in told]
+    findings = [finding for finding in state.findings if finding["code"] != NO_JUDGE_CODE]  # the first line says it
+    return lines + [f"{finding['severity']}: {finding['code']}: {finding['evidence']}" for finding in findings]
 
 
 def _gate_brief(gate: dict[str, Any]) -> str:

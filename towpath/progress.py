@@ -13,6 +13,8 @@ from typing import Any
 
 INTERVAL = 8.0
 """Seconds between two lines; with the clock of the thread that writes them it is never more than ten."""
+ENOUGH = 0.02
+"""Share of the work from which its pace is known: what comes before the first units, such as reading prompts, would count for all of them."""
 _open: list["Progress"] = []
 """Pieces of work under way in this process, the innermost last."""
 _bars: list[Any] = []
@@ -34,11 +36,11 @@ class Progress:
         self.note = note
         self.advanced = time.monotonic()
         worked = self.done - self.start
-        if worked > 0 and self.total:
+        if self.total and worked >= ENOUGH * (self.total - self.start):
             self._left = (self.advanced - self.begun) * max(self.total - self.done, 0) / worked
 
     def left(self) -> float | None:
-        """Seconds left by the pace so far; None until some work is done. It falls while a unit is under way."""
+        """Seconds left by the pace so far; None until enough work is done to tell. It falls while a unit is under way."""
         if self._left is None:
             return None
         return max(self._left - (time.monotonic() - self.advanced), 0.0)

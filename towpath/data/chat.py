@@ -21,7 +21,7 @@ CHATML = (
 )
 PROBES = ("How do I boil an egg?", "x", "3 + 4 = 7", "def f(x):\n    return x\n\nWhy?", "Grüße aus Köln, 東京 🙂", "(a) yes\n\n(b) no", 'Say "hello"')
 """Texts on which prompts are compared with the template's own tokens."""
-_ASKED, _SAID = "\u241easked\u241e", "\u241esaid\u241e"
+_PROMPT_MARK, _ANSWER_MARK = "\u241eprompt\u241e", "\u241eanswer\u241e"
 
 
 class Chat:
@@ -50,37 +50,37 @@ class Chat:
 
     def _prompt_frame(self) -> tuple[str, str]:
         """What the template writes before and after the user's text where it awaits an answer."""
-        text = self.render(_ASKED)
-        before, found, after = text.partition(_ASKED)
-        if not found:
+        text = self.render(_PROMPT_MARK)
+        before, mark, after = text.partition(_PROMPT_MARK)
+        if not mark:
             raise ModelError("the chat template drops the user's message", "a template renders every message", "use model.template = 'chatml'")
         return before, after
 
     def _answer_frame(self) -> tuple[str, str]:
         """What the template writes between a prompt and its answer, and after the answer; nothing where it writes the prompt otherwise then."""
         try:
-            text = self.render(_ASKED, _SAID)
+            text = self.render(_PROMPT_MARK, _ANSWER_MARK)
         except TemplateError:
             return "", ""
-        head = self._before + _ASKED + self._after
-        if not text.startswith(head) or _SAID not in text:
+        head = self._before + _PROMPT_MARK + self._after
+        if not text.startswith(head) or _ANSWER_MARK not in text:
             return "", ""
-        lead, _, end = text[len(head) :].partition(_SAID)
+        lead, _, end = text[len(head) :].partition(_ANSWER_MARK)
         return lead, end
 
-    def render(self, asked: str, said: str | None = None) -> str:
+    def render(self, prompt_text: str, answer_text: str | None = None) -> str:
         """The template's own text of a prompt, or of a prompt and its answer."""
         try:
-            return self.tokenizer.apply_chat_template(_messages(asked, said), tokenize=False, add_generation_prompt=said is None)
+            return self.tokenizer.apply_chat_template(_messages(prompt_text, answer_text), tokenize=False, add_generation_prompt=answer_text is None)
         except TemplateError as error:
-            if said is not None:
+            if answer_text is not None:
                 raise
             fix = "use model.template = 'chatml', or a Jinja file that renders one user turn"
             raise ModelError(f"the chat template fails: {error}", "a template renders a user's message", fix) from None
 
-    def template_tokens(self, asked: str, said: str | None = None) -> list[int]:
+    def template_tokens(self, prompt_text: str, answer_text: str | None = None) -> list[int]:
         """The tokens that transformers makes of a prompt, or of a prompt and its answer."""
-        messages, waits = _messages(asked.strip(), None if said is None else said.strip()), said is None
+        messages, waits = _messages(prompt_text.strip(), None if answer_text is None else answer_text.strip()), answer_text is None
         return list(self.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=waits, return_dict=False))
 
     def _fixed(self) -> tuple[list[int], str, str, list[int]]:
@@ -109,7 +109,7 @@ class Chat:
             ours, theirs = self.prompt(text), self.template_tokens(text)
             if ours != theirs:
                 value = f"the prompt {text!r} is {ours} here, and {theirs} by apply_chat_template"
-                rule = "a model is trained on the tokens it is later asked with"
+                rule = "a model is trained on the tokens it is later prompted with"
                 raise ModelError(value, rule, "use model.template = 'chatml', or a template that writes the user's text unchanged")
 
     def prompt(self, text: str) -> list[int]:
@@ -122,8 +122,8 @@ class Chat:
         lead = "" if self.lead.strip() else self.lead
         parts = [Part(lead, True), Part(text.strip()), Part(self._closing, True)]
         whole, length = self._encoder.encode([*self._context, *parts]), len(self._context_ids)
-        said = whole[length:] if whole[:length] == self._context_ids else self._encoder.encode_after(self._context, parts)
-        return said if self._closing else [*said, self.eos]
+        ids = whole[length:] if whole[:length] == self._context_ids else self._encoder.encode_after(self._context, parts)
+        return ids if self._closing else [*ids, self.eos]
 
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether an answer's tokens end in one that stops it."""
@@ -131,8 +131,8 @@ class Chat:
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer's tokens as text, the end left out."""
-        kept = [token for token in ids if token not in self.stops]
-        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        text_ids = [token for token in ids if token not in self.stops]
+        return self.tokenizer.decode(text_ids, skip_special_tokens=True).strip()
 
     @property
     def ends_turns(self) -> bool:
@@ -144,18 +144,18 @@ class Chat:
         return self._encoder.holds_control(text)
 
 
-def _messages(asked: str, said: str | None) -> list[dict[str, str]]:
-    messages = [{"role": "user", "content": asked}]
-    return messages if said is None else [*messages, {"role": "assistant", "content": said}]
+def _messages(prompt_text: str, answer_text: str | None) -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": prompt_text}]
+    return messages if answer_text is None else [*messages, {"role": "assistant", "content": answer_text}]
 
 
 def configured_stops(folder: str) -> list[int]:
     """The EOS tokens that a model's folder names for generation: one, or several."""
-    found: list[int] = []
+    stops: list[int] = []
     for name in ("generation_config.json", "config.json"):
-        said = _configuration(folder, name).get("eos_token_id")
-        found += [token for token in (said if isinstance(said, list) else [said]) if isinstance(token, int) and token >= 0]
-    return found
+        eos = _configuration(folder, name).get("eos_token_id")
+        stops += [token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int) and token >= 0]
+    return stops
 
 
 def _configuration(folder: str, name: str) -> dict[str, Any]:
@@ -165,12 +165,12 @@ def _configuration(folder: str, name: str) -> dict[str, Any]:
         return {}
     rule, fix = "a model's configuration is a JSON object", "copy the file again from the model's source"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not JSON ({error})", rule, fix) from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: a JSON {type(found).__name__}", rule, fix)
-    return found
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: a JSON {type(config).__name__}", rule, fix)
+    return config
 
 
 def pad_token(tokenizer: Any, eos: int | None = None) -> int:

@@ -41,11 +41,8 @@ class TemplateEncoder:
         nonce = secrets.token_hex(12)
         self._alias = {content: f"zq{nonce}n{number}qz" for content, number in self.controls.items()}
         self._split = f"zq{nonce}splitqz"
-        from tokenizers import AddedToken  # slow to import, and `towpath status` needs none
-
         self._backend.add_tokens([_renamed(added[number], self._alias[content]) for content, number in self.controls.items()])
-
-        self._backend.add_tokens([AddedToken(self._split, normalized=False)])
+        self._backend.add_tokens([_added(self._split, normalized=False)])
         self._number: dict[int, int] = {self._id(alias): self.controls[content] for content, alias in self._alias.items()}
         self._dropped = self._id(self._split)
         longest_first = sorted(self.controls, key=len, reverse=True)
@@ -107,6 +104,10 @@ def _is_marker(content: str, template_text: str) -> bool:
 
 def _renamed(token: Any, content: str) -> "AddedToken":
     flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-    from tokenizers import AddedToken
+    return _added(content, special=False, **flags)
 
-    return AddedToken(content, special=False, **flags)
+
+def _added(content: str, **flags: bool) -> "AddedToken":
+    from tokenizers import AddedToken  # slow to import, and `towpath status` tokenises nothing
+
+    return AddedToken(content, **flags)

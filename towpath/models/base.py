@@ -131,8 +131,8 @@ def _naming_files(place: Path, require: Callable[[Path], None], rule: str, fix: 
         require(place)
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
             raise ResourceError(f"{place}: not enough memory to load it", "the weights must fit", "use a smaller model, or free memory") from None
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{place}: {said}", rule, fix) from None
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{place}: {message}", rule, fix) from None
 
 
 def _placed(model: Any, device: torch.device) -> Any:

@@ -99,7 +99,7 @@ def described(folder: str, attention: str) -> Any:
         raise _unusable(folder, error) from None
     sound.require_parts(model, folder)
     value = f"{folder}: a {type(model).__name__} takes no attention {attention!r}"
-    raise ModelError(value, "a model's own code must offer the attention that is asked of it", 'set model.attention = "eager"')
+    raise ModelError(value, "a model's own code must offer the attention that the recipe names", 'set model.attention = "eager"')
 
 
 def _on_meta(config: Any, attention: str) -> Any:
@@ -108,10 +108,10 @@ def _on_meta(config: Any, attention: str) -> Any:
 
 
 def _unusable(folder: str, error: Exception) -> ModelError:
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    if said.startswith("Unrecognized configuration class"):
-        said = "describes no causal language model"
-    return ModelError(f"{folder}/config.json: {said}", "transformers must know the model that config.json describes", "check model.source")
+    message = " ".join(str(error).split())[:300] or type(error).__name__
+    if message.startswith("Unrecognized configuration class"):
+        message = "describes no causal language model"
+    return ModelError(f"{folder}/config.json: {message}", "transformers must know the model that config.json describes", "check model.source")
 
 
 def coverage(model: Any) -> Coverage:
@@ -135,12 +135,12 @@ def _shallow(config: Any) -> Any:
     count = small.num_hidden_layers
     listed = {name: value for name, value in vars(small).items() if isinstance(value, list | tuple) and len(value) == count}
     kinds = list(zip(*(map(str, value) for value in listed.values()), strict=True)) or [("",)] * count
-    kept = sorted({*range(min(2, count)), *(kinds.index(kind) for kind in set(kinds))})
+    layers = sorted({*range(min(2, count)), *(kinds.index(kind) for kind in set(kinds))})
     for name, value in listed.items():
-        setattr(small, name, [value[i] for i in kept])
-    small.num_hidden_layers = len(kept)
+        setattr(small, name, [value[i] for i in layers])
+    small.num_hidden_layers = len(layers)
     if getattr(small, "first_k_dense_replace", None):
-        small.first_k_dense_replace = len(kept) - 1
+        small.first_k_dense_replace = len(layers) - 1
     if window_of(small):
         small.sliding_window = min(small.sliding_window, WINDOW)
     return small

@@ -47,9 +47,9 @@ def require_parts(model: Any, folder: str) -> None:
 
 
 def failed(model: Any, folder: str, what: str, error: Exception) -> PassFailed:
-    """That a model of this kind cannot do what training or drawing asks of it."""
-    said = " ".join(str(error).split())[:200]
-    value = f"{folder}: {what} a {type(model).__name__} fails: {type(error).__name__}: {said}"
+    """That a model of this kind cannot do what training or drawing needs."""
+    message = " ".join(str(error).split())[:200]
+    value = f"{folder}: {what} a {type(model).__name__} fails: {type(error).__name__}: {message}"
     return PassFailed(value, "training and drawing pass through it", FAMILIES)
 
 
@@ -61,10 +61,10 @@ def require_rows_apart(model: Any, folder: str) -> None:
     alone = [model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0] for row in (short, long)]
     for what, read in (("packed into lines", _packed), ("drawn from a cache", _cached)):
         try:
-            said = read(model, short, long)
+            states = read(model, short, long)
         except BROKEN as error:
             raise failed(model, folder, f"rows {what}: a pass through", error) from None
-        if any(_differ(one.float(), other[-len(one) :].float()) for one, other in zip(said, alone, strict=True)):
+        if any(_differ(one.float(), other[-len(one) :].float()) for one, other in zip(states, alone, strict=True)):
             value = f"{folder}: rows {what} are read otherwise by a {type(model).__name__} than alone"
             raise ModelError(value, "a row's answer must not depend on other rows: attention keeps them apart, recurrent layers do not", FAMILIES)
 
@@ -82,17 +82,17 @@ def _cached(model: Any, short: torch.Tensor, long: torch.Tensor) -> list[torch.T
     """The last states of two rows of which all but the last token was read before, the shorter one padded on the left."""
     length, config = len(long), model.config
     ids = torch.stack([torch.cat([short.new_zeros(length - len(short)), short]), long])
-    seen = torch.ones_like(ids)
-    seen[0, : length - len(short)] = 0
-    place = (seen.cumsum(-1) - 1).clamp(min=0)
-    mask = windowed(config, attention_mask(seen, model.dtype), length)
-    cache, said = Cache(layers=[DynamicLayer() for _ in range(config.num_hidden_layers)]), torch.zeros(0)
+    present = torch.ones_like(ids)
+    present[0, : length - len(short)] = 0
+    place = (present.cumsum(-1) - 1).clamp(min=0)
+    mask = windowed(config, attention_mask(present, model.dtype), length)
+    cache, states = Cache(layers=[DynamicLayer() for _ in range(config.num_hidden_layers)]), torch.zeros(0)
     for part in (slice(0, length - 1), slice(length - 1, length)):
         end = part.stop
         some = {name: m[:, :, part, :end] for name, m in mask.items()} if isinstance(mask, dict) else mask[:, :, part, :end]
         settings = {"use_cache": True, cache_name(type(model.base_model)): cache}
-        said = model.base_model(input_ids=ids[:, part], attention_mask=some, position_ids=place[:, part], **settings).last_hidden_state
-    return [said[0, -1:], said[1, -1:]]
+        states = model.base_model(input_ids=ids[:, part], attention_mask=some, position_ids=place[:, part], **settings).last_hidden_state
+    return [states[0, -1:], states[1, -1:]]
 
 
 @torch.inference_mode()

@@ -133,8 +133,8 @@ def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
 
 def warnings(run: Run) -> list[str]:
     """Findings that are worth knowing and endanger nothing; the page folds them where they are many."""
-    found = [finding for finding in run.findings if finding.get("severity") == "warning" and finding.get("code") != NO_JUDGE_CODE]
-    return list(dict.fromkeys(map(_sentences, found)))
+    findings = [finding for finding in run.findings if finding.get("severity") == "warning" and finding.get("code") != NO_JUDGE_CODE]
+    return list(dict.fromkeys(map(_sentences, findings)))
 
 
 def _sentences(finding: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """How a reward function of the user's own is called: by the names of its parameters, or, where none is known, with prompts and answers."""
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ NO_COLUMNS: Columns = {}
 Call = Callable[[Sequence[str], Sequence[str], Columns], Any]
 NAMES = ("prompts", "completions", "answers")
 """Parameters that are filled without any column; `completions` (TRL's word) and `answers` are the same."""
+ANSWER_WORDS = re.compile("completion|answer|response|output|generation")
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -24,7 +26,7 @@ def caller(of: str, function: Callable[..., Any], columns: Collection[str] = ())
     parameters = [p for p in signature.parameters.values() if p.kind not in VARIADIC]
     any_keyword = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
     known = {*NAMES, *columns}
-    if not any(_word(p) in known for p in parameters) and _takes_two(signature):
+    if not any(_word(p) in known for p in parameters) and _takes_two(signature) and not _begins_with_answers(parameters):
         return lambda prompts, answers, more: function(list(prompts), list(answers), **(_listed(more) if any_keyword else {}))
     unfilled = [p.name for p in parameters if _word(p) not in known and p.default is p.empty and not p.name.startswith("_")]
     if unfilled or not (parameters or any_keyword):
@@ -54,6 +56,11 @@ def _word(parameter: inspect.Parameter) -> str:
     return parameter.name.lstrip("_")
 
 
+def _begins_with_answers(parameters: Sequence[inspect.Parameter]) -> bool:
+    """Whether the first parameter is called like an answer, so that prompts must not be passed as it."""
+    return bool(parameters) and bool(ANSWER_WORDS.search(_word(parameters[0])))
+
+
 def _takes_two(signature: inspect.Signature) -> bool:
     try:
         signature.bind([], [])
@@ -67,8 +74,11 @@ def _listed(columns: Columns) -> dict[str, list[Any]]:
 
 
 def _unfilled(of: str, signature: inspect.Signature, unfilled: Sequence[str], columns: Collection[str]) -> RecipeError:
-    there = f"the rows of the prompts have the columns {', '.join(sorted(columns))}" if columns else "the rows of the prompts have no further columns"
+    there = f"the rows of the prompts have the columns {', '.join(sorted(columns))}" if columns else "no columns are passed on"
+    in_recipe = not columns and of.startswith("python:")
     value = f"{of}{signature}: " + (f"nothing to pass as {', '.join(unfilled)}" if unfilled else "it takes no arguments")
     rule = f"parameters are prompts, completions (or answers), columns of the rows, and **kwargs; {there}"
     fix = "give prompts as rows {'prompt': ..., 'COLUMN': ...} with that column, or rename the parameter"
+    if in_recipe:
+        fix = "rename the parameter, or look its value up by the prompt: a recipe passes no columns of its data files on, `towpath.train` does"
     return RecipeError(value, rule, fix)

@@ -54,9 +54,9 @@ class LocalEngine:
                 tokens[index].append(token)
                 logprobs[index].append(logp)
             going_B = ~torch.isin(token_B, stops) & torch.from_numpy(limit[live] > step + 1).to(token_B.device)
-            ended = len(live) - int(going_B.sum())
-            unneeded = (limit[live] - step - 1)[~going_B.cpu().numpy()]
-            tick(len(live) + int(unneeded.sum()), ended)
+            ended_B = ~going_B.cpu().numpy()
+            ended = int(ended_B.sum())
+            tick(len(live) + int((limit[live] - step - 1)[ended_B].sum()), ended)  # tokens that these rows will not need
             if ended == len(live):
                 break
             if ended:

@@ -88,9 +88,9 @@ def _require(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[J
 
 def _awaited(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> bool:
     """Whether some comparison still waits for a person: for the first, or for another whose word may decide it."""
-    said = Counter(comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in raters.PEOPLE})
+    people = Counter(comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in raters.PEOPLE})
     seats = job.store.read(figures.seats)
-    return any(seats.get(c.id, 0) > said[c.id] for c in comparisons)
+    return any(seats.get(c.id, 0) > people[c.id] for c in comparisons)
 
 
 def _more_labels(job: Job, who: str, judge_failed: bool) -> str:
