@@ -9,7 +9,7 @@ from starlette.staticfiles import StaticFiles
 
 from towpath.errors import TowpathError
 from towpath.store.store import Store
-from towpath.web import arena, entrance, monitor, owning, pages, rating
+from towpath.web import account, arena, entrance, monitor, owning, pages, rating
 from towpath.web.auth import Door, NotAllowed, SignInNeeded, TooMany, told
 from towpath.web.guard import Guard
 
@@ -21,7 +21,7 @@ def application(store: Store, door: Door, names: Iterable[str], addresses: bool 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store, app.state.door = store, door
     app.state.looks = arena.Looks()
-    for part in (entrance, owning, arena, monitor):
+    for part in (entrance, account, owning, arena, monitor):
         app.include_router(part.router)
     app.include_router(rating.router, dependencies=[Depends(arena.watched)])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -49,9 +49,13 @@ def _not_allowed(request: Request, _error: Exception) -> Response:
     return pages.page(request, "message.html", status=403, title="Not for this account", message="Your account may not open this page.")
 
 
-def _too_many(request: Request, _error: Exception) -> Response:
-    message = "There were too many wrong passwords. Wait five minutes and try again."
-    return pages.page(request, "message.html", status=429, title="Wait a little", message=message)
+def _too_many(request: Request, error: Exception) -> Response:
+    seconds = error.seconds if isinstance(error, TooMany) else 1
+    message = f"There were too many tries. The next one may come in {seconds} seconds."
+    headers = {"retry-after": str(seconds)}
+    if _from_script(request):
+        return JSONResponse({"error": message}, 429, headers)
+    return pages.page(request, "message.html", status=429, headers=headers, title="Wait a little", message=message)
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ from time import time
 import uvicorn
 
 from towpath.errors import ResourceError
-from towpath.store import people, settings
+from towpath.store import people
 from towpath.store.store import Store
 from towpath.web import monitor
 from towpath.web.app import application
@@ -23,11 +23,15 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a team's server is reached by from outside: names, and a certificate with its key unless a proxy on this machine has them."""
+    """What a team's server is reached by from outside: names, a certificate with its key, or the addresses of the proxy that has them.
+
+    Only a proxy that is named here is believed when it says who asks and whether over TLS.
+    """
 
     names: tuple[str, ...] = ()
     certificate: Path | None = None
     key: Path | None = None
+    proxies: tuple[str, ...] = ()
 
 
 def serve(
@@ -37,6 +41,7 @@ def serve(
     """Serve the pages of a run until stopped; `url` names a database other than the run's own file. Starts no job."""
     outside = outside or Outside()
     require_private(host, team, outside)
+    require_proxies(outside.proxies, team)
     if not run.is_dir():
         raise ResourceError(f"{run}: no such folder", "a run is a folder that `towpath new` made", "mend the path")
     with Store.open(url or run / "towpath.db") as store, listening(host, port) as place:
@@ -52,12 +57,13 @@ def prepared(
 ) -> tuple[uvicorn.Server, Door]:
     """A server that is ready to run, and its door; `run` is the folder that the monitor shows, its recipe laid over by `assignments`."""
     outside = outside or Outside()
-    door = Door(store, store.later(settings.secret).result(), team)
+    door = Door(store, team)
     names = {*LOOPBACK, *outside.names} | ({host, socket.gethostname()} if team else set())
     app = application(store, door, names, addresses=team)
     monitor.begin(app, run, assignments)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=65, timeout_graceful_shutdown=10, lifespan="off",
+        proxy_headers=bool(outside.proxies), forwarded_allow_ips=[*outside.proxies],
         ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
     )  # fmt: skip
     server = uvicorn.Server(config)
@@ -102,6 +108,18 @@ def require_private(host: str, team: bool, outside: Outside) -> None:
         raise ResourceError(f"--host {host}", "without accounts the pages are for this machine alone", "leave --host out, or give --team")
     fix = "give a certificate and its key, or serve at 127.0.0.1 behind a proxy that has them"
     raise ResourceError(f"--host {host}", "passwords do not travel in the clear", fix)
+
+
+def require_proxies(proxies: Sequence[str], team: bool) -> None:
+    """A proxy is named by its address or network, for a team."""
+    for proxy in proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError:
+            rule = "a proxy is named by its address, or by the network it is in"
+            raise ResourceError(f"--proxy {proxy}", rule, "give what this server sees, such as 127.0.0.1 or 10.0.0.0/24") from None
+    if proxies and not team:
+        raise ResourceError(f"--proxy {proxies[0]}", "without accounts the pages are for this machine alone", "leave --proxy out, or give --team")
 
 
 def is_loopback(host: str) -> bool:
