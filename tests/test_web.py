@@ -80,7 +80,7 @@ def test_the_link_lets_the_owner_in_once(store):
 
 
 def test_a_cookie_that_was_not_made_here_is_none(store):
-    with running(store, team=False) as (url, door):
+    with running(store, team=False) as (url, _):
         store.later(people.add_account, "owner", "owner", "").result()
         store.later(sessions.start, "owner", time()).result()
         stored = store.read(lambda connection: connection.scalar(select(schema.sessions.c.digest)))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
+from math import ceil
 from threading import BoundedSemaphore, Lock
 
 from argon2 import PasswordHasher
@@ -29,7 +30,7 @@ class TooMany(Exception):
     """More tries than are allowed; the next one may come after so many seconds."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = max(1, round(seconds + 0.5))
+        self.seconds = max(1, ceil(seconds))
         super().__init__(f"try again in {self.seconds} s")
 
 
