@@ -83,10 +83,11 @@ def counts(connection: Connection, at: float) -> dict[str, tuple[int, float]]:
     return {account: (count, seen) for account, count, seen in connection.execute(query.group_by(table.c.account))}
 
 
-def knows(connection: Connection, device: str, account: str) -> bool:
-    """Whether an account has signed in from a browser before."""
+def knows(connection: Connection, device: str, account: str = "") -> bool:
+    """Whether an account, or any, has signed in from a browser before."""
     table = schema.devices
-    return connection.scalar(select(func.count()).select_from(table).where(table.c.digest == digest(device), table.c.account == account)) == 1
+    query = select(func.count()).select_from(table).where(table.c.digest == digest(device))
+    return bool(connection.scalar(query.where(table.c.account == account) if account else query))
 
 
 def remember(connection: Connection, device: str, account: str, at: float) -> None:

@@ -92,7 +92,12 @@ class Door:
         known = bool(device and stored) and self._store.read(sessions.knows, device, name)
         device = device if known else ""
         self.throttle.enter(name[: names.LONGEST], address, device)
-        if not self.hasher.matches(stored, password, known):
+        try:
+            right = self.hasher.matches(stored, password, known)
+        except TooMany:  # the server is busy, and the password was not checked
+            self.throttle.take_back(name[: names.LONGEST], address, device)
+            raise
+        if not right:
             self._failed(account.name if account is not None else UNKNOWN, address)
             return None
         self.throttle.right(name[: names.LONGEST], address, device)
@@ -111,13 +116,18 @@ class Door:
 
     def remember(self, request: Request, response: Response, account: Account, address: str = "") -> None:
         """Sign a browser in under a new session, and know it from now on; `address` goes to the audit log."""
-        device = (request.cookies.get(cookie_name(request, "-device")) or secrets.token_urlsafe(24)) if self.team else ""
+        device = self._device(request) if self.team else ""
         work = self._store.later(people.begin_session, account, time(), self.session_of(request), device, address)
         lasting: dict[str, Any] = {"httponly": True, "samesite": "lax", "secure": request.url.scheme == "https", "path": "/"}
         response.set_cookie(cookie_name(request), work.result(), max_age=int(sessions.LASTS), **lasting)
         if device:
             response.set_cookie(cookie_name(request, "-device"), device, max_age=DEVICE_LASTS, **lasting)
         self.forget()
+
+    def _device(self, request: Request) -> str:
+        """The token of a browser: the one that it has, if it is from here, or a new one."""
+        device = request.cookies.get(cookie_name(request, "-device"), "")
+        return device if device and self._store.read(sessions.knows, device) else secrets.token_urlsafe(24)
 
     def leave(self, request: Request, response: Response, account: Account) -> None:
         """End the session of a browser, so that a copy of its cookie is good for nothing."""

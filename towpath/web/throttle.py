@@ -93,6 +93,12 @@ class Throttle:
             for counters, key in keys[1:]:
                 counters.refund(key)
 
+    def take_back(self, account: str, address: str, device: str = "") -> None:
+        """The try was not made: it counts for nothing."""
+        with self._lock:
+            for counters, key in self._keys(account, address, device):
+                counters.refund(key)
+
     def _keys(self, account: str, address: str, device: str) -> list[tuple[Counters, Hashable]]:
         if device:
             return [(self._device, (account, device))]
