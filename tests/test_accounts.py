@@ -506,10 +506,11 @@ def test_a_proxy_is_named_by_its_address_and_for_a_team():
 
 
 def test_a_server_without_accounts_takes_no_password(store):
+    token = store.later(people.invite, "owner", "olga", time()).result()
     with running(store, team=False) as (url, door), client(url) as owner, door.hasher._lane(True), door.hasher._lane(False):
         assert enter(owner, "owner", "x" * 20).status_code == 401
         owner.get(f"/enter?token={door.link_token()}")
-        assert [owner.get(path).status_code for path in ("/owner", "/account")] == [200, 403]
+        assert [owner.get(path).status_code for path in ("/owner", "/account", "/owner/people", f"/join/{token}")] == [200, 403, 403, 403]
 
 
 # ---- names

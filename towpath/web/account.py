@@ -3,7 +3,7 @@
 from time import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from towpath.errors import DataError
@@ -11,10 +11,10 @@ from towpath.store import audit, people, sessions
 from towpath.store.people import Account, Role
 from towpath.store.store import Store
 from towpath.web import pages
-from towpath.web.auth import Member, Owner, TheDoor, TheStore, told
+from towpath.web.auth import Owner, TheDoor, TheStore, Visitor, signed_in, team_only, told
 from towpath.web.passwords import SHORTEST
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(signed_in), Depends(team_only)])
 
 Field = Annotated[str, Form(max_length=300)]
 Password = Annotated[str, Form(max_length=1000)]
@@ -22,7 +22,7 @@ Filter = Annotated[str, Query(max_length=300)]
 
 
 @router.get("/account")
-def account_page(request: Request, account: Member, store: TheStore, done: Filter = "") -> HTMLResponse:
+def account_page(request: Request, account: Visitor, store: TheStore, done: Filter = "") -> HTMLResponse:
     """Who is signed in, where else, and another password."""
     return _account(request, account, store, done=done)
 
@@ -33,7 +33,7 @@ def _account(request: Request, account: Account, store: Store, status: int = 200
 
 
 @router.post("/account/password")
-def change_password(request: Request, account: Member, store: TheStore, door: TheDoor, present: Password, password: Password) -> Response:
+def change_password(request: Request, account: Visitor, store: TheStore, door: TheDoor, present: Password, password: Password) -> Response:
     """Another password; every other browser is signed out. Whoever found a browser open must know the present one."""
     device = door.session_of(request)
     door.throttle.enter(account.name, "", device)
@@ -58,7 +58,7 @@ def _changed(connection: Any, name: str, password: str) -> Account:
 
 
 @router.post("/account/sign-out")
-def sign_out_elsewhere(request: Request, account: Member, store: TheStore, door: TheDoor) -> Response:
+def sign_out_elsewhere(request: Request, account: Visitor, store: TheStore, door: TheDoor) -> Response:
     """Sign out every browser but this one."""
     store.later(sessions.sign_out, account.name, account.name, door.session_of(request)).result()
     door.forget()

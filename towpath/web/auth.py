@@ -17,8 +17,6 @@ from towpath.store.store import Store
 from towpath.web.passwords import Hasher, TooMany
 from towpath.web.throttle import Ration, Throttle
 
-__all__ = ["Door", "Member", "NotAllowed", "Onlooker", "Owner", "Rater", "SignInNeeded", "TheDoor", "TheStore", "TooMany", "Visitor", "told"]
-
 FRESH = 5.0
 """Seconds for which a session is taken to be as it was last read; another process may have ended it."""
 REMEMBERED = 10_000
@@ -181,11 +179,10 @@ async def signed_in(request: Request) -> Account:
     return account
 
 
-async def member(request: Request, account: Annotated[Account, Depends(signed_in)]) -> Account:
-    """Anyone who has an account of their own: on a server without accounts nobody."""
+async def team_only(request: Request) -> None:
+    """Pages of accounts; a server without accounts has none."""
     if not request.app.state.door.team:
         raise NotAllowed
-    return account
 
 
 async def rater(account: Annotated[Account, Depends(signed_in)]) -> Account:
@@ -210,7 +207,6 @@ async def onlooker(account: Annotated[Account, Depends(signed_in)]) -> Account:
 
 
 Visitor = Annotated[Account, Depends(signed_in)]
-Member = Annotated[Account, Depends(member)]
 Rater = Annotated[Account, Depends(rater)]
 Owner = Annotated[Account, Depends(owner)]
 Onlooker = Annotated[Account, Depends(onlooker)]

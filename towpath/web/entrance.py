@@ -3,14 +3,14 @@
 from time import time
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from towpath.errors import DataError
 from towpath.store import people
 from towpath.store.people import Account, Reset
 from towpath.web import pages
-from towpath.web.auth import TheDoor, TheStore, TooMany, Visitor, cookie_name, told
+from towpath.web.auth import TheDoor, TheStore, TooMany, Visitor, cookie_name, team_only, told
 from towpath.web.passwords import SHORTEST
 
 router = APIRouter()
@@ -65,7 +65,7 @@ def sign_out(request: Request, account: Visitor, door: TheDoor) -> Response:
     return response
 
 
-@router.get("/join/{token}")
+@router.get("/join/{token}", dependencies=[Depends(team_only)])
 def join_page(request: Request, store: TheStore, token: str) -> Response:
     """What an invited person sees first."""
     found = store.read(people.invitation, token, time())
@@ -75,7 +75,7 @@ def join_page(request: Request, store: TheStore, token: str) -> Response:
     return pages.page(request, "join.html", invitation=found, shortest=SHORTEST)
 
 
-@router.post("/join/{token}")
+@router.post("/join/{token}", dependencies=[Depends(team_only)])
 def join(request: Request, store: TheStore, door: TheDoor, token: str, name: Field, password: Field) -> Response:
     """Make the account that was promised, and sign it in. The password is hashed last, when nothing else is wrong."""
     try:
@@ -92,7 +92,7 @@ def join(request: Request, store: TheStore, door: TheDoor, token: str, name: Fie
     return _welcome(request, door, account)
 
 
-@router.get("/reset/{token}")
+@router.get("/reset/{token}", dependencies=[Depends(team_only)])
 def reset_page(request: Request, store: TheStore, token: str) -> Response:
     """What someone sees first who has a link to set a password anew."""
     return _reset_page(request, store.read(people.reset_of, token, time()))
@@ -105,7 +105,7 @@ def _reset_page(request: Request, found: Reset | None, error: str = "") -> Respo
     return pages.page(request, "reset.html", status=409 if error else 200, name=found.account, shortest=SHORTEST, error=error)
 
 
-@router.post("/reset/{token}")
+@router.post("/reset/{token}", dependencies=[Depends(team_only)])
 def reset(request: Request, store: TheStore, door: TheDoor, token: str, password: Field) -> Response:
     """Set the password anew, end every session of the account, and sign this browser in."""
     found = store.read(people.reset_of, token, time())

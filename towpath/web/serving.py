@@ -48,7 +48,7 @@ def serve(
         server, door = prepared(store, team, host, outside, run, assignments)
         scheme = "https" if outside.certificate else "http"
         at = f"{scheme}://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
-        say(greeting(store, door, at))
+        say(greeting(store, door, at, outside.proxies))
         run_until_stopped(server, place)
 
 
@@ -79,14 +79,16 @@ def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
     server.run(sockets=[place])
 
 
-def greeting(store: Store, door: Door, at: str) -> str:
+def greeting(store: Store, door: Door, at: str, proxies: Sequence[str] = ()) -> str:
     """What the terminal says: where the pages are, and the link that lets the first owner in."""
     if not door.team:
         return f"open {at}/enter?token={door.link_token()}\nThe link is good once. Ctrl-C stops the server; nothing that was saved is lost."
+    hint = "" if proxies or at.startswith("https") else "\nBehind a proxy, name it with --proxy ADDRESS: without it everyone counts as one address."
+    ends = f"Ctrl-C stops the server; nothing that was saved is lost.{hint}"
     if any(account.role == "owner" and account.active and account.password for account in store.read(people.accounts)):
-        return f"open {at} and sign in. Ctrl-C stops the server; nothing that was saved is lost."
+        return f"open {at} and sign in. {ends}"
     token = store.later(people.invite, "owner", "towpath serve", time()).result()
-    return f"open {at}/join/{token} to make the owner's account.\nThe link is good once. Ctrl-C stops the server; nothing that was saved is lost."
+    return f"open {at}/join/{token} to make the owner's account.\nThe link is good once. {ends}"
 
 
 def listening(host: str, port: int) -> socket.socket:
