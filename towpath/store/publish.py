@@ -10,7 +10,7 @@ import secrets
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,13 +56,14 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def replace_file(path: Path, text: str) -> None:
-    """A small file with new content, or with its old one, never with half."""
+def replace_file(path: Path, text: str | Iterable[str]) -> None:
+    """A file with new content, in one piece or in parts as they come, or with its old one, never with half."""
     aside = _aside(path)
     with _room(path):
         try:
             _make(path.parent)
-            aside.write_text(text, encoding="utf-8")
+            with aside.open("w", encoding="utf-8") as file:
+                file.writelines((text,) if isinstance(text, str) else text)
             fault("write")
             _sync(aside)
             fault("fsync")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from towpath.errors import TowpathError
+from towpath.errors import RowRefused, TowpathError
 from towpath.store import audit, names, people, sessions
 from towpath.store.people import Account
 from towpath.store.sessions import Session, digest
@@ -215,5 +215,7 @@ TheDoor = Annotated[Door, Depends(door)]
 
 
 def told(error: TowpathError) -> str:
-    """An error in one line for a page."""
+    """An error in one line for a page, without the database's address."""
+    if isinstance(error, RowRefused):
+        return f"{error.rule}: {error.fix}"
     return ": ".join(part for part in (error.value, error.rule, error.fix) if part)

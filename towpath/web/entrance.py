@@ -10,8 +10,8 @@ from towpath.errors import DataError
 from towpath.store import people
 from towpath.store.people import Account, Reset
 from towpath.web import pages
-from towpath.web.auth import TheDoor, TheStore, TooMany, Visitor, cookie_name, team_only, told
-from towpath.web.passwords import SHORTEST
+from towpath.web.auth import TheDoor, TheStore, Visitor, cookie_name, team_only, told
+from towpath.web.passwords import SHORTEST, TooMany
 
 router = APIRouter()
 
