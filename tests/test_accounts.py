@@ -1,5 +1,6 @@
 """Accounts as an attacker and a colleague meet them: sessions, passwords, how often one may try, names, and the audit log."""
 
+import asyncio
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from towpath.store.settings import Settings
 from towpath.store.store import Store
 from towpath.web import passwords, serving, throttle
 from towpath.web.passwords import Hasher, TooMany
+from towpath.web.proxies import Proxies
 from towpath.web.throttle import Counters, Limit, Ration, Throttle
 
 PASSWORD, OTHER = "correct horse battery", "kitten lamp river"
@@ -457,6 +459,8 @@ def test_an_address_that_someone_claims_counts_only_from_a_named_proxy(served, s
             told = [enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"1.1.1.{j}, 10.0.0.{i}"}).status_code for j in range(FREE + 1)]
             assert told == [401] * FREE + [429]
         assert store.read(audit.entries)[0].after == {"from": "10.0.0.1"}
+        told = [enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"10.9.9.{i}, 127.0.0.1"}).status_code for i in range(FREE + 1)]
+        assert told == [401] * FREE + [429], "a client with the proxy's own address claims no other"
 
 
 def test_behind_a_named_proxy_with_tls_cookies_are_bound_to_the_host(store):
@@ -497,6 +501,26 @@ def test_with_its_own_certificate_too(store, certificate):
         assert ann.get("/rate/next").status_code == 200
         local = ann.get("/sign-in", headers={"host": f"localhost:{url.rpartition(':')[2]}"})
         assert "strict-transport-security" not in local.headers, "it would bind every server of this machine"
+
+
+@pytest.mark.parametrize(
+    ("peer", "header", "client"),
+    [
+        ("10.0.0.1", ["1.1.1.1"], "1.1.1.1"), ("10.0.0.1", ["9.9.9.9, 1.1.1.1"], "1.1.1.1"), ("10.0.0.1", ["9.9.9.9", "1.1.1.1"], "1.1.1.1"),
+        ("10.0.0.1", ["9.9.9.9, 10.0.0.7"], "10.0.0.7"), ("10.0.0.1", ["[2001:db8::1]:443"], "2001:db8::1"), ("10.0.0.1", ["1.1.1.1:80"], "1.1.1.1"),
+        ("10.0.0.1", ["nonsense"], "unknown"), ("10.0.0.1", [], "10.0.0.1"), ("::ffff:10.0.0.1", ["1.1.1.1"], "1.1.1.1"),
+        ("10.0.1.1", ["1.1.1.1"], "10.0.1.1"),
+    ],
+)  # fmt: skip
+def test_of_forwarded_addresses_the_last_counts_which_the_proxy_wrote(peer, header, client):
+    seen = {}
+
+    async def application(scope, _receive, _send):
+        seen.update(scope)
+
+    scope = {"type": "http", "client": (peer, 1), "scheme": "http", "headers": [(b"x-forwarded-for", value.encode()) for value in header]}
+    asyncio.run(Proxies(application, ["10.0.0.0/24"])(scope, None, None))
+    assert seen["client"][0] == client
 
 
 def test_a_proxy_is_named_by_its_address_and_for_a_team():

@@ -19,6 +19,7 @@ from towpath.web import monitor
 from towpath.web.app import application
 from towpath.web.auth import Door
 from towpath.web.connections import Seldom, bounded
+from towpath.web.proxies import Proxies
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -64,8 +65,8 @@ def prepared(
     app = application(store, door, names, addresses=team)
     monitor.begin(app, run, assignments)
     config = uvicorn.Config(
-        app, http=bounded(), ws="none", log_level="warning", access_log=False, server_header=False, timeout_keep_alive=65, lifespan="off",
-        proxy_headers=bool(outside.proxies), forwarded_allow_ips=[*outside.proxies], timeout_graceful_shutdown=10,
+        Proxies(app, outside.proxies) if outside.proxies else app, proxy_headers=False, http=bounded(), ws="none", log_level="warning",
+        access_log=False, server_header=False, timeout_keep_alive=65, lifespan="off", timeout_graceful_shutdown=10,
         h11_max_incomplete_event_size=16_384, ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
     )  # fmt: skip
     for name in ("uvicorn.error", "asyncio", "towpath.web"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from time import monotonic
 
+from towpath.web import proxies
 from towpath.web.passwords import TooMany
 
 KEPT = 20_000
@@ -126,12 +127,7 @@ class Ration:
 
 def network(address: str) -> str:
     """What one person is taken to have: an IPv4 address, or an IPv6 network of 64 bits."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return "unknown"
+    found = proxies.address(address)
     if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is None:
-            return str(ipaddress.ip_network((int(found), 64), strict=False))
-        found = found.ipv4_mapped
-    return str(found)
+        return str(ipaddress.ip_network((int(found), 64), strict=False))
+    return str(found or "unknown")
