@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
-    {"errors", "aliases"},
+    {"errors", "aliases", "terminal"},
     {"records", "config", "progress", "crash", "outside"},
     {"recipe"},
     {"store"},
@@ -36,7 +36,7 @@ ORDER = [
 """A room imports only from rooms before it, never from a neighbour; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
-    "errors", "aliases", "crash", "outside", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
+    "errors", "aliases", "terminal", "crash", "outside", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
     "gates", "preflight", "loading", "reporting", "report", "foreign", "doctor",
     "sizes", "model_checks", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
     "accounts",

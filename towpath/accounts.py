@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from towpath.terminal import out, say
+
 if TYPE_CHECKING:
     from towpath.store.store import Store
 
@@ -43,13 +45,13 @@ def people_list(run: Run, set_: Set = None, as_json: Json = False) -> None:
         last = datetime.fromtimestamp(seen, UTC).isoformat(timespec="minutes") if count else ""
         rows.append({"name": one.name, "role": one.role, "active": one.active, "sessions": count, "last_used": last, "made": one.at})
     if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        out(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     for row in rows:
         used = f"{row['sessions']} sessions, last used {row['last_used']}" if row["sessions"] else "not signed in"
-        print(f"{row['name']}: {row['role']}{'' if row['active'] else ', closed'}; {used}")
+        out(f"{row['name']}: {row['role']}{'' if row['active'] else ', closed'}; {used}")
     if not rows:
-        print("no accounts; `towpath serve RUN --team` prints a link that makes the owner's")
+        out("no accounts; `towpath serve RUN --team` prints a link that makes the owner's")
 
 
 @people_app.command("reset", epilog="Example: towpath people reset my-run olga --url https://rate.example.org")
@@ -68,11 +70,11 @@ def people_reset(
     with _opened(run, set_) as store:
         if not ask:
             token = store.later(people.offer_reset, name, BY, time()).result()
-            print(f"{url.rstrip('/')}/reset/{token}")
+            out(f"{url.rstrip('/')}/reset/{token}")
             return
         _require_known(store, name)
         store.later(people.set_password, name, _asked(name), BY, "reset password").result()
-    print(f"{name}: the password is changed, and every browser signed out", file=sys.stderr)
+    say(f"{name}: the password is changed, and every browser signed out")
 
 
 def _require_known(store: "Store", name: str) -> None:
@@ -116,9 +118,9 @@ def people_audit(
         rows = store.read(audit.entries, account, action, 0, limit)
     for row in reversed(rows):
         if as_json:
-            print(json.dumps(asdict(row), ensure_ascii=False))
+            out(json.dumps(asdict(row), ensure_ascii=False))
             continue
-        print(f"{row.at}  {row.account}  {row.action}{f' {row.object}' if row.object else ''}{_change(row.before, row.after)}")
+        out(f"{row.at}  {row.account}  {row.action}{f' {row.object}' if row.object else ''}{_change(row.before, row.after)}")
 
 
 def _change(before: dict[str, object], after: dict[str, object]) -> str:

@@ -49,7 +49,7 @@ class Courier:
 
     def __init__(self, name: str, begin: Callable[[], Tracker], say: Callable[[str], None]) -> None:
         self.name, self.failed, self.lost, self.sent = name, 0, 0, 0
-        self._begin, self._say, self._told = begin, say, False
+        self._begin, self.say, self._told = begin, say, False
         self._rows: queue.Queue[Row | None] = queue.Queue(ROOM)
         self._thread = Thread(target=self._carry, name=f"towpath-{name}", daemon=True)
         self._thread.start()
@@ -68,7 +68,7 @@ class Courier:
         self._thread.join(max(0.0, until - time.monotonic()))
         missed = self.failed + self.lost + (self._rows.qsize() if self._thread.is_alive() else 0)
         if missed:
-            self._say(f"track.{self.name}: {missed} rows did not get there; metrics.jsonl has them all")
+            self.say(f"track.{self.name}: {missed} rows did not get there; metrics.jsonl has them all")
 
     def _carry(self) -> None:
         tracker = self._try(self._begin)
@@ -88,7 +88,7 @@ class Courier:
         except (Exception, SystemExit) as error:  # the boundary to a service: whatever it raises is its own affair
             if not self._told:
                 self._told = True
-                self._say(f"track.{self.name}: {type(error).__name__}: {error}; training goes on, metrics.jsonl has every number")
+                self.say(f"track.{self.name}: {type(error).__name__}: {error}; training goes on, metrics.jsonl has every number")
             return None
 
 
@@ -121,7 +121,7 @@ def opened(recipe: Recipe, run: Path, stage: str, folder: Path, say: Callable[[s
     close()
     begun = [(name, begin) for name, begin in BEGIN.items() if getattr(recipe.track, name)]
     place = Place(recipe, run.resolve(), stage, folder)
-    _open = Trackers([Courier(name, lambda begin=begin: begin(place), say or _say) for name, begin in begun])
+    _open = Trackers([Courier(name, lambda begin=begin: begin(place), say or say) for name, begin in begun])
     return _open
 
 
@@ -146,10 +146,6 @@ def require(track: Track) -> None:
     """Raise where a tracker that is asked for is not installed."""
     for finding in missing(track):
         raise ResourceError(finding.evidence, finding.cause, finding.remedy)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 class Place:
