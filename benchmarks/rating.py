@@ -31,7 +31,7 @@ from towpath.store import ledger, people, rating, schema, settings
 from towpath.store.settings import Settings
 from towpath.store.store import Store
 from towpath.web import serving
-from towpath.web.auth import COOKIE, Door
+from towpath.web.passwords import Hasher
 
 ROOT = Path(__file__).parent.parent
 WORDS = re.findall(r"\w+", "the lock keeps water level so that a boat may pass from one reach of the canal to the next without haste or harm")
@@ -56,7 +56,7 @@ class Client:
         reader, writer = self._streams
         payload = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nOrigin: http://127.0.0.1:{self.port}\r\nAccept: application/json\r\n"
-        head += f"Cookie: {COOKIE}={self.cookie}\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        head += f"Cookie: towpath-{self.port}={self.cookie}\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
         try:
             writer.write(head.encode() + payload)
             await writer.drain()
@@ -123,10 +123,14 @@ def small(store: Store, pairs: int) -> None:
 
 def clients(store: Store, count: int, port: int) -> list[Client]:
     """Raters who are signed in."""
-    door = Door(store, store.later(settings.secret).result(), team=True)
-    hashed = door.hashed("a password of the benchmark")
+    hashed = Hasher().hashed("a password of the benchmark")
     made = [store.later(people.add_account, f"r{i:03}", "rater", hashed).result() for i in range(count)]
-    return [Client(port, door.cookie(account)) for account in made]
+    return [signed_in(store, account, port) for account in made]
+
+
+def signed_in(store: Store, account: people.Account, port: int) -> Client:
+    """A rater with a session."""
+    return Client(port, store.later(people.begin_session, account, time()).result())
 
 
 async def rate(client: Client, rng: random.Random, until: float, think: float, kept: list[str]) -> None:
@@ -345,8 +349,7 @@ def figures(place: str, prompts: int, times: int = 300) -> dict[str, Any]:
         if store.read(people.account, "r000") is None:
             found = clients(store, 10, server.port)
             store.later(people.change_account, "r000", "owner").result()
-        door = Door(store, store.later(settings.secret).result(), team=True)
-        found = [Client(server.port, door.cookie(account)) for account in store.read(people.accounts)]
+        found = [signed_in(store, account, server.port) for account in store.read(people.accounts)]
         counts = store.counts()
 
     async def measure() -> tuple[list[float], list[float], list[float]]:

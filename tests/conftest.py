@@ -122,18 +122,19 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 
 
 @contextmanager
-def running(store: Any, team: bool) -> Iterator[tuple[str, Any]]:
+def running(store: Any, team: bool, outside: Any = None) -> Iterator[tuple[str, Any]]:
     """The real server of a store in a thread: where it is, and its door."""
     from towpath.web import serving
 
-    server, door = serving.prepared(store, team)
+    server, door = serving.prepared(store, team, outside=outside)
     with serving.listening("127.0.0.1", 0) as place:
         thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             sleep(0.01)
-        yield f"http://127.0.0.1:{place.getsockname()[1]}", door
+        scheme = "https" if outside and outside.certificate else "http"
+        yield f"{scheme}://127.0.0.1:{place.getsockname()[1]}", door
         server.should_exit = True
         thread.join()
 

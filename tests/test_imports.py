@@ -29,7 +29,7 @@ ORDER = [
     {"pipeline", "callback"},
     {"export", "waiting"},
     {"web", "watching"},
-    {"labelling", "comparing"},
+    {"labelling", "comparing", "accounts"},
     {"cli"},
     {"__main__"},
 ]
@@ -39,6 +39,7 @@ TORCH_FREE = {
     "errors", "aliases", "terminal", "crash", "outside", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
     "gates", "preflight", "loading", "reporting", "report", "foreign", "doctor",
     "sizes", "model_checks", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
+    "accounts",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft"}
 ONLY_IN = {

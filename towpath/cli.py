@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from towpath.accounts import people_app
 from towpath.comparing import arena_app
 from towpath.labelling import label_app
 from towpath.terminal import out, say
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(label_app, name="label")
 app.add_typer(arena_app, name="arena")
+app.add_typer(people_app, name="people")
 
 
 def _version(wanted: bool) -> None:
@@ -119,6 +121,7 @@ def serve(
     name: Annotated[list[str] | None, typer.Option(help="with --team: a name the pages are reached by; may be repeated")] = None,
     certificate: Annotated[Path | None, typer.Option(help="with --team: a TLS certificate; without one, a proxy on this machine has it")] = None,
     key: Annotated[Path | None, typer.Option(help="the certificate's key")] = None,
+    proxy: Annotated[list[str] | None, typer.Option(help="with --team: the address of the proxy before this server; may be repeated")] = None,
 ) -> None:
     """The pages in a browser: rate pairs, see figures, invite raters. Starts no stage."""
     from towpath import recipe
@@ -126,7 +129,8 @@ def serve(
     from towpath.web import serving
 
     ledger = str(place.of(run, recipe.load(run, set_).store.url))
-    serving.serve(run, ledger if "://" in ledger else None, host, port, team, say, serving.Outside(tuple(name or ()), certificate, key), set_ or ())
+    outside = serving.Outside(tuple(name or ()), certificate, key, tuple(proxy or ()))
+    serving.serve(run, ledger if "://" in ledger else None, host, port, team, say, outside, set_ or ())
 
 
 @app.command(epilog="Example: towpath watch my-run")

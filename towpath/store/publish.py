@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from towpath.errors import DataError, ResourceError
@@ -159,10 +159,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _private(path: str, flags: int) -> int:
+    """Open a file that only its owner may read, made before or now."""
+    descriptor = os.open(path, flags, 0o600)
+    with suppress(OSError):  # another user's
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process works in a folder at a time."""
-    with (folder / ".lock").open("w") as lock:
+    """One process works in a folder at a time. Only the owner may open the lock, for whoever can read a file can lock it and stop the run."""
+    with open(folder / ".lock", "w", opener=_private) as lock:  # Path.open takes no opener
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,5 +1,7 @@
 """Templates to pages."""
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Request
@@ -19,7 +21,14 @@ def _hours(value: float) -> str:
     return f"{value:.1f} h" if value >= 1 else f"{value * 60:.0f} min"
 
 
+def _moment(value: float | str) -> str:
+    """A moment as a page shows it, in UTC; seconds since 1970 or the text that the ledger has."""
+    found = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
+    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 _ENVIRONMENT.filters["hours"] = _hours
+_ENVIRONMENT.filters["moment"] = _moment
 
 
 def fragment(template: str, **context: Any) -> str:
@@ -27,7 +36,9 @@ def fragment(template: str, **context: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(context)
 
 
-def page(request: Request, template: str, account: Account | None = None, status: int = 200, **context: Any) -> HTMLResponse:
+def page(
+    request: Request, template: str, account: Account | None = None, status: int = 200, headers: Mapping[str, str] | None = None, **context: Any
+) -> HTMLResponse:
     """A whole page."""
     shared = {"account": account, "team": request.app.state.door.team, "version": __version__, "path": request.url.path}
-    return HTMLResponse(fragment(template, **shared, **context), status)
+    return HTMLResponse(fragment(template, **shared, **context), status, headers)
