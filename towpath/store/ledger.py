@@ -146,7 +146,7 @@ def _explained_file(place: str, error: BaseException | None) -> TowpathError | N
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return ResourceError(f"{place}: another process has been writing for {PATIENCE} s", "one writes at a time", "wait for it, or stop it")
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return ResourceError(f"{place}: {error}", "the ledger and its folder must be writable", "correct the path or its permissions")
+        return ResourceError(f"{place}: {error}", "the ledger and its folder must be writable", "correct the path, its permissions or its mount")
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL):
         return ResourceError(f"{place}: {error}", "the ledger's disk must be readable and writable", "check the disk, then start again")
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):

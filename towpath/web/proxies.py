@@ -7,6 +7,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Proxies:
@@ -21,13 +22,15 @@ class Proxies:
         self._networks = [ipaddress.ip_network(one) for one in named]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._is_named((scope.get("client") or ("", 0))[0]):
+        if scope["type"] == "http" and is_within((scope.get("client") or ("", 0))[0], self._networks):
             scope = {**scope, **_forwarded(Headers(scope=scope))}
         await self._app(scope, receive, send)
 
-    def _is_named(self, host: str) -> bool:
-        found = address(host)
-        return found is not None and any(found in network for network in self._networks)
+
+def is_within(host: str, networks: Iterable[Network]) -> bool:
+    """Whether an address lies in one of these networks."""
+    found = address(host)
+    return found is not None and any(found in network for network in networks)
 
 
 def address(text: str) -> Address | None:

@@ -48,6 +48,7 @@ def serve(
     if not run.is_dir():
         raise ResourceError(f"{run}: no such folder", "a run is a folder that `towpath new` made", "mend the path")
     with Store.open(url or run / "towpath.db") as store, listening(host, port) as place:
+        store.require_writable()
         server, door = prepared(store, team, host, outside, run, assignments)
         scheme = "https" if outside.certificate else "http"
         at = f"{scheme}://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
@@ -65,7 +66,7 @@ def prepared(
     app = application(store, door, names, addresses=team)
     monitor.begin(app, run, assignments)
     config = uvicorn.Config(
-        Proxies(app, outside.proxies) if outside.proxies else app, proxy_headers=False, http=bounded(), ws="none", log_level="warning",
+        Proxies(app, outside.proxies) if outside.proxies else app, proxy_headers=False, http=bounded(outside.proxies), ws="none", log_level="warning",
         access_log=False, server_header=False, timeout_keep_alive=65, lifespan="off", timeout_graceful_shutdown=10,
         h11_max_incomplete_event_size=16_384, ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
     )  # fmt: skip
