@@ -1,8 +1,8 @@
 """The rating page under load: `python -m benchmarks.rating load|doubles|kills|figures [--json FILE]`.
 
 The server is the real one in a process of its own; the clients speak HTTP over sockets from this process, on the same machine and the same
-cores. `load` lets 200 raters think and submit for a minute; `doubles` sends every submit twice at once; `kills` ends the server with SIGKILL ten
-times meanwhile; `figures` fills a ledger with a million prompts (`--fill` does only that) and times the next pair and the figures page.
+cores. `load` lets 200 raters think and submit for a minute; `doubles` sends every submit twice at once; `kills` ends the server with SIGKILL
+`--kills` times meanwhile; `figures` fills a ledger with a million prompts (`--fill` does only that) and times the next pair and the figures page.
 """
 
 import argparse
@@ -18,14 +18,18 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from math import inf
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any
 
 from sqlalchemy import func, select, text
 
+from benchmarks.postgres import Postgres, new_database
 from towpath.records import Comparison, Completion, Prompt
 from towpath.store import ledger, people, rating, schema, settings
 from towpath.store.settings import Settings
@@ -161,7 +165,7 @@ async def patiently(ask: Callable[[], Awaitable[tuple[int, Any]]], until: float)
         except (OSError, EOFError):
             await asyncio.sleep(0.1)
             continue
-        if status < 500:
+        if status < 500 and status != 429:
             return status, told
         await asyncio.sleep(0.1)
     return 0, None
@@ -235,7 +239,8 @@ def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
     async def send(number: int) -> None:
         for i in range(number, submits, raters):
             body = {"key": f"double-{i:08}", "comparison": seats[i].comparison, "side": "left"}
-            answers.extend(await asyncio.gather(*(client.ask("POST", "/rate/judge", body) for client in (ones[number], twos[number]))))
+            both = (ones[number], twos[number])
+            answers.extend(await asyncio.gather(*(patiently(partial(one.ask, "POST", "/rate/judge", body), inf) for one in both)))
 
     async def everyone() -> None:
         await asyncio.gather(*(send(number) for number in range(raters)))
@@ -254,7 +259,7 @@ def kills(place: str, times: int, raters: int, think: float) -> dict[str, Any]:
     rng = random.Random(3)
     waits = [1.5 + 2 * rng.random() for _ in range(times)]
     with Store.open(place) as store:
-        small(store, int(raters * 60 / think) + 1000)
+        small(store, int(raters * (5 * times + 10) / think) + 1000)
         server = Server(place)
         server.start()
         found, kept = clients(store, raters, server.port), list[str]()
@@ -274,7 +279,9 @@ def kills(place: str, times: int, raters: int, think: float) -> dict[str, Any]:
 
     asyncio.run(everyone())
     server.stop()
-    return {"kills": times, "raters": raters, "think_seconds_mean": think, "acknowledged_at_each_kill": counted} | verified(place, kept)
+    return {"kills": times, "raters": raters, "think_seconds_mean": think, "acknowledged_at_some_kills": counted[:: max(1, times // 20)]} | verified(
+        place, kept
+    )
 
 
 async def rate_until(ended: asyncio.Event, client: Client, rng: random.Random, think: float, kept: list[str]) -> None:
@@ -386,7 +393,11 @@ def main() -> None:
     """Measure one thing, print it, and keep it under its name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["load", "doubles", "kills", "figures", "serve"], nargs="?", default="figures")
-    parser.add_argument("--place", default="", help="a path, or the URL of an empty PostgreSQL database; a new file where it is left out")
+    parser.add_argument(
+        "--place",
+        default="",
+        help="a path, the URL of an empty PostgreSQL database, or `postgresql` for a server of its own; a new file where left out",
+    )
     parser.add_argument("--json", type=Path, help="a file in which the result is kept under its name")
     parser.add_argument("--name", default="", help="the name it is kept under")
     parser.add_argument("--fill", action="store_true", help="fill the ledger and stop")
@@ -395,17 +406,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--think", type=float, default=2.0, help="seconds that a rater thinks, on average")
     parser.add_argument("--submits", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=10, help="how often the server is killed")
     parser.add_argument("--port", type=int, default=0)
     asked = parser.parse_args()
     if asked.what == "serve":
         return serve(asked.place, asked.port)
-    with tempfile.TemporaryDirectory() as folder:
-        place = asked.place or str(Path(folder) / "towpath.db")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        own = running.enter_context(Postgres()) if asked.place == "postgresql" else None
+        place = new_database(own.url) if own else asked.place or str(Path(folder) / "towpath.db")
         if asked.fill:
             return fill(place, asked.prompts)
         measured = {
             "load": lambda: load(place, asked.raters, asked.seconds, asked.think), "doubles": lambda: doubles(place, asked.submits),
-            "kills": lambda: kills(place, 10, asked.raters, asked.think), "figures": lambda: figures(place, asked.prompts),
+            "kills": lambda: kills(place, asked.kills, asked.raters, asked.think), "figures": lambda: figures(place, asked.prompts),
         }[asked.what]()  # fmt: skip
     told = {"database": "postgresql" if "://" in place else "sqlite", "cores": os.cpu_count(), **measured}
     print(json.dumps(told, indent=1))
