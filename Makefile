@@ -40,8 +40,9 @@ test: setup system
 	$(V)/bin/pyright
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
-# What tests meet for real and Debian has: a compiler, a browser, a database server, npm for axe-core. Where they cannot be installed those tests are skipped, and say so.
-DEBIAN = $(if $(shell command -v c++),,g++) $(if $(shell command -v chromium),,chromium) $(if $(wildcard /usr/lib/postgresql/*/bin/initdb),,postgresql) $(if $(shell command -v npm),,npm)
+# What tests meet for real and Debian has: a compiler, a browser, a database server, npm for axe-core, proxies. Where they cannot be installed those tests are skipped, and say so.
+DEBIAN = $(if $(shell command -v c++),,g++) $(if $(shell command -v chromium),,chromium) $(if $(wildcard /usr/lib/postgresql/*/bin/initdb),,postgresql) $(if $(shell command -v npm),,npm) \
+  $(if $(shell command -v nginx),,nginx-light) $(if $(shell command -v caddy),,caddy)
 system:
 	if [ -n "$(strip $(DEBIAN))" ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then
 	  { apt-get install --yes --no-install-recommends $(DEBIAN) || { apt-get update && apt-get install --yes --no-install-recommends $(DEBIAN); }; } >/dev/null 2>&1 \
