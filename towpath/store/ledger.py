@@ -40,7 +40,7 @@ def engine_of(place: Path | str) -> Engine:
     if url.get_backend_name() != "sqlite":
         return _server(url)
     if url.database and url.database != ":memory:":
-        path = Path(url.database)
+        path = Path(url.database.removeprefix("file:"))  # with uri=true, SQLite's own form of an address
         _require_local(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_private(path)
