@@ -21,19 +21,24 @@ from towpath.data import sources, summary
 from towpath.data.corpus import Corpus, digest
 from towpath.data.refused import FILE
 from towpath.data.summary import DataSummary
-from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
+from towpath.errors import DataError, GateClosed, RecipeError, TowpathError, Waiting
 from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
 from towpath.feedback import simulated
 from towpath.loading import load_corpus, summarise
-from towpath.progress import progress
+from towpath.models import content
+from towpath.progress import note, progress
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
-from towpath.store import place
+from towpath.store import manifest, place
 from towpath.store.publish import alone, fault, replace_file, sweep
 from towpath.store.store import Store
 
-FORMAT = 3
-"""Raised where stages of an earlier version must not be taken for done: 3, since prompts are tokenised as the template renders them."""
+FORMAT = 4
+"""Raised where stages of an earlier version must not be taken for done: 4, since manifests hold the checksums of a stage's results."""
+ASIDE = "aside"
+"""The folder of a run that `--redo` moves stages to."""
+LONG = 5.0
+"""Seconds of verifying that are reported."""
 GATE_AFTER = {"baseline": ("sft",), "reward": ("reward",), "policy": ("policy",), "evaluate": ("evaluate", "safety")}
 Say = Callable[[str], None]
 
@@ -51,17 +56,17 @@ class Planned:
 
     @property
     def manifest(self) -> Path:
-        return self.folder / "manifest.json"
+        return self.folder / manifest.NAME
 
     @property
     def done(self) -> bool:
         return self.manifest.is_file()
 
     def result(self) -> dict[str, Any]:
-        return json.loads(self.manifest.read_text())["result"]
+        return manifest.read(self.folder)["result"]
 
     def findings(self) -> list[Finding]:
-        return [finding_of(row) for row in json.loads(self.manifest.read_text()).get("findings", [])]
+        return [finding_of(row) for row in manifest.read(self.folder)["findings"]]
 
 
 @dataclass
@@ -82,11 +87,12 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: Store |
 
     def stage(name: str, round_: int, config: dict[str, Any], *inputs: str) -> None:
         full = name if round_ == 1 else f"{name}@{round_}"
-        content = {"format": FORMAT, "stage": full, "seed": recipe.seed, "config": config, "inputs": {i: planned[i].fingerprint for i in inputs}}
-        fingerprint = digest(content)[:12]
+        made_of = {"format": FORMAT, "stage": full, "seed": recipe.seed, "config": config, "inputs": {i: planned[i].fingerprint for i in inputs}}
+        fingerprint = digest(made_of)[:12]
         planned[full] = Planned(full, config, inputs, fingerprint, run / "stages" / full / fingerprint, round_)
 
-    model = {"source": recipe.model.source, "dtype": recipe.model.dtype, "template": recipe.model.template}
+    model = {"source": recipe.model.source, "dtype": recipe.model.dtype, "template": content.template(recipe.model.template)}
+    model["content"] = content.known(recipe.model.source, run)
     dump = recipe.model_dump(mode="json")
     drawing = {key: dump["preferences"][key] for key in ("prompts", "completions", "base_share", "max_new_tokens", "decodings")}
     dump["reward"].pop("use")
@@ -157,7 +163,12 @@ def _labelling(
     if raters == "simulated":
         return said | {key: getattr(cfg, key) for key in ("noise", "tie_margin", "both_bad")} | {"rubric": simulated.GUIDELINE}
     if raters == "recorded":
-        cut = {"prompt_tokens": recipe.data.max_prompt_tokens, "answer_tokens": cfg.max_new_tokens, "template": recipe.model.template}
+        cut = {
+            "prompt_tokens": recipe.data.max_prompt_tokens,
+            "answer_tokens": cfg.max_new_tokens,
+            "template": content.template(recipe.model.template),
+        }
+        cut["model"] = content.known(recipe.model.source, run)  # rows are cut by its tokens
         files = sources.matched(run, "data.preferences", recipe.data.preferences)
         hashes = summary.file_hashes(run, files, trust=isinstance(corpus, DataSummary))
         return said | {"files": hashes, "prompts": corpus.digests.preferences} | cut
@@ -171,12 +182,15 @@ def _labelling(
     return said
 
 
-def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False) -> list[Verdict]:
-    """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act."""
+def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False, redo: Sequence[str] = ()) -> list[Verdict]:
+    """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act. Stages in `redo` are run again."""
     with alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
         corpus = load_corpus(recipe, folder)
+        content.fetch(recipe.model.source, folder)
         planned = plan(recipe, folder, corpus, store)
-        _require_stage(only, planned)
+        for name in (only, *redo):
+            _require_stage(name, planned)
+        _move_aside(folder, [step for step in planned if {step.name, step.name.split("@")[0]} & set(redo)], say)
         findings = _preflight(recipe, folder, corpus, force, say)
         _explain_reruns(folder, planned, say)
         _remember(folder, planned, findings)
@@ -208,8 +222,7 @@ def _replanned(recipe: Recipe, folder: Path, corpus: Corpus, store: Store, label
     planned = plan(recipe, folder, corpus, store)
     after = next(step for step in planned if step.name == label.name)
     if after.fingerprint != label.fingerprint and not after.done:
-        manifest = json.loads(label.manifest.read_text()) | {"fingerprint": after.fingerprint, "config": after.config}
-        replace_file(label.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
+        manifest.rewrite(label.folder, fingerprint=after.fingerprint, config=after.config)
         shutil.rmtree(after.folder, ignore_errors=True)
         label.folder.rename(after.folder)
     return planned
@@ -223,6 +236,9 @@ def _run_stage(
     missing = [name for name in step.inputs if not places[name].done]
     if missing:
         raise RecipeError(f"{step.name}: {', '.join(missing)} not done", "a stage needs what comes before it", f"`towpath run {folder}`")
+    if step.done and step.name.startswith("label"):
+        _restore_labels(step, store, say)
+    _verify(step, places, say)
     if step.done:
         say(f"{step.name}: done before ({step.fingerprint})")
         return False
@@ -254,10 +270,57 @@ def _run_stage(
     return True
 
 
+def _verify(step: Planned, places: dict[str, Planned], say: Say) -> None:
+    """Raise where what a stage reads, or has left where it is done, is not what was written, or was made of other results."""
+    begun = time.monotonic()
+    for name in step.inputs:
+        manifest.verify(places[name].folder)
+    if step.done:
+        manifest.verify(step.folder)
+        made_of = manifest.read(step.folder).get("results", {})
+        other = [name for name, told in made_of.items() if name in places and told != manifest.results(places[name].folder)]
+        if other:
+            rule = "a stage is done while what it was made of is there unchanged"
+            fix = f"`towpath run {step.folder.parents[2]} --redo {step.name}`, and what comes after it"
+            raise DataError(f"{step.name} was made of other results of {', '.join(other)} than there are now", rule, fix)
+    if (seconds := time.monotonic() - begun) > LONG:
+        say(f"{step.name}: results verified in {seconds:.0f} s")
+
+
+def _restore_labels(step: Planned, store: Store, say: Say) -> None:
+    """Labels are in the ledger, too: a damaged file of theirs is written again."""
+    from towpath.stages import label
+
+    try:
+        manifest.verify(step.folder)
+    except DataError as error:
+        if error.value.startswith(str(step.folder / label.LABELS)) and label.restore(step.folder, store):
+            say(f"warning: {error.value}; it was written again from the ledger")
+
+
+def _move_aside(folder: Path, steps: Sequence[Planned], say: Say) -> None:
+    """Make way for stages that are to be run again; nothing is deleted."""
+    for step in steps:
+        if not step.folder.exists():
+            continue
+        manifest.forget(step.folder)
+        number = 1
+        while (to := folder / ASIDE / f"{step.name}-{step.fingerprint}-{number}").exists():
+            number += 1
+        to.parent.mkdir(exist_ok=True)
+        step.folder.rename(to)
+        say(f"{step.name}: moved aside to {to}; it is run again")
+
+
 def _spent(folder: Path) -> float:
     """Seconds that interrupted attempts of a stage have taken."""
-    path = folder / "seconds"
-    return float(path.read_text() or 0) if path.is_file() else 0.0
+    try:
+        return float((folder / "seconds").read_text() or 0)
+    except FileNotFoundError:
+        return 0.0
+    except (OSError, ValueError):
+        note(f"{folder / 'seconds'}: damaged; the time of earlier attempts is not counted")
+        return 0.0
 
 
 def _finish(
@@ -265,15 +328,16 @@ def _finish(
 ) -> None:
     fingerprints = {p.name: p.fingerprint for p in planned}
     packages = ("torch", "transformers", "numpy", "towpath")
-    manifest = {
+    told = {
         "stage": step.name, "fingerprint": step.fingerprint, "status": "done", "config": step.config, "seed": recipe.seed,
-        "inputs": {name: fingerprints[name] for name in step.inputs}, "recipe": recipe.model_dump(mode="json"),
+        "inputs": {name: fingerprints[name] for name in step.inputs},
+        "results": {p.name: manifest.results(p.folder) for p in planned if p.name in step.inputs}, "recipe": recipe.model_dump(mode="json"),
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version(), "machine": platform.machine()},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "findings": [asdict(f) for f in findings], "data": corpus.counts | {"skipped_rows_file": FILE if corpus.refused else ""}, "result": result,
     }  # fmt: skip
-    replace_file(step.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
+    manifest.write(step.folder, told)
 
 
 def _version(package: str) -> str:
@@ -348,13 +412,16 @@ def _explain_reruns(folder: Path, planned: list[Planned], say: Say) -> None:
     """Which finished stages will run again, and which of their values changed."""
     before = _current(folder).get("stages", {})
     for step in planned:
-        old = folder / "stages" / step.name / before.get(step.name, "none") / "manifest.json"
-        if step.done or not old.is_file():
+        old = folder / "stages" / step.name / before.get(step.name, "none")
+        if step.done or not (old / manifest.NAME).is_file():
             continue
-        manifest = json.loads(old.read_text())
-        changed = _changes(manifest["config"], step.config)
+        told = manifest.read_object(old / manifest.NAME)
+        if not told or not {"config", "inputs"} <= set(told):
+            say(f"{step.name} will run again: {old / manifest.NAME} is damaged")
+            continue
+        changed = _changes(told["config"], step.config)
         reason = "; ".join(changed) or "what comes before it changed: " + ", ".join(
-            p.name for p in planned if p.name in step.inputs and manifest["inputs"].get(p.name) != p.fingerprint
+            p.name for p in planned if p.name in step.inputs and told["inputs"].get(p.name) != p.fingerprint
         )
         say(f"{step.name} will run again: {reason}")
 
@@ -366,8 +433,10 @@ def _changes(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def _current(folder: Path) -> dict[str, Any]:
-    path = folder / "current.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    found = manifest.read_object(folder / "current.json")
+    if found is None:
+        note(f"{folder / 'current.json'}: damaged; it is written again from the recipe and the stages")
+    return found or {}
 
 
 def samples(folder: Path) -> set[str]:

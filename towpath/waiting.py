@@ -18,15 +18,16 @@ LOOK = 5.0
 Say = Callable[[str], None]
 
 
-def run(recipe: Recipe, folder: Path, settings: Sequence[str], say: Say, force: bool = False) -> None:
+def run(recipe: Recipe, folder: Path, settings: Sequence[str], say: Say, force: bool = False, redo: Sequence[str] = ()) -> None:
     """Run every stage; where people must act, serve the pages and go on when they have. Ctrl-C leaves the run waiting."""
     while True:
         try:
-            pipeline.run(recipe, folder, say, "", force)
+            pipeline.run(recipe, folder, say, "", force, redo)
             return
         except Waiting as waiting:
             say(f"waiting: {waiting}")
             say("The rating page is served meanwhile. The run goes on by itself when enough is said; Ctrl-C leaves it waiting.")
+        redo = ()
         _serve(recipe, folder, settings, say)
 
 

@@ -19,6 +19,8 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+OWN_TEMPLATES = ("model", "chatml")
+"""Names of templates; any other is a file."""
 PROBES = ("How do I boil an egg?", "x", "3 + 4 = 7", "def f(x):\n    return x\n\nWhy?", "Grüße aus Köln, 東京 🙂", "(a) yes\n\n(b) no", 'Say "hello"')
 """Texts on which prompts are compared with the template's own tokens."""
 _PROMPT_MARK, _ANSWER_MARK = "\u241eprompt\u241e", "\u241eanswer\u241e"

@@ -10,6 +10,8 @@ from pathlib import Path
 from towpath.errors import ModelError
 from towpath.models import files, wheels
 
+TINY = "tiny-v1"
+
 
 def cache_folder() -> Path:
     """Where converted models are kept; TOWPATH_CACHE moves it."""
@@ -20,7 +22,7 @@ def find(source: str, run: Path | None = None) -> str:
     """A folder that transformers can load: on disk (in the run's folder, then where the command was typed), or fetched, converted and cached."""
     kind, _, rest = source.partition(":")
     if source == "tiny":
-        return str(_cached("tiny-v1", _make_tiny))
+        return str(_cached(TINY, _make_tiny))
     if kind == "gguf":
         return _converted(source, _places(rest, run))
     if kind == "pypi":
@@ -67,8 +69,33 @@ def _converted(source: str, places: list[Path]) -> str:
     if path is None:
         looked = ", ".join(map(str, places))
         raise ModelError(f"model.source = {source!r}: no such file (looked at {looked})", "gguf:PATH names a GGUF file", "fix the path")
-    stamp = f"{path.stem}-{path.stat().st_size}-{int(path.stat().st_mtime)}"
-    return str(_cached(f"gguf-{stamp}", lambda folder: _convert_gguf(path, folder)))
+    return str(_cached(_gguf_folder(path), lambda folder: _convert_gguf(path, folder)))
+
+
+def _gguf_folder(path: Path) -> str:
+    """The name under which a converted GGUF file is cached: another where the file is another."""
+    stat = path.stat()
+    return f"gguf-{path.stem}-{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
+
+
+def gguf_file(source: str, run: Path | None) -> Path | None:
+    """The file that gguf:PATH names, where there is one."""
+    return next((place for place in _places(source.removeprefix("gguf:"), run) if _is(Path.is_file, place)), None)
+
+
+def known(source: str, run: Path | None = None) -> Path | None:
+    """The folder of a model that is on this machine and whose place follows from its name; nothing is fetched or converted."""
+    kind, _, rest = source.partition(":")
+    if kind == "gguf":
+        path = gguf_file(source, run)
+        folders = [cache_folder() / _gguf_folder(path)] if path else []
+    elif kind == "pypi":
+        folders = [cache_folder() / wheels.wheel_of(rest).folder]
+    elif source == "tiny":
+        folders = [cache_folder() / TINY]
+    else:
+        folders = _places(source, run)
+    return next((folder for folder in folders if _is(Path.is_file, folder / "config.json")), None)
 
 
 @cache

@@ -19,6 +19,7 @@ from towpath.data.draws import shuffled
 from towpath.errors import TrainingError
 from towpath.kernels import choice
 from towpath.progress import progress
+from towpath.records import Finding
 from towpath.runtime.local import Local, give_back_memory, memory_in_use
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.signals import of_critic
@@ -188,6 +189,11 @@ def _look(course: Course, runtime: Local, job: Job, step: int, standing: Standin
 
 def _resume(course: Course, runtime: Local, job: Job, checkpoints: Checkpoints) -> tuple[int, Standing, dict[str, Tensor] | None]:
     found = checkpoints.newest()
+    if checkpoints.passed_over:
+        begins = f"step {found[0]}" if found else "the beginning"
+        cause = "a disk fault, a full disk, or files changed by hand; a kill leaves no half-written checkpoint"
+        remedy = f"training goes on from {begins}; check the disk"
+        job.findings.append(Finding("checkpoint-damaged", "warning", "; ".join(checkpoints.passed_over), cause, remedy))
     if found is None:
         job.log.rewind(-1)
         return 0, Standing(dict(course.knobs)), None
