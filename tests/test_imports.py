@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
     {"errors", "aliases"},
-    {"records", "config", "progress", "crash"},
+    {"records", "config", "progress", "crash", "interrupt"},
     {"recipe"},
     {"store"},
     {"data"},
@@ -36,7 +36,7 @@ ORDER = [
 """A room imports only from rooms before it, never from a neighbour; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
-    "errors", "aliases", "crash", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
+    "errors", "aliases", "crash", "interrupt", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
     "gates", "preflight", "loading", "reporting", "report", "foreign", "doctor",
     "sizes", "model_checks", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
 }  # fmt: skip

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from towpath import algos, gates, report
+from towpath import algos, gates, interrupt, report
 from towpath.algos import data_of
 from towpath.data import sources, summary
 from towpath.data.corpus import Corpus, digest
@@ -184,7 +184,7 @@ def _labelling(
 
 def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False, redo: Sequence[str] = ()) -> list[Verdict]:
     """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act. Stages in `redo` are run again."""
-    with alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
+    with interrupt.listening(), alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
         corpus = load_corpus(recipe, folder)
         content.fetch(recipe.model.source, folder)
         planned = plan(recipe, folder, corpus, store)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from towpath import given, model_checks, preflight
+from towpath import given, interrupt, model_checks, preflight
 from towpath.algos import data_of
 from towpath.config import check, flat, laid
 from towpath.data.sources import Corpus
@@ -82,6 +82,7 @@ def train(
     DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; `kl` and `steps` are not theirs.
     Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`, `grpo__scale="none"`, `lora__alpha=64`.
     `template` is `model.template`; `engine` and `health` hold keys of `[engine]` and `[health]`.
+    SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise SystemExit(75).
     The same call in the same folder goes on where it stopped; with another reward, or other code in it, it is another call.
     """
     rows = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping) else prompts
@@ -103,7 +104,7 @@ def train(
     prepare_process()
     by_id = {f"p{i}": columns[text] for i, text in enumerate(asked) if text in columns}
     job = _job(recipe, Path(folder), Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked)), columns=by_id), judged)
-    with alone(job.folder):
+    with interrupt.listening(), alone(job.folder):
         if not _done(job).is_file():
             _require_room(job, judged)
             job.findings += _noticed(recipe, 0 if on_pairs else len(texts) - len(asked))

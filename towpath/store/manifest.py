@@ -13,8 +13,11 @@ from towpath.store.publish import replace_file
 NAME = "manifest.json"
 PUBLISHED = ("weights", "weights-*", "adapter")
 """Folders of results, as patterns."""
-EVIDENCE = ("metrics.jsonl", "samples.jsonl", "findings.json", "knobs.jsonl", "course.json", "frozen.npz")
-"""Files that tell how a stage went; the same stage run again may leave others, such as other times, and nothing is made of them."""
+EVIDENCE = (
+    "metrics.jsonl", "samples.jsonl", "findings.json", "knobs.jsonl", "course.json", "frozen.npz", "adapter/adapter_config.json",
+    f"adapter/{publish.MANIFEST}",
+)  # fmt: skip
+"""Files that tell how a stage went, or name the run's folder: the same stage run again may leave others, and nothing is made of them."""
 RULE = "the results of a finished stage are what it wrote: nothing is trained on or measured with damaged files"
 _verified: dict[Path, float] = {}
 """Stage folders whose files were verified in this process, by when."""
