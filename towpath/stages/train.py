@@ -119,9 +119,9 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     return standing
 
 
-def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Numbers, batch: Batch, said: Numbers) -> Numbers:
-    batch = course.algo.prepare(batch, course.config, knobs)
-    said |= of_critic(batch)
+def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Numbers, drawn: Batch, said: Numbers) -> Numbers:
+    batch = course.algo.prepare(drawn, course.config, knobs)
+    said = said | of_critic(batch)
     metrics: Metrics = {}
     begun, norms, rate = time.monotonic(), [], 0.0
     updates = course.epochs * math.ceil(batch.groups / course.minibatch)
