@@ -62,13 +62,16 @@ class Renderer:
         return json.loads(reply)
 
     def _started(self) -> "subprocess.Popen[bytes]":
-        if self._process is None or self._process.poll() is not None:
-            environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-P", "-W", "ignore", str(WORKER)]
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # Ctrl-C is for this process alone
-            self._end = weakref.finalize(self, _end, self._process, os.getpid())
-        return self._process
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-P", "-W", "ignore", str(WORKER)]
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process alone
+        )  # fmt: skip
+        self._process, self._end = process, weakref.finalize(self, _end, process, os.getpid())
+        return process
 
     def _stop(self) -> int:
         """End the worker; its exit status."""
