@@ -8,6 +8,8 @@ import time
 import zipfile
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -168,6 +170,24 @@ def test_a_billion_experts_are_refused(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 24, "num_experts": 4000}))
     with pytest.raises(ModelError, match="24 layers of 4000 experts"):
         files.require(folder)
+
+
+@pytest.mark.parametrize(("layers", "width"), [(10**6, 64), (2, 10**9)])
+def test_absurd_sizes_in_a_gguf_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, width: int) -> None:
+    monkeypatch.setenv("TOWPATH_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "absurd.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(layers)
+    writer.add_embedding_length(width)
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((64, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    begun = time.monotonic()
+    with pytest.raises(ModelError, match=r"absurd\.gguf: (num_hidden_layers|hidden_size) = "):
+        base.find(f"gguf:{path}")
+    assert time.monotonic() - begun < 10
 
 
 def test_weights_beyond_the_machines_memory_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from towpath.data.chat import CHATML, pad_token
 from towpath.errors import ModelError, ResourceError
+from towpath.models import files
+
+GGUF_SIZES = {
+    "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size", "vocab_size": "vocab_size",
+    "attention.head_count": "num_attention_heads", "attention.key_length": "head_dim", "expert_count": "num_experts",
+}  # fmt: skip
 
 
 @contextmanager
@@ -33,6 +39,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     place: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     rule, fix = "a GGUF file must be whole, and of a kind that transformers reads", "fetch it again, or name a folder with safetensors"
     with naming_files(path, lambda _path: None, rule, fix):
+        _require_plausible(path)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
     config = loaded.config
@@ -43,6 +50,20 @@ def convert_gguf(path: Path, folder: Path) -> None:
     model.tie_weights()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _require_plausible(path: Path) -> None:
+    """Refuse sizes in a GGUF file's keys that its tensors do not bear out, before anything of that size is made."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    kind = reader.fields["general.architecture"].contents()
+    config: dict[str, Any] = {}
+    for theirs, ours in GGUF_SIZES.items():
+        field = reader.fields.get(f"{kind}.{theirs}")
+        value = field.contents() if field else None
+        config |= {ours: value} if isinstance(value, int) else {}
+    files.require_plausible(str(path), config, {tensor.name: [int(side) for side in tensor.shape] for tensor in reader.tensors})
 
 
 def make_tiny(folder: Path) -> None:
