@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import towpath as tp
 from towpath import export, pipeline, recipe, starting
 from towpath.config import check
 from towpath.data.sources import Corpus
@@ -232,3 +233,25 @@ def test_a_checkpoint_without_a_manifest_is_not_in_the_way(tmp_path: Path) -> No
     kept.save(3, {"x": torch.ones(1)}, {})
     found = kept.newest()
     assert found is not None and found[0] == 3
+
+
+def test_a_training_from_python_is_of_one_model_and_believed_as_it_was_written(tmp_path: Path, tiny_folder: str) -> None:
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+    def vowels(_prompts: object, answers: list[str]) -> list[float]:
+        return [float(answer.count("a")) for answer in answers]
+
+    def train() -> Path:
+        manifest._verified.clear()
+        settings = {"steps": 1, "dtype": "float32", "max_new_tokens": 4, "rollout": 4, "batch": 4, "epochs": 1, "learning_rate": 1e-5}
+        prompts = [f"Say {i}." for i in range(12)]
+        return tp.train("ppo", model=model, prompts=prompts, reward=vowels, folder=tmp_path / "trained", **settings).job.folder
+
+    first = train()
+    assert train() == first
+    flip(first / "weights" / "model.safetensors")
+    with pytest.raises(DataError, match="damaged: its SHA-256 is another"):
+        train()
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, model / "model.safetensors", metadata={"format": "pt"})
+    assert train() != first

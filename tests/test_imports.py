@@ -24,7 +24,7 @@ ORDER = [
     {"stages"},
     {"sizes", "arena", "given"},
     {"model_checks"},
-    {"gates", "preflight", "reporting", "starting", "loading"},
+    {"gates", "preflight", "reporting", "starting", "loading", "results"},
     {"report", "plan", "doctor", "monitoring", "training"},
     {"pipeline", "callback"},
     {"export", "waiting"},
@@ -37,7 +37,7 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
     "errors", "aliases", "crash", "interrupt", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
-    "gates", "preflight", "loading", "reporting", "report", "foreign", "doctor",
+    "gates", "preflight", "loading", "results", "reporting", "report", "foreign", "doctor",
     "sizes", "model_checks", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft"}

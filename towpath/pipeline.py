@@ -15,13 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from towpath import algos, gates, interrupt, report
+from towpath import algos, gates, interrupt, report, results
 from towpath.algos import data_of
 from towpath.data import sources, summary
 from towpath.data.corpus import Corpus, digest
 from towpath.data.refused import FILE
 from towpath.data.summary import DataSummary
-from towpath.errors import DataError, GateClosed, RecipeError, TowpathError, Waiting
+from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
 from towpath.feedback import simulated
 from towpath.loading import load_corpus, summarise
@@ -35,10 +35,6 @@ from towpath.store.store import Store
 
 FORMAT = 4
 """Raised where stages of an earlier version must not be taken for done: 4, since manifests hold the checksums of a stage's results."""
-ASIDE = "aside"
-"""The folder of a run that `--redo` moves stages to."""
-LONG = 5.0
-"""Seconds of verifying that are reported."""
 GATE_AFTER = {"baseline": ("sft",), "reward": ("reward",), "policy": ("policy",), "evaluate": ("evaluate", "safety")}
 Say = Callable[[str], None]
 
@@ -190,7 +186,7 @@ def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = Fa
         planned = plan(recipe, folder, corpus, store)
         for name in (only, *redo):
             _require_stage(name, planned)
-        _move_aside(folder, [step for step in planned if {step.name, step.name.split("@")[0]} & set(redo)], say)
+        results.move_aside(folder, [(p.name, p.folder) for p in planned if {p.name, p.name.split("@")[0]} & set(redo)], say)
         findings = _preflight(recipe, folder, corpus, force, say)
         _explain_reruns(folder, planned, say)
         _remember(folder, planned, findings)
@@ -237,8 +233,9 @@ def _run_stage(
     if missing:
         raise RecipeError(f"{step.name}: {', '.join(missing)} not done", "a stage needs what comes before it", f"`towpath run {folder}`")
     if step.done and step.name.startswith("label"):
-        _restore_labels(step, store, say)
-    _verify(step, places, say)
+        results.restore_labels(step.folder, store, say)
+    inputs = {name: places[name].folder for name in step.inputs}
+    results.verify(step.name, step.folder, inputs, say)
     if step.done:
         say(f"{step.name}: done before ({step.fingerprint})")
         return False
@@ -247,7 +244,6 @@ def _run_stage(
 
     module = importlib.import_module(f"towpath.stages.{step.name.split('@')[0]}")
     step.folder.mkdir(parents=True, exist_ok=True)
-    inputs = {name: places[name].folder for name in step.inputs}
     job = Job(recipe, folder, step.name, step.folder, inputs, store, corpus, step.round)
     say(f"{step.name}: {'goes on' if (step.folder / 'checkpoints').exists() else 'begins'} ({step.fingerprint})")
     sweep(step.folder)
@@ -268,48 +264,6 @@ def _run_stage(
     _say_findings(job.findings, say)
     say(f"{step.name}: done in {before + time.monotonic() - begun:.0f} s")
     return True
-
-
-def _verify(step: Planned, places: dict[str, Planned], say: Say) -> None:
-    """Raise where what a stage reads, or has left where it is done, is not what was written, or was made of other results."""
-    begun = time.monotonic()
-    for name in step.inputs:
-        manifest.verify(places[name].folder)
-    if step.done:
-        manifest.verify(step.folder)
-        made_of = manifest.read(step.folder).get("results", {})
-        other = [name for name, told in made_of.items() if name in places and told != manifest.results(places[name].folder)]
-        if other:
-            rule = "a stage is done while what it was made of is there unchanged"
-            fix = f"`towpath run {step.folder.parents[2]} --redo {step.name}`, and what comes after it"
-            raise DataError(f"{step.name} was made of other results of {', '.join(other)} than there are now", rule, fix)
-    if (seconds := time.monotonic() - begun) > LONG:
-        say(f"{step.name}: results verified in {seconds:.0f} s")
-
-
-def _restore_labels(step: Planned, store: Store, say: Say) -> None:
-    """Labels are in the ledger, too: a damaged file of theirs is written again."""
-    from towpath.stages import label
-
-    try:
-        manifest.verify(step.folder)
-    except DataError as error:
-        if error.value.startswith(str(step.folder / label.LABELS)) and label.restore(step.folder, store):
-            say(f"warning: {error.value}; it was written again from the ledger")
-
-
-def _move_aside(folder: Path, steps: Sequence[Planned], say: Say) -> None:
-    """Make way for stages that are to be run again; nothing is deleted."""
-    for step in steps:
-        if not step.folder.exists():
-            continue
-        manifest.forget(step.folder)
-        number = 1
-        while (to := folder / ASIDE / f"{step.name}-{step.fingerprint}-{number}").exists():
-            number += 1
-        to.parent.mkdir(exist_ok=True)
-        step.folder.rename(to)
-        say(f"{step.name}: moved aside to {to}; it is run again")
 
 
 def _spent(folder: Path) -> float:
@@ -410,7 +364,7 @@ def examine(recipe: Recipe, folder: Path, corpus: Corpus, force: bool = False) -
 
 def _explain_reruns(folder: Path, planned: list[Planned], say: Say) -> None:
     """Which finished stages will run again, and which of their values changed."""
-    before = _current(folder).get("stages", {})
+    before = _stages(folder)
     for step in planned:
         old = folder / "stages" / step.name / before.get(step.name, "none")
         if step.done or not (old / manifest.NAME).is_file():
@@ -439,9 +393,15 @@ def _current(folder: Path) -> dict[str, Any]:
     return found or {}
 
 
+def _stages(folder: Path) -> dict[str, str]:
+    """The stages of the last run with their fingerprints."""
+    found = _current(folder).get("stages")
+    return {name: str(fingerprint) for name, fingerprint in found.items()} if isinstance(found, dict) else {}
+
+
 def samples(folder: Path) -> set[str]:
     """The marks that comparisons of the run as it stands begin with."""
-    stages = _current(folder).get("stages", {})
+    stages = _stages(folder)
     return {fingerprint[:6] for name, fingerprint in stages.items() if name.startswith("sample")}
 
 

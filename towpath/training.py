@@ -13,17 +13,18 @@ from towpath.algos import data_of
 from towpath.config import check, flat, laid
 from towpath.data.sources import Corpus
 from towpath.errors import DataError, RecipeError
-from towpath.models import base
+from towpath.models import base, content
 from towpath.recipe import SUITED, Decoding, Recipe
 from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
 from towpath.runtime.local import prepare_process
 from towpath.sizes import model_size
 from towpath.stages import answers, policy
 from towpath.stages.job import Job, read_rows
-from towpath.store.publish import alone, replace_file
+from towpath.store import manifest
+from towpath.store.publish import alone
 from towpath.store.store import Store
 
-FORM = 2
+FORM = 3
 """Raised where a training's folder comes to mean something else: an earlier one is not taken up."""
 
 
@@ -46,8 +47,8 @@ class Trained:
     def findings(self) -> list[Finding]:
         """What was found before it began and on the way."""
         watched = self.job.folder / "findings.json"
-        rows = json.loads(watched.read_text()) if watched.is_file() else []
-        before = [row for row in json.loads(_done(self.job).read_text())["findings"] if row not in rows]
+        rows = json.loads(watched.read_text(encoding="utf-8")) if watched.is_file() else []
+        before = [row for row in manifest.read(self.job.folder)["findings"] if row not in rows]
         return [finding_of(row) for row in [*before, *rows]]
 
     @property
@@ -112,13 +113,14 @@ def train(
             if job.findings:
                 print(preflight.lines(job.findings), file=sys.stderr)
             result = policy.run(job)
-            replace_file(_done(job), json.dumps({"result": result, "findings": [as_row(finding) for finding in job.findings]}))
-    return Trained(job, json.loads(_done(job).read_text())["result"])
+            manifest.write(job.folder, {"result": result, "findings": [as_row(finding) for finding in job.findings]})
+    manifest.verify(job.folder)
+    return Trained(job, manifest.read(job.folder)["result"])
 
 
 def _done(job: Job) -> Path:
     """Where a training that has ended says what came of it."""
-    return job.folder / "manifest.json"
+    return job.folder / manifest.NAME
 
 
 def _noticed(recipe: Recipe, twice: int) -> list[Finding]:
@@ -177,9 +179,11 @@ def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[given.Pair])
     """A policy stage whose tuned model is the model given, and whose labels are the pairs."""
     place = Path(base.find(recipe.model.source, run)).resolve()
     called = [FORM, recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)]
+    run.mkdir(parents=True, exist_ok=True)
+    called += [content.fetch(recipe.model.source, run), content.template(recipe.model.template)]
     called += [corpus.columns] if corpus.columns else []
-    content = json.dumps(called, sort_keys=True, default=repr)
-    name = hashlib.sha256(content.encode()).hexdigest()[:12]
+    told = json.dumps(called, sort_keys=True, default=repr)
+    name = hashlib.sha256(told.encode()).hexdigest()[:12]
     start = run / name / "start"
     start.mkdir(parents=True, exist_ok=True)
     if not (start / "weights").is_symlink():

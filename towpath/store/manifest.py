@@ -86,7 +86,7 @@ def damaged(path: Path, what: str) -> DataError:
     parts = path.absolute().parts
     place = next((i for i in range(len(parts) - 1, 0, -1) if parts[i] == "stages"), None)
     if place is None or place + 1 >= len(parts):
-        return DataError(f"{path}: {what}", RULE, "bring the file back from a backup")
+        return DataError(f"{path}: {what}", RULE, f"bring the file back from a backup, or move {path.parent} away to make it again")
     run, stage = Path(*parts[:place]), parts[place + 1]
     return DataError(f"{path}: {what}", RULE, f"bring the file back from a backup, or make it again: `towpath run {run} --redo {stage}`")
 
