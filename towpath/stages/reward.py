@@ -288,23 +288,27 @@ def _lengths(job: Job, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
 
 def _save(job: Job, runtime: Local, foresight: dict[str, Tensor], number: int = 1) -> None:
     """Adapter or trunk, head, and for the first member what a critic may start from: one published folder a member."""
-    head = runtime.roles["reward"].head
-    assert head is not None
-    tensors = {f"head.{name}": tensor for name, tensor in head.named_parameters()}
-    if "base" in runtime.adapters:
-        tensors |= runtime.adapters["base"].parameters("reward")
-    files = {"reward": tensors} | ({"foresight": foresight} if number == 1 else {})
 
     def write(place: Path) -> None:
         if "base" not in runtime.adapters:
             with runtime.whole("base") as trunk:
                 write_model(job, trunk, place)
-        for name, content in files.items():
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, place / f"{name}.safetensors")
+        write_head(runtime, foresight if number == 1 else None, place)
 
     folder = _member_folder(job.folder, number)
     if not verified(folder):
         publish(folder, write)
+
+
+def write_head(runtime: Local, foresight: dict[str, Tensor] | None, place: Path) -> None:
+    """Head and adapter of a reward model, and what a critic may start from."""
+    head = runtime.roles["reward"].head
+    assert head is not None
+    tensors = {f"head.{name}": tensor for name, tensor in head.named_parameters()}
+    if "base" in runtime.adapters:
+        tensors |= runtime.adapters["base"].parameters("reward")
+    for name, content in {"reward": tensors, **({"foresight": foresight} if foresight else {})}.items():
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, place / f"{name}.safetensors")
 
 
 def _member_folder(stage: Path, number: int) -> Path:

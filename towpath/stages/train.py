@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,13 +93,8 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
         for step in range(begin, course.steps):
             if standing.stopped:
                 break
-            try:
-                with interrupt.released():
-                    batch, said = course.batch(step, standing.knobs)
-            except (interrupt.Stopped, KeyboardInterrupt):  # no weight has moved since the last step
-                saver.save(step, standing, best)
-                raise
-            numbers = _one_step(course, runtime, job, step, standing.knobs, batch, said) | {"seconds_watch": watch.lately}
+            stopped = partial(saver.save, step, standing, best)
+            numbers = _one_step(course, runtime, job, step, standing.knobs, stopped) | {"seconds_watch": watch.lately}
             job.log.write(step, "train", numbers)
             fault(f"step-{job.name}")
             standing.knobs = course.turn(step, numbers, standing.knobs)
@@ -119,7 +115,14 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     return standing
 
 
-def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Numbers, drawn: Batch, said: Numbers) -> Numbers:
+def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Numbers, stopped: Callable[[], None]) -> Numbers:
+    """Get a batch and learn from it; `stopped` is called where the run is stopped while the batch is made, and no weight has moved yet."""
+    try:
+        with interrupt.released():
+            drawn, said = course.batch(step, knobs)
+    except (interrupt.Stopped, KeyboardInterrupt):
+        stopped()
+        raise
     batch = course.algo.prepare(drawn, course.config, knobs)
     said = said | of_critic(batch)
     metrics: Metrics = {}
