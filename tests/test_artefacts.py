@@ -18,6 +18,7 @@ from towpath import export, pipeline, recipe, starting
 from towpath.config import check
 from towpath.data.sources import Corpus
 from towpath.errors import DataError
+from towpath.models import content
 from towpath.recipe import Recipe
 from towpath.records import Prompt
 from towpath.stages.job import Checkpoints
@@ -136,6 +137,8 @@ def fingerprint(folder: Path, **model: str) -> str:
 def test_a_swapped_model_and_a_changed_template_are_other_models(tmp_path: Path, tiny_folder: str) -> None:
     model, template, now = tmp_path / "model", tmp_path / "chat.jinja", []
     shutil.copytree(tiny_folder, model)
+    assert content.known(str(model), tmp_path) == "", "before the first run no weights are read"
+    (tmp_path / "stages").mkdir()
     template.write_text("{{ messages }}")
 
     def look() -> int:

@@ -182,6 +182,7 @@ def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = Fa
     """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act. Stages in `redo` are run again."""
     with interrupt.listening(), alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
         corpus = load_corpus(recipe, folder)
+        (folder / "stages").mkdir(exist_ok=True)
         content.fetch(recipe.model.source, folder)
         planned = plan(recipe, folder, corpus, store)
         for name in (only, *redo):

@@ -32,8 +32,11 @@ def fetch(source: str, run: Path) -> str:
 
 
 def known(source: str, run: Path) -> str:
-    """The content of a model as it lies on this machine, or as it was when this run last used it; empty where neither is known."""
+    """The content of a model as it lies on this machine, or as it was when this run last used it; empty where neither is known, and, since
+    nothing is done that it could be compared with, before the first run."""
     recorded = read_cache(cache_file(run, "model_content")).get(source) or {}
+    if not recorded and not (run / "stages").is_dir():
+        return ""
     folder = locate.known(source, run) or Path(recorded.get("folder", ""))
     found = _files(source, folder, run) if folder.is_dir() else []
     return _content(source, run, found) if found else str(recorded.get("digest", ""))
