@@ -49,8 +49,9 @@ system:
 	    || echo "could not install $(strip $(DEBIAN)): tests that need it are skipped" >&2
 	fi
 
-# Slow proofs: the demo with three seeds; results go to benchmarks/results/.
+# Slow proofs: runs that are killed 200 times and stopped by 20 signals, the demo with three seeds; results go to benchmarks/results/.
 prove: setup
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.kills
 	$(PY) -m benchmarks.quickstart_seeds
 
 # Speed and memory beside other libraries, each in an environment of its own: hours. One alone: make bench WORKLOADS=sft

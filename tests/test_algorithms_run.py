@@ -101,7 +101,7 @@ def test_an_ensemble_of_reward_models(tuned, tmp_path):
     told = results(run)["reward"]
     assert len(told["members"]) == 3 and told["disagreement"] > 0
     (weights,) = run.glob("stages/reward/*/weights")
-    heads = [load_file(weights / f"{name}.safetensors")["head.weight"] for name in ("reward", "reward-2", "reward-3")]
+    heads = [load_file(weights.with_name(name) / "reward.safetensors")["head.weight"] for name in ("weights", "weights-2", "weights-3")]
     assert not any(torch.equal(a, b) for a, b in pairwise(heads))
     again = towpath("run", run, *SETTINGS, *sets("reward.members=3", 'policy.rewards.ensemble="cautious"'))
     assert "reward: done before" in again.stderr and "policy: done in" in again.stderr

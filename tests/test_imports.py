@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
     {"errors", "aliases", "terminal"},
-    {"records", "config", "progress", "crash", "outside"},
+    {"records", "config", "progress", "crash", "interrupt", "outside"},
     {"recipe"},
     {"store"},
     {"data"},
@@ -24,7 +24,7 @@ ORDER = [
     {"stages"},
     {"sizes", "arena", "given"},
     {"model_checks"},
-    {"gates", "preflight", "reporting", "starting", "loading"},
+    {"gates", "preflight", "reporting", "starting", "loading", "results"},
     {"report", "plan", "doctor", "monitoring", "training"},
     {"pipeline", "callback"},
     {"export", "waiting"},
@@ -36,8 +36,8 @@ ORDER = [
 """A room imports only from rooms before it, never from a neighbour; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
-    "errors", "aliases", "terminal", "crash", "outside", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
-    "gates", "preflight", "loading", "reporting", "report", "foreign", "doctor",
+    "errors", "aliases", "terminal", "crash", "interrupt", "outside", "records", "config", "progress", "recipe", "store", "data", "feedback",
+    "evals", "health", "gates", "preflight", "loading", "results", "reporting", "report", "foreign", "doctor",
     "sizes", "model_checks", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
     "accounts",
 }  # fmt: skip

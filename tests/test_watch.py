@@ -25,7 +25,7 @@ from towpath.stages import train as train_loop
 from towpath.stages.job import Job, read_rows
 from towpath.stages.train import Standing
 from towpath.stages.watch import Done
-from towpath.store import figures
+from towpath.store import figures, manifest
 from towpath.store.store import Store
 
 PROMPTS = [f"Say something about number {i}." for i in range(40)]
@@ -170,7 +170,7 @@ def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
     reward, folder = tmp_path / "reward", tmp_path / "policy" / "f1f2f3f4"
     for place in (reward, folder):
         place.mkdir(parents=True)
-    (reward / "manifest.json").write_text(json.dumps({"inputs": {"sft": "aaaa", "sample": "abcdef012345", "label": "bbbb"}}))
+    manifest.write(reward, {"inputs": {"sft": "aaaa", "sample": "abcdef012345", "label": "bbbb"}})
     prompts = tuple(Prompt(f"p{i}", f"Ask {i}", "money") for i in range(30))
     rows = [
         {

@@ -18,7 +18,7 @@ from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import Abstention
 from towpath.progress import progress
 from towpath.records import Judgement, Prompt
-from towpath.store import arenas, figures
+from towpath.store import arenas, figures, manifest
 from towpath.store.arenas import Arena, Entrant, Match
 from towpath.store.store import Store
 
@@ -55,8 +55,7 @@ class Standing:
 
 def sources(run: Path) -> dict[str, tuple[Path, str]]:
     """Names of models whose answers to held-out prompts lie in a run, with file and column; the present evaluation first, then earlier ones."""
-    current = run / "current.json"
-    stages = json.loads(current.read_text(encoding="utf-8")).get("stages", {}) if current.is_file() else {}
+    stages = (manifest.read_object(run / "current.json") or {}).get("stages", {})
     newest = max((name for name in stages if name.startswith("evaluate")), key=lambda name: int(name.partition("@")[2] or 1), default="")
     found: dict[str, tuple[Path, str]] = {}
     now = run / "stages" / newest / stages[newest] / "answers.jsonl" if newest else None

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -99,16 +100,17 @@ def run(
     set_: Set = None,
     force: Force = False,
     serve: Annotated[bool | None, typer.Option(help="serve the rating page where the run waits for people; by default on a terminal")] = None,
+    redo: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="move a finished stage aside and run it again; may be repeated")] = None,
 ) -> None:
     """Run every stage to the end; resumes where it stopped; where people must act it serves the rating page and goes on."""
     if serve if serve is not None else sys.stdin.isatty():
         from towpath import progress, recipe, report, waiting
 
         progress.quiet_libraries()
-        waiting.run(recipe.load(run, set_), run, set_ or [], say, force)
+        waiting.run(recipe.load(run, set_), run, set_ or [], say, force, redo or ())
         out(report.terminal(run))
         return
-    _run(run, set_, force)
+    _run(run, set_, force, redo=redo or ())
 
 
 @app.command(epilog="Example: towpath serve my-run --port 8080")
@@ -156,11 +158,11 @@ def stage(
     _run(run, set_, force, name)
 
 
-def _run(folder: Path, assignments: list[str] | None, force: bool, only: str = "") -> None:
+def _run(folder: Path, assignments: list[str] | None, force: bool, only: str = "", redo: Sequence[str] = ()) -> None:
     from towpath import pipeline, progress, recipe, report
 
     progress.quiet_libraries()
-    pipeline.run(recipe.load(folder, assignments), folder, say, only, force)
+    pipeline.run(recipe.load(folder, assignments), folder, say, only, force, redo)
     out(report.terminal(folder))
 
 

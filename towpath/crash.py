@@ -14,8 +14,9 @@ BUG = 70
 def lines(error: Exception, arguments: list[str]) -> tuple[str, int]:
     """What to print, and the exit status; the traceback goes to a file, and to the terminal with TOWPATH_TRACEBACK=1."""
     message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        fix = "lower model.tokens_per_pass, use LoRA or a smaller model, or free memory"
+    signs = ("can't allocate memory", "out of memory", "bad_alloc")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs):
+        fix = "lower model.tokens_per_pass, max_new_tokens or the batch, use LoRA or a smaller model, or free memory"
         return f"error: {message}\n  rule: what a stage holds must fit into memory (`towpath check` estimates it)\n  fix:  {fix}", 1
     place = _written(error, arguments)
     if os.environ.get("TOWPATH_TRACEBACK") == "1":

@@ -9,7 +9,7 @@ from towpath import loading, pipeline
 from towpath.errors import RecipeError, TowpathError
 from towpath.evals.evaluator import NO_JUDGE
 from towpath.recipe import Recipe
-from towpath.store import place
+from towpath.store import manifest, place
 from towpath.store.store import Store
 
 
@@ -22,6 +22,8 @@ def export(recipe: Recipe, run: Path, to: Path, adapter: bool, verify: bool) -> 
     policy = next((p for name, p in reversed(planned.items()) if name.startswith("policy") and p.done), None)
     if policy is None:
         raise RecipeError(f"{run}: no policy yet", "export takes a finished policy", f"`towpath run {run}`")
+    for step in (policy, *([planned["sft"]] if adapter else [])):
+        manifest.verify(step.folder)
     evaluated = next((p for name, p in reversed(planned.items()) if name.startswith("evaluate") and p.done), None)
     if adapter:
         _copy_adapter(policy, planned["sft"], to)

@@ -6,11 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from jinja2 import TemplateError
-
 from towpath.data.chat import Chat
 from towpath.data.checks import named
 from towpath.data.corpus import Corpus
+from towpath.data.rendering import TemplateRaised
 from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
 from towpath.recipe import Recipe
@@ -136,8 +135,11 @@ def _of_the_frame(chat: Chat) -> list[Finding]:
     prompt, answer = "How do I boil an egg?", "Six minutes."
     try:
         whole = chat.render(prompt, answer)
-    except TemplateError as error:
-        return [Finding("template", "warning", f"the template cannot write an answer: {error}", "it writes prompts only", "fix the template")]
+    except TemplateRaised as error:
+        return [Finding("template", "warning", f"the template cannot write an answer: {error.value}", "it writes prompts only", "fix the template")]
+    if chat.drops_answers:
+        cause = "training uses the form that awaits an answer, and writes the answer after it; other programs would leave it out"
+        return [Finding("template", "warning", "the template drops the answer", cause, "use model.template = 'chatml', or fix the template")]
     if not whole.startswith(chat.render(prompt)):
         cause = "prompt tokens must be a prefix of prompt and answer; training uses the form that awaits an answer"
         fix = "use model.template = 'chatml', or fix the template"

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from towpath import algos, gates, report
+from towpath import algos, gates, interrupt, report, results
 from towpath.algos import data_of
 from towpath.data import sources, summary
 from towpath.data.corpus import Corpus, digest
@@ -25,15 +25,16 @@ from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
 from towpath.feedback import simulated
 from towpath.loading import load_corpus, summarise
-from towpath.progress import progress
+from towpath.models import content
+from towpath.progress import note, progress
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
-from towpath.store import place
+from towpath.store import manifest, place
 from towpath.store.publish import alone, fault, replace_file, sweep
 from towpath.store.store import Store
 
-FORMAT = 3
-"""Raised where stages of an earlier version must not be taken for done: 3, since prompts are tokenised as the template renders them."""
+FORMAT = 4
+"""Raised where stages of an earlier version must not be taken for done: 4, since manifests hold the checksums of a stage's results."""
 GATE_AFTER = {"baseline": ("sft",), "reward": ("reward",), "policy": ("policy",), "evaluate": ("evaluate", "safety")}
 Say = Callable[[str], None]
 
@@ -51,17 +52,17 @@ class Planned:
 
     @property
     def manifest(self) -> Path:
-        return self.folder / "manifest.json"
+        return self.folder / manifest.NAME
 
     @property
     def done(self) -> bool:
         return self.manifest.is_file()
 
     def result(self) -> dict[str, Any]:
-        return json.loads(self.manifest.read_text())["result"]
+        return manifest.read(self.folder)["result"]
 
     def findings(self) -> list[Finding]:
-        return [finding_of(row) for row in json.loads(self.manifest.read_text()).get("findings", [])]
+        return [finding_of(row) for row in manifest.read(self.folder)["findings"]]
 
 
 @dataclass
@@ -82,11 +83,12 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: Store |
 
     def stage(name: str, round_: int, config: dict[str, Any], *inputs: str) -> None:
         full = name if round_ == 1 else f"{name}@{round_}"
-        content = {"format": FORMAT, "stage": full, "seed": recipe.seed, "config": config, "inputs": {i: planned[i].fingerprint for i in inputs}}
-        fingerprint = digest(content)[:12]
+        made_of = {"format": FORMAT, "stage": full, "seed": recipe.seed, "config": config, "inputs": {i: planned[i].fingerprint for i in inputs}}
+        fingerprint = digest(made_of)[:12]
         planned[full] = Planned(full, config, inputs, fingerprint, run / "stages" / full / fingerprint, round_)
 
-    model = {"source": recipe.model.source, "dtype": recipe.model.dtype, "template": recipe.model.template}
+    model = {"source": recipe.model.source, "dtype": recipe.model.dtype, "template": content.template(recipe.model.template)}
+    model["content"] = content.known(recipe.model.source, run)
     dump = recipe.model_dump(mode="json")
     drawing = {key: dump["preferences"][key] for key in ("prompts", "completions", "base_share", "max_new_tokens", "decodings")}
     dump["reward"].pop("use")
@@ -157,7 +159,12 @@ def _labelling(
     if raters == "simulated":
         return said | {key: getattr(cfg, key) for key in ("noise", "tie_margin", "both_bad")} | {"rubric": simulated.GUIDELINE}
     if raters == "recorded":
-        cut = {"prompt_tokens": recipe.data.max_prompt_tokens, "answer_tokens": cfg.max_new_tokens, "template": recipe.model.template}
+        cut = {
+            "prompt_tokens": recipe.data.max_prompt_tokens,
+            "answer_tokens": cfg.max_new_tokens,
+            "template": content.template(recipe.model.template),
+        }
+        cut["model"] = content.known(recipe.model.source, run)  # rows are cut by its tokens
         files = sources.matched(run, "data.preferences", recipe.data.preferences)
         hashes = summary.file_hashes(run, files, trust=isinstance(corpus, DataSummary))
         return said | {"files": hashes, "prompts": corpus.digests.preferences} | cut
@@ -171,12 +178,16 @@ def _labelling(
     return said
 
 
-def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False) -> list[Verdict]:
-    """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act."""
-    with alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
+def run(recipe: Recipe, folder: Path, say: Say, only: str = "", force: bool = False, redo: Sequence[str] = ()) -> list[Verdict]:
+    """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act. Stages in `redo` are run again."""
+    with interrupt.listening(), alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
         corpus = load_corpus(recipe, folder)
+        (folder / "stages").mkdir(exist_ok=True)
+        content.fetch(recipe.model.source, folder)
         planned = plan(recipe, folder, corpus, store)
-        _require_stage(only, planned)
+        for name in (only, *redo):
+            _require_stage(name, planned)
+        results.move_aside(folder, [(p.name, p.folder) for p in planned if {p.name, p.name.split("@")[0]} & set(redo)], say)
         findings = _preflight(recipe, folder, corpus, force, say)
         _explain_reruns(folder, planned, say)
         _remember(folder, planned, findings)
@@ -208,8 +219,7 @@ def _replanned(recipe: Recipe, folder: Path, corpus: Corpus, store: Store, label
     planned = plan(recipe, folder, corpus, store)
     after = next(step for step in planned if step.name == label.name)
     if after.fingerprint != label.fingerprint and not after.done:
-        manifest = json.loads(label.manifest.read_text()) | {"fingerprint": after.fingerprint, "config": after.config}
-        replace_file(label.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
+        manifest.rewrite(label.folder, fingerprint=after.fingerprint, config=after.config)
         shutil.rmtree(after.folder, ignore_errors=True)
         label.folder.rename(after.folder)
     return planned
@@ -223,6 +233,10 @@ def _run_stage(
     missing = [name for name in step.inputs if not places[name].done]
     if missing:
         raise RecipeError(f"{step.name}: {', '.join(missing)} not done", "a stage needs what comes before it", f"`towpath run {folder}`")
+    if step.done and step.name.startswith("label"):
+        results.restore_labels(step.folder, store, say)
+    inputs = {name: places[name].folder for name in step.inputs}
+    results.verify(step.name, step.folder, inputs, say)
     if step.done:
         say(f"{step.name}: done before ({step.fingerprint})")
         return False
@@ -231,7 +245,6 @@ def _run_stage(
 
     module = importlib.import_module(f"towpath.stages.{step.name.split('@')[0]}")
     step.folder.mkdir(parents=True, exist_ok=True)
-    inputs = {name: places[name].folder for name in step.inputs}
     job = Job(recipe, folder, step.name, step.folder, inputs, store, corpus, step.round)
     say(f"{step.name}: {'goes on' if (step.folder / 'checkpoints').exists() else 'begins'} ({step.fingerprint})")
     sweep(step.folder)
@@ -256,8 +269,13 @@ def _run_stage(
 
 def _spent(folder: Path) -> float:
     """Seconds that interrupted attempts of a stage have taken."""
-    path = folder / "seconds"
-    return float(path.read_text() or 0) if path.is_file() else 0.0
+    try:
+        return float((folder / "seconds").read_text() or 0)
+    except FileNotFoundError:
+        return 0.0
+    except (OSError, ValueError):
+        note(f"{folder / 'seconds'}: damaged; the time of earlier attempts is not counted")
+        return 0.0
 
 
 def _finish(
@@ -265,15 +283,16 @@ def _finish(
 ) -> None:
     fingerprints = {p.name: p.fingerprint for p in planned}
     packages = ("torch", "transformers", "numpy", "towpath")
-    manifest = {
+    told = {
         "stage": step.name, "fingerprint": step.fingerprint, "status": "done", "config": step.config, "seed": recipe.seed,
-        "inputs": {name: fingerprints[name] for name in step.inputs}, "recipe": recipe.model_dump(mode="json"),
+        "inputs": {name: fingerprints[name] for name in step.inputs},
+        "results": {p.name: manifest.results(p.folder) for p in planned if p.name in step.inputs}, "recipe": recipe.model_dump(mode="json"),
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version(), "machine": platform.machine()},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "findings": [asdict(f) for f in findings], "data": corpus.counts | {"skipped_rows_file": FILE if corpus.refused else ""}, "result": result,
     }  # fmt: skip
-    replace_file(step.manifest, json.dumps(manifest, indent=1, ensure_ascii=False))
+    manifest.write(step.folder, told)
 
 
 def _version(package: str) -> str:
@@ -346,15 +365,18 @@ def examine(recipe: Recipe, folder: Path, corpus: Corpus, force: bool = False) -
 
 def _explain_reruns(folder: Path, planned: list[Planned], say: Say) -> None:
     """Which finished stages will run again, and which of their values changed."""
-    before = _current(folder).get("stages", {})
+    before = _stages(folder)
     for step in planned:
-        old = folder / "stages" / step.name / before.get(step.name, "none") / "manifest.json"
-        if step.done or not old.is_file():
+        old = folder / "stages" / step.name / before.get(step.name, "none")
+        if step.done or not (old / manifest.NAME).is_file():
             continue
-        manifest = json.loads(old.read_text())
-        changed = _changes(manifest["config"], step.config)
+        told = manifest.read_object(old / manifest.NAME)
+        if not told or not {"config", "inputs"} <= set(told):
+            say(f"{step.name} will run again: {old / manifest.NAME} is damaged")
+            continue
+        changed = _changes(told["config"], step.config)
         reason = "; ".join(changed) or "what comes before it changed: " + ", ".join(
-            p.name for p in planned if p.name in step.inputs and manifest["inputs"].get(p.name) != p.fingerprint
+            p.name for p in planned if p.name in step.inputs and told["inputs"].get(p.name) != p.fingerprint
         )
         say(f"{step.name} will run again: {reason}")
 
@@ -366,13 +388,21 @@ def _changes(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def _current(folder: Path) -> dict[str, Any]:
-    path = folder / "current.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    found = manifest.read_object(folder / "current.json")
+    if found is None:
+        note(f"{folder / 'current.json'}: damaged; it is written again from the recipe and the stages")
+    return found or {}
+
+
+def _stages(folder: Path) -> dict[str, str]:
+    """The stages of the last run with their fingerprints."""
+    found = _current(folder).get("stages")
+    return {name: str(fingerprint) for name, fingerprint in found.items()} if isinstance(found, dict) else {}
 
 
 def samples(folder: Path) -> set[str]:
     """The marks that comparisons of the run as it stands begin with."""
-    stages = _current(folder).get("stages", {})
+    stages = _stages(folder)
     return {fingerprint[:6] for name, fingerprint in stages.items() if name.startswith("sample")}
 
 

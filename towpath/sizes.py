@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from towpath.models import files
+from towpath.models.memory import memory_available
 from towpath.recipe import Lora, Method, Recipe
 
 NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe", "experts")
 """What stands in the names of matrices that take no adapter."""
+
+
+__all__ = ["Size", "disk_needed", "memory_available", "memory_needed", "model_size"]
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,3 @@ def _trained(method: Method, lora: Lora, size: Size) -> int:
     if method == "full":
         return size.parameters or 0
     return lora.rank * size.sides if size.sides else (size.parameters or 0) // 20
-
-
-def memory_available() -> int | None:
-    """Bytes that Linux says can be had, within the limit of the container; None elsewhere."""
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    kilobytes = dict(line.split(":") for line in path.read_text().splitlines())
-    free = int(kilobytes["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.is_file() else "max"
-    return min(free, int(told)) if told.isdigit() else free

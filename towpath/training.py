@@ -7,23 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from towpath import given, model_checks, preflight
+from towpath import given, interrupt, model_checks, preflight
 from towpath.algos import data_of
 from towpath.config import check, flat, laid
 from towpath.data.sources import Corpus
 from towpath.errors import DataError, RecipeError
-from towpath.models import base
+from towpath.models import base, content
 from towpath.recipe import SUITED, Decoding, Recipe
 from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
 from towpath.runtime.local import prepare_process
 from towpath.sizes import model_size
 from towpath.stages import answers, policy
 from towpath.stages.job import Job, read_rows
-from towpath.store.publish import alone, replace_file
+from towpath.store import manifest
+from towpath.store.publish import alone
 from towpath.store.store import Store
 from towpath.terminal import say
 
-FORM = 2
+FORM = 3
 """Raised where a training's folder comes to mean something else: an earlier one is not taken up."""
 
 
@@ -46,8 +47,8 @@ class Trained:
     def findings(self) -> list[Finding]:
         """What was found before it began and on the way."""
         watched = self.job.folder / "findings.json"
-        rows = json.loads(watched.read_text()) if watched.is_file() else []
-        before = [row for row in json.loads(_done(self.job).read_text())["findings"] if row not in rows]
+        rows = json.loads(watched.read_text(encoding="utf-8")) if watched.is_file() else []
+        before = [row for row in manifest.read(self.job.folder)["findings"] if row not in rows]
         return [finding_of(row) for row in [*before, *rows]]
 
     @property
@@ -82,6 +83,7 @@ def train(
     DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; `kl` and `steps` are not theirs.
     Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`, `grpo__scale="none"`, `lora__alpha=64`.
     `template` is `model.template`; `engine` and `health` hold keys of `[engine]` and `[health]`.
+    SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise SystemExit(75).
     The same call in the same folder goes on where it stopped; with another reward, or other code in it, it is another call.
     """
     rows = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping) else prompts
@@ -103,7 +105,7 @@ def train(
     prepare_process()
     by_id = {f"p{i}": columns[text] for i, text in enumerate(asked) if text in columns}
     job = _job(recipe, Path(folder), Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked)), columns=by_id), judged)
-    with alone(job.folder):
+    with interrupt.listening(), alone(job.folder):
         if not _done(job).is_file():
             _require_room(job, judged)
             job.findings += _noticed(recipe, 0 if on_pairs else len(texts) - len(asked))
@@ -111,13 +113,14 @@ def train(
             if job.findings:
                 say(preflight.lines(job.findings))
             result = policy.run(job)
-            replace_file(_done(job), json.dumps({"result": result, "findings": [as_row(finding) for finding in job.findings]}))
-    return Trained(job, json.loads(_done(job).read_text())["result"])
+            manifest.write(job.folder, {"result": result, "findings": [as_row(finding) for finding in job.findings]})
+    manifest.verify(job.folder)
+    return Trained(job, manifest.read(job.folder)["result"])
 
 
 def _done(job: Job) -> Path:
     """Where a training that has ended says what came of it."""
-    return job.folder / "manifest.json"
+    return job.folder / manifest.NAME
 
 
 def _noticed(recipe: Recipe, twice: int) -> list[Finding]:
@@ -176,9 +179,11 @@ def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[given.Pair])
     """A policy stage whose tuned model is the model given, and whose labels are the pairs."""
     place = Path(base.find(recipe.model.source, run)).resolve()
     called = [FORM, recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)]
+    run.mkdir(parents=True, exist_ok=True)
+    called += [content.fetch(recipe.model.source, run), content.template(recipe.model.template)]
     called += [corpus.columns] if corpus.columns else []
-    content = json.dumps(called, sort_keys=True, default=repr)
-    name = hashlib.sha256(content.encode()).hexdigest()[:12]
+    told = json.dumps(called, sort_keys=True, default=repr)
+    name = hashlib.sha256(told.encode()).hexdigest()[:12]
     start = run / name / "start"
     start.mkdir(parents=True, exist_ok=True)
     if not (start / "weights").is_symlink():

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from towpath import pipeline
+from towpath import interrupt, pipeline
 from towpath.errors import Waiting
 from towpath.recipe import Recipe
 from towpath.store import place
@@ -18,16 +18,18 @@ LOOK = 5.0
 Say = Callable[[str], None]
 
 
-def run(recipe: Recipe, folder: Path, settings: Sequence[str], say: Say, force: bool = False) -> None:
+def run(recipe: Recipe, folder: Path, settings: Sequence[str], say: Say, force: bool = False, redo: Sequence[str] = ()) -> None:
     """Run every stage; where people must act, serve the pages and go on when they have. Ctrl-C leaves the run waiting."""
-    while True:
-        try:
-            pipeline.run(recipe, folder, say, "", force)
-            return
-        except Waiting as waiting:
-            say(f"waiting: {waiting}")
-            say("The rating page is served meanwhile. The run goes on by itself when enough is said; Ctrl-C leaves it waiting.")
-        _serve(recipe, folder, settings, say)
+    with interrupt.listening():  # so that the server ends with the run
+        while True:
+            try:
+                pipeline.run(recipe, folder, say, "", force, redo)
+                return
+            except Waiting as waiting:
+                say(f"waiting: {waiting}")
+                say("The rating page is served meanwhile. The run goes on by itself when enough is said; Ctrl-C leaves it waiting.")
+            redo = ()
+            _serve(recipe, folder, settings, say)
 
 
 def _serve(recipe: Recipe, folder: Path, settings: Sequence[str], say: Say) -> None:

@@ -48,7 +48,10 @@ class Words:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+        self.template = self.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+
+    def rendered_by(self, _tokenizer: Any, asked: str) -> str:
+        return asked
 
     def template_tokens(self, asked: str) -> list[int]:
         message = [{"role": "user", "content": asked}]
@@ -175,7 +178,7 @@ def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> P
     runtime = reward._runtime(there)
     width, draw = runtime.trunks["base"].config.hidden_size, torch.Generator().manual_seed(0)
     told = {"features": torch.randn(64, width + WIDE, generator=draw).bfloat16(), "score": torch.randn(64, generator=draw)}
-    reward._save(there, runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)})
+    reward.write_head(runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)}, place / "weights")
     del runtime
     give_back_memory()  # as between stages
     return place

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
+from towpath.data.rendering import TemplateRaised, renderer
 from towpath.data.template_encoder import Part, TemplateEncoder
 from towpath.errors import ModelError
 
@@ -19,8 +18,12 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+OWN_TEMPLATES = ("model", "chatml")
+"""Names of templates; any other is a file."""
 PROBES = ("How do I boil an egg?", "x", "3 + 4 = 7", "def f(x):\n    return x\n\nWhy?", "Grüße aus Köln, 東京 🙂", "(a) yes\n\n(b) no", 'Say "hello"')
 """Texts on which prompts are compared with the template's own tokens."""
+LONG_PROBE = " ".join(f"word{number}" for number in range(600))
+"""A longer text, on which a template may do what it does not do to short ones."""
 _PROMPT_MARK, _ANSWER_MARK = "\u241eprompt\u241e", "\u241eanswer\u241e"
 
 
@@ -30,6 +33,8 @@ class Chat:
     def __init__(self, tokenizer: Any, template: str = "model") -> None:
         self.tokenizer = tokenizer
         self.template = _template(tokenizer, template)
+        self.place = f"{tokenizer.name_or_path or 'the tokenizer'}: chat_template" if template == "model" else template
+        """What errors call the template."""
         tokenizer.chat_template = self.template
         if tokenizer.eos_token_id is None:
             fix = "set eos_token in the model's tokenizer_config.json"
@@ -54,14 +59,20 @@ class Chat:
         before, mark, after = text.partition(_PROMPT_MARK)
         if not mark:
             raise ModelError("the chat template drops the user's message", "a template renders every message", "use model.template = 'chatml'")
+        if _PROMPT_MARK in after:
+            raise ModelError(
+                "the chat template writes the user's message twice", "a template renders a message once", "use model.template = 'chatml'"
+            )
         return before, after
 
     def _answer_frame(self) -> tuple[str, str]:
         """What the template writes between a prompt and its answer, and after the answer; nothing where it writes the prompt otherwise then."""
         try:
             text = self.render(_PROMPT_MARK, _ANSWER_MARK)
-        except TemplateError:
+        except TemplateRaised:
             return "", ""
+        if text.count(_ANSWER_MARK) > 1:
+            raise ModelError("the chat template writes the answer twice", "a template renders a message once", "use model.template = 'chatml'")
         head = self._before + _PROMPT_MARK + self._after
         if not text.startswith(head) or _ANSWER_MARK not in text:
             return "", ""
@@ -70,18 +81,17 @@ class Chat:
 
     def render(self, prompt_text: str, answer_text: str | None = None) -> str:
         """The template's own text of a prompt, or of a prompt and its answer."""
-        try:
-            return self.tokenizer.apply_chat_template(_messages(prompt_text, answer_text), tokenize=False, add_generation_prompt=answer_text is None)
-        except TemplateError as error:
-            if answer_text is not None:
-                raise
-            fix = "use model.template = 'chatml', or a Jinja file that renders one user turn"
-            raise ModelError(f"the chat template fails: {error}", "a template renders a user's message", fix) from None
+        return self.rendered_by(self.tokenizer, prompt_text, answer_text)
+
+    def rendered_by(self, tokenizer: Any, prompt_text: str, answer_text: str | None = None) -> str:
+        """`render` with another tokenizer's special tokens, in a process that is limited in time and memory."""
+        messages, variables = _messages(prompt_text, answer_text), _variables(tokenizer)
+        return renderer().render(self.template, self.place, messages, answer_text is None, variables)
 
     def template_tokens(self, prompt_text: str, answer_text: str | None = None) -> list[int]:
-        """The tokens that transformers makes of a prompt, or of a prompt and its answer."""
-        messages, waits = _messages(prompt_text.strip(), None if answer_text is None else answer_text.strip()), answer_text is None
-        return list(self.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=waits, return_dict=False))
+        """The tokens that apply_chat_template of transformers makes of a prompt, or of a prompt and its answer."""
+        text = self.render(prompt_text.strip(), None if answer_text is None else answer_text.strip())
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _fixed(self) -> tuple[list[int], str, str, list[int]]:
         """The tokens that every prompt begins and ends with, and the template text between them.
@@ -105,10 +115,12 @@ class Chat:
         bos, prompt = self.tokenizer.bos_token_id, self.prompt("x")
         if bos is not None and prompt[:2] == [bos, bos]:
             raise ModelError("the chat template writes BOS twice", "one BOS begins a prompt", "remove bos_token from the template")
-        for text in PROBES:
+        for text in (*PROBES, LONG_PROBE):
             ours, theirs = self.prompt(text), self.template_tokens(text)
             if ours != theirs:
-                value = f"the prompt {text!r} is {ours} here, and {theirs} by apply_chat_template"
+                shown = text if len(text) < 80 else f"{text[:60]}…"
+                ours, theirs = ours[:400], theirs[:400]
+                value = f"the prompt {shown!r} is {ours} here, and {theirs} by apply_chat_template"
                 rule = "a model is trained on the tokens it is later prompted with"
                 raise ModelError(value, rule, "use model.template = 'chatml', or a template that writes the user's text unchanged")
 
@@ -139,6 +151,14 @@ class Chat:
         """Whether the template itself ends an answer with a special token."""
         return bool(self._closing)
 
+    @property
+    def drops_answers(self) -> bool:
+        """Whether the template renders a conversation without its answer."""
+        try:
+            return _ANSWER_MARK not in self.render(_PROMPT_MARK, _ANSWER_MARK)
+        except TemplateRaised:
+            return False
+
     def holds_control(self, text: str) -> bool:
         """Whether a text holds what would be a control token if the template had written it."""
         return self._encoder.holds_control(text)
@@ -147,6 +167,11 @@ class Chat:
 def _messages(prompt_text: str, answer_text: str | None) -> list[dict[str, str]]:
     messages = [{"role": "user", "content": prompt_text}]
     return messages if answer_text is None else [*messages, {"role": "assistant", "content": answer_text}]
+
+
+def _variables(tokenizer: Any) -> dict[str, Any]:
+    """Special tokens by name, as apply_chat_template gives them to a template."""
+    return {name: [str(x) for x in token] if isinstance(token, list) else str(token) for name, token in tokenizer.special_tokens_map.items()}
 
 
 def configured_stops(folder: str) -> list[int]:
@@ -190,7 +215,13 @@ def _template(tokenizer: Any, name: str) -> str:
         path = Path(name)
         if not path.is_file():
             raise ModelError(f"model.template = {name!r}: no such file", "model, chatml, or a Jinja file", "fix the path")
-        return path.read_text(encoding="utf-8")
-    if not tokenizer.chat_template:
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"model.template = {name!r}: {error}", "a template is a text file in UTF-8", "fix the file") from None
+    found = tokenizer.chat_template
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not found:
         raise ModelError("the tokenizer has no chat template", "every stage renders prompts the same way", "use model.template = 'chatml'")
-    return tokenizer.chat_template
+    return found

@@ -1,26 +1,92 @@
 """The files of a model's folder, read without torch: what is missing, cut short or damaged, by name."""
 
 import json
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from towpath.errors import ModelError
+from towpath.errors import ModelError, ResourceError
+from towpath.models.memory import memory_available
 
 COPY = "copy the file again from the model's source"
 LFS = b"version https://git-lfs"
 TEXTS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
+ONLY_SAFETENSORS = "weights are read from safetensors and GGUF files alone: a pickle (*.bin, *.pt) can run code when it is loaded"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+BUFFERS = re.compile(r"\.(?:inv_freq|masked_bias|attn\.bias|position_ids)$")
+"""Tensors that older versions of transformers wrote beside the weights, and that models compute for themselves."""
+MARGIN = 16
+"""By how much a configuration may go beyond what the weights hold: quantized weights hold up to eight numbers in one."""
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+WIDTHS = ("vocab_size", "hidden_size", "n_embd", "intermediate_size", "n_inner", "moe_intermediate_size", "head_dim", "num_attention_heads",
+          "num_key_value_heads", "n_head")  # fmt: skip
 Header = dict[str, dict[str, Any]]
 
 
+def conversion(name: str) -> str:
+    """The fix for weights in a pickle."""
+    load = "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T"
+    code = f"{load}; M.from_pretrained('{name}').save_pretrained('NEW'); T.from_pretrained('{name}').save_pretrained('NEW')"
+    return f'convert a model that you trust, and name the new folder: python -c "{code}"'
+
+
 def require(folder: Path) -> None:
-    """Raise a ModelError that names the first file of a model that is missing or cannot be read."""
+    """Raise a ModelError that names the first file of a model that is missing, cannot be read, or describes another model than the weights."""
     require_texts(folder)
     weights = weight_files(folder)
-    if not weights and not list(folder.glob("*.bin")):
+    if not weights:
+        if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
+            raise ModelError(f"{folder}: no safetensors, but {', '.join(pickles[:3])}", ONLY_SAFETENSORS, conversion(str(folder)))
         fix = "put model.safetensors beside config.json (a GGUF file is named by gguf:PATH)"
         raise ModelError(f"{folder}: no weights", "weights are *.safetensors beside config.json", fix)
-    for path in weights:
-        header(path)
+    if (folder / "adapter_config.json").is_file():
+        rule = "an adapter would replace this model by the one that its adapter_config.json names"
+        raise ModelError(f"{folder}/adapter_config.json: an adapter beside a model", rule, "merge the adapter, or remove adapter_config.json")
+    tensors = {name: entry["shape"] for path in weights for name, entry in header(path).items()}
+    config = read_json(folder / "config.json")
+    require_plausible(f"{folder}/config.json", config | (config.get("text_config") or {}), tensors)
+
+
+def require_plausible(place: str, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> None:
+    """Refuse sizes far beyond the weights before anything of that size is made: a billion tokens, a million layers."""
+    largest = max((side for shape in tensors.values() for side in shape), default=0)
+    limits = dict.fromkeys(WIDTHS, MARGIN * max(largest, 4096))
+    limits |= dict.fromkeys(LAYERS, MARGIN + 4 * _numbered(tensors, r"\.(\d+)\."))
+    limits |= dict.fromkeys(EXPERTS, MARGIN * max(largest, 64))
+    for key, limit in limits.items():
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not 0 <= value <= limit:
+            rule = f"the sizes of a model are those of its weights, whose tensors allow at most {limit}"
+            raise ModelError(f"{place}: {key} = {value}", rule, "copy config.json again from the model's source")
+    sizes = [next((config[key] for key in keys if isinstance(config.get(key), int)), 0) for keys in (LAYERS, EXPERTS)]
+    if math.prod(sizes) > MARGIN * max(sum(map(math.prod, tensors.values())) // 1024, 4096):
+        value = f"{place}: {sizes[0]} layers of {sizes[1]} experts"
+        raise ModelError(value, "the sizes of a model are those of its weights", "copy config.json again from the model's source")
+
+
+def _numbered(names: Iterable[str], pattern: str) -> int:
+    """How many layers tensors are numbered by."""
+    found = [int(match[1]) for name in names if (match := re.search(pattern, name)) and len(match[1]) < 7]
+    return 1 + max(found, default=-1)
+
+
+def require_memory(folder: Path, bytes_each: int) -> None:
+    """Refuse a model that this machine cannot hold, before it is loaded."""
+    total = sum(math.prod(entry["shape"]) for path in weight_files(folder) for entry in header(path).values())
+    free = memory_available()
+    if free is not None and total * bytes_each > free:
+        value = f"{folder}: {total * bytes_each / 1e9:,.1f} GB of weights, {free / 1e9:,.1f} GB of memory available"
+        raise ResourceError(value, "the weights must fit into memory", "use a smaller model, set model.dtype = 'bfloat16', or free memory")
+
+
+def unexpected(names: Collection[str]) -> list[str]:
+    """Tensors of a file that the model has no place for; what models compute for themselves is none."""
+    return sorted(name for name in names if not BUFFERS.search(name))
 
 
 def require_texts(folder: Path) -> None:
@@ -40,7 +106,10 @@ def weight_files(folder: Path) -> list[Path]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise ModelError(f"{index}: no weight_map", "the index names the file of every tensor", COPY)
-    paths = [folder / name for name in sorted(set(places.values()))]
+    names = sorted({str(name) for name in places.values()})
+    if wrong := [name for name in names if "/" in name or not name.endswith(".safetensors")]:
+        raise ModelError(f"{index}: names {wrong[0]!r}", f"the index names safetensors in its own folder; {ONLY_SAFETENSORS}", COPY)
+    paths = [folder / name for name in names]
     if missing := [path.name for path in paths if not path.is_file()]:
         value = f"{index}: {len(missing)} of {len(paths)} files are not there: {', '.join(missing[:5])}"
         raise ModelError(value, "the index names the file of every tensor", "fetch the missing files")

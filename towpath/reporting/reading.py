@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from towpath.errors import DataError
 from towpath.evals.evaluator import NO_JUDGE_CODE
+from towpath.progress import note
 from towpath.recipe import Recipe, load
 from towpath.records import Verdict
 from towpath.reporting.wording import is_number
+from towpath.store.manifest import damaged, read_object
 
 ORDER = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
 MOST_POINTS = 240  # more than a narrow chart can show
@@ -120,8 +121,10 @@ class Run:
 
 def read(folder: Path) -> Run:
     """A run folder with the stages of its present recipe, in the order they are run."""
-    path = folder / "current.json"
-    current = _json(path) if path.exists() else {}
+    current = read_object(folder / "current.json")
+    if current is None:
+        note(f"{folder / 'current.json'}: damaged; `towpath run {folder}` writes it again")
+        current = {}
     stages = [_stage(folder, name, str(fingerprint)) for name, fingerprint in (current.get("stages") or {}).items()]
     known = sorted((stage for stage in stages if stage.kind in ORDER), key=lambda stage: (stage.round, ORDER.index(stage.kind)))
     said = tuple(row for row in current.get("findings") or [] if isinstance(row, dict))
@@ -139,7 +142,7 @@ def _stage(run: Path, name: str, fingerprint: str) -> Stage:
     path = folder / "manifest.json"
     manifest = _json(path) if path.exists() else {}
     # A resumed stage repeats the steps after its last checkpoint: the later row is what was kept.
-    kept = {(row.get("phase"), row["step"]): row for row in _rows(folder / "metrics.jsonl") if is_number(row.get("step"))}
+    kept = {(row.get("phase"), row["step"]): row for row in _rows(folder / "metrics.jsonl", whole=bool(manifest)) if is_number(row.get("step"))}
     return Stage(name, fingerprint, folder, manifest, tuple(sorted(kept.values(), key=lambda row: row["step"])))
 
 
@@ -147,26 +150,27 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSON and UTF-8 errors are both of this kind
-        raise DataError(f"{path}: {error}", "a JSON file written by a stage", "run the stage again") from None
+        raise damaged(path, f"damaged: {error}") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path}: {type(value).__name__}", "a JSON object", "run the stage again")
+        raise damaged(path, f"damaged: a JSON {type(value).__name__}")
     return value
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a jsonl file; a last line without its end is still being written and is left for later."""
+def _rows(path: Path, whole: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows of a jsonl file; a last line without its end is still being written and is left for later. A file that need not be whole,
+    since its stage goes on, is read up to the first damaged line."""
     if not path.exists():
         return
     # Not splitlines(): JSON may hold the other line ends of Unicode inside its strings.
-    *whole, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate([*whole, rest], 1):
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            if number > len(whole):
+            if number == len(lines) or not whole:
                 return
-            raise DataError(f"{path}, line {number}: {error}", "one JSON object a line", "run the stage again") from None
+            raise damaged(path, f"damaged: line {number}: {error}") from None
         if isinstance(row, dict):
             yield row

@@ -23,18 +23,22 @@ from torch import Tensor, nn
 
 from towpath.algos.contract import Metrics, Outputs, add
 from towpath.data.batch import Batch, Packed, pack
+from towpath.errors import ResourceError
 from towpath.kernels import halves
 from towpath.models import decoder, lm, sound
 from towpath.models.adapters import Adapters
 from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
 from towpath.models.lines import Lines
-from towpath.progress import progress
+from towpath.progress import note, progress
 from towpath.runtime.adam import SLOTS, Adam
+from towpath.runtime.memory import with_less
 
 GROUND = "ground"
 """The column of states that the untouched bottom of a trunk gives [B,S,D]: rows, tokens of a row, width."""
 PACKED = 256
 """The widest line that short rows are packed into: wider ones spend on attention what they save on padding."""
+FEWEST = 16
+"""Tokens a pass below which nothing is gained."""
 LossOf = Callable[[Outputs, Batch], tuple[Tensor, Metrics]]
 
 
@@ -160,10 +164,13 @@ class Local:
             out.last_BD = last_BD
         return out
 
-    @torch.no_grad()
     def grounded(self, batch: Batch, trunk: str = "base") -> Batch:
         """The batch with what the trunk's untouched bottom layers say of it, computed once for all roles and epochs; as it was where
         there are none, where the model's layers cannot be parted, or where the states would take more than a gigabyte."""
+        return with_less(lambda: self._grounded(batch, trunk), lambda: self._halve(batch))
+
+    @torch.no_grad()
+    def _grounded(self, batch: Batch, trunk: str) -> Batch:
         depth = self.adapters[trunk].common_depth() if trunk in self.adapters else 0
         if not depth:
             return batch
@@ -183,9 +190,12 @@ class Local:
                 work.advance(_tokens(part))
         return replace(batch.with_columns(**{GROUND: states_BSD}), fixed=batch.fixed | {GROUND})
 
-    @torch.no_grad()
     def score(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
         """`forward` over a batch of any size, without gradient, rows in their order."""
+        return with_less(lambda: self._score(name, batch, wants), lambda: self._halve(batch))
+
+    @torch.no_grad()
+    def _score(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
         sizes = [len(row.ids) for row in batch.rows]
         order = np.argsort(sizes, kind="stable")[::-1]
         kept = {GROUND: batch.columns[GROUND]} if GROUND in batch.columns else {}
@@ -202,7 +212,29 @@ class Local:
         self, needs: Mapping[str, tuple[str, ...]], batch: Batch, loss_of: LossOf, weight: float, tick: Callable[[int], None] | None = None
     ) -> Metrics:
         """Gradients of (sum of losses) / weight, micro-batch by micro-batch, and one role after the other: what a role's way back needs is
-        not held beside another's. `tick` is told how many rows each micro-batch had."""
+        not held beside another's. `tick` is told how many rows each micro-batch had. Where memory runs out micro-batches are halved: their
+        losses add up to the same gradient."""
+        fresh, told = self.optimizer is None or not self.optimizer.gradients(), 0
+
+        def count(rows: int) -> None:
+            nonlocal told
+            told += rows
+            if tick is not None:
+                tick(rows)
+
+        def less() -> None:
+            self._halve(batch)
+            if not fresh:
+                raise _no_memory(batch, "what an earlier batch left of gradients cannot be kept apart")
+            if self.optimizer is not None:
+                self.optimizer.clear()
+            count(-told)
+
+        return with_less(lambda: self._forward_backward(needs, batch, loss_of, weight, count), less)
+
+    def _forward_backward(
+        self, needs: Mapping[str, tuple[str, ...]], batch: Batch, loss_of: LossOf, weight: float, count: Callable[[int], None]
+    ) -> Metrics:
         metrics: Metrics = {}
         for part in batch.passes(self.tokens_per_pass):
             if self.optimizer is not None:
@@ -212,9 +244,20 @@ class Local:
                 if self.roles[name].fit is None:
                     (total / weight).backward()
                 add(metrics, more)
-            if tick is not None:
-                tick(len(part))
+            count(len(part))
         return metrics
+
+    def _halve(self, batch: Batch) -> None:
+        """Fewer tokens a pass from here on: as many as make more passes of this batch."""
+        before = sum(1 for _ in batch.passes(self.tokens_per_pass))
+        tokens = min(self.tokens_per_pass, _tokens(batch))
+        while tokens > FEWEST:
+            tokens //= 2
+            if sum(1 for _ in batch.passes(tokens)) > before:
+                note(f"out of memory: {tokens} tokens a pass from here on, which gives the same gradient; set model.tokens_per_pass = {tokens}")
+                self.tokens_per_pass = tokens
+                return
+        raise _no_memory(batch, "a pass holds all rows of one group at least")
 
     def step(self, rate: float, max_grad_norm: float) -> float:
         """Clip, move every weight that learns by `rate` of its peak rate; the gradient's norm. Not moved when not finite."""
@@ -281,6 +324,12 @@ class Local:
 
     def _acting(self, role: Role) -> Any:
         return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
+
+
+def _no_memory(batch: Batch, why: str) -> ResourceError:
+    longest = max(len(row.ids) for row in batch.rows)
+    fix = "lower max_new_tokens or data.max_prompt_tokens, use LoRA or a smaller model, lower batch, or free memory"
+    return ResourceError(f"out of memory in a pass; the longest of {len(batch)} rows has {longest} tokens", why, fix)
 
 
 def _tokens(batch: Batch) -> int:

@@ -9,6 +9,7 @@ from towpath.data.draws import uniforms
 from towpath.evals import winrate
 from towpath.evals.evaluator import evaluator
 from towpath.feedback import rubric
+from towpath.progress import note
 from towpath.recipe import Decoding
 from towpath.records import Completion, Prompt, as_row
 from towpath.rollout.engine import Request
@@ -70,5 +71,9 @@ def write(path: Path, completions: Sequence[Completion]) -> None:
 
 
 def read(path: Path) -> list[Completion]:
-    """Completions written by `write`."""
-    return [Completion(**{**row, "token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])}) for row in read_rows(path)]
+    """Completions written by `write`; none where the file is damaged, so that they are drawn again."""
+    try:
+        return [Completion(**{**row, "token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])}) for row in read_rows(path)]
+    except (KeyError, TypeError):
+        note(f"{path}: damaged; its answers are drawn again")
+        return []

@@ -12,6 +12,7 @@ from towpath.runtime.local import Local
 from towpath.stages import label as labelling
 from towpath.stages.job import Job
 from towpath.stages.reward import completion_row, judged
+from towpath.store import manifest
 from towpath.store.publish import replace_file
 
 FILE = "disagreements.jsonl"
@@ -19,8 +20,8 @@ FILE = "disagreements.jsonl"
 
 def write(job: Job, runtime: Local, reward: Path) -> dict[str, int]:
     """Ask the reward model about labelled pairs and keep those on which it says otherwise; how many it was asked about, and how many those are."""
-    manifest = json.loads((reward / "manifest.json").read_text())
-    chosen = _chosen(job, manifest)
+    told = manifest.read(reward)
+    chosen = _chosen(job, told)
     if not chosen:
         replace_file(job.folder / FILE, "")
         return {"asked": 0, "contradicted": 0}
@@ -30,7 +31,7 @@ def write(job: Job, runtime: Local, reward: Path) -> dict[str, int]:
     scores = judged(runtime, Batch(rows), job.recipe.policy.rewards).score_B.tolist()
     found: list[dict[str, Any]] = []
     for i, ((c, label), (better, other)) in enumerate(zip(chosen, sides, strict=True)):
-        gap = (scores[2 * i + 1] - scores[2 * i]) * manifest["result"]["std"]
+        gap = (scores[2 * i + 1] - scores[2 * i]) * told["result"]["std"]
         if gap > 0:
             prompt = prompts[c.prompt_id]
             found.append({
@@ -42,10 +43,10 @@ def write(job: Job, runtime: Local, reward: Path) -> dict[str, int]:
     return {"asked": len(chosen), "contradicted": len(found)}
 
 
-def _chosen(job: Job, manifest: dict[str, Any]) -> list[tuple[Comparison, Label]]:
+def _chosen(job: Job, told: dict[str, Any]) -> list[tuple[Comparison, Label]]:
     """Decided pairs of the reward model's own labels, people's where there are any; those it was not trained on first."""
-    stage = next((name for name in reversed(manifest["inputs"]) if name.startswith("label")), "")
-    folder = job.run / "stages" / stage / manifest["inputs"].get(stage, "")
+    stage = next((name for name in reversed(told["inputs"]) if name.startswith("label")), "")
+    folder = job.run / "stages" / stage / told["inputs"].get(stage, "")
     limit = job.recipe.evaluate.disagreements
     if not limit or not (folder / "labels.json").is_file():
         return []

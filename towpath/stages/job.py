@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,13 @@ from towpath.data.chat import Chat
 from towpath.data.sources import Corpus
 from towpath.health.history import Recorder
 from towpath.models import base
+from towpath.progress import note
 from towpath.recipe import Recipe
 from towpath.records import Completion, Finding
 from towpath.runtime.local import device_of, dtype_of
 from towpath.stages import trackers
-from towpath.store.publish import newest, publish, replace_file
+from towpath.store import manifest
+from towpath.store.publish import MANIFEST, newest, publish, replace_file, verified
 from towpath.store.store import Store
 
 
@@ -76,7 +79,7 @@ class Job:
 
     def result_of(self, stage: str) -> dict[str, Any]:
         """The numbers an earlier stage ended with."""
-        return json.loads((self.inputs[stage] / "manifest.json").read_text())["result"]
+        return manifest.read(self.inputs[stage])["result"]
 
 
 class Log:
@@ -85,14 +88,14 @@ class Log:
     def __init__(self, folder: Path, tensorboard: bool, others: trackers.Trackers | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self.recorder = Recorder(read_rows(self.path))
+        self.recorder = Recorder([row for row in read_rows(self.path) if "step" in row and "phase" in row])
         self.tensorboard_folder = folder / "tensorboard" if tensorboard else None
         self._writer: Any = None
         self._others = others or trackers.Trackers()
 
     def rewind(self, step: int) -> None:
         """Forget rows written after the checkpoint that is being resumed."""
-        rows = [row for row in read_rows(self.path) if row["step"] < step]
+        rows = [row for row in read_rows(self.path) if isinstance(row.get("step"), int) and row["step"] < step]
         replace_file(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.recorder = Recorder(rows)
 
@@ -116,15 +119,21 @@ class Log:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; a torn last line is left out."""
+    """The rows of a JSON-lines file up to the first that is damaged; of a torn last line nothing is said."""
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            if number < len(lines):
+                note(f"{path}:{number}: damaged; this line and the {len(lines) - number} after it are not read")
             break
+        rows.append(row)
     return rows
 
 
@@ -133,6 +142,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "checkpoints"
+        self.passed_over: list[str] = []
+        """Damaged ones that `newest` moved aside."""
 
     def save(self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any], prefix: str = "step", keep: int = 2) -> None:
         """Publish tensors and notes as `prefix_step`; what has a later number is of a past that was left, and goes."""
@@ -151,8 +162,14 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def newest(self, prefix: str = "step") -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that verifies, or None."""
-        found, _passed_over = newest(self.folder, prefix) if self.folder.is_dir() else (None, [])
+        """The newest checkpoint that verifies, or None; damaged ones are moved aside, so that they are not in the way of new ones."""
+        found, passed_over = newest(self.folder, prefix) if self.folder.is_dir() else (None, [])
+        for path in passed_over:
+            why = "its files do not match their checksums" if (path / MANIFEST).is_file() else "it has no manifest"
+            aside = path.with_name(f"damaged-{path.name}-{secrets.token_hex(4)}")
+            path.rename(aside)
+            self.passed_over.append(f"{path}: {why}; moved aside to {aside.name}")
+            note(f"warning: {self.passed_over[-1]}")
         if found is None:
             return None
         return int(found.name.rsplit("_", 1)[1]), load_file(found / "tensors.safetensors"), json.loads((found / "notes.json").read_text())
@@ -161,14 +178,16 @@ class Checkpoints:
 def save_model(job: Job, model: Any, folder: Path) -> None:
     """A plain folder that transformers loads: weights, configuration, tokenizer with the template of this run."""
 
-    def write(place: Path) -> None:
-        model.config.pad_token_id = job.chat.pad
-        name_stops(model, job.chat)
-        model.save_pretrained(place)
-        base.save_tokenizer(job.chat, place)
+    if not verified(folder):  # a stage that was killed after it had published goes on with what it published
+        publish(folder, lambda place: write_model(job, model, place))
 
-    if not folder.exists():
-        publish(folder, write)
+
+def write_model(job: Job, model: Any, place: Path) -> None:
+    """The files of `save_model`, into a folder that is about to be published."""
+    model.config.pad_token_id = job.chat.pad
+    name_stops(model, job.chat)
+    model.save_pretrained(place)
+    base.save_tokenizer(job.chat, place)
 
 
 def name_stops(model: Any, chat: Chat) -> None:

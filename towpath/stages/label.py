@@ -1,5 +1,6 @@
 """Judgements to labels: collected from whoever judges, made into one label a comparison, with what they are worth."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from towpath.feedback import aggregation, agreement, asking, blend, calibration,
 from towpath.records import Comparison, Judgement, Label, as_row
 from towpath.stages import collect
 from towpath.stages.job import Job
-from towpath.store import figures
+from towpath.store import figures, manifest
 from towpath.store.publish import replace_file
+from towpath.store.store import Store
 
+LABELS = "labels.json"
 ENOUGH_AUDITED = 30
 """Words of people on a judge's pairs from which its certainty is calibrated."""
 
@@ -40,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
         labels = dawid_skene.labels(judgements) if job.recipe.preferences.aggregate == "dawid_skene" else aggregation.majority(judgements)
     _require(job, comparisons, judgements, labels)
     job.store.put_labels(labels)
-    replace_file(job.folder / "labels.json", json.dumps([as_row(label) for label in labels], indent=0))
+    replace_file(job.folder / LABELS, text_of(labels))
     job.findings.extend(raters.concerns(raters.quality(judgements)))
     return _told(comparisons, judgements, labels) | ({"judge": report} if report else {})
 
@@ -114,9 +117,30 @@ def _told(comparisons: Sequence[Comparison], judgements: Sequence[Judgement], la
     }  # fmt: skip
 
 
+def text_of(labels: Sequence[Label]) -> str:
+    """Labels as labels.json holds them."""
+    return json.dumps([as_row(label) for label in sorted(labels, key=lambda label: label.comparison)], indent=0)
+
+
+def restore(folder: Path, store: Store) -> bool:
+    """Write a damaged labels.json again from the ledger, where that gives the very bytes of its checksum."""
+    told = manifest.read(folder)
+    drawn = tuple(fingerprint[:6] + "." for name, fingerprint in told["inputs"].items() if name.startswith("sample"))
+    labels = [label for label in store.labels() if not drawn or label.comparison.startswith(drawn)]
+    text = text_of(labels)
+    if hashlib.sha256(text.encode()).hexdigest() != told["files"].get(LABELS, {}).get("sha256"):
+        return False
+    replace_file(folder / LABELS, text)
+    return True
+
+
 def read(folder: Path) -> list[Label]:
     """The labels that a label stage derived."""
-    return [Label(**row) for row in json.loads((folder / "labels.json").read_text())]
+    path = folder / LABELS
+    try:
+        return [Label(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise manifest.damaged(path, f"not a list of labels ({type(error).__name__})") from None
 
 
 def mine(job: Job) -> list[Comparison]:

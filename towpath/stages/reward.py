@@ -1,5 +1,6 @@
 """The reward model: trained on labels, measured on prompts it never saw, scaled on the tuned model's own answers."""
 
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ from towpath.evals.winrate import logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import of
 from towpath.models.heads import ScalarHead
+from towpath.progress import note
 from towpath.recipe import Rewards
 from towpath.records import Comparison, Completion, Finding, Label, Prompt
 from towpath.rewards import mix
 from towpath.runtime.local import Local, Role
 from towpath.stages import answers, evidence
 from towpath.stages import label as labelling
-from towpath.stages.job import Checkpoints, Job, save_model
+from towpath.stages.job import Checkpoints, Job, write_model
 from towpath.stages.train import Course, minibatches, to, train, warmup_then_linear
+from towpath.store.publish import publish, verified
 
 FROZEN = "frozen.npz"
 FORESEEN, TOKENS_FORESEEN = 384, 16
@@ -88,12 +91,17 @@ def _diagnosed(job: Job, shown: list[Pair], held: list[Pair], agreement: dict[st
     cfg, place = job.recipe, job.folder / FROZEN
     if not place.is_file():
         return None
-    kept = np.load(place)
+    try:
+        kept = np.load(place)
+        features = {name: kept[name] for name in ("shown", "held")}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        note(f"{place}: {error}: the labels are not diagnosed")
+        return None
     reads = []
     for name, pairs in (("shown", shown), ("held", held)):
         ordered = _in_rows(pairs)
         texts = [(p.chosen.text, p.rejected.text) for p in ordered]
-        reads.append(evidence.read([p.comparison.id for p in ordered], kept[name], texts, [p.label.strength for p in ordered]))
+        reads.append(evidence.read([p.comparison.id for p in ordered], features[name], texts, [p.label.strength for p in ordered]))
     known = (agreement["rate"], agreement["n"]) if agreement["n"] else None
     found = evidence.diagnosed(reads[0], reads[1], known, cfg.gates.reward.threshold, cfg.reward.fit_head or 300.0, cfg.seed)
     if found:
@@ -279,20 +287,32 @@ def _lengths(job: Job, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _save(job: Job, runtime: Local, foresight: dict[str, Tensor], number: int = 1) -> None:
-    """Adapter or trunk, head, and for the first member what a critic may start from."""
-    folder = job.folder / "weights"
-    if "base" not in runtime.adapters:
-        with runtime.whole("base") as trunk:
-            save_model(job, trunk, folder if number == 1 else folder / _called(number))
-    folder.mkdir(exist_ok=True)
+    """Adapter or trunk, head, and for the first member what a critic may start from: one published folder a member."""
+
+    def write(place: Path) -> None:
+        if "base" not in runtime.adapters:
+            with runtime.whole("base") as trunk:
+                write_model(job, trunk, place)
+        write_head(runtime, foresight if number == 1 else None, place)
+
+    folder = _member_folder(job.folder, number)
+    if not verified(folder):
+        publish(folder, write)
+
+
+def write_head(runtime: Local, foresight: dict[str, Tensor] | None, place: Path) -> None:
+    """Head and adapter of a reward model, and what a critic may start from."""
     head = runtime.roles["reward"].head
     assert head is not None
     tensors = {f"head.{name}": tensor for name, tensor in head.named_parameters()}
     if "base" in runtime.adapters:
         tensors |= runtime.adapters["base"].parameters("reward")
-    files = {_called(number): tensors} | ({"foresight": foresight} if number == 1 else {})
-    for name, content in files.items():
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, folder / f"{name}.safetensors")
+    for name, content in {"reward": tensors, **({"foresight": foresight} if foresight else {})}.items():
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, place / f"{name}.safetensors")
+
+
+def _member_folder(stage: Path, number: int) -> Path:
+    return stage / ("weights" if number == 1 else f"weights-{number}")
 
 
 def _called(number: int) -> str:
@@ -303,8 +323,8 @@ def load_reward(job: Job, runtime: Local, folder: Path) -> None:
     """Put a saved reward model into a runtime as the role `reward`, further members as `reward-2` and so on; scores are normalised."""
     cfg = job.recipe.reward
     for number in range(1, cfg.members + 1):
-        name = _called(number)
-        tensors = load_file(folder / f"{name}.safetensors")
+        name, place = _called(number), _member_folder(folder.parent, number)
+        tensors = load_file(place / "reward.safetensors")
         if cfg.method == "lora":
             if "base" not in runtime.trunks:
                 runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)
@@ -312,7 +332,7 @@ def load_reward(job: Job, runtime: Local, folder: Path) -> None:
             runtime.adapters["base"].load(name, tensors)
             trunk, adapter = "base", name
         else:
-            runtime.add_trunk(name, job.trunk(folder if number == 1 else folder / name), lora=False)
+            runtime.add_trunk(name, job.trunk(place), lora=False)
             trunk, adapter = name, None
         head = ScalarHead(len(tensors["head.weight"])).to(job.device)
         head.load_state_dict({part: tensors[f"head.{part}"] for part in ("weight", "bias")})

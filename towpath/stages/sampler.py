@@ -1,12 +1,14 @@
 """The engine that a recipe names, over one model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from towpath.progress import progress
+from towpath.errors import ResourceError
+from towpath.progress import note, progress
 from towpath.rollout.engine import Drawn, Engine, Request
 from towpath.rollout.local import LocalEngine
 from towpath.rollout.vllm import VllmEngine
+from towpath.runtime.memory import with_less
 from towpath.stages.job import Job
 
 
@@ -28,4 +30,24 @@ def generate(sampler: Engine, requests: Sequence[Request], title: str, greedy: b
             ended += more_ended
             work.advance(tokens, f"{ended:,} of {len(requests):,} answers")
 
-        return sampler.generate(requests, greedy, tick)
+        return _in_parts(sampler, requests, greedy, tick)
+
+
+def _in_parts(sampler: Engine, requests: Sequence[Request], greedy: bool, tick: Callable[[int, int], None]) -> list[Drawn]:
+    """Answers, in as many parts as memory asks for: what a row draws does not depend on the rows beside it."""
+    rows, drawn = len(requests), list[Drawn]()
+
+    def less() -> None:
+        nonlocal rows
+        if rows < 2:
+            fix = "lower max_new_tokens or data.max_prompt_tokens, use a smaller model, or free memory"
+            raise ResourceError("out of memory while one answer is drawn", "its keys and values must fit", fix)
+        rows = (rows + 1) // 2
+        note(f"out of memory: answers are drawn {rows} at a time")
+
+    def work() -> list[Drawn]:
+        while len(drawn) < len(requests):
+            drawn.extend(sampler.generate(requests[len(drawn) : len(drawn) + rows], greedy, tick))
+        return drawn
+
+    return with_less(work, less)

@@ -19,7 +19,8 @@ class Showing:
 
     def __init__(self, job: Job) -> None:
         self.path, self.probes = job.folder / "samples.jsonl", probes(job)
-        self._looks: dict[tuple[int, str], dict[str, Any]] = {(row["step"], row["prompt_id"]): row for row in read_rows(self.path)}
+        rows = [row for row in read_rows(self.path) if "step" in row and "prompt_id" in row]
+        self._looks: dict[tuple[int, str], dict[str, Any]] = {(row["step"], row["prompt_id"]): row for row in rows}
 
     def answers(self, step: int, prompts: Sequence[Prompt], texts: Sequence[str], batch: Batch) -> None:
         """Keep the answers of one look, in place of those of the same step before an interruption."""

@@ -8,17 +8,20 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from towpath import interrupt
 from towpath.algos.contract import Metrics, add, means
 from towpath.data.batch import Batch
 from towpath.data.draws import shuffled
 from towpath.errors import TrainingError
 from towpath.kernels import choice
 from towpath.progress import progress
+from towpath.records import Finding
 from towpath.runtime.local import Local, give_back_memory, memory_in_use
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.signals import of_critic
@@ -85,12 +88,13 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
         best = runtime.weights()  # step 0: what stays if no later weights are acceptable
     if begin == 0 and course.validate and course.look_first:
         job.log.write(-1, "validation", course.validate(-1, standing.knobs))
-    watch, saved_at, apart = Watch(job, course.steps, course.knobs), time.monotonic(), job.checkpoint_seconds
-    with progress(title, course.steps, start=begin) as bar:
+    watch, saver = Watch(job, course.steps, course.knobs), _Saver(checkpoints, runtime, job, begin)
+    with progress(title, course.steps, start=begin) as bar, interrupt.held():
         for step in range(begin, course.steps):
             if standing.stopped:
                 break
-            numbers = _one_step(course, runtime, job, step, standing.knobs) | {"seconds_watch": watch.lately}
+            stopped = partial(saver.save, step, standing, best)
+            numbers = _one_step(course, runtime, job, step, standing.knobs, stopped) | {"seconds_watch": watch.lately}
             job.log.write(step, "train", numbers)
             fault(f"step-{job.name}")
             standing.knobs = course.turn(step, numbers, standing.knobs)
@@ -101,11 +105,9 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
             _act(watch.after(step, standing.knobs), runtime, standing, best)
             _require_finite(job, step, numbers["grad_norm"], watch, runtime)
             bar.advance(1, "  ".join(f"{key} {numbers[key]:.3g}" for key in ("loss", "score", "kl") if key in numbers))
-            if last or standing.stopped or time.monotonic() - saved_at >= apart:
-                begun = time.monotonic()
-                _save(checkpoints, runtime, step + 1, standing, best)
-                saved_at = time.monotonic()
-                apart = _apart(job.checkpoint_seconds, saved_at - begun)
+            if last or standing.stopped or saver.due() or interrupt.asked():
+                saver.save(step + 1, standing, best)
+            interrupt.raise_if_asked()
     if best is not None:
         runtime.restore(best)
     standing.story = watch.story()
@@ -113,10 +115,16 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     return standing
 
 
-def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Numbers) -> Numbers:
-    batch, said = course.batch(step, knobs)
-    batch = course.algo.prepare(batch, course.config, knobs)
-    said |= of_critic(batch)
+def _one_step(course: Course, runtime: Local, job: Job, step: int, knobs: Numbers, stopped: Callable[[], None]) -> Numbers:
+    """Get a batch and learn from it; `stopped` is called where the run is stopped while the batch is made, and no weight has moved yet."""
+    try:
+        with interrupt.released():
+            drawn, said = course.batch(step, knobs)
+    except (interrupt.Stopped, KeyboardInterrupt):
+        stopped()
+        raise
+    batch = course.algo.prepare(drawn, course.config, knobs)
+    said = said | of_critic(batch)
     metrics: Metrics = {}
     begun, norms, rate = time.monotonic(), [], 0.0
     updates = course.epochs * math.ceil(batch.groups / course.minibatch)
@@ -188,6 +196,11 @@ def _look(course: Course, runtime: Local, job: Job, step: int, standing: Standin
 
 def _resume(course: Course, runtime: Local, job: Job, checkpoints: Checkpoints) -> tuple[int, Standing, dict[str, Tensor] | None]:
     found = checkpoints.newest()
+    if checkpoints.passed_over:
+        begins = f"step {found[0]}" if found else "the beginning"
+        cause = "a disk fault, a full disk, or files changed by hand; a kill leaves no half-written checkpoint"
+        remedy = f"training goes on from {begins}; check the disk"
+        job.findings.append(Finding("checkpoint-damaged", "warning", "; ".join(checkpoints.passed_over), cause, remedy))
     if found is None:
         job.log.rewind(-1)
         return 0, Standing(dict(course.knobs)), None
@@ -205,12 +218,32 @@ def _apart(asked: float, writing: float) -> float:
     return max(asked, writing / SHARE) if asked else 0.0
 
 
-def _save(checkpoints: Checkpoints, runtime: Local, step: int, standing: Standing, best: dict[str, Tensor] | None) -> None:
-    tensors = runtime.state() | {f"best:{key}": value for key, value in (best or {}).items()}
-    notes = dict(standing.__dict__)
-    if not math.isfinite(standing.best_merit):
-        notes["best_merit"] = None
-    checkpoints.save(step, tensors, notes)
+class _Saver:
+    """Writes checkpoints: every so often, and where a run is asked to stop."""
+
+    def __init__(self, checkpoints: Checkpoints, runtime: Local, job: Job, step: int) -> None:
+        self.checkpoints, self.runtime, self.job = checkpoints, runtime, job
+        self.step = step
+        """What the newest checkpoint holds, 0 for none."""
+        self.apart, self.at = job.checkpoint_seconds, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether enough time has gone by."""
+        return time.monotonic() - self.at >= self.apart
+
+    def save(self, step: int, standing: Standing, best: dict[str, Tensor] | None) -> None:
+        """Write what stands after so many steps, unless it is written; nothing where no step was made."""
+        if step != self.step:
+            begun = time.monotonic()
+            tensors = self.runtime.state() | {f"best:{key}": value for key, value in (best or {}).items()}
+            notes = dict(standing.__dict__)
+            if not math.isfinite(standing.best_merit):
+                notes["best_merit"] = None
+            self.checkpoints.save(step, tensors, notes)
+            self.step, self.at = step, time.monotonic()
+            self.apart = _apart(self.job.checkpoint_seconds, self.at - begun)
+        if self.step:
+            interrupt.saved(f"A checkpoint of {self.job.name} after step {self.step} is written.")
 
 
 def warmup_then_linear(warmup: float) -> Callable[[float], float]:

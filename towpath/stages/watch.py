@@ -12,6 +12,7 @@ from towpath.health.history import History
 from towpath.progress import note
 from towpath.records import Finding, finding_of
 from towpath.stages.job import Job, read_rows
+from towpath.store import manifest
 from towpath.store.publish import replace_file
 
 MOST_LOOKS = 400
@@ -44,11 +45,28 @@ class Watch:
         self._turnable = "kl_coef" in knobs
         self._findings, self._turns = job.folder / "findings.json", job.folder / "knobs.jsonl"
         begun = job.log.recorder.history().steps
-        self.turns = [remedies.of_row(row) for row in read_rows(self._turns) if row["step"] < begun]
+        self.turns = self._turns_before(begun)
         replace_file(self._turns, "".join(map(_line, self.turns)))
-        told = json.loads(self._findings.read_text()) if begun and self._findings.is_file() else []
-        self.found = {row["code"]: finding_of(row) for row in told}
+        self.found = {finding.code: finding for finding in self._before()} if begun else {}
         job.findings += self.found.values()
+
+    def _turns_before(self, begun: int) -> list[remedies.Turn]:
+        """Turns made before an interruption."""
+        try:
+            return [remedies.of_row(row) for row in read_rows(self._turns) if row["step"] < begun]
+        except (ValueError, KeyError, TypeError):
+            note(f"{self._turns}: damaged; turns made before are not known")
+            return []
+
+    def _before(self) -> list[Finding]:
+        """What was found before an interruption; what still holds is found again where the file is damaged."""
+        if not self._findings.is_file():
+            return []
+        try:
+            return [finding_of(row) for row in json.loads(self._findings.read_text(encoding="utf-8"))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            note(f"{self._findings}: damaged; findings are told again")
+            return []
 
     def after(self, step: int, knobs: Numbers) -> Done:
         """Look at the run as it stands after a step."""
@@ -108,9 +126,8 @@ def facts(job: Job) -> dict[str, Any]:
     """The recipe's values by their dotted keys, and what earlier stages ended with under `STAGE.result.NAME`."""
     found = flat(job.recipe.model_dump(mode="json"))
     for name, folder in job.inputs.items():
-        manifest = folder / "manifest.json"
-        if manifest.is_file():
-            result = json.loads(manifest.read_text())["result"]
+        if (folder / manifest.NAME).is_file():
+            result = manifest.read(folder)["result"]
             found |= {f"{name.split('@')[0]}.result.{key}": value for key, value in result.items()}
     return found | {"stage": job.name.split("@")[0]}
 

@@ -4,14 +4,33 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from towpath.config import secret
-from towpath.errors import RecipeError
+from towpath.errors import DataError, RecipeError
 
 
 def of(run: Path, url: str) -> Path | str:
-    """The database that a recipe names in `store.url`, or a file in the run's folder."""
+    """The database that a recipe names in `store.url`, or a file in the run's folder, which must be there where stages are done."""
+    found = named(run, url)
+    if isinstance(found, Path):
+        _require_ledger(found)
+    return found
+
+
+def named(run: Path, url: str) -> Path | str:
+    """`of` for whoever looks at a run and opens no ledger that is not there."""
     if not url:
         return run / "towpath.db"
     if url.partition(":")[0] not in ("env", "file") and urlsplit(url).password:
         fix = "store.url = 'env:NAME' or 'file:PATH' with the whole address there, or a ~/.pgpass file"
         raise RecipeError("store.url holds a password", "a recipe is copied into reports and manifests; a password is named, never written down", fix)
     return secret(url, "store.url")
+
+
+def _require_ledger(path: Path) -> None:
+    """A run that has drawn or labelled comparisons has them in its ledger: an empty one would take their place unnoticed."""
+    if path.exists():
+        return
+    done = sorted(stage for kind in ("sample", "label") for stage in path.parent.glob(f"stages/{kind}*/*/manifest.json"))
+    if done:
+        value = f"{path}: no such file, though {done[0].parent.parent.name} is done"
+        rule = "the ledger holds the completions, judgements and labels of finished stages"
+        raise DataError(value, rule, "bring towpath.db back from a backup; to begin anew, move the folder `stages` away")

@@ -40,7 +40,7 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
             aside.mkdir()
             write(aside)
             fault("write")
-            sums = {path.relative_to(aside).as_posix(): _sum(path) for path in sorted(aside.rglob("*")) if path.is_file()}
+            sums = {path.relative_to(aside).as_posix(): checksum(path) for path in sorted(aside.rglob("*")) if path.is_file()}
             (aside / MANIFEST).write_text(json.dumps(sums, indent=1))
             for path in aside.rglob("*"):
                 _sync(path)
@@ -79,9 +79,14 @@ def verified(folder: Path) -> bool:
     """Whether every file of a published folder is still what was written."""
     try:
         sums = json.loads((folder / MANIFEST).read_text())
-        return isinstance(sums, dict) and all(_sum(folder / name) == told for name, told in sums.items())
+        return isinstance(sums, dict) and all(checksum(folder / name) == told for name, told in sums.items())
     except (OSError, ValueError):
         return False
+
+
+def sums_of(folder: Path) -> dict[str, dict[str, int | str]]:
+    """The checksums that a folder was published with."""
+    return json.loads((folder / MANIFEST).read_text())
 
 
 def newest(parent: Path, prefix: str) -> tuple[Path | None, list[Path]]:
@@ -142,7 +147,8 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(damaged, ignore_errors=True)
 
 
-def _sum(path: Path) -> dict[str, int | str]:
+def checksum(path: Path) -> dict[str, int | str]:
+    """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

@@ -1,0 +1,243 @@
+"""Kill a run of the tiny recipe, again and again, and resume it: in the end it is the run that was never killed, bit for bit.
+
+`python -m benchmarks.kills` kills at 200 random moments and at every named fault point (`fault(...)` in the code). It goes on where it stopped;
+the result is benchmarks/results/kills.json. SIGTERM at 20 moments is part of it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "kills.json"
+SETTINGS = [
+    "sft.epochs=0.3", "evaluate.prompts=12", "preferences.prompts=30", "preferences.min_labels=8", "policy.steps=4", "policy.validate_every=1",
+    "evaluate.bootstrap=100", "policy.max_new_tokens=12", "evaluate.max_new_tokens=12", "preferences.max_new_tokens=12",
+]  # fmt: skip
+STAGES = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
+TRAINED = ("sft", "reward", "policy")
+LIMIT = 300.0
+"""Seconds after which an attempt hangs."""
+
+
+@dataclass
+class Tally:
+    """What was done so far; kept after every run, so that the next start goes on."""
+
+    kills: int = 0
+    terms: int = 0
+    runs: int = 0
+    equal: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    unequal: list[str] = field(default_factory=list)
+    term_status: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def fault_points() -> list[str]:
+    """The names of all fault points in the code."""
+    names: set[str] = set()
+    for path in (ROOT / "towpath").rglob("*.py"):
+        names |= set(re.findall(r'\bfault\(f?"([^"]+)"\)', path.read_text(encoding="utf-8")))
+    found = []
+    for name in sorted(names):
+        stages = TRAINED if name.startswith("step-") else STAGES
+        found += [re.sub(r"\{.*\}", stage, name) for stage in stages] if "{" in name else [name]
+    return found
+
+
+def attempt(run: Path, sent: int = 0, after: float = 0.0, **environment: str) -> int:
+    """`towpath run` in a process of its own, forked from this one to save the imports; its exit status, negative where a signal ended it."""
+    pid = os.fork()
+    if not pid:
+        os.environ.update({"TOWPATH_CHECKPOINT_SECONDS": "0", **environment})
+        log = os.open(run.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        sys.argv = ["towpath", "run", str(run), "--no-serve", *(part for value in SETTINGS for part in ("--set", value))]
+        from towpath.cli import main
+
+        try:
+            main()
+        except SystemExit as done:
+            os._exit(done.code if isinstance(done.code, int) else 1)
+        os._exit(0)
+    begun = time.monotonic()
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        now = time.monotonic() - begun
+        if sent and now >= after:
+            os.kill(pid, sent)
+            sent = 0
+        if now > LIMIT:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"{run}: an attempt has not ended within {LIMIT:.0f} s")
+        time.sleep(0.005)
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run came to: every result file, the numbers of every stage, and the ledger."""
+    from towpath.store import manifest
+    from towpath.store.store import Store
+
+    found: dict[str, Any] = {}
+    for path in sorted(run.glob("stages/*/*/manifest.json")):
+        manifest.verify(path.parent)
+        told = manifest.read(path.parent)
+        found[f"{told['stage']}/{told['fingerprint']}"] = [manifest.results(path.parent), told["result"]]
+    with Store.open(run / "towpath.db") as store:
+        rows = [store.prompts(), store.completions(), store.comparisons(), store.labels()]
+        rows.append(sorted((j.comparison, j.rater, j.choice, j.strength) for j in store.judgements()))
+    found["ledger"] = hashlib.sha256(repr(rows).encode()).hexdigest()
+    return json.loads(json.dumps(found))
+
+
+def new(work: Path, name: str) -> Path:
+    """An empty run of the tiny recipe."""
+    from towpath import starting
+
+    run = work / name
+    shutil.rmtree(run, ignore_errors=True)
+    run.with_suffix(".log").unlink(missing_ok=True)
+    starting.new(run, "tiny")
+    return run
+
+
+def reference(work: Path) -> tuple[dict[str, Any], float]:
+    """What the run that is never killed comes to, and how long it takes."""
+    kept = work / "reference.json"
+    if kept.is_file():
+        found = json.loads(kept.read_text())
+        return found["outcome"], found["seconds"]
+    run, begun = new(work, "reference"), time.monotonic()
+    status = attempt(run)
+    if status:
+        raise SystemExit(f"the run that is not killed ended with status {status}: {run.with_suffix('.log')}")
+    found = {"seconds": time.monotonic() - begun, "outcome": outcome(run)}
+    kept.write_text(json.dumps(found))
+    return found["outcome"], found["seconds"]
+
+
+def _when(fault: tuple[str, int]) -> tuple[int, bool]:
+    """About when a fault point is passed, so that one run dies at as many as possible."""
+    name = "step-policy" if fault[0] == "rollout" else fault[0]
+    return next((i for i, stage in enumerate(STAGES) if name.endswith(stage)), -1), name.startswith("end-")
+
+
+class Proof:
+    """Runs that are killed, compared with the one that is not."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.kept = work, work / "tally.json"
+        self.wanted, self.span = reference(work)
+        self.tally = Tally(**json.loads(self.kept.read_text())) if self.kept.is_file() else Tally()
+
+    def keep(self, run: Path, begun: float) -> None:
+        """Resume to the end, compare, and remember."""
+        status = attempt(run)
+        same = not status and outcome(run) == self.wanted
+        self.tally.runs += 1
+        self.tally.equal += same
+        if same:
+            shutil.rmtree(run)
+        else:
+            self.tally.unequal.append(f"{run.name}: exit status {status}")
+            run.rename(run.with_name(f"unequal-{self.tally.runs}"))
+        self.tally.seconds += time.monotonic() - begun
+        self.kept.write_text(json.dumps(asdict(self.tally)))
+        print(self.line(), flush=True)
+
+    def random_kills(self, count: int, seed: int) -> None:
+        """SIGKILL at random moments: as many in one run as it takes to reach its end."""
+        while self.tally.kills < count:
+            draw, run, begun = random.Random(f"{seed}/{self.tally.runs}"), new(self.work, "killed"), time.monotonic()
+            killed = 0
+            while self.tally.kills + killed < count:
+                if attempt(run, signal.SIGKILL, draw.uniform(0.0, self.span)) != -signal.SIGKILL:
+                    break
+                killed += 1
+            self.tally.kills += killed
+            self.keep(run, begun)
+
+    def faults(self, names: list[str]) -> None:
+        """Every fault point, the first time it is passed and a later one."""
+        later = {"write": 9, "fsync": 7, "rename": 8, "commit": 3, "rollout": 2, "step-sft": 2, "step-policy": 2}
+        wanted = [(name, n) for name in names for n in (1, *([later[name]] if name in later else []))]
+        todo = [(name, n) for name, n in wanted if not self.tally.faults.get(f"{name}:{n}")]
+        todo.sort(key=_when)
+        while todo:
+            run, begun, missed = new(self.work, "faults"), time.monotonic(), []
+            for name, n in todo:
+                status = attempt(run, TOWPATH_FAULT=f"{name}:{n}")
+                if status == -signal.SIGKILL:
+                    self.tally.faults[f"{name}:{n}"] = 1
+                else:
+                    missed.append((name, n))
+            self.keep(run, begun)
+            if len(missed) == len(todo):
+                self.tally.unequal += [f"fault point {name}:{n} is never passed" for name, n in missed]
+                break
+            todo = missed
+
+    def terms(self, count: int, seed: int) -> None:
+        """SIGTERM at moments spread over the run: it ends with status 75, and the run goes on to the same end."""
+        draw = random.Random(f"{seed}/term")
+        while self.tally.terms < count:
+            run, begun = new(self.work, "terms"), time.monotonic()
+            while self.tally.terms < count:
+                status = attempt(run, signal.SIGTERM, draw.uniform(0.3, self.span))
+                if status == 0:
+                    break
+                self.tally.terms += 1
+                self.tally.term_status[str(status)] = self.tally.term_status.get(str(status), 0) + 1
+            self.keep(run, begun)
+
+    def line(self) -> str:
+        """The result in one line."""
+        t = self.tally
+        return (
+            f"{t.kills} random kills, {len(t.faults)} kills at fault points, {t.terms} SIGTERMs {t.term_status}: "
+            f"{t.equal} of {t.runs} runs equal bit for bit; {t.seconds:.0f} s"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--terms", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=ROOT / ".bench" / "kills", help="where runs are made, and what was done is kept")
+    parser.add_argument("--json", type=Path, default=RESULT)
+    told = parser.parse_args()
+    told.work.mkdir(parents=True, exist_ok=True)
+    import transformers  # noqa: F401
+
+    import towpath.pipeline
+    import towpath.runtime.local  # noqa: F401
+
+    names, proof = fault_points(), Proof(told.work)
+    proof.faults(names)
+    proof.terms(told.terms, told.seed)
+    proof.random_kills(told.kills, told.seed)
+    told.json.write_text(json.dumps(asdict(proof.tally) | {"fault_points": names, "machine": machine.described()}, indent=1) + "\n")
+    print(proof.line())
+    sys.exit(bool(proof.tally.unequal or proof.tally.equal != proof.tally.runs))
+
+
+if __name__ == "__main__":
+    main()

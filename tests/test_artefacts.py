@@ -1,0 +1,260 @@
+"""What a run has written is believed only as it was written: checksums, fingerprints of models and templates, damaged files."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import towpath as tp
+from towpath import export, pipeline, recipe, starting
+from towpath.config import check
+from towpath.data.sources import Corpus
+from towpath.errors import DataError
+from towpath.models import content
+from towpath.recipe import Recipe
+from towpath.records import Prompt
+from towpath.stages.job import Checkpoints
+from towpath.store import manifest
+
+SMALL = [
+    "sft.epochs=0.3", "evaluate.prompts=12", "preferences.prompts=30", "preferences.min_labels=8", "policy.steps=2", "policy.validate_every=1",
+    "evaluate.bootstrap=100", "policy.max_new_tokens=12", "evaluate.max_new_tokens=12", "preferences.max_new_tokens=12", "track.tensorboard=false",
+]  # fmt: skip
+SETTINGS = [part for value in SMALL for part in ("--set", value)]
+
+
+def run(folder: Path, redo: Sequence[str] = (), only: str = "") -> list[str]:
+    """The run as a new process would make it; what it says."""
+    manifest._verified.clear()
+    said: list[str] = []
+    pipeline.run(recipe.load(folder, SMALL), folder, said.append, only, redo=redo)
+    return said
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artefacts") / "run"
+    starting.new(folder, "tiny")
+    run(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def flip(path: Path, seed: int = 0) -> None:
+    """One bit of a file is another, and nothing in its times says so."""
+    stat, content, draw = path.stat(), bytearray(path.read_bytes()), random.Random(seed)
+    content = content or bytearray(1)
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def results(folder: Path) -> list[Path]:
+    """Every result file of a finished run, the manifests too."""
+    stages = sorted(path.parent for path in folder.glob("stages/*/*/manifest.json"))
+    return [stage / name for stage in stages for name in (manifest.NAME, *manifest.read(stage)["files"])]
+
+
+def test_one_flipped_bit_in_any_result_file_is_found(copied: Path) -> None:
+    paths = results(copied)
+    folders = {str(path.parent.relative_to(copied / "stages")).replace(path.parts[-3], "") for path in paths}
+    published = {str(path.relative_to(copied)) for path in copied.rglob("manifest.sha256.json") if "checkpoints" not in str(path)}
+    assert len(published) == 4 <= len(folders), "weights of sft, reward and policy, and the adapter"
+    assert published <= {str(path.relative_to(copied)) for path in paths}
+    for seed, path in enumerate(paths):
+        whole, stage = path.read_bytes(), next(parent for parent in path.parents if (parent / manifest.NAME).is_file())
+        flip(path, seed)
+        manifest._verified.clear()
+        with pytest.raises(DataError, match="damaged") as told:
+            manifest.verify(stage)
+        assert str(path) in told.value.value and f"--redo {stage.parent.name}`" in told.value.fix
+        path.write_bytes(whole)
+        manifest.verify(stage)
+
+
+@pytest.mark.parametrize("name", ["sft/*/weights/model.safetensors", "reward/*/weights/reward.safetensors", "sample/*/completions-sft.jsonl"])
+def test_a_run_trains_on_no_damaged_result(copied: Path, name: str) -> None:
+    (path,) = copied.glob(f"stages/{name}")
+    shutil.rmtree(copied / "stages" / "policy")
+    flip(path)
+    with pytest.raises(DataError, match="damaged: its SHA-256 is another"):
+        run(copied)
+    assert not list(copied.glob("stages/policy/*/manifest.json"))
+
+
+def test_a_damaged_policy_is_not_exported(copied: Path, tmp_path: Path) -> None:
+    (path,) = copied.glob("stages/policy/*/weights/model.safetensors")
+    flip(path)
+    manifest._verified.clear()
+    with pytest.raises(DataError, match="damaged: its SHA-256 is another"):
+        export.export(recipe.load(copied, SMALL), copied, tmp_path / "to", False, False)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("stages/*/*/weights/*.safetensors"))}
+
+
+def test_a_damaged_stage_is_moved_aside_and_run_again_on_request(copied: Path, finished: Path) -> None:
+    (path,) = copied.glob("stages/sft/*/weights/model.safetensors")
+    flip(path)
+    said = run(copied, redo=["sft"])
+    assert any(line.startswith("sft: moved aside to") for line in said)
+    assert [line.partition(":")[0] for line in said if "done in" in line] == ["sft"]
+    assert weights(copied) == weights(finished)
+    assert len(list((copied / "aside").glob("sft-*-1/manifest.json"))) == 1
+
+
+def test_a_stage_made_of_other_results_is_not_taken_for_done(copied: Path) -> None:
+    (folder,) = copied.glob("stages/sft/*")
+    tensors = load_file(folder / "weights" / "model.safetensors")
+    shutil.rmtree(folder / "weights")
+    from towpath.store.publish import publish
+
+    publish(folder / "weights", lambda place: save_file({k: v + 1 for k, v in tensors.items()}, place / "model.safetensors"))
+    manifest.write(folder, {k: v for k, v in manifest.read(folder).items() if k not in ("files", "checksum")})
+    with pytest.raises(DataError, match="baseline was made of other results of sft than there are now"):
+        run(copied)
+
+
+def fingerprint(folder: Path, **model: str) -> str:
+    said = {"model": model, "preferences": {"raters": "people"}}
+    corpus = Corpus((Prompt("a", "Why?"), Prompt("b", "How?", split="heldout")))
+    return pipeline.plan(check(Recipe, said, "test"), folder, corpus, None)[0].fingerprint
+
+
+def test_a_swapped_model_and_a_changed_template_are_other_models(tmp_path: Path, tiny_folder: str) -> None:
+    model, template, now = tmp_path / "model", tmp_path / "chat.jinja", []
+    shutil.copytree(tiny_folder, model)
+    assert content.known(str(model), tmp_path) == "", "before the first run no weights are read"
+    (tmp_path / "stages").mkdir()
+    template.write_text("{{ messages }}")
+
+    def look() -> int:
+        now.append(fingerprint(tmp_path, source=str(model), template=str(template)))
+        return len(set(now))
+
+    assert (look(), look()) == (1, 1)
+    stat, tensors = (model / "model.safetensors").stat(), load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1e-3
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    os.utime(model / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert look() == 2, "another weight, of the same size and time"
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"transformers_version": "0.0.0"}))
+    assert look() == 2, "who wrote a configuration is no part of the model"
+    (model / "config.json").write_text(json.dumps(config | {"rope_theta": 500.0}))
+    assert look() == 3
+    (model / "tokenizer_config.json").write_text((model / "tokenizer_config.json").read_text() + " ")
+    assert look() == 4
+    template.write_text("{{ messages }}.")
+    assert look() == 5
+    shutil.rmtree(model)
+    assert look() == 5, "a model that is gone is the one that was last there"
+
+
+def test_status_reads_no_weights_and_loads_no_torch(finished: Path) -> None:
+    code = "import sys; from towpath.cli import main\ntry: main()\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "status", str(finished), *SETTINGS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.count(" done") == 7, done.stderr
+
+
+def test_a_missing_ledger_is_not_replaced_by_an_empty_one(copied: Path) -> None:
+    (copied / "towpath.db").unlink()
+    for command in (lambda: run(copied), lambda: pipeline.status(recipe.load(copied, SMALL), copied)):
+        with pytest.raises(DataError, match=r"towpath\.db: no such file, though (sample|label) is done"):
+            command()
+    assert not (copied / "towpath.db").exists()
+
+
+def test_damaged_files_that_can_be_made_again_are_made_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (labels,) = copied.glob("stages/label/*/labels.json")
+    whole = labels.read_bytes()
+    labels.write_bytes(b"\xff\x00{")
+    (copied / "current.json").write_bytes(b"\xff{")
+    (policy,) = copied.glob("stages/policy/*")
+    (policy / "manifest.json").unlink()
+    (policy / "seconds").write_text("twelve")
+    for name in ("findings.json", "knobs.jsonl", "metrics.jsonl", "samples.jsonl"):
+        (policy / name).write_bytes(b'\xff\xfe[1]\n{"a": 1}\n')
+    said = run(copied)
+    assert any("labels.json: damaged" in line and "written again from the ledger" in line for line in said)
+    assert labels.read_bytes() == whole and json.loads((copied / "current.json").read_text())["stages"]
+    warned = capsys.readouterr().err
+    for name in ("current.json", "seconds", "metrics.jsonl"):
+        assert f"{name}" in warned, warned
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b'{"checksum": "0", "result": {}}'])
+def test_a_damaged_manifest_is_an_error_that_names_the_file(copied: Path, content: bytes) -> None:
+    (path,) = copied.glob("stages/reward/*/manifest.json")
+    path.write_bytes(content)
+    if content == b"{":
+        done = subprocess.run([sys.executable, "-m", "towpath", "status", copied, *SETTINGS], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and "manifest.json: damaged" in done.stderr and "--redo reward" in done.stderr, done.stderr
+        with pytest.raises(DataError, match=r"manifest\.json: damaged"):
+            run(copied)
+    with pytest.raises(DataError, match=r"manifest\.json: damaged"):
+        pipeline.status(recipe.load(copied, SMALL), copied)
+
+
+def test_damaged_checkpoints_are_told_and_moved_aside(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    starting.new(folder, "tiny")
+    command = [sys.executable, "-m", "towpath", "stage", "sft", str(folder), *SETTINGS]
+    environment = os.environ | {"TOWPATH_FAULT": "step-sft:4", "TOWPATH_CHECKPOINT_SECONDS": "0"}
+    assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode == -9
+    (place,) = folder.glob("stages/sft/*/checkpoints")
+    assert sorted(path.name for path in place.iterdir()) == ["step_2", "step_3"]
+    (place / "step_3" / "manifest.sha256.json").unlink()
+    flip(place / "step_2" / "tensors.safetensors")
+    run(folder, only="sft")
+    assert weights(folder).items() <= weights(finished).items()
+    (told,) = (f for f in manifest.read(place.parent)["findings"] if f["code"] == "checkpoint-damaged")
+    assert "step_3: it has no manifest" in told["evidence"] and "step_2: its files do not match" in told["evidence"]
+    assert "from the beginning" in told["remedy"]
+    assert sum(path.name.startswith("damaged-step_") for path in place.iterdir()) == 2
+    assert "moved aside" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_a_manifest_is_not_in_the_way(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path)
+    kept.save(3, {"x": torch.ones(1)}, {})
+    (kept.folder / "step_3" / "manifest.sha256.json").unlink()
+    assert kept.newest() is None
+    kept.save(3, {"x": torch.ones(1)}, {})
+    found = kept.newest()
+    assert found is not None and found[0] == 3
+
+
+def test_a_training_from_python_is_of_one_model_and_believed_as_it_was_written(tmp_path: Path, tiny_folder: str) -> None:
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+    def vowels(_prompts: object, answers: list[str]) -> list[float]:
+        return [float(answer.count("a")) for answer in answers]
+
+    def train() -> Path:
+        manifest._verified.clear()
+        settings = {"steps": 1, "dtype": "float32", "max_new_tokens": 4, "rollout": 4, "batch": 4, "epochs": 1, "learning_rate": 1e-5}
+        prompts = [f"Say {i}." for i in range(12)]
+        return tp.train("ppo", model=model, prompts=prompts, reward=vowels, folder=tmp_path / "trained", **settings).job.folder
+
+    first = train()
+    assert train() == first
+    flip(first / "weights" / "model.safetensors")
+    with pytest.raises(DataError, match="damaged: its SHA-256 is another"):
+        train()
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, model / "model.safetensors", metadata={"format": "pt"})
+    assert train() != first

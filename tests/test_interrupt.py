@@ -1,0 +1,158 @@
+"""A run that is asked to stop: by a scheduler, by a terminal that closes, by hand."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import kills
+from towpath import interrupt, pipeline, recipe, starting
+from towpath.stages.job import read_rows
+
+SETTINGS = [part for value in kills.SETTINGS for part in ("--set", value)]
+
+
+def started(run: Path, **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "towpath", "run", str(run), "--no-serve", *SETTINGS]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | environment)
+
+
+def wait_for(run: Path, pattern: str, process: "subprocess.Popen[str]") -> None:
+    """Until a run has got so far."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and not list(run.glob(pattern)):
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr and process.stderr.read()
+
+
+def run(folder: Path, number: int = 0, pattern: str = "") -> None:
+    """The run in this process; where a number is given that signal is sent as soon as the run has got so far."""
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(0.002):
+            if list(folder.glob(pattern)):
+                os.kill(os.getpid(), number)
+                return
+
+    thread = threading.Thread(target=send)
+    if number:
+        thread.start()
+    try:
+        pipeline.run(recipe.load(folder, kills.SETTINGS), folder, lambda _line: None)
+    finally:
+        ended.set()
+        if number:
+            thread.join()
+
+
+MOMENTS = [
+    (signal.SIGHUP, "stages/sft/*/course.json", ""),
+    (signal.SIGUSR1, "stages/policy/*/in-flight/checkpoints/rollout_2", "A checkpoint of policy after step"),
+]
+
+
+def test_stopped_by_signals_a_run_goes_on_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While something trains and in a stage without checkpoints; twenty moments are in `make prove`."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for folder in (stopped, whole):
+        starting.new(folder, "tiny")
+    process = started(stopped)
+    wait_for(stopped, "stages/baseline/*", process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == interrupt.STATUS and "SIGTERM: stopped." in said and "Traceback" not in said, said
+    shutil.rmtree(stopped / "stages" / "sft")
+    for number, pattern, saved in MOMENTS:
+        begun = time.monotonic()
+        with pytest.raises(interrupt.Stopped) as told:
+            run(stopped, number, pattern)
+        assert told.value.code == interrupt.STATUS and time.monotonic() - begun < interrupt.GRACE
+        said = capsys.readouterr().err
+        assert f"{signal.Signals(number).name}: stopped." in said and "The same command goes on from here." in said
+        assert saved in said
+    run(stopped)
+    run(whole)
+    assert kills.outcome(stopped) == kills.outcome(whole)
+    (metrics,) = stopped.glob("stages/policy/*/metrics.jsonl")
+    assert [row["step"] for row in read_rows(metrics) if row["phase"] == "train"] == [0, 1, 2, 3]
+
+
+def script(body: str) -> "subprocess.Popen[str]":
+    """A program that listens, holds, says so, and does something for long."""
+    lines = ["import time", "from towpath import interrupt", "with interrupt.listening():", *(f"    {line}" for line in body.splitlines())]
+    process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    return process
+
+
+HOLDS = "with interrupt.held():\n    print('ready', flush=True)\n    end = time.monotonic() + 30\n    while time.monotonic() < end: time.sleep(0.01)"
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_second_signal_ends_at_once(second: int) -> None:
+    process = script(HOLDS)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr and "stops as soon as a checkpoint is written" in process.stderr.readline()
+    assert process.poll() is None
+    process.send_signal(second)
+    process.communicate(timeout=5)
+    assert process.returncode == -second
+
+
+def test_where_no_checkpoint_is_written_in_time_the_last_one_stands() -> None:
+    process = script("interrupt.GRACE = 0.3\n" + HOLDS)
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == interrupt.STATUS and "the last one stands" in said
+
+
+def test_a_users_own_except_is_not_in_the_way() -> None:
+    wait = "try:\n    print('ready', flush=True)\n    time.sleep(30)\nexcept Exception:\n    time.sleep(30)"
+    process = script(wait)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == interrupt.STATUS and "SIGTERM: stopped. Nothing that was finished is lost." in said
+
+
+def test_handlers_of_the_caller_are_there_again_and_ignored_signals_stay_ignored() -> None:
+    seen: list[int] = []
+
+    def own(number: int, _frame: object) -> None:
+        seen.append(number)
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, own), signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    try:
+        with interrupt.listening():
+            assert signal.getsignal(signal.SIGTERM) is not own and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with interrupt.listening():
+                pass
+            assert signal.getsignal(signal.SIGTERM) is not own, "the outermost block listens"
+        signal.raise_signal(signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+        with pytest.raises(interrupt.Stopped), interrupt.listening():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert len(seen) == 2 and not interrupt.asked()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_beside_the_main_thread_nothing_is_listened_to() -> None:
+    found: list[object] = []
+
+    def work() -> None:
+        with interrupt.listening(), interrupt.held(), interrupt.released():
+            found.append(interrupt.asked())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]

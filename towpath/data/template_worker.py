@@ -1,0 +1,69 @@
+"""A process that renders chat templates and nothing else, with little time and memory: templates are programs that strangers wrote.
+
+Requests and replies are JSON lines: {"template", "messages", "waits", "variables"} in; {"text"} or {"error", "line"} out. It renders by
+the very function of `apply_chat_template`, in the sandbox of transformers, which is loaded without torch.
+"""
+
+import json
+import resource
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+SECONDS = 2.0
+"""Processor time for one rendering."""
+MEMORY = 512 * 2**20
+"""Bytes that rendering may take beyond what the process has before."""
+LONGEST = 2**20
+"""Characters that a rendering may have beyond sixteen times its messages."""
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # not needed here, slow, and large
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    replies = sys.stdout
+    sys.stdout = sys.stderr  # what a library prints is no reply
+    _limit_memory()
+    for line in sys.stdin:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its default is the end of the process, whatever it is doing
+        reply = _rendered(render_jinja_template, request)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def _limit_memory() -> None:
+    """Beyond what is mapped now; where that is not known, or no limit can be set, the caller's own watch is what there is."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    except (OSError, ValueError):
+        return
+
+
+def _rendered(render: Any, request: dict[str, Any]) -> dict[str, Any]:
+    messages, template = request["messages"], request["template"]
+    try:
+        texts, _ = render([messages], chat_template=template, add_generation_prompt=request["waits"], **request["variables"])
+    except MemoryError:
+        return {"error": f"it takes more than {MEMORY // 2**20} MiB", "line": None}
+    except RecursionError:
+        return {"error": "it calls itself without end", "line": None}
+    except Exception as error:  # whatever a template raises
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in ("<template>", "<unknown>")]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "line": line, "raised": True}
+    longest = LONGEST + 16 * sum(len(message["content"]) for message in messages)
+    if len(texts[0]) > longest:
+        return {"error": f"it writes {len(texts[0]):,} characters for messages of {(longest - LONGEST) // 16:,}", "line": None}
+    return {"text": texts[0]}
+
+
+if __name__ == "__main__":
+    main()
