@@ -20,7 +20,7 @@ def opened(tmp_path, browser):
     write_answers(tmp_path, 60)
     contexts, errors = [], []
     with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door):
-        store.later(settings.put, Settings(gold_share=0.0)).result()
+        store.later(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
             store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
 

@@ -11,7 +11,7 @@ from conftest import running
 
 from towpath.errors import ResourceError
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import people, rating, settings
+from towpath.store import people, rating, settings, verdicts
 from towpath.store.rating import Gold, Group, Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
@@ -252,6 +252,7 @@ def test_skip_flag_and_write(team, store):
         assert "&lt;b&gt;not&lt;/b&gt; a question" in page
         assert owner.post("/owner/flags", data={"comparison": second, "how": "rate"}).headers["location"] == "/rate"
         assert owner.get("/rate/next").json()["comparison"] == second
+    store.later(verdicts.review, "key-write-1", "approved").result()
     assert [d.response for d in store.written()] == ["Like so."]
 
 

@@ -13,7 +13,10 @@ SECRET = "secret"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The owner's settings. `overlap` None leaves it to the queue; `hours` None is no ceiling; `lease` is in seconds."""
+    """The owner's settings. `overlap` None leaves it to the queue; `hours` None is no ceiling; `lease` and `min_view` are in seconds.
+
+    `trial_pairs` gold comparisons are judged with feedback before a rater's work counts; `trial_threshold` is the share of them to get right.
+    """
 
     paused: bool = False
     overlap: float | None = None
@@ -22,12 +25,20 @@ class Settings:
     hours: float | None = None
     safety: bool = False
     lease: float = 1800.0
+    min_view: float = 1.0
+    goal: int | None = None
+    break_minutes: float | None = 50.0
+    reasons: tuple[str, ...] = ()
+    criteria: tuple[str, ...] = ()
+    trial_pairs: int = 0
+    trial_threshold: float = 0.7
 
 
 def read(connection: Connection) -> Settings:
     """The settings as they stand."""
     known = {field.name for field in fields(Settings)}
-    return Settings(**{name: value for name, value in connection.execute(statements.SETTINGS) if name in known})
+    rows = {name: tuple(value) if isinstance(value, list) else value for name, value in connection.execute(statements.SETTINGS) if name in known}
+    return Settings(**rows)
 
 
 def put(connection: Connection, settings: Settings) -> None:
