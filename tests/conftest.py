@@ -62,28 +62,45 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+class Postgres:
+    """A PostgreSQL server of our own on a free port; root may not run one, so it runs as `postgres`."""
+
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if not found:
+            pytest.skip("Debian's postgresql is not installed")
+        self._user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+        self._folder, self._binaries, port = Path(tempfile.mkdtemp(prefix="towpath-postgres-")), found[-1].parent, free_port()
+        if self._user:
+            shutil.chown(self._folder, "postgres", "postgres")
+        self._options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
+        self.url = f"postgresql+psycopg://towpath@127.0.0.1:{port}"
+        self._command("initdb", "-U", "towpath", "-A", "trust", "-E", "UTF8", "--no-sync")
+
+    def start(self) -> None:
+        self._command("pg_ctl", "-w", "-l", self._folder / "log", "-o", self._options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._command("pg_ctl", "-m", mode, "stop")
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _command(self, name: str, *words: str | Path) -> None:
+        command = [*self._user, self._binaries / name, "-D", self._folder / "data", *words]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own on a free port, less the database's name; root may not run one, so it runs as `postgres`."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("Debian's postgresql is not installed")
-    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-    folder, binaries, port = Path(tempfile.mkdtemp(prefix="towpath-postgres-")), found[-1].parent, free_port()
-    if user:
-        shutil.chown(folder, "postgres", "postgres")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
-
-    def command(*words: str | Path) -> None:
-        subprocess.run([*user, *map(str, words)], check=True, stdout=subprocess.DEVNULL, cwd="/")
-
+    """The URL of a PostgreSQL server, less the database's name."""
+    server = Postgres()
     try:
-        command(binaries / "initdb", "-D", folder / "data", "-U", "towpath", "-A", "trust", "-E", "UTF8", "--no-sync")
-        command(binaries / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log", "-o", options, "start")
-        yield f"postgresql+psycopg://towpath@127.0.0.1:{port}"
-        command(binaries / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
+        server.start()
+        yield server.url
+        server.stop()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        server.remove()
 
 
 def new_database(server: str) -> str:

@@ -27,6 +27,10 @@ class DataError(TowpathError):
     """A row, a file or a split is not usable."""
 
 
+class RowRefused(DataError):
+    """The ledger does not take a row. `value` names the database, which a page must not show."""
+
+
 class ModelError(TowpathError):
     """The model or its tokenizer cannot be used."""
 

@@ -1,5 +1,6 @@
 """The file or server under a Store: opened durably, migrated, its failures told in the house's words."""
 
+import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy.exc
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -15,14 +17,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Executable, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DatabaseError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, NoSuchModuleError
 
-from towpath.errors import DataError, ResourceError, TowpathError
+from towpath.errors import DataError, ResourceError, RowRefused, TowpathError
 from towpath.store.publish import fault
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
 PATIENCE = 30  # seconds to wait for another process that writes
+AWAY = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58")
+"""PostgreSQL's codes of a server that is away, read-only, full, locked or not for us: trying again later may succeed."""
+DISK_RULE, DISK_FIX = "the ledger keeps every judgement", "free space and run again; everything acknowledged is still there"
 PEN = 0x70A7  # PostgreSQL's advisory lock that stands for SQLite's one writer
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def engine_of(place: Path | str) -> Engine:
@@ -34,10 +40,36 @@ def engine_of(place: Path | str) -> Engine:
         path = Path(url.database)
         _require_local(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": PATIENCE})
+    engine = create_engine(url, connect_args={"timeout": PATIENCE}, json_serializer=_json)
     event.listen(engine, "connect", _durable)
     event.listen(engine, "begin", _begin)
+    return _cleaning(engine)
+
+
+def _cleaning(engine: Engine) -> Engine:
+    """The one place where text meets the database. PostgreSQL cannot store NUL, and neither database half of a surrogate pair: both
+    become U+FFFD on either, so that a run is the same on both."""
+    event.listen(engine, "before_cursor_execute", _clean, retval=True)
     return engine
+
+
+def _clean(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> tuple[str, Any]:
+    return statement, _storable(parameters)
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value)
+    return json.dumps(_storable(value)) if "\\u0000" in text or "\\ud" in text else text
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() and "\x00" not in value else _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {name: _storable(item) for name, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(_storable, value))
+    return value
 
 
 @contextmanager
@@ -84,40 +116,48 @@ def migrate(engine: Engine) -> None:
 
 @contextmanager
 def told(engine: Engine, rule: str = "") -> Iterator[None]:
-    """What the user can mend is told as such; all else passes."""
+    """Errors of the database as ours: a row that it refuses, or storage that is away, full, locked or damaged; all else passes."""
     try:
         yield
     except IntegrityError as error:
-        raise DataError(f"{_name(engine)}: {error.orig}", rule, "mend the rows; none were added") from error
-    except DatabaseError as error:
-        explained = _unreachable(engine, error) or _explained(_name(engine), error.orig)
+        raise RowRefused(f"{_name(engine)}: {error.orig}", rule or "rows must fit each other", "correct the rows; none were added") from error
+    except (sqlalchemy.exc.DataError, OverflowError) as error:
+        raise RowRefused(f"{_name(engine)}: {error}", "a value is too large or not of its column's kind", "correct it; nothing was added") from error
+    except sqlalchemy.exc.TimeoutError as error:
+        fix = "wait, or raise the server's max_connections"
+        raise ResourceError(f"{_name(engine)}: no free connection", "a request needs a connection to the database", fix) from error
+    except sqlalchemy.exc.PendingRollbackError as error:
+        raise ResourceError(f"{_name(engine)}: the connection was lost", "the ledger's database must be reachable", "try again") from error
+    except DBAPIError as error:
+        explained = _explained_server(engine, error) if engine.dialect.name == "postgresql" else _explained_file(_name(engine), error.orig)
         if explained is None:
             raise
         raise explained from error
 
 
-def _explained(place: str, error: BaseException | None) -> TowpathError | None:
+def _explained_file(place: str, error: BaseException | None) -> TowpathError | None:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL or getattr(error, "sqlstate", "") == "53100":
-        return ResourceError(
-            f"{place}: the disk is full", "the ledger keeps every judgement", "free space and run again; nothing that was kept is lost"
-        )
+    if code == sqlite3.SQLITE_FULL:
+        return ResourceError(f"{place}: the disk is full", DISK_RULE, DISK_FIX)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return ResourceError(f"{place}: another process has been writing for {PATIENCE} s", "one writes at a time", "wait for it, or stop it")
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return ResourceError(f"{place}: {error}", "the ledger and its folder must be writable", "mend the path or its permissions")
+        return ResourceError(f"{place}: {error}", "the ledger and its folder must be writable", "correct the path or its permissions")
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL):
+        return ResourceError(f"{place}: {error}", "the ledger's disk must be readable and writable", "check the disk, then start again")
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return DataError(f"{place}: {error}", "a ledger is an SQLite file", "name a run's towpath.db, or bring it back from a backup")
+        return DataError(f"{place}: {error}", "a ledger is an SQLite file", "name a run's towpath.db, or restore it from a backup")
     return None
 
 
-def _unreachable(engine: Engine, error: DatabaseError) -> TowpathError | None:
-    """A database server that does not answer, or not to us; it gives no code where there was no connection."""
-    if engine.dialect.name != "postgresql" or not isinstance(error, OperationalError):
-        return None
-    if not error.connection_invalidated and getattr(error.orig, "sqlstate", None) is not None:
-        return None
-    return ResourceError(f"{_name(engine)}: {error.orig}", "the ledger's database must be reachable", "start it, or mend store.url")
+def _explained_server(engine: Engine, error: DBAPIError) -> TowpathError | None:
+    """A database server that does not answer, or cannot take anything now; it gives no code where there was no connection."""
+    code = getattr(error.orig, "sqlstate", None) or ""
+    if code == "53100":
+        return ResourceError(f"{_name(engine)}: the disk is full", DISK_RULE, DISK_FIX)
+    if error.connection_invalidated or not code or code.startswith(AWAY):
+        return ResourceError(f"{_name(engine)}: {error.orig}", "the ledger's database must be reachable", "start it, or correct store.url")
+    return None
 
 
 def _server(url: URL) -> Engine:
@@ -125,7 +165,8 @@ def _server(url: URL) -> Engine:
     if url.get_backend_name() != "postgresql":
         raise DataError(f"{url.render_as_string()}: a database of another kind", rule, fix)
     try:
-        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        patience = {} if "connect_timeout" in url.query else {"connect_timeout": PATIENCE}
+        return _cleaning(create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience, json_serializer=_json))
     except ModuleNotFoundError as error:
         shown = url.render_as_string()
         raise ResourceError(f"{shown}: no driver {error.name!r}", "a database server needs its driver", "pip install 'towpath[postgres]'") from error

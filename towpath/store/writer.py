@@ -86,4 +86,6 @@ def _outcome(engine: Engine, connection: Connection, work: Work) -> tuple[Any, E
         with ledger.told(engine), connection.begin_nested():
             return work(connection), None
     except Exception as error:  # the job's boundary: its asker hears it
+        if connection.invalidated:  # the connection was lost, and with it what the jobs before this one wrote
+            raise
         return None, error

@@ -12,7 +12,7 @@ from fastapi import Depends, Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.concurrency import run_in_threadpool
 
-from towpath.errors import DataError, TowpathError
+from towpath.errors import DataError, RowRefused, TowpathError
 from towpath.store import people
 from towpath.store.people import Account
 from towpath.store.store import Store
@@ -191,5 +191,7 @@ TheDoor = Annotated[Door, Depends(door)]
 
 
 def told(error: TowpathError) -> str:
-    """An error in one line for a page."""
+    """An error in one line for a page, without the database's address."""
+    if isinstance(error, RowRefused):
+        return f"{error.rule}: {error.fix}"
     return ": ".join(part for part in (error.value, error.rule, error.fix) if part)

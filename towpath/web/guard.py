@@ -1,13 +1,19 @@
-"""The first thing every request meets: which host it came for, which page sent it, and the headers that every answer carries."""
+"""The first thing every request meets: its host, its origin, its size, who sends it, and the headers of every answer."""
 
+import asyncio
 import ipaddress
 import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from towpath.errors import TowpathError
+from towpath.web import refusals
+from towpath.web.limits import WriteRate
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none';"
@@ -18,46 +24,91 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin", "cross-origin-resource-policy": "same-origin", "permissions-policy": "camera=(), microphone=()",
 }  # fmt: skip
 SAFE = ("GET", "HEAD")
-LARGEST = 1_000_000  # bytes of a request
+LARGEST = 1_000_000
+"""Bytes of a request's body from someone who is signed in."""
+LARGEST_UNKNOWN = 16_000
+"""Bytes of a request's body from anyone: a name and a password."""
+BODY_SECONDS = 30.0
+"""A body must have arrived within this time."""
+OPEN = ("/sign-in", "/sign-out", "/join/", "/reset/")
+"""Where a body is read from someone who is not signed in."""
 
 _PORT = re.compile(r":\d+\Z")
+_BODY_FREE = {"type": "http.request", "body": b"", "more_body": False}
+
+
+class BodyTooLarge(Exception):
+    """More bytes came than a request may have."""
 
 
 class Guard:
-    """Refuses foreign hosts and origins on every method, and requests that are too large; adds the headers."""
+    """Refuses foreign hosts and origins, and bodies that are too large, too slow or from nobody, before a route sees them; adds the headers."""
 
     def __init__(self, app: ASGIApp, names: Iterable[str], addresses: bool) -> None:
         self._app = app
         self._names = {name.lower() for name in names}
         self._addresses = addresses
+        self._rate = WriteRate()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        started = False
 
-        async def told(message: Message) -> None:
+        async def with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers["cache-control"] = "no-cache" if scope["path"].startswith("/static/") else "no-store"
             await send(message)
 
-        refusal = self._refusal(scope["method"], Headers(scope=scope))
-        await (PlainTextResponse(refusal[1], refusal[0]) if refusal else self._app)(scope, receive, told)
+        try:
+            response, receive = await self._before(scope, receive)
+            await (response or self._app)(scope, receive, with_headers)
+        except Exception as error:  # the server's boundary: whatever it is, it is logged and answered with the same headers
+            if started:
+                raise
+            await refusals.failed(Request(scope), error)(scope, receive, with_headers)
 
-    def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
+    async def _before(self, scope: Scope, receive: Receive) -> tuple[Response | None, Receive]:
+        """A refusal, or the body of a request that may go on."""
+        headers, method = Headers(scope=scope), scope["method"]
+        if foreign := self._foreign(method, headers):
+            return PlainTextResponse(foreign[1], foreign[0], {"connection": "close"}), receive
+        request = Request(scope)
+        if status := malformed(scope, headers, LARGEST):
+            return refusals.refused(request, status), receive
+        if method in SAFE:
+            return None, receive
+        largest = LARGEST_UNKNOWN if scope["path"].startswith(OPEN) else LARGEST
+        if status := malformed(scope, headers, largest):
+            return refusals.refused(request, status), receive
+        if not scope["path"].startswith(OPEN):
+            try:
+                account = await scope["app"].state.door.visitor(request)
+            except TowpathError as error:
+                return refusals.unavailable(request, error), receive
+            if account is None:
+                response = refusals.sign_in(request)
+                response.headers["connection"] = "close"
+                return response, receive
+            if wait := self._rate.wait(account.name):
+                message = "This account has sent very much in a short time. It is accepted again in a moment."
+                return refusals.wait(request, refusals.TryLater(message, wait)), receive
+        return await _with_body(request, receive, largest)
+
+    def _foreign(self, method: str, headers: Headers) -> tuple[int, str] | None:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._known(host):
             return 421, f"This server does not answer for {host!r}."
         if origin is None and method not in SAFE:
             return 403, "A change must come from a page of this server: no Origin was sent."
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin_host(origin) != host.lower():
             return 403, f"This request came from {origin!r}, not from a page of this server."
-        length = headers.get("content-length", "0")
-        if method not in SAFE and ("content-length" not in headers or not length.isdecimal() or int(length) > LARGEST):
-            return 413, f"A request has a stated length of at most {LARGEST} bytes."
         return None
 
     def _known(self, host: str) -> bool:
@@ -70,3 +121,59 @@ class Guard:
         except ValueError:
             return False
         return self._addresses
+
+
+def origin_host(origin: str) -> str:
+    """Host and port of an origin; nothing where it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def malformed(scope: Scope, headers: Headers, largest: int) -> int:
+    """The status with which a request is refused by its first lines, or 0. A body has one stated length and no other framing."""
+    if "\x00" in scope["path"] or b"%00" in scope.get("query_string", b""):
+        return 400
+    if "transfer-encoding" in headers or len(headers.getlist("content-length")) > 1:
+        return 411
+    length = headers.get("content-length")
+    if length is None:
+        return 0 if scope["method"] in SAFE else 411
+    if not (length.isascii() and length.isdecimal()):
+        return 400
+    return 413 if len(length) > 12 or int(length) > largest else 0
+
+
+async def _with_body(request: Request, receive: Receive, largest: int) -> tuple[Response | None, Receive]:
+    """The whole body, counted as it comes, given again to whoever asks for it."""
+    try:
+        body = await asyncio.wait_for(_read(receive, largest), BODY_SECONDS)
+    except TimeoutError:
+        return refusals.refused(request, 408), receive
+    except BodyTooLarge:
+        return refusals.refused(request, 413), receive
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return _BODY_FREE | {"body": body}
+
+    return None, again
+
+
+async def _read(receive: Receive, largest: int) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b"".join(parts)
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > largest:
+            raise BodyTooLarge
+        if not message.get("more_body", False):
+            return b"".join(parts)

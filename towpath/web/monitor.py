@@ -23,6 +23,8 @@ from towpath.monitoring.samples import Asked, Sort
 from towpath.monitoring.watched import TRAINED, Training, Watched
 from towpath.web import pages, text
 from towpath.web.auth import Onlooker
+from towpath.web.limits import STREAMS, Streams
+from towpath.web.refusals import TryLater
 
 router = APIRouter(prefix="/monitor")
 
@@ -65,6 +67,7 @@ def watched(request: Request) -> Watched:
 TheRun = Annotated[Watched, Depends(watched)]
 Name = Annotated[str, Query(max_length=200)]
 Buckets = Annotated[int, Query(ge=16, le=2000)]
+Step = Annotated[int, Query(ge=0, le=END)]
 
 
 def _stage(run: Watched, name: str) -> Training:
@@ -94,7 +97,7 @@ def monitor(request: Request, account: Onlooker, run: Annotated[Watched, Depends
 
 @router.get("/curves")
 def drawn(
-    request: Request, account: Onlooker, run: TheRun, stage: Name, low: int = 0, high: int = END, buckets: Buckets = 240, smooth: bool = False
+    request: Request, account: Onlooker, run: TheRun, stage: Name, low: Step = 0, high: Step = END, buckets: Buckets = 240, smooth: bool = False
 ) -> Response:
     """Every chart of a stage between two steps, and all else the page shows."""
     with run.lock:
@@ -112,7 +115,7 @@ def _ends(several: Iterable[Columns]) -> dict[str, int]:
 
 
 @router.get("/step")
-def at_step(request: Request, account: Onlooker, run: TheRun, stage: Name, step: int) -> Response:
+def at_step(request: Request, account: Onlooker, run: TheRun, stage: Name, step: Step) -> Response:
     """Everything that was told at the step of training nearest to this one, and at the last look before its end."""
     with run.lock:
         metrics = _stage(run, stage).metrics
@@ -139,7 +142,16 @@ async def events(request: Request, account: Onlooker, stage: Name, after: Name =
     run = await run_in_threadpool(watched, request)
     _stage(run, stage)
     seen = request.headers.get("last-event-id") or after
-    return StreamingResponse(_stream(request, run, stage, seen), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+    streams: Streams = request.app.state.streams
+    if streams.full(account.name):
+        raise TryLater(f"{STREAMS} pages of this account already follow a run live; close one.", 60)
+
+    async def counted() -> AsyncIterator[str]:
+        with streams.open(account.name):
+            async for event in _stream(request, run, stage, seen):
+                yield event
+
+    return StreamingResponse(counted(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
 async def _stream(request: Request, run: Watched, stage: str, seen: str) -> AsyncIterator[str]:
@@ -321,7 +333,7 @@ def compare(
 @router.get("/compare/curves")
 def overlaid(
     request: Request, account: Onlooker, run: TheRun, stage: Literal["sft", "reward", "policy"], names: Runs = None, runs: Runs = None,
-    low: int = 0, high: int = END, buckets: Buckets = 240, smooth: bool = False,
+    low: Step = 0, high: Step = END, buckets: Buckets = 240, smooth: bool = False,
 ) -> Response:  # fmt: skip
     """One chart for each name, one line for each run."""
     chosen = _beside(request, run, runs or [])

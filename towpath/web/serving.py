@@ -2,6 +2,7 @@
 
 import gc
 import ipaddress
+import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from towpath.store.store import Store
 from towpath.web import monitor
 from towpath.web.app import application
 from towpath.web.auth import Door
+from towpath.web.connections import Seldom, bounded
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -57,9 +59,13 @@ def prepared(
     app = application(store, door, names, addresses=team)
     monitor.begin(app, run, assignments)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=65, timeout_graceful_shutdown=10, lifespan="off",
-        ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
+        app, http=bounded(), ws="none", log_level="warning", access_log=False, server_header=False, timeout_keep_alive=65, lifespan="off",
+        timeout_graceful_shutdown=10, h11_max_incomplete_event_size=16_384, ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
     )  # fmt: skip
+    for name in ("uvicorn.error", "asyncio", "towpath.web"):
+        log = logging.getLogger(name)
+        if not any(isinstance(known, Seldom) for known in log.filters):
+            log.addFilter(Seldom())
     server = uvicorn.Server(config)
     app.state.stopping = lambda: server.should_exit  # a stream ends with the server, which waits for it
     return server, door

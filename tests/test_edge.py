@@ -1,0 +1,238 @@
+"""What strangers and faults do to the server: bodies, connections, storage that is away, text that no database takes."""
+
+import json
+import logging
+import resource
+import socket
+from contextlib import contextmanager
+from time import monotonic, sleep
+
+import httpx
+import pytest
+from conftest import running
+from test_web import client, fill, said, signed_in, store, team  # noqa: F401
+
+from towpath.errors import RowRefused
+from towpath.records import Comparison, Completion, Prompt
+from towpath.store import people
+from towpath.store.store import Store
+from towpath.web import connections, guard, limits
+
+
+def raw(url: str) -> socket.socket:
+    place = httpx.URL(url)
+    return socket.create_connection((place.host, place.port), timeout=10)
+
+
+def head(url: str, method: str, path: str, *lines: str) -> bytes:
+    host = url.removeprefix("http://")
+    return "\r\n".join([f"{method} {path} HTTP/1.1", f"host: {host}", f"origin: {url}", *lines, "", ""]).encode()
+
+
+def status(connection: socket.socket) -> int:
+    return int(connection.recv(4096).split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/rate/judge", "/join/x"])
+@pytest.mark.parametrize(
+    "lines", [("content-length: 5", "transfer-encoding: chunked"), ("transfer-encoding: chunked",), ("content-length: 1000001",)]
+)
+def test_a_body_without_one_stated_length_is_refused_before_it_is_read(team, path, lines):  # noqa: F811
+    with raw(team) as connection:
+        connection.sendall(head(team, "POST", path, "content-type: application/x-www-form-urlencoded", *lines))
+        assert status(connection) in (400, 411, 413)
+        before, sent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+        with pytest.raises(OSError):  # the server has hung up
+            while sent < 64_000_000:
+                connection.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+                sent += 65_536
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+
+
+def test_nobodys_body_is_not_waited_for(team):  # noqa: F811
+    with raw(team) as connection:
+        connection.sendall(head(team, "POST", "/rate/judge", "accept: application/json", "content-type: application/json", "content-length: 900000"))
+        assert status(connection) == 401
+    with raw(team) as connection:  # a name and a password are short
+        connection.sendall(head(team, "POST", "/sign-in", "content-length: 900000"))
+        assert status(connection) == 413
+
+
+def test_slow_headers_and_slow_bodies_are_cut_off(store, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    with running(store, team=True) as (url, _), raw(url) as slow, raw(url) as silent, raw(url) as body:
+        body.sendall(head(url, "POST", "/sign-in", "content-length: 100") + b"name=")
+        begun = monotonic()
+        with pytest.raises(OSError):
+            for letter in "GET / HTTP/1.1\r\n" * 20:
+                slow.sendall(letter.encode())
+                sleep(0.05)
+        assert monotonic() - begun < 3
+        assert status(body) == 408
+        with pytest.raises(OSError):
+            assert silent.recv(10) == b""
+            raise OSError
+        with client(url) as quick:  # the deadline is of headers, not of a connection that rests between requests
+            assert quick.get("/sign-in").status_code == 200
+            sleep(0.5)
+            assert quick.get("/sign-in").status_code == 200
+
+
+def test_connections_are_bounded_and_those_within_are_served(store, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(connections, "MOST", 20)
+    with running(store, team=True) as (url, _):
+        held = [raw(url) for _ in range(20)]
+        sleep(0.2)
+        with raw(url) as beyond:
+            beyond.settimeout(3)
+            try:
+                beyond.sendall(head(url, "GET", "/sign-in"))
+                assert beyond.recv(10) == b""
+            except OSError:
+                pass
+        held[0].sendall(head(url, "GET", "/sign-in"))
+        assert status(held[0]) == 200
+        for one in held:
+            one.close()
+        sleep(0.2)
+        with client(url) as visitor:
+            assert visitor.get("/sign-in").status_code == 200
+
+
+def test_a_repeated_log_message_is_written_once_a_minute():
+    seldom = connections.Seldom()
+    record = [logging.LogRecord("asyncio", logging.ERROR, "", 0, "socket.accept() out of system resource", (), None) for _ in range(1000)]
+    assert sum(map(seldom.filter, record)) == 1
+
+
+@contextmanager
+def locked(store: Store):  # noqa: F811
+    """Another process holds the file; the server's patience is short."""
+    import sqlite3
+
+    other = sqlite3.connect(store._engine.url.database, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+def test_a_verdict_while_the_ledger_is_locked_is_asked_for_again_and_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("towpath.store.ledger.PATIENCE", 0.2)
+    with Store.open(tmp_path / "towpath.db") as opened:
+        fill(opened)
+        with running(opened, team=True) as (url, door):
+            opened.later(people.add_account, "ann", "rater", door.hashed("correct horse battery")).result()
+            with signed_in(url, "ann") as ann:
+                seat = ann.get("/rate/next").json()
+                with locked(opened):
+                    answer = ann.post("/rate/judge", json=said(seat, "key-one-1"))
+                    assert answer.status_code == 503
+                    assert int(answer.headers["retry-after"]) > 0
+                    assert "towpath.db" not in answer.text
+                    assert str(tmp_path) not in answer.text
+                assert ann.post("/rate/judge", json=said(seat, "key-one-1")).json()["judgements"] == 1
+
+
+ODD = "before\x00after \ud83d \udc4d end \U0001f44d"
+
+
+def test_text_that_no_database_takes_is_cleaned_where_it_is_stored(place):
+    with Store.open(place) as opened:
+        opened.add_prompts([Prompt("p", ODD, domain="d\x00", about=("x\x00\ud800",))])
+        opened.add_completions([Completion("s.p.0", "p", "model", ODD, (1,), (-0.1,), "stop", {"note": ODD}) for _ in range(2)])
+        clean = "before\ufffdafter \ufffd \ufffd end \U0001f44d"
+        kept = opened.prompts()["p"]
+        assert (kept.prompt, kept.domain, kept.about) == (clean, "d\ufffd", ("x\ufffd\ufffd",))
+        assert opened.completions()["s.p.0"].text == clean
+        assert opened.completions()["s.p.0"].decoding == {"note": clean}
+        with pytest.raises(RowRefused):
+            opened.add_comparisons([Comparison("k", "p", "s.p.0", "s.p.0", round=2**70)])
+
+
+BODIES = [
+    b'{"key": "key-one-1", "comparison": "k0", "side": "left", "milliseconds": NaN}',
+    b'{"key": "key-one-1", "comparison": "k0", "side": "left", "milliseconds": Infinity}',
+    b'{"key": "key-one-1", "comparison": "k0", "side": "left", "milliseconds": 1e999}',
+    b'{"key": "key-one-1", "comparison": "\\ud800", "side": "left"}',
+    b'{"key": "key-one-1", "comparison": "k0", "side": "left", "comment": "\\udfff\\u0000"}',
+    '{"key": "key-one-1", "comparison": "k0", "side": "left", "comment": "\ud800"}'.encode("utf-16", "surrogatepass"),
+    '{"key": "key-one-1", "comparison": "k0", "side": "up"}'.encode("utf-16"),
+    '{"key": "key-one-1", "comparison": "k0"}'.encode("utf-32"),
+    b"\xff\xfe\x00", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 10_000, b"null", b"[]", b"",
+    b'{"key": "key-one-1", "comparison": "k0", "side": "left", "guideline": 99999999999999999999999999}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_bodies_that_make_no_sense_are_refused_without_an_echo(team, body):  # noqa: F811
+    with signed_in(team, "ann") as ann:
+        ann.get("/rate/next")
+        for path in ("/rate/judge", "/rate/skip", "/rate/flag", "/rate/write", "/rate/rank"):
+            answer = ann.post(path, content=body, headers={"content-type": "application/json"})
+            assert answer.status_code < 500, (path, answer.text)
+            if answer.status_code == 422:
+                assert set(answer.json()) == {"error"}
+                assert "key-one" not in answer.text
+
+
+PATHS = [
+    "/arena/99999999999999999999", "/arena/-1", "/arena/99999999999999999999/live", "/monitor/step?stage=sft&step=99999999999999999999999",
+    "/monitor/curves?stage=sft&low=-99999999999999999999", "/static/%00", "/join/%00", "/enter?token=%00", "/owner/%00", "/%00",
+    "/join/%ED%A0%80", "/rate/differences?comparison=%00", "/rate/differences?comparison=%ED%A0%80", "/monitor/curves?stage=%00",
+    "/arena/disagreements?returned=99999999999999999999", "/static/../../etc/passwd", "/static/%2e%2e/%2e%2e/app.py", "/nowhere",
+    "/owner/settings?saved=x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_addresses_that_make_no_sense_are_pages_for_people(team, path):  # noqa: F811
+    with signed_in(team, "olga") as olga:
+        for accept in ("text/html", "application/json"):
+            answer = olga.get(path, headers={"accept": accept})
+            assert answer.status_code < 500, answer.text
+            if answer.status_code in (400, 404, 405, 422) and accept == "text/html":
+                assert "<main" in answer.text
+                assert "content-security-policy" in answer.headers
+
+
+def test_form_errors_are_pages_that_name_the_field_and_echo_nothing(team):  # noqa: F811
+    with signed_in(team, "olga") as olga:
+        answer = olga.post("/owner/settings", data={"gold_share": "<b>much</b>", "lease_minutes": "30"}, headers={"accept": "text/html"})
+        assert answer.status_code == 422
+        assert "gold_share" in answer.text
+        assert "much" not in answer.text
+    with client(team, accept="text/html") as stranger:
+        answer = stranger.post("/sign-in", data={"name": "ann\x00", "password": "a secret password\ud800".encode("utf-8", "surrogatepass")})
+        assert answer.status_code < 500
+        assert "secret" not in stranger.post("/sign-in", data={"password": "my secret word"}).text
+
+
+def test_an_error_of_our_own_is_a_page_with_all_headers(team, store, monkeypatch):  # noqa: F811
+    def broken(*_):
+        raise RuntimeError("a bug at /secret/place")
+
+    with signed_in(team, "olga") as olga:
+        monkeypatch.setattr(type(store), "read", broken)
+        answer = olga.get("/owner/guidelines", headers={"accept": "text/html"})
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "content-security-policy" in answer.headers
+
+
+def test_an_account_writes_no_faster_than_people_can(team, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(limits, "BURST", 10)
+    with signed_in(team, "ann") as ann, signed_in(team, "bob") as bob:
+        told = [ann.post("/rate/skip", json={"comparison": "none"}).status_code for _ in range(30)]
+        assert told[:10] == [409] * 10
+        assert told[-1] == 429
+        assert int(ann.post("/rate/skip", json={"comparison": "none"}).headers["retry-after"]) >= 1
+        assert bob.post("/rate/skip", json={"comparison": "none"}).status_code == 409
+
+
+def test_json_errors_have_one_form(team):  # noqa: F811
+    with client(team) as stranger:
+        assert set(json.loads(stranger.get("/nowhere").text)) == {"error"}

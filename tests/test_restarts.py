@@ -1,0 +1,101 @@
+"""The database server is restarted while people rate: nothing acknowledged is lost, nothing is saved twice, nobody sees where it lies."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from time import sleep
+
+import httpx
+import pytest
+from conftest import Postgres, new_database, running
+from test_web import client
+
+from towpath.records import Comparison, Completion, Prompt
+from towpath.store import people, settings
+from towpath.store.rating import Task
+from towpath.store.settings import Settings
+from towpath.store.store import Store
+
+RATERS, RESTARTS, PAIRS = 8, 5, 4000
+
+
+@pytest.fixture
+def own_server():
+    server = Postgres()
+    try:
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        server.remove()
+
+
+def rate(url: str, cookie: dict[str, str], name: str, over: Event) -> tuple[dict[str, str], list[str]]:
+    """One rater's page: what was said waits until the server has it. Returns acknowledged keys with their sides, and all messages seen."""
+    acknowledged, messages, number = {}, [], 0
+    with client(url) as page:
+        page.timeout = 60
+        page.cookies.update(cookie)
+        while not over.is_set():
+            seat = until_answered(page, "GET", "/rate/next", messages)
+            if seat["state"] != "pair":
+                break
+            number += 1
+            key, side = f"{name}-{number:06d}", ("left", "right", "tie")[number % 3]
+            body = {"key": key, "comparison": seat["comparison"], "side": side, "milliseconds": 900}
+            answer = until_answered(page, "POST", "/rate/judge", messages, body)
+            assert "error" not in answer, answer
+            acknowledged[key] = seat["comparison"]
+            sleep(0.01)
+    return acknowledged, messages
+
+
+def until_answered(page: httpx.Client, method: str, path: str, messages: list[str], body: dict[str, object] | None = None) -> dict[str, str]:
+    while True:
+        try:
+            answer = page.request(method, path, json=body)
+        except httpx.TransportError:
+            sleep(0.05)
+            continue
+        if answer.status_code == 503:
+            assert int(answer.headers["retry-after"]) > 0
+            messages.append(answer.text)
+            sleep(0.05)
+            continue
+        assert answer.status_code == 200, (answer.status_code, answer.text)
+        return answer.json()
+
+
+def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
+    with Store.open(new_database(own_server.url)) as store:
+        store.add_prompts([Prompt(f"p{i}", f"Why {i}?") for i in range(PAIRS)])
+        store.add_completions([Completion(f"s1.p{i}.{k}", f"p{i}", "model", f"{i}.{k}", (1,), (-0.1,), "stop") for i in range(PAIRS) for k in (0, 1)])
+        store.add_comparisons([Comparison(f"k{i}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(PAIRS)])
+        store.add_tasks([Task(f"k{i}", "work") for i in range(PAIRS)])
+        store.later(settings.put, Settings(gold_share=0.0)).result()
+        with running(store, team=True) as (url, door):
+            names = [f"rater-{n}" for n in range(RATERS)]
+            cookies = []
+            for name in names:
+                store.later(people.add_account, name, "rater", door.hashed("correct horse battery")).result()
+                with client(url) as visitor:
+                    assert visitor.post("/sign-in", data={"name": name, "password": "correct horse battery"}).status_code == 303
+                    cookies.append(dict(visitor.cookies))
+            over = Event()
+            with ThreadPoolExecutor(RATERS) as pool:
+                work = [pool.submit(rate, url, cookie, name, over) for cookie, name in zip(cookies, names, strict=True)]
+                for mode in ("immediate", "fast", "immediate", "fast", "immediate"):
+                    sleep(0.5)
+                    own_server.stop(mode)
+                    sleep(0.2)
+                    own_server.start()
+                sleep(0.5)
+                over.set()
+                told = [done.result(timeout=60) for done in work]
+        kept = {j.key: j.comparison for j in store.judgements()}
+        acknowledged = {key: comparison for mine, _ in told for key, comparison in mine.items()}
+        assert len(acknowledged) > 50 * RESTARTS / 5
+        assert {key: kept.get(key) for key in acknowledged} == acknowledged
+        assert len(kept) == len(acknowledged), "an unacknowledged verdict was asked for again under its key, so none is beyond"
+        messages = {message for _, several in told for message in several}
+        assert messages
+        assert not any(word in message for message in messages for word in ("postgres", "127.0.0.1", "psycopg", "connection"))

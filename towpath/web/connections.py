@@ -1,0 +1,104 @@
+"""HTTP connections of the server: a deadline for request headers, and a bound on how many are open."""
+
+import asyncio
+import logging
+import resource
+from time import monotonic
+from typing import ClassVar
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADER_SECONDS = 15.0
+"""A request's headers must arrive within this time after its first byte, or after the connection was opened."""
+MOST = 1000
+"""Open connections of the server."""
+MOST_OF_ADDRESS = 100
+"""Open connections of one address; the named proxy and this machine are bounded by MOST alone."""
+RESERVE = 128
+"""File descriptors left for the ledger, logs and the run's files."""
+
+
+class BoundedProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 with bounds: a client that opens many connections, or sends headers slowly, holds nobody else up."""
+
+    most: ClassVar[int] = MOST
+    shared_addresses: ClassVar[frozenset[str]] = frozenset({"127.0.0.1", "::1"})
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._too_many():
+            self.connections.discard(self)
+            transport.abort()
+            return
+        self._expect_headers()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._deadline is None and self.conn.their_state is h11.IDLE:
+            self._expect_headers()
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._cancel_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_deadline()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is not h11.IDLE:  # a pipelined request has begun
+            self._cancel_deadline()
+
+    def _too_many(self) -> bool:
+        if len(self.connections) > self.most:
+            return True
+        address = self.client[0] if self.client else ""
+        if address in self.shared_addresses:
+            return False
+        others: list[H11Protocol] = [one for one in self.connections if isinstance(one, H11Protocol)]
+        return sum(one.client is not None and one.client[0] == address for one in others) > MOST_OF_ADDRESS
+
+    def _expect_headers(self) -> None:
+        self._deadline = self.loop.call_later(HEADER_SECONDS, self._headers_late)
+
+    def _headers_late(self) -> None:
+        self._deadline = None
+        self.transport.abort()
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class Seldom(logging.Filter):
+    """Lets a message through once a minute, so that a client that causes it over and over does not fill the log."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this message was not logged lately."""
+        kind, now = f"{record.name}:{record.msg}"[:200], monotonic()
+        if now - self._last.get(kind, -self._seconds) < self._seconds:
+            return False
+        if len(self._last) > 1000:
+            self._last.clear()
+        self._last[kind] = now
+        return True
+
+
+def bounded(proxies: frozenset[str] = frozenset()) -> type[BoundedProtocol]:
+    """The protocol for this process: as many connections as its file descriptors allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST + RESERVE
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    most = MOST if soft == resource.RLIM_INFINITY else max(8, min(MOST, soft - RESERVE))
+    return type("Bounded", (BoundedProtocol,), {"most": most, "shared_addresses": BoundedProtocol.shared_addresses | proxies})
