@@ -130,6 +130,11 @@ def domains(connection: Connection) -> list[str]:
     return list(connection.scalars(select(_prompts.c.domain).distinct().order_by(_prompts.c.domain)))
 
 
+def raters(connection: Connection) -> list[str]:
+    """Everyone who has judged: people, judges, rules."""
+    return list(connection.scalars(select(schema.tallies.c.rater).distinct().order_by(schema.tallies.c.rater)))
+
+
 def mine(connection: Connection, rater: str) -> list[dict[str, Any]]:
     """What a rater did last, the newest first: prompt, what was done, and the verdict as they saw it."""
     query = select(_seats.c.comparison, _seats.c.state, _seats.c.shown, _seats.c.at, _prompts.c.prompt).select_from(_seats)

@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from towpath.feedback import agreement
 from towpath.records import Choice
-from towpath.store import figures, people, rating, settings, verdicts
+from towpath.store import figures, people, rating, settings, takeouts, verdicts
 from towpath.store.people import Role
 from towpath.store.rating import Gold
 from towpath.store.store import Store
@@ -27,20 +26,19 @@ CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
 @router.get("")
 def overview(request: Request, account: Onlooker, store: TheStore) -> HTMLResponse:
     """How the rating goes."""
-    return pages.page(request, "owner.html", account, **_figures(store))
+    return pages.page(request, "owner.html", account, **_figures(request, store), removed=store.read(takeouts.takeouts))
 
 
 @router.get("/figures")
-def live(account: Onlooker, store: TheStore) -> HTMLResponse:
+def live(request: Request, account: Onlooker, store: TheStore) -> HTMLResponse:
     """The same figures as they are now, for the page that is open."""
-    return HTMLResponse(pages.fragment("_figures.html", account=account, **_figures(store)))
+    return HTMLResponse(pages.fragment("_figures.html", account=account, **_figures(request, store)))
 
 
-def _figures(store: Store) -> dict[str, Any]:
-    found = store.read(figures.figures, time())
-    rate, doubles = agreement.pairwise_agreement(store.read(figures.recent))
+def _figures(request: Request, store: Store) -> dict[str, Any]:
+    found, report = store.read(figures.figures, time()), request.app.state.concerns.of(store)
     people_said = sum(rater.judged for rater in found.raters if rater.kind == "person")
-    return {"figures": found, "agreement": rate if doubles else None, "doubles": doubles, "people_said": people_said}
+    return {"figures": found, "report": report, "people_said": people_said, "recent": figures.RECENT}
 
 
 @router.get("/settings")

@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader
 
 from towpath import __version__
+from towpath.feedback.agreement import Estimate, proportion
 from towpath.store.people import Account
 from towpath.web import text
 
@@ -19,7 +20,17 @@ def _hours(value: float) -> str:
     return f"{value:.1f} h" if value >= 1 else f"{value * 60:.0f} min"
 
 
-_ENVIRONMENT.filters["hours"] = _hours
+def _when(value: str) -> str:
+    """A time of the ledger, to the minute."""
+    return value[:16].replace("T", " ")
+
+
+def _estimate(right: tuple[int, int]) -> Estimate:
+    """A share of counts (right, of)."""
+    return proportion(*right)
+
+
+_ENVIRONMENT.filters |= {"hours": _hours, "when": _when, "estimate": _estimate}
 
 
 def fragment(template: str, **context: Any) -> str:

@@ -198,7 +198,6 @@ function requireGuidelines() {
   at("guidelines-must").textContent = "Please read these guidelines before you go on. They are shown again when they change.";
   at("guidelines-close").textContent = "I have read them";
   at("guidelines-dialog").showModal();
-  at("guidelines-text").focus();
 }
 
 function confirmGuidelines() {
@@ -325,7 +324,8 @@ function showFeedback(side) {
   const words = (name) => WORDS[`${name} 1`];
   const head = document.createElement("strong");
   head.textContent = feedback.correct ? "Right." : `The owner's answer is: ${words(feedback.side)}.`;
-  const parts = [head, ` You chose: ${words(side)}. ${feedback.note}`];
+  const parts = [head, ` You chose: ${words(side)}.`];
+  if (feedback.note) parts.push(` Note: ${feedback.note}`);
   if (feedback.passed) parts.push(` Trial passed, ${feedback.right} of ${feedback.done} right: from the next pair on your work counts.`);
   else if (feedback.finished) parts.push(` ${feedback.right} of ${feedback.total} right, ${feedback.needed} are needed. Read the guidelines and try again.`);
   else parts.push(` ${feedback.right} of ${feedback.done} right so far.`);
@@ -336,7 +336,7 @@ function showFeedback(side) {
   at("scale").hidden = true;
   at("next-words").textContent = feedback.passed ? "Begin" : feedback.finished ? "Try again" : "Next";
   at("next").hidden = false;
-  say(head.textContent);
+  say("");
 }
 
 async function leaveTrial() {
@@ -449,7 +449,6 @@ function open(id) {
   if (busy || (at(id)?.hidden ?? false)) return;
   if (id === "mine") showMine();
   if (id === "unsaved") listUnsaved();
-  at(`${id}-dialog`).returnValue = "";
   at(`${id}-dialog`).showModal();
 }
 
@@ -556,8 +555,9 @@ at("guidelines-dialog").addEventListener("close", () => {
 
 for (const dialog of document.querySelectorAll("dialog")) {
   const id = dialog.id.replace("-dialog", "");
-  dialog.addEventListener("close", () => {
-    if (dialog.returnValue === "yes") closed[id]?.();
+  // At the submit, not when the dialog has closed: a key pressed at once after it must find the comment attached.
+  dialog.querySelector("form")?.addEventListener("submit", (event) => {
+    if (event.submitter?.value === "yes") closed[id]?.();
   });
   dialog.querySelector("[data-close]").addEventListener("click", () => (mustRead ? confirmGuidelines() : dialog.close("")));
   dialog.querySelector("textarea")?.addEventListener("keydown", (event) => {

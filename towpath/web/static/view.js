@@ -60,7 +60,7 @@ class Breaks {
   constructor(rater, minutes) {
     this.name = `work/${encodeURIComponent(rater)}`;
     this.longest = minutes * 60000;
-    this.pause = Math.min(300000, this.longest / 2); // a gap of this length is a break
+    this.pause = Math.min(300000, this.longest); // a gap of this length is a break
   }
 
   // A verdict was given; the words of a reminder where one is due.
