@@ -37,7 +37,9 @@ class Settings:
 def read(connection: Connection) -> Settings:
     """The settings as they stand."""
     known = {field.name for field in fields(Settings)}
-    rows = {name: tuple(value) if isinstance(value, list) else value for name, value in connection.execute(statements.SETTINGS) if name in known}
+    rows: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in connection.execute(statements.SETTINGS) if name in known
+    }
     return Settings(**rows)
 
 

@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader
 
 from towpath import __version__
+from towpath.data.intervals import wilson
 from towpath.feedback.agreement import Estimate, proportion
 from towpath.store.people import Account
 from towpath.web import text
@@ -30,7 +31,12 @@ def _estimate(right: tuple[int, int]) -> Estimate:
     return proportion(*right)
 
 
-_ENVIRONMENT.filters |= {"hours": _hours, "when": _when, "estimate": _estimate}
+def _interval(share: tuple[float, int]) -> tuple[float, float]:
+    """Wilson's interval of a share (rate, of)."""
+    return wilson(share[0] * share[1], share[1])
+
+
+_ENVIRONMENT.filters |= {"hours": _hours, "when": _when, "estimate": _estimate, "interval": _interval}
 
 
 def fragment(template: str, **context: Any) -> str:

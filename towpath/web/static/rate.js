@@ -118,7 +118,7 @@ function restore() {
   comment = draft.attached ? (draft.comment ?? "") : "";
   attached();
   const found = [draft.write ? "a better answer" : "", draft.comment ? "a comment" : "", draft.flag ? "a flag" : ""].filter(Boolean);
-  if (found.length) say(`Restored what you had begun: ${found.join(", ")}.`);
+  if (found.length) say(`${at("said").textContent} Restored what you had begun: ${found.join(", ")}.`.trim());
 }
 
 function attached() {
