@@ -11,7 +11,7 @@ import pytest
 from conftest import new_database, serious
 from test_browser import PASSWORD, answers, comparison, fill, press
 
-from towpath.store import people, review, verdicts
+from towpath.store import people, rating, review, verdicts
 from towpath.store.store import Store
 from towpath.web import serving
 
@@ -186,6 +186,26 @@ def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
     press(page, "u", "Taken back")
     assert page.input_value("#comment-text") == page.input_value("#write-text") == ""
     assert page.input_value("#flag-text") == "odd"
+
+
+def test_a_verdict_is_not_taken_for_that_of_someone_who_signed_in_meanwhile(served, store):
+    page, faults = served
+    first = comparison(page)
+    store.later(rating.ask_again, [first], "overlap").result()
+    faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
+    page.keyboard.press("1")
+    shows(page, "waiting", "the server is away")
+    other = page.context.new_page()
+    other.goto("/sign-in")
+    other.fill("#name", "bob")
+    other.fill("#password", PASSWORD)
+    other.keyboard.press("Enter")
+    other.wait_for_url("**/rate")
+    assert comparison(other) == first, "bob was given the pair too"
+    faults.answers.clear()
+    shows(page, "waiting", "you are signed out")
+    assert store.judgements() == []
+    assert stored(page, "outbox") == 1
 
 
 def test_a_browser_that_stores_nothing_says_that_the_tab_must_stay_open(served):

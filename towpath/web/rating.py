@@ -5,8 +5,9 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from time import time
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import unquote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -18,9 +19,16 @@ from towpath.store.store import Store
 from towpath.store.verdicts import Given, Ranked, Receipt, Said
 from towpath.web import differences as compared
 from towpath.web import pages, text
-from towpath.web.auth import Rater, TheStore
+from towpath.web.auth import Rater, SignInNeeded, TheStore
 
-router = APIRouter()
+
+async def own_page(account: Rater, x_towpath_rater: Annotated[str | None, Header(max_length=400)] = None) -> None:
+    """Refuse what the page of one rater sends after another has signed in: verdicts are their own."""
+    if x_towpath_rater is not None and unquote(x_towpath_rater) != account.name:
+        raise SignInNeeded
+
+
+router = APIRouter(dependencies=[Depends(own_page)])
 T = TypeVar("T")
 
 SHORT = 8000  # characters

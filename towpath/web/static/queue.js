@@ -18,6 +18,7 @@ class NotSaved extends Error {}
 class Outbox {
   constructor(rater, report) {
     const name = encodeURIComponent(rater);
+    this.rater = name;
     this.prefix = `towpath/outbox/${name}/`;
     this.aside = `towpath/unsaved/${name}/`;
     this.report = report;
@@ -96,8 +97,9 @@ class Outbox {
   tryAgain(name) {
     const item = this.read(name);
     if (item === null) return Promise.resolve({});
-    this.forget(name);
-    return this.put(item.path, item.body, item.what);
+    const answer = this.put(item.path, item.body, item.what);
+    this.forget(name); // only now, so that the item is stored at every moment
+    return answer;
   }
 
   discard(name) {
@@ -140,7 +142,7 @@ class Outbox {
         this.forget(name);
         continue;
       }
-      const outcome = await Outbox.send(item.path, item.body);
+      const outcome = await this.send(item.path, item.body);
       if (outcome.wait) {
         const tries = outcome.counts ? item.tries + 1 : item.tries;
         if (tries >= TRIES) {
@@ -191,14 +193,19 @@ class Outbox {
     });
   }
 
+  // Each request says whose page this is: where someone else has signed in meanwhile, the server does not take it for theirs.
+  headers(more = {}) {
+    return { accept: "application/json", "x-towpath-rater": this.rater, ...more };
+  }
+
   // One try. Final are an answer in JSON, and a refusal (409, 422) in JSON: those are the server's word on this very item.
   // All else waits; an answer such as 500, which may come of the item, counts as a try.
-  static async send(path, body) {
+  async send(path, body) {
     let response;
     try {
       response = await fetch(path, {
         method: "POST",
-        headers: { "content-type": "application/json", accept: "application/json" },
+        headers: this.headers({ "content-type": "application/json" }),
         body: JSON.stringify(body),
         signal: AbortSignal.timeout(20000),
       });

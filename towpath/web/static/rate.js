@@ -20,7 +20,7 @@ let chosen = null; // a verdict that is not saved yet
 let safe = null;
 let criteria = {};
 let reasons = new Set();
-let placed = []; // the order so far: [{ answer, tied }]
+let ranking = new Ranking(0);
 let comment = "";
 let busy = false;
 let feedback = null; // what a trial verdict came to, until the next pair is asked for
@@ -33,6 +33,7 @@ const met = new Set(); // pairs that were seen long enough for a verdict
 const drafts = new Drafts(sheet.dataset.rater);
 const breaks = new Breaks(sheet.dataset.rater, Number(sheet.dataset.break));
 const outbox = new Outbox(sheet.dataset.rater, showQueue);
+const unsavedList = new UnsavedList(outbox, say);
 
 function say(words) {
   at("said").textContent = words;
@@ -42,9 +43,7 @@ function showQueue({ count, reason, volatile, unsaved }) {
   const where = volatile ? "in this tab only, do not close it" : "on this device";
   const words = count && reason ? `${count} kept ${where} (${reason}); sending again` : "";
   if (at("waiting").textContent !== words) at("waiting").textContent = words;
-  at("unsaved").hidden = !unsaved.length;
-  at("unsaved").textContent = `Could not be saved: ${unsaved.length} ${unsaved.length === 1 ? "item" : "items"}`;
-  if (at("unsaved-dialog").open) listUnsaved();
+  unsavedList.show(unsaved);
 }
 
 const atOnce = setting("at-once", true);
@@ -83,7 +82,7 @@ function show(data) {
 function fresh(same) {
   chosen = safe = feedback = null;
   criteria = {};
-  placed = [];
+  ranking = new Ranking(now.state === "ranking" ? now.answers : 0);
   if (!same) {
     reasons = new Set();
     spent = 0;
@@ -133,7 +132,7 @@ async function next() {
     let reason = "no connection";
     try {
       const day = new Date().setHours(0, 0, 0, 0) / 1000;
-      const response = await fetch(`/rate/next?${new URLSearchParams({ day })}`, { headers: { accept: "application/json" }, signal: AbortSignal.timeout(20000) });
+      const response = await fetch(`/rate/next?${new URLSearchParams({ day })}`, { headers: outbox.headers(), signal: AbortSignal.timeout(20000) });
       if (response.status === 401) return location.assign("/sign-in");
       after = Outbox.pauseOf(response) ?? 0;
       if (!response.ok) reason = WAIT[response.status] ?? `the server failed (${response.status})`;
@@ -168,7 +167,7 @@ async function act(path, body, words, what = "", written = {}) {
   } catch (error) {
     say(`Not saved: ${what || path}. ${error.message}`);
     // Whoever cannot save a verdict goes on with another pair; it can still be saved from the list.
-    if (what) await Outbox.send("/rate/skip", { comparison: body.comparison });
+    if (what) await outbox.send("/rate/skip", { comparison: body.comparison });
   }
   await next();
   landed();
@@ -233,7 +232,7 @@ function criteriaOpen() {
 }
 
 function ready() {
-  if (now.state === "ranking") return placed.length === now.answers;
+  if (now.state === "ranking") return ranking.done;
   return now.state === "pair" && chosen !== null && (at("safety") === null || safe !== null) && !criteriaOpen().length;
 }
 
@@ -294,7 +293,7 @@ function save() {
   const note = comment ? `; comment: ${comment}` : "";
   const written = { comment: "", attached: false };
   if (now.state === "ranking") {
-    act("rank", { ...body, places: places() }, `Saved: ${sofar()}. U takes it back.`, `${sofar()}, for “${excerpt()}”${note}`, written);
+    act("rank", { ...body, places: ranking.places() }, `Saved: ${ranking.words()}. U takes it back.`, `${ranking.words()}, for “${excerpt()}”${note}`, written);
   } else {
     const words = WORDS[`${chosen.side} ${chosen.strength}`];
     const safety = safe === null ? null : { side: safe };
@@ -324,12 +323,7 @@ function showFeedback(side) {
   const words = (name) => WORDS[`${name} 1`];
   const head = document.createElement("strong");
   head.textContent = feedback.correct ? "Right." : `The owner's answer is: ${words(feedback.side)}.`;
-  const parts = [head, ` You chose: ${words(side)}.`];
-  if (feedback.note) parts.push(` Note: ${feedback.note}`);
-  if (feedback.passed) parts.push(` Trial passed, ${feedback.right} of ${feedback.done} right: from the next pair on your work counts.`);
-  else if (feedback.finished) parts.push(` ${feedback.right} of ${feedback.total} right, ${feedback.needed} are needed. Read the guidelines and try again.`);
-  else parts.push(` ${feedback.right} of ${feedback.done} right so far.`);
-  at("feedback").replaceChildren(...parts);
+  at("feedback").replaceChildren(head, ` You chose: ${words(side)}.${feedback.note ? ` Note: ${feedback.note}` : ""} ${outcome()}`);
   at("feedback").classList.toggle("good", feedback.correct);
   at("feedback").classList.toggle("bad", !feedback.correct);
   at("feedback").hidden = false;
@@ -337,6 +331,13 @@ function showFeedback(side) {
   at("next-words").textContent = feedback.passed ? "Begin" : feedback.finished ? "Try again" : "Next";
   at("next").hidden = false;
   say("");
+}
+
+function outcome() {
+  const { right, done, total, needed, passed, finished } = feedback;
+  if (passed) return `Trial passed, ${right} of ${done} right: from the next pair on your work counts.`;
+  if (finished) return `${right} of ${total} right, ${needed} are needed. Read the guidelines and try again.`;
+  return `${right} of ${done} right so far.`;
 }
 
 async function leaveTrial() {
@@ -351,49 +352,37 @@ async function leaveTrial() {
 
 // ---- the order of a group
 
-function places() {
-  const found = Array(now.answers).fill(0);
-  placed.forEach(({ answer, tied }, position) => {
-    found[answer] = tied ? found[placed[position - 1].answer] : position + 1;
-  });
-  return found;
-}
-
-function sofar() {
-  return placed.map(({ answer, tied }, position) => (position === 0 ? "" : tied ? " = " : ", ") + (answer + 1)).join("");
-}
-
 function order() {
   if (now.state !== "ranking") return;
-  const found = places();
+  const found = ranking.places();
   for (const article of sheet.querySelectorAll("[data-answer]")) {
     const place = found[Number(article.dataset.answer)];
     article.querySelector(".place").textContent = place ? `is ${ORDINALS[place - 1]}` : "";
     article.classList.toggle("placed", place > 0);
     article.querySelector("[data-place]").setAttribute("aria-disabled", String(place > 0));
   }
-  at("sofar").textContent = placed.length ? sofar() : "nothing placed yet";
+  at("sofar").textContent = ranking.words() || "nothing placed yet";
   at("next").hidden = !ready();
 }
 
 function place(answer) {
-  if (busy || now.state !== "ranking" || answer >= now.answers || placed.some((one) => one.answer === answer)) return;
-  placed.push({ answer, tied: placed.length > 0 && at("equal").getAttribute("aria-pressed") === "true" });
+  if (busy || now.state !== "ranking" || answer >= now.answers || ranking.has(answer)) return;
+  ranking.placed.push({ answer, tied: ranking.placed.length > 0 && at("equal").getAttribute("aria-pressed") === "true" });
   at("equal").setAttribute("aria-pressed", "false");
   order();
-  say(`Answer ${answer + 1} is ${ORDINALS[places()[answer] - 1]}.${ready() ? " Press N to save." : ""}`);
+  say(`Answer ${answer + 1} is ${ORDINALS[ranking.places()[answer] - 1]}.${ready() ? " Press N to save." : ""}`);
 }
 
 function toggleEqual() {
-  if (now.state !== "ranking" || placed.length === 0 || ready()) return;
+  if (now.state !== "ranking" || ranking.placed.length === 0 || ready()) return;
   const on = at("equal").getAttribute("aria-pressed") !== "true";
   at("equal").setAttribute("aria-pressed", String(on));
   say(on ? "The next answer ties with the last." : "No tie.");
 }
 
 function takeBack() {
-  if (now.state !== "ranking" || placed.length === 0) return;
-  const { answer } = placed.pop();
+  if (now.state !== "ranking" || ranking.placed.length === 0) return;
+  const { answer } = ranking.placed.pop();
   order();
   say(`Answer ${answer + 1} is taken back.`);
 }
@@ -415,7 +404,7 @@ async function differences(on, quietly = false) {
     return say("Answers as they are.");
   }
   try {
-    const response = await fetch(`/rate/differences?${new URLSearchParams({ comparison })}`, { headers: { accept: "application/json" } });
+    const response = await fetch(`/rate/differences?${new URLSearchParams({ comparison })}`, { headers: outbox.headers() });
     if (!response.ok) throw new Error(String(response.status));
     const told = await response.json();
     if (comparison !== now.comparison || at("differences").getAttribute("aria-pressed") !== "true") return;
@@ -448,7 +437,7 @@ function skip() {
 function open(id) {
   if (busy || (at(id)?.hidden ?? false)) return;
   if (id === "mine") showMine();
-  if (id === "unsaved") listUnsaved();
+  if (id === "unsaved") unsavedList.fill();
   at(`${id}-dialog`).showModal();
 }
 
@@ -456,7 +445,7 @@ async function showMine() {
   at("mine-text").textContent = "Loading.";
   try {
     const day = new Date().setHours(0, 0, 0, 0) / 1000;
-    const response = await fetch(`/rate/mine?${new URLSearchParams({ day })}`, { headers: { accept: "application/json" } });
+    const response = await fetch(`/rate/mine?${new URLSearchParams({ day })}`, { headers: outbox.headers() });
     if (!response.ok) throw new Error(String(response.status));
     const told = await response.json();
     at("own").innerHTML = told.own;
@@ -467,50 +456,6 @@ async function showMine() {
     });
   } catch {
     at("mine-text").textContent = "Your verdicts could not be loaded.";
-  }
-}
-
-// ---- items that the server did not take
-
-function listUnsaved() {
-  const items = outbox.unsaved().map((item) => {
-    const row = document.createElement("li");
-    const head = document.createElement("p");
-    head.textContent = item.what;
-    const why = document.createElement("small");
-    why.textContent = item.reason;
-    const ends = document.createElement("p");
-    ends.className = "ends";
-    const text = [item.what, item.body.text ?? "", item.body.reason ?? ""].filter(Boolean).join("\n\n");
-    const again = () => outbox.tryAgain(item.name).then(() => say(`Saved: ${item.what}`), (error) => say(`Not saved: ${item.what}. ${error.message}`));
-    for (const [words, work] of [["Try again", again], ["Copy", () => copy(text)], ["Discard", () => outbox.discard(item.name)]]) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = words;
-      button.addEventListener("click", async () => {
-        await work();
-        showQueue(outbox.state(""));
-      });
-      ends.append(button);
-    }
-    row.append(head, why, ends);
-    return row;
-  });
-  at("unsaved-list").replaceChildren(...items);
-  if (!items.length) at("unsaved-dialog").close("");
-}
-
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    say("Copied.");
-  } catch {
-    const box = document.createElement("textarea");
-    box.value = text;
-    at("unsaved-dialog").append(box);
-    box.select();
-    say(document.execCommand("copy") ? "Copied." : "This browser does not allow copying.");
-    box.remove();
   }
 }
 
