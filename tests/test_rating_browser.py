@@ -8,7 +8,7 @@ from test_browser import LONG, PASSWORD, answers, comparison, fill, press
 
 from towpath.records import Comparison, Completion, Prompt
 from towpath.store import figures, people, settings, verdicts
-from towpath.store.rating import Gold, Task
+from towpath.store.rating import Gold, Group, Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
 
@@ -301,3 +301,13 @@ def test_axe_finds_nothing_serious_on_the_owners_new_pages(visit, store, axe, sc
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert not re.search(r"\bk\d\d\b", page.inner_text("main"))
     assert not found, "\n".join(found)
+
+
+def test_answers_to_rank_are_never_cut(visit, store):
+    store.add_completions([Completion(f"s1.p12.r{k}", "p12", "sft", f"{k} is level water. " * 40, (1,), (-0.1,), "stop") for k in range(5)])
+    store.add_groups([Group("g1", "p12", tuple(f"s1.p12.r{k}" for k in range(5)), "work", priority=9)])
+    page = visit(viewport={"width": 1280, "height": 700})
+    for article in page.locator("#answers article").all():
+        assert article.evaluate("it => it.scrollHeight <= it.clientHeight + 1")
+    page.keyboard.press("2")
+    assert "is 1st" in page.locator("#answers article").nth(1).inner_text()

@@ -197,6 +197,7 @@ function requireGuidelines() {
   at("guidelines-must").textContent = "Please read these guidelines before you go on. They are shown again when they change.";
   at("guidelines-close").textContent = "I have read them";
   at("guidelines-dialog").showModal();
+  at("guidelines-dialog").scrollTop = 0;
 }
 
 function confirmGuidelines() {
@@ -439,6 +440,7 @@ function open(id) {
   if (id === "mine") showMine();
   if (id === "unsaved") unsavedList.fill();
   at(`${id}-dialog`).showModal();
+  at(`${id}-dialog`).scrollTop = 0; // the button that has the focus is at the end
 }
 
 async function showMine() {
