@@ -1,8 +1,8 @@
 """The rating page under load: `python -m benchmarks.rating load|doubles|kills|figures [--json FILE]`.
 
 The server is the real one in a process of its own; the clients speak HTTP over sockets from this process, on the same machine and the same
-cores. `load` lets 200 raters think and submit for a minute; `doubles` sends every submit twice at once; `kills` ends the server with SIGKILL ten
-times meanwhile; `figures` fills a ledger with a million prompts (`--fill` does only that) and times the next pair and the figures page.
+cores. `load` lets 200 raters think and submit for a minute; `doubles` sends every submit twice at once; `kills` ends the server with SIGKILL
+`--kills` times meanwhile; `figures` fills a ledger with a million prompts (`--fill` does only that) and times the next pair and the figures page.
 """
 
 import argparse
@@ -18,20 +18,24 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from math import inf
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any
 
 from sqlalchemy import func, select, text
 
+from benchmarks.postgres import Postgres, new_database
 from towpath.records import Comparison, Completion, Prompt
 from towpath.store import ledger, people, rating, schema, settings
 from towpath.store.settings import Settings
 from towpath.store.store import Store
 from towpath.web import serving
-from towpath.web.auth import COOKIE, Door
+from towpath.web.passwords import Hasher
 
 ROOT = Path(__file__).parent.parent
 WORDS = re.findall(r"\w+", "the lock keeps water level so that a boat may pass from one reach of the canal to the next without haste or harm")
@@ -56,7 +60,7 @@ class Client:
         reader, writer = self._streams
         payload = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nOrigin: http://127.0.0.1:{self.port}\r\nAccept: application/json\r\n"
-        head += f"Cookie: {COOKIE}={self.cookie}\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        head += f"Cookie: towpath-{self.port}={self.cookie}\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
         try:
             writer.write(head.encode() + payload)
             await writer.drain()
@@ -123,10 +127,14 @@ def small(store: Store, pairs: int) -> None:
 
 def clients(store: Store, count: int, port: int) -> list[Client]:
     """Raters who are signed in."""
-    door = Door(store, store.later(settings.secret).result(), team=True)
-    hashed = door.hashed("a password of the benchmark")
+    hashed = Hasher().hashed("a password of the benchmark")
     made = [store.later(people.add_account, f"r{i:03}", "rater", hashed).result() for i in range(count)]
-    return [Client(port, door.cookie(account)) for account in made]
+    return [signed_in(store, account, port) for account in made]
+
+
+def signed_in(store: Store, account: people.Account, port: int) -> Client:
+    """A rater with a session."""
+    return Client(port, store.later(people.begin_session, account, time()).result())
 
 
 async def rate(client: Client, rng: random.Random, until: float, think: float, kept: list[str]) -> None:
@@ -157,7 +165,7 @@ async def patiently(ask: Callable[[], Awaitable[tuple[int, Any]]], until: float)
         except (OSError, EOFError):
             await asyncio.sleep(0.1)
             continue
-        if status < 500:
+        if status < 500 and status != 429:
             return status, told
         await asyncio.sleep(0.1)
     return 0, None
@@ -231,7 +239,8 @@ def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
     async def send(number: int) -> None:
         for i in range(number, submits, raters):
             body = {"key": f"double-{i:08}", "comparison": seats[i].comparison, "side": "left"}
-            answers.extend(await asyncio.gather(*(client.ask("POST", "/rate/judge", body) for client in (ones[number], twos[number]))))
+            both = (ones[number], twos[number])
+            answers.extend(await asyncio.gather(*(patiently(partial(one.ask, "POST", "/rate/judge", body), inf) for one in both)))
 
     async def everyone() -> None:
         await asyncio.gather(*(send(number) for number in range(raters)))
@@ -250,7 +259,7 @@ def kills(place: str, times: int, raters: int, think: float) -> dict[str, Any]:
     rng = random.Random(3)
     waits = [1.5 + 2 * rng.random() for _ in range(times)]
     with Store.open(place) as store:
-        small(store, int(raters * 60 / think) + 1000)
+        small(store, int(raters * (5 * times + 10) / think) + 1000)
         server = Server(place)
         server.start()
         found, kept = clients(store, raters, server.port), list[str]()
@@ -270,7 +279,9 @@ def kills(place: str, times: int, raters: int, think: float) -> dict[str, Any]:
 
     asyncio.run(everyone())
     server.stop()
-    return {"kills": times, "raters": raters, "think_seconds_mean": think, "acknowledged_at_each_kill": counted} | verified(place, kept)
+    return {"kills": times, "raters": raters, "think_seconds_mean": think, "acknowledged_at_some_kills": counted[:: max(1, times // 20)]} | verified(
+        place, kept
+    )
 
 
 async def rate_until(ended: asyncio.Event, client: Client, rng: random.Random, think: float, kept: list[str]) -> None:
@@ -345,8 +356,7 @@ def figures(place: str, prompts: int, times: int = 300) -> dict[str, Any]:
         if store.read(people.account, "r000") is None:
             found = clients(store, 10, server.port)
             store.later(people.change_account, "r000", "owner").result()
-        door = Door(store, store.later(settings.secret).result(), team=True)
-        found = [Client(server.port, door.cookie(account)) for account in store.read(people.accounts)]
+        found = [signed_in(store, account, server.port) for account in store.read(people.accounts)]
         counts = store.counts()
 
     async def measure() -> tuple[list[float], list[float], list[float]]:
@@ -383,7 +393,11 @@ def main() -> None:
     """Measure one thing, print it, and keep it under its name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["load", "doubles", "kills", "figures", "serve"], nargs="?", default="figures")
-    parser.add_argument("--place", default="", help="a path, or the URL of an empty PostgreSQL database; a new file where it is left out")
+    parser.add_argument(
+        "--place",
+        default="",
+        help="a path, the URL of an empty PostgreSQL database, or `postgresql` for a server of its own; a new file where left out",
+    )
     parser.add_argument("--json", type=Path, help="a file in which the result is kept under its name")
     parser.add_argument("--name", default="", help="the name it is kept under")
     parser.add_argument("--fill", action="store_true", help="fill the ledger and stop")
@@ -392,17 +406,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--think", type=float, default=2.0, help="seconds that a rater thinks, on average")
     parser.add_argument("--submits", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=10, help="how often the server is killed")
     parser.add_argument("--port", type=int, default=0)
     asked = parser.parse_args()
     if asked.what == "serve":
         return serve(asked.place, asked.port)
-    with tempfile.TemporaryDirectory() as folder:
-        place = asked.place or str(Path(folder) / "towpath.db")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        own = running.enter_context(Postgres()) if asked.place == "postgresql" else None
+        place = new_database(own.url) if own else asked.place or str(Path(folder) / "towpath.db")
         if asked.fill:
             return fill(place, asked.prompts)
         measured = {
             "load": lambda: load(place, asked.raters, asked.seconds, asked.think), "doubles": lambda: doubles(place, asked.submits),
-            "kills": lambda: kills(place, 10, asked.raters, asked.think), "figures": lambda: figures(place, asked.prompts),
+            "kills": lambda: kills(place, asked.kills, asked.raters, asked.think), "figures": lambda: figures(place, asked.prompts),
         }[asked.what]()  # fmt: skip
     told = {"database": "postgresql" if "://" in place else "sqlite", "cores": os.cpu_count(), **measured}
     print(json.dumps(told, indent=1))

@@ -3,20 +3,19 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from time import sleep
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import torch
+
+from benchmarks.postgres import Postgres, new_database
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -55,62 +54,20 @@ def chat(tiny_folder: str):
     return Chat(base.load_tokenizer(tiny_folder))
 
 
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Postgres:
-    """A PostgreSQL server of our own on a free port; root may not run one, so it runs as `postgres`."""
-
-    def __init__(self) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        if not found:
-            pytest.skip("Debian's postgresql is not installed")
-        self._user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-        self._folder, self._binaries, port = Path(tempfile.mkdtemp(prefix="towpath-postgres-")), found[-1].parent, free_port()
-        if self._user:
-            shutil.chown(self._folder, "postgres", "postgres")
-        self._options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
-        self.url = f"postgresql+psycopg://towpath@127.0.0.1:{port}"
-        self._command("initdb", "-U", "towpath", "-A", "trust", "-E", "UTF8", "--no-sync")
-
-    def start(self) -> None:
-        self._command("pg_ctl", "-w", "-l", self._folder / "log", "-o", self._options, "start")
-
-    def stop(self, mode: str = "immediate") -> None:
-        self._command("pg_ctl", "-m", mode, "stop")
-
-    def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _command(self, name: str, *words: str | Path) -> None:
-        command = [*self._user, self._binaries / name, "-D", self._folder / "data", *words]
-        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, cwd="/")
-
-
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The URL of a PostgreSQL server, less the database's name."""
-    server = Postgres()
-    try:
-        server.start()
+    with running_postgres() as server:
         yield server.url
-        server.stop()
-    finally:
-        server.remove()
 
 
-def new_database(server: str) -> str:
-    """The URL of an empty database of a server."""
-    import psycopg
-
-    name = f"t{uuid4().hex[:12]}"
-    with psycopg.connect(f"{server.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{server}/{name}"
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of its own; without Debian's package the tests that ask for it are skipped."""
+    if not Postgres.installed():
+        pytest.skip("Debian's postgresql is not installed")
+    with Postgres() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -122,18 +79,19 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 
 
 @contextmanager
-def running(store: Any, team: bool) -> Iterator[tuple[str, Any]]:
+def running(store: Any, team: bool, outside: Any = None) -> Iterator[tuple[str, Any]]:
     """The real server of a store in a thread: where it is, and its door."""
     from towpath.web import serving
 
-    server, door = serving.prepared(store, team)
+    server, door = serving.prepared(store, team, outside=outside)
     with serving.listening("127.0.0.1", 0) as place:
         thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             sleep(0.01)
-        yield f"http://127.0.0.1:{place.getsockname()[1]}", door
+        scheme = "https" if outside and outside.certificate else "http"
+        yield f"{scheme}://127.0.0.1:{place.getsockname()[1]}", door
         server.should_exit = True
         thread.join()
 

@@ -36,6 +36,7 @@ def test_a_bug_says_so_and_leaves_its_traceback_in_the_run(run: Path, monkeypatc
     assert command(monkeypatch, run, IndexError("list index out of range")) == crash.BUG
     said = capfd.readouterr().err
     (path,) = run.glob("traceback-*.txt")
+    assert path.stat().st_mode & 0o077 == 0, "it may name what only its owner knows"
     assert f"this is a bug in towpath; traceback written to {path}" in said and "Traceback" not in said
     kept = path.read_text()
     assert "Traceback (most recent call last)" in kept and "IndexError: list index out of range" in kept and f"status {run}" in kept

@@ -9,14 +9,14 @@ from time import monotonic, sleep
 
 import httpx
 import pytest
-from conftest import running
+from conftest import new_database, running
 from test_web import client, fill, said, signed_in, store, team  # noqa: F401
 
-from towpath.errors import RowRefused
+from towpath.errors import ResourceError, RowRefused
 from towpath.records import Comparison, Completion, Prompt
 from towpath.store import people
 from towpath.store.store import Store
-from towpath.web import connections, guard, limits
+from towpath.web import connections, guard, limits, serving
 
 
 def raw(url: str) -> socket.socket:
@@ -236,3 +236,19 @@ def test_an_account_writes_no_faster_than_people_can(team, monkeypatch):  # noqa
 def test_json_errors_have_one_form(team):  # noqa: F811
     with client(team) as stranger:
         assert set(json.loads(stranger.get("/nowhere").text)) == {"error"}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_serving_a_ledger_that_cannot_be_written_says_so(kind, tmp_path, request):
+    from sqlalchemy import text
+
+    run = tmp_path / "run"
+    run.mkdir()
+    place = run / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
+    Store.open(place).close()
+    read_only = {"sqlite": f"sqlite:///file:{place}?mode=ro&uri=true", "postgresql": f"{place}?options=-c%20default_transaction_read_only%3Don"}
+    with pytest.raises(ResourceError, match=r"read-?only"):
+        serving.serve(run, read_only[kind], "127.0.0.1", 0, False, lambda _line: None)
+    with Store.open(place) as opened:
+        assert opened.read(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
+        opened.require_writable()

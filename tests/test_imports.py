@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
-    {"errors", "aliases"},
-    {"records", "config", "progress", "crash"},
+    {"errors", "aliases", "terminal"},
+    {"records", "config", "progress", "crash", "outside"},
     {"recipe"},
     {"store"},
     {"data"},
@@ -29,16 +29,17 @@ ORDER = [
     {"pipeline", "callback"},
     {"export", "waiting"},
     {"web", "watching"},
-    {"labelling", "comparing"},
+    {"labelling", "comparing", "accounts"},
     {"cli"},
     {"__main__"},
 ]
 """A room imports only from rooms before it, never from a neighbour; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
-    "errors", "aliases", "crash", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
+    "errors", "aliases", "terminal", "crash", "outside", "records", "config", "progress", "recipe", "store", "data", "feedback", "evals", "health",
     "gates", "preflight", "loading", "reporting", "report", "foreign", "doctor",
     "sizes", "model_checks", "starting", "pipeline", "plan", "waiting", "monitoring", "web", "watching", "labelling", "cli", "arena", "comparing",
+    "accounts",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "peft"}
 ONLY_IN = {

@@ -468,12 +468,11 @@ def test_invitations_make_one_account_each_and_one_owner_stays(store):
     token = store.later(people.invite, "owner", "owner", NOW).result()
     with pytest.raises(DataError, match="taken"):
         store.later(people.join, token, "ann", "hash", NOW).result()
-    store.later(people.join, token, "owner", "hash", NOW).result()
+    store.later(people.join, token, "olga", "hash", NOW).result()
     with pytest.raises(DataError, match="last owner"):
-        store.later(people.change_account, "owner", "rater").result()
+        store.later(people.change_account, "olga", "rater").result()
     store.later(people.change_account, "ann", None, False).result()
-    ann = store.read(people.account, "ann")
-    assert (ann.active, ann.session) == (False, 2)
+    assert not store.read(people.account, "ann").active
 
 
 def test_guidelines_have_versions(store):

@@ -178,6 +178,8 @@ def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_
     assert {j.rater for j in store.judgements()} == {name}
     rows = store.read(lambda c: [str(row) for table in schema.metadata.sorted_tables for row in c.execute(select(table))])
     assert not [row for row in rows if "ann" in row], "the name is nowhere"
+    with pytest.raises(DataError, match="reserved"):
+        store.later(pseudonyms.rename, name, "judge:x").result()
     with pytest.raises(Exception, match="append-only"), ledger.writing(store._engine) as connection:
         connection.execute(text("UPDATE judgements SET rater = 'x'"))
     with pytest.raises(DataError, match="taken"):

@@ -6,7 +6,7 @@ from time import sleep
 
 import httpx
 import pytest
-from conftest import Postgres, new_database, running
+from conftest import new_database, running, running_postgres
 from test_web import client
 
 from towpath.records import Comparison, Completion, Prompt
@@ -20,13 +20,8 @@ RATERS, RESTARTS, PAIRS = 8, 5, 4000
 
 @pytest.fixture
 def own_server():
-    server = Postgres()
-    try:
-        server.start()
+    with running_postgres() as server:
         yield server
-        server.stop()
-    finally:
-        server.remove()
 
 
 def rate(url: str, cookie: dict[str, str], name: str, over: Event) -> tuple[dict[str, str], list[str]]:

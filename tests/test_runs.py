@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import new_database
 
 pytestmark = pytest.mark.slow
 SMALL = [
@@ -60,6 +61,17 @@ def test_a_run_ends_with_reports_and_all_stages_done(whole):
     for name in ("sft", "reward", "policy", "evaluate"):
         assert summary["stages"][name]["gate"]["verdict"] in ("PASS", "FAIL", "UNDECIDED")
     assert list(whole.glob("stages/policy/*/tensorboard/events*"))
+
+
+def test_on_postgresql_the_run_ends_with_the_same_weights_and_labels(whole, tmp_path, postgres_server):
+    run = tmp_path / "run"
+    towpath("new", run, "--recipe", "tiny")
+    with (run / "recipe.toml").open("a", encoding="utf-8") as recipe:
+        recipe.write(f'\n[store]\nurl = "{new_database(postgres_server)}"\n')
+    done = towpath("run", run, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    assert weights(run) == weights(whole)
+    assert results(run) == results(whole)
 
 
 def test_killed_in_every_stage_and_resumed_it_ends_in_the_same_bits(whole, tmp_path):

@@ -364,3 +364,30 @@ finally:
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "policy" in done.stdout, done.stderr
+
+
+def test_a_million_kinds_of_nonsense_are_counted_in_bounded_memory(tmp_path):
+    from benchmarks import malformed
+
+    rows = 100 * len(malformed.KINDS)
+    malformed.write(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "one.jsonl").write_text('{"prompt": "A usable question?"}\n')
+    told = malformed.read(tmp_path)
+    assert (told["counted"], told["usable"], told["lines"]) == (rows, 1, rows)
+    assert told["reasons"] >= 20
+    assert told["mebibytes"] < 50
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path, suffix):
+    from towpath.data import tables
+
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".csv":
+        path.write_text("prompt,response,prompt\nwhy,so,how\n")
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table([["why"], ["so"], ["how"]], names=["prompt", "response", "prompt"]), path)
+    assert list(tables.rows(path)) == [(1, "two columns are called 'prompt'; no row of this file was read")]

@@ -9,21 +9,24 @@ from typing import Annotated
 
 import typer
 
+from towpath.accounts import people_app
 from towpath.comparing import arena_app
 from towpath.labelling import label_app
+from towpath.terminal import out, say
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLHF for teams, from data to an optimized policy."
 )
 app.add_typer(label_app, name="label")
 app.add_typer(arena_app, name="arena")
+app.add_typer(people_app, name="people")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
         from towpath import __version__
 
-        print(f"towpath {__version__}")
+        out(f"towpath {__version__}")
         raise typer.Exit
 
 
@@ -49,10 +52,6 @@ PLACES = {
 """What is said of a place on the disk that will not do."""
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 @app.command(epilog="Example: towpath new my-run --recipe quickstart")
 def new(
     folder: Annotated[Path, typer.Argument(help="the folder to make", show_default=False)],
@@ -62,7 +61,7 @@ def new(
     from towpath import starting
 
     starting.new(folder, recipe)
-    _say(f"{folder}: recipe.toml and data/ are ready. Next: towpath check {folder}")
+    say(f"{folder}: recipe.toml and data/ are ready. Next: towpath check {folder}")
 
 
 @app.command(epilog="Example: towpath check my-run")
@@ -76,7 +75,7 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     settings = recipe.load(run, set_)
     with progress("check"):
         findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
-    print(json.dumps([asdict(f) for f in findings], indent=1) if as_json else preflight.lines(findings) or "nothing to report")
+    out(json.dumps([asdict(f) for f in findings], indent=1) if as_json else preflight.lines(findings) or "nothing to report")
     preflight.require(findings, force)
 
 
@@ -91,7 +90,7 @@ def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
     settings = recipe.load(run, set_)
     with Store.open(place.of(run, settings.store.url)) as store:
         found = planning.labels(settings, run, loading.load_corpus(settings, run), store)
-    print(json.dumps(planning.as_json(found), indent=1) if as_json else planning.told(found))
+    out(json.dumps(planning.as_json(found), indent=1) if as_json else planning.told(found))
 
 
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")
@@ -106,8 +105,8 @@ def run(
         from towpath import progress, recipe, report, waiting
 
         progress.quiet_libraries()
-        waiting.run(recipe.load(run, set_), run, set_ or [], _say, force)
-        print(report.terminal(run))
+        waiting.run(recipe.load(run, set_), run, set_ or [], say, force)
+        out(report.terminal(run))
         return
     _run(run, set_, force)
 
@@ -122,6 +121,7 @@ def serve(
     name: Annotated[list[str] | None, typer.Option(help="with --team: a name the pages are reached by; may be repeated")] = None,
     certificate: Annotated[Path | None, typer.Option(help="with --team: a TLS certificate; without one, a proxy on this machine has it")] = None,
     key: Annotated[Path | None, typer.Option(help="the certificate's key")] = None,
+    proxy: Annotated[list[str] | None, typer.Option(help="with --team: the address of the proxy before this server; may be repeated")] = None,
 ) -> None:
     """The pages in a browser: rate pairs, see figures, invite raters. Starts no stage."""
     from towpath import recipe
@@ -129,7 +129,8 @@ def serve(
     from towpath.web import serving
 
     ledger = str(place.of(run, recipe.load(run, set_).store.url))
-    serving.serve(run, ledger if "://" in ledger else None, host, port, team, _say, serving.Outside(tuple(name or ()), certificate, key), set_ or ())
+    outside = serving.Outside(tuple(name or ()), certificate, key, tuple(proxy or ()))
+    serving.serve(run, ledger if "://" in ledger else None, host, port, team, say, outside, set_ or ())
 
 
 @app.command(epilog="Example: towpath watch my-run")
@@ -159,8 +160,8 @@ def _run(folder: Path, assignments: list[str] | None, force: bool, only: str = "
     from towpath import pipeline, progress, recipe, report
 
     progress.quiet_libraries()
-    pipeline.run(recipe.load(folder, assignments), folder, _say, only, force)
-    print(report.terminal(folder))
+    pipeline.run(recipe.load(folder, assignments), folder, say, only, force)
+    out(report.terminal(folder))
 
 
 @app.command(epilog="Example: towpath status my-run --json")
@@ -172,10 +173,10 @@ def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
 
     state = pipeline.status(recipe.load(run, set_), run)
     if as_json:
-        print(json.dumps(asdict(state), indent=1))
+        out(json.dumps(asdict(state), indent=1))
         return
     for line in pipeline.status_lines(state):
-        print(line)
+        out(line)
 
 
 @app.command(epilog="Example: towpath report my-run")
@@ -186,7 +187,7 @@ def report(run: Run, set_: Set = None, as_json: Json = False) -> None:
 
     settings = recipe.load(run, set_)
     path = reporting.write(run, pipeline.judged(settings, run), settings.name)
-    print((path.parent / "summary.json").read_text() if as_json else path)
+    out((path.parent / "summary.json").read_text() if as_json else path)
 
 
 @app.command(epilog="Example: towpath doctor outputs/trainer_state.json --fact policy.kl.coef=0.05")
@@ -207,7 +208,7 @@ def doctor(
     if html:
         examining.write_page(html, path, told)
     width = min(shutil.get_terminal_size((120, 24)).columns, 140)
-    print(json.dumps(diagnosis.as_json(str(path), told), indent=1) if as_json else diagnosis.lines(told, width))
+    out(json.dumps(diagnosis.as_json(str(path), told), indent=1) if as_json else diagnosis.lines(told, width))
     raise typer.Exit(examining.exit_code(told))
 
 
@@ -228,7 +229,7 @@ def export(
 
     with progress.progress("export"):
         folder = exporting.export(recipe.load(run, set_), run, to, adapter, verify)
-    print(folder)
+    out(folder)
 
 
 @app.command(epilog="Example: towpath explain policy.kl.coef")
@@ -238,12 +239,12 @@ def explain(key: Annotated[str, typer.Argument(help="a recipe key, or part of on
 
     found = recipe.explained(key)
     if as_json:
-        print(json.dumps(found, indent=1, default=str))
+        out(json.dumps(found, indent=1, default=str))
         return
     for row in found:
         usual = f"  usual: {row['usual']}" if row["usual"] else ""
         why = f"  why: {row['why']}" if row["why"] else ""
-        print(f"{row['key']} = {row['default']}\n  {row['meaning']}{usual}{why}")
+        out(f"{row['key']} = {row['default']}\n  {row['meaning']}{usual}{why}")
 
 
 def main() -> None:
@@ -257,10 +258,10 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except TowpathError as error:
         kind = "waiting" if isinstance(error, Waiting) else "error"
-        _say(f"{kind}: {error}")
+        say(f"{kind}: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, EOFError):
-        _say("stopped; nothing that was finished is lost. The same command goes on from here.")
+        say("stopped; nothing that was finished is lost. The same command goes on from here.")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -279,12 +280,12 @@ def _failed(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in PLACES:
         rule, fix = PLACES[error.errno]
         said = "no space left" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
-        _say(f"error: {error.filename or 'disk'}: {said}\n  rule: {rule}\n  fix:  {fix}")
+        say(f"error: {error.filename or 'disk'}: {said}\n  rule: {rule}\n  fix:  {fix}")
         return 1
     from towpath import crash
 
     said, code = crash.lines(error, sys.argv)
-    _say(said)
+    say(said)
     return code
 
 

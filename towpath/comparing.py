@@ -1,11 +1,12 @@
 """`towpath arena …`: two models compared blind, from the shell. Parse and call."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from towpath.terminal import out, say
 
 if TYPE_CHECKING:
     from towpath.recipe import Recipe
@@ -17,10 +18,6 @@ Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the recipe; may be repeated")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
 Number = Annotated[int, typer.Option("--arena", help="the arena's number; 0 for the newest")]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _opened(run: Path, set_: list[str] | None) -> "tuple[Recipe, Store]":
@@ -65,10 +62,10 @@ def arena_start(
     with opened as store:
         made = arena.begin(store, run, arena.Terms(one, other, prompts, threshold, overlap))
     if as_json:
-        print(json.dumps(asdict(made), indent=1))
+        out(json.dumps(asdict(made), indent=1))
         return
-    print(made.number)
-    _say(f"arena {made.number}: {one} against {other}. `towpath serve {run}` lets people judge; `towpath arena judge {run}` asks the judge")
+    out(made.number)
+    say(f"arena {made.number}: {one} against {other}. `towpath serve {run}` lets people judge; `towpath arena judge {run}` asks the judge")
 
 
 @arena_app.command("stats", epilog="Example: towpath arena stats my-run --json")
@@ -82,7 +79,7 @@ def arena_stats(run: Run, set_: Set = None, number: Number = 0, as_json: Json = 
         wanted = _numbered(store, number)
         found = arena.standing(store, wanted)
         told = arena.as_json(found) | {"comparisons": arena.revealed(store, wanted)}
-    print(json.dumps(told, indent=1, ensure_ascii=False) if as_json else arena.lines(found))
+    out(json.dumps(told, indent=1, ensure_ascii=False) if as_json else arena.lines(found))
 
 
 @arena_app.command("stop", epilog="Example: towpath arena stop my-run")
@@ -94,7 +91,7 @@ def arena_stop(run: Run, set_: Set = None, number: Number = 0) -> None:
     with opened as store:
         wanted = _numbered(store, number)
         arena.stop(store, wanted)
-        print(arena.lines(arena.standing(store, wanted)))
+        out(arena.lines(arena.standing(store, wanted)))
 
 
 @arena_app.command("judge", epilog="Example: towpath arena judge my-run --set judge.model=judge-70b")
@@ -112,6 +109,6 @@ def arena_judge(run: Run, set_: Set = None, number: Number = 0, as_json: Json = 
         abstained = arena.ask_judge(store, judge, wanted)
         found = arena.standing(store, wanted)
     told: dict[str, Any] = {"abstained": dict(Counter(a.reason for a in abstained)), **arena.as_json(found)}
-    print(json.dumps(told, indent=1, ensure_ascii=False) if as_json else arena.lines(found))
+    out(json.dumps(told, indent=1, ensure_ascii=False) if as_json else arena.lines(found))
     if abstained:
-        _say(f"no verdict on {len(abstained)}: {', '.join(f'{why} {n}' for why, n in told['abstained'].items())}")
+        say(f"no verdict on {len(abstained)}: {', '.join(f'{why} {n}' for why, n in told['abstained'].items())}")

@@ -38,7 +38,9 @@ def _written(error: Exception, arguments: list[str]) -> str:
     name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for folder in (*([run] if run else []), Path(tempfile.gettempdir())):
         try:
-            (folder / name).write_text(text, encoding="utf-8")
+            # A traceback may name what a command was given, so that only its owner may read it; "x" follows no link of another's in /tmp.
+            with open(folder / name, "x", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.write(text)
             return str(folder / name)
         except OSError:
             continue

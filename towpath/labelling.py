@@ -1,11 +1,12 @@
 """`towpath label …`: the preference ledger from the shell. Parse and call."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from towpath.terminal import out, say
 
 if TYPE_CHECKING:
     from towpath.recipe import Recipe
@@ -18,10 +19,6 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
 SHOWN = 20
 OTHERS = "pairs, conversational, transcripts, comparisons, argilla, label-studio"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _opened(run: Path, set_: list[str] | None) -> "tuple[Recipe, Store]":
@@ -52,18 +49,18 @@ def label_export(
     _, opened = _opened(run, set_)
     with opened as store:
         if as_ == "sheet":
-            _say(f"{export_pairs(store, to, all_, () if all_ else pipeline.samples(run))} comparisons written to {to}")
+            say(f"{export_pairs(store, to, all_, () if all_ else pipeline.samples(run))} comparisons written to {to}")
             return
         if as_ == "demonstrations":
             found, waiting = store.written(), store.read(verdicts.unreviewed)
             examples.write_examples(to, found)
-            _say(f"{len(found)} demonstrations written to {to}; in data/demonstrations/ the next run learns from them")
+            say(f"{len(found)} demonstrations written to {to}; in data/demonstrations/ the next run learns from them")
             if waiting:
-                _say(f"{waiting} better answers wait for approval on the page /owner/answers and are not among them")
+                say(f"{waiting} better answers wait for approval on the page /owner/answers and are not among them")
             return
         written = formats.write_preferences(store, to, as_)  # pyright: ignore[reportArgumentType]
     _list(written.left_out, "comparisons left out")
-    _say(f"{written.rows} comparisons written to {to}")
+    say(f"{written.rows} comparisons written to {to}")
 
 
 @label_app.command("import", epilog="Example: towpath label import my-run pairs.jsonl --rater ann")
@@ -84,23 +81,23 @@ def label_import(
     with opened as store:
         if as_ == "sheet":
             added, known = import_judgements(store, path, rater)
-            _say(f"{added} judgements added, {known} were there already")
+            say(f"{added} judgements added, {known} were there already")
             return
         found = formats.read_preferences(path, as_, rater=rater or "")  # pyright: ignore[reportArgumentType]
         _list(found.refused, "rows refused")
         rows = [refused.refused_row("preferences", *row.split(": ", 1)) for row in found.refused]
         if listed := refused.write(run, rows, refused.IMPORT_FILE):
-            _say(f"  {listed}")
+            say(f"  {listed}")
         counts = formats.add(store, found)
-    _say("added: " + ", ".join(f"{count} {part}" for part, count in counts.items()) + f"; {len(found.refused)} rows refused")
+    say("added: " + ", ".join(f"{count} {part}" for part, count in counts.items()) + f"; {len(found.refused)} rows refused")
 
 
 def _list(rows: list[str], what: str) -> None:
     """The first of what could not be used, and how many there are."""
     for row in rows[:SHOWN]:
-        _say(f"  {row}")
+        say(f"  {row}")
     if len(rows) > SHOWN:
-        _say(f"  … of {len(rows)} {what}")
+        say(f"  … of {len(rows)} {what}")
 
 
 @label_app.command("judge", epilog="Example: towpath label judge my-run --set judge.model=judge-70b")
@@ -135,7 +132,7 @@ def label_judge(
                 "abstained": dict(Counter(a.reason for a in abstained)),
                 "dollars": round(store.account(judging.rater(judge)).total(), 6),
             }
-    print(json.dumps(told, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in told.items()))
+    out(json.dumps(told, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in told.items()))
 
 
 @label_app.command("stats", epilog="Example: towpath label stats my-run --json")
@@ -148,4 +145,4 @@ def label_stats(run: Run, set_: Set = None, as_json: Json = False) -> None:
     _, opened = _opened(run, set_)
     with opened as store:
         told = figures.of(store)
-    print(json.dumps(asdict(told), indent=1) if as_json else figures.lines(told))
+    out(json.dumps(asdict(told), indent=1) if as_json else figures.lines(told))

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from towpath.terminal import plain, say
+
 INTERVAL = 8.0
 """Seconds between two lines; with the clock of the thread that writes them it is never more than ten."""
 ENOUGH = 0.02
@@ -65,9 +67,9 @@ class Progress:
 def note(line: str) -> None:
     """A line for the user while work goes on; above the bars, where there are any."""
     if _bars:
-        _bars[-1].console.print(line, markup=False, highlight=False)
+        _bars[-1].console.print(plain(line), markup=False, highlight=False)
     else:
-        print(f"  {line}", file=sys.stderr, flush=True)
+        say(f"  {line}")
 
 
 def quiet_libraries() -> None:
@@ -121,7 +123,7 @@ def _write_lines(ended: threading.Event) -> None:
         works = [*_open]
         line = "; ".join(work.line(works[0].title if work is not works[0] else "") for work in works)
         with suppress(ValueError, OSError):  # standard error was closed
-            print(f"  {line}", file=sys.stderr, flush=True)
+            say(f"  {line}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from towpath.stages import answers, policy
 from towpath.stages.job import Job, read_rows
 from towpath.store.publish import alone, replace_file
 from towpath.store.store import Store
+from towpath.terminal import say
 
 FORM = 2
 """Raised where a training's folder comes to mean something else: an earlier one is not taken up."""
@@ -109,7 +109,7 @@ def train(
             job.findings += _noticed(recipe, 0 if on_pairs else len(texts) - len(asked))
             job.findings += model_checks.of_experts(recipe, Path(base.find(recipe.model.source, job.run)))
             if job.findings:
-                print(preflight.lines(job.findings), file=sys.stderr)
+                say(preflight.lines(job.findings))
             result = policy.run(job)
             replace_file(_done(job), json.dumps({"result": result, "findings": [as_row(finding) for finding in job.findings]}))
     return Trained(job, json.loads(_done(job).read_text())["result"])

@@ -17,6 +17,7 @@ from towpath.monitoring.samples import TUNED, model_at
 from towpath.monitoring.thinning import levels
 from towpath.monitoring.watched import Training, Watched, turned
 from towpath.reporting.wording import number, percent
+from towpath.terminal import plain
 
 EVERY = 1.0
 """Seconds between two pictures."""
@@ -65,7 +66,7 @@ def picture(watched: Watched, console: Console) -> RenderableType:
 
 
 def _title(watched: Watched, name: str) -> Text:
-    text = Text(watched.run.resolve().name, "bold")
+    text = Text(plain(watched.run.resolve().name), "bold")
     for stage in watched.trainings:
         text.append("  ")
         text.append(f"{stage} {watched.state(stage)}", "bold cyan" if stage == name else "dim")
@@ -128,13 +129,13 @@ def _findings(training: Training) -> Text | None:
     found = sorted(training.findings, key=lambda row: -order.index(row["severity"]) if row.get("severity") in order else 0)
     text = Text("findings", "dim")
     for row in found[:SHOWN_FINDINGS]:
-        text.append(f"\n{row.get('severity')} ", SEVERITIES.get(str(row.get("severity")), ""))
-        text.append(f"{row.get('code')}", "bold")
-        text.append(f"  {row.get('evidence', '')}")
+        text.append(plain(f"\n{row.get('severity')} "), SEVERITIES.get(str(row.get("severity")), ""))
+        text.append(plain(f"{row.get('code')}"), "bold")
+        text.append(plain(f"  {row.get('evidence', '')}"))
         if row.get("remedy"):
-            text.append(f"\n    {row['remedy']}", "dim")
+            text.append(plain(f"\n    {row['remedy']}"), "dim")
     if len(found) > SHOWN_FINDINGS:
-        text.append(f"\n{len(found) - SHOWN_FINDINGS} more", "dim")
+        text.append(plain(f"\n{len(found) - SHOWN_FINDINGS} more"), "dim")
     return text
 
 
@@ -143,9 +144,9 @@ def _turns(training: Training) -> Text | None:
         return None
     text = Text("turns of knobs", "dim")
     for row in training.turns[-SHOWN_TURNS:]:
-        text.append(f"\nafter step {row['step']}  ", "dim")
+        text.append(plain(f"\nafter step {row['step']}  "), "dim")
         text.append(turned(row), "bold magenta")
-        text.append(f"  {row.get('reason') or ''}")
+        text.append(plain(f"  {row.get('reason') or ''}"))
     return text
 
 
@@ -156,9 +157,9 @@ def _samples(training: Training) -> Text | None:
     said = [(asked, asked.steps[newest]) for asked in training.samples.asked.values() if newest in asked.steps][:SHOWN_SAMPLES]
     text = Text(f"samples of {'the ' if newest == TUNED else ''}{model_at(newest)}", "dim")
     for asked, version in said:
-        text.append(f"\n{_line(asked.prompt, 100)}", "bold")
-        text.append(f"  reward {number(version.reward)}", "dim")
-        text.append(f"\n    {_line(version.text, 240)}")
+        text.append(plain(f"\n{_line(asked.prompt, 100)}"), "bold")
+        text.append(plain(f"  reward {number(version.reward)}"), "dim")
+        text.append(plain(f"\n    {_line(version.text, 240)}"))
     return text
 
 

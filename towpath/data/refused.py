@@ -2,9 +2,11 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +37,7 @@ class RefusedRow:
 def refused_row(part: Part, position: str, reason: str) -> RefusedRow:
     """A refused row at a position such as `file:line`."""
     file, _, line = position.rpartition(":")
-    return RefusedRow(part, file, int(line), reason)
+    return RefusedRow(part, sys.intern(file), int(line), sys.intern(reason))  # of a million rows, most have a file and a reason in common
 
 
 def by_reason(rows: Iterable[RefusedRow]) -> Counter[str]:
@@ -85,7 +87,7 @@ def write(run: Path, rows: Sequence[RefusedRow], name: str = FILE) -> str:
     path = run / name
     try:
         if rows:
-            replace_file(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+            replace_file(path, (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
             return f"all are listed in {path}"
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -93,6 +95,7 @@ def write(run: Path, rows: Sequence[RefusedRow], name: str = FILE) -> str:
     return ""
 
 
+@lru_cache(maxsize=4096)
 def _kind(reason: str) -> str:
     """A reason without the values, names and notes that differ from row to row; limits of the recipe stay."""
     plain = re.sub(r" \([^)]*\)", "", reason)

@@ -142,7 +142,12 @@ def _parquet(content: bytes) -> Rows:
 
     number = 0
     try:
-        for batch in parquet.ParquetFile(pyarrow.BufferReader(content)).iter_batches():
+        file = parquet.ParquetFile(pyarrow.BufferReader(content))
+        names = file.schema_arrow.names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            yield 1, f"two columns are called {twice!r}; no row of this file was read"
+            return
+        for batch in file.iter_batches():
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import httpx
 
+from towpath import outside
 from towpath.config import secret
 from towpath.errors import RecipeError, ResourceError
 from towpath.feedback.purse import Price, Purse, Spent, at_most, estimated
@@ -23,7 +24,6 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 LONGEST_WAIT = 300.0
 """Seconds a server may ask for; a call that should wait longer is given up."""
-LARGEST_REPLY = 4 * 2**20
 TEMPLATE = 64
 """Tokens that a chat template may add to a message."""
 FORMS = ("json_schema", "json_object", "text")
@@ -108,8 +108,9 @@ class Endpoint:
 
     def __init__(self, settings: JudgeSettings, purse: Purse) -> None:
         self.settings, self.purse = checked(settings), purse
-        limits = httpx.Limits(max_connections=settings.concurrency)
-        self._client = httpx.Client(headers=_authorization(settings.api_key), timeout=settings.timeout, limits=limits)
+        self._key = _key(settings.api_key)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._client = outside.Client(settings.timeout, settings.concurrency, headers)
         self._address = settings.base_url.rstrip("/") + "/chat/completions"
         self._form, self._length = 0, "max_tokens"
         self._lock, self._closing = Lock(), Event()
@@ -171,7 +172,7 @@ class Endpoint:
                 with self._lock:
                     self._form, self._length = max(self._form, form), length
                 return _object(body)
-            said = _complaint(body)
+            said = outside.without(self._key, _complaint(body))
             misread = status in (400, 422, 501) or "response_format" in said  # llama-cpp-python says 500 to what it does not know
             if misread and length == "max_tokens" and "max_completion_tokens" in said:
                 length = "max_completion_tokens"
@@ -187,22 +188,18 @@ class Endpoint:
 
     def _posted(self, request: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
         """Status, headers and body, all within the time that one call may take."""
-        until, body = time.monotonic() + self.settings.timeout, bytearray()
         try:
-            with self._client.stream("POST", self._address, json=request) as response:
-                for part in response.iter_bytes():
-                    body += part
-                    if time.monotonic() > until:
-                        raise _Later(f"no whole answer in {self.settings.timeout:g} s", billed=True)
-                    if len(body) > LARGEST_REPLY:
-                        raise _Later(f"an answer of more than {LARGEST_REPLY} bytes", billed=True)
-                return response.status_code, response.headers, bytes(body)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            reply = self._client.post(self._address, json.dumps(request).encode())
+        except outside.NoConnection as error:
             raise _Later(f"no connection to {self._address} ({error})") from None
-        except httpx.TimeoutException:
-            raise _Later(f"no answer in {self.settings.timeout:g} s", billed=True) from None
-        except httpx.HTTPError as error:
-            raise _Later(f"the connection broke ({error})", billed=True) from None
+        except outside.BrokenOff as error:
+            raise _Later(str(error), billed=True) from None
+        except outside.Forbidden as error:
+            fix = "correct judge.base_url"
+            raise ResourceError(
+                f"{self._address}: {error}", "a judge is a server for models, not an address of this network's own link", fix
+            ) from None
+        return reply.status, reply.headers, reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body
 
     def _request(self, messages: list[Message], schema: dict[str, Any], seed: int, form: int, length: str) -> dict[str, Any]:
         s = self.settings
@@ -220,16 +217,16 @@ class Endpoint:
             message = choice["message"]
             content, refusal = message.get("content"), message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise _Later(f"an answer without a choice: {str(answer)[:120]}", billed=True) from None
+            raise _Later(f"an answer without a choice: {outside.without(self._key, str(answer))[:120]}", billed=True) from None
         if isinstance(content, list):
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-        text = content if isinstance(content, str) else ""
+        text = outside.without(self._key, content if isinstance(content, str) else "")
         read, written, counted = _usage(answer.get("usage"))
         if not counted:
             read, written = sum(estimated(m["content"]) for m in messages), estimated(text)
         dollars = self.settings.price.of(read, written)
         if refusal or choice.get("finish_reason") == "content_filter":
-            raise Unanswered("refused", str(refusal or "the server's content filter")[:200], dollars)
+            raise Unanswered("refused", outside.without(self._key, str(refusal or "the server's content filter"))[:200], dollars)
         return Reply(text, choice.get("finish_reason") != "length", read, written, dollars, counted)
 
     def _rest(self, attempt: int) -> None:
@@ -247,12 +244,12 @@ class Endpoint:
             self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
 
 
-def _authorization(reference: str) -> dict[str, str]:
+def _key(reference: str) -> str:
     key = secret(reference, "judge.api_key") if reference else ""
     if not (key.isascii() and key.isprintable()):
         rule = "a key is one line of plain characters"
         raise RecipeError(f"judge.api_key = {reference!r} refers to more than a key", rule, "look at what is there")
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    return key
 
 
 def _object(body: bytes) -> dict[str, Any]:

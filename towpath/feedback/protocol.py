@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from towpath import outside
 from towpath.errors import DataError
 from towpath.feedback.endpoint import Message
 
@@ -139,7 +140,7 @@ def verdict(reply: str, whole: bool = True) -> Verdict:
         if place in ("first", "second"):
             raise Unreadable(f"strength {str(strength)[:40]!r} is not 1, 2 or 3")
         strength = 1
-    return Verdict(str(told.get("explanation", ""))[:QUOTED], place, int(strength))
+    return Verdict(outside.storable(str(told.get("explanation", ""))[:QUOTED]), place, int(strength))
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

@@ -1,22 +1,22 @@
 """Rewards that are no model: rules, a Python function of one's own, an HTTP endpoint.  All take prompts and answers, and give a score each."""
 
-import http.client
 import importlib
 import json
+import os
 import re
 import reprlib
 import secrets
 import time
 import traceback
-import urllib.error
 import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from towpath import outside
 from towpath.errors import RecipeError, RewardError
 from towpath.rewards import calling, marks
 from towpath.rewards.calling import NO_COLUMNS, Columns
@@ -144,20 +144,29 @@ def over_http(address: str, prompts: Sequence[str], answers: Sequence[str]) -> l
 
 
 def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
-    request = urllib.request.Request(address, json.dumps(content).encode(), {"Content-Type": "application/json"})
     said = ""
     for attempt in range(TRIES):
         if attempt:
             time.sleep(2.0**attempt / 2)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
-                return list(json.load(reply)["scores"])
-        except urllib.error.HTTPError as error:
-            told = " ".join(error.read(SHOWN).decode(errors="replace").split())
-            said = f"{error.code} {error.reason}" + (f": {told}" if told else "")
-            if error.code < 500 and error.code != 429:
-                break
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            reply = _client(os.getpid()).post(address, json.dumps(content).encode())
+            if reply.status == 200:
+                return list(json.loads(reply.body)["scores"])
+        except outside.Forbidden as error:
+            said = str(error)
+            break
+        except (outside.NoConnection, outside.BrokenOff, RecursionError, ValueError, KeyError, TypeError) as error:
             said = f"{type(error).__name__}: {error}"
-    fix = "start the server, or mend the address and start again; the run goes on from the last checkpoint"
+            continue
+        told = " ".join(reply.body[:SHOWN].decode(errors="replace").split())
+        moved = f" to {reply.headers.get('location', '?')}, which is not followed: name it itself" if 300 <= reply.status < 400 else ""
+        said = f"{reply.status}{moved}" + (f": {told}" if told else "")
+        if reply.status < 500 and reply.status != 429:
+            break
+    fix = "start the server, or correct the address, and start again; the run goes on from the last checkpoint"
     raise RewardError(f"{address}: {said}", 'it must answer {"prompts", "answers"} with {"scores"}', fix)
+
+
+@cache
+def _client(_process: int) -> outside.Client:
+    return outside.Client(TIMEOUT)

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 
+from towpath import terminal
 from towpath.config import flat
 from towpath.errors import ResourceError
 from towpath.recipe import Recipe, Track
@@ -121,7 +122,7 @@ def opened(recipe: Recipe, run: Path, stage: str, folder: Path, say: Callable[[s
     close()
     begun = [(name, begin) for name, begin in BEGIN.items() if getattr(recipe.track, name)]
     place = Place(recipe, run.resolve(), stage, folder)
-    _open = Trackers([Courier(name, lambda begin=begin: begin(place), say or _say) for name, begin in begun])
+    _open = Trackers([Courier(name, lambda begin=begin: begin(place), say or terminal.say) for name, begin in begun])
     return _open
 
 
@@ -146,10 +147,6 @@ def require(track: Track) -> None:
     """Raise where a tracker that is asked for is not installed."""
     for finding in missing(track):
         raise ResourceError(finding.evidence, finding.cause, finding.remedy)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 class Place:

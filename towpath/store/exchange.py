@@ -160,7 +160,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 def json_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """The objects of JSON lines, each with its line; a line that holds none is told as a string."""
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(io.BytesIO(content.removeprefix(b"\xef\xbb\xbf")), start=1):
         if not line.strip():
             continue
         try:
@@ -188,6 +188,9 @@ def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str
         for cells in reader:
             if cells and header is None:
                 header = [cell.strip() for cell in cells]
+                if twice := next((name for name in header if header.count(name) > 1), None):
+                    yield begins, f"two columns are called {twice!r}; no row of this file was read"
+                    return
             elif cells and header is not None:
                 wrong = len(cells) > len(header) or (len(cells) < len(header) and not short_rows)
                 uneven = f"{len(cells)} cells under {len(header)} headings; text with a comma or a line break needs quotes"

@@ -1,10 +1,12 @@
 """The file or server under a Store: opened durably, migrated, its failures told in the house's words."""
 
 import json
+import os
 import re
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from towpath.errors import DataError, ResourceError, RowRefused, TowpathError
 from towpath.store.publish import fault
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
+PRIVATE = 0o600
 PATIENCE = 30  # seconds to wait for another process that writes
 AWAY = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58")
 """PostgreSQL's codes of a server that is away, read-only, full, locked or not for us: trying again later may succeed."""
@@ -40,6 +43,7 @@ def engine_of(place: Path | str) -> Engine:
         path = Path(url.database)
         _require_local(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _require_private(path)
     engine = create_engine(url, connect_args={"timeout": PATIENCE}, json_serializer=_json)
     event.listen(engine, "connect", _durable)
     event.listen(engine, "begin", _begin)
@@ -142,7 +146,7 @@ def _explained_file(place: str, error: BaseException | None) -> TowpathError | N
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return ResourceError(f"{place}: another process has been writing for {PATIENCE} s", "one writes at a time", "wait for it, or stop it")
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return ResourceError(f"{place}: {error}", "the ledger and its folder must be writable", "correct the path or its permissions")
+        return ResourceError(f"{place}: {error}", "the ledger and its folder must be writable", "correct the path, its permissions or its mount")
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL):
         return ResourceError(f"{place}: {error}", "the ledger's disk must be readable and writable", "check the disk, then start again")
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
@@ -197,6 +201,21 @@ def _require_local(path: Path) -> None:
     kind = kind_of_disk(path, mounts.read_text(encoding="utf-8", errors="surrogateescape")) if mounts.is_file() else ""
     if kind in NETWORK:
         raise ResourceError(f"{path}: on a network disk ({kind})", "SQLite's locks do not hold there", "use a local disk")
+
+
+def _require_private(path: Path) -> None:
+    """A ledger holds password hashes, so that only its owner may read it; SQLite gives -wal and -shm the mode of the file itself."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
+    except FileExistsError:
+        pass
+    except OSError:
+        return  # SQLite names the path and the reason
+    for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        with suppress(OSError):  # gone meanwhile, another user's, or on a read-only disk
+            found = file.stat()
+            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
+                file.chmod(PRIVATE)
 
 
 def kind_of_disk(path: Path, mounts: str) -> str:

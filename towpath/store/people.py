@@ -1,28 +1,29 @@
-"""Accounts, invitations and guidelines. Passwords and tokens are kept as digests only; hashing passwords is the caller's."""
+"""Accounts, invitations, resets of passwords, and guidelines. Passwords and tokens are kept as digests only; hashing passwords is the caller's."""
 
-import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from sqlalchemy import Connection, func, select
 
 from towpath.errors import DataError
-from towpath.store import schema, statements, tallies
+from towpath.store import audit, names, schema, sessions, statements, tallies
+from towpath.store.sessions import digest
 
 Role = Literal["owner", "rater", "viewer"]
 
-INVITED_FOR = 7 * 24 * 3600.0  # seconds
+INVITED_FOR = 7 * 24 * 3600.0
+RESET_FOR = 24 * 3600.0
+"""Seconds for which a link is good."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A person who may sign in. A cookie is good while `session` is what it was when it was made."""
+    """A person who may sign in."""
 
     name: str
     role: Role
     password: str
-    session: int = 1
     active: bool = True
     at: str = ""
 
@@ -39,8 +40,18 @@ class Invitation:
 
 
 @dataclass(frozen=True, slots=True)
+class Reset:
+    """A link that sets one password anew."""
+
+    digest: str
+    account: str
+    by: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Guideline:
-    """What raters are asked to go by; every change is a new version."""
+    """What raters go by; every change is a new version."""
 
     version: int
     text: str
@@ -64,30 +75,112 @@ def add_account(connection: Connection, name: str, role: Role, password: str) ->
     """A new account; its password comes hashed."""
     if account(connection, name) is not None:
         raise DataError(f"{name}: taken", "every account has a name of its own", "choose another")
-    made = Account(name, role, password, 1, True, tallies.now())
-    row = {"name": name, "role": role, "password": password, "session": 1, "active": 1, "at": made.at}
-    connection.execute(schema.accounts.insert(), row)
+    made = Account(name, role, password, True, tallies.now())
+    connection.execute(schema.accounts.insert(), asdict(made) | {"active": 1})
     return made
 
 
-def change_account(connection: Connection, name: str, role: Role | None = None, active: bool | None = None, password: str | None = None) -> None:
-    """Another role or password, closed, or open again; whoever is signed in under it must sign in anew. One owner stays."""
-    found = account(connection, name)
-    if found is None:
-        raise DataError(f"{name}: no such account", "an account that is changed exists", "load the page again")
+def change_account(
+    connection: Connection, name: str, role: Role | None = None, active: bool | None = None, password: str | None = None, by: str = ""
+) -> None:
+    """Another role or password, closed, or open again; the account is signed out everywhere. One owner stays."""
+    found = _existing(connection, name)
     new_role, new_active = role or found.role, found.active if active is None else active
     others = [other for other in accounts(connection) if other.role == "owner" and other.active and other.name != name]
     if found.role == "owner" and not others and (new_role != "owner" or not new_active):
         raise DataError(f"{name}: the last owner", "someone must be able to invite and to set", "make another owner first")
-    new = {"role": new_role, "active": int(new_active), "session": found.session + 1, "password": password or found.password}
+    new = {"role": new_role, "active": int(new_active), "password": password or found.password}
     connection.execute(schema.accounts.update().where(schema.accounts.c.name == name).values(**new))
+    sessions.end_all(connection, name)
+    if not new_active:
+        sessions.forget_devices(connection, name)
+        _drop_resets(connection, name)
+    if by:
+        old, now = ({"role": one, "may sign in": open_} for one, open_ in ((found.role, found.active), (new_role, new_active)))
+        audit.record(connection, by, "change account", name, old, now)
+
+
+def set_password(connection: Connection, name: str, password: str, by: str, action: str = "change password") -> None:
+    """Another password, which comes hashed; the account is signed out everywhere and open links to reset it are dropped."""
+    _existing(connection, name)
+    connection.execute(schema.accounts.update().where(schema.accounts.c.name == name).values(password=password))
+    ended = sessions.end_all(connection, name)
+    _drop_resets(connection, name)
+    audit.record(connection, by, action, name, after={"sessions ended": ended})
+
+
+def _existing(connection: Connection, name: str) -> Account:
+    found = account(connection, name)
+    if found is None:
+        raise DataError(f"{name}: no such account", "an account that is changed exists", "see `towpath people list RUN` or the page People")
+    return found
+
+
+def begin_session(connection: Connection, account: Account, at: float, old: str = "", device: str = "", address: str = "") -> str:
+    """A session's token for an account as it was when its password was checked. The browser's old session ends, and it is known from now on."""
+    found = _existing(connection, account.name)
+    if not found.active or found.password != account.password:
+        raise DataError(f"{account.name}: changed meanwhile", "the account was closed or has another password", "sign in again")
+    sessions.end(connection, old)
+    if device:
+        sessions.remember(connection, device, account.name, at)
+    if address:
+        audit.record(connection, account.name, "sign in", after={"from": address})
+    return sessions.start(connection, account.name, at)
+
+
+def visitor(connection: Connection, session: str) -> tuple[sessions.Session, Account] | None:
+    """A session by its digest, with its account while that may sign in."""
+    found = sessions.find(connection, session)
+    owner = account(connection, found.account) if found is not None else None
+    return (found, owner) if found is not None and owner is not None and owner.active else None
+
+
+def leave(connection: Connection, account: str, session: str) -> None:
+    """Sign one browser out."""
+    sessions.end(connection, session)
+    audit.record(connection, account, "sign out")
+
+
+def offer_reset(connection: Connection, name: str, by: str, at: float) -> str:
+    """The token of a link that sets an account's password anew; an earlier one is good no longer."""
+    found = _existing(connection, name)
+    if not found.active:
+        raise DataError(f"{name}: closed", "a closed account signs in with no password", "open it first")
+    _drop_resets(connection, name)
+    token = secrets.token_urlsafe(24)
+    connection.execute(schema.resets.insert(), {"digest": digest(token), "account": name, "by": by, "until": at + RESET_FOR})
+    audit.record(connection, by, "reset link", name)
+    return token
+
+
+def reset_of(connection: Connection, token: str, at: float) -> Reset | None:
+    """What a link resets, while it is good."""
+    table = schema.resets
+    row = connection.execute(select(table).where(table.c.digest == digest(token), table.c.until > at)).mappings().one_or_none()
+    return Reset(**row) if row is not None else None
+
+
+def reset(connection: Connection, token: str, password: str, at: float) -> Account:
+    """Set the password that a link is for; the link is used up, and browsers known before are not known any more."""
+    found = reset_of(connection, token, at)
+    if found is None:
+        raise DataError("this link", "a link resets one password, within a day", "ask the owner for another")
+    set_password(connection, found.account, password, found.account, "reset password")
+    sessions.forget_devices(connection, found.account)
+    return _existing(connection, found.account)
+
+
+def _drop_resets(connection: Connection, name: str) -> None:
+    connection.execute(schema.resets.delete().where(schema.resets.c.account == name))
 
 
 def invite(connection: Connection, role: Role, by: str, at: float) -> str:
-    """A new invitation's token, which is told once and not kept."""
+    """A new invitation's token, which is returned once and not stored."""
     token = secrets.token_urlsafe(24)
     row = {"digest": digest(token), "role": role, "by": by, "until": at + INVITED_FOR, "used_by": ""}
     connection.execute(schema.invitations.insert(), row)
+    audit.record(connection, by, "invite", after={"role": role})
     return token
 
 
@@ -105,24 +198,30 @@ def invitations(connection: Connection, at: float) -> list[Invitation]:
     return [Invitation(**row) for row in connection.execute(query).mappings()]
 
 
-def withdraw(connection: Connection, digest_: str) -> None:
+def withdraw(connection: Connection, digest_: str, by: str = "") -> None:
     """An invitation is good no longer."""
-    connection.execute(schema.invitations.delete().where(schema.invitations.c.digest == digest_, schema.invitations.c.used_by == ""))
+    table = schema.invitations
+    gone = connection.execute(table.delete().where(table.c.digest == digest_, table.c.used_by == "")).rowcount
+    if gone and by:
+        audit.record(connection, by, "withdraw invitation")
 
 
 def join(connection: Connection, token: str, name: str, password: str, at: float) -> Account:
-    """Make the account that an invitation promises; the link is spent with it."""
-    found = invitation(connection, token, at)
-    if found is None:
-        raise DataError("this invitation", "a link makes one account, within seven days", "ask the owner for another")
-    made = add_account(connection, name, found.role, password)
-    connection.execute(schema.invitations.update().where(schema.invitations.c.digest == found.digest).values(used_by=name))
+    """Make the account that an invitation promises; the link is used up with it."""
+    found = invited(connection, token, name, at)
+    made = add_account(connection, names.require(name, (known.name for known in accounts(connection))), found.role, password)
+    connection.execute(schema.invitations.update().where(schema.invitations.c.digest == found.digest).values(used_by=made.name))
+    audit.record(connection, made.name, "join", made.name, after={"role": made.role, "invited by": found.by})
     return made
 
 
-def digest(token: str) -> str:
-    """What is kept of a token."""
-    return hashlib.sha256(token.encode()).hexdigest()
+def invited(connection: Connection, token: str, name: str, at: float) -> Invitation:
+    """The invitation of a token, which must be good, as the name must be free: all that can be refused before a password is hashed."""
+    found = invitation(connection, token, at)
+    if found is None:
+        raise DataError("this invitation", "a link makes one account, within seven days", "ask the owner for another")
+    names.require(name, (known.name for known in accounts(connection)))
+    return found
 
 
 def guideline(connection: Connection, version: int | None = None) -> Guideline:
@@ -146,4 +245,5 @@ def put_guideline(connection: Connection, text: str, by: str) -> Guideline:
     last = connection.scalar(select(func.max(schema.guidelines.c.version))) or 0
     made = Guideline(last + 1, text, by, tallies.now())
     connection.execute(schema.guidelines.insert(), {"version": made.version, "text": text, "by": by, "at": made.at})
+    audit.record(connection, by, "guidelines", str(made.version), {"version": last}, {"version": made.version})
     return made

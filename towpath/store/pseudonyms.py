@@ -8,27 +8,28 @@ import secrets
 from sqlalchemy import Connection, func, select, text
 
 from towpath.errors import DataError
-from towpath.store import schema
+from towpath.store import names, schema
 
-NAMED = (
-    ("seats", "rater"), ("tallies", "rater"), ("flags", "rater"), ("written", "rater"), ("trials", "rater"), ("acknowledgements", "rater"),
-    ("takeouts", "rater"), ("takeouts", "by"), ("guidelines", "by"), ("invitations", "by"), ("invitations", "used_by"), ("arenas", "by"),
-    ("sessions", "account"), ("accounts", "name"),
+NAMED = tuple(
+    (table, table.c[column])
+    for table, columns in (
+        (schema.seats, "rater"), (schema.tallies, "rater"), (schema.flags, "rater"), (schema.written, "rater"), (schema.trials, "rater"),
+        (schema.acknowledgements, "rater"), (schema.takeouts, "rater by"), (schema.guidelines, "by"), (schema.invitations, "by used_by"),
+        (schema.arenas, "by"), (schema.sessions, "account"), (schema.devices, "account"), (schema.resets, "account by"), (schema.accounts, "name"),
+    )
+    for column in columns.split()
 )  # fmt: skip
-"""Tables and columns that hold names of people, `judgements` apart; those that a ledger does not have are passed over."""
+"""Columns that hold names of people, those of `judgements` and of the audit log apart; the log keeps the names that it was told."""
 
 
-def rename(connection: Connection, old: str, new: str) -> None:
-    """Give a person another name in every row."""
-    if _known(connection, new) or not new.strip():
-        raise DataError(f"{new}: taken", "every person has a name of their own", "choose another")
-    if not _known(connection, old):
-        raise DataError(f"{old}: no such person", "a person who is renamed has an account or has judged", "load the page again")
-    _rename_judge(connection, old, new)
-    for name, column in NAMED:
-        table = schema.metadata.tables.get(name)
-        if table is not None:
-            connection.execute(table.update().where(table.c[column] == old).values({column: new}))
+def rename(connection: Connection, old: str, new: str) -> str:
+    """Give a person another name in every row; the name as it is stored."""
+    others = connection.scalars(select(schema.accounts.c.name).where(schema.accounts.c.name != old)).all()
+    name = names.require(new, others)
+    if _known(connection, name):
+        raise DataError(f"{name}: taken", "every person has a name of their own", "choose another")
+    _replace(connection, old, name)
+    return name
 
 
 def remove(connection: Connection, name: str) -> str:
@@ -39,12 +40,19 @@ def remove(connection: Connection, name: str) -> str:
     if role == "owner" and owners == 1:
         raise DataError(f"{name}: the last owner", "someone must be able to invite and to set", "make another owner first")
     pseudonym = f"person-{secrets.token_hex(4)}"
-    rename(connection, name, pseudonym)
-    if "sessions" in schema.metadata.tables:
-        sessions = schema.metadata.tables["sessions"]
-        connection.execute(sessions.delete().where(sessions.c.account == pseudonym))
+    _replace(connection, name, pseudonym)
+    for table in (schema.sessions, schema.devices, schema.resets):
+        connection.execute(table.delete().where(table.c.account == pseudonym))
     connection.execute(accounts.delete().where(accounts.c.name == pseudonym))
     return pseudonym
+
+
+def _replace(connection: Connection, old: str, new: str) -> None:
+    if not _known(connection, old):
+        raise DataError(f"{old}: no such person", "a person who is renamed has an account or has judged", "load the page again")
+    _rename_judge(connection, old, new)
+    for table, column in NAMED:
+        connection.execute(table.update().where(column == old).values({column.name: new}))
 
 
 def _known(connection: Connection, name: str) -> bool:

@@ -10,8 +10,8 @@ import secrets
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from towpath.errors import DataError, ResourceError
@@ -56,13 +56,14 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def replace_file(path: Path, text: str) -> None:
-    """A small file with new content, or with its old one, never with half."""
+def replace_file(path: Path, text: str | Iterable[str]) -> None:
+    """A file with new content, in one piece or in parts as they come, or with its old one, never with half."""
     aside = _aside(path)
     with _room(path):
         try:
             _make(path.parent)
-            aside.write_text(text, encoding="utf-8")
+            with aside.open("w", encoding="utf-8") as file:
+                file.writelines((text,) if isinstance(text, str) else text)
             fault("write")
             _sync(aside)
             fault("fsync")
@@ -158,10 +159,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _private(path: str, flags: int) -> int:
+    """Open a file that only its owner may read, made before or now."""
+    descriptor = os.open(path, flags, 0o600)
+    with suppress(OSError):  # another user's
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process works in a folder at a time."""
-    with (folder / ".lock").open("w") as lock:
+    """One process works in a folder at a time. Only the owner may open the lock, for whoever can read a file can lock it and stop the run."""
+    with open(folder / ".lock", "w", opener=_private) as lock:  # Path.open takes no opener
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -123,8 +123,28 @@ acknowledgements = Table(
 
 accounts = Table(
     "accounts", metadata, Column("name", String, primary_key=True), Column("role", String, nullable=False),
-    Column("password", String, nullable=False), Column("session", Integer, nullable=False), Column("active", Integer, nullable=False),
-    Column("at", String, nullable=False),
+    Column("password", String, nullable=False), Column("active", Integer, nullable=False), Column("at", String, nullable=False),
+)  # fmt: skip
+
+# Browsers that are signed in, and browsers that an account signed in from before: sha256 of what their cookies hold.
+sessions = Table(
+    "sessions", metadata, Column("digest", String, primary_key=True), Column("account", String, nullable=False, index=True),
+    Column("created", Float, nullable=False), Column("seen", Float, nullable=False), Column("expires", Float, nullable=False),
+)  # fmt: skip
+
+devices = Table(
+    "devices", metadata, Column("digest", String, primary_key=True), Column("account", String, primary_key=True), Column("at", Float, nullable=False),
+)  # fmt: skip
+
+resets = Table(
+    "resets", metadata, Column("digest", String, primary_key=True), Column("account", String, nullable=False), Column("by", String, nullable=False),
+    Column("until", Float, nullable=False),
+)  # fmt: skip
+
+audit = Table(
+    "audit", metadata, Column("number", Integer, primary_key=True, autoincrement=True), Column("at", String, nullable=False),
+    Column("account", String, nullable=False, index=True), Column("action", String, nullable=False, index=True),
+    Column("object", String, nullable=False), Column("before", JSON, nullable=False), Column("after", JSON, nullable=False),
 )  # fmt: skip
 
 invitations = Table(

@@ -1,14 +1,11 @@
 """What the owner has set for the people who rate."""
 
-import secrets
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from towpath.store import ledger, schema, statements
-
-SECRET = "secret"
+from towpath.store import audit, ledger, schema, statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +40,8 @@ def read(connection: Connection) -> Settings:
     return Settings(**rows)
 
 
-def put(connection: Connection, settings: Settings) -> None:
-    """Replace the settings."""
+def put(connection: Connection, settings: Settings, by: str = "") -> None:
+    """Replace the settings; `by` is who did, for the audit log."""
+    if by:
+        audit.record(connection, by, "settings", before=asdict(read(connection)), after=asdict(settings))
     ledger.upsert(connection, schema.settings, [{"name": name, "value": value} for name, value in asdict(settings).items()], changed=["value"])
-
-
-def secret(connection: Connection) -> str:
-    """What cookies are signed with: made once for a ledger."""
-    found: Any = connection.scalar(select(schema.settings.c.value).where(schema.settings.c.name == SECRET))
-    if found is None:
-        found = secrets.token_hex(32)
-        connection.execute(schema.settings.insert(), {"name": SECRET, "value": found})
-    return str(found)

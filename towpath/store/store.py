@@ -63,6 +63,11 @@ class Store:
         file = self._engine.url.database
         return Path(file).resolve().parent if self._engine.dialect.name == "sqlite" and file else None
 
+    def require_writable(self) -> None:
+        """Raise a ResourceError where nothing can be written, before anybody rates."""
+        with ledger.told(self._engine), ledger.writing(self._engine) as connection:
+            connection.execute(schema.settings.update().where(schema.settings.c.name == "").values(value=None))
+
     def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a reading function of `store/` returns."""
         with ledger.told(self._engine), self._engine.connect() as connection:

@@ -7,7 +7,7 @@ from fastapi import Depends, FastAPI
 from starlette.staticfiles import StaticFiles
 
 from towpath.store.store import Store
-from towpath.web import arena, concerns, entrance, monitor, owning, rating, refusals, reviewing
+from towpath.web import account, arena, concerns, entrance, monitor, owning, rating, refusals, reviewing
 from towpath.web.auth import Door
 from towpath.web.guard import Guard
 from towpath.web.limits import Streams
@@ -21,7 +21,7 @@ def application(store: Store, door: Door, names: Iterable[str], addresses: bool 
     app.state.store, app.state.door = store, door
     app.state.looks, app.state.streams = arena.Looks(), Streams()
     app.state.concerns = concerns.RaterReports()
-    for part in (entrance, owning, reviewing, arena, monitor):
+    for part in (entrance, account, owning, reviewing, arena, monitor):
         app.include_router(part.router)
     app.include_router(rating.router, dependencies=[Depends(arena.watched)])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from towpath import arena
 from towpath.errors import DataError
-from towpath.store import arenas
+from towpath.store import arenas, audit
 from towpath.store.store import Store
 from towpath.web import pages
 from towpath.web.auth import Owner, TheStore
@@ -79,6 +79,7 @@ def begin(
     if run is None:
         raise DataError("the run's folder is not known here", "answers lie in it", "`towpath arena start RUN` begins an arena")
     made = arena.begin(store, run, arena.Terms(one, other, prompts, threshold / 100, overlap / 100), account.name)
+    store.later(audit.record, account.name, "begin arena", str(made.number), after={"one": one, "other": other}).result()
     return _to(made.number)
 
 
@@ -116,6 +117,7 @@ def live(account: Owner, store: TheStore, number: int) -> HTMLResponse:
 def stop(account: Owner, store: TheStore, number: int) -> Response:
     """End an arena before it is decided."""
     arena.stop(store, number)
+    store.later(audit.record, account.name, "stop arena", str(number)).result()
     return _to(number)
 
 

@@ -1,13 +1,17 @@
 """HTTP connections of the server: a deadline for request headers, and a bound on how many are open."""
 
 import asyncio
+import ipaddress
 import logging
 import resource
+from collections.abc import Sequence
 from time import monotonic
 from typing import ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from towpath.web import proxies
 
 HEADER_SECONDS = 15.0
 """A request's headers must arrive within this time after its first byte, or after the connection was opened."""
@@ -15,6 +19,7 @@ MOST = 1000
 """Open connections of the server."""
 MOST_OF_ADDRESS = 100
 """Open connections of one address; the named proxy and this machine are bounded by MOST alone."""
+LOOPBACK = ("127.0.0.0/8", "::1")
 RESERVE = 128
 """File descriptors left for the ledger, logs and the run's files."""
 
@@ -23,7 +28,7 @@ class BoundedProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with bounds: a client that opens many connections, or sends headers slowly, holds nobody else up."""
 
     most: ClassVar[int] = MOST
-    shared_addresses: ClassVar[frozenset[str]] = frozenset({"127.0.0.1", "::1"})
+    shared: ClassVar[tuple[proxies.Network, ...]] = ()
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -56,7 +61,7 @@ class BoundedProtocol(H11Protocol):
         if len(self.connections) > self.most:
             return True
         address = self.client[0] if self.client else ""
-        if address in self.shared_addresses:
+        if proxies.is_within(address, self.shared):
             return False
         others: list[H11Protocol] = [one for one in self.connections if isinstance(one, H11Protocol)]
         return sum(one.client is not None and one.client[0] == address for one in others) > MOST_OF_ADDRESS
@@ -93,12 +98,13 @@ class Seldom(logging.Filter):
         return True
 
 
-def bounded(proxies: frozenset[str] = frozenset()) -> type[BoundedProtocol]:
+def bounded(named: Sequence[str] = ()) -> type[BoundedProtocol]:
     """The protocol for this process: as many connections as its file descriptors allow."""
+    shared = tuple(ipaddress.ip_network(one) for one in (*LOOPBACK, *named))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST + RESERVE
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     most = MOST if soft == resource.RLIM_INFINITY else max(8, min(MOST, soft - RESERVE))
-    return type("Bounded", (BoundedProtocol,), {"most": most, "shared_addresses": BoundedProtocol.shared_addresses | proxies})
+    return type("Bounded", (BoundedProtocol,), {"most": most, "shared": shared})

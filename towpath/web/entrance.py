@@ -3,14 +3,15 @@
 from time import time
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from towpath.errors import DataError
 from towpath.store import people
-from towpath.store.people import Account
+from towpath.store.people import Account, Reset
 from towpath.web import pages
-from towpath.web.auth import COOKIE, SHORTEST, TheDoor, TheStore, Visitor, told
+from towpath.web.auth import TheDoor, TheStore, Visitor, cookie_name, team_only, told
+from towpath.web.passwords import SHORTEST, TooMany
 
 router = APIRouter()
 
@@ -31,8 +32,8 @@ def enter(request: Request, door: TheDoor, token: str = "") -> Response:
     account = door.enter(token)
     if account is None:
         message = "This link was used before, or is not of this server. Start `towpath serve` again for a new one."
-        return pages.page(request, "message.html", status=403, title="The link is spent", message=message)
-    return _welcome(request, door, account)
+        return pages.page(request, "message.html", status=403, title="The link is no longer good", message=message)
+    return _welcome(request, door, account, request.client.host if request.client else "unknown")
 
 
 @router.get("/sign-in")
@@ -44,42 +45,80 @@ def sign_in_page(request: Request) -> Response:
 @router.post("/sign-in")
 def sign_in(request: Request, door: TheDoor, name: Field, password: Field) -> Response:
     """Let someone in by name and password."""
-    account = door.sign_in(name.strip(), password, request.client.host if request.client else "")
+    address = request.client.host if request.client else ""
+    try:
+        account = door.sign_in(name, password, address, request.cookies.get(cookie_name(request, "-device"), ""))
+    except TooMany as error:
+        message = f"There were too many tries. The next one may come in {error.seconds} seconds; the password is not checked before."
+        headers = {"retry-after": str(error.seconds)}
+        return pages.page(request, "sign_in.html", status=429, error=message, name=name, headers=headers)
     if account is None:
         return pages.page(request, "sign_in.html", status=401, error="Name and password do not belong together.", name=name)
-    return _welcome(request, door, account)
+    return _welcome(request, door, account, address or "unknown")
 
 
 @router.post("/sign-out")
-async def sign_out() -> Response:
-    """Forget who was here."""
+def sign_out(request: Request, account: Visitor, door: TheDoor) -> Response:
+    """End the session of this browser."""
     response = RedirectResponse("/sign-in", 303)
-    response.delete_cookie(COOKIE, path="/")
+    door.leave(request, response, account)
     return response
 
 
-@router.get("/join/{token}")
+@router.get("/join/{token}", dependencies=[Depends(team_only)])
 def join_page(request: Request, store: TheStore, token: str) -> Response:
     """What an invited person sees first."""
     found = store.read(people.invitation, token, time())
     if found is None:
-        message = "It was used before, or is older than seven days. Ask the owner for another."
-        return pages.page(request, "message.html", status=410, title="The invitation is spent", message=message)
+        message = "It was used before, was withdrawn, or is older than seven days. Ask the owner for another."
+        return pages.page(request, "message.html", status=410, title="The invitation is no longer good", message=message)
     return pages.page(request, "join.html", invitation=found, shortest=SHORTEST)
 
 
-@router.post("/join/{token}")
+@router.post("/join/{token}", dependencies=[Depends(team_only)])
 def join(request: Request, store: TheStore, door: TheDoor, token: str, name: Field, password: Field) -> Response:
-    """Make the account that was promised, and let it in."""
+    """Make the account that was promised, and sign it in. The password is hashed last, when nothing else is wrong."""
     try:
-        account = door.join(token, name, password)
+        invited = store.read(people.invited, token, name, time())
     except DataError as error:
         found = store.read(people.invitation, token, time())
+        if found is None:
+            return join_page(request, store, token)
         return pages.page(request, "join.html", status=409, invitation=found, shortest=SHORTEST, error=told(error), name=name)
+    try:
+        account = store.later(people.join, token, name, door.hashed(password, name), time()).result()
+    except DataError as error:
+        return pages.page(request, "join.html", status=409, invitation=invited, shortest=SHORTEST, error=told(error), name=name)
     return _welcome(request, door, account)
 
 
-def _welcome(request: Request, door: TheDoor, account: Account) -> Response:
+@router.get("/reset/{token}", dependencies=[Depends(team_only)])
+def reset_page(request: Request, store: TheStore, token: str) -> Response:
+    """What someone sees first who has a link to set a password anew."""
+    return _reset_page(request, store.read(people.reset_of, token, time()))
+
+
+def _reset_page(request: Request, found: Reset | None, error: str = "") -> Response:
+    if found is None:
+        message = "It was used before, another was made after it, or it is older than a day. Ask the owner for another."
+        return pages.page(request, "message.html", status=410, title="The link is no longer good", message=message)
+    return pages.page(request, "reset.html", status=409 if error else 200, name=found.account, shortest=SHORTEST, error=error)
+
+
+@router.post("/reset/{token}", dependencies=[Depends(team_only)])
+def reset(request: Request, store: TheStore, door: TheDoor, token: str, password: Field) -> Response:
+    """Set the password anew, end every session of the account, and sign this browser in."""
+    found = store.read(people.reset_of, token, time())
+    if found is None:
+        return _reset_page(request, found)
+    try:
+        account = store.later(people.reset, token, door.hashed(password, found.account), time()).result()
+    except DataError as error:
+        return _reset_page(request, found, told(error))
+    return _welcome(request, door, account)
+
+
+def _welcome(request: Request, door: TheDoor, account: Account, address: str = "") -> Response:
     response = RedirectResponse("/", 303)
-    door.remember(response, account, request.url.scheme == "https")
+    door.remember(request, response, account, address)
     return response

@@ -1,4 +1,4 @@
-"""The owner's pages: figures, queues, guidelines, people, gold, flags, export. Viewers see the figures."""
+"""The owner's pages: figures, queues, guidelines, gold, flags, export. Viewers see the figures."""
 
 import json
 from collections.abc import Iterator
@@ -9,12 +9,11 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from towpath.records import Choice
-from towpath.store import figures, people, rating, settings, takeouts, verdicts
-from towpath.store.people import Role
+from towpath.store import audit, figures, people, rating, settings, takeouts, verdicts
 from towpath.store.rating import Gold
 from towpath.store.store import Store
 from towpath.web import pages, text
-from towpath.web.auth import Onlooker, Owner, TheDoor, TheStore
+from towpath.web.auth import Onlooker, Owner, TheStore
 from towpath.web.settings_form import SettingsForm
 
 router = APIRouter(prefix="/owner")
@@ -51,21 +50,26 @@ def settings_page(request: Request, account: Owner, store: TheStore, saved: bool
 @router.post("/settings")
 def put_settings(account: Owner, store: TheStore, form: Annotated[SettingsForm, Form()]) -> Response:
     """Set them."""
-    store.later(settings.put, form.settings()).result()  # an audit log records the change here
+    store.later(settings.put, form.settings(), account.name).result()
     return _back("/owner/settings?saved=true")
 
 
 @router.post("/queue")
 def queue(account: Owner, store: TheStore, domain: Field, paused: Annotated[bool, Form()]) -> Response:
     """Hold a domain back, or let it go on."""
-    store.later(rating.pause, domain, paused).result()
+    action = "pause domain" if paused else "resume domain"
+    store.later(audit.recorded, account.name, action, domain, {}, lambda connection: rating.pause(connection, domain, paused)).result()
     return _back("/owner/settings")
 
 
 @router.post("/rankings")
 def rankings(account: Owner, store: TheStore, most: Annotated[int, Form(ge=1, le=10_000)]) -> Response:
     """Put prompts with four to nine answers in the queue, to be ranked."""
-    store.later(lambda connection: rating.add_groups(connection, rating.proposed_groups(connection, most))).result()
+
+    def work(connection: Any) -> int:
+        return rating.add_groups(connection, rating.proposed_groups(connection, most))
+
+    store.later(audit.recorded, account.name, "queue rankings", "", {"at most": most}, work).result()
     return _back("/owner/settings")
 
 
@@ -84,41 +88,6 @@ def put_guidelines(account: Owner, store: TheStore, guidelines: Annotated[str, F
     return _back("/owner/guidelines")
 
 
-@router.get("/people")
-def people_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
-    """Accounts and invitations."""
-    return _people(request, account, store)
-
-
-@router.post("/invite")
-def invite(request: Request, account: Owner, store: TheStore, role: Annotated[Role, Form()]) -> HTMLResponse:
-    """A link that makes one account; it is shown once."""
-    token = store.later(people.invite, role, account.name, time()).result()
-    return _people(request, account, store, link=f"{request.url.scheme}://{request.url.netloc}/join/{token}", role=role)
-
-
-def _people(request: Request, account: people.Account, store: Store, **more: Any) -> HTMLResponse:
-    known = [known for known in store.read(people.accounts) if known.password]
-    return pages.page(request, "people.html", account, accounts=known, invitations=store.read(people.invitations, time()), **more)
-
-
-@router.post("/withdraw")
-def withdraw(account: Owner, store: TheStore, digest: Field) -> Response:
-    """An invitation is good no longer."""
-    store.later(people.withdraw, digest).result()
-    return _back("/owner/people")
-
-
-@router.post("/account")
-def change_account(
-    account: Owner, store: TheStore, door: TheDoor, name: Field, role: Annotated[Role, Form()], active: Annotated[bool, Form()] = False
-) -> Response:
-    """Another role, closed, or open again."""
-    store.later(people.change_account, name, role, active).result()
-    door.forget(name)
-    return _back("/owner/people")
-
-
 @router.get("/gold")
 def gold_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
     """Pairs whose answer is known, and the owner's newest judgements, which could be."""
@@ -130,14 +99,16 @@ def gold_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse
 @router.post("/gold")
 def put_gold(account: Owner, store: TheStore, comparison: Field, choice: Annotated[Choice, Form()], note: Field = "") -> Response:
     """Make a pair gold, or change what is right."""
-    store.later(rating.put_gold, [Gold(comparison, choice, note)]).result()
+    gold = Gold(comparison, choice, note)
+    after = {"choice": choice, "note": note}
+    store.later(audit.recorded, account.name, "gold", comparison, after, lambda connection: rating.put_gold(connection, [gold])).result()
     return _back("/owner/gold")
 
 
 @router.post("/gold/drop")
 def drop_gold(account: Owner, store: TheStore, comparison: Field) -> Response:
     """A pair is gold no longer."""
-    store.later(rating.drop_gold, comparison).result()
+    store.later(audit.recorded, account.name, "remove gold", comparison, {}, lambda connection: rating.drop_gold(connection, comparison)).result()
     return _back("/owner/gold")
 
 
@@ -153,13 +124,16 @@ def settle(account: Owner, store: TheStore, comparison: Field, how: Annotated[Li
     if how == "rate":
         store.later(verdicts.adjudicate, comparison, account.name, time()).result()
         return _back("/rate")
-    store.later(verdicts.settle_flags, comparison, how).result()
+    store.later(
+        audit.recorded, account.name, "flag", comparison, {"settled": how}, lambda connection: verdicts.settle_flags(connection, comparison, how)
+    ).result()
     return _back("/owner/flags")
 
 
 @router.get("/export.jsonl")
 def export(account: Owner, store: TheStore) -> StreamingResponse:
     """Every judgement that stands, with the texts it is about, as JSON lines."""
+    store.later(audit.record, account.name, "export", "judgements.jsonl").result()
     headers = {"content-disposition": 'attachment; filename="judgements.jsonl"'}
     return StreamingResponse(_lines(store), media_type="application/x-ndjson", headers=headers)
 

@@ -1,5 +1,7 @@
 """Templates to pages."""
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Request
@@ -36,7 +38,13 @@ def _interval(share: tuple[float, int]) -> tuple[float, float]:
     return wilson(share[0] * share[1], share[1])
 
 
-_ENVIRONMENT.filters |= {"hours": _hours, "when": _when, "estimate": _estimate, "interval": _interval}
+def _moment(value: float | str) -> str:
+    """A moment as a page shows it, in UTC; seconds since 1970 or the text that the ledger has."""
+    found = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
+    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+_ENVIRONMENT.filters |= {"hours": _hours, "moment": _moment, "when": _when, "estimate": _estimate, "interval": _interval}
 
 
 def fragment(template: str, **context: Any) -> str:
@@ -44,7 +52,9 @@ def fragment(template: str, **context: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(context)
 
 
-def page(request: Request, template: str, account: Account | None = None, status: int = 200, **context: Any) -> HTMLResponse:
+def page(
+    request: Request, template: str, account: Account | None = None, status: int = 200, headers: Mapping[str, str] | None = None, **context: Any
+) -> HTMLResponse:
     """A whole page."""
     shared = {"account": account, "team": request.app.state.door.team, "version": __version__, "path": request.url.path}
-    return HTMLResponse(fragment(template, **shared, **context), status)
+    return HTMLResponse(fragment(template, **shared, **context), status, headers)

@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 
 from towpath.errors import ResourceError, TowpathError
 from towpath.web import pages
-from towpath.web.auth import NotAllowed, SignInNeeded, TooMany, told
+from towpath.web.auth import NotAllowed, SignInNeeded, told
+from towpath.web.passwords import TooMany
 
 RETRY_AFTER = 5  # seconds
 
@@ -96,8 +97,10 @@ def _not_allowed(request: Request, _error: Exception) -> Response:
     return answer(request, 403, "Not for this account", "Your account may not do this.")
 
 
-def _too_many(request: Request, _error: Exception) -> Response:
-    return answer(request, 429, "Wait a little", "There were too many wrong passwords. Wait five minutes and try again.", {"retry-after": "300"})
+def _too_many(request: Request, error: Exception) -> Response:
+    seconds = error.seconds if isinstance(error, TooMany) else 1
+    message = f"There were too many tries. The next one may come in {seconds} seconds."
+    return answer(request, 429, "Wait a little", message, {"retry-after": str(seconds)})
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -2,8 +2,9 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Query, Request
@@ -11,8 +12,10 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 from starlette.background import BackgroundTask
 
 from towpath.data import formats
-from towpath.store import pseudonyms, review, takeouts, verdicts
+from towpath.store import audit, pseudonyms, review, takeouts, verdicts
+from towpath.store.people import Account
 from towpath.store.review import Filter
+from towpath.store.store import Store
 from towpath.web import pages
 from towpath.web.auth import Owner, TheDoor, TheStore
 
@@ -59,14 +62,14 @@ def answers(
 @router.post("/answers")
 def review_answer(account: Owner, store: TheStore, key: Field, state: Annotated[Literal["approved", "declined"], Form()]) -> Response:
     """Approve a better answer, or decline it."""
-    store.later(verdicts.review, key, state).result()
+    _audited(store, account, "better answer", key, {"state": state}, lambda connection: verdicts.review(connection, key, state))
     return _back("/owner/answers")
 
 
 @router.post("/takeout")
 def take_out(request: Request, account: Owner, store: TheStore, rater: Field) -> Response:
     """Retract everything that a rater judged."""
-    store.later(takeouts.take_out, rater, account.name).result()  # an audit log records it here
+    _audited(store, account, "take out", rater, {}, lambda connection: takeouts.take_out(connection, rater, account.name))
     request.app.state.concerns.forget()
     return _back("/owner#takeouts")
 
@@ -74,7 +77,7 @@ def take_out(request: Request, account: Owner, store: TheStore, rater: Field) ->
 @router.post("/restore")
 def restore(request: Request, account: Owner, store: TheStore, number: Annotated[int, Form(ge=1, le=2**31 - 1)]) -> Response:
     """Reverse a take-out."""
-    store.later(takeouts.restore, number).result()  # an audit log records it here
+    _audited(store, account, "restore take-out", str(number), {}, lambda connection: takeouts.restore(connection, number))
     request.app.state.concerns.forget()
     return _back("/owner#takeouts")
 
@@ -82,16 +85,16 @@ def restore(request: Request, account: Owner, store: TheStore, number: Annotated
 @router.post("/rename")
 def rename(account: Owner, store: TheStore, door: TheDoor, name: Field, new: Annotated[str, Form(min_length=1, max_length=40)]) -> Response:
     """Give a person another name, in the ledger too."""
-    store.later(pseudonyms.rename, name, new.strip()).result()  # an audit log records it here
-    door.forget(name)
+    _audited(store, account, "rename", name, {"name": new}, lambda connection: pseudonyms.rename(connection, name, new))
+    door.forget()
     return _back("/owner/people")
 
 
 @router.post("/remove")
 def remove(account: Owner, store: TheStore, door: TheDoor, name: Field) -> Response:
     """Remove a person: the account goes, and a pseudonym stands in the place of the name."""
-    store.later(pseudonyms.remove, name).result()  # an audit log records it here
-    door.forget(name)
+    _audited(store, account, "remove person", name, {}, lambda connection: pseudonyms.remove(connection, name))
+    door.forget()
     return _back("/owner/people")
 
 
@@ -106,7 +109,13 @@ def export_pairs(account: Owner, store: TheStore, kind: Literal["jsonl", "csv"])
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+    store.later(audit.record, account.name, "export", f"pairs.{kind}").result()
     return FileResponse(path, media_type=LAYOUTS[kind], filename=f"pairs.{kind}", background=BackgroundTask(path.unlink, missing_ok=True))
+
+
+def _audited(store: Store, account: Account, action: str, object: str, after: dict[str, Any], work: Callable[[Any], Any]) -> None:
+    """Do what changes something, with its row of the audit log in the same transaction."""
+    store.later(audit.recorded, account.name, action, object, after, work).result()
 
 
 def _back(to: str) -> Response:

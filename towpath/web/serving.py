@@ -13,23 +13,28 @@ from time import time
 import uvicorn
 
 from towpath.errors import ResourceError
-from towpath.store import people, settings
+from towpath.store import people
 from towpath.store.store import Store
 from towpath.web import monitor
 from towpath.web.app import application
 from towpath.web.auth import Door
 from towpath.web.connections import Seldom, bounded
+from towpath.web.proxies import Proxies
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a team's server is reached by from outside: names, and a certificate with its key unless a proxy on this machine has them."""
+    """What a team's server is reached by from outside: names, a certificate with its key, or the addresses of the proxy that has them.
+
+    Only a proxy that is named here is believed when it says who asks and whether over TLS.
+    """
 
     names: tuple[str, ...] = ()
     certificate: Path | None = None
     key: Path | None = None
+    proxies: tuple[str, ...] = ()
 
 
 def serve(
@@ -39,13 +44,15 @@ def serve(
     """Serve the pages of a run until stopped; `url` names a database other than the run's own file. Starts no job."""
     outside = outside or Outside()
     require_private(host, team, outside)
+    require_proxies(outside.proxies, team)
     if not run.is_dir():
         raise ResourceError(f"{run}: no such folder", "a run is a folder that `towpath new` made", "mend the path")
     with Store.open(url or run / "towpath.db") as store, listening(host, port) as place:
+        store.require_writable()
         server, door = prepared(store, team, host, outside, run, assignments)
         scheme = "https" if outside.certificate else "http"
         at = f"{scheme}://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
-        say(greeting(store, door, at))
+        say(greeting(store, door, at, outside.proxies))
         run_until_stopped(server, place)
 
 
@@ -54,13 +61,14 @@ def prepared(
 ) -> tuple[uvicorn.Server, Door]:
     """A server that is ready to run, and its door; `run` is the folder that the monitor shows, its recipe laid over by `assignments`."""
     outside = outside or Outside()
-    door = Door(store, store.later(settings.secret).result(), team)
+    door = Door(store, team)
     names = {*LOOPBACK, *outside.names} | ({host, socket.gethostname()} if team else set())
     app = application(store, door, names, addresses=team)
     monitor.begin(app, run, assignments)
     config = uvicorn.Config(
-        app, http=bounded(), ws="none", log_level="warning", access_log=False, server_header=False, timeout_keep_alive=65, lifespan="off",
-        timeout_graceful_shutdown=10, h11_max_incomplete_event_size=16_384, ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
+        Proxies(app, outside.proxies) if outside.proxies else app, proxy_headers=False, http=bounded(outside.proxies), ws="none", log_level="warning",
+        access_log=False, server_header=False, timeout_keep_alive=65, lifespan="off", timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=16_384, ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
     )  # fmt: skip
     for name in ("uvicorn.error", "asyncio", "towpath.web"):
         log = logging.getLogger(name)
@@ -79,14 +87,16 @@ def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
     server.run(sockets=[place])
 
 
-def greeting(store: Store, door: Door, at: str) -> str:
+def greeting(store: Store, door: Door, at: str, proxies: Sequence[str] = ()) -> str:
     """What the terminal says: where the pages are, and the link that lets the first owner in."""
     if not door.team:
         return f"open {at}/enter?token={door.link_token()}\nThe link is good once. Ctrl-C stops the server; nothing that was saved is lost."
+    hint = "" if proxies or at.startswith("https") else "\nBehind a proxy, name it with --proxy ADDRESS: without it everyone counts as one address."
+    ends = f"Ctrl-C stops the server; nothing that was saved is lost.{hint}"
     if any(account.role == "owner" and account.active and account.password for account in store.read(people.accounts)):
-        return f"open {at} and sign in. Ctrl-C stops the server; nothing that was saved is lost."
+        return f"open {at} and sign in. {ends}"
     token = store.later(people.invite, "owner", "towpath serve", time()).result()
-    return f"open {at}/join/{token} to make the owner's account.\nThe link is good once. Ctrl-C stops the server; nothing that was saved is lost."
+    return f"open {at}/join/{token} to make the owner's account.\nThe link is good once. {ends}"
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -108,6 +118,18 @@ def require_private(host: str, team: bool, outside: Outside) -> None:
         raise ResourceError(f"--host {host}", "without accounts the pages are for this machine alone", "leave --host out, or give --team")
     fix = "give a certificate and its key, or serve at 127.0.0.1 behind a proxy that has them"
     raise ResourceError(f"--host {host}", "passwords do not travel in the clear", fix)
+
+
+def require_proxies(proxies: Sequence[str], team: bool) -> None:
+    """A proxy is named by its address or network, for a team."""
+    for proxy in proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError:
+            rule = "a proxy is named by its address, or by the network it is in"
+            raise ResourceError(f"--proxy {proxy}", rule, "give what this server sees, such as 127.0.0.1 or 10.0.0.0/24") from None
+    if proxies and not team:
+        raise ResourceError(f"--proxy {proxies[0]}", "without accounts the pages are for this machine alone", "leave --proxy out, or give --team")
 
 
 def is_loopback(host: str) -> bool:

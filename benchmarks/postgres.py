@@ -1,0 +1,66 @@
+"""A PostgreSQL server for tests and benchmarks, in a folder and on a port of its own."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from uuid import uuid4
+
+
+class Postgres:
+    """A PostgreSQL server of our own on a free port; root may not run one, so it runs as `postgres`."""
+
+    def __init__(self) -> None:
+        if not self.installed():
+            raise SystemExit("Debian's postgresql is not installed")
+        self._user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+        self._folder, self._binaries, port = Path(tempfile.mkdtemp(prefix="towpath-postgres-")), self.installed()[-1].parent, free_port()
+        if self._user:
+            shutil.chown(self._folder, "postgres", "postgres")
+        self._options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
+        self.url = f"postgresql+psycopg://towpath@127.0.0.1:{port}"
+        self._command("initdb", "-U", "towpath", "-A", "trust", "-E", "UTF8", "--no-sync")
+
+    @staticmethod
+    def installed() -> list[Path]:
+        """Debian's versions of the server, the newest last."""
+        return sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+
+    def __enter__(self) -> "Postgres":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def start(self) -> None:
+        self._command("pg_ctl", "-w", "-l", self._folder / "log", "-o", self._options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._command("pg_ctl", "-m", mode, "stop")
+
+    def _command(self, name: str, *words: str | Path) -> None:
+        command = [*self._user, self._binaries / name, "-D", self._folder / "data", *words]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+
+def new_database(server: str) -> str:
+    """The URL of an empty database of a server."""
+    import psycopg
+
+    name = f"t{uuid4().hex[:12]}"
+    with psycopg.connect(f"{server.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server}/{name}"
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,690 @@
+"""Accounts as an attacker and a colleague meet them: sessions, passwords, how often one may try, names, and the audit log."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event, Thread
+from time import monotonic, sleep, time
+
+import httpx
+import pytest
+from conftest import running
+from sqlalchemy import text
+from test_rating import upgrade
+from typer.testing import CliRunner
+
+from towpath.cli import app
+from towpath.errors import DataError, ResourceError
+from towpath.store import audit, ledger, names, people, schema, sessions, settings
+from towpath.store.publish import alone
+from towpath.store.settings import Settings
+from towpath.store.store import Store
+from towpath.web import passwords, serving, throttle
+from towpath.web.passwords import Hasher, TooMany
+from towpath.web.proxies import Proxies
+from towpath.web.throttle import Counters, Limit, Ration, Throttle
+
+PASSWORD, OTHER = "correct horse battery", "kitten lamp river"
+FREE = throttle.BY_ACCOUNT_AND_NETWORK.free
+HASHED = Hasher().hashed(PASSWORD)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "towpath.db") as opened:
+        yield opened
+
+
+def fill(store):
+    for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater"), ("vic", "viewer")):
+        store.later(people.add_account, name, role, HASHED).result()
+
+
+@pytest.fixture
+def served(store):
+    fill(store)
+    with running(store, team=True) as (url, door):
+        yield url, door
+
+
+def client(url, **headers):
+    return httpx.Client(base_url=url, headers={"origin": url, "accept": "application/json", **headers})
+
+
+def enter(visitor, name, password=PASSWORD, **headers):
+    return visitor.post("/sign-in", data={"name": name, "password": password}, headers=headers)
+
+
+@contextmanager
+def signed_in(url, name, **headers):
+    with client(url, **headers) as visitor:
+        assert enter(visitor, name).status_code == 303
+        yield visitor
+
+
+def cookies_of(visitor):
+    return "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
+
+
+def actions(store, account=""):
+    return [row.action for row in reversed(store.read(audit.entries, account))]
+
+
+# ---- files
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_ledger_is_its_owners_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        with Store.open(tmp_path / "towpath.db") as store:
+            fill(store)
+            made = {path.name: mode(path) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert made == dict.fromkeys(("towpath.db", "towpath.db-wal", "towpath.db-shm"), 0o600)
+
+
+def test_a_ledger_that_others_could_read_is_closed_to_them(tmp_path):
+    path = tmp_path / "towpath.db"
+    with Store.open(path) as store:
+        fill(store)
+        for file in tmp_path.iterdir():
+            file.chmod(0o644)
+        with Store.open(path) as again:
+            assert again.read(people.account, "ann")
+            assert {mode(file) for file in tmp_path.iterdir()} == {0o600}
+
+
+def test_the_lock_of_a_run_can_be_held_by_its_owner_only(tmp_path):
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / ".lock").chmod(0o644)
+    with alone(tmp_path):
+        assert mode(tmp_path / ".lock") == 0o600
+
+
+def test_every_command_makes_the_ledger_private(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text('name = "x"\n')
+    line = f"umask 000; exec {sys.executable} -m towpath people list {run}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, mode(run / "towpath.db")) == (0, 0o600), done.stderr
+    assert "no accounts" in done.stdout
+
+
+# ---- sessions
+
+
+def test_the_ledger_holds_no_key_and_no_token(served, store, tmp_path):
+    url, _ = served
+    with signed_in(url, "ann") as ann:
+        tokens = [value for _, value in ann.cookies.items()]
+        assert len(tokens) == 2, "the session and the browser"
+        bytes_ = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        assert sessions.digest(tokens[0]).encode() in bytes_
+        assert not any(token.encode() in bytes_ for token in tokens)
+    assert "secret" not in store.read(lambda connection: [name for name, _ in connection.execute(schema.settings.select())])
+
+
+def test_an_older_ledger_keeps_its_accounts_and_loses_its_key(place):
+    engine = ledger.engine_of(place)
+    upgrade(engine, "0005")
+    with ledger.writing(engine) as connection:
+        connection.execute(text("INSERT INTO accounts VALUES ('ann', 'rater', 'hash', 3, 0, '2026-01-01'), ('olga', 'owner', 'other', 1, 1, '')"))
+        connection.execute(text("INSERT INTO settings VALUES ('secret', '\"0123\"'), ('gold_share', '0.25')"))
+    engine.dispose()
+    with Store.open(place) as store:
+        assert [(one.name, one.role, one.password, one.active) for one in store.read(people.accounts)] == [
+            ("ann", "rater", "hash", False),
+            ("olga", "owner", "other", True),
+        ]
+        assert store.read(settings.read).gold_share == 0.25
+        assert [name for name, _ in store.read(lambda c: c.execute(schema.settings.select()).all())] == ["gold_share"]
+
+
+def test_signing_out_ends_the_session_on_the_server_at_once(served, store):
+    url, _ = served
+    with signed_in(url, "ann") as ann, signed_in(url, "ann") as phone, client(url, cookie=cookies_of(ann)) as thief:
+        assert thief.get("/rate/next").status_code == 200
+        assert ann.post("/sign-out").headers["location"] == "/sign-in"
+        assert [visitor.get("/rate/next").status_code for visitor in (thief, ann, phone)] == [401, 401, 200]
+    assert actions(store, "ann") == ["sign in", "sign in", "sign out"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "expires", "status"),
+    [(0.0, 60.0, 200), (-sessions.IDLE + 60, 60.0, 200), (-sessions.IDLE - 1, 60.0, 401), (0.0, -1.0, 401)],
+)
+def test_a_session_ends_after_a_week_unused_and_after_a_month(served, store, seen, expires, status):
+    url, _ = served
+    token = store.later(sessions.start, "ann", time()).result()
+    store.later(lambda c: c.execute(schema.sessions.update().values(seen=time() + seen, expires=time() + expires)).rowcount).result()
+    with client(url, cookie=f"towpath-{url.rpartition(':')[2]}={token}") as ann:
+        assert ann.get("/rate/next").status_code == status
+    store.later(sessions.start, "bob", time()).result()
+    left = store.read(lambda c: [row.account for row in c.execute(schema.sessions.select())])
+    assert sorted(left) == (["ann", "bob"] if status == 200 else ["bob"]), "sessions that are over are removed"
+
+
+def test_a_session_in_use_goes_on(served, store):
+    url, _ = served
+    token = store.later(sessions.start, "ann", time() - 6 * 86400).result()
+    with client(url, cookie=f"towpath-{url.rpartition(':')[2]}={token}") as ann:
+        assert ann.get("/rate/next").status_code == 200
+    end = monotonic() + 5
+    while store.read(sessions.find, sessions.digest(token)).seen < time() - 60:
+        assert monotonic() < end, "its use was not noted"
+        sleep(0.01)
+
+
+def test_two_servers_on_one_machine_keep_their_sessions_apart(served, store, tmp_path):
+    url, _ = served
+    with Store.open(tmp_path / "other.db") as second:
+        fill(second)
+        with running(second, team=True) as (other, _), client(url) as ann:
+            assert enter(ann, "ann").status_code == 303
+            assert ann.post(f"{other}/sign-in", data={"name": "ann", "password": PASSWORD}, headers={"origin": other}).status_code == 303
+            assert [ann.get(f"{at}/rate/next", headers={"origin": at}).status_code for at in (url, other)] == [200, 200]
+            ann.post(f"{other}/sign-out", headers={"origin": other})
+            assert [ann.get(f"{at}/rate/next", headers={"origin": at}).status_code for at in (url, other)] == [200, 401]
+
+
+def test_a_password_that_changed_while_it_was_checked_opens_no_session(store):
+    fill(store)
+    before = store.read(people.account, "ann")
+    store.later(people.set_password, "ann", "another hash", "olga").result()
+    with pytest.raises(DataError, match="changed meanwhile"):
+        store.later(people.begin_session, before, time()).result()
+
+
+# ---- passwords
+
+
+def test_changing_the_password_needs_the_present_one_and_ends_other_sessions(served, store):
+    url, _ = served
+    with signed_in(url, "ann") as ann, signed_in(url, "ann") as phone:
+        assert "1 other browser" in ann.get("/account").text
+        old = cookies_of(ann)
+        wrong = ann.post("/account/password", data={"present": "not it at all", "password": OTHER})
+        assert (wrong.status_code, "not the present password" in wrong.text) == (409, True)
+        assert ann.post("/account/password", data={"present": PASSWORD, "password": "password1234"}).status_code == 409
+        assert ann.post("/account/password", data={"present": PASSWORD, "password": OTHER}).headers["location"] == "/account?done=password"
+        assert [visitor.get("/account").status_code for visitor in (ann, phone)] == [200, 401]
+        assert httpx.get(f"{url}/account", headers={"cookie": old}).status_code == 303
+        assert [enter(phone, "ann", word).status_code for word in (PASSWORD, OTHER)] == [401, 303]
+
+
+def test_guessing_the_present_password_is_throttled(served):
+    url, _ = served
+    with signed_in(url, "ann") as ann:
+        told = [ann.post("/account/password", data={"present": f"wrong {i} words", "password": OTHER}).status_code for i in range(FREE + 1)]
+    assert told == [409] * FREE + [429]
+
+
+def test_signing_out_everywhere_else(served):
+    url, _ = served
+    with signed_in(url, "ann") as ann, signed_in(url, "ann") as phone:
+        ann.post("/account/sign-out")
+        assert [visitor.get("/account").status_code for visitor in (ann, phone)] == [200, 401]
+
+
+def test_an_owner_offers_a_reset_that_is_good_once(served, store):
+    url, _ = served
+    with signed_in(url, "olga") as olga, signed_in(url, "ann") as ann, client(url) as elsewhere:
+        first, link = (re.search(r"http://\S+/reset/[\w-]+", olga.post("/owner/reset", data={"name": "ann"}).text)[0] for _ in range(2))
+        assert [elsewhere.get(at).status_code for at in (first, link)] == [410, 200], "a later link replaces an earlier one"
+        assert ann.get("/account").status_code == 200, "nothing changes before the link is used"
+        assert elsewhere.post(link, data={"password": "short"}).status_code == 409
+        assert elsewhere.post(link, data={"password": OTHER}).status_code == 303
+        assert [visitor.get("/account").status_code for visitor in (ann, elsewhere)] == [401, 200]
+        assert elsewhere.post(link, data={"password": OTHER + " 2"}).status_code == 410
+        assert [enter(elsewhere, "ann", word).status_code for word in (PASSWORD, OTHER)] == [401, 303]
+    assert "reset password" in actions(store, "ann")
+    assert store.later(people.offer_reset, "ann", "olga", time() - people.RESET_FOR - 1).result()
+    assert store.read(lambda c: c.execute(schema.resets.select()).all())[0].until < time()
+
+
+def test_an_owner_signs_someone_out_or_closes_the_account(served):
+    url, _ = served
+    with signed_in(url, "olga") as olga, signed_in(url, "ann") as ann, signed_in(url, "bob") as bob:
+        olga.post("/owner/sign-out", data={"name": "ann"})
+        assert [visitor.get("/rate/next").status_code for visitor in (ann, bob)] == [401, 200]
+        olga.post("/owner/account", data={"name": "bob", "role": "rater"})
+        assert bob.get("/rate/next").status_code == 401
+        assert enter(bob, "bob").status_code == 401
+        assert olga.post("/owner/reset", data={"name": "bob"}).status_code == 409
+        olga.post("/owner/account", data={"name": "bob", "role": "rater", "active": "true"})
+        assert bob.get("/rate/next").status_code == 401, "the session of before stays ended"
+        assert enter(bob, "bob").status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("password", "rule"),
+    [
+        ("eleven char", "12 to 1000"), ("x" * 1001, "12 to 1000"), ("password1234", "tried first"), ("Passw0rd1234!", "tried first"),
+        ("aaaaaaaaaaaaaaa", "tried first"), ("ыыыыыыыыыыыыы", "tried first"), ("abcabcabcabcabc", "tried first"), ("abcdefghijklm", "tried first"),
+        ("123456789012", "tried first"), ("qwertyuiopqwertyuiop", "tried first"), ("Summer2026!!", "tried first"), ("iloveyou2026", "tried first"),
+        ("correcthorsebatterystaple", "tried first"), ("marianne2026", "the name"), ("towpath 2026", "the name"), ("towpathmarianne", "the name"),
+    ],
+)  # fmt: skip
+def test_short_common_and_obvious_passwords_are_refused(password, rule):
+    with pytest.raises(DataError, match=rule):
+        passwords.require(password, "Marianne")
+
+
+@pytest.mark.parametrize(
+    "password", ["kitten lamp river", "корабль плывёт тихо", "修行の道は長く続くものです", "j8#kQz!p02mR", "marianne rows a boat home"]
+)
+def test_other_passwords_are_accepted(password):
+    passwords.require(password, "marianne")
+
+
+# ---- how often one may try
+
+
+def test_of_a_hundred_sign_ins_at_once_only_the_allowed_reach_the_password(served, store):
+    url, _ = served
+
+    def attempt(number):
+        with client(url) as visitor:
+            answer = enter(visitor, "ann", f"wrong password {number}")
+            return answer.status_code, answer.headers.get("retry-after", "")
+
+    with ThreadPoolExecutor(100) as pool:
+        told = list(pool.map(attempt, range(100)))
+    checked = [row for row in store.read(audit.entries) if row.action == "sign in failed"]
+    assert 1 <= len(checked) <= FREE
+    assert sorted({status for status, _ in told}) == [401, 429]
+    assert all(after.isdecimal() and int(after) >= 1 for status, after in told if status == 429)
+
+
+def test_who_signed_in_from_a_browser_before_is_not_locked_out_by_others(served):
+    url, _ = served
+    with signed_in(url, "ann") as ann, client(url) as attacker:
+        ann.post("/sign-out")
+        told = [enter(attacker, "ann", f"wrong password {i}").status_code for i in range(FREE + 3)]
+        assert told == [401] * FREE + [429] * 3
+        assert enter(attacker, "ann").status_code == 429, "from there even the right password must wait"
+        assert enter(ann, "ann").status_code == 303
+        ann.post("/sign-out")
+        assert [enter(ann, "ann", f"wrong {i}").status_code for i in range(FREE + 1)] == [401] * FREE + [429], "a known browser has its own limit"
+        assert enter(ann, "bob").status_code == 303, "it is known for one account only, and others are not held up"
+
+
+def test_waits_grow_and_a_refused_try_does_not_lengthen_them():
+    clock, waits = [0.0], []
+    limits = Throttle(lambda: clock[0])
+    for _ in range(FREE):
+        limits.enter("ann", "10.0.0.1")
+    for _ in range(8):
+        for _ in range(3):
+            with pytest.raises(TooMany) as refused:
+                limits.enter("ann", "10.0.0.1")
+        waits.append(refused.value.seconds)
+        clock[0] += refused.value.seconds
+        limits.enter("ann", "10.0.0.1")
+    assert waits == [30, 60, 120, 240, 480, 900, 900, 900]
+
+
+def test_many_networks_cannot_guess_at_one_account_for_long():
+    clock = [0.0]
+    limits = Throttle(lambda: clock[0])
+
+    def tried(seconds):
+        done = 0
+        for number in range(seconds * 10):
+            clock[0] += 0.1
+            try:
+                limits.enter("ann", f"10.{number // 250 % 250}.{number % 250}.1")
+                done += 1
+            except TooMany:
+                pass
+        return done
+
+    assert tried(60) <= throttle.BY_ACCOUNT.free + 5
+    assert tried(3600) <= 62
+    limits.enter("ann", "10.250.0.1", "a browser of ann")
+    limits.enter("bob", "10.250.0.1")
+
+
+def test_right_passwords_use_nothing_up():
+    limits = Throttle(lambda: 0.0)
+    for number in range(200):
+        name = f"rater {number % 40}"
+        limits.enter(name, "10.0.0.1")
+        limits.right(name, "10.0.0.1")
+
+
+def test_a_right_password_of_ones_own_does_not_forgive_guesses_at_others():
+    limits = Throttle(lambda: 0.0)
+    guesses = 0
+    with pytest.raises(TooMany):
+        for number in range(1000):
+            limits.enter("eve", "10.0.0.1")
+            limits.right("eve", "10.0.0.1")
+            limits.enter(f"rater {number}", "10.0.0.1")
+            guesses += 1
+    assert guesses <= throttle.BY_NETWORK.free
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:2", True), ("2001:db8::1", "2001:db8:0:1::1", False), ("::ffff:10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1", "10.0.0.2", False), ("fe80::1%eth0", "fe80::2", True), ("", "nonsense", True),
+    ],
+)  # fmt: skip
+def test_an_address_counts_by_its_network(one, other, same):
+    assert (throttle.network(one) == throttle.network(other)) is same
+
+
+def test_counters_take_a_bounded_memory_and_forget():
+    counters = Counters(Limit(1, 10.0, 10.0))
+    for number in range(throttle.KEPT + 5000):
+        counters.count(number, 0.0)
+    assert len(counters.tries) == throttle.KEPT
+    assert (counters.left(throttle.KEPT, 1.0), counters.left(throttle.KEPT, throttle.FORGET)) == (9.0, 0.0)
+
+
+def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
+    url, door = served
+    busy, release = Event(), Event()
+
+    def attempt(number):
+        with client(url) as visitor:
+            return enter(visitor, "ann" if number % 2 else f"x{number}")
+
+    def hold():
+        with door.hasher._lane(False):
+            busy.set()
+            release.wait(20)
+
+    holder = Thread(target=hold)
+    holder.start()
+    busy.wait(5)
+    try:
+        with ThreadPoolExecutor(30) as pool:
+            started = monotonic()
+            told = list(pool.map(attempt, range(20)))
+            assert {answer.status_code for answer in told} == {429}
+            assert all(int(answer.headers["retry-after"]) >= 1 for answer in told)
+            assert monotonic() - started < 3 * passwords.PATIENCE, "no queue without end"
+        assert door.hasher.matches(HASHED, PASSWORD, known=True)
+    finally:
+        release.set()
+        holder.join()
+    with client(url) as ann:
+        assert enter(ann, "ann").status_code == 303, "tries that were not made are not counted"
+
+
+def test_an_invitation_is_checked_before_anything_is_hashed(served, store):
+    url, door = served
+    token = store.later(people.invite, "rater", "olga", time()).result()
+    with client(url) as new, door.hasher._lane(True), door.hasher._lane(False):
+        started = monotonic()
+        data = {"name": "dan", "password": OTHER}
+        assert new.post("/join/nonsense", data=data).status_code == 410
+        assert new.post("/reset/nonsense", data=data).status_code == 410
+        for name in ("ann", "Аnn", "owner", "judge:x"):
+            assert new.post(f"/join/{token}", data=data | {"name": name}).status_code == 409
+        assert new.post(f"/join/{token}", data=data | {"password": "short"}).status_code == 409
+        assert monotonic() - started < passwords.PATIENCE, "no one waited for a hash"
+        late = new.post(f"/join/{token}", data=data)
+        assert (late.status_code, "retry-after" in late.headers) == (429, True)
+    with client(url) as new:
+        assert new.post(f"/join/{token}", data=data).status_code == 303
+
+
+def test_an_address_that_someone_claims_counts_only_from_a_named_proxy(served, store):
+    url, _ = served
+    with client(url) as attacker:
+        told = [enter(attacker, "ann", "wrong", **{"x-forwarded-for": f"10.0.0.{i}"}).status_code for i in range(FREE + 1)]
+        assert told == [401] * FREE + [429]
+        sign_in = enter(attacker, "bob", **{"x-forwarded-proto": "https"})
+        assert "secure" not in sign_in.headers["set-cookie"].lower()
+        assert "strict-transport-security" not in sign_in.headers
+    with running(store, team=True, outside=serving.Outside(proxies=("127.0.0.1",))) as (behind, _), client(behind) as proxy:
+        for i in range(2):  # what a client claims stands left of what the proxy adds
+            told = [enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"1.1.1.{j}, 10.0.0.{i}"}).status_code for j in range(FREE + 1)]
+            assert told == [401] * FREE + [429]
+        assert store.read(audit.entries)[0].after == {"from": "10.0.0.1"}
+        told = [enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"10.9.9.{i}, 127.0.0.1"}).status_code for i in range(FREE + 1)]
+        assert told == [401] * FREE + [429], "a client with the proxy's own address claims no other"
+
+
+def test_behind_a_named_proxy_with_tls_cookies_are_bound_to_the_host(store):
+    fill(store)
+    outside = serving.Outside(names=("rate.example",), proxies=("127.0.0.1",))
+    with running(store, team=True, outside=outside) as (url, _), httpx.Client(base_url=url) as proxy:
+        headers = {"host": "rate.example", "origin": "https://rate.example", "x-forwarded-proto": "https", "x-forwarded-for": "10.0.0.9"}
+        answer = proxy.post("/sign-in", data={"name": "ann", "password": PASSWORD}, headers=headers)
+        cookies = answer.headers.get_list("set-cookie")
+        port = url.rpartition(":")[2]
+        assert [cookie.partition("=")[0] for cookie in cookies] == [f"__Host-towpath-{port}", f"__Host-towpath-device-{port}"]
+        assert all({"secure", "httponly", "path=/", "samesite=lax"} <= set(cookie.lower().split("; ")) for cookie in cookies)
+        assert not any("domain" in cookie.lower() for cookie in cookies)
+        assert answer.headers["strict-transport-security"] == "max-age=31536000"
+        kept = "; ".join(cookie.partition(";")[0] for cookie in cookies)
+        assert proxy.get("/rate/next", headers=headers | {"cookie": kept}).status_code == 200
+        plain = kept.replace("__Host-", "")
+        assert proxy.get("/rate/next", headers=headers | {"cookie": plain, "accept": "application/json"}).status_code == 401
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes a certificate, is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=rate.example -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(["openssl", *words.split(), "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_with_its_own_certificate_too(store, certificate):
+    fill(store)
+    outside = serving.Outside((), *certificate)
+    with running(store, team=True, outside=outside) as (url, _), httpx.Client(base_url=url, verify=False, headers={"origin": url}) as ann:
+        answer = enter(ann, "ann")
+        assert answer.headers["set-cookie"].startswith("__Host-towpath-")
+        assert "strict-transport-security" in answer.headers
+        assert ann.get("/rate/next").status_code == 200
+        local = ann.get("/sign-in", headers={"host": f"localhost:{url.rpartition(':')[2]}"})
+        assert "strict-transport-security" not in local.headers, "it would bind every server of this machine"
+
+
+@pytest.mark.parametrize(
+    ("peer", "header", "client"),
+    [
+        ("10.0.0.1", ["1.1.1.1"], "1.1.1.1"), ("10.0.0.1", ["9.9.9.9, 1.1.1.1"], "1.1.1.1"), ("10.0.0.1", ["9.9.9.9", "1.1.1.1"], "1.1.1.1"),
+        ("10.0.0.1", ["9.9.9.9, 10.0.0.7"], "10.0.0.7"), ("10.0.0.1", ["[2001:db8::1]:443"], "2001:db8::1"), ("10.0.0.1", ["1.1.1.1:80"], "1.1.1.1"),
+        ("10.0.0.1", ["nonsense"], "unknown"), ("10.0.0.1", [], "10.0.0.1"), ("::ffff:10.0.0.1", ["1.1.1.1"], "1.1.1.1"),
+        ("10.0.1.1", ["1.1.1.1"], "10.0.1.1"),
+    ],
+)  # fmt: skip
+def test_of_forwarded_addresses_the_last_counts_which_the_proxy_wrote(peer, header, client):
+    seen = {}
+
+    async def application(scope, _receive, _send):
+        seen.update(scope)
+
+    scope = {"type": "http", "client": (peer, 1), "scheme": "http", "headers": [(b"x-forwarded-for", value.encode()) for value in header]}
+    asyncio.run(Proxies(application, ["10.0.0.0/24"])(scope, None, None))
+    assert seen["client"][0] == client
+
+
+def test_a_proxy_is_named_by_its_address_and_for_a_team():
+    serving.require_proxies(("127.0.0.1", "10.0.0.0/24", "::1"), True)
+    with pytest.raises(ResourceError, match=r"rate\.example"):
+        serving.require_proxies(("rate.example",), True)
+    with pytest.raises(ResourceError, match="--team"):
+        serving.require_proxies(("127.0.0.1",), False)
+
+
+def test_a_server_without_accounts_takes_no_password(store):
+    token = store.later(people.invite, "owner", "olga", time()).result()
+    with running(store, team=False) as (url, door), client(url) as owner, door.hasher._lane(True), door.hasher._lane(False):
+        assert enter(owner, "owner", "x" * 20).status_code == 401
+        owner.get(f"/enter?token={door.link_token()}")
+        assert [owner.get(path).status_code for path in ("/owner", "/account", "/owner/people", f"/join/{token}")] == [200, 403, 403, 403]
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Ann", "José García", "Łukasz", "Иван Петров", "李小龍", "田中さくら", "김철수", "रवि कुमार", "محمد علي", "דוד לוי", "Νίκος", "Nguyễn Văn A",
+        "สมชาย", "O'Brien", "anne-marie", "ann_2", "ann.lee",
+    ],
+)  # fmt: skip
+def test_names_of_many_languages_are_good(name):
+    assert names.require(name, ["Bob", "Zoë"]) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", "   ", "--", "x" * 41, "a\x00b", "an\u202en", "owner", "OWNER", "Owner ", "0wner", "judge:gpt", "Rule: length", "simulated-1", "recorded",
+        "towpath people",
+    ],
+)  # fmt: skip
+def test_reserved_and_unprintable_names_are_refused(name):
+    with pytest.raises(DataError):
+        names.require(name)
+
+
+@pytest.mark.parametrize(
+    ("known", "name"),
+    [
+        ("ann", "Ann"), ("ann", "аnn"), ("José", "jose"), ("ann", "an\u200dn"), ("ann", "a\u200bnn"), ("Ian", "lan"), ("bob", "b0b"),
+        ("paya", "рауа"), ("Σοφία", "ΣΟΦΊΑ"), ("zoë", "zoe\u0308"), ("Ann Lee", "ann_lee"), ("Łukasz", "Lukasz"), ("modern", "modem"),
+        ("ann", "ａｎｎ"),
+    ],
+)  # fmt: skip
+def test_a_name_that_looks_like_another_is_refused(known, name):
+    with pytest.raises(DataError):
+        names.require(name, [known])
+
+
+@pytest.mark.parametrize(("known", "name"), [("かき", "かぎ"), ("रवि", "रवी"), ("Neil", "Nell"), ("ann", "anna"), ("Иван", "Ирина")])
+def test_names_that_only_resemble_each_other_are_two(known, name):
+    names.require(name, [known])
+
+
+def test_a_name_signs_in_however_it_is_composed(served, store):
+    url, _ = served
+    token = store.later(people.invite, "rater", "olga", time()).result()
+    with client(url) as zoe:
+        assert zoe.post(f"/join/{token}", data={"name": " zoe\u0308  lee ", "password": OTHER}).status_code == 303
+        assert store.read(people.account, "zoë lee")
+        zoe.post("/sign-out")
+        assert [enter(zoe, name, OTHER).status_code for name in ("zoë lee", "zoe\u0308 lee")] == [303, 303]
+
+
+# ---- the audit log
+
+
+def test_the_audit_log_tells_who_changed_what(served, store):
+    url, _ = served
+    with signed_in(url, "olga") as olga, client(url) as stranger:
+        assert enter(stranger, "ann", "wrong").status_code == 401
+        assert enter(stranger, "my secret password", "x").status_code == 401
+        form = {"gold_share": "25", "lease_minutes": "30", "switches": ["safety"]}
+        olga.post("/owner/settings", data=form)
+        olga.post("/owner/guidelines", data={"guidelines": "Be kind."})
+        olga.post("/owner/account", data={"name": "bob", "role": "viewer", "active": "true"})
+        olga.post("/owner/account", data={"name": "vic", "role": "viewer"})
+        link = re.search(r"/join/[\w-]+", olga.post("/owner/invite", data={"role": "rater"}).text)[0]
+        stranger.post(link, data={"name": "dan", "password": OTHER})
+        olga.post("/owner/invite", data={"role": "owner"})
+        olga.post("/owner/withdraw", data={"digest": store.read(people.invitations, time())[0].digest})
+        olga.get("/owner/export.jsonl").read()
+        page = olga.get("/owner/audit").text
+        only = olga.get("/owner/audit", params={"who": "olga", "action": "settings"}).text
+    rows = {row.action: row for row in reversed(store.read(audit.entries))}
+    assert set(rows) == {
+        "sign in", "sign in failed", "settings", "guidelines", "change account", "invite", "join", "withdraw invitation", "export",
+    }  # fmt: skip
+    assert rows["settings"].before == {"gold_share": 0.1, "safety": False}
+    assert rows["settings"].after == {"gold_share": 0.25, "safety": True}
+    assert (rows["change account"].object, rows["change account"].after) == ("vic", {"may sign in": False})
+    assert "gold_share" in only
+    assert "withdraw invitation</td>" in page
+    assert "withdraw invitation</td>" not in only
+    assert "my secret password" not in page, "a password may have been typed as a name"
+    assert not any(PASSWORD in json.dumps([row.before, row.after, row.object]) for row in store.read(audit.entries))
+
+
+def test_the_audit_log_is_append_only(place):
+    with Store.open(place) as store:
+        store.later(audit.record, "olga", "settings", after={"paused": True}).result()
+        wrong = ["UPDATE audit SET account = 'ann'", "DELETE FROM audit"]
+        if isinstance(place, str):
+            wrong.append("TRUNCATE audit")
+        else:
+            wrong.append('INSERT OR REPLACE INTO audit SELECT number, at, \'ann\', action, object, "before", "after" FROM audit')
+        for statement in wrong:
+            with pytest.raises(Exception, match="append-only"), ledger.writing(store._engine) as connection:
+                connection.execute(text(statement))
+        store.later(settings.put, Settings(paused=True), "olga").result()
+        assert [row.account for row in store.read(audit.entries)] == ["olga", "olga"]
+
+
+def test_the_audit_page_goes_back_page_by_page(served, store):
+    url, _ = served
+    for number in range(audit.PAGE + 20):
+        store.later(audit.record, "ann", "export", f"file {number}").result()
+    with signed_in(url, "olga") as olga:
+        first = olga.get("/owner/audit", params={"who": "ann"}).text
+        older = re.search(r'href="(/owner/audit\?[^"]+)">Older', first)[1].replace("&amp;", "&")
+        second = olga.get(older).text
+    assert ("file 119" in first, "file 19<" in first, "file 19<" in second, "Older" in second) == (True, False, True, False)
+
+
+def test_failed_sign_ins_cannot_fill_the_audit_log():
+    ration = Ration(3, 60.0)
+    assert [ration.take(0.0) for _ in range(5)] == [0, 0, 0, None, None]
+    assert (ration.take(61.0), ration.take(62.0)) == (2, 0)
+
+
+# ---- the command
+
+
+def towpath(*words, **options):
+    return CliRunner().invoke(app, list(map(str, words)), **options)
+
+
+def test_people_from_the_shell(served, store, tmp_path):
+    url, _ = served
+    (tmp_path / "recipe.toml").write_text('name = "x"\n')
+    with signed_in(url, "ann") as ann:
+        listed = json.loads(towpath("people", "list", tmp_path, "--json").stdout)
+        assert [(row["name"], row["role"], row["sessions"]) for row in listed] == [
+            ("ann", "rater", 1), ("bob", "rater", 0), ("olga", "owner", 0), ("vic", "viewer", 0),
+        ]  # fmt: skip
+        link = towpath("people", "reset", tmp_path, "ann", "--url", url).stdout.strip()
+        assert link.startswith(f"{url}/reset/")
+        assert ann.get(link).status_code == 200
+        assert "tried first" in str(towpath("people", "reset", tmp_path, "ann", "--ask", input="password1234\n").exception)
+        assert towpath("people", "reset", tmp_path, "ann", "--ask", input=f"{OTHER}\n").exit_code == 0
+        end = monotonic() + 8
+        while ann.get("/rate/next").status_code == 200:
+            assert monotonic() < end, "another process ended the session long ago"
+            sleep(0.1)
+        assert enter(ann, "ann", OTHER).status_code == 303
+        assert ann.get(link).status_code == 410
+    assert "no such account" in str(towpath("people", "reset", tmp_path, "nemo").exception)
+    listed = towpath("people", "audit", tmp_path, "--action", "reset password").stdout
+    assert re.fullmatch(r"\S+  towpath people  reset password ann  \(sessions ended 1\)\n", listed)

@@ -1,0 +1,120 @@
+"""Somebody else's server may send anything, slowly, without end: the exchange stays within its time and size."""
+
+import json
+import resource
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+from scripted import CASE, Kept, one, said, served
+
+from towpath import outside
+from towpath.errors import RecipeError, ResourceError, RewardError
+from towpath.feedback.endpoint import JudgeSettings
+from towpath.feedback.judging import judge_pairs
+from towpath.rewards import sources
+from towpath.store import place
+
+
+@contextmanager
+def saying(*parts: bytes, pause: float = 0.0):
+    """A server that sends these bytes to whoever connects, the last of them over and over while somebody reads."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.recv(65_536)
+                for part in parts[:-1]:
+                    connection.sendall(part)
+                while True:
+                    connection.sendall(parts[-1])
+                    time.sleep(pause)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(sources, "TRIES", 1)
+
+
+def test_a_reward_endpoint_without_end_is_cut_off():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with saying(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536) as address, pytest.raises(RewardError, match="more than 4194304 bytes"):
+        sources.named(f"{address}/score")(["p"], ["a"])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64_000
+
+
+@pytest.mark.parametrize("opening", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"], ids=["headers", "body"])
+def test_a_server_that_drips_headers_or_body_has_one_deadline(opening):
+    client = outside.Client(0.5)
+    with saying(opening, b"x: y\r\n", pause=0.05) as address:
+        begun = time.monotonic()
+        with pytest.raises(outside.BrokenOff, match=r"in 0\.5 s"):
+            client.post(address, b"{}")
+        assert time.monotonic() - begun < 1.5
+
+
+def test_a_judge_that_drips_headers_is_given_up():
+    with saying(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", pause=0.05) as address:
+        settings = JudgeSettings(f"{address}/v1", "m", retries=0, timeout=0.4)
+        begun = time.monotonic()
+        (found,) = judge_pairs(settings, [CASE], Kept())
+        assert time.monotonic() - begun < 2.5
+    assert found.reason == "unreachable"
+
+
+def test_redirects_are_not_followed():
+    reply = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
+    with saying(reply, b"") as address, pytest.raises(RewardError, match=r"307 to http://127\.0\.0\.1:1/, which is not followed"):
+        sources.named(f"{address}/score")(["p"], ["a"])
+
+
+def test_a_compressed_bomb_is_not_unpacked():
+    with saying(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n", b"\x1f\x8b" * 100) as address, pytest.raises(RewardError, match="compressed"):
+        sources.named(f"{address}/score")(["p"], ["a"])
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://169.254.169.254/latest/meta-data", "http://[fe80::1]/x", "http://[fd00:ec2::254]/", "http://2852039166/", "http://[::ffff:169.254.169.254]/",
+     "http://100.100.100.200/"],
+)  # fmt: skip
+def test_link_local_and_metadata_addresses_are_never_asked(address):
+    with pytest.raises(RewardError, match="link-local or metadata"):
+        sources.named(address)(["p"], ["a"])
+    with pytest.raises(ResourceError, match="link-local or metadata"):
+        list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], Kept()))
+
+
+def test_half_a_character_from_a_judge_ends_nothing():
+    with served(lambda _request, _number: {"choices": [{"message": {"content": said("first", explanation="\ud800 it says")}}]}) as server:
+        found = one(server)
+    assert found.details["verdicts"]
+    json.dumps(found.details, ensure_ascii=False).encode()
+
+
+def test_a_key_that_a_server_echoes_is_hidden(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
+    with served(lambda _request, _number: {"choices": [{"message": {"content": said("first", explanation="your key is sk-very-secret")}}]}) as server:
+        found = one(server, api_key="env:JUDGE_KEY")
+    assert "sk-very-secret" not in json.dumps(found.details)
+    assert "[key]" in json.dumps(found.details)
+
+
+def test_a_password_in_store_url_is_refused_and_a_reference_taken(tmp_path, monkeypatch):
+    url = "postgresql+psycopg://towpath:hunter2@db.example.org/ledger"
+    with pytest.raises(RecipeError) as refused:
+        place.of(tmp_path, url)
+    assert "hunter2" not in str(refused.value)
+    monkeypatch.setenv("LEDGER", url)
+    assert place.of(tmp_path, "env:LEDGER") == url
+    assert place.of(tmp_path, "postgresql+psycopg://towpath@db.example.org/ledger").endswith("/ledger")

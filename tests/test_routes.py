@@ -1,0 +1,154 @@
+"""Every route with every role, on the real server: the routes come from the router, so that one without a row here fails."""
+
+from collections.abc import Iterator
+from time import time
+from typing import Any
+
+import httpx
+import pytest
+from conftest import running
+
+from towpath.store import people
+from towpath.store.store import Store
+from towpath.web import serving
+
+ROLES = ("nobody", "rater", "viewer", "owner")
+ALL, SIGNED_IN, RATERS, VIEWERS, OWNERS = ROLES, ROLES[1:], ("rater", "owner"), ("viewer", "owner"), ("owner",)
+
+MAY = {
+    "GET /": SIGNED_IN,
+    "GET /static": ALL,
+    "GET /enter": ALL,
+    "GET /sign-in": ALL,
+    "POST /sign-in": ALL,
+    "POST /sign-out": SIGNED_IN,
+    "GET /join/{token}": ALL,
+    "POST /join/{token}": ALL,
+    "GET /reset/{token}": ALL,
+    "POST /reset/{token}": ALL,
+    "GET /account": SIGNED_IN,
+    "POST /account/password": SIGNED_IN,
+    "POST /account/sign-out": SIGNED_IN,
+    "GET /rate": RATERS,
+    "GET /rate/next": RATERS,
+    "GET /rate/differences": RATERS,
+    "POST /rate/judge": RATERS,
+    "POST /rate/rank": RATERS,
+    "POST /rate/skip": RATERS,
+    "POST /rate/flag": RATERS,
+    "POST /rate/undo": RATERS,
+    "POST /rate/write": RATERS,
+    "GET /rate/mine": RATERS,
+    "POST /rate/trial": RATERS,
+    "POST /rate/guidelines": RATERS,
+    "GET /owner/pairs": OWNERS,
+    "GET /owner/answers": OWNERS,
+    "POST /owner/answers": OWNERS,
+    "POST /owner/takeout": OWNERS,
+    "POST /owner/restore": OWNERS,
+    "POST /owner/rename": OWNERS,
+    "POST /owner/remove": OWNERS,
+    "GET /owner/export/pairs.{kind}": OWNERS,
+    "GET /owner": VIEWERS,
+    "GET /owner/figures": VIEWERS,
+    "GET /owner/settings": OWNERS,
+    "POST /owner/settings": OWNERS,
+    "POST /owner/queue": OWNERS,
+    "POST /owner/rankings": OWNERS,
+    "GET /owner/guidelines": OWNERS,
+    "POST /owner/guidelines": OWNERS,
+    "GET /owner/gold": OWNERS,
+    "POST /owner/gold": OWNERS,
+    "POST /owner/gold/drop": OWNERS,
+    "GET /owner/flags": OWNERS,
+    "POST /owner/flags": OWNERS,
+    "GET /owner/export.jsonl": OWNERS,
+    "GET /owner/people": OWNERS,
+    "POST /owner/invite": OWNERS,
+    "POST /owner/withdraw": OWNERS,
+    "POST /owner/account": OWNERS,
+    "POST /owner/reset": OWNERS,
+    "POST /owner/sign-out": OWNERS,
+    "GET /owner/audit": OWNERS,
+    "GET /arena": OWNERS,
+    "POST /arena": OWNERS,
+    "GET /arena/disagreements": OWNERS,
+    "POST /arena/disagreements": OWNERS,
+    "GET /arena/{number}": OWNERS,
+    "GET /arena/{number}/live": OWNERS,
+    "POST /arena/{number}/stop": OWNERS,
+    "GET /monitor": VIEWERS,
+    "GET /monitor/curves": VIEWERS,
+    "GET /monitor/step": VIEWERS,
+    "GET /monitor/events": VIEWERS,
+    "GET /monitor/samples": VIEWERS,
+    "GET /monitor/samples/list": VIEWERS,
+    "GET /monitor/samples/prompt": VIEWERS,
+    "GET /monitor/samples/differences": VIEWERS,
+    "GET /monitor/compare": VIEWERS,
+    "GET /monitor/compare/curves": VIEWERS,
+    "GET /monitor/compare/frontier": VIEWERS,
+}
+"""Who may use a route, by its method and path as the router has them."""
+
+
+def routes(of: Any) -> Iterator[str]:
+    """Methods and paths of an application or router, those of included routers and of mounted applications too."""
+    for route in of.routes:
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            yield from routes(included)
+        elif getattr(route, "methods", None):
+            yield from (f"{method} {route.path}" for method in route.methods if method != "HEAD")
+        else:
+            yield f"GET {route.path}"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with Store.open(tmp_path_factory.mktemp("run") / "towpath.db") as opened:
+        for role in ROLES[1:]:
+            opened.later(people.add_account, role, role, "a hash").result()
+        opened.later(people.add_account, "another owner", "owner", "a hash").result()
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def team(store):
+    with running(store, team=True) as (url, _):
+        yield url
+
+
+def known_routes(tmp_path) -> list[str]:
+    with Store.open(tmp_path / "towpath.db") as store:
+        server, _ = serving.prepared(store, team=True)
+        return list(routes(server.config.app))
+
+
+def test_every_route_has_a_row_and_every_row_a_route(tmp_path):
+    found = known_routes(tmp_path)
+    assert len(found) == len(set(found)), "two routes answer to one method and path"
+    assert not set(found) - set(MAY), "say in MAY who may use these"
+    assert not set(MAY) - set(found), "these routes are gone"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_may_use_its_routes_and_no_others(team, store, role):
+    """What is sent is empty: who may use a route is answered 4xx for it, who may not 401 or 403, whatever is sent."""
+    wrong = []
+    port = team.rpartition(":")[2]
+    with httpx.Client(base_url=team, headers={"origin": team, "accept": "application/json"}) as visitor:
+        for row, allowed in MAY.items():
+            method, path = row.split(" ")
+            path = path.replace("{token}", "nonsense").replace("{number}", "1")
+            headers = {}
+            if role != "nobody":
+                account = store.read(people.account, role)
+                headers["cookie"] = f"towpath-{port}={store.later(people.begin_session, account, time()).result()}"
+            with visitor.stream(method, path, headers=headers) as answer:
+                status = answer.status_code
+            refused = 401 if role == "nobody" else 403
+            if (role in allowed) == (status == refused) or status >= 500:
+                wrong.append(f"{row}: {status}, {'allowed' if role in allowed else 'not allowed'}")
+    # Coming in answers 401 and 403 itself: a wrong link, a wrong password.
+    assert set(wrong) <= {"GET /enter: 403, allowed"}, wrong

@@ -1,0 +1,134 @@
+"""One's own account, the owner's page of people, and the audit log."""
+
+from time import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Form, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from towpath.errors import DataError
+from towpath.store import audit, people, sessions
+from towpath.store.people import Account, Role
+from towpath.store.store import Store
+from towpath.web import pages
+from towpath.web.auth import Owner, TheDoor, TheStore, Visitor, signed_in, team_only, told
+from towpath.web.passwords import SHORTEST
+
+router = APIRouter(dependencies=[Depends(signed_in), Depends(team_only)])
+
+Field = Annotated[str, Form(max_length=300)]
+Password = Annotated[str, Form(max_length=1000)]
+Filter = Annotated[str, Query(max_length=300)]
+
+
+@router.get("/account")
+def account_page(request: Request, account: Visitor, store: TheStore, done: Filter = "") -> HTMLResponse:
+    """Who is signed in, where else, and another password."""
+    return _account(request, account, store, done=done)
+
+
+def _account(request: Request, account: Account, store: Store, status: int = 200, **more: Any) -> HTMLResponse:
+    count, _ = store.read(sessions.counts, time()).get(account.name, (1, 0.0))
+    return pages.page(request, "account.html", account, status, others=count - 1, shortest=SHORTEST, **more)
+
+
+@router.post("/account/password")
+def change_password(request: Request, account: Visitor, store: TheStore, door: TheDoor, present: Password, password: Password) -> Response:
+    """Another password; every other browser is signed out. Whoever found a browser open must know the present one."""
+    device = door.session_of(request)
+    door.throttle.enter(account.name, "", device)
+    if not door.hasher.matches(account.password, present, known=True):
+        return _account(request, account, store, 409, error="That is not the present password.")
+    door.throttle.right(account.name, "", device)
+    try:
+        hashed = door.hashed(password, account.name)
+    except DataError as error:
+        return _account(request, account, store, 409, error=told(error))
+    changed = store.later(_changed, account.name, hashed).result()
+    response = RedirectResponse("/account?done=password", 303)
+    door.remember(request, response, changed)
+    return response
+
+
+def _changed(connection: Any, name: str, password: str) -> Account:
+    people.set_password(connection, name, password, name)
+    found = people.account(connection, name)
+    assert found is not None
+    return found
+
+
+@router.post("/account/sign-out")
+def sign_out_elsewhere(request: Request, account: Visitor, store: TheStore, door: TheDoor) -> Response:
+    """Sign out every browser but this one."""
+    store.later(sessions.sign_out, account.name, account.name, door.session_of(request)).result()
+    door.forget()
+    return RedirectResponse("/account?done=sessions", 303)
+
+
+@router.get("/owner/people")
+def people_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
+    """Accounts and invitations."""
+    return _people(request, account, store)
+
+
+def _people(request: Request, account: Account, store: Store, **more: Any) -> HTMLResponse:
+    known = [known for known in store.read(people.accounts) if known.password]
+    now = time()
+    return pages.page(
+        request, "people.html", account, accounts=known, sessions=store.read(sessions.counts, now),
+        invitations=store.read(people.invitations, now), **more,
+    )  # fmt: skip
+
+
+def _link(request: Request, kind: str, token: str) -> str:
+    return f"{request.url.scheme}://{request.url.netloc}/{kind}/{token}"
+
+
+@router.post("/owner/invite")
+def invite(request: Request, account: Owner, store: TheStore, role: Annotated[Role, Form()]) -> HTMLResponse:
+    """A link that makes one account; it is shown once."""
+    token = store.later(people.invite, role, account.name, time()).result()
+    return _people(request, account, store, link=_link(request, "join", token), role=role)
+
+
+@router.post("/owner/withdraw")
+def withdraw(account: Owner, store: TheStore, digest: Field) -> Response:
+    """An invitation is good no longer."""
+    store.later(people.withdraw, digest, account.name).result()
+    return RedirectResponse("/owner/people", 303)
+
+
+@router.post("/owner/account")
+def change_account(
+    account: Owner, store: TheStore, door: TheDoor, name: Field, role: Annotated[Role, Form()], active: Annotated[bool, Form()] = False
+) -> Response:
+    """Another role, closed, or open again."""
+    store.later(people.change_account, name, role, active, None, account.name).result()
+    door.forget()
+    return RedirectResponse("/owner/people", 303)
+
+
+@router.post("/owner/reset")
+def offer_reset(request: Request, account: Owner, store: TheStore, name: Field) -> HTMLResponse:
+    """A link with which someone sets their password anew; it is shown once, and until it is used nothing changes."""
+    token = store.later(people.offer_reset, name, account.name, time()).result()
+    return _people(request, account, store, link=_link(request, "reset", token), reset=name)
+
+
+@router.post("/owner/sign-out")
+def sign_out(account: Owner, store: TheStore, door: TheDoor, name: Field) -> Response:
+    """Sign an account out everywhere."""
+    store.later(sessions.sign_out, name, account.name).result()
+    door.forget()
+    return RedirectResponse("/owner/people", 303)
+
+
+@router.get("/owner/audit")
+def audit_page(
+    request: Request, account: Owner, store: TheStore, who: Filter = "", action: Filter = "", before: Annotated[int, Query(ge=0, le=2**53)] = 0
+) -> HTMLResponse:
+    """Who changed what, the newest first."""
+    rows = store.read(audit.entries, who, action, before)
+    accounts, actions = store.read(audit.known)
+    older = rows[-1].number if len(rows) == audit.PAGE else 0
+    return pages.page(request, "audit.html", account, rows=rows, accounts=accounts, actions=actions, who=who, action=action, older=older)

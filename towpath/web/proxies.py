@@ -1,0 +1,59 @@
+"""Who asks, and whether over TLS, as a named proxy says it."""
+
+import ipaddress
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Proxies:
+    """Believes `X-Forwarded-For` and `X-Forwarded-Proto` of the named addresses alone.
+
+    Of the list it takes the last entry, which the proxy itself wrote. Entries before it are what the client claimed: skipping those that
+    look like proxies too, as others do, lets a client in the proxy's own network claim any address.
+    """
+
+    def __init__(self, app: ASGIApp, named: Iterable[str]) -> None:
+        self._app = app
+        self._networks = [ipaddress.ip_network(one) for one in named]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and is_within((scope.get("client") or ("", 0))[0], self._networks):
+            scope = {**scope, **_forwarded(Headers(scope=scope))}
+        await self._app(scope, receive, send)
+
+
+def is_within(host: str, networks: Iterable[Network]) -> bool:
+    """Whether an address lies in one of these networks."""
+    found = address(host)
+    return found is not None and any(found in network for network in networks)
+
+
+def address(text: str) -> Address | None:
+    """An address, without brackets, port or zone, and of IPv4 where it stands for one; None where it is none."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
+
+
+def _forwarded(headers: Headers) -> dict[str, object]:
+    """Client and scheme of a request that came by a proxy; what it does not say stays as it was."""
+    found: dict[str, object] = {}
+    client = ",".join(headers.getlist("x-forwarded-for")).split(",")[-1].strip()
+    scheme = ",".join(headers.getlist("x-forwarded-proto")).split(",")[-1].strip().lower()
+    if client:
+        found["client"] = (str(address(client) or "unknown"), 0)
+    if scheme in ("http", "https"):
+        found["scheme"] = scheme
+    return found
