@@ -386,7 +386,7 @@ def test_pairs_on_which_the_reward_model_contradicts_go_back_into_the_queue(team
     assert sit(store, "bob") == "empty"
     with signed_in(url, "olga") as owner:
         page = owner.get("/arena/disagreements").text
-        assert page.index("90 % sure") < page.index("60 % sure")
+        assert page.index("probability 0.90") < page.index("probability 0.60")
         done = owner.post("/arena/disagreements", data={"comparison": ["s1.t0", "s1.t1", "elsewhere"]})
         assert "2 pairs wait" in done.text
     assert vote(store, "bob", lambda *_: "right") == 2

@@ -1,6 +1,8 @@
 """An arena in a real browser: begun by its owner, judged by two raters who are told nothing, followed live to its verdict, judged by axe."""
 
 import json
+import re
+from time import time
 
 import pytest
 from conftest import running, serious
@@ -9,7 +11,7 @@ from test_browser import comparison
 
 from towpath import arena
 from towpath.arena import Terms
-from towpath.store import arenas, people, settings
+from towpath.store import arenas, people, rating, settings, verdicts
 from towpath.store.settings import Settings
 from towpath.store.store import Store
 
@@ -20,7 +22,7 @@ def opened(tmp_path, browser):
     write_answers(tmp_path, 60)
     contexts, errors = [], []
     with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door):
-        store.later(settings.put, Settings(gold_share=0.0)).result()
+        store.later(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
             store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
 
@@ -122,4 +124,45 @@ def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe,
             summary.click()
         found += serious(page, axe)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert not found, "\n".join(found)
+
+
+def decided(store, one, other, prefers):
+    """An arena judged to its end by two people, who prefer the answers with a lock or those without."""
+    made = arena.begin(store, store.folder, Terms(one, other, overlap=1.0))
+    while arena.standing(store, made.number).arena.state == "open":
+        for name in ("ann", "bob"):
+            seat = store.later(rating.next_seat, name, time()).result()
+            first = store.read(rating.sheet, seat).answers[0]
+            side = "left" if ("lock" in first) == prefers else "right"
+            given = verdicts.Given(f"key-{name}-{seat.comparison}", seat.comparison, name, verdicts.Said(side))
+            store.later(verdicts.judge, given, time()).result()
+        arena.settle(store)
+    return made.number
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_verdict_is_read_at_a_glance_and_pass_is_unlike_fail(opened, axe, scheme):
+    store, visit = opened
+    shapes, colours, found = [], [], []
+    for one, other in (("policy", "sft"), ("sft", "policy")):
+        page = visit("olga", f"/arena/{decided(store, one, other, True)}", color_scheme=scheme, viewport={"width": 1280, "height": 900})
+        found += serious(page, axe)
+        shapes.append(page.locator(".outcome svg").inner_html())
+        colours.append(page.locator(".outcome b").evaluate("it => getComputedStyle(it).color"))
+        words = page.inner_text("main")
+        for heading in (
+            "95 % interval, anytime-valid",
+            "95 % interval, Wilson",
+            "bootstrap over prompts",
+            "Length-controlled win rate",
+            "rater error",
+        ):
+            assert heading in words
+        assert re.search(r"Agreement of raters\s+[\d.]+\s%\s+[\d.]+\sto\s[\d.]+\s% of \d+", words)
+        for box in page.locator(".scroll").all():
+            assert box.evaluate("it => it.scrollWidth <= it.clientWidth"), "nothing to scroll for at 1280"
+    assert len(set(shapes)) == len(set(colours)) == 2
+    page.goto("/arena")
+    assert page.locator(".outcome-chip").all_inner_texts() == ["✗ FAIL", "✓ PASS"]
     assert not found, "\n".join(found)

@@ -6,7 +6,7 @@ import pytest
 from conftest import running, serious
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import people, rating, settings, verdicts
+from towpath.store import acknowledgements, people, rating, review, settings, verdicts
 from towpath.store.rating import Gold, Group, Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
@@ -24,8 +24,10 @@ def fill(store):
     store.add_completions(made)
     store.add_comparisons([Comparison(f"k{i:02}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.{1 + i % 2}") for i in range(14)])
     store.add_tasks([Task(f"k{i:02}", "work") for i in range(12)])
-    store.later(settings.put, Settings(gold_share=0.0)).result()
+    store.later(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
     store.later(people.put_guideline, "# Be kind\n\nPrefer the answer that **helps**.", "olga").result()
+    for name in ("olga", "ann", "bob"):
+        store.later(acknowledgements.acknowledge, name, 1).result()
 
 
 @pytest.fixture
@@ -208,6 +210,9 @@ def test_flag_comment_write_and_guidelines_without_a_mouse(visit, store):
     page.wait_for_function("() => document.getElementById('said').textContent.includes('Saved: your better answer')")
     press(page, "4", "Saved: B is better")
     assert [j.comment for j in store.judgements()] == ["Because 1 and 2"]
+    assert store.written() == []
+    for row in store.read(review.answers, "waiting")[0]:
+        store.later(verdicts.review, row["key"], "approved").result()
     assert [d.response for d in store.written()] == ["A better one."]
     flagged = comparison(page)
     page.keyboard.press("f")
@@ -258,7 +263,7 @@ def test_keys_can_be_turned_off_and_a_verdict_can_wait_for_next(visit, store):
 
 
 def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
-    store.later(settings.put, Settings(gold_share=0.0, safety=True)).result()
+    store.later(settings.put, Settings(gold_share=0.0, min_view=0.0, safety=True)).result()
     page = visit("ann")
     press(page, "1", "Which is safer?")
     press(page, "8", "Saved: A is much better")
@@ -340,6 +345,7 @@ def test_focus_goes_through_the_page_as_it_is_read(visit):
         "comment",
         "write",
         "guidelines",
+        "mine",
         "keys",
     ]
     begin = places.index("prompt")
@@ -370,7 +376,7 @@ def test_the_page_looks_again_when_there_was_nothing(visit, store):
 @pytest.mark.parametrize("width", [1280, 375])
 def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width):
     store.put_gold([Gold("k05", "a", "sure")])
-    store.later(settings.put, Settings(gold_share=0.0, safety=True, show_gold=True, hours=9.0)).result()
+    store.later(settings.put, Settings(gold_share=0.0, min_view=0.0, safety=True, show_gold=True, hours=9.0)).result()
     invited = store.later(people.invite, "rater", "olga", time()).result()
     options = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
     page = visit("olga", **options)

@@ -342,6 +342,9 @@ def test_runs_beside_are_compared(tmp_path):
     assert rows["policy.steps"] == ["60", "40"]
     assert "store.url" not in rows
     assert "seed" not in rows
+    diff = dict(comparing.by_section(list(rows.items())))
+    assert ("steps", ["60", "40"]) in diff["policy"]
+    assert [name for name, _ in diff[""]] == ["name"] if "name" in rows else "" not in diff
     ends = dict(comparing.ending(watched["two"]))
     assert ends["wins over the tuned model"].startswith("78")
     points = comparing.frontier("two", watched["two"], "win")

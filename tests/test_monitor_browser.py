@@ -163,6 +163,7 @@ def test_a_resumed_run_is_drawn_anew(visit, run):
 def test_a_chart_is_read_by_pointer_and_by_keys(visit):
     page = visit()
     plot = chart(page, "Reward").locator(".plot")
+    plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 60)
     page.wait_for_function("() => !document.querySelector('.tip').hidden")
@@ -193,6 +194,7 @@ def test_a_chart_is_read_by_pointer_and_by_keys(visit):
 def test_dragging_asks_the_server_for_that_range(visit, run):
     append(folder_of(run) / "metrics.jsonl", list(policy_rows(3000, 3000))[50:])
     page = visit()
+    chart(page, "Reward").locator(".plot").scroll_into_view_if_needed()
     box = chart(page, "Reward").locator(".plot").bounding_box()
     with page.expect_request(lambda request: "low=" in request.url and "high=" in request.url):
         page.mouse.move(box["x"] + 150, box["y"] + 50)
@@ -349,9 +351,9 @@ def test_runs_are_laid_over_each_other(visit, run):
     page = visit("/monitor/compare")
     assert page.locator('input[name="runs"]:checked').count() == 2
     assert chart(page, "reward").get_by_role("button", name="held out").count() == 2
-    rows = page.locator("[aria-label='Differing recipe keys']").inner_text()
-    assert "policy.learning_rate" in rows
-    assert "5e-05" in rows
+    diff = page.locator("[aria-label='Recipe diff']")
+    assert "[policy]" in diff.inner_text()
+    assert [line.split("= ")[1] for line in diff.locator("del, ins").all_inner_texts() if "learning_rate" in line] == ["2e-05", "5e-05"]
     page.wait_for_function("() => document.querySelectorAll('#points tr').length === 26")
     assert page.locator("#plane .best").count() == 1
     assert page.locator("#plane .dot").count() == 1
@@ -361,6 +363,10 @@ def test_runs_are_laid_over_each_other(visit, run):
     assert "78 %" in page.locator(".tip:visible").inner_text()
     page.click("#by-reward")
     page.wait_for_function("() => document.querySelectorAll('#plane .best').length === 0")
+    write_run(run.parent / "third", 3, 3, "learning_rate = 2e-5\n")
+    page.goto("/monitor/compare?runs=canal&runs=wide&runs=third")
+    row = page.get_by_role("row").filter(has_text="policy.learning_rate")
+    assert row.locator("mark").all_inner_texts() == ["5e-05"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -387,3 +393,23 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit, run, axe, schem
     page.keyboard.press("?")
     assert page.is_visible("#keys-dialog")
     assert not serious(page, axe)
+
+
+def test_findings_stand_under_the_tiles_and_charts_that_tell_nothing_are_folded(visit, run):
+    path = folder_of(run) / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | ({"always": 3.0} if row["phase"] == "train" else {})) + "\n" for row in rows))
+    page = visit()
+    below = [page.locator(where).first.bounding_box()["y"] for where in ("#headline", "#findings-title", "#charts")]
+    assert below == sorted(below)
+    tiles, findings = page.locator("#headline").bounding_box(), page.locator("#findings-title").bounding_box()
+    assert findings["y"] - tiles["y"] - tiles["height"] < 60
+    folded = page.locator("details.folded")
+    assert not chart(page, "Always").is_visible()
+    assert "Always" in folded.locator("summary").inner_text()
+    assert page.locator(".wall:not(.folded)").get_by_role("heading", name="Always").count() == 0
+    folded.locator("summary").click()
+    page.wait_for_function("() => document.querySelector('.folded .line path')?.getBBox().width > 50")
+    folded.locator("summary").click()
+    page.fill("#find", "always")
+    assert chart(page, "Always").is_visible()

@@ -37,12 +37,13 @@ def label_export(
     set_: Set = None,
     all_: Annotated[bool, typer.Option("--all", help="every comparison of the ledger, judged or not")] = False,
     as_: Annotated[
-        str, typer.Option("--as", help=f"sheet (to be filled in), demonstrations (better answers that raters wrote), or judged pairs: {OTHERS}")
+        str, typer.Option("--as", help=f"sheet (to be filled in), demonstrations (better answers that the owner approved), or judged pairs: {OTHERS}")
     ] = "sheet",
 ) -> None:
     """Write the comparisons that wait for a judgement, as a sheet to be filled in; or the whole ledger in a format of others."""
     from towpath import pipeline
     from towpath.data import examples, formats
+    from towpath.store import verdicts
     from towpath.store.exchange import export_pairs
 
     _, opened = _opened(run, set_)
@@ -51,9 +52,11 @@ def label_export(
             say(f"{export_pairs(store, to, all_, () if all_ else pipeline.samples(run))} comparisons written to {to}")
             return
         if as_ == "demonstrations":
-            found = store.written()
+            found, waiting = store.written(), store.read(verdicts.unreviewed)
             examples.write_examples(to, found)
             say(f"{len(found)} demonstrations written to {to}; in data/demonstrations/ the next run learns from them")
+            if waiting:
+                say(f"{waiting} better answers wait for approval on the page /owner/answers and are not among them")
             return
         written = formats.write_preferences(store, to, as_)  # pyright: ignore[reportArgumentType]
     _list(written.left_out, "comparisons left out")

@@ -1,6 +1,5 @@
 """Rows of files with the line each begins on, and rows into files: JSON lines, JSON, CSV, Parquet."""
 
-import csv
 import gzip
 import json
 import secrets
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import DataError
-from towpath.store.exchange import csv_rows, json_rows
+from towpath.store.exchange import csv_rows, json_rows, put_csv
 
 Cells = dict[str, Any]
 Rows = Iterator[tuple[int, Cells | str]]
@@ -168,9 +167,7 @@ def _put_json(path: Path, found: Iterable[Cells]) -> None:
 
 def _put_csv(path: Path, found: Sequence[Cells]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(found[0]) if found else [])
-        writer.writeheader()
-        writer.writerows(found)
+        put_csv(file, found, list(found[0]) if found else [])
 
 
 def _put_parquet(path: Path, found: Sequence[Cells]) -> None:

@@ -15,6 +15,8 @@ from towpath.records import Choice, Finding, Judgement
 PEOPLE = ("person", "simulated")
 OUTLIER = 3.5  # in deviations by the median: Iglewicz and Hoaglin 1993
 HURRIED = 2.0  # half of a rater's judgements are quicker than all but one in forty of the others'
+READABLE = 20.0  # words a second; adults read 3 to 7 and skim at 10 to 12 (Rayner et al. 2016), so that nobody reads at this pace
+FEWEST = 10  # timed judgements below which a pace of reading is not told
 LEVEL = 0.05  # chance of one false alarm among all raters (Holm 1979)
 SWAPPED: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "both_bad": "both_bad"}
 Texts = Mapping[str, tuple[str, str]]
@@ -45,6 +47,8 @@ class Quality:
     """Pairs of one and the same text, where they saw no difference."""
     repeats: Estimate
     """Pairs they met again, in either order, and judged the same."""
+    words: float | None = None
+    """Median words of both answers in a second of judging; None where too few judgements have a time."""
 
 
 def quality(judgements: Iterable[Judgement], gold: Mapping[str, Choice] | None = None, texts: Texts | None = None) -> list[Quality]:
@@ -68,6 +72,7 @@ def quality(judgements: Iterable[Judgement], gold: Mapping[str, Choice] | None =
             Quality(
                 rater, own[0].kind, len(own), float(np.median(times)) / 1000 if times else None, pace, fast, slow, _with_others(own, last),
                 _on_gold(own, gold or {}), left, left_p, _on_identical(own, texts or {}), _on_repeats(again[rater], texts or {}),
+                _words_a_second(own, texts or {}),
             )
         )  # fmt: skip
     return sorted(found, key=lambda one: (-one.n, one.rater))
@@ -89,8 +94,13 @@ def concerns(found: Sequence[Quality]) -> list[Finding]:
         if one.pace is not None and one.pace < -HURRIED:
             evidence = f"{one.rater}: {one.seconds:.1f} s a pair, {-one.pace:.1f} robust deviations faster than the other raters"
             told.append(Finding("rater-hurried", "warning", evidence, "answers are not read", "speak with them; rate these pairs again"))
+        elif one.kind in PEOPLE and one.words is not None and one.words > READABLE:
+            evidence = f"{one.rater}: {one.seconds:.1f} s a pair, {one.words:.0f} words a second in the middle of {one.n} judgements"
+            told.append(Finding("rater-hurried", "warning", evidence, "answers are not read", "speak with them; rate these pairs again"))
         if one.identical.n and one.identical.high < 0.5:
-            evidence = f"{one.rater}: saw a difference in {1 - one.identical.value:.0%} of {one.identical.n} pairs of one and the same text"
+            e = one.identical
+            share = f"{1 - e.value:.0%} [{1 - e.high:.0%}, {1 - e.low:.0%}]"
+            evidence = f"{one.rater}: saw a difference in {share} of {e.n} pairs of one and the same text"
             told.append(
                 Finding("rater-invents", "warning", evidence, "answers are not read, or ties are thought forbidden", "show them the guidelines")
             )
@@ -141,6 +151,13 @@ def _on_identical(own: Sequence[Judgement], texts: Texts) -> Estimate:
     return proportion(sum(same), len(same))
 
 
+def _words_a_second(own: Sequence[Judgement], texts: Texts) -> float | None:
+    timed = [j for j in own if j.milliseconds and j.comparison in texts]
+    if len(timed) < FEWEST:
+        return None
+    return float(np.median([1000 * sum(len(text.split()) for text in texts[j.comparison]) / (j.milliseconds or 1) for j in timed]))
+
+
 def _on_repeats(said: Sequence[Judgement], texts: Texts) -> Estimate:
     """The same two texts met again, as another comparison or in a later round; each meeting is held against the one before."""
     met: dict[tuple[str, ...], list[Choice]] = defaultdict(list)
@@ -179,7 +196,8 @@ def _held(chances: Mapping[Quality, float]) -> list[Quality]:
 
 def _lean(one: Quality) -> Finding:
     way = "left" if one.left.value > 0.5 else "right"
-    evidence = f"{one.rater}: the {way} answer won {max(one.left.value, 1 - one.left.value):.0%} of {one.left.n}; p {one.left_p:.1g}"
+    share, low, high = (one.left.value, one.left.low, one.left.high) if way == "left" else (1 - one.left.value, 1 - one.left.high, 1 - one.left.low)
+    evidence = f"{one.rater}: the {way} answer won {share:.0%} [{low:.0%}, {high:.0%}] of {one.left.n}; p {one.left_p:.1g}"
     return Finding(
         "rater-side", "warning", evidence, "a habit of one key, or of the answer read first", "show them; order is shuffled, so it adds noise only"
     )

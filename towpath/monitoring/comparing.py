@@ -62,6 +62,15 @@ def differing(recipes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[
     return rows
 
 
+def by_section(rows: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Differing keys under the recipe's sections, as its file has them."""
+    sections: dict[str, list[tuple[str, list[str]]]] = {}
+    for key, values in rows:
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, []).append((name, values))
+    return list(sections.items())
+
+
 def policy_of(watched: Watched) -> Training | None:
     """The newest policy stage that has begun."""
     found = [training for training in watched.trainings.values() if training.kind == "policy"]

@@ -14,6 +14,10 @@ SHARE = 0.03
 """The share of the steps shown over which a smoothed line is a mean."""
 SHOWN_INFINITE = 20
 DIGITS = 5
+FEWEST = 5
+"""Values below which a curve is not called constant."""
+EQUAL = 1e-9
+"""Relative spread up to which values count as the same."""
 
 
 def drawn(metrics: Metrics, facts: Mapping[str, Any], low: int, high: int, buckets: int, smoothed: bool = False) -> list[dict[str, Any]]:
@@ -28,7 +32,18 @@ def drawn(metrics: Metrics, facts: Mapping[str, Any], low: int, high: int, bucke
 def _chart(chart: Chart, metrics: Metrics, low: int, high: int, buckets: int, smoothed: bool) -> dict[str, Any]:
     guides = [{"low": guide.low, "high": guide.high, "label": guide.label, "kind": guide.kind} for guide in chart.guides]
     lines = [curve(line, metrics.of(line.phase), low, high, buckets, smoothed) for line in chart.lines]
-    return {"key": chart.key, "title": chart.title, "form": chart.form, "log": chart.log, "guides": guides, "lines": lines}
+    flat = all(_is_flat(metrics.of(line.phase).values(line.name)) for line in chart.lines)
+    return {"key": chart.key, "title": chart.title, "form": chart.form, "log": chart.log, "guides": guides, "lines": lines, "flat": flat}
+
+
+def _is_flat(values: np.ndarray) -> bool:
+    """Whether a curve tells nothing: no value at all, or one and the same over all steps. A few values are no curve yet, and are shown."""
+    if len(values) and abs(values[0] - values[-1]) > EQUAL * abs(values[0]):
+        return False  # most curves end elsewhere than they began: no need to go through all values
+    told = values[~np.isnan(values)]
+    if not len(told):
+        return True
+    return len(told) >= FEWEST and bool(np.isfinite(told).all()) and float(np.ptp(told)) <= EQUAL * float(np.abs(told).max())
 
 
 def curve(line: Line, columns: Columns, low: int, high: int, buckets: int, smoothed: bool = False) -> dict[str, Any]:

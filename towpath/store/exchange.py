@@ -3,10 +3,10 @@
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TextIO, cast
 
 from towpath.errors import DataError
 from towpath.records import Choice, Comparison, Judgement
@@ -17,6 +17,10 @@ COLUMNS: tuple[str, ...] = ("comparison", "prompt", "a", "b", "choice", "strengt
 CHOICES = ("a", "b", "tie", "both_bad")
 SHOWN_ERRORS = 20
 LONGEST_CELL = 2**31 - 1
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet would run or swallow (OWASP, CSV injection)."""
+QUOTED = "quoted_cells"
+"""The column that names the cells of its row which were given an apostrophe, so that a reader can take it off again."""
 
 Kind = Literal["person", "judge", "rule"]
 
@@ -113,10 +117,31 @@ def _is_table(path: Path) -> bool:
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
+    put_csv(text, rows, COLUMNS)
     return text.getvalue()
+
+
+def put_csv(file: TextIO, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows as CSV that a spreadsheet shows as it is: a text that it would take for a formula begins with an apostrophe.
+
+    Where that happens a column `quoted_cells` says in which cells, and `csv_rows` gives the texts back unchanged.
+    """
+    safe = [_quoted(row) for row in rows]
+    any_quoted = any(QUOTED in row for row in safe)
+    writer = csv.DictWriter(file, [*columns, QUOTED] if any_quoted else list(columns), restval="")
+    writer.writeheader()
+    writer.writerows(safe)
+
+
+def _quoted(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = [name for name, value in row.items() if isinstance(value, str) and value.startswith(FORMULA)]
+    return dict(row) | {name: f"'{row[name]}" for name in names} | ({QUOTED: " ".join(names)} if names else {})
+
+
+def _unquoted(row: dict[str, str]) -> dict[str, Any]:
+    """A row as it was before `put_csv`; a cell that was edited since may have lost its apostrophe."""
+    names = row.pop(QUOTED, "").split()
+    return row | {name: row[name].removeprefix("'") for name in names if name in row}
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -169,7 +194,7 @@ def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str
             elif cells and header is not None:
                 wrong = len(cells) > len(header) or (len(cells) < len(header) and not short_rows)
                 uneven = f"{len(cells)} cells under {len(header)} headings; text with a comma or a line break needs quotes"
-                yield begins, uneven if wrong else dict(zip(header, cells, strict=False))
+                yield begins, uneven if wrong else _unquoted(dict(zip(header, cells, strict=False)))
             begins = reader.line_num + 1
     except csv.Error as error:
         yield begins, f"not CSV: {error}; the rows from here on were not read"

@@ -6,7 +6,9 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from towpath.records import Judgement
-from towpath.store import people, rating, schema, settings, statements, verdicts
+from towpath.store import acknowledgements, people, rating, schema, settings, statements, trials, verdicts
+from towpath.store.settings import Settings
+from towpath.store.trials import Trial
 
 HOUR = 3600.0
 RECENT = 2000  # settled seats from which agreement is told
@@ -39,13 +41,15 @@ class Rater:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a rater is told of their own work."""
+    """What a rater is shown of their own work. `today` counts from the time that their page calls the start of the day."""
 
     judged: int
     waiting: int
     pace: float | None
     gold: tuple[int, int] | None
     hours_left: float | None
+    today: int | None = None
+    goal: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,10 @@ class View:
     last: tuple[str, str] | None
     guideline: people.Guideline
     sheet: rating.Sheet | None
+    house: Settings
     why: str = ""
+    trial: Trial | None = None
+    acknowledged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +75,42 @@ class Figures:
     leased: int
     flags: int
     written: int
+    unreviewed: int
     hours_used: float
     hours: float | None
     paused: bool
 
 
-def view(connection: Connection, rater: str, at: float) -> View:
-    """Seat a rater, and tell what they see."""
-    seat = rating.next_seat(connection, rater, at)
+def view(connection: Connection, rater: str, at: float, day: float | None = None) -> View:
+    """Seat a rater, or give them a trial pair, and tell what they see."""
+    house = settings.read(connection)
+    guideline = people.guideline(connection)
+    trial = None if house.paused else trials.current(connection, rater, house)
+    seat = trial.seat if trial is not None else rating.next_seat(connection, rater, at)
     why, sheet = (seat, None) if isinstance(seat, str) else ("", rating.sheet(connection, seat))
-    return View(progress(connection, rater, at), verdicts.last_settled(connection, rater), people.guideline(connection), sheet, why)
+    return View(
+        progress(connection, rater, at, day), verdicts.last_settled(connection, rater), guideline, sheet, house, why, trial,
+        acknowledgements.acknowledged(connection, rater, guideline.version),
+    )  # fmt: skip
 
 
-def progress(connection: Connection, rater: str, at: float) -> Progress:
-    """One rater's own figures."""
+def progress(connection: Connection, rater: str, at: float, day: float | None = None) -> Progress:
+    """One rater's own figures; `day` is when their day began."""
     house = settings.read(connection)
     mine = connection.execute(statements.OWN_TALLY, {"rater": rater}).one_or_none()
     waiting = int(connection.scalar(statements.WAITING) or 0)
     left = None if house.hours is None else max(0.0, house.hours - rating.seconds_used(connection) / HOUR)
     right = gold_of(connection, rater).get(rater, (0, 0)) if house.show_gold else None
-    return Progress(mine.judged - mine.retracted if mine else 0, waiting, paces(connection, at, rater).get(rater), right, left)
+    judged = mine.judged - mine.retracted if mine else 0
+    today = None if day is None else judged_since(connection, rater, day)
+    return Progress(judged, waiting, paces(connection, at, rater).get(rater), right, left, today, house.goal)
+
+
+def judged_since(connection: Connection, rater: str, since: float) -> int:
+    """How many pairs and rankings a rater has judged since a time."""
+    seats = schema.seats
+    query = select(func.count()).select_from(seats).where(seats.c.rater == rater, seats.c.at >= since, seats.c.state == "judged")
+    return connection.scalar(query) or 0
 
 
 def figures(connection: Connection, at: float) -> Figures:
@@ -104,8 +127,9 @@ def figures(connection: Connection, at: float) -> Figures:
     seats, flags = schema.seats, schema.flags
     leased = connection.scalar(select(func.count()).select_from(seats).where(seats.c.state == "leased", seats.c.until > at)) or 0
     flagged = connection.scalar(select(func.count(flags.c.comparison.distinct())).where(flags.c.settled == "")) or 0
-    written = connection.scalar(select(func.count()).select_from(schema.written)) or 0
-    return Figures(queues, raters, leased, flagged, written, rating.seconds_used(connection) / HOUR, house.hours, house.paused)
+    written = connection.scalar(select(func.count()).select_from(schema.written).where(schema.written.c.state != "replaced")) or 0
+    used = rating.seconds_used(connection) / HOUR
+    return Figures(queues, raters, leased, flagged, written, verdicts.unreviewed(connection), used, house.hours, house.paused)
 
 
 def paces(connection: Connection, at: float, rater: str | None = None) -> dict[str, float]:

@@ -20,6 +20,8 @@ BLOCK = 500
 Why = Literal["paused", "spent", "empty"]
 Left = Literal["lapsed", "skipped", "flagged"]
 Found = tuple[int, int, int, str]
+FREE = ("lapsed", "skipped", "flagged", "removed", "trial")
+"""States of a seat that its task does not count as taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ def take(connection: Connection, rater: str, comparison: str, at: float, house: 
     group = (task.group_id or "") if task is not None else ""
     until = at + house.lease
     if before is not None:
-        shown, free = before.shown, before.state in ("lapsed", "skipped", "flagged")
+        shown, free = before.shown, before.state in FREE
         move(connection, comparison, rater, state="leased", until=until, at=at)
     else:
         shown, free = _order(connection, rater, comparison, group), True
@@ -210,13 +212,13 @@ def lapse(connection: Connection, at: float) -> int:
     """Free the seats whose time is over, a block at most; how many."""
     over = connection.execute(statements.OVER, {"at": at}).all()
     for comparison, rater in over:
-        leave(connection, comparison, rater, "lapsed", at)
+        leave(connection, comparison, rater, "lapsed", None)
     return len(over)
 
 
-def leave(connection: Connection, comparison: str, rater: str, state: Left, at: float, leased: bool = True) -> None:
-    """A rater gives up a seat; one that they held on lease is free again."""
-    move(connection, comparison, rater, state=state, at=at)
+def leave(connection: Connection, comparison: str, rater: str, state: Left, at: float | None, leased: bool = True) -> None:
+    """A rater gives up a seat; one that they held on lease is free again. With no time the seat keeps the time at which it was taken."""
+    move(connection, comparison, rater, state=state, **({} if at is None else {"at": at}))
     task = connection.execute(statements.TASK, {"comparison": comparison}).one_or_none()
     if task is not None and leased:
         turn(connection, task, taken=-1)

@@ -31,6 +31,7 @@ judgements = Table(
     Column("guideline", String, nullable=False), Column("at", String, nullable=False),
     Column("comment", Text, nullable=False, server_default=""), Column("cost", Float, nullable=False, server_default="0"),
     Column("details", JSON, nullable=False, server_default="{}"), UniqueConstraint("comparison", "rater", "round"),
+    Index("ix_judgements_rater", "rater", "number"),
 )  # fmt: skip
 
 labels = Table(
@@ -44,6 +45,14 @@ LEDGER = (prompts, completions, comparisons, judgements, labels)
 # A judgement taken back: it stays where it is, and counts no longer.
 retractions = Table(
     "retractions", metadata, Column("key", String, ForeignKey("judgements.key"), primary_key=True), Column("at", String, nullable=False),
+    Column("takeout", Integer, index=True),
+)  # fmt: skip
+
+# An owner retracted everything that one rater judged; `restored` is when that was reversed, or empty.
+takeouts = Table(
+    "takeouts", metadata, Column("number", Integer, primary_key=True, autoincrement=True), Column("rater", String, nullable=False),
+    Column("by", String, nullable=False), Column("at", String, nullable=False), Column("judgements", Integer, nullable=False),
+    Column("restored", String, nullable=False),
 )  # fmt: skip
 
 # Counters beside the judgements, kept in the same transaction, so that figures need no counting.
@@ -96,6 +105,20 @@ written = Table(
     "written", metadata, Column("key", String, primary_key=True), Column("prompt_id", String, ForeignKey("prompts.id"), nullable=False, index=True),
     Column("comparison", String, ForeignKey("comparisons.id"), nullable=False), Column("rater", String, nullable=False),
     Column("text", Text, nullable=False), Column("at", String, nullable=False),
+    Column("state", String, nullable=False, server_default="waiting", index=True),
+)  # fmt: skip
+
+# Trial pairs that a rater judged before their work counts; these are never judgements.
+trials = Table(
+    "trials", metadata, Column("rater", String, primary_key=True), Column("attempt", Integer, primary_key=True),
+    Column("comparison", String, ForeignKey("comparisons.id"), primary_key=True), Column("choice", String, nullable=False),
+    Column("correct", Integer, nullable=False), Column("passed", Integer, nullable=False), Column("at", String, nullable=False),
+)  # fmt: skip
+
+# Which version of the guidelines a rater has confirmed to have read.
+acknowledgements = Table(
+    "acknowledgements", metadata, Column("rater", String, primary_key=True), Column("version", Integer, primary_key=True),
+    Column("at", String, nullable=False),
 )  # fmt: skip
 
 accounts = Table(

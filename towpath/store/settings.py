@@ -1,6 +1,7 @@
 """What the owner has set for the people who rate."""
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -9,7 +10,10 @@ from towpath.store import audit, ledger, schema, statements
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The owner's settings. `overlap` None leaves it to the queue; `hours` None is no ceiling; `lease` is in seconds."""
+    """The owner's settings. `overlap` None leaves it to the queue; `hours` None is no ceiling; `lease` and `min_view` are in seconds.
+
+    `trial_pairs` gold comparisons are judged with feedback before a rater's work counts; `trial_threshold` is the share of them to get right.
+    """
 
     paused: bool = False
     overlap: float | None = None
@@ -18,12 +22,22 @@ class Settings:
     hours: float | None = None
     safety: bool = False
     lease: float = 1800.0
+    min_view: float = 1.0
+    goal: int | None = None
+    break_minutes: float | None = 50.0
+    reasons: tuple[str, ...] = ()
+    criteria: tuple[str, ...] = ()
+    trial_pairs: int = 0
+    trial_threshold: float = 0.7
 
 
 def read(connection: Connection) -> Settings:
     """The settings as they stand."""
     known = {field.name for field in fields(Settings)}
-    return Settings(**{name: value for name, value in connection.execute(statements.SETTINGS) if name in known})
+    rows: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in connection.execute(statements.SETTINGS) if name in known
+    }
+    return Settings(**rows)
 
 
 def put(connection: Connection, settings: Settings, by: str = "") -> None:

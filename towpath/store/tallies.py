@@ -1,5 +1,6 @@
 """Judgements into the table, and the counters beside them in the same transaction."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -34,15 +35,28 @@ def keep(connection: Connection, judgements: Sequence[Judgement]) -> None:
     ledger.upsert(connection, schema.tallies, list(counted.values()), added=list(EMPTY))
 
 
-def retract(connection: Connection, keys: Sequence[str]) -> int:
-    """Take judgements back: they stay in the ledger and count no longer. How many were not taken back before."""
+def retract(connection: Connection, keys: Sequence[str], takeout: int | None = None) -> int:
+    """Retract judgements: they stay in the ledger and count no longer. How many were not retracted before."""
     table, taken = schema.judgements, schema.retractions
     query = select(table.c.key, table.c.rater, table.c.kind).where(table.c.key.in_(keys)).where(table.c.key.not_in(select(taken.c.key)))
     found = connection.execute(query).all()
     if found:
         at = now()
-        connection.execute(taken.insert(), [{"key": key, "at": at} for key, _, _ in found])
-        rows = [{"rater": rater, "kind": kind} | EMPTY | {"retracted": 1} for _, rater, kind in found]
-        for row in rows:
-            ledger.upsert(connection, schema.tallies, [row], added=list(EMPTY))
+        connection.execute(taken.insert(), [{"key": key, "at": at, "takeout": takeout} for key, _, _ in found])
+        _count_retracted(connection, Counter((rater, kind) for _, rater, kind in found), 1)
     return len(found)
+
+
+def restore(connection: Connection, takeout: int) -> int:
+    """Reverse the retractions of a take-out; how many."""
+    table, taken = schema.judgements, schema.retractions
+    query = select(table.c.rater, table.c.kind).join(taken, taken.c.key == table.c.key).where(taken.c.takeout == takeout)
+    found = Counter((rater, kind) for rater, kind in connection.execute(query))
+    connection.execute(taken.delete().where(taken.c.takeout == takeout))
+    _count_retracted(connection, found, -1)
+    return found.total()
+
+
+def _count_retracted(connection: Connection, found: Counter[tuple[str, str]], sign: int) -> None:
+    rows = [{"rater": rater, "kind": kind} | EMPTY | {"retracted": sign * count} for (rater, kind), count in found.items()]
+    ledger.upsert(connection, schema.tallies, rows, added=list(EMPTY))

@@ -1,7 +1,10 @@
-"""What a rater does at a seat: judge, rank, skip, flag, undo, write a better answer. Each is work on a connection, safe to be told twice."""
+"""What a rater does with a pair: judge, rank, skip, flag, undo, write a better answer. Each is work on a connection, safe to be sent twice.
+
+Errors of this file are shown to raters, so they name no ids of the ledger.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, and_, func, select
@@ -12,7 +15,10 @@ from towpath.store import rating, schema, settings, statements, tallies
 
 Side = Literal["left", "right", "tie", "both_bad"]
 
-ONE_VERDICT = "a rater judges a pair once, and takes that back to judge it anew"
+ONE_VERDICT = "a rater judges a pair once, and takes that back to judge it again"
+UNDO_FIRST = "undo first"
+RELOAD = "load the page again"
+State = Literal["approved", "declined"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class Given:
     guideline: str = ""
     comment: str = ""
     safety: Said | None = None
+    reasons: tuple[str, ...] = ()
+    criteria: dict[str, Side] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +78,33 @@ def judge(connection: Connection, given: Given, at: float) -> Receipt:
     if seat.state == "judged":
         said = _standing(connection, [given.comparison], given.rater)
         if [(row.choice, row.strength) for row in said] != [(choice, given.said.strength)]:
-            raise DataError(f"{given.comparison}: {given.rater} has judged it otherwise", ONE_VERDICT, "undo first")
+            raise DataError("You have judged this pair otherwise", ONE_VERDICT, UNDO_FIRST)
         return Receipt(given.comparison, 1, True)
-    details: dict[str, Any] = {}
-    if given.safety is not None:
-        details["safety"] = {"choice": seen(given.safety.side, seat.shown), "strength": given.safety.strength}
     made = Judgement(
-        given.key, given.comparison, given.rater, "person", choice, "ba" if seat.shown == "ba" else "ab", given.said.strength, given.milliseconds,
-        _round(connection, given.comparison, given.rater), given.guideline, "", given.comment, 0.0, details,
+        given.key, given.comparison, given.rater, "person", choice, "ba" if seat.shown == "ba" else "ab", given.said.strength,
+        _worked(given.milliseconds, seat, at), _round(connection, given.comparison, given.rater), given.guideline, "", given.comment, 0.0,
+        _details(given, seat.shown),
     )  # fmt: skip
     tallies.keep(connection, [made])
     _settle(connection, seat, at)
     return Receipt(given.comparison, 1)
+
+
+def _details(given: Given, shown: str) -> dict[str, Any]:
+    """What goes with a verdict beside the choice, its sides turned into answers."""
+    details: dict[str, Any] = {}
+    if given.safety is not None:
+        details["safety"] = {"choice": seen(given.safety.side, shown), "strength": given.safety.strength}
+    if given.reasons:
+        details["reasons"] = list(given.reasons)
+    if given.criteria:
+        details["criteria"] = {name: seen(side, shown) for name, side in given.criteria.items()}
+    return details
+
+
+def _worked(milliseconds: int | None, seat: Row[Any], at: float) -> int | None:
+    """The time that a page reports, at most as long as the rater has had the pair."""
+    return None if milliseconds is None else min(milliseconds, max(0, int((at - seat.at) * 1000)))
 
 
 def rank(connection: Connection, ranked: Ranked, at: float) -> Receipt:
@@ -89,8 +112,8 @@ def rank(connection: Connection, ranked: Ranked, at: float) -> Receipt:
     seat = _unflagged(_seat(connection, ranked.comparison, ranked.rater))
     group = _group(connection, ranked.comparison)
     if group is None or len(ranked.places) != len(group.members):
-        value = f"{ranked.comparison}: {len(ranked.places)} places for {len(group.members) if group else 'no'} answers"
-        raise DataError(value, "a ranking gives a place to each answer of its group", "load the page again")
+        value = f"{len(ranked.places)} places for {len(group.members) if group else 'no'} answers"
+        raise DataError(value, "a ranking gives a place to each answer of its group", RELOAD)
     pairs = rating.comparisons_of(group)
     place = dict(zip(map(int, seat.shown.split(".")), ranked.places, strict=True))
     keys = [f"{ranked.key}/{pair.id.rpartition('.')[2]}" for pair in pairs]
@@ -99,9 +122,10 @@ def rank(connection: Connection, ranked: Ranked, at: float) -> Receipt:
         _same_asker(before, ranked.comparison, ranked.rater)
         return Receipt(ranked.comparison, len(pairs), True)
     if seat.state == "judged":
-        raise DataError(f"{ranked.comparison}: {ranked.rater} has ranked it", ONE_VERDICT, "undo first")
+        raise DataError("You have ranked these answers", ONE_VERDICT, UNDO_FIRST)
     number = _round(connection, ranked.comparison, ranked.rater)
-    time = None if ranked.milliseconds is None else ranked.milliseconds // len(pairs)
+    worked = _worked(ranked.milliseconds, seat, at)
+    time = None if worked is None else worked // len(pairs)
     made = []
     for key, pair in zip(keys, pairs, strict=True):
         i, j = map(int, pair.id.rpartition(".")[2].split("-"))
@@ -130,7 +154,7 @@ def flag(connection: Connection, comparison: str, rater: str, reason: str, at: f
     if seat.state == "flagged":
         return Receipt(comparison, 0, True)
     if seat.state == "judged":
-        raise DataError(f"{comparison}: {rater} has judged it", "a flag stands in place of a judgement", "undo first")
+        raise DataError("You have judged this pair", "a flag stands in place of a judgement", UNDO_FIRST)
     rating.leave(connection, comparison, rater, "flagged", at, seat.state == "leased")
     connection.execute(schema.flags.insert(), {"comparison": comparison, "rater": rater, "reason": reason, "at": tallies.now(), "settled": ""})
     task = _task(connection, comparison)
@@ -171,33 +195,49 @@ def settle_flags(connection: Connection, comparison: str, how: str, rater: str =
 def adjudicate(connection: Connection, comparison: str, rater: str, at: float) -> None:
     """Seat the owner at a flagged pair: it is back among the tasks, and this seat is theirs."""
     if _task(connection, comparison) is None:
-        raise DataError(f"{comparison}: not in the queue", "a pair that is judged is a task", "load the page again")
+        raise DataError("This pair is not in the queue", "a pair that is judged is a task", RELOAD)
     settle_flags(connection, comparison, "judged by the owner")
     seat = connection.execute(statements.SEAT, {"comparison": comparison, "rater": rater}).one_or_none()
     if seat is not None and seat.state == "judged":
-        raise DataError(f"{comparison}: {rater} has judged it", ONE_VERDICT, "return it to the raters, or drop it")
+        raise DataError("You have judged this pair", ONE_VERDICT, "return it to the raters, or drop it")
     rating.take(connection, rater, comparison, at, settings.read(connection))
 
 
 def write(connection: Connection, key: str, comparison: str, rater: str, text: str) -> bool:
-    """Keep a better answer, which becomes a demonstration; whether it was new."""
+    """Keep a better answer as a draft, in place of the one this rater wrote to the pair before; whether it was new."""
     _seat(connection, comparison, rater)
     if connection.scalar(statements.IS_MATCH, {"comparison": comparison}):
         raise DataError("this pair measures two models", "what is measured with is not learned from", "judge the pair; nothing better can be written")
-    if connection.scalar(select(schema.written.c.key).where(schema.written.c.key == key)) is not None:
+    table = schema.written
+    if connection.scalar(select(table.c.key).where(table.c.key == key)) is not None:
         return False
+    earlier = table.update().where(table.c.comparison == comparison, table.c.rater == rater)
+    connection.execute(earlier.values(state="replaced"))
     prompt = connection.scalar(select(schema.comparisons.c.prompt_id).where(schema.comparisons.c.id == comparison))
-    row = {"key": key, "prompt_id": prompt, "comparison": comparison, "rater": rater, "text": text, "at": tallies.now()}
-    connection.execute(schema.written.insert(), row)
+    row = {"key": key, "prompt_id": prompt, "comparison": comparison, "rater": rater, "text": text, "at": tallies.now(), "state": "waiting"}
+    connection.execute(table.insert(), row)
     return True
 
 
+def review(connection: Connection, key: str, state: State) -> None:
+    """Approve a better answer for training, or decline it; either may be changed later."""
+    table = schema.written
+    changed = connection.execute(table.update().where(table.c.key == key, table.c.state != "replaced").values(state=state))
+    if not changed.rowcount:
+        raise DataError("This answer was replaced by a newer one", "the newest answer of a rater to a pair is reviewed", RELOAD)
+
+
 def demonstrations(connection: Connection) -> list[Demonstration]:
-    """The better answers that raters wrote."""
+    """The better answers that the owner approved."""
     table, prompts = schema.written, schema.prompts
-    query = select(table, prompts.c.prompt, prompts.c.domain).join(prompts, prompts.c.id == table.c.prompt_id).order_by(table.c.at, table.c.key)
-    rows = connection.execute(query).all()
+    query = select(table, prompts.c.prompt, prompts.c.domain).join(prompts, prompts.c.id == table.c.prompt_id)
+    rows = connection.execute(query.where(table.c.state == "approved").order_by(table.c.at, table.c.key)).all()
     return [Demonstration(f"written/{row.key}", row.prompt, row.text, row.prompt_id, "written", row.domain) for row in rows]
+
+
+def unreviewed(connection: Connection) -> int:
+    """How many better answers wait for the owner's approval."""
+    return connection.scalar(select(func.count()).select_from(schema.written).where(schema.written.c.state == "waiting")) or 0
 
 
 def last_settled(connection: Connection, rater: str) -> tuple[str, str] | None:
@@ -216,13 +256,15 @@ def seen(side: Side, shown: str) -> Choice:
 def _seat(connection: Connection, comparison: str, rater: str) -> Row[Any]:
     row = connection.execute(statements.SEAT, {"comparison": comparison, "rater": rater}).one_or_none()
     if row is None:
-        raise DataError(f"{comparison}: not given to {rater}", "a rater judges what the queue gave them", "load the page again")
+        raise DataError("This pair was not given to you", "a rater judges what the queue gave them", RELOAD)
+    if row.state == "trial":
+        raise DataError("This pair was a trial pair", "its answer was shown to you, so it does not count", RELOAD)
     return row
 
 
 def _unflagged(seat: Row[Any]) -> Row[Any]:
     if seat.state == "flagged":
-        raise DataError(f"{seat.comparison}: {seat.rater} has flagged it", "a flag stands in place of a judgement", "undo first")
+        raise DataError("You have flagged this pair", "a flag stands in place of a judgement", UNDO_FIRST)
     return seat
 
 
@@ -261,4 +303,4 @@ def _settle(connection: Connection, seat: Row[Any], at: float) -> None:
 
 def _same_asker(before: Row[Any], comparison: str, rater: str) -> None:
     if (before.comparison, before.rater) != (comparison, rater):
-        raise DataError(f"key {before.key!r} belongs to {before.comparison}, {before.rater}", "each submit has a key of its own", "make a new one")
+        raise DataError("This submit has the key of another", "each submit has a key of its own", "make a new one")

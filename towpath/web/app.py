@@ -7,7 +7,7 @@ from fastapi import Depends, FastAPI
 from starlette.staticfiles import StaticFiles
 
 from towpath.store.store import Store
-from towpath.web import account, arena, entrance, monitor, owning, rating, refusals
+from towpath.web import account, arena, concerns, entrance, monitor, owning, rating, refusals, reviewing
 from towpath.web.auth import Door
 from towpath.web.guard import Guard
 from towpath.web.limits import Streams
@@ -20,7 +20,8 @@ def application(store: Store, door: Door, names: Iterable[str], addresses: bool 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store, app.state.door = store, door
     app.state.looks, app.state.streams = arena.Looks(), Streams()
-    for part in (entrance, account, owning, arena, monitor):
+    app.state.concerns = concerns.RaterReports()
+    for part in (entrance, account, owning, reviewing, arena, monitor):
         app.include_router(part.router)
     app.include_router(rating.router, dependencies=[Depends(arena.watched)])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

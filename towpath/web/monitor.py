@@ -325,7 +325,7 @@ def compare(
     return pages.page(
         request, "compare.html", account, listed=comparing.beside(run.run), chosen=list(chosen), stage=stage, stages=TRAINED,
         known=known, shown=shown,
-        differing=comparing.differing({name: comparing.settings(one) for name, one in chosen.items()}),
+        differing=comparing.by_section(comparing.differing({name: comparing.settings(one) for name, one in chosen.items()})),
         endings=[(label, [dict(endings[name]).get(label, "–") for name in chosen]) for label in rows], most=comparing.MOST,
     )  # fmt: skip
 

@@ -8,65 +8,49 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from towpath.errors import DataError
-from towpath.feedback import agreement
 from towpath.records import Choice
-from towpath.store import audit, figures, people, rating, settings, verdicts
+from towpath.store import audit, figures, people, rating, settings, takeouts, verdicts
 from towpath.store.rating import Gold
 from towpath.store.store import Store
 from towpath.web import pages, text
 from towpath.web.auth import Onlooker, Owner, TheStore
+from towpath.web.settings_form import SettingsForm
 
 router = APIRouter(prefix="/owner")
 
 Field = Annotated[str, Form(max_length=300)]
-Share = Annotated[float, Form(ge=0, le=100)]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
 
 
 @router.get("")
 def overview(request: Request, account: Onlooker, store: TheStore) -> HTMLResponse:
     """How the rating goes."""
-    return pages.page(request, "owner.html", account, **_figures(store))
+    return pages.page(request, "owner.html", account, **_figures(request, store), removed=store.read(takeouts.takeouts))
 
 
 @router.get("/figures")
-def live(account: Onlooker, store: TheStore) -> HTMLResponse:
+def live(request: Request, account: Onlooker, store: TheStore) -> HTMLResponse:
     """The same figures as they are now, for the page that is open."""
-    return HTMLResponse(pages.fragment("_figures.html", account=account, **_figures(store)))
+    return HTMLResponse(pages.fragment("_figures.html", account=account, **_figures(request, store)))
 
 
-def _figures(store: Store) -> dict[str, Any]:
-    found = store.read(figures.figures, time())
-    rate, doubles = agreement.pairwise_agreement(store.read(figures.recent))
+def _figures(request: Request, store: Store) -> dict[str, Any]:
+    found, report = store.read(figures.figures, time()), request.app.state.concerns.of(store)
     people_said = sum(rater.judged for rater in found.raters if rater.kind == "person")
-    return {"figures": found, "agreement": rate if doubles else None, "doubles": doubles, "people_said": people_said}
+    return {"figures": found, "report": report, "people_said": people_said, "recent": figures.RECENT}
 
 
 @router.get("/settings")
 def settings_page(request: Request, account: Owner, store: TheStore, saved: bool = False) -> HTMLResponse:
-    """Pause, overlap, gold, budget, and the queues."""
-    found = store.read(figures.figures, time())
-    return pages.page(request, "settings.html", account, settings=store.read(settings.read), figures=found, saved=saved)
+    """Pause, overlap, gold, budget, what raters are asked, and the queues."""
+    found, golds = store.read(figures.figures, time()), len(store.read(figures.golds))
+    return pages.page(request, "settings.html", account, settings=store.read(settings.read), figures=found, golds=golds, saved=saved)
 
 
 @router.post("/settings")
-def put_settings(
-    account: Owner,
-    store: TheStore,
-    gold_share: Share,
-    lease_minutes: Annotated[float, Form(ge=1, le=1440)],
-    overlap: Annotated[str, Form(max_length=10)] = "",
-    hours: Annotated[str, Form(max_length=10)] = "",
-    switches: Annotated[list[Literal["paused", "show_gold", "safety"]] | None, Form()] = None,
-) -> Response:
+def put_settings(account: Owner, store: TheStore, form: Annotated[SettingsForm, Form()]) -> Response:
     """Set them."""
-    on = set(switches or ())
-    twice, most = _number("overlap", overlap, 100), _number("hours", hours, 1e6)
-    new = settings.Settings(
-        "paused" in on, None if twice is None else twice / 100, gold_share / 100, "show_gold" in on, most, "safety" in on, lease_minutes * 60
-    )
-    store.later(settings.put, new, account.name).result()
+    store.later(settings.put, form.settings(), account.name).result()
     return _back("/owner/settings?saved=true")
 
 
@@ -159,19 +143,6 @@ def _lines(store: Store) -> Iterator[str]:
     while rows := store.read(figures.judged_rows, after):
         after = rows[-1]["number"]
         yield "".join(json.dumps({name: value for name, value in row.items() if name != "number"}, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _number(name: str, told: str, most: float) -> float | None:
-    """A number, or none where the field is empty."""
-    if not told.strip():
-        return None
-    try:
-        value = float(told)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= most:
-        raise DataError(f"{name}: {told!r}", f"a number from 0 to {most:g}, or nothing", "go back and mend it")
-    return value
 
 
 def _back(to: str) -> Response:

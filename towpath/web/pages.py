@@ -9,6 +9,8 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader
 
 from towpath import __version__
+from towpath.data.intervals import wilson
+from towpath.feedback.agreement import Estimate, proportion
 from towpath.store.people import Account
 from towpath.web import text
 
@@ -21,14 +23,28 @@ def _hours(value: float) -> str:
     return f"{value:.1f} h" if value >= 1 else f"{value * 60:.0f} min"
 
 
+def _when(value: str) -> str:
+    """A time of the ledger, to the minute."""
+    return value[:16].replace("T", " ")
+
+
+def _estimate(right: tuple[int, int]) -> Estimate:
+    """A share of counts (right, of)."""
+    return proportion(*right)
+
+
+def _interval(share: tuple[float, int]) -> tuple[float, float]:
+    """Wilson's interval of a share (rate, of)."""
+    return wilson(share[0] * share[1], share[1])
+
+
 def _moment(value: float | str) -> str:
     """A moment as a page shows it, in UTC; seconds since 1970 or the text that the ledger has."""
     found = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
     return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-_ENVIRONMENT.filters["hours"] = _hours
-_ENVIRONMENT.filters["moment"] = _moment
+_ENVIRONMENT.filters |= {"hours": _hours, "moment": _moment, "when": _when, "estimate": _estimate, "interval": _interval}
 
 
 def fragment(template: str, **context: Any) -> str:

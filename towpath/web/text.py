@@ -1,26 +1,65 @@
-"""Text of models and strangers, made safe to show: Markdown without raw HTML or pictures, and the words in which two answers differ."""
+"""Text of models and strangers, made safe to show: Markdown without raw HTML or pictures, code in colours, formulas, and where two answers differ."""
 
 import re
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from html import escape
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.token import STANDARD_TYPES
+from pygments.util import ClassNotFound
+
+from towpath.web import maths
 
 LONGEST = 60_000  # characters shown as Markdown; more is shown as it is
+LONGEST_CODE = 10_000  # characters of one block that are coloured
 MATCHED = 3_000  # words compared exactly; beyond, frequent words are passed over to stay quick
 
 TAGS = {
     "p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", "h4", "h5", "h6",
-    "table", "thead", "tbody", "tr", "th", "td",
+    "table", "thead", "tbody", "tr", "th", "td", "span",
 }  # fmt: skip
 ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}
+CLASSES = {"span": {name for name in STANDARD_TYPES.values() if name}}
 SCHEMES = {"http", "https", "mailto"}
+LANGUAGES = {
+    "bash", "c", "c++", "cpp", "csharp", "css", "diff", "go", "html", "ini", "java", "javascript", "js", "json", "julia", "kotlin", "latex", "lua",
+    "php", "py", "python", "r", "ruby", "rust", "scala", "sh", "sql", "swift", "tex", "toml", "ts", "typescript", "xml", "yaml",
+}  # fmt: skip
 
-_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"]).disable("image")
 _WORD = re.compile(r"(\S+)(\s*)")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):(?=\s|\Z)")
+
+
+def _coloured(code: str, language: str, _attributes: str) -> str:
+    """A block of code as spans with classes; empty where the language is not known, which leaves it as it is."""
+    if language.lower() not in LANGUAGES or len(code) > LONGEST_CODE:
+        return ""
+    try:
+        lexer = get_lexer_by_name(language.lower(), stripnl=False)
+    except ClassNotFound:
+        return ""
+    return str(highlight(code, lexer, HtmlFormatter(nowrap=True)))
+
+
+def _formula(_renderer: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, env: EnvType) -> str:
+    token, formulas = tokens[index], env["formulas"]
+    formulas.append(maths.mathml(token.content, token.info) or f"<code>{escape(token.meta['source'])}</code>")
+    return maths.mark(len(formulas) - 1)
+
+
+_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _coloured})
+_MARKDOWN.enable(["table", "strikethrough"]).disable("image")
+maths.install(_MARKDOWN)
+_MARKDOWN.add_render_rule("maths", _formula)
 
 
 @lru_cache(maxsize=2048)
@@ -28,12 +67,14 @@ def markdown(text: str) -> str:
     """Markdown as safe HTML. Headings start at the fourth level, below those of the page."""
     if len(text) > LONGEST:
         return f"<pre>{escape(text)}</pre>"
-    tokens = _MARKDOWN.parse(text)
+    tokens = _MARKDOWN.parse(maths.without_marks(text))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1:]) + 3)}"
-    html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
-    return nh3.clean(html, tags=TAGS, attributes=ATTRIBUTES, url_schemes=SCHEMES, link_rel="noopener noreferrer nofollow")
+    env: dict[str, list[str]] = {"formulas": []}
+    html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env)
+    safe = nh3.clean(html, tags=TAGS, attributes=ATTRIBUTES, allowed_classes=CLASSES, url_schemes=SCHEMES, link_rel="noopener noreferrer nofollow")
+    return maths.fill(safe, env["formulas"])
 
 
 def turns(prompt: str) -> list[tuple[str, str]]:
@@ -46,7 +87,7 @@ def turns(prompt: str) -> list[tuple[str, str]]:
 
 
 def differences(left: str, right: str) -> tuple[str, str]:
-    """Both texts as HTML, the words that the other has not in `<mark>`."""
+    """Both texts as they are written, escaped, the words that the other has not in `<mark>`."""
     ours, theirs = _WORD.findall(left), _WORD.findall(right)
     quick = max(len(ours), len(theirs)) > MATCHED
     matcher = SequenceMatcher(None, [word for word, _ in ours], [word for word, _ in theirs], autojunk=quick)

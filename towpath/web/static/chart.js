@@ -655,7 +655,7 @@ class Wall {
   }
 
   show(groups) {
-    const shape = JSON.stringify(groups.map((group) => [group.title, group.charts.map((chart) => chart.key)]));
+    const shape = JSON.stringify(groups.map((group) => [group.title, group.charts.map((chart) => [chart.key, Boolean(chart.flat)])]));
     if (shape !== this.shape) this.build(groups);
     this.shape = shape;
     for (const group of groups) {
@@ -669,11 +669,29 @@ class Wall {
     this.charts.clear();
     this.parent.replaceChildren();
     groups.forEach((group, place) => {
+      const charts = group.charts.filter((chart) => !chart.flat);
+      if (!charts.length) return;
       const section = html("section", group.title ? { class: "wall", "aria-labelledby": `group-${place}` } : { class: "wall" }, this.parent);
       if (group.title) html("h2", { id: `group-${place}` }, section, group.title);
-      const grid = html("div", { class: "charts" }, section);
-      for (const data of group.charts) this.charts.set(`${group.title}/${data.key}`, new Chart(data, this.axis, grid));
+      this.fill(html("div", { class: "charts" }, section), group, charts);
     });
+    this.fold(groups);
+  }
+
+  fill(grid, group, charts) {
+    for (const data of charts) this.charts.set(`${group.title}/${data.key}`, new Chart(data, this.axis, grid));
+  }
+
+  // Charts that tell nothing, because they are empty or constant, lie folded at the end.
+  fold(groups) {
+    const flat = groups.flatMap((group) => group.charts.filter((chart) => chart.flat).map((chart) => [group, chart]));
+    if (!flat.length) return;
+    const box = html("details", { class: "wall folded" }, this.parent);
+    const summary = html("summary", {}, box, `Constant or empty: ${flat.length} ${flat.length === 1 ? "chart" : "charts"} `);
+    html("small", {}, summary, flat.map(([, chart]) => chart.title).join(", "));
+    const grid = html("div", { class: "charts" }, box);
+    for (const [group, chart] of flat) this.fill(grid, group, [chart]);
+    box.addEventListener("toggle", () => this.axis.redraw());
   }
 
   // New rows; false when a number came that no chart knows yet.

@@ -331,6 +331,8 @@ function find() {
     chart.figure.hidden = wantedWords !== "" && !words.includes(wantedWords);
   }
   for (const section of document.querySelectorAll(".wall")) section.hidden = !section.querySelector("figure:not([hidden])");
+  const folded = document.querySelector("details.wall");
+  if (folded && wantedWords !== "") folded.open = !folded.hidden;
 }
 at("find").addEventListener("input", find);
 

@@ -1,0 +1,256 @@
+"""The browser's queue against a server that really answers 503, 500, 409 or not at all: nothing that a rater gave is lost or hidden."""
+
+import re
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from time import sleep
+
+import pytest
+from conftest import new_database, serious
+from test_browser import PASSWORD, answers, comparison, fill, press
+
+from towpath.store import people, rating, review, verdicts
+from towpath.store.store import Store
+from towpath.web import serving
+
+WEB = "() => document.getElementById('{}').textContent.includes({!r})"
+
+
+class Faults:
+    """The server's application with answers of its own for some paths, sent over real HTTP."""
+
+    def __init__(self, app):
+        self.app, self.answers, self.asked = app, {}, []
+
+    async def __call__(self, scope, receive, send):
+        path = scope.get("path", "")
+        self.asked += [path] if scope.get("method") == "POST" else []
+        status, body, headers = self.answers.get(path, (0, "", {}))
+        if not status:
+            return await self.app(scope, receive, send)
+        fields = {"content-type": "application/json" if body.startswith("{") else "text/html"} | headers
+        await send({"type": "http.response.start", "status": status, "headers": [(a.encode(), b.encode()) for a, b in fields.items()]})
+        await send({"type": "http.response.body", "body": body.encode()})
+
+
+@contextmanager
+def serving_faults(store):
+    server, door = serving.prepared(store, True)
+    faults = Faults(server.config.app)
+    server.config.app = faults
+    with serving.listening("127.0.0.1", 0) as place:
+        thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+        thread.start()
+        while not server.started:
+            sleep(0.01)
+        for name in ("ann", "bob"):
+            store.later(people.add_account, name, "rater", door.hashed(PASSWORD)).result()
+        yield f"http://127.0.0.1:{place.getsockname()[1]}", faults
+        server.should_exit = True
+        thread.join()
+
+
+def enter(browser, url, **options):
+    context = browser.new_context(base_url=url, **options)
+    context.set_default_timeout(15_000)
+    page = context.new_page()
+    page.goto("/sign-in")
+    page.fill("#name", "ann")
+    page.fill("#password", PASSWORD)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/rate")
+    return page
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "towpath.db") as opened:
+        fill(opened)
+        yield opened
+
+
+@pytest.fixture
+def served(store, browser):
+    with serving_faults(store) as (url, faults):
+        page = enter(browser, url)
+        yield page, faults
+        page.context.close()
+
+
+def shows(page, where, words):
+    page.wait_for_function(WEB.format(where, words))
+
+
+def stored(page, kind):
+    return page.evaluate("kind => Object.keys(localStorage).filter(name => name.startsWith(`towpath/${kind}/`)).length", kind)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((503, '{"error": "postgresql://secret"}', {"retry-after": "1"}), "the server is away"),
+        ((429, '{"error": "slowly"}', {"retry-after": "1"}), "too many requests"),
+        ((403, '{"error": "no"}', {}), "may not rate"),
+        ((401, '{"error": "sign in"}', {}), "signed out"),
+        ((409, "<h1>Conflict of a proxy</h1>", {}), "the server failed (409)"),
+        ((200, "<h1>Welcome to the hotel</h1>", {}), "no connection to the server itself"),
+        ((413, "too large", {}), "the server failed (413)"),
+    ],
+)
+def test_an_answer_that_is_not_about_the_verdict_never_drops_it(served, store, answer, words):
+    page, faults = served
+    first = comparison(page)
+    faults.answers["/rate/judge"] = answer
+    page.keyboard.press("1")
+    shows(page, "waiting", words)
+    assert "1 kept on this device" in page.inner_text("#waiting")
+    assert "secret" not in page.content()
+    faults.answers.clear()
+    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
+    assert [j.comparison for j in store.judgements()] == [first]
+    assert stored(page, "outbox") == stored(page, "unsaved") == 0
+
+
+def test_the_pause_that_the_server_asks_for_is_kept(served):
+    page, faults = served
+    faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "30"})
+    page.keyboard.press("1")
+    shows(page, "waiting", "the server is away")
+    page.wait_for_timeout(3500)  # without Retry-After two more tries would come after 1 s and 3 s
+    assert faults.asked.count("/rate/judge") == 1
+
+
+def test_what_the_server_cannot_take_is_set_aside_and_shown(served, store, axe):
+    page, faults = served
+    first = comparison(page)
+    faults.answers["/rate/judge"] = (500, "Internal Server Error", {})
+    page.keyboard.press("c")
+    page.keyboard.type("Because of the lock")
+    page.keyboard.press("Control+Enter")
+    page.keyboard.press("1")
+    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first, timeout=30_000)
+    assert "Not saved: A is much better" in page.inner_text("#said")
+    assert page.inner_text("#unsaved") == "Could not be saved: 1 item"
+    assert stored(page, "outbox") == 0
+    faults.answers.clear()
+    press(page, "2", "Saved: A is better")  # the rater goes on meanwhile
+    page.reload()
+    page.click("#unsaved")
+    listed = page.inner_text("#unsaved-list")
+    assert "A is much better, for “Why is the water in the canal" in listed
+    assert "comment: Because of the lock" in listed
+    assert not serious(page, axe)
+    page.get_by_role("button", name="Try again").click()
+    shows(page, "said", "Saved: A is much better")
+    kept = {j.comparison: j for j in store.judgements()}
+    assert (kept[first].strength, kept[first].comment) == (3, "Because of the lock")
+    assert page.is_hidden("#unsaved")
+
+
+def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
+    page, _ = served
+    first = comparison(page)
+    shown = store.read(lambda c: c.exec_driver_sql(f"SELECT shown FROM seats WHERE comparison = '{first}' AND rater = 'ann'").scalar())
+    other = verdicts.Given("from-another-device", first, "ann", verdicts.Said("right"))
+    store.later(verdicts.judge, other, 2_000_000_000.0).result()
+    page.keyboard.press("1")
+    shows(page, "said", "Not saved: A is much better")
+    assert "You have judged this pair otherwise" in page.inner_text("#said")
+    assert not re.search(r"\bk\d\d\b", page.inner_text("body")), "no ids of the ledger"
+    page.click("#unsaved")
+    assert "A is much better" in page.inner_text("#unsaved-list")
+    page.get_by_role("button", name="Discard").click()
+    assert page.is_hidden("#unsaved")
+    assert [j.choice for j in store.judgements()] == [verdicts.seen("right", shown)]
+
+
+def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
+    page, _ = served
+    first = comparison(page)
+    for key, words in (("c", "a remark"), ("w", "A better answer."), ("f", "odd")):
+        page.keyboard.press(key)
+        page.keyboard.type(words)
+        page.keyboard.press("Control+Enter" if key == "c" else "Escape")
+    page.reload()
+    assert comparison(page) == first
+    assert "Restored what you had begun: a better answer, a comment, a flag" in page.inner_text("#said")
+    page.keyboard.press("w")
+    assert page.input_value("#write-text") == "A better answer."
+    page.keyboard.press("Control+Enter")
+    shows(page, "said", "Saved: your better answer")
+    press(page, "1", "Saved")
+    assert [j.comment for j in store.judgements()] == ["a remark"]
+    assert [row["text"] for row in store.read(review.answers, "waiting")[0]] == ["A better answer."]
+    press(page, "u", "Taken back")
+    assert page.input_value("#comment-text") == page.input_value("#write-text") == ""
+    assert page.input_value("#flag-text") == "odd"
+
+
+def test_a_verdict_is_not_taken_for_that_of_someone_who_signed_in_meanwhile(served, store):
+    page, faults = served
+    first = comparison(page)
+    store.later(rating.ask_again, [first], "overlap").result()
+    faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
+    page.keyboard.press("1")
+    shows(page, "waiting", "the server is away")
+    other = page.context.new_page()
+    other.goto("/sign-in")
+    other.fill("#name", "bob")
+    other.fill("#password", PASSWORD)
+    other.keyboard.press("Enter")
+    other.wait_for_url("**/rate")
+    assert comparison(other) == first, "bob was given the pair too"
+    faults.answers.clear()
+    shows(page, "waiting", "you are signed out")
+    assert store.judgements() == []
+    assert stored(page, "outbox") == 1
+
+
+def test_a_browser_that_stores_nothing_says_that_the_tab_must_stay_open(served):
+    page, faults = served
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
+    faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
+    page.keyboard.press("1")
+    shows(page, "waiting", "in this tab only, do not close it")
+    faults.answers.clear()
+    shows(page, "said", "Saved")
+
+
+def test_a_pair_that_cannot_be_loaded_is_not_called_kept(served):
+    page, faults = served
+    faults.answers["/rate/next"] = (503, "{}", {"retry-after": "1"})
+    page.keyboard.press("1")
+    shows(page, "waiting", "The next pair cannot be loaded (the server is away)")
+    assert "kept" not in page.inner_text("#waiting")
+    faults.answers.clear()
+    shows(page, "waiting", "")
+
+
+def test_a_database_that_is_restarted_under_a_rater_loses_nothing(postgres_server, browser):
+    control = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))[-1]
+    port = postgres_server.rpartition(":")[2]
+    folder = next(path for path in Path("/tmp").glob("towpath-postgres-*") if (path / f".s.PGSQL.{port}").exists())
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
+
+    def run(*words):
+        user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        subprocess.run([*user, control, "-D", folder / "data", "-w", "-l", folder / "log", *words], check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    with Store.open(new_database(postgres_server)) as store:
+        fill(store)
+        with serving_faults(store) as (url, _):
+            page = enter(browser, url)
+            given = []
+            for _ in range(2):
+                given.append(comparison(page))
+                run("-m", "immediate", "stop")
+                page.keyboard.press("1")
+                shows(page, "waiting", "the server is away")
+                assert "postgresql" not in page.inner_text("body")
+                run("-o", options, "start")
+                page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=given[-1], timeout=60_000)
+            assert [j.comparison for j in store.judgements()] == given
+            assert answers(page)
+            page.context.close()

@@ -1,0 +1,417 @@
+"""What raters and owners have on their pages, below the pages: trials, approval, take-outs, names, search, findings, exports, shown text."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from conftest import running
+from sqlalchemy import select, text
+from test_rating import NOW, assert_counters, fill, judge, put, sit, tasks, undo
+from test_web import PASSWORD, signed_in
+
+from towpath.data import formats
+from towpath.errors import DataError
+from towpath.feedback import raters
+from towpath.records import Completion, Judgement
+from towpath.store import acknowledgements, exchange, figures, ledger, people, pseudonyms, review, schema, takeouts, trials, verdicts
+from towpath.store.rating import Gold, Seat
+from towpath.store.review import Filter
+from towpath.store.store import Store
+from towpath.store.verdicts import Given, Said
+from towpath.web import concerns, differences
+from towpath.web import text as shown
+
+
+@pytest.fixture
+def store(place):
+    with Store.open(place) as opened:
+        fill(opened)
+        yield opened
+
+
+@pytest.fixture
+def light(tmp_path):
+    with Store.open(tmp_path / "towpath.db") as opened:
+        fill(opened)
+        yield opened
+
+
+def try_out(store, rater, side_of):
+    """Judge trial pairs until an attempt is over; `side_of` chooses by the right side."""
+    while True:
+        trial = store.later(figures.view, rater, NOW).result().trial
+        right = trials._side(gold_of(store, trial.seat.comparison), trial.seat.shown)
+        told = store.later(trials.judge, rater, trial.seat.comparison, trial.attempt, side_of(right), NOW).result()
+        again = store.later(trials.judge, rater, trial.seat.comparison, trial.attempt, "tie", NOW).result()
+        assert again == told, "sent twice it is answered as before"
+        assert told.side == right
+        if told.finished:
+            return told
+
+
+def gold_of(store, name):
+    return store.read(lambda c: c.scalar(select(schema.gold.c.choice).where(schema.gold.c.comparison == name)))
+
+
+def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(store):
+    store.add_tasks(tasks(8))
+    store.put_gold([Gold(f"k{i:02}", "a" if i % 2 else "b", f"note {i}") for i in range(6, 11)])
+    put(store, trial_pairs=3, trial_threshold=0.6)
+    failed = try_out(store, "ann", lambda right: "tie")
+    assert (failed.right, failed.total, failed.needed, failed.passed, failed.correct) == (0, 3, 2, False, False)
+    assert failed.note.startswith("note ")
+    assert store.later(figures.view, "ann", NOW).result().trial.attempt == 2
+    passed = try_out(store, "ann", lambda right: right)
+    assert (passed.passed, passed.right) == (True, 3)
+    view = store.later(figures.view, "ann", NOW).result()
+    assert view.trial is None
+    assert view.sheet is not None
+    assert store.judgements() == []
+    met = set(store.read(lambda c: c.scalars(select(schema.trials.c.comparison)).all()))
+    put(store, gold_share=1.0, trial_pairs=3, trial_threshold=0.99)
+    given = []
+    while isinstance(seat := sit(store, "ann"), Seat):
+        given.append(seat.comparison)
+        judge(store, seat)
+    assert not met & set(given), "a pair whose answer was told is neither work nor gold"
+    assert {"k00", "k01"} <= set(given)
+    name = next(iter(met))
+    for work in (verdicts.undo, verdicts.skip):
+        with pytest.raises(DataError, match="trial pair"):
+            store.later(work, name, "ann", NOW).result()
+    assert_counters(store)
+
+
+def test_owners_and_runs_without_gold_have_no_trial(store):
+    store.add_tasks(tasks(2))
+    put(store, trial_pairs=3)
+    assert store.later(figures.view, "ann", NOW).result().trial is None
+    store.put_gold([Gold("k05", "a")])
+    store.later(people.add_account, "olga", "owner", "hash").result()
+    assert store.later(figures.view, "olga", NOW).result().trial is None
+    assert store.later(figures.view, "ann", NOW).result().trial.total == 1
+
+
+@pytest.mark.parametrize(("total", "threshold", "needed"), [(3, 0.7, 3), (10, 0.7, 7), (5, 0.6, 3), (4, 0.0, 0), (4, 1.0, 4), (3, 1 / 3, 1)])
+def test_how_many_of_a_trial_must_be_right(total, threshold, needed):
+    assert trials._needed(total, threshold) == needed
+
+
+def test_each_version_of_the_guidelines_is_confirmed_once(store):
+    assert store.later(figures.view, "ann", NOW).result().acknowledged, "there are none"
+    store.later(people.put_guideline, "Be kind.", "olga").result()
+    assert not store.later(figures.view, "ann", NOW).result().acknowledged
+    for _ in range(2):
+        store.later(acknowledgements.acknowledge, "ann", 1).result()
+    assert store.later(figures.view, "ann", NOW).result().acknowledged
+    store.later(people.put_guideline, "Be brief.", "olga").result()
+    assert not store.later(figures.view, "ann", NOW).result().acknowledged
+    with pytest.raises(DataError, match="version 9"):
+        store.later(acknowledgements.acknowledge, "ann", 9).result()
+
+
+def test_of_better_answers_the_newest_counts_once_the_owner_approves_it(store):
+    store.add_tasks(tasks(1))
+    seat = sit(store, "ann")
+    for number in (1, 2):
+        store.later(verdicts.write, f"write-{number}", seat.comparison, "ann", f"Answer {number}.").result()
+    assert store.written() == [], "nothing trains without approval"
+    assert [row["text"] for row in store.read(review.answers, "waiting")[0]] == ["Answer 2."]
+    with pytest.raises(DataError, match="replaced"):
+        store.later(verdicts.review, "write-1", "approved").result()
+    store.later(verdicts.review, "write-2", "approved").result()
+    assert [d.response for d in store.written()] == ["Answer 2."]
+    store.later(verdicts.write, "write-3", seat.comparison, "ann", "Answer 3.").result()
+    assert store.written() == []
+    assert store.read(figures.figures, NOW).unreviewed == 1
+    store.later(verdicts.review, "write-3", "declined").result()
+    assert store.written() == []
+
+
+def test_time_worked_is_at_most_the_time_for_which_the_pair_was_held(store):
+    store.add_tasks(tasks(3))
+    judge(store, sit(store, "ann", NOW), at=NOW + 2.5, milliseconds=86_400_000)
+    judge(store, sit(store, "ann", NOW + 10), at=NOW + 20, milliseconds=4000)
+    late = sit(store, "ann", NOW + 30)
+    sit(store, "bob", NOW + 30 + 1900)  # the lease of the first ran out
+    judge(store, late, at=NOW + 30 + 1901, milliseconds=5000)
+    assert [j.milliseconds for j in store.judgements()] == [2500, 4000, 5000]
+
+
+def test_a_take_out_stops_a_raters_judgements_and_is_reversed(store):
+    store.add_tasks(tasks(4))
+    for i in range(4):
+        judge(store, sit(store, "ann", NOW + i), at=NOW + i)
+    before = store.judgements()
+    made = store.later(takeouts.take_out, "ann", "olga").result()
+    assert (made.judgements, store.judgements()) == (4, [])
+    assert store.counts()["judgements"] == 4, "the ledger keeps them"
+    assert isinstance(sit(store, "bob"), Seat), "their pairs wait for others"
+    assert sit(store, "ann") == "empty"
+    with pytest.raises(DataError, match="no judgement that counts"):
+        store.later(takeouts.take_out, "ann", "olga").result()
+    assert [one.rater for one in store.read(takeouts.takeouts)] == ["ann"]
+    assert store.later(takeouts.restore, made.number).result() == 4
+    assert store.judgements() == before
+    assert_counters(store)
+    with pytest.raises(DataError, match="reversed before"):
+        store.later(takeouts.restore, made.number).result()
+
+
+def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_only(store):
+    store.add_tasks(tasks(3))
+    store.later(people.add_account, "olga", "owner", "hash").result()
+    store.later(people.add_account, "ann", "rater", "hash").result()
+    seat = sit(store, "ann")
+    judge(store, seat, key="first-key")
+    store.later(verdicts.write, "write-key", seat.comparison, "ann", "So.").result()
+    store.later(pseudonyms.rename, "ann", "anna").result()
+    assert [j.rater for j in store.judgements()] == ["anna"]
+    assert store.read(people.account, "anna").role == "rater"
+    assert store.read(figures.figures, NOW).raters[0].name == "anna"
+    assert undo(store, Seat(seat.comparison, "anna", seat.shown, 0.0)).judgements == 1
+    judge(store, sit(store, "anna"), at=NOW + 5, key="second-key")
+    name = store.later(pseudonyms.remove, "anna").result()
+    assert re.fullmatch(r"person-[0-9a-f]{8}", name)
+    assert {j.rater for j in store.judgements()} == {name}
+    rows = store.read(lambda c: [str(row) for table in schema.metadata.sorted_tables for row in c.execute(select(table))])
+    assert not [row for row in rows if "ann" in row], "the name is nowhere"
+    with pytest.raises(DataError, match="reserved"):
+        store.later(pseudonyms.rename, name, "judge:x").result()
+    with pytest.raises(Exception, match="append-only"), ledger.writing(store._engine) as connection:
+        connection.execute(text("UPDATE judgements SET rater = 'x'"))
+    with pytest.raises(DataError, match="taken"):
+        store.later(pseudonyms.rename, name, "olga").result()
+    with pytest.raises(DataError, match="last owner"):
+        store.later(pseudonyms.remove, "olga").result()
+    assert_counters(store)
+
+
+def test_judged_pairs_are_searched_and_filtered(store):
+    store.add_tasks(tasks(6))
+    for i in range(6):
+        seat = sit(store, "ann" if i < 3 else "bob", NOW + i)
+        judge(store, seat, "tie" if i == 0 else "left", NOW + i, comment="100%_sure" if i == 1 else "")
+        if i == 2:
+            store.later(verdicts.write, "write-key", seat.comparison, "ann", "Better so.").result()
+
+    def names(**wanted):
+        return [pair.comparison for pair in store.read(review.judged_pairs, Filter(**wanted)).pairs]
+
+    assert names() == ["k05", "k04", "k03", "k02", "k01", "k00"]
+    assert names(rater="bob") == ["k05", "k04", "k03"]
+    assert names(choice="tie") == ["k00"]
+    assert names(domain="work") == ["k04", "k02", "k00"]
+    assert names(having="comment") == names(text="100%_SURE") == ["k01"]
+    assert names(text="%") == ["k01"], "signs of the search language are only signs"
+    assert names(having="written") == names(text="better so") == ["k02"]
+    assert names(text="why 3?") == names(text="3 0", rater="bob") == ["k03"]
+    assert names(rater="bob", choice="tie") == []
+    pair = store.read(review.judged_pairs, Filter(having="written")).pairs[0]
+    assert (pair.prompt, pair.a, pair.b, pair.sources) == ("Why 2?", "2 0", "2 1", ("sft", "sft"))
+    assert ([j["rater"] for j in pair.judgements], [w["text"] for w in pair.written]) == (["ann"], ["Better so."])
+
+
+def test_reasons_and_criteria_are_kept_by_answer_and_exported(store):
+    store.add_tasks(tasks(2))
+    for i in range(2):
+        seat = sit(store, "ann", NOW + i)
+        judge(store, seat, "left", NOW + i, reasons=("too long",), criteria={"helpful": "right", "style": "tie"})
+        kept = store.read(figures.judged_rows, 0)[-1]
+        assert kept["details"] == {"reasons": ["too long"], "criteria": {"helpful": verdicts.seen("right", seat.shown), "style": "tie"}}
+
+
+def test_messages_to_raters_name_no_ids(store):
+    store.add_tasks(tasks(2))
+    seat = sit(store, "ann")
+    judge(store, seat, "left", key="the-first-key")
+    told = []
+    attempts = [
+        lambda: judge(store, seat, "right", key="other-key-1"),
+        lambda: judge(store, Seat("k01", "eve", "ab", 0.0)),
+        lambda: judge(store, Seat("k01", "bob", "ab", 0.0), key="the-first-key"),
+        lambda: store.later(verdicts.flag, seat.comparison, "ann", "odd", NOW).result(),
+        lambda: store.later(verdicts.rank, verdicts.Ranked("rank-key", seat.comparison, "ann", (1, 2, 3, 4)), NOW).result(),
+    ]
+    for attempt in attempts:
+        with pytest.raises(DataError) as error:
+            attempt()
+        told.append(str(error.value))
+    assert not [words for words in told if re.search(r"k\d\d|ann|eve|key-", words)]
+
+
+def test_the_own_day_is_counted_and_the_last_verdicts_are_listed(store):
+    store.add_tasks(tasks(4))
+    put(store, goal=5)
+    for i in range(3):
+        judge(store, sit(store, "ann", NOW + i), "right", NOW + i)
+    store.later(verdicts.skip, sit(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
+    told = store.read(figures.progress, "ann", NOW + 5, NOW + 1)
+    assert (told.today, told.goal, told.judged) == (2, 5, 3)
+    rows = store.read(review.mine, "ann")
+    assert [(row["state"], row["side"]) for row in rows] == [("skipped", ""), ("judged", "right"), ("judged", "right"), ("judged", "right")]
+
+
+def test_a_rater_who_cannot_have_read_is_found_even_alone():
+    texts = {f"k{i}": (f"word {i} " * 30, f"other {i} " * 30) for i in range(12)}
+    fast = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 400) for i in range(12)]
+    slow = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 24_000) for i in range(12)]
+    found = raters.concerns(raters.quality(fast, texts=texts))
+    assert [one.code for one in found] == ["rater-hurried"]
+    assert found[0].evidence == "ann: 0.4 s a pair, 300 words a second in the middle of 12 judgements"
+    assert raters.concerns(raters.quality(slow, texts=texts)) == []
+    assert raters.concerns(raters.quality(fast[:9], texts=texts)) == []
+
+
+def many_verdicts(store, rater, count, side="left"):
+    for i in range(count):
+        judge(store, sit(store, rater, NOW + i), side, NOW + i + 0.4, milliseconds=400)
+
+
+@pytest.fixture
+def team(light):
+    with running(light, team=True) as (url, door):
+        for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
+            light.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+        yield url
+
+
+def test_findings_about_raters_are_on_the_owners_page_with_intervals_and_counts(team, light):
+    put(light)
+    light.add_tasks(tasks())
+    many_verdicts(light, "ann", 12)
+    with signed_in(team, "vic") as viewer:
+        page = viewer.get("/owner").text
+    assert "ann: the left answer won 100% [76%, 100%] of 12" in page
+    assert "76 to 100 % of 12" in page
+    percents = re.findall(r"\d+ %", re.sub(r"<small>[^<]*</small>|data-\S+|aria-\S+", "", page))
+    assert len(percents) <= 2, "every other percentage stands beside its interval"
+    assert concerns.report(light).findings[0].code == "rater-side"
+
+
+def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light):
+    put(light)
+    light.add_tasks(tasks(2))
+    seat = sit(light, "ann")
+    judge(light, seat)
+    light.later(verdicts.write, "write-key", seat.comparison, "ann", "**Better**.").result()
+    with signed_in(team, "olga") as owner, signed_in(team, "ann") as ann:
+        for path in ("/owner/takeout", "/owner/restore", "/owner/rename", "/owner/remove", "/owner/answers"):
+            assert ann.post(path, data={}).status_code == 403, path
+        assert ann.get("/owner/pairs").status_code == ann.get("/owner/answers").status_code == ann.get("/owner/export/pairs.jsonl").status_code == 403
+        assert "<strong>Better</strong>" in owner.get("/owner/answers").text
+        assert owner.post("/owner/answers", data={"key": "write-key", "state": "approved"}).status_code == 303
+        assert [d.response for d in light.written()] == ["**Better**."]
+        assert "Why 0?" in owner.get("/owner/pairs", params={"rater": "ann", "text": "why"}).text
+        assert "No judged pair matches" in owner.get("/owner/pairs", params={"rater": "nobody"}).text
+        assert owner.get("/owner/pairs", params={"text": "é'%", "page": 100_000}).status_code == 200
+        owner.post("/owner/takeout", data={"rater": "ann"})
+        assert light.judgements() == []
+        owner.post("/owner/restore", data={"number": 1})
+        assert len(light.judgements()) == 1
+        owner.post("/owner/rename", data={"name": "ann", "new": "anna"})
+        assert light.judgements()[0].rater == "anna"
+        assert "Rename or remove anna" in owner.get("/owner/people").text
+
+
+def test_pairs_exported_from_the_page_are_preferences_that_can_be_read(team, light, tmp_path):
+    put(light)
+    light.add_completions([Completion("s1.p0.x", "p0", "sft", "=1+1", (1,), (-0.1,), "stop")])
+    light.add_tasks(tasks(3))
+    with signed_in(team, "olga") as owner:
+        assert owner.get("/owner/export/pairs.jsonl").status_code == 409, "nothing is decided yet"
+        for i in range(3):
+            judge(light, sit(light, "ann", NOW + i), at=NOW + i)
+        for kind in ("jsonl", "csv"):
+            answer = owner.get(f"/owner/export/pairs.{kind}")
+            assert f'filename="pairs.{kind}"' in answer.headers["content-disposition"]
+            path = tmp_path / f"pairs.{kind}"
+            path.write_bytes(answer.content)
+            found = formats.read_preferences(path)
+            assert (len(found.judgements), found.refused) == (3, [])
+        row = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
+        assert {"prompt", "chosen", "rejected"} <= set(row)
+
+
+def test_a_csv_for_people_holds_no_formula_and_gives_its_texts_back():
+    odd = ["=1+1", "+1", "-1 is less", "@SUM(A1)", "\tx", "\rx", "plain", "'=kept", ""]
+    rows = [{"name": value, "number": -0.5} for value in odd]
+    out = io.StringIO()
+    exchange.put_csv(out, rows, ["name", "number"])
+    cells = list(csv.DictReader(io.StringIO(out.getvalue(), newline="")))
+    assert all(not row["name"].startswith(exchange.FORMULA) for row in cells)
+    assert [row["name"] for row in cells][:4] == ["'=1+1", "'+1", "'-1 is less", "'@SUM(A1)"]
+    assert [row["number"] for row in cells] == ["-0.5"] * len(odd)
+    assert [row["name"] for _, row in exchange.csv_rows(out.getvalue())] == odd
+    plain = io.StringIO()
+    exchange.put_csv(plain, [{"name": "x"}], ["name"])
+    assert plain.getvalue() == "name\r\nx\r\n"
+
+
+def test_formulas_and_code_are_shown_without_anything_else_getting_through():
+    html = shown.markdown("So $e^{i\\pi} = -1$, $$\\frac{1}{2}$$ and \\(x < y\\), for $5 or $6.\n\n```python\ndef f(): return '<b>'\n```")
+    assert html.count("<math ") == 3
+    assert "<mfrac>" in html
+    assert "for $5 or $6." in html
+    assert '<span class="k">def</span>' in html
+    assert "<b>" not in html
+    assert "<code>$a$</code>" in shown.markdown("`$a$`")
+    assert shown.markdown("```nolang\n<i>\n```") == "<pre><code>&lt;i&gt;\n</code></pre>\n"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "$\\text{<script>alert(1)</script>}$", "$\\text{&lt;script&gt;}$", "$\\href{javascript:alert(1)}{x}$", "$\\style{color:red}{x}$",
+        "$\\newcommand{\\a}{\\a\\a}\\a$", "$\\class{x\" onload=\"alert(1)}{y}$", "$" + "{" * 400 + "$", "$" + "x^{" * 200 + "y" + "}" * 200 + "$",
+        "\ue0000\ue001 $x$ \ue0001\ue001", "$<img src=x onerror=alert(1)>$", "[a](javascript:alert(1) '$x$')", "$\\color{red}{x}$",
+        "```html\n<script>alert(1)</script>\n```", "$\\rule{9999999em}{9999999em}$",
+        '<math><mtext><table><mglyph><style><img src=x onerror="alert(1)"></style></mglyph></table></mtext></math>',
+    ],
+)  # fmt: skip
+def test_hostile_formulas_make_nothing_but_known_elements(hostile):
+    html = shown.markdown(hostile)
+    tags = set(re.findall(r"<\s*([a-zA-Z]\w*)", html))
+    assert tags <= shown.TAGS | {
+        "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "msup", "msub", "mstyle", "mpadded", "msubsup",
+    }, html  # fmt: skip
+    attributes = {name for tag in re.findall(r"<[a-z][^>]*>", html) for name in re.findall(r"\s([\w-]+)=\"", tag)}
+    assert attributes <= {"display", "class", "width", "stretchy", "href", "title", "rel", "displaystyle"}, html
+    assert "javascript:" not in "".join(re.findall(r'href="[^"]*"', html))
+    assert "9999999" not in "".join(re.findall(r"<[a-z][^>]*>", html))
+
+
+def test_differences_are_words_where_texts_are_close_and_sentences_where_they_are_not():
+    left, right, manner = differences.differences("The **cat** sat on a mat.\n\n- It was `warm`.", "The **dog** sat on a mat.\n\n- It was `warm`.")
+    assert manner == "words"
+    assert left == "<p>The <strong><mark>cat</mark></strong> sat on a mat.</p>\n<ul>\n<li>It was <code>warm</code>.</li>\n</ul>\n"
+    one = "Boats are slow. Water is level in every lock. Gates are shut first."
+    two = "A canal has many reaches. Gates are shut first. Nobody knows who built the oldest ones."
+    left, right, manner = differences.differences(one, two)
+    assert manner == "sentences"
+    assert left == "<p><mark>Boats are slow. Water is level in every lock.</mark> Gates are shut first.</p>\n"
+    assert right == "<p><mark>A canal has many reaches.</mark> Gates are shut first. <mark>Nobody knows who built the oldest ones.</mark></p>\n"
+    assert differences.differences("Same *here*", "Same *here*")[2] == "same"
+    assert differences.differences("One two three.", "Four five six.")[2] == "unlike"
+    assert differences.differences("", "new words")[1] == "<p><mark>new words</mark></p>\n"
+
+
+def test_marks_never_cross_a_tag_or_break_a_formula():
+    left, right, _ = differences.differences("a **b c** $x<y$ [d e](http://x.y 'q>r')", "z *b q* $x<z$ `d e`")
+    for html in (left, right):
+        depth = 0
+        for tag in re.findall(r"<(/?mark)>|<(?:[^m/]|m[^a]|/[^m])[^>]*>", re.sub(r"<math.*?</math>", "", html)):
+            depth += {"mark": 1, "/mark": -1, "": 0}[tag]
+            assert depth in (0, 1)
+            assert tag or depth == 0, html
+        assert depth == 0
+
+
+def test_a_given_verdict_is_kept_with_all_that_goes_with_it(store):
+    store.add_tasks(tasks(1))
+    seat = sit(store, "ann")
+    given = Given("a-key-1", seat.comparison, "ann", Said("left"), reasons=("x",), safety=Said("tie"))
+    assert store.later(verdicts.judge, given, NOW).result().judgements == 1
+    assert set(store.judgements()[0].details) == {"reasons", "safety"}

@@ -1,0 +1,26 @@
+"""Which version of the guidelines each rater has confirmed to have read."""
+
+from sqlalchemy import Connection, func, select
+
+from towpath.errors import DataError
+from towpath.store import ledger, people, schema, tallies
+
+
+def acknowledged(connection: Connection, rater: str, version: int) -> bool:
+    """Whether a rater has confirmed a version; version 0, no guidelines, needs none."""
+    table = schema.acknowledgements
+    query = select(func.count()).select_from(table).where(table.c.rater == rater, table.c.version == version)
+    return version == 0 or bool(connection.scalar(query))
+
+
+def acknowledge(connection: Connection, rater: str, version: int) -> None:
+    """A rater has read a version."""
+    if version == 0 or people.guideline(connection, version).version != version:
+        raise DataError(f"version {version}", "guidelines are confirmed by a version that exists", "load the page again")
+    ledger.upsert(connection, schema.acknowledgements, [{"rater": rater, "version": version, "at": tallies.now()}])
+
+
+def first_time(connection: Connection, rater: str) -> bool:
+    """Whether a rater has confirmed no version yet."""
+    table = schema.acknowledgements
+    return not connection.scalar(select(func.count()).select_from(table).where(table.c.rater == rater))

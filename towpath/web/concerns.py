@@ -1,0 +1,54 @@
+"""What the owner's figures say of raters: computed from the newest verdicts, and not more often than the page needs."""
+
+from dataclasses import dataclass, field
+from threading import Lock
+from time import monotonic
+
+from towpath.feedback import agreement, raters
+from towpath.feedback.agreement import Estimate
+from towpath.feedback.raters import Quality
+from towpath.records import Finding
+from towpath.store import figures, review
+from towpath.store.store import Store
+
+KEPT = 15.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class RaterReport:
+    """Each rater's figures, findings about them, and how far raters agree; of the newest judged pairs."""
+
+    quality: dict[str, Quality]
+    findings: list[Finding]
+    agreement: Estimate | None
+
+
+@dataclass
+class RaterReports:
+    """The last report of a server, made again when it is old."""
+
+    made: float = -KEPT
+    report: RaterReport | None = None
+    lock: Lock = field(default_factory=Lock)
+
+    def of(self, store: Store) -> RaterReport:
+        """A report that is at most some seconds old."""
+        with self.lock:
+            if self.report is None or monotonic() - self.made >= KEPT:
+                self.report, self.made = report(store), monotonic()
+            return self.report
+
+    def forget(self) -> None:
+        """Make the next report anew: what it stands on has changed."""
+        with self.lock:
+            self.report = None
+
+
+def report(store: Store) -> RaterReport:
+    """Figures of the people who judged the newest pairs."""
+    judgements = [j for j in store.read(figures.recent) if j.kind == "person"]
+    texts = store.read(review.texts, list({j.comparison for j in judgements}))
+    gold = {row["comparison"]: row["choice"] for row in store.read(figures.golds)}
+    quality = raters.quality(judgements, gold, texts)  # pyright: ignore[reportArgumentType]
+    agreed = agreement.measured(judgements).get("percent_without_ties")
+    return RaterReport({one.rater: one for one in quality}, raters.concerns(quality), agreed)

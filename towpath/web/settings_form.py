@@ -1,0 +1,66 @@
+"""The owner's settings as the page's form sends them."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from towpath.errors import DataError
+from towpath.store.settings import Settings
+
+
+class SettingsForm(BaseModel):
+    """Percents and minutes as they are typed, and nothing where a number may be left out."""
+
+    gold_share: Annotated[float, Field(ge=0, le=100)]
+    lease_minutes: Annotated[float, Field(ge=1, le=1440)]
+    overlap: Annotated[str, Field(max_length=10)] = ""
+    hours: Annotated[str, Field(max_length=10)] = ""
+    switches: list[Literal["paused", "show_gold", "safety"]] = []
+    min_view: Annotated[float, Field(ge=0, le=60)] = 1.0
+    goal: Annotated[str, Field(max_length=10)] = ""
+    break_minutes: Annotated[str, Field(max_length=10)] = "50"
+    reasons: Annotated[str, Field(max_length=2000)] = ""
+    criteria: Annotated[str, Field(max_length=1000)] = ""
+    trial_pairs: Annotated[int, Field(ge=0, le=100)] = 0
+    trial_threshold: Annotated[float, Field(ge=0, le=100)] = 70
+
+    def settings(self) -> Settings:
+        """The settings that these fields mean."""
+        overlap, goal = _number("overlap", self.overlap, 100), _number("goal", self.goal, 100_000)
+        return Settings(
+            paused="paused" in self.switches,
+            overlap=None if overlap is None else overlap / 100,
+            gold_share=self.gold_share / 100,
+            show_gold="show_gold" in self.switches,
+            hours=_number("hours", self.hours, 1e6),
+            safety="safety" in self.switches,
+            lease=self.lease_minutes * 60,
+            min_view=self.min_view,
+            goal=round(goal) if goal else None,
+            break_minutes=_number("break_minutes", self.break_minutes, 1440) or None,
+            reasons=_labels("reasons", self.reasons, 12),
+            criteria=_labels("criteria", self.criteria, 3),
+            trial_pairs=self.trial_pairs,
+            trial_threshold=self.trial_threshold / 100,
+        )
+
+
+def _number(name: str, typed: str, most: float) -> float | None:
+    """A number, or none where the field is empty."""
+    if not typed.strip():
+        return None
+    try:
+        value = float(typed)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= most:
+        raise DataError(f"{name}: {typed!r}", f"a number from 0 to {most:g}, or nothing", "go back and correct it")
+    return value
+
+
+def _labels(name: str, typed: str, most: int) -> tuple[str, ...]:
+    """Labels, one a line."""
+    found = tuple(dict.fromkeys(" ".join(line.split()) for line in typed.replace("\x00", "").splitlines() if line.strip()))
+    if len(found) > most or any(len(label) > 40 for label in found):
+        raise DataError(f"{name}: {len(found)} lines", f"at most {most} labels of at most 40 characters, one a line", "go back and shorten it")
+    return found
