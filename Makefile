@@ -49,9 +49,13 @@ system:
 	    || echo "could not install $(strip $(DEBIAN)): tests that need it are skipped" >&2
 	fi
 
-# Slow proofs: runs that are killed 200 times and stopped by 20 signals, the demo with three seeds; results go to benchmarks/results/.
+# Slow proofs: runs killed 200 times and stopped by 20 signals, servers killed under 10,000 submits on both databases, a million malformed
+# rows, the demo with three seeds; results go to benchmarks/results/.
 prove: setup
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.kills
+	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name sqlite
+	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name postgresql --place postgresql
+	$(PY) -m benchmarks.malformed --json benchmarks/results/malformed.json
 	$(PY) -m benchmarks.quickstart_seeds
 
 # Speed and memory beside other libraries, each in an environment of its own: hours. One alone: make bench WORKLOADS=sft
