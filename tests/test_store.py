@@ -1,6 +1,7 @@
 """The ledger and the publishing of folders, with real SQLite and real kills."""
 
 import csv
+import json
 import os
 import shutil
 import sqlite3
@@ -205,6 +206,36 @@ def test_killed_at_a_commit_the_ledger_holds_what_was_acknowledged_and_no_half(s
     assert [j.rater for j in store.judgements()] == [who for who in kept for _ in range(2)]
     assert store.labels() == [Label("k1", "a", 1.0, 1)]
     store.add_judgements([said(rater="cid")])
+
+
+IMPORT = """
+from pathlib import Path
+from towpath.data import formats
+from towpath.store.store import Store
+found = formats.read_preferences(Path(path), "pairs", rater="ann")
+with Store.open(place) as store:
+    formats.add(store, found)
+"""
+
+
+@pytest.mark.parametrize("fault", ["commit:1", "commit:2", "commit:3", "commit:4"])
+def test_killed_while_it_imports_a_file_the_ledger_has_all_of_it_or_none(place, tmp_path, fault):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."}) + "\n" for n in range(50)))
+    script = f"path = {str(path)!r}\n" + IMPORT
+    assert killed(script, fault, place) == (fault == "commit:1")
+    with Store.open(place) as opened:
+        counts = opened.counts()
+    assert len({counts[name] for name in ("prompts", "comparisons", "judgements")}) == 1, counts
+    assert counts["judgements"] == (0 if fault == "commit:1" else 50)
+
+
+def test_an_error_in_the_middle_of_what_belongs_together_undoes_all(store):
+    with pytest.raises(DataError), store.together():
+        store.add_prompts([Prompt("new", "Why?")])
+        store.add_comparisons([Comparison("new", "new", "nobody", "nothing")])
+    assert "new" not in store.prompts()
+    store.add_prompts([Prompt("new", "Why?")])
 
 
 def test_a_ledger_of_a_later_version_is_refused(file_store):

@@ -95,13 +95,14 @@ def write_preferences(store: Store, path: Path, format: Layout = "pairs") -> Wri
 
 
 def add(store: Store, imported: Imported) -> dict[str, int]:
-    """Put imported records into a Store; how many of each kind were new. An id that means something else there is refused."""
+    """Put imported records into a Store, all or none; how many of each kind were new. An id that means something else there is refused."""
     before = store.counts()
     _require_same(store, imported)
-    store.add_prompts(imported.prompts)
-    store.add_completions(imported.completions)
-    store.add_comparisons(imported.comparisons)
-    store.add_judgements(imported.judgements)
+    with store.together():
+        store.add_prompts(imported.prompts)
+        store.add_completions(imported.completions)
+        store.add_comparisons(imported.comparisons)
+        store.add_judgements(imported.judgements)
     after = store.counts()
     return {part: after[part] - before[part] for part in ("prompts", "completions", "comparisons", "judgements")}
 

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, Select, Table, func, or_, select
@@ -31,6 +31,7 @@ class Store:
         self._engine = engine
         self._writer: Writer | None = None
         self._starting = Lock()
+        self._shared = local()
 
     @classmethod
     def open(cls, place: Path | str) -> "Store":
@@ -190,7 +191,22 @@ class Store:
         return self.read(lambda connection: {t.name: connection.scalar(select(func.count()).select_from(t)) or 0 for t in schema.LEDGER})
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """What this thread adds within the block is in the ledger as a whole, or not at all."""
+        with self._writing("") as connection:
+            self._shared.connection = connection
+            try:
+                yield
+            finally:
+                del self._shared.connection
+
+    @contextmanager
     def _writing(self, rule: str) -> Iterator[Connection]:
+        shared: Connection | None = getattr(self._shared, "connection", None)
+        if shared is not None:
+            with ledger.told(self._engine, rule):
+                yield shared
+            return
         with ledger.told(self._engine, rule), ledger.writing(self._engine) as connection:
             yield connection
             fault("commit")
