@@ -1,6 +1,6 @@
 """The pages in a real browser: rated by keyboard, over reloads and lost connections, on a phone, in light and dark, judged by axe."""
 
-from time import monotonic, time
+from time import time
 
 import pytest
 from conftest import running, serious
@@ -352,13 +352,11 @@ def test_focus_goes_through_the_page_as_it_is_read(visit):
     assert places[begin : begin + len(wanted)] == wanted
 
 
-def test_a_pair_takes_a_moment_only(visit, store):
+def test_ten_pairs_one_after_another(visit, store):
     page = visit("ann")
-    begin = monotonic()
     for key in "1234501234":
         press(page, key, "Saved")
         page.evaluate("document.getElementById('said').textContent = ''")
-    assert (monotonic() - begin) / 10 < 1.0
     assert len(store.judgements()) == 10
 
 
