@@ -21,6 +21,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 
+LONG = ("test_runs.py", "test_algorithms_run.py", "test_other_models_run.py", "test_interrupt.py", "test_artefacts.py", "test_api_fuzz.py")
+"""Files of whole runs, begun first: of two workers none is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def tiny_folder() -> str:
     from towpath.models import base
