@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 RUN ?= runs/quickstart
 SETTINGS ?=
 
-.PHONY: setup system demo test check prove bench bench-gpu clean
+.PHONY: setup system demo test check prove strength bench bench-gpu clean
 setup: $(V)/.ready
 
 # torch first: asked for by another package, a CPU machine would get gigabytes of CUDA libraries.
@@ -57,6 +57,10 @@ prove: setup
 	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name postgresql --place postgresql
 	$(PY) -m benchmarks.malformed --json benchmarks/results/malformed.json
 	$(PY) -m benchmarks.quickstart_seeds
+
+# How strong the tests are: seventy breakages of a line each, and the test that must notice. Slow.
+strength: setup
+	$(PY) tests/strength.py
 
 # Speed and memory beside other libraries, each in an environment of its own: hours. One alone: make bench WORKLOADS=sft
 WORKLOADS ?= $(basename $(notdir $(wildcard benchmarks/workloads/*.json)))

@@ -1,0 +1,380 @@
+"""How strong the tests are: breakages of one line each, over all packages, and for each the test that must fail.
+
+`python tests/strength.py` (`make strength`) makes every breakage in a copy of the tree, runs its test there and says which survived. Slow, by
+hand; `--only WORD` takes those whose name or file has the word. tests/test_strength.py holds, quickly, that every breakage still applies.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Breakage:
+    """A change that must be noticed: text of a file that stands there once, what takes its place, and the tests that must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+A, D, M, F, S, W = "towpath/algos/", "towpath/data/", "towpath/models/", "towpath/feedback/", "towpath/store/", "towpath/web/"
+
+BREAKAGES = [
+    # algos
+    Breakage("whitening over pads", A + "functional.py", "torch.where(mask, x, 0.0).sum() / mask.sum()", "x.mean()", "tests/test_functional.py"),
+    Breakage(
+        "score on the first token", A + "functional.py", "last_B = mask_BT.sum(1) - 1", "last_B = 0 * mask_BT.sum(1)", "tests/test_functional.py"
+    ),
+    Breakage("no discount in GAE", A + "functional.py", "delta + gamma * lam * following", "delta + gamma * following", "tests/test_functional.py"),
+    Breakage(
+        "optimistic surrogate", A + "functional.py", "torch.maximum(plain, clipped)", "torch.minimum(plain, clipped)", "tests/test_functional.py"
+    ),
+    Breakage(
+        "value loss never held",
+        A + "functional.py",
+        "torch.maximum((value - target) ** 2, (held",
+        "torch.minimum((value - target) ** 2, (held",
+        "tests/test_functional.py",
+    ),
+    Breakage(
+        "margin turned round",
+        A + "functional.py",
+        "F.logsigmoid(margin) - smoothing",
+        "F.logsigmoid(-margin) - smoothing",
+        "tests/test_functional.py",
+    ),
+    Breakage("IPO's target", A + "functional.py", "1 / (2 * tau)", "1 / tau", "tests/test_references.py"),
+    Breakage("KTO's sign", A + "functional.py", "torch.sigmoid(-sign", "torch.sigmoid(sign", "tests/test_references.py"),
+    Breakage(
+        "own answer in its baseline",
+        A + "functional.py",
+        "(total_B - x_B) / (size_B - 1).clamp(min=1)",
+        "total_B / size_B",
+        "tests/test_references.py",
+    ),
+    Breakage(
+        "KL added to the reward", A + "functional.py", "score_B - coef * torch.where", "score_B + coef * torch.where", "tests/test_references.py"
+    ),
+    Breakage("chosen and rejected swapped", A + "pairs.py", "x_B[0::2], x_B[1::2]", "x_B[1::2], x_B[0::2]", "tests/test_references.py"),
+    Breakage(
+        "answers weigh by length",
+        A + "grpo.py",
+        'if cfg.grpo.average == "answer" else None',
+        'if cfg.grpo.average == "never" else None',
+        "tests/test_algos.py",
+    ),
+    Breakage(
+        "old policy of a single update",
+        A + "surrogate.py",
+        'if "on_policy" in c else c["old_logp"]',
+        'if False else c["old_logp"]',
+        "tests/test_algos.py",
+    ),
+    Breakage(
+        "weights of rows lost",
+        A + "sft.py",
+        "out.logp_BT * _weight_B(batch).to(out.logp_BT)[:, None]",
+        "out.logp_BT",
+        "tests/test_models.py -k weight",
+    ),
+    Breakage("no pull to zero", A + "reward_model.py", "cfg.center * ((chosen", "0.0 * ((chosen", "tests/test_references.py"),
+    # data
+    Breakage(
+        "answers end at the limit of rows",
+        D + "batch.py",
+        "if total > tokens and place > begin:",
+        "if total > tokens + 8 and place > begin:",
+        "tests/test_models.py -k passes",
+    ),
+    Breakage(
+        "segments share a number",
+        D + "batch.py",
+        "segment_PL[line, begin:end] = count[line]",
+        "segment_PL[line, begin:end] = 1",
+        "tests/test_models.py -k packing",
+    ),
+    Breakage(
+        "positions run on",
+        D + "batch.py",
+        "np.arange(first, first + len(ids))",
+        "np.arange(begin, begin + len(ids))",
+        "tests/test_models.py -k packing",
+    ),
+    Breakage(
+        "draws do not depend on the stream",
+        D + "draws.py",
+        "[str(seed), stream, *map(str, counters)]",
+        "[str(seed), *map(str, counters)]",
+        "tests/test_evals.py tests/test_data.py tests/test_rollout.py tests/test_algos.py tests/test_feedback.py",
+    ),
+    Breakage("interval of a share", D + "intervals.py", "Z**2 / (4 * n**2)", "Z**2 / (2 * n**2)", "tests/test_feedback.py tests/test_sequential.py"),
+    Breakage(
+        "unstated is harmless", D + "fields.py", "        raise Unusable(UNSTATED)", "        return False", "tests/test_unusable.py -k does_not_say"
+    ),
+    Breakage("one band of near-duplicates", D + "near.py", "BANDS, ROWS = 16, 8", "BANDS, ROWS = 1, 128", "tests/test_near.py"),
+    Breakage("NUL in prompts", D + "texts.py", 'if "\\x00" in text:', "if False:", "tests/test_unusable.py tests/test_data.py"),
+    Breakage(
+        "held-out prompts are trained on",
+        D + "sources.py",
+        'if any(p.split == "heldout" for p in (*owners, *same[text])):',
+        "if False:",
+        "tests/test_data.py -k heldout",
+    ),
+    Breakage(
+        "two columns of one name", S + "exchange.py", "if header.count(name) > 1", "if header.count(name) > 2", "tests/test_unusable.py -k columns"
+    ),
+    # models and rollout
+    Breakage(
+        "adapter without its scale", M + "adapters.py", "F.linear(x, a) * self.scale[name]", "F.linear(x, a)", "tests/test_models.py -k adapters"
+    ),
+    Breakage(
+        "merged without its scale", M + "adapters.py", "weight + self.scale[name] * (self", "weight + 1.0 * (self", "tests/test_models.py -k adapters"
+    ),
+    Breakage("reward head drawn too wide", M + "heads.py", "1 / math.sqrt(width + 1)", "1.0", "tests/test_models.py -k drawn"),
+    Breakage(
+        "bias forgotten by the fit", M + "heads.py", "self.head.bias.copy_(solved_E[-1])", "self.head.bias.zero_()", "tests/test_models.py -k solved"
+    ),
+    Breakage(
+        "pickles are read",
+        M + "files.py",
+        'sorted(folder.glob("*.safetensors"))',
+        'sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])',
+        "tests/test_model_sources.py tests/test_model_files.py",
+    ),
+    Breakage(
+        "top-p one token short",
+        "towpath/rollout/sampling.py",
+        "(mass < goal_B[:, None]).sum(-1)",
+        "((mass < goal_B[:, None]).sum(-1) - 1)",
+        "tests/test_rollout.py -k draws",
+    ),
+    Breakage(
+        "top-k keeps one more",
+        "towpath/rollout/sampling.py",
+        "(top_k_B.clamp(1, most) - 1)[:, None]",
+        "top_k_B.clamp(1, most - 1)[:, None]",
+        "tests/test_rollout.py",
+    ),
+    Breakage("temperature unused", "towpath/rollout/sampling.py", ".div_(temperature_B[:, None])", "", "tests/test_rollout.py -k draws"),
+    # runtime
+    Breakage("no bias correction", "towpath/runtime/adam.py", "rate / (1 - first**count)", "rate", "tests/test_adam.py -k torch"),
+    Breakage("weight decay by no rate", "towpath/runtime/adam.py", "1 - rate * self.weight_decay", "1.0", "tests/test_adam.py -k torch"),
+    # feedback, evals, gates
+    Breakage(
+        "a later round is not heard",
+        F + "aggregation.py",
+        ">= said[judgement.rater].round",
+        "< said[judgement.rater].round",
+        "tests/test_feedback.py",
+    ),
+    Breakage(
+        "even split goes to the first",
+        F + "aggregation.py",
+        'choice = "tie" if even else ranked[0][0]',
+        "choice = ranked[0][0]",
+        "tests/test_feedback.py",
+    ),
+    Breakage(
+        "calls before are not counted",
+        F + "purse.py",
+        "self.spent = account.total() if account else 0.0",
+        "self.spent = 0.0",
+        "tests/test_judge.py -k reruns",
+    ),
+    Breakage(
+        "the ceiling is passed",
+        F + "purse.py",
+        "self.spent + self._held + dollars > self.ceiling",
+        "self.spent > self.ceiling",
+        "tests/test_judge.py -k ceiling",
+    ),
+    Breakage(
+        "a key is shown",
+        F + "endpoint.py",
+        'reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body',
+        "reply.body",
+        "tests/test_outside.py -k echoes tests/test_judge.py",
+    ),
+    Breakage("best of n", "towpath/evals/winrate.py", "n / (n + 1)", "n / (n + 2)", "tests/test_evals.py"),
+    Breakage("length is not controlled", "towpath/evals/winrate.py", "np.tanh(gaps / spread)", "0 * gaps", "tests/test_evals.py"),
+    Breakage("looking often costs nothing", "towpath/evals/sequential.py", "total_N - log(len(STAKES))", "total_N + 1.0", "tests/test_sequential.py"),
+    Breakage(
+        "rubric judges everything",
+        "towpath/evals/evaluator.py",
+        'return "rubric" if is_bundled(corpus) else None',
+        'return "rubric"',
+        "tests/test_own_data.py",
+    ),
+    Breakage(
+        "a gate opens at its threshold",
+        "towpath/gates.py",
+        '"PASS" if value > gate.threshold else "FAIL"',
+        '"PASS" if value >= gate.threshold - 0.5 else "FAIL"',
+        "tests/test_report.py tests/test_own_data.py",
+    ),
+    Breakage("safety only counts refusals", "towpath/gates.py", 'after["over_refusal"] - before["over_refusal"])', "-1.0)", "tests/test_safety.py"),
+    Breakage(
+        "KL per answer only",
+        "towpath/health/kl_limit.py",
+        "    per_token = limits.kl_high_per_token * length",
+        '    per_token = float("nan")',
+        "tests/test_health.py tests/test_foreign_logs.py",
+    ),
+    Breakage(
+        "rewards by position",
+        "towpath/rewards/calling.py",
+        "    unfilled = [",
+        "    return lambda prompts, answers, _more: function(list(prompts), list(answers))\n    unfilled = [",
+        "tests/test_calling.py",
+    ),
+    # store
+    Breakage(
+        "an answer before the commit",
+        S + "writer.py",
+        '                fault("commit")',
+        "                [f.set_result(None) for _, f in jobs]",
+        "tests/test_rating.py -k killed",
+    ),
+    Breakage(
+        "a lost connection loses a batch in silence",
+        S + "writer.py",
+        "        if connection.invalidated:",
+        "        if False:",
+        "tests/test_restarts.py",
+    ),
+    Breakage(
+        "NUL reaches the database",
+        S + "ledger.py",
+        'event.listen(engine, "before_cursor_execute", _clean, retval=True)',
+        "pass",
+        "tests/test_edge.py -k database_takes",
+    ),
+    Breakage("the ledger is readable", S + "ledger.py", "        _require_private(path)", "        pass", "tests/test_accounts.py -k ledger"),
+    Breakage("a sleepy disk", S + "ledger.py", '"synchronous=FULL"', '"synchronous=OFF"', "tests/test_store.py -k synchronous"),
+    Breakage(
+        "sides are not turned back",
+        S + "verdicts.py",
+        "choice = seen(given.said.side, seat.shown)",
+        'choice = seen(given.said.side, "ab")',
+        "tests/test_rating.py",
+    ),
+    Breakage(
+        "time without a bound",
+        S + "verdicts.py",
+        "min(milliseconds, max(0, int((at - seat.at) * 1000)))",
+        "milliseconds",
+        "tests/test_rating_pages.py",
+    ),
+    Breakage("half a file of judgements", S + "store.py", "        if shared is not None:", "        if False:", "tests/test_store.py -k imports"),
+    Breakage("manifests are believed", S + "manifest.py", "        if found != wanted:", "        if False:", "tests/test_artefacts.py"),
+    Breakage(
+        "a password in a recipe", S + "place.py", "urlsplit(url).password:", 'urlsplit(url).password == "":', "tests/test_outside.py -k password"
+    ),
+    # web
+    Breakage("two framings of a body", W + "guard.py", 'if "transfer-encoding" in headers or', "if", "tests/test_edge.py -k stated"),
+    Breakage("bodies from nobody", W + "guard.py", "            if account is None:", "            if False:", "tests/test_edge.py -k nobodys"),
+    Breakage(
+        "foreign origins",
+        W + "guard.py",
+        "if origin is not None and origin_host(origin) != host.lower():",
+        "if False:",
+        "tests/test_web.py -k origins",
+    ),
+    Breakage("links tell where from", W + "text.py", 'link_rel="noopener noreferrer nofollow"', "link_rel=None", "tests/test_web.py -k markdown"),
+    Breakage(
+        "an owner's page for raters",
+        W + "auth.py",
+        '    if account.role != "owner":',
+        "    if False:",
+        "tests/test_routes.py tests/test_web.py -k roles",
+    ),
+    Breakage(
+        "storage away is a refusal", W + "refusals.py", "    if isinstance(error, ResourceError):", "    if False:", "tests/test_edge.py -k locked"
+    ),
+    # outside, run, command line, monitor
+    Breakage(
+        "a reply without end", "towpath/outside.py", "        if len(body) > LARGEST_REPLY:", "        if False:", "tests/test_outside.py -k drips"
+    ),
+    Breakage(
+        "metadata addresses", "towpath/outside.py", "        if forbidden(str(place[0])):", "        if False:", "tests/test_outside.py -k metadata"
+    ),
+    Breakage(
+        "ESC on the terminal", "towpath/terminal.py", '    return _CONTROL.sub("", str(text))', "    return str(text)", "tests/test_terminal.py"
+    ),
+    Breakage("silent progress", "towpath/progress.py", "INTERVAL = 8.0", "INTERVAL = 100.0", "tests/test_progress.py"),
+    Breakage("no nearest key", "towpath/aliases.py", "    if aliased:", "    if False:", "tests/test_recipe_words.py"),
+    Breakage(
+        "labels are not planned again",
+        "towpath/pipeline.py",
+        'if fresh and name.startswith("label"):',
+        "if False:",
+        "tests/test_labelling.py -k first_run",
+    ),
+    Breakage(
+        "a spike is lost",
+        "towpath/monitoring/thinning.py",
+        "for extreme in (np.minimum, np.maximum)]",
+        "for extreme in (np.minimum,)]",
+        "tests/test_monitor.py -k thin",
+    ),
+]
+
+
+def applied(root: Path, breakage: Breakage) -> str:
+    """The file's text with the breakage made, which must fit exactly once."""
+    text = (root / breakage.file).read_text(encoding="utf-8")
+    if text.count(breakage.old) != 1:
+        raise ValueError(f"{breakage.name}: {breakage.file} has the text {text.count(breakage.old)} times")
+    return text.replace(breakage.old, breakage.new)
+
+
+def survived(root: Path, breakage: Breakage) -> str:
+    """Why a breakage was not noticed in the copy at `root`; nothing where its tests failed."""
+    path = root / breakage.file
+    whole, broken = path.read_text(encoding="utf-8"), applied(root, breakage)
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *breakage.tests.split()]
+    path.write_text(broken, encoding="utf-8")
+    try:
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    except subprocess.TimeoutExpired:
+        return "" if breakage.name in HANG else "its tests did not end"
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    return "" if done.returncode == 1 else f"pytest ended with {done.returncode}: {done.stdout.strip()[-200:]}"
+
+
+HANG = ("a reply without end",)
+"""Breakages that may be noticed by a test that never ends."""
+
+
+def main() -> int:
+    """Make every breakage, print what survived."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="those whose name or file has this word")
+    wanted = parser.parse_args().only
+    chosen = [one for one in BREAKAGES if wanted in one.name or wanted in one.file]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "towpath"
+        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".venv", ".bench", ".git", "runs", "*.pyc", "__pycache__"))
+        left = []
+        for one in chosen:
+            why = survived(root, one)
+            print(f"{'SURVIVED' if why else 'noticed '} {one.name}{f': {why}' if why else ''}", flush=True)
+            left += [one.name] if why else []
+    print(f"{len(chosen) - len(left)} of {len(chosen)} noticed")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

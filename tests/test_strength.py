@@ -1,0 +1,20 @@
+"""The breakages of tests/strength.py still fit the code they break; whether they are noticed is tried by `make strength`."""
+
+from pathlib import Path
+
+import pytest
+from strength import BREAKAGES, ROOT, applied
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES, ids=lambda breakage: breakage.name)
+def test_a_breakage_fits_once_and_its_tests_are_there(breakage):
+    assert applied(ROOT, breakage) != (ROOT / breakage.file).read_text(encoding="utf-8")
+    files = [Path(ROOT / word) for word in breakage.tests.split() if word.startswith("tests/")]
+    assert files
+    assert all(file.is_file() for file in files)
+
+
+def test_there_are_sixty_over_all_packages():
+    assert len(BREAKAGES) >= 60
+    packages = {breakage.file.split("/")[1] for breakage in BREAKAGES if breakage.file.count("/") > 1}
+    assert packages >= {"algos", "data", "models", "rollout", "runtime", "feedback", "evals", "health", "rewards", "store", "web", "monitoring"}
