@@ -326,3 +326,12 @@ def test_a_prompt_near_one_that_is_on_both_sides_leaks_too() -> None:
     long = "Explain in plain words how a bill becomes a law in the parliament of a small country"
     prompts = (Prompt("t1", long), Prompt("h1", long, split="heldout"), Prompt("t2", f"{long} so"))
     assert {(x.learned, x.judged) for x in curate.overlaps(Corpus(prompts)).leaks} == {("t1", "h1"), ("t2", "h1")}
+
+
+def test_draws_belong_to_their_seed_stream_and_counters() -> None:
+    from towpath.data import draws
+
+    first = draws.uniforms(4, 1, "rollout", 3, "p")
+    assert (first == draws.uniforms(4, 1, "rollout", 3, "p")).all()
+    for other in ((2, "rollout", 3, "p"), (1, "sample", 3, "p"), (1, "rollout", 4, "p"), (1, "rollout", 3, "q")):
+        assert not (first == draws.uniforms(4, *other)).any()
