@@ -6,7 +6,7 @@ import pytest
 from conftest import running, serious
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import acknowledgements, people, rating, review, settings, verdicts
+from towpath.store import acknowledgements, people, rating, review, settings, sides, verdicts
 from towpath.store.rating import Gold, Group, Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
@@ -111,7 +111,7 @@ def test_signing_in_and_rating_by_keyboard_alone(visit, store):
     assert [j.strength for j in kept] == [3, 1, 1, 1, 3, 1]
     assert all(j.guideline == "1" and j.milliseconds is not None for j in kept)
     for j, side in zip(kept, ["left", "left", "tie", "right", "right", "both_bad"], strict=True):
-        assert j.choice == verdicts.seen(side, j.shown)
+        assert j.choice == sides.choice_of(side, j.shown)
     assert "6 rated" in page.inner_text("#own")
 
 
@@ -270,7 +270,7 @@ def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
     press(page, "7", "Which is better?")
     press(page, "3", "Saved: a tie")
     first, second = store.judgements()
-    assert first.details["safety"]["choice"] == verdicts.seen("right", first.shown)
+    assert first.details["safety"]["choice"] == sides.choice_of("right", first.shown)
     assert second.details["safety"]["choice"] == "tie"
 
 

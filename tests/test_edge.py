@@ -100,10 +100,31 @@ def test_connections_are_bounded_and_those_within_are_served(store, monkeypatch)
             assert visitor.get("/sign-in").status_code == 200
 
 
-def test_a_repeated_log_message_is_written_once_a_minute():
-    seldom = connections.Seldom()
-    record = [logging.LogRecord("asyncio", logging.ERROR, "", 0, "socket.accept() out of system resource", (), None) for _ in range(1000)]
-    assert sum(map(seldom.filter, record)) == 1
+def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
+    found = (type(error), error, error.__traceback__) if error else None
+    return logging.LogRecord("towpath.web", logging.ERROR, "", 0, message, args, found)
+
+
+def raised(line: int) -> Exception:
+    try:
+        if line == 1:
+            raise ValueError("first")
+        raise ValueError("second")
+    except ValueError as error:
+        return error
+
+
+def test_a_repeated_log_message_is_written_once_a_minute_and_another_error_at_once():
+    limited = connections.RateLimitedLog(seconds=0.2)
+    assert sum(limited.filter(record("socket.accept() out of system resource")) for _ in range(1000)) == 1
+    assert limited.filter(record("%s", "the disk is full"))
+    assert limited.filter(record("%s", "no connection"))
+    assert [limited.filter(record("%s failed", f"/{n}", error=raised(1))) for n in range(3)] == [True, False, False]
+    assert limited.filter(record("%s failed", "/1", error=raised(2)))
+    sleep(0.25)
+    again = record("%s failed", "/\x1b[2J\x07", error=raised(1))
+    assert limited.filter(again)
+    assert again.getMessage() == "/[2J failed (2 more like this before)"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 from conftest import new_database, serious
 from test_browser import PASSWORD, answers, comparison, fill, press
 
-from towpath.store import people, rating, review, verdicts
+from towpath.store import people, rating, review, sides, verdicts
 from towpath.store.store import Store
 from towpath.web import serving
 
@@ -163,7 +163,7 @@ def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
     assert "A is much better" in page.inner_text("#unsaved-list")
     page.get_by_role("button", name="Discard").click()
     assert page.is_hidden("#unsaved")
-    assert [j.choice for j in store.judgements()] == [verdicts.seen("right", shown)]
+    assert [j.choice for j in store.judgements()] == [sides.choice_of("right", shown)]
 
 
 def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):

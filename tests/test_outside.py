@@ -83,16 +83,32 @@ def test_a_compressed_bomb_is_not_unpacked():
         sources.named(f"{address}/score")(["p"], ["a"])
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["http://169.254.169.254/latest/meta-data", "http://[fe80::1]/x", "http://[fd00:ec2::254]/", "http://2852039166/", "http://[::ffff:169.254.169.254]/",
-     "http://100.100.100.200/"],
-)  # fmt: skip
-def test_link_local_and_metadata_addresses_are_never_asked(address):
+FORBIDDEN = [
+    "http://169.254.169.254/latest/meta-data", "http://[fe80::1]/x", "http://[fd00:ec2::254]/", "http://2852039166/", "http://0xa9.0xfe.43518/",
+    "http://[::ffff:169.254.169.254]/", "http://100.100.100.200/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", FORBIDDEN)
+def test_link_local_and_metadata_addresses_are_refused_before_a_run_begins(address):
+    with pytest.raises(RecipeError, match="link-local or metadata"):
+        sources.named(address)
+    with pytest.raises(RecipeError, match="link-local or metadata"):
+        list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], Kept()))
+
+
+@pytest.mark.parametrize("address", FORBIDDEN)
+def test_a_name_that_leads_to_such_an_address_is_never_asked(address, monkeypatch):
+    monkeypatch.setattr(outside, "require_allowed_literal", lambda _address: None)  # as where a name stands in its place
     with pytest.raises(RewardError, match="link-local or metadata"):
         sources.named(address)(["p"], ["a"])
     with pytest.raises(ResourceError, match="link-local or metadata"):
         list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], Kept()))
+
+
+@pytest.mark.parametrize("address", ["http://localhost:8000/v1", "http://10.0.0.7/v1", "http://[::1]:8000/v1", "https://judge.example.org/v1"])
+def test_servers_of_a_teams_own_network_are_allowed(address):
+    outside.require_allowed_literal(address)
 
 
 def test_half_a_character_from_a_judge_ends_nothing():
@@ -115,6 +131,9 @@ def test_a_password_in_store_url_is_refused_and_a_reference_taken(tmp_path, monk
     with pytest.raises(RecipeError) as refused:
         place.of(tmp_path, url)
     assert "hunter2" not in str(refused.value)
+    for hidden in ("postgresql+psycopg://u@h/db?password=hunter2", "postgresql+psycopg://u@h/db?sslpassword=hunter2"):
+        with pytest.raises(RecipeError, match="holds a password"):
+            place.of(tmp_path, hidden)
     monkeypatch.setenv("LEDGER", url)
     assert place.of(tmp_path, "env:LEDGER") == url
     assert place.of(tmp_path, "postgresql+psycopg://towpath@db.example.org/ledger").endswith("/ledger")

@@ -18,7 +18,7 @@ from sqlalchemy import event, select, text
 import towpath
 from towpath.errors import DataError, ResourceError
 from towpath.records import Comparison, Completion, Judgement, Prompt
-from towpath.store import figures, ledger, people, rating, schema, settings, verdicts
+from towpath.store import figures, ledger, people, rating, schema, settings, sides, verdicts
 from towpath.store.rating import Gold, Group, Seat, Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
@@ -105,7 +105,7 @@ def test_an_order_is_drawn_for_each_rater_and_kept_over_reload_and_expiry(store)
     ("side", "shown", "choice"), [("left", "ab", "a"), ("left", "ba", "b"), ("right", "ab", "b"), ("right", "ba", "a"), ("tie", "ba", "tie")]
 )
 def test_a_side_is_the_answer_that_lay_there(side, shown, choice):
-    assert verdicts.seen(side, shown) == choice
+    assert sides.choice_of(side, shown) == choice
 
 
 def test_what_is_judged_is_what_was_seen(store):

@@ -7,7 +7,7 @@ from conftest import running, serious
 from test_browser import LONG, PASSWORD, answers, comparison, fill, press
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import figures, people, settings, verdicts
+from towpath.store import figures, people, settings, sides, verdicts
 from towpath.store.rating import Gold, Group, Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
@@ -137,7 +137,7 @@ def test_criteria_and_reason_tags_go_with_the_verdict(visit, store, axe):
     page.keyboard.press("Shift+Digit5")
     page.wait_for_function(SAID, arg="Saved: A is much better")
     kept = store.judgements()[0]
-    first = verdicts.seen("left", kept.shown)
+    first = sides.choice_of("left", kept.shown)
     assert kept.details == {"reasons": ["too long"], "criteria": {"helpful": first, "clear": "tie"}}
     page.wait_for_function("() => !document.querySelector('[data-reason][aria-pressed=true], [data-criterion] [aria-pressed=true]')")
 

@@ -15,7 +15,7 @@ from towpath.data import formats
 from towpath.errors import DataError
 from towpath.feedback import raters
 from towpath.records import Completion, Judgement
-from towpath.store import acknowledgements, exchange, figures, ledger, people, pseudonyms, review, schema, takeouts, trials, verdicts
+from towpath.store import acknowledgements, exchange, figures, ledger, people, pseudonyms, review, schema, sides, takeouts, trials, verdicts
 from towpath.store.rating import Gold, Seat
 from towpath.store.review import Filter
 from towpath.store.store import Store
@@ -42,7 +42,7 @@ def try_out(store, rater, side_of):
     """Judge trial pairs until an attempt is over; `side_of` chooses by the right side."""
     while True:
         trial = store.later(figures.view, rater, NOW).result().trial
-        right = trials._side(gold_of(store, trial.seat.comparison), trial.seat.shown)
+        right = sides.side_of(gold_of(store, trial.seat.comparison), trial.seat.shown)
         told = store.later(trials.judge, rater, trial.seat.comparison, trial.attempt, side_of(right), NOW).result()
         again = store.later(trials.judge, rater, trial.seat.comparison, trial.attempt, "tie", NOW).result()
         assert again == told, "sent twice it is answered as before"
@@ -220,7 +220,7 @@ def test_reasons_and_criteria_are_kept_by_answer_and_exported(store):
         seat = sit(store, "ann", NOW + i)
         judge(store, seat, "left", NOW + i, reasons=("too long",), criteria={"helpful": "right", "style": "tie"})
         kept = store.read(figures.judged_rows, 0)[-1]
-        assert kept["details"] == {"reasons": ["too long"], "criteria": {"helpful": verdicts.seen("right", seat.shown), "style": "tie"}}
+        assert kept["details"] == {"reasons": ["too long"], "criteria": {"helpful": sides.choice_of("right", seat.shown), "style": "tie"}}
 
 
 def test_messages_to_raters_name_no_ids(store):

@@ -189,7 +189,7 @@ def test_a_rater_judges_undoes_and_judges_anew(team, store):
         assert ann.get("/rate/next").json()["comparison"] == first["comparison"]
         ann.post("/rate/judge", json=said(first, "key-three-3", "both_bad", safety={"side": "tie"}, comment="both\x00 wrong", guideline=4))
     kept = store.judgements()
-    assert [(j.choice, j.round, j.rater, j.guideline, j.comment) for j in kept] == [("both_bad", 2, "ann", "4", "both wrong")]
+    assert [(j.choice, j.round, j.rater, j.guideline, j.comment) for j in kept] == [("both_bad", 2, "ann", "4", "both\ufffd wrong")]
     assert kept[0].details == {"safety": {"choice": "tie", "strength": 1}}
 
 

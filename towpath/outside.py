@@ -108,6 +108,17 @@ async def require_allowed(address: str) -> None:
             raise Forbidden(f"{parts.hostname} is {place[0]}, a link-local or metadata address")
 
 
+def require_allowed_literal(address: str) -> None:
+    """Forbidden where an address names such an IP address itself, in whatever form: known without asking anyone, so before a run begins."""
+    host = urlsplit(address).hostname or ""
+    try:
+        literal = host if ":" in host else socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:  # a name
+        return
+    if forbidden(literal):
+        raise Forbidden(f"{host} is a link-local or metadata address")
+
+
 def forbidden(address: str) -> bool:
     """Whether an IP address is link-local or a cloud's metadata service."""
     found: Any = ipaddress.ip_address(address.partition("%")[0])

@@ -353,13 +353,14 @@ def _say_findings(findings: list[Finding], say: Say) -> None:
 
 def examine(recipe: Recipe, folder: Path, corpus: Corpus, force: bool = False) -> list[Finding]:
     """The preflight of a run, with the model's own tokenizer."""
+    place.named(folder, recipe.store.url)  # refuses a password before anything is written
     _see_own_code(folder)
     from towpath import preflight
     from towpath.data.chat import Chat
     from towpath.models import base
 
-    place = base.find(recipe.model.source, folder)
-    chat = Chat(base.load_tokenizer(place), recipe.model.template)
+    model = base.find(recipe.model.source, folder)
+    chat = Chat(base.load_tokenizer(model), recipe.model.template)
     return preflight.check(recipe, folder, corpus, chat, force=force)
 
 

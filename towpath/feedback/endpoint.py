@@ -26,6 +26,7 @@ LONGEST_WAIT = 300.0
 """Seconds a server may ask for; a call that should wait longer is given up."""
 TEMPLATE = 64
 """Tokens that a chat template may add to a message."""
+FORBIDDEN_RULE = "a judge is a server for models; link-local addresses and those that serve a cloud's credentials are never asked"
 FORMS = ("json_schema", "json_object", "text")
 """Ways to ask for JSON, the strictest first; a server that knows none is asked in words."""
 
@@ -89,6 +90,10 @@ def checked(settings: JudgeSettings) -> JudgeSettings:
     if not settings.base_url.startswith(("http://", "https://")):
         rule = "the address of a server, with http:// or https://"
         raise RecipeError(f"judge.base_url = {settings.base_url!r}", rule, "such as http://localhost:8000/v1")
+    try:
+        outside.require_allowed_literal(settings.base_url)
+    except outside.Forbidden as error:
+        raise RecipeError(f"judge.base_url = {settings.base_url!r}: {error}", FORBIDDEN_RULE, "correct judge.base_url") from None
     if not settings.model:
         raise RecipeError("judge.model is empty", "a server may have several models", "name one as the server does")
     if settings.api_key and settings.api_key.partition(":")[0] not in ("env", "file"):
@@ -195,10 +200,7 @@ class Endpoint:
         except outside.BrokenOff as error:
             raise _Later(str(error), billed=True) from None
         except outside.Forbidden as error:
-            fix = "correct judge.base_url"
-            raise ResourceError(
-                f"{self._address}: {error}", "a judge is a server for models, not an address of this network's own link", fix
-            ) from None
+            raise ResourceError(f"{self._address}: {error}", FORBIDDEN_RULE, "correct judge.base_url") from None
         return reply.status, reply.headers, reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body
 
     def _request(self, messages: list[Message], schema: dict[str, Any], seed: int, form: int, length: str) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def named(of: str, key: str = "sources", columns: Collection[str] = ()) -> Score
     if of in _given:
         return _checked_call(of, calling.caller(of, _given[of], columns))
     if kind.lower() in ("http", "https") and urllib.parse.urlsplit(of).hostname:
+        try:
+            outside.require_allowed_literal(of)
+        except outside.Forbidden as error:
+            rule = "link-local addresses and those that serve a cloud's credentials are never asked for rewards"
+            raise RecipeError(f"policy.rewards.{key}: {of!r}: {error}", rule, "correct the address") from None
         return lambda prompts, answers, _columns=NO_COLUMNS: over_http(of, prompts, answers)
     rule = ("model, " if key == "sources" else "") + "rule:NAME, python:MODULE:FUNCTION or an http(s) address"
     raise RecipeError(f"policy.rewards.{key}: {of!r}", rule, "for example rule:words:8-35")

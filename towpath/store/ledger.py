@@ -179,7 +179,8 @@ def _server(url: URL) -> Engine:
 
 
 def _name(engine: Engine) -> str:
-    return engine.url.database or "" if engine.dialect.name == "sqlite" else engine.url.render_as_string()
+    """What errors call the database: without a password, which may also stand among an address's options."""
+    return engine.url.database or "" if engine.dialect.name == "sqlite" else engine.url.set(query={}).render_as_string()
 
 
 def _durable(connection: Any, _record: Any) -> None:

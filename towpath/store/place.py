@@ -1,7 +1,7 @@
 """Where the ledger of a run lies."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from towpath.config import secret
 from towpath.errors import DataError, RecipeError
@@ -19,10 +19,16 @@ def named(run: Path, url: str) -> Path | str:
     """`of` for whoever looks at a run and opens no ledger that is not there."""
     if not url:
         return run / "towpath.db"
-    if url.partition(":")[0] not in ("env", "file") and urlsplit(url).password:
+    if url.partition(":")[0] not in ("env", "file") and _holds_password(url):
         fix = "store.url = 'env:NAME' or 'file:PATH' with the whole address there, or a ~/.pgpass file"
         raise RecipeError("store.url holds a password", "a recipe is copied into reports and manifests; a password is named, never written down", fix)
     return secret(url, "store.url")
+
+
+def _holds_password(url: str) -> bool:
+    """Whether a password stands in an address, before its host or among its options."""
+    parts = urlsplit(url)
+    return bool(parts.password) or any("password" in name.lower() for name in parse_qs(parts.query, keep_blank_values=True))
 
 
 def _require_ledger(path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from towpath.store import schema, statements
+from towpath.records import Choice
+from towpath.store import schema, sides, statements
 
 PAGE = 20
 LAST = 20
@@ -151,12 +152,8 @@ def mine(connection: Connection, rater: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _side(choice: str, shown: str) -> str:
-    if choice not in ("a", "b"):
-        return choice
-    if shown not in ("ab", "ba"):
-        return "ranking"
-    return "left" if (choice == "a") == (shown == "ab") else "right"
+def _side(choice: Choice, shown: str) -> str:
+    return sides.side_of(choice, shown) if choice in ("tie", "both_bad") or shown in ("ab", "ba") else "ranking"
 
 
 def texts(connection: Connection, comparisons: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -9,11 +9,10 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, select
 
 from towpath.errors import DataError
-from towpath.records import Choice
-from towpath.store import rating, schema, settings, tallies
+from towpath.store import rating, schema, settings, sides, tallies
 from towpath.store.rating import Seat
+from towpath.store.sides import Side
 
-Side = Literal["left", "right", "tie", "both_bad"]
 SEAT = "trial"
 """State of the seat that a trial pair leaves behind: the rater was told the answer, so the pair is neither their work nor gold for them."""
 
@@ -84,7 +83,7 @@ def judge(connection: Connection, rater: str, comparison: str, attempt: int, sid
         raise DataError("This trial pair is not asked any more", "trial pairs come one at a time", "load the page again")
     shown = order(rater, attempt, comparison)
     if before is None and asked is not None:
-        choice = _choice(side, shown)
+        choice = sides.choice_of(side, shown)
         correct = choice == gold.choice
         right = sum(row.correct for row in rows) + correct
         passed = len(rows) + 1 >= asked.total and right >= asked.needed
@@ -102,7 +101,9 @@ def _feedback(rows: "Any", comparison: str, gold: Row[Any], shown: str, total: i
     row = next(row for row in rows if row.comparison == comparison)
     right, needed = sum(one.correct for one in rows), _needed(total, threshold)
     passed = any(one.passed for one in rows)
-    return Feedback(bool(row.correct), _side(gold.choice, shown), gold.note, len(rows), total, right, needed, passed or len(rows) >= total, passed)
+    return Feedback(
+        bool(row.correct), sides.side_of(gold.choice, shown), gold.note, len(rows), total, right, needed, passed or len(rows) >= total, passed
+    )
 
 
 def _exempt(connection: Connection, rater: str) -> bool:
@@ -128,15 +129,3 @@ def _leave_seat(connection: Connection, rater: str, comparison: str, shown: str,
 def _needed(total: int, threshold: float) -> int:
     """How many of a trial must be right: the share, rounded up (a hair below a whole number is that number)."""
     return min(total, max(0, -int(-(total * threshold - 1e-9) // 1)))
-
-
-def _choice(side: Side, shown: str) -> Choice:
-    if side in ("tie", "both_bad"):
-        return side
-    return "a" if (side == "left") == (shown == "ab") else "b"
-
-
-def _side(choice: Choice, shown: str) -> Side:
-    if choice in ("tie", "both_bad"):
-        return choice
-    return "left" if (choice == "a") == (shown == "ab") else "right"

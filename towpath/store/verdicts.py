@@ -11,9 +11,8 @@ from sqlalchemy import Connection, Row, and_, func, select
 
 from towpath.errors import DataError
 from towpath.records import Choice, Demonstration, Judgement
-from towpath.store import rating, schema, settings, statements, tallies
-
-Side = Literal["left", "right", "tie", "both_bad"]
+from towpath.store import rating, schema, settings, sides, statements, tallies
+from towpath.store.sides import Side
 
 ONE_VERDICT = "a rater judges a pair once, and takes that back to judge it again"
 UNDO_FIRST = "undo first"
@@ -74,7 +73,7 @@ def judge(connection: Connection, given: Given, at: float) -> Receipt:
         _same_asker(before, given.comparison, given.rater)
         return Receipt(given.comparison, 1, True)
     seat = _unflagged(_seat(connection, given.comparison, given.rater))
-    choice = seen(given.said.side, seat.shown)
+    choice = sides.choice_of(given.said.side, seat.shown)
     if seat.state == "judged":
         said = _standing(connection, [given.comparison], given.rater)
         if [(row.choice, row.strength) for row in said] != [(choice, given.said.strength)]:
@@ -94,11 +93,11 @@ def _details(given: Given, shown: str) -> dict[str, Any]:
     """What goes with a verdict beside the choice, its sides turned into answers."""
     details: dict[str, Any] = {}
     if given.safety is not None:
-        details["safety"] = {"choice": seen(given.safety.side, shown), "strength": given.safety.strength}
+        details["safety"] = {"choice": sides.choice_of(given.safety.side, shown), "strength": given.safety.strength}
     if given.reasons:
         details["reasons"] = list(given.reasons)
     if given.criteria:
-        details["criteria"] = {name: seen(side, shown) for name, side in given.criteria.items()}
+        details["criteria"] = {name: sides.choice_of(side, shown) for name, side in given.criteria.items()}
     return details
 
 
@@ -244,13 +243,6 @@ def last_settled(connection: Connection, rater: str) -> tuple[str, str] | None:
     """The pair that a rater dealt with last and how, for undo."""
     row = connection.execute(statements.LAST, {"rater": rater}).one_or_none()
     return (row.comparison, row.state) if row is not None else None
-
-
-def seen(side: Side, shown: str) -> Choice:
-    """Which answer lay on a side."""
-    if side in ("tie", "both_bad"):
-        return side
-    return "a" if (side == "left") == (shown == "ab") else "b"
 
 
 def _seat(connection: Connection, comparison: str, rater: str) -> Row[Any]:

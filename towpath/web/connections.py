@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import logging
 import resource
+import traceback
 from collections.abc import Sequence
 from time import monotonic
 from typing import ClassVar
@@ -11,6 +12,7 @@ from typing import ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from towpath.terminal import plain
 from towpath.web import proxies
 
 HEADER_SECONDS = 15.0
@@ -79,23 +81,40 @@ class BoundedProtocol(H11Protocol):
             self._deadline = None
 
 
-class Seldom(logging.Filter):
-    """Lets a message through once a minute, so that a client that causes it over and over does not fill the log."""
+class RateLimitedLog(logging.Filter):
+    """Lets a message through once a minute, so that a client that causes it over and over does not fill the log.
+
+    Errors that were raised in different places are different messages. Control characters that a client sent are removed.
+    """
 
     def __init__(self, seconds: float = 60.0) -> None:
         super().__init__()
         self._seconds = seconds
-        self._last: dict[str, float] = {}
+        self._last: dict[str, tuple[float, int]] = {}
+        """When a message was last let through, and how many like it came since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether this message was not logged lately."""
-        kind, now = f"{record.name}:{record.msg}"[:200], monotonic()
-        if now - self._last.get(kind, -self._seconds) < self._seconds:
+        """Whether no message of the same kind was let through lately."""
+        kind, now = _kind(record), monotonic()
+        at, suppressed = self._last.get(kind, (-self._seconds, 0))
+        if now - at < self._seconds:
+            self._last[kind] = at, suppressed + 1
             return False
         if len(self._last) > 1000:
             self._last.clear()
-        self._last[kind] = now
+        self._last[kind] = now, 0
+        more = f" ({suppressed} more like this before)" if suppressed else ""
+        record.msg, record.args = plain(record.getMessage()) + more, ()
         return True
+
+
+def _kind(record: logging.LogRecord) -> str:
+    """Where an error was raised; without an error the message, in which nothing comes from a client."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None or error.__traceback__ is None:
+        return f"{record.name}: {record.getMessage()[:200]}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{record.name}: {type(error).__name__} at {place.filename}:{place.lineno}"
 
 
 def bounded(named: Sequence[str] = ()) -> type[BoundedProtocol]:

@@ -34,7 +34,6 @@ OPEN = ("/sign-in", "/sign-out", "/join/", "/reset/")
 """Where a body is read from someone who is not signed in."""
 
 _PORT = re.compile(r":\d+\Z")
-_BODY_FREE = {"type": "http.request", "body": b"", "more_body": False}
 
 
 class BodyTooLarge(Exception):
@@ -83,14 +82,13 @@ class Guard:
         if foreign := self._foreign(method, headers):
             return PlainTextResponse(foreign[1], foreign[0], {"connection": "close"}), receive
         request = Request(scope)
-        if status := malformed(scope, headers, LARGEST):
+        is_open = scope["path"].startswith(OPEN)
+        largest = LARGEST_UNKNOWN if is_open else LARGEST
+        if status := malformed(scope, headers, largest):
             return refusals.refused(request, status), receive
         if method in SAFE:
             return None, receive
-        largest = LARGEST_UNKNOWN if scope["path"].startswith(OPEN) else LARGEST
-        if status := malformed(scope, headers, largest):
-            return refusals.refused(request, status), receive
-        if not scope["path"].startswith(OPEN):
+        if not is_open:
             try:
                 account = await scope["app"].state.door.visitor(request)
             except TowpathError as error:
@@ -149,23 +147,19 @@ def malformed(scope: Scope, headers: Headers, largest: int) -> int:
 
 
 async def _with_body(request: Request, receive: Receive, largest: int) -> tuple[Response | None, Receive]:
-    """The whole body, counted as it comes, given again to whoever asks for it."""
+    """The whole body, counted as it comes, for the route to receive at once."""
     try:
         body = await asyncio.wait_for(_read(receive, largest), BODY_SECONDS)
     except TimeoutError:
         return refusals.refused(request, 408), receive
     except BodyTooLarge:
         return refusals.refused(request, 413), receive
-    given = False
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return _BODY_FREE | {"body": body}
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
 
-    return None, again
+    return None, replayed
 
 
 async def _read(receive: Receive, largest: int) -> bytes:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from towpath.errors import DataError
@@ -41,19 +41,14 @@ NOTHING = {
 }
 
 
-def _clean(text: str) -> str:
-    """PostgreSQL keeps every character but this one."""
-    return text.replace("\x00", "")
-
-
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{8,64}$")]
-Name = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_clean)]
+Name = Annotated[str, Field(min_length=1, max_length=300)]
 Milliseconds = Annotated[int, Field(ge=0, le=86_400_000)]
-Comment = Annotated[str, Field(max_length=5000), AfterValidator(_clean)]
+Comment = Annotated[str, Field(max_length=5000)]
 Version = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Side = Literal["left", "right", "tie", "both_bad"]
 Strength = Literal[1, 3]
-Label = Annotated[str, Field(min_length=1, max_length=60), AfterValidator(_clean)]
+Label = Annotated[str, Field(min_length=1, max_length=60)]
 Day = Annotated[float | None, Query(ge=0, le=1e11)]
 
 
@@ -108,7 +103,7 @@ class Flagged(BaseModel):
     """A pair with which something is wrong."""
 
     comparison: Name
-    reason: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_clean)]
+    reason: Annotated[str, Field(min_length=1, max_length=2000)]
 
 
 class Written(BaseModel):
@@ -116,7 +111,7 @@ class Written(BaseModel):
 
     key: Key
     comparison: Name
-    text: Annotated[str, Field(min_length=1, max_length=50_000), AfterValidator(_clean)]
+    text: Annotated[str, Field(min_length=1, max_length=50_000)]
 
 
 class Confirmed(BaseModel):

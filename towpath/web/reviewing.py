@@ -34,7 +34,7 @@ def judged_pairs(
     page: Number = 1,
 ) -> HTMLResponse:  # fmt: skip
     """Judged pairs that match a search, with everything said of them."""
-    wanted = Filter(*(_clean(word) for word in (text, rater, kind, choice, domain, having)))
+    wanted = Filter(*(word.strip() for word in (text, rater, kind, choice, domain, having)))
     found = store.read(review.judged_pairs, wanted, page)
     asked = {name: value for name, value in request.query_params.items() if name != "page" and value}
     links = {name: f"/owner/pairs?{urlencode(asked | {'page': number})}" for name, number in (("before", page - 1), ("after", page + 1))}
@@ -43,11 +43,6 @@ def judged_pairs(
         request, "pairs.html", account, found=found, wanted=wanted, links=links, raters=names, domains=store.read(review.domains),
         removed=store.read(takeouts.takeouts),
     )  # fmt: skip
-
-
-def _clean(text: str) -> str:
-    """No text of the ledger holds this character, and PostgreSQL cannot search for it."""
-    return text.replace("\x00", "").strip()
 
 
 @router.get("/answers")

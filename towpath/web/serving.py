@@ -18,7 +18,7 @@ from towpath.store.store import Store
 from towpath.web import monitor
 from towpath.web.app import application
 from towpath.web.auth import Door
-from towpath.web.connections import Seldom, bounded
+from towpath.web.connections import RateLimitedLog, bounded
 from towpath.web.proxies import Proxies
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -72,8 +72,8 @@ def prepared(
     )  # fmt: skip
     for name in ("uvicorn.error", "asyncio", "towpath.web"):
         log = logging.getLogger(name)
-        if not any(isinstance(known, Seldom) for known in log.filters):
-            log.addFilter(Seldom())
+        if not any(isinstance(known, RateLimitedLog) for known in log.filters):
+            log.addFilter(RateLimitedLog())
     server = uvicorn.Server(config)
     app.state.stopping = lambda: server.should_exit  # a stream ends with the server, which waits for it
     return server, door
