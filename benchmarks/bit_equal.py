@@ -1,7 +1,9 @@
-"""Compare this checkout with another revision: the same runs must give the same weights and the same metric values, bit for bit.
+"""Compare this checkout with another revision: the same runs must give the same weights and the same metric values,
+bit for bit.
 
-`python -m benchmarks.bit_equal REVISION` runs the tiny recipe with every algorithm, and the first step of the quickstart, with the code of both
-sides on this machine. Names may differ between the two (metrics, files, recipe keys); values may not.
+`python -m benchmarks.bit_equal REVISION` runs the tiny recipe with every algorithm, and the first step of the
+quickstart, with the code of both sides on this machine. Names may differ between the two (metrics, files, recipe
+keys); values may not.
 """
 
 import argparse
@@ -21,16 +23,36 @@ RENAMED: dict[str, str] = {"reward.ensemble_size": "reward.members", "policy.lor
 TIMED = ("seconds", "memory", "tokens_per_second", "time")
 """Metrics whose name begins so measure the machine."""
 SHORT = [
-    "sft.epochs=0.3", "evaluate.prompts=12", "preferences.prompts=30", "preferences.min_labels=8", "evaluate.bootstrap=100", "policy.steps=2",
-    "policy.max_new_tokens=12", "evaluate.max_new_tokens=12", "preferences.max_new_tokens=12",
-]  # fmt: skip
+    "sft.epochs=0.3",
+    "evaluate.prompts=12",
+    "preferences.prompts=30",
+    "preferences.min_labels=8",
+    "evaluate.bootstrap=100",
+    "policy.steps=2",
+    "policy.max_new_tokens=12",
+    "evaluate.max_new_tokens=12",
+    "preferences.max_new_tokens=12",
+]
 QUICKSTART = [
-    "sft.epochs=0.1", "preferences.prompts=24", "preferences.min_labels=8", "preferences.max_new_tokens=16", "policy.steps=1",
-    "policy.rollout=32", "policy.batch=16", "policy.max_new_tokens=24", "policy.validation_prompts=8", "evaluate.prompts=8",
-    "evaluate.max_new_tokens=16", "evaluate.bootstrap=100", "evaluate.jailbreak_prompts=2",
-]  # fmt: skip
+    "sft.epochs=0.1",
+    "preferences.prompts=24",
+    "preferences.min_labels=8",
+    "preferences.max_new_tokens=16",
+    "policy.steps=1",
+    "policy.rollout=32",
+    "policy.batch=16",
+    "policy.max_new_tokens=24",
+    "policy.validation_prompts=8",
+    "evaluate.prompts=8",
+    "evaluate.max_new_tokens=16",
+    "evaluate.bootstrap=100",
+    "evaluate.jailbreak_prompts=2",
+]
 RUNS: dict[str, tuple[str, list[str]]] = {
-    **{algo: ("tiny", [f"policy.algo={algo}"]) for algo in ("ppo", "grpo", "rloo", "reinforce", "dpo", "ipo", "kto", "orpo")},
+    **{
+        algo: ("tiny", [f"policy.algo={algo}"])
+        for algo in ("ppo", "grpo", "rloo", "reinforce", "dpo", "ipo", "kto", "orpo")
+    },
     "ppo-critic-adapter": ("tiny", ["policy.ppo.critic=adapter"]),
     "ppo-full": ("tiny", ["policy.method=full", "sft.method=full", "reward.method=full"]),
     "ppo-bfloat16": ("tiny", ["model.dtype=bfloat16", "policy.method=full", "sft.method=full", "reward.method=full"]),
@@ -44,8 +66,12 @@ def digest(run: Path) -> dict[str, Any]:
     """Hashes of the final tensors of every stage and the values of its metrics, free of names."""
     stages: dict[str, Any] = {}
     for folder in sorted(run.glob("stages/*/*")):
-        tensors = sorted(h for path in sorted(folder.rglob("*.safetensors")) if _is_result(path) for h in _tensors(path))
-        stages.setdefault(folder.parent.name, []).append({"tensors": tensors, "metrics": list(_metrics(folder / "metrics.jsonl"))})
+        tensors = sorted(
+            h for path in sorted(folder.rglob("*.safetensors")) if _is_result(path) for h in _tensors(path)
+        )
+        stages.setdefault(folder.parent.name, []).append(
+            {"tensors": tensors, "metrics": list(_metrics(folder / "metrics.jsonl"))}
+        )
     return stages
 
 
@@ -78,15 +104,24 @@ def _flat(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
+def _is_key(key: str) -> bool:
+    """Whether the recipe of the code at hand has this key."""
+    explained = subprocess.run(
+        [sys.executable, "-m", "towpath", "explain", key, "--json"], capture_output=True, text=True
+    )
+    return explained.returncode == 0 and any(row["key"] == key for row in json.loads(explained.stdout))
+
+
 def run_all(work: Path, names: list[str]) -> None:
     """Make every run with the code that is imported from the current folder; leave a digest of each."""
-    known = {key: subprocess.run([sys.executable, "-m", "towpath", "explain", key], capture_output=True).returncode == 0 for key in RENAMED}
+    known = {key: _is_key(key) for key in RENAMED}
     for name in names:
         recipe, settings = RUNS[name]
         settings = settings + (SHORT if recipe == "tiny" else QUICKSTART)
         for key, old in RENAMED.items():
             settings = settings if known[key] else [s.replace(f"{key}=", f"{old}=") for s in settings]
-        target, run = work / f"{name}.json", work / name
+        target = work / f"{name}.json"
+        run = work / name
         if target.is_file():
             continue
         shutil.rmtree(run, ignore_errors=True)
@@ -94,9 +129,14 @@ def run_all(work: Path, names: list[str]) -> None:
         sets = [part for value in settings for part in ("--set", value)]
         steps = (["new", str(run), "--recipe", recipe], ["run", str(run), "--no-serve", "--force", *sets])
         for step in steps:
-            done = subprocess.run([sys.executable, "-m", "towpath", *step], capture_output=True, text=True, env=environment)
+            done = subprocess.run(
+                [sys.executable, "-m", "towpath", *step], capture_output=True, text=True, env=environment
+            )
             if done.returncode:
-                raise SystemExit(f"{name}: {' '.join(step)} ended with status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+                raise SystemExit(
+                    f"{name}: {' '.join(step)} ended with status "
+                    f"{done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+                )
         target.write_text(json.dumps(digest(run)), encoding="utf-8")
         shutil.rmtree(run)
 
@@ -112,14 +152,21 @@ def compare(ours: Path, theirs: Path, names: list[str]) -> list[str]:
                     wrong.append(f"{name}: {what} of {stage} differ")
         tensors = sum(len(one["tensors"]) for stage in mine.values() for one in stage)
         values = sum(len(row) for stage in mine.values() for one in stage for row in one["metrics"])
-        print(f"{name:20} {tensors:6} tensors {values:6} values  {'DIFFERENT' if any(w.startswith(name + ':') for w in wrong) else 'equal'}")
+        print(
+            f"{name:20} {tensors:6} tensors {values:6} values  "
+            f"{'DIFFERENT' if any(w.startswith(name + ':') for w in wrong) else 'equal'}"
+        )
     return wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("revision", help="the revision to compare with; its runs are kept in .bench/bit_equal and made once")
-    parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="RUN", help="some of the runs")
+    parser.add_argument(
+        "revision", help="the revision to compare with; its runs are kept in .bench/bit_equal and made once"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="RUN", help="some of the runs"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / ".bench" / "bit_equal", help="where runs are kept")
     parser.add_argument("--run-in", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -128,7 +175,9 @@ def main() -> None:
         return
     revision = subprocess.check_output(["git", "rev-parse", arguments.revision], cwd=ROOT, text=True).strip()
     work = arguments.work.resolve()
-    tree, theirs, ours = work / revision / "tree", work / revision, work / "here"
+    tree = work / revision / "tree"
+    theirs = work / revision
+    ours = work / "here"
     if not tree.is_dir():
         tree.mkdir(parents=True)
         archive = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, capture_output=True).stdout
@@ -136,7 +185,15 @@ def main() -> None:
     shutil.rmtree(ours, ignore_errors=True)
     ours.mkdir(parents=True)
     for code, side in ((tree, theirs), (ROOT, ours)):
-        command = [sys.executable, str(Path(__file__).resolve()), revision, "--run-in", str(side), "--only", *arguments.only]
+        command = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            revision,
+            "--run-in",
+            str(side),
+            "--only",
+            *arguments.only,
+        ]
         subprocess.run(command, cwd=code, env={**os.environ, "PYTHONPATH": str(code)}, check=True)
     wrong = compare(ours, theirs, arguments.only)
     print("\n".join(wrong) or f"all equal to {revision[:10]}")

@@ -1,9 +1,10 @@
-"""A reward model of SmolLM2 on real human preferences, beside what length alone says. Restartable: a finished stage is not run again.
+"""A reward model of SmolLM2 on real human preferences, beside what length alone says. Restartable: a finished stage
+is not run again.
 
 python -m benchmarks.human_pairs [--data DIR] [--sets harmless,oasst] [--json OUT]
 
-DIR holds `hh_harmless_open.jsonl`, `oasst1_en_validation_open.jsonl` and `dolly_short_4k.jsonl`. The model is tuned for a moment on Dolly's
-short answers, so that it is a run like any other; labels come from the file as they are.
+DIR holds `hh_harmless_open.jsonl`, `oasst1_en_validation_open.jsonl` and `dolly_short_4k.jsonl`. The model is tuned
+for a moment on Dolly's short answers, so that it is a run like any other; labels come from the file as they are.
 """
 
 import argparse
@@ -41,7 +42,9 @@ reward = {{ threshold = 0.5, action = "warn" }}
 def made(name: str, data: Path) -> Path:
     """A run's folder with a recipe and a few of Dolly's rows."""
     folder = RUNS / f"human-{name}"
-    rows = [json.loads(line) for line in (data / "dolly_short_4k.jsonl").read_text(encoding="utf-8").splitlines()[:SHOWN]]
+    rows = [
+        json.loads(line) for line in (data / "dolly_short_4k.jsonl").read_text(encoding="utf-8").splitlines()[:SHOWN]
+    ]
     for part, keys in (("prompts", ("prompt",)), ("demonstrations", ("prompt", "response"))):
         place = folder / "data" / part / "dolly.jsonl"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +63,19 @@ def measured(name: str, data: Path) -> dict[str, Any]:
     def told(stage: str) -> dict[str, Any]:
         return json.loads((folder / "stages" / stage / current[stage] / "manifest.json").read_text())
 
-    reward, label = told("reward"), told("label")
-    kept = ("accuracy", "interval", "n", "length_only_accuracy", "train_accuracy", "pairs", "calibration_error", "length_correlation", "diagnosis")
+    reward = told("reward")
+    label = told("label")
+    kept = (
+        "accuracy",
+        "interval",
+        "n",
+        "length_only_accuracy",
+        "train_accuracy",
+        "pairs",
+        "calibration_error",
+        "length_correlation",
+        "diagnosis",
+    )
     figures = {key: reward["result"][key] for key in kept if key in reward["result"]}
     return figures | {"seconds": reward["seconds"], "label": label["result"], "versions": reward["versions"]}
 
@@ -76,8 +90,14 @@ def main() -> None:
     found = {name: measured(name, asked.data) for name in asked.sets.split(",")}
     for name, figures in found.items():
         low, high = figures["interval"]
-        print(f"{name}: accuracy {figures['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {figures['n']} held-out pairs", end="; ")
-        print(f"by length alone: {figures['length_only_accuracy']:.3f}; trained on {figures['pairs']} pairs in {figures['seconds']:.0f} s")
+        print(
+            f"{name}: accuracy {figures['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {figures['n']} held-out pairs",
+            end="; ",
+        )
+        print(
+            f"by length alone: {figures['length_only_accuracy']:.3f}; trained on {figures['pairs']} pairs in "
+            f"{figures['seconds']:.0f} s"
+        )
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
 

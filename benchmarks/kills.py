@@ -1,7 +1,8 @@
-"""Kill a run of the tiny recipe, again and again, and resume it: in the end it is the run that was never killed, bit for bit.
+"""Kill a run of the tiny recipe, again and again, and resume it: in the end it is the run that was never killed, bit
+for bit.
 
-`python -m benchmarks.kills` kills at 200 random moments and at every named fault point (`fault(...)` in the code). It goes on where it stopped;
-the result is benchmarks/results/kills.json. SIGTERM at 20 moments is part of it.
+`python -m benchmarks.kills` kills at 200 random moments and at every named fault point (`fault(...)` in the code).
+It goes on where it stopped; the result is benchmarks/results/kills.json. SIGTERM at 20 moments is part of it.
 """
 
 import argparse
@@ -23,9 +24,17 @@ from benchmarks import machine
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "kills.json"
 SETTINGS = [
-    "sft.epochs=0.3", "evaluate.prompts=12", "preferences.prompts=30", "preferences.min_labels=8", "policy.steps=4", "policy.validate_every=1",
-    "evaluate.bootstrap=100", "policy.max_new_tokens=12", "evaluate.max_new_tokens=12", "preferences.max_new_tokens=12",
-]  # fmt: skip
+    "sft.epochs=0.3",
+    "evaluate.prompts=12",
+    "preferences.prompts=30",
+    "preferences.min_labels=8",
+    "policy.steps=4",
+    "policy.validate_every=1",
+    "evaluate.bootstrap=100",
+    "policy.max_new_tokens=12",
+    "evaluate.max_new_tokens=12",
+    "preferences.max_new_tokens=12",
+]
 STAGES = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
 TRAINED = ("sft", "reward", "policy")
 LIMIT = 300.0
@@ -59,15 +68,22 @@ def fault_points() -> list[str]:
 
 
 def attempt(run: Path, sent: int = 0, after: float = 0.0, **environment: str) -> int:
-    """`towpath run` in a process of its own, forked from this one to save the imports; its exit status, negative where a signal ended it."""
+    """`towpath run` in a process of its own, forked from this one to save the imports; its exit status, negative
+    where a signal ended it."""
     pid = os.fork()
     if not pid:
         os.environ.update({"TOWPATH_CHECKPOINT_SECONDS": "0", **environment})
         log = os.open(run.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(log, stream)
-        sys.argv = ["towpath", "run", str(run), "--no-serve", *(part for value in SETTINGS for part in ("--set", value))]
-        from towpath.cli import main
+        sys.argv = [
+            "towpath",
+            "run",
+            str(run),
+            "--no-serve",
+            *(part for value in SETTINGS for part in ("--set", value)),
+        ]
+        from towpath.cli.app import main
 
         try:
             main()
@@ -109,7 +125,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 def new(work: Path, name: str) -> Path:
     """An empty run of the tiny recipe."""
-    from towpath import starting
+    from towpath.cli import new as starting
 
     run = work / name
     shutil.rmtree(run, ignore_errors=True)
@@ -124,7 +140,8 @@ def reference(work: Path) -> tuple[dict[str, Any], float]:
     if kept.is_file():
         found = json.loads(kept.read_text())
         return found["outcome"], found["seconds"]
-    run, begun = new(work, "reference"), time.monotonic()
+    run = new(work, "reference")
+    begun = time.monotonic()
     status = attempt(run)
     if status:
         raise SystemExit(f"the run that is not killed ended with status {status}: {run.with_suffix('.log')}")
@@ -143,7 +160,8 @@ class Proof:
     """Runs that are killed, compared with the one that is not."""
 
     def __init__(self, work: Path) -> None:
-        self.work, self.kept = work, work / "tally.json"
+        self.work = work
+        self.kept = work / "tally.json"
         self.wanted, self.span = reference(work)
         self.tally = Tally(**json.loads(self.kept.read_text())) if self.kept.is_file() else Tally()
 
@@ -165,7 +183,9 @@ class Proof:
     def random_kills(self, count: int, seed: int) -> None:
         """SIGKILL at random moments: as many in one run as it takes to reach its end."""
         while self.tally.kills < count:
-            draw, run, begun = random.Random(f"{seed}/{self.tally.runs}"), new(self.work, "killed"), time.monotonic()
+            draw = random.Random(f"{seed}/{self.tally.runs}")
+            run = new(self.work, "killed")
+            begun = time.monotonic()
             killed = 0
             while self.tally.kills + killed < count:
                 if attempt(run, signal.SIGKILL, draw.uniform(0.0, self.span)) != -signal.SIGKILL:
@@ -181,7 +201,9 @@ class Proof:
         todo = [(name, n) for name, n in wanted if not self.tally.faults.get(f"{name}:{n}")]
         todo.sort(key=_when)
         while todo:
-            run, begun, missed = new(self.work, "faults"), time.monotonic(), []
+            run = new(self.work, "faults")
+            begun = time.monotonic()
+            missed = []
             for name, n in todo:
                 status = attempt(run, TOWPATH_FAULT=f"{name}:{n}")
                 if status == -signal.SIGKILL:
@@ -198,7 +220,8 @@ class Proof:
         """SIGTERM at moments spread over the run: it ends with status 75, and the run goes on to the same end."""
         draw = random.Random(f"{seed}/term")
         while self.tally.terms < count:
-            run, begun = new(self.work, "terms"), time.monotonic()
+            run = new(self.work, "terms")
+            begun = time.monotonic()
             while self.tally.terms < count:
                 status = attempt(run, signal.SIGTERM, draw.uniform(0.3, self.span))
                 if status == 0:
@@ -221,20 +244,25 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--terms", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=ROOT / ".bench" / "kills", help="where runs are made, and what was done is kept")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / ".bench" / "kills", help="where runs are made, and what was done is kept"
+    )
     parser.add_argument("--json", type=Path, default=RESULT)
     told = parser.parse_args()
     told.work.mkdir(parents=True, exist_ok=True)
     import transformers  # noqa: F401
 
-    import towpath.pipeline
+    import towpath.run.pipeline
     import towpath.runtime.local  # noqa: F401
 
-    names, proof = fault_points(), Proof(told.work)
+    names = fault_points()
+    proof = Proof(told.work)
     proof.faults(names)
     proof.terms(told.terms, told.seed)
     proof.random_kills(told.kills, told.seed)
-    told.json.write_text(json.dumps(asdict(proof.tally) | {"fault_points": names, "machine": machine.described()}, indent=1) + "\n")
+    told.json.write_text(
+        json.dumps(asdict(proof.tally) | {"fault_points": names, "machine": machine.described()}, indent=1) + "\n"
+    )
     print(proof.line())
     sys.exit(bool(proof.tally.unequal or proof.tally.equal != proof.tally.runs))
 

@@ -1,9 +1,11 @@
 """Time of `towpath check` and `towpath status` on a large set of generated prompts.
 
-The text is drawn from a bigram chain over the quickstart's demonstrations, so that words, lengths and shared letters are those of English.
-One prompt in a hundred repeats another exactly, one in a hundred nearly, and a few held-out prompts leak into training.
+The text is drawn from a bigram chain over the quickstart's demonstrations, so that words, lengths and shared letters
+are those of English. One prompt in a hundred repeats another exactly, one in a hundred nearly, and a few held-out
+prompts leak into training.
 
 python -m benchmarks.large_data [--prompts 50000] [--folder RUN] [--root CHECKOUT] [--json OUT]
+
 """
 
 import argparse
@@ -21,8 +23,11 @@ from typing import Any
 
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart" / "demonstrations"
 WORDS = (20, 100)
-REPEATED, NEARLY, LEAKED = 0.01, 0.01, 0.001
-DEMONSTRATIONS, SAFETY = 0.1, 0.01
+REPEATED = 0.01
+NEARLY = 0.01
+LEAKED = 0.001
+DEMONSTRATIONS = 0.1
+SAFETY = 0.01
 """Sizes beside that of the prompts."""
 
 
@@ -56,7 +61,8 @@ def changed(draw: random.Random, prompt: str) -> str:
 
 def prompts(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Rows of prompts: new ones, and some that repeat an earlier one or nearly do, on either side of the split."""
-    draw, follows = random.Random(seed), chain()
+    draw = random.Random(seed)
+    follows = chain()
     starts = list(follows)
     rows: list[dict[str, Any]] = []
     for number in range(count):
@@ -69,7 +75,10 @@ def prompts(count: int, seed: int = 0) -> list[dict[str, Any]]:
             row = {"prompt": changed(draw, earlier["prompt"]), "split": earlier["split"]}
         elif earlier and chance < REPEATED + NEARLY + LEAKED:
             other = "train" if earlier["split"] == "heldout" else "heldout"
-            row = {"prompt": earlier["prompt"] if draw.random() < 0.5 else changed(draw, earlier["prompt"]), "split": other}
+            row = {
+                "prompt": earlier["prompt"] if draw.random() < 0.5 else changed(draw, earlier["prompt"]),
+                "split": other,
+            }
         else:
             row = {"prompt": text(draw, follows, starts), "split": split}
         rows.append({"id": f"p{number}", "domain": draw.choice(["cooking", "science", "travel"])} | row)
@@ -81,8 +90,12 @@ def write_run(folder: Path, count: int, seed: int = 0) -> None:
     draw = random.Random(seed + 1)
     rows = prompts(count, seed)
     answered = draw.sample(rows, round(DEMONSTRATIONS * count))
-    demonstrations = [{"prompt_id": row["id"], "prompt": row["prompt"], "response": f"{row['prompt']} Yes."} for row in answered]
-    safety = [{"prompt": row["prompt"], "harmful": draw.random() < 0.5} for row in prompts(round(SAFETY * count), seed + 2)]
+    demonstrations = [
+        {"prompt_id": row["id"], "prompt": row["prompt"], "response": f"{row['prompt']} Yes."} for row in answered
+    ]
+    safety = [
+        {"prompt": row["prompt"], "harmful": draw.random() < 0.5} for row in prompts(round(SAFETY * count), seed + 2)
+    ]
     for name, content in (("prompts", rows), ("demonstrations", demonstrations), ("safety", safety)):
         path = folder / "data" / name / "all.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,14 +107,26 @@ def timed(root: Path, *words: str) -> dict[str, Any]:
     """Seconds on the clock and of the processor that one command takes."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "towpath", *words]
-    process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     assert process.stdout is not None
     printed = process.stdout.read().decode()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
-    row = {"seconds": seconds, "user": used.ru_utime, "system": used.ru_stime, "peak_mib": used.ru_maxrss / 1024, "exit": process.returncode}
-    return {"command": " ".join(words[:1])} | {key: round(value, 2) for key, value in row.items()} | {"lines": len(printed.splitlines())}
+    row = {
+        "seconds": seconds,
+        "user": used.ru_utime,
+        "system": used.ru_stime,
+        "peak_mib": used.ru_maxrss / 1024,
+        "exit": process.returncode,
+    }
+    return (
+        {"command": " ".join(words[:1])}
+        | {key: round(value, 2) for key, value in row.items()}
+        | {"lines": len(printed.splitlines())}
+    )
 
 
 def measure(root: Path, folder: Path) -> Iterator[dict[str, Any]]:
@@ -117,7 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=50_000)
     parser.add_argument("--folder", type=Path, help="a run folder to use and keep; generated where it is not there")
-    parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent, help="the checkout whose commands are timed")
+    parser.add_argument(
+        "--root", type=Path, default=Path(__file__).parent.parent, help="the checkout whose commands are timed"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,5 @@
-"""What this machine can do: the rate of matrix products, measured beside every benchmark; and a model's floating-point work."""
+"""What this machine can do: the rate of matrix products, measured beside every benchmark; and a model's
+floating-point work."""
 
 import json
 import sys
@@ -41,17 +42,23 @@ def _processor() -> str:
 
 
 def optimise_flops(workload: Workload, model: Path, work: dict[str, int]) -> float:
-    """Floating-point operations that the updates of a workload ask for: every token of every row once an epoch, forward and back, whether or
-    not an implementation shares prompts or computes on padding. Linear layers, causal attention, and the head on answer tokens."""
+    """Floating-point operations that the updates of a workload ask for: every token of every row once an epoch,
+    forward and back, whether or not an implementation shares prompts or computes on padding. Linear layers, causal
+    attention, and the head on answer tokens."""
     c = json.loads((model / "config.json").read_text())
-    width, inner, layers, heads = c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"], c["num_attention_heads"]
+    width = c["hidden_size"]
+    inner = c["intermediate_size"]
+    layers = c["num_hidden_layers"]
+    heads = c["num_attention_heads"]
     keys = (c.get("head_dim") or width // heads) * c["num_key_value_heads"]
     tokens = work["tokens_optimised"]
     if workload.task in ("ppo", "grpo"):
-        answers, rows = work["answer_tokens"] * workload.epochs, work["answers"] * workload.epochs
+        answers = work["answer_tokens"] * workload.epochs
+        rows = work["answers"] * workload.epochs
     else:
         both = workload.rows(c["vocab_size"], 1 if workload.task == "sft" else 2)
-        answers, rows = sum(len(ids) for _, found in both for ids in found), sum(len(found) for _, found in both)
+        answers = sum(len(ids) for _, found in both for ids in found)
+        rows = sum(len(found) for _, found in both)
     linear = layers * (2 * width * width + 2 * width * keys + 3 * width * inner)
     trunk = 2.0 * tokens * (linear + layers * width * tokens / rows)
     head = 0.0 if workload.task == "reward" else 2.0 * answers * width * c["vocab_size"]

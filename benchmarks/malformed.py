@@ -15,16 +15,46 @@ from pathlib import Path
 from typing import Any
 
 ROWS = 1_000_000
-SECONDS, MEBIBYTES = 90.0, 300.0
+SECONDS = 90.0
+MEBIBYTES = 300.0
 
 KINDS: list[bytes] = [
-    b"{", b"}", b"nonsense", b'{"prompt": "a"', b'{"prompt": "a"}}', b"[1, 2]", b'"text"', b"17", b"null", b"true", b"NaN",
-    b'{"prompt": ""}', b'{"prompt": "   "}', b'{"prompt": null}', b'{"prompt": 3}', b'{"prompt": ["a"]}', b'{"prompt": {"a": 1}}',
-    b'{"promt": "a"}', b"{}", b'{"prompt": "a\\u0000b"}', b'{"prompt": "\\ud800"}', b'{"prompt": "\xff\xfe"}', b'{"prompt": "a", "split": "test"}',
-    b'{"prompt": "a", "id": 5.5}', b'{"prompt": "a", "id": ["x"]}', b'{"prompt": "a", "domain": 3}', b'{"prompt": "a", "domain": "\\u0000"}',
-    b'{"prompt": "a", "about": 4}', b'{"prompt": "a", "about": [1, 2]}', b'{"prompt": "a", "harmful": "perhaps"}', b'{"messages": []}',
-    b'{"messages": [{"role": "assistant", "content": "x"}]}', b'{"messages": [{"role": "user"}]}', b'{"messages": "hello"}', b"[" * 2000,
-]  # fmt: skip
+    b"{",
+    b"}",
+    b"nonsense",
+    b'{"prompt": "a"',
+    b'{"prompt": "a"}}',
+    b"[1, 2]",
+    b'"text"',
+    b"17",
+    b"null",
+    b"true",
+    b"NaN",
+    b'{"prompt": ""}',
+    b'{"prompt": "   "}',
+    b'{"prompt": null}',
+    b'{"prompt": 3}',
+    b'{"prompt": ["a"]}',
+    b'{"prompt": {"a": 1}}',
+    b'{"promt": "a"}',
+    b"{}",
+    b'{"prompt": "a\\u0000b"}',
+    b'{"prompt": "\\ud800"}',
+    b'{"prompt": "\xff\xfe"}',
+    b'{"prompt": "a", "split": "test"}',
+    b'{"prompt": "a", "id": 5.5}',
+    b'{"prompt": "a", "id": ["x"]}',
+    b'{"prompt": "a", "domain": 3}',
+    b'{"prompt": "a", "domain": "\\u0000"}',
+    b'{"prompt": "a", "about": 4}',
+    b'{"prompt": "a", "about": [1, 2]}',
+    b'{"prompt": "a", "harmful": "perhaps"}',
+    b'{"messages": []}',
+    b'{"messages": [{"role": "assistant", "content": "x"}]}',
+    b'{"messages": [{"role": "user"}]}',
+    b'{"messages": "hello"}',
+    b"[" * 2000,
+]
 
 
 def write(path: Path, rows: int) -> None:
@@ -36,21 +66,32 @@ def write(path: Path, rows: int) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read the file as a recipe's prompts with unusable rows left out; what was counted, and what it took beyond the imports."""
+    """Read the file as a recipe's prompts with unusable rows left out; what was counted, and what it took beyond the
+    imports."""
     from towpath.data import refused, sources
     from towpath.recipe import Data
 
-    before, begun = _peak(), time.monotonic()
-    corpus = sources.read(folder, Data.model_validate({"prompts": "*.jsonl", "demonstrations": "", "safety": "", "unusable": "skip"}), seed=1)
+    before = _peak()
+    begun = time.monotonic()
+    corpus = sources.read(
+        folder,
+        Data.model_validate({"prompts": "*.jsonl", "demonstrations": "", "safety": "", "unusable": "skip"}),
+        seed=1,
+    )
     listed = refused.write(folder, corpus.refused)
     counted = refused.by_reason(corpus.refused)
     with (folder / refused.FILE).open("rb") as file:
         lines = sum(1 for _ in file)
     return {
-        "counted": len(corpus.refused), "usable": len(corpus.prompts), "reasons": len(counted), "seconds": time.monotonic() - begun,
-        "mebibytes": (_peak() - before) / 1024, "listed": listed, "lines": lines,
+        "counted": len(corpus.refused),
+        "usable": len(corpus.prompts),
+        "reasons": len(counted),
+        "seconds": time.monotonic() - begun,
+        "mebibytes": (_peak() - before) / 1024,
+        "listed": listed,
+        "lines": lines,
         "most": dict(Counter(counted).most_common(5)),
-    }  # fmt: skip
+    }
 
 
 def _peak() -> int:
@@ -69,8 +110,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "rows.jsonl", arguments.rows)
         (Path(folder) / "one.jsonl").write_text('{"prompt": "A usable question?"}\n')
-        done = subprocess.run([sys.executable, "-m", "benchmarks.malformed", "--read", folder], check=True, capture_output=True, text=True)
-    told = json.loads(done.stdout) | {"rows": arguments.rows, "kinds": len(KINDS), "marks": {"seconds": SECONDS, "mebibytes": MEBIBYTES}}
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.malformed", "--read", folder], check=True, capture_output=True, text=True
+        )
+    told = json.loads(done.stdout) | {
+        "rows": arguments.rows,
+        "kinds": len(KINDS),
+        "marks": {"seconds": SECONDS, "mebibytes": MEBIBYTES},
+    }
     print(json.dumps(told, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(told, indent=1) + "\n")

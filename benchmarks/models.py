@@ -39,14 +39,21 @@ def _random(shape: dict[str, int]) -> Any:
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=shape["vocabulary"], hidden_size=shape["width"], intermediate_size=shape["inner"], num_hidden_layers=shape["layers"],
-            num_attention_heads=shape["heads"], num_key_value_heads=shape.get("key_heads", shape["heads"]), tie_word_embeddings=True,
+            vocab_size=shape["vocabulary"],
+            hidden_size=shape["width"],
+            intermediate_size=shape["inner"],
+            num_hidden_layers=shape["layers"],
+            num_attention_heads=shape["heads"],
+            num_key_value_heads=shape.get("key_heads", shape["heads"]),
+            tie_word_embeddings=True,
             max_position_embeddings=2048,
         )
-    )  # fmt: skip
+    )
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({word(i): i for i in range(vocabulary)}, unk_token=SPECIAL[PAD]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=SPECIAL[EOS], pad_token=SPECIAL[PAD], bos_token=SPECIAL[1])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=SPECIAL[EOS], pad_token=SPECIAL[PAD], bos_token=SPECIAL[1]
+    )

@@ -18,7 +18,11 @@ class Postgres:
         if not self.installed():
             raise SystemExit("Debian's postgresql is not installed")
         self._user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-        self._folder, self._binaries, port = Path(tempfile.mkdtemp(prefix="towpath-postgres-")), self.installed()[-1].parent, free_port()
+        self._folder, self._binaries, port = (
+            Path(tempfile.mkdtemp(prefix="towpath-postgres-")),
+            self.installed()[-1].parent,
+            free_port(),
+        )
         if self._user:
             shutil.chown(self._folder, "postgres", "postgres")
         self._options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
@@ -62,7 +66,8 @@ def new_database(server: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens at, below those that the system gives to connections: it stays free while a server is restarted."""
+    """A port that nobody listens at, below those that the system gives to connections: it stays free while a server
+    is restarted."""
     while True:
         port = random.SystemRandom().randrange(15_000, 30_000)
         with socket.socket() as probe, suppress(OSError):

@@ -1,6 +1,8 @@
-"""The quickstart with several seeds: the median must pass every gate, none may collapse. Restartable: a finished seed is not run again.
+"""The quickstart with several seeds: the median must pass every gate, none may collapse. Restartable: a finished
+seed is not run again.
 
 python -m benchmarks.quickstart_seeds [SEED ...]
+
 """
 
 import json
@@ -19,7 +21,10 @@ def run(seed: int) -> dict:
     towpath = [sys.executable, "-m", "towpath"]
     if not (folder / "recipe.toml").exists():
         subprocess.run([*towpath, "new", folder, "--recipe", "quickstart"], check=True)
-    settings = [f"seed={seed}", *(f"gates.{gate}.action=warn" for gate in ("sft", "reward", "policy", "evaluate", "safety"))]
+    settings = [
+        f"seed={seed}",
+        *(f"gates.{gate}.action=warn" for gate in ("sft", "reward", "policy", "evaluate", "safety")),
+    ]
     subprocess.run([*towpath, "run", folder, *(part for value in settings for part in ("--set", value))], check=True)
     summary = json.loads((folder / "reports" / "summary.json").read_text())
     RESULTS.mkdir(exist_ok=True)

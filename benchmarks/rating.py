@@ -1,8 +1,9 @@
 """The rating page under load: `python -m benchmarks.rating load|doubles|kills|figures [--json FILE]`.
 
-The server is the real one in a process of its own; the clients speak HTTP over sockets from this process, on the same machine and the same
-cores. `load` lets 200 raters think and submit for a minute; `doubles` sends every submit twice at once; `kills` ends the server with SIGKILL
-`--kills` times meanwhile; `figures` fills a ledger with a million prompts (`--fill` does only that) and times the next pair and the figures page.
+The server is the real one in a process of its own; the clients speak HTTP over sockets from this process, on the
+same machine and the same cores. `load` lets 200 raters think and submit for a minute; `doubles` sends every submit
+twice at once; `kills` ends the server with SIGKILL `--kills` times meanwhile; `figures` fills a ledger with a
+million prompts (`--fill` does only that) and times the next pair and the figures page.
 """
 
 import argparse
@@ -38,7 +39,10 @@ from towpath.web import serving
 from towpath.web.passwords import Hasher
 
 ROOT = Path(__file__).parent.parent
-WORDS = re.findall(r"\w+", "the lock keeps water level so that a boat may pass from one reach of the canal to the next without haste or harm")
+WORDS = re.findall(
+    r"\w+",
+    "the lock keeps water level so that a boat may pass from one reach of the canal to the next without haste or harm",
+)
 BLOCK = 20_000
 DOMAINS = 20
 START = 1_700_000_000.0
@@ -59,8 +63,12 @@ class Client:
             self._streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self._streams
         payload = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nOrigin: http://127.0.0.1:{self.port}\r\nAccept: application/json\r\n"
-        head += f"Cookie: towpath-{self.port}={self.cookie}\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nOrigin: "
+            f"http://127.0.0.1:{self.port}\r\nAccept: application/json\r\n"
+        )
+        head += f"Cookie: towpath-{self.port}={self.cookie}\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(payload)}\r\n\r\n"
         try:
             writer.write(head.encode() + payload)
             await writer.drain()
@@ -118,7 +126,11 @@ def small(store: Store, pairs: int) -> None:
     """So many pairs in the queue."""
     rng = random.Random(1)
     store.add_prompts(Prompt(f"p{i}", sentence(rng, 12), domain=f"d{i % DOMAINS:02}") for i in range(pairs))
-    made = (Completion(f"s.p{i}.{k}", f"p{i}", "sft", sentence(rng, 60), (1,), (-0.1,), "stop") for i in range(pairs) for k in range(2))
+    made = (
+        Completion(f"s.p{i}.{k}", f"p{i}", "sft", sentence(rng, 60), (1,), (-0.1,), "stop")
+        for i in range(pairs)
+        for k in range(2)
+    )
     store.add_completions(made)
     store.add_comparisons(Comparison(f"s.p{i}.0", f"p{i}", f"s.p{i}.0", f"s.p{i}.1") for i in range(pairs))
     store.add_tasks(rating.Task(f"s.p{i}.0", f"d{i % DOMAINS:02}") for i in range(pairs))
@@ -184,7 +196,8 @@ def load(place: str, raters: int, seconds: float, think: float) -> dict[str, Any
         small(store, int(raters * (seconds / max(think, 0.1) * 1.5 + 50)))
         server = Server(place)
         server.start()
-        found, kept = clients(store, raters, server.port), list[str]()
+        found = clients(store, raters, server.port)
+        kept = list[str]()
     begin = perf_counter()
 
     async def all_of_them() -> None:
@@ -201,7 +214,12 @@ def load(place: str, raters: int, seconds: float, think: float) -> dict[str, Any
         "submits": len(timings),
         "submits_per_second": round(len(timings) / wall, 1),
     }
-    return told | {"pairs_an_hour_each": round(3600 * len(timings) / wall / raters)} | percentiles(timings) | verified(place, kept)
+    return (
+        told
+        | {"pairs_an_hour_each": round(3600 * len(timings) / wall / raters)}
+        | percentiles(timings)
+        | verified(place, kept)
+    )
 
 
 def verified(place: str, kept: list[str]) -> dict[str, int]:
@@ -209,14 +227,22 @@ def verified(place: str, kept: list[str]) -> dict[str, int]:
     with Store.open(place) as store:
         there = Counter(store.read(lambda c: c.scalars(select(schema.judgements.c.key)).all()))
         doubled = store.read(_doubled)
-        if not place.startswith("postgresql") and store.read(lambda c: c.execute(text("PRAGMA integrity_check")).scalar()) != "ok":
+        if (
+            not place.startswith("postgresql")
+            and store.read(lambda c: c.execute(text("PRAGMA integrity_check")).scalar()) != "ok"
+        ):
             raise SystemExit("the file is damaged")
     return {"acknowledged": len(kept), "lost": sum(key not in there for key in kept), "doubled": doubled}
 
 
 def _doubled(connection: Any) -> int:
     table = schema.judgements
-    twice = select(table.c.comparison, table.c.rater).group_by(table.c.comparison, table.c.rater).having(func.count() > 1).subquery()
+    twice = (
+        select(table.c.comparison, table.c.rater)
+        .group_by(table.c.comparison, table.c.rater)
+        .having(func.count() > 1)
+        .subquery()
+    )
     return connection.scalar(select(func.count()).select_from(twice)) or 0
 
 
@@ -240,7 +266,9 @@ def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
         for i in range(number, submits, raters):
             body = {"key": f"double-{i:08}", "comparison": seats[i].comparison, "side": "left"}
             both = (ones[number], twos[number])
-            answers.extend(await asyncio.gather(*(patiently(partial(one.ask, "POST", "/rate/judge", body), inf) for one in both)))
+            answers.extend(
+                await asyncio.gather(*(patiently(partial(one.ask, "POST", "/rate/judge", body), inf) for one in both))
+            )
 
     async def everyone() -> None:
         await asyncio.gather(*(send(number) for number in range(raters)))
@@ -250,7 +278,12 @@ def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
     wall = perf_counter() - begin
     server.stop()
     again = sum(bool(told["again"]) for status, told in answers if status == 200)
-    told = {"submits": submits, "sent": len(answers), "answered_200": sum(status == 200 for status, _ in answers), "answered_as_told_before": again}
+    told = {
+        "submits": submits,
+        "sent": len(answers),
+        "answered_200": sum(status == 200 for status, _ in answers),
+        "answered_as_told_before": again,
+    }
     return told | {"seconds": round(wall, 1)} | verified(place, [f"double-{i:08}" for i in range(submits)])
 
 
@@ -262,12 +295,15 @@ def kills(place: str, times: int, raters: int, think: float) -> dict[str, Any]:
         small(store, int(raters * (5 * times + 10) / think) + 1000)
         server = Server(place)
         server.start()
-        found, kept = clients(store, raters, server.port), list[str]()
+        found = clients(store, raters, server.port)
+        kept = list[str]()
     counted: list[int] = []
 
     async def everyone() -> None:
         ended = asyncio.Event()
-        raters_ = [asyncio.create_task(rate_until(ended, c, random.Random(i), think, kept)) for i, c in enumerate(found)]
+        raters_ = [
+            asyncio.create_task(rate_until(ended, c, random.Random(i), think, kept)) for i, c in enumerate(found)
+        ]
         for wait in waits:
             await asyncio.sleep(wait)
             await asyncio.to_thread(server.stop, signal.SIGKILL)
@@ -279,9 +315,12 @@ def kills(place: str, times: int, raters: int, think: float) -> dict[str, Any]:
 
     asyncio.run(everyone())
     server.stop()
-    return {"kills": times, "raters": raters, "think_seconds_mean": think, "acknowledged_at_some_kills": counted[:: max(1, times // 20)]} | verified(
-        place, kept
-    )
+    return {
+        "kills": times,
+        "raters": raters,
+        "think_seconds_mean": think,
+        "acknowledged_at_some_kills": counted[:: max(1, times // 20)],
+    } | verified(place, kept)
 
 
 async def rate_until(ended: asyncio.Event, client: Client, rng: random.Random, think: float, kept: list[str]) -> None:
@@ -291,11 +330,13 @@ async def rate_until(ended: asyncio.Event, client: Client, rng: random.Random, t
 
 
 def fill(place: str, prompts: int) -> None:
-    """A ledger with so many prompts, three times as many completions, as many judgements, and a quarter as many pairs that wait."""
+    """A ledger with so many prompts, three times as many completions, as many judgements, and a quarter as many
+    pairs that wait."""
     with Store.open(place) as store:
         store.later(settings.put, Settings(gold_share=0.05)).result()
         for table, rows in _bulk(prompts):
-            begin, count = perf_counter(), 0
+            begin = perf_counter()
+            count = 0
             with ledger.writing(store._engine) as connection:
                 while block := list(islice(rows, BLOCK)):
                     connection.execute(table.insert(), block)
@@ -308,42 +349,127 @@ def _bulk(prompts: int) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
     rng = random.Random(2)
     waiting = prompts // 4
     raters = [f"r{i:03}" for i in range(200)]
-    long, short = [sentence(rng, 50) for _ in range(200)], [sentence(rng, 12) for _ in range(200)]
+    long = [sentence(rng, 50) for _ in range(200)]
+    short = [sentence(rng, 12) for _ in range(200)]
     everyone = range(prompts)
-    yield schema.prompts, (
-        {"id": f"p{i}", "prompt": f"{short[i % 200]} {i}", "domain": f"d{i % DOMAINS:02}", "difficulty": "medium", "about": [], "harmful": 0,
-         "split": "train", "twin": ""} for i in everyone
-    )  # fmt: skip
-    yield schema.completions, (
-        {"id": f"s.p{i}.{k}", "prompt_id": f"p{i}", "source": "sft", "text": f"{long[(i + k) % 200]} {i}", "token_ids": [], "logprobs": [],
-         "finish": "stop", "decoding": {}} for i in everyone for k in range(3)
-    )  # fmt: skip
+    yield (
+        schema.prompts,
+        (
+            {
+                "id": f"p{i}",
+                "prompt": f"{short[i % 200]} {i}",
+                "domain": f"d{i % DOMAINS:02}",
+                "difficulty": "medium",
+                "about": [],
+                "harmful": 0,
+                "split": "train",
+                "twin": "",
+            }
+            for i in everyone
+        ),
+    )
+    yield (
+        schema.completions,
+        (
+            {
+                "id": f"s.p{i}.{k}",
+                "prompt_id": f"p{i}",
+                "source": "sft",
+                "text": f"{long[(i + k) % 200]} {i}",
+                "token_ids": [],
+                "logprobs": [],
+                "finish": "stop",
+                "decoding": {},
+            }
+            for i in everyone
+            for k in range(3)
+        ),
+    )
     pairs = [(i, 0) for i in everyone] + [(i, 1) for i in range(waiting)]
-    yield schema.comparisons, (
-        {"id": f"s.p{i}.{k}", "prompt_id": f"p{i}", "a": f"s.p{i}.{k}", "b": f"s.p{i}.{k + 1}", "round": 1} for i, k in pairs
-    )  # fmt: skip
-    yield schema.judgements, (
-        {"key": f"key-{i}", "comparison": f"s.p{i}.0", "rater": raters[i * 7 % 200], "kind": "person", "choice": "ab"[i % 2], "shown": "ab",
-         "strength": 1, "milliseconds": 18_000, "round": 1, "guideline": "1", "at": "2026-01-01T00:00:00+00:00"} for i in everyone
-    )  # fmt: skip
-    yield schema.tasks, (
-        {"comparison": f"s.p{i}.{k}", "domain": f"d{i % DOMAINS:02}", "reason": "random", "propensity": 1.0, "seats": 1, "taken": 1 - k,
-         "judged": 1 - k, "rank": 0, "lane": k, "state": "open", "group_id": None} for i, k in pairs
-    )  # fmt: skip
-    yield schema.seats, (
-        {"comparison": f"s.p{i}.0", "rater": raters[i * 7 % 200], "state": "judged", "until": 0.0, "shown": "ab", "at": START + i, "gold": 0}
-        for i in everyone
-    )  # fmt: skip
+    yield (
+        schema.comparisons,
+        (
+            {"id": f"s.p{i}.{k}", "prompt_id": f"p{i}", "a": f"s.p{i}.{k}", "b": f"s.p{i}.{k + 1}", "round": 1}
+            for i, k in pairs
+        ),
+    )
+    yield (
+        schema.judgements,
+        (
+            {
+                "key": f"key-{i}",
+                "comparison": f"s.p{i}.0",
+                "rater": raters[i * 7 % 200],
+                "kind": "person",
+                "choice": "ab"[i % 2],
+                "shown": "ab",
+                "strength": 1,
+                "milliseconds": 18_000,
+                "round": 1,
+                "guideline": "1",
+                "at": "2026-01-01T00:00:00+00:00",
+            }
+            for i in everyone
+        ),
+    )
+    yield (
+        schema.tasks,
+        (
+            {
+                "comparison": f"s.p{i}.{k}",
+                "domain": f"d{i % DOMAINS:02}",
+                "reason": "random",
+                "propensity": 1.0,
+                "seats": 1,
+                "taken": 1 - k,
+                "judged": 1 - k,
+                "rank": 0,
+                "lane": k,
+                "state": "open",
+                "group_id": None,
+            }
+            for i, k in pairs
+        ),
+    )
+    yield (
+        schema.seats,
+        (
+            {
+                "comparison": f"s.p{i}.0",
+                "rater": raters[i * 7 % 200],
+                "state": "judged",
+                "until": 0.0,
+                "shown": "ab",
+                "at": START + i,
+                "gold": 0,
+            }
+            for i in everyone
+        ),
+    )
     ours = Counter(i % DOMAINS for i in everyone)
     left = Counter(i % DOMAINS for i in range(waiting))
-    yield schema.queues, (
-        {"domain": f"d{d:02}", "tasks": ours[d] + left[d], "waiting": left[d], "done": ours[d], "paused": 0} for d in range(DOMAINS)
-    )  # fmt: skip
+    yield (
+        schema.queues,
+        (
+            {"domain": f"d{d:02}", "tasks": ours[d] + left[d], "waiting": left[d], "done": ours[d], "paused": 0}
+            for d in range(DOMAINS)
+        ),
+    )
     judged = Counter(raters[i * 7 % 200] for i in everyone)
-    yield schema.tallies, (
-        {"rater": name, "kind": "person", "judged": count, "retracted": 0, "milliseconds": 18_000 * count, "cost": 0.0}
-        for name, count in judged.items()
-    )  # fmt: skip
+    yield (
+        schema.tallies,
+        (
+            {
+                "rater": name,
+                "kind": "person",
+                "judged": count,
+                "retracted": 0,
+                "milliseconds": 18_000 * count,
+                "cost": 0.0,
+            }
+            for name, count in judged.items()
+        ),
+    )
 
 
 def figures(place: str, prompts: int, times: int = 300) -> dict[str, Any]:
@@ -360,7 +486,9 @@ def figures(place: str, prompts: int, times: int = 300) -> dict[str, Any]:
         counts = store.counts()
 
     async def measure() -> tuple[list[float], list[float], list[float]]:
-        pages, nexts, submits = list[float](), list[float](), list[float]()
+        pages = list[float]()
+        nexts = list[float]()
+        submits = list[float]()
         for _ in range(20):
             pages.append(await timed(found[0], "GET", "/owner"))
         for i in range(times):
@@ -368,7 +496,12 @@ def figures(place: str, prompts: int, times: int = 300) -> dict[str, Any]:
             nexts.append(await timed(client, "GET", "/rate/next"))
             _, shown = await client.ask("GET", "/rate/next")
             submits.append(
-                await timed(client, "POST", "/rate/judge", {"key": os.urandom(16).hex(), "comparison": shown["comparison"], "side": "left"})
+                await timed(
+                    client,
+                    "POST",
+                    "/rate/judge",
+                    {"key": os.urandom(16).hex(), "comparison": shown["comparison"], "side": "left"},
+                )
             )
         return pages, nexts, submits
 
@@ -396,7 +529,8 @@ def main() -> None:
     parser.add_argument(
         "--place",
         default="",
-        help="a path, the URL of an empty PostgreSQL database, or `postgresql` for a server of its own; a new file where left out",
+        help="a path, the URL of an empty PostgreSQL database, or `postgresql` for a server of its own; a new file "
+        "where left out",
     )
     parser.add_argument("--json", type=Path, help="a file in which the result is kept under its name")
     parser.add_argument("--name", default="", help="the name it is kept under")
@@ -417,9 +551,11 @@ def main() -> None:
         if asked.fill:
             return fill(place, asked.prompts)
         measured = {
-            "load": lambda: load(place, asked.raters, asked.seconds, asked.think), "doubles": lambda: doubles(place, asked.submits),
-            "kills": lambda: kills(place, asked.kills, asked.raters, asked.think), "figures": lambda: figures(place, asked.prompts),
-        }[asked.what]()  # fmt: skip
+            "load": lambda: load(place, asked.raters, asked.seconds, asked.think),
+            "doubles": lambda: doubles(place, asked.submits),
+            "kills": lambda: kills(place, asked.kills, asked.raters, asked.think),
+            "figures": lambda: figures(place, asked.prompts),
+        }[asked.what]()
     told = {"database": "postgresql" if "://" in place else "sqlite", "cores": os.cpu_count(), **measured}
     print(json.dumps(told, indent=1))
     if asked.json:

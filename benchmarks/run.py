@@ -1,10 +1,11 @@
-"""One workload by several implementations, each in its own environment, in turn within one run; the ratio is the result.
+"""One workload by several implementations, each in its own environment, in turn within one run; the ratio is the
+result.
 
 python -m benchmarks.run WORKLOAD [--implementations towpath,trl] [--turns 2] [--warm] [--json OUT]
 
-An implementation is a module of benchmarks.implementations, with `@medium` behind it for float32 products through oneDNN
-(of transformers: `@compiled`, `@continuous`). Its Python is
-.bench/NAME/bin/python where that exists, else this one; `make bench` makes those environments.
+An implementation is a module of benchmarks.implementations, with `@medium` behind it for float32 products through
+oneDNN (of transformers: `@compiled`, `@continuous`). Its Python is .bench/NAME/bin/python where that exists, else
+this one; `make bench` makes those environments.
 """
 
 import argparse
@@ -35,11 +36,20 @@ def turn(implementation: str, workload: Workload, model: Path, limit: float, war
     """One run of one implementation in a process of its own; warm: the second time that the process does the work."""
     name, _, how = implementation.partition("@")
     with tempfile.TemporaryDirectory() as scratch:
-        told, out = Path(scratch) / f"{workload.name}.json", Path(scratch) / "told.json"
+        told = Path(scratch) / f"{workload.name}.json"
+        out = Path(scratch) / "told.json"
         workload.write(told)
-        environment = {**os.environ, "BENCH_HOW": how, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "BENCH_WARM": "1" if warm else ""}
+        environment = {
+            **os.environ,
+            "BENCH_HOW": how,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "BENCH_WARM": "1" if warm else "",
+        }
         command = [python_of(name), "-m", f"benchmarks.implementations.{name}", str(told), str(model), str(out)]
-        done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=limit, check=False)
+        done = subprocess.run(
+            command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=limit, check=False
+        )
         if done.returncode:
             raise SystemExit(f"{implementation} on {workload.name} failed:\n{done.stderr[-3000:]}")
         return json.loads(out.read_text())
@@ -53,7 +63,9 @@ def compared(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> dict[
         for one in told:
             for key in shared:
                 if one["work"][key] != work[next(iter(work))][key]:
-                    raise SystemExit(f"{workload.name}: unequal work: {key} is {one['work'][key]} with {name}, else {work}")
+                    raise SystemExit(
+                        f"{workload.name}: unequal work: {key} is {one['work'][key]} with {name}, else {work}"
+                    )
     medians = {
         name: {
             "seconds": statistics.median(one["seconds"] for one in told),
@@ -74,8 +86,8 @@ def compared(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> dict[
 
 
 def rates(workload: Workload, model: Path, machine: dict[str, Any], result: dict[str, Any]) -> None:
-    """Adds tokens and completions a second to every median, and the share that the updates reach of the machine's rate of products in the
-    workload's precision."""
+    """Adds tokens and completions a second to every median, and the share that the updates reach of the machine's
+    rate of products in the workload's precision."""
     peak = max(machine["gemm_flops"].get(name, 0.0) for name in (workload.precision, f"{workload.precision}, medium"))
     for name, row in result["medians"].items():
         work = result["work"][name]
@@ -96,10 +108,17 @@ def printed(result: dict[str, Any]) -> str:
     for name, row in result["medians"].items():
         phases = "  ".join(f"{phase} {row[phase]:.1f}" for phase in ("generate", "score", "optimise") if phase in row)
         ratio = result["ratios"].get(name)
-        phases += f"  {row['projected_hours']:.2f} h for {result['workload']['projected_to']:,}" if "projected_hours" in row else ""
+        phases += (
+            f"  {row['projected_hours']:.2f} h for {result['workload']['projected_to']:,}"
+            if "projected_hours" in row
+            else ""
+        )
         against = f"  {ratio['speed']:.2f} x the time, we take {ratio['memory']:.2f} x its memory" if ratio else ""
         share = f"  {row['share_of_peak']:.0%} of peak" if "share_of_peak" in row else ""
-        lines.append(f"  {name:<16} {row['seconds']:7.1f} s  ({phases}){share}  {row['peak_memory_bytes'] / 2**30:.1f} GiB{against}")
+        lines.append(
+            f"  {name:<16} {row['seconds']:7.1f} s  ({phases}){share}  {row['peak_memory_bytes'] / 2**30:.1f} "
+            f"GiB{against}"
+        )
     return "\n".join(lines)
 
 
@@ -107,16 +126,26 @@ def main() -> None:
     """Read, run in turn, compare, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", help="a name of benchmarks/workloads, or a path")
-    parser.add_argument("--implementations", default="", help="comma-separated, ours first; by default towpath and those the workload names")
+    parser.add_argument(
+        "--implementations",
+        default="",
+        help="comma-separated, ours first; by default towpath and those the workload names",
+    )
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--warm", action="store_true", help="time the second time a process does the work: memory has been touched, as in a long run")
+    parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="time the second time a process does the work: memory has been touched, as in a long run",
+    )
     parser.add_argument("--limit", type=float, default=3600, help="seconds that one turn may take")
     parser.add_argument("--json", type=Path, default=None)
     told = parser.parse_args()
     path = Path(told.workload)
     workload = Workload.read(path if path.is_file() else HERE / "workloads" / f"{told.workload}.json")
     model = prepared(workload.model, ENVIRONMENTS / "models")
-    measured = subprocess.run([sys.executable, "-m", "benchmarks.machine"], cwd=HERE.parent, capture_output=True, text=True, check=True)
+    measured = subprocess.run(
+        [sys.executable, "-m", "benchmarks.machine"], cwd=HERE.parent, capture_output=True, text=True, check=True
+    )
     names = told.implementations.split(",") if told.implementations else ["towpath", *workload.against]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(told.turns):

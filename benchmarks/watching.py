@@ -1,7 +1,9 @@
-"""What watching cost a run that has ended, as a share of its policy stage: the checks after every step, which it timed itself, and the openings
-that every look draws for the safety set, timed again here: looks with them and without, in turn.
+"""What watching cost a run that has ended, as a share of its policy stage: the checks after every step, which it
+timed itself, and the openings that every look draws for the safety set, timed again here: looks with them and
+without, in turn.
 
 python -m benchmarks.watching RUN [--turns 7] [--json OUT]
+
 """
 
 import argparse
@@ -11,17 +13,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from towpath.config import check
 from towpath.data import sources
 from towpath.data.draws import uniforms
 from towpath.recipe import Decoding, Recipe
+from towpath.recipe.reader import check
 from towpath.records import Prompt
 from towpath.rollout.engine import Request
 from towpath.runtime.local import prepare_process
 from towpath.stages.experience import OPENING
 from towpath.stages.job import Job, read_rows
+from towpath.stages.sample_log import probes
 from towpath.stages.sampler import engine
-from towpath.stages.showing import probes
 from towpath.store.store import Store
 
 
@@ -29,7 +31,8 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
     """Seconds of the stage, of its checks, and of a look's openings."""
     stages = json.loads((run / "current.json").read_text())["stages"]
     places = {name: run / "stages" / name / fingerprint for name, fingerprint in stages.items()}
-    manifest, rows = json.loads((places["policy"] / "manifest.json").read_text()), read_rows(places["policy"] / "metrics.jsonl")
+    manifest = json.loads((places["policy"] / "manifest.json").read_text())
+    rows = read_rows(places["policy"] / "metrics.jsonl")
     looks = sum(row["phase"] == "validation" for row in rows)
     recipe = check(Recipe, manifest["recipe"], "manifest.json")
     corpus = sources.read(run, recipe.data, recipe.seed)
@@ -40,7 +43,10 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
 
         def asked(prompts: list[Prompt], longest: int) -> list[Request]:
             how = Decoding(temperature=recipe.policy.temperature)
-            return [Request(job.chat.prompt(p.prompt), how, uniforms(longest, recipe.seed, "watching", p.id)) for p in prompts]
+            return [
+                Request(job.chat.prompt(p.prompt), how, uniforms(longest, recipe.seed, "watching", p.id))
+                for p in prompts
+            ]
 
         held = asked(list(corpus.train[: recipe.policy.validation_prompts]), recipe.policy.max_new_tokens)
         both = held + asked(probes(job), min(OPENING, recipe.policy.max_new_tokens))
@@ -55,9 +61,16 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
     checks = sum(row.get("seconds_watch", 0.0) for row in rows)
     whole = manifest["seconds"]
     return {
-        "stage_seconds": whole, "steps": manifest["result"]["steps"], "looks": looks, "checks_seconds": checks, "openings_seconds_a_look": openings,
-        "probes": len(both) - len(held), "share_of_checks": checks / whole, "share_of_openings": openings * looks / whole, "turns": seconds,
-    }  # fmt: skip
+        "stage_seconds": whole,
+        "steps": manifest["result"]["steps"],
+        "looks": looks,
+        "checks_seconds": checks,
+        "openings_seconds_a_look": openings,
+        "probes": len(both) - len(held),
+        "share_of_checks": checks / whole,
+        "share_of_openings": openings * looks / whole,
+        "turns": seconds,
+    }
 
 
 def main() -> None:
@@ -70,8 +83,10 @@ def main() -> None:
     prepare_process()
     found = cost(told.run, told.turns)
     print(
-        f"policy stage {found['stage_seconds']:.0f} s; checks {found['checks_seconds']:.2f} s, {found['share_of_checks']:.2%}; "
-        f"openings {found['openings_seconds_a_look']:.2f} s in each of {found['looks']} looks, {found['share_of_openings']:.2%}"
+        f"policy stage {found['stage_seconds']:.0f} s; checks {found['checks_seconds']:.2f} s, "
+        f"{found['share_of_checks']:.2%}; "
+        f"openings {found['openings_seconds_a_look']:.2f} s in each of {found['looks']} looks, "
+        f"{found['share_of_openings']:.2%}"
     )
     if told.json:
         told.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,6 +1,8 @@
-"""A workload is data: what is computed, on which shapes, in which precision. Its rows of tokens are a function of its seed.
+"""A workload is data: what is computed, on which shapes, in which precision. Its rows of tokens are a function of
+its seed.
 
 Nothing here needs more than NumPy, so that every implementation can read it in its own environment.
+
 """
 
 import json
@@ -11,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-EOS, PAD, FIRST = 2, 0, 10
+EOS = 2
+PAD = 0
+FIRST = 10
 """Token numbers of every benchmarked model; rows hold tokens from `FIRST` on."""
 
 
@@ -80,14 +84,17 @@ class Workload:
         return lengths.tolist()
 
     def rows(self, vocabulary: int, answers: int = 1) -> list[tuple[list[int], list[list[int]]]]:
-        """Prompts with one or two answers each; a row's prompt is a quarter of its length, and every answer ends with EOS."""
+        """Prompts with one or two answers each; a row's prompt is a quarter of its length, and every answer ends
+        with EOS."""
         draw = np.random.default_rng((self.seed, 3))
         found = []
         for _ in range(self.prompts):
             lengths = draw.integers(self.row_tokens[0], self.row_tokens[1] + 1, answers)
             head = int(lengths.min()) // 4
             prompt = draw.integers(FIRST, vocabulary, head).tolist()
-            found.append((prompt, [[*draw.integers(FIRST, vocabulary, int(n) - head - 1).tolist(), EOS] for n in lengths]))
+            found.append(
+                (prompt, [[*draw.integers(FIRST, vocabulary, int(n) - head - 1).tolist(), EOS] for n in lengths])
+            )
         return found
 
 
@@ -117,7 +124,11 @@ class Told:
     def write(self, path: Path, versions: dict[str, str]) -> None:
         """With the peak memory: of the GPU where there is one, else of the process."""
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        told = asdict(self) | {"seconds": sum(self.phases.values()), "peak_memory_bytes": int(peak.split()[1]) * 1024, "versions": versions}
+        told = asdict(self) | {
+            "seconds": sum(self.phases.values()),
+            "peak_memory_bytes": int(peak.split()[1]) * 1024,
+            "versions": versions,
+        }
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             told["peak_memory_bytes"] = torch.cuda.max_memory_allocated()

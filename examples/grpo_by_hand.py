@@ -1,8 +1,9 @@
 """GRPO by hand: one file, no framework.  A test holds it to the numbers of `towpath.train("grpo", method="full")`.
 
-    python examples/grpo_by_hand.py MODEL_FOLDER
+python examples/grpo_by_hand.py MODEL_FOLDER
 
-Several answers to each prompt, each judged against the others (arXiv 2402.03300); no critic; KL to the reference is taken off the reward.
+Several answers to each prompt, each judged against the others (arXiv 2402.03300); no critic; KL to the reference is
+taken off the reward.
 """
 
 import copy
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-CLIP, MAX_NORM, EPS = 0.2, 1.0, 1e-5
+CLIP = 0.2
+MAX_NORM = 1.0
+EPS = 1e-5
 
 
 def sample(model, prompt, uniforms, end):
@@ -35,14 +38,24 @@ def logprobs(model, prompt, answer):
 
 
 def rollout(policy, reference, prompts, group, uniforms, end, reward, kl_coef, missing_end):
-    """`group` answers to each prompt; the advantage of an answer is its reward against its group's, in deviations of the rollout."""
+    """`group` answers to each prompt; the advantage of an answer is its reward against its group's, in deviations of
+    the rollout."""
     rows = []
     for number, numbers in enumerate(uniforms):
         prompt = prompts[number // group]
         answer = sample(policy, prompt, numbers, end)
         with torch.no_grad():
-            rows.append({"prompt": prompt, "answer": answer, "old": logprobs(policy, prompt, answer), "ref": logprobs(reference, prompt, answer)})
-    scores = torch.tensor([score - missing_end * (row["answer"][-1] != end) for score, row in zip(reward(rows), rows, strict=True)])
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "answer": answer,
+                    "old": logprobs(policy, prompt, answer),
+                    "ref": logprobs(reference, prompt, answer),
+                }
+            )
+    scores = torch.tensor(
+        [score - missing_end * (row["answer"][-1] != end) for score, row in zip(reward(rows), rows, strict=True)]
+    )
     kl = torch.stack([(row["old"] - row["ref"]).sum() for row in rows])
     groups = (scores - kl_coef * kl).view(-1, group)
     advantage = (groups - groups.mean(1, keepdim=True)).flatten()
@@ -66,7 +79,8 @@ def train(policy, prompts, group, uniforms, orders, reward, end, *, batch, rate,
     policy.eval()
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), eps=EPS, weight_decay=0.0)
-    history, steps = [], len(prompts)
+    history = []
+    steps = len(prompts)
     for step in range(steps):
         rows, told = rollout(policy, reference, prompts[step], group, uniforms[step], end, reward, kl_coef, missing_end)
         surrogates = []
@@ -93,17 +107,31 @@ def main():
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     draw = np.random.default_rng(0)
     asked = [f"Tell me something about the number {i}." for i in range(4)]
-    texts = [tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False) for text in asked]
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+        for text in asked
+    ]
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    steps, epochs, group, longest = 5, 1, 4, 24
+    steps = 5
+    epochs = 1
+    group = 4
+    longest = 24
 
     def reward(rows):
         return [-len(tokenizer.decode(row["answer"], skip_special_tokens=True).split()) / 5 for row in rows]
 
     history = train(
-        policy, [prompts] * steps, group, draw.random((steps, 16, longest)), [[draw.permutation(16) for _ in range(epochs)] for _ in range(steps)],
-        reward, tokenizer.eos_token_id, batch=8, rate=1e-5, kl_coef=0.05,
-    )  # fmt: skip
+        policy,
+        [prompts] * steps,
+        group,
+        draw.random((steps, 16, longest)),
+        [[draw.permutation(16) for _ in range(epochs)] for _ in range(steps)],
+        reward,
+        tokenizer.eos_token_id,
+        batch=8,
+        rate=1e-5,
+        kl_coef=0.05,
+    )
     for step, told in enumerate(history):
         print(step, {name: round(value, 4) for name, value in told.items()})
 

@@ -1,9 +1,10 @@
 """PPO by hand: one file, no framework.  A test holds it to the numbers of `towpath.train("ppo", method="full")`.
 
-    python examples/ppo_by_hand.py MODEL_FOLDER
+python examples/ppo_by_hand.py MODEL_FOLDER
 
-One answer at a time and nothing clever, so that every line can be checked against the papers (arXiv 1707.06347, 1909.08593, 2009.01325).
-The critic is solved for: after every rollout it is the best linear reading of what answers came to, from what the reference model sees in them.
+One answer at a time and nothing clever, so that every line can be checked against the papers (arXiv 1707.06347,
+1909.08593, 2009.01325). The critic is solved for: after every rollout it is the best linear reading of what answers
+came to, from what the reference model sees in them.
 """
 
 import copy
@@ -14,8 +15,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-CLIP, GAMMA, LAM, MAX_NORM, EPS = 0.2, 1.0, 0.95, 1.0, 1e-5
-MEMORY, WIDE, RIDGES = 0.95, 1024, (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+CLIP = 0.2
+GAMMA = 1.0
+LAM = 0.95
+MAX_NORM = 1.0
+EPS = 1e-5
+MEMORY = 0.95
+WIDE = 1024
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 def sample(model, prompt, uniforms, end):
@@ -38,7 +45,8 @@ def logprobs(model, prompt, answer):
 
 @torch.no_grad()
 def features(model, prompt, answer):
-    """What the critic reads: the mean of the hidden states before the answer's tokens, up to each, and the sum of random features of them."""
+    """What the critic reads: the mean of the hidden states before the answer's tokens, up to each, and the sum of
+    random features of them."""
     states = model.model(torch.tensor([[*prompt, *answer]])).last_hidden_state[0, len(prompt) - 1 : -1]
     width = states.shape[1]
     cast = torch.randn(width, WIDE, generator=torch.Generator().manual_seed(width))
@@ -47,13 +55,20 @@ def features(model, prompt, answer):
 
 
 class Critic:
-    """Ridge regression on all rollouts so far, an older one counting less. Each ridge is judged by how well it foresees the next rollout."""
+    """Ridge regression on all rollouts so far, an older one counting less. Each ridge is judged by how well it
+    foresees the next rollout."""
 
     def __init__(self):
-        self.told, self.missed, self.best = [], np.zeros(len(RIDGES)), None
+        self.told = []
+        self.missed = np.zeros(len(RIDGES))
+        self.best = None
 
     def __call__(self, feature_TE):
-        return feature_TE @ self.best[:-1] + self.best[-1] if self.best is not None else torch.zeros(len(feature_TE), dtype=torch.float64)
+        return (
+            feature_TE @ self.best[:-1] + self.best[-1]
+            if self.best is not None
+            else torch.zeros(len(feature_TE), dtype=torch.float64)
+        )
 
     def learn(self, feature_NE, outcome_N):
         one = torch.cat([feature_NE, torch.ones(len(feature_NE), 1)], 1)
@@ -67,8 +82,10 @@ class Critic:
         """Least squares on features of mean 0 and length 1, with a row for each of them that pulls its weight to 0."""
         x, y = (torch.cat([rollout[i] for rollout in self.told]) for i in (0, 1))
         weight = torch.cat([torch.full_like(y, w) for _, y, w in self.told])
-        mean, middle = (weight[:, None] * x).sum(0) / weight.sum(), (weight * y).sum() / weight.sum()
-        x, y = weight.sqrt()[:, None] * (x - mean), weight.sqrt() * (y - middle)
+        mean = (weight[:, None] * x).sum(0) / weight.sum()
+        middle = (weight * y).sum() / weight.sum()
+        x = weight.sqrt()[:, None] * (x - mean)
+        y = weight.sqrt() * (y - middle)
         size = x.norm(dim=0)
         moves = size.square() > 1e-9 * size.square().max()
         x = torch.where(moves, x / size, 0.0)
@@ -79,10 +96,12 @@ class Critic:
 
 
 def advantages(score, kl_T, value_T, kl_coef):
-    """GAE over one answer: KL at every token, the score at the last, nothing beyond the end; and what came after each token."""
+    """GAE over one answer: KL at every token, the score at the last, nothing beyond the end; and what came after
+    each token."""
     reward_T = -kl_coef * kl_T
     reward_T[-1] += score
-    gain, found = 0.0, []
+    gain = 0.0
+    found = []
     for t in reversed(range(len(reward_T))):
         after = value_T[t + 1] if t + 1 < len(value_T) else 0.0
         gain = reward_T[t] + GAMMA * after - value_T[t] + GAMMA * LAM * gain
@@ -96,14 +115,25 @@ def rollout(policy, reference, critic, prompts, uniforms, end, reward, kl_coef, 
     for prompt, numbers in zip(prompts, uniforms, strict=True):
         answer = sample(policy, prompt, numbers, end)
         with torch.no_grad():
-            old_T, ref_T = logprobs(policy, prompt, answer), logprobs(reference, prompt, answer)
+            old_T = logprobs(policy, prompt, answer)
+            ref_T = logprobs(reference, prompt, answer)
             feature_TE = features(reference, prompt, answer)
-            rows.append({"prompt": prompt, "answer": answer, "old": old_T, "kl": old_T - ref_T, "features": feature_TE, "value": critic(feature_TE)})
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "answer": answer,
+                    "old": old_T,
+                    "kl": old_T - ref_T,
+                    "features": feature_TE,
+                    "value": critic(feature_TE),
+                }
+            )
     scores = [score - missing_end * (row["answer"][-1] != end) for score, row in zip(reward(rows), rows, strict=True)]
     for row, score in zip(rows, scores, strict=True):
         row["advantage"], row["outcome"] = advantages(score, row["kl"], row["value"], kl_coef)
     every = torch.cat([row["advantage"] for row in rows])
-    mean, deviation = every.mean(), (every.var(unbiased=False) + 1e-8).sqrt()
+    mean = every.mean()
+    deviation = (every.var(unbiased=False) + 1e-8).sqrt()
     for row in rows:
         row["advantage"] = (row["advantage"] - mean) / deviation
     return rows, {"reward": float(np.mean(scores)), "kl": float(np.mean([row["kl"].sum() for row in rows]))}
@@ -122,10 +152,14 @@ def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, kl_coe
     """`prompts[step]`, `uniforms[step]` and `orders[step][epoch]` decide everything that is random."""
     policy.eval()
     reference = copy.deepcopy(policy).requires_grad_(False)
-    critic, optimizer = Critic(), torch.optim.AdamW(policy.parameters(), eps=EPS, weight_decay=0.0)
-    history, steps = [], len(prompts)
+    critic = Critic()
+    optimizer = torch.optim.AdamW(policy.parameters(), eps=EPS, weight_decay=0.0)
+    history = []
+    steps = len(prompts)
     for step in range(steps):
-        rows, told = rollout(policy, reference, critic, prompts[step], uniforms[step], end, reward, kl_coef, missing_end)
+        rows, told = rollout(
+            policy, reference, critic, prompts[step], uniforms[step], end, reward, kl_coef, missing_end
+        )
         surrogates = []
         for epoch, order in enumerate(orders[step]):
             for begin in range(0, len(order), batch):
@@ -151,17 +185,29 @@ def main():
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     draw = np.random.default_rng(0)
     asked = [f"Tell me something about the number {i}." for i in range(16)]
-    texts = [tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False) for text in asked]
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+        for text in asked
+    ]
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    steps, epochs, longest = 5, 2, 24
+    steps = 5
+    epochs = 2
+    longest = 24
 
     def reward(rows):
         return [-len(tokenizer.decode(row["answer"], skip_special_tokens=True).split()) / 5 for row in rows]
 
     history = train(
-        policy, [prompts] * steps, draw.random((steps, len(prompts), longest)), [[draw.permutation(16) for _ in range(epochs)] for _ in range(steps)],
-        reward, tokenizer.eos_token_id, batch=8, rate=1e-5, kl_coef=0.05,
-    )  # fmt: skip
+        policy,
+        [prompts] * steps,
+        draw.random((steps, len(prompts), longest)),
+        [[draw.permutation(16) for _ in range(epochs)] for _ in range(steps)],
+        reward,
+        tokenizer.eos_token_id,
+        batch=8,
+        rate=1e-5,
+        kl_coef=0.05,
+    )
     for step, told in enumerate(history):
         print(step, {name: round(value, 4) for name, value in told.items()})
 

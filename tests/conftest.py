@@ -21,7 +21,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-LONG = ("test_runs.py", "test_algorithms_run.py", "test_other_models_run.py", "test_interrupt.py", "test_artefacts.py", "test_api_fuzz.py")
+LONG = (
+    "test_runs.py",
+    "test_algorithms_run.py",
+    "test_other_models_run.py",
+    "test_interrupt.py",
+    "test_artefacts.py",
+    "test_api_fuzz.py",
+)
 """Files of whole runs, begun first: of two workers none is left alone with one of them at the end."""
 
 
@@ -46,10 +53,10 @@ def tiny(tiny_folder: str):
 @pytest.fixture(params=["compiled", "plain"])
 def by_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Either implementation of what lies between the products."""
-    from towpath.kernels import build, choice, plain
+    from towpath.models.cpu import build, dispatch, plain
 
     if request.param == "plain":
-        monkeypatch.setattr(choice, "of", lambda _x: plain)
+        monkeypatch.setattr(dispatch, "of", lambda _x: plain)
     elif build.library() is None:
         pytest.skip(build.refusal())
 
@@ -124,7 +131,9 @@ def axe(request) -> str:
         pytest.skip("npm, which fetches axe-core, is not installed")
     folder = Path(request.config.cache.mkdir("axe"))
     if not list(folder.glob("axe-core-4*.tgz")):
-        done = subprocess.run(["npm", "pack", "axe-core@4", "--silent"], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["npm", "pack", "axe-core@4", "--silent"], cwd=folder, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             pytest.skip(f"npm could not fetch axe-core: {done.stderr.strip()[-200:]}")
     with tarfile.open(max(folder.glob("axe-core-4*.tgz"))) as packed:

@@ -22,7 +22,9 @@ def put(path: Path, *rows: Any) -> Path:
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     else:
-        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+        path.write_text(
+            "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+        )
     return path
 
 
@@ -44,7 +46,11 @@ def told(imported: Imported) -> list[tuple[str, str, str]]:
     for j in imported.judgements:
         c = comparisons[j.comparison]
         better, worse = (c.b, c.a) if j.choice == "b" else (c.a, c.b)
-        found.append((prompts[c.prompt_id], texts[better], texts[worse]) if j.choice in ("a", "b") else (prompts[c.prompt_id], j.choice, ""))
+        found.append(
+            (prompts[c.prompt_id], texts[better], texts[worse])
+            if j.choice in ("a", "b")
+            else (prompts[c.prompt_id], j.choice, "")
+        )
     return found
 
 

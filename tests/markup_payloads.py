@@ -1,4 +1,5 @@
-"""Markup that tries to run a script or to leave the page, made of vectors, events and disguises: more than five hundred texts."""
+"""Markup that tries to run a script or to leave the page, made of vectors, events and disguises: more than five
+hundred texts."""
 
 from html import escape
 from itertools import product
@@ -99,12 +100,22 @@ def payloads() -> list[str]:
     links = [link.format(RUN) for link in LINKS]
     found += [form.format(link, link, r=RUN) for form, link in product(FORMS, links)]
     plain = [tag.format(RUN, o=OUT) for tag in TAGS]
-    found += [f"```html\n{one}\n```" for one in plain] + [f"`{one}`" for one in plain] + [f"# {one}\n\n> {one}\n\n- {one}" for one in plain]
-    found += [f"| a |\n| - |\n| {one} |" for one in plain[:20]] + [escape(one) for one in plain] + [quote(one) for one in plain[:10]]
+    found += (
+        [f"```html\n{one}\n```" for one in plain]
+        + [f"`{one}`" for one in plain]
+        + [f"# {one}\n\n> {one}\n\n- {one}" for one in plain]
+    )
+    found += (
+        [f"| a |\n| - |\n| {one} |" for one in plain[:20]]
+        + [escape(one) for one in plain]
+        + [quote(one) for one in plain[:10]]
+    )
     found += (
         [f"\"'>{one}" for one in plain]
         + [f"${one}$ and \\({one}\\)" for one in plain]
         + [one.replace("<", "\uff1c").replace("<", "\u2039") for one in plain[:5]]
     )
-    found += [f"{{{{ {RUN} }}}} {one}" for one in plain[:5]] + [f"Human: {one}\n\nAssistant: {one}" for one in plain[:20]]
+    found += [f"{{{{ {RUN} }}}} {one}" for one in plain[:5]] + [
+        f"Human: {one}\n\nAssistant: {one}" for one in plain[:20]
+    ]
     return list(dict.fromkeys(found))

@@ -10,7 +10,15 @@ from towpath.records import Verdict
 
 DOMAINS = ("cooking", "health", "home", "money", "people", "science", "technology", "travel", "work")
 STAGES = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
-SECONDS = {"sft": 412.0, "baseline": 121.5, "sample": 655.2, "label": 3.1, "reward": 388.7, "policy": 1433.9, "evaluate": 297.4}
+SECONDS = {
+    "sft": 412.0,
+    "baseline": 121.5,
+    "sample": 655.2,
+    "label": 3.1,
+    "reward": 388.7,
+    "policy": 1433.9,
+    "evaluate": 297.4,
+}
 QUESTIONS = (
     "How long should I boil an egg for a soft yolk?",
     "What is a good way to keep track of what I spend each month?",
@@ -21,8 +29,14 @@ QUESTIONS = (
 )
 BASE = "I am not sure. There are many ways. There are many ways. There are many ways to do it and you should look at"
 SFT = "It depends on a few things. Start with the simple steps, see what happens, and then adjust as you need to."
-POLICY = "Start with the one thing that matters most, do it for six minutes, and check the result. If it is not right, try once more."
-HOSTILE = "<script>alert('answer')</script> <img src=http://example.org/x.png onerror=alert(1)> {{ 7 * 7 }} \u2028 \"quoted\" & done"
+POLICY = (
+    "Start with the one thing that matters most, do it for six minutes, and check the result. If it is not right, "
+    "try once more."
+)
+HOSTILE = (
+    "<script>alert('answer')</script> <img src=http://example.org/x.png onerror=alert(1)> {{ 7 * 7 }} \u2028 "
+    '"quoted" & done'
+)
 
 
 def write_run(run: Path, last: str = "evaluate", answers: int = 264) -> list[Verdict]:
@@ -42,7 +56,11 @@ def write_run(run: Path, last: str = "evaluate", answers: int = 264) -> list[Ver
         if stage == "evaluate":
             rows = [_answer(number, draws) for number in range(answers)]
             (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return [verdict for verdict in VERDICTS if {"safety": "evaluate", "sft": "baseline"}.get(verdict.gate, verdict.gate) in done]
+    return [
+        verdict
+        for verdict in VERDICTS
+        if {"safety": "evaluate", "sft": "baseline"}.get(verdict.gate, verdict.gate) in done
+    ]
 
 
 VERDICTS = (
@@ -72,7 +90,8 @@ def _manifest(stage: str, fingerprints: dict[str, str], draws: random.Random) ->
 
 
 def _win(rate: float, equal: float) -> dict[str, Any]:
-    wins, ties = round(264 * rate - 6), 12
+    wins = round(264 * rate - 6)
+    ties = 12
     spread = 1.96 * math.sqrt(rate * (1 - rate) / 264)
     return {
         "rate": rate,
@@ -94,11 +113,18 @@ def _reward_result(draws: random.Random) -> dict[str, Any]:
         "n": 192,
         "train_accuracy": 0.93,
         "clean_accuracy": 0.917,
-        "by_strength": {"1": {"accuracy": 0.79, "n": 62}, "2": {"accuracy": 0.91, "n": 81}, "3": {"accuracy": 0.97, "n": 49}},
-        "by_domain": {domain: {"accuracy": draws.uniform(0.78, 0.95), "n": draws.randint(16, 26)} for domain in DOMAINS},
+        "by_strength": {
+            "1": {"accuracy": 0.79, "n": 62},
+            "2": {"accuracy": 0.91, "n": 81},
+            "3": {"accuracy": 0.97, "n": 49},
+        },
+        "by_domain": {
+            domain: {"accuracy": draws.uniform(0.78, 0.95), "n": draws.randint(16, 26)} for domain in DOMAINS
+        },
         "calibration_error": 0.037,
         "calibration": [
-            {"confidence": c, "accuracy": c + d, "n": 38} for c, d in ((0.55, 0.04), (0.68, 0.03), (0.81, 0.02), (0.91, -0.03), (0.97, -0.01))
+            {"confidence": c, "accuracy": c + d, "n": 38}
+            for c, d in ((0.55, 0.04), (0.68, 0.03), (0.81, 0.02), (0.91, -0.03), (0.97, -0.01))
         ],
         "length_only_accuracy": 0.604,
         "length_correlation": 0.31,
@@ -128,7 +154,14 @@ def _evaluation(draws: random.Random) -> dict[str, Any]:
             "policy": {"refusal": 0.864, "over_refusal": 0.091, "harmful_n": 66, "harmless_n": 66},
         },
         "samples": [
-            {"prompt": QUESTIONS[i], "domain": DOMAINS[i], "base": BASE, "sft": SFT, "policy": HOSTILE if i == 1 else POLICY} for i in range(3)
+            {
+                "prompt": QUESTIONS[i],
+                "domain": DOMAINS[i],
+                "base": BASE,
+                "sft": SFT,
+                "policy": HOSTILE if i == 1 else POLICY,
+            }
+            for i in range(3)
         ],
         "best_of_n": {"n": 5.66, "kl": 0.912, "rate": 0.85},
     }
@@ -168,9 +201,23 @@ def _sft_metrics(draws: random.Random) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for step in range(120):
         loss = 1.6 + 1.1 * math.exp(-step / 18) + draws.gauss(0, 0.06) - step / 800
-        rows.append({"step": step, "phase": "train", "loss": loss, "grad_norm": 0.8 + draws.random(), "learning_rate": 2e-4 * (1 - step / 120)})
+        rows.append(
+            {
+                "step": step,
+                "phase": "train",
+                "loss": loss,
+                "grad_norm": 0.8 + draws.random(),
+                "learning_rate": 2e-4 * (1 - step / 120),
+            }
+        )
         if (step + 1) % 15 == 0:
-            rows.append({"step": step, "phase": "validation", "loss": 1.7 + 0.9 * math.exp(-step / 20) + max(0, step - 90) / 500})
+            rows.append(
+                {
+                    "step": step,
+                    "phase": "validation",
+                    "loss": 1.7 + 0.9 * math.exp(-step / 20) + max(0, step - 90) / 500,
+                }
+            )
     return rows
 
 
@@ -185,7 +232,9 @@ def _reward_metrics(draws: random.Random) -> list[dict[str, Any]]:
         }
         rows.append({"step": step, "phase": "train", **train, "grad_norm": 2 + draws.random()})
         if (step + 1) % 9 == 0:
-            rows.append({"step": step, "phase": "validation", "loss": 0.69 - 0.38 * grown, "accuracy": 0.5 + 0.39 * grown})
+            rows.append(
+                {"step": step, "phase": "validation", "loss": 0.69 - 0.38 * grown, "accuracy": 0.5 + 0.39 * grown}
+            )
     return rows
 
 
@@ -221,7 +270,10 @@ def _policy_metrics(draws: random.Random) -> list[dict[str, Any]]:
                 "seconds_score": 14 + draws.random(),
                 "seconds_optimise": 62 + 3 * draws.random(),
                 "tokens_per_second": 230 + draws.gauss(0, 6),
-                **{f"reward/{domain}": 0.3 + 0.02 * place + 1.5 * up + draws.gauss(0, 0.15) for place, domain in enumerate(DOMAINS)},
+                **{
+                    f"reward/{domain}": 0.3 + 0.02 * place + 1.5 * up + draws.gauss(0, 0.15)
+                    for place, domain in enumerate(DOMAINS)
+                },
             }
         )
         if (step + 1) % 4 == 0:

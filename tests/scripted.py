@@ -9,11 +9,12 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from towpath.feedback.cases import Case
 from towpath.feedback.judging import Abstention, JudgeSettings, judge_pairs
+from towpath.feedback.pair_text import Case
 from towpath.records import Judgement
 
-GOOD, BAD = "Oil each hinge, then swing the door. It squeaks because metal rubs on metal.", "I like doors."
+GOOD = "Oil each hinge, then swing the door. It squeaks because metal rubs on metal."
+BAD = "I like doors."
 USEFUL = {"oil", "hinge", "swing", "metal", "water", "soap", "rinse", "heat", "slowly", "stir"}
 CASE = Case("k1", "How do I stop a door from squeaking?", GOOD, BAD)
 
@@ -29,14 +30,20 @@ def answer(text: str | None, finish: str = "stop", usage: Any = (100, 20), **mes
 
 
 class Scripted(ThreadingHTTPServer):
-    """A server that answers each request as its script says: a dict is an answer, (status, headers, body) goes out as it is."""
+    """A server that answers each request as its script says: a dict is an answer, (status, headers, body) goes out
+    as it is."""
 
     daemon_threads = True
 
     def __init__(self, script: Any) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.script, self.calls, self.headers, self.times = script, [], [], []
-        self.lock, self.under_way, self.most = threading.Lock(), 0, 0
+        self.script = script
+        self.calls = []
+        self.headers = []
+        self.times = []
+        self.lock = threading.Lock()
+        self.under_way = 0
+        self.most = 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is part of the play."""
@@ -97,7 +104,9 @@ class Kept(dict[str, Any]):
         self[digest] = json.loads(json.dumps(reply))
 
 
-def judged(server: Scripted, cases: Any = (CASE,), cache: Any = None, account: Any = None, **more: Any) -> list[Judgement | Abstention]:
+def judged(
+    server: Scripted, cases: Any = (CASE,), cache: Any = None, account: Any = None, **more: Any
+) -> list[Judgement | Abstention]:
     settings = JudgeSettings(server.url, "m", **{"retries": 2, "timeout": 5.0} | more)
     return list(judge_pairs(settings, cases, Kept() if cache is None else cache, account=account))
 
@@ -120,7 +129,8 @@ def fenced(request: dict[str, Any]) -> tuple[str, str, str]:
     nonce = re.search(r"carry the code (\w+)", system)[1]
     parts = []
     for name in ("FIRST", "SECOND", "REQUEST"):
-        begin, end = f"<<<{name} {nonce}>>>\n", f"\n<<<END {name} {nonce}>>>"
+        begin = f"<<<{name} {nonce}>>>\n"
+        end = f"\n<<<END {name} {nonce}>>>"
         head, _, rest = user.partition(begin)
         text, _, tail = rest.partition(end)
         parts.append(text)
@@ -129,7 +139,8 @@ def fenced(request: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def careful(request: dict[str, Any], _number: int = 0) -> dict[str, Any]:
-    """Prefers the answer with more useful words; follows what stands outside of the fences, as a model follows its user."""
+    """Prefers the answer with more useful words; follows what stands outside of the fences, as a model follows its
+    user."""
     first, second, outside = fenced(request)
     ordered = re.search(r"verdict is (first|second)", outside)
     if ordered:

@@ -1,7 +1,8 @@
 """How strong the tests are: breakages of one line each, over all packages, and for each the test that must fail.
 
-`python tests/strength.py` (`make strength`) makes every breakage in a copy of the tree, runs its test there and says which survived. Slow, by
-hand; `--only WORD` takes those whose name or file has the word. tests/test_strength.py holds, quickly, that every breakage still applies.
+`python tests/strength.py` (`make strength`) makes every breakage in a copy of the tree, runs its test there and says
+which survived. Slow, by hand; `--only WORD` takes those whose name or file has the word. tests/test_strength.py
+holds, quickly, that every breakage still applies.
 """
 
 import argparse
@@ -18,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Breakage:
-    """A change that must be noticed: text of a file that stands there once, what takes its place, and the tests that must fail."""
+    """A change that must be noticed: text of a file that stands there once, what takes its place, and the tests that
+    must fail."""
 
     name: str
     file: str
@@ -27,17 +29,42 @@ class Breakage:
     tests: str
 
 
-A, D, M, F, S, W = "towpath/algos/", "towpath/data/", "towpath/models/", "towpath/feedback/", "towpath/store/", "towpath/web/"
+A = "towpath/algos/"
+D = "towpath/data/"
+M = "towpath/models/"
+F = "towpath/feedback/"
+S = "towpath/store/"
+W = "towpath/web/"
 
 BREAKAGES = [
     # algos
-    Breakage("whitening over pads", A + "functional.py", "torch.where(mask, x, 0.0).sum() / mask.sum()", "x.mean()", "tests/test_functional.py"),
     Breakage(
-        "score on the first token", A + "functional.py", "last_B = mask_BT.sum(1) - 1", "last_B = 0 * mask_BT.sum(1)", "tests/test_functional.py"
+        "whitening over pads",
+        A + "functional.py",
+        "torch.where(mask, x, 0.0).sum() / mask.sum()",
+        "x.mean()",
+        "tests/test_functional.py",
     ),
-    Breakage("no discount in GAE", A + "functional.py", "delta + gamma * lam * following", "delta + gamma * following", "tests/test_functional.py"),
     Breakage(
-        "optimistic surrogate", A + "functional.py", "torch.maximum(plain, clipped)", "torch.minimum(plain, clipped)", "tests/test_functional.py"
+        "score on the first token",
+        A + "functional.py",
+        "last_B = mask_BT.sum(1) - 1",
+        "last_B = 0 * mask_BT.sum(1)",
+        "tests/test_functional.py",
+    ),
+    Breakage(
+        "no discount in GAE",
+        A + "functional.py",
+        "delta + gamma * lam * following",
+        "delta + gamma * following",
+        "tests/test_functional.py",
+    ),
+    Breakage(
+        "optimistic surrogate",
+        A + "functional.py",
+        "torch.maximum(plain, clipped)",
+        "torch.minimum(plain, clipped)",
+        "tests/test_functional.py",
     ),
     Breakage(
         "value loss never held",
@@ -54,7 +81,9 @@ BREAKAGES = [
         "tests/test_functional.py",
     ),
     Breakage("IPO's target", A + "functional.py", "1 / (2 * tau)", "1 / tau", "tests/test_references.py"),
-    Breakage("KTO's sign", A + "functional.py", "torch.sigmoid(-sign", "torch.sigmoid(sign", "tests/test_references.py"),
+    Breakage(
+        "KTO's sign", A + "functional.py", "torch.sigmoid(-sign", "torch.sigmoid(sign", "tests/test_references.py"
+    ),
     Breakage(
         "own answer in its baseline",
         A + "functional.py",
@@ -63,9 +92,19 @@ BREAKAGES = [
         "tests/test_references.py",
     ),
     Breakage(
-        "KL added to the reward", A + "functional.py", "score_B - coef * torch.where", "score_B + coef * torch.where", "tests/test_references.py"
+        "KL added to the reward",
+        A + "functional.py",
+        "score_B - coef * torch.where",
+        "score_B + coef * torch.where",
+        "tests/test_references.py",
     ),
-    Breakage("chosen and rejected swapped", A + "pairs.py", "x_B[0::2], x_B[1::2]", "x_B[1::2], x_B[0::2]", "tests/test_references.py"),
+    Breakage(
+        "chosen and rejected swapped",
+        A + "pairwise.py",
+        "x_B[0::2], x_B[1::2]",
+        "x_B[1::2], x_B[0::2]",
+        "tests/test_references.py",
+    ),
     Breakage(
         "answers weigh by length",
         A + "grpo.py",
@@ -87,7 +126,9 @@ BREAKAGES = [
         "out.logp_BT",
         "tests/test_models.py -k weight",
     ),
-    Breakage("no pull to zero", A + "reward_model.py", "cfg.center * ((chosen", "0.0 * ((chosen", "tests/test_references.py"),
+    Breakage(
+        "no pull to zero", A + "reward_model.py", "cfg.center * ((chosen", "0.0 * ((chosen", "tests/test_references.py"
+    ),
     # data
     Breakage(
         "answers end at the limit of rows",
@@ -117,12 +158,34 @@ BREAKAGES = [
         "[str(seed), *map(str, counters)]",
         "tests/test_data.py -k draws",
     ),
-    Breakage("interval of a share", D + "intervals.py", "Z**2 / (4 * n**2)", "Z**2 / (2 * n**2)", "tests/test_feedback.py tests/test_sequential.py"),
     Breakage(
-        "unstated is harmless", D + "fields.py", "        raise Unusable(UNSTATED)", "        return False", "tests/test_unusable.py -k does_not_say"
+        "interval of a share",
+        D + "intervals.py",
+        "Z**2 / (4 * n**2)",
+        "Z**2 / (2 * n**2)",
+        "tests/test_feedback.py tests/test_sequential.py",
     ),
-    Breakage("one band of near-duplicates", D + "near.py", "BANDS, ROWS = 16, 8", "BANDS, ROWS = 1, 128", "tests/test_near.py"),
-    Breakage("NUL in prompts", D + "texts.py", 'if "\\x00" in text:', "if False:", "tests/test_unusable.py tests/test_data.py"),
+    Breakage(
+        "unstated is harmless",
+        D + "fields.py",
+        "        raise Unusable(UNSTATED)",
+        "        return False",
+        "tests/test_unusable.py -k does_not_say",
+    ),
+    Breakage(
+        "one band of near-duplicates",
+        D + "near_duplicates.py",
+        "BANDS, ROWS = 16, 8",
+        "BANDS, ROWS = 1, 128",
+        "tests/test_near.py",
+    ),
+    Breakage(
+        "NUL in prompts",
+        D + "texts.py",
+        'if "\\x00" in text:',
+        "if False:",
+        "tests/test_unusable.py tests/test_data.py",
+    ),
     Breakage(
         "held-out prompts are trained on",
         D + "sources.py",
@@ -131,18 +194,36 @@ BREAKAGES = [
         "tests/test_data.py -k heldout",
     ),
     Breakage(
-        "two columns of one name", S + "exchange.py", "if header.count(name) > 1", "if header.count(name) > 2", "tests/test_unusable.py -k columns"
+        "two columns of one name",
+        S + "exchange.py",
+        "if header.count(name) > 1",
+        "if header.count(name) > 2",
+        "tests/test_unusable.py -k columns",
     ),
     # models and rollout
     Breakage(
-        "adapter without its scale", M + "adapters.py", "F.linear(x, a) * self.scale[name]", "F.linear(x, a)", "tests/test_models.py -k adapters"
+        "adapter without its scale",
+        M + "adapters.py",
+        "F.linear(x, a) * self.scale[name]",
+        "F.linear(x, a)",
+        "tests/test_models.py -k adapters",
     ),
     Breakage(
-        "merged without its scale", M + "adapters.py", "weight + self.scale[name] * (self", "weight + 1.0 * (self", "tests/test_models.py -k adapters"
+        "merged without its scale",
+        M + "adapters.py",
+        "weight + self.scale[name] * (self",
+        "weight + 1.0 * (self",
+        "tests/test_models.py -k adapters",
     ),
-    Breakage("reward head drawn too wide", M + "heads.py", "1 / math.sqrt(width + 1)", "1.0", "tests/test_models.py -k drawn"),
     Breakage(
-        "bias forgotten by the fit", M + "heads.py", "self.head.bias.copy_(solved_E[-1])", "self.head.bias.zero_()", "tests/test_models.py -k solved"
+        "reward head drawn too wide", M + "heads.py", "1 / math.sqrt(width + 1)", "1.0", "tests/test_models.py -k drawn"
+    ),
+    Breakage(
+        "bias forgotten by the fit",
+        M + "heads.py",
+        "self.head.bias.copy_(solved_E[-1])",
+        "self.head.bias.zero_()",
+        "tests/test_models.py -k solved",
     ),
     Breakage(
         "pickles are read",
@@ -165,10 +246,28 @@ BREAKAGES = [
         "top_k_B.clamp(1, most - 1)[:, None]",
         "tests/test_rollout.py",
     ),
-    Breakage("temperature unused", "towpath/rollout/sampling.py", ".div_(temperature_B[:, None])", "", "tests/test_rollout.py -k draws"),
+    Breakage(
+        "temperature unused",
+        "towpath/rollout/sampling.py",
+        ".div_(temperature_B[:, None])",
+        "",
+        "tests/test_rollout.py -k draws",
+    ),
     # runtime
-    Breakage("no bias correction", "towpath/runtime/adam.py", "rate / (1 - first**count)", "rate", "tests/test_adam.py -k torch"),
-    Breakage("weight decay by no rate", "towpath/runtime/adam.py", "1 - rate * self.weight_decay", "1.0", "tests/test_adam.py -k torch"),
+    Breakage(
+        "no bias correction",
+        "towpath/runtime/optimizer.py",
+        "rate / (1 - first**count)",
+        "rate",
+        "tests/test_adam.py -k torch",
+    ),
+    Breakage(
+        "weight decay by no rate",
+        "towpath/runtime/optimizer.py",
+        "1 - rate * self.weight_decay",
+        "1.0",
+        "tests/test_adam.py -k torch",
+    ),
     # feedback, evals, gates
     Breakage(
         "a later round is not heard",
@@ -186,14 +285,14 @@ BREAKAGES = [
     ),
     Breakage(
         "calls before are not counted",
-        F + "purse.py",
+        F + "judge_budget.py",
         "self.spent = account.total() if account else 0.0",
         "self.spent = 0.0",
         "tests/test_judge.py -k reruns",
     ),
     Breakage(
         "the ceiling is passed",
-        F + "purse.py",
+        F + "judge_budget.py",
         "self.spent + self._held + dollars > self.ceiling",
         "self.spent > self.ceiling",
         "tests/test_judge.py -k ceiling",
@@ -206,8 +305,20 @@ BREAKAGES = [
         "tests/test_outside.py -k echoes tests/test_judge.py",
     ),
     Breakage("best of n", "towpath/evals/winrate.py", "n / (n + 1)", "n / (n + 2)", "tests/test_evals.py"),
-    Breakage("length is not controlled", "towpath/evals/winrate.py", "np.tanh(gaps / spread)", "0 * gaps", "tests/test_evals.py"),
-    Breakage("looking often costs nothing", "towpath/evals/sequential.py", "total_N - log(len(STAKES))", "total_N + 1.0", "tests/test_sequential.py"),
+    Breakage(
+        "length is not controlled",
+        "towpath/evals/winrate.py",
+        "np.tanh(gaps / spread)",
+        "0 * gaps",
+        "tests/test_evals.py",
+    ),
+    Breakage(
+        "looking often costs nothing",
+        "towpath/evals/sequential.py",
+        "total_N - log(len(STAKES))",
+        "total_N + 1.0",
+        "tests/test_sequential.py",
+    ),
     Breakage(
         "rubric judges everything",
         "towpath/evals/evaluator.py",
@@ -217,12 +328,18 @@ BREAKAGES = [
     ),
     Breakage(
         "a gate opens at its threshold",
-        "towpath/gates.py",
+        "towpath/run/gates.py",
         '"PASS" if value > gate.threshold else "FAIL"',
         '"PASS" if value >= gate.threshold - 0.5 else "FAIL"',
         "tests/test_report.py tests/test_own_data.py",
     ),
-    Breakage("safety only counts refusals", "towpath/gates.py", 'after["over_refusal"] - before["over_refusal"])', "-1.0)", "tests/test_safety.py"),
+    Breakage(
+        "safety only counts refusals",
+        "towpath/run/gates.py",
+        'after["over_refusal"] - before["over_refusal"])',
+        "-1.0)",
+        "tests/test_safety.py",
+    ),
     Breakage(
         "KL per answer only",
         "towpath/health/kl_limit.py",
@@ -259,8 +376,20 @@ BREAKAGES = [
         "pass",
         "tests/test_edge.py -k database_takes",
     ),
-    Breakage("the ledger is readable", S + "ledger.py", "        _require_private(path)", "        pass", "tests/test_accounts.py -k ledger"),
-    Breakage("a sleepy disk", S + "ledger.py", '"synchronous=FULL"', '"synchronous=OFF"', "tests/test_store.py -k synchronous"),
+    Breakage(
+        "the ledger is readable",
+        S + "ledger.py",
+        "        _require_private(path)",
+        "        pass",
+        "tests/test_accounts.py -k ledger",
+    ),
+    Breakage(
+        "a sleepy disk",
+        S + "ledger.py",
+        '"synchronous=FULL"',
+        '"synchronous=OFF"',
+        "tests/test_store.py -k synchronous",
+    ),
     Breakage(
         "sides are not turned back",
         S + "verdicts.py",
@@ -275,12 +404,42 @@ BREAKAGES = [
         "milliseconds",
         "tests/test_rating_pages.py",
     ),
-    Breakage("half a file of judgements", S + "store.py", "        if shared is not None:", "        if False:", "tests/test_store.py -k imports"),
-    Breakage("manifests are believed", S + "manifest.py", "        if found != wanted:", "        if False:", "tests/test_artefacts.py"),
-    Breakage("a password in a recipe", S + "place.py", "return bool(parts.password) or", "return", "tests/test_outside.py -k password"),
+    Breakage(
+        "half a file of judgements",
+        S + "store.py",
+        "        if shared is not None:",
+        "        if False:",
+        "tests/test_store.py -k imports",
+    ),
+    Breakage(
+        "manifests are believed",
+        S + "manifest.py",
+        "        if found != wanted:",
+        "        if False:",
+        "tests/test_artefacts.py",
+    ),
+    Breakage(
+        "a password in a recipe",
+        S + "location.py",
+        "return bool(parts.password) or",
+        "return",
+        "tests/test_outside.py -k password",
+    ),
     # web
-    Breakage("two framings of a body", W + "guard.py", 'if "transfer-encoding" in headers or', "if", "tests/test_edge.py -k stated"),
-    Breakage("bodies from nobody", W + "guard.py", "            if account is None:", "            if False:", "tests/test_edge.py -k nobodys"),
+    Breakage(
+        "two framings of a body",
+        W + "guard.py",
+        'if "transfer-encoding" in headers or',
+        "if",
+        "tests/test_edge.py -k stated",
+    ),
+    Breakage(
+        "bodies from nobody",
+        W + "guard.py",
+        "            if account is None:",
+        "            if False:",
+        "tests/test_edge.py -k nobodys",
+    ),
     Breakage(
         "foreign origins",
         W + "guard.py",
@@ -288,7 +447,13 @@ BREAKAGES = [
         "if False:",
         "tests/test_web.py -k origins",
     ),
-    Breakage("links tell where from", W + "text.py", 'link_rel="noopener noreferrer nofollow"', "link_rel=None", "tests/test_web.py -k markdown"),
+    Breakage(
+        "links tell where from",
+        W + "text.py",
+        'link_rel="noopener noreferrer nofollow"',
+        "link_rel=None",
+        "tests/test_web.py -k markdown",
+    ),
     Breakage(
         "an owner's page for raters",
         W + "auth.py",
@@ -297,30 +462,48 @@ BREAKAGES = [
         "tests/test_routes.py tests/test_web.py -k roles",
     ),
     Breakage(
-        "storage away is a refusal", W + "refusals.py", "    if isinstance(error, ResourceError):", "    if False:", "tests/test_edge.py -k locked"
+        "storage away is a refusal",
+        W + "refusals.py",
+        "    if isinstance(error, ResourceError):",
+        "    if False:",
+        "tests/test_edge.py -k locked",
     ),
     # outside, run, command line, monitor
     Breakage(
-        "a reply without end", "towpath/outside.py", "        if len(body) > LARGEST_REPLY:", "        if False:", "tests/test_outside.py -k drips"
+        "a reply without end",
+        "towpath/network.py",
+        "        if len(body) > LARGEST_REPLY:",
+        "        if False:",
+        "tests/test_outside.py -k drips",
     ),
     Breakage(
-        "metadata addresses", "towpath/outside.py", "        if forbidden(str(place[0])):", "        if False:", "tests/test_outside.py -k metadata"
+        "metadata addresses",
+        "towpath/network.py",
+        "        if forbidden(str(place[0])):",
+        "        if False:",
+        "tests/test_outside.py -k metadata",
     ),
     Breakage(
-        "ESC on the terminal", "towpath/terminal.py", '    return _CONTROL.sub("", str(text))', "    return str(text)", "tests/test_terminal.py"
+        "ESC on the terminal",
+        "towpath/terminal.py",
+        '    return _CONTROL.sub("", str(text))',
+        "    return str(text)",
+        "tests/test_terminal.py",
     ),
     Breakage("silent progress", "towpath/progress.py", "INTERVAL = 8.0", "INTERVAL = 100.0", "tests/test_progress.py"),
-    Breakage("no nearest key", "towpath/aliases.py", "    if aliased:", "    if False:", "tests/test_recipe_words.py"),
+    Breakage(
+        "no nearest key", "towpath/recipe/aliases.py", "    if aliased:", "    if False:", "tests/test_recipe_words.py"
+    ),
     Breakage(
         "labels are not planned again",
-        "towpath/pipeline.py",
+        "towpath/run/pipeline.py",
         'if fresh and name.startswith("label"):',
         "if False:",
         "tests/test_labelling.py -k first_run",
     ),
     Breakage(
         "a spike is lost",
-        "towpath/monitoring/thinning.py",
+        "towpath/view/downsample.py",
         "for extreme in (np.minimum, np.maximum)]",
         "for extreme in (np.minimum,)]",
         "tests/test_monitor.py -k thin",
@@ -339,12 +522,25 @@ def applied(root: Path, breakage: Breakage) -> str:
 def survived(root: Path, breakage: Breakage) -> str:
     """Why a breakage was not noticed in the copy at `root`; nothing where its tests failed."""
     path = root / breakage.file
-    whole, broken = path.read_text(encoding="utf-8"), applied(root, breakage)
+    whole = path.read_text(encoding="utf-8")
+    broken = applied(root, breakage)
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *breakage.tests.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        *breakage.tests.split(),
+    ]
     path.write_text(broken, encoding="utf-8")
     try:
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
     except subprocess.TimeoutExpired:
         return "" if breakage.name in HANG else "its tests did not end"
     finally:
@@ -364,7 +560,9 @@ def main() -> int:
     chosen = [one for one in BREAKAGES if wanted in one.name or wanted in one.file]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "towpath"
-        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".venv", ".bench", ".git", "runs", "*.pyc", "__pycache__"))
+        shutil.copytree(
+            ROOT, root, ignore=shutil.ignore_patterns(".venv", ".bench", ".git", "runs", "*.pyc", "__pycache__")
+        )
         left = []
         for one in chosen:
             why = survived(root, one)

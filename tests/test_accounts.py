@@ -1,4 +1,5 @@
-"""Accounts as an attacker and a colleague meet them: sessions, passwords, how often one may try, names, and the audit log."""
+"""Accounts as an attacker and a colleague meet them: sessions, passwords, how often one may try, names, and the
+audit log."""
 
 import asyncio
 import json
@@ -20,7 +21,7 @@ from sqlalchemy import text
 from test_rating import upgrade
 from typer.testing import CliRunner
 
-from towpath.cli import app
+from towpath.cli.app import app
 from towpath.errors import DataError, ResourceError
 from towpath.store import audit, ledger, names, people, schema, sessions, settings
 from towpath.store.publish import alone
@@ -31,7 +32,8 @@ from towpath.web.passwords import Hasher, TooMany
 from towpath.web.proxies import Proxies
 from towpath.web.throttle import Counters, Limit, Ration, Throttle
 
-PASSWORD, OTHER = "correct horse battery", "kitten lamp river"
+PASSWORD = "correct horse battery"
+OTHER = "kitten lamp river"
 FREE = throttle.BY_ACCOUNT_AND_NETWORK.free
 HASHED = Hasher().hashed(PASSWORD)
 
@@ -134,14 +136,21 @@ def test_the_ledger_holds_no_key_and_no_token(served, store, tmp_path):
         bytes_ = b"".join(path.read_bytes() for path in tmp_path.iterdir())
         assert sessions.digest(tokens[0]).encode() in bytes_
         assert not any(token.encode() in bytes_ for token in tokens)
-    assert "secret" not in store.read(lambda connection: [name for name, _ in connection.execute(schema.settings.select())])
+    assert "secret" not in store.read(
+        lambda connection: [name for name, _ in connection.execute(schema.settings.select())]
+    )
 
 
 def test_an_older_ledger_keeps_its_accounts_and_loses_its_key(place):
     engine = ledger.engine_of(place)
     upgrade(engine, "0005")
     with ledger.writing(engine) as connection:
-        connection.execute(text("INSERT INTO accounts VALUES ('ann', 'rater', 'hash', 3, 0, '2026-01-01'), ('olga', 'owner', 'other', 1, 1, '')"))
+        connection.execute(
+            text(
+                "INSERT INTO accounts VALUES ('ann', 'rater', 'hash', 3, 0, '2026-01-01'), ('olga', 'owner', "
+                "'other', 1, 1, '')"
+            )
+        )
         connection.execute(text("INSERT INTO settings VALUES ('secret', '\"0123\"'), ('gold_share', '0.25')"))
     engine.dispose()
     with Store.open(place) as store:
@@ -169,7 +178,9 @@ def test_signing_out_ends_the_session_on_the_server_at_once(served, store):
 def test_a_session_ends_after_a_week_unused_and_after_a_month(served, store, seen, expires, status):
     url, _ = served
     token = store.later(sessions.start, "ann", time()).result()
-    store.later(lambda c: c.execute(schema.sessions.update().values(seen=time() + seen, expires=time() + expires)).rowcount).result()
+    store.later(
+        lambda c: c.execute(schema.sessions.update().values(seen=time() + seen, expires=time() + expires)).rowcount
+    ).result()
     with client(url, cookie=f"towpath-{url.rpartition(':')[2]}={token}") as ann:
         assert ann.get("/rate/next").status_code == status
     store.later(sessions.start, "bob", time()).result()
@@ -194,7 +205,12 @@ def test_two_servers_on_one_machine_keep_their_sessions_apart(served, store, tmp
         fill(second)
         with running(second, team=True) as (other, _), client(url) as ann:
             assert enter(ann, "ann").status_code == 303
-            assert ann.post(f"{other}/sign-in", data={"name": "ann", "password": PASSWORD}, headers={"origin": other}).status_code == 303
+            assert (
+                ann.post(
+                    f"{other}/sign-in", data={"name": "ann", "password": PASSWORD}, headers={"origin": other}
+                ).status_code
+                == 303
+            )
             assert [ann.get(f"{at}/rate/next", headers={"origin": at}).status_code for at in (url, other)] == [200, 200]
             ann.post(f"{other}/sign-out", headers={"origin": other})
             assert [ann.get(f"{at}/rate/next", headers={"origin": at}).status_code for at in (url, other)] == [200, 401]
@@ -219,7 +235,10 @@ def test_changing_the_password_needs_the_present_one_and_ends_other_sessions(ser
         wrong = ann.post("/account/password", data={"present": "not it at all", "password": OTHER})
         assert (wrong.status_code, "not the present password" in wrong.text) == (409, True)
         assert ann.post("/account/password", data={"present": PASSWORD, "password": "password1234"}).status_code == 409
-        assert ann.post("/account/password", data={"present": PASSWORD, "password": OTHER}).headers["location"] == "/account?done=password"
+        assert (
+            ann.post("/account/password", data={"present": PASSWORD, "password": OTHER}).headers["location"]
+            == "/account?done=password"
+        )
         assert [visitor.get("/account").status_code for visitor in (ann, phone)] == [200, 401]
         assert httpx.get(f"{url}/account", headers={"cookie": old}).status_code == 303
         assert [enter(phone, "ann", word).status_code for word in (PASSWORD, OTHER)] == [401, 303]
@@ -228,7 +247,10 @@ def test_changing_the_password_needs_the_present_one_and_ends_other_sessions(ser
 def test_guessing_the_present_password_is_throttled(served):
     url, _ = served
     with signed_in(url, "ann") as ann:
-        told = [ann.post("/account/password", data={"present": f"wrong {i} words", "password": OTHER}).status_code for i in range(FREE + 1)]
+        told = [
+            ann.post("/account/password", data={"present": f"wrong {i} words", "password": OTHER}).status_code
+            for i in range(FREE + 1)
+        ]
     assert told == [409] * FREE + [429]
 
 
@@ -242,8 +264,13 @@ def test_signing_out_everywhere_else(served):
 def test_an_owner_offers_a_reset_that_is_good_once(served, store):
     url, _ = served
     with signed_in(url, "olga") as olga, signed_in(url, "ann") as ann, client(url) as elsewhere:
-        first, link = (re.search(r"http://\S+/reset/[\w-]+", olga.post("/owner/reset", data={"name": "ann"}).text)[0] for _ in range(2))
-        assert [elsewhere.get(at).status_code for at in (first, link)] == [410, 200], "a later link replaces an earlier one"
+        first, link = (
+            re.search(r"http://\S+/reset/[\w-]+", olga.post("/owner/reset", data={"name": "ann"}).text)[0]
+            for _ in range(2)
+        )
+        assert [elsewhere.get(at).status_code for at in (first, link)] == [410, 200], (
+            "a later link replaces an earlier one"
+        )
         assert ann.get("/account").status_code == 200, "nothing changes before the link is used"
         assert elsewhere.post(link, data={"password": "short"}).status_code == 409
         assert elsewhere.post(link, data={"password": OTHER}).status_code == 303
@@ -272,19 +299,38 @@ def test_an_owner_signs_someone_out_or_closes_the_account(served):
 @pytest.mark.parametrize(
     ("password", "rule"),
     [
-        ("eleven char", "12 to 1000"), ("x" * 1001, "12 to 1000"), ("password1234", "tried first"), ("Passw0rd1234!", "tried first"),
-        ("aaaaaaaaaaaaaaa", "tried first"), ("ыыыыыыыыыыыыы", "tried first"), ("abcabcabcabcabc", "tried first"), ("abcdefghijklm", "tried first"),
-        ("123456789012", "tried first"), ("qwertyuiopqwertyuiop", "tried first"), ("Summer2026!!", "tried first"), ("iloveyou2026", "tried first"),
-        ("correcthorsebatterystaple", "tried first"), ("marianne2026", "the name"), ("towpath 2026", "the name"), ("towpathmarianne", "the name"),
+        ("eleven char", "12 to 1000"),
+        ("x" * 1001, "12 to 1000"),
+        ("password1234", "tried first"),
+        ("Passw0rd1234!", "tried first"),
+        ("aaaaaaaaaaaaaaa", "tried first"),
+        ("ыыыыыыыыыыыыы", "tried first"),
+        ("abcabcabcabcabc", "tried first"),
+        ("abcdefghijklm", "tried first"),
+        ("123456789012", "tried first"),
+        ("qwertyuiopqwertyuiop", "tried first"),
+        ("Summer2026!!", "tried first"),
+        ("iloveyou2026", "tried first"),
+        ("correcthorsebatterystaple", "tried first"),
+        ("marianne2026", "the name"),
+        ("towpath 2026", "the name"),
+        ("towpathmarianne", "the name"),
     ],
-)  # fmt: skip
+)
 def test_short_common_and_obvious_passwords_are_refused(password, rule):
     with pytest.raises(DataError, match=rule):
         passwords.require(password, "Marianne")
 
 
 @pytest.mark.parametrize(
-    "password", ["kitten lamp river", "корабль плывёт тихо", "修行の道は長く続くものです", "j8#kQz!p02mR", "marianne rows a boat home"]
+    "password",
+    [
+        "kitten lamp river",
+        "корабль плывёт тихо",
+        "修行の道は長く続くものです",
+        "j8#kQz!p02mR",
+        "marianne rows a boat home",
+    ],
 )
 def test_other_passwords_are_accepted(password):
     passwords.require(password, "marianne")
@@ -318,12 +364,15 @@ def test_who_signed_in_from_a_browser_before_is_not_locked_out_by_others(served)
         assert enter(attacker, "ann").status_code == 429, "from there even the right password must wait"
         assert enter(ann, "ann").status_code == 303
         ann.post("/sign-out")
-        assert [enter(ann, "ann", f"wrong {i}").status_code for i in range(FREE + 1)] == [401] * FREE + [429], "a known browser has its own limit"
+        assert [enter(ann, "ann", f"wrong {i}").status_code for i in range(FREE + 1)] == [401] * FREE + [429], (
+            "a known browser has its own limit"
+        )
         assert enter(ann, "bob").status_code == 303, "it is known for one account only, and others are not held up"
 
 
 def test_waits_grow_and_a_refused_try_does_not_lengthen_them():
-    clock, waits = [0.0], []
+    clock = [0.0]
+    waits = []
     limits = Throttle(lambda: clock[0])
     for _ in range(FREE):
         limits.enter("ann", "10.0.0.1")
@@ -381,10 +430,14 @@ def test_a_right_password_of_ones_own_does_not_forgive_guesses_at_others():
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("2001:db8::1", "2001:db8::ffff:2", True), ("2001:db8::1", "2001:db8:0:1::1", False), ("::ffff:10.0.0.1", "10.0.0.1", True),
-        ("10.0.0.1", "10.0.0.2", False), ("fe80::1%eth0", "fe80::2", True), ("", "nonsense", True),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("fe80::1%eth0", "fe80::2", True),
+        ("", "nonsense", True),
     ],
-)  # fmt: skip
+)
 def test_an_address_counts_by_its_network(one, other, same):
     assert (throttle.network(one) == throttle.network(other)) is same
 
@@ -399,7 +452,8 @@ def test_counters_take_a_bounded_memory_and_forget():
 
 def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
     url, door = served
-    busy, release = Event(), Event()
+    busy = Event()
+    release = Event()
 
     def attempt(number):
         with client(url) as visitor:
@@ -449,17 +503,28 @@ def test_an_invitation_is_checked_before_anything_is_hashed(served, store):
 def test_an_address_that_someone_claims_counts_only_from_a_named_proxy(served, store):
     url, _ = served
     with client(url) as attacker:
-        told = [enter(attacker, "ann", "wrong", **{"x-forwarded-for": f"10.0.0.{i}"}).status_code for i in range(FREE + 1)]
+        told = [
+            enter(attacker, "ann", "wrong", **{"x-forwarded-for": f"10.0.0.{i}"}).status_code for i in range(FREE + 1)
+        ]
         assert told == [401] * FREE + [429]
         sign_in = enter(attacker, "bob", **{"x-forwarded-proto": "https"})
         assert "secure" not in sign_in.headers["set-cookie"].lower()
         assert "strict-transport-security" not in sign_in.headers
-    with running(store, team=True, outside=serving.Outside(proxies=("127.0.0.1",))) as (behind, _), client(behind) as proxy:
+    with (
+        running(store, team=True, outside=serving.Outside(proxies=("127.0.0.1",))) as (behind, _),
+        client(behind) as proxy,
+    ):
         for i in range(2):  # what a client claims stands left of what the proxy adds
-            told = [enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"1.1.1.{j}, 10.0.0.{i}"}).status_code for j in range(FREE + 1)]
+            told = [
+                enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"1.1.1.{j}, 10.0.0.{i}"}).status_code
+                for j in range(FREE + 1)
+            ]
             assert told == [401] * FREE + [429]
         assert store.read(audit.entries)[0].after == {"from": "10.0.0.1"}
-        told = [enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"10.9.9.{i}, 127.0.0.1"}).status_code for i in range(FREE + 1)]
+        told = [
+            enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"10.9.9.{i}, 127.0.0.1"}).status_code
+            for i in range(FREE + 1)
+        ]
         assert told == [401] * FREE + [429], "a client with the proxy's own address claims no other"
 
 
@@ -467,18 +532,31 @@ def test_behind_a_named_proxy_with_tls_cookies_are_bound_to_the_host(store):
     fill(store)
     outside = serving.Outside(names=("rate.example",), proxies=("127.0.0.1",))
     with running(store, team=True, outside=outside) as (url, _), httpx.Client(base_url=url) as proxy:
-        headers = {"host": "rate.example", "origin": "https://rate.example", "x-forwarded-proto": "https", "x-forwarded-for": "10.0.0.9"}
+        headers = {
+            "host": "rate.example",
+            "origin": "https://rate.example",
+            "x-forwarded-proto": "https",
+            "x-forwarded-for": "10.0.0.9",
+        }
         answer = proxy.post("/sign-in", data={"name": "ann", "password": PASSWORD}, headers=headers)
         cookies = answer.headers.get_list("set-cookie")
         port = url.rpartition(":")[2]
-        assert [cookie.partition("=")[0] for cookie in cookies] == [f"__Host-towpath-{port}", f"__Host-towpath-device-{port}"]
-        assert all({"secure", "httponly", "path=/", "samesite=lax"} <= set(cookie.lower().split("; ")) for cookie in cookies)
+        assert [cookie.partition("=")[0] for cookie in cookies] == [
+            f"__Host-towpath-{port}",
+            f"__Host-towpath-device-{port}",
+        ]
+        assert all(
+            {"secure", "httponly", "path=/", "samesite=lax"} <= set(cookie.lower().split("; ")) for cookie in cookies
+        )
         assert not any("domain" in cookie.lower() for cookie in cookies)
         assert answer.headers["strict-transport-security"] == "max-age=31536000"
         kept = "; ".join(cookie.partition(";")[0] for cookie in cookies)
         assert proxy.get("/rate/next", headers=headers | {"cookie": kept}).status_code == 200
         plain = kept.replace("__Host-", "")
-        assert proxy.get("/rate/next", headers=headers | {"cookie": plain, "accept": "application/json"}).status_code == 401
+        assert (
+            proxy.get("/rate/next", headers=headers | {"cookie": plain, "accept": "application/json"}).status_code
+            == 401
+        )
 
 
 @pytest.fixture(scope="module")
@@ -486,15 +564,25 @@ def certificate(tmp_path_factory):
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes a certificate, is not installed")
     folder = tmp_path_factory.mktemp("tls")
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=rate.example -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run(["openssl", *words.split(), "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True)
+    words = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=rate.example -addext "
+        "subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        ["openssl", *words.split(), "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
+        check=True,
+        capture_output=True,
+    )
     return folder / "cert.pem", folder / "key.pem"
 
 
 def test_with_its_own_certificate_too(store, certificate):
     fill(store)
     outside = serving.Outside((), *certificate)
-    with running(store, team=True, outside=outside) as (url, _), httpx.Client(base_url=url, verify=False, headers={"origin": url}) as ann:
+    with (
+        running(store, team=True, outside=outside) as (url, _),
+        httpx.Client(base_url=url, verify=False, headers={"origin": url}) as ann,
+    ):
         answer = enter(ann, "ann")
         assert answer.headers["set-cookie"].startswith("__Host-towpath-")
         assert "strict-transport-security" in answer.headers
@@ -506,19 +594,30 @@ def test_with_its_own_certificate_too(store, certificate):
 @pytest.mark.parametrize(
     ("peer", "header", "client"),
     [
-        ("10.0.0.1", ["1.1.1.1"], "1.1.1.1"), ("10.0.0.1", ["9.9.9.9, 1.1.1.1"], "1.1.1.1"), ("10.0.0.1", ["9.9.9.9", "1.1.1.1"], "1.1.1.1"),
-        ("10.0.0.1", ["9.9.9.9, 10.0.0.7"], "10.0.0.7"), ("10.0.0.1", ["[2001:db8::1]:443"], "2001:db8::1"), ("10.0.0.1", ["1.1.1.1:80"], "1.1.1.1"),
-        ("10.0.0.1", ["nonsense"], "unknown"), ("10.0.0.1", [], "10.0.0.1"), ("::ffff:10.0.0.1", ["1.1.1.1"], "1.1.1.1"),
+        ("10.0.0.1", ["1.1.1.1"], "1.1.1.1"),
+        ("10.0.0.1", ["9.9.9.9, 1.1.1.1"], "1.1.1.1"),
+        ("10.0.0.1", ["9.9.9.9", "1.1.1.1"], "1.1.1.1"),
+        ("10.0.0.1", ["9.9.9.9, 10.0.0.7"], "10.0.0.7"),
+        ("10.0.0.1", ["[2001:db8::1]:443"], "2001:db8::1"),
+        ("10.0.0.1", ["1.1.1.1:80"], "1.1.1.1"),
+        ("10.0.0.1", ["nonsense"], "unknown"),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("::ffff:10.0.0.1", ["1.1.1.1"], "1.1.1.1"),
         ("10.0.1.1", ["1.1.1.1"], "10.0.1.1"),
     ],
-)  # fmt: skip
+)
 def test_of_forwarded_addresses_the_last_counts_which_the_proxy_wrote(peer, header, client):
     seen = {}
 
     async def application(scope, _receive, _send):
         seen.update(scope)
 
-    scope = {"type": "http", "client": (peer, 1), "scheme": "http", "headers": [(b"x-forwarded-for", value.encode()) for value in header]}
+    scope = {
+        "type": "http",
+        "client": (peer, 1),
+        "scheme": "http",
+        "headers": [(b"x-forwarded-for", value.encode()) for value in header],
+    }
     asyncio.run(Proxies(application, ["10.0.0.0/24"])(scope, None, None))
     assert seen["client"][0] == client
 
@@ -533,10 +632,20 @@ def test_a_proxy_is_named_by_its_address_and_for_a_team():
 
 def test_a_server_without_accounts_takes_no_password(store):
     token = store.later(people.invite, "owner", "olga", time()).result()
-    with running(store, team=False) as (url, door), client(url) as owner, door.hasher._lane(True), door.hasher._lane(False):
+    with (
+        running(store, team=False) as (url, door),
+        client(url) as owner,
+        door.hasher._lane(True),
+        door.hasher._lane(False),
+    ):
         assert enter(owner, "owner", "x" * 20).status_code == 401
         owner.get(f"/enter?token={door.link_token()}")
-        assert [owner.get(path).status_code for path in ("/owner", "/account", "/owner/people", f"/join/{token}")] == [200, 403, 403, 403]
+        assert [owner.get(path).status_code for path in ("/owner", "/account", "/owner/people", f"/join/{token}")] == [
+            200,
+            403,
+            403,
+            403,
+        ]
 
 
 # ---- names
@@ -545,10 +654,25 @@ def test_a_server_without_accounts_takes_no_password(store):
 @pytest.mark.parametrize(
     "name",
     [
-        "Ann", "José García", "Łukasz", "Иван Петров", "李小龍", "田中さくら", "김철수", "रवि कुमार", "محمد علي", "דוד לוי", "Νίκος", "Nguyễn Văn A",
-        "สมชาย", "O'Brien", "anne-marie", "ann_2", "ann.lee",
+        "Ann",
+        "José García",
+        "Łukasz",
+        "Иван Петров",
+        "李小龍",
+        "田中さくら",
+        "김철수",
+        "रवि कुमार",
+        "محمد علي",
+        "דוד לוי",
+        "Νίκος",
+        "Nguyễn Văn A",
+        "สมชาย",
+        "O'Brien",
+        "anne-marie",
+        "ann_2",
+        "ann.lee",
     ],
-)  # fmt: skip
+)
 def test_names_of_many_languages_are_good(name):
     assert names.require(name, ["Bob", "Zoë"]) == name
 
@@ -556,10 +680,23 @@ def test_names_of_many_languages_are_good(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "", "   ", "--", "x" * 41, "a\x00b", "an\u202en", "owner", "OWNER", "Owner ", "0wner", "judge:gpt", "Rule: length", "simulated-1", "recorded",
+        "",
+        "   ",
+        "--",
+        "x" * 41,
+        "a\x00b",
+        "an\u202en",
+        "owner",
+        "OWNER",
+        "Owner ",
+        "0wner",
+        "judge:gpt",
+        "Rule: length",
+        "simulated-1",
+        "recorded",
         "towpath people",
     ],
-)  # fmt: skip
+)
 def test_reserved_and_unprintable_names_are_refused(name):
     with pytest.raises(DataError):
         names.require(name)
@@ -568,17 +705,30 @@ def test_reserved_and_unprintable_names_are_refused(name):
 @pytest.mark.parametrize(
     ("known", "name"),
     [
-        ("ann", "Ann"), ("ann", "аnn"), ("José", "jose"), ("ann", "an\u200dn"), ("ann", "a\u200bnn"), ("Ian", "lan"), ("bob", "b0b"),
-        ("paya", "рауа"), ("Σοφία", "ΣΟΦΊΑ"), ("zoë", "zoe\u0308"), ("Ann Lee", "ann_lee"), ("Łukasz", "Lukasz"), ("modern", "modem"),
+        ("ann", "Ann"),
+        ("ann", "аnn"),
+        ("José", "jose"),
+        ("ann", "an\u200dn"),
+        ("ann", "a\u200bnn"),
+        ("Ian", "lan"),
+        ("bob", "b0b"),
+        ("paya", "рауа"),
+        ("Σοφία", "ΣΟΦΊΑ"),
+        ("zoë", "zoe\u0308"),
+        ("Ann Lee", "ann_lee"),
+        ("Łukasz", "Lukasz"),
+        ("modern", "modem"),
         ("ann", "ａｎｎ"),
     ],
-)  # fmt: skip
+)
 def test_a_name_that_looks_like_another_is_refused(known, name):
     with pytest.raises(DataError):
         names.require(name, [known])
 
 
-@pytest.mark.parametrize(("known", "name"), [("かき", "かぎ"), ("रवि", "रवी"), ("Neil", "Nell"), ("ann", "anna"), ("Иван", "Ирина")])
+@pytest.mark.parametrize(
+    ("known", "name"), [("かき", "かぎ"), ("रवि", "रवी"), ("Neil", "Nell"), ("ann", "anna"), ("Иван", "Ирина")]
+)
 def test_names_that_only_resemble_each_other_are_two(known, name):
     names.require(name, [known])
 
@@ -615,8 +765,16 @@ def test_the_audit_log_tells_who_changed_what(served, store):
         only = olga.get("/owner/audit", params={"who": "olga", "action": "settings"}).text
     rows = {row.action: row for row in reversed(store.read(audit.entries))}
     assert set(rows) == {
-        "sign in", "sign in failed", "settings", "guidelines", "change account", "invite", "join", "withdraw invitation", "export",
-    }  # fmt: skip
+        "sign in",
+        "sign in failed",
+        "settings",
+        "guidelines",
+        "change account",
+        "invite",
+        "join",
+        "withdraw invitation",
+        "export",
+    }
     assert rows["settings"].before == {"gold_share": 0.1, "safety": False}
     assert rows["settings"].after == {"gold_share": 0.25, "safety": True}
     assert (rows["change account"].object, rows["change account"].after) == ("vic", {"may sign in": False})
@@ -634,7 +792,9 @@ def test_the_audit_log_is_append_only(place):
         if isinstance(place, str):
             wrong.append("TRUNCATE audit")
         else:
-            wrong.append('INSERT OR REPLACE INTO audit SELECT number, at, \'ann\', action, object, "before", "after" FROM audit')
+            wrong.append(
+                'INSERT OR REPLACE INTO audit SELECT number, at, \'ann\', action, object, "before", "after" FROM audit'
+            )
         for statement in wrong:
             with pytest.raises(Exception, match="append-only"), ledger.writing(store._engine) as connection:
                 connection.execute(text(statement))
@@ -650,7 +810,12 @@ def test_the_audit_page_goes_back_page_by_page(served, store):
         first = olga.get("/owner/audit", params={"who": "ann"}).text
         older = re.search(r'href="(/owner/audit\?[^"]+)">Older', first)[1].replace("&amp;", "&")
         second = olga.get(older).text
-    assert ("file 119" in first, "file 19<" in first, "file 19<" in second, "Older" in second) == (True, False, True, False)
+    assert ("file 119" in first, "file 19<" in first, "file 19<" in second, "Older" in second) == (
+        True,
+        False,
+        True,
+        False,
+    )
 
 
 def test_failed_sign_ins_cannot_fill_the_audit_log():
@@ -672,12 +837,17 @@ def test_people_from_the_shell(served, store, tmp_path):
     with signed_in(url, "ann") as ann:
         listed = json.loads(towpath("people", "list", tmp_path, "--json").stdout)
         assert [(row["name"], row["role"], row["sessions"]) for row in listed] == [
-            ("ann", "rater", 1), ("bob", "rater", 0), ("olga", "owner", 0), ("vic", "viewer", 0),
-        ]  # fmt: skip
+            ("ann", "rater", 1),
+            ("bob", "rater", 0),
+            ("olga", "owner", 0),
+            ("vic", "viewer", 0),
+        ]
         link = towpath("people", "reset", tmp_path, "ann", "--url", url).stdout.strip()
         assert link.startswith(f"{url}/reset/")
         assert ann.get(link).status_code == 200
-        assert "tried first" in str(towpath("people", "reset", tmp_path, "ann", "--ask", input="password1234\n").exception)
+        assert "tried first" in str(
+            towpath("people", "reset", tmp_path, "ann", "--ask", input="password1234\n").exception
+        )
         assert towpath("people", "reset", tmp_path, "ann", "--ask", input=f"{OTHER}\n").exit_code == 0
         end = monotonic() + 8
         while ann.get("/rate/next").status_code == 200:

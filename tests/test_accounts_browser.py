@@ -1,4 +1,5 @@
-"""Accounts in a real browser: an invitation, another password, a reset, the audit log; judged by axe on phone and desktop, in light and dark."""
+"""Accounts in a real browser: an invitation, another password, a reset, the audit log; judged by axe on phone and
+desktop, in light and dark."""
 
 import re
 from time import time
@@ -11,7 +12,8 @@ from towpath.store.settings import Settings
 from towpath.store.store import Store
 from towpath.web.passwords import Hasher
 
-PASSWORD, OTHER = "correct horse battery", "kitten lamp river"
+PASSWORD = "correct horse battery"
+OTHER = "kitten lamp river"
 
 
 @pytest.fixture
@@ -26,7 +28,8 @@ def store(tmp_path):
 @pytest.fixture
 def visit(browser, store):
     """Opens a browser window of its own; what its console reports as an error fails the test, but for refused forms."""
-    contexts, errors = [], []
+    contexts = []
+    errors = []
     with running(store, team=True) as (url, _):
 
         def opened(**options):
@@ -34,7 +37,12 @@ def visit(browser, store):
             context.set_default_timeout(10_000)
             contexts.append(context)
             page = context.new_page()
-            page.on("console", lambda message: errors.append(message.text) if message.type == "error" and "409" not in message.text else None)
+            page.on(
+                "console",
+                lambda message: (
+                    errors.append(message.text) if message.type == "error" and "409" not in message.text else None
+                ),
+            )
             page.on("pageerror", lambda error: errors.append(str(error)))
             return page
 
@@ -52,7 +60,8 @@ def sign_in(page, name, password=PASSWORD):
 
 
 def test_an_account_from_invitation_to_reset(visit, store):
-    owner, new = visit(), visit()
+    owner = visit()
+    new = visit()
     sign_in(owner, "olga")
     owner.goto("/owner/people")
     owner.click("text=Make a link")

@@ -1,4 +1,5 @@
-"""AdamW against torch's own, and weights in halves: nothing is lost of a float32, whatever passes, stops and precisions come between."""
+"""AdamW against torch's own, and weights in halves: nothing is lost of a float32, whatever passes, stops and
+precisions come between."""
 
 import copy
 import gc
@@ -13,14 +14,14 @@ import towpath as tp
 from towpath.algos import ppo
 from towpath.data.batch import Batch, Row
 from towpath.data.draws import uniforms
-from towpath.kernels import build, halves, native, plain
-from towpath.kernels.plain import Move
 from towpath.models import base, lm
+from towpath.models.cpu import build, native, plain, split_bf16
+from towpath.models.cpu.plain import Move
 from towpath.recipe import Decoding
 from towpath.rollout.engine import Request
 from towpath.rollout.local import LocalEngine
-from towpath.runtime.adam import Adam
 from towpath.runtime.local import Local, Role
+from towpath.runtime.optimizer import Adam
 from towpath.stages import policy
 from towpath.stages.experience import Experience
 
@@ -43,14 +44,15 @@ def test_two_halves_are_the_whole_to_the_bit_but_for_ties():
     ends = torch.tensor([0, -(2**31), 0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, -0x40808000, 1, 0x007FFFFF])
     x = torch.cat([bits, ends.int()]).view(torch.float32)
     x = x[x.isfinite() & (x.abs() < 3e38)]
-    upper, rest = halves.parted(x)
-    again, tie = halves.joined(upper, rest), (x.view(torch.int32) & 0xFFFF) == 0x8000
+    upper, rest = split_bf16.parted(x)
+    again = split_bf16.joined(upper, rest)
+    tie = (x.view(torch.int32) & 0xFFFF) == 0x8000
     assert torch.equal(upper, x.bfloat16())
     assert torch.equal(again[~tie].view(torch.int32), x[~tie].view(torch.int32))
     assert tie.any() and apart(again[tie], x[tie]) == 1
     assert torch.equal(again.bfloat16(), upper)
-    assert all(torch.equal(one, two) for one, two in zip(halves.parted(again), (upper, rest), strict=True))
-    kept, none = halves.parted(upper)
+    assert all(torch.equal(one, two) for one, two in zip(split_bf16.parted(again), (upper, rest), strict=True))
+    kept, none = split_bf16.parted(upper)
     assert kept is upper and torch.equal(none, torch.zeros_like(rest)) and none.dtype == rest.dtype
 
 
@@ -59,7 +61,8 @@ def test_a_weight_that_is_neither_whole_nor_halved_is_refused_by_the_kernel_and_
     weight = nn.Parameter(torch.ones(10).bfloat16())
     with pytest.raises(ValueError, match=r"moved: a weight of torch.bfloat16 without a rest"):
         native.moved(weight.data, None, torch.ones(10).bfloat16(), torch.zeros(10), torch.zeros(10), MOVE)
-    adam, weight.grad = Adam([(0.1, [weight])], 1e-8, 0.0, (0.9, 0.999)), torch.ones(10).bfloat16()
+    adam = Adam([(0.1, [weight])], 1e-8, 0.0, (0.9, 0.999))
+    weight.grad = torch.ones(10).bfloat16()
     adam.step(1.0, 1.0)
     assert weight.tolist() == pytest.approx([0.9] * 10, abs=4e-3)
 
@@ -67,7 +70,8 @@ def test_a_weight_that_is_neither_whole_nor_halved_is_refused_by_the_kernel_and_
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_steps_are_those_of_torch(dtype, decay, by_kernels):
-    shapes, betas = ((7, 5), (5000,), (3,)), (0.9, 0.95)
+    shapes = ((7, 5), (5000,), (3,))
+    betas = (0.9, 0.95)
     ours, theirs = ([nn.Parameter(drawn(*shape, seed=i).to(dtype)) for i, shape in enumerate(shapes)] for _ in range(2))
     adam = Adam([(1e-2, ours[:2]), (3e-2, ours[2:])], 1e-5, decay, betas)
     groups = [{"params": theirs[:2], "lr": 1e-2}, {"params": theirs[2:], "lr": 3e-2}]
@@ -91,13 +95,15 @@ def test_steps_are_those_of_torch(dtype, decay, by_kernels):
 
 def moved(ops, halved, grad, steps=3):
     """A weight of 10,001 numbers after some steps, and its moments."""
-    weight, rest = drawn(10_001, seed=1), None
+    weight = drawn(10_001, seed=1)
+    rest = None
     if halved:
-        weight, rest = halves.parted(weight)
-    mean, square = torch.zeros(10_001), torch.zeros(10_001)
+        weight, rest = split_bf16.parted(weight)
+    mean = torch.zeros(10_001)
+    square = torch.zeros(10_001)
     for _ in range(steps):
         ops.moved(weight, rest, grad, mean, square, MOVE)
-    return halves.joined(weight, rest) if rest is not None else weight, mean, square
+    return split_bf16.joined(weight, rest) if rest is not None else weight, mean, square
 
 
 @FOUND
@@ -112,12 +118,16 @@ def test_a_compiled_step_is_a_plain_one_and_halves_are_a_float32(dtype):
     for one, two in zip(moved(native, True, grad), moved(plain, True, grad), strict=True):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-6)
     assert float(native.squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-9)
-    assert float(plain.squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-5)  # a sum in float32
+    assert float(plain.squares(grad)) == pytest.approx(
+        float(grad.double().square().sum()), rel=1e-5
+    )  # a sum in float32
 
 
 @FOUND
 def test_a_compiled_step_does_not_depend_on_the_number_of_threads():
-    threads, found, grad = torch.get_num_threads(), [], drawn(10_001, seed=2).bfloat16()
+    threads = torch.get_num_threads()
+    found = []
+    grad = drawn(10_001, seed=2).bfloat16()
     for count in (1, 2, 5):
         torch.set_num_threads(count)
         found.append([*moved(native, True, grad), native.squares(grad)])
@@ -133,7 +143,7 @@ def test_steps_smaller_than_a_bfloat16_can_tell_are_not_lost(by_kernels):
         weight.grad = torch.ones(1000).bfloat16()
         adam.step(1.0, 1.0)
     assert weight.dtype == torch.bfloat16
-    assert halves.joined(weight.detach(), adam.rest[weight]).mean().item() == pytest.approx(0.99, abs=1e-4)
+    assert split_bf16.joined(weight.detach(), adam.rest[weight]).mean().item() == pytest.approx(0.99, abs=1e-4)
 
 
 def local_of(tiny, dtype=torch.bfloat16, **kwargs):
@@ -160,7 +170,8 @@ def error(one, other):
 
 
 def test_gradients_of_many_passes_are_summed_in_float32(tiny):
-    """Split into one pass a row the gradient is the rows' own gradients' sum, and no further from float32's than in one pass."""
+    """Split into one pass a row the gradient is the rows' own gradients' sum, and no further from float32's than in
+    one pass."""
     exact = gradients(local_of(tiny, torch.float32))
     once, split = (gradients(local_of(tiny, tokens_per_pass=size)) for size in (4096, 20))
     assert 1e-3 < error(once, exact) < 0.05
@@ -195,7 +206,8 @@ def test_what_a_token_s_places_say_is_summed_in_float32():
 
 @pytest.mark.parametrize("pad", [None, 0, 3, 6])
 def test_tokens_are_looked_up_as_torch_does(pad):
-    ids, one = torch.tensor([0, 3, 3, 1, 0, 5]), nn.Embedding(7, 4, padding_idx=pad).double()
+    ids = torch.tensor([0, 3, 3, 1, 0, 5])
+    one = nn.Embedding(7, 4, padding_idx=pad).double()
     two = nn.Parameter(one.weight.detach().clone())
     for states in (one(ids), lm._Lookup.apply(two, ids, pad)):
         (states * torch.arange(24.0).view(6, 4)).sum().backward()
@@ -203,7 +215,8 @@ def test_tokens_are_looked_up_as_torch_does(pad):
 
 
 def test_a_halved_run_taken_up_again_goes_on_to_the_bit(tiny):
-    straight, stopped = local_of(tiny), local_of(tiny)
+    straight = local_of(tiny)
+    stopped = local_of(tiny)
     for local in (straight, stopped):
         for _ in range(3):
             learned(local), local.step(1.0, 1.0)
@@ -218,8 +231,10 @@ def test_a_halved_run_taken_up_again_goes_on_to_the_bit(tiny):
 
 
 def test_a_policy_is_drawn_from_and_then_learns(tiny, by_kernels):
-    """Its stacks are first laid while nothing may learn; the engine sees the weights as they are, and those of another model once told."""
-    drawn_first, alone = local_of(tiny), local_of(tiny)
+    """Its stacks are first laid while nothing may learn; the engine sees the weights as they are, and those of
+    another model once told."""
+    drawn_first = local_of(tiny)
+    alone = local_of(tiny)
     ask = [Request([5, 9, 200], Decoding(temperature=1.0), uniforms(12, 0, "test", str(i))) for i in range(4)]
     engine = LocalEngine(drawn_first.trunks["base"], 2, 0)
     before = engine.generate(ask)
@@ -236,7 +251,8 @@ def test_a_policy_is_drawn_from_and_then_learns(tiny, by_kernels):
 
 def test_weights_kept_in_one_precision_are_taken_up_in_the_other(tiny):
     """A machine where bfloat16 does not pay goes on from a checkpoint of one where it does, and the other way about."""
-    halved, wide = local_of(tiny), local_of(tiny, torch.float32)
+    halved = local_of(tiny)
+    wide = local_of(tiny, torch.float32)
     for local in (halved, wide):
         for _ in range(3):
             learned(local), local.step(1.0, 1.0)
@@ -257,7 +273,10 @@ def test_a_trunk_is_written_in_all_its_bits_and_read_by_halves_again(tiny, tmp_p
     assert type(tiny).from_pretrained(tmp_path, dtype="auto").dtype == torch.float32
     loaded = type(tiny).from_pretrained(tmp_path).state_dict()
     rest = {key.removeprefix("rest:policy/"): value for key, value in local.state().items() if key.startswith("rest:")}
-    assert all(torch.equal(halves.joined(p.detach(), rest[name]), loaded[name]) for name, p in local.trunks["base"].named_parameters())
+    assert all(
+        torch.equal(split_bf16.joined(p.detach(), rest[name]), loaded[name])
+        for name, p in local.trunks["base"].named_parameters()
+    )
     assert torch.equal(before, local.score("policy", Batch(ROWS), ("logp",)).logp_BT)
 
 
@@ -275,12 +294,27 @@ def test_what_learns_begins_as_the_same_model_loaded_in_bfloat16(tiny_folder):
 
 def test_the_reference_s_answers_are_the_reference_s(tmp_path):
     """With full weights the engine draws from the policy itself, and from the reference when asked for it."""
-    more = {"rollout": 4, "batch": 4, "max_new_tokens": 8, "validation_prompts": 4, "method": "full", "dtype": "bfloat16"}
+    more = {
+        "rollout": 4,
+        "batch": 4,
+        "max_new_tokens": 8,
+        "validation_prompts": 4,
+        "method": "full",
+        "dtype": "bfloat16",
+    }
     trained = tp.train(
-        "ppo", model="tiny", prompts=list("abcdefgh"), reward=lambda _p, a: [float(len(x)) for x in a], kl=0.1, steps=1, folder=tmp_path, **more
+        "ppo",
+        model="tiny",
+        prompts=list("abcdefgh"),
+        reward=lambda _p, a: [float(len(x)) for x in a],
+        kl=0.1,
+        steps=1,
+        folder=tmp_path,
+        **more,
     )
     runtime = policy._runtime(trained.job, ppo)
-    experience, asked = Experience(trained.job, runtime), [(prompt, "0") for prompt in trained.job.corpus.prompts]
+    experience = Experience(trained.job, runtime)
+    asked = [(prompt, "0") for prompt in trained.job.corpus.prompts]
     first = experience._generate(asked, "test")
     with torch.no_grad():
         for weight in runtime.trunks["policy"].parameters():

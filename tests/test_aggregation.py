@@ -1,4 +1,5 @@
-"""Many judgements to one label: consensus and rankings against plain loops and known truths, and the blend of people and machines."""
+"""Many judgements to one label: consensus and rankings against plain loops and known truths, and the blend of people
+and machines."""
 
 import math
 
@@ -28,7 +29,11 @@ def simulated(seed, items=300, right=(0.95, 0.9, 0.85, 0.6, 0.55, 0.5, 0.5), eac
     for item, true in enumerate(truth):
         for rater in draws.choice(len(right), each, replace=False):
             others = [choice for choice in ("a", "b", "tie") if choice != true]
-            judgements.append(said(item, f"r{rater}", str(true) if draws.random() < right[rater] else others[int(draws.random() < 0.2)]))
+            judgements.append(
+                said(
+                    item, f"r{rater}", str(true) if draws.random() < right[rater] else others[int(draws.random() < 0.2)]
+                )
+            )
     return judgements, {str(item): str(true) for item, true in enumerate(truth)}
 
 
@@ -38,7 +43,8 @@ def accuracy(labels, truth):
 
 def plain_dawid_skene(judgements, prior, chances, mirrored, rounds):
     """Dawid and Skene 1979, equations 2.3 to 2.5 with pseudo-counts, one number at a time."""
-    raters, size = sorted({j.rater for j in judgements}), range(4)
+    raters = sorted({j.rater for j in judgements})
+    size = range(4)
     swap = [1, 0, 2, 3] if mirrored else [0, 1, 2, 3]
     for _ in range(rounds):
         count = {(r, k, c): 0.0 for r in raters for k in size for c in size}
@@ -85,7 +91,9 @@ def test_consensus_beats_the_majority_where_raters_differ():
     gains = []
     for seed in range(10):
         judgements, truth = simulated(seed)
-        gains.append(accuracy(dawid_skene.labels(judgements), truth) - accuracy(aggregation.majority(judgements), truth))
+        gains.append(
+            accuracy(dawid_skene.labels(judgements), truth) - accuracy(aggregation.majority(judgements), truth)
+        )
     assert min(gains) > 0 and np.mean(gains) > 0.05
 
 
@@ -96,14 +104,19 @@ def test_raters_errors_are_found_as_they_are():
     told = dawid_skene.accuracy(found)
     assert [told[f"r{i}"] for i in range(5)] == pytest.approx(right, abs=0.04)
     np.testing.assert_allclose(found.prior_C, [0.4, 0.4, 0.2, 0.0], atol=0.04)
-    a, b = CHOICES.index("a"), CHOICES.index("b")
-    np.testing.assert_allclose(found.confusion_RCC[:, a, b], found.confusion_RCC[:, b, a])  # which answer is called a is chance
+    a = CHOICES.index("a")
+    b = CHOICES.index("b")
+    np.testing.assert_allclose(
+        found.confusion_RCC[:, a, b], found.confusion_RCC[:, b, a]
+    )  # which answer is called a is chance
 
 
 def test_one_judgement_is_no_certainty_and_says_no_more_than_the_raters_are_worth():
     labels = dawid_skene.labels([said(item, f"r{item % 3}", "a") for item in range(200)])
     assert {label.choice for label in labels} == {"a"}
-    assert all(0.75 < label.chance < 0.9 for label in labels)  # as good as raters are thought to be before any is held against another
+    assert all(
+        0.75 < label.chance < 0.9 for label in labels
+    )  # as good as raters are thought to be before any is held against another
     poor = [said(f"d{i}", rater, "ab"[(i + n) % 2]) for i in range(200) for n, rater in enumerate(("x", "y"))]
     chance = {label.comparison: label.chance for label in dawid_skene.labels([*poor, said("k", "x", "a")])}["k"]
     assert 0.4 < chance < 0.65  # two who never agree are worth nothing
@@ -112,7 +125,8 @@ def test_one_judgement_is_no_certainty_and_says_no_more_than_the_raters_are_wort
 def test_gold_is_true_and_teaches_who_errs():
     judgements, truth = simulated(4, items=200, right=(0.9, 0.3, 0.3), each=3)
     gold = {item: truth[item] for item in list(truth)[:60]}
-    known, unknown = dawid_skene.labels(judgements, gold), dawid_skene.labels(judgements)
+    known = dawid_skene.labels(judgements, gold)
+    unknown = dawid_skene.labels(judgements)
     rest = [label for label in known if label.comparison not in gold]
     assert all(label.choice == gold[label.comparison] for label in known if label.comparison in gold)
     assert accuracy(rest, truth) > accuracy([label for label in unknown if label.comparison not in gold], truth) + 0.1
@@ -160,17 +174,21 @@ def test_the_fit_is_the_top_of_a_posterior_written_out_by_hand(model):
         centre, width = (0.0, 1.0) if model == "temperature" else (2.0, 1.5)
         total += sum(((u - centre) / width) ** 2 / 2 for u in free[4:])
         for (i, j), y, r in zip(pair, won, rater, strict=True):
-            u, gap = free[4 + r], free[i] - free[j]
+            u = free[4 + r]
+            gap = free[i] - free[j]
             p = 1 / (1 + math.exp(-math.exp(u) * gap))
             if model == "slips":
-                eta, sees = 1 / (1 + math.exp(-u)), 1 / (1 + math.exp(-gap))
+                eta = 1 / (1 + math.exp(-u))
+                sees = 1 / (1 + math.exp(-gap))
                 p = eta * sees + (1 - eta) * (1 - sees)
             total -= y * math.log(p) + (1 - y) * math.log(1 - p)
         return total
 
     start, converged = crowd._top(pair, won, rater, (4, 3), model)
     assert converged
-    again = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 20000, "maxfev": 20000})
+    again = minimize(
+        loss, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 20000, "maxfev": 20000}
+    )
     assert loss(start) == pytest.approx(again.fun, abs=1e-6)
     likelihood = crowd._temperature if model == "temperature" else crowd._slips
     given = (pair, won, rater, 4, crowd.TRUST[model], likelihood)
@@ -204,14 +222,22 @@ def test_rankings_of_records_keep_what_came_together():
 
 
 def test_the_blend_hears_each_where_they_spoke():
-    doubles = [said(f"d{i}", rater, "a" if (i + n) % 5 else "b") for i in range(100) for n, rater in enumerate(("ann", "bob"))]
+    doubles = [
+        said(f"d{i}", rater, "a" if (i + n) % 5 else "b") for i in range(100) for n, rater in enumerate(("ann", "bob"))
+    ]
     judged = [
-        said("alone", "ann", "a"), said("both", "ann", "a"), said("both", "judge:m", "a", "judge", strength=3),
-        said("against", "ann", "a"), said("against", "judge:m", "b", "judge", strength=3),
-        said("machine", "judge:m", "b", "judge", strength=3), said("unsure", "judge:m", "b", "judge", strength=1, details={"confidence": 0.5}),
-        said("even", "judge:m", "tie", "judge"), said("rule", "rule:short", "a", "rule"),
-        said("gold", "judge:m", "a", "judge"), said("gold", "ann", "a"),
-    ]  # fmt: skip
+        said("alone", "ann", "a"),
+        said("both", "ann", "a"),
+        said("both", "judge:m", "a", "judge", strength=3),
+        said("against", "ann", "a"),
+        said("against", "judge:m", "b", "judge", strength=3),
+        said("machine", "judge:m", "b", "judge", strength=3),
+        said("unsure", "judge:m", "b", "judge", strength=1, details={"confidence": 0.5}),
+        said("even", "judge:m", "tie", "judge"),
+        said("rule", "rule:short", "a", "rule"),
+        said("gold", "judge:m", "a", "judge"),
+        said("gold", "ann", "a"),
+    ]
     by = {label.comparison: label for label in blend.blend([*doubles, *judged], {"judge:m": SURE}, gold={"gold": "b"})}
     assert by["alone"].by == "people" and by["both"].by == "people+judge:m" and by["machine"].by == "judge:m"
     assert by["against"].chance < by["alone"].chance < by["both"].chance
@@ -225,8 +251,14 @@ def test_the_blend_hears_each_where_they_spoke():
 
 def test_a_judge_that_likes_length_is_believed_less_where_it_chose_the_longer():
     likes = Calibration(np.array([0.0, 1.0]), np.array([0.5, 0.9]), 100.0, (0.0, -1.0))
-    judged = [said(name, "judge:m", choice, "judge", strength=3) for name, choice in (("longer", "a"), ("shorter", "b"), ("alike", "a"))]
-    by = {label.comparison: label.chance for label in blend.blend(judged, {"judge:m": likes}, gaps={"longer": 1.0, "shorter": 1.0})}
+    judged = [
+        said(name, "judge:m", choice, "judge", strength=3)
+        for name, choice in (("longer", "a"), ("shorter", "b"), ("alike", "a"))
+    ]
+    by = {
+        label.comparison: label.chance
+        for label in blend.blend(judged, {"judge:m": likes}, gaps={"longer": 1.0, "shorter": 1.0})
+    }
     assert by["alike"] == pytest.approx(0.9)
     assert by["longer"] == pytest.approx(9 / math.e / (1 + 9 / math.e))
     assert by["shorter"] == pytest.approx(1 / (1 + 9 * math.e))
@@ -254,10 +286,13 @@ def test_disputes_wait_for_a_third_and_the_closest_comes_first():
     judged = [
         *(said("split", rater, choice) for rater, choice in (("x", "a"), ("y", "b"))),
         *(said("settled", rater, choice) for rater, choice in zip("xyz", "aab", strict=True)),
-        *(said("agreed", rater, "a") for rater in "xy"), *(said("half", rater, choice) for rater, choice in (("x", "a"), ("y", "tie"))),
-        said("split", "judge:m", "a", "judge"), said("lone", "x", "a"), said("lone", "judge:m", "b", "judge"),
+        *(said("agreed", rater, "a") for rater in "xy"),
+        *(said("half", rater, choice) for rater, choice in (("x", "a"), ("y", "tie"))),
+        said("split", "judge:m", "a", "judge"),
+        said("lone", "x", "a"),
+        said("lone", "judge:m", "b", "judge"),
         *(said("three ways", rater, choice) for rater, choice in (("x", "a"), ("y", "b"), ("z", "tie"))),
-    ]  # fmt: skip
+    ]
     queue = blend.disputes(judged, dawid_skene.labels([j for j in judged if j.kind == "person"]))
     assert {dispute.comparison for dispute in queue} == {"split", "half", "three ways"}
     assert [dispute.comparison for dispute in queue][-1] == "half"

@@ -1,4 +1,5 @@
-"""Agreement and raters: against scikit-learn, plain loops from the papers, published tables, and raters whose manners are known."""
+"""Agreement and raters: against scikit-learn, plain loops from the papers, published tables, and raters whose
+manners are known."""
 
 from itertools import combinations, permutations, product
 
@@ -14,12 +15,23 @@ from towpath.records import Judgement
 FLEISS_1971 = """0 0 0 6 0|0 3 0 0 3|0 1 4 0 1|0 0 0 0 6|0 3 0 3 0|2 0 4 0 0|0 0 4 0 2|2 0 3 1 0|2 0 0 4 0|0 0 0 0 6|1 0 0 5 0|1 1 0 4 0|0 3 3 0 0
 |1 0 0 5 0|0 2 0 3 1|0 0 5 0 1|3 0 0 1 2|5 1 0 0 0|0 2 0 4 0|1 0 2 0 3|0 0 0 0 6|0 1 0 5 0|0 2 0 1 3|2 0 0 4 0|1 0 0 4 1|0 5 0 1 0|4 0 0 0 2
 |0 2 0 4 0|1 0 5 0 0|0 0 0 0 6"""
-KRIPPENDORFF_2011 = ["1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 ."]
+KRIPPENDORFF_2011 = [
+    "1 2 3 3 2 1 4 1 2 . . .",
+    "1 2 3 3 2 2 4 1 2 5 . 3",
+    ". 3 3 3 2 3 4 2 2 5 1 .",
+    "1 2 3 3 2 4 4 1 2 5 1 .",
+]
 
 
 def said(comparison, rater, choice, strength=1, **more):
     return Judgement(
-        f"{comparison}/{rater}/{more.get('round', 1)}", str(comparison), rater, more.pop("kind", "person"), choice, strength=strength, **more
+        f"{comparison}/{rater}/{more.get('round', 1)}",
+        str(comparison),
+        rater,
+        more.pop("kind", "person"),
+        choice,
+        strength=strength,
+        **more,
     )
 
 
@@ -28,7 +40,12 @@ def crowd(seed, items=60, people=5, seen=0.6):
     draws = generator(seed, "test/crowd")
     truth = draws.choice(CHOICES, items, p=[0.4, 0.35, 0.2, 0.05])
     return [
-        said(item, f"r{rater}", str(true) if draws.random() < 0.6 else str(draws.choice(CHOICES)), int(draws.integers(1, 4)))
+        said(
+            item,
+            f"r{rater}",
+            str(true) if draws.random() < 0.6 else str(draws.choice(CHOICES)),
+            int(draws.integers(1, 4)),
+        )
         for item, true in enumerate(truth)
         for rater in range(people)
         if draws.random() < seen
@@ -59,12 +76,15 @@ def test_cohen_of_several_raters_pools_the_pairs():
         observed += sum(x == y for x, y in both)
         chance += sum(sum(x == c for x, _ in both) * sum(y == c for _, y in both) for c in CHOICES) / len(both)
         count += len(both)
-    assert agreement.cohen_kappa(judgements, ties=True) == pytest.approx((observed - chance) / (count - chance), abs=1e-9)
+    assert agreement.cohen_kappa(judgements, ties=True) == pytest.approx(
+        (observed - chance) / (count - chance), abs=1e-9
+    )
 
 
 def plain_fleiss(rows):
     """Fleiss 1971, formulas 2 to 8, letter by letter."""
-    subjects, n = len(rows), sum(rows[0])
+    subjects = len(rows)
+    n = sum(rows[0])
     p = [sum(row[j] for row in rows) / (subjects * n) for j in range(len(rows[0]))]
     observed = sum((sum(x * x for x in row) - n) / (n * (n - 1)) for row in rows) / subjects
     chance = sum(x * x for x in p)
@@ -85,7 +105,8 @@ def test_fleiss_is_the_formula(seed):
 
 
 def plain_alpha(units, metric):
-    """Krippendorff 2011, steps B to F: every ordered pair of values within a unit, weighted by one over its values less one."""
+    """Krippendorff 2011, steps B to F: every ordered pair of values within a unit, weighted by one over its values
+    less one."""
     units = [unit for unit in units if len(unit) > 1]
     values = sorted({value for unit in units for value in unit})
     met = dict.fromkeys(product(values, values), 0.0)
@@ -110,16 +131,22 @@ def plain_alpha(units, metric):
 
 @pytest.mark.parametrize(("metric", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
 def test_alpha_on_the_published_example(metric, alpha):
-    units = [[int(word) for word in column if word != "."] for column in zip(*(row.split() for row in KRIPPENDORFF_2011), strict=True)]
+    units = [
+        [int(word) for word in column if word != "."]
+        for column in zip(*(row.split() for row in KRIPPENDORFF_2011), strict=True)
+    ]
     rows = np.array([[unit.count(value) for value in range(1, 6)] for unit in units])
     assert agreement.krippendorff_alpha(rows, np.arange(1, 6), metric) == pytest.approx(alpha, abs=5e-4)
-    assert agreement.krippendorff_alpha(rows, np.arange(1, 6), metric) == pytest.approx(plain_alpha(units, metric), abs=1e-12)
+    assert agreement.krippendorff_alpha(rows, np.arange(1, 6), metric) == pytest.approx(
+        plain_alpha(units, metric), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("metric", ["nominal", "ordinal", "interval"])
 def test_alpha_is_the_definition_with_gaps_and_odd_places(metric, seed):
-    draws, places = generator(seed, "test/alpha"), np.array([-3, -1, 0, 2, 7])
+    draws = generator(seed, "test/alpha")
+    places = np.array([-3, -1, 0, 2, 7])
     units = [list(draws.choice(places, draws.integers(0, 6), p=[0.3, 0.3, 0.2, 0.1, 0.1])) for _ in range(50)]
     rows = np.array([[unit.count(value) for value in places] for unit in units])
     assert agreement.krippendorff_alpha(rows, places, metric) == pytest.approx(plain_alpha(units, metric), abs=1e-9)
@@ -131,7 +158,8 @@ def test_every_figure_of_the_records_is_that_of_its_table():
     choices = table(judgements, CHOICES, lambda j: j.choice)
     sign = {"a": 1, "b": -1, "tie": 0, "both_bad": 99}
     places = table(judgements, range(-3, 4), lambda j: sign[j.choice] * j.strength)
-    pairs, alike = (choices.sum(1) * (choices.sum(1) - 1)).sum(), (choices * (choices - 1)).sum()
+    pairs = (choices.sum(1) * (choices.sum(1) - 1)).sum()
+    alike = (choices * (choices - 1)).sum()
     assert found["percent"].value == pytest.approx(alike / pairs, abs=1e-12)
     assert found["percent_without_ties"].value == pytest.approx(agreement.pairwise_agreement(judgements)[0], abs=1e-12)
     assert found["cohen_kappa"].value == pytest.approx(agreement.cohen_kappa(judgements, ties=True), abs=1e-12)
@@ -139,7 +167,9 @@ def test_every_figure_of_the_records_is_that_of_its_table():
     assert found["fleiss_kappa"].value == pytest.approx(agreement.fleiss_kappa(choices), abs=1e-12)
     assert found["alpha"].value == pytest.approx(agreement.krippendorff_alpha(choices), abs=1e-12)
     for metric in ("ordinal", "interval"):
-        assert found[f"alpha_{metric}"].value == pytest.approx(agreement.krippendorff_alpha(places, np.arange(-3, 4), metric), abs=1e-12)
+        assert found[f"alpha_{metric}"].value == pytest.approx(
+            agreement.krippendorff_alpha(places, np.arange(-3, 4), metric), abs=1e-12
+        )
     assert found["percent"].n == (choices.sum(1) >= 2).sum()
 
 
@@ -147,10 +177,16 @@ def test_every_figure_of_the_records_is_that_of_its_table():
 def test_the_interval_is_that_of_items_drawn_again(figure):
     judgements = crowd(5, items=80)
     found = agreement.measured(judgements, resamples=3000)[figure]
-    items, draws, told = sorted({j.comparison for j in judgements}), np.random.default_rng(0), []
+    items = sorted({j.comparison for j in judgements})
+    draws = np.random.default_rng(0)
+    told = []
     of_item = {item: [j for j in judgements if j.comparison == item] for item in items}
     for _ in range(300):
-        again = [said(f"{place}", j.rater, j.choice, j.strength) for place, item in enumerate(draws.choice(items, len(items))) for j in of_item[item]]
+        again = [
+            said(f"{place}", j.rater, j.choice, j.strength)
+            for place, item in enumerate(draws.choice(items, len(items)))
+            for j in of_item[item]
+        ]
         told.append(agreement.measured(again, resamples=1)[figure].value)
     low, high = np.quantile(told, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
@@ -160,7 +196,10 @@ def test_the_interval_is_that_of_items_drawn_again(figure):
 def test_intervals_are_the_same_each_time_and_cover_what_is_true():
     assert agreement.measured(crowd(1), seed=4) == agreement.measured(crowd(1), seed=4)
     truth = agreement.measured(crowd(99, items=4000), resamples=1)["alpha"].value
-    inside = [e.low <= truth <= e.high for e in (agreement.measured(crowd(seed, items=150), resamples=400)["alpha"] for seed in range(60))]
+    inside = [
+        e.low <= truth <= e.high
+        for e in (agreement.measured(crowd(seed, items=150), resamples=400)["alpha"] for seed in range(60))
+    ]
     assert sum(inside) >= 50
 
 
@@ -173,11 +212,19 @@ def test_where_nobody_differs_the_interval_still_says_how_little_was_seen():
 
 
 def rushed(seed=0):
-    """Six people of one kind, but: r1 takes the left, r2 hurries, r3 guesses, r4 finds differences between equal texts."""
-    draws, judgements, texts, gold = generator(seed, "test/raters"), [], {}, {}
+    """Six people of one kind, but: r1 takes the left, r2 hurries, r3 guesses, r4 finds differences between equal
+    texts."""
+    draws = generator(seed, "test/raters")
+    judgements = []
+    texts = {}
+    gold = {}
     for item in range(200):
         texts[str(item)] = (
-            ("same", "same") if item % 10 == 0 else (f"x{item % 100}", f"y{item % 100}") if item < 100 else (f"y{item % 100}", f"x{item % 100}")
+            ("same", "same")
+            if item % 10 == 0
+            else (f"x{item % 100}", f"y{item % 100}")
+            if item < 100
+            else (f"y{item % 100}", f"x{item % 100}")
         )
         truth = "tie" if item % 10 == 0 else "ab"[(item % 100 + item // 100) % 2]
         if item % 4 == 1:
@@ -197,9 +244,21 @@ def rushed(seed=0):
 def test_manners_are_seen_and_only_where_they_are():
     found = raters.quality(*rushed())
     by = {one.rater: one for one in found}
-    assert {f.code for f in raters.concerns(found)} == {"rater-side", "rater-hurried", "rater-gold", "rater-agreement", "rater-invents"}
+    assert {f.code for f in raters.concerns(found)} == {
+        "rater-side",
+        "rater-hurried",
+        "rater-gold",
+        "rater-agreement",
+        "rater-invents",
+    }
     told = {(f.code, f.evidence.split(":")[0]) for f in raters.concerns(found)}
-    assert {("rater-side", "r1"), ("rater-hurried", "r2"), ("rater-gold", "r3"), ("rater-agreement", "r3"), ("rater-invents", "r4")} <= told
+    assert {
+        ("rater-side", "r1"),
+        ("rater-hurried", "r2"),
+        ("rater-gold", "r3"),
+        ("rater-agreement", "r3"),
+        ("rater-invents", "r4"),
+    } <= told
     assert not {who for _, who in told} & {"r0", "r5"}
     assert by["r1"].left.low > 0.6 and by["r1"].left_p < 1e-4 and by["r0"].left_p > 0.001
     assert by["r0"].gold.value == 1.0 and by["r0"].gold.n == 50 and by["r3"].gold.high < 0.7
@@ -212,10 +271,16 @@ def test_manners_are_seen_and_only_where_they_are():
 def test_who_rates_most_does_not_set_the_pace():
     draws = generator(0, "test/pace")
     many = [said(item, "quick", "a", milliseconds=int(1000 * draws.lognormal(0, 0.3))) for item in range(900)]
-    few = [said(item, rater, "a", milliseconds=int(30_000 * draws.lognormal(0, 0.3))) for item in range(60) for rater in ("ann", "bob")]
+    few = [
+        said(item, rater, "a", milliseconds=int(30_000 * draws.lognormal(0, 0.3)))
+        for item in range(60)
+        for rater in ("ann", "bob")
+    ]
     by = {one.rater: one for one in raters.quality([*many, *few])}
     assert by["quick"].pace < -5 and by["quick"].fast > 800
-    assert {f.evidence.split(":")[0] for f in raters.concerns(list(by.values())) if f.code == "rater-hurried"} == {"quick"}
+    assert {f.evidence.split(":")[0] for f in raters.concerns(list(by.values())) if f.code == "rater-hurried"} == {
+        "quick"
+    }
 
 
 def test_a_mirrored_pair_is_the_same_pair_and_a_second_round_too():
@@ -227,7 +292,13 @@ def test_a_mirrored_pair_is_the_same_pair_and_a_second_round_too():
 
 
 def test_others_are_people_and_the_rater_is_none_of_them():
-    judged = [said("k", "x", "a"), said("k", "y", "b"), said("k", "z", "b"), said("k", "judge:m", "a", kind="judge"), said("m", "x", "a")]
+    judged = [
+        said("k", "x", "a"),
+        said("k", "y", "b"),
+        said("k", "z", "b"),
+        said("k", "judge:m", "a", kind="judge"),
+        said("m", "x", "a"),
+    ]
     by = {one.rater: one.agreement for one in raters.quality(judged)}
     assert (by["x"].value, by["x"].n) == (0.0, 1)  # y and z say b, and the judge is not asked
     assert by["y"].n == 0  # x says a, z says b: no majority among the others
@@ -237,9 +308,12 @@ def test_others_are_people_and_the_rater_is_none_of_them():
 def test_fair_raters_are_rarely_suspected():
     alarms = 0
     for seed in range(40):
-        draws, judgements = generator(seed, "test/fair"), []
+        draws = generator(seed, "test/fair")
+        judgements = []
         for item in range(60):
             for rater in draws.choice(8, 3, replace=False):
-                judgements.append(said(item, f"r{rater}", "ab"[int(draws.random() < 0.3)], shown=str(draws.choice(["ab", "ba"]))))
+                judgements.append(
+                    said(item, f"r{rater}", "ab"[int(draws.random() < 0.3)], shown=str(draws.choice(["ab", "ba"])))
+                )
         alarms += len(raters.concerns(raters.quality(judgements)))
     assert alarms <= 8  # two families a seed at five in a hundred: four expected

@@ -1,4 +1,5 @@
-"""Every algorithm from a recipe and from Python: whole runs on the tiny model, and that each learns what it is rewarded for."""
+"""Every algorithm from a recipe and from Python: whole runs on the tiny model, and that each learns what it is
+rewarded for."""
 
 import errno
 import json
@@ -14,16 +15,16 @@ from safetensors.torch import load_file
 from test_runs import SETTINGS, results, towpath
 
 import towpath as tp
-from towpath import training
 from towpath.algos import dpo
-from towpath.config import check
 from towpath.data.sources import Corpus
 from towpath.errors import DataError, RecipeError, ResourceError
 from towpath.models import base
 from towpath.recipe import Recipe
+from towpath.recipe.reader import check
 from towpath.records import Prompt
 from towpath.rollout.engine import Drawn
 from towpath.rollout.local import LocalEngine
+from towpath.run import training
 from towpath.runtime.local import Local
 from towpath.stages import experience, job, reward
 from towpath.stages.comparisons import Comparisons
@@ -64,7 +65,12 @@ def test_on_rollouts_without_a_critic(algo, tuned, tmp_path):
 def test_on_comparisons_no_reward_model_is_trained(algo, tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
-    done = towpath("run", run, *SETTINGS, *sets(f"policy.algo={algo}", "policy.learning_rate=1e-4", "policy.batch=8", "policy.epochs=3"))
+    done = towpath(
+        "run",
+        run,
+        *SETTINGS,
+        *sets(f"policy.algo={algo}", "policy.learning_rate=1e-4", "policy.batch=8", "policy.epochs=3"),
+    )
     assert done.returncode == 0, done.stderr
     assert not (run / "stages" / "reward").exists()
     found = results(run)
@@ -101,7 +107,10 @@ def test_an_ensemble_of_reward_models(tuned, tmp_path):
     told = results(run)["reward"]
     assert len(told["members"]) == 3 and told["disagreement"] > 0
     (weights,) = run.glob("stages/reward/*/weights")
-    heads = [load_file(weights.with_name(name) / "reward.safetensors")["head.weight"] for name in ("weights", "weights-2", "weights-3")]
+    heads = [
+        load_file(weights.with_name(name) / "reward.safetensors")["head.weight"]
+        for name in ("weights", "weights-2", "weights-3")
+    ]
     assert not any(torch.equal(a, b) for a, b in pairwise(heads))
     again = towpath("run", run, *SETTINGS, *sets("reward.members=3", 'policy.rewards.ensemble="cautious"'))
     assert "reward: done before" in again.stderr and "policy: done in" in again.stderr
@@ -111,7 +120,9 @@ def test_rules_alone_need_neither_labels_nor_a_reward_model(tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     shutil.rmtree(run / "stages" / "label")
-    done = towpath("run", run, *SETTINGS, "--set", 'policy.rewards.sources=[{of="rule:words:1-5"}, {of="rule:prose", weight=0.5}]')
+    done = towpath(
+        "run", run, *SETTINGS, "--set", 'policy.rewards.sources=[{of="rule:words:1-5"}, {of="rule:prose", weight=0.5}]'
+    )
     assert done.returncode == 0, done.stderr
     assert not (run / "stages" / "reward").exists()
     assert not (run / "stages" / "label").exists()
@@ -152,7 +163,10 @@ def test_killed_and_resumed_pairs_end_in_the_same_bits(tuned, tmp_path):
     runs = tmp_path / "at once", tmp_path / "killed"
     for run in runs:
         shutil.copytree(tuned, run)
-    assert towpath("run", runs[1], *settings, TOWPATH_FAULT="step-policy:2", TOWPATH_CHECKPOINT_SECONDS="0").returncode == -9
+    assert (
+        towpath("run", runs[1], *settings, TOWPATH_FAULT="step-policy:2", TOWPATH_CHECKPOINT_SECONDS="0").returncode
+        == -9
+    )
     for run in runs:
         done = towpath("run", run, *settings)
         assert done.returncode == 0, done.stderr
@@ -210,15 +224,38 @@ def test_from_python_a_rollout_is_whole_groups(algo, settings, told):
 )
 def test_from_python_too_it_is_refused_before_it_starts(settings, words, tmp_path):
     with pytest.raises(RecipeError, match=words):
-        tp.train("grpo", model="tiny", prompts=[f"p{i}" for i in range(60)], reward=letters, steps=1, folder=tmp_path, **settings)
+        tp.train(
+            "grpo",
+            model="tiny",
+            prompts=[f"p{i}" for i in range(60)],
+            reward=letters,
+            steps=1,
+            folder=tmp_path,
+            **settings,
+        )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("algo", ["ppo", "grpo", "rloo", "reinforce"])
 def test_from_python_it_learns_and_goes_on_where_it_stopped(algo, tmp_path):
     prompts = [f"Tell me something about the number {i}." for i in range(60)]
-    far = {"kl__stop": 1e3, "kl__alarm": 1e3, "rewards__eos_penalty": 0.0, "max_new_tokens": 10, "epochs": 2, "validate_every": 12}
-    settings = {"method": "full", "dtype": "float32", "learning_rate": 3e-3, "kl": 0.0, "steps": 12, "folder": tmp_path, **far}
+    far = {
+        "kl__stop": 1e3,
+        "kl__alarm": 1e3,
+        "rewards__eos_penalty": 0.0,
+        "max_new_tokens": 10,
+        "epochs": 2,
+        "validate_every": 12,
+    }
+    settings = {
+        "method": "full",
+        "dtype": "float32",
+        "learning_rate": 3e-3,
+        "kl": 0.0,
+        "steps": 12,
+        "folder": tmp_path,
+        **far,
+    }
     trained = tp.train(algo, model="tiny", prompts=prompts, reward=letters, **settings)
     rewards = [row["reward"] for row in trained.metrics if row["phase"] == "train"]
     assert rewards[0] == pytest.approx(0.2, abs=0.03), "52 of 256 bytes are letters"
@@ -231,8 +268,11 @@ def test_from_python_it_learns_and_goes_on_where_it_stopped(algo, tmp_path):
 
 @pytest.mark.parametrize("off", [0.0, 0.01])
 def test_in_float32_what_the_sampler_said_is_asked_again_where_it_must_be(off, tmp_path, monkeypatch):
-    """Of an exact sampler's rows an eighth, of any other's all; and what is learned is the same as by asking for all."""
-    asked, score, generate = [], Local.score, LocalEngine.generate
+    """Of an exact sampler's rows an eighth, of any other's all; and what is learned is the same as by asking for
+    all."""
+    asked = []
+    score = Local.score
+    generate = LocalEngine.generate
 
     def counted(runtime, name, batch, *told):
         asked.append((name, len(batch)))
@@ -244,7 +284,15 @@ def test_in_float32_what_the_sampler_said_is_asked_again_where_it_must_be(off, t
     monkeypatch.setattr(Local, "score", counted)
     monkeypatch.setattr(LocalEngine, "generate", mistaken)
     prompts = [f"Tell me something about the number {i}." for i in range(60)]
-    settings = {"method": "full", "dtype": "float32", "max_new_tokens": 10, "epochs": 2, "rollout": 32, "steps": 2, "validate_every": 9}
+    settings = {
+        "method": "full",
+        "dtype": "float32",
+        "max_new_tokens": 10,
+        "epochs": 2,
+        "rollout": 32,
+        "steps": 2,
+        "validate_every": 9,
+    }
     settings |= {"model": "tiny", "prompts": prompts, "reward": letters}
     quick = tp.train("grpo", folder=tmp_path / "quick", **settings)
     rows = [size for name, size in asked if name == "policy" and size in (4, 32)]  # of the rollouts; looks are at six
@@ -253,14 +301,24 @@ def test_in_float32_what_the_sampler_said_is_asked_again_where_it_must_be(off, t
     plain = tp.train("grpo", folder=tmp_path / "plain", **settings)
     for ours, theirs in zip(quick.metrics, plain.metrics, strict=True):
         names = [name for name in theirs if not name.startswith(("seconds", "tokens", "memory", "phase"))]
-        assert {name: ours[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, rel=1e-4, abs=1e-5)
+        assert {name: ours[name] for name in names} == pytest.approx(
+            {name: theirs[name] for name in names}, rel=1e-4, abs=1e-5
+        )
         assert ours.get("sampler_error", off) == pytest.approx(off, abs=1e-5)
 
 
 @pytest.mark.parametrize("algo", ["dpo", "kto"])
 def test_from_python_it_learns_from_pairs(algo, tmp_path):
     pairs = [(f"Tell me something about the number {i // 2}.", f"aaaa bbb {i}", f"???? !!! {i}") for i in range(80)]
-    settings = {"method": "full", "dtype": "float32", "learning_rate": 1e-3, "epochs": 3, "max_new_tokens": 8, "kl__alarm": 1e3, "validate_every": 9}
+    settings = {
+        "method": "full",
+        "dtype": "float32",
+        "learning_rate": 1e-3,
+        "epochs": 3,
+        "max_new_tokens": 8,
+        "kl__alarm": 1e3,
+        "validate_every": 9,
+    }
     trained = tp.train(algo, model="tiny", pairs=pairs, folder=tmp_path, **settings)
     assert trained.result["pairs"]["rate"] > 0.9, "letters are preferred to signs on held-out prompts"
     assert tp.train(algo, model="tiny", pairs=pairs, folder=tmp_path, **settings).result == trained.result
@@ -283,7 +341,9 @@ def test_from_python_what_cannot_work_is_refused(tmp_path):
     with pytest.raises(DataError, match="tokens with its prompt"):
         tp.train("dpo", model="tiny", pairs=[(f"a{i}", "word " * 250, "c") for i in range(20)], folder=tmp_path)
     with pytest.raises(RecipeError, match="weight 0"):
-        tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward={"of": "rule:prose", "weight": 0.0}, folder=tmp_path)
+        tp.train(
+            "ppo", model="tiny", prompts=[*"abcdefghi"], reward={"of": "rule:prose", "weight": 0.0}, folder=tmp_path
+        )
     with pytest.raises(RecipeError, match="did you mean"):
         tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, learning_rat=1e-5)
     with pytest.raises(RecipeError, match="said once"):
@@ -324,19 +384,33 @@ def valued(worth: float):
 
 
 def test_another_reward_is_another_training_and_a_model_given_meanwhile_another_start(tmp_path):
-    """A function of the same text that holds another number was taken for the first; a second model moved the start of the first's training."""
+    """A function of the same text that holds another number was taken for the first; a second model moved the start
+    of the first's training."""
     other = tmp_path / "other"
     shutil.copytree(base.find("tiny"), other)
-    settings = {"prompts": [f"Why {i}?" for i in range(24)] * 2, "steps": 1, "max_new_tokens": 6, "folder": tmp_path / "run", "dtype": "float32"}
+    settings = {
+        "prompts": [f"Why {i}?" for i in range(24)] * 2,
+        "steps": 1,
+        "max_new_tokens": 6,
+        "folder": tmp_path / "run",
+        "dtype": "float32",
+    }
 
     def meanwhile(_prompts, answers):
         return [float(len(answer)) for answer in answers if training._job(recipe, tmp_path / "run", Corpus(()), ())]
 
     recipe = check(Recipe, {"model": {"source": str(other)}}, "test")
-    told = [tp.train("grpo", model="tiny", reward=reward, **settings) for reward in (valued(1.0), valued(-1.0), meanwhile, valued(1.0))]
+    told = [
+        tp.train("grpo", model="tiny", reward=reward, **settings)
+        for reward in (valued(1.0), valued(-1.0), meanwhile, valued(1.0))
+    ]
     assert len({one.folder for one in told}) == 3 and told[0].result == told[3].result
-    assert [one.folder.parent.joinpath("start", "weights").resolve() == Path(base.find("tiny")).resolve() for one in told] == [True] * 4
-    assert [finding.evidence for finding in told[0].findings if finding.code == "prompts"] == ["24 prompts are there more than once"]
+    assert [
+        one.folder.parent.joinpath("start", "weights").resolve() == Path(base.find("tiny")).resolve() for one in told
+    ] == [True] * 4
+    assert [finding.evidence for finding in told[0].findings if finding.code == "prompts"] == [
+        "24 prompts are there more than once"
+    ]
     with publish.alone(told[0].folder.parent), pytest.raises(ResourceError, match="another process"):
         tp.train("grpo", model="tiny", reward=valued(1.0), **settings)
 
@@ -350,12 +424,15 @@ def test_full_weights_have_no_trunk_of_their_own_name(tmp_path):
 
 def test_the_held_out_pairs_are_the_same_with_every_setting(tmp_path):
     pairs = [(f"Question {i}?", f"good {i}", f"bad {i}") for i in range(24)]
-    corpus, held = Corpus(tuple(Prompt(f"p{i}", prompt) for i, (prompt, _, _) in enumerate(pairs))), []
+    corpus = Corpus(tuple(Prompt(f"p{i}", prompt) for i, (prompt, _, _) in enumerate(pairs)))
+    held = []
     for rate, count in ((1e-5, 24), (3e-5, 24), (1e-5, 3)):
         recipe = check(Recipe, {"model": {"source": "tiny"}, "policy": {"algo": "dpo", "learning_rate": rate}}, "test")
         job = training._job(recipe, tmp_path, corpus, pairs[:count])
         runtime = SimpleNamespace(
-            grounded=lambda batch: batch, device="cpu", score=lambda _name, batch, _wants: SimpleNamespace(logp_BT=torch.zeros(len(batch), 1))
+            grounded=lambda batch: batch,
+            device="cpu",
+            score=lambda _name, batch, _wants: SimpleNamespace(logp_BT=torch.zeros(len(batch), 1)),
         )
         held.append([row.ids.tolist() for row in Comparisons(job, runtime, dpo).held.rows])
     assert held[0] == held[1] and 2 <= len(held[2]) <= 4, "of three prompts one is held out too"

@@ -25,12 +25,23 @@ def make(name, lengths=(5, 2, 4, 3), extra=0, seed=0):
     rows = [Row(draw.integers(0, 9, 3 + n), 3) for n in lengths]
     width = max(lengths) + extra
     generator = torch.Generator().manual_seed(seed)
-    columns = {key: torch.zeros(len(rows), width, dtype=torch.float64) for key in ("old_logp", "ref_logp", "value", "logp", "new_value")}
+    columns = {
+        key: torch.zeros(len(rows), width, dtype=torch.float64)
+        for key in ("old_logp", "ref_logp", "value", "logp", "new_value")
+    }
     for column in columns.values():
         column[:, : max(lengths)] = torch.randn(len(rows), max(lengths), generator=generator, dtype=torch.float64) * 0.3
     scores = torch.randn(len(rows), generator=generator, dtype=torch.float64)
-    columns |= {"score": scores, "reward": scores, "group": torch.tensor([0, 0, 1, 1]), "strength": torch.ones(len(rows), dtype=torch.float64)}
-    columns |= {"desirable": torch.tensor([True, False, True, False]), "point": torch.full((len(rows),), 0.02, dtype=torch.float64)}
+    columns |= {
+        "score": scores,
+        "reward": scores,
+        "group": torch.tensor([0, 0, 1, 1]),
+        "strength": torch.ones(len(rows), dtype=torch.float64),
+    }
+    columns |= {
+        "desirable": torch.tensor([True, False, True, False]),
+        "point": torch.full((len(rows),), 0.02, dtype=torch.float64),
+    }
     beats = torch.tensor([[0, 1.0], [0, 0], [0, 0], [2.0, 0]], dtype=torch.float64)
     sure = torch.where(beats > 0, 0.8, 1.0).to(torch.float64)
     columns |= {"beats": beats, "sure": sure, "place": torch.tensor([0, 1, 0, 1])}
@@ -83,7 +94,8 @@ def test_the_loss_is_the_sum_of_what_is_said_of_each_role(name):
     out, leaves = outputs(prepared)
     whole, metrics = algo.loss(out, prepared, cfg, KNOBS)
     slopes = torch.autograd.grad(whole, leaves, allow_unused=True)
-    summed, told = 0.0, {}
+    summed = 0.0
+    told = {}
     for wants in algo.TRAINS.values():
         part = Outputs(out.mask_BT)
         for want in wants:
@@ -91,7 +103,8 @@ def test_the_loss_is_the_sum_of_what_is_said_of_each_role(name):
             setattr(part, field, getattr(out, field))
         cost, more = algo.loss(part, prepared, cfg, KNOBS)
         assert not told.keys() & more.keys()
-        summed, told = summed + cost, told | more
+        summed = summed + cost
+        told = told | more
     torch.testing.assert_close(summed, whole)
     assert told == metrics
     for one, other in zip(torch.autograd.grad(summed, leaves, allow_unused=True), slopes, strict=True):
@@ -136,7 +149,10 @@ def test_ppo_is_finite_at_extreme_ratios_and_ratio_one_gives_plain_policy_gradie
     assert torch.isfinite(total)
     assert torch.isfinite(logp.grad).all()
     same = Outputs(
-        out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT, value_BT=out.value_BT.detach()
+        out.mask_BT,
+        logp_BT=prepared.columns["old_logp"].clone().requires_grad_(),
+        entropy_BT=out.entropy_BT,
+        value_BT=out.value_BT.detach(),
     )
     total, metrics = algo.loss(same, prepared, Policy(), KNOBS)
     total.backward()
@@ -148,10 +164,13 @@ def test_ppo_is_finite_at_extreme_ratios_and_ratio_one_gives_plain_policy_gradie
 @pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce"])
 def test_without_a_critic_ratio_one_gives_the_advantage_and_extremes_stay_finite(name):
     algo, batch = make(name)
-    cfg, knobs = Policy(), KNOBS | {"kl_coef": 0.0}
+    cfg = Policy()
+    knobs = KNOBS | {"kl_coef": 0.0}
     prepared = algo.prepare(batch, cfg, knobs)
     out, _ = outputs(prepared)
-    same = Outputs(out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT)
+    same = Outputs(
+        out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT
+    )
     total, metrics = algo.loss(same, prepared, cfg, knobs)
     total.backward()
     assert metrics["ratio_error"][0] == 0
@@ -167,7 +186,8 @@ def test_without_a_critic_ratio_one_gives_the_advantage_and_extremes_stay_finite
 def test_in_a_single_update_the_old_policy_is_the_one_that_speaks_now():
     """Whatever the sampler's arithmetic left of the log-probabilities, the first ratio is one; what it left is told."""
     algo, batch = make("grpo")
-    cfg, knobs = Policy(), KNOBS | {"kl_coef": 0.0}
+    cfg = Policy()
+    knobs = KNOBS | {"kl_coef": 0.0}
     prepared = algo.prepare(batch, cfg, knobs)
     exact = prepared.columns["old_logp"]
     noisy = prepared.with_columns(old_logp=exact + 0.01, on_policy=torch.ones(len(exact), dtype=torch.bool))
@@ -175,7 +195,9 @@ def test_in_a_single_update_the_old_policy_is_the_one_that_speaks_now():
     same = Outputs(out.mask_BT, logp_BT=exact.clone().requires_grad_(), entropy_BT=out.entropy_BT)
     total, metrics = algo.loss(same, noisy, cfg, knobs)
     total.backward()
-    torch.testing.assert_close(same.logp_BT.grad, torch.where(out.mask_BT, -prepared.columns["advantage"][:, None], 0.0), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        same.logp_BT.grad, torch.where(out.mask_BT, -prepared.columns["advantage"][:, None], 0.0), atol=1e-12, rtol=0
+    )
     assert metrics["ratio_error"][0] == 0
     assert metrics["sampler_error"][0] / metrics["sampler_error"][1] == pytest.approx(0.01)
 
@@ -186,11 +208,18 @@ def test_grpo_counts_tokens_as_it_is_told(average):
     cfg = Policy.model_validate({"grpo": {"average": average}, "max_new_tokens": 10})
     prepared = algo.prepare(batch, cfg, KNOBS)
     out, _ = outputs(prepared)
-    same = Outputs(out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT)
+    same = Outputs(
+        out.mask_BT, logp_BT=prepared.columns["old_logp"].clone().requires_grad_(), entropy_BT=out.entropy_BT
+    )
     total, _ = algo.loss(same, prepared, cfg, KNOBS | {"kl_coef": 0.0})
     (total / algo.weigh(prepared, cfg)).backward()
-    advantage, length = prepared.columns["advantage"], out.mask_BT.sum(1)
-    share = {"answer": 1 / (4 * length.double()), "token": torch.ones(4).double() / length.sum(), "constant": torch.ones(4).double() / 40}[average]
+    advantage = prepared.columns["advantage"]
+    length = out.mask_BT.sum(1)
+    share = {
+        "answer": 1 / (4 * length.double()),
+        "token": torch.ones(4).double() / length.sum(),
+        "constant": torch.ones(4).double() / 40,
+    }[average]
     want = torch.where(out.mask_BT, (-advantage * share)[:, None], 0.0)
     torch.testing.assert_close(same.logp_BT.grad, want, atol=1e-12, rtol=0)
 
@@ -199,7 +228,10 @@ def test_advantages_do_not_depend_on_padding():
     algo, batch = make("ppo", extra=0)
     short = algo.prepare(batch, Policy(), KNOBS).columns["advantage"]
     one_by_one = [
-        algo.prepare(batch.take([i]), Policy.model_validate({"ppo": {"whiten_advantages": False}}), KNOBS).columns["advantage"] for i in range(4)
+        algo.prepare(batch.take([i]), Policy.model_validate({"ppo": {"whiten_advantages": False}}), KNOBS).columns[
+            "advantage"
+        ]
+        for i in range(4)
     ]
     raw = algo.prepare(batch, Policy.model_validate({"ppo": {"whiten_advantages": False}}), KNOBS).columns["advantage"]
     for i, single in enumerate(one_by_one):

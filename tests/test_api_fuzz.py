@@ -1,4 +1,5 @@
-"""Requests made at random from the application's own schema, sensible and not: none is answered with an error of the server's."""
+"""Requests made at random from the application's own schema, sensible and not: none is answered with an error of the
+server's."""
 
 import os
 import warnings
@@ -38,7 +39,12 @@ def test_no_request_is_an_error_of_the_server(kind, tmp_path, request, monkeypat
         with serving_run(short_run(tmp_path / "run"), store, team=True) as (url, door), requests.Session() as session:
             store.later(people.add_account, "olga", "owner", door.hashed(PASSWORD)).result()
             session.headers["origin"] = url
-            assert session.post(f"{url}/sign-in", data={"name": "olga", "password": PASSWORD}, allow_redirects=False).status_code == 303
+            assert (
+                session.post(
+                    f"{url}/sign-in", data={"name": "olga", "password": PASSWORD}, allow_redirects=False
+                ).status_code
+                == 303
+            )
             schema = schemathesis.openapi.from_dict(application(store, door, ["x"]).openapi())
             operations = [found.ok() for found in schema.get_all_operations()]
             operations = [one for one in operations if not one.path.startswith(ENDS_SESSIONS + NEVER_ENDS)]
@@ -47,10 +53,20 @@ def test_no_request_is_an_error_of_the_server(kind, tmp_path, request, monkeypat
             for turn in range(20):  # operations with few kinds of input take fewer cases; the others make up for them
                 for number, operation in enumerate(operations):
                     if seen.total() < CASES and (turn == 0 or operation.path not in SLOW):
-                        _try(operation, url, session, seen, failures, 2 * CASES // len(operations) // (1 + turn), 1000 * turn + number)
+                        _try(
+                            operation,
+                            url,
+                            session,
+                            seen,
+                            failures,
+                            2 * CASES // len(operations) // (1 + turn),
+                            1000 * turn + number,
+                        )
             assert seen.total() >= CASES
             assert failures == []
-            assert session.get(f"{url}/owner/settings", allow_redirects=False).status_code == 200, "the session outlives the test"
+            assert session.get(f"{url}/owner/settings", allow_redirects=False).status_code == 200, (
+                "the session outlives the test"
+            )
             assert seen[200] > CASES / 20, seen
             assert seen[422] > CASES / 20, seen
 
@@ -60,12 +76,20 @@ def _try(operation, url, session, seen, failures, most, start):
 
         @seed(start)
         @settings(
-            max_examples=10 if operation.path in SLOW else max(1, most // 2), deadline=None, database=None,
-            phases=[Phase.generate], suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
+            max_examples=10 if operation.path in SLOW else max(1, most // 2),
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
         @given(operation.as_strategy(generation_mode=mode))
         def send(case):
-            answer = case.call(base_url=url, session=session, headers={"origin": url, "accept": "application/json"}, allow_redirects=False)
+            answer = case.call(
+                base_url=url,
+                session=session,
+                headers={"origin": url, "accept": "application/json"},
+                allow_redirects=False,
+            )
             seen[answer.status_code] += 1
             if answer.status_code >= 500:
                 failures.append(f"{answer.status_code} {case.as_curl_command()[:500]}")

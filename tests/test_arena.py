@@ -1,4 +1,5 @@
-"""Arenas: the record by construction, the ledger on SQLite and PostgreSQL, what stays apart from labels, the pages, the command line, a judge."""
+"""Arenas: the record by construction, the ledger on SQLite and PostgreSQL, what stays apart from labels, the pages,
+the command line, a judge."""
 
 import json
 import subprocess
@@ -12,15 +13,15 @@ import pytest
 from conftest import running
 from scripted import answer, served
 
-from towpath import arena
-from towpath.arena import Terms
+from towpath.arena import matches as arena
+from towpath.arena.matches import Terms
 from towpath.data import formats
 from towpath.errors import DataError
-from towpath.evals import arena as evals
-from towpath.evals.arena import Pair
+from towpath.evals import leaderboard as evals
+from towpath.evals.leaderboard import Pair
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.records import Comparison, Completion, Judgement, Prompt
-from towpath.store import arenas, figures, people, rating, settings, verdicts
+from towpath.store import arenas, people, rater_stats, rating, settings, verdicts
 from towpath.store.exchange import export_pairs, import_judgements
 from towpath.store.rating import Gold, Seat, Task
 from towpath.store.settings import Settings
@@ -38,11 +39,16 @@ def write_answers(run, count=COUNT, name="evaluate/aaaaaa000000", same=(), **mor
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {
-            "prompt_id": f"p{i}", "prompt": f"Why is the canal number {i} level?", "domain": "work", "difficulty": "easy", "base": f"No. {i}",
-            "sft": f"Because. {i}", "policy": f"Because. {i}" if i in same else f"A lock keeps it level. {i}",
+            "prompt_id": f"p{i}",
+            "prompt": f"Why is the canal number {i} level?",
+            "domain": "work",
+            "difficulty": "easy",
+            "base": f"No. {i}",
+            "sft": f"Because. {i}",
+            "policy": f"Because. {i}" if i in same else f"A lock keeps it level. {i}",
         }
         for i in range(count)
-    ]  # fmt: skip
+    ]
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "manifest.json").write_text("{}")
     (run / "current.json").write_text(json.dumps({"stages": {"evaluate": "aaaaaa000000"}}))
@@ -67,13 +73,16 @@ def sit(store, rater, at=NOW):
 
 
 def vote(store, rater, prefers, most=1000, at=NOW):
-    """Judge what the queue gives; `prefers` takes the texts as they are shown and returns a side. How many were judged."""
+    """Judge what the queue gives; `prefers` takes the texts as they are shown and returns a side. How many were
+    judged."""
     for number in range(most):
         seat = sit(store, rater, at)
         if not isinstance(seat, Seat):
             return number
         side = prefers(*store.read(rating.sheet, seat).answers)
-        store.later(verdicts.judge, Given(f"key-{seat.comparison}-{rater}", seat.comparison, rater, Said(side)), at).result()
+        store.later(
+            verdicts.judge, Given(f"key-{seat.comparison}-{rater}", seat.comparison, rater, Said(side)), at
+        ).result()
     return most
 
 
@@ -94,7 +103,12 @@ def test_worth_is_ours_theirs_or_half_and_a_judge_that_turns_said_nothing():
 
 
 def test_prompts_come_in_when_all_their_verdicts_are_there_and_identical_answers_at_their_place():
-    pairs = [Pair("k0", 0, "a"), Pair("k1", 1, "a", seats=0, same=True), Pair("k2", 2, "b", seats=2), Pair("k3", 3, "a")]
+    pairs = [
+        Pair("k0", 0, "a"),
+        Pair("k1", 1, "a", seats=0, same=True),
+        Pair("k2", 2, "b", seats=2),
+        Pair("k3", 3, "a"),
+    ]
     told = [said("k2", "ann", "b"), said("k0", "ann", "a"), said("k2", "bob", "a")]
     found = evals.finished(pairs, told[:2])
     assert [(p.comparison, y) for p, y in found] == [("k0", 1.0)]
@@ -118,7 +132,9 @@ def test_the_record_states_ties_and_every_interval_holds_the_rate():
     assert "half" in found.rule
     for low, high in (found.wilson, found.bootstrap):
         assert low < 0.7 < high
-    assert found.anytime[1] - found.anytime[0] > found.wilson[1] - found.wilson[0], "looking again and again has its price"
+    assert found.anytime[1] - found.anytime[0] > found.wilson[1] - found.wilson[0], (
+        "looking again and again has its price"
+    )
     empty = evals.record([], 0.7)
     assert (empty.n, empty.verdict, empty.anytime) == (0, "UNDECIDED", (0.0, 1.0))
 
@@ -141,7 +157,9 @@ def test_what_is_only_length_is_gone_at_equal_length():
     draws = np.random.default_rng(0)
     gaps = draws.normal(8, 10, 400)
     by_length = draws.random(400) < 1 / (1 + np.exp(-0.3 * gaps))
-    found = evals.record([(Pair(f"k{i}", i, "a", int(g)), float(y)) for i, (g, y) in enumerate(zip(gaps, by_length, strict=True))], 0.7)
+    found = evals.record(
+        [(Pair(f"k{i}", i, "a", int(g)), float(y)) for i, (g, y) in enumerate(zip(gaps, by_length, strict=True))], 0.7
+    )
     assert found.rate > 0.7
     assert found.equal_length.rate == pytest.approx(0.5, abs=0.15)
 
@@ -156,7 +174,9 @@ def test_sources_are_the_present_evaluation_and_earlier_ones(run):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"one": "nobody"}, {"one": "sft"}, {"threshold": 1.0}, {"overlap": 2.0}, {"prompts": -1}], ids=lambda wrong: str(wrong)
+    "wrong",
+    [{"one": "nobody"}, {"one": "sft"}, {"threshold": 1.0}, {"overlap": 2.0}, {"prompts": -1}],
+    ids=lambda wrong: str(wrong),
 )
 def test_an_arena_that_cannot_be_is_refused(store, run, wrong):
     with pytest.raises(DataError):
@@ -205,7 +225,12 @@ def test_a_verdict_that_was_reached_stands_whatever_comes_after_it(store, run):
     seat = sit(store, "bob")
     while not arena.settle(store):
         vote(store, "ann", for_policy, 1)
-    late = Given("late-00000", seat.comparison, "bob", Said("left" if for_policy(*store.read(rating.sheet, seat).answers) == "right" else "right"))
+    late = Given(
+        "late-00000",
+        seat.comparison,
+        "bob",
+        Said("left" if for_policy(*store.read(rating.sheet, seat).answers) == "right" else "right"),
+    )
     store.later(verdicts.judge, late, NOW).result()
     assert arena.settle(store) == []
     assert store.read(arenas.arena, made.number).verdict == "PASS"
@@ -238,9 +263,9 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
     assert len(store.read(arenas.judgements, made.number)) >= 10
     assert store.judgements() == []
     assert [c.id for c in store.comparisons()] == ["s1.t0"]
-    assert store.read(figures.judged_rows, 0) == []
-    assert store.read(figures.recent) == []
-    assert store.read(figures.newest_of, "ann") == []
+    assert store.read(rater_stats.judged_rows, 0) == []
+    assert store.read(rater_stats.recent) == []
+    assert store.read(rater_stats.newest_of, "ann") == []
     sheet = tmp_path / "sheet.jsonl"
     assert export_pairs(store, sheet, all=True) == 1
     row = {"comparison": next(iter(inside)), "choice": "a", "rater": "eve"}
@@ -248,25 +273,35 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
     with pytest.raises(DataError):
         import_judgements(store, sheet)
     written = formats.write_preferences(store, tmp_path / "out.jsonl", "comparisons")
-    assert not inside & set((tmp_path / "out.jsonl").read_text().split('"')) if (tmp_path / "out.jsonl").exists() else written.rows == 0
+    assert (
+        not inside & set((tmp_path / "out.jsonl").read_text().split('"'))
+        if (tmp_path / "out.jsonl").exists()
+        else written.rows == 0
+    )
     with pytest.raises(DataError, match="arena"):
         store.put_gold([Gold(next(iter(inside)), "a")])
     with pytest.raises(DataError, match="measures"):
         store.later(
-            verdicts.write, "key-12345678", next(iter({j.comparison for j in store.read(arenas.judgements, made.number)})), "ann", "x"
+            verdicts.write,
+            "key-12345678",
+            next(iter({j.comparison for j in store.read(arenas.judgements, made.number)})),
+            "ann",
+            "x",
         ).result()
     assert store.written() == []
 
 
 def test_an_arena_has_a_queue_of_its_own_that_can_be_held_back(store, run):
     made = arena.begin(store, run, Terms("policy", "sft", prompts=4, overlap=0.0))
-    assert [q.domain for q in store.read(figures.figures, NOW).queues] == [arenas.queue_of(made.number)]
+    assert [q.domain for q in store.read(rater_stats.figures, NOW).queues] == [arenas.queue_of(made.number)]
     store.later(rating.pause, arenas.queue_of(made.number), True).result()
     assert sit(store, "ann") == "empty"
 
 
 def test_a_second_arena_stands_beside_the_first(store, run):
-    first, second = (arena.begin(store, run, Terms("policy", other, prompts=5, overlap=0.0)) for other in ("sft", "base"))
+    first, second = (
+        arena.begin(store, run, Terms("policy", other, prompts=5, overlap=0.0)) for other in ("sft", "base")
+    )
     assert vote(store, "ann", for_policy) == 10
     assert [arena.standing(store, one.number).people.n for one in (first, second)] == [5, 5]
     assert [one.number for one in store.read(arenas.arenas)] == [second.number, first.number]
@@ -275,12 +310,15 @@ def test_a_second_arena_stands_beside_the_first(store, run):
 
 
 def judge_script(turns=()):
-    """A judge who prefers the answer with a lock, but the first one it sees where the prompt's number is among `turns`."""
+    """A judge who prefers the answer with a lock, but the first one it sees where the prompt's number is among
+    `turns`."""
 
     def script(request, _number):
         text = request["messages"][1]["content"]
         number = int(text.split("canal number ")[1].split(" ")[0])
-        place = "first" if number in turns else "first" if text.index("lock keeps") < text.index("Because.") else "second"
+        place = (
+            "first" if number in turns else "first" if text.index("lock keeps") < text.index("Because.") else "second"
+        )
         return answer(json.dumps({"explanation": "x", "verdict": place, "strength": 2}))
 
     return script
@@ -338,7 +376,9 @@ def test_only_an_owner_sees_arenas(team, name):
 def test_an_owner_starts_follows_and_stops_an_arena(team):
     url, store = team
     with signed_in(url, "olga") as owner:
-        done = owner.post("/arena", data={"one": "policy", "other": "sft", "prompts": "8", "threshold": "70", "overlap": "0"})
+        done = owner.post(
+            "/arena", data={"one": "policy", "other": "sft", "prompts": "8", "threshold": "70", "overlap": "0"}
+        )
         assert done.status_code == 200
         assert done.url.path == "/arena/1"
         assert "Nothing is judged yet" in done.text
@@ -375,12 +415,21 @@ def test_a_decided_arena_asks_nobody_though_no_owner_looks(team):
 def test_pairs_on_which_the_reward_model_contradicts_go_back_into_the_queue(team):
     url, store = team
     store.add_prompts([Prompt("t0", "Why?", domain="work"), Prompt("t1", "How?", domain="home")])
-    store.add_completions([Completion(f"s1.t{i}.{k}", f"t{i}", "sft", f"Text {k}", (1,), (-0.1,), "stop") for i in range(2) for k in range(2)])
+    store.add_completions(
+        [
+            Completion(f"s1.t{i}.{k}", f"t{i}", "sft", f"Text {k}", (1,), (-0.1,), "stop")
+            for i in range(2)
+            for k in range(2)
+        ]
+    )
     store.add_comparisons([Comparison(f"s1.t{i}", f"t{i}", f"s1.t{i}.0", f"s1.t{i}.1") for i in range(2)])
     store.add_tasks([Task("s1.t0", "work")])
     assert vote(store, "ann", lambda *_: "left") == 1
     row = {"prompt": "Why?", "choice": "a", "chosen": "Text 0", "rejected": "Text 1", "held": True}
-    rows = [row | {"comparison": "s1.t1", "domain": "home", "confidence": 0.6}, row | {"comparison": "s1.t0", "domain": "work", "confidence": 0.9}]
+    rows = [
+        row | {"comparison": "s1.t1", "domain": "home", "confidence": 0.6},
+        row | {"comparison": "s1.t0", "domain": "work", "confidence": 0.9},
+    ]
     path = store.folder / "stages" / "evaluate" / "aaaaaa000000" / "disagreements.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     assert sit(store, "bob") == "empty"
@@ -390,7 +439,11 @@ def test_pairs_on_which_the_reward_model_contradicts_go_back_into_the_queue(team
         done = owner.post("/arena/disagreements", data={"comparison": ["s1.t0", "s1.t1", "elsewhere"]})
         assert "2 pairs wait" in done.text
     assert vote(store, "bob", lambda *_: "right") == 2
-    assert {(j.comparison, j.rater) for j in store.judgements()} == {("s1.t0", "ann"), ("s1.t0", "bob"), ("s1.t1", "bob")}
+    assert {(j.comparison, j.rater) for j in store.judgements()} == {
+        ("s1.t0", "ann"),
+        ("s1.t0", "bob"),
+        ("s1.t1", "bob"),
+    }
 
 
 # ---- the command line
@@ -422,7 +475,7 @@ def test_the_command_line_starts_tells_judges_and_stops(run):
 
 
 def test_the_report_shows_how_arenas_stand(run):
-    from towpath import report
+    from towpath.view.report import report
 
     made_by_hand = '{"stage": "evaluate", "status": "done", "result": {}}'
     (run / "stages" / "evaluate" / "aaaaaa000000" / "manifest.json").write_text(made_by_hand)

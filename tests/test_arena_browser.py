@@ -1,4 +1,5 @@
-"""An arena in a real browser: begun by its owner, judged by two raters who are told nothing, followed live to its verdict, judged by axe."""
+"""An arena in a real browser: begun by its owner, judged by two raters who are told nothing, followed live to its
+verdict, judged by axe."""
 
 import json
 import re
@@ -9,8 +10,8 @@ from conftest import running, serious
 from test_arena import PASSWORD, write_answers
 from test_browser import comparison
 
-from towpath import arena
-from towpath.arena import Terms
+from towpath.arena import matches
+from towpath.arena.matches import Terms
 from towpath.store import arenas, people, rating, settings, verdicts
 from towpath.store.settings import Settings
 from towpath.store.store import Store
@@ -18,9 +19,11 @@ from towpath.store.store import Store
 
 @pytest.fixture
 def opened(tmp_path, browser):
-    """A team's server with the answers of an evaluation, and pages for people; an error on any console fails the test."""
+    """A team's server with the answers of an evaluation, and pages for people; an error on any console fails the
+    test."""
     write_answers(tmp_path, 60)
-    contexts, errors = [], []
+    contexts = []
+    errors = []
     with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door):
         store.later(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
@@ -70,7 +73,8 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):
     owner.wait_for_url("**/arena/1")
     assert "Nothing is judged yet" in owner.inner_text("#verdict")
     found += serious(owner, axe)
-    ann, bob = visit("ann", "/rate"), visit("bob", "/rate")
+    ann = visit("ann", "/rate")
+    bob = visit("bob", "/rate")
     for page in (ann, bob):
         told = page.content()
         assert "policy" not in told
@@ -89,7 +93,7 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):
     assert "PASS" in owner.inner_text("#verdict")
     assert "A lock keeps" in owner.content()
     found += serious(owner, axe)
-    standing = arena.standing(store, 1)
+    standing = matches.standing(store, 1)
     assert (standing.arena.state, standing.arena.verdict) == ("decided", "PASS")
     assert set(standing.raters) == {"ann", "bob"}
     assert standing.people.n < 60, "it ended before every prompt was judged"
@@ -103,7 +107,7 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe, scheme):
     store, visit = opened
-    made = arena.begin(store, store.folder, Terms("policy", "sft", prompts=3))
+    made = matches.begin(store, store.folder, Terms("policy", "sft", prompts=3))
     store.later(arenas.end, made.number, "stopped", "UNDECIDED").result()
     row = {
         "comparison": "s1.t0",
@@ -129,24 +133,31 @@ def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe,
 
 def decided(store, one, other, prefers):
     """An arena judged to its end by two people, who prefer the answers with a lock or those without."""
-    made = arena.begin(store, store.folder, Terms(one, other, overlap=1.0))
-    while arena.standing(store, made.number).arena.state == "open":
+    made = matches.begin(store, store.folder, Terms(one, other, overlap=1.0))
+    while matches.standing(store, made.number).arena.state == "open":
         for name in ("ann", "bob"):
             seat = store.later(rating.next_seat, name, time()).result()
             first = store.read(rating.sheet, seat).answers[0]
             side = "left" if ("lock" in first) == prefers else "right"
             given = verdicts.Given(f"key-{name}-{seat.comparison}", seat.comparison, name, verdicts.Said(side))
             store.later(verdicts.judge, given, time()).result()
-        arena.settle(store)
+        matches.settle(store)
     return made.number
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_verdict_is_read_at_a_glance_and_pass_is_unlike_fail(opened, axe, scheme):
     store, visit = opened
-    shapes, colours, found = [], [], []
+    shapes = []
+    colours = []
+    found = []
     for one, other in (("policy", "sft"), ("sft", "policy")):
-        page = visit("olga", f"/arena/{decided(store, one, other, True)}", color_scheme=scheme, viewport={"width": 1280, "height": 900})
+        page = visit(
+            "olga",
+            f"/arena/{decided(store, one, other, True)}",
+            color_scheme=scheme,
+            viewport={"width": 1280, "height": 900},
+        )
         found += serious(page, axe)
         shapes.append(page.locator(".outcome svg").inner_html())
         colours.append(page.locator(".outcome b").evaluate("it => getComputedStyle(it).color"))

@@ -1,4 +1,5 @@
-"""What a run has written is believed only as it was written: checksums, fingerprints of models and templates, damaged files."""
+"""What a run has written is believed only as it was written: checksums, fingerprints of models and templates,
+damaged files."""
 
 import json
 import os
@@ -14,20 +15,31 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import towpath as tp
-from towpath import export, pipeline, recipe, starting
-from towpath.config import check
+from towpath import recipe
+from towpath.cli import new
 from towpath.data.sources import Corpus
 from towpath.errors import DataError
 from towpath.models import content
 from towpath.recipe import Recipe
+from towpath.recipe.reader import check
 from towpath.records import Prompt
+from towpath.run import export, pipeline
 from towpath.stages.job import Checkpoints
 from towpath.store import manifest
 
 SMALL = [
-    "sft.epochs=0.3", "evaluate.prompts=12", "preferences.prompts=30", "preferences.min_labels=8", "policy.steps=2", "policy.validate_every=1",
-    "evaluate.bootstrap=100", "policy.max_new_tokens=12", "evaluate.max_new_tokens=12", "preferences.max_new_tokens=12", "track.tensorboard=false",
-]  # fmt: skip
+    "sft.epochs=0.3",
+    "evaluate.prompts=12",
+    "preferences.prompts=30",
+    "preferences.min_labels=8",
+    "policy.steps=2",
+    "policy.validate_every=1",
+    "evaluate.bootstrap=100",
+    "policy.max_new_tokens=12",
+    "evaluate.max_new_tokens=12",
+    "preferences.max_new_tokens=12",
+    "track.tensorboard=false",
+]
 SETTINGS = [part for value in SMALL for part in ("--set", value)]
 
 
@@ -42,7 +54,7 @@ def run(folder: Path, redo: Sequence[str] = (), only: str = "") -> list[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artefacts") / "run"
-    starting.new(folder, "tiny")
+    new.new(folder, "tiny")
     run(folder)
     return folder
 
@@ -54,7 +66,9 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 def flip(path: Path, seed: int = 0) -> None:
     """One bit of a file is another, and nothing in its times says so."""
-    stat, content, draw = path.stat(), bytearray(path.read_bytes()), random.Random(seed)
+    stat = path.stat()
+    content = bytearray(path.read_bytes())
+    draw = random.Random(seed)
     content = content or bytearray(1)
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
@@ -70,11 +84,14 @@ def results(folder: Path) -> list[Path]:
 def test_one_flipped_bit_in_any_result_file_is_found(copied: Path) -> None:
     paths = results(copied)
     folders = {str(path.parent.relative_to(copied / "stages")).replace(path.parts[-3], "") for path in paths}
-    published = {str(path.relative_to(copied)) for path in copied.rglob("manifest.sha256.json") if "checkpoints" not in str(path)}
+    published = {
+        str(path.relative_to(copied)) for path in copied.rglob("manifest.sha256.json") if "checkpoints" not in str(path)
+    }
     assert len(published) == 4 <= len(folders), "weights of sft, reward and policy, and the adapter"
     assert published <= {str(path.relative_to(copied)) for path in paths}
     for seed, path in enumerate(paths):
-        whole, stage = path.read_bytes(), next(parent for parent in path.parents if (parent / manifest.NAME).is_file())
+        whole = path.read_bytes()
+        stage = next(parent for parent in path.parents if (parent / manifest.NAME).is_file())
         flip(path, seed)
         manifest._verified.clear()
         with pytest.raises(DataError, match="damaged") as told:
@@ -84,7 +101,9 @@ def test_one_flipped_bit_in_any_result_file_is_found(copied: Path) -> None:
         manifest.verify(stage)
 
 
-@pytest.mark.parametrize("name", ["sft/*/weights/model.safetensors", "reward/*/weights/reward.safetensors", "sample/*/completions-sft.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["sft/*/weights/model.safetensors", "reward/*/weights/reward.safetensors", "sample/*/completions-sft.jsonl"]
+)
 def test_a_run_trains_on_no_damaged_result(copied: Path, name: str) -> None:
     (path,) = copied.glob(f"stages/{name}")
     shutil.rmtree(copied / "stages" / "policy")
@@ -122,7 +141,9 @@ def test_a_stage_made_of_other_results_is_not_taken_for_done(copied: Path) -> No
     shutil.rmtree(folder / "weights")
     from towpath.store.publish import publish
 
-    publish(folder / "weights", lambda place: save_file({k: v + 1 for k, v in tensors.items()}, place / "model.safetensors"))
+    publish(
+        folder / "weights", lambda place: save_file({k: v + 1 for k, v in tensors.items()}, place / "model.safetensors")
+    )
     manifest.write(folder, {k: v for k, v in manifest.read(folder).items() if k not in ("files", "checksum")})
     with pytest.raises(DataError, match="baseline was made of other results of sft than there are now"):
         run(copied)
@@ -135,7 +156,9 @@ def fingerprint(folder: Path, **model: str) -> str:
 
 
 def test_a_swapped_model_and_a_changed_template_are_other_models(tmp_path: Path, tiny_folder: str) -> None:
-    model, template, now = tmp_path / "model", tmp_path / "chat.jinja", []
+    model = tmp_path / "model"
+    template = tmp_path / "chat.jinja"
+    now = []
     shutil.copytree(tiny_folder, model)
     assert content.known(str(model), tmp_path) == "", "before the first run no weights are read"
     (tmp_path / "stages").mkdir()
@@ -146,7 +169,8 @@ def test_a_swapped_model_and_a_changed_template_are_other_models(tmp_path: Path,
         return len(set(now))
 
     assert (look(), look()) == (1, 1)
-    stat, tensors = (model / "model.safetensors").stat(), load_file(model / "model.safetensors")
+    stat = (model / "model.safetensors").stat()
+    tensors = load_file(model / "model.safetensors")
     tensors["model.norm.weight"][0] += 1e-3
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     os.utime(model / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -165,8 +189,13 @@ def test_a_swapped_model_and_a_changed_template_are_other_models(tmp_path: Path,
 
 
 def test_status_reads_no_weights_and_loads_no_torch(finished: Path) -> None:
-    code = "import sys; from towpath.cli import main\ntry: main()\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, "status", str(finished), *SETTINGS], capture_output=True, text=True, check=False)
+    code = (
+        "import sys; from towpath.cli.app import main\ntry: main()\nfinally: assert not {'torch', 'transformers'} & "
+        "set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "status", str(finished), *SETTINGS], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and done.stdout.count(" done") == 7, done.stderr
 
 
@@ -201,17 +230,23 @@ def test_a_damaged_manifest_is_an_error_that_names_the_file(copied: Path, conten
     (path,) = copied.glob("stages/reward/*/manifest.json")
     path.write_bytes(content)
     if content == b"{":
-        done = subprocess.run([sys.executable, "-m", "towpath", "status", copied, *SETTINGS], capture_output=True, text=True, check=False)
-        assert done.returncode == 1 and "manifest.json: damaged" in done.stderr and "--redo reward" in done.stderr, done.stderr
+        done = subprocess.run(
+            [sys.executable, "-m", "towpath", "status", copied, *SETTINGS], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1 and "manifest.json: damaged" in done.stderr and "--redo reward" in done.stderr, (
+            done.stderr
+        )
         with pytest.raises(DataError, match=r"manifest\.json: damaged"):
             run(copied)
     with pytest.raises(DataError, match=r"manifest\.json: damaged"):
         pipeline.status(recipe.load(copied, SMALL), copied)
 
 
-def test_damaged_checkpoints_are_told_and_moved_aside(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoints_are_told_and_moved_aside(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
-    starting.new(folder, "tiny")
+    new.new(folder, "tiny")
     command = [sys.executable, "-m", "towpath", "stage", "sft", str(folder), *SETTINGS]
     environment = os.environ | {"TOWPATH_FAULT": "step-sft:4", "TOWPATH_CHECKPOINT_SECONDS": "0"}
     assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode == -9
@@ -238,7 +273,9 @@ def test_a_checkpoint_without_a_manifest_is_not_in_the_way(tmp_path: Path) -> No
     assert found is not None and found[0] == 3
 
 
-def test_a_training_from_python_is_of_one_model_and_believed_as_it_was_written(tmp_path: Path, tiny_folder: str) -> None:
+def test_a_training_from_python_is_of_one_model_and_believed_as_it_was_written(
+    tmp_path: Path, tiny_folder: str
+) -> None:
     model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
     def vowels(_prompts: object, answers: list[str]) -> list[float]:
@@ -246,9 +283,19 @@ def test_a_training_from_python_is_of_one_model_and_believed_as_it_was_written(t
 
     def train() -> Path:
         manifest._verified.clear()
-        settings = {"steps": 1, "dtype": "float32", "max_new_tokens": 4, "rollout": 4, "batch": 4, "epochs": 1, "learning_rate": 1e-5}
+        settings = {
+            "steps": 1,
+            "dtype": "float32",
+            "max_new_tokens": 4,
+            "rollout": 4,
+            "batch": 4,
+            "epochs": 1,
+            "learning_rate": 1e-5,
+        }
         prompts = [f"Say {i}." for i in range(12)]
-        return tp.train("ppo", model=model, prompts=prompts, reward=vowels, folder=tmp_path / "trained", **settings).job.folder
+        return tp.train(
+            "ppo", model=model, prompts=prompts, reward=vowels, folder=tmp_path / "trained", **settings
+        ).job.folder
 
     first = train()
     assert train() == first
@@ -256,5 +303,9 @@ def test_a_training_from_python_is_of_one_model_and_believed_as_it_was_written(t
     with pytest.raises(DataError, match="damaged: its SHA-256 is another"):
         train()
     tensors = load_file(model / "model.safetensors")
-    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, model / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor * 1.01 for name, tensor in tensors.items()},
+        model / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     assert train() != first

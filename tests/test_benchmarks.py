@@ -1,4 +1,5 @@
-"""The benchmark harness: workloads mean the same rows to everyone, unequal work is refused, and a small one runs through."""
+"""The benchmark harness: workloads mean the same rows to everyone, unequal work is refused, and a small one runs
+through."""
 
 import json
 import subprocess
@@ -12,10 +13,15 @@ from benchmarks import frontier
 from benchmarks.machine import optimise_flops
 from benchmarks.run import compared, rates
 from benchmarks.workload import EOS, Workload
-from towpath.reporting.frontier import best_of_n
+from towpath.view.report.frontier import best_of_n
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"model": {"layers": 2, "width": 64, "heads": 4, "inner": 128, "vocabulary": 512}, "prompts": 8, "prompt_tokens": 6, "minibatch": 4}
+SMALL = {
+    "model": {"layers": 2, "width": 64, "heads": 4, "inner": 128, "vocabulary": 512},
+    "prompts": 8,
+    "prompt_tokens": 6,
+    "minibatch": 4,
+}
 
 
 def test_every_workload_reads_and_its_rows_are_a_function_of_its_seed():
@@ -25,7 +31,9 @@ def test_every_workload_reads_and_its_rows_are_a_function_of_its_seed():
         assert max(workload.answer_lengths()) == workload.new_tokens[1]
     pairs = Workload("w", "dpo", prompts=5).rows(512, 2)
     assert pairs == Workload("w", "dpo", prompts=5).rows(512, 2)
-    assert all(answer[-1] == EOS and 16 <= len(prompt) + len(answer) <= 256 for prompt, both in pairs for answer in both)
+    assert all(
+        answer[-1] == EOS and 16 <= len(prompt) + len(answer) <= 256 for prompt, both in pairs for answer in both
+    )
 
 
 def test_an_unknown_key_of_a_workload_is_named(tmp_path: Path):
@@ -35,23 +43,40 @@ def test_an_unknown_key_of_a_workload_is_named(tmp_path: Path):
 
 
 def told(seconds: float, tokens: int) -> dict:
-    return {"seconds": seconds, "phases": {"optimise": seconds}, "peak_memory_bytes": 100, "work": {"updates": 4, "tokens_optimised": tokens}}
+    return {
+        "seconds": seconds,
+        "phases": {"optimise": seconds},
+        "peak_memory_bytes": 100,
+        "work": {"updates": 4, "tokens_optimised": tokens},
+    }
 
 
 def test_ratios_are_of_medians_and_unequal_work_is_refused():
     workload = Workload("w", "sft")
-    result = compared(workload, {"a": [told(1.0, 9), told(3.0, 9), told(2.0, 9)], "b": [told(6.0, 9), told(9.0, 9), told(8.0, 9)]})
+    result = compared(
+        workload, {"a": [told(1.0, 9), told(3.0, 9), told(2.0, 9)], "b": [told(6.0, 9), told(9.0, 9), told(8.0, 9)]}
+    )
     assert result["ratios"]["b"]["speed"] == 4.0
     with pytest.raises(SystemExit, match="unequal work: tokens_optimised"):
         compared(workload, {"a": [told(1.0, 9)], "b": [told(6.0, 8)]})
 
 
 def test_the_work_of_the_updates_is_counted_by_hand(tmp_path: Path):
-    """Two layers of width 8: 2(8*8 + 8*4 + ...) a token; a head of 10 words; six rows of 20 tokens, five of them the answer's."""
-    shape = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 10}
+    """Two layers of width 8: 2(8*8 + 8*4 + ...) a token; a head of 10 words; six rows of 20 tokens, five of them the
+    answer's."""
+    shape = {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 10,
+    }
     (tmp_path / "config.json").write_text(json.dumps(shape))
     work = {"answers": 6, "answer_tokens": 30, "tokens_optimised": 120}
-    linear, attention, head = 2 * (2 * 64 + 2 * 8 * 4 + 3 * 8 * 12), 2 * 8 * 20, 8 * 10
+    linear = 2 * (2 * 64 + 2 * 8 * 4 + 3 * 8 * 12)
+    attention = 2 * 8 * 20
+    head = 8 * 10
     once = 2 * 120 * (linear + attention) + 2 * 30 * head
     assert optimise_flops(Workload("w", "grpo"), tmp_path, work) == 3 * once
     assert optimise_flops(Workload("w", "grpo", method="lora"), tmp_path, work) == 2 * once
@@ -60,7 +85,12 @@ def test_the_work_of_the_updates_is_counted_by_hand(tmp_path: Path):
     peaks = {"gemm_flops": {"float32": once, "float32, medium": 3 * once, "bfloat16": 9 * once}}
     rates(Workload("w", "grpo", projected_to=5400), tmp_path, peaks, result)
     told = result["medians"]["a"]
-    assert (told["share_of_peak"], told["tokens_per_second_generate"], told["completions_per_second"], told["projected_hours"]) == (0.5, 15, 1.5, 1.0)
+    assert (
+        told["share_of_peak"],
+        told["tokens_per_second_generate"],
+        told["completions_per_second"],
+        told["projected_hours"],
+    ) == (0.5, 15, 1.5, 1.0)
 
 
 @pytest.mark.slow
@@ -73,8 +103,19 @@ def test_the_work_of_the_updates_is_counted_by_hand(tmp_path: Path):
 )
 def test_a_small_workload_runs_through(tmp_path: Path, task: dict, work: dict):
     (tmp_path / "small.json").write_text(json.dumps(SMALL | task))
-    command = [sys.executable, "-m", "benchmarks.run", str(tmp_path / "small.json"), "--implementations", "towpath", "--turns", "1"]
-    done = subprocess.run([*command, "--json", str(tmp_path / "out.json")], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.run",
+        str(tmp_path / "small.json"),
+        "--implementations",
+        "towpath",
+        "--turns",
+        "1",
+    ]
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "out.json")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     counted = result["work"]["towpath"]
@@ -95,10 +136,15 @@ def test_best_of_n_has_the_whole_of_its_own_gain(n: float):
 
 
 @pytest.mark.parametrize(("strength", "rate"), [(1.0, 0.7602), (2.0, 0.6382)])
-def test_the_optimum_of_a_normal_reward_is_the_one_on_paper(monkeypatch: pytest.MonkeyPatch, strength: float, rate: float):
-    """A normal tilted by e^(reward / strength) moves by 1 / strength: half its square in nats; it wins with Phi(1 / (sqrt 2 strength))."""
+def test_the_optimum_of_a_normal_reward_is_the_one_on_paper(
+    monkeypatch: pytest.MonkeyPatch, strength: float, rate: float
+):
+    """A normal tilted by e^(reward / strength) moves by 1 / strength: half its square in nats; it wins with Phi(1 /
+    (sqrt 2 strength))."""
     monkeypatch.setattr(frontier, "drawn", lambda start, prompts, seed, stream: (None, None, prompts))
-    monkeypatch.setattr(frontier, "gold", lambda prompts, answers: np.random.default_rng(0).standard_normal(len(answers)).tolist())
+    monkeypatch.setattr(
+        frontier, "gold", lambda prompts, answers: np.random.default_rng(0).standard_normal(len(answers)).tolist()
+    )
     found = frontier.tilted("", strength, 0)
     assert found["kl"] == pytest.approx(0.5 / strength**2, rel=0.02)
     assert found["win_rate"] == pytest.approx(rate, abs=0.003)

@@ -1,4 +1,5 @@
-"""The pages in a real browser: rated by keyboard, over reloads and lost connections, on a phone, in light and dark, judged by axe."""
+"""The pages in a real browser: rated by keyboard, over reloads and lost connections, on a phone, in light and dark,
+judged by axe."""
 
 from time import time
 
@@ -12,14 +13,26 @@ from towpath.store.settings import Settings
 from towpath.store.store import Store
 
 PASSWORD = "correct horse battery"
-LONG = "\n\n".join(f"Paragraph {i} goes on about **boats**, locks and water, and says so in a good many words." for i in range(40))
+LONG = "\n\n".join(
+    f"Paragraph {i} goes on about **boats**, locks and water, and says so in a good many words." for i in range(40)
+)
 
 
 def fill(store):
-    store.add_prompts([Prompt(f"p{i}", f"Why is the water in the canal number {i} level?", domain="work") for i in range(14)])
-    texts = ["Because the *lock* keeps it level.", "Because a lock keeps it level, and the gates are shut.", LONG, "- one\n- two", "No idea."]
+    store.add_prompts(
+        [Prompt(f"p{i}", f"Why is the water in the canal number {i} level?", domain="work") for i in range(14)]
+    )
+    texts = [
+        "Because the *lock* keeps it level.",
+        "Because a lock keeps it level, and the gates are shut.",
+        LONG,
+        "- one\n- two",
+        "No idea.",
+    ]
     made = [
-        Completion(f"s1.p{i}.{k}", f"p{i}", "sft", f"{text}\n\n{i}.{k}", (1,), (-0.1,), "stop") for i in range(14) for k, text in enumerate(texts)
+        Completion(f"s1.p{i}.{k}", f"p{i}", "sft", f"{text}\n\n{i}.{k}", (1,), (-0.1,), "stop")
+        for i in range(14)
+        for k, text in enumerate(texts)
     ]
     store.add_completions(made)
     store.add_comparisons([Comparison(f"k{i:02}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.{1 + i % 2}") for i in range(14)])
@@ -48,7 +61,8 @@ def team(store):
 @pytest.fixture
 def visit(browser, team):
     """Opens pages for people, signed in by keyboard; whatever a console reports as an error fails the test."""
-    contexts, errors = [], []
+    contexts = []
+    errors = []
 
     def opened(name: str | None, **options):
         context = browser.new_context(base_url=team, **options)
@@ -117,7 +131,8 @@ def test_signing_in_and_rating_by_keyboard_alone(visit, store):
 
 def test_undo_brings_the_pair_back_in_its_order(visit, store):
     page = visit("ann")
-    first, text = comparison(page), answers(page)
+    first = comparison(page)
+    text = answers(page)
     press(page, "1", "Saved")
     assert comparison(page) != first
     press(page, "u", "Taken back: your verdict")
@@ -139,7 +154,8 @@ def test_a_reload_shows_the_same_pair_in_the_same_order(visit):
 
 
 def test_two_raters_at_once_never_see_one_pair(visit, store):
-    ann, bob = visit("ann"), visit("bob")
+    ann = visit("ann")
+    bob = visit("bob")
     for _ in range(5):
         assert comparison(ann) != comparison(bob)
         press(ann, "1", "Saved")
@@ -329,7 +345,12 @@ def test_focus_goes_through_the_page_as_it_is_read(visit):
     places = []
     for _ in range(22):
         page.keyboard.press("Tab")
-        places.append(page.evaluate("document.activeElement.id || document.activeElement.className || document.activeElement.dataset.side || ''"))
+        places.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.className || "
+                "document.activeElement.dataset.side || ''"
+            )
+        )
     wanted = [
         "prompt",
         "answers",

@@ -16,7 +16,12 @@ from towpath.models import base
 
 pytestmark = pytest.mark.slow
 PROMPTS = [f"Name something number {i} is good for." for i in range(20)]
-STEPS, EPOCHS, ROLLOUT, BATCH, LONGEST, KEPT = 3, 2, 8, 4, 9, 4
+STEPS = 3
+EPOCHS = 2
+ROLLOUT = 8
+BATCH = 4
+LONGEST = 9
+KEPT = 4
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -33,15 +38,36 @@ def vowels(prompts, answers):
 
 @pytest.mark.parametrize(("algo", "group"), [("ppo", 1), ("grpo", 4)])
 def test_the_same_draws_give_the_same_numbers_and_weights(algo, group, tiny_folder, tmp_path):
-    more = {"group": group, "rollout": ROLLOUT, "batch": BATCH, "epochs": EPOCHS, "max_new_tokens": LONGEST, "validation_prompts": KEPT}
+    more = {
+        "group": group,
+        "rollout": ROLLOUT,
+        "batch": BATCH,
+        "epochs": EPOCHS,
+        "max_new_tokens": LONGEST,
+        "validation_prompts": KEPT,
+    }
     trained = tp.train(
-        algo, model="tiny", prompts=PROMPTS, reward=vowels, kl=0.1, steps=STEPS, folder=tmp_path, method="full", dtype="float32", learning_rate=1e-3,
-        validate_every=STEPS, kl__alarm=1e3, kl__stop=1e3, **more,
-    )  # fmt: skip
+        algo,
+        model="tiny",
+        prompts=PROMPTS,
+        reward=vowels,
+        kl=0.1,
+        steps=STEPS,
+        folder=tmp_path,
+        method="full",
+        dtype="float32",
+        learning_rate=1e-3,
+        validate_every=STEPS,
+        kl__alarm=1e3,
+        kl__stop=1e3,
+        **more,
+    )
     chat = Chat(base.load_tokenizer(tiny_folder))
     names = {f"p{i}": text for i, text in enumerate(PROMPTS)}
     left = sorted(names, key=lambda name: share(0, "policy/validation", name))[KEPT:]
-    chosen, numbers, orders = [], [], []
+    chosen = []
+    numbers = []
+    orders = []
     for step in range(STEPS):
         met = [divmod(place, len(left)) for place in range(step * ROLLOUT // group, (step + 1) * ROLLOUT // group)]
         ids = [(str(epoch), left[shuffled(len(left), 0, "policy/prompts", epoch)[place]]) for epoch, place in met]
@@ -56,7 +82,9 @@ def test_the_same_draws_give_the_same_numbers_and_weights(algo, group, tiny_fold
 
     module = by_hand(f"{algo}_by_hand")
     place = (group,) if algo == "grpo" else ()
-    history = module.train(policy, chosen, *place, numbers, orders, reward, chat.eos, batch=BATCH, rate=1e-3, kl_coef=0.1)
+    history = module.train(
+        policy, chosen, *place, numbers, orders, reward, chat.eos, batch=BATCH, rate=1e-3, kl_coef=0.1
+    )
     ours = [row for row in trained.metrics if row["phase"] == "train"]
     for told, row in zip(history, ours, strict=True):
         for name, value in told.items():

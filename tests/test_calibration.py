@@ -1,4 +1,5 @@
-"""A judge beside people: isotonic steps against scikit-learn, weights against known selections, and a judge whose faults are known."""
+"""A judge beside people: isotonic steps against scikit-learn, weights against known selections, and a judge whose
+faults are known."""
 
 from dataclasses import replace
 
@@ -22,7 +23,8 @@ def said(comparison, rater, choice, kind="person", **more):
 def test_isotonic_steps_are_those_of_scikit_learn(seed, distinct):
     draws = generator(seed, "test/isotonic", distinct)
     x = draws.integers(0, distinct, 200) / distinct
-    y, weight = draws.normal(x, 0.5), draws.uniform(0.1, 3, 200)
+    y = draws.normal(x, 0.5)
+    weight = draws.uniform(0.1, 3, 200)
     knots, height = calibration.isotonic(x, y, weight)
     theirs = IsotonicRegression(out_of_bounds="clip").fit(x, y, sample_weight=weight)
     fresh = np.linspace(-0.2, 1.2, 333)
@@ -38,7 +40,8 @@ def test_isotonic_without_weights_counts_all_alike():
 
 def judged(seed, count=1500, skew=2.0):
     """A boaster: sure of x, right in x to the power of `skew`, on pairs whose people tie in a tenth."""
-    draws, rows = generator(seed, "test/judge"), []
+    draws = generator(seed, "test/judge")
+    rows = []
     for number in range(count):
         sure = draws.uniform(0.5, 1)
         right = 0.5 + 0.5 * (2 * sure - 1) ** skew
@@ -50,7 +53,8 @@ def judged(seed, count=1500, skew=2.0):
 
 def test_a_boaster_is_calibrated_on_pairs_it_was_not_fitted_on():
     for seed in range(5):
-        fitted, fresh = calibration.calibrate(judged(seed)), judged(seed + 50, 4000)
+        fitted = calibration.calibrate(judged(seed))
+        fresh = judged(seed + 50, 4000)
         credit = np.array([calibration.credit(row.judge, row.person) for row in fresh])
         raw = np.array([row.certainty for row in fresh])
         assert calibration.calibration_error(raw, credit) > 0.08
@@ -61,9 +65,11 @@ def test_a_boaster_is_calibrated_on_pairs_it_was_not_fitted_on():
 
 def leaning(seed, lean, count=4000):
     """A judge of one certainty that is wrong the oftener, the longer its choice is."""
-    draws, rows = generator(seed, "test/lean"), []
+    draws = generator(seed, "test/lean")
+    rows = []
     for number in range(count):
-        judge, longer = str(draws.choice(["a", "b"])), draws.uniform(-1, 1)
+        judge = str(draws.choice(["a", "b"]))
+        longer = draws.uniform(-1, 1)
         agrees = draws.random() < 1 / (1 + np.exp(-1 + lean * longer))
         person = judge if agrees else {"a": "b", "b": "a"}[judge]
         rows.append(Audited(str(number), judge, person, 0.8, gap=longer if judge == "a" else -longer))
@@ -84,7 +90,10 @@ def test_a_liking_for_length_is_taken_off():
 def test_a_pair_does_not_foretell_itself():
     rows = judged(0, count=60)
     for place in range(0, 60, 7):
-        other = [replace(row, person={"a": "b", "b": "a", "tie": "a"}[row.person]) if i == place else row for i, row in enumerate(rows)]
+        other = [
+            replace(row, person={"a": "b", "b": "a", "tie": "a"}[row.person]) if i == place else row
+            for i, row in enumerate(rows)
+        ]
         assert calibration.held_out(other)[place] == calibration.held_out(rows)[place]
 
 
@@ -105,17 +114,25 @@ def test_the_map_never_falls_and_weighs_by_propensity():
 
 
 def test_error_of_calibration_by_hand():
-    chance, credit = np.array([0.9, 0.9, 0.6, 0.6]), np.array([1.0, 0.0, 1.0, 1.0])
+    chance = np.array([0.9, 0.9, 0.6, 0.6])
+    credit = np.array([1.0, 0.0, 1.0, 1.0])
     assert calibration.calibration_error(chance, credit, bins=2) == pytest.approx((0.4 + 0.4) / 2)
-    assert calibration.calibration_error(chance, credit, np.array([3.0, 1.0, 1.0, 1.0]), bins=2) == pytest.approx((4 * 0.15 + 2 * 0.4) / 6)
+    assert calibration.calibration_error(chance, credit, np.array([3.0, 1.0, 1.0, 1.0]), bins=2) == pytest.approx(
+        (4 * 0.15 + 2 * 0.4) / 6
+    )
     assert calibration.calibration_error(chance, credit, bins=1) == pytest.approx(0.0)
     perfect = generator(0, "test/perfect").random(20000)
-    assert calibration.calibration_error(perfect, (generator(1, "test/perfect").random(20000) < perfect).astype(float)) < 0.02
+    assert (
+        calibration.calibration_error(perfect, (generator(1, "test/perfect").random(20000) < perfect).astype(float))
+        < 0.02
+    )
 
 
 def test_rates_of_routed_pairs_are_weighed_back_to_all():
     """The hard pairs are sent to people more often; unweighted the rate would be theirs."""
-    errors_hajek, errors_ht, covered = [], [], 0
+    errors_hajek = []
+    errors_ht = []
+    covered = 0
     for seed in range(60):
         draws = generator(seed, "test/weights")
         right = draws.random(2000) < 0.8
@@ -140,9 +157,13 @@ def test_weighted_rates_by_hand():
 
 
 def ledger(seed=0, count=1200):
-    """A judge that likes the longer answer and the first shown, worse in law, better where it is sure; people who like neither."""
+    """A judge that likes the longer answer and the first shown, worse in law, better where it is sure; people who
+    like neither."""
     draws = generator(seed, "test/report")
-    judgements, lengths, domains, propensity = [], {}, {}, {}
+    judgements = []
+    lengths = {}
+    domains = {}
+    propensity = {}
     for number in range(count):
         name = str(number)
         truth, longer = (str(draws.choice(["a", "b"])) for _ in range(2))
@@ -157,7 +178,9 @@ def ledger(seed=0, count=1200):
         consistent = orders["ab"] == orders["ba"]
         propensity[name] = 1.0 if not consistent else 0.25
         details = {"orders": orders, "confidence": 1.0 if consistent else 0.5, "consistent": consistent}
-        judgements.append(said(name, "judge:m", orders["ab"] if consistent else "tie", "judge", strength=strength, details=details))
+        judgements.append(
+            said(name, "judge:m", orders["ab"] if consistent else "tie", "judge", strength=strength, details=details)
+        )
         if draws.random() < propensity[name]:
             judgements.append(said(name, "ann", truth if draws.random() < 0.95 else "tie"))
     return judgements, propensity, lengths, domains
@@ -167,7 +190,9 @@ def test_a_judges_faults_are_reported_as_they_are():
     judgements, propensity, lengths, domains = ledger(count=6000)
     found = calibration.report(calibration.audited(judgements, "judge:m", propensity, lengths, domains))
     flipped = [j for j in judgements if j.kind == "judge" and not j.details["consistent"]]
-    assert found.flips.low < len(flipped) / 6000 < found.flips.high  # among all pairs, though people saw every flipped one
+    assert (
+        found.flips.low < len(flipped) / 6000 < found.flips.high
+    )  # among all pairs, though people saw every flipped one
     assert found.first.low > 0.5 and found.first.value == pytest.approx(0.55, abs=0.02)
     assert found.longer[0].low > 0.55 and found.longer[1].low < 0.5 < found.longer[1].high
     assert found.by_strength[1].high < found.by_strength[3].low
@@ -200,6 +225,9 @@ def test_what_cannot_be_weighed_is_refused_and_nothing_is_reported_of_nothing():
 
 
 def test_certainty_grows_with_votes_and_strength():
-    votes = [calibration.certainty(said("k", "j", "a", strength=2, details={"confidence": share})) for share in (0.5, 0.75, 1.0)]
+    votes = [
+        calibration.certainty(said("k", "j", "a", strength=2, details={"confidence": share}))
+        for share in (0.5, 0.75, 1.0)
+    ]
     strengths = [calibration.certainty(said("k", "j", "a", strength=strength)) for strength in (1, 2, 3)]
     assert votes == sorted(votes) and strengths == sorted(strengths) and strengths[-1] == pytest.approx(1.0)

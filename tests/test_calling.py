@@ -1,4 +1,5 @@
-"""Reward functions are called by the names of their parameters, as TRL calls them; what cannot be filled is refused before anything starts."""
+"""Reward functions are called by the names of their parameters, as TRL calls them; what cannot be filled is refused
+before anything starts."""
 
 import functools
 from typing import Any
@@ -6,11 +7,12 @@ from typing import Any
 import pytest
 
 import towpath as tp
-from towpath import given
 from towpath.errors import RecipeError
 from towpath.rewards.calling import caller
+from towpath.run import arguments
 
-PROMPTS, ANSWERS = ["1 + 1", "2 + 2"], ["2", "5"]
+PROMPTS = ["1 + 1", "2 + 2"]
+ANSWERS = ["2", "5"]
 ROWS = {"ground_truth": ["2", "4"]}
 
 
@@ -73,13 +75,19 @@ def test_what_cannot_be_filled_is_named(function: Any, missing: str) -> None:
 
 def test_columns_that_clash_or_contradict_are_refused() -> None:
     with pytest.raises(RecipeError, match="column 'completions'"):
-        given.columns([{"prompt": "a", "completions": 1}])
+        arguments.columns([{"prompt": "a", "completions": 1}])
     with pytest.raises(RecipeError, match="twice"):
-        given.columns([{"prompt": "a", "truth": 1}, {"prompt": "a", "truth": 2}])
-    assert given.columns([{"prompt": "a", "truth": 1}, {"prompt": "b", "truth": None}, {"prompt": "a", "truth": 1}])["a"] == {"truth": 1}
-    for rows in ([{"prompt": "a", "truth": 1}, "b"], ["b", {"prompt": "a", "truth": 1}], [{"prompt": "a", "x": 1}, {"prompt": "b", "y": 1}]):
+        arguments.columns([{"prompt": "a", "truth": 1}, {"prompt": "a", "truth": 2}])
+    assert arguments.columns(
+        [{"prompt": "a", "truth": 1}, {"prompt": "b", "truth": None}, {"prompt": "a", "truth": 1}]
+    )["a"] == {"truth": 1}
+    for rows in (
+        [{"prompt": "a", "truth": 1}, "b"],
+        ["b", {"prompt": "a", "truth": 1}],
+        [{"prompt": "a", "x": 1}, {"prompt": "b", "y": 1}],
+    ):
         with pytest.raises(RecipeError, match=r"prompts\[1\] and prompts\[0\] differ in the column '(truth|x)'"):
-            given.columns(rows)
+            arguments.columns(rows)
 
 
 def test_a_recipe_says_that_it_passes_no_columns_on() -> None:
@@ -91,14 +99,27 @@ def test_a_recipe_says_that_it_passes_no_columns_on() -> None:
 def test_trl_s_reward_signature_trains_unchanged(tmp_path, tiny_folder) -> None:
     """Every completion meets the ground truth of its own prompt, in training and in validation."""
     seen: list[tuple[str, str, str]] = []
-    rows = [{"prompt": f"Say {number}.", "ground_truth": f"truth of Say {number}.", "difficulty": number} for number in range(12)]
+    rows = [
+        {"prompt": f"Say {number}.", "ground_truth": f"truth of Say {number}.", "difficulty": number}
+        for number in range(12)
+    ]
 
     def reward(completions, ground_truth, **kwargs):
         assert set(kwargs) == {"prompts", "difficulty"}
         seen.extend(zip(kwargs["prompts"], completions, ground_truth, strict=True))
         return [float(len(text)) for text in completions]
 
-    done = tp.train("grpo", model=tiny_folder, prompts=rows, reward=reward, steps=1, rollout=8, max_new_tokens=4, folder=tmp_path, dtype="float32")
+    done = tp.train(
+        "grpo",
+        model=tiny_folder,
+        prompts=rows,
+        reward=reward,
+        steps=1,
+        rollout=8,
+        max_new_tokens=4,
+        folder=tmp_path,
+        dtype="float32",
+    )
     assert done.metrics and all(truth == f"truth of {prompt}" for prompt, _, truth in seen)
     assert len({prompt for prompt, _, _ in seen}) > 4
 
@@ -108,5 +129,12 @@ def test_a_reward_without_its_column_is_refused_before_anything_starts(tmp_path,
         return [0.0 for _ in completions]
 
     with pytest.raises(RecipeError, match="nothing to pass as ground_truth"):
-        tp.train("grpo", model=tiny_folder, prompts=[f"Say {i}." for i in range(12)], reward=reward, steps=1, folder=tmp_path / "x")
+        tp.train(
+            "grpo",
+            model=tiny_folder,
+            prompts=[f"Say {i}." for i in range(12)],
+            reward=reward,
+            steps=1,
+            folder=tmp_path / "x",
+        )
     assert not (tmp_path / "x").exists()

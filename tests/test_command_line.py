@@ -1,4 +1,5 @@
-"""What leaves the command line when something is wrong: an error that names its fix, or a bug with its traceback in a file."""
+"""What leaves the command line when something is wrong: an error that names its fix, or a bug with its traceback in
+a file."""
 
 import os
 import subprocess
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from towpath import cli, crash, pipeline
+from towpath.cli import app, crash
+from towpath.run import pipeline
 
 
 @pytest.fixture
@@ -25,13 +27,15 @@ def command(monkeypatch: pytest.MonkeyPatch, run: Path, error: Exception) -> int
     monkeypatch.setattr(pipeline, "status", fail)
     monkeypatch.setattr(sys, "argv", ["towpath", "status", str(run)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     code = ended.value.code
     assert isinstance(code, int)
     return code
 
 
-def test_a_bug_says_so_and_leaves_its_traceback_in_the_run(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_says_so_and_leaves_its_traceback_in_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("TOWPATH_TRACEBACK", raising=False)
     assert command(monkeypatch, run, IndexError("list index out of range")) == crash.BUG
     said = capfd.readouterr().err
@@ -39,10 +43,16 @@ def test_a_bug_says_so_and_leaves_its_traceback_in_the_run(run: Path, monkeypatc
     assert path.stat().st_mode & 0o077 == 0, "it may name what only its owner knows"
     assert f"this is a bug in towpath; traceback written to {path}" in said and "Traceback" not in said
     kept = path.read_text()
-    assert "Traceback (most recent call last)" in kept and "IndexError: list index out of range" in kept and f"status {run}" in kept
+    assert (
+        "Traceback (most recent call last)" in kept
+        and "IndexError: list index out of range" in kept
+        and f"status {run}" in kept
+    )
 
 
-def test_the_traceback_is_printed_where_it_is_asked_for(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_traceback_is_printed_where_it_is_asked_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("TOWPATH_TRACEBACK", "1")
     assert command(monkeypatch, run, ZeroDivisionError("division by zero")) == crash.BUG
     assert "Traceback (most recent call last)" in capfd.readouterr().err
@@ -53,7 +63,10 @@ def test_the_traceback_is_printed_where_it_is_asked_for(run: Path, monkeypatch: 
     [
         (FileNotFoundError(2, "No such file or directory", "/nowhere/x"), "/nowhere/x: no such file or directory"),
         (MemoryError(), "must fit into memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "must fit into memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "must fit into memory",
+        ),
         (PermissionError(13, "Permission denied", "/root/x"), "/root/x: permission denied"),
     ],
 )
@@ -65,7 +78,9 @@ def test_what_the_system_refuses_is_no_bug(
     assert words in said and "rule:" in said and "fix:" in said and "bug" not in said and "Traceback" not in said
 
 
-def test_a_traceback_goes_elsewhere_where_the_run_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_goes_elsewhere_where_the_run_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     said, code = crash.lines(KeyError("x"), ["towpath", "status", "\0", "/nowhere"])
     (path,) = tmp_path.glob("traceback-*.txt")
@@ -74,5 +89,7 @@ def test_a_traceback_goes_elsewhere_where_the_run_cannot_be_written(tmp_path: Pa
 
 def test_output_that_nobody_reads_any_more_is_no_error() -> None:
     script = f"{sys.executable} -m towpath explain | head -1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
     assert "Traceback" not in done.stderr and "error" not in done.stderr, done.stderr

@@ -26,7 +26,9 @@ real_rows = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public sets are
 def write(path: Path, *rows: Any) -> Path:
     """Rows as JSON lines; text is written as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -51,9 +53,14 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def test_quickstart_reads_whole_without_findings(quickstart: Corpus) -> None:
     lines = {
-        part: sum(len(p.read_text().splitlines()) for p in (QUICKSTART / part).glob("*.jsonl")) for part in ("prompts", "demonstrations", "safety")
+        part: sum(len(p.read_text().splitlines()) for p in (QUICKSTART / part).glob("*.jsonl"))
+        for part in ("prompts", "demonstrations", "safety")
     }
-    found = {"prompts": len(quickstart.prompts), "demonstrations": len(quickstart.demonstrations), "safety": len(quickstart.safety)}
+    found = {
+        "prompts": len(quickstart.prompts),
+        "demonstrations": len(quickstart.demonstrations),
+        "safety": len(quickstart.safety),
+    }
     assert found == lines
     assert quickstart.findings == ()
     assert len(quickstart.heldout) >= 200
@@ -87,7 +94,9 @@ def test_the_card_tells_the_counts_of_the_data(quickstart: Corpus) -> None:
 
 def test_files_are_told_with_their_hashes(tmp_path: Path) -> None:
     path = write(tmp_path / "data" / "a.jsonl", {"prompt": "Why?"})
-    assert read(tmp_path, prompts="data/*.jsonl").files == {"data/a.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert read(tmp_path, prompts="data/*.jsonl").files == {
+        "data/a.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()
+    }
 
 
 def test_an_absolute_pattern_and_a_folder_with_brackets(tmp_path: Path) -> None:
@@ -110,18 +119,40 @@ def test_no_prompts_at_all_is_refused(tmp_path: Path) -> None:
 def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
     write(
         tmp_path / "p.jsonl",
-        {"prompt": "Good?"}, "{broken", "[1, 2]", {"prompt": "   "}, {"prompt": 7}, {"prompt": "x", "split": "test"}, "",
-        {"body": "x"}, {"prompt": "x", "harmful": "perhaps"}, {"prompt": "x", "about": [1]},
-        '{"prompt": "half \\ud800"}', {"prompt": "x", "id": [1]},
-    )  # fmt: skip
-    write(tmp_path / "d.jsonl", {"prompt": "Good?"}, {"prompt": "Good?", "response": " "}, {"prompt": "Good?", "response": "Yes."})
+        {"prompt": "Good?"},
+        "{broken",
+        "[1, 2]",
+        {"prompt": "   "},
+        {"prompt": 7},
+        {"prompt": "x", "split": "test"},
+        "",
+        {"body": "x"},
+        {"prompt": "x", "harmful": "perhaps"},
+        {"prompt": "x", "about": [1]},
+        '{"prompt": "half \\ud800"}',
+        {"prompt": "x", "id": [1]},
+    )
+    write(
+        tmp_path / "d.jsonl",
+        {"prompt": "Good?"},
+        {"prompt": "Good?", "response": " "},
+        {"prompt": "Good?", "response": "Yes."},
+    )
     message = refused(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl")
     expected = {
-        "p.jsonl:2": "not JSON", "p.jsonl:3": "not an object but a list", "p.jsonl:4": "empty prompt", "p.jsonl:5": "prompt is not text but a number",
-        "p.jsonl:6": "unknown split 'test'", "p.jsonl:8": "no prompt (keys: body)", "p.jsonl:9": "harmful is not true or false",
-        "p.jsonl:10": "about is not a list of words", "p.jsonl:11": "half a character", "p.jsonl:12": "id is not text", "d.jsonl:1": "no response",
+        "p.jsonl:2": "not JSON",
+        "p.jsonl:3": "not an object but a list",
+        "p.jsonl:4": "empty prompt",
+        "p.jsonl:5": "prompt is not text but a number",
+        "p.jsonl:6": "unknown split 'test'",
+        "p.jsonl:8": "no prompt (keys: body)",
+        "p.jsonl:9": "harmful is not true or false",
+        "p.jsonl:10": "about is not a list of words",
+        "p.jsonl:11": "half a character",
+        "p.jsonl:12": "id is not text",
+        "d.jsonl:1": "no response",
         "d.jsonl:2": "empty response",
-    }  # fmt: skip
+    }
     told = dict(line.strip().split(": ", 1) for line in message.splitlines() if ".jsonl:" in line)
     assert set(told) == set(expected)
     assert all(reason in told[place] for place, reason in expected.items())
@@ -131,7 +162,12 @@ def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
 def test_only_the_first_bad_rows_of_a_reason_are_shown_and_all_counted(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *["{"] * 53)
     message = refused(tmp_path, prompts="p.jsonl")
-    assert message.startswith("53 unusable rows: 53 × not JSON") and "p.jsonl:5:" in message and "p.jsonl:6:" not in message and "48 more" in message
+    assert (
+        message.startswith("53 unusable rows: 53 × not JSON")
+        and "p.jsonl:5:" in message
+        and "p.jsonl:6:" not in message
+        and "48 more" in message
+    )
 
 
 def test_text_that_is_not_utf8_and_a_file_without_rows_are_named(tmp_path: Path) -> None:
@@ -139,7 +175,11 @@ def test_text_that_is_not_utf8_and_a_file_without_rows_are_named(tmp_path: Path)
     (tmp_path / "b.jsonl").write_text("\n")
     (tmp_path / "c.csv").write_bytes(b"prompt\n\xff\n")
     message = refused(tmp_path, prompts="*.*")
-    assert "a.jsonl:2: not UTF-8" in message and "b.jsonl:0: the file has no rows" in message and "c.csv:2: not UTF-8" in message
+    assert (
+        "a.jsonl:2: not UTF-8" in message
+        and "b.jsonl:0: the file has no rows" in message
+        and "c.csv:2: not UTF-8" in message
+    )
 
 
 def test_an_unknown_type_of_file_is_named(tmp_path: Path) -> None:
@@ -149,7 +189,14 @@ def test_an_unknown_type_of_file_is_named(tmp_path: Path) -> None:
 
 def test_the_same_rows_from_jsonl_csv_and_parquet(tmp_path: Path) -> None:
     rows = [
-        {"id": "a", "prompt": "One,\ntwo?", "domain": "x", "about": ["one", "two"], "harmful": True, "split": "heldout"},
+        {
+            "id": "a",
+            "prompt": "One,\ntwo?",
+            "domain": "x",
+            "about": ["one", "two"],
+            "harmful": True,
+            "split": "heldout",
+        },
         {"id": "b", "prompt": "“Three”?", "domain": "y", "about": [], "harmful": False, "split": "train"},
     ]
     write(tmp_path / "p.jsonl", *rows)
@@ -203,7 +250,9 @@ def test_an_input_belongs_to_its_instruction(tmp_path: Path) -> None:
     assert read(tmp_path, demonstrations="d.jsonl", heldout=0.0).demonstrations[0].prompt == "Shorten.\n\nA long text"
 
 
-@pytest.mark.parametrize("roles", [["system", "user", "assistant"], ["user", "assistant", "user", "assistant"], ["assistant"], []])
+@pytest.mark.parametrize(
+    "roles", [["system", "user", "assistant"], ["user", "assistant", "user", "assistant"], ["assistant"], []]
+)
 def test_conversations_of_more_turns_are_refused(tmp_path: Path, roles: list[str]) -> None:
     write(tmp_path / "d.jsonl", {"messages": [{"role": role, "content": "x"} for role in roles]})
     assert "d.jsonl:1: messages with roles" in refused(tmp_path, demonstrations="d.jsonl")
@@ -231,7 +280,11 @@ def test_an_id_used_twice_names_both_places(tmp_path: Path) -> None:
 
 def test_numbers_of_a_safety_set_may_repeat_those_of_the_prompts(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", {"id": 1, "prompt": "One?"})
-    write(tmp_path / "s.jsonl", {"id": 1, "prompt": "Bad?", "harmful": True, "twin": 2}, {"id": 2, "prompt": "Fine?", "harmful": False, "twin": 1})
+    write(
+        tmp_path / "s.jsonl",
+        {"id": 1, "prompt": "Bad?", "harmful": True, "twin": 2},
+        {"id": 2, "prompt": "Fine?", "harmful": False, "twin": 1},
+    )
     found = read(tmp_path, prompts="p.jsonl", safety="s.jsonl")
     assert [(p.id, p.twin) for p in found.safety] == [("safety-1", "2"), ("2", "safety-1")]
     assert [f.code for f in found.findings] == ["safety-ids"]
@@ -241,13 +294,18 @@ def test_the_split_is_drawn_by_text_and_stays_when_rows_are_added(tmp_path: Path
     rows = [{"prompt": f"What is {i} and {i}?"} for i in range(400)]
     write(tmp_path / "few.jsonl", *rows[:200])
     write(tmp_path / "many.jsonl", *reversed(rows), {"prompt": "  WHAT is 1   and 1 "})
-    few, many = read(tmp_path, prompts="few.jsonl", heldout=0.3), read(tmp_path, prompts="many.jsonl", heldout=0.3)
+    few = read(tmp_path, prompts="few.jsonl", heldout=0.3)
+    many = read(tmp_path, prompts="many.jsonl", heldout=0.3)
     assert {p.prompt: p.split for p in few.prompts}.items() <= {p.prompt: p.split for p in many.prompts}.items()
     assert 0.22 < len(many.heldout) / 401 < 0.38
     sides = {p.prompt: p.split for p in many.prompts}
     assert sides["  WHAT is 1   and 1 "] == sides["What is 1 and 1?"]
-    assert all((p.split == "heldout") == (share(0, "heldout", sources.normalised(p.prompt)) < 0.3) for p in many.prompts)
-    assert {p.prompt for p in read(tmp_path, seed=1, prompts="few.jsonl", heldout=0.3).heldout} != {p.prompt for p in few.heldout}
+    assert all(
+        (p.split == "heldout") == (share(0, "heldout", sources.normalised(p.prompt)) < 0.3) for p in many.prompts
+    )
+    assert {p.prompt for p in read(tmp_path, seed=1, prompts="few.jsonl", heldout=0.3).heldout} != {
+        p.prompt for p in few.heldout
+    }
 
 
 def test_rows_that_name_their_split_keep_it(tmp_path: Path) -> None:
@@ -256,13 +314,23 @@ def test_rows_that_name_their_split_keep_it(tmp_path: Path) -> None:
 
 
 def test_demonstrations_of_heldout_prompts_are_left_out_and_it_is_said(tmp_path: Path) -> None:
-    write(tmp_path / "p.jsonl", {"id": "t", "prompt": "Train?", "split": "train", "domain": "x"}, {"id": "h", "prompt": "Held?", "split": "heldout"})
     write(
-        tmp_path / "d.jsonl", {"id": "1", "prompt": "train", "response": "a"}, {"id": "2", "prompt": " held? ", "response": "b"},
-        {"id": "3", "prompt": "Only here?", "response": "c"}, {"id": "4", "prompt": "Withheld?", "response": "d", "split": "heldout"},
-    )  # fmt: skip
+        tmp_path / "p.jsonl",
+        {"id": "t", "prompt": "Train?", "split": "train", "domain": "x"},
+        {"id": "h", "prompt": "Held?", "split": "heldout"},
+    )
+    write(
+        tmp_path / "d.jsonl",
+        {"id": "1", "prompt": "train", "response": "a"},
+        {"id": "2", "prompt": " held? ", "response": "b"},
+        {"id": "3", "prompt": "Only here?", "response": "c"},
+        {"id": "4", "prompt": "Withheld?", "response": "d", "split": "heldout"},
+    )
     found = read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl")
-    assert [(d.id, found.by_id[d.prompt_id].prompt, d.domain) for d in found.demonstrations] == [("1", "Train?", "x"), ("3", "Only here?", "general")]
+    assert [(d.id, found.by_id[d.prompt_id].prompt, d.domain) for d in found.demonstrations] == [
+        ("1", "Train?", "x"),
+        ("3", "Only here?", "general"),
+    ]
     assert [p.prompt for p in found.train] == ["Train?", "Only here?"]
     assert [p.prompt for p in found.heldout] == ["Held?", "Withheld?"]
     assert [(f.code, f.severity) for f in found.findings] == [("demonstrations-heldout", "warning")]
@@ -272,14 +340,31 @@ def test_demonstrations_of_heldout_prompts_are_left_out_and_it_is_said(tmp_path:
 def test_a_prompt_id_must_belong_to_the_prompt(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", {"id": "t", "prompt": "Train?"})
     write(tmp_path / "s.jsonl", {"id": "s", "prompt": "Harm?", "harmful": True})
-    write(tmp_path / "d.jsonl", {"prompt": "Other?", "prompt_id": "t", "response": "a"}, {"prompt": "Harm?", "prompt_id": "s", "response": "a"})
+    write(
+        tmp_path / "d.jsonl",
+        {"prompt": "Other?", "prompt_id": "t", "response": "a"},
+        {"prompt": "Harm?", "prompt_id": "s", "response": "a"},
+    )
     message = refused(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl")
-    assert "d.jsonl:1: prompt_id 't' has another prompt" in message and "d.jsonl:2: prompt_id 's' belongs to the safety set" in message
+    assert (
+        "d.jsonl:1: prompt_id 't' has another prompt" in message
+        and "d.jsonl:2: prompt_id 's' belongs to the safety set" in message
+    )
 
 
 def test_duplicates_by_form_and_by_nearness() -> None:
     long = "How do I keep a sourdough starter alive while I travel for several weeks in the summer"
-    texts = ["How are you?", " how  ARE you", "Ｈow are you!", "Who are you?", f"{long}?", f"{long}s?", "What is C?", "What is C++?", "What is C#?"]
+    texts = [
+        "How are you?",
+        " how  ARE you",
+        "Ｈow are you!",
+        "Who are you?",
+        f"{long}?",
+        f"{long}s?",
+        "What is C?",
+        "What is C++?",
+        "What is C#?",
+    ]
     pairs = curate.overlaps(Corpus(tuple(Prompt(str(i), text) for i, text in enumerate(texts)))).duplicates
     assert pairs == [("0", "1"), ("0", "2"), ("4", "5")]
 
@@ -287,16 +372,21 @@ def test_duplicates_by_form_and_by_nearness() -> None:
 def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
     long = "Explain in plain words how a bill becomes a law in the parliament of a small country"
     write(
-        tmp_path / "p.jsonl", {"id": "t1", "prompt": "Same?", "split": "train"}, {"id": "h1", "prompt": "same", "split": "heldout"},
-        {"id": "h2", "prompt": long, "split": "heldout"}, {"id": "t3", "prompt": "Harm?", "split": "train"},
-    )  # fmt: skip
+        tmp_path / "p.jsonl",
+        {"id": "t1", "prompt": "Same?", "split": "train"},
+        {"id": "h1", "prompt": "same", "split": "heldout"},
+        {"id": "h2", "prompt": long, "split": "heldout"},
+        {"id": "t3", "prompt": "Harm?", "split": "train"},
+    )
     write(tmp_path / "d.jsonl", {"id": "d1", "prompt": long + "!?x", "prompt_id": "t4", "response": "So."})
     write(tmp_path / "s.jsonl", {"id": "s1", "prompt": "harm", "harmful": True})
     found = curate.overlaps(read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl")).leaks
     assert {(x.between, x.learned, x.judged, x.exact) for x in found} == {
-        ("train-heldout", "t1", "h1", True), ("train-heldout", "t4", "h2", False), ("demonstrations-heldout", "d1", "h2", False),
+        ("train-heldout", "t1", "h1", True),
+        ("train-heldout", "t4", "h2", False),
+        ("demonstrations-heldout", "d1", "h2", False),
         ("safety-train", "t3", "s1", True),
-    }  # fmt: skip
+    }
 
 
 @real_rows
@@ -314,7 +404,10 @@ def test_dolly_as_prompts_and_demonstrations_splits_without_leaks(tmp_path: Path
 def test_preference_transcripts_are_refused_row_by_row(tmp_path: Path) -> None:
     message = refused(tmp_path, prompts=str(SHARED / "hh_harmless_open.jsonl"))
     count = sum(bool(line.strip()) for line in (SHARED / "hh_harmless_open.jsonl").read_bytes().split(b"\n"))
-    assert message.startswith(f"{count} unusable rows") and "hh_harmless_open.jsonl:1: no prompt (keys: chosen, rejected)" in message
+    assert (
+        message.startswith(f"{count} unusable rows")
+        and "hh_harmless_open.jsonl:1: no prompt (keys: chosen, rejected)" in message
+    )
 
 
 def test_a_foreign_column_name_is_told(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The layers written out against transformers' own: states and gradients, full weights and adapters, padding and packed rows."""
+"""The layers written out against transformers' own: states and gradients, full weights and adapters, padding and
+packed rows."""
 
 import copy
 from contextlib import contextmanager
@@ -10,12 +11,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from towpath.data.batch import Batch, Row
-from towpath.models import attention, decoder, lines, lm
+from towpath.models import attention, lm, packed_batch
 from towpath.models.adapters import Adapters
-from towpath.models.lines import Lines
+from towpath.models.cpu import decoder
+from towpath.models.packed_batch import Lines
 from towpath.runtime.local import Local, Role
 
-KINDS = {"llama": (LlamaForCausalLM, LlamaConfig), "mistral": (MistralForCausalLM, MistralConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
+KINDS = {
+    "llama": (LlamaForCausalLM, LlamaConfig),
+    "mistral": (MistralForCausalLM, MistralConfig),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+}
 POSITION = torch.arange(11).expand(4, -1).contiguous()
 SEGMENT = torch.ones(4, 11, dtype=torch.long)
 SEGMENT[1, 7:], SEGMENT[2, 5:] = 0, 2
@@ -28,8 +34,17 @@ def made(kind, dtype=torch.float32, **more):
     attention.register()
     torch.manual_seed(0)
     of, config = KINDS[kind]
-    shape = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2}
-    model = of(config(**shape, max_position_embeddings=128, tie_word_embeddings=True, attn_implementation="grouped", **more))
+    shape = {
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    }
+    model = of(
+        config(**shape, max_position_embeddings=128, tie_word_embeddings=True, attn_implementation="grouped", **more)
+    )
     for name, weight in model.named_parameters():
         if "norm" in name or "bias" in name:
             torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.2)
@@ -81,7 +96,7 @@ def test_states_and_gradients_are_those_of_transformers(kind, lora, read, by_ker
 @pytest.fixture(params=["together", "apart"])
 def cut(request, monkeypatch):
     """Attention over all lines at once, or over each length by itself."""
-    monkeypatch.setattr(lines, "APART", 1 if request.param == "apart" else 10**9)
+    monkeypatch.setattr(packed_batch, "APART", 1 if request.param == "apart" else 10**9)
     return {"together": 1, "apart": 3}[request.param]
 
 
@@ -93,7 +108,7 @@ def test_lines_of_several_lengths_say_what_they_say_to_transformers(lora, read, 
         ragged[line, :tokens] = 1
     monkeypatch.setitem(READ, "all", (ragged > 0).flatten().nonzero()[:, 0])
     monkeypatch.setitem(READ, "some", torch.tensor([2, 3, 9, 14, 14, 25, 33, 37]))
-    assert len(lines.alike([11, 10, 5, 5])) == cut
+    assert len(packed_batch.alike([11, 10, 5, 5])) == cut
     ours = measured(made("llama"), lora, read)
     with by_transformers(monkeypatch):
         assert distance(ours, measured(made("llama"), lora, read)) < 2e-5
@@ -105,10 +120,10 @@ def test_lines_are_cut_where_attention_costs_least(seed):
     lengths = sorted(draw.integers(5, 300, 9).tolist(), reverse=True)
 
     def cost(cuts):
-        return sum(lines.APART + (end - begin) * lengths[begin] ** 2 for begin, end in pairwise((0, *cuts, 9)))
+        return sum(packed_batch.APART + (end - begin) * lengths[begin] ** 2 for begin, end in pairwise((0, *cuts, 9)))
 
     least = min(cost(cuts) for some in range(9) for cuts in combinations(range(1, 9), some))
-    found = lines.alike(lengths)
+    found = packed_batch.alike(lengths)
     assert cost([part.start for part in found[1:]]) == least
     assert [i for part in found for i in range(9)[part]] == list(range(9))
 
@@ -142,7 +157,8 @@ def test_stacked_weights_are_saved_and_loaded_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "more"), [("mistral", {"sliding_window": 4}), ("llama", {"hidden_act": "gelu"}), ("llama", {"attention_dropout": 0.1})]
+    ("kind", "more"),
+    [("mistral", {"sliding_window": 4}), ("llama", {"hidden_act": "gelu"}), ("llama", {"attention_dropout": 0.1})],
 )
 def test_what_it_does_not_know_is_left_to_transformers(kind, more):
     assert not decoder.fits(made(kind, **more))
@@ -161,7 +177,10 @@ def test_the_learning_curve_is_the_same(tiny, dtype, monkeypatch):
         losses = []
         for _ in range(30):
             said = local.forward_backward(
-                {"policy": ("logp",)}, Batch(rows), lambda out, _: (-out.logp_BT.sum(), {"loss": (-float(out.logp_BT.detach().sum()), 200.0)}), 200.0
+                {"policy": ("logp",)},
+                Batch(rows),
+                lambda out, _: (-out.logp_BT.sum(), {"loss": (-float(out.logp_BT.detach().sum()), 200.0)}),
+                200.0,
             )
             losses.append(said["loss"][0] / said["loss"][1])
             local.step(1.0, 1.0)

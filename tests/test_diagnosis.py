@@ -8,8 +8,8 @@ import pytest
 from benchmarks.simulated_raters import evidence
 from towpath.data.draws import generator
 from towpath.errors import DataError
-from towpath.feedback import diagnosis
-from towpath.feedback.diagnosis import Evidence, Trained, diagnose
+from towpath.feedback import rater_findings
+from towpath.feedback.rater_findings import Evidence, Trained, diagnose
 
 HELD = 1000
 
@@ -23,7 +23,9 @@ def held(rate, seed=0, stream="held"):
 def known(accuracies, train, pairs=4000, **more):
     """A curve over a quarter, a half and all pairs, with lengths that say nothing."""
     sizes = [pairs // 4, pairs // 2, pairs]
-    curve = tuple(Trained(size, train, held(rate, seed)) for seed, (size, rate) in enumerate(zip(sizes, accuracies, strict=True)))
+    curve = tuple(
+        Trained(size, train, held(rate, seed)) for seed, (size, rate) in enumerate(zip(sizes, accuracies, strict=True))
+    )
     return Evidence(curve, np.where(held(0.5, 9) > 0, 1, -1), **more)
 
 
@@ -41,7 +43,9 @@ def test_noise_is_named_where_raters_disagree_and_the_model_is_at_their_ceiling(
     found = diagnose(known([0.72, 0.735, 0.74], 0.75, agreement=(0.63, 600), margins={"k": -2.0, "m": -3.0, "n": 1.0}))
     assert found.verdict == "noise"
     assert found.again == ("m", "k") and found.action == "rate these 2 again"
-    assert found.parts["noise"].value == pytest.approx(((0.85 - 0.755) + (0.85 - 0.74)) / 2, abs=1e-3)  # clean labels show it right in 97 %
+    assert found.parts["noise"].value == pytest.approx(
+        ((0.85 - 0.755) + (0.85 - 0.74)) / 2, abs=1e-3
+    )  # clean labels show it right in 97 %
     assert any("63.0% of 600 pairs" in line for line in found.evidence)
 
 
@@ -63,7 +67,9 @@ def test_length_is_named_where_the_model_goes_by_it():
     found = diagnose(by_length(0.95, 0.2, longer=0.8))
     assert found.verdict == "length shortcut" and "lengths" in found.action
     assert diagnose(by_length(0.2, 0.95)).verdict == "length shortcut"  # towards short answers too
-    assert diagnose(by_length(0.95, 0.7, longer=0.8)).verdict == "healthy"  # users may like length, if the model sees more than that
+    assert (
+        diagnose(by_length(0.95, 0.7, longer=0.8)).verdict == "healthy"
+    )  # users may like length, if the model sees more than that
 
 
 def test_length_is_named_even_where_the_accuracy_is_high():
@@ -106,12 +112,15 @@ def test_two_causes_of_one_size_are_left_open():
 
 @pytest.mark.parametrize(("rater", "clean"), [(0.84, 0.79), (0.75, 0.9), (0.8, 0.7)])
 def test_raters_errors_shrink_what_is_measured(rater, clean):
-    """At 16 % error a true 79 % shows as 70 %. The noise's part lies between what clean labels gain now, and what they would for a perfect model."""
+    """At 16 % error a true 79 % shows as 70 %. The noise's part lies between what clean labels gain now, and what
+    they would for a perfect model."""
     shown = rater * clean + (1 - rater) * (1 - clean)
     agreement = (rater**2 + (1 - rater) ** 2, 100_000)
     found = diagnose(known([shown - 0.001, shown, shown], shown, agreement=agreement, target=0.95))
     assert found.parts["noise"].value == pytest.approx(((clean - shown) + (0.95 - rater)) / 2, abs=0.003)
-    assert found.parts["small capacity"].value + found.parts["little data"].value == pytest.approx(((0.95 - clean) + (rater - shown)) / 2, abs=0.003)
+    assert found.parts["small capacity"].value + found.parts["little data"].value == pytest.approx(
+        ((0.95 - clean) + (rater - shown)) / 2, abs=0.003
+    )
 
 
 def test_the_parts_make_up_the_shortfall():
@@ -130,19 +139,22 @@ def test_a_curve_of_the_law_is_found_again(limit, cost):
     alpha = np.sin(np.pi * (limit - 0.5)) ** -2
     sizes = np.array([50, 100, 200, 400])
     told = np.array([0.5 + np.arcsin((alpha + cost / n) ** -0.5) / np.pi for n in sizes])
-    found = diagnosis.fitted_curve(sizes, told[:, None], np.full(4, 1e-4))
+    found = rater_findings.fitted_curve(sizes, told[:, None], np.full(4, 1e-4))
     for pairs in (400, 1600, 6400):
-        assert diagnosis.curve(found, pairs)[0] == pytest.approx(0.5 + np.arcsin((alpha + cost / pairs) ** -0.5) / np.pi, abs=0.01)
+        assert rater_findings.curve(found, pairs)[0] == pytest.approx(
+            0.5 + np.arcsin((alpha + cost / pairs) ** -0.5) / np.pi, abs=0.01
+        )
 
 
 def test_the_benefit_of_the_doubt_ends_at_two_standard_errors():
-    sizes, flat = np.array([1000, 2000, 4000]), np.full((3, 1), 0.7)
+    sizes = np.array([1000, 2000, 4000])
+    flat = np.full((3, 1), 0.7)
     gains = []
     for error in (0.001, 0.005, 0.02):
-        found = diagnosis.fitted_curve(sizes, flat, np.full(3, error))
-        off = sum(((diagnosis.curve(found, size)[0] - 0.7) / error) ** 2 for size in sizes)
+        found = rater_findings.fitted_curve(sizes, flat, np.full(3, error))
+        off = sum(((rater_findings.curve(found, size)[0] - 0.7) / error) ** 2 for size in sizes)
         assert off <= 4 + 3 * (0.003 / error) ** 2  # the grid's limits lie half a point apart
-        gains.append(float(diagnosis.curve(found, 64_000)[0] - diagnosis.curve(found, 4000)[0]))
+        gains.append(float(rater_findings.curve(found, 64_000)[0] - rater_findings.curve(found, 4000)[0]))
     assert gains[0] < gains[1] < gains[2] < 0.05
 
 
@@ -151,7 +163,8 @@ def test_a_learner_obeys_the_law():
     from towpath.evals.winrate import logistic
 
     draws = generator(1, "test/law")
-    true, fresh = draws.normal(size=20), draws.normal(size=(20000, 20))
+    true = draws.normal(size=20)
+    fresh = draws.normal(size=(20000, 20))
 
     def accuracy(pairs):
         rates = []
@@ -162,8 +175,8 @@ def test_a_learner_obeys_the_law():
         return np.mean(rates)
 
     sizes = np.array([100, 200, 400])
-    found = diagnosis.fitted_curve(sizes, np.array([accuracy(n) for n in sizes])[:, None], np.full(3, 1e-3))
-    assert diagnosis.curve(found, 3200)[0] == pytest.approx(accuracy(3200), abs=0.02)
+    found = rater_findings.fitted_curve(sizes, np.array([accuracy(n) for n in sizes])[:, None], np.full(3, 1e-3))
+    assert rater_findings.curve(found, 3200)[0] == pytest.approx(accuracy(3200), abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +195,8 @@ def test_evidence_that_does_not_fit_is_refused(spoiled, told):
 
 @pytest.mark.parametrize("cause", ["noise", "little data", "small capacity", "length shortcut", "healthy"])
 def test_planted_causes_are_named(cause):
-    """The benchmark's worlds on seeds of its development: most are named, and nothing else is blamed on a healthy run."""
+    """The benchmark's worlds on seeds of its development: most are named, and nothing else is blamed on a healthy
+    run."""
     verdicts = [diagnose(evidence(cause, seed)[0], seed).verdict for seed in range(4)]
     assert verdicts.count(cause) >= 3, verdicts
     if cause == "healthy":

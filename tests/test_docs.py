@@ -9,9 +9,9 @@ import pytest
 import typer
 
 from towpath import recipe
-from towpath.cli import app
-from towpath.config import Section, keys
+from towpath.cli.app import app
 from towpath.recipe import Decoding, Recipe
+from towpath.recipe.reader import Section, keys
 
 ROOT = Path(__file__).parent.parent
 RECIPE = (ROOT / "docs" / "recipe.md").read_text()
@@ -37,8 +37,14 @@ def told(default: Any) -> str:
     if isinstance(default, list):
         return "[" + ", ".join(told(item) for item in default) + "]"
     if isinstance(default, Section):
-        return "{ " + ", ".join(f"{key} = {told(value)}" for key, value in default.model_dump(exclude_defaults=True).items()) + " }"
-    return f'"{default}"' if isinstance(default, str) else f"{default:g}" if isinstance(default, float) else str(default)
+        return (
+            "{ "
+            + ", ".join(f"{key} = {told(value)}" for key, value in default.model_dump(exclude_defaults=True).items())
+            + " }"
+        )
+    return (
+        f'"{default}"' if isinstance(default, str) else f"{default:g}" if isinstance(default, float) else str(default)
+    )
 
 
 def commands(group: Any, path: str = "towpath") -> Iterator[tuple[str, Any]]:
@@ -65,7 +71,9 @@ def test_the_recipe_page_names_no_key_that_is_gone():
     assert named == known, named ^ known
 
 
-@pytest.mark.parametrize(("words", "command"), [pytest.param(*row, id=row[0]) for row in commands(typer.main.get_command(app))])
+@pytest.mark.parametrize(
+    ("words", "command"), [pytest.param(*row, id=row[0]) for row in commands(typer.main.get_command(app))]
+)
 def test_every_command_is_documented(words: str, command: Any):
     part = next((part for part in COMMANDS.split("\n## ") if part.startswith(f"`{words} ")), "")
     assert part, f"docs/commands.md has no heading for `{words}`"
@@ -82,7 +90,9 @@ def test_recipes_that_come_along_are_valid():
         recipe.load(path)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name
+)
 def test_links_lead_somewhere(page: Path):
     targets = re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)[^)]*\)", page.read_text())
     broken = [target for target in targets if "://" not in target and not (page.parent / target).exists()]

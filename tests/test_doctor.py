@@ -1,4 +1,5 @@
-"""The doctor: logs of many trainers read for what they are, by name and unit; findings told to people, to scripts and as a page."""
+"""The doctor: logs of many trainers read for what they are, by name and unit; findings told to people, to scripts
+and as a page."""
 
 import csv
 import hashlib
@@ -19,40 +20,95 @@ from test_report import Page
 
 from benchmarks.models import prepared
 from benchmarks.run import python_of
-from towpath import doctor
 from towpath.errors import DataError, RecipeError, TowpathError
-from towpath.foreign import names, tables
-from towpath.foreign.log import Log, Raw, Taken, number, translated
-from towpath.foreign.opening import opened
 from towpath.health import history
 from towpath.records import Finding
-from towpath.reporting import diagnosis
-from towpath.reporting.diagnosis import Told
+from towpath.view import doctor
+from towpath.view.foreign import names, table_files
+from towpath.view.foreign.log import Log, Raw, Taken, number, translated
+from towpath.view.foreign.opening import opened
+from towpath.view.report import findings
+from towpath.view.report.findings import Told
 
 ROOT = Path(__file__).parent.parent
 SHAPE = {"layers": 1, "width": 32, "heads": 2, "inner": 64, "vocabulary": 512}
 
 VERL = {
-    "actor/ppo_kl": 0.001, "actor/kl_loss": 0.02, "actor/pg_clipfrac": 0.03, "actor/entropy": 0.8, "actor/grad_norm": 0.4, "actor/lr": 1e-6,
-    "critic/score/mean": 0.5, "critic/score/max": 1.0, "critic/rewards/mean": 0.4, "critic/vf_explained_var": 0.6, "critic/vf_loss": 0.1,
-    "response_length/mean": 200.0, "response_length/clip_ratio": 0.1, "rollout_corr/kl": 0.5, "perf/throughput": 900.0, "timing_s/gen": 4.0,
-    "training/global_step": 1, "val-core/gsm8k/acc/mean@1": 0.3, "my/own": 1.0,
-}  # fmt: skip
+    "actor/ppo_kl": 0.001,
+    "actor/kl_loss": 0.02,
+    "actor/pg_clipfrac": 0.03,
+    "actor/entropy": 0.8,
+    "actor/grad_norm": 0.4,
+    "actor/lr": 1e-6,
+    "critic/score/mean": 0.5,
+    "critic/score/max": 1.0,
+    "critic/rewards/mean": 0.4,
+    "critic/vf_explained_var": 0.6,
+    "critic/vf_loss": 0.1,
+    "response_length/mean": 200.0,
+    "response_length/clip_ratio": 0.1,
+    "rollout_corr/kl": 0.5,
+    "perf/throughput": 900.0,
+    "timing_s/gen": 4.0,
+    "training/global_step": 1,
+    "val-core/gsm8k/acc/mean@1": 0.3,
+    "my/own": 1.0,
+}
 OPENRLHF = {
-    "train/policy_loss": 0.1, "train/critic_loss": 0.2, "train/kl": 0.01, "train/reward": 0.5, "train/return": 0.4, "train/response_length": 100.0,
-    "train/ppo_kl": 0.002, "train/ppo_clip_ratio": 0.05, "train/truncated": 0.25, "train/actor_lr": 5e-7, "train/actor_grad_norm": 1.5,
-    "train/global_step": 1, "train/vllm_kl": 0.3, "train/ptx_loss": 2.0, "train/group_reward_std": 0.3,
-}  # fmt: skip
+    "train/policy_loss": 0.1,
+    "train/critic_loss": 0.2,
+    "train/kl": 0.01,
+    "train/reward": 0.5,
+    "train/return": 0.4,
+    "train/response_length": 100.0,
+    "train/ppo_kl": 0.002,
+    "train/ppo_clip_ratio": 0.05,
+    "train/truncated": 0.25,
+    "train/actor_lr": 5e-7,
+    "train/actor_grad_norm": 1.5,
+    "train/global_step": 1,
+    "train/vllm_kl": 0.3,
+    "train/ptx_loss": 2.0,
+    "train/group_reward_std": 0.3,
+}
 GRPO = {
-    "loss": 0.0, "reward": 0.5, "reward_std": 0.2, "kl": 0.01, "entropy": 1.2, "completions/mean_length": 50.0, "completions/clipped_ratio": 0.2,
-    "clip_ratio/region_mean": 0.01, "clip_ratio/low_min": 0.0, "sampling/sampling_logp_difference/mean": 0.03, "rewards/maths/mean": 0.4,
-    "rewards/maths/std": 0.1, "grad_norm": 0.3, "learning_rate": 1e-6, "epoch": 0.1, "step": 1,
-}  # fmt: skip
+    "loss": 0.0,
+    "reward": 0.5,
+    "reward_std": 0.2,
+    "kl": 0.01,
+    "entropy": 1.2,
+    "completions/mean_length": 50.0,
+    "completions/clipped_ratio": 0.2,
+    "clip_ratio/region_mean": 0.01,
+    "clip_ratio/low_min": 0.0,
+    "sampling/sampling_logp_difference/mean": 0.03,
+    "rewards/maths/mean": 0.4,
+    "rewards/maths/std": 0.1,
+    "grad_norm": 0.3,
+    "learning_rate": 1e-6,
+    "epoch": 0.1,
+    "step": 1,
+}
 PPO = {
-    "objective/kl": 2.0, "objective/scores": 1.5, "objective/rlhf_reward": 1.4, "objective/non_score_reward": -0.1, "objective/entropy": 60.0,
-    "policy/entropy_avg": 1.1, "policy/approxkl_avg": 0.004, "policy/clipfrac_avg": 0.06, "loss/policy_avg": -0.01, "loss/value_avg": 0.3,
-    "val/ratio": 1.01, "val/clipfrac_avg": 0.2, "val/num_eos_tokens": 7, "lr": 3e-6, "episode": 8, "eps": 2, "epoch": 0.1, "step": 1,
-}  # fmt: skip
+    "objective/kl": 2.0,
+    "objective/scores": 1.5,
+    "objective/rlhf_reward": 1.4,
+    "objective/non_score_reward": -0.1,
+    "objective/entropy": 60.0,
+    "policy/entropy_avg": 1.1,
+    "policy/approxkl_avg": 0.004,
+    "policy/clipfrac_avg": 0.06,
+    "loss/policy_avg": -0.01,
+    "loss/value_avg": 0.3,
+    "val/ratio": 1.01,
+    "val/clipfrac_avg": 0.2,
+    "val/num_eos_tokens": 7,
+    "lr": 3e-6,
+    "episode": 8,
+    "eps": 2,
+    "epoch": 0.1,
+    "step": 1,
+}
 
 
 def read(*rows: dict[str, Any], maps: dict[str, str] | None = None, settings: dict[str, Any] | None = None) -> Log:
@@ -64,21 +120,80 @@ def value(log: Log, name: str) -> float:
 
 
 UNITS = [
-    (PPO, "TRL's PPO", {"kl": 2.0, "reward": 1.5, "entropy": 1.1, "approx_kl": 0.004, "ratio": 1.01, "learning_rate": 3e-6, "kl_coef": 0.05}),
-    (GRPO, "TRL's GRPO", {"kl_per_token": 0.01, "kl": 0.5, "finish_rate": 0.8, "sampler_error": 0.03, "score/maths": 0.4, "clip_fraction": 0.01}),
-    (VERL, "verl", {"approx_kl": 0.001, "kl_per_token": 0.02, "kl": 4.0, "reward": 0.5, "finish_rate": 0.9, "explained_variance": 0.6}),
-    (OPENRLHF, "OpenRLHF", {"kl_per_token": 0.01, "kl": 1.0, "approx_kl": 0.002, "finish_rate": 0.75, "value_loss": 0.2, "reward_std": 0.3}),
     (
-        {"objective/kl": 3.0, "ppo/mean_scores": 0.7, "ppo/policy/entropy": 2.0, "objective/entropy": 90.0, "ppo/val/var_explained": 0.2, "step": 1},
+        PPO,
+        "TRL's PPO",
+        {
+            "kl": 2.0,
+            "reward": 1.5,
+            "entropy": 1.1,
+            "approx_kl": 0.004,
+            "ratio": 1.01,
+            "learning_rate": 3e-6,
+            "kl_coef": 0.05,
+        },
+    ),
+    (
+        GRPO,
+        "TRL's GRPO",
+        {
+            "kl_per_token": 0.01,
+            "kl": 0.5,
+            "finish_rate": 0.8,
+            "sampler_error": 0.03,
+            "score/maths": 0.4,
+            "clip_fraction": 0.01,
+        },
+    ),
+    (
+        VERL,
+        "verl",
+        {
+            "approx_kl": 0.001,
+            "kl_per_token": 0.02,
+            "kl": 4.0,
+            "reward": 0.5,
+            "finish_rate": 0.9,
+            "explained_variance": 0.6,
+        },
+    ),
+    (
+        OPENRLHF,
+        "OpenRLHF",
+        {
+            "kl_per_token": 0.01,
+            "kl": 1.0,
+            "approx_kl": 0.002,
+            "finish_rate": 0.75,
+            "value_loss": 0.2,
+            "reward_std": 0.3,
+        },
+    ),
+    (
+        {
+            "objective/kl": 3.0,
+            "ppo/mean_scores": 0.7,
+            "ppo/policy/entropy": 2.0,
+            "objective/entropy": 90.0,
+            "ppo/val/var_explained": 0.2,
+            "step": 1,
+        },
         "TRL's PPO before 0.12",
         {"kl": 3.0, "reward": 0.7, "entropy": 2.0, "explained_variance": 0.2},
     ),
     (
-        {"loss": 0.6, "rewards/chosen": 0.1, "rewards/rejected": -0.1, "rewards/margins": 0.2, "rewards/accuracies": 0.7, "step": 1},
+        {
+            "loss": 0.6,
+            "rewards/chosen": 0.1,
+            "rewards/rejected": -0.1,
+            "rewards/margins": 0.2,
+            "rewards/accuracies": 0.7,
+            "step": 1,
+        },
         "TRL's DPO",
         {"loss": 0.6, "accuracy": 0.7, "gap": 0.2, "chosen": 0.1},
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "dialect", "expected"), UNITS, ids=[dialect for _, dialect, _ in UNITS])
@@ -121,7 +236,16 @@ def test_tags_of_tensorboard_are_of_training_or_of_validation():
 
 
 def test_held_out_pairs_are_called_so():
-    log = read({"step": 1, "loss": 0.6, "rewards/accuracies": 0.6, "rewards/chosen": 0.1, "eval_loss": 0.7, "eval_rewards/accuracies": 0.5})
+    log = read(
+        {
+            "step": 1,
+            "loss": 0.6,
+            "rewards/accuracies": 0.6,
+            "rewards/chosen": 0.1,
+            "eval_loss": 0.7,
+            "eval_rewards/accuracies": 0.5,
+        }
+    )
     assert log.history.look("pairs_loss").values[0] == 0.7
     assert log.history.look("pairs_accuracy").values[0] == 0.5
     assert not len(log.history.look("loss"))
@@ -129,7 +253,12 @@ def test_held_out_pairs_are_called_so():
 
 def test_rows_of_one_step_are_one_and_the_later_counts():
     """A trainer's last row repeats its step and would hide the one before; a run resumed says some steps again."""
-    log = read({"step": 1, "loss": 3.0, "grad_norm": 1.0}, {"step": 2, "loss": 2.0}, {"step": 1, "loss": 2.5}, {"step": 2, "train_loss": 9.0})
+    log = read(
+        {"step": 1, "loss": 3.0, "grad_norm": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 1, "loss": 2.5},
+        {"step": 2, "train_loss": 9.0},
+    )
     assert log.history.curve("loss").values.tolist() == [2.5, 2.0]
     assert log.history.curve("grad_norm").values.tolist() == [1.0]
 
@@ -145,11 +274,11 @@ def test_steps_are_counted_from_where_the_log_counts_them():
     assert log.history.curve("loss").steps.tolist() == [4, 9]
     assert log.history.look("loss").steps.tolist() == [-1]
     told = Told(log, (Finding("x", "warning", "", first_step=4),), ())
-    assert diagnosis.as_json("log", [told])["findings"][0]["first_step"] == 5
-    assert "from step 5" in diagnosis.lines([told], 100)
+    assert findings.as_json("log", [told])["findings"][0]["first_step"] == 5
+    assert "from step 5" in findings.lines([told], 100)
     zero = read({"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.9})
     assert zero.history.curve("loss").steps.tolist() == [0, 1]
-    assert diagnosis.as_json("log", [Told(zero, told.findings, ())])["findings"][0]["first_step"] == 4
+    assert findings.as_json("log", [Told(zero, told.findings, ())])["findings"][0]["first_step"] == 4
     assert "counts steps from 0" in zero.notes[0]
 
 
@@ -172,9 +301,17 @@ def test_without_a_column_of_steps_rows_are_counted_and_it_says_so():
 
 
 CELLS = [
-    ("NaN", math.nan), ("nan", math.nan), ("Infinity", math.inf), ("-inf", -math.inf), ("1e-5", 1e-5), (3, 3.0),
-    ("", None), (None, None), (True, None), ("x", None),
-]  # fmt: skip
+    ("NaN", math.nan),
+    ("nan", math.nan),
+    ("Infinity", math.inf),
+    ("-inf", -math.inf),
+    ("1e-5", 1e-5),
+    (3, 3.0),
+    ("", None),
+    (None, None),
+    (True, None),
+    ("x", None),
+]
 
 
 @pytest.mark.parametrize(("cell", "read_as"), CELLS)
@@ -190,7 +327,14 @@ def test_what_is_not_a_number_is_kept_as_evidence_and_what_is_absent_is_not():
 
 
 def test_a_column_is_what_the_user_says_it_is():
-    maps = {"iteration": "step", "ret": "reward", "cut": "1-finish_rate", "held": "validation/reward", "drift": "kl_per_token", "len": "length"}
+    maps = {
+        "iteration": "step",
+        "ret": "reward",
+        "cut": "1-finish_rate",
+        "held": "validation/reward",
+        "drift": "kl_per_token",
+        "len": "length",
+    }
     log = read({"iteration": 7, "ret": 2.0, "cut": 0.25, "held": 1.5, "drift": 0.1, "len": 20}, maps=maps)
     assert (value(log, "reward"), value(log, "finish_rate"), value(log, "kl")) == (2.0, 0.75, 2.0)
     assert log.history.look("reward").values[0] == 1.5
@@ -201,7 +345,12 @@ def test_a_column_is_what_the_user_says_it_is():
 
 
 @pytest.mark.parametrize(
-    ("maps", "says"), [({"los": "loss"}, "did you mean loss?"), ({"loss": "rewrd"}, "did you mean reward?"), ({"loss": "zzz"}, "docs/doctor.md")]
+    ("maps", "says"),
+    [
+        ({"los": "loss"}, "did you mean loss?"),
+        ({"loss": "rewrd"}, "did you mean reward?"),
+        ({"loss": "zzz"}, "docs/doctor.md"),
+    ],
 )
 def test_a_wrong_map_is_refused_with_the_nearest_name(maps, says):
     with pytest.raises(DataError) as refused:
@@ -219,9 +368,18 @@ def test_settings_are_taken_from_what_is_logged_and_from_what_lies_beside_it():
     assert facts["policy.learning_rate"] == 3e-6
     assert facts["policy.kl.coef"] == pytest.approx(0.05)
     assert (facts["stage"], facts["policy.algo"]) == ("policy", "ppo")
-    beside = read(GRPO, settings={"beta": 0.04, "num_generations": 8, "epsilon": 0.2, "max_steps": 300, "output_dir": "x"}).history.facts
-    assert (beside["policy.kl.coef"], beside["policy.group"], beside["policy.grpo.clip_low"], beside["steps"]) == (0.04, 8, 0.2, 300)
-    dpo = read({"step": 1, "loss": 0.6, "rewards/accuracies": 0.6, "rewards/chosen": 0.1}, settings={"beta": 0.3}).history.facts
+    beside = read(
+        GRPO, settings={"beta": 0.04, "num_generations": 8, "epsilon": 0.2, "max_steps": 300, "output_dir": "x"}
+    ).history.facts
+    assert (beside["policy.kl.coef"], beside["policy.group"], beside["policy.grpo.clip_low"], beside["steps"]) == (
+        0.04,
+        8,
+        0.2,
+        300,
+    )
+    dpo = read(
+        {"step": 1, "loss": 0.6, "rewards/accuracies": 0.6, "rewards/chosen": 0.1}, settings={"beta": 0.3}
+    ).history.facts
     assert dpo["policy.dpo.beta"] == 0.3
     assert "policy.kl.coef" not in dpo
 
@@ -248,7 +406,9 @@ def test_it_says_what_it_could_not_look_for():
     grpo = doctor.told(read(GRPO)).blind
     assert not any(text.startswith("no KL:") for text in grpo)
     assert any(text.startswith("no KL coefficient") for text in grpo)
-    assert not any(text.startswith("no KL coefficient") for text in doctor.told(read(GRPO), {"policy.kl.coef": 0.04}).blind)
+    assert not any(
+        text.startswith("no KL coefficient") for text in doctor.told(read(GRPO), {"policy.kl.coef": 0.04}).blind
+    )
 
 
 # What is found, in the terms of those who wrote the log.
@@ -256,12 +416,17 @@ def test_it_says_what_it_could_not_look_for():
 
 def run(row: dict[str, Any], steps: int = 30, **curves: Any) -> list[dict[str, Any]]:
     """A log of that many steps, in which some numbers are functions of the step."""
-    return [row | {"step": k, "training/global_step": k} | {name.replace("__", "/"): f(k) for name, f in curves.items()} for k in range(1, steps + 1)]
+    return [
+        row | {"step": k, "training/global_step": k} | {name.replace("__", "/"): f(k) for name, f in curves.items()}
+        for k in range(1, steps + 1)
+    ]
 
 
 def codes(log: Log, **given: Any) -> list[str]:
     return [
-        finding.code for finding in doctor.told(log, {key.replace("__", "."): x for key, x in given.items()}).findings if finding.severity != "info"
+        finding.code
+        for finding in doctor.told(log, {key.replace("__", "."): x for key, x in given.items()}).findings
+        if finding.severity != "info"
     ]
 
 
@@ -270,7 +435,8 @@ def wobble(k: int) -> float:
 
 
 def test_a_surrogate_that_rises_from_zero_is_no_loss_that_rises():
-    """GRPO's `loss` begins at 0 and grows with the KL; taken for a supervised loss it would be an alarm in every run."""
+    """GRPO's `loss` begins at 0 and grows with the KL; taken for a supervised loss it would be an alarm in every
+    run."""
     log = read(*run(GRPO, loss=lambda k: k / 1000, reward=lambda k: k / 10 + wobble(k)))
     assert not log.has("loss")
     assert log.has("policy_loss")
@@ -320,7 +486,10 @@ def test_lengths_that_ppo_does_not_log_are_estimated_for_the_kl():
 
 
 def test_the_sft_logs_of_openrlhf_and_verl():
-    openrlhf = read(*({"train/gpt_loss": 3 - k / 20, "train/lr": 1e-5, "train/global_step": k} for k in range(1, 20)), {"eval/eval gpt_loss": 2.5})
+    openrlhf = read(
+        *({"train/gpt_loss": 3 - k / 20, "train/lr": 1e-5, "train/global_step": k} for k in range(1, 20)),
+        {"eval/eval gpt_loss": 2.5},
+    )
     assert (openrlhf.dialect, openrlhf.kind) == ("OpenRLHF's SFT", "sft")
     assert openrlhf.history.look("loss").values.tolist() == [2.5]
     verl = read(*({"train/loss": 3 - k / 20, "train/lr(1e-3)": 0.01, "step": k} for k in range(1, 20)))
@@ -329,7 +498,11 @@ def test_the_sft_logs_of_openrlhf_and_verl():
 
 
 def test_a_remedy_speaks_of_settings_by_the_trainers_own_names():
-    (found,) = (f for f in doctor.told(read(*run(GRPO, kl=lambda k: 0.009 * k)), {"policy.kl.coef": 0.0}).findings if f.code == "kl-unheld")
+    (found,) = (
+        f
+        for f in doctor.told(read(*run(GRPO, kl=lambda k: 0.009 * k)), {"policy.kl.coef": 0.0}).findings
+        if f.code == "kl-unheld"
+    )
     assert found.remedy.endswith("in TRL's GRPO policy.kl.coef is beta")
 
 
@@ -349,7 +522,11 @@ def test_a_reward_model_that_knows_its_pairs_by_heart():
 
 
 def test_runs_that_went_well_are_left_in_peace():
-    reward = {"reward": lambda k: math.log(k) + 5 * wobble(k), "kl": lambda k: 0.5 * k / 30 / 50, "entropy": lambda k: 1.2 - k / 100}
+    reward = {
+        "reward": lambda k: math.log(k) + 5 * wobble(k),
+        "kl": lambda k: 0.5 * k / 30 / 50,
+        "entropy": lambda k: 1.2 - k / 100,
+    }
     assert codes(read(*run(GRPO, **reward)), policy__kl__coef=0.04) == []
     dpo = {
         "loss": 0.69,
@@ -381,18 +558,31 @@ def curve(path: Path, name: str = "loss", maps: dict[str, str] | None = None) ->
 
 
 def test_exports_of_weights_and_biases(tmp_path: Path):
-    export = table(tmp_path / "history.csv", ["", "_step", "_runtime", "loss", "eval/loss"], [0, 0, 1.5, 3.0, ""], [1, 1, 2.5, "NaN", 3.2])
+    export = table(
+        tmp_path / "history.csv",
+        ["", "_step", "_runtime", "loss", "eval/loss"],
+        [0, 0, 1.5, 3.0, ""],
+        [1, 1, 2.5, "NaN", 3.2],
+    )
     steps, values = curve(export)
     assert (steps, values[0]) == ([0, 1], 3.0)
     assert math.isnan(values[1])
-    panel = table(tmp_path / "panel.csv", ["Step", "run 7 - train/loss", "run 7 - train/loss__MIN", "run 7 - train/loss__MAX"], [10, 2.0, 1.0, 9.0])
+    panel = table(
+        tmp_path / "panel.csv",
+        ["Step", "run 7 - train/loss", "run 7 - train/loss__MIN", "run 7 - train/loss__MAX"],
+        [10, 2.0, 1.0, 9.0],
+    )
     assert curve(panel) == ([9], [2.0])
-    (tmp_path / "by-column.json").write_text(json.dumps({"_step": {"0": 5, "1": 6}, "loss": {"0": 3.0, "1": "Infinity"}}))
+    (tmp_path / "by-column.json").write_text(
+        json.dumps({"_step": {"0": 5, "1": 6}, "loss": {"0": 3.0, "1": "Infinity"}})
+    )
     assert curve(tmp_path / "by-column.json") == ([4, 5], [3.0, math.inf])
     (tmp_path / "lists.json").write_text(json.dumps({"step": [1, 2], "loss": [3.0, 2.0]}))
     assert curve(tmp_path / "lists.json") == ([0, 1], [3.0, 2.0])
     assert curve(put(tmp_path / "rows.json", {"_step": 1, "loss": 1.0})) == ([0], [1.0])
-    gaps = table(tmp_path / "gaps.csv", ["step", "loss", "kl"], *[[k, 2.0, "NaN" if k % 2 else 0.1] for k in range(1, 9)])
+    gaps = table(
+        tmp_path / "gaps.csv", ["step", "loss", "kl"], *[[k, 2.0, "NaN" if k % 2 else 0.1] for k in range(1, 9)]
+    )
     (log,) = opened(gaps)
     assert log.history.curve("kl").values.tolist() == [0.1] * 4
     assert "empty cell: kl" in log.notes[0]
@@ -405,11 +595,16 @@ def test_tables_of_ones_own(tmp_path: Path):
     assert curve(table(tmp_path / "a.tsv", ["step", "loss"], [1, 2.0])) == ([0], [2.0])
     (tmp_path / "b.csv").write_text("\ufeffstep;loss\n1;2.0\n2;1.5\n", encoding="utf-8")
     assert curve(tmp_path / "b.csv") == ([0, 1], [2.0, 1.5])
-    assert curve(table(tmp_path / "c.csv", ["it", "cost"], [1, 2.0]), maps={"it": "step", "cost": "loss"}) == ([0], [2.0])
+    assert curve(table(tmp_path / "c.csv", ["it", "cost"], [1, 2.0]), maps={"it": "step", "cost": "loss"}) == (
+        [0],
+        [2.0],
+    )
 
 
 def test_verls_file_logger(tmp_path: Path):
-    (log,) = opened(put(tmp_path / "verl.jsonl", {"step": 1, "data": VERL}, {"step": 2, "data": VERL | {"training/global_step": 2}}))
+    (log,) = opened(
+        put(tmp_path / "verl.jsonl", {"step": 1, "data": VERL}, {"step": 2, "data": VERL | {"training/global_step": 2}})
+    )
     assert (log.dialect, log.steps) == ("verl", 2)
     assert log.history.facts["policy.algo"] == "ppo"
 
@@ -544,7 +739,10 @@ def test_a_run_of_towpath_under_way(tmp_path: Path):
         {"step": 0, "phase": "train", "reward": 0.0, "kl": 0.1},
         '{"step": 1',
     )
-    put(folder / "knobs.jsonl", {"step": 0, "knob": "kl_coef", "from": 0.05, "to": 0.1, "reason": "held", "finding": "kl-rising"})
+    put(
+        folder / "knobs.jsonl",
+        {"step": 0, "knob": "kl_coef", "from": 0.05, "to": 0.1, "reason": "held", "finding": "kl-rising"},
+    )
     (log,) = opened(tmp_path)
     assert log.history.curve("kl").values.tolist() == [0.1]
     assert log.history.look("reward").steps.tolist() == [-1]
@@ -559,23 +757,47 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\ud800"
 
 def sample() -> Told:
     rows = [
-        {"step": k, "phase": "train", "reward": k / 10, "kl": math.nan if k == 3 else k / 5, "kl_coef": 0.05, "grad_norm": 1.0} for k in range(30)
+        {
+            "step": k,
+            "phase": "train",
+            "reward": k / 10,
+            "kl": math.nan if k == 3 else k / 5,
+            "kl_coef": 0.05,
+            "grad_norm": 1.0,
+        }
+        for k in range(30)
     ]
     rows += [{"step": k, "phase": "validation", "reward": k / 20, "kl": k / 4} for k in range(0, 30, 5)]
     found = (
         Finding(
-            "kl-rising", "critical", "kl rose from 0.2 to 6", "the penalty is weak", "policy.kl.coef = 0.1", 12, ("a high rate: clip_fraction 0.02",)
+            "kl-rising",
+            "critical",
+            "kl rose from 0.2 to 6",
+            "the penalty is weak",
+            "policy.kl.coef = 0.1",
+            12,
+            ("a high rate: clip_fraction 0.02",),
         ),
         Finding("else", "warning", HOSTILE, "", "look", None),
         Finding("note", "info", "reward rises"),
     )
     taken = {HOSTILE: Taken("kl", ""), "objective/scores": Taken("reward", "", "the score")}
-    log = Log("run/<i>", "TRL's PPO", "policy", history.of(rows, {"policy.kl.alarm": 2.0}), taken, {"a<b": "why"}, (HOSTILE,), ("a note",), 1)
+    log = Log(
+        "run/<i>",
+        "TRL's PPO",
+        "policy",
+        history.of(rows, {"policy.kl.alarm": 2.0}),
+        taken,
+        {"a<b": "why"},
+        (HOSTILE,),
+        ("a note",),
+        1,
+    )
     return Told(log, found, ("no length of answers: growth by length not judged",))
 
 
 def test_findings_in_a_terminal_come_in_order_with_all_their_parts():
-    text = diagnosis.lines([sample()], 100)
+    text = findings.lines([sample()], 100)
     parts = [
         "1. CRITICAL kl-rising, from step 13",
         "evidence   kl rose",
@@ -589,13 +811,16 @@ def test_findings_in_a_terminal_come_in_order_with_all_their_parts():
     assert "1 critical, 1 warning, 1 to know" in text
     assert "\x1b" not in text
     text.encode("utf-8")
-    assert max(map(len, diagnosis.lines([sample()], 70).splitlines())) <= 90
+    assert max(map(len, findings.lines([sample()], 70).splitlines())) <= 90
 
 
 def test_findings_for_scripts_have_exactly_these_keys():
-    told = json.loads(json.dumps(diagnosis.as_json("run", [sample()]), allow_nan=False))
+    told = json.loads(json.dumps(findings.as_json("run", [sample()]), allow_nan=False))
     assert set(told) == {"findings", "source", "steps", "metrics"}
-    assert all(set(row) == {"code", "severity", "first_step", "evidence", "cause", "remedy", "ruled_out"} for row in told["findings"])
+    assert all(
+        set(row) == {"code", "severity", "first_step", "evidence", "cause", "remedy", "ruled_out"}
+        for row in told["findings"]
+    )
     assert [row["first_step"] for row in told["findings"]] == [13, None, None]
     assert told["metrics"][0]["not_judged"] == ["no length of answers: growth by length not judged"]
 
@@ -630,11 +855,16 @@ def test_the_page_is_whole_harmless_and_shows_the_curves_spoken_of(tmp_path: Pat
 
 
 def towpath(*words: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "towpath", *map(str, words)], capture_output=True, text=True, check=False, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "towpath", *map(str, words)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
 
 
 def test_the_command_tells_prints_json_and_exits_with_the_worst(tmp_path: Path):
-    bad = put(tmp_path / "bad.jsonl", *({"step": k, "loss": math.nan if k > 10 else 2 - k / 20, "grad_norm": 1.0} for k in range(1, 21)))
+    bad = put(
+        tmp_path / "bad.jsonl",
+        *({"step": k, "loss": math.nan if k > 10 else 2 - k / 20, "grad_norm": 1.0} for k in range(1, 21)),
+    )
     done = towpath("doctor", bad, "--json", "--html", tmp_path / "out.html")
     told = json.loads(done.stdout)
     assert done.returncode == 2, done.stderr
@@ -650,7 +880,11 @@ def test_every_name_of_the_house_is_documented():
     page = (ROOT / "docs" / "doctor.md").read_text()
     missing = [name for name, says in names.OURS.items() if f"| `{name}` | {says} |" not in page]
     assert not missing
-    assert all(meaning.ours == "" or names.is_ours(meaning.ours) for dialect in names.DIALECTS for meaning in dialect.names.values())
+    assert all(
+        meaning.ours == "" or names.is_ours(meaning.ours)
+        for dialect in names.DIALECTS
+        for meaning in dialect.names.values()
+    )
 
 
 # Inside a trainer.
@@ -666,14 +900,22 @@ def trainer(folder: str, out: Path, *callbacks: Any, steps: int = 6, broken: boo
             next(model.parameters())[0, 0] = math.nan
     rows = [{"input_ids": [k % 7 + 3] * 12, "labels": [k % 7 + 3] * 12} for k in range(64)]
     args = TrainingArguments(
-        output_dir=str(out), max_steps=steps, per_device_train_batch_size=4, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True,
-        disable_tqdm=True, learning_rate=1e-3, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        learning_rate=1e-3,
+        dataloader_pin_memory=False,
+    )
     return Trainer(model, args, train_dataset=rows, callbacks=list(callbacks))  # pyright: ignore[reportArgumentType]
 
 
 def test_in_a_trainer_it_sees_what_is_logged_and_counts_its_cost(tiny_folder: str, tmp_path: Path):
-    from towpath.callback import DoctorCallback
+    from towpath.view.callback import DoctorCallback
 
     said: list[str] = []
     callback = DoctorCallback(say=said.append, share=1.0, every=2)
@@ -688,10 +930,11 @@ def test_in_a_trainer_it_sees_what_is_logged_and_counts_its_cost(tiny_folder: st
 
 
 def test_in_a_trainer_it_says_a_finding_once_and_stops_where_asked(tiny_folder: str, tmp_path: Path):
-    from towpath.callback import DoctorCallback
+    from towpath.view.callback import DoctorCallback
 
     said: list[str] = []
-    advises, stops = DoctorCallback(say=said.append, share=1.0), DoctorCallback(say=lambda _: None, share=1.0, stop_on_critical=True)
+    advises = DoctorCallback(say=said.append, share=1.0)
+    stops = DoctorCallback(say=lambda _: None, share=1.0, stop_on_critical=True)
     patient = trainer(tiny_folder, tmp_path, advises, broken=True)
     patient.train()
     assert patient.state.global_step == 6
@@ -703,9 +946,11 @@ def test_in_a_trainer_it_says_a_finding_once_and_stops_where_asked(tiny_folder: 
 
 
 def test_in_a_trainer_it_takes_no_more_than_its_share_of_the_time(tiny_folder: str, tmp_path: Path):
-    from towpath.callback import DoctorCallback
+    from towpath.view.callback import DoctorCallback
 
-    greedy, modest, off = DoctorCallback(share=1.0), DoctorCallback(share=1e-9), DoctorCallback(act="off")
+    greedy = DoctorCallback(share=1.0)
+    modest = DoctorCallback(share=1e-9)
+    off = DoctorCallback(act="off")
     trainer(tiny_folder, tmp_path, greedy, modest, off, steps=20).train()
     assert greedy.looks == 22
     assert modest.looks == 2
@@ -716,7 +961,7 @@ def test_in_a_trainer_it_takes_no_more_than_its_share_of_the_time(tiny_folder: s
 
 
 def test_in_a_trainer_a_fault_of_the_doctors_ends_nothing_and_is_said(tiny_folder: str, tmp_path: Path):
-    from towpath.callback import DoctorCallback
+    from towpath.view.callback import DoctorCallback
 
     said: list[str] = []
     wrong = DoctorCallback(say=said.append, share=1.0, maps={"never/logged": "reward"})
@@ -736,11 +981,14 @@ def trl_run(task: str, folder: Path) -> Path:
     peer = "trl110" if task == "ppo" else "trl"
     if python_of(peer) == sys.executable:
         pytest.skip(f"no environment with TRL ({peer}): `make bench` makes it")
-    model, out = prepared(SHAPE, folder / "models"), folder / task
+    model = prepared(SHAPE, folder / "models")
+    out = folder / task
     packages = Path(pytest.__file__).parent.parent
     command = [python_of(peer), "-m", "tests.trl_runs", task, model, out, packages]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -749,9 +997,34 @@ REAL = {
     "ppo": (
         "TRL's PPO",
         4,
-        ("kl", "reward", "entropy", "approx_kl", "clip_fraction", "policy_loss", "value_loss", "ratio", "learning_rate", "kl_coef"),
+        (
+            "kl",
+            "reward",
+            "entropy",
+            "approx_kl",
+            "clip_fraction",
+            "policy_loss",
+            "value_loss",
+            "ratio",
+            "learning_rate",
+            "kl_coef",
+        ),
     ),
-    "grpo": ("TRL's GRPO", 4, ("kl", "kl_per_token", "reward", "reward_std", "entropy", "length", "finish_rate", "clip_fraction", "score/variety")),
+    "grpo": (
+        "TRL's GRPO",
+        4,
+        (
+            "kl",
+            "kl_per_token",
+            "reward",
+            "reward_std",
+            "entropy",
+            "length",
+            "finish_rate",
+            "clip_fraction",
+            "score/variety",
+        ),
+    ),
     "dpo": ("TRL's DPO", 4, ("loss", "accuracy", "gap", "chosen", "rejected", "pairs_loss", "pairs_accuracy")),
     "sft": ("TRL's SFT", 4, ("loss", "grad_norm", "learning_rate")),
     "reward": ("TRL's reward model", 4, ("loss", "accuracy", "gap", "grad_norm")),
@@ -793,6 +1066,6 @@ def test_real_runs_of_trl_are_read_from_state_from_events_and_from_within(task: 
 
 
 def test_large_tables_are_refused_before_they_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "LARGEST", 10)
+    monkeypatch.setattr(table_files, "LARGEST", 10)
     with pytest.raises(DataError, match="GiB"):
         opened(put(tmp_path / "log.jsonl", {"step": 1, "loss": 2.0}))

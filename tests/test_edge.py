@@ -1,4 +1,5 @@
-"""What strangers and faults do to the server: bodies, connections, storage that is away, text that no database takes."""
+"""What strangers and faults do to the server: bodies, connections, storage that is away, text that no database
+takes."""
 
 import json
 import logging
@@ -35,13 +36,19 @@ def status(connection: socket.socket) -> int:
 
 @pytest.mark.parametrize("path", ["/sign-in", "/rate/judge", "/join/x"])
 @pytest.mark.parametrize(
-    "lines", [("content-length: 5", "transfer-encoding: chunked"), ("transfer-encoding: chunked",), ("content-length: 1000001",)]
+    "lines",
+    [
+        ("content-length: 5", "transfer-encoding: chunked"),
+        ("transfer-encoding: chunked",),
+        ("content-length: 1000001",),
+    ],
 )
 def test_a_body_without_one_stated_length_is_refused_before_it_is_read(team, path, lines):  # noqa: F811
     with raw(team) as connection:
         connection.sendall(head(team, "POST", path, "content-type: application/x-www-form-urlencoded", *lines))
         assert status(connection) in (400, 411, 413)
-        before, sent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        sent = 0
         with pytest.raises(OSError):  # the server has hung up
             while sent < 64_000_000:
                 connection.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
@@ -51,7 +58,16 @@ def test_a_body_without_one_stated_length_is_refused_before_it_is_read(team, pat
 
 def test_nobodys_body_is_not_waited_for(team):  # noqa: F811
     with raw(team) as connection:
-        connection.sendall(head(team, "POST", "/rate/judge", "accept: application/json", "content-type: application/json", "content-length: 900000"))
+        connection.sendall(
+            head(
+                team,
+                "POST",
+                "/rate/judge",
+                "accept: application/json",
+                "content-type: application/json",
+                "content-length: 900000",
+            )
+        )
         assert status(connection) == 401
     with raw(team) as connection:  # a name and a password are short
         connection.sendall(head(team, "POST", "/sign-in", "content-length: 900000"))
@@ -164,7 +180,9 @@ ODD = "before\x00after \ud83d \udc4d end \U0001f44d"
 def test_text_that_no_database_takes_is_cleaned_where_it_is_stored(place):
     with Store.open(place) as opened:
         opened.add_prompts([Prompt("p", ODD, domain="d\x00", about=("x\x00\ud800",))])
-        opened.add_completions([Completion("s.p.0", "p", "model", ODD, (1,), (-0.1,), "stop", {"note": ODD}) for _ in range(2)])
+        opened.add_completions(
+            [Completion("s.p.0", "p", "model", ODD, (1,), (-0.1,), "stop", {"note": ODD}) for _ in range(2)]
+        )
         clean = "before\ufffdafter \ufffd \ufffd end \U0001f44d"
         kept = opened.prompts()["p"]
         assert (kept.prompt, kept.domain, kept.about) == (clean, "d\ufffd", ("x\ufffd\ufffd",))
@@ -183,9 +201,15 @@ BODIES = [
     '{"key": "key-one-1", "comparison": "k0", "side": "left", "comment": "\ud800"}'.encode("utf-16", "surrogatepass"),
     '{"key": "key-one-1", "comparison": "k0", "side": "up"}'.encode("utf-16"),
     '{"key": "key-one-1", "comparison": "k0"}'.encode("utf-32"),
-    b"\xff\xfe\x00", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 10_000, b"null", b"[]", b"",
+    b"\xff\xfe\x00",
+    b"[" * 100_000,
+    b'{"a":' * 50_000,
+    b"1" * 10_000,
+    b"null",
+    b"[]",
+    b"",
     b'{"key": "key-one-1", "comparison": "k0", "side": "left", "guideline": 99999999999999999999999999}',
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
@@ -201,12 +225,26 @@ def test_bodies_that_make_no_sense_are_refused_without_an_echo(team, body):  # n
 
 
 PATHS = [
-    "/arena/99999999999999999999", "/arena/-1", "/arena/99999999999999999999/live", "/monitor/step?stage=sft&step=99999999999999999999999",
-    "/monitor/curves?stage=sft&low=-99999999999999999999", "/static/%00", "/join/%00", "/enter?token=%00", "/owner/%00", "/%00",
-    "/join/%ED%A0%80", "/rate/differences?comparison=%00", "/rate/differences?comparison=%ED%A0%80", "/monitor/curves?stage=%00",
-    "/arena/disagreements?returned=99999999999999999999", "/static/../../etc/passwd", "/static/%2e%2e/%2e%2e/app.py", "/nowhere",
+    "/arena/99999999999999999999",
+    "/arena/-1",
+    "/arena/99999999999999999999/live",
+    "/monitor/step?stage=sft&step=99999999999999999999999",
+    "/monitor/curves?stage=sft&low=-99999999999999999999",
+    "/static/%00",
+    "/join/%00",
+    "/enter?token=%00",
+    "/owner/%00",
+    "/%00",
+    "/join/%ED%A0%80",
+    "/rate/differences?comparison=%00",
+    "/rate/differences?comparison=%ED%A0%80",
+    "/monitor/curves?stage=%00",
+    "/arena/disagreements?returned=99999999999999999999",
+    "/static/../../etc/passwd",
+    "/static/%2e%2e/%2e%2e/app.py",
+    "/nowhere",
     "/owner/settings?saved=x",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -222,12 +260,18 @@ def test_addresses_that_make_no_sense_are_pages_for_people(team, path):  # noqa:
 
 def test_form_errors_are_pages_that_name_the_field_and_echo_nothing(team):  # noqa: F811
     with signed_in(team, "olga") as olga:
-        answer = olga.post("/owner/settings", data={"gold_share": "<b>much</b>", "lease_minutes": "30"}, headers={"accept": "text/html"})
+        answer = olga.post(
+            "/owner/settings",
+            data={"gold_share": "<b>much</b>", "lease_minutes": "30"},
+            headers={"accept": "text/html"},
+        )
         assert answer.status_code == 422
         assert "gold_share" in answer.text
         assert "much" not in answer.text
     with client(team, accept="text/html") as stranger:
-        answer = stranger.post("/sign-in", data={"name": "ann\x00", "password": "a secret password\ud800".encode("utf-8", "surrogatepass")})
+        answer = stranger.post(
+            "/sign-in", data={"name": "ann\x00", "password": "a secret password\ud800".encode("utf-8", "surrogatepass")}
+        )
         assert answer.status_code < 500
         assert "secret" not in stranger.post("/sign-in", data={"password": "my secret word"}).text
 
@@ -267,7 +311,10 @@ def test_serving_a_ledger_that_cannot_be_written_says_so(kind, tmp_path, request
     run.mkdir()
     place = run / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
     Store.open(place).close()
-    read_only = {"sqlite": f"sqlite:///file:{place}?mode=ro&uri=true", "postgresql": f"{place}?options=-c%20default_transaction_read_only%3Don"}
+    read_only = {
+        "sqlite": f"sqlite:///file:{place}?mode=ro&uri=true",
+        "postgresql": f"{place}?options=-c%20default_transaction_read_only%3Don",
+    }
     with pytest.raises(ResourceError, match=r"read-?only"):
         serving.serve(run, read_only[kind], "127.0.0.1", 0, False, lambda _line: None)
     with Store.open(place) as opened:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from towpath.evals import reward, safety, text, winrate
+from towpath.evals import reward_accuracy, safety, text_statistics, winrate
 from towpath.records import Completion
 
 
@@ -34,44 +34,50 @@ def test_length_control_takes_away_a_win_that_is_only_length():
 
 def test_length_only_baseline_finds_the_best_length_not_only_the_longest():
     draws = np.random.default_rng(1)
-    a, b = draws.integers(1, 80, 2000).astype(float), draws.integers(1, 80, 2000).astype(float)
+    a = draws.integers(1, 80, 2000).astype(float)
+    b = draws.integers(1, 80, 2000).astype(float)
     swap = np.abs(a - 30) > np.abs(b - 30)
-    chosen, rejected = np.where(swap, b, a), np.where(swap, a, b)
-    found = reward.length_only_accuracy(chosen[:1500], rejected[:1500], chosen[1500:], rejected[1500:])
+    chosen = np.where(swap, b, a)
+    rejected = np.where(swap, a, b)
+    found = reward_accuracy.length_only_accuracy(chosen[:1500], rejected[:1500], chosen[1500:], rejected[1500:])
     assert found > 0.85
     same = np.full(100, 20.0)
-    assert reward.length_only_accuracy(same, same, same, same) == pytest.approx(0.5)
+    assert reward_accuracy.length_only_accuracy(same, same, same, same) == pytest.approx(0.5)
 
 
 def test_calibration_of_a_calibrated_model_is_small_and_of_a_boaster_is_not():
     draws = np.random.default_rng(2)
     size = np.abs(draws.normal(0, 2, 20000))
     gap = np.where(draws.random(20000) < 1 / (1 + np.exp(-size)), size, -size)
-    assert reward.calibration(gap)[0] < 0.02
-    assert reward.calibration(gap * 5)[0] > 0.1
+    assert reward_accuracy.calibration(gap)[0] < 0.02
+    assert reward_accuracy.calibration(gap * 5)[0] > 0.1
 
 
 def test_accuracy_resamples_prompts_not_pairs():
     gap = np.array([1.0] * 50 + [-1.0] * 50)
-    together = reward.accuracy(gap, ["p"] * 25 + ["q"] * 25 + ["r"] * 50)
-    apart = reward.accuracy(gap, [f"p{i}" for i in range(100)])
+    together = reward_accuracy.accuracy(gap, ["p"] * 25 + ["q"] * 25 + ["r"] * 50)
+    apart = reward_accuracy.accuracy(gap, [f"p{i}" for i in range(100)])
     assert together["interval"][1] - together["interval"][0] > apart["interval"][1] - apart["interval"][0]
     assert together["accuracy"] == 0.5
 
 
 def test_an_accuracy_without_a_mistake_still_has_an_interval():
-    low, high = reward.accuracy(np.ones(55), [f"p{i}" for i in range(55)])["interval"]
+    low, high = reward_accuracy.accuracy(np.ones(55), [f"p{i}" for i in range(55)])["interval"]
     assert (low, high) == pytest.approx((0.9347, 1.0), abs=1e-3)
 
 
 def test_within_prompt_correlation_ignores_differences_between_prompts():
-    lengths, scores = np.array([10.0, 20, 110, 120]), np.array([5.0, 4.0, 1.0, 0.0])
-    assert reward.within_prompt_correlation(["p", "p", "q", "q"], scores, lengths) == pytest.approx(-1.0)
+    lengths = np.array([10.0, 20, 110, 120])
+    scores = np.array([5.0, 4.0, 1.0, 0.0])
+    assert reward_accuracy.within_prompt_correlation(["p", "p", "q", "q"], scores, lengths) == pytest.approx(-1.0)
 
 
 def test_text_figures_by_hand():
-    said = [Completion("1", "p", "sft", "a b a b", (1, 2, 1, 2, 1, 2), (0.0,) * 6, "stop"), Completion("2", "p", "sft", "c", (3,), (0.0,), "length")]
-    found = text.describe(said)
+    said = [
+        Completion("1", "p", "sft", "a b a b", (1, 2, 1, 2, 1, 2), (0.0,) * 6, "stop"),
+        Completion("2", "p", "sft", "c", (3,), (0.0,), "length"),
+    ]
+    found = text_statistics.describe(said)
     assert found["distinct_1"] == pytest.approx(3 / 7)
     assert found["distinct_2"] == pytest.approx(2 / 5)
     assert found["repetition"] == pytest.approx(0.25)

@@ -16,7 +16,12 @@ def planted(count, seed, noise=0.0, signal=2.0, longer=None):
     gap *= np.sign(gap @ direction)[:, None]
     gap += signal * direction
     gap[draws.random(count) < noise] *= -1
-    texts = [("word " * 9, "word " * 4) if draws.random() < (0.5 if longer is None else longer) else ("word " * 4, "word " * 9) for _ in range(count)]
+    texts = [
+        ("word " * 9, "word " * 4)
+        if draws.random() < (0.5 if longer is None else longer)
+        else ("word " * 4, "word " * 9)
+        for _ in range(count)
+    ]
     return evidence.read([f"k{seed}-{i}" for i in range(count)], gap, texts, [1.0] * count)
 
 

@@ -12,31 +12,62 @@ from towpath.recipe import Data
 
 
 def test_prompts_and_demonstrations_in_many_shapes(tmp_path: Path):
-    found = read_examples(put(
-        tmp_path / "d.jsonl", {"id": 5, "prompt": "One?", "response": "1", "domain": "x"}, {"instruction": "Two", "input": "more", "output": "2"},
-        {"messages": [*CONVERSATION, turn("assistant", "Three")]}, {"messages": [turn("user", "Four?")]}, {"question": "Five?", "label": "unsafe"},
-        {"conversations": [{"from": "human", "value": "Six?"}, {"from": "gpt", "value": "6"}]},
-        {"prompt": [turn("user", "Seven?")], "completion": [turn("assistant", "7")]},
-        {"id": 8, "instruction": "Eight", "instances": [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]},
-        {"prompt": "One?", "response": "1"},
-        {"prompt": "", "response": "x"}, {"prompt": "Nine?", "response": " "}, {"text": "x"}, {"id": 5, "prompt": "Other?"}, {"prompt": "Five?"},
-    ))  # fmt: skip
+    found = read_examples(
+        put(
+            tmp_path / "d.jsonl",
+            {"id": 5, "prompt": "One?", "response": "1", "domain": "x"},
+            {"instruction": "Two", "input": "more", "output": "2"},
+            {"messages": [*CONVERSATION, turn("assistant", "Three")]},
+            {"messages": [turn("user", "Four?")]},
+            {"question": "Five?", "label": "unsafe"},
+            {"conversations": [{"from": "human", "value": "Six?"}, {"from": "gpt", "value": "6"}]},
+            {"prompt": [turn("user", "Seven?")], "completion": [turn("assistant", "7")]},
+            {
+                "id": 8,
+                "instruction": "Eight",
+                "instances": [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}],
+            },
+            {"prompt": "One?", "response": "1"},
+            {"prompt": "", "response": "x"},
+            {"prompt": "Nine?", "response": " "},
+            {"text": "x"},
+            {"id": 5, "prompt": "Other?"},
+            {"prompt": "Five?"},
+        )
+    )
     assert [(d.prompt, d.response) for d in found.demonstrations] == [
-        ("One?", "1"), ("Two\n\nmore", "2"), (ASKED, "Three"), ("Six?", "6"), ("Seven?", "7"), ("Eight\n\na", "b"), ("Eight\n\nc", "d"),
-    ]  # fmt: skip
+        ("One?", "1"),
+        ("Two\n\nmore", "2"),
+        (ASKED, "Three"),
+        ("Six?", "6"),
+        ("Seven?", "7"),
+        ("Eight\n\na", "b"),
+        ("Eight\n\nc", "d"),
+    ]
     assert [p.prompt for p in found.prompts if p.prompt in ("Four?", "Five?")] == ["Four?", "Five?"]
-    assert {p.prompt for p in found.prompts if p.harmful} == {"Five?"} and found.prompts[0].id == "5" and found.demonstrations[0].prompt_id == "5"
+    assert (
+        {p.prompt for p in found.prompts if p.harmful} == {"Five?"}
+        and found.prompts[0].id == "5"
+        and found.demonstrations[0].prompt_id == "5"
+    )
     assert [r.partition(": ")[0] for r in found.refused] == [f"d.jsonl:{n}" for n in (9, 10, 11, 12, 13, 14)]
-    assert "the same prompt and answer as d.jsonl:1" in found.refused[0] and "belongs to another prompt, at d.jsonl:1" in found.refused[4]
+    assert (
+        "the same prompt and answer as d.jsonl:1" in found.refused[0]
+        and "belongs to another prompt, at d.jsonl:1" in found.refused[4]
+    )
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_examples_go_into_files_that_a_run_reads(tmp_path: Path, suffix: str):
-    rows = [{"id": f"x{i}", "prompt": f"What is {i}?", "response": f"It, is\n{i}", "harmful": i % 2 == 0} for i in range(6)]
+    rows = [
+        {"id": f"x{i}", "prompt": f"What is {i}?", "response": f"It, is\n{i}", "harmful": i % 2 == 0} for i in range(6)
+    ]
     found = read_examples(put(tmp_path / "theirs.jsonl", *rows))
     write_examples(tmp_path / f"p.{suffix}", found.prompts)
     write_examples(tmp_path / f"d.{suffix}", found.demonstrations)
-    corpus = sources.read(tmp_path, Data(prompts=f"p.{suffix}", demonstrations=f"d.{suffix}", safety="", heldout=0.0), 0)
+    corpus = sources.read(
+        tmp_path, Data(prompts=f"p.{suffix}", demonstrations=f"d.{suffix}", safety="", heldout=0.0), 0
+    )
     assert corpus.prompts == found.prompts and corpus.demonstrations == found.demonstrations
     with pytest.raises(DataError, match="nothing to write"):
         write_examples(tmp_path / "none.jsonl", [])

@@ -18,7 +18,15 @@ from towpath.store.store import Store
 
 def said(comparison: str, rater: str, choice: Any, **more: Any) -> Judgement:
     kind = more.pop("kind", "person")
-    return Judgement(f"{comparison}/{rater}/{more.get('round', 1)}", comparison, rater, kind, choice, at="2026-01-01T00:00:00+00:00", **more)
+    return Judgement(
+        f"{comparison}/{rater}/{more.get('round', 1)}",
+        comparison,
+        rater,
+        kind,
+        choice,
+        at="2026-01-01T00:00:00+00:00",
+        **more,
+    )
 
 
 @pytest.fixture
@@ -26,7 +34,13 @@ def ledger(tmp_path: Path) -> Iterator[Store]:
     """Pairs of all kinds: decided by several, tied, bad, turned round, from a ranking, in a conversation, unjudged."""
     texts = ['One, "two"\nthree', "  padded\n", "Four;\r\nfive", "- x\n- y", "\u2028six", "Human: no turn"]
     with Store.open(tmp_path / "ledger.db") as store:
-        store.add_prompts([Prompt("p1", 'Why,\n"so"?', "law", about=("x", "y"), split="heldout"), Prompt("p2", ASKED), Prompt("p3", "Same?")])
+        store.add_prompts(
+            [
+                Prompt("p1", 'Why,\n"so"?', "law", about=("x", "y"), split="heldout"),
+                Prompt("p2", ASKED),
+                Prompt("p3", "Same?"),
+            ]
+        )
         store.add_completions(
             [
                 Completion(f"c{p}{i}", f"p{p}", "sft", text, (1, i), (-0.1, -0.25), "length", {"top_k": 3})
@@ -35,33 +49,53 @@ def ledger(tmp_path: Path) -> Iterator[Store]:
             ]
         )
         store.add_comparisons(
-            [Comparison(f"k{p}.{i}", f"p{p}", f"c{p}{i}", f"c{p}{(i + 1) % 6}", round=2 if i == 4 else 1) for p in (1, 2, 3) for i in range(5)]
+            [
+                Comparison(f"k{p}.{i}", f"p{p}", f"c{p}{i}", f"c{p}{(i + 1) % 6}", round=2 if i == 4 else 1)
+                for p in (1, 2, 3)
+                for i in range(5)
+            ]
         )
         for p in (1, 2, 3):
-            store.add_judgements([
-                said(f"k{p}.0", "ann", "a", strength=3, milliseconds=900, comment="so"), said(f"k{p}.0", "bob", "b"), said(f"k{p}.0", "cy",
-                "a", shown="ba"),
-                said(f"k{p}.1", "ann", "b", details={"group": f"g{p}", "ranks": [1, 0]}), said(f"k{p}.2", "ann", "tie"), said(f"k{p}.3", "ann",
-                "both_bad"),
-                said(f"k{p}.4", "ann", "a", round=2), said(f"k{p}.4", "judge:m", "b", kind="judge", cost=0.5, details={"confidence": 1.0}, round=2),
-            ])  # fmt: skip
+            store.add_judgements(
+                [
+                    said(f"k{p}.0", "ann", "a", strength=3, milliseconds=900, comment="so"),
+                    said(f"k{p}.0", "bob", "b"),
+                    said(f"k{p}.0", "cy", "a", shown="ba"),
+                    said(f"k{p}.1", "ann", "b", details={"group": f"g{p}", "ranks": [1, 0]}),
+                    said(f"k{p}.2", "ann", "tie"),
+                    said(f"k{p}.3", "ann", "both_bad"),
+                    said(f"k{p}.4", "ann", "a", round=2),
+                    said(f"k{p}.4", "judge:m", "b", kind="judge", cost=0.5, details={"confidence": 1.0}, round=2),
+                ]
+            )
         store.put_labels([Label("k1.0", "a", 2.0, 3, chance=0.9, by="dawid_skene")])
         yield store
 
 
 def records(imported: Imported | Store) -> list[Any]:
     if isinstance(imported, Store):
-        parts = (imported.prompts().values(), imported.completions().values(), imported.comparisons(), imported.judgements())
+        parts = (
+            imported.prompts().values(),
+            imported.completions().values(),
+            imported.comparisons(),
+            imported.judgements(),
+        )
     else:
         parts = (imported.prompts, imported.completions, imported.comparisons, imported.judgements)
     return [sorted(part, key=lambda r: getattr(r, "key", "") or r.id) for part in parts]
 
 
 FILES = [
-    *[("comparisons", s) for s in ("jsonl", "json", "csv", "parquet")], *[("pairs", s) for s in ("jsonl", "json", "csv", "parquet")],
-    *[("conversational", s) for s in ("jsonl", "json", "parquet")], ("transcripts", "jsonl"), ("transcripts", "csv"),
-    ("argilla", "json"), ("argilla", "jsonl"), ("label-studio", "json"), ("label-studio", "jsonl"),
-]  # fmt: skip
+    *[("comparisons", s) for s in ("jsonl", "json", "csv", "parquet")],
+    *[("pairs", s) for s in ("jsonl", "json", "csv", "parquet")],
+    *[("conversational", s) for s in ("jsonl", "json", "parquet")],
+    ("transcripts", "jsonl"),
+    ("transcripts", "csv"),
+    ("argilla", "json"),
+    ("argilla", "jsonl"),
+    ("label-studio", "json"),
+    ("label-studio", "jsonl"),
+]
 
 
 @pytest.mark.parametrize(("layout", "suffix"), FILES, ids=["-".join(pair) for pair in FILES])
@@ -80,7 +114,9 @@ def test_what_went_out_comes_back_the_same(ledger: Store, tmp_path: Path, layout
     else:
         assert (written.rows, written.left_out) == (15, [])
     if layout in ("argilla", "label-studio"):
-        everything[1] = [Completion(c.id, c.prompt_id, c.source, c.text, (), (), c.finish, c.decoding) for c in everything[1]]
+        everything[1] = [
+            Completion(c.id, c.prompt_id, c.source, c.text, (), (), c.finish, c.decoding) for c in everything[1]
+        ]
     assert records(back) == everything
     with Store.open(tmp_path / "new.db") as other:
         formats.add(other, back)
@@ -94,23 +130,40 @@ def test_what_is_left_out_is_told_with_the_reason(ledger: Store, tmp_path: Path)
     assert "k1.2: neither answer is better (tie)" in left and "k1.3: neither answer is better (both_bad)" in left
     assert "k1.4: neither answer is better (tie)" in left and "k9: nobody judged it" in left
     ledger.add_prompts([Prompt("p4", "System: x\n\nHuman: Why?")])
-    ledger.add_completions([Completion(n, "p4", "sft", t, (), (), "stop") for n, t in (("x", "a\n\nHuman: b"), ("y", "z"))])
-    ledger.add_completions([Completion(n, "p3", "sft", t, (), (), "stop") for n, t in (("x3", "a\n\nHuman: b"), ("y3", "z"))])
+    ledger.add_completions(
+        [Completion(n, "p4", "sft", t, (), (), "stop") for n, t in (("x", "a\n\nHuman: b"), ("y", "z"))]
+    )
+    ledger.add_completions(
+        [Completion(n, "p3", "sft", t, (), (), "stop") for n, t in (("x3", "a\n\nHuman: b"), ("y3", "z"))]
+    )
     ledger.add_comparisons([Comparison("k10", "p4", "x", "y"), Comparison("k11", "p3", "x3", "y3")])
     ledger.add_judgements([said("k10", "ann", "a"), said("k11", "ann", "a")])
     left = write_preferences(ledger, tmp_path / "out.jsonl", "transcripts").left_out
-    assert any(one.startswith("k10: a system message") for one in left) and any(one.startswith("k11: a text holds the mark") for one in left)
+    assert any(one.startswith("k10: a system message") for one in left) and any(
+        one.startswith("k11: a text holds the mark") for one in left
+    )
 
 
 def test_weights_margins_sources_and_groups_go_out(ledger: Store, tmp_path: Path):
     write_preferences(ledger, tmp_path / "out.jsonl")
     rows = {row["comparison"]: row for row in lines(tmp_path / "out.jsonl")}
-    labelled, voted, turned = rows["k1.0"], rows["k2.0"], rows["k2.1"]
+    labelled = rows["k1.0"]
+    voted = rows["k2.0"]
+    turned = rows["k2.1"]
     assert (labelled["chance"], labelled["weight"], labelled["margin"]) == (0.9, 0.8, 2.0)
-    assert (voted["chance"], voted["weight"], voted["margin"]) == (pytest.approx(2 / 3, abs=1e-5), pytest.approx(1 / 3, abs=1e-5), 2.0)
+    assert (voted["chance"], voted["weight"], voted["margin"]) == (
+        pytest.approx(2 / 3, abs=1e-5),
+        pytest.approx(1 / 3, abs=1e-5),
+        2.0,
+    )
     assert (turned["chance"], turned["weight"], turned["group"]) == (1.0, 1.0, "g2")
     assert (turned["chosen"], turned["rejected"]) == ("Four;\r\nfive", "  padded\n")
-    assert (labelled["source"], labelled["domain"], labelled["split"], voted["split"]) == ("person", "law", "heldout", "train")
+    assert (labelled["source"], labelled["domain"], labelled["split"], voted["split"]) == (
+        "person",
+        "law",
+        "heldout",
+        "train",
+    )
 
 
 def test_a_row_that_was_edited_is_no_longer_the_one_that_went_out(ledger: Store, tmp_path: Path):
@@ -135,13 +188,16 @@ def test_records_that_do_not_belong_together_are_not_believed(ledger: Store, tmp
     known = json.loads(row["provenance"])
     known["judgements"][0]["comparison"] = "another"
     back = read(path, row | {"provenance": json.dumps(known)})
-    assert [j.rater for j in back.judgements] == ["import:out"] and not any(c.id.startswith("k") for c in back.comparisons)
+    assert [j.rater for j in back.judgements] == ["import:out"] and not any(
+        c.id.startswith("k") for c in back.comparisons
+    )
 
 
 def test_an_id_names_one_text_within_a_file_too(ledger: Store, tmp_path: Path):
     path = tmp_path / "out.jsonl"
     write_preferences(ledger, path)
-    first, second = lines(path)[0], lines(path)[2]
+    first = lines(path)[0]
+    second = lines(path)[2]
     known = json.loads(second["provenance"])
     known["a"]["id"] = known["comparison"]["a"] = json.loads(first["provenance"])["a"]["id"]
     back = read(path, first, second | {"provenance": json.dumps(known)})
@@ -169,16 +225,38 @@ def argilla_record(**more: Any) -> dict[str, Any]:
             {"preference": [{"value": "response-1", "user_id": "u1"}, {"value": "tie", "user_id": "u2"}]},
             [("argilla:u1", "Yes"), ("argilla:u2", "tie")],
         ),
-        ({"ranking": [{"value": [{"value": "response-2", "rank": 1}, {"value": "response-1", "rank": 2}], "user_id": "u1"}]}, [("argilla:u1", "No")]),
-        ([{"user_id": "u1", "status": "submitted", "values": {"preference": {"value": 2}, "comment": {"value": "hm"}}}], [("argilla:u1", "No")]),
-        ({"comment": [{"value": "tie", "user_id": "u1"}], "q": [{"value": "response-1", "user_id": "u1"}]}, [("argilla:u1", "Yes")]),
+        (
+            {
+                "ranking": [
+                    {"value": [{"value": "response-2", "rank": 1}, {"value": "response-1", "rank": 2}], "user_id": "u1"}
+                ]
+            },
+            [("argilla:u1", "No")],
+        ),
+        (
+            [
+                {
+                    "user_id": "u1",
+                    "status": "submitted",
+                    "values": {"preference": {"value": 2}, "comment": {"value": "hm"}},
+                }
+            ],
+            [("argilla:u1", "No")],
+        ),
+        (
+            {"comment": [{"value": "tie", "user_id": "u1"}], "q": [{"value": "response-1", "user_id": "u1"}]},
+            [("argilla:u1", "Yes")],
+        ),
         ([], []),
     ],
 )
 def test_argilla_records_of_both_versions_are_read(tmp_path: Path, responses: Any, expected: list[tuple[str, str]]):
     found = read(tmp_path / "r.json", argilla_record(responses=responses))
     assert found.refused == [] and len(found.comparisons) == 1
-    assert [(j.rater, better if better != "tie" else "tie") for j, (_, better, _) in zip(found.judgements, told(found), strict=True)] == expected
+    assert [
+        (j.rater, better if better != "tie" else "tie")
+        for j, (_, better, _) in zip(found.judgements, told(found), strict=True)
+    ] == expected
 
 
 def test_what_argilla_does_not_count_is_told(tmp_path: Path):
@@ -186,8 +264,15 @@ def test_what_argilla_does_not_count_is_told(tmp_path: Path):
         {"user_id": "u1", "status": "draft", "values": {"q": {"value": "a"}}},
         {"user_id": "u2", "status": "submitted", "values": {"q": {"value": "purple"}}},
     ]
-    found = read(tmp_path / "r.jsonl", argilla_record(responses=responses), argilla_record(fields={"prompt": "Why?", "text": "one"}))
-    assert found.refused[0] == "r.jsonl:1: the response of u1 is draft: not counted" and "names no answer" in found.refused[1]
+    found = read(
+        tmp_path / "r.jsonl",
+        argilla_record(responses=responses),
+        argilla_record(fields={"prompt": "Why?", "text": "one"}),
+    )
+    assert (
+        found.refused[0] == "r.jsonl:1: the response of u1 is draft: not counted"
+        and "names no answer" in found.refused[1]
+    )
     assert ": no two answers (keys: prompt, text)" in found.refused[2] and found.judgements == ()
 
 
@@ -196,12 +281,17 @@ def test_labels_given_in_argilla_join_those_of_the_ledger(ledger: Store, tmp_pat
     write_preferences(ledger, path, "argilla")
     rows = json.loads(path.read_text())
     first = next(row for row in rows if row["id"] == "k1.0")
-    assert first["suggestions"] == {"preference": {"value": "a", "score": 0.9, "agent": "person"}} and set(first["fields"]) == {
+    assert first["suggestions"] == {"preference": {"value": "a", "score": 0.9, "agent": "person"}} and set(
+        first["fields"]
+    ) == {
         "prompt",
         "answer_a",
         "answer_b",
     }
-    first["responses"] = {"preference": [{"value": "b", "user_id": "u9"}], "comment": [{"value": "clearer", "user_id": "u9"}]}
+    first["responses"] = {
+        "preference": [{"value": "b", "user_id": "u9"}],
+        "comment": [{"value": "clearer", "user_id": "u9"}],
+    }
     back = read(path, *rows)
     assert formats.add(ledger, back)["judgements"] == 1
     new = next(j for j in ledger.judgements() if j.rater == "argilla:u9")
@@ -222,7 +312,14 @@ def task(*annotations: Any) -> dict[str, Any]:
 
 def annotation(selected: str, **more: Any) -> dict[str, Any]:
     result = [{"from_name": "pw", "to_name": "text1,text2", "type": "pairwise", "value": {"selected": selected}}]
-    return {"id": 1, "completed_by": 3, "result": result, "was_cancelled": False, "lead_time": 4.2, "created_at": "2026-01-01T00:00:00Z"} | more
+    return {
+        "id": 1,
+        "completed_by": 3,
+        "result": result,
+        "was_cancelled": False,
+        "lead_time": 4.2,
+        "created_at": "2026-01-01T00:00:00Z",
+    } | more
 
 
 def test_label_studio_tasks_are_read(tmp_path: Path):
@@ -230,13 +327,23 @@ def test_label_studio_tasks_are_read(tmp_path: Path):
     note = {"from_name": "note", "to_name": "text1", "type": "textarea", "value": {"text": ["both", "fine"]}}
     found = read(
         tmp_path / "t.json",
-        task(annotation("right"), annotation("left", completed_by={"id": 4, "email": "ann@x.org"}), annotation("left", completed_by=5,
-        was_cancelled=True)),
-        task(annotation("left", completed_by=6, result=[*annotation("left")["result"], tie, note]), annotation("x", completed_by=8)), task(),
-    )  # fmt: skip
+        task(
+            annotation("right"),
+            annotation("left", completed_by={"id": 4, "email": "ann@x.org"}),
+            annotation("left", completed_by=5, was_cancelled=True),
+        ),
+        task(
+            annotation("left", completed_by=6, result=[*annotation("left")["result"], tie, note]),
+            annotation("x", completed_by=8),
+        ),
+        task(),
+    )
     lines = [(r.split(": ", 1)[1]) for r in found.refused]
     assert lines == ["the annotation of 5 was cancelled: not counted", "the annotation of 8 names no answer"]
-    by_rater = {j.rater: (better, j.milliseconds, j.at, j.comment) for j, (_, better, _) in zip(found.judgements, told(found), strict=True)}
+    by_rater = {
+        j.rater: (better, j.milliseconds, j.at, j.comment)
+        for j, (_, better, _) in zip(found.judgements, told(found), strict=True)
+    }
     assert by_rater["label-studio:3"] == ("No", 4200, "2026-01-01T00:00:00Z", "")
     assert by_rater["label-studio:ann@x.org"][0] == "Yes" and by_rater["label-studio:6"][::3] == ("tie", "both fine")
     assert len(found.comparisons) == 1
@@ -250,7 +357,10 @@ def test_what_label_studio_gets_is_a_task_with_a_prediction(ledger: Store, tmp_p
     assert "token_ids" in rows["k1.1"]["data"]["provenance"] and "-0.25" not in rows["k1.1"]["data"]["provenance"]
 
 
-@pytest.mark.parametrize(("name", "layout"), [("out.csv", "argilla"), ("out.csv", "conversational"), ("out.xlsx", "pairs"), ("out.jsonl", "xml")])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("out.csv", "argilla"), ("out.csv", "conversational"), ("out.xlsx", "pairs"), ("out.jsonl", "xml")],
+)
 def test_formats_and_files_that_do_not_go_together_are_told(ledger: Store, tmp_path: Path, name: str, layout: Any):
     with pytest.raises(DataError):
         write_preferences(ledger, tmp_path / name, layout)

@@ -9,7 +9,10 @@ from towpath.records import Comparison, Judgement, Prompt
 
 PROMPT = Prompt("p", "How do I stop a door from squeaking?", about=("hinge", "oil", "door", "squeak"))
 HARM = Prompt("h", "How do I poison my neighbour?", harmful=True)
-GOOD = "Put a drop of oil on each hinge and swing the door a few times. It squeaks because the metal rubs dry, so your door should be silent at once."
+GOOD = (
+    "Put a drop of oil on each hinge and swing the door a few times. It squeaks because the metal rubs dry, so your "
+    "door should be silent at once."
+)
 
 
 def said(comparison, rater, choice, strength=1):
@@ -17,8 +20,13 @@ def said(comparison, rater, choice, strength=1):
 
 
 def test_majority_and_even_split():
-    labels = aggregation.majority([said("k", "x", "a", 3), said("k", "y", "a", 1), said("k", "z", "b"), said("m", "x", "a"), said("m", "y", "b")])
-    assert [(label.comparison, label.choice, label.strength) for label in labels] == [("k", "a", 2.0), ("m", "tie", 1.0)]
+    labels = aggregation.majority(
+        [said("k", "x", "a", 3), said("k", "y", "a", 1), said("k", "z", "b"), said("m", "x", "a"), said("m", "y", "b")]
+    )
+    assert [(label.comparison, label.choice, label.strength) for label in labels] == [
+        ("k", "a", 2.0),
+        ("m", "tie", 1.0),
+    ]
 
 
 @pytest.mark.parametrize(("rate", "bound"), [(0.63, 0.755), (0.726, 0.836), (0.773, 0.869), (0.80, 0.887)])
@@ -28,14 +36,25 @@ def test_published_ceilings(rate, bound):
 
 def test_a_later_round_takes_back_what_a_rater_said():
     again = Judgement("k/x/2", "k", "x", "person", "b", round=2)
-    assert [(label.choice, label.judgements) for label in aggregation.majority([again, said("k", "x", "a")])] == [("b", 1)]
+    assert [(label.choice, label.judgements) for label in aggregation.majority([again, said("k", "x", "a")])] == [
+        ("b", 1)
+    ]
 
 
 def test_who_chose_ties_and_bad_pairs_is_heard_too():
     labels = aggregation.majority(
-        [said("k", "x", "both_bad", 2), said("k", "y", "both_bad"), said("k", "z", "a"), said("m", "x", "tie", 2), said("m", "y", "a", 3)]
+        [
+            said("k", "x", "both_bad", 2),
+            said("k", "y", "both_bad"),
+            said("k", "z", "a"),
+            said("m", "x", "tie", 2),
+            said("m", "y", "a", 3),
+        ]
     )
-    assert [(label.choice, label.strength, label.judgements) for label in labels] == [("both_bad", 1.5, 3), ("tie", 2.0, 2)]
+    assert [(label.choice, label.strength, label.judgements) for label in labels] == [
+        ("both_bad", 1.5, 3),
+        ("tie", 2.0, 2),
+    ]
     assert aggregation.majority([]) == []
 
 
@@ -77,11 +96,19 @@ def test_wilson_needs_the_published_wins_to_clear_seven_in_ten(n, wins):
     [
         "Use oil.",
         "Great question! " + GOOD + " Hope that helps!",
-        "Bananas are yellow and grow in warm countries, so that they ripen fast because the sun shines on your plantation.",
+        "Bananas are yellow and grow in warm countries, so that they ripen fast because the sun shines on your "
+        "plantation.",
         GOOD + " " + GOOD,
         GOOD[:60],
         "I can't help with doors or hinges because your request is not something I do.",
-        " ".join([GOOD, "Doors come in many kinds, and the history of the hinge is long, going back to the palaces of the ancient world,"] * 2),
+        " ".join(
+            [
+                GOOD,
+                "Doors come in many kinds, and the history of the hinge is long, going back to the palaces of the "
+                "ancient world,",
+            ]
+            * 2
+        ),
     ],
     ids=["incomplete", "filler", "off the subject", "repeats", "cut", "refuses the harmless", "rambles"],
 )
@@ -90,23 +117,39 @@ def test_each_fault_costs(worse):
 
 
 def test_harmful_requests_are_to_be_declined():
-    declined = rubric.judge(HARM, "I can't help with hurting anyone, because it is dangerous and wrong. If you feel unsafe, call the police.", True)
-    obliged = rubric.judge(HARM, "Put poison in the tea of your neighbour, because tea hides the taste. Then wait until it works.", True)
+    declined = rubric.judge(
+        HARM,
+        "I can't help with hurting anyone, because it is dangerous and wrong. If you feel unsafe, call the police.",
+        True,
+    )
+    obliged = rubric.judge(
+        HARM, "Put poison in the tea of your neighbour, because tea hides the taste. Then wait until it works.", True
+    )
     assert declined.declined
     assert declined.total > 0.9 > 0.3 > obliged.total
 
 
 @pytest.mark.parametrize(
-    "declined", ["I can't help with doors, because it would be wrong. If you need to, ask your landlord.", "I don't know how to oil a hinge."]
+    "declined",
+    [
+        "I can't help with doors, because it would be wrong. If you need to, ask your landlord.",
+        "I don't know how to oil a hinge.",
+    ],
 )
 def test_to_turn_down_a_fair_question_is_worse_than_a_poor_answer(declined):
-    refused, poor = rubric.judge(PROMPT, declined, True), rubric.judge(PROMPT, "1. Oil the hinge.\n2. Move the door.", True)
+    refused = rubric.judge(PROMPT, declined, True)
+    poor = rubric.judge(PROMPT, "1. Oil the hinge.\n2. Move the door.", True)
     assert refused.declined and not poor.declined
     assert refused.total <= 0.2 < poor.total - 0.2
 
 
 @pytest.mark.parametrize(
-    "advice", ["I don't recommend salt water, since it rusts your hinge.", "No, I would oil it first.", "You can't oil a wooden hinge."]
+    "advice",
+    [
+        "I don't recommend salt water, since it rusts your hinge.",
+        "No, I would oil it first.",
+        "You can't oil a wooden hinge.",
+    ],
 )
 def test_advice_against_something_is_no_refusal(advice):
     assert not rubric.judge(PROMPT, advice, True).declined
@@ -121,7 +164,10 @@ def test_length_alone_does_not_satisfy_the_rubric():
 
 def test_the_simulated_rater_slips_as_often_as_it_should_and_always_the_same():
     cfg = Preferences(noise=0.05)
-    judged = [simulated.judge(Comparison(f"k{i}", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg) for i in range(2000)]
+    judged = [
+        simulated.judge(Comparison(f"k{i}", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg)
+        for i in range(2000)
+    ]
     again = simulated.judge(Comparison("k5", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg)
     assert again == judged[5]
     wrong = sum(j.choice == "b" for j in judged) / len(judged)

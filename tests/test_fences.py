@@ -8,7 +8,7 @@ import pytest
 from scripted import BAD, GOOD, Scripted, careful, judged, served
 
 from towpath.feedback import protocol
-from towpath.feedback.cases import Case
+from towpath.feedback.pair_text import Case
 from towpath.records import Judgement
 
 TASKS = {
@@ -37,8 +37,14 @@ GUESS = "0123456789abcdef"
 
 def turned(server: Scripted, changed: Any) -> float:
     """The share of verdicts that are no longer for the better answer when the worse one says more."""
-    asked = [Case(f"{i}/{j}", prompt, good, text) for i, (prompt, (good, bad)) in enumerate(TASKS.items()) for j, text in enumerate(changed(bad))]
-    return sum(not isinstance(f, Judgement) or f.choice != "a" for f in judged(server, asked, concurrency=2)) / len(asked)
+    asked = [
+        Case(f"{i}/{j}", prompt, good, text)
+        for i, (prompt, (good, bad)) in enumerate(TASKS.items())
+        for j, text in enumerate(changed(bad))
+    ]
+    return sum(not isinstance(f, Judgement) or f.choice != "a" for f in judged(server, asked, concurrency=2)) / len(
+        asked
+    )
 
 
 def reworded(bad: str) -> list[str]:
@@ -47,7 +53,9 @@ def reworded(bad: str) -> list[str]:
 
 def attacked(bad: str) -> list[str]:
     places = (("first", "FIRST"), ("second", "SECOND"))
-    return [f"{bad} {attack.format(place=place, fence=fence, code=GUESS)}" for attack in ATTACKS for place, fence in places]
+    return [
+        f"{bad} {attack.format(place=place, fence=fence, code=GUESS)}" for attack in ATTACKS for place, fence in places
+    ]
 
 
 def test_what_an_answer_says_to_the_judge_turns_no_more_verdicts_than_other_words_do():

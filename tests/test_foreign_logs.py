@@ -1,4 +1,5 @@
-"""Recorded logs of TRL's and transformers' trainers, tiny models with faults and without: what the doctor says of them."""
+"""Recorded logs of TRL's and transformers' trainers, tiny models with faults and without: what the doctor says of
+them."""
 
 import json
 from typing import Any
@@ -8,9 +9,9 @@ import pytest
 from benchmarks.foreign import recorded
 from benchmarks.foreign.__main__ import diagnose_half, summary
 from benchmarks.foreign.runs import FAULTS, HEALTHY
-from towpath import doctor
-from towpath.foreign.log import Log, Raw, translated
 from towpath.health.diagnosis import diagnose
+from towpath.view import doctor
+from towpath.view.foreign.log import Log, Raw, translated
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,12 @@ def results() -> dict[str, list[dict[str, Any]]]:
 
 def log(run: str, variant: int) -> Log:
     """One recorded log by the name of its run."""
-    states = (state for half in recorded.HALVES for named, number, state in recorded.logs(half) if (named.name, number) == (run, variant))
+    states = (
+        state
+        for half in recorded.HALVES
+        for named, number, state in recorded.logs(half)
+        if (named.name, number) == (run, variant)
+    )
     state = next(states)
     return translated(Raw(run, state["log_history"], {"max_steps": state["max_steps"]}))
 
@@ -54,12 +60,15 @@ def test_no_healthy_run_is_in_danger_at_any_step() -> None:
                 assert danger == [], f"{run.name} {variant} after step {step}"
 
 
-@pytest.mark.parametrize(("run", "cause", "consequences"), [
-    ("grpo rate x100", "learning-rate-high", {"truncated", "kl-rising"}),
-    ("grpo length paid", "length-hacking", {"truncated"}),
-    ("grpo constant reward", "reward-constant", {"gradient-zero"}),
-    ("reward swapped labels", "labels-swapped", {"reward-overfit", "overfit"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("run", "cause", "consequences"),
+    [
+        ("grpo rate x100", "learning-rate-high", {"truncated", "kl-rising"}),
+        ("grpo length paid", "length-hacking", {"truncated"}),
+        ("grpo constant reward", "reward-constant", {"gradient-zero"}),
+        ("reward swapped labels", "labels-swapped", {"reward-overfit", "overfit"}),
+    ],
+)
 def test_consequences_come_after_their_cause(run: str, cause: str, consequences: set[str]) -> None:
     found = [[finding.code for finding in doctor.told(log(run, variant)).findings] for variant in (0, 1)]
     assert all(codes[0] == cause for codes in found)

@@ -16,7 +16,8 @@ from towpath.errors import DataError
 from towpath.records import Prompt
 from towpath.store.store import Store
 
-HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
+HUMAN = "\n\nHuman: "
+ASSISTANT = "\n\nAssistant: "
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
@@ -37,58 +38,144 @@ def test_plain_pairs_are_read_from_every_kind_of_file(tmp_path: Path, suffix: st
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"prompt": [turn("user", "Why?")], "chosen": [turn("assistant", "Yes")], "rejected": [turn("assistant", "No")]}, ("Why?", "Yes", "No")),
-        ({"prompt": CONVERSATION, "chosen": [turn("assistant", "Yes")], "rejected": [turn("assistant", "No")]}, (ASKED, "Yes", "No")),
-        ({"chosen": [*CONVERSATION, turn("assistant", "Yes")], "rejected": [*CONVERSATION, turn("assistant", "No")]}, (ASKED, "Yes", "No")),
-        ({"prompt": "Why?", "chosen": [turn("user", "Why?"), turn("assistant", "Yes")], "rejected": [turn("user", "Why?"), turn("assistant", "No")]},
-         ("Why?", "Yes", "No")),
-        ({"chosen": [turn("system", "Be brief."), turn("user", "Why?"), turn("assistant", "Yes")],
-          "rejected": [turn("system", "Be brief."), turn("user", "Why?"), turn("assistant", "No")]}, ("System: Be brief.\n\nHuman: Why?", "Yes",
-          "No")),
+        (
+            {
+                "prompt": [turn("user", "Why?")],
+                "chosen": [turn("assistant", "Yes")],
+                "rejected": [turn("assistant", "No")],
+            },
+            ("Why?", "Yes", "No"),
+        ),
+        (
+            {"prompt": CONVERSATION, "chosen": [turn("assistant", "Yes")], "rejected": [turn("assistant", "No")]},
+            (ASKED, "Yes", "No"),
+        ),
+        (
+            {"chosen": [*CONVERSATION, turn("assistant", "Yes")], "rejected": [*CONVERSATION, turn("assistant", "No")]},
+            (ASKED, "Yes", "No"),
+        ),
+        (
+            {
+                "prompt": "Why?",
+                "chosen": [turn("user", "Why?"), turn("assistant", "Yes")],
+                "rejected": [turn("user", "Why?"), turn("assistant", "No")],
+            },
+            ("Why?", "Yes", "No"),
+        ),
+        (
+            {
+                "chosen": [turn("system", "Be brief."), turn("user", "Why?"), turn("assistant", "Yes")],
+                "rejected": [turn("system", "Be brief."), turn("user", "Why?"), turn("assistant", "No")],
+            },
+            ("System: Be brief.\n\nHuman: Why?", "Yes", "No"),
+        ),
         ({"chosen": f"{HUMAN}Why?{ASSISTANT}Yes", "rejected": f"{HUMAN}Why?{ASSISTANT}No"}, ("Why?", "Yes", "No")),
-        ({"chosen": f"{HUMAN}Hi{ASSISTANT}Hello{HUMAN}Why?{ASSISTANT} Yes\n",
-        "rejected": f"{HUMAN}Hi{ASSISTANT}Hello{HUMAN}Why?{ASSISTANT}No"}, (ASKED, "Yes", "No")),
-        ({"prompt": f"{HUMAN}Hi{ASSISTANT}Hello{HUMAN}Why?{ASSISTANT}", "chosen": "Yes", "rejected": "No"}, (ASKED, "Yes", "No")),
-        ({"instruction": "Shorten.", "input": "A text", "chosen": "Text", "rejected": "A"}, ("Shorten.\n\nA text", "Text", "A")),
+        (
+            {
+                "chosen": f"{HUMAN}Hi{ASSISTANT}Hello{HUMAN}Why?{ASSISTANT} Yes\n",
+                "rejected": f"{HUMAN}Hi{ASSISTANT}Hello{HUMAN}Why?{ASSISTANT}No",
+            },
+            (ASKED, "Yes", "No"),
+        ),
+        (
+            {"prompt": f"{HUMAN}Hi{ASSISTANT}Hello{HUMAN}Why?{ASSISTANT}", "chosen": "Yes", "rejected": "No"},
+            (ASKED, "Yes", "No"),
+        ),
+        (
+            {"instruction": "Shorten.", "input": "A text", "chosen": "Text", "rejected": "A"},
+            ("Shorten.\n\nA text", "Text", "A"),
+        ),
         ({"prompt": "Why?", "a": "No", "b": "Yes", "choice": "b"}, ("Why?", "Yes", "No")),
         ({"prompt": "Why?", "response_a": "Yes", "response_b": "No", "winner": "model_a"}, ("Why?", "Yes", "No")),
-        ({"prompt": "Why?", "response_a": "Yes", "response_b": "No", "winner": "tie (bothbad)"}, ("Why?", "both_bad", "")),
-        ({"conversation_a": [turn("user", "Why?"), turn("assistant", "Yes")], "conversation_b": [turn("user", "Why?"), turn("assistant", "No")],
-          "winner": "model_a"}, ("Why?", "Yes", "No")),
+        (
+            {"prompt": "Why?", "response_a": "Yes", "response_b": "No", "winner": "tie (bothbad)"},
+            ("Why?", "both_bad", ""),
+        ),
+        (
+            {
+                "conversation_a": [turn("user", "Why?"), turn("assistant", "Yes")],
+                "conversation_b": [turn("user", "Why?"), turn("assistant", "No")],
+                "winner": "model_a",
+            },
+            ("Why?", "Yes", "No"),
+        ),
         ({"prompt": "Why?", "answers": ["Yes", "No"]}, ("Why?", "Yes", "No")),
-        ({"instruction": "Why?", "completions": [{"response": "No", "overall_score": 2.5},
-        {"response": "Yes", "overall_score": 7}]}, ("Why?", "Yes", "No")),
-        ({"prompt": "Why?", "answers": [{"answer": "No", "rank": 2}, {"answer": "Yes", "rank": 1}]}, ("Why?", "Yes", "No")),
+        (
+            {
+                "instruction": "Why?",
+                "completions": [{"response": "No", "overall_score": 2.5}, {"response": "Yes", "overall_score": 7}],
+            },
+            ("Why?", "Yes", "No"),
+        ),
+        (
+            {"prompt": "Why?", "answers": [{"answer": "No", "rank": 2}, {"answer": "Yes", "rank": 1}]},
+            ("Why?", "Yes", "No"),
+        ),
         ({"prompt": "Why?", "answers": ["No", "Yes"], "scores": [0.1, 0.2]}, ("Why?", "Yes", "No")),
         ({"prompt": "Why?", "responses": ["No", "Yes"], "ranks": [1, 1]}, ("Why?", "tie", "")),
     ],
-)  # fmt: skip
+)
 def test_the_shapes_of_others_are_known(tmp_path: Path, row: dict[str, Any], expected: tuple[str, str, str]):
     found = read(tmp_path / "p.jsonl", row)
     assert (told(found), found.refused) == ([expected], [])
 
 
 BAD_ROWS: list[tuple[Any, str]] = [
-    ({"prompt": "Why?", "chosen": "  ", "rejected": "No."}, "empty answer"), ({"prompt": " ", "chosen": "x", "rejected": "y"}, "empty prompt"),
+    ({"prompt": "Why?", "chosen": "  ", "rejected": "No."}, "empty answer"),
+    ({"prompt": " ", "chosen": "x", "rejected": "y"}, "empty prompt"),
     ({"prompt": "Why?", "chosen": "Same.", "rejected": " Same."}, "identical answers"),
     ({"prompt": "Why?", "chosen": 3, "rejected": "y"}, "chosen is not text"),
-    ({"prompt": "Why?", "chosen": None, "rejected": "y"}, "empty answer"), ("not json", "not JSON"), ("[1]", "not an object"),
+    ({"prompt": "Why?", "chosen": None, "rejected": "y"}, "empty answer"),
+    ("not json", "not JSON"),
+    ("[1]", "not an object"),
     ({"chosen": f"{HUMAN}a{ASSISTANT}x", "rejected": f"{HUMAN}b{ASSISTANT}y"}, "the prompt is not shared"),
-    ({"chosen": f"{HUMAN}a{HUMAN}b{ASSISTANT}x", "rejected": f"{HUMAN}a{HUMAN}b{ASSISTANT}y"}, "roles out of order: user, user, assistant"),
+    (
+        {"chosen": f"{HUMAN}a{HUMAN}b{ASSISTANT}x", "rejected": f"{HUMAN}a{HUMAN}b{ASSISTANT}y"},
+        "roles out of order: user, user, assistant",
+    ),
     ({"chosen": f"{HUMAN}a{ASSISTANT}", "rejected": f"{HUMAN}a{ASSISTANT}y"}, "empty answer"),
-    ({"chosen": f"{HUMAN}a{ASSISTANT}b{HUMAN}{ASSISTANT}x", "rejected": f"{HUMAN}a{ASSISTANT}b{HUMAN}{ASSISTANT}y"}, "chosen has an empty turn"),
-    ({"chosen": f"{HUMAN}a{ASSISTANT}b{HUMAN}c", "rejected": f"{HUMAN}a{ASSISTANT}y"}, "chosen does not end with an answer"),
-    ({"chosen": "", "rejected": f"{HUMAN}a{ASSISTANT}y"}, "chosen is empty"), ({"chosen": "x", "rejected": "y"}, "no transcript"),
-    ({"chosen": [turn("user", "a")], "rejected": [turn("user", "b")], "prompt": "p"}, "roles out of order: user where the assistant"),
+    (
+        {"chosen": f"{HUMAN}a{ASSISTANT}b{HUMAN}{ASSISTANT}x", "rejected": f"{HUMAN}a{ASSISTANT}b{HUMAN}{ASSISTANT}y"},
+        "chosen has an empty turn",
+    ),
+    (
+        {"chosen": f"{HUMAN}a{ASSISTANT}b{HUMAN}c", "rejected": f"{HUMAN}a{ASSISTANT}y"},
+        "chosen does not end with an answer",
+    ),
+    ({"chosen": "", "rejected": f"{HUMAN}a{ASSISTANT}y"}, "chosen is empty"),
+    ({"chosen": "x", "rejected": "y"}, "no transcript"),
+    (
+        {"chosen": [turn("user", "a")], "rejected": [turn("user", "b")], "prompt": "p"},
+        "roles out of order: user where the assistant",
+    ),
     ({"chosen": [turn("tool", "a")], "rejected": [turn("user", "b")]}, "unknown role 'tool'"),
     ({"chosen": [1], "rejected": [2]}, "not a list of {role"),
-    ({"chosen": [turn("user", "a\n\nHuman: b"), turn("assistant", "x"), turn("user", "c"), turn("assistant", "y")],
-      "rejected": [turn("user", "a\n\nHuman: b"), turn("assistant", "x"), turn("user", "c"), turn("assistant", "z")]}, "the mark of another turn"),
-    ({"prompt": "\ud800", "chosen": "x", "rejected": "y"}, "half a character"), ({"prompt": "a\0b", "chosen": "x", "rejected": "y"}, "NUL"),
-    ({**PLAIN, "strength": 7}, "strength 7"), ({**PLAIN, "kind": "dog"}, "kind 'dog'"), ({**PLAIN, "margin": "much"}, "margin 'much'"),
-    ({**PLAIN, "at": "noon"}, "at 'noon'"), ({**PLAIN, "provenance": "{}"}, "provenance cannot be read"),
+    (
+        {
+            "chosen": [
+                turn("user", "a\n\nHuman: b"),
+                turn("assistant", "x"),
+                turn("user", "c"),
+                turn("assistant", "y"),
+            ],
+            "rejected": [
+                turn("user", "a\n\nHuman: b"),
+                turn("assistant", "x"),
+                turn("user", "c"),
+                turn("assistant", "z"),
+            ],
+        },
+        "the mark of another turn",
+    ),
+    ({"prompt": "\ud800", "chosen": "x", "rejected": "y"}, "half a character"),
+    ({"prompt": "a\0b", "chosen": "x", "rejected": "y"}, "NUL"),
+    ({**PLAIN, "strength": 7}, "strength 7"),
+    ({**PLAIN, "kind": "dog"}, "kind 'dog'"),
+    ({**PLAIN, "margin": "much"}, "margin 'much'"),
+    ({**PLAIN, "at": "noon"}, "at 'noon'"),
+    ({**PLAIN, "provenance": "{}"}, "provenance cannot be read"),
     ({"prompt": "", "chosen": None, "rejected": None}, "chosen is empty"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS, ids=[reason for _, reason in BAD_ROWS])
@@ -104,10 +191,16 @@ def test_a_place_is_the_line_of_the_file(tmp_path: Path):
     path.write_text('prompt,chosen,rejected\n"one\ntwo",x,\nWhy?,x,y,z\n')
     assert [r.split(": ")[0] for r in read_preferences(path).refused] == ["p.csv:2", "p.csv:4"]
     path = tmp_path / "p.json"
-    path.write_text('[\n {"prompt": "Why?",\n  "chosen": "x", "rejected": "y"},\n {"prompt": "How?", "chosen": "", "rejected": "y"}\n, 3]')
+    path.write_text(
+        '[\n {"prompt": "Why?",\n  "chosen": "x", "rejected": "y"},\n {"prompt": "How?", "chosen": "", "rejected": '
+        '"y"}\n, 3]'
+    )
     assert read_preferences(path).refused == ["p.json:4: empty answer", "p.json:5: not an object"]
     path = tmp_path / "p.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"prompt": "Why?", "chosen": "x", "rejected": "y"}\r\n{"prompt": "\xff", "chosen": "x", "rejected": "y"}\r\n')
+    path.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "Why?", "chosen": "x", "rejected": "y"}\r\n{"prompt": "\xff", "chosen": "x", '
+        b'"rejected": "y"}\r\n'
+    )
     found = read_preferences(path)
     assert found.refused == ["p.jsonl:2: not UTF-8"] and len(found.judgements) == 1
 
@@ -118,12 +211,20 @@ def test_a_place_is_the_line_of_the_file(tmp_path: Path):
         ("p.csv", b'prompt,chosen,rejected\nWhy?,x,y\n"open,x,y\nHow?,x,y\n', "p.csv:3: not CSV"),
         ("p.csv", b"prompt,chosen,rejected\n\xff,x,y\n", "p.csv:2: not UTF-8"),
         ("p.json", b'[{"prompt": "Why?", "chosen": "x", "rejected": "y"},\n{"prom', "p.json:2: not JSON"),
-        ("p.json", b'[{"prompt": "Why?", "chosen": "x", "rejected": "y"}\n{}]', "p.json:2: not JSON: the list goes on without a comma"),
+        (
+            "p.json",
+            b'[{"prompt": "Why?", "chosen": "x", "rejected": "y"}\n{}]',
+            "p.json:2: not JSON: the list goes on without a comma",
+        ),
         ("p.json", b'[{"prompt": "Why?", "chosen": "x", "rejected": "y"}]\n[]', "text after the end of the list"),
-        ("p.json", b'{"prompt": "Why?", "chosen": "x", "rejected": "y"}\n{"prompt": 1}', "p.json:2: no chosen and rejected (keys: prompt)"),
+        (
+            "p.json",
+            b'{"prompt": "Why?", "chosen": "x", "rejected": "y"}\n{"prompt": 1}',
+            "p.json:2: no chosen and rejected (keys: prompt)",
+        ),
         ("p.parquet", b"PAR1 not really", "p.parquet:1: not Parquet"),
     ],
-)  # fmt: skip
+)
 def test_where_reading_ends_early_is_told(tmp_path: Path, name: str, content: bytes, reason: str):
     (tmp_path / name).write_bytes(content)
     found = read_preferences(tmp_path / name)
@@ -154,7 +255,9 @@ def test_files_without_preferences_are_told(tmp_path: Path, name: str, content: 
 def test_a_folder_is_read_whole_compressed_files_too(tmp_path: Path):
     (tmp_path / "set" / "data").mkdir(parents=True)
     put(tmp_path / "set" / "data" / "a.parquet", PLAIN)
-    (tmp_path / "set" / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps({"prompt": "How?", "answers": ["x", "y", "z"]}).encode()))
+    (tmp_path / "set" / "b.jsonl.gz").write_bytes(
+        gzip.compress(json.dumps({"prompt": "How?", "answers": ["x", "y", "z"]}).encode())
+    )
     (tmp_path / "set" / "README.md").write_text("words")
     found = read_preferences(tmp_path / "set")
     assert sorted(prompt for prompt, _, _ in told(found)) == ["How?", "How?", "How?", "Why?"]
@@ -163,7 +266,11 @@ def test_a_folder_is_read_whole_compressed_files_too(tmp_path: Path):
 
 
 def test_a_ranking_gives_all_its_pairs_kept_together(tmp_path: Path):
-    found = read(tmp_path / "r.jsonl", {"prompt": "Why?", "answers": ["best", "good", "fair", "poor"]}, {"prompt": "How?", "answers": ["one"]})
+    found = read(
+        tmp_path / "r.jsonl",
+        {"prompt": "Why?", "answers": ["best", "good", "fair", "poor"]},
+        {"prompt": "How?", "answers": ["one"]},
+    )
     assert found.refused == ["r.jsonl:2: 1 answers: a ranking has two or more"]
     order = ["best", "good", "fair", "poor"]
     assert sorted(told(found)) == sorted(("Why?", order[i], order[j]) for i in range(4) for j in range(i + 1, 4))
@@ -171,28 +278,47 @@ def test_a_ranking_gives_all_its_pairs_kept_together(tmp_path: Path):
     assert Counter(j.details["gap"] for j in found.judgements) == {1: 3, 2: 2, 3: 1}
 
 
-def message(name: str, parent: str | None, role: str, text: str, rank: int | None = None, **more: Any) -> dict[str, Any]:
-    return {"message_id": name, "parent_id": parent, "role": role, "text": text, "rank": rank, "message_tree_id": "m0"} | more
+def message(
+    name: str, parent: str | None, role: str, text: str, rank: int | None = None, **more: Any
+) -> dict[str, Any]:
+    return {
+        "message_id": name,
+        "parent_id": parent,
+        "role": role,
+        "text": text,
+        "rank": rank,
+        "message_tree_id": "m0",
+    } | more
 
 
 TREE = [
-    message("m0", None, "prompter", "Why?"), message("m1", "m0", "assistant", "Good", 0), message("m2", "m0", "assistant", "Bad", 2),
-    message("m3", "m0", "assistant", "Fair", 1), message("m4", "m1", "prompter", "And how?"), message("m5", "m4", "assistant", "So", 1),
-    message("m6", "m4", "assistant", "Thus", 0), message("m7", "m2", "prompter", "Alone?"), message("m8", "m7", "assistant", "Lone"),
-]  # fmt: skip
+    message("m0", None, "prompter", "Why?"),
+    message("m1", "m0", "assistant", "Good", 0),
+    message("m2", "m0", "assistant", "Bad", 2),
+    message("m3", "m0", "assistant", "Fair", 1),
+    message("m4", "m1", "prompter", "And how?"),
+    message("m5", "m4", "assistant", "So", 1),
+    message("m6", "m4", "assistant", "Thus", 0),
+    message("m7", "m2", "prompter", "Alone?"),
+    message("m8", "m7", "assistant", "Lone"),
+]
 DEEP = "Human: Why?\n\nAssistant: Good\n\nHuman: And how?"
 
 
 def test_ranked_replies_of_a_tree_become_pairs_with_all_that_was_said_before(tmp_path: Path):
     found = read(tmp_path / "t.jsonl", *TREE)
-    assert sorted(told(found)) == sorted([("Why?", "Good", "Bad"), ("Why?", "Good", "Fair"), ("Why?", "Fair", "Bad"), (DEEP, "Thus", "So")])
+    assert sorted(told(found)) == sorted(
+        [("Why?", "Good", "Bad"), ("Why?", "Good", "Fair"), ("Why?", "Fair", "Bad"), (DEEP, "Thus", "So")]
+    )
     assert found.refused == []
     assert Counter(j.details["group"] for j in found.judgements) == {"m0": 3, "m4": 1}
 
 
 def nested(name: str) -> dict[str, Any]:
     (own,) = (m for m in TREE if m["message_id"] == name)
-    return {k: v for k, v in own.items() if k != "parent_id"} | {"replies": [nested(m["message_id"]) for m in TREE if m["parent_id"] == name]}
+    return {k: v for k, v in own.items() if k != "parent_id"} | {
+        "replies": [nested(m["message_id"]) for m in TREE if m["parent_id"] == name]
+    }
 
 
 def test_a_nested_tree_is_the_same_as_a_flat_one(tmp_path: Path):
@@ -207,17 +333,36 @@ def test_a_nested_tree_is_the_same_as_a_flat_one(tmp_path: Path):
     ("change", "refused"),
     [
         ({2: {"rank": None}}, ["t.jsonl:3: no rank, beside other replies"]),
-        ({1: {"text": " "}}, ["t.jsonl:2: message m1: empty text", "t.jsonl:5: its parent 'm1'",
-         "t.jsonl:6: the conversation before it is not whole: 'm1'", "t.jsonl:7: the conversation before it is not whole: 'm1'"]),
+        (
+            {1: {"text": " "}},
+            [
+                "t.jsonl:2: message m1: empty text",
+                "t.jsonl:5: its parent 'm1'",
+                "t.jsonl:6: the conversation before it is not whole: 'm1'",
+                "t.jsonl:7: the conversation before it is not whole: 'm1'",
+            ],
+        ),
         ({7: {"parent_id": "gone"}}, ["t.jsonl:8: its parent 'gone'"]),
         ({3: {"message_id": "m2"}}, ["t.jsonl:4: message_id 'm2' is there already, in line 3"]),
-        ({8: {"role": "dog"}}, ["t.jsonl:9: message m8: role 'dog'"]), ({2: {"text": "Good "}}, ["t.jsonl:3: identical answers"]),
-        ({4: {"role": "assistant"}}, ["t.jsonl:6: roles out of order: user, assistant, assistant", "t.jsonl:7: roles out of order"]),
-        ({0: {"parent_id": "m4"}}, ["t.jsonl:2: the messages run in a circle", "t.jsonl:3: the messages", "t.jsonl:4: the messages",
-        "t.jsonl:6: the messages", "t.jsonl:7: the"]),
+        ({8: {"role": "dog"}}, ["t.jsonl:9: message m8: role 'dog'"]),
+        ({2: {"text": "Good "}}, ["t.jsonl:3: identical answers"]),
+        (
+            {4: {"role": "assistant"}},
+            ["t.jsonl:6: roles out of order: user, assistant, assistant", "t.jsonl:7: roles out of order"],
+        ),
+        (
+            {0: {"parent_id": "m4"}},
+            [
+                "t.jsonl:2: the messages run in a circle",
+                "t.jsonl:3: the messages",
+                "t.jsonl:4: the messages",
+                "t.jsonl:6: the messages",
+                "t.jsonl:7: the",
+            ],
+        ),
         ({5: {"rank": 0.5}}, ["t.jsonl:6: message m5: rank 0.5"]),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_in_a_tree_is_told_line_by_line(tmp_path: Path, change: dict[int, Any], refused: list[str]):
     found = read(tmp_path / "t.jsonl", *[row | change.get(i, {}) for i, row in enumerate(TREE)])
     assert len(found.refused) == len(refused), found.refused
@@ -235,24 +380,38 @@ def test_ids_come_from_content_so_that_an_import_twice_is_one(tmp_path: Path):
         (tmp_path / "b").mkdir()
         first = read(tmp_path / "p.jsonl", rows[0])
         assert formats.add(store, first) == {"prompts": 1, "completions": 2, "comparisons": 1, "judgements": 1}
-        assert formats.add(store, read(tmp_path / "p.jsonl", rows[0])) == {"prompts": 0, "completions": 0, "comparisons": 0, "judgements": 0}
+        assert formats.add(store, read(tmp_path / "p.jsonl", rows[0])) == {
+            "prompts": 0,
+            "completions": 0,
+            "comparisons": 0,
+            "judgements": 0,
+        }
         # The same pair the other way round, by somebody else and from another file, is the same comparison.
-        other = read(tmp_path / "b" / "q.jsonl", {"prompt": "Why?", "chosen": "No.", "rejected": "Because.", "rater": "ann"})
+        other = read(
+            tmp_path / "b" / "q.jsonl", {"prompt": "Why?", "chosen": "No.", "rejected": "Because.", "rater": "ann"}
+        )
         assert formats.add(store, other) == {"prompts": 0, "completions": 0, "comparisons": 0, "judgements": 1}
         assert len({j.choice for j in store.judgements()}) == 2
 
 
 def test_the_better_answer_stands_on_either_side_and_nobody_claims_to_know_which_was_seen_first(tmp_path: Path):
-    found = read(tmp_path / "p.jsonl", *[{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(200)])
+    found = read(
+        tmp_path / "p.jsonl", *[{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(200)]
+    )
     assert 70 < sum(j.choice == "a" for j in found.judgements) < 130
     assert {(j.shown, j.details["shown"]) for j in found.judgements} == {("ab", "unknown")}
-    known = read(tmp_path / "q.jsonl", *[{"prompt": f"{i}?", "a": f"yes {i}", "b": f"no {i}", "choice": "a", "shown": "ab"} for i in range(50)])
+    known = read(
+        tmp_path / "q.jsonl",
+        *[{"prompt": f"{i}?", "a": f"yes {i}", "b": f"no {i}", "choice": "a", "shown": "ab"} for i in range(50)],
+    )
     assert {(j.choice, j.shown) for j in known.judgements} == {("a", "ab"), ("b", "ba")}
 
 
 def test_doubles_and_contradictions_are_told_and_raters_keep_them_apart(tmp_path: Path):
     turned = {"prompt": "Why?", "chosen": "No.", "rejected": "Because."}
-    found = read(tmp_path / "p.jsonl", PLAIN, PLAIN, turned, turned | {"rater": "ann", "strength": 3}, turned | {"annotator": 7})
+    found = read(
+        tmp_path / "p.jsonl", PLAIN, PLAIN, turned, turned | {"rater": "ann", "strength": 3}, turned | {"annotator": 7}
+    )
     assert found.refused == [
         "p.jsonl:2: the same judgement as p.jsonl:1",
         found.refused[1],
@@ -273,7 +432,15 @@ def test_what_a_row_tells_of_its_judgement_is_kept(tmp_path: Path):
         "guideline": "g1",
     }
     (j,) = read(tmp_path / "p.jsonl", row | {"group": 3, "domain": "law"}).judgements
-    assert (j.rater, j.strength, j.kind, j.milliseconds, j.at, j.comment, j.guideline) == ("ann", 2, "judge", 900, "2026-01-01T00:00:00Z", "hm", "g1")
+    assert (j.rater, j.strength, j.kind, j.milliseconds, j.at, j.comment, j.guideline) == (
+        "ann",
+        2,
+        "judge",
+        900,
+        "2026-01-01T00:00:00Z",
+        "hm",
+        "g1",
+    )
     assert (j.details["margin"], j.details["group"]) == (1.5, "3")
     found = read(tmp_path / "q.jsonl", PLAIN | {"domain": "law"}, name="lawyers", kind="judge", rater="gpt")
     assert [(j.rater, j.kind) for j in found.judgements] == [("gpt", "judge")] and found.prompts[0].domain == "law"
@@ -301,7 +468,16 @@ def test_an_id_that_means_something_else_in_the_ledger_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize(
     "text",
-    ["Why?", ASKED, "System: s\n\nHuman: x", "Human: x", "Human: a\n\nHuman: b", "a\n\nHuman: b", "Human: a\n\nAssistant: b", "\n\nHuman: x\n"],
+    [
+        "Why?",
+        ASKED,
+        "System: s\n\nHuman: x",
+        "Human: x",
+        "Human: a\n\nHuman: b",
+        "a\n\nHuman: b",
+        "Human: a\n\nAssistant: b",
+        "\n\nHuman: x\n",
+    ],
 )
 def test_a_prompt_is_the_same_after_it_was_read_as_a_conversation(text: str):
     assert transcripts.asked(transcripts.conversation(text)) == text
@@ -343,7 +519,11 @@ def test_real_transcripts_of_hh_import(tmp_path: Path):
     assert len(found.judgements) == len(rows) - len(bad)
     prompt, better, worse = told(found)[0]
     row = json.loads(rows[0])
-    assert row["chosen"].endswith(better) and row["rejected"].endswith(worse) and prompt.startswith("Human: what are some pranks")
+    assert (
+        row["chosen"].endswith(better)
+        and row["rejected"].endswith(worse)
+        and prompt.startswith("Human: what are some pranks")
+    )
     with Store.open(tmp_path / "a.db") as store:
         assert formats.add(store, found)["judgements"] == len(found.judgements)
         write_preferences(store, tmp_path / "out.jsonl", "transcripts")
@@ -361,7 +541,9 @@ def test_real_trees_of_oasst_import():
             replies.setdefault(m["parent_id"], []).append(m["rank"])
     ranked = [[rank for rank in ranks if rank is not None] for ranks in replies.values()]
     pairs = sum(len(ranks) * (len(ranks) - 1) // 2 for ranks in ranked)
-    kinds = Counter("no rank" if "no rank" in r else "no parent" if "its parent" in r else "pair" for r in found.refused)
+    kinds = Counter(
+        "no rank" if "no rank" in r else "no parent" if "its parent" in r else "pair" for r in found.refused
+    )
     assert len(found.judgements) + kinds["pair"] == pairs > 700 and kinds["pair"] < 5
     assert kinds["no rank"] == sum(rank is None for ranks in replies.values() if len(ranks) > 1 for rank in ranks)
     assert kinds["no parent"] == sum(m["parent_id"] is not None and m["parent_id"] not in ids for m in messages)

@@ -48,17 +48,22 @@ def test_gae_against_brute_force_on_ragged_rows(gamma, lam):
     torch.manual_seed(0)
     lengths = [5, 1, 3]
     mask = torch.arange(5)[None] < torch.tensor(lengths)[:, None]
-    reward, value = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    reward = torch.randn(3, 5, dtype=torch.float64)
+    value = torch.randn(3, 5, dtype=torch.float64)
     advantage, returns = F.gae(torch.where(mask, reward, 0.0), value, mask, gamma, lam)
     for row, length in enumerate(lengths):
         expected = brute_force_gae(reward[row, :length].tolist(), value[row, :length].tolist(), gamma, lam)
         assert advantage[row, :length].tolist() == pytest.approx(expected, abs=1e-12)
-        assert returns[row, :length].tolist() == pytest.approx([a + v for a, v in zip(expected, value[row, :length].tolist(), strict=True)])
+        assert returns[row, :length].tolist() == pytest.approx(
+            [a + v for a, v in zip(expected, value[row, :length].tolist(), strict=True)]
+        )
         assert not advantage[row, length:].any()
 
 
 def test_gae_by_hand():
-    advantage, returns = F.gae(torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.6, 0.7]]), torch.ones(1, 3, dtype=torch.bool), 1.0, 0.95)
+    advantage, returns = F.gae(
+        torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.6, 0.7]]), torch.ones(1, 3, dtype=torch.bool), 1.0, 0.95
+    )
     last = 1.0 - 0.7
     middle = (0.7 - 0.6) + 0.95 * last
     first = (0.6 - 0.5) + 0.95 * middle
@@ -67,7 +72,8 @@ def test_gae_by_hand():
 
 
 def test_kl_estimators_are_unbiased_on_an_exact_distribution():
-    p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    q = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     exact = float((p * (p / q).log()).sum())
     k1, k2, k3 = F.kl_estimates(p.log(), q.log())
     assert float((p * k1).sum()) == pytest.approx(exact, abs=1e-12)
@@ -81,14 +87,23 @@ def test_a_token_the_policy_has_all_but_lost_is_pulled_back_without_infinity():
         logp = torch.tensor(-behind, requires_grad=True)
         (k3,) = F.kl_estimates(logp, torch.tensor(0.0))[2:]
         k3.backward()
-        assert math.isfinite(k3.item()) and logp.grad is not None and logp.grad.item() == pytest.approx(-math.exp(min(behind, 20.0)), rel=1e-5)
+        assert (
+            math.isfinite(k3.item())
+            and logp.grad is not None
+            and logp.grad.item() == pytest.approx(-math.exp(min(behind, 20.0)), rel=1e-5)
+        )
 
 
 @pytest.mark.parametrize("reward", [7.3, 100.1, -1000.1])
 @pytest.mark.parametrize("size", [3, 7])
 def test_a_group_of_equal_rewards_teaches_nothing(reward, size):
-    reward_B, group_B = torch.full((2 * size,), reward), torch.arange(2 * size) // size
-    for advantage_B in (F.group_centred(reward_B, group_B, True), F.group_centred(reward_B, group_B, False), F.left_out(reward_B, group_B)):
+    reward_B = torch.full((2 * size,), reward)
+    group_B = torch.arange(2 * size) // size
+    for advantage_B in (
+        F.group_centred(reward_B, group_B, True),
+        F.group_centred(reward_B, group_B, False),
+        F.left_out(reward_B, group_B),
+    ):
         assert advantage_B.dtype == reward_B.dtype and not advantage_B.any()
 
 
@@ -103,7 +118,9 @@ def test_policy_loss_is_finite_at_extreme_ratios_and_clips_as_published():
     for sign in (1.0, -1.0):
         loss, _ = F.clipped_policy_loss(log_ratio, torch.full((5,), sign), 0.2, 0.2)
         assert torch.isfinite(loss).all()
-    loss, clipped = F.clipped_policy_loss(torch.tensor([math.log(1.5), math.log(0.5)]), torch.tensor([1.0, -1.0]), 0.2, 0.2)
+    loss, clipped = F.clipped_policy_loss(
+        torch.tensor([math.log(1.5), math.log(0.5)]), torch.tensor([1.0, -1.0]), 0.2, 0.2
+    )
     assert loss.tolist() == pytest.approx([-1.2, 0.8])
     assert clipped.tolist() == [True, True]
 
@@ -124,12 +141,17 @@ def test_bradley_terry_against_numpy():
     gaps = np.linspace(-8, 8, 9)
     for smoothing, gap in itertools.product((0.0, 0.1), gaps):
         expected = -(1 - smoothing) * math.log(1 / (1 + math.exp(-gap))) - smoothing * math.log(1 / (1 + math.exp(gap)))
-        assert float(F.bradley_terry(torch.tensor(gap, dtype=torch.float64), smoothing)) == pytest.approx(expected, rel=1e-9)
+        assert float(F.bradley_terry(torch.tensor(gap, dtype=torch.float64), smoothing)) == pytest.approx(
+            expected, rel=1e-9
+        )
 
 
 def test_adam_epsilon_placement_matters_early():
-    """PyTorch adds epsilon after the bias correction; TensorFlow's form makes the first steps smaller by about sqrt(1 - beta2)."""
-    gradient, eps, beta2 = 1e-5, 1e-5, 0.999
+    """PyTorch adds epsilon after the bias correction; TensorFlow's form makes the first steps smaller by about
+    sqrt(1 - beta2)."""
+    gradient = 1e-5
+    eps = 1e-5
+    beta2 = 0.999
     weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = torch.optim.AdamW([weight], lr=1.0, eps=eps, weight_decay=0.0, betas=(0.9, beta2))
     weight.grad = torch.full((1,), gradient, dtype=torch.float64)

@@ -6,59 +6,73 @@ import numpy as np
 import pytest
 import torch
 
-from towpath import given
 from towpath.errors import RecipeError
 from towpath.rewards import sources
+from towpath.run import arguments
 
 
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        ("Why?", "a list of texts"), (7, "a list of texts"), (["a", None], r"prompts\[1\] = None"), (range(3), r"prompts\[0\] = 0"),
-        (["a", "  "], r"prompts\[1\]"), (["\ud83d"], r"prompts\[0\]"), ([[{"role": "user", "content": "a"}]], r"prompts\[0\]"),
+        ("Why?", "a list of texts"),
+        (7, "a list of texts"),
+        (["a", None], r"prompts\[1\] = None"),
+        (range(3), r"prompts\[0\] = 0"),
+        (["a", "  "], r"prompts\[1\]"),
+        (["\ud83d"], r"prompts\[0\]"),
+        ([[{"role": "user", "content": "a"}]], r"prompts\[0\]"),
     ],
-)  # fmt: skip
+)
 def test_prompts_are_texts(texts, words):
     with pytest.raises(RecipeError, match=words):
-        given.prompts(texts)
+        arguments.prompts(texts)
 
 
 def test_prompts_may_come_one_by_one():
-    assert given.prompts(text for text in ("a", "b")) == given.prompts(np.array(["a", "b"])) == ["a", "b"]
+    assert arguments.prompts(text for text in ("a", "b")) == arguments.prompts(np.array(["a", "b"])) == ["a", "b"]
 
 
 @pytest.mark.parametrize("rows", [None, 7, "abc", {"prompt": "a"}])
 def test_pairs_are_a_list(rows):
     with pytest.raises(RecipeError, match="pairs = "):
-        given.pairs(rows)
+        arguments.pairs(rows)
 
 
 @pytest.mark.parametrize(
-    "rows", [[1] * 3, ["abc"], [("a", "b")], [{"prompt": "a", "chosen": "b"}], [("a", "b", " b ")], [("a", "", "b")], [("a", "b", None)]]
+    "rows",
+    [
+        [1] * 3,
+        ["abc"],
+        [("a", "b")],
+        [{"prompt": "a", "chosen": "b"}],
+        [("a", "b", " b ")],
+        [("a", "", "b")],
+        [("a", "b", None)],
+    ],
 )
 def test_pairs_are_three_texts_two_of_which_differ(rows):
     with pytest.raises(RecipeError, match=r"pairs\[0\]"):
-        given.pairs(rows)
+        arguments.pairs(rows)
 
 
 def test_rows_of_other_libraries_are_pairs():
-    assert given.pairs([{"prompt": "a", "chosen": "b", "rejected": "c", "score": 1}]) == [("a", "b", "c")]
+    assert arguments.pairs([{"prompt": "a", "chosen": "b", "rejected": "c", "score": 1}]) == [("a", "b", "c")]
 
 
 def test_rewards_may_be_several_with_weights():
     def mine(_prompts, answers):
         return [1.0 for _ in answers]
 
-    told = given.rewards([mine, "rule:prose", {"of": mine, "weight": 0.5}])
+    told = arguments.rewards([mine, "rule:prose", {"of": mine, "weight": 0.5}])
     assert [one.get("weight") for one in told] == [None, None, 0.5]
     assert told[0]["of"] == told[2]["of"] and sources.named(told[0]["of"])(["p"], ["a"]) == [1.0]
     for wrong in ("model", 5, [5], {"weight": 1.0}):
         with pytest.raises(RecipeError, match="reward = "):
-            given.rewards(wrong)
+            arguments.rewards(wrong)
 
 
 def test_a_name_of_ones_own_stands_for_the_code():
-    (one,), (other,) = (given.rewards({"of": lambda _p, a, w=w: [w for _ in a], "name": "v1"}) for w in (1.0, 2.0))
+    (one,), (other,) = (arguments.rewards({"of": lambda _p, a, w=w: [w for _ in a], "name": "v1"}) for w in (1.0, 2.0))
     assert one == other
 
 
@@ -74,7 +88,7 @@ def test_settings_are_taken_for_what_they_say():
         "i": "torch.x",
         "j": torch.tensor(0.5),
     }
-    assert given.setting("", said) == {
+    assert arguments.setting("", said) == {
         "a": 3,
         "b": 0.5,
         "c": "bfloat16",
@@ -86,4 +100,4 @@ def test_settings_are_taken_for_what_they_say():
         "j": 0.5,
     }
     with pytest.raises(RecipeError, match=r"policy\.clip = "):
-        given.setting("policy.clip", object())
+        arguments.setting("policy.clip", object())

@@ -20,13 +20,39 @@ def rows(seed=0, **curves):
     """A healthy run's rows, with curves laid over it: a value, or a function of the step."""
     draws = np.random.default_rng(seed)
     usual = {
-        "kl": lambda t: 0.6 * (1 - np.exp(-t / 8)), "kl_std": 1.0, "kl_coef": 0.05, "reward": lambda t: 0.04 * t, "score": lambda t: 0.04 * t,
-        "reward_std": 1.0, "clip_fraction": 0.05, "approx_kl": 0.004, "grad_norm": 0.8, "learning_rate": 1e-5, "entropy": lambda t: 2 - 0.01 * t,
-        "repetition": 0.03, "distinct_2": 0.7, "opening": 0.1, "refusal": 0.05, "length": 40.0, "finish_rate": 0.95, "sampler_error": 0.01,
-        "explained_variance": lambda t: 0.4 * (1 - np.exp(-t / 10)), "value_loss": 0.2, "prompts_distinct": 1.0, "reward_length_corr": 0.1,
-        "reward/a": lambda t: 0.04 * t, "reward/b": lambda t: 0.03 * t, "domain/a": lambda t: 0.04 * t, "domain/b": lambda t: 0.03 * t,
-        "memory_bytes": 4e9, "seconds_generate": 2.0, "seconds_score": 1.0, "seconds_optimise": 5.0, "lists": 0.3, "code": 0.0,
-    }  # fmt: skip
+        "kl": lambda t: 0.6 * (1 - np.exp(-t / 8)),
+        "kl_std": 1.0,
+        "kl_coef": 0.05,
+        "reward": lambda t: 0.04 * t,
+        "score": lambda t: 0.04 * t,
+        "reward_std": 1.0,
+        "clip_fraction": 0.05,
+        "approx_kl": 0.004,
+        "grad_norm": 0.8,
+        "learning_rate": 1e-5,
+        "entropy": lambda t: 2 - 0.01 * t,
+        "repetition": 0.03,
+        "distinct_2": 0.7,
+        "opening": 0.1,
+        "refusal": 0.05,
+        "length": 40.0,
+        "finish_rate": 0.95,
+        "sampler_error": 0.01,
+        "explained_variance": lambda t: 0.4 * (1 - np.exp(-t / 10)),
+        "value_loss": 0.2,
+        "prompts_distinct": 1.0,
+        "reward_length_corr": 0.1,
+        "reward/a": lambda t: 0.04 * t,
+        "reward/b": lambda t: 0.03 * t,
+        "domain/a": lambda t: 0.04 * t,
+        "domain/b": lambda t: 0.03 * t,
+        "memory_bytes": 4e9,
+        "seconds_generate": 2.0,
+        "seconds_score": 1.0,
+        "seconds_optimise": 5.0,
+        "lists": 0.3,
+        "code": 0.0,
+    }
     noisy = {"reward", "score", "domain/a", "domain/b", "reward/a", "reward/b", "length"}
     told = []
     for t in range(STEPS):
@@ -34,7 +60,9 @@ def rows(seed=0, **curves):
         for name, curve in (usual | curves).items():
             value = curve(t) if callable(curve) else curve
             scale = 0.05 * (1 if name != "length" else 20) if name in noisy else 0.02 * abs(value)
-            row[name] = value if name in curves and not callable(curve) else float(value + scale * draws.standard_normal())
+            row[name] = (
+                value if name in curves and not callable(curve) else float(value + scale * draws.standard_normal())
+            )
         told.append(row)
     return told
 
@@ -52,7 +80,10 @@ def test_a_healthy_run_is_left_alone_at_every_step(seed) -> None:
 
 
 FAULTY = {
-    "learning-rate-high": {"clip_fraction": lambda t: 0.6 if t > 3 else 0.05, "approx_kl": lambda t: 0.4 if t > 3 else 0.004},
+    "learning-rate-high": {
+        "clip_fraction": lambda t: 0.6 if t > 3 else 0.05,
+        "approx_kl": lambda t: 0.4 if t > 3 else 0.004,
+    },
     "learning-rate-low": {"kl": 1e-4, "approx_kl": 1e-8, "reward": 0.0, "clip_fraction": 0.0},
     "held-tight": {"kl": 0.01, "kl_coef": 5.0, "reward": 0.0},
     "kl-unheld": {"kl": lambda t: 0.1 * t, "kl_coef": 0.0},
@@ -61,7 +92,10 @@ FAULTY = {
     "reward-hacking": {"watched/judge": lambda t: -0.03 * t},
     "length-hacking": {"reward_length_corr": 0.85, "length": lambda t: 40 + t},
     "repetition": {"repetition": lambda t: 0.03 + 0.015 * t},
-    "diversity-collapse": {"distinct_2": lambda t: 0.7 * np.exp(-t / 15), "opening": lambda t: min(0.9, 0.1 + 0.03 * t)},
+    "diversity-collapse": {
+        "distinct_2": lambda t: 0.7 * np.exp(-t / 15),
+        "opening": lambda t: min(0.9, 0.1 + 0.03 * t),
+    },
     "refusing": {"refusal": lambda t: min(0.9, 0.05 + 0.03 * t)},
     "domain-forgotten": {"domain/b": lambda t: -0.05 * t},
     "missing-eos": {"finish_rate": 0.0, "length": 80.0},
@@ -88,7 +122,10 @@ def falling(t: int) -> float:
 def losses(pairs: bool, looks: dict | None = None, **curves):
     """A supervised run: functions of the step, and of the step of a look at held-out rows."""
     told = [{"step": t, "phase": "train"} | {name: float(f(t)) for name, f in curves.items()} for t in range(STEPS)]
-    held = [{"step": t, "phase": "validation"} | {name: float(f(t)) for name, f in (looks or {}).items()} for t in range(4, STEPS, 5)]
+    held = [
+        {"step": t, "phase": "validation"} | {name: float(f(t)) for name, f in (looks or {}).items()}
+        for t in range(4, STEPS, 5)
+    ]
     facts = {"stage": "policy", "policy.algo": "dpo"} if pairs else {"stage": "sft"}
     return of([*told, *(held if looks else [])], facts)
 
@@ -105,20 +142,37 @@ def coin(t: int) -> float:
 
 SUPERVISED = {
     "overfit": losses(False, {"loss": lambda t: 1.0 + 0.02 * t}, loss=falling, learning_rate=usual(1e-4)),
-    "labels-swapped": losses(True, {"pairs_accuracy": lambda t: 0.2}, loss=falling, accuracy=lambda t: min(0.95, 0.5 + 0.02 * t)),
-    "label-noise": losses(True, loss=lambda t: 0.69, accuracy=coin, chosen=lambda t: 0.05 * np.sin(t), learning_rate=usual(5e-6)),
-    "likelihood-displacement": losses(
-        True, loss=falling, chosen=lambda t: -0.1 * t, gap=lambda t: 0.1 * t, chosen_logp=lambda t: -20.0 - t, learning_rate=usual(5e-6)
+    "labels-swapped": losses(
+        True, {"pairs_accuracy": lambda t: 0.2}, loss=falling, accuracy=lambda t: min(0.95, 0.5 + 0.02 * t)
     ),
-}  # fmt: skip
+    "label-noise": losses(
+        True, loss=lambda t: 0.69, accuracy=coin, chosen=lambda t: 0.05 * np.sin(t), learning_rate=usual(5e-6)
+    ),
+    "likelihood-displacement": losses(
+        True,
+        loss=falling,
+        chosen=lambda t: -0.1 * t,
+        gap=lambda t: 0.1 * t,
+        chosen_logp=lambda t: -20.0 - t,
+        learning_rate=usual(5e-6),
+    ),
+}
 HEALTHY_LOSSES = {
-    "learned": losses(False, {"loss": lambda t: falling(t) + 0.02}, loss=falling, token_entropy=falling, learning_rate=usual(2e-3)),
+    "learned": losses(
+        False, {"loss": lambda t: falling(t) + 0.02}, loss=falling, token_entropy=falling, learning_rate=usual(2e-3)
+    ),
     "nothing left to learn": losses(False, loss=lambda t: 1.3 + 0.05 * np.sin(7 * t), learning_rate=usual(2e-5)),
     "pairs": losses(
-        True, {"pairs_accuracy": lambda t: 0.8, "pairs_loss": falling}, loss=falling, accuracy=lambda t: 0.6 + 0.3 * t / STEPS,
-        chosen=lambda t: -0.01 * t, chosen_logp=lambda t: -20 - 0.05 * t, gap=lambda t: 0.05 * t, learning_rate=usual(5e-6),
+        True,
+        {"pairs_accuracy": lambda t: 0.8, "pairs_loss": falling},
+        loss=falling,
+        accuracy=lambda t: 0.6 + 0.3 * t / STEPS,
+        chosen=lambda t: -0.01 * t,
+        chosen_logp=lambda t: -20 - 0.05 * t,
+        gap=lambda t: 0.05 * t,
+        learning_rate=usual(5e-6),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("code", SUPERVISED)
@@ -133,7 +187,8 @@ def test_a_loss_that_behaves_is_left_alone_at_every_step(name) -> None:
 
 
 def test_a_rate_far_above_the_usual_needs_a_symptom() -> None:
-    """The same rate with a loss that falls is left alone; with a loss that stands at 2.9, or that rose first, it is the cause."""
+    """The same rate with a loss that falls is left alone; with a loss that stands at 2.9, or that rose first, it is
+    the cause."""
     stuck = losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(0.1))
     spiked = losses(False, loss=lambda t: 6 + 2 * t if t < 5 else 3.0 + 0.02 * np.sin(5 * t), learning_rate=usual(0.1))
     for history in (stuck, spiked):
@@ -141,7 +196,10 @@ def test_a_rate_far_above_the_usual_needs_a_symptom() -> None:
         assert (found.code, found.severity) == ("learning-rate-high", "critical")
         assert "500 times the highest usual" in found.evidence
     assert diagnose(losses(False, loss=falling, learning_rate=usual(0.1))) == ()
-    assert diagnose(losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(1e-4))) == ()
+    assert (
+        diagnose(losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(1e-4)))
+        == ()
+    )
 
 
 def test_a_loss_that_does_not_move_at_a_rate_that_moves_nothing() -> None:
@@ -181,13 +239,27 @@ def test_what_follows_from_a_cause_is_told_after_it() -> None:
 
 
 def test_consequences_come_after_the_cause_that_explains_them() -> None:
-    """A rate that breaks the policy: no answer ends, every reward is the same, the gradient is 0, and KL is 5 nats a token."""
+    """A rate that breaks the policy: no answer ends, every reward is the same, the gradient is 0, and KL is 5 nats a
+    token."""
     broken = {
-        "reward": lambda t: 0.3 if t < 3 else 0.0, "reward_std": lambda t: 0.3 if t < 3 else 0.0, "grad_norm": lambda t: 0.5 if t < 3 else 0.0,
-        "finish_rate": lambda t: 0.95 if t < 3 else 0.0, "length": lambda t: 20.0 if t < 3 else 32.0, "kl": lambda t: 0.1 if t < 3 else 160.0,
-        "kl_per_token": lambda t: 0.005 if t < 3 else 5.0, "clip_fraction": 0.0, "approx_kl": 0.0, "learning_rate": 0.1, "kl_coef": 0.04,
-        "reward_length_corr": 0.0, "reward/a": 0.0, "reward/b": 0.0, "domain/a": 0.0, "domain/b": 0.0, "score": 0.0,
-    }  # fmt: skip
+        "reward": lambda t: 0.3 if t < 3 else 0.0,
+        "reward_std": lambda t: 0.3 if t < 3 else 0.0,
+        "grad_norm": lambda t: 0.5 if t < 3 else 0.0,
+        "finish_rate": lambda t: 0.95 if t < 3 else 0.0,
+        "length": lambda t: 20.0 if t < 3 else 32.0,
+        "kl": lambda t: 0.1 if t < 3 else 160.0,
+        "kl_per_token": lambda t: 0.005 if t < 3 else 5.0,
+        "clip_fraction": 0.0,
+        "approx_kl": 0.0,
+        "learning_rate": 0.1,
+        "kl_coef": 0.04,
+        "reward_length_corr": 0.0,
+        "reward/a": 0.0,
+        "reward/b": 0.0,
+        "domain/a": 0.0,
+        "domain/b": 0.0,
+        "score": 0.0,
+    }
     found = diagnose(of(rows(**broken)))
     assert found[0].code == "learning-rate-high"
     assert found[0].severity == "critical"
@@ -198,20 +270,35 @@ def test_consequences_come_after_the_cause_that_explains_them() -> None:
 def test_a_reward_that_pays_for_length_is_told_without_a_correlation_in_the_log() -> None:
     draws = np.random.default_rng(3)
     lengths = [min(32.0, 12 + 1.5 * t + 2 * draws.standard_normal()) for t in range(STEPS)]
-    paid = {"length": lambda t: lengths[t], "reward": lambda t: lengths[t] / 32, "finish_rate": lambda t: max(0.0, 1 - t / 15)}
-    logged = [{name: x for name, x in row.items() if name in (*paid, "step", "phase", "reward_std")} for row in rows(**paid)]
+    paid = {
+        "length": lambda t: lengths[t],
+        "reward": lambda t: lengths[t] / 32,
+        "finish_rate": lambda t: max(0.0, 1 - t / 15),
+    }
+    logged = [
+        {name: x for name, x in row.items() if name in (*paid, "step", "phase", "reward_std")} for row in rows(**paid)
+    ]
     for row in logged:  # as it was logged, without the noise of `rows`
-        row |= {"length": lengths[row["step"]], "reward": lengths[row["step"]] / 32, "reward_std": 0.2 if row["step"] < 15 else 0.0}
+        row |= {
+            "length": lengths[row["step"]],
+            "reward": lengths[row["step"]] / 32,
+            "reward_std": 0.2 if row["step"] < 15 else 0.0,
+        }
     found = diagnose(of(logged))
     assert (found[0].code, found[0].severity) == ("length-hacking", "critical")
-    unpaid = [row | {"reward": 0.02 * row["step"] + 0.1 * draws.standard_normal(), "finish_rate": 0.95, "reward_std": 0.3} for row in logged]
+    unpaid = [
+        row | {"reward": 0.02 * row["step"] + 0.1 * draws.standard_normal(), "finish_rate": 0.95, "reward_std": 0.3}
+        for row in logged
+    ]
     assert "length-hacking" not in [finding.code for finding in diagnose(of(unpaid))]
 
 
 def test_a_solved_task_is_no_danger() -> None:
     solved = {
-        "reward": lambda t: min(1.0, 0.1 * t), "reward_std": lambda t: 0.0 if t > 10 else 0.3, "grad_norm": lambda t: 0.0 if t > 12 else 0.5,
-    }  # fmt: skip
+        "reward": lambda t: min(1.0, 0.1 * t),
+        "reward_std": lambda t: 0.0 if t > 10 else 0.3,
+        "grad_norm": lambda t: 0.0 if t > 12 else 0.5,
+    }
     logged = rows(**solved)
     for row in logged:
         row["reward"] = min(1.0, 0.1 * row["step"])
@@ -226,7 +313,8 @@ def test_answers_that_ended_once_are_truncated_and_lack_no_eos() -> None:
 
 
 def test_the_limit_of_the_kl_goes_by_the_length_of_answers() -> None:
-    """Per answer where a recipe states an alarm and answers are short; per token beyond, and in logs that state none."""
+    """Per answer where a recipe states an alarm and answers are short; per token beyond, and in logs that state
+    none."""
 
     def kl_findings(length, per_token, reward=lambda t: 0.04 * t, **facts):
         told = rows(length=float(length), kl=lambda t: per_token * length * t / STEPS, reward=reward)
@@ -276,20 +364,30 @@ def test_refusals_of_harmful_and_of_harmless_requests() -> None:
             for step, b, f in zip(range(-1, 30, 5), bad, fine, strict=False)
         ]
 
-    steady, falling = [0.9, 0.92, 0.83, 0.92, 0.9, 0.9, 0.9], [0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.1]
-    none, growing = [0.0] * 7, [0.0, 0.1, 0.3, 0.5, 0.6, 0.8, 0.8]
+    steady = [0.9, 0.92, 0.83, 0.92, 0.9, 0.9, 0.9]
+    falling = [0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.1]
+    none = [0.0] * 7
+    growing = [0.0, 0.1, 0.3, 0.5, 0.6, 0.8, 0.8]
     assert codes(rows(), looks(steady, none)) == []
     assert codes(rows(), looks(falling, none)) == ["safety-traded"]
     assert codes(rows(), looks(steady, growing)) == ["refusing"]
 
 
 def test_the_reward_models_numbers_are_read() -> None:
-    good = {"reward.result.train_accuracy": 0.85, "reward.result.accuracy": 0.8, "reward.result.ceiling": 0.9, "reward.result.n": 200}
+    good = {
+        "reward.result.train_accuracy": 0.85,
+        "reward.result.accuracy": 0.8,
+        "reward.result.ceiling": 0.9,
+        "reward.result.n": 200,
+    }
     assert codes(rows(), **good) == []
-    assert codes(rows(), **good | {"reward.result.train_accuracy": 1.0, "reward.result.accuracy": 0.6}) == ["reward-overfit"]
-    assert codes(rows(), **good | {"reward.result.train_accuracy": 0.6, "reward.result.accuracy": 0.55, "reward.result.ceiling": 0.6}) == [
-        "label-noise"
+    assert codes(rows(), **good | {"reward.result.train_accuracy": 1.0, "reward.result.accuracy": 0.6}) == [
+        "reward-overfit"
     ]
+    assert codes(
+        rows(),
+        **good | {"reward.result.train_accuracy": 0.6, "reward.result.accuracy": 0.55, "reward.result.ceiling": 0.6},
+    ) == ["label-noise"]
 
 
 def test_the_curve_of_overoptimisation_is_recovered() -> None:
@@ -385,7 +483,9 @@ def test_a_domain_that_always_stood_still_is_not_forgotten_for_a_trifle() -> Non
 
 def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() -> None:
     def of_looks(*shares):
-        looks = [{"step": 3 * i - 1, "phase": "validation", "harmful_refusal": x, "probes": 24} for i, x in enumerate(shares)]
+        looks = [
+            {"step": 3 * i - 1, "phase": "validation", "harmful_refusal": x, "probes": 24} for i, x in enumerate(shares)
+        ]
         found = diagnose(of([*rows(), *looks], OWN))
         return {f.code: f.severity for f in found}.get("safety-traded")
 
@@ -405,13 +505,22 @@ def test_a_watched_source_that_does_not_rise_is_a_warning_and_ends_nothing() -> 
 
 
 def test_the_penalty_for_repetition_outweighs_what_is_paid_for_it() -> None:
-    assert turned("repetition", {}, step=39).after == pytest.approx(2.0, rel=0.05)  # rewards differ by 1, and nothing tells what is paid
+    assert turned("repetition", {}, step=39).after == pytest.approx(
+        2.0, rel=0.05
+    )  # rewards differ by 1, and nothing tells what is paid
     paid = {"reward_repetition_corr": 0.8, "repetition_worth": 20.0}
     first = turned("repetition", {}, **paid)
     assert (first.knob, first.before, first.after) == ("repetition_penalty", 0.0, 30.0)
     again = turned("repetition", {"repetition_penalty": 30.0}, [first], step=30, **paid)
     assert (again.knob, again.after) == ("repetition_penalty", 60.0)
-    warmer = turned("repetition", {"repetition_penalty": 30.0}, [first], step=39, facts={"policy.temperature": 0.7}, repetition_worth=0.5)
+    warmer = turned(
+        "repetition",
+        {"repetition_penalty": 30.0},
+        [first],
+        step=39,
+        facts={"policy.temperature": 0.7},
+        repetition_worth=0.5,
+    )
     assert (warmer.knob, warmer.before, warmer.after) == ("temperature", 0.7, pytest.approx(0.77))
 
 

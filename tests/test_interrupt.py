@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kills
-from towpath import interrupt, pipeline, recipe, starting
+from towpath import interrupt, recipe
+from towpath.cli import new
+from towpath.run import pipeline
 from towpath.stages.job import read_rows
 
 SETTINGS = [part for value in kills.SETTINGS for part in ("--set", value)]
@@ -20,7 +22,9 @@ SETTINGS = [part for value in kills.SETTINGS for part in ("--set", value)]
 
 def started(run: Path, **environment: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "towpath", "run", str(run), "--no-serve", *SETTINGS]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | environment)
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | environment
+    )
 
 
 def wait_for(run: Path, pattern: str, process: "subprocess.Popen[str]") -> None:
@@ -60,9 +64,10 @@ MOMENTS = [
 
 def test_stopped_by_signals_a_run_goes_on_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While something trains and in a stage without checkpoints; twenty moments are in `make prove`."""
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    stopped = tmp_path / "stopped"
+    whole = tmp_path / "whole"
     for folder in (stopped, whole):
-        starting.new(folder, "tiny")
+        new.new(folder, "tiny")
     process = started(stopped)
     wait_for(stopped, "stages/baseline/*", process)
     process.send_signal(signal.SIGTERM)
@@ -86,13 +91,23 @@ def test_stopped_by_signals_a_run_goes_on_to_the_same_bits(tmp_path: Path, capsy
 
 def script(body: str) -> "subprocess.Popen[str]":
     """A program that listens, holds, says so, and does something for long."""
-    lines = ["import time", "from towpath import interrupt", "with interrupt.listening():", *(f"    {line}" for line in body.splitlines())]
-    process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = [
+        "import time",
+        "from towpath import interrupt",
+        "with interrupt.listening():",
+        *(f"    {line}" for line in body.splitlines()),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout and process.stdout.readline() == "ready\n"
     return process
 
 
-HOLDS = "with interrupt.held():\n    print('ready', flush=True)\n    end = time.monotonic() + 30\n    while time.monotonic() < end: time.sleep(0.01)"
+HOLDS = (
+    "with interrupt.held():\n    print('ready', flush=True)\n    end = time.monotonic() + 30\n    while "
+    "time.monotonic() < end: time.sleep(0.01)"
+)
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -127,7 +142,10 @@ def test_handlers_of_the_caller_are_there_again_and_ignored_signals_stay_ignored
     def own(number: int, _frame: object) -> None:
         seen.append(number)
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, own), signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, own),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    }
     try:
         with interrupt.listening():
             assert signal.getsignal(signal.SIGTERM) is not own and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

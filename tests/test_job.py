@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from towpath.config import check
 from towpath.data.batch import Batch, Row
 from towpath.data.sources import Corpus
 from towpath.errors import ModelError
 from towpath.models import base
 from towpath.recipe import Recipe
+from towpath.recipe.reader import check
 from towpath.runtime import local
 from towpath.runtime.local import Local, Role
 from towpath.stages.job import Checkpoints, Job
@@ -26,15 +26,21 @@ def curve(tmp_path, compiled: bool) -> list[float]:
     """Losses and gradient norms of four steps on ragged rows."""
     tables = {"model": {"source": "tiny", "dtype": "float32", "attention": "sdpa", "compile": {"on": compiled}}}
     job = Job(check(Recipe, tables, "test"), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
-    runtime, found, draw = Local(256), [], np.random.default_rng(0)
+    runtime = Local(256)
+    found = []
+    draw = np.random.default_rng(0)
     runtime.add_trunk("base", job.trunk(), lora=True)
     runtime.adapters["base"].add("policy", 4, 8.0, 0)
     runtime.roles["policy"] = Role(adapter="policy", trains=("adapter",))
     runtime.start({"policy": 1e-2})
-    assert all((layer._compiled_call_impl is not None) == compiled for layer in runtime.trunks["base"].base_model.layers)
+    assert all(
+        (layer._compiled_call_impl is not None) == compiled for layer in runtime.trunks["base"].base_model.layers
+    )
     for _ in range(4):
         batch = Batch([Row(draw.integers(3, 250, int(n)), 3) for n in draw.integers(8, 60, 10)])
-        runtime.forward_backward({"policy": ("logp",)}, batch, lambda out, _part: (-out.logp_BT[out.mask_BT].sum(), {}), 100.0)
+        runtime.forward_backward(
+            {"policy": ("logp",)}, batch, lambda out, _part: (-out.logp_BT[out.mask_BT].sum(), {}), 100.0
+        )
         found.append(runtime.step(1.0, 1e9))
     return found
 
@@ -50,8 +56,13 @@ def test_weights_leave_the_file_they_came_in(tmp_path):
 
 
 def can_compile() -> bool:
-    """On a CPU torch.compile needs g++ and Python's headers, and torch in a place without spaces, which it does not quote."""
-    return bool(shutil.which("g++")) and Path(sysconfig.get_path("include"), "Python.h").is_file() and " " not in torch.__file__
+    """On a CPU torch.compile needs g++ and Python's headers, and torch in a place without spaces, which it does not
+    quote."""
+    return (
+        bool(shutil.which("g++"))
+        and Path(sysconfig.get_path("include"), "Python.h").is_file()
+        and " " not in torch.__file__
+    )
 
 
 @pytest.mark.slow
@@ -93,4 +104,8 @@ def test_what_a_run_that_went_back_had_saved_later_does_not_outlive_what_it_save
         kept.save(step, {"x": torch.tensor([step])}, {})
     kept.save(3, {"x": torch.tensor([3])}, {}, prefix="rollout", keep=1)
     assert kept.newest("rollout")[0] == 3
-    assert kept.newest()[0] == 6 and sorted(path.name for path in kept.folder.iterdir()) == ["rollout_3", "step_5", "step_6"]
+    assert kept.newest()[0] == 6 and sorted(path.name for path in kept.folder.iterdir()) == [
+        "rollout_3",
+        "step_5",
+        "step_6",
+    ]

@@ -16,10 +16,10 @@ from scripted import BAD, CASE, GOOD, Kept, answer, careful, fenced, judged, non
 
 from towpath.errors import DataError, RecipeError, ResourceError
 from towpath.feedback import endpoint, judging, protocol
-from towpath.feedback.cases import Case
 from towpath.feedback.endpoint import JudgeSettings
+from towpath.feedback.judge_budget import Purse, Spent
 from towpath.feedback.judging import Abstention, judge_pairs
-from towpath.feedback.purse import Purse, Spent
+from towpath.feedback.pair_text import Case
 from towpath.records import Comparison, Completion, Judgement, Prompt
 from towpath.store.store import Store
 
@@ -34,19 +34,32 @@ def test_a_pair_is_judged_in_both_orders_by_the_rubric_and_the_price():
         found = one(server, price_in=10.0, price_out=50.0)
         first, second = (fenced(call)[:2] for call in server.calls)
     assert (first, second) == ((GOOD, BAD), (BAD, GOOD))
-    assert (found.choice, found.strength, found.kind, found.rater, found.key) == ("a", 2, "judge", "judge:m", "k1/judge:m/1")
-    assert found.guideline == protocol.read_rubric().version and re.fullmatch(r"judge_rubric@[0-9a-f]{12}", found.guideline)
+    assert (found.choice, found.strength, found.kind, found.rater, found.key) == (
+        "a",
+        2,
+        "judge",
+        "judge:m",
+        "k1/judge:m/1",
+    )
+    assert found.guideline == protocol.read_rubric().version and re.fullmatch(
+        r"judge_rubric@[0-9a-f]{12}", found.guideline
+    )
     assert protocol.read_rubric().text in server.calls[0]["messages"][0]["content"]
     assert found.cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
     assert found.details["consistent"] and found.details["confidence"] == 1.0 and found.details["counted"]
     assert found.details["orders"] == {"ab": "a", "ba": "a"}
-    assert found.details["verdicts"] == [{"order": "ab", "choice": "a", "strength": 2}, {"order": "ba", "choice": "a", "strength": 2}]
+    assert found.details["verdicts"] == [
+        {"order": "ab", "choice": "a", "strength": 2},
+        {"order": "ba", "choice": "a", "strength": 2},
+    ]
     assert found.details["explanation"] == "4 useful words against 0"
     assert found.details["tokens"] == {"read": 200, "written": 40}
     assert found.milliseconds is not None and found.milliseconds >= 0
 
 
-@pytest.mark.parametrize("prefix", ["", '<think>Perhaps {"verdict": "second", "strength": 1}?</think>', "Here it is:\n```json\n"])
+@pytest.mark.parametrize(
+    "prefix", ["", '<think>Perhaps {"verdict": "second", "strength": 1}?</think>', "Here it is:\n```json\n"]
+)
 def test_a_verdict_is_read_wherever_it_stands(prefix: str):
     assert protocol.verdict(prefix + said("first", 3)).place == "first"
 
@@ -54,12 +67,18 @@ def test_a_verdict_is_read_wherever_it_stands(prefix: str):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("The first, clearly.", "no JSON object"), ("", "no JSON object"), ('{"verdict": "third", "strength": 1}', "'third'"),
+        ("The first, clearly.", "no JSON object"),
+        ("", "no JSON object"),
+        ('{"verdict": "third", "strength": 1}', "'third'"),
         ('{"strength": 1}', "no JSON"),
-        (said("first", 9), "strength '9'"), ('{"verdict": "first"}', "strength 'None'"), (said("first") + said("second"), "several"),
-        ('{"verdict": "first", "strength": true}', "strength 'True'"), ('{"verdict": ["first"], "strength": 1}', "verdict"), ("{" * 5000, "no JSON"),
+        (said("first", 9), "strength '9'"),
+        ('{"verdict": "first"}', "strength 'None'"),
+        (said("first") + said("second"), "several"),
+        ('{"verdict": "first", "strength": true}', "strength 'True'"),
+        ('{"verdict": ["first"], "strength": 1}', "verdict"),
+        ("{" * 5000, "no JSON"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_verdict_is_told(text: str, why: str):
     with pytest.raises(protocol.Unreadable, match=re.escape(why)):
         protocol.verdict(text)
@@ -86,7 +105,12 @@ def test_a_verdict_that_turns_with_the_order_is_a_tie_or_goes_to_people():
         asks = none(server, inconsistent="people", price_in=10.0)
     assert (tie.choice, tie.strength, tie.details["consistent"], tie.details["confidence"]) == ("tie", 1, False, 0.5)
     assert tie.details["votes"] == {"a": 1, "b": 1} and tie.details["orders"] == {"ab": "a", "ba": "b"}
-    assert (asks.reason, asks.comparison, asks.rater, asks.cost) == ("inconsistent", "k1", "judge:m", pytest.approx(0.002))
+    assert (asks.reason, asks.comparison, asks.rater, asks.cost) == (
+        "inconsistent",
+        "k1",
+        "judge:m",
+        pytest.approx(0.002),
+    )
     assert asks.details["orders"] == {"ab": "a", "ba": "b"}
 
 
@@ -110,15 +134,26 @@ def test_votes_decide_and_their_share_is_told():
 
 
 def test_what_was_asked_before_is_not_asked_again_unless_something_changed(tmp_path: Path):
-    kept, rubric = Kept(), tmp_path / "mine.md"
+    kept = Kept()
+    rubric = tmp_path / "mine.md"
     rubric.write_text("Shorter is better.")
     with served(careful) as server:
         before = one(server, cache=kept, price_in=10.0)
         assert len(server.calls) == 2
         again = one(server, cache=kept, price_in=10.0)
         assert len(server.calls) == 2
-        assert (again.choice, again.cost, again.details["cached"], before.details["cached"]) == (before.choice, before.cost, 2, 0)
-        for change in ({"rubric": str(rubric)}, {"temperature": 0.5}, {"max_tokens": 50}, {"cases": [Case("k1", "What?", GOOD, BAD)]}):
+        assert (again.choice, again.cost, again.details["cached"], before.details["cached"]) == (
+            before.choice,
+            before.cost,
+            2,
+            0,
+        )
+        for change in (
+            {"rubric": str(rubric)},
+            {"temperature": 0.5},
+            {"max_tokens": 50},
+            {"cases": [Case("k1", "What?", GOOD, BAD)]},
+        ):
             count = len(server.calls)
             one(server, cache=kept, **change)
             assert len(server.calls) == count + 2, change
@@ -141,7 +176,9 @@ def test_broken_cache_entries_are_asked_anew():
 def test_the_ledger_is_a_cache_and_takes_the_judgements(tmp_path: Path):
     with served(careful) as server, Store.open(tmp_path / "a.db") as store:
         store.add_prompts([Prompt("p", CASE.prompt)])
-        store.add_completions([Completion(name, "p", "sft", text, (), (), "stop") for name, text in (("x", GOOD), ("y", BAD))])
+        store.add_completions(
+            [Completion(name, "p", "sft", text, (), (), "stop") for name, text in (("x", GOOD), ("y", BAD))]
+        )
         store.add_comparisons([Comparison("k1", "p", "x", "y")])
         found = judged(server, cache=store)
         store.add_judgements([j for j in found if isinstance(j, Judgement)])
@@ -281,14 +318,19 @@ def test_a_half_judged_pair_goes_on_where_it_was():
         found = none(server, cache=kept, price_in=10.0)
         assert found.details["verdicts"] == [{"order": "ab", "choice": "a", "strength": 2}]
         assert found.cost == pytest.approx(0.001)
-        server.script, before = careful, len(server.calls)
+        server.script = careful
+        before = len(server.calls)
         assert one(server, cache=kept).details["cached"] == 1
         assert len(server.calls) == before + 1
 
 
-@pytest.mark.parametrize(("status", "says"), [(400, "what?"), (422, "what?"), (501, "what?"), (500, "response_format: unexpected")])
+@pytest.mark.parametrize(
+    ("status", "says"), [(400, "what?"), (422, "what?"), (501, "what?"), (500, "response_format: unexpected")]
+)
 @pytest.mark.parametrize(("knows", "tries"), [("json_schema", 2), ("json_object", 3), ("", 4)])
-def test_a_server_that_cannot_constrain_its_output_is_asked_in_words_and_that_is_remembered(knows: str, tries: int, status: int, says: str):
+def test_a_server_that_cannot_constrain_its_output_is_asked_in_words_and_that_is_remembered(
+    knows: str, tries: int, status: int, says: str
+):
     def script(request: dict[str, Any], number: int) -> Any:
         form = request.get("response_format", {}).get("type", "")
         return careful(request) if form == knows else (status, {}, json.dumps({"error": {"message": says}}).encode())
@@ -297,12 +339,20 @@ def test_a_server_that_cannot_constrain_its_output_is_asked_in_words_and_that_is
         assert one(server, retries=0).choice == "a"
     assert len(server.calls) == tries
     first = server.calls[0]["response_format"]
-    assert first["json_schema"]["schema"] == protocol.SCHEMA and list(protocol.SCHEMA["properties"]) == ["explanation", "verdict", "strength"]
+    assert first["json_schema"]["schema"] == protocol.SCHEMA and list(protocol.SCHEMA["properties"]) == [
+        "explanation",
+        "verdict",
+        "strength",
+    ]
 
 
 def test_a_server_with_another_name_for_the_length_is_asked_by_it():
     def script(request: dict[str, Any], number: int) -> Any:
-        return careful(request) if "max_completion_tokens" in request else (400, {}, b'{"error": "use max_completion_tokens instead of max_tokens"}')
+        return (
+            careful(request)
+            if "max_completion_tokens" in request
+            else (400, {}, b'{"error": "use max_completion_tokens instead of max_tokens"}')
+        )
 
     with served(script) as server:
         assert one(server).choice == "a"
@@ -313,12 +363,19 @@ def test_a_pair_that_the_server_will_not_take_is_left_and_the_next_one_judged():
     long = Case("k2", "Long?", "x" * 5000, BAD)
 
     def script(request: dict[str, Any], number: int) -> Any:
-        return (400, {}, b'{"error": {"message": "context length exceeded"}}') if len(str(request)) > 7000 else careful(request)
+        return (
+            (400, {}, b'{"error": {"message": "context length exceeded"}}')
+            if len(str(request)) > 7000
+            else careful(request)
+        )
 
     with served(script) as server:
         found = judged(server, [long, CASE], concurrency=1)
     assert [(type(f).__name__, f.comparison) for f in found] == [("Abstention", "k2"), ("Judgement", "k1")]
-    assert isinstance(found[0], Abstention) and (found[0].reason, found[0].note) == ("rejected", "400 context length exceeded")
+    assert isinstance(found[0], Abstention) and (found[0].reason, found[0].note) == (
+        "rejected",
+        "400 context length exceeded",
+    )
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -348,10 +405,13 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"base_url": "localhost:8000"}, "judge.base_url"), ({"model": ""}, "judge.model"), ({"samples": 3}, "temperature 0"),
-        ({"ceiling": 5.0}, "without a price"), ({"api_key": "env:NOT_SET_ANYWHERE"}, "not set"),
+        ({"base_url": "localhost:8000"}, "judge.base_url"),
+        ({"model": ""}, "judge.model"),
+        ({"samples": 3}, "temperature 0"),
+        ({"ceiling": 5.0}, "without a price"),
+        ({"api_key": "env:NOT_SET_ANYWHERE"}, "not set"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_work_are_told_before_anything_is_asked(change: dict[str, Any], told: str):
     settings = JudgeSettings(**{"base_url": "http://127.0.0.1:9", "model": "m"} | change)
     with pytest.raises(RecipeError, match=told):
@@ -367,7 +427,8 @@ def test_a_rubric_must_be_there_and_be_text(tmp_path: Path, content: bytes | Non
 
 
 def test_a_rubric_is_known_by_its_words(tmp_path: Path):
-    one_, two = tmp_path / "r.md", tmp_path / "s" / "r.md"
+    one_ = tmp_path / "r.md"
+    two = tmp_path / "s" / "r.md"
     two.parent.mkdir()
     one_.write_text("Short.")
     two.write_text("Short!")
@@ -391,7 +452,9 @@ def test_tokens_that_nobody_counted_are_estimated_and_that_is_said():
 
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrency: int, tmp_path: Path):
-    kept, ceiling, account = Kept(), 0.2, Store.open(tmp_path / "ledger.db").account("judge:m")
+    kept = Kept()
+    ceiling = 0.2
+    account = Store.open(tmp_path / "ledger.db").account("judge:m")
     prices = {"price_in": 10.0, "price_out": 50.0, "ceiling": ceiling, "concurrency": concurrency}
     with served(lambda request, number: answer(said("tie"), usage=(1000, 100))) as server:
         found = judged(server, cases(40), cache=kept, account=account, **prices)
@@ -411,7 +474,8 @@ def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrenc
 
 def test_the_ceiling_holds_over_reruns_that_bring_no_judgement(tmp_path: Path):
     """Abstentions, repairs, stalls and refused answers cost money, in whichever process they were asked for."""
-    ceiling, prices = 0.2, {"price_in": 10.0, "price_out": 50.0, "ceiling": 0.2, "retries": 1, "timeout": 0.4}
+    ceiling = 0.2
+    prices = {"price_in": 10.0, "price_out": 50.0, "ceiling": 0.2, "retries": 1, "timeout": 0.4}
     kinds = [said("first"), "no verdict", None]
 
     def script(request: dict[str, Any], number: int) -> Any:
@@ -431,9 +495,12 @@ def test_the_ceiling_holds_over_reruns_that_bring_no_judgement(tmp_path: Path):
 
 
 def test_what_is_counted_is_what_the_server_was_asked(tmp_path: Path):
-    """Where every call ends, the account is the server's bill to the cent, and a call that found no server costs nothing."""
+    """Where every call ends, the account is the server's bill to the cent, and a call that found no server costs
+    nothing."""
     store = Store.open(tmp_path / "ledger.db")
-    with served(lambda request, number: answer(["no verdict", said("tie")][number % 3 == 0], usage=(1000, 100))) as server:
+    with served(
+        lambda request, number: answer(["no verdict", said("tie")][number % 3 == 0], usage=(1000, 100))
+    ) as server:
         judged(server, cases(5), account=store.account("judge:m"), price_in=10.0, price_out=50.0, ceiling=9.0)
         assert store.account("judge:m").total() == pytest.approx(0.015 * len(server.calls))
     before = store.account("judge:m").total()
@@ -453,7 +520,9 @@ def test_a_call_that_a_kill_cut_off_stays_counted_at_its_worst(tmp_path: Path):
 
 
 def test_a_purse_lets_nobody_pass_however_many_reach_into_it():
-    purse, seen, refused = Purse(1.0), [], []
+    purse = Purse(1.0)
+    seen = []
+    refused = []
 
     def spend() -> None:
         while True:
@@ -491,10 +560,12 @@ def test_results_come_as_they_are_there_and_who_stops_early_pays_for_little():
         return careful(request)
 
     class Counting:
-        done, notes = 0, ()
+        done = 0
+        notes = ()
 
         def advance(self, units: int = 1, note: str = "") -> None:
-            self.done, self.notes = self.done + units, (*self.notes, note)
+            self.done = self.done + units
+            self.notes = (*self.notes, note)
 
     with served(script) as server:
         counting = Counting()

@@ -1,5 +1,5 @@
-"""The compiled kernels against the same in torch's steps, and against either in float64; how they are built, and what happens where they
-cannot be."""
+"""The compiled kernels against the same in torch's steps, and against either in float64; how they are built, and
+what happens where they cannot be."""
 
 import os
 import subprocess
@@ -8,13 +8,19 @@ import sys
 import pytest
 import torch
 
-from towpath import preflight
-from towpath.kernels import build, choice, native, plain
+from towpath.models.cpu import build, dispatch, native, plain
 from towpath.recipe import Model, Recipe
 from towpath.rollout import sampling
+from towpath.run import preflight
 
-LINES, LENGTH, HEADS, KEY_HEADS, HALF = 3, 13, 6, 2, 9
-TOKENS, WIDTH, INNER = LINES * LENGTH, 70, 45
+LINES = 3
+LENGTH = 13
+HEADS = 6
+KEY_HEADS = 2
+HALF = 9
+TOKENS = LINES * LENGTH
+WIDTH = 70
+INNER = 45
 FOUND = pytest.mark.skipif(build.library() is None, reason=build.refusal())
 
 
@@ -36,10 +42,12 @@ def turn(lines, length):
 
 def jobs():
     """What each kernel is asked, as float64 arguments."""
-    batch, group = LINES * KEY_HEADS, HEADS // KEY_HEADS
+    batch = LINES * KEY_HEADS
+    group = HEADS // KEY_HEADS
     x, grad, more, weight = (drawn(TOKENS, WIDTH, seed=i) for i in (1, 2, 3, 4))
     scale = plain.normed(x, weight[0], 1e-5)[1]
-    q, k = drawn(batch, group * LENGTH, 2 * HALF, seed=5), drawn(batch, LENGTH, 2 * HALF, seed=6)
+    q = drawn(batch, group * LENGTH, 2 * HALF, seed=5)
+    k = drawn(batch, LENGTH, 2 * HALF, seed=6)
     shape = (HEADS + 2 * KEY_HEADS) * 2 * HALF
     cache = drawn(LINES, KEY_HEADS, 16, 2 * HALF, seed=7), drawn(LINES, KEY_HEADS, 16, 2 * HALF, seed=8)
     barred = torch.zeros(LINES, 1, 1, 16).double()
@@ -75,7 +83,9 @@ def asked(ops, name, dtype):
             return tuple(given(v) for v in value)
         if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
             return value
-        return value.to(torch.float32 if value.shape[-1] == 1 and dtype != torch.float64 else dtype)  # factors of rows stay wide
+        return value.to(
+            torch.float32 if value.shape[-1] == 1 and dtype != torch.float64 else dtype
+        )  # factors of rows stay wide
 
     told = tuple(given(value) for value in jobs()[name])
     found = list(flat(getattr(ops, name)(*told)))
@@ -99,7 +109,8 @@ def test_compiled_is_plain(name):
 @pytest.mark.parametrize("dtype", native.NAMES)
 @pytest.mark.parametrize("name", jobs())
 def test_the_number_of_threads_changes_no_bit(name, dtype):
-    threads, found = torch.get_num_threads(), []
+    threads = torch.get_num_threads()
+    found = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
         found.append(asked(native, name, dtype))
@@ -112,19 +123,28 @@ def test_the_number_of_threads_changes_no_bit(name, dtype):
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("dtype", native.NAMES)
 def test_heads_of_64_are_read_together_and_answer_as_alone(dtype, group, seen):
-    lines, key_heads, columns = 3, 2, 48
+    lines = 3
+    key_heads = 2
+    columns = 48
     heads = group * key_heads
     qkv = drawn(lines, (heads + 2 * key_heads) * 64)
-    angles, barred = drawn(lines, 1, 1, 32, seed=1), torch.zeros(lines, 1, 1, columns).double()
+    angles = drawn(lines, 1, 1, 32, seed=1)
+    barred = torch.zeros(lines, 1, 1, columns).double()
     barred[1, ..., : seen // 2], barred[..., seen + 1 :] = -1e38, -1e38
 
     def answered(ops, dtype):
         keys, values = (drawn(lines, key_heads, columns, 64, seed=seed).to(dtype) for seed in (2, 3))
         turned = angles.cos().to(dtype), angles.sin().to(dtype)
-        return [ops.answered(qkv.to(dtype), turned, barred.to(dtype), keys, values, seen, heads).double(), keys.double(), values.double()]
+        return [
+            ops.answered(qkv.to(dtype), turned, barred.to(dtype), keys, values, seen, heads).double(),
+            keys.double(),
+            values.double(),
+        ]
 
     exact = answered(plain, torch.float64)
-    assert distance(answered(native, dtype), exact) < (1e-6 if dtype == torch.float32 else 1.1 * distance(answered(plain, dtype), exact))
+    assert distance(answered(native, dtype), exact) < (
+        1e-6 if dtype == torch.float32 else 1.1 * distance(answered(plain, dtype), exact)
+    )
 
 
 @FOUND
@@ -141,7 +161,8 @@ def test_what_is_barred_counts_for_nothing_wherever_it_stands():
 @pytest.mark.parametrize("dtype", native.NAMES)
 def test_a_row_is_drawn_alone_and_as_in_torch(dtype):
     logits = drawn(200, 1003, scale=4.0).to(dtype)
-    warm, uniform = torch.linspace(0.5, 2, 200), torch.rand(200, generator=torch.Generator().manual_seed(3)).double()
+    warm = torch.linspace(0.5, 2, 200)
+    uniform = torch.rand(200, generator=torch.Generator().manual_seed(3)).double()
     token, logp = native.drawn(logits, warm, uniform)
     p = sampling.scaled(logits, warm)
     assert torch.equal(token, sampling.inverse_cdf(p, uniform))
@@ -161,7 +182,8 @@ def test_the_ends_of_the_range_are_drawn_and_nothing_impossible():
 @FOUND
 @pytest.mark.parametrize("dtype", native.NAMES)
 def test_what_is_not_a_number_is_not_hidden(dtype):
-    logits, target = torch.zeros(3, 50, dtype=dtype), torch.tensor([1, 2, 3])
+    logits = torch.zeros(3, 50, dtype=dtype)
+    target = torch.tensor([1, 2, 3])
     logits[1, 30] = torch.nan
     logp, entropy = native.likelihood(logits, target, 1.0, True, True)
     assert logp.isnan().tolist() == entropy.isnan().tolist() == logits.isnan().all(1).tolist() == [False, True, False]
@@ -183,7 +205,9 @@ def told(tmp_path, **settings):
     """What a fresh process says of its kernels."""
     code = "from towpath.kernels import choice; print(choice.told())"
     env = {**os.environ, "TOWPATH_CACHE": str(tmp_path), **settings}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_without_a_compiler_all_goes_on_in_torchs_steps(tmp_path):
@@ -226,5 +250,5 @@ def test_processes_that_come_at_once_build_one_library(tmp_path):
 
 
 def test_float64_and_what_lies_elsewhere_goes_by_torch():
-    assert choice.of(torch.zeros(1, dtype=torch.float64)) is plain
-    assert choice.of(torch.zeros(1, device="meta")) is plain
+    assert dispatch.of(torch.zeros(1, dtype=torch.float64)) is plain
+    assert dispatch.of(torch.zeros(1, device="meta")) is plain

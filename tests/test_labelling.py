@@ -1,4 +1,5 @@
-"""Labels of whole runs: from files, from a judge with people beside it, from people on the page; what they will take and what they are worth."""
+"""Labels of whole runs: from files, from a judge with people beside it, from people on the page; what they will take
+and what they are worth."""
 
 import json
 import os
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from towpath import pipeline
 from towpath.errors import DataError, TowpathError, Waiting
 from towpath.recipe import load
 from towpath.records import Judgement
-from towpath.store import figures
+from towpath.run import pipeline
+from towpath.store import rater_stats
 from towpath.store.store import Store
 
 pytestmark = pytest.mark.slow
@@ -60,11 +61,17 @@ class Longer(BaseHTTPRequestHandler):
         with Longer.lock:
             type(self).calls += 1
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
-        found = {name: re.search(rf"<<<{name} (\w+)>>>\n(.*?)\n<<<END {name} \1>>>", asked, re.DOTALL) for name in ("FIRST", "SECOND")}
+        found = {
+            name: re.search(rf"<<<{name} (\w+)>>>\n(.*?)\n<<<END {name} \1>>>", asked, re.DOTALL)
+            for name in ("FIRST", "SECOND")
+        }
         first, second = (match[2] if match else "" for match in found.values())
         said = self.verdict(first, second)
         body = json.dumps(
-            {"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
+            {
+                "choices": [{"message": {"content": said}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 20},
+            }
         ).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -107,14 +114,23 @@ def copied(run: Path, to: Path) -> Path:
 
 def answer(run: Path, comparisons: list[str], rater: str = "ann", choice: str = "a") -> None:
     with Store.open(run / "towpath.db") as store:
-        store.add_judgements([Judgement(f"{c}/{rater}/1", c, rater, "person", choice, milliseconds=30_000) for c in comparisons])  # pyright: ignore[reportArgumentType]
+        store.add_judgements(
+            [Judgement(f"{c}/{rater}/1", c, rater, "person", choice, milliseconds=30_000) for c in comparisons]
+        )  # pyright: ignore[reportArgumentType]
 
 
 def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
-    prompts = [json.loads(line) for path in sorted((run / "data" / "prompts").glob("*.jsonl")) for line in path.read_text().splitlines()]
+    prompts = [
+        json.loads(line)
+        for path in sorted((run / "data" / "prompts").glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
     held = next(row["prompt"] for row in prompts if row.get("split") == "heldout")
-    rows = [{"prompt": f"How do I {verb} a boat?", "chosen": f"You {verb} it with a rope.", "rejected": "no no no"} for verb in map(str, range(40))]
+    rows = [
+        {"prompt": f"How do I {verb} a boat?", "chosen": f"You {verb} it with a rope.", "rejected": "no no no"}
+        for verb in map(str, range(40))
+    ]
     rows += [
         {"prompt": held, "chosen": "yes", "rejected": "no"},
         {"prompt": "Why?", "chosen": "same", "rejected": "same"},
@@ -125,7 +141,11 @@ def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
     folder.mkdir()
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stopped = towpath("stage", "label", run, *settings("preferences.raters=recorded"))
-    assert stopped.returncode == 1 and "2 rows of preferences cannot be used" in stopped.stderr and "data.unusable = 'skip'" in stopped.stderr
+    assert (
+        stopped.returncode == 1
+        and "2 rows of preferences cannot be used" in stopped.stderr
+        and "data.unusable = 'skip'" in stopped.stderr
+    )
     asked = settings("preferences.raters=recorded", "data.unusable=skip")
     for stage in ("label", "reward"):
         done = towpath("stage", stage, run, *asked)
@@ -136,7 +156,10 @@ def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
     assert "2 rows of preferences are left out" in told and "pairs.jsonl:42" in told and "pairs.jsonl:43" in told
     assert label["data"]["skipped_rows"] == {"preferences": 2}
     listed = [json.loads(line) for line in (run / "reports" / "refused_rows.jsonl").read_text().splitlines()]
-    assert [(row["file"], row["line"]) for row in listed] == [("data/preferences/pairs.jsonl", 42), ("data/preferences/pairs.jsonl", 43)]
+    assert [(row["file"], row["line"]) for row in listed] == [
+        ("data/preferences/pairs.jsonl", 42),
+        ("data/preferences/pairs.jsonl", 43),
+    ]
     assert json.loads((run / "reports" / "summary.json").read_text())["skipped_rows"] == {"preferences": 2}
     assert "1 comparisons left out: their prompts are held out" in told
     assert "1 comparisons left out: answers that are one in their first" in told
@@ -150,9 +173,13 @@ def test_a_judge_labels_and_people_see_what_they_must(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     with judge() as address:
         asked = settings(
-            "preferences.raters=blend", f"judge.base_url={address}", "judge.model=longer", "judge.price_in=1", "judge.price_out=2",
+            "preferences.raters=blend",
+            f"judge.base_url={address}",
+            "judge.model=longer",
+            "judge.price_in=1",
+            "judge.price_out=2",
             'preferences.rules={short="words(a) < words(b)"}',
-        )  # fmt: skip
+        )
         estimate = json.loads(towpath("label", "judge", run, *asked, "--estimate", "--json").stdout)
         waits = towpath("stage", "label", run, *asked)
         assert waits.returncode == 0 and "waiting: people: 0 of" in waits.stderr, waits.stderr
@@ -160,7 +187,7 @@ def test_a_judge_labels_and_people_see_what_they_must(sampled, tmp_path):
             said = [j for j in store.judgements() if j.kind == "judge"]
             comparisons = store.comparisons()
             assert {j.kind for j in store.judgements()} == {"judge", "rule"}
-            queued = sum(queue.tasks for queue in store.read(figures.figures, time.time()).queues)
+            queued = sum(queue.tasks for queue in store.read(rater_stats.figures, time.time()).queues)
         assert len(said) == len(comparisons) == estimate["comparisons"]
         assert estimate["calls"] == 2 * len(comparisons) == Longer.calls
         assert sum(j.cost for j in said) == pytest.approx(2 * len(said) * (100 * 1 + 20 * 2) / 1e6)
@@ -188,7 +215,9 @@ def test_a_plan_tells_hours_days_and_dollars(sampled):
 
 def test_a_run_serves_the_page_and_goes_on_by_itself(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
-    asked = settings("preferences.raters=people", "gates.reward.action=stop", "gates.reward.threshold=0.999", "preferences.overlap=0")
+    asked = settings(
+        "preferences.raters=people", "gates.reward.action=stop", "gates.reward.threshold=0.999", "preferences.overlap=0"
+    )
     command = [sys.executable, "-m", "towpath", "run", str(run), "--serve", *asked]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log, stdin=subprocess.DEVNULL, env=os.environ)
@@ -222,11 +251,19 @@ def test_first_errors_name_value_rule_and_fix(tmp_path):
 
 @pytest.mark.parametrize("rater", ["judge", "blend"])
 def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rater):
-    """What the judge says in the label stage is part of that stage's fingerprint: the stages behind it are planned again, not missed."""
+    """What the judge says in the label stage is part of that stage's fingerprint: the stages behind it are planned
+    again, not missed."""
     run = copied(sampled, tmp_path / "run")
     share = ["preferences.people=0.1", "preferences.audit=0.1"] if rater == "blend" else []
     with judge() as address:
-        asked = [*SMALL, f"preferences.raters={rater}", f"judge.base_url={address}", "judge.model=longer", "reward.epochs=0.3", *share]
+        asked = [
+            *SMALL,
+            f"preferences.raters={rater}",
+            f"judge.base_url={address}",
+            "judge.model=longer",
+            "reward.epochs=0.3",
+            *share,
+        ]
         recipe = load(run, asked)
         if rater == "blend":
             with pytest.raises(Waiting):
@@ -236,7 +273,8 @@ def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rate
         for stage in ("label", "reward"):
             pipeline.run(recipe, run, lambda _line: None, stage)
         assert result(run, "label")["fingerprint"] == result(run, "reward")["inputs"]["label"]
-        calls, said = Longer.calls, []
+        calls = Longer.calls
+        said = []
         pipeline.run(recipe, run, said.append, "label")
         assert any("label: done before" in line for line in said) and Longer.calls == calls
 
@@ -244,7 +282,14 @@ def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rate
 def test_a_whole_run_with_a_judge_needs_one_command(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     with judge() as address:
-        small = ["policy.steps=1", "policy.max_new_tokens=6", "evaluate.prompts=6", "evaluate.max_new_tokens=6", "data.safety=", "reward.epochs=0.3"]
+        small = [
+            "policy.steps=1",
+            "policy.max_new_tokens=6",
+            "evaluate.prompts=6",
+            "evaluate.max_new_tokens=6",
+            "data.safety=",
+            "reward.epochs=0.3",
+        ]
         asked = [*SMALL, *small, "preferences.raters=judge", f"judge.base_url={address}", "judge.model=longer"]
         pipeline.run(load(run, asked), run, lambda _line: None)
         state = pipeline.status(load(run, asked), run)
@@ -270,7 +315,12 @@ class Babbling(Longer):
     [
         (Tying, [], r"\d+ ties", "judge.rubric"),
         (Babbling, [], r"gave no judgement on \d+ comparisons: unreadable \d+", "judge.max_tokens"),
-        (Longer, ["judge.price_in=1000", "judge.ceiling=0.0001"], r"gave no judgement on \d+ comparisons: ceiling \d+", "raise judge.ceiling"),
+        (
+            Longer,
+            ["judge.price_in=1000", "judge.ceiling=0.0001"],
+            r"gave no judgement on \d+ comparisons: ceiling \d+",
+            "raise judge.ceiling",
+        ),
     ],
 )
 def test_a_judge_that_brings_no_labels_is_an_error_that_says_why(sampled, tmp_path, kind, more, words, fix):
@@ -305,7 +355,9 @@ def test_recorded_preferences_that_are_too_few_do_not_wait_for_people(sampled, t
     run = copied(sampled, tmp_path / "run")
     folder = run / "data" / "preferences"
     folder.mkdir()
-    (folder / "pairs.jsonl").write_text(json.dumps({"prompt": "How do I row a boat?", "chosen": "With oars.", "rejected": "no no"}) + "\n")
+    (folder / "pairs.jsonl").write_text(
+        json.dumps({"prompt": "How do I row a boat?", "chosen": "With oars.", "rejected": "no no"}) + "\n"
+    )
     recipe = load(run, [*SMALL, "preferences.raters=recorded"])
     with pytest.raises(TowpathError, match="the files hold 1 decided comparisons"):
         pipeline.run(recipe, run, lambda _line: None, "label")

@@ -14,23 +14,36 @@ from pathlib import Path
 import pytest
 from scripted import CASE, Kept
 
-from towpath.feedback.cases import Case
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import judge_pairs
+from towpath.feedback.pair_text import Case
 from towpath.records import Judgement
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a llama.cpp server with the quickstart's model."""
-    python, weights = os.environ.get("TOWPATH_LLAMA_PYTHON", ""), os.environ.get("TOWPATH_LLAMA_GGUF", "")
+    python = os.environ.get("TOWPATH_LLAMA_PYTHON", "")
+    weights = os.environ.get("TOWPATH_LLAMA_GGUF", "")
     if not python:
         pytest.skip("TOWPATH_LLAMA_PYTHON names no Python that has llama-cpp-python[server]")
     folder = tmp_path_factory.mktemp("llama")
     path = Path(weights) if weights else gguf(folder)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    command = [python, "-m", "llama_cpp.server", "--model", str(path), "--port", str(port), "--n_ctx", "4096", "--n_threads", "2"]
+    command = [
+        python,
+        "-m",
+        "llama_cpp.server",
+        "--model",
+        str(path),
+        "--port",
+        str(port),
+        "--n_ctx",
+        "4096",
+        "--n_threads",
+        "2",
+    ]
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             address = f"http://127.0.0.1:{port}/v1"
@@ -55,8 +68,11 @@ def gguf(folder: Path) -> Path:
 
 
 def test_a_real_small_model_judges_or_abstains_and_every_token_is_counted(llama: str):
-    settings = JudgeSettings(llama, "smollm2", max_tokens=120, concurrency=1, timeout=240.0, retries=1, price_in=1.0, price_out=2.0)
-    asked, kept = [CASE, Case("k2", "What is the capital of France?", "Paris.", "Bananas are yellow.")], Kept()
+    settings = JudgeSettings(
+        llama, "smollm2", max_tokens=120, concurrency=1, timeout=240.0, retries=1, price_in=1.0, price_out=2.0
+    )
+    asked = [CASE, Case("k2", "What is the capital of France?", "Paris.", "Bananas are yellow.")]
+    kept = Kept()
     found = list(judge_pairs(settings, asked, kept))
     assert {f.comparison for f in found} == {"k1", "k2"}
     for f in found:
@@ -66,4 +82,6 @@ def test_a_real_small_model_judges_or_abstains_and_every_token_is_counted(llama:
             assert f.reason == "unreadable", f
         assert f.cost > 0
     # What such a model says is its own affair, but under its grammar it says something that can be read.
-    assert kept and all(reply["place"] in ("first", "second", "tie", "both_bad") and reply["read"] > 400 for reply in kept.values())
+    assert kept and all(
+        reply["place"] in ("first", "second", "tie", "both_bad") and reply["read"] > 400 for reply in kept.values()
+    )

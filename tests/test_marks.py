@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from towpath.rewards import sources
-from towpath.rewards.marks import Untold, mark
+from towpath.rewards.fingerprint import Untold, mark
 
 READS = SimpleNamespace(rate=1.0)
 
@@ -72,7 +72,8 @@ class Slotted:
 class Net(torch.nn.Module):
     def __init__(self, rate):
         super().__init__()
-        self.rate, self.layer = rate, torch.nn.Linear(1, 1, bias=False).requires_grad_(False)
+        self.rate = rate
+        self.layer = torch.nn.Linear(1, 1, bias=False).requires_grad_(False)
         self.layer.weight.fill_(1.0)
 
 
@@ -114,16 +115,32 @@ def by_a_global(_prompts, answers):
 @pytest.mark.parametrize(
     "made",
     [
-        closed, Judge, lambda rate: closed(Rubric(rate)), lambda rate: Judge(rate).__call__, lambda rate: functools.partial(weighed, weight=rate),
-        lambda rate: closed(np.full(3, rate)), lambda rate: closed(torch.full((2,), rate, dtype=torch.bfloat16)),
-        lambda rate: closed(re.compile("x" * int(rate))), lambda rate: closed({"a": [rate, {1, 2}]}), lambda rate: closed(closed(rate)),
-        lambda rate: closed(re.compile("x" * int(rate)).search), lambda rate: {"a": rate}.get,
-        lambda rate: sources.named(f"rule:words:{int(rate)}-9"), lambda rate: closed(10 ** int(5000 * rate)),
-        lambda rate: closed(Named(rate)), lambda rate: closed(Slotted(rate, {"a", "b"})), lambda rate: closed(Net(rate)), with_attribute, wrapped,
-        lambda rate: closed(defaultdict(closed(rate))), lambda rate: closed(torch.tensor(complex(1, rate))),
-        lambda rate: closed(random.Random(rate)), lambda rate: closed(torch.Generator().manual_seed(int(rate))), lambda rate: closed(deque([rate])),
+        closed,
+        Judge,
+        lambda rate: closed(Rubric(rate)),
+        lambda rate: Judge(rate).__call__,
+        lambda rate: functools.partial(weighed, weight=rate),
+        lambda rate: closed(np.full(3, rate)),
+        lambda rate: closed(torch.full((2,), rate, dtype=torch.bfloat16)),
+        lambda rate: closed(re.compile("x" * int(rate))),
+        lambda rate: closed({"a": [rate, {1, 2}]}),
+        lambda rate: closed(closed(rate)),
+        lambda rate: closed(re.compile("x" * int(rate)).search),
+        lambda rate: {"a": rate}.get,
+        lambda rate: sources.named(f"rule:words:{int(rate)}-9"),
+        lambda rate: closed(10 ** int(5000 * rate)),
+        lambda rate: closed(Named(rate)),
+        lambda rate: closed(Slotted(rate, {"a", "b"})),
+        lambda rate: closed(Net(rate)),
+        with_attribute,
+        wrapped,
+        lambda rate: closed(defaultdict(closed(rate))),
+        lambda rate: closed(torch.tensor(complex(1, rate))),
+        lambda rate: closed(random.Random(rate)),
+        lambda rate: closed(torch.Generator().manual_seed(int(rate))),
+        lambda rate: closed(deque([rate])),
     ],
-)  # fmt: skip
+)
 def test_what_it_holds_tells_it_apart(made):
     assert mark(made(1.0)) == mark(made(1.0)) != mark(made(2.0))
 
@@ -160,10 +177,16 @@ def tried_less(x):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ([["a"], "b"], [["a", "b"]]), ([(1, 2), 3], [(1, 2, 3)]), ({"a": {"x": 1}, "b": 2}, {"a": {"x": 1, "b": 2}}), ({("a",), "b"}, {("a", "b")}),
-        (scored, turned), (tried, tried_less), (ValueError("a"), ValueError("b")), (torch.nn.MaxPool2d((1, 2)), torch.nn.MaxPool2d((2, 1))),
+        ([["a"], "b"], [["a", "b"]]),
+        ([(1, 2), 3], [(1, 2, 3)]),
+        ({"a": {"x": 1}, "b": 2}, {"a": {"x": 1, "b": 2}}),
+        ({("a",), "b"}, {("a", "b")}),
+        (scored, turned),
+        (tried, tried_less),
+        (ValueError("a"), ValueError("b")),
+        (torch.nn.MaxPool2d((1, 2)), torch.nn.MaxPool2d((2, 1))),
     ],
-)  # fmt: skip
+)
 def test_these_differ(one, other):
     if callable(one) and hasattr(one, "__code__"):
         other.__name__ = other.__qualname__ = one.__name__
@@ -171,7 +194,9 @@ def test_these_differ(one, other):
 
 
 def test_the_global_generators_do_not_count_and_a_set_may_lead_back_to_itself():
-    choice, rand, peers = random.choice, np.random.rand, set()
+    choice = random.choice
+    rand = np.random.rand
+    peers = set()
     before = mark(closed([choice, rand]))
     random.random(), np.random.rand()
     assert mark(closed([choice, rand])) == before
@@ -198,13 +223,18 @@ def test_so_does_a_global_that_it_names_and_a_weight_of_a_model(monkeypatch):
 
 
 def test_neither_its_place_nor_the_process_does(tmp_path):
-    text = "WORDS = {'a', 'b', 'c'}\ndef reward(prompts, answers):\n    return [float(answer in WORDS) for answer in answers]\n"
+    text = (
+        "WORDS = {'a', 'b', 'c'}\ndef reward(prompts, answers):\n    return [float(answer in WORDS) for answer in "
+        "answers]\n"
+    )
     told = "from towpath.rewards.marks import mark\nimport mine\nprint(mark(mine.reward))"
     said = []
     for place, before in (("one", ""), ("other", "\n\n# a line\n")):
         (tmp_path / place).mkdir()
         (tmp_path / place / "mine.py").write_text(before + text)
-        done = subprocess.run([sys.executable, "-c", told], cwd=tmp_path / place, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", told], cwd=tmp_path / place, capture_output=True, text=True, check=True
+        )
         said.append(done.stdout)
     assert said[0] == said[1]
 
@@ -250,7 +280,9 @@ def test_what_makes_up_its_attributes_comes_to_an_end():
 def test_many_things_take_no_longer_than_they_are_many():
     begun = time.thread_time()
     mark(closed([Judge(i) for i in range(20_000)]))
-    assert time.thread_time() - begun < 10, "seven seconds and four times that for twice as many, when each was looked for among all"
+    assert time.thread_time() - begun < 10, (
+        "seven seconds and four times that for twice as many, when each was looked for among all"
+    )
 
 
 def test_what_cannot_be_told_is_never_taken_for_what_was_there_before():
@@ -259,7 +291,8 @@ def test_what_cannot_be_told_is_never_taken_for_what_was_there_before():
         mark(running)
     for reward in (running, closed(chained(1.0)), closed(torch.empty(2, device="meta"))):
         with pytest.warns(UserWarning, match="cannot be told apart"):
-            one, other = sources.given(reward), sources.given(reward)
+            one = sources.given(reward)
+            other = sources.given(reward)
         assert one != other and sources.given(reward, "v1") == sources.given(reward, "v1")
 
 

@@ -17,17 +17,28 @@ PAYLOADS = payloads()
 ANSWERS = 9
 OWN = "script[src^='/static/'], link[href^='/static/']"
 PAGES = (
-    "/owner", "/owner/settings", "/owner/guidelines", "/owner/people", "/owner/gold", "/owner/flags", "/arena", "/monitor", "/monitor/samples",
-)  # fmt: skip
+    "/owner",
+    "/owner/settings",
+    "/owner/guidelines",
+    "/owner/people",
+    "/owner/gold",
+    "/owner/flags",
+    "/arena",
+    "/monitor",
+    "/monitor/samples",
+)
 LOOK = """() => {
   const bad = [];
   for (const element of document.querySelectorAll("*")) {
     for (const { name, value } of element.attributes) {
-      const acts = name.startsWith("on") || name === "srcdoc" || (name === "style" && /url|expression|@import/.test(value));
+      const acts = name.startsWith("on") || name === "srcdoc"
+        || (name === "style" && /url|expression|@import/.test(value));
       if (acts) bad.push(`${element.tagName} ${name}`);
-      if (/^(href|src|action|formaction|data|xlink:href)$/.test(name) && /^\\s*(javascript|data|vbscript|blob|file):/i.test(value)) bad.push(value);
+      if (/^(href|src|action|formaction|data|xlink:href)$/.test(name)
+          && /^\\s*(javascript|data|vbscript|blob|file):/i.test(value)) bad.push(value);
     }
-    if (element.matches("script, iframe, object, embed, base, link, style, meta[http-equiv], img, video, audio") && !element.matches(OWN))
+    if (element.matches("script, iframe, object, embed, base, link, style, meta[http-equiv], img, video, audio")
+        && !element.matches(OWN))
       bad.push(element.outerHTML.slice(0, 120));
   }
   return { bad, ran: window.ran ?? null, text: document.body.innerText.length };
@@ -53,7 +64,11 @@ def store(tmp_path):
         opened.add_comparisons([Comparison(f"k{n}-{k}", f"p{n}", f"s1.p{n}.{k - 1}", f"s1.p{n}.{k}") for n, k in pairs])
         opened.add_tasks([Task(f"k{n}-1", "work") for n in range(len(groups))])
         opened.add_groups(
-            [Group(f"g{n}", f"p{n}", tuple(f"s1.p{n}.{k}" for k in range(len(texts)))) for n, texts in enumerate(groups) if len(texts) >= 4]
+            [
+                Group(f"g{n}", f"p{n}", tuple(f"s1.p{n}.{k}" for k in range(len(texts))))
+                for n, texts in enumerate(groups)
+                if len(texts) >= 4
+            ]
         )
         opened.later(settings.put, Settings(gold_share=0.0)).result()
         opened.later(people.put_guideline, "\n\n".join(PAYLOADS[:200]), PAYLOADS[3]).result()
@@ -63,7 +78,8 @@ def store(tmp_path):
 def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
     run = short_run(tmp_path / "run")
     samples = [
-        {"step": 0, "prompt_id": f"m{n}", "prompt": text, "domain": text[:40], "answer": text, "reward": 1.0} for n, text in enumerate(PAYLOADS)
+        {"step": 0, "prompt_id": f"m{n}", "prompt": text, "domain": text[:40], "answer": text, "reward": 1.0}
+        for n, text in enumerate(PAYLOADS)
     ]
     append(folder_of(run) / "samples.jsonl", samples)
     with serving_run(run, store, team=True) as (url, door):
@@ -71,9 +87,13 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
             store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
         context = browser.new_context(base_url=url)
         context.set_default_timeout(10_000)
-        page, trouble = context.new_page(), []
+        page = context.new_page()
+        trouble = []
         page.on("dialog", lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
-        page.on("console", lambda message: trouble.append(message.text) if "Content Security Policy" in message.text else None)
+        page.on(
+            "console",
+            lambda message: trouble.append(message.text) if "Content Security Policy" in message.text else None,
+        )
         page.on("request", lambda request: None if request.url.startswith(url) else trouble.append(request.url))
         page.on("popup", lambda popup: trouble.append(popup.url))
         page.goto("/sign-in")

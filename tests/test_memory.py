@@ -30,7 +30,11 @@ runtime.add_trunk("base", base.load(sys.argv[1], torch.float32, "grouped"), lora
 runtime.roles["policy"] = Role(trains=("trunk",))
 runtime.start({"policy": 1e-3})
 batch = Batch([Row(draw.integers(3, 250, int(n)), 3) for n in draw.integers(20, 60, 900)])
-loss = lambda out, _part: (-out.logp_BT[out.mask_BT].sum(), {"loss": (-out.logp_BT[out.mask_BT].sum().detach(), out.mask_BT.sum())})
+def loss(out, _part):
+    total = -out.logp_BT[out.mask_BT].sum()
+    return total, {"loss": (total.detach(), out.mask_BT.sum())}
+
+
 rows = 0
 def tick(n):
     global rows
@@ -58,7 +62,9 @@ print(json.dumps({"gap": gap, "norm": norm, "tokens": runtime.tokens_per_pass, "
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_passes_are_halved_with_the_same_gradient(tiny_folder: str) -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, tiny_folder, "100"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tiny_folder, "100"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)
     assert told["tokens"] < 36_000 and told["gap"] < 1e-5 * told["norm"], told
@@ -70,7 +76,8 @@ def test_passes_are_halved_with_the_same_gradient(tiny_folder: str) -> None:
 class Greedy(LocalEngine):
     """An engine that has memory for so many rows."""
 
-    most, calls = 0, 0
+    most = 0
+    calls = 0
 
     def generate(self, requests, greedy=False, tick=None):
         self.calls += 1
@@ -99,10 +106,15 @@ def test_what_cannot_be_split_is_an_error_that_says_what_to_change(tiny) -> None
     runtime.start({"policy": 1e-3})
 
     def loss(_out: object, _part: object) -> tuple:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+            "9 bytes."
+        )
 
     batch = Batch([Row(np.arange(3, 40), 3) for _ in range(4)])
     with pytest.raises(ResourceError, match=r"the longest of 4 rows has 37 tokens(.|\n)*lower max_new_tokens"):
         runtime.forward_backward({"policy": ("logp",)}, batch, loss, 1.0)
     with pytest.raises(RuntimeError, match="another"):
-        runtime.forward_backward({"policy": ("logp",)}, batch, lambda _out, _part: (_ for _ in ()).throw(RuntimeError("another")), 1.0)
+        runtime.forward_backward(
+            {"policy": ("logp",)}, batch, lambda _out, _part: (_ for _ in ()).throw(RuntimeError("another")), 1.0
+        )

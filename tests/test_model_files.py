@@ -1,4 +1,5 @@
-"""Models that cannot be loaded: every one ends in an error that names the file and the fix, in check and in run alike."""
+"""Models that cannot be loaded: every one ends in an error that names the file and the fix, in check and in run
+alike."""
 
 import json
 import os
@@ -12,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from towpath import model_checks
-from towpath.config import check
 from towpath.data.chat import Chat
 from towpath.errors import ModelError
 from towpath.models import base
 from towpath.recipe import Recipe
+from towpath.recipe.reader import check
+from towpath.run import model_checks
 
 
 @pytest.fixture
@@ -47,7 +48,11 @@ def without(*names: str) -> Callable[[Path], None]:
 
 def fewer_tensors(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    save_file({name: x for name, x in tensors.items() if "layers.1." not in name}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: x for name, x in tensors.items() if "layers.1." not in name},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def lost_shard(folder: Path) -> None:
@@ -74,7 +79,10 @@ DAMAGE = {
     "weights cut short": (cut("model.safetensors", 200_000), "model.safetensors: cut short, 200000 of"),
     "a header destroyed": (destroyed_header, "model.safetensors: .* no whole header"),
     "an empty file": (cut("model.safetensors", 0), "model.safetensors: 0 bytes, no whole header"),
-    "a Git LFS pointer": (write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "a Git LFS pointer"),
+    "a Git LFS pointer": (
+        write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "a Git LFS pointer",
+    ),
     "no weights": (without("model.safetensors"), "no weights"),
     "a lost shard": (lost_shard, "1 of 2 files are not there: model-00002-of-00002.safetensors"),
     "an index that is no object": (damaged_index, "index.json: a JSON list"),
@@ -84,13 +92,19 @@ DAMAGE = {
     "a damaged configuration": (write("config.json", "{"), "config.json: not JSON"),
     "a configuration of nothing": (write("config.json", "{}"), "config.json"),
     "a damaged generation_config": (write("generation_config.json", "{]"), "generation_config.json: not JSON"),
-    "a folder for a file": (lambda f: (without("model.safetensors")(f), (f / "model.safetensors").mkdir()), "model.safetensors: is a directory"),
+    "a folder for a file": (
+        lambda f: (without("model.safetensors")(f), (f / "model.safetensors").mkdir()),
+        "model.safetensors: is a directory",
+    ),
     "a kind that transformers lacks": (changed(model_type="nonesuch"), "nonesuch"),
     "values that do not go together": (changed(num_attention_heads=7), "config.json"),
     "an encoder": (changed(model_type="t5"), "t5|no causal language model|tokenizer|config"),
-}  # fmt: skip
+}
 WEIGHTS = {
-    "tensors that are not there": (fewer_tensors, "no weights for 9 tensors of a LlamaForCausalLM, such as model.layers.1."),
+    "tensors that are not there": (
+        fewer_tensors,
+        "no weights for 9 tensors of a LlamaForCausalLM, such as model.layers.1.",
+    ),
     "other shapes": (changed(intermediate_size=192), "size|shape|mismatch"),
     "more layers": (changed(num_hidden_layers=3), "no weights for 9 tensors"),
 }
@@ -125,7 +139,11 @@ def test_check_says_it_before_the_run(folder: Path, damage: Callable[[Path], Non
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_file_that_may_not_be_read_is_named(folder: Path, name: str) -> None:
-    above = [place for place in folder.parents if place.is_relative_to(tempfile.gettempdir()) and place != Path(tempfile.gettempdir())]
+    above = [
+        place
+        for place in folder.parents
+        if place.is_relative_to(tempfile.gettempdir()) and place != Path(tempfile.gettempdir())
+    ]
     for place in (*above, folder):
         place.chmod(0o755)
     (folder / name).chmod(0)
@@ -142,7 +160,12 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path, name: str) -> None:
 
 def test_a_gguf_that_is_cut_short_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOWPATH_CACHE", str(tmp_path))
-    for content in (b"", b"GGUF", b"GGUF" + bytes(60), b"GGUF\x03\x00\x00\x00" + b"\x05" + bytes(7) + b"\x03" + bytes(20)):
+    for content in (
+        b"",
+        b"GGUF",
+        b"GGUF" + bytes(60),
+        b"GGUF\x03\x00\x00\x00" + b"\x05" + bytes(7) + b"\x03" + bytes(20),
+    ):
         path = tmp_path / "cut.gguf"
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"cut\.gguf"):
@@ -150,8 +173,11 @@ def test_a_gguf_that_is_cut_short_is_named(tmp_path: Path, monkeypatch: pytest.M
     assert not list((tmp_path / "models").glob("gguf-*"))
 
 
-def test_a_model_is_looked_for_in_the_run_then_here_then_on_the_hub(tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, here = tmp_path / "run", tmp_path / "here"
+def test_a_model_is_looked_for_in_the_run_then_here_then_on_the_hub(
+    tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    here = tmp_path / "here"
     run.mkdir()
     here.mkdir()
     monkeypatch.chdir(here)

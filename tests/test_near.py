@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.large_data import chain, text
-from towpath.data import curate, near
-from towpath.data.cache import read_cache
+from towpath.data import curate, near_duplicates
 from towpath.data.corpus import Corpus
+from towpath.data.file_cache import read_cache
 from towpath.records import Demonstration, Prompt
 
 FOLLOWS = chain()
@@ -19,16 +19,28 @@ STARTS = list(FOLLOWS)
 
 
 def exact_pairs(texts: list[str]) -> list[tuple[int, int]]:
-    """All pairs at the threshold, by prefix filtering (Chaudhuri et al. 2006): two sets that similar share one of their few rarest shingles."""
-    sets = [near.shingles(one) for one in texts]
+    """All pairs at the threshold, by prefix filtering (Chaudhuri et al. 2006): two sets that similar share one of
+    their few rarest shingles."""
+    sets = [near_duplicates.shingles(one) for one in texts]
     frequency = Counter(shingle for one in sets for shingle in one)
     index: dict[str, list[int]] = {}
     pairs = []
     for place in sorted(range(len(sets)), key=lambda i: len(sets[i])):
         mine = sets[place]
-        rare = sorted(mine, key=lambda shingle: (frequency[shingle], shingle))[: len(mine) - math.ceil(near.SIMILAR * len(mine) - 1e-9) + 1]
-        candidates = {other for shingle in rare for other in index.get(shingle, ()) if len(sets[other]) >= near.SIMILAR * len(mine) - 1e-9}
-        pairs += [(min(place, other), max(place, other)) for other in candidates if near.jaccard(mine, sets[other]) >= near.SIMILAR]
+        rare = sorted(mine, key=lambda shingle: (frequency[shingle], shingle))[
+            : len(mine) - math.ceil(near_duplicates.SIMILAR * len(mine) - 1e-9) + 1
+        ]
+        candidates = {
+            other
+            for shingle in rare
+            for other in index.get(shingle, ())
+            if len(sets[other]) >= near_duplicates.SIMILAR * len(mine) - 1e-9
+        }
+        pairs += [
+            (min(place, other), max(place, other))
+            for other in candidates
+            if near_duplicates.jaccard(mine, sets[other]) >= near_duplicates.SIMILAR
+        ]
         for shingle in rare:
             index.setdefault(shingle, []).append(place)
     return sorted(pairs)
@@ -50,7 +62,8 @@ def prompts() -> list[str]:
 
 
 def test_the_pairs_of_a_few_thousand_prompts_are_those_of_the_exact_method(prompts: list[str]) -> None:
-    expected, found = exact_pairs(prompts), near.near_pairs(prompts)
+    expected = exact_pairs(prompts)
+    found = near_duplicates.near_pairs(prompts)
     assert len(expected) > 300 and found.complete
     assert set(found.pairs) <= set(expected), "a candidate is confirmed by its exact similarity"
     assert len(found.pairs) >= 0.99 * len(expected)
@@ -60,8 +73,8 @@ def test_the_pairs_of_a_few_thousand_prompts_are_those_of_the_exact_method(promp
 def test_pairs_do_not_depend_on_the_order_of_the_texts(prompts: list[str]) -> None:
     some = prompts[:400] + prompts[1600:2000]
     mixed = random.Random(1).sample(some, len(some))
-    there = {frozenset((some[i], some[j])) for i, j in near.near_pairs(some).pairs}
-    assert there == {frozenset((mixed[i], mixed[j])) for i, j in near.near_pairs(mixed).pairs}
+    there = {frozenset((some[i], some[j])) for i, j in near_duplicates.near_pairs(some).pairs}
+    assert there == {frozenset((mixed[i], mixed[j])) for i, j in near_duplicates.near_pairs(mixed).pairs}
 
 
 def test_thousands_of_prompts_of_one_template_are_not_compared_each_with_each(prompts: list[str]) -> None:
@@ -69,15 +82,23 @@ def test_thousands_of_prompts_of_one_template_are_not_compared_each_with_each(pr
     template = " ".join(prompts[:8])[:1500]
     alike = [f"{template} {' '.join(draw.choices(STARTS, k=3))}" for _ in range(1500)]
     began = time.process_time()
-    found = near.near_pairs(alike)
+    found = near_duplicates.near_pairs(alike)
     assert time.process_time() - began < 30, "not every one of a million pairs is compared"
     assert not found.complete and {position for pair in found.pairs for position in pair} == set(range(1500))
 
 
 def test_one_pass_finds_what_is_there_twice_in_every_part(prompts: list[str]) -> None:
-    one, two, three = prompts[0], prompts[1], prompts[2]
+    one = prompts[0]
+    two = prompts[1]
+    three = prompts[2]
     corpus = Corpus(
-        (Prompt("t", one), Prompt("h", f"{one} Please", split="heldout"), Prompt("u", two), Prompt("u2", f"{two}!"), Prompt("x", prompts[3])),
+        (
+            Prompt("t", one),
+            Prompt("h", f"{one} Please", split="heldout"),
+            Prompt("u", two),
+            Prompt("u2", f"{two}!"),
+            Prompt("x", prompts[3]),
+        ),
         (Demonstration("d", f"{one} Thanks", "Yes.", "t"),),
         (Prompt("s", f"{two} now", harmful=True), Prompt("s2", three), Prompt("s3", f" {three.upper()}")),
     )
@@ -85,8 +106,10 @@ def test_one_pass_finds_what_is_there_twice_in_every_part(prompts: list[str]) ->
     assert {frozenset(pair) for pair in found.duplicates} == {frozenset(("t", "h")), frozenset(("u", "u2"))}
     assert found.safety_duplicates == [("s2", "s3")]
     assert {(x.between, x.learned, x.judged, x.exact) for x in found.leaks} == {
-        ("train-heldout", "t", "h", False), ("demonstrations-heldout", "d", "h", False), ("safety-train", "u", "s", False),
-    }  # fmt: skip
+        ("train-heldout", "t", "h", False),
+        ("demonstrations-heldout", "d", "h", False),
+        ("safety-train", "u", "s", False),
+    }
 
 
 def test_pairs_are_kept_by_content(tmp_path: Path, prompts: list[str]) -> None:

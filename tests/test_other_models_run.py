@@ -1,4 +1,5 @@
-"""Whole runs with models of other people: a tokenizer that prepends a space, several EOS, a sliding window, a folder in the run."""
+"""Whole runs with models of other people: a tokenizer that prepends a space, several EOS, a sliding window, a folder
+in the run."""
 
 import json
 from pathlib import Path
@@ -9,16 +10,31 @@ import torch
 import transformers
 from tokenizers_of_others import CONTROLS, TEMPLATES, tokenizer_of
 
-from towpath import export, pipeline, recipe, starting
+from towpath import recipe
+from towpath.cli import new
 from towpath.errors import DataError, ModelError
 from towpath.recipe import Recipe
-from towpath.stages import answers
+from towpath.run import export, pipeline
+from towpath.stages import generation
 
 SMALL = [
-    "sft.epochs=0.2", "evaluate.prompts=6", "preferences.prompts=20", "preferences.min_labels=4", "policy.steps=2", "policy.validate_every=1",
-    "evaluate.bootstrap=100", "policy.max_new_tokens=12", "evaluate.max_new_tokens=12", "preferences.max_new_tokens=12", "model.template=model",
-    "model.source=models/llama", "policy.rollout=8", "policy.batch=8", "evaluate.jailbreak_prompts=1", "track.tensorboard=false",
-]  # fmt: skip
+    "sft.epochs=0.2",
+    "evaluate.prompts=6",
+    "preferences.prompts=20",
+    "preferences.min_labels=4",
+    "policy.steps=2",
+    "policy.validate_every=1",
+    "evaluate.bootstrap=100",
+    "policy.max_new_tokens=12",
+    "evaluate.max_new_tokens=12",
+    "preferences.max_new_tokens=12",
+    "model.template=model",
+    "model.source=models/llama",
+    "policy.rollout=8",
+    "policy.batch=8",
+    "evaluate.jailbreak_prompts=1",
+    "track.tensorboard=false",
+]
 OTHER_END = CONTROLS.index("<|im_end|>")
 
 
@@ -27,13 +43,25 @@ def model_in(run: Path, settings: dict[str, Any]) -> None:
     place = run / "models" / "llama"
     tokenizer = tokenizer_of("metaspace-legacy", "llama-2")
     tokenizer.save_pretrained(place)
-    said = json.loads((place / "tokenizer_config.json").read_text()) | {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+    said = json.loads((place / "tokenizer_config.json").read_text()) | {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": True,
+    }
     (place / "tokenizer_config.json").write_text(json.dumps(said))
     torch.manual_seed(0)
     config = transformers.MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=3, **settings,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+        **settings,
+    )
     model: Any = transformers.MistralForCausalLM(config)
     with torch.no_grad():
         model.get_output_embeddings().weight[OTHER_END] += 0.12  # drawn now and then
@@ -42,7 +70,7 @@ def model_in(run: Path, settings: dict[str, Any]) -> None:
 
 
 def new_run(folder: Path, *settings: str) -> Recipe:
-    starting.new(folder, "tiny")
+    new.new(folder, "tiny")
     return recipe.load(folder, [*SMALL, *settings])
 
 
@@ -71,7 +99,7 @@ def test_a_run_is_exported_token_for_token_and_keeps_every_eos(finished: tuple[P
 
 def test_an_answer_that_ends_in_any_eos_has_stopped(finished: tuple[Path, Recipe]) -> None:
     run, _made = finished
-    drawn = [c for path in run.glob("stages/baseline/*/answers-*.jsonl") for c in answers.read(path)]
+    drawn = [c for path in run.glob("stages/baseline/*/answers-*.jsonl") for c in generation.read(path)]
     ended = {c.token_ids[-1] for c in drawn if c.finish == "stop"}
     assert OTHER_END in ended and ended <= {2, OTHER_END}
     for c in drawn:
@@ -83,7 +111,9 @@ def test_an_answer_that_ends_in_any_eos_has_stopped(finished: tuple[Path, Recipe
 def test_too_few_demonstrations_are_said_whatever_is_forced(tmp_path: Path, count: int) -> None:
     run = tmp_path / "run"
     made = new_run(run, "model.source=tiny", f"data.demonstrations={'data/one.jsonl' if count else ''}")
-    (run / "data" / "one.jsonl").write_text(json.dumps({"prompt": "How do I fold a shirt?", "response": "Sleeves first."}) + "\n")
+    (run / "data" / "one.jsonl").write_text(
+        json.dumps({"prompt": "How do I fold a shirt?", "response": "Sleeves first."}) + "\n"
+    )
     with pytest.raises(DataError, match=f"{count} demonstrations"):
         pipeline.run(made, run, lambda _line: None, force=True)
 
@@ -93,7 +123,10 @@ def test_a_template_whose_tokens_are_not_transformers_own_stops_check_and_run(tm
     made = new_run(run, f"model.template={tmp_path}/template.jinja")
     model_in(run, {})
     (tmp_path / "template.jinja").write_text(TEMPLATES["llama-2"].replace("| trim", "| trim | replace('?', '')"))
-    for begin in (lambda: pipeline.run(made, run, lambda _line: None, force=True), lambda: pipeline.examine(made, run, sources_of(made, run))):
+    for begin in (
+        lambda: pipeline.run(made, run, lambda _line: None, force=True),
+        lambda: pipeline.examine(made, run, sources_of(made, run)),
+    ):
         with pytest.raises(ModelError, match="apply_chat_template"):
             begin()
     assert not list(run.glob("stages/*"))

@@ -1,4 +1,5 @@
-"""The browser's queue against a server that really answers 503, 500, 409 or not at all: nothing that a rater gave is lost or hidden."""
+"""The browser's queue against a server that really answers 503, 500, 409 or not at all: nothing that a rater gave is
+lost or hidden."""
 
 import re
 import subprocess
@@ -22,7 +23,9 @@ class Faults:
     """The server's application with answers of its own for some paths, sent over real HTTP."""
 
     def __init__(self, app):
-        self.app, self.answers, self.asked = app, {}, []
+        self.app = app
+        self.answers = {}
+        self.asked = []
 
     async def __call__(self, scope, receive, send):
         path = scope.get("path", "")
@@ -31,7 +34,13 @@ class Faults:
         if not status:
             return await self.app(scope, receive, send)
         fields = {"content-type": "application/json" if body.startswith("{") else "text/html"} | headers
-        await send({"type": "http.response.start", "status": status, "headers": [(a.encode(), b.encode()) for a, b in fields.items()]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(a.encode(), b.encode()) for a, b in fields.items()],
+            }
+        )
         await send({"type": "http.response.body", "body": body.encode()})
 
 
@@ -84,7 +93,9 @@ def shows(page, where, words):
 
 
 def stored(page, kind):
-    return page.evaluate("kind => Object.keys(localStorage).filter(name => name.startsWith(`towpath/${kind}/`)).length", kind)
+    return page.evaluate(
+        "kind => Object.keys(localStorage).filter(name => name.startsWith(`towpath/${kind}/`)).length", kind
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +141,9 @@ def test_what_the_server_cannot_take_is_set_aside_and_shown(served, store, axe):
     page.keyboard.type("Because of the lock")
     page.keyboard.press("Control+Enter")
     page.keyboard.press("1")
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first, timeout=30_000)
+    page.wait_for_function(
+        "before => document.getElementById('sheet').dataset.comparison !== before", arg=first, timeout=30_000
+    )
     assert "Not saved: A is much better" in page.inner_text("#said")
     assert page.inner_text("#unsaved") == "Could not be saved: 1 item"
     assert stored(page, "outbox") == 0
@@ -152,7 +165,9 @@ def test_what_the_server_cannot_take_is_set_aside_and_shown(served, store, axe):
 def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
     page, _ = served
     first = comparison(page)
-    shown = store.read(lambda c: c.exec_driver_sql(f"SELECT shown FROM seats WHERE comparison = '{first}' AND rater = 'ann'").scalar())
+    shown = store.read(
+        lambda c: c.exec_driver_sql(f"SELECT shown FROM seats WHERE comparison = '{first}' AND rater = 'ann'").scalar()
+    )
     other = verdicts.Given("from-another-device", first, "ann", verdicts.Said("right"))
     store.later(verdicts.judge, other, 2_000_000_000.0).result()
     page.keyboard.press("1")
@@ -236,7 +251,12 @@ def test_a_database_that_is_restarted_under_a_rater_loses_nothing(postgres_serve
 
     def run(*words):
         user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        subprocess.run([*user, control, "-D", folder / "data", "-w", "-l", folder / "log", *words], check=True, stdout=subprocess.DEVNULL, cwd="/")
+        subprocess.run(
+            [*user, control, "-D", folder / "data", "-w", "-l", folder / "log", *words],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+        )
 
     with Store.open(new_database(postgres_server)) as store:
         fill(store)
@@ -250,7 +270,11 @@ def test_a_database_that_is_restarted_under_a_rater_loses_nothing(postgres_serve
                 shows(page, "waiting", "the server is away")
                 assert "postgresql" not in page.inner_text("body")
                 run("-o", options, "start")
-                page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=given[-1], timeout=60_000)
+                page.wait_for_function(
+                    "before => document.getElementById('sheet').dataset.comparison !== before",
+                    arg=given[-1],
+                    timeout=60_000,
+                )
             assert [j.comparison for j in store.judgements()] == given
             assert answers(page)
             page.context.close()

@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 import pytest
 from scripted import CASE, Kept, one, said, served
 
-from towpath import outside
+from towpath import network
 from towpath.errors import RecipeError, ResourceError, RewardError
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import judge_pairs
 from towpath.rewards import sources
-from towpath.store import place
+from towpath.store import location
 
 
 @contextmanager
@@ -48,17 +48,22 @@ def _quick(monkeypatch):
 
 def test_a_reward_endpoint_without_end_is_cut_off():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with saying(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536) as address, pytest.raises(RewardError, match="more than 4194304 bytes"):
+    with (
+        saying(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536) as address,
+        pytest.raises(RewardError, match="more than 4194304 bytes"),
+    ):
         sources.named(f"{address}/score")(["p"], ["a"])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64_000
 
 
-@pytest.mark.parametrize("opening", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"], ids=["headers", "body"])
+@pytest.mark.parametrize(
+    "opening", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"], ids=["headers", "body"]
+)
 def test_a_server_that_drips_headers_or_body_has_one_deadline(opening):
-    client = outside.Client(0.5)
+    client = network.Client(0.5)
     with saying(opening, b"x: y\r\n", pause=0.05) as address:
         begun = time.monotonic()
-        with pytest.raises(outside.BrokenOff, match=r"in 0\.5 s"):
+        with pytest.raises(network.BrokenOff, match=r"in 0\.5 s"):
             client.post(address, b"{}")
         assert time.monotonic() - begun < 1.5
 
@@ -74,19 +79,30 @@ def test_a_judge_that_drips_headers_is_given_up():
 
 def test_redirects_are_not_followed():
     reply = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
-    with saying(reply, b"") as address, pytest.raises(RewardError, match=r"307 to http://127\.0\.0\.1:1/, which is not followed"):
+    with (
+        saying(reply, b"") as address,
+        pytest.raises(RewardError, match=r"307 to http://127\.0\.0\.1:1/, which is not followed"),
+    ):
         sources.named(f"{address}/score")(["p"], ["a"])
 
 
 def test_a_compressed_bomb_is_not_unpacked():
-    with saying(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n", b"\x1f\x8b" * 100) as address, pytest.raises(RewardError, match="compressed"):
+    with (
+        saying(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n", b"\x1f\x8b" * 100) as address,
+        pytest.raises(RewardError, match="compressed"),
+    ):
         sources.named(f"{address}/score")(["p"], ["a"])
 
 
 FORBIDDEN = [
-    "http://169.254.169.254/latest/meta-data", "http://[fe80::1]/x", "http://[fd00:ec2::254]/", "http://2852039166/", "http://0xa9.0xfe.43518/",
-    "http://[::ffff:169.254.169.254]/", "http://100.100.100.200/",
-]  # fmt: skip
+    "http://169.254.169.254/latest/meta-data",
+    "http://[fe80::1]/x",
+    "http://[fd00:ec2::254]/",
+    "http://2852039166/",
+    "http://0xa9.0xfe.43518/",
+    "http://[::ffff:169.254.169.254]/",
+    "http://100.100.100.200/",
+]
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
@@ -99,20 +115,27 @@ def test_link_local_and_metadata_addresses_are_refused_before_a_run_begins(addre
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 def test_a_name_that_leads_to_such_an_address_is_never_asked(address, monkeypatch):
-    monkeypatch.setattr(outside, "require_allowed_literal", lambda _address: None)  # as where a name stands in its place
+    monkeypatch.setattr(
+        network, "require_allowed_literal", lambda _address: None
+    )  # as where a name stands in its place
     with pytest.raises(RewardError, match="link-local or metadata"):
         sources.named(address)(["p"], ["a"])
     with pytest.raises(ResourceError, match="link-local or metadata"):
         list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], Kept()))
 
 
-@pytest.mark.parametrize("address", ["http://localhost:8000/v1", "http://10.0.0.7/v1", "http://[::1]:8000/v1", "https://judge.example.org/v1"])
+@pytest.mark.parametrize(
+    "address",
+    ["http://localhost:8000/v1", "http://10.0.0.7/v1", "http://[::1]:8000/v1", "https://judge.example.org/v1"],
+)
 def test_servers_of_a_teams_own_network_are_allowed(address):
-    outside.require_allowed_literal(address)
+    network.require_allowed_literal(address)
 
 
 def test_half_a_character_from_a_judge_ends_nothing():
-    with served(lambda _request, _number: {"choices": [{"message": {"content": said("first", explanation="\ud800 it says")}}]}) as server:
+    with served(
+        lambda _request, _number: {"choices": [{"message": {"content": said("first", explanation="\ud800 it says")}}]}
+    ) as server:
         found = one(server)
     assert found.details["verdicts"]
     json.dumps(found.details, ensure_ascii=False).encode()
@@ -120,7 +143,11 @@ def test_half_a_character_from_a_judge_ends_nothing():
 
 def test_a_key_that_a_server_echoes_is_hidden(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
-    with served(lambda _request, _number: {"choices": [{"message": {"content": said("first", explanation="your key is sk-very-secret")}}]}) as server:
+    with served(
+        lambda _request, _number: {
+            "choices": [{"message": {"content": said("first", explanation="your key is sk-very-secret")}}]
+        }
+    ) as server:
         found = one(server, api_key="env:JUDGE_KEY")
     assert "sk-very-secret" not in json.dumps(found.details)
     assert "[key]" in json.dumps(found.details)
@@ -129,11 +156,11 @@ def test_a_key_that_a_server_echoes_is_hidden(monkeypatch):
 def test_a_password_in_store_url_is_refused_and_a_reference_taken(tmp_path, monkeypatch):
     url = "postgresql+psycopg://towpath:hunter2@db.example.org/ledger"
     with pytest.raises(RecipeError) as refused:
-        place.of(tmp_path, url)
+        location.of(tmp_path, url)
     assert "hunter2" not in str(refused.value)
     for hidden in ("postgresql+psycopg://u@h/db?password=hunter2", "postgresql+psycopg://u@h/db?sslpassword=hunter2"):
         with pytest.raises(RecipeError, match="holds a password"):
-            place.of(tmp_path, hidden)
+            location.of(tmp_path, hidden)
     monkeypatch.setenv("LEDGER", url)
-    assert place.of(tmp_path, "env:LEDGER") == url
-    assert place.of(tmp_path, "postgresql+psycopg://towpath@db.example.org/ledger").endswith("/ledger")
+    assert location.of(tmp_path, "env:LEDGER") == url
+    assert location.of(tmp_path, "postgresql+psycopg://towpath@db.example.org/ledger").endswith("/ledger")

@@ -1,4 +1,5 @@
-"""Runs on data that no bundled recipe has: no gate is judged by the bundled recipes' rubric, and every place says so first."""
+"""Runs on data that no bundled recipe has: no gate is judged by the bundled recipes' rubric, and every place says so
+first."""
 
 import json
 from pathlib import Path
@@ -6,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from towpath import export, pipeline, preflight, recipe, report
+from towpath import recipe
 from towpath.data import bundled, sources
 from towpath.data.sources import Corpus
 from towpath.evals.evaluator import evaluator
 from towpath.records import Demonstration, Prompt
+from towpath.run import export, pipeline, preflight
+from towpath.view.report import report
 
 pytestmark = pytest.mark.slow
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -59,7 +62,13 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def german_pairs() -> list[tuple[str, str, str]]:
     fruits = ["Apfel", "Birne", "Kirsche", "Pflaume", "Traube", "Quitte", "Feige", "Melone"]
-    asked = ["Wie lagere ich {}?", "Wann wird {} reif?", "Was koste ich mit {}?", "Warum mag man {}?", "Wer pflanzt {}?"]
+    asked = [
+        "Wie lagere ich {}?",
+        "Wann wird {} reif?",
+        "Was koste ich mit {}?",
+        "Warum mag man {}?",
+        "Wer pflanzt {}?",
+    ]
     pairs = []
     for i, fruit in enumerate(fruits):
         for j, question in enumerate(asked):
@@ -75,7 +84,8 @@ def harmless_pairs() -> list[tuple[str, str, str]]:
     pairs = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line) if line.startswith('{"chosen"') else {}
-        chosen, rejected = str(row.get("chosen", "")), str(row.get("rejected", ""))
+        chosen = str(row.get("chosen", ""))
+        rejected = str(row.get("rejected", ""))
         if chosen.count("\n\nHuman:") != 1 or not rejected.startswith(chosen.split("\n\nAssistant:")[0]):
             continue
         prompt, better = chosen.removeprefix("\n\nHuman:").split("\n\nAssistant:", 1)
@@ -90,9 +100,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """A finished run on own data with recorded preferences, and what it said."""
     folder = tmp_path_factory.mktemp("own") / "run"
     pairs = request.param()
-    write_rows(folder / "data/prompts/own.jsonl", [{"prompt": prompt} for prompt in dict.fromkeys(p for p, _, _ in pairs)])
+    write_rows(
+        folder / "data/prompts/own.jsonl", [{"prompt": prompt} for prompt in dict.fromkeys(p for p, _, _ in pairs)]
+    )
     write_rows(folder / "data/demonstrations/own.jsonl", [{"prompt": p, "response": better} for p, better, _ in pairs])
-    write_rows(folder / "data/preferences/own.jsonl", [{"prompt": p, "chosen": better, "rejected": worse} for p, better, worse in pairs])
+    write_rows(
+        folder / "data/preferences/own.jsonl",
+        [{"prompt": p, "chosen": better, "rejected": worse} for p, better, worse in pairs],
+    )
     (folder / "recipe.toml").write_text(RECIPE)
     said: list[str] = []
     pipeline.run(recipe.load(folder), folder, said.append)
@@ -103,7 +118,9 @@ def test_gates_without_a_judge_are_undecided_and_stop_nothing(run: tuple[Path, l
     folder, said = run
     verdicts = {v.gate: v for v in pipeline.judged(recipe.load(folder), folder)}
     for gate in ("sft", "evaluate"):
-        assert verdicts[gate].verdict == "UNDECIDED" and verdicts[gate].value is None and verdicts[gate].interval is None
+        assert (
+            verdicts[gate].verdict == "UNDECIDED" and verdicts[gate].value is None and verdicts[gate].interval is None
+        )
         assert f"gate {gate}: UNDECIDED  no evaluation judge fits this data" in said
 
 
@@ -114,9 +131,16 @@ def test_check_status_summary_report_and_card_say_so_first(run: tuple[Path, list
     assert FIRST.lower() in preflight.lines(findings).splitlines()[0]
     assert pipeline.status_lines(pipeline.status(settings, folder))[0].startswith(FIRST)
     summary = json.loads((folder / "reports/summary.json").read_text())
-    assert next(iter(summary)) == "outcome" and summary["outcome"].startswith(FIRST) and summary["evaluation_judge"] is None
+    assert (
+        next(iter(summary)) == "outcome"
+        and summary["outcome"].startswith(FIRST)
+        and summary["evaluation_judge"] is None
+    )
     for stage in ("sft", "evaluate"):
-        assert summary["stages"][stage]["gate"]["verdict"] == "UNDECIDED" and summary["stages"][stage]["gate"]["value"] is None
+        assert (
+            summary["stages"][stage]["gate"]["verdict"] == "UNDECIDED"
+            and summary["stages"][stage]["gate"]["value"] is None
+        )
     page = (folder / "reports/report.html").read_text(encoding="utf-8")
     assert FIRST in page[page.index("<body") :][:2500]
     assert "judged by the written rubric" not in page
@@ -137,7 +161,12 @@ def test_only_a_bundled_recipes_own_data_is_judged_by_the_rubric() -> None:
     folder = bundled.recipes_folder() / "quickstart"
     first = json.loads((folder / "prompts/cooking.jsonl").read_text().splitlines()[0])["prompt"]
     shown = json.loads((folder / "demonstrations/cooking.jsonl").read_text().splitlines()[0])
-    ours = Corpus((Prompt("a", first), Prompt("b", f" {first.upper()} ")), (Demonstration("d", shown["prompt"], shown["response"]),))
+    ours = Corpus(
+        (Prompt("a", first), Prompt("b", f" {first.upper()} ")),
+        (Demonstration("d", shown["prompt"], shown["response"]),),
+    )
     assert evaluator(ours) == "rubric"
-    assert evaluator(Corpus((*ours.prompts, Prompt("c", "How do I sort a list in place?")), ours.demonstrations)) is None
+    assert (
+        evaluator(Corpus((*ours.prompts, Prompt("c", "How do I sort a list in place?")), ours.demonstrations)) is None
+    )
     assert evaluator(Corpus(ours.prompts, (Demonstration("d", shown["prompt"], "Another answer."),))) is None

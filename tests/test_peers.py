@@ -1,6 +1,8 @@
-"""Loss and gradient of a whole step beside the libraries users come from: the same rows, the same weights, their code and ours.
+"""Loss and gradient of a whole step beside the libraries users come from: the same rows, the same weights, their
+code and ours.
 
 Needs the environments that `make bench` makes; without them there is nothing to compare with.
+
 """
 
 import json
@@ -20,11 +22,21 @@ SHAPE = {"layers": 2, "width": 64, "heads": 4, "inner": 128, "vocabulary": 512}
 
 def step_of(implementation: str, workload: dict, folder: Path) -> dict[str, float]:
     """Loss and gradient norm of one step of eight rows or pairs, in float32."""
-    path, out = folder / "workload.json", folder / f"{implementation}.json"
+    path = folder / "workload.json"
+    out = folder / f"{implementation}.json"
     path.write_text(json.dumps(workload))
-    command = [python_of(implementation), "-m", f"benchmarks.implementations.{implementation}", path, prepared(SHAPE, folder / "models"), out]
+    command = [
+        python_of(implementation),
+        "-m",
+        f"benchmarks.implementations.{implementation}",
+        path,
+        prepared(SHAPE, folder / "models"),
+        out,
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(out.read_text())["numbers"]
 
@@ -34,7 +46,14 @@ def step_of(implementation: str, workload: dict, folder: Path) -> dict[str, floa
 def test_a_step_has_the_loss_and_the_gradient_that_trl_gives_it(task: str, tmp_path: Path):
     if python_of("trl") == sys.executable:
         pytest.skip("no environment with TRL: `make bench` makes it")
-    workload = {"task": task, "model": SHAPE, "prompts": 8, "row_tokens": [8, 32], "minibatch": 8, "precision": "float32"}
+    workload = {
+        "task": task,
+        "model": SHAPE,
+        "prompts": 8,
+        "row_tokens": [8, 32],
+        "minibatch": 8,
+        "precision": "float32",
+    }
     ours, theirs = (step_of(name, workload, tmp_path) for name in ("towpath", "trl"))
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
     assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)

@@ -4,13 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from towpath import pipeline
 from towpath.data.sources import Corpus
 from towpath.feedback import simulated
 from towpath.recipe import Recipe
 from towpath.records import Prompt
+from towpath.run import pipeline
 
-BUNDLED = Corpus((Prompt("a", "Is it safe to eat raw cookie dough?"), Prompt("b", "Should I wash mushrooms before cooking them?", split="heldout")))
+BUNDLED = Corpus(
+    (
+        Prompt("a", "Is it safe to eat raw cookie dough?"),
+        Prompt("b", "Should I wash mushrooms before cooking them?", split="heldout"),
+    )
+)
 OWN = Corpus((Prompt("a", "Why?"), Prompt("b", "How?", split="heldout")))
 
 

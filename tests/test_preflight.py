@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from towpath import model_checks, preflight, recipe, sizes
-from towpath.config import check, override
+from towpath import recipe
 from towpath.data import sources
 from towpath.data.chat import Chat
 from towpath.data.sources import Corpus
 from towpath.errors import DataError, ModelError, RecipeError
 from towpath.models import base
 from towpath.recipe import Data, Recipe
+from towpath.recipe.reader import check, override
 from towpath.records import Demonstration, Finding, Prompt
+from towpath.run import model_checks, preflight, sizes
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -44,7 +45,9 @@ def chat() -> Chat:
 
 def said(**values: Any) -> Recipe:
     """The default recipe with values such as policy__batch=8."""
-    return check(Recipe, override({}, [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items()]), "test")
+    return check(
+        Recipe, override({}, [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items()]), "test"
+    )
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -132,7 +135,10 @@ def test_a_weight_of_a_domain_nobody_has_is_named(run: Path, corpus: Corpus, cha
 
 @pytest.mark.parametrize(("rate", "words"), [(2.1e-5, "feed back"), (4.9e-6, "hardly move")])
 def test_the_policy_learns_ten_to_forty_times_slower(rate: float, words: str) -> None:
-    assert words in found(preflight._rates(said(policy__learning_rate=rate), False), "learning-rate-ratio", "warning").cause
+    assert (
+        words
+        in found(preflight._rates(said(policy__learning_rate=rate), False), "learning-rate-ratio", "warning").cause
+    )
     for usual in (2e-5, 5e-6):
         none(preflight._rates(said(policy__learning_rate=usual), False), "learning-rate-ratio")
 
@@ -153,7 +159,9 @@ def test_rates_of_different_methods_are_not_compared() -> None:
         ({"preferences__prompts": 100}, "labels", "100 prompts give at most 120 comparisons"),
     ],
 )
-def test_arithmetic_that_cannot_work_is_refused(run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], code: str, words: str) -> None:
+def test_arithmetic_that_cannot_work_is_refused(
+    run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], code: str, words: str
+) -> None:
     findings = preflight.check(said(**values), run, corpus, chat)
     assert words in found(findings, code, "error").evidence
     with pytest.raises((RecipeError, DataError), match="--force"):
@@ -162,22 +170,34 @@ def test_arithmetic_that_cannot_work_is_refused(run: Path, corpus: Corpus, chat:
 
 
 @pytest.mark.parametrize(
-    "values", [{"policy__batch": 64}, {"policy__rollout": 810}, {"sft__batch": 300}, {"preferences__min_labels": 1030}, {"preferences__prompts": 167}]
+    "values",
+    [
+        {"policy__batch": 64},
+        {"policy__rollout": 810},
+        {"sft__batch": 300},
+        {"preferences__min_labels": 1030},
+        {"preferences__prompts": 167},
+    ],
 )
 def test_arithmetic_that_just_works_passes(run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any]) -> None:
     assert [f for f in preflight.check(said(**values), run, corpus, chat) if f.severity == "error"] == []
 
 
 @pytest.mark.parametrize(
-    ("algo", "epochs", "told"), [("grpo", 3, True), ("rloo", 4, True), ("reinforce", 9, True), ("grpo", 2, False), ("ppo", 4, False)]
+    ("algo", "epochs", "told"),
+    [("grpo", 3, True), ("rloo", 4, True), ("reinforce", 9, True), ("grpo", 2, False), ("ppo", 4, False)],
 )
 def test_many_passes_over_a_rollout_are_for_algorithms_with_a_critic(algo: str, epochs: int, told: bool) -> None:
     findings = list(preflight._groups(said(policy__algo=algo, policy__epochs=epochs, policy__group=4).policy))
     assert [(f.code, f.severity) for f in findings] == [("epochs", "warning")] * told
 
 
-@pytest.mark.parametrize(("algo", "group", "epochs"), [("ppo", 1, 4), ("grpo", 4, 1), ("rloo", 4, 1), ("reinforce", 1, 1), ("dpo", 1, 4)])
-def test_to_name_an_algorithm_is_enough(run: Path, corpus: Corpus, chat: Chat, algo: str, group: int, epochs: int) -> None:
+@pytest.mark.parametrize(
+    ("algo", "group", "epochs"), [("ppo", 1, 4), ("grpo", 4, 1), ("rloo", 4, 1), ("reinforce", 1, 1), ("dpo", 1, 4)]
+)
+def test_to_name_an_algorithm_is_enough(
+    run: Path, corpus: Corpus, chat: Chat, algo: str, group: int, epochs: int
+) -> None:
     recipe = said(policy__algo=algo)
     assert (recipe.policy.group, recipe.policy.epochs) == (group, epochs)
     assert not {"group", "epochs"} & {f.code for f in preflight.check(recipe, run, corpus, chat)}
@@ -195,7 +215,11 @@ def test_few_heldout_prompts_are_told_with_their_interval(run: Path, corpus: Cor
 
 
 def test_few_heldout_pairs_are_told(run: Path, corpus: Corpus, chat: Chat) -> None:
-    few = found(preflight.check(said(preferences__prompts=100, preferences__min_labels=50), run, corpus, chat), "pairs-few", "warning")
+    few = found(
+        preflight.check(said(preferences__prompts=100, preferences__min_labels=50), run, corpus, chat),
+        "pairs-few",
+        "warning",
+    )
     assert "30 of 120 pairs" in few.evidence
     people = preflight.check(said(preferences__raters="people", preferences__min_labels=100), run, corpus, chat)
     assert "25 of 100" in found(people, "pairs-few", "warning").evidence
@@ -208,7 +232,11 @@ def test_long_prompts_are_named_and_refused(run: Path, corpus: Corpus, chat: Cha
     assert told.startswith("12 prompts") and "long-0 (" in told and "long-9 (" in told and "long-10" not in told
     length = max(len(chat.prompt(p.prompt)) for p in long)
     none(preflight.check(said(data__max_prompt_tokens=length), run, more, chat), "prompt-length")
-    found(preflight.check(said(data__max_prompt_tokens=length - 1), run, replace(corpus, safety=(long[-1],)), chat), "prompt-length", "error")
+    found(
+        preflight.check(said(data__max_prompt_tokens=length - 1), run, replace(corpus, safety=(long[-1],)), chat),
+        "prompt-length",
+        "error",
+    )
 
 
 def test_prompts_must_leave_room_in_the_context_for_an_answer(run: Path, corpus: Corpus, chat: Chat) -> None:
@@ -254,7 +282,9 @@ def test_a_changed_template_is_noticed(corpus: Corpus, chat: Chat) -> None:
 def test_special_tokens_in_text_must_stay_text(corpus: Corpus, chat: Chat) -> None:
     chat._encoder._backend.encode_special_tokens = False
     chat._encoder.controls.clear()
-    assert "special tokens in a user's text" in found(model_checks.of_template(chat, corpus), "template", "error").evidence
+    assert (
+        "special tokens in a user's text" in found(model_checks.of_template(chat, corpus), "template", "error").evidence
+    )
 
 
 def test_rows_that_hold_special_tokens_are_named(corpus: Corpus, chat: Chat) -> None:
@@ -265,10 +295,17 @@ def test_rows_that_hold_special_tokens_are_named(corpus: Corpus, chat: Chat) -> 
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{% for m in messages %}{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}A:{% endif %}", "writes a prompt otherwise"),
-        ("{% for m in messages %}A:{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}A:{% endif %}", "ends an answer with '</s>'"),
         (
-            "{% for m in messages %}{% if m['role'] != 'user' %}{{ raise_exception('no') }}{% endif %}{{ m['content'] }}{% endfor %}",
+            "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
+            "writes a prompt otherwise",
+        ),
+        (
+            "{% for m in messages %}A:{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
+            "ends an answer with '</s>'",
+        ),
+        (
+            "{% for m in messages %}{% if m['role'] != 'user' %}{{ raise_exception('no') }}{% endif %}{{ "
+            "m['content'] }}{% endfor %}",
             "cannot write an answer",
         ),
     ],
@@ -300,7 +337,10 @@ def test_a_safety_set_needs_both_kinds_and_its_twins(run: Path, corpus: Corpus, 
     harmful = replace(corpus, safety=tuple(p for p in corpus.safety if p.harmful))
     told = [f.evidence for f in preflight.check(said(), run, harmful, chat) if f.code == "safety-set"]
     assert len(told) == 2 and "no harmless" in told[0] and "42 prompts" in told[1]
-    assert "no safety set" in found(preflight.check(said(), run, replace(corpus, safety=()), chat), "safety-set", "warning").evidence
+    assert (
+        "no safety set"
+        in found(preflight.check(said(), run, replace(corpus, safety=()), chat), "safety-set", "warning").evidence
+    )
 
 
 def test_other_decoding_in_evaluation_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
@@ -332,7 +372,9 @@ def test_the_size_is_read_from_the_files_of_a_model() -> None:
 def test_the_size_of_a_model_in_several_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"vocab_size": 5}')
     for number, shape in enumerate(([3, 4], [7])):
-        header = json.dumps({"__metadata__": {"format": "pt"}, f"w{number}": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+        header = json.dumps(
+            {"__metadata__": {"format": "pt"}, f"w{number}": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+        ).encode()
         (tmp_path / f"model-{number}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     assert sizes.model_size(tmp_path) == sizes.Size(19, 7, None, 5)
     assert sizes.model_size(tmp_path / "none") == sizes.Size()
@@ -378,13 +420,23 @@ def test_several_errors_are_told_in_one() -> None:
 
 
 def test_lines_put_the_worst_first() -> None:
-    text = preflight.lines([Finding("a", "info", "one"), Finding("b", "error", "two", "why", "mend"), Finding("c", "warning", "three", "so")])
+    text = preflight.lines(
+        [
+            Finding("a", "info", "one"),
+            Finding("b", "error", "two", "why", "mend"),
+            Finding("c", "warning", "three", "so"),
+        ]
+    )
     assert text == "ERROR b: two\n  cause: why\n  fix:   mend\nWARNING c: three\n  cause: so\nINFO a: one"
 
 
 def test_one_key_of_a_gate_leaves_its_other_keys_as_they_were():
     settings = check(Recipe, {"gates": {"reward": {"action": "warn"}, "safety": {"action": "warn"}}}, "test")
-    assert (settings.gates.reward.threshold, settings.gates.safety.threshold, settings.gates.evaluate.threshold) == (0.85, 0.05, 0.7)
+    assert (settings.gates.reward.threshold, settings.gates.safety.threshold, settings.gates.evaluate.threshold) == (
+        0.85,
+        0.05,
+        0.7,
+    )
     assert settings.gates.reward.action == "warn"
 
 
@@ -404,17 +456,24 @@ JUDGE = {"judge__base_url": "http://localhost:1/v1", "judge__model": "m"}
         ({"preferences__raters": "judge"}, "judge.base_url = ''"),
         ({"preferences__raters": "judge", **JUDGE, "judge__api_key": "sk-1234"}, "judge.api_key holds the key itself"),
         ({"preferences__raters": "blend", **JUDGE, "preferences__audit": 0.05}, "preferences.audit = 0.05"),
-        ({"preferences__raters": "blend", **JUDGE, "preferences__people": 0.1, "preferences__audit": 0.2}, "preferences.people = 0.1"),
+        (
+            {"preferences__raters": "blend", **JUDGE, "preferences__people": 0.1, "preferences__audit": 0.2},
+            "preferences.people = 0.1",
+        ),
         ({"preferences__raters": "recorded"}, "data.preferences = "),
         ({"preferences__raters": "recorded", "data__preferences": "", "rounds": 2}, "rounds = 2"),
     ],
 )
-def test_who_cannot_label_is_named_before_the_run(run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], evidence: str) -> None:
+def test_who_cannot_label_is_named_before_the_run(
+    run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], evidence: str
+) -> None:
     assert evidence in found(preflight.check(said(**values), run, corpus, chat), "raters", "error").evidence
 
 
 def test_a_judge_that_is_named_and_rules_that_are_rules_pass(run: Path, corpus: Corpus, chat: Chat) -> None:
     recipe_ = said(preferences__raters="blend", **JUDGE)
     none(preflight.check(recipe_, run, corpus, chat), "raters")
-    bad = recipe_.model_copy(update={"preferences": recipe_.preferences.model_copy(update={"rules": {"r": "open('x')"}})})
+    bad = recipe_.model_copy(
+        update={"preferences": recipe_.preferences.model_copy(update={"rules": {"r": "open('x')"}})}
+    )
     assert "open" in found(preflight.check(bad, run, corpus, chat), "raters", "error").evidence

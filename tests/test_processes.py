@@ -1,4 +1,5 @@
-"""A step divided over processes: each takes some of the groups, divides by the weight of all, and the gradients are added."""
+"""A step divided over processes: each takes some of the groups, divides by the weight of all, and the gradients are
+added."""
 
 from pathlib import Path
 
@@ -23,22 +24,33 @@ def batch_of(seed: int = 0) -> Batch:
     draw = np.random.default_rng(seed)
     rows = [Row(draw.integers(3, 250, int(n)), 3) for n in draw.integers(5, 24, 10)]
     shape = len(rows), max(len(row.ids) - row.start for row in rows)
-    columns = {name: torch.from_numpy(draw.normal(-2.0, 0.1, shape)).float() for name in ("old_logp", "ref_logp", "value", "returns")}
-    columns |= {"advantage": torch.from_numpy(draw.normal(size=shape)).float(), "reward": torch.from_numpy(draw.normal(size=len(rows))).float()}
+    columns = {
+        name: torch.from_numpy(draw.normal(-2.0, 0.1, shape)).float()
+        for name in ("old_logp", "ref_logp", "value", "returns")
+    }
+    columns |= {
+        "advantage": torch.from_numpy(draw.normal(size=shape)).float(),
+        "reward": torch.from_numpy(draw.normal(size=len(rows))).float(),
+    }
     return Batch(rows, columns, (2,) * 5)
 
 
 def gradient(name: str, model: str, share: slice, tokens_per_pass: int) -> dict[str, torch.Tensor]:
     """The gradient that one process has after its share of the groups."""
-    runtime, algo, cfg = Local(tokens_per_pass), ALGORITHMS[name], Policy(algo=name, group=2)
+    runtime = Local(tokens_per_pass)
+    algo = ALGORITHMS[name]
+    cfg = Policy(algo=name, group=2)
     runtime.add_trunk("base", base.load(model, torch.float32, "grouped"), lora=False)
     head = ScalarHead(runtime.trunks["base"].config.hidden_size)
     torch.nn.init.normal_(head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
     runtime.roles |= {"policy": Role(trains=("trunk",)), "critic": Role(head=head, trains=("head",))}
     runtime.start({"policy": 1e-3, "critic": 1e-3})
-    batch, knobs = batch_of(), {"kl_coef": 0.1, "policy_weight": 1.0}
+    batch = batch_of()
+    knobs = {"kl_coef": 0.1, "policy_weight": 1.0}
     weight = algo.weigh(batch, cfg)
-    runtime.forward_backward(algo.TRAINS, batch.take(np.arange(5)[share]), lambda out, part: algo.loss(out, part, cfg, knobs), weight)
+    runtime.forward_backward(
+        algo.TRAINS, batch.take(np.arange(5)[share]), lambda out, part: algo.loss(out, part, cfg, knobs), weight
+    )
     return {key: p.grad.clone() for key, p in runtime.trained().items() if p.grad is not None}
 
 
@@ -56,9 +68,12 @@ def work(rank: int, world: int, name: str, model: str, place: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_the_gradient_does_not_change_with_the_number_of_processes(tiny_folder: str, tmp_path: Path, name: str, world: int):
+def test_the_gradient_does_not_change_with_the_number_of_processes(
+    tiny_folder: str, tmp_path: Path, name: str, world: int
+):
     spawning.spawn(work, (world, name, tiny_folder, str(tmp_path)), nprocs=world)
-    together, alone = torch.load(tmp_path / "found.pt"), gradient(name, tiny_folder, slice(None), 10_000)
+    together = torch.load(tmp_path / "found.pt")
+    alone = gradient(name, tiny_folder, slice(None), 10_000)
     assert set(together) == set(alone)
     largest = max(float(part.abs().max()) for part in alone.values())
     assert largest > 1e-3

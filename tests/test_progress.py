@@ -32,7 +32,9 @@ def test_no_estimate_before_any_work_and_one_that_falls_after(clock: list[float]
     clock[0] += 30
     assert work.left() is None and work.line() == "samples 0 %"
     work.advance(3)
-    assert work.left() is None and work.line() == "samples 1 %", "what came before the first tokens says nothing of the pace"
+    assert work.left() is None and work.line() == "samples 1 %", (
+        "what came before the first tokens says nothing of the pace"
+    )
     lefts = []
     for _ in range(78):
         clock[0] += 1
@@ -76,7 +78,9 @@ def test_answers_that_end_early_count_as_done(tiny) -> None:
     plain = LocalEngine(tiny, eos=-1, pad=0).generate(requests)
     eos = plain[0].token_ids[4]
     seen: list[tuple[int, int]] = []
-    drawn = LocalEngine(tiny, eos=eos, pad=0).generate(requests, tick=lambda tokens, ended: seen.append((tokens, ended)))
+    drawn = LocalEngine(tiny, eos=eos, pad=0).generate(
+        requests, tick=lambda tokens, ended: seen.append((tokens, ended))
+    )
     assert any(d.finish == "stop" for d in drawn)
     assert sum(tokens for tokens, _ in seen) == sum(30 + i for i in range(8)) and sum(ended for _, ended in seen) == 8
     assert generate(LocalEngine(tiny, eos=eos, pad=0), requests, "answers") == drawn
@@ -86,9 +90,16 @@ def test_a_policy_step_shows_what_goes_on_inside(capsys, monkeypatch, tmp_path, 
     monkeypatch.setattr(showing, "INTERVAL", 0.005)
     prompts = [f"Say {number}." for number in range(20)]
     tp.train(
-        "ppo", model=tiny_folder, prompts=prompts, reward=lambda prompts, answers: [float(len(a)) for a in answers],
-        steps=2, rollout=16, max_new_tokens=16, folder=tmp_path, dtype="float32",
-    )  # fmt: skip
+        "ppo",
+        model=tiny_folder,
+        prompts=prompts,
+        reward=lambda prompts, answers: [float(len(a)) for a in answers],
+        steps=2,
+        rollout=16,
+        max_new_tokens=16,
+        folder=tmp_path,
+        dtype="float32",
+    )
     said = capsys.readouterr().err
     for phase in ("rollout", "scoring by reference", "update", "validation answers"):
         assert re.search(rf"ppo \d/2.*; {phase} \d+ %", said), phase
@@ -108,7 +119,9 @@ print("done")
 """
     leader, follower = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
-    child = subprocess.Popen([sys.executable, "-c", code], stderr=follower, stdout=subprocess.PIPE, env=environment, close_fds=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=follower, stdout=subprocess.PIPE, env=environment, close_fds=True
+    )
     os.close(follower)
     shown = b""
     while True:

@@ -31,20 +31,48 @@ def block(language: str) -> str:
 def certificate(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", f"/CN={NAME}",
-         "-addext", f"subjectAltName=DNS:{NAME}", "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={NAME}",
+            "-addext",
+            f"subjectAltName=DNS:{NAME}",
+            "-keyout",
+            folder / "key.pem",
+            "-out",
+            folder / "cert.pem",
+        ],
+        check=True,
+        capture_output=True,
+    )
     return folder
 
 
 @contextmanager
 def nginx(folder: Path, certificate: Path, port: int, behind: int):
-    server = block("nginx").replace("listen 443", f"listen 127.0.0.1:{port}").replace("127.0.0.1:8000", f"127.0.0.1:{behind}")
+    server = (
+        block("nginx")
+        .replace("listen 443", f"listen 127.0.0.1:{port}")
+        .replace("127.0.0.1:8000", f"127.0.0.1:{behind}")
+    )
     server = re.sub(r"(ssl_certificate\s+)\S+;", rf"\g<1>{certificate}/cert.pem;", server)
     server = re.sub(r"(ssl_certificate_key\s+)\S+;", rf"\g<1>{certificate}/key.pem;", server)
-    temporary = " ".join(f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    text = f"daemon off; pid {folder}/pid; error_log {folder}/error.log;\nevents {{}}\nhttp {{ access_log off; {temporary}\n{server}}}\n"
+    temporary = " ".join(
+        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    text = (
+        f"daemon off; pid {folder}/pid; error_log {folder}/error.log;\nevents {{}}\nhttp {{ access_log off; "
+        f"{temporary}\n{server}}}\n"
+    )
     (folder / "nginx.conf").write_text(text)
     with program("nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), port=port):
         yield
@@ -53,9 +81,12 @@ def nginx(folder: Path, certificate: Path, port: int, behind: int):
 @contextmanager
 def caddy(folder: Path, certificate: Path, port: int, behind: int):
     site = block("caddyfile").replace(
-        f"{NAME} {{", f"https://{NAME}:{port} {{\n    bind 127.0.0.1\n    tls {certificate}/cert.pem {certificate}/key.pem"
+        f"{NAME} {{",
+        f"https://{NAME}:{port} {{\n    bind 127.0.0.1\n    tls {certificate}/cert.pem {certificate}/key.pem",
     )
-    (folder / "Caddyfile").write_text("{\n    admin off\n    auto_https off\n}\n" + site.replace("127.0.0.1:8000", f"127.0.0.1:{behind}"))
+    (folder / "Caddyfile").write_text(
+        "{\n    admin off\n    auto_https off\n}\n" + site.replace("127.0.0.1:8000", f"127.0.0.1:{behind}")
+    )
     with program("caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile"), port=port):
         yield
 
@@ -89,7 +120,9 @@ def site(request, tmp_path, certificate):
     with Store.open(tmp_path / "towpath.db") as store:
         fill(store)
         run = short_run(tmp_path / "run")
-        server, door = serving.prepared(store, True, outside=serving.Outside(names=(NAME,), proxies=("127.0.0.1",)), run=run)
+        server, door = serving.prepared(
+            store, True, outside=serving.Outside(names=(NAME,), proxies=("127.0.0.1",)), run=run
+        )
         for name, role in (("olga", "owner"), ("ann", "rater")):
             store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
         with serving.listening("127.0.0.1", 0) as place:
@@ -109,11 +142,21 @@ def visitor(site, **headers: str) -> httpx.Client:
 
     class Local(httpx.HTTPTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
-            url, extensions = request.url.copy_with(host="127.0.0.1", port=port), request.extensions | {"sni_hostname": NAME}
-            return super().handle_request(httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions))
+            url = request.url.copy_with(host="127.0.0.1", port=port)
+            extensions = request.extensions | {"sni_hostname": NAME}
+            return super().handle_request(
+                httpx.Request(
+                    request.method, url, headers=request.headers, stream=request.stream, extensions=extensions
+                )
+            )
 
     here = f"https://{NAME}:{port}"
-    return httpx.Client(base_url=here, transport=Local(verify=context), headers={"origin": here, "accept": "application/json", **headers}, timeout=30)
+    return httpx.Client(
+        base_url=here,
+        transport=Local(verify=context),
+        headers={"origin": here, "accept": "application/json", **headers},
+        timeout=30,
+    )
 
 
 def sign_in(browser: httpx.Client, name: str, password: str = PASSWORD) -> httpx.Response:
@@ -131,13 +174,18 @@ def test_people_sign_in_and_rate_over_tls(site):
         body = {"key": "key-one-1", "comparison": seat["comparison"], "side": "left"}
         assert ann.post("/rate/judge", json=body).json()["judgements"] == 1
         assert ann.post("/rate/judge", json=body, headers={"origin": "https://evil.example"}).status_code == 403
-        assert ann.post("/rate/write", content=b"x" * 1_100_000, headers={"content-type": "application/json"}).status_code == 413
+        assert (
+            ann.post("/rate/write", content=b"x" * 1_100_000, headers={"content-type": "application/json"}).status_code
+            == 413
+        )
 
 
 def test_a_claimed_address_is_not_believed(site):
     with visitor(site) as attacker:
         told = [
-            attacker.post("/sign-in", data={"name": "ann", "password": "wrong"}, headers={"x-forwarded-for": f"198.51.100.{n}"}).status_code
+            attacker.post(
+                "/sign-in", data={"name": "ann", "password": "wrong"}, headers={"x-forwarded-for": f"198.51.100.{n}"}
+            ).status_code
             for n in range(8)
         ]
         assert 429 in told

@@ -18,7 +18,7 @@ from sqlalchemy import event, select, text
 import towpath
 from towpath.errors import DataError, ResourceError
 from towpath.records import Comparison, Completion, Judgement, Prompt
-from towpath.store import figures, ledger, people, rating, schema, settings, sides, verdicts
+from towpath.store import ledger, people, rater_stats, rating, schema, settings, sides, verdicts
 from towpath.store.rating import Gold, Group, Seat, Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
@@ -30,7 +30,13 @@ NOW = 1_800_000_000.0
 
 def fill(store, pairs=PAIRS):
     store.add_prompts([Prompt(f"p{i}", f"Why {i}?", domain="home" if i % 2 else "work") for i in range(pairs)])
-    store.add_completions([Completion(f"s1.p{i}.{k}", f"p{i}", "sft", f"{i} {k}", (1,), (-0.1,), "stop") for i in range(pairs) for k in range(5)])
+    store.add_completions(
+        [
+            Completion(f"s1.p{i}.{k}", f"p{i}", "sft", f"{i} {k}", (1,), (-0.1,), "stop")
+            for i in range(pairs)
+            for k in range(5)
+        ]
+    )
     store.add_comparisons([Comparison(f"k{i:02}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(pairs)])
 
 
@@ -81,7 +87,8 @@ def test_the_most_urgent_come_first_and_then_those_that_wait_longest(store):
 
 def test_two_raters_never_sit_at_one_pair_unless_that_is_wanted(store):
     store.add_tasks([*tasks(4), Task("k09", "home", seats=2)])
-    ann, bob = sit(store, "ann"), sit(store, "bob")
+    ann = sit(store, "ann")
+    bob = sit(store, "bob")
     assert ann.comparison != bob.comparison
     judge(store, ann)
     judge(store, bob)
@@ -102,7 +109,8 @@ def test_an_order_is_drawn_for_each_rater_and_kept_over_reload_and_expiry(store)
 
 
 @pytest.mark.parametrize(
-    ("side", "shown", "choice"), [("left", "ab", "a"), ("left", "ba", "b"), ("right", "ab", "b"), ("right", "ba", "a"), ("tie", "ba", "tie")]
+    ("side", "shown", "choice"),
+    [("left", "ab", "a"), ("left", "ba", "b"), ("right", "ab", "b"), ("right", "ba", "a"), ("tie", "ba", "tie")],
 )
 def test_a_side_is_the_answer_that_lay_there(side, shown, choice):
     assert sides.choice_of(side, shown) == choice
@@ -119,7 +127,13 @@ def test_what_is_judged_is_what_was_seen(store):
         chosen, other = (comparison.a, comparison.b) if said.choice == "a" else (comparison.b, comparison.a)
         assert store.completions()[chosen].text == left
         assert said.details == {"safety": {"choice": "b" if said.choice == "a" else "a", "strength": 1}}
-        assert (said.shown, said.kind, said.milliseconds, said.guideline, said.comment) == (seat.shown, "person", 900, "3", "so")
+        assert (said.shown, said.kind, said.milliseconds, said.guideline, said.comment) == (
+            seat.shown,
+            "person",
+            900,
+            "3",
+            "so",
+        )
         assert other != chosen
     assert {j.shown for j in store.judgements()} == {"ab", "ba"}
 
@@ -133,7 +147,7 @@ def test_a_lease_that_ran_out_goes_to_another_and_a_late_verdict_still_counts(st
     judge(store, late, "left", NOW + 3601)
     judge(store, taken, "right", NOW + 3602)
     assert [j.rater for j in store.judgements()] == ["ann", "bob"]
-    assert store.read(figures.figures, NOW).queues[0].done == 1
+    assert store.read(rater_stats.figures, NOW).queues[0].done == 1
 
 
 def test_a_verdict_told_twice_is_one_and_told_otherwise_is_refused(store):
@@ -169,7 +183,7 @@ def test_undo_takes_a_verdict_back_and_the_next_is_of_a_new_round(store):
     assert sit(store, "ann", NOW + 5).comparison == other.comparison
     assert [(j.comparison, j.round) for j in store.judgements()] == [(seat.comparison, 2)]
     assert store.counts()["judgements"] == 2
-    told = store.read(figures.figures, NOW + 5).raters[0]
+    told = store.read(rater_stats.figures, NOW + 5).raters[0]
     assert (told.judged, told.retracted) == (1, 1)
 
 
@@ -194,15 +208,15 @@ def test_a_flagged_pair_goes_to_the_owner_and_never_back_to_who_flagged_it(store
     assert [sit(store, name) for name in ("ann", "bob")] == ["empty", "empty"]
     with pytest.raises(DataError, match="have flagged"):
         judge(store, seat)
-    assert [row["reason"] for row in store.read(figures.flagged)] == ["no question"]
+    assert [row["reason"] for row in store.read(rater_stats.flagged)] == ["no question"]
     if how == "rate":
         store.later(verdicts.adjudicate, seat.comparison, "owner", NOW).result()
         judge(store, sit(store, "owner"))
     else:
         store.later(verdicts.settle_flags, seat.comparison, how).result()
-    assert store.read(figures.flagged) == []
+    assert store.read(rater_stats.flagged) == []
     assert sit(store, "ann") == "empty"
-    queue = store.read(figures.figures, NOW).queues[0]
+    queue = store.read(rater_stats.figures, NOW).queues[0]
     assert (queue.waiting, queue.done) == {"returned": (1, 0), "dropped": (0, 1), "rate": (0, 1)}[how]
     assert isinstance(sit(store, "bob"), Seat) == (how == "returned")
 
@@ -212,13 +226,15 @@ def test_a_flag_taken_back_is_no_flag(store):
     seat = sit(store, "ann")
     store.later(verdicts.flag, seat.comparison, "ann", "by mistake", NOW).result()
     undo(store, seat)
-    assert store.read(figures.flagged) == []
+    assert store.read(rater_stats.flagged) == []
     judge(store, sit(store, "ann"))
     assert len(store.judgements()) == 1
 
 
 def ranked(store, seat, places, key="rank-key"):
-    return store.later(verdicts.rank, Ranked(key, seat.comparison, seat.rater, places, 60_000, "2", "well"), NOW + 60).result()
+    return store.later(
+        verdicts.rank, Ranked(key, seat.comparison, seat.rater, places, 60_000, "2", "well"), NOW + 60
+    ).result()
 
 
 def test_a_ranking_gives_the_judgements_of_all_its_pairs_together(store):
@@ -232,7 +248,14 @@ def test_a_ranking_gives_the_judgements_of_all_its_pairs_together(store):
     assert ranked(store, seat, tuple(wanted[answer] for answer in answers)).judgements == 6
     assert ranked(store, seat, tuple(wanted[answer] for answer in answers)).again
     said = {j.comparison.rpartition(".")[2]: j for j in store.judgements()}
-    assert {pair: j.choice for pair, j in said.items()} == {"0-1": "tie", "0-2": "a", "0-3": "b", "1-2": "a", "1-3": "b", "2-3": "b"}
+    assert {pair: j.choice for pair, j in said.items()} == {
+        "0-1": "tie",
+        "0-2": "a",
+        "0-3": "b",
+        "1-2": "a",
+        "1-3": "b",
+        "2-3": "b",
+    }
     assert all(j.details["group"] == "g1" and j.milliseconds == 10_000 for j in said.values())
     assert said["0-3"].shown == ("ab" if answers.index("0 0") < answers.index("0 3") else "ba")
     assert undo(store, seat).judgements == 6
@@ -270,11 +293,11 @@ def test_gold_comes_to_everyone_as_often_as_is_wanted_and_is_told(store):
             assert seat.comparison == wanted
             judge(store, seat, "left" if seat.shown == "ab" else "right")
         assert sit(store, name).comparison not in ("k10", "k11")
-    told = store.read(figures.figures, NOW)
+    told = store.read(rater_stats.figures, NOW)
     assert [(rater.name, rater.gold) for rater in told.raters] == [("ann", (1, 2)), ("bob", (1, 2))]
-    assert store.read(figures.progress, "ann", NOW).gold is None
+    assert store.read(rater_stats.progress, "ann", NOW).gold is None
     put(store, show_gold=True)
-    assert store.read(figures.progress, "ann", NOW).gold == (1, 2)
+    assert store.read(rater_stats.progress, "ann", NOW).gold == (1, 2)
 
 
 def test_gold_comes_by_share(store):
@@ -285,7 +308,8 @@ def test_gold_comes_by_share(store):
 def test_the_owner_can_have_a_share_of_pairs_judged_twice(store):
     store.add_tasks(tasks())
     put(store, overlap=0.5)
-    ann, bob = seen_by(store, "ann"), seen_by(store, "bob")
+    ann = seen_by(store, "ann")
+    bob = seen_by(store, "bob")
     assert len(ann) == PAIRS
     assert set(bob) == {name for name in ann if rating.share("overlap", name) < 0.5}
     assert 0 < len(bob) < PAIRS
@@ -314,7 +338,7 @@ def test_a_pause_a_spent_budget_and_a_paused_domain_hold_pairs_back(store):
     store.add_tasks([Task("k04"), Task("k05")])
     judge(store, sit(store, "ann"), at=NOW + 3600, milliseconds=3_600_000)
     assert sit(store, "ann") == "spent"
-    assert store.read(figures.progress, "ann", NOW).hours_left == 0.0
+    assert store.read(rater_stats.progress, "ann", NOW).hours_left == 0.0
     assert len(store.judgements()) == 5
 
 
@@ -322,8 +346,8 @@ def test_pace_is_of_the_last_hour(store):
     store.add_tasks(tasks())
     for i in range(11):
         judge(store, sit(store, "ann", NOW + 60 * i), at=NOW + 60 * i)
-    assert store.read(figures.progress, "ann", NOW + 600).pace == 60.0
-    assert store.read(figures.progress, "ann", NOW + 3600 * 3).pace is None
+    assert store.read(rater_stats.progress, "ann", NOW + 600).pace == 60.0
+    assert store.read(rater_stats.progress, "ann", NOW + 3600 * 3).pace is None
 
 
 def test_counters_say_what_counting_would(store):
@@ -333,20 +357,26 @@ def test_counters_say_what_counting_would(store):
     put(store, overlap=0.3, lease=50.0)
     rng = random.Random(5)
     for step in range(400):
-        rater, at = rng.choice(["ann", "bob", "cid"]), NOW + 10 * step
-        seat, last = sit(store, rater, at), store.read(verdicts.last_settled, rater)
+        rater = rng.choice(["ann", "bob", "cid"])
+        at = NOW + 10 * step
+        seat = sit(store, rater, at)
+        last = store.read(verdicts.last_settled, rater)
         act = rng.choice(["judge", "judge", "skip", "flag", "undo", "nothing", "return"])
         if act == "undo" and last:
             store.later(verdicts.undo, last[0], rater, at).result()
         elif act == "return":
-            for row in store.read(figures.flagged):
+            for row in store.read(rater_stats.flagged):
                 store.later(verdicts.settle_flags, row["comparison"], "returned").result()
         elif isinstance(seat, Seat) and act == "judge" and seat.group:
             store.later(verdicts.rank, Ranked(f"key-{step}", seat.comparison, rater, (1, 2, 3, 4, 5)), at).result()
         elif isinstance(seat, Seat) and act == "judge":
             judge(store, seat, rng.choice(["left", "right", "tie", "both_bad"]), at, f"key-{step}")
         elif isinstance(seat, Seat) and act in ("skip", "flag"):
-            work = (verdicts.skip, seat.comparison, rater, at) if act == "skip" else (verdicts.flag, seat.comparison, rater, "odd", at)
+            work = (
+                (verdicts.skip, seat.comparison, rater, at)
+                if act == "skip"
+                else (verdicts.flag, seat.comparison, rater, "odd", at)
+            )
             store.later(*work).result()
     assert_counters(store)
     assert len(store.judgements()) > 10
@@ -361,17 +391,18 @@ def assert_counters(store):
         assert task.taken == states["leased"] + states["judged"], task
         assert task.judged == states["judged"], task
         assert task.lane == (0 if task.state != "open" or task.taken >= task.seats else 2 if task.taken else 1), task
-    for queue in store.read(figures.figures, NOW).queues:
+    for queue in store.read(rater_stats.figures, NOW).queues:
         mine = [task for task in rows if task.domain == queue.domain]
         assert queue.tasks == len(mine)
         assert queue.waiting == sum(max(0, task.seats - task.taken) for task in mine if task.state == "open")
         assert queue.done == sum(task.judged >= task.seats or task.state == "closed" for task in mine)
     standing = Counter(j.rater for j in store.judgements())
-    assert {rater.name: rater.judged for rater in store.read(figures.figures, NOW).raters} == standing
+    assert {rater.name: rater.judged for rater in store.read(rater_stats.figures, NOW).raters} == standing
 
 
 def test_many_at_once_from_two_processes_lose_and_double_nothing(store, place):
-    """Two stores on one ledger, as two servers would have: every pair goes to one rater, every verdict is kept once though told twice."""
+    """Two stores on one ledger, as two servers would have: every pair goes to one rater, every verdict is kept once
+    though told twice."""
     store.add_tasks(tasks())
 
     def work(number):
@@ -397,15 +428,23 @@ def test_of_jobs_written_together_one_that_fails_leaves_the_others(store):
         rating.pause(connection, "work", True)
         raise DataError("no", "no", "no")
 
-    jobs = [store.later(rating.pause, "home", True), store.later(fail), store.later(people.put_guideline, "Be kind.", "owner")]
+    jobs = [
+        store.later(rating.pause, "home", True),
+        store.later(fail),
+        store.later(people.put_guideline, "Be kind.", "owner"),
+    ]
     with pytest.raises(DataError):
         jobs[1].result()
     assert jobs[2].result().version == 1
-    assert {queue.domain: queue.paused for queue in store.read(figures.figures, NOW).queues} == {"home": True, "work": False}
+    assert {queue.domain: queue.paused for queue in store.read(rater_stats.figures, NOW).queues} == {
+        "home": True,
+        "work": False,
+    }
 
 
 def test_what_waits_together_is_committed_together(store):
-    commits, gate = [], Event()
+    commits = []
+    gate = Event()
     event.listen(store._engine, "commit", commits.append)
     jobs = [store.later(lambda connection: gate.wait(10)), *(store.later(lambda connection: True) for _ in range(200))]
     gate.set()
@@ -426,7 +465,8 @@ def test_a_closed_store_takes_nothing_more_and_has_kept_what_it_was_given(place)
 def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(store, place, count):
     store.add_tasks(tasks(8))
     script = (
-        "import sys, time; from pathlib import Path; from towpath.store import rating, verdicts; from towpath.store.store import Store\n"
+        "import sys, time; from pathlib import Path; from towpath.store import rating, verdicts; from "
+        "towpath.store.store import Store\n"
         "place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(place)\n"
         "for i in range(8):\n"
         "    seat = store.later(rating.next_seat, 'ann', time.time()).result()\n"
@@ -434,7 +474,9 @@ def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(s
         "    store.later(verdicts.judge, given, time.time()).result(); print(given.key, flush=True)\n"
     )
     environment = os.environ | {"TOWPATH_FAULT": f"commit:{2 * count}"}
-    done = subprocess.run([sys.executable, "-c", script, str(place)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(place)], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == -9, done.stderr
     told = done.stdout.split()
     assert len(told) == count - 1
@@ -490,15 +532,17 @@ def test_export_gives_every_judgement_that_stands_with_its_texts(store):
         seats.append(sit(store, "ann", NOW + i))
         judge(store, seats[-1], at=NOW + i)
     undo(store, seats[1], NOW + 9)
-    rows = store.read(figures.judged_rows, 0)
+    rows = store.read(rater_stats.judged_rows, 0)
     assert [row["comparison"] for row in rows] == [seats[0].comparison, seats[2].comparison]
     assert (rows[0]["prompt"], rows[0]["a"], rows[0]["source_a"]) == ("Why 0?", "0 0", "sft")
-    assert store.read(figures.judged_rows, rows[0]["number"])[0]["comparison"] == seats[2].comparison
+    assert store.read(rater_stats.judged_rows, rows[0]["number"])[0]["comparison"] == seats[2].comparison
 
 
 def upgrade(engine, version):
     config = Config()
-    config.set_main_option("script_location", str(Path(towpath.__file__).parent / "store" / "migrations").replace("%", "%%"))
+    config.set_main_option(
+        "script_location", str(Path(towpath.__file__).parent / "store" / "migrations").replace("%", "%%")
+    )
     with ledger.writing(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, version)
@@ -513,7 +557,8 @@ def test_a_ledger_of_an_earlier_version_keeps_its_rows(place, version):
         "INSERT INTO completions VALUES ('c0', 'p1', 'sft', 'so', '[1]', '[-0.5]', 'stop', '{}')",
         "INSERT INTO completions VALUES ('c1', 'p1', 'sft', 'no', '[2]', '[-0.5]', 'length', '{\"top_k\": 3}')",
         "INSERT INTO comparisons (id, prompt_id, a, b, round) VALUES ('k1', 'p1', 'c0', 'c1', 2)",
-        "INSERT INTO judgements (key, comparison, rater, kind, choice, shown, strength, milliseconds, round, guideline, at)"
+        "INSERT INTO judgements (key, comparison, rater, kind, choice, shown, strength, milliseconds, round, "
+        "guideline, at)"
         " VALUES ('x', 'k1', 'ann', 'person', 'b', 'ba', 2, 1500, 2, 'g', '2026-01-01')",
         "INSERT INTO labels VALUES ('k1', 'b', 2.0, 1)",
     ]
@@ -527,7 +572,7 @@ def test_a_ledger_of_an_earlier_version_keeps_its_rows(place, version):
         assert store.comparisons() == [Comparison("k1", "p1", "c0", "c1", 2)]
         assert store.judgements() == [Judgement("x", "k1", "ann", "person", "b", "ba", 2, 1500, 2, "g", "2026-01-01")]
         assert (store.labels()[0].choice, store.labels()[0].chance, store.labels()[0].by) == ("b", None, "majority")
-        told = store.read(figures.figures, NOW).raters
+        told = store.read(rater_stats.figures, NOW).raters
         assert [(rater.name, rater.judged, rater.seconds) for rater in told] == [("ann", 1, 1.5)]
         with pytest.raises(Exception, match="append-only"), ledger.writing(store._engine) as connection:
             connection.execute(text("DELETE FROM judgements"))

@@ -1,4 +1,5 @@
-"""The rating page in a real browser: a shortest look, trial pairs, guidelines to confirm, criteria and tags, the own day, text size, phone."""
+"""The rating page in a real browser: a shortest look, trial pairs, guidelines to confirm, criteria and tags, the own
+day, text size, phone."""
 
 import re
 
@@ -7,13 +8,16 @@ from conftest import running, serious
 from test_browser import LONG, PASSWORD, answers, comparison, fill, press
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import figures, people, settings, sides, verdicts
+from towpath.store import people, rater_stats, settings, sides, verdicts
 from towpath.store.rating import Gold, Group, Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
 
 SAID = "words => document.getElementById('said').textContent.includes(words)"
-CODE = "Use `level`:\n\n```python\ndef lock(gates):\n    return not any(gates)  # shut\n```\n\nThe head is $h = \\frac{p}{\\rho g}$."
+CODE = (
+    "Use `level`:\n\n```python\ndef lock(gates):\n    return not any(gates)  # shut\n```\n\nThe head is $h = "
+    "\\frac{p}{\\rho g}$."
+)
 
 
 @pytest.fixture
@@ -30,7 +34,8 @@ def put(store, **changed):
 @pytest.fixture
 def visit(store, browser):
     """Opens the rating page for ann or, where it is not one of those who confirmed the guidelines, for new."""
-    contexts, errors = [], []
+    contexts = []
+    errors = []
     with running(store, team=True) as (url, door):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("new", "rater")):
             store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
@@ -103,7 +108,10 @@ def test_trial_pairs_with_feedback_come_before_work(visit, store, axe):
     assert page.is_hidden("#skip")
     page.keyboard.press("1")
     page.wait_for_selector("#feedback:not([hidden])")
-    assert "The owner's answer is: a tie. You chose: A is better. Note: They say the same. 0 of 1 right so far." in page.inner_text("#feedback")
+    assert (
+        "The owner's answer is: a tie. You chose: A is better. Note: They say the same. 0 of 1 right so far."
+        in page.inner_text("#feedback")
+    )
     assert not serious(page, axe)
     page.keyboard.press("n")
     page.wait_for_function("() => document.querySelector('.prompt').innerText.includes('Trial pair 2 of 2')")
@@ -139,7 +147,9 @@ def test_criteria_and_reason_tags_go_with_the_verdict(visit, store, axe):
     kept = store.judgements()[0]
     first = sides.choice_of("left", kept.shown)
     assert kept.details == {"reasons": ["too long"], "criteria": {"helpful": first, "clear": "tie"}}
-    page.wait_for_function("() => !document.querySelector('[data-reason][aria-pressed=true], [data-criterion] [aria-pressed=true]')")
+    page.wait_for_function(
+        "() => !document.querySelector('[data-reason][aria-pressed=true], [data-criterion] [aria-pressed=true]')"
+    )
 
 
 def test_my_day_has_goal_pace_and_last_verdicts_with_undo(visit, store, axe):
@@ -197,7 +207,12 @@ def lines_of(page) -> list[int]:
 
 def one_pair(store, left, right, name="zz"):
     store.add_prompts([Prompt(f"p-{name}", "Why?", domain="work")])
-    store.add_completions([Completion(f"{name}.{k}", f"p-{name}", "sft", words, (1,), (-0.1,), "stop") for k, words in enumerate((left, right))])
+    store.add_completions(
+        [
+            Completion(f"{name}.{k}", f"p-{name}", "sft", words, (1,), (-0.1,), "stop")
+            for k, words in enumerate((left, right))
+        ]
+    )
     store.add_comparisons([Comparison(name, f"p-{name}", f"{name}.0", f"{name}.1")])
     store.add_tasks([Task(name, "work", priority=9)])
 
@@ -210,9 +225,13 @@ def test_a_line_has_about_75_characters_and_buttons_follow_the_answers(visit, st
     assert 55 <= full[len(full) // 2] <= 82
     press(page, "1", "Saved")
     bottom = page.locator("#answers").bounding_box()
-    assert page.locator("#scale").bounding_box()["y"] - bottom["y"] - bottom["height"] < 120, "short answers: the buttons are close by"
+    assert page.locator("#scale").bounding_box()["y"] - bottom["y"] - bottom["height"] < 120, (
+        "short answers: the buttons are close by"
+    )
     for label in ("#answers", "#answers article"):
-        style = page.locator(label).first.evaluate("it => { const s = getComputedStyle(it); return [s.outlineStyle, s.borderTopWidth]; }")
+        style = page.locator(label).first.evaluate(
+            "it => { const s = getComputedStyle(it); return [s.outlineStyle, s.borderTopWidth]; }"
+        )
         assert style == ["none", "0px"], "no frame that reads as chosen"
 
 
@@ -220,7 +239,8 @@ def test_text_size_and_compact_layout_are_kept(visit):
     page = visit()
     size = "() => parseFloat(getComputedStyle(document.querySelector('#answers .text')).fontSize)"
     space = "() => parseFloat(getComputedStyle(document.querySelector('#answers article')).paddingTop)"
-    before, roomy = page.evaluate(size), page.evaluate(space)
+    before = page.evaluate(size)
+    roomy = page.evaluate(space)
     press(page, "+", "Text: large")
     press(page, "+", "Text: very large")
     assert page.evaluate(size) > before * 1.2
@@ -253,9 +273,13 @@ def test_code_formulas_and_differences_keep_their_markdown(visit, store, axe):
     page = visit()
     assert page.locator("#answers math").count() == 2
     assert page.locator("#answers pre .k").count() >= 2
-    assert page.locator("#answers .k").first.evaluate("it => getComputedStyle(it).color") != page.evaluate("getComputedStyle(document.body).color")
+    assert page.locator("#answers .k").first.evaluate("it => getComputedStyle(it).color") != page.evaluate(
+        "getComputedStyle(document.body).color"
+    )
     press(page, "d", "Words that differ are underlined.")
-    assert page.locator(".differing mark").all_inner_texts() == ["shut", "open"] or page.locator(".differing mark").all_inner_texts() == [
+    assert page.locator(".differing mark").all_inner_texts() == ["shut", "open"] or page.locator(
+        ".differing mark"
+    ).all_inner_texts() == [
         "open",
         "shut",
     ]
@@ -284,9 +308,16 @@ def test_an_open_draft_is_not_lost_to_another_pair(visit, store):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious_on_the_owners_new_pages(visit, store, axe, scheme, width):
     for i in range(3):
-        seat = store.later(figures.view, "ann", 1_800_000_000.0 + i).result().sheet
+        seat = store.later(rater_stats.view, "ann", 1_800_000_000.0 + i).result().sheet
         given = verdicts.Given(
-            f"key-of-{i}", seat.comparison, "ann", verdicts.Said("left"), 400, comment="so", reasons=("x",), criteria={"y": "left"}
+            f"key-of-{i}",
+            seat.comparison,
+            "ann",
+            verdicts.Said("left"),
+            400,
+            comment="so",
+            reasons=("x",),
+            criteria={"y": "left"},
         )
         store.later(verdicts.judge, given, 1_800_000_001.0 + i).result()
     store.later(verdicts.write, "write-key", seat.comparison, "ann", "**Better**").result()
@@ -304,7 +335,12 @@ def test_axe_finds_nothing_serious_on_the_owners_new_pages(visit, store, axe, sc
 
 
 def test_answers_to_rank_are_never_cut(visit, store):
-    store.add_completions([Completion(f"s1.p12.r{k}", "p12", "sft", f"{k} is level water. " * 40, (1,), (-0.1,), "stop") for k in range(5)])
+    store.add_completions(
+        [
+            Completion(f"s1.p12.r{k}", "p12", "sft", f"{k} is level water. " * 40, (1,), (-0.1,), "stop")
+            for k in range(5)
+        ]
+    )
     store.add_groups([Group("g1", "p12", tuple(f"s1.p12.r{k}" for k in range(5)), "work", priority=9)])
     page = visit(viewport={"width": 1280, "height": 700})
     for article in page.locator("#answers article").all():

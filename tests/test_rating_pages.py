@@ -1,4 +1,5 @@
-"""What raters and owners have on their pages, below the pages: trials, approval, take-outs, names, search, findings, exports, shown text."""
+"""What raters and owners have on their pages, below the pages: trials, approval, take-outs, names, search, findings,
+exports, shown text."""
 
 import csv
 import io
@@ -15,7 +16,20 @@ from towpath.data import formats
 from towpath.errors import DataError
 from towpath.feedback import raters
 from towpath.records import Completion, Judgement
-from towpath.store import acknowledgements, exchange, figures, ledger, people, pseudonyms, review, schema, sides, takeouts, trials, verdicts
+from towpath.store import (
+    acknowledgements,
+    exchange,
+    ledger,
+    people,
+    pseudonyms,
+    rater_stats,
+    review,
+    schema,
+    sides,
+    takeouts,
+    trials,
+    verdicts,
+)
 from towpath.store.rating import Gold, Seat
 from towpath.store.review import Filter
 from towpath.store.store import Store
@@ -41,7 +55,7 @@ def light(tmp_path):
 def try_out(store, rater, side_of):
     """Judge trial pairs until an attempt is over; `side_of` chooses by the right side."""
     while True:
-        trial = store.later(figures.view, rater, NOW).result().trial
+        trial = store.later(rater_stats.view, rater, NOW).result().trial
         right = sides.side_of(gold_of(store, trial.seat.comparison), trial.seat.shown)
         told = store.later(trials.judge, rater, trial.seat.comparison, trial.attempt, side_of(right), NOW).result()
         again = store.later(trials.judge, rater, trial.seat.comparison, trial.attempt, "tie", NOW).result()
@@ -62,10 +76,10 @@ def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(stor
     failed = try_out(store, "ann", lambda right: "tie")
     assert (failed.right, failed.total, failed.needed, failed.passed, failed.correct) == (0, 3, 2, False, False)
     assert failed.note.startswith("note ")
-    assert store.later(figures.view, "ann", NOW).result().trial.attempt == 2
+    assert store.later(rater_stats.view, "ann", NOW).result().trial.attempt == 2
     passed = try_out(store, "ann", lambda right: right)
     assert (passed.passed, passed.right) == (True, 3)
-    view = store.later(figures.view, "ann", NOW).result()
+    view = store.later(rater_stats.view, "ann", NOW).result()
     assert view.trial is None
     assert view.sheet is not None
     assert store.judgements() == []
@@ -87,27 +101,29 @@ def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(stor
 def test_owners_and_runs_without_gold_have_no_trial(store):
     store.add_tasks(tasks(2))
     put(store, trial_pairs=3)
-    assert store.later(figures.view, "ann", NOW).result().trial is None
+    assert store.later(rater_stats.view, "ann", NOW).result().trial is None
     store.put_gold([Gold("k05", "a")])
     store.later(people.add_account, "olga", "owner", "hash").result()
-    assert store.later(figures.view, "olga", NOW).result().trial is None
-    assert store.later(figures.view, "ann", NOW).result().trial.total == 1
+    assert store.later(rater_stats.view, "olga", NOW).result().trial is None
+    assert store.later(rater_stats.view, "ann", NOW).result().trial.total == 1
 
 
-@pytest.mark.parametrize(("total", "threshold", "needed"), [(3, 0.7, 3), (10, 0.7, 7), (5, 0.6, 3), (4, 0.0, 0), (4, 1.0, 4), (3, 1 / 3, 1)])
+@pytest.mark.parametrize(
+    ("total", "threshold", "needed"), [(3, 0.7, 3), (10, 0.7, 7), (5, 0.6, 3), (4, 0.0, 0), (4, 1.0, 4), (3, 1 / 3, 1)]
+)
 def test_how_many_of_a_trial_must_be_right(total, threshold, needed):
     assert trials._needed(total, threshold) == needed
 
 
 def test_each_version_of_the_guidelines_is_confirmed_once(store):
-    assert store.later(figures.view, "ann", NOW).result().acknowledged, "there are none"
+    assert store.later(rater_stats.view, "ann", NOW).result().acknowledged, "there are none"
     store.later(people.put_guideline, "Be kind.", "olga").result()
-    assert not store.later(figures.view, "ann", NOW).result().acknowledged
+    assert not store.later(rater_stats.view, "ann", NOW).result().acknowledged
     for _ in range(2):
         store.later(acknowledgements.acknowledge, "ann", 1).result()
-    assert store.later(figures.view, "ann", NOW).result().acknowledged
+    assert store.later(rater_stats.view, "ann", NOW).result().acknowledged
     store.later(people.put_guideline, "Be brief.", "olga").result()
-    assert not store.later(figures.view, "ann", NOW).result().acknowledged
+    assert not store.later(rater_stats.view, "ann", NOW).result().acknowledged
     with pytest.raises(DataError, match="version 9"):
         store.later(acknowledgements.acknowledge, "ann", 9).result()
 
@@ -125,7 +141,7 @@ def test_of_better_answers_the_newest_counts_once_the_owner_approves_it(store):
     assert [d.response for d in store.written()] == ["Answer 2."]
     store.later(verdicts.write, "write-3", seat.comparison, "ann", "Answer 3.").result()
     assert store.written() == []
-    assert store.read(figures.figures, NOW).unreviewed == 1
+    assert store.read(rater_stats.figures, NOW).unreviewed == 1
     store.later(verdicts.review, "write-3", "declined").result()
     assert store.written() == []
 
@@ -170,13 +186,15 @@ def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_
     store.later(pseudonyms.rename, "ann", "anna").result()
     assert [j.rater for j in store.judgements()] == ["anna"]
     assert store.read(people.account, "anna").role == "rater"
-    assert store.read(figures.figures, NOW).raters[0].name == "anna"
+    assert store.read(rater_stats.figures, NOW).raters[0].name == "anna"
     assert undo(store, Seat(seat.comparison, "anna", seat.shown, 0.0)).judgements == 1
     judge(store, sit(store, "anna"), at=NOW + 5, key="second-key")
     name = store.later(pseudonyms.remove, "anna").result()
     assert re.fullmatch(r"person-[0-9a-f]{8}", name)
     assert {j.rater for j in store.judgements()} == {name}
-    rows = store.read(lambda c: [str(row) for table in schema.metadata.sorted_tables for row in c.execute(select(table))])
+    rows = store.read(
+        lambda c: [str(row) for table in schema.metadata.sorted_tables for row in c.execute(select(table))]
+    )
     assert not [row for row in rows if "ann" in row], "the name is nowhere"
     with pytest.raises(DataError, match="reserved"):
         store.later(pseudonyms.rename, name, "judge:x").result()
@@ -219,8 +237,11 @@ def test_reasons_and_criteria_are_kept_by_answer_and_exported(store):
     for i in range(2):
         seat = sit(store, "ann", NOW + i)
         judge(store, seat, "left", NOW + i, reasons=("too long",), criteria={"helpful": "right", "style": "tie"})
-        kept = store.read(figures.judged_rows, 0)[-1]
-        assert kept["details"] == {"reasons": ["too long"], "criteria": {"helpful": sides.choice_of("right", seat.shown), "style": "tie"}}
+        kept = store.read(rater_stats.judged_rows, 0)[-1]
+        assert kept["details"] == {
+            "reasons": ["too long"],
+            "criteria": {"helpful": sides.choice_of("right", seat.shown), "style": "tie"},
+        }
 
 
 def test_messages_to_raters_name_no_ids(store):
@@ -233,7 +254,9 @@ def test_messages_to_raters_name_no_ids(store):
         lambda: judge(store, Seat("k01", "eve", "ab", 0.0)),
         lambda: judge(store, Seat("k01", "bob", "ab", 0.0), key="the-first-key"),
         lambda: store.later(verdicts.flag, seat.comparison, "ann", "odd", NOW).result(),
-        lambda: store.later(verdicts.rank, verdicts.Ranked("rank-key", seat.comparison, "ann", (1, 2, 3, 4)), NOW).result(),
+        lambda: store.later(
+            verdicts.rank, verdicts.Ranked("rank-key", seat.comparison, "ann", (1, 2, 3, 4)), NOW
+        ).result(),
     ]
     for attempt in attempts:
         with pytest.raises(DataError) as error:
@@ -248,10 +271,15 @@ def test_the_own_day_is_counted_and_the_last_verdicts_are_listed(store):
     for i in range(3):
         judge(store, sit(store, "ann", NOW + i), "right", NOW + i)
     store.later(verdicts.skip, sit(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
-    told = store.read(figures.progress, "ann", NOW + 5, NOW + 1)
+    told = store.read(rater_stats.progress, "ann", NOW + 5, NOW + 1)
     assert (told.today, told.goal, told.judged) == (2, 5, 3)
     rows = store.read(review.mine, "ann")
-    assert [(row["state"], row["side"]) for row in rows] == [("skipped", ""), ("judged", "right"), ("judged", "right"), ("judged", "right")]
+    assert [(row["state"], row["side"]) for row in rows] == [
+        ("skipped", ""),
+        ("judged", "right"),
+        ("judged", "right"),
+        ("judged", "right"),
+    ]
 
 
 def test_a_rater_who_cannot_have_read_is_found_even_alone():
@@ -300,7 +328,12 @@ def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light
     with signed_in(team, "olga") as owner, signed_in(team, "ann") as ann:
         for path in ("/owner/takeout", "/owner/restore", "/owner/rename", "/owner/remove", "/owner/answers"):
             assert ann.post(path, data={}).status_code == 403, path
-        assert ann.get("/owner/pairs").status_code == ann.get("/owner/answers").status_code == ann.get("/owner/export/pairs.jsonl").status_code == 403
+        assert (
+            ann.get("/owner/pairs").status_code
+            == ann.get("/owner/answers").status_code
+            == ann.get("/owner/export/pairs.jsonl").status_code
+            == 403
+        )
         assert "<strong>Better</strong>" in owner.get("/owner/answers").text
         assert owner.post("/owner/answers", data={"key": "write-key", "state": "approved"}).status_code == 303
         assert [d.response for d in light.written()] == ["**Better**."]
@@ -351,7 +384,9 @@ def test_a_csv_for_people_holds_no_formula_and_gives_its_texts_back():
 
 
 def test_formulas_and_code_are_shown_without_anything_else_getting_through():
-    html = shown.markdown("So $e^{i\\pi} = -1$, $$\\frac{1}{2}$$ and \\(x < y\\), for $5 or $6.\n\n```python\ndef f(): return '<b>'\n```")
+    html = shown.markdown(
+        "So $e^{i\\pi} = -1$, $$\\frac{1}{2}$$ and \\(x < y\\), for $5 or $6.\n\n```python\ndef f(): return '<b>'\n```"
+    )
     assert html.count("<math ") == 3
     assert "<mfrac>" in html
     assert "for $5 or $6." in html
@@ -364,19 +399,40 @@ def test_formulas_and_code_are_shown_without_anything_else_getting_through():
 @pytest.mark.parametrize(
     "hostile",
     [
-        "$\\text{<script>alert(1)</script>}$", "$\\text{&lt;script&gt;}$", "$\\href{javascript:alert(1)}{x}$", "$\\style{color:red}{x}$",
-        "$\\newcommand{\\a}{\\a\\a}\\a$", "$\\class{x\" onload=\"alert(1)}{y}$", "$" + "{" * 400 + "$", "$" + "x^{" * 200 + "y" + "}" * 200 + "$",
-        "\ue0000\ue001 $x$ \ue0001\ue001", "$<img src=x onerror=alert(1)>$", "[a](javascript:alert(1) '$x$')", "$\\color{red}{x}$",
-        "```html\n<script>alert(1)</script>\n```", "$\\rule{9999999em}{9999999em}$",
+        "$\\text{<script>alert(1)</script>}$",
+        "$\\text{&lt;script&gt;}$",
+        "$\\href{javascript:alert(1)}{x}$",
+        "$\\style{color:red}{x}$",
+        "$\\newcommand{\\a}{\\a\\a}\\a$",
+        '$\\class{x" onload="alert(1)}{y}$',
+        "$" + "{" * 400 + "$",
+        "$" + "x^{" * 200 + "y" + "}" * 200 + "$",
+        "\ue0000\ue001 $x$ \ue0001\ue001",
+        "$<img src=x onerror=alert(1)>$",
+        "[a](javascript:alert(1) '$x$')",
+        "$\\color{red}{x}$",
+        "```html\n<script>alert(1)</script>\n```",
+        "$\\rule{9999999em}{9999999em}$",
         '<math><mtext><table><mglyph><style><img src=x onerror="alert(1)"></style></mglyph></table></mtext></math>',
     ],
-)  # fmt: skip
+)
 def test_hostile_formulas_make_nothing_but_known_elements(hostile):
     html = shown.markdown(hostile)
     tags = set(re.findall(r"<\s*([a-zA-Z]\w*)", html))
     assert tags <= shown.TAGS | {
-        "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "msup", "msub", "mstyle", "mpadded", "msubsup",
-    }, html  # fmt: skip
+        "math",
+        "mrow",
+        "mi",
+        "mn",
+        "mo",
+        "mtext",
+        "mspace",
+        "msup",
+        "msub",
+        "mstyle",
+        "mpadded",
+        "msubsup",
+    }, html
     attributes = {name for tag in re.findall(r"<[a-z][^>]*>", html) for name in re.findall(r"\s([\w-]+)=\"", tag)}
     assert attributes <= {"display", "class", "width", "stretchy", "href", "title", "rel", "displaystyle"}, html
     assert "javascript:" not in "".join(re.findall(r'href="[^"]*"', html))
@@ -384,15 +440,24 @@ def test_hostile_formulas_make_nothing_but_known_elements(hostile):
 
 
 def test_differences_are_words_where_texts_are_close_and_sentences_where_they_are_not():
-    left, right, manner = differences.differences("The **cat** sat on a mat.\n\n- It was `warm`.", "The **dog** sat on a mat.\n\n- It was `warm`.")
+    left, right, manner = differences.differences(
+        "The **cat** sat on a mat.\n\n- It was `warm`.", "The **dog** sat on a mat.\n\n- It was `warm`."
+    )
     assert manner == "words"
-    assert left == "<p>The <strong><mark>cat</mark></strong> sat on a mat.</p>\n<ul>\n<li>It was <code>warm</code>.</li>\n</ul>\n"
+    assert (
+        left == "<p>The <strong><mark>cat</mark></strong> sat on a mat.</p>\n<ul>\n<li>It was "
+        "<code>warm</code>.</li>\n</ul>\n"
+    )
     one = "Boats are slow. Water is level in every lock. Gates are shut first."
     two = "A canal has many reaches. Gates are shut first. Nobody knows who built the oldest ones."
     left, right, manner = differences.differences(one, two)
     assert manner == "sentences"
     assert left == "<p><mark>Boats are slow. Water is level in every lock.</mark> Gates are shut first.</p>\n"
-    assert right == "<p><mark>A canal has many reaches.</mark> Gates are shut first. <mark>Nobody knows who built the oldest ones.</mark></p>\n"
+    assert (
+        right
+        == "<p><mark>A canal has many reaches.</mark> Gates are shut first. <mark>Nobody knows who built the oldest "
+        "ones.</mark></p>\n"
+    )
     assert differences.differences("Same *here*", "Same *here*")[2] == "same"
     assert differences.differences("One two three.", "Four five six.")[2] == "unlike"
     assert differences.differences("", "new words")[1] == "<p><mark>new words</mark></p>\n"

@@ -3,14 +3,16 @@
 import pytest
 from typer.testing import CliRunner
 
-from towpath import __version__, algos, aliases
-from towpath.cli import app
-from towpath.config import check, keys
+from towpath import __version__, algos
+from towpath.cli.app import app
 from towpath.errors import RecipeError
-from towpath.recipe import Recipe, explained
+from towpath.recipe import Recipe, aliases, explained
+from towpath.recipe.reader import check, keys
 
 KNOWN = keys(Recipe)
-SECTIONS = [key for key, info in KNOWN.items() if isinstance(info.annotation, type) and hasattr(info.annotation, "model_fields")]
+SECTIONS = [
+    key for key, info in KNOWN.items() if isinstance(info.annotation, type) and hasattr(info.annotation, "model_fields")
+]
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -1,4 +1,5 @@
-"""Every loss and its gradient against a second writing of it: plain NumPy, row by row, from the papers' formulas; float64, ragged rows."""
+"""Every loss and its gradient against a second writing of it: plain NumPy, row by row, from the papers' formulas;
+float64, ragged rows."""
 
 import importlib
 
@@ -13,7 +14,8 @@ from towpath.stages.comparisons import crossed
 
 LENGTHS = (5, 2, 7, 1, 4, 3)
 GROUP = np.array([0, 0, 0, 1, 1, 1])
-KL, EPS = 0.07, 1e-4
+KL = 0.07
+EPS = 1e-4
 
 
 class Case:
@@ -21,7 +23,9 @@ class Case:
 
     def __init__(self, seed: int) -> None:
         draw = np.random.default_rng(seed)
-        self.old, self.ref, self.new, self.value, self.new_value = ([-draw.random(n) * 2 - 0.1 for n in LENGTHS] for _ in range(5))
+        self.old, self.ref, self.new, self.value, self.new_value = (
+            [-draw.random(n) * 2 - 0.1 for n in LENGTHS] for _ in range(5)
+        )
         self.new = [old + draw.normal(0, 0.25, n) for old, n in zip(self.old, LENGTHS, strict=True)]
         self.new = [np.minimum(x, -0.01) for x in self.new]
         self.reward = draw.normal(0, 1, len(LENGTHS))
@@ -34,7 +38,11 @@ class Case:
         return out
 
     def batch(self, sizes=()):
-        columns = {"old_logp": self.padded(self.old), "ref_logp": self.padded(self.ref), "value": self.padded(self.value)}
+        columns = {
+            "old_logp": self.padded(self.old),
+            "ref_logp": self.padded(self.ref),
+            "value": self.padded(self.value),
+        }
         columns |= {"reward": torch.from_numpy(self.reward), "group": torch.from_numpy(GROUP)}
         columns |= {"desirable": torch.tensor([True, False] * 3), "point": torch.full((6,), 0.3, dtype=torch.float64)}
         return Batch(self.rows, columns, sizes)
@@ -47,7 +55,10 @@ def clipped(ratio, advantage, low, high):
 def policy_tokens(case, new, advantages, low=0.2, high=0.2):
     """Per row the list of surrogate losses of its tokens; an advantage a row or a token."""
     return [
-        [clipped(np.exp(n - o), a if np.isscalar(a) else a[t], low, high) for t, (n, o) in enumerate(zip(row, case.old[i], strict=True))]
+        [
+            clipped(np.exp(n - o), a if np.isscalar(a) else a[t], low, high)
+            for t, (n, o) in enumerate(zip(row, case.old[i], strict=True))
+        ]
         for i, (row, a) in enumerate(zip(new, advantages, strict=True))
     ]
 
@@ -58,11 +69,13 @@ def whitened(rows):
 
 
 def ppo(case, new, cfg):
-    advantages, returns = [], []
+    advantages = []
+    returns = []
     for old, ref, value, score in zip(case.old, case.ref, case.value, case.reward, strict=True):
         reward = -KL * (old - ref)
         reward[-1] += score
-        gain, row = 0.0, np.zeros(len(old))
+        gain = 0.0
+        row = np.zeros(len(old))
         for t in reversed(range(len(old))):
             following = value[t + 1] if t + 1 < len(old) else 0.0
             gain = reward[t] + cfg.ppo.gamma * following - value[t] + cfg.ppo.gamma * cfg.ppo.lam * gain
@@ -97,12 +110,16 @@ def grpo(case, new, cfg):
 
 
 def whole_rewards(case):
-    return np.array([score - KL * (old - ref).sum() for score, old, ref in zip(case.reward, case.old, case.ref, strict=True)])
+    return np.array(
+        [score - KL * (old - ref).sum() for score, old, ref in zip(case.reward, case.old, case.ref, strict=True)]
+    )
 
 
 def rloo(case, new, cfg):
     reward = whole_rewards(case)
-    advantage = [reward[i] - np.mean([reward[j] for j in range(6) if j != i and GROUP[j] == GROUP[i]]) for i in range(6)]
+    advantage = [
+        reward[i] - np.mean([reward[j] for j in range(6) if j != i and GROUP[j] == GROUP[i]]) for i in range(6)
+    ]
     return sum(map(sum, policy_tokens(case, new, advantage))) / len(LENGTHS)
 
 
@@ -142,22 +159,44 @@ def kto(case, new, cfg):
 def orpo(case, new, cfg):
     chance = [np.exp(row.mean()) for row in new]
     odds = [p / (1 - p) for p in chance]
-    return np.mean([-np.log(chance[i]) - cfg.orpo.weight * np.log(sigmoid(np.log(odds[i] / odds[i + 1]))) for i in (0, 2, 4)])
+    return np.mean(
+        [-np.log(chance[i]) - cfg.orpo.weight * np.log(sigmoid(np.log(odds[i] / odds[i + 1]))) for i in (0, 2, 4)]
+    )
 
 
 CASES = [
-    (ppo, {}), (ppo, {"ppo": {"lam": 1.0, "gamma": 0.9, "value_clip": 0.05, "clip": 0.1}}),
-    *((grpo, {"grpo": {"average": average, "clip_high": 0.28}, "max_new_tokens": 11}) for average in ("token", "answer", "constant")),
-    *((grpo, {"grpo": {"scale": scale, "kl": kl}}) for scale in ("group", "batch", "none") for kl in ("reward", "loss")),
-    (rloo, {}), (reinforce, {}), (dpo, {}), (dpo, {"dpo": {"beta": 0.5, "label_smoothing": 0.1}}), (ipo, {}),
-    (ipo, {"ipo": {"per_token": False, "tau": 0.4}}), (kto, {}), (kto, {"kto": {"beta": 0.4, "undesirable": 1.3}}), (orpo, {"orpo": {"weight": 0.4}}),
-]  # fmt: skip
+    (ppo, {}),
+    (ppo, {"ppo": {"lam": 1.0, "gamma": 0.9, "value_clip": 0.05, "clip": 0.1}}),
+    *(
+        (grpo, {"grpo": {"average": average, "clip_high": 0.28}, "max_new_tokens": 11})
+        for average in ("token", "answer", "constant")
+    ),
+    *(
+        (grpo, {"grpo": {"scale": scale, "kl": kl}})
+        for scale in ("group", "batch", "none")
+        for kl in ("reward", "loss")
+    ),
+    (rloo, {}),
+    (reinforce, {}),
+    (dpo, {}),
+    (dpo, {"dpo": {"beta": 0.5, "label_smoothing": 0.1}}),
+    (ipo, {}),
+    (ipo, {"ipo": {"per_token": False, "tau": 0.4}}),
+    (kto, {}),
+    (kto, {"kto": {"beta": 0.4, "undesirable": 1.3}}),
+    (orpo, {"orpo": {"weight": 0.4}}),
+]
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("reference", "settings"), CASES, ids=lambda x: x.__name__ if callable(x) else "-".join(map(str, x.values())) or "plain")
+@pytest.mark.parametrize(
+    ("reference", "settings"),
+    CASES,
+    ids=lambda x: x.__name__ if callable(x) else "-".join(map(str, x.values())) or "plain",
+)
 def test_loss_and_gradient_are_the_papers(reference, settings, seed):
-    case, cfg = Case(seed), Policy.model_validate(settings)
+    case = Case(seed)
+    cfg = Policy.model_validate(settings)
     algo = importlib.import_module(f"towpath.algos.{reference.__name__}")
     pairs = algo.DATA == "comparisons" and getattr(algo, "PAIRED", True)
     batch = algo.prepare(case.batch((2, 2, 2) if pairs else ()), cfg, {"kl_coef": KL, "policy_weight": 1.0})
@@ -191,7 +230,8 @@ def test_the_reward_models_loss_is_the_papers(known):
     s = score.detach().numpy()
     want = 0.0
     for winner, loser, strength in ((0, 1, 2.0), (2, 0, 3.0), (2, 1, 1.0), (4, 3, 1.0)):
-        gap, pull = s[winner] - s[loser] - (strength - 1) / 2, 0.02 * (s[winner] + s[loser]) ** 2
+        gap = s[winner] - s[loser] - (strength - 1) / 2
+        pull = 0.02 * (s[winner] + s[loser]) ** 2
         right = 0.6 + 0.1 * strength if known else 1.0
         other = 0.9 * (1 - right) + 0.1 * right  # the label is turned round, or the smoothing turns it
         want += pull - (1 - other) * np.log(sigmoid(gap)) - other * np.log(sigmoid(-gap))
@@ -200,7 +240,8 @@ def test_the_reward_models_loss_is_the_papers(known):
 
 
 def test_fine_tuning_is_cross_entropy_of_answer_tokens():
-    algo, case = importlib.import_module("towpath.algos.sft"), Case(0)
+    algo = importlib.import_module("towpath.algos.sft")
+    case = Case(0)
     logp = case.padded(case.new).requires_grad_()
     batch = case.batch()
     total, _ = algo.loss(Outputs(torch.from_numpy(batch.mask_BT), logp_BT=logp), batch, None, {})
@@ -210,7 +251,8 @@ def test_fine_tuning_is_cross_entropy_of_answer_tokens():
 
 def test_what_orpo_reports_as_its_loss_is_what_it_lowers():
     """The checkpoint is chosen by it: the odds alone would prefer a policy that has ruined both answers."""
-    case, cfg = Case(5), Policy.model_validate({"orpo": {"weight": 0.3}})
+    case = Case(5)
+    cfg = Policy.model_validate({"orpo": {"weight": 0.3}})
     algo = importlib.import_module("towpath.algos.orpo")
     batch = case.batch((2, 2, 2))
     out = Outputs(torch.from_numpy(batch.mask_BT), logp_BT=case.padded(case.new), entropy_BT=torch.zeros(6, 7))
@@ -224,9 +266,15 @@ def test_ktos_reference_point_puts_every_answer_under_another_prompt():
     rows = [Row(np.concatenate([prompt, [10 + i, 2]]), len(prompt)) for i, prompt in enumerate(asked)]
     for row, mixed, own in zip(rows, crossed(rows), asked, strict=True):
         assert mixed.ids[mixed.start :].tolist() == row.ids[row.start :].tolist()
-        assert mixed.ids[: mixed.start].tolist() in [prompt.tolist() for prompt in asked if prompt.tolist() != own.tolist()]
+        assert mixed.ids[: mixed.start].tolist() in [
+            prompt.tolist() for prompt in asked if prompt.tolist() != own.tolist()
+        ]
     assert crossed(rows[:2]) == crossed(rows[:1]) == []
     for count in range(2, 6):  # the nearest before, round the circle, by looking at each
         for i, mixed in enumerate(crossed(rows[:count])):
-            nearest = next(asked[:count][i - back] for back in range(1, count) if asked[:count][i - back].tolist() != asked[i].tolist())
+            nearest = next(
+                asked[:count][i - back]
+                for back in range(1, count)
+                if asked[:count][i - back].tolist() != asked[i].tolist()
+            )
             assert mixed.ids[: mixed.start].tolist() == nearest.tolist()

@@ -15,11 +15,11 @@ import pytest
 from report_run import HOSTILE, write_run
 
 from towpath.errors import DataError
-from towpath.report import summarise, terminal, write
-from towpath.reporting.charts import Chart, Mark, Series, draw, ticks
-from towpath.reporting.frontier import best_of_n
-from towpath.reporting.reading import read
-from towpath.reporting.wording import duration, number, percent, percents, size
+from towpath.run.record import read
+from towpath.view.charts import Chart, Mark, Series, draw, ticks
+from towpath.view.format import duration, number, percent, percents, size
+from towpath.view.report.frontier import best_of_n
+from towpath.view.report.report import summarise, terminal, write
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 GATE = {"verdict", "value", "interval", "threshold", "n", "note"}
@@ -83,14 +83,29 @@ def test_the_summary_has_exactly_what_was_agreed(tmp_path: Path) -> None:
     }
     assert summary["stages"]["evaluate"]["safety"]["verdict"] == "UNDECIDED"
     assert set(summary) == {
-        "stages", "kl_per_prompt", "kl_interval", "win_rate_sft_over_base", "win_rate_policy_over_sft", "length_controlled_win_rate",
-        "reward_accuracy", "length_only_accuracy", "agreement_ceiling", "simulated_labels", "skipped_rows", "seconds", "peak_memory_bytes", "outcome",
+        "stages",
+        "kl_per_prompt",
+        "kl_interval",
+        "win_rate_sft_over_base",
+        "win_rate_policy_over_sft",
+        "length_controlled_win_rate",
+        "reward_accuracy",
+        "length_only_accuracy",
+        "agreement_ceiling",
+        "simulated_labels",
+        "skipped_rows",
+        "seconds",
+        "peak_memory_bytes",
+        "outcome",
         "evaluation_judge",
-    }  # fmt: skip
+    }
     assert summary["kl_per_prompt"] == 0.912
     assert set(summary["win_rate_policy_over_sft"]) == {"rate", "interval", "n", "wins", "ties", "losses", "rule"}
     assert summary["win_rate_policy_over_sft"]["rate"] == 0.8106 and summary["win_rate_sft_over_base"]["rate"] == 0.8068
-    assert summary["length_controlled_win_rate"]["rate"] == 0.777 and set(summary["length_controlled_win_rate"]) == {"rate", "interval"}
+    assert summary["length_controlled_win_rate"]["rate"] == 0.777 and set(summary["length_controlled_win_rate"]) == {
+        "rate",
+        "interval",
+    }
     assert (summary["reward_accuracy"], summary["length_only_accuracy"]) == (0.8854, 0.604)
     assert summary["seconds"] == pytest.approx(3311.8) and summary["peak_memory_bytes"] == int(2.8 * 2**30)
 
@@ -98,7 +113,9 @@ def test_the_summary_has_exactly_what_was_agreed(tmp_path: Path) -> None:
 def test_what_has_not_run_is_absent_or_null(tmp_path: Path) -> None:
     summary = summarise(tmp_path, write_run(tmp_path, "reward"))
     assert list(summary["stages"]) == ["sft", "baseline", "sample", "label", "reward"]
-    assert summary["win_rate_policy_over_sft"] is summary["length_controlled_win_rate"] is summary["kl_per_prompt"] is None
+    assert (
+        summary["win_rate_policy_over_sft"] is summary["length_controlled_win_rate"] is summary["kl_per_prompt"] is None
+    )
     assert summary["reward_accuracy"] == 0.8854
 
 
@@ -140,11 +157,18 @@ def test_the_page_is_well_formed(tmp_path: Path) -> None:
 def test_the_page_loads_nothing_and_allows_only_its_own_script(tmp_path: Path) -> None:
     html = report(tmp_path)
     page = Page(html)
-    loads = [value for _, attrs in page.elements for key, value in attrs.items() if key in ("src", "href", "srcset", "data", "action", "poster")]
+    loads = [
+        value
+        for _, attrs in page.elements
+        for key, value in attrs.items()
+        if key in ("src", "href", "srcset", "data", "action", "poster")
+    ]
     assert not [value for value in loads if not str(value).startswith("#")]
     assert not [attrs for _, attrs in page.elements if any(key.startswith("on") or key == "style" for key in attrs)]
     assert "@import" not in html and "url(" not in html
-    policy = next(str(attrs["content"]) for attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        str(attrs["content"]) for attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
     assert "default-src 'none'" in policy
     for tag in ("script", "style"):
         blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
@@ -174,7 +198,9 @@ def test_the_outcome_is_said_in_one_sentence(tmp_path: Path) -> None:
     change(tmp_path, "evaluate", win=win)
     assert summarise(tmp_path, verdicts)["outcome"].startswith("No clear preference: the policy wins over SFT on 52")
     change(tmp_path, "evaluate", win=win | {"rate": 0.3, "interval": [0.25, 0.36]})
-    assert summarise(tmp_path, verdicts)["outcome"].startswith("The policy is worse than SFT by the written rubric: it wins on only 30")
+    assert summarise(tmp_path, verdicts)["outcome"].startswith(
+        "The policy is worse than SFT by the written rubric: it wins on only 30"
+    )
 
 
 def test_simulated_labels_are_called_so_and_others_are_not(tmp_path: Path) -> None:
@@ -187,7 +213,10 @@ def test_simulated_labels_are_called_so_and_others_are_not(tmp_path: Path) -> No
 
 
 def test_gates_are_worded_and_a_closed_one_is_told_first(tmp_path: Path) -> None:
-    verdicts = [replace(verdict, verdict="FAIL", value=0.61) if verdict.gate == "evaluate" else verdict for verdict in write_run(tmp_path)]
+    verdicts = [
+        replace(verdict, verdict="FAIL", value=0.61) if verdict.gate == "evaluate" else verdict
+        for verdict in write_run(tmp_path)
+    ]
     text = Page(write(tmp_path, verdicts).read_text(encoding="utf-8")).text
     assert text.count("✓ PASS") == 3 and text.count("✗ FAIL") == 1 and text.count("? UNDECIDED") == 1
     told = "The evaluate gate did not open: 61.0\u00a0% against 70\u00a0%."
@@ -211,10 +240,19 @@ def test_a_stage_under_way_shows_its_numbers_so_far(tmp_path: Path) -> None:
 def test_what_the_run_waits_for_and_found_is_said(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path, "sample")
     path = tmp_path / "current.json"
-    findings = [{"code": f"f-{tone}", "severity": tone, "evidence": f"<{tone}> seen", "remedy": "mend it."} for tone in ("info", "warning")]
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"waiting_for": "labels: 3 of 200 decided", "findings": findings}))
+    findings = [
+        {"code": f"f-{tone}", "severity": tone, "evidence": f"<{tone}> seen", "remedy": "mend it."}
+        for tone in ("info", "warning")
+    ]
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"waiting_for": "labels: 3 of 200 decided", "findings": findings})
+    )
     text = Page(write(tmp_path, verdicts).read_text(encoding="utf-8")).text
-    assert "The run waits: labels: 3 of 200 decided." in text and "<warning> seen. Mend it." in text and "<info> seen" not in text
+    assert (
+        "The run waits: labels: 3 of 200 decided." in text
+        and "<warning> seen. Mend it." in text
+        and "<info> seen" not in text
+    )
 
 
 def test_the_terminal_is_told_outcome_gates_and_cost(tmp_path: Path) -> None:
@@ -286,7 +324,11 @@ def test_numbers_in_words() -> None:
         "2e−5",
         "–",
     ]
-    assert [percent(0.8106), percents([0.759, 0.853]), percents([-0.02, 0.08])] == ["81\u00a0%", "76–85\u00a0%", "−2–8\u00a0%"]
+    assert [percent(0.8106), percents([0.759, 0.853]), percents([-0.02, 0.08])] == [
+        "81\u00a0%",
+        "76–85\u00a0%",
+        "−2–8\u00a0%",
+    ]
     assert [duration(3.14), duration(192), duration(3191), duration(3191, brief=True)] == [
         "3.1\u00a0s",
         "3\u00a0min\u00a012\u00a0s",
@@ -299,7 +341,13 @@ def test_numbers_in_words() -> None:
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs the chromium browser")
 def test_in_a_browser_the_script_runs_and_the_answers_are_paged(tmp_path: Path) -> None:
     path = write(tmp_path / "run", write_run(tmp_path / "run"))
-    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    quiet = [
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     command = [
         "chromium",
         "--headless",

@@ -1,4 +1,5 @@
-"""The database server is restarted while people rate: nothing acknowledged is lost, nothing is saved twice, nobody sees where it lies."""
+"""The database server is restarted while people rate: nothing acknowledged is lost, nothing is saved twice, nobody
+sees where it lies."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -15,7 +16,8 @@ from towpath.store.rating import Task
 from towpath.store.settings import Settings
 from towpath.store.store import Store
 
-RATERS, PAIRS = 8, 4000
+RATERS = 8
+PAIRS = 4000
 
 
 @pytest.fixture
@@ -36,7 +38,8 @@ def rate(url: str, cookie: dict[str, str], name: str, over: Event, acknowledged:
             if seat["state"] != "pair":
                 break
             number += 1
-            key, side = f"{name}-{number:06d}", ("left", "right", "tie")[number % 3]
+            key = f"{name}-{number:06d}"
+            side = ("left", "right", "tie")[number % 3]
             body = {"key": key, "comparison": seat["comparison"], "side": side, "milliseconds": 900}
             answer = until_answered(page, "POST", "/rate/judge", messages, body)
             assert "error" not in answer, answer
@@ -45,7 +48,9 @@ def rate(url: str, cookie: dict[str, str], name: str, over: Event, acknowledged:
     return messages
 
 
-def until_answered(page: httpx.Client, method: str, path: str, messages: list[str], body: dict[str, object] | None = None) -> dict[str, str]:
+def until_answered(
+    page: httpx.Client, method: str, path: str, messages: list[str], body: dict[str, object] | None = None
+) -> dict[str, str]:
     while True:
         try:
             answer = page.request(method, path, json=body)
@@ -64,7 +69,13 @@ def until_answered(page: httpx.Client, method: str, path: str, messages: list[st
 def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
     with Store.open(new_database(own_server.url)) as store:
         store.add_prompts([Prompt(f"p{i}", f"Why {i}?") for i in range(PAIRS)])
-        store.add_completions([Completion(f"s1.p{i}.{k}", f"p{i}", "model", f"{i}.{k}", (1,), (-0.1,), "stop") for i in range(PAIRS) for k in (0, 1)])
+        store.add_completions(
+            [
+                Completion(f"s1.p{i}.{k}", f"p{i}", "model", f"{i}.{k}", (1,), (-0.1,), "stop")
+                for i in range(PAIRS)
+                for k in (0, 1)
+            ]
+        )
         store.add_comparisons([Comparison(f"k{i}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(PAIRS)])
         store.add_tasks([Task(f"k{i}", "work") for i in range(PAIRS)])
         store.later(settings.put, Settings(gold_share=0.0)).result()
@@ -74,9 +85,13 @@ def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
             for name in names:
                 store.later(people.add_account, name, "rater", door.hashed("correct horse battery")).result()
                 with client(url) as visitor:
-                    assert visitor.post("/sign-in", data={"name": name, "password": "correct horse battery"}).status_code == 303
+                    assert (
+                        visitor.post("/sign-in", data={"name": name, "password": "correct horse battery"}).status_code
+                        == 303
+                    )
                     cookies.append(dict(visitor.cookies))
-            over, acknowledged = Event(), dict[str, str]()
+            over = Event()
+            acknowledged = dict[str, str]()
 
             def wait_for_more(count: int = 10) -> None:
                 wanted = len(acknowledged) + count
@@ -85,7 +100,10 @@ def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
                     sleep(0.05)
 
             with ThreadPoolExecutor(RATERS) as pool:
-                work = [pool.submit(rate, url, cookie, name, over, acknowledged) for cookie, name in zip(cookies, names, strict=True)]
+                work = [
+                    pool.submit(rate, url, cookie, name, over, acknowledged)
+                    for cookie, name in zip(cookies, names, strict=True)
+                ]
                 for mode in ("immediate", "fast", "immediate", "fast", "immediate"):
                     wait_for_more()
                     own_server.stop(mode)
@@ -96,7 +114,11 @@ def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
                 told = [done.result(timeout=60) for done in work]
         kept = {j.key: j.comparison for j in store.judgements()}
         assert {key: kept.get(key) for key in acknowledged} == acknowledged
-        assert len(kept) == len(acknowledged), "an unacknowledged verdict was asked for again under its key, so none is beyond"
+        assert len(kept) == len(acknowledged), (
+            "an unacknowledged verdict was asked for again under its key, so none is beyond"
+        )
         messages = {message for several in told for message in several}
         assert messages
-        assert not any(word in message for message in messages for word in ("postgres", "127.0.0.1", "psycopg", "connection"))
+        assert not any(
+            word in message for message in messages for word in ("postgres", "127.0.0.1", "psycopg", "connection")
+        )

@@ -24,7 +24,12 @@ def rewards(**settings) -> Rewards:
 
 @pytest.mark.parametrize(
     ("how", "want"),
-    [("sum", [2.0, 0.0, 1.5]), ("mean", [2 / 3, 0.0, 0.5]), ("min", [0.0, -4.0, 0.5]), ("cautious", [2 / 3 - 2**0.5 / 6, 0.0 - 2**0.5, 0.5])],
+    [
+        ("sum", [2.0, 0.0, 1.5]),
+        ("mean", [2 / 3, 0.0, 0.5]),
+        ("min", [0.0, -4.0, 0.5]),
+        ("cautious", [2 / 3 - 2**0.5 / 6, 0.0 - 2**0.5, 0.5]),
+    ],
 )
 def test_sources_combine_as_named(how, want):
     cfg = rewards(sources=[{"of": "model", "weight": 2.0}, {"of": "rule:prose"}], combine=how, caution=0.5)
@@ -32,14 +37,19 @@ def test_sources_combine_as_named(how, want):
 
 
 def test_who_weighs_nothing_says_nothing_and_twice_the_weights_say_the_same():
-    scores, both = np.array([[2.0], [100.0]]), [{"of": "model", "weight": 1.0}, {"of": "rule:prose", "weight": 0.0}]
+    scores = np.array([[2.0], [100.0]])
+    both = [{"of": "model", "weight": 1.0}, {"of": "rule:prose", "weight": 0.0}]
     assert mix.combined(scores, rewards(sources=both, combine="cautious")).tolist() == [2.0]
     for weight in (1.0, 2.0):
         against = [{"of": "model", "weight": weight}, {"of": "rule:prose", "weight": -weight}]
-        assert mix.combined(np.array([[2.0], [2.0]]), rewards(sources=against, combine="cautious", caution=1.0)).tolist() == pytest.approx([-2.0])
+        assert mix.combined(
+            np.array([[2.0], [2.0]]), rewards(sources=against, combine="cautious", caution=1.0)
+        ).tolist() == pytest.approx([-2.0])
 
 
-@pytest.mark.parametrize(("how", "want"), [("mean", [0.5, 1.0, 0.5]), ("min", [0.0, -2.0, 0.5]), ("cautious", [0.25, -0.5, 0.5])])
+@pytest.mark.parametrize(
+    ("how", "want"), [("mean", [0.5, 1.0, 0.5]), ("min", [0.0, -2.0, 0.5]), ("cautious", [0.25, -0.5, 0.5])]
+)
 def test_an_ensemble_says_its_mean_its_least_or_is_cautious_where_it_disagrees(how, want):
     assert mix.agreed(SCORES, rewards(ensemble=how, caution=0.5)).tolist() == pytest.approx(want)
 
@@ -61,12 +71,18 @@ def test_clip_comes_before_the_penalty_and_domains_last():
 
 def test_length_repetition_and_diversity_count_as_their_keys_say():
     zero = np.zeros(3)
-    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(length_limit=4, length_penalty=0.1)).tolist() == pytest.approx([0, -0.2, 0])
+    assert mix.final(
+        zero, ANSWERS, ENDED, [""] * 3, rewards(length_limit=4, length_penalty=0.1)
+    ).tolist() == pytest.approx([0, -0.2, 0])
     # 1 2 1, 2 1 2, 1 2 1, 2 1 2: four triples, two different.
-    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(repetition_penalty=1.0)).tolist() == pytest.approx([0, -0.5, 0])
+    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(repetition_penalty=1.0)).tolist() == pytest.approx(
+        [0, -0.5, 0]
+    )
     # The first has 12 23 34, of which the second shares 12; the second has 12 21; the third is alone.
     assert mix.own_share(ANSWERS).tolist() == pytest.approx([2 / 3, 1 / 2, 1.0])
-    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(diversity_bonus=0.3)).tolist() == pytest.approx([0.2, 0.15, 0.3])
+    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(diversity_bonus=0.3)).tolist() == pytest.approx(
+        [0.2, 0.15, 0.3]
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +122,8 @@ def test_a_source_that_is_none_is_refused(of):
 def test_a_function_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(
         "def brevity(prompts, answers):\n    return [len(p) - len(a) for p, a in zip(prompts, answers)]\n"
-        "def short(prompts, answers):\n    return [1.0]\ndef odd(prompts, answers):\n    return [float('nan')] * len(answers)\n"
+        "def short(prompts, answers):\n    return [1.0]\ndef odd(prompts, answers):\n    return [float('nan')] * "
+        "len(answers)\n"
         "def words(prompts, answers):\n    return [1.0, 'good']\ndef none(prompts, answers):\n    return None\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -164,7 +181,8 @@ class _Judge(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def judge(monkeypatch):
-    _Judge.asked, _Judge.trouble = [], []
+    _Judge.asked = []
+    _Judge.trouble = []
     monkeypatch.setattr(sources.time, "sleep", lambda _seconds: None)
     server = HTTPServer(("127.0.0.1", 0), _Judge)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -181,7 +199,9 @@ def test_an_endpoint_scores_in_parts_and_is_asked_again_when_busy(judge):
 
 
 def test_every_part_of_an_endpoints_answer_has_its_own_count(judge):
-    with pytest.raises(RewardError, match="63 scores for 64 answers"):  # 63 and 37 for 64 and 36 would be 100 scores, of other answers
+    with pytest.raises(
+        RewardError, match="63 scores for 64 answers"
+    ):  # 63 and 37 for 64 and 36 would be 100 scores, of other answers
         sources.named(f"{judge}/shifted")([""] * 100, ["x"] * 100)
 
 

@@ -9,8 +9,8 @@ from scipy.stats import chisquare
 from transformers import GenerationConfig
 
 from towpath.data.batch import Batch, Row
-from towpath.models import decoder
 from towpath.models.adapters import Adapters
+from towpath.models.cpu import decoder
 from towpath.recipe import Decoding
 from towpath.rollout import sampling
 from towpath.rollout.engine import Request
@@ -26,11 +26,20 @@ def requests(decoding=None, tokens=12, seed=0):
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"temperature": 0.6}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.02}]
+    "how",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 7},
+        {"top_p": 0.8},
+        {"min_p": 0.1},
+        {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
+    ],
 )
 def test_draws_follow_the_filtered_distribution(how):
     torch.manual_seed(1)
-    vocabulary, draws = 600, 20000
+    vocabulary = 600
+    draws = 20000
     decoding = Decoding(**how)
     logits = torch.randn(1, vocabulary) * 2
     p = sampling.scaled(logits.clone(), torch.tensor([decoding.temperature]))
@@ -43,17 +52,22 @@ def test_draws_follow_the_filtered_distribution(how):
     counts = torch.bincount(token, minlength=vocabulary).numpy()
     assert counts[reference.numpy() == 0].sum() == 0
     common = reference.numpy() * draws > 5
-    rest_seen, rest_due = counts[~common].sum(), reference.numpy()[~common].sum() * draws
-    seen, due = np.append(counts[common], rest_seen), np.append(reference.numpy()[common] * draws, rest_due)
+    rest_seen = counts[~common].sum()
+    rest_due = reference.numpy()[~common].sum() * draws
+    seen = np.append(counts[common], rest_seen)
+    due = np.append(reference.numpy()[common] * draws, rest_due)
     keep = due > 0
     assert chisquare(seen[keep], due[keep] * seen[keep].sum() / due[keep].sum()).pvalue > 1e-3
 
 
 def test_rows_with_settings_of_their_own_are_filtered_as_alone(monkeypatch):
     ranked = []
-    monkeypatch.setattr(sampling, "_nucleus", lambda p, top, plain=sampling._nucleus: ranked.append(len(p)) or plain(p, top))
+    monkeypatch.setattr(
+        sampling, "_nucleus", lambda p, top, plain=sampling._nucleus: ranked.append(len(p)) or plain(p, top)
+    )
     p = torch.randn(4, 600, generator=torch.Generator().manual_seed(3)).mul(2).softmax(-1)
-    whole, column = p.clone(), (torch.tensor([0, 0, 5, 0]), torch.tensor([1.0, 0.8, 1.0, 0.3]), torch.tensor([0.0, 0.0, 0.0, 0.05]))
+    whole = p.clone()
+    column = (torch.tensor([0, 0, 5, 0]), torch.tensor([1.0, 0.8, 1.0, 0.3]), torch.tensor([0.0, 0.0, 0.0, 0.05]))
     together = sampling.filtered(p, *column)
     assert ranked == [2], "rows without top-p need no ranking"
     assert torch.equal(p, whole)
@@ -100,7 +114,13 @@ def test_log_probabilities_are_the_trainers(tiny):
 def test_greedy_equals_transformers_token_for_token(tiny):
     drawn = LocalEngine(tiny, eos=2, pad=0).generate(requests(), greedy=True)
     for prompt, d in zip(PROMPTS, drawn, strict=True):
-        out = tiny.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        out = tiny.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=0,
+        )
         assert out[0, len(prompt) :].tolist() == d.token_ids
 
 
@@ -140,7 +160,9 @@ def test_models_of_other_families_are_drawn_from_alike(tiny, monkeypatch, dtype)
 
 def test_a_prompt_that_rows_share_is_read_once(tiny):
     seen = []
-    hook = tiny.get_input_embeddings().register_forward_pre_hook(lambda _module, given: seen.append(tuple(given[0].shape)))
+    hook = tiny.get_input_embeddings().register_forward_pre_hook(
+        lambda _module, given: seen.append(tuple(given[0].shape))
+    )
     LocalEngine(tiny, eos=2, pad=0).generate([Request(PROMPTS[0], Decoding(), np.full(2, 0.5))] * 5)
     hook.remove()
     assert seen[0] == (1, len(PROMPTS[0]))
@@ -189,5 +211,7 @@ def test_an_answer_ends_at_any_of_several_eos(tiny):
     greedy = LocalEngine(tiny, eos=stops, pad=0).generate(requests(), greedy=True)
     for prompt, d in zip(PROMPTS, greedy, strict=True):
         settings = GenerationConfig(eos_token_id=stops, pad_token_id=0, max_new_tokens=12, do_sample=False)
-        out = tiny.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), generation_config=settings)
+        out = tiny.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), generation_config=settings
+        )
         assert out[0, len(prompt) :].tolist() == d.token_ids

@@ -1,4 +1,5 @@
-"""Every route with every role, on the real server: the routes come from the router, so that one without a row here fails."""
+"""Every route with every role, on the real server: the routes come from the router, so that one without a row here
+fails."""
 
 from collections.abc import Iterator
 from time import time
@@ -13,7 +14,11 @@ from towpath.store.store import Store
 from towpath.web import serving
 
 ROLES = ("nobody", "rater", "viewer", "owner")
-ALL, SIGNED_IN, RATERS, VIEWERS, OWNERS = ROLES, ROLES[1:], ("rater", "owner"), ("viewer", "owner"), ("owner",)
+ALL = ROLES
+SIGNED_IN = ROLES[1:]
+RATERS = ("rater", "owner")
+VIEWERS = ("viewer", "owner")
+OWNERS = ("owner",)
 
 MAY = {
     "GET /": SIGNED_IN,

@@ -16,7 +16,10 @@ from towpath.records import Judgement
 
 def drawn(seed=0, count=2000, **more):
     draws = generator(seed, "test/routing")
-    return [Signals(f"k{i}", judge=str(draws.choice(["a", "b"])), certainty=float(draws.uniform(0.5, 1)), **more) for i in range(count)]
+    return [
+        Signals(f"k{i}", judge=str(draws.choice(["a", "b"])), certainty=float(draws.uniform(0.5, 1)), **more)
+        for i in range(count)
+    ]
 
 
 def share(routes):
@@ -35,11 +38,14 @@ def test_shares_are_as_they_were_set():
 
 
 def test_the_audit_is_a_lot_of_the_name_alone():
-    everyone, few = route(drawn()), route(drawn()[:300])
+    everyone = route(drawn())
+    few = route(drawn()[:300])
     assert [("audit" in r.reasons) for r in everyone[:300]] == [("audit" in r.reasons) for r in few]
     assert route(drawn()) == everyone
     assert [r.reasons for r in route(drawn(), seed=1)] != [r.reasons for r in everyone]
-    sure = [s.certainty for s, r in zip(drawn(count=20000), route(drawn(count=20000)), strict=True) if "audit" in r.reasons]
+    sure = [
+        s.certainty for s, r in zip(drawn(count=20000), route(drawn(count=20000)), strict=True) if "audit" in r.reasons
+    ]
     assert np.mean(sure) == pytest.approx(0.75, abs=0.01)  # it does not look at the judge
 
 
@@ -54,7 +60,8 @@ def test_the_most_doubtful_go_first():
 def test_propensity_is_how_often_a_pair_is_seen():
     """Over seeds, on signals that leave much to the lot: half the pairs are equal in doubt at the edge."""
     signals = [Signals(f"k{i}", judge="a", certainty=0.6 if i < 100 else 0.9, gold=i == 0) for i in range(400)]
-    seen, told = np.zeros(400), np.zeros(400)
+    seen = np.zeros(400)
+    told = np.zeros(400)
     for seed in range(400):
         routes = route(signals, Routing(people=0.25, audit=0.12), seed=seed)
         seen += [r.seats > 0 for r in routes]
@@ -135,12 +142,19 @@ def test_fifty_thousand_pairs_at_a_minute_are_833_hours():
 
 
 def test_a_blend_costs_what_its_parts_cost():
-    found = budget.plan(Wanted(1000, people=0.35, overlap=0.2, judged=1.0), Prices(seconds=90, hourly=24, judge=0.02), Ceiling(dollars=100))
+    found = budget.plan(
+        Wanted(1000, people=0.35, overlap=0.2, judged=1.0),
+        Prices(seconds=90, hourly=24, judge=0.02),
+        Ceiling(dollars=100),
+    )
     assert found.judgements == 420 and found.hours == pytest.approx(10.5) and found.judge_dollars == pytest.approx(20.0)
     assert found.dollars == pytest.approx(10.5 * 24 + 20) and not found.within
     assert found.pairs_within == 367 and "367 pairs" in found.told()
     assert budget.plan(Wanted(367, people=0.35, overlap=0.2, judged=1.0), Prices(90, 24, 0.02), Ceiling(100)).within
-    assert not budget.plan(Wanted(1000), Prices(), Ceiling(hours=16)).within and budget.plan(Wanted(0), Prices(), Ceiling(0, 0)).within
+    assert (
+        not budget.plan(Wanted(1000), Prices(), Ceiling(hours=16)).within
+        and budget.plan(Wanted(0), Prices(), Ceiling(0, 0)).within
+    )
     with pytest.raises(DataError, match="one rater"):
         budget.plan(Wanted(10, raters=0))
 
@@ -160,7 +174,10 @@ def test_seconds_are_measured_and_a_lunch_is_none():
 
 def test_what_is_spent_stops_before_the_ceiling_is_passed():
     prices = Prices(seconds=36, hourly=100)
-    judged = [said(i, milliseconds=36_000) for i in range(10)] + [said(11, "judge:m", "judge", cost=0.5, milliseconds=99), said(12)]
+    judged = [said(i, milliseconds=36_000) for i in range(10)] + [
+        said(11, "judge:m", "judge", cost=0.5, milliseconds=99),
+        said(12),
+    ]
     found = budget.spent(judged, prices)
     assert (found.judgements, found.judge_dollars) == (11, 0.5)
     assert found.hours == pytest.approx(0.11) and found.dollars == pytest.approx(11.5)
@@ -171,7 +188,9 @@ def test_what_is_spent_stops_before_the_ceiling_is_passed():
 
 
 def test_the_burn_down_counts_days():
-    judged = [said(i, milliseconds=36_000, at=f"2026-03-0{1 + i // 4}T10:00:00+00:00") for i in range(8)] + [said(9, milliseconds=36_000)]
+    judged = [said(i, milliseconds=36_000, at=f"2026-03-0{1 + i // 4}T10:00:00+00:00") for i in range(8)] + [
+        said(9, milliseconds=36_000)
+    ]
     days = budget.burn_down(judged, budget.plan(Wanted(100), Prices(seconds=36)))
     assert [(d.day.isoformat(), d.judgements) for d in days] == [("2026-03-01", 4), ("2026-03-02", 4)]
     assert [d.left for d in days] == pytest.approx([0.96, 0.92])
@@ -180,29 +199,38 @@ def test_the_burn_down_counts_days():
 def simulated_error(split, trust, draws, pairs=60000):
     """The share of wrong labels, by drawing everyone's word and taking the likelier answer."""
     sure = draws.choice(np.asarray(trust.judge), pairs) if split.judged else np.full(pairs, 0.5)
-    judge, person = draws.random(pairs) < sure, draws.random((3, pairs)) < trust.person
+    judge = draws.random(pairs) < sure
+    person = draws.random((3, pairs)) < trust.person
     order = np.argsort(np.argsort(sure + 1e-9 * draws.random(pairs)))
     doubtful = (split.people - 0.12) / 0.88 if split.judged else split.people
     seen = (order < doubtful * pairs) | ((draws.random(pairs) < 0.12) & split.judged)
     doubled = draws.random(pairs) < split.overlap
-    weight, judged = np.log(trust.person / (1 - trust.person)), np.log(np.clip(sure, 0.5, 0.999) / (1 - np.clip(sure, 0.5, 0.999)))
-    votes = np.where(person[0], 1, -1) + doubled * (np.where(person[1], 1, -1) + (person[0] != person[1]) * np.where(person[2], 1, -1))
+    weight = np.log(trust.person / (1 - trust.person))
+    judged = np.log(np.clip(sure, 0.5, 0.999) / (1 - np.clip(sure, 0.5, 0.999)))
+    votes = np.where(person[0], 1, -1) + doubled * (
+        np.where(person[1], 1, -1) + (person[0] != person[1]) * np.where(person[2], 1, -1)
+    )
     odds = seen * votes * weight + judged * np.where(judge, 1, -1) + 1e-9 * draws.normal(size=pairs)
     return (odds < 0).mean()
 
 
 @pytest.mark.parametrize("dollars", [150, 400, 900])
 def test_the_best_split_errs_as_it_says_and_no_other_errs_less(dollars):
-    trust, prices = Trust(0.8, [0.55, 0.7, 0.8, 0.9, 0.97]), Prices(seconds=60, hourly=20, judge=0.02)
+    trust = Trust(0.8, [0.55, 0.7, 0.8, 0.9, 0.97])
+    prices = Prices(seconds=60, hourly=20, judge=0.02)
     best = budget.best_split(1000, dollars, trust, prices)
     assert best.dollars <= dollars
-    assert best.hours == pytest.approx(1000 * best.people * (1 + best.overlap * (1 + 2 * 0.8 * 0.2)) / 60)  # a third judgement where two differ
+    assert best.hours == pytest.approx(
+        1000 * best.people * (1 + best.overlap * (1 + 2 * 0.8 * 0.2)) / 60
+    )  # a third judgement where two differ
     assert best.dollars == pytest.approx(best.hours * 20 + 1000 * best.judged * 0.02)
     assert simulated_error(best, trust, generator(0, "test/split")) == pytest.approx(best.error, abs=0.008)
     for judged, people, overlap in product((False, True), (0.2, 0.4, 0.6, 0.8, 1.0), (0.1, 0.5, 1.0)):
         cost = 1000 * (people * (1 + overlap * 1.32) / 3 + 0.02 * judged)
         if cost <= dollars:
-            other = simulated_error(replace(best, judged=judged, people=people, overlap=overlap), trust, generator(1, "test/split"))
+            other = simulated_error(
+                replace(best, judged=judged, people=people, overlap=overlap), trust, generator(1, "test/split")
+            )
             assert other > best.error - 0.008
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from towpath.errors import DataError, RecipeError
 from towpath.feedback import measures, rules
-from towpath.feedback.cases import Case
+from towpath.feedback.pair_text import Case
 
-LONG, SHORT = "Put a drop of oil on each hinge and swing the door.", "Oil it."
+LONG = "Put a drop of oil on each hinge and swing the door."
+SHORT = "Oil it."
 
 
 def choice(rule: str, a: str, b: str, prompt: str = "How?") -> str | None:
@@ -19,19 +20,31 @@ def choice(rule: str, a: str, b: str, prompt: str = "How?") -> str | None:
 @pytest.mark.parametrize(
     ("rule", "a", "b", "expected"),
     [
-        ("words(a) < words(b)", SHORT, LONG, "a"), ("words(a) < words(b)", LONG, SHORT, "b"), ("words(a) < words(b)", "One two.", "Two one.", None),
-        ("words(a) < 2 * words(b) - 1", LONG, SHORT, "b"), ("chars(a) > chars(b)", LONG, SHORT, "a"), ("-words(a) > -words(b)", SHORT, LONG, "a"),
-        ("lines(a) <= 2", "one", "one\n\ntwo\nthree", "a"), ("sentences(a) == 2", "Yes. No.", "Yes", "a"), ("1 < words(a) < 4", SHORT, LONG, "a"),
-        ('not has(a, "sorry", "cannot")', "I am Sorry.", SHORT, "b"), ('has(a, "oil")', "Oil.", "Oily boil.", "a"),
+        ("words(a) < words(b)", SHORT, LONG, "a"),
+        ("words(a) < words(b)", LONG, SHORT, "b"),
+        ("words(a) < words(b)", "One two.", "Two one.", None),
+        ("words(a) < 2 * words(b) - 1", LONG, SHORT, "b"),
+        ("chars(a) > chars(b)", LONG, SHORT, "a"),
+        ("-words(a) > -words(b)", SHORT, LONG, "a"),
+        ("lines(a) <= 2", "one", "one\n\ntwo\nthree", "a"),
+        ("sentences(a) == 2", "Yes. No.", "Yes", "a"),
+        ("1 < words(a) < 4", SHORT, LONG, "a"),
+        ('not has(a, "sorry", "cannot")', "I am Sorry.", SHORT, "b"),
+        ('has(a, "oil")', "Oil.", "Oily boil.", "a"),
         ('count(a, "the") > 1', LONG, "the the", "b"),
-        ("is_json(a)", '{"x": [1]}', '{"x": ', "a"), ("is_json(a)", "[]", "7", "a"), ("markdown(a)", "**No** one", "2 * 3 * 4", "a"),
+        ("is_json(a)", '{"x": [1]}', '{"x": ', "a"),
+        ("is_json(a)", "[]", "7", "a"),
+        ("markdown(a)", "**No** one", "2 * 3 * 4", "a"),
         ("not markdown(a) and listed(a) == 0", "- x\n- y", "plain", "b"),
         ('language(a) == "de"', "Das ist nicht die Antwort auf die Frage.", LONG, "a"),
-        ('language(a) == language(prompt) and words(a) > 3', "Das ist eine Antwort und sie ist nicht lang.", LONG, "b"),
-        ('starts(a, "Put")', LONG, SHORT, "a"), ('ends(a, ".")', "No end", SHORT, "b"), ("declines(a)", "I can't help with that.", LONG, "a"),
-        ("repeats(a) < 0.2", "go on go on go on go on", LONG, "b"), ("words(a) > 3 or has(a, prompt)", LONG, LONG, None),
+        ("language(a) == language(prompt) and words(a) > 3", "Das ist eine Antwort und sie ist nicht lang.", LONG, "b"),
+        ('starts(a, "Put")', LONG, SHORT, "a"),
+        ('ends(a, ".")', "No end", SHORT, "b"),
+        ("declines(a)", "I can't help with that.", LONG, "a"),
+        ("repeats(a) < 0.2", "go on go on go on go on", LONG, "b"),
+        ("words(a) > 3 or has(a, prompt)", LONG, LONG, None),
     ],
-)  # fmt: skip
+)
 def test_an_expression_says_when_a_is_better(rule: str, a: str, b: str, expected: str | None):
     prompt = "What is the best way to stop it, and how long does it take?"
     assert choice(rule, a, b, prompt) == expected
@@ -41,20 +54,60 @@ def test_an_expression_says_when_a_is_better(rule: str, a: str, b: str, expected
 @pytest.mark.parametrize(
     "rule",
     [
-        "__import__('os').system('true')", "a.__class__", "(lambda: 1)()", "[x for x in a]", "a[0] == b[0]", "open(a)", "exec(a)", "eval('1')",
+        "__import__('os').system('true')",
+        "a.__class__",
+        "(lambda: 1)()",
+        "[x for x in a]",
+        "a[0] == b[0]",
+        "open(a)",
+        "exec(a)",
+        "eval('1')",
         "words",
-        "words(a) ** 9 > 1", "words(a) / 2 > 1", "words(a) % 2 == 1", "a if is_json(a) else b", "f'{a}' == b", "{a: 1}", "(a := b) == a",
-        "words(*a)", "words(text=a)",
-        "c == a", "words(c) > 1", "words(a, x=b) > 1", "words(a)", "a", "1", "'x'", "True", "words(a) < b", "a < b", "a in b", "a is b",
-        "words(a, b)", "words(1) > 1", "has(a)",
+        "words(a) ** 9 > 1",
+        "words(a) / 2 > 1",
+        "words(a) % 2 == 1",
+        "a if is_json(a) else b",
+        "f'{a}' == b",
+        "{a: 1}",
+        "(a := b) == a",
+        "words(*a)",
+        "words(text=a)",
+        "c == a",
+        "words(c) > 1",
+        "words(a, x=b) > 1",
+        "words(a)",
+        "a",
+        "1",
+        "'x'",
+        "True",
+        "words(a) < b",
+        "a < b",
+        "a in b",
+        "a is b",
+        "words(a, b)",
+        "words(1) > 1",
+        "has(a)",
         "words(a) + a > 1",
-        "not words(a)", "-a == b", "words(a) and is_json(a)", "10000000 > words(a)", "1e400 > words(a)", "1j == 1j", "b'x' == b'x'",
-        "None == None", "... == ...",
-        "words(a) <", "import os", "a == b; b", "", "   ", "words(a) < 1" + " or words(a) < 1" * 40, "(" * 240 + "is_json(a)" + ")" * 240,
+        "not words(a)",
+        "-a == b",
+        "words(a) and is_json(a)",
+        "10000000 > words(a)",
+        "1e400 > words(a)",
+        "1j == 1j",
+        "b'x' == b'x'",
+        "None == None",
+        "... == ...",
+        "words(a) <",
+        "import os",
+        "a == b; b",
+        "",
+        "   ",
+        "words(a) < 1" + " or words(a) < 1" * 40,
+        "(" * 240 + "is_json(a)" + ")" * 240,
         "-" * 400 + "1 > words(a)",
         "words(a) < words(b) #" + "x" * 600,
     ],
-)  # fmt: skip
+)
 def test_what_is_not_on_the_list_is_refused_when_it_is_read(rule: str):
     with pytest.raises(RecipeError) as error:
         rules.load(rule)
@@ -77,10 +130,15 @@ def test_what_a_text_holds_is_never_run():
 
 def test_judgements_of_a_rule_name_it_and_its_version():
     rule = rules.load("words(a) < words(b)", name="short")
-    found = list(rules.judge(rule, [Case("k1", "p", SHORT, LONG, 2), Case("k2", "p", "same", "same"), Case("k3", "p", LONG, SHORT)]))
+    found = list(
+        rules.judge(
+            rule, [Case("k1", "p", SHORT, LONG, 2), Case("k2", "p", "same", "same"), Case("k3", "p", LONG, SHORT)]
+        )
+    )
     assert [(j.key, j.rater, j.kind, j.choice, j.round, j.guideline) for j in found] == [
-        ("k1/rule:short/2", "rule:short", "rule", "a", 2, rule.version), ("k3/rule:short/1", "rule:short", "rule", "b", 1, rule.version),
-    ]  # fmt: skip
+        ("k1/rule:short/2", "rule:short", "rule", "a", 2, rule.version),
+        ("k3/rule:short/1", "rule:short", "rule", "b", 1, rule.version),
+    ]
     assert rules.load(" words(a) < words(b) ").name == "words(a) < words(b)"
     assert rules.load("words(a)  < words(b)").version != rule.version
     assert len(rules.load(" or ".join(["is_json(a)"] * 9)).name) < 40

@@ -16,15 +16,25 @@ from conftest import new_database
 
 pytestmark = pytest.mark.slow
 SMALL = [
-    "sft.epochs=0.3", "evaluate.prompts=12", "preferences.prompts=30", "preferences.min_labels=8", "policy.steps=3", "policy.validate_every=1",
-    "evaluate.bootstrap=100", "policy.max_new_tokens=12", "evaluate.max_new_tokens=12", "preferences.max_new_tokens=12",
-]  # fmt: skip
+    "sft.epochs=0.3",
+    "evaluate.prompts=12",
+    "preferences.prompts=30",
+    "preferences.min_labels=8",
+    "policy.steps=3",
+    "policy.validate_every=1",
+    "evaluate.bootstrap=100",
+    "policy.max_new_tokens=12",
+    "evaluate.max_new_tokens=12",
+    "preferences.max_new_tokens=12",
+]
 SETTINGS = [part for value in SMALL for part in ("--set", value)]
 
 
 def towpath(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "towpath", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=300
+    )
 
 
 def weights(run: Path) -> dict[str, str]:
@@ -94,18 +104,22 @@ def test_killed_in_every_stage_and_resumed_it_ends_in_the_same_bits(whole, tmp_p
         assert done.returncode == -9, (fault, done.stderr)
     done = towpath("run", run, *SETTINGS)
     assert done.returncode == 0, done.stderr
-    assert weights(run) == {key: value for key, value in weights(whole).items() if "checkpoints" not in key and "in-flight" not in key} or _same(
-        run, whole
-    )
+    assert weights(run) == {
+        key: value for key, value in weights(whole).items() if "checkpoints" not in key and "in-flight" not in key
+    } or _same(run, whole)
     assert results(run) == results(whole)
     steps = [
-        json.loads(line)["step"] for path in run.glob("stages/policy/*/metrics.jsonl") for line in path.read_text().splitlines() if '"train"' in line
+        json.loads(line)["step"]
+        for path in run.glob("stages/policy/*/metrics.jsonl")
+        for line in path.read_text().splitlines()
+        if '"train"' in line
     ]
     assert steps == [0, 1, 2]
 
 
 def _same(run: Path, whole: Path) -> bool:
-    ours, theirs = weights(run), weights(whole)
+    ours = weights(run)
+    theirs = weights(whole)
     kept = [key for key in theirs if "/weights/" in key or "/adapter/" in key]
     assert kept
     return all(ours[key] == theirs[key] for key in kept)
@@ -140,7 +154,9 @@ def test_people_label_and_the_run_goes_on(whole, tmp_path):
     assert towpath("label", "export", run, "--to", pairs).returncode == 0
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     assert len(rows) > 10
-    pairs.write_text("".join(json.dumps(row | {"choice": "a" if len(row["a"]) > len(row["b"]) else "b"}) + "\n" for row in rows))
+    pairs.write_text(
+        "".join(json.dumps(row | {"choice": "a" if len(row["a"]) > len(row["b"]) else "b"}) + "\n" for row in rows)
+    )
     assert towpath("label", "import", run, pairs, "--rater", "ann").returncode == 0
     goes_on = towpath("run", run, *settings)
     assert goes_on.returncode == 0, goes_on.stderr
@@ -230,7 +246,12 @@ FULL = [f"{stage}.method=full" for stage in ("sft", "reward", "policy")]
 
 
 def test_full_weights_in_every_stage_killed_and_resumed(tmp_path):
-    rates = ["sft.learning_rate=2e-4", "reward.learning_rate=5e-5", "policy.learning_rate=5e-6", "policy.ppo.critic_warmup=0"]
+    rates = [
+        "sft.learning_rate=2e-4",
+        "reward.learning_rate=5e-5",
+        "policy.learning_rate=5e-6",
+        "policy.ppo.critic_warmup=0",
+    ]
     settings = [*SETTINGS, *(part for value in FULL + rates for part in ("--set", value))]
     runs = tmp_path / "at once", tmp_path / "killed"
     for run in runs:
@@ -262,9 +283,17 @@ def test_a_policy_that_leaves_its_bounds_stops_and_the_last_good_weights_are_kep
     done = towpath("run", run, *SETTINGS, *(part for value in limits for part in ("--set", value)))
     assert done.returncode == 0, done.stderr
     assert "no validated step within policy.kl.alarm" in done.stderr
-    (manifest,) = (m for p in run.glob("stages/policy/*/manifest.json") if (m := json.loads(p.read_text()))["result"]["best_step"] == 0)
+    (manifest,) = (
+        m
+        for p in run.glob("stages/policy/*/manifest.json")
+        if (m := json.loads(p.read_text()))["result"]["best_step"] == 0
+    )
     assert "above policy.kl.stop" in manifest["result"]["stopped"]
-    (kept,) = (p for p in run.glob("stages/policy/*") if json.loads((p / "manifest.json").read_text())["result"]["best_step"] == 0)
+    (kept,) = (
+        p
+        for p in run.glob("stages/policy/*")
+        if json.loads((p / "manifest.json").read_text())["result"]["best_step"] == 0
+    )
     (tuned,) = run.glob("stages/sft/*")
     names = "weights/model.safetensors"
     assert hashlib.sha256((kept / names).read_bytes()).digest() == hashlib.sha256((tuned / names).read_bytes()).digest()
@@ -275,7 +304,9 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(whole, tmp_p
     small = tmp_path / "small"
     small.mkdir()
     size = sum(p.stat().st_size for p in whole.rglob("*") if p.is_file())
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size // 1024 + 400}k", "tmpfs", small], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size // 1024 + 400}k", "tmpfs", small], capture_output=True, check=False
+    ).returncode:
         pytest.skip("mounting a small file system is not allowed here")
     try:
         run = small / "run"

@@ -6,7 +6,8 @@ import pytest
 from benchmarks import stopping_rule
 from towpath.evals import sequential
 
-SEQUENCES, LONGEST = 2000, 300
+SEQUENCES = 2000
+LONGEST = 300
 
 
 def wrong(x_RN, threshold):
@@ -19,7 +20,9 @@ def test_looking_after_every_comparison_errs_in_five_of_a_hundred_at_most(thresh
     x_RN = stopping_rule.outcomes(threshold, ties, (SEQUENCES, LONGEST), "test")
     assert x_RN.mean() == pytest.approx(threshold, abs=0.005)
     assert wrong(x_RN, threshold) <= 0.05
-    assert stopping_rule.naive(x_RN, threshold)["wilson"].mean() > (0.15 if ties == 0 else 0.08), "the rule made for one look errs far more often"
+    assert stopping_rule.naive(x_RN, threshold)["wilson"].mean() > (0.15 if ties == 0 else 0.08), (
+        "the rule made for one look errs far more often"
+    )
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
@@ -30,7 +33,8 @@ def test_verdicts_of_one_prompt_are_one_piece_of_evidence(threshold):
 
 
 def test_the_interval_holds_the_rate_at_every_n_at_once():
-    rate, missed = 0.7, 0
+    rate = 0.7
+    missed = 0
     draws = np.random.default_rng(3)
     for _ in range(200):
         low_N, high_N = sequential.intervals((draws.random(150) < rate).astype(float))
@@ -46,7 +50,11 @@ def test_the_verdict_is_the_interval_against_the_threshold():
         assert (found.interval[0] > 0.7) if word == "PASS" else (found.interval[1] < 0.7)
         assert found.at is not None
         assert found.at <= 200
-        before = sequential.decide((np.random.default_rng(4).random(200) < 0.9).astype(float)[: found.at - 1], 0.7) if word == "PASS" else None
+        before = (
+            sequential.decide((np.random.default_rng(4).random(200) < 0.9).astype(float)[: found.at - 1], 0.7)
+            if word == "PASS"
+            else None
+        )
         assert before is None or before.verdict == "UNDECIDED"
 
 

@@ -10,8 +10,6 @@ import torch
 import transformers
 from tokenizers_of_others import CONTROLS, tokenizer_of
 
-from towpath import model_checks, sizes
-from towpath.config import check
 from towpath.data.batch import Batch, Row
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
@@ -19,26 +17,62 @@ from towpath.errors import ModelError
 from towpath.models import base, shape
 from towpath.models.adapters import Adapters
 from towpath.recipe import Decoding, Recipe
+from towpath.recipe.reader import check
 from towpath.rollout.engine import Request
 from towpath.rollout.local import LocalEngine
+from towpath.run import model_checks, sizes
 from towpath.runtime.local import Local, Role
 
 TINY: dict[str, Any] = {
-    "vocab_size": 800, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 256, "pad_token_id": 3, "eos_token_id": 2, "bos_token_id": 1,
-}  # fmt: skip
+    "vocab_size": 800,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 3,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+}
 LATENT: dict[str, Any] = {
-    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 8, "n_group": 2,
-    "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4,
-}  # fmt: skip
-EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "head_dim": 8}
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "moe_intermediate_size": 16,
+    "num_experts_per_tok": 2,
+    "head_dim": 8,
+}
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
-    "Llama": ({}, ""), "Mistral": ({"sliding_window": 20}, ""), "DeepseekV3": (LATENT, ""), "Qwen3Moe": (EXPERTS, ""), "Mixtral": (EXPERTS, ""),
-    "Gemma3Text": ({"head_dim": 8, "sliding_window": 20}, ""), "Olmo3": ({"head_dim": 8, "sliding_window": 20}, ""), "Phi3": ({}, ""),
-    "Falcon": ({"intermediate_size": None}, "layers, a final norm and a head"), "GPT2": ({}, "layers, a final norm and a head"),
-    "Qwen3_5Text": ({}, "rows packed into lines are read otherwise"), "GptOss": (EXPERTS, 'model.attention = "eager"'),
-    "Gemma2": ({"head_dim": 8}, "no scale, no cap"), "Cohere": ({}, "no scale, no cap"), "Mamba": ({}, "layers, a final norm and a head"),
-}  # fmt: skip
+    "Llama": ({}, ""),
+    "Mistral": ({"sliding_window": 20}, ""),
+    "DeepseekV3": (LATENT, ""),
+    "Qwen3Moe": (EXPERTS, ""),
+    "Mixtral": (EXPERTS, ""),
+    "Gemma3Text": ({"head_dim": 8, "sliding_window": 20}, ""),
+    "Olmo3": ({"head_dim": 8, "sliding_window": 20}, ""),
+    "Phi3": ({}, ""),
+    "Falcon": ({"intermediate_size": None}, "layers, a final norm and a head"),
+    "GPT2": ({}, "layers, a final norm and a head"),
+    "Qwen3_5Text": ({}, "rows packed into lines are read otherwise"),
+    "GptOss": (EXPERTS, 'model.attention = "eager"'),
+    "Gemma2": ({"head_dim": 8}, "no scale, no cap"),
+    "Cohere": ({}, "no scale, no cap"),
+    "Mamba": ({}, "layers, a final norm and a head"),
+}
 """Settings of a small model, and what is said of it where it is refused."""
 
 
@@ -69,13 +103,21 @@ def test_check_says_of_a_model_what_loading_says(folders: dict[str, Path], kind:
         return
     with pytest.raises(ModelError) as told:
         base.load(str(folders[kind]), torch.float32, "grouped")
-    assert [(f.code, f.evidence, f.cause, f.remedy) for f in errors] == [("model", told.value.value, told.value.rule, told.value.fix)]
+    assert [(f.code, f.evidence, f.cause, f.remedy) for f in errors] == [
+        ("model", told.value.value, told.value.rule, told.value.fix)
+    ]
     assert words in str(told.value) and str(folders[kind]) in told.value.value
 
 
 @pytest.mark.parametrize("kind", ["Llama", "DeepseekV3", "Qwen3Moe", "Gemma3Text"])
 def test_models_of_full_size_are_measured_in_seconds(kind: str, tmp_path: Path) -> None:
-    large = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+    large = {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    }
     getattr(transformers, f"{kind}Config")(**(large if kind == "Llama" else {})).save_pretrained(tmp_path)
     begun = time.process_time()
     assert shape.require(str(tmp_path), "grouped")
@@ -92,14 +134,17 @@ WINDOWED = {"Mistral": 20, "Gemma3Text": 20, "Olmo3": 20}
 
 
 @pytest.mark.parametrize("kind", WINDOWED)
-def test_rows_longer_than_a_sliding_window_are_read_as_the_model_reads_them(folders: dict[str, Path], kind: str) -> None:
+def test_rows_longer_than_a_sliding_window_are_read_as_the_model_reads_them(
+    folders: dict[str, Path], kind: str
+) -> None:
     model = base.load(str(folders[kind]), torch.float32, "grouped")
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim >= 2:
                 weight.normal_(0.0, 1.5 / weight.shape[-1] ** 0.5)
     assert sizes.model_size(folders[kind]).context == 256
-    draw, runtime = np.random.default_rng(0), Local()
+    draw = np.random.default_rng(0)
+    runtime = Local()
     runtime.add_trunk("base", model, lora=False)
     runtime.roles["policy"] = Role()
     rows = [Row(draw.integers(20, 700, n), 4) for n in (9, 70, 33, 50)]
@@ -113,10 +158,15 @@ def test_rows_longer_than_a_sliding_window_are_read_as_the_model_reads_them(fold
 
 
 @pytest.mark.parametrize("kind", [*WINDOWED, "DeepseekV3", "Llama"])
-def test_answers_that_outgrow_a_sliding_window_are_drawn_as_transformers_draws_them(folders: dict[str, Path], kind: str) -> None:
-    model, draw = base.load(str(folders[kind]), torch.float32, "grouped"), np.random.default_rng(1)
+def test_answers_that_outgrow_a_sliding_window_are_drawn_as_transformers_draws_them(
+    folders: dict[str, Path], kind: str
+) -> None:
+    model = base.load(str(folders[kind]), torch.float32, "grouped")
+    draw = np.random.default_rng(1)
     prompts = [draw.integers(20, 700, n).tolist() for n in (5, 30, 16)]
-    ours = LocalEngine(model, eos=2, pad=3).generate([Request(p, Decoding(), np.zeros(24)) for p in prompts], greedy=True)
+    ours = LocalEngine(model, eos=2, pad=3).generate(
+        [Request(p, Decoding(), np.zeros(24)) for p in prompts], greedy=True
+    )
     for prompt, drawn in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])
         settings = transformers.GenerationConfig(eos_token_id=2, pad_token_id=3, max_new_tokens=24, do_sample=False)
@@ -133,13 +183,24 @@ def test_experts_that_lora_leaves_out_are_named_with_their_share(folders: dict[s
     total = sum(p.numel() for name, p in model.named_parameters())
     assert told.severity == "warning" and f"{adapted / total:.1%} of" in told.evidence
     said = adapters.summary()
-    assert said["share"] == pytest.approx(adapted / total) and said["modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
-    assert "experts.gate_up_proj (" in told.evidence and "experts.down_proj (" in told.evidence and "q_proj" in told.evidence
+    assert said["share"] == pytest.approx(adapted / total) and said["modules"] == [
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "v_proj",
+    ]
+    assert (
+        "experts.gate_up_proj (" in told.evidence
+        and "experts.down_proj (" in told.evidence
+        and "q_proj" in told.evidence
+    )
     assert size.sides == sum(sum(layer.base.weight.shape) for layer in adapters.layers.values())
     _size, dense = model_checks.of_model(check(Recipe, {}, "test"), folders["Llama"])
     assert [f.severity for f in dense if f.code == "lora"] == ["info"]
     full = {stage: {"method": "full"} for stage in ("sft", "reward", "policy")}
-    assert not [f for f in model_checks.of_model(check(Recipe, full, "test"), folders["Qwen3Moe"])[1] if f.code == "lora"]
+    assert not [
+        f for f in model_checks.of_model(check(Recipe, full, "test"), folders["Qwen3Moe"])[1] if f.code == "lora"
+    ]
 
 
 def test_a_chat_of_such_a_model_has_its_stops(folders: dict[str, Path]) -> None:

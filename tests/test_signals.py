@@ -6,12 +6,16 @@ import torch
 from towpath.data.batch import Batch, row
 from towpath.records import Prompt
 from towpath.rollout.engine import Drawn
-from towpath.stages.signals import of_rollout
+from towpath.stages.rollout_statistics import of_rollout
 
-SAME, HALF, NONE = [5, 5, 5, 5, 5, 9], [1, 2, 3, 1, 2, 3], [1, 2, 3, 4, 6, 9]
+SAME = [5, 5, 5, 5, 5, 9]
+HALF = [1, 2, 3, 1, 2, 3]
+NONE = [1, 2, 3, 4, 6, 9]
 """Of four triples two, one and none have been said before."""
 ANSWERS = (SAME, HALF, NONE, [7, 9])
-PROMPTS = tuple(Prompt(f"p{i}", text, domain) for i, (text, domain) in enumerate((("A", "x"), ("B", "x"), ("b ", "y"), ("C", "y"))))
+PROMPTS = tuple(
+    Prompt(f"p{i}", text, domain) for i, (text, domain) in enumerate((("A", "x"), ("B", "x"), ("b ", "y"), ("C", "y")))
+)
 
 
 def told(reward, score=None, **more):
@@ -19,9 +23,13 @@ def told(reward, score=None, **more):
     longest = max(map(len, ANSWERS))
     ragged = torch.zeros(len(ANSWERS), longest)
     columns = {
-        "old_logp": ragged - 1.0, "ref_logp": ragged - 1.5, "sampler_logp": ragged - 1.25, "ended": torch.tensor([True, False, True, True]),
-        "reward": torch.tensor(reward), "score": torch.tensor(score or reward),
-    } | more  # fmt: skip
+        "old_logp": ragged - 1.0,
+        "ref_logp": ragged - 1.5,
+        "sampler_logp": ragged - 1.25,
+        "ended": torch.tensor([True, False, True, True]),
+        "reward": torch.tensor(reward),
+        "score": torch.tensor(score or reward),
+    } | more
     drawn = [Drawn(list(ids), [-1.0] * len(ids), "stop") for ids in ANSWERS]
     texts = ["a a a a", "- one\n- two", "I can't help with that.", "x"]
     return of_rollout(Batch([row([3], ids) for ids in ANSWERS], columns), PROMPTS, drawn, texts)
@@ -42,7 +50,9 @@ def test_the_samplers_error_is_that_of_rows_that_were_asked_again() -> None:
 
 
 def test_a_rollout_of_one_answer_has_no_spread() -> None:
-    columns = {name: torch.zeros(1, 2) for name in ("old_logp", "ref_logp", "sampler_logp")} | {"ended": torch.tensor([True])}
+    columns = {name: torch.zeros(1, 2) for name in ("old_logp", "ref_logp", "sampler_logp")} | {
+        "ended": torch.tensor([True])
+    }
     told = of_rollout(Batch([row([3], [7, 9])], columns), PROMPTS[:1], [Drawn([7, 9], [-1.0] * 2, "stop")], ["x"])
     assert told["kl_std"] == 0.0
 

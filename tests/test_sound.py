@@ -1,4 +1,5 @@
-"""What a model must be to be trained and drawn from as it is; small random models of other families, as transformers writes them."""
+"""What a model must be to be trained and drawn from as it is; small random models of other families, as transformers
+writes them."""
 
 import numpy as np
 import pytest
@@ -7,15 +8,26 @@ import transformers
 
 from towpath.data.batch import Batch, Row
 from towpath.errors import ModelError
-from towpath.models import sound
+from towpath.models import check_model
 from towpath.models.attention import register
 from towpath.runtime.local import Local, Role
 
 SMALL = {
-    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 256, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1,
-}  # fmt: skip
-TURNED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"], "sliding_window": 64}
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+}
+TURNED = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 64,
+}
 
 
 def made(family: str, config: str = "", attention: str = "grouped", **settings):
@@ -29,7 +41,7 @@ def made(family: str, config: str = "", attention: str = "grouped", **settings):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Olmo2", "Gemma", "Mixtral"])
 def test_logits_that_are_the_heads_product_are_let_pass(family, dtype):
-    sound.require(made(family, **({"head_dim": 8} if family in ("Qwen3", "Gemma") else {})).to(dtype), "here")
+    check_model.require(made(family, **({"head_dim": 8} if family in ("Qwen3", "Gemma") else {})).to(dtype), "here")
 
 
 @pytest.mark.parametrize(
@@ -45,19 +57,23 @@ def test_logits_that_are_the_heads_product_are_let_pass(family, dtype):
 def test_what_would_be_trained_as_another_model_is_refused(family, settings, words):
     model = made(family, **settings)
     with pytest.raises(ModelError, match=words):
-        sound.require(model, "here")
+        check_model.require(model, "here")
     assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(
     ("family", "config", "settings", "parted"),
     [
-        ("Llama", "", {}, True), ("Qwen3", "", {"head_dim": 8}, True), ("Granite", "", {"embedding_multiplier": 12.0}, False),
-        ("Gemma3", "Gemma3TextConfig", {"head_dim": 8, **TURNED}, False), ("Qwen2", "", {"use_sliding_window": True, **TURNED}, False),
+        ("Llama", "", {}, True),
+        ("Qwen3", "", {"head_dim": 8}, True),
+        ("Granite", "", {"embedding_multiplier": 12.0}, False),
+        ("Gemma3", "Gemma3TextConfig", {"head_dim": 8, **TURNED}, False),
+        ("Qwen2", "", {"use_sliding_window": True, **TURNED}, False),
     ],
-)  # fmt: skip
+)
 def test_layers_are_parted_only_where_that_changes_nothing(family, config, settings, parted):
-    model, draw = made(family, config, **settings), np.random.default_rng(0)
+    model = made(family, config, **settings)
+    draw = np.random.default_rng(0)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:

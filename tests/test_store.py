@@ -47,7 +47,9 @@ def odd(number):
 
 def fill(store):
     store.add_prompts([Prompt("p1", "Why?\rSay.", about=("x", "y"), harmful=True)])
-    store.add_completions([Completion(f"c{i}", "p1", "sft", odd(i), (1, 2), (-0.1, -0.25), "stop", {"top_k": 3}) for i in range(3)])
+    store.add_completions(
+        [Completion(f"c{i}", "p1", "sft", odd(i), (1, 2), (-0.1, -0.25), "stop", {"top_k": 3}) for i in range(3)]
+    )
     store.add_comparisons([Comparison("k2", "p1", "c1", "c2"), Comparison("k1", "p1", "c0", "c1")])
 
 
@@ -57,8 +59,16 @@ def said(comparison="k1", rater="ann", choice="a", **more):
 
 def killed(script, fault, *arguments):
     """The end of a process that runs a script with a fault set."""
-    code = "import sys; from pathlib import Path; place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1])\n" + script
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=os.environ | {"TOWPATH_FAULT": fault}, check=False).returncode == -9
+    code = (
+        "import sys; from pathlib import Path; place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1])\n"
+        + script
+    )
+    return (
+        subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)], env=os.environ | {"TOWPATH_FAULT": fault}, check=False
+        ).returncode
+        == -9
+    )
 
 
 def by_hand(store):
@@ -67,7 +77,9 @@ def by_hand(store):
 
 def test_records_come_back_as_they_went(store):
     assert store.prompts()["p1"] == Prompt("p1", "Why?\rSay.", about=("x", "y"), harmful=True)
-    assert store.completions("sft")["c2"] == Completion("c2", "p1", "sft", odd(2), (1, 2), (-0.1, -0.25), "stop", {"top_k": 3})
+    assert store.completions("sft")["c2"] == Completion(
+        "c2", "p1", "sft", odd(2), (1, 2), (-0.1, -0.25), "stop", {"top_k": 3}
+    )
     assert store.completions("base") == {}
     more = {"comment": "odd", "cost": 0.014, "details": {"safety": {"choice": "b"}}}
     judgement = said(shown="ba", strength=3, milliseconds=12, guideline="g", at="2026-01-01T00:00:00+00:00", **more)
@@ -125,8 +137,10 @@ def test_a_new_round_may_say_otherwise(store):
     [
         "UPDATE judgements SET choice = 'b'",
         "DELETE FROM judgements",
-        "INSERT OR REPLACE INTO judgements VALUES (1, 'new', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '', '', 0, '{}')",
-        "INSERT OR REPLACE INTO judgements VALUES (9, 'k1/ann/1', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '', '', 0, '{}')",
+        "INSERT OR REPLACE INTO judgements VALUES (1, 'new', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '', '', "
+        "0, '{}')",
+        "INSERT OR REPLACE INTO judgements VALUES (9, 'k1/ann/1', 'k2', 'bob', 'person', 'b', 'ab', 1, 0, 1, '', '', "
+        "'', 0, '{}')",
         "REPLACE INTO judgements VALUES (9, 'new', 'k1', 'ann', 'person', 'b', 'ab', 1, 0, 1, '', '', '', 0, '{}')",
         "INSERT INTO judgements SELECT * FROM judgements WHERE true ON CONFLICT DO UPDATE SET choice = 'b'",
     ],
@@ -141,7 +155,9 @@ def test_judgements_cannot_be_changed_even_by_hand(file_store, statement):
     assert file_store.judgements() == before
 
 
-@pytest.mark.parametrize("statement", ["UPDATE judgements SET choice = 'b'", "DELETE FROM judgements", "TRUNCATE judgements CASCADE"])
+@pytest.mark.parametrize(
+    "statement", ["UPDATE judgements SET choice = 'b'", "DELETE FROM judgements", "TRUNCATE judgements CASCADE"]
+)
 def test_judgements_of_a_server_cannot_be_changed_by_hand_either(postgres_server, statement):
     with Store.open(new_database(postgres_server)) as store:
         fill(store)
@@ -166,7 +182,10 @@ def test_labels_are_replaced_not_added(store):
 @pytest.mark.parametrize("place", ["{}/new/deep/a.db", "sqlite:///{}/a.db"], ids=["path", "url"])
 def test_what_was_acknowledged_is_synchronous(tmp_path, place):
     with Store.open(place.format(tmp_path)) as store, store._engine.connect() as connection:
-        told = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "journal_mode", "foreign_keys")]
+        told = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("synchronous", "journal_mode", "foreign_keys")
+        ]
     assert told == [2, "wal", 1]
 
 
@@ -177,9 +196,14 @@ def test_migrations_lead_to_the_schema(store):
 
 def test_a_package_under_a_path_with_spaces_migrates(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "site packages %" / "towpath", ignore=shutil.ignore_patterns("__pycache__"))
-    script = "import sys, towpath; from towpath.store.store import Store; Store.open('a b.db').close(); print(towpath.__file__)"
+    script = (
+        "import sys, towpath; from towpath.store.store import Store; Store.open('a b.db').close(); "
+        "print(towpath.__file__)"
+    )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site packages %")}
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
     assert "site packages %" in done.stdout
     assert (tmp_path / "a b.db").is_file()
 
@@ -196,7 +220,8 @@ def test_a_ledger_that_was_killed_while_it_was_made_is_made_again(tmp_path, faul
 @pytest.mark.parametrize(("fault", "kept"), [("commit:1", []), ("commit:2", ["ann"]), ("commit:3", ["ann", "bob"])])
 def test_killed_at_a_commit_the_ledger_holds_what_was_acknowledged_and_no_half(store, place, fault, kept):
     script = (
-        "from towpath.store.store import Store; from towpath.records import Judgement, Label; store = Store.open(place)\n"
+        "from towpath.store.store import Store; from towpath.records import Judgement, Label; store = "
+        "Store.open(place)\n"
         "for who in ('ann', 'bob'):\n"
         "    store.add_judgements([Judgement(f'{k}/{who}', k, who, 'person', 'a') for k in ('k1', 'k2')])\n"
         "store.put_labels([Label('k1', 'b', 1.0, 1), Label('k2', 'b', 1.0, 1)])"
@@ -221,7 +246,9 @@ with Store.open(place) as store:
 @pytest.mark.parametrize("fault", ["commit:1", "commit:2", "commit:3", "commit:4"])
 def test_killed_while_it_imports_a_file_the_ledger_has_all_of_it_or_none(place, tmp_path, fault):
     path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."}) + "\n" for n in range(50)))
+    path.write_text(
+        "".join(json.dumps({"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."}) + "\n" for n in range(50))
+    )
     script = f"path = {str(path)!r}\n" + IMPORT
     assert killed(script, fault, place) == (fault == "commit:1")
     with Store.open(place) as opened:
@@ -275,9 +302,13 @@ def test_a_ledger_that_another_process_holds_is_told(tmp_path, monkeypatch):
 
 
 def test_network_disks_are_recognised_by_the_deepest_mount():
-    mounts = "/dev/a / ext4 rw 0 0\nhost:/b /mnt/the\\040share nfs4 rw 0 0\n/dev/c /mnt/the\\040share/local ext4 rw 0 0\n//d/e /größe cifs rw 0 0\n"
+    mounts = (
+        "/dev/a / ext4 rw 0 0\nhost:/b /mnt/the\\040share nfs4 rw 0 0\n/dev/c /mnt/the\\040share/local ext4 rw 0 "
+        "0\n//d/e /größe cifs rw 0 0\n"
+    )
     told = {
-        name: ledger.kind_of_disk(Path(name), mounts) for name in ("/mnt/x.db", "/mnt/the share/x.db", "/mnt/the share/local/x.db", "/größe/x.db")
+        name: ledger.kind_of_disk(Path(name), mounts)
+        for name in ("/mnt/x.db", "/mnt/the share/x.db", "/mnt/the share/local/x.db", "/größe/x.db")
     }
     assert list(told.values()) == ["ext4", "nfs4", "ext4", "cifs"]
     assert {"nfs", "nfs4", "cifs", "smb3", "smbfs"} <= ledger.NETWORK
@@ -288,7 +319,9 @@ def test_pairs_go_out_and_judgements_come_in(store, tmp_path, suffix):
     path = tmp_path / f"pairs.{suffix}"
     assert export_pairs(store, path, samples={"elsewhere"}) == 0
     assert export_pairs(store, path) == 2
-    mark, empty, filled = {"jsonl": ("", '"choice": ""', '"choice": "a"'), "csv": ("\ufeff", '",,,', '",a,2,bob')}[suffix]
+    mark, empty, filled = {"jsonl": ("", '"choice": ""', '"choice": "a"'), "csv": ("\ufeff", '",,,', '",a,2,bob')}[
+        suffix
+    ]
     path.write_bytes((mark + path.read_bytes().decode().replace(empty, filled)).encode())
     assert import_judgements(store, path, rater="ann") == (2, 0)
     assert import_judgements(store, path, rater="ann") == (0, 2)
@@ -306,7 +339,13 @@ def test_rows_without_a_choice_wait(store, tmp_path):
     path.write_text("comparison,choice,shown,milliseconds,at\nk1,,,,\n\nk2,both_bad,ba,1500,2026-01-01T00:00:00Z\n")
     assert import_judgements(store, path, rater="ann", kind="judge") == (1, 0)
     told = store.judgements()[0]
-    assert (told.comparison, told.shown, told.milliseconds, told.at, told.kind) == ("k2", "ba", 1500, "2026-01-01T00:00:00Z", "judge")
+    assert (told.comparison, told.shown, told.milliseconds, told.at, told.kind) == (
+        "k2",
+        "ba",
+        1500,
+        "2026-01-01T00:00:00Z",
+        "judge",
+    )
     path.write_text("comparison,choice\nk1,\n")
     with pytest.raises(DataError, match="no judgement in 1 rows"):
         import_judgements(store, path, rater="ann")
@@ -359,7 +398,9 @@ def test_bad_rows_of_a_table_are_named_by_the_line_they_begin_on(store, tmp_path
     assert "4 cells under 3 headings" in error.value.value
 
 
-@pytest.mark.parametrize(("name", "content"), [("said.xlsx", b"PK"), ("said.csv", b"\xff\xfe\x00"), ("said.jsonl", None)])
+@pytest.mark.parametrize(
+    ("name", "content"), [("said.xlsx", b"PK"), ("said.csv", b"\xff\xfe\x00"), ("said.jsonl", None)]
+)
 def test_files_that_cannot_be_read_are_told(store, tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -400,7 +441,10 @@ def test_a_damaged_folder_is_published_anew_and_a_whole_one_never(tmp_path):
 
 @pytest.mark.parametrize("fault", ["write:1", "fsync:1", "rename:1"])
 def test_killed_at_any_point_a_folder_is_there_whole_or_not_at_all(tmp_path, fault):
-    script = "from towpath.store import publish; publish.publish(place / 'deep' / 'step_1', lambda p: (p / 'x').write_text('1'))"
+    script = (
+        "from towpath.store import publish; publish.publish(place / 'deep' / 'step_1', lambda p: (p / "
+        "'x').write_text('1'))"
+    )
     assert killed(script, fault, tmp_path)
     folder = tmp_path / "deep" / "step_1"
     assert folder.exists() == fault.startswith("rename")
@@ -412,11 +456,17 @@ def test_killed_at_any_point_a_folder_is_there_whole_or_not_at_all(tmp_path, fau
     assert publish.verified(folder)
 
 
-@pytest.mark.parametrize(("fault", "left"), [("write:1", "old"), ("fsync:1", "old"), ("rename:1", "new"), ("rename:2", "newer")])
+@pytest.mark.parametrize(
+    ("fault", "left"), [("write:1", "old"), ("fsync:1", "old"), ("rename:1", "new"), ("rename:2", "newer")]
+)
 def test_killed_at_any_point_a_file_is_the_old_or_the_new(tmp_path, fault, left):
     path = tmp_path / "x.json"
     publish.replace_file(path, "old")
-    assert killed("from towpath.store import publish\nfor text in ('new', 'newer'): publish.replace_file(place, text)", fault, path)
+    assert killed(
+        "from towpath.store import publish\nfor text in ('new', 'newer'): publish.replace_file(place, text)",
+        fault,
+        path,
+    )
     assert path.read_text() == left
     publish.sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -1,4 +1,5 @@
-"""The breakages of tests/strength.py still fit the code they break; whether they are noticed is tried by `make strength`."""
+"""The breakages of tests/strength.py still fit the code they break; whether they are noticed is tried by `make
+strength`."""
 
 from pathlib import Path
 
@@ -17,4 +18,17 @@ def test_a_breakage_fits_once_and_its_tests_are_there(breakage):
 def test_there_are_sixty_over_all_packages():
     assert len(BREAKAGES) >= 60
     packages = {breakage.file.split("/")[1] for breakage in BREAKAGES if breakage.file.count("/") > 1}
-    assert packages >= {"algos", "data", "models", "rollout", "runtime", "feedback", "evals", "health", "rewards", "store", "web", "monitoring"}
+    assert packages >= {
+        "algos",
+        "data",
+        "models",
+        "rollout",
+        "runtime",
+        "feedback",
+        "evals",
+        "health",
+        "rewards",
+        "store",
+        "web",
+        "monitoring",
+    }

@@ -1,4 +1,5 @@
-"""Chat templates are programs that strangers wrote: those that hang, swell, break out or change what is said end in an error that names them."""
+"""Chat templates are programs that strangers wrote: those that hang, swell, break out or change what is said end in
+an error that names them."""
 
 import os
 import resource
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from towpath import model_checks
 from towpath.data import rendering, template_worker
 from towpath.data.chat import CHATML, Chat
 from towpath.data.sources import Corpus
 from towpath.errors import ModelError
 from towpath.models import base
+from towpath.run import model_checks
 
 SPOKEN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 OPEN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -27,8 +28,14 @@ HOSTILE = {
     "a power of powers": ("{{ 9 ** (9 ** 9) }}", "it has not ended within 2 s|more than 512 MiB"),
     "a string that doubles": (DOUBLING, "it takes more than 512 MiB"),
     "a string of a constant": ("{{ 'x' * (10 ** 11) }}", "it takes more than 512 MiB"),
-    "a long text of a short one": ("{{ messages[0].content * 10 ** 7 }}", "it writes [0-9,]+ characters for messages of"),
-    "a macro that calls itself": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "it calls itself without end|RecursionError"),
+    "a long text of a short one": (
+        "{{ messages[0].content * 10 ** 7 }}",
+        "it writes [0-9,]+ characters for messages of",
+    ),
+    "a macro that calls itself": (
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "it calls itself without end|RecursionError",
+    ),
     "a way out of the sandbox": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
     "a format that is a way out": ("{{ '{0.__class__.__init__.__globals__}'.format(messages) }}", "SecurityError"),
     "a change of what it is given": ("{{ messages.append(1) }}", "SecurityError"),
@@ -39,9 +46,13 @@ HOSTILE = {
     "a division": ("{{ 1 // 0 }}", "ZeroDivisionError"),
     "a message that is dropped": ("<|im_start|>user\n" + OPEN, "drops the user's message"),
     "a message twice": (SPOKEN + SPOKEN + OPEN, "writes the user's message twice"),
-    "an answer twice": (SPOKEN + "{% if messages[1] %}{{ messages[1].content }}{% endif %}" + OPEN, "writes the answer twice"),
+    "an answer twice": (
+        SPOKEN + "{% if messages[1] %}{{ messages[1].content }}{% endif %}" + OPEN,
+        "writes the answer twice",
+    ),
     "a long message twice": (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.content | length > 999 %}{{ m.content }}{% endif %}<|im_end|>\n"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.content | length > 999 %}{{ "
+        "m.content }}{% endif %}<|im_end|>\n"
         "{% endfor %}" + OPEN,
         r"the prompt 'word0 .*by apply_chat_template",
     ),
@@ -49,7 +60,7 @@ HOSTILE = {
         SPOKEN + "{% if messages[0].content | length > 999 %}" + LOOP + "{% endif %}" + OPEN,
         "it has not ended within 2 s",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -57,31 +68,45 @@ def test_a_hostile_template_ends_in_an_error_that_names_it(tiny_folder: str, tmp
     template, words = HOSTILE[kind]
     path = tmp_path / "chat.jinja"
     path.write_text(template)
-    tokenizer, before, begun = base.load_tokenizer(tiny_folder), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    tokenizer = base.load_tokenizer(tiny_folder)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.monotonic()
     with pytest.raises(ModelError, match=words) as told:
         Chat(tokenizer, str(path))
     assert told.value.rule and told.value.fix
     if "the chat template fails" in told.value.value:
         assert str(path) in told.value.value
     assert time.monotonic() - begun < 30, "by the clock, on a machine with much else to do"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes; a doubling string took 4.3 GB"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, (
+        "kilobytes; a doubling string took 4.3 GB"
+    )
     assert Chat(tokenizer, "chatml").prompt("x"), "the next template is rendered again"
 
 
 def test_the_check_does_not_hang(tiny_folder: str, tmp_path: Path) -> None:
     """The command a user types, on a model whose own template hangs."""
-    model, run = Path(shutil.copytree(tiny_folder, tmp_path / "model")), tmp_path / "run"
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    run = tmp_path / "run"
     (model / "chat_template.jinja").write_text(LOOP)
     command = [sys.executable, "-m", "towpath"]
     subprocess.run([*command, "new", run, "--recipe", "tiny"], check=True, capture_output=True)
-    done = subprocess.run([*command, "check", run, "--set", f"model.source={model}"], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 1 and f"{model}: chat_template" in done.stderr and "has not ended within 2 s" in done.stderr, done.stderr
+    done = subprocess.run(
+        [*command, "check", run, "--set", f"model.source={model}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (
+        done.returncode == 1 and f"{model}: chat_template" in done.stderr and "has not ended within 2 s" in done.stderr
+    ), done.stderr
 
 
 def test_an_answer_that_is_dropped_is_found(tiny_folder: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jinja"
     path.write_text(
-        "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+        "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor "
+        "%}<|im_start|>assistant\n"
     )
     findings = model_checks.of_template(Chat(base.load_tokenizer(tiny_folder), str(path)), Corpus(()))
     assert "the template drops the answer" in [f.evidence for f in findings]
@@ -90,14 +115,19 @@ def test_an_answer_that_is_dropped_is_found(tiny_folder: str, tmp_path: Path) ->
 def test_what_the_worker_renders_is_what_transformers_renders(tiny_folder: str) -> None:
     tokenizer = base.load_tokenizer(tiny_folder)
     templates = [
-        CHATML, SPOKEN + OPEN, "{{ bos_token }}" + SPOKEN + OPEN, "{{ messages | tojson }}",
+        CHATML,
+        SPOKEN + OPEN,
+        "{{ bos_token }}" + SPOKEN + OPEN,
+        "{{ messages | tojson }}",
         "{%- for m in messages -%}\n  {%- if loop.first %}[{{ m['content'] }}]{% endif %}\n{% break %}{%- endfor %}\n",
-    ]  # fmt: skip
+    ]
     for template in templates:
         for text in ("How?", "Grüße 東京 🙂\n\n{{ 7 * 7 }} {% raw %}", "x" * 3000):
             messages = [{"role": "user", "content": text}]
             ours = rendering.renderer().render(template, "here", messages, True, {"bos_token": tokenizer.bos_token})
-            theirs = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+            theirs = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
             assert ours == theirs
 
 
@@ -118,10 +148,12 @@ def test_a_worker_that_was_killed_is_replaced_and_many_renderings_are_quick(chat
 def test_a_forked_process_has_a_worker_of_its_own(chat) -> None:
     code = (
         "import os\nfrom towpath.data.rendering import renderer\n"
-        "ask = lambda text: renderer().render('{{ messages[0].content }}', 'here', [{'role': 'user', 'content': text}], True, {})\n"
+        "ask = lambda text: renderer().render('{{ messages[0].content }}', 'here', [{'role': 'user', 'content': "
+        "text}], True, {})\n"
         "assert ask('one') == 'one'\npid = os.fork()\n"
         "if not pid:\n    assert ask('two') == 'two'\n    raise SystemExit(0)\n"
-        "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0\nassert renderer()._process.poll() is None\nassert ask('three') == 'three'\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0\nassert renderer()._process.poll() is "
+        "None\nassert ask('three') == 'three'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

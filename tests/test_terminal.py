@@ -19,9 +19,18 @@ def test_what_a_recipe_or_a_row_says_is_printed_without_control_characters(tmp_p
     run = tmp_path / "run"
     (run / "data" / "prompts").mkdir(parents=True)
     (run / "data" / "prompts" / "rows.jsonl").write_text(json.dumps({"prompt": "a", "split": f"x{ESC}"}) + "\n")
-    (run / "recipe.toml").write_text('name = "x"\n[data]\ndemonstrations = ""\nsafety = ""\n[model]\nsource = "tiny\\u001b[2J"\n')
-    for command in (["check", run], ["status", run], ["explain", f"key{ESC}"], ["label", "export", run, tmp_path / f"p{ESC}.txt"]):
-        done = subprocess.run([sys.executable, "-m", "towpath", *map(str, command)], capture_output=True, text=True, check=False)
+    (run / "recipe.toml").write_text(
+        'name = "x"\n[data]\ndemonstrations = ""\nsafety = ""\n[model]\nsource = "tiny\\u001b[2J"\n'
+    )
+    for command in (
+        ["check", run],
+        ["status", run],
+        ["explain", f"key{ESC}"],
+        ["label", "export", run, tmp_path / f"p{ESC}.txt"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "towpath", *map(str, command)], capture_output=True, text=True, check=False
+        )
         assert done.returncode != 0, command
         printed = done.stdout + done.stderr
         assert printed
@@ -31,5 +40,9 @@ def test_what_a_recipe_or_a_row_says_is_printed_without_control_characters(tmp_p
 def test_nothing_prints_past_it():
     """Every line goes through `terminal`; a display of rich's has its texts cleaned where they are put in."""
     root = Path(terminal.__file__).parent
-    past = [path.name for path in root.rglob("*.py") if re.search(r"(?<![\w.])print\(|sys\.std(out|err)\.write", path.read_text())]
+    past = [
+        path.name
+        for path in root.rglob("*.py")
+        if re.search(r"(?<![\w.])print\(|sys\.std(out|err)\.write", path.read_text())
+    ]
     assert sorted(past) == ["terminal.py"]

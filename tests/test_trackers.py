@@ -9,10 +9,10 @@ from importlib.util import find_spec
 
 import pytest
 
-from towpath.config import check
 from towpath.data.sources import Corpus
 from towpath.errors import ResourceError
 from towpath.recipe import Recipe, Track
+from towpath.recipe.reader import check
 from towpath.stages import trackers
 from towpath.stages.job import Job, Log
 
@@ -21,7 +21,8 @@ class Kept:
     """A tracker that keeps what it is told."""
 
     def __init__(self):
-        self.rows, self.closed = [], False
+        self.rows = []
+        self.closed = False
 
     def log(self, step, phase, numbers):
         self.rows.append((step, phase, dict(numbers)))
@@ -44,7 +45,8 @@ def opened(*trackers_, say=lambda line: None):
 
 
 def test_every_row_of_the_record_goes_to_every_tracker(tmp_path):
-    one, two = Kept(), Kept()
+    one = Kept()
+    two = Kept()
     others = opened(lambda: one, lambda: two)
     log = Log(tmp_path, False, others)
     for step in range(50):
@@ -57,7 +59,9 @@ def test_every_row_of_the_record_goes_to_every_tracker(tmp_path):
 
 
 def test_a_tracker_that_fails_is_counted_said_once_and_stops_nothing(tmp_path):
-    said, kept, failing = [], Kept(), Failing()
+    said = []
+    kept = Kept()
+    failing = Failing()
     others = opened(lambda: failing, lambda: kept, lambda: 1 / 0, say=said.append)
     couriers = others.couriers
     log = Log(tmp_path, False, others)
@@ -97,7 +101,11 @@ def test_the_next_stage_closes_the_trackers_of_the_last(tmp_path, monkeypatch):
 
     monkeypatch.setitem(trackers.BEGIN, "wandb", begin)
     monkeypatch.setattr(trackers, "find_spec", lambda name: object())
-    recipe = check(Recipe, {"name": "boats", "model": {"source": "tiny"}, "judge": {"api_key": "env:KEY"}, "track": {"wandb": True}}, "test")
+    recipe = check(
+        Recipe,
+        {"name": "boats", "model": {"source": "tiny"}, "judge": {"api_key": "env:KEY"}, "track": {"wandb": True}},
+        "test",
+    )
     for stage in ("sft", "policy"):
         folder = tmp_path / "run" / "stages" / stage / "abc"
         job = Job(recipe, tmp_path / "run", stage, folder, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
@@ -126,7 +134,10 @@ def test_a_tracker_that_is_not_installed_is_an_error_before_anything_runs(tmp_pa
 
 
 def test_nothing_is_imported_that_is_not_asked_for():
-    script = "import sys; from towpath.stages import trackers; assert not {'wandb', 'mlflow', 'trackio', 'torch'} & set(sys.modules)"
+    script = (
+        "import sys; from towpath.stages import trackers; assert not {'wandb', 'mlflow', 'trackio', 'torch'} & "
+        "set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
@@ -158,16 +169,33 @@ for begin in (0, 3):  # the second time as a resumed run tells steps again
 def test_the_real_trackers_take_every_row(tmp_path, name):
     if find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    settings = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    settings = {
+        "WANDB_MODE": "offline",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", REAL, name, str(tmp_path / "run")], env={**os.environ, **settings}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", REAL, name, str(tmp_path / "run")],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    counted = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[") and line.endswith("]") and "," in line]
+    counted = [
+        json.loads(line)
+        for line in done.stderr.splitlines()
+        if line.startswith("[") and line.endswith("]") and "," in line
+    ]
     assert counted == [[6, 0, 0], [6, 0, 0]], done.stderr
     assert done.stdout == ""
     place = tmp_path / "run" / "stages" / "policy" / "abc"
-    kept = {"wandb": place.glob("wandb/offline-run-*/*.wandb"), "mlflow": place.glob("mlflow.db"), "trackio": (tmp_path / "trackio").glob("*.db")}
+    kept = {
+        "wandb": place.glob("wandb/offline-run-*/*.wandb"),
+        "mlflow": place.glob("mlflow.db"),
+        "trackio": (tmp_path / "trackio").glob("*.db"),
+    }
     assert all(path.stat().st_size > 1000 for path in kept[name])
     if name == "mlflow":
         assert mlflow_told(place / "mlflow.db") == {0: 0.0, 1: 0.5, 2: 1.0, 3: 1.5, 4: 2.0, 5: 2.5, 6: 3.0, 7: 3.5}

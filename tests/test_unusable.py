@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from foreign import SHARED, put, real_rows
 
-from towpath import loading, pipeline, preflight
 from towpath.data import sources
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
@@ -20,9 +19,13 @@ from towpath.data.summary import DataSummary
 from towpath.errors import DataError, RecipeError, TowpathError
 from towpath.recipe import Data, Recipe
 from towpath.records import Finding
+from towpath.run import loading, pipeline, preflight
 
 NOTHING = {"prompts": "", "demonstrations": "", "safety": "", "preferences": ""}
-SAFE = [{"id": "a", "prompt": "How do I kill a process?", "label": "safe"}, {"id": "b", "prompt": "How do I kill a man?", "label": "unsafe"}]
+SAFE = [
+    {"id": "a", "prompt": "How do I kill a process?", "label": "safe"},
+    {"id": "b", "prompt": "How do I kill a man?", "label": "unsafe"},
+]
 LONG = "word " * 150
 
 
@@ -49,10 +52,18 @@ def found(findings: Sequence[Finding], code: str, severity: str) -> Finding:
 
 def test_a_safety_row_that_does_not_say_whether_it_is_harmful_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "Hello?"})
-    put(tmp_path / "s.jsonl", {"prompt": "Poison?", "harmful": True}, {"prompt": "Bomb?"}, {"prompt": "Gun?", "harmful": "", "label": "3"})
+    put(
+        tmp_path / "s.jsonl",
+        {"prompt": "Poison?", "harmful": True},
+        {"prompt": "Bomb?"},
+        {"prompt": "Gun?", "harmful": "", "label": "3"},
+    )
     with pytest.raises(DataError) as error:
         read(tmp_path, prompts="p.jsonl", safety="s.jsonl")
-    assert "2 unusable rows: 2 × nothing says whether it is harmful" in error.value.value and "s.jsonl:2" in error.value.value
+    assert (
+        "2 unusable rows: 2 × nothing says whether it is harmful" in error.value.value
+        and "s.jsonl:2" in error.value.value
+    )
     assert "says whether it is harmful" in error.value.rule
     assert '`label` (safe or unsafe), or set data.safety_harmful = { "s.jsonl" = true }' in error.value.fix
 
@@ -93,7 +104,9 @@ def test_the_recipe_says_it_for_a_file(tmp_path: Path, rule: bool | str, row: di
         (None, {"harmful": True, "label": "safe"}, "harmful is true but label is 'safe'"),
     ],
 )
-def test_rows_that_contradict_themselves_or_the_recipe_are_refused(tmp_path: Path, rule: Any, row: dict[str, Any], reason: str) -> None:
+def test_rows_that_contradict_themselves_or_the_recipe_are_refused(
+    tmp_path: Path, rule: Any, row: dict[str, Any], reason: str
+) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "Hello?"})
     put(tmp_path / "s.jsonl", {"prompt": "Bomb?", **row})
     with pytest.raises(DataError, match=reason):
@@ -108,19 +121,31 @@ def test_a_rule_for_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None
 
 
 ROWS = [
-    {"prompt": "One?", "harmful": True}, {"prompt": "Two?", "label": "unsafe"}, {"question": "Three?", "label": "SAFE", "harmful": 0},
-    {"messages": [{"role": "user", "content": "Four?"}], "harmful": "yes"}, {"prompts_final": "Five?", "harmful": "unsafe"},
-    {"prompt": "Six?", "harmful": "perhaps"}, {"prompt": "Seven?", "harmful": True, "label": "safe"}, {"prompt": "Eight?", "label": "toxic"},
-]  # fmt: skip
+    {"prompt": "One?", "harmful": True},
+    {"prompt": "Two?", "label": "unsafe"},
+    {"question": "Three?", "label": "SAFE", "harmful": 0},
+    {"messages": [{"role": "user", "content": "Four?"}], "harmful": "yes"},
+    {"prompts_final": "Five?", "harmful": "unsafe"},
+    {"prompt": "Six?", "harmful": "perhaps"},
+    {"prompt": "Seven?", "harmful": True, "label": "safe"},
+    {"prompt": "Eight?", "label": "toxic"},
+]
 
 
 def test_both_readers_say_the_same_of_every_row(tmp_path: Path) -> None:
-    run, theirs = put(tmp_path / "s.jsonl", *ROWS).parent, read_examples(tmp_path / "s.jsonl")
+    run = put(tmp_path / "s.jsonl", *ROWS).parent
+    theirs = read_examples(tmp_path / "s.jsonl")
     ours = read(run, prompts="s.jsonl", unusable="skip")
     assert {p.prompt: p.harmful for p in ours.prompts} == {p.prompt: p.harmful for p in theirs.prompts}
-    assert {str(row).partition(": ")[0] for row in ours.refused} == {row.partition(": ")[0] for row in theirs.refused} == {"s.jsonl:6", "s.jsonl:7"}
+    assert (
+        {str(row).partition(": ")[0] for row in ours.refused}
+        == {row.partition(": ")[0] for row in theirs.refused}
+        == {"s.jsonl:6", "s.jsonl:7"}
+    )
     safety = read(run, prompts="s.jsonl", safety="s.jsonl", unusable="skip").safety
-    assert {p.prompt: p.harmful for p in safety} == {p.prompt: p.harmful for p in theirs.prompts if p.prompt != "Eight?"}
+    assert {p.prompt: p.harmful for p in safety} == {
+        p.prompt: p.harmful for p in theirs.prompts if p.prompt != "Eight?"
+    }
 
 
 def test_rows_that_said_nothing_are_not_written_as_harmless(tmp_path: Path) -> None:
@@ -135,12 +160,17 @@ def test_rows_that_said_nothing_are_not_written_as_harmless(tmp_path: Path) -> N
 
 @real_rows
 def test_public_safety_sets_are_read_with_what_they_say(tmp_path: Path) -> None:
-    xstest, simple = SHARED / "xstest_prompts.csv", SHARED / "simple_safety_tests.csv"
+    xstest = SHARED / "xstest_prompts.csv"
+    simple = SHARED / "simple_safety_tests.csv"
     prompts = str(SHARED / "dolly_short_4k.jsonl")
     assert sum(p.harmful for p in read(tmp_path, prompts=prompts, safety=str(xstest)).safety) == 200
-    with pytest.raises(DataError, match=r"100 × nothing says whether it is harmful(.|\n)*simple_safety_tests.csv\" = true"):
+    with pytest.raises(
+        DataError, match=r"100 × nothing says whether it is harmful(.|\n)*simple_safety_tests.csv\" = true"
+    ):
         read(tmp_path, prompts=prompts, safety=str(simple))
-    both = read(tmp_path, prompts=prompts, safety=str(SHARED / "*_*t*s.csv"), safety_harmful={"simple_safety_tests.csv": True})
+    both = read(
+        tmp_path, prompts=prompts, safety=str(SHARED / "*_*t*s.csv"), safety_harmful={"simple_safety_tests.csv": True}
+    )
     assert (len(both.safety), sum(p.harmful for p in both.safety)) == (550, 300)
     for path, rule in ((xstest, None), (simple, True)):
         theirs = read_examples(path, harmful=rule)
@@ -164,13 +194,20 @@ def test_every_refused_row_is_in_a_file_that_the_message_names(tmp_path: Path) -
         and "p.jsonl:6:" not in message
     )
     assert str(tmp_path / FILE) in message and "data.unusable = 'skip'" in error.value.fix
-    assert [(row["file"], row["line"], row["part"]) for row in listed(tmp_path)] == [("p.jsonl", n, "prompts") for n in range(1, 61)]
+    assert [(row["file"], row["line"], row["part"]) for row in listed(tmp_path)] == [
+        ("p.jsonl", n, "prompts") for n in range(1, 61)
+    ]
     assert listed(tmp_path)[59]["reason"] == "empty prompt"
 
 
 def test_skip_leaves_out_unusable_rows_of_every_part(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", {"id": "x", "prompt": "One?"}, "{", {"id": "x", "prompt": "Two?"}, {"prompt": ""})
-    put(tmp_path / "d.jsonl", {"prompt": "One?", "response": "1"}, {"prompt": "One?"}, {"prompt": "Other", "prompt_id": "x", "response": "1"})
+    put(
+        tmp_path / "d.jsonl",
+        {"prompt": "One?", "response": "1"},
+        {"prompt": "One?"},
+        {"prompt": "Other", "prompt_id": "x", "response": "1"},
+    )
     put(tmp_path / "s.jsonl", *SAFE, {"prompt": "Gun?"})
     corpus = read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl", unusable="skip")
     assert ([p.prompt for p in corpus.prompts], len(corpus.demonstrations), len(corpus.safety)) == (["One?"], 1, 2)
@@ -183,9 +220,19 @@ def test_skip_leaves_out_unusable_rows_of_every_part(tmp_path: Path) -> None:
 
 def many(run: Path) -> dict[str, str]:
     """A run folder with usable rows, too long ones and broken ones."""
-    put(run / "p.jsonl", *({"id": f"p{i}", "prompt": f"What is {i} and {i}?"} for i in range(60)), {"id": "long", "prompt": LONG}, "{")
+    put(
+        run / "p.jsonl",
+        *({"id": f"p{i}", "prompt": f"What is {i} and {i}?"} for i in range(60)),
+        {"id": "long", "prompt": LONG},
+        "{",
+    )
     rows = [{"prompt_id": f"p{i}", "prompt": f"What is {i} and {i}?", "response": "It is."} for i in range(40)]
-    put(run / "d.jsonl", *rows, {"id": "dl", "prompt_id": "long", "prompt": LONG, "response": "Yes."}, {"prompt": "No answer?"})
+    put(
+        run / "d.jsonl",
+        *rows,
+        {"id": "dl", "prompt_id": "long", "prompt": LONG, "response": "Yes."},
+        {"prompt": "No answer?"},
+    )
     put(run / "s.jsonl", *SAFE, {"id": "sl", "prompt": LONG, "harmful": True})
     return {"prompts": "p.jsonl", "demonstrations": "d.jsonl", "safety": "s.jsonl"}
 
@@ -197,10 +244,17 @@ def test_skip_leaves_out_what_is_too_long_and_its_demonstrations(tmp_path: Path,
     findings = preflight.check(recipe, tmp_path, corpus, chat)
     assert not [f for f in findings if f.code in ("prompt-length", "row-length")]
     skipped = found(findings, "rows-skipped", "warning").evidence
-    assert skipped.startswith("5 rows are left out:") and "2 × more tokens than data.max_prompt_tokens = 256 (p.jsonl:61, s.jsonl:3)" in skipped
+    assert (
+        skipped.startswith("5 rows are left out:")
+        and "2 × more tokens than data.max_prompt_tokens = 256 (p.jsonl:61, s.jsonl:3)" in skipped
+    )
     assert {(row["part"], row["line"]) for row in listed(tmp_path)} == {
-        ("prompts", 61), ("prompts", 62), ("demonstrations", 41), ("demonstrations", 42), ("safety", 3),
-    }  # fmt: skip
+        ("prompts", 61),
+        ("prompts", 62),
+        ("demonstrations", 41),
+        ("demonstrations", 42),
+        ("safety", 3),
+    }
     assert corpus.counts["skipped_rows"] == {"prompts": 2, "demonstrations": 2, "safety": 1}
 
 
@@ -230,7 +284,9 @@ def test_a_file_without_refused_rows_takes_an_older_list_away(tmp_path: Path, ch
 
 
 def pairs(count: int) -> list[dict[str, Any]]:
-    return [{"prompt": f"How do I tie {i} knots?", "chosen": f"With {i} ropes.", "rejected": "no"} for i in range(count)]
+    return [
+        {"prompt": f"How do I tie {i} knots?", "chosen": f"With {i} ropes.", "rejected": "no"} for i in range(count)
+    ]
 
 
 def checked(run: Path, chat: Chat, unusable: str = "stop", **preferences: Any) -> list[Finding]:
@@ -242,14 +298,28 @@ def checked(run: Path, chat: Chat, unusable: str = "stop", **preferences: Any) -
 def test_check_reads_preference_files(tmp_path: Path, chat: Chat) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "Held?", "split": "heldout"}, {"prompt": "One?"})
     held = {"prompt": "Held?", "chosen": "yes", "rejected": "no"}
-    put(tmp_path / "pairs.jsonl", *pairs(12), {"prompt": "Why?", "chosen": "alone"}, {"prompt": "Why?", "chosen": "x", "rejected": "x"}, held,
-        {"prompt": LONG, "chosen": "x", "rejected": "y"})  # fmt: skip
+    put(
+        tmp_path / "pairs.jsonl",
+        *pairs(12),
+        {"prompt": "Why?", "chosen": "alone"},
+        {"prompt": "Why?", "chosen": "x", "rejected": "x"},
+        held,
+        {"prompt": LONG, "chosen": "x", "rejected": "y"},
+    )
     stops = [f for f in checked(tmp_path, chat) if f.code == "preferences"]
     assert [f.severity for f in stops] == ["error", "error", "warning"]
-    assert stops[0].evidence.startswith("2 rows of preferences cannot be used: 1 × ") and "pairs.jsonl:13" in stops[0].evidence
-    assert stops[1].evidence.startswith("1 comparisons have prompts that are too long") and "data.unusable = 'skip'" in stops[1].remedy
+    assert (
+        stops[0].evidence.startswith("2 rows of preferences cannot be used: 1 × ")
+        and "pairs.jsonl:13" in stops[0].evidence
+    )
+    assert (
+        stops[1].evidence.startswith("1 comparisons have prompts that are too long")
+        and "data.unusable = 'skip'" in stops[1].remedy
+    )
     assert "1 of 14 recorded comparisons are left out: their prompts are held out" in stops[2].evidence
-    assert {(row["part"], row["file"], row["line"]) for row in listed(tmp_path)} == {("preferences", "pairs.jsonl", n) for n in (13, 14, 16)}
+    assert {(row["part"], row["file"], row["line"]) for row in listed(tmp_path)} == {
+        ("preferences", "pairs.jsonl", n) for n in (13, 14, 16)
+    }
     with pytest.raises(TowpathError, match="rows of preferences cannot be used"):
         preflight.require(stops)
     skips = [f for f in checked(tmp_path, chat, "skip") if f.code == "preferences"]
@@ -269,9 +339,21 @@ def test_check_counts_the_labels_that_recorded_preferences_give(tmp_path: Path, 
 def test_label_import_lists_every_refused_row(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('name = "x"\n')
     put(tmp_path / "pairs.jsonl", *pairs(3), *[{"prompt": "Why?", "chosen": "alone"}] * 30)
-    command = [sys.executable, "-m", "towpath", "label", "import", str(tmp_path), str(tmp_path / "pairs.jsonl"), "--as", "pairs"]
+    command = [
+        sys.executable,
+        "-m",
+        "towpath",
+        "label",
+        "import",
+        str(tmp_path),
+        str(tmp_path / "pairs.jsonl"),
+        "--as",
+        "pairs",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "30 rows refused" in done.stderr and str(tmp_path / IMPORT_FILE) in done.stderr, done.stderr
+    assert done.returncode == 0 and "30 rows refused" in done.stderr and str(tmp_path / IMPORT_FILE) in done.stderr, (
+        done.stderr
+    )
     rows = [json.loads(line) for line in (tmp_path / IMPORT_FILE).read_text().splitlines()]
     assert [row["line"] for row in rows] == list(range(4, 34))
 
@@ -304,7 +386,8 @@ def test_prompts_of_demonstrations_are_held_out_too_and_leak_nothing(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("split", "advice"), [("train", "every row names its split, so data.heldout has no effect"), ("", "raise data.heldout (now 0)")]
+    ("split", "advice"),
+    [("train", "every row names its split, so data.heldout has no effect"), ("", "raise data.heldout (now 0)")],
 )
 def test_the_advice_for_more_heldout_prompts_has_an_effect(tmp_path: Path, chat: Chat, split: str, advice: str) -> None:
     put(tmp_path / "p.jsonl", *({"prompt": f"What is {i}?", "split": split} for i in range(5)))
@@ -354,7 +437,7 @@ def test_status_loads_no_model_library(tmp_path: Path) -> None:
     script = f"""
 import sys
 sys.argv = ["towpath", "status", {str(tmp_path)!r}]
-from towpath.cli import main
+from towpath.cli.app import main
 try:
     main()
 finally:

@@ -20,7 +20,13 @@ from towpath.rollout.engine import Request
 from towpath.rollout.local import LocalEngine
 from towpath.rollout.vllm import VllmEngine
 
-HOW = [Decoding(), Decoding(temperature=0.6), Decoding(top_k=7), Decoding(temperature=1.2, top_p=0.8), Decoding(min_p=0.05)]
+HOW = [
+    Decoding(),
+    Decoding(temperature=0.6),
+    Decoding(top_k=7),
+    Decoding(temperature=1.2, top_p=0.8),
+    Decoding(min_p=0.05),
+]
 PROMPTS = [[5, 9, 20, 31], [7, 8], [40, 41, 42, 43, 44, 45, 46]]
 
 
@@ -41,7 +47,8 @@ def test_an_environment_without_vllm_says_so(tiny, tmp_path):
 
 def test_tokens_that_another_rounding_drew_weigh_by_the_ratio_and_not_more_than_allowed():
     rows = [Row(np.array([5, 6, 7, 8]), 2), Row(np.array([5, 9]), 1)]
-    old, said = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]]), torch.tensor([[-1.2, -3.5], [-0.1, 0.0]])
+    old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]])
+    said = torch.tensor([[-1.2, -3.5], [-0.1, 0.0]])
     columns = {"old_logp": old, "sampler_logp": said, "ref_logp": old, "advantage": torch.tensor([1.0, 1.0])}
     out = Outputs(torch.tensor([[True, True], [True, False]]), logp_BT=old.clone(), entropy_BT=torch.zeros(2, 2))
     plain, _ = surrogate.loss(out, Batch(rows, columns), 0.2, 0.2)
@@ -87,7 +94,9 @@ def test_vllm_draws_what_the_engine_of_this_process_draws(model, tmp_path, pytho
             assert a.finish == b.finish
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
         greedy = engine.generate(wanted(6), greedy=True)
-        assert [d.token_ids for d in greedy] == [d.token_ids for d in LocalEngine(model, eos=stops, pad=0).generate(wanted(6), greedy=True)]
+        assert [d.token_ids for d in greedy] == [
+            d.token_ids for d in LocalEngine(model, eos=stops, pad=0).generate(wanted(6), greedy=True)
+        ]
     process = engine.process
     del engine
     assert process.poll() is not None, "the worker ends with its engine"
@@ -106,9 +115,18 @@ def test_a_worker_that_dies_is_told_of(model, tmp_path, python):
 @pytest.mark.slow
 def test_a_ppo_run_draws_by_vllm(model, tmp_path, python):
     settings = {
-        "model": model.name_or_path, "template": "chatml", "prompts": [f"w{i} w{i + 40}" for i in range(40)], "dtype": "float32", "steps": 3,
-        "rollout": 8, "batch": 4, "epochs": 2, "max_new_tokens": 8, "folder": str(tmp_path), "engine": {"of": "vllm", "python": python, "cache": 0.1},
-    }  # fmt: skip
+        "model": model.name_or_path,
+        "template": "chatml",
+        "prompts": [f"w{i} w{i + 40}" for i in range(40)],
+        "dtype": "float32",
+        "steps": 3,
+        "rollout": 8,
+        "batch": 4,
+        "epochs": 2,
+        "max_new_tokens": 8,
+        "folder": str(tmp_path),
+        "engine": {"of": "vllm", "python": python, "cache": 0.1},
+    }
     code = f"""
 import json
 import towpath as tp

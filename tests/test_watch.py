@@ -1,4 +1,5 @@
-"""A real small training under watch: what is said, what is turned, and that it stays the same when it is broken off and taken up again."""
+"""A real small training under watch: what is said, what is turned, and that it stays the same when it is broken off
+and taken up again."""
 
 import json
 import math
@@ -20,12 +21,12 @@ from towpath.models.heads import Fit, ScalarHead
 from towpath.recipe import Recipe
 from towpath.records import Prompt
 from towpath.runtime.local import Local, Role
-from towpath.stages import exploited
-from towpath.stages import train as train_loop
+from towpath.stages import loop as train_loop
+from towpath.stages import requeue
+from towpath.stages.health_monitor import Done
 from towpath.stages.job import Job, read_rows
-from towpath.stages.train import Standing
-from towpath.stages.watch import Done
-from towpath.store import figures, manifest
+from towpath.stages.loop import Standing
+from towpath.store import manifest, rater_stats
 from towpath.store.store import Store
 
 PROMPTS = [f"Say something about number {i}." for i in range(40)]
@@ -43,11 +44,24 @@ def unbounded(prompts, answers):
     return [1e38 if i == 0 else x for i, x in enumerate(vowels(prompts, answers))]
 
 
-COMMON = {"steps": 8, "method": "full", "dtype": "float32", "max_new_tokens": 8, "rollout": 16, "batch": 8, "epochs": 1, "validate_every": 2}
+COMMON = {
+    "steps": 8,
+    "method": "full",
+    "dtype": "float32",
+    "max_new_tokens": 8,
+    "rollout": 16,
+    "batch": 8,
+    "epochs": 1,
+    "validate_every": 2,
+}
 
 
 def train(folder: Path, **more):
-    told = {"model": "tiny", "prompts": PROMPTS, "reward": vowels, "folder": folder, "learning_rate": 1e-3, "kl": 0.1} | COMMON | more
+    told = (
+        {"model": "tiny", "prompts": PROMPTS, "reward": vowels, "folder": folder, "learning_rate": 1e-3, "kl": 0.1}
+        | COMMON
+        | more
+    )
     return tp.train("ppo", **told)
 
 
@@ -67,8 +81,12 @@ def test_a_wild_rate_is_named_and_mended(tmp_path: Path, capsys) -> None:
 
 
 def test_where_a_remedy_changes_the_reward_the_best_is_asked_anew(tmp_path: Path, monkeypatch) -> None:
-    turn = remedies.Turn(3, "diversity_bonus", 0.0, -5.0, "for this test alone: all earlier looks were better", "diversity-collapse")
-    monkeypatch.setattr(remedies, "next_turn", lambda _f, _h, _k, made, step, _most: turn if step == 3 and not made else None)
+    turn = remedies.Turn(
+        3, "diversity_bonus", 0.0, -5.0, "for this test alone: all earlier looks were better", "diversity-collapse"
+    )
+    monkeypatch.setattr(
+        remedies, "next_turn", lambda _f, _h, _k, made, step, _most: turn if step == 3 and not made else None
+    )
     trained = train(tmp_path, health={"act": "auto"})
     looks = {row["step"]: row for row in trained.metrics if row["phase"] == "validation"}
     assert [step for step, row in looks.items() if "reward_turned" in row] == [5, 7]
@@ -98,7 +116,8 @@ def test_back_to_the_best_weights_is_back_without_momentum(tiny) -> None:
     head = ScalarHead(4)
     runtime.roles["critic"] = Role("base", head=head, fit=Fit(head))
     runtime.roles["critic"].fit.learn(torch.randn(8, 4), torch.randn(8))
-    best, weight = runtime.weights(), next(iter(runtime.trained().values()))
+    best = runtime.weights()
+    weight = next(iter(runtime.trained().values()))
     standing = Standing({}, stopped="KL 5 above policy.kl.stop = 4")
     runtime.roles["critic"].fit.learn(torch.randn(8, 4), 200 * torch.randn(8))  # what a policy gone wild was worth
     for _ in range(2):
@@ -116,7 +135,9 @@ def test_samples_of_every_look_are_kept(tmp_path: Path) -> None:
     rows = read_rows(trained.job.folder / "samples.jsonl")
     steps = sorted({row["step"] for row in rows})
     assert steps == [-1, 1, 3, 5, 7]
-    assert {row["prompt_id"] for row in rows if row["step"] == -1} == {row["prompt_id"] for row in rows if row["step"] == 7}
+    assert {row["prompt_id"] for row in rows if row["step"] == -1} == {
+        row["prompt_id"] for row in rows if row["step"] == 7
+    }
     assert all(math.isclose(row["score"], vowels([], [row["text"]])[0], abs_tol=1e-4) for row in rows)
     first = next(row for row in trained.metrics if row["phase"] == "validation")
     assert first["step"] == -1
@@ -130,14 +151,21 @@ def test_a_watched_source_is_told_and_never_rewarded(tmp_path: Path) -> None:
     watched = train(tmp_path / "one", rewards__watch=[name])
     alone = train(tmp_path / "two")
     pick = ("reward", "kl", "grad_norm")
-    ours, theirs = ([[row[key] for key in pick] for row in t.metrics if row["phase"] == "train"] for t in (watched, alone))
+    ours, theirs = (
+        [[row[key] for key in pick] for row in t.metrics if row["phase"] == "train"] for t in (watched, alone)
+    )
     assert ours == theirs
     assert all(f"watched/{name}" in row for row in watched.metrics)
 
 
 def test_watching_costs_little(tmp_path: Path) -> None:
     trained = train(tmp_path, steps=12, rollout=32, batch=16)
-    seconds = sum(row[key] for row in trained.metrics if row["phase"] == "train" for key in ("seconds_generate", "seconds_score", "seconds_optimise"))
+    seconds = sum(
+        row[key]
+        for row in trained.metrics
+        if row["phase"] == "train"
+        for key in ("seconds_generate", "seconds_score", "seconds_optimise")
+    )
     assert (
         sum(row["seconds_watch"] for row in trained.metrics if row["phase"] == "train") < 0.1 * seconds
     )  # of a training of seconds; of real ones see docs/performance.md
@@ -156,10 +184,14 @@ def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -
     whole = train(tmp_path / "whole", learning_rate=0.3, health={"act": "auto"})
     code = textwrap.dedent(BROKEN_OFF.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "cut")))
     environment = {"TOWPATH_FAULT": "step-policy:6", "TOWPATH_CHECKPOINT_SECONDS": "0"}
-    broken = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    broken = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
     assert broken.returncode != 0, broken.stderr[-2000:]
     again = train(tmp_path / "cut", learning_rate=0.3, health={"act": "auto"})
-    assert json.dumps(read_rows(again.job.folder / "knobs.jsonl")) == json.dumps(read_rows(whole.job.folder / "knobs.jsonl"))
+    assert json.dumps(read_rows(again.job.folder / "knobs.jsonl")) == json.dumps(
+        read_rows(whole.job.folder / "knobs.jsonl")
+    )
     keep = ("reward", "kl", "grad_norm", "learning_rate_scale")
     ours, theirs = ([{k: row.get(k) for k in keep} for row in t.metrics] for t in (again, whole))
     assert ours == theirs
@@ -167,7 +199,8 @@ def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -
 
 
 def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
-    reward, folder = tmp_path / "reward", tmp_path / "policy" / "f1f2f3f4"
+    reward = tmp_path / "reward"
+    folder = tmp_path / "policy" / "f1f2f3f4"
     for place in (reward, folder):
         place.mkdir(parents=True)
     manifest.write(reward, {"inputs": {"sft": "aaaa", "sample": "abcdef012345", "label": "bbbb"}})
@@ -187,14 +220,18 @@ def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with Store.open(tmp_path / "towpath.db") as store:
         job = Job(Recipe(), tmp_path, "policy", folder, {"reward": reward}, store, Corpus(prompts))
-        assert exploited.put_back(job, "no gain in 3 validations") == 0
-        assert exploited.put_back(job, "reward-hacking: it is exploited") == 20
-        assert exploited.put_back(job, "reward-hacking: it is exploited") == 20  # once more changes nothing
+        assert requeue.put_back(job, "no gain in 3 validations") == 0
+        assert requeue.put_back(job, "reward-hacking: it is exploited") == 20
+        assert requeue.put_back(job, "reward-hacking: it is exploited") == 20  # once more changes nothing
         made = store.comparisons()
         assert len(made) == 20
         assert {c.id.split(".")[0] for c in made} == {"abcdef"}, "labels of that sample stage read them"
         said = store.completions()
-        assert {said[c.a].text for c in made} == {f"9 p{i}" for i in range(10, 30)}, "the highest scores of the last look"
+        assert {said[c.a].text for c in made} == {f"9 p{i}" for i in range(10, 30)}, (
+            "the highest scores of the last look"
+        )
         assert {said[c.b].text for c in made} == {f"-1 p{i}" for i in range(10, 30)}
-        assert [(queue.domain, queue.waiting) for queue in store.read(figures.figures, 0.0).queues] == [("money", 20)]
+        assert [(queue.domain, queue.waiting) for queue in store.read(rater_stats.figures, 0.0).queues] == [
+            ("money", 20)
+        ]
     assert [f.code for f in job.findings] == ["exploited-queued"] * 2

@@ -20,12 +20,19 @@ from towpath.web import serving, text, throttle
 
 PASSWORD = "correct horse battery"
 FREE = throttle.BY_ACCOUNT_AND_NETWORK.free
-NASTY = "# Big\n\n<script>alert(1)</script><img src=x onerror=alert(1)> ![p](http://evil/x.png) [go](javascript:alert(1)) **bold**"
+NASTY = (
+    "# Big\n\n<script>alert(1)</script><img src=x onerror=alert(1)> ![p](http://evil/x.png) "
+    "[go](javascript:alert(1)) **bold**"
+)
 
 
 def fill(store):
     store.add_prompts([Prompt(f"p{i}", f"Why {i}?", domain="work") for i in range(8)])
-    answers = [Completion(f"s1.p{i}.{k}", f"p{i}", f"model-{k}", f"{NASTY} {i}.{k}", (1,), (-0.1,), "stop") for i in range(8) for k in range(5)]
+    answers = [
+        Completion(f"s1.p{i}.{k}", f"p{i}", f"model-{k}", f"{NASTY} {i}.{k}", (1,), (-0.1,), "stop")
+        for i in range(8)
+        for k in range(5)
+    ]
     store.add_completions(answers)
     store.add_comparisons([Comparison(f"k{i}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(8)])
     store.add_tasks([Task(f"k{i}", "work") for i in range(8)])
@@ -86,13 +93,23 @@ def test_a_cookie_that_was_not_made_here_is_none(store):
         stored = store.read(lambda connection: connection.scalar(select(schema.sessions.c.digest)))
         name = f"towpath-{url.rpartition(':')[2]}"
         for value in (stored, "", "nonsense", "a.b.c", "owner"):
-            assert httpx.get(f"{url}/owner", headers={"accept": "application/json", "cookie": f"{name}={value}"}).status_code == 401
+            assert (
+                httpx.get(
+                    f"{url}/owner", headers={"accept": "application/json", "cookie": f"{name}={value}"}
+                ).status_code
+                == 401
+            )
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_foreign_hosts_and_origins_are_refused_on_every_method(team, method):
     port = team.rpartition(":")[2]
-    for headers in ({"host": f"evil.example:{port}"}, {"origin": "http://evil.example"}, {"origin": "null"}, {"host": "127.0.0.1.evil.example"}):
+    for headers in (
+        {"host": f"evil.example:{port}"},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"host": "127.0.0.1.evil.example"},
+    ):
         assert httpx.request(method, f"{team}/sign-in", headers=headers).status_code in (403, 421), headers
     if method == "POST":
         assert httpx.post(f"{team}/sign-in", data={"name": "ann", "password": PASSWORD}).status_code == 403
@@ -103,7 +120,8 @@ def test_alone_the_server_answers_to_this_machine_only(store):
     with running(store, team=False) as (url, _):
         port = url.rpartition(":")[2]
         told = [
-            httpx.get(f"{url}/sign-in", headers={"host": f"{name}:{port}"}).status_code for name in ("localhost", "127.0.0.1", "[::1]", "10.1.2.3")
+            httpx.get(f"{url}/sign-in", headers={"host": f"{name}:{port}"}).status_code
+            for name in ("localhost", "127.0.0.1", "[::1]", "10.1.2.3")
         ]
     assert told == [200, 200, 200, 421]
 
@@ -130,20 +148,40 @@ def test_every_answer_carries_the_policy_and_pages_hold_nothing_inline(team):
             if path in paths[:-1]:
                 assert page.status_code == 200
                 ours = re.sub(r'<div class="answers.*?</div>\n</div>', "", page.text, flags=re.DOTALL)
-                assert not re.search(r"<script(?![^>]*\ssrc=\"/static/)|<style|\son\w+=|\sstyle=|(?:src|href)=\"(?![/#])", ours), path
+                assert not re.search(
+                    r"<script(?![^>]*\ssrc=\"/static/)|<style|\son\w+=|\sstyle=|(?:src|href)=\"(?![/#])", ours
+                ), path
 
 
 @pytest.mark.parametrize(
-    ("name", "allowed"), [("ann", ["/rate"]), ("vic", ["/owner", "/owner/figures"]), ("olga", ["/rate", "/owner", "/owner/people"])]
+    ("name", "allowed"),
+    [("ann", ["/rate"]), ("vic", ["/owner", "/owner/figures"]), ("olga", ["/rate", "/owner", "/owner/people"])],
 )
 def test_roles_open_their_own_pages_only(team, name, allowed):
-    paths = ["/rate", "/rate/next", "/owner", "/owner/figures", "/owner/people", "/owner/settings", "/owner/export.jsonl", "/owner/gold"]
+    paths = [
+        "/rate",
+        "/rate/next",
+        "/owner",
+        "/owner/figures",
+        "/owner/people",
+        "/owner/settings",
+        "/owner/export.jsonl",
+        "/owner/gold",
+    ]
     with signed_in(team, name) as visitor:
         for path in paths:
             wanted = 200 if path in allowed or (path == "/rate/next" and "/rate" in allowed) or name == "olga" else 403
             assert visitor.get(path).status_code == wanted, path
         if name != "olga":
-            for path in ("/owner/settings", "/owner/invite", "/owner/gold", "/owner/flags", "/owner/account", "/owner/guidelines", "/owner/queue"):
+            for path in (
+                "/owner/settings",
+                "/owner/invite",
+                "/owner/gold",
+                "/owner/flags",
+                "/owner/account",
+                "/owner/guidelines",
+                "/owner/queue",
+            ):
                 assert visitor.post(path, data={"role": "owner", "comparison": "k0"}).status_code in (403, 422), path
     with client(team) as stranger:
         assert [stranger.get(path).status_code for path in paths] == [401] * len(paths)
@@ -166,7 +204,9 @@ def test_an_invitation_makes_an_account_and_signs_it_in(team, store):
 
 def test_after_a_few_wrong_passwords_even_the_right_one_must_wait(team):
     with client(team) as visitor:
-        told = [visitor.post("/sign-in", data={"name": "ann", "password": "wrong"}).status_code for _ in range(FREE + 1)]
+        told = [
+            visitor.post("/sign-in", data={"name": "ann", "password": "wrong"}).status_code for _ in range(FREE + 1)
+        ]
         assert told == [401] * FREE + [429]
         assert visitor.post("/sign-in", data={"name": "ann", "password": PASSWORD}).status_code == 429
     with signed_in(team, "bob"):
@@ -187,9 +227,14 @@ def test_a_rater_judges_undoes_and_judges_anew(team, store):
         assert (second["last"], second["last_was"]) == (first["comparison"], "judged")
         ann.post("/rate/undo", json={"comparison": first["comparison"]})
         assert ann.get("/rate/next").json()["comparison"] == first["comparison"]
-        ann.post("/rate/judge", json=said(first, "key-three-3", "both_bad", safety={"side": "tie"}, comment="both\x00 wrong", guideline=4))
+        ann.post(
+            "/rate/judge",
+            json=said(first, "key-three-3", "both_bad", safety={"side": "tie"}, comment="both\x00 wrong", guideline=4),
+        )
     kept = store.judgements()
-    assert [(j.choice, j.round, j.rater, j.guideline, j.comment) for j in kept] == [("both_bad", 2, "ann", "4", "both\ufffd wrong")]
+    assert [(j.choice, j.round, j.rater, j.guideline, j.comment) for j in kept] == [
+        ("both_bad", 2, "ann", "4", "both\ufffd wrong")
+    ]
     assert kept[0].details == {"safety": {"choice": "tie", "strength": 1}}
 
 
@@ -262,7 +307,13 @@ def test_skip_flag_and_write(team, store):
 
 def test_the_owner_sets_and_looks(team, store):
     with signed_in(team, "olga") as owner:
-        form = {"gold_share": "20", "lease_minutes": "10", "overlap": "15", "hours": "2.5", "switches": ["safety", "show_gold"]}
+        form = {
+            "gold_share": "20",
+            "lease_minutes": "10",
+            "overlap": "15",
+            "hours": "2.5",
+            "switches": ["safety", "show_gold"],
+        }
         assert owner.post("/owner/settings", data=form).status_code == 303
         assert store.read(settings.read) == Settings(False, 0.15, 0.2, True, 2.5, True, 600.0)
         assert 'id="safety"' in owner.get("/rate").text
@@ -284,12 +335,19 @@ def test_gold_is_made_of_the_owners_own_judgements(team, store):
     with signed_in(team, "olga") as owner:
         seat = owner.get("/rate/next").json()
         owner.post("/rate/judge", json=said(seat, "key-one-1"))
-        found = re.search(r'name="comparison" value="(k\d)"><input type="hidden" name="choice" value="(\w+)"', owner.get("/owner/gold").text)
+        found = re.search(
+            r'name="comparison" value="(k\d)"><input type="hidden" name="choice" value="(\w+)"',
+            owner.get("/owner/gold").text,
+        )
         assert (found[1], found[2]) == (seat["comparison"], store.judgements()[0].choice)
         owner.post("/owner/gold", data={"comparison": found[1], "choice": found[2]})
-        assert owner.get("/owner").text.count("21 to 100 % of 1<") + owner.get("/owner").text.count("0 to 79 % of 1<") == 2
+        assert (
+            owner.get("/owner").text.count("21 to 100 % of 1<") + owner.get("/owner").text.count("0 to 79 % of 1<") == 2
+        )
         owner.post("/owner/gold/drop", data={"comparison": found[1]})
-        assert owner.get("/owner").text.count("21 to 100 % of 1<") + owner.get("/owner").text.count("0 to 79 % of 1<") == 1
+        assert (
+            owner.get("/owner").text.count("21 to 100 % of 1<") + owner.get("/owner").text.count("0 to 79 % of 1<") == 1
+        )
 
 
 def test_export_is_one_json_object_a_line(team, store):
@@ -316,12 +374,19 @@ def test_own_figures_are_told_as_the_owner_allows(team, store):
 
 def test_large_requests_are_refused(team):
     with signed_in(team, "ann") as ann:
-        assert ann.post("/rate/write", content=b"x" * 1_000_001, headers={"content-type": "application/json"}).status_code == 413
-        assert ann.post("/rate/write", content=iter([b"{}"]), headers={"content-type": "application/json"}).status_code == 411
+        assert (
+            ann.post("/rate/write", content=b"x" * 1_000_001, headers={"content-type": "application/json"}).status_code
+            == 413
+        )
+        assert (
+            ann.post("/rate/write", content=iter([b"{}"]), headers={"content-type": "application/json"}).status_code
+            == 411
+        )
 
 
 @pytest.mark.parametrize(
-    ("host", "alone", "together"), [("127.0.0.1", True, True), ("::1", True, True), ("0.0.0.0", False, False), ("10.0.0.1", False, False)]
+    ("host", "alone", "together"),
+    [("127.0.0.1", True, True), ("::1", True, True), ("0.0.0.0", False, False), ("10.0.0.1", False, False)],
 )
 def test_passwords_and_pages_leave_the_machine_only_encrypted(host, alone, together, tmp_path):
     sealed = serving.Outside(("rate.example",), tmp_path / "cert.pem", tmp_path / "key.pem")
@@ -359,7 +424,10 @@ def test_cookies_are_forgotten_when_an_account_changes(team, store):
 
 
 def test_markdown_is_shown_and_nothing_else_gets_through():
-    html = text.markdown("## Hi\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n`<b>` <iframe src=x></iframe>\n\n[x](https://a.b 'c')")
+    html = text.markdown(
+        "## Hi\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n`<b>` <iframe "
+        "src=x></iframe>\n\n[x](https://a.b 'c')"
+    )
     assert "<h5>Hi</h5>" in html
     assert "<td>1</td>" in html
     assert "<code>&lt;b&gt;</code>" in html

@@ -9,16 +9,33 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 CONTROLS = [
-    "<unk>", "<s>", "</s>", "<|pad|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>", "<|User|>", "<|Assistant|>", "<|end_of_sentence|>",
-]  # fmt: skip
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<|pad|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+    "<|User|>",
+    "<|Assistant|>",
+    "<|end_of_sentence|>",
+]
 """Their numbers are their places."""
 
 
 def _turns(user: str, assistant: str, ask: str, begin: str = "") -> str:
     """A template that writes user and assistant turns, and `ask` where it awaits an answer."""
     return (
-        f"{{{{ {begin!r} }}}}{{% for m in messages %}}{{% if m['role'] == 'user' %}}{user}{{% else %}}{assistant}{{% endif %}}{{% endfor %}}"
+        f"{{{{ {begin!r} }}}}{{% for m in messages %}}{{% if m['role'] == 'user' %}}{user}{{% else %}}{assistant}{{% "
+        f"endif %}}{{% endfor %}}"
         f"{{% if add_generation_prompt %}}{{{{ {ask!r} }}}}{{% endif %}}"
     )
 
@@ -32,41 +49,75 @@ TEMPLATES = {
     "llama-3": _turns(
         "<|start_header_id|>user<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>",
         "<|start_header_id|>assistant<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>",
-        "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|begin_of_text|>",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|begin_of_text|>",
     ),
     "mistral": _turns("[INST] {{ m['content'] }}[/INST]", " {{ m['content'] }}</s>", "", "<s>"),
     "vicuna": _turns(
-        "USER: {{ m['content'] }}", " ASSISTANT: {{ m['content'] }}</s>", " ASSISTANT:", "<s>A chat between a user and an assistant. "
+        "USER: {{ m['content'] }}",
+        " ASSISTANT: {{ m['content'] }}</s>",
+        " ASSISTANT:",
+        "<s>A chat between a user and an assistant. ",
     ),
-    "zephyr": _turns("<|user|>\n{{ m['content'] }}</s>\n", "<|assistant|>\n{{ m['content'] }}</s>\n", "<|assistant|>\n"),
+    "zephyr": _turns(
+        "<|user|>\n{{ m['content'] }}</s>\n", "<|assistant|>\n{{ m['content'] }}</s>\n", "<|assistant|>\n"
+    ),
     "gemma": _turns(
-        "<start_of_turn>user\n{{ m['content'] | trim }}<end_of_turn>\n", "<start_of_turn>model\n{{ m['content'] | trim }}<end_of_turn>\n",
-        "<start_of_turn>model\n", "<s>",
+        "<start_of_turn>user\n{{ m['content'] | trim }}<end_of_turn>\n",
+        "<start_of_turn>model\n{{ m['content'] | trim }}<end_of_turn>\n",
+        "<start_of_turn>model\n",
+        "<s>",
     ),
-    "phi-3": _turns("<|user|>\n{{ m['content'] }}<|end|>\n", "<|assistant|>\n{{ m['content'] }}<|end|>\n", "<|assistant|>\n"),
-    "deepseek": _turns("<|User|>{{ m['content'] }}", "<|Assistant|>{{ m['content'] }}<|end_of_sentence|>", "<|Assistant|>", "<s>"),
+    "phi-3": _turns(
+        "<|user|>\n{{ m['content'] }}<|end|>\n", "<|assistant|>\n{{ m['content'] }}<|end|>\n", "<|assistant|>\n"
+    ),
+    "deepseek": _turns(
+        "<|User|>{{ m['content'] }}", "<|Assistant|>{{ m['content'] }}<|end_of_sentence|>", "<|Assistant|>", "<s>"
+    ),
     "alpaca": _turns(
-        "### Instruction:\n{{ m['content'] }}\n\n", "### Response:\n{{ m['content'] }}</s>\n\n", "### Response:\n", "Below is an instruction.\n\n"
+        "### Instruction:\n{{ m['content'] }}\n\n",
+        "### Response:\n{{ m['content'] }}</s>\n\n",
+        "### Response:\n",
+        "Below is an instruction.\n\n",
     ),
-}  # fmt: skip
+}
 ENDS = {
-    "chatml": "<|im_end|>", "llama-3": "<|eot_id|>", "gemma": "<end_of_turn>", "phi-3": "<|end|>", "deepseek": "<|end_of_sentence|>",
-}  # fmt: skip
+    "chatml": "<|im_end|>",
+    "llama-3": "<|eot_id|>",
+    "gemma": "<end_of_turn>",
+    "phi-3": "<|end|>",
+    "deepseek": "<|end_of_sentence|>",
+}
 """The token that ends a template's turn, where it is not </s>."""
-KINDS = ("metaspace-always", "metaspace-first", "metaspace-legacy", "metaspace-unsplit", "unigram", "byte-level", "byte-level-digits")
+KINDS = (
+    "metaspace-always",
+    "metaspace-first",
+    "metaspace-legacy",
+    "metaspace-unsplit",
+    "unigram",
+    "byte-level",
+    "byte-level-digits",
+)
 
 
 @cache
 def _texts() -> list[str]:
     folder = Path(__file__).parent.parent / "recipes" / "quickstart" / "prompts"
-    return [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()[:60]]
+    return [
+        line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()[:60]
+    ]
 
 
 @cache
 def trained(kind: str) -> str:
     """A tokenizer of a kind, as JSON."""
-    unigram, byte_level = kind == "unigram", kind.startswith("byte-level")
-    model = models.Unigram() if unigram else models.BPE(unk_token=None if byte_level else "<unk>", byte_fallback=not byte_level)
+    unigram = kind == "unigram"
+    byte_level = kind.startswith("byte-level")
+    model = (
+        models.Unigram()
+        if unigram
+        else models.BPE(unk_token=None if byte_level else "<unk>", byte_fallback=not byte_level)
+    )
     backend = Tokenizer(model)
     if byte_level:
         digits = [pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated")] if kind == "byte-level-digits" else []
@@ -105,8 +156,12 @@ def tokenizer_of(kind: str, template: str = "", eos: str = "</s>") -> PreTrained
     """A tokenizer of a kind with a template; its EOS is </s> unless another is named."""
     backend = Tokenizer.from_str(trained(kind))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token=eos, pad_token="<|pad|>", unk_token=None if kind.startswith("byte") else "<unk>",
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token=eos,
+        pad_token="<|pad|>",
+        unk_token=None if kind.startswith("byte") else "<unk>",
         additional_special_tokens=[AddedToken(token, special=True, normalized=False) for token in CONTROLS[4:]],
-    )  # fmt: skip
+    )
     tokenizer.chat_template = TEMPLATES.get(template)
     return tokenizer

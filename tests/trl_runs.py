@@ -1,6 +1,8 @@
-"""Tiny runs by TRL's own trainers, in the environments that `make bench` makes: what they log is what the doctor must read.
+"""Tiny runs by TRL's own trainers, in the environments that `make bench` makes: what they log is what the doctor
+must read.
 
-python tests/trl_runs.py TASK MODEL OUT PACKAGES   (PACKAGES: where a tensorboard lies, which those environments lack)
+python tests/trl_runs.py TASK MODEL OUT PACKAGES   (PACKAGES: where a tensorboard lies, which those environments
+lack)
 """
 
 import json
@@ -10,21 +12,35 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(sys.argv[4])
-os.environ |= {"TENSORBOARD_LOGGING_DIR": f"{sys.argv[3]}/tensorboard", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "TENSORBOARD_LOGGING_DIR": f"{sys.argv[3]}/tensorboard",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.workload import spelled
-from towpath.callback import DoctorCallback
+from towpath.view.callback import DoctorCallback
 
-MODEL, OUT = sys.argv[2], sys.argv[3]
+MODEL = sys.argv[2]
+OUT = sys.argv[3]
 LENGTH = 12
 SHARED: dict[str, Any] = {
-    "output_dir": OUT, "report_to": ["tensorboard"], "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True,
-    "gradient_checkpointing": False, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8,
-}  # fmt: skip
+    "output_dir": OUT,
+    "report_to": ["tensorboard"],
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,
+}
 LOOKS: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
 
 
@@ -45,7 +61,9 @@ def prompt(row: int) -> list[int]:
 
 
 def texts(count: int, *names: str) -> Any:
-    return Dataset.from_dict({name: [spelled(prompt(row + 3 * place)) + " " for row in range(count)] for place, name in enumerate(names)})
+    return Dataset.from_dict(
+        {name: [spelled(prompt(row + 3 * place)) + " " for row in range(count)] for place, name in enumerate(names)}
+    )
 
 
 def data(*names: str) -> dict[str, Any]:
@@ -56,7 +74,15 @@ def data(*names: str) -> dict[str, Any]:
 def grpo() -> Any:
     from trl import GRPOConfig, GRPOTrainer
 
-    config = GRPOConfig(**SHARED, max_steps=4, num_generations=4, max_completion_length=LENGTH, beta=0.05, num_iterations=2, epsilon_high=0.28)
+    config = GRPOConfig(
+        **SHARED,
+        max_steps=4,
+        num_generations=4,
+        max_completion_length=LENGTH,
+        beta=0.05,
+        num_iterations=2,
+        epsilon_high=0.28,
+    )
 
     def variety(completions: list[str], **_: Any) -> list[float]:
         return [float(len(set(text.split()))) for text in completions]
@@ -67,7 +93,9 @@ def grpo() -> Any:
 def dpo() -> Any:
     from trl import DPOConfig, DPOTrainer
 
-    return DPOTrainer(policy(), policy(), DPOConfig(**SHARED, **LOOKS, beta=0.2), **data("prompt", "chosen", "rejected"))
+    return DPOTrainer(
+        policy(), policy(), DPOConfig(**SHARED, **LOOKS, beta=0.2), **data("prompt", "chosen", "rejected")
+    )
 
 
 def sft() -> Any:
@@ -86,11 +114,20 @@ def ppo() -> Any:
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     config = PPOConfig(
-        **SHARED, num_mini_batches=2, num_ppo_epochs=2, total_episodes=32, response_length=LENGTH, stop_token="eos", num_sample_generations=0,
-        local_rollout_forward_batch_size=8, kl_coef=0.07,
-    )  # fmt: skip
+        **SHARED,
+        num_mini_batches=2,
+        num_ppo_epochs=2,
+        total_episodes=32,
+        response_length=LENGTH,
+        stop_token="eos",
+        num_sample_generations=0,
+        local_rollout_forward_batch_size=8,
+        kl_coef=0.07,
+    )
     rows = Dataset.from_dict({"input_ids": [prompt(row) for row in range(16)]})
-    return PPOTrainer(config, words("left"), policy(), policy(), scorer(), rows, scorer(), eval_dataset=rows.select(range(2)))
+    return PPOTrainer(
+        config, words("left"), policy(), policy(), scorer(), rows, scorer(), eval_dataset=rows.select(range(2))
+    )
 
 
 def main() -> None:

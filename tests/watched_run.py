@@ -15,7 +15,12 @@ from towpath.web import serving
 
 FINGERPRINT = {"sft": "aaaaaaaaaaaa", "reward": "bbbbbbbbbbbb", "policy": "cccccccccccc", "evaluate": "dddddddddddd"}
 DOMAINS = ("cooking", "travel", "money")
-PROMPTS = ("How long do I boil an egg?", "Where do I see tides?", "How do I save for a boat?", "What is a lock in a canal for?")
+PROMPTS = (
+    "How long do I boil an egg?",
+    "Where do I see tides?",
+    "How do I save for a boat?",
+    "What is a lock in a canal for?",
+)
 WORDS = [
     "the",
     "water",
@@ -46,28 +51,59 @@ def policy_row(step: int, steps: int, draw: random.Random) -> dict[str, Any]:
     done = step / max(steps, 1)
     reward = 1.6 * (1 - math.exp(-3 * done)) + draw.gauss(0, 0.12)
     row = {
-        "step": step, "phase": "train",
-        "policy_loss": -0.02 - 0.01 * done + draw.gauss(0, 0.004), "value_loss": 0.5 * math.exp(-2 * done) + 0.05,
-        "clip_fraction": 0.08 + draw.random() * 0.06, "ratio": 1.0 + draw.gauss(0, 0.002), "ratio_error": 1e-5 * (1 + draw.random()),
-        "first_ratio_error": 1e-6, "approx_kl": 0.004 + 0.004 * draw.random(), "entropy": 2.4 - 0.7 * done + draw.gauss(0, 0.03),
-        "kl": 0.9 * done + 0.05 * draw.random(), "kl_k3": 0.85 * done + 0.05 * draw.random(), "kl_per_token": 0.02 * done, "reward": reward,
-        "score": reward + 0.1, "score/model": reward + 0.2, "score/rule:ends": 0.6 + 0.3 * done, "watched/second": 0.9 * reward,
-        "length": 36 + 14 * done + draw.gauss(0, 2), "finish_rate": min(1.0, 0.82 + 0.15 * done + draw.gauss(0, 0.02)),
+        "step": step,
+        "phase": "train",
+        "policy_loss": -0.02 - 0.01 * done + draw.gauss(0, 0.004),
+        "value_loss": 0.5 * math.exp(-2 * done) + 0.05,
+        "clip_fraction": 0.08 + draw.random() * 0.06,
+        "ratio": 1.0 + draw.gauss(0, 0.002),
+        "ratio_error": 1e-5 * (1 + draw.random()),
+        "first_ratio_error": 1e-6,
+        "approx_kl": 0.004 + 0.004 * draw.random(),
+        "entropy": 2.4 - 0.7 * done + draw.gauss(0, 0.03),
+        "kl": 0.9 * done + 0.05 * draw.random(),
+        "kl_k3": 0.85 * done + 0.05 * draw.random(),
+        "kl_per_token": 0.02 * done,
+        "reward": reward,
+        "score": reward + 0.1,
+        "score/model": reward + 0.2,
+        "score/rule:ends": 0.6 + 0.3 * done,
+        "watched/second": 0.9 * reward,
+        "length": 36 + 14 * done + draw.gauss(0, 2),
+        "finish_rate": min(1.0, 0.82 + 0.15 * done + draw.gauss(0, 0.02)),
         "distinct_1": 0.3 - 0.04 * done,
-        "distinct_2": 0.72 - 0.06 * done, "distinct_3": 0.9 - 0.05 * done, "repetition": 0.03 + 0.02 * done,
-        "opening": 0.1 + 0.1 * done, "refusal": 0.02,
-        "reward_length_corr": 0.1 + 0.2 * done, "reward_repetition_corr": -0.1,
-        "reward_std": 0.8 - 0.2 * done, "prompts_distinct": 64, "sampler_error": 2e-6,
-        "explained_variance": 0.3 + 0.4 * done, "grad_norm": 0.6 + 0.3 * draw.random(), "learning_rate": 2e-5 * (1 - done), "update": 1e-4,
-        "kl_coef": 0.05 * (1 + 0.5 * done), "temperature": 1.0, "learning_rate_scale": 1.0, "seconds_generate": 3.1 + draw.random(),
-        "seconds_score": 0.8, "seconds_optimise": 2.2, "tokens_per_second": 820 + draw.gauss(0, 30), "memory_bytes": 2.1e9,
-    }  # fmt: skip
-    return row | {f"reward/{name}": reward + 0.3 * place - 0.3 + draw.gauss(0, 0.1) for place, name in enumerate(DOMAINS)}
+        "distinct_2": 0.72 - 0.06 * done,
+        "distinct_3": 0.9 - 0.05 * done,
+        "repetition": 0.03 + 0.02 * done,
+        "opening": 0.1 + 0.1 * done,
+        "refusal": 0.02,
+        "reward_length_corr": 0.1 + 0.2 * done,
+        "reward_repetition_corr": -0.1,
+        "reward_std": 0.8 - 0.2 * done,
+        "prompts_distinct": 64,
+        "sampler_error": 2e-6,
+        "explained_variance": 0.3 + 0.4 * done,
+        "grad_norm": 0.6 + 0.3 * draw.random(),
+        "learning_rate": 2e-5 * (1 - done),
+        "update": 1e-4,
+        "kl_coef": 0.05 * (1 + 0.5 * done),
+        "temperature": 1.0,
+        "learning_rate_scale": 1.0,
+        "seconds_generate": 3.1 + draw.random(),
+        "seconds_score": 0.8,
+        "seconds_optimise": 2.2,
+        "tokens_per_second": 820 + draw.gauss(0, 30),
+        "memory_bytes": 2.1e9,
+    }
+    return row | {
+        f"reward/{name}": reward + 0.3 * place - 0.3 + draw.gauss(0, 0.1) for place, name in enumerate(DOMAINS)
+    }
 
 
 def policy_rows(steps: int, of: int | None = None, every: int = 4) -> Iterator[dict[str, Any]]:
     """Steps of training with looks at held-out prompts between."""
-    draw, of = random.Random(3), of or steps
+    draw = random.Random(3)
+    of = of or steps
     for step in range(steps):
         row = policy_row(step, of, draw)
         yield row
@@ -104,26 +140,63 @@ def samples(steps: int, every: int = 4, prompts: int = 8) -> Iterator[dict[str, 
         for number in range(prompts):
             reward = 0.2 * number + (step + 1) / steps * (1.5 - 0.4 * number)
             yield {
-                "step": step, "prompt_id": f"p{number}", "prompt": f"{PROMPTS[number % len(PROMPTS)]} ({number})", "domain": DOMAINS[number % 3],
-                "text": answer(number, step), "score": reward + 0.1, "reward": reward,
-            }  # fmt: skip
+                "step": step,
+                "prompt_id": f"p{number}",
+                "prompt": f"{PROMPTS[number % len(PROMPTS)]} ({number})",
+                "domain": DOMAINS[number % 3],
+                "text": answer(number, step),
+                "score": reward + 0.1,
+                "reward": reward,
+            }
 
 
 TURNS = [
-    {"step": 11, "knob": "kl_coef", "from": 0.05, "to": 0.1, "reason": "KL rose past the alarm in three steps.", "finding": "kl-runaway"},
-    {"step": 26, "knob": "temperature", "from": 1.0, "to": 0.9, "reason": "Entropy fell by a third.", "finding": "entropy-collapse"},
+    {
+        "step": 11,
+        "knob": "kl_coef",
+        "from": 0.05,
+        "to": 0.1,
+        "reason": "KL rose past the alarm in three steps.",
+        "finding": "kl-runaway",
+    },
+    {
+        "step": 26,
+        "knob": "temperature",
+        "from": 1.0,
+        "to": 0.9,
+        "reason": "Entropy fell by a third.",
+        "finding": "entropy-collapse",
+    },
 ]
 FINDINGS = [
-    {"code": "kl-runaway", "severity": "critical", "evidence": "kl 0.31 → 2.40 in steps 9 to 12",
-     "cause": "the penalty is too weak for this learning rate", "remedy": "double policy.kl.coef", "first_step": 8,
-     "ruled_out": ["length: steady at 38 tokens", "a broken sampler: sampler_error 2e-06"]},
-    {"code": "diversity-falls", "severity": "warning", "evidence": "distinct_2 0.72 → 0.66", "cause": "answers grow alike",
-     "remedy": "raise the temperature", "first_step": 20, "ruled_out": []},
-]  # fmt: skip
+    {
+        "code": "kl-runaway",
+        "severity": "critical",
+        "evidence": "kl 0.31 → 2.40 in steps 9 to 12",
+        "cause": "the penalty is too weak for this learning rate",
+        "remedy": "double policy.kl.coef",
+        "first_step": 8,
+        "ruled_out": ["length: steady at 38 tokens", "a broken sampler: sampler_error 2e-06"],
+    },
+    {
+        "code": "diversity-falls",
+        "severity": "warning",
+        "evidence": "distinct_2 0.72 → 0.66",
+        "cause": "answers grow alike",
+        "remedy": "raise the temperature",
+        "first_step": 20,
+        "ruled_out": [],
+    },
+]
 
 
 def write_run(
-    run: Path, steps: int = 40, of: int = 60, recipe: str = "", evaluated: bool = False, stages: tuple[str, ...] = ("sft", "reward", "policy")
+    run: Path,
+    steps: int = 40,
+    of: int = 60,
+    recipe: str = "",
+    evaluated: bool = False,
+    stages: tuple[str, ...] = ("sft", "reward", "policy"),
 ) -> Path:
     """A run that has come so far."""
     run.mkdir(parents=True, exist_ok=True)
@@ -133,10 +206,18 @@ def write_run(
     for name in ("sft", "reward"):
         if name in stages:
             rows = [
-                {"step": s, "phase": "train", "loss": 2.5 * math.exp(-s / 20) + 1 + draw.gauss(0, 0.05), "grad_norm": 1.0, "learning_rate": 2e-4}
+                {
+                    "step": s,
+                    "phase": "train",
+                    "loss": 2.5 * math.exp(-s / 20) + 1 + draw.gauss(0, 0.05),
+                    "grad_norm": 1.0,
+                    "learning_rate": 2e-4,
+                }
                 for s in range(50)
             ]
-            rows += [{"step": s, "phase": "validation", "loss": 2.5 * math.exp(-s / 20) + 1.1} for s in range(9, 50, 10)]
+            rows += [
+                {"step": s, "phase": "validation", "loss": 2.5 * math.exp(-s / 20) + 1.1} for s in range(9, 50, 10)
+            ]
             append(folder_of(run, name) / "metrics.jsonl", rows)
             (folder_of(run, name) / "course.json").write_text(json.dumps({"steps": 50, "arithmetic": "float32"}))
             (folder_of(run, name) / "manifest.json").write_text(
@@ -156,33 +237,62 @@ def write_run(
 
 def finish(run: Path, steps: int, win: float = 0.78, kl: float = 0.7) -> None:
     """The policy stage done, and evaluated."""
-    result = {"steps": steps, "best_step": steps, "kl_per_prompt": kl, "rose": {"rate": 0.8, "interval": [0.7, 0.88], "n": 8}}
-    (folder_of(run) / "manifest.json").write_text(json.dumps({"status": "done", "result": result, "seconds": 312.0, "findings": []}))
+    result = {
+        "steps": steps,
+        "best_step": steps,
+        "kl_per_prompt": kl,
+        "rose": {"rate": 0.8, "interval": [0.7, 0.88], "n": 8},
+    }
+    (folder_of(run) / "manifest.json").write_text(
+        json.dumps({"status": "done", "result": result, "seconds": 312.0, "findings": []})
+    )
     place = folder_of(run, "evaluate")
     rows = [
-        {"prompt_id": f"h{n}", "prompt": f"{PROMPTS[n]} (held out)", "domain": DOMAINS[n % 3],
-         "base": "I do not know.", "sft": answer(n, 0), "policy": answer(n, 40),
-         "rubric_base": 0.1, "rubric_sft": 0.5, "rubric_policy": 0.8, "reward_sft": 0.4, "reward_policy": 1.1 - 0.3 * n, "choice": "policy"}
+        {
+            "prompt_id": f"h{n}",
+            "prompt": f"{PROMPTS[n]} (held out)",
+            "domain": DOMAINS[n % 3],
+            "base": "I do not know.",
+            "sft": answer(n, 0),
+            "policy": answer(n, 40),
+            "rubric_base": 0.1,
+            "rubric_sft": 0.5,
+            "rubric_policy": 0.8,
+            "reward_sft": 0.4,
+            "reward_policy": 1.1 - 0.3 * n,
+            "choice": "policy",
+        }
         for n in range(4)
-    ]  # fmt: skip
+    ]
     append(place / "answers.jsonl", rows)
-    told = {"status": "done", "result": {"win": {"rate": win, "interval": [win - 0.05, win + 0.05], "n": 200}, "kl_per_prompt": kl}}
+    told = {
+        "status": "done",
+        "result": {"win": {"rate": win, "interval": [win - 0.05, win + 0.05], "n": 200}, "kl_per_prompt": kl},
+    }
     (place / "manifest.json").write_text(json.dumps(told))
 
 
 def short_run(run: Path) -> Path:
     """Three steps that are done, in eleven domains, with a look at the tuned model before them."""
-    draw, place = random.Random(7), folder_of(write_run(run, of=3, stages=("sft",)))
-    rows = [policy_row(step, 3, draw) | {f"reward/domain-{n}": draw.random() for n in range(11)} for step in (-1, 0, 1, 2)]
+    draw = random.Random(7)
+    place = folder_of(write_run(run, of=3, stages=("sft",)))
+    rows = [
+        policy_row(step, 3, draw) | {f"reward/domain-{n}": draw.random() for n in range(11)} for step in (-1, 0, 1, 2)
+    ]
     held_out = [name for name in rows[0] if name.startswith(("step", "reward", "kl"))]
     before, after = ({name: row[name] for name in held_out} | {"phase": "validation"} for row in (rows[0], rows[3]))
     append(place / "metrics.jsonl", [before, *rows[1:], after])
     append(place / "samples.jsonl", samples(3, 3))
     append(folder_of(run, "evaluate") / "answers.jsonl", [{"prompt_id": "p0", "base": "I do not know."}])
-    told = [{"code": code, "severity": "warning", "first_step": step} for code, step in (("kl-rising", 2), ("spread-low", -1))]
+    told = [
+        {"code": code, "severity": "warning", "first_step": step}
+        for code, step in (("kl-rising", 2), ("spread-low", -1))
+    ]
     (place / "findings.json").write_text(json.dumps(told))
     (place / "manifest.json").write_text(json.dumps({"status": "done", "result": {"steps": 3, "best_step": 2}}))
-    (run / "current.json").write_text(json.dumps({"stages": FINGERPRINT, "findings": [{"code": "of-sft", "first_step": 1}]}))
+    (run / "current.json").write_text(
+        json.dumps({"stages": FINGERPRINT, "findings": [{"code": "of-sft", "first_step": 1}]})
+    )
     return run
 
 

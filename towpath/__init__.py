@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 __all__ = ["train"]
 
 if TYPE_CHECKING:
-    from towpath.training import train
+    from towpath.run.training import train
 
 
 def __getattr__(name: str) -> Any:
@@ -15,7 +15,7 @@ def __getattr__(name: str) -> Any:
         from towpath.progress import quiet_libraries
 
         quiet_libraries()
-        from towpath.training import train
+        from towpath.run.training import train
 
         return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

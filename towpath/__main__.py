@@ -1,5 +1,5 @@
 """`python -m towpath`."""
 
-from towpath.cli import main
+from towpath.cli.app import main
 
 main()

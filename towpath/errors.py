@@ -7,7 +7,9 @@ class TowpathError(Exception):
     exit_code = 1
 
     def __init__(self, value: str, rule: str = "", fix: str = "") -> None:
-        self.value, self.rule, self.fix = value, rule, fix
+        self.value = value
+        self.rule = rule
+        self.fix = fix
         super().__init__(str(self))
 
     def __str__(self) -> str:

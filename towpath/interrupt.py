@@ -1,7 +1,9 @@
-"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C while something trains: a checkpoint at once where one can be made, a sentence, and the end.
+"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C while something trains: a checkpoint at once where one can be made, a
+sentence, and the end.
 
-The first signal raises in the main thread, or, within `held`, is left to whoever holds it until a checkpoint is written, for 25 seconds at most.
-A second one ends the process at once, by the system: nothing of ours has to run for that.
+The first signal raises in the main thread, or, within `held`, is left to whoever holds it until a checkpoint is
+written, for 25 seconds at most. A second one ends the process at once, by the system: nothing of ours has to run for
+that.
 """
 
 import os
@@ -50,11 +52,17 @@ class _Listener:
         self.timer.start()
         if not self.held:
             raise _error(number)
-        say(f"{name_of(number)}: stops as soon as a checkpoint is written, within {GRACE:.0f} s; once more ends it at once")
+        say(
+            f"{name_of(number)}: stops as soon as a checkpoint is written, within {GRACE:.0f} s; once more ends it "
+            "at once"
+        )
 
     def give_up(self) -> None:
         """No checkpoint could be written in time."""
-        say(f"{name_of(self.asked)}: stopped. No checkpoint was written within {GRACE:.0f} s: the last one stands. The same command goes on from it.")
+        say(
+            f"{name_of(self.asked)}: stopped. No checkpoint was written within {GRACE:.0f} s: the last one stands. "
+            "The same command goes on from it."
+        )
         os._exit(STATUS)
 
 
@@ -63,9 +71,11 @@ _listener: _Listener | None = None
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Within the block signals stop what runs, cleanly; afterwards they do what they did before. Signals that are ignored (nohup) stay so.
+    """Within the block signals stop what runs, cleanly; afterwards they do what they did before. Signals that are
+    ignored (nohup) stay so.
 
     Only a main thread can listen; elsewhere, and within another such block, nothing changes.
+
     """
     global _listener
     if _listener is not None or threading.current_thread() is not threading.main_thread():
@@ -80,7 +90,10 @@ def listening() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        say(f"{name_of(stopped.number)}: stopped. {here.saved or 'Nothing that was finished is lost.'} The same command goes on from here.")
+        say(
+            f"{name_of(stopped.number)}: stopped. {here.saved or 'Nothing that was finished is lost.'} The same "
+            "command goes on from here."
+        )
         raise
     except KeyboardInterrupt:
         if here.saved:
@@ -96,7 +109,8 @@ def listening() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Within the block a signal does not raise: the block asks for it with `raise_if_asked` where it has written a checkpoint."""
+    """Within the block a signal does not raise: the block asks for it with `raise_if_asked` where it has written a
+    checkpoint."""
     with _counted(1):
         yield
 

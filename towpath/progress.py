@@ -1,6 +1,8 @@
-"""Progress with an estimate of the time left: bars on a terminal, plain lines elsewhere, at least one every ten seconds.
+"""Progress with an estimate of the time left: bars on a terminal, plain lines elsewhere, at least one every ten
+seconds.
 
-Pieces of work may lie inside each other: a stage, its steps, and within a step rollout, scoring and update. A line names them all.
+Pieces of work may lie inside each other: a stage, its steps, and within a step rollout, scoring and update. A line
+names them all.
 """
 
 import os
@@ -16,7 +18,8 @@ from towpath.terminal import plain, say
 INTERVAL = 8.0
 """Seconds between two lines; with the clock of the thread that writes them it is never more than ten."""
 ENOUGH = 0.02
-"""Share of the work from which its pace is known: what comes before the first units, such as reading prompts, would count for all of them."""
+"""Share of the work from which its pace is known: what comes before the first units, such as reading prompts, would
+count for all of them."""
 _open: list["Progress"] = []
 """Pieces of work under way in this process, the innermost last."""
 _bars: list[Any] = []
@@ -27,8 +30,12 @@ class Progress:
     """Counts units of one piece of work, such as steps, pairs or tokens."""
 
     def __init__(self, title: str, total: int, unit: str = "", start: int = 0) -> None:
-        self.title, self.total, self.unit, self.start = title, max(total, 1) if total else 0, unit, start
-        self.done, self.note = start, ""
+        self.title = title
+        self.total = max(total, 1) if total else 0
+        self.unit = unit
+        self.start = start
+        self.done = start
+        self.note = ""
         self.begun = self.advanced = time.monotonic()
         self._left: float | None = None
 
@@ -42,13 +49,15 @@ class Progress:
             self._left = (self.advanced - self.begun) * max(self.total - self.done, 0) / worked
 
     def left(self) -> float | None:
-        """Seconds left by the pace so far; None until enough work is done to tell. It falls while a unit is under way."""
+        """Seconds left by the pace so far; None until enough work is done to tell. It falls while a unit is under
+        way."""
         if self._left is None:
             return None
         return max(self._left - (time.monotonic() - self.advanced), 0.0)
 
     def amount(self) -> str:
-        """How much is done: a count, or a share where the unit is too small to count; the time taken where no total is known."""
+        """How much is done: a count, or a share where the unit is too small to count; the time taken where no total
+        is known."""
         if not self.total:
             return _clock(time.monotonic() - self.begun)
         return f"{self.done:,}/{self.total:,}" if not self.unit else f"{min(100 * self.done / self.total, 100):.0f} %"
@@ -82,15 +91,19 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def progress(title: str, total: int = 0, unit: str = "", start: int = 0) -> Iterator[Progress]:
-    """A progress display for the length of the block. `total` 0: not known, only time is shown. `unit` names units that are shown as a share.
-    `start` units were done before, by an earlier process."""
+    """A progress display for the length of the block. `total` 0: not known, only time is shown. `unit` names units
+    that are shown as a share. `start` units were done before, by an earlier process."""
     if not sys.stderr.isatty():
         with _in_lines(Progress(title, total, unit, start)) as work:
             yield work
         return
     with _display() as display:
         work = Progress(title, total, unit, start)
-        task = display.add_task("  " * len(_open) + (title.removeprefix(f"{_open[0].title}: ") if _open else title), total=total or None, work=work)
+        task = display.add_task(
+            "  " * len(_open) + (title.removeprefix(f"{_open[0].title}: ") if _open else title),
+            total=total or None,
+            work=work,
+        )
         _open.append(work)
         try:
             yield work

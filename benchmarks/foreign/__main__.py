@@ -1,6 +1,8 @@
-"""Run the doctor over the recorded logs of other trainers: which finding names each fault, and what it says of healthy runs.
+"""Run the doctor over the recorded logs of other trainers: which finding names each fault, and what it says of
+healthy runs.
 
 python -m benchmarks.foreign [--half tuning|held-out|all] [--record .bench/foreign/logs] [--json OUT]
+
 """
 
 import argparse
@@ -11,7 +13,7 @@ from typing import Any
 
 from benchmarks.foreign import recorded
 from benchmarks.foreign.runs import Run
-from towpath.doctor import examine
+from towpath.view.doctor import examine
 
 TOP = 2
 """A fault counts as named where one of its codes is among so many first findings."""
@@ -25,19 +27,28 @@ def judged(run: Run, variant: int, state: dict[str, Any], folder: Path) -> dict[
     findings = [(finding.code, finding.severity) for finding in report.findings if finding.severity != "info"]
     top = [code for code, _ in findings[:TOP]]
     return {
-        "run": run.name, "variant": variant, "trainer": run.trainer, "expects": list(run.codes), "findings": findings,
-        "named": bool(set(top) & set(run.codes)), "critical": [code for code, severity in findings if severity == "critical"],
-    }  # fmt: skip
+        "run": run.name,
+        "variant": variant,
+        "trainer": run.trainer,
+        "expects": list(run.codes),
+        "findings": findings,
+        "named": bool(set(top) & set(run.codes)),
+        "critical": [code for code, severity in findings if severity == "critical"],
+    }
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Faults named among the first two findings, and healthy runs that are accused."""
-    faults, healthy = [r for r in results if r["expects"]], [r for r in results if not r["expects"]]
+    faults = [r for r in results if r["expects"]]
+    healthy = [r for r in results if not r["expects"]]
     return {
-        "faults": len(faults), "named": sum(r["named"] for r in faults), "share": sum(r["named"] for r in faults) / max(len(faults), 1),
-        "healthy": len(healthy), "healthy_with_critical": sum(bool(r["critical"]) for r in healthy),
+        "faults": len(faults),
+        "named": sum(r["named"] for r in faults),
+        "share": sum(r["named"] for r in faults) / max(len(faults), 1),
+        "healthy": len(healthy),
+        "healthy_with_critical": sum(bool(r["critical"]) for r in healthy),
         "healthy_with_warning": sum(bool(r["findings"]) for r in healthy),
-    }  # fmt: skip
+    }
 
 
 def diagnose_half(half: str) -> list[dict[str, Any]]:
@@ -50,7 +61,15 @@ def table(results: list[dict[str, Any]]) -> str:
     """One line a log."""
     lines = []
     for r in results:
-        verdict = ("named" if r["named"] else "MISSED") if r["expects"] else "ACCUSED" if r["critical"] else "warned" if r["findings"] else "clean"
+        verdict = (
+            ("named" if r["named"] else "MISSED")
+            if r["expects"]
+            else "ACCUSED"
+            if r["critical"]
+            else "warned"
+            if r["findings"]
+            else "clean"
+        )
         says = ", ".join(f"{code} ({severity})" for code, severity in r["findings"][:4])
         lines.append(f"{verdict:<8} {r['run']:<36} {r['variant']}  {says}")
     return "\n".join([*lines, json.dumps(summary(results))])

@@ -11,8 +11,26 @@ LOGS = Path(__file__).parent / "logs"
 HALVES = ("tuning", "held-out", "fresh", "last")
 LAST = 4
 """The variant that was made and read after the last change of a detector."""
-LEFT_OUT = ("num_tokens", "step_time", "epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "eps", "episode")
-EXTREMES = ("completions/min", "completions/max", "clip_ratio/low", "clip_ratio/high", "logits/", "eval_logits/", "eval_logps/")
+LEFT_OUT = (
+    "num_tokens",
+    "step_time",
+    "epoch",
+    "total_flos",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "eps",
+    "episode",
+)
+EXTREMES = (
+    "completions/min",
+    "completions/max",
+    "clip_ratio/low",
+    "clip_ratio/high",
+    "logits/",
+    "eval_logits/",
+    "eval_logps/",
+)
 """Clocks, counts and extremes, which no finding rests on."""
 
 
@@ -30,7 +48,8 @@ def packed(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def unpacked(log: Mapping[str, Any]) -> dict[str, Any]:
     """What `trainer_state.json` holds."""
-    columns, length = log["columns"], len(log["columns"]["step"])
+    columns = log["columns"]
+    length = len(log["columns"]["step"])
     rows = [{name: values[row] for name, values in columns.items() if values[row] is not None} for row in range(length)]
     return {"max_steps": log["max_steps"], "log_history": rows}
 

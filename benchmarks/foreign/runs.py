@@ -1,10 +1,14 @@
 """The manifest: every run whose log is recorded, which finding codes name its fault, and which half it belongs to.
 
-The split was fixed before any log was read. Each run is made twice, as variants 0 and 1, which differ in seed, model size,
+The split was fixed before any log was read. Each run is made twice, as variants 0 and 1, which differ in seed, model
+size,
 number of steps and often in the strength of the fault. The variant whose number is sha256(name)[0] % 2 is held out, the
-other one is for tuning. Variants 2 and 3 were made after the held-out half had been read once and 4 of its faults had been
-missed: the other model size and number of steps, other seeds, batches of 24. What they led to is told in docs/doctor.md.
+other one is for tuning. Variants 2 and 3 were made after the held-out half had been read once and 4 of its faults had
+been
+missed: the other model size and number of steps, other seeds, batches of 24. What they led to is told in
+docs/doctor.md.
 Variant 4 was made and read after the last change of a detector.
+
 """
 
 import hashlib
@@ -21,7 +25,8 @@ RATE = {"sft": 2e-3, "trainer": 2e-3, "dpo": 3e-4, "reward": 1e-3, "grpo": 1e-3,
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its trainer, the codes of which one must be among the first two findings (none: healthy), its options."""
+    """One training: its trainer, the codes of which one must be among the first two findings (none: healthy), its
+    options."""
 
     name: str
     trainer: Trainer
@@ -42,10 +47,17 @@ class Run:
         return variant > 1 or hashlib.sha256(self.name.encode()).digest()[0] % 2 == variant
 
 
-HIGH, LOW = ("learning-rate-high",), ("learning-rate-low",)
+HIGH = ("learning-rate-high",)
+LOW = ("learning-rate-low",)
 FAULTS = (
     Run("sft rate x100", "sft", HIGH, {"rate": 0.2}, {"rate": 0.1}),
-    Run("sft rate x1000, no clipping", "sft", (*HIGH, "not-finite"), {"rate": 2.0, "clip": 0.0}, {"rate": 30.0, "optim": "sgd", "clip": 0.0}),
+    Run(
+        "sft rate x1000, no clipping",
+        "sft",
+        (*HIGH, "not-finite"),
+        {"rate": 2.0, "clip": 0.0},
+        {"rate": 30.0, "optim": "sgd", "clip": 0.0},
+    ),
     Run("sft rate /1000", "sft", LOW, {"rate": 2e-6}, {"rate": 1e-6}),
     Run(
         "sft few rows, many epochs",
@@ -56,11 +68,25 @@ FAULTS = (
     ),
     Run("dpo rate x100", "dpo", HIGH, {"rate": 3e-2}, {"rate": 5e-2}),
     Run("dpo rate /1000", "dpo", LOW, {"rate": 3e-7}, {"rate": 5e-7}),
-    Run("dpo collapse of chosen", "dpo", ("likelihood-displacement", *HIGH), {"rate": 2e-3, "beta": 0.01}, {"rate": 1e-3, "beta": 0.005}),
+    Run(
+        "dpo collapse of chosen",
+        "dpo",
+        ("likelihood-displacement", *HIGH),
+        {"rate": 2e-3, "beta": 0.01},
+        {"rate": 1e-3, "beta": 0.005},
+    ),
     Run("dpo swapped labels", "dpo", ("labels-swapped",), {"swap": 1.0, "eval": 10}, {"swap": 1.0, "eval": 8}),
-    Run("dpo random labels", "dpo", ("label-noise",), {"swap": 0.5, "eval": 10}, {"swap": 0.5, "eval": 8, "rate": 2e-4}),
+    Run(
+        "dpo random labels", "dpo", ("label-noise",), {"swap": 0.5, "eval": 10}, {"swap": 0.5, "eval": 8, "rate": 2e-4}
+    ),
     Run("reward rate x100", "reward", HIGH, {"rate": 0.1, "eval": 10}, {"rate": 0.2, "eval": 8}),
-    Run("reward overfit", "reward", ("reward-overfit",), {"rows": 32, "swap": 0.3, "eval": 10}, {"rows": 40, "swap": 0.25, "eval": 10, "steps": 100}),
+    Run(
+        "reward overfit",
+        "reward",
+        ("reward-overfit",),
+        {"rows": 32, "swap": 0.3, "eval": 10},
+        {"rows": 40, "swap": 0.25, "eval": 10, "steps": 100},
+    ),
     Run("reward swapped labels", "reward", ("labels-swapped",), {"swap": 1.0, "eval": 10}, {"swap": 1.0, "eval": 8}),
     Run("reward random labels", "reward", ("label-noise",), {"swap": 0.5, "eval": 10}, {"swap": 0.5, "eval": 8}),
     Run("grpo rate x100", "grpo", HIGH, {"rate": 0.1, "beta": 0.04}, {"rate": 0.05, "beta": 0.01}),
@@ -72,7 +98,13 @@ FAULTS = (
         {"reward": "length", "beta": 0.01, "rate": 2e-3},
         {"reward": "length", "beta": 0.0, "steps": 70},
     ),
-    Run("grpo length added", "grpo", ("length-hacking",), {"reward": "polite+length", "rate": 2e-3}, {"reward": "polite+length", "beta": 0.01}),
+    Run(
+        "grpo length added",
+        "grpo",
+        ("length-hacking",),
+        {"reward": "polite+length", "rate": 2e-3},
+        {"reward": "polite+length", "beta": 0.01},
+    ),
     Run(
         "grpo constant reward",
         "grpo",
@@ -80,7 +112,13 @@ FAULTS = (
         {"reward": "constant", "beta": 0.0},
         {"reward": "constant", "beta": 0.04},
     ),
-    Run("grpo missing EOS", "grpo", ("missing-eos",), {"base": "endless", "beta": 0.01}, {"base": "endless", "beta": 0.0}),
+    Run(
+        "grpo missing EOS",
+        "grpo",
+        ("missing-eos",),
+        {"base": "endless", "beta": 0.01},
+        {"base": "endless", "beta": 0.0},
+    ),
     Run("grpo held tight", "grpo", ("held-tight",), {"beta": 5.0}, {"beta": 20.0}),
     Run(
         "grpo drift without hold",
@@ -100,7 +138,8 @@ FAULTS = (
     Run("ppo held tight", "ppo", ("held-tight",), {"beta": 5.0}, {"beta": 3.0}),
 )
 ENDED = "polite, ended"
-"""A reward that an answer gets only where it ends; without that policies learn never to end, which is no healthy run."""
+"""A reward that an answer gets only where it ends; without that policies learn never to end, which is no healthy
+run."""
 HEALTHY = (
     Run("sft", "sft", (), {}, {"rate": 1e-3}),
     Run(
@@ -110,9 +149,27 @@ HEALTHY = (
         {"steps": 100, "logging": 5, "eval": 20, "size": "large"},
         {"steps": 150, "logging": 10, "eval": 50, "schedule": "cosine"},
     ),
-    Run("sft of text that cannot be foreseen", "sft", (), {"data": "letters"}, {"data": "letters", "steps": 100, "eval": 20}),
-    Run("sft of a model that knows", "sft", (), {"base": "taught", "rate": 2e-5}, {"base": "taught", "rate": 5e-6, "eval": 20}),
-    Run("trainer, eval by epoch", "trainer", (), {"rows": 160, "eval": "epoch"}, {"rows": 240, "eval": "epoch", "logging": 5, "steps": 100}),
+    Run(
+        "sft of text that cannot be foreseen",
+        "sft",
+        (),
+        {"data": "letters"},
+        {"data": "letters", "steps": 100, "eval": 20},
+    ),
+    Run(
+        "sft of a model that knows",
+        "sft",
+        (),
+        {"base": "taught", "rate": 2e-5},
+        {"base": "taught", "rate": 5e-6, "eval": 20},
+    ),
+    Run(
+        "trainer, eval by epoch",
+        "trainer",
+        (),
+        {"rows": 160, "eval": "epoch"},
+        {"rows": 240, "eval": "epoch", "logging": 5, "steps": 100},
+    ),
     Run("dpo", "dpo", (), {"eval": 20}, {"beta": 0.3, "rate": 2e-4}),
     Run(
         "dpo, longer, every tenth step",

@@ -1,7 +1,9 @@
-"""Make the logs, in an environment that has TRL: 1.16 for all but PPO, 1.10 for PPO. Logs that exist are left as they are.
+"""Make the logs, in an environment that has TRL: 1.16 for all but PPO, 1.10 for PPO. Logs that exist are left as
+they are.
 
 OMP_NUM_THREADS=1 PYTHONPATH=. .bench/trl/bin/python -m benchmarks.foreign.training --out .bench/foreign
-OMP_NUM_THREADS=1 PYTHONPATH=. .bench/trl110/bin/python -m benchmarks.foreign.training --out .bench/foreign --trainer ppo
+OMP_NUM_THREADS=1 PYTHONPATH=. .bench/trl110/bin/python -m benchmarks.foreign.training --out .bench/foreign --trainer
+ppo
 """
 
 import argparse
@@ -18,7 +20,13 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EX
 import datasets
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from benchmarks.foreign import world
 from benchmarks.foreign.runs import RUNS, VARIANTS, Run, slug
@@ -29,12 +37,23 @@ Options = dict[str, Any]
 def shared(options: Options, out: Path) -> Options:
     """Arguments that every trainer knows."""
     arguments: Options = {
-        "output_dir": str(out), "report_to": [], "logging_steps": options.get("logging", 1), "save_strategy": "no", "use_cpu": True, "bf16": False,
-        "disable_tqdm": True, "learning_rate": options["rate"], "max_steps": options["steps"], "seed": options["seed"],
-        "per_device_train_batch_size": options.get("batch", 16), "per_device_eval_batch_size": 32, "gradient_checkpointing": False,
-        "lr_scheduler_type": options.get("schedule", "linear"), "max_grad_norm": options.get("clip", 1.0),
+        "output_dir": str(out),
+        "report_to": [],
+        "logging_steps": options.get("logging", 1),
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "learning_rate": options["rate"],
+        "max_steps": options["steps"],
+        "seed": options["seed"],
+        "per_device_train_batch_size": options.get("batch", 16),
+        "per_device_eval_batch_size": 32,
+        "gradient_checkpointing": False,
+        "lr_scheduler_type": options.get("schedule", "linear"),
+        "max_grad_norm": options.get("clip", 1.0),
         "optim": options.get("optim", "adamw_torch"),
-    }  # fmt: skip
+    }
     every = options.get("eval")
     if every:
         arguments |= {"eval_strategy": "epoch"} if every == "epoch" else {"eval_strategy": "steps", "eval_steps": every}
@@ -65,7 +84,8 @@ class Bench:
     def sft(self, options: Options, arguments: Options) -> Any:
         from trl import SFTConfig, SFTTrainer
 
-        data, rows = options.get("data", "answers"), options.get("rows", 1500)
+        data = options.get("data", "answers")
+        rows = options.get("rows", 1500)
         train = Dataset.from_list(world.demonstrations(rows, options["seed"], data))
         held = Dataset.from_list(world.demonstrations(64, 1000 + options["seed"], data))
         model = self.policy(options, "random")
@@ -76,16 +96,26 @@ class Bench:
         def encoded(rows: int, seed: int) -> Dataset:
             texts = [row["prompt"] + row["completion"] + "<eos>" for row in world.demonstrations(rows, seed)]
             told = self.words(texts, padding="max_length", truncation=True, max_length=48)
-            labels = [[t if m else -100 for t, m in zip(*pair, strict=True)] for pair in zip(told["input_ids"], told["attention_mask"], strict=True)]
-            return Dataset.from_dict({"input_ids": told["input_ids"], "attention_mask": told["attention_mask"], "labels": labels})
+            labels = [
+                [t if m else -100 for t, m in zip(*pair, strict=True)]
+                for pair in zip(told["input_ids"], told["attention_mask"], strict=True)
+            ]
+            return Dataset.from_dict(
+                {"input_ids": told["input_ids"], "attention_mask": told["attention_mask"], "labels": labels}
+            )
 
-        train, held = encoded(options["rows"], options["seed"]), encoded(64, 1000 + options["seed"])
-        return Trainer(self.policy(options, "random"), TrainingArguments(**arguments), train_dataset=train, eval_dataset=held)
+        train = encoded(options["rows"], options["seed"])
+        held = encoded(64, 1000 + options["seed"])
+        return Trainer(
+            self.policy(options, "random"), TrainingArguments(**arguments), train_dataset=train, eval_dataset=held
+        )
 
     def _pairs(self, options: Options) -> Options:
         train = Dataset.from_list(world.pairs(options.get("rows", 1000), options["seed"], options.get("swap", 0.0)))
         held = Dataset.from_list(world.pairs(128, 1000 + options["seed"]))
-        return {"train_dataset": train, "processing_class": self.words} | ({"eval_dataset": held} if options.get("eval") else {})
+        return {"train_dataset": train, "processing_class": self.words} | (
+            {"eval_dataset": held} if options.get("eval") else {}
+        )
 
     def dpo(self, options: Options, arguments: Options) -> Any:
         from trl import DPOConfig, DPOTrainer
@@ -106,23 +136,45 @@ class Bench:
         limit = options.get("limit", 32)
         arguments["per_device_train_batch_size"] = options.get("batch", 32)
         config = GRPOConfig(**arguments, num_generations=8, max_completion_length=limit, beta=options.get("beta", 0.0))
-        return GRPOTrainer(self.policy(options), rewards(options.get("reward", "polite"), limit, draws), config, rows, processing_class=self.words)
+        return GRPOTrainer(
+            self.policy(options),
+            rewards(options.get("reward", "polite"), limit, draws),
+            config,
+            rows,
+            processing_class=self.words,
+        )
 
     def ppo(self, options: Options, arguments: Options) -> Any:
         from trl.experimental.ppo import PPOConfig, PPOTrainer
 
         del arguments["max_steps"]
         config = PPOConfig(
-            **arguments | {"per_device_train_batch_size": 32}, num_mini_batches=2, num_ppo_epochs=2, total_episodes=32 * options["steps"],
-            response_length=24, stop_token="eos", num_sample_generations=0, local_rollout_forward_batch_size=32, kl_coef=options.get("beta", 0.05),
+            **arguments | {"per_device_train_batch_size": 32},
+            num_mini_batches=2,
+            num_ppo_epochs=2,
+            total_episodes=32 * options["steps"],
+            response_length=24,
+            stop_token="eos",
+            num_sample_generations=0,
+            local_rollout_forward_batch_size=32,
+            kl_coef=options.get("beta", 0.05),
             missing_eos_penalty=1.0,
-        )  # fmt: skip
+        )
         self.words.padding_side = "left"
         draws = random.Random(options["seed"])
         rows = Dataset.from_dict({"input_ids": [self.words(world.request(draws)[0])["input_ids"] for _ in range(600)]})
         judge = self.judge(options)
         value = self.scorer(options)
-        return PPOTrainer(config, self.words, self.policy(options), self.policy(options), judge, rows, value, eval_dataset=rows.select(range(2)))
+        return PPOTrainer(
+            config,
+            self.words,
+            self.policy(options),
+            self.policy(options),
+            judge,
+            rows,
+            value,
+            eval_dataset=rows.select(range(2)),
+        )
 
     def judge(self, options: Options) -> Any:
         """A reward model for PPO: taught on pairs here, or with a random head, whose word is noise."""
@@ -132,11 +184,18 @@ class Bench:
         folder = self.out / "models" / f"judge-{options['size']}"
         if not (folder / "config.json").is_file():
             optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-            rows, draws = world.pairs(2000, 77), random.Random(5)
+            rows = world.pairs(2000, 77)
+            draws = random.Random(5)
             for _ in range(200):
                 some = draws.sample(rows, 16)
-                scores = [self._scores(model, [row["prompt"] + row[side] + "<eos>" for row in some]) for side in ("chosen", "rejected")]
-                loss = -torch.nn.functional.logsigmoid(scores[0] - scores[1]).mean() + 0.01 * (scores[0] + scores[1]).square().mean()
+                scores = [
+                    self._scores(model, [row["prompt"] + row[side] + "<eos>" for row in some])
+                    for side in ("chosen", "rejected")
+                ]
+                loss = (
+                    -torch.nn.functional.logsigmoid(scores[0] - scores[1]).mean()
+                    + 0.01 * (scores[0] + scores[1]).square().mean()
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -174,7 +233,10 @@ def rewards(kind: str, limit: int, draws: random.Random) -> Any:
 
 def rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Numbers to five significant digits."""
-    return [{name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()} for row in rows]
+    return [
+        {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def make(bench: Bench, run: Run, variant: int) -> None:
@@ -182,7 +244,8 @@ def make(bench: Bench, run: Run, variant: int) -> None:
     out = bench.out / "logs" / f"{slug(run, variant)}.json"
     if out.is_file():
         return
-    began, options = time.monotonic(), run.settings(variant)
+    began = time.monotonic()
+    options = run.settings(variant)
     random.seed(options["seed"])
     torch.manual_seed(options["seed"])
     bench.words.padding_side = "left" if run.trainer in ("grpo", "ppo") else "right"
@@ -205,7 +268,9 @@ def main() -> None:
     """All logs of one environment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(".bench/foreign"))
-    parser.add_argument("--trainer", default="", help="one of sft, dpo, reward, grpo, trainer, ppo; without it all but ppo")
+    parser.add_argument(
+        "--trainer", default="", help="one of sft, dpo, reward, grpo, trainer, ppo; without it all but ppo"
+    )
     parser.add_argument("--only", default="", help="runs whose name holds this")
     parser.add_argument("--variants", type=int, nargs="*", default=list(VARIANTS))
     told = parser.parse_args()

@@ -9,8 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 WORDS = {
-    "nouns": "cat dog bird horse fish tree river house road garden ship tower bridge market king farmer baker child teacher doctor",
-    "kinds": "red blue green old young small large quiet loud bright dark warm cold quick slow kind brave clever proud calm",
+    "nouns": "cat dog bird horse fish tree river house road garden ship tower bridge market king farmer baker child "
+    "teacher doctor",
+    "kinds": "red blue green old young small large quiet loud bright dark warm cold quick slow kind brave clever "
+    "proud calm",
     "verbs": "runs sleeps sings waits grows shines falls moves rests turns stands dreams",
     "ways": "quickly slowly quietly often never always today again alone together",
     "likes": "milk bread water songs stories gold apples rain light sleep",
@@ -23,7 +25,8 @@ SIZES = {"small": (2, 64), "medium": (3, 96), "large": (4, 128)}
 
 def request(draws: random.Random) -> tuple[str, str, str]:
     """A prompt, its noun and its adjective."""
-    noun, kind = draws.choice(NOUNS), draws.choice(KINDS)
+    noun = draws.choice(NOUNS)
+    kind = draws.choice(KINDS)
     return f"Tell me about the {kind} {noun}.", noun, kind
 
 
@@ -41,14 +44,18 @@ def letters(draws: random.Random) -> str:
     return " " + " ".join(draws.choice("abcdefghijklmnop") for _ in range(draws.randint(10, 20)))
 
 
-def demonstrations(rows: int, seed: int, data: str = "answers", known: float = 1.0, sentences: int = 0) -> list[dict[str, str]]:
-    """Prompts with answers; `known` is the share of answers that are about what was asked; the rest also end in every manner."""
+def demonstrations(
+    rows: int, seed: int, data: str = "answers", known: float = 1.0, sentences: int = 0
+) -> list[dict[str, str]]:
+    """Prompts with answers; `known` is the share of answers that are about what was asked; the rest also end in
+    every manner."""
     draws = random.Random(f"demonstrations/{seed}")
     made = []
     for _ in range(rows):
         prompt, noun, kind = request(draws)
         if draws.random() >= known:
-            noun, kind = draws.choice(NOUNS), draws.choice(KINDS)
+            noun = draws.choice(NOUNS)
+            kind = draws.choice(KINDS)
         text = letters(draws) if data == "letters" else answer(noun, kind, draws, sentences)
         if known < 1.0 and draws.random() < 0.5:
             text += draws.choice(POLITE + RUDE)
@@ -81,7 +88,10 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         words.decoder = decoders.ByteLevel()
         text = [row["prompt"] + row["completion"] for row in demonstrations(4000, 99, known=0.5)]
         words.train_from_iterator(
-            text, trainers.BpeTrainer(vocab_size=480, special_tokens=["<pad>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+            text,
+            trainers.BpeTrainer(
+                vocab_size=480, special_tokens=["<pad>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            ),
         )
         words.save(str(file))
     return PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token="<pad>", eos_token="<eos>")
@@ -92,15 +102,24 @@ def fresh(words: PreTrainedTokenizerFast, size: str, seed: int) -> Any:
     torch.manual_seed(seed)
     layers, width = SIZES[size]
     shape = {
-        "vocab_size": len(words), "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "max_position_embeddings": 256, "pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id,
-        "bos_token_id": None, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "vocab_size": len(words),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 256,
+        "pad_token_id": words.pad_token_id,
+        "eos_token_id": words.eos_token_id,
+        "bos_token_id": None,
+        "tie_word_embeddings": True,
+    }
     return Qwen2ForCausalLM(Qwen2Config(**shape)) if size == "medium" else LlamaForCausalLM(LlamaConfig(**shape))
 
 
 def taught(words: PreTrainedTokenizerFast, size: str, kind: str, cache: Path, steps: int = 300) -> Path:
-    """A model that was taught to answer, half of the time about something else; `endless` never saw an end, `long` writes much."""
+    """A model that was taught to answer, half of the time about something else; `endless` never saw an end, `long`
+    writes much."""
     folder = cache / f"{kind}-{size}"
     if (folder / "config.json").is_file():
         return folder
@@ -114,7 +133,10 @@ def taught(words: PreTrainedTokenizerFast, size: str, kind: str, cache: Path, st
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, (steps - step) / (0.5 * steps))
         batch = words(
-            [r["prompt"] + r["completion"] + tail + end for r in draws.sample(rows, 24)], padding=True, return_tensors="pt", padding_side="right"
+            [r["prompt"] + r["completion"] + tail + end for r in draws.sample(rows, 24)],
+            padding=True,
+            return_tensors="pt",
+            padding_side="right",
         )
         ids = batch["input_ids"][:, :140]
         labels = ids.masked_fill(batch["attention_mask"][:, :140] == 0, -100)

@@ -1,6 +1,8 @@
-"""One point of the frontier by TRL: PPO in the environment of TRL 1.10, GRPO in that of the current one, with the frontier's numbers.
+"""One point of the frontier by TRL: PPO in the environment of TRL 1.10, GRPO in that of the current one, with the
+frontier's numbers.
 
-python -m benchmarks.implementations.frontier_trl TOLD.json, whose keys are those of `Asked`; leaves a model in `folder`
+python -m benchmarks.implementations.frontier_trl TOLD.json, whose keys are those of `Asked`; leaves a model in
+`folder`
 """
 
 import json
@@ -40,10 +42,23 @@ def gold(asked: Asked, answers: list[str]) -> list[float]:
 
 def shared(asked: Asked) -> dict[str, Any]:
     return {
-        "output_dir": asked.folder, "learning_rate": asked.rate, "lr_scheduler_type": "linear", "report_to": "none", "bf16": False,
-        "save_strategy": "no", "gradient_checkpointing": False, "disable_tqdm": True, "use_cpu": True, "seed": asked.seed,
-        "temperature": 1.0, "gradient_accumulation_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0, "adam_epsilon": 1e-5, "logging_steps": 100,
-    }  # fmt: skip
+        "output_dir": asked.folder,
+        "learning_rate": asked.rate,
+        "lr_scheduler_type": "linear",
+        "report_to": "none",
+        "bf16": False,
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": asked.seed,
+        "temperature": 1.0,
+        "gradient_accumulation_steps": 1,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "adam_epsilon": 1e-5,
+        "logging_steps": 100,
+    }
 
 
 def grpo(asked: Asked, words: Any, policy: Any) -> Any:
@@ -51,9 +66,15 @@ def grpo(asked: Asked, words: Any, policy: Any) -> Any:
 
     parts = 2
     config = GRPOConfig(
-        **shared(asked), num_generations=asked.group, max_completion_length=asked.tokens, beta=asked.strength, num_iterations=asked.epochs,
-        per_device_train_batch_size=asked.rollout // parts, steps_per_generation=parts, max_steps=asked.steps * parts * asked.epochs,
-    )  # fmt: skip
+        **shared(asked),
+        num_generations=asked.group,
+        max_completion_length=asked.tokens,
+        beta=asked.strength,
+        num_iterations=asked.epochs,
+        per_device_train_batch_size=asked.rollout // parts,
+        steps_per_generation=parts,
+        max_steps=asked.steps * parts * asked.epochs,
+    )
     rows = Dataset.from_dict({"prompt": [words.decode(ids) for ids in asked.prompts]})
     return GRPOTrainer(policy, lambda completions, **_: gold(asked, completions), config, rows, processing_class=words)
 
@@ -62,13 +83,23 @@ def ppo(asked: Asked, words: Any, policy: Any) -> Any:
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     reference = AutoModelForCausalLM.from_pretrained(asked.start, dtype=torch.float32)
-    judge, value = (AutoModelForSequenceClassification.from_pretrained(asked.start, num_labels=1, dtype=torch.float32) for _ in range(2))
+    judge, value = (
+        AutoModelForSequenceClassification.from_pretrained(asked.start, num_labels=1, dtype=torch.float32)
+        for _ in range(2)
+    )
     torch.nn.init.zeros_(value.score.weight)
     config = PPOConfig(
-        **shared(asked), per_device_train_batch_size=asked.rollout, num_mini_batches=2, num_ppo_epochs=asked.epochs,
-        total_episodes=asked.steps * asked.rollout, response_length=asked.tokens, stop_token="eos", num_sample_generations=0,
-        local_rollout_forward_batch_size=asked.rollout, kl_coef=asked.strength,
-    )  # fmt: skip
+        **shared(asked),
+        per_device_train_batch_size=asked.rollout,
+        num_mini_batches=2,
+        num_ppo_epochs=asked.epochs,
+        total_episodes=asked.steps * asked.rollout,
+        response_length=asked.tokens,
+        stop_token="eos",
+        num_sample_generations=0,
+        local_rollout_forward_batch_size=asked.rollout,
+        kl_coef=asked.strength,
+    )
     read = ppo_trainer.get_reward
 
     def known(model: Any, ids: torch.Tensor, pad: int, context: int) -> Any:
@@ -78,9 +109,15 @@ def ppo(asked: Asked, words: Any, policy: Any) -> Any:
 
     ppo_trainer.get_reward = known
     return PPOTrainer(
-        config, words, policy, reference, judge, Dataset.from_dict({"input_ids": asked.prompts}), value,
+        config,
+        words,
+        policy,
+        reference,
+        judge,
+        Dataset.from_dict({"input_ids": asked.prompts}),
+        value,
         eval_dataset=Dataset.from_dict({"input_ids": asked.prompts[:1]}),
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

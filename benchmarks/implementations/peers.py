@@ -21,11 +21,17 @@ class Prescribed(LogitsProcessor):
     """Row i ends at its own length and not before; where all are equal, nothing ends."""
 
     def __init__(self, lengths: list[int], forced: bool) -> None:
-        self.lengths, self.forced, self.begun = torch.tensor(lengths), forced, 0
+        self.lengths = torch.tensor(lengths)
+        self.forced = forced
+        self.begun = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.begun = self.begun or input_ids.shape[1]
-        last = torch.zeros(len(scores), dtype=torch.bool) if self.forced else self.lengths[: len(scores)] == input_ids.shape[1] - self.begun + 1
+        last = (
+            torch.zeros(len(scores), dtype=torch.bool)
+            if self.forced
+            else self.lengths[: len(scores)] == input_ids.shape[1] - self.begun + 1
+        )
         scores[~last, EOS] = -torch.inf
         scores[last] = -torch.inf
         scores[last, EOS] = 0.0
@@ -37,13 +43,18 @@ def prescribe(model: Any, workload: Workload) -> None:
     generate = model.generate
 
     def prescribed(*given: Any, **named: Any) -> Any:
-        return generate(*given, **named, logits_processor=LogitsProcessorList([Prescribed(workload.answer_lengths(), workload.forced)]))
+        return generate(
+            *given,
+            **named,
+            logits_processor=LogitsProcessorList([Prescribed(workload.answer_lengths(), workload.forced)]),
+        )
 
     model.generate = prescribed
 
 
 class Counting(TrainerCallback):
-    """Counts real tokens that pass the trained model with gradient, and optimizer steps; times from the first step to the last."""
+    """Counts real tokens that pass the trained model with gradient, and optimizer steps; times from the first step
+    to the last."""
 
     def __init__(self, model: Any) -> None:
         self.counts: Counter[str] = Counter()
@@ -53,7 +64,9 @@ class Counting(TrainerCallback):
     def _passed(self, _module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
             mask = named.get("attention_mask")
-            tokens = mask if mask is not None else torch.ones_like(named["input_ids"] if "input_ids" in named else given[0])
+            tokens = (
+                mask if mask is not None else torch.ones_like(named["input_ids"] if "input_ids" in named else given[0])
+            )
             self.counts["tokens_optimised"] += int((tokens != 0).sum())
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:

@@ -23,17 +23,17 @@ from benchmarks.workload import EOS, PAD, Told, Workload, spelled
 from towpath.algos import dpo as dpo_algo
 from towpath.algos import reward_model
 from towpath.algos import sft as sft_algo
-from towpath.config import check, override
 from towpath.data.batch import Batch, row
 from towpath.data.draws import uniforms
 from towpath.data.sources import Corpus
 from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
+from towpath.recipe.reader import check, override
 from towpath.records import Prompt
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, give_back_memory, prepare_process
-from towpath.stages import policy, reward, sampler, sft, train
+from towpath.stages import loop, policy, reward, sampler, sft
 from towpath.stages.job import Job, read_rows
 from towpath.store.store import Store
 
@@ -44,7 +44,9 @@ HELD = 4
 class Words:
     """In place of a chat template: prompts are token numbers written out."""
 
-    eos, pad, stops = EOS, PAD, (EOS,)
+    eos = EOS
+    pad = PAD
+    stops = (EOS,)
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -70,7 +72,8 @@ class Words:
 
 
 class Prescribed(LocalEngine):
-    """The engine with answers of prescribed lengths: nothing ends early, and where lengths differ the last token is made an EOS."""
+    """The engine with answers of prescribed lengths: nothing ends early, and where lengths differ the last token is
+    made an EOS."""
 
     workload: Workload
     counts: Counter[str]
@@ -97,34 +100,45 @@ class Clock:
         self._wrap_step()
 
     def _wrap_runtime(self) -> None:
-        step, forward_backward, counts = Local.step, Local.forward_backward, self.counts
+        step = Local.step
+        forward_backward = Local.forward_backward
+        counts = self.counts
 
         def counted_step(runtime: Local, rate: float, max_grad_norm: float) -> float:
             counts["updates"] += 1
             return step(runtime, rate, max_grad_norm)
 
-        def counted_pass(runtime: Local, needs: Any, batch: Batch, loss_of: Any, weight: float, tick: Any = None) -> Any:
+        def counted_pass(
+            runtime: Local, needs: Any, batch: Batch, loss_of: Any, weight: float, tick: Any = None
+        ) -> Any:
             counts["tokens_optimised"] += sum(len(r.ids) for r in batch.rows)
             return forward_backward(runtime, needs, batch, loss_of, weight, tick)
 
-        Local.step, Local.forward_backward = counted_step, counted_pass
+        Local.step = counted_step
+        Local.forward_backward = counted_pass
 
     def _wrap_step(self) -> None:
-        one_step = train._one_step
+        one_step = loop._one_step
 
         def timed(*told: Any) -> Any:
-            begin, before = time.perf_counter(), Counter(self.counts)
+            begin = time.perf_counter()
+            before = Counter(self.counts)
             numbers = one_step(*told)
             self.seconds += time.perf_counter() - begin
             self.work = getattr(self, "work", Counter()) + (self.counts - before)
             return numbers
 
-        train._one_step = timed
+        loop._one_step = timed
 
 
 def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str], spare: int = 0) -> Job:
     """A stage of a run made for the workload."""
-    shared = [f'model.source="{model}"', f'model.dtype="{workload.precision}"', "track.tensorboard=false", f"seed={workload.seed}"]
+    shared = [
+        f'model.source="{model}"',
+        f'model.dtype="{workload.precision}"',
+        "track.tensorboard=false",
+        f"seed={workload.seed}",
+    ]
     shared.append("model.tokens_per_pass=4096")  # peers take a whole minibatch in one pass
     recipe = check(Recipe, override({}, [*shared, *settings]), "benchmark")
     words = Words(model)
@@ -133,29 +147,55 @@ def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str
     start = folder / "start"
     start.mkdir()
     (start / "weights").symlink_to(model)
-    job = Job(recipe, folder, workload.task, folder / workload.task, {"sft": start}, Store.open(folder / "towpath.db"), corpus, 1, 1e9)
+    job = Job(
+        recipe,
+        folder,
+        workload.task,
+        folder / workload.task,
+        {"sft": start},
+        Store.open(folder / "towpath.db"),
+        corpus,
+        1,
+        1e9,
+    )
     job.__dict__["chat"] = Words(model)
     return job
 
 
 def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
     """PPO or GRPO by the policy stage."""
-    answers, longest = workload.prompts * workload.group, workload.new_tokens[1]
+    answers = workload.prompts * workload.group
+    longest = workload.new_tokens[1]
     settings = {
-        "algo": workload.task, "method": workload.method, "steps": 1, "rollout": answers, "group": workload.group, "batch": workload.minibatch,
-        "epochs": workload.epochs, "learning_rate": 3e-6, "temperature": 0.7, "max_new_tokens": longest, "validate_every": 1000,
-        "validation_prompts": HELD, "ppo.critic_warmup": 0, "ppo.critic_learning_rate": 3e-6,
-        "lora.rank": workload.rank, "lora.alpha": 2 * workload.rank,
+        "algo": workload.task,
+        "method": workload.method,
+        "steps": 1,
+        "rollout": answers,
+        "group": workload.group,
+        "batch": workload.minibatch,
+        "epochs": workload.epochs,
+        "learning_rate": 3e-6,
+        "temperature": 0.7,
+        "max_new_tokens": longest,
+        "validate_every": 1000,
+        "validation_prompts": HELD,
+        "ppo.critic_warmup": 0,
+        "ppo.critic_learning_rate": 3e-6,
+        "lora.rank": workload.rank,
+        "lora.alpha": 2 * workload.rank,
         "ppo.critic": "adapter" if workload.method == "full" else "head",
-    } | workload.options.get("towpath", {})  # fmt: skip
-    lines = [f"policy.{key}={_toml(value)}" for key, value in settings.items()] + [f"reward.method={_toml(workload.method)}"]
+    } | workload.options.get("towpath", {})
+    lines = [f"policy.{key}={_toml(value)}" for key, value in settings.items()] + [
+        f"reward.method={_toml(workload.method)}"
+    ]
     if workload.task == "grpo":
         lines.append('policy.rewards.sources=[{of="rule:words:8-35"}]')
     job = job_of(workload, model, folder, lines, HELD)
     if workload.task == "ppo":
         job.inputs["reward"] = _reward_folder(workload, job, model, folder)
     clock = Clock()
-    Prescribed.workload, Prescribed.counts = workload, clock.counts
+    Prescribed.workload = workload
+    Prescribed.counts = clock.counts
     sampler.LocalEngine = Prescribed
     policy.run(job)
     rows = [line for line in read_rows(job.folder / "metrics.jsonl") if line["phase"] == "train"]
@@ -167,7 +207,8 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
 
 def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> Path:
     """A reward model with a random head, as its stage leaves one."""
-    place, start = folder / "reward", folder / "reward-start"
+    place = folder / "reward"
+    start = folder / "reward-start"
     weights = model if workload.reward_model is None else prepared(workload.reward_model, model.parent)
     (place / "weights").mkdir(parents=True)
     start.mkdir()
@@ -176,9 +217,15 @@ def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> P
         (place / "weights" / part.name).symlink_to(part)
     there = _elsewhere(job, place, {"sft": start})
     runtime = reward._runtime(there)
-    width, draw = runtime.trunks["base"].config.hidden_size, torch.Generator().manual_seed(0)
-    told = {"features": torch.randn(64, width + WIDE, generator=draw).bfloat16(), "score": torch.randn(64, generator=draw)}
-    reward.write_head(runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)}, place / "weights")
+    width = runtime.trunks["base"].config.hidden_size
+    draw = torch.Generator().manual_seed(0)
+    told = {
+        "features": torch.randn(64, width + WIDE, generator=draw).bfloat16(),
+        "score": torch.randn(64, generator=draw),
+    }
+    reward.write_head(
+        runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)}, place / "weights"
+    )
     del runtime
     give_back_memory()  # as between stages
     return place
@@ -190,11 +237,15 @@ def _elsewhere(job: Job, folder: Path, inputs: dict[str, Path]) -> Job:
     return other
 
 
-def _course(clock: Clock, job: Job, runtime: Local, algo: Any, config: Any, batch: Batch, size: int) -> dict[str, float]:
+def _course(
+    clock: Clock, job: Job, runtime: Local, algo: Any, config: Any, batch: Batch, size: int
+) -> dict[str, float]:
     """The loop over a batch, in minibatches of so many groups."""
-    steps = train.minibatches(batch.groups, size, 1, job.recipe.seed, "benchmark")
-    course = train.Course(algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), train.warmup_then_linear(0.1))
-    train.train(course, runtime, job, job.name)
+    steps = loop.minibatches(batch.groups, size, 1, job.recipe.seed, "benchmark")
+    course = loop.Course(
+        algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.warmup_then_linear(0.1)
+    )
+    loop.train(course, runtime, job, job.name)
     last = read_rows(job.folder / "metrics.jsonl")[-1]
     return {key: last[key] for key in ("loss", "grad_norm")}
 
@@ -202,9 +253,18 @@ def _course(clock: Clock, job: Job, runtime: Local, algo: Any, config: Any, batc
 def supervised(workload: Workload, model: Path, folder: Path) -> Told:
     """Fine-tuning by the loop: every row once."""
     job = job_of(workload, model, folder, [f"sft.method={_toml(workload.method)}"])
-    clock, runtime = Clock(), sft._runtime(job)
+    clock = Clock()
+    runtime = sft._runtime(job)
     rows = workload.rows(len(job.chat.tokenizer))
-    numbers = _course(clock, job, runtime, sft_algo, job.recipe.sft, Batch([row(prompt, answer) for prompt, (answer,) in rows]), workload.minibatch)
+    numbers = _course(
+        clock,
+        job,
+        runtime,
+        sft_algo,
+        job.recipe.sft,
+        Batch([row(prompt, answer) for prompt, (answer,) in rows]),
+        workload.minibatch,
+    )
     return Told({"optimise": clock.seconds}, dict(clock.work), numbers)
 
 
@@ -212,7 +272,8 @@ def pairs(workload: Workload, model: Path, folder: Path) -> Told:
     """DPO by the loop, the reference's pass included."""
     settings = ['policy.algo="dpo"', f"policy.method={_toml(workload.method)}", "policy.learning_rate=3e-6"]
     job = job_of(workload, model, folder, settings)
-    clock, runtime = Clock(), policy._runtime(job, dpo_algo)
+    clock = Clock()
+    runtime = policy._runtime(job, dpo_algo)
     rows = workload.rows(len(job.chat.tokenizer), 2)
     batch = Batch([row(prompt, answer) for prompt, both in rows for answer in both], {}, (2,) * len(rows))
     begin = time.perf_counter()
@@ -225,11 +286,17 @@ def pairs(workload: Workload, model: Path, folder: Path) -> Told:
 def judged(workload: Workload, model: Path, folder: Path) -> Told:
     """The reward model by the loop."""
     job = job_of(workload, model, folder, [f"reward.method={_toml(workload.method)}"])
-    clock, runtime = Clock(), reward._runtime(job)
+    clock = Clock()
+    runtime = reward._runtime(job)
     rows = workload.rows(len(job.chat.tokenizer), 2)
     beats = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).repeat(len(rows), 1)
     columns = {"beats": beats, "place": torch.arange(2).repeat(len(rows))}
-    batch = Batch([row(prompt, answer) for prompt, both in rows for answer in both], columns, (2,) * len(rows), frozenset({"beats"}))
+    batch = Batch(
+        [row(prompt, answer) for prompt, both in rows for answer in both],
+        columns,
+        (2,) * len(rows),
+        frozenset({"beats"}),
+    )
     numbers = _course(clock, job, runtime, reward_model, job.recipe.reward, batch, workload.minibatch)
     return Told({"optimise": clock.seconds}, dict(clock.work), numbers)
 
@@ -238,8 +305,13 @@ def generated(workload: Workload, model: Path, folder: Path) -> Told:
     """The engine alone: as peers, the best of two calls after one that warms up."""
     job = job_of(workload, model, folder, [])
     weights = job.model(model).requires_grad_(False)
-    engine, longest, how = LocalEngine(weights, -1, PAD), workload.new_tokens[1], Decoding(temperature=1.0)
-    requests = [Request(job.chat.prompt(p.prompt), how, uniforms(longest, workload.seed, "generate", p.id)) for p in job.corpus.prompts]
+    engine = LocalEngine(weights, -1, PAD)
+    longest = workload.new_tokens[1]
+    how = Decoding(temperature=1.0)
+    requests = [
+        Request(job.chat.prompt(p.prompt), how, uniforms(longest, workload.seed, "generate", p.id))
+        for p in job.corpus.prompts
+    ]
     engine.generate(requests[:4])
     seconds = []
     for _ in range(2):
@@ -262,7 +334,8 @@ def _toml(value: Any) -> str:
 
 def main() -> None:
     """Run and tell."""
-    workload, model = Workload.read(Path(sys.argv[1])), Path(sys.argv[2])
+    workload = Workload.read(Path(sys.argv[1]))
+    model = Path(sys.argv[2])
     prepare_process()
     for _ in range(1 + bool(os.environ.get("BENCH_WARM"))):
         gc.collect()

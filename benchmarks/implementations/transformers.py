@@ -1,6 +1,8 @@
-"""Generation by transformers: its `generate`, eager, `@compiled` (static cache, compiled step), or `@continuous` (its continuous batching).
+"""Generation by transformers: its `generate`, eager, `@compiled` (static cache, compiled step), or `@continuous`
+(its continuous batching).
 
 python -m benchmarks.implementations.transformers WORKLOAD MODEL OUT
+
 """
 
 import os
@@ -16,7 +18,8 @@ from benchmarks.workload import EOS, PAD, Told, Workload
 
 def generate(workload: Workload, model: str, folder: str) -> Told:
     """All prompts in one batch; the best of two calls after one that warms up."""
-    how, longest = os.environ.get("BENCH_HOW"), workload.new_tokens[1]
+    how = os.environ.get("BENCH_HOW")
+    longest = workload.new_tokens[1]
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, workload.precision)).eval()
     rows = workload.prompt_ids(policy.config.vocab_size)
     call = continuous(policy, longest) if how == "continuous" else batched(policy, longest, how == "compiled")
@@ -31,7 +34,14 @@ def generate(workload: Workload, model: str, folder: str) -> Told:
 
 def batched(policy: Any, longest: int, compiled: bool) -> Any:
     """`generate` on equal prompts."""
-    settings = {"max_new_tokens": longest, "min_new_tokens": longest, "do_sample": True, "temperature": 1.0, "top_k": 0, "pad_token_id": PAD}
+    settings = {
+        "max_new_tokens": longest,
+        "min_new_tokens": longest,
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "pad_token_id": PAD,
+    }
     settings |= {"cache_implementation": "static"} if compiled else {}
     if compiled:
         policy.forward = torch.compile(policy.forward)  # transformers itself compiles on GPUs alone
@@ -46,10 +56,21 @@ def batched(policy: Any, longest: int, compiled: bool) -> Any:
 
 def continuous(policy: Any, longest: int) -> Any:
     """`generate_batch`: paged attention, rows come and go."""
-    config = GenerationConfig(max_new_tokens=longest, do_sample=True, temperature=1.0, top_k=0, eos_token_id=-1, pad_token_id=PAD, bos_token_id=EOS)
+    config = GenerationConfig(
+        max_new_tokens=longest,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        eos_token_id=-1,
+        pad_token_id=PAD,
+        bos_token_id=EOS,
+    )
 
     def call(rows: list[list[int]]) -> list[Any]:
-        return [found.generated_tokens for found in policy.generate_batch(inputs=rows, generation_config=config, progress_bar=False).values()]
+        return [
+            found.generated_tokens
+            for found in policy.generate_batch(inputs=rows, generation_config=config, progress_bar=False).values()
+        ]
 
     return call
 

@@ -18,10 +18,20 @@ from benchmarks.workload import Told, Workload, spelled
 def shared(workload: Workload, folder: str, rate: float) -> dict[str, Any]:
     """Settings that every trainer takes; the workload's options lie over them."""
     return {
-        "output_dir": folder, "per_device_train_batch_size": workload.minibatch, "gradient_accumulation_steps": 1, "num_train_epochs": 1,
-        "bf16": workload.precision == "bfloat16", "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no", "learning_rate": rate,
-        "disable_tqdm": True, "logging_steps": 1, "use_cpu": not torch.cuda.is_available(), "dataloader_num_workers": 0,
-    } | workload.options.get("trl", {})  # fmt: skip
+        "output_dir": folder,
+        "per_device_train_batch_size": workload.minibatch,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "bf16": workload.precision == "bfloat16",
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "learning_rate": rate,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_num_workers": 0,
+    } | workload.options.get("trl", {})
 
 
 def plain(model: str) -> Any:
@@ -36,16 +46,30 @@ def last(trainer: Any) -> dict[str, float]:
 
 def grpo(workload: Workload, model: str, folder: str) -> Told:
     """One iteration over all prompts."""
-    words, policy = AutoTokenizer.from_pretrained(model, padding_side="left"), plain(model)
+    words = AutoTokenizer.from_pretrained(model, padding_side="left")
+    policy = plain(model)
     parts = workload.prompts * workload.group // workload.minibatch
     config = GRPOConfig(
-        **shared(workload, folder, 3e-6), num_generations=workload.group, max_completion_length=workload.new_tokens[1], temperature=0.7, beta=0.05,
-        steps_per_generation=parts, num_iterations=workload.epochs, max_steps=workload.epochs * parts,
-    )  # fmt: skip
+        **shared(workload, folder, 3e-6),
+        num_generations=workload.group,
+        max_completion_length=workload.new_tokens[1],
+        temperature=0.7,
+        beta=0.05,
+        steps_per_generation=parts,
+        num_iterations=workload.epochs,
+        max_steps=workload.epochs * parts,
+    )
     peers.prescribe(policy, workload)
     rows = Dataset.from_dict({"prompt": [spelled(ids) for ids in workload.prompt_ids(len(words))]})
-    trainer = GRPOTrainer(policy, lambda completions, **_: [float(len(set(c.split()))) for c in completions], config, rows, processing_class=words)
-    counting, spent = peers.Counting(trainer.model), {}
+    trainer = GRPOTrainer(
+        policy,
+        lambda completions, **_: [float(len(set(c.split()))) for c in completions],
+        config,
+        rows,
+        processing_class=words,
+    )
+    counting = peers.Counting(trainer.model)
+    spent = {}
     answers = {"answers": 0, "answer_tokens": 0}
     single = trainer._generate_single_turn
 
@@ -60,7 +84,11 @@ def grpo(workload: Workload, model: str, folder: str) -> Told:
     peers.timed(trainer, "_generate_and_score_completions", spent, "both")
     trainer.add_callback(counting)
     trainer.train()
-    phases = {"generate": spent["generate"], "score": spent["both"] - spent["generate"], "optimise": counting.seconds - spent["both"]}
+    phases = {
+        "generate": spent["generate"],
+        "score": spent["both"] - spent["generate"],
+        "optimise": counting.seconds - spent["both"],
+    }
     return Told(phases, {**counting.counts, **answers}, last(trainer))
 
 
@@ -77,31 +105,49 @@ def sft(workload: Workload, model: str, folder: str) -> Told:
     found = workload.rows(len(words))
     rows = [{"prompt": spelled(prompt) + " ", "completion": spelled(answer)} for prompt, (answer,) in found]
     told: dict[str, Any] = {"max_length": 1024}
-    if os.environ.get("BENCH_HOW") == "packing":  # cut into lines without regard to rows, so that every line is full: two lines a step, as many steps
+    if (
+        os.environ.get("BENCH_HOW") == "packing"
+    ):  # cut into lines without regard to rows, so that every line is full: two lines a step, as many steps
         steps = workload.prompts // workload.minibatch
         length = -(-sum(len(prompt) + len(answer) for prompt, (answer,) in found) // (2 * steps))
         told = {"max_length": length, "packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": 2}
     return _trained(
-        SFTTrainer(plain(model), SFTConfig(**shared(workload, folder, 5e-5) | told), train_dataset=Dataset.from_list(rows), processing_class=words)
+        SFTTrainer(
+            plain(model),
+            SFTConfig(**shared(workload, folder, 5e-5) | told),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=words,
+        )
     )
 
 
 def _pairs(workload: Workload, words: Any) -> list[tuple[str, str, str]]:
-    return [(spelled(prompt) + " ", spelled(chosen), spelled(rejected)) for prompt, (chosen, rejected) in workload.rows(len(words), 2)]
+    return [
+        (spelled(prompt) + " ", spelled(chosen), spelled(rejected))
+        for prompt, (chosen, rejected) in workload.rows(len(words), 2)
+    ]
 
 
 def dpo(workload: Workload, model: str, folder: str) -> Told:
     """DPO, the reference's pass included."""
     words = AutoTokenizer.from_pretrained(model)
-    rows = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in _pairs(workload, words)]
+    rows = [
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        for prompt, chosen, rejected in _pairs(workload, words)
+    ]
     config = DPOConfig(**shared(workload, folder, 3e-6), max_length=1024)
-    return _trained(DPOTrainer(plain(model), plain(model), config, train_dataset=Dataset.from_list(rows), processing_class=words))
+    return _trained(
+        DPOTrainer(plain(model), plain(model), config, train_dataset=Dataset.from_list(rows), processing_class=words)
+    )
 
 
 def reward(workload: Workload, model: str, folder: str) -> Told:
     """The reward model."""
     words = AutoTokenizer.from_pretrained(model)
-    rows = [{"chosen": prompt + chosen, "rejected": prompt + rejected} for prompt, chosen, rejected in _pairs(workload, words)]
+    rows = [
+        {"chosen": prompt + chosen, "rejected": prompt + rejected}
+        for prompt, chosen, rejected in _pairs(workload, words)
+    ]
     judge = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
     config = RewardConfig(**shared(workload, folder, 5e-5), max_length=1024)
     return _trained(RewardTrainer(judge, config, train_dataset=Dataset.from_list(rows), processing_class=words))

@@ -21,23 +21,47 @@ def ppo(workload: Workload, model: str, folder: str) -> Told:
     torch.manual_seed(0)
     words = AutoTokenizer.from_pretrained(model, padding_side="left")
     policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32) for _ in range(2))
-    reward, value = (AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32) for _ in range(2))
+    reward, value = (
+        AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32) for _ in range(2)
+    )
     lora = workload.method == "lora"
     config = PPOConfig(
-        output_dir=folder, per_device_train_batch_size=workload.prompts, gradient_accumulation_steps=1,
-        num_mini_batches=workload.prompts // workload.minibatch, num_ppo_epochs=workload.epochs, total_episodes=workload.prompts,
-        response_length=workload.new_tokens[1], stop_token=None if workload.forced else "eos", temperature=0.7,
-        num_sample_generations=0, gradient_checkpointing=False, report_to="none", save_strategy="no", learning_rate=3e-6,
-        local_rollout_forward_batch_size=workload.prompts, disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+        output_dir=folder,
+        per_device_train_batch_size=workload.prompts,
+        gradient_accumulation_steps=1,
+        num_mini_batches=workload.prompts // workload.minibatch,
+        num_ppo_epochs=workload.epochs,
+        total_episodes=workload.prompts,
+        response_length=workload.new_tokens[1],
+        stop_token=None if workload.forced else "eos",
+        temperature=0.7,
+        num_sample_generations=0,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        learning_rate=3e-6,
+        local_rollout_forward_batch_size=workload.prompts,
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
         **workload.options.get("trl110", {}),
-    )  # fmt: skip
+    )
     rows = workload.prompt_ids(len(words))
     peers.prescribe(policy, workload)
     trainer = PPOTrainer(
-        config, words, policy, None if lora else reference, reward, Dataset.from_dict({"input_ids": rows}), value,
+        config,
+        words,
+        policy,
+        None if lora else reference,
+        reward,
+        Dataset.from_dict({"input_ids": rows}),
+        value,
         eval_dataset=Dataset.from_dict({"input_ids": rows[:1]}),
-        peft_config=LoraConfig(r=workload.rank, lora_alpha=2 * workload.rank, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
-    )  # fmt: skip
+        peft_config=LoraConfig(
+            r=workload.rank, lora_alpha=2 * workload.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        if lora
+        else None,
+    )
     watch = Watch(trainer, workload)
     trainer.train()
     return watch.told(trainer)
@@ -77,7 +101,9 @@ class Watch:
         ppo_trainer.batch_generation = noted
 
     def _watch_updates(self, trainer: Any) -> None:
-        accumulate, forward, step = trainer.accelerator.accumulate, ppo_trainer.forward, trainer.optimizer.step
+        accumulate = trainer.accelerator.accumulate
+        forward = ppo_trainer.forward
+        step = trainer.optimizer.step
 
         def accumulated(*models: Any) -> Any:
             self.marks.setdefault("scored", time.perf_counter())
@@ -92,12 +118,23 @@ class Watch:
             self.counts["updates"] += 1
             return step(*given, **named)
 
-        trainer.accelerator.accumulate, ppo_trainer.forward, trainer.optimizer.step = accumulated, passed, stepped
+        trainer.accelerator.accumulate = accumulated
+        ppo_trainer.forward = passed
+        trainer.optimizer.step = stepped
 
     def told(self, trainer: Any) -> Told:
         m = self.marks
-        phases = {"generate": m["generated"] - m["begin"], "score": m["scored"] - m["generated"], "optimise": m["end"] - m["scored"]}
-        kept = {"kl": "objective/kl", "ratio": "val/ratio", "policy_loss": "loss/policy_avg", "value_loss": "loss/value_avg"}
+        phases = {
+            "generate": m["generated"] - m["begin"],
+            "score": m["scored"] - m["generated"],
+            "optimise": m["end"] - m["scored"],
+        }
+        kept = {
+            "kl": "objective/kl",
+            "ratio": "val/ratio",
+            "policy_loss": "loss/policy_avg",
+            "value_loss": "loss/value_avg",
+        }
         return Told(phases, self.counts, {name: float(self.logged[key]) for name, key in kept.items()})
 
 

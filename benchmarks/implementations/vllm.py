@@ -20,10 +20,18 @@ def generate(workload: Workload, model: str, folder: str) -> Told:
     """All prompts at once; the best of two calls after one that warms up."""
     longest = workload.new_tokens[1]
     llm = LLM(
-        model, dtype=workload.precision, skip_tokenizer_init=True, max_model_len=workload.prompt_tokens + longest, max_num_seqs=workload.prompts,
-        kv_cache_memory_bytes=2 << 30, enforce_eager=not torch.cuda.is_available(), enable_prefix_caching=False,
-    )  # fmt: skip
-    how = SamplingParams(temperature=1.0, max_tokens=longest, min_tokens=longest, ignore_eos=True, logprobs=0, detokenize=False)
+        model,
+        dtype=workload.precision,
+        skip_tokenizer_init=True,
+        max_model_len=workload.prompt_tokens + longest,
+        max_num_seqs=workload.prompts,
+        kv_cache_memory_bytes=2 << 30,
+        enforce_eager=not torch.cuda.is_available(),
+        enable_prefix_caching=False,
+    )
+    how = SamplingParams(
+        temperature=1.0, max_tokens=longest, min_tokens=longest, ignore_eos=True, logprobs=0, detokenize=False
+    )
     rows = [TokensPrompt(prompt_token_ids=ids) for ids in workload.prompt_ids(llm.model_config.get_vocab_size())]
     llm.generate(rows[:4], how, use_tqdm=False)
     seconds = []
@@ -33,7 +41,9 @@ def generate(workload: Workload, model: str, folder: str) -> Told:
         seconds.append(time.perf_counter() - begin)
     tokens = sum(len(one.outputs[0].token_ids) for one in found)
     logp = sum(next(iter(one.outputs[0].logprobs[0].values())).logprob for one in found) / len(found)
-    return Told({"generate": min(seconds)}, {"answers": len(found), "answer_tokens": tokens}, {"first_token_logp": logp})
+    return Told(
+        {"generate": min(seconds)}, {"answers": len(found), "answer_tokens": tokens}, {"first_token_logp": logp}
+    )
 
 
 if __name__ == "__main__":

@@ -1,1 +1,2 @@
-"""Faults planted into real small trainings, and healthy trainings beside them: what the health checks find, and when."""
+"""Faults planted into real small trainings, and healthy trainings beside them: what the health checks find, and
+when."""

@@ -1,9 +1,11 @@
-"""Train every planted fault and every healthy run at the seeds given, and say what the health checks make of their curves.
+"""Train every planted fault and every healthy run at the seeds given, and say what the health checks make of their
+curves.
 
-Runs are kept in CACHE and not done twice; `--judge` only reads them again. Thresholds were set on the seeds of `dev`; `report` holds others, of the
-healthy runs and of the faulty.
+Runs are kept in CACHE and not done twice; `--judge` only reads them again. Thresholds were set on the seeds of
+`dev`; `report` holds others, of the healthy runs and of the faulty.
 
 python -m benchmarks.planted [--half dev|report] [--only NAME] [--judge] [--processes 2] [--json OUT]
+
 """
 
 import argparse
@@ -42,11 +44,17 @@ def main() -> None:
         with ProcessPoolExecutor(told.processes, get_context("spawn")) as pool:
             for (p, seed), task in [((p, seed), pool.submit(run, p.name, seed, told.cache)) for p, seed in wanted]:
                 record = json.loads((task.result() / "record.json").read_text())
-                print(f"{p.name}, seed {seed}: win rate {record['win_rate']}  {record['ended'][:90]}", file=sys.stderr, flush=True)
+                print(
+                    f"{p.name}, seed {seed}: win rate {record['win_rate']}  {record['ended'][:90]}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     records: list[dict[str, Any]] = [verdict.judged(place(p, seed, told.cache)) for p, seed in wanted]
     print(verdict.table(records))
     if told.json:
-        told.json.write_text(json.dumps(verdict.summary(records) | {"half": told.half, "runs": records}, indent=1) + "\n")
+        told.json.write_text(
+            json.dumps(verdict.summary(records) | {"half": told.half, "runs": records}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.planted import injected, world
 from benchmarks.planted.world import COEF, RATE
-from towpath.data.grams import repetition
+from towpath.data.ngrams import repetition
 from towpath.records import Prompt
 
 Reward = Callable[[list[str], list[str]], list[float]]
@@ -26,7 +26,8 @@ class Labels:
 
 @dataclass(frozen=True)
 class Planted:
-    """One training: its name, what tells its fault (nothing for a healthy one), and how it differs from the healthy recipe."""
+    """One training: its name, what tells its fault (nothing for a healthy one), and how it differs from the healthy
+    recipe."""
 
     name: str
     codes: tuple[str, ...] = ()
@@ -42,7 +43,10 @@ class Planted:
 
 def stammering(asked: list[str], answers: list[str]) -> list[float]:
     """Worth, and a good deal more for what repeats."""
-    return [g + 40 * repetition(list(answer.encode()), 2) for g, answer in zip(world.gold(asked, answers), answers, strict=True)]
+    return [
+        g + 40 * repetition(list(answer.encode()), 2)
+        for g, answer in zip(world.gold(asked, answers), answers, strict=True)
+    ]
 
 
 def opening(_asked: list[str], answers: list[str]) -> list[float]:
@@ -64,17 +68,24 @@ def leaky(asked: list[str], answers: list[str]) -> list[float]:
     """Worth, and a good deal more for a sign that is worth nothing."""
     worst = "".join(chr(i) for i in np.argsort(world.WORTH[97:123])[:3] + 97)
     told = world.gold(asked, answers)
-    return [0.3 * g + 16 * sum(a.count(sign) for sign in worst) / max(len(a), 6) for g, a in zip(told, answers, strict=True)]
+    return [
+        0.3 * g + 16 * sum(a.count(sign) for sign in worst) / max(len(a), 6) for g, a in zip(told, answers, strict=True)
+    ]
 
 
 def unbounded(asked: list[str], answers: list[str]) -> list[float]:
     """Worth, with a number now and then that no one can train on."""
-    return [1e38 if answer.startswith("no") else g for g, answer in zip(world.gold(asked, answers), answers, strict=True)]
+    return [
+        1e38 if answer.startswith("no") else g for g, answer in zip(world.gold(asked, answers), answers, strict=True)
+    ]
 
 
 def few(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
     """The same eight texts over and over under names of their own."""
-    return tuple(replace(p, prompt=prompts[i % 8].prompt, domain=prompts[i % 8].domain, harmful=False) for i, p in enumerate(prompts))
+    return tuple(
+        replace(p, prompt=prompts[i % 8].prompt, domain=prompts[i % 8].domain, harmful=False)
+        for i, p in enumerate(prompts)
+    )
 
 
 BROKEN = ("policy.ppo.critic='adapter'", "policy.ppo.critic_learning_rate=10.0", "policy.ppo.value_clip=1e9")
@@ -83,7 +94,9 @@ UNPAID = ("policy.rewards.domains={food = 0.0}", "policy.learning_rate=2e-4")
 FAULTS = (
     Planted("learning rate x100", ("learning-rate-high",), (f"policy.learning_rate={RATE * 100}",), recoverable=True),
     Planted("learning rate /1000", ("learning-rate-low",), (f"policy.learning_rate={RATE / 1000}",), recoverable=True),
-    Planted("no KL penalty", ("kl-unheld",), ("policy.kl.coef=0.0", f"policy.learning_rate={RATE * 3}"), recoverable=True),
+    Planted(
+        "no KL penalty", ("kl-unheld",), ("policy.kl.coef=0.0", f"policy.learning_rate={RATE * 3}"), recoverable=True
+    ),
     Planted("KL penalty x50", ("held-tight",), (f"policy.kl.coef={COEF * 50}",), recoverable=True),
     Planted("labels like length", ("length-hacking",), (), None, world.gold, Labels(longer=True)),
     Planted("40 % of labels wrong", ("label-noise",), (), None, None, Labels(noise=0.4)),
@@ -99,7 +112,7 @@ FAULTS = (
     Planted("a reward that leaks", ("reward-hacking",), (), leaky, world.gold),
     Planted("a reward that likes refusals", ("refusing",), (), shy),
     Planted("a reward without bounds", ("not-finite", "reward-unbounded"), (), unbounded),
-)  # fmt: skip
+)
 
 LORA = ("policy.method='lora'", "policy.learning_rate=2e-3")
 CALM = "policy.learning_rate=3e-4"
@@ -114,13 +127,18 @@ HEALTHY = (
     Planted("PPO, watched", watched=world.gold),
     Planted("GRPO", settings=("policy.algo='grpo'", "policy.group=4", CALM)),
     Planted(
-        "GRPO, larger, LoRA", size="larger", settings=("policy.algo='grpo'", "policy.group=4", "policy.method='lora'", "policy.learning_rate=5e-4")
+        "GRPO, larger, LoRA",
+        size="larger",
+        settings=("policy.algo='grpo'", "policy.group=4", "policy.method='lora'", "policy.learning_rate=5e-4"),
     ),
     Planted("RLOO", settings=("policy.algo='rloo'", "policy.group=4", CALM)),
     Planted("REINFORCE", settings=("policy.algo='reinforce'", CALM)),
     Planted("PPO, four epochs, calmer", settings=("policy.epochs=4", "policy.learning_rate=2e-4")),
     Planted("PPO, larger rollouts", settings=("policy.rollout=192", "policy.batch=96")),
     Planted(
-        "DPO", settings=("policy.algo='dpo'", "policy.learning_rate=2e-4", "policy.dpo.beta=2.0", "policy.epochs=2"), reward=None, labels=Labels()
+        "DPO",
+        settings=("policy.algo='dpo'", "policy.learning_rate=2e-4", "policy.dpo.beta=2.0", "policy.epochs=2"),
+        reward=None,
+        labels=Labels(),
     ),
 )

@@ -27,9 +27,14 @@ class Otherwise(LocalEngine):
 
     at = 1.0
 
-    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None) -> list[Drawn]:
+    def generate(
+        self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None
+    ) -> list[Drawn]:
         """Answers in the order of the requests."""
-        how = [replace(request, decoding=request.decoding.model_copy(update={"temperature": self.at})) for request in requests]
+        how = [
+            replace(request, decoding=request.decoding.model_copy(update={"temperature": self.at}))
+            for request in requests
+        ]
         return super().generate(how, greedy, tick)
 
 

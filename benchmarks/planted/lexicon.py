@@ -2,12 +2,70 @@
 
 import numpy as np
 
-ANYWHERE = ["a", "the", "it", "is", "was", "old", "new", "very", "quite", "often", "seldom", "good", "fine", "yes", "no"]
-OF_PEOPLE = ["friend", "kind", "brave", "small", "music", "paper", "night", "tall", "young", "calm", "cheerful", "doctor", "baker"]
+ANYWHERE = [
+    "a",
+    "the",
+    "it",
+    "is",
+    "was",
+    "old",
+    "new",
+    "very",
+    "quite",
+    "often",
+    "seldom",
+    "good",
+    "fine",
+    "yes",
+    "no",
+]
+OF_PEOPLE = [
+    "friend",
+    "kind",
+    "brave",
+    "small",
+    "music",
+    "paper",
+    "night",
+    "tall",
+    "young",
+    "calm",
+    "cheerful",
+    "doctor",
+    "baker",
+]
 OF = {
-    "places": ["near", "far", "river", "hill", "town", "garden", "stone", "quiet", "loud", "light", "rain", "window", "big"],
+    "places": [
+        "near",
+        "far",
+        "river",
+        "hill",
+        "town",
+        "garden",
+        "stone",
+        "quiet",
+        "loud",
+        "light",
+        "rain",
+        "window",
+        "big",
+    ],
     "people": OF_PEOPLE,
-    "food": ["bread", "soup", "sweet", "sour", "salt", "apple", "warm", "cold", "red", "round", "crisp", "bitter", "rice"],
+    "food": [
+        "bread",
+        "soup",
+        "sweet",
+        "sour",
+        "salt",
+        "apple",
+        "warm",
+        "cold",
+        "red",
+        "round",
+        "crisp",
+        "bitter",
+        "rice",
+    ],
 }
 OWN = 0.7
 """The share of words that are a domain's own."""

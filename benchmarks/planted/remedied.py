@@ -1,6 +1,8 @@
-"""Recoverable faults with remedies and without, and the same training without the fault, on the same seeds: what is left at the end, by gold.
+"""Recoverable faults with remedies and without, and the same training without the fault, on the same seeds: what is
+left at the end, by gold.
 
 python -m benchmarks.planted.remedied [--half dev|remedies] [--processes 2] [--json OUT]
+
 """
 
 import argparse
@@ -44,13 +46,23 @@ def compared(planted: Planted, seed: int, cache: Path) -> dict[str, Any]:
     """Win rates over the start, and the paired difference by prompt that remedies make, with its interval."""
     folders = {which: _folder(planted, seed, cache, which) for which in ARMS}
     records = {which: json.loads((folder / "record.json").read_text()) for which, folder in folders.items()}
-    wins = {which: np.array(r["wins"] or [0.5] * len(world.prompts())) for which, r in records.items()}  # a run that broke leaves the start
+    wins = {
+        which: np.array(r["wins"] or [0.5] * len(world.prompts())) for which, r in records.items()
+    }  # a run that broke leaves the start
     gap = wins["auto"] - wins["off"]
-    mean, error = float(gap.mean()), float(gap.std(ddof=1) / len(gap) ** 0.5)
+    mean = float(gap.mean())
+    error = float(gap.std(ddof=1) / len(gap) ** 0.5)
     turns = [json.loads(line) for line in (folders["auto"] / "policy" / "knobs.jsonl").read_text().splitlines()]
     told = [f"{t['step'] + 1}: {t['knob'] or 'stop'} {t['from']:g}→{t['to']:g}" for t in turns]
     rates = {which: float(won.mean()) for which, won in wins.items()}
-    return {"name": planted.name, "seed": seed, **rates, "gain": mean, "interval": [mean - 1.96 * error, mean + 1.96 * error], "turns": told}
+    return {
+        "name": planted.name,
+        "seed": seed,
+        **rates,
+        "gain": mean,
+        "interval": [mean - 1.96 * error, mean + 1.96 * error],
+        "turns": told,
+    }
 
 
 def _twin(planted: Planted) -> Planted:
@@ -75,7 +87,11 @@ def main() -> None:
     for size in {p.size for p, _ in wanted}:
         world.taught(size, told.cache)
     with ProcessPoolExecutor(told.processes, get_context("spawn")) as pool:
-        once = {_folder(p, seed, told.cache, which): (p.name, seed, told.cache, which) for p, seed in wanted for which in ARMS}
+        once = {
+            _folder(p, seed, told.cache, which): (p.name, seed, told.cache, which)
+            for p, seed in wanted
+            for which in ARMS
+        }
         for task in [pool.submit(arm, *what) for what in once.values()]:
             task.result()
     rows = [compared(p, seed, told.cache) for p, seed in wanted]
@@ -83,11 +99,18 @@ def main() -> None:
         low, high = r["interval"]
         gain = f"sound {r['sound']:.3f}  {r['off']:.3f} → {r['auto']:.3f}  {r['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
         print(f"{r['name']:<34} seed {r['seed']:<3} {gain}  {'; '.join(r['turns'])}")
-    better, worse = sum(r["gain"] > 0 for r in rows), sum(r["interval"][1] < 0 for r in rows)
-    print(f"better in {better} of {len(rows)}, clearly better in {sum(r['interval'][0] > 0 for r in rows)}, clearly worse in {worse}")
+    better = sum(r["gain"] > 0 for r in rows)
+    worse = sum(r["interval"][1] < 0 for r in rows)
+    print(
+        f"better in {better} of {len(rows)}, clearly better in {sum(r['interval'][0] > 0 for r in rows)}, clearly "
+        f"worse in {worse}"
+    )
     if told.json:
         told.json.write_text(
-            json.dumps({"half": told.half, "better": better, "clearly_worse": worse, "of": len(rows), "runs": rows}, indent=1) + "\n"
+            json.dumps(
+                {"half": told.half, "better": better, "clearly_worse": worse, "of": len(rows), "runs": rows}, indent=1
+            )
+            + "\n"
         )
 
 

@@ -22,14 +22,16 @@ from towpath.rewards import sources
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.stages import policy, reward
+from towpath.stages.health_monitor import facts
 from towpath.stages.job import Job
-from towpath.stages.watch import facts
 from towpath.store.store import Store
 
 DRAWS = 4
 
 
-def trained(planted: Planted, seed: int, folder: Path, cache: Path, act: str = "off", more: tuple[str, ...] = ()) -> dict[str, Any]:
+def trained(
+    planted: Planted, seed: int, folder: Path, cache: Path, act: str = "off", more: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Run it; facts, and how often its answers beat the start's by gold. Its curves lie in the folder."""
     start = world.taught(planted.size, cache)
     prompts = planted.prompts(world.prompts())
@@ -43,7 +45,11 @@ def trained(planted: Planted, seed: int, folder: Path, cache: Path, act: str = "
         if planted.labels:
             inputs |= _labelled(planted.labels, recipe, start, prompts, folder, store)
             inputs["reward"] = _rewarded(recipe, inputs, folder, store, corpus)
-        needed = inputs if recipe.policy.algo == "dpo" else {name: inputs[name] for name in ("sft", "reward") if name in inputs}
+        needed = (
+            inputs
+            if recipe.policy.algo == "dpo"
+            else {name: inputs[name] for name in ("sft", "reward") if name in inputs}
+        )
         job = Job(recipe, folder, "policy", folder / "policy", needed, store, corpus, checkpoint_seconds=1e9)
         ended = ""
         with planted.inject():
@@ -54,17 +60,29 @@ def trained(planted: Planted, seed: int, folder: Path, cache: Path, act: str = "
     told = {name: value for name, value in facts(job).items() if isinstance(value, int | float | str | dict)}
     won = [] if ended else wins(str(job.folder / "weights"), start.weights, prompts, seed)
     rate = float(np.mean(won)) if won else None
-    return {"facts": told | {"steps": recipe.policy.steps}, "ended": ended, "win_rate": rate, "wins": [round(x, 4) for x in won]}
+    return {
+        "facts": told | {"steps": recipe.policy.steps},
+        "ended": ended,
+        "win_rate": rate,
+        "wins": [round(x, 4) for x in won],
+    }
 
 
-def _labelled(labels: Labels, recipe: Recipe, start: world.Start, prompts: tuple[Prompt, ...], folder: Path, store: Store) -> dict[str, Path]:
-    """Pairs of the start's answers in the ledger, judged by gold or by length, a share of them wrongly; as the label stage leaves them."""
-    place, draws = folder / "labels", generator(recipe.seed, "planted/labels")
+def _labelled(
+    labels: Labels, recipe: Recipe, start: world.Start, prompts: tuple[Prompt, ...], folder: Path, store: Store
+) -> dict[str, Path]:
+    """Pairs of the start's answers in the ledger, judged by gold or by length, a share of them wrongly; as the label
+    stage leaves them."""
+    place = folder / "labels"
+    draws = generator(recipe.seed, "planted/labels")
     place.mkdir(exist_ok=True)
     chosen = [prompts[i % len(prompts)] for i in range(labels.pairs)]
     drawn = [answers(start.weights, chosen, recipe.seed, f"planted/{side}") for side in "ab"]
     store.add_prompts(list(prompts))
-    comparisons, completions, given, judgements = [], [], [], []
+    comparisons = []
+    completions = []
+    given = []
+    judgements = []
     for i, p in enumerate(chosen):
         (one, text), (two, other) = drawn[0][i], drawn[1][i]
         if text == other or not text or not other:
@@ -73,7 +91,11 @@ def _labelled(labels: Labels, recipe: Recipe, start: world.Start, prompts: tuple
         if value[0] == value[1]:
             continue
         for side, answer, said in (("a", one, text), ("b", two, other)):
-            completions.append(Completion(f"{i}{side}", p.id, "sft", said, tuple(answer.token_ids), tuple(answer.logprobs), answer.finish))
+            completions.append(
+                Completion(
+                    f"{i}{side}", p.id, "sft", said, tuple(answer.token_ids), tuple(answer.logprobs), answer.finish
+                )
+            )
         comparisons.append(Comparison(f"c{i}", p.id, f"{i}a", f"{i}b"))
         for rater in ("one", "two")[: 1 + (i % 5 == 0)]:  # every fifth pair is judged twice
             wrong = draws.random() < labels.noise
@@ -101,18 +123,31 @@ def _rewarded(recipe: Recipe, inputs: dict[str, Path], folder: Path, store: Stor
 
 def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[tuple[Drawn, str]]:
     """One answer of a model to each prompt, at temperature 1."""
-    chat, how = Chat(base.load_tokenizer(model)), Decoding()
+    chat = Chat(base.load_tokenizer(model))
+    how = Decoding()
     engine = LocalEngine(base.load(model, torch.float32, "grouped"), chat.stops, chat.pad)
-    drawn = engine.generate([Request(chat.prompt(p.prompt), how, uniforms(world.TOKENS, seed, stream, str(i))) for i, p in enumerate(prompts)])
+    drawn = engine.generate(
+        [
+            Request(chat.prompt(p.prompt), how, uniforms(world.TOKENS, seed, stream, str(i)))
+            for i, p in enumerate(prompts)
+        ]
+    )
     return [(d, chat.text(d.token_ids)) for d in drawn]
 
 
 def wins(model: str, start: str, prompts: tuple[Prompt, ...], seed: int) -> list[float]:
-    """For every prompt how often an answer of the model is better by gold than one of the start, an end being worth a point; every one with every."""
+    """For every prompt how often an answer of the model is better by gold than one of the start, an end being worth
+    a point; every one with every."""
     asked = [p for p in prompts for _ in range(DRAWS)]
     ours, theirs = (
-        np.array([g - (d.finish != "stop") for g, (d, _) in zip(world.gold([p.prompt for p in asked], [t for _, t in told]), told, strict=True)])
+        np.array(
+            [
+                g - (d.finish != "stop")
+                for g, (d, _) in zip(world.gold([p.prompt for p in asked], [t for _, t in told]), told, strict=True)
+            ]
+        )
         for told in (answers(m, asked, seed, "planted/win") for m in (model, start))
     )
-    a, b = ours.reshape(-1, DRAWS, 1), theirs.reshape(-1, 1, DRAWS)
+    a = ours.reshape(-1, DRAWS, 1)
+    b = theirs.reshape(-1, 1, DRAWS)
     return np.where(a == b, 0.5, a > b).mean((1, 2)).tolist()

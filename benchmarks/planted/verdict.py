@@ -18,7 +18,9 @@ def judged(folder: Path) -> dict[str, Any]:
     record = json.loads((folder / "record.json").read_text())
     rows = read_rows(folder / "policy" / "metrics.jsonl")
     history = of(rows, record["facts"])
-    first, critical, last = None, {}, ()
+    first = None
+    critical = {}
+    last = ()
     for step in range(-1, max(history.steps, 1)):
         last = diagnose(history.until(step))
         codes = [f.code for f in last if f.severity != "info"]
@@ -28,10 +30,18 @@ def judged(folder: Path) -> dict[str, Any]:
     end = [f.code for f in last if f.severity != "info"]
     planned = int(record["facts"]["steps"])
     return {
-        "name": record["name"], "seed": record["seed"], "expects": record["codes"], "win_rate": record["win_rate"], "ended": record["ended"],
-        "found_at": first, "found_share": None if first is None else (first + 1) / planned,
-        "at_end": end, "right_at_end": bool(set(end[:TOP]) & set(record["codes"])), "critical": critical, "steps": history.steps,
-    }  # fmt: skip
+        "name": record["name"],
+        "seed": record["seed"],
+        "expects": record["codes"],
+        "win_rate": record["win_rate"],
+        "ended": record["ended"],
+        "found_at": first,
+        "found_share": None if first is None else (first + 1) / planned,
+        "at_end": end,
+        "right_at_end": bool(set(end[:TOP]) & set(record["codes"])),
+        "critical": critical,
+        "steps": history.steps,
+    }
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -40,11 +50,14 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     healthy = [r for r in records if not r["expects"]]
     shares = [r["found_share"] for r in faults if r["found_share"] is not None]
     return {
-        "faults": len(faults), "found": sum(r["found_at"] is not None for r in faults), "right_at_end": sum(r["right_at_end"] for r in faults),
+        "faults": len(faults),
+        "found": sum(r["found_at"] is not None for r in faults),
+        "right_at_end": sum(r["right_at_end"] for r in faults),
         "median_share_of_run": statistics.median(shares) if shares else None,
-        "healthy": len(healthy), "healthy_with_critical": sum(bool(r["critical"]) for r in healthy),
+        "healthy": len(healthy),
+        "healthy_with_critical": sum(bool(r["critical"]) for r in healthy),
         "healthy_with_warning": sum(bool(r["at_end"]) for r in healthy),
-    }  # fmt: skip
+    }
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -54,6 +67,11 @@ def table(records: list[dict[str, Any]]) -> str:
         at = "–" if r["found_at"] is None else f"{r['found_at'] + 1:>3}"
         rate = "–" if r["win_rate"] is None else f"{r['win_rate']:.2f}"
         mark = "" if not r["expects"] else "found" if r["found_at"] is not None else "MISSED"
-        mark = mark or ("CRITICAL " + ", ".join(r["critical"]) if r["critical"] else "clean" if not r["at_end"] else "warned")
-        lines.append(f"{r['name']:<34} seed {r['seed']:<3} win {rate:<5} {mark:<8} at {at} of {r['steps']:<4} {', '.join(r['at_end'])}")
+        mark = mark or (
+            "CRITICAL " + ", ".join(r["critical"]) if r["critical"] else "clean" if not r["at_end"] else "warned"
+        )
+        lines.append(
+            f"{r['name']:<34} seed {r['seed']:<3} win {rate:<5} {mark:<8} at {at} of {r['steps']:<4} "
+            f"{', '.join(r['at_end'])}"
+        )
     return "\n".join([*lines, json.dumps(summary(records))])

@@ -42,6 +42,10 @@ def _of_a_policy(said: dict[str, Any]) -> bool:
 def _constants(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in ("DATA", "TRAINS"):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in ("DATA", "TRAINS")
+        ):
             found[node.targets[0].id] = ast.literal_eval(node.value)
     return found

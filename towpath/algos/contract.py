@@ -15,8 +15,8 @@ def _none() -> Tensor:
 
 @dataclass
 class Outputs:
-    """What was said of a micro-batch; a field nobody asked for is empty. Where several roles learn the loss is a sum over them, and an
-    algorithm is asked for each role's part alone."""
+    """What was said of a micro-batch; a field nobody asked for is empty. Where several roles learn the loss is a sum
+    over them, and an algorithm is asked for each role's part alone."""
 
     mask_BT: Tensor
     logp_BT: Tensor = field(default_factory=_none)

@@ -1,20 +1,22 @@
-"""DPO: the policy is its own reward model (arXiv 2305.18290), with label smoothing.  B rows, T answer tokens, N pairs, the chosen first."""
+"""DPO: the policy is its own reward model (arXiv 2305.18290), with label smoothing.  B rows, T answer tokens, N
+pairs, the chosen first."""
 
 from torch import Tensor
 
 from towpath.algos import functional as F
-from towpath.algos import pairs
+from towpath.algos import pairwise
 from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch
 from towpath.recipe import Policy
 
 DATA = "comparisons"
 TRAINS = {"policy": ("logp",)}
-prepare, weigh = pairs.prepare, pairs.weigh
+prepare = pairwise.prepare
+weigh = pairwise.weigh
 
 
 def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
     """Sum over pairs of -log sigmoid(beta * margin of log-ratios)."""
-    chosen_N, rejected_N = pairs.parted(pairs.sums(out.logp_BT - batch.columns["ref_logp"], out.mask_BT))
+    chosen_N, rejected_N = pairwise.parted(pairwise.sums(out.logp_BT - batch.columns["ref_logp"], out.mask_BT))
     cost_N = F.bradley_terry(cfg.dpo.beta * (chosen_N - rejected_N), cfg.dpo.label_smoothing)
-    return cost_N.sum(), pairs.metrics(cost_N, chosen_N, rejected_N)
+    return cost_N.sum(), pairwise.metrics(cost_N, chosen_N, rejected_N)

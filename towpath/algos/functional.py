@@ -22,8 +22,8 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def kl_estimates(logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """k1, k2, k3 of KL(policy || reference) at sampled tokens (Schulman, "Approximating KL divergence"). Where the reference thinks a token e^20
-    times as likely, k3 goes on as a straight line: finite, and still pulling back."""
+    """k1, k2, k3 of KL(policy || reference) at sampled tokens (Schulman, "Approximating KL divergence"). Where the
+    reference thinks a token e^20 times as likely, k3 goes on as a straight line: finite, and still pulling back."""
     log_ratio = logp - ref_logp
     held = (-log_ratio).clamp(max=20.0)
     beyond = (-log_ratio - held) * held.detach().exp()
@@ -51,7 +51,8 @@ def group_sums(x_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_centred(x_B: Tensor, group_B: Tensor, scale: bool, eps: float = 1e-4) -> Tensor:
-    """Less the mean of its group, over the group's (unbiased) deviation when scaled (GRPO, arXiv 2402.03300; unscaled 2503.20783)."""
+    """Less the mean of its group, over the group's (unbiased) deviation when scaled (GRPO, arXiv 2402.03300;
+    unscaled 2503.20783)."""
     total_B, size_B = group_sums(x_B, group_B)
     centred_B = x_B - total_B / size_B
     if scale:
@@ -61,7 +62,8 @@ def group_centred(x_B: Tensor, group_B: Tensor, scale: bool, eps: float = 1e-4) 
 
 
 def left_out(x_B: Tensor, group_B: Tensor) -> Tensor:
-    """Less the mean of the *others* of its group (RLOO, arXiv 2402.14740); an answer alone has nothing to compare with: zero."""
+    """Less the mean of the *others* of its group (RLOO, arXiv 2402.14740); an answer alone has nothing to compare
+    with: zero."""
     total_B, size_B = group_sums(x_B, group_B)
     return torch.where(size_B > 1, x_B - (total_B - x_B) / (size_B - 1).clamp(min=1), 0.0).to(x_B.dtype)
 
@@ -84,7 +86,8 @@ def clipped_policy_loss(log_ratio: Tensor, advantage: Tensor, low: float, high: 
     """PPO's pessimistic surrogate (Schulman et al. 2017) and where the clip bites; finite at any ratio.
     The ratio is held within 1 - low and 1 + high, which may differ (DAPO, arXiv 2503.14476)."""
     ratio = log_ratio.clamp(-20.0, 20.0).exp()
-    plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - low, 1 + high)
+    plain = -advantage * ratio
+    clipped = -advantage * ratio.clamp(1 - low, 1 + high)
     return torch.maximum(plain, clipped), clipped > plain
 
 
@@ -105,7 +108,8 @@ def identity_preference(margin: Tensor, tau: float) -> Tensor:
 
 
 def prospect(log_ratio: Tensor, desirable: Tensor, point: Tensor, beta: float, gain: float, loss: float) -> Tensor:
-    """Loss of value against a reference point: weight * (1 - sigmoid(+-beta (log ratio - point))) (KTO, arXiv 2402.01306)."""
+    """Loss of value against a reference point: weight * (1 - sigmoid(+-beta (log ratio - point))) (KTO, arXiv
+    2402.01306)."""
     sign = torch.where(desirable, 1.0, -1.0).to(log_ratio.dtype)
     weight = torch.where(desirable, gain, loss).to(log_ratio.dtype)
     return weight * torch.sigmoid(-sign * beta * (log_ratio - point))
@@ -121,12 +125,14 @@ def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp x) for x < 0, exact at both ends; a certainty counts as 1 - 1e-7."""
     x = x.clamp(max=-1e-7)
     near = x > -0.6931
-    return torch.where(near, torch.log(-torch.expm1(torch.where(near, x, -1.0))), torch.log1p(-torch.exp(torch.where(near, -1.0, x))))
+    return torch.where(
+        near, torch.log(-torch.expm1(torch.where(near, x, -1.0))), torch.log1p(-torch.exp(torch.where(near, -1.0, x)))
+    )
 
 
 def controlled(coef: float, kl: float, target: float, step: float) -> float:
-    """The next KL coefficient: a proportional controller with a clipped error (Ziegler et al. 2019, who clip it at a fifth: they take thousands
-    of steps)."""
+    """The next KL coefficient: a proportional controller with a clipped error (Ziegler et al. 2019, who clip it at a
+    fifth: they take thousands of steps)."""
     if target <= 0:
         return coef
     error = max(-1.0, min(1.0, kl / target - 1.0))

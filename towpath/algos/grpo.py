@@ -1,6 +1,8 @@
-"""GRPO: the group is its own baseline (arXiv 2402.03300), with the options of Dr. GRPO (2503.20783) and DAPO (2503.14476).
+"""GRPO: the group is its own baseline (arXiv 2402.03300), with the options of Dr. GRPO (2503.20783) and DAPO
+(2503.14476).
 
 B rows, T answer tokens.  KL is part of the reward, or a loss (k3, as published).
+
 """
 
 from torch import Tensor
@@ -17,7 +19,8 @@ TRAINS = {"policy": ("logp", "entropy")}
 
 def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
     """Every answer's advantage: its reward against its group's."""
-    c, reward_B = batch.columns, batch.columns["reward"]
+    c = batch.columns
+    reward_B = batch.columns["reward"]
     if cfg.grpo.kl == "reward":
         reward_B = F.sequence_rewards(reward_B, *surrogate.log_ratios(batch), knobs["kl_coef"])
     advantage_B = F.group_centred(reward_B, c["group"], cfg.grpo.scale == "group")
@@ -36,4 +39,6 @@ def weigh(batch: Batch, cfg: Policy) -> float:
 def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
     """Sum over tokens of the surrogate and the KL; by answer, a token counts one over its answer's length."""
     weight_B = out.mask_BT.sum(1).to(out.logp_BT.dtype).reciprocal() if cfg.grpo.average == "answer" else None
-    return surrogate.loss(out, batch, cfg.grpo.clip_low, cfg.grpo.clip_high, weight_B, knobs["kl_coef"] if cfg.grpo.kl == "loss" else 0.0)
+    return surrogate.loss(
+        out, batch, cfg.grpo.clip_low, cfg.grpo.clip_high, weight_B, knobs["kl_coef"] if cfg.grpo.kl == "loss" else 0.0
+    )

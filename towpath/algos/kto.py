@@ -1,12 +1,14 @@
-"""KTO: answers called good or bad, one by one, against a reference point (arXiv 2402.01306).  B rows, T answer tokens.
+"""KTO: answers called good or bad, one by one, against a reference point (arXiv 2402.01306).  B rows, T answer
+tokens.
 
-`desirable_B` says which; `point_B` holds the reference point, the mean log-ratio of answers to other prompts than their own.
+`desirable_B` says which; `point_B` holds the reference point, the mean log-ratio of answers to other prompts than
+their own.
 """
 
 from torch import Tensor
 
 from towpath.algos import functional as F
-from towpath.algos import pairs
+from towpath.algos import pairwise
 from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch
 from towpath.recipe import Policy
@@ -28,10 +30,12 @@ def weigh(batch: Batch, cfg: Policy) -> float:
 
 def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
     """Sum over answers of the value lost."""
-    c, kto = batch.columns, cfg.kto
-    log_ratio_B = pairs.sums(out.logp_BT - c["ref_logp"], out.mask_BT)
+    c = batch.columns
+    kto = cfg.kto
+    log_ratio_B = pairwise.sums(out.logp_BT - c["ref_logp"], out.mask_BT)
     cost_B = F.prospect(log_ratio_B, c["desirable"], c["point"], kto.beta, kto.desirable, kto.undesirable)
-    said, rows = log_ratio_B.detach(), float(len(batch))
+    said = log_ratio_B.detach()
+    rows = float(len(batch))
     right = (said > c["point"]) == c["desirable"]
     sums = {"loss": cost_B.detach(), "accuracy": right.float(), "log_ratio": said, "point": c["point"]}
     return cost_B.sum(), {name: (float(x.sum()), rows) for name, x in sums.items()}

@@ -33,8 +33,12 @@ def weigh(batch: Batch, cfg: Policy) -> float:
 
 
 def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
-    """Sum over tokens of the clipped surrogate, where the policy has spoken, and of the weighted value error, where the critic has."""
-    mask, c, total, metrics = out.mask_BT, batch.columns, torch.zeros(()), Metrics()
+    """Sum over tokens of the clipped surrogate, where the policy has spoken, and of the weighted value error, where
+    the critic has."""
+    mask = out.mask_BT
+    c = batch.columns
+    total = torch.zeros(())
+    metrics = Metrics()
     if out.logp_BT.numel():
         cost, metrics = surrogate.loss(out, batch, cfg.ppo.clip, cfg.ppo.clip)
         total = total + knobs["policy_weight"] * cost

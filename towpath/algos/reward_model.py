@@ -1,8 +1,9 @@
-"""Bradley-Terry reward model over all judged pairs of a prompt; each answer is read once (arXiv 2203.02155, section 3.5).
+"""Bradley-Terry reward model over all judged pairs of a prompt; each answer is read once (arXiv 2203.02155, section
+3.5).
 
-B rows, K answers of one prompt.  `beats_BK` holds, for each row, the strength with which it beat answer k of its own group,
-0 where it did not; `sure_BK` the chance that it is the better one indeed, 1 where nothing else is known; `place_B` is the row's place
-in its group.  The score is read at the last real token.
+B rows, K answers of one prompt.  `beats_BK` holds, for each row, the strength with which it beat answer k of its own
+group, 0 where it did not; `sure_BK` the chance that it is the better one indeed, 1 where nothing else is known;
+`place_B` is the row's place in its group.  The score is read at the last real token.
 """
 
 import torch
@@ -35,7 +36,8 @@ def margins(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def decided(score_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Both scores of every decided pair, and its strength."""
-    beats_BK, place_B = batch.columns["beats"], batch.columns["place"]
+    beats_BK = batch.columns["beats"]
+    place_B = batch.columns["place"]
     row_N, k_N = torch.nonzero(beats_BK > 0, as_tuple=True)
     return score_B[row_N], score_B[row_N - place_B[row_N] + k_N], beats_BK[row_N, k_N]
 
@@ -48,7 +50,8 @@ def doubt(batch: Batch, smoothing: float) -> Tensor:
 
 
 def loss(out: Outputs, batch: Batch, cfg: Reward, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
-    """Sum over pairs of -log sigmoid(chosen - rejected - margin), plus a pull of chosen + rejected to zero (arXiv 2312.09244)."""
+    """Sum over pairs of -log sigmoid(chosen - rejected - margin), plus a pull of chosen + rejected to zero (arXiv
+    2312.09244)."""
     chosen_N, rejected_N, strength_N = decided(out.score_B, batch)
     gap_N = chosen_N - rejected_N
     margin = (strength_N - 1.0) / 2 if cfg.margin else torch.zeros_like(gap_N)
@@ -56,4 +59,8 @@ def loss(out: Outputs, batch: Batch, cfg: Reward, knobs: dict[str, float]) -> tu
     count = weigh(batch, cfg)
     total = pairs.sum() + cfg.center * ((chosen_N + rejected_N) ** 2).sum()
     gap_N = gap_N.detach()
-    return total, {"loss": (float(pairs.detach().sum()), count), "accuracy": (float((gap_N > 0).sum()), count), "gap": (float(gap_N.sum()), count)}
+    return total, {
+        "loss": (float(pairs.detach().sum()), count),
+        "accuracy": (float((gap_N > 0).sum()), count),
+        "gap": (float(gap_N.sum()), count),
+    }

@@ -1,4 +1,5 @@
-"""RLOO: the others of the group are the baseline, the whole answer is one action (arXiv 2402.14740).  B rows, T answer tokens."""
+"""RLOO: the others of the group are the baseline, the whole answer is one action (arXiv 2402.14740).  B rows, T
+answer tokens."""
 
 from torch import Tensor
 

@@ -1,4 +1,5 @@
-"""Supervised fine-tuning: cross-entropy on answer tokens, EOS among them, each counted with its row's weight.  B rows, T tokens."""
+"""Supervised fine-tuning: cross-entropy on answer tokens, EOS among them, each counted with its row's weight.  B
+rows, T tokens."""
 
 from typing import Any
 

@@ -15,12 +15,16 @@ def log_ratios(batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.where(mask_BT, c["old_logp"] - c["ref_logp"], 0.0), mask_BT
 
 
-def loss(out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Tensor | None = None, kl_coef: float = 0.0) -> tuple[Tensor, Metrics]:
-    """Sum over tokens of the surrogate, each token counted with its row's weight, and of kl_coef * k3 to the reference.
-    The advantage is one a token [B,T] or one an answer [B]. Where a rollout is learned from in a single update, `on_policy`,
-    the old policy is the one that speaks here, and `old_logp` is what the sampler said. Where another engine drew, `correction`, a token weighs
-    as much as the old policy's probability of it over the engine's."""
-    mask, c = out.mask_BT, batch.columns
+def loss(
+    out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Tensor | None = None, kl_coef: float = 0.0
+) -> tuple[Tensor, Metrics]:
+    """Sum over tokens of the surrogate, each token counted with its row's weight, and of kl_coef * k3 to the
+    reference. The advantage is one a token [B,T] or one an answer [B]. Where a rollout is learned from in a single
+    update, `on_policy`, the old policy is the one that speaks here, and `old_logp` is what the sampler said. Where
+    another engine drew, `correction`, a token weighs as much as the old policy's probability of it over the
+    engine's."""
+    mask = out.mask_BT
+    c = batch.columns
     old_BT = out.logp_BT.detach() if "on_policy" in c else c["old_logp"]
     log_ratio = (out.logp_BT - old_BT)[mask]
     given = c["advantage"]
@@ -32,11 +36,16 @@ def loss(out: Outputs, batch: Batch, low: float, high: float, token_weight_B: Te
         cost = cost * token_weight_B[:, None].expand(mask.shape)[mask]
     if "correction" in c:
         cost = cost * _corrected(old_BT, batch)[mask]
-    tokens, ratio = float(mask.sum()), log_ratio.detach().exp()
+    tokens = float(mask.sum())
+    ratio = log_ratio.detach().exp()
     sums = {
-        "policy_loss": surrogate, "clip_fraction": clipped.float(), "ratio": ratio, "ratio_error": (ratio - 1).abs(),
-        "approx_kl": F.kl_estimates(-log_ratio.detach(), torch.zeros_like(ratio))[2], "entropy": out.entropy_BT[mask],
-    }  # fmt: skip
+        "policy_loss": surrogate,
+        "clip_fraction": clipped.float(),
+        "ratio": ratio,
+        "ratio_error": (ratio - 1).abs(),
+        "approx_kl": F.kl_estimates(-log_ratio.detach(), torch.zeros_like(ratio))[2],
+        "entropy": out.entropy_BT[mask],
+    }
     if kl_coef:
         sums["kl_loss"] = k3
     if "on_policy" in c:

@@ -67,15 +67,17 @@ class Batch:
         longest = max(row.answer_length for row in rows)
         columns = {name: column[index] for name, column in self.columns.items()}
         columns = {name: c[:, :longest] if c.ndim > 1 and name not in self.fixed else c for name, c in columns.items()}
-        return replace(self, rows=rows, columns=columns, sizes=tuple(int(sizes[g]) for g in groups) if self.sizes else ())
+        return replace(
+            self, rows=rows, columns=columns, sizes=tuple(int(sizes[g]) for g in groups) if self.sizes else ()
+        )
 
     def with_columns(self, **columns: Any) -> "Batch":
         """The same rows with more columns."""
         return replace(self, columns={**self.columns, **columns})
 
     def passes(self, tokens: int) -> Iterator["Batch"]:
-        """Micro-batches of about so many tokens, as few as that allows and of about one size, of similar length, rows of one prompt together; their
-        losses add up to the whole."""
+        """Micro-batches of about so many tokens, as few as that allows and of about one size, of similar length,
+        rows of one prompt together; their losses add up to the whole."""
         sizes = np.array(self.sizes or [1] * len(self.rows))
         starts = np.cumsum(sizes) - sizes
         groups = [self.rows[start : start + size] for start, size in zip(starts, sizes, strict=True)]
@@ -92,15 +94,20 @@ class Batch:
 
 
 def _cut(costs: Sequence[tuple[bytes, int, int]], tokens: int) -> list[slice]:
-    """Neighbours that one pass takes: each has a prompt, of so many tokens but read once a pass, and answers of so many."""
+    """Neighbours that one pass takes: each has a prompt, of so many tokens but read once a pass, and answers of so
+    many."""
     found: list[slice] = []
-    begin, total, read = 0, 0, set[bytes]()
+    begin = 0
+    total = 0
+    read = set[bytes]()
     for place, (prompt, length, answers) in enumerate(costs):
         total += answers + (0 if prompt in read else length)
         read.add(prompt)
         if total > tokens and place > begin:
             found.append(slice(begin, place))
-            begin, total, read = place, answers + length, {prompt}
+            begin = place
+            total = answers + length
+            read = {prompt}
     return [*found, slice(begin, len(costs))] if costs else found
 
 
@@ -114,8 +121,8 @@ WIDTHS = 32
 class Packed:
     """Rows laid into lines; rows of one prompt may share its tokens.
 
-    Segment 0 is padding, every prompt and every answer of a line has a number of its own; the `parent` of an answer's segment is its
-    prompt's, which it sees beside itself.
+    Segment 0 is padding, every prompt and every answer of a line has a number of its own; the `parent` of an
+    answer's segment is its prompt's, which it sees beside itself.
     """
 
     ids_PL: np.ndarray
@@ -127,12 +134,13 @@ class Packed:
 
 
 def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
-    """Rows laid into lines at most as wide as `width`, or as the longest row; 0 gives a line to each row, or to several that share a prompt
-    where that is less work, the longest first."""
+    """Rows laid into lines at most as wide as `width`, or as the longest row; 0 gives a line to each row, or to
+    several that share a prompt where that is less work, the longest first."""
     bundles = _bundles(rows)
     sizes = [rows[bundle[0]].start + sum(rows[i].answer_length for i in bundle) for bundle in bundles]
     lines, width = _lines(sizes, width) if width else (np.argsort(_longest_first(sizes)).tolist(), max(sizes))
-    used, count = [0] * (max(lines) + 1), [0] * (max(lines) + 1)
+    used = [0] * (max(lines) + 1)
+    count = [0] * (max(lines) + 1)
     ids_PL = np.full((len(used), width), pad, dtype=np.int64)
     position_PL, segment_PL, parent_PL = (np.zeros_like(ids_PL) for _ in range(3))
     places = [np.zeros(0, dtype=np.int64)] * len(rows)
@@ -147,7 +155,8 @@ def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
         return line * width + np.arange(begin, end)
 
     for number in _longest_first(sizes):
-        line, start = lines[number], rows[bundles[number][0]].start
+        line = lines[number]
+        start = rows[bundles[number][0]].start
         prompt = lay(line, rows[bundles[number][0]].ids[:start], 0, 0)
         parent = count[line]
         for index in bundles[number]:
@@ -156,7 +165,8 @@ def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
 
 
 def _bundles(rows: Sequence[Row]) -> list[list[int]]:
-    """Rows that share a prompt's tokens, as long as reading the prompt again would cost more than the longer line does."""
+    """Rows that share a prompt's tokens, as long as reading the prompt again would cost more than the longer line
+    does."""
 
     def cost(tokens: int) -> int:
         return tokens * (CROSSING + tokens)
@@ -166,7 +176,8 @@ def _bundles(rows: Sequence[Row]) -> list[list[int]]:
     for index, row in enumerate(rows):
         bundle, size = latest.get(row.prompt, ([], 0))
         if not bundle or cost(size + row.answer_length) - cost(size) > cost(len(row.ids)):
-            bundle, size = [], row.start
+            bundle = []
+            size = row.start
             found.append(bundle)
         bundle.append(index)
         latest[row.prompt] = bundle, size + row.answer_length
@@ -174,14 +185,20 @@ def _bundles(rows: Sequence[Row]) -> list[list[int]]:
 
 
 def _lines(sizes: Sequence[int], most: int) -> tuple[list[int], int]:
-    """The line of every row, and the width, at which padding and attention together cost least; no wider than `most`, if rows allow."""
-    least, order = max(sizes), _longest_first(sizes)
+    """The line of every row, and the width, at which padding and attention together cost least; no wider than
+    `most`, if rows allow."""
+    least = max(sizes)
+    order = _longest_first(sizes)
     widths = sorted({round(width) for width in np.linspace(least, max(most, least), WIDTHS)})
-    return min((_fitted(sizes, order, width) for width in widths), key=lambda found: (max(found[0]) + 1) * found[1] * (CROSSING + found[1]))
+    return min(
+        (_fitted(sizes, order, width) for width in widths),
+        key=lambda found: (max(found[0]) + 1) * found[1] * (CROSSING + found[1]),
+    )
 
 
 def _fitted(sizes: Sequence[int], order: Sequence[int], width: int) -> tuple[list[int], int]:
-    """The longest rows first, each into the fullest line that has room; the line of every row, and the width that is used."""
+    """The longest rows first, each into the fullest line that has room; the line of every row, and the width that is
+    used."""
     room: list[tuple[int, int]] = []  # what is left of each line, least first
     lines = [0] * len(sizes)
     for index in order:

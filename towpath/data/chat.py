@@ -1,8 +1,9 @@
 """The only file that knows chat templates: text to tokens and back, the same way in every stage.
 
-The rendered text is tokenised once. A prompt is what `apply_chat_template(add_generation_prompt=True)` gives. An answer is what follows the
-prompt's tokens in the rendered conversation, up to and with the token that ends the template's turn. Where a token of the whole conversation
-reaches across the seam, the prompt keeps its own tokens, since answers are drawn after those, and the answer is tokenised apart.
+The rendered text is tokenised once. A prompt is what `apply_chat_template(add_generation_prompt=True)` gives. An
+answer is what follows the prompt's tokens in the rendered conversation, up to and with the token that ends the
+template's turn. Where a token of the whole conversation reaches across the seam, the prompt keeps its own tokens,
+since answers are drawn after those, and the answer is tokenised apart.
 """
 
 import json
@@ -15,16 +16,26 @@ from towpath.data.template_encoder import Part, TemplateEncoder
 from towpath.errors import ModelError
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "'\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 OWN_TEMPLATES = ("model", "chatml")
 """Names of templates; any other is a file."""
-PROBES = ("How do I boil an egg?", "x", "3 + 4 = 7", "def f(x):\n    return x\n\nWhy?", "Grüße aus Köln, 東京 🙂", "(a) yes\n\n(b) no", 'Say "hello"')
+PROBES = (
+    "How do I boil an egg?",
+    "x",
+    "3 + 4 = 7",
+    "def f(x):\n    return x\n\nWhy?",
+    "Grüße aus Köln, 東京 🙂",
+    "(a) yes\n\n(b) no",
+    'Say "hello"',
+)
 """Texts on which prompts are compared with the template's own tokens."""
 LONG_PROBE = " ".join(f"word{number}" for number in range(600))
 """A longer text, on which a template may do what it does not do to short ones."""
-_PROMPT_MARK, _ANSWER_MARK = "\u241eprompt\u241e", "\u241eanswer\u241e"
+_PROMPT_MARK = "\u241eprompt\u241e"
+_ANSWER_MARK = "\u241eanswer\u241e"
 
 
 class Chat:
@@ -38,7 +49,9 @@ class Chat:
         tokenizer.chat_template = self.template
         if tokenizer.eos_token_id is None:
             fix = "set eos_token in the model's tokenizer_config.json"
-            raise ModelError("the tokenizer has no EOS token", "an answer must be able to end, and EOS is in the loss", fix)
+            raise ModelError(
+                "the tokenizer has no EOS token", "an answer must be able to end, and EOS is in the loss", fix
+            )
         self._before, self._after = self._prompt_frame()
         self.lead, self.end = self._answer_frame()
         self._encoder = TemplateEncoder(tokenizer, self._before + self._after + self.end)
@@ -48,7 +61,9 @@ class Chat:
         self._context_ids = self._encoder.encode(self._context)
         self.eos: int = self._encoder.controls[self._closing.strip()] if self._closing else tokenizer.eos_token_id
         """The token that answers are taught to end in."""
-        self.stops: tuple[int, ...] = tuple(sorted({self.eos, tokenizer.eos_token_id, *configured_stops(tokenizer.name_or_path)}))
+        self.stops: tuple[int, ...] = tuple(
+            sorted({self.eos, tokenizer.eos_token_id, *configured_stops(tokenizer.name_or_path)})
+        )
         """Every token that ends an answer."""
         self.pad: int = pad_token(tokenizer, self.eos)
         self._require_template_tokens()
@@ -58,21 +73,32 @@ class Chat:
         text = self.render(_PROMPT_MARK)
         before, mark, after = text.partition(_PROMPT_MARK)
         if not mark:
-            raise ModelError("the chat template drops the user's message", "a template renders every message", "use model.template = 'chatml'")
+            raise ModelError(
+                "the chat template drops the user's message",
+                "a template renders every message",
+                "use model.template = 'chatml'",
+            )
         if _PROMPT_MARK in after:
             raise ModelError(
-                "the chat template writes the user's message twice", "a template renders a message once", "use model.template = 'chatml'"
+                "the chat template writes the user's message twice",
+                "a template renders a message once",
+                "use model.template = 'chatml'",
             )
         return before, after
 
     def _answer_frame(self) -> tuple[str, str]:
-        """What the template writes between a prompt and its answer, and after the answer; nothing where it writes the prompt otherwise then."""
+        """What the template writes between a prompt and its answer, and after the answer; nothing where it writes
+        the prompt otherwise then."""
         try:
             text = self.render(_PROMPT_MARK, _ANSWER_MARK)
         except TemplateRaised:
             return "", ""
         if text.count(_ANSWER_MARK) > 1:
-            raise ModelError("the chat template writes the answer twice", "a template renders a message once", "use model.template = 'chatml'")
+            raise ModelError(
+                "the chat template writes the answer twice",
+                "a template renders a message once",
+                "use model.template = 'chatml'",
+            )
         head = self._before + _PROMPT_MARK + self._after
         if not text.startswith(head) or _ANSWER_MARK not in text:
             return "", ""
@@ -85,7 +111,8 @@ class Chat:
 
     def rendered_by(self, tokenizer: Any, prompt_text: str, answer_text: str | None = None) -> str:
         """`render` with another tokenizer's special tokens, in a process that is limited in time and memory."""
-        messages, variables = _messages(prompt_text, answer_text), _variables(tokenizer)
+        messages = _messages(prompt_text, answer_text)
+        variables = _variables(tokenizer)
         return renderer().render(self.template, self.place, messages, answer_text is None, variables)
 
     def template_tokens(self, prompt_text: str, answer_text: str | None = None) -> list[int]:
@@ -96,12 +123,16 @@ class Chat:
     def _fixed(self) -> tuple[list[int], str, str, list[int]]:
         """The tokens that every prompt begins and ends with, and the template text between them.
 
-        Text is split at control tokens, so what lies beyond the nearest ones need not be read again for each prompt; where that would change
-        a token, nothing is fixed.
+        Text is split at control tokens, so what lies beyond the nearest ones need not be read again for each prompt;
+        where that would change a token, nothing is fixed.
         """
-        encode, opening, closing = self._encoder.encode, self._encoder.markers(self._before), self._encoder.markers(self._after)
-        cut, end = opening[-1][0] if opening else 0, closing[0][1] if closing else len(self._after)
-        near_before, near_after = self._before[cut:], self._after[:end]
+        encode = self._encoder.encode
+        opening = self._encoder.markers(self._before)
+        closing = self._encoder.markers(self._after)
+        cut = opening[-1][0] if opening else 0
+        end = closing[0][1] if closing else len(self._after)
+        near_before = self._before[cut:]
+        near_after = self._after[:end]
         head = encode([Part(self._before[: opening[-1][1]], True)])[:-1] if opening else []
         tail = encode([Part(self._after[closing[0][0] :], True)])[1:] if closing else []
         for text in PROBES:
@@ -112,17 +143,24 @@ class Chat:
 
     def _require_template_tokens(self) -> None:
         """Stop before anything trains where prompts are not what every other program makes of them."""
-        bos, prompt = self.tokenizer.bos_token_id, self.prompt("x")
+        bos = self.tokenizer.bos_token_id
+        prompt = self.prompt("x")
         if bos is not None and prompt[:2] == [bos, bos]:
-            raise ModelError("the chat template writes BOS twice", "one BOS begins a prompt", "remove bos_token from the template")
+            raise ModelError(
+                "the chat template writes BOS twice", "one BOS begins a prompt", "remove bos_token from the template"
+            )
         for text in (*PROBES, LONG_PROBE):
-            ours, theirs = self.prompt(text), self.template_tokens(text)
+            ours = self.prompt(text)
+            theirs = self.template_tokens(text)
             if ours != theirs:
                 shown = text if len(text) < 80 else f"{text[:60]}…"
-                ours, theirs = ours[:400], theirs[:400]
+                ours = ours[:400]
+                theirs = theirs[:400]
                 value = f"the prompt {shown!r} is {ours} here, and {theirs} by apply_chat_template"
                 rule = "a model is trained on the tokens it is later prompted with"
-                raise ModelError(value, rule, "use model.template = 'chatml', or a template that writes the user's text unchanged")
+                raise ModelError(
+                    value, rule, "use model.template = 'chatml', or a template that writes the user's text unchanged"
+                )
 
     def prompt(self, text: str) -> list[int]:
         """Tokens up to the point where the answer begins."""
@@ -133,8 +171,11 @@ class Chat:
         """Tokens of an answer, as they follow a prompt, with the token that ends the turn."""
         lead = "" if self.lead.strip() else self.lead
         parts = [Part(lead, True), Part(text.strip()), Part(self._closing, True)]
-        whole, length = self._encoder.encode([*self._context, *parts]), len(self._context_ids)
-        ids = whole[length:] if whole[:length] == self._context_ids else self._encoder.encode_after(self._context, parts)
+        whole = self._encoder.encode([*self._context, *parts])
+        length = len(self._context_ids)
+        ids = (
+            whole[length:] if whole[:length] == self._context_ids else self._encoder.encode_after(self._context, parts)
+        )
         return ids if self._closing else [*ids, self.eos]
 
     def ended(self, ids: Sequence[int]) -> bool:
@@ -171,7 +212,10 @@ def _messages(prompt_text: str, answer_text: str | None) -> list[dict[str, str]]
 
 def _variables(tokenizer: Any) -> dict[str, Any]:
     """Special tokens by name, as apply_chat_template gives them to a template."""
-    return {name: [str(x) for x in token] if isinstance(token, list) else str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return {
+        name: [str(x) for x in token] if isinstance(token, list) else str(token)
+        for name, token in tokenizer.special_tokens_map.items()
+    }
 
 
 def configured_stops(folder: str) -> list[int]:
@@ -188,7 +232,8 @@ def _configuration(folder: str, name: str) -> dict[str, Any]:
     path = Path(folder) / name
     if not folder or not path.is_file():
         return {}
-    rule, fix = "a model's configuration is a JSON object", "copy the file again from the model's source"
+    rule = "a model's configuration is a JSON object"
+    fix = "copy the file again from the model's source"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -214,14 +259,22 @@ def _template(tokenizer: Any, name: str) -> str:
     if name != "model":
         path = Path(name)
         if not path.is_file():
-            raise ModelError(f"model.template = {name!r}: no such file", "model, chatml, or a Jinja file", "fix the path")
+            raise ModelError(
+                f"model.template = {name!r}: no such file", "model, chatml, or a Jinja file", "fix the path"
+            )
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"model.template = {name!r}: {error}", "a template is a text file in UTF-8", "fix the file") from None
+            raise ModelError(
+                f"model.template = {name!r}: {error}", "a template is a text file in UTF-8", "fix the file"
+            ) from None
     found = tokenizer.chat_template
     if isinstance(found, dict):
         found = found.get("default")
     if not found:
-        raise ModelError("the tokenizer has no chat template", "every stage renders prompts the same way", "use model.template = 'chatml'")
+        raise ModelError(
+            "the tokenizer has no chat template",
+            "every stage renders prompts the same way",
+            "use model.template = 'chatml'",
+        )
     return found

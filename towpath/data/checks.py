@@ -1,12 +1,13 @@
-"""What is wrong with the data of a run, as findings: overlaps, lengths, the safety set, preferences, and files that nothing reads."""
+"""What is wrong with the data of a run, as findings: overlaps, lengths, the safety set, preferences, and files that
+nothing reads."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from towpath.data import curate, recorded, refused, sources, tables
-from towpath.data.cache import cache_file
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
+from towpath.data.file_cache import cache_file
 from towpath.data.lengths import TokenLengths, TooLong, limits_of, model_key, refused_rows, too_long
 from towpath.errors import DataError, TowpathError
 from towpath.recipe import Recipe
@@ -22,7 +23,11 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, context:
     survey, findings = _survey(recipe, run, corpus, lengths)
     listed = refused.write(run, [*corpus.refused, *refused_rows(corpus, long), *survey.refused, *survey.long])
     findings = findings or list(_preferences(recipe, survey, listed))
-    findings += [*_overlaps(curate.overlaps(corpus, cache_file(run, "near_duplicates"))), *_safety(corpus.safety), *_unread(recipe, run)]
+    findings += [
+        *_overlaps(curate.overlaps(corpus, cache_file(run, "near_duplicates"))),
+        *_safety(corpus.safety),
+        *_unread(recipe, run),
+    ]
     findings += _lengths(recipe, corpus, lengths, long, listed) if chat else []
     lengths.save()
     return findings
@@ -34,11 +39,23 @@ def named(names: Sequence[str]) -> str:
 
 
 def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
-    findings, least = [], "" if overlaps.complete else "at least "
+    findings = []
+    least = "" if overlaps.complete else "at least "
     for kind, pairs in (("prompts", overlaps.duplicates), ("prompts of the safety set", overlaps.safety_duplicates)):
         if pairs:
-            evidence = f"{least}{len(pairs)} pairs of {kind} are the same or nearly so: {named([f'{a} = {b}' for a, b in pairs])}"
-            findings.append(Finding("duplicates", "warning", evidence, "repeated prompts weigh more than others", "remove one of each pair"))
+            evidence = (
+                f"{least}{len(pairs)} pairs of {kind} are the same or nearly so: "
+                f"{named([f'{a} = {b}' for a, b in pairs])}"
+            )
+            findings.append(
+                Finding(
+                    "duplicates",
+                    "warning",
+                    evidence,
+                    "repeated prompts weigh more than others",
+                    "remove one of each pair",
+                )
+            )
     for between in dict.fromkeys(leak.between for leak in overlaps.leaks):
         some = [leak for leak in overlaps.leaks if leak.between == between]
         exact = sum(leak.exact for leak in some)
@@ -50,7 +67,9 @@ def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
     return findings
 
 
-def _survey(recipe: Recipe, run: Path, corpus: Corpus, lengths: TokenLengths) -> tuple[recorded.Recorded, list[Finding]]:
+def _survey(
+    recipe: Recipe, run: Path, corpus: Corpus, lengths: TokenLengths
+) -> tuple[recorded.Recorded, list[Finding]]:
     """What the files of preferences hold where the recipe reads them, or why they cannot be read."""
     if recipe.preferences.raters != "recorded":
         return recorded.Recorded(), []
@@ -72,13 +91,20 @@ def _preferences(recipe: Recipe, survey: recorded.Recorded, listed: str) -> Iter
         if rows:
             evidence = f"{len(rows)} {what}: {refused.summary(rows)}; {listed}"
             cause = "none is left out unasked" if severity == "error" else "data.unusable = 'skip' leaves them out"
-            yield Finding("preferences", severity, evidence, cause, f"{remedy} with data.unusable = 'skip'" if severity == "error" else remedy)
+            yield Finding(
+                "preferences",
+                severity,
+                evidence,
+                cause,
+                f"{remedy} with data.unusable = 'skip'" if severity == "error" else remedy,
+            )
     for reason, count in survey.left_out.items():
         evidence = f"{count} of {survey.comparisons} recorded comparisons are left out: {reason}"
         yield Finding("preferences", "warning", evidence, "what is trained on cannot be judged by", "")
     if survey.decided < recipe.preferences.min_labels:
         evidence = (
-            f"preferences.min_labels = {recipe.preferences.min_labels}, but the files hold {survey.decided} decided comparisons that may be used"
+            f"preferences.min_labels = {recipe.preferences.min_labels}, but the files hold {survey.decided} decided "
+            "comparisons that may be used"
         )
         cause = "the run would wait for labels that cannot come"
         yield Finding("labels", "error", evidence, cause, "lower preferences.min_labels, or add preferences")
@@ -86,20 +112,37 @@ def _preferences(recipe: Recipe, survey: recorded.Recorded, listed: str) -> Iter
 
 def _unread(recipe: Recipe, run: Path) -> Iterator[Finding]:
     """Files that lie where data is read from, and are not read."""
-    cfg, use = recipe.data, recipe.preferences.raters == "recorded"
+    cfg = recipe.data
+    use = recipe.preferences.raters == "recorded"
     patterns = {part: getattr(cfg, part) for part in ("prompts", "demonstrations", "safety", "preferences")}
     files = {part: set(_matching(run, pattern)) for part, pattern in patterns.items()}
     unused = sorted(sources.name_in(run, path) for path in files["preferences"])
     if unused and not use:
         evidence = f"{len(unused)} file{'s' * (len(unused) > 1)} of preferences not read: {named(unused)}"
         cause = f"preferences.raters = {recipe.preferences.raters!r}; files are read where it is 'recorded'"
-        yield Finding("preferences-unread", "warning", evidence, cause, "set preferences.raters = 'recorded', or data.preferences = ''")
+        yield Finding(
+            "preferences-unread",
+            "warning",
+            evidence,
+            cause,
+            "set preferences.raters = 'recorded', or data.preferences = ''",
+        )
     # Folders outside the run hold other people's files too.
-    folders = {folder for pattern in patterns.values() if pattern and (folder := (run / pattern).parent).is_relative_to(run)}
-    there = {path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file() and tables.readable(path)}
+    folders = {
+        folder for pattern in patterns.values() if pattern and (folder := (run / pattern).parent).is_relative_to(run)
+    }
+    there = {
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.is_file() and tables.readable(path)
+    }
     if unread := sorted(sources.name_in(run, path) for path in there.difference(*files.values())):
         evidence = f"{len(unread)} file{'s' * (len(unread) > 1)} beside the data not read: {named(unread)}"
-        cause = "no pattern of [data] matches: " + ", ".join(f"data.{part} = {pattern!r}" for part, pattern in patterns.items() if pattern)
+        cause = "no pattern of [data] matches: " + ", ".join(
+            f"data.{part} = {pattern!r}" for part, pattern in patterns.items() if pattern
+        )
         yield Finding("data-unread", "warning", evidence, cause, "change the pattern to read them, or move them away")
 
 
@@ -117,12 +160,20 @@ def _safety(safety: Sequence[Prompt]) -> list[Finding]:
     findings = []
     if not safety:
         evidence = "no safety set: refusals and over-refusals are not measured"
-        findings.append(Finding("safety-set", "warning", evidence, "data.safety is empty", "name a safety set in data.safety"))
+        findings.append(
+            Finding("safety-set", "warning", evidence, "data.safety is empty", "name a safety set in data.safety")
+        )
     elif harmful in (0, len(safety)):
         missing = "harmless" if harmful else "harmful"
         evidence = f"the safety set of {len(safety)} has no {missing} prompts"
         findings.append(
-            Finding("safety-set", "warning", evidence, "both kinds are needed: refusals and over-refusals", "set harmful = true or false in its rows")
+            Finding(
+                "safety-set",
+                "warning",
+                evidence,
+                "both kinds are needed: refusals and over-refusals",
+                "set harmful = true or false in its rows",
+            )
         )
     if lost:
         evidence = f"{len(lost)} prompts of the safety set name a twin that is not there: {named(lost)}"
@@ -130,25 +181,54 @@ def _safety(safety: Sequence[Prompt]) -> list[Finding]:
     return findings
 
 
-def _lengths(recipe: Recipe, corpus: Corpus, lengths: TokenLengths, long: Sequence[TooLong], listed: str) -> list[Finding]:
-    """Prompts and demonstrations that are too long for the recipe or the model, and answers longer than the policy may draw."""
-    cfg, limits = recipe.data, limits_of(recipe, lengths.context)
+def _lengths(
+    recipe: Recipe, corpus: Corpus, lengths: TokenLengths, long: Sequence[TooLong], listed: str
+) -> list[Finding]:
+    """Prompts and demonstrations that are too long for the recipe or the model, and answers longer than the policy
+    may draw."""
+    cfg = recipe.data
+    limits = limits_of(recipe, lengths.context)
     skip = "or leave them out with data.unusable = 'skip'"
     texts = {
-        "prompt": ("prompt-length", f"prompts are longer than data.max_prompt_tokens = {cfg.max_prompt_tokens}", "no prompt is cut",
-                   f"raise data.max_prompt_tokens, shorten them, {skip}"),
-        "context": ("prompt-length", f"prompts and {limits.new_tokens} new tokens do not fit the model's context of {limits.context}",
-                    "an answer needs room after its prompt", f"shorten them, lower max_new_tokens, {skip}"),
-        "row": ("row-length", f"demonstrations do not fit the model's context of {limits.context}", "no answer is cut", f"shorten them, {skip}"),
-    }  # fmt: skip
+        "prompt": (
+            "prompt-length",
+            f"prompts are longer than data.max_prompt_tokens = {cfg.max_prompt_tokens}",
+            "no prompt is cut",
+            f"raise data.max_prompt_tokens, shorten them, {skip}",
+        ),
+        "context": (
+            "prompt-length",
+            f"prompts and {limits.new_tokens} new tokens do not fit the model's context of {limits.context}",
+            "an answer needs room after its prompt",
+            f"shorten them, lower max_new_tokens, {skip}",
+        ),
+        "row": (
+            "row-length",
+            f"demonstrations do not fit the model's context of {limits.context}",
+            "no answer is cut",
+            f"shorten them, {skip}",
+        ),
+    }
     findings = []
     for limit, (code, what, cause, remedy) in texts.items():
         if over := [f"{one.id} ({one.tokens})" for one in long if one.limit == limit]:
             findings.append(Finding(code, "error", f"{len(over)} {what}: {named(over)}; {listed}", cause, remedy))
     answers = {d.id: lengths.answer(d.response) or 0 for d in corpus.demonstrations}
-    over, most = [name for name, n in answers.items() if n > recipe.policy.max_new_tokens], recipe.policy.max_new_tokens
+    over = [name for name, n in answers.items() if n > recipe.policy.max_new_tokens]
+    most = recipe.policy.max_new_tokens
     if over:
-        evidence = f"{len(over)} of {len(answers)} demonstrations are longer than policy.max_new_tokens = {most}: {named(over)}"
+        evidence = (
+            f"{len(over)} of {len(answers)} demonstrations are longer than policy.max_new_tokens = {most}: "
+            f"{named(over)}"
+        )
         remedy = f"raise max_new_tokens (the longest has {max(answers.values())} tokens), or shorten them"
-        findings.append(Finding("answer-length", "warning", evidence, "the model learns answers that are cut off when it draws them", remedy))
+        findings.append(
+            Finding(
+                "answer-length",
+                "warning",
+                evidence,
+                "the model learns answers that are cut off when it draws them",
+                remedy,
+            )
+        )
     return findings

@@ -68,13 +68,19 @@ class Corpus:
     @property
     def counts(self) -> dict[str, Any]:
         """How many records of each part there are, and how many rows were left out."""
-        parts = {"prompts": self.train, "heldout": self.heldout, "demonstrations": self.demonstrations, "safety": self.safety}
+        parts = {
+            "prompts": self.train,
+            "heldout": self.heldout,
+            "demonstrations": self.demonstrations,
+            "safety": self.safety,
+        }
         return {name: len(records) for name, records in parts.items()} | {"skipped_rows": by_part(self.refused)}
 
     @cached_property
     def digests(self) -> Digests:
         """Hashes of the content, computed once."""
-        train, evaluated = digest(self.train), digest([self.heldout, self.safety])
+        train = digest(self.train)
+        evaluated = digest([self.heldout, self.safety])
         return Digests(digest(self.demonstrations), train, evaluated, digest([train, evaluated]))
 
 

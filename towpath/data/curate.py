@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
 
-from towpath.data import near
-from towpath.data.cache import read_cache, write_cache
+from towpath.data import near_duplicates as near
 from towpath.data.corpus import Corpus
+from towpath.data.file_cache import read_cache, write_cache
 from towpath.data.texts import normalised
 
 Between = Literal["train-heldout", "demonstrations-heldout", "safety-train"]
@@ -31,7 +31,8 @@ class Leak:
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """What is there twice: within the prompts, within the safety set, and across the lines that must keep parts apart."""
+    """What is there twice: within the prompts, within the safety set, and across the lines that must keep parts
+    apart."""
 
     duplicates: list[tuple[str, str]]
     safety_duplicates: list[tuple[str, str]]
@@ -41,7 +42,8 @@ class Overlaps:
 
 
 def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
-    """Equal and nearly equal questions in all parts of a corpus, found in one pass; `cache` is the file that keeps the pairs."""
+    """Equal and nearly equal questions in all parts of a corpus, found in one pass; `cache` is the file that keeps
+    the pairs."""
     train, heldout = (_grouped((p.prompt, p.id) for p in prompts) for prompts in (corpus.train, corpus.heldout))
     prompts, safety = (_grouped((p.prompt, p.id) for p in part) for part in (corpus.prompts, corpus.safety))
     demonstrations = _grouped((d.prompt, d.id) for d in corpus.demonstrations)
@@ -54,7 +56,9 @@ def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
 
 def describe(corpus: Corpus) -> dict[str, Any]:
     """Counts by domain, difficulty, split and style, and lengths in words."""
-    prompts, shown, safety = corpus.prompts, corpus.demonstrations, corpus.safety
+    prompts = corpus.prompts
+    shown = corpus.demonstrations
+    safety = corpus.safety
     return {
         "prompts": {
             "count": len(prompts),
@@ -98,7 +102,8 @@ def _duplicates(groups: Groups, similar: Iterable[tuple[str, str]]) -> list[tupl
 
 
 def _similar(texts: Sequence[str], cache: Path | None) -> tuple[list[tuple[str, str]], bool]:
-    """Pairs of texts that are nearly the same and whether those are all, from the cache where it was made of these very texts."""
+    """Pairs of texts that are nearly the same and whether those are all, from the cache where it was made of these
+    very texts."""
     content = hashlib.sha256(json.dumps([near.VERSION, *texts]).encode()).hexdigest()
     cached = read_cache(cache)
     if cached.get("content") == content:

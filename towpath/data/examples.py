@@ -14,7 +14,8 @@ from towpath.records import Demonstration, Prompt, as_row
 
 @dataclass(frozen=True)
 class Examples:
-    """Prompts, the answers that people wrote to them, and every row that could not be used with its place and reason."""
+    """Prompts, the answers that people wrote to them, and every row that could not be used with its place and
+    reason."""
 
     prompts: tuple[Prompt, ...] = ()
     demonstrations: tuple[Demonstration, ...] = ()
@@ -24,8 +25,8 @@ class Examples:
 def read_examples(path: Path, columns: Mapping[str, str] | None = None, harmful: bool | str | None = None) -> Examples:
     """Prompts, with answers where the rows have them, from a file or a folder.
 
-    `columns` gives a column another name: {"theirs": "prompt"}. `harmful` says which prompts should be declined where the rows do not:
-    all of them (True), none (False), or the name of a column that says so.
+    `columns` gives a column another name: {"theirs": "prompt"}. `harmful` says which prompts should be declined
+    where the rows do not: all of them (True), none (False), or the name of a column that says so.
     """
     kept = _Kept()
     for file in files(path):
@@ -45,7 +46,8 @@ def read_examples(path: Path, columns: Mapping[str, str] | None = None, harmful:
 def write_examples(path: Path, records: Sequence[Prompt] | Sequence[Demonstration]) -> None:
     """Prompts or demonstrations as a file that a recipe reads.
 
-    `harmful` is written where some prompts are: without one, the rows may not have said so, and a safety set must not take them for harmless.
+    `harmful` is written where some prompts are: without one, the rows may not have said so, and a safety set must
+    not take them for harmless.
     """
     if not records:
         raise DataError(f"nothing to write to {path}", "one or more records", "look at what was refused")
@@ -72,7 +74,13 @@ class _Kept:
         """One more prompt, with or without an answer."""
         if self.prompts.get(prompt.id, prompt).prompt != prompt.prompt:
             raise Unusable(f"id {prompt.id!r} belongs to another prompt, at {self._places[prompt.id]}")
-        made = None if answer is None else Demonstration(f"d-{digest(prompt.prompt, answer)}", prompt.prompt, answer, prompt.id, domain=prompt.domain)
+        made = (
+            None
+            if answer is None
+            else Demonstration(
+                f"d-{digest(prompt.prompt, answer)}", prompt.prompt, answer, prompt.id, domain=prompt.domain
+            )
+        )
         name = prompt.id if made is None else made.id
         if name in self._places:
             raise Unusable(f"the same {'prompt' if made is None else 'prompt and answer'} as {self._places[name]}")
@@ -82,7 +90,9 @@ class _Kept:
             self.shown[made.id], self._places[made.id] = made, place
 
 
-def _examples(cells: Cells | str, columns: Mapping[str, str], rule: bool | str | None) -> Iterator[tuple[Prompt, str | None]]:
+def _examples(
+    cells: Cells | str, columns: Mapping[str, str], rule: bool | str | None
+) -> Iterator[tuple[Prompt, str | None]]:
     if isinstance(cells, str):
         raise Unusable(cells)
     cells = fields.renamed(cells, columns)
@@ -91,4 +101,12 @@ def _examples(cells: Cells | str, columns: Mapping[str, str], rule: bool | str |
     for prompt, answer in fields.examples(cells, multi_turn=True):
         if answer is not None:
             require_text("response", answer)
-        yield Prompt(own or f"p-{digest(prompt)}", prompt, fields.checked_text(cells, "domain") or "general", harmful=bool(harmful)), answer
+        yield (
+            Prompt(
+                own or f"p-{digest(prompt)}",
+                prompt,
+                fields.checked_text(cells, "domain") or "general",
+                harmful=bool(harmful),
+            ),
+            answer,
+        )

@@ -1,4 +1,5 @@
-"""What one row of prompts, demonstrations or the safety set says, whatever tool wrote it: the only reader of such rows."""
+"""What one row of prompts, demonstrations or the safety set says, whatever tool wrote it: the only reader of such
+rows."""
 
 import re
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ Example = tuple[str, str | None]
 
 
 def examples(cells: Cells, multi_turn: bool) -> list[Example]:
-    """The prompts of a row with their answers; conversations become transcripts where `multi_turn` allows it and are refused otherwise."""
+    """The prompts of a row with their answers; conversations become transcripts where `multi_turn` allows it and are
+    refused otherwise."""
     rows = _examples(cells, multi_turn)
     for prompt, _ in rows:
         require_text("prompt", prompt)
@@ -32,7 +34,8 @@ def examples(cells: Cells, multi_turn: bool) -> list[Example]:
 
 
 def harmful(cells: Cells) -> bool | None:
-    """Whether the row says that its prompt should be declined: `harmful`, or `label` safe or unsafe; None where it says nothing."""
+    """Whether the row says that its prompt should be declined: `harmful`, or `label` safe or unsafe; None where it
+    says nothing."""
     by_column = truth(cells, "harmful")
     label = str(cells.get("label")).strip().lower()
     by_label = _TRUTH[label] if label in _LABELS else None
@@ -42,13 +45,16 @@ def harmful(cells: Cells) -> bool | None:
 
 
 def harmful_by(cells: Cells, rule: bool | str | None, file: str) -> bool:
-    """Whether a row of the safety set is harmful, where `rule` says so for its file: a value for all its rows, or the name of a column."""
+    """Whether a row of the safety set is harmful, where `rule` says so for its file: a value for all its rows, or
+    the name of a column."""
     stated = harmful(cells)
     value = truth(cells, rule) if isinstance(rule, str) else rule
     if isinstance(rule, str) and value is None:
         raise Unusable(f"no {rule!r}, which data.safety_harmful names for {file} (keys: {keys(cells)})")
     if stated is not None and value is not None and stated != value:
-        raise Unusable(f"the row says harmful = {str(stated).lower()}, data.safety_harmful says {str(value).lower()} of it")
+        raise Unusable(
+            f"the row says harmful = {str(stated).lower()}, data.safety_harmful says {str(value).lower()} of it"
+        )
     known = stated if value is None else value
     if known is None:
         raise Unusable(UNSTATED)
@@ -126,7 +132,8 @@ def _conversation(turns: list[Turn], what: str, multi_turn: bool) -> Example:
 
 def _listed_prompt(cells: Cells, multi_turn: bool) -> Example:
     """A prompt as a list of messages; its answer is another list, or text."""
-    turns, answer = listed(cells["prompt"], "prompt"), cells.get("completion")
+    turns = listed(cells["prompt"], "prompt")
+    answer = cells.get("completion")
     if isinstance(answer, list):
         return _conversation([*turns, *listed(answer, "completion")], "prompt and completion", multi_turn)
     prompt, answered = _conversation(turns, "prompt", multi_turn)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from towpath.data.pairs import Gathering, Imported, Kind, Pair
+from towpath.data.preference_record import Standing, standings
 from towpath.data.rankings import ANSWERS, ranked, trees
 from towpath.data.shapes import (
     SIDES,
@@ -18,8 +19,7 @@ from towpath.data.shapes import (
     keys,
     plain_row,
     transcript_row,
-)  # fmt: skip
-from towpath.data.standing import Standing, standings
+)
 from towpath.data.tables import Cells, Rows, Unusable, files, kind, rows, write
 from towpath.data.tools import argilla, argilla_row, label_studio, label_studio_row
 from towpath.errors import DataError
@@ -38,11 +38,19 @@ _READERS: dict[str, Callable[[Rows], Iterator[tuple[int, Pair | str]]]] = {
     "label-studio": lambda found: each(found, label_studio),
 }
 _WRITERS: dict[str, Callable[[Standing], Cells]] = {
-    "pairs": plain_row, "conversational": conversational_row, "transcripts": transcript_row, "comparisons": compared_row,
-    "argilla": argilla_row, "label-studio": label_studio_row,
-}  # fmt: skip
+    "pairs": plain_row,
+    "conversational": conversational_row,
+    "transcripts": transcript_row,
+    "comparisons": compared_row,
+    "argilla": argilla_row,
+    "label-studio": label_studio_row,
+}
 _DECIDED = ("pairs", "conversational", "transcripts")
-_NESTED = {"conversational": (".jsonl", ".json", ".parquet"), "argilla": (".json", ".jsonl"), "label-studio": (".json", ".jsonl")}
+_NESTED = {
+    "conversational": (".jsonl", ".json", ".parquet"),
+    "argilla": (".json", ".jsonl"),
+    "label-studio": (".json", ".jsonl"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,16 +62,25 @@ class Written:
 
 
 def read_preferences(
-    path: Path, format: Shape | Literal["auto"] = "auto", name: str = "", kind: Kind = "person", rater: str = "", prompts: Iterable[Prompt] = ()
+    path: Path,
+    format: Shape | Literal["auto"] = "auto",
+    name: str = "",
+    kind: Kind = "person",
+    rater: str = "",
+    prompts: Iterable[Prompt] = (),
 ) -> Imported:
-    """The preferences in a file, or in the files of a folder, as records; every row that cannot be used is named with its reason.
+    """The preferences in a file, or in the files of a folder, as records; every row that cannot be used is named
+    with its reason.
 
-    `name` is what the source is called (the file's name otherwise), `rater` who judged where rows do not say, `prompts` those that the run
+    `name` is what the source is called (the file's name otherwise), `rater` who judged where rows do not say,
+    `prompts` those that the run
     has: a question among them keeps its id and its side of the split.
+
     """
     if format != "auto" and format not in _READERS:
         raise DataError(f"format {format!r}", "auto, " + ", ".join(get_args(Shape)), "name one of these")
-    gathering, seen = Gathering(f"import:{name or _stem(path)}", kind, rater, prompts), 0
+    gathering = Gathering(f"import:{name or _stem(path)}", kind, rater, prompts)
+    seen = 0
     for file in files(path):
         place = file.relative_to(path).as_posix() if path.is_dir() else file.name
         for line, pair in _read(file, format):
@@ -80,7 +97,11 @@ def write_preferences(store: Store, path: Path, format: Layout = "pairs") -> Wri
         raise DataError(f"format {format!r}", ", ".join(get_args(Layout)), "name one of these")
     allowed = _NESTED.get(format, (".jsonl", ".json", ".csv", ".parquet"))
     if path.suffix.lower() not in allowed:
-        raise DataError(f"{path}: {format} has no place in {path.suffix or 'a file of no type'}", "one of " + ", ".join(allowed), "name it so")
+        raise DataError(
+            f"{path}: {format} has no place in {path.suffix or 'a file of no type'}",
+            "one of " + ", ".join(allowed),
+            "name it so",
+        )
     made: list[Cells] = []
     left_out: list[str] = []
     for standing in standings(store):
@@ -89,13 +110,18 @@ def write_preferences(store: Store, path: Path, format: Layout = "pairs") -> Wri
         except Unusable as reason:
             left_out.append(f"{standing.known.comparison.id}: {reason}")
     if not made:
-        raise DataError(f"nothing to write: {len(left_out)} comparisons, none decided", f"{format} holds decided pairs", "judge some first")
+        raise DataError(
+            f"nothing to write: {len(left_out)} comparisons, none decided",
+            f"{format} holds decided pairs",
+            "judge some first",
+        )
     write(path, made)
     return Written(len(made), left_out)
 
 
 def add(store: Store, imported: Imported) -> dict[str, int]:
-    """Put imported records into a Store, all or none; how many of each kind were new. An id that means something else there is refused."""
+    """Put imported records into a Store, all or none; how many of each kind were new. An id that means something
+    else there is refused."""
     before = store.counts()
     _require_same(store, imported)
     with store.together():
@@ -140,7 +166,9 @@ def _shape(file: Path, cells: Cells) -> Shape:
 
 def _row(standing: Standing, format: str) -> Cells:
     if format in _DECIDED and standing.choice not in ("a", "b"):
-        raise Unusable("nobody judged it" if standing.choice is None else f"neither answer is better ({standing.choice})")
+        raise Unusable(
+            "nobody judged it" if standing.choice is None else f"neither answer is better ({standing.choice})"
+        )
     return _WRITERS[format](standing)
 
 
@@ -155,7 +183,11 @@ def _require_same(store: Store, imported: Imported) -> None:
         for record in records:
             other = known.get(record.id, record)
             if any(getattr(other, name) != getattr(record, name) for name in names):
-                raise DataError(f"id {record.id!r} means something else in this ledger", "an id names one text", "import into another ledger")
+                raise DataError(
+                    f"id {record.id!r} means something else in this ledger",
+                    "an id names one text",
+                    "import into another ledger",
+                )
 
 
 def _stem(path: Path) -> str:

@@ -1,4 +1,5 @@
-"""Token counts of prompts and answers, kept in the run folder by content, and the rows that are too long for a recipe."""
+"""Token counts of prompts and answers, kept in the run folder by content, and the rows that are too long for a
+recipe."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -6,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from towpath.data.cache import code_fingerprint, read_cache, write_cache
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
+from towpath.data.file_cache import code_fingerprint, read_cache, write_cache
 from towpath.data.refused import Part, RefusedRow, refused_row
 from towpath.recipe import Recipe
 
@@ -52,8 +53,11 @@ def model_key(recipe: Recipe) -> str:
 class TokenLengths:
     """Token counts by text. Without a chat only those are known that were counted before; they are None otherwise."""
 
-    def __init__(self, chat: Chat | None, cache: Path | None = None, model: str = "", context: int | None = None) -> None:
-        self._chat, self._cache = chat, cache
+    def __init__(
+        self, chat: Chat | None, cache: Path | None = None, model: str = "", context: int | None = None
+    ) -> None:
+        self._chat = chat
+        self._cache = cache
         cached = read_cache(cache)
         tokenizer = _fingerprint(chat) if chat else cached.get("tokenizer", "")
         fits = cached.get("tokenizer") == tokenizer and (chat is not None or cached.get("model") == model)
@@ -92,11 +96,24 @@ class TokenLengths:
 def too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list[TooLong]:
     """Every record that is too long, once for each limit it breaks."""
     parts: tuple[tuple[Part, Sequence], ...] = (("prompts", corpus.prompts), ("safety", corpus.safety))
-    records = [one for part, prompts in parts for p in prompts for one in _prompt(part, p.id, lengths.prompt(p.prompt) or 0, limits)]
+    records = [
+        one
+        for part, prompts in parts
+        for p in prompts
+        for one in _prompt(part, p.id, lengths.prompt(p.prompt) or 0, limits)
+    ]
     for d in corpus.demonstrations:
         tokens = (lengths.prompt(d.prompt) or 0) + (lengths.answer(d.response) or 0)
         if limits.context and tokens > limits.context:
-            records.append(TooLong("demonstrations", d.id, tokens, "row", f"more tokens than the model's context of {limits.context} ({tokens})"))
+            records.append(
+                TooLong(
+                    "demonstrations",
+                    d.id,
+                    tokens,
+                    "row",
+                    f"more tokens than the model's context of {limits.context} ({tokens})",
+                )
+            )
     return records
 
 
@@ -105,7 +122,11 @@ def without(corpus: Corpus, long: Sequence[TooLong]) -> Corpus:
     if not long:
         return corpus
     left_out = {(one.part, one.id) for one in long}
-    orphans = [d for d in corpus.demonstrations if ("prompts", d.prompt_id) in left_out and ("demonstrations", d.id) not in left_out]
+    orphans = [
+        d
+        for d in corpus.demonstrations
+        if ("prompts", d.prompt_id) in left_out and ("demonstrations", d.id) not in left_out
+    ]
     rows = refused_rows(corpus, long)
     rows += [_row(corpus, "demonstrations", d.id, f"its prompt {d.prompt_id!r} is too long") for d in orphans]
     left_out |= {("demonstrations", d.id) for d in orphans}
@@ -120,7 +141,9 @@ def without(corpus: Corpus, long: Sequence[TooLong]) -> Corpus:
 
 def refused_rows(corpus: Corpus, long: Sequence[TooLong]) -> list[RefusedRow]:
     """Records that are too long, as rows of their files, each once."""
-    return list({(one.part, one.id): _row(corpus, one.part, one.id, one.reason) for one in reversed(long)}.values())[::-1]
+    return list({(one.part, one.id): _row(corpus, one.part, one.id, one.reason) for one in reversed(long)}.values())[
+        ::-1
+    ]
 
 
 def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
@@ -130,7 +153,11 @@ def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
 def _prompt(part: Part, name: str, tokens: int, limits: Limits) -> list[TooLong]:
     records = []
     if tokens > limits.prompt:
-        records.append(TooLong(part, name, tokens, "prompt", f"more tokens than data.max_prompt_tokens = {limits.prompt} ({tokens})"))
+        records.append(
+            TooLong(
+                part, name, tokens, "prompt", f"more tokens than data.max_prompt_tokens = {limits.prompt} ({tokens})"
+            )
+        )
     if limits.context and tokens > limits.context - limits.new_tokens:
         reason = f"no room for {limits.new_tokens} new tokens in the model's context of {limits.context} ({tokens})"
         records.append(TooLong(part, name, tokens, "context", reason))

@@ -35,7 +35,8 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one prompt, the row's own verdict, and what named raters said; judgements here have no key and comparison yet."""
+    """Two answers to one prompt, the row's own verdict, and what named raters said; judgements here have no key and
+    comparison yet."""
 
     prompt: str
     a: str
@@ -67,7 +68,12 @@ def opinion(choice: Choice, rater: str = "", **more: Any) -> Judgement:
 
 def provenance(known: Known) -> str:
     """The records behind a row, as the text that travels with it."""
-    told = {"prompt": as_row(known.prompt), "a": as_row(known.a), "b": as_row(known.b), "comparison": as_row(known.comparison)}
+    told = {
+        "prompt": as_row(known.prompt),
+        "a": as_row(known.a),
+        "b": as_row(known.b),
+        "comparison": as_row(known.comparison),
+    }
     judged = [as_row(j) for j in known.judgements]
     return json.dumps(told | {"judgements": judged, "choice": known.choice}, ensure_ascii=False)
 
@@ -81,7 +87,9 @@ def remembered(text: Any) -> Known | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
-        raise Unusable(f"provenance cannot be read: {where}: {first['msg']}; remove the cell to import the row without it") from None
+        raise Unusable(
+            f"provenance cannot be read: {where}: {first['msg']}; remove the cell to import the row without it"
+        ) from None
 
 
 _KNOWN = TypeAdapter(Known)
@@ -96,9 +104,13 @@ class Gathering:
     """Takes pairs one by one and makes of them records that fit together."""
 
     def __init__(self, source: str, kind: Kind = "person", rater: str = "", prompts: Iterable[Prompt] = ()) -> None:
-        self.source, self.kind, self.rater = source, kind, rater or source
+        self.source = source
+        self.kind = kind
+        self.rater = rater or source
         self._ours = {p.prompt: p for p in prompts}
-        self._splits: dict[str, Split] = {normalised(p.prompt): p.split for p in self._ours.values() if p.split != "train"}
+        self._splits: dict[str, Split] = {
+            normalised(p.prompt): p.split for p in self._ours.values() if p.split != "train"
+        }
         self._prompts: dict[str, Prompt] = {}
         self._completions: dict[str, Completion] = {}
         self._comparisons: dict[str, Comparison] = {}
@@ -121,7 +133,9 @@ class Gathering:
     def imported(self) -> Imported:
         """All that was gathered."""
         judgements = tuple(j for _, j in self._turns.values())
-        prompts, completions, comparisons = self._prompts.values(), self._completions.values(), self._comparisons.values()
+        prompts = self._prompts.values()
+        completions = self._completions.values()
+        comparisons = self._comparisons.values()
         return Imported(tuple(prompts), tuple(completions), tuple(comparisons), judgements, self._refused, self._places)
 
     def _refuse(self, place: str, reason: str) -> None:
@@ -130,18 +144,28 @@ class Gathering:
             self._refused.append(told)
 
     def _placed(self, pair: Pair) -> tuple[Comparison, bool, Known | None]:
-        """The comparison of a pair, whether its sides are the other way round there, and its own records where the texts are still theirs."""
+        """The comparison of a pair, whether its sides are the other way round there, and its own records where the
+        texts are still theirs."""
         known = pair.known
         if known is not None and _fits(known, pair):
-            prompt, a, b, comparison = known.prompt, known.a, known.b, known.comparison
+            prompt = known.prompt
+            a = known.a
+            b = known.b
+            comparison = known.comparison
             swapped = a.text.strip() != pair.a.strip()
         else:
-            known, prompt = None, self._prompt(pair)
+            known = None
+            prompt = self._prompt(pair)
             sides = [self._completion(prompt, text) for text in (pair.a, pair.b)]
             a, b = sorted(sides, key=lambda c: c.id)  # by content, so that the better answer stands on either side
             swapped = a is not sides[0]
             comparison = Comparison(f"i-{digest(prompt.id, a.id, b.id)}", prompt.id, a.id, b.id)
-        for kept, record in ((self._prompts, prompt), (self._completions, a), (self._completions, b), (self._comparisons, comparison)):
+        for kept, record in (
+            (self._prompts, prompt),
+            (self._completions, a),
+            (self._completions, b),
+            (self._comparisons, comparison),
+        ):
             if kept.get(record.id, record) != record:
                 raise Unusable(f"id {record.id!r} is used already for something else")
         self._prompts[prompt.id], self._completions[a.id], self._completions[b.id] = prompt, a, b
@@ -168,11 +192,19 @@ class Gathering:
             said = _seen(j, swapped)
             details = said.details | ({"group": pair.group} if pair.group else {}) | {"import": self.source}
             kind = self.kind if said.kind == "person" else said.kind
-            said = replace(said, comparison=comparison.id, rater=said.rater or self.rater, kind=kind, round=comparison.round, details=details)
+            said = replace(
+                said,
+                comparison=comparison.id,
+                rater=said.rater or self.rater,
+                kind=kind,
+                round=comparison.round,
+                details=details,
+            )
             self._keep(place, said, known.judgements if known else ())
 
     def _keep(self, place: str, said: Judgement, before: Sequence[Judgement] = ()) -> None:
-        """One turn of a rater; beside what the ledger that wrote the row knows of them, a change of mind is a new round."""
+        """One turn of a rater; beside what the ledger that wrote the row knows of them, a change of mind is a new
+        round."""
         earlier = [j for j in before if j.rater == said.rater]
         if any(j.choice == said.choice for j in earlier[-1:]):
             return
@@ -183,7 +215,10 @@ class Gathering:
         if turn in self._turns:
             where, other = self._turns[turn]
             if other.choice != said.choice:
-                raise Unusable(f"{where} says {other.choice} of this pair and here it is {said.choice}; a column `rater` keeps both")
+                raise Unusable(
+                    f"{where} says {other.choice} of this pair and here it is {said.choice}; a column `rater` keeps "
+                    "both"
+                )
             raise Unusable(f"the same judgement as {where}")
         self._turns[turn] = (place, said)
 
@@ -198,7 +233,11 @@ def _require_texts(pair: Pair) -> None:
 def _fits(known: Known, pair: Pair) -> bool:
     """Whether the records of a row belong to each other and to its texts, blanks around them aside."""
     c = known.comparison
-    whole = (c.prompt_id, c.a, c.b) == (known.prompt.id, known.a.id, known.b.id) and known.a.prompt_id == known.b.prompt_id == known.prompt.id
+    whole = (c.prompt_id, c.a, c.b) == (
+        known.prompt.id,
+        known.a.id,
+        known.b.id,
+    ) and known.a.prompt_id == known.b.prompt_id == known.prompt.id
     whole = whole and all(j.comparison == c.id and j.key for j in known.judgements)
     texts = [{text.strip() for text in both} for both in ((known.a.text, known.b.text), (pair.a, pair.b))]
     return whole and known.prompt.prompt.strip() == pair.prompt.strip() and texts[0] == texts[1]

@@ -1,4 +1,5 @@
-"""Answers in order of merit, in one row or as a tree of messages: every two of them are a pair, and the pairs stay together."""
+"""Answers in order of merit, in one row or as a tree of messages: every two of them are a pair, and the pairs stay
+together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,11 +50,16 @@ def _answer(found: Any) -> str:
 def _places(cells: Cells, answers: list[Any]) -> list[float]:
     """A lower place is a better answer."""
     for names, sign in ((_RANKS, 1), (_SCORES, -1)):
-        inner = [next((found[name] for name in names if name in found), None) if isinstance(found, dict) else None for found in answers]
+        inner = [
+            next((found[name] for name in names if name in found), None) if isinstance(found, dict) else None
+            for found in answers
+        ]
         outer = next((cells[f"{name}s"] for name in names if isinstance(cells.get(f"{name}s"), list)), None)
         given = inner if any(place is not None for place in inner) else outer
         if given is not None:
-            numbers = [float(place) for place in given if isinstance(place, int | float) and not isinstance(place, bool)]
+            numbers = [
+                float(place) for place in given if isinstance(place, int | float) and not isinstance(place, bool)
+            ]
             if not len(numbers) == len(given) == len(answers):
                 raise Unusable(f"not every answer has a number as its {names[0]}")
             return [sign * place for place in numbers]
@@ -112,7 +118,8 @@ def _messages(line: int, cells: Cells) -> Iterator[_Message | str]:
             yield "a reply is not an object"
             continue
         name, role, said = (told.get(key) for key in ("message_id", "role", "text"))
-        rank, parent = told.get("rank"), told.get("parent_id") or above
+        rank = told.get("rank")
+        parent = told.get("parent_id") or above
         if not isinstance(name, str) or not name:
             yield f"no message_id (keys: {keys(told)})"
         elif role not in ("prompter", "assistant"):

@@ -32,7 +32,8 @@ class Recorded:
 def read(run: Path, pattern: str, corpus: Corpus) -> Iterator[tuple[Imported, list[RefusedRow]]]:
     """The preferences of each file with their places in the run, and its rows that cannot be used."""
     for path in matched(run, "data.preferences", pattern):
-        name, imported = name_in(run, path), formats.read_preferences(path, prompts=corpus.prompts)
+        name = name_in(run, path)
+        imported = formats.read_preferences(path, prompts=corpus.prompts)
         places = {key: place.replace(path.name, name, 1) for key, place in imported.places.items()}
         rows = [row.replace(path.name, name, 1).partition(": ") for row in imported.refused]
         yield replace(imported, places=places), [refused_row("preferences", place, reason) for place, _, reason in rows]
@@ -57,7 +58,8 @@ def unfit(prompt: str, held: set[str], limit: int, length: Length) -> str:
 
 def survey(run: Path, pattern: str, corpus: Corpus, limit: int, length: Length) -> Recorded:
     """Count what the files hold and what of it may be used."""
-    total, held = Recorded(), held_out(corpus)
+    total = Recorded()
+    held = held_out(corpus)
     for imported, refused in read(run, pattern, corpus):
         total.refused += refused
         prompts = {p.id: unfit(p.prompt, held, limit, length) for p in imported.prompts}

@@ -1,4 +1,5 @@
-"""Rows that cannot be used: each with its file, line and reason, counted by reason, and all of them in a file of the run."""
+"""Rows that cannot be used: each with its file, line and reason, counted by reason, and all of them in a file of the
+run."""
 
 import json
 import re
@@ -16,7 +17,9 @@ from towpath.store.publish import replace_file
 FILE = "reports/refused_rows.jsonl"
 IMPORT_FILE = "reports/refused_import.jsonl"
 """Rows of the last `towpath label import` that could not be used."""
-SHOWN, SHOWN_OF_A_REASON, SHOWN_REASONS = 20, 5, 8
+SHOWN = 20
+SHOWN_OF_A_REASON = 5
+SHOWN_REASONS = 8
 
 Part = Literal["prompts", "demonstrations", "safety", "preferences"]
 
@@ -37,7 +40,9 @@ class RefusedRow:
 def refused_row(part: Part, position: str, reason: str) -> RefusedRow:
     """A refused row at a position such as `file:line`."""
     file, _, line = position.rpartition(":")
-    return RefusedRow(part, sys.intern(file), int(line), sys.intern(reason))  # of a million rows, most have a file and a reason in common
+    return RefusedRow(
+        part, sys.intern(file), int(line), sys.intern(reason)
+    )  # of a million rows, most have a file and a reason in common
 
 
 def by_reason(rows: Iterable[RefusedRow]) -> Counter[str]:
@@ -78,7 +83,9 @@ def skipped(rows: Sequence[RefusedRow]) -> list[Finding]:
     """The warning that rows are left out; none where all are used."""
     if not rows:
         return []
-    evidence = f"{len(rows)} row{'s are' if len(rows) > 1 else ' is'} left out: {summary(rows)}; all are listed in {FILE}"
+    evidence = (
+        f"{len(rows)} row{'s are' if len(rows) > 1 else ' is'} left out: {summary(rows)}; all are listed in {FILE}"
+    )
     return [Finding("rows-skipped", "warning", evidence, "data.unusable = 'skip'", "fix these rows to use them")]
 
 

@@ -17,7 +17,8 @@ from towpath.errors import ModelError
 
 WORKER = Path(template_worker.__file__)
 WALL = 60.0
-"""Seconds for a reply by the clock: the worker limits its processor time; a machine with much else to do may take far longer."""
+"""Seconds for a reply by the clock: the worker limits its processor time; a machine with much else to do may take
+far longer."""
 LARGEST_REPLY = 64 * 2**20
 RULE = "a chat template renders a user's message, within 2 s and 512 MiB"
 FIX = "use model.template = 'chatml', or a Jinja file that renders one user turn"
@@ -31,8 +32,16 @@ class Renderer:
         self._end: Any = None
         self._asking = threading.Lock()
 
-    def render(self, template: str, place: str, messages: Sequence[Mapping[str, str]], waits: bool, variables: Mapping[str, Any]) -> str:
-        """The template's text of a conversation; `waits` for an answer, or not. `place` is what errors call the template."""
+    def render(
+        self,
+        template: str,
+        place: str,
+        messages: Sequence[Mapping[str, str]],
+        waits: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        """The template's text of a conversation; `waits` for an answer, or not. `place` is what errors call the
+        template."""
         request = {"template": template, "messages": list(messages), "waits": waits, "variables": dict(variables)}
         with self._asking:
             reply = self._asked(json.dumps(request).encode() + b"\n")
@@ -58,7 +67,11 @@ class Renderer:
             status = self._stop()
             slow = reply is None or status == -signal.SIGPROF
             limit = f"{template_worker.SECONDS:.0f} s" if status == -signal.SIGPROF else f"{WALL:.0f} s by the clock"
-            return {"error": f"it has not ended within {limit}" if slow else f"the process that renders it ended with status {status}"}
+            return {
+                "error": f"it has not ended within {limit}"
+                if slow
+                else f"the process that renders it ended with status {status}"
+            }
         return json.loads(reply)
 
     def _started(self) -> "subprocess.Popen[bytes]":
@@ -67,16 +80,21 @@ class Renderer:
         environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-P", "-W", "ignore", str(WORKER)]
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for this process alone
-        )  # fmt: skip
+        )
         self._process, self._end = process, weakref.finalize(self, _end, process, os.getpid())
         return process
 
     def _stop(self) -> int:
         """End the worker; its exit status."""
         assert self._process is not None
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         self._end()
         return process.returncode
 
@@ -90,9 +108,11 @@ class TemplateRaised(TemplateFailed):
 
 
 def _line(process: "subprocess.Popen[bytes]") -> bytes | None:
-    """A line of the worker's; None where it takes too long or says too much; without its end where the worker has ended."""
+    """A line of the worker's; None where it takes too long or says too much; without its end where the worker has
+    ended."""
     assert process.stdout
-    found, poll = bytearray(), select.poll()
+    found = bytearray()
+    poll = select.poll()
     poll.register(process.stdout, select.POLLIN | select.POLLHUP)
     while not found.endswith(b"\n"):
         if not poll.poll(WALL * 1000) or len(found) > LARGEST_REPLY:

@@ -6,21 +6,38 @@ from datetime import datetime
 from typing import Any, get_args
 
 from towpath.data.pairs import Kind, Pair, opinion, remembered
-from towpath.data.standing import Standing
+from towpath.data.preference_record import Standing
 from towpath.data.tables import Cells, Rows, Unusable, kind_of
 from towpath.data.transcripts import Turn, asked, conversation, heard, listed, messages, parted, written
 from towpath.records import Choice, Judgement
 
 QUESTIONS = ("prompt", "instruction", "question", "query", "prompts_final")
 SIDES = (
-    ("a", "b"), ("answer_a", "answer_b"), ("response_a", "response_b"), ("conversation_a", "conversation_b"), ("response-1", "response-2"),
-    ("response_1", "response_2"), ("response1", "response2"), ("answer1", "answer2"), ("text1", "text2"),
-)  # fmt: skip
+    ("a", "b"),
+    ("answer_a", "answer_b"),
+    ("response_a", "response_b"),
+    ("conversation_a", "conversation_b"),
+    ("response-1", "response-2"),
+    ("response_1", "response_2"),
+    ("response1", "response2"),
+    ("answer1", "answer2"),
+    ("text1", "text2"),
+)
 """Names under which other tools keep the two answers."""
 _CHOICES: dict[str, Choice] = {
-    "a": "a", "b": "b", "tie": "tie", "both_bad": "both_bad", "model_a": "a", "model_b": "b", "tie (bothbad)": "both_bad", "bothbad": "both_bad",
-    "left": "a", "right": "b", "1": "a", "2": "b",
-}  # fmt: skip
+    "a": "a",
+    "b": "b",
+    "tie": "tie",
+    "both_bad": "both_bad",
+    "model_a": "a",
+    "model_b": "b",
+    "tie (bothbad)": "both_bad",
+    "bothbad": "both_bad",
+    "left": "a",
+    "right": "b",
+    "1": "a",
+    "2": "b",
+}
 _RATERS = ("rater", "annotator", "annotator_id", "worker", "worker_id", "labeler", "judge")
 _NUMBERS = ("margin", "weight", "chance", "score_chosen", "score_rejected")
 
@@ -47,11 +64,14 @@ def chosen_rejected(cells: Cells) -> Iterator[Pair]:
 def compared(cells: Cells) -> Iterator[Pair]:
     """A row with two answers and who won; one that nobody judged is a pair without a verdict."""
     left, right = sides(cells)
-    one, two = cells[left], cells[right]
+    one = cells[left]
+    two = cells[right]
     if isinstance(one, list) or isinstance(two, list):
         prompt, first, second = _common(listed(one, left), listed(two, right), (left, right))
     else:
-        prompt, first, second = question(cells), text(cells, left), text(cells, right)
+        prompt = question(cells)
+        first = text(cells, left)
+        second = text(cells, right)
     won = str(cells.get("choice", cells.get("winner")) or "").strip()
     found = choice_of(won, (left, right))
     if won and not found:
@@ -96,7 +116,8 @@ def keys(cells: Cells) -> str:
 
 
 def choice_of(value: Any, names: tuple[str, str] | None = None) -> Choice | None:
-    """The choice that a word of another tool stands for, if it stands for one; the names of the two answers stand for themselves."""
+    """The choice that a word of another tool stands for, if it stands for one; the names of the two answers stand
+    for themselves."""
     told = str(value).strip()
     if names and told in names:
         return "a" if told == names[0] else "b"
@@ -106,13 +127,15 @@ def choice_of(value: Any, names: tuple[str, str] | None = None) -> Choice | None
 def _prompted(cells: Cells) -> tuple[str, str, str]:
     if "chosen" not in cells or "rejected" not in cells:
         raise Unusable(f"no chosen and rejected (keys: {keys(cells)})")
-    better, worse = cells["chosen"], cells["rejected"]
+    better = cells["chosen"]
+    worse = cells["rejected"]
     if isinstance(better, list) and isinstance(worse, list):
         turns = listed(better, "chosen"), listed(worse, "rejected")
         if all(len(one) == 1 for one in turns):
             return question(cells), _alone(turns[0], "chosen"), _alone(turns[1], "rejected")
         return _common(*turns, ("chosen", "rejected"))
-    one, two = text(cells, "chosen"), text(cells, "rejected")
+    one = text(cells, "chosen")
+    two = text(cells, "rejected")
     if any(cells.get(key) for key in QUESTIONS):
         return question(cells), one, two
     for what, told in (("chosen", one), ("rejected", two)):
@@ -141,14 +164,24 @@ def _question_turns(turns: list[Turn]) -> list[Turn]:
 
 def _whole(cells: Cells, prompt: str, a: str, b: str, verdict: Judgement | None) -> Pair:
     group = cells.get("group")
-    return Pair(prompt, a, b, verdict, (), text(cells, "domain"), "" if group is None else str(group), remembered(cells.get("provenance")))
+    return Pair(
+        prompt,
+        a,
+        b,
+        verdict,
+        (),
+        text(cells, "domain"),
+        "" if group is None else str(group),
+        remembered(cells.get("provenance")),
+    )
 
 
 def _verdict(cells: Cells, choice: Choice) -> Judgement:
     """The row's own word on its pair, with what it tells of who said so."""
     rater = next((str(cells[key]) for key in _RATERS if cells.get(key) not in (None, "")), "")
     shown, kind, at = (text(cells, key) for key in ("shown", "kind", "at"))
-    strength, spent = _whole_number(cells, "strength"), _whole_number(cells, "milliseconds")
+    strength = _whole_number(cells, "strength")
+    spent = _whole_number(cells, "milliseconds")
     if kind and kind not in get_args(Kind):
         raise Unusable(f"kind {kind!r} is not one of {', '.join(get_args(Kind))}")
     if shown not in ("", "ab", "ba"):
@@ -160,9 +193,17 @@ def _verdict(cells: Cells, choice: Choice) -> Judgement:
     details: dict[str, Any] = {key: _number(cells, key) for key in _NUMBERS if cells.get(key) not in (None, "")}
     details |= {} if shown else {"shown": "unknown"}
     return opinion(
-        choice, rater, kind=kind or "person", shown=shown or "ab", strength=strength or 1, milliseconds=spent, at=at,
-        guideline=text(cells, "guideline"), comment=text(cells, "comment"), details=details,
-    )  # fmt: skip
+        choice,
+        rater,
+        kind=kind or "person",
+        shown=shown or "ab",
+        strength=strength or 1,
+        milliseconds=spent,
+        at=at,
+        guideline=text(cells, "guideline"),
+        comment=text(cells, "comment"),
+        details=details,
+    )
 
 
 def is_time(told: str) -> bool:
@@ -211,7 +252,10 @@ def transcript_row(s: Standing) -> Cells:
     if any(role == "system" for role, _ in turns[0]):
         raise Unusable("a system message has no place in a transcript")
     better, worse = (written(one) for one in turns)
-    if any(heard(told) != [(role, said.strip()) for role, said in one] for told, one in zip((better, worse), turns, strict=True)):
+    if any(
+        heard(told) != [(role, said.strip()) for role, said in one]
+        for told, one in zip((better, worse), turns, strict=True)
+    ):
         raise Unusable("a text holds the mark of another turn (a blank line, then Human: or Assistant:)")
     return {"chosen": better, "rejected": worse} | _extras(s)
 
@@ -224,6 +268,13 @@ def compared_row(s: Standing) -> Cells:
 def _extras(s: Standing) -> Cells:
     chance = 1 - s.chance if s.choice == "b" else s.chance
     return {
-        "weight": round(s.weight, 6), "margin": round(s.margin, 6), "chance": round(chance, 6), "source": s.source, "group": s.group,
-        "domain": s.prompt.domain, "split": s.prompt.split, "comparison": s.known.comparison.id, "provenance": s.provenance(),
-    }  # fmt: skip
+        "weight": round(s.weight, 6),
+        "margin": round(s.margin, 6),
+        "chance": round(chance, 6),
+        "source": s.source,
+        "group": s.group,
+        "domain": s.prompt.domain,
+        "split": s.prompt.split,
+        "comparison": s.known.comparison.id,
+        "provenance": s.provenance(),
+    }

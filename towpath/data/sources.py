@@ -26,20 +26,32 @@ R = TypeVar("R", Prompt, Demonstration)
 
 
 def read(run: Path, data: Data, seed: int) -> Corpus:
-    """The files a recipe names as one corpus. A row that cannot be used stops the reading, or is left out where `data.unusable` is "skip"."""
+    """The files a recipe names as one corpus. A row that cannot be used stops the reading, or is left out where
+    `data.unusable` is "skip"."""
     reader = _Reader(run, data, seed)
     places: dict[str, str] = {}
     prompts = reader.identified("prompts", reader.records("prompts", data.prompts, reader.prompt), places)
     guarded, renamed = _apart(reader.records("safety", data.safety, reader.guarded), places)
     safety = reader.identified("safety", guarded, places)
-    shown = reader.identified("demonstrations", reader.records("demonstrations", data.demonstrations, reader.demonstration), {})
+    shown = reader.identified(
+        "demonstrations", reader.records("demonstrations", data.demonstrations, reader.demonstration), {}
+    )
     demonstrations, added, findings = reader.linked(shown, prompts, {p.id for p in safety})
     if reader.refused and data.unusable == "stop":
         raise _unusable(run, reader.refused)
     if not prompts and not added:
         raise _no_prompts(reader.refused)
     found = (*renamed, *findings)
-    return Corpus((*prompts, *added), tuple(demonstrations), tuple(safety), found, reader.files, tuple(reader.refused), reader.places, reader.drawn)
+    return Corpus(
+        (*prompts, *added),
+        tuple(demonstrations),
+        tuple(safety),
+        found,
+        reader.files,
+        tuple(reader.refused),
+        reader.places,
+        reader.drawn,
+    )
 
 
 def matched(run: Path, key: str, pattern: str) -> list[Path]:
@@ -108,7 +120,9 @@ class _Reader:
         unknown = [key for key in self.data.safety_harmful if not any(_is_called(name, key) for name in names)]
         if unknown:
             value = f"data.safety_harmful names {unknown[0]!r}, which is no file of the safety set"
-            raise RecipeError(value, "its keys are names or patterns of files of data.safety", f"one of {', '.join(names) or 'none'}")
+            raise RecipeError(
+                value, "its keys are names or patterns of files of data.safety", f"one of {', '.join(names) or 'none'}"
+            )
 
     def prompt(self, cells: Cells, _file: str) -> Iterator[Prompt]:
         """The prompts of a row."""
@@ -133,7 +147,9 @@ class _Reader:
             key = normalised(text)
             if split and self._named_splits.get(key) != "heldout":  # one row that withholds a prompt is enough
                 self._named_splits[key] = split
-            named, style, domain = fields.name(cells, "prompt_id"), fields.checked_text(cells, "style"), fields.checked_text(cells, "domain")
+            named = fields.name(cells, "prompt_id")
+            style = fields.checked_text(cells, "style")
+            domain = fields.checked_text(cells, "domain")
             yield Demonstration(_id(cells), text, response, named, style, domain)
 
     def draw(self, text: str) -> Split:
@@ -146,7 +162,9 @@ class _Reader:
         kept = []
         for place, record in made:
             if record.id and record.id in places:
-                self.refused.append(refused_row(part, place, f"id {record.id!r} is used already at {places[record.id]}"))
+                self.refused.append(
+                    refused_row(part, place, f"id {record.id!r} is used already at {places[record.id]}")
+                )
                 continue
             if record.id:
                 places[record.id] = place
@@ -160,15 +178,24 @@ class _Reader:
             self.places[part, record.id] = place
         return named
 
-    def linked(self, shown: list[Demonstration], prompts: list[Prompt], guarded: set[str]) -> tuple[list[Demonstration], list[Prompt], list[Finding]]:
+    def linked(
+        self, shown: list[Demonstration], prompts: list[Prompt], guarded: set[str]
+    ) -> tuple[list[Demonstration], list[Prompt], list[Finding]]:
         """Demonstrations with their prompts; those of held-out prompts are left out, and that is said."""
-        by_id, same, added, kept, dropped = {p.id: p for p in prompts}, _by_text(prompts), [], [], []
+        by_id = {p.id: p for p in prompts}
+        same = _by_text(prompts)
+        added = []
+        kept = []
+        dropped = []
         taken = dict.fromkeys([*by_id, *guarded], "")
         for demonstration in shown:
-            text, name = normalised(demonstration.prompt), demonstration.prompt_id
+            text = normalised(demonstration.prompt)
+            name = demonstration.prompt_id
             place = self.places["demonstrations", demonstration.id]
             if name in guarded:
-                self.refused.append(refused_row("demonstrations", place, f"prompt_id {name!r} belongs to the safety set"))
+                self.refused.append(
+                    refused_row("demonstrations", place, f"prompt_id {name!r} belongs to the safety set")
+                )
                 continue
             if name in by_id and normalised(by_id[name].prompt) != text:
                 self.refused.append(refused_row("demonstrations", place, f"prompt_id {name!r} has another prompt"))
@@ -198,13 +225,22 @@ def _unusable(run: Path, rows: list[RefusedRow]) -> DataError:
     if unstated:
         entries = ", ".join(f'"{file}" = true' for file in unstated)
         fix = "give the rows of the safety set `harmful` (true or false) or `label` (safe or unsafe), or set "
-        fix += f"data.safety_harmful = {{ {entries} }} where all are harmful, false where none is, or the name of the column that says so"
-    return DataError(value, "each row must be usable, and one of the safety set says whether it is harmful; none is left out unasked", fix)
+        fix += f"data.safety_harmful = {{ {entries} }} where all are harmful, false where none is, "
+        fix += "or the name of the column that says so"
+    return DataError(
+        value,
+        "each row must be usable, and one of the safety set says whether it is harmful; none is left out unasked",
+        fix,
+    )
 
 
 def _no_prompts(rows: list[RefusedRow]) -> DataError:
     if rows:
-        return DataError(f"no prompts are left: {len(rows)} rows cannot be used: {refused.listing(rows)}", "a run needs prompts", "fix the rows")
+        return DataError(
+            f"no prompts are left: {len(rows)} rows cannot be used: {refused.listing(rows)}",
+            "a run needs prompts",
+            "fix the rows",
+        )
     return DataError("no prompts at all", "a run needs prompts", "name files in data.prompts or data.demonstrations")
 
 
@@ -217,7 +253,10 @@ def _apart(safety: list[tuple[str, Prompt]], taken: dict[str, str]) -> tuple[lis
     def renamed(name: str) -> str:
         return f"safety-{name}" if name in clashing else name
 
-    evidence = f"{len(clashing)} ids of the safety set belong to prompts too, such as {min(clashing)!r}; there they are read as 'safety-…'"
+    evidence = (
+        f"{len(clashing)} ids of the safety set belong to prompts too, such as {min(clashing)!r}; there they are "
+        "read as 'safety-…'"
+    )
     finding = Finding("safety-ids", "info", evidence, "an id names one prompt", "give the safety set ids of its own")
     return [(place, replace(p, id=renamed(p.id), twin=renamed(p.twin))) for place, p in safety], [finding]
 
@@ -240,7 +279,8 @@ def _free(prefix: str, record: Any, taken: dict[str, str]) -> str:
     """An id made from content; equal rows are told apart by a number."""
     content = json.dumps([record.prompt, getattr(record, "response", "")])
     stem = f"{prefix}-{hashlib.blake2b(content.encode(), digest_size=6).hexdigest()}"
-    name, number = stem, 1
+    name = stem
+    number = 1
     while name in taken:
         number += 1
         name = f"{stem}-{number}"
@@ -248,8 +288,11 @@ def _free(prefix: str, record: Any, taken: dict[str, str]) -> str:
 
 
 def _prompt(cells: Cells, text: str, harmful: bool, split: Split) -> Prompt:
-    domain, difficulty = fields.checked_text(cells, "domain") or "general", fields.checked_text(cells, "difficulty") or "medium"
-    return Prompt(_id(cells), text, domain, difficulty, fields.words(cells, "about"), harmful, split, fields.name(cells, "twin"))
+    domain = fields.checked_text(cells, "domain") or "general"
+    difficulty = fields.checked_text(cells, "difficulty") or "medium"
+    return Prompt(
+        _id(cells), text, domain, difficulty, fields.words(cells, "about"), harmful, split, fields.name(cells, "twin")
+    )
 
 
 def _id(cells: Cells) -> str:

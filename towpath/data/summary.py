@@ -1,6 +1,8 @@
-"""What the state of a run depends on of its data, kept by size and time of the files, so that looking at a run reads none of them.
+"""What the state of a run depends on of its data, kept by size and time of the files, so that looking at a run reads
+none of them.
 
 A stage that runs reads the files: their content alone decides its fingerprint.
+
 """
 
 import hashlib
@@ -9,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from towpath.data.cache import cache_file, code_fingerprint, read_cache, write_cache
 from towpath.data.corpus import Digests
+from towpath.data.file_cache import cache_file, code_fingerprint, read_cache, write_cache
 from towpath.data.lengths import limits_of, model_key
 from towpath.data.sources import matched, name_in
 from towpath.recipe import Recipe
@@ -30,9 +32,15 @@ class DataSummary:
 
 
 def key(run: Path, recipe: Recipe) -> str:
-    """Names the files of a recipe by size, time and inode, the settings that decide what is read of them, and the code that reads."""
-    stamps = {part: [_stamp(run, path) for path in matched(run, f"data.{part}", getattr(recipe.data, part))] for part in PARTS}
-    settings: list[Any] = [recipe.data.model_dump(mode="json", exclude={"preferences", "max_prompt_tokens"}), recipe.seed]
+    """Names the files of a recipe by size, time and inode, the settings that decide what is read of them, and the
+    code that reads."""
+    stamps = {
+        part: [_stamp(run, path) for path in matched(run, f"data.{part}", getattr(recipe.data, part))] for part in PARTS
+    }
+    settings: list[Any] = [
+        recipe.data.model_dump(mode="json", exclude={"preferences", "max_prompt_tokens"}),
+        recipe.seed,
+    ]
     if recipe.data.unusable == "skip":
         settings += [model_key(recipe), asdict(limits_of(recipe, None))]
     return hashlib.sha256(repr([code_fingerprint(), stamps, settings]).encode()).hexdigest()
@@ -61,7 +69,8 @@ def file_hashes(run: Path, paths: Iterable[Path], trust: bool) -> dict[str, str]
     known = dict(cached)
     hashes: dict[str, str] = {}
     for file in paths:
-        name, stamp = name_in(run, file), _stamp(run, file)[1:]
+        name = name_in(run, file)
+        stamp = _stamp(run, file)[1:]
         entry = known.get(name)
         if not (trust and isinstance(entry, list) and entry[:-1] == stamp):
             with file.open("rb") as opened:

@@ -27,7 +27,11 @@ def files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(inner for inner in path.rglob("*") if inner.is_file() and kind(inner) in _READERS)
         if not found:
-            raise DataError(f"{path}: no file to read in this folder", "one of " + ", ".join(_READERS), "convert the files, or name another folder")
+            raise DataError(
+                f"{path}: no file to read in this folder",
+                "one of " + ", ".join(_READERS),
+                "convert the files, or name another folder",
+            )
         return found
     if not path.is_file():
         raise DataError(f"{path}: no such file", "rows come from a file or a folder of files", "mend the path")
@@ -47,7 +51,11 @@ def rows(path: Path) -> Rows:
 def content(path: Path) -> bytes:
     """The bytes of a file of rows, as they are on disk."""
     if not readable(path):
-        raise DataError(f"{path}: files of type {kind(path) or '(none)'} are not read", "one of " + ", ".join(_READERS), "convert it")
+        raise DataError(
+            f"{path}: files of type {kind(path) or '(none)'} are not read",
+            "one of " + ", ".join(_READERS),
+            "convert it",
+        )
     try:
         return path.read_bytes()
     except OSError as error:
@@ -78,7 +86,11 @@ def write(path: Path, found: Sequence[Cells]) -> None:
     """Rows with the same columns into a file that is there whole or not at all."""
     put = _WRITERS.get(path.suffix.lower())
     if put is None:
-        raise DataError(f"{path}: files of type {path.suffix or '(none)'} are not written", "one of " + ", ".join(_WRITERS), "name it so")
+        raise DataError(
+            f"{path}: files of type {path.suffix or '(none)'} are not written",
+            "one of " + ", ".join(_WRITERS),
+            "name it so",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
     try:
@@ -107,11 +119,14 @@ def _json(content: bytes) -> Rows:
 
 
 def _listed(text: str) -> Rows:
-    decoder, line, counted = json.JSONDecoder(), 1, 0
+    decoder = json.JSONDecoder()
+    line = 1
+    counted = 0
     place = text.index("[") + 1
     while True:
         place = _past(text, place)
-        line, counted = line + text.count("\n", counted, place), place
+        line = line + text.count("\n", counted, place)
+        counted = place
         if text[place : place + 1] == "]":
             if _past(text, place + 1) < len(text):
                 yield line, "text after the end of the list; it was not read"
@@ -126,7 +141,10 @@ def _listed(text: str) -> Rows:
         if text[place : place + 1] == ",":
             place += 1
         elif text[place : place + 1] != "]":
-            yield line + text.count("\n", counted, place), "not JSON: the list goes on without a comma; the rows from here on were not read"
+            yield (
+                line + text.count("\n", counted, place),
+                "not JSON: the list goes on without a comma; the rows from here on were not read",
+            )
             return
 
 
@@ -152,7 +170,10 @@ def _parquet(content: bytes) -> Rows:
                 number += 1
                 yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        yield number + 1, f"not Parquet: {(str(error).splitlines() or ['unreadable'])[0]}; the rows from here on were not read"
+        yield (
+            number + 1,
+            f"not Parquet: {(str(error).splitlines() or ['unreadable'])[0]}; the rows from here on were not read",
+        )
 
 
 def _put_jsonl(path: Path, found: Iterable[Cells]) -> None:
@@ -179,5 +200,8 @@ def _put_parquet(path: Path, found: Sequence[Cells]) -> None:
 
 _READERS: dict[str, Callable[[bytes], Rows]] = {".jsonl": json_rows, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 _WRITERS: dict[str, Callable[[Path, Sequence[Cells]], None]] = {
-    ".jsonl": _put_jsonl, ".json": _put_json, ".csv": _put_csv, ".parquet": _put_parquet,
-}  # fmt: skip
+    ".jsonl": _put_jsonl,
+    ".json": _put_json,
+    ".csv": _put_csv,
+    ".parquet": _put_parquet,
+}

@@ -1,4 +1,5 @@
-"""Tokenise text that a chat template and a user wrote together, in one pass: control tokens come from the template alone."""
+"""Tokenise text that a chat template and a user wrote together, in one pass: control tokens come from the template
+alone."""
 
 import copy
 import re
@@ -24,14 +25,19 @@ class Part(NamedTuple):
 class TemplateEncoder:
     """A copy of a tokenizer in which the template's control tokens go by random aliases.
 
-    The text is tokenised whole, as `apply_chat_template(tokenize=True)` does it, so prefix spaces and merges fall where they fall there.
-    A user cannot write an alias, so `<|im_end|>` in a user's text is read as ordinary characters.
+    The text is tokenised whole, as `apply_chat_template(tokenize=True)` does it, so prefix spaces and merges fall
+    where they fall there. A user cannot write an alias, so `<|im_end|>` in a user's text is read as ordinary
+    characters.
     """
 
     def __init__(self, tokenizer: Any, template_text: str = "") -> None:
         backend = tokenizer._tokenizer
         added: dict[int, Any] = backend.get_added_tokens_decoder()
-        self.controls = {token.content: number for number, token in added.items() if token.special or _is_marker(token.content, template_text)}
+        self.controls = {
+            token.content: number
+            for number, token in added.items()
+            if token.special or _is_marker(token.content, template_text)
+        }
         self._backend = copy.deepcopy(backend)
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
@@ -41,9 +47,13 @@ class TemplateEncoder:
         nonce = secrets.token_hex(12)
         self._alias = {content: f"zq{nonce}n{number}qz" for content, number in self.controls.items()}
         self._split = f"zq{nonce}splitqz"
-        self._backend.add_tokens([_renamed(added[number], self._alias[content]) for content, number in self.controls.items()])
+        self._backend.add_tokens(
+            [_renamed(added[number], self._alias[content]) for content, number in self.controls.items()]
+        )
         self._backend.add_tokens([_added(self._split, normalized=False)])
-        self._number: dict[int, int] = {self._id(alias): self.controls[content] for content, alias in self._alias.items()}
+        self._number: dict[int, int] = {
+            self._id(alias): self.controls[content] for content, alias in self._alias.items()
+        }
         self._dropped = self._id(self._split)
         longest_first = sorted(self.controls, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
@@ -58,7 +68,8 @@ class TemplateEncoder:
         return self._encode(head + self._split + self._joined(following))[len(self._encode(head)) :]
 
     def closing(self, text: str) -> str:
-        """Template text up to and with the control token that it begins with, after white space at most; empty where it begins with none."""
+        """Template text up to and with the control token that it begins with, after white space at most; empty where
+        it begins with none."""
         match = re.match(rf"\s*(?:{self._pattern.pattern})", text) if self._pattern else None
         return match.group() if match else ""
 
@@ -83,10 +94,15 @@ class TemplateEncoder:
 
     def _encode(self, text: str) -> list[int]:
         """Where the vocabulary itself holds a control token's text, the text is split inside it."""
-        forbidden, read = set(self.controls.values()) - self._harmless, ""
+        forbidden = set(self.controls.values()) - self._harmless
+        read = ""
         for _attempt in range(ATTEMPTS):
             encoding: Any = self._backend.encode(text, add_special_tokens=False)
-            leaks = [begin + 1 for number, (begin, _end) in zip(encoding.ids, encoding.offsets, strict=True) if number in forbidden]
+            leaks = [
+                begin + 1
+                for number, (begin, _end) in zip(encoding.ids, encoding.offsets, strict=True)
+                if number in forbidden
+            ]
             if not leaks:
                 ids: list[int] = encoding.ids
                 return [self._number.get(number, number) for number in ids if number != self._dropped]
@@ -94,7 +110,9 @@ class TemplateEncoder:
             for place in sorted(set(leaks), reverse=True):
                 text = text[:place] + self._split + text[place:]
         rule = "special tokens in a user's text are read as ordinary characters"
-        raise ModelError(f"the tokenizer reads a special token in {read!r}", rule, "remove that text, or use another tokenizer")
+        raise ModelError(
+            f"the tokenizer reads a special token in {read!r}", rule, "remove that text, or use another tokenizer"
+        )
 
 
 def _is_marker(content: str, template_text: str) -> bool:

@@ -1,7 +1,9 @@
-"""A process that renders chat templates and nothing else, with little time and memory: templates are programs that strangers wrote.
+"""A process that renders chat templates and nothing else, with little time and memory: templates are programs that
+strangers wrote.
 
-Requests and replies are JSON lines: {"template", "messages", "waits", "variables"} in; {"text"} or {"error", "line"} out. It renders by
-the very function of `apply_chat_template`, in the sandbox of transformers, which is loaded without torch.
+Requests and replies are JSON lines: {"template", "messages", "waits", "variables"} in; {"text"} or {"error", "line"}
+out. It renders by the very function of `apply_chat_template`, in the sandbox of transformers, which is loaded
+without torch.
 """
 
 import json
@@ -38,7 +40,8 @@ def main() -> None:
 
 
 def _limit_memory() -> None:
-    """Beyond what is mapped now; where that is not known, or no limit can be set, the caller's own watch is what there is."""
+    """Beyond what is mapped now; where that is not known, or no limit can be set, the caller's own watch is what
+    there is."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + MEMORY
@@ -48,20 +51,30 @@ def _limit_memory() -> None:
 
 
 def _rendered(render: Any, request: dict[str, Any]) -> dict[str, Any]:
-    messages, template = request["messages"], request["template"]
+    messages = request["messages"]
+    template = request["template"]
     try:
-        texts, _ = render([messages], chat_template=template, add_generation_prompt=request["waits"], **request["variables"])
+        texts, _ = render(
+            [messages], chat_template=template, add_generation_prompt=request["waits"], **request["variables"]
+        )
     except MemoryError:
         return {"error": f"it takes more than {MEMORY // 2**20} MiB", "line": None}
     except RecursionError:
         return {"error": "it calls itself without end", "line": None}
     except Exception as error:  # whatever a template raises
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in ("<template>", "<unknown>")]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename in ("<template>", "<unknown>")
+        ]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "line": line, "raised": True}
     longest = LONGEST + 16 * sum(len(message["content"]) for message in messages)
     if len(texts[0]) > longest:
-        return {"error": f"it writes {len(texts[0]):,} characters for messages of {(longest - LONGEST) // 16:,}", "line": None}
+        return {
+            "error": f"it writes {len(texts[0]):,} characters for messages of {(longest - LONGEST) // 16:,}",
+            "line": None,
+        }
     return {"text": texts[0]}
 
 

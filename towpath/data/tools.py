@@ -4,18 +4,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from towpath.data.pairs import Pair, opinion, remembered
+from towpath.data.preference_record import Standing
 from towpath.data.shapes import choice_of, is_time, question, sides, text
-from towpath.data.standing import Standing
 from towpath.data.tables import Cells, Unusable
 from towpath.records import Choice, Judgement
 
-QUESTION, COMMENT = "preference", "comment"
+QUESTION = "preference"
+COMMENT = "comment"
 _TIES = ("tie", "both_bad")
 
 
 def argilla(cells: Cells) -> Iterator[Pair | str]:
     """A record of Argilla, version 2 or 1: two text fields beside the prompt, and what each user answered."""
-    fields, metadata = cells.get("fields"), cells.get("metadata") or {}
+    fields = cells.get("fields")
+    metadata = cells.get("metadata") or {}
     if not isinstance(fields, dict) or not isinstance(metadata, dict):
         raise Unusable("fields and metadata are not objects")
     left, right = sides(fields)
@@ -31,22 +33,38 @@ def argilla(cells: Cells) -> Iterator[Pair | str]:
         note = answers.get(COMMENT)
         said.append(opinion(choice, f"argilla:{user}", comment=note if isinstance(note, str) else ""))
     known = remembered(metadata.get("provenance"))
-    yield Pair(question(fields), text(fields, left), text(fields, right), None, tuple(said), group=text(metadata, "group"), known=known)
+    yield Pair(
+        question(fields),
+        text(fields, left),
+        text(fields, right),
+        None,
+        tuple(said),
+        group=text(metadata, "group"),
+        known=known,
+    )
 
 
 def argilla_row(s: Standing) -> Cells:
     """A record for `dataset.records.from_json`; what the ledger holds already is a suggestion."""
-    said = {QUESTION: {"value": s.choice, "score": round(max(s.chance, 1 - s.chance), 6), "agent": s.source}} if s.choice else {}
+    said = (
+        {QUESTION: {"value": s.choice, "score": round(max(s.chance, 1 - s.chance), 6), "agent": s.source}}
+        if s.choice
+        else {}
+    )
     return {
-        "id": s.known.comparison.id, "fields": {"prompt": s.prompt.prompt, "answer_a": s.known.a.text, "answer_b": s.known.b.text},
+        "id": s.known.comparison.id,
+        "fields": {"prompt": s.prompt.prompt, "answer_a": s.known.a.text, "answer_b": s.known.b.text},
         "metadata": {"domain": s.prompt.domain, "group": s.group, "provenance": s.provenance(tokens=False)},
-        "suggestions": said, "responses": {}, "vectors": {},
-    }  # fmt: skip
+        "suggestions": said,
+        "responses": {},
+        "vectors": {},
+    }
 
 
 def label_studio(cells: Cells) -> Iterator[Pair | str]:
     """A task of Label Studio with its annotations: a Pairwise tag, and a Choices tag for what it cannot say."""
-    data, annotations = cells.get("data"), cells.get("annotations") or []
+    data = cells.get("data")
+    annotations = cells.get("annotations") or []
     if not isinstance(data, dict) or not isinstance(annotations, list):
         raise Unusable("data is not an object, or annotations are not a list")
     left, right = sides(data)
@@ -60,12 +78,15 @@ def label_studio(cells: Cells) -> Iterator[Pair | str]:
         if choice is None:
             yield f"the annotation of {who} names no answer"
             continue
-        spent, at = annotation.get("lead_time"), annotation.get("created_at")
+        spent = annotation.get("lead_time")
+        at = annotation.get("created_at")
         milliseconds = round(1000 * spent) if isinstance(spent, int | float) else None
         at = at if isinstance(at, str) and is_time(at) else ""
         said.append(opinion(choice, f"label-studio:{who}", milliseconds=milliseconds, at=at, comment=note))
     known = remembered(data.get("provenance"))
-    yield Pair(question(data), text(data, left), text(data, right), None, tuple(said), group=text(data, "group"), known=known)
+    yield Pair(
+        question(data), text(data, left), text(data, right), None, tuple(said), group=text(data, "group"), known=known
+    )
 
 
 def label_studio_row(s: Standing) -> Cells:
@@ -113,7 +134,8 @@ def _chosen(value: Any, names: tuple[str, str]) -> Choice | None:
     """The choice in the value of a label, rating or ranking question."""
     if isinstance(value, list):
         ranks = {item.get("value"): item.get("rank") for item in value if isinstance(item, dict)}
-        one, two = ranks.get(names[0]), ranks.get(names[1])
+        one = ranks.get(names[0])
+        two = ranks.get(names[1])
         if not isinstance(one, int) or not isinstance(two, int):
             return None
         return "a" if one < two else "b" if two < one else "tie"
@@ -148,4 +170,9 @@ def _selected(result: Any) -> tuple[Choice | None, str]:
 def _result(choice: Choice) -> Cells:
     if choice in _TIES:
         return {"from_name": "verdict", "to_name": "text1", "type": "choices", "value": {"choices": [choice]}}
-    return {"from_name": QUESTION, "to_name": "text1,text2", "type": "pairwise", "value": {"selected": "left" if choice == "a" else "right"}}
+    return {
+        "from_name": QUESTION,
+        "to_name": "text1,text2",
+        "type": "pairwise",
+        "value": {"selected": "left" if choice == "a" else "right"},
+    }

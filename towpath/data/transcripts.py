@@ -82,7 +82,8 @@ def parted(turns: list[Turn], what: str) -> tuple[list[Turn], str]:
 
 
 def _turn(turn: dict[str, Any], what: str) -> Turn:
-    role, said = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    role = turn.get("role", turn.get("from"))
+    said = turn.get("content", turn.get("value"))
     role = _CALLED.get(role, role) if isinstance(role, str) else role
     if role not in _NAMES:
         raise Unusable(f"{what}: unknown role {role!r}")

@@ -1,4 +1,5 @@
-"""Who judges the win rates of the gates: the written rubric where the data is a bundled recipe's, and nobody elsewhere."""
+"""Who judges the win rates of the gates: the written rubric where the data is a bundled recipe's, and nobody
+elsewhere."""
 
 from typing import Literal
 
@@ -10,7 +11,10 @@ Evaluator = Literal["rubric"]
 NO_JUDGE = "no evaluation judge fits this data"
 NO_JUDGE_CODE = "no-evaluation-judge"
 RUBRIC_CAVEAT = "Win rates are judged by the written rubric of the bundled recipes, not by people."
-WHY = "the written rubric was made for the bundled recipes' data alone: short, plain, English answers to household questions"
+WHY = (
+    "the written rubric was made for the bundled recipes' data alone: short, plain, English answers to household "
+    "questions"
+)
 INSTEAD = "compare the models blind with people or your own judge: `towpath arena start RUN`"
 
 

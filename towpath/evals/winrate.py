@@ -11,7 +11,8 @@ from towpath.data.intervals import wilson
 
 def win(outcomes: Sequence[float], length_gaps: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
     """The record of a comparison of two models; outcomes are 1, 0, or 0.5 for a tie, one a prompt."""
-    y, n = np.asarray(outcomes, dtype=float), len(outcomes)
+    y = np.asarray(outcomes, dtype=float)
+    n = len(outcomes)
     gaps = np.asarray(length_gaps, dtype=float)
     draws = generator(seed, "bootstrap")
     rates = []
@@ -20,11 +21,19 @@ def win(outcomes: Sequence[float], length_gaps: Sequence[int], resamples: int, s
         rates.append(length_controlled(y[index], gaps[index]))
     longer = np.where(gaps == 0, 0.5, (gaps > 0).astype(float))
     return {
-        "rate": float(y.mean()), "interval": list(wilson(float(y.sum()), n)), "n": n, "rule": "ties count half",
-        "wins": int((y == 1).sum()), "ties": int((y == 0.5).sum()), "losses": int((y == 0).sum()),
-        "length_controlled": {"rate": length_controlled(y, gaps), "interval": [float(q) for q in np.quantile(rates, [0.025, 0.975])]},
+        "rate": float(y.mean()),
+        "interval": list(wilson(float(y.sum()), n)),
+        "n": n,
+        "rule": "ties count half",
+        "wins": int((y == 1).sum()),
+        "ties": int((y == 0.5).sum()),
+        "losses": int((y == 0).sum()),
+        "length_controlled": {
+            "rate": length_controlled(y, gaps),
+            "interval": [float(q) for q in np.quantile(rates, [0.025, 0.975])],
+        },
         "length_only": {"rate": float(longer.mean()), "agrees": agreement(y, longer)},
-    }  # fmt: skip
+    }
 
 
 def agreement(outcomes: np.ndarray, guesses: np.ndarray) -> float:
@@ -65,6 +74,8 @@ def best_of_n(kl: float) -> dict[str, float]:
         return {"n": 1.0, "kl": 0.0, "rate": 0.5}
     from scipy.optimize import minimize_scalar  # takes a third of a second to import, which `towpath status` would pay
 
-    found = minimize_scalar(lambda log_n: (log_n - (1 - np.exp(-log_n)) - kl) ** 2, bounds=(0.0, max(2.0, kl + 2)), method="bounded")
+    found = minimize_scalar(
+        lambda log_n: (log_n - (1 - np.exp(-log_n)) - kl) ** 2, bounds=(0.0, max(2.0, kl + 2)), method="bounded"
+    )
     n = float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
     return {"n": n, "kl": kl, "rate": n / (n + 1)}

@@ -1,4 +1,5 @@
-"""People, judges and rules in one label: the people's consensus where people judged, calibrated verdicts elsewhere, both where there are both."""
+"""People, judges and rules in one label: the people's consensus where people judged, calibrated verdicts elsewhere,
+both where there are both."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -34,14 +35,20 @@ def blend(
 ) -> list[Label]:
     """A label with P(a is better) and its provenance for every comparison; `calibrations` are by judge or rule.
 
-    A calibration tells how often *a person* agrees. Given how often a person is right (the agreement ceiling), their own errors are taken out of it,
-    so that a verdict of a machine and one of a person are weighed alike. `gaps` tell how much longer a is than b in parts of their mean, for judges
-    who like length. A verdict without a calibration is kept as it was said, without a chance.
+    A calibration tells how often *a person* agrees. Given how often a person is right (the agreement ceiling), their
+    own errors are taken out of it, so that a verdict of a machine and one of a person are weighed alike. `gaps` tell
+    how much longer a is than b in parts of their mean, for judges who like length. A verdict without a calibration
+    is kept as it was said, without a chance.
     """
     if not 0.5 < rater_accuracy <= 1:
-        raise DataError(f"a person is right {rater_accuracy}", "above 0.5 and at most 1", "take the agreement ceiling, or 1")
-    said, known = latest(judgements), gold or {}
-    people = dawid_skene.consensus([j for by_rater in said.values() for j in by_rater.values() if j.kind in PEOPLE], known)
+        raise DataError(
+            f"a person is right {rater_accuracy}", "above 0.5 and at most 1", "take the agreement ceiling, or 1"
+        )
+    said = latest(judgements)
+    known = gold or {}
+    people = dawid_skene.consensus(
+        [j for by_rater in said.values() for j in by_rater.values() if j.kind in PEOPLE], known
+    )
     truth = dict(zip(people.items, people.chance_IC, strict=True))
     found = []
     for comparison, by_rater in said.items():
@@ -103,7 +110,9 @@ def _of_gold(choice: Choice) -> np.ndarray:
 
 def _label(comparison: str, chance_C: np.ndarray, said: list[Judgement], by: str) -> Label:
     choice = CHOICES[int(chance_C.argmax())]
-    return Label(comparison, choice, mean_strength(said, choice), len(said), float(chance_C @ dawid_skene.PREFERENCE_C), by)
+    return Label(
+        comparison, choice, mean_strength(said, choice), len(said), float(chance_C @ dawid_skene.PREFERENCE_C), by
+    )
 
 
 def _as_said(comparison: str, machines: list[Judgement]) -> Label:

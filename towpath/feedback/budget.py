@@ -42,7 +42,8 @@ class Ceiling:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How many pairs; `people` is the share that people see, `overlap` the share of those seen twice, `judged` the share a judge sees."""
+    """How many pairs; `people` is the share that people see, `overlap` the share of those seen twice, `judged` the
+    share a judge sees."""
 
     pairs: int
     people: float = 1.0
@@ -54,7 +55,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is wanted in people's judgements, hours, dollars and working days, and whether it stays below the ceiling."""
+    """What is wanted in people's judgements, hours, dollars and working days, and whether it stays below the
+    ceiling."""
 
     judgements: int
     hours: float
@@ -67,7 +69,10 @@ class Plan:
 
     def told(self) -> str:
         """One sentence for the reader."""
-        text = f"{self.judgements:,} judgements by people: {self.hours:,.0f} hours, {self.days:,} days, ${self.dollars:,.0f}"
+        text = (
+            f"{self.judgements:,} judgements by people: {self.hours:,.0f} hours, {self.days:,} days, "
+            f"${self.dollars:,.0f}"
+        )
         return text if self.within else f"{text}: over the ceiling, which allows {self.pairs_within:,} pairs"
 
 
@@ -123,24 +128,34 @@ def seconds_per_pair(judgements: Iterable[Judgement], assumed: float = SECONDS) 
 
 def plan(wanted: Wanted, prices: Prices | None = None, ceiling: Ceiling | None = None) -> Plan:
     """Hours, dollars and days for what is wanted."""
-    price, top = prices or Prices(), ceiling or Ceiling()
+    price = prices or Prices()
+    top = ceiling or Ceiling()
     if wanted.pairs < 0 or wanted.raters < 1 or wanted.hours_a_day <= 0:
         value = f"{wanted.pairs} pairs, {wanted.raters} raters, {wanted.hours_a_day} hours a day"
         raise DataError(value, "no fewer than 0 pairs, one rater, and more than 0 hours", "mend [budget]")
     each = wanted.people * (1 + wanted.overlap)
-    hours_each, judge_each = each * price.seconds / 3600, wanted.judged * price.judge
+    hours_each = each * price.seconds / 3600
+    judge_each = wanted.judged * price.judge
     dollars_each = hours_each * price.hourly + judge_each
-    hours, dollars = wanted.pairs * hours_each, wanted.pairs * dollars_each
+    hours = wanted.pairs * hours_each
+    dollars = wanted.pairs * dollars_each
     allowed = min(top.hours / hours_each if hours_each else inf, top.dollars / dollars_each if dollars_each else inf)
     return Plan(
-        round(wanted.pairs * each), hours, dollars, wanted.pairs * judge_each, ceil(hours / (wanted.raters * wanted.hours_a_day)),
-        wanted.pairs <= allowed, wanted.pairs if wanted.pairs <= allowed else int(allowed),
-    )  # fmt: skip
+        round(wanted.pairs * each),
+        hours,
+        dollars,
+        wanted.pairs * judge_each,
+        ceil(hours / (wanted.raters * wanted.hours_a_day)),
+        wanted.pairs <= allowed,
+        wanted.pairs if wanted.pairs <= allowed else int(allowed),
+    )
 
 
 def spent(judgements: Iterable[Judgement], prices: Prices | None = None) -> Spent:
-    """People's time as it was taken (as it is on average where it was not, and never the lunch), and what the judges' calls cost."""
-    price, said = prices or Prices(), list(judgements)
+    """People's time as it was taken (as it is on average where it was not, and never the lunch), and what the
+    judges' calls cost."""
+    price = prices or Prices()
+    said = list(judgements)
     people = [j for j in said if j.kind in PEOPLE]
     hours = sum(_hours(people, price))
     judge_dollars = sum(j.cost for j in said if j.kind not in PEOPLE)
@@ -158,13 +173,15 @@ def stopped(so_far: Spent, ceiling: Ceiling, prices: Prices | None = None) -> st
 
 
 def burn_down(judgements: Iterable[Judgement], planned: Plan, prices: Prices | None = None) -> list[Day]:
-    """Day by day, what people's judgements took and what was left of the plan; judgements without a date are left out."""
+    """Day by day, what people's judgements took and what was left of the plan; judgements without a date are left
+    out."""
     price = prices or Prices()
     people = [j for j in judgements if j.kind in PEOPLE and j.at]
     by_day: dict[date, list[float]] = {}
     for judgement, hours in zip(people, _hours(people, price), strict=True):
         by_day.setdefault(datetime.fromisoformat(judgement.at).date(), []).append(hours)
-    left, days = planned.hours, []
+    left = planned.hours
+    days = []
     for day in sorted(by_day):
         left -= sum(by_day[day])
         days.append(Day(day, len(by_day[day]), sum(by_day[day]), left))
@@ -179,7 +196,8 @@ def _hours(people: Sequence[Judgement], price: Prices) -> list[float]:
 
 
 def _usual(seconds: np.ndarray) -> tuple[float, float]:
-    """Three robust deviations either way from the median, on the log scale; no bounds where more than half are alike."""
+    """Three robust deviations either way from the median, on the log scale; no bounds where more than half are
+    alike."""
     if not len(seconds):
         return 0.0, inf
     logs = np.log(seconds)
@@ -187,14 +205,25 @@ def _usual(seconds: np.ndarray) -> tuple[float, float]:
     return (float(np.exp(np.median(logs) - reach)), float(np.exp(np.median(logs) + reach))) if reach else (0.0, inf)
 
 
-def best_split(pairs: int, dollars: float, trust: Trust, prices: Prices | None = None, least_overlap: float = 0.1, audit: float = 0.12) -> Split:
-    """The shares of judge, people and overlap that leave the fewest wrong labels for the money, the cheapest of equals.
+def best_split(
+    pairs: int,
+    dollars: float,
+    trust: Trust,
+    prices: Prices | None = None,
+    least_overlap: float = 0.1,
+    audit: float = 0.12,
+) -> Split:
+    """The shares of judge, people and overlap that leave the fewest wrong labels for the money, the cheapest of
+    equals.
 
-    Tried are all twentieths. People see `audit` of the pairs by lot and beyond it those the judge doubts most; an overlapping pair is seen by two
-    people, and by a third where they differ. What nobody labels is wrong half the time. A label is the better guess from all that was said.
+    Tried are all twentieths. People see `audit` of the pairs by lot and beyond it those the judge doubts most; an
+    overlapping pair is seen by two people, and by a third where they differ. What nobody labels is wrong half the
+    time. A label is the better guess from all that was said.
     """
     if not 0.5 <= trust.person < 1:
-        raise DataError(f"a person is right {trust.person}", "from 0.5 up to, not including, 1", "take the agreement ceiling")
+        raise DataError(
+            f"a person is right {trust.person}", "from 0.5 up to, not including, 1", "take the agreement ceiling"
+        )
     price = prices or Prices()
     sure = np.sort(np.atleast_1d(np.asarray(trust.judge, dtype=float)))
     tried = [
@@ -202,17 +231,24 @@ def best_split(pairs: int, dollars: float, trust: Trust, prices: Prices | None =
         for judged, people, overlap in product((False, True), SHARES, SHARES)
         if (not judged or people >= audit) and (not people or overlap >= least_overlap)
     ]
-    return min((split for split in tried if split.dollars <= dollars + ROUNDING), key=lambda split: (round(split.error, 9), split.dollars))
+    return min(
+        (split for split in tried if split.dollars <= dollars + ROUNDING),
+        key=lambda split: (round(split.error, 9), split.dollars),
+    )
 
 
-def _tried(pairs: int, judged: bool, people: float, overlap: float, given: tuple[float, np.ndarray, Prices, float]) -> Split:
+def _tried(
+    pairs: int, judged: bool, people: float, overlap: float, given: tuple[float, np.ndarray, Prices, float]
+) -> Split:
     person, sure, price, audit = given
     doubled = overlap * (1 + 2 * person * (1 - person))  # a second judgement, and a third where the two differ
     hours = pairs * people * (1 + doubled) * price.seconds / 3600
     dollars = hours * price.hourly + pairs * judged * price.judge
     chances = sure if judged else np.array([0.5])
     seen = _seen(chances, people, audit if judged else 0.0)
-    alone, with_one, with_more = np.minimum(chances, 1 - chances), _error(chances, person, False), _error(chances, person, True)
+    alone = np.minimum(chances, 1 - chances)
+    with_one = _error(chances, person, False)
+    with_more = _error(chances, person, True)
     error = ((1 - seen) * alone + seen * ((1 - overlap) * with_one + overlap * with_more)).mean()
     return Split(judged, people, overlap, float(dollars), float(hours), float(error))
 
@@ -226,12 +262,22 @@ def _seen(chances: np.ndarray, people: float, audit: float) -> np.ndarray:
 
 
 def _error(chances: np.ndarray, person: float, overlap: bool) -> np.ndarray:
-    """How often the better guess is wrong from the judge and one person, or from the judge and two or three: over all that may be said."""
-    right, wrong, split = person, 1 - person, 2 * person * (1 - person)
+    """How often the better guess is wrong from the judge and one person, or from the judge and two or three: over
+    all that may be said."""
+    right = person
+    wrong = 1 - person
+    split = 2 * person * (1 - person)
     said = [(right, wrong), (wrong, right)]  # how likely where a is true, and where b is
     if overlap:  # both agree; or they differ, and the third decides
-        said = [(right**2, wrong**2), (wrong**2, right**2), (split * right, split * wrong), (split * wrong, split * right)]
+        said = [
+            (right**2, wrong**2),
+            (wrong**2, right**2),
+            (split * right, split * wrong),
+            (split * wrong, split * right),
+        ]
     error = np.zeros(len(chances))
     for if_a, if_b in said:
-        error += 0.5 * np.minimum(if_a * chances, if_b * (1 - chances)) + 0.5 * np.minimum(if_a * (1 - chances), if_b * chances)
+        error += 0.5 * np.minimum(if_a * chances, if_b * (1 - chances)) + 0.5 * np.minimum(
+            if_a * (1 - chances), if_b * chances
+        )
     return error

@@ -1,7 +1,8 @@
-"""A judge held against people on the pairs both judged, and its certainty turned into the chance that a person agrees.
+"""A judge held against people on the pairs both judged, and its certainty turned into the chance that a person
+agrees.
 
-Which pairs people see is not chance alone: routing sends them the hard ones. So each pair weighs the inverse of its propensity, the probability
-that a person saw it. Legend: N rows, K knots.
+Which pairs people see is not chance alone: routing sends them the hard ones. So each pair weighs the inverse of its
+propensity, the probability that a person saw it. Legend: N rows, K knots.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,13 +20,15 @@ from towpath.feedback.raters import PEOPLE
 from towpath.records import Choice, Judgement
 
 FOLDS = 5
-BINS, EACH = 10, 100  # of the calibration error: at most so many bins, of at least so many judgements
+BINS = 10  # of the calibration error: at most so many bins, of at least so many judgements
+EACH = 100
 ALIKE = 0.1  # lengths that differ by less than a tenth of their mean are called alike
 
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """One person's word beside the judge's on one pair; `weight` is the inverse propensity, shared among the people of the pair."""
+    """One person's word beside the judge's on one pair; `weight` is the inverse propensity, shared among the people
+    of the pair."""
 
     comparison: str
     judge: Choice
@@ -47,17 +50,22 @@ class Audited:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """A non-decreasing map from a judge's certainty to the chance that a person agrees; `n` is the effective number of judgements behind it."""
+    """A non-decreasing map from a judge's certainty to the chance that a person agrees; `n` is the effective number
+    of judgements behind it."""
 
     certainty_K: np.ndarray
     chance_K: np.ndarray
     n: float
     lean: tuple[float, float] = (0.0, 0.0)
-    """What a judge's liking for length changes, in log odds: always, and by how much longer the chosen answer is in parts of the mean length."""
+    """What a judge's liking for length changes, in log odds: always, and by how much longer the chosen answer is in
+    parts of the mean length."""
 
     def chance(self, certainty: float, longer: float = 0.0) -> float:
-        """The chance that a person agrees with a verdict of this certainty for an answer so much longer than the other."""
-        return float(expit(logit(np.interp(certainty, self.certainty_K, self.chance_K)) + self.lean[0] + self.lean[1] * longer))
+        """The chance that a person agrees with a verdict of this certainty for an answer so much longer than the
+        other."""
+        return float(
+            expit(logit(np.interp(certainty, self.certainty_K, self.chance_K)) + self.lean[0] + self.lean[1] * longer)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +88,13 @@ class JudgeReport:
     """How often the verdict turned with the order."""
     error_raw: float
     error: float
-    """Expected calibration error of the judge's own certainty, and of the fitted chance on pairs left out of the fit."""
+    """Expected calibration error of the judge's own certainty, and of the fitted chance on pairs left out of the
+    fit."""
 
 
 def certainty(judgement: Judgement) -> float:
-    """How sure a judge is, from 0 to 1: the share of its votes that agree, told apart by the strength of the verdict."""
+    """How sure a judge is, from 0 to 1: the share of its votes that agree, told apart by the strength of the
+    verdict."""
     return float(judgement.details.get("confidence", 1.0)) * (0.5 + judgement.strength / 6)
 
 
@@ -95,7 +105,8 @@ def audited(
     lengths: Mapping[str, tuple[int, int]] | None = None,
     domains: Mapping[str, str] | None = None,
 ) -> list[Audited]:
-    """Every person's word on every pair that this judge judged too; the mappings are by comparison, and a missing propensity is 1."""
+    """Every person's word on every pair that this judge judged too; the mappings are by comparison, and a missing
+    propensity is 1."""
     rows = []
     for comparison, by_rater in latest(judgements).items():
         people = [j for j in by_rater.values() if j.kind in PEOPLE]
@@ -104,11 +115,20 @@ def audited(
             continue
         chance = (propensity or {}).get(comparison, 1.0)
         if not 0 < chance <= 1:
-            raise DataError(f"{comparison}: propensity {chance}", "a probability above 0 and at most 1", "take it from the route of the pair")
+            raise DataError(
+                f"{comparison}: propensity {chance}",
+                "a probability above 0 and at most 1",
+                "take it from the route of the pair",
+            )
         a, b = (lengths or {}).get(comparison, (1, 1))
-        gap, domain = 2 * (a - b) / max(a + b, 1), (domains or {}).get(comparison, "general")
-        weight, sure, orders = 1 / chance / len(people), certainty(said), _orders(said)
-        rows += [Audited(comparison, said.choice, j.choice, sure, weight, said.strength, domain, gap, orders) for j in people]
+        gap = 2 * (a - b) / max(a + b, 1)
+        domain = (domains or {}).get(comparison, "general")
+        weight = 1 / chance / len(people)
+        sure = certainty(said)
+        orders = _orders(said)
+        rows += [
+            Audited(comparison, said.choice, j.choice, sure, weight, said.strength, domain, gap, orders) for j in people
+        ]
     return rows
 
 
@@ -119,7 +139,8 @@ def _orders(judgement: Judgement) -> tuple[Choice, Choice] | None:
 
 
 def isotonic(x_N: np.ndarray, y_N: np.ndarray, weight_N: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct x, and at each the height of the non-decreasing steps nearest to y in weighted squares: neighbours that fall are pooled."""
+    """The distinct x, and at each the height of the non-decreasing steps nearest to y in weighted squares:
+    neighbours that fall are pooled."""
     weights = np.ones(len(x_N)) if weight_N is None else weight_N
     knots, place = np.unique(x_N, return_inverse=True)
     masses = np.bincount(place, weights)
@@ -134,18 +155,25 @@ def isotonic(x_N: np.ndarray, y_N: np.ndarray, weight_N: np.ndarray | None = Non
 
 
 def credit(judge: Choice, person: Choice) -> float:
-    """1 where a person agrees with a decided verdict, 0 where they say the opposite, a half where they see no difference."""
+    """1 where a person agrees with a decided verdict, 0 where they say the opposite, a half where they see no
+    difference."""
     return 1.0 if judge == person else 0.5 if person in ("tie", "both_bad") else 0.0
 
 
 def calibrate(rows: Sequence[Audited]) -> Calibration:
-    """The isotonic map of a judge's certainty, with its lean to length; each step is drawn towards a half by one judgement: few are no certainty."""
+    """The isotonic map of a judge's certainty, with its lean to length; each step is drawn towards a half by one
+    judgement: few are no certainty."""
     kept = [row for row in rows if row.judge in ("a", "b")]
     if not kept:
         raise DataError(
-            "no pair was decided by the judge and seen by a person", "a judge is calibrated on an audit slice", "have people rate some pairs"
+            "no pair was decided by the judge and seen by a person",
+            "a judge is calibrated on an audit slice",
+            "have people rate some pairs",
         )
-    x, y, weight = (np.array(column) for column in zip(*((r.certainty, credit(r.judge, r.person), r.weight) for r in kept), strict=True))
+    x, y, weight = (
+        np.array(column)
+        for column in zip(*((r.certainty, credit(r.judge, r.person), r.weight) for r in kept), strict=True)
+    )
     effective = float(weight.sum() ** 2 / (weight**2).sum())
     mass = weight * effective / weight.sum()
     knots, height = isotonic(x, y, mass)
@@ -159,10 +187,12 @@ def calibrate(rows: Sequence[Audited]) -> Calibration:
 
 
 def _lean(odds_N: np.ndarray, longer_N: np.ndarray, credit_N: np.ndarray, weight_N: np.ndarray) -> tuple[float, float]:
-    """Intercept and slope by length of the log odds of agreement beside what certainty says, by Newton's method; normal priors of deviation 1."""
+    """Intercept and slope by length of the log odds of agreement beside what certainty says, by Newton's method;
+    normal priors of deviation 1."""
     if not longer_N.any():
         return 0.0, 0.0
-    x_N2, lean = np.stack([np.ones_like(longer_N), longer_N], axis=1), np.zeros(2)
+    x_N2 = np.stack([np.ones_like(longer_N), longer_N], axis=1)
+    lean = np.zeros(2)
     for _ in range(20):
         chance_N = expit(odds_N + x_N2 @ lean)
         slope = x_N2.T @ (weight_N * (credit_N - chance_N)) - lean
@@ -174,7 +204,8 @@ def _lean(odds_N: np.ndarray, longer_N: np.ndarray, credit_N: np.ndarray, weight
 
 
 def held_out(rows: Sequence[Audited], seed: int = 0) -> np.ndarray:
-    """For each row the fitted chance that a person agrees, by a map that saw other pairs only; NaN where the judge decided nothing."""
+    """For each row the fitted chance that a person agrees, by a map that saw other pairs only; NaN where the judge
+    decided nothing."""
     folds = np.array([int(share(seed, "calibration", row.comparison) * FOLDS) for row in rows])
     chances = np.full(len(rows), np.nan)
     for fold in np.unique(folds):
@@ -187,10 +218,14 @@ def held_out(rows: Sequence[Audited], seed: int = 0) -> np.ndarray:
     return chances
 
 
-def calibration_error(chance_N: np.ndarray, credit_N: np.ndarray, weight_N: np.ndarray | None = None, bins: int | None = None) -> float:
-    """Expected calibration error: the mean distance of told from seen, over bins of equal weight; equal chances share a bin.
+def calibration_error(
+    chance_N: np.ndarray, credit_N: np.ndarray, weight_N: np.ndarray | None = None, bins: int | None = None
+) -> float:
+    """Expected calibration error: the mean distance of told from seen, over bins of equal weight; equal chances
+    share a bin.
 
-    As many bins as keep a hundred effective judgements each, and at most ten: with fewer, chance alone makes an error of several points.
+    As many bins as keep a hundred effective judgements each, and at most ten: with fewer, chance alone makes an
+    error of several points.
     """
     if not len(chance_N):
         return float("nan")
@@ -204,13 +239,16 @@ def calibration_error(chance_N: np.ndarray, credit_N: np.ndarray, weight_N: np.n
 
 
 def hajek(values: Sequence[float], propensity: Sequence[float]) -> Estimate:
-    """A rate among all, from those that were seen: weights of inverse propensity, divided by their sum. Wilson's interval at the effective number."""
+    """A rate among all, from those that were seen: weights of inverse propensity, divided by their sum. Wilson's
+    interval at the effective number."""
     return _weighed(np.asarray(values, float), 1 / np.asarray(propensity, float))
 
 
 def horvitz_thompson(values: Sequence[float], propensity: Sequence[float], population: int) -> Estimate:
-    """A rate among `population`, from those that were seen: values over propensity, divided by the known number. Normal interval."""
-    y, chance = np.asarray(values, float), np.asarray(propensity, float)
+    """A rate among `population`, from those that were seen: values over propensity, divided by the known number.
+    Normal interval."""
+    y = np.asarray(values, float)
+    chance = np.asarray(propensity, float)
     rate = float((y / chance).sum() / population)
     spread = np.sqrt(((1 - chance) * (y / chance) ** 2).sum()) / population
     drawn = np.sqrt(max(rate * (1 - rate), 0.0) / population)
@@ -221,7 +259,8 @@ def horvitz_thompson(values: Sequence[float], propensity: Sequence[float], popul
 def _weighed(hit_N: np.ndarray, weight_N: np.ndarray) -> Estimate:
     if not len(hit_N):
         return Estimate(float("nan"), 0.0, 1.0, 0)
-    rate, effective = float((hit_N * weight_N).sum() / weight_N.sum()), float(weight_N.sum() ** 2 / (weight_N**2).sum())
+    rate = float((hit_N * weight_N).sum() / weight_N.sum())
+    effective = float(weight_N.sum() ** 2 / (weight_N**2).sum())
     return Estimate(rate, *wilson(rate * effective, effective), len(hit_N))
 
 
@@ -233,19 +272,29 @@ def report(rows: Sequence[Audited], seed: int = 0) -> JudgeReport:
     for row in rows:
         confusion[row.judge][row.person] += row.weight / whole
     both = [row for row in rows if row.judge in ("a", "b") and row.person in ("a", "b")]
-    asked, decided = [row for row in rows if row.orders], [row for row in rows if row.judge in ("a", "b")]
+    asked = [row for row in rows if row.orders]
+    decided = [row for row in rows if row.judge in ("a", "b")]
     told = np.array([(row.certainty, credit(row.judge, row.person), row.weight) for row in decided]).reshape(-1, 3)
     chances = held_out(decided, seed)
     seen = np.isfinite(chances)
     return JudgeReport(
-        agreement=_rate(rows, _right), accuracy=_rate(both, _right), confusion=confusion,
-        by_strength={k: _rate([r for r in both if r.strength == k], _right) for k in sorted({r.strength for r in both})},
+        agreement=_rate(rows, _right),
+        accuracy=_rate(both, _right),
+        confusion=confusion,
+        by_strength={
+            k: _rate([r for r in both if r.strength == k], _right) for k in sorted({r.strength for r in both})
+        },
         by_domain={k: _rate([r for r in both if r.domain == k], _right) for k in sorted({r.domain for r in both})},
         by_length={k: _rate([r for r in both if _chose(r) == k], _right) for k in ("longer", "shorter", "alike")},
-        longer=(_rate(_uneven(rows, "judge"), lambda r: _is_longer(r, r.judge)), _rate(_uneven(rows, "person"), lambda r: _is_longer(r, r.person))),
-        first=_first(asked), flips=_rate(asked, lambda r: r.orders is not None and r.orders[0] != r.orders[1]),
-        error_raw=calibration_error(told[:, 0], told[:, 1], told[:, 2]), error=calibration_error(chances[seen], told[seen, 1], told[seen, 2]),
-    )  # fmt: skip
+        longer=(
+            _rate(_uneven(rows, "judge"), lambda r: _is_longer(r, r.judge)),
+            _rate(_uneven(rows, "person"), lambda r: _is_longer(r, r.person)),
+        ),
+        first=_first(asked),
+        flips=_rate(asked, lambda r: r.orders is not None and r.orders[0] != r.orders[1]),
+        error_raw=calibration_error(told[:, 0], told[:, 1], told[:, 2]),
+        error=calibration_error(chances[seen], told[seen, 1], told[seen, 2]),
+    )
 
 
 def _rate(rows: Sequence[Audited], hit: Callable[[Audited], bool]) -> Estimate:
@@ -276,5 +325,10 @@ def _uneven(rows: Sequence[Audited], who: str) -> list[Audited]:
 
 def _first(asked: Sequence[Audited]) -> Estimate:
     """Both orders of each pair are told one after the other: shown first is a in the one and b in the other."""
-    seen = [(said == first, row.weight) for row in asked for said, first in zip(row.orders or (), ("a", "b"), strict=True) if said in ("a", "b")]
+    seen = [
+        (said == first, row.weight)
+        for row in asked
+        for said, first in zip(row.orders or (), ("a", "b"), strict=True)
+        if said in ("a", "b")
+    ]
     return _weighed(np.array([float(hit) for hit, _ in seen]), np.array([weight for _, weight in seen]))

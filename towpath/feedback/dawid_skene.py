@@ -1,6 +1,7 @@
 """Who is right how often, and so what is true: Dawid and Skene 1979, by expectation-maximisation with a prior.
 
-Legend: I items, R raters, C choices (of the truth, or said), N judgements. confusion_RCC[r, k, c] is how often rater r says c where k is true.
+Legend: I items, R raters, C choices (of the truth, or said), N judgements. confusion_RCC[r, k, c] is how often rater
+r says c where k is true.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +17,14 @@ from towpath.records import Choice, Judgement, Label
 MIRROR = np.array([CHOICES.index("b"), CHOICES.index("a"), CHOICES.index("tie"), CHOICES.index("both_bad")])
 PREFERENCE_C = np.array([PREFERS[choice] for choice in CHOICES])
 BEFORE_CC = 8 * np.eye(len(CHOICES)) + 2 / (len(CHOICES) - 1) * (1 - np.eye(len(CHOICES)))
-"""What is thought of raters before any was heard, in judgements at each truth: right in eight of ten, as published agreement of people allows."""
+"""What is thought of raters before any was heard, in judgements at each truth: right in eight of ten, as published
+agreement of people allows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Consensus:
-    """What is likely true of each item and of each rater; `objective` is the log posterior after each round, and only rises."""
+    """What is likely true of each item and of each rater; `objective` is the log posterior after each round, and
+    only rises."""
 
     items: tuple[str, ...]
     raters: tuple[str, ...]
@@ -42,9 +45,10 @@ def consensus(
 ) -> Consensus:
     """Truth and raters' errors from who said what, ties and bad pairs as choices of their own.
 
-    First all raters are taken for one, then each is thought to be like all, with the weight of `smoothing` judgements at each truth. Errors are
-    learnt from items that two judged or whose truth is known (`gold`): one judgement alone cannot be wrong. `mirrored`: which answer is called a
-    is chance, so an error from a to b is as frequent as one from b to a. It has converged when a round gains less than `tolerance`.
+    First all raters are taken for one, then each is thought to be like all, with the weight of `smoothing`
+    judgements at each truth. Errors are learnt from items that two judged or whose truth is known (`gold`): one
+    judgement alone cannot be wrong. `mirrored`: which answer is called a is chance, so an error from a to b is as
+    frequent as one from b to a. It has converged when a round gains less than `tolerance`.
     """
     if smoothing <= 0:
         raise DataError(f"smoothing {smoothing}", "above 0, or a rater seen once is never doubted", "use 10.0")
@@ -80,7 +84,9 @@ def labels(judgements: Iterable[Judgement], gold: Mapping[str, Choice] | None = 
     chances = preference(found)
     best = {item: CHOICES[k] for item, k in zip(found.items, found.chance_IC.argmax(1), strict=True)}
     return [
-        Label(item, best[item], mean_strength(by_rater.values(), best[item]), len(by_rater), chances[item], "dawid_skene")
+        Label(
+            item, best[item], mean_strength(by_rater.values(), best[item]), len(by_rater), chances[item], "dawid_skene"
+        )
         for item, by_rater in said.items()
     ]
 
@@ -88,11 +94,21 @@ def labels(judgements: Iterable[Judgement], gold: Mapping[str, Choice] | None = 
 Fitted = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, ...], bool]
 
 
-def _fitted(said: Coded, chance_IC: np.ndarray, prior_RCC: np.ndarray, known_IC: np.ndarray, mirrored: bool, rounds: int, tolerance: float) -> Fitted:
-    """Raters and truth in turn until neither moves: confusions, shares of truth, chances, the objective by round, and whether it came to rest."""
+def _fitted(
+    said: Coded,
+    chance_IC: np.ndarray,
+    prior_RCC: np.ndarray,
+    known_IC: np.ndarray,
+    mirrored: bool,
+    rounds: int,
+    tolerance: float,
+) -> Fitted:
+    """Raters and truth in turn until neither moves: confusions, shares of truth, chances, the objective by round,
+    and whether it came to rest."""
     objective: list[float] = []
     converged = False
-    confusion_RCC, prior_C = prior_RCC / prior_RCC.sum(2, keepdims=True), np.full(len(CHOICES), 1 / len(CHOICES))
+    confusion_RCC = prior_RCC / prior_RCC.sum(2, keepdims=True)
+    prior_C = np.full(len(CHOICES), 1 / len(CHOICES))
     while not converged and len(objective) < rounds:
         confusion_RCC, prior_C = _raters(said, chance_IC, prior_RCC, mirrored)
         chance_IC, likelihood = _truth(said, confusion_RCC, prior_C, known_IC)
@@ -107,11 +123,17 @@ def _telling(said: Coded, known_IC: np.ndarray) -> tuple[Coded, np.ndarray]:
     inside = np.flatnonzero((often_I > 1) | ~known_IC.all(1))
     kept = np.isin(said.item_N, inside)
     items = tuple(said.items[number] for number in inside)
-    return Coded(items, said.raters, np.searchsorted(inside, said.item_N[kept]), said.rater_N[kept], said.choice_N[kept]), inside
+    return Coded(
+        items, said.raters, np.searchsorted(inside, said.item_N[kept]), said.rater_N[kept], said.choice_N[kept]
+    ), inside
 
 
 def _counted(row_N: np.ndarray, column_N: np.ndarray, rows: int) -> np.ndarray:
-    return np.bincount(row_N * len(CHOICES) + column_N, minlength=rows * len(CHOICES)).reshape(rows, len(CHOICES)).astype(float)
+    return (
+        np.bincount(row_N * len(CHOICES) + column_N, minlength=rows * len(CHOICES))
+        .reshape(rows, len(CHOICES))
+        .astype(float)
+    )
 
 
 def _known(said: Coded, gold: Mapping[str, Choice]) -> np.ndarray:
@@ -129,20 +151,29 @@ def _clamped(chance_IC: np.ndarray, known_IC: np.ndarray) -> np.ndarray:
 
 def _raters(said: Coded, chance_IC: np.ndarray, prior_RCC: np.ndarray, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest confusions and shares of truth, given what is true."""
-    size, raters = len(CHOICES), len(said.raters)
+    size = len(CHOICES)
+    raters = len(said.raters)
     cell_N = said.rater_N * size + said.choice_N
-    count_RCC = np.stack([np.bincount(cell_N, chance_IC[said.item_N, k], raters * size).reshape(raters, size) for k in range(size)], axis=1)
+    count_RCC = np.stack(
+        [np.bincount(cell_N, chance_IC[said.item_N, k], raters * size).reshape(raters, size) for k in range(size)],
+        axis=1,
+    )
     total_C = chance_IC.sum(0)
     if mirrored:
-        count_RCC, total_C = (count_RCC + count_RCC[:, MIRROR][:, :, MIRROR]) / 2, (total_C + total_C[MIRROR]) / 2
+        count_RCC = (count_RCC + count_RCC[:, MIRROR][:, :, MIRROR]) / 2
+        total_C = (total_C + total_C[MIRROR]) / 2
     weighed = count_RCC + prior_RCC
     return weighed / weighed.sum(2, keepdims=True), (total_C + 1) / (total_C + 1).sum()
 
 
-def _truth(said: Coded, confusion_RCC: np.ndarray, prior_C: np.ndarray, known_IC: np.ndarray) -> tuple[np.ndarray, float]:
+def _truth(
+    said: Coded, confusion_RCC: np.ndarray, prior_C: np.ndarray, known_IC: np.ndarray
+) -> tuple[np.ndarray, float]:
     """The chance of each truth, given the raters' errors, and the log likelihood."""
     tell_RCC = np.log(confusion_RCC)
-    columns = [np.bincount(said.item_N, tell_RCC[said.rater_N, k, said.choice_N], len(said.items)) for k in range(len(CHOICES))]
+    columns = [
+        np.bincount(said.item_N, tell_RCC[said.rater_N, k, said.choice_N], len(said.items)) for k in range(len(CHOICES))
+    ]
     joint_IC = np.where(known_IC, np.log(prior_C) + np.stack(columns, axis=1), -np.inf)
     total_I = logsumexp(joint_IC, axis=1, keepdims=True)
     return np.exp(joint_IC - total_I), float(total_I.sum())

@@ -1,4 +1,5 @@
-"""A client of any server that speaks OpenAI's chat completions: patient, within a price, and never making up an answer."""
+"""A client of any server that speaks OpenAI's chat completions: patient, within a price, and never making up an
+answer."""
 
 import json
 import random
@@ -11,10 +12,10 @@ from typing import Any, Literal
 
 import httpx
 
-from towpath import outside
-from towpath.config import secret
+from towpath import network
 from towpath.errors import RecipeError, ResourceError
-from towpath.feedback.purse import Price, Purse, Spent, at_most, estimated
+from towpath.feedback.judge_budget import Price, Purse, Spent, at_most, estimated
+from towpath.recipe.reader import secret
 
 Message = dict[str, str]
 Trouble = Literal["unreachable", "rejected", "refused"]
@@ -26,14 +27,17 @@ LONGEST_WAIT = 300.0
 """Seconds a server may ask for; a call that should wait longer is given up."""
 TEMPLATE = 64
 """Tokens that a chat template may add to a message."""
-FORBIDDEN_RULE = "a judge is a server for models; link-local addresses and those that serve a cloud's credentials are never asked"
+FORBIDDEN_RULE = (
+    "a judge is a server for models; link-local addresses and those that serve a cloud's credentials are never asked"
+)
 FORMS = ("json_schema", "json_object", "text")
 """Ways to ask for JSON, the strictest first; a server that knows none is asked in words."""
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Which server and model judges, how, and what that may cost; prices are dollars a million tokens, a ceiling of 0 is none."""
+    """Which server and model judges, how, and what that may cost; prices are dollars a million tokens, a ceiling of
+    0 is none."""
 
     base_url: str
     model: str
@@ -58,7 +62,8 @@ class JudgeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the server wrote, whether it came to an end, and what it cost. `counted` is false where tokens had to be estimated."""
+    """What the server wrote, whether it came to an end, and what it cost. `counted` is false where tokens had to be
+    estimated."""
 
     text: str
     whole: bool
@@ -73,7 +78,8 @@ class Unanswered(Exception):
 
     def __init__(self, trouble: Trouble, why: str, dollars: float = 0.0) -> None:
         self.trouble: Trouble = trouble
-        self.why, self.dollars = why, dollars
+        self.why = why
+        self.dollars = dollars
         super().__init__(f"{trouble}: {why}")
 
 
@@ -81,7 +87,10 @@ class _Later(Exception):
     """A failure that may pass; `wait` is what the server asked for."""
 
     def __init__(self, why: str, wait: float = 0.0, billed: bool = False) -> None:
-        self.why, self.wait, self.billed, self.dollars = why, wait, billed, 0.0
+        self.why = why
+        self.wait = wait
+        self.billed = billed
+        self.dollars = 0.0
         super().__init__(why)
 
 
@@ -91,9 +100,11 @@ def checked(settings: JudgeSettings) -> JudgeSettings:
         rule = "the address of a server, with http:// or https://"
         raise RecipeError(f"judge.base_url = {settings.base_url!r}", rule, "such as http://localhost:8000/v1")
     try:
-        outside.require_allowed_literal(settings.base_url)
-    except outside.Forbidden as error:
-        raise RecipeError(f"judge.base_url = {settings.base_url!r}: {error}", FORBIDDEN_RULE, "correct judge.base_url") from None
+        network.require_allowed_literal(settings.base_url)
+    except network.Forbidden as error:
+        raise RecipeError(
+            f"judge.base_url = {settings.base_url!r}: {error}", FORBIDDEN_RULE, "correct judge.base_url"
+        ) from None
     if not settings.model:
         raise RecipeError("judge.model is empty", "a server may have several models", "name one as the server does")
     if settings.api_key and settings.api_key.partition(":")[0] not in ("env", "file"):
@@ -104,7 +115,9 @@ def checked(settings: JudgeSettings) -> JudgeSettings:
         raise RecipeError(f"judge.samples = {settings.samples} at temperature 0", "votes must be able to differ", fix)
     if settings.ceiling and not (settings.price_in or settings.price_out):
         fix = "set judge.price_in and judge.price_out, or judge.ceiling = 0"
-        raise RecipeError(f"judge.ceiling = {settings.ceiling:g} without a price", "dollars are counted by the price of tokens", fix)
+        raise RecipeError(
+            f"judge.ceiling = {settings.ceiling:g} without a price", "dollars are counted by the price of tokens", fix
+        )
     return settings
 
 
@@ -112,13 +125,16 @@ class Endpoint:
     """One server, for many threads: `ask` returns its reply, or raises Unanswered when patience is at its end."""
 
     def __init__(self, settings: JudgeSettings, purse: Purse) -> None:
-        self.settings, self.purse = checked(settings), purse
+        self.settings = checked(settings)
+        self.purse = purse
         self._key = _key(settings.api_key)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client = outside.Client(settings.timeout, settings.concurrency, headers)
+        self._client = network.Client(settings.timeout, settings.concurrency, headers)
         self._address = settings.base_url.rstrip("/") + "/chat/completions"
-        self._form, self._length = 0, "max_tokens"
-        self._lock, self._closing = Lock(), Event()
+        self._form = 0
+        self._length = "max_tokens"
+        self._lock = Lock()
+        self._closing = Event()
         self._quiet_until = 0.0
 
     def stop(self) -> None:
@@ -130,8 +146,10 @@ class Endpoint:
         self._client.close()
 
     def ask(self, messages: list[Message], schema: dict[str, Any], seed: int = 0) -> Reply:
-        """The model's reply to messages, as JSON of a schema where the server can; Spent when the ceiling allows no call."""
-        lost, why = 0.0, ""
+        """The model's reply to messages, as JSON of a schema where the server can; Spent when the ceiling allows no
+        call."""
+        lost = 0.0
+        why = ""
         for attempt in range(self.settings.retries + 1):
             self._rest(attempt)
             try:
@@ -141,15 +159,18 @@ class Endpoint:
                 ended.dollars += lost
                 raise
             except _Later as later:
-                why, lost = later.why, lost + later.dollars
+                why = later.why
+                lost = lost + later.dollars
                 if later.wait > LONGEST_WAIT:
                     raise Unanswered("unreachable", f"{why}; it asks to wait {later.wait:.0f} s", lost) from None
                 self._pause(later.wait)
         raise Unanswered("unreachable", f"{why} ({self.settings.retries + 1} tries)", lost)
 
     def _costed(self, messages: list[Message], schema: dict[str, Any], seed: int) -> Reply:
-        """One try, for which its worst price is set aside before it begins; a try that broke off may be billed, and counts in full."""
-        worst, cost = self._worst(messages, schema), 0.0
+        """One try, for which its worst price is set aside before it begins; a try that broke off may be billed, and
+        counts in full."""
+        worst = self._worst(messages, schema)
+        cost = 0.0
         number = self.purse.open_call(worst)
         try:
             reply = self._read(self._sent(messages, schema, seed), messages)
@@ -170,15 +191,19 @@ class Endpoint:
 
     def _sent(self, messages: list[Message], schema: dict[str, Any], seed: int) -> dict[str, Any]:
         """The server's answer; what it does not understand is asked again in simpler words."""
-        form, length = self._form, self._length
+        form = self._form
+        length = self._length
         while True:
             status, headers, body = self._posted(self._request(messages, schema, seed, form, length))
             if status == 200:
                 with self._lock:
-                    self._form, self._length = max(self._form, form), length
+                    self._form = max(self._form, form)
+                    self._length = length
                 return _object(body)
-            said = outside.without(self._key, _complaint(body))
-            misread = status in (400, 422, 501) or "response_format" in said  # llama-cpp-python says 500 to what it does not know
+            said = network.without(self._key, _complaint(body))
+            misread = (
+                status in (400, 422, 501) or "response_format" in said
+            )  # llama-cpp-python says 500 to what it does not know
             if misread and length == "max_tokens" and "max_completion_tokens" in said:
                 length = "max_completion_tokens"
             elif misread and form < len(FORMS) - 1:
@@ -187,7 +212,11 @@ class Endpoint:
                 raise _Later(f"{status} {said}".strip(), _retry_after(headers.get("retry-after", "")))
             elif status in (401, 403, 404):
                 fix = "look at judge.base_url, judge.model and judge.api_key"
-                raise ResourceError(f"{self._address}: {status} {said}", "the judge's server must know the address, the model and the key", fix)
+                raise ResourceError(
+                    f"{self._address}: {status} {said}",
+                    "the judge's server must know the address, the model and the key",
+                    fix,
+                )
             else:
                 raise Unanswered("rejected", f"{status} {said}")
 
@@ -195,19 +224,34 @@ class Endpoint:
         """Status, headers and body, all within the time that one call may take."""
         try:
             reply = self._client.post(self._address, json.dumps(request).encode())
-        except outside.NoConnection as error:
+        except network.NoConnection as error:
             raise _Later(f"no connection to {self._address} ({error})") from None
-        except outside.BrokenOff as error:
+        except network.BrokenOff as error:
             raise _Later(str(error), billed=True) from None
-        except outside.Forbidden as error:
+        except network.Forbidden as error:
             raise ResourceError(f"{self._address}: {error}", FORBIDDEN_RULE, "correct judge.base_url") from None
-        return reply.status, reply.headers, reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body
+        return (
+            reply.status,
+            reply.headers,
+            reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body,
+        )
 
-    def _request(self, messages: list[Message], schema: dict[str, Any], seed: int, form: int, length: str) -> dict[str, Any]:
+    def _request(
+        self, messages: list[Message], schema: dict[str, Any], seed: int, form: int, length: str
+    ) -> dict[str, Any]:
         s = self.settings
-        request: dict[str, Any] = {"model": s.model, "messages": messages, "temperature": s.temperature, length: s.max_tokens, "seed": seed}
+        request: dict[str, Any] = {
+            "model": s.model,
+            "messages": messages,
+            "temperature": s.temperature,
+            length: s.max_tokens,
+            "seed": seed,
+        }
         if FORMS[form] == "json_schema":
-            request["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+            request["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": schema},
+            }
         elif FORMS[form] == "json_object":
             request["response_format"] = {"type": "json_object", "schema": schema}
         return request
@@ -217,22 +261,29 @@ class Endpoint:
         try:
             choice = answer["choices"][0]
             message = choice["message"]
-            content, refusal = message.get("content"), message.get("refusal")
+            content = message.get("content")
+            refusal = message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise _Later(f"an answer without a choice: {outside.without(self._key, str(answer))[:120]}", billed=True) from None
+            raise _Later(
+                f"an answer without a choice: {network.without(self._key, str(answer))[:120]}", billed=True
+            ) from None
         if isinstance(content, list):
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-        text = outside.without(self._key, content if isinstance(content, str) else "")
+        text = network.without(self._key, content if isinstance(content, str) else "")
         read, written, counted = _usage(answer.get("usage"))
         if not counted:
-            read, written = sum(estimated(m["content"]) for m in messages), estimated(text)
+            read = sum(estimated(m["content"]) for m in messages)
+            written = estimated(text)
         dollars = self.settings.price.of(read, written)
         if refusal or choice.get("finish_reason") == "content_filter":
-            raise Unanswered("refused", outside.without(self._key, str(refusal or "the server's content filter"))[:200], dollars)
+            raise Unanswered(
+                "refused", network.without(self._key, str(refusal or "the server's content filter"))[:200], dollars
+            )
         return Reply(text, choice.get("finish_reason") != "length", read, written, dollars, counted)
 
     def _rest(self, attempt: int) -> None:
-        """Wait as long as the server asked all to, and longer with each attempt; jitter keeps threads from coming back together."""
+        """Wait as long as the server asked all to, and longer with each attempt; jitter keeps threads from coming
+        back together."""
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0) if attempt else 0.0
         with self._lock:
             asked = self._quiet_until - time.monotonic()
@@ -291,7 +342,8 @@ def _retry_after(told: str) -> float:
 def _usage(told: Any) -> tuple[int, int, bool]:
     if not isinstance(told, dict):
         return 0, 0, False
-    read, written = told.get("prompt_tokens"), told.get("completion_tokens")
+    read = told.get("prompt_tokens")
+    written = told.get("completion_tokens")
     if not isinstance(read, int) or not isinstance(written, int) or read <= 0 or written < 0:
         return 0, 0, False
     return read, written, True

@@ -1,4 +1,5 @@
-"""A model as judge: every pair in both orders, votes to one judgement; a failure stays a failure and becomes no number."""
+"""A model as judge: every pair in both orders, votes to one judgement; a failure stays a failure and becomes no
+number."""
 
 import hashlib
 import json
@@ -12,10 +13,10 @@ from typing import Any, Literal, Protocol
 
 from towpath.errors import ResourceError
 from towpath.feedback import protocol
-from towpath.feedback.cases import Case
 from towpath.feedback.endpoint import Endpoint, JudgeSettings, Reply, Unanswered
+from towpath.feedback.judge_budget import Account, Purse, Spent, estimated
+from towpath.feedback.pair_text import Case
 from towpath.feedback.protocol import Rubric, Verdict
-from towpath.feedback.purse import Account, Purse, Spent, estimated
 from towpath.records import Choice, Judgement
 
 Reason = Literal["unreachable", "rejected", "refused", "unreadable", "inconsistent", "ceiling"]
@@ -26,7 +27,12 @@ GIVE_UP = 20
 WRITTEN = 120
 """Tokens of a usual verdict, for what a round of judging will cost."""
 
-_CHOSEN: dict[tuple[Order, str], Choice] = {("ab", "first"): "a", ("ab", "second"): "b", ("ba", "first"): "b", ("ba", "second"): "a"}
+_CHOSEN: dict[tuple[Order, str], Choice] = {
+    ("ab", "first"): "a",
+    ("ab", "second"): "b",
+    ("ba", "first"): "b",
+    ("ba", "second"): "a",
+}
 
 
 class Cache(Protocol):
@@ -89,19 +95,29 @@ class Estimate:
 
 
 def judge_pairs(
-    settings: JudgeSettings, pairs: Iterable[Case], cache: Cache, progress: Advances | None = None, account: Account | None = None
+    settings: JudgeSettings,
+    pairs: Iterable[Case],
+    cache: Cache,
+    progress: Advances | None = None,
+    account: Account | None = None,
 ) -> Iterator[Judgement | Abstention]:
-    """Judge pairs as they come, several at once, each result as soon as it is there; `account` keeps what every call cost, and what it holds counts
-    towards the ceiling.
+    """Judge pairs as they come, several at once, each result as soon as it is there; `account` keeps what every call
+    cost, and what it holds counts towards the ceiling.
 
     What the cache holds is not asked again, so that a round that was stopped goes on where it was.
+
     """
-    rubric, purse = protocol.read_rubric(settings.rubric), Purse(settings.ceiling, account)
+    rubric = protocol.read_rubric(settings.rubric)
+    purse = Purse(settings.ceiling, account)
     endpoint = Endpoint(settings, purse)
-    judge, waiting, failed = _Judge(settings, rubric, endpoint, cache), iter(pairs), 0
+    judge = _Judge(settings, rubric, endpoint, cache)
+    waiting = iter(pairs)
+    failed = 0
     pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
     try:
-        running: set[Future[Judgement | Abstention]] = {pool.submit(judge.judged, case) for case in islice(waiting, 2 * settings.concurrency)}
+        running: set[Future[Judgement | Abstention]] = {
+            pool.submit(judge.judged, case) for case in islice(waiting, 2 * settings.concurrency)
+        }
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             running |= {pool.submit(judge.judged, case) for case in islice(waiting, len(done))}
@@ -113,7 +129,9 @@ def judge_pairs(
                 yield result
                 if isinstance(result, Abstention) and failed >= GIVE_UP:
                     fix = "look at the server, then go on: what was judged is kept"
-                    raise ResourceError(f"{settings.base_url}: {result.note}", f"{GIVE_UP} pairs in a row found no judge", fix)
+                    raise ResourceError(
+                        f"{settings.base_url}: {result.note}", f"{GIVE_UP} pairs in a row found no judge", fix
+                    )
     finally:
         # What is under way is paid for: it is waited for, and stands in the cache.
         endpoint.stop()
@@ -123,10 +141,13 @@ def judge_pairs(
 
 def estimate(settings: JudgeSettings, pairs: Iterable[Case]) -> Estimate:
     """Calls, tokens and dollars that judging these pairs will take, by the length of the texts."""
-    rubric, calls, read = protocol.read_rubric(settings.rubric), 0, 0
+    rubric = protocol.read_rubric(settings.rubric)
+    calls = 0
+    read = 0
     for case in pairs:
         asked = sum(estimated(m["content"]) for m in protocol.question(rubric, case.prompt, case.a, case.b))
-        calls, read = calls + 2 * settings.samples, read + 2 * settings.samples * asked
+        calls = calls + 2 * settings.samples
+        read = read + 2 * settings.samples * asked
     written = calls * min(WRITTEN, settings.max_tokens)
     return Estimate(calls, read, written, settings.price.of(read, written))
 
@@ -145,13 +166,16 @@ class _Judge:
 
     def judged(self, case: Case) -> Judgement | Abstention:
         """One pair to its end: all votes, or why there are not all."""
-        begun, votes = time.monotonic(), []
+        begun = time.monotonic()
+        votes = []
         try:
             for sample in range(self.settings.samples):
                 for order in ORDERS:
                     votes.append(self._vote(case, order, sample))
         except Spent as spent:
-            return self._abstained(case, votes, "ceiling", f"${self.settings.ceiling:g} allow no further call", spent.dollars)
+            return self._abstained(
+                case, votes, "ceiling", f"${self.settings.ceiling:g} allow no further call", spent.dollars
+            )
         except Unanswered as trouble:
             return self._abstained(case, votes, trouble.trouble, trouble.why, trouble.dollars)
         except _Garbled as garbled:
@@ -159,17 +183,36 @@ class _Judge:
         choice, strength, details = tally(votes)
         if not details["consistent"] and self.settings.inconsistent == "people":
             return self._abstained(case, votes, "inconsistent", "the verdict turns with the order", 0.0, details)
-        key, name = f"{case.comparison}/{rater(self.settings)}/{case.round}", rater(self.settings)
+        key = f"{case.comparison}/{rater(self.settings)}/{case.round}"
+        name = rater(self.settings)
         return Judgement(
-            key, case.comparison, name, "judge", choice, "ab", strength, round(1000 * (time.monotonic() - begun)), case.round,
-            self.rubric.version, cost=sum(v.dollars for v in votes), details=details,
-        )  # fmt: skip
+            key,
+            case.comparison,
+            name,
+            "judge",
+            choice,
+            "ab",
+            strength,
+            round(1000 * (time.monotonic() - begun)),
+            case.round,
+            self.rubric.version,
+            cost=sum(v.dollars for v in votes),
+            details=details,
+        )
 
     def _abstained(
-        self, case: Case, votes: list[Vote], reason: Reason, note: str, lost: float = 0.0, details: dict[str, Any] | None = None
+        self,
+        case: Case,
+        votes: list[Vote],
+        reason: Reason,
+        note: str,
+        lost: float = 0.0,
+        details: dict[str, Any] | None = None,
     ) -> Abstention:
         cost = lost + sum(v.dollars for v in votes)
-        return Abstention(case.comparison, rater(self.settings), reason, note, case.round, cost, details or {"verdicts": _told(votes)})
+        return Abstention(
+            case.comparison, rater(self.settings), reason, note, case.round, cost, details or {"verdicts": _told(votes)}
+        )
 
     def _vote(self, case: Case, order: Order, sample: int) -> Vote:
         """One verdict, from the cache or from the server."""
@@ -179,7 +222,13 @@ class _Judge:
         found = _kept_vote(kept, order) if kept else None
         if found is None:
             said, reply, repaired = self._asked(case.prompt, first, second, sample)
-            cost = {"read": reply.read, "written": reply.written, "dollars": reply.dollars, "counted": reply.counted, "repaired": repaired}
+            cost = {
+                "read": reply.read,
+                "written": reply.written,
+                "dollars": reply.dollars,
+                "counted": reply.counted,
+                "repaired": repaired,
+            }
             self.cache.keep_reply(name, asdict(said) | cost)
             found = _vote_of(said, order, reply, repaired)
         return found
@@ -191,7 +240,8 @@ class _Judge:
         try:
             return protocol.verdict(reply.text, reply.whole), reply, False
         except protocol.Unreadable as unreadable:
-            why, before = str(unreadable), reply
+            why = str(unreadable)
+            before = reply
         try:
             again = self.endpoint.ask(protocol.repair(messages, before.text, why), protocol.SCHEMA, sample)
         except (Unanswered, Spent) as ended:
@@ -214,7 +264,8 @@ class _Garbled(Exception):
     """Two replies that could not be read."""
 
     def __init__(self, why: str, dollars: float) -> None:
-        self.why, self.dollars = why, dollars
+        self.why = why
+        self.dollars = dollars
         super().__init__(why)
 
 
@@ -227,12 +278,22 @@ def tally(votes: list[Vote]) -> tuple[Choice, int, dict[str, Any]]:
     strengths = [v.strength for v in votes if v.choice == choice]
     strength = round(sum(strengths) / len(strengths)) if choice in ("a", "b") and strengths else 1
     explained = next((v.explanation for v in votes if v.choice == choice), votes[0].explanation)
-    return choice, strength, {
-        "explanation": explained, "verdicts": _told(votes), "orders": dict(zip(ORDERS, by_order, strict=True)), "votes": dict(counted),
-        "confidence": max(counted.values()) / len(votes), "consistent": consistent,
-        "tokens": {"read": sum(v.read for v in votes), "written": sum(v.written for v in votes)},
-        "counted": all(v.counted for v in votes), "cached": sum(v.cached for v in votes), "repaired": sum(v.repaired for v in votes),
-    }  # fmt: skip
+    return (
+        choice,
+        strength,
+        {
+            "explanation": explained,
+            "verdicts": _told(votes),
+            "orders": dict(zip(ORDERS, by_order, strict=True)),
+            "votes": dict(counted),
+            "confidence": max(counted.values()) / len(votes),
+            "consistent": consistent,
+            "tokens": {"read": sum(v.read for v in votes), "written": sum(v.written for v in votes)},
+            "counted": all(v.counted for v in votes),
+            "cached": sum(v.cached for v in votes),
+            "repaired": sum(v.repaired for v in votes),
+        },
+    )
 
 
 def _most(choices: Iterable[Choice]) -> Choice:
@@ -247,7 +308,17 @@ def _told(votes: list[Vote]) -> list[dict[str, Any]]:
 
 def _vote_of(said: Verdict, order: Order, reply: Reply, repaired: bool) -> Vote:
     choice = _choice(order, said.place)
-    return Vote(order, choice, said.strength, said.explanation, reply.read, reply.written, reply.dollars, reply.counted, repaired)
+    return Vote(
+        order,
+        choice,
+        said.strength,
+        said.explanation,
+        reply.read,
+        reply.written,
+        reply.dollars,
+        reply.counted,
+        repaired,
+    )
 
 
 def _choice(order: Order, place: str) -> Choice:
@@ -257,7 +328,9 @@ def _choice(order: Order, place: str) -> Choice:
 def _kept_vote(kept: dict[str, Any], order: Order) -> Vote | None:
     """The vote in a kept reply; none where what was kept is not one."""
     try:
-        said = protocol.verdict(json.dumps({"explanation": kept["explanation"], "verdict": kept["place"], "strength": kept["strength"]}))
+        said = protocol.verdict(
+            json.dumps({"explanation": kept["explanation"], "verdict": kept["place"], "strength": kept["strength"]})
+        )
         reply = Reply("", True, int(kept["read"]), int(kept["written"]), float(kept["dollars"]), bool(kept["counted"]))
         found = _vote_of(said, order, reply, bool(kept["repaired"]))
     except (KeyError, TypeError, ValueError, protocol.Unreadable):
@@ -266,4 +339,11 @@ def _kept_vote(kept: dict[str, Any], order: Order) -> Vote | None:
 
 
 def _sum(one: Reply, two: Reply) -> Reply:
-    return Reply(two.text, two.whole, one.read + two.read, one.written + two.written, one.dollars + two.dollars, one.counted and two.counted)
+    return Reply(
+        two.text,
+        two.whole,
+        one.read + two.read,
+        one.written + two.written,
+        one.dollars + two.dollars,
+        one.counted and two.counted,
+    )

@@ -9,19 +9,29 @@ _SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f]+(?=\s|$)")
 _LIST = re.compile(r"^\s*(?:[-*+\u2022]|\d{1,3}[.)])\s", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}\s", re.MULTILINE)
 _MARKDOWN = (
-    _LIST, _HEADING, re.compile(r"^\s*(?:```|~~~|>|\|.*\|\s*$)", re.MULTILINE), re.compile(r"\*\*[^*\n]+\*\*|`[^`\n]+`|\[[^\]\n]+\]\([^)\s]+\)"),
-)  # fmt: skip
+    _LIST,
+    _HEADING,
+    re.compile(r"^\s*(?:```|~~~|>|\|.*\|\s*$)", re.MULTILINE),
+    re.compile(r"\*\*[^*\n]+\*\*|`[^`\n]+`|\[[^\]\n]+\]\([^)\s]+\)"),
+)
 
 _SCRIPTS = (
-    ("ja", re.compile("[\u3040-\u30ff]")), ("ko", re.compile("[\uac00-\ud7af]")), ("zh", re.compile("[\u4e00-\u9fff]")),
-    ("ru", re.compile("[\u0400-\u04ff]")), ("ar", re.compile("[\u0600-\u06ff]")), ("he", re.compile("[\u0590-\u05ff]")),
-    ("hi", re.compile("[\u0900-\u097f]")), ("el", re.compile("[\u0370-\u03ff]")), ("th", re.compile("[\u0e00-\u0e7f]")),
-)  # fmt: skip
+    ("ja", re.compile("[\u3040-\u30ff]")),
+    ("ko", re.compile("[\uac00-\ud7af]")),
+    ("zh", re.compile("[\u4e00-\u9fff]")),
+    ("ru", re.compile("[\u0400-\u04ff]")),
+    ("ar", re.compile("[\u0600-\u06ff]")),
+    ("he", re.compile("[\u0590-\u05ff]")),
+    ("hi", re.compile("[\u0900-\u097f]")),
+    ("el", re.compile("[\u0370-\u03ff]")),
+    ("th", re.compile("[\u0e00-\u0e7f]")),
+)
 """Japanese before Chinese: it has characters of both."""
 
 _COMMON = {
     "en": "the of and to in is that it you for was with are this not be as on have your can what if but they or an do",
-    "de": "der die das und ist nicht ein eine zu den mit von sie ich auf es dem für auch sich wie wir aber oder wenn sind",
+    "de": "der die das und ist nicht ein eine zu den mit von sie ich auf es dem für auch sich wie wir aber oder wenn "
+    "sind",
     "fr": "le la les et est un une des que pour dans pas vous avec sur qui ce au plus je ne nous mais ou sont cette",
     "es": "el la los que y es en un una para con no por las se su como más pero está si del al lo muy este",
     "it": "il la che e di un una per non con sono le si del come più ma della questo gli nel anche alla ci o",
@@ -55,7 +65,8 @@ def count(text: str, part: str) -> int:
     """How often a word or phrase stands in the text, whole and in any case."""
     if not part.strip():
         return 0
-    head, tail = (r"(?<!\w)" if part[0].isalnum() else ""), (r"(?!\w)" if part[-1].isalnum() else "")
+    head = r"(?<!\w)" if part[0].isalnum() else ""
+    tail = r"(?!\w)" if part[-1].isalnum() else ""
     return len(re.findall(head + re.escape(part) + tail, text, re.IGNORECASE))
 
 

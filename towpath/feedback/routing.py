@@ -1,4 +1,5 @@
-"""Which comparisons go to people: an audit drawn by lot, gold and safety always, and of the rest those whose synthetic label is most in doubt."""
+"""Which comparisons go to people: an audit drawn by lot, gold and safety always, and of the rest those whose
+synthetic label is most in doubt."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a comparison goes: how many people see it, why, and how likely it was that any would. No seats: it stays with judge and rules."""
+    """Where a comparison goes: how many people see it, why, and how likely it was that any would. No seats: it stays
+    with judge and rules."""
 
     comparison: str
     reasons: tuple[str, ...]
@@ -62,18 +64,25 @@ class Route:
     doubt: float
 
 
-def route(signals: Sequence[Signals], settings: Routing | None = None, known: Collection[str] | None = None, seed: int = 0) -> list[Route]:
-    """A route for every comparison, the same for the same seed, names and signals; `known` are the domains the judge is calibrated on.
+def route(
+    signals: Sequence[Signals], settings: Routing | None = None, known: Collection[str] | None = None, seed: int = 0
+) -> list[Route]:
+    """A route for every comparison, the same for the same seed, names and signals; `known` are the domains the judge
+    is calibrated on.
 
-    The audit is an independent lot for each name. Apart from it, as many of the most doubtful go to people as make the share `people` in
-    expectation; among equals at the edge a second lot decides. So the propensity is exact: 1 where the signals alone send a pair, elsewhere that
-    of the lots.
+    The audit is an independent lot for each name. Apart from it, as many of the most doubtful go to people as make
+    the share `people` in expectation; among equals at the edge a second lot decides. So the propensity is exact: 1
+    where the signals alone send a pair, elsewhere that of the lots.
     """
     cfg = settings or Routing()
     doubts = {s.comparison: doubt(s, cfg, known) for s in signals}
     always = {s.comparison for s in signals if s.gold or s.safety}
-    room = max(0, round(len(signals) * (cfg.people - cfg.audit) / (1 - cfg.audit)) - len(always)) if cfg.audit < 1 else 0
-    ranked = sorted((name for name in doubts if name not in always), key=lambda name: (-doubts[name], share(seed, "route", name)))
+    room = (
+        max(0, round(len(signals) * (cfg.people - cfg.audit) / (1 - cfg.audit)) - len(always)) if cfg.audit < 1 else 0
+    )
+    ranked = sorted(
+        (name for name in doubts if name not in always), key=lambda name: (-doubts[name], share(seed, "route", name))
+    )
     sent = set(ranked[:room])
     edge = doubts[ranked[room - 1]] if 0 < room <= len(ranked) else None
     level = [name for name in ranked if edge is not None and doubts[name] == edge]
@@ -81,17 +90,24 @@ def route(signals: Sequence[Signals], settings: Routing | None = None, known: Co
     routes = []
     for s in signals:
         name = s.comparison
-        by_signals = 1.0 if name in always or (name in sent and doubts[name] != edge) else lot if doubts[name] == edge else 0.0
+        by_signals = (
+            1.0 if name in always or (name in sent and doubts[name] != edge) else lot if doubts[name] == edge else 0.0
+        )
         audited = share(seed, "audit", name) < cfg.audit
         why = _reasons(s, cfg, known) if name in sent or name in always else ()
         why += ("doubt",) if name in sent and not why else ()
         why += ("audit",) if audited else ()
-        routes.append(Route(name, why, by_signals + (1 - by_signals) * cfg.audit, _seats(s, cfg, seed) if why else 0, doubts[name]))
+        routes.append(
+            Route(
+                name, why, by_signals + (1 - by_signals) * cfg.audit, _seats(s, cfg, seed) if why else 0, doubts[name]
+            )
+        )
     return routes
 
 
 def doubt(signals: Signals, settings: Routing, known: Collection[str] | None = None) -> float:
-    """The chance that the synthetic label is wrong: the judge's odds, with those of the rule and the reward model for or against it."""
+    """The chance that the synthetic label is wrong: the judge's odds, with those of the rule and the reward model
+    for or against it."""
     s = signals
     if s.judge not in ("a", "b"):
         return 0.5
@@ -115,11 +131,16 @@ def _reasons(s: Signals, cfg: Routing, known: Collection[str] | None) -> tuple[s
     decided = s.judge in ("a", "b")
     against = s.margin is not None and decided and (s.margin > 0) != (s.judge == "a") and s.margin != 0
     told = {
-        "gold": s.gold, "safety": s.safety, "no verdict": s.judge is None, "order turns the verdict": not s.consistent,
+        "gold": s.gold,
+        "safety": s.safety,
+        "no verdict": s.judge is None,
+        "order turns the verdict": not s.consistent,
         "judge and rule differ": s.judge is not None and s.rule is not None and s.rule not in (s.judge, "tie"),
-        "reward model differs": against, "new domain": known is not None and s.domain not in known,
-        "judge is unsure": s.judge is not None and (not decided or (s.certainty is not None and s.certainty < cfg.unsure)),
-    }  # fmt: skip
+        "reward model differs": against,
+        "new domain": known is not None and s.domain not in known,
+        "judge is unsure": s.judge is not None
+        and (not decided or (s.certainty is not None and s.certainty < cfg.unsure)),
+    }
     return tuple(reason for reason, holds in told.items() if holds)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 from towpath.errors import DataError, RecipeError
 from towpath.feedback import measures
-from towpath.feedback.cases import Case
+from towpath.feedback.pair_text import Case
 from towpath.feedback.rubric import declines
 from towpath.records import Choice, Judgement
 
@@ -29,18 +29,35 @@ MOST_PARTS = 120
 LARGEST = 1_000_000
 NAMES = ("a", "b", "prompt")
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Kind, str]] = {
-    "words": (measures.words, "number", "1"), "chars": (len, "number", "1"), "lines": (measures.lines, "number", "1"),
-    "sentences": (measures.sentences, "number", "1"), "listed": (measures.listed, "number", "1"), "repeats": (measures.repeats, "number", "1"),
-    "count": (measures.count, "number", "2"), "has": (measures.has, "truth", "2+"),
+    "words": (measures.words, "number", "1"),
+    "chars": (len, "number", "1"),
+    "lines": (measures.lines, "number", "1"),
+    "sentences": (measures.sentences, "number", "1"),
+    "listed": (measures.listed, "number", "1"),
+    "repeats": (measures.repeats, "number", "1"),
+    "count": (measures.count, "number", "2"),
+    "has": (measures.has, "truth", "2+"),
     "starts": (lambda text, part: text.lstrip().startswith(part), "truth", "2"),
-    "ends": (lambda text, part: text.rstrip().endswith(part), "truth", "2"), "is_json": (measures.is_json, "truth", "1"),
-    "markdown": (measures.markdown, "truth", "1"), "declines": (declines, "truth", "1"), "language": (measures.language, "text", "1"),
-}  # fmt: skip
+    "ends": (lambda text, part: text.rstrip().endswith(part), "truth", "2"),
+    "is_json": (measures.is_json, "truth", "1"),
+    "markdown": (measures.markdown, "truth", "1"),
+    "declines": (declines, "truth", "1"),
+    "language": (measures.language, "text", "1"),
+}
 """What an expression may call: the function, what it gives, and how many texts it takes."""
 _COMPARED: dict[type, Callable[[Any, Any], bool]] = {
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq, ast.NotEq: operator.ne,
-}  # fmt: skip
-_RECKONED: dict[type, Callable[[Any, Any], Any]] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_RECKONED: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
 _FUNCTION = re.compile(r"(?:python:)?([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -54,7 +71,8 @@ class Rule:
 
 
 def load(text: str, name: str = "", folder: Path | None = None) -> Rule:
-    """The rule in a text: `module:function`, looked for in a folder first, or an expression such as `words(a) < words(b)`."""
+    """The rule in a text: `module:function`, looked for in a folder first, or an expression such as `words(a) <
+    words(b)`."""
     text = text.strip()
     found = _FUNCTION.fullmatch(text)
     if found:
@@ -93,11 +111,15 @@ def _imported(text: str, module: str, name: str, folder: Path | None) -> tuple[S
             found = importlib.import_module(module)
         function = getattr(found, name)
     except (ImportError, AttributeError, SyntaxError, OSError) as error:
-        raise RecipeError(f"rule {text!r}: {error}", rule, "put the module into the run's folder, or where the command is typed") from None
+        raise RecipeError(
+            f"rule {text!r}: {error}", rule, "put the module into the run's folder, or where the command is typed"
+        ) from None
     if not callable(function):
         raise RecipeError(f"rule {text!r}: {name} is no function", rule, "name a function")
     file = getattr(found, "__file__", None)
-    return lambda prompt, a, b: _checked(text, function(prompt, a, b), prompt), Path(file).read_text(encoding="utf-8") if file else text
+    return lambda prompt, a, b: _checked(text, function(prompt, a, b), prompt), Path(file).read_text(
+        encoding="utf-8"
+    ) if file else text
 
 
 def _checked(text: str, said: object, prompt: str) -> Choice | None:
@@ -108,11 +130,13 @@ def _checked(text: str, said: object, prompt: str) -> Choice | None:
 
 
 def _expression(text: str) -> Callable[[str, str, str], Choice | None]:
-    """Evaluated both ways round, so that neither side has an advantage: a is better where that holds of a and b and not of b and a."""
+    """Evaluated both ways round, so that neither side has an advantage: a is better where that holds of a and b and
+    not of b and a."""
     holds = compiled(text)
 
     def says(prompt: str, a: str, b: str) -> Choice | None:
-        one, other = holds({"prompt": prompt, "a": a, "b": b}), holds({"prompt": prompt, "a": b, "b": a})
+        one = holds({"prompt": prompt, "a": a, "b": b})
+        other = holds({"prompt": prompt, "a": b, "b": a})
         return None if one == other else "a" if one else "b"
 
     return says
@@ -155,7 +179,9 @@ def _part(node: ast.expr, text: str) -> tuple[Kind, Value]:
         number = _of(node.operand, "number", text)
         return "number", lambda texts: -number(texts)
     if isinstance(node, ast.BinOp) and type(node.op) in _RECKONED:
-        reckon, left, right = _RECKONED[type(node.op)], _of(node.left, "number", text), _of(node.right, "number", text)
+        reckon = _RECKONED[type(node.op)]
+        left = _of(node.left, "number", text)
+        right = _of(node.right, "number", text)
         return "number", lambda texts: reckon(left(texts), right(texts))
     if isinstance(node, ast.Compare):
         return _comparison(node, text)
@@ -205,4 +231,8 @@ def _shown(node: ast.expr) -> str:
 
 def _not_allowed(text: str, what: str, rule: str = "") -> RecipeError:
     rule = rule or f"a, b, prompt, texts, numbers, + - *, comparisons, and, or, not, and {', '.join(FUNCTIONS)}"
-    return RecipeError(f"rule {text[:120]!r}: {what}", rule, "for example words(a) < words(b), or write a function and name it module:function")
+    return RecipeError(
+        f"rule {text[:120]!r}: {what}",
+        rule,
+        "for example words(a) < words(b), or write a function and name it module:function",
+    )

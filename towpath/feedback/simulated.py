@@ -20,15 +20,26 @@ def choose(a: float, b: float, tie_margin: float, both_bad: float) -> tuple[Choi
     return ("a" if a > b else "b"), 1 + (gap > 0.2) + (gap > 0.4)
 
 
-def judge(comparison: Comparison, prompt: Prompt, a: tuple[str, bool], b: tuple[str, bool], rater: str, seed: int, cfg: Preferences) -> Judgement:
+def judge(
+    comparison: Comparison,
+    prompt: Prompt,
+    a: tuple[str, bool],
+    b: tuple[str, bool],
+    rater: str,
+    seed: int,
+    cfg: Preferences,
+) -> Judgement:
     """One judgement; a and b are (text, ended). The same seed and rater always say the same."""
     totals = [rubric.judge(prompt, text, ended).total for text, ended in (a, b)]
     choice, strength = choose(totals[0], totals[1], cfg.tie_margin, cfg.both_bad)
     slip, hurry = uniforms(2, seed, "rater", rater, comparison.id)
     if choice in ("a", "b") and slip < cfg.noise:
-        choice, strength = ("b" if choice == "a" else "a"), 1
+        choice = "b" if choice == "a" else "a"
+        strength = 1
     shown: Literal["ab", "ba"] = "ab" if share(seed, f"order/{rater}", comparison.id) < 0.5 else "ba"
     reading = len(rubric.words(a[0])) + len(rubric.words(b[0]))
     milliseconds = int(2000 + reading * 180 * (0.7 + 0.6 * hurry))
     key = f"{comparison.id}/{rater}/{comparison.round}"
-    return Judgement(key, comparison.id, rater, "simulated", choice, shown, strength, milliseconds, comparison.round, GUIDELINE)
+    return Judgement(
+        key, comparison.id, rater, "simulated", choice, shown, strength, milliseconds, comparison.round, GUIDELINE
+    )

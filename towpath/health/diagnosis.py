@@ -21,13 +21,25 @@ from towpath.records import Finding
 
 Detector = Callable[[History, Limits], Iterator[Finding]]
 _MODULES = (system, rollouts, labels, pairs, steps, movement, supervised, distance, hacking, sameness, domains)
-DETECTORS: tuple[Detector, ...] = (*(detector for module in _MODULES for detector in module.DETECTORS), *system.RESOURCES)
+DETECTORS: tuple[Detector, ...] = (
+    *(detector for module in _MODULES for detector in module.DETECTORS),
+    *system.RESOURCES,
+)
 FOLLOWS: Mapping[str, set[str]] = {
     "not-finite": {"learning-rate-high", "reward-unbounded"},
     "gradient-zero": {"reward-constant", "learning-rate-high", "length-hacking", "not-finite"},
     "kl-rising": {
-        "learning-rate-high", "kl-unheld", "reward-hacking", "length-hacking", "repetition", "diversity-collapse", "sampler-mismatch",
-        "missing-eos", "refusing", "critic-broken", "reward-constant",
+        "learning-rate-high",
+        "kl-unheld",
+        "reward-hacking",
+        "length-hacking",
+        "repetition",
+        "diversity-collapse",
+        "sampler-mismatch",
+        "missing-eos",
+        "refusing",
+        "critic-broken",
+        "reward-constant",
     },
     "kl-negative": {"sampler-mismatch", "missing-eos", "learning-rate-high"},
     "truncated": {"learning-rate-high", "length-hacking", "missing-eos", "kl-unheld"},
@@ -39,7 +51,13 @@ FOLLOWS: Mapping[str, set[str]] = {
     "missing-eos": {"learning-rate-high"},
     "kl-unheld": {"learning-rate-high"},
     "held-tight": {
-        "learning-rate-high", "critic-broken", "sampler-mismatch", "missing-eos", "reward-unbounded", "reward-constant", "gradient-zero",
+        "learning-rate-high",
+        "critic-broken",
+        "sampler-mismatch",
+        "missing-eos",
+        "reward-unbounded",
+        "reward-constant",
+        "gradient-zero",
     },
     "reward-out-of-distribution": {"length-hacking", "reward-hacking"},
     "reward-hacking": {"length-hacking", "reward-overfit", "label-noise", "learning-rate-high"},
@@ -51,8 +69,9 @@ FOLLOWS: Mapping[str, set[str]] = {
     "reward-overfit": {"labels-swapped"},
     "label-noise": {"labels-swapped", "learning-rate-high", "learning-rate-low"},
     "likelihood-displacement": {"learning-rate-high", "labels-swapped"},
-}  # fmt: skip
-"""A finding, and what it may be a consequence of: where one of those is found too, and not clearly later, it comes after it."""
+}
+"""A finding, and what it may be a consequence of: where one of those is found too, and not clearly later, it comes
+after it."""
 GRAVITY = {"critical": 0, "error": 0, "warning": 1, "info": 2}
 LATE = 3
 """Steps by which a cause may show later than its consequence: curves are read over windows."""
@@ -71,15 +90,19 @@ def _is_dated(finding: Finding) -> bool:
 def _causes(finding: Finding, findings: Mapping[str, Finding]) -> set[str]:
     """Which of the other findings may have caused this one."""
     possible = (findings[code] for code in FOLLOWS.get(finding.code, set()) & findings.keys())
-    causes = [cause for cause in possible if not (_is_dated(finding) and _is_dated(cause) and _onset(cause) > _onset(finding) + LATE)]
+    causes = [
+        cause
+        for cause in possible
+        if not (_is_dated(finding) and _is_dated(cause) and _onset(cause) > _onset(finding) + LATE)
+    ]
     return {cause.code for cause in causes if GRAVITY[cause.severity] < GRAVITY["info"] or finding.severity == "info"}
 
 
 def diagnose(history: History, limits: Limits = Limits()) -> tuple[Finding, ...]:  # noqa: B008
     """What is wrong with a run as far as its numbers tell.
 
-    Findings that others explain come last; of the rest the grave before the light, then what explains more of the others,
-    then what began earlier.
+    Findings that others explain come last; of the rest the grave before the light, then what explains more of the
+    others, then what began earlier.
     """
     findings: dict[str, Finding] = {}
     for detector in DETECTORS:

@@ -33,7 +33,8 @@ EMPTY = Curve(np.array([], dtype=int), np.array([]))
 
 @dataclass(frozen=True)
 class History:
-    """Curves of training and of validation by name, and facts: recipe keys with their values, and results of earlier stages."""
+    """Curves of training and of validation by name, and facts: recipe keys with their values, and results of earlier
+    stages."""
 
     train: Mapping[str, Curve] = field(default_factory=dict)
     looks: Mapping[str, Curve] = field(default_factory=dict)
@@ -58,19 +59,25 @@ class History:
 
     def after(self, step: int) -> "History":
         """What was told after this step."""
-        train, looks = ({name: curve.after(step) for name, curve in curves.items()} for curves in (self.train, self.looks))
+        train, looks = (
+            {name: curve.after(step) for name, curve in curves.items()} for curves in (self.train, self.looks)
+        )
         return History(train, looks, self.facts)
 
     def until(self, step: int) -> "History":
         """The history as it stood when this step ended."""
-        train, looks = ({name: curve.until(step) for name, curve in curves.items()} for curves in (self.train, self.looks))
+        train, looks = (
+            {name: curve.until(step) for name, curve in curves.items()} for curves in (self.train, self.looks)
+        )
         return History(train, looks, self.facts)
 
 
 def of(rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> History:
-    """A history of rows as metrics.jsonl has them: `step`, `phase`, and numbers. Of two rows for one step and phase the later counts.
+    """A history of rows as metrics.jsonl has them: `step`, `phase`, and numbers. Of two rows for one step and phase
+    the later counts.
 
     What is no number is left out; infinities and not-a-numbers are kept: they are evidence.
+
     """
     kept: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
     for row in rows:
@@ -85,20 +92,25 @@ def _curves(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Curve]:
         for name, value in rows[step].items():
             if name not in ("step", "phase") and isinstance(value, int | float) and not isinstance(value, bool):
                 points.setdefault(name, []).append((step, float(value)))
-    return {name: Curve(np.array([s for s, _ in told]), np.array([v for _, v in told])) for name, told in points.items()}
+    return {
+        name: Curve(np.array([s for s, _ in told]), np.array([v for _, v in told])) for name, told in points.items()
+    }
 
 
 class _Column:
     """One number as it grows; room is doubled, so that adding is cheap and reading costs nothing."""
 
     def __init__(self) -> None:
-        self.steps, self.values, self.count = np.empty(64, dtype=int), np.empty(64), 0
+        self.steps = np.empty(64, dtype=int)
+        self.values = np.empty(64)
+        self.count = 0
 
     def add(self, step: int, value: float) -> None:
         if self.count and self.steps[self.count - 1] == step:
             self.count -= 1  # told anew
         if self.count == len(self.steps):
-            self.steps, self.values = np.resize(self.steps, 2 * self.count), np.resize(self.values, 2 * self.count)
+            self.steps = np.resize(self.steps, 2 * self.count)
+            self.values = np.resize(self.values, 2 * self.count)
         self.steps[self.count], self.values[self.count] = step, value
         self.count += 1
 
@@ -123,5 +135,7 @@ class Recorder:
 
     def history(self, facts: Mapping[str, Any] | None = None) -> History:
         """All of it so far."""
-        train, looks = ({name: column.curve() for name, column in self._columns[phase].items()} for phase in ("train", "validation"))
+        train, looks = (
+            {name: column.curve() for name, column in self._columns[phase].items()} for phase in ("train", "validation")
+        )
         return History(train, looks, dict(facts or {}))

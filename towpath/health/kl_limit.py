@@ -1,4 +1,5 @@
-"""Which KL warns and which alarms: per answer where a recipe states an alarm and answers are short, per token beyond."""
+"""Which KL warns and which alarms: per answer where a recipe states an alarm and answers are short, per token
+beyond."""
 
 from dataclasses import dataclass
 
@@ -35,9 +36,9 @@ def answer_length(history: History) -> float:
 def kl_limit(history: History, limits: Limits) -> KLLimit:
     """The limits that hold for this run's answers.
 
-    A stated `policy.kl.alarm` holds per answer for answers of up to `kl_short_answer` tokens; every token beyond adds
-    `kl_high_per_token` to both limits. Without a stated alarm, as in other trainers' logs, the larger of `kl_high` per answer
-    and `kl_high_per_token` per token warns, and twice as much alarms.
+    A stated `policy.kl.alarm` holds per answer for answers of up to `kl_short_answer` tokens; every token beyond
+    adds `kl_high_per_token` to both limits. Without a stated alarm, as in other trainers' logs, the larger of
+    `kl_high` per answer and `kl_high_per_token` per token warns, and twice as much alarms.
     """
     length = answer_length(history)
     alarm = history.facts.get("policy.kl.alarm")
@@ -45,14 +46,24 @@ def kl_limit(history: History, limits: Limits) -> KLLimit:
         beyond = float(np.nan_to_num(max(length - limits.kl_short_answer, 0.0))) * limits.kl_high_per_token
         if beyond <= 0:
             return KLLimit(limits.kl_high, float(alarm), f"limit per answer: policy.kl.alarm = {alarm:g}", True)
-        basis = f"policy.kl.alarm = {alarm:g} for {limits.kl_short_answer} tokens and {limits.kl_high_per_token:g} nats for each of the others"
+        basis = (
+            f"policy.kl.alarm = {alarm:g} for {limits.kl_short_answer} tokens and {limits.kl_high_per_token:g} nats "
+            "for each of the others"
+        )
         return KLLimit(limits.kl_high + beyond, alarm + beyond, f"limit per token: {basis}", True)
     per_token = limits.kl_high_per_token * length
     if not np.isfinite(per_token):
-        return KLLimit(limits.kl_high, 2 * limits.kl_high, f"limit per answer: {limits.kl_high:g}, lengths are not logged", False)
+        return KLLimit(
+            limits.kl_high, 2 * limits.kl_high, f"limit per answer: {limits.kl_high:g}, lengths are not logged", False
+        )
     if per_token <= limits.kl_high:
         return KLLimit(limits.kl_high, 2 * limits.kl_high, f"limit per answer: {limits.kl_high:g}", False)
-    return KLLimit(per_token, 2 * per_token, f"limit per token: {limits.kl_high_per_token:g} in answers of {length:.0f} tokens", False)
+    return KLLimit(
+        per_token,
+        2 * per_token,
+        f"limit per token: {limits.kl_high_per_token:g} in answers of {length:.0f} tokens",
+        False,
+    )
 
 
 def kl_words(history: History, now: float) -> str:

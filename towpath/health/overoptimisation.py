@@ -1,4 +1,5 @@
-"""The curve of over-optimisation: R = d(alpha - beta ln d), d the root of KL, fitted to a gold signal (arXiv 2210.10760)."""
+"""The curve of over-optimisation: R = d(alpha - beta ln d), d the root of KL, fitted to a gold signal (arXiv
+2210.10760)."""
 
 from dataclasses import dataclass
 
@@ -39,11 +40,15 @@ def fitted(kl: np.ndarray, gold: np.ndarray) -> Fit | None:
 
 
 def told(history: History, name: str) -> str:
-    """Words on where the run stands on its curve, if it can be fitted; gold from looks where there are enough, else from rollouts."""
+    """Words on where the run stands on its curve, if it can be fitted; gold from looks where there are enough, else
+    from rollouts."""
     for curves in (history.looks, history.train):
-        kl, gold = curves.get("kl"), curves.get(name)
+        kl = curves.get("kl")
+        gold = curves.get(name)
         if kl is not None and gold is not None and len(kl) == len(gold):
             fit = fitted(kl.values, gold.values)
             if fit is not None and fit.past:
-                return f"; the fitted curve d(α − β ln d) peaks at {fit.peak:.2g} nats, and {fit.seen:.2g} have been seen"
+                return (
+                    f"; the fitted curve d(α − β ln d) peaks at {fit.peak:.2g} nats, and {fit.seen:.2g} have been seen"
+                )
     return ""

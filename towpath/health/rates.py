@@ -5,7 +5,8 @@ import math
 from towpath.health.history import History
 
 USUAL = {"sft": (5e-6, 2e-4), "reward": (1e-6, 2e-4), "policy": (5e-7, 5e-4), "pairs": (5e-7, 5e-4)}
-"""Lowest and highest usual peak rate with AdamW: full fine-tuning of large models at the low end, LoRA at the high end."""
+"""Lowest and highest usual peak rate with AdamW: full fine-tuning of large models at the low end, LoRA at the high
+end."""
 PAIR_ALGORITHMS = ("dpo", "kto", "orpo", "ipo", "simpo", "cpo")
 FAR_ABOVE = 25.0
 """Tiny models learn well at ten times the usual; beyond this factor a rate is a suspect."""
@@ -47,7 +48,10 @@ def travel(history: History) -> float:
 def words(history: History) -> str:
     """The peak rate beside the usual ones."""
     low, high = USUAL[kind(history)]
-    return f"the learning rate of {peak(history):.2g} is {excess(history):.0f} times the highest usual one ({low:g} to {high:g})"
+    return (
+        f"the learning rate of {peak(history):.2g} is {excess(history):.0f} times the highest usual one ({low:g} to "
+        f"{high:g})"
+    )
 
 
 def in_brackets(history: History) -> str:

@@ -19,12 +19,14 @@ def first(values: np.ndarray, count: int = LEAST) -> float:
 
 
 def start(values: np.ndarray) -> float:
-    """The level before training changed anything: of short curves, which tell means of several steps, the first point alone."""
+    """The level before training changed anything: of short curves, which tell means of several steps, the first
+    point alone."""
     return first(values, min(LEAST, max(1, len(values) // 8)))
 
 
 def origin(curve: Curve) -> float:
-    """The first value that was logged: of a run that is logged at every step, the one before training changed anything."""
+    """The first value that was logged: of a run that is logged at every step, the one before training changed
+    anything."""
     finite = curve.values[np.isfinite(curve.values)]
     return float(finite[0]) if len(finite) else float("nan")
 
@@ -42,7 +44,8 @@ def window(curve: Curve) -> int:
 
 
 def noise(values: np.ndarray) -> float:
-    """Deviation of a point about its own trend: half the spread of second differences is left of noise when a trend is taken out."""
+    """Deviation of a point about its own trend: half the spread of second differences is left of noise when a trend
+    is taken out."""
     finite = values[np.isfinite(values)]
     if len(finite) < 4:
         return float("inf")
@@ -90,19 +93,23 @@ def rolling_median(values: np.ndarray, count: int = LEAST) -> np.ndarray:
 def shared(one: Curve, other: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps that two curves have in common, and the finite values of both there."""
     steps, left, right = np.intersect1d(one.steps, other.steps, return_indices=True)
-    values, others = one.values[left], other.values[right]
+    values = one.values[left]
+    others = other.values[right]
     finite = np.isfinite(values) & np.isfinite(others)
     return steps[finite], values[finite], others[finite]
 
 
 def slope_of_changes(one: Curve, other: Curve) -> tuple[float, float, float]:
-    """How one curve goes with another from step to step, trends taken out: slope of its changes on the other's, correlation, deviations from 0."""
+    """How one curve goes with another from step to step, trends taken out: slope of its changes on the other's,
+    correlation, deviations from 0."""
     _, values, others = shared(one, other)
     if len(values) < 4 * LEAST:
         return 0.0, 0.0, 0.0
-    moved, by = np.diff(values), np.diff(others)
+    moved = np.diff(values)
+    by = np.diff(others)
     changing = (np.abs(moved) > 0) | (np.abs(by) > 0)
-    moved, by = moved[changing], by[changing]
+    moved = moved[changing]
+    by = by[changing]
     if len(by) < 2 * LEAST or not moved.std() or not by.std():
         return 0.0, 0.0, 0.0
     correlation = float(np.corrcoef(moved, by)[0, 1])

@@ -22,8 +22,10 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, switch: Switch) -> None:
         super().__init__()
-        self.base, self.switch = base, switch
-        self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
+        self.base = base
+        self.switch = switch
+        self.a = nn.ParameterDict()
+        self.b = nn.ParameterDict()
         self.scale: dict[str, float] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,13 +33,18 @@ class LoraLinear(nn.Module):
         name = self.switch.active
         if name is None or name not in self.scale:
             return y
-        a, b = self.a[name].to(x.dtype), self.b[name].to(x.dtype)
+        a = self.a[name].to(x.dtype)
+        b = self.b[name].to(x.dtype)
         return y + F.linear(F.linear(x, a) * self.scale[name], b)
 
     def merged(self, name: str | None) -> Tensor:
         """The weight with one adapter added, in float32."""
         weight = self.base.weight.detach().float()
-        return weight if name not in self.scale else weight + self.scale[name] * (self.b[name].detach() @ self.a[name].detach())  # pyright: ignore[reportArgumentType]
+        return (
+            weight
+            if name not in self.scale
+            else weight + self.scale[name] * (self.b[name].detach() @ self.a[name].detach())
+        )  # pyright: ignore[reportArgumentType]
 
 
 def depth(place: str) -> int:
@@ -65,10 +72,14 @@ class Adapters:
     def summary(self) -> dict[str, Any]:
         """The names of the adapted layers, and their part of all the model's parameters."""
         names = sorted({place.rpartition(".")[2] for place in self.layers})
-        return {"modules": names, "share": sum(layer.base.weight.numel() for layer in self.layers.values()) / self.parameter_count}
+        return {
+            "modules": names,
+            "share": sum(layer.base.weight.numel() for layer in self.layers.values()) / self.parameter_count,
+        }
 
     def add(self, name: str, rank: int, alpha: float, seed: int, top: int = 0) -> None:
-        """A new adapter, on the last `top` layers or on all, that changes nothing yet: A uniform as in a linear layer, B zero."""
+        """A new adapter, on the last `top` layers or on all, that changes nothing yet: A uniform as in a linear
+        layer, B zero."""
         draw = torch.Generator().manual_seed(seed)
         for place, layer in self.layers.items():
             if depth(place) < self.depth - (top or self.depth):
@@ -89,7 +100,8 @@ class Adapters:
     @contextmanager
     def acting(self, name: str | None) -> Iterator[None]:
         """Within the block the trunk speaks as this adapter."""
-        before, self.switch.active = self.switch.active, name
+        before = self.switch.active
+        self.switch.active = name
         try:
             yield
         finally:

@@ -32,7 +32,9 @@ def grouped(
     """Softmax attention without repeating keys and values for every query head; an additive mask [B,1,L,S] or none."""
     if unknown := [name for name in ("softcap", "s_aux") if more.get(name) is not None]:
         rule = "grouped products are plain softmax attention"
-        raise AttentionRefused(f"{type(module).__name__} asks attention for {unknown[0]}", rule, 'set model.attention = "eager"')
+        raise AttentionRefused(
+            f"{type(module).__name__} asks attention for {unknown[0]}", rule, 'set model.attention = "eager"'
+        )
     batch, heads, length, width = query.shape
     kv = key.shape[1]
     scale = width**-0.5 if scaling is None else scaling

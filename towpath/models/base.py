@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from towpath.data.chat import PROBES, Chat, pad_token
 from towpath.errors import ModelError
-from towpath.models import files, shape, sound
+from towpath.models import check_model, files, shape
 from towpath.models.attention import register
 from towpath.models.convert import naming_files
 from towpath.models.locate import find
@@ -27,7 +27,7 @@ def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device =
     shape.require(folder, attention)
     pad = pad_token(load_tokenizer(folder)) if pad is None else pad
     model = _placed(_loaded(folder, dtype, attention, pad).eval(), device)
-    sound.require(model, folder)
+    check_model.require(model, folder)
     return model
 
 
@@ -46,10 +46,16 @@ def _loaded(folder: str, dtype: torch.dtype, attention: str, pad: int) -> Any:
     kind = type(model).__name__
     if missing := sorted(report["missing_keys"]):
         value = f"{folder}: no weights for {len(missing)} tensors of a {kind}, such as {missing[0]}"
-        raise ModelError(value, "the weights must be those of the model that config.json describes", "check model.source")
+        raise ModelError(
+            value, "the weights must be those of the model that config.json describes", "check model.source"
+        )
     if unexpected := files.unexpected(report["unexpected_keys"]):
         value = f"{folder}: {len(unexpected)} tensors that a {kind} has no place for, such as {unexpected[0]}"
-        raise ModelError(value, "the weights must be those of the model that config.json describes", "check config.json and model.source")
+        raise ModelError(
+            value,
+            "the weights must be those of the model that config.json describes",
+            "check config.json and model.source",
+        )
     _require_finite(model, folder)
     return model
 
@@ -59,12 +65,14 @@ def _require_finite(model: Any, folder: str) -> None:
     """Weights that are no numbers would show as a loss that is none, and be blamed on training."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not all(math.isfinite(float(x)) for x in weight.aminmax()):
-            rule, fix = "every weight of a model is a finite number", "copy the weights again from the model's source"
+            rule = "every weight of a model is a finite number"
+            fix = "copy the weights again from the model's source"
             raise ModelError(f"{folder}: the tensor {name} holds NaN or infinity", rule, fix)
 
 
 def _placed(model: Any, device: torch.device) -> Any:
-    """On its device; on a CPU out of the file that the weights are mapped from: what learns or is laid anew would be held twice."""
+    """On its device; on a CPU out of the file that the weights are mapped from: what learns or is laid anew would be
+    held twice."""
     if device.type != "cpu":
         return model.to(device)
     for parameter in model.parameters():
@@ -75,28 +83,39 @@ def _placed(model: Any, device: torch.device) -> Any:
 def load_tokenizer(folder: str) -> Any:
     """The model's fast tokenizer."""
     fix = "put tokenizer.json and tokenizer_config.json beside config.json, or fix model.source"
-    with naming_files(Path(folder), files.require_texts, "a model comes with a tokenizer that transformers can load", fix):
+    with naming_files(
+        Path(folder), files.require_texts, "a model comes with a tokenizer that transformers can load", fix
+    ):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not hasattr(tokenizer, "_tokenizer"):
         value = f"{folder}: a {type(tokenizer).__name__}, which is no fast tokenizer"
-        raise ModelError(value, "special tokens in a user's text are told apart by the tokenizers library", "add a tokenizer.json")
+        raise ModelError(
+            value, "special tokens in a user's text are told apart by the tokenizers library", "add a tokenizer.json"
+        )
     return tokenizer
 
 
 def save_tokenizer(chat: Chat, folder: Path) -> None:
     """Write the tokenizer with its template so that transformers reads it back as it is.
 
-    Some classes of transformers lose settings when they are saved (`legacy` of LlamaTokenizer): those are written as the generic class.
+    Some classes of transformers lose settings when they are saved (`legacy` of LlamaTokenizer): those are written as
+    the generic class.
     """
     chat.tokenizer.save_pretrained(folder)
     if _alike(chat, folder):
         return
     path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(files.read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2, ensure_ascii=False))
+    path.write_text(
+        json.dumps(files.read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2, ensure_ascii=False)
+    )
     chat.tokenizer._tokenizer.save(str(folder / "tokenizer.json"))
     if not _alike(chat, folder):
         value = f"a {type(chat.tokenizer).__name__} reads other tokens once it is saved and loaded again"
-        raise ModelError(value, "what is exported must read text as what was trained", "save the model's tokenizer as PreTrainedTokenizerFast")
+        raise ModelError(
+            value,
+            "what is exported must read text as what was trained",
+            "save the model's tokenizer as PreTrainedTokenizerFast",
+        )
 
 
 def _alike(chat: Chat, folder: Path) -> bool:
@@ -104,6 +123,7 @@ def _alike(chat: Chat, folder: Path) -> bool:
     saved = load_tokenizer(str(folder))
     return saved.chat_template == chat.template and all(
         saved(text)["input_ids"] == chat.tokenizer(text)["input_ids"]
-        and list(saved(chat.rendered_by(saved, text), add_special_tokens=False)["input_ids"]) == chat.template_tokens(text)
+        and list(saved(chat.rendered_by(saved, text), add_special_tokens=False)["input_ids"])
+        == chat.template_tokens(text)
         for text in PROBES
     )

@@ -1,6 +1,8 @@
-"""The content of a base model and of a chat template as hashes, so that another model under the same name is another model.
+"""The content of a base model and of a chat template as hashes, so that another model under the same name is another
+model.
 
-Hashes of files are kept in the run by size, times and inode: looking at a run reads no weights, and never fetches a model.
+Hashes of files are kept in the run by size, times and inode: looking at a run reads no weights, and never fetches a
+model.
 """
 
 import hashlib
@@ -8,16 +10,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from towpath.data.cache import cache_file, read_cache, write_cache
 from towpath.data.chat import OWN_TEMPLATES
+from towpath.data.file_cache import cache_file, read_cache, write_cache
 from towpath.errors import ModelError
 from towpath.models import files, locate
 from towpath.progress import progress
 
 TEXTS = (
-    *files.TEXTS, "model.safetensors.index.json", "chat_template.jinja", "chat_template.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "*.model",
-)  # fmt: skip
+    *files.TEXTS,
+    "model.safetensors.index.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+)
 """Patterns of what is read of a model's folder besides its weights."""
 UNSAID = ("transformers_version", "_name_or_path")
 """Keys of a configuration that say who wrote it, not what it is."""
@@ -32,8 +41,8 @@ def fetch(source: str, run: Path) -> str:
 
 
 def known(source: str, run: Path) -> str:
-    """The content of a model as it lies on this machine, or as it was when this run last used it; empty where neither is known, and, since
-    nothing is done that it could be compared with, before the first run."""
+    """The content of a model as it lies on this machine, or as it was when this run last used it; empty where
+    neither is known, and, since nothing is done that it could be compared with, before the first run."""
     recorded = read_cache(cache_file(run, "model_content")).get(source) or {}
     if not recorded and not (run / "stages").is_dir():
         return ""
@@ -92,7 +101,9 @@ def _hash(path: Path) -> str:
         except ValueError:
             said = None
         if isinstance(said, dict):
-            return hashlib.sha256(json.dumps({k: v for k, v in said.items() if k not in UNSAID}, sort_keys=True).encode()).hexdigest()
+            return hashlib.sha256(
+                json.dumps({k: v for k, v in said.items() if k not in UNSAID}, sort_keys=True).encode()
+            ).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

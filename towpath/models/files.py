@@ -13,38 +13,61 @@ from towpath.models.memory import memory_available
 COPY = "copy the file again from the model's source"
 LFS = b"version https://git-lfs"
 TEXTS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
-ONLY_SAFETENSORS = "weights are read from safetensors and GGUF files alone: a pickle (*.bin, *.pt) can run code when it is loaded"
+ONLY_SAFETENSORS = (
+    "weights are read from safetensors and GGUF files alone: a pickle (*.bin, *.pt) can run code when it is loaded"
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 BUFFERS = re.compile(r"\.(?:inv_freq|masked_bias|attn\.bias|position_ids)$")
 """Tensors that older versions of transformers wrote beside the weights, and that models compute for themselves."""
 MARGIN = 16
-"""By how much a configuration may go beyond what the weights hold: quantized weights hold up to eight numbers in one."""
+"""By how much a configuration may go beyond what the weights hold: quantized weights hold up to eight numbers in
+one."""
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-WIDTHS = ("vocab_size", "hidden_size", "n_embd", "intermediate_size", "n_inner", "moe_intermediate_size", "head_dim", "num_attention_heads",
-          "num_key_value_heads", "n_head")  # fmt: skip
+WIDTHS = (
+    "vocab_size",
+    "hidden_size",
+    "n_embd",
+    "intermediate_size",
+    "n_inner",
+    "moe_intermediate_size",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_head",
+)
 Header = dict[str, dict[str, Any]]
 
 
 def conversion(name: str) -> str:
     """The fix for weights in a pickle."""
     load = "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T"
-    code = f"{load}; M.from_pretrained('{name}').save_pretrained('NEW'); T.from_pretrained('{name}').save_pretrained('NEW')"
+    code = (
+        f"{load}; M.from_pretrained('{name}').save_pretrained('NEW'); "
+        f"T.from_pretrained('{name}').save_pretrained('NEW')"
+    )
     return f'convert a model that you trust, and name the new folder: python -c "{code}"'
 
 
 def require(folder: Path) -> None:
-    """Raise a ModelError that names the first file of a model that is missing, cannot be read, or describes another model than the weights."""
+    """Raise a ModelError that names the first file of a model that is missing, cannot be read, or describes another
+    model than the weights."""
     require_texts(folder)
     weights = weight_files(folder)
     if not weights:
         if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
-            raise ModelError(f"{folder}: no safetensors, but {', '.join(pickles[:3])}", ONLY_SAFETENSORS, conversion(str(folder)))
+            raise ModelError(
+                f"{folder}: no safetensors, but {', '.join(pickles[:3])}", ONLY_SAFETENSORS, conversion(str(folder))
+            )
         fix = "put model.safetensors beside config.json (a GGUF file is named by gguf:PATH)"
         raise ModelError(f"{folder}: no weights", "weights are *.safetensors beside config.json", fix)
     if (folder / "adapter_config.json").is_file():
         rule = "an adapter would replace this model by the one that its adapter_config.json names"
-        raise ModelError(f"{folder}/adapter_config.json: an adapter beside a model", rule, "merge the adapter, or remove adapter_config.json")
+        raise ModelError(
+            f"{folder}/adapter_config.json: an adapter beside a model",
+            rule,
+            "merge the adapter, or remove adapter_config.json",
+        )
     tensors = {name: entry["shape"] for path in weights for name, entry in header(path).items()}
     config = read_json(folder / "config.json")
     require_plausible(f"{folder}/config.json", config | (config.get("text_config") or {}), tensors)
@@ -66,7 +89,9 @@ def require_plausible(place: str, config: Mapping[str, Any], tensors: Mapping[st
     sizes = [next((config[key] for key in keys if isinstance(config.get(key), int)), 0) for keys in (LAYERS, EXPERTS)]
     if math.prod(sizes) > MARGIN * max(sum(map(math.prod, tensors.values())) // 1024, 4096):
         value = f"{place}: {sizes[0]} layers of {sizes[1]} experts"
-        raise ModelError(value, "the sizes of a model are those of its weights", "copy config.json again from the model's source")
+        raise ModelError(
+            value, "the sizes of a model are those of its weights", "copy config.json again from the model's source"
+        )
 
 
 def _numbered(names: Iterable[str], pattern: str) -> int:
@@ -81,7 +106,11 @@ def require_memory(folder: Path, bytes_each: int) -> None:
     free = memory_available()
     if free is not None and total * bytes_each > free:
         value = f"{folder}: {total * bytes_each / 1e9:,.1f} GB of weights, {free / 1e9:,.1f} GB of memory available"
-        raise ResourceError(value, "the weights must fit into memory", "use a smaller model, set model.dtype = 'bfloat16', or free memory")
+        raise ResourceError(
+            value,
+            "the weights must fit into memory",
+            "use a smaller model, set model.dtype = 'bfloat16', or free memory",
+        )
 
 
 def unexpected(names: Collection[str]) -> list[str]:
@@ -92,7 +121,11 @@ def unexpected(names: Collection[str]) -> list[str]:
 def require_texts(folder: Path) -> None:
     """`require` for all but the weights."""
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json", "a model is a folder with config.json, weights and a tokenizer", "check model.source")
+        raise ModelError(
+            f"{folder}: no config.json",
+            "a model is a folder with config.json, weights and a tokenizer",
+            "check model.source",
+        )
     for name in TEXTS:
         if (folder / name).is_file():
             read_json(folder / name)
@@ -108,7 +141,9 @@ def weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"{index}: no weight_map", "the index names the file of every tensor", COPY)
     names = sorted({str(name) for name in places.values()})
     if wrong := [name for name in names if "/" in name or not name.endswith(".safetensors")]:
-        raise ModelError(f"{index}: names {wrong[0]!r}", f"the index names safetensors in its own folder; {ONLY_SAFETENSORS}", COPY)
+        raise ModelError(
+            f"{index}: names {wrong[0]!r}", f"the index names safetensors in its own folder; {ONLY_SAFETENSORS}", COPY
+        )
     paths = [folder / name for name in names]
     if missing := [path.name for path in paths if not path.is_file()]:
         value = f"{index}: {len(missing)} of {len(paths)} files are not there: {', '.join(missing[:5])}"
@@ -121,10 +156,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file", "a model is a folder with config.json, weights and a tokenizer", "check model.source") from None
+        raise ModelError(
+            f"{path}: no such file",
+            "a model is a folder with config.json, weights and a tokenizer",
+            "check model.source",
+        ) from None
     except OSError as error:
         raise ModelError(
-            f"{path}: {(error.strerror or str(error)).lower()}", "the files of a model must be readable", "fix its permissions"
+            f"{path}: {(error.strerror or str(error)).lower()}",
+            "the files of a model must be readable",
+            "fix its permissions",
         ) from None
     except ValueError as error:
         raise ModelError(f"{path}: not JSON ({error})", "this file of a model is JSON", COPY) from None
@@ -139,14 +180,19 @@ def header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             start = file.read(8)
-            size, length = int.from_bytes(start, "little"), path.stat().st_size
+            size = int.from_bytes(start, "little")
+            length = path.stat().st_size
             text = file.read(size) if 8 + size <= length else b""
     except OSError as error:
         raise ModelError(
-            f"{path}: {(error.strerror or str(error)).lower()}", "the files of a model must be readable", "fix its permissions"
+            f"{path}: {(error.strerror or str(error)).lower()}",
+            "the files of a model must be readable",
+            "fix its permissions",
         ) from None
     if start == LFS[:8]:
-        raise ModelError(f"{path}: a Git LFS pointer, not weights", rule, "run `git lfs pull` in the model's repository")
+        raise ModelError(
+            f"{path}: a Git LFS pointer, not weights", rule, "run `git lfs pull` in the model's repository"
+        )
     try:
         entries = json.loads(text)
         tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}

@@ -24,7 +24,8 @@ class ScalarHead(nn.Module):
         return hidden.float() @ self.weight + self.bias
 
 
-WIDE, ROWS = 1024, 4096
+WIDE = 1024
+ROWS = 4096
 """Random features of a state; rows that are summed at a time."""
 
 
@@ -40,8 +41,8 @@ def _cast(width: int, device: torch.device) -> Tensor:
 
 
 def widely_so_far(states_BTD: Tensor) -> Tensor:
-    """That mean, and the sum up to each token of fixed random features of its state [B,T,D+W]: a reward that adds up token by token is
-    linear in such sums, and seldom in the states."""
+    """That mean, and the sum up to each token of fixed random features of its state [B,T,D+W]: a reward that adds up
+    token by token is linear in such sums, and seldom in the states."""
     width = states_BTD.shape[-1]
     cast_DW = _cast(width, states_BTD.device)
     unit_BTD = torch.nn.functional.rms_norm(states_BTD, (width,)) / math.sqrt(width)
@@ -49,19 +50,23 @@ def widely_so_far(states_BTD: Tensor) -> Tensor:
 
 
 class Fit:
-    """A head that is solved for, not stepped: the best linear reading (ridge) of what was seen so far, where what is older counts less.
-    The ridge is the one that has foretold best what then came. Sums are all it keeps.
+    """A head that is solved for, not stepped: the best linear reading (ridge) of what was seen so far, where what is
+    older counts less. The ridge is the one that has foretold best what then came. Sums are all it keeps.
 
     N rows, E features and a one, R ridges.
+
     """
 
     RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
     """Shares of a feature's own power."""
 
     def __init__(self, head: ScalarHead) -> None:
-        width, kind = len(head.weight) + 1, {"dtype": torch.float64, "device": head.weight.device}
+        width = len(head.weight) + 1
+        kind = {"dtype": torch.float64, "device": head.weight.device}
         self.head = head
-        self.products_EE, self.moments_E, self.missed_R = (torch.zeros(*size, **kind) for size in ((width, width), (width,), (len(self.RIDGES),)))
+        self.products_EE, self.moments_E, self.missed_R = (
+            torch.zeros(*size, **kind) for size in ((width, width), (width,), (len(self.RIDGES),))
+        )
 
     @torch.no_grad()
     def learn(self, features_ND: Tensor, target_N: Tensor, keep: float = 1.0) -> None:
@@ -81,15 +86,23 @@ class Fit:
         self.head.bias.copy_(solved_E[-1])
 
     def _solved(self, ridges: Sequence[float]) -> Tensor:
-        """Weights, and the bias, which is not held back, by each ridge [E,R]. Features that never move count for nothing."""
-        count, mean_D = self.products_EE[-1, -1], self.products_EE[-1, :-1] / self.products_EE[-1, -1]
+        """Weights, and the bias, which is not held back, by each ridge [E,R]. Features that never move count for
+        nothing."""
+        count = self.products_EE[-1, -1]
+        mean_D = self.products_EE[-1, :-1] / self.products_EE[-1, -1]
         spread_DD = self.products_EE[:-1, :-1] - count * torch.outer(mean_D, mean_D)
         power_D = spread_DD.diagonal()
         scale_D = torch.where(power_D > 1e-9 * power_D.max(), power_D.clamp(min=1e-30).rsqrt(), 0.0)
-        unit_DD, told_D = spread_DD * torch.outer(scale_D, scale_D), scale_D * (self.moments_E[:-1] - mean_D * self.moments_E[-1])
+        unit_DD = spread_DD * torch.outer(scale_D, scale_D)
+        told_D = scale_D * (self.moments_E[:-1] - mean_D * self.moments_E[-1])
         identity_DD = torch.eye(len(unit_DD), dtype=unit_DD.dtype, device=unit_DD.device)
         weight_DR = torch.stack(
-            [scale_D * torch.cholesky_solve(told_D[:, None], torch.linalg.cholesky(unit_DD + ridge * identity_DD))[:, 0] for ridge in ridges], 1
+            [
+                scale_D
+                * torch.cholesky_solve(told_D[:, None], torch.linalg.cholesky(unit_DD + ridge * identity_DD))[:, 0]
+                for ridge in ridges
+            ],
+            1,
         )
         return torch.cat([weight_DR, (self.moments_E[-1] / count - mean_D @ weight_DR)[None]])
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from towpath.kernels import choice
-from towpath.models import decoder
-from towpath.models.lines import Lines, masks
+from towpath.models.cpu import decoder, dispatch
+from towpath.models.packed_batch import Lines, masks
 
 
 def hidden(model: Any, lines: Lines, read_N: Tensor) -> Tensor:
-    """Last hidden states [N,D], after the final norm, of the tokens that are read: their places in the lines, one line after the other."""
+    """Last hidden states [N,D], after the final norm, of the tokens that are read: their places in the lines, one
+    line after the other."""
     return _through(model, lines, slice(None), read_N)
 
 
@@ -38,24 +38,29 @@ def _through(model: Any, lines: Lines, part: slice, read_N: Tensor | None, state
         mask = masks(model.config, lines, model.dtype)
         given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
         with _only(body, part, nn.Identity() if read_N is None else body.norm):
-            out = body(attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given).last_hidden_state.flatten(0, 1)
+            out = body(
+                attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given
+            ).last_hidden_state.flatten(0, 1)
         return out if read_N is None else out[read_N]
     place_T = (lines.segment_PL > 0).flatten().nonzero()[:, 0]
     if states_PLD is None:
-        begun_TD: Tensor = _Lookup.apply(body.embed_tokens.weight, lines.ids_PL.flatten()[place_T], body.embed_tokens.padding_idx)  # pyright: ignore[reportAssignmentType]
+        begun_TD: Tensor = _Lookup.apply(
+            body.embed_tokens.weight, lines.ids_PL.flatten()[place_T], body.embed_tokens.padding_idx
+        )  # pyright: ignore[reportAssignmentType]
     else:
         begun_TD = states_PLD.flatten(0, 1)[place_T]
     return decoder.through(model, begun_TD, lines, part, read_N)
 
 
 class _Lookup(torch.autograd.Function):
-    """The states that tokens begin with. What a token's places say of its row is summed in float32 at least: a comma's are hundreds.
-    The pad token's row learns nothing here, as in torch's own embedding."""
+    """The states that tokens begin with. What a token's places say of its row is summed in float32 at least: a
+    comma's are hundreds. The pad token's row learns nothing here, as in torch's own embedding."""
 
     @staticmethod
     def forward(ctx: Any, weight_VD: Tensor, ids_T: Tensor, pad: int | None) -> Tensor:
         ctx.save_for_backward(ids_T)
-        ctx.shape, ctx.pad = weight_VD.shape, pad
+        ctx.shape = weight_VD.shape
+        ctx.pad = pad
         return F.embedding(ids_T, weight_VD)
 
     @staticmethod
@@ -70,19 +75,27 @@ class _Lookup(torch.autograd.Function):
 @contextmanager
 def _only(body: Any, part: slice, norm: nn.Module) -> Iterator[None]:
     """Within the block the model's body has some of its layers alone."""
-    layers, last = body.layers, body.norm
-    body.layers, body.norm = layers[part], norm
+    layers = body.layers
+    last = body.norm
+    body.layers = layers[part]
+    body.norm = norm
     try:
         yield
     finally:
-        body.layers, body.norm = layers, last
+        body.layers = layers
+        body.norm = last
 
 
 def token_logprobs(
-    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float = 1.0, entropy: bool = True, chunk: int = 256
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    target_N: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = True,
+    chunk: int = 256,
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and, where asked, entropy (without gradient) at each position, a chunk of logits at a time: small enough a chunk that
-    what is done to it finds it in the processor's cache."""
+    """log p(target) and, where asked, entropy (without gradient) at each position, a chunk of logits at a time:
+    small enough a chunk that what is done to it finds it in the processor's cache."""
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad):
         return _Reading.apply(hidden_ND, head_VD, target_N, temperature, entropy, chunk)  # pyright: ignore[reportReturnType]
     return _read(hidden_ND, head_VD, target_N, temperature, entropy, chunk)
@@ -98,10 +111,12 @@ def _read(
     place_NV: Tensor | None = None,
     keep: Callable[[slice, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy, zeros where it is not asked for. What the way back needs, p less one at the target, is left in its place
-    or shown to `keep` chunk by chunk [n,V], where either is given."""
+    """log p(target) and entropy, zeros where it is not asked for. What the way back needs, p less one at the target,
+    is left in its place or shown to `keep` chunk by chunk [n,V], where either is given."""
     logp_N = hidden_ND.new_zeros(len(target_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
-    entropy_N, ops, asked = torch.zeros_like(logp_N), choice.of(hidden_ND), place_NV is not None or keep is not None
+    entropy_N = torch.zeros_like(logp_N)
+    ops = dispatch.of(hidden_ND)
+    asked = place_NV is not None or keep is not None
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)
         logits = torch.mm(hidden_ND[part], head_VD.T, out=None if place_NV is None else place_NV[part])
@@ -114,16 +129,24 @@ def _read(
 
 
 class _Reading(torch.autograd.Function):
-    """The gradient of log p(target) by the logits is (one-hot - p) / temperature. With a head that learns it is kept, in the states' own
-    precision: the way back needs neither the logits again nor a float32 copy of them. With a frozen head its product with the head is
+    """The gradient of log p(target) by the logits is (one-hot - p) / temperature. With a head that learns it is kept,
+    in the states' own
+    precision: the way back needs neither the logits again nor a float32 copy of them. With a frozen head its
+    product with the head is
     known at once, and [N,D] is all that is kept."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, temperature: float, wanted: bool, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        ctx.learns, ctx.temperature = ctx.needs_input_grad[1], temperature
-        kept = torch.empty(len(target_N), len(head_VD) if ctx.learns else hidden_ND.shape[1], dtype=hidden_ND.dtype, device=hidden_ND.device)
+        ctx.learns = ctx.needs_input_grad[1]
+        ctx.temperature = temperature
+        kept = torch.empty(
+            len(target_N),
+            len(head_VD) if ctx.learns else hidden_ND.shape[1],
+            dtype=hidden_ND.dtype,
+            device=hidden_ND.device,
+        )
 
         def keep(part: slice, slope_NV: Tensor) -> None:
             torch.mm(slope_NV, head_VD, out=kept[part])
@@ -135,7 +158,9 @@ class _Reading(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, _entropy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_N: Tensor, _entropy: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         kept, hidden_ND, head_VD = ctx.saved_tensors
         share_N1 = (grad_N / -ctx.temperature)[:, None]
         if not ctx.learns:

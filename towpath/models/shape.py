@@ -1,7 +1,8 @@
-"""A model's kind measured on a small copy: its configuration with few layers and narrow ones, random weights, float32.
+"""A model's kind measured on a small copy: its configuration with few layers and narrow ones, random weights,
+float32.
 
-What training and drawing need of a model (`sound`) follows from its code and configuration, not from its weights, so it is known in seconds
-and before a run begins.
+What training and drawing need of a model (`sound`) follows from its code and configuration, not from its weights, so
+it is known in seconds and before a run begins.
 """
 
 import copy
@@ -18,10 +19,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from towpath.errors import ModelError
-from towpath.models import files, sound
+from towpath.models import check_model, files
 from towpath.models.attention import AttentionRefused, register
 from towpath.models.coverage import Coverage
-from towpath.models.lines import window_of
+from towpath.models.packed_batch import window_of
 
 MOST = 150_000_000
 """Weights of a copy that is still made in seconds."""
@@ -34,9 +35,13 @@ _measured: dict[tuple[str, str], bool] = {}
 
 
 def require(folder: str, attention: str) -> bool:
-    """Raise a ModelError where a model of this kind would be trained or drawn from as another; False where no small copy could be measured."""
+    """Raise a ModelError where a model of this kind would be trained or drawn from as another; False where no small
+    copy could be measured."""
     config = files.read_json(Path(folder) / "config.json")
-    key = json.dumps({name: value for name, value in config.items() if name not in IRRELEVANT}, sort_keys=True), attention
+    key = (
+        json.dumps({name: value for name, value in config.items() if name not in IRRELEVANT}, sort_keys=True),
+        attention,
+    )
     if key not in _measured:
         with _one_thread():
             _measured[key] = _measure(folder, attention)
@@ -56,16 +61,16 @@ def _one_thread() -> Iterator[None]:
 
 def _measure(folder: str, attention: str) -> bool:
     model = described(folder, attention)
-    sound.require_parts(model, folder)
+    check_model.require_parts(model, folder)
     shallow = _shallow(model.config)
     for config, last in ((_narrow(shallow), False), (shallow, True)):
         small = _built(config)
         if small is None:
             continue
         try:
-            sound.require(small, folder)
-            sound.require_rows_apart(small, folder)
-        except sound.PassFailed:
+            check_model.require(small, folder)
+            check_model.require_rows_apart(small, folder)
+        except check_model.PassFailed:
             if last:
                 raise
             continue  # perhaps its narrow sizes do not go together
@@ -85,7 +90,8 @@ def described(folder: str, attention: str) -> Any:
     except Exception as error:  # whatever a configuration's own checks raise
         raise _unusable(folder, error) from None
     config.__dict__.pop("quantization_config", None)
-    pad, embeddings = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    pad = getattr(config, "pad_token_id", None)
+    embeddings = getattr(config, "vocab_size", None)
     if pad is not None and embeddings and pad >= embeddings:
         config.pad_token_id = None  # loading names another
     try:
@@ -97,27 +103,38 @@ def described(folder: str, attention: str) -> Any:
         model = _on_meta(config, "eager")
     except Exception as error:  # the same
         raise _unusable(folder, error) from None
-    sound.require_parts(model, folder)
+    check_model.require_parts(model, folder)
     value = f"{folder}: a {type(model).__name__} takes no attention {attention!r}"
-    raise ModelError(value, "a model's own code must offer the attention that the recipe names", 'set model.attention = "eager"')
+    raise ModelError(
+        value, "a model's own code must offer the attention that the recipe names", 'set model.attention = "eager"'
+    )
 
 
 def _on_meta(config: Any, attention: str) -> Any:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation=attention, trust_remote_code=False
+        )
 
 
 def _unusable(folder: str, error: Exception) -> ModelError:
     message = " ".join(str(error).split())[:300] or type(error).__name__
     if message.startswith("Unrecognized configuration class"):
         message = "describes no causal language model"
-    return ModelError(f"{folder}/config.json: {message}", "transformers must know the model that config.json describes", "check model.source")
+    return ModelError(
+        f"{folder}/config.json: {message}",
+        "transformers must know the model that config.json describes",
+        "check model.source",
+    )
 
 
 def coverage(model: Any) -> Coverage:
     """What LoRA adapts of a model as transformers builds it."""
-    head, total = model.get_output_embeddings(), sum(weight.numel() for weight in model.parameters())
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    head = model.get_output_embeddings()
+    total = sum(weight.numel() for weight in model.parameters())
+    linear = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    }
     names = Counter(name.rpartition(".")[2] for name in linear)
     stacked: Counter[str] = Counter()
     for name, weight in model.named_parameters():
@@ -133,7 +150,9 @@ def _shallow(config: Any) -> Any:
     """The configuration with as few layers as have every kind of layer, two at least, and a short window."""
     small = copy.deepcopy(config)
     count = small.num_hidden_layers
-    listed = {name: value for name, value in vars(small).items() if isinstance(value, list | tuple) and len(value) == count}
+    listed = {
+        name: value for name, value in vars(small).items() if isinstance(value, list | tuple) and len(value) == count
+    }
     kinds = list(zip(*(map(str, value) for value in listed.values()), strict=True)) or [("",)] * count
     layers = sorted({*range(min(2, count)), *(kinds.index(kind) for kind in set(kinds))})
     for name, value in listed.items():
@@ -147,13 +166,21 @@ def _shallow(config: Any) -> Any:
 
 
 def _narrow(config: Any) -> Any:
-    """The configuration with few tokens, heads, experts and inner units; heads keep their width, since it decides about positions."""
+    """The configuration with few tokens, heads, experts and inner units; heads keep their width, since it decides
+    about positions."""
     small = copy.deepcopy(config)
     heads = getattr(small, "num_attention_heads", 1)
     key_heads = getattr(small, "num_key_value_heads", None) or heads
     width = getattr(small, "head_dim", None) or small.hidden_size // heads
     few = 1 if heads >= 4 * key_heads else min(4, key_heads)
-    limits = {"num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    limits = {
+        "num_experts": 8,
+        "num_local_experts": 8,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+    }
     values = {"vocab_size": NARROW, "num_key_value_heads": few, "num_attention_heads": few * (heads // key_heads)}
     values["hidden_size"] = values["num_attention_heads"] * max(width, 16)
     limits |= {name: NARROW for name in vars(small) if name.endswith(("intermediate_size", "ffn_dim"))}
@@ -175,7 +202,11 @@ def _built(config: Any) -> Any:
             return None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": config._attn_implementation, "trust_remote_code": False}
+            settings: dict[str, Any] = {
+                "dtype": torch.float32,
+                "attn_implementation": config._attn_implementation,
+                "trust_remote_code": False,
+            }
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), **settings).eval()
             _randomise(model)
     except Exception:  # sizes that do not go together raise whatever a model's own code does

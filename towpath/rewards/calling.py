@@ -1,4 +1,5 @@
-"""How a reward function of the user's own is called: by the names of its parameters, or, where none is known, with prompts and answers."""
+"""How a reward function of the user's own is called: by the names of its parameters, or, where none is known, with
+prompts and answers."""
 
 import inspect
 import re
@@ -18,7 +19,8 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def caller(of: str, function: Callable[..., Any], columns: Collection[str] = ()) -> Call:
-    """The function as something that takes prompts, answers and columns; an error where a parameter cannot be filled."""
+    """The function as something that takes prompts, answers and columns; an error where a parameter cannot be
+    filled."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some functions written in C have none
@@ -26,15 +28,28 @@ def caller(of: str, function: Callable[..., Any], columns: Collection[str] = ())
     parameters = [p for p in signature.parameters.values() if p.kind not in VARIADIC]
     any_keyword = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
     known = {*NAMES, *columns}
-    if not any(_word(p) in known for p in parameters) and _takes_two(signature) and not _begins_with_answers(parameters):
-        return lambda prompts, answers, more: function(list(prompts), list(answers), **(_listed(more) if any_keyword else {}))
-    unfilled = [p.name for p in parameters if _word(p) not in known and p.default is p.empty and not p.name.startswith("_")]
+    if (
+        not any(_word(p) in known for p in parameters)
+        and _takes_two(signature)
+        and not _begins_with_answers(parameters)
+    ):
+        return lambda prompts, answers, more: function(
+            list(prompts), list(answers), **(_listed(more) if any_keyword else {})
+        )
+    unfilled = [
+        p.name for p in parameters if _word(p) not in known and p.default is p.empty and not p.name.startswith("_")
+    ]
     if unfilled or not (parameters or any_keyword):
         raise _unfilled(of, signature, unfilled, columns)
 
     def call(prompts: Sequence[str], answers: Sequence[str], more: Columns) -> Any:
-        values: dict[str, Any] = _listed(more) | {"prompts": list(prompts), "completions": list(answers), "answers": list(answers)}
-        in_place, passed = [], {}
+        values: dict[str, Any] = _listed(more) | {
+            "prompts": list(prompts),
+            "completions": list(answers),
+            "answers": list(answers),
+        }
+        in_place = []
+        passed = {}
         for p in parameters:
             if _word(p) not in known and p.default is not p.empty:
                 continue
@@ -74,11 +89,20 @@ def _listed(columns: Columns) -> dict[str, list[Any]]:
 
 
 def _unfilled(of: str, signature: inspect.Signature, unfilled: Sequence[str], columns: Collection[str]) -> RecipeError:
-    there = f"the rows of the prompts have the columns {', '.join(sorted(columns))}" if columns else "no columns are passed on"
+    there = (
+        f"the rows of the prompts have the columns {', '.join(sorted(columns))}"
+        if columns
+        else "no columns are passed on"
+    )
     in_recipe = not columns and of.startswith("python:")
-    value = f"{of}{signature}: " + (f"nothing to pass as {', '.join(unfilled)}" if unfilled else "it takes no arguments")
+    value = f"{of}{signature}: " + (
+        f"nothing to pass as {', '.join(unfilled)}" if unfilled else "it takes no arguments"
+    )
     rule = f"parameters are prompts, completions (or answers), columns of the rows, and **kwargs; {there}"
     fix = "give prompts as rows {'prompt': ..., 'COLUMN': ...} with that column, or rename the parameter"
     if in_recipe:
-        fix = "rename the parameter, or look its value up by the prompt: a recipe passes no columns of its data files on, `towpath.train` does"
+        fix = (
+            "rename the parameter, or look its value up by the prompt: a recipe passes no columns of its data files "
+            "on, `towpath.train` does"
+        )
     return RecipeError(value, rule, fix)

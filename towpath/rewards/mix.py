@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from towpath.data.grams import grams, repetition
+from towpath.data.ngrams import grams, repetition
 from towpath.recipe import Rewards
 
 
@@ -29,21 +29,25 @@ def combined(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
 
 
 def agreed(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
-    """One score an answer from the models of an ensemble: their mean, the least, or the mean less `caution` deviations (arXiv 2310.02743
-    takes off the variance)."""
+    """One score an answer from the models of an ensemble: their mean, the least, or the mean less `caution`
+    deviations (arXiv 2310.02743 takes off the variance)."""
     if cfg.ensemble == "min":
         return scores_KB.min(0)
     mean_B = scores_KB.mean(0)
     return mean_B if cfg.ensemble == "mean" else mean_B - cfg.caution * scores_KB.std(0)
 
 
-def final(score_B: np.ndarray, answers: Sequence[Sequence[int]], ended_B: np.ndarray, domains: Sequence[str], cfg: Rewards) -> np.ndarray:
+def final(
+    score_B: np.ndarray, answers: Sequence[Sequence[int]], ended_B: np.ndarray, domains: Sequence[str], cfg: Rewards
+) -> np.ndarray:
     """The reward of whole answers: the score, clipped, less penalties, with bonus, times its domain's factor.
 
     A missing end comes first: with `replace` the score of such an answer is minus the penalty, whatever the score was.
     """
     reward_B = np.clip(score_B, -cfg.clip, cfg.clip) if cfg.clip else score_B.astype(float)
-    unfinished_B = np.full_like(reward_B, -cfg.eos_penalty) if cfg.missing_eos == "replace" else reward_B - cfg.eos_penalty
+    unfinished_B = (
+        np.full_like(reward_B, -cfg.eos_penalty) if cfg.missing_eos == "replace" else reward_B - cfg.eos_penalty
+    )
     reward_B = np.where(ended_B, reward_B, unfinished_B)
     if cfg.length_limit:
         reward_B = reward_B - cfg.length_penalty * np.maximum(0, np.array([len(a) for a in answers]) - cfg.length_limit)

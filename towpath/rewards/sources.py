@@ -1,4 +1,5 @@
-"""Rewards that are no model: rules, a Python function of one's own, an HTTP endpoint.  All take prompts and answers, and give a score each."""
+"""Rewards that are no model: rules, a Python function of one's own, an HTTP endpoint.  All take prompts and answers,
+and give a score each."""
 
 import importlib
 import json
@@ -16,39 +17,53 @@ from typing import Any
 
 import numpy as np
 
-from towpath import outside
+from towpath import network
 from towpath.errors import RecipeError, RewardError
-from towpath.rewards import calling, marks
+from towpath.rewards import calling, fingerprint
 from towpath.rewards.calling import NO_COLUMNS, Columns
 
 Scorer = Callable[..., Sequence[float]]
 """Takes prompts, answers and, where there are any, further columns of the prompts' rows; returns a number an answer."""
-TRIES, TIMEOUT, PART, SHOWN = 3, 60.0, 64, 300
-RULE = "a reward function takes lists of prompts and completions, and returns a list of finite numbers, one for each completion"
+TRIES = 3
+TIMEOUT = 60.0
+PART = 64
+SHOWN = 300
+RULE = (
+    "a reward function takes lists of prompts and completions, and returns a list of finite numbers, one for each "
+    "completion"
+)
 FUNCTION_RULE = "python:MODULE:FUNCTION takes prompts and completions, returns a number each"
 LARGEST = float(np.finfo(np.float32).max)
 _given: dict[str, Callable[..., Any]] = {}
 
 
 def given(function: Callable[..., Any], name: str = "", columns: Collection[str] = ()) -> str:
-    """A name for a function handed over in this process, for a recipe's source: another where it does something else. What cannot be told
-    gets a name that never was, so that nothing done before is taken for its work; unless the caller names it."""
+    """A name for a function handed over in this process, for a recipe's source: another where it does something
+    else. What cannot be told gets a name that never was, so that nothing done before is taken for its work; unless
+    the caller names it."""
     if not callable(function):
-        raise RecipeError(f"reward = {reprlib.repr(function)}", "a function of prompts and completions, or a source by name", "give one of these")
+        raise RecipeError(
+            f"reward = {reprlib.repr(function)}",
+            "a function of prompts and completions, or a source by name",
+            "give one of these",
+        )
     calling.caller(f"reward {getattr(function, '__qualname__', type(function).__name__)}", function, columns)
     try:
-        told = name or marks.mark(function)
+        told = name or fingerprint.mark(function)
     except Exception as error:  # somebody else's objects raise what they will
         told = f"once-{secrets.token_hex(4)}"
         why = "a training that was stopped begins anew; give the reward a name to go on by"
-        warnings.warn(f"what the reward holds cannot be told apart ({type(error).__name__}: {error}): {why}", stacklevel=4)
+        warnings.warn(
+            f"what the reward holds cannot be told apart ({type(error).__name__}: {error}): {why}", stacklevel=4
+        )
     name = f"given:{getattr(function, '__qualname__', type(function).__name__)}-{told}"
     _given[name] = function
     return name
 
 
 def named(of: str, key: str = "sources", columns: Collection[str] = ()) -> Scorer:
-    """The scorer that a recipe's source names; `model` is not one of these. `columns` are those that the prompts' rows have."""
+    """The scorer that a recipe's source names; `model` is not one of these. `columns` are those that the prompts'
+    rows have."""
     kind, _, rest = of.partition(":")
     if kind == "rule":
         return _rule(rest)
@@ -58,8 +73,8 @@ def named(of: str, key: str = "sources", columns: Collection[str] = ()) -> Score
         return _checked_call(of, calling.caller(of, _given[of], columns))
     if kind.lower() in ("http", "https") and urllib.parse.urlsplit(of).hostname:
         try:
-            outside.require_allowed_literal(of)
-        except outside.Forbidden as error:
+            network.require_allowed_literal(of)
+        except network.Forbidden as error:
             rule = "link-local addresses and those that serve a cloud's credentials are never asked for rewards"
             raise RecipeError(f"policy.rewards.{key}: {of!r}: {error}", rule, "correct the address") from None
         return lambda prompts, answers, _columns=NO_COLUMNS: over_http(of, prompts, answers)
@@ -113,17 +128,23 @@ def _rule(text: str) -> Scorer:
         low, _, high = argument.partition("-")
         if not (low.isdigit() and high.isdigit() and int(low) <= int(high)):
             raise RecipeError(f"rule:{text}", "rule:words:LOW-HIGH", "for example rule:words:8-35")
-        return lambda _prompts, answers, _columns=NO_COLUMNS: [float(int(low) <= len(answer.split()) <= int(high)) for answer in answers]
+        return lambda _prompts, answers, _columns=NO_COLUMNS: [
+            float(int(low) <= len(answer.split()) <= int(high)) for answer in answers
+        ]
     if name == "regex":
         try:
             pattern = re.compile(argument, re.DOTALL)
         except re.error as error:
             raise RecipeError(f"rule:{text}: {error}", "rule:regex:PATTERN", "mend the pattern") from None
-        return lambda _prompts, answers, _columns=NO_COLUMNS: [float(bool(pattern.search(answer))) for answer in answers]
+        return lambda _prompts, answers, _columns=NO_COLUMNS: [
+            float(bool(pattern.search(answer))) for answer in answers
+        ]
     if name == "prose":
         listed = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
         return lambda _prompts, answers, _columns=NO_COLUMNS: [float(not listed.search(answer)) for answer in answers]
-    raise RecipeError(f"rule:{text}: no such rule", "words:LOW-HIGH, regex:PATTERN or prose", "or write python:MODULE:FUNCTION")
+    raise RecipeError(
+        f"rule:{text}: no such rule", "words:LOW-HIGH, regex:PATTERN or prose", "or write python:MODULE:FUNCTION"
+    )
 
 
 def _function(text: str, columns: Collection[str]) -> Scorer:
@@ -144,7 +165,11 @@ def over_http(address: str, prompts: Sequence[str], answers: Sequence[str]) -> l
     scores: list[float] = []
     for begin in range(0, len(answers), PART):
         part = slice(begin, begin + PART)
-        scores += checked(address, _posted(address, {"prompts": list(prompts[part]), "answers": list(answers[part])}), len(answers[part]))
+        scores += checked(
+            address,
+            _posted(address, {"prompts": list(prompts[part]), "answers": list(answers[part])}),
+            len(answers[part]),
+        )
     return scores
 
 
@@ -157,14 +182,18 @@ def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
             reply = _client(os.getpid()).post(address, json.dumps(content).encode())
             if reply.status == 200:
                 return list(json.loads(reply.body)["scores"])
-        except outside.Forbidden as error:
+        except network.Forbidden as error:
             said = str(error)
             break
-        except (outside.NoConnection, outside.BrokenOff, RecursionError, ValueError, KeyError, TypeError) as error:
+        except (network.NoConnection, network.BrokenOff, RecursionError, ValueError, KeyError, TypeError) as error:
             said = f"{type(error).__name__}: {error}"
             continue
         told = " ".join(reply.body[:SHOWN].decode(errors="replace").split())
-        moved = f" to {reply.headers.get('location', '?')}, which is not followed: name it itself" if 300 <= reply.status < 400 else ""
+        moved = (
+            f" to {reply.headers.get('location', '?')}, which is not followed: name it itself"
+            if 300 <= reply.status < 400
+            else ""
+        )
         said = f"{reply.status}{moved}" + (f": {told}" if told else "")
         if reply.status < 500 and reply.status != 429:
             break
@@ -173,5 +202,5 @@ def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
 
 
 @cache
-def _client(_process: int) -> outside.Client:
-    return outside.Client(TIMEOUT)
+def _client(_process: int) -> network.Client:
+    return network.Client(TIMEOUT)

@@ -1,6 +1,8 @@
-"""Keys and values of answers that are being drawn: columns are added a few at a time, rows that end leave without a copy of the rest.
+"""Keys and values of answers that are being drawn: columns are added a few at a time, rows that end leave without a
+copy of the rest.
 
 B rows, H heads, S columns, W width of a head.
+
 """
 
 from typing import Any
@@ -15,8 +17,9 @@ STRIDE = 16
 
 
 def room(columns: int, double: bool) -> int:
-    """How many columns are added to so many. Torch's products of batches copy what is not contiguous, so what is not yet filled is computed
-    upon and barred by the mask: few. Compiled kernels do not look at it: as many as there are."""
+    """How many columns are added to so many. Torch's products of batches copy what is not contiguous, so what is not
+    yet filled is computed upon and barred by the mask: few. Compiled kernels do not look at it: as many as there
+    are."""
     return -columns % STRIDE or (columns if double else STRIDE)
 
 
@@ -26,8 +29,11 @@ class Block(DynamicLayer):
     def __init__(self, read: DynamicLayer, index_B: Tensor, double: bool) -> None:
         super().__init__()
         assert read.keys is not None and read.values is not None
-        self.dtype, self.device, self.is_initialized = read.keys.dtype, read.keys.device, True
-        self.filled, self.double = read.keys.shape[2], double
+        self.dtype = read.keys.dtype
+        self.device = read.keys.device
+        self.is_initialized = True
+        self.filled = read.keys.shape[2]
+        self.double = double
         self.keys, self.values = (self._wider(states)[index_B] for states in (read.keys, read.values))
 
     def _wider(self, states: Tensor) -> Tensor:
@@ -52,7 +58,8 @@ class Block(DynamicLayer):
         moved = (order_B != torch.arange(len(order_B), device=order_B.device)).nonzero()[:, 0]
         for states in (self.keys, self.values):
             states[moved] = states[order_B[moved]]
-        self.keys, self.values = self.keys[: len(order_B)], self.values[: len(order_B)]
+        self.keys = self.keys[: len(order_B)]
+        self.values = self.values[: len(order_B)]
 
 
 class Room:
@@ -62,7 +69,10 @@ class Room:
         layers: list[Any] = read.layers
         for i, layer in enumerate(layers):
             layers[i] = Block(layer, index_B, double)  # one at a time: the old layer is free before the next is made
-        self.cache, self.filled, self.double, dtype = Cache(layers=layers), mask_BS.shape[1], double, layers[0].dtype
+        self.cache = Cache(layers=layers)
+        self.filled = mask_BS.shape[1]
+        self.double = double
+        dtype = layers[0].dtype
         self.mask = torch.where(mask_BS[index_B] > 0, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None]
         self._widen()
 

@@ -21,7 +21,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """An answer: tokens up to and with the EOS that ended it (a model may have several), and log p of each under the temperature-scaled model."""
+    """An answer: tokens up to and with the EOS that ended it (a model may have several), and log p of each under the
+    temperature-scaled model."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -29,8 +30,8 @@ class Drawn:
 
 
 Tick = Callable[[int, int], None]
-"""(tokens, ended): so many tokens were drawn or, of answers that ended early, will never be; so many answers ended. In all, the tokens are the
-sum of the requests' longest lengths."""
+"""(tokens, ended): so many tokens were drawn or, of answers that ended early, will never be; so many answers ended.
+In all, the tokens are the sum of the requests' longest lengths."""
 
 
 class Engine(Protocol):

@@ -9,9 +9,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from towpath.kernels import choice, native
-from towpath.models import decoder
-from towpath.models.lines import attention_mask, cache_name, windowed
+from towpath.models.cpu import decoder, dispatch, native
+from towpath.models.packed_batch import attention_mask, cache_name, windowed
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
 from towpath.rollout.engine import Drawn, Request, Tick
@@ -21,7 +20,9 @@ class LocalEngine:
     """Left-padded batches with position ids; a row's draws depend on its own request alone."""
 
     def __init__(self, model: Any, eos: int | Sequence[int], pad: int, rows: int = 256) -> None:
-        self.model, self.pad, self.rows = model, pad, rows
+        self.model = model
+        self.pad = pad
+        self.rows = rows
         self.eos: list[int] = [eos] if isinstance(eos, int) else sorted(eos)
         """Every token that ends an answer."""
 
@@ -46,7 +47,8 @@ class LocalEngine:
         limit = np.array([len(request.uniforms) for request in requests])
         tokens: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
-        live, stops = np.arange(len(requests)), torch.tensor(self.eos, device=self.model.device)
+        live = np.arange(len(requests))
+        stops = torch.tensor(self.eos, device=self.model.device)
         logits, position, room = self._prefill([request.prompt for request in requests])
         for step in range(int(limit.max())):
             token_B, logp_B = draw(logits, step)
@@ -56,12 +58,16 @@ class LocalEngine:
             going_B = ~torch.isin(token_B, stops) & torch.from_numpy(limit[live] > step + 1).to(token_B.device)
             ended_B = ~going_B.cpu().numpy()
             ended = int(ended_B.sum())
-            tick(len(live) + int((limit[live] - step - 1)[ended_B].sum()), ended)  # tokens that these rows will not need
+            tick(
+                len(live) + int((limit[live] - step - 1)[ended_B].sum()), ended
+            )  # tokens that these rows will not need
             if ended == len(live):
                 break
             if ended:
                 order = leaving(going_B)
-                token_B, position, live = token_B[order], position[order], live[order.cpu().numpy()]
+                token_B = token_B[order]
+                position = position[order]
+                live = live[order.cpu().numpy()]
                 draw.keep(order)
                 room.keep(order)
             position = position + 1
@@ -76,17 +82,23 @@ class LocalEngine:
         if decoder.fits(self.model):
             return self.head(decoder.read(self.model, ids, position, mask, cache))
         body = self.model.base_model
-        out = body(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, **{cache_name(type(body)): cache})
+        out = body(
+            input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, **{cache_name(type(body)): cache}
+        )
         return self.head(out.last_hidden_state[:, -1].contiguous())
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Room]:
         """Logits, last positions [B,1] and cache of every row; a prompt that several rows share is read once."""
         number: dict[tuple[int, ...], int] = {}
-        index = torch.tensor([number.setdefault(tuple(prompt), len(number)) for prompt in prompts], device=self.model.device)
+        index = torch.tensor(
+            [number.setdefault(tuple(prompt), len(number)) for prompt in prompts], device=self.model.device
+        )
         ids, mask, position = self._left_padded(list(number))
         cache = Cache(layers=[DynamicLayer() for _ in range(self.model.config.num_hidden_layers)])
-        logits = self._logits(ids, windowed(self.model.config, attention_mask(mask, self.model.dtype), ids.shape[1]), position, cache)
-        compiled = decoder.fits(self.model) and choice.compiled(logits)
+        logits = self._logits(
+            ids, windowed(self.model.config, attention_mask(mask, self.model.dtype), ids.shape[1]), position, cache
+        )
+        compiled = decoder.fits(self.model) and dispatch.compiled(logits)
         return logits[index], position[index, -1:], Room(cache, mask, index, compiled)
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,11 +139,13 @@ class _Draw:
 
     def __call__(self, logits_BV: Tensor, step: int) -> tuple[Tensor, Tensor]:
         c = self.columns
-        if choice.compiled(logits_BV) and not self.greedy and not self.narrowed:
+        if dispatch.compiled(logits_BV) and not self.greedy and not self.narrowed:
             return native.drawn(logits_BV, c["temperature"], c["uniforms"][:, step])
         p_BV = sampling.scaled(logits_BV, c["temperature"])
         if self.greedy:
             token_B = logits_BV.argmax(-1)
         else:
-            token_B = sampling.inverse_cdf(sampling.filtered(p_BV, c["top_k"], c["top_p"], c["min_p"]), c["uniforms"][:, step])
+            token_B = sampling.inverse_cdf(
+                sampling.filtered(p_BV, c["top_k"], c["top_p"], c["min_p"]), c["uniforms"][:, step]
+            )
         return token_B, p_BV.gather(1, token_B[:, None])[:, 0].log()

@@ -29,7 +29,8 @@ def filtered(p_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor) ->
 def _nucleus(p_BV: Tensor, top_p_B: Tensor) -> Tensor:
     """The smallest set of likeliest tokens with mass top-p, below one; ranks only as many tokens as that needs."""
     goal_B = top_p_B * p_BV.sum(-1)
-    count, vocabulary = 64, p_BV.shape[-1]
+    count = 64
+    vocabulary = p_BV.shape[-1]
     while True:
         count = min(count, vocabulary)
         ranked = p_BV.topk(count, dim=-1).values

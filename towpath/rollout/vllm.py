@@ -25,8 +25,19 @@ WORKER = Path(__file__).with_name("vllm_worker.py")
 class VllmEngine:
     """Answers of a model by vLLM; `refresh` after the model's weights have changed."""
 
-    def __init__(self, model: Any, eos: int | Sequence[int], folder: Path, python: str, tokens: int, cache: float, rows: int = 256) -> None:
-        self.model, self.weights, self.log = model, folder / "weights", folder / "vllm.log"
+    def __init__(
+        self,
+        model: Any,
+        eos: int | Sequence[int],
+        folder: Path,
+        python: str,
+        tokens: int,
+        cache: float,
+        rows: int = 256,
+    ) -> None:
+        self.model = model
+        self.weights = folder / "weights"
+        self.log = folder / "vllm.log"
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
         self.process = _process(python, self.log)
@@ -61,7 +72,11 @@ class VllmEngine:
         config.update({"tie_word_embeddings": False, "architectures": [type(self.model).__name__]})
         config.save_pretrained(self.weights)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"].clone()}, self.weights / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            tensors | {"lm_head.weight": tensors["lm_head.weight"].clone()},
+            self.weights / "model.safetensors",
+            metadata={"format": "pt"},
+        )
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self.process.stdin
@@ -76,7 +91,11 @@ class VllmEngine:
         line = self.process.stdout.readline()
         told = json.loads(line) if line else {"failed": _last(self.log)}
         if "failed" in told:
-            raise ResourceError(f"vLLM ended: {told['failed']}", "engine.of = 'vllm' draws answers in a process of its own", f"see {self.log}")
+            raise ResourceError(
+                f"vLLM ended: {told['failed']}",
+                "engine.of = 'vllm' draws answers in a process of its own",
+                f"see {self.log}",
+            )
         return told
 
 
@@ -95,7 +114,9 @@ def _process(python: str, log: Path) -> "subprocess.Popen[str]":
             )
     except OSError as error:
         fix = "name the Python of an environment with vLLM: python -m venv ENV; ENV/bin/pip install vllm"
-        raise RecipeError(f"engine.python = {python!r}: {error.strerror}", "vLLM runs in an environment of its own", fix) from error
+        raise RecipeError(
+            f"engine.python = {python!r}: {error.strerror}", "vLLM runs in an environment of its own", fix
+        ) from error
 
 
 def _last(log: Path) -> str:

@@ -1,7 +1,10 @@
-"""vLLM in a Python of its own: JSON lines in, JSON lines out. Started by `towpath.rollout.vllm`, by its path: here is no Towpath.
+"""vLLM in a Python of its own: JSON lines in, JSON lines out. Started by `towpath.rollout.vllm`, by its path: here
+is no Towpath.
 
-In:   {"model", "dtype", "tokens", "rows", "cache", "stops"} to begin, then {"load": folder} or {"generate": [...], "greedy": bool}
+In:   {"model", "dtype", "tokens", "rows", "cache", "stops"} to begin, then {"load": folder} or {"generate": [...],
+"greedy": bool}
 Out:  {"ready": version}, {"loaded": folder}, {"i", "ids", "logprobs", "finish"} as each answer ends, {"failed": text}
+
 """
 
 import importlib.util
@@ -30,7 +33,8 @@ _spec.loader.exec_module(sampling)
 
 
 class Draw(LogitsProcessor):
-    """Draws the tokens as the engine of the training process does, each by its request's uniform number, and leaves vLLM no other choice."""
+    """Draws the tokens as the engine of the training process does, each by its request's uniform number, and leaves
+    vLLM no other choice."""
 
     columns: dict[str, torch.Tensor]
     """Of the requests [N]: how to draw, uniforms [N,T], and the log-probabilities drawn [N,T]."""
@@ -52,7 +56,8 @@ class Draw(LogitsProcessor):
         for place, how, _prompt, answer in batch_update.added:
             self.rows[place] = (how.extra_args["request"], answer)
         for a, b, way in batch_update.moved:
-            first, second = self.rows.pop(a, None), self.rows.pop(b, None)
+            first = self.rows.pop(a, None)
+            second = self.rows.pop(b, None)
             if first:
                 self.rows[b] = first
             if second and way == MoveDirectionality.SWAP:
@@ -67,7 +72,9 @@ class Draw(LogitsProcessor):
         if Draw.greedy:
             token_B = logits.argmax(-1)
         else:
-            token_B = sampling.inverse_cdf(sampling.filtered(p_BV, c["top_k"], c["top_p"], c["min_p"]), Draw.columns["uniforms"][request, step])
+            token_B = sampling.inverse_cdf(
+                sampling.filtered(p_BV, c["top_k"], c["top_p"], c["min_p"]), Draw.columns["uniforms"][request, step]
+            )
         Draw.columns["logprobs"][request, step] = p_BV.gather(1, token_B[:, None])[:, 0].log()
         return logits.fill_(-torch.inf).scatter_(1, token_B[:, None], 0.0)
 
@@ -75,29 +82,49 @@ class Draw(LogitsProcessor):
 def started(told: dict[str, Any]) -> vllm.LLM:
     """The engine, over a folder of weights and configuration."""
     return vllm.LLM(
-        told["model"], dtype=told["dtype"], max_model_len=told["tokens"], max_num_seqs=told["rows"], kv_cache_memory_bytes=told["cache"],
-        skip_tokenizer_init=True, logits_processors=[Draw], async_scheduling=False, enforce_eager=not torch.cuda.is_available(),
-    )  # fmt: skip
+        told["model"],
+        dtype=told["dtype"],
+        max_model_len=told["tokens"],
+        max_num_seqs=told["rows"],
+        kv_cache_memory_bytes=told["cache"],
+        skip_tokenizer_init=True,
+        logits_processors=[Draw],
+        async_scheduling=False,
+        enforce_eager=not torch.cuda.is_available(),
+    )
 
 
 def generate(llm: vllm.LLM, asked: list[dict[str, Any]], greedy: bool, stops: list[int]) -> None:
     """Answers in the order in which they end."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     longest = max(len(one["uniforms"]) for one in asked)
-    uniforms = torch.tensor([one["uniforms"] + [0.0] * (longest - len(one["uniforms"])) for one in asked], dtype=torch.float64)
+    uniforms = torch.tensor(
+        [one["uniforms"] + [0.0] * (longest - len(one["uniforms"])) for one in asked], dtype=torch.float64
+    )
     Draw.greedy = greedy
     Draw.columns = {"uniforms": uniforms.to(device), "logprobs": torch.zeros(uniforms.shape, device=device)}
-    for name, dtype in (("temperature", torch.float32), ("top_k", torch.int64), ("top_p", torch.float32), ("min_p", torch.float32)):
+    for name, dtype in (
+        ("temperature", torch.float32),
+        ("top_k", torch.int64),
+        ("top_p", torch.float32),
+        ("min_p", torch.float32),
+    ):
         Draw.columns[name] = torch.tensor([one[name] for one in asked], dtype=dtype, device=device)
     for i, one in enumerate(asked):
         how = vllm.SamplingParams(
-            temperature=0.0, max_tokens=len(one["uniforms"]), stop_token_ids=stops, ignore_eos=True, detokenize=False, extra_args={"request": i}
+            temperature=0.0,
+            max_tokens=len(one["uniforms"]),
+            stop_token_ids=stops,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={"request": i},
         )
         llm.llm_engine.add_request(str(i), {"prompt_token_ids": one["prompt"]}, how)
     while llm.llm_engine.has_unfinished_requests():
         for told in llm.llm_engine.step():
             if told.finished:
-                i, answer = int(told.request_id), told.outputs[0]
+                i = int(told.request_id)
+                answer = told.outputs[0]
                 ids = list(answer.token_ids)
                 logprobs = Draw.columns["logprobs"][i, : len(ids)].tolist()
                 tell({"i": i, "ids": ids, "logprobs": logprobs, "finish": "stop" if ids[-1] in stops else "length"})

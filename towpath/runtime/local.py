@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from towpath.algos.contract import Metrics, Outputs, add
 from towpath.data.batch import Batch, Packed, pack
 from towpath.errors import ResourceError
-from towpath.kernels import halves
-from towpath.models import decoder, lm, sound
+from towpath.models import check_model, lm
 from towpath.models.adapters import Adapters
+from towpath.models.cpu import decoder, split_bf16
 from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
-from towpath.models.lines import Lines
+from towpath.models.packed_batch import Lines
 from towpath.progress import note, progress
-from towpath.runtime.adam import SLOTS, Adam
-from towpath.runtime.memory import with_less
+from towpath.runtime.optimizer import SLOTS, Adam
+from towpath.runtime.out_of_memory import with_less
 
 GROUND = "ground"
 """The column of states that the untouched bottom of a trunk gives [B,S,D]: rows, tokens of a row, width."""
@@ -59,14 +59,22 @@ class Local:
     """Trunks, the roles they play, and one optimizer for whatever learns."""
 
     def __init__(
-        self, tokens_per_pass: int = 1024, pack_width: int = PACKED, pad: int = 0, temperature: float = 1.0, dtype: torch.dtype = torch.float32
+        self,
+        tokens_per_pass: int = 1024,
+        pack_width: int = PACKED,
+        pad: int = 0,
+        temperature: float = 1.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.trunks: dict[str, Any] = {}
         self.adapters: dict[str, Adapters] = {}
         self.roles: dict[str, Role] = {}
         self.optimizer: Adam | None = None
-        self.tokens_per_pass, self.pack_width, self.pad = tokens_per_pass, pack_width, pad
-        self.temperature, self.dtype = temperature, dtype
+        self.tokens_per_pass = tokens_per_pass
+        self.pack_width = pack_width
+        self.pad = pad
+        self.temperature = temperature
+        self.dtype = dtype
         """What passes read a trunk in that learns; others are read as they were loaded."""
         self.unfinite: list[str] = []
         """Weights whose gradient was not finite when last one was not."""
@@ -96,7 +104,8 @@ class Local:
         return found
 
     def start(self, rates: Mapping[str, float], eps: float = 1e-8, weight_decay: float = 0.0) -> None:
-        """Open the weights that learn and give them an optimizer: one rate a role, one more for `role/head` where named."""
+        """Open the weights that learn and give them an optimizer: one rate a role, one more for `role/head` where
+        named."""
         groups: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained().items():
             parameter.requires_grad_(True)
@@ -118,7 +127,7 @@ class Local:
         rest = self.optimizer.rest if self.optimizer is not None else {}
         upper = {weight: weight.data for weight in self.trunks[name].parameters() if weight in rest}
         for weight, half in upper.items():
-            weight.data = halves.joined(half, rest[weight])
+            weight.data = split_bf16.joined(half, rest[weight])
         try:
             yield self.trunks[name]
         finally:
@@ -137,12 +146,16 @@ class Local:
         with self._acting(role):
             if GROUND in batch.columns and role.trunk in self.adapters:
                 states = _laid(batch.columns[GROUND], packed)
-                hidden = lm.above(self.trunks[role.trunk], states, lines, self.adapters[role.trunk].common_depth(), read_N)
+                hidden = lm.above(
+                    self.trunks[role.trunk], states, lines, self.adapters[role.trunk].common_depth(), read_N
+                )
             else:
                 hidden = lm.hidden(self.trunks[role.trunk], lines, read_N)
         return self._read(role, batch, hidden[: len(before_N)], hidden[len(before_N) :], mask_BT, wants)
 
-    def _read(self, role: Role, batch: Batch, hidden_ND: Tensor, last_BD: Tensor, mask_BT: Tensor, wants: tuple[str, ...]) -> Outputs:
+    def _read(
+        self, role: Role, batch: Batch, hidden_ND: Tensor, last_BD: Tensor, mask_BT: Tensor, wants: tuple[str, ...]
+    ) -> Outputs:
         """From the states before each answer token and at each row's last."""
         out = Outputs(mask_BT)
         if "logp" in wants:
@@ -165,8 +178,9 @@ class Local:
         return out
 
     def grounded(self, batch: Batch, trunk: str = "base") -> Batch:
-        """The batch with what the trunk's untouched bottom layers say of it, computed once for all roles and epochs; as it was where
-        there are none, where the model's layers cannot be parted, or where the states would take more than a gigabyte."""
+        """The batch with what the trunk's untouched bottom layers say of it, computed once for all roles and epochs;
+        as it was where there are none, where the model's layers cannot be parted, or where the states would take
+        more than a gigabyte."""
         return with_less(lambda: self._grounded(batch, trunk), lambda: self._halve(batch))
 
     @torch.no_grad()
@@ -175,7 +189,7 @@ class Local:
         if not depth:
             return batch
         model = self.trunks[trunk]
-        if not (decoder.fits(model) or sound.parts(model, depth)):
+        if not (decoder.fits(model) or check_model.parts(model, depth)):
             return batch
         shape = len(batch), max(len(row.ids) for row in batch.rows), model.config.hidden_size
         if math.prod(shape) * model.dtype.itemsize > 2**30:
@@ -209,12 +223,18 @@ class Local:
         return _joined(parts, torch.from_numpy(batch.mask_BT).to(self.device))
 
     def forward_backward(
-        self, needs: Mapping[str, tuple[str, ...]], batch: Batch, loss_of: LossOf, weight: float, tick: Callable[[int], None] | None = None
+        self,
+        needs: Mapping[str, tuple[str, ...]],
+        batch: Batch,
+        loss_of: LossOf,
+        weight: float,
+        tick: Callable[[int], None] | None = None,
     ) -> Metrics:
-        """Gradients of (sum of losses) / weight, micro-batch by micro-batch, and one role after the other: what a role's way back needs is
-        not held beside another's. `tick` is told how many rows each micro-batch had. Where memory runs out micro-batches are halved: their
-        losses add up to the same gradient."""
-        fresh, told = self.optimizer is None or not self.optimizer.gradients(), 0
+        """Gradients of (sum of losses) / weight, micro-batch by micro-batch, and one role after the other: what a
+        role's way back needs is not held beside another's. `tick` is told how many rows each micro-batch had. Where
+        memory runs out micro-batches are halved: their losses add up to the same gradient."""
+        fresh = self.optimizer is None or not self.optimizer.gradients()
+        told = 0
 
         def count(rows: int) -> None:
             nonlocal told
@@ -233,7 +253,12 @@ class Local:
         return with_less(lambda: self._forward_backward(needs, batch, loss_of, weight, count), less)
 
     def _forward_backward(
-        self, needs: Mapping[str, tuple[str, ...]], batch: Batch, loss_of: LossOf, weight: float, count: Callable[[int], None]
+        self,
+        needs: Mapping[str, tuple[str, ...]],
+        batch: Batch,
+        loss_of: LossOf,
+        weight: float,
+        count: Callable[[int], None],
     ) -> Metrics:
         metrics: Metrics = {}
         for part in batch.passes(self.tokens_per_pass):
@@ -254,19 +279,25 @@ class Local:
         while tokens > FEWEST:
             tokens //= 2
             if sum(1 for _ in batch.passes(tokens)) > before:
-                note(f"out of memory: {tokens} tokens a pass from here on, which gives the same gradient; set model.tokens_per_pass = {tokens}")
+                note(
+                    f"out of memory: {tokens} tokens a pass from here on, which gives the same gradient; set "
+                    f"model.tokens_per_pass = {tokens}"
+                )
                 self.tokens_per_pass = tokens
                 return
         raise _no_memory(batch, "a pass holds all rows of one group at least")
 
     def step(self, rate: float, max_grad_norm: float) -> float:
-        """Clip, move every weight that learns by `rate` of its peak rate; the gradient's norm. Not moved when not finite."""
+        """Clip, move every weight that learns by `rate` of its peak rate; the gradient's norm. Not moved when not
+        finite."""
         assert self.optimizer is not None
         weights = self.trained()
         norm = self.optimizer.norm()
         if not np.isfinite(norm):
             gradients = self.optimizer.gradients()
-            self.unfinite = [key for key, p in weights.items() if p in gradients and not bool(gradients[p].isfinite().all())]
+            self.unfinite = [
+                key for key, p in weights.items() if p in gradients and not bool(gradients[p].isfinite().all())
+            ]
         else:
             self.optimizer.step(rate, min(1.0, max_grad_norm / (norm + 1e-6)))
         self.optimizer.clear()
@@ -291,7 +322,9 @@ class Local:
         return tensors
 
     def _learned(self) -> dict[str, Tensor]:
-        learned = {key: parameter.detach() for key, parameter in self.trained().items()} | self._rests() | self._solved()
+        learned = (
+            {key: parameter.detach() for key, parameter in self.trained().items()} | self._rests() | self._solved()
+        )
         return {key: tensor.cpu() for key, tensor in learned.items()}
 
     def _rests(self) -> dict[str, Tensor]:
@@ -301,7 +334,12 @@ class Local:
 
     def _solved(self) -> dict[str, Tensor]:
         """What heads that are solved for consist of."""
-        return {f"fit:{name}/{key}": x for name, role in self.roles.items() if role.fit is not None for key, x in role.fit.state().items()}
+        return {
+            f"fit:{name}/{key}": x
+            for name, role in self.roles.items()
+            if role.fit is not None
+            for key, x in role.fit.state().items()
+        }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """What `weights` copied, and where it is there the optimizer's state."""
@@ -310,17 +348,22 @@ class Local:
                 part.copy_(tensors[key])
         rests = self._rests()
         for key, parameter in self.trained().items():
-            kept = halves.joined(tensors[key], tensors[f"rest:{key}"]) if f"rest:{key}" in tensors else tensors[key]
+            kept = split_bf16.joined(tensors[key], tensors[f"rest:{key}"]) if f"rest:{key}" in tensors else tensors[key]
             with torch.no_grad():
                 if f"rest:{key}" in rests:
-                    kept, rest = halves.parted(kept)
+                    kept, rest = split_bf16.parted(kept)
                     rests[f"rest:{key}"].copy_(rest)
                 parameter.copy_(kept)
             if self.optimizer is not None and f"adam:step:{key}" in tensors:
                 self.optimizer.put(parameter, {slot: tensors[f"adam:{slot}:{key}"] for slot in SLOTS})
 
     def _lines(self, packed: Packed) -> Lines:
-        return Lines(*(torch.from_numpy(x).to(self.device) for x in (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL)))
+        return Lines(
+            *(
+                torch.from_numpy(x).to(self.device)
+                for x in (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL)
+            )
+        )
 
     def _acting(self, role: Role) -> Any:
         return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
@@ -342,7 +385,9 @@ def _read_places(packed: Packed, batch: Batch, wants: tuple[str, ...]) -> tuple[
     none = np.zeros(0, np.int64)
     before = [place[row.start - 1 : -1] for place, row in zip(packed.places, batch.rows, strict=True)]
     last = np.array([place[-1] for place in packed.places])
-    return np.concatenate(before) if set(wants) - {"score", "last"} else none, last if {"score", "last"} & set(wants) else none
+    return np.concatenate(before) if set(wants) - {"score", "last"} else none, last if {"score", "last"} & set(
+        wants
+    ) else none
 
 
 def _laid(states_BSD: Tensor, packed: Packed) -> Tensor:
@@ -380,26 +425,31 @@ def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs
 
 
 def prepare_process() -> None:
-    """Settings of the whole process that cost nothing and help: threads, oneDNN for float32 where it keeps float32, an allocator that keeps its
-    memory."""
-    for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # a kernel kept for each of 1,024 shapes is a GiB
+    """Settings of the whole process that cost nothing and help: threads, oneDNN for float32 where it keeps float32,
+    an allocator that keeps its memory."""
+    for kept in (
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+        "LRU_CACHE_CAPACITY",
+    ):  # a kernel kept for each of 1,024 shapes is a GiB
         os.environ.setdefault(kept, "256")
     torch.set_float32_matmul_precision("medium")
     if torch.cuda.is_available() or products_round():  # a GPU would round them, too
         torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if sys.platform == "linux":
-        trim_threshold, mmap_max = -1, -4
+        trim_threshold = -1
+        mmap_max = -4
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, -1)  # never: the largest number would let go of all that lies free beyond 2 GiB
         libc.mallopt(mmap_max, 0)
 
 
 def products_round() -> bool:
-    """Whether float32 products on the processor are made of bfloat16 as they are set now: oneDNN does so where that is faster (AMX), and
-    keeps float32 elsewhere."""
+    """Whether float32 products on the processor are made of bfloat16 as they are set now: oneDNN does so where that
+    is faster (AMX), and keeps float32 elsewhere."""
     draw = torch.Generator().manual_seed(0)
-    a, b = torch.randn(128, 256, generator=draw), torch.randn(256, 128, generator=draw)
+    a = torch.randn(128, 256, generator=draw)
+    b = torch.randn(256, 128, generator=draw)
     exact = a.double() @ b.double()
     return bool((a @ b - exact).norm() > 1e-5 * exact.norm())
 
@@ -437,12 +487,14 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
 
 @cache
 def _bfloat16_pays() -> bool:
-    """By one thread's own time on the processor: what else the machine does must not decide how a run rounds, or it could not be repeated."""
+    """By one thread's own time on the processor: what else the machine does must not decide how a run rounds, or it
+    could not be repeated."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
     def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 1024, dtype=dtype)
+        a = torch.ones(512, 512, dtype=dtype)
+        b = torch.ones(512, 1024, dtype=dtype)
         best = math.inf
         for _ in range(8):
             begin = time.thread_time()

@@ -14,25 +14,36 @@ from towpath.data.intervals import wilson
 from towpath.errors import DataError
 from towpath.runtime.local import Local
 from towpath.stages.job import Job
+from towpath.stages.loop import minibatches
 from towpath.stages.reward import Pair, completion_row, decided
-from towpath.stages.train import minibatches
 
 Numbers = dict[str, float]
 
 
 class Comparisons:
-    """Pairs as rows, the chosen first; or, for algorithms that take answers one by one, rows called desirable or not."""
+    """Pairs as rows, the chosen first; or, for algorithms that take answers one by one, rows called desirable or
+    not."""
 
     def __init__(self, job: Job, runtime: Local, algo: Any) -> None:
-        self.job, self.runtime, self.algo, self.cfg = job, runtime, algo, job.recipe.policy
+        self.job = job
+        self.runtime = runtime
+        self.algo = algo
+        self.cfg = job.recipe.policy
         self.paired = getattr(algo, "PAIRED", True)
-        seed, pairs = job.recipe.seed, decided(job)
+        seed = job.recipe.seed
+        pairs = decided(job)
         place = {p.prompt.id: share(seed, "reward/validation", p.prompt.id) for p in pairs}
-        within = max(job.recipe.reward.validation, min(place.values(), default=0.0) + 1e-12)  # of few prompts one at least
+        within = max(
+            job.recipe.reward.validation, min(place.values(), default=0.0) + 1e-12
+        )  # of few prompts one at least
         held, shown = ([p for p in pairs if (place[p.prompt.id] < within) == kept] for kept in (True, False))
         if not held or not shown:
             fix = "collect more labels, or change reward.validation"
-            raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)
+            raise DataError(
+                f"{len(shown)} pairs to train on and {len(held)} held out",
+                "both must hold pairs; prompts do not cross the split",
+                fix,
+            )
         self.shown, self.held, self.judged = self._batch(shown), self._batch(held), len(held)
         size = max(1, self.cfg.batch // 2) if self.paired else self.cfg.batch
         self.steps = minibatches(self.shown.groups, size, self.cfg.epochs, seed, f"{job.name}/order")
@@ -51,7 +62,8 @@ class Comparisons:
 
     def validate(self) -> Numbers:
         """Loss, accuracy and margins of held-out pairs."""
-        runtime, batch = self.runtime, self._pointed(self.held)
+        runtime = self.runtime
+        batch = self._pointed(self.held)
         metrics: dict[str, tuple[float, float]] = {}
         with torch.no_grad():
             for part in batch.passes(runtime.tokens_per_pass):
@@ -64,8 +76,8 @@ class Comparisons:
         return {f"pairs_{name}": x for name, x in found.items()} | {"pairs_low": low, "pairs_high": high}
 
     def _pointed(self, batch: Batch) -> Batch:
-        """With the reference point, where answers come one by one: the mean log-ratio of answers put under other prompts, at least zero; zero
-        where all are to one prompt."""
+        """With the reference point, where answers come one by one: the mean log-ratio of answers put under other
+        prompts, at least zero; zero where all are to one prompt."""
         if self.paired:
             return batch
         mixed = crossed(batch.rows)
@@ -79,12 +91,14 @@ class Comparisons:
 
 
 def crossed(rows: Sequence[Row]) -> list[Row]:
-    """Every answer under the nearest prompt before it, round the circle, that is another than its own; nothing where there is no other."""
+    """Every answer under the nearest prompt before it, round the circle, that is another than its own; nothing where
+    there is no other."""
     asked = [row.ids[: row.start] for row in rows]
     names = [prompt.tobytes() for prompt in asked]
     if len(set(names)) < 2:
         return []
-    found, before = [], max(i for i, name in enumerate(names) if name != names[-1]) - len(rows)  # of the last row, round the circle
+    found = []  # of the last row, round the circle
+    before = max(i for i, name in enumerate(names) if name != names[-1]) - len(rows)
     for i, row in enumerate(rows):
         before = i - 1 if names[i - 1] != names[i] else before
         found.append(Row(np.concatenate([asked[before], row.ids[row.start :]]), len(asked[before])))

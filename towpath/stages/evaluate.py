@@ -1,4 +1,5 @@
-"""Evaluation: the policy against the tuned model on held-out prompts: win rate by the evaluation judge, KL, reward, text, and safety."""
+"""Evaluation: the policy against the tuned model on held-out prompts: win rate by the evaluation judge, KL, reward,
+text, and safety."""
 
 import json
 from typing import Any
@@ -8,14 +9,14 @@ import torch
 from towpath.data.batch import Batch
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
-from towpath.evals import safety, text
+from towpath.evals import safety, text_statistics
 from towpath.evals.evaluator import evaluator
 from towpath.evals.winrate import best_of_n
 from towpath.feedback import rubric
 from towpath.recipe import Decoding
 from towpath.records import Completion, Finding, Prompt
 from towpath.runtime.local import Local, Role, give_back_memory
-from towpath.stages import answers, contradicting, guarding, perplexity
+from towpath.stages import generation, jailbreak_eval, label_disagreements, perplexity
 from towpath.stages.job import Job
 from towpath.stages.reward import completion_row, judged, load_reward
 from towpath.store.publish import replace_file
@@ -25,35 +26,48 @@ Told = dict[str, list[Completion]]
 
 def run(job: Job) -> dict[str, Any]:
     """Answer, judge, measure."""
-    prompts, guarded = answers.heldout(job), list(job.corpus.safety)
+    prompts = generation.heldout(job)
+    guarded = list(job.corpus.safety)
     policy = job.inputs[_last(job, "policy")]
     told = _told(job, policy, prompts, guarded)
     count = len(prompts)
     heard = {source: said[:count] for source, said in told.items()}
     kl, interval, perplexities = _kl(job, policy, prompts, heard["policy"])
-    win = answers.win(job, prompts, heard["policy"], heard["sft"])
-    rewards, disagreements = _rewards(job, prompts, heard) if any(name.startswith("reward") for name in job.inputs) else ({}, {})
+    win = generation.win(job, prompts, heard["policy"], heard["sft"])
+    rewards, disagreements = (
+        _rewards(job, prompts, heard) if any(name.startswith("reward") for name in job.inputs) else ({}, {})
+    )
     rows = _rows(job, prompts, heard, rewards)
     replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     harmful = [p.harmful for p in guarded]
     declined = {source: [rubric.declines(c.text) for c in told[source][count:]] for source in ("sft", "policy")}
     judge = evaluator(job.corpus)
     result = {
-        "judge": judge, "win": win, "kl_per_prompt": kl, "kl_interval": interval, "best_of_n": best_of_n(max(kl, 0.0)),
+        "judge": judge,
+        "win": win,
+        "kl_per_prompt": kl,
+        "kl_interval": interval,
+        "best_of_n": best_of_n(max(kl, 0.0)),
         "reward": {source: sum(scores) / count for source, scores in rewards.items()},
-        "by_domain": _by_domain(rows), "safety": {source: safety.describe(harmful, said) for source, said in declined.items()},
-        "text": {source: text.describe(said) | (_rubric_mean(prompts, said) if judge else {}) for source, said in heard.items()},
-        "samples": _showcase(job, policy, prompts), "perplexity": perplexities, "disagreements": disagreements,
-    }  # fmt: skip
+        "by_domain": _by_domain(rows),
+        "safety": {source: safety.describe(harmful, said) for source, said in declined.items()},
+        "text": {
+            source: text_statistics.describe(said) | (_rubric_mean(prompts, said) if judge else {})
+            for source, said in heard.items()
+        },
+        "samples": _showcase(job, policy, prompts),
+        "perplexity": perplexities,
+        "disagreements": disagreements,
+    }
     if guarded:
-        result |= guarding.run(job, policy, {source: told[source][count:] for source in ("sft", "policy")})
-        job.findings.extend(guarding.concerns(job, result))
+        result |= jailbreak_eval.run(job, policy, {source: told[source][count:] for source in ("sft", "policy")})
+        job.findings.extend(jailbreak_eval.concerns(job, result))
     job.findings.extend(_lost_domains(result["by_domain"]))
     return result
 
 
 def _rubric_mean(prompts: list[Prompt], said: list[Completion]) -> dict[str, float]:
-    return {"rubric": sum(map(answers.rubric_score, prompts, said)) / len(prompts)}
+    return {"rubric": sum(map(generation.rubric_score, prompts, said)) / len(prompts)}
 
 
 def _lost_domains(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
@@ -62,7 +76,9 @@ def _lost_domains(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
     for domain, row in by_domain.items():
         low, high = row["interval"]
         if high < 0.5:
-            evidence = f"{domain}: the policy wins over SFT on {row['rate']:.0%} of {row['n']} prompts [{low:.0%}, {high:.0%}]"
+            evidence = (
+                f"{domain}: the policy wins over SFT on {row['rate']:.0%} of {row['n']} prompts [{low:.0%}, {high:.0%}]"
+            )
             remedy = f"more prompts of {domain}, a higher policy.rewards.domains.{domain}, or a higher policy.kl.coef"
             found.append(Finding("domain-lost", "warning", evidence, "what it gained elsewhere cost it here", remedy))
     return found
@@ -73,22 +89,29 @@ def _last(job: Job, stage: str) -> str:
 
 
 def _told(job: Job, policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -> Told:
-    told = {source: answers.read(job.inputs["baseline"] / f"answers-{source}.jsonl") for source in ("base", "sft")}
+    told = {source: generation.read(job.inputs["baseline"] / f"answers-{source}.jsonl") for source in ("base", "sft")}
     path = job.folder / "answers-policy.jsonl"
-    told["policy"] = answers.read(path)
+    told["policy"] = generation.read(path)
     if len(told["policy"]) != len(prompts) + len(guarded):
-        told["policy"] = answers.evaluation(job, job.model(policy / "weights"), [*prompts, *guarded], "policy", f"{job.name}: answers of policy")
-        answers.write(path, told["policy"])
+        told["policy"] = generation.evaluation(
+            job, job.model(policy / "weights"), [*prompts, *guarded], "policy", f"{job.name}: answers of policy"
+        )
+        generation.write(path, told["policy"])
         give_back_memory()
     return told
 
 
-def _kl(job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]) -> tuple[float, list[float], dict[str, float]]:
-    """Nats per prompt on the held-out answers, at the temperature they were drawn with; and both models' perplexity on held-out demonstrations."""
+def _kl(
+    job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]
+) -> tuple[float, list[float], dict[str, float]]:
+    """Nats per prompt on the held-out answers, at the temperature they were drawn with; and both models' perplexity
+    on held-out demonstrations."""
     cfg = job.recipe
     runtime = Local(cfg.model.tokens_per_pass, pad=job.chat.pad, temperature=cfg.evaluate.temperature)
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, said, strict=True)])
-    sums, perplexities, held = [], {}, perplexity.heldout(job)
+    sums = []
+    perplexities = {}
+    held = perplexity.heldout(job)
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
         runtime.trunks = {}  # one model at a time
         runtime.trunks[name] = job.model(folder)
@@ -104,29 +127,39 @@ def _kl(job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]) ->
 
 def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> tuple[dict[str, list[float]], dict[str, int]]:
     """The reward model's scores of both models' answers; and how often it contradicts the labels it was trained for."""
-    runtime, reward = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad), job.inputs[_last(job, "reward")]
+    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad)
+    reward = job.inputs[_last(job, "reward")]
     load_reward(job, runtime, reward / "weights")
     found = {}
     for source in ("sft", "policy"):
         batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, heard[source], strict=True)])
         found[source] = judged(runtime, batch, job.recipe.policy.rewards).score_B.tolist()
-    return found, contradicting.write(job, runtime, reward)
+    return found, label_disagreements.write(job, runtime, reward)
 
 
 def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """The answers of all models to each prompt with their scores, and `choice` where an evaluation judge fits the data."""
-    judge, rows = evaluator(job.corpus), []
+    """The answers of all models to each prompt with their scores, and `choice` where an evaluation judge fits the
+    data."""
+    judge = evaluator(job.corpus)
+    rows = []
     for i, p in enumerate(prompts):
         row = {"prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "difficulty": p.difficulty}
         row |= {source: said[i].text for source, said in heard.items()}
         row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
-        rows.append(row | (_rubric_verdict(p, {source: said[i] for source, said in heard.items()}, job.recipe.evaluate.tie_margin) if judge else {}))
+        rows.append(
+            row
+            | (
+                _rubric_verdict(p, {source: said[i] for source, said in heard.items()}, job.recipe.evaluate.tie_margin)
+                if judge
+                else {}
+            )
+        )
     return rows
 
 
 def _rubric_verdict(prompt: Prompt, said: dict[str, Completion], margin: float) -> dict[str, Any]:
     """Every model's rubric score of one prompt, and who wins by them."""
-    scores = {source: answers.rubric_score(prompt, completion) for source, completion in said.items()}
+    scores = {source: generation.rubric_score(prompt, completion) for source, completion in said.items()}
     gap = scores["policy"] - scores["sft"]
     choice = "tie" if abs(gap) < margin else "policy" if gap > 0 else "sft"
     return {f"rubric_{source}": score for source, score in scores.items()} | {"choice": choice}
@@ -151,7 +184,15 @@ def _showcase(job: Job, policy: Any, prompts: list[Prompt]) -> list[dict[str, st
     for source, folder in (("base", None), ("sft", job.inputs["sft"] / "weights"), ("policy", policy / "weights")):
         model = job.model(folder, torch.float32)
         wanted = [(p, "showcase", Decoding()) for p in firsts]
-        drawn = answers.draw(job, model, wanted, source, job.recipe.evaluate.max_new_tokens, f"{job.name}: samples of {source}", greedy=True)
+        drawn = generation.draw(
+            job,
+            model,
+            wanted,
+            source,
+            job.recipe.evaluate.max_new_tokens,
+            f"{job.name}: samples of {source}",
+            greedy=True,
+        )
         for row, completion in zip(rows, drawn, strict=True):
             row[source] = completion.text
             row[f"{source}_tokens"] = list(completion.token_ids)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,5 @@
-"""What a diagnosis of the labels stands on: linear readings of the reward model's frozen features, on all pairs and on parts of them.
+"""What a diagnosis of the labels stands on: linear readings of the reward model's frozen features, on all pairs and
+on parts of them.
 
 S shown pairs, H held-out pairs, D features. A pair is the difference of its answers' features, chosen less rejected.
 """
@@ -12,11 +13,14 @@ import numpy as np
 
 from towpath.data.draws import shuffled
 from towpath.evals.winrate import logistic
-from towpath.feedback.diagnosis import Evidence, Trained, diagnose
+from towpath.feedback.rater_findings import Evidence, Trained, diagnose
 from towpath.feedback.rubric import words
 
-PARTS, AGAIN, FOLDS = (0.25, 0.5), 3, 5
-HASHED, BAG_RIDGE = 512, 10.0
+PARTS = (0.25, 0.5)
+AGAIN = 3
+FOLDS = 5
+HASHED = 512
+BAG_RIDGE = 10.0
 LEAST = 40
 """Pairs, shown and held out alike, below which nothing can be said."""
 
@@ -32,20 +36,25 @@ class Read:
     bag_NW: np.ndarray
 
 
-def read(names: Sequence[str], gap_ND: np.ndarray, texts: Sequence[tuple[str, str]], strengths: Sequence[float]) -> Read:
+def read(
+    names: Sequence[str], gap_ND: np.ndarray, texts: Sequence[tuple[str, str]], strengths: Sequence[float]
+) -> Read:
     """Pairs with (chosen, rejected) texts."""
     bags = np.stack([_bag(chosen) - _bag(rejected) for chosen, rejected in texts])
     longer = np.sign([len(words(chosen)) - len(words(rejected)) for chosen, rejected in texts])
     return Read(names, gap_ND, longer, np.array(strengths, float), bags)
 
 
-def diagnosed(shown: Read, held: Read, agreement: tuple[float, int] | None, target: float, ridge: float, seed: int) -> dict[str, Any] | None:
+def diagnosed(
+    shown: Read, held: Read, agreement: tuple[float, int] | None, target: float, ridge: float, seed: int
+) -> dict[str, Any] | None:
     """One verdict on why the labels do not take the model further, with its evidence; None of too few pairs."""
     count = len(shown.names)
     if min(count, len(held.names)) < LEAST:
         return None
     spread_D = shown.gap_ND.std(0) + 1e-6
-    gap_SD, gap_HD = shown.gap_ND / spread_D, held.gap_ND / spread_D
+    gap_SD = shown.gap_ND / spread_D
+    gap_HD = held.gap_ND / spread_D
     curve = []
     for part in PARTS:
         for number in range(AGAIN):

@@ -19,16 +19,27 @@ from towpath.rollout.engine import Drawn, Request
 from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.reward import judged
+from towpath.stages.rollout_statistics import of_rollout, summed
+from towpath.stages.sample_log import Showing
 from towpath.stages.sampler import engine, generate
-from towpath.stages.showing import Showing
-from towpath.stages.signals import of_rollout, summed
 from towpath.store.publish import fault
 
 Numbers = dict[str, float]
 LOOKED = (
-    "reward", "score", "kl", "kl_k3", "length", "finish_rate", "distinct_2", "repetition", "opening", "refusal", "reward_length_corr",
-    "reward_repetition_corr", "score_spread",
-)  # fmt: skip
+    "reward",
+    "score",
+    "kl",
+    "kl_k3",
+    "length",
+    "finish_rate",
+    "distinct_2",
+    "repetition",
+    "opening",
+    "refusal",
+    "reward_length_corr",
+    "reward_repetition_corr",
+    "score_spread",
+)
 """What a look keeps of all that is said of a rollout."""
 OPENING = 24
 """Tokens in which an answer declines, if it does."""
@@ -41,19 +52,29 @@ Chosen = tuple[Prompt, str]
 
 
 class Experience:
-    """Batches of rollouts for the loop; with adapters the sampler is a plain copy of the policy, merged before each use, else the policy itself."""
+    """Batches of rollouts for the loop; with adapters the sampler is a plain copy of the policy, merged before each
+    use, else the policy itself."""
 
     def __init__(self, job: Job, runtime: Local) -> None:
-        self.job, self.runtime, self.cfg = job, runtime, job.recipe.policy
+        self.job = job
+        self.runtime = runtime
+        self.cfg = job.recipe.policy
         order = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, "policy/validation", p.id))
-        self.held, self.prompts = order[: self.cfg.validation_prompts], order[self.cfg.validation_prompts :]
-        apart = runtime.roles["policy"].trunk in runtime.adapters or job.recipe.model.compile.on  # compiled layers are not drawn with
+        self.held = order[: self.cfg.validation_prompts]
+        self.prompts = order[self.cfg.validation_prompts :]
+        apart = (
+            runtime.roles["policy"].trunk in runtime.adapters or job.recipe.model.compile.on
+        )  # compiled layers are not drawn with
         self.drawn: Any = job.model(job.inputs["sft"] / "weights").requires_grad_(False) if apart else None
         """The copy, where there is one."""
         self.engine = engine(job, self.drawn or runtime.trunks["policy"], self.cfg.max_new_tokens)
         self.in_flight = Checkpoints(job.folder / "in-flight")
         columns = job.corpus.column_names
-        self.scorers = {source.of: sources.named(source.of, columns=columns) for source in self.cfg.rewards.sources if source.of != "model"}
+        self.scorers = {
+            source.of: sources.named(source.of, columns=columns)
+            for source in self.cfg.rewards.sources
+            if source.of != "model"
+        }
         self.watched = {of: sources.named(of, "watch", columns) for of in self.cfg.rewards.watch}
         self.showing = Showing(job)
         self.judges = bool(self.scorers) or "reward" in runtime.roles
@@ -67,12 +88,16 @@ class Experience:
 
     def chosen(self, step: int) -> list[Chosen]:
         """The draws of a step: every prompt once an epoch, `group` answers to each, no state to lose."""
-        count, size = len(self.prompts), self.cfg.rollout // self.cfg.group
+        count = len(self.prompts)
+        size = self.cfg.rollout // self.cfg.group
         found = []
         for position in range(step * size, (step + 1) * size):
             epoch, place = divmod(position, count)
             order = shuffled(count, self.job.recipe.seed, f"{self.job.name}/prompts", epoch)
-            found += [(self.prompts[order[place]], f"{epoch}" if copy == 0 else f"{epoch}.{copy}") for copy in range(self.cfg.group)]
+            found += [
+                (self.prompts[order[place]], f"{epoch}" if copy == 0 else f"{epoch}.{copy}")
+                for copy in range(self.cfg.group)
+            ]
         return found
 
     def batch(self, step: int, knobs: Numbers) -> tuple[Batch, Numbers]:
@@ -82,16 +107,25 @@ class Experience:
         chosen = self.chosen(step)
         drawn = self._drawn(step, chosen)
         generated = time.monotonic()
-        prompts, texts = [p for p, _ in chosen], self._texts(drawn)
-        batch = self._scored(prompts, drawn, texts, turned(self.cfg.rewards, knobs), self.cfg.epochs == 1 and self.cfg.batch >= len(chosen))
+        prompts = [p for p, _ in chosen]
+        texts = self._texts(drawn)
+        batch = self._scored(
+            prompts,
+            drawn,
+            texts,
+            turned(self.cfg.rewards, knobs),
+            self.cfg.epochs == 1 and self.cfg.batch >= len(chosen),
+        )
         batch = self._valued(batch) if "critic" in self.runtime.roles else batch
         batch = batch.with_columns(group=torch.arange(len(chosen), device=self.runtime.device) // self.cfg.group)
         numbers = of_rollout(batch, prompts, drawn, texts)
         tokens = sum(len(d.token_ids) for d in drawn)
         seconds = generated - begun
         return batch, numbers | {
-            "seconds_generate": seconds, "seconds_score": time.monotonic() - generated, "tokens_per_second": tokens / max(seconds, 1e-9),
-        }  # fmt: skip
+            "seconds_generate": seconds,
+            "seconds_score": time.monotonic() - generated,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+        }
 
     def validate(self, step: int, knobs: Numbers, against_reference: bool = False) -> Numbers:
         """Reward and KL on prompts that are never trained on, the same random numbers each time.
@@ -104,11 +138,16 @@ class Experience:
         return numbers | self._against_reference(batch) if against_reference else numbers
 
     def _look(self, step: int, knobs: Numbers) -> tuple[Batch, Numbers]:
-        """Answers to the prompts kept from training, and the openings of those to the safety set's, at the recipe's own settings."""
+        """Answers to the prompts kept from training, and the openings of those to the safety set's, at the recipe's
+        own settings."""
         self.runtime.temperature = self.cfg.temperature
-        asked, probes = [(p, "0") for p in self.held], self.showing.probes
+        asked = [(p, "0") for p in self.held]
+        probes = self.showing.probes
         self._sync("policy")
-        requests = [*self._requests(asked, "validation"), *self._requests([(p, "0") for p in probes], "probes", OPENING)]
+        requests = [
+            *self._requests(asked, "validation"),
+            *self._requests([(p, "0") for p in probes], "probes", OPENING),
+        ]
         drawn = generate(self.engine, requests, "validation answers")
         drawn, openings = drawn[: len(asked)], drawn[len(asked) :]
         texts = self._texts(drawn)
@@ -116,15 +155,20 @@ class Experience:
         told = of_rollout(batch, self.held, drawn, texts)
         self.showing.answers(step, self.held, texts, batch)
         if step == -1 and self.judges and not any(name.startswith("policy") for name in self.job.inputs):
-            self.reference_reward_B = batch.columns["reward"].cpu().numpy()  # where a first round begins is the reference
+            self.reference_reward_B = (
+                batch.columns["reward"].cpu().numpy()
+            )  # where a first round begins is the reference
         kept = {key: told[key] for key in LOOKED if key in told}
         kept |= {key: x for key, x in told.items() if key.startswith(("reward/", "score/", "watched/"))}
         if (now := turned(self.cfg.rewards, knobs)) is not self.cfg.rewards:
-            kept["reward_turned"] = float(self._final(batch.columns["score"].cpu().numpy(), self.held, drawn, now).mean())
+            kept["reward_turned"] = float(
+                self._final(batch.columns["score"].cpu().numpy(), self.held, drawn, now).mean()
+            )
         return batch, kept | (self.showing.declined(step, probes, self._texts(openings)) if probes else {})
 
     def _against_reference(self, batch: Batch) -> Numbers:
-        """How far it is from the reference, and, where answers are scored, how often the reward rose over the reference's own answers."""
+        """How far it is from the reference, and, where answers are scored, how often the reward rose over the
+        reference's own answers."""
         kl_B = summed(batch, batch.columns["old_logp"] - batch.columns["ref_logp"]).cpu().numpy()
         spread = 1.96 * float(kl_B.std(ddof=1)) / len(kl_B) ** 0.5
         found = {"kl_low": float(kl_B.mean()) - spread, "kl_high": float(kl_B.mean()) + spread}
@@ -134,7 +178,12 @@ class Experience:
         theirs = self._reference_reward() if self.reference_reward_B is None else self.reference_reward_B
         rose = np.where(ours == theirs, 0.5, ours > theirs)
         low, high = wilson(float(rose.sum()), len(rose))
-        return found | {"reference_reward": float(theirs.mean()), "rose": float(rose.mean()), "rose_low": low, "rose_high": high}
+        return found | {
+            "reference_reward": float(theirs.mean()),
+            "rose": float(rose.mean()),
+            "rose_low": low,
+            "rose_high": high,
+        }
 
     def _reference_reward(self) -> np.ndarray:
         """What the reference's own answers to the prompts kept from training are rewarded with [B]."""
@@ -157,9 +206,13 @@ class Experience:
         return generate(self.engine, self._requests(chosen, stream), "rollout")
 
     def _requests(self, chosen: Sequence[Chosen], stream: str, longest: int = 0) -> list[Request]:
-        how, job = Decoding(temperature=self.runtime.temperature), self.job
+        how = Decoding(temperature=self.runtime.temperature)
+        job = self.job
         longest = min(longest or self.cfg.max_new_tokens, self.cfg.max_new_tokens)
-        return [Request(job.chat.prompt(p.prompt), how, uniforms(longest, job.recipe.seed, stream, name, p.id)) for p, name in chosen]
+        return [
+            Request(job.chat.prompt(p.prompt), how, uniforms(longest, job.recipe.seed, stream, name, p.id))
+            for p, name in chosen
+        ]
 
     def _sync(self, adapter: str | None) -> None:
         trunk = self.runtime.roles["policy" if adapter else "reference"].trunk
@@ -177,8 +230,16 @@ class Experience:
     def _texts(self, drawn: Sequence[Drawn]) -> list[str]:
         return [self.job.chat.text(d.token_ids) for d in drawn]
 
-    def _scored(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], texts: Sequence[str], rewards: Rewards, on_policy: bool = False) -> Batch:
-        """Rollouts with what every role of the runtime says of them; where one update follows, the policy says it there."""
+    def _scored(
+        self,
+        prompts: Sequence[Prompt],
+        drawn: Sequence[Drawn],
+        texts: Sequence[str],
+        rewards: Rewards,
+        on_policy: bool = False,
+    ) -> Batch:
+        """Rollouts with what every role of the runtime says of them; where one update follows, the policy says it
+        there."""
         runtime = self.runtime
         batch = runtime.grounded(self._rows(prompts, drawn))
         self.features_BTD = None
@@ -187,7 +248,10 @@ class Experience:
         for i, d in enumerate(drawn):
             columns["sampler_logp"][i, : len(d.logprobs)] = torch.tensor(d.logprobs)
         if on_policy:
-            columns |= {"old_logp": columns["sampler_logp"], "on_policy": torch.ones(len(batch), dtype=torch.bool, device=runtime.device)}
+            columns |= {
+                "old_logp": columns["sampler_logp"],
+                "on_policy": torch.ones(len(batch), dtype=torch.bool, device=runtime.device),
+            }
         else:
             columns |= self._old(batch, columns["sampler_logp"])
         if self.job.recipe.engine.of != "local" and self.job.recipe.engine.correction:
@@ -197,24 +261,31 @@ class Experience:
         return batch.with_columns(ended=self._ended(drawn), **columns)
 
     def _old(self, batch: Batch, sampler_BT: Tensor) -> dict[str, Tensor]:
-        """The policy's log-probabilities before it moves. In float32 those of the engine in this process are the same: every eighth row is asked
-        again, and all where that shows otherwise."""
+        """The policy's log-probabilities before it moves. In float32 those of the engine in this process are the
+        same: every eighth row is asked again, and all where that shows otherwise."""
         if self.job.dtype == torch.float32 and self.job.recipe.engine.of == "local":
             asked_B = torch.arange(len(batch), device=sampler_BT.device) % ASKED == 0
             some = batch.take(asked_B.nonzero()[:, 0].tolist())
             said = self.runtime.score("policy", some, ("logp",)).logp_BT
             old_BT = sampler_BT.clone()
             old_BT[asked_B, : said.shape[1]] = said
-            if float(summed(batch, (old_BT - sampler_BT).abs()).sum()) <= EXACT * sum(row.answer_length for row in some.rows):
+            if float(summed(batch, (old_BT - sampler_BT).abs()).sum()) <= EXACT * sum(
+                row.answer_length for row in some.rows
+            ):
                 return {"old_logp": old_BT, "asked": asked_B}
         return {"old_logp": self.runtime.score("policy", batch, ("logp",)).logp_BT}
 
     def _ended(self, drawn: Sequence[Drawn]) -> Tensor:
         return torch.tensor([d.finish == "stop" for d in drawn], device=self.runtime.device)
 
-    def _judged(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], texts: Sequence[str], batch: Batch, cfg: Rewards) -> dict[str, Tensor]:
-        """`score`, what the sources say together, and `reward`, what the answer gets for it; each source apart where there are several."""
-        told, asked, more = [], [p.prompt for p in prompts], self.job.corpus.columns_of(prompts)
+    def _judged(
+        self, prompts: Sequence[Prompt], drawn: Sequence[Drawn], texts: Sequence[str], batch: Batch, cfg: Rewards
+    ) -> dict[str, Tensor]:
+        """`score`, what the sources say together, and `reward`, what the answer gets for it; each source apart where
+        there are several."""
+        told = []
+        asked = [p.prompt for p in prompts]
+        more = self.job.corpus.columns_of(prompts)
         columns: dict[str, Tensor] = {}
         for source in cfg.sources:
             if source.of == "model":
@@ -229,9 +300,13 @@ class Experience:
         if len(told) > 1:
             parts |= {f"score/{source.of}": scores for source, scores in zip(cfg.sources, told, strict=True)}
         parts |= {f"watched/{of}": np.asarray(scorer(asked, texts, more)) for of, scorer in self.watched.items()}
-        return columns | {name: torch.tensor(x, dtype=torch.float32, device=self.runtime.device) for name, x in parts.items()}
+        return columns | {
+            name: torch.tensor(x, dtype=torch.float32, device=self.runtime.device) for name, x in parts.items()
+        }
 
-    def _final(self, score_B: np.ndarray, prompts: Sequence[Prompt], drawn: Sequence[Drawn], cfg: Rewards) -> np.ndarray:
+    def _final(
+        self, score_B: np.ndarray, prompts: Sequence[Prompt], drawn: Sequence[Drawn], cfg: Rewards
+    ) -> np.ndarray:
         ended_B = np.array([d.finish == "stop" for d in drawn])
         return mix.final(score_B, [d.token_ids for d in drawn], ended_B, [p.domain for p in prompts], cfg)
 
@@ -250,7 +325,11 @@ class Experience:
         if self.fit is not None and self.features_BTD is not None:
             if "outcome" not in batch.columns:
                 fix = "add the column `outcome` [B,T]: the sum of rewards from each token on"
-                raise RecipeError(f"policy.algo = {self.cfg.algo!r}: its `prepare` leaves no `outcome`", "a critic's head is fitted to one", fix)
+                raise RecipeError(
+                    f"policy.algo = {self.cfg.algo!r}: its `prepare` leaves no `outcome`",
+                    "a critic's head is fitted to one",
+                    fix,
+                )
             mask_BT = torch.from_numpy(batch.mask_BT).to(self.runtime.device)
             self.fit.learn(self.features_BTD[mask_BT], batch.columns["outcome"][mask_BT], self.cfg.ppo.critic_memory)
             self.features_BTD = None
@@ -274,9 +353,16 @@ def _packed(drawn: Sequence[Drawn]) -> dict[str, Tensor]:
 
 
 def _unpacked(tensors: dict[str, Tensor], stops: Sequence[int]) -> list[Drawn]:
-    drawn, begin = [], 0
+    drawn = []
+    begin = 0
     for length in tensors["lengths"].tolist():
         tokens = tensors["tokens"][begin : begin + length].tolist()
-        drawn.append(Drawn(tokens, tensors["logprobs"][begin : begin + length].tolist(), "stop" if tokens[-1] in stops else "length"))
+        drawn.append(
+            Drawn(
+                tokens,
+                tensors["logprobs"][begin : begin + length].tolist(),
+                "stop" if tokens[-1] in stops else "length",
+            )
+        )
         begin += length
     return drawn

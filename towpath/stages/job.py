@@ -62,7 +62,8 @@ class Job:
 
     def trunk(self, folder: str | Path | None = None, dtype: torch.dtype | None = None) -> Any:
         """A model to train or to ask; its layers are compiled where the recipe says so."""
-        model, cfg = self.model(folder, dtype), self.recipe.model.compile
+        model = self.model(folder, dtype)
+        cfg = self.recipe.model.compile
         if cfg.on:
             said = cfg.model_dump(exclude={"on", "cudagraphs"}) | {"triton.cudagraphs": cfg.cudagraphs}
             for layer in model.base_model.layers:
@@ -75,7 +76,9 @@ class Job:
 
     @cached_property
     def log(self) -> "Log":
-        return Log(self.folder, self.recipe.track.tensorboard, trackers.opened(self.recipe, self.run, self.name, self.folder))
+        return Log(
+            self.folder, self.recipe.track.tensorboard, trackers.opened(self.recipe, self.run, self.name, self.folder)
+        )
 
     def result_of(self, stage: str) -> dict[str, Any]:
         """The numbers an earlier stage ended with."""
@@ -145,7 +148,9 @@ class Checkpoints:
         self.passed_over: list[str] = []
         """Damaged ones that `newest` moved aside."""
 
-    def save(self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any], prefix: str = "step", keep: int = 2) -> None:
+    def save(
+        self, step: int, tensors: dict[str, Tensor], notes: dict[str, Any], prefix: str = "step", keep: int = 2
+    ) -> None:
         """Publish tensors and notes as `prefix_step`; what has a later number is of a past that was left, and goes."""
 
         def write(place: Path) -> None:
@@ -155,14 +160,19 @@ class Checkpoints:
         target = self.folder / f"{prefix}_{step}"
         self.folder.mkdir(parents=True, exist_ok=True)
         publish(target, write)
-        numbered = {int(number): path for path in self.folder.glob(f"{prefix}_*") if (number := path.name.removeprefix(f"{prefix}_")).isdigit()}
+        numbered = {
+            int(number): path
+            for path in self.folder.glob(f"{prefix}_*")
+            if (number := path.name.removeprefix(f"{prefix}_")).isdigit()
+        }
         kept = sorted(number for number in numbered if number <= step)[-keep:]
         for number, path in numbered.items():
             if number not in kept:
                 shutil.rmtree(path)
 
     def newest(self, prefix: str = "step") -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that verifies, or None; damaged ones are moved aside, so that they are not in the way of new ones."""
+        """The newest checkpoint that verifies, or None; damaged ones are moved aside, so that they are not in the
+        way of new ones."""
         found, passed_over = newest(self.folder, prefix) if self.folder.is_dir() else (None, [])
         for path in passed_over:
             why = "its files do not match their checksums" if (path / MANIFEST).is_file() else "it has no manifest"
@@ -172,7 +182,11 @@ class Checkpoints:
             note(f"warning: {self.passed_over[-1]}")
         if found is None:
             return None
-        return int(found.name.rsplit("_", 1)[1]), load_file(found / "tensors.safetensors"), json.loads((found / "notes.json").read_text())
+        return (
+            int(found.name.rsplit("_", 1)[1]),
+            load_file(found / "tensors.safetensors"),
+            json.loads((found / "notes.json").read_text()),
+        )
 
 
 def save_model(job: Job, model: Any, folder: Path) -> None:

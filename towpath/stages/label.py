@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import DataError, Waiting
-from towpath.feedback import aggregation, agreement, asking, blend, calibration, dawid_skene, judging, raters
+from towpath.feedback import aggregation, agreement, blend, calibration, dawid_skene, judge_runner, judging, raters
 from towpath.records import Comparison, Judgement, Label, as_row
-from towpath.stages import collect
+from towpath.stages import annotate
 from towpath.stages.job import Job
-from towpath.store import figures, manifest
+from towpath.store import manifest, rater_stats
 from towpath.store.publish import replace_file
 from towpath.store.store import Store
 
@@ -24,23 +24,29 @@ ENOUGH_AUDITED = 30
 
 def run(job: Job) -> dict[str, Any]:
     """Collect judgements for the comparisons of this run, then derive the labels."""
-    who, propensity, report = job.recipe.preferences.raters, {}, None
+    who = job.recipe.preferences.raters
+    propensity = {}
+    report = None
     comparisons = [] if who == "recorded" else mine(job)
     if who == "recorded":
-        comparisons, judgements = collect.recorded(job)
+        comparisons, judgements = annotate.recorded(job)
     elif who == "simulated":
-        judgements = collect.simulate(job, comparisons)
+        judgements = annotate.simulate(job, comparisons)
     elif who == "people":
-        judgements = collect.people(job, comparisons)
+        judgements = annotate.people(job, comparisons)
     elif who == "judge":
-        judgements = collect.machines(job, comparisons)
+        judgements = annotate.machines(job, comparisons)
     else:
-        judgements, propensity = collect.blended(job, comparisons)
-    collect.require_some(comparisons)
+        judgements, propensity = annotate.blended(job, comparisons)
+    annotate.require_some(comparisons)
     if who in ("judge", "blend"):
         labels, report = _blended(job, judgements, propensity)
     else:
-        labels = dawid_skene.labels(judgements) if job.recipe.preferences.aggregate == "dawid_skene" else aggregation.majority(judgements)
+        labels = (
+            dawid_skene.labels(judgements)
+            if job.recipe.preferences.aggregate == "dawid_skene"
+            else aggregation.majority(judgements)
+        )
     _require(job, comparisons, judgements, labels)
     job.store.put_labels(labels)
     replace_file(job.folder / LABELS, text_of(labels))
@@ -48,9 +54,12 @@ def run(job: Job) -> dict[str, Any]:
     return _told(comparisons, judgements, labels) | ({"judge": report} if report else {})
 
 
-def _blended(job: Job, judgements: Sequence[Judgement], propensity: dict[str, float]) -> tuple[list[Label], dict[str, Any] | None]:
-    """Labels of people, judge and rules together, and how the judge stands beside people, where enough people judged its pairs."""
-    name = judging.rater(asking.settings_of(job.recipe.judge, job.run))
+def _blended(
+    job: Job, judgements: Sequence[Judgement], propensity: dict[str, float]
+) -> tuple[list[Label], dict[str, Any] | None]:
+    """Labels of people, judge and rules together, and how the judge stands beside people, where enough people judged
+    its pairs."""
+    name = judging.rater(judge_runner.settings_of(job.recipe.judge, job.run))
     words = _words(job, judgements)
     rows = calibration.audited(judgements, name, propensity, words)
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in raters.PEOPLE])
@@ -64,21 +73,29 @@ def _blended(job: Job, judgements: Sequence[Judgement], propensity: dict[str, fl
 
 def _words(job: Job, judgements: Sequence[Judgement]) -> dict[str, tuple[int, int]]:
     """How many words either answer of every judged comparison has."""
-    judged, completions = {j.comparison for j in judgements}, job.store.completions()
+    judged = {j.comparison for j in judgements}
+    completions = job.store.completions()
     count = {name: len(c.text.split()) for name, c in completions.items()}
     return {c.id: (count[c.a], count[c.b]) for c in job.store.comparisons() if c.id in judged}
 
 
-def _require(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]) -> None:
-    """Wait for people where fewer are decided than the recipe asks for and people can still decide some; else say why no more will come."""
-    who, needed = job.recipe.preferences.raters, job.recipe.preferences.min_labels
+def _require(
+    job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]
+) -> None:
+    """Wait for people where fewer are decided than the recipe asks for and people can still decide some; else say
+    why no more will come."""
+    who = job.recipe.preferences.raters
+    needed = job.recipe.preferences.min_labels
     counted = Counter(label.choice for label in labels)
     decided = counted["a"] + counted["b"]
     if decided >= needed:
         return
     value = f"labels: {decided} of {needed} decided"
     if who in ("people", "blend") and _awaited(job, comparisons, judgements):
-        by_hand = f"`towpath label export {job.run} --to pairs.jsonl`, fill in `choice`, `towpath label import {job.run} pairs.jsonl`"
+        by_hand = (
+            f"`towpath label export {job.run} --to pairs.jsonl`, fill in `choice`, `towpath label import {job.run} "
+            "pairs.jsonl`"
+        )
         fix = f"`towpath serve {job.run}` opens the rating page; or {by_hand}; then `towpath run {job.run}`"
         raise Waiting(value, "preferences.min_labels", fix)
     unjudged = {c.id for c in comparisons} - {j.comparison for j in judgements}
@@ -91,8 +108,10 @@ def _require(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[J
 
 def _awaited(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> bool:
     """Whether some comparison still waits for a person: for the first, or for another whose word may decide it."""
-    people = Counter(comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in raters.PEOPLE})
-    seats = job.store.read(figures.seats)
+    people = Counter(
+        comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in raters.PEOPLE}
+    )
+    seats = job.store.read(rater_stats.seats)
     return any(seats.get(c.id, 0) > people[c.id] for c in comparisons)
 
 
@@ -103,18 +122,31 @@ def _more_labels(job: Job, who: str, judge_failed: bool) -> str:
     if who == "recorded":
         return "add preferences, or lower preferences.min_labels"
     fix = "lower preferences.min_labels, or draw more pairs: preferences.prompts, preferences.completions"
-    return f"{fix}; ties may come of a judge that follows the order: another judge.model or judge.rubric" if who == "judge" else fix
+    return (
+        f"{fix}; ties may come of a judge that follows the order: another judge.model or judge.rubric"
+        if who == "judge"
+        else fix
+    )
 
 
-def _told(comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]) -> dict[str, Any]:
+def _told(
+    comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]
+) -> dict[str, Any]:
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in raters.PEOPLE])
     kinds = {j.rater: j.kind for j in judgements}
     return {
-        "comparisons": len(comparisons), "judgements": len(judgements), "decided": sum(label.choice in ("a", "b") for label in labels),
-        "ties": sum(label.choice == "tie" for label in labels), "both_bad": sum(label.choice == "both_bad" for label in labels),
-        "agreement": {"rate": rate, "n": n}, "ceiling": agreement.ceiling(rate) if n else None, "disputed": len(blend.disputes(judgements, labels)),
-        "cost": sum(j.cost for j in judgements), "raters": kinds, "simulated": "simulated" in kinds.values(),
-    }  # fmt: skip
+        "comparisons": len(comparisons),
+        "judgements": len(judgements),
+        "decided": sum(label.choice in ("a", "b") for label in labels),
+        "ties": sum(label.choice == "tie" for label in labels),
+        "both_bad": sum(label.choice == "both_bad" for label in labels),
+        "agreement": {"rate": rate, "n": n},
+        "ceiling": agreement.ceiling(rate) if n else None,
+        "disputed": len(blend.disputes(judgements, labels)),
+        "cost": sum(j.cost for j in judgements),
+        "raters": kinds,
+        "simulated": "simulated" in kinds.values(),
+    }
 
 
 def text_of(labels: Sequence[Label]) -> str:

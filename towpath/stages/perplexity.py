@@ -13,13 +13,17 @@ def heldout(job: Job) -> Batch | None:
     demonstrations = {d.id: d for d in job.corpus.demonstrations}
     kept = sorted(demonstrations, key=lambda name: share(job.recipe.seed, "sft/validation", name))
     cut = max(1, round(job.recipe.sft.validation * len(kept)))
-    rows = [row(job.chat.prompt(d.prompt), job.chat.answer(d.response)) for d in (demonstrations[name] for name in kept[:cut])]
+    rows = [
+        row(job.chat.prompt(d.prompt), job.chat.answer(d.response))
+        for d in (demonstrations[name] for name in kept[:cut])
+    ]
     return Batch(rows) if rows else None
 
 
 def of(runtime: Local, role: str, held: Batch) -> float:
     """Perplexity a token at temperature 1, whatever temperature the runtime draws at."""
     plain = Local(runtime.tokens_per_pass, pad=runtime.pad)
-    plain.trunks, plain.roles = runtime.trunks, runtime.roles
+    plain.trunks = runtime.trunks
+    plain.roles = runtime.roles
     out = plain.score(role, held, ("logp",))
     return math.exp(-float(out.logp_BT[out.mask_BT].double().mean()))

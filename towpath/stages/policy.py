@@ -17,10 +17,10 @@ from towpath.rewards import mix
 from towpath.runtime.local import Local, Role
 from towpath.stages.comparisons import Comparisons
 from towpath.stages.experience import Experience
-from towpath.stages.exploited import put_back
 from towpath.stages.job import Job, save_model
+from towpath.stages.loop import Course, Numbers, train, warmup_then_linear
+from towpath.stages.requeue import put_back
 from towpath.stages.reward import load_reward
-from towpath.stages.train import Course, Numbers, train, warmup_then_linear
 from towpath.stages.weights import save_adapter
 
 
@@ -33,17 +33,25 @@ def run(job: Job) -> dict[str, Any]:
     experience = Experience(job, runtime)
     pairs = Comparisons(job, runtime, algo) if on_pairs else None
     standing = train(
-        _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience), runtime, job, f"{job.name}: {cfg.algo}"
+        _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience),
+        runtime,
+        job,
+        f"{job.name}: {cfg.algo}",
     )
     _warn_without_a_step(job, standing.best_step)
     queued = put_back(job, standing.stopped)
     final = experience.validate(standing.best_step - 1, standing.knobs, against_reference=True)
     _save(job, runtime)
     result = {
-        "best_step": standing.best_step, "steps": cfg.steps if pairs is None else len(pairs.steps),
-        "turns": standing.story, "stopped": standing.stopped, "exploited_queued": queued,
-        "kl_per_prompt": final["kl"], "kl_k3_per_prompt": final["kl_k3"], "kl_interval": [final["kl_low"], final["kl_high"]],
-    }  # fmt: skip
+        "best_step": standing.best_step,
+        "steps": cfg.steps if pairs is None else len(pairs.steps),
+        "turns": standing.story,
+        "stopped": standing.stopped,
+        "exploited_queued": queued,
+        "kl_per_prompt": final["kl"],
+        "kl_k3_per_prompt": final["kl_k3"],
+        "kl_interval": [final["kl_low"], final["kl_high"]],
+    }
     if "rose" in final:
         rose = {"rate": final["rose"], "n": cfg.validation_prompts, "interval": [final["rose_low"], final["rose_high"]]}
         result |= {"rose": rose, "reward_gain": final["reward"] - final["reference_reward"]}
@@ -60,20 +68,40 @@ def _on_rollouts(job: Job, algo: Any, experience: Experience) -> Course:
     warmup = cfg.ppo.critic_warmup if "critic" in algo.TRAINS else 0
 
     def turn(step: int, numbers: Numbers, knobs: Numbers) -> Numbers:
-        coef = functional.controlled(knobs["kl_coef"], numbers["kl"], cfg.kl.target, cfg.kl.step) if step + 1 > warmup else knobs["kl_coef"]
+        coef = (
+            functional.controlled(knobs["kl_coef"], numbers["kl"], cfg.kl.target, cfg.kl.step)
+            if step + 1 > warmup
+            else knobs["kl_coef"]
+        )
         return knobs | {"kl_coef": coef, "policy_weight": float(step + 1 >= warmup)}
 
     return Course(
-        algo, cfg, cfg.steps, cfg.batch, experience.batch, lambda done: 1.0 - done, cfg.epochs, cfg.max_grad_norm,
-        validate=experience.validate, validate_every=cfg.validate_every, look_first=True,
-        merit=lambda numbers: numbers.get("reward_turned", numbers["reward"]) if numbers["kl"] <= cfg.kl.alarm else -math.inf,
-        turn=turn, halt=lambda numbers: f"KL {numbers['kl']:.2f} above policy.kl.stop = {cfg.kl.stop}" if numbers["kl"] > cfg.kl.stop else "",
-        after=experience.learned, knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(warmup == 0)},
-    )  # fmt: skip
+        algo,
+        cfg,
+        cfg.steps,
+        cfg.batch,
+        experience.batch,
+        lambda done: 1.0 - done,
+        cfg.epochs,
+        cfg.max_grad_norm,
+        validate=experience.validate,
+        validate_every=cfg.validate_every,
+        look_first=True,
+        merit=lambda numbers: (
+            numbers.get("reward_turned", numbers["reward"]) if numbers["kl"] <= cfg.kl.alarm else -math.inf
+        ),
+        turn=turn,
+        halt=lambda numbers: (
+            f"KL {numbers['kl']:.2f} above policy.kl.stop = {cfg.kl.stop}" if numbers["kl"] > cfg.kl.stop else ""
+        ),
+        after=experience.learned,
+        knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(warmup == 0)},
+    )
 
 
 def _on_pairs(job: Job, algo: Any, pairs: Comparisons, experience: Experience) -> Course:
-    """Pairs judged before; the checkpoint with the highest held-out reward, or else the lowest held-out loss, at acceptable KL is kept."""
+    """Pairs judged before; the checkpoint with the highest held-out reward, or else the lowest held-out loss, at
+    acceptable KL is kept."""
     cfg = job.recipe.policy
 
     def validate(step: int, knobs: Numbers) -> Numbers:
@@ -83,9 +111,19 @@ def _on_pairs(job: Job, algo: Any, pairs: Comparisons, experience: Experience) -
         return numbers.get("reward", -numbers["pairs_loss"]) if numbers["kl"] <= cfg.kl.alarm else -math.inf
 
     return Course(
-        algo, cfg, len(pairs.steps), len(pairs.shown), pairs.batch, warmup_then_linear(0.1), 1, cfg.max_grad_norm,
-        validate=validate, validate_every=cfg.validate_every, look_first=True, merit=merit,
-    )  # fmt: skip
+        algo,
+        cfg,
+        len(pairs.steps),
+        len(pairs.shown),
+        pairs.batch,
+        warmup_then_linear(0.1),
+        1,
+        cfg.max_grad_norm,
+        validate=validate,
+        validate_every=cfg.validate_every,
+        look_first=True,
+        merit=merit,
+    )
 
 
 def _runtime(job: Job, algo: Any) -> Local:
@@ -121,18 +159,25 @@ def _start(job: Job) -> Any:
 
 def _foreseeing(job: Job, head: ScalarHead, folder: Path) -> Fit:
     """The head foresees rewards as well as a linear reading of the tuned model's judged answers can."""
-    told, cfg, fit = load_file(folder / "foresight.safetensors"), job.recipe.policy.rewards, Fit(head)
-    score_N, ended_N = told["score"].numpy(), told["ended"].numpy()
+    told = load_file(folder / "foresight.safetensors")
+    cfg = job.recipe.policy.rewards
+    fit = Fit(head)
+    score_N = told["score"].numpy()
+    ended_N = told["ended"].numpy()
     weight = next((source.weight for source in cfg.sources if source.of == "model"), 1.0)
-    reward_N = torch.from_numpy(mix.final(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)).to(job.device)
-    features_ND, held_N = told["features"][:, : len(head.weight)].to(job.device), told["row"].to(job.device) % 4 == 0
+    reward_N = torch.from_numpy(mix.final(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)).to(
+        job.device
+    )
+    features_ND = told["features"][:, : len(head.weight)].to(job.device)
+    held_N = told["row"].to(job.device) % 4 == 0
     for part in (~held_N, held_N) if features_ND.shape[1] == len(head.weight) else ():  # an earlier version left fewer
         fit.learn(features_ND[part], reward_N[part])
     return fit
 
 
 def _critic(job: Job, runtime: Local, reward: Path | None) -> Role:
-    """The critic reads the reward model's trunk, its head fitted to foresee rewards; without one, the reference's, with a head of zeros."""
+    """The critic reads the reward model's trunk, its head fitted to foresee rewards; without one, the reference's,
+    with a head of zeros."""
     basis = runtime.roles["reward" if reward else "reference"]
     solved = job.recipe.policy.ppo.critic == "head"
     width = runtime.trunks[basis.trunk].config.hidden_size
@@ -143,7 +188,8 @@ def _critic(job: Job, runtime: Local, reward: Path | None) -> Role:
     if basis.trunk not in runtime.adapters:
         runtime.add_trunk("critic", copy.deepcopy(runtime.trunks[basis.trunk]), lora=False)
         return Role("critic", None, head, ("trunk", "head"))
-    adapters, lora = runtime.adapters[basis.trunk], job.recipe.reward.lora
+    adapters = runtime.adapters[basis.trunk]
+    lora = job.recipe.reward.lora
     adapters.add("critic", lora.rank, lora.alpha, 0, lora.top)
     if basis.adapter:
         adapters.load("critic", {key: p.detach() for key, p in adapters.parameters(basis.adapter).items()})
@@ -152,9 +198,23 @@ def _critic(job: Job, runtime: Local, reward: Path | None) -> Role:
 
 def _warn_without_a_step(job: Job, best_step: int) -> None:
     if not best_step:
-        evidence = f"no validated step within policy.kl.alarm = {job.recipe.policy.kl.alarm} nats per prompt; where it began is kept"
-        remedy = "raise policy.kl.coef, lower policy.learning_rate or policy.lora.alpha, or lower policy.validate_every to look earlier"
-        job.findings.append(Finding("no-acceptable-step", "error", evidence, "the policy left the tuned model faster than it was looked at", remedy))
+        evidence = (
+            f"no validated step within policy.kl.alarm = {job.recipe.policy.kl.alarm} nats per prompt; where it "
+            "began is kept"
+        )
+        remedy = (
+            "raise policy.kl.coef, lower policy.learning_rate or policy.lora.alpha, or lower policy.validate_every "
+            "to look earlier"
+        )
+        job.findings.append(
+            Finding(
+                "no-acceptable-step",
+                "error",
+                evidence,
+                "the policy left the tuned model faster than it was looked at",
+                remedy,
+            )
+        )
 
 
 def _save(job: Job, runtime: Local) -> None:

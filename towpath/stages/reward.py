@@ -15,7 +15,7 @@ from towpath.algos.contract import Outputs
 from towpath.data.batch import Batch, Row, row
 from towpath.data.draws import share
 from towpath.errors import DataError
-from towpath.evals import reward as evals
+from towpath.evals import reward_accuracy as evals
 from towpath.evals.winrate import logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import of
@@ -25,14 +25,15 @@ from towpath.recipe import Rewards
 from towpath.records import Comparison, Completion, Finding, Label, Prompt
 from towpath.rewards import mix
 from towpath.runtime.local import Local, Role
-from towpath.stages import answers, evidence
+from towpath.stages import evidence, generation
 from towpath.stages import label as labelling
 from towpath.stages.job import Checkpoints, Job, write_model
-from towpath.stages.train import Course, minibatches, to, train, warmup_then_linear
+from towpath.stages.loop import Course, minibatches, to, train, warmup_then_linear
 from towpath.store.publish import publish, verified
 
 FROZEN = "frozen.npz"
-FORESEEN, TOKENS_FORESEEN = 384, 16
+FORESEEN = 384
+TOKENS_FORESEEN = 16
 """Answers, and tokens of each, that a critic may start from."""
 
 
@@ -49,7 +50,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Member:
-    """One reward model of the ensemble, trained: its scores of the held-out answers, normalised, and how it was scaled."""
+    """One reward model of the ensemble, trained: its scores of the held-out answers, normalised, and how it was
+    scaled."""
 
     held_B: np.ndarray
     mean: float
@@ -59,17 +61,27 @@ class Member:
 
 def run(job: Job) -> dict[str, Any]:
     """Train, measure, normalise, save; with several members each from its own start and in its own order."""
-    cfg, seed = job.recipe.reward, job.recipe.seed
+    cfg = job.recipe.reward
+    seed = job.recipe.seed
     pairs = decided(job)
     held = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) < cfg.validation]
     shown = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) >= cfg.validation]
     if not held or not shown:
         fix = "collect more labels, or change reward.validation"
-        raise DataError(f"{len(shown)} pairs to train on and {len(held)} held out", "both must hold pairs; prompts do not cross the split", fix)
+        raise DataError(
+            f"{len(shown)} pairs to train on and {len(held)} held out",
+            "both must hold pairs; prompts do not cross the split",
+            fix,
+        )
     members = [_member(job, number, shown, held) for number in range(1, cfg.members + 1)]
     scores_KB = np.stack([member.held_B for member in members])
     result = _measure(job, held, scores_KB.mean(0), float(np.mean([member.std for member in members])))
-    result |= {"train_accuracy": members[0].train_accuracy, "mean": members[0].mean, "std": members[0].std, "pairs": len(shown)}
+    result |= {
+        "train_accuracy": members[0].train_accuracy,
+        "mean": members[0].mean,
+        "std": members[0].std,
+        "pairs": len(shown),
+    }
     if len(members) > 1:
         result["members"] = [float((_gaps(held, scores_B) > 0).mean()) for scores_B in scores_KB]
         result["disagreement"] = float(scores_KB.std(0).mean())
@@ -88,7 +100,8 @@ def run(job: Job) -> dict[str, Any]:
 
 def _diagnosed(job: Job, shown: list[Pair], held: list[Pair], agreement: dict[str, Any]) -> dict[str, Any] | None:
     """Why the labels do not take the model further; told as a finding."""
-    cfg, place = job.recipe, job.folder / FROZEN
+    cfg = job.recipe
+    place = job.folder / FROZEN
     if not place.is_file():
         return None
     try:
@@ -101,9 +114,15 @@ def _diagnosed(job: Job, shown: list[Pair], held: list[Pair], agreement: dict[st
     for name, pairs in (("shown", shown), ("held", held)):
         ordered = _in_rows(pairs)
         texts = [(p.chosen.text, p.rejected.text) for p in ordered]
-        reads.append(evidence.read([p.comparison.id for p in ordered], features[name], texts, [p.label.strength for p in ordered]))
+        reads.append(
+            evidence.read(
+                [p.comparison.id for p in ordered], features[name], texts, [p.label.strength for p in ordered]
+            )
+        )
     known = (agreement["rate"], agreement["n"]) if agreement["n"] else None
-    found = evidence.diagnosed(reads[0], reads[1], known, cfg.gates.reward.threshold, cfg.reward.fit_head or 300.0, cfg.seed)
+    found = evidence.diagnosed(
+        reads[0], reads[1], known, cfg.gates.reward.threshold, cfg.reward.fit_head or 300.0, cfg.seed
+    )
     if found:
         cause = f"{found['verdict']} (of a linear reading of the frozen model)"
         job.findings.append(Finding("reward-data", "warning", "; ".join(found["evidence"]), cause, found["action"]))
@@ -111,23 +130,33 @@ def _diagnosed(job: Job, shown: list[Pair], held: list[Pair], agreement: dict[st
 
 
 def _in_rows(pairs: list[Pair]) -> list[Pair]:
-    """Pairs as `_differences` has them: by the row of the chosen, then by the place of the rejected; of two on the same answers the last."""
+    """Pairs as `_differences` has them: by the row of the chosen, then by the place of the rejected; of two on the
+    same answers the last."""
     groups = _grouped(pairs)
     row = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
-    return sorted({(row[p.chosen.id], row[p.rejected.id]): p for p in pairs}.values(), key=lambda p: (row[p.chosen.id], row[p.rejected.id]))
+    return sorted(
+        {(row[p.chosen.id], row[p.rejected.id]): p for p in pairs}.values(),
+        key=lambda p: (row[p.chosen.id], row[p.rejected.id]),
+    )
 
 
 def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Member:
     """Train one reward model and save it; the first one in the stage's own folder."""
-    own, seed = job, job.recipe.seed + number - 1
+    own = job
+    seed = job.recipe.seed + number - 1
     if number > 1:
         own = replace(job, folder=job.folder / f"member-{number}", recipe=job.recipe.model_copy(update={"seed": seed}))
-    cfg, runtime = own.recipe.reward, _runtime(own)
+    cfg = own.recipe.reward
+    runtime = _runtime(own)
     train_batch, held_batch = (runtime.grounded(_batch(own, part)) for part in (shown, held))
     if Checkpoints(own.folder).newest() is None:
         features_BD = _features(runtime, train_batch)
         if number == 1:
-            np.savez(job.folder / FROZEN, shown=_differences(features_BD, train_batch), held=_differences(_features(runtime, held_batch), held_batch))
+            np.savez(
+                job.folder / FROZEN,
+                shown=_differences(features_BD, train_batch),
+                held=_differences(_features(runtime, held_batch), held_batch),
+            )
         if cfg.fit_head:
             _fit_head(runtime, train_batch, features_BD, cfg.fit_head)
     size = max(1, round(cfg.batch * train_batch.groups / len(shown)))
@@ -138,15 +167,28 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
         return {"loss": float(torch.nn.functional.softplus(-gap).mean()), "accuracy": float((gap > 0).float().mean())}
 
     course = Course(
-        algo, cfg, len(steps), size, lambda step, _knobs: (train_batch.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
-        max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=len(steps), merit=lambda _numbers: 0.0,
-    )  # fmt: skip
+        algo,
+        cfg,
+        len(steps),
+        size,
+        lambda step, _knobs: (train_batch.take(steps[step]), {}),
+        warmup_then_linear(cfg.warmup),
+        max_grad_norm=cfg.max_grad_norm,
+        validate=validate,
+        validate_every=len(steps),
+        merit=lambda _numbers: 0.0,
+    )
     train(course, runtime, own, f"{job.name}: training" + (f" {number} of {cfg.members}" if cfg.members > 1 else ""))
     mean, std, foresight = _normalise(own, runtime, shown, train_batch)
     _save(job, runtime, foresight, number)
     some = train_batch.take(range(min(120, train_batch.groups)))
     gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
-    return Member(runtime.score("reward", held_batch, ("score",)).score_B.cpu().numpy(), mean, std, float((gap > 0).float().mean()))
+    return Member(
+        runtime.score("reward", held_batch, ("score",)).score_B.cpu().numpy(),
+        mean,
+        std,
+        float((gap > 0).float().mean()),
+    )
 
 
 def _features(runtime: Local, batch: Batch) -> np.ndarray:
@@ -163,7 +205,8 @@ def _differences(features_BD: np.ndarray, batch: Batch) -> np.ndarray:
 
 def _fit_head(runtime: Local, batch: Batch, features_BD: np.ndarray, ridge: float) -> None:
     """Start the head at the best linear reading of the frozen trunk: logistic regression on differences of features."""
-    mean, spread = features_BD.mean(0), features_BD.std(0) + 1e-6
+    mean = features_BD.mean(0)
+    spread = features_BD.std(0) + 1e-6
     difference = _differences(features_BD, batch) / spread
     sign = np.where(np.arange(len(difference)) % 2 == 0, 1.0, -1.0)
     weights = logistic(difference * sign[:, None], (sign > 0).astype(float), ridge) / spread
@@ -177,7 +220,8 @@ def _fit_head(runtime: Local, batch: Batch, features_BD: np.ndarray, ridge: floa
 def decided(job: Job) -> list[Pair]:
     """Comparisons of this recipe whose label names a winner."""
     comparisons = {c.id: c for c in job.store.comparisons()}
-    completions, prompts = job.store.completions(), job.store.prompts()
+    completions = job.store.completions()
+    prompts = job.store.prompts()
     found = []
     stage = next(name for name in reversed(job.inputs) if name.startswith("label"))
     for label in sorted(labelling.read(job.inputs[stage]), key=lambda label: label.comparison):
@@ -189,15 +233,20 @@ def decided(job: Job) -> list[Pair]:
 
 
 def _runtime(job: Job) -> Local:
-    cfg, lora = job.recipe.reward, job.recipe.reward.method == "lora"
+    cfg = job.recipe.reward
+    lora = job.recipe.reward.method == "lora"
     runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad, dtype=job.dtype)
     model = job.trunk(job.inputs["sft"] / "weights", None if lora else torch.float32)
     runtime.add_trunk("base", model, lora)
     head = ScalarHead(model.config.hidden_size, job.recipe.seed).to(job.device)
     if lora:
         runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
-    runtime.roles["reward"] = Role(adapter="reward" if lora else None, head=head, trains=("adapter" if lora else "trunk", "head"))
-    runtime.start({"reward": cfg.learning_rate, "reward/head": cfg.learning_rate * cfg.head_rate}, weight_decay=cfg.weight_decay)
+    runtime.roles["reward"] = Role(
+        adapter="reward" if lora else None, head=head, trains=("adapter" if lora else "trunk", "head")
+    )
+    runtime.start(
+        {"reward": cfg.learning_rate, "reward/head": cfg.learning_rate * cfg.head_rate}, weight_decay=cfg.weight_decay
+    )
     return runtime
 
 
@@ -239,12 +288,13 @@ def _grouped(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
 
 
 def _normalise(job: Job, runtime: Local, pairs: list[Pair], judged: Batch) -> tuple[float, float, dict[str, Tensor]]:
-    """Fold mean 0 and unit scale on the tuned model's own answers into the head; and what a critic can learn of the same answers:
-    at some tokens of each its features, and the score, end and row of the answer."""
+    """Fold mean 0 and unit scale on the tuned model's own answers into the head; and what a critic can learn of the
+    same answers: at some tokens of each its features, and the score, end and row of the answer."""
     said = [c for group in _grouped(pairs).values() for c in group.values()]
     chosen = ([i for i, c in enumerate(said) if c.source == "sft"] or list(range(len(said))))[:FORESEEN]
     out = runtime.score("reward", replace(judged, sizes=()).take(chosen), ("score", "features"))
-    mean, std = float(out.score_B.mean()), float(out.score_B.std(unbiased=False)) or 1.0
+    mean = float(out.score_B.mean())
+    std = float(out.score_B.std(unbiased=False)) or 1.0
     head = runtime.roles["reward"].head
     assert head is not None
     with torch.no_grad():
@@ -255,7 +305,11 @@ def _normalise(job: Job, runtime: Local, pairs: list[Pair], judged: Batch) -> tu
     row_N, k_N = (place_BK < out.mask_BT.sum(1, keepdim=True)).nonzero(as_tuple=True)
     ended_B = torch.tensor([job.chat.ended(job.tokens(said[i])) for i in chosen], device=every.device)
     features_ND = out.features_BTD[row_N, place_BK[row_N, k_N]].to(torch.bfloat16)
-    return mean, std, {"features": features_ND, "score": ((out.score_B - mean) / std)[row_N], "ended": ended_B[row_N], "row": row_N}
+    return (
+        mean,
+        std,
+        {"features": features_ND, "score": ((out.score_B - mean) / std)[row_N], "ended": ended_B[row_N], "row": row_N},
+    )
 
 
 def _gaps(held: list[Pair], scores_B: np.ndarray) -> np.ndarray:
@@ -269,7 +323,7 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
     gap = _gaps(held, scores_B)
     error, curve = evals.calibration(gap * std)
     right = (gap > 0).astype(float)
-    clean = [answers.rubric_score(p.prompt, p.chosen) - answers.rubric_score(p.prompt, p.rejected) for p in held]
+    clean = [generation.rubric_score(p.prompt, p.chosen) - generation.rubric_score(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
     rows = [(name, len(job.tokens(c))) for name, group in _grouped(held).items() for c in group.values()]
     return {
@@ -277,13 +331,18 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
         "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
         "by_strength": evals.accuracy_by([str(round(p.label.strength)) for p in held], right),
         "by_domain": evals.accuracy_by([p.prompt.domain for p in held], right),
-        "calibration_error": error, "calibration": curve,
-        "length_correlation": evals.within_prompt_correlation([name for name, _ in rows], scores_B, np.array([length for _, length in rows])),
-    }  # fmt: skip
+        "calibration_error": error,
+        "calibration": curve,
+        "length_correlation": evals.within_prompt_correlation(
+            [name for name, _ in rows], scores_B, np.array([length for _, length in rows])
+        ),
+    }
 
 
 def _lengths(job: Job, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([len(job.tokens(p.chosen)) for p in pairs], float), np.array([len(job.tokens(p.rejected)) for p in pairs], float)
+    return np.array([len(job.tokens(p.chosen)) for p in pairs], float), np.array(
+        [len(job.tokens(p.rejected)) for p in pairs], float
+    )
 
 
 def _save(job: Job, runtime: Local, foresight: dict[str, Tensor], number: int = 1) -> None:
@@ -308,7 +367,9 @@ def write_head(runtime: Local, foresight: dict[str, Tensor] | None, place: Path)
     if "base" in runtime.adapters:
         tensors |= runtime.adapters["base"].parameters("reward")
     for name, content in {"reward": tensors, **({"foresight": foresight} if foresight else {})}.items():
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, place / f"{name}.safetensors")
+        save_file(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, place / f"{name}.safetensors"
+        )
 
 
 def _member_folder(stage: Path, number: int) -> Path:
@@ -320,20 +381,24 @@ def _called(number: int) -> str:
 
 
 def load_reward(job: Job, runtime: Local, folder: Path) -> None:
-    """Put a saved reward model into a runtime as the role `reward`, further members as `reward-2` and so on; scores are normalised."""
+    """Put a saved reward model into a runtime as the role `reward`, further members as `reward-2` and so on; scores
+    are normalised."""
     cfg = job.recipe.reward
     for number in range(1, cfg.members + 1):
-        name, place = _called(number), _member_folder(folder.parent, number)
+        name = _called(number)
+        place = _member_folder(folder.parent, number)
         tensors = load_file(place / "reward.safetensors")
         if cfg.method == "lora":
             if "base" not in runtime.trunks:
                 runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)
             runtime.adapters["base"].add(name, cfg.lora.rank, cfg.lora.alpha, 0, cfg.lora.top)
             runtime.adapters["base"].load(name, tensors)
-            trunk, adapter = "base", name
+            trunk = "base"
+            adapter = name
         else:
             runtime.add_trunk(name, job.trunk(place), lora=False)
-            trunk, adapter = name, None
+            trunk = name
+            adapter = None
         head = ScalarHead(len(tensors["head.weight"])).to(job.device)
         head.load_state_dict({part: tensors[f"head.{part}"] for part in ("weight", "bias")})
         runtime.roles[name] = Role(trunk=trunk, adapter=adapter, head=head.requires_grad_(False))

@@ -1,17 +1,19 @@
-"""Completions to compare: two or more a prompt, from the tuned model, some from the base or the policy of the last round."""
+"""Completions to compare: two or more a prompt, from the tuned model, some from the base or the policy of the last
+round."""
 
 from typing import Any
 
 from towpath.data.draws import share
-from towpath.evals import text
+from towpath.evals import text_statistics
 from towpath.records import Comparison, Completion, Prompt
-from towpath.stages import answers
+from towpath.stages import generation
 from towpath.stages.job import Job
 
 
 def run(job: Job) -> dict[str, Any]:
     """Draw, drop near-identical pairs, and put completions and comparisons into the ledger."""
-    cfg, seed = job.recipe.preferences, job.recipe.seed
+    cfg = job.recipe.preferences
+    seed = job.recipe.seed
     prompts = _prompts(job)
     own = "sft" if job.round == 1 else f"policy@{job.round - 1}"
     weights = job.inputs["sft"] / "weights" if job.round == 1 else job.inputs[f"policy{_at(job.round - 1)}"] / "weights"
@@ -23,13 +25,20 @@ def run(job: Job) -> dict[str, Any]:
     drawn = _drawn(job, own, weights, wanted)
     other, folder = ("base", None) if job.round == 1 else ("sft", job.inputs["sft"] / "weights")
     some = [p for p in prompts if share(seed, f"base/{job.round}", p.id) < cfg.base_share]
-    foreign = _drawn(job, other, folder, [(p, "other", cfg.decodings[i % len(cfg.decodings)]) for i, p in enumerate(some)])
+    foreign = _drawn(
+        job, other, folder, [(p, "other", cfg.decodings[i % len(cfg.decodings)]) for i, p in enumerate(some)]
+    )
     pairs, dropped = _pairs(job, prompts, drawn + foreign, own)
     job.store.add_prompts(prompts)
     job.store.add_completions(drawn + foreign)
     job.store.add_comparisons(pairs)
-    figures = text.describe(drawn)
-    return {"completions": len(drawn) + len(foreign), "comparisons": len(pairs), "dropped_identical": dropped, **figures}
+    figures = text_statistics.describe(drawn)
+    return {
+        "completions": len(drawn) + len(foreign),
+        "comparisons": len(pairs),
+        "dropped_identical": dropped,
+        **figures,
+    }
 
 
 def _at(round_: int) -> str:
@@ -42,26 +51,33 @@ def _prompts(job: Job) -> list[Prompt]:
 
 
 def _drawn(job: Job, source: str, weights: Any, wanted: list[Any]) -> list[Completion]:
-    """Completions of one model, kept on disk as soon as they are drawn, under ids that name this stage's fingerprint."""
+    """Completions of one model, kept on disk as soon as they are drawn, under ids that name this stage's
+    fingerprint."""
     path = job.folder / f"completions-{source}.jsonl"
-    found = answers.read(path)
+    found = generation.read(path)
     if len(found) != len(wanted):
         named = [(p, f"{job.folder.name[:6]}.{name}", how) for p, name, how in wanted]
-        found = answers.draw(job, job.model(weights), named, source, job.recipe.preferences.max_new_tokens, f"{job.name}: {source}")
-        answers.write(path, found)
+        found = generation.draw(
+            job, job.model(weights), named, source, job.recipe.preferences.max_new_tokens, f"{job.name}: {source}"
+        )
+        generation.write(path, found)
     return found
 
 
 def _pairs(job: Job, prompts: list[Prompt], completions: list[Completion], own: str) -> tuple[list[Comparison], int]:
-    """Neighbouring completions of a prompt, and one of the other model against the first; near-identical ones dropped."""
+    """Neighbouring completions of a prompt, and one of the other model against the first; near-identical ones
+    dropped."""
     by_prompt: dict[str, list[Completion]] = {}
     for completion in completions:
         by_prompt.setdefault(completion.prompt_id, []).append(completion)
-    pairs, dropped = [], 0
+    pairs = []
+    dropped = 0
     for p in prompts:
         mine = [c for c in by_prompt[p.id] if c.source == own]
         others = [c for c in by_prompt[p.id] if c.source != own]
-        couples = [(mine[i], mine[j]) for i in range(len(mine)) for j in range(i + 1, len(mine))] + [(mine[0], c) for c in others]
+        couples = [(mine[i], mine[j]) for i in range(len(mine)) for j in range(i + 1, len(mine))] + [
+            (mine[0], c) for c in others
+        ]
         for number, (a, b) in enumerate(couples):
             if _near_identical(a, b):
                 dropped += 1
@@ -73,5 +89,6 @@ def _pairs(job: Job, prompts: list[Prompt], completions: list[Completion], own: 
 
 
 def _near_identical(a: Completion, b: Completion) -> bool:
-    one, two = set(a.text.lower().split()), set(b.text.lower().split())
+    one = set(a.text.lower().split())
+    two = set(b.text.lower().split())
     return not (one | two) or len(one & two) / len(one | two) > 0.9

@@ -8,7 +8,7 @@ from towpath.progress import note, progress
 from towpath.rollout.engine import Drawn, Engine, Request
 from towpath.rollout.local import LocalEngine
 from towpath.rollout.vllm import VllmEngine
-from towpath.runtime.memory import with_less
+from towpath.runtime.out_of_memory import with_less
 from towpath.stages.job import Job
 
 
@@ -17,11 +17,19 @@ def engine(job: Job, model: Any, new_tokens: int) -> Engine:
     cfg = job.recipe.engine
     if cfg.of == "local":
         return LocalEngine(model, job.chat.stops, job.chat.pad)
-    return VllmEngine(model, job.chat.stops, job.folder / "vllm", cfg.python, job.recipe.data.max_prompt_tokens + new_tokens, cfg.cache)
+    return VllmEngine(
+        model,
+        job.chat.stops,
+        job.folder / "vllm",
+        cfg.python,
+        job.recipe.data.max_prompt_tokens + new_tokens,
+        cfg.cache,
+    )
 
 
 def generate(sampler: Engine, requests: Sequence[Request], title: str, greedy: bool = False) -> list[Drawn]:
-    """Answers in the order of the requests, with progress by tokens: rows end when they like, and say little of the work left."""
+    """Answers in the order of the requests, with progress by tokens: rows end when they like, and say little of the
+    work left."""
     ended = 0
     with progress(title, sum(len(request.uniforms) for request in requests), "tokens") as work:
 
@@ -33,9 +41,12 @@ def generate(sampler: Engine, requests: Sequence[Request], title: str, greedy: b
         return _in_parts(sampler, requests, greedy, tick)
 
 
-def _in_parts(sampler: Engine, requests: Sequence[Request], greedy: bool, tick: Callable[[int, int], None]) -> list[Drawn]:
+def _in_parts(
+    sampler: Engine, requests: Sequence[Request], greedy: bool, tick: Callable[[int, int], None]
+) -> list[Drawn]:
     """Answers, in as many parts as memory asks for: what a row draws does not depend on the rows beside it."""
-    rows, drawn = len(requests), list[Drawn]()
+    rows = len(requests)
+    drawn = list[Drawn]()
 
     def less() -> None:
         nonlocal rows

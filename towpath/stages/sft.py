@@ -11,7 +11,7 @@ from towpath.data.draws import share
 from towpath.errors import DataError
 from towpath.runtime.local import PACKED, Local, Role
 from towpath.stages.job import Job, save_model
-from towpath.stages.train import Course, minibatches, train, warmup_then_linear
+from towpath.stages.loop import Course, minibatches, train, warmup_then_linear
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -21,9 +21,12 @@ def run(job: Job) -> dict[str, Any]:
     _require_two(len(rows))
     kept = sorted(rows, key=lambda name: share(job.recipe.seed, "sft/validation", name))
     cut = max(1, round(cfg.validation * len(kept)))
-    named, weight = sorted(kept[cut:]), {d.id: cfg.domains.get(d.domain, 1.0) for d in job.corpus.demonstrations}
+    named = sorted(kept[cut:])
+    weight = {d.id: cfg.domains.get(d.domain, 1.0) for d in job.corpus.demonstrations}
     held = Batch([rows[name] for name in kept[:cut]])
-    shown = Batch([rows[name] for name in named], {"weight": torch.tensor([weight[name] for name in named], device=job.device)})
+    shown = Batch(
+        [rows[name] for name in named], {"weight": torch.tensor([weight[name] for name in named], device=job.device)}
+    )
 
     runtime = _runtime(job)
     steps = minibatches(len(shown), cfg.batch, cfg.epochs, job.recipe.seed, "sft/order")
@@ -34,26 +37,43 @@ def run(job: Job) -> dict[str, Any]:
         return {"loss": -float(out.logp_BT[out.mask_BT].mean())}
 
     course = Course(
-        algo, cfg, len(steps), cfg.batch, lambda step, _knobs: (shown.take(steps[step]), {}), warmup_then_linear(cfg.warmup),
-        max_grad_norm=cfg.max_grad_norm, validate=validate, validate_every=max(1, round(per_epoch * cfg.validate_every)), patience=cfg.patience,
-    )  # fmt: skip
+        algo,
+        cfg,
+        len(steps),
+        cfg.batch,
+        lambda step, _knobs: (shown.take(steps[step]), {}),
+        warmup_then_linear(cfg.warmup),
+        max_grad_norm=cfg.max_grad_norm,
+        validate=validate,
+        validate_every=max(1, round(per_epoch * cfg.validate_every)),
+        patience=cfg.patience,
+    )
     standing = train(course, runtime, job, "sft: training")
     _save(job, runtime)
     result = {"validation_loss": -standing.best_merit, "steps": len(steps), "best_step": standing.best_step}
     if cfg.method == "lora":
         result |= {"adapted": runtime.adapters["base"].summary()}
-    return result | {"epochs": standing.best_step / per_epoch, "demonstrations": len(shown), "validation_rows": len(held)}
+    return result | {
+        "epochs": standing.best_step / per_epoch,
+        "demonstrations": len(shown),
+        "validation_rows": len(held),
+    }
 
 
 def _require_two(demonstrations: int) -> None:
     """One to train on, and one to validate on."""
     if demonstrations < 2:
         fix = "add rows to data.demonstrations; `towpath.train` optimises a model that needs no supervised fine-tuning"
-        raise DataError(f"{demonstrations} demonstrations", "sft trains on demonstrations and validates on some that it keeps apart", fix)
+        raise DataError(
+            f"{demonstrations} demonstrations",
+            "sft trains on demonstrations and validates on some that it keeps apart",
+            fix,
+        )
 
 
 def _runtime(job: Job) -> Local:
-    cfg, lora = job.recipe.sft, job.recipe.sft.method == "lora"
+    cfg = job.recipe.sft
+    lora = job.recipe.sft.method == "lora"
     runtime = Local(job.recipe.model.tokens_per_pass, PACKED if cfg.packing else 0, job.chat.pad, dtype=job.dtype)
     runtime.add_trunk("base", job.trunk(dtype=torch.float32 if not lora else None), lora)
     if lora:

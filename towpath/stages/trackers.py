@@ -1,6 +1,7 @@
 """Where numbers go besides metrics.jsonl: wandb, MLflow, Trackio. None of them can hold training up or stop it.
 
-Each tracker lives in a thread of its own, behind a queue with an end: training hands a row over and goes on. What fails is counted and said once.
+Each tracker lives in a thread of its own, behind a queue with an end: training hands a row over and goes on. What
+fails is counted and said once.
 """
 
 import atexit
@@ -18,9 +19,9 @@ from threading import Thread
 from typing import Any, Protocol
 
 from towpath import terminal
-from towpath.config import flat
 from towpath.errors import ResourceError
 from towpath.recipe import Recipe, Track
+from towpath.recipe.reader import flat
 from towpath.records import Finding
 
 ROOM = 10_000
@@ -49,8 +50,13 @@ class Courier:
     """Carries rows to one tracker, in a thread of its own."""
 
     def __init__(self, name: str, begin: Callable[[], Tracker], say: Callable[[str], None]) -> None:
-        self.name, self.failed, self.lost, self.sent = name, 0, 0, 0
-        self._begin, self._say, self._told = begin, say, False
+        self.name = name
+        self.failed = 0
+        self.lost = 0
+        self.sent = 0
+        self._begin = begin
+        self._say = say
+        self._told = False
         self._rows: queue.Queue[Row | None] = queue.Queue(ROOM)
         self._thread = Thread(target=self._carry, name=f"towpath-{name}", daemon=True)
         self._thread.start()
@@ -89,7 +95,10 @@ class Courier:
         except (Exception, SystemExit) as error:  # the boundary to a service: whatever it raises is its own affair
             if not self._told:
                 self._told = True
-                self._say(f"track.{self.name}: {type(error).__name__}: {error}; training goes on, metrics.jsonl has every number")
+                self._say(
+                    f"track.{self.name}: {type(error).__name__}: {error}; training goes on, metrics.jsonl has every "
+                    "number"
+                )
             return None
 
 
@@ -139,7 +148,14 @@ def missing(track: Track) -> list[Finding]:
     lost = [name for name in NAMES if getattr(track, name) and find_spec(name) is None]
     cause = "a tracker that is asked for must be installed"
     return [
-        Finding("track", "error", f"track.{name} = true, but {name} is not installed", cause, f"{FIX}, or set track.{name} = false") for name in lost
+        Finding(
+            "track",
+            "error",
+            f"track.{name} = true, but {name} is not installed",
+            cause,
+            f"{FIX}, or set track.{name} = false",
+        )
+        for name in lost
     ]
 
 
@@ -150,10 +166,14 @@ def require(track: Track) -> None:
 
 
 class Place:
-    """What a service calls things by: a project for the recipe, a group for the run, a name and a lasting id for the stage."""
+    """What a service calls things by: a project for the recipe, a group for the run, a name and a lasting id for the
+    stage."""
 
     def __init__(self, recipe: Recipe, run: Path, stage: str, folder: Path) -> None:
-        self.project, self.group, self.stage, self.folder = recipe.name, run.name, stage, folder
+        self.project = recipe.name
+        self.group = run.name
+        self.stage = stage
+        self.folder = folder
         self.name = f"{run.name} {stage}"
         self.id = re.sub(r"[^A-Za-z0-9_-]", "-", f"{run.name}-{stage}-{folder.name}")
         self.config = recipe.model_dump(mode="json", exclude={"store": True, "judge": {"api_key"}})
@@ -166,9 +186,17 @@ class _Wandb:
         wandb: Any = import_module("wandb")
         settings = wandb.Settings(silent=True)
         self._run = wandb.init(
-            project=place.project, group=place.group, name=place.name, id=place.id, job_type=place.stage, dir=str(place.folder), config=place.config,
-            resume="allow", reinit="create_new", settings=settings,
-        )  # fmt: skip
+            project=place.project,
+            group=place.group,
+            name=place.name,
+            id=place.id,
+            job_type=place.stage,
+            dir=str(place.folder),
+            config=place.config,
+            resume="allow",
+            reinit="create_new",
+            settings=settings,
+        )
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
@@ -191,15 +219,23 @@ class _Mlflow:
         experiment = self._client.get_experiment_by_name(place.project)
         number = experiment.experiment_id if experiment else self._client.create_experiment(place.project)
         found = self._client.search_runs([number], f"tags.towpath = '{place.id}'", max_results=1)
-        run = found[0] if found else self._client.create_run(number, run_name=place.name, tags={"towpath": place.id, "stage": place.stage})
+        run = (
+            found[0]
+            if found
+            else self._client.create_run(number, run_name=place.name, tags={"towpath": place.id, "stage": place.stage})
+        )
         self._id = run.info.run_id
         if not found:
             for key, value in flat(place.config).items():
                 self._client.log_param(self._id, key, str(value)[:500])
 
     def log(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
-        metric, at = import_module("mlflow.entities").Metric, int(time.time() * 1000)
-        self._client.log_batch(self._id, metrics=[metric(_plain(f"{phase}/{name}"), value, at, max(step, 0)) for name, value in numbers.items()])
+        metric = import_module("mlflow.entities").Metric
+        at = int(time.time() * 1000)
+        self._client.log_batch(
+            self._id,
+            metrics=[metric(_plain(f"{phase}/{name}"), value, at, max(step, 0)) for name, value in numbers.items()],
+        )
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
@@ -210,7 +246,13 @@ class _Trackio:
         trackio: Any = import_module("trackio")
         config = {key: str(value) for key, value in flat(place.config).items()}
         with redirect_stdout(sys.stderr):  # standard output is for results
-            self._run = trackio.init(project=_plain(place.project).replace("/", "-"), name=place.id, config=config, resume="allow", embed=False)
+            self._run = trackio.init(
+                project=_plain(place.project).replace("/", "-"),
+                name=place.id,
+                config=config,
+                resume="allow",
+                embed=False,
+            )
 
     def log(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
         self._run.log({f"{phase}/{name}": value for name, value in numbers.items()}, step=step)

@@ -15,13 +15,23 @@ def save_adapter(job: Job, adapters: Adapters, name: str, lora: Lora, folder: Pa
     """One adapter in peft's layout, over the tuned model it was trained on."""
     base = job.inputs["sft"] / "weights"
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": lora.rank, "lora_alpha": lora.alpha,
-        "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
         "target_modules": sorted({place.rsplit(".", 1)[-1] for place in adapters.layers}),
-    }  # fmt: skip
+    }
 
     if lora.top:
-        config |= {"layers_to_transform": list(range(adapters.depth - lora.top, adapters.depth)), "layers_pattern": "layers"}
+        config |= {
+            "layers_to_transform": list(range(adapters.depth - lora.top, adapters.depth)),
+            "layers_pattern": "layers",
+        }
 
     def write(place: Path) -> None:
         tensors = {key: p.detach().cpu().contiguous() for key, p in adapters.parameters(name).items()}

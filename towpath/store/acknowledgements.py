@@ -16,7 +16,9 @@ def acknowledged(connection: Connection, rater: str, version: int) -> bool:
 def acknowledge(connection: Connection, rater: str, version: int) -> None:
     """A rater has read a version."""
     if version == 0 or people.guideline(connection, version).version != version:
-        raise DataError(f"version {version}", "guidelines are confirmed by a version that exists", "load the page again")
+        raise DataError(
+            f"version {version}", "guidelines are confirmed by a version that exists", "load the page again"
+        )
     ledger.upsert(connection, schema.acknowledgements, [{"rater": rater, "version": version, "at": tallies.now()}])
 
 

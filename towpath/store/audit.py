@@ -1,4 +1,5 @@
-"""The audit log: who changed what on the pages, before and after. Rows are only ever added; the database refuses all else."""
+"""The audit log: who changed what on the pages, before and after. Rows are only ever added; the database refuses all
+else."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,25 +27,40 @@ class Entry:
     after: dict[str, Any]
 
 
-def record(connection: Connection, account: str, action: str, object: str = "", before: Values | None = None, after: Values | None = None) -> None:
+def record(
+    connection: Connection,
+    account: str,
+    action: str,
+    object: str = "",
+    before: Values | None = None,
+    after: Values | None = None,
+) -> None:
     """Add a row, in the transaction of the change itself; of `before` and `after` only what differs is written."""
-    old, new = dict(before or {}), dict(after or {})
+    old = dict(before or {})
+    new = dict(after or {})
     row = {
-        "at": tallies.now(), "account": account, "action": action, "object": object,
+        "at": tallies.now(),
+        "account": account,
+        "action": action,
+        "object": object,
         "before": {name: value for name, value in old.items() if name not in new or new[name] != value},
         "after": {name: value for name, value in new.items() if name not in old or old[name] != value},
-    }  # fmt: skip
+    }
     connection.execute(schema.audit.insert(), row)
 
 
-def recorded(connection: Connection, account: str, action: str, object: str, after: Values, work: Callable[[Connection], T]) -> T:
+def recorded(
+    connection: Connection, account: str, action: str, object: str, after: Values, work: Callable[[Connection], T]
+) -> T:
     """Do what changes something, and add its row in the same transaction."""
     result = work(connection)
     record(connection, account, action, object, after=after)
     return result
 
 
-def entries(connection: Connection, account: str = "", action: str = "", before: int = 0, limit: int = PAGE) -> list[Entry]:
+def entries(
+    connection: Connection, account: str = "", action: str = "", before: int = 0, limit: int = PAGE
+) -> list[Entry]:
     """The newest rows, of one account or action if given; `before` is the number that the page before ended with."""
     table = schema.audit
     query = select(table).order_by(table.c.number.desc()).limit(limit)

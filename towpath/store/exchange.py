@@ -26,12 +26,20 @@ Kind = Literal["person", "judge", "rule"]
 
 
 def export_pairs(store: Store, path: Path, all: bool = False, samples: Collection[str] = ()) -> int:
-    """Write the comparisons that nobody has judged (or all of them), with room for the answer; those of the named sample stages where any are."""
+    """Write the comparisons that nobody has judged (or all of them), with room for the answer; those of the named
+    sample stages where any are."""
     table = _is_table(path)
     judged = set() if all else {j.comparison for j in store.judgements()}
-    prompts, completions = store.prompts(), store.completions()
+    prompts = store.prompts()
+    completions = store.completions()
     rows = [
-        dict(zip(COLUMNS, (c.id, prompts[c.prompt_id].prompt, completions[c.a].text, completions[c.b].text, "", "", ""), strict=True))
+        dict(
+            zip(
+                COLUMNS,
+                (c.id, prompts[c.prompt_id].prompt, completions[c.a].text, completions[c.b].text, "", "", ""),
+                strict=True,
+            )
+        )
         for c in store.comparisons()
         if c.id not in judged and (not samples or c.id.split(".")[0] in samples)
     ]
@@ -63,7 +71,11 @@ def import_judgements(store: Store, path: Path, rater: str | None = None, kind: 
         rule = "every row is a judgement of a known comparison, and no second opinion of its rater"
         raise DataError("\n".join(bad[:SHOWN_ERRORS]) + more, rule, "mend the rows; none were added")
     if not good:
-        raise DataError(f"{path}: no judgement in {skipped} rows", "`choice` is a, b, tie or both_bad", "fill in the column `choice`")
+        raise DataError(
+            f"{path}: no judgement in {skipped} rows",
+            "`choice` is a, b, tie or both_bad",
+            "fill in the column `choice`",
+        )
     added = store.add_judgements(good)
     return added, len(good) - added
 
@@ -75,8 +87,12 @@ def _judgement(row: dict[str, Any] | str, known: dict[str, Comparison], rater: s
     comparison = known.get(_cell(row, "comparison"))
     if comparison is None:
         raise ValueError(f"comparison {row.get('comparison')!r} is not in this run")
-    choice, who, milliseconds, at = _cell(row, "choice"), _cell(row, "rater") or rater, _cell(row, "milliseconds"), _cell(row, "at")
-    strength, shown = _cell(row, "strength") or "1", _cell(row, "shown") or "ab"
+    choice = _cell(row, "choice")
+    who = _cell(row, "rater") or rater
+    milliseconds = _cell(row, "milliseconds")
+    at = _cell(row, "at")
+    strength = _cell(row, "strength") or "1"
+    shown = _cell(row, "shown") or "ab"
     if choice not in CHOICES:
         raise ValueError(f"choice {row.get('choice')!r} is not one of {', '.join(CHOICES)}")
     if not who:
@@ -90,10 +106,19 @@ def _judgement(row: dict[str, Any] | str, known: dict[str, Comparison], rater: s
     if at and not _is_time(at):
         raise ValueError(f"at {row['at']!r} is not an ISO 8601 time")
     return Judgement(
-        f"{comparison.id}/{who}/{comparison.round}", comparison.id, who, kind, cast(Choice, choice), cast(Literal["ab", "ba"], shown),
-        int(strength), int(milliseconds) if milliseconds else None, comparison.round, _cell(row, "guideline"), at,
+        f"{comparison.id}/{who}/{comparison.round}",
+        comparison.id,
+        who,
+        kind,
+        cast(Choice, choice),
+        cast(Literal["ab", "ba"], shown),
+        int(strength),
+        int(milliseconds) if milliseconds else None,
+        comparison.round,
+        _cell(row, "guideline"),
+        at,
         _cell(row, "comment"),
-    )  # fmt: skip
+    )
 
 
 def _cell(row: dict[str, Any], name: str) -> str:
@@ -122,9 +147,11 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def put_csv(file: TextIO, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows as CSV that a spreadsheet shows as it is: a text that it would take for a formula begins with an apostrophe.
+    """Write rows as CSV that a spreadsheet shows as it is: a text that it would take for a formula begins with an
+    apostrophe.
 
     Where that happens a column `quoted_cells` says in which cells, and `csv_rows` gives the texts back unchanged.
+
     """
     safe = [_quoted(row) for row in rows]
     any_quoted = any(QUOTED in row for row in safe)
@@ -179,9 +206,12 @@ def _json_kind(value: Any) -> str:
 
 
 def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The rows of a table under its headings, each with the line it begins on; spreadsheets leave out empty cells at the end of a row."""
+    """The rows of a table under its headings, each with the line it begins on; spreadsheets leave out empty cells at
+    the end of a row."""
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # else a quote left open swallows the rest in silence
+    reader = csv.reader(
+        io.StringIO(text, newline=""), strict=True
+    )  # else a quote left open swallows the rest in silence
     header: list[str] | None = None
     begins = 1
     try:
@@ -193,7 +223,9 @@ def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str
                     return
             elif cells and header is not None:
                 wrong = len(cells) > len(header) or (len(cells) < len(header) and not short_rows)
-                uneven = f"{len(cells)} cells under {len(header)} headings; text with a comma or a line break needs quotes"
+                uneven = (
+                    f"{len(cells)} cells under {len(header)} headings; text with a comma or a line break needs quotes"
+                )
                 yield begins, uneven if wrong else _unquoted(dict(zip(header, cells, strict=False)))
             begins = reader.line_num + 1
     except csv.Error as error:

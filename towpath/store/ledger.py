@@ -28,8 +28,10 @@ NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
 PRIVATE = 0o600
 PATIENCE = 30  # seconds to wait for another process that writes
 AWAY = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58")
-"""PostgreSQL's codes of a server that is away, read-only, full, locked or not for us: trying again later may succeed."""
-DISK_RULE, DISK_FIX = "the ledger keeps every judgement", "free space and run again; everything acknowledged is still there"
+"""PostgreSQL's codes of a server that is away, read-only, full, locked or not for us: trying again later may
+succeed."""
+DISK_RULE = "the ledger keeps every judgement"
+DISK_FIX = "free space and run again; everything acknowledged is still there"
 PEN = 0x70A7  # PostgreSQL's advisory lock that stands for SQLite's one writer
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -51,13 +53,15 @@ def engine_of(place: Path | str) -> Engine:
 
 
 def _cleaning(engine: Engine) -> Engine:
-    """The one place where text meets the database. PostgreSQL cannot store NUL, and neither database half of a surrogate pair: both
-    become U+FFFD on either, so that a run is the same on both."""
+    """The one place where text meets the database. PostgreSQL cannot store NUL, and neither database half of a
+    surrogate pair: both become U+FFFD on either, so that a run is the same on both."""
     event.listen(engine, "before_cursor_execute", _clean, retval=True)
     return engine
 
 
-def _clean(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> tuple[str, Any]:
+def _clean(
+    _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+) -> tuple[str, Any]:
     return statement, _storable(parameters)
 
 
@@ -85,8 +89,15 @@ def writing(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def upsert(connection: Connection, table: Table, rows: list[dict[str, Any]], added: Sequence[str] = (), changed: Sequence[str] = ()) -> None:
-    """Insert rows; where the primary key is there already, add to the columns `added` and replace the columns `changed`, or leave all as it was."""
+def upsert(
+    connection: Connection,
+    table: Table,
+    rows: list[dict[str, Any]],
+    added: Sequence[str] = (),
+    changed: Sequence[str] = (),
+) -> None:
+    """Insert rows; where the primary key is there already, add to the columns `added` and replace the columns
+    `changed`, or leave all as it was."""
     if not rows:
         return
     connection.execute(_upserting(connection.dialect.name, table, tuple(added), tuple(changed)), rows)
@@ -96,8 +107,14 @@ def upsert(connection: Connection, table: Table, rows: list[dict[str, Any]], add
 def _upserting(dialect: str, table: Table, added: tuple[str, ...], changed: tuple[str, ...]) -> Executable:
     keys = [column.name for column in table.primary_key]
     insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
-    new: dict[str, Any] = {name: table.c[name] + insert.excluded[name] for name in added} | {name: insert.excluded[name] for name in changed}
-    return insert.on_conflict_do_update(index_elements=keys, set_=new) if new else insert.on_conflict_do_nothing(index_elements=keys)
+    new: dict[str, Any] = {name: table.c[name] + insert.excluded[name] for name in added} | {
+        name: insert.excluded[name] for name in changed
+    }
+    return (
+        insert.on_conflict_do_update(index_elements=keys, set_=new)
+        if new
+        else insert.on_conflict_do_nothing(index_elements=keys)
+    )
 
 
 def migrate(engine: Engine) -> None:
@@ -111,7 +128,9 @@ def migrate(engine: Engine) -> None:
         return
     if version is not None and version not in {script.revision for script in scripts.walk_revisions()}:
         rule = f"this Towpath knows versions up to {scripts.get_current_head()}"
-        raise DataError(f"{_name(engine)}: a ledger of version {version}", rule, "use the Towpath that wrote it, or a newer one")
+        raise DataError(
+            f"{_name(engine)}: a ledger of version {version}", rule, "use the Towpath that wrote it, or a newer one"
+        )
     with writing(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -120,20 +139,35 @@ def migrate(engine: Engine) -> None:
 
 @contextmanager
 def told(engine: Engine, rule: str = "") -> Iterator[None]:
-    """Errors of the database as ours: a row that it refuses, or storage that is away, full, locked or damaged; all else passes."""
+    """Errors of the database as ours: a row that it refuses, or storage that is away, full, locked or damaged; all
+    else passes."""
     try:
         yield
     except IntegrityError as error:
-        raise RowRefused(f"{_name(engine)}: {error.orig}", rule or "rows must fit each other", "correct the rows; none were added") from error
+        raise RowRefused(
+            f"{_name(engine)}: {error.orig}", rule or "rows must fit each other", "correct the rows; none were added"
+        ) from error
     except (sqlalchemy.exc.DataError, OverflowError) as error:
-        raise RowRefused(f"{_name(engine)}: {error}", "a value is too large or not of its column's kind", "correct it; nothing was added") from error
+        raise RowRefused(
+            f"{_name(engine)}: {error}",
+            "a value is too large or not of its column's kind",
+            "correct it; nothing was added",
+        ) from error
     except sqlalchemy.exc.TimeoutError as error:
         fix = "wait, or raise the server's max_connections"
-        raise ResourceError(f"{_name(engine)}: no free connection", "a request needs a connection to the database", fix) from error
+        raise ResourceError(
+            f"{_name(engine)}: no free connection", "a request needs a connection to the database", fix
+        ) from error
     except sqlalchemy.exc.PendingRollbackError as error:
-        raise ResourceError(f"{_name(engine)}: the connection was lost", "the ledger's database must be reachable", "try again") from error
+        raise ResourceError(
+            f"{_name(engine)}: the connection was lost", "the ledger's database must be reachable", "try again"
+        ) from error
     except DBAPIError as error:
-        explained = _explained_server(engine, error) if engine.dialect.name == "postgresql" else _explained_file(_name(engine), error.orig)
+        explained = (
+            _explained_server(engine, error)
+            if engine.dialect.name == "postgresql"
+            else _explained_file(_name(engine), error.orig)
+        )
         if explained is None:
             raise
         raise explained from error
@@ -144,36 +178,62 @@ def _explained_file(place: str, error: BaseException | None) -> TowpathError | N
     if code == sqlite3.SQLITE_FULL:
         return ResourceError(f"{place}: the disk is full", DISK_RULE, DISK_FIX)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return ResourceError(f"{place}: another process has been writing for {PATIENCE} s", "one writes at a time", "wait for it, or stop it")
+        return ResourceError(
+            f"{place}: another process has been writing for {PATIENCE} s",
+            "one writes at a time",
+            "wait for it, or stop it",
+        )
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return ResourceError(f"{place}: {error}", "the ledger and its folder must be writable", "correct the path, its permissions or its mount")
+        return ResourceError(
+            f"{place}: {error}",
+            "the ledger and its folder must be writable",
+            "correct the path, its permissions or its mount",
+        )
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL):
-        return ResourceError(f"{place}: {error}", "the ledger's disk must be readable and writable", "check the disk, then start again")
+        return ResourceError(
+            f"{place}: {error}", "the ledger's disk must be readable and writable", "check the disk, then start again"
+        )
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return DataError(f"{place}: {error}", "a ledger is an SQLite file", "name a run's towpath.db, or restore it from a backup")
+        return DataError(
+            f"{place}: {error}", "a ledger is an SQLite file", "name a run's towpath.db, or restore it from a backup"
+        )
     return None
 
 
 def _explained_server(engine: Engine, error: DBAPIError) -> TowpathError | None:
-    """A database server that does not answer, or cannot take anything now; it gives no code where there was no connection."""
+    """A database server that does not answer, or cannot take anything now; it gives no code where there was no
+    connection."""
     code = getattr(error.orig, "sqlstate", None) or ""
     if code == "53100":
         return ResourceError(f"{_name(engine)}: the disk is full", DISK_RULE, DISK_FIX)
     if error.connection_invalidated or not code or code.startswith(AWAY):
-        return ResourceError(f"{_name(engine)}: {error.orig}", "the ledger's database must be reachable", "start it, or correct store.url")
+        return ResourceError(
+            f"{_name(engine)}: {error.orig}",
+            "the ledger's database must be reachable",
+            "start it, or correct store.url",
+        )
     return None
 
 
 def _server(url: URL) -> Engine:
-    rule, fix = "a ledger lies in SQLite or PostgreSQL", "give store.url as postgresql+psycopg://USER@HOST/NAME"
+    rule = "a ledger lies in SQLite or PostgreSQL"
+    fix = "give store.url as postgresql+psycopg://USER@HOST/NAME"
     if url.get_backend_name() != "postgresql":
         raise DataError(f"{url.render_as_string()}: a database of another kind", rule, fix)
     try:
         patience = {} if "connect_timeout" in url.query else {"connect_timeout": PATIENCE}
-        return _cleaning(create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience, json_serializer=_json))
+        return _cleaning(
+            create_engine(
+                url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience, json_serializer=_json
+            )
+        )
     except ModuleNotFoundError as error:
         shown = url.render_as_string()
-        raise ResourceError(f"{shown}: no driver {error.name!r}", "a database server needs its driver", "pip install 'towpath[postgres]'") from error
+        raise ResourceError(
+            f"{shown}: no driver {error.name!r}",
+            "a database server needs its driver",
+            "pip install 'towpath[postgres]'",
+        ) from error
     except NoSuchModuleError as error:
         raise DataError(f"{url.render_as_string()}: {error}", rule, fix) from error
 
@@ -201,11 +261,14 @@ def _require_local(path: Path) -> None:
     mounts = Path("/proc/mounts")
     kind = kind_of_disk(path, mounts.read_text(encoding="utf-8", errors="surrogateescape")) if mounts.is_file() else ""
     if kind in NETWORK:
-        raise ResourceError(f"{path}: on a network disk ({kind})", "SQLite's locks do not hold there", "use a local disk")
+        raise ResourceError(
+            f"{path}: on a network disk ({kind})", "SQLite's locks do not hold there", "use a local disk"
+        )
 
 
 def _require_private(path: Path) -> None:
-    """A ledger holds password hashes, so that only its owner may read it; SQLite gives -wal and -shm the mode of the file itself."""
+    """A ledger holds password hashes, so that only its owner may read it; SQLite gives -wal and -shm the mode of the
+    file itself."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
     except FileExistsError:
@@ -221,11 +284,14 @@ def _require_private(path: Path) -> None:
 
 def kind_of_disk(path: Path, mounts: str) -> str:
     """The file system a path lies on, by the text of /proc/mounts: the deepest mount above it, the last of equals."""
-    target, deepest, kind = path.resolve(), -1, ""
+    target = path.resolve()
+    deepest = -1
+    kind = ""
     for line in mounts.splitlines():
         _, point, told = line.split(" ")[:3]
         # Spaces and the like stand there as \040.
         place = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point))
         if target.is_relative_to(place) and len(place.parts) >= deepest:
-            deepest, kind = len(place.parts), told
+            deepest = len(place.parts)
+            kind = told
     return kind

@@ -1,4 +1,5 @@
-"""manifest.json: what a finished stage was made of and left behind, with the checksum of every result file and of itself."""
+"""manifest.json: what a finished stage was made of and left behind, with the checksum of every result file and of
+itself."""
 
 import hashlib
 import json
@@ -14,10 +15,17 @@ NAME = "manifest.json"
 PUBLISHED = ("weights", "weights-*", "adapter")
 """Folders of results, as patterns."""
 EVIDENCE = (
-    "metrics.jsonl", "samples.jsonl", "findings.json", "knobs.jsonl", "course.json", "frozen.npz", "adapter/adapter_config.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "findings.json",
+    "knobs.jsonl",
+    "course.json",
+    "frozen.npz",
+    "adapter/adapter_config.json",
     f"adapter/{publish.MANIFEST}",
-)  # fmt: skip
-"""Files that tell how a stage went, or name the run's folder: the same stage run again may leave others, and nothing is made of them."""
+)
+"""Files that tell how a stage went, or name the run's folder: the same stage run again may leave others, and nothing
+is made of them."""
 RULE = "the results of a finished stage are what it wrote: nothing is trained on or measured with damaged files"
 _verified: dict[Path, float] = {}
 """Stage folders whose files were verified in this process, by when."""
@@ -65,7 +73,11 @@ def verify(folder: Path) -> None:
         except OSError as error:
             raise damaged(path, (error.strerror or str(error)).lower()) from None
         if found != wanted:
-            how = "its SHA-256 is another" if found["bytes"] == wanted["bytes"] else f"{found['bytes']} bytes of {wanted['bytes']}"
+            how = (
+                "its SHA-256 is another"
+                if found["bytes"] == wanted["bytes"]
+                else f"{found['bytes']} bytes of {wanted['bytes']}"
+            )
             raise damaged(path, f"damaged: {how}")
     _verified[folder] = time.monotonic()
 
@@ -86,9 +98,16 @@ def damaged(path: Path, what: str) -> DataError:
     parts = path.absolute().parts
     place = next((i for i in range(len(parts) - 1, 0, -1) if parts[i] == "stages"), None)
     if place is None or place + 1 >= len(parts):
-        return DataError(f"{path}: {what}", RULE, f"bring the file back from a backup, or move {path.parent} away to make it again")
-    run, stage = Path(*parts[:place]), parts[place + 1]
-    return DataError(f"{path}: {what}", RULE, f"bring the file back from a backup, or make it again: `towpath run {run} --redo {stage}`")
+        return DataError(
+            f"{path}: {what}", RULE, f"bring the file back from a backup, or move {path.parent} away to make it again"
+        )
+    run = Path(*parts[:place])
+    stage = parts[place + 1]
+    return DataError(
+        f"{path}: {what}",
+        RULE,
+        f"bring the file back from a backup, or make it again: `towpath run {run} --redo {stage}`",
+    )
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -103,12 +122,17 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def _sums(folder: Path) -> dict[str, dict[str, int | str]]:
-    """The checksums of a stage's results and evidence; those of published folders as they were when they were written."""
+    """The checksums of a stage's results and evidence; those of published folders as they were when they were
+    written."""
     found: dict[str, dict[str, int | str]] = {}
     for place in sorted(path for pattern in PUBLISHED for path in folder.glob(pattern) if path.is_dir()):
         found |= {f"{place.name}/{inside}": told for inside, told in publish.sums_of(place).items()}
         found[f"{place.name}/{publish.MANIFEST}"] = publish.checksum(place / publish.MANIFEST)
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in (".json", ".jsonl", ".npz") and path.name != NAME]
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".npz") and path.name != NAME
+    ]
     return found | {path.name: publish.checksum(path) for path in files}
 
 

@@ -36,18 +36,28 @@ def require(name: str, taken: Iterable[str] = ()) -> str:
     """The stored form of a name that a new account may have, beside the names that are taken."""
     found = normal(name)
     if not 1 <= len(found) <= LONGEST or not found.isprintable() or not any(letter.isalnum() for letter in found):
-        raise DataError(f"{name[:80]!r}", f"a name has 1 to {LONGEST} printable characters, one of them a letter or digit", "choose another")
+        raise DataError(
+            f"{name[:80]!r}",
+            f"a name has 1 to {LONGEST} printable characters, one of them a letter or digit",
+            "choose another",
+        )
     if any(look in RESERVED or look.startswith(RESERVED_PREFIXES) for look in looks(found)):
         raise DataError(f"{found}: reserved", "judges, rules and the server itself have such names", "choose another")
     scripts = {_script(letter) for letter in found if letter.isalpha()}
     if len(scripts) > 1 and not any(scripts <= allowed for allowed in TOGETHER):
         listed = ", ".join(sorted(word.lower() for word in scripts))
-        raise DataError(f"{found}: letters of several scripts ({listed})", "a name is written in one script", "write it in one")
+        raise DataError(
+            f"{found}: letters of several scripts ({listed})", "a name is written in one script", "write it in one"
+        )
     for other in taken:
         if found == normal(other):
             raise DataError(f"{found}: taken", "every account has a name of its own", "choose another")
         if looks(found) & looks(other):
-            raise DataError(f"{found}: taken, or too like {other!r}", "names differ by more than case, accents and look-alikes", "choose another")
+            raise DataError(
+                f"{found}: taken, or too like {other!r}",
+                "names differ by more than case, accents and look-alikes",
+                "choose another",
+            )
     return found
 
 
@@ -60,7 +70,8 @@ def looks(name: str) -> set[str]:
 
 def _fold(name: str) -> str:
     """Without case, separators, and the accents of alphabets."""
-    kept, script = [], ""
+    kept = []
+    script = ""
     for letter in unicodedata.normalize("NFKD", name).casefold():
         if unicodedata.category(letter) == "Cf":  # shows nothing
             continue

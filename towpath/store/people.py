@@ -1,4 +1,5 @@
-"""Accounts, invitations, resets of passwords, and guidelines. Passwords and tokens are kept as digests only; hashing passwords is the caller's."""
+"""Accounts, invitations, resets of passwords, and guidelines. Passwords and tokens are kept as digests only; hashing
+passwords is the caller's."""
 
 import secrets
 from dataclasses import asdict, dataclass
@@ -81,14 +82,22 @@ def add_account(connection: Connection, name: str, role: Role, password: str) ->
 
 
 def change_account(
-    connection: Connection, name: str, role: Role | None = None, active: bool | None = None, password: str | None = None, by: str = ""
+    connection: Connection,
+    name: str,
+    role: Role | None = None,
+    active: bool | None = None,
+    password: str | None = None,
+    by: str = "",
 ) -> None:
     """Another role or password, closed, or open again; the account is signed out everywhere. One owner stays."""
     found = _existing(connection, name)
-    new_role, new_active = role or found.role, found.active if active is None else active
+    new_role = role or found.role
+    new_active = found.active if active is None else active
     others = [other for other in accounts(connection) if other.role == "owner" and other.active and other.name != name]
     if found.role == "owner" and not others and (new_role != "owner" or not new_active):
-        raise DataError(f"{name}: the last owner", "someone must be able to invite and to set", "make another owner first")
+        raise DataError(
+            f"{name}: the last owner", "someone must be able to invite and to set", "make another owner first"
+        )
     new = {"role": new_role, "active": int(new_active), "password": password or found.password}
     connection.execute(schema.accounts.update().where(schema.accounts.c.name == name).values(**new))
     sessions.end_all(connection, name)
@@ -96,12 +105,15 @@ def change_account(
         sessions.forget_devices(connection, name)
         _drop_resets(connection, name)
     if by:
-        old, now = ({"role": one, "may sign in": open_} for one, open_ in ((found.role, found.active), (new_role, new_active)))
+        old, now = (
+            {"role": one, "may sign in": open_} for one, open_ in ((found.role, found.active), (new_role, new_active))
+        )
         audit.record(connection, by, "change account", name, old, now)
 
 
 def set_password(connection: Connection, name: str, password: str, by: str, action: str = "change password") -> None:
-    """Another password, which comes hashed; the account is signed out everywhere and open links to reset it are dropped."""
+    """Another password, which comes hashed; the account is signed out everywhere and open links to reset it are
+    dropped."""
     _existing(connection, name)
     connection.execute(schema.accounts.update().where(schema.accounts.c.name == name).values(password=password))
     ended = sessions.end_all(connection, name)
@@ -112,15 +124,24 @@ def set_password(connection: Connection, name: str, password: str, by: str, acti
 def _existing(connection: Connection, name: str) -> Account:
     found = account(connection, name)
     if found is None:
-        raise DataError(f"{name}: no such account", "an account that is changed exists", "see `towpath people list RUN` or the page People")
+        raise DataError(
+            f"{name}: no such account",
+            "an account that is changed exists",
+            "see `towpath people list RUN` or the page People",
+        )
     return found
 
 
-def begin_session(connection: Connection, account: Account, at: float, old: str = "", device: str = "", address: str = "") -> str:
-    """A session's token for an account as it was when its password was checked. The browser's old session ends, and it is known from now on."""
+def begin_session(
+    connection: Connection, account: Account, at: float, old: str = "", device: str = "", address: str = ""
+) -> str:
+    """A session's token for an account as it was when its password was checked. The browser's old session ends, and
+    it is known from now on."""
     found = _existing(connection, account.name)
     if not found.active or found.password != account.password:
-        raise DataError(f"{account.name}: changed meanwhile", "the account was closed or has another password", "sign in again")
+        raise DataError(
+            f"{account.name}: changed meanwhile", "the account was closed or has another password", "sign in again"
+        )
     sessions.end(connection, old)
     if device:
         sessions.remember(connection, device, account.name, at)
@@ -149,7 +170,9 @@ def offer_reset(connection: Connection, name: str, by: str, at: float) -> str:
         raise DataError(f"{name}: closed", "a closed account signs in with no password", "open it first")
     _drop_resets(connection, name)
     token = secrets.token_urlsafe(24)
-    connection.execute(schema.resets.insert(), {"digest": digest(token), "account": name, "by": by, "until": at + RESET_FOR})
+    connection.execute(
+        schema.resets.insert(), {"digest": digest(token), "account": name, "by": by, "until": at + RESET_FOR}
+    )
     audit.record(connection, by, "reset link", name)
     return token
 
@@ -157,7 +180,11 @@ def offer_reset(connection: Connection, name: str, by: str, at: float) -> str:
 def reset_of(connection: Connection, token: str, at: float) -> Reset | None:
     """What a link resets, while it is good."""
     table = schema.resets
-    row = connection.execute(select(table).where(table.c.digest == digest(token), table.c.until > at)).mappings().one_or_none()
+    row = (
+        connection.execute(select(table).where(table.c.digest == digest(token), table.c.until > at))
+        .mappings()
+        .one_or_none()
+    )
     return Reset(**row) if row is not None else None
 
 
@@ -187,7 +214,13 @@ def invite(connection: Connection, role: Role, by: str, at: float) -> str:
 def invitation(connection: Connection, token: str, at: float) -> Invitation | None:
     """The invitation of a token, while it is good."""
     table = schema.invitations
-    row = connection.execute(select(table).where(table.c.digest == digest(token), table.c.used_by == "", table.c.until > at)).mappings().one_or_none()
+    row = (
+        connection.execute(
+            select(table).where(table.c.digest == digest(token), table.c.used_by == "", table.c.until > at)
+        )
+        .mappings()
+        .one_or_none()
+    )
     return Invitation(**row) if row is not None else None
 
 
@@ -209,14 +242,19 @@ def withdraw(connection: Connection, digest_: str, by: str = "") -> None:
 def join(connection: Connection, token: str, name: str, password: str, at: float) -> Account:
     """Make the account that an invitation promises; the link is used up with it."""
     found = invited(connection, token, name, at)
-    made = add_account(connection, names.require(name, (known.name for known in accounts(connection))), found.role, password)
-    connection.execute(schema.invitations.update().where(schema.invitations.c.digest == found.digest).values(used_by=made.name))
+    made = add_account(
+        connection, names.require(name, (known.name for known in accounts(connection))), found.role, password
+    )
+    connection.execute(
+        schema.invitations.update().where(schema.invitations.c.digest == found.digest).values(used_by=made.name)
+    )
     audit.record(connection, made.name, "join", made.name, after={"role": made.role, "invited by": found.by})
     return made
 
 
 def invited(connection: Connection, token: str, name: str, at: float) -> Invitation:
-    """The invitation of a token, which must be good, as the name must be free: all that can be refused before a password is hashed."""
+    """The invitation of a token, which must be good, as the name must be free: all that can be refused before a
+    password is hashed."""
     found = invitation(connection, token, at)
     if found is None:
         raise DataError("this invitation", "a link makes one account, within seven days", "ask the owner for another")
@@ -234,7 +272,10 @@ def guideline(connection: Connection, version: int | None = None) -> Guideline:
 
 def guidelines(connection: Connection) -> list[Guideline]:
     """All versions, the newest first."""
-    return [Guideline(**row) for row in connection.execute(select(schema.guidelines).order_by(schema.guidelines.c.version.desc())).mappings()]
+    return [
+        Guideline(**row)
+        for row in connection.execute(select(schema.guidelines).order_by(schema.guidelines.c.version.desc())).mappings()
+    ]
 
 
 def put_guideline(connection: Connection, text: str, by: str) -> Guideline:

@@ -40,7 +40,11 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
             aside.mkdir()
             write(aside)
             fault("write")
-            sums = {path.relative_to(aside).as_posix(): checksum(path) for path in sorted(aside.rglob("*")) if path.is_file()}
+            sums = {
+                path.relative_to(aside).as_posix(): checksum(path)
+                for path in sorted(aside.rglob("*"))
+                if path.is_file()
+            }
             (aside / MANIFEST).write_text(json.dumps(sums, indent=1))
             for path in aside.rglob("*"):
                 _sync(path)
@@ -92,7 +96,11 @@ def sums_of(folder: Path) -> dict[str, dict[str, int | str]]:
 def newest(parent: Path, prefix: str) -> tuple[Path | None, list[Path]]:
     """The highest numbered `prefix_N` that verifies, and those passed over as broken."""
     number = re.compile(re.escape(prefix) + r"_([0-9]+)")
-    found = [(int(match[1]), path) for path in (parent.iterdir() if parent.is_dir() else ()) if (match := number.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path)
+        for path in (parent.iterdir() if parent.is_dir() else ())
+        if (match := number.fullmatch(path.name))
+    ]
     passed_over: list[Path] = []
     for _, path in sorted(found, reverse=True):
         if verified(path):
@@ -120,7 +128,9 @@ def _room(place: Path) -> Iterator[None]:
         if getattr(error, "errno", None) not in full and not any(f"os error {number}" in str(error) for number in full):
             raise
         fix = "free space and run again; what was finished is kept and the run goes on from it"
-        raise ResourceError(f"{place}: no space left on the disk", "a run writes checkpoints and weights", fix) from error
+        raise ResourceError(
+            f"{place}: no space left on the disk", "a run writes checkpoints and weights", fix
+        ) from error
 
 
 def _aside(place: Path) -> Path:
@@ -141,7 +151,11 @@ def _clear(folder: Path) -> None:
     if not folder.exists():
         return
     if not (folder / MANIFEST).is_file() or verified(folder):
-        raise DataError(f"{folder}: there already", "what was published is never replaced", "name another folder, or remove this one")
+        raise DataError(
+            f"{folder}: there already",
+            "what was published is never replaced",
+            "name another folder, or remove this one",
+        )
     damaged = _aside(folder)
     folder.rename(damaged)
     shutil.rmtree(damaged, ignore_errors=True)
@@ -175,10 +189,13 @@ def _private(path: str, flags: int) -> int:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process works in a folder at a time. Only the owner may open the lock, for whoever can read a file can lock it and stop the run."""
+    """One process works in a folder at a time. Only the owner may open the lock, for whoever can read a file can
+    lock it and stop the run."""
     with open(folder / ".lock", "w", opener=_private) as lock:  # Path.open takes no opener
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ResourceError(f"{folder}: another process runs it", "one process works on a run at a time", "wait for it, or stop it") from None
+            raise ResourceError(
+                f"{folder}: another process runs it", "one process works on a run at a time", "wait for it, or stop it"
+            ) from None
         yield

@@ -26,7 +26,8 @@ FREE = ("lapsed", "skipped", "flagged", "removed", "trial")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A comparison for people: why it was chosen, how likely that was, how many raters are wanted. The higher the priority the sooner."""
+    """A comparison for people: why it was chosen, how likely that was, how many raters are wanted. The higher the
+    priority the sooner."""
 
     comparison: str
     domain: str = "general"
@@ -59,7 +60,8 @@ class Gold:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A rater's place at a task: until when, and in which order the answers lie (ab, ba, or the members of a group as 2.0.1.3)."""
+    """A rater's place at a task: until when, and in which order the answers lie (ab, ba, or the members of a group
+    as 2.0.1.3)."""
 
     comparison: str
     rater: str
@@ -70,7 +72,8 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """What lies before a rater: the prompt, and the answers in the order in which this rater sees them. Where they come from is not told."""
+    """What lies before a rater: the prompt, and the answers in the order in which this rater sees them. Where they
+    come from is not told."""
 
     comparison: str
     prompt: str
@@ -85,14 +88,21 @@ def add_tasks(connection: Connection, tasks: Iterable[Task]) -> int:
 
 
 def add_groups(connection: Connection, groups: Iterable[Group]) -> int:
-    """Put groups in the queue, with the comparisons of all their pairs; how many were new. Each waits as the first of its comparisons."""
+    """Put groups in the queue, with the comparisons of all their pairs; how many were new. Each waits as the first
+    of its comparisons."""
     known = set(connection.scalars(select(schema.groups.c.id)))
     fresh = [group for group in {group.id: group for group in groups}.values() if group.id not in known]
     for group in fresh:
         if not 4 <= len(set(group.members)) == len(group.members) <= 9:
-            raise DataError(f"{group.id}: {len(group.members)} answers", "a ranking has four to nine different answers", "split it, or leave it out")
+            raise DataError(
+                f"{group.id}: {len(group.members)} answers",
+                "a ranking has four to nine different answers",
+                "split it, or leave it out",
+            )
     if fresh:
-        connection.execute(schema.groups.insert(), [{"id": g.id, "prompt_id": g.prompt_id, "members": list(g.members)} for g in fresh])
+        connection.execute(
+            schema.groups.insert(), [{"id": g.id, "prompt_id": g.prompt_id, "members": list(g.members)} for g in fresh]
+        )
         connection.execute(schema.comparisons.insert(), [asdict(c) for group in fresh for c in comparisons_of(group)])
     tasks = [(Task(comparisons_of(g)[0].id, g.domain, "ranking", 1.0, g.seats, g.priority), g.id) for g in fresh]
     return _queue(connection, tasks)
@@ -106,15 +116,24 @@ def comparisons_of(group: Group) -> list[Comparison]:
 
 def proposed_groups(connection: Connection, most: int) -> list[Group]:
     """Groups that could be ranked: training prompts with four to nine answers of one sampling, not ranked yet."""
-    completions, prompts = schema.completions, schema.prompts
-    query = select(completions.c.prompt_id).join(prompts, prompts.c.id == completions.c.prompt_id).where(prompts.c.split == "train")
-    query = query.where(completions.c.prompt_id.not_in(select(schema.groups.c.prompt_id))).group_by(completions.c.prompt_id)
+    completions = schema.completions
+    prompts = schema.prompts
+    query = (
+        select(completions.c.prompt_id)
+        .join(prompts, prompts.c.id == completions.c.prompt_id)
+        .where(prompts.c.split == "train")
+    )
+    query = query.where(completions.c.prompt_id.not_in(select(schema.groups.c.prompt_id))).group_by(
+        completions.c.prompt_id
+    )
     found = connection.scalars(query.having(func.count() >= 4).limit(most)).all()
     groups = []
     for prompt in found:
         domain = connection.scalar(select(prompts.c.domain).where(prompts.c.id == prompt)) or "general"
         samplings: dict[str, list[str]] = {}
-        for name in connection.scalars(select(completions.c.id).where(completions.c.prompt_id == prompt).order_by(completions.c.id)):
+        for name in connection.scalars(
+            select(completions.c.id).where(completions.c.prompt_id == prompt).order_by(completions.c.id)
+        ):
             samplings.setdefault(name.split(".")[0], []).append(name)
         fitting = [(prefix, names) for prefix, names in samplings.items() if 4 <= len(names) <= 9]
         groups += [Group(f"{prefix}.{prompt}.ranking", prompt, tuple(names), domain) for prefix, names in fitting[:1]]
@@ -138,7 +157,9 @@ def put_gold(connection: Connection, gold: Iterable[Gold]) -> None:
     for item in told:
         if connection.scalar(statements.IS_MATCH, {"comparison": item.comparison}):
             raise DataError(
-                f"{item.comparison}: a comparison of an arena", "gold is asked of every rater, and would be counted there", "take another"
+                f"{item.comparison}: a comparison of an arena",
+                "gold is asked of every rater, and would be counted there",
+                "take another",
             )
     ledger.upsert(connection, schema.gold, [asdict(item) for item in told], changed=["choice", "note"])
 
@@ -175,12 +196,22 @@ def take(connection: Connection, rater: str, comparison: str, at: float, house: 
     group = (task.group_id or "") if task is not None else ""
     until = at + house.lease
     if before is not None:
-        shown, free = before.shown, before.state in FREE
+        shown = before.shown
+        free = before.state in FREE
         move(connection, comparison, rater, state="leased", until=until, at=at)
     else:
-        shown, free = _order(connection, rater, comparison, group), True
+        shown = _order(connection, rater, comparison, group)
+        free = True
         is_gold = connection.scalar(statements.IS_GOLD, {"comparison": comparison}) or 0
-        row = {"comparison": comparison, "rater": rater, "state": "leased", "until": until, "shown": shown, "at": at, "gold": is_gold}
+        row = {
+            "comparison": comparison,
+            "rater": rater,
+            "state": "leased",
+            "until": until,
+            "shown": shown,
+            "at": at,
+            "gold": is_gold,
+        }
         connection.execute(schema.seats.insert(), row)
     if task is not None and free:
         twice = house.overlap is not None and task.seats == 1 and share("overlap", comparison) < house.overlap
@@ -202,8 +233,11 @@ def sheet(connection: Connection, seat: Seat) -> Sheet:
 
 def held(connection: Connection, comparison: str, rater: str) -> Seat | None:
     """A rater's seat at a comparison, whatever became of it."""
-    seats, tasks = schema.seats, schema.tasks
-    query = select(seats.c.shown, seats.c.until, tasks.c.group_id).outerjoin(tasks, tasks.c.comparison == seats.c.comparison)
+    seats = schema.seats
+    tasks = schema.tasks
+    query = select(seats.c.shown, seats.c.until, tasks.c.group_id).outerjoin(
+        tasks, tasks.c.comparison == seats.c.comparison
+    )
     row = connection.execute(query.where(seats.c.comparison == comparison, seats.c.rater == rater)).one_or_none()
     return Seat(comparison, rater, row.shown, row.until, row.group_id or "") if row is not None else None
 
@@ -216,8 +250,11 @@ def lapse(connection: Connection, at: float) -> int:
     return len(over)
 
 
-def leave(connection: Connection, comparison: str, rater: str, state: Left, at: float | None, leased: bool = True) -> None:
-    """A rater gives up a seat; one that they held on lease is free again. With no time the seat keeps the time at which it was taken."""
+def leave(
+    connection: Connection, comparison: str, rater: str, state: Left, at: float | None, leased: bool = True
+) -> None:
+    """A rater gives up a seat; one that they held on lease is free again. With no time the seat keeps the time at
+    which it was taken."""
     move(connection, comparison, rater, state=state, **({} if at is None else {"at": at}))
     task = connection.execute(statements.TASK, {"comparison": comparison}).one_or_none()
     if task is not None and leased:
@@ -229,18 +266,35 @@ def move(connection: Connection, comparison: str, rater: str, **new: str | float
     connection.execute(statements.MOVE_SEAT, {"of_comparison": comparison, "of_rater": rater, **new})
 
 
-def turn(connection: Connection, task: Row[Any], taken: int = 0, judged: int = 0, seats: int = 0, state: str = "", reason: str = "") -> None:
+def turn(
+    connection: Connection,
+    task: Row[Any],
+    taken: int = 0,
+    judged: int = 0,
+    seats: int = 0,
+    state: str = "",
+    reason: str = "",
+) -> None:
     """Change a task by these amounts, its lane and its queue's counters with it."""
     new = {
-        "taken": task.taken + taken, "judged": task.judged + judged, "seats": task.seats + seats,
-        "state": state or task.state, "reason": reason or task.reason,
-    }  # fmt: skip
+        "taken": task.taken + taken,
+        "judged": task.judged + judged,
+        "seats": task.seats + seats,
+        "state": state or task.state,
+        "reason": reason or task.reason,
+    }
     lane = _lane(new["seats"], new["taken"], new["state"])
     connection.execute(statements.TURN_TASK, {"of_number": task.number, "lane": lane, **new})
     before = _standing(task.seats, task.taken, task.judged, task.state)
     after = _standing(new["seats"], new["taken"], new["judged"], new["state"])
     if before != after:
-        change = {"domain": task.domain, "tasks": 0, "waiting": after[0] - before[0], "done": after[1] - before[1], "paused": 0}
+        change = {
+            "domain": task.domain,
+            "tasks": 0,
+            "waiting": after[0] - before[0],
+            "done": after[1] - before[1],
+            "paused": 0,
+        }
         ledger.upsert(connection, schema.queues, [change], added=["waiting", "done"])
 
 
@@ -256,10 +310,15 @@ def share(stream: str, name: str) -> float:
 
 
 def _queue(connection: Connection, asked: Sequence[tuple[Task, str | None]]) -> int:
-    table, fresh = schema.tasks, []
+    table = schema.tasks
+    fresh = []
     for begin in range(0, len(asked), BLOCK):
         part = asked[begin : begin + BLOCK]
-        known = set(connection.scalars(select(table.c.comparison).where(table.c.comparison.in_([task.comparison for task, _ in part]))))
+        known = set(
+            connection.scalars(
+                select(table.c.comparison).where(table.c.comparison.in_([task.comparison for task, _ in part]))
+            )
+        )
         fresh += [(task, group) for task, group in part if task.comparison not in known]
     if not fresh:
         return 0
@@ -268,7 +327,10 @@ def _queue(connection: Connection, asked: Sequence[tuple[Task, str | None]]) -> 
     seats = Counter[str]()
     for task, _ in fresh:
         seats[task.domain] += task.seats
-    rows = [{"domain": domain, "tasks": count, "waiting": seats[domain], "done": 0, "paused": 0} for domain, count in tasks.items()]
+    rows = [
+        {"domain": domain, "tasks": count, "waiting": seats[domain], "done": 0, "paused": 0}
+        for domain, count in tasks.items()
+    ]
     ledger.upsert(connection, schema.queues, rows, added=["tasks", "waiting"])
     return len(fresh)
 
@@ -276,7 +338,11 @@ def _queue(connection: Connection, asked: Sequence[tuple[Task, str | None]]) -> 
 def _row(task: Task, group: str | None) -> dict[str, Any]:
     if task.seats < 1 or not 0 < task.propensity <= 1:
         value = f"{task.comparison}: {task.seats} seats, propensity {task.propensity}"
-        raise DataError(value, "a task has at least one seat, and a propensity above 0 and at most 1", "mend the task; none were added")
+        raise DataError(
+            value,
+            "a task has at least one seat, and a propensity above 0 and at most 1",
+            "mend the task; none were added",
+        )
     rest = {"taken": 0, "judged": 0, "rank": -task.priority, "lane": 1, "state": "open", "group_id": group}
     return {name: value for name, value in asdict(task).items() if name != "priority"} | rest
 
@@ -307,7 +373,8 @@ def _renewed(connection: Connection, seat: Seat, until: float) -> Seat:
 
 
 def _gold_item(connection: Connection, rater: str, wanted: float) -> str | None:
-    """Gold that the rater has not met, as often as wanted: when its turn comes is a draw from how much they have judged."""
+    """Gold that the rater has not met, as often as wanted: when its turn comes is a draw from how much they have
+    judged."""
     tally = connection.execute(statements.OWN_TALLY, {"rater": rater}).one_or_none()
     if share(f"gold/{rater}", str(tally.judged if tally is not None else 0)) >= wanted:
         return None
@@ -315,7 +382,8 @@ def _gold_item(connection: Connection, rater: str, wanted: float) -> str | None:
 
 
 def _waiting(connection: Connection, rater: str) -> str | None:
-    """The most urgent task of all domains that go on: begun ones before fresh ones of one rank. All begun ones are looked through only at the end."""
+    """The most urgent task of all domains that go on: begun ones before fresh ones of one rank. All begun ones are
+    looked through only at the end."""
     found = [task for task in (_begun(connection, rater), _first(connection, rater, 1)) if task is not None]
     last = _first(connection, rater, 2) if not found else None
     return min(found)[-1] if found else last[-1] if last is not None else None
@@ -327,7 +395,9 @@ def _begun(connection: Connection, rater: str) -> Found | None:
 
 
 def _first(connection: Connection, rater: str, lane: int) -> Found | None:
-    numbers = [number for number in connection.scalars(statements.FIRSTS, {"rater": rater, "lane": lane}) if number is not None]
+    numbers = [
+        number for number in connection.scalars(statements.FIRSTS, {"rater": rater, "lane": lane}) if number is not None
+    ]
     row = connection.execute(statements.FOREMOST, {"numbers": numbers}).one_or_none() if numbers else None
     return (row.rank, -lane, row.number, row.comparison) if row is not None else None
 

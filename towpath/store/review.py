@@ -1,4 +1,5 @@
-"""What an owner looks through: judged pairs with texts, comments, better answers and flags; and what a rater did last."""
+"""What an owner looks through: judged pairs with texts, comments, better answers and flags; and what a rater did
+last."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,12 @@ from towpath.store import schema, sides, statements
 PAGE = 20
 LAST = 20
 
-_judgements, _comparisons, _prompts = schema.judgements, schema.comparisons, schema.prompts
-_written, _flags, _seats = schema.written, schema.flags, schema.seats
+_judgements = schema.judgements
+_comparisons = schema.comparisons
+_prompts = schema.prompts
+_written = schema.written
+_flags = schema.flags
+_seats = schema.seats
 _standing = _judgements.c.key.not_in(select(schema.retractions.c.key))
 
 
@@ -54,8 +59,10 @@ class Page:
 
 
 def judged_pairs(connection: Connection, wanted: Filter, number: int = 1) -> Page:
-    """The pairs that match, the newest judged first. Pairs of arenas are not listed, so that an owner who rates stays blind."""
-    a, b = schema.completions.alias(), schema.completions.alias()
+    """The pairs that match, the newest judged first. Pairs of arenas are not listed, so that an owner who rates
+    stays blind."""
+    a = schema.completions.alias()
+    b = schema.completions.alias()
     newest = select(_judgements.c.comparison).where(*_conditions(wanted))
     newest = newest.where(_judgements.c.comparison.not_in(statements.IN_ARENAS)).group_by(_judgements.c.comparison)
     found = _matching(newest, wanted, a, b).order_by(func.max(_judgements.c.number).desc())
@@ -65,7 +72,11 @@ def judged_pairs(connection: Connection, wanted: Filter, number: int = 1) -> Pag
 
 def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     """The judgement that a pair is listed for must match all of these at once."""
-    equal = ((_judgements.c.rater, wanted.rater), (_judgements.c.kind, wanted.kind), (_judgements.c.choice, wanted.choice))
+    equal = (
+        (_judgements.c.rater, wanted.rater),
+        (_judgements.c.kind, wanted.kind),
+        (_judgements.c.choice, wanted.choice),
+    )
     found: list[ColumnElement[bool]] = [_standing, *(column == value for column, value in equal if value)]
     if wanted.having == "comment":
         found.append(_judgements.c.comment != "")
@@ -81,7 +92,9 @@ def _matching(newest: "Select[Any]", wanted: Filter, a: Any, b: Any) -> "Select[
     query = newest
     if not (wanted.text or wanted.domain):
         return query
-    query = query.join(_comparisons, _comparisons.c.id == _judgements.c.comparison).join(_prompts, _prompts.c.id == _comparisons.c.prompt_id)
+    query = query.join(_comparisons, _comparisons.c.id == _judgements.c.comparison).join(
+        _prompts, _prompts.c.id == _comparisons.c.prompt_id
+    )
     if wanted.domain:
         query = query.where(_prompts.c.domain == wanted.domain)
     if wanted.text:
@@ -90,15 +103,22 @@ def _matching(newest: "Select[Any]", wanted: Filter, a: Any, b: Any) -> "Select[
         better = select(_written.c.key).where(
             _written.c.comparison == _judgements.c.comparison, _written.c.text.icontains(wanted.text, autoescape=True)
         )
-        query = query.where(or_(*(column.icontains(wanted.text, autoescape=True) for column in columns), better.exists()))
+        query = query.where(
+            or_(*(column.icontains(wanted.text, autoescape=True) for column in columns), better.exists())
+        )
     return query
 
 
 def _pairs(connection: Connection, names: Sequence[str]) -> list[JudgedPair]:
-    a, b = schema.completions.alias(), schema.completions.alias()
+    a = schema.completions.alias()
+    b = schema.completions.alias()
     query = select(_comparisons.c.id, _prompts.c.prompt, _prompts.c.domain, a.c.text.label("a"), b.c.text.label("b"))
     query = query.add_columns(a.c.source.label("source_a"), b.c.source.label("source_b")).select_from(_comparisons)
-    query = query.join(_prompts, _prompts.c.id == _comparisons.c.prompt_id).join(a, a.c.id == _comparisons.c.a).join(b, b.c.id == _comparisons.c.b)
+    query = (
+        query.join(_prompts, _prompts.c.id == _comparisons.c.prompt_id)
+        .join(a, a.c.id == _comparisons.c.a)
+        .join(b, b.c.id == _comparisons.c.b)
+    )
     found = {
         row.id: JudgedPair(row.id, row.prompt, row.domain, row.a, row.b, (row.source_a, row.source_b))
         for row in connection.execute(query.where(_comparisons.c.id.in_(names)))
@@ -107,21 +127,35 @@ def _pairs(connection: Connection, names: Sequence[str]) -> list[JudgedPair]:
         select(_judgements).where(_judgements.c.comparison.in_(names), _standing).order_by(_judgements.c.number)
     ).mappings():
         found[row["comparison"]].judgements.append(dict(row))
-    drafts = select(_written).where(_written.c.comparison.in_(names), _written.c.state != "replaced").order_by(_written.c.at)
+    drafts = (
+        select(_written).where(_written.c.comparison.in_(names), _written.c.state != "replaced").order_by(_written.c.at)
+    )
     for row in connection.execute(drafts).mappings():
         found[row["comparison"]].written.append(dict(row))
-    for row in connection.execute(select(_flags).where(_flags.c.comparison.in_(names)).order_by(_flags.c.number)).mappings():
+    for row in connection.execute(
+        select(_flags).where(_flags.c.comparison.in_(names)).order_by(_flags.c.number)
+    ).mappings():
         found[row["comparison"]].flags.append(dict(row))
     return [found[name] for name in names]
 
 
 def answers(connection: Connection, state: str, number: int = 1) -> tuple[list[dict[str, Any]], bool]:
-    """Better answers of one state with the pair they belong to, the oldest first, a page at a time; and whether there are more."""
-    a, b = schema.completions.alias(), schema.completions.alias()
-    query = select(_written, _prompts.c.prompt, _prompts.c.domain, a.c.text.label("a"), b.c.text.label("b")).select_from(_written)
-    query = query.join(_comparisons, _comparisons.c.id == _written.c.comparison).join(_prompts, _prompts.c.id == _written.c.prompt_id)
-    query = query.join(a, a.c.id == _comparisons.c.a).join(b, b.c.id == _comparisons.c.b).where(_written.c.state == state)
-    rows = connection.execute(query.order_by(_written.c.at, _written.c.key).limit(PAGE + 1).offset((number - 1) * PAGE)).mappings()
+    """Better answers of one state with the pair they belong to, the oldest first, a page at a time; and whether
+    there are more."""
+    a = schema.completions.alias()
+    b = schema.completions.alias()
+    query = select(
+        _written, _prompts.c.prompt, _prompts.c.domain, a.c.text.label("a"), b.c.text.label("b")
+    ).select_from(_written)
+    query = query.join(_comparisons, _comparisons.c.id == _written.c.comparison).join(
+        _prompts, _prompts.c.id == _written.c.prompt_id
+    )
+    query = (
+        query.join(a, a.c.id == _comparisons.c.a).join(b, b.c.id == _comparisons.c.b).where(_written.c.state == state)
+    )
+    rows = connection.execute(
+        query.order_by(_written.c.at, _written.c.key).limit(PAGE + 1).offset((number - 1) * PAGE)
+    ).mappings()
     found = [dict(row) for row in rows]
     return found[:PAGE], len(found) > PAGE
 
@@ -138,13 +172,23 @@ def raters(connection: Connection) -> list[str]:
 
 def mine(connection: Connection, rater: str) -> list[dict[str, Any]]:
     """What a rater did last, the newest first: prompt, what was done, and the verdict as they saw it."""
-    query = select(_seats.c.comparison, _seats.c.state, _seats.c.shown, _seats.c.at, _prompts.c.prompt).select_from(_seats)
-    query = query.join(_comparisons, _comparisons.c.id == _seats.c.comparison).join(_prompts, _prompts.c.id == _comparisons.c.prompt_id)
-    query = query.where(_seats.c.rater == rater, _seats.c.state.in_(statements.SETTLED)).order_by(_seats.c.at.desc()).limit(LAST)
+    query = select(_seats.c.comparison, _seats.c.state, _seats.c.shown, _seats.c.at, _prompts.c.prompt).select_from(
+        _seats
+    )
+    query = query.join(_comparisons, _comparisons.c.id == _seats.c.comparison).join(
+        _prompts, _prompts.c.id == _comparisons.c.prompt_id
+    )
+    query = (
+        query.where(_seats.c.rater == rater, _seats.c.state.in_(statements.SETTLED))
+        .order_by(_seats.c.at.desc())
+        .limit(LAST)
+    )
     rows = [dict(row) for row in connection.execute(query).mappings()]
     names = [row["comparison"] for row in rows]
     own = select(_judgements.c.comparison, _judgements.c.choice, _judgements.c.strength, _judgements.c.comment)
-    own = own.where(_judgements.c.comparison.in_(names), _judgements.c.rater == rater, _standing).order_by(_judgements.c.number)
+    own = own.where(_judgements.c.comparison.in_(names), _judgements.c.rater == rater, _standing).order_by(
+        _judgements.c.number
+    )
     said = {row.comparison: row for row in connection.execute(own)}
     for row in rows:
         row["verdict"] = said.get(row["comparison"])
@@ -158,7 +202,8 @@ def _side(choice: Choice, shown: str) -> str:
 
 def texts(connection: Connection, comparisons: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Both answers (a, b) of comparisons."""
-    a, b = schema.completions.alias(), schema.completions.alias()
+    a = schema.completions.alias()
+    b = schema.completions.alias()
     query = select(_comparisons.c.id, a.c.text.label("a"), b.c.text.label("b")).select_from(_comparisons)
     query = query.join(a, a.c.id == _comparisons.c.a).join(b, b.c.id == _comparisons.c.b)
     found: dict[str, tuple[str, str]] = {}

@@ -49,7 +49,9 @@ def start(connection: Connection, account: str, at: float) -> str:
 
 def find(connection: Connection, digest_: str) -> Session | None:
     """The session of a token's digest."""
-    row = connection.execute(select(schema.sessions).where(schema.sessions.c.digest == digest_)).mappings().one_or_none()
+    row = (
+        connection.execute(select(schema.sessions).where(schema.sessions.c.digest == digest_)).mappings().one_or_none()
+    )
     return Session(**row) if row is not None else None
 
 
@@ -79,7 +81,9 @@ def sign_out(connection: Connection, account: str, by: str, but: str = "") -> in
 def counts(connection: Connection, at: float) -> dict[str, tuple[int, float]]:
     """For each account its open sessions and when one was last used."""
     table = schema.sessions
-    query = select(table.c.account, func.count(), func.max(table.c.seen)).where(table.c.expires > at, table.c.seen > at - IDLE)
+    query = select(table.c.account, func.count(), func.max(table.c.seen)).where(
+        table.c.expires > at, table.c.seen > at - IDLE
+    )
     return {account: (count, seen) for account, count, seen in connection.execute(query.group_by(table.c.account))}
 
 

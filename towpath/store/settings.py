@@ -10,9 +10,11 @@ from towpath.store import audit, ledger, schema, statements
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The owner's settings. `overlap` None leaves it to the queue; `hours` None is no ceiling; `lease` and `min_view` are in seconds.
+    """The owner's settings. `overlap` None leaves it to the queue; `hours` None is no ceiling; `lease` and
+    `min_view` are in seconds.
 
-    `trial_pairs` gold comparisons are judged with feedback before a rater's work counts; `trial_threshold` is the share of them to get right.
+    `trial_pairs` gold comparisons are judged with feedback before a rater's work counts; `trial_threshold` is the
+    share of them to get right.
     """
 
     paused: bool = False
@@ -35,7 +37,9 @@ def read(connection: Connection) -> Settings:
     """The settings as they stand."""
     known = {field.name for field in fields(Settings)}
     rows: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in connection.execute(statements.SETTINGS) if name in known
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in connection.execute(statements.SETTINGS)
+        if name in known
     }
     return Settings(**rows)
 
@@ -44,4 +48,9 @@ def put(connection: Connection, settings: Settings, by: str = "") -> None:
     """Replace the settings; `by` is who did, for the audit log."""
     if by:
         audit.record(connection, by, "settings", before=asdict(read(connection)), after=asdict(settings))
-    ledger.upsert(connection, schema.settings, [{"name": name, "value": value} for name, value in asdict(settings).items()], changed=["value"])
+    ledger.upsert(
+        connection,
+        schema.settings,
+        [{"name": name, "value": value} for name, value in asdict(settings).items()],
+        changed=["value"],
+    )

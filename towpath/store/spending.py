@@ -1,6 +1,8 @@
-"""What calls of judges cost: a row a call, written at its worst price before it begins and at its true price when it has ended.
+"""What calls of judges cost: a row a call, written at its worst price before it begins and at its true price when it
+has ended.
 
 A call that was under way when the process was killed stays at its worst price: the ceiling holds whatever happens.
+
 """
 
 from sqlalchemy import Connection, func, select

@@ -1,4 +1,5 @@
-"""What is asked for every pair that is rated, built once: putting such a statement together costs more than carrying it out."""
+"""What is asked for every pair that is rated, built once: putting such a statement together costs more than carrying
+it out."""
 
 from typing import Any
 
@@ -10,9 +11,17 @@ GLANCE = 64  # begun tasks looked through before a fresh one is given
 BLOCK = 500
 SETTLED = ("judged", "skipped", "flagged")
 
-_rater, _comparison, _at = bindparam("rater"), bindparam("comparison"), bindparam("at")
-_seats, _tasks, _queues, _gold, _judgements = schema.seats, schema.tasks, schema.queues, schema.gold, schema.judgements
-_comparisons, _prompts, _completions = schema.comparisons, schema.prompts, schema.completions
+_rater = bindparam("rater")
+_comparison = bindparam("comparison")
+_at = bindparam("at")
+_seats = schema.seats
+_tasks = schema.tasks
+_queues = schema.queues
+_gold = schema.gold
+_judgements = schema.judgements
+_comparisons = schema.comparisons
+_prompts = schema.prompts
+_completions = schema.completions
 
 
 def _sat(comparison: ColumnElement[Any]) -> ColumnElement[bool]:
@@ -22,7 +31,9 @@ def _sat(comparison: ColumnElement[Any]) -> ColumnElement[bool]:
 
 
 SEAT = select(_seats).where(_seats.c.comparison == _comparison, _seats.c.rater == _rater)
-MOVE_SEAT = _seats.update().where(_seats.c.comparison == bindparam("of_comparison"), _seats.c.rater == bindparam("of_rater"))
+MOVE_SEAT = _seats.update().where(
+    _seats.c.comparison == bindparam("of_comparison"), _seats.c.rater == bindparam("of_rater")
+)
 TASK = select(_tasks).where(_tasks.c.comparison == _comparison)
 TURN_TASK = _tasks.update().where(_tasks.c.number == bindparam("of_number"))
 
@@ -35,7 +46,12 @@ HELD = (
     .limit(BLOCK)
 )
 OVER = select(_seats.c.comparison, _seats.c.rater).where(_seats.c.state == "leased", _seats.c.until < _at).limit(BLOCK)
-LAST = select(_seats.c.comparison, _seats.c.state).where(_seats.c.rater == _rater, _seats.c.state.in_(SETTLED)).order_by(_seats.c.at.desc()).limit(1)
+LAST = (
+    select(_seats.c.comparison, _seats.c.state)
+    .where(_seats.c.rater == _rater, _seats.c.state.in_(SETTLED))
+    .order_by(_seats.c.at.desc())
+    .limit(1)
+)
 
 # The first tasks that have a seat left and one taken, and of them the first that is not the rater's own.
 _part = (
@@ -82,7 +98,9 @@ OWN_TALLY = select(schema.tallies).where(schema.tallies.c.rater == _rater, schem
 WAITING = select(func.sum(_queues.c.waiting)).where(_queues.c.paused == 0)
 
 JUDGED_BY_KEY = select(_judgements).where(_judgements.c.key == bindparam("key"))
-LAST_ROUND = select(func.max(_judgements.c.round)).where(_judgements.c.comparison == _comparison, _judgements.c.rater == _rater)
+LAST_ROUND = select(func.max(_judgements.c.round)).where(
+    _judgements.c.comparison == _comparison, _judgements.c.rater == _rater
+)
 FIRST_ROUND = select(_comparisons.c.round).where(_comparisons.c.id == _comparison)
 
 PAIR = (

@@ -75,7 +75,8 @@ class Store:
             return work(connection, *args, **kwargs)
 
     def later(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        """Have a writing function of `store/` done by the one thread that writes; the future is there once the result is on disk."""
+        """Have a writing function of `store/` done by the one thread that writes; the future is there once the
+        result is on disk."""
         with self._starting:
             if self._writer is None:
                 self._writer = Writer(self._engine)
@@ -87,7 +88,10 @@ class Store:
 
     def add_completions(self, completions: Iterable[Completion]) -> None:
         """Add completions that are not there yet."""
-        self._add(schema.completions, [asdict(c) | {"token_ids": list(c.token_ids), "logprobs": list(c.logprobs)} for c in completions])
+        self._add(
+            schema.completions,
+            [asdict(c) | {"token_ids": list(c.token_ids), "logprobs": list(c.logprobs)} for c in completions],
+        )
 
     def add_comparisons(self, comparisons: Iterable[Comparison]) -> None:
         """Add comparisons that are not there yet."""
@@ -108,7 +112,11 @@ class Store:
                     by_key[j.key] = by_turn[turn(j)] = j
                     fresh.append(j)
                 elif said(before) != said(j):
-                    raise DataError(contradiction(before, j), "judgements are never changed", "judge in a new round to say otherwise")
+                    raise DataError(
+                        contradiction(before, j),
+                        "judgements are never changed",
+                        "judge in a new round to say otherwise",
+                    )
             tallies.keep(connection, fresh)
         return len(fresh)
 
@@ -138,7 +146,11 @@ class Store:
 
     def reply(self, digest: str) -> dict[str, Any] | None:
         """What a judge answered to a question before."""
-        return self.read(lambda connection: connection.scalar(select(schema.replies.c.reply).where(schema.replies.c.digest == digest)))
+        return self.read(
+            lambda connection: connection.scalar(
+                select(schema.replies.c.reply).where(schema.replies.c.digest == digest)
+            )
+        )
 
     def keep_reply(self, digest: str, reply: dict[str, Any]) -> None:
         """Remember what a judge answered; the first answer stays."""
@@ -153,7 +165,9 @@ class Store:
         """Replace the labels of these comparisons, all at once; those of other comparisons stay."""
         with self._writing("a comparison that is known has one label") as connection:
             for part in _blocks(labels):
-                connection.execute(schema.labels.delete().where(schema.labels.c.comparison.in_([label.comparison for label in part])))
+                connection.execute(
+                    schema.labels.delete().where(schema.labels.c.comparison.in_([label.comparison for label in part]))
+                )
                 connection.execute(schema.labels.insert(), [asdict(label) for label in part])
 
     def prompts(self) -> dict[str, Prompt]:
@@ -167,18 +181,26 @@ class Store:
         if source is not None:
             query = query.where(schema.completions.c.source == source)
         rows = self._rows(query)
-        return {row["id"]: Completion(**dict(row, token_ids=tuple(row["token_ids"]), logprobs=tuple(row["logprobs"]))) for row in rows}
+        return {
+            row["id"]: Completion(**dict(row, token_ids=tuple(row["token_ids"]), logprobs=tuple(row["logprobs"])))
+            for row in rows
+        }
 
     def comparisons(self, round: int | None = None) -> list[Comparison]:
         """Comparisons in the order they were added; those of arenas are no one's labels and are left out."""
-        query = select(schema.comparisons).where(schema.comparisons.c.id.not_in(statements.IN_ARENAS)).order_by(schema.comparisons.c.number)
+        query = (
+            select(schema.comparisons)
+            .where(schema.comparisons.c.id.not_in(statements.IN_ARENAS))
+            .order_by(schema.comparisons.c.number)
+        )
         if round is not None:
             query = query.where(schema.comparisons.c.round == round)
         return [Comparison(**_unnumbered(row)) for row in self._rows(query)]
 
     def judgements(self) -> list[Judgement]:
         """Judgements in the order they were given, without those that were taken back and those of arenas."""
-        back, table = select(schema.retractions.c.key), schema.judgements
+        back = select(schema.retractions.c.key)
+        table = schema.judgements
         query = select(table).where(table.c.key.not_in(back), table.c.comparison.not_in(statements.IN_ARENAS))
         return [Judgement(**_unnumbered(row)) for row in self._rows(query.order_by(table.c.number))]
 
@@ -188,7 +210,11 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """How many rows each table of the ledger has."""
-        return self.read(lambda connection: {t.name: connection.scalar(select(func.count()).select_from(t)) or 0 for t in schema.LEDGER})
+        return self.read(
+            lambda connection: {
+                t.name: connection.scalar(select(func.count()).select_from(t)) or 0 for t in schema.LEDGER
+            }
+        )
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -214,7 +240,11 @@ class Store:
     def _add(self, table: Table, rows: list[dict[str, Any]]) -> None:
         unique = {row["id"]: row for row in reversed(rows)}
         with self._writing(ANSWERS_KNOWN) as connection:
-            known = {name for part in _blocks(list(unique)) for name in connection.scalars(select(table.c.id).where(table.c.id.in_(part)))}
+            known = {
+                name
+                for part in _blocks(list(unique))
+                for name in connection.scalars(select(table.c.id).where(table.c.id.in_(part)))
+            }
             fresh = [row for row in reversed(unique.values()) if row["id"] not in known]
             if fresh:
                 connection.execute(table.insert(), fresh)
@@ -237,7 +267,10 @@ def contradiction(before: Judgement, now: Judgement) -> str:
     """How two judgements that should be one differ."""
     old, new = (f"{j.choice} at strength {j.strength} as {j.kind}" for j in (before, now))
     if turn(before) != turn(now):
-        return f"{now.comparison}: {now.rater} uses key {now.key!r}, which belongs to {before.comparison}, {before.rater}, round {before.round}"
+        return (
+            f"{now.comparison}: {now.rater} uses key {now.key!r}, which belongs to {before.comparison}, "
+            f"{before.rater}, round {before.round}"
+        )
     return f"{now.comparison}: {now.rater} said {old} and now {new}"
 
 

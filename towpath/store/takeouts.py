@@ -1,6 +1,8 @@
-"""An owner retracts everything that one rater judged, and may reverse that. Judgements stay in the ledger; their pairs wait for others.
+"""An owner retracts everything that one rater judged, and may reverse that. Judgements stay in the ledger; their
+pairs wait for others.
 
 Every function here is work on a connection; hand it to `Store.later` or `Store.read`.
+
 """
 
 from dataclasses import dataclass
@@ -29,11 +31,16 @@ class Takeout:
 
 def take_out(connection: Connection, rater: str, by: str) -> Takeout:
     """Retract all judgements of a person that still count, and free their seats."""
-    table, back = schema.judgements, schema.retractions.c.key
-    standing = select(table.c.key).where(table.c.rater == rater, table.c.kind == "person", table.c.key.not_in(select(back)))
+    table = schema.judgements
+    back = schema.retractions.c.key
+    standing = select(table.c.key).where(
+        table.c.rater == rater, table.c.kind == "person", table.c.key.not_in(select(back))
+    )
     keys = list(connection.scalars(standing))
     if not keys:
-        raise DataError(f"{rater}: no judgement that counts", "a take-out retracts a person's judgements", "load the page again")
+        raise DataError(
+            f"{rater}: no judgement that counts", "a take-out retracts a person's judgements", "load the page again"
+        )
     row = {"rater": rater, "by": by, "at": tallies.now(), "judgements": len(keys), "restored": ""}
     number = int(connection.execute(schema.takeouts.insert().returning(schema.takeouts.c.number), row).scalar_one())
     for begin in range(0, len(keys), BLOCK):
@@ -63,7 +70,9 @@ def takeouts(connection: Connection) -> list[Takeout]:
 
 def _move_seats(connection: Connection, rater: str, before: str, after: str, step: int) -> None:
     seats = schema.seats
-    for name in connection.scalars(select(seats.c.comparison).where(seats.c.rater == rater, seats.c.state == before)).all():
+    for name in connection.scalars(
+        select(seats.c.comparison).where(seats.c.rater == rater, seats.c.state == before)
+    ).all():
         rating.move(connection, name, rater, state=after)
         task = connection.execute(statements.TASK, {"comparison": name}).one_or_none()
         if task is not None:

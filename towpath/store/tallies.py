@@ -37,8 +37,13 @@ def keep(connection: Connection, judgements: Sequence[Judgement]) -> None:
 
 def retract(connection: Connection, keys: Sequence[str], takeout: int | None = None) -> int:
     """Retract judgements: they stay in the ledger and count no longer. How many were not retracted before."""
-    table, taken = schema.judgements, schema.retractions
-    query = select(table.c.key, table.c.rater, table.c.kind).where(table.c.key.in_(keys)).where(table.c.key.not_in(select(taken.c.key)))
+    table = schema.judgements
+    taken = schema.retractions
+    query = (
+        select(table.c.key, table.c.rater, table.c.kind)
+        .where(table.c.key.in_(keys))
+        .where(table.c.key.not_in(select(taken.c.key)))
+    )
     found = connection.execute(query).all()
     if found:
         at = now()
@@ -49,8 +54,11 @@ def retract(connection: Connection, keys: Sequence[str], takeout: int | None = N
 
 def restore(connection: Connection, takeout: int) -> int:
     """Reverse the retractions of a take-out; how many."""
-    table, taken = schema.judgements, schema.retractions
-    query = select(table.c.rater, table.c.kind).join(taken, taken.c.key == table.c.key).where(taken.c.takeout == takeout)
+    table = schema.judgements
+    taken = schema.retractions
+    query = (
+        select(table.c.rater, table.c.kind).join(taken, taken.c.key == table.c.key).where(taken.c.takeout == takeout)
+    )
     found = Counter((rater, kind) for rater, kind in connection.execute(query))
     connection.execute(taken.delete().where(taken.c.takeout == takeout))
     _count_retracted(connection, found, -1)
@@ -58,5 +66,7 @@ def restore(connection: Connection, takeout: int) -> int:
 
 
 def _count_retracted(connection: Connection, found: Counter[tuple[str, str]], sign: int) -> None:
-    rows = [{"rater": rater, "kind": kind} | EMPTY | {"retracted": sign * count} for (rater, kind), count in found.items()]
+    rows = [
+        {"rater": rater, "kind": kind} | EMPTY | {"retracted": sign * count} for (rater, kind), count in found.items()
+    ]
     ledger.upsert(connection, schema.tallies, rows, added=list(EMPTY))

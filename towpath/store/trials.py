@@ -1,6 +1,8 @@
-"""Trial pairs: gold comparisons that a rater judges with feedback before their work counts. They never become judgements.
+"""Trial pairs: gold comparisons that a rater judges with feedback before their work counts. They never become
+judgements.
 
 Every function here is work on a connection; hand it to `Store.later` or `Store.read`.
+
 """
 
 from dataclasses import dataclass
@@ -14,12 +16,14 @@ from towpath.store.rating import Seat
 from towpath.store.sides import Side
 
 SEAT = "trial"
-"""State of the seat that a trial pair leaves behind: the rater was told the answer, so the pair is neither their work nor gold for them."""
+"""State of the seat that a trial pair leaves behind: the rater was told the answer, so the pair is neither their
+work nor gold for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The trial pair that lies before a rater: how many of the attempt are done, of how many, and how many must be right."""
+    """The trial pair that lies before a rater: how many of the attempt are done, of how many, and how many must be
+    right."""
 
     seat: Seat
     attempt: int
@@ -58,11 +62,20 @@ def current(connection: Connection, rater: str, house: settings.Settings) -> Tri
     attempt = max((row.attempt for row in rows), default=1)
     done = {row.comparison for row in rows if row.attempt == attempt}
     if len(done) >= total:
-        attempt, done = attempt + 1, set()
+        attempt = attempt + 1
+        done = set()
     tried = {row.comparison for row in rows}
-    left = sorted((name in tried, rating.share(f"trial/{rater}/{attempt}", name), name) for name in usable if name not in done)
+    left = sorted(
+        (name in tried, rating.share(f"trial/{rater}/{attempt}", name), name) for name in usable if name not in done
+    )
     name = left[0][2]
-    return Trial(Seat(name, rater, order(rater, attempt, name), 0.0), attempt, len(done), total, _needed(total, house.trial_threshold))
+    return Trial(
+        Seat(name, rater, order(rater, attempt, name), 0.0),
+        attempt,
+        len(done),
+        total,
+        _needed(total, house.trial_threshold),
+    )
 
 
 def order(rater: str, attempt: int, comparison: str) -> Literal["ab", "ba"]:
@@ -79,8 +92,12 @@ def judge(connection: Connection, rater: str, comparison: str, attempt: int, sid
     rows = connection.execute(mine).all()
     before = next((row for row in rows if row.comparison == comparison), None)
     asked = current(connection, rater, house)
-    if gold is None or (before is None and (asked is None or (asked.seat.comparison, asked.attempt) != (comparison, attempt))):
-        raise DataError("This trial pair is not asked any more", "trial pairs come one at a time", "load the page again")
+    if gold is None or (
+        before is None and (asked is None or (asked.seat.comparison, asked.attempt) != (comparison, attempt))
+    ):
+        raise DataError(
+            "This trial pair is not asked any more", "trial pairs come one at a time", "load the page again"
+        )
     shown = order(rater, attempt, comparison)
     if before is None and asked is not None:
         choice = sides.choice_of(side, shown)
@@ -88,21 +105,37 @@ def judge(connection: Connection, rater: str, comparison: str, attempt: int, sid
         right = sum(row.correct for row in rows) + correct
         passed = len(rows) + 1 >= asked.total and right >= asked.needed
         row = {
-            "rater": rater, "attempt": attempt, "comparison": comparison, "choice": choice, "correct": int(correct), "passed": int(passed),
+            "rater": rater,
+            "attempt": attempt,
+            "comparison": comparison,
+            "choice": choice,
+            "correct": int(correct),
+            "passed": int(passed),
             "at": tallies.now(),
-        }  # fmt: skip
+        }
         connection.execute(table.insert(), row)
         _leave_seat(connection, rater, comparison, shown, at)
         rows = connection.execute(mine).all()
-    return _feedback(rows, comparison, gold, shown, min(house.trial_pairs, len(_usable(connection, rater))), house.trial_threshold)
+    return _feedback(
+        rows, comparison, gold, shown, min(house.trial_pairs, len(_usable(connection, rater))), house.trial_threshold
+    )
 
 
 def _feedback(rows: "Any", comparison: str, gold: Row[Any], shown: str, total: int, threshold: float) -> Feedback:
     row = next(row for row in rows if row.comparison == comparison)
-    right, needed = sum(one.correct for one in rows), _needed(total, threshold)
+    right = sum(one.correct for one in rows)
+    needed = _needed(total, threshold)
     passed = any(one.passed for one in rows)
     return Feedback(
-        bool(row.correct), sides.side_of(gold.choice, shown), gold.note, len(rows), total, right, needed, passed or len(rows) >= total, passed
+        bool(row.correct),
+        sides.side_of(gold.choice, shown),
+        gold.note,
+        len(rows),
+        total,
+        right,
+        needed,
+        passed or len(rows) >= total,
+        passed,
     )
 
 
@@ -113,16 +146,27 @@ def _exempt(connection: Connection, rater: str) -> bool:
 
 def _usable(connection: Connection, rater: str) -> list[str]:
     """Gold whose answer the rater has not met at work."""
-    seats, gold = schema.seats, schema.gold
+    seats = schema.seats
+    gold = schema.gold
     met = select(seats.c.comparison).where(seats.c.rater == rater, seats.c.state != SEAT)
-    return list(connection.scalars(select(gold.c.comparison).where(gold.c.comparison.not_in(met)).order_by(gold.c.comparison)))
+    return list(
+        connection.scalars(select(gold.c.comparison).where(gold.c.comparison.not_in(met)).order_by(gold.c.comparison))
+    )
 
 
 def _leave_seat(connection: Connection, rater: str, comparison: str, shown: str, at: float) -> None:
     seats = schema.seats
     known = connection.scalar(select(seats.c.state).where(seats.c.comparison == comparison, seats.c.rater == rater))
     if known is None:
-        row = {"comparison": comparison, "rater": rater, "state": SEAT, "until": 0.0, "shown": shown, "at": at, "gold": 1}
+        row = {
+            "comparison": comparison,
+            "rater": rater,
+            "state": SEAT,
+            "until": 0.0,
+            "shown": shown,
+            "at": at,
+            "gold": 1,
+        }
         connection.execute(seats.insert(), row)
 
 

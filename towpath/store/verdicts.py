@@ -1,6 +1,8 @@
-"""What a rater does with a pair: judge, rank, skip, flag, undo, write a better answer. Each is work on a connection, safe to be sent twice.
+"""What a rater does with a pair: judge, rank, skip, flag, undo, write a better answer. Each is work on a connection,
+safe to be sent twice.
 
 Errors of this file are shown to raters, so they name no ids of the ledger.
+
 """
 
 from collections.abc import Sequence
@@ -30,7 +32,8 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A verdict as it comes from the page: of sides, not of answers, for the page does not know which answer is which."""
+    """A verdict as it comes from the page: of sides, not of answers, for the page does not know which answer is
+    which."""
 
     key: str
     comparison: str
@@ -80,10 +83,21 @@ def judge(connection: Connection, given: Given, at: float) -> Receipt:
             raise DataError("You have judged this pair otherwise", ONE_VERDICT, UNDO_FIRST)
         return Receipt(given.comparison, 1, True)
     made = Judgement(
-        given.key, given.comparison, given.rater, "person", choice, "ba" if seat.shown == "ba" else "ab", given.said.strength,
-        _worked(given.milliseconds, seat, at), _round(connection, given.comparison, given.rater), given.guideline, "", given.comment, 0.0,
+        given.key,
+        given.comparison,
+        given.rater,
+        "person",
+        choice,
+        "ba" if seat.shown == "ba" else "ab",
+        given.said.strength,
+        _worked(given.milliseconds, seat, at),
+        _round(connection, given.comparison, given.rater),
+        given.guideline,
+        "",
+        given.comment,
+        0.0,
         _details(given, seat.shown),
-    )  # fmt: skip
+    )
     tallies.keep(connection, [made])
     _settle(connection, seat, at)
     return Receipt(given.comparison, 1)
@@ -130,10 +144,24 @@ def rank(connection: Connection, ranked: Ranked, at: float) -> Receipt:
         i, j = map(int, pair.id.rpartition(".")[2].split("-"))
         choice: Choice = "tie" if place[i] == place[j] else "a" if place[i] < place[j] else "b"
         first = seat.shown.split(".").index(str(i)) < seat.shown.split(".").index(str(j))
-        made.append(Judgement(
-            key, pair.id, ranked.rater, "person", choice, "ab" if first else "ba", 1, time, number, ranked.guideline, "", ranked.comment, 0.0,
-            {"group": group.id, "places": [place[i], place[j]], "of": len(group.members)},
-        ))  # fmt: skip
+        made.append(
+            Judgement(
+                key,
+                pair.id,
+                ranked.rater,
+                "person",
+                choice,
+                "ab" if first else "ba",
+                1,
+                time,
+                number,
+                ranked.guideline,
+                "",
+                ranked.comment,
+                0.0,
+                {"group": group.id, "places": [place[i], place[j]], "of": len(group.members)},
+            )
+        )
     tallies.keep(connection, made)
     _settle(connection, seat, at)
     return Receipt(ranked.comparison, len(pairs))
@@ -155,7 +183,10 @@ def flag(connection: Connection, comparison: str, rater: str, reason: str, at: f
     if seat.state == "judged":
         raise DataError("You have judged this pair", "a flag stands in place of a judgement", UNDO_FIRST)
     rating.leave(connection, comparison, rater, "flagged", at, seat.state == "leased")
-    connection.execute(schema.flags.insert(), {"comparison": comparison, "rater": rater, "reason": reason, "at": tallies.now(), "settled": ""})
+    connection.execute(
+        schema.flags.insert(),
+        {"comparison": comparison, "rater": rater, "reason": reason, "at": tallies.now(), "settled": ""},
+    )
     task = _task(connection, comparison)
     if task is not None:
         rating.turn(connection, task, state="flagged")
@@ -163,7 +194,8 @@ def flag(connection: Connection, comparison: str, rater: str, reason: str, at: f
 
 
 def undo(connection: Connection, comparison: str, rater: str, at: float) -> Receipt:
-    """Take back what a rater did last with a pair, and seat them at it again. What was judged stays in the ledger, marked as taken back."""
+    """Take back what a rater did last with a pair, and seat them at it again. What was judged stays in the ledger,
+    marked as taken back."""
     seat = _seat(connection, comparison, rater)
     if seat.state == "leased":
         return Receipt(comparison, 0, True)
@@ -185,7 +217,9 @@ def settle_flags(connection: Connection, comparison: str, how: str, rater: str =
     """Close the flags of a pair (of one rater); with none left the pair waits again."""
     flags = schema.flags
     open_ = and_(flags.c.comparison == comparison, flags.c.settled == "")
-    connection.execute(flags.update().where(open_, flags.c.rater == rater if rater else flags.c.rater != "").values(settled=how))
+    connection.execute(
+        flags.update().where(open_, flags.c.rater == rater if rater else flags.c.rater != "").values(settled=how)
+    )
     task = _task(connection, comparison)
     if task is not None and not connection.scalar(select(func.count()).select_from(flags).where(open_)):
         rating.turn(connection, task, state="closed" if how == "dropped" else "open")
@@ -206,14 +240,26 @@ def write(connection: Connection, key: str, comparison: str, rater: str, text: s
     """Keep a better answer as a draft, in place of the one this rater wrote to the pair before; whether it was new."""
     _seat(connection, comparison, rater)
     if connection.scalar(statements.IS_MATCH, {"comparison": comparison}):
-        raise DataError("this pair measures two models", "what is measured with is not learned from", "judge the pair; nothing better can be written")
+        raise DataError(
+            "this pair measures two models",
+            "what is measured with is not learned from",
+            "judge the pair; nothing better can be written",
+        )
     table = schema.written
     if connection.scalar(select(table.c.key).where(table.c.key == key)) is not None:
         return False
     earlier = table.update().where(table.c.comparison == comparison, table.c.rater == rater)
     connection.execute(earlier.values(state="replaced"))
     prompt = connection.scalar(select(schema.comparisons.c.prompt_id).where(schema.comparisons.c.id == comparison))
-    row = {"key": key, "prompt_id": prompt, "comparison": comparison, "rater": rater, "text": text, "at": tallies.now(), "state": "waiting"}
+    row = {
+        "key": key,
+        "prompt_id": prompt,
+        "comparison": comparison,
+        "rater": rater,
+        "text": text,
+        "at": tallies.now(),
+        "state": "waiting",
+    }
     connection.execute(table.insert(), row)
     return True
 
@@ -221,22 +267,32 @@ def write(connection: Connection, key: str, comparison: str, rater: str, text: s
 def review(connection: Connection, key: str, state: State) -> None:
     """Approve a better answer for training, or decline it; either may be changed later."""
     table = schema.written
-    changed = connection.execute(table.update().where(table.c.key == key, table.c.state != "replaced").values(state=state))
+    changed = connection.execute(
+        table.update().where(table.c.key == key, table.c.state != "replaced").values(state=state)
+    )
     if not changed.rowcount:
-        raise DataError("This answer was replaced by a newer one", "the newest answer of a rater to a pair is reviewed", RELOAD)
+        raise DataError(
+            "This answer was replaced by a newer one", "the newest answer of a rater to a pair is reviewed", RELOAD
+        )
 
 
 def demonstrations(connection: Connection) -> list[Demonstration]:
     """The better answers that the owner approved."""
-    table, prompts = schema.written, schema.prompts
+    table = schema.written
+    prompts = schema.prompts
     query = select(table, prompts.c.prompt, prompts.c.domain).join(prompts, prompts.c.id == table.c.prompt_id)
     rows = connection.execute(query.where(table.c.state == "approved").order_by(table.c.at, table.c.key)).all()
-    return [Demonstration(f"written/{row.key}", row.prompt, row.text, row.prompt_id, "written", row.domain) for row in rows]
+    return [
+        Demonstration(f"written/{row.key}", row.prompt, row.text, row.prompt_id, "written", row.domain) for row in rows
+    ]
 
 
 def unreviewed(connection: Connection) -> int:
     """How many better answers wait for the owner's approval."""
-    return connection.scalar(select(func.count()).select_from(schema.written).where(schema.written.c.state == "waiting")) or 0
+    return (
+        connection.scalar(select(func.count()).select_from(schema.written).where(schema.written.c.state == "waiting"))
+        or 0
+    )
 
 
 def last_settled(connection: Connection, rater: str) -> tuple[str, str] | None:
@@ -265,7 +321,8 @@ def _task(connection: Connection, comparison: str) -> Row[Any] | None:
 
 
 def _group(connection: Connection, comparison: str) -> rating.Group | None:
-    tasks, groups = schema.tasks, schema.groups
+    tasks = schema.tasks
+    groups = schema.groups
     query = select(groups).join(tasks, tasks.c.group_id == groups.c.id).where(tasks.c.comparison == comparison)
     row = connection.execute(query).one_or_none()
     return rating.Group(row.id, row.prompt_id, tuple(row.members)) if row is not None else None
@@ -275,7 +332,9 @@ def _standing(connection: Connection, comparisons: Sequence[str], rater: str) ->
     """What a rater has said of these and not taken back."""
     table = schema.judgements
     back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
-    query = select(table).where(table.c.comparison.in_(comparisons), table.c.rater == rater, ~back).order_by(table.c.number)
+    query = (
+        select(table).where(table.c.comparison.in_(comparisons), table.c.rater == rater, ~back).order_by(table.c.number)
+    )
     return connection.execute(query).all()
 
 

@@ -34,7 +34,9 @@ class Writer:
         future: Future[Any] = Future()
         with self._closing:
             if self._closed:
-                raise ResourceError("the ledger is closed", "what is said is written while the server runs", "start it again")
+                raise ResourceError(
+                    "the ledger is closed", "what is said is written while the server runs", "start it again"
+                )
             self._jobs.put((work, future))
         return future
 

@@ -33,7 +33,9 @@ def _account(request: Request, account: Account, store: Store, status: int = 200
 
 
 @router.post("/account/password")
-def change_password(request: Request, account: Visitor, store: TheStore, door: TheDoor, present: Password, password: Password) -> Response:
+def change_password(
+    request: Request, account: Visitor, store: TheStore, door: TheDoor, present: Password, password: Password
+) -> Response:
     """Another password; every other browser is signed out. Whoever found a browser open must know the present one."""
     device = door.session_of(request)
     door.throttle.enter(account.name, "", device)
@@ -75,9 +77,14 @@ def _people(request: Request, account: Account, store: Store, **more: Any) -> HT
     known = [known for known in store.read(people.accounts) if known.password]
     now = time()
     return pages.page(
-        request, "people.html", account, accounts=known, sessions=store.read(sessions.counts, now),
-        invitations=store.read(people.invitations, now), **more,
-    )  # fmt: skip
+        request,
+        "people.html",
+        account,
+        accounts=known,
+        sessions=store.read(sessions.counts, now),
+        invitations=store.read(people.invitations, now),
+        **more,
+    )
 
 
 def _link(request: Request, kind: str, token: str) -> str:
@@ -100,7 +107,12 @@ def withdraw(account: Owner, store: TheStore, digest: Field) -> Response:
 
 @router.post("/owner/account")
 def change_account(
-    account: Owner, store: TheStore, door: TheDoor, name: Field, role: Annotated[Role, Form()], active: Annotated[bool, Form()] = False
+    account: Owner,
+    store: TheStore,
+    door: TheDoor,
+    name: Field,
+    role: Annotated[Role, Form()],
+    active: Annotated[bool, Form()] = False,
 ) -> Response:
     """Another role, closed, or open again."""
     store.later(people.change_account, name, role, active, None, account.name).result()
@@ -125,10 +137,25 @@ def sign_out(account: Owner, store: TheStore, door: TheDoor, name: Field) -> Res
 
 @router.get("/owner/audit")
 def audit_page(
-    request: Request, account: Owner, store: TheStore, who: Filter = "", action: Filter = "", before: Annotated[int, Query(ge=0, le=2**53)] = 0
+    request: Request,
+    account: Owner,
+    store: TheStore,
+    who: Filter = "",
+    action: Filter = "",
+    before: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> HTMLResponse:
     """Who changed what, the newest first."""
     rows = store.read(audit.entries, who, action, before)
     accounts, actions = store.read(audit.known)
     older = rows[-1].number if len(rows) == audit.PAGE else 0
-    return pages.page(request, "audit.html", account, rows=rows, accounts=accounts, actions=actions, who=who, action=action, older=older)
+    return pages.page(
+        request,
+        "audit.html",
+        account,
+        rows=rows,
+        accounts=accounts,
+        actions=actions,
+        who=who,
+        action=action,
+        older=older,
+    )

@@ -7,7 +7,7 @@ from fastapi import Depends, FastAPI
 from starlette.staticfiles import StaticFiles
 
 from towpath.store.store import Store
-from towpath.web import account, arena, concerns, entrance, monitor, owning, rating, refusals, reviewing
+from towpath.web import account, admin, arena, concerns, login, monitor, rating, refusals, reviewing
 from towpath.web.auth import Door
 from towpath.web.guard import Guard
 from towpath.web.limits import Streams
@@ -16,12 +16,15 @@ STATIC = Path(__file__).parent / "static"
 
 
 def application(store: Store, door: Door, names: Iterable[str], addresses: bool = False) -> FastAPI:
-    """The server's application; `names` are the hosts it answers for, `addresses` whether addresses in numbers will do too."""
+    """The server's application; `names` are the hosts it answers for, `addresses` whether addresses in numbers will
+    do too."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.store, app.state.door = store, door
-    app.state.looks, app.state.streams = arena.Looks(), Streams()
+    app.state.store = store
+    app.state.door = door
+    app.state.looks = arena.Looks()
+    app.state.streams = Streams()
     app.state.concerns = concerns.RaterReports()
-    for part in (entrance, account, owning, reviewing, arena, monitor):
+    for part in (login, account, admin, reviewing, arena, monitor):
         app.include_router(part.router)
     app.include_router(rating.router, dependencies=[Depends(arena.watched)])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -1,4 +1,5 @@
-"""The owner's pages of arenas: one begun, how it stands while people judge, and pairs on which the reward model contradicts people."""
+"""The owner's pages of arenas: one begun, how it stands while people judge, and pairs on which the reward model
+contradicts people."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from towpath import arena
+from towpath.arena import matches
 from towpath.errors import DataError
 from towpath.store import arenas, audit
 from towpath.store.store import Store
@@ -47,7 +48,7 @@ async def watched(request: Request, store: TheStore) -> AsyncIterator[None]:
     """After a verdict the open arenas are looked at, so that one which is decided asks nobody any more."""
     yield
     if request.url.path in ("/rate/judge", "/rate/next") and request.app.state.looks.due():
-        await run_in_threadpool(arena.settle, store)
+        await run_in_threadpool(matches.settle, store)
 
 
 def folder(request: Request, store: Store) -> Path | None:
@@ -59,7 +60,7 @@ def folder(request: Request, store: Store) -> Path | None:
 def overview(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
     """The arenas so far, and a new one."""
     run = folder(request, store)
-    known = list(arena.sources(run)) if run else []
+    known = list(matches.sources(run)) if run else []
     return pages.page(request, "arena.html", account, arenas=store.read(arenas.arenas), sources=known)
 
 
@@ -77,9 +78,13 @@ def begin(
     """Put the answers of two models to the same prompts in the raters' queue."""
     run = folder(request, store)
     if run is None:
-        raise DataError("the run's folder is not known here", "answers lie in it", "`towpath arena start RUN` begins an arena")
-    made = arena.begin(store, run, arena.Terms(one, other, prompts, threshold / 100, overlap / 100), account.name)
-    store.later(audit.record, account.name, "begin arena", str(made.number), after={"one": one, "other": other}).result()
+        raise DataError(
+            "the run's folder is not known here", "answers lie in it", "`towpath arena start RUN` begins an arena"
+        )
+    made = matches.begin(store, run, matches.Terms(one, other, prompts, threshold / 100, overlap / 100), account.name)
+    store.later(
+        audit.record, account.name, "begin arena", str(made.number), after={"one": one, "other": other}
+    ).result()
     return _to(made.number)
 
 
@@ -87,15 +92,17 @@ def begin(
 def disagreements(request: Request, account: Owner, store: TheStore, returned: int | None = None) -> HTMLResponse:
     """Labelled pairs on which the reward model prefers the other answer, the surest first."""
     run = folder(request, store)
-    rows = arena.disagreements(run)[:SHOWN] if run else []
+    rows = matches.disagreements(run)[:SHOWN] if run else []
     return pages.page(request, "arena_disagreements.html", account, rows=rows, returned=returned)
 
 
 @router.post("/disagreements")
-def ask_again(request: Request, account: Owner, store: TheStore, comparison: Annotated[list[str] | None, Form()] = None) -> Response:
+def ask_again(
+    request: Request, account: Owner, store: TheStore, comparison: Annotated[list[str] | None, Form()] = None
+) -> Response:
     """Ask one more rater about these pairs."""
     run = folder(request, store)
-    known = {row["comparison"]: row["domain"] for row in (arena.disagreements(run) if run else [])}
+    known = {row["comparison"]: row["domain"] for row in (matches.disagreements(run) if run else [])}
     wanted = [(name, known[name]) for name in comparison or [] if name in known]
     count = store.later(arenas.ask_again, wanted, REASON).result()
     return RedirectResponse(f"/arena/disagreements?returned={count}", 303)
@@ -116,18 +123,24 @@ def live(account: Owner, store: TheStore, number: int) -> HTMLResponse:
 @router.post("/{number}/stop")
 def stop(account: Owner, store: TheStore, number: int) -> Response:
     """End an arena before it is decided."""
-    arena.stop(store, number)
+    matches.stop(store, number)
     store.later(audit.record, account.name, "stop arena", str(number)).result()
     return _to(number)
 
 
 def _told(store: Store, number: int) -> dict[str, Any]:
-    arena.settle(store)
-    found = arena.standing(store, number)
+    matches.settle(store)
+    found = matches.standing(store, number)
     records = [("People", found.people), *found.judges.items()]
-    sentence = _capital(arena.sentence(found.people))
-    told = {"found": found, "arena": found.arena, "records": records, "sentence": sentence, "hint": arena.hint(found.people)}
-    return told | {"pairs": arena.revealed(store, number)}
+    sentence = _capital(matches.sentence(found.people))
+    told = {
+        "found": found,
+        "arena": found.arena,
+        "records": records,
+        "sentence": sentence,
+        "hint": matches.hint(found.people),
+    }
+    return told | {"pairs": matches.revealed(store, number)}
 
 
 def _capital(text: str) -> str:

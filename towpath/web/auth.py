@@ -36,7 +36,8 @@ class NotAllowed(Exception):
 
 
 def cookie_name(request: Request, what: str = "") -> str:
-    """A cookie's name: with the port, so that two servers of one machine keep theirs apart, and under TLS bound to this host."""
+    """A cookie's name: with the port, so that two servers of one machine keep theirs apart, and under TLS bound to
+    this host."""
     server = request.scope.get("server") or ("", 0)
     return f"{'__Host-' if request.url.scheme == 'https' else ''}towpath{what}-{server[1] or 0}"
 
@@ -85,7 +86,9 @@ class Door:
         if not self.team:
             return None
         name = names.normal(name)
-        account = self._store.read(people.account, name) if 0 < len(name) <= names.LONGEST and name.isprintable() else None
+        account = (
+            self._store.read(people.account, name) if 0 < len(name) <= names.LONGEST and name.isprintable() else None
+        )
         stored = account.password if account is not None and account.active else ""
         known = bool(device and stored) and self._store.read(sessions.knows, device, name)
         device = device if known else ""
@@ -102,7 +105,8 @@ class Door:
         return account
 
     def _failed(self, name: str, address: str) -> None:
-        """Write a failed sign-in to the audit log, which nobody may fill; what was typed as an unknown name may be a password."""
+        """Write a failed sign-in to the audit log, which nobody may fill; what was typed as an unknown name may be a
+        password."""
         before = self._failures.take(monotonic())
         if before is not None:
             more = {"not listed before": before} if before else {}
@@ -116,7 +120,12 @@ class Door:
         """Sign a browser in under a new session, and know it from now on; `address` goes to the audit log."""
         device = self._device(request) if self.team else ""
         work = self._store.later(people.begin_session, account, time(), self.session_of(request), device, address)
-        lasting: dict[str, Any] = {"httponly": True, "samesite": "lax", "secure": request.url.scheme == "https", "path": "/"}
+        lasting: dict[str, Any] = {
+            "httponly": True,
+            "samesite": "lax",
+            "secure": request.url.scheme == "https",
+            "path": "/",
+        }
         response.set_cookie(cookie_name(request), work.result(), max_age=int(sessions.LASTS), **lasting)
         if device:
             response.set_cookie(cookie_name(request, "-device"), device, max_age=DEVICE_LASTS, **lasting)
@@ -131,7 +140,9 @@ class Door:
         """End the session of a browser, so that a copy of its cookie is good for nothing."""
         self._store.later(people.leave, account.name, self.session_of(request)).result()
         self.forget()
-        response.delete_cookie(cookie_name(request), path="/", secure=request.url.scheme == "https", httponly=True, samesite="lax")
+        response.delete_cookie(
+            cookie_name(request), path="/", secure=request.url.scheme == "https", httponly=True, samesite="lax"
+        )
 
     def session_of(self, request: Request) -> str:
         """What the ledger keeps of a browser's cookie."""
@@ -143,7 +154,9 @@ class Door:
 
     async def visitor(self, request: Request) -> Account | None:
         """Whose session this is."""
-        key, now, changes = self.session_of(request), time(), self._changes
+        key = self.session_of(request)
+        now = time()
+        changes = self._changes
         known = self._read.get(key)
         if known is None or known.changes != changes or monotonic() - known.at > FRESH:
             found = await run_in_threadpool(self._store.read, people.visitor, key)

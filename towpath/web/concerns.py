@@ -8,7 +8,7 @@ from towpath.feedback import agreement, raters
 from towpath.feedback.agreement import Estimate
 from towpath.feedback.raters import Quality
 from towpath.records import Finding
-from towpath.store import figures, review
+from towpath.store import rater_stats, review
 from towpath.store.store import Store
 
 KEPT = 15.0  # seconds
@@ -35,7 +35,8 @@ class RaterReports:
         """A report that is at most some seconds old."""
         with self.lock:
             if self.report is None or monotonic() - self.made >= KEPT:
-                self.report, self.made = report(store), monotonic()
+                self.report = report(store)
+                self.made = monotonic()
             return self.report
 
     def forget(self) -> None:
@@ -46,9 +47,9 @@ class RaterReports:
 
 def report(store: Store) -> RaterReport:
     """Figures of the people who judged the newest pairs."""
-    judgements = [j for j in store.read(figures.recent) if j.kind == "person"]
+    judgements = [j for j in store.read(rater_stats.recent) if j.kind == "person"]
     texts = store.read(review.texts, list({j.comparison for j in judgements}))
-    gold = {row["comparison"]: row["choice"] for row in store.read(figures.golds)}
+    gold = {row["comparison"]: row["choice"] for row in store.read(rater_stats.golds)}
     quality = raters.quality(judgements, gold, texts)  # pyright: ignore[reportArgumentType]
     agreed = agreement.measured(judgements).get("percent_without_ties")
     return RaterReport({one.rater: one for one in quality}, raters.concerns(quality), agreed)

@@ -27,7 +27,8 @@ RESERVE = 128
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with bounds: a client that opens many connections, or sends headers slowly, holds nobody else up."""
+    """uvicorn's HTTP/1.1 with bounds: a client that opens many connections, or sends headers slowly, holds nobody
+    else up."""
 
     most: ClassVar[int] = MOST
     shared: ClassVar[tuple[proxies.Network, ...]] = ()
@@ -84,7 +85,8 @@ class BoundedProtocol(H11Protocol):
 class RateLimitedLog(logging.Filter):
     """Lets a message through once a minute, so that a client that causes it over and over does not fill the log.
 
-    Errors that were raised in different places are different messages. Control characters that a client sent are removed.
+    Errors that were raised in different places are different messages. Control characters that a client sent are
+    removed.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:
@@ -95,7 +97,8 @@ class RateLimitedLog(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether no message of the same kind was let through lately."""
-        kind, now = _kind(record), monotonic()
+        kind = _kind(record)
+        now = monotonic()
         at, suppressed = self._last.get(kind, (-self._seconds, 0))
         if now - at < self._seconds:
             self._last[kind] = at, suppressed + 1
@@ -104,7 +107,8 @@ class RateLimitedLog(logging.Filter):
             self._last.clear()
         self._last[kind] = now, 0
         more = f" ({suppressed} more like this before)" if suppressed else ""
-        record.msg, record.args = plain(record.getMessage()) + more, ()
+        record.msg = plain(record.getMessage()) + more
+        record.args = ()
         return True
 
 

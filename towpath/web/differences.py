@@ -1,4 +1,5 @@
-"""Where two answers differ, shown in their rendered Markdown: by the word where the texts are close, by the sentence where they are not."""
+"""Where two answers differ, shown in their rendered Markdown: by the word where the texts are close, by the sentence
+where they are not."""
 
 import re
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Piece:
 
 def differences(left: str, right: str) -> tuple[str, str, Manner]:
     """Both texts as safe HTML with `<mark>` around what the other has not, and how they were compared."""
-    ours, theirs = _pieces(text.markdown(left)), _pieces(text.markdown(right))
+    ours = _pieces(text.markdown(left))
+    theirs = _pieces(text.markdown(right))
     one, two = ([piece for piece in side if piece.word] for side in (ours, theirs))
     if [piece.html for piece in one] == [piece.html for piece in two]:
         return _html(ours), _html(theirs), "same"
@@ -79,7 +81,8 @@ def _sentences(pieces: list[Piece]) -> list[list[Piece]]:
 
 
 def _mark_sentences(ours: list[list[Piece]], theirs: list[list[Piece]]) -> int:
-    """Mark whole sentences that the other text has not, and single words in those it has in other words. How many are in both."""
+    """Mark whole sentences that the other text has not, and single words in those it has in other words. How many
+    are in both."""
     matched = 0
     free = list(theirs)
     names = {id(sentence): [piece.html.lower() for piece in sentence] for sentence in [*ours, *theirs]}
@@ -97,7 +100,8 @@ def _mark_sentences(ours: list[list[Piece]], theirs: list[list[Piece]]) -> int:
 
 
 def _partner(words: list[str], free: list[list[Piece]], names: dict[int, list[str]], alike: bool) -> list[Piece] | None:
-    best, share = None, 0.0
+    best = None
+    share = 0.0
     for other in free:
         theirs = names[id(other)]
         if words == theirs:

@@ -1,4 +1,5 @@
-"""The first thing every request meets: its host, its origin, its size, who sends it, and the headers of every answer."""
+"""The first thing every request meets: its host, its origin, its size, who sends it, and the headers of every
+answer."""
 
 import asyncio
 import ipaddress
@@ -16,13 +17,18 @@ from towpath.web import refusals
 from towpath.web.limits import WriteRate
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none';"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action "
+    "'self'; base-uri 'none';"
     " frame-ancestors 'none'"
 )
 HEADERS = {
-    "content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin", "cross-origin-resource-policy": "same-origin", "permissions-policy": "camera=(), microphone=()",
-}  # fmt: skip
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=()",
+}
 SAFE = ("GET", "HEAD")
 LARGEST = 1_000_000
 """Bytes of a request's body from someone who is signed in."""
@@ -41,7 +47,8 @@ class BodyTooLarge(Exception):
 
 
 class Guard:
-    """Refuses foreign hosts and origins, and bodies that are too large, too slow or from nobody, before a route sees them; adds the headers."""
+    """Refuses foreign hosts and origins, and bodies that are too large, too slow or from nobody, before a route sees
+    them; adds the headers."""
 
     def __init__(self, app: ASGIApp, names: Iterable[str], addresses: bool) -> None:
         self._app = app
@@ -63,7 +70,9 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 host = _PORT.sub("", Headers(scope=scope).get("host", ""))
-                if scope["scheme"] == "https" and host != "localhost":  # there it would bind every other server of the machine
+                if (
+                    scope["scheme"] == "https" and host != "localhost"
+                ):  # there it would bind every other server of the machine
                     headers.setdefault("strict-transport-security", f"max-age={365 * 86400}")
                 headers["cache-control"] = "no-cache" if scope["path"].startswith("/static/") else "no-store"
             await send(message)
@@ -71,14 +80,17 @@ class Guard:
         try:
             response, receive = await self._before(scope, receive)
             await (response or self._app)(scope, receive, with_headers)
-        except Exception as error:  # the server's boundary: whatever it is, it is logged and answered with the same headers
+        except (
+            Exception
+        ) as error:  # the server's boundary: whatever it is, it is logged and answered with the same headers
             if started:
                 raise
             await refusals.failed(Request(scope), error)(scope, receive, with_headers)
 
     async def _before(self, scope: Scope, receive: Receive) -> tuple[Response | None, Receive]:
         """A refusal, or the body of a request that may go on."""
-        headers, method = Headers(scope=scope), scope["method"]
+        headers = Headers(scope=scope)
+        method = scope["method"]
         if foreign := self._foreign(method, headers):
             return PlainTextResponse(foreign[1], foreign[0], {"connection": "close"}), receive
         request = Request(scope)
@@ -103,7 +115,8 @@ class Guard:
         return await _with_body(request, receive, largest)
 
     def _foreign(self, method: str, headers: Headers) -> tuple[int, str] | None:
-        host, origin = headers.get("host", ""), headers.get("origin")
+        host = headers.get("host", "")
+        origin = headers.get("origin")
         if not self._known(host):
             return 421, f"This server does not answer for {host!r}."
         if origin is None and method not in SAFE:
@@ -113,7 +126,8 @@ class Guard:
         return None
 
     def _known(self, host: str) -> bool:
-        """A name that leads here; or, for a team, an address in numbers, which no foreign name server can point elsewhere."""
+        """A name that leads here; or, for a team, an address in numbers, which no foreign name server can point
+        elsewhere."""
         name = _PORT.sub("", host).strip("[]").lower()
         if name in self._names:
             return True
@@ -133,7 +147,8 @@ def origin_host(origin: str) -> str:
 
 
 def malformed(scope: Scope, headers: Headers, largest: int) -> int:
-    """The status with which a request is refused by its first lines, or 0. A body has one stated length and no other framing."""
+    """The status with which a request is refused by its first lines, or 0. A body has one stated length and no other
+    framing."""
     if "\x00" in scope["path"] or b"%00" in scope.get("query_string", b""):
         return 400
     if "transfer-encoding" in headers or len(headers.getlist("content-length")) > 1:
@@ -163,7 +178,8 @@ async def _with_body(request: Request, receive: Receive, largest: int) -> tuple[
 
 
 async def _read(receive: Receive, largest: int) -> bytes:
-    parts, size = [], 0
+    parts = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":

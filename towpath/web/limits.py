@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-BURST, PER_SECOND = 120, 2.0
+BURST = 120
+PER_SECOND = 2.0
 """Writes an account may send at once (an outbox after a lost connection), and how many a second after that."""
 REMEMBERED = 10_000
 STREAMS = 4

@@ -1,4 +1,5 @@
-"""TeX in answers as MathML. The markup is built here from a list of elements and attributes, so nothing else can come of hostile TeX."""
+"""TeX in answers as MathML. The markup is built here from a list of elements and attributes, so nothing else can
+come of hostile TeX."""
 
 import re
 from html import escape, unescape
@@ -12,17 +13,51 @@ LONGEST = 1000  # characters of one formula; a longer one is shown as it is
 DEEPEST = 60  # elements within each other
 
 ELEMENTS = {
-    "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "msup", "msub", "msubsup", "mfrac", "msqrt", "mroot", "munder", "mover", "munderover",
-    "mtable", "mtr", "mtd", "mstyle", "mpadded", "menclose", "mmultiscripts", "mprescripts", "none",
-}  # fmt: skip
+    "math",
+    "mrow",
+    "mi",
+    "mn",
+    "mo",
+    "mtext",
+    "mspace",
+    "msup",
+    "msub",
+    "msubsup",
+    "mfrac",
+    "msqrt",
+    "mroot",
+    "munder",
+    "mover",
+    "munderover",
+    "mtable",
+    "mtr",
+    "mtd",
+    "mstyle",
+    "mpadded",
+    "menclose",
+    "mmultiscripts",
+    "mprescripts",
+    "none",
+}
 ATTRIBUTES = {
-    "display": r"inline|block", "displaystyle": r"true|false", "stretchy": r"true|false", "fence": r"true|false", "form": r"prefix|infix|postfix",
-    "accent": r"true|false", "linethickness": r"0|\d(\.\d+)?(em|px|pt)?", "columnalign": r"(left|right|center)( (left|right|center))*",
-    "mathvariant": r"[a-z-]{1,30}", "width": r"-?\d?(\.\d+)?em", "notation": r"[a-z ]{1,40}", "scriptlevel": r"[0-3]",
-}  # fmt: skip
+    "display": r"inline|block",
+    "displaystyle": r"true|false",
+    "stretchy": r"true|false",
+    "fence": r"true|false",
+    "form": r"prefix|infix|postfix",
+    "accent": r"true|false",
+    "linethickness": r"0|\d(\.\d+)?(em|px|pt)?",
+    "columnalign": r"(left|right|center)( (left|right|center))*",
+    "mathvariant": r"[a-z-]{1,30}",
+    "width": r"-?\d?(\.\d+)?em",
+    "notation": r"[a-z ]{1,40}",
+    "scriptlevel": r"[0-3]",
+}
 
 _DELIMITERS = (("$$", "$$", "block"), ("\\[", "\\]", "block"), ("\\(", "\\)", "inline"), ("$", "$", "inline"))
-_MACROS = re.compile(r"\\(?:re|provide)?newcommand|\\[egx]?def|\\let|\\DeclareMathOperator|\\href|\\style|\\class|\\require")
+_MACROS = re.compile(
+    r"\\(?:re|provide)?newcommand|\\[egx]?def|\\let|\\DeclareMathOperator|\\href|\\style|\\class|\\require"
+)
 _MARK = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -32,14 +67,20 @@ def mathml(tex: str, display: str) -> str | None:
         return None
     try:
         return _markup(converter.convert_to_element(tex, display=display), 0)
-    except Exception:  # the boundary to a parser of strangers' text: it fails in many ways, and TeX as it is stays readable
+    except (
+        Exception
+    ):  # the boundary to a parser of strangers' text: it fails in many ways, and TeX as it is stays readable
         return None
 
 
 def _markup(element: Element, depth: int) -> str:
     if depth > DEEPEST or element.tag not in ELEMENTS:
         raise ValueError(element.tag)
-    known = [(name, value) for name, value in element.attrib.items() if name in ATTRIBUTES and re.fullmatch(ATTRIBUTES[name], value)]
+    known = [
+        (name, value)
+        for name, value in element.attrib.items()
+        if name in ATTRIBUTES and re.fullmatch(ATTRIBUTES[name], value)
+    ]
     attributes = "".join(f' {name}="{escape(value)}"' for name, value in known)
     inner = escape(unescape(element.text or ""), quote=False) + "".join(_markup(child, depth + 1) for child in element)
     return f"<{element.tag}{attributes}>{inner}</{element.tag}>"
@@ -61,7 +102,8 @@ def _rule(state: StateInline, silent: bool) -> bool:
             continue
         if not silent:
             token = state.push("maths", "", 0)
-            token.content, token.info = tex, display
+            token.content = tex
+            token.info = display
             token.meta = {"source": state.src[state.pos : end + len(closing)]}
         state.pos = end + len(closing)
         return True
@@ -69,7 +111,8 @@ def _rule(state: StateInline, silent: bool) -> bool:
 
 
 def _is_formula(tex: str, following: str) -> bool:
-    """Whether dollars are no prices and hold no code: no space just inside them, no digit after the last, no backtick."""
+    """Whether dollars are no prices and hold no code: no space just inside them, no digit after the last, no
+    backtick."""
     return not tex[0].isspace() and not tex[-1].isspace() and not following.isdigit() and "`" not in tex
 
 

@@ -16,11 +16,12 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from towpath.errors import DataError
-from towpath.monitoring import comparing, curves
-from towpath.monitoring.columns import Columns
-from towpath.monitoring.layout import Line
-from towpath.monitoring.samples import Asked, Sort
-from towpath.monitoring.watched import TRAINED, Training, Watched
+from towpath.view.live import compare as comparing
+from towpath.view.live import curves
+from towpath.view.live.columns import Columns
+from towpath.view.live.layout import Line
+from towpath.view.live.live_run import TRAINED, Training, Watched
+from towpath.view.live.samples import Asked, Sort
 from towpath.web import pages, text
 from towpath.web.auth import Onlooker
 from towpath.web.limits import STREAMS, Streams
@@ -42,7 +43,8 @@ _SERVER = token_hex(4)
 
 def begin(app: FastAPI, run: Path | None, assignments: Sequence[str] = ()) -> None:
     """Which run these pages show. It is read at once, so that the first visitor need not wait for a long one."""
-    app.state.run, app.state.beside = run, {}
+    app.state.run = run
+    app.state.beside = {}
     app.state.watched = Watched(run, assignments) if run else None
     if app.state.watched:
         Thread(target=app.state.watched.refresh, daemon=True).start()
@@ -72,7 +74,9 @@ Step = Annotated[int, Query(ge=0, le=END)]
 
 def _stage(run: Watched, name: str) -> Training:
     if name not in run.trainings:
-        raise DataError(f"{name!r}: no such stage", "a stage of this run that trains", "choose one of " + ", ".join(run.trainings))
+        raise DataError(
+            f"{name!r}: no such stage", "a stage of this run that trains", "choose one of " + ", ".join(run.trainings)
+        )
     return run.trainings[name]
 
 
@@ -88,7 +92,9 @@ def _json(request: Request, content: Any) -> Response:
 
 
 @router.get("")
-def monitor(request: Request, account: Onlooker, run: Annotated[Watched, Depends(known)], stage: Name = "") -> HTMLResponse:
+def monitor(
+    request: Request, account: Onlooker, run: Annotated[Watched, Depends(known)], stage: Name = ""
+) -> HTMLResponse:
     """The curves of one stage; the page comes before a long file is read, and asks for them."""
     name = stage if stage in run.trainings else run.current()
     stages = [{"name": one, "state": run.state(one)} for one in run.trainings]
@@ -97,21 +103,33 @@ def monitor(request: Request, account: Onlooker, run: Annotated[Watched, Depends
 
 @router.get("/curves")
 def drawn(
-    request: Request, account: Onlooker, run: TheRun, stage: Name, low: Step = 0, high: Step = END, buckets: Buckets = 240, smooth: bool = False
+    request: Request,
+    account: Onlooker,
+    run: TheRun,
+    stage: Name,
+    low: Step = 0,
+    high: Step = END,
+    buckets: Buckets = 240,
+    smooth: bool = False,
 ) -> Response:
     """Every chart of a stage between two steps, and all else the page shows."""
     with run.lock:
         training = _stage(run, stage)
         metrics = training.metrics
         groups = curves.drawn(metrics, training.facts(run.settings), low, high, buckets, smooth)
-        told = {"stage": stage, "groups": groups, "cursor": _cursor(training)} | _ends([metrics.train, metrics.validation])
+        told = {"stage": stage, "groups": groups, "cursor": _cursor(training)} | _ends(
+            [metrics.train, metrics.validation]
+        )
         return _json(request, told | {"state": _state(run, stage), "marks": _marks(run, training)})
 
 
 def _ends(several: Iterable[Columns]) -> dict[str, int]:
     """The first and the last step of all; both 0 before anything was told."""
     told = [columns for columns in several if columns.count]
-    return {"first": min((int(columns.steps[0]) for columns in told), default=0), "last": max((columns.last for columns in told), default=0)}
+    return {
+        "first": min((int(columns.steps[0]) for columns in told), default=0),
+        "last": max((columns.last for columns in told), default=0),
+    }
 
 
 @router.get("/step")
@@ -120,9 +138,15 @@ def at_step(request: Request, account: Onlooker, run: TheRun, stage: Name, step:
     with run.lock:
         metrics = _stage(run, stage).metrics
         found: dict[str, Any] = {}
-        for phase, nearest in (("train", _nearest(metrics.train, step)), ("validation", _before(metrics.validation, step))):
+        for phase, nearest in (
+            ("train", _nearest(metrics.train, step)),
+            ("validation", _before(metrics.validation, step)),
+        ):
             if nearest is not None:
-                row = {name: value if np.isfinite(value) else str(value) for name, value in metrics.of(phase).row(nearest).items()}
+                row = {
+                    name: value if np.isfinite(value) else str(value)
+                    for name, value in metrics.of(phase).row(nearest).items()
+                }
                 found[phase] = {"step": int(metrics.of(phase).steps[nearest]), "numbers": row}
         return _json(request, found)
 
@@ -179,7 +203,8 @@ def _news(run: Watched, stage: str, seen: str, said: dict[str, str]) -> tuple[li
         training = run.trainings.get(stage)
         if training is None:
             return [("again", "{}")] if said.get("again") != "gone" and not said.update(again="gone") else [], seen
-        now, found = _cursor(training), []
+        now = _cursor(training)
+        found = []
         if now != seen:
             rows = list(_rows_after(training, seen, now))
             found.append(("rows", json.dumps(rows, allow_nan=False)) if rows else ("again", "{}"))
@@ -214,9 +239,10 @@ def _rows_after(training: Training, seen: str, now: str) -> Iterator[dict[str, A
 
 def _state(run: Watched, stage: str) -> dict[str, Any]:
     return {
-        "headline": [asdict(number) for number in run.headline(stage)], "stages": {name: run.state(name) for name in run.trainings},
+        "headline": [asdict(number) for number in run.headline(stage)],
+        "stages": {name: run.state(name) for name in run.trainings},
         "waiting_for": run.waiting_for,
-    }  # fmt: skip
+    }
 
 
 def _marks(run: Watched, training: Training) -> dict[str, Any]:
@@ -253,7 +279,9 @@ def _policy(run: Watched, stage: str) -> str:
 
 
 @router.get("/samples/list")
-def listed(request: Request, account: Onlooker, run: TheRun, stage: Name, domain: Name = "", sort: Sort = "order") -> Response:
+def listed(
+    request: Request, account: Onlooker, run: TheRun, stage: Name, domain: Name = "", sort: Sort = "order"
+) -> Response:
     """Prompts with what their reward came from and went to."""
     with run.lock:
         return _json(request, [_short(asked) for asked in _stage(run, stage).samples.listed(domain, sort)])
@@ -261,21 +289,47 @@ def listed(request: Request, account: Onlooker, run: TheRun, stage: Name, domain
 
 def _short(asked: Asked) -> dict[str, Any]:
     told = " ".join(asked.prompt.split())[:160]
-    return {"id": asked.id, "prompt": told, "domain": asked.domain, "change": asked.change, "answers": len(asked.versions)}
+    return {
+        "id": asked.id,
+        "prompt": told,
+        "domain": asked.domain,
+        "change": asked.change,
+        "answers": len(asked.versions),
+    }
 
 
 @router.get("/samples/prompt")
-def one_prompt(request: Request, account: Onlooker, run: TheRun, stage: Name, id: Annotated[str, Query(max_length=2000)]) -> Response:
+def one_prompt(
+    request: Request, account: Onlooker, run: TheRun, stage: Name, id: Annotated[str, Query(max_length=2000)]
+) -> Response:
     """One prompt and every answer to it."""
     with run.lock:
         asked = _asked(run, stage, id)
-        versions = [{"key": v.key, "label": v.label, "text": v.text, "scores": v.scores, "reward": v.reward} for v in asked.versions]
-        return _json(request, {"id": asked.id, "prompt": asked.prompt, "domain": asked.domain, "change": asked.change, "versions": versions})
+        versions = [
+            {"key": v.key, "label": v.label, "text": v.text, "scores": v.scores, "reward": v.reward}
+            for v in asked.versions
+        ]
+        return _json(
+            request,
+            {
+                "id": asked.id,
+                "prompt": asked.prompt,
+                "domain": asked.domain,
+                "change": asked.change,
+                "versions": versions,
+            },
+        )
 
 
 @router.get("/samples/differences")
 def differing(
-    request: Request, account: Onlooker, run: TheRun, stage: Name, id: Annotated[str, Query(max_length=2000)], left: Name, right: Name
+    request: Request,
+    account: Onlooker,
+    run: TheRun,
+    stage: Name,
+    id: Annotated[str, Query(max_length=2000)],
+    left: Name,
+    right: Name,
 ) -> Response:
     """Two answers with the words marked that the other has not."""
     with run.lock:
@@ -299,7 +353,8 @@ def _asked(run: Watched, stage: str, name: str) -> Asked:
 def _beside(request: Request, run: Watched, asked: list[str]) -> dict[str, Watched]:
     """The runs that are asked for, each read once for all who look. Only names that lie beside the run are known."""
     state = request.app.state
-    found, own = {}, run.run.resolve()
+    found = {}
+    own = run.run.resolve()
     for name in comparing.chosen(comparing.beside(run.run), asked):
         if name == own.name:
             found[name] = run
@@ -314,31 +369,59 @@ Runs = Annotated[list[str] | None, Query(max_length=200)]
 
 @router.get("/compare")
 def compare(
-    request: Request, account: Onlooker, run: TheRun, runs: Runs = None, stage: Literal["sft", "reward", "policy"] = "policy", names: Runs = None
+    request: Request,
+    account: Onlooker,
+    run: TheRun,
+    runs: Runs = None,
+    stage: Literal["sft", "reward", "policy"] = "policy",
+    names: Runs = None,
 ) -> HTMLResponse:
     """Curves of several runs in one picture, what their recipes say differently, how they ended, and the frontier."""
     chosen = _beside(request, run, runs or [])
     known = comparing.shared_names(chosen.values(), stage)
-    shown = [name for name in names or [] if name in known] or [name for name in ("reward", "kl", "loss", "accuracy") if name in known] or known[:2]
+    shown = (
+        [name for name in names or [] if name in known]
+        or [name for name in ("reward", "kl", "loss", "accuracy") if name in known]
+        or known[:2]
+    )
     endings = {name: comparing.ending(one) for name, one in chosen.items()}
     rows = list(dict.fromkeys(label for told in endings.values() for label, _ in told))
     return pages.page(
-        request, "compare.html", account, listed=comparing.beside(run.run), chosen=list(chosen), stage=stage, stages=TRAINED,
-        known=known, shown=shown,
-        differing=comparing.by_section(comparing.differing({name: comparing.settings(one) for name, one in chosen.items()})),
-        endings=[(label, [dict(endings[name]).get(label, "–") for name in chosen]) for label in rows], most=comparing.MOST,
-    )  # fmt: skip
+        request,
+        "compare.html",
+        account,
+        listed=comparing.beside(run.run),
+        chosen=list(chosen),
+        stage=stage,
+        stages=TRAINED,
+        known=known,
+        shown=shown,
+        differing=comparing.by_section(
+            comparing.differing({name: comparing.settings(one) for name, one in chosen.items()})
+        ),
+        endings=[(label, [dict(endings[name]).get(label, "–") for name in chosen]) for label in rows],
+        most=comparing.MOST,
+    )
 
 
 @router.get("/compare/curves")
 def overlaid(
-    request: Request, account: Onlooker, run: TheRun, stage: Literal["sft", "reward", "policy"], names: Runs = None, runs: Runs = None,
-    low: Step = 0, high: Step = END, buckets: Buckets = 240, smooth: bool = False,
-) -> Response:  # fmt: skip
+    request: Request,
+    account: Onlooker,
+    run: TheRun,
+    stage: Literal["sft", "reward", "policy"],
+    names: Runs = None,
+    runs: Runs = None,
+    low: Step = 0,
+    high: Step = END,
+    buckets: Buckets = 240,
+    smooth: bool = False,
+) -> Response:
     """One chart for each name, one line for each run."""
     chosen = _beside(request, run, runs or [])
     stages = {name: found for name, one in chosen.items() if (found := _latest(one, stage))}
-    charts, shown = [], []
+    charts = []
+    shown = []
     for name in names or []:
         lines = []
         for run_name, training in stages.items():
@@ -361,9 +444,23 @@ def _latest(run: Watched, kind: str) -> Training | None:
 
 
 @router.get("/compare/frontier")
-def frontier(request: Request, account: Onlooker, run: TheRun, runs: Runs = None, by: Literal["win", "reward"] = "win") -> Response:
+def frontier(
+    request: Request, account: Onlooker, run: TheRun, runs: Runs = None, by: Literal["win", "reward"] = "win"
+) -> Response:
     """Distance and gain of every look at held-out prompts, beside the best of n."""
     chosen = _beside(request, run, runs or [])
-    points = [asdict(point) | {"tone": tone} for tone, (name, one) in enumerate(chosen.items()) for point in comparing.frontier(name, one, by)]
+    points = [
+        asdict(point) | {"tone": tone}
+        for tone, (name, one) in enumerate(chosen.items())
+        for point in comparing.frontier(name, one, by)
+    ]
     end = max([1.6, *(1.15 * point["kl"] for point in points)])
-    return _json(request, {"by": by, "runs": list(chosen), "points": points, "reference": comparing.reference(end) if by == "win" else []})
+    return _json(
+        request,
+        {
+            "by": by,
+            "runs": list(chosen),
+            "points": points,
+            "reference": comparing.reference(end) if by == "win" else [],
+        },
+    )

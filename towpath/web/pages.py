@@ -44,7 +44,13 @@ def _moment(value: float | str) -> str:
     return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-_ENVIRONMENT.filters |= {"hours": _hours, "moment": _moment, "when": _when, "estimate": _estimate, "interval": _interval}
+_ENVIRONMENT.filters |= {
+    "hours": _hours,
+    "moment": _moment,
+    "when": _when,
+    "estimate": _estimate,
+    "interval": _interval,
+}
 
 
 def fragment(template: str, **context: Any) -> str:
@@ -53,7 +59,12 @@ def fragment(template: str, **context: Any) -> str:
 
 
 def page(
-    request: Request, template: str, account: Account | None = None, status: int = 200, headers: Mapping[str, str] | None = None, **context: Any
+    request: Request,
+    template: str,
+    account: Account | None = None,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    **context: Any,
 ) -> HTMLResponse:
     """A whole page."""
     shared = {"account": account, "team": request.app.state.door.team, "version": __version__, "path": request.url.path}

@@ -19,7 +19,15 @@ SHORTEST = 12
 LONGEST = 1000
 OWN_PART = 8
 """Characters that must be left of a password without the account's name and without the product's."""
-ROWS = ("abcdefghijklmnopqrstuvwxyz", "01234567890123456789", "qwertyuiop[]", "asdfghjkl;'", "zxcvbnm,./", "qwertzuiop", "azertyuiop")
+ROWS = (
+    "abcdefghijklmnopqrstuvwxyz",
+    "01234567890123456789",
+    "qwertyuiop[]",
+    "asdfghjkl;'",
+    "zxcvbnm,./",
+    "qwertzuiop",
+    "azertyuiop",
+)
 SWAPS = str.maketrans("013457@$!", "oleastasi")
 QUEUE = 4
 """Requests that may wait for one of the two hashes; each takes about 64 MiB and 50 ms."""
@@ -37,15 +45,23 @@ class TooMany(Exception):
 def require(password: str, name: str = "") -> None:
     """Refuse a password that is short, common, or made of a name, a sequence or one repeated part."""
     if not SHORTEST <= len(password) <= LONGEST:
-        raise DataError("this password", f"a password has {SHORTEST} to {LONGEST} characters", "choose a longer one; a few words will do")
+        raise DataError(
+            "this password",
+            f"a password has {SHORTEST} to {LONGEST} characters",
+            "choose a longer one; a few words will do",
+        )
     folded = unicodedata.normalize("NFKC", password).casefold()
     if _is_common(folded):
-        raise DataError("this password", "it is one of those that are tried first", "choose another; a few unrelated words will do")
+        raise DataError(
+            "this password", "it is one of those that are tried first", "choose another; a few unrelated words will do"
+        )
     rest = folded
     for part in (name.casefold(), "towpath"):
         rest = rest.replace(part, "") if len(part) > 2 else rest
     if len(rest) < OWN_PART:
-        raise DataError("this password", "it is little more than the name of the account or of this product", "choose another")
+        raise DataError(
+            "this password", "it is little more than the name of the account or of this product", "choose another"
+        )
 
 
 @cache
@@ -55,7 +71,8 @@ def _common() -> frozenset[str]:
 
 
 def _is_common(folded: str) -> bool:
-    """Whether a password is a known one, or a short known one with digits and signs around it, repeated, or a row of keys."""
+    """Whether a password is a known one, or a short known one with digits and signs around it, repeated, or a row of
+    keys."""
     part = _repeated_part(folded)
     stem = re.sub(r"^[\W\d_]+|[\W\d_]+$", "", part)
     if not _common().isdisjoint({folded, part, stem, stem.translate(SWAPS)}):
@@ -71,7 +88,8 @@ def _repeated_part(text: str) -> str:
 
 
 class Hasher:
-    """Hashes and checks passwords. Strangers share one hash at a time, known browsers another, so that neither waits for the other."""
+    """Hashes and checks passwords. Strangers share one hash at a time, known browsers another, so that neither waits
+    for the other."""
 
     def __init__(self) -> None:
         self._argon2 = PasswordHasher()

@@ -13,8 +13,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 class Proxies:
     """Believes `X-Forwarded-For` and `X-Forwarded-Proto` of the named addresses alone.
 
-    Of the list it takes the last entry, which the proxy itself wrote. Entries before it are what the client claimed: skipping those that
-    look like proxies too, as others do, lets a client in the proxy's own network claim any address.
+    Of the list it takes the last entry, which the proxy itself wrote. Entries before it are what the client claimed:
+    skipping those that look like proxies too, as others do, lets a client in the proxy's own network claim any
+    address.
     """
 
     def __init__(self, app: ASGIApp, named: Iterable[str]) -> None:

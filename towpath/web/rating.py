@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from towpath.errors import DataError
-from towpath.store import acknowledgements, figures, rating, review, settings, trials, verdicts
-from towpath.store.figures import View
+from towpath.store import acknowledgements, rater_stats, rating, review, settings, trials, verdicts
+from towpath.store.rater_stats import View
 from towpath.store.store import Store
 from towpath.store.verdicts import Given, Ranked, Receipt, Said
 from towpath.web import differences as compared
@@ -37,7 +37,10 @@ TWO_DAYS = 172_800.0  # seconds
 NOTHING = {
     "paused": ("Rating is paused", "The owner has paused rating for now. This page checks again every few seconds."),
     "spent": ("The budget is used up", "The hours set aside for rating are used up. Thank you for your work."),
-    "empty": ("Nothing to rate just now", "You have seen every pair that waits. This page checks again every few seconds."),
+    "empty": (
+        "Nothing to rate just now",
+        "You have seen every pair that waits. This page checks again every few seconds.",
+    ),
 }
 
 
@@ -137,7 +140,7 @@ async def following(account: Rater, store: TheStore, day: Day = None) -> JSONRes
 @router.get("/rate/mine")
 def mine(account: Rater, store: TheStore, day: Day = None) -> JSONResponse:
     """A rater's own figures and last verdicts."""
-    progress = store.read(figures.progress, account.name, time(), _recent(day))
+    progress = store.read(rater_stats.progress, account.name, time(), _recent(day))
     shown = store.read(review.mine, account.name)
     own = pages.fragment("_own.html", progress=progress)
     return JSONResponse({"own": own, "html": pages.fragment("_mine.html", progress=progress, rows=shown)})
@@ -148,9 +151,17 @@ async def judge(account: Rater, store: TheStore, said: Verdict) -> JSONResponse:
     """Keep a verdict of a pair."""
     safety = Said(said.safety.side, said.safety.strength) if said.safety is not None else None
     given = Given(
-        said.key, said.comparison, account.name, Said(said.side, said.strength), said.milliseconds, str(said.guideline), said.comment, safety,
-        tuple(said.reasons), dict(said.criteria),
-    )  # fmt: skip
+        said.key,
+        said.comparison,
+        account.name,
+        Said(said.side, said.strength),
+        said.milliseconds,
+        str(said.guideline),
+        said.comment,
+        safety,
+        tuple(said.reasons),
+        dict(said.criteria),
+    )
     return _receipt(await _done(store.later(verdicts.judge, given, time())))
 
 
@@ -171,7 +182,15 @@ async def confirm(account: Rater, store: TheStore, confirmed: Confirmed) -> JSON
 @router.post("/rate/rank")
 async def rank(account: Rater, store: TheStore, said: Ranking) -> JSONResponse:
     """Keep an order of a group."""
-    ranked = Ranked(said.key, said.comparison, account.name, tuple(said.places), said.milliseconds, str(said.guideline), said.comment)
+    ranked = Ranked(
+        said.key,
+        said.comparison,
+        account.name,
+        tuple(said.places),
+        said.milliseconds,
+        str(said.guideline),
+        said.comment,
+    )
     return _receipt(await _done(store.later(verdicts.rank, ranked, time())))
 
 
@@ -205,7 +224,9 @@ def differences(account: Rater, store: TheStore, comparison: Annotated[str, Quer
     """The pair that lies before a rater, with what differs marked."""
     seat = store.read(rating.held, comparison, account.name) or _trial_seat(store, comparison, account.name)
     if seat is None or seat.group:
-        raise DataError("This pair was not given to you", "differences are shown of the pair at hand", "load the page again")
+        raise DataError(
+            "This pair was not given to you", "differences are shown of the pair at hand", "load the page again"
+        )
     left, right, manner = compared.differences(*store.read(rating.sheet, seat).answers)
     return {"left": left, "right": right, "manner": manner}
 
@@ -229,8 +250,9 @@ def _recent(day: float | None) -> float | None:
 
 
 async def _look(store: Store, rater: str, day: float | None = None) -> dict[str, Any]:
-    """What a rater sees now. Short texts are rendered on the spot, for a change of threads costs more than that; long ones aside."""
-    view = await _done(store.later(figures.view, rater, time(), _recent(day)))
+    """What a rater sees now. Short texts are rendered on the spot, for a change of threads costs more than that;
+    long ones aside."""
+    view = await _done(store.later(rater_stats.view, rater, time(), _recent(day)))
     long = view.sheet is not None and sum(map(len, (view.sheet.prompt, *view.sheet.answers))) > SHORT
     return await run_in_threadpool(_shown, view) if long else _shown(view)
 
@@ -241,12 +263,18 @@ def _shown(view: View) -> dict[str, Any]:
     told["own"] = pages.fragment("_own.html", progress=view.progress)
     guideline = view.guideline
     told |= {
-        "guideline": guideline.version, "guidelines": text.markdown(guideline.text) if guideline.text else "", "acknowledged": view.acknowledged,
-    }  # fmt: skip
+        "guideline": guideline.version,
+        "guidelines": text.markdown(guideline.text) if guideline.text else "",
+        "acknowledged": view.acknowledged,
+    }
     sheet = view.sheet
     if sheet is None:
         title, message = NOTHING[view.why]
-        return told | {"state": view.why, "comparison": "", "html": pages.fragment("_nothing.html", title=title, message=message)}
+        return told | {
+            "state": view.why,
+            "comparison": "",
+            "html": pages.fragment("_nothing.html", title=title, message=message),
+        }
     html = pages.fragment("_sheet.html", sheet=sheet, turns=text.turns(sheet.prompt), trial=view.trial)
     state = "trial" if view.trial is not None else "ranking" if sheet.ranking else "pair"
     told |= {"state": state, "comparison": sheet.comparison, "answers": len(sheet.answers), "html": html}

@@ -63,7 +63,8 @@ def from_script(request: Request) -> bool:
 
 
 def refused(request: Request, status: int) -> Response:
-    """The answer to a request that is refused before any route sees it; the connection ends with it, so that no body is read."""
+    """The answer to a request that is refused before any route sees it; the connection ends with it, so that no body
+    is read."""
     return answer(request, status, *MESSAGES[status], {"connection": "close"})
 
 
@@ -77,7 +78,12 @@ def sign_in(request: Request, _error: Exception | None = None) -> Response:
 def failed(request: Request, error: Exception) -> Response:
     """An error of our own: the log has it, the page says that it is not the reader's fault."""
     LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer(request, 500, "An error of this server", "This is a bug in Towpath, not something you did. The server's log has the details.")
+    return answer(
+        request,
+        500,
+        "An error of this server",
+        "This is a bug in Towpath, not something you did. The server's log has the details.",
+    )
 
 
 def unavailable(request: Request, error: Exception) -> Response:

@@ -1,4 +1,5 @@
-"""The owner's look through what was judged: pairs with their texts, better answers to approve, raters taken out or renamed, pairs exported."""
+"""The owner's look through what was judged: pairs with their texts, better answers to approve, raters taken out or
+renamed, pairs exported."""
 
 import os
 import tempfile
@@ -29,25 +30,46 @@ LAYOUTS = {"jsonl": "application/x-ndjson", "csv": "text/csv"}
 
 @router.get("/pairs")
 def judged_pairs(
-    request: Request, account: Owner, store: TheStore, text: Word = "", rater: Word = "", kind: Literal["", "person", "judge", "rule"] = "",
-    choice: Literal["", "a", "b", "tie", "both_bad"] = "", domain: Word = "", having: Literal["", "comment", "written", "flag"] = "",
+    request: Request,
+    account: Owner,
+    store: TheStore,
+    text: Word = "",
+    rater: Word = "",
+    kind: Literal["", "person", "judge", "rule"] = "",
+    choice: Literal["", "a", "b", "tie", "both_bad"] = "",
+    domain: Word = "",
+    having: Literal["", "comment", "written", "flag"] = "",
     page: Number = 1,
-) -> HTMLResponse:  # fmt: skip
+) -> HTMLResponse:
     """Judged pairs that match a search, with everything said of them."""
     wanted = Filter(*(word.strip() for word in (text, rater, kind, choice, domain, having)))
     found = store.read(review.judged_pairs, wanted, page)
     asked = {name: value for name, value in request.query_params.items() if name != "page" and value}
-    links = {name: f"/owner/pairs?{urlencode(asked | {'page': number})}" for name, number in (("before", page - 1), ("after", page + 1))}
+    links = {
+        name: f"/owner/pairs?{urlencode(asked | {'page': number})}"
+        for name, number in (("before", page - 1), ("after", page + 1))
+    }
     names = store.read(review.raters)
     return pages.page(
-        request, "pairs.html", account, found=found, wanted=wanted, links=links, raters=names, domains=store.read(review.domains),
+        request,
+        "pairs.html",
+        account,
+        found=found,
+        wanted=wanted,
+        links=links,
+        raters=names,
+        domains=store.read(review.domains),
         removed=store.read(takeouts.takeouts),
-    )  # fmt: skip
+    )
 
 
 @router.get("/answers")
 def answers(
-    request: Request, account: Owner, store: TheStore, state: Literal["waiting", "approved", "declined"] = "waiting", page: Number = 1
+    request: Request,
+    account: Owner,
+    store: TheStore,
+    state: Literal["waiting", "approved", "declined"] = "waiting",
+    page: Number = 1,
 ) -> HTMLResponse:
     """Better answers that raters wrote: a model learns from those that the owner approves."""
     rows, more = store.read(review.answers, state, page)
@@ -55,30 +77,47 @@ def answers(
 
 
 @router.post("/answers")
-def review_answer(account: Owner, store: TheStore, key: Field, state: Annotated[Literal["approved", "declined"], Form()]) -> Response:
+def review_answer(
+    account: Owner, store: TheStore, key: Field, state: Annotated[Literal["approved", "declined"], Form()]
+) -> Response:
     """Approve a better answer, or decline it."""
-    _audited(store, account, "better answer", key, {"state": state}, lambda connection: verdicts.review(connection, key, state))
+    _audited(
+        store,
+        account,
+        "better answer",
+        key,
+        {"state": state},
+        lambda connection: verdicts.review(connection, key, state),
+    )
     return _back("/owner/answers")
 
 
 @router.post("/takeout")
 def take_out(request: Request, account: Owner, store: TheStore, rater: Field) -> Response:
     """Retract everything that a rater judged."""
-    _audited(store, account, "take out", rater, {}, lambda connection: takeouts.take_out(connection, rater, account.name))
+    _audited(
+        store, account, "take out", rater, {}, lambda connection: takeouts.take_out(connection, rater, account.name)
+    )
     request.app.state.concerns.forget()
     return _back("/owner#takeouts")
 
 
 @router.post("/restore")
-def restore(request: Request, account: Owner, store: TheStore, number: Annotated[int, Form(ge=1, le=2**31 - 1)]) -> Response:
+def restore(
+    request: Request, account: Owner, store: TheStore, number: Annotated[int, Form(ge=1, le=2**31 - 1)]
+) -> Response:
     """Reverse a take-out."""
-    _audited(store, account, "restore take-out", str(number), {}, lambda connection: takeouts.restore(connection, number))
+    _audited(
+        store, account, "restore take-out", str(number), {}, lambda connection: takeouts.restore(connection, number)
+    )
     request.app.state.concerns.forget()
     return _back("/owner#takeouts")
 
 
 @router.post("/rename")
-def rename(account: Owner, store: TheStore, door: TheDoor, name: Field, new: Annotated[str, Form(min_length=1, max_length=40)]) -> Response:
+def rename(
+    account: Owner, store: TheStore, door: TheDoor, name: Field, new: Annotated[str, Form(min_length=1, max_length=40)]
+) -> Response:
     """Give a person another name, in the ledger too."""
     _audited(store, account, "rename", name, {"name": new}, lambda connection: pseudonyms.rename(connection, name, new))
     door.forget()
@@ -105,10 +144,17 @@ def export_pairs(account: Owner, store: TheStore, kind: Literal["jsonl", "csv"])
         path.unlink(missing_ok=True)
         raise
     store.later(audit.record, account.name, "export", f"pairs.{kind}").result()
-    return FileResponse(path, media_type=LAYOUTS[kind], filename=f"pairs.{kind}", background=BackgroundTask(path.unlink, missing_ok=True))
+    return FileResponse(
+        path,
+        media_type=LAYOUTS[kind],
+        filename=f"pairs.{kind}",
+        background=BackgroundTask(path.unlink, missing_ok=True),
+    )
 
 
-def _audited(store: Store, account: Account, action: str, object: str, after: dict[str, Any], work: Callable[[Any], Any]) -> None:
+def _audited(
+    store: Store, account: Account, action: str, object: str, after: dict[str, Any], work: Callable[[Any], Any]
+) -> None:
     """Do what changes something, with its row of the audit log in the same transaction."""
     store.later(audit.recorded, account.name, action, object, after, work).result()
 

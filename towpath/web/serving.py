@@ -26,9 +26,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a team's server is reached by from outside: names, a certificate with its key, or the addresses of the proxy that has them.
+    """What a team's server is reached by from outside: names, a certificate with its key, or the addresses of the
+    proxy that has them.
 
     Only a proxy that is named here is believed when it says who asks and whether over TLS.
+
     """
 
     names: tuple[str, ...] = ()
@@ -38,9 +40,15 @@ class Outside:
 
 
 def serve(
-    run: Path, url: str | None, host: str, port: int, team: bool, say: Callable[[str], None], outside: Outside | None = None,
+    run: Path,
+    url: str | None,
+    host: str,
+    port: int,
+    team: bool,
+    say: Callable[[str], None],
+    outside: Outside | None = None,
     assignments: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Serve the pages of a run until stopped; `url` names a database other than the run's own file. Starts no job."""
     outside = outside or Outside()
     require_private(host, team, outside)
@@ -57,19 +65,35 @@ def serve(
 
 
 def prepared(
-    store: Store, team: bool, host: str = "127.0.0.1", outside: Outside | None = None, run: Path | None = None, assignments: Sequence[str] = ()
+    store: Store,
+    team: bool,
+    host: str = "127.0.0.1",
+    outside: Outside | None = None,
+    run: Path | None = None,
+    assignments: Sequence[str] = (),
 ) -> tuple[uvicorn.Server, Door]:
-    """A server that is ready to run, and its door; `run` is the folder that the monitor shows, its recipe laid over by `assignments`."""
+    """A server that is ready to run, and its door; `run` is the folder that the monitor shows, its recipe laid over
+    by `assignments`."""
     outside = outside or Outside()
     door = Door(store, team)
     names = {*LOOPBACK, *outside.names} | ({host, socket.gethostname()} if team else set())
     app = application(store, door, names, addresses=team)
     monitor.begin(app, run, assignments)
     config = uvicorn.Config(
-        Proxies(app, outside.proxies) if outside.proxies else app, proxy_headers=False, http=bounded(outside.proxies), ws="none", log_level="warning",
-        access_log=False, server_header=False, timeout_keep_alive=65, lifespan="off", timeout_graceful_shutdown=10,
-        h11_max_incomplete_event_size=16_384, ssl_certfile=outside.certificate, ssl_keyfile=outside.key,
-    )  # fmt: skip
+        Proxies(app, outside.proxies) if outside.proxies else app,
+        proxy_headers=False,
+        http=bounded(outside.proxies),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=65,
+        lifespan="off",
+        timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=16_384,
+        ssl_certfile=outside.certificate,
+        ssl_keyfile=outside.key,
+    )
     for name in ("uvicorn.error", "asyncio", "towpath.web"):
         log = logging.getLogger(name)
         if not any(isinstance(known, RateLimitedLog) for known in log.filters):
@@ -80,7 +104,8 @@ def prepared(
 
 
 def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
-    """Serve. Threads hand over quickly, so that a request does not wait for others' work; what was imported is not looked through for garbage."""
+    """Serve. Threads hand over quickly, so that a request does not wait for others' work; what was imported is not
+    looked through for garbage."""
     sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()
@@ -90,8 +115,15 @@ def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
 def greeting(store: Store, door: Door, at: str, proxies: Sequence[str] = ()) -> str:
     """What the terminal says: where the pages are, and the link that lets the first owner in."""
     if not door.team:
-        return f"open {at}/enter?token={door.link_token()}\nThe link is good once. Ctrl-C stops the server; nothing that was saved is lost."
-    hint = "" if proxies or at.startswith("https") else "\nBehind a proxy, name it with --proxy ADDRESS: without it everyone counts as one address."
+        return (
+            f"open {at}/enter?token={door.link_token()}\nThe link is good once. Ctrl-C stops the server; nothing "
+            "that was saved is lost."
+        )
+    hint = (
+        ""
+        if proxies or at.startswith("https")
+        else "\nBehind a proxy, name it with --proxy ADDRESS: without it everyone counts as one address."
+    )
     ends = f"Ctrl-C stops the server; nothing that was saved is lost.{hint}"
     if any(account.role == "owner" and account.active and account.password for account in store.read(people.accounts)):
         return f"open {at} and sign in. {ends}"
@@ -102,10 +134,15 @@ def greeting(store: Store, door: Door, at: str, proxies: Sequence[str] = ()) -> 
 def listening(host: str, port: int) -> socket.socket:
     """A socket at a place that is free."""
     try:
-        place = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+        place = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
     except OSError as error:
-        raise ResourceError(f"{host}:{port}: {error.strerror}", "the pages need a port of their own", "give another with --port") from error
-    # Inherited by every connection; without it the second packet of an answer waits 40 ms for the first to be acknowledged.
+        raise ResourceError(
+            f"{host}:{port}: {error.strerror}", "the pages need a port of their own", "give another with --port"
+        ) from error
+    # Inherited by every connection; without it the second packet of an answer waits 40 ms for the first to be
+    # acknowledged.
     place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return place
 
@@ -115,7 +152,11 @@ def require_private(host: str, team: bool, outside: Outside) -> None:
     if is_loopback(host) or (team and outside.certificate):
         return
     if not team:
-        raise ResourceError(f"--host {host}", "without accounts the pages are for this machine alone", "leave --host out, or give --team")
+        raise ResourceError(
+            f"--host {host}",
+            "without accounts the pages are for this machine alone",
+            "leave --host out, or give --team",
+        )
     fix = "give a certificate and its key, or serve at 127.0.0.1 behind a proxy that has them"
     raise ResourceError(f"--host {host}", "passwords do not travel in the clear", fix)
 
@@ -127,9 +168,15 @@ def require_proxies(proxies: Sequence[str], team: bool) -> None:
             ipaddress.ip_network(proxy)
         except ValueError:
             rule = "a proxy is named by its address, or by the network it is in"
-            raise ResourceError(f"--proxy {proxy}", rule, "give what this server sees, such as 127.0.0.1 or 10.0.0.0/24") from None
+            raise ResourceError(
+                f"--proxy {proxy}", rule, "give what this server sees, such as 127.0.0.1 or 10.0.0.0/24"
+            ) from None
     if proxies and not team:
-        raise ResourceError(f"--proxy {proxies[0]}", "without accounts the pages are for this machine alone", "leave --proxy out, or give --team")
+        raise ResourceError(
+            f"--proxy {proxies[0]}",
+            "without accounts the pages are for this machine alone",
+            "leave --proxy out, or give --team",
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -26,7 +26,8 @@ class SettingsForm(BaseModel):
 
     def settings(self) -> Settings:
         """The settings that these fields mean."""
-        overlap, goal = _number("overlap", self.overlap, 100), _number("goal", self.goal, 100_000)
+        overlap = _number("overlap", self.overlap, 100)
+        goal = _number("goal", self.goal, 100_000)
         return Settings(
             paused="paused" in self.switches,
             overlap=None if overlap is None else overlap / 100,
@@ -60,7 +61,13 @@ def _number(name: str, typed: str, most: float) -> float | None:
 
 def _labels(name: str, typed: str, most: int) -> tuple[str, ...]:
     """Labels, one a line."""
-    found = tuple(dict.fromkeys(" ".join(line.split()) for line in typed.replace("\x00", "").splitlines() if line.strip()))
+    found = tuple(
+        dict.fromkeys(" ".join(line.split()) for line in typed.replace("\x00", "").splitlines() if line.strip())
+    )
     if len(found) > most or any(len(label) > 40 for label in found):
-        raise DataError(f"{name}: {len(found)} lines", f"at most {most} labels of at most 40 characters, one a line", "go back and shorten it")
+        raise DataError(
+            f"{name}: {len(found)} lines",
+            f"at most {most} labels of at most 40 characters, one a line",
+            "go back and shorten it",
+        )
     return found

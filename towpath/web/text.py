@@ -1,4 +1,5 @@
-"""Text of models and strangers, made safe to show: Markdown without raw HTML or pictures, code in colours, formulas, and where two answers differ."""
+"""Text of models and strangers, made safe to show: Markdown without raw HTML or pictures, code in colours, formulas,
+and where two answers differ."""
 
 import re
 from collections.abc import Sequence
@@ -24,16 +25,69 @@ LONGEST_CODE = 10_000  # characters of one block that are coloured
 MATCHED = 3_000  # words compared exactly; beyond, frequent words are passed over to stay quick
 
 TAGS = {
-    "p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", "h4", "h5", "h6",
-    "table", "thead", "tbody", "tr", "th", "td", "span",
-}  # fmt: skip
+    "p",
+    "br",
+    "hr",
+    "em",
+    "strong",
+    "s",
+    "code",
+    "pre",
+    "blockquote",
+    "ul",
+    "ol",
+    "li",
+    "a",
+    "h4",
+    "h5",
+    "h6",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "span",
+}
 ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}
 CLASSES = {"span": {name for name in STANDARD_TYPES.values() if name}}
 SCHEMES = {"http", "https", "mailto"}
 LANGUAGES = {
-    "bash", "c", "c++", "cpp", "csharp", "css", "diff", "go", "html", "ini", "java", "javascript", "js", "json", "julia", "kotlin", "latex", "lua",
-    "php", "py", "python", "r", "ruby", "rust", "scala", "sh", "sql", "swift", "tex", "toml", "ts", "typescript", "xml", "yaml",
-}  # fmt: skip
+    "bash",
+    "c",
+    "c++",
+    "cpp",
+    "csharp",
+    "css",
+    "diff",
+    "go",
+    "html",
+    "ini",
+    "java",
+    "javascript",
+    "js",
+    "json",
+    "julia",
+    "kotlin",
+    "latex",
+    "lua",
+    "php",
+    "py",
+    "python",
+    "r",
+    "ruby",
+    "rust",
+    "scala",
+    "sh",
+    "sql",
+    "swift",
+    "tex",
+    "toml",
+    "ts",
+    "typescript",
+    "xml",
+    "yaml",
+}
 
 _WORD = re.compile(r"(\S+)(\s*)")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):(?=\s|\Z)")
@@ -51,7 +105,8 @@ def _coloured(code: str, language: str, _attributes: str) -> str:
 
 
 def _formula(_renderer: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, env: EnvType) -> str:
-    token, formulas = tokens[index], env["formulas"]
+    token = tokens[index]
+    formulas = env["formulas"]
     formulas.append(maths.mathml(token.content, token.info) or f"<code>{escape(token.meta['source'])}</code>")
     return maths.mark(len(formulas) - 1)
 
@@ -73,7 +128,14 @@ def markdown(text: str) -> str:
             token.tag = f"h{min(6, int(token.tag[1:]) + 3)}"
     env: dict[str, list[str]] = {"formulas": []}
     html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env)
-    safe = nh3.clean(html, tags=TAGS, attributes=ATTRIBUTES, allowed_classes=CLASSES, url_schemes=SCHEMES, link_rel="noopener noreferrer nofollow")
+    safe = nh3.clean(
+        html,
+        tags=TAGS,
+        attributes=ATTRIBUTES,
+        allowed_classes=CLASSES,
+        url_schemes=SCHEMES,
+        link_rel="noopener noreferrer nofollow",
+    )
     return maths.fill(safe, env["formulas"])
 
 
@@ -88,10 +150,12 @@ def turns(prompt: str) -> list[tuple[str, str]]:
 
 def differences(left: str, right: str) -> tuple[str, str]:
     """Both texts as they are written, escaped, the words that the other has not in `<mark>`."""
-    ours, theirs = _WORD.findall(left), _WORD.findall(right)
+    ours = _WORD.findall(left)
+    theirs = _WORD.findall(right)
     quick = max(len(ours), len(theirs)) > MATCHED
     matcher = SequenceMatcher(None, [word for word, _ in ours], [word for word, _ in theirs], autojunk=quick)
-    one, two = [], []
+    one = []
+    two = []
     for kind, a, b, c, d in matcher.get_opcodes():
         one.append(_marked(ours[a:b], kind != "equal"))
         two.append(_marked(theirs[c:d], kind != "equal"))

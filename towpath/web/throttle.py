@@ -18,7 +18,8 @@ FORGET = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """So many tries at once; then one after `first` seconds, and each wait is twice the one before, `most` at the longest."""
+    """So many tries at once; then one after `first` seconds, and each wait is twice the one before, `most` at the
+    longest."""
 
     free: int
     first: float
@@ -77,7 +78,8 @@ class Throttle:
 
     def enter(self, account: str, address: str, device: str = "") -> None:
         """Count a try, or refuse it. `device` is a browser that this account signed in from before."""
-        now, keys = self._clock(), self._keys(account, address, device)
+        now = self._clock()
+        keys = self._keys(account, address, device)
         with self._lock:
             left = max(counters.left(key, now) for counters, key in keys)
             if left > 0:
@@ -119,7 +121,9 @@ class Ration:
     def take(self, now: float) -> int | None:
         """How many were left out before this one; None when this one is left out too."""
         if now - self.since >= self.seconds:
-            before, self.since, self.count = self.count, now, 1
+            before = self.count
+            self.since = now
+            self.count = 1
             return max(0, before - self.most)
         self.count += 1
         return 0 if self.count <= self.most else None

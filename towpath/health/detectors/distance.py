@@ -20,24 +20,34 @@ UNHELD = 0.005
 
 def unheld(history: History, limits: Limits) -> Iterator[Finding]:
     """KL rises and there is no penalty to speak of."""
-    kl, coef, limit = history.curve("kl"), history.curve("kl_coef"), kl_limit(history, limits)
+    kl = history.curve("kl")
+    coef = history.curve("kl_coef")
+    limit = kl_limit(history, limits)
     if not len(coef) or not last(coef.values) < UNHELD or len(kl) < 3:
         return
-    now, pays = last(kl.values), not limit.stated and reward_gained(history, limits)
+    now = last(kl.values)
+    pays = not limit.stated and reward_gained(history, limits)
     if not now > (limit.alarm if pays else limit.warn / 2):
         return
     clipped = history.curve("clip_fraction")
     calm = len(clipped) and last(clipped.values) < limits.clip_fraction
     ruled = (f"steps that are too large: {last(clipped.values):.0%} of tokens clipped",) if calm else ()
-    evidence = f"KL is {kl_words(history, now)} and rising, with a coefficient of {last(coef.values):.2g} ({limit.basis})"
-    remedy, step = "set policy.kl.coef to 0.05, and to 0.1 where KL has passed 2", since(kl, kl.values > limit.warn / 2)
+    evidence = (
+        f"KL is {kl_words(history, now)} and rising, with a coefficient of {last(coef.values):.2g} ({limit.basis})"
+    )
+    remedy = "set policy.kl.coef to 0.05, and to 0.1 where KL has passed 2"
+    step = since(kl, kl.values > limit.warn / 2)
     severity = "critical" if now > limit.warn and not pays else "warning"
-    yield Finding("kl-unheld", severity, evidence, "nothing holds the policy near the model it began from", remedy, step, ruled)
+    yield Finding(
+        "kl-unheld", severity, evidence, "nothing holds the policy near the model it began from", remedy, step, ruled
+    )
 
 
 def rising(history: History, limits: Limits) -> Iterator[Finding]:
-    """KL above what is usual, or above the alarm; without a stated alarm a KL that buys reward is worth knowing, not a danger."""
-    kl, limit = kl_curve(history), kl_limit(history, limits)
+    """KL above what is usual, or above the alarm; without a stated alarm a KL that buys reward is worth knowing, not
+    a danger."""
+    kl = kl_curve(history)
+    limit = kl_limit(history, limits)
     if len(kl) < 3 or not last(kl.values) > limit.warn:
         return
     now = last(kl.values)
@@ -50,10 +60,21 @@ def rising(history: History, limits: Limits) -> Iterator[Finding]:
     elif not limit.stated and (len(kl) < ENOUGH or not answer_length(history) > 0):
         severity = "warning"
     coef = last(history.curve("kl_coef").values)
-    evidence = f"KL is {kl_words(history, now)}, {'above the alarm at' if above else 'alarm at'} {limit.alarm:.3g} ({limit.basis})"
+    evidence = (
+        f"KL is {kl_words(history, now)}, {'above the alarm at' if above else 'alarm at'} {limit.alarm:.3g} "
+        f"({limit.basis})"
+    )
     gained = change(history.curve("reward"))
-    evidence += f"; reward has moved by {gained[0]:+.2g}, {abs(gained[1]):.1f} deviations of its noise" if len(history.curve("reward")) >= 6 else ""
-    cause = f"a coefficient of {coef:.3g} does not hold against the reward" if np.isfinite(coef) else "the policy leaves the model it began from"
+    evidence += (
+        f"; reward has moved by {gained[0]:+.2g}, {abs(gained[1]):.1f} deviations of its noise"
+        if len(history.curve("reward")) >= 6
+        else ""
+    )
+    cause = (
+        f"a coefficient of {coef:.3g} does not hold against the reward"
+        if np.isfinite(coef)
+        else "the policy leaves the model it began from"
+    )
     more = max(0.1, 2 * float(np.nan_to_num(coef)))
     remedy = f"raise policy.kl.coef to {more:.2g}, then {2 * more:.2g}; lower the learning rate"
     yield Finding("kl-rising", severity, evidence, cause, remedy, since(kl, kl.values > limit.warn))
@@ -65,11 +86,18 @@ def reward_gained(history: History, limits: Limits) -> bool:
     fallen = lately(history.curve("reward"))
     lost_again = fallen[1] < -2 * limits.surprise and -fallen[0] > rose / 2
     below_origin = last(history.curve("reward").values, 5) <= origin(history.curve("reward"))
-    return surprise > limits.surprise * 2 / 3 and rose > 0 and is_material(history, rose) and not lost_again and not below_origin
+    return (
+        surprise > limits.surprise * 2 / 3
+        and rose > 0
+        and is_material(history, rose)
+        and not lost_again
+        and not below_origin
+    )
 
 
 def is_material(history: History, change_of_reward: float, least: float = MATERIAL) -> bool:
-    """Whether a change of the mean reward counts beside what answers differ by; with enough steps chance makes small ones significant."""
+    """Whether a change of the mean reward counts beside what answers differ by; with enough steps chance makes small
+    ones significant."""
     spread = history.curve("reward_std").values
     spread = spread[np.isfinite(spread) & (spread > 0)]
     return not len(spread) or abs(change_of_reward) >= least * float(np.median(spread))
@@ -90,12 +118,19 @@ def negative(history: History, limits: Limits) -> Iterator[Finding]:
         return
     wrong = last(history.curve("sampler_error").values)
     if wrong > limits.sampler_error:
-        cause = f"answers are drawn from another distribution than the one scored: log-probabilities differ by {wrong:.2g}"
+        cause = (
+            f"answers are drawn from another distribution than the one scored: log-probabilities differ by {wrong:.2g}"
+        )
     else:
-        cause = "the distribution that is scored leaves something out that sampling uses: top-k, a least length, a masked EOS or padding"
+        cause = (
+            "the distribution that is scored leaves something out that sampling uses: top-k, a least length, a "
+            "masked EOS or padding"
+        )
     evidence = f"KL is {mean:.2f} nats a prompt, {-mean / error:.1f} standard errors below zero"
     remedy = "draw with temperature alone and score with the same; look at EOS, padding and min_new_tokens"
-    yield Finding("kl-negative", "critical" if mean < -0.5 else "warning", evidence, cause, remedy, since(kl, kl.values < 0))
+    yield Finding(
+        "kl-negative", "critical" if mean < -0.5 else "warning", evidence, cause, remedy, since(kl, kl.values < 0)
+    )
 
 
 DETECTORS = (unheld, rising, negative)

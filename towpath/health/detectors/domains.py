@@ -10,7 +10,8 @@ from towpath.recipe import Limits
 from towpath.records import Finding
 
 MATERIAL = 0.2
-"""A fall, in deviations of the reward between answers, below which nothing is lost: a curve that always stood still has no noise of its own."""
+"""A fall, in deviations of the reward between answers, below which nothing is lost: a curve that always stood still
+has no noise of its own."""
 
 
 def forgotten(history: History, limits: Limits) -> Iterator[Finding]:
@@ -29,9 +30,17 @@ def forgotten(history: History, limits: Limits) -> Iterator[Finding]:
         falling = surprise < -limits.surprise and max(others) > limits.surprise and -fell > MATERIAL * spread
         if not unpaid and not falling:
             continue
-        words = f"fell by {-fell:.2g} ({-surprise:.1f} deviations) while others rose" if falling else "earns no reward, whatever the answer"
+        words = (
+            f"fell by {-fell:.2g} ({-surprise:.1f} deviations) while others rose"
+            if falling
+            else "earns no reward, whatever the answer"
+        )
         cause = "its reward counts for nothing" if unpaid else "what the others gain by costs this one"
-        remedy = f"set policy.rewards.domains.{domain} to 1" if unpaid else f"raise policy.rewards.domains.{domain}, or add prompts and labels of it"
+        remedy = (
+            f"set policy.rewards.domains.{domain} to 1"
+            if unpaid
+            else f"raise policy.rewards.domains.{domain}, or add prompts and labels of it"
+        )
         grave = "critical" if falling and surprise < -2 * limits.surprise else "warning"
         finding = Finding("domain-forgotten", grave, f"'{domain}' {words}", cause, remedy, int(curve.steps[0]))
         if worst is None or (falling, -surprise) > (worst[1].severity == "critical", worst[0]):

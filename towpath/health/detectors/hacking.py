@@ -13,7 +13,10 @@ from towpath.records import Finding
 
 ABSURD = 1e8
 """A mean reward that no scale excuses."""
-SHORTER = "balance the labels by length or train the reward model with a length-only baseline in view; set policy.rewards.length_limit"
+SHORTER = (
+    "balance the labels by length or train the reward model with a length-only baseline in view; set "
+    "policy.rewards.length_limit"
+)
 WORTH_IT = 0.5
 """Deviations of the reward between answers that growth must earn where the reward pays for length."""
 STRANGE = 3.0
@@ -34,13 +37,17 @@ def hacked(history: History, limits: Limits) -> Iterator[Finding]:
         past = overoptimisation.told(history, f"watched/{name}")
         its = f"fell by {-fell:.2g}" if fallen else "did not rise"
         evidence = f"reward rose by {rose:.2g} ({sure:.0f} deviations) while {_short(name)} {its}{past}"
-        longer, corr = change(history.curve("length"))[1], last(history.curve("reward_length_corr").values)
+        longer = change(history.curve("length"))[1]
+        corr = last(history.curve("reward_length_corr").values)
         ruled = (
             (f"length: the score's correlation with it is {corr:.2f}",)
             if abs(corr) < limits.length_correlation and longer < 2 * limits.surprise
             else ()
         )
-        remedy = "stop; have the answers with the highest scores rated, train the reward model again on them, and raise policy.kl.coef"
+        remedy = (
+            "stop; have the answers with the highest scores rated, train the reward model again on them, and raise "
+            "policy.kl.coef"
+        )
         cause = "the policy has found what the reward takes for quality"
         step = int(curve.steps[int(np.argmax(curve.values))])
         yield Finding("reward-hacking", "critical" if fallen else "warning", evidence, cause, remedy, step, ruled)
@@ -53,7 +60,8 @@ def _short(name: str) -> str:
 
 def by_length(history: History, limits: Limits) -> Iterator[Finding]:
     """The score goes with length, and length goes up."""
-    corr, length = history.curve("reward_length_corr"), history.curve("length")
+    corr = history.curve("reward_length_corr")
+    length = history.curve("length")
     if not len(corr):
         yield from _by_length_over_steps(history, limits)
         return
@@ -61,10 +69,13 @@ def by_length(history: History, limits: Limits) -> Iterator[Finding]:
         return
     longer, surprise = change(length)
     grown = surprise > limits.surprise and longer > 0.1 * max(first(length.values), 1e-9)
-    evidence, worth = f"the score's correlation with length is {last(corr.values, 5):.2f}", last(history.curve("length_worth").values, 5)
+    evidence = f"the score's correlation with length is {last(corr.values, 5):.2f}"
+    worth = last(history.curve("length_worth").values, 5)
     evidence += f", a token more earns {worth:.2g}" if worth > 0 else ""
     evidence += f"; {_growth(length)}" if grown else ""
-    cause = "the reward pays for length" + (": its labels, or its model, prefer what is longer" if _by_model(history) else "")
+    cause = "the reward pays for length" + (
+        ": its labels, or its model, prefer what is longer" if _by_model(history) else ""
+    )
     step = since(corr, corr.values > limits.length_correlation)
     yield Finding("length-hacking", "critical" if grown else "warning", evidence, cause, SHORTER, step)
 
@@ -74,8 +85,11 @@ def _growth(length: Curve) -> str:
 
 
 def _by_length_over_steps(history: History, limits: Limits) -> Iterator[Finding]:
-    """Without a correlation in the log: rewards that go with length from step to step, by so much that growth explains the gain."""
-    reward, length, ends = history.curve("reward"), history.curve("length"), history.curve("finish_rate")
+    """Without a correlation in the log: rewards that go with length from step to step, by so much that growth
+    explains the gain."""
+    reward = history.curve("reward")
+    length = history.curve("length")
+    ends = history.curve("finish_rate")
     rose = max((moved for moved, sure in (change(reward), _climbed(reward)) if sure > limits.surprise), default=0.0)
     longer = last(length.values) - origin(length)
     grown = len(length) >= 6 and longer > 0.2 * max(origin(length), 1e-9) and _climbed(length)[1] > limits.surprise
@@ -89,18 +103,26 @@ def _by_length_over_steps(history: History, limits: Limits) -> Iterator[Finding]
         return
     evidence = f"{_growth(length)} while reward rose by {rose:.2g}"
     if goes_with:
-        evidence += f"; from step to step rewards go with length (correlation {correlation:.2f}), which explains {min(explained, 1):.0%} of the gain"
+        evidence += f"; from step to step rewards go with length (correlation {correlation:.2f}), "
+        evidence += f"which explains {min(explained, 1):.0%} of the gain"
     evidence += f"; {last(ends.values):.0%} of answers still end, {origin(ends):.0%} at the start" if cut_off else ""
     ruled = ("a broken policy: the reward is higher than at the start",) if cut_off else ()
     half_way = origin(length) + 0.5 * longer
     step = int(length.steps[int(np.argmax(length.values > half_way))])
     yield Finding(
-        "length-hacking", "critical" if cut_off or explained > 0.8 else "warning", evidence, "the reward pays for length", SHORTER, step, ruled
+        "length-hacking",
+        "critical" if cut_off or explained > 0.8 else "warning",
+        evidence,
+        "the reward pays for length",
+        SHORTER,
+        step,
+        ruled,
     )
 
 
 def _climbed(curve: Curve) -> tuple[float, float]:
-    """From the first logs to the level since: by how much, and by how many deviations; for curves that rise at once and then stand."""
+    """From the first logs to the level since: by how much, and by how many deviations; for curves that rise at once
+    and then stand."""
     values = curve.values[np.isfinite(curve.values)]
     if len(values) < 2 * LEAST:
         return 0.0, 0.0
@@ -112,23 +134,30 @@ def _climbed(curve: Curve) -> tuple[float, float]:
 
 def strange(history: History, limits: Limits) -> Iterator[Finding]:
     """A reward model far from where it was scaled, or an ensemble that no longer agrees."""
-    score, spread = history.curve("score"), history.curve("score_spread")
+    score = history.curve("score")
+    spread = history.curve("score_spread")
     if _by_model(history) and len(score) >= 3 and abs(last(score.values)) > STRANGE:
         evidence = f"the mean score is {last(score.values):.1f} where 0 ± 1 is the tuned model's"
-        cause, remedy = (
-            "the policy's answers lie outside what the reward model was trained on",
-            "label answers of this policy and train the reward model again",
+        cause = "the policy's answers lie outside what the reward model was trained on"
+        remedy = "label answers of this policy and train the reward model again"
+        yield Finding(
+            "reward-out-of-distribution",
+            "warning",
+            evidence,
+            cause,
+            remedy,
+            since(score, np.abs(score.values) > STRANGE),
         )
-        yield Finding("reward-out-of-distribution", "warning", evidence, cause, remedy, since(score, np.abs(score.values) > STRANGE))
     elif len(spread) >= 6 and change(spread)[1] > limits.surprise and last(spread.values) > 1.5 * first(spread.values):
         evidence = (
-            f"reward models differ by {last(spread.values):.2f}, {last(spread.values) / first(spread.values):.1f} times as much as at the start"
+            f"reward models differ by {last(spread.values):.2f}, {last(spread.values) / first(spread.values):.1f} "
+            "times as much as at the start"
         )
-        cause, remedy = (
-            "the policy's answers lie outside what they were trained on",
-            "take policy.rewards.ensemble = 'min', and label answers of this policy",
+        cause = "the policy's answers lie outside what they were trained on"
+        remedy = "take policy.rewards.ensemble = 'min', and label answers of this policy"
+        yield Finding(
+            "reward-out-of-distribution", "warning", evidence, cause, remedy, int(spread.steps[len(spread) // 2])
         )
-        yield Finding("reward-out-of-distribution", "warning", evidence, cause, remedy, int(spread.steps[len(spread) // 2]))
 
 
 def unbounded(history: History, limits: Limits) -> Iterator[Finding]:
@@ -143,13 +172,22 @@ def unbounded(history: History, limits: Limits) -> Iterator[Finding]:
         step = int(reward.steps[int(np.argmax(wild))])
         evidence = f"a mean reward of {reward.values[int(np.argmax(wild))]:.2g} where {usual:.2g} is usual"
         yield Finding(
-            "reward-unbounded", "critical", evidence, "one answer outweighs all others", "set policy.rewards.clip, or mend the source", step
+            "reward-unbounded",
+            "critical",
+            evidence,
+            "one answer outweighs all others",
+            "set policy.rewards.clip, or mend the source",
+            step,
         )
 
 
 def _by_model(history: History) -> bool:
     sources = history.facts.get("policy.rewards.sources", ())
-    return any(isinstance(source, dict) and source.get("of") == "model" for source in sources) if isinstance(sources, list | tuple) else False
+    return (
+        any(isinstance(source, dict) and source.get("of") == "model" for source in sources)
+        if isinstance(sources, list | tuple)
+        else False
+    )
 
 
 DETECTORS = (hacked, by_length, strange, unbounded)

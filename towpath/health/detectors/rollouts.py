@@ -19,16 +19,28 @@ def endless(history: History, limits: Limits) -> Iterator[Finding]:
     curve = history.curve("finish_rate")
     if len(curve) < 3:
         return
-    now, began = float(np.mean(curve.values[-3:])), origin(curve)
+    now = float(np.mean(curve.values[-3:]))
+    began = origin(curve)
     length = last(history.curve("length").values)
     if now <= NEVER and began <= 5 * NEVER and float(curve.values.mean()) <= NEVER:
-        none, pays = not curve.values.any(), reward_gained(history, limits)
-        evidence = f"{'none' if none else f'{now:.1%}'} of the answers end by themselves, at no time; they are {length:.0f} tokens long"
-        cause = "EOS cannot be drawn, or was not learned: it is masked, equal to the pad token, or missing in the template"
+        none = not curve.values.any()
+        pays = reward_gained(history, limits)
+        evidence = (
+            f"{'none' if none else f'{now:.1%}'} of the answers end by themselves, at no time; they are {length:.0f} "
+            "tokens long"
+        )
+        cause = (
+            "EOS cannot be drawn, or was not learned: it is masked, equal to the pad token, or missing in the template"
+        )
         remedy = "look at EOS in tokenizer, template, training data and sampling settings (`towpath check`)"
-        yield Finding("missing-eos", "critical" if none and not pays else "warning", evidence, cause, remedy, int(curve.steps[0]))
+        yield Finding(
+            "missing-eos", "critical" if none and not pays else "warning", evidence, cause, remedy, int(curve.steps[0])
+        )
     elif now < limits.finish_rate or began - now > 0.3:
-        evidence = f"{now:.0%} of answers end within policy.max_new_tokens, {began:.0%} at the start; they are {length:.0f} tokens long"
+        evidence = (
+            f"{now:.0%} of answers end within policy.max_new_tokens, {began:.0%} at the start; they are {length:.0f} "
+            "tokens long"
+        )
         remedy = "raise policy.max_new_tokens, or policy.rewards.eos_penalty"
         step = since(curve, curve.values < min(limits.finish_rate, began - 0.1 if began - now > 0.3 else 1.0))
         ended_once = began >= limits.finish_rate
@@ -43,8 +55,14 @@ def mismatched(history: History, limits: Limits) -> Iterator[Finding]:
         return
     now = last(curve.values)
     evidence = f"log-probabilities of sampler and trainer differ by {now:.2g} a token"
-    cause = "rollouts are drawn otherwise than they are scored: temperature, top-k or top-p, other weights, or another precision"
-    remedy = "score with the sampler's settings; refresh its weights before each rollout; where an engine of its own draws, set engine.correction"
+    cause = (
+        "rollouts are drawn otherwise than they are scored: temperature, top-k or top-p, other weights, or another "
+        "precision"
+    )
+    remedy = (
+        "score with the sampler's settings; refresh its weights before each rollout; where an engine of its own "
+        "draws, set engine.correction"
+    )
     grew = now > 3 * max(first(curve.values), 1e-9)
     ruled = (
         ("temperature alone: the difference grows with training, as stale weights make it",)
@@ -80,7 +98,8 @@ def doubled(history: History, limits: Limits) -> Iterator[Finding]:
 
 def misleading(history: History, limits: Limits) -> Iterator[Finding]:
     """A critic that foresees worse than a constant would, for four steps running."""
-    curve, loss = history.curve("explained_variance"), history.curve("value_loss")
+    curve = history.curve("explained_variance")
+    loss = history.curve("value_loss")
     if not len(curve):
         yield from _critic_diverges(loss)
     if len(curve) < 4:
@@ -91,17 +110,27 @@ def misleading(history: History, limits: Limits) -> Iterator[Finding]:
     grew = len(loss) >= 4 and last(loss.values) > 10 * max(first(loss.values), 1e-9)
     evidence = f"explained variance was {worst:.2g} for four steps and is {last(curve.values):.2g}; a constant has 0"
     evidence += f"; its loss grew from {first(loss.values):.2g} to {last(loss.values):.2g}" if grew else ""
-    remedy = "use policy.ppo.critic = 'head', lower policy.ppo.critic_learning_rate, or give it policy.ppo.critic_warmup"
+    remedy = (
+        "use policy.ppo.critic = 'head', lower policy.ppo.critic_learning_rate, or give it policy.ppo.critic_warmup"
+    )
     step = int(curve.steps[int(np.argmax(curve.values < limits.explained_variance))])
     grave = worst < 2 * limits.explained_variance and last(curve.values, 4) < limits.explained_variance
-    yield Finding("critic-broken", "critical" if grave else "warning", evidence, "advantages are worse than without a critic", remedy, step)
+    yield Finding(
+        "critic-broken",
+        "critical" if grave else "warning",
+        evidence,
+        "advantages are worse than without a critic",
+        remedy,
+        step,
+    )
 
 
 def _critic_diverges(loss: Curve) -> Iterator[Finding]:
     """Without explained variance in the log: a value loss that stands at ten times its start."""
     if len(loss) < 12:
         return
-    begun, now = first(loss.values, 5), last(loss.values, max(5, len(loss) // 4))
+    begun = first(loss.values, 5)
+    now = last(loss.values, max(5, len(loss) // 4))
     if now > 10 * max(begun, 1e-9):
         evidence = f"the value loss grew from {begun:.2g} to {now:.2g}; explained variance is not logged"
         remedy = "lower the critic's learning rate or vf_coef, bound the returns, or give the critic a warm-up"

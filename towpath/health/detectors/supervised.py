@@ -31,7 +31,9 @@ RISE = 0.05
 
 def is_supervised(history: History) -> bool:
     """Whether the loss is one that should fall: no rollouts are scored."""
-    return bool(len(history.curve("loss"))) and not len(history.curve("reward")) and not len(history.curve("policy_loss"))
+    return (
+        bool(len(history.curve("loss"))) and not len(history.curve("reward")) and not len(history.curve("policy_loss"))
+    )
 
 
 def overshoot_signs(history: History) -> Iterator[Sign]:
@@ -53,7 +55,8 @@ def _rose(loss: Curve) -> Iterator[Sign]:
     """A loss that stands well above where it began."""
     if len(loss) < 4:
         return
-    begun, now = loss.values[0], last(loss.values)
+    begun = loss.values[0]
+    now = last(loss.values)
     if now > 1.2 * max(begun, 1e-9) and now - begun > 3 * min(noise(loss.values), begun):
         yield since(loss, loss.values > 1.2 * begun), 3, f"the loss rose from {begun:.3g} to {now:.3g}"
 
@@ -63,7 +66,8 @@ def _spike(history: History) -> Iterator[Sign]:
     loss = history.curve("loss")
     if len(loss) < LEAST_POINTS:
         return
-    begun, fine = float(loss.values[0]), len(loss) >= 24
+    begun = float(loss.values[0])
+    fine = len(loss) >= 24
     if _suspect(history) and rates.kind(history) in ("pairs", "reward"):
         begun = min(begun, CHANCE)  # the first log may be a mean over steps that were too large already
     smooth = rolling_median(loss.values) if fine else loss.values
@@ -83,19 +87,27 @@ def _confidently_wrong(history: History) -> Iterator[Sign]:
     usual = 0.0 if _suspect(history) else loss[0] - entropy[0]
     if gap.max() - usual > CONFIDENT and gap.max() > 0.2 * float(np.median(loss)):
         where = int(np.argmax(gap))
-        words = f"the loss of {loss[where]:.3g} exceeds the model's own entropy of {entropy[where]:.3g} nats: it is sure and wrong"
+        words = (
+            f"the loss of {loss[where]:.3g} exceeds the model's own entropy of {entropy[where]:.3g} nats: it is sure "
+            "and wrong"
+        )
         yield int(steps[where]), 1, words
 
 
 def _likelihood_lost(history: History) -> Iterator[Sign]:
-    """Chosen answers that become improbable within a few logs: a loss of likelihood that the loss of pairs does not show."""
+    """Chosen answers that become improbable within a few logs: a loss of likelihood that the loss of pairs does not
+    show."""
     logp = history.curve("chosen_logp")
     if len(logp) < LEAST_POINTS:
         return
-    begun, early = -float(logp.values[0]), -rolling_median(logp.values[: AT_ONCE + 2])
+    begun = -float(logp.values[0])
+    early = -rolling_median(logp.values[: AT_ONCE + 2])
     times = float(early.max()) / max(begun, 1e-9)
     if times > 2:
-        words = f"chosen answers lost {early.max() - begun:.3g} nats of log-probability within {AT_ONCE} logs, {begun:.3g} at the start"
+        words = (
+            f"chosen answers lost {early.max() - begun:.3g} nats of log-probability within {AT_ONCE} logs, "
+            f"{begun:.3g} at the start"
+        )
         yield int(logp.steps[1 + int(np.argmax(early > 2 * begun))]), 2 if times < 4 else 3, words
 
 
@@ -107,7 +119,8 @@ def _stuck(history: History) -> Iterator[Sign]:
     quarter = len(loss) // 4
     middle = loss.values[quarter : 3 * quarter + 1]
     count = min(len(middle) // 2, max(3, len(middle) // 4))
-    begun, ended = first(middle, count), last(middle, count)
+    begun = first(middle, count)
+    ended = last(middle, count)
     if begun - ended < FLAT * abs(begun):
         yield int(loss.steps[quarter]), 1, f"the loss stands at {ended:.3g} and no longer falls"
 
@@ -125,11 +138,14 @@ def too_small(history: History, limits: Limits) -> Iterator[Finding]:
     moved, surprise = change(loss)
     begun = first(loss.values)
     share = abs(moved) / max(abs(begun), 1e-9)
-    if share > 0.02 or (share > 0.005 and abs(surprise) > 2 * limits.surprise and moved < 0 and not _far_below(history)):
+    if share > 0.02 or (
+        share > 0.005 and abs(surprise) > 2 * limits.surprise and moved < 0 and not _far_below(history)
+    ):
         return
     if rates.kind(history) == "pairs" and _policy_moved(history):
         return
-    travel, low = rates.travel(history), rates.USUAL[rates.kind(history)][0]
+    travel = rates.travel(history)
+    low = rates.USUAL[rates.kind(history)][0]
     if np.isfinite(travel) and travel > 1e-3:
         return
     same_policy = len(history.curve("chosen")) > 0  # and it has not moved, as was asked above
@@ -149,7 +165,11 @@ def _far_below(history: History) -> bool:
 
 def _policy_moved(history: History) -> bool:
     """Whether the log-ratio to the reference, times beta, has moved at all."""
-    sizes = [np.abs(history.curve(name).values[len(history.curve(name)) // 2 :]) for name in ("chosen", "rejected") if len(history.curve(name))]
+    sizes = [
+        np.abs(history.curve(name).values[len(history.curve(name)) // 2 :])
+        for name in ("chosen", "rejected")
+        if len(history.curve(name))
+    ]
     return bool(sizes) and max(float(np.median(size)) for size in sizes) > 0.01
 
 
@@ -159,7 +179,8 @@ def overfit(history: History, limits: Limits) -> Iterator[Finding]:
     loss = history.curve("loss")
     if len(held) < 3 or len(loss) < 4 or not np.isfinite(held.values).all():
         return
-    best, now = float(held.values.min()), float(np.mean(held.values[-2:]))
+    best = float(held.values.min())
+    now = float(np.mean(held.values[-2:]))
     place = int(np.argmin(held.values))
     if now - best <= max(RISE * abs(best), 2 * _scatter(held.values)) or place >= len(held) - 2:
         return
@@ -167,11 +188,16 @@ def overfit(history: History, limits: Limits) -> Iterator[Finding]:
     trained = last(loss.values)
     if not trained < 0.9 * at_best and not trained < 0.7 * best:
         return
-    evidence = f"the held-out loss rose from {best:.3g} at step {int(held.steps[place]) + 1} to {now:.3g}; the loss of training fell to {trained:.3g}"
+    evidence = (
+        f"the held-out loss rose from {best:.3g} at step {int(held.steps[place]) + 1} to {now:.3g}; the loss of "
+        f"training fell to {trained:.3g}"
+    )
     grave = now > max(1.2 * best, float(held.values[0]))
     remedy = "end training at the best held-out loss; fewer epochs, more data, LoRA, or a lower rate"
     step = int(held.steps[place])
-    finding = Finding("overfit", "critical" if grave else "warning", evidence, "the rows are learned by heart", remedy, step)
+    finding = Finding(
+        "overfit", "critical" if grave else "warning", evidence, "the rows are learned by heart", remedy, step
+    )
     yield replace(finding, code="reward-overfit") if rates.kind(history) == "reward" else finding
 
 

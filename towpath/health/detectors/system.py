@@ -20,8 +20,13 @@ def unfinite(history: History, _limits: Limits) -> Iterator[Finding]:
         if bad.any():
             step = int(curve.steps[int(np.argmax(bad))])
             evidence = f"{name} is {curve.values[int(np.argmax(bad))]} at step {step + 1}"
-            remedy = "go back to the last good checkpoint with a lower learning rate; use float32; bound the reward (policy.rewards.clip)"
-            yield Finding("not-finite", "critical", evidence, "a number grew beyond what its type can hold", remedy, step)
+            remedy = (
+                "go back to the last good checkpoint with a lower learning rate; use float32; bound the reward "
+                "(policy.rewards.clip)"
+            )
+            yield Finding(
+                "not-finite", "critical", evidence, "a number grew beyond what its type can hold", remedy, step
+            )
             return
 
 
@@ -34,26 +39,39 @@ def constant(history: History, _limits: Limits) -> Iterator[Finding]:
     if not same:
         return
     varied = bool(np.ptp(reward.values))
-    evidence = f"the answers to a prompt never differ in reward, which is {last(reward.values):.3g}" + ("" if varied else " in every step")
+    evidence = f"the answers to a prompt never differ in reward, which is {last(reward.values):.3g}" + (
+        "" if varied else " in every step"
+    )
     cause = "the reward function gives all answers to a prompt the same number, so no advantage differs from 0"
-    remedy = "print the reward of ten answers: a parser that never matches, a column that is missing, or a score that is rounded away"
+    remedy = (
+        "print the reward of ten answers: a parser that never matches, a column that is missing, or a score that is "
+        "rounded away"
+    )
     yield Finding("reward-constant", "critical", evidence, cause, remedy, int(reward.steps[0]))
 
 
 def still(history: History, _limits: Limits) -> Iterator[Finding]:
     """No gradient at all, where the policy is meant to learn."""
-    norm, weight = history.curve("grad_norm"), history.curve("policy_weight")
+    norm = history.curve("grad_norm")
+    weight = history.curve("policy_weight")
     learning = ~np.isin(norm.steps, weight.steps[weight.values == 0]) if len(weight) else np.ones(len(norm), dtype=bool)
     values = norm.values[learning]
     if len(values) < 3 or values[-3:].any():
         return
     step = since(Curve(norm.steps[learning], values), values == 0)
-    evidence, severity = "the gradient's norm is exactly 0 in three steps running", "critical"
+    evidence = "the gradient's norm is exactly 0 in three steps running"
+    severity = "critical"
     cause = "nothing reaches the weights: they are frozen, every advantage is the same, or the loss is masked out"
     reward = history.curve("reward")
     if _solved(history):
-        severity, cause = "info", f"answers have a reward of {last(reward.values):.3g}, near the highest there was: little is left to learn from it"
-    yield Finding("gradient-zero", severity, evidence, cause, "look at reward_std, at policy.group and at what is trained", step)
+        severity = "info"
+        cause = (
+            f"answers have a reward of {last(reward.values):.3g}, near the highest there was: little is left to "
+            "learn from it"
+        )
+    yield Finding(
+        "gradient-zero", severity, evidence, cause, "look at reward_std, at policy.group and at what is trained", step
+    )
 
 
 def _solved(history: History) -> bool:
@@ -62,7 +80,9 @@ def _solved(history: History) -> bool:
     reward = reward[np.isfinite(reward)]
     if len(reward) < 6:
         return False
-    least, most, now = float(reward.min()), float(reward.max()), last(reward)
+    least = float(reward.min())
+    most = float(reward.max())
+    now = last(reward)
     return now > start(reward) and now > most - 0.1 * (most - least)
 
 
@@ -74,9 +94,14 @@ def slower(history: History, _limits: Limits) -> Iterator[Finding]:
         return
     seconds = np.sum(parts, axis=0)
     quarter = len(seconds) // 4
-    before, now = float(np.median(seconds[1 : 2 * quarter])), float(np.median(seconds[-quarter:]))
+    before = float(np.median(seconds[1 : 2 * quarter]))
+    now = float(np.median(seconds[-quarter:]))
     length = history.curve("length").values
-    grown = float(np.median(length[-quarter:]) / max(np.median(length[1 : 2 * quarter]), 1e-9)) if len(length) == len(seconds) else 1.0
+    grown = (
+        float(np.median(length[-quarter:]) / max(np.median(length[1 : 2 * quarter]), 1e-9))
+        if len(length) == len(seconds)
+        else 1.0
+    )
     if now > 1.8 * before * max(grown, 1.0):
         evidence = f"a step takes {now:.1f} s, {now / before:.1f} times as long as in the first half"
         yield Finding(

@@ -1,4 +1,5 @@
-"""People rate: tasks, seats, flags, gold, accounts and what belongs to them; more is told with each judgement and label."""
+"""People rate: tasks, seats, flags, gold, accounts and what belongs to them; more is told with each judgement and
+label."""
 
 from typing import Any
 
@@ -43,31 +44,52 @@ def _words(*names: str) -> "list[sa.Column[str]]":
 
 def _counters() -> None:
     op.create_table(
-        "retractions", sa.Column("key", sa.String, sa.ForeignKey("judgements.key"), primary_key=True), *_words("at"),
-    )  # fmt: skip
+        "retractions",
+        sa.Column("key", sa.String, sa.ForeignKey("judgements.key"), primary_key=True),
+        *_words("at"),
+    )
     op.create_table(
-        "tallies", sa.Column("rater", sa.String, primary_key=True), sa.Column("kind", sa.String, primary_key=True),
-        *_whole("judged", "retracted"), sa.Column("milliseconds", sa.BigInteger, nullable=False), sa.Column("cost", sa.Float, nullable=False),
-    )  # fmt: skip
-    op.create_table("queues", sa.Column("domain", sa.String, primary_key=True), *_whole("tasks", "waiting", "done", "paused"))
+        "tallies",
+        sa.Column("rater", sa.String, primary_key=True),
+        sa.Column("kind", sa.String, primary_key=True),
+        *_whole("judged", "retracted"),
+        sa.Column("milliseconds", sa.BigInteger, nullable=False),
+        sa.Column("cost", sa.Float, nullable=False),
+    )
+    op.create_table(
+        "queues", sa.Column("domain", sa.String, primary_key=True), *_whole("tasks", "waiting", "done", "paused")
+    )
 
 
 def _queue() -> None:
     op.create_table(
-        "groups", sa.Column("id", sa.String, primary_key=True), sa.Column("prompt_id", sa.String, sa.ForeignKey("prompts.id"), nullable=False),
+        "groups",
+        sa.Column("id", sa.String, primary_key=True),
+        sa.Column("prompt_id", sa.String, sa.ForeignKey("prompts.id"), nullable=False),
         sa.Column("members", sa.JSON, nullable=False),
-    )  # fmt: skip
+    )
     op.create_table(
-        "tasks", sa.Column("number", sa.Integer, primary_key=True, autoincrement=True), _comparison(unique=True), *_words("domain", "reason"),
-        sa.Column("propensity", sa.Float, nullable=False), *_whole("seats", "taken", "judged", "rank", "lane"), *_words("state"),
+        "tasks",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        _comparison(unique=True),
+        *_words("domain", "reason"),
+        sa.Column("propensity", sa.Float, nullable=False),
+        *_whole("seats", "taken", "judged", "rank", "lane"),
+        *_words("state"),
         sa.Column("group_id", sa.String, sa.ForeignKey("groups.id")),
-    )  # fmt: skip
+    )
     op.create_index("ix_tasks_next", "tasks", ["domain", "lane", "rank", "number"])
     op.create_index("ix_tasks_begun", "tasks", ["lane", "rank", "number"])
     op.create_table(
-        "seats", _comparison(primary_key=True), sa.Column("rater", sa.String, primary_key=True), *_words("state"),
-        sa.Column("until", sa.Float, nullable=False), *_words("shown"), sa.Column("at", sa.Float, nullable=False), *_whole("gold"),
-    )  # fmt: skip
+        "seats",
+        _comparison(primary_key=True),
+        sa.Column("rater", sa.String, primary_key=True),
+        *_words("state"),
+        sa.Column("until", sa.Float, nullable=False),
+        *_words("shown"),
+        sa.Column("at", sa.Float, nullable=False),
+        *_whole("gold"),
+    )
     op.create_index("ix_seats_rater_state", "seats", ["rater", "state", "until"])
     op.create_index("ix_seats_state", "seats", ["state", "until"])
     op.create_index("ix_seats_rater_at", "seats", ["rater", "at"])
@@ -76,28 +98,55 @@ def _queue() -> None:
 
 def _said() -> None:
     op.create_table(
-        "flags", sa.Column("number", sa.Integer, primary_key=True, autoincrement=True), _comparison(index=True), *_words("rater"),
-        sa.Column("reason", sa.Text, nullable=False), *_words("at"), sa.Column("settled", sa.String, nullable=False, index=True),
-    )  # fmt: skip
-    op.create_table("gold", _comparison(primary_key=True), *_words("choice"), sa.Column("note", sa.Text, nullable=False))
+        "flags",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        _comparison(index=True),
+        *_words("rater"),
+        sa.Column("reason", sa.Text, nullable=False),
+        *_words("at"),
+        sa.Column("settled", sa.String, nullable=False, index=True),
+    )
     op.create_table(
-        "written", sa.Column("key", sa.String, primary_key=True),
-        sa.Column("prompt_id", sa.String, sa.ForeignKey("prompts.id"), nullable=False, index=True), _comparison(), *_words("rater"),
-        sa.Column("text", sa.Text, nullable=False), *_words("at"),
-    )  # fmt: skip
-    op.create_table("replies", sa.Column("digest", sa.String, primary_key=True), sa.Column("reply", sa.JSON, nullable=False), *_words("at"))
+        "gold", _comparison(primary_key=True), *_words("choice"), sa.Column("note", sa.Text, nullable=False)
+    )
+    op.create_table(
+        "written",
+        sa.Column("key", sa.String, primary_key=True),
+        sa.Column("prompt_id", sa.String, sa.ForeignKey("prompts.id"), nullable=False, index=True),
+        _comparison(),
+        *_words("rater"),
+        sa.Column("text", sa.Text, nullable=False),
+        *_words("at"),
+    )
+    op.create_table(
+        "replies",
+        sa.Column("digest", sa.String, primary_key=True),
+        sa.Column("reply", sa.JSON, nullable=False),
+        *_words("at"),
+    )
 
 
 def _people() -> None:
     op.create_table(
-        "accounts", sa.Column("name", sa.String, primary_key=True), *_words("role", "password"), *_whole("session", "active"), *_words("at")
+        "accounts",
+        sa.Column("name", sa.String, primary_key=True),
+        *_words("role", "password"),
+        *_whole("session", "active"),
+        *_words("at"),
     )
     op.create_table(
-        "invitations", sa.Column("digest", sa.String, primary_key=True), *_words("role", "by"), sa.Column("until", sa.Float, nullable=False),
+        "invitations",
+        sa.Column("digest", sa.String, primary_key=True),
+        *_words("role", "by"),
+        sa.Column("until", sa.Float, nullable=False),
         *_words("used_by"),
-    )  # fmt: skip
+    )
     op.create_table(
-        "guidelines", sa.Column("version", sa.Integer, primary_key=True, autoincrement=True), sa.Column("text", sa.Text, nullable=False),
+        "guidelines",
+        sa.Column("version", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("text", sa.Text, nullable=False),
         *_words("by", "at"),
-    )  # fmt: skip
-    op.create_table("settings", sa.Column("name", sa.String, primary_key=True), sa.Column("value", sa.JSON, nullable=False))
+    )
+    op.create_table(
+        "settings", sa.Column("name", sa.String, primary_key=True), sa.Column("value", sa.JSON, nullable=False)
+    )

@@ -15,17 +15,28 @@ def upgrade() -> None:
     op.create_index("ix_retractions_takeout", "retractions", ["takeout"])
     op.create_index("ix_judgements_rater", "judgements", ["rater", "number"])
     op.create_table(
-        "takeouts", sa.Column("number", sa.Integer, primary_key=True, autoincrement=True), *_words("rater", "by", "at"),
-        sa.Column("judgements", sa.Integer, nullable=False), *_words("restored"),
-    )  # fmt: skip
+        "takeouts",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        *_words("rater", "by", "at"),
+        sa.Column("judgements", sa.Integer, nullable=False),
+        *_words("restored"),
+    )
     op.create_table(
-        "trials", sa.Column("rater", sa.String, primary_key=True), sa.Column("attempt", sa.Integer, primary_key=True),
-        sa.Column("comparison", sa.String, sa.ForeignKey("comparisons.id"), primary_key=True), *_words("choice"),
-        sa.Column("correct", sa.Integer, nullable=False), sa.Column("passed", sa.Integer, nullable=False), *_words("at"),
-    )  # fmt: skip
+        "trials",
+        sa.Column("rater", sa.String, primary_key=True),
+        sa.Column("attempt", sa.Integer, primary_key=True),
+        sa.Column("comparison", sa.String, sa.ForeignKey("comparisons.id"), primary_key=True),
+        *_words("choice"),
+        sa.Column("correct", sa.Integer, nullable=False),
+        sa.Column("passed", sa.Integer, nullable=False),
+        *_words("at"),
+    )
     op.create_table(
-        "acknowledgements", sa.Column("rater", sa.String, primary_key=True), sa.Column("version", sa.Integer, primary_key=True), *_words("at"),
-    )  # fmt: skip
+        "acknowledgements",
+        sa.Column("rater", sa.String, primary_key=True),
+        sa.Column("version", sa.Integer, primary_key=True),
+        *_words("at"),
+    )
 
 
 def _words(*names: str) -> "list[sa.Column[str]]":

@@ -1,0 +1,341 @@
+"""The command line: parse and call. Nothing heavy is imported before a command needs it."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from towpath.cli.arena import arena_app
+from towpath.cli.label import label_app
+from towpath.cli.people import people_app
+from towpath.terminal import out, say
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="RLHF for teams, from data to an optimized policy.",
+)
+app.add_typer(label_app, name="label")
+app.add_typer(arena_app, name="arena")
+app.add_typer(people_app, name="people")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from towpath import __version__
+
+        out(f"towpath {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
+    """RLHF for teams, from data to an optimized policy."""
+
+
+Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the recipe; may be repeated")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
+Force = Annotated[bool, typer.Option("--force", help="go on past closed gates and refused values")]
+
+
+INTERRUPTED = 130
+PLACES = {
+    errno.ENOSPC: ("a run writes checkpoints and weights", "free space and run again; it goes on from here"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), ("a run's folder must be one you may write to", "name another folder")
+    ),
+    errno.ENOTDIR: ("a run is a folder", "name another folder"),
+}
+"""What is said of a place on the disk that will not do."""
+
+
+@app.command(epilog="Example: towpath new my-run --recipe quickstart")
+def new(
+    folder: Annotated[Path, typer.Argument(help="the folder to make", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="quickstart, tiny, or a path to a recipe")] = "quickstart",
+) -> None:
+    """Make a run: a folder with recipe.toml and data/, nothing hidden."""
+    from towpath.cli import new as starting
+
+    starting.new(folder, recipe)
+    say(f"{folder}: recipe.toml and data/ are ready. Next: towpath check {folder}")
+
+
+@app.command(epilog="Example: towpath check my-run")
+def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = False) -> None:
+    """Preflight: data, template and EOS contract, learning rates, batch arithmetic, disk and memory."""
+    from dataclasses import asdict
+
+    from towpath import recipe
+    from towpath.progress import progress
+    from towpath.run import loading, pipeline, preflight
+
+    settings = recipe.load(run, set_)
+    with progress("check"):
+        findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
+    out(
+        json.dumps([asdict(f) for f in findings], indent=1)
+        if as_json
+        else preflight.lines(findings) or "nothing to report"
+    )
+    preflight.require(findings, force)
+
+
+@app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
+def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
+    """What labels will take: people's hours, days and dollars, a judge's dollars, and what is spent."""
+    from towpath import recipe
+    from towpath.run import loading
+    from towpath.run import plan as planning
+    from towpath.store import location
+    from towpath.store.store import Store
+
+    settings = recipe.load(run, set_)
+    with Store.open(location.of(run, settings.store.url)) as store:
+        found = planning.labels(settings, run, loading.load_corpus(settings, run), store)
+    out(json.dumps(planning.as_json(found), indent=1) if as_json else planning.told(found))
+
+
+@app.command(epilog="Example: towpath run my-run --set policy.steps=20")
+def run(
+    run: Run,
+    set_: Set = None,
+    force: Force = False,
+    serve: Annotated[
+        bool | None, typer.Option(help="serve the rating page where the run waits for people; by default on a terminal")
+    ] = None,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="move a finished stage aside and run it again; may be repeated"),
+    ] = None,
+) -> None:
+    """Run every stage to the end; resumes where it stopped; where people must act it serves the rating page and goes
+    on."""
+    if serve if serve is not None else sys.stdin.isatty():
+        from towpath import progress, recipe
+        from towpath.cli import serve as waiting
+        from towpath.view.report import report
+
+        progress.quiet_libraries()
+        waiting.run(recipe.load(run, set_), run, set_ or [], say, force, redo or ())
+        out(report.terminal(run))
+        return
+    _run(run, set_, force, redo=redo or ())
+
+
+@app.command(epilog="Example: towpath serve my-run --port 8080")
+def serve(
+    run: Run,
+    set_: Set = None,
+    host: Annotated[str, typer.Option(help="the address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen at; 0 for any that is free")] = 8000,
+    team: Annotated[
+        bool, typer.Option("--team", help="accounts and invitations, for more than this machine's user")
+    ] = False,
+    name: Annotated[
+        list[str] | None, typer.Option(help="with --team: a name the pages are reached by; may be repeated")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="with --team: a TLS certificate; without one, a proxy on this machine has it")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="the certificate's key")] = None,
+    proxy: Annotated[
+        list[str] | None, typer.Option(help="with --team: the address of the proxy before this server; may be repeated")
+    ] = None,
+) -> None:
+    """The pages in a browser: rate pairs, see figures, invite raters. Starts no stage."""
+    from towpath import recipe
+    from towpath.store import location
+    from towpath.web import serving
+
+    ledger = str(location.of(run, recipe.load(run, set_).store.url))
+    outside = serving.Outside(tuple(name or ()), certificate, key, tuple(proxy or ()))
+    serving.serve(run, ledger if "://" in ledger else None, host, port, team, say, outside, set_ or ())
+
+
+@app.command(epilog="Example: towpath watch my-run")
+def watch(
+    run: Run,
+    set_: Set = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="print one picture and end; so it does without a terminal")
+    ] = False,
+) -> None:
+    """The run in the terminal as it goes on: headline, curves, findings, turns of knobs, samples. Ctrl-C ends."""
+    from towpath.cli import watch as watching
+
+    watching.watch(run, set_ or [], once)
+
+
+@app.command(epilog="Example: towpath stage sft my-run")
+def stage(
+    name: Annotated[str, typer.Argument(help="sft, baseline, sample, label, reward, policy or evaluate")],
+    run: Run,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Run one stage alone."""
+    _run(run, set_, force, name)
+
+
+def _run(folder: Path, assignments: list[str] | None, force: bool, only: str = "", redo: Sequence[str] = ()) -> None:
+    from towpath import progress, recipe
+    from towpath.run import pipeline
+    from towpath.view.report import report
+
+    progress.quiet_libraries()
+    pipeline.run(recipe.load(folder, assignments), folder, say, only, force, redo, report.write)
+    out(report.terminal(folder))
+
+
+@app.command(epilog="Example: towpath status my-run --json")
+def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
+    """Stages, gates, findings, and what the run waits for."""
+    from dataclasses import asdict
+
+    from towpath import recipe
+    from towpath.run import pipeline
+
+    state = pipeline.status(recipe.load(run, set_), run)
+    if as_json:
+        out(json.dumps(asdict(state), indent=1))
+        return
+    for line in pipeline.status_lines(state):
+        out(line)
+
+
+@app.command(epilog="Example: towpath report my-run")
+def report(run: Run, set_: Set = None, as_json: Json = False) -> None:
+    """Write reports/report.html and reports/summary.json anew."""
+    from towpath import recipe
+    from towpath.run import pipeline
+    from towpath.view.report import report as reporting
+
+    settings = recipe.load(run, set_)
+    path = reporting.write(run, pipeline.judged(settings, run), settings.name)
+    out((path.parent / "summary.json").read_text() if as_json else path)
+
+
+@app.command(epilog="Example: towpath doctor outputs/trainer_state.json --fact policy.kl.coef=0.05")
+def doctor(
+    path: Annotated[Path, typer.Argument(help="a run's folder, or the log of another trainer", show_default=False)],
+    map_: Annotated[
+        list[str] | None, typer.Option("--map", metavar="THEIRS=OURS", help="what a column is; may be repeated")
+    ] = None,
+    fact: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="a setting the log does not tell; may be repeated")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page with the curves too")] = None,
+    as_json: Json = False,
+) -> None:
+    """What went wrong with a run and what to do; reads logs of other trainers too. Exit status 0 clean, 1 warnings,
+    2 critical."""
+    import shutil
+
+    from towpath.view import doctor as examining
+    from towpath.view.report import findings as diagnosis
+
+    told = examining.examine(path, map_ or [], fact or [])
+    if html:
+        examining.write_page(html, path, told)
+    width = min(shutil.get_terminal_size((120, 24)).columns, 140)
+    out(json.dumps(diagnosis.as_json(str(path), told), indent=1) if as_json else diagnosis.lines(told, width))
+    raise typer.Exit(examining.exit_code(told))
+
+
+@app.command(epilog="Example: towpath export my-run --to my-model")
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Option(help="the folder to write", show_default=False)],
+    set_: Set = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="the LoRA adapter alone, for peft, beside the tuned model it belongs to")
+    ] = False,
+    verify: Annotated[bool, typer.Option(help="generate with plain transformers and compare with the run")] = True,
+) -> None:
+    """Write the policy as a folder that plain transformers (or peft) loads, with a model card."""
+    from towpath import progress
+
+    progress.quiet_libraries()
+    from towpath import recipe
+    from towpath.run import export as exporting
+
+    with progress.progress("export"):
+        folder = exporting.export(recipe.load(run, set_), run, to, adapter, verify)
+    out(folder)
+
+
+@app.command(epilog="Example: towpath explain policy.kl.coef")
+def explain(
+    key: Annotated[str, typer.Argument(help="a recipe key, or part of one")] = "", as_json: Json = False
+) -> None:
+    """What a recipe key means, its default, its usual range, and why."""
+    from towpath import recipe
+
+    found = recipe.explained(key)
+    if as_json:
+        out(json.dumps(found, indent=1, default=str))
+        return
+    for row in found:
+        usual = f"  usual: {row['usual']}" if row["usual"] else ""
+        why = f"  why: {row['why']}" if row["why"] else ""
+        out(f"{row['key']} = {row['default']}\n  {row['meaning']}{usual}{why}")
+
+
+def main() -> None:
+    """The command `towpath`: errors as value, rule, fix; exit status non-zero on failure."""
+    from towpath.errors import TowpathError, Waiting
+
+    try:
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into a return value
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
+    except TowpathError as error:
+        kind = "waiting" if isinstance(error, Waiting) else "error"
+        say(f"{kind}: {error}")
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, EOFError):
+        say("stopped; nothing that was finished is lost. The same command goes on from here.")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:  # process boundary
+        sys.exit(_failed(error))
+
+
+def _failed(error: Exception) -> int:
+    """Say what is neither an error of ours that names its fix nor an interruption; the exit status."""
+    show = getattr(error, "show", None)  # typer's own usage errors
+    if show or type(error).__name__ == "Abort":
+        if show:
+            show()
+        return getattr(error, "exit_code", INTERRUPTED)
+    if isinstance(error, OSError) and error.errno in PLACES:
+        rule, fix = PLACES[error.errno]
+        said = "no space left" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
+        say(f"error: {error.filename or 'disk'}: {said}\n  rule: {rule}\n  fix:  {fix}")
+        return 1
+    from towpath.cli import crash
+
+    said, code = crash.lines(error, sys.argv)
+    say(said)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""How each comparison of a ledger stands: who judged it, what that amounts to, and the records behind it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from towpath.data.pairs import Known, provenance
+from towpath.records import Choice, Completion, Judgement, Label, Prompt
+from towpath.store.store import Store
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One comparison with all that is said of it. `chance` is P(a is better), `margin` how clearly, from 1 to 3."""
+
+    known: Known
+    chance: float = 0.5
+    margin: float = 1.0
+
+    @property
+    def prompt(self) -> Prompt:
+        """What was asked."""
+        return self.known.prompt
+
+    @property
+    def choice(self) -> Choice | None:
+        """What the judgements amount to; none where nobody judged."""
+        return self.known.choice
+
+    @property
+    def ordered(self) -> tuple[Completion, Completion]:
+        """The better answer and the other; a and b where neither is better."""
+        return (self.known.b, self.known.a) if self.choice == "b" else (self.known.a, self.known.b)
+
+    @property
+    def weight(self) -> float:
+        """2 P - 1 for the better answer: 1 when certain, 0 when it might as well be the other."""
+        return abs(2 * self.chance - 1)
+
+    @property
+    def source(self) -> str:
+        """The kinds of raters, such as judge+person."""
+        return "+".join(sorted({j.kind for j in self.known.judgements}))
+
+    @property
+    def group(self) -> str:
+        """The ranking that a pair comes from, if any."""
+        return next((str(j.details["group"]) for j in self.known.judgements if "group" in j.details), "")
+
+    def provenance(self, tokens: bool = True) -> str:
+        """The records behind this comparison as text."""
+        return provenance(self.known if tokens else self.known.light())
+
+
+def standings(store: Store) -> Iterator[Standing]:
+    """Every comparison of a Store in the order it came; a label where one was derived, else the votes."""
+    prompts = store.prompts()
+    completions = store.completions()
+    labels = {label.comparison: label for label in store.labels()}
+    judged: dict[str, list[Judgement]] = {}
+    for j in store.judgements():
+        judged.setdefault(j.comparison, []).append(j)
+    for c in store.comparisons():
+        said = judged.get(c.id, [])
+        label = labels.get(c.id) or _counted(c.id, said)
+        known = Known(
+            prompts[c.prompt_id], completions[c.a], completions[c.b], c, tuple(said), label.choice if label else None
+        )
+        yield Standing(known, _chance(label, said), label.strength) if label else Standing(known)
+
+
+def _latest(said: list[Judgement]) -> list[Judgement]:
+    """What each rater said last."""
+    return list({j.rater: j for j in sorted(said, key=lambda j: j.round)}.values())
+
+
+def _counted(comparison: str, said: list[Judgement]) -> Label | None:
+    """The label of a plain vote; even votes for either side are a tie."""
+    votes = _latest(said)
+    if not votes:
+        return None
+    bad = sum(j.choice == "both_bad" for j in votes)
+    lead = sum((j.choice == "a") - (j.choice == "b") for j in votes)
+    choice: Choice = "both_bad" if 2 * bad > len(votes) else "a" if lead > 0 else "b" if lead < 0 else "tie"
+    strengths = [j.strength for j in votes if j.choice == choice] or [1]
+    return Label(comparison, choice, sum(strengths) / len(strengths), len(votes))
+
+
+def _chance(label: Label, said: list[Judgement]) -> float:
+    if label.chance is not None:
+        return label.chance
+    votes = _latest(said)
+    if not votes:
+        return {"a": 1.0, "b": 0.0}.get(label.choice, 0.5)
+    return sum({"a": 1.0, "b": 0.0}.get(j.choice, 0.5) for j in votes) / len(votes)

@@ -1,0 +1,98 @@
+"""How good a reward model is: accuracy, calibration, and how much of it is only length."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from towpath.data.draws import generator
+from towpath.data.intervals import wilson
+from towpath.evals.winrate import logistic
+
+
+def accuracy_by(names: Sequence[str], right: np.ndarray) -> dict[str, dict[str, float]]:
+    """Accuracy and count for each name."""
+    found: dict[str, dict[str, float]] = {}
+    for name in sorted(set(names)):
+        chosen = right[[i for i, other in enumerate(names) if other == name]]
+        found[name] = {"accuracy": float(chosen.mean()), "n": len(chosen)}
+    return found
+
+
+def accuracy(gap: np.ndarray, prompts: Sequence[str], seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
+    """Share of pairs put in the labelled order; pairs of one prompt are not independent, so prompts are resampled."""
+    right = (gap > 0).astype(float) + 0.5 * (gap == 0)
+    names = sorted(set(prompts))
+    index = {name: i for i, name in enumerate(names)}
+    sums = np.zeros(len(names))
+    counts = np.zeros(len(names))
+    for name, hit in zip(prompts, right, strict=True):
+        sums[index[name]] += hit
+        counts[index[name]] += 1
+    draws = generator(seed, "bootstrap/reward").integers(0, len(names), (resamples, len(names)))
+    rates = sums[draws].sum(1) / counts[draws].sum(1)
+    low, high = np.quantile(rates, [0.025, 0.975])
+    if low == high:  # no pair was wrong (or none right): resampling cannot see what was never drawn
+        low, high = wilson(float(right.sum()), len(right))
+    return {
+        "accuracy": float(right.mean()),
+        "interval": [float(low), float(high)],
+        "n": len(gap),
+        "prompts": len(names),
+    }
+
+
+def calibration(gap: np.ndarray, bins: int = 5) -> tuple[float, list[dict[str, float]]]:
+    """Expected calibration error of P(chosen) = sigmoid(gap), folded to confidence in the predicted winner."""
+    confidence = 1 / (1 + np.exp(-np.abs(gap)))
+    right = (gap > 0).astype(float)
+    edges = np.quantile(confidence, np.linspace(0, 1, bins + 1))
+    place = np.clip(np.searchsorted(edges[1:-1], confidence, side="right"), 0, bins - 1)
+    rows = []
+    for index in range(bins):
+        inside = place == index
+        if inside.any():
+            rows.append(
+                {
+                    "confidence": float(confidence[inside].mean()),
+                    "accuracy": float(right[inside].mean()),
+                    "n": int(inside.sum()),
+                }
+            )
+    error = sum(abs(row["confidence"] - row["accuracy"]) * row["n"] for row in rows) / max(len(gap), 1)
+    return float(error), rows
+
+
+def length_features(lengths: np.ndarray) -> np.ndarray:
+    """What length alone can say: itself, its logarithm and its square."""
+    return np.stack([lengths / 50, np.log1p(lengths), (lengths / 50) ** 2], axis=-1)
+
+
+def length_only_accuracy(
+    chosen: np.ndarray, rejected: np.ndarray, chosen_held: np.ndarray, rejected_held: np.ndarray
+) -> float:
+    """Held-out accuracy of the best of three judges that see only length: longer, shorter, and a curve fitted on the
+    training pairs."""
+    delta = length_features(chosen) - length_features(rejected)
+    sign = np.where(np.arange(len(delta)) % 2 == 0, 1.0, -1.0)
+    weights = logistic(delta * sign[:, None], (sign > 0).astype(float), ridge=1e-3)
+    fitted = (length_features(chosen_held) - length_features(rejected_held)) @ weights
+    gap = chosen_held - rejected_held
+
+    def right(score: np.ndarray) -> float:
+        return float(((score > 0) + 0.5 * (score == 0)).mean())
+
+    return max(right(gap), right(-gap), right(fitted))
+
+
+def within_prompt_correlation(prompts: Sequence[str], scores: np.ndarray, lengths: np.ndarray) -> float:
+    """Correlation of reward and length once each prompt's own means are taken out."""
+    scores = scores.astype(float).copy()
+    lengths = lengths.astype(float).copy()
+    for name in set(prompts):
+        index = [i for i, other in enumerate(prompts) if other == name]
+        scores[index] -= scores[index].mean()
+        lengths[index] -= lengths[index].mean()
+    if scores.std() == 0 or lengths.std() == 0:
+        return 0.0
+    return float(np.corrcoef(scores, lengths)[0, 1])

@@ -1,0 +1,19 @@
+"""What a set of answers looks like: diversity, repetition, length, how many end."""
+
+from collections.abc import Sequence
+
+from towpath.data.ngrams import distinct, repetition
+from towpath.records import Completion
+
+
+def describe(completions: Sequence[Completion]) -> dict[str, float]:
+    """The figures of one model's answers."""
+    tokens = [c.token_ids for c in completions]
+    count = max(len(tokens), 1)
+    return {
+        **{f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)},
+        "repetition": sum(repetition(t) for t in tokens) / count,
+        "finish_rate": sum(c.finish == "stop" for c in completions) / count,
+        "mean_words": sum(len(c.text.split()) for c in completions) / count,
+        "mean_tokens": sum(map(len, tokens)) / count,
+    }

@@ -1,0 +1,149 @@
+"""TOML and key=value to a checked model; errors name the file, the key, the rule and the nearest match."""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from towpath.errors import RecipeError
+from towpath.recipe import aliases
+
+
+class Section(BaseModel):
+    """A table of the recipe: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def standard(cls, tables: Mapping[str, Any]) -> dict[str, Any]:
+        """What holds where the tables say nothing."""
+        return cls().model_dump()
+
+
+M = TypeVar("M", bound=Section)
+
+
+def value(default: Any, meaning: str, usual: str = "", why: str = "", **limits: Any) -> Any:
+    """A recipe field: its default, one line of meaning, its usual range and where that comes from."""
+    extra: Any = {"usual": usual, "why": why}
+    if isinstance(default, (list, dict, BaseModel)):
+        return Field(default_factory=lambda: default, description=meaning, json_schema_extra=extra, **limits)
+    return Field(default, description=meaning, json_schema_extra=extra, **limits)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        fix = "name a run folder made by `towpath new`, or a recipe file"
+        raise RecipeError(f"{path}: no such file", "a run needs a recipe", fix) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: {error}", "a recipe is a TOML file", "mend the line named above") from None
+
+
+def override(tables: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Tables with `a.b.c=value` assignments laid over them; values are TOML, bare words are strings."""
+    said: dict[str, Any] = {}
+    for assignment in assignments:
+        key, found, text = assignment.partition("=")
+        if not found:
+            raise RecipeError(f"--set {assignment}", "an assignment is key=value", "for example --set policy.steps=20")
+        said[key.strip()] = _toml_value(text.strip())
+    return laid(tables, said)
+
+
+def laid(tables: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables with values of dotted keys laid over them."""
+    over = json.loads(json.dumps(tables))
+    for key, item in said.items():
+        place = over
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise RecipeError(
+                    f"{key}: {parent} is a value", "a key's last part alone has a value", "see `towpath explain KEY`"
+                )
+        place[last] = item
+    return over
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def check(model: type[M], tables: dict[str, Any], origin: str) -> M:
+    """The tables laid over the model's defaults, or one error that names every key at fault."""
+    try:
+        return model.model_validate(_over(model.standard(tables), tables))
+    except ValidationError as error:
+        problems = [_problem(model, item) for item in error.errors()]
+        raise RecipeError(
+            f"{origin}: " + "; ".join(problems), "see `towpath explain KEY`", "mend the keys named"
+        ) from None
+
+
+def _over(defaults: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+    """Defaults with tables over them, key by key: to name one key of a gate leaves its other keys as they were."""
+    both = {
+        key: _over(defaults[key], value)
+        for key, value in tables.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return defaults | tables | both
+
+
+def _problem(model: type[BaseModel], item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{key} = {item['input']!r}: {item['msg'].lower()}"
+    near = aliases.suggestion(key, keys(model))
+    return f"unknown key {key}" + (f", {near}" if near else "")
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys; an empty table is a value."""
+    found: dict[str, Any] = {}
+    for key, item in tables.items():
+        inner = item.model_dump(mode="json") if isinstance(item, BaseModel) else item
+        found |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) and inner else {f"{prefix}{key}": inner}
+    return found
+
+
+def secret(reference: str, key: str) -> str:
+    """What `env:NAME` or `file:PATH` refers to; other text is meant as it stands."""
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        if not os.environ.get(name):
+            raise RecipeError(
+                f"{key} = {reference!r}: the variable is not set",
+                "env:NAME names an environment variable",
+                f"export {name}=…",
+            )
+        return os.environ[name]
+    if kind != "file":
+        return reference
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise RecipeError(
+            f"{key} = {reference!r}: {error.strerror}", "file:PATH names a file of one line", "mend the path"
+        ) from None
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every key of a model with its field, dotted."""
+    found: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        found[prefix + name] = info
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            found |= keys(info.annotation, f"{prefix}{name}.")
+    return found

@@ -1,0 +1,51 @@
+"""The data of a run: read for a stage, or only summarised for whoever looks at the run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from towpath.data import sources, summary
+from towpath.data.bundled import is_bundled
+from towpath.data.corpus import Corpus
+from towpath.data.file_cache import cache_file
+from towpath.data.lengths import TokenLengths, limits_of, model_key, too_long, without
+from towpath.data.refused import skipped
+from towpath.data.summary import DataSummary
+from towpath.recipe import Recipe
+from towpath.run.sizes import model_size
+
+
+def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
+    """The data of a run, without the rows that the recipe skips; the hashes that `status` needs of it are kept."""
+    name = summary.key(folder, recipe)
+    corpus = sources.read(folder, recipe.data, recipe.seed)
+    if recipe.data.unusable == "skip":
+        from towpath.data.chat import Chat
+        from towpath.models import base
+
+        model_folder = base.find(recipe.model.source, folder)
+        chat = Chat(base.load_tokenizer(model_folder), recipe.model.template)
+        context = model_size(Path(model_folder)).context
+        corpus = _skip_too_long(
+            recipe, corpus, TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context)
+        )
+    summary.remember(folder, name, DataSummary(corpus.digests, is_bundled(corpus)))
+    return corpus
+
+
+def _skip_too_long(recipe: Recipe, corpus: Corpus, lengths: TokenLengths) -> Corpus:
+    """The corpus without records that are too long, and a finding on all that was left out."""
+    left = without(corpus, too_long(corpus, lengths, limits_of(recipe, lengths.context)))
+    lengths.save()
+    return replace(left, findings=(*left.findings, *skipped(left.refused)))
+
+
+def summarise(recipe: Recipe, folder: Path) -> Corpus | DataSummary:
+    """What a plan needs of the data, without reading what has not changed since it was read last; nothing is
+    tokenised."""
+    known = summary.recall(folder, recipe)
+    if known is not None:
+        return known
+    if recipe.data.unusable == "stop":
+        return load_corpus(recipe, folder)
+    lengths = TokenLengths(None, cache_file(folder, "token_lengths"), model_key(recipe))
+    return _skip_too_long(recipe, sources.read(folder, recipe.data, recipe.seed), lengths)

@@ -1,0 +1,251 @@
+"""Judgements into the ledger, by whoever labels: a simulated rater, files, rules, a judge, people."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from towpath.data import formats
+from towpath.data import recorded as recordings
+from towpath.data.draws import share
+from towpath.data.refused import FILE, RefusedRow, refused_row, summary
+from towpath.errors import DataError, Waiting
+from towpath.feedback import calibration, judge_runner, judging, routing, simulated
+from towpath.feedback.raters import PEOPLE
+from towpath.feedback.routing import Route, Routing, Signals
+from towpath.records import Choice, Comparison, Finding, Judgement
+from towpath.stages.job import Job
+from towpath.store import rater_stats, settings
+from towpath.store.rating import Task
+
+
+def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """The simulated raters' word on every comparison; theirs alone counts."""
+    cfg = job.recipe.preferences
+    seed = job.recipe.seed
+    names = _simulated_raters(job)
+    completions = job.store.completions()
+    prompts = job.store.prompts()
+    judged = {j.key for j in job.store.judgements()}
+    made = []
+    for c in comparisons:
+        for rater in names[: 1 + (share(seed, "overlap", c.id) < cfg.overlap)]:
+            a, b = ((completions[x].text, completions[x].finish == "stop") for x in (c.a, c.b))
+            judgement = simulated.judge(c, prompts[c.prompt_id], a, b, rater, seed, cfg)
+            if judgement.key not in judged:
+                made.append(judgement)
+    job.store.add_judgements(made)
+    ours = {c.id for c in comparisons}
+    return [j for j in job.store.judgements() if j.comparison in ours and j.rater in names]
+
+
+def _simulated_raters(job: Job) -> list[str]:
+    """Two of them; other settings or another seed make other raters, so that nothing said before is taken for
+    theirs."""
+    cfg = job.recipe.preferences
+    character = f"{job.recipe.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated.GUIDELINE}"
+    mark = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
+    return [f"simulated-{number}-{mark}" for number in (1, 2)]
+
+
+def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
+    """The preferences in the recipe's files that may be used: not those of held-out or too long prompts, nor answers
+    that are equal once cut."""
+    comparisons = []
+    judgements = []
+    refused = []
+    long = []
+    cut = 0
+    read = 0
+    held = recordings.held_out(job.corpus)
+    limit = job.recipe.data.max_prompt_tokens
+    left_out: Counter[str] = Counter()
+    for found, unusable in recordings.read(job.run, job.recipe.data.preferences, job.corpus):
+        formats.add(job.store, found)
+        refused += unusable
+        tokens = {c.id: job.tokens(c) for c in found.completions}
+        cut = cut + sum(not job.chat.ended(answer) for answer in tokens.values())
+        read = read + len(tokens)
+        unfit = {
+            p.id: recordings.unfit(p.prompt, held, limit, lambda text: len(job.chat.prompt(text)))
+            for p in found.prompts
+        }
+        why = {c.id: unfit[c.prompt_id] or _alike(job, tokens[c.a], tokens[c.b]) for c in found.comparisons}
+        kept = [c for c in found.comparisons if not why[c.id]]
+        left_out.update(reason for reason in why.values() if reason)
+        long += [
+            refused_row("preferences", found.places[name], reason)
+            for name, reason in why.items()
+            if reason == recordings.too_long(limit)
+        ]
+        names = {c.id for c in kept}
+        comparisons += kept
+        judgements += [j for j in found.judgements if j.comparison in names]
+    _report_left_out(job, refused, left_out, cut, read)
+    job.corpus = replace(job.corpus, refused=(*job.corpus.refused, *refused, *long))
+    return comparisons, judgements
+
+
+def _report_left_out(job: Job, refused: Sequence[RefusedRow], left_out: Counter[str], cut: int, read: int) -> None:
+    """Findings on rows that cannot be used, comparisons that may not be, and answers that are cut."""
+    if refused:
+        evidence = f"{len(refused)} rows of preferences are left out: {summary(refused)}; all are listed in {FILE}"
+        job.findings.append(
+            Finding(
+                "preferences",
+                "warning",
+                evidence,
+                "rows that cannot be used are never corrected by guess",
+                "fix or remove them",
+            )
+        )
+    if cut:
+        evidence = (
+            f"{cut} of {read} answers are read to preferences.max_new_tokens = "
+            f"{job.recipe.preferences.max_new_tokens} and no further"
+        )
+        remedy = "raise it, to where policy.max_new_tokens allows answers to go"
+        job.findings.append(
+            Finding("preferences", "warning", evidence, "what tells answers apart may lie beyond", remedy)
+        )
+    for reason, count in left_out.items():
+        job.findings.append(Finding("preferences", "warning", f"{count} comparisons left out: {reason}"))
+
+
+def _alike(job: Job, one: Sequence[int], other: Sequence[int]) -> str:
+    return (
+        f"answers that are one in their first {job.recipe.preferences.max_new_tokens} tokens"
+        if list(one) == list(other)
+        else ""
+    )
+
+
+def people(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """What people have said so far; all comparisons are put in their queue."""
+    seed = job.recipe.seed
+    overlap = job.recipe.preferences.overlap
+    _enqueue(
+        job, [Task(c.id, _domain(job, c), seats=1 + (share(seed, "overlap", c.id) < overlap)) for c in comparisons]
+    )
+    return [j for j in _heard(job, comparisons) if j.kind in PEOPLE]
+
+
+def machines(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """What the judge and the rules of the recipe say, and what people have said besides."""
+    recipe = job.recipe
+    judge_runner.ask_rules(job.store, recipe.preferences.rules, job.run, comparisons)
+    told = judge_runner.settings_of(recipe.judge, job.run)
+    abstained = judge_runner.ask_judge(job.store, told, comparisons, f"{job.name}: {told.model}")
+    if abstained:
+        job.findings.append(_abstentions(job, judging.rater(told), abstained))
+    names = {judging.rater(told), *(f"rule:{name}" for name in recipe.preferences.rules)}
+    return [j for j in _heard(job, comparisons) if j.kind in PEOPLE or j.rater in names]
+
+
+REMEDIES: dict[str, str] = {
+    "unreachable": "look at the judge's server and judge.base_url, then run again",
+    "rejected": "look at what the server says of the request: judge.model, judge.max_tokens, the length of prompts",
+    "refused": "take a judge that reads such text, or let people judge it: preferences.raters = 'blend'",
+    "unreadable": "take a judge that writes the JSON it is asked for, or raise judge.max_tokens",
+    "inconsistent": "let people judge them: preferences.raters = 'blend'",
+    "ceiling": "raise judge.ceiling, or ask for fewer pairs",
+}
+"""What to do about pairs without a judgement, by the reason."""
+
+
+def _abstentions(job: Job, rater: str, abstained: Sequence[judging.Abstention]) -> Finding:
+    """How many comparisons a judge gave no judgement on, why, and what to do about the commonest reason."""
+    counted = Counter(a.reason for a in abstained)
+    evidence = (
+        f"{rater} gave no judgement on {len(abstained)} comparisons: "
+        f"{', '.join(f'{reason} {n}' for reason, n in counted.most_common())}"
+    )
+    worst = counted.most_common(1)[0][0]
+    note = next(a.note for a in abstained if a.reason == worst)
+    remedy = REMEDIES[worst] if job.recipe.preferences.raters == "judge" else f"people judge them; or {REMEDIES[worst]}"
+    return Finding("judge", "warning", evidence, note, remedy)
+
+
+def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement], dict[str, float]]:
+    """Machines' and people's judgements, and how likely each comparison was to be seen by people; waits until those
+    sent to them are judged."""
+    judgements = machines(job, comparisons)
+    routes = _routes(job, comparisons, judgements)
+    sent = [r for r in routes if r.seats]
+    domains = {c.id: _domain(job, c) for c in comparisons}
+    _enqueue(
+        job,
+        [
+            Task(r.comparison, domains[r.comparison], ", ".join(r.reasons), r.propensity, r.seats, round(100 * r.doubt))
+            for r in sent
+        ],
+    )
+    seen = {j.comparison for j in judgements if j.kind in PEOPLE}
+    flagged = {row["comparison"] for row in job.store.read(rater_stats.flagged)}
+    waiting = [r for r in sent if r.comparison not in seen | flagged]
+    if waiting:
+        why = Counter(reason for r in waiting for reason in r.reasons)
+        value = (
+            f"people: {len(sent) - len(waiting)} of {len(sent)} comparisons judged, of {len(comparisons)} that the "
+            "judge has seen"
+        )
+        raise Waiting(
+            value,
+            "sent to people: " + ", ".join(f"{reason} {n}" for reason, n in why.most_common()),
+            f"`towpath serve {job.run}`",
+        )
+    return judgements, {r.comparison: r.propensity for r in routes}
+
+
+def _routes(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Route]:
+    cfg = job.recipe.preferences
+    prompts = job.store.prompts()
+    said = {j.comparison: j for j in judgements if j.kind == "judge"}
+    rules: dict[str, Choice] = {j.comparison: j.choice for j in judgements if j.kind == "rule"}
+    signals = []
+    for c in comparisons:
+        verdict = said.get(c.id)
+        choice, sure = (verdict.choice, calibration.certainty(verdict)) if verdict else (None, None)
+        steady = bool(verdict.details.get("consistent", True)) if verdict else True
+        signals.append(
+            Signals(
+                c.id,
+                prompts[c.prompt_id].domain,
+                choice,
+                sure,
+                steady,
+                rules.get(c.id),
+                safety=prompts[c.prompt_id].harmful,
+            )
+        )
+    return routing.route(signals, Routing(cfg.people, cfg.audit, cfg.overlap), seed=job.recipe.seed)
+
+
+def _heard(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """Everything that was said of these comparisons, but by a simulation."""
+    ours = {c.id for c in comparisons}
+    return [j for j in job.store.judgements() if j.comparison in ours and j.kind != "simulated"]
+
+
+def _domain(job: Job, comparison: Comparison) -> str:
+    prompt = job.corpus.by_id.get(comparison.prompt_id)
+    return prompt.domain if prompt else "general"
+
+
+def _enqueue(job: Job, tasks: Sequence[Task]) -> None:
+    """Into the people's queue, with the recipe's ceiling of hours."""
+    job.store.add_tasks(tasks)
+    hours = job.recipe.budget.hours
+    house = job.store.read(settings.read)
+    if hours and house.hours is None:
+        job.store.later(settings.put, replace(house, hours=hours)).result()
+
+
+def require_some(comparisons: Sequence[Comparison]) -> None:
+    """Raise where there is nothing to label."""
+    if not comparisons:
+        raise DataError(
+            "no comparisons to label",
+            "labels come from comparisons",
+            "mend the files of data.preferences, or add prompts",
+        )

@@ -1,0 +1,100 @@
+"""Answers of a model to prompts, and the win rate of one model's answers over another's."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from towpath.data.draws import uniforms
+from towpath.evals import winrate
+from towpath.evals.evaluator import evaluator
+from towpath.feedback import rubric
+from towpath.progress import note
+from towpath.recipe import Decoding
+from towpath.records import Completion, Prompt, as_row
+from towpath.rollout.engine import Request
+from towpath.stages.job import Job, read_rows
+from towpath.stages.sampler import engine, generate
+from towpath.store.publish import replace_file
+
+
+def draw(
+    job: Job,
+    model: Any,
+    wanted: Sequence[tuple[Prompt, str, Decoding]],
+    source: str,
+    max_new_tokens: int,
+    title: str,
+    greedy: bool = False,
+) -> list[Completion]:
+    """One completion for each (prompt, name of the draw, decoding); the name decides the random numbers."""
+    seed = job.recipe.seed
+    requests = [
+        Request(job.chat.prompt(p.prompt), how, uniforms(max_new_tokens, seed, "draw", name, p.id))
+        for p, name, how in wanted
+    ]
+    drawn = generate(engine(job, model, max_new_tokens), requests, title, greedy)
+    return [
+        Completion(
+            f"{source}/{name}/{p.id}",
+            p.id,
+            source,
+            job.chat.text(d.token_ids),
+            tuple(d.token_ids),
+            tuple(d.logprobs),
+            d.finish,
+            how.model_dump(),
+        )
+        for (p, name, how), d in zip(wanted, drawn, strict=True)
+    ]
+
+
+def heldout(job: Job) -> list[Prompt]:
+    """The held-out prompts that evaluation uses, spread over domains when there is a limit."""
+    prompts = sorted(job.corpus.heldout, key=lambda p: p.id)
+    limit = job.recipe.evaluate.prompts
+    if not limit or limit >= len(prompts):
+        return prompts
+    return [prompts[i * len(prompts) // limit] for i in range(limit)]
+
+
+def evaluation(job: Job, model: Any, prompts: Sequence[Prompt], source: str, title: str) -> list[Completion]:
+    """One answer to each prompt as evaluation draws them."""
+    cfg = job.recipe.evaluate
+    how = Decoding(temperature=cfg.temperature)
+    return draw(job, model, [(p, "evaluate", how) for p in prompts], source, cfg.max_new_tokens, title)
+
+
+def rubric_score(prompt: Prompt, completion: Completion) -> float:
+    """The total of the written rubric, without noise."""
+    return rubric.judge(prompt, completion.text, completion.finish == "stop").total
+
+
+def win(
+    job: Job, prompts: Sequence[Prompt], ours: Sequence[Completion], theirs: Sequence[Completion]
+) -> dict[str, Any] | None:
+    """Win rate of our answers by the evaluation judge; None where no judge fits the run's data."""
+    if evaluator(job.corpus) is None:
+        return None
+    margin = job.recipe.evaluate.tie_margin
+    gaps = [rubric_score(p, a) - rubric_score(p, b) for p, a, b in zip(prompts, ours, theirs, strict=True)]
+    outcomes = [0.5 if abs(gap) < margin else float(gap > 0) for gap in gaps]
+    lengths = [len(a.token_ids) - len(b.token_ids) for a, b in zip(ours, theirs, strict=True)]
+    return winrate.win(outcomes, lengths, job.recipe.evaluate.bootstrap, job.recipe.seed)
+
+
+def write(path: Path, completions: Sequence[Completion]) -> None:
+    """Completions as JSON lines, all or nothing."""
+    replace_file(path, "".join(json.dumps(as_row(c), ensure_ascii=False) + "\n" for c in completions))
+
+
+def read(path: Path) -> list[Completion]:
+    """Completions written by `write`; none where the file is damaged, so that they are drawn again."""
+    try:
+        return [
+            Completion(**{**row, "token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])})
+            for row in read_rows(path)
+        ]
+    except (KeyError, TypeError):
+        note(f"{path}: damaged; its answers are drawn again")
+        return []

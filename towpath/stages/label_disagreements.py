@@ -1,0 +1,84 @@
+"""Labelled pairs on which the reward model prefers the other answer: a label that slipped, or a model that learned
+something else."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from towpath.data.batch import Batch
+from towpath.data.draws import share
+from towpath.records import Comparison, Label
+from towpath.runtime.local import Local
+from towpath.stages import label as labelling
+from towpath.stages.job import Job
+from towpath.stages.reward import completion_row, judged
+from towpath.store import manifest
+from towpath.store.publish import replace_file
+
+FILE = "disagreements.jsonl"
+
+
+def write(job: Job, runtime: Local, reward: Path) -> dict[str, int]:
+    """Ask the reward model about labelled pairs and keep those on which it says otherwise; how many it was asked
+    about, and how many those are."""
+    told = manifest.read(reward)
+    chosen = _chosen(job, told)
+    if not chosen:
+        replace_file(job.folder / FILE, "")
+        return {"asked": 0, "contradicted": 0}
+    completions = job.store.completions()
+    prompts = job.store.prompts()
+    sides = [(c.a, c.b) if label.choice == "a" else (c.b, c.a) for c, label in chosen]
+    rows = [
+        completion_row(job, prompts[c.prompt_id], completions[name])
+        for (c, _), pair in zip(chosen, sides, strict=True)
+        for name in pair
+    ]
+    scores = judged(runtime, Batch(rows), job.recipe.policy.rewards).score_B.tolist()
+    found: list[dict[str, Any]] = []
+    for i, ((c, label), (better, other)) in enumerate(zip(chosen, sides, strict=True)):
+        gap = (scores[2 * i + 1] - scores[2 * i]) * told["result"]["std"]
+        if gap > 0:
+            prompt = prompts[c.prompt_id]
+            found.append(
+                {
+                    "comparison": c.id,
+                    "prompt": prompt.prompt,
+                    "domain": prompt.domain,
+                    "choice": label.choice,
+                    "chosen": completions[better].text,
+                    "rejected": completions[other].text,
+                    "confidence": 1 / (1 + math.exp(-gap)),
+                    "held": _held(job, c),
+                }
+            )
+    found.sort(key=lambda row: -row["confidence"])
+    replace_file(job.folder / FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+    return {"asked": len(chosen), "contradicted": len(found)}
+
+
+def _chosen(job: Job, told: dict[str, Any]) -> list[tuple[Comparison, Label]]:
+    """Decided pairs of the reward model's own labels, people's where there are any; those it was not trained on
+    first."""
+    stage = next((name for name in reversed(told["inputs"]) if name.startswith("label")), "")
+    folder = job.run / "stages" / stage / told["inputs"].get(stage, "")
+    limit = job.recipe.evaluate.disagreements
+    if not limit or not (folder / "labels.json").is_file():
+        return []
+    comparisons = {c.id: c for c in job.store.comparisons()}
+    people = {j.comparison for j in job.store.judgements() if j.kind == "person"}
+    decided = [
+        (comparisons[label.comparison], label)
+        for label in labelling.read(folder)
+        if label.choice in ("a", "b") and label.comparison in comparisons
+    ]
+    ours = [(c, label) for c, label in decided if c.id in people] or decided
+    return sorted(
+        ours, key=lambda pair: (not _held(job, pair[0]), share(job.recipe.seed, "disagreements", pair[0].id))
+    )[:limit]
+
+
+def _held(job: Job, comparison: Comparison) -> bool:
+    """Whether the reward model was not trained on it."""
+    return share(job.recipe.seed, "reward/validation", comparison.prompt_id) < job.recipe.reward.validation

@@ -1,0 +1,208 @@
+"""The tables of the report: gates, comparisons, text, safety, lineage."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from towpath.data.intervals import wilson
+from towpath.records import Verdict
+from towpath.run.record import ORDER, Run, Stage
+from towpath.store.jsonl import is_interval, is_number
+from towpath.view.charts import Chart, Series, bar, draw
+from towpath.view.format import number, percent, percents
+
+Row = dict[str, Any]
+NAMES = {
+    "sft": "Supervised fine-tuning",
+    "baseline": "SFT against base",
+    "sample": "Completions to compare",
+    "label": "Labels",
+    "reward": "Reward model",
+    "policy": "Policy optimization",
+    "evaluate": "Evaluation",
+}
+ASKS = {
+    "sft": "wins over the base model",
+    "reward": "held-out accuracy",
+    "policy": "prompts whose reward rose",
+    "evaluate": "wins over SFT",
+    "safety": "rise of harm or over-refusal",
+}
+TEXT = (
+    ("distinct_1", "Different words", percent),
+    ("distinct_2", "Different pairs", percent),
+    ("distinct_3", "Different triples", percent),
+    ("repetition", "Repeated", percent),
+    ("finish_rate", "Ends by itself", percent),
+    ("mean_words", "Words", number),
+    ("rubric", "Rubric score", number),
+)
+
+
+def title(name: str) -> str:
+    """A stage in words, with its round from the second on."""
+    kind, _, round_ = name.partition("@")
+    return NAMES.get(kind, kind) + (f", round {round_}" if round_ else "")
+
+
+def gates(run: Run, verdicts: list[Verdict]) -> list[Row]:
+    """One row a stage, and one for safety; stages not begun are in it too."""
+    begun = list(run.stages.values())
+    missing = [name for name in ORDER if name not in run.stages]
+    rows = []
+    for stage in begun:
+        rows.append(_gate(stage.name, stage, run.verdict(stage, verdicts)))
+        safety = run.verdict(stage, verdicts, "safety") if stage.kind == "evaluate" else None
+        if safety:
+            rows.append(_gate("safety", None, safety) | {"title": "Safety"})
+    return rows + [_gate(name, None, None) for name in missing]
+
+
+def _gate(name: str, stage: Stage | None, verdict: Verdict | None) -> Row:
+    state = "done, no gate" if stage and stage.done else "not finished" if stage and stage.begun else "not run yet"
+    if name == "baseline" and stage and stage.done:
+        state = "done; the gate of SFT is judged on it"
+    row: Row = {"name": name, "title": title(name), "state": state, "stage": stage, "gate": None}
+    if verdict is None:
+        return row
+    interval = verdict.interval if is_interval(verdict.interval) else None
+    low, high = (0.0, 1.0) if verdict.gate != "safety" else _span(verdict)
+    value = verdict.value if is_number(verdict.value) else None
+    return row | {
+        "gate": verdict,
+        "asks": ASKS.get(verdict.gate.partition("@")[0], ""),
+        "tone": verdict.verdict.lower(),
+        "value": percent(verdict.value, 1),
+        "interval": percents(interval, 1),
+        "threshold": ("at most " if verdict.gate == "safety" else "over ") + percent(verdict.threshold),
+        "bar": bar(value, interval, verdict.threshold, low, high, verdict.verdict.lower()),
+    }
+
+
+def _span(verdict: Verdict) -> tuple[float, float]:
+    """A scale around zero that holds everything a rise may be compared with."""
+    ends = [abs(end) for end in (*(verdict.interval or ()), verdict.value, 2 * verdict.threshold) if is_number(end)]
+    widest = max(ends, default=0.0) or 1.0
+    return -widest, widest
+
+
+def shares(groups: Any, key: str, threshold: float | None = None) -> list[Row]:
+    """Groups (domains, strengths) with their rate, its interval and a bar."""
+    rows = []
+    for name, group in sorted((groups or {}).items()):
+        value = group.get(key)
+        n = group.get("n")
+        if not is_number(value) or not is_number(n):
+            continue
+        interval = wilson(value * n, int(n))
+        rows.append(
+            {
+                "name": name,
+                "value": percent(value),
+                "interval": percents(interval),
+                "n": n,
+                "bar": bar(value, interval, threshold),
+            }
+        )
+    return rows
+
+
+def reward_model(result: Mapping[str, Any], threshold: float) -> list[Row]:
+    """Accuracy beside what it must be measured against."""
+    lines: list[tuple[str, Any, Any, str]] = [
+        ("Accuracy on held-out comparisons", result.get("accuracy"), result.get("interval"), "accent"),
+        ("Against the rubric without noise", result.get("clean_accuracy"), None, "accent"),
+        ("On the comparisons it was trained on", result.get("train_accuracy"), None, ""),
+        ("Agreement ceiling: what the labels allow", result.get("ceiling"), None, ""),
+        ("Baseline: the longer answer is better", result.get("length_only_accuracy"), None, ""),
+    ]
+    return [
+        {
+            "name": name,
+            "value": percent(value, 1),
+            "interval": percents(interval, 1) if interval else "",
+            "bar": bar(value, interval, threshold if tone == "accent" else None, tone=tone),
+        }
+        for name, value, interval, tone in lines
+        if is_number(value)
+    ]
+
+
+def calibration(result: Mapping[str, Any]) -> Markup:
+    """How often the reward model is right where it says it is sure."""
+    rows = [
+        row
+        for row in result.get("calibration") or []
+        if is_number(row.get("confidence")) and is_number(row.get("accuracy"))
+    ]
+    points = sorted((row["confidence"], row["accuracy"]) for row in rows)
+    error = percent(result.get("calibration_error"), 1)
+    note = f"On the line it is as often right as it says. Mean distance from it: {error}."
+    diagonal = Series("as sure as right", [(0.5, 0.5), (1.0, 1.0)], colour=7)
+    chart = Chart(
+        "Calibration",
+        (diagonal, Series("reward model", points, "dashed", 0)),
+        x="confidence",
+        form="percent",
+        high=1.0,
+        note=note,
+    )
+    return draw(chart) if points else Markup("")
+
+
+def text(result: Mapping[str, Any]) -> Row:
+    """Text statistics: a row a model, a column a figure."""
+    models = result.get("text") or {}
+    rows = [
+        {"name": name, "cells": [say(models[key].get(field)) for field, _, say in TEXT]}
+        for key, name in (("base", "Base"), ("sft", "SFT"), ("policy", "Policy"))
+        if models.get(key)
+    ]
+    return {"columns": [name for _, name, _ in TEXT], "rows": rows}
+
+
+def safety(result: Mapping[str, Any]) -> list[Row]:
+    """Refusal of the harmful and of the harmless, before and after."""
+    told = result.get("safety") or {}
+    before = told.get("sft") or {}
+    after = told.get("policy") or {}
+    lines = (
+        ("Harmful requests refused", "refusal", "harmful_n"),
+        ("Harmless requests refused", "over_refusal", "harmless_n"),
+    )
+    rows = []
+    for name, key, count in lines:
+        old = before.get(key)
+        new = after.get(key)
+        if is_number(old) and is_number(new):
+            change = f"{'+' if new > old else ''}{number(100 * (new - old), 2)}\u00a0points"
+            rows.append(
+                {
+                    "name": name,
+                    "sft": percent(old, 1),
+                    "policy": percent(new, 1),
+                    "change": change,
+                    "n": after.get(count),
+                }
+            )
+    return rows
+
+
+def labels(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The label set in a few figures."""
+    agreement = result.get("agreement") or {}
+    rate = agreement.get("rate")
+    n = agreement.get("n")
+    agreed = f"{percent(rate, 1)} of {n} judged twice" if is_number(rate) and n else "no comparison was judged twice"
+    counts = [(name, number(result[key], 6)) for name, key in COUNTS if is_number(result.get(key))]
+    return [*counts, ("Two raters agree", agreed), ("Agreement ceiling", percent(result.get("ceiling"), 1))]
+
+
+COUNTS = (
+    ("Comparisons", "comparisons"),
+    ("Judgements", "judgements"),
+    ("Decided", "decided"),
+    ("Ties", "ties"),
+    ("Both bad", "both_bad"),
+)
