@@ -217,9 +217,8 @@ def trained(start: str, algo: str, strength: float, steps: int, epochs: int, see
             pair for pair, i in zip(pairs, range(0, len(prompts), 2), strict=False) if prompts[i] == prompts[i + 1]
         ]
         pairs = [pair for pair in pairs if all(pair)]  # an answer of no signs is none
-        return tp.train(
-            "dpo", pairs=pairs, dpo__beta=strength, **settings | {"learning_rate": 2e-4}
-        )  # at 1e-3 no beta holds it
+        # at 1e-3 no beta holds it
+        return tp.train("dpo", pairs=pairs, dpo__beta=strength, **settings | {"learning_rate": 2e-4})
     group = 1 if algo == "ppo" else GROUP
     return tp.train(
         algo, prompts=TRAIN, reward=gold, kl=strength, steps=steps, rollout=ROLLOUT, group=group, **settings
@@ -238,9 +237,8 @@ def point(start: str, algo: str, strength: float, steps: int, epochs: int, seed:
         _, _, before = drawn(start, prompts, seed, "frontier/start")
         nats = kl(policy, start, asked, answers)
     ours, theirs = (np.array(gold(prompts, said)).reshape(DRAWS, len(HELD)) for said in (texts, before))
-    rate = float(
-        np.where(ours[:, None] == theirs[None], 0.5, ours[:, None] > theirs[None]).mean()
-    )  # every pair of answers to a prompt
+    # every pair of answers to a prompt
+    rate = float(np.where(ours[:, None] == theirs[None], 0.5, ours[:, None] > theirs[None]).mean())
     return {"strength": strength, "seed": seed, "kl": nats, "win_rate": rate, "share": share(nats, rate)}
 
 

@@ -32,7 +32,7 @@ max_new_tokens = 80
 min_labels = 100
 [reward]
 validation = 0.3
-lora = {{ top = 10 }}
+lora = {{ last_n_layers = 10 }}
 [gates]
 sft = {{ action = "off" }}
 reward = {{ threshold = 0.5, action = "warn" }}

@@ -166,7 +166,7 @@ def sent(
         Signals(j.comparison, judge=j.choice, certainty=sure.get(j.comparison), consistent=j.details["consistent"])
         for j in verdicts
     ]
-    routes = route(signals, Routing(people=people, audit=0.12), seed=world.seed)
+    routes = route(signals, Routing(human_share=people, audit_share=0.12), seed=world.seed)
     seen = world.people({int(r.comparison): r.seats for r in routes if r.seats}, "routed")
     rows = calibration.audited(
         [*seen, *verdicts], "judge:j", {r.comparison: r.propensity for r in routes}, world.lengths

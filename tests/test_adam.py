@@ -118,9 +118,8 @@ def test_a_compiled_step_is_a_plain_one_and_halves_are_a_float32(dtype):
     for one, two in zip(moved(native, True, grad), moved(plain, True, grad), strict=True):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-6)
     assert float(native.squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-9)
-    assert float(plain.squares(grad)) == pytest.approx(
-        float(grad.double().square().sum()), rel=1e-5
-    )  # a sum in float32
+    # a sum in float32
+    assert float(plain.squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-5)
 
 
 @FOUND

@@ -106,17 +106,15 @@ def test_raters_errors_are_found_as_they_are():
     np.testing.assert_allclose(found.prior_C, [0.4, 0.4, 0.2, 0.0], atol=0.04)
     a = CHOICES.index("a")
     b = CHOICES.index("b")
-    np.testing.assert_allclose(
-        found.confusion_RCC[:, a, b], found.confusion_RCC[:, b, a]
-    )  # which answer is called a is chance
+    # which answer is called a is chance
+    np.testing.assert_allclose(found.confusion_RCC[:, a, b], found.confusion_RCC[:, b, a])
 
 
 def test_one_judgement_is_no_certainty_and_says_no_more_than_the_raters_are_worth():
     labels = dawid_skene.labels([said(item, f"r{item % 3}", "a") for item in range(200)])
     assert {label.choice for label in labels} == {"a"}
-    assert all(
-        0.75 < label.chance < 0.9 for label in labels
-    )  # as good as raters are thought to be before any is held against another
+    # as good as raters are thought to be before any is held against another
+    assert all(0.75 < label.chance < 0.9 for label in labels)
     poor = [said(f"d{i}", rater, "ab"[(i + n) % 2]) for i in range(200) for n, rater in enumerate(("x", "y"))]
     chance = {label.comparison: label.chance for label in dawid_skene.labels([*poor, said("k", "x", "a")])}["k"]
     assert 0.4 < chance < 0.65  # two who never agree are worth nothing

@@ -249,7 +249,7 @@ def test_manners_are_seen_and_only_where_they_are():
         "rater-hurried",
         "rater-gold",
         "rater-agreement",
-        "rater-invents",
+        "rater-inconsistent",
     }
     told = {(f.code, f.evidence.split(":")[0]) for f in raters.concerns(found)}
     assert {
@@ -257,7 +257,7 @@ def test_manners_are_seen_and_only_where_they_are():
         ("rater-hurried", "r2"),
         ("rater-gold", "r3"),
         ("rater-agreement", "r3"),
-        ("rater-invents", "r4"),
+        ("rater-inconsistent", "r4"),
     } <= told
     assert not {who for _, who in told} & {"r0", "r5"}
     assert by["r1"].left.low > 0.6 and by["r1"].left_p < 1e-4 and by["r0"].left_p > 0.001

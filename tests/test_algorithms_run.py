@@ -102,7 +102,7 @@ def test_a_reward_model_is_trained_for_dpo_when_asked(tuned, tmp_path):
 def test_an_ensemble_of_reward_models(tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
-    done = towpath("run", run, *SETTINGS, *sets("reward.members=3", 'policy.rewards.ensemble="min"'))
+    done = towpath("run", run, *SETTINGS, *sets("reward.ensemble_size=3", 'policy.rewards.ensemble="min"'))
     assert done.returncode == 0, done.stderr
     told = results(run)["reward"]
     assert len(told["members"]) == 3 and told["disagreement"] > 0
@@ -112,7 +112,7 @@ def test_an_ensemble_of_reward_models(tuned, tmp_path):
         for name in ("weights", "weights-2", "weights-3")
     ]
     assert not any(torch.equal(a, b) for a, b in pairwise(heads))
-    again = towpath("run", run, *SETTINGS, *sets("reward.members=3", 'policy.rewards.ensemble="cautious"'))
+    again = towpath("run", run, *SETTINGS, *sets("reward.ensemble_size=3", 'policy.rewards.ensemble="cautious"'))
     assert "reward: done before" in again.stderr and "policy: done in" in again.stderr
 
 
@@ -121,7 +121,11 @@ def test_rules_alone_need_neither_labels_nor_a_reward_model(tuned, tmp_path):
     shutil.copytree(tuned, run)
     shutil.rmtree(run / "stages" / "label")
     done = towpath(
-        "run", run, *SETTINGS, "--set", 'policy.rewards.sources=[{of="rule:words:1-5"}, {of="rule:prose", weight=0.5}]'
+        "run",
+        run,
+        *SETTINGS,
+        "--set",
+        'policy.rewards.sources=[{ source = "rule:words:1-5"}, { source = "rule:prose", weight=0.5}]',
     )
     assert done.returncode == 0, done.stderr
     assert not (run / "stages" / "reward").exists()
@@ -133,7 +137,7 @@ def test_rules_alone_need_neither_labels_nor_a_reward_model(tuned, tmp_path):
 def test_ones_own_reward_lies_in_the_run_folder_and_changed_code_runs_again(tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
-    settings = [*SETTINGS, "--set", 'policy.rewards.sources=[{of="python:short_reward:score"}]']
+    settings = [*SETTINGS, "--set", 'policy.rewards.sources=[{ source = "python:short_reward:score"}]']
     code = "def score(prompts, answers):\n    return [SIGN * len(answer) for answer in answers]\nSIGN = {}\n"
     (run / "short_reward.py").write_text(code.format(-1))
     for sign, said in ((-1, "policy: done in"), (-1, "policy: done before"), (1, "code.short_reward")):
@@ -141,7 +145,9 @@ def test_ones_own_reward_lies_in_the_run_folder_and_changed_code_runs_again(tune
         done = towpath("run", run, *settings)
         assert done.returncode == 0, done.stderr
         assert said in done.stderr
-    missing = towpath("run", run, *SETTINGS, "--set", 'policy.rewards.sources=[{of="python:nowhere.at_all:score"}]')
+    missing = towpath(
+        "run", run, *SETTINGS, "--set", 'policy.rewards.sources=[{ source = "python:nowhere.at_all:score"}]'
+    )
     assert missing.returncode == 1
     assert "nowhere" in missing.stderr
     assert "Traceback" not in missing.stderr
@@ -181,7 +187,7 @@ def test_killed_and_resumed_pairs_end_in_the_same_bits(tuned, tmp_path):
         (["policy.algo=sft"], "no such algorithm"),
         (["policy.algo=grpo", "policy.group=1"], "compared with others"),
         (["policy.algo=grpo", "policy.group=5"], "whole groups"),
-        (['policy.rewards.sources=[{of="rule:wordz"}]'], "no such rule"),
+        (['policy.rewards.sources=[{ source = "rule:wordz"}]'], "no such rule"),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_starts(settings, words, tuned):
@@ -342,7 +348,7 @@ def test_from_python_what_cannot_work_is_refused(tmp_path):
         tp.train("dpo", model="tiny", pairs=[(f"a{i}", "word " * 250, "c") for i in range(20)], folder=tmp_path)
     with pytest.raises(RecipeError, match="weight 0"):
         tp.train(
-            "ppo", model="tiny", prompts=[*"abcdefghi"], reward={"of": "rule:prose", "weight": 0.0}, folder=tmp_path
+            "ppo", model="tiny", prompts=[*"abcdefghi"], reward={"source": "rule:prose", "weight": 0.0}, folder=tmp_path
         )
     with pytest.raises(RecipeError, match="did you mean"):
         tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, learning_rat=1e-5)

@@ -328,7 +328,7 @@ def test_a_judge_is_asked_in_both_orders_and_its_record_stays_apart(store, run):
     made = arena.begin(store, run, Terms("policy", "sft", prompts=12, overlap=0.0))
     vote(store, "ann", for_policy, 5)
     with served(judge_script(turns=range(0, COUNT, 3))) as server:
-        cfg = JudgeSettings(server.url, "m", retries=0, inconsistent="people")
+        cfg = JudgeSettings(server.url, "m", retries=0, on_position_flip="people")
         assert arena.ask_judge(store, cfg, made.number) == []
         assert len(server.calls) == 24
         assert arena.ask_judge(store, cfg, made.number) == []

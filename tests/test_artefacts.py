@@ -215,7 +215,7 @@ def test_damaged_files_that_can_be_made_again_are_made_again(copied: Path, capsy
     (policy,) = copied.glob("stages/policy/*")
     (policy / "manifest.json").unlink()
     (policy / "seconds").write_text("twelve")
-    for name in ("findings.json", "knobs.jsonl", "metrics.jsonl", "samples.jsonl"):
+    for name in ("findings.json", "interventions.jsonl", "metrics.jsonl", "samples.jsonl"):
         (policy / name).write_bytes(b'\xff\xfe[1]\n{"a": 1}\n')
     said = run(copied)
     assert any("labels.json: damaged" in line and "written again from the ledger" in line for line in said)

@@ -190,9 +190,8 @@ def test_a_judges_faults_are_reported_as_they_are():
     judgements, propensity, lengths, domains = ledger(count=6000)
     found = calibration.report(calibration.audited(judgements, "judge:m", propensity, lengths, domains))
     flipped = [j for j in judgements if j.kind == "judge" and not j.details["consistent"]]
-    assert (
-        found.flips.low < len(flipped) / 6000 < found.flips.high
-    )  # among all pairs, though people saw every flipped one
+    # among all pairs, though people saw every flipped one
+    assert found.flips.low < len(flipped) / 6000 < found.flips.high
     assert found.first.low > 0.5 and found.first.value == pytest.approx(0.55, abs=0.02)
     assert found.longer[0].low > 0.55 and found.longer[1].low < 0.5 < found.longer[1].high
     assert found.by_strength[1].high < found.by_strength[3].low

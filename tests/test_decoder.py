@@ -63,7 +63,7 @@ def measured(model, lora, read="all"):
     ids = torch.randint(3, 97, (4, 11), generator=torch.Generator().manual_seed(1))
     if lora:
         adapters = Adapters(model)
-        adapters.add("policy", 4, 4.0, 0, top=2)
+        adapters.add("policy", 4, 4.0, 0, last_n_layers=2)
         learned = adapters.parameters("policy")
         draw = torch.Generator().manual_seed(2)
         for weight in learned.values():

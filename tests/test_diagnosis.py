@@ -43,9 +43,8 @@ def test_noise_is_named_where_raters_disagree_and_the_model_is_at_their_ceiling(
     found = diagnose(known([0.72, 0.735, 0.74], 0.75, agreement=(0.63, 600), margins={"k": -2.0, "m": -3.0, "n": 1.0}))
     assert found.verdict == "noise"
     assert found.again == ("m", "k") and found.action == "rate these 2 again"
-    assert found.parts["noise"].value == pytest.approx(
-        ((0.85 - 0.755) + (0.85 - 0.74)) / 2, abs=1e-3
-    )  # clean labels show it right in 97 %
+    # clean labels show it right in 97 %
+    assert found.parts["noise"].value == pytest.approx(((0.85 - 0.755) + (0.85 - 0.74)) / 2, abs=1e-3)
     assert any("63.0% of 600 pairs" in line for line in found.evidence)
 
 
@@ -67,9 +66,8 @@ def test_length_is_named_where_the_model_goes_by_it():
     found = diagnose(by_length(0.95, 0.2, longer=0.8))
     assert found.verdict == "length shortcut" and "lengths" in found.action
     assert diagnose(by_length(0.2, 0.95)).verdict == "length shortcut"  # towards short answers too
-    assert (
-        diagnose(by_length(0.95, 0.7, longer=0.8)).verdict == "healthy"
-    )  # users may like length, if the model sees more than that
+    # users may like length, if the model sees more than that
+    assert diagnose(by_length(0.95, 0.7, longer=0.8)).verdict == "healthy"
 
 
 def test_length_is_named_even_where_the_accuracy_is_high():

@@ -467,8 +467,8 @@ def test_kl_that_runs_away_is_found_in_each_trainers_units():
 
 def test_a_stated_coefficient_stands_for_every_step():
     log = read(*run(GRPO, kl=lambda k: 0.009 * k))
-    assert "kl-unheld" in codes(log, policy__kl__coef=0.0)
-    assert "kl-unheld" not in codes(log, policy__kl__coef=0.05)
+    assert "no-kl-penalty" in codes(log, policy__kl__coef=0.0)
+    assert "no-kl-penalty" not in codes(log, policy__kl__coef=0.05)
 
 
 def test_grpos_coefficient_is_the_slope_of_its_loss_on_the_kl():
@@ -501,7 +501,7 @@ def test_a_remedy_speaks_of_settings_by_the_trainers_own_names():
     (found,) = (
         f
         for f in doctor.told(read(*run(GRPO, kl=lambda k: 0.009 * k)), {"policy.kl.coef": 0.0}).findings
-        if f.code == "kl-unheld"
+        if f.code == "no-kl-penalty"
     )
     assert found.remedy.endswith("in TRL's GRPO policy.kl.coef is beta")
 
@@ -740,7 +740,7 @@ def test_a_run_of_towpath_under_way(tmp_path: Path):
         '{"step": 1',
     )
     put(
-        folder / "knobs.jsonl",
+        folder / "interventions.jsonl",
         {"step": 0, "knob": "kl_coef", "from": 0.05, "to": 0.1, "reason": "held", "finding": "kl-rising"},
     )
     (log,) = opened(tmp_path)

@@ -283,11 +283,7 @@ def test_labels_given_in_argilla_join_those_of_the_ledger(ledger: Store, tmp_pat
     first = next(row for row in rows if row["id"] == "k1.0")
     assert first["suggestions"] == {"preference": {"value": "a", "score": 0.9, "agent": "person"}} and set(
         first["fields"]
-    ) == {
-        "prompt",
-        "answer_a",
-        "answer_b",
-    }
+    ) == {"prompt", "answer_a", "answer_b"}
     first["responses"] = {
         "preference": [{"value": "b", "user_id": "u9"}],
         "comment": [{"value": "clearer", "user_id": "u9"}],

@@ -412,10 +412,7 @@ def test_doubles_and_contradictions_are_told_and_raters_keep_them_apart(tmp_path
     found = read(
         tmp_path / "p.jsonl", PLAIN, PLAIN, turned, turned | {"rater": "ann", "strength": 3}, turned | {"annotator": 7}
     )
-    assert found.refused == [
-        "p.jsonl:2: the same judgement as p.jsonl:1",
-        found.refused[1],
-    ]
+    assert found.refused == ["p.jsonl:2: the same judgement as p.jsonl:1", found.refused[1]]
     assert found.refused[1].startswith("p.jsonl:3: p.jsonl:1 says ") and "`rater`" in found.refused[1]
     assert [(j.rater, j.strength) for j in found.judgements] == [("import:p", 1), ("ann", 3), ("7", 1)]
 

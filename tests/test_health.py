@@ -85,8 +85,8 @@ FAULTY = {
         "approx_kl": lambda t: 0.4 if t > 3 else 0.004,
     },
     "learning-rate-low": {"kl": 1e-4, "approx_kl": 1e-8, "reward": 0.0, "clip_fraction": 0.0},
-    "held-tight": {"kl": 0.01, "kl_coef": 5.0, "reward": 0.0},
-    "kl-unheld": {"kl": lambda t: 0.1 * t, "kl_coef": 0.0},
+    "kl-penalty-too-strong": {"kl": 0.01, "kl_coef": 5.0, "reward": 0.0},
+    "no-kl-penalty": {"kl": lambda t: 0.1 * t, "kl_coef": 0.0},
     "kl-rising": {"kl": lambda t: 0.1 * t, "kl_coef": 0.05},
     "kl-negative": {"kl": -0.6},
     "reward-hacking": {"watched/judge": lambda t: -0.03 * t},
@@ -455,9 +455,10 @@ def test_remedies_turn_the_right_knob_within_bounds() -> None:
     calm = turned("learning-rate-high", {"kl_coef": 0.05})
     assert (calm.knob, calm.after, calm.back) == ("learning_rate_scale", 0.1, True)
     assert turned("learning-rate-low", {"kl_coef": 0.05}).after == 10
-    assert turned("held-tight", {"kl_coef": 5.0}).after == pytest.approx(0.25, rel=0.1)  # rewards differ by 1
-    assert turned("held-tight", {"kl_coef": 0.6}).after == pytest.approx(0.12)
-    assert turned("held-tight", {"kl_coef": 0.01}) is None
+    # rewards differ by 1
+    assert turned("kl-penalty-too-strong", {"kl_coef": 5.0}).after == pytest.approx(0.25, rel=0.1)
+    assert turned("kl-penalty-too-strong", {"kl_coef": 0.6}).after == pytest.approx(0.12)
+    assert turned("kl-penalty-too-strong", {"kl_coef": 0.01}) is None
     assert turned("domain-forgotten", {"kl_coef": 0.05}).knob == "domain_weight/b"
     assert turned("reward-hacking", {"kl_coef": 0.05}).stop
 
@@ -505,9 +506,8 @@ def test_a_watched_source_that_does_not_rise_is_a_warning_and_ends_nothing() -> 
 
 
 def test_the_penalty_for_repetition_outweighs_what_is_paid_for_it() -> None:
-    assert turned("repetition", {}, step=39).after == pytest.approx(
-        2.0, rel=0.05
-    )  # rewards differ by 1, and nothing tells what is paid
+    # rewards differ by 1, and nothing tells what is paid
+    assert turned("repetition", {}, step=39).after == pytest.approx(2.0, rel=0.05)
     paid = {"reward_repetition_corr": 0.8, "repetition_worth": 20.0}
     first = turned("repetition", {}, **paid)
     assert (first.knob, first.before, first.after) == ("repetition_penalty", 0.0, 30.0)

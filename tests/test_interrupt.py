@@ -57,8 +57,8 @@ def run(folder: Path, number: int = 0, pattern: str = "") -> None:
 
 
 MOMENTS = [
-    (signal.SIGHUP, "stages/sft/*/course.json", ""),
-    (signal.SIGUSR1, "stages/policy/*/in-flight/checkpoints/rollout_2", "A checkpoint of policy after step"),
+    (signal.SIGHUP, "stages/sft/*/run_info.json", ""),
+    (signal.SIGUSR1, "stages/policy/*/pending_rollouts/checkpoints/rollout_2", "A checkpoint of policy after step"),
 ]
 
 

@@ -102,7 +102,7 @@ def test_a_tie_needs_no_strength():
 def test_a_verdict_that_turns_with_the_order_is_a_tie_or_goes_to_people():
     with served(lambda request, number: answer(said("first"))) as server:
         tie = one(server)
-        asks = none(server, inconsistent="people", price_in=10.0)
+        asks = none(server, on_position_flip="people", price_in=10.0)
     assert (tie.choice, tie.strength, tie.details["consistent"], tie.details["confidence"]) == ("tie", 1, False, 0.5)
     assert tie.details["votes"] == {"a": 1, "b": 1} and tie.details["orders"] == {"ab": "a", "ba": "b"}
     assert (asks.reason, asks.comparison, asks.rater, asks.cost) == (

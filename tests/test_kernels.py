@@ -83,9 +83,8 @@ def asked(ops, name, dtype):
             return tuple(given(v) for v in value)
         if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
             return value
-        return value.to(
-            torch.float32 if value.shape[-1] == 1 and dtype != torch.float64 else dtype
-        )  # factors of rows stay wide
+        # factors of rows stay wide
+        return value.to(torch.float32 if value.shape[-1] == 1 and dtype != torch.float64 else dtype)
 
     told = tuple(given(value) for value in jobs()[name])
     found = list(flat(getattr(ops, name)(*told)))

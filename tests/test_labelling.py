@@ -254,7 +254,7 @@ def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rate
     """What the judge says in the label stage is part of that stage's fingerprint: the stages behind it are planned
     again, not missed."""
     run = copied(sampled, tmp_path / "run")
-    share = ["preferences.people=0.1", "preferences.audit=0.1"] if rater == "blend" else []
+    share = ["preferences.human_share=0.1", "preferences.audit_share=0.1"] if rater == "blend" else []
     with judge() as address:
         asked = [
             *SMALL,

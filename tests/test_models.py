@@ -177,7 +177,7 @@ def test_states_of_the_untouched_bottom_change_neither_scores_nor_gradients(tiny
     runtime.add_trunk("base", model, lora=True)
     adapters = runtime.adapters["base"]
     for name in ("policy", "reward"):
-        adapters.add(name, 4, 8, seed=1, top=1)
+        adapters.add(name, 4, 8, seed=1, last_n_layers=1)
         for parameter in adapters.parameters(name).values():
             torch.nn.init.normal_(parameter, std=0.1)
     assert adapters.common_depth() == model.config.num_hidden_layers - 1
@@ -309,9 +309,8 @@ def test_rows_of_one_prompt_share_its_tokens(width):
     for row, place in zip(SHARING, packed.places, strict=True):
         assert packed.ids_PL.flatten()[place].tolist() == row.ids.tolist()
         assert packed.position_PL.flatten()[place].tolist() == list(range(len(row.ids)))
-    assert (
-        len(pack([Row(np.arange(400), 2)] * 9, pad=0).ids_PL) == 9
-    )  # long answers to a short prompt are cheaper apart
+    # long answers to a short prompt are cheaper apart
+    assert len(pack([Row(np.arange(400), 2)] * 9, pad=0).ids_PL) == 9
 
 
 def read_at_once(rows) -> int:
@@ -413,9 +412,8 @@ def test_packed_lines_hold_little_padding_and_cost_no_more_than_a_line_a_row(see
 def test_equal_rows_have_a_line_each_and_long_ones_are_not_cut():
     assert pack([Row(np.arange(100), 1)] * 6, pad=0, width=256).ids_PL.shape == (6, 100)
     assert pack([Row(np.arange(n), 1) for n in (300, 40, 50)], pad=0, width=256).ids_PL.shape[1] == 300
-    rows = [
-        Row(np.arange(n), 1) for n in (100, 100, 90, 90)
-    ]  # two lines of 190 hold no padding, and cost more attention than they save
+    # two lines of 190 hold no padding, and cost more attention than they save
+    rows = [Row(np.arange(n), 1) for n in (100, 100, 90, 90)]
     assert pack(rows, pad=0, width=256).ids_PL.shape == (4, 100)
 
 

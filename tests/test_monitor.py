@@ -211,7 +211,7 @@ def test_smoothing_is_the_mean_around_and_passes_gaps_over():
 
 def test_every_number_has_a_chart_and_only_one():
     names = [name for name in next(policy_rows(1)) if name not in ("step", "phase")] + [
-        "surprise",
+        "z_threshold",
         "odd/one",
         "odd/two",
         "domain/travel",
@@ -240,7 +240,7 @@ def test_every_stage_that_trains_is_known_to_take_so_many_steps(tmp_path):
     watched = Watched(run)
     watched.refresh()
     assert [watched.trainings[name].steps for name in ("sft", "reward", "policy")] == [50, 50, 60]
-    (folder_of(run, "sft") / "course.json").unlink()
+    (folder_of(run, "sft") / "run_info.json").unlink()
     watched = Watched(run)
     watched.refresh()
     assert watched.trainings["sft"].steps is None
@@ -310,7 +310,7 @@ def test_marks_are_knobs_findings_and_what_was_kept(tmp_path):
 def test_a_turn_that_ends_training_says_so(tmp_path):
     run = write_run(tmp_path / "run")
     append(
-        folder_of(run) / "knobs.jsonl",
+        folder_of(run) / "interventions.jsonl",
         [{"step": 38, "knob": "", "from": 0.0, "to": 0.0, "reason": "the reward is exploited", "stop": True}],
     )
     watched = Watched(run)
@@ -646,7 +646,7 @@ def test_what_is_written_is_heard_and_missed_rows_come_after(team, run):
             ]
             path.write_bytes(lines(policy_rows(12)))
             assert next_event(stream, "again")[1] == {}
-            (folder_of(run) / "knobs.jsonl").write_bytes(lines([TURNS[0]]))
+            (folder_of(run) / "interventions.jsonl").write_bytes(lines([TURNS[0]]))
             assert next_event(stream, "marks")[1]["turns"] == [TURNS[0] | {"step": 12}]
             path.write_bytes(lines(list(policy_rows(60, 90))[5:]))
             assert next_event(stream, "again")[1] == {}  # though there are more rows than before

@@ -315,9 +315,8 @@ def test_a_hundred_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):
             file.write(
                 f'{{"step": {step}, "phase": "train", ' + ", ".join(f'"{name}": {value}' for name in names) + "}\n"
             )
-    spent = [
-        opened_and_grown(browser, run, last) for last in (100_000, 100_001, 100_002)
-    ]  # the best of three: other work is not measured
+    # the best of three: other work is not measured
+    spent = [opened_and_grown(browser, run, last) for last in (100_000, 100_001, 100_002)]
     first, heard, frame = (min(told) for told in zip(*spent, strict=True))
     assert first < 2.0, spent
     assert heard < 2.0, spent

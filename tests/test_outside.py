@@ -115,9 +115,8 @@ def test_link_local_and_metadata_addresses_are_refused_before_a_run_begins(addre
 
 @pytest.mark.parametrize("address", FORBIDDEN)
 def test_a_name_that_leads_to_such_an_address_is_never_asked(address, monkeypatch):
-    monkeypatch.setattr(
-        network, "require_allowed_literal", lambda _address: None
-    )  # as where a name stands in its place
+    # as where a name stands in its place
+    monkeypatch.setattr(network, "require_allowed_literal", lambda _address: None)
     with pytest.raises(RewardError, match="link-local or metadata"):
         sources.named(address)(["p"], ["a"])
     with pytest.raises(ResourceError, match="link-local or metadata"):

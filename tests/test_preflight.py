@@ -455,10 +455,10 @@ JUDGE = {"judge__base_url": "http://localhost:1/v1", "judge__model": "m"}
     [
         ({"preferences__raters": "judge"}, "judge.base_url = ''"),
         ({"preferences__raters": "judge", **JUDGE, "judge__api_key": "sk-1234"}, "judge.api_key holds the key itself"),
-        ({"preferences__raters": "blend", **JUDGE, "preferences__audit": 0.05}, "preferences.audit = 0.05"),
+        ({"preferences__raters": "blend", **JUDGE, "preferences__audit_share": 0.05}, "preferences.audit_share = 0.05"),
         (
-            {"preferences__raters": "blend", **JUDGE, "preferences__people": 0.1, "preferences__audit": 0.2},
-            "preferences.people = 0.1",
+            {"preferences__raters": "blend", **JUDGE, "preferences__human_share": 0.1, "preferences__audit_share": 0.2},
+            "preferences.human_share = 0.1",
         ),
         ({"preferences__raters": "recorded"}, "data.preferences = "),
         ({"preferences__raters": "recorded", "data__preferences": "", "rounds": 2}, "rounds = 2"),

@@ -279,10 +279,7 @@ def test_code_formulas_and_differences_keep_their_markdown(visit, store, axe):
     press(page, "d", "Words that differ are underlined.")
     assert page.locator(".differing mark").all_inner_texts() == ["shut", "open"] or page.locator(
         ".differing mark"
-    ).all_inner_texts() == [
-        "open",
-        "shut",
-    ]
+    ).all_inner_texts() == ["open", "shut"]
     assert page.locator(".differing pre").count() == 2
     assert not serious(page, axe)
 

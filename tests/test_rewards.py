@@ -32,18 +32,18 @@ def rewards(**settings) -> Rewards:
     ],
 )
 def test_sources_combine_as_named(how, want):
-    cfg = rewards(sources=[{"of": "model", "weight": 2.0}, {"of": "rule:prose"}], combine=how, caution=0.5)
+    cfg = rewards(sources=[{"source": "model", "weight": 2.0}, {"source": "rule:prose"}], combine=how, std_penalty=0.5)
     assert mix.combined(SCORES, cfg).tolist() == pytest.approx(want)
 
 
 def test_who_weighs_nothing_says_nothing_and_twice_the_weights_say_the_same():
     scores = np.array([[2.0], [100.0]])
-    both = [{"of": "model", "weight": 1.0}, {"of": "rule:prose", "weight": 0.0}]
+    both = [{"source": "model", "weight": 1.0}, {"source": "rule:prose", "weight": 0.0}]
     assert mix.combined(scores, rewards(sources=both, combine="cautious")).tolist() == [2.0]
     for weight in (1.0, 2.0):
-        against = [{"of": "model", "weight": weight}, {"of": "rule:prose", "weight": -weight}]
+        against = [{"source": "model", "weight": weight}, {"source": "rule:prose", "weight": -weight}]
         assert mix.combined(
-            np.array([[2.0], [2.0]]), rewards(sources=against, combine="cautious", caution=1.0)
+            np.array([[2.0], [2.0]]), rewards(sources=against, combine="cautious", std_penalty=1.0)
         ).tolist() == pytest.approx([-2.0])
 
 
@@ -51,7 +51,7 @@ def test_who_weighs_nothing_says_nothing_and_twice_the_weights_say_the_same():
     ("how", "want"), [("mean", [0.5, 1.0, 0.5]), ("min", [0.0, -2.0, 0.5]), ("cautious", [0.25, -0.5, 0.5])]
 )
 def test_an_ensemble_says_its_mean_its_least_or_is_cautious_where_it_disagrees(how, want):
-    assert mix.agreed(SCORES, rewards(ensemble=how, caution=0.5)).tolist() == pytest.approx(want)
+    assert mix.agreed(SCORES, rewards(ensemble=how, std_penalty=0.5)).tolist() == pytest.approx(want)
 
 
 def test_a_score_alone_is_left_as_it_is():
@@ -199,9 +199,8 @@ def test_an_endpoint_scores_in_parts_and_is_asked_again_when_busy(judge):
 
 
 def test_every_part_of_an_endpoints_answer_has_its_own_count(judge):
-    with pytest.raises(
-        RewardError, match="63 scores for 64 answers"
-    ):  # 63 and 37 for 64 and 36 would be 100 scores, of other answers
+    # 63 and 37 for 64 and 36 would be 100 scores, of other answers
+    with pytest.raises(RewardError, match="63 scores for 64 answers"):
         sources.named(f"{judge}/shifted")([""] * 100, ["x"] * 100)
 
 

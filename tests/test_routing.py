@@ -34,7 +34,7 @@ def test_shares_are_as_they_were_set():
     seen = [r for r in routes if r.seats]
     assert sum(r.seats == 2 for r in seen) / len(seen) == pytest.approx(0.15, abs=0.03)
     assert all(bool(r.reasons) == (r.seats > 0) for r in routes)
-    assert share(route(drawn(count=6000), Routing(people=0.2, audit=0.1))) == pytest.approx(0.2, abs=0.02)
+    assert share(route(drawn(count=6000), Routing(human_share=0.2, audit_share=0.1))) == pytest.approx(0.2, abs=0.02)
 
 
 def test_the_audit_is_a_lot_of_the_name_alone():
@@ -63,7 +63,7 @@ def test_propensity_is_how_often_a_pair_is_seen():
     seen = np.zeros(400)
     told = np.zeros(400)
     for seed in range(400):
-        routes = route(signals, Routing(people=0.25, audit=0.12), seed=seed)
+        routes = route(signals, Routing(human_share=0.25, audit_share=0.12), seed=seed)
         seen += [r.seats > 0 for r in routes]
         told += [r.propensity for r in routes]
     np.testing.assert_allclose(seen[1:100].mean() / 400, told[1:100].mean() / 400, atol=0.01)
@@ -126,7 +126,7 @@ def test_doubt_is_the_odds_of_all_who_spoke():
 @pytest.mark.parametrize(("people", "audit"), [(0.35, 0.05), (0.1, 0.2), (1.2, 0.2)])
 def test_without_an_audit_nothing_is_routed(people, audit):
     with pytest.raises(DataError, match="random slice"):
-        Routing(people=people, audit=audit)
+        Routing(human_share=people, audit_share=audit)
     assert route([]) == []
 
 
@@ -135,7 +135,7 @@ def said(item=0, rater="ann", kind="person", **more):
 
 
 def test_fifty_thousand_pairs_at_a_minute_are_833_hours():
-    found = budget.plan(Wanted(50_000), Prices(seconds=60, hourly=20))
+    found = budget.plan(Wanted(50_000), Prices(seconds=60, wage=20))
     assert found.hours == pytest.approx(833.33, abs=0.01) and found.dollars == pytest.approx(16666.67, abs=0.01)
     assert found.days == 209 and "833 hours" in found.told()
     assert budget.plan(Wanted(50_000, raters=5, hours_a_day=6)).days == 28
@@ -144,7 +144,7 @@ def test_fifty_thousand_pairs_at_a_minute_are_833_hours():
 def test_a_blend_costs_what_its_parts_cost():
     found = budget.plan(
         Wanted(1000, people=0.35, overlap=0.2, judged=1.0),
-        Prices(seconds=90, hourly=24, judge=0.02),
+        Prices(seconds=90, wage=24, judge=0.02),
         Ceiling(dollars=100),
     )
     assert found.judgements == 420 and found.hours == pytest.approx(10.5) and found.judge_dollars == pytest.approx(20.0)
@@ -173,7 +173,7 @@ def test_seconds_are_measured_and_a_lunch_is_none():
 
 
 def test_what_is_spent_stops_before_the_ceiling_is_passed():
-    prices = Prices(seconds=36, hourly=100)
+    prices = Prices(seconds=36, wage=100)
     judged = [said(i, milliseconds=36_000) for i in range(10)] + [
         said(11, "judge:m", "judge", cost=0.5, milliseconds=99),
         said(12),
@@ -217,12 +217,11 @@ def simulated_error(split, trust, draws, pairs=60000):
 @pytest.mark.parametrize("dollars", [150, 400, 900])
 def test_the_best_split_errs_as_it_says_and_no_other_errs_less(dollars):
     trust = Trust(0.8, [0.55, 0.7, 0.8, 0.9, 0.97])
-    prices = Prices(seconds=60, hourly=20, judge=0.02)
+    prices = Prices(seconds=60, wage=20, judge=0.02)
     best = budget.best_split(1000, dollars, trust, prices)
     assert best.dollars <= dollars
-    assert best.hours == pytest.approx(
-        1000 * best.people * (1 + best.overlap * (1 + 2 * 0.8 * 0.2)) / 60
-    )  # a third judgement where two differ
+    # a third judgement where two differ
+    assert best.hours == pytest.approx(1000 * best.people * (1 + best.overlap * (1 + 2 * 0.8 * 0.2)) / 60)
     assert best.dollars == pytest.approx(best.hours * 20 + 1000 * best.judged * 0.02)
     assert simulated_error(best, trust, generator(0, "test/split")) == pytest.approx(best.error, abs=0.008)
     for judged, people, overlap in product((False, True), (0.2, 0.4, 0.6, 0.8, 1.0), (0.1, 0.5, 1.0)):

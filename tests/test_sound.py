@@ -80,7 +80,7 @@ def test_layers_are_parted_only_where_that_changes_nothing(family, config, setti
                 weight.normal_(0, 0.2)
     runtime = Local()
     runtime.add_trunk("base", model, lora=True)
-    runtime.adapters["base"].add("policy", 4, 8.0, 0, top=1)
+    runtime.adapters["base"].add("policy", 4, 8.0, 0, last_n_layers=1)
     runtime.roles["policy"] = Role(adapter="policy", trains=("adapter",))
     batch = Batch([Row(draw.integers(3, 128, n), 4) for n in (9, 30, 17)])
     grounded = runtime.grounded(batch)

@@ -69,9 +69,9 @@ def test_a_wild_rate_is_named_and_mended(tmp_path: Path, capsys) -> None:
     plain = train(tmp_path / "plain", learning_rate=0.3)
     assert "learning-rate-high" in [f.code for f in plain.findings]
     assert "critical: learning-rate-high from step" in capsys.readouterr().err
-    assert not read_rows(plain.job.folder / "knobs.jsonl")
+    assert not read_rows(plain.job.folder / "interventions.jsonl")
     mended = train(tmp_path / "mended", learning_rate=0.3, health={"act": "auto"})
-    turns = read_rows(mended.job.folder / "knobs.jsonl")
+    turns = read_rows(mended.job.folder / "interventions.jsonl")
     assert turns[0]["knob"] == "learning_rate_scale"
     assert turns[0]["to"] == pytest.approx(0.1)
     assert "remedy after step" in capsys.readouterr().err
@@ -102,8 +102,8 @@ def test_a_gradient_that_is_none_ends_training_and_names_the_weights(tmp_path: P
     def once(prompts, answers):
         return (unbounded if next(calls) == 1 else vowels)(prompts, answers)  # the first rollout, after the first look
 
-    mended = train(tmp_path / "mended", reward=once, health={"act": "auto", "turns": 1})
-    made = read_rows(mended.job.folder / "knobs.jsonl")
+    mended = train(tmp_path / "mended", reward=once, health={"act": "auto", "max_interventions": 1})
+    made = read_rows(mended.job.folder / "interventions.jsonl")
     assert [(turn["knob"], turn["back"]) for turn in made] == [("learning_rate_scale", True)]
     assert {"not-finite", "reward-unbounded"} <= {f.code for f in mended.findings}
 
@@ -166,9 +166,8 @@ def test_watching_costs_little(tmp_path: Path) -> None:
         if row["phase"] == "train"
         for key in ("seconds_generate", "seconds_score", "seconds_optimise")
     )
-    assert (
-        sum(row["seconds_watch"] for row in trained.metrics if row["phase"] == "train") < 0.1 * seconds
-    )  # of a training of seconds; of real ones see docs/performance.md
+    # of a training of seconds; of real ones see docs/performance.md
+    assert sum(row["seconds_watch"] for row in trained.metrics if row["phase"] == "train") < 0.1 * seconds
 
 
 BROKEN_OFF = """
@@ -189,8 +188,8 @@ def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -
     )
     assert broken.returncode != 0, broken.stderr[-2000:]
     again = train(tmp_path / "cut", learning_rate=0.3, health={"act": "auto"})
-    assert json.dumps(read_rows(again.job.folder / "knobs.jsonl")) == json.dumps(
-        read_rows(whole.job.folder / "knobs.jsonl")
+    assert json.dumps(read_rows(again.job.folder / "interventions.jsonl")) == json.dumps(
+        read_rows(whole.job.folder / "interventions.jsonl")
     )
     keep = ("reward", "kl", "grad_norm", "learning_rate_scale")
     ours, theirs = ([{k: row.get(k) for k in keep} for row in t.metrics] for t in (again, whole))

@@ -219,16 +219,16 @@ def write_run(
                 {"step": s, "phase": "validation", "loss": 2.5 * math.exp(-s / 20) + 1.1} for s in range(9, 50, 10)
             ]
             append(folder_of(run, name) / "metrics.jsonl", rows)
-            (folder_of(run, name) / "course.json").write_text(json.dumps({"steps": 50, "arithmetic": "float32"}))
+            (folder_of(run, name) / "run_info.json").write_text(json.dumps({"steps": 50, "arithmetic": "float32"}))
             (folder_of(run, name) / "manifest.json").write_text(
                 json.dumps({"status": "done", "result": {"steps": 50, "best_step": 50}, "seconds": 61.0})
             )
     if "policy" in stages:
         place = folder_of(run)
         append(place / "metrics.jsonl", policy_rows(steps, of))
-        (place / "course.json").write_text(json.dumps({"steps": of, "arithmetic": "float32"}))
+        (place / "run_info.json").write_text(json.dumps({"steps": of, "arithmetic": "float32"}))
         append(place / "samples.jsonl", samples(steps))
-        append(place / "knobs.jsonl", TURNS)
+        append(place / "interventions.jsonl", TURNS)
         (place / "findings.json").write_text(json.dumps(FINDINGS))
     if evaluated:
         finish(run, steps)

@@ -119,11 +119,11 @@ FAULTS = (
         {"base": "endless", "beta": 0.01},
         {"base": "endless", "beta": 0.0},
     ),
-    Run("grpo held tight", "grpo", ("held-tight",), {"beta": 5.0}, {"beta": 20.0}),
+    Run("grpo held tight", "grpo", ("kl-penalty-too-strong",), {"beta": 5.0}, {"beta": 20.0}),
     Run(
         "grpo drift without hold",
         "grpo",
-        ("kl-unheld", "kl-rising", *HIGH),
+        ("no-kl-penalty", "kl-rising", *HIGH),
         {"reward": "noise", "beta": 1e-4, "rate": 6e-3},
         {"reward": "noise", "beta": 1e-5, "rate": 5e-3},
     ),
@@ -131,11 +131,11 @@ FAULTS = (
     Run(
         "ppo drift without hold",
         "ppo",
-        ("kl-unheld", "kl-rising"),
+        ("no-kl-penalty", "kl-rising"),
         {"beta": 0.0, "rate": 3e-3, "reward": "noise"},
         {"beta": 0.0, "rate": 2e-3, "reward": "noise"},
     ),
-    Run("ppo held tight", "ppo", ("held-tight",), {"beta": 5.0}, {"beta": 3.0}),
+    Run("ppo held tight", "ppo", ("kl-penalty-too-strong",), {"beta": 5.0}, {"beta": 3.0}),
 )
 ENDED = "polite, ended"
 """A reward that an answer gets only where it ends; without that policies learn never to end, which is no healthy

@@ -189,7 +189,7 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
         f"reward.method={_toml(workload.method)}"
     ]
     if workload.task == "grpo":
-        lines.append('policy.rewards.sources=[{of="rule:words:8-35"}]')
+        lines.append('policy.rewards.sources=[{ source = "rule:words:8-35"}]')
     job = job_of(workload, model, folder, lines, HELD)
     if workload.task == "ppo":
         job.inputs["reward"] = _reward_folder(workload, job, model, folder)

@@ -105,9 +105,8 @@ def sft(workload: Workload, model: str, folder: str) -> Told:
     found = workload.rows(len(words))
     rows = [{"prompt": spelled(prompt) + " ", "completion": spelled(answer)} for prompt, (answer,) in found]
     told: dict[str, Any] = {"max_length": 1024}
-    if (
-        os.environ.get("BENCH_HOW") == "packing"
-    ):  # cut into lines without regard to rows, so that every line is full: two lines a step, as many steps
+    # cut into lines without regard to rows, so that every line is full: two lines a step, as many steps
+    if os.environ.get("BENCH_HOW") == "packing":
         steps = workload.prompts // workload.minibatch
         length = -(-sum(len(prompt) + len(answer) for prompt, (answer,) in found) // (2 * steps))
         told = {"max_length": length, "packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": 2}

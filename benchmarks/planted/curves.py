@@ -16,8 +16,8 @@ from towpath.stages.job import read_rows
 SHOWN = {
     "learning-rate-high": ("kl", "clip_fraction"),
     "learning-rate-low": ("kl", "approx_kl"),
-    "held-tight": ("kl", "reward"),
-    "kl-unheld": ("kl", "reward"),
+    "kl-penalty-too-strong": ("kl", "reward"),
+    "no-kl-penalty": ("kl", "reward"),
     "length-hacking": ("length", "reward_length_corr"),
     "domain-forgotten": ("domain/food", "domain/people"),
     "missing-eos": ("finish_rate", "length"),

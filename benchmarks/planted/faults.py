@@ -95,9 +95,12 @@ FAULTS = (
     Planted("learning rate x100", ("learning-rate-high",), (f"policy.learning_rate={RATE * 100}",), recoverable=True),
     Planted("learning rate /1000", ("learning-rate-low",), (f"policy.learning_rate={RATE / 1000}",), recoverable=True),
     Planted(
-        "no KL penalty", ("kl-unheld",), ("policy.kl.coef=0.0", f"policy.learning_rate={RATE * 3}"), recoverable=True
+        "no KL penalty",
+        ("no-kl-penalty",),
+        ("policy.kl.coef=0.0", f"policy.learning_rate={RATE * 3}"),
+        recoverable=True,
     ),
-    Planted("KL penalty x50", ("held-tight",), (f"policy.kl.coef={COEF * 50}",), recoverable=True),
+    Planted("KL penalty x50", ("kl-penalty-too-strong",), (f"policy.kl.coef={COEF * 50}",), recoverable=True),
     Planted("labels like length", ("length-hacking",), (), None, world.gold, Labels(longer=True)),
     Planted("40 % of labels wrong", ("label-noise",), (), None, None, Labels(noise=0.4)),
     Planted("a domain without reward", ("domain-forgotten",), UNPAID, size="larger", recoverable=True),

@@ -46,13 +46,12 @@ def compared(planted: Planted, seed: int, cache: Path) -> dict[str, Any]:
     """Win rates over the start, and the paired difference by prompt that remedies make, with its interval."""
     folders = {which: _folder(planted, seed, cache, which) for which in ARMS}
     records = {which: json.loads((folder / "record.json").read_text()) for which, folder in folders.items()}
-    wins = {
-        which: np.array(r["wins"] or [0.5] * len(world.prompts())) for which, r in records.items()
-    }  # a run that broke leaves the start
+    # a run that broke leaves the start
+    wins = {which: np.array(r["wins"] or [0.5] * len(world.prompts())) for which, r in records.items()}
     gap = wins["auto"] - wins["off"]
     mean = float(gap.mean())
     error = float(gap.std(ddof=1) / len(gap) ** 0.5)
-    turns = [json.loads(line) for line in (folders["auto"] / "policy" / "knobs.jsonl").read_text().splitlines()]
+    turns = [json.loads(line) for line in (folders["auto"] / "policy" / "interventions.jsonl").read_text().splitlines()]
     told = [f"{t['step'] + 1}: {t['knob'] or 'stop'} {t['from']:g}→{t['to']:g}" for t in turns]
     rates = {which: float(won.mean()) for which, won in wins.items()}
     return {

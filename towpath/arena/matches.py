@@ -210,7 +210,7 @@ def ask_judge(store: Store, settings: JudgeSettings, number: int) -> list[Absten
         return abstained
     with progress(f"arena {number}: {name}", len(cases)) as bar:
         for result in judging.judge_pairs(
-            replace(settings, inconsistent="tie"), cases, store, bar, store.account(name)
+            replace(settings, on_position_flip="tie"), cases, store, bar, store.account(name)
         ):
             if isinstance(result, Abstention):
                 abstained.append(result)

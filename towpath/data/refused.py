@@ -40,9 +40,8 @@ class RefusedRow:
 def refused_row(part: Part, position: str, reason: str) -> RefusedRow:
     """A refused row at a position such as `file:line`."""
     file, _, line = position.rpartition(":")
-    return RefusedRow(
-        part, sys.intern(file), int(line), sys.intern(reason)
-    )  # of a million rows, most have a file and a reason in common
+    # of a million rows, most have a file and a reason in common
+    return RefusedRow(part, sys.intern(file), int(line), sys.intern(reason))
 
 
 def by_reason(rows: Iterable[RefusedRow]) -> Counter[str]:

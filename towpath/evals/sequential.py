@@ -98,9 +98,8 @@ def more(outcomes_N: Sequence[float] | np.ndarray, threshold: float, level: floa
     within `LONGEST`."""
     values_V, count_V = np.unique(np.append(np.asarray(outcomes_N, dtype=float), [0.0, 1.0]), return_counts=True)
     edge_V = np.isin(values_V, [0.0, 1.0])
-    expected_V = (
-        count_V - 0.5 * edge_V
-    )  # with half a win and half a loss more than were seen: a few wins are not yet a rate of one
+    # with half a win and half a loss more than were seen: a few wins are not yet a rate of one
+    expected_V = count_V - 0.5 * edge_V
     return _until(values_V, count_V - 1.0 * edge_V, expected_V / expected_V.sum(), threshold, level)
 
 

@@ -153,9 +153,8 @@ def _estimate(figure: Figure, count_P: np.ndarray, name: str, seed: int, resampl
     told = np.concatenate([figure(draws.multinomial(total, count_P / total, size).astype(float)) for size in blocks])
     told = told[np.isfinite(told)]
     low, high = np.quantile(told, [0.025, 0.975]) if len(told) else (float("nan"), float("nan"))
-    if (
-        name.startswith("percent") and low == high
-    ):  # no pair apart (or none alike): resampling cannot see what was never drawn
+    # no pair apart (or none alike): resampling cannot see what was never drawn
+    if name.startswith("percent") and low == high:
         low, high = wilson(value * total, total)
     return Estimate(value, float(low), float(high), total)
 

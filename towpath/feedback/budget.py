@@ -23,13 +23,13 @@ class Prices:
     """What one judgement costs: a person's in seconds and dollars an hour, a judge's in dollars."""
 
     seconds: float = SECONDS
-    hourly: float = 20.0
+    wage: float = 20.0
     judge: float = 0.014
 
     @property
     def person(self) -> float:
         """Dollars of one judgement by a person."""
-        return self.seconds / 3600 * self.hourly
+        return self.seconds / 3600 * self.wage
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def plan(wanted: Wanted, prices: Prices | None = None, ceiling: Ceiling | None =
     each = wanted.people * (1 + wanted.overlap)
     hours_each = each * price.seconds / 3600
     judge_each = wanted.judged * price.judge
-    dollars_each = hours_each * price.hourly + judge_each
+    dollars_each = hours_each * price.wage + judge_each
     hours = wanted.pairs * hours_each
     dollars = wanted.pairs * dollars_each
     allowed = min(top.hours / hours_each if hours_each else inf, top.dollars / dollars_each if dollars_each else inf)
@@ -159,7 +159,7 @@ def spent(judgements: Iterable[Judgement], prices: Prices | None = None) -> Spen
     people = [j for j in said if j.kind in PEOPLE]
     hours = sum(_hours(people, price))
     judge_dollars = sum(j.cost for j in said if j.kind not in PEOPLE)
-    return Spent(len(people), hours, hours * price.hourly + judge_dollars, judge_dollars)
+    return Spent(len(people), hours, hours * price.wage + judge_dollars, judge_dollars)
 
 
 def stopped(so_far: Spent, ceiling: Ceiling, prices: Prices | None = None) -> str | None:
@@ -243,7 +243,7 @@ def _tried(
     person, sure, price, audit = given
     doubled = overlap * (1 + 2 * person * (1 - person))  # a second judgement, and a third where the two differ
     hours = pairs * people * (1 + doubled) * price.seconds / 3600
-    dollars = hours * price.hourly + pairs * judged * price.judge
+    dollars = hours * price.wage + pairs * judged * price.judge
     chances = sure if judged else np.array([0.5])
     seen = _seen(chances, people, audit if judged else 0.0)
     alone = np.minimum(chances, 1 - chances)

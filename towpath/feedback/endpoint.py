@@ -52,7 +52,7 @@ class JudgeSettings:
     price_in: float = 0.0
     price_out: float = 0.0
     ceiling: float = 0.0
-    inconsistent: Literal["tie", "people"] = "tie"
+    on_position_flip: Literal["tie", "people"] = "tie"
 
     @property
     def price(self) -> Price:
@@ -201,9 +201,8 @@ class Endpoint:
                     self._length = length
                 return _object(body)
             said = network.without(self._key, _complaint(body))
-            misread = (
-                status in (400, 422, 501) or "response_format" in said
-            )  # llama-cpp-python says 500 to what it does not know
+            # llama-cpp-python says 500 to what it does not know
+            misread = status in (400, 422, 501) or "response_format" in said
             if misread and length == "max_tokens" and "max_completion_tokens" in said:
                 length = "max_completion_tokens"
             elif misread and form < len(FORMS) - 1:

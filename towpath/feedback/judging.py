@@ -181,7 +181,7 @@ class _Judge:
         except _Garbled as garbled:
             return self._abstained(case, votes, "unreadable", garbled.why, garbled.dollars)
         choice, strength, details = tally(votes)
-        if not details["consistent"] and self.settings.inconsistent == "people":
+        if not details["consistent"] and self.settings.on_position_flip == "people":
             return self._abstained(case, votes, "inconsistent", "the verdict turns with the order", 0.0, details)
         key = f"{case.comparison}/{rater(self.settings)}/{case.round}"
         name = rater(self.settings)

@@ -144,7 +144,7 @@ def concerns(found: Sequence[Quality]) -> list[Finding]:
             evidence = f"{one.rater}: saw a difference in {share} of {e.n} pairs of one and the same text"
             told.append(
                 Finding(
-                    "rater-invents",
+                    "rater-inconsistent",
                     "warning",
                     evidence,
                     "answers are not read, or ties are thought forbidden",

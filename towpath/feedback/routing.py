@@ -34,9 +34,9 @@ class Signals:
 class Routing:
     """Shares and counts by which comparisons are sent."""
 
-    people: float = 0.35
+    human_share: float = 0.35
     """Share of all comparisons that people see, apart from gold and safety beyond it."""
-    audit: float = 0.12
+    audit_share: float = 0.12
     """Share that people see by lot, whatever is known: at least a tenth."""
     overlap: float = 0.15
     """Share of those seen by people that a second one sees."""
@@ -47,9 +47,13 @@ class Routing:
     """How often a rule is taken to be right."""
 
     def __post_init__(self) -> None:
-        if not 0.1 <= self.audit <= self.people <= 1:
+        if not 0.1 <= self.audit_share <= self.human_share <= 1:
             rule = "0.1 ≤ audit ≤ people ≤ 1: without a random slice no rate can be estimated for all pairs"
-            raise DataError(f"audit {self.audit}, people {self.people}", rule, "audit = 0.12, people = 0.35")
+            raise DataError(
+                f"audit_share {self.audit_share}, human_share {self.human_share}",
+                rule,
+                "audit_share = 0.12, human_share = 0.35",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,9 @@ def route(
     doubts = {s.comparison: doubt(s, cfg, known) for s in signals}
     always = {s.comparison for s in signals if s.gold or s.safety}
     room = (
-        max(0, round(len(signals) * (cfg.people - cfg.audit) / (1 - cfg.audit)) - len(always)) if cfg.audit < 1 else 0
+        max(0, round(len(signals) * (cfg.human_share - cfg.audit_share) / (1 - cfg.audit_share)) - len(always))
+        if cfg.audit_share < 1
+        else 0
     )
     ranked = sorted(
         (name for name in doubts if name not in always), key=lambda name: (-doubts[name], share(seed, "route", name))
@@ -93,13 +99,17 @@ def route(
         by_signals = (
             1.0 if name in always or (name in sent and doubts[name] != edge) else lot if doubts[name] == edge else 0.0
         )
-        audited = share(seed, "audit", name) < cfg.audit
+        audited = share(seed, "audit", name) < cfg.audit_share
         why = _reasons(s, cfg, known) if name in sent or name in always else ()
         why += ("doubt",) if name in sent and not why else ()
         why += ("audit",) if audited else ()
         routes.append(
             Route(
-                name, why, by_signals + (1 - by_signals) * cfg.audit, _seats(s, cfg, seed) if why else 0, doubts[name]
+                name,
+                why,
+                by_signals + (1 - by_signals) * cfg.audit_share,
+                _seats(s, cfg, seed) if why else 0,
+                doubts[name],
             )
         )
     return routes

@@ -30,7 +30,7 @@ FOLLOWS: Mapping[str, set[str]] = {
     "gradient-zero": {"reward-constant", "learning-rate-high", "length-hacking", "not-finite"},
     "kl-rising": {
         "learning-rate-high",
-        "kl-unheld",
+        "no-kl-penalty",
         "reward-hacking",
         "length-hacking",
         "repetition",
@@ -42,15 +42,15 @@ FOLLOWS: Mapping[str, set[str]] = {
         "reward-constant",
     },
     "kl-negative": {"sampler-mismatch", "missing-eos", "learning-rate-high"},
-    "truncated": {"learning-rate-high", "length-hacking", "missing-eos", "kl-unheld"},
+    "truncated": {"learning-rate-high", "length-hacking", "missing-eos", "no-kl-penalty"},
     "learning-rate-high": {"sampler-mismatch", "missing-eos", "critic-broken", "reward-unbounded"},
     "learning-rate-low": {"reward-constant", "gradient-zero"},
     "repetition": {"learning-rate-high", "missing-eos"},
     "diversity-collapse": {"learning-rate-high", "repetition", "refusing", "length-hacking"},
     "critic-broken": {"learning-rate-high"},
     "missing-eos": {"learning-rate-high"},
-    "kl-unheld": {"learning-rate-high"},
-    "held-tight": {
+    "no-kl-penalty": {"learning-rate-high"},
+    "kl-penalty-too-strong": {
         "learning-rate-high",
         "critic-broken",
         "sampler-mismatch",

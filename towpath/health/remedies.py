@@ -198,9 +198,9 @@ REMEDIES: dict[str, Callable[[Case], Turn | None]] = {
     "not-finite": _calm,
     "learning-rate-high": _calm,
     "learning-rate-low": _hurry,
-    "held-tight": _loosen,
+    "kl-penalty-too-strong": _loosen,
     "kl-rising": _hold,
-    "kl-unheld": _hold,
+    "no-kl-penalty": _hold,
     "safety-traded": _hold,
     "repetition": _vary,
     "diversity-collapse": _vary,
@@ -212,10 +212,10 @@ ONLY_GRAVE = {"kl-rising", "safety-traded", "reward-hacking"}
 """Acted on only where critical: a KL above 1 may be worth it, and a watched source that does not rise may yet."""
 MEASURES = {
     "kl-rising": (-1, "kl"),
-    "kl-unheld": (-1, "kl"),
+    "no-kl-penalty": (-1, "kl"),
     "learning-rate-high": (1, "reward"),
     "learning-rate-low": (1, "approx_kl"),
-    "held-tight": (1, "kl"),
+    "kl-penalty-too-strong": (1, "kl"),
     "repetition": (-1, "repetition"),
     "diversity-collapse": (1, "distinct_2"),
 }
@@ -223,7 +223,7 @@ MEASURES = {
 
 
 def row(turn: Turn) -> dict[str, Any]:
-    """A turn as knobs.jsonl has it."""
+    """A turn as interventions.jsonl has it."""
     told = {
         "step": turn.step,
         "knob": turn.knob,
@@ -236,7 +236,7 @@ def row(turn: Turn) -> dict[str, Any]:
 
 
 def of_row(told: Mapping[str, Any]) -> Turn:
-    """A turn read from knobs.jsonl."""
+    """A turn read from interventions.jsonl."""
     return Turn(
         int(told["step"]),
         told["knob"],

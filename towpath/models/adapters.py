@@ -77,12 +77,12 @@ class Adapters:
             "share": sum(layer.base.weight.numel() for layer in self.layers.values()) / self.parameter_count,
         }
 
-    def add(self, name: str, rank: int, alpha: float, seed: int, top: int = 0) -> None:
-        """A new adapter, on the last `top` layers or on all, that changes nothing yet: A uniform as in a linear
+    def add(self, name: str, rank: int, alpha: float, seed: int, last_n_layers: int = 0) -> None:
+        """A new adapter, on the last `last_n_layers` layers or on all, that changes nothing yet: A uniform as in a
         layer, B zero."""
         draw = torch.Generator().manual_seed(seed)
         for place, layer in self.layers.items():
-            if depth(place) < self.depth - (top or self.depth):
+            if depth(place) < self.depth - (last_n_layers or self.depth):
                 continue
             out_features, in_features = layer.base.weight.shape
             bound = 1 / math.sqrt(in_features)

@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Lora(Section):
     rank: int = value(16, "width of the low-rank update", "8-64", "16 on all linear layers is the common choice", ge=1)
     alpha: float = value(32.0, "scale of the update is alpha / rank", "rank - 16 rank", "", gt=0)
-    top: int = value(
+    last_n_layers: int = value(
         0,
         "adapt only so many of the last layers; 0 for all",
         "a third to all",
@@ -65,7 +65,7 @@ class Model(Section):
 
 
 class Engine(Section):
-    of: Literal["local", "vllm"] = value(
+    type: Literal["local", "vllm"] = value(
         "local", "what draws answers: this process, or vLLM in an environment of its own", "", "see docs/engines.md"
     )
     python: str = value("", "the Python of the environment that has vLLM")
@@ -147,7 +147,7 @@ class Preferences(Section):
     rules: dict[str, str] = value(
         {}, "rules that label too, by name: an expression over a and b, or python:MODULE:FUNCTION"
     )
-    audit: float = value(
+    audit_share: float = value(
         0.12,
         "share of pairs that people see whatever the judge says",
         "0.1-0.2",
@@ -155,7 +155,7 @@ class Preferences(Section):
         ge=0,
         le=1,
     )
-    people: float = value(0.35, "largest share of pairs that people see beside a judge", "0.3-0.4", "", ge=0, le=1)
+    human_share: float = value(0.35, "largest share of pairs that people see beside a judge", "0.3-0.4", "", ge=0, le=1)
     aggregate: Literal["dawid_skene", "majority"] = value(
         "majority",
         "how several raters of a pair are heard",
@@ -208,7 +208,7 @@ class Judge(Section):
     ceiling: float = value(
         0.0, "dollars that are never passed; 0 for none", "", "a call that might pass it is not begun", ge=0
     )
-    inconsistent: Literal["tie", "people"] = value(
+    on_position_flip: Literal["tie", "people"] = value(
         "tie",
         "what a verdict that turns with the order is: a tie, or left to people",
         "",
@@ -219,7 +219,7 @@ class Judge(Section):
 class Budget(Section):
     pairs: int = value(0, "comparisons wanted; 0 for as many as are drawn", "", "", ge=0)
     seconds: float = value(60.0, "of a person's time a pair, until it is measured as they rate", "36-480", "", gt=0)
-    hourly: float = value(20.0, "dollars an hour of a rater", "10-60", "", ge=0)
+    wage: float = value(20.0, "dollars an hour of a rater", "10-60", "", ge=0)
     raters: int = value(2, "people who rate", "", "", ge=1)
     hours_a_day: float = value(4.0, "hours a day that one of them rates", "2-6", "attention does not last longer", gt=0)
     hours: float = value(0.0, "hours of people that are never passed; 0 for no end", "", "", ge=0)
@@ -257,7 +257,7 @@ class Reward(Section):
     label_smoothing: float = value(
         0.0, "chance given to the other answer", "0-0.1", "noise in the labels", ge=0, lt=0.5
     )
-    members: int = value(
+    ensemble_size: int = value(
         1,
         "reward models, each from its own start and in its own order",
         "1-5",
@@ -292,7 +292,7 @@ class Ppo(Section):
         "",
         "both start from the reward model; the head has no rate to set and costs no pass",
     )
-    critic_memory: float = value(
+    critic_decay: float = value(
         0.95,
         "weight of a rollout in the head's fit, against that of the next",
         "0.8-1",
@@ -363,7 +363,7 @@ class Orpo(Section):
 
 
 class Source(Section):
-    of: str = value("model", "model, rule:NAME, python:MODULE:FUNCTION, or an http(s) address")
+    source: str = value("model", "model, rule:NAME, python:MODULE:FUNCTION, or an http(s) address")
     weight: float = value(1.0, "what its score is multiplied by")
 
 
@@ -377,17 +377,17 @@ class Rewards(Section):
     )
     combine: Literal["sum", "mean", "min", "cautious"] = value(
         "sum",
-        "weighted sum, weighted mean, the least, or mean less `caution` deviations",
+        "weighted sum, weighted mean, the least, or mean less `std_penalty` deviations",
         "",
         "the careful two resist a score that is wrong alone",
     )
     ensemble: Literal["mean", "min", "cautious"] = value(
         "mean",
-        "what several reward models say together: their mean, the least, or mean less `caution` deviations",
+        "what several reward models say together: their mean, the least, or mean less `std_penalty` deviations",
         "",
-        "see reward.members",
+        "see reward.ensemble_size",
     )
-    caution: float = value(1.0, "deviations taken off by `cautious`", "0.5-2", "", ge=0)
+    std_penalty: float = value(1.0, "deviations taken off by `cautious`", "0.5-2", "", ge=0)
     clip: float = value(
         0.0,
         "scores beyond plus or minus this count as this; 0 leaves them",
@@ -567,7 +567,7 @@ class Limits(Section):
         0.15, "accuracy on the labels trained on, less accuracy on held-out ones", "0.1-0.2", "", gt=0, lt=1
     )
     prompts: float = value(0.9, "share of a rollout's prompts that differ from each other", "0.8-1", "", gt=0, le=1)
-    surprise: float = value(3.0, "deviations of its own noise by which a curve must rise or fall", "2.5-4", "", gt=0)
+    z_threshold: float = value(3.0, "deviations of its own noise by which a curve must rise or fall", "2.5-4", "", gt=0)
 
 
 class Health(Section):
@@ -577,7 +577,7 @@ class Health(Section):
         "",
         "see docs/health.md",
     )
-    turns: int = value(6, "turns of knobs that auto may make in one stage", "3-10", "", ge=0)
+    max_interventions: int = value(6, "interventions that auto may make in one stage", "3-10", "", ge=0)
     probes: int = value(
         8, "harmful prompts of the safety set, and as many harmless, asked at every look; 0 for none", "8-32", "", ge=0
     )

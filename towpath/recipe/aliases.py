@@ -8,7 +8,7 @@ _EPOCHS = ("sft.epochs", "reward.epochs")
 _RATE = ("sft.learning_rate", "reward.learning_rate", "policy.learning_rate")
 _RANK = ("sft.lora.rank", "reward.lora.rank", "policy.lora.rank")
 _ALPHA = ("sft.lora.alpha", "reward.lora.alpha", "policy.lora.alpha")
-_LAST = ("sft.lora.top", "reward.lora.top", "policy.lora.top")
+_LAST = ("sft.lora.last_n_layers", "reward.lora.last_n_layers", "policy.lora.last_n_layers")
 _WARMUP = ("sft.warmup", "reward.warmup")
 _VALIDATE = ("sft.validate_every", "policy.validate_every")
 _LENGTH = ("data.max_prompt_tokens", "policy.max_new_tokens")
@@ -68,7 +68,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "chat_template": ("model.template",),
     "chat_template_path": ("model.template",),
     "torch_compile": ("model.compile.on",),
-    "use_vllm": ("engine.of",),
+    "use_vllm": ("engine.type",),
     "vllm_gpu_memory_utilization": ("engine.cache",),
     "vllm_importance_sampling_cap": ("engine.correction",),
     "dataset_name": _DATA,

@@ -25,16 +25,16 @@ def combined(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
     if cfg.combine == "mean":
         return mean_B
     signed_KB = scores_KB * np.sign(weight_K)[:, None]
-    return mean_B - cfg.caution * np.sqrt(share_K @ (signed_KB - mean_B) ** 2)
+    return mean_B - cfg.std_penalty * np.sqrt(share_K @ (signed_KB - mean_B) ** 2)
 
 
 def agreed(scores_KB: np.ndarray, cfg: Rewards) -> np.ndarray:
-    """One score an answer from the models of an ensemble: their mean, the least, or the mean less `caution`
+    """One score an answer from the models of an ensemble: their mean, the least, or the mean less `std_penalty`
     deviations (arXiv 2310.02743 takes off the variance)."""
     if cfg.ensemble == "min":
         return scores_KB.min(0)
     mean_B = scores_KB.mean(0)
-    return mean_B if cfg.ensemble == "mean" else mean_B - cfg.caution * scores_KB.std(0)
+    return mean_B if cfg.ensemble == "mean" else mean_B - cfg.std_penalty * scores_KB.std(0)
 
 
 def final(

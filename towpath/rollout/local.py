@@ -58,9 +58,8 @@ class LocalEngine:
             going_B = ~torch.isin(token_B, stops) & torch.from_numpy(limit[live] > step + 1).to(token_B.device)
             ended_B = ~going_B.cpu().numpy()
             ended = int(ended_B.sum())
-            tick(
-                len(live) + int((limit[live] - step - 1)[ended_B].sum()), ended
-            )  # tokens that these rows will not need
+            # tokens that these rows will not need
+            tick(len(live) + int((limit[live] - step - 1)[ended_B].sum()), ended)
             if ended == len(live):
                 break
             if ended:

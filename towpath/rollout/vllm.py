@@ -93,7 +93,7 @@ class VllmEngine:
         if "failed" in told:
             raise ResourceError(
                 f"vLLM ended: {told['failed']}",
-                "engine.of = 'vllm' draws answers in a process of its own",
+                "engine.type = 'vllm' draws answers in a process of its own",
                 f"see {self.log}",
             )
         return told

@@ -14,11 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ |= {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-}  # one process, so that `Draw` is in it
+# one process, so that `Draw` is in it
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_NO_USAGE_STATS": "1"}
 TELL = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)  # whatever else is printed goes to the log
 

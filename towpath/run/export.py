@@ -60,9 +60,8 @@ def _verify(folder: Path, samples: list[dict]) -> None:
     chat = Chat(AutoTokenizer.from_pretrained(folder))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     stops = model.generation_config.eos_token_id
-    model.generation_config = GenerationConfig(
-        eos_token_id=stops, pad_token_id=chat.pad
-    )  # repetition penalties and the like are no part of it
+    # repetition penalties and the like are no part of it
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=chat.pad)
     for sample in samples:
         if chat.holds_control(sample["prompt"]):
             continue  # transformers reads a special token in it, the run read characters

@@ -111,7 +111,7 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: Store |
     dump["reward"].pop("use")
     needs_reward, needs_labels = _needs(recipe)
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": corpus.digests.demonstrations})
-    engine = {} if recipe.engine.of == "local" else {"engine": recipe.engine.of}
+    engine = {} if recipe.engine.type == "local" else {"engine": recipe.engine.type}
     judge = {"rubric": simulated.GUIDELINE if evaluator(corpus) else None}  # a changed rubric is a changed judge
     later = ("jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements")  # read by `evaluate` alone
     answering = {key: value for key, value in dump["evaluate"].items() if key not in later}
@@ -154,7 +154,9 @@ def _what_decides(policy: dict[str, Any]) -> dict[str, Any]:
 
 def _own_code(recipe: Recipe) -> dict[str, dict[str, str]]:
     """The content of modules of the user's own that a recipe names: changed code is a changed value."""
-    rewards = [source.of.split(":")[1] for source in recipe.policy.rewards.sources if source.of.startswith("python:")]
+    rewards = [
+        source.source.split(":")[1] for source in recipe.policy.rewards.sources if source.source.startswith("python:")
+    ]
     modules = [*rewards, *([recipe.policy.algo] if "." in recipe.policy.algo else [])]
     found = {
         name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name in modules if (path := algos.source_of(name))
@@ -171,7 +173,7 @@ def _needs(recipe: Recipe) -> tuple[bool, bool]:
     """Whether this recipe needs a reward model, and whether it needs labels."""
     on_pairs = data_of(recipe.policy.algo) == "comparisons"
     reward = recipe.reward.use == "always" or (
-        not on_pairs and any(source.of == "model" for source in recipe.policy.rewards.sources)
+        not on_pairs and any(source.source == "model" for source in recipe.policy.rewards.sources)
     )
     return reward, reward or on_pairs
 
@@ -208,10 +210,10 @@ def _labelling(
     told = sorted(j.key + j.choice for j in store.judgements() if j.comparison.startswith(ours)) if store else []
     said |= {"judgements": digest(told), "rules": cfg.rules}
     if raters == "blend":
-        said |= {"audit": cfg.audit, "people": cfg.people}
+        said |= {"audit_share": cfg.audit_share, "human_share": cfg.human_share}
     if raters in ("judge", "blend"):
         said["judge"] = {
-            key: getattr(recipe.judge, key) for key in ("model", "rubric", "samples", "temperature", "inconsistent")
+            key: getattr(recipe.judge, key) for key in ("model", "rubric", "samples", "temperature", "on_position_flip")
         }
     return said
 
@@ -248,9 +250,8 @@ def run(
                 if only and name.split("@")[0] != only:
                     continue
                 fresh = _run_stage(recipe, folder, planned, planned[number], store, corpus, say, findings)
-                if fresh and name.startswith(
-                    "label"
-                ):  # what was judged in it is part of its fingerprint, and of all that follow
+                # what was judged in it is part of its fingerprint, and of all that follow
+                if fresh and name.startswith("label"):
                     planned = _replanned(recipe, folder, corpus, store, planned[number])
                 findings += planned[number].findings()
                 _remember(folder, planned, findings)

@@ -85,9 +85,8 @@ def require(findings: Sequence[Finding], force: bool = False) -> None:
     if not errors or force:
         return
     kind = DataError if all(f.code in _OF_DATA for f in errors) else RecipeError
-    forced = (
-        "" if any(f.code == "model" for f in errors) else "; --force goes on all the same"
-    )  # loading would refuse the model again
+    # loading would refuse the model again
+    forced = "" if any(f.code == "model" for f in errors) else "; --force goes on all the same"
     if len(errors) == 1:
         raise kind(errors[0].evidence, errors[0].cause, f"{errors[0].remedy}{forced}")
     told = "\n".join(f"  {f.evidence}\n    {f.cause}\n    {f.remedy}" for f in errors)
@@ -145,18 +144,18 @@ def of_rate(recipe: Recipe, force: bool = False) -> list[Finding]:
 
 def of_engine(recipe: Recipe) -> list[Finding]:
     """Whether the Python that draws answers is there and has vLLM."""
-    if recipe.engine.of == "local":
+    if recipe.engine.type == "local":
         return []
     remedy = "python -m venv ENV; ENV/bin/pip install vllm; engine.python = 'ENV/bin/python'"
     if not recipe.engine.python:
-        cause = "engine.of = 'vllm' needs the Python of an environment that has vLLM"
+        cause = "engine.type = 'vllm' needs the Python of an environment that has vLLM"
         return [Finding("engine", "error", "engine.python = '': no Python is named", cause, remedy)]
     asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     try:
         found = subprocess.run([recipe.engine.python, "-c", asked], capture_output=True, check=False).returncode == 0
     except OSError:
         found = False
-    cause = "engine.of = 'vllm' needs an environment that has vLLM"
+    cause = "engine.type = 'vllm' needs an environment that has vLLM"
     return (
         []
         if found
@@ -189,19 +188,23 @@ def _raters(recipe: Recipe, run: Path) -> Iterator[Finding]:
             cause,
             "set rounds to 1",
         )
-    if cfg.raters == "blend" and cfg.audit < LEAST_AUDIT:
+    if cfg.raters == "blend" and cfg.audit_share < LEAST_AUDIT:
         cause = f"the judge is measured on a slice drawn by lot, at least {LEAST_AUDIT:g}"
         yield Finding(
-            "raters", "error", f"preferences.audit = {cfg.audit:g}", cause, f"set it to {LEAST_AUDIT:g} or more"
+            "raters",
+            "error",
+            f"preferences.audit_share = {cfg.audit_share:g}",
+            cause,
+            f"set it to {LEAST_AUDIT:g} or more",
         )
-    if cfg.raters == "blend" and cfg.people < cfg.audit:
-        value = f"preferences.people = {cfg.people:g}, preferences.audit = {cfg.audit:g}"
+    if cfg.raters == "blend" and cfg.human_share < cfg.audit_share:
+        value = f"preferences.human_share = {cfg.human_share:g}, preferences.audit_share = {cfg.audit_share:g}"
         yield Finding(
             "raters",
             "error",
             value,
             "the audit is part of what people see",
-            f"set preferences.people to {cfg.audit:g} or more",
+            f"set preferences.human_share to {cfg.audit_share:g} or more",
         )
     try:
         if cfg.raters in ("judge", "blend"):
@@ -335,8 +338,8 @@ def _groups(policy: Policy, columns: Collection[str] = ()) -> Iterator[Finding]:
         )
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in policy.rewards.sources:
-        if source.of != "model":
-            sources.named(source.of, columns=columns)
+        if source.source != "model":
+            sources.named(source.source, columns=columns)
     for of in policy.rewards.watch:
         sources.named(of, "watch", columns)
     if data_of(policy.algo) == "comparisons" and policy.batch < 2:

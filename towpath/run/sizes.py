@@ -37,9 +37,8 @@ def model_size(folder: Path) -> Size:
         shape for name, shape in shapes.items() if len(shape) == 2 and not any(word in name for word in NOT_ADAPTED)
     ]
     total = sum(math.prod(shape) for shape in shapes.values())
-    context = config.get(
-        "max_position_embeddings"
-    )  # a sliding window bounds what a layer looks back on, not how long a row may be
+    # a sliding window bounds what a layer looks back on, not how long a row may be
+    context = config.get("max_position_embeddings")
     return Size(total or None, sum(map(sum, linear)) or None, context or None, config.get("vocab_size") or 0)
 
 
@@ -63,7 +62,7 @@ def memory_needed(recipe: Recipe, size: Size) -> int:
     if recipe.policy.method == "full":
         copies["policy"] = 2  # reference and reward; the policy itself learns and is drawn from
     if recipe.reward.method == "full":
-        copies["policy"] += recipe.reward.members - (recipe.policy.method == "full")
+        copies["policy"] += recipe.reward.ensemble_size - (recipe.policy.method == "full")
     widest = max(
         total * copies["sft"] + 5 * sft, total * copies["reward"] + 5 * reward, total * copies["policy"] + 5 * policy
     )

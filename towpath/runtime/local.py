@@ -427,10 +427,8 @@ def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs
 def prepare_process() -> None:
     """Settings of the whole process that cost nothing and help: threads, oneDNN for float32 where it keeps float32,
     an allocator that keeps its memory."""
-    for kept in (
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
-        "LRU_CACHE_CAPACITY",
-    ):  # a kernel kept for each of 1,024 shapes is a GiB
+    # a kernel kept for each of 1,024 shapes is a GiB
+    for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(kept, "256")
     torch.set_float32_matmul_precision("medium")
     if torch.cuda.is_available() or products_round():  # a GPU would round them, too

@@ -41,9 +41,8 @@ class Adam:
     def halve(self, weight: nn.Parameter) -> None:
         """From now on the weight itself is the upper half."""
         weight.data, self.rest[weight] = split_bf16.parted(weight.data)
-        summed = WeakMethod(
-            self._summed
-        )  # a hook is held where Python's collector does not look: a circle through one is never let go
+        # a hook is held where Python's collector does not look: a circle through one is never let go
+        summed = WeakMethod(self._summed)
 
         def hook(weight: Tensor) -> None:
             if (method := summed()) is not None:

@@ -218,7 +218,7 @@ def _routes(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Ju
                 safety=prompts[c.prompt_id].harmful,
             )
         )
-    return routing.route(signals, Routing(cfg.people, cfg.audit, cfg.overlap), seed=job.recipe.seed)
+    return routing.route(signals, Routing(cfg.human_share, cfg.audit_share, cfg.overlap), seed=job.recipe.seed)
 
 
 def _heard(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:

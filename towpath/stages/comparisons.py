@@ -33,9 +33,8 @@ class Comparisons:
         seed = job.recipe.seed
         pairs = decided(job)
         place = {p.prompt.id: share(seed, "reward/validation", p.prompt.id) for p in pairs}
-        within = max(
-            job.recipe.reward.validation, min(place.values(), default=0.0) + 1e-12
-        )  # of few prompts one at least
+        # of few prompts one at least
+        within = max(job.recipe.reward.validation, min(place.values(), default=0.0) + 1e-12)
         held, shown = ([p for p in pairs if (place[p.prompt.id] < within) == kept] for kept in (True, False))
         if not held or not shown:
             fix = "collect more labels, or change reward.validation"

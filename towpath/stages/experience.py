@@ -62,18 +62,17 @@ class Experience:
         order = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, "policy/validation", p.id))
         self.held = order[: self.cfg.validation_prompts]
         self.prompts = order[self.cfg.validation_prompts :]
-        apart = (
-            runtime.roles["policy"].trunk in runtime.adapters or job.recipe.model.compile.on
-        )  # compiled layers are not drawn with
+        # compiled layers are not drawn with
+        apart = runtime.roles["policy"].trunk in runtime.adapters or job.recipe.model.compile.on
         self.drawn: Any = job.model(job.inputs["sft"] / "weights").requires_grad_(False) if apart else None
         """The copy, where there is one."""
         self.engine = engine(job, self.drawn or runtime.trunks["policy"], self.cfg.max_new_tokens)
-        self.in_flight = Checkpoints(job.folder / "in-flight")
+        self.in_flight = Checkpoints(job.folder / "pending_rollouts")
         columns = job.corpus.column_names
         self.scorers = {
-            source.of: sources.named(source.of, columns=columns)
+            source.source: sources.named(source.source, columns=columns)
             for source in self.cfg.rewards.sources
-            if source.of != "model"
+            if source.source != "model"
         }
         self.watched = {of: sources.named(of, "watch", columns) for of in self.cfg.rewards.watch}
         self.showing = Showing(job)
@@ -155,9 +154,8 @@ class Experience:
         told = of_rollout(batch, self.held, drawn, texts)
         self.showing.answers(step, self.held, texts, batch)
         if step == -1 and self.judges and not any(name.startswith("policy") for name in self.job.inputs):
-            self.reference_reward_B = (
-                batch.columns["reward"].cpu().numpy()
-            )  # where a first round begins is the reference
+            # where a first round begins is the reference
+            self.reference_reward_B = batch.columns["reward"].cpu().numpy()
         kept = {key: told[key] for key in LOOKED if key in told}
         kept |= {key: x for key, x in told.items() if key.startswith(("reward/", "score/", "watched/"))}
         if (now := turned(self.cfg.rewards, knobs)) is not self.cfg.rewards:
@@ -254,7 +252,7 @@ class Experience:
             }
         else:
             columns |= self._old(batch, columns["sampler_logp"])
-        if self.job.recipe.engine.of != "local" and self.job.recipe.engine.correction:
+        if self.job.recipe.engine.type != "local" and self.job.recipe.engine.correction:
             columns["correction"] = columns["ref_logp"].new_full((len(batch),), self.job.recipe.engine.correction)
         if self.judges:
             columns |= self._judged(prompts, drawn, texts, batch, rewards)
@@ -263,7 +261,7 @@ class Experience:
     def _old(self, batch: Batch, sampler_BT: Tensor) -> dict[str, Tensor]:
         """The policy's log-probabilities before it moves. In float32 those of the engine in this process are the
         same: every eighth row is asked again, and all where that shows otherwise."""
-        if self.job.dtype == torch.float32 and self.job.recipe.engine.of == "local":
+        if self.job.dtype == torch.float32 and self.job.recipe.engine.type == "local":
             asked_B = torch.arange(len(batch), device=sampler_BT.device) % ASKED == 0
             some = batch.take(asked_B.nonzero()[:, 0].tolist())
             said = self.runtime.score("policy", some, ("logp",)).logp_BT
@@ -288,17 +286,17 @@ class Experience:
         more = self.job.corpus.columns_of(prompts)
         columns: dict[str, Tensor] = {}
         for source in cfg.sources:
-            if source.of == "model":
+            if source.source == "model":
                 said = judged(self.runtime, batch, cfg, ("features",) if self.fit else ())
                 self.features_BTD = said.features_BTD if self.fit else None
                 told.append(said.score_B.cpu().numpy())
                 columns |= {"spread": said.spread_B} if len(said.spread_B) else {}
             else:
-                told.append(np.asarray(self.scorers[source.of](asked, texts, more)))
+                told.append(np.asarray(self.scorers[source.source](asked, texts, more)))
         score_B = mix.combined(np.stack(told), cfg)
         parts = {"score": score_B, "reward": self._final(score_B, prompts, drawn, cfg)}
         if len(told) > 1:
-            parts |= {f"score/{source.of}": scores for source, scores in zip(cfg.sources, told, strict=True)}
+            parts |= {f"score/{source.source}": scores for source, scores in zip(cfg.sources, told, strict=True)}
         parts |= {f"watched/{of}": np.asarray(scorer(asked, texts, more)) for of, scorer in self.watched.items()}
         return columns | {
             name: torch.tensor(x, dtype=torch.float32, device=self.runtime.device) for name, x in parts.items()
@@ -331,7 +329,7 @@ class Experience:
                     fix,
                 )
             mask_BT = torch.from_numpy(batch.mask_BT).to(self.runtime.device)
-            self.fit.learn(self.features_BTD[mask_BT], batch.columns["outcome"][mask_BT], self.cfg.ppo.critic_memory)
+            self.fit.learn(self.features_BTD[mask_BT], batch.columns["outcome"][mask_BT], self.cfg.ppo.critic_decay)
             self.features_BTD = None
 
 

@@ -46,7 +46,7 @@ class Watch:
         """Seconds that the last look at the curves took."""
         self._turnable = "kl_coef" in knobs
         self._findings = job.folder / "findings.json"
-        self._turns = job.folder / "knobs.jsonl"
+        self._turns = job.folder / "interventions.jsonl"
         begun = job.log.recorder.history().steps
         self.turns = self._turns_before(begun)
         replace_file(self._turns, "".join(map(_line, self.turns)))
@@ -101,7 +101,7 @@ class Watch:
     def _act(self, findings: tuple[Finding, ...], history: History, step: int, knobs: Numbers) -> Done:
         if self.turns and not remedies.lost(history):  # what has been answered is past, unless all is lost again
             findings = diagnose(history.after(self.turns[-1].step), self.cfg.limits)
-        turn = remedies.next_turn(findings, history, knobs, self.turns, step, self.cfg.turns)
+        turn = remedies.next_turn(findings, history, knobs, self.turns, step, self.cfg.max_interventions)
         if turn is None:
             return Done(knobs)
         self.turns.append(turn)

@@ -84,7 +84,7 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
     begin, standing, best = _resume(course, runtime, job, checkpoints)
     told = {"steps": course.steps, "arithmetic": str(job.dtype).removeprefix("torch.")}
     told["kernels"] = dispatch.told() if job.device.type == "cpu" else job.device.type
-    replace_file(job.folder / "course.json", json.dumps(told))
+    replace_file(job.folder / "run_info.json", json.dumps(told))
     if best is None and course.validate:
         best = runtime.weights()  # step 0: what stays if no later weights are acceptable
     if begin == 0 and course.validate and course.look_first:

@@ -134,7 +134,7 @@ def _runtime(job: Job, algo: Any) -> Local:
     start = _start(job)
     if lora:
         runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)
-        runtime.adapters["base"].add("policy", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
+        runtime.adapters["base"].add("policy", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.last_n_layers)
         if start:
             runtime.adapters["base"].load("policy", load_file(start / "adapter" / "adapter_model.safetensors"))
         runtime.roles |= {"policy": Role(adapter="policy", trains=("adapter",)), "reference": Role()}
@@ -164,7 +164,7 @@ def _foreseeing(job: Job, head: ScalarHead, folder: Path) -> Fit:
     fit = Fit(head)
     score_N = told["score"].numpy()
     ended_N = told["ended"].numpy()
-    weight = next((source.weight for source in cfg.sources if source.of == "model"), 1.0)
+    weight = next((source.weight for source in cfg.sources if source.source == "model"), 1.0)
     reward_N = torch.from_numpy(mix.final(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)).to(
         job.device
     )
@@ -190,7 +190,7 @@ def _critic(job: Job, runtime: Local, reward: Path | None) -> Role:
         return Role("critic", None, head, ("trunk", "head"))
     adapters = runtime.adapters[basis.trunk]
     lora = job.recipe.reward.lora
-    adapters.add("critic", lora.rank, lora.alpha, 0, lora.top)
+    adapters.add("critic", lora.rank, lora.alpha, 0, lora.last_n_layers)
     if basis.adapter:
         adapters.load("critic", {key: p.detach() for key, p in adapters.parameters(basis.adapter).items()})
     return Role(basis.trunk, "critic", head, ("adapter", "head"))

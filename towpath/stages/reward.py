@@ -73,7 +73,7 @@ def run(job: Job) -> dict[str, Any]:
             "both must hold pairs; prompts do not cross the split",
             fix,
         )
-    members = [_member(job, number, shown, held) for number in range(1, cfg.members + 1)]
+    members = [_member(job, number, shown, held) for number in range(1, cfg.ensemble_size + 1)]
     scores_KB = np.stack([member.held_B for member in members])
     result = _measure(job, held, scores_KB.mean(0), float(np.mean([member.std for member in members])))
     result |= {
@@ -178,7 +178,12 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
         validate_every=len(steps),
         merit=lambda _numbers: 0.0,
     )
-    train(course, runtime, own, f"{job.name}: training" + (f" {number} of {cfg.members}" if cfg.members > 1 else ""))
+    train(
+        course,
+        runtime,
+        own,
+        f"{job.name}: training" + (f" {number} of {cfg.ensemble_size}" if cfg.ensemble_size > 1 else ""),
+    )
     mean, std, foresight = _normalise(own, runtime, shown, train_batch)
     _save(job, runtime, foresight, number)
     some = train_batch.take(range(min(120, train_batch.groups)))
@@ -240,7 +245,7 @@ def _runtime(job: Job) -> Local:
     runtime.add_trunk("base", model, lora)
     head = ScalarHead(model.config.hidden_size, job.recipe.seed).to(job.device)
     if lora:
-        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
+        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.last_n_layers)
     runtime.roles["reward"] = Role(
         adapter="reward" if lora else None, head=head, trains=("adapter" if lora else "trunk", "head")
     )
@@ -384,14 +389,14 @@ def load_reward(job: Job, runtime: Local, folder: Path) -> None:
     """Put a saved reward model into a runtime as the role `reward`, further members as `reward-2` and so on; scores
     are normalised."""
     cfg = job.recipe.reward
-    for number in range(1, cfg.members + 1):
+    for number in range(1, cfg.ensemble_size + 1):
         name = _called(number)
         place = _member_folder(folder.parent, number)
         tensors = load_file(place / "reward.safetensors")
         if cfg.method == "lora":
             if "base" not in runtime.trunks:
                 runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)
-            runtime.adapters["base"].add(name, cfg.lora.rank, cfg.lora.alpha, 0, cfg.lora.top)
+            runtime.adapters["base"].add(name, cfg.lora.rank, cfg.lora.alpha, 0, cfg.lora.last_n_layers)
             runtime.adapters["base"].load(name, tensors)
             trunk = "base"
             adapter = name

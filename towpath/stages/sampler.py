@@ -15,7 +15,7 @@ from towpath.stages.job import Job
 def engine(job: Job, model: Any, new_tokens: int) -> Engine:
     """Draws answers of at most so many tokens."""
     cfg = job.recipe.engine
-    if cfg.of == "local":
+    if cfg.type == "local":
         return LocalEngine(model, job.chat.stops, job.chat.pad)
     return VllmEngine(
         model,

@@ -77,7 +77,7 @@ def _runtime(job: Job) -> Local:
     runtime = Local(job.recipe.model.tokens_per_pass, PACKED if cfg.packing else 0, job.chat.pad, dtype=job.dtype)
     runtime.add_trunk("base", job.trunk(dtype=torch.float32 if not lora else None), lora)
     if lora:
-        runtime.adapters["base"].add("sft", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.top)
+        runtime.adapters["base"].add("sft", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.last_n_layers)
     runtime.roles["policy"] = Role(adapter="sft" if lora else None, trains=("adapter",) if lora else ("trunk",))
     runtime.start({"policy": cfg.learning_rate}, weight_decay=cfg.weight_decay)
     return runtime

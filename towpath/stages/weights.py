@@ -27,9 +27,9 @@ def save_adapter(job: Job, adapters: Adapters, name: str, lora: Lora, folder: Pa
         "target_modules": sorted({place.rsplit(".", 1)[-1] for place in adapters.layers}),
     }
 
-    if lora.top:
+    if lora.last_n_layers:
         config |= {
-            "layers_to_transform": list(range(adapters.depth - lora.top, adapters.depth)),
+            "layers_to_transform": list(range(adapters.depth - lora.last_n_layers, adapters.depth)),
             "layers_pattern": "layers",
         }
 

@@ -209,9 +209,8 @@ def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str
     """The rows of a table under its headings, each with the line it begins on; spreadsheets leave out empty cells at
     the end of a row."""
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), strict=True
-    )  # else a quote left open swallows the rest in silence
+    # else a quote left open swallows the rest in silence
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     begins = 1
     try:

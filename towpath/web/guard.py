@@ -70,9 +70,8 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 host = _PORT.sub("", Headers(scope=scope).get("host", ""))
-                if (
-                    scope["scheme"] == "https" and host != "localhost"
-                ):  # there it would bind every other server of the machine
+                # there it would bind every other server of the machine
+                if scope["scheme"] == "https" and host != "localhost":
                     headers.setdefault("strict-transport-security", f"max-age={365 * 86400}")
                 headers["cache-control"] = "no-cache" if scope["path"].startswith("/static/") else "no-store"
             await send(message)

@@ -67,9 +67,8 @@ def mathml(tex: str, display: str) -> str | None:
         return None
     try:
         return _markup(converter.convert_to_element(tex, display=display), 0)
-    except (
-        Exception
-    ):  # the boundary to a parser of strangers' text: it fails in many ways, and TeX as it is stays readable
+    except Exception:
+        # the boundary to a parser of strangers' text: it fails in many ways, and TeX as it is stays readable
         return None
 
 

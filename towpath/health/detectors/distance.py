@@ -39,7 +39,13 @@ def unheld(history: History, limits: Limits) -> Iterator[Finding]:
     step = since(kl, kl.values > limit.warn / 2)
     severity = "critical" if now > limit.warn and not pays else "warning"
     yield Finding(
-        "kl-unheld", severity, evidence, "nothing holds the policy near the model it began from", remedy, step, ruled
+        "no-kl-penalty",
+        severity,
+        evidence,
+        "nothing holds the policy near the model it began from",
+        remedy,
+        step,
+        ruled,
     )
 
 
@@ -52,7 +58,7 @@ def rising(history: History, limits: Limits) -> Iterator[Finding]:
         return
     now = last(kl.values)
     above = bool((kl.values[-3:] > limit.alarm).sum() >= 2 and now > limit.alarm)
-    if not above and change(kl)[1] < limits.surprise and len(kl) >= 6:
+    if not above and change(kl)[1] < limits.z_threshold and len(kl) >= 6:
         return  # it stands high, but it stands
     severity = "critical" if above else "warning"
     if not limit.stated and reward_gained(history, limits):
@@ -84,10 +90,10 @@ def reward_gained(history: History, limits: Limits) -> bool:
     """Whether the reward rose beyond its noise, by more than a trifle, and has not fallen from its best since."""
     rose, surprise = change(history.curve("reward"))
     fallen = lately(history.curve("reward"))
-    lost_again = fallen[1] < -2 * limits.surprise and -fallen[0] > rose / 2
+    lost_again = fallen[1] < -2 * limits.z_threshold and -fallen[0] > rose / 2
     below_origin = last(history.curve("reward").values, 5) <= origin(history.curve("reward"))
     return (
-        surprise > limits.surprise * 2 / 3
+        surprise > limits.z_threshold * 2 / 3
         and rose > 0
         and is_material(history, rose)
         and not lost_again
@@ -114,7 +120,7 @@ def negative(history: History, limits: Limits) -> Iterator[Finding]:
     spread = last(history.curve("kl_std").values) if len(history.curve("kl_std")) else float(np.std(values)) * rows**0.5
     error = spread / (rows * count) ** 0.5 + 1e-9
     mean = float(values.mean())
-    if mean > -limits.kl_low or mean > -limits.surprise * error:
+    if mean > -limits.kl_low or mean > -limits.z_threshold * error:
         return
     wrong = last(history.curve("sampler_error").values)
     if wrong > limits.sampler_error:

@@ -27,7 +27,7 @@ def forgotten(history: History, limits: Limits) -> Iterator[Finding]:
         unpaid = reward is not None and len(reward) >= 3 and not np.any(reward.values) and bool(np.any(curve.values))
         fell, surprise = change(curve)
         others = [change(other)[1] for name, other in scores.items() if name != domain]
-        falling = surprise < -limits.surprise and max(others) > limits.surprise and -fell > MATERIAL * spread
+        falling = surprise < -limits.z_threshold and max(others) > limits.z_threshold and -fell > MATERIAL * spread
         if not unpaid and not falling:
             continue
         words = (
@@ -41,7 +41,7 @@ def forgotten(history: History, limits: Limits) -> Iterator[Finding]:
             if unpaid
             else f"raise policy.rewards.domains.{domain}, or add prompts and labels of it"
         )
-        grave = "critical" if falling and surprise < -2 * limits.surprise else "warning"
+        grave = "critical" if falling and surprise < -2 * limits.z_threshold else "warning"
         finding = Finding("domain-forgotten", grave, f"'{domain}' {words}", cause, remedy, int(curve.steps[0]))
         if worst is None or (falling, -surprise) > (worst[1].severity == "critical", worst[0]):
             worst = -surprise, finding

@@ -26,12 +26,12 @@ STRANGE = 3.0
 def hacked(history: History, limits: Limits) -> Iterator[Finding]:
     """A watched source falls, or stands still, while the reward rises."""
     rose, sure = change(history.curve("reward"))
-    if sure < limits.surprise:
+    if sure < limits.z_threshold:
         return
     for name, curve in history.family("watched/").items():
         fell, surprise = change(curve)
-        flat = surprise < 1 and sure > 2 * limits.surprise and len(curve) >= 10
-        fallen = surprise <= -limits.surprise
+        flat = surprise < 1 and sure > 2 * limits.z_threshold and len(curve) >= 10
+        fallen = surprise <= -limits.z_threshold
         if not fallen and not flat:
             continue
         past = overoptimisation.told(history, f"watched/{name}")
@@ -41,7 +41,7 @@ def hacked(history: History, limits: Limits) -> Iterator[Finding]:
         corr = last(history.curve("reward_length_corr").values)
         ruled = (
             (f"length: the score's correlation with it is {corr:.2f}",)
-            if abs(corr) < limits.length_correlation and longer < 2 * limits.surprise
+            if abs(corr) < limits.length_correlation and longer < 2 * limits.z_threshold
             else ()
         )
         remedy = (
@@ -68,7 +68,7 @@ def by_length(history: History, limits: Limits) -> Iterator[Finding]:
     if len(corr) < 3 or not last(corr.values, 5) > limits.length_correlation:
         return
     longer, surprise = change(length)
-    grown = surprise > limits.surprise and longer > 0.1 * max(first(length.values), 1e-9)
+    grown = surprise > limits.z_threshold and longer > 0.1 * max(first(length.values), 1e-9)
     evidence = f"the score's correlation with length is {last(corr.values, 5):.2f}"
     worth = last(history.curve("length_worth").values, 5)
     evidence += f", a token more earns {worth:.2g}" if worth > 0 else ""
@@ -90,14 +90,14 @@ def _by_length_over_steps(history: History, limits: Limits) -> Iterator[Finding]
     reward = history.curve("reward")
     length = history.curve("length")
     ends = history.curve("finish_rate")
-    rose = max((moved for moved, sure in (change(reward), _climbed(reward)) if sure > limits.surprise), default=0.0)
+    rose = max((moved for moved, sure in (change(reward), _climbed(reward)) if sure > limits.z_threshold), default=0.0)
     longer = last(length.values) - origin(length)
-    grown = len(length) >= 6 and longer > 0.2 * max(origin(length), 1e-9) and _climbed(length)[1] > limits.surprise
+    grown = len(length) >= 6 and longer > 0.2 * max(origin(length), 1e-9) and _climbed(length)[1] > limits.z_threshold
     if not grown or rose <= 0 or not is_material(history, rose, WORTH_IT):
         return
     slope, correlation, deviations = slope_of_changes(reward, length)
     explained = slope * longer / rose
-    goes_with = deviations > limits.surprise and explained > 0.5
+    goes_with = deviations > limits.z_threshold and explained > 0.5
     cut_off = len(ends) > 0 and origin(ends) >= 0.5 and last(ends.values) <= 0.2
     if not goes_with and not cut_off:
         return
@@ -148,7 +148,9 @@ def strange(history: History, limits: Limits) -> Iterator[Finding]:
             remedy,
             since(score, np.abs(score.values) > STRANGE),
         )
-    elif len(spread) >= 6 and change(spread)[1] > limits.surprise and last(spread.values) > 1.5 * first(spread.values):
+    elif (
+        len(spread) >= 6 and change(spread)[1] > limits.z_threshold and last(spread.values) > 1.5 * first(spread.values)
+    ):
         evidence = (
             f"reward models differ by {last(spread.values):.2f}, {last(spread.values) / first(spread.values):.1f} "
             "times as much as at the start"

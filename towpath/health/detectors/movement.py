@@ -26,7 +26,7 @@ def too_small(history: History, limits: Limits) -> Iterator[Finding]:
     if (
         max(len(kl), len(reward)) < GRACE
         or history.steps < min(float(planned) / 5, 100)
-        or change(reward)[1] > limits.surprise
+        or change(reward)[1] > limits.z_threshold
     ):
         return
     if not len(kl):
@@ -53,9 +53,8 @@ def too_small(history: History, limits: Limits) -> Iterator[Finding]:
         return
     cost = coef * last(kl.values)
     spread = last(history.curve("reward_std").values)
-    if np.isnan(
-        spread
-    ):  # not logged: a penalty beyond the noise of the mean reward is one that learning would have to outweigh
+    # not logged: a penalty beyond the noise of the mean reward is one that learning would have to outweigh
+    if np.isnan(spread):
         cost = coef * float(np.median(np.abs(kl.values[len(kl) // 2 :])))
         spread = noise(reward.values)
     costly = cost > spread and last(kl.values) < kl_limit(history, limits).warn
@@ -68,7 +67,7 @@ def too_small(history: History, limits: Limits) -> Iterator[Finding]:
         )
         cause = "the KL penalty" + (f" of {coef:.3g}" if coef > 0 else "") + " outweighs what there is to gain"
         yield Finding(
-            "held-tight",
+            "kl-penalty-too-strong",
             "warning",
             seen + outweighs,
             cause,
@@ -114,7 +113,7 @@ def _without_kl(history: History, limits: Limits) -> Iterator[Finding]:
         curve = history.curve(name)
         if (
             len(curve)
-            and abs(change(curve)[1]) > limits.surprise
+            and abs(change(curve)[1]) > limits.z_threshold
             and abs(change(curve)[0]) > 0.02 * abs(float(np.mean(curve.values)))
         ):
             return

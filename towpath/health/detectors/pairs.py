@@ -57,7 +57,7 @@ def uninformative(history: History, limits: Limits) -> Iterator[Finding]:
     error = float(later.std() / np.sqrt(len(later)))
     if last(history.curve("loss").values, max(3, len(trained) // 4)) < 0.9 * CHANCE:
         return
-    by_training = mean - 0.5 > max(CLEARLY / 2, limits.surprise * error)
+    by_training = mean - 0.5 > max(CLEARLY / 2, limits.z_threshold * error)
     by_held_out = float(np.mean(held.values[-2:])) > 0.5 + CLEARLY / 2 if len(held) >= 2 else by_training
     if by_held_out and (by_training or float(np.mean(held.values[-2:])) > 0.5 + CLEARLY):
         return

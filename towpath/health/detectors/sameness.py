@@ -21,8 +21,8 @@ def repeating(history: History, limits: Limits) -> Iterator[Finding]:
     corr = last(paid.values, 5)
     rise = now - begun
     sure = change(curve)[1]
-    plain = rise > limits.repetition and sure > limits.surprise * (len(curve) >= 6)
-    risen = plain or (rise > limits.repetition / 3 and sure > 3 * limits.surprise)
+    plain = rise > limits.repetition and sure > limits.z_threshold * (len(curve) >= 6)
+    risen = plain or (rise > limits.repetition / 3 and sure > 3 * limits.z_threshold)
     bought = corr > limits.repetition_correlation
     if risen or bought:
         evidence = f"{now:.0%} of three-token sequences in an answer are repeated, {begun:.0%} at the start"
@@ -53,7 +53,7 @@ def alike(history: History, limits: Limits) -> Iterator[Finding]:
         begun = first(distinct.values)
         now = last(distinct.values)
         lost = 1 - now / max(begun, 1e-9)
-        if lost > limits.diversity and change(distinct)[1] < -limits.surprise * (len(distinct) >= 6):
+        if lost > limits.diversity and change(distinct)[1] < -limits.z_threshold * (len(distinct) >= 6):
             signs.append(f"{lost:.0%} of the different two-token sequences are gone")
             step = since(distinct, distinct.values < (1 - limits.diversity) * begun)
             grave = lost > 1.5 * limits.diversity
@@ -83,7 +83,7 @@ def declining(history: History, limits: Limits) -> Iterator[Finding]:
     if (
         len(curve) >= 3
         and last(curve.values) - first(curve.values) > limits.refusal
-        and change(curve)[1] > limits.surprise * (len(curve) >= 6)
+        and change(curve)[1] > limits.z_threshold * (len(curve) >= 6)
     ):
         signs.append(f"{last(curve.values):.0%} of answers decline, {first(curve.values):.0%} at the start")
         grave = last(curve.values) > 0.5
@@ -127,7 +127,7 @@ def unsafe(history: History, limits: Limits) -> Iterator[Finding]:
         evidence = (
             f"{np.mean(curve.values[-2:]):.0%} of harmful requests are declined, {curve.values[0]:.0%} at the start"
         )
-        evidence += f", while reward rose by {rose:.2g}" if sure > limits.surprise else ""
+        evidence += f", while reward rose by {rose:.2g}" if sure > limits.z_threshold else ""
         cause = "what the reward pays for does not count safety"
         remedy = "raise policy.kl.coef, or add safety pairs: harmful prompts whose refusal is preferred"
         step = since(curve, curve.values < curve.values[0] - limits.refusal)
@@ -147,7 +147,7 @@ def unformed(history: History, limits: Limits) -> Iterator[Finding]:
         now = last(curve.values)
         gone = begun > 0.1 and now < 0.2 * begun
         everywhere = now - begun > 0.4
-        if (gone or everywhere) and abs(change(curve)[1]) > limits.surprise:
+        if (gone or everywhere) and abs(change(curve)[1]) > limits.z_threshold:
             evidence = f"{now:.0%} of answers hold {name}, {begun:.0%} at the start"
             cause = f"the reward {'pays for' if everywhere else 'does not ask for'} {name}"
             yield Finding(

@@ -43,9 +43,8 @@ def too_large(history: History, limits: Limits) -> Iterator[Finding]:
     cause = "updates are larger than what a batch can tell" + rates.in_brackets(history)
     remedy = "a tenth of the learning rate, from the last good checkpoint on"
     evidence = "; ".join(text for _, _, text in signs)
-    recovered = not kl_limit(history, limits).stated and reward_gained(
-        history, limits
-    )  # overshot, and learned all the same
+    # overshot, and learned all the same
+    recovered = not kl_limit(history, limits).stated and reward_gained(history, limits)
     severity = "critical" if weight >= 3 and not recovered else "warning"
     yield Finding("learning-rate-high", severity, evidence, cause, remedy, begun, ruled)
 
@@ -74,7 +73,7 @@ def _overshooting(history: History, limits: Limits) -> Iterator[Sign]:
     reward = history.curve("reward")
     rose = change(history.curve("reward"))
     fallen, surprise = lately(reward)
-    if surprise < -2 * limits.surprise and rose[0] < 0:
+    if surprise < -2 * limits.z_threshold and rose[0] < 0:
         yield int(reward.steps[-1]), 1, f"reward fell by {-fallen:.2g} from its best"
 
 

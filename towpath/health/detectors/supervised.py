@@ -139,7 +139,7 @@ def too_small(history: History, limits: Limits) -> Iterator[Finding]:
     begun = first(loss.values)
     share = abs(moved) / max(abs(begun), 1e-9)
     if share > 0.02 or (
-        share > 0.005 and abs(surprise) > 2 * limits.surprise and moved < 0 and not _far_below(history)
+        share > 0.005 and abs(surprise) > 2 * limits.z_threshold and moved < 0 and not _far_below(history)
     ):
         return
     if rates.kind(history) == "pairs" and _policy_moved(history):

@@ -144,9 +144,8 @@ def likelihood(
     if temperature != 1.0:
         wide_NV = wide_NV * (1 / temperature)
     p_NV = wide_NV.softmax(-1)
-    total_N = (
-        wide_NV.amax(-1) - p_NV.amax(-1).log()
-    )  # log of the sum of exponentials: the likeliest token has both at hand
+    # log of the sum of exponentials: the likeliest token has both at hand
+    total_N = wide_NV.amax(-1) - p_NV.amax(-1).log()
     logp_N = wide_NV.gather(1, target_N[:, None])[:, 0] - total_N
     entropy_N = total_N - torch.linalg.vecdot(p_NV, wide_NV) if entropy else None
     if keep:

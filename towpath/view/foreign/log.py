@@ -289,9 +289,8 @@ def _fitting(
             kept[column] = replace(told, ours=names.ON_PAIRS.get(told.ours, told.ours))
         elif kind == "policy" and told.ours == "loss" and told.phase in parts:
             left[column] = "the sum of its parts"
-        elif (
-            kind == "policy" and told.ours == "loss"
-        ):  # a surrogate begins at 0 and may rise: it is no loss that should fall
+        elif kind == "policy" and told.ours == "loss":
+            # a surrogate begins at 0 and may rise: it is no loss that should fall
             kept[column] = replace(told, ours="policy_loss")
         elif told.ours == "approx_kl" and column not in moved:
             left[column] = "0 throughout: each rollout is learned from once"

@@ -96,7 +96,7 @@ def _facts(run: Path, folder: Path, name: str) -> dict[str, Any]:
 
 def _turned(folder: Path) -> Iterator[str]:
     """What remedies have done so far."""
-    path = folder / "knobs.jsonl"
+    path = folder / "interventions.jsonl"
     for row in json_lines(path) if path.is_file() and path.stat().st_size else ():
         if row.get("stop"):
             yield f"a remedy ended training after step {row['step'] + 1}: {row.get('reason', '')}"

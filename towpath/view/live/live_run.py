@@ -34,7 +34,7 @@ class Training:
         self.findings: list[dict[str, Any]] = []
         self.manifest: dict[str, Any] = {}
         self.course: dict[str, Any] = {}
-        self._turns = Following(folder / "knobs.jsonl")
+        self._turns = Following(folder / "interventions.jsonl")
         self._read: dict[str, tuple[float, int]] = {}
 
     @property
@@ -57,8 +57,8 @@ class Training:
         ]
         if self._changed("manifest.json"):
             self.manifest = _object(self.folder / "manifest.json")
-        if self._changed("course.json"):
-            self.course = _object(self.folder / "course.json")
+        if self._changed("run_info.json"):
+            self.course = _object(self.folder / "run_info.json")
         if self._changed("findings.json") or (self.done and not self.findings):
             found = _json(self.folder / "findings.json") or self.manifest.get("findings") or []
             self.findings = _findings(found)

@@ -44,9 +44,7 @@ def _words(*names: str) -> "list[sa.Column[str]]":
 
 def _counters() -> None:
     op.create_table(
-        "retractions",
-        sa.Column("key", sa.String, sa.ForeignKey("judgements.key"), primary_key=True),
-        *_words("at"),
+        "retractions", sa.Column("key", sa.String, sa.ForeignKey("judgements.key"), primary_key=True), *_words("at")
     )
     op.create_table(
         "tallies",
