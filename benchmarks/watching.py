@@ -13,17 +13,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from towpath.stages.experience import OPENING
+from towpath.stages.sample_log import probes
+from towpath.stages.sampler import engine
+
 from towpath.data import sources
 from towpath.data.draws import uniforms
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check
 from towpath.records import Prompt
-from towpath.rollout.engine import Request
-from towpath.runtime.local import prepare_process
-from towpath.stages.experience import OPENING
+from towpath.rollout.engine import SampleRequest
+from towpath.runtime.process import prepare_process
 from towpath.stages.job import Job, read_rows
-from towpath.stages.sample_log import probes
-from towpath.stages.sampler import engine
 from towpath.store.store import Store
 
 
@@ -41,10 +42,10 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
         model = job.model(places["sft"] / "weights").requires_grad_(False)
         drawing = engine(job, model, recipe.policy.max_new_tokens)
 
-        def asked(prompts: list[Prompt], longest: int) -> list[Request]:
+        def asked(prompts: list[Prompt], longest: int) -> list[SampleRequest]:
             how = Decoding(temperature=recipe.policy.temperature)
             return [
-                Request(job.chat.prompt(p.prompt), how, uniforms(longest, recipe.seed, "watching", p.id))
+                SampleRequest(job.chat.prompt(p.prompt), how, uniforms(longest, recipe.seed, "watching", p.id))
                 for p in prompts
             ]
 

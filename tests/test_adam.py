@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from towpath.runtime.optimizer import Adam
+from towpath.stages.experience import Experience
 
 import towpath as tp
 from towpath.algos import ppo
@@ -18,12 +20,10 @@ from towpath.models import base, lm
 from towpath.models.cpu import build, native, plain, split_bf16
 from towpath.models.cpu.plain import Move
 from towpath.recipe import Decoding
-from towpath.rollout.engine import Request
+from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, Role
-from towpath.runtime.optimizer import Adam
 from towpath.stages import policy
-from towpath.stages.experience import Experience
 
 FOUND = pytest.mark.skipif(build.library() is None, reason=build.refusal())
 MOVE = Move(0.5, 0.9, 0.99, 1e-2, 3.0, 1e-8, 0.999)
@@ -44,15 +44,15 @@ def test_two_halves_are_the_whole_to_the_bit_but_for_ties():
     ends = torch.tensor([0, -(2**31), 0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, -0x40808000, 1, 0x007FFFFF])
     x = torch.cat([bits, ends.int()]).view(torch.float32)
     x = x[x.isfinite() & (x.abs() < 3e38)]
-    upper, rest = split_bf16.parted(x)
-    again = split_bf16.joined(upper, rest)
+    upper, rest = split_bf16.split_float32(x)
+    again = split_bf16.merge_float32(upper, rest)
     tie = (x.view(torch.int32) & 0xFFFF) == 0x8000
     assert torch.equal(upper, x.bfloat16())
     assert torch.equal(again[~tie].view(torch.int32), x[~tie].view(torch.int32))
     assert tie.any() and apart(again[tie], x[tie]) == 1
     assert torch.equal(again.bfloat16(), upper)
-    assert all(torch.equal(one, two) for one, two in zip(split_bf16.parted(again), (upper, rest), strict=True))
-    kept, none = split_bf16.parted(upper)
+    assert all(torch.equal(one, two) for one, two in zip(split_bf16.split_float32(again), (upper, rest), strict=True))
+    kept, none = split_bf16.split_float32(upper)
     assert kept is upper and torch.equal(none, torch.zeros_like(rest)) and none.dtype == rest.dtype
 
 
@@ -98,12 +98,12 @@ def moved(ops, halved, grad, steps=3):
     weight = drawn(10_001, seed=1)
     rest = None
     if halved:
-        weight, rest = split_bf16.parted(weight)
+        weight, rest = split_bf16.split_float32(weight)
     mean = torch.zeros(10_001)
     square = torch.zeros(10_001)
     for _ in range(steps):
         ops.moved(weight, rest, grad, mean, square, MOVE)
-    return split_bf16.joined(weight, rest) if rest is not None else weight, mean, square
+    return split_bf16.merge_float32(weight, rest) if rest is not None else weight, mean, square
 
 
 @FOUND
@@ -142,7 +142,7 @@ def test_steps_smaller_than_a_bfloat16_can_tell_are_not_lost(by_kernels):
         weight.grad = torch.ones(1000).bfloat16()
         adam.step(1.0, 1.0)
     assert weight.dtype == torch.bfloat16
-    assert split_bf16.joined(weight.detach(), adam.rest[weight]).mean().item() == pytest.approx(0.99, abs=1e-4)
+    assert split_bf16.merge_float32(weight.detach(), adam.rest[weight]).mean().item() == pytest.approx(0.99, abs=1e-4)
 
 
 def local_of(tiny, dtype=torch.bfloat16, **kwargs):
@@ -234,7 +234,7 @@ def test_a_policy_is_drawn_from_and_then_learns(tiny, by_kernels):
     another model once told."""
     drawn_first = local_of(tiny)
     alone = local_of(tiny)
-    ask = [Request([5, 9, 200], Decoding(temperature=1.0), uniforms(12, 0, "test", str(i))) for i in range(4)]
+    ask = [SampleRequest([5, 9, 200], Decoding(temperature=1.0), uniforms(12, 0, "test", str(i))) for i in range(4)]
     engine = LocalEngine(drawn_first.trunks["base"], 2, 0)
     before = engine.generate(ask)
     for local in (drawn_first, alone):
@@ -273,7 +273,7 @@ def test_a_trunk_is_written_in_all_its_bits_and_read_by_halves_again(tiny, tmp_p
     loaded = type(tiny).from_pretrained(tmp_path).state_dict()
     rest = {key.removeprefix("rest:policy/"): value for key, value in local.state().items() if key.startswith("rest:")}
     assert all(
-        torch.equal(split_bf16.joined(p.detach(), rest[name]), loaded[name])
+        torch.equal(split_bf16.merge_float32(p.detach(), rest[name]), loaded[name])
         for name, p in local.trunks["base"].named_parameters()
     )
     assert torch.equal(before, local.score("policy", Batch(ROWS), ("logp",)).logp_BT)

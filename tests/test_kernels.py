@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from towpath.models.cpu import build, dispatch, native, plain
+from towpath.models.cpu import build, kernels, native, plain
 from towpath.recipe import Model, Recipe
 from towpath.rollout import sampling
 from towpath.run import preflight
@@ -249,5 +249,5 @@ def test_processes_that_come_at_once_build_one_library(tmp_path):
 
 
 def test_float64_and_what_lies_elsewhere_goes_by_torch():
-    assert dispatch.of(torch.zeros(1, dtype=torch.float64)) is plain
-    assert dispatch.of(torch.zeros(1, device="meta")) is plain
+    assert kernels.dispatch(torch.zeros(1, dtype=torch.float64)) is plain
+    assert kernels.dispatch(torch.zeros(1, device="meta")) is plain

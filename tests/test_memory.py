@@ -11,7 +11,7 @@ import torch
 from towpath.data.batch import Batch, Row
 from towpath.errors import ResourceError
 from towpath.recipe import Decoding
-from towpath.rollout.engine import Request
+from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, Role
 from towpath.stages import sampler
@@ -88,7 +88,7 @@ class Greedy(LocalEngine):
 
 def test_answers_are_drawn_in_parts_that_fit(tiny, chat, capsys: pytest.CaptureFixture[str]) -> None:
     draw = np.random.default_rng(0)
-    requests = [Request(chat.prompt(f"Say {i}."), Decoding(), draw.random(12)) for i in range(11)]
+    requests = [SampleRequest(chat.prompt(f"Say {i}."), Decoding(), draw.random(12)) for i in range(11)]
     wanted = LocalEngine(tiny, chat.stops, chat.pad).generate(requests)
     engine = Greedy(tiny, chat.stops, chat.pad)
     engine.most = 3

@@ -14,7 +14,7 @@ import torch
 from towpath.data import batch as data_batch
 from towpath.data.batch import Batch, Row, pack
 from towpath.models import heads, lm
-from towpath.models.cpu import decoder
+from towpath.models.cpu import layers
 from towpath.models.heads import WIDE, Fit, ScalarHead
 from towpath.runtime import local
 from towpath.runtime.local import Local, Role
@@ -351,7 +351,7 @@ def test_passes_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be():
 @pytest.mark.parametrize("width", [0, 64])
 def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, family, monkeypatch):
     if family == "theirs":
-        monkeypatch.setattr(decoder, "fits", lambda _model: False)
+        monkeypatch.setattr(layers, "fits", lambda _model: False)
 
     def measured(cost):
         monkeypatch.setattr(data_batch, "CROSSING", cost)

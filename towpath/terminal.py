@@ -1,4 +1,4 @@
-"""Lines for a terminal: whatever texts of models, data or servers they quote, no character of them controls the
+"""PackedBatch for a terminal: whatever texts of models, data or servers they quote, no character of them controls the
 terminal."""
 
 import re

@@ -242,7 +242,7 @@ def run(
         findings = _preflight(recipe, folder, corpus, force, say)
         _explain_reruns(folder, planned, say)
         _remember(folder, planned, findings)
-        from towpath.runtime.local import prepare_process
+        from towpath.runtime.process import prepare_process
 
         prepare_process()
         try:
@@ -305,7 +305,7 @@ def _run_stage(
     if step.done:
         say(f"{step.name}: done before ({step.fingerprint})")
         return False
-    from towpath.runtime.local import give_back_memory
+    from towpath.runtime.process import release_memory
     from towpath.stages.job import Job
 
     module = importlib.import_module(f"towpath.stages.{step.name.split('@')[0]}")
@@ -325,7 +325,7 @@ def _run_stage(
         raise
     finally:
         (step.folder / "seconds").write_text(f"{before + time.monotonic() - begun:.1f}")
-    give_back_memory()
+    release_memory()
     _finish(step, recipe, result, job.findings, before + time.monotonic() - begun, planned, job.corpus)
     _say_findings(job.findings, say)
     say(f"{step.name}: done in {before + time.monotonic() - begun:.0f} s")

@@ -17,10 +17,10 @@ from towpath.recipe.reader import check, flat, laid
 from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
 from towpath.run import arguments, model_checks, preflight
 from towpath.run.sizes import model_size
-from towpath.runtime.local import prepare_process
+from towpath.runtime.process import prepare_process
 from towpath.stages import generation, policy
-from towpath.stages.job import Job, read_rows
-from towpath.store import manifest
+from towpath.stages.job import Job
+from towpath.store import jsonl, manifest
 from towpath.store.publish import alone
 from towpath.store.store import Store
 from towpath.terminal import say
@@ -58,7 +58,7 @@ class Trained:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One row a step, one a validation."""
-        return read_rows(self.job.folder / "metrics.jsonl")
+        return jsonl.read(self.job.folder / "metrics.jsonl")
 
     def generate(
         self, prompts: Sequence[str], temperature: float = 0.0, max_new_tokens: int | None = None
@@ -70,8 +70,7 @@ class Trained:
             raise RecipeError(value, "a temperature is 0 or more, an answer a token or more", "give such")
         how = Decoding(temperature=temperature or 1.0)
         wanted = [(Prompt(str(i), text), "asked", how) for i, text in enumerate(arguments.prompts(prompts))]
-        model = self.job.model(self.folder)
-        drawn = generation.draw(self.job, model, wanted, "policy", longest, "answers", greedy=not temperature)
+        drawn = generation.sample(self.job, self.folder, wanted, "policy", longest, "answers", greedy=not temperature)
         return [completion.text for completion in drawn]
 
 

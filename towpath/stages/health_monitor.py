@@ -11,8 +11,8 @@ from towpath.health.history import History
 from towpath.progress import note
 from towpath.recipe.reader import flat
 from towpath.records import Finding, finding_of
-from towpath.stages.job import Job, read_rows
-from towpath.store import manifest
+from towpath.stages.job import Job
+from towpath.store import jsonl, manifest
 from towpath.store.publish import replace_file
 
 MOST_LOOKS = 400
@@ -56,7 +56,7 @@ class Watch:
     def _turns_before(self, begun: int) -> list[remedies.Turn]:
         """Turns made before an interruption."""
         try:
-            return [remedies.of_row(row) for row in read_rows(self._turns) if row["step"] < begun]
+            return [remedies.of_row(row) for row in jsonl.read(self._turns) if row["step"] < begun]
         except (ValueError, KeyError, TypeError):
             note(f"{self._turns}: damaged; turns made before are not known")
             return []

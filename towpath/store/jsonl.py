@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
+from towpath.progress import note
+
 REMEMBERED = 64
 """Bytes before the place where reading ended; where they differ, the file was written anew."""
 
@@ -82,3 +84,22 @@ def is_number(value: Any) -> TypeGuard[float]:
 def is_interval(value: Any) -> TypeGuard[Sequence[float]]:
     """Whether it is a pair of finite numbers."""
     return isinstance(value, list | tuple) and len(value) == 2 and all(is_number(end) for end in value)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file up to the first damaged one; a torn last line is ignored."""
+    if not path.is_file():
+        return []
+    found: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            if number < len(lines):
+                note(f"{path}:{number}: damaged; this line and the {len(lines) - number} after it are not read")
+            break
+        found.append(row)
+    return found
