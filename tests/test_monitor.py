@@ -528,7 +528,7 @@ def run(tmp_path):
 def team(run):
     with Store.open(run / "towpath.db") as store, serving_run(run, store, team=True) as (url, door):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
-            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         yield url
 
 

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from towpath.terminal import plain
+from towpath.terminal import strip_control
 from towpath.view.downsample import levels
 from towpath.view.format import number, percent
 from towpath.view.live.columns import Columns
@@ -86,7 +86,7 @@ def picture(watched: Watched, console: Console) -> RenderableType:
 
 
 def _title(watched: Watched, name: str) -> Text:
-    text = Text(plain(watched.run.resolve().name), "bold")
+    text = Text(strip_control(watched.run.resolve().name), "bold")
     for stage in watched.trainings:
         text.append("  ")
         text.append(f"{stage} {watched.state(stage)}", "bold cyan" if stage == name else "dim")
@@ -158,13 +158,13 @@ def _findings(training: Training) -> Text | None:
     )
     text = Text("findings", "dim")
     for row in found[:SHOWN_FINDINGS]:
-        text.append(plain(f"\n{row.get('severity')} "), SEVERITIES.get(str(row.get("severity")), ""))
-        text.append(plain(f"{row.get('code')}"), "bold")
-        text.append(plain(f"  {row.get('evidence', '')}"))
+        text.append(strip_control(f"\n{row.get('severity')} "), SEVERITIES.get(str(row.get("severity")), ""))
+        text.append(strip_control(f"{row.get('code')}"), "bold")
+        text.append(strip_control(f"  {row.get('evidence', '')}"))
         if row.get("remedy"):
-            text.append(plain(f"\n    {row['remedy']}"), "dim")
+            text.append(strip_control(f"\n    {row['remedy']}"), "dim")
     if len(found) > SHOWN_FINDINGS:
-        text.append(plain(f"\n{len(found) - SHOWN_FINDINGS} more"), "dim")
+        text.append(strip_control(f"\n{len(found) - SHOWN_FINDINGS} more"), "dim")
     return text
 
 
@@ -173,9 +173,9 @@ def _turns(training: Training) -> Text | None:
         return None
     text = Text("turns of knobs", "dim")
     for row in training.turns[-SHOWN_TURNS:]:
-        text.append(plain(f"\nafter step {row['step']}  "), "dim")
+        text.append(strip_control(f"\nafter step {row['step']}  "), "dim")
         text.append(turned(row), "bold magenta")
-        text.append(plain(f"  {row.get('reason') or ''}"))
+        text.append(strip_control(f"  {row.get('reason') or ''}"))
     return text
 
 
@@ -188,9 +188,9 @@ def _samples(training: Training) -> Text | None:
     ]
     text = Text(f"samples of {'the ' if newest == TUNED else ''}{model_at(newest)}", "dim")
     for asked, version in said:
-        text.append(plain(f"\n{_line(asked.prompt, 100)}"), "bold")
-        text.append(plain(f"  reward {number(version.reward)}"), "dim")
-        text.append(plain(f"\n    {_line(version.text, 240)}"))
+        text.append(strip_control(f"\n{_line(asked.prompt, 100)}"), "bold")
+        text.append(strip_control(f"  reward {number(version.reward)}"), "dim")
+        text.append(strip_control(f"\n    {_line(version.text, 240)}"))
     return text
 
 

@@ -34,7 +34,7 @@ def told(run: Run) -> dict[str, Any]:
 
 def contests(run: Run) -> list[Row]:
     """How each arena stands, by people and by judges."""
-    at = location.named(run.folder, run.recipe.store.url)
+    at = location.configured_location(run.folder, run.recipe.store.url)
     if not isinstance(at, str) and not at.is_file():
         return []
     rows = []
