@@ -98,8 +98,8 @@ def running(store: Any, team: bool, outside: Any = None) -> Iterator[tuple[str, 
     """The real server of a store in a thread: where it is, and its door."""
     from towpath.web import serving
 
-    server, door = serving.prepared(store, team, outside=outside)
-    with serving.listening("127.0.0.1", 0) as place:
+    server, door = serving.create_server(store, team, outside=outside)
+    with serving.open_socket("127.0.0.1", 0) as place:
         thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
         while not server.started:

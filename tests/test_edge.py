@@ -96,7 +96,7 @@ def test_slow_headers_and_slow_bodies_are_cut_off(store, monkeypatch):  # noqa: 
 
 
 def test_connections_are_bounded_and_those_within_are_served(store, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(connections, "MOST", 20)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
     with running(store, team=True) as (url, _):
         held = [raw(url) for _ in range(20)]
         sleep(0.2)

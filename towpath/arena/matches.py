@@ -20,16 +20,16 @@ from towpath.feedback.pair_text import Case
 from towpath.progress import progress
 from towpath.records import Judgement, Prompt
 from towpath.store import arenas, manifest, rater_stats
-from towpath.store.arenas import Arena, Entrant, Match
+from towpath.store.arenas import Arena, MatchInput, Match
 from towpath.store.store import Store
 
 MODELS = ("policy", "sft", "base")
-ENOUGH_DOUBLES = 10
+MIN_DOUBLE_JUDGED = 10
 """Pairs of one arena judged twice, below which raters' agreement is taken from the labels as well."""
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ArenaSpec:
     """What is to be compared: `one` against `other`, on how many prompts (0 for all), and which share of them two
     people judge."""
 
@@ -41,7 +41,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Standing:
+class LeaderboardRow:
     """An arena with what people and each judge say; `agreement` is how often two raters chose alike, and on how
     many."""
 
@@ -56,7 +56,7 @@ class Standing:
     """Of prompts that people and a judge both decided: the share on which they agree, and how many those are."""
 
 
-def sources(run: Path) -> dict[str, tuple[Path, str]]:
+def answer_sources(run: Path) -> dict[str, tuple[Path, str]]:
     """Names of models whose answers to held-out prompts lie in a run, with file and column; the present evaluation
     first, then earlier ones."""
     stages = (manifest.read_object(run / "current.json") or {}).get("stages", {})
@@ -75,7 +75,7 @@ def sources(run: Path) -> dict[str, tuple[Path, str]]:
     return found
 
 
-def begin(store: Store, run: Path, terms: Terms, by: str = "", seed: int | None = None) -> Arena:
+def create_arena(store: Store, run: Path, terms: ArenaSpec, by: str = "", seed: int | None = None) -> Arena:
     """An arena on prompts that both answered, in an order and with sides that nobody can foresee."""
     if not 0 < terms.threshold < 1 or not 0 <= terms.overlap <= 1 or terms.prompts < 0:
         value = f"threshold {terms.threshold:g}, overlap {terms.overlap:g}, {terms.prompts} prompts"
@@ -91,13 +91,13 @@ def begin(store: Store, run: Path, terms: Terms, by: str = "", seed: int | None 
         raise DataError(value, "the same prompts are put to both", "choose evaluations of the same data")
     seed = secrets.randbits(62) if seed is None else seed
     chosen = [both[i] for i in shuffled(len(both), seed, "arena/order")][: terms.prompts or len(both)]
-    entrants = [_entrant(*ours[name], theirs[name][1], terms.overlap, seed) for name in chosen]
-    return store.submit_write(arenas.begin, terms.one, terms.other, terms.threshold, by, entrants).result()
+    entrants = [_match_input(*ours[name], theirs[name][1], terms.overlap, seed) for name in chosen]
+    return store.submit_write(arenas.create, terms.one, terms.other, terms.threshold, by, entrants).result()
 
 
 def _answers(run: Path, name: str) -> dict[str, tuple[Prompt, str]]:
     """Held-out prompts by id, with what a model said."""
-    known = sources(run)
+    known = answer_sources(run)
     if name not in known:
         there = ", ".join(list(known)[:12]) or "none yet"
         raise DataError(
@@ -119,23 +119,23 @@ def _prompt(row: dict[str, Any]) -> Prompt:
     )
 
 
-def _entrant(prompt: Prompt, ours: str, theirs: str, overlap: float, seed: int) -> Entrant:
+def _match_input(prompt: Prompt, ours: str, theirs: str, overlap: float, seed: int) -> MatchInput:
     seats = 1 + (share(seed, "arena/overlap", prompt.id) < overlap)
     first = share(seed, "arena/side", prompt.id) < 0.5
-    return Entrant(prompt, ours if first else theirs, theirs if first else ours, "a" if first else "b", seats)
+    return MatchInput(prompt, ours if first else theirs, theirs if first else ours, "a" if first else "b", seats)
 
 
-def standing(store: Store, number: int) -> Standing:
+def leaderboard_row(store: Store, number: int) -> LeaderboardRow:
     """How an arena stands, with everything that is told of it."""
-    found = store.read(arenas.arena, number)
-    matches = store.read(arenas.matches, number)
-    said = store.read(arenas.judgements, number)
+    found = store.read(arenas.get_arena, number)
+    matches = store.read(arenas.list_matches, number)
+    said = store.read(arenas.list_judgements, number)
     pairs = _pairs(matches)
     people = [j for j in said if j.kind == "person"]
     rate, doubles = agreement.pairwise_agreement(people)
     known = (rate, doubles)
-    if doubles < ENOUGH_DOUBLES:  # the same people label: how they agree there tells more than a few pairs here
-        known = agreement.pairwise_agreement([*people, *store.read(rater_stats.recent)])
+    if doubles < MIN_DOUBLE_JUDGED:  # the same people label: how they agree there tells more than a few pairs here
+        known = agreement.pairwise_agreement([*people, *store.read(rater_stats.recent_judgements)])
     outcomes = evals.finished(pairs, people)
     raters: dict[str, int] = {}
     for j in said:
@@ -145,10 +145,10 @@ def standing(store: Store, number: int) -> Standing:
     for name in sorted({j.rater for j in said if j.kind == "judge"}):
         own = [j for j in said if j.rater == name]
         judges[name] = evals.record(evals.finished(pairs, own, alone=True), found.threshold, len(own))
-        beside[name] = _beside(evals.finished(pairs, own, alone=True), outcomes)
+        beside[name] = _judge_agreement(evals.finished(pairs, own, alone=True), outcomes)
     asked = sum(not pair.same for pair in pairs)
     ended = sum(not pair.same for pair, _ in outcomes)
-    return Standing(
+    return LeaderboardRow(
         found,
         len(pairs),
         asked - ended,
@@ -168,7 +168,7 @@ def _pairs(matches: Sequence[Match]) -> list[Pair]:
     return made
 
 
-def _beside(judged: Sequence[tuple[Pair, float]], people: Sequence[tuple[Pair, float]]) -> tuple[float, int]:
+def _judge_agreement(judged: Sequence[tuple[Pair, float]], people: Sequence[tuple[Pair, float]]) -> tuple[float, int]:
     """How often a judge and people prefer the same answer, where both have a preference."""
     ours = {pair.comparison: worth for pair, worth in people if worth != 0.5 and not pair.same}
     both = [
@@ -179,17 +179,17 @@ def _beside(judged: Sequence[tuple[Pair, float]], people: Sequence[tuple[Pair, f
     return (sum(both) / len(both), len(both)) if both else (0.0, 0)
 
 
-def settle(store: Store) -> list[Arena]:
+def close_decided(store: Store) -> list[Arena]:
     """End every arena that what people said has decided; those that ended now. Looking often does no harm: the test
     allows for it."""
     ended = []
-    for number in store.read(arenas.open_ones):
-        found = store.read(arenas.arena, number)
-        said = [j for j in store.read(arenas.judgements, number) if j.kind == "person"]
-        outcomes = evals.finished(_pairs(store.read(arenas.matches, number)), said)
+    for number in store.read(arenas.open_arenas):
+        found = store.read(arenas.get_arena, number)
+        said = [j for j in store.read(arenas.list_judgements, number) if j.kind == "person"]
+        outcomes = evals.finished(_pairs(store.read(arenas.list_matches, number)), said)
         decision = sequential.decide([worth for _, worth in outcomes], found.threshold)
         if decision.verdict != "UNDECIDED":
-            ended.append(store.submit_write(arenas.end, number, "decided", decision.verdict).result())
+            ended.append(store.submit_write(arenas.close, number, "decided", decision.verdict).result())
     return ended
 
 
@@ -197,12 +197,12 @@ def ask_judge(store: Store, settings: JudgeSettings, number: int) -> list[Absten
     """The judge's word on every comparison of an arena that it has not judged by this rubric; what it abstained
     from."""
     name = judging.rater(settings)
-    before = store.read(arenas.judgements, number)
+    before = store.read(arenas.list_judgements, number)
     version = judge_runner.version_of(settings)
     last = {j.comparison: j for j in before if j.rater == name}
     cases = [
         Case(m.comparison, m.prompt, m.a, m.b, last[m.comparison].round + 1 if m.comparison in last else 1)
-        for m in store.read(arenas.matches, number)
+        for m in store.read(arenas.list_matches, number)
         if not m.same and (m.comparison not in last or last[m.comparison].guideline != version)
     ]
     abstained: list[Abstention] = []
@@ -219,23 +219,25 @@ def ask_judge(store: Store, settings: JudgeSettings, number: int) -> list[Absten
     return abstained
 
 
-def stop(store: Store, number: int) -> Arena:
+def stop_arena(store: Store, number: int) -> Arena:
     """End an arena by hand, with the verdict that it has come to."""
-    return store.submit_write(arenas.end, number, "stopped", standing(store, number).people.verdict).result()
+    return store.submit_write(arenas.close, number, "stopped", leaderboard_row(store, number).people.verdict).result()
 
 
-def revealed(store: Store, number: int) -> list[dict[str, Any]]:
+def reveal_comparisons(store: Store, number: int) -> list[dict[str, Any]]:
     """Every comparison with its answers, where they come from and what was said; nothing while the arena is open."""
-    found = store.read(arenas.arena, number)
+    found = store.read(arenas.get_arena, number)
     if found.state == "open":
         return []
     said: dict[str, list[Judgement]] = {}
-    for j in store.read(arenas.judgements, number):
+    for j in store.read(arenas.list_judgements, number):
         said.setdefault(j.comparison, []).append(j)
-    return list(_told(found, store.read(arenas.matches, number), said))
+    return list(_comparison_rows(found, store.read(arenas.list_matches, number), said))
 
 
-def _told(found: Arena, matches: Sequence[Match], said: dict[str, list[Judgement]]) -> Iterator[dict[str, Any]]:
+def _comparison_rows(
+    found: Arena, matches: Sequence[Match], said: dict[str, list[Judgement]]
+) -> Iterator[dict[str, Any]]:
     words = {1.0: "one", 0.5: "tie", 0.0: "other"}
     for m in matches:
         one, other = (m.a, m.b) if m.ours == "a" else (m.b, m.a)
@@ -260,19 +262,19 @@ def _told(found: Arena, matches: Sequence[Match], said: dict[str, list[Judgement
         }
 
 
-def disagreements(run: Path) -> list[dict[str, Any]]:
+def reward_model_disagreements(run: Path) -> list[dict[str, Any]]:
     """Labelled pairs on which the reward model of the newest evaluation prefers the other answer, the surest first."""
-    found = [path for path, model in sources(run).values() if model == "policy"]
+    found = [path for path, model in answer_sources(run).values() if model == "policy"]
     path = next((p for p in (path.parent / "disagreements.jsonl" for path in found) if p.is_file()), None)
     return sorted(_rows(path) if path else [], key=lambda row: -row["confidence"])
 
 
-def as_json(found: Standing) -> dict[str, Any]:
+def as_json(found: LeaderboardRow) -> dict[str, Any]:
     """A standing for scripts."""
     return asdict(found)
 
 
-def lines(found: Standing) -> str:
+def format_terminal(found: LeaderboardRow) -> str:
     """A standing for the terminal."""
     a = found.arena
     shown = [
@@ -281,13 +283,15 @@ def lines(found: Standing) -> str:
     ]
     shown.append(f"  waiting: {found.waiting}")
     for name, r in {"people": found.people, **found.judges}.items():
-        shown += [f"  {name}: {sentence(r)}", f"    {r.wins} wins, {r.ties} ties, {r.losses} losses; {r.rule}"]
-        shown.append(f"    fixed n (Wilson) {_span(r.wilson)}, by prompts drawn again {_span(r.bootstrap)}")
+        shown += [f"  {name}: {format_record(r)}", f"    {r.wins} wins, {r.ties} ties, {r.losses} losses; {r.rule}"]
+        shown.append(
+            f"    fixed n (Wilson) {_format_interval(r.wilson)}, by prompts drawn again {_format_interval(r.bootstrap)}"
+        )
         if r.equal_length:
-            shown.append(f"    at equal length {r.equal_length.rate:.1%} {_span(r.equal_length.interval)}")
+            shown.append(f"    at equal length {r.equal_length.rate:.1%} {_format_interval(r.equal_length.interval)}")
         if r.true_rate:
             shown.append(
-                f"    without raters' errors {r.true_rate.rate:.1%} {_span(r.true_rate.interval)} (a rater is right "
+                f"    without raters' errors {r.true_rate.rate:.1%} {_format_interval(r.true_rate.interval)} (a rater is right "
                 f"in {r.accuracy:.0%})"
             )
         if name in found.judge_agreement and found.judge_agreement[name][1]:
@@ -297,23 +301,23 @@ def lines(found: Standing) -> str:
     return "\n".join(shown)
 
 
-def sentence(record: Record) -> str:
+def format_record(record: Record) -> str:
     """A record in one sentence."""
     if not record.n:
         return "nothing is judged yet"
-    known = f"preferred on {record.rate:.1%} of {record.n} prompts, {_span(record.anytime)} however often one looks"
+    known = f"preferred on {record.rate:.1%} of {record.n} prompts, {_format_interval(record.anytime)} however often one looks"
     if record.verdict != "UNDECIDED":
         side = "above" if record.verdict == "PASS" else "below"
         return f"{known}: {record.verdict}, {side} {record.threshold:.0%} since prompt {record.decided_at}"
-    return f"{known}: UNDECIDED at {record.threshold:.0%}; {hint(record)}"
+    return f"{known}: UNDECIDED at {record.threshold:.0%}; {prompts_to_decide(record)}"
 
 
-def hint(record: Record) -> str:
+def prompts_to_decide(record: Record) -> str:
     """About how many more prompts would decide."""
     if not record.n:
         return "nothing is judged yet"
     return f"about {record.more:,} more would decide it" if record.more else "at this rate no number of prompts would"
 
 
-def _span(interval: tuple[float, float]) -> str:
+def _format_interval(interval: tuple[float, float]) -> str:
     return f"[{interval[0]:.1%}, {interval[1]:.1%}]"

@@ -162,7 +162,7 @@ def serve(
     from towpath.web import serving
 
     ledger = str(location.ledger_location(run, recipe.load(run, set_).store.url))
-    outside = serving.Outside(tuple(name or ()), certificate, key, tuple(proxy or ()))
+    outside = serving.NetworkOptions(tuple(name or ()), certificate, key, tuple(proxy or ()))
     serving.serve(run, ledger if "://" in ledger else None, host, port, team, print_status, outside, set_ or ())
 
 

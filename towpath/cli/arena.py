@@ -36,7 +36,7 @@ def _numbered(store: "Store", number: int) -> int:
     from towpath.errors import DataError
     from towpath.store import arenas
 
-    known = store.read(arenas.arenas)
+    known = store.read(arenas.list_arenas)
     if not known:
         raise DataError("no arena yet", "an arena is begun before it is looked at", "`towpath arena start RUN`")
     return number or known[0].number
@@ -65,7 +65,7 @@ def arena_start(
 
     _, opened = _opened(run, set_)
     with opened as store:
-        made = matches.begin(store, run, matches.Terms(one, other, prompts, threshold, overlap))
+        made = matches.create_arena(store, run, matches.ArenaSpec(one, other, prompts, threshold, overlap))
     if as_json:
         print_output(json.dumps(asdict(made), indent=1))
         return
@@ -84,11 +84,11 @@ def arena_stats(run: Run, set_: Set = None, number: Number = 0, as_json: Json = 
 
     _, opened = _opened(run, set_)
     with opened as store:
-        matches.settle(store)
+        matches.close_decided(store)
         wanted = _numbered(store, number)
-        found = matches.standing(store, wanted)
-        told = matches.as_json(found) | {"comparisons": matches.revealed(store, wanted)}
-    print_output(json.dumps(told, indent=1, ensure_ascii=False) if as_json else matches.lines(found))
+        found = matches.leaderboard_row(store, wanted)
+        told = matches.as_json(found) | {"comparisons": matches.reveal_comparisons(store, wanted)}
+    print_output(json.dumps(told, indent=1, ensure_ascii=False) if as_json else matches.format_terminal(found))
 
 
 @arena_app.command("stop", epilog="Example: towpath arena stop my-run")
@@ -99,8 +99,8 @@ def arena_stop(run: Run, set_: Set = None, number: Number = 0) -> None:
     _, opened = _opened(run, set_)
     with opened as store:
         wanted = _numbered(store, number)
-        matches.stop(store, wanted)
-        print_output(matches.lines(matches.standing(store, wanted)))
+        matches.stop_arena(store, wanted)
+        print_output(matches.format_terminal(matches.leaderboard_row(store, wanted)))
 
 
 @arena_app.command("judge", epilog="Example: towpath arena judge my-run --set judge.model=judge-70b")
@@ -117,9 +117,9 @@ def arena_judge(run: Run, set_: Set = None, number: Number = 0, as_json: Json = 
         judge = judge_runner.settings_of(settings.judge, run)
         wanted = _numbered(store, number)
         abstained = matches.ask_judge(store, judge, wanted)
-        found = matches.standing(store, wanted)
+        found = matches.leaderboard_row(store, wanted)
     told: dict[str, Any] = {"abstained": dict(Counter(a.reason for a in abstained)), **matches.as_json(found)}
-    print_output(json.dumps(told, indent=1, ensure_ascii=False) if as_json else matches.lines(found))
+    print_output(json.dumps(told, indent=1, ensure_ascii=False) if as_json else matches.format_terminal(found))
     if abstained:
         print_status(
             f"no verdict on {len(abstained)}: {', '.join(f'{why} {n}' for why, n in told['abstained'].items())}"

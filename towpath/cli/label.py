@@ -63,7 +63,7 @@ def label_export(
             return
         if as_ == "demonstrations":
             found = store.written_demonstrations()
-            waiting = store.read(verdicts.unreviewed)
+            waiting = store.read(verdicts.count_unreviewed)
             examples.write_examples(to, found)
             print_status(
                 f"{len(found)} demonstrations written to {to}; in data/demonstrations/ the next run learns from them"

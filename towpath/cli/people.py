@@ -40,8 +40,8 @@ def people_list(run: Run, set_: Set = None, as_json: Json = False) -> None:
     from towpath.store import people, sessions
 
     with _opened(run, set_) as store:
-        known = store.read(people.accounts)
-        open_ = store.read(sessions.counts, time())
+        known = store.read(people.list_accounts)
+        open_ = store.read(sessions.open_sessions, time())
     rows = []
     for one in known:
         count, seen = open_.get(one.name, (0, 0.0))
@@ -83,7 +83,7 @@ def people_reset(
 
     with _opened(run, set_) as store:
         if not ask:
-            token = store.submit_write(people.offer_reset, name, BY, time()).result()
+            token = store.submit_write(people.create_reset, name, BY, time()).result()
             print_output(f"{url.rstrip('/')}/reset/{token}")
             return
         _require_known(store, name)
@@ -95,7 +95,7 @@ def _require_known(store: "Store", name: str) -> None:
     from towpath.errors import DataError
     from towpath.store import people
 
-    if store.read(people.account, name) is None:
+    if store.read(people.get_account, name) is None:
         raise DataError(
             f"{name}: no such account", "an account that is changed exists", "see `towpath people list RUN`"
         )
@@ -131,7 +131,7 @@ def people_audit(
     from towpath.store import audit
 
     with _opened(run, set_) as store:
-        rows = store.read(audit.entries, account, action, 0, limit)
+        rows = store.read(audit.list_entries, account, action, 0, limit)
     for row in reversed(rows):
         if as_json:
             print_output(json.dumps(asdict(row), ensure_ascii=False))

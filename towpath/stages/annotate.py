@@ -181,7 +181,7 @@ def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement
         ],
     )
     seen = {j.comparison for j in judgements if j.kind in PEOPLE}
-    flagged = {row["comparison"] for row in job.store.read(rater_stats.flagged)}
+    flagged = {row["comparison"] for row in job.store.read(rater_stats.flagged_pairs)}
     waiting = [r for r in sent if r.comparison not in seen | flagged]
     if waiting:
         why = Counter(reason for r in waiting for reason in r.reasons)
@@ -238,7 +238,7 @@ def _enqueue(job: Job, tasks: Sequence[Task]) -> None:
     hours = job.recipe.budget.hours
     house = job.store.read(settings.read)
     if hours and house.hours is None:
-        job.store.submit_write(settings.put, replace(house, hours=hours)).result()
+        job.store.submit_write(settings.save, replace(house, hours=hours)).result()
 
 
 def require_some(comparisons: Sequence[Comparison]) -> None:

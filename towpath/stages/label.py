@@ -111,7 +111,7 @@ def _awaited(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[J
     people = Counter(
         comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in raters.PEOPLE}
     )
-    seats = job.store.read(rater_stats.seats)
+    seats = job.store.read(rater_stats.open_task_seats)
     return any(seats.get(c.id, 0) > people[c.id] for c in comparisons)
 
 

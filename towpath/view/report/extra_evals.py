@@ -39,8 +39,8 @@ def contests(run: Run) -> list[Row]:
         return []
     rows = []
     with Store.open(at) as store:
-        for one in store.read(arenas.arenas):
-            found = matches.standing(store, one.number)
+        for one in store.read(arenas.list_arenas):
+            found = matches.leaderboard_row(store, one.number)
             for who, record in {"people": found.people, **found.judges}.items():
                 if record.n:
                     rows.append(
