@@ -23,14 +23,14 @@ from typer.testing import CliRunner
 
 from towpath.cli.app import app
 from towpath.errors import DataError, ResourceError
-from towpath.store import audit, ledger, names, people, schema, sessions, settings
+from towpath.store import account_names, audit, ledger, people, rating_settings, schema, sessions
 from towpath.store.publish import lock_folder
-from towpath.store.settings import RatingSettings
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
-from towpath.web import passwords, serving, throttle
+from towpath.web import passwords, server, throttle
 from towpath.web.passwords import Hasher, TooManyAttempts
 from towpath.web.proxies import ForwardedHeaders
-from towpath.web.throttle import AttemptCounters, Limit, FixedWindow, Throttle
+from towpath.web.throttle import AttemptCounters, FixedWindow, Limit, Throttle
 
 PASSWORD = "correct horse battery"
 OTHER = "kitten lamp river"
@@ -158,7 +158,7 @@ def test_an_older_ledger_keeps_its_accounts_and_loses_its_key(place):
             ("ann", "rater", "hash", False),
             ("olga", "owner", "other", True),
         ]
-        assert store.read(settings.read).gold_share == 0.25
+        assert store.read(rating_settings.read).gold_share == 0.25
         assert [name for name, _ in store.read(lambda c: c.execute(schema.settings.select()).all())] == ["gold_share"]
 
 
@@ -514,7 +514,7 @@ def test_an_address_that_someone_claims_counts_only_from_a_named_proxy(served, s
         assert "secure" not in sign_in.headers["set-cookie"].lower()
         assert "strict-transport-security" not in sign_in.headers
     with (
-        running(store, team=True, outside=serving.NetworkOptions(proxies=("127.0.0.1",))) as (behind, _),
+        running(store, team=True, outside=server.NetworkOptions(proxies=("127.0.0.1",))) as (behind, _),
         client(behind) as proxy,
     ):
         for i in range(2):  # what a client claims stands left of what the proxy adds
@@ -533,7 +533,7 @@ def test_an_address_that_someone_claims_counts_only_from_a_named_proxy(served, s
 
 def test_behind_a_named_proxy_with_tls_cookies_are_bound_to_the_host(store):
     fill(store)
-    outside = serving.NetworkOptions(names=("rate.example",), proxies=("127.0.0.1",))
+    outside = server.NetworkOptions(names=("rate.example",), proxies=("127.0.0.1",))
     with running(store, team=True, outside=outside) as (url, _), httpx.Client(base_url=url) as proxy:
         headers = {
             "host": "rate.example",
@@ -581,7 +581,7 @@ def certificate(tmp_path_factory):
 
 def test_with_its_own_certificate_too(store, certificate):
     fill(store)
-    outside = serving.NetworkOptions((), *certificate)
+    outside = server.NetworkOptions((), *certificate)
     with (
         running(store, team=True, outside=outside) as (url, _),
         httpx.Client(base_url=url, verify=False, headers={"origin": url}) as ann,
@@ -626,11 +626,11 @@ def test_of_forwarded_addresses_the_last_counts_which_the_proxy_wrote(peer, head
 
 
 def test_a_proxy_is_named_by_its_address_and_for_a_team():
-    serving.require_proxies(("127.0.0.1", "10.0.0.0/24", "::1"), True)
+    server.require_proxies(("127.0.0.1", "10.0.0.0/24", "::1"), True)
     with pytest.raises(ResourceError, match=r"rate\.example"):
-        serving.require_proxies(("rate.example",), True)
+        server.require_proxies(("rate.example",), True)
     with pytest.raises(ResourceError, match="--team"):
-        serving.require_proxies(("127.0.0.1",), False)
+        server.require_proxies(("127.0.0.1",), False)
 
 
 def test_a_server_without_accounts_takes_no_password(store):
@@ -677,7 +677,7 @@ def test_a_server_without_accounts_takes_no_password(store):
     ],
 )
 def test_names_of_many_languages_are_good(name):
-    assert names.validate(name, ["Bob", "Zoë"]) == name
+    assert account_names.validate(name, ["Bob", "Zoë"]) == name
 
 
 @pytest.mark.parametrize(
@@ -702,7 +702,7 @@ def test_names_of_many_languages_are_good(name):
 )
 def test_reserved_and_unprintable_names_are_refused(name):
     with pytest.raises(DataError):
-        names.validate(name)
+        account_names.validate(name)
 
 
 @pytest.mark.parametrize(
@@ -726,14 +726,14 @@ def test_reserved_and_unprintable_names_are_refused(name):
 )
 def test_a_name_that_looks_like_another_is_refused(known, name):
     with pytest.raises(DataError):
-        names.validate(name, [known])
+        account_names.validate(name, [known])
 
 
 @pytest.mark.parametrize(
     ("known", "name"), [("かき", "かぎ"), ("रवि", "रवी"), ("Neil", "Nell"), ("ann", "anna"), ("Иван", "Ирина")]
 )
 def test_names_that_only_resemble_each_other_are_two(known, name):
-    names.validate(name, [known])
+    account_names.validate(name, [known])
 
 
 def test_a_name_signs_in_however_it_is_composed(served, store):
@@ -803,7 +803,7 @@ def test_the_audit_log_is_append_only(place):
         for statement in wrong:
             with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
                 connection.execute(text(statement))
-        store.submit_write(settings.save, RatingSettings(paused=True), "olga").result()
+        store.submit_write(rating_settings.save, RatingSettings(paused=True), "olga").result()
         assert [row.account for row in store.read(audit.list_entries)] == ["olga", "olga"]
 
 

@@ -7,8 +7,8 @@ from time import time
 import pytest
 from conftest import running, serious
 
-from towpath.store import people, settings
-from towpath.store.settings import RatingSettings
+from towpath.store import people, rating_settings
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
 from towpath.web.passwords import Hasher
 
@@ -21,7 +21,7 @@ def store(tmp_path):
     with Store.open(tmp_path / "towpath.db") as opened:
         for name, role in (("olga", "owner"), ("ann", "rater"), ("Bartholomäus Wiesengrund-Schmidt", "viewer")):
             opened.submit_write(people.add_account, name, role, Hasher().hashed(PASSWORD)).result()
-        opened.submit_write(settings.save, RatingSettings(gold_share=0.2, safety=True), "olga").result()
+        opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.2, safety=True), "olga").result()
         yield opened
 
 

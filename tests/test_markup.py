@@ -8,10 +8,10 @@ from test_web import PASSWORD
 from watched_run import append, folder_of, serving_run, short_run
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import people, settings, verdicts
-from towpath.store.rating import RankingGroup, Task
-from towpath.store.settings import RatingSettings
+from towpath.store import people, rating_settings, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
+from towpath.store.task_queue import RankingGroup, Task
 
 PAYLOADS = payloads()
 ANSWERS = 9
@@ -70,7 +70,7 @@ def store(tmp_path):
                 if len(texts) >= 4
             ]
         )
-        opened.submit_write(settings.save, RatingSettings(gold_share=0.0)).result()
+        opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
         opened.submit_write(people.add_guideline, "\n\n".join(PAYLOADS[:200]), PAYLOADS[3]).result()
         yield opened
 

@@ -18,11 +18,11 @@ from sqlalchemy import event, select, text
 import towpath
 from towpath.errors import DataError, ResourceError
 from towpath.records import Comparison, Completion, Judgement, Prompt
-from towpath.store import ledger, people, rater_stats, rating, schema, settings, sides, verdicts
-from towpath.store.rating import Gold, RankingGroup, Lease, Task
-from towpath.store.settings import RatingSettings
+from towpath.store import ledger, people, rater_stats, rating_settings, schema, sides, task_queue, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
-from towpath.store.verdicts import Submission, RankingSubmission, StoredVerdict
+from towpath.store.task_queue import Gold, Lease, RankingGroup, Task
+from towpath.store.verdicts import RankingSubmission, StoredVerdict, Submission
 
 PAIRS = 12
 NOW = 1_800_000_000.0
@@ -52,7 +52,7 @@ def tasks(count=PAIRS, **more):
 
 
 def sit(store, rater, at=NOW):
-    return store.submit_write(rating.next_lease, rater, at).result()
+    return store.submit_write(task_queue.next_lease, rater, at).result()
 
 
 def judge(store, seat, side="left", at=NOW, key="", **more):
@@ -67,7 +67,7 @@ def undo(store, seat, at=NOW):
 
 
 def put(store, **changed):
-    store.submit_write(settings.save, RatingSettings(**{"gold_share": 0.0} | changed)).result()
+    store.submit_write(rating_settings.save, RatingSettings(**{"gold_share": 0.0} | changed)).result()
 
 
 def seen_by(store, rater, at=NOW):
@@ -122,7 +122,7 @@ def test_what_is_judged_is_what_was_seen(store):
     store.add_tasks(tasks(6))
     for _ in range(6):
         seat = sit(store, "ann")
-        left = store.read(rating.task_view, seat).answers[0]
+        left = store.read(task_queue.task_view, seat).answers[0]
         judge(
             store, seat, "left", NOW + 1, milliseconds=900, guideline="3", comment="so", safety=StoredVerdict("right")
         )
@@ -246,7 +246,7 @@ def test_a_ranking_gives_the_judgements_of_all_its_pairs_together(store):
     assert store.add_groups([RankingGroup("g1", "p0", members, "work")]) == 1
     assert store.add_groups([RankingGroup("g1", "p0", members, "work")]) == 0
     seat = sit(store, "ann")
-    answers = store.read(rating.task_view, seat).answers
+    answers = store.read(task_queue.task_view, seat).answers
     assert sorted(answers) == ["0 0", "0 1", "0 2", "0 3"]
     wanted = {"0 3": 1, "0 1": 2, "0 0": 2, "0 2": 4}
     assert ranked(store, seat, tuple(wanted[answer] for answer in answers)).judgements == 6
@@ -280,11 +280,11 @@ def test_a_ranking_that_does_not_fit_its_answers_is_refused_whole(store):
 def test_groups_are_proposed_of_training_prompts_with_enough_answers(store):
     store.add_prompts([Prompt("held", "Why?", split="heldout")])
     store.add_completions([Completion(f"s1.held.{k}", "held", "sft", "x", (1,), (-0.1,), "stop") for k in range(5)])
-    proposed = store.read(rating.propose_groups, 100)
+    proposed = store.read(task_queue.propose_groups, 100)
     assert {group.prompt_id for group in proposed} == {f"p{i}" for i in range(PAIRS)}
     assert proposed[0].id == f"s1.{proposed[0].prompt_id}.ranking"
     store.add_groups(proposed[:5])
-    assert len(store.read(rating.propose_groups, 100)) == PAIRS - 5
+    assert len(store.read(task_queue.propose_groups, 100)) == PAIRS - 5
 
 
 def test_gold_comes_to_everyone_as_often_as_is_wanted_and_is_told(store):
@@ -305,7 +305,7 @@ def test_gold_comes_to_everyone_as_often_as_is_wanted_and_is_told(store):
 
 
 def test_gold_comes_by_share(store):
-    drawn = [rating.hash_uniform(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
+    drawn = [task_queue.hash_uniform(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
     assert 0.08 < sum(drawn) / len(drawn) < 0.12
 
 
@@ -315,14 +315,14 @@ def test_the_owner_can_have_a_share_of_pairs_judged_twice(store):
     ann = seen_by(store, "ann")
     bob = seen_by(store, "bob")
     assert len(ann) == PAIRS
-    assert set(bob) == {name for name in ann if rating.hash_uniform("overlap", name) < 0.5}
+    assert set(bob) == {name for name in ann if task_queue.hash_uniform("overlap", name) < 0.5}
     assert 0 < len(bob) < PAIRS
 
 
 def test_more_raters_can_be_asked_again(store):
     store.add_tasks(tasks(3))
     seen_by(store, "ann")
-    assert store.submit_write(rating.add_seats, ["k01", "nowhere"], "disagreement").result() == 1
+    assert store.submit_write(task_queue.add_seats, ["k01", "nowhere"], "disagreement").result() == 1
     assert sit(store, "ann") == "empty"
     assert seen_by(store, "bob") == ["k01"]
 
@@ -332,9 +332,9 @@ def test_a_pause_a_spent_budget_and_a_paused_domain_hold_pairs_back(store):
     put(store, paused=True)
     assert sit(store, "ann") == "paused"
     put(store)
-    store.submit_write(rating.pause_domain, "work", True).result()
+    store.submit_write(task_queue.pause_domain, "work", True).result()
     assert seen_by(store, "ann") == ["k01", "k03"]
-    store.submit_write(rating.pause_domain, "work", False).result()
+    store.submit_write(task_queue.pause_domain, "work", False).result()
     seat = sit(store, "ann")
     put(store, hours=0.5)
     judge(store, seat, at=NOW + 600, milliseconds=600_000)
@@ -431,11 +431,11 @@ def test_of_jobs_written_together_one_that_fails_leaves_the_others(store):
     store.add_tasks(tasks(3))
 
     def fail(connection):
-        rating.pause_domain(connection, "work", True)
+        task_queue.pause_domain(connection, "work", True)
         raise DataError("no", "no", "no")
 
     jobs = [
-        store.submit_write(rating.pause_domain, "home", True),
+        store.submit_write(task_queue.pause_domain, "home", True),
         store.submit_write(fail),
         store.submit_write(people.add_guideline, "Be kind.", "owner"),
     ]
@@ -474,12 +474,12 @@ def test_a_closed_store_takes_nothing_more_and_has_kept_what_it_was_given(place)
 def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(store, place, count):
     store.add_tasks(tasks(8))
     script = (
-        "import sys, time; from pathlib import Path; from towpath.store import rating, verdicts; from "
+        "import sys, time; from pathlib import Path; from towpath.store import task_queue, verdicts; from "
         "towpath.store.store import Store\n"
         "place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(place)\n"
         "for i in range(8):\n"
-        "    seat = store.submit_write(rating.next_seat, 'ann', time.time()).result()\n"
-        "    given = verdicts.Given(f'a-key-of-{i}', seat.comparison, 'ann', verdicts.Said('left'))\n"
+        "    seat = store.submit_write(task_queue.next_lease, 'ann', time.time()).result()\n"
+        "    given = verdicts.Submission(f'a-key-of-{i}', seat.comparison, 'ann', verdicts.StoredVerdict('left'))\n"
         "    store.submit_write(verdicts.judge, given, time.time()).result(); print(given.key, flush=True)\n"
     )
     environment = os.environ | {"TOWPATH_FAULT": f"commit:{2 * count}"}

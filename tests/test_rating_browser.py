@@ -8,10 +8,10 @@ from conftest import running, serious
 from test_browser import LONG, PASSWORD, answers, comparison, fill, press
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import people, rater_stats, settings, sides, verdicts
-from towpath.store.rating import Gold, RankingGroup, Task
-from towpath.store.settings import RatingSettings
+from towpath.store import people, rater_stats, rating_settings, sides, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
+from towpath.store.task_queue import Gold, RankingGroup, Task
 
 SAID = "words => document.getElementById('said').textContent.includes(words)"
 CODE = (
@@ -28,7 +28,7 @@ def store(tmp_path):
 
 
 def put(store, **changed):
-    store.submit_write(settings.save, RatingSettings(**{"gold_share": 0.0, "min_view": 0.0} | changed)).result()
+    store.submit_write(rating_settings.save, RatingSettings(**{"gold_share": 0.0, "min_view": 0.0} | changed)).result()
 
 
 @pytest.fixture

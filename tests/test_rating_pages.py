@@ -30,12 +30,12 @@ from towpath.store import (
     trials,
     verdicts,
 )
-from towpath.store.rating import Gold, Lease
 from towpath.store.review import PairFilter
 from towpath.store.store import Store
-from towpath.store.verdicts import Submission, StoredVerdict
-from towpath.web import concerns, differences
-from towpath.web import text as shown
+from towpath.store.task_queue import Gold, Lease
+from towpath.store.verdicts import StoredVerdict, Submission
+from towpath.web import answer_diff, rater_reports
+from towpath.web import safe_html as shown
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_findings_about_raters_are_on_the_owners_page_with_intervals_and_counts(
     assert "76 to 100 % of 12" in page
     percents = re.findall(r"\d+ %", re.sub(r"<small>[^<]*</small>|data-\S+|aria-\S+", "", page))
     assert len(percents) <= 2, "every other percentage stands beside its interval"
-    assert concerns.rater_report(light).findings[0].code == "rater-side"
+    assert rater_reports.rater_report(light).findings[0].code == "rater-side"
 
 
 def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light):
@@ -446,7 +446,7 @@ def test_hostile_formulas_make_nothing_but_known_elements(hostile):
 
 
 def test_differences_are_words_where_texts_are_close_and_sentences_where_they_are_not():
-    left, right, manner = differences.rendered_diff(
+    left, right, manner = answer_diff.rendered_diff(
         "The **cat** sat on a mat.\n\n- It was `warm`.", "The **dog** sat on a mat.\n\n- It was `warm`."
     )
     assert manner == "words"
@@ -456,7 +456,7 @@ def test_differences_are_words_where_texts_are_close_and_sentences_where_they_ar
     )
     one = "Boats are slow. Water is level in every lock. Gates are shut first."
     two = "A canal has many reaches. Gates are shut first. Nobody knows who built the oldest ones."
-    left, right, manner = differences.rendered_diff(one, two)
+    left, right, manner = answer_diff.rendered_diff(one, two)
     assert manner == "sentences"
     assert left == "<p><mark>Boats are slow. Water is level in every lock.</mark> Gates are shut first.</p>\n"
     assert (
@@ -464,13 +464,13 @@ def test_differences_are_words_where_texts_are_close_and_sentences_where_they_ar
         == "<p><mark>A canal has many reaches.</mark> Gates are shut first. <mark>Nobody knows who built the oldest "
         "ones.</mark></p>\n"
     )
-    assert differences.rendered_diff("Same *here*", "Same *here*")[2] == "same"
-    assert differences.rendered_diff("One two three.", "Four five six.")[2] == "unlike"
-    assert differences.rendered_diff("", "new words")[1] == "<p><mark>new words</mark></p>\n"
+    assert answer_diff.rendered_diff("Same *here*", "Same *here*")[2] == "same"
+    assert answer_diff.rendered_diff("One two three.", "Four five six.")[2] == "unlike"
+    assert answer_diff.rendered_diff("", "new words")[1] == "<p><mark>new words</mark></p>\n"
 
 
 def test_marks_never_cross_a_tag_or_break_a_formula():
-    left, right, _ = differences.rendered_diff("a **b c** $x<y$ [d e](http://x.y 'q>r')", "z *b q* $x<z$ `d e`")
+    left, right, _ = answer_diff.rendered_diff("a **b c** $x<y$ [d e](http://x.y 'q>r')", "z *b q* $x<z$ `d e`")
     for html in (left, right):
         depth = 0
         for tag in re.findall(r"<(/?mark)>|<(?:[^m/]|m[^a]|/[^m])[^>]*>", re.sub(r"<math.*?</math>", "", html)):

@@ -11,7 +11,7 @@ from conftest import running
 
 from towpath.store import people
 from towpath.store.store import Store
-from towpath.web import serving
+from towpath.web.server import create_server
 
 ROLES = ("nobody", "rater", "viewer", "owner")
 ALL = ROLES
@@ -126,7 +126,7 @@ def team(store):
 
 def known_routes(tmp_path) -> list[str]:
     with Store.open(tmp_path / "towpath.db") as store:
-        server, _ = serving.create_server(store, team=True)
+        server, _ = create_server(store, team=True)
         return list(routes(server.config.app))
 
 

@@ -159,11 +159,11 @@ def serve(
     """The pages in a browser: rate pairs, see figures, invite raters. Starts no stage."""
     from towpath import recipe
     from towpath.store import location
-    from towpath.web import serving
+    from towpath.web import server
 
     ledger = str(location.ledger_location(run, recipe.load(run, set_).store.url))
-    outside = serving.NetworkOptions(tuple(name or ()), certificate, key, tuple(proxy or ()))
-    serving.serve(run, ledger if "://" in ledger else None, host, port, team, print_status, outside, set_ or ())
+    outside = server.NetworkOptions(tuple(name or ()), certificate, key, tuple(proxy or ()))
+    server.serve(run, ledger if "://" in ledger else None, host, port, team, print_status, outside, set_ or ())
 
 
 @app.command(epilog="Example: towpath watch my-run")

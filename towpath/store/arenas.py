@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select
 
 from towpath.errors import DataError
 from towpath.records import Comparison, Completion, Judgement, Prompt
-from towpath.store import rating, schema, tallies
+from towpath.store import schema, tallies, task_queue
 
 ArenaState = Literal["open", "decided", "stopped"]
 REASON = "arena"
@@ -107,13 +107,13 @@ def create(
         same = entrant.a.strip() == entrant.b.strip()
         matches.append({"comparison": name, "arena": number, "place": place, "ours": entrant.ours, "same": int(same)})
         if not same:
-            tasks.append(rating.Task(name, queue_name(number), REASON, 1.0, entrant.seats, PRIORITY))
+            tasks.append(task_queue.Task(name, queue_name(number), REASON, 1.0, entrant.seats, PRIORITY))
     connection.execute(
         schema.completions.insert(), [asdict(c) | {"token_ids": [], "logprobs": []} for c in completions]
     )
     connection.execute(schema.comparisons.insert(), [asdict(c) for c in comparisons])
     connection.execute(schema.matches.insert(), matches)
-    rating.add_tasks(connection, tasks)
+    task_queue.add_tasks(connection, tasks)
     return get_arena(connection, number)
 
 
@@ -209,7 +209,7 @@ def close(connection: Connection, number: int, state: ArenaState, verdict: str) 
     )
     for row in connection.execute(query.order_by(tasks.c.number)).all():
         if row.judged < row.seats:
-            rating.update_task(connection, row, state="closed")
+            task_queue.update_task(connection, row, state="closed")
     return get_arena(connection, number)
 
 
@@ -220,8 +220,8 @@ def request_more_judgements(connection: Connection, comparisons: Sequence[tuple[
     for name, domain in comparisons:
         if connection.scalar(select(schema.comparisons.c.id).where(schema.comparisons.c.id == name)) is None:
             continue
-        changed += rating.add_seats(connection, [name], reason) or rating.add_tasks(
-            connection, [rating.Task(name, domain, reason)]
+        changed += task_queue.add_seats(connection, [name], reason) or task_queue.add_tasks(
+            connection, [task_queue.Task(name, domain, reason)]
         )
     return changed
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TextIO, cast
 from towpath.errors import DataError
 from towpath.records import Choice, Comparison, Judgement
 from towpath.store.publish import replace_file
-from towpath.store.store import Store, describe_conflict, verdict_fields, judgement_slot
+from towpath.store.store import Store, describe_conflict, judgement_slot, verdict_fields
 
 COLUMNS: tuple[str, ...] = ("comparison", "prompt", "a", "b", "choice", "strength", "rater")
 CHOICES = ("a", "b", "tie", "both_bad")

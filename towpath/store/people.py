@@ -8,7 +8,7 @@ from typing import Literal
 from sqlalchemy import Connection, func, select
 
 from towpath.errors import DataError
-from towpath.store import audit, names, schema, sessions, statements, tallies
+from towpath.store import account_names, audit, schema, sessions, statements, tallies
 from towpath.store.sessions import token_digest
 
 Role = Literal["owner", "rater", "viewer"]
@@ -33,7 +33,7 @@ class Account:
 class Invitation:
     """A link that makes one account."""
 
-    token_digest: str
+    digest: str
     role: Role
     by: str
     until: float
@@ -44,8 +44,8 @@ class Invitation:
 class PasswordReset:
     """A link that sets one password anew."""
 
-    token_digest: str
-    get_account: str
+    digest: str
+    account: str
     by: str
     until: float
 
@@ -245,7 +245,10 @@ def accept_invitation(connection: Connection, token: str, name: str, password: s
     """Make the account that an invitation promises; the link is used up with it."""
     found = check_invitation(connection, token, name, at)
     made = add_account(
-        connection, names.validate(name, (known.name for known in list_accounts(connection))), found.role, password
+        connection,
+        account_names.validate(name, (known.name for known in list_accounts(connection))),
+        found.role,
+        password,
     )
     connection.execute(
         schema.invitations.update().where(schema.invitations.c.digest == found.digest).values(used_by=made.name)
@@ -260,7 +263,7 @@ def check_invitation(connection: Connection, token: str, name: str, at: float) -
     found = find_invitation(connection, token, at)
     if found is None:
         raise DataError("this invitation", "a link makes one account, within seven days", "ask the owner for another")
-    names.validate(name, (known.name for known in list_accounts(connection)))
+    account_names.validate(name, (known.name for known in list_accounts(connection)))
     return found
 
 

@@ -10,7 +10,7 @@ import secrets
 from sqlalchemy import Connection, func, select, text
 
 from towpath.errors import DataError
-from towpath.store import names, schema
+from towpath.store import account_names, schema
 
 NAME_COLUMNS = tuple(
     (table, table.c[column])
@@ -39,7 +39,7 @@ it was told."""
 def rename(connection: Connection, old: str, new: str) -> str:
     """Give a person another name in every row; the name as it is stored."""
     others = connection.scalars(select(schema.accounts.c.name).where(schema.accounts.c.name != old)).all()
-    name = names.validate(new, others)
+    name = account_names.validate(new, others)
     if _name_exists(connection, name):
         raise DataError(f"{name}: taken", "every person has a name of their own", "choose another")
     _replace(connection, old, name)

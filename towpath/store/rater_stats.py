@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from towpath.records import Judgement
-from towpath.store import acknowledgements, people, rating, schema, settings, statements, trials, verdicts
-from towpath.store.settings import RatingSettings
+from towpath.store import acknowledgements, people, rating_settings, schema, statements, task_queue, trials, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.trials import Trial
 
 HOUR = 3600.0
@@ -59,10 +59,10 @@ class RatingPage:
     """All that the rating page shows at one moment. `last` is the pair that undo would take back, and what was done
     with it; `why` no sheet."""
 
-    rater_progress: RaterProgress
+    progress: RaterProgress
     last: tuple[str, str] | None
     guideline: people.Guideline
-    sheet: rating.TaskView | None
+    sheet: task_queue.TaskView | None
     house: RatingSettings
     why: str = ""
     trial: Trial | None = None
@@ -86,11 +86,11 @@ class RatingStats:
 
 def rating_page(connection: Connection, rater: str, at: float, day: float | None = None) -> RatingPage:
     """Seat a rater, or give them a trial pair, and tell what they see."""
-    house = settings.read(connection)
+    house = rating_settings.read(connection)
     guideline = people.get_guideline(connection)
     trial = None if house.paused else trials.current_trial(connection, rater, house)
-    seat = trial.seat if trial is not None else rating.next_lease(connection, rater, at)
-    why, sheet = (seat, None) if isinstance(seat, str) else ("", rating.task_view(connection, seat))
+    seat = trial.seat if trial is not None else task_queue.next_lease(connection, rater, at)
+    why, sheet = (seat, None) if isinstance(seat, str) else ("", task_queue.task_view(connection, seat))
     return RatingPage(
         rater_progress(connection, rater, at, day),
         verdicts.last_settled(connection, rater),
@@ -105,10 +105,10 @@ def rating_page(connection: Connection, rater: str, at: float, day: float | None
 
 def rater_progress(connection: Connection, rater: str, at: float, day: float | None = None) -> RaterProgress:
     """One rater's own figures; `day` is when their day began."""
-    house = settings.read(connection)
+    house = rating_settings.read(connection)
     mine = connection.execute(statements.RATER_TALLY, {"rater": rater}).one_or_none()
     waiting = int(connection.scalar(statements.WAITING) or 0)
-    left = None if house.hours is None else max(0.0, house.hours - rating.seconds_used(connection) / HOUR)
+    left = None if house.hours is None else max(0.0, house.hours - task_queue.seconds_used(connection) / HOUR)
     right = gold_accuracy(connection, rater).get(rater, (0, 0)) if house.show_gold else None
     judged = mine.judged - mine.retracted if mine else 0
     today = None if day is None else judged_since(connection, rater, day)
@@ -130,7 +130,7 @@ def judged_since(connection: Connection, rater: str, since: float) -> int:
 
 def rating_stats(connection: Connection, at: float) -> RatingStats:
     """The owner's figures."""
-    house = settings.read(connection)
+    house = rating_settings.read(connection)
     queues = [
         QueueStats(q.domain, q.tasks, q.waiting, q.done, bool(q.paused))
         for q in connection.execute(select(schema.queues).order_by("domain"))
@@ -154,7 +154,7 @@ def rating_stats(connection: Connection, at: float) -> RatingStats:
         connection.scalar(select(func.count()).select_from(schema.written).where(schema.written.c.state != "replaced"))
         or 0
     )
-    used = rating.seconds_used(connection) / HOUR
+    used = task_queue.seconds_used(connection) / HOUR
     return RatingStats(
         queues, raters, leased, flagged, written, verdicts.count_unreviewed(connection), used, house.hours, house.paused
     )

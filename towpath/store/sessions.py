@@ -21,7 +21,7 @@ MAX_DEVICES = 20
 class Session:
     """One browser that is signed in."""
 
-    token_digest: str
+    digest: str
     account: str
     created: float
     seen: float

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Select, Table, func, or_, select
 
 from towpath.errors import DataError
 from towpath.records import Comparison, Completion, Demonstration, Judgement, Label, Prompt
-from towpath.store import ledger, rating, schema, spending, statements, tallies, verdicts
+from towpath.store import ledger, schema, spending, statements, tallies, task_queue, verdicts
 from towpath.store.publish import fault_point
 from towpath.store.writer import Writer
 
@@ -127,20 +127,20 @@ class Store:
         with self._transaction("what is taken back was judged") as connection:
             return tallies.retract(connection, keys)
 
-    def add_tasks(self, tasks: Iterable[rating.Task]) -> int:
+    def add_tasks(self, tasks: Iterable[task_queue.Task]) -> int:
         """Put comparisons in the queue for people, those that are not in it yet; how many were new."""
         with self._transaction("a task is of a known comparison") as connection:
-            return rating.add_tasks(connection, tasks)
+            return task_queue.add_tasks(connection, tasks)
 
-    def add_groups(self, groups: Iterable[rating.RankingGroup]) -> int:
+    def add_groups(self, groups: Iterable[task_queue.RankingGroup]) -> int:
         """Put groups of answers in the queue, to be ranked; how many were new."""
         with self._transaction("a group is of one known prompt and its completions") as connection:
-            return rating.add_groups(connection, groups)
+            return task_queue.add_groups(connection, groups)
 
-    def put_gold(self, gold: Iterable[rating.Gold]) -> None:
+    def put_gold(self, gold: Iterable[task_queue.Gold]) -> None:
         """Say what the right answers of comparisons are."""
         with self._transaction("gold is a known comparison") as connection:
-            rating.set_gold(connection, gold)
+            task_queue.set_gold(connection, gold)
 
     def written_demonstrations(self) -> list[Demonstration]:
         """The better answers that raters wrote, as demonstrations."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from towpath.errors import DataError
-from towpath.store import rating, schema, statements, tallies
+from towpath.store import schema, statements, tallies, task_queue
 
 REMOVED_STATE = "removed"
 """State of a seat whose verdict was taken out."""
@@ -73,7 +73,7 @@ def _move_leases(connection: Connection, rater: str, before: str, after: str, st
     for name in connection.scalars(
         select(seats.c.comparison).where(seats.c.rater == rater, seats.c.state == before)
     ).all():
-        rating.update_lease(connection, name, rater, state=after)
+        task_queue.update_lease(connection, name, rater, state=after)
         task = connection.execute(statements.TASK, {"comparison": name}).one_or_none()
         if task is not None:
-            rating.update_task(connection, task, taken=step, judged=step)
+            task_queue.update_task(connection, task, taken=step, judged=step)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, select
 
 from towpath.errors import DataError
-from towpath.store import rating, schema, settings, sides, tallies
-from towpath.store.rating import Lease
+from towpath.store import rating_settings, schema, sides, tallies, task_queue
 from towpath.store.sides import Side
+from towpath.store.task_queue import Lease
 
 TRIAL_STATE = "trial"
 """State of the seat that a trial pair leaves behind: the rater was told the answer, so the pair is neither their
@@ -47,7 +47,7 @@ class TrialFeedback:
     passed: bool
 
 
-def current_trial(connection: Connection, rater: str, house: settings.RatingSettings) -> Trial | None:
+def current_trial(connection: Connection, rater: str, house: rating_settings.RatingSettings) -> Trial | None:
     """The rater's next trial pair; None where there is no trial, it is passed, or no gold is left to try."""
     if house.trial_pairs < 1 or _is_owner(connection, rater):
         return None
@@ -66,7 +66,7 @@ def current_trial(connection: Connection, rater: str, house: settings.RatingSett
         done = set()
     tried = {row.comparison for row in rows}
     left = sorted(
-        (name in tried, rating.hash_uniform(f"trial/{rater}/{attempt}", name), name)
+        (name in tried, task_queue.hash_uniform(f"trial/{rater}/{attempt}", name), name)
         for name in usable
         if name not in done
     )
@@ -82,14 +82,14 @@ def current_trial(connection: Connection, rater: str, house: settings.RatingSett
 
 def presentation_order(rater: str, attempt: int, comparison: str) -> Literal["ab", "ba"]:
     """The sides of a trial pair: drawn again for each attempt."""
-    return "ab" if rating.hash_uniform(f"trial order/{rater}/{attempt}", comparison) < 0.5 else "ba"
+    return "ab" if task_queue.hash_uniform(f"trial order/{rater}/{attempt}", comparison) < 0.5 else "ba"
 
 
 def record_verdict(
     connection: Connection, rater: str, comparison: str, attempt: int, side: Side, at: float
 ) -> TrialFeedback:
     """Record a trial verdict and tell whether it is right; sent twice it is answered as before."""
-    house = settings.read(connection)
+    house = rating_settings.read(connection)
     gold = connection.execute(select(schema.gold).where(schema.gold.c.comparison == comparison)).one_or_none()
     table = schema.trials
     mine = select(table).where(table.c.rater == rater, table.c.attempt == attempt)

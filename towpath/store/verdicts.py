@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, and_, func, select
 
 from towpath.errors import DataError
 from towpath.records import Choice, Demonstration, Judgement
-from towpath.store import rating, schema, settings, sides, statements, tallies
+from towpath.store import rating_settings, schema, sides, statements, tallies, task_queue
 from towpath.store.sides import Side
 
 ONE_VERDICT_RULE = "a rater judges a pair once, and takes that back to judge it again"
@@ -127,7 +127,7 @@ def rank(connection: Connection, ranked: RankingSubmission, at: float) -> Receip
     if group is None or len(ranked.places) != len(group.members):
         value = f"{len(ranked.places)} places for {len(group.members) if group else 'no'} answers"
         raise DataError(value, "a ranking gives a place to each answer of its group", RELOAD_FIX)
-    pairs = rating.group_comparisons(group)
+    pairs = task_queue.group_comparisons(group)
     place = dict(zip(map(int, seat.shown.split(".")), ranked.places, strict=True))
     keys = [f"{ranked.key}/{pair.id.rpartition('.')[2]}" for pair in pairs]
     before = connection.execute(statements.JUDGED_BY_KEY, {"key": keys[0]}).one_or_none()
@@ -171,7 +171,7 @@ def skip(connection: Connection, comparison: str, rater: str, at: float) -> Rece
     """Leave a pair to others."""
     if _require_lease(connection, comparison, rater).state != "leased":
         return Receipt(comparison, 0, True)
-    rating.release(connection, comparison, rater, "skipped", at)
+    task_queue.release(connection, comparison, rater, "skipped", at)
     return Receipt(comparison, 0)
 
 
@@ -182,14 +182,14 @@ def flag(connection: Connection, comparison: str, rater: str, reason: str, at: f
         return Receipt(comparison, 0, True)
     if seat.state == "judged":
         raise DataError("You have judged this pair", "a flag stands in place of a judgement", UNDO_FIX)
-    rating.release(connection, comparison, rater, "flagged", at, seat.state == "leased")
+    task_queue.release(connection, comparison, rater, "flagged", at, seat.state == "leased")
     connection.execute(
         schema.flags.insert(),
         {"comparison": comparison, "rater": rater, "reason": reason, "at": tallies.timestamp(), "settled": ""},
     )
     task = _task(connection, comparison)
     if task is not None:
-        rating.update_task(connection, task, state="flagged")
+        task_queue.update_task(connection, task, state="flagged")
     return Receipt(comparison, 0)
 
 
@@ -202,14 +202,14 @@ def undo(connection: Connection, comparison: str, rater: str, at: float) -> Rece
     taken = 0
     if seat.state == "judged":
         group = _group(connection, comparison)
-        names = [c.id for c in rating.group_comparisons(group)] if group is not None else [comparison]
+        names = [c.id for c in task_queue.group_comparisons(group)] if group is not None else [comparison]
         taken = tallies.retract(connection, [row.key for row in _current_verdicts(connection, names, rater)])
         task = _task(connection, comparison)
         if task is not None:
-            rating.update_task(connection, task, judged=-1)
+            task_queue.update_task(connection, task, judged=-1)
     elif seat.state == "flagged":
         settle_flags(connection, comparison, "taken back", rater)
-    rating.lease_task(connection, rater, comparison, at, settings.read(connection))
+    task_queue.lease_task(connection, rater, comparison, at, rating_settings.read(connection))
     return Receipt(comparison, taken)
 
 
@@ -222,7 +222,7 @@ def settle_flags(connection: Connection, comparison: str, how: str, rater: str =
     )
     task = _task(connection, comparison)
     if task is not None and not connection.scalar(select(func.count()).select_from(flags).where(open_)):
-        rating.update_task(connection, task, state="closed" if how == "dropped" else "open")
+        task_queue.update_task(connection, task, state="closed" if how == "dropped" else "open")
 
 
 def adjudicate(connection: Connection, comparison: str, rater: str, at: float) -> None:
@@ -233,7 +233,7 @@ def adjudicate(connection: Connection, comparison: str, rater: str, at: float) -
     seat = connection.execute(statements.LEASE, {"comparison": comparison, "rater": rater}).one_or_none()
     if seat is not None and seat.state == "judged":
         raise DataError("You have judged this pair", ONE_VERDICT_RULE, "return it to the raters, or drop it")
-    rating.lease_task(connection, rater, comparison, at, settings.read(connection))
+    task_queue.lease_task(connection, rater, comparison, at, rating_settings.read(connection))
 
 
 def save_written_answer(connection: Connection, key: str, comparison: str, rater: str, text: str) -> bool:
@@ -320,12 +320,12 @@ def _task(connection: Connection, comparison: str) -> Row[Any] | None:
     return connection.execute(statements.TASK, {"comparison": comparison}).one_or_none()
 
 
-def _group(connection: Connection, comparison: str) -> rating.RankingGroup | None:
+def _group(connection: Connection, comparison: str) -> task_queue.RankingGroup | None:
     tasks = schema.tasks
     groups = schema.groups
     query = select(groups).join(tasks, tasks.c.group_id == groups.c.id).where(tasks.c.comparison == comparison)
     row = connection.execute(query).one_or_none()
-    return rating.RankingGroup(row.id, row.prompt_id, tuple(row.members)) if row is not None else None
+    return task_queue.RankingGroup(row.id, row.prompt_id, tuple(row.members)) if row is not None else None
 
 
 def _current_verdicts(connection: Connection, comparisons: Sequence[str], rater: str) -> Sequence[Row[Any]]:
@@ -346,10 +346,10 @@ def _next_round(connection: Connection, comparison: str, rater: str) -> int:
 
 def _mark_judged(connection: Connection, seat: Row[Any], at: float) -> None:
     """The seat is filled for good; one whose lease ran out, or was given up, is taken again for it."""
-    rating.update_lease(connection, seat.comparison, seat.rater, state="judged", at=at)
+    task_queue.update_lease(connection, seat.comparison, seat.rater, state="judged", at=at)
     task = _task(connection, seat.comparison)
     if task is not None:
-        rating.update_task(connection, task, taken=0 if seat.state == "leased" else 1, judged=1)
+        task_queue.update_task(connection, task, taken=0 if seat.state == "leased" else 1, judged=1)
 
 
 def _require_same_rater(before: Row[Any], comparison: str, rater: str) -> None:

@@ -11,7 +11,7 @@ from towpath.store import audit, people, sessions
 from towpath.store.people import Account, Role
 from towpath.store.store import Store
 from towpath.web import pages
-from towpath.web.auth import Owner, Auth, StoreDependency, SignedIn, require_signed_in, require_team, format_error
+from towpath.web.auth import Auth, Owner, SignedIn, StoreDependency, format_error, require_signed_in, require_team
 from towpath.web.passwords import MIN_LENGTH
 
 router = APIRouter(dependencies=[Depends(require_signed_in), Depends(require_team)])

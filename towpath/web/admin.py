@@ -9,11 +9,11 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from towpath.records import Choice
-from towpath.store import audit, people, rater_stats, rating, settings, takeouts, verdicts
-from towpath.store.rating import Gold
+from towpath.store import audit, people, rater_stats, rating_settings, takeouts, task_queue, verdicts
 from towpath.store.store import Store
-from towpath.web import pages, text
-from towpath.web.auth import StatsViewer, Owner, StoreDependency
+from towpath.store.task_queue import Gold
+from towpath.web import pages, safe_html
+from towpath.web.auth import Owner, StatsViewer, StoreDependency
 from towpath.web.settings_form import SettingsForm
 
 router = APIRouter(prefix="/owner")
@@ -49,14 +49,20 @@ def settings_page(request: Request, account: Owner, store: StoreDependency, save
     found = store.read(rater_stats.rating_stats, time())
     golds = len(store.read(rater_stats.list_gold))
     return pages.render_page(
-        request, "settings.html", account, settings=store.read(settings.read), figures=found, golds=golds, saved=saved
+        request,
+        "settings.html",
+        account,
+        settings=store.read(rating_settings.read),
+        figures=found,
+        golds=golds,
+        saved=saved,
     )
 
 
 @router.post("/settings")
 def save_settings(account: Owner, store: StoreDependency, form: Annotated[SettingsForm, Form()]) -> Response:
     """Set them."""
-    store.submit_write(settings.save, form.settings(), account.name).result()
+    store.submit_write(rating_settings.save, form.settings(), account.name).result()
     return _redirect("/owner/settings?saved=true")
 
 
@@ -70,7 +76,7 @@ def queue(account: Owner, store: StoreDependency, domain: Field, paused: Annotat
         action,
         domain,
         {},
-        lambda connection: rating.pause_domain(connection, domain, paused),
+        lambda connection: task_queue.pause_domain(connection, domain, paused),
     ).result()
     return _redirect("/owner/settings")
 
@@ -80,7 +86,7 @@ def rankings(account: Owner, store: StoreDependency, most: Annotated[int, Form(g
     """Put prompts with four to nine answers in the queue, to be ranked."""
 
     def work(connection: Any) -> int:
-        return rating.add_groups(connection, rating.propose_groups(connection, most))
+        return task_queue.add_groups(connection, task_queue.propose_groups(connection, most))
 
     store.submit_write(audit.run_audited, account.name, "queue rankings", "", {"at most": most}, work).result()
     return _redirect("/owner/settings")
@@ -90,7 +96,7 @@ def rankings(account: Owner, store: StoreDependency, most: Annotated[int, Form(g
 def guidelines_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
     """The guidelines and their versions."""
     versions = store.read(people.list_guidelines)
-    shown = text.markdown(versions[0].text) if versions else ""
+    shown = safe_html.markdown(versions[0].text) if versions else ""
     return pages.render_page(request, "guidelines.html", account, versions=versions, shown=shown)
 
 
@@ -129,7 +135,7 @@ def set_gold(
         "gold",
         comparison,
         after,
-        lambda connection: rating.set_gold(connection, [gold]),
+        lambda connection: task_queue.set_gold(connection, [gold]),
     ).result()
     return _redirect("/owner/gold")
 
@@ -143,7 +149,7 @@ def remove_gold(account: Owner, store: StoreDependency, comparison: Field) -> Re
         "remove gold",
         comparison,
         {},
-        lambda connection: rating.remove_gold(connection, comparison),
+        lambda connection: task_queue.remove_gold(connection, comparison),
     ).result()
     return _redirect("/owner/gold")
 

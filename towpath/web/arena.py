@@ -12,7 +12,9 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from towpath.arena import matches
+from towpath.arena.answer_sources import answer_sources, reward_model_disagreements
+from towpath.arena.leaderboard_row import format_record, leaderboard_row, prompts_to_decide
+from towpath.arena.matches import ArenaSpec, close_decided, create_arena, reveal_comparisons, stop_arena
 from towpath.errors import DataError
 from towpath.store import arenas, audit
 from towpath.store.store import Store
@@ -48,7 +50,7 @@ async def close_decided_arenas(request: Request, store: StoreDependency) -> Asyn
     """After a verdict the open arenas are looked at, so that one which is decided asks nobody any more."""
     yield
     if request.url.path in ("/rate/judge", "/rate/next") and request.app.state.looks.due():
-        await run_in_threadpool(matches.close_decided, store)
+        await run_in_threadpool(close_decided, store)
 
 
 def run_folder(request: Request, store: Store) -> Path | None:
@@ -60,7 +62,7 @@ def run_folder(request: Request, store: Store) -> Path | None:
 def overview(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
     """The arenas so far, and a new one."""
     run = run_folder(request, store)
-    known = list(matches.answer_sources(run)) if run else []
+    known = list(answer_sources(run)) if run else []
     return pages.render_page(request, "arena.html", account, arenas=store.read(arenas.list_arenas), sources=known)
 
 
@@ -81,9 +83,7 @@ def create(
         raise DataError(
             "the run's folder is not known here", "answers lie in it", "`towpath arena start RUN` begins an arena"
         )
-    made = matches.create_arena(
-        store, run, matches.ArenaSpec(one, other, prompts, threshold / 100, overlap / 100), account.name
-    )
+    made = create_arena(store, run, ArenaSpec(one, other, prompts, threshold / 100, overlap / 100), account.name)
     store.submit_write(
         audit.record, account.name, "begin arena", str(made.number), after={"one": one, "other": other}
     ).result()
@@ -96,7 +96,7 @@ def disagreements(
 ) -> HTMLResponse:
     """Labelled pairs on which the reward model prefers the other answer, the surest first."""
     run = run_folder(request, store)
-    rows = matches.reward_model_disagreements(run)[:MAX_LISTED] if run else []
+    rows = reward_model_disagreements(run)[:MAX_LISTED] if run else []
     return pages.render_page(request, "arena_disagreements.html", account, rows=rows, returned=returned)
 
 
@@ -106,7 +106,7 @@ def ask_again(
 ) -> Response:
     """Ask one more rater about these pairs."""
     run = run_folder(request, store)
-    known = {row["comparison"]: row["domain"] for row in (matches.reward_model_disagreements(run) if run else [])}
+    known = {row["comparison"]: row["domain"] for row in (reward_model_disagreements(run) if run else [])}
     wanted = [(name, known[name]) for name in comparison or [] if name in known]
     count = store.submit_write(arenas.request_more_judgements, wanted, REASON).result()
     return RedirectResponse(f"/arena/disagreements?returned={count}", 303)
@@ -127,24 +127,24 @@ def arena_fragment(account: Owner, store: StoreDependency, number: int) -> HTMLR
 @router.post("/{number}/stop")
 def stop(account: Owner, store: StoreDependency, number: int) -> Response:
     """End an arena before it is decided."""
-    matches.stop_arena(store, number)
+    stop_arena(store, number)
     store.submit_write(audit.record, account.name, "stop arena", str(number)).result()
     return _redirect(number)
 
 
 def _arena_context(store: Store, number: int) -> dict[str, Any]:
-    matches.close_decided(store)
-    found = matches.leaderboard_row(store, number)
+    close_decided(store)
+    found = leaderboard_row(store, number)
     records = [("People", found.people), *found.judges.items()]
-    sentence = _capital(matches.format_record(found.people))
+    sentence = _capital(format_record(found.people))
     told = {
         "found": found,
         "arena": found.arena,
         "records": records,
         "sentence": sentence,
-        "hint": matches.prompts_to_decide(found.people),
+        "hint": prompts_to_decide(found.people),
     }
-    return told | {"pairs": matches.reveal_comparisons(store, number)}
+    return told | {"pairs": reveal_comparisons(store, number)}
 
 
 def _capital(text: str) -> str:

@@ -10,7 +10,7 @@ from fastapi import Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from towpath.errors import RowRefused, TowpathError
-from towpath.store import audit, names, people, sessions
+from towpath.store import account_names, audit, people, sessions
 from towpath.store.people import Account
 from towpath.store.sessions import Session, token_digest
 from towpath.store.store import Store
@@ -85,25 +85,25 @@ class Authenticator:
         """The account of a name and its password; a try is counted before the password is checked."""
         if not self.team:
             return None
-        name = names.normalize(name)
+        name = account_names.normalize(name)
         account = (
             self._store.read(people.get_account, name)
-            if 0 < len(name) <= names.MAX_LENGTH and name.isprintable()
+            if 0 < len(name) <= account_names.MAX_LENGTH and name.isprintable()
             else None
         )
         stored = account.password if account is not None and account.active else ""
         known = bool(device and stored) and self._store.read(sessions.is_known_device, device, name)
         device = device if known else ""
-        self.throttle.enter(name[: names.MAX_LENGTH], address, device)
+        self.throttle.enter(name[: account_names.MAX_LENGTH], address, device)
         try:
             right = self.hasher.matches(stored, password, known)
         except TooManyAttempts:  # the server is busy, and the password was not checked
-            self.throttle.take_back(name[: names.MAX_LENGTH], address, device)
+            self.throttle.take_back(name[: account_names.MAX_LENGTH], address, device)
             raise
         if not right:
             self._failed(account.name if account is not None else UNKNOWN_ACCOUNT, address)
             return None
-        self.throttle.right(name[: names.MAX_LENGTH], address, device)
+        self.throttle.right(name[: account_names.MAX_LENGTH], address, device)
         return account
 
     def _failed(self, name: str, address: str) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from towpath.errors import TowpathError
-from towpath.web import refusals
+from towpath.web import error_responses
 from towpath.web.limits import WriteRate
 
 POLICY = (
@@ -84,7 +84,7 @@ class Guard:
         ) as error:  # the server's boundary: whatever it is, it is logged and answered with the same headers
             if started:
                 raise
-            await refusals.internal_error(Request(scope), error)(scope, receive, with_headers)
+            await error_responses.internal_error(Request(scope), error)(scope, receive, with_headers)
 
     async def _before(self, scope: Scope, receive: Receive) -> tuple[Response | None, Receive]:
         """A refusal, or the body of a request that may go on."""
@@ -96,21 +96,21 @@ class Guard:
         is_open = scope["path"].startswith(OPEN_PATHS)
         largest = MAX_ANONYMOUS_BODY if is_open else MAX_BODY
         if status := malformed_status(scope, headers, largest):
-            return refusals.early_refusal(request, status), receive
+            return error_responses.early_refusal(request, status), receive
         if method in SAFE_METHODS:
             return None, receive
         if not is_open:
             try:
                 account = await scope["app"].state.door.visitor(request)
             except TowpathError as error:
-                return refusals.unavailable(request, error), receive
+                return error_responses.unavailable(request, error), receive
             if account is None:
-                response = refusals.sign_in_response(request)
+                response = error_responses.sign_in_response(request)
                 response.headers["connection"] = "close"
                 return response, receive
             if wait := self._rate.wait(account.name):
                 message = "This account has sent very much in a short time. It is accepted again in a moment."
-                return refusals.rate_limited(request, refusals.RateLimited(message, wait)), receive
+                return error_responses.rate_limited(request, error_responses.RateLimited(message, wait)), receive
         return await _read_whole_body(request, receive, largest)
 
     def _foreign(self, method: str, headers: Headers) -> tuple[int, str] | None:
@@ -165,9 +165,9 @@ async def _read_whole_body(request: Request, receive: Receive, largest: int) -> 
     try:
         body = await asyncio.wait_for(_read_chunks(receive, largest), BODY_SECONDS)
     except TimeoutError:
-        return refusals.early_refusal(request, 408), receive
+        return error_responses.early_refusal(request, 408), receive
     except BodyTooLarge:
-        return refusals.early_refusal(request, 413), receive
+        return error_responses.early_refusal(request, 413), receive
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

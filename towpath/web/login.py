@@ -10,7 +10,7 @@ from towpath.errors import DataError
 from towpath.store import people
 from towpath.store.people import Account, PasswordReset
 from towpath.web import pages
-from towpath.web.auth import Auth, StoreDependency, SignedIn, cookie_name, require_team, format_error
+from towpath.web.auth import Auth, SignedIn, StoreDependency, cookie_name, format_error, require_team
 from towpath.web.passwords import MIN_LENGTH, TooManyAttempts
 
 router = APIRouter()

@@ -22,10 +22,10 @@ from towpath.view.live.columns import Columns
 from towpath.view.live.layout import Line
 from towpath.view.live.live_run import TRAINED, Training, Watched
 from towpath.view.live.samples import Asked, Sort
-from towpath.web import pages, text
+from towpath.web import pages, safe_html
 from towpath.web.auth import StatsViewer
+from towpath.web.error_responses import RateLimited
 from towpath.web.limits import MAX_STREAMS, OpenStreams
-from towpath.web.refusals import RateLimited
 
 router = APIRouter(prefix="/monitor")
 
@@ -336,7 +336,7 @@ def differing(
         told = {version.key: version.text for version in _asked(run, stage, id).versions}
     if left not in told or right not in told:
         raise DataError(f"{left}, {right}: no such answers", "answers to this prompt", "choose two of the list")
-    one, two = text.text_diff(told[left], told[right])
+    one, two = safe_html.text_diff(told[left], told[right])
     return _json(request, {"left": one, "right": two})
 
 

@@ -12,10 +12,10 @@ from towpath import __version__
 from towpath.data.intervals import wilson
 from towpath.feedback.agreement import Estimate, proportion
 from towpath.store.people import Account
-from towpath.web import text
+from towpath.web import safe_html
 
 _ENVIRONMENT = Environment(loader=PackageLoader("towpath.web"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-_ENVIRONMENT.filters["markdown"] = text.markdown
+_ENVIRONMENT.filters["markdown"] = safe_html.markdown
 
 
 def _hours(value: float) -> str:

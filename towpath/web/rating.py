@@ -13,12 +13,12 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from towpath.errors import DataError
-from towpath.store import acknowledgements, rater_stats, rating, review, settings, trials, verdicts
+from towpath.store import acknowledgements, rater_stats, rating_settings, review, task_queue, trials, verdicts
 from towpath.store.rater_stats import RatingPage
 from towpath.store.store import Store
-from towpath.store.verdicts import Submission, RankingSubmission, Receipt, StoredVerdict
-from towpath.web import differences as compared
-from towpath.web import pages, text
+from towpath.store.verdicts import RankingSubmission, Receipt, StoredVerdict, Submission
+from towpath.web import answer_diff as compared
+from towpath.web import pages, safe_html
 from towpath.web.auth import Rater, SignInNeeded, StoreDependency
 
 
@@ -129,7 +129,7 @@ class GuidelineRequest(BaseModel):
 async def rate(request: Request, account: Rater, store: StoreDependency) -> Response:
     """The whole page with what is to be rated now."""
     shown = await _page_state(store, account.name)
-    house = await run_in_threadpool(store.read, settings.read)
+    house = await run_in_threadpool(store.read, rating_settings.read)
     return pages.render_page(request, "rate.html", account, shown=shown, house=house)
 
 
@@ -232,17 +232,17 @@ def differences(
     account: Rater, store: StoreDependency, comparison: Annotated[str, Query(max_length=300)]
 ) -> dict[str, str]:
     """The pair that lies before a rater, with what differs marked."""
-    seat = store.read(rating.find_lease, comparison, account.name) or _trial_lease(store, comparison, account.name)
+    seat = store.read(task_queue.find_lease, comparison, account.name) or _trial_lease(store, comparison, account.name)
     if seat is None or seat.group:
         raise DataError(
             "This pair was not given to you", "differences are shown of the pair at hand", "load the page again"
         )
-    left, right, manner = compared.rendered_diff(*store.read(rating.task_view, seat).answers)
+    left, right, manner = compared.rendered_diff(*store.read(task_queue.task_view, seat).answers)
     return {"left": left, "right": right, "manner": manner}
 
 
-def _trial_lease(store: Store, comparison: str, rater: str) -> rating.Lease | None:
-    found = store.read(lambda connection: trials.current_trial(connection, rater, settings.read(connection)))
+def _trial_lease(store: Store, comparison: str, rater: str) -> task_queue.Lease | None:
+    found = store.read(lambda connection: trials.current_trial(connection, rater, rating_settings.read(connection)))
     return found.seat if found is not None and found.seat.comparison == comparison else None
 
 
@@ -274,7 +274,7 @@ def _page_json(view: RatingPage) -> dict[str, Any]:
     guideline = view.guideline
     told |= {
         "guideline": guideline.version,
-        "guidelines": text.markdown(guideline.text) if guideline.text else "",
+        "guidelines": safe_html.markdown(guideline.text) if guideline.text else "",
         "acknowledged": view.acknowledged,
     }
     sheet = view.sheet
@@ -286,7 +286,7 @@ def _page_json(view: RatingPage) -> dict[str, Any]:
             "html": pages.render_fragment("_nothing.html", title=title, message=message),
         }
     html = pages.render_fragment(
-        "_sheet.html", sheet=sheet, turns=text.conversation_turns(sheet.prompt), trial=view.trial
+        "_sheet.html", sheet=sheet, turns=safe_html.conversation_turns(sheet.prompt), trial=view.trial
     )
     state = "trial" if view.trial is not None else "ranking" if sheet.ranking else "pair"
     told |= {"state": state, "comparison": sheet.comparison, "answers": len(sheet.answers), "html": html}

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from towpath.errors import DataError
-from towpath.store.settings import RatingSettings
+from towpath.store.rating_settings import RatingSettings
 
 
 class SettingsForm(BaseModel):

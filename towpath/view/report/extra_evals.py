@@ -4,7 +4,7 @@ model against the labels."""
 from collections.abc import Mapping
 from typing import Any
 
-from towpath.arena import matches
+from towpath.arena.leaderboard_row import leaderboard_row
 from towpath.run.record import Run
 from towpath.store import arenas, location
 from towpath.store.jsonl import is_number
@@ -40,7 +40,7 @@ def contests(run: Run) -> list[Row]:
     rows = []
     with Store.open(at) as store:
         for one in store.read(arenas.list_arenas):
-            found = matches.leaderboard_row(store, one.number)
+            found = leaderboard_row(store, one.number)
             for who, record in {"people": found.people, **found.judges}.items():
                 if record.n:
                     rows.append(

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from towpath.errors import DataError
 from towpath.records import Choice, Comparison
-from towpath.store import ledger, schema, settings, statements
+from towpath.store import ledger, rating_settings, schema, statements
 
 BLOCK = 500
 
@@ -182,7 +182,7 @@ def pause_domain(connection: Connection, domain: str, paused: bool) -> None:
 
 def next_lease(connection: Connection, rater: str, at: float) -> Lease | NoTaskReason:
     """The task a rater sits at, else the next one that waits for them; or why there is none."""
-    house = settings.read(connection)
+    house = rating_settings.read(connection)
     if house.paused:
         return "paused"
     seat = _current_lease(connection, rater, at)
@@ -195,7 +195,9 @@ def next_lease(connection: Connection, rater: str, at: float) -> Lease | NoTaskR
     return lease_task(connection, rater, name, at, house) if name else "empty"
 
 
-def lease_task(connection: Connection, rater: str, comparison: str, at: float, house: settings.RatingSettings) -> Lease:
+def lease_task(
+    connection: Connection, rater: str, comparison: str, at: float, house: rating_settings.RatingSettings
+) -> Lease:
     """Seat a rater at a comparison, whether it waits or not; in the order it was shown to them before, if it was."""
     before = connection.execute(statements.LEASE, {"comparison": comparison, "rater": rater}).one_or_none()
     task = connection.execute(statements.TASK, {"comparison": comparison}).one_or_none()

@@ -18,7 +18,7 @@ from towpath.store.people import Account
 from towpath.store.review import PairFilter
 from towpath.store.store import Store
 from towpath.web import pages
-from towpath.web.auth import Owner, Auth, StoreDependency
+from towpath.web.auth import Auth, Owner, StoreDependency
 
 router = APIRouter(prefix="/owner")
 

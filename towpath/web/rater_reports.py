@@ -28,7 +28,7 @@ class RaterReportCache:
     """The last report of a server, made again when it is old."""
 
     made: float = -CACHE_SECONDS
-    rater_report: RaterReport | None = None
+    report: RaterReport | None = None
     lock: Lock = field(default_factory=Lock)
 
     def of(self, store: Store) -> RaterReport:

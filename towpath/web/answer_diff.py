@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
-from towpath.web import text
+from towpath.web import safe_html
 
 WORD_DIFF_RATIO = 0.6  # share of equal words from which single words are marked all over
 SENTENCE_OVERLAP = 0.5  # share of common words from which two sentences are the same one in other words
@@ -33,8 +33,8 @@ class Piece:
 
 def rendered_diff(left: str, right: str) -> tuple[str, str, DiffMode]:
     """Both texts as safe HTML with `<mark>` around what the other has not, and how they were compared."""
-    ours = _pieces(text.markdown(left))
-    theirs = _pieces(text.markdown(right))
+    ours = _pieces(safe_html.markdown(left))
+    theirs = _pieces(safe_html.markdown(right))
     one, two = ([piece for piece in side if piece.word] for side in (ours, theirs))
     if [piece.html for piece in one] == [piece.html for piece in two]:
         return _html(ours), _html(theirs), "same"
