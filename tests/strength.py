@@ -443,7 +443,7 @@ BREAKAGES = [
     ),
     Breakage(
         "links tell where from",
-        W + "text.py",
+        W + "safe_html.py",
         'link_rel="noopener noreferrer nofollow"',
         "link_rel=None",
         "tests/test_web.py -k markdown",
@@ -457,7 +457,7 @@ BREAKAGES = [
     ),
     Breakage(
         "storage away is a refusal",
-        W + "refusals.py",
+        W + "error_responses.py",
         "    if isinstance(error, ResourceError):",
         "    if False:",
         "tests/test_edge.py -k locked",

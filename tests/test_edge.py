@@ -316,7 +316,7 @@ def test_serving_a_ledger_that_cannot_be_written_says_so(kind, tmp_path, request
         "postgresql": f"{place}?options=-c%20default_transaction_read_only%3Don",
     }
     with pytest.raises(ResourceError, match=r"read-?only"):
-        server.serve(run, read_only[kind], "127.0.0.1", 0, False, lambda _line: None)
+        server.serve_run(run, read_only[kind], "127.0.0.1", 0, False, lambda _line: None)
     with Store.open(place) as opened:
         assert opened.read(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
         opened.require_writable()

@@ -32,9 +32,7 @@ def _print_row(row: Any, as_json: bool, extra: dict[str, Any]) -> None:
 
     from towpath.arena.leaderboard_row import format_terminal
 
-    print_output(
-        json.dumps(extra | asdict(row), indent=1, ensure_ascii=False) if as_json else format_terminal(row)
-    )
+    print_output(json.dumps(extra | asdict(row), indent=1, ensure_ascii=False) if as_json else format_terminal(row))
 
 
 @arena_app.command("start", epilog="Example: towpath arena start my-run --one policy --other sft")

@@ -48,7 +48,7 @@ def label_export(
             waiting = store.read(verdicts.count_unreviewed)
             examples.write_examples(to, demonstrations)
             print_status(
-                f"{len(demonstrations)} demonstrations written to {to}; move the file to data/demonstrations/ to train on them"
+                f"{len(demonstrations)} demonstrations written to {to}; put it into data/demonstrations/ to train on it"
             )
             if waiting:
                 print_status(
@@ -69,7 +69,8 @@ def label_import(
     as_: Annotated[
         str,
         typer.Option(
-            "--as", help="sheet, or the format of another tool: auto, pairs, comparisons, rankings, trees, argilla, label-studio"
+            "--as",
+            help="sheet, or another tool's format: auto, pairs, comparisons, rankings, trees, argilla, label-studio",
         ),
     ] = "sheet",
 ) -> None:
@@ -142,7 +143,9 @@ def label_judge(
                 "abstained": dict(Counter(a.reason for a in abstained)),
                 "dollars": round(store.judge_account(judging.rater(judge)).total(), 6),
             }
-    print_output(json.dumps(summary, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in summary.items()))
+    print_output(
+        json.dumps(summary, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in summary.items())
+    )
 
 
 @label_app.command("stats", epilog="Example: towpath label stats my-run --json")

@@ -60,9 +60,7 @@ def people_reset(
     name: Annotated[str, typer.Argument(help="the account", show_default=False)],
     set_: Set = None,
     url: Annotated[str, typer.Option(help="the server's URL, for the link")] = "http://127.0.0.1:8000",
-    ask: Annotated[
-        bool, typer.Option("--ask", help="prompt for the new password instead of printing a link")
-    ] = False,
+    ask: Annotated[bool, typer.Option("--ask", help="prompt for the new password instead of printing a link")] = False,
 ) -> None:
     """Reset a password: print a one-time link valid for a day, or prompt for the new password."""
     from time import time

@@ -39,7 +39,7 @@ class NetworkOptions:
     proxies: tuple[str, ...] = ()
 
 
-def serve(
+def serve_run(
     run: Path,
     url: str | None,
     host: str,
