@@ -28,7 +28,7 @@ from towpath.rollout.scoring import RewardSources, rewards_at, score_columns, sh
 from towpath.rollout.statistics import rollout_metrics, sum_tokens
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import Runtime
-from towpath.store.publish import fault
+from towpath.store.publish import fault_point
 
 Numbers = dict[str, float]
 VALIDATION_METRICS = (
@@ -146,7 +146,7 @@ class Experience:
             return self._rollouts(draws, _unpack(saved[1], self.chat.stops))
         outputs = self._generate("policy", draws, f"{self.config.name}/{step}", temperature)
         self._pending.save(step, _pack(outputs), {}, prefix="rollout", keep=1)
-        fault("rollout")
+        fault_point("rollout")
         return self._rollouts(draws, outputs)
 
     def _generate(self, role: str, draws: Sequence[Draw], stream: str, temperature: float) -> list[SampleOutput]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from towpath.data.chat import Chat
 from towpath.errors import ResourceError
-from towpath.progress import note, progress
+from towpath.progress import print_note, progress
 from towpath.recipe import Engine as EngineSection
 from towpath.rollout.engine import Engine, SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
@@ -46,7 +46,7 @@ def _in_parts(
             fix = "lower max_new_tokens or data.max_prompt_tokens, use a smaller model, or free memory"
             raise ResourceError("out of memory while one answer is sampled", "its keys and values must fit", fix)
         rows = (rows + 1) // 2
-        note(f"out of memory: answers are sampled {rows} at a time")
+        print_note(f"out of memory: answers are sampled {rows} at a time")
 
     def work() -> list[SampleOutput]:
         while len(outputs) < len(requests):

@@ -70,7 +70,7 @@ def labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> Labels:
 def _spent(own: list[Judgement], store: Store, prices: Prices) -> budget.Spent:
     """People's hours, and what every call of a judge has cost, whether or not a judgement came of it."""
     people = budget.spent(own, prices)
-    dollars = store.read(spending.totals)
+    dollars = store.read(spending.total_dollars)
     return replace(people, dollars=people.dollars + dollars, judge_dollars=dollars)
 
 

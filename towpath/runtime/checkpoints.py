@@ -10,8 +10,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from towpath.progress import note
-from towpath.store.publish import MANIFEST, newest, publish
+from towpath.progress import print_note
+from towpath.store.publish import MANIFEST, newest_intact, publish
 
 
 class Checkpoints:
@@ -47,13 +47,13 @@ class Checkpoints:
     def newest(self, prefix: str = "step") -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that verifies, or None; damaged ones are moved aside, so that they are not in the
         way of new ones."""
-        path, damaged = newest(self.folder, prefix) if self.folder.is_dir() else (None, [])
+        path, damaged = newest_intact(self.folder, prefix) if self.folder.is_dir() else (None, [])
         for folder in damaged:
             why = "its files do not match their checksums" if (folder / MANIFEST).is_file() else "it has no manifest"
             aside = folder.with_name(f"damaged-{folder.name}-{secrets.token_hex(4)}")
             folder.rename(aside)
             self.passed_over.append(f"{folder}: {why}; moved aside to {aside.name}")
-            note(f"warning: {self.passed_over[-1]}")
+            print_note(f"warning: {self.passed_over[-1]}")
         if path is None:
             return None
         notes = json.loads((path / "notes.json").read_text())

@@ -27,7 +27,7 @@ from towpath.models.check_model import can_split_layers
 from towpath.models.cpu import kernels
 from towpath.models.cpu.optimizer import AdamW, merge_float32, split_float32
 from towpath.models.heads import WIDE, RidgeHead, ScalarHead, random_feature_mean, running_mean
-from towpath.progress import note, progress
+from towpath.progress import print_note, progress
 from towpath.recipe import Compile
 from towpath.runtime import passes
 from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot, WeightSink
@@ -374,7 +374,7 @@ class Local:
         while tokens > FEWEST_TOKENS:
             tokens //= 2
             if sum(1 for _ in batch.passes(tokens)) > before:
-                note(
+                print_note(
                     f"out of memory: {tokens} tokens a pass from here on, which gives the same gradient; set "
                     f"model.tokens_per_pass = {tokens}"
                 )

@@ -18,7 +18,7 @@ from towpath.runtime.contract import Runtime
 from towpath.runtime.launch import launch
 from towpath.stages import trackers
 from towpath.store import jsonl, manifest
-from towpath.store.publish import publish, replace_file, verified
+from towpath.store.publish import is_intact, publish, replace_file
 from towpath.store.store import Store
 
 
@@ -105,7 +105,7 @@ class Log:
 
 def publish_model(job: Job, runtime: Runtime, role: str, folder: Path) -> None:
     """Write a role's model as a plain folder that transformers loads, unless an interrupted run has done so."""
-    if not verified(folder):
+    if not is_intact(folder):
         publish(folder, lambda target: runtime.export(role, target, job.chat))
 
 

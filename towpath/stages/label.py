@@ -48,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
             else aggregation.majority(judgements)
         )
     _require(job, comparisons, judgements, labels)
-    job.store.put_labels(labels)
+    job.store.replace_labels(labels)
     replace_file(job.folder / LABELS, text_of(labels))
     job.findings.extend(raters.concerns(raters.quality(judgements)))
     return _told(comparisons, judgements, labels) | ({"judge": report} if report else {})
@@ -111,7 +111,7 @@ def _awaited(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[J
     people = Counter(
         comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in raters.PEOPLE}
     )
-    seats = job.store.read(rater_stats.seats)
+    seats = job.store.read(rater_stats.open_task_seats)
     return any(seats.get(c.id, 0) > people[c.id] for c in comparisons)
 
 

@@ -39,7 +39,7 @@ def read_labels(folder: Path) -> list[Label]:
     try:
         return [Label(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
-        raise manifest.damaged(path, f"not a list of labels ({type(error).__name__})") from None
+        raise manifest.damaged_error(path, f"not a list of labels ({type(error).__name__})") from None
 
 
 def decided_pairs(job: Job) -> list[Pair]:

@@ -28,7 +28,7 @@ from towpath.runtime.contract import Loss, Runtime, Snapshot
 from towpath.runtime.process import release_memory
 from towpath.stages.health_monitor import Done, Watch
 from towpath.stages.job import Job
-from towpath.store.publish import fault, replace_file
+from towpath.store.publish import fault_point, replace_file
 
 Numbers = dict[str, float]
 CHECKPOINT_SHARE = 0.05
@@ -97,14 +97,14 @@ def train(config: LoopConfig, runtime: Runtime, job: Job, title: str) -> TrainSt
         job.log.write(-1, "validation", config.validate(-1, state.knobs))
     monitor = Watch(job, config.steps, config.knobs)
     saver = _Saver(checkpoints, runtime, job, begin)
-    with progress(title, config.steps, start=begin) as bar, interrupt.held():
+    with progress(title, config.steps, start=begin) as bar, interrupt.defer_signals():
         for step in range(begin, config.steps):
             if state.stopped:
                 break
             save_now = partial(saver.save, step, state, best)
             metrics = _step(config, runtime, job, step, state.knobs, save_now) | {"seconds_watch": monitor.lately}
             job.log.write(step, "train", metrics)
-            fault(f"step-{job.name}")
+            fault_point(f"step-{job.name}")
             state.knobs = config.adapt(step, metrics, state.knobs)
             state.stopped = config.stop_if(metrics)
             last = step + 1 == config.steps or bool(state.stopped)
@@ -113,9 +113,9 @@ def train(config: LoopConfig, runtime: Runtime, job: Job, title: str) -> TrainSt
             _apply(monitor.after(step, state.knobs), runtime, state, best)
             _require_finite(job, step, metrics["grad_norm"], monitor, runtime)
             bar.advance(1, "  ".join(f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl") if key in metrics))
-            if last or state.stopped or saver.due() or interrupt.asked():
+            if last or state.stopped or saver.due() or interrupt.stop_requested():
                 saver.save(step + 1, state, best)
-            interrupt.raise_if_asked()
+            interrupt.raise_if_stop_requested()
     if best is not None:
         runtime.restore(best)
     state.history = monitor.story()
@@ -129,7 +129,7 @@ def _step(
     """One batch and every optimizer step on it; `save_now` is called where the run is stopped while the batch is
     made: no weight has moved yet."""
     try:
-        with interrupt.released():
+        with interrupt.allow_signals():
             batch, batch_metrics = config.batch(step, knobs)
     except (interrupt.Stopped, KeyboardInterrupt):
         save_now()
@@ -267,7 +267,7 @@ class _Saver:
             self._at = time.monotonic()
             self._interval = _checkpoint_interval(self.job.checkpoint_seconds, self._at - started)
         if self.step:
-            interrupt.saved(f"A checkpoint of {self.job.name} after step {self.step} is written.")
+            interrupt.set_stop_message(f"A checkpoint of {self.job.name} after step {self.step} is written.")
 
 
 def _checkpoint_interval(wanted: float, writing: float) -> float:

@@ -19,7 +19,7 @@ from towpath.evals import reward_accuracy as evals
 from towpath.evals.winrate import logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import of
-from towpath.progress import note
+from towpath.progress import print_note
 from towpath.records import Completion, Finding
 from towpath.rollout.reward_models import WEIGHTS, member_folder
 from towpath.runtime.checkpoints import Checkpoints
@@ -28,7 +28,7 @@ from towpath.stages import evidence, generation
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import Pair, completion_row, decided_pairs, split_pairs
 from towpath.stages.loop import LoopConfig, columns, minibatches, train, warmup_then_linear
-from towpath.store.publish import publish, verified
+from towpath.store.publish import is_intact, publish
 
 FROZEN_FEATURES = "frozen.npz"
 VALUE_FEATURES = "value_features.safetensors"
@@ -89,7 +89,7 @@ def _diagnose_labels(
         arrays = np.load(path)
         features = {name: arrays[name] for name in ("shown", "held")}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        note(f"{path}: {error}: the labels are not diagnosed")
+        print_note(f"{path}: {error}: the labels are not diagnosed")
         return None
     reads = []
     for name, pairs in (("shown", training), ("held", held_out)):
@@ -299,5 +299,5 @@ def _save(job: Job, runtime: Runtime, value_features: dict[str, Tensor], number:
             save_file(tensors, folder / VALUE_FEATURES)
 
     folder = member_folder(job.folder, number)
-    if not verified(folder):
+    if not is_intact(folder):
         publish(folder, write)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from towpath.progress import note
+from towpath.progress import print_note
 
 REMEMBERED = 64
 """Bytes before the place where reading ended; where they differ, the file was written anew."""
@@ -99,7 +99,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict):
             if number < len(lines):
-                note(f"{path}:{number}: damaged; this line and the {len(lines) - number} after it are not read")
+                print_note(f"{path}:{number}: damaged; this line and the {len(lines) - number} after it are not read")
             break
         found.append(row)
     return found
