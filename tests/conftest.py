@@ -56,7 +56,7 @@ def by_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     from towpath.models.cpu import build, kernels, plain
 
     if request.param == "plain":
-        monkeypatch.setattr(kernels, "of", lambda _x: plain)
+        monkeypatch.setattr(kernels, "dispatch", lambda _x: plain)
     elif build.library() is None:
         pytest.skip(build.refusal())
 

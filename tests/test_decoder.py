@@ -108,7 +108,7 @@ def test_lines_of_several_lengths_say_what_they_say_to_transformers(lora, read, 
         ragged[line, :tokens] = 1
     monkeypatch.setitem(READ, "all", (ragged > 0).flatten().nonzero()[:, 0])
     monkeypatch.setitem(READ, "some", torch.tensor([2, 3, 9, 14, 14, 25, 33, 37]))
-    assert len(packed_batch.alike([11, 10, 5, 5])) == cut
+    assert len(packed_batch.length_buckets([11, 10, 5, 5])) == cut
     ours = measured(made("llama"), lora, read)
     with by_transformers(monkeypatch):
         assert distance(ours, measured(made("llama"), lora, read)) < 2e-5
@@ -123,7 +123,7 @@ def test_lines_are_cut_where_attention_costs_least(seed):
         return sum(packed_batch.APART + (end - begin) * lengths[begin] ** 2 for begin, end in pairwise((0, *cuts, 9)))
 
     least = min(cost(cuts) for some in range(9) for cuts in combinations(range(1, 9), some))
-    found = packed_batch.alike(lengths)
+    found = packed_batch.length_buckets(lengths)
     assert cost([part.start for part in found[1:]]) == least
     assert [i for part in found for i in range(9)[part]] == list(range(9))
 

@@ -102,11 +102,11 @@ def test_edges_of_the_uniform_stay_inside_the_kept_tokens():
 
 def test_log_probabilities_are_the_trainers(tiny):
     drawn = LocalEngine(tiny, eos=2, pad=0).generate(requests(Decoding(temperature=0.7)))
-    local = Local(temperature=0.7)
+    local = Local()
     local.add_trunk("base", tiny, lora=False)
     local.roles["policy"] = Role()
     rows = [Row(np.array([*p, *d.token_ids]), len(p)) for p, d in zip(PROMPTS, drawn, strict=True)]
-    out = local.score("policy", Batch(rows), ("logp",))
+    out = local.score("policy", Batch(rows), ("logp",), 0.7)
     for i, d in enumerate(drawn):
         assert out.logp_BT[i, : len(d.logprobs)].tolist() == pytest.approx(d.logprobs, abs=1e-5)
 

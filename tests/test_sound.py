@@ -83,7 +83,7 @@ def test_layers_are_parted_only_where_that_changes_nothing(family, config, setti
     runtime.adapters["base"].add("policy", 4, 8.0, 0, last_n_layers=1)
     runtime.roles["policy"] = Role(adapter="policy", trains=("adapter",))
     batch = Batch([Row(draw.integers(3, 128, n), 4) for n in (9, 30, 17)])
-    grounded = runtime.grounded(batch)
-    assert ("ground" in grounded.columns) == parted
-    said, plain = (runtime.score("policy", asked, ("logp",)).logp_BT for asked in (grounded, batch))
+    cached = runtime.cache_frozen_prefix(batch, "policy")
+    assert ("prefix" in cached.handles) == parted
+    said, plain = (runtime.score("policy", rows, ("logp",)).logp_BT for rows in (cached, batch))
     torch.testing.assert_close(said, plain, atol=1e-4, rtol=0)

@@ -125,7 +125,7 @@ def test_a_ppo_run_draws_by_vllm(model, tmp_path, python):
         "epochs": 2,
         "max_new_tokens": 8,
         "folder": str(tmp_path),
-        "engine": {"of": "vllm", "python": python, "cache": 0.1},
+        "engine": {"type": "vllm", "python": python, "cache": 0.1},
     }
     code = f"""
 import json

@@ -34,7 +34,7 @@ def token_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: float) 
     """-coef * KL at every token, the score added at the last one."""
     last_B = mask_BT.sum(1) - 1
     reward_BT = torch.where(mask_BT, -coef * kl_BT, 0.0)
-    return reward_BT.scatter_add(1, last_B[:, None], score_B[:, None])
+    return reward_BT.scatter_add(1, last_B[:, None], score_B[:, None].to(reward_BT.dtype))
 
 
 def sequence_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: float) -> Tensor:

@@ -86,14 +86,14 @@ def rewards(reward: Rewards, columns: Collection[str] = ()) -> list[dict[str, An
     own."""
     found = []
     for one in reward if isinstance(reward, list | tuple) else [reward]:
-        told: dict[str, Any] = dict(one) if isinstance(one, Mapping) else {"of": one}
-        of = told.get("of")
+        told: dict[str, Any] = dict(one) if isinstance(one, Mapping) else {"source": one}
+        of = told.get("source")
         name = str(told.pop("name", ""))
         if of == "model":
             rule = "there is no reward model here"
             fix = "give a function, rule:NAME, python:MODULE:FUNCTION or an address; or run the pipeline"
             raise RecipeError("reward = 'model'", rule, fix)
-        found.append(told | {"of": of if isinstance(of, str) else sources.given(of, name, columns)})  # pyright: ignore[reportArgumentType]
+        found.append(told | {"source": of if isinstance(of, str) else sources.given(of, name, columns)})  # pyright: ignore[reportArgumentType]
     return found
 
 

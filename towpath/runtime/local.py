@@ -530,7 +530,7 @@ class Local:
                 self.optimizer.load_state(parameter, {name: state[f"adam:{name}:{key}"] for name in AdamW.STATE})
 
     @contextmanager
-    def _float32(self, trunk: str) -> Iterator[Any]:
+    def float32_weights(self, trunk: str) -> Iterator[Any]:
         """A model with its split weights put together, to be written."""
         low_bits = self.optimizer.low_bits if self.optimizer is not None else {}
         upper = {weight: weight.data for weight in self.trunks[trunk].parameters() if weight in low_bits}
@@ -558,7 +558,7 @@ class Local:
         """Write the role's model as transformers loads it, in float32, adapter merged, with the tokenizer."""
         own = self.roles[role]
         if own.adapter is None:
-            with self._float32(own.trunk) as model:
+            with self.float32_weights(own.trunk) as model:
                 export.write_model(model, chat, folder)
             return
         model = self._load(self._specs[role].model, self.dtype).to(torch.float32)

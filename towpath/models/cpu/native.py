@@ -182,7 +182,8 @@ def adamw_step(
         torch.float32,
     ):
         raise ValueError(
-            f"moved: a weight of {weight.dtype} {'without' if rest is None else 'with'} a rest, moments of {mean.dtype}"
+            f"adamw_step: a weight of {weight.dtype} {'without' if rest is None else 'with'} low bits, moments of "
+            f"{mean.dtype}"
         )
     _run("moved", "pppppn" + "f" * len(step), grad, weight, rest, grad, mean, square, grad.numel(), *step)
 
