@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "towpath"
 ORDER = [
     {"errors", "terminal"},
-    {"records", "progress", "interrupt", "network"},
+    {"records", "metrics", "progress", "interrupt", "network"},
     {"recipe"},
     {"store"},
     {"data"},
@@ -32,7 +32,7 @@ ORDER = [
 """A room imports only from rooms before it, never from a neighbour; imports inside functions count."""
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = {
-    "errors", "terminal", "records", "progress", "interrupt", "network", "recipe", "store", "data", "feedback", "evals",
+    "errors", "terminal", "records", "metrics", "progress", "interrupt", "network", "recipe", "store", "data", "feedback", "evals",
     "health", "arena", "run", "view", "web", "cli",
 }  # fmt: skip
 NEEDS_TORCH = {"towpath.run.training", "towpath.view.callback"}

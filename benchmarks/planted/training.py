@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from towpath.stages.health_monitor import facts
 
 from benchmarks.planted import world
 from benchmarks.planted.faults import Labels, Planted
@@ -22,7 +23,6 @@ from towpath.rewards import sources
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.stages import policy, reward
-from towpath.stages.health_monitor import facts
 from towpath.stages.job import Job
 from towpath.store.store import Store
 

@@ -19,9 +19,8 @@ from towpath.models.cpu import build
 from towpath.recipe import SUITED, Method, Policy, Recipe
 from towpath.records import Finding
 from towpath.rewards import sources
-from towpath.run import model_checks
+from towpath.run import model_checks, trackers
 from towpath.run.sizes import Size, disk_needed, memory_available, memory_needed
-from towpath.stages import trackers
 
 ENOUGH_PROMPTS = 200
 ENOUGH_PAIRS = 50

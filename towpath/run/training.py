@@ -19,8 +19,8 @@ from towpath.run import arguments, model_checks, preflight
 from towpath.run.sizes import model_size
 from towpath.runtime.local import prepare_process
 from towpath.stages import generation, policy
-from towpath.stages.job import Job, read_rows
-from towpath.store import manifest
+from towpath.stages.job import Job
+from towpath.store import jsonl, manifest
 from towpath.store.publish import alone
 from towpath.store.store import Store
 from towpath.terminal import say
@@ -58,7 +58,7 @@ class Trained:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One row a step, one a validation."""
-        return read_rows(self.job.folder / "metrics.jsonl")
+        return jsonl.read(self.job.folder / "metrics.jsonl")
 
     def generate(
         self, prompts: Sequence[str], temperature: float = 0.0, max_new_tokens: int | None = None
