@@ -115,7 +115,7 @@ def outcome(run: Path) -> dict[str, Any]:
     for path in sorted(run.glob("stages/*/*/manifest.json")):
         manifest.verify(path.parent)
         told = manifest.read(path.parent)
-        found[f"{told['stage']}/{told['fingerprint']}"] = [manifest.results(path.parent), told["result"]]
+        found[f"{told['stage']}/{told['fingerprint']}"] = [manifest.results_digest(path.parent), told["result"]]
     with Store.open(run / "towpath.db") as store:
         rows = [store.prompts(), store.completions(), store.comparisons(), store.labels()]
         rows.append(sorted((j.comparison, j.rater, j.choice, j.strength) for j in store.judgements()))

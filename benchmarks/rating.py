@@ -134,19 +134,19 @@ def small(store: Store, pairs: int) -> None:
     store.add_completions(made)
     store.add_comparisons(Comparison(f"s.p{i}.0", f"p{i}", f"s.p{i}.0", f"s.p{i}.1") for i in range(pairs))
     store.add_tasks(rating.Task(f"s.p{i}.0", f"d{i % DOMAINS:02}") for i in range(pairs))
-    store.later(settings.put, Settings(gold_share=0.0)).result()
+    store.submit_write(settings.put, Settings(gold_share=0.0)).result()
 
 
 def clients(store: Store, count: int, port: int) -> list[Client]:
     """Raters who are signed in."""
     hashed = Hasher().hashed("a password of the benchmark")
-    made = [store.later(people.add_account, f"r{i:03}", "rater", hashed).result() for i in range(count)]
+    made = [store.submit_write(people.add_account, f"r{i:03}", "rater", hashed).result() for i in range(count)]
     return [signed_in(store, account, port) for account in made]
 
 
 def signed_in(store: Store, account: people.Account, port: int) -> Client:
     """A rater with a session."""
-    return Client(port, store.later(people.begin_session, account, time()).result())
+    return Client(port, store.submit_write(people.begin_session, account, time()).result())
 
 
 async def rate(client: Client, rng: random.Random, until: float, think: float, kept: list[str]) -> None:
@@ -255,7 +255,7 @@ def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
         def seat(connection: Any) -> list[rating.Seat]:
             return [rating.take(connection, f"r{i % raters:03}", f"s.p{i}.0", time(), house) for i in range(submits)]
 
-        seats = store.later(seat).result()
+        seats = store.submit_write(seat).result()
         server = Server(place)
         server.start()
         ones = clients(store, raters, server.port)
@@ -333,11 +333,11 @@ def fill(place: str, prompts: int) -> None:
     """A ledger with so many prompts, three times as many completions, as many judgements, and a quarter as many
     pairs that wait."""
     with Store.open(place) as store:
-        store.later(settings.put, Settings(gold_share=0.05)).result()
+        store.submit_write(settings.put, Settings(gold_share=0.05)).result()
         for table, rows in _bulk(prompts):
             begin = perf_counter()
             count = 0
-            with ledger.writing(store._engine) as connection:
+            with ledger.transaction(store._engine) as connection:
                 while block := list(islice(rows, BLOCK)):
                     connection.execute(table.insert(), block)
                     count += len(block)
@@ -481,7 +481,7 @@ def figures(place: str, prompts: int, times: int = 300) -> dict[str, Any]:
         server.start()
         if store.read(people.account, "r000") is None:
             found = clients(store, 10, server.port)
-            store.later(people.change_account, "r000", "owner").result()
+            store.submit_write(people.change_account, "r000", "owner").result()
         found = [signed_in(store, account, server.port) for account in store.read(people.accounts)]
         counts = store.counts()
 

@@ -352,7 +352,7 @@ BREAKAGES = [
     Breakage(
         "an answer before the commit",
         S + "writer.py",
-        '                fault("commit")',
+        '                fault_point("commit")',
         "                [f.set_result(None) for _, f in jobs]",
         "tests/test_rating.py -k killed",
     ),
@@ -366,7 +366,7 @@ BREAKAGES = [
     Breakage(
         "NUL reaches the database",
         S + "ledger.py",
-        'event.listen(engine, "before_cursor_execute", _clean, retval=True)',
+        'event.listen(engine, "before_cursor_execute", _clean_parameters, retval=True)',
         "pass",
         "tests/test_edge.py -k database_takes",
     ),
@@ -466,14 +466,14 @@ BREAKAGES = [
     Breakage(
         "a reply without end",
         "towpath/network.py",
-        "        if len(body) > LARGEST_REPLY:",
+        "        if len(body) > MAX_RESPONSE_BYTES:",
         "        if False:",
         "tests/test_outside.py -k drips",
     ),
     Breakage(
         "metadata addresses",
         "towpath/network.py",
-        "        if forbidden(str(place[0])):",
+        "        if is_forbidden(str(address_info[0])):",
         "        if False:",
         "tests/test_outside.py -k metadata",
     ),
@@ -484,14 +484,20 @@ BREAKAGES = [
         "    return str(text)",
         "tests/test_terminal.py",
     ),
-    Breakage("silent progress", "towpath/progress.py", "INTERVAL = 8.0", "INTERVAL = 100.0", "tests/test_progress.py"),
+    Breakage(
+        "silent progress",
+        "towpath/progress.py",
+        "LINE_INTERVAL = 8.0",
+        "LINE_INTERVAL = 100.0",
+        "tests/test_progress.py",
+    ),
     Breakage(
         "no nearest key", "towpath/recipe/aliases.py", "    if aliased:", "    if False:", "tests/test_recipe_words.py"
     ),
     Breakage(
         "labels are not planned again",
         "towpath/run/pipeline.py",
-        'if fresh and name.startswith("label"):',
+        'if is_new and self.stages[number].kind == "label":',
         "if False:",
         "tests/test_labelling.py -k first_run",
     ),
@@ -500,7 +506,7 @@ BREAKAGES = [
         "towpath/view/downsample.py",
         "for extreme in (np.minimum, np.maximum)",
         "for extreme in (np.minimum,)",
-        "tests/test_monitor.py -k thin",
+        "tests/test_monitor.py -k spike",
     ),
 ]
 

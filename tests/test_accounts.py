@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from towpath.cli.app import app
 from towpath.errors import DataError, ResourceError
 from towpath.store import audit, ledger, names, people, schema, sessions, settings
-from towpath.store.publish import alone
+from towpath.store.publish import lock_folder
 from towpath.store.settings import Settings
 from towpath.store.store import Store
 from towpath.web import passwords, serving, throttle
@@ -46,7 +46,7 @@ def store(tmp_path):
 
 def fill(store):
     for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater"), ("vic", "viewer")):
-        store.later(people.add_account, name, role, HASHED).result()
+        store.submit_write(people.add_account, name, role, HASHED).result()
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_ledger_that_others_could_read_is_closed_to_them(tmp_path):
 def test_the_lock_of_a_run_can_be_held_by_its_owner_only(tmp_path):
     (tmp_path / ".lock").write_text("")
     (tmp_path / ".lock").chmod(0o644)
-    with alone(tmp_path):
+    with lock_folder(tmp_path):
         assert mode(tmp_path / ".lock") == 0o600
 
 
@@ -142,9 +142,9 @@ def test_the_ledger_holds_no_key_and_no_token(served, store, tmp_path):
 
 
 def test_an_older_ledger_keeps_its_accounts_and_loses_its_key(place):
-    engine = ledger.engine_of(place)
+    engine = ledger.open_engine(place)
     upgrade(engine, "0005")
-    with ledger.writing(engine) as connection:
+    with ledger.transaction(engine) as connection:
         connection.execute(
             text(
                 "INSERT INTO accounts VALUES ('ann', 'rater', 'hash', 3, 0, '2026-01-01'), ('olga', 'owner', "
@@ -177,20 +177,20 @@ def test_signing_out_ends_the_session_on_the_server_at_once(served, store):
 )
 def test_a_session_ends_after_a_week_unused_and_after_a_month(served, store, seen, expires, status):
     url, _ = served
-    token = store.later(sessions.start, "ann", time()).result()
-    store.later(
+    token = store.submit_write(sessions.start, "ann", time()).result()
+    store.submit_write(
         lambda c: c.execute(schema.sessions.update().values(seen=time() + seen, expires=time() + expires)).rowcount
     ).result()
     with client(url, cookie=f"towpath-{url.rpartition(':')[2]}={token}") as ann:
         assert ann.get("/rate/next").status_code == status
-    store.later(sessions.start, "bob", time()).result()
+    store.submit_write(sessions.start, "bob", time()).result()
     left = store.read(lambda c: [row.account for row in c.execute(schema.sessions.select())])
     assert sorted(left) == (["ann", "bob"] if status == 200 else ["bob"]), "sessions that are over are removed"
 
 
 def test_a_session_in_use_goes_on(served, store):
     url, _ = served
-    token = store.later(sessions.start, "ann", time() - 6 * 86400).result()
+    token = store.submit_write(sessions.start, "ann", time() - 6 * 86400).result()
     with client(url, cookie=f"towpath-{url.rpartition(':')[2]}={token}") as ann:
         assert ann.get("/rate/next").status_code == 200
     end = monotonic() + 5
@@ -219,9 +219,9 @@ def test_two_servers_on_one_machine_keep_their_sessions_apart(served, store, tmp
 def test_a_password_that_changed_while_it_was_checked_opens_no_session(store):
     fill(store)
     before = store.read(people.account, "ann")
-    store.later(people.set_password, "ann", "another hash", "olga").result()
+    store.submit_write(people.set_password, "ann", "another hash", "olga").result()
     with pytest.raises(DataError, match="changed meanwhile"):
-        store.later(people.begin_session, before, time()).result()
+        store.submit_write(people.begin_session, before, time()).result()
 
 
 # ---- passwords
@@ -278,7 +278,7 @@ def test_an_owner_offers_a_reset_that_is_good_once(served, store):
         assert elsewhere.post(link, data={"password": OTHER + " 2"}).status_code == 410
         assert [enter(elsewhere, "ann", word).status_code for word in (PASSWORD, OTHER)] == [401, 303]
     assert "reset password" in actions(store, "ann")
-    assert store.later(people.offer_reset, "ann", "olga", time() - people.RESET_FOR - 1).result()
+    assert store.submit_write(people.offer_reset, "ann", "olga", time() - people.RESET_FOR - 1).result()
     assert store.read(lambda c: c.execute(schema.resets.select()).all())[0].until < time()
 
 
@@ -484,7 +484,7 @@ def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
 
 def test_an_invitation_is_checked_before_anything_is_hashed(served, store):
     url, door = served
-    token = store.later(people.invite, "rater", "olga", time()).result()
+    token = store.submit_write(people.invite, "rater", "olga", time()).result()
     with client(url) as new, door.hasher._lane(True), door.hasher._lane(False):
         started = monotonic()
         data = {"name": "dan", "password": OTHER}
@@ -631,7 +631,7 @@ def test_a_proxy_is_named_by_its_address_and_for_a_team():
 
 
 def test_a_server_without_accounts_takes_no_password(store):
-    token = store.later(people.invite, "owner", "olga", time()).result()
+    token = store.submit_write(people.invite, "owner", "olga", time()).result()
     with (
         running(store, team=False) as (url, door),
         client(url) as owner,
@@ -735,7 +735,7 @@ def test_names_that_only_resemble_each_other_are_two(known, name):
 
 def test_a_name_signs_in_however_it_is_composed(served, store):
     url, _ = served
-    token = store.later(people.invite, "rater", "olga", time()).result()
+    token = store.submit_write(people.invite, "rater", "olga", time()).result()
     with client(url) as zoe:
         assert zoe.post(f"/join/{token}", data={"name": " zoe\u0308  lee ", "password": OTHER}).status_code == 303
         assert store.read(people.account, "zoë lee")
@@ -787,7 +787,7 @@ def test_the_audit_log_tells_who_changed_what(served, store):
 
 def test_the_audit_log_is_append_only(place):
     with Store.open(place) as store:
-        store.later(audit.record, "olga", "settings", after={"paused": True}).result()
+        store.submit_write(audit.record, "olga", "settings", after={"paused": True}).result()
         wrong = ["UPDATE audit SET account = 'ann'", "DELETE FROM audit"]
         if isinstance(place, str):
             wrong.append("TRUNCATE audit")
@@ -796,16 +796,16 @@ def test_the_audit_log_is_append_only(place):
                 'INSERT OR REPLACE INTO audit SELECT number, at, \'ann\', action, object, "before", "after" FROM audit'
             )
         for statement in wrong:
-            with pytest.raises(Exception, match="append-only"), ledger.writing(store._engine) as connection:
+            with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
                 connection.execute(text(statement))
-        store.later(settings.put, Settings(paused=True), "olga").result()
+        store.submit_write(settings.put, Settings(paused=True), "olga").result()
         assert [row.account for row in store.read(audit.entries)] == ["olga", "olga"]
 
 
 def test_the_audit_page_goes_back_page_by_page(served, store):
     url, _ = served
     for number in range(audit.PAGE + 20):
-        store.later(audit.record, "ann", "export", f"file {number}").result()
+        store.submit_write(audit.record, "ann", "export", f"file {number}").result()
     with signed_in(url, "olga") as olga:
         first = olga.get("/owner/audit", params={"who": "ann"}).text
         older = re.search(r'href="(/owner/audit\?[^"]+)">Older', first)[1].replace("&amp;", "&")

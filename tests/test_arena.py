@@ -64,12 +64,12 @@ def run(tmp_path):
 @pytest.fixture
 def store(place):
     with Store.open(place) as opened:
-        opened.later(settings.put, Settings(gold_share=0.0)).result()
+        opened.submit_write(settings.put, Settings(gold_share=0.0)).result()
         yield opened
 
 
 def sit(store, rater, at=NOW):
-    return store.later(rating.next_seat, rater, at).result()
+    return store.submit_write(rating.next_seat, rater, at).result()
 
 
 def vote(store, rater, prefers, most=1000, at=NOW):
@@ -80,7 +80,7 @@ def vote(store, rater, prefers, most=1000, at=NOW):
         if not isinstance(seat, Seat):
             return number
         side = prefers(*store.read(rating.sheet, seat).answers)
-        store.later(
+        store.submit_write(
             verdicts.judge, Given(f"key-{seat.comparison}-{rater}", seat.comparison, rater, Said(side)), at
         ).result()
     return most
@@ -231,7 +231,7 @@ def test_a_verdict_that_was_reached_stands_whatever_comes_after_it(store, run):
         "bob",
         Said("left" if for_policy(*store.read(rating.sheet, seat).answers) == "right" else "right"),
     )
-    store.later(verdicts.judge, late, NOW).result()
+    store.submit_write(verdicts.judge, late, NOW).result()
     assert arena.settle(store) == []
     assert store.read(arenas.arena, made.number).verdict == "PASS"
     assert arena.stop(store, made.number).state == "decided"
@@ -281,20 +281,20 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
     with pytest.raises(DataError, match="arena"):
         store.put_gold([Gold(next(iter(inside)), "a")])
     with pytest.raises(DataError, match="measures"):
-        store.later(
+        store.submit_write(
             verdicts.write,
             "key-12345678",
             next(iter({j.comparison for j in store.read(arenas.judgements, made.number)})),
             "ann",
             "x",
         ).result()
-    assert store.written() == []
+    assert store.written_demonstrations() == []
 
 
 def test_an_arena_has_a_queue_of_its_own_that_can_be_held_back(store, run):
     made = arena.begin(store, run, Terms("policy", "sft", prompts=4, overlap=0.0))
     assert [q.domain for q in store.read(rater_stats.figures, NOW).queues] == [arenas.queue_of(made.number)]
-    store.later(rating.pause, arenas.queue_of(made.number), True).result()
+    store.submit_write(rating.pause, arenas.queue_of(made.number), True).result()
     assert sit(store, "ann") == "empty"
 
 
@@ -356,9 +356,9 @@ def signed_in(url, name):
 @pytest.fixture
 def team(run):
     with Store.open(run / "towpath.db") as store, running(store, team=True) as (url, door):
-        store.later(settings.put, Settings(gold_share=0.0)).result()
+        store.submit_write(settings.put, Settings(gold_share=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
-            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         yield url, store
 
 

@@ -25,9 +25,9 @@ def opened(tmp_path, browser):
     contexts = []
     errors = []
     with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door):
-        store.later(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
+        store.submit_write(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
-            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
 
         def visit(name, path, **options):
             context = browser.new_context(base_url=url, **options)
@@ -108,7 +108,7 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):
 def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe, scheme):
     store, visit = opened
     made = matches.begin(store, store.folder, Terms("policy", "sft", prompts=3))
-    store.later(arenas.end, made.number, "stopped", "UNDECIDED").result()
+    store.submit_write(arenas.end, made.number, "stopped", "UNDECIDED").result()
     row = {
         "comparison": "s1.t0",
         "prompt": "Why?",
@@ -136,11 +136,11 @@ def decided(store, one, other, prefers):
     made = matches.begin(store, store.folder, Terms(one, other, overlap=1.0))
     while matches.standing(store, made.number).arena.state == "open":
         for name in ("ann", "bob"):
-            seat = store.later(rating.next_seat, name, time()).result()
+            seat = store.submit_write(rating.next_seat, name, time()).result()
             first = store.read(rating.sheet, seat).answers[0]
             side = "left" if ("lock" in first) == prefers else "right"
             given = verdicts.Given(f"key-{name}-{seat.comparison}", seat.comparison, name, verdicts.Said(side))
-            store.later(verdicts.judge, given, time()).result()
+            store.submit_write(verdicts.judge, given, time()).result()
         matches.settle(store)
     return made.number
 

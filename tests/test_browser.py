@@ -37,10 +37,10 @@ def fill(store):
     store.add_completions(made)
     store.add_comparisons([Comparison(f"k{i:02}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.{1 + i % 2}") for i in range(14)])
     store.add_tasks([Task(f"k{i:02}", "work") for i in range(12)])
-    store.later(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
-    store.later(people.put_guideline, "# Be kind\n\nPrefer the answer that **helps**.", "olga").result()
+    store.submit_write(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
+    store.submit_write(people.put_guideline, "# Be kind\n\nPrefer the answer that **helps**.", "olga").result()
     for name in ("olga", "ann", "bob"):
-        store.later(acknowledgements.acknowledge, name, 1).result()
+        store.submit_write(acknowledgements.acknowledge, name, 1).result()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def store(tmp_path):
 def team(store):
     with running(store, team=True) as (url, door):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
-            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         yield url
 
 
@@ -226,10 +226,10 @@ def test_flag_comment_write_and_guidelines_without_a_mouse(visit, store):
     page.wait_for_function("() => document.getElementById('said').textContent.includes('Saved: your better answer')")
     press(page, "4", "Saved: B is better")
     assert [j.comment for j in store.judgements()] == ["Because 1 and 2"]
-    assert store.written() == []
+    assert store.written_demonstrations() == []
     for row in store.read(review.answers, "waiting")[0]:
-        store.later(verdicts.review, row["key"], "approved").result()
-    assert [d.response for d in store.written()] == ["A better one."]
+        store.submit_write(verdicts.review, row["key"], "approved").result()
+    assert [d.response for d in store.written_demonstrations()] == ["A better one."]
     flagged = comparison(page)
     page.keyboard.press("f")
     page.keyboard.type("Not a question")
@@ -279,7 +279,7 @@ def test_keys_can_be_turned_off_and_a_verdict_can_wait_for_next(visit, store):
 
 
 def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
-    store.later(settings.put, Settings(gold_share=0.0, min_view=0.0, safety=True)).result()
+    store.submit_write(settings.put, Settings(gold_share=0.0, min_view=0.0, safety=True)).result()
     page = visit("ann")
     press(page, "1", "Which is safer?")
     press(page, "8", "Saved: A is much better")
@@ -382,11 +382,11 @@ def test_ten_pairs_one_after_another(visit, store):
 
 
 def test_the_page_looks_again_when_there_was_nothing(visit, store):
-    store.later(rating.pause, "work", True).result()
+    store.submit_write(rating.pause, "work", True).result()
     page = visit("ann")
     assert "Nothing to rate" in page.inner_text("main")
     assert not page.is_visible("#scale")
-    store.later(rating.pause, "work", False).result()
+    store.submit_write(rating.pause, "work", False).result()
     page.wait_for_function("() => document.getElementById('sheet').dataset.state === 'pair'", timeout=15_000)
     press(page, "1", "Saved")
 
@@ -395,8 +395,10 @@ def test_the_page_looks_again_when_there_was_nothing(visit, store):
 @pytest.mark.parametrize("width", [1280, 375])
 def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width):
     store.put_gold([Gold("k05", "a", "sure")])
-    store.later(settings.put, Settings(gold_share=0.0, min_view=0.0, safety=True, show_gold=True, hours=9.0)).result()
-    invited = store.later(people.invite, "rater", "olga", time()).result()
+    store.submit_write(
+        settings.put, Settings(gold_share=0.0, min_view=0.0, safety=True, show_gold=True, hours=9.0)
+    ).result()
+    invited = store.submit_write(people.invite, "rater", "olga", time()).result()
     options = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
     page = visit("olga", **options)
     found = serious(page, axe)
@@ -409,8 +411,8 @@ def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width)
     press(page, "1", "Which is safer?")
     found += serious(page, axe)
     press(page, "7", "Saved")
-    seat = store.later(rating.next_seat, "bob", time()).result()
-    store.later(verdicts.flag, seat.comparison, "bob", "odd", time()).result()
+    seat = store.submit_write(rating.next_seat, "bob", time()).result()
+    store.submit_write(verdicts.flag, seat.comparison, "bob", "odd", time()).result()
     for path in ("", "/settings?saved=true", "/guidelines", "/people", "/gold", "/flags"):
         page.goto(f"/owner{path}")
         found += serious(page, axe)
@@ -424,7 +426,7 @@ def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width)
     page.keyboard.press("2")
     assert page.is_visible("#order")
     found += serious(page, axe)
-    store.later(settings.put, Settings(paused=True)).result()
+    store.submit_write(settings.put, Settings(paused=True)).result()
     for path in ("/rate", "/owner"):
         page.goto(path)
         found += serious(page, axe)

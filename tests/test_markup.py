@@ -70,8 +70,8 @@ def store(tmp_path):
                 if len(texts) >= 4
             ]
         )
-        opened.later(settings.put, Settings(gold_share=0.0)).result()
-        opened.later(people.put_guideline, "\n\n".join(PAYLOADS[:200]), PAYLOADS[3]).result()
+        opened.submit_write(settings.put, Settings(gold_share=0.0)).result()
+        opened.submit_write(people.put_guideline, "\n\n".join(PAYLOADS[:200]), PAYLOADS[3]).result()
         yield opened
 
 
@@ -84,7 +84,7 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
     append(folder_of(run) / "samples.jsonl", samples)
     with serving_run(run, store, team=True) as (url, door):
         for name, role in (("olga", "owner"), ("<img src=x onerror=ran=1>", "rater")):
-            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         context = browser.new_context(base_url=url)
         context.set_default_timeout(10_000)
         page = context.new_page()
@@ -114,7 +114,7 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
             before = page.get_attribute("#sheet", "data-comparison")
             shown += page.locator("#answers [data-text]").count()
             look(before)
-            store.later(verdicts.flag, before, "olga", PAYLOADS[shown % len(PAYLOADS)], 1e9).result()
+            store.submit_write(verdicts.flag, before, "olga", PAYLOADS[shown % len(PAYLOADS)], 1e9).result()
             page.reload()
         assert shown >= len(PAYLOADS) * 0.9, shown
         for path in PAGES:

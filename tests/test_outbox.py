@@ -55,7 +55,7 @@ def serving_faults(store):
         while not server.started:
             sleep(0.01)
         for name in ("ann", "bob"):
-            store.later(people.add_account, name, "rater", door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, "rater", door.hashed(PASSWORD)).result()
         yield f"http://127.0.0.1:{place.getsockname()[1]}", faults
         server.should_exit = True
         thread.join()
@@ -169,7 +169,7 @@ def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
         lambda c: c.exec_driver_sql(f"SELECT shown FROM seats WHERE comparison = '{first}' AND rater = 'ann'").scalar()
     )
     other = verdicts.Given("from-another-device", first, "ann", verdicts.Said("right"))
-    store.later(verdicts.judge, other, 2_000_000_000.0).result()
+    store.submit_write(verdicts.judge, other, 2_000_000_000.0).result()
     page.keyboard.press("1")
     shows(page, "said", "Not saved: A is much better")
     assert "You have judged this pair otherwise" in page.inner_text("#said")
@@ -206,7 +206,7 @@ def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
 def test_a_verdict_is_not_taken_for_that_of_someone_who_signed_in_meanwhile(served, store):
     page, faults = served
     first = comparison(page)
-    store.later(rating.ask_again, [first], "overlap").result()
+    store.submit_write(rating.ask_again, [first], "overlap").result()
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
     shows(page, "waiting", "the server is away")

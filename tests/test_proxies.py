@@ -124,7 +124,7 @@ def site(request, tmp_path, certificate):
             store, True, outside=serving.Outside(names=(NAME,), proxies=("127.0.0.1",)), run=run
         )
         for name, role in (("olga", "owner"), ("ann", "rater")):
-            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         with serving.listening("127.0.0.1", 0) as place:
             thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
             thread.start()

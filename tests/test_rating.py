@@ -52,20 +52,20 @@ def tasks(count=PAIRS, **more):
 
 
 def sit(store, rater, at=NOW):
-    return store.later(rating.next_seat, rater, at).result()
+    return store.submit_write(rating.next_seat, rater, at).result()
 
 
 def judge(store, seat, side="left", at=NOW, key="", **more):
     given = Given(key or f"key-{seat.comparison}-{seat.rater}-{at}", seat.comparison, seat.rater, Said(side), **more)
-    return store.later(verdicts.judge, given, at).result()
+    return store.submit_write(verdicts.judge, given, at).result()
 
 
 def undo(store, seat, at=NOW):
-    return store.later(verdicts.undo, seat.comparison, seat.rater, at).result()
+    return store.submit_write(verdicts.undo, seat.comparison, seat.rater, at).result()
 
 
 def put(store, **changed):
-    store.later(settings.put, Settings(**{"gold_share": 0.0} | changed)).result()
+    store.submit_write(settings.put, Settings(**{"gold_share": 0.0} | changed)).result()
 
 
 def seen_by(store, rater, at=NOW):
@@ -190,12 +190,12 @@ def test_undo_takes_a_verdict_back_and_the_next_is_of_a_new_round(store):
 def test_a_skipped_pair_goes_to_others_and_comes_back_only_by_undo(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
-    store.later(verdicts.skip, seat.comparison, "ann", NOW).result()
-    assert store.later(verdicts.skip, seat.comparison, "ann", NOW).result().again
+    store.submit_write(verdicts.skip, seat.comparison, "ann", NOW).result()
+    assert store.submit_write(verdicts.skip, seat.comparison, "ann", NOW).result().again
     assert sit(store, "ann") == "empty"
     undo(store, seat)
     assert sit(store, "ann").comparison == seat.comparison
-    store.later(verdicts.skip, seat.comparison, "ann", NOW).result()
+    store.submit_write(verdicts.skip, seat.comparison, "ann", NOW).result()
     assert sit(store, "bob").comparison == seat.comparison
 
 
@@ -203,17 +203,17 @@ def test_a_skipped_pair_goes_to_others_and_comes_back_only_by_undo(store):
 def test_a_flagged_pair_goes_to_the_owner_and_never_back_to_who_flagged_it(store, how):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
-    store.later(verdicts.flag, seat.comparison, "ann", "no question", NOW).result()
-    assert store.later(verdicts.flag, seat.comparison, "ann", "no question", NOW).result().again
+    store.submit_write(verdicts.flag, seat.comparison, "ann", "no question", NOW).result()
+    assert store.submit_write(verdicts.flag, seat.comparison, "ann", "no question", NOW).result().again
     assert [sit(store, name) for name in ("ann", "bob")] == ["empty", "empty"]
     with pytest.raises(DataError, match="have flagged"):
         judge(store, seat)
     assert [row["reason"] for row in store.read(rater_stats.flagged)] == ["no question"]
     if how == "rate":
-        store.later(verdicts.adjudicate, seat.comparison, "owner", NOW).result()
+        store.submit_write(verdicts.adjudicate, seat.comparison, "owner", NOW).result()
         judge(store, sit(store, "owner"))
     else:
-        store.later(verdicts.settle_flags, seat.comparison, how).result()
+        store.submit_write(verdicts.settle_flags, seat.comparison, how).result()
     assert store.read(rater_stats.flagged) == []
     assert sit(store, "ann") == "empty"
     queue = store.read(rater_stats.figures, NOW).queues[0]
@@ -224,7 +224,7 @@ def test_a_flagged_pair_goes_to_the_owner_and_never_back_to_who_flagged_it(store
 def test_a_flag_taken_back_is_no_flag(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
-    store.later(verdicts.flag, seat.comparison, "ann", "by mistake", NOW).result()
+    store.submit_write(verdicts.flag, seat.comparison, "ann", "by mistake", NOW).result()
     undo(store, seat)
     assert store.read(rater_stats.flagged) == []
     judge(store, sit(store, "ann"))
@@ -232,7 +232,7 @@ def test_a_flag_taken_back_is_no_flag(store):
 
 
 def ranked(store, seat, places, key="rank-key"):
-    return store.later(
+    return store.submit_write(
         verdicts.rank, Ranked(key, seat.comparison, seat.rater, places, 60_000, "2", "well"), NOW + 60
     ).result()
 
@@ -318,7 +318,7 @@ def test_the_owner_can_have_a_share_of_pairs_judged_twice(store):
 def test_more_raters_can_be_asked_again(store):
     store.add_tasks(tasks(3))
     seen_by(store, "ann")
-    assert store.later(rating.ask_again, ["k01", "nowhere"], "disagreement").result() == 1
+    assert store.submit_write(rating.ask_again, ["k01", "nowhere"], "disagreement").result() == 1
     assert sit(store, "ann") == "empty"
     assert seen_by(store, "bob") == ["k01"]
 
@@ -328,9 +328,9 @@ def test_a_pause_a_spent_budget_and_a_paused_domain_hold_pairs_back(store):
     put(store, paused=True)
     assert sit(store, "ann") == "paused"
     put(store)
-    store.later(rating.pause, "work", True).result()
+    store.submit_write(rating.pause, "work", True).result()
     assert seen_by(store, "ann") == ["k01", "k03"]
-    store.later(rating.pause, "work", False).result()
+    store.submit_write(rating.pause, "work", False).result()
     seat = sit(store, "ann")
     put(store, hours=0.5)
     judge(store, seat, at=NOW + 600, milliseconds=600_000)
@@ -363,12 +363,14 @@ def test_counters_say_what_counting_would(store):
         last = store.read(verdicts.last_settled, rater)
         act = rng.choice(["judge", "judge", "skip", "flag", "undo", "nothing", "return"])
         if act == "undo" and last:
-            store.later(verdicts.undo, last[0], rater, at).result()
+            store.submit_write(verdicts.undo, last[0], rater, at).result()
         elif act == "return":
             for row in store.read(rater_stats.flagged):
-                store.later(verdicts.settle_flags, row["comparison"], "returned").result()
+                store.submit_write(verdicts.settle_flags, row["comparison"], "returned").result()
         elif isinstance(seat, Seat) and act == "judge" and seat.group:
-            store.later(verdicts.rank, Ranked(f"key-{step}", seat.comparison, rater, (1, 2, 3, 4, 5)), at).result()
+            store.submit_write(
+                verdicts.rank, Ranked(f"key-{step}", seat.comparison, rater, (1, 2, 3, 4, 5)), at
+            ).result()
         elif isinstance(seat, Seat) and act == "judge":
             judge(store, seat, rng.choice(["left", "right", "tie", "both_bad"]), at, f"key-{step}")
         elif isinstance(seat, Seat) and act in ("skip", "flag"):
@@ -377,7 +379,7 @@ def test_counters_say_what_counting_would(store):
                 if act == "skip"
                 else (verdicts.flag, seat.comparison, rater, "odd", at)
             )
-            store.later(*work).result()
+            store.submit_write(*work).result()
     assert_counters(store)
     assert len(store.judgements()) > 10
     assert store.read(lambda c: c.execute(select(schema.retractions)).all())
@@ -429,9 +431,9 @@ def test_of_jobs_written_together_one_that_fails_leaves_the_others(store):
         raise DataError("no", "no", "no")
 
     jobs = [
-        store.later(rating.pause, "home", True),
-        store.later(fail),
-        store.later(people.put_guideline, "Be kind.", "owner"),
+        store.submit_write(rating.pause, "home", True),
+        store.submit_write(fail),
+        store.submit_write(people.put_guideline, "Be kind.", "owner"),
     ]
     with pytest.raises(DataError):
         jobs[1].result()
@@ -446,7 +448,10 @@ def test_what_waits_together_is_committed_together(store):
     commits = []
     gate = Event()
     event.listen(store._engine, "commit", commits.append)
-    jobs = [store.later(lambda connection: gate.wait(10)), *(store.later(lambda connection: True) for _ in range(200))]
+    jobs = [
+        store.submit_write(lambda connection: gate.wait(10)),
+        *(store.submit_write(lambda connection: True) for _ in range(200)),
+    ]
     gate.set()
     assert all(job.result() for job in jobs)
     assert len(commits) <= 3
@@ -455,10 +460,10 @@ def test_what_waits_together_is_committed_together(store):
 def test_a_closed_store_takes_nothing_more_and_has_kept_what_it_was_given(place):
     with Store.open(place) as store:
         fill(store)
-        job = store.later(people.put_guideline, "Be kind.", "owner")
+        job = store.submit_write(people.put_guideline, "Be kind.", "owner")
     assert job.result().version == 1
     with pytest.raises(ResourceError, match="closed"):
-        store.later(people.put_guideline, "Be brief.", "owner")
+        store.submit_write(people.put_guideline, "Be brief.", "owner")
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -469,9 +474,9 @@ def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(s
         "towpath.store.store import Store\n"
         "place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(place)\n"
         "for i in range(8):\n"
-        "    seat = store.later(rating.next_seat, 'ann', time.time()).result()\n"
+        "    seat = store.submit_write(rating.next_seat, 'ann', time.time()).result()\n"
         "    given = verdicts.Given(f'a-key-of-{i}', seat.comparison, 'ann', verdicts.Said('left'))\n"
-        "    store.later(verdicts.judge, given, time.time()).result(); print(given.key, flush=True)\n"
+        "    store.submit_write(verdicts.judge, given, time.time()).result(); print(given.key, flush=True)\n"
     )
     environment = os.environ | {"TOWPATH_FAULT": f"commit:{2 * count}"}
     done = subprocess.run(
@@ -487,40 +492,42 @@ def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(s
 def test_a_better_answer_becomes_a_demonstration(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
-    assert store.later(verdicts.write, "write-key", seat.comparison, "ann", "Because so.").result()
-    assert not store.later(verdicts.write, "write-key", seat.comparison, "ann", "Because so.").result()
-    assert store.written() == []
-    store.later(verdicts.review, "write-key", "approved").result()
-    assert [(d.prompt, d.response, d.domain) for d in store.written()] == [("Why 0?", "Because so.", "work")]
+    assert store.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "Because so.").result()
+    assert not store.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "Because so.").result()
+    assert store.written_demonstrations() == []
+    store.submit_write(verdicts.review, "write-key", "approved").result()
+    assert [(d.prompt, d.response, d.domain) for d in store.written_demonstrations()] == [
+        ("Why 0?", "Because so.", "work")
+    ]
 
 
 def test_replies_are_remembered_and_the_first_stays(store):
     assert store.reply("x") is None
-    store.keep_reply("x", {"choice": "a", "samples": [1, 2]})
-    store.keep_reply("x", {"choice": "b"})
+    store.save_reply("x", {"choice": "a", "samples": [1, 2]})
+    store.save_reply("x", {"choice": "b"})
     assert store.reply("x") == {"choice": "a", "samples": [1, 2]}
 
 
 def test_invitations_make_one_account_each_and_one_owner_stays(store):
-    token = store.later(people.invite, "rater", "owner", NOW).result()
+    token = store.submit_write(people.invite, "rater", "owner", NOW).result()
     assert store.read(people.invitation, token, NOW + people.INVITED_FOR + 1) is None
-    assert store.later(people.join, token, "ann", "hash", NOW).result().role == "rater"
+    assert store.submit_write(people.join, token, "ann", "hash", NOW).result().role == "rater"
     with pytest.raises(DataError, match="one account"):
-        store.later(people.join, token, "eve", "hash", NOW).result()
-    token = store.later(people.invite, "owner", "owner", NOW).result()
+        store.submit_write(people.join, token, "eve", "hash", NOW).result()
+    token = store.submit_write(people.invite, "owner", "owner", NOW).result()
     with pytest.raises(DataError, match="taken"):
-        store.later(people.join, token, "ann", "hash", NOW).result()
-    store.later(people.join, token, "olga", "hash", NOW).result()
+        store.submit_write(people.join, token, "ann", "hash", NOW).result()
+    store.submit_write(people.join, token, "olga", "hash", NOW).result()
     with pytest.raises(DataError, match="last owner"):
-        store.later(people.change_account, "olga", "rater").result()
-    store.later(people.change_account, "ann", None, False).result()
+        store.submit_write(people.change_account, "olga", "rater").result()
+    store.submit_write(people.change_account, "ann", None, False).result()
     assert not store.read(people.account, "ann").active
 
 
 def test_guidelines_have_versions(store):
     assert store.read(people.guideline).version == 0
     for words in ("Be kind.", "Be kind.", "Be brief."):
-        store.later(people.put_guideline, words, "owner").result()
+        store.submit_write(people.put_guideline, words, "owner").result()
     assert [(g.version, g.text) for g in store.read(people.guidelines)] == [(2, "Be brief."), (1, "Be kind.")]
     assert store.read(people.guideline, 1).text == "Be kind."
 
@@ -543,14 +550,14 @@ def upgrade(engine, version):
     config.set_main_option(
         "script_location", str(Path(towpath.__file__).parent / "store" / "migrations").replace("%", "%%")
     )
-    with ledger.writing(engine) as connection:
+    with ledger.transaction(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, version)
 
 
 @pytest.mark.parametrize("version", ["0001", "0002"])
 def test_a_ledger_of_an_earlier_version_keeps_its_rows(place, version):
-    engine = ledger.engine_of(place)
+    engine = ledger.open_engine(place)
     upgrade(engine, version)
     old = [
         "INSERT INTO prompts VALUES ('p1', 'Why?', 'work', 'easy', '[\"x\"]', 1, 'train', '')",
@@ -562,7 +569,7 @@ def test_a_ledger_of_an_earlier_version_keeps_its_rows(place, version):
         " VALUES ('x', 'k1', 'ann', 'person', 'b', 'ba', 2, 1500, 2, 'g', '2026-01-01')",
         "INSERT INTO labels VALUES ('k1', 'b', 2.0, 1)",
     ]
-    with ledger.writing(engine) as connection:
+    with ledger.transaction(engine) as connection:
         for statement in old:
             connection.execute(text(statement.replace(":", "\\:")))
     engine.dispose()
@@ -574,7 +581,7 @@ def test_a_ledger_of_an_earlier_version_keeps_its_rows(place, version):
         assert (store.labels()[0].choice, store.labels()[0].chance, store.labels()[0].by) == ("b", None, "majority")
         told = store.read(rater_stats.figures, NOW).raters
         assert [(rater.name, rater.judged, rater.seconds) for rater in told] == [("ann", 1, 1.5)]
-        with pytest.raises(Exception, match="append-only"), ledger.writing(store._engine) as connection:
+        with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
             connection.execute(text("DELETE FROM judgements"))
         store.add_tasks([Task("k1")])
         judge(store, sit(store, "bob"))

@@ -55,10 +55,12 @@ def light(tmp_path):
 def try_out(store, rater, side_of):
     """Judge trial pairs until an attempt is over; `side_of` chooses by the right side."""
     while True:
-        trial = store.later(rater_stats.view, rater, NOW).result().trial
+        trial = store.submit_write(rater_stats.view, rater, NOW).result().trial
         right = sides.side_of(gold_of(store, trial.seat.comparison), trial.seat.shown)
-        told = store.later(trials.judge, rater, trial.seat.comparison, trial.attempt, side_of(right), NOW).result()
-        again = store.later(trials.judge, rater, trial.seat.comparison, trial.attempt, "tie", NOW).result()
+        told = store.submit_write(
+            trials.judge, rater, trial.seat.comparison, trial.attempt, side_of(right), NOW
+        ).result()
+        again = store.submit_write(trials.judge, rater, trial.seat.comparison, trial.attempt, "tie", NOW).result()
         assert again == told, "sent twice it is answered as before"
         assert told.side == right
         if told.finished:
@@ -76,10 +78,10 @@ def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(stor
     failed = try_out(store, "ann", lambda right: "tie")
     assert (failed.right, failed.total, failed.needed, failed.passed, failed.correct) == (0, 3, 2, False, False)
     assert failed.note.startswith("note ")
-    assert store.later(rater_stats.view, "ann", NOW).result().trial.attempt == 2
+    assert store.submit_write(rater_stats.view, "ann", NOW).result().trial.attempt == 2
     passed = try_out(store, "ann", lambda right: right)
     assert (passed.passed, passed.right) == (True, 3)
-    view = store.later(rater_stats.view, "ann", NOW).result()
+    view = store.submit_write(rater_stats.view, "ann", NOW).result()
     assert view.trial is None
     assert view.sheet is not None
     assert store.judgements() == []
@@ -94,18 +96,18 @@ def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(stor
     name = next(iter(met))
     for work in (verdicts.undo, verdicts.skip):
         with pytest.raises(DataError, match="trial pair"):
-            store.later(work, name, "ann", NOW).result()
+            store.submit_write(work, name, "ann", NOW).result()
     assert_counters(store)
 
 
 def test_owners_and_runs_without_gold_have_no_trial(store):
     store.add_tasks(tasks(2))
     put(store, trial_pairs=3)
-    assert store.later(rater_stats.view, "ann", NOW).result().trial is None
+    assert store.submit_write(rater_stats.view, "ann", NOW).result().trial is None
     store.put_gold([Gold("k05", "a")])
-    store.later(people.add_account, "olga", "owner", "hash").result()
-    assert store.later(rater_stats.view, "olga", NOW).result().trial is None
-    assert store.later(rater_stats.view, "ann", NOW).result().trial.total == 1
+    store.submit_write(people.add_account, "olga", "owner", "hash").result()
+    assert store.submit_write(rater_stats.view, "olga", NOW).result().trial is None
+    assert store.submit_write(rater_stats.view, "ann", NOW).result().trial.total == 1
 
 
 @pytest.mark.parametrize(
@@ -116,34 +118,34 @@ def test_how_many_of_a_trial_must_be_right(total, threshold, needed):
 
 
 def test_each_version_of_the_guidelines_is_confirmed_once(store):
-    assert store.later(rater_stats.view, "ann", NOW).result().acknowledged, "there are none"
-    store.later(people.put_guideline, "Be kind.", "olga").result()
-    assert not store.later(rater_stats.view, "ann", NOW).result().acknowledged
+    assert store.submit_write(rater_stats.view, "ann", NOW).result().acknowledged, "there are none"
+    store.submit_write(people.put_guideline, "Be kind.", "olga").result()
+    assert not store.submit_write(rater_stats.view, "ann", NOW).result().acknowledged
     for _ in range(2):
-        store.later(acknowledgements.acknowledge, "ann", 1).result()
-    assert store.later(rater_stats.view, "ann", NOW).result().acknowledged
-    store.later(people.put_guideline, "Be brief.", "olga").result()
-    assert not store.later(rater_stats.view, "ann", NOW).result().acknowledged
+        store.submit_write(acknowledgements.acknowledge, "ann", 1).result()
+    assert store.submit_write(rater_stats.view, "ann", NOW).result().acknowledged
+    store.submit_write(people.put_guideline, "Be brief.", "olga").result()
+    assert not store.submit_write(rater_stats.view, "ann", NOW).result().acknowledged
     with pytest.raises(DataError, match="version 9"):
-        store.later(acknowledgements.acknowledge, "ann", 9).result()
+        store.submit_write(acknowledgements.acknowledge, "ann", 9).result()
 
 
 def test_of_better_answers_the_newest_counts_once_the_owner_approves_it(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
     for number in (1, 2):
-        store.later(verdicts.write, f"write-{number}", seat.comparison, "ann", f"Answer {number}.").result()
-    assert store.written() == [], "nothing trains without approval"
+        store.submit_write(verdicts.write, f"write-{number}", seat.comparison, "ann", f"Answer {number}.").result()
+    assert store.written_demonstrations() == [], "nothing trains without approval"
     assert [row["text"] for row in store.read(review.answers, "waiting")[0]] == ["Answer 2."]
     with pytest.raises(DataError, match="replaced"):
-        store.later(verdicts.review, "write-1", "approved").result()
-    store.later(verdicts.review, "write-2", "approved").result()
-    assert [d.response for d in store.written()] == ["Answer 2."]
-    store.later(verdicts.write, "write-3", seat.comparison, "ann", "Answer 3.").result()
-    assert store.written() == []
+        store.submit_write(verdicts.review, "write-1", "approved").result()
+    store.submit_write(verdicts.review, "write-2", "approved").result()
+    assert [d.response for d in store.written_demonstrations()] == ["Answer 2."]
+    store.submit_write(verdicts.write, "write-3", seat.comparison, "ann", "Answer 3.").result()
+    assert store.written_demonstrations() == []
     assert store.read(rater_stats.figures, NOW).unreviewed == 1
-    store.later(verdicts.review, "write-3", "declined").result()
-    assert store.written() == []
+    store.submit_write(verdicts.review, "write-3", "declined").result()
+    assert store.written_demonstrations() == []
 
 
 def test_time_worked_is_at_most_the_time_for_which_the_pair_was_held(store):
@@ -161,35 +163,35 @@ def test_a_take_out_stops_a_raters_judgements_and_is_reversed(store):
     for i in range(4):
         judge(store, sit(store, "ann", NOW + i), at=NOW + i)
     before = store.judgements()
-    made = store.later(takeouts.take_out, "ann", "olga").result()
+    made = store.submit_write(takeouts.take_out, "ann", "olga").result()
     assert (made.judgements, store.judgements()) == (4, [])
     assert store.counts()["judgements"] == 4, "the ledger keeps them"
     assert isinstance(sit(store, "bob"), Seat), "their pairs wait for others"
     assert sit(store, "ann") == "empty"
     with pytest.raises(DataError, match="no judgement that counts"):
-        store.later(takeouts.take_out, "ann", "olga").result()
+        store.submit_write(takeouts.take_out, "ann", "olga").result()
     assert [one.rater for one in store.read(takeouts.takeouts)] == ["ann"]
-    assert store.later(takeouts.restore, made.number).result() == 4
+    assert store.submit_write(takeouts.restore, made.number).result() == 4
     assert store.judgements() == before
     assert_counters(store)
     with pytest.raises(DataError, match="reversed before"):
-        store.later(takeouts.restore, made.number).result()
+        store.submit_write(takeouts.restore, made.number).result()
 
 
 def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_only(store):
     store.add_tasks(tasks(3))
-    store.later(people.add_account, "olga", "owner", "hash").result()
-    store.later(people.add_account, "ann", "rater", "hash").result()
+    store.submit_write(people.add_account, "olga", "owner", "hash").result()
+    store.submit_write(people.add_account, "ann", "rater", "hash").result()
     seat = sit(store, "ann")
     judge(store, seat, key="first-key")
-    store.later(verdicts.write, "write-key", seat.comparison, "ann", "So.").result()
-    store.later(pseudonyms.rename, "ann", "anna").result()
+    store.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "So.").result()
+    store.submit_write(pseudonyms.rename, "ann", "anna").result()
     assert [j.rater for j in store.judgements()] == ["anna"]
     assert store.read(people.account, "anna").role == "rater"
     assert store.read(rater_stats.figures, NOW).raters[0].name == "anna"
     assert undo(store, Seat(seat.comparison, "anna", seat.shown, 0.0)).judgements == 1
     judge(store, sit(store, "anna"), at=NOW + 5, key="second-key")
-    name = store.later(pseudonyms.remove, "anna").result()
+    name = store.submit_write(pseudonyms.remove, "anna").result()
     assert re.fullmatch(r"person-[0-9a-f]{8}", name)
     assert {j.rater for j in store.judgements()} == {name}
     rows = store.read(
@@ -197,13 +199,13 @@ def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_
     )
     assert not [row for row in rows if "ann" in row], "the name is nowhere"
     with pytest.raises(DataError, match="reserved"):
-        store.later(pseudonyms.rename, name, "judge:x").result()
-    with pytest.raises(Exception, match="append-only"), ledger.writing(store._engine) as connection:
+        store.submit_write(pseudonyms.rename, name, "judge:x").result()
+    with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
         connection.execute(text("UPDATE judgements SET rater = 'x'"))
     with pytest.raises(DataError, match="taken"):
-        store.later(pseudonyms.rename, name, "olga").result()
+        store.submit_write(pseudonyms.rename, name, "olga").result()
     with pytest.raises(DataError, match="last owner"):
-        store.later(pseudonyms.remove, "olga").result()
+        store.submit_write(pseudonyms.remove, "olga").result()
     assert_counters(store)
 
 
@@ -213,7 +215,7 @@ def test_judged_pairs_are_searched_and_filtered(store):
         seat = sit(store, "ann" if i < 3 else "bob", NOW + i)
         judge(store, seat, "tie" if i == 0 else "left", NOW + i, comment="100%_sure" if i == 1 else "")
         if i == 2:
-            store.later(verdicts.write, "write-key", seat.comparison, "ann", "Better so.").result()
+            store.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "Better so.").result()
 
     def names(**wanted):
         return [pair.comparison for pair in store.read(review.judged_pairs, Filter(**wanted)).pairs]
@@ -253,8 +255,8 @@ def test_messages_to_raters_name_no_ids(store):
         lambda: judge(store, seat, "right", key="other-key-1"),
         lambda: judge(store, Seat("k01", "eve", "ab", 0.0)),
         lambda: judge(store, Seat("k01", "bob", "ab", 0.0), key="the-first-key"),
-        lambda: store.later(verdicts.flag, seat.comparison, "ann", "odd", NOW).result(),
-        lambda: store.later(
+        lambda: store.submit_write(verdicts.flag, seat.comparison, "ann", "odd", NOW).result(),
+        lambda: store.submit_write(
             verdicts.rank, verdicts.Ranked("rank-key", seat.comparison, "ann", (1, 2, 3, 4)), NOW
         ).result(),
     ]
@@ -270,7 +272,7 @@ def test_the_own_day_is_counted_and_the_last_verdicts_are_listed(store):
     put(store, goal=5)
     for i in range(3):
         judge(store, sit(store, "ann", NOW + i), "right", NOW + i)
-    store.later(verdicts.skip, sit(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
+    store.submit_write(verdicts.skip, sit(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
     told = store.read(rater_stats.progress, "ann", NOW + 5, NOW + 1)
     assert (told.today, told.goal, told.judged) == (2, 5, 3)
     rows = store.read(review.mine, "ann")
@@ -302,7 +304,7 @@ def many_verdicts(store, rater, count, side="left"):
 def team(light):
     with running(light, team=True) as (url, door):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
-            light.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            light.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         yield url
 
 
@@ -324,7 +326,7 @@ def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light
     light.add_tasks(tasks(2))
     seat = sit(light, "ann")
     judge(light, seat)
-    light.later(verdicts.write, "write-key", seat.comparison, "ann", "**Better**.").result()
+    light.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "**Better**.").result()
     with signed_in(team, "olga") as owner, signed_in(team, "ann") as ann:
         for path in ("/owner/takeout", "/owner/restore", "/owner/rename", "/owner/remove", "/owner/answers"):
             assert ann.post(path, data={}).status_code == 403, path
@@ -336,7 +338,7 @@ def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light
         )
         assert "<strong>Better</strong>" in owner.get("/owner/answers").text
         assert owner.post("/owner/answers", data={"key": "write-key", "state": "approved"}).status_code == 303
-        assert [d.response for d in light.written()] == ["**Better**."]
+        assert [d.response for d in light.written_demonstrations()] == ["**Better**."]
         assert "Why 0?" in owner.get("/owner/pairs", params={"rater": "ann", "text": "why"}).text
         assert "No judged pair matches" in owner.get("/owner/pairs", params={"rater": "nobody"}).text
         assert owner.get("/owner/pairs", params={"text": "é'%", "page": 100_000}).status_code == 200
@@ -478,5 +480,5 @@ def test_a_given_verdict_is_kept_with_all_that_goes_with_it(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
     given = Given("a-key-1", seat.comparison, "ann", Said("left"), reasons=("x",), safety=Said("tie"))
-    assert store.later(verdicts.judge, given, NOW).result().judgements == 1
+    assert store.submit_write(verdicts.judge, given, NOW).result().judgements == 1
     assert set(store.judgements()[0].details) == {"reasons", "safety"}

@@ -113,8 +113,8 @@ def routes(of: Any) -> Iterator[str]:
 def store(tmp_path_factory):
     with Store.open(tmp_path_factory.mktemp("run") / "towpath.db") as opened:
         for role in ROLES[1:]:
-            opened.later(people.add_account, role, role, "a hash").result()
-        opened.later(people.add_account, "another owner", "owner", "a hash").result()
+            opened.submit_write(people.add_account, role, role, "a hash").result()
+        opened.submit_write(people.add_account, "another owner", "owner", "a hash").result()
         yield opened
 
 
@@ -149,7 +149,9 @@ def test_a_role_may_use_its_routes_and_no_others(team, store, role):
             headers = {}
             if role != "nobody":
                 account = store.read(people.account, role)
-                headers["cookie"] = f"towpath-{port}={store.later(people.begin_session, account, time()).result()}"
+                headers["cookie"] = (
+                    f"towpath-{port}={store.submit_write(people.begin_session, account, time()).result()}"
+                )
             with visitor.stream(method, path, headers=headers) as answer:
                 status = answer.status_code
             refused = 401 if role == "nobody" else 403

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from towpath.stages.health_monitor import Done
 
 import towpath as tp
 from towpath.data.sources import Corpus
 from towpath.errors import TrainingError
 from towpath.health import remedies
+from towpath.health.monitor import Action
 from towpath.models.heads import Fit, ScalarHead
 from towpath.recipe import Recipe
 from towpath.records import Prompt
@@ -77,15 +77,15 @@ def test_a_wild_rate_is_named_and_mended(tmp_path: Path, capsys) -> None:
     assert "remedy after step" in capsys.readouterr().err
     after = [row for row in mended.metrics if row["phase"] == "train" and row["step"] == turns[0]["step"] + 1]
     assert after[0]["learning_rate_scale"] == pytest.approx(0.1)
-    assert mended.result["turns"][0]["finding"] == "learning-rate-high"
+    assert mended.result["interventions"][0]["finding"] == "learning-rate-high"
 
 
 def test_where_a_remedy_changes_the_reward_the_best_is_asked_anew(tmp_path: Path, monkeypatch) -> None:
-    turn = remedies.Turn(
+    turn = remedies.Intervention(
         3, "diversity_bonus", 0.0, -5.0, "for this test alone: all earlier looks were better", "diversity-collapse"
     )
     monkeypatch.setattr(
-        remedies, "next_turn", lambda _f, _h, _k, made, step, _most: turn if step == 3 and not made else None
+        remedies, "next_intervention", lambda _f, _h, _k, made, step, _most: turn if step == 3 and not made else None
     )
     trained = train(tmp_path, health={"act": "auto"})
     looks = {row["step"]: row for row in trained.metrics if row["phase"] == "validation"}
@@ -123,7 +123,7 @@ def test_back_to_the_best_weights_is_back_without_momentum(tiny) -> None:
     for _ in range(2):
         weight.grad = torch.ones_like(weight)
         runtime.step(1.0, 1.0)
-    train_loop._act(Done({"learning_rate_scale": 0.1}, back=True), runtime, standing, best)
+    train_loop._act(Action({"learning_rate_scale": 0.1}, restore_best=True), runtime, standing, best)
     assert all(torch.equal(value, best[name]) for name, value in runtime.weights().items())
     assert torch.equal(runtime.roles["critic"].fit.products_EE, best["fit:critic/products"])
     assert not any(value.any() for name, value in runtime.state().items() if "exp_avg" in name)

@@ -36,7 +36,7 @@ def fill(store):
     store.add_completions(answers)
     store.add_comparisons([Comparison(f"k{i}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(8)])
     store.add_tasks([Task(f"k{i}", "work") for i in range(8)])
-    store.later(settings.put, Settings(gold_share=0.0)).result()
+    store.submit_write(settings.put, Settings(gold_share=0.0)).result()
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def store(tmp_path):
 def team(store):
     with running(store, team=True) as (url, door):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater"), ("vic", "viewer")):
-            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         yield url
 
 
@@ -88,8 +88,8 @@ def test_the_link_lets_the_owner_in_once(store):
 
 def test_a_cookie_that_was_not_made_here_is_none(store):
     with running(store, team=False) as (url, _):
-        store.later(people.add_account, "owner", "owner", "").result()
-        store.later(sessions.start, "owner", time()).result()
+        store.submit_write(people.add_account, "owner", "owner", "").result()
+        store.submit_write(sessions.start, "owner", time()).result()
         stored = store.read(lambda connection: connection.scalar(select(schema.sessions.c.digest)))
         name = f"towpath-{url.rpartition(':')[2]}"
         for value in (stored, "", "nonsense", "a.b.c", "owner"):
@@ -260,7 +260,7 @@ def test_what_makes_no_sense_is_refused(team, store, wrong):
 
 def test_a_rater_sees_neither_the_source_nor_what_others_said(team, store):
     with signed_in(team, "ann") as ann, signed_in(team, "bob") as bob:
-        store.later(rating.ask_again, ["k0"], "overlap").result()
+        store.submit_write(rating.ask_again, ["k0"], "overlap").result()
         seat = ann.get("/rate/next").json()
         ann.post("/rate/judge", json=said(seat, "key-one-1", comment="SECRET WORD"))
         pages = [bob.get("/rate").text, bob.get("/rate/next").text, ann.get("/rate").text]
@@ -301,8 +301,8 @@ def test_skip_flag_and_write(team, store):
         assert "&lt;b&gt;not&lt;/b&gt; a question" in page
         assert owner.post("/owner/flags", data={"comparison": second, "how": "rate"}).headers["location"] == "/rate"
         assert owner.get("/rate/next").json()["comparison"] == second
-    store.later(verdicts.review, "key-write-1", "approved").result()
-    assert [d.response for d in store.written()] == ["Like so."]
+    store.submit_write(verdicts.review, "key-write-1", "approved").result()
+    assert [d.response for d in store.written_demonstrations()] == ["Like so."]
 
 
 def test_the_owner_sets_and_looks(team, store):
@@ -361,7 +361,7 @@ def test_export_is_one_json_object_a_line(team, store):
 
 def test_own_figures_are_told_as_the_owner_allows(team, store):
     store.put_gold([Gold("k0", "a")])
-    store.later(settings.put, Settings(gold_share=1.0, show_gold=True, hours=3.0)).result()
+    store.submit_write(settings.put, Settings(gold_share=1.0, show_gold=True, hours=3.0)).result()
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
         ann.post("/rate/judge", json=said(seat, "key-one-1", "tie"))
@@ -416,7 +416,7 @@ def test_a_port_that_is_taken_is_told():
 def test_cookies_are_forgotten_when_an_account_changes(team, store):
     with signed_in(team, "ann") as ann:
         assert ann.get("/rate/next").status_code == 200
-        store.later(people.change_account, "ann", "rater", True, "another hash").result()
+        store.submit_write(people.change_account, "ann", "rater", True, "another hash").result()
         end = time() + 10
         while ann.get("/rate/next").status_code == 200 and time() < end:
             pass

@@ -144,9 +144,7 @@ CHARTS: tuple[ChartSpec, ...] = (
     ChartSpec("Reward", "Score by domain", ("domain/",)),
     ChartSpec("Reward", "Standard deviation of rewards", ("reward_std",)),
     ChartSpec(
-        "Reward",
-        "Correlation of reward with length and repetition",
-        ("reward_length_corr", "reward_repetition_corr"),
+        "Reward", "Correlation of reward with length and repetition", ("reward_length_corr", "reward_repetition_corr")
     ),
     ChartSpec("KL to the tuned model", "KL, nats per prompt", ("kl", "kl_k3"), log=True, low=0.0),
     ChartSpec("KL to the tuned model", "KL, nats per token", ("kl_per_token", "approx_kl"), log=True),
@@ -161,7 +159,9 @@ CHARTS: tuple[ChartSpec, ...] = (
     ChartSpec("Answers", "Length, tokens", ("length",), low=0.0),
     ChartSpec("Answers", "Finish rate: answers that end in EOS", ("finish_rate",), high=1.0),
     ChartSpec("Answers", "Entropy, nats per token", ("entropy",), low=0.0),
-    ChartSpec("Answers", "Diversity: distinct words, pairs, triples", ("distinct_1", "distinct_2", "distinct_3"), low=0.0),
+    ChartSpec(
+        "Answers", "Diversity: distinct words, pairs, triples", ("distinct_1", "distinct_2", "distinct_3"), low=0.0
+    ),
     ChartSpec("Answers", "Repetition", ("repetition",), low=0.0),
     ChartSpec("Answers", "Most common opening", ("opening",)),
     ChartSpec("Answers", "Refusals", ("refusal", "harmful_refusal", "harmless_refusal")),

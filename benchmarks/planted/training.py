@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from towpath.stages.health_monitor import facts
 
 from benchmarks.planted import world
 from benchmarks.planted.faults import Labels, Planted
@@ -16,6 +15,7 @@ from towpath.data.draws import generator, uniforms
 from towpath.data.sources import Corpus
 from towpath.errors import TrainingError
 from towpath.feedback import agreement
+from towpath.health.monitor import stage_facts
 from towpath.models import base
 from towpath.recipe import Decoding, Recipe
 from towpath.records import Comparison, Completion, Judgement, Label, Prompt, as_row
@@ -57,11 +57,12 @@ def trained(
                 policy.run(job)
             except TrainingError as error:
                 ended = str(error)
-    told = {name: value for name, value in facts(job).items() if isinstance(value, int | float | str | dict)}
+    facts = stage_facts(job.recipe, job.name, job.inputs)
+    facts = {name: value for name, value in facts.items() if isinstance(value, int | float | str | dict)}
     won = [] if ended else wins(str(job.folder / "weights"), start.weights, prompts, seed)
     rate = float(np.mean(won)) if won else None
     return {
-        "facts": told | {"steps": recipe.policy.steps},
+        "facts": facts | {"steps": recipe.policy.steps},
         "ended": ended,
         "win_rate": rate,
         "wins": [round(x, 4) for x in won],

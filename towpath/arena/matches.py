@@ -92,7 +92,7 @@ def begin(store: Store, run: Path, terms: Terms, by: str = "", seed: int | None 
     seed = secrets.randbits(62) if seed is None else seed
     chosen = [both[i] for i in shuffled(len(both), seed, "arena/order")][: terms.prompts or len(both)]
     entrants = [_entrant(*ours[name], theirs[name][1], terms.overlap, seed) for name in chosen]
-    return store.later(arenas.begin, terms.one, terms.other, terms.threshold, by, entrants).result()
+    return store.submit_write(arenas.begin, terms.one, terms.other, terms.threshold, by, entrants).result()
 
 
 def _answers(run: Path, name: str) -> dict[str, tuple[Prompt, str]]:
@@ -189,7 +189,7 @@ def settle(store: Store) -> list[Arena]:
         outcomes = evals.finished(_pairs(store.read(arenas.matches, number)), said)
         decision = sequential.decide([worth for _, worth in outcomes], found.threshold)
         if decision.verdict != "UNDECIDED":
-            ended.append(store.later(arenas.end, number, "decided", decision.verdict).result())
+            ended.append(store.submit_write(arenas.end, number, "decided", decision.verdict).result())
     return ended
 
 
@@ -210,7 +210,7 @@ def ask_judge(store: Store, settings: JudgeSettings, number: int) -> list[Absten
         return abstained
     with progress(f"arena {number}: {name}", len(cases)) as bar:
         for result in judging.judge_pairs(
-            replace(settings, on_position_flip="tie"), cases, store, bar, store.account(name)
+            replace(settings, on_position_flip="tie"), cases, store, bar, store.judge_account(name)
         ):
             if isinstance(result, Abstention):
                 abstained.append(result)
@@ -221,7 +221,7 @@ def ask_judge(store: Store, settings: JudgeSettings, number: int) -> list[Absten
 
 def stop(store: Store, number: int) -> Arena:
     """End an arena by hand, with the verdict that it has come to."""
-    return store.later(arenas.end, number, "stopped", standing(store, number).people.verdict).result()
+    return store.submit_write(arenas.end, number, "stopped", standing(store, number).people.verdict).result()
 
 
 def revealed(store: Store, number: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import typer
 from towpath.cli.arena import arena_app
 from towpath.cli.label import label_app
 from towpath.cli.people import people_app
-from towpath.terminal import out, say
+from towpath.terminal import print_output, print_status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +30,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from towpath import __version__
 
-        out(f"towpath {__version__}")
+        print_output(f"towpath {__version__}")
         raise typer.Exit
 
 
@@ -53,7 +53,7 @@ Force = Annotated[bool, typer.Option("--force", help="go on past closed gates an
 
 INTERRUPTED = 130
 PLACES = {
-    errno.ENOSPC: ("a run writes checkpoints and weights", "free space and run again; it goes on from here"),
+    errno.ENOSPC: ("a run writes checkpoints and weights", "free space and run the same command to resume"),
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EROFS), ("a run's folder must be one you may write to", "name another folder")
     ),
@@ -71,7 +71,7 @@ def new(
     from towpath.cli import new as starting
 
     starting.new(folder, recipe)
-    say(f"{folder}: recipe.toml and data/ are ready. Next: towpath check {folder}")
+    print_status(f"{folder}: recipe.toml and data/ are ready. Next: towpath check {folder}")
 
 
 @app.command(epilog="Example: towpath check my-run")
@@ -86,7 +86,7 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
     settings = recipe.load(run, set_)
     with progress("check"):
         findings = pipeline.examine(settings, run, loading.load_corpus(settings, run), force)
-    out(
+    print_output(
         json.dumps([asdict(f) for f in findings], indent=1)
         if as_json
         else preflight.lines(findings) or "nothing to report"
@@ -99,14 +99,15 @@ def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """What labels will take: people's hours, days and dollars, a judge's dollars, and what is spent."""
     from towpath import recipe
     from towpath.run import loading
-    from towpath.run import plan as planning
+    from towpath.run.plan import as_json as plan_json
+    from towpath.run.plan import plan_labels, plan_lines
     from towpath.store import location
     from towpath.store.store import Store
 
     settings = recipe.load(run, set_)
-    with Store.open(location.of(run, settings.store.url)) as store:
-        found = planning.labels(settings, run, loading.load_corpus(settings, run), store)
-    out(json.dumps(planning.as_json(found), indent=1) if as_json else planning.told(found))
+    with Store.open(location.ledger_location(run, settings.store.url)) as store:
+        found = plan_labels(settings, run, loading.load_corpus(settings, run), store)
+    print_output(json.dumps(plan_json(found), indent=1) if as_json else plan_lines(found))
 
 
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")
@@ -130,8 +131,8 @@ def run(
         from towpath.view.report import report
 
         progress.quiet_libraries()
-        waiting.run(recipe.load(run, set_), run, set_ or [], say, force, redo or ())
-        out(report.terminal(run))
+        waiting.run(recipe.load(run, set_), run, set_ or [], print_status, force, redo or ())
+        print_output(report.terminal(run))
         return
     _run(run, set_, force, redo=redo or ())
 
@@ -161,9 +162,9 @@ def serve(
     from towpath.store import location
     from towpath.web import serving
 
-    ledger = str(location.of(run, recipe.load(run, set_).store.url))
+    ledger = str(location.ledger_location(run, recipe.load(run, set_).store.url))
     outside = serving.Outside(tuple(name or ()), certificate, key, tuple(proxy or ()))
-    serving.serve(run, ledger if "://" in ledger else None, host, port, team, say, outside, set_ or ())
+    serving.serve(run, ledger if "://" in ledger else None, host, port, team, print_status, outside, set_ or ())
 
 
 @app.command(epilog="Example: towpath watch my-run")
@@ -175,9 +176,9 @@ def watch(
     ] = False,
 ) -> None:
     """The run in the terminal as it goes on: headline, curves, findings, turns of knobs, samples. Ctrl-C ends."""
-    from towpath.cli import watch as watching
+    from towpath.view.live import terminal
 
-    watching.watch(run, set_ or [], once)
+    terminal.watch(run, set_ or [], once)
 
 
 @app.command(epilog="Example: towpath stage sft my-run")
@@ -197,8 +198,8 @@ def _run(folder: Path, assignments: list[str] | None, force: bool, only: str = "
     from towpath.view.report import report
 
     progress.quiet_libraries()
-    pipeline.run(recipe.load(folder, assignments), folder, say, only, force, redo, report.write)
-    out(report.terminal(folder))
+    pipeline.run(recipe.load(folder, assignments), folder, print_status, only, force, redo, report.write)
+    print_output(report.terminal(folder))
 
 
 @app.command(epilog="Example: towpath status my-run --json")
@@ -207,26 +208,26 @@ def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from towpath import recipe
-    from towpath.run import pipeline
+    from towpath.run.status import read_status, status_lines
 
-    state = pipeline.status(recipe.load(run, set_), run)
+    state = read_status(recipe.load(run, set_), run)
     if as_json:
-        out(json.dumps(asdict(state), indent=1))
+        print_output(json.dumps(asdict(state), indent=1))
         return
-    for line in pipeline.status_lines(state):
-        out(line)
+    for line in status_lines(state):
+        print_output(line)
 
 
 @app.command(epilog="Example: towpath report my-run")
 def report(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """Write reports/report.html and reports/summary.json anew."""
     from towpath import recipe
-    from towpath.run import pipeline
+    from towpath.run.status import run_verdicts
     from towpath.view.report import report as reporting
 
     settings = recipe.load(run, set_)
-    path = reporting.write(run, pipeline.judged(settings, run), settings.name)
-    out((path.parent / "summary.json").read_text() if as_json else path)
+    path = reporting.write(run, run_verdicts(settings, run), settings.name)
+    print_output((path.parent / "summary.json").read_text() if as_json else path)
 
 
 @app.command(epilog="Example: towpath doctor outputs/trainer_state.json --fact policy.kl.coef=0.05")
@@ -252,7 +253,7 @@ def doctor(
     if html:
         examining.write_page(html, path, told)
     width = min(shutil.get_terminal_size((120, 24)).columns, 140)
-    out(json.dumps(diagnosis.as_json(str(path), told), indent=1) if as_json else diagnosis.lines(told, width))
+    print_output(json.dumps(diagnosis.as_json(str(path), told), indent=1) if as_json else diagnosis.lines(told, width))
     raise typer.Exit(examining.exit_code(told))
 
 
@@ -275,7 +276,7 @@ def export(
 
     with progress.progress("export"):
         folder = exporting.export(recipe.load(run, set_), run, to, adapter, verify)
-    out(folder)
+    print_output(folder)
 
 
 @app.command(epilog="Example: towpath explain policy.kl.coef")
@@ -287,12 +288,12 @@ def explain(
 
     found = recipe.explained(key)
     if as_json:
-        out(json.dumps(found, indent=1, default=str))
+        print_output(json.dumps(found, indent=1, default=str))
         return
     for row in found:
         usual = f"  usual: {row['usual']}" if row["usual"] else ""
         why = f"  why: {row['why']}" if row["why"] else ""
-        out(f"{row['key']} = {row['default']}\n  {row['meaning']}{usual}{why}")
+        print_output(f"{row['key']} = {row['default']}\n  {row['meaning']}{usual}{why}")
 
 
 def main() -> None:
@@ -306,10 +307,10 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except TowpathError as error:
         kind = "waiting" if isinstance(error, Waiting) else "error"
-        say(f"{kind}: {error}")
+        print_status(f"{kind}: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, EOFError):
-        say("stopped; nothing that was finished is lost. The same command goes on from here.")
+        print_status("stopped; completed work is saved. Run the same command to resume.")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -328,12 +329,12 @@ def _failed(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in PLACES:
         rule, fix = PLACES[error.errno]
         said = "no space left" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
-        say(f"error: {error.filename or 'disk'}: {said}\n  rule: {rule}\n  fix:  {fix}")
+        print_status(f"error: {error.filename or 'disk'}: {said}\n  rule: {rule}\n  fix:  {fix}")
         return 1
     from towpath.cli import crash
 
     said, code = crash.lines(error, sys.argv)
-    say(said)
+    print_status(said)
     return code
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from towpath.terminal import out, say
+from towpath.terminal import print_output, print_status
 
 if TYPE_CHECKING:
     from towpath.recipe import Recipe
@@ -28,7 +28,7 @@ def _opened(run: Path, set_: list[str] | None) -> "tuple[Recipe, Store]":
     from towpath.store.store import Store
 
     settings = recipe.load(run, set_)
-    return settings, Store.open(location.of(run, settings.store.url))
+    return settings, Store.open(location.ledger_location(run, settings.store.url))
 
 
 def _numbered(store: "Store", number: int) -> int:
@@ -67,10 +67,10 @@ def arena_start(
     with opened as store:
         made = matches.begin(store, run, matches.Terms(one, other, prompts, threshold, overlap))
     if as_json:
-        out(json.dumps(asdict(made), indent=1))
+        print_output(json.dumps(asdict(made), indent=1))
         return
-    out(made.number)
-    say(
+    print_output(made.number)
+    print_status(
         f"arena {made.number}: {one} against {other}. `towpath serve {run}` lets people judge; `towpath arena judge "
         f"{run}` asks the judge"
     )
@@ -88,7 +88,7 @@ def arena_stats(run: Run, set_: Set = None, number: Number = 0, as_json: Json = 
         wanted = _numbered(store, number)
         found = matches.standing(store, wanted)
         told = matches.as_json(found) | {"comparisons": matches.revealed(store, wanted)}
-    out(json.dumps(told, indent=1, ensure_ascii=False) if as_json else matches.lines(found))
+    print_output(json.dumps(told, indent=1, ensure_ascii=False) if as_json else matches.lines(found))
 
 
 @arena_app.command("stop", epilog="Example: towpath arena stop my-run")
@@ -100,7 +100,7 @@ def arena_stop(run: Run, set_: Set = None, number: Number = 0) -> None:
     with opened as store:
         wanted = _numbered(store, number)
         matches.stop(store, wanted)
-        out(matches.lines(matches.standing(store, wanted)))
+        print_output(matches.lines(matches.standing(store, wanted)))
 
 
 @arena_app.command("judge", epilog="Example: towpath arena judge my-run --set judge.model=judge-70b")
@@ -119,6 +119,8 @@ def arena_judge(run: Run, set_: Set = None, number: Number = 0, as_json: Json = 
         abstained = matches.ask_judge(store, judge, wanted)
         found = matches.standing(store, wanted)
     told: dict[str, Any] = {"abstained": dict(Counter(a.reason for a in abstained)), **matches.as_json(found)}
-    out(json.dumps(told, indent=1, ensure_ascii=False) if as_json else matches.lines(found))
+    print_output(json.dumps(told, indent=1, ensure_ascii=False) if as_json else matches.lines(found))
     if abstained:
-        say(f"no verdict on {len(abstained)}: {', '.join(f'{why} {n}' for why, n in told['abstained'].items())}")
+        print_status(
+            f"no verdict on {len(abstained)}: {', '.join(f'{why} {n}' for why, n in told['abstained'].items())}"
+        )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from towpath.terminal import out, say
+from towpath.terminal import print_output, print_status
 
 if TYPE_CHECKING:
     from towpath.recipe import Recipe
@@ -29,7 +29,7 @@ def _opened(run: Path, set_: list[str] | None) -> "tuple[Recipe, Store]":
     from towpath.store.store import Store
 
     settings = recipe.load(run, set_)
-    return settings, Store.open(location.of(run, settings.store.url))
+    return settings, Store.open(location.ledger_location(run, settings.store.url))
 
 
 @label_app.command("export", epilog="Example: towpath label export my-run --to pairs.jsonl")
@@ -57,19 +57,24 @@ def label_export(
     _, opened = _opened(run, set_)
     with opened as store:
         if as_ == "sheet":
-            say(f"{export_pairs(store, to, all_, () if all_ else pipeline.samples(run))} comparisons written to {to}")
+            count = export_pairs(store, to, all_, () if all_ else pipeline.sample_prefixes(run))
+            print_status(f"{count} comparisons written to {to}")
             return
         if as_ == "demonstrations":
-            found = store.written()
+            found = store.written_demonstrations()
             waiting = store.read(verdicts.unreviewed)
             examples.write_examples(to, found)
-            say(f"{len(found)} demonstrations written to {to}; in data/demonstrations/ the next run learns from them")
+            print_status(
+                f"{len(found)} demonstrations written to {to}; in data/demonstrations/ the next run learns from them"
+            )
             if waiting:
-                say(f"{waiting} better answers wait for approval on the page /owner/answers and are not among them")
+                print_status(
+                    f"{waiting} better answers wait for approval on the page /owner/answers and are not among them"
+                )
             return
         written = formats.write_preferences(store, to, as_)  # pyright: ignore[reportArgumentType]
     _list(written.left_out, "comparisons left out")
-    say(f"{written.rows} comparisons written to {to}")
+    print_status(f"{written.rows} comparisons written to {to}")
 
 
 @label_app.command("import", epilog="Example: towpath label import my-run pairs.jsonl --rater ann")
@@ -94,15 +99,15 @@ def label_import(
     with opened as store:
         if as_ == "sheet":
             added, known = import_judgements(store, path, rater)
-            say(f"{added} judgements added, {known} were there already")
+            print_status(f"{added} judgements added, {known} were there already")
             return
         found = formats.read_preferences(path, as_, rater=rater or "")  # pyright: ignore[reportArgumentType]
         _list(found.refused, "rows refused")
         rows = [refused.refused_row("preferences", *row.split(": ", 1)) for row in found.refused]
         if listed := refused.write(run, rows, refused.IMPORT_FILE):
-            say(f"  {listed}")
+            print_status(f"  {listed}")
         counts = formats.add(store, found)
-    say(
+    print_status(
         "added: "
         + ", ".join(f"{count} {part}" for part, count in counts.items())
         + f"; {len(found.refused)} rows refused"
@@ -112,9 +117,9 @@ def label_import(
 def _list(rows: list[str], what: str) -> None:
     """The first of what could not be used, and how many there are."""
     for row in rows[:SHOWN]:
-        say(f"  {row}")
+        print_status(f"  {row}")
     if len(rows) > SHOWN:
-        say(f"  … of {len(rows)} {what}")
+        print_status(f"  … of {len(rows)} {what}")
 
 
 @label_app.command("judge", epilog="Example: towpath label judge my-run --set judge.model=judge-70b")
@@ -153,9 +158,9 @@ def label_judge(
             told = {
                 "judged": len(said),
                 "abstained": dict(Counter(a.reason for a in abstained)),
-                "dollars": round(store.account(judging.rater(judge)).total(), 6),
+                "dollars": round(store.judge_account(judging.rater(judge)).total(), 6),
             }
-    out(json.dumps(told, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in told.items()))
+    print_output(json.dumps(told, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in told.items()))
 
 
 @label_app.command("stats", epilog="Example: towpath label stats my-run --json")
@@ -168,4 +173,4 @@ def label_stats(run: Run, set_: Set = None, as_json: Json = False) -> None:
     _, opened = _opened(run, set_)
     with opened as store:
         told = rater_reliability.of(store)
-    out(json.dumps(asdict(told), indent=1) if as_json else rater_reliability.lines(told))
+    print_output(json.dumps(asdict(told), indent=1) if as_json else rater_reliability.lines(told))

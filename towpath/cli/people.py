@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from towpath.terminal import out, say
+from towpath.terminal import print_output, print_status
 
 if TYPE_CHECKING:
     from towpath.store.store import Store
@@ -28,7 +28,7 @@ def _opened(run: Path, set_: list[str] | None) -> "Store":
     from towpath.store import location
     from towpath.store.store import Store
 
-    return Store.open(location.of(run, recipe.load(run, set_).store.url))
+    return Store.open(location.ledger_location(run, recipe.load(run, set_).store.url))
 
 
 @people_app.command("list", epilog="Example: towpath people list my-run")
@@ -57,13 +57,13 @@ def people_list(run: Run, set_: Set = None, as_json: Json = False) -> None:
             }
         )
     if as_json:
-        out(json.dumps(rows, indent=1, ensure_ascii=False))
+        print_output(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     for row in rows:
         used = f"{row['sessions']} sessions, last used {row['last_used']}" if row["sessions"] else "not signed in"
-        out(f"{row['name']}: {row['role']}{'' if row['active'] else ', closed'}; {used}")
+        print_output(f"{row['name']}: {row['role']}{'' if row['active'] else ', closed'}; {used}")
     if not rows:
-        out("no accounts; `towpath serve RUN --team` prints a link that makes the owner's")
+        print_output("no accounts; `towpath serve RUN --team` prints a link that makes the owner's")
 
 
 @people_app.command("reset", epilog="Example: towpath people reset my-run olga --url https://rate.example.org")
@@ -83,12 +83,12 @@ def people_reset(
 
     with _opened(run, set_) as store:
         if not ask:
-            token = store.later(people.offer_reset, name, BY, time()).result()
-            out(f"{url.rstrip('/')}/reset/{token}")
+            token = store.submit_write(people.offer_reset, name, BY, time()).result()
+            print_output(f"{url.rstrip('/')}/reset/{token}")
             return
         _require_known(store, name)
-        store.later(people.set_password, name, _asked(name), BY, "reset password").result()
-    say(f"{name}: the password is changed, and every browser signed out")
+        store.submit_write(people.set_password, name, _asked(name), BY, "reset password").result()
+    print_status(f"{name}: the password is changed, and every browser signed out")
 
 
 def _require_known(store: "Store", name: str) -> None:
@@ -134,9 +134,9 @@ def people_audit(
         rows = store.read(audit.entries, account, action, 0, limit)
     for row in reversed(rows):
         if as_json:
-            out(json.dumps(asdict(row), ensure_ascii=False))
+            print_output(json.dumps(asdict(row), ensure_ascii=False))
             continue
-        out(
+        print_output(
             f"{row.at}  {row.account}  "
             f"{row.action}{f' {row.object}' if row.object else ''}{_change(row.before, row.after)}"
         )

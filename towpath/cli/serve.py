@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """Run every stage; where people must act, serve the pages and go on when they have. Ctrl-C leaves the run
     waiting."""
-    with interrupt.listening():  # so that the server ends with the run
+    with interrupt.handle_signals():  # so that the server ends with the run
         while True:
             try:
                 pipeline.run(recipe, folder, say, "", force, redo, report.write)
@@ -60,7 +60,7 @@ def _serve(recipe: Recipe, folder: Path, settings: Sequence[str], say: Say) -> N
 
 
 def _said(recipe: Recipe, folder: Path) -> int:
-    with Store.open(location.of(folder, recipe.store.url)) as store:
+    with Store.open(location.ledger_location(folder, recipe.store.url)) as store:
         return store.counts()["judgements"]
 
 

@@ -101,7 +101,7 @@ def checked(settings: JudgeSettings) -> JudgeSettings:
         raise RecipeError(f"judge.base_url = {settings.base_url!r}", rule, "such as http://localhost:8000/v1")
     try:
         network.require_allowed_literal(settings.base_url)
-    except network.Forbidden as error:
+    except network.ForbiddenAddress as error:
         raise RecipeError(
             f"judge.base_url = {settings.base_url!r}: {error}", FORBIDDEN_RULE, "correct judge.base_url"
         ) from None
@@ -129,7 +129,7 @@ class Endpoint:
         self.purse = purse
         self._key = _key(settings.api_key)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client = network.Client(settings.timeout, settings.concurrency, headers)
+        self._client = network.HttpClient(settings.timeout, settings.concurrency, headers)
         self._address = settings.base_url.rstrip("/") + "/chat/completions"
         self._form = 0
         self._length = "max_tokens"
@@ -200,7 +200,7 @@ class Endpoint:
                     self._form = max(self._form, form)
                     self._length = length
                 return _object(body)
-            said = network.without(self._key, _complaint(body))
+            said = network.redact(self._key, _complaint(body))
             # llama-cpp-python says 500 to what it does not know
             misread = status in (400, 422, 501) or "response_format" in said
             if misread and length == "max_tokens" and "max_completion_tokens" in said:
@@ -223,11 +223,11 @@ class Endpoint:
         """Status, headers and body, all within the time that one call may take."""
         try:
             reply = self._client.post(self._address, json.dumps(request).encode())
-        except network.NoConnection as error:
+        except network.ConnectFailed as error:
             raise _Later(f"no connection to {self._address} ({error})") from None
-        except network.BrokenOff as error:
+        except network.ResponseFailed as error:
             raise _Later(str(error), billed=True) from None
-        except network.Forbidden as error:
+        except network.ForbiddenAddress as error:
             raise ResourceError(f"{self._address}: {error}", FORBIDDEN_RULE, "correct judge.base_url") from None
         return (
             reply.status,
@@ -264,11 +264,11 @@ class Endpoint:
             refusal = message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise _Later(
-                f"an answer without a choice: {network.without(self._key, str(answer))[:120]}", billed=True
+                f"an answer without a choice: {network.redact(self._key, str(answer))[:120]}", billed=True
             ) from None
         if isinstance(content, list):
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-        text = network.without(self._key, content if isinstance(content, str) else "")
+        text = network.redact(self._key, content if isinstance(content, str) else "")
         read, written, counted = _usage(answer.get("usage"))
         if not counted:
             read = sum(estimated(m["content"]) for m in messages)
@@ -276,7 +276,7 @@ class Endpoint:
         dollars = self.settings.price.of(read, written)
         if refusal or choice.get("finish_reason") == "content_filter":
             raise Unanswered(
-                "refused", network.without(self._key, str(refusal or "the server's content filter"))[:200], dollars
+                "refused", network.redact(self._key, str(refusal or "the server's content filter"))[:200], dollars
             )
         return Reply(text, choice.get("finish_reason") != "length", read, written, dollars, counted)
 

@@ -39,7 +39,7 @@ class Account(Protocol):
         """A call is about to be made that costs at most so much; the number of its entry."""
         ...
 
-    def settle(self, number: int, dollars: float) -> None:
+    def commit(self, number: int, dollars: float) -> None:
         """The call has ended, and cost so much."""
         ...
 
@@ -62,7 +62,7 @@ class Purse:
     def close_call(self, number: int, worst: float, cost: float) -> None:
         """Put what a call did cost in place of what was held for it."""
         if self.account and number:
-            self.account.settle(number, cost)
+            self.account.commit(number, cost)
         self.settle(worst, cost)
 
     def hold(self, dollars: float) -> None:

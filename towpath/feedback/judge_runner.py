@@ -41,7 +41,7 @@ def ask_judge(store: Store, settings: JudgeSettings, comparisons: Sequence[Compa
         return abstained
     with progress(title, len(cases)) as bar:
         try:
-            for result in judging.judge_pairs(settings, cases, store, bar, store.account(name)):
+            for result in judging.judge_pairs(settings, cases, store, bar, store.judge_account(name)):
                 if isinstance(result, Abstention):
                     abstained.append(result)
                     continue

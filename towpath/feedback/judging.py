@@ -42,7 +42,7 @@ class Cache(Protocol):
         """What was answered before, if it was asked."""
         ...
 
-    def keep_reply(self, digest: str, reply: dict[str, Any]) -> None:
+    def save_reply(self, digest: str, reply: dict[str, Any]) -> None:
         """Remember an answer."""
         ...
 
@@ -229,7 +229,7 @@ class _Judge:
                 "counted": reply.counted,
                 "repaired": repaired,
             }
-            self.cache.keep_reply(name, asdict(said) | cost)
+            self.cache.save_reply(name, asdict(said) | cost)
             found = _vote_of(said, order, reply, repaired)
         return found
 

@@ -149,7 +149,7 @@ def verdict(reply: str, whole: bool = True) -> Verdict:
         if place in ("first", "second"):
             raise Unreadable(f"strength {str(strength)[:40]!r} is not 1, 2 or 3")
         strength = 1
-    return Verdict(network.storable(str(told.get("explanation", ""))[:QUOTED]), place, int(strength))
+    return Verdict(network.replace_surrogates(str(told.get("explanation", ""))[:QUOTED]), place, int(strength))
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

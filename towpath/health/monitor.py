@@ -11,7 +11,7 @@ from typing import Any
 from towpath.health import remedies
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import History, Recorder
-from towpath.progress import note
+from towpath.progress import print_note
 from towpath.recipe import Health, Recipe
 from towpath.recipe.reader import flat
 from towpath.records import Finding, finding_of
@@ -72,7 +72,7 @@ class HealthMonitor:
             rows = jsonl.read(self._interventions_path)
             return [remedies.from_row(row) for row in rows if row["step"] < steps_done]
         except (ValueError, KeyError, TypeError):
-            note(f"{self._interventions_path}: damaged; earlier interventions are not known")
+            print_note(f"{self._interventions_path}: damaged; earlier interventions are not known")
             return []
 
     def _load_findings(self) -> list[Finding]:
@@ -82,7 +82,7 @@ class HealthMonitor:
         try:
             return [finding_of(row) for row in json.loads(self._findings_path.read_text(encoding="utf-8"))]
         except (ValueError, KeyError, TypeError, AttributeError):
-            note(f"{self._findings_path}: damaged; findings are reported again")
+            print_note(f"{self._findings_path}: damaged; findings are reported again")
             return []
 
     def after_step(self, step: int, knobs: Numbers) -> Action:
@@ -107,7 +107,9 @@ class HealthMonitor:
             self._reported[finding.code] = finding
             if finding.severity != "info":
                 at = "" if finding.first_step is None else f" from step {finding.first_step + 1}"
-                note(f"{finding.severity}: {finding.code}{at}: {finding.evidence}. {finding.cause}; {finding.remedy}")
+                print_note(
+                    f"{finding.severity}: {finding.code}{at}: {finding.evidence}. {finding.cause}; {finding.remedy}"
+                )
         replace_file(self._findings_path, json.dumps([asdict(f) for f in self._reported.values()], indent=1))
         codes = {f.code for f in new}
         self._stage_findings[:] = [f for f in self._stage_findings if f.code not in codes] + new
@@ -125,9 +127,9 @@ class HealthMonitor:
         with self._interventions_path.open("a", encoding="utf-8") as file:
             file.write(_line(chosen))
         if chosen.stop:
-            note(f"remedy after step {step + 1}: training stops; {chosen.reason}")
+            print_note(f"remedy after step {step + 1}: training stops; {chosen.reason}")
             return Action(knobs, stop=f"{chosen.finding}: {chosen.reason}")
-        note(f"remedy after step {step + 1}: {chosen.knob} {chosen.before:g} → {chosen.after:g}; {chosen.reason}")
+        print_note(f"remedy after step {step + 1}: {chosen.knob} {chosen.before:g} → {chosen.after:g}; {chosen.reason}")
         if chosen.restore_best:
             self.restored_at = step
         return Action(knobs | {chosen.knob: chosen.after}, chosen.restore_best, chosen.changes_reward)

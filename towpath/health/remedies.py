@@ -118,7 +118,7 @@ def helped(intervention: Intervention, history: History) -> bool | None:
 
 
 def _raise_kl_coef(context: Context) -> Intervention | None:
-    """Raise the KL coefficient: to 0.1, then 0.2; from a higher coefficient of the recipe to twice and four times it."""
+    """Raise the KL coefficient: to 0.1, then 0.2; a higher coefficient of the recipe to twice and four times it."""
     now = context.knobs.get("kl_coef", 0.0)
     recipe_coef = context.setting("policy.kl.coef", 0.05)
     maximum = max(0.2, 4 * recipe_coef)

@@ -74,7 +74,7 @@ def named(of: str, key: str = "sources", columns: Collection[str] = ()) -> Score
     if kind.lower() in ("http", "https") and urllib.parse.urlsplit(of).hostname:
         try:
             network.require_allowed_literal(of)
-        except network.Forbidden as error:
+        except network.ForbiddenAddress as error:
             rule = "link-local addresses and those that serve a cloud's credentials are never asked for rewards"
             raise RecipeError(f"policy.rewards.{key}: {of!r}: {error}", rule, "correct the address") from None
         return lambda prompts, answers, _columns=NO_COLUMNS: over_http(of, prompts, answers)
@@ -182,10 +182,17 @@ def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
             reply = _client(os.getpid()).post(address, json.dumps(content).encode())
             if reply.status == 200:
                 return list(json.loads(reply.body)["scores"])
-        except network.Forbidden as error:
+        except network.ForbiddenAddress as error:
             said = str(error)
             break
-        except (network.NoConnection, network.BrokenOff, RecursionError, ValueError, KeyError, TypeError) as error:
+        except (
+            network.ConnectFailed,
+            network.ResponseFailed,
+            RecursionError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:
             said = f"{type(error).__name__}: {error}"
             continue
         told = " ".join(reply.body[:SHOWN].decode(errors="replace").split())
@@ -202,5 +209,5 @@ def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
 
 
 @cache
-def _client(_process: int) -> network.Client:
-    return network.Client(TIMEOUT)
+def _client(_process: int) -> network.HttpClient:
+    return network.HttpClient(TIMEOUT)

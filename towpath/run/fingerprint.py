@@ -190,7 +190,7 @@ def _stage_name(kind: str, number: int) -> str:
 
 def _unused_sections(algo: str) -> set[str]:
     """Sections of [policy] for other algorithms; an algorithm of the user's own may read any."""
-    return set() if "." in algo else set(ALGORITHM_SECTIONS) - {algo}
+    return set() if "." in algo else {name for name in ALGORITHM_SECTIONS if name != algo}
 
 
 def _user_code(recipe: Recipe) -> dict[str, dict[str, str]]:

@@ -141,9 +141,7 @@ def _arrow_table(data: bytes) -> pa.Table | None:
     """Many lines parsed at once; None if a line is damaged, or a name has a number here and a text there."""
     block_size = min(max(ARROW_BYTES * 4, len(data) // 64), MAX_BLOCK_BYTES)
     try:
-        return arrow_json.read_json(
-            pa.BufferReader(data), read_options=arrow_json.ReadOptions(block_size=block_size)
-        )
+        return arrow_json.read_json(pa.BufferReader(data), read_options=arrow_json.ReadOptions(block_size=block_size))
     except pa.ArrowInvalid:
         return None
 

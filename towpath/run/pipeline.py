@@ -18,7 +18,7 @@ from towpath.data.corpus import Corpus
 from towpath.data.refused import FILE
 from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.models import content
-from towpath.progress import note, progress
+from towpath.progress import print_note, progress
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict
 from towpath.run import results, trackers
@@ -28,7 +28,7 @@ from towpath.run.loading import load_corpus
 from towpath.run.record import read_current, write_current
 from towpath.run.status import stage_verdicts, verdict_line
 from towpath.store import location, manifest
-from towpath.store.publish import alone, fault, sweep
+from towpath.store.publish import fault_point, lock_folder, remove_temporary
 from towpath.store.store import Store
 
 PACKAGES = ("torch", "transformers", "numpy", "towpath")
@@ -48,7 +48,11 @@ def run(
 ) -> list[Verdict]:
     """Run all stages, or `only` one; stop at a closed gate, and raise Waiting where people must act. Stages in `redo`
     are run again."""
-    with interrupt.listening(), alone(folder), Store.open(location.of(folder, recipe.store.url)) as store:
+    with (
+        interrupt.handle_signals(),
+        lock_folder(folder),
+        Store.open(location.ledger_location(folder, recipe.store.url)) as store,
+    ):
         pipeline = Pipeline(recipe, folder, store, say, force, write_report)
         return pipeline.run(only, redo)
 
@@ -112,7 +116,7 @@ class Pipeline:
         self.stages = plan_stages(self.recipe, self.folder, self.corpus, self.store)
         planned = next(stage for stage in self.stages if stage.name == label.name)
         if planned.fingerprint != label.fingerprint and not planned.done:
-            manifest.rewrite(label.folder, fingerprint=planned.fingerprint, config=planned.config)
+            manifest.update(label.folder, fingerprint=planned.fingerprint, config=planned.config)
             shutil.rmtree(planned.folder, ignore_errors=True)
             label.folder.rename(planned.folder)
 
@@ -133,13 +137,13 @@ class Pipeline:
         job = Job(self.recipe, self.folder, stage.name, stage.folder, inputs, self.store, self.corpus, stage.round)
         verb = "resumes" if (stage.folder / "checkpoints").exists() else "starts"
         self.say(f"{stage.name}: {verb} ({stage.fingerprint})")
-        sweep(stage.folder)
+        remove_temporary(stage.folder)
         start = time.monotonic()
         earlier = _seconds_of_earlier_attempts(stage.folder)
         try:
             with progress(stage.name), trackers.follow(self.recipe, self.folder, stage.name, stage.folder, self.say):
                 result = module.run(job)
-            fault(f"end-{stage.name}")
+            fault_point(f"end-{stage.name}")
         except TowpathError:
             self._say_findings(job.findings)
             self.findings += job.findings
@@ -175,7 +179,7 @@ class Pipeline:
             "config": stage.config,
             "seed": self.recipe.seed,
             "inputs": {name: fingerprints[name] for name in stage.inputs},
-            "results": {planned.name: manifest.results(planned.folder) for planned in inputs},
+            "results": {planned.name: manifest.results_digest(planned.folder) for planned in inputs},
             "recipe": self.recipe.model_dump(mode="json"),
             "versions": {name: _version(name) for name in PACKAGES}
             | {"python": platform.python_version(), "machine": platform.machine()},
@@ -250,7 +254,7 @@ class Pipeline:
 
 def examine(recipe: Recipe, folder: Path, corpus: Corpus, force: bool = False) -> list[Finding]:
     """The preflight check of a run, with the model's own tokenizer."""
-    location.named(folder, recipe.store.url)  # refuses a password before anything is written
+    location.configured_location(folder, recipe.store.url)  # refuses a password before anything is written
     import_from_run_folder(folder)
     from towpath.data.chat import Chat
     from towpath.models import base
@@ -273,7 +277,7 @@ def _seconds_of_earlier_attempts(folder: Path) -> float:
     except FileNotFoundError:
         return 0.0
     except (OSError, ValueError):
-        note(f"{folder / 'seconds'}: damaged; the time of earlier attempts is not counted")
+        print_note(f"{folder / 'seconds'}: damaged; the time of earlier attempts is not counted")
         return 0.0
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from towpath.evals.evaluator import NO_JUDGE_CODE
-from towpath.progress import note
+from towpath.progress import print_note
 from towpath.recipe import Recipe, load
 from towpath.records import Finding, Verdict
 from towpath.store import jsonl
 from towpath.store.jsonl import is_number
 from towpath.store.manifest import NAME as MANIFEST
-from towpath.store.manifest import damaged, read_object
+from towpath.store.manifest import damaged_error, read_object
 from towpath.store.publish import replace_file
 
 STAGES = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
@@ -55,7 +55,7 @@ def read_current(run: Path, quiet: bool = False) -> Current:
     if content is None:
         content = {}
         if not quiet:
-            note(f"{run / CURRENT}: damaged; `towpath run {run}` writes it again")
+            print_note(f"{run / CURRENT}: damaged; `towpath run {run}` writes it again")
     stages = content.get("stages")
     findings = content.get("findings")
     return Current(
@@ -104,9 +104,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:  # JSON and UTF-8 errors are both of this kind
-        raise damaged(path, f"damaged: {error}") from None
+        raise damaged_error(path, f"damaged: {error}") from None
     if not isinstance(content, dict):
-        raise damaged(path, f"damaged: a JSON {type(content).__name__}")
+        raise damaged_error(path, f"damaged: a JSON {type(content).__name__}")
     return content
 
 

@@ -13,7 +13,7 @@ from towpath.run.fingerprint import PlannedStage, plan_stages
 from towpath.run.loading import summarise
 from towpath.run.record import Current, read_current
 from towpath.store import location
-from towpath.store.publish import alone
+from towpath.store.publish import lock_folder
 from towpath.store.store import Store
 
 
@@ -30,7 +30,7 @@ class RunStatus:
 
 def read_status(recipe: Recipe, folder: Path) -> RunStatus:
     """The status of a run."""
-    with Store.open(location.of(folder, recipe.store.url)) as store:
+    with Store.open(location.ledger_location(folder, recipe.store.url)) as store:
         data = summarise(recipe, folder)
         stages = plan_stages(recipe, folder, data, store)
     verdicts = {verdict.gate: verdict for verdict in stage_verdicts(recipe, stages)}
@@ -71,7 +71,7 @@ def is_running(folder: Path) -> bool:
     if not (folder / ".lock").is_file():
         return False
     try:
-        with alone(folder):
+        with lock_folder(folder):
             return False
     except TowpathError:
         return True
@@ -84,7 +84,7 @@ def stage_verdicts(recipe: Recipe, stages: list[PlannedStage]) -> list[Verdict]:
 
 def run_verdicts(recipe: Recipe, folder: Path) -> list[Verdict]:
     """The gate verdicts of a run."""
-    with Store.open(location.of(folder, recipe.store.url)) as store:
+    with Store.open(location.ledger_location(folder, recipe.store.url)) as store:
         return stage_verdicts(recipe, plan_stages(recipe, folder, summarise(recipe, folder), store))
 
 

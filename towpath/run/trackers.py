@@ -21,7 +21,7 @@ from towpath.recipe import Recipe, Track
 from towpath.recipe.reader import flat
 from towpath.records import Finding
 from towpath.store.jsonl import JsonlTail, objects
-from towpath.terminal import say as print_line
+from towpath.terminal import print_status
 
 POLL_SECONDS = 0.5
 CLOSE_SECONDS = 30.0
@@ -115,7 +115,7 @@ def _send(tracker: Tracker, row: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def follow(
-    recipe: Recipe, run: Path, stage: str, folder: Path, say: Callable[[str], None] = print_line
+    recipe: Recipe, run: Path, stage: str, folder: Path, say: Callable[[str], None] = print_status
 ) -> Iterator[list[Follower]]:
     """Follow the metrics of a stage with the trackers of the recipe while the block runs."""
     require(recipe.track)

@@ -238,7 +238,7 @@ def _enqueue(job: Job, tasks: Sequence[Task]) -> None:
     hours = job.recipe.budget.hours
     house = job.store.read(settings.read)
     if hours and house.hours is None:
-        job.store.later(settings.put, replace(house, hours=hours)).result()
+        job.store.submit_write(settings.put, replace(house, hours=hours)).result()
 
 
 def require_some(comparisons: Sequence[Comparison]) -> None:

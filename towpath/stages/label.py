@@ -48,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
             else aggregation.majority(judgements)
         )
     _require(job, comparisons, judgements, labels)
-    job.store.put_labels(labels)
+    job.store.replace_labels(labels)
     replace_file(job.folder / LABELS, text_of(labels))
     job.findings.extend(raters.concerns(raters.quality(judgements)))
     return _told(comparisons, judgements, labels) | ({"judge": report} if report else {})
@@ -172,7 +172,7 @@ def read(folder: Path) -> list[Label]:
     try:
         return [Label(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
-        raise manifest.damaged(path, f"not a list of labels ({type(error).__name__})") from None
+        raise manifest.damaged_error(path, f"not a list of labels ({type(error).__name__})") from None
 
 
 def mine(job: Job) -> list[Comparison]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from towpath.progress import note
-from towpath.store.manifest import damaged
+from towpath.progress import print_note
+from towpath.store.manifest import damaged_error
 
 TAIL_BYTES = 64
 """Bytes before the read offset that are remembered: when they differ, the file was replaced."""
@@ -54,8 +54,8 @@ def read(path: Path, strict: bool = False) -> list[dict[str, Any]]:
     rows, damage = parse(path.read_bytes())
     if damage and not damage.torn:
         if strict:
-            raise damaged(path, f"damaged: line {damage.number}: {damage.reason}")
-        note(f"{path}:{damage.number}: damaged; this line and the {damage.lines_after} after it are not read")
+            raise damaged_error(path, f"damaged: line {damage.number}: {damage.reason}")
+        print_note(f"{path}:{damage.number}: damaged; this line and the {damage.lines_after} after it are not read")
     return rows
 
 

@@ -29,7 +29,7 @@ def reserve(connection: Connection, rater: str, dollars: float) -> int:
     return int(key[0])
 
 
-def settle(connection: Connection, number: int, dollars: float) -> None:
+def commit(connection: Connection, number: int, dollars: float) -> None:
     """Put the true price of a call in place of the worst; a call that cost nothing leaves no row."""
     table = schema.spending
     if dollars:

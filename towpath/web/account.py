@@ -46,7 +46,7 @@ def change_password(
         hashed = door.hashed(password, account.name)
     except DataError as error:
         return _account(request, account, store, 409, error=told(error))
-    changed = store.later(_changed, account.name, hashed).result()
+    changed = store.submit_write(_changed, account.name, hashed).result()
     response = RedirectResponse("/account?done=password", 303)
     door.remember(request, response, changed)
     return response
@@ -62,7 +62,7 @@ def _changed(connection: Any, name: str, password: str) -> Account:
 @router.post("/account/sign-out")
 def sign_out_elsewhere(request: Request, account: Visitor, store: TheStore, door: TheDoor) -> Response:
     """Sign out every browser but this one."""
-    store.later(sessions.sign_out, account.name, account.name, door.session_of(request)).result()
+    store.submit_write(sessions.sign_out, account.name, account.name, door.session_of(request)).result()
     door.forget()
     return RedirectResponse("/account?done=sessions", 303)
 
@@ -94,14 +94,14 @@ def _link(request: Request, kind: str, token: str) -> str:
 @router.post("/owner/invite")
 def invite(request: Request, account: Owner, store: TheStore, role: Annotated[Role, Form()]) -> HTMLResponse:
     """A link that makes one account; it is shown once."""
-    token = store.later(people.invite, role, account.name, time()).result()
+    token = store.submit_write(people.invite, role, account.name, time()).result()
     return _people(request, account, store, link=_link(request, "join", token), role=role)
 
 
 @router.post("/owner/withdraw")
 def withdraw(account: Owner, store: TheStore, digest: Field) -> Response:
     """An invitation is good no longer."""
-    store.later(people.withdraw, digest, account.name).result()
+    store.submit_write(people.withdraw, digest, account.name).result()
     return RedirectResponse("/owner/people", 303)
 
 
@@ -115,7 +115,7 @@ def change_account(
     active: Annotated[bool, Form()] = False,
 ) -> Response:
     """Another role, closed, or open again."""
-    store.later(people.change_account, name, role, active, None, account.name).result()
+    store.submit_write(people.change_account, name, role, active, None, account.name).result()
     door.forget()
     return RedirectResponse("/owner/people", 303)
 
@@ -123,14 +123,14 @@ def change_account(
 @router.post("/owner/reset")
 def offer_reset(request: Request, account: Owner, store: TheStore, name: Field) -> HTMLResponse:
     """A link with which someone sets their password anew; it is shown once, and until it is used nothing changes."""
-    token = store.later(people.offer_reset, name, account.name, time()).result()
+    token = store.submit_write(people.offer_reset, name, account.name, time()).result()
     return _people(request, account, store, link=_link(request, "reset", token), reset=name)
 
 
 @router.post("/owner/sign-out")
 def sign_out(account: Owner, store: TheStore, door: TheDoor, name: Field) -> Response:
     """Sign an account out everywhere."""
-    store.later(sessions.sign_out, name, account.name).result()
+    store.submit_write(sessions.sign_out, name, account.name).result()
     door.forget()
     return RedirectResponse("/owner/people", 303)
 

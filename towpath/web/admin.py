@@ -54,7 +54,7 @@ def settings_page(request: Request, account: Owner, store: TheStore, saved: bool
 @router.post("/settings")
 def put_settings(account: Owner, store: TheStore, form: Annotated[SettingsForm, Form()]) -> Response:
     """Set them."""
-    store.later(settings.put, form.settings(), account.name).result()
+    store.submit_write(settings.put, form.settings(), account.name).result()
     return _back("/owner/settings?saved=true")
 
 
@@ -62,7 +62,7 @@ def put_settings(account: Owner, store: TheStore, form: Annotated[SettingsForm, 
 def queue(account: Owner, store: TheStore, domain: Field, paused: Annotated[bool, Form()]) -> Response:
     """Hold a domain back, or let it go on."""
     action = "pause domain" if paused else "resume domain"
-    store.later(
+    store.submit_write(
         audit.recorded, account.name, action, domain, {}, lambda connection: rating.pause(connection, domain, paused)
     ).result()
     return _back("/owner/settings")
@@ -75,7 +75,7 @@ def rankings(account: Owner, store: TheStore, most: Annotated[int, Form(ge=1, le
     def work(connection: Any) -> int:
         return rating.add_groups(connection, rating.proposed_groups(connection, most))
 
-    store.later(audit.recorded, account.name, "queue rankings", "", {"at most": most}, work).result()
+    store.submit_write(audit.recorded, account.name, "queue rankings", "", {"at most": most}, work).result()
     return _back("/owner/settings")
 
 
@@ -90,7 +90,7 @@ def guidelines_page(request: Request, account: Owner, store: TheStore) -> HTMLRe
 @router.post("/guidelines")
 def put_guidelines(account: Owner, store: TheStore, guidelines: Annotated[str, Form(max_length=100_000)]) -> Response:
     """A new version."""
-    store.later(people.put_guideline, guidelines.replace("\r\n", "\n").strip(), account.name).result()
+    store.submit_write(people.put_guideline, guidelines.replace("\r\n", "\n").strip(), account.name).result()
     return _back("/owner/guidelines")
 
 
@@ -114,7 +114,7 @@ def put_gold(
     """Make a pair gold, or change what is right."""
     gold = Gold(comparison, choice, note)
     after = {"choice": choice, "note": note}
-    store.later(
+    store.submit_write(
         audit.recorded, account.name, "gold", comparison, after, lambda connection: rating.put_gold(connection, [gold])
     ).result()
     return _back("/owner/gold")
@@ -123,7 +123,7 @@ def put_gold(
 @router.post("/gold/drop")
 def drop_gold(account: Owner, store: TheStore, comparison: Field) -> Response:
     """A pair is gold no longer."""
-    store.later(
+    store.submit_write(
         audit.recorded,
         account.name,
         "remove gold",
@@ -146,9 +146,9 @@ def settle(
 ) -> Response:
     """Judge a flagged pair oneself, return it to the raters, or drop it."""
     if how == "rate":
-        store.later(verdicts.adjudicate, comparison, account.name, time()).result()
+        store.submit_write(verdicts.adjudicate, comparison, account.name, time()).result()
         return _back("/rate")
-    store.later(
+    store.submit_write(
         audit.recorded,
         account.name,
         "flag",
@@ -162,7 +162,7 @@ def settle(
 @router.get("/export.jsonl")
 def export(account: Owner, store: TheStore) -> StreamingResponse:
     """Every judgement that stands, with the texts it is about, as JSON lines."""
-    store.later(audit.record, account.name, "export", "judgements.jsonl").result()
+    store.submit_write(audit.record, account.name, "export", "judgements.jsonl").result()
     headers = {"content-disposition": 'attachment; filename="judgements.jsonl"'}
     return StreamingResponse(_lines(store), media_type="application/x-ndjson", headers=headers)
 

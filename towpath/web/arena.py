@@ -82,7 +82,7 @@ def begin(
             "the run's folder is not known here", "answers lie in it", "`towpath arena start RUN` begins an arena"
         )
     made = matches.begin(store, run, matches.Terms(one, other, prompts, threshold / 100, overlap / 100), account.name)
-    store.later(
+    store.submit_write(
         audit.record, account.name, "begin arena", str(made.number), after={"one": one, "other": other}
     ).result()
     return _to(made.number)
@@ -104,7 +104,7 @@ def ask_again(
     run = folder(request, store)
     known = {row["comparison"]: row["domain"] for row in (matches.disagreements(run) if run else [])}
     wanted = [(name, known[name]) for name in comparison or [] if name in known]
-    count = store.later(arenas.ask_again, wanted, REASON).result()
+    count = store.submit_write(arenas.ask_again, wanted, REASON).result()
     return RedirectResponse(f"/arena/disagreements?returned={count}", 303)
 
 
@@ -124,7 +124,7 @@ def live(account: Owner, store: TheStore, number: int) -> HTMLResponse:
 def stop(account: Owner, store: TheStore, number: int) -> Response:
     """End an arena before it is decided."""
     matches.stop(store, number)
-    store.later(audit.record, account.name, "stop arena", str(number)).result()
+    store.submit_write(audit.record, account.name, "stop arena", str(number)).result()
     return _to(number)
 
 

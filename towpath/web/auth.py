@@ -79,7 +79,7 @@ class Door:
                 return None
             self._token = digest(secrets.token_urlsafe(16))
         found = self._store.read(people.account, OWNER)
-        return found or self._store.later(people.add_account, OWNER, "owner", "").result()
+        return found or self._store.submit_write(people.add_account, OWNER, "owner", "").result()
 
     def sign_in(self, name: str, password: str, address: str, device: str = "") -> Account | None:
         """The account of a name and its password; a try is counted before the password is checked."""
@@ -110,7 +110,7 @@ class Door:
         before = self._failures.take(monotonic())
         if before is not None:
             more = {"not listed before": before} if before else {}
-            self._store.later(audit.record, name, "sign in failed", after={"from": address} | more).result()
+            self._store.submit_write(audit.record, name, "sign in failed", after={"from": address} | more).result()
 
     def hashed(self, password: str, name: str = "") -> str:
         """What is stored of a new password."""
@@ -119,7 +119,9 @@ class Door:
     def remember(self, request: Request, response: Response, account: Account, address: str = "") -> None:
         """Sign a browser in under a new session, and know it from now on; `address` goes to the audit log."""
         device = self._device(request) if self.team else ""
-        work = self._store.later(people.begin_session, account, time(), self.session_of(request), device, address)
+        work = self._store.submit_write(
+            people.begin_session, account, time(), self.session_of(request), device, address
+        )
         lasting: dict[str, Any] = {
             "httponly": True,
             "samesite": "lax",
@@ -138,7 +140,7 @@ class Door:
 
     def leave(self, request: Request, response: Response, account: Account) -> None:
         """End the session of a browser, so that a copy of its cookie is good for nothing."""
-        self._store.later(people.leave, account.name, self.session_of(request)).result()
+        self._store.submit_write(people.leave, account.name, self.session_of(request)).result()
         self.forget()
         response.delete_cookie(
             cookie_name(request), path="/", secure=request.url.scheme == "https", httponly=True, samesite="lax"
@@ -170,7 +172,7 @@ class Door:
             return None
         if now - known.session.seen > sessions.TOUCH:
             self._read.pop(key, None)
-            self._store.later(sessions.touch, key, now)
+            self._store.submit_write(sessions.touch, key, now)
         return known.account
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from towpath.terminal import plain
+from towpath.terminal import strip_control
 from towpath.web import proxies
 
 HEADER_SECONDS = 15.0
@@ -107,7 +107,7 @@ class RateLimitedLog(logging.Filter):
             self._last.clear()
         self._last[kind] = now, 0
         more = f" ({suppressed} more like this before)" if suppressed else ""
-        record.msg = plain(record.getMessage()) + more
+        record.msg = strip_control(record.getMessage()) + more
         record.args = ()
         return True
 

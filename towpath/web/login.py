@@ -95,7 +95,7 @@ def join(request: Request, store: TheStore, door: TheDoor, token: str, name: Fie
             request, "join.html", status=409, invitation=found, shortest=SHORTEST, error=told(error), name=name
         )
     try:
-        account = store.later(people.join, token, name, door.hashed(password, name), time()).result()
+        account = store.submit_write(people.join, token, name, door.hashed(password, name), time()).result()
     except DataError as error:
         return pages.page(
             request, "join.html", status=409, invitation=invited, shortest=SHORTEST, error=told(error), name=name
@@ -125,7 +125,7 @@ def reset(request: Request, store: TheStore, door: TheDoor, token: str, password
     if found is None:
         return _reset_page(request, found)
     try:
-        account = store.later(people.reset, token, door.hashed(password, found.account), time()).result()
+        account = store.submit_write(people.reset, token, door.hashed(password, found.account), time()).result()
     except DataError as error:
         return _reset_page(request, found, told(error))
     return _welcome(request, door, account)

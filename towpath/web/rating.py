@@ -162,20 +162,22 @@ async def judge(account: Rater, store: TheStore, said: Verdict) -> JSONResponse:
         tuple(said.reasons),
         dict(said.criteria),
     )
-    return _receipt(await _done(store.later(verdicts.judge, given, time())))
+    return _receipt(await _done(store.submit_write(verdicts.judge, given, time())))
 
 
 @router.post("/rate/trial")
 async def trial(account: Rater, store: TheStore, said: TrialVerdict) -> JSONResponse:
     """Record the verdict of a trial pair and tell whether it is right."""
-    feedback = await _done(store.later(trials.judge, account.name, said.comparison, said.attempt, said.side, time()))
+    feedback = await _done(
+        store.submit_write(trials.judge, account.name, said.comparison, said.attempt, said.side, time())
+    )
     return JSONResponse(asdict(feedback))
 
 
 @router.post("/rate/guidelines")
 async def confirm(account: Rater, store: TheStore, confirmed: Confirmed) -> JSONResponse:
     """Record that a rater has read a version of the guidelines."""
-    await _done(store.later(acknowledgements.acknowledge, account.name, confirmed.version))
+    await _done(store.submit_write(acknowledgements.acknowledge, account.name, confirmed.version))
     return JSONResponse({"version": confirmed.version})
 
 
@@ -191,31 +193,33 @@ async def rank(account: Rater, store: TheStore, said: Ranking) -> JSONResponse:
         str(said.guideline),
         said.comment,
     )
-    return _receipt(await _done(store.later(verdicts.rank, ranked, time())))
+    return _receipt(await _done(store.submit_write(verdicts.rank, ranked, time())))
 
 
 @router.post("/rate/skip")
 async def skip(account: Rater, store: TheStore, left: Left) -> JSONResponse:
     """Leave a pair to others."""
-    return _receipt(await _done(store.later(verdicts.skip, left.comparison, account.name, time())))
+    return _receipt(await _done(store.submit_write(verdicts.skip, left.comparison, account.name, time())))
 
 
 @router.post("/rate/flag")
 async def flag(account: Rater, store: TheStore, flagged: Flagged) -> JSONResponse:
     """Send a pair to the owner."""
-    return _receipt(await _done(store.later(verdicts.flag, flagged.comparison, account.name, flagged.reason, time())))
+    return _receipt(
+        await _done(store.submit_write(verdicts.flag, flagged.comparison, account.name, flagged.reason, time()))
+    )
 
 
 @router.post("/rate/undo")
 async def undo(account: Rater, store: TheStore, left: Left) -> JSONResponse:
     """Take back what was done with a pair, and see it again."""
-    return _receipt(await _done(store.later(verdicts.undo, left.comparison, account.name, time())))
+    return _receipt(await _done(store.submit_write(verdicts.undo, left.comparison, account.name, time())))
 
 
 @router.post("/rate/write")
 async def write(account: Rater, store: TheStore, written: Written) -> JSONResponse:
     """Keep a better answer as a draft for the owner to approve."""
-    fresh = await _done(store.later(verdicts.write, written.key, written.comparison, account.name, written.text))
+    fresh = await _done(store.submit_write(verdicts.write, written.key, written.comparison, account.name, written.text))
     return JSONResponse({"comparison": written.comparison, "again": not fresh})
 
 
@@ -252,7 +256,7 @@ def _recent(day: float | None) -> float | None:
 async def _look(store: Store, rater: str, day: float | None = None) -> dict[str, Any]:
     """What a rater sees now. Short texts are rendered on the spot, for a change of threads costs more than that;
     long ones aside."""
-    view = await _done(store.later(rater_stats.view, rater, time(), _recent(day)))
+    view = await _done(store.submit_write(rater_stats.view, rater, time(), _recent(day)))
     long = view.sheet is not None and sum(map(len, (view.sheet.prompt, *view.sheet.answers))) > SHORT
     return await run_in_threadpool(_shown, view) if long else _shown(view)
 

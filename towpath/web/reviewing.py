@@ -143,7 +143,7 @@ def export_pairs(account: Owner, store: TheStore, kind: Literal["jsonl", "csv"])
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    store.later(audit.record, account.name, "export", f"pairs.{kind}").result()
+    store.submit_write(audit.record, account.name, "export", f"pairs.{kind}").result()
     return FileResponse(
         path,
         media_type=LAYOUTS[kind],
@@ -156,7 +156,7 @@ def _audited(
     store: Store, account: Account, action: str, object: str, after: dict[str, Any], work: Callable[[Any], Any]
 ) -> None:
     """Do what changes something, with its row of the audit log in the same transaction."""
-    store.later(audit.recorded, account.name, action, object, after, work).result()
+    store.submit_write(audit.recorded, account.name, action, object, after, work).result()
 
 
 def _back(to: str) -> Response:

@@ -127,7 +127,7 @@ def greeting(store: Store, door: Door, at: str, proxies: Sequence[str] = ()) -> 
     ends = f"Ctrl-C stops the server; nothing that was saved is lost.{hint}"
     if any(account.role == "owner" and account.active and account.password for account in store.read(people.accounts)):
         return f"open {at} and sign in. {ends}"
-    token = store.later(people.invite, "owner", "towpath serve", time()).result()
+    token = store.submit_write(people.invite, "owner", "towpath serve", time()).result()
     return f"open {at}/join/{token} to make the owner's account.\nThe link is good once. {ends}"
 
 

@@ -17,7 +17,6 @@ from towpath.run.samples import model_at
 from towpath.store.jsonl import is_interval, is_number
 from towpath.view.format import NONE, duration, number, percent, percents
 from towpath.view.live.headline import last_value
-from towpath.view.report.frontier import best_of_n_curve
 
 MAX_RUNS = 8
 """Runs that can be told apart in one chart."""
@@ -127,11 +126,6 @@ def frontier(name: str, run: LiveRun, by: str) -> list[FrontierPoint]:
     if by != "reward" and is_number(win.get("rate")) and is_number(kl):
         points.append(FrontierPoint(name, "evaluated", kl, win["rate"], int(win.get("n") or 0), True))
     return points
-
-
-def reference_curve(end: float) -> list[tuple[float, float]]:
-    """Best of n under a perfect judge, from n = 1 to a KL of `end` nats."""
-    return best_of_n_curve(end)
 
 
 def metric_names(runs: Iterable[LiveRun], kind: str) -> list[str]:

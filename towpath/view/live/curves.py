@@ -1,4 +1,4 @@
-"""Curves of the monitor: the charts of a stage with the values between two steps, downsampled to the pixels there are."""
+"""Curves of the monitor: the charts of a stage with the values between two steps, downsampled."""
 
 from collections.abc import Mapping
 from typing import Any
