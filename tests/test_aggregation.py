@@ -5,14 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import check_grad, minimize
 
 from towpath.data.draws import generator
 from towpath.errors import DataError
-from towpath.feedback import aggregation, blend, crowd, dawid_skene
+from towpath.feedback import aggregation, blend, dawid_skene
 from towpath.feedback.aggregation import CHOICES
 from towpath.feedback.calibration import Calibration
-from towpath.records import Comparison, Judgement
+from towpath.records import Judgement
 
 SURE = Calibration(np.array([0.0, 1.0]), np.array([0.5, 0.9]), 100.0)
 
@@ -135,88 +134,6 @@ def test_smoothing_must_be_something():
     with pytest.raises(DataError, match="above 0"):
         dawid_skene.consensus([said("k", "x", "a")], smoothing=0)
     assert dawid_skene.labels([]) == []
-
-
-def met(seed, model, answers=12, comparisons=1500):
-    """Comparisons of answers of known score by a careful, a usual and a careless rater."""
-    draws = generator(seed, "test/crowd", model)
-    score = draws.normal(0, 1.2, answers)
-    score -= score.mean()
-    worth = {"temperature": np.array([2.5, 1.0, 0.1]), "slips": np.array([0.98, 0.85, 0.5])}[model]
-    pair = np.array([draws.choice(answers, 2, replace=False) for _ in range(comparisons)])
-    rater = draws.integers(0, 3, comparisons)
-    gap = score[pair[:, 0]] - score[pair[:, 1]]
-    sees = 1 / (1 + np.exp(-gap * (worth[rater] if model == "temperature" else 1)))
-    chance = sees if model == "temperature" else worth[rater] * sees + (1 - worth[rater]) * (1 - sees)
-    return score, worth, pair, (draws.random(comparisons) < chance).astype(float), rater
-
-
-@pytest.mark.parametrize("model", ["temperature", "slips"])
-def test_scores_and_reliability_are_found(model):
-    score, worth, pair, won, rater = met(0, model)
-    found, reliability, converged = crowd.fit(pair, won, rater, (12, 3), model)
-    assert converged
-    assert np.corrcoef(found, score)[0, 1] > 0.97
-    assert (np.argsort(reliability) == np.argsort(worth)).all()
-    assert reliability[2] == pytest.approx(worth[2], abs=0.15)
-    assert np.std(found) / np.std(score) == pytest.approx(1.0, abs=0.25)
-
-
-@pytest.mark.parametrize("model", ["temperature", "slips"])
-def test_the_fit_is_the_top_of_a_posterior_written_out_by_hand(model):
-    _, _, pair, won, rater = met(1, model, answers=4, comparisons=60)
-    won[:6] = 0.5
-
-    def loss(free):
-        total = sum((s / 2.0) ** 2 / 2 for s in free[:4])
-        centre, width = (0.0, 1.0) if model == "temperature" else (2.0, 1.5)
-        total += sum(((u - centre) / width) ** 2 / 2 for u in free[4:])
-        for (i, j), y, r in zip(pair, won, rater, strict=True):
-            u = free[4 + r]
-            gap = free[i] - free[j]
-            p = 1 / (1 + math.exp(-math.exp(u) * gap))
-            if model == "slips":
-                eta = 1 / (1 + math.exp(-u))
-                sees = 1 / (1 + math.exp(-gap))
-                p = eta * sees + (1 - eta) * (1 - sees)
-            total -= y * math.log(p) + (1 - y) * math.log(1 - p)
-        return total
-
-    start, converged = crowd._top(pair, won, rater, (4, 3), model)
-    assert converged
-    again = minimize(
-        loss, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 20000, "maxfev": 20000}
-    )
-    assert loss(start) == pytest.approx(again.fun, abs=1e-6)
-    likelihood = crowd._temperature if model == "temperature" else crowd._slips
-    given = (pair, won, rater, 4, crowd.TRUST[model], likelihood)
-    point = start + 0.3 * np.sin(np.arange(7))
-    assert crowd._loss(start, *given)[0] == pytest.approx(loss(start), abs=1e-9)
-    score, reliability, _ = crowd.fit(pair, won, rater, (4, 3), model)
-    worth = np.exp(start[4:]) if model == "temperature" else 1 / (1 + np.exp(-start[4:]))
-    scale = np.median(worth) if model == "temperature" else 1.0
-    np.testing.assert_allclose(score, (start[:4] - start[:4].mean()) * scale)
-    np.testing.assert_allclose(reliability, worth / scale)
-    assert check_grad(lambda x: crowd._loss(x, *given)[0], lambda x: crowd._loss(x, *given)[1], point) < 1e-4
-
-
-def test_reliability_ranks_better_than_counting_everyone_alike():
-    gains = []
-    for seed in range(6):
-        score, _, pair, won, rater = met(seed, "temperature", comparisons=250)
-        weighed = np.corrcoef(crowd.fit(pair, won, rater, (12, 3))[0], score)[0, 1]
-        alike = np.corrcoef(crowd.fit(pair, won, np.zeros_like(rater), (12, 1))[0], score)[0, 1]
-        gains.append(weighed - alike)
-    assert np.mean(gains) > 0.01 and sum(gain > 0 for gain in gains) >= 5
-
-
-def test_rankings_of_records_keep_what_came_together():
-    comparisons = [Comparison("k", "p", "x", "y"), Comparison("m", "p", "y", "z"), Comparison("n", "p", "x", "z")]
-    judgements = [said(name, rater, "a") for name in "kmn" for rater in ("ann", "bob")] + [said("gone", "ann", "a")]
-    found = crowd.ranking([*judgements, said("k", "cy", "tie")], comparisons)
-    assert dict(zip(found.answers, np.argsort(-found.score_K).tolist(), strict=True)) == {"x": 0, "y": 1, "z": 2}
-    assert found.raters == ("ann", "bob", "cy") and found.converged
-    assert crowd.ranking([], comparisons).answers == ()
 
 
 def test_the_blend_hears_each_where_they_spoke():

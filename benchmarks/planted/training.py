@@ -36,8 +36,8 @@ def trained(
     start = world.taught(planted.size, cache)
     prompts = planted.prompts(world.prompts())
     corpus = Corpus(prompts, safety=world.safety())
-    of = [] if planted.reward is None else [f"policy.rewards.sources=[{{of = '{sources.given(planted.reward)}'}}]"]
-    watch = [] if planted.watched is None else [f"policy.rewards.watch=['{sources.given(planted.watched)}']"]
+    of = [] if planted.reward is None else [f"policy.rewards.sources=[{{source = '{sources.register_function(planted.reward)}'}}]"]
+    watch = [] if planted.watched is None else [f"policy.rewards.watch=['{sources.register_function(planted.watched)}']"]
     recipe = world.settings(start.weights, seed, [*planted.settings, *of, *watch, f"health.act='{act}'", *more])
     inputs = {"sft": start.folder}
     folder.mkdir(parents=True, exist_ok=True)

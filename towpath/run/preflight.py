@@ -339,9 +339,9 @@ def _groups(policy: Policy, columns: Collection[str] = ()) -> Iterator[Finding]:
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in policy.rewards.sources:
         if source.source != "model":
-            sources.named(source.source, columns=columns)
+            sources.load_source(source.source, columns=columns)
     for of in policy.rewards.watch:
-        sources.named(of, "watch", columns)
+        sources.load_source(of, "watch", columns)
     if data_of(policy.algo) == "comparisons" and policy.batch < 2:
         yield Finding(
             "batch",

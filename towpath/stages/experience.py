@@ -14,7 +14,7 @@ from towpath.data.intervals import wilson
 from towpath.errors import RecipeError
 from towpath.recipe import Decoding, Rewards
 from towpath.records import Prompt
-from towpath.rewards import mix, sources
+from towpath.rewards import shaping, sources
 from towpath.rollout.engine import Drawn, Request
 from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
@@ -70,11 +70,11 @@ class Experience:
         self.in_flight = Checkpoints(job.folder / "pending_rollouts")
         columns = job.corpus.column_names
         self.scorers = {
-            source.source: sources.named(source.source, columns=columns)
+            source.source: sources.load_source(source.source, columns=columns)
             for source in self.cfg.rewards.sources
             if source.source != "model"
         }
-        self.watched = {of: sources.named(of, "watch", columns) for of in self.cfg.rewards.watch}
+        self.watched = {of: sources.load_source(of, "watch", columns) for of in self.cfg.rewards.watch}
         self.showing = Showing(job)
         self.judges = bool(self.scorers) or "reward" in runtime.roles
         self.fit = runtime.roles["critic"].fit if "critic" in runtime.roles else None
@@ -293,7 +293,7 @@ class Experience:
                 columns |= {"spread": said.spread_B} if len(said.spread_B) else {}
             else:
                 told.append(np.asarray(self.scorers[source.source](asked, texts, more)))
-        score_B = mix.combined(np.stack(told), cfg)
+        score_B = shaping.combine_sources(np.stack(told), cfg)
         parts = {"score": score_B, "reward": self._final(score_B, prompts, drawn, cfg)}
         if len(told) > 1:
             parts |= {f"score/{source.source}": scores for source, scores in zip(cfg.sources, told, strict=True)}
@@ -306,7 +306,7 @@ class Experience:
         self, score_B: np.ndarray, prompts: Sequence[Prompt], drawn: Sequence[Drawn], cfg: Rewards
     ) -> np.ndarray:
         ended_B = np.array([d.finish == "stop" for d in drawn])
-        return mix.final(score_B, [d.token_ids for d in drawn], ended_B, [p.domain for p in prompts], cfg)
+        return shaping.shape_rewards(score_B, [d.token_ids for d in drawn], ended_B, [p.domain for p in prompts], cfg)
 
     @torch.no_grad()
     def _valued(self, batch: Batch) -> Batch:

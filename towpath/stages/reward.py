@@ -23,7 +23,7 @@ from towpath.models.heads import ScalarHead
 from towpath.progress import note
 from towpath.recipe import Rewards
 from towpath.records import Comparison, Completion, Finding, Label, Prompt
-from towpath.rewards import mix
+from towpath.rewards import shaping
 from towpath.runtime.local import Local, Role
 from towpath.stages import evidence, generation
 from towpath.stages import label as labelling
@@ -416,5 +416,5 @@ def judged(runtime: Local, batch: Batch, cfg: Rewards, more: tuple[str, ...] = (
     if others:
         scores_KB = np.stack([scores.cpu().numpy() for scores in (out.score_B, *others)])
         out.spread_B = torch.from_numpy(scores_KB.std(0)).to(out.score_B)
-        out.score_B = torch.from_numpy(mix.agreed(scores_KB, cfg)).to(out.score_B)
+        out.score_B = torch.from_numpy(shaping.combine_ensemble(scores_KB, cfg)).to(out.score_B)
     return out
