@@ -280,15 +280,15 @@ BREAKAGES = [
     Breakage(
         "calls before are not counted",
         F + "judge_budget.py",
-        "self.spent = account.total() if account else 0.0",
-        "self.spent = 0.0",
+        "self.dollars = ledger.total() if ledger else 0.0",
+        "self.dollars = 0.0",
         "tests/test_judge.py -k reruns",
     ),
     Breakage(
         "the ceiling is passed",
         F + "judge_budget.py",
-        "self.spent + self._held + dollars > self.ceiling",
-        "self.spent > self.ceiling",
+        "self.dollars + self._reserved + maximum > self.limit",
+        "self.dollars > self.limit",
         "tests/test_judge.py -k ceiling",
     ),
     Breakage(

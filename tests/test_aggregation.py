@@ -91,7 +91,8 @@ def test_consensus_beats_the_majority_where_raters_differ():
     for seed in range(10):
         judgements, truth = simulated(seed)
         gains.append(
-            accuracy(dawid_skene.labels(judgements), truth) - accuracy(aggregation.majority(judgements), truth)
+            accuracy(dawid_skene.consensus_labels(judgements), truth)
+            - accuracy(aggregation.majority_labels(judgements), truth)
         )
     assert min(gains) > 0 and np.mean(gains) > 0.05
 
@@ -100,7 +101,7 @@ def test_raters_errors_are_found_as_they_are():
     right = (0.95, 0.85, 0.75, 0.65, 0.55)
     judgements, _ = simulated(3, items=1500, right=right, each=3, ties=0.2)
     found = dawid_skene.consensus(judgements)
-    told = dawid_skene.accuracy(found)
+    told = dawid_skene.rater_accuracy(found)
     assert [told[f"r{i}"] for i in range(5)] == pytest.approx(right, abs=0.04)
     np.testing.assert_allclose(found.prior_C, [0.4, 0.4, 0.2, 0.0], atol=0.04)
     a = CHOICES.index("a")
@@ -110,20 +111,22 @@ def test_raters_errors_are_found_as_they_are():
 
 
 def test_one_judgement_is_no_certainty_and_says_no_more_than_the_raters_are_worth():
-    labels = dawid_skene.labels([said(item, f"r{item % 3}", "a") for item in range(200)])
+    labels = dawid_skene.consensus_labels([said(item, f"r{item % 3}", "a") for item in range(200)])
     assert {label.choice for label in labels} == {"a"}
     # as good as raters are thought to be before any is held against another
     assert all(0.75 < label.chance < 0.9 for label in labels)
     poor = [said(f"d{i}", rater, "ab"[(i + n) % 2]) for i in range(200) for n, rater in enumerate(("x", "y"))]
-    chance = {label.comparison: label.chance for label in dawid_skene.labels([*poor, said("k", "x", "a")])}["k"]
+    chance = {label.comparison: label.chance for label in dawid_skene.consensus_labels([*poor, said("k", "x", "a")])}[
+        "k"
+    ]
     assert 0.4 < chance < 0.65  # two who never agree are worth nothing
 
 
 def test_gold_is_true_and_teaches_who_errs():
     judgements, truth = simulated(4, items=200, right=(0.9, 0.3, 0.3), each=3)
     gold = {item: truth[item] for item in list(truth)[:60]}
-    known = dawid_skene.labels(judgements, gold)
-    unknown = dawid_skene.labels(judgements)
+    known = dawid_skene.consensus_labels(judgements, gold)
+    unknown = dawid_skene.consensus_labels(judgements)
     rest = [label for label in known if label.comparison not in gold]
     assert all(label.choice == gold[label.comparison] for label in known if label.comparison in gold)
     assert accuracy(rest, truth) > accuracy([label for label in unknown if label.comparison not in gold], truth) + 0.1
@@ -133,7 +136,7 @@ def test_gold_is_true_and_teaches_who_errs():
 def test_smoothing_must_be_something():
     with pytest.raises(DataError, match="above 0"):
         dawid_skene.consensus([said("k", "x", "a")], smoothing=0)
-    assert dawid_skene.labels([]) == []
+    assert dawid_skene.consensus_labels([]) == []
 
 
 def test_the_blend_hears_each_where_they_spoke():
@@ -153,7 +156,10 @@ def test_the_blend_hears_each_where_they_spoke():
         said("gold", "judge:m", "a", "judge"),
         said("gold", "ann", "a"),
     ]
-    by = {label.comparison: label for label in blend.blend([*doubles, *judged], {"judge:m": SURE}, gold={"gold": "b"})}
+    by = {
+        label.comparison: label
+        for label in blend.blend_labels([*doubles, *judged], {"judge:m": SURE}, gold={"gold": "b"})
+    }
     assert by["alone"].by == "people" and by["both"].by == "people+judge:m" and by["machine"].by == "judge:m"
     assert by["against"].chance < by["alone"].chance < by["both"].chance
     assert by["machine"].chance == pytest.approx(0.1) and by["machine"].choice == "b"
@@ -172,7 +178,7 @@ def test_a_judge_that_likes_length_is_believed_less_where_it_chose_the_longer():
     ]
     by = {
         label.comparison: label.chance
-        for label in blend.blend(judged, {"judge:m": likes}, gaps={"longer": 1.0, "shorter": 1.0})
+        for label in blend.blend_labels(judged, {"judge:m": likes}, gaps={"longer": 1.0, "shorter": 1.0})
     }
     assert by["alike"] == pytest.approx(0.9)
     assert by["longer"] == pytest.approx(9 / math.e / (1 + 9 / math.e))
@@ -183,7 +189,9 @@ def test_a_person_and_a_judge_combine_by_their_odds():
     gold = {f"g{i}": "a" for i in range(4000)}
     judged = [said(f"g{i}", "ann", "a" if i % 5 else "b") for i in range(4000)]  # ann is right in four of five
     both = [said("k", "ann", "a"), said("k", "judge:m", "a", "judge", strength=3)]
-    chance = {label.comparison: label.chance for label in blend.blend([*judged, *both], {"judge:m": SURE}, gold)}["k"]
+    chance = {
+        label.comparison: label.chance for label in blend.blend_labels([*judged, *both], {"judge:m": SURE}, gold)
+    }["k"]
     odds = 0.8 / 0.2 * 0.9 / 0.1
     assert chance == pytest.approx(odds / (1 + odds), abs=0.01)
 
@@ -194,7 +202,7 @@ def test_a_persons_error_is_taken_out_of_agreement(right, person):
     assert blend.without_rater_error(agrees, person) == pytest.approx(right)
     assert blend.without_rater_error(0.999, 0.8) == 0.99 and blend.without_rater_error(0.0, 0.8) == pytest.approx(0.01)
     with pytest.raises(DataError, match=r"above 0\.5"):
-        blend.blend([], {}, rater_accuracy=0.5)
+        blend.blend_labels([], {}, rater_accuracy=0.5)
 
 
 def test_disputes_wait_for_a_third_and_the_closest_comes_first():
@@ -208,7 +216,7 @@ def test_disputes_wait_for_a_third_and_the_closest_comes_first():
         said("lone", "judge:m", "b", "judge"),
         *(said("three ways", rater, choice) for rater, choice in (("x", "a"), ("y", "b"), ("z", "tie"))),
     ]
-    queue = blend.disputes(judged, dawid_skene.labels([j for j in judged if j.kind == "person"]))
+    queue = blend.find_disputes(judged, dawid_skene.consensus_labels([j for j in judged if j.kind == "person"]))
     assert {dispute.comparison for dispute in queue} == {"split", "half", "three ways"}
     assert [dispute.comparison for dispute in queue][-1] == "half"
     assert next(d for d in queue if d.comparison == "split").said == {"x": "a", "y": "b"}

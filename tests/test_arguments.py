@@ -72,7 +72,9 @@ def test_rewards_may_be_several_with_weights():
 
 
 def test_a_name_of_ones_own_stands_for_the_code():
-    (one,), (other,) = (arguments.rewards({"source": lambda _p, a, w=w: [w for _ in a], "name": "v1"}) for w in (1.0, 2.0))
+    (one,), (other,) = (
+        arguments.rewards({"source": lambda _p, a, w=w: [w for _ in a], "name": "v1"}) for w in (1.0, 2.0)
+    )
     assert one == other
 
 

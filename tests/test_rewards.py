@@ -56,12 +56,19 @@ def test_an_ensemble_says_its_mean_its_least_or_is_cautious_where_it_disagrees(h
 
 def test_a_score_alone_is_left_as_it_is():
     cfg = rewards()
-    assert shaping.shape_rewards(shaping.combine_sources(SCORES[:1], cfg), ANSWERS, ENDED, ["a"] * 3, cfg).tolist() == [1.0, -2.0, 0.5]
+    assert shaping.shape_rewards(shaping.combine_sources(SCORES[:1], cfg), ANSWERS, ENDED, ["a"] * 3, cfg).tolist() == [
+        1.0,
+        -2.0,
+        0.5,
+    ]
 
 
 @pytest.mark.parametrize(("how", "want"), [("subtract", [1.0, -3.0, 0.5]), ("replace", [1.0, -1.0, 0.5])])
 def test_a_missing_end_is_subtracted_or_replaces_the_score_as_named(how, want):
-    assert shaping.shape_rewards(SCORES[0], ANSWERS, ENDED, ["a"] * 3, rewards(missing_eos=how, eos_penalty=1.0)).tolist() == want
+    assert (
+        shaping.shape_rewards(SCORES[0], ANSWERS, ENDED, ["a"] * 3, rewards(missing_eos=how, eos_penalty=1.0)).tolist()
+        == want
+    )
 
 
 def test_clip_comes_before_the_penalty_and_domains_last():
@@ -75,14 +82,14 @@ def test_length_repetition_and_diversity_count_as_their_keys_say():
         zero, ANSWERS, ENDED, [""] * 3, rewards(length_limit=4, length_penalty=0.1)
     ).tolist() == pytest.approx([0, -0.2, 0])
     # 1 2 1, 2 1 2, 1 2 1, 2 1 2: four triples, two different.
-    assert shaping.shape_rewards(zero, ANSWERS, ENDED, [""] * 3, rewards(repetition_penalty=1.0)).tolist() == pytest.approx(
-        [0, -0.5, 0]
-    )
+    assert shaping.shape_rewards(
+        zero, ANSWERS, ENDED, [""] * 3, rewards(repetition_penalty=1.0)
+    ).tolist() == pytest.approx([0, -0.5, 0])
     # The first has 12 23 34, of which the second shares 12; the second has 12 21; the third is alone.
     assert shaping.unique_ngram_share(ANSWERS).tolist() == pytest.approx([2 / 3, 1 / 2, 1.0])
-    assert shaping.shape_rewards(zero, ANSWERS, ENDED, [""] * 3, rewards(diversity_bonus=0.3)).tolist() == pytest.approx(
-        [0.2, 0.15, 0.3]
-    )
+    assert shaping.shape_rewards(
+        zero, ANSWERS, ENDED, [""] * 3, rewards(diversity_bonus=0.3)
+    ).tolist() == pytest.approx([0.2, 0.15, 0.3])
 
 
 @pytest.mark.parametrize(

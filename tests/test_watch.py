@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import towpath as tp
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import TrainingError
 from towpath.health import remedies
 from towpath.models.heads import Fit, ScalarHead

@@ -8,16 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from towpath.data.draws import share, shuffled
+from towpath.data.draws import hash_uniform, permutation
 from towpath.errors import DataError
 from towpath.evals import leaderboard as evals
 from towpath.evals import sequential
-from towpath.evals.leaderboard import Pair, Record
+from towpath.evals.leaderboard import ArenaPair, WinRecord
 from towpath.feedback import agreement, judge_runner, judging
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import Abstention
-from towpath.feedback.pair_text import Case
-from towpath.progress import progress
+from towpath.feedback.pair_text import PairText
 from towpath.records import Judgement, Prompt
 from towpath.store import arenas, manifest, rater_stats
 from towpath.store.arenas import Arena, Entrant, Match
@@ -48,8 +47,8 @@ class Standing:
     arena: Arena
     prompts: int
     waiting: int
-    people: Record
-    judges: dict[str, Record]
+    people: WinRecord
+    judges: dict[str, WinRecord]
     raters: dict[str, int]
     agreement: tuple[float, int]
     judge_agreement: dict[str, tuple[float, int]]
@@ -90,7 +89,7 @@ def begin(store: Store, run: Path, terms: Terms, by: str = "", seed: int | None 
         value = f"{terms.one} and {terms.other}: no prompt that both answered"
         raise DataError(value, "the same prompts are put to both", "choose evaluations of the same data")
     seed = secrets.randbits(62) if seed is None else seed
-    chosen = [both[i] for i in shuffled(len(both), seed, "arena/order")][: terms.prompts or len(both)]
+    chosen = [both[i] for i in permutation(len(both), seed, "arena/order")][: terms.prompts or len(both)]
     entrants = [_entrant(*ours[name], theirs[name][1], terms.overlap, seed) for name in chosen]
     return store.later(arenas.begin, terms.one, terms.other, terms.threshold, by, entrants).result()
 
@@ -120,8 +119,8 @@ def _prompt(row: dict[str, Any]) -> Prompt:
 
 
 def _entrant(prompt: Prompt, ours: str, theirs: str, overlap: float, seed: int) -> Entrant:
-    seats = 1 + (share(seed, "arena/overlap", prompt.id) < overlap)
-    first = share(seed, "arena/side", prompt.id) < 0.5
+    seats = 1 + (hash_uniform(seed, "arena/overlap", prompt.id) < overlap)
+    first = hash_uniform(seed, "arena/side", prompt.id) < 0.5
     return Entrant(prompt, ours if first else theirs, theirs if first else ours, "a" if first else "b", seats)
 
 
@@ -136,7 +135,7 @@ def standing(store: Store, number: int) -> Standing:
     known = (rate, doubles)
     if doubles < ENOUGH_DOUBLES:  # the same people label: how they agree there tells more than a few pairs here
         known = agreement.pairwise_agreement([*people, *store.read(rater_stats.recent)])
-    outcomes = evals.finished(pairs, people)
+    outcomes = evals.finished_outcomes(pairs, people)
     raters: dict[str, int] = {}
     for j in said:
         raters[j.rater] = raters.get(j.rater, 0) + 1
@@ -144,15 +143,15 @@ def standing(store: Store, number: int) -> Standing:
     beside = {}
     for name in sorted({j.rater for j in said if j.kind == "judge"}):
         own = [j for j in said if j.rater == name]
-        judges[name] = evals.record(evals.finished(pairs, own, alone=True), found.threshold, len(own))
-        beside[name] = _beside(evals.finished(pairs, own, alone=True), outcomes)
+        judges[name] = evals.win_record(evals.finished_outcomes(pairs, own, alone=True), found.threshold, len(own))
+        beside[name] = _beside(evals.finished_outcomes(pairs, own, alone=True), outcomes)
     asked = sum(not pair.same for pair in pairs)
     ended = sum(not pair.same for pair, _ in outcomes)
     return Standing(
         found,
         len(pairs),
         asked - ended,
-        evals.record(outcomes, found.threshold, len(people), known),
+        evals.win_record(outcomes, found.threshold, len(people), known),
         judges,
         raters,
         (rate, doubles),
@@ -160,15 +159,15 @@ def standing(store: Store, number: int) -> Standing:
     )
 
 
-def _pairs(matches: Sequence[Match]) -> list[Pair]:
+def _pairs(matches: Sequence[Match]) -> list[ArenaPair]:
     made = []
     for m in matches:
         gap = len(m.a.split()) - len(m.b.split())
-        made.append(Pair(m.comparison, m.place, m.ours, gap if m.ours == "a" else -gap, m.seats, m.same))
+        made.append(ArenaPair(m.comparison, m.place, m.ours, gap if m.ours == "a" else -gap, m.seats, m.same))
     return made
 
 
-def _beside(judged: Sequence[tuple[Pair, float]], people: Sequence[tuple[Pair, float]]) -> tuple[float, int]:
+def _beside(judged: Sequence[tuple[ArenaPair, float]], people: Sequence[tuple[ArenaPair, float]]) -> tuple[float, int]:
     """How often a judge and people prefer the same answer, where both have a preference."""
     ours = {pair.comparison: worth for pair, worth in people if worth != 0.5 and not pair.same}
     both = [
@@ -186,7 +185,7 @@ def settle(store: Store) -> list[Arena]:
     for number in store.read(arenas.open_ones):
         found = store.read(arenas.arena, number)
         said = [j for j in store.read(arenas.judgements, number) if j.kind == "person"]
-        outcomes = evals.finished(_pairs(store.read(arenas.matches, number)), said)
+        outcomes = evals.finished_outcomes(_pairs(store.read(arenas.matches, number)), said)
         decision = sequential.decide([worth for _, worth in outcomes], found.threshold)
         if decision.verdict != "UNDECIDED":
             ended.append(store.later(arenas.end, number, "decided", decision.verdict).result())
@@ -196,27 +195,10 @@ def settle(store: Store) -> list[Arena]:
 def ask_judge(store: Store, settings: JudgeSettings, number: int) -> list[Abstention]:
     """The judge's word on every comparison of an arena that it has not judged by this rubric; what it abstained
     from."""
-    name = judging.rater(settings)
-    before = store.read(arenas.judgements, number)
-    version = judge_runner.version_of(settings)
-    last = {j.comparison: j for j in before if j.rater == name}
-    cases = [
-        Case(m.comparison, m.prompt, m.a, m.b, last[m.comparison].round + 1 if m.comparison in last else 1)
-        for m in store.read(arenas.matches, number)
-        if not m.same and (m.comparison not in last or last[m.comparison].guideline != version)
-    ]
-    abstained: list[Abstention] = []
-    if not cases:
-        return abstained
-    with progress(f"arena {number}: {name}", len(cases)) as bar:
-        for result in judging.judge_pairs(
-            replace(settings, on_position_flip="tie"), cases, store, bar, store.account(name)
-        ):
-            if isinstance(result, Abstention):
-                abstained.append(result)
-            else:
-                store.add_judgements([result])
-    return abstained
+    pairs = [PairText(m.comparison, m.prompt, m.a, m.b) for m in store.read(arenas.matches, number) if not m.same]
+    judgements = store.read(arenas.judgements, number)
+    title = f"arena {number}: {judging.rater_name(settings)}"
+    return judge_runner.run_judge(store, replace(settings, on_position_flip="tie"), pairs, judgements, title)
 
 
 def stop(store: Store, number: int) -> Arena:
@@ -243,7 +225,7 @@ def _told(found: Arena, matches: Sequence[Match], said: dict[str, list[Judgement
             {
                 "rater": j.rater,
                 "kind": j.kind,
-                "for": words[evals.worth(j, m.ours)],
+                "for": words[evals.outcome_value(j, m.ours)],
                 "strength": j.strength,
                 "comment": j.comment,
             }
@@ -297,7 +279,7 @@ def lines(found: Standing) -> str:
     return "\n".join(shown)
 
 
-def sentence(record: Record) -> str:
+def sentence(record: WinRecord) -> str:
     """A record in one sentence."""
     if not record.n:
         return "nothing is judged yet"
@@ -308,7 +290,7 @@ def sentence(record: Record) -> str:
     return f"{known}: UNDECIDED at {record.threshold:.0%}; {hint(record)}"
 
 
-def hint(record: Record) -> str:
+def hint(record: WinRecord) -> str:
     """About how many more prompts would decide."""
     if not record.n:
         return "nothing is judged yet"

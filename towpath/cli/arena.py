@@ -114,7 +114,7 @@ def arena_judge(run: Run, set_: Set = None, number: Number = 0, as_json: Json = 
 
     settings, opened = _opened(run, set_)
     with opened as store:
-        judge = judge_runner.settings_of(settings.judge, run)
+        judge = judge_runner.judge_settings(settings.judge, run)
         wanted = _numbered(store, number)
         abstained = matches.ask_judge(store, judge, wanted)
         found = matches.standing(store, wanted)

@@ -87,7 +87,7 @@ def label_import(
 ) -> None:
     """Add judgements to the ledger: of a sheet all rows or none, of others' files every row that can be used, the
     rest named."""
-    from towpath.data import formats, refused
+    from towpath.data import formats, refused_rows
     from towpath.store.exchange import import_judgements
 
     _, opened = _opened(run, set_)
@@ -98,10 +98,10 @@ def label_import(
             return
         found = formats.read_preferences(path, as_, rater=rater or "")  # pyright: ignore[reportArgumentType]
         _list(found.refused, "rows refused")
-        rows = [refused.refused_row("preferences", *row.split(": ", 1)) for row in found.refused]
-        if listed := refused.write(run, rows, refused.IMPORT_FILE):
+        rows = [refused_rows.refused_row("preferences", *row.split(": ", 1)) for row in found.refused]
+        if listed := refused_rows.write_refused_rows(run, rows, refused_rows.IMPORT_FILE):
             say(f"  {listed}")
-        counts = formats.add(store, found)
+        counts = formats.add_to_store(store, found)
     say(
         "added: "
         + ", ".join(f"{count} {part}" for part, count in counts.items())
@@ -134,7 +134,7 @@ def label_judge(
 
     settings, opened = _opened(run, set_)
     with opened as store:
-        judge = judge_runner.settings_of(settings.judge, run)
+        judge = judge_runner.judge_settings(settings.judge, run)
         comparisons = store.comparisons()
         if not comparisons:
             raise DataError(
@@ -142,18 +142,17 @@ def label_judge(
                 "a judge compares answers that were drawn or imported",
                 f"`towpath stage sample {run}`",
             )
+        pairs = judge_runner.pair_texts(store, comparisons)
         if estimate:
-            cases = judge_runner.unasked(
-                store, comparisons, store.judgements(), judging.rater(judge), judge_runner.version_of(judge)
-            )
-            told: dict[str, Any] = {"comparisons": len(cases), **asdict(judging.estimate(judge, cases))}
+            cases = judge_runner.pending_for_judge(judge, pairs, store.judgements())
+            told: dict[str, Any] = {"comparisons": len(cases), **asdict(judging.estimate_cost(judge, cases))}
         else:
-            abstained = judge_runner.ask_judge(store, judge, comparisons, judging.rater(judge))
-            said = [j for j in store.judgements() if j.rater == judging.rater(judge)]
+            abstained = judge_runner.run_judge(store, judge, pairs, store.judgements(), judging.rater_name(judge))
+            said = [j for j in store.judgements() if j.rater == judging.rater_name(judge)]
             told = {
                 "judged": len(said),
                 "abstained": dict(Counter(a.reason for a in abstained)),
-                "dollars": round(store.account(judging.rater(judge)).total(), 6),
+                "dollars": round(store.account(judging.rater_name(judge)).total(), 6),
             }
     out(json.dumps(told, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in told.items()))
 
@@ -167,5 +166,5 @@ def label_stats(run: Run, set_: Set = None, as_json: Json = False) -> None:
 
     _, opened = _opened(run, set_)
     with opened as store:
-        told = rater_reliability.of(store)
-    out(json.dumps(asdict(told), indent=1) if as_json else rater_reliability.lines(told))
+        told = rater_reliability.measure_raters(store)
+    out(json.dumps(asdict(told), indent=1) if as_json else rater_reliability.format_stats(told))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from towpath.data.batch import Batch, row
-from towpath.data.draws import share, shuffled, uniforms
+from towpath.data.batch import Batch, make_row
+from towpath.data.draws import hash_uniform, permutation, uniforms
 from towpath.data.intervals import wilson
 from towpath.errors import RecipeError
 from towpath.recipe import Decoding, Rewards
@@ -59,7 +59,7 @@ class Experience:
         self.job = job
         self.runtime = runtime
         self.cfg = job.recipe.policy
-        order = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, "policy/validation", p.id))
+        order = sorted(job.corpus.train, key=lambda p: hash_uniform(job.recipe.seed, "policy/validation", p.id))
         self.held = order[: self.cfg.validation_prompts]
         self.prompts = order[self.cfg.validation_prompts :]
         # compiled layers are not drawn with
@@ -92,7 +92,7 @@ class Experience:
         found = []
         for position in range(step * size, (step + 1) * size):
             epoch, place = divmod(position, count)
-            order = shuffled(count, self.job.recipe.seed, f"{self.job.name}/prompts", epoch)
+            order = permutation(count, self.job.recipe.seed, f"{self.job.name}/prompts", epoch)
             found += [
                 (self.prompts[order[place]], f"{epoch}" if copy == 0 else f"{epoch}.{copy}")
                 for copy in range(self.cfg.group)
@@ -223,7 +223,9 @@ class Experience:
         self.engine.refresh(self.drawn or self.runtime.trunks[trunk])
 
     def _rows(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
-        return Batch([row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)])
+        return Batch(
+            [make_row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)]
+        )
 
     def _texts(self, drawn: Sequence[Drawn]) -> list[str]:
         return [self.job.chat.text(d.token_ids) for d in drawn]
