@@ -37,7 +37,6 @@ import torch
 
 import towpath as tp
 from benchmarks.run import HERE, python_of
-from towpath.cli import new
 from towpath.data import corpus_reader
 from towpath.data.batch import Batch, make_row, pack
 from towpath.data.chat import Chat
@@ -47,6 +46,7 @@ from towpath.models.packed_batch import Lines
 from towpath.recipe import Decoding, load
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
+from towpath.run.new_run import create_run
 from towpath.runtime.local import prepare_process
 from towpath.stages import sft
 from towpath.stages.job import Job
@@ -92,7 +92,7 @@ def gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
 def taught(folder: Path) -> str:
     """The start: the tiny model after a minute of supervised fine-tuning, about as sure of its next sign as a
     language model is."""
-    new.new(folder, "quickstart")
+    create_run(folder, "quickstart")
     settings = [
         "model.source=tiny",
         "model.dtype=float32",

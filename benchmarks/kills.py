@@ -115,7 +115,7 @@ def outcome(run: Path) -> dict[str, Any]:
     for path in sorted(run.glob("stages/*/*/manifest.json")):
         manifest.verify(path.parent)
         told = manifest.read(path.parent)
-        found[f"{told['stage']}/{told['fingerprint']}"] = [manifest.results(path.parent), told["result"]]
+        found[f"{told['stage']}/{told['fingerprint']}"] = [manifest.results_digest(path.parent), told["result"]]
     with Store.open(run / "towpath.db") as store:
         rows = [store.prompts(), store.completions(), store.comparisons(), store.labels()]
         rows.append(sorted((j.comparison, j.rater, j.choice, j.strength) for j in store.judgements()))
@@ -125,12 +125,12 @@ def outcome(run: Path) -> dict[str, Any]:
 
 def new(work: Path, name: str) -> Path:
     """An empty run of the tiny recipe."""
-    from towpath.cli import new as starting
+    from towpath.run.new_run import create_run
 
     run = work / name
     shutil.rmtree(run, ignore_errors=True)
     run.with_suffix(".log").unlink(missing_ok=True)
-    starting.new(run, "tiny")
+    create_run(run, "tiny")
     return run
 
 

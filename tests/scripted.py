@@ -100,7 +100,7 @@ class Kept(dict[str, Any]):
     def reply(self, digest: str) -> dict[str, Any] | None:
         return self.get(digest)
 
-    def keep_reply(self, digest: str, reply: dict[str, Any]) -> None:
+    def save_reply(self, digest: str, reply: dict[str, Any]) -> None:
         self[digest] = json.loads(json.dumps(reply))
 
 

@@ -168,7 +168,7 @@ BREAKAGES = [
     Breakage(
         "unstated is harmless",
         D + "fields.py",
-        "        raise Unusable(UNSTATED)",
+        "        raise UnusableRow(UNSTATED)",
         "        return False",
         "tests/test_unusable.py -k does_not_say",
     ),
@@ -182,7 +182,7 @@ BREAKAGES = [
     ),
     Breakage(
         "held-out prompts are trained on",
-        D + "sources.py",
+        D + "corpus_reader.py",
         'if any(p.split == "heldout" for p in (*owners, *same[text])):',
         "if False:",
         "tests/test_data.py -k heldout",
@@ -343,16 +343,16 @@ BREAKAGES = [
     ),
     Breakage(
         "rewards by position",
-        "towpath/rewards/calling.py",
-        "    unfilled = [",
-        "    return lambda prompts, answers, _more: function(list(prompts), list(answers))\n    unfilled = [",
-        "tests/test_calling.py",
+        "towpath/rewards/call_adapter.py",
+        "    missing = [",
+        "    return lambda prompts, answers, _more: function(list(prompts), list(answers))\n    missing = [",
+        "tests/test_call_adapter.py",
     ),
     # store
     Breakage(
         "an answer before the commit",
         S + "writer.py",
-        '                fault("commit")',
+        '                fault_point("commit")',
         "                [f.set_result(None) for _, f in jobs]",
         "tests/test_rating.py -k killed",
     ),
@@ -366,7 +366,7 @@ BREAKAGES = [
     Breakage(
         "NUL reaches the database",
         S + "ledger.py",
-        'event.listen(engine, "before_cursor_execute", _clean, retval=True)',
+        'event.listen(engine, "before_cursor_execute", _clean_parameters, retval=True)',
         "pass",
         "tests/test_edge.py -k database_takes",
     ),
@@ -443,7 +443,7 @@ BREAKAGES = [
     ),
     Breakage(
         "links tell where from",
-        W + "text.py",
+        W + "safe_html.py",
         'link_rel="noopener noreferrer nofollow"',
         "link_rel=None",
         "tests/test_web.py -k markdown",
@@ -457,7 +457,7 @@ BREAKAGES = [
     ),
     Breakage(
         "storage away is a refusal",
-        W + "refusals.py",
+        W + "error_responses.py",
         "    if isinstance(error, ResourceError):",
         "    if False:",
         "tests/test_edge.py -k locked",
@@ -466,14 +466,14 @@ BREAKAGES = [
     Breakage(
         "a reply without end",
         "towpath/network.py",
-        "        if len(body) > LARGEST_REPLY:",
+        "        if len(body) > MAX_RESPONSE_BYTES:",
         "        if False:",
         "tests/test_outside.py -k drips",
     ),
     Breakage(
         "metadata addresses",
         "towpath/network.py",
-        "        if forbidden(str(place[0])):",
+        "        if is_forbidden(str(address_info[0])):",
         "        if False:",
         "tests/test_outside.py -k metadata",
     ),
@@ -484,7 +484,13 @@ BREAKAGES = [
         "    return str(text)",
         "tests/test_terminal.py",
     ),
-    Breakage("silent progress", "towpath/progress.py", "INTERVAL = 8.0", "INTERVAL = 100.0", "tests/test_progress.py"),
+    Breakage(
+        "silent progress",
+        "towpath/progress.py",
+        "LINE_INTERVAL = 8.0",
+        "LINE_INTERVAL = 100.0",
+        "tests/test_progress.py",
+    ),
     Breakage(
         "no nearest key", "towpath/recipe/aliases.py", "    if aliased:", "    if False:", "tests/test_recipe_words.py"
     ),

@@ -417,7 +417,7 @@ def test_another_reward_is_another_training_and_a_model_given_meanwhile_another_
     assert [finding.evidence for finding in told[0].findings if finding.code == "prompts"] == [
         "24 prompts are there more than once"
     ]
-    with publish.alone(told[0].folder.parent), pytest.raises(ResourceError, match="another process"):
+    with publish.lock_folder(told[0].folder.parent), pytest.raises(ResourceError, match="another process"):
         tp.train("grpo", model="tiny", reward=valued(1.0), **settings)
 
 

@@ -37,7 +37,7 @@ def test_no_request_is_an_error_of_the_server(kind, tmp_path, request, monkeypat
     with Store.open(place) as store:
         fill(store)
         with serving_run(short_run(tmp_path / "run"), store, team=True) as (url, door), requests.Session() as session:
-            store.later(people.add_account, "olga", "owner", door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, "olga", "owner", door.hashed(PASSWORD)).result()
             session.headers["origin"] = url
             assert (
                 session.post(

@@ -301,8 +301,7 @@ def test_the_split_is_drawn_by_text_and_stays_when_rows_are_added(tmp_path: Path
     sides = {p.prompt: p.split for p in many.prompts}
     assert sides["  WHAT is 1   and 1 "] == sides["What is 1 and 1?"]
     assert all(
-        (p.split == "heldout") == (hash_uniform(0, "heldout", texts.normalise(p.prompt)) < 0.3)
-        for p in many.prompts
+        (p.split == "heldout") == (hash_uniform(0, "heldout", texts.normalise(p.prompt)) < 0.3) for p in many.prompts
     )
     assert {p.prompt for p in read(tmp_path, seed=1, prompts="few.jsonl", heldout=0.3).heldout} != {
         p.prompt for p in few.heldout

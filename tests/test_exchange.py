@@ -68,7 +68,7 @@ def ledger(tmp_path: Path) -> Iterator[Store]:
                     said(f"k{p}.4", "judge:m", "b", kind="judge", cost=0.5, details={"confidence": 1.0}, round=2),
                 ]
             )
-        store.put_labels([Label("k1.0", "a", 2.0, 3, chance=0.9, by="dawid_skene")])
+        store.replace_labels([Label("k1.0", "a", 2.0, 3, chance=0.9, by="dawid_skene")])
         yield store
 
 

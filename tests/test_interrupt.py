@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import kills
 from towpath import interrupt, recipe
-from towpath.cli import new
 from towpath.run import pipeline
+from towpath.run.new_run import create_run
 from towpath.stages.job import read_rows
 
 SETTINGS = [part for value in kills.SETTINGS for part in ("--set", value)]
@@ -67,20 +67,20 @@ def test_stopped_by_signals_a_run_goes_on_to_the_same_bits(tmp_path: Path, capsy
     stopped = tmp_path / "stopped"
     whole = tmp_path / "whole"
     for folder in (stopped, whole):
-        new.new(folder, "tiny")
+        create_run(folder, "tiny")
     process = started(stopped)
     wait_for(stopped, "stages/baseline/*", process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == interrupt.STATUS and "SIGTERM: stopped." in said and "Traceback" not in said, said
+    assert process.returncode == interrupt.EXIT_CODE and "SIGTERM: stopped." in said and "Traceback" not in said, said
     shutil.rmtree(stopped / "stages" / "sft")
     for number, pattern, saved in MOMENTS:
         begun = time.monotonic()
         with pytest.raises(interrupt.Stopped) as told:
             run(stopped, number, pattern)
-        assert told.value.code == interrupt.STATUS and time.monotonic() - begun < interrupt.GRACE
+        assert told.value.code == interrupt.EXIT_CODE and time.monotonic() - begun < interrupt.GRACE_SECONDS
         said = capsys.readouterr().err
-        assert f"{signal.Signals(number).name}: stopped." in said and "The same command goes on from here." in said
+        assert f"{signal.Signals(number).name}: stopped." in said and "Run the same command to resume." in said
         assert saved in said
     run(stopped)
     run(whole)
@@ -94,7 +94,7 @@ def script(body: str) -> "subprocess.Popen[str]":
     lines = [
         "import time",
         "from towpath import interrupt",
-        "with interrupt.listening():",
+        "with interrupt.handle_signals():",
         *(f"    {line}" for line in body.splitlines()),
     ]
     process = subprocess.Popen(
@@ -105,7 +105,7 @@ def script(body: str) -> "subprocess.Popen[str]":
 
 
 HOLDS = (
-    "with interrupt.held():\n    print('ready', flush=True)\n    end = time.monotonic() + 30\n    while "
+    "with interrupt.defer_signals():\n    print('ready', flush=True)\n    end = time.monotonic() + 30\n    while "
     "time.monotonic() < end: time.sleep(0.01)"
 )
 
@@ -114,7 +114,7 @@ HOLDS = (
 def test_a_second_signal_ends_at_once(second: int) -> None:
     process = script(HOLDS)
     process.send_signal(signal.SIGTERM)
-    assert process.stderr and "stops as soon as a checkpoint is written" in process.stderr.readline()
+    assert process.stderr and "stopping after the next checkpoint" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(second)
     process.communicate(timeout=5)
@@ -122,10 +122,10 @@ def test_a_second_signal_ends_at_once(second: int) -> None:
 
 
 def test_where_no_checkpoint_is_written_in_time_the_last_one_stands() -> None:
-    process = script("interrupt.GRACE = 0.3\n" + HOLDS)
+    process = script("interrupt.GRACE_SECONDS = 0.3\n" + HOLDS)
     process.send_signal(signal.SIGUSR1)
     _, said = process.communicate(timeout=10)
-    assert process.returncode == interrupt.STATUS and "the last one stands" in said
+    assert process.returncode == interrupt.EXIT_CODE and "the previous checkpoint is the newest" in said
 
 
 def test_a_users_own_except_is_not_in_the_way() -> None:
@@ -133,7 +133,7 @@ def test_a_users_own_except_is_not_in_the_way() -> None:
     process = script(wait)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=10)
-    assert process.returncode == interrupt.STATUS and "SIGTERM: stopped. Nothing that was finished is lost." in said
+    assert process.returncode == interrupt.EXIT_CODE and "SIGTERM: stopped. Completed work is saved." in said
 
 
 def test_handlers_of_the_caller_are_there_again_and_ignored_signals_stay_ignored() -> None:
@@ -147,17 +147,17 @@ def test_handlers_of_the_caller_are_there_again_and_ignored_signals_stay_ignored
         signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     }
     try:
-        with interrupt.listening():
+        with interrupt.handle_signals():
             assert signal.getsignal(signal.SIGTERM) is not own and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            with interrupt.listening():
+            with interrupt.handle_signals():
                 pass
             assert signal.getsignal(signal.SIGTERM) is not own, "the outermost block listens"
         signal.raise_signal(signal.SIGTERM)
         assert seen == [signal.SIGTERM]
-        with pytest.raises(interrupt.Stopped), interrupt.listening():
+        with pytest.raises(interrupt.Stopped), interrupt.handle_signals():
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        assert len(seen) == 2 and not interrupt.asked()
+        assert len(seen) == 2 and not interrupt.stop_requested()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -167,8 +167,8 @@ def test_beside_the_main_thread_nothing_is_listened_to() -> None:
     found: list[object] = []
 
     def work() -> None:
-        with interrupt.listening(), interrupt.held(), interrupt.released():
-            found.append(interrupt.asked())
+        with interrupt.handle_signals(), interrupt.defer_signals(), interrupt.allow_signals():
+            found.append(interrupt.stop_requested())
 
     thread = threading.Thread(target=work)
     thread.start()

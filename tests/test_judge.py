@@ -249,7 +249,7 @@ def test_a_server_that_stalls_is_given_up_after_its_time_and_counted_as_paid():
         begun = time.monotonic()
         found = none(server, timeout=0.2, retries=1, price_in=10.0, price_out=10.0)
         assert time.monotonic() - begun < 1.5 + 1.0
-    assert found.reason == "unreachable" and "no answer in 0.2 s" in found.note
+    assert found.reason == "unreachable" and "no response in 0.2 s" in found.note
     assert found.cost > 2 * 400 * 10 / 1e6
 
 
@@ -272,7 +272,7 @@ def test_a_server_that_drips_has_no_more_time_than_one_that_stalls():
         (found,) = judge_pairs(settings, [CASE], Kept())
         assert time.monotonic() - begun < 2.5
         thread.join()
-    assert isinstance(found, Abstention) and "no whole answer in 0.4 s" in found.note
+    assert isinstance(found, Abstention) and "no complete response in 0.4 s" in found.note
 
 
 def test_garbage_is_sent_back_once():
@@ -459,7 +459,7 @@ def test_tokens_that_nobody_counted_are_estimated_and_that_is_said():
 def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrency: int, tmp_path: Path):
     kept = Kept()
     ceiling = 0.2
-    account = Store.open(tmp_path / "ledger.db").account("judge:m")
+    account = Store.open(tmp_path / "ledger.db").judge_account("judge:m")
     prices = {"price_in": 10.0, "price_out": 50.0, "ceiling": ceiling, "concurrency": concurrency}
     with served(lambda request, number: answer(said("tie"), usage=(1000, 100))) as server:
         found = judged(server, cases(40), cache=kept, ledger=account, **prices)
@@ -491,8 +491,8 @@ def test_the_ceiling_holds_over_reruns_that_bring_no_judgement(tmp_path: Path):
     with served(script) as server:
         for _ in range(3):
             store = Store.open(tmp_path / "ledger.db")
-            judged(server, cases(6), cache=Kept(), ledger=store.account("judge:m"), **prices)
-            total = store.account("judge:m").total()
+            judged(server, cases(6), cache=Kept(), ledger=store.judge_account("judge:m"), **prices)
+            total = store.judge_account("judge:m").total()
             store.close()
             assert 0.015 * len(server.calls) <= total + 1e-9, "every call the server was asked is counted"
             assert total <= ceiling + 1e-9
@@ -506,19 +506,19 @@ def test_what_is_counted_is_what_the_server_was_asked(tmp_path: Path):
     with served(
         lambda request, number: answer(["no verdict", said("tie")][number % 3 == 0], usage=(1000, 100))
     ) as server:
-        judged(server, cases(5), ledger=store.account("judge:m"), price_in=10.0, price_out=50.0, ceiling=9.0)
-        assert store.account("judge:m").total() == pytest.approx(0.015 * len(server.calls))
-    before = store.account("judge:m").total()
+        judged(server, cases(5), ledger=store.judge_account("judge:m"), price_in=10.0, price_out=50.0, ceiling=9.0)
+        assert store.judge_account("judge:m").total() == pytest.approx(0.015 * len(server.calls))
+    before = store.judge_account("judge:m").total()
     gone = JudgeSettings(server.url, "m", price_in=10.0, price_out=50.0, ceiling=9.0, retries=0)
-    list(judge_pairs(gone, cases(2), Kept(), ledger=store.account("judge:m")))
-    assert store.account("judge:m").total() == before
+    list(judge_pairs(gone, cases(2), Kept(), ledger=store.judge_account("judge:m")))
+    assert store.judge_account("judge:m").total() == before
 
 
 def test_a_call_that_a_kill_cut_off_stays_counted_at_its_worst(tmp_path: Path):
     store = Store.open(tmp_path / "ledger.db")
-    budget = Budget(1.0, store.account("judge:m"))
+    budget = Budget(1.0, store.judge_account("judge:m"))
     budget.reserve(0.4)
-    again = Budget(1.0, store.account("judge:m"))
+    again = Budget(1.0, store.judge_account("judge:m"))
     assert again.dollars == pytest.approx(0.4)
     with pytest.raises(BudgetExceeded):
         again.reserve(0.7)

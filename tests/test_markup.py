@@ -8,10 +8,10 @@ from test_web import PASSWORD
 from watched_run import append, folder_of, serving_run, short_run
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import people, settings, verdicts
-from towpath.store.rating import Group, Task
-from towpath.store.settings import Settings
+from towpath.store import people, rating_settings, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
+from towpath.store.task_queue import RankingGroup, Task
 
 PAYLOADS = payloads()
 ANSWERS = 9
@@ -65,13 +65,13 @@ def store(tmp_path):
         opened.add_tasks([Task(f"k{n}-1", "work") for n in range(len(groups))])
         opened.add_groups(
             [
-                Group(f"g{n}", f"p{n}", tuple(f"s1.p{n}.{k}" for k in range(len(texts))))
+                RankingGroup(f"g{n}", f"p{n}", tuple(f"s1.p{n}.{k}" for k in range(len(texts))))
                 for n, texts in enumerate(groups)
                 if len(texts) >= 4
             ]
         )
-        opened.later(settings.put, Settings(gold_share=0.0)).result()
-        opened.later(people.put_guideline, "\n\n".join(PAYLOADS[:200]), PAYLOADS[3]).result()
+        opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
+        opened.submit_write(people.add_guideline, "\n\n".join(PAYLOADS[:200]), PAYLOADS[3]).result()
         yield opened
 
 
@@ -84,7 +84,7 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
     append(folder_of(run) / "samples.jsonl", samples)
     with serving_run(run, store, team=True) as (url, door):
         for name, role in (("olga", "owner"), ("<img src=x onerror=ran=1>", "rater")):
-            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         context = browser.new_context(base_url=url)
         context.set_default_timeout(10_000)
         page = context.new_page()
@@ -114,7 +114,7 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
             before = page.get_attribute("#sheet", "data-comparison")
             shown += page.locator("#answers [data-text]").count()
             look(before)
-            store.later(verdicts.flag, before, "olga", PAYLOADS[shown % len(PAYLOADS)], 1e9).result()
+            store.submit_write(verdicts.flag, before, "olga", PAYLOADS[shown % len(PAYLOADS)], 1e9).result()
             page.reload()
         assert shown >= len(PAYLOADS) * 0.9, shown
         for path in PAGES:

@@ -420,7 +420,7 @@ def shown(run, width=110) -> str:
     watched = Watched(run)
     watched.refresh()
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(watch.picture(watched, console))
+    console.print(watch.run_view(watched, console))
     return console.file.getvalue()
 
 
@@ -448,7 +448,7 @@ def test_a_sparkline_goes_from_the_least_to_the_greatest():
     assert watch.sparkline(np.array([1.0, np.nan, 1.0]), 8) == "▅▅"
     assert len(watch.sparkline(np.arange(1000.0), 30)) == 30
     assert watch.sparkline(np.array([]), 30) == ""
-    assert set(watch.sparkline(np.arange(9.0), 9, watch.PLAIN)) <= set(watch.PLAIN)
+    assert set(watch.sparkline(np.arange(9.0), 9, watch.ASCII_BLOCKS)) <= set(watch.ASCII_BLOCKS)
 
 
 def test_a_sample_cannot_steer_the_terminal(tmp_path):
@@ -528,7 +528,7 @@ def run(tmp_path):
 def team(run):
     with Store.open(run / "towpath.db") as store, serving_run(run, store, team=True) as (url, door):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
-            store.later(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         yield url
 
 

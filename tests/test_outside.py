@@ -43,7 +43,7 @@ def saying(*parts: bytes, pause: float = 0.0):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(sources, "TRIES", 1)
+    monkeypatch.setattr(sources, "ATTEMPTS", 1)
 
 
 def test_a_reward_endpoint_without_end_is_cut_off():
@@ -60,10 +60,10 @@ def test_a_reward_endpoint_without_end_is_cut_off():
     "opening", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"], ids=["headers", "body"]
 )
 def test_a_server_that_drips_headers_or_body_has_one_deadline(opening):
-    client = network.Client(0.5)
+    client = network.HttpClient(0.5)
     with saying(opening, b"x: y\r\n", pause=0.05) as address:
         begun = time.monotonic()
-        with pytest.raises(network.BrokenOff, match=r"in 0\.5 s"):
+        with pytest.raises(network.ResponseFailed, match=r"in 0\.5 s"):
             client.post(address, b"{}")
         assert time.monotonic() - begun < 1.5
 
@@ -155,11 +155,11 @@ def test_a_key_that_a_server_echoes_is_hidden(monkeypatch):
 def test_a_password_in_store_url_is_refused_and_a_reference_taken(tmp_path, monkeypatch):
     url = "postgresql+psycopg://towpath:hunter2@db.example.org/ledger"
     with pytest.raises(RecipeError) as refused:
-        location.of(tmp_path, url)
+        location.ledger_location(tmp_path, url)
     assert "hunter2" not in str(refused.value)
     for hidden in ("postgresql+psycopg://u@h/db?password=hunter2", "postgresql+psycopg://u@h/db?sslpassword=hunter2"):
         with pytest.raises(RecipeError, match="holds a password"):
-            location.of(tmp_path, hidden)
+            location.ledger_location(tmp_path, hidden)
     monkeypatch.setenv("LEDGER", url)
-    assert location.of(tmp_path, "env:LEDGER") == url
-    assert location.of(tmp_path, "postgresql+psycopg://towpath@db.example.org/ledger").endswith("/ledger")
+    assert location.ledger_location(tmp_path, "env:LEDGER") == url
+    assert location.ledger_location(tmp_path, "postgresql+psycopg://towpath@db.example.org/ledger").endswith("/ledger")

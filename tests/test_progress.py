@@ -30,18 +30,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_no_estimate_before_any_work_and_one_that_falls_after(clock: list[float]) -> None:
     work = Progress("samples", 240, "tokens")
     clock[0] += 30
-    assert work.left() is None and work.line() == "samples 0 %"
+    assert work.seconds_left() is None and work.line() == "samples 0 %"
     work.advance(3)
-    assert work.left() is None and work.line() == "samples 1 %", (
+    assert work.seconds_left() is None and work.line() == "samples 1 %", (
         "what came before the first tokens says nothing of the pace"
     )
     lefts = []
     for _ in range(78):
         clock[0] += 1
         work.advance(3)
-        lefts.append(work.left())
+        lefts.append(work.seconds_left())
         clock[0] += 0.5  # between two pieces of work it falls with the clock
-        assert work.left() <= lefts[-1]
+        assert work.seconds_left() <= lefts[-1]
     assert lefts[40:] == sorted(lefts[40:], reverse=True) and lefts[-1] < 5
     assert work.line().startswith("samples 99 %")
 
@@ -50,12 +50,12 @@ def test_a_resumed_work_is_estimated_by_what_this_process_did(clock: list[float]
     work = Progress("policy", 100, start=90)
     clock[0] += 10
     work.advance(1)
-    assert work.left() == pytest.approx(90) and work.amount() == "91/100"
+    assert work.seconds_left() == pytest.approx(90) and work.amount() == "91/100"
 
 
 def test_a_silent_phase_says_every_few_seconds_that_it_goes_on(capsys, monkeypatch) -> None:
-    assert showing.INTERVAL <= 9
-    monkeypatch.setattr(showing, "INTERVAL", 0.05)
+    assert showing.LINE_INTERVAL <= 9
+    monkeypatch.setattr(showing, "LINE_INTERVAL", 0.05)
     with progress("evaluate"), progress("evaluate: answers", 10) as work:
         work.advance(2, "so far")
         time.sleep(0.3)
@@ -87,7 +87,7 @@ def test_answers_that_end_early_count_as_done(tiny) -> None:
 
 
 def test_a_policy_step_shows_what_goes_on_inside(capsys, monkeypatch, tmp_path, tiny_folder) -> None:
-    monkeypatch.setattr(showing, "INTERVAL", 0.005)
+    monkeypatch.setattr(showing, "LINE_INTERVAL", 0.005)
     prompts = [f"Say {number}." for number in range(20)]
     tp.train(
         "ppo",
@@ -108,13 +108,13 @@ def test_a_policy_step_shows_what_goes_on_inside(capsys, monkeypatch, tmp_path, 
 def test_nested_bars_share_one_display_on_a_terminal() -> None:
     code = """
 import time
-from towpath.progress import note, progress
+from towpath.progress import print_note, progress
 with progress("evaluate"):
     with progress("evaluate: answers", 100, "tokens") as work:
         for _ in range(4):
             work.advance(25, "2 of 4 answers")
             time.sleep(0.2)
-    note("a line between")
+    print_note("a line between")
 print("done")
 """
     leader, follower = pty.openpty()

@@ -11,7 +11,7 @@ from conftest import running
 
 from towpath.store import people
 from towpath.store.store import Store
-from towpath.web import serving
+from towpath.web.server import create_server
 
 ROLES = ("nobody", "rater", "viewer", "owner")
 ALL = ROLES
@@ -113,8 +113,8 @@ def routes(of: Any) -> Iterator[str]:
 def store(tmp_path_factory):
     with Store.open(tmp_path_factory.mktemp("run") / "towpath.db") as opened:
         for role in ROLES[1:]:
-            opened.later(people.add_account, role, role, "a hash").result()
-        opened.later(people.add_account, "another owner", "owner", "a hash").result()
+            opened.submit_write(people.add_account, role, role, "a hash").result()
+        opened.submit_write(people.add_account, "another owner", "owner", "a hash").result()
         yield opened
 
 
@@ -126,7 +126,7 @@ def team(store):
 
 def known_routes(tmp_path) -> list[str]:
     with Store.open(tmp_path / "towpath.db") as store:
-        server, _ = serving.prepared(store, team=True)
+        server, _ = create_server(store, team=True)
         return list(routes(server.config.app))
 
 
@@ -148,8 +148,10 @@ def test_a_role_may_use_its_routes_and_no_others(team, store, role):
             path = path.replace("{token}", "nonsense").replace("{number}", "1")
             headers = {}
             if role != "nobody":
-                account = store.read(people.account, role)
-                headers["cookie"] = f"towpath-{port}={store.later(people.begin_session, account, time()).result()}"
+                account = store.read(people.get_account, role)
+                headers["cookie"] = (
+                    f"towpath-{port}={store.submit_write(people.start_session, account, time()).result()}"
+                )
             with visitor.stream(method, path, headers=headers) as answer:
                 status = answer.status_code
             refused = 401 if role == "nobody" else 403

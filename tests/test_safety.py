@@ -191,11 +191,11 @@ def test_one_tiny_run_measures_all_of_it(tmp_path):
     import io
 
     from towpath import recipe
-    from towpath.cli import new
     from towpath.run import pipeline
+    from towpath.run.new_run import create_run
 
     run = tmp_path / "run"
-    new.new(run, "tiny")
+    create_run(run, "tiny")
     settings = [
         "sft.epochs=0.2",
         "evaluate.prompts=8",

@@ -169,13 +169,13 @@ def test_judgements_of_a_server_cannot_be_changed_by_hand_either(postgres_server
 
 
 def test_labels_are_replaced_not_added(store):
-    store.put_labels([Label("k1", "a", 1.0, 1), Label("k2", "tie", 1.0, 1)])
-    store.put_labels([Label("k1", "b", 2.0, 3)])
+    store.replace_labels([Label("k1", "a", 1.0, 1), Label("k2", "tie", 1.0, 1)])
+    store.replace_labels([Label("k1", "b", 2.0, 3)])
     assert store.labels() == [Label("k1", "b", 2.0, 3), Label("k2", "tie", 1.0, 1)]
     with pytest.raises(DataError):
-        store.put_labels([Label("k1", "tie", 1.0, 1), Label("nowhere", "a", 1.0, 1)])
+        store.replace_labels([Label("k1", "tie", 1.0, 1), Label("nowhere", "a", 1.0, 1)])
     assert store.labels()[0] == Label("k1", "b", 2.0, 3)
-    store.put_labels([Label("k2", "a", 1.0, 4, 0.8, "dawid-skene")])
+    store.replace_labels([Label("k2", "a", 1.0, 4, 0.8, "dawid-skene")])
     assert store.labels()[1] == Label("k2", "a", 1.0, 4, 0.8, "dawid-skene")
 
 
@@ -224,9 +224,9 @@ def test_killed_at_a_commit_the_ledger_holds_what_was_acknowledged_and_no_half(s
         "Store.open(place)\n"
         "for who in ('ann', 'bob'):\n"
         "    store.add_judgements([Judgement(f'{k}/{who}', k, who, 'person', 'a') for k in ('k1', 'k2')])\n"
-        "store.put_labels([Label('k1', 'b', 1.0, 1), Label('k2', 'b', 1.0, 1)])"
+        "store.replace_labels([Label('k1', 'b', 1.0, 1), Label('k2', 'b', 1.0, 1)])"
     )
-    store.put_labels([Label("k1", "a", 1.0, 1)])
+    store.replace_labels([Label("k1", "a", 1.0, 1)])
     assert killed(script, fault, place)
     assert [j.rater for j in store.judgements()] == [who for who in kept for _ in range(2)]
     assert store.labels() == [Label("k1", "a", 1.0, 1)]
@@ -239,7 +239,7 @@ from towpath.data import formats
 from towpath.store.store import Store
 found = formats.read_preferences(Path(path), "pairs", rater="ann")
 with Store.open(place) as store:
-    formats.add(store, found)
+    formats.add_to_store(store, found)
 """
 
 
@@ -258,7 +258,7 @@ def test_killed_while_it_imports_a_file_the_ledger_has_all_of_it_or_none(place, 
 
 
 def test_an_error_in_the_middle_of_what_belongs_together_undoes_all(store):
-    with pytest.raises(DataError), store.together():
+    with pytest.raises(DataError), store.transaction():
         store.add_prompts([Prompt("new", "Why?")])
         store.add_comparisons([Comparison("new", "new", "nobody", "nothing")])
     assert "new" not in store.prompts()
@@ -290,7 +290,7 @@ def test_a_full_ledger_is_told_with_its_remedy_and_keeps_what_it_had(file_store)
 
 
 def test_a_ledger_that_another_process_holds_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger, "PATIENCE", 0.1)
+    monkeypatch.setattr(ledger, "LOCK_TIMEOUT", 0.1)
     with Store.open(tmp_path / "a.db") as store:
         other = by_hand(store)
         other.execute("BEGIN IMMEDIATE")
@@ -307,11 +307,11 @@ def test_network_disks_are_recognised_by_the_deepest_mount():
         "0\n//d/e /größe cifs rw 0 0\n"
     )
     told = {
-        name: ledger.kind_of_disk(Path(name), mounts)
+        name: ledger.filesystem_type(Path(name), mounts)
         for name in ("/mnt/x.db", "/mnt/the share/x.db", "/mnt/the share/local/x.db", "/größe/x.db")
     }
     assert list(told.values()) == ["ext4", "nfs4", "ext4", "cifs"]
-    assert {"nfs", "nfs4", "cifs", "smb3", "smbfs"} <= ledger.NETWORK
+    assert {"nfs", "nfs4", "cifs", "smb3", "smbfs"} <= ledger.NETWORK_FILESYSTEMS
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
@@ -417,11 +417,11 @@ def test_published_folders_verify_and_damage_is_passed_over(tmp_path):
         put(tmp_path / f"step_{n}", str(n))
     put(tmp_path / "step_x", "no number")
     put(tmp_path / "other_11", "another prefix")
-    assert publish.newest(tmp_path, "step") == (tmp_path / "step_10", [])
+    assert publish.newest_intact(tmp_path, "step") == (tmp_path / "step_10", [])
     (tmp_path / "step_10" / "x").write_text("20")
     (tmp_path / "step_2" / publish.MANIFEST).unlink()
-    assert publish.newest(tmp_path, "step") == (tmp_path / "step_1", [tmp_path / "step_10", tmp_path / "step_2"])
-    assert publish.newest(tmp_path / "nowhere", "step") == (None, [])
+    assert publish.newest_intact(tmp_path, "step") == (tmp_path / "step_1", [tmp_path / "step_10", tmp_path / "step_2"])
+    assert publish.newest_intact(tmp_path / "nowhere", "step") == (None, [])
 
 
 def test_a_damaged_folder_is_published_anew_and_a_whole_one_never(tmp_path):
@@ -431,7 +431,7 @@ def test_a_damaged_folder_is_published_anew_and_a_whole_one_never(tmp_path):
     assert (folder / "x").read_text() == "1"
     (folder / "x").write_text("torn")
     put(folder, "2")
-    assert publish.verified(folder)
+    assert publish.is_intact(folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("never published")
     with pytest.raises(DataError, match="there already"):
@@ -448,12 +448,12 @@ def test_killed_at_any_point_a_folder_is_there_whole_or_not_at_all(tmp_path, fau
     assert killed(script, fault, tmp_path)
     folder = tmp_path / "deep" / "step_1"
     assert folder.exists() == fault.startswith("rename")
-    assert publish.verified(folder) == folder.exists()
-    publish.sweep(tmp_path)
+    assert publish.is_intact(folder) == folder.exists()
+    publish.remove_temporary(tmp_path)
     assert [p.name for p in folder.parent.iterdir()] == (["step_1"] if folder.exists() else [])
     if not folder.exists():
         put(folder, "1")
-    assert publish.verified(folder)
+    assert publish.is_intact(folder)
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_killed_at_any_point_a_file_is_the_old_or_the_new(tmp_path, fault, left)
         path,
     )
     assert path.read_text() == left
-    publish.sweep(tmp_path)
+    publish.remove_temporary(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -484,7 +484,7 @@ def test_a_file_is_never_written_in_place(tmp_path):
 def test_sweeping_leaves_what_others_named(tmp_path):
     (tmp_path / "letter.tmp-notes.txt").write_text("mine")
     (tmp_path / "letter.tmp-0123abcd").write_text("half")
-    publish.sweep(tmp_path)
+    publish.remove_temporary(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["letter.tmp-notes.txt"]
 
 

@@ -149,12 +149,12 @@ def test_a_worker_that_was_killed_is_replaced_and_many_renderings_are_quick(chat
 
 def test_a_forked_process_has_a_worker_of_its_own(chat) -> None:
     code = (
-        "import os\nfrom towpath.data.rendering import renderer\n"
-        "ask = lambda text: renderer().render('{{ messages[0].content }}', 'here', [{'role': 'user', 'content': "
+        "import os\nfrom towpath.data.template_renderer import get_renderer\n"
+        "ask = lambda text: get_renderer().render('{{ messages[0].content }}', 'here', [{'role': 'user', 'content': "
         "text}], True, {})\n"
         "assert ask('one') == 'one'\npid = os.fork()\n"
         "if not pid:\n    assert ask('two') == 'two'\n    raise SystemExit(0)\n"
-        "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0\nassert renderer()._process.poll() is "
+        "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0\nassert get_renderer()._process.poll() is "
         "None\nassert ask('three') == 'three'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ ESC = "\x1b]0;owned\x07\x1b[2J\x1b[31m\x9b5A\r\b\u202e"
 
 
 def test_control_characters_are_removed_and_text_stays():
-    assert terminal.plain(f"a{ESC}\tb\nc é 漢 👍") == "a]0;owned[2J[31m5A\tb\nc é 漢 👍"
+    assert terminal.strip_control(f"a{ESC}\tb\nc é 漢 👍") == "a]0;owned[2J[31m5A\tb\nc é 漢 👍"
 
 
 def test_what_a_recipe_or_a_row_says_is_printed_without_control_characters(tmp_path):

@@ -230,7 +230,7 @@ def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
             "the highest scores of the last look"
         )
         assert {said[c.b].text for c in made} == {f"-1 p{i}" for i in range(10, 30)}
-        assert [(queue.domain, queue.waiting) for queue in store.read(rater_stats.figures, 0.0).queues] == [
+        assert [(queue.domain, queue.waiting) for queue in store.read(rater_stats.rating_stats, 0.0).queues] == [
             ("money", 20)
         ]
     assert [f.code for f in job.findings] == ["exploited-queued"] * 2

@@ -1,9 +1,7 @@
-"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C while something trains: a checkpoint at once where one can be made, a
-sentence, and the end.
+"""Signal handling during training: SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C write a checkpoint and stop the process.
 
-The first signal raises in the main thread, or, within `held`, is left to whoever holds it until a checkpoint is
-written, for 25 seconds at most. A second one ends the process at once, by the system: nothing of ours has to run for
-that.
+The first signal raises in the main thread. Inside `defer_signals` it waits until the block has written a checkpoint,
+for at most 25 seconds. A second signal ends the process at once through the system's default handler.
 """
 
 import os
@@ -14,151 +12,147 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from towpath.terminal import say
+from towpath.terminal import print_status
 
-STATUS = 75
-"""The exit status of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h."""
+EXIT_CODE = 75
+"""The exit code of a stopped run that can be resumed: EX_TEMPFAIL of sysexits.h."""
 SIGNALS = [number for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None))]
-GRACE = 25.0
-"""Seconds for a checkpoint after the first signal: schedulers kill after thirty."""
+GRACE_SECONDS = 25.0
+"""Time for a checkpoint after the first signal; schedulers kill after thirty seconds."""
+RESUME = "Run the same command to resume."
 
 
 class Stopped(SystemExit):
-    """A run was asked to stop; no `except Exception` of a user's code is in the way of it."""
+    """The run was asked to stop. Not an `Exception`, so user code with `except Exception` does not swallow it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        super().__init__(STATUS)
+        super().__init__(EXIT_CODE)
 
 
-class _Listener:
-    """What is known of signals while they are listened to."""
+class _SignalState:
+    """The state of one `handle_signals` block; `received` is the first signal's number, 0 for none."""
 
     def __init__(self) -> None:
-        self.before: dict[int, Any] = {}
-        self.asked = 0
-        """The signal that came, 0 for none."""
-        self.held = 0
-        self.saved = ""
+        self.previous_handlers: dict[int, Any] = {}
+        self.received = 0
+        self.defer_depth = 0
+        self.stop_message = ""
         self.timer: threading.Timer | None = None
 
-    def received(self, number: int, _frame: FrameType | None) -> None:
-        """The first signal; from here on the next one ends the process."""
-        self.asked = number
-        for other in self.before:
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Handle the first signal; the next one gets the system's default handler."""
+        self.received = number
+        for other in self.previous_handlers:
             signal.signal(other, signal.SIG_DFL)
-        self.timer = threading.Timer(GRACE, self.give_up)
+        self.timer = threading.Timer(GRACE_SECONDS, self.exit_without_checkpoint)
         self.timer.daemon = True
         self.timer.start()
-        if not self.held:
+        if not self.defer_depth:
             raise _error(number)
-        say(
-            f"{name_of(number)}: stops as soon as a checkpoint is written, within {GRACE:.0f} s; once more ends it "
-            "at once"
+        print_status(
+            f"{signal_name(number)}: stopping after the next checkpoint, within {GRACE_SECONDS:.0f} s; a second signal "
+            "stops at once"
         )
 
-    def give_up(self) -> None:
-        """No checkpoint could be written in time."""
-        say(
-            f"{name_of(self.asked)}: stopped. No checkpoint was written within {GRACE:.0f} s: the last one stands. "
-            "The same command goes on from it."
+    def exit_without_checkpoint(self) -> None:
+        """End the process when no checkpoint was written within the grace period."""
+        print_status(
+            f"{signal_name(self.received)}: stopped. No checkpoint was written within {GRACE_SECONDS:.0f} s; the "
+            f"previous checkpoint is the newest. {RESUME}"
         )
-        os._exit(STATUS)
+        os._exit(EXIT_CODE)
 
 
-_listener: _Listener | None = None
+_state: _SignalState | None = None
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Within the block signals stop what runs, cleanly; afterwards they do what they did before. Signals that are
-    ignored (nohup) stay so.
+def handle_signals() -> Iterator[None]:
+    """Stop cleanly on signals inside the block, and restore the previous handlers after it.
 
-    Only a main thread can listen; elsewhere, and within another such block, nothing changes.
-
+    Ignored signals (nohup) stay ignored. Outside the main thread, or inside another such block, this does nothing.
     """
-    global _listener
-    if _listener is not None or threading.current_thread() is not threading.main_thread():
+    global _state
+    if _state is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _listener = here = _Listener()
+    _state = state = _SignalState()
     for number in SIGNALS:
-        before = signal.getsignal(number)
-        if before not in (signal.SIG_IGN, None):
-            here.before[number] = before
-            signal.signal(number, here.received)
+        handler = signal.getsignal(number)
+        if handler not in (signal.SIG_IGN, None):
+            state.previous_handlers[number] = handler
+            signal.signal(number, state.handle)
     try:
         yield
     except Stopped as stopped:
-        say(
-            f"{name_of(stopped.number)}: stopped. {here.saved or 'Nothing that was finished is lost.'} The same "
-            "command goes on from here."
+        print_status(
+            f"{signal_name(stopped.number)}: stopped. {state.stop_message or 'Completed work is saved.'} {RESUME}"
         )
         raise
     except KeyboardInterrupt:
-        if here.saved:
-            say(here.saved)
+        if state.stop_message:
+            print_status(state.stop_message)
         raise
     finally:
-        _listener = None
-        if here.timer is not None:
-            here.timer.cancel()
-        for number, before in here.before.items():
-            signal.signal(number, before)
+        _state = None
+        if state.timer is not None:
+            state.timer.cancel()
+        for number, handler in state.previous_handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Within the block a signal does not raise: the block asks for it with `raise_if_asked` where it has written a
-    checkpoint."""
-    with _counted(1):
+def defer_signals() -> Iterator[None]:
+    """Defer signals: the block calls `raise_if_stop_requested` after it has written a checkpoint."""
+    with _change_depth(1):
         yield
 
 
 @contextmanager
-def released() -> Iterator[None]:
-    """Within the block a signal raises, though a block around it holds: what is at work here can be broken off."""
-    raise_if_asked()
-    if _listener is None:
+def allow_signals() -> Iterator[None]:
+    """Raise on signals inside the block although an outer block defers them: this work may be interrupted."""
+    raise_if_stop_requested()
+    if _state is None:
         yield
         return
-    with _counted(-_listener.held):
+    with _change_depth(-_state.defer_depth):
         yield
 
 
-def asked() -> bool:
-    """Whether a signal has come."""
-    return _listener is not None and bool(_listener.asked)
+def stop_requested() -> bool:
+    """Return whether a signal has arrived."""
+    return _state is not None and bool(_state.received)
 
 
-def raise_if_asked() -> None:
-    """Stop here where a signal has come."""
-    if _listener is not None and _listener.asked:
-        raise _error(_listener.asked)
+def raise_if_stop_requested() -> None:
+    """Raise if a signal has arrived."""
+    if _state is not None and _state.received:
+        raise _error(_state.received)
 
 
-def saved(sentence: str) -> None:
-    """Say what was written last, to be told where the run stops."""
-    if _listener is not None:
-        _listener.saved = sentence
+def set_stop_message(message: str) -> None:
+    """Set the sentence that is printed when the run stops, such as the last checkpoint."""
+    if _state is not None:
+        _state.stop_message = message
 
 
-def name_of(number: int) -> str:
-    """A signal's name."""
+def signal_name(number: int) -> str:
+    """Return a signal's name."""
     return signal.Signals(number).name
 
 
 @contextmanager
-def _counted(more: int) -> Iterator[None]:
-    listener = _listener
-    if listener is None:
+def _change_depth(change: int) -> Iterator[None]:
+    state = _state
+    if state is None:
         yield
         return
-    listener.held += more
+    state.defer_depth += change
     try:
         yield
     finally:
-        listener.held -= more
+        state.defer_depth -= change
 
 
 def _error(number: int) -> BaseException:

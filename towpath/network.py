@@ -1,5 +1,4 @@
-"""One HTTP exchange with somebody else's server: within a total time, within a size, to no address that a server of
-ours must not reach."""
+"""HTTP requests to external servers, bounded in time and size, and never to link-local or metadata addresses."""
 
 import asyncio
 import ipaddress
@@ -14,57 +13,58 @@ from urllib.parse import urlsplit
 
 import httpx
 
-LARGEST_REPLY = 4 * 2**20
-"""Bytes of a reply's body."""
-METADATA = {ipaddress.ip_address(text) for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192")}
-"""Addresses beyond link-local ones at which clouds serve credentials."""
-_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+MAX_RESPONSE_BYTES = 4 * 2**20
+"""Largest accepted response body."""
+METADATA_ADDRESSES = {
+    ipaddress.ip_address(text) for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192")
+}
+"""Cloud metadata services that are not link-local."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-class NoConnection(Exception):
+class ConnectFailed(Exception):
     """The server could not be reached; nothing was sent."""
 
 
-class BrokenOff(Exception):
-    """The request was sent, and no whole reply came: too late, too large, or the connection broke."""
+class ResponseFailed(Exception):
+    """The request was sent but no complete response arrived: timeout, too large, or a broken connection."""
 
 
-class Forbidden(Exception):
-    """An address that is never asked."""
+class ForbiddenAddress(Exception):
+    """The address is link-local or a cloud metadata service."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What a server answered."""
+class HttpResponse:
+    """Status, headers and body of a response."""
 
     status: int
     headers: httpx.Headers
     body: bytes
 
 
-class Client:
-    """A client of one server for many threads. Redirects are not followed: what is sent goes to the address that was
-    named, or nowhere."""
+class HttpClient:
+    """A thread-safe HTTP client. Redirects are not followed, so data goes only to the configured address."""
 
     def __init__(self, timeout: float, connections: int = 4, headers: dict[str, str] | None = None) -> None:
         self._timeout = timeout
-        times = httpx.Timeout(timeout, connect=min(10.0, 0.9 * timeout))
+        timeouts = httpx.Timeout(timeout, connect=min(10.0, 0.9 * timeout))
         limits = httpx.Limits(max_connections=connections)
-        plain = {"accept-encoding": "identity"}  # a compressed reply could be of any size
+        plain = {"accept-encoding": "identity"}  # a compressed response could expand to any size
         self._client = httpx.AsyncClient(
-            headers=plain | (headers or {}), timeout=times, limits=limits, follow_redirects=False
+            headers=plain | (headers or {}), timeout=timeouts, limits=limits, follow_redirects=False
         )
 
-    def post(self, address: str, content: bytes) -> Reply:
-        """POST JSON and wait for the whole reply, `timeout` seconds in all; NoConnection, BrokenOff or Forbidden
-        where there is none."""
-        return asyncio.run_coroutine_threadsafe(self._posted(address, content), _loop(os.getpid())).result()
+    def post(self, address: str, content: bytes) -> HttpResponse:
+        """Send a POST request with a JSON body; raise ConnectFailed, ResponseFailed or ForbiddenAddress if no complete
+        response arrives within `timeout`."""
+        return asyncio.run_coroutine_threadsafe(self._post(address, content), _event_loop(os.getpid())).result()
 
     def close(self) -> None:
-        """Let go of the connections."""
-        asyncio.run_coroutine_threadsafe(self._client.aclose(), _loop(os.getpid())).result()
+        """Close the connections."""
+        asyncio.run_coroutine_threadsafe(self._client.aclose(), _event_loop(os.getpid())).result()
 
-    async def _posted(self, address: str, content: bytes) -> Reply:
+    async def _post(self, address: str, content: bytes) -> HttpResponse:
         part = ""
         try:
             async with asyncio.timeout(self._timeout):
@@ -72,83 +72,84 @@ class Client:
                 async with self._client.stream(
                     "POST", address, content=content, headers={"content-type": "application/json"}
                 ) as response:
-                    part = "whole "
-                    return Reply(response.status_code, response.headers, await _body(response))
+                    part = "complete "
+                    return HttpResponse(response.status_code, response.headers, await _read_body(response))
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise NoConnection(_reason(error)) from None
+            raise ConnectFailed(_root_cause(error)) from None
         except (TimeoutError, httpx.TimeoutException):
-            raise BrokenOff(f"no {part}answer in {self._timeout:g} s") from None
+            raise ResponseFailed(f"no {part}response in {self._timeout:g} s") from None
         except httpx.HTTPError as error:
-            raise BrokenOff(f"the connection broke ({error})") from None
+            raise ResponseFailed(f"the connection broke ({error})") from None
 
 
-async def _body(response: httpx.Response) -> bytes:
+async def _read_body(response: httpx.Response) -> bytes:
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise BrokenOff("a compressed answer, which was not asked for")
+        raise ResponseFailed("a compressed response, which was not requested")
     body = bytearray()
     async for part in response.aiter_raw():
         body += part
-        if len(body) > LARGEST_REPLY:
-            raise BrokenOff(f"an answer of more than {LARGEST_REPLY} bytes")
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise ResponseFailed(f"a response of more than {MAX_RESPONSE_BYTES} bytes")
     return bytes(body)
 
 
-def _reason(error: BaseException) -> str:
-    """What the operating system said, which lies deepest in a chain of errors."""
-    found = str(error)
+def _root_cause(error: BaseException) -> str:
+    """Return the operating system's message, the deepest in a chain of exceptions."""
+    message = str(error)
     deepest = error
     while (cause := deepest.__cause__ or deepest.__context__) is not None:
         deepest = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
         if isinstance(deepest, OSError) and deepest.strerror:
-            found = deepest.strerror
-    return found or type(error).__name__
+            message = deepest.strerror
+    return message or type(error).__name__
 
 
 async def require_allowed(address: str) -> None:
-    """Forbidden where an address leads to this network's own link or to a cloud's credentials."""
+    """Raise ForbiddenAddress if a URL resolves to a link-local or metadata address."""
     parts = urlsplit(address)
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):  # a proxy may know the name; otherwise connecting says what is wrong
+        addresses = await asyncio.get_running_loop().getaddrinfo(
+            parts.hostname, parts.port or 80, type=socket.SOCK_STREAM
+        )
+    except (OSError, UnicodeError):  # a proxy may resolve the name; otherwise connecting reports the error
         return
-    for *_, place in found:
-        if forbidden(str(place[0])):
-            raise Forbidden(f"{parts.hostname} is {place[0]}, a link-local or metadata address")
+    for *_, address_info in addresses:
+        if is_forbidden(str(address_info[0])):
+            raise ForbiddenAddress(f"{parts.hostname} is {address_info[0]}, a link-local or metadata address")
 
 
 def require_allowed_literal(address: str) -> None:
-    """Forbidden where an address names such an IP address itself, in whatever form: known without asking anyone, so
-    before a run begins."""
+    """Raise ForbiddenAddress if a URL contains such an IP address in any notation; needs no name lookup."""
     host = urlsplit(address).hostname or ""
     try:
         literal = host if ":" in host else socket.inet_ntoa(socket.inet_aton(host))
     except OSError:  # a name
         return
-    if forbidden(literal):
-        raise Forbidden(f"{host} is a link-local or metadata address")
+    if is_forbidden(literal):
+        raise ForbiddenAddress(f"{host} is a link-local or metadata address")
 
 
-def forbidden(address: str) -> bool:
-    """Whether an IP address is link-local or a cloud's metadata service."""
-    found: Any = ipaddress.ip_address(address.partition("%")[0])
-    found = getattr(found, "ipv4_mapped", None) or found
-    return found.is_link_local or found in METADATA
+def is_forbidden(address: str) -> bool:
+    """Return whether an IP address is link-local or a cloud metadata service."""
+    ip: Any = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_link_local or ip in METADATA_ADDRESSES
 
 
-def storable(text: str) -> str:
-    """Text without half characters, which JSON can carry and nothing can store."""
-    return _HALF_CHARACTERS.sub("\ufffd", text)
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON can carry but no database or file can store."""
+    return _SURROGATES.sub("\ufffd", text)
 
 
-def without(secret: str, text: str) -> str:
-    """Storable text of a server, in which a secret that we sent it is hidden."""
-    return storable(text.replace(secret, "[key]") if secret else text)
+def redact(secret: str, text: str) -> str:
+    """Remove a secret and lone surrogates from text received from a server."""
+    return replace_surrogates(text.replace(secret, "[key]") if secret else text)
 
 
 @cache
-def _loop(_process: int) -> asyncio.AbstractEventLoop:
-    """The loop of all exchanges of a process, in a thread of its own: only there can a deadline end a read. A fork
-    has no thread of its parent."""
+def _event_loop(_process: int) -> asyncio.AbstractEventLoop:
+    """Return this process's event loop, which runs in a thread of its own so that timeouts can cancel reads; the
+    process id is an argument because a fork has no threads of its parent."""
     loop = asyncio.new_event_loop()
     Thread(target=loop.run_forever, name="towpath-http", daemon=True).start()
     return loop

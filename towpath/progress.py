@@ -1,8 +1,6 @@
-"""Progress with an estimate of the time left: bars on a terminal, plain lines elsewhere, at least one every ten
-seconds.
+"""Progress with an estimate of the time left: bars on a terminal, otherwise a plain line at least every ten seconds.
 
-Pieces of work may lie inside each other: a stage, its steps, and within a step rollout, scoring and update. A line
-names them all.
+Tasks nest: a stage, its steps, and within a step rollout, scoring and update. A line lists all of them.
 """
 
 import os
@@ -13,21 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from towpath.terminal import plain, say
+from towpath.terminal import print_status, strip_control
 
-INTERVAL = 8.0
-"""Seconds between two lines; with the clock of the thread that writes them it is never more than ten."""
-ENOUGH = 0.02
-"""Share of the work from which its pace is known: what comes before the first units, such as reading prompts, would
-count for all of them."""
-_open: list["Progress"] = []
-"""Pieces of work under way in this process, the innermost last."""
-_bars: list[Any] = []
-"""The display on the terminal, where there is one."""
+LINE_INTERVAL = 8.0
+"""Seconds between two lines."""
+MIN_SHARE_FOR_ESTIMATE = 0.02
+"""Share of the work after which time left is estimated; start-up work would distort an earlier estimate."""
+_active: list["Progress"] = []
+"""Active tasks of this process, the innermost last."""
+_displays: list[Any] = []
+"""The open terminal display, if any."""
 
 
 class Progress:
-    """Counts units of one piece of work, such as steps, pairs or tokens."""
+    """A counter of one task's units, such as steps, pairs or tokens."""
 
     def __init__(self, title: str, total: int, unit: str = "", start: int = 0) -> None:
         self.title = title
@@ -36,53 +33,51 @@ class Progress:
         self.start = start
         self.done = start
         self.note = ""
-        self.begun = self.advanced = time.monotonic()
-        self._left: float | None = None
+        self.started_at = self.advanced_at = time.monotonic()
+        self._seconds_left: float | None = None
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """So many units are done."""
+        """Add completed units."""
         self.done += units
         self.note = note
-        self.advanced = time.monotonic()
+        self.advanced_at = time.monotonic()
         worked = self.done - self.start
-        if self.total and worked >= ENOUGH * (self.total - self.start):
-            self._left = (self.advanced - self.begun) * max(self.total - self.done, 0) / worked
+        if self.total and worked >= MIN_SHARE_FOR_ESTIMATE * (self.total - self.start):
+            self._seconds_left = (self.advanced_at - self.started_at) * max(self.total - self.done, 0) / worked
 
-    def left(self) -> float | None:
-        """Seconds left by the pace so far; None until enough work is done to tell. It falls while a unit is under
-        way."""
-        if self._left is None:
+    def seconds_left(self) -> float | None:
+        """Return the estimated seconds left, or None before an estimate is possible; it decreases between two units."""
+        if self._seconds_left is None:
             return None
-        return max(self._left - (time.monotonic() - self.advanced), 0.0)
+        return max(self._seconds_left - (time.monotonic() - self.advanced_at), 0.0)
 
     def amount(self) -> str:
-        """How much is done: a count, or a share where the unit is too small to count; the time taken where no total
-        is known."""
+        """Return the count, the percentage where `unit` is set, or the elapsed time where the total is unknown."""
         if not self.total:
-            return _clock(time.monotonic() - self.begun)
+            return format_duration(time.monotonic() - self.started_at)
         return f"{self.done:,}/{self.total:,}" if not self.unit else f"{min(100 * self.done / self.total, 100):.0f} %"
 
     def line(self, within: str = "") -> str:
-        """Title, amount, time left and note; the title without the name of what it lies in."""
-        left = self.left()
+        """Return title, amount, time left and note; `within` is the outer task's title, which is left out."""
+        left = self.seconds_left()
         parts = [
             f"{self.title.removeprefix(f'{within}: ')} {self.amount()}",
-            *([f"{_clock(left)} left"] if left is not None and self.done < self.total else []),
+            *([f"{format_duration(left)} left"] if left is not None and self.done < self.total else []),
             self.note,
         ]
         return ", ".join(part for part in parts if part)
 
 
-def note(line: str) -> None:
-    """A line for the user while work goes on; above the bars, where there are any."""
-    if _bars:
-        _bars[-1].console.print(plain(line), markup=False, highlight=False)
+def print_note(line: str) -> None:
+    """Print a line for the user during progress, above the bars if there are any."""
+    if _displays:
+        _displays[-1].console.print(strip_control(line), markup=False, highlight=False)
     else:
-        say(f"  {line}")
+        print_status(f"  {line}")
 
 
 def quiet_libraries() -> None:
-    """Libraries speak to the log, not to the user's terminal; to be said before they are loaded."""
+    """Silence progress bars and warnings of Hugging Face libraries; call it before they are imported."""
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "TQDM_DISABLE"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -91,59 +86,62 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def progress(title: str, total: int = 0, unit: str = "", start: int = 0) -> Iterator[Progress]:
-    """A progress display for the length of the block. `total` 0: not known, only time is shown. `unit` names units
-    that are shown as a share. `start` units were done before, by an earlier process."""
+    """Show progress during the block.
+
+    `total` 0 means unknown: only the elapsed time is shown. `unit` names units that are shown as a percentage. `start`
+    units were completed by an earlier process.
+    """
     if not sys.stderr.isatty():
-        with _in_lines(Progress(title, total, unit, start)) as work:
+        with _plain_progress(Progress(title, total, unit, start)) as work:
             yield work
         return
-    with _display() as display:
+    with _open_display() as display:
         work = Progress(title, total, unit, start)
         task = display.add_task(
-            "  " * len(_open) + (title.removeprefix(f"{_open[0].title}: ") if _open else title),
+            "  " * len(_active) + (title.removeprefix(f"{_active[0].title}: ") if _active else title),
             total=total or None,
             work=work,
         )
-        _open.append(work)
+        _active.append(work)
         try:
             yield work
         finally:
-            _open.remove(work)
+            _active.remove(work)
             display.remove_task(task)
 
 
 @contextmanager
-def _in_lines(work: Progress) -> Iterator[Progress]:
-    """The work among what is under way; the outermost brings the thread that writes lines."""
-    outermost = not _open
-    _open.append(work)
+def _plain_progress(work: Progress) -> Iterator[Progress]:
+    """Register the task; the outermost one starts the thread that prints lines."""
+    outermost = not _active
+    _active.append(work)
     ended = threading.Event()
-    writer = threading.Thread(target=_write_lines, args=(ended,), daemon=True, name="progress")
+    writer = threading.Thread(target=_print_lines, args=(ended,), daemon=True, name="progress")
     if outermost:
         writer.start()
     try:
         yield work
     finally:
-        _open.remove(work)
+        _active.remove(work)
         ended.set()
         if outermost:
             writer.join()
 
 
-def _write_lines(ended: threading.Event) -> None:
-    """A line every few seconds on what is under way, outermost first."""
-    while not ended.wait(INTERVAL):
-        works = [*_open]
-        line = "; ".join(work.line(works[0].title if work is not works[0] else "") for work in works)
-        with suppress(ValueError, OSError):  # standard error was closed
-            say(f"  {line}")
+def _print_lines(ended: threading.Event) -> None:
+    """Print a line about the active tasks every few seconds, outermost first."""
+    while not ended.wait(LINE_INTERVAL):
+        tasks = [*_active]
+        line = "; ".join(task.line(tasks[0].title if task is not tasks[0] else "") for task in tasks)
+        with suppress(ValueError, OSError):  # standard error is closed
+            print_status(f"  {line}")
 
 
 @contextmanager
-def _display() -> Iterator[Any]:
-    """The one display of bars on this terminal, opened with the outermost piece of work."""
-    if _bars:
-        yield _bars[-1]
+def _open_display() -> Iterator[Any]:
+    """Return this terminal's one display, opened by the outermost task."""
+    if _displays:
+        yield _displays[-1]
         return
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -151,26 +149,26 @@ def _display() -> Iterator[Any]:
     from rich.text import Text
 
     class Amount(ProgressColumn):
-        """What is done, and how long the rest takes."""
+        """The amount done and the time left."""
 
         def render(self, task: Task) -> Text:
             work: Progress = task.fields["work"]
-            left = work.left()
+            left = work.seconds_left()
             task.completed = work.done
-            time_left = f"  {_clock(left)} left" if left is not None and work.done < work.total else ""
+            time_left = f"  {format_duration(left)} left" if left is not None and work.done < work.total else ""
             return Text(f"{work.amount() if work.total else ''}{time_left}  {work.note}")
 
     columns = [TextColumn("  {task.description:<30}"), BarColumn(bar_width=24), TimeElapsedColumn(), Amount()]
     with Display(*columns, console=Console(stderr=True), transient=True) as display:
-        _bars.append(display)
+        _displays.append(display)
         try:
             yield display
         finally:
-            _bars.remove(display)
+            _displays.remove(display)
 
 
-def _clock(seconds: float) -> str:
-    """Seconds as people say them."""
+def format_duration(seconds: float) -> str:
+    """Format seconds as `5 s`, `3 min 20 s` or `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

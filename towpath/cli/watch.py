@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from towpath.terminal import plain
+from towpath.terminal import strip_control
 from towpath.view.downsample import levels
 from towpath.view.format import number, percent
 from towpath.view.live.columns import Columns
@@ -19,13 +19,13 @@ from towpath.view.live.headline import Number, lately
 from towpath.view.live.live_run import Training, Watched, turned
 from towpath.view.live.samples import TUNED, model_at
 
-EVERY = 1.0
+REFRESH_SECONDS = 1.0
 """Seconds between two pictures."""
 BLOCKS = "▁▂▃▄▅▆▇█"
-PLAIN = "_.-=+*#@"
-SHOWN_FINDINGS = 5
-SHOWN_TURNS = 4
-SHOWN_SAMPLES = 2
+ASCII_BLOCKS = "_.-=+*#@"
+MAX_FINDINGS = 5
+MAX_INTERVENTIONS = 4
+MAX_SAMPLES = 2
 CURVES = {
     "reward": "reward",
     "kl": "KL, nats per prompt",
@@ -43,30 +43,30 @@ CURVES = {
     "learning_rate": "learning rate",
     "tokens_per_second": "tokens a second",
 }
-SHARES = ("accuracy", "finish_rate", "clip_fraction", "distinct_2")
-TONES = {"good": "green", "doubt": "yellow", "bad": "bold red"}
-SEVERITIES = {"info": "cyan", "warning": "yellow", "critical": "bold red", "error": "bold red"}
+PERCENT_METRICS = ("accuracy", "finish_rate", "clip_fraction", "distinct_2")
+TONE_STYLES = {"good": "green", "doubt": "yellow", "bad": "bold red"}
+SEVERITY_STYLES = {"info": "cyan", "warning": "yellow", "critical": "bold red", "error": "bold red"}
 
 
-def watch(run: Path, assignments: list[str], once: bool = False) -> None:
+def show_run(run: Path, assignments: list[str], once: bool = False) -> None:
     """Show the run until stopped; once, or where nobody looks at a terminal, one picture is printed."""
     watched = Watched(run, assignments)
     console = Console()
     watched.refresh()
     if once or not console.is_terminal:
-        console.print(picture(watched, console))
+        console.print(run_view(watched, console))
         return
     try:
-        with Live(picture(watched, console), console=console, screen=True, auto_refresh=False) as live:
+        with Live(run_view(watched, console), console=console, screen=True, auto_refresh=False) as live:
             while True:
-                sleep(EVERY)
+                sleep(REFRESH_SECONDS)
                 watched.refresh()
-                live.update(picture(watched, console), refresh=True)
+                live.update(run_view(watched, console), refresh=True)
     except KeyboardInterrupt:
-        console.print(picture(watched, console))  # the last picture stays when the screen is given back
+        console.print(run_view(watched, console))  # the last picture stays when the screen is given back
 
 
-def picture(watched: Watched, console: Console) -> RenderableType:
+def run_view(watched: Watched, console: Console) -> RenderableType:
     """Everything worth seeing of the stage that is at work, cut to the width there is."""
     name = watched.current()
     parts: list[RenderableType] = [_title(watched, name)]
@@ -76,17 +76,19 @@ def picture(watched: Watched, console: Console) -> RenderableType:
     if training is None or not (training.metrics.train.count or training.metrics.validation.count):
         return Group(*parts, Text("Nothing was written yet. The picture begins with the first step.", "dim"))
     parts.append(_headline(watched.headline(name)))
-    parts.append(_curves(training, console.width, BLOCKS if "utf" in (console.encoding or "").lower() else PLAIN))
+    parts.append(
+        _curves(training, console.width, BLOCKS if "utf" in (console.encoding or "").lower() else ASCII_BLOCKS)
+    )
     parts += [
         Padding(part, (1, 0, 0, 0))
-        for part in (_findings(training), _turns(training), _samples(training))
+        for part in (_findings(training), _interventions(training), _samples(training))
         if part is not None
     ]
     return Group(*parts)
 
 
 def _title(watched: Watched, name: str) -> Text:
-    text = Text(plain(watched.run.resolve().name), "bold")
+    text = Text(strip_control(watched.run.resolve().name), "bold")
     for stage in watched.trainings:
         text.append("  ")
         text.append(f"{stage} {watched.state(stage)}", "bold cyan" if stage == name else "dim")
@@ -97,7 +99,7 @@ def _headline(numbers: list[Number]) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
     for told in numbers:
         table.add_column(told.label, overflow="fold")
-    table.add_row(*(Text(told.value, TONES.get(told.tone, "bold")) for told in numbers))
+    table.add_row(*(Text(told.value, TONE_STYLES.get(told.tone, "bold")) for told in numbers))
     table.add_row(*(Text(told.note, "dim") for told in numbers))
     return table
 
@@ -124,7 +126,7 @@ def _curves(training: Training, width: int, blocks: str) -> Padding:
 
 
 def _row(where: Columns, look: Columns, name: str, room: int, blocks: str) -> Iterator[RenderableType]:
-    told = percent if name in SHARES else number
+    told = percent if name in PERCENT_METRICS else number
     values = where.values(name)
     finite = values[np.isfinite(values)]
     yield Text(told(lately(where, name)), "bold")
@@ -152,30 +154,30 @@ def sparkline(values: np.ndarray, room: int, blocks: str = BLOCKS) -> str:
 def _findings(training: Training) -> Text | None:
     if not training.findings:
         return None
-    order = list(SEVERITIES)
+    order = list(SEVERITY_STYLES)
     found = sorted(
         training.findings, key=lambda row: -order.index(row["severity"]) if row.get("severity") in order else 0
     )
     text = Text("findings", "dim")
-    for row in found[:SHOWN_FINDINGS]:
-        text.append(plain(f"\n{row.get('severity')} "), SEVERITIES.get(str(row.get("severity")), ""))
-        text.append(plain(f"{row.get('code')}"), "bold")
-        text.append(plain(f"  {row.get('evidence', '')}"))
+    for row in found[:MAX_FINDINGS]:
+        text.append(strip_control(f"\n{row.get('severity')} "), SEVERITY_STYLES.get(str(row.get("severity")), ""))
+        text.append(strip_control(f"{row.get('code')}"), "bold")
+        text.append(strip_control(f"  {row.get('evidence', '')}"))
         if row.get("remedy"):
-            text.append(plain(f"\n    {row['remedy']}"), "dim")
-    if len(found) > SHOWN_FINDINGS:
-        text.append(plain(f"\n{len(found) - SHOWN_FINDINGS} more"), "dim")
+            text.append(strip_control(f"\n    {row['remedy']}"), "dim")
+    if len(found) > MAX_FINDINGS:
+        text.append(strip_control(f"\n{len(found) - MAX_FINDINGS} more"), "dim")
     return text
 
 
-def _turns(training: Training) -> Text | None:
+def _interventions(training: Training) -> Text | None:
     if not training.turns:
         return None
     text = Text("turns of knobs", "dim")
-    for row in training.turns[-SHOWN_TURNS:]:
-        text.append(plain(f"\nafter step {row['step']}  "), "dim")
+    for row in training.turns[-MAX_INTERVENTIONS:]:
+        text.append(strip_control(f"\nafter step {row['step']}  "), "dim")
         text.append(turned(row), "bold magenta")
-        text.append(plain(f"  {row.get('reason') or ''}"))
+        text.append(strip_control(f"  {row.get('reason') or ''}"))
     return text
 
 
@@ -184,17 +186,17 @@ def _samples(training: Training) -> Text | None:
     if newest is None:
         return None
     said = [(asked, asked.steps[newest]) for asked in training.samples.asked.values() if newest in asked.steps][
-        :SHOWN_SAMPLES
+        :MAX_SAMPLES
     ]
     text = Text(f"samples of {'the ' if newest == TUNED else ''}{model_at(newest)}", "dim")
     for asked, version in said:
-        text.append(plain(f"\n{_line(asked.prompt, 100)}"), "bold")
-        text.append(plain(f"  reward {number(version.reward)}"), "dim")
-        text.append(plain(f"\n    {_line(version.text, 240)}"))
+        text.append(strip_control(f"\n{_one_line(asked.prompt, 100)}"), "bold")
+        text.append(strip_control(f"  reward {number(version.reward)}"), "dim")
+        text.append(strip_control(f"\n    {_one_line(version.text, 240)}"))
     return text
 
 
-def _line(text: str, most: int) -> str:
+def _one_line(text: str, most: int) -> str:
     """A text in one line, without characters that steer a terminal."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text)
     words = " ".join(plain.split())

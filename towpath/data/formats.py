@@ -124,7 +124,7 @@ def add_to_store(store: Store, imported: Imported) -> dict[str, int]:
     else there is refused."""
     before = store.counts()
     _require_same(store, imported)
-    with store.together():
+    with store.transaction():
         store.add_prompts(imported.prompts)
         store.add_completions(imported.completions)
         store.add_comparisons(imported.comparisons)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import DataError
-from towpath.store.exchange import csv_rows, json_rows, put_csv
+from towpath.store.exchange import csv_rows, json_rows, write_csv
 
 Cells = dict[str, Any]
 Rows = Iterator[tuple[int, Cells | str]]
@@ -188,7 +188,7 @@ def _put_json(path: Path, found: Iterable[Cells]) -> None:
 
 def _put_csv(path: Path, found: Sequence[Cells]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        put_csv(file, found, list(found[0]) if found else [])
+        write_csv(file, found, list(found[0]) if found else [])
 
 
 def _put_parquet(path: Path, found: Sequence[Cells]) -> None:

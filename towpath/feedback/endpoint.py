@@ -96,7 +96,7 @@ def check_settings(settings: JudgeSettings) -> JudgeSettings:
         raise RecipeError(f"judge.base_url = {settings.base_url!r}", rule, "such as http://localhost:8000/v1")
     try:
         network.require_allowed_literal(settings.base_url)
-    except network.Forbidden as error:
+    except network.ForbiddenAddress as error:
         value = f"judge.base_url = {settings.base_url!r}: {error}"
         raise RecipeError(value, FORBIDDEN_RULE, "correct judge.base_url") from None
     if not settings.model:
@@ -122,7 +122,7 @@ class Endpoint:
         self.budget = budget
         self._key = _read_key(settings.api_key)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client = network.Client(settings.timeout, settings.concurrency, headers)
+        self._client = network.HttpClient(settings.timeout, settings.concurrency, headers)
         self._address = settings.base_url.rstrip("/") + "/chat/completions"
         self._format = 0
         self._length_key = "max_tokens"
@@ -197,7 +197,7 @@ class Endpoint:
                     self._format = max(self._format, response_format)
                     self._length_key = length_key
                 return _parse_object(body)
-            problem = network.without(self._key, _error_message(body))
+            problem = network.redact(self._key, _error_message(body))
             # llama-cpp-python answers 500 to a response_format that it does not know
             not_understood = status in (400, 422, 501) or "response_format" in problem
             if not_understood and length_key == "max_tokens" and "max_completion_tokens" in problem:
@@ -217,11 +217,11 @@ class Endpoint:
         """Status, headers and body."""
         try:
             reply = self._client.post(self._address, json.dumps(request).encode())
-        except network.NoConnection as error:
+        except network.ConnectFailed as error:
             raise _Retryable(f"no connection to {self._address} ({error})") from None
-        except network.BrokenOff as error:
+        except network.ResponseFailed as error:
             raise _Retryable(str(error), billed=True) from None
-        except network.Forbidden as error:
+        except network.ForbiddenAddress as error:
             raise ResourceError(f"{self._address}: {error}", FORBIDDEN_RULE, "correct judge.base_url") from None
         body = reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body
         return reply.status, reply.headers, body
@@ -251,11 +251,11 @@ class Endpoint:
             content = message.get("content")
             refusal = message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError):
-            shown = network.without(self._key, str(answer))[:120]
+            shown = network.redact(self._key, str(answer))[:120]
             raise _Retryable(f"an answer without a choice: {shown}", billed=True) from None
         if isinstance(content, list):
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-        text = network.without(self._key, content if isinstance(content, str) else "")
+        text = network.redact(self._key, content if isinstance(content, str) else "")
         usage = _parse_usage(answer.get("usage"))
         prompt_tokens, completion_tokens = usage or (
             sum(estimate_tokens(m["content"]) for m in messages),
@@ -263,7 +263,7 @@ class Endpoint:
         )
         dollars = self.settings.price.dollars(prompt_tokens, completion_tokens)
         if refusal or choice.get("finish_reason") == "content_filter":
-            reason = network.without(self._key, str(refusal or "the server's content filter"))[:200]
+            reason = network.redact(self._key, str(refusal or "the server's content filter"))[:200]
             raise NoReply("refused", reason, dollars)
         complete = choice.get("finish_reason") != "length"
         return ChatReply(text, complete, prompt_tokens, completion_tokens, dollars, usage is not None)

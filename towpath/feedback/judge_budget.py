@@ -39,7 +39,7 @@ class SpendingLedger(Protocol):
         """Store a call before it is made, at its maximum cost; returns the number of the entry."""
         ...
 
-    def settle(self, number: int, dollars: float) -> None:
+    def commit(self, number: int, dollars: float) -> None:
         """Replace the maximum cost of a call by its actual cost."""
         ...
 
@@ -70,7 +70,7 @@ class Budget:
     def commit(self, number: int, maximum: float, cost: float) -> None:
         """Replace the reservation of a call by its actual cost."""
         if self.ledger and number:
-            self.ledger.settle(number, cost)
+            self.ledger.commit(number, cost)
         with self._changed:
             # A rounding error left in the reservation would make other threads wait for ever.
             self._reserved = self._reserved - maximum if self._reserved - maximum > 1e-12 else 0.0

@@ -148,7 +148,7 @@ def parse_verdict(reply: str, complete: bool = True) -> JudgeVerdict:
         if position in ("first", "second"):
             raise UnreadableReply(f"strength {str(strength)[:40]!r} is not 1, 2 or 3")
         strength = 1
-    explanation = network.storable(str(row.get("explanation", ""))[:MAX_QUOTE])
+    explanation = network.replace_surrogates(str(row.get("explanation", ""))[:MAX_QUOTE])
     return JudgeVerdict(explanation, position, int(strength))
 
 

@@ -71,7 +71,7 @@ def run_judge(
         return abstentions
     with progress(title, len(pending)) as bar:
         try:
-            ledger = store.account(judging.rater_name(settings))
+            ledger = store.judge_account(judging.rater_name(settings))
             for result in judging.judge_pairs(settings, pending, store, bar, ledger):
                 if isinstance(result, Abstention):
                     abstentions.append(result)

@@ -41,7 +41,7 @@ class ReplyCache(Protocol):
         """The stored reply, if any."""
         ...
 
-    def keep_reply(self, digest: str, reply: dict[str, Any]) -> None:
+    def save_reply(self, digest: str, reply: dict[str, Any]) -> None:
         """Store a reply."""
         ...
 
@@ -217,7 +217,7 @@ class _Judge:
         vote = _vote_from_row(row, order) if row else None
         if vote is None:
             vote = self._request_vote(pair.prompt, first, second, order, sample)
-            self.cache.keep_reply(digest, _row_from_vote(vote))
+            self.cache.save_reply(digest, _row_from_vote(vote))
         return vote
 
     def _request_vote(self, prompt: str, first: str, second: str, order: Order, sample: int) -> Vote:

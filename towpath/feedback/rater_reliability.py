@@ -37,7 +37,7 @@ def measure_raters(store: Store) -> RaterStats:
     completions = store.completions()
     prompts = store.prompts()
     texts = {name: (completions[c.a].text, completions[c.b].text) for name, c in comparisons.items()}
-    gold: dict[str, Any] = {row["comparison"]: row["choice"] for row in store.read(rater_stats.golds)}
+    gold: dict[str, Any] = {row["comparison"]: row["choice"] for row in store.read(rater_stats.list_gold)}
     people = [j for j in judgements if j.kind in PEOPLE]
     rate, n = agreement.pairwise_agreement(people)
     lengths = {name: (len(a.split()), len(b.split())) for name, (a, b) in texts.items()}

@@ -80,7 +80,7 @@ def load_source(source: str, key: str = "sources", columns: Collection[str] = ()
     if kind.lower() in ("http", "https") and urllib.parse.urlsplit(source).hostname:
         try:
             network.require_allowed_literal(source)
-        except network.Forbidden as error:
+        except network.ForbiddenAddress as error:
             rule = "link-local addresses and cloud metadata addresses are never called for rewards"
             raise RecipeError(f"policy.rewards.{key}: {source!r}: {error}", rule, "correct the address") from None
         return lambda prompts, answers, _columns=NO_COLUMNS: score_over_http(source, prompts, answers)
@@ -172,10 +172,17 @@ def _post(address: str, batch: dict[str, list[str]]) -> list[float]:
             reply = _client(os.getpid()).post(address, json.dumps(batch).encode())
             if reply.status == 200:
                 return list(json.loads(reply.body)["scores"])
-        except network.Forbidden as error:
+        except network.ForbiddenAddress as error:
             problem = str(error)
             break
-        except (network.NoConnection, network.BrokenOff, RecursionError, ValueError, KeyError, TypeError) as error:
+        except (
+            network.ConnectFailed,
+            network.ResponseFailed,
+            RecursionError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:
             problem = f"{type(error).__name__}: {error}"
             continue
         problem = _describe_failure(reply)
@@ -185,7 +192,7 @@ def _post(address: str, batch: dict[str, list[str]]) -> list[float]:
     raise RewardError(f"{address}: {problem}", 'it must answer {"prompts", "answers"} with {"scores"}', fix)
 
 
-def _describe_failure(reply: network.Reply) -> str:
+def _describe_failure(reply: network.HttpResponse) -> str:
     problem = str(reply.status)
     if 300 <= reply.status < 400:
         problem += f" to {reply.headers.get('location', '?')}, which is not followed: name that address itself"
@@ -194,5 +201,5 @@ def _describe_failure(reply: network.Reply) -> str:
 
 
 @cache
-def _client(_process: int) -> network.Client:
-    return network.Client(TIMEOUT)
+def _client(_process: int) -> network.HttpClient:
+    return network.HttpClient(TIMEOUT)

@@ -17,7 +17,7 @@ def export(recipe: Recipe, run: Path, to: Path, adapter: bool, verify: bool) -> 
     """Copy the chosen weights, write the card, and prove that they say what the run said."""
     if to.exists() and any(to.iterdir()):
         raise RecipeError(f"--to {to}: not empty", "an export never overwrites", "name a new folder")
-    with Store.open(location.of(run, recipe.store.url)) as store:
+    with Store.open(location.ledger_location(run, recipe.store.url)) as store:
         planned = {p.name: p for p in pipeline.plan(recipe, run, loading.summarise(recipe, run), store)}
     policy = next((p for name, p in reversed(planned.items()) if name.startswith("policy") and p.done), None)
     if policy is None:

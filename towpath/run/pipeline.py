@@ -25,14 +25,14 @@ from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.evals.evaluator import NO_JUDGE_CODE, find_evaluator
 from towpath.feedback import simulated_rater
 from towpath.models import content
-from towpath.progress import note, progress
+from towpath.progress import print_note, progress
 from towpath.recipe import Recipe
 from towpath.records import Finding, Verdict, finding_of
 from towpath.run import gates, results
 from towpath.run.loading import load_corpus, summarise
 from towpath.store import location as place
 from towpath.store import manifest
-from towpath.store.publish import alone, fault, replace_file, sweep
+from towpath.store.publish import fault_point, lock_folder, remove_temporary, replace_file
 from towpath.store.store import Store
 
 FORMAT = 4
@@ -231,7 +231,11 @@ def run(
 ) -> list[Verdict]:
     """Every stage to the end (or only one of them); stops at a closed gate, waits where people must act. Stages in
     `redo` are run again."""
-    with interrupt.listening(), alone(folder), Store.open(place.of(folder, recipe.store.url)) as store:
+    with (
+        interrupt.handle_signals(),
+        lock_folder(folder),
+        Store.open(place.ledger_location(folder, recipe.store.url)) as store,
+    ):
         corpus = load_corpus(recipe, folder)
         (folder / "stages").mkdir(exist_ok=True)
         content.fetch(recipe.model.source, folder)
@@ -275,7 +279,7 @@ def _replanned(recipe: Recipe, folder: Path, corpus: Corpus, store: Store, label
     planned = plan(recipe, folder, corpus, store)
     after = next(step for step in planned if step.name == label.name)
     if after.fingerprint != label.fingerprint and not after.done:
-        manifest.rewrite(label.folder, fingerprint=after.fingerprint, config=after.config)
+        manifest.update(label.folder, fingerprint=after.fingerprint, config=after.config)
         shutil.rmtree(after.folder, ignore_errors=True)
         label.folder.rename(after.folder)
     return planned
@@ -314,13 +318,13 @@ def _run_stage(
     step.folder.mkdir(parents=True, exist_ok=True)
     job = Job(recipe, folder, step.name, step.folder, inputs, store, corpus, step.round)
     say(f"{step.name}: {'goes on' if (step.folder / 'checkpoints').exists() else 'begins'} ({step.fingerprint})")
-    sweep(step.folder)
+    remove_temporary(step.folder)
     begun = time.monotonic()
     before = _spent(step.folder)
     try:
         with progress(step.name):
             result = module.run(job)
-        fault(f"end-{step.name}")
+        fault_point(f"end-{step.name}")
     except TowpathError:
         _say_findings(job.findings, say)
         findings += job.findings
@@ -341,7 +345,7 @@ def _spent(folder: Path) -> float:
     except FileNotFoundError:
         return 0.0
     except (OSError, ValueError):
-        note(f"{folder / 'seconds'}: damaged; the time of earlier attempts is not counted")
+        print_note(f"{folder / 'seconds'}: damaged; the time of earlier attempts is not counted")
         return 0.0
 
 
@@ -363,7 +367,7 @@ def _finish(
         "config": step.config,
         "seed": recipe.seed,
         "inputs": {name: fingerprints[name] for name in step.inputs},
-        "results": {p.name: manifest.results(p.folder) for p in planned if p.name in step.inputs},
+        "results": {p.name: manifest.results_digest(p.folder) for p in planned if p.name in step.inputs},
         "recipe": recipe.model_dump(mode="json"),
         "versions": {name: _version(name) for name in packages}
         | {"python": platform.python_version(), "machine": platform.machine()},
@@ -444,7 +448,7 @@ def _say_findings(findings: list[Finding], say: Say) -> None:
 
 def examine(recipe: Recipe, folder: Path, corpus: Corpus, force: bool = False) -> list[Finding]:
     """The preflight of a run, with the model's own tokenizer."""
-    place.named(folder, recipe.store.url)  # refuses a password before anything is written
+    place.configured_location(folder, recipe.store.url)  # refuses a password before anything is written
     _see_own_code(folder)
     from towpath.data.chat import Chat
     from towpath.models import base
@@ -486,7 +490,7 @@ def _changes(old: Any, new: Any, key: str = "") -> list[str]:
 def _current(folder: Path) -> dict[str, Any]:
     found = manifest.read_object(folder / "current.json")
     if found is None:
-        note(f"{folder / 'current.json'}: damaged; it is written again from the recipe and the stages")
+        print_note(f"{folder / 'current.json'}: damaged; it is written again from the recipe and the stages")
     return found or {}
 
 
@@ -516,7 +520,7 @@ def busy(folder: Path) -> bool:
     if not (folder / ".lock").is_file():
         return False
     try:
-        with alone(folder):
+        with lock_folder(folder):
             return False
     except TowpathError:
         return True
@@ -524,7 +528,7 @@ def busy(folder: Path) -> bool:
 
 def status(recipe: Recipe, folder: Path) -> State:
     """Stages, gates, findings, and what the run waits for."""
-    with Store.open(place.of(folder, recipe.store.url)) as store:
+    with Store.open(place.ledger_location(folder, recipe.store.url)) as store:
         data = summarise(recipe, folder)
         planned = plan(recipe, folder, data, store)
     judged = {v.gate: v for v in gates.verdicts(recipe, _results(planned))}
@@ -585,5 +589,5 @@ def _gate_brief(gate: dict[str, Any]) -> str:
 
 def judged(recipe: Recipe, folder: Path) -> list[Verdict]:
     """The verdicts on what has been run of this recipe."""
-    with Store.open(place.of(folder, recipe.store.url)) as store:
+    with Store.open(place.ledger_location(folder, recipe.store.url)) as store:
         return gates.verdicts(recipe, _results(plan(recipe, folder, summarise(recipe, folder), store)))

@@ -7,7 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from towpath.data.corpus import Corpus
+from towpath.data.corpus_reader import Corpus
 from towpath.feedback import agreement, calibration, judge_runner, judging, label_budget
 from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
 from towpath.feedback.pair_text import PairText
@@ -83,7 +83,7 @@ def labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> Labels:
 def _spent(own: list[Judgement], store: Store, prices: Prices) -> label_budget.LabelCost:
     """People's hours, and what every call of a judge has cost, whether or not a judgement came of it."""
     people = label_budget.label_cost(own, prices)
-    dollars = store.read(spending.totals)
+    dollars = store.read(spending.total_dollars)
     return replace(people, dollars=people.dollars + dollars, judge_dollars=dollars)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from towpath.evals.evaluator import NO_JUDGE_CODE
-from towpath.progress import note
+from towpath.progress import print_note
 from towpath.recipe import Recipe, load
 from towpath.records import Verdict
 from towpath.store.jsonl import is_number
-from towpath.store.manifest import damaged, read_object
+from towpath.store.manifest import damaged_error, read_object
 
 ORDER = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
 MOST_POINTS = 240  # more than a narrow chart can show
@@ -132,7 +132,7 @@ def read(folder: Path) -> Run:
     """A run folder with the stages of its present recipe, in the order they are run."""
     current = read_object(folder / "current.json")
     if current is None:
-        note(f"{folder / 'current.json'}: damaged; `towpath run {folder}` writes it again")
+        print_note(f"{folder / 'current.json'}: damaged; `towpath run {folder}` writes it again")
         current = {}
     stages = [_stage(folder, name, str(fingerprint)) for name, fingerprint in (current.get("stages") or {}).items()]
     known = sorted(
@@ -167,9 +167,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSON and UTF-8 errors are both of this kind
-        raise damaged(path, f"damaged: {error}") from None
+        raise damaged_error(path, f"damaged: {error}") from None
     if not isinstance(value, dict):
-        raise damaged(path, f"damaged: a JSON {type(value).__name__}")
+        raise damaged_error(path, f"damaged: a JSON {type(value).__name__}")
     return value
 
 
@@ -188,6 +188,6 @@ def _rows(path: Path, whole: bool = True) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines) or not whole:
                 return
-            raise damaged(path, f"damaged: line {number}: {error}") from None
+            raise damaged_error(path, f"damaged: line {number}: {error}") from None
         if isinstance(row, dict):
             yield row

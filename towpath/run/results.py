@@ -26,7 +26,7 @@ def verify(stage: str, folder: Path, inputs: Mapping[str, Path], say: Say) -> No
         manifest.verify(folder)
         made_of = manifest.read(folder).get("results", {})
         if other := [
-            name for name, told in made_of.items() if name in inputs and told != manifest.results(inputs[name])
+            name for name, told in made_of.items() if name in inputs and told != manifest.results_digest(inputs[name])
         ]:
             rule = "a stage is done while what it was made of is there unchanged"
             fix = f"`towpath run {folder.parents[2]} --redo {stage}`, and what comes after it"
@@ -51,7 +51,7 @@ def move_aside(run: Path, stages: Iterable[tuple[str, Path]], say: Say) -> None:
     for name, folder in stages:
         if not folder.exists():
             continue
-        manifest.forget(folder)
+        manifest.invalidate(folder)
         number = 1
         while (to := run / ASIDE / f"{name}-{folder.name}-{number}").exists():
             number += 1

@@ -21,9 +21,9 @@ from towpath.runtime.local import prepare_process
 from towpath.stages import generation, policy
 from towpath.stages.job import Job, read_rows
 from towpath.store import manifest
-from towpath.store.publish import alone
+from towpath.store.publish import lock_folder
 from towpath.store.store import Store
-from towpath.terminal import say
+from towpath.terminal import print_status
 
 FORM = 3
 """Raised where a training's folder comes to mean something else: an earlier one is not taken up."""
@@ -135,13 +135,13 @@ def train(
         Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked)), columns=by_id),
         judged,
     )
-    with interrupt.listening(), alone(job.folder):
+    with interrupt.handle_signals(), lock_folder(job.folder):
         if not _done(job).is_file():
             _require_room(job, judged)
             job.findings += _noticed(recipe, 0 if on_pairs else len(texts) - len(asked))
             job.findings += model_checks.of_experts(recipe, Path(base.find(recipe.model.source, job.run)))
             if job.findings:
-                say(preflight.lines(job.findings))
+                print_status(preflight.lines(job.findings))
             result = policy.run(job)
             manifest.write(job.folder, {"result": result, "findings": [as_row(finding) for finding in job.findings]})
     manifest.verify(job.folder)

@@ -29,7 +29,7 @@ from towpath.models.adapters import Adapters
 from towpath.models.cpu import decoder, split_bf16
 from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
 from towpath.models.packed_batch import Lines
-from towpath.progress import note, progress
+from towpath.progress import print_note, progress
 from towpath.runtime.optimizer import SLOTS, Adam
 from towpath.runtime.out_of_memory import with_less
 
@@ -279,7 +279,7 @@ class Local:
         while tokens > FEWEST:
             tokens //= 2
             if sum(1 for _ in batch.passes(tokens)) > before:
-                note(
+                print_note(
                     f"out of memory: {tokens} tokens a pass from here on, which gives the same gradient; set "
                     f"model.tokens_per_pass = {tokens}"
                 )

@@ -15,8 +15,8 @@ from towpath.feedback.rater_quality import PEOPLE
 from towpath.feedback.routing import Route, RoutingConfig, Signals
 from towpath.records import Choice, Comparison, Finding, Judgement
 from towpath.stages.job import Job
-from towpath.store import rater_stats, settings
-from towpath.store.rating import Task
+from towpath.store import rater_stats, rating_settings
+from towpath.store.task_queue import Task
 
 
 def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
@@ -186,7 +186,7 @@ def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement
         ],
     )
     seen = {j.comparison for j in judgements if j.kind in PEOPLE}
-    flagged = {row["comparison"] for row in job.store.read(rater_stats.flagged)}
+    flagged = {row["comparison"] for row in job.store.read(rater_stats.flagged_pairs)}
     waiting = [r for r in sent if r.comparison not in seen | flagged]
     if waiting:
         why = Counter(reason for r in waiting for reason in r.reasons)
@@ -243,9 +243,9 @@ def _enqueue(job: Job, tasks: Sequence[Task]) -> None:
     """Into the people's queue, with the recipe's ceiling of hours."""
     job.store.add_tasks(tasks)
     hours = job.recipe.budget.hours
-    house = job.store.read(settings.read)
+    house = job.store.read(rating_settings.read)
     if hours and house.hours is None:
-        job.store.later(settings.put, replace(house, hours=hours)).result()
+        job.store.submit_write(rating_settings.save, replace(house, hours=hours)).result()
 
 
 def require_some(comparisons: Sequence[Comparison]) -> None:

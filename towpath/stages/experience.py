@@ -22,7 +22,7 @@ from towpath.stages.reward import judged
 from towpath.stages.rollout_statistics import of_rollout, summed
 from towpath.stages.sample_log import Showing
 from towpath.stages.sampler import engine, generate
-from towpath.store.publish import fault
+from towpath.store.publish import fault_point
 
 Numbers = dict[str, float]
 LOOKED = (
@@ -196,7 +196,7 @@ class Experience:
             return _unpacked(found[1], self.job.chat.stops)
         drawn = self._generate(chosen, f"{self.job.name}/{step}")
         self.in_flight.save(step, _packed(drawn), {}, prefix="rollout", keep=1)
-        fault("rollout")
+        fault_point("rollout")
         return drawn
 
     def _generate(self, chosen: Sequence[Chosen], stream: str, adapter: str | None = "policy") -> list[Drawn]:

@@ -9,7 +9,7 @@ from towpath.data.draws import uniforms
 from towpath.evals import winrate
 from towpath.evals.evaluator import find_evaluator
 from towpath.feedback import rubric
-from towpath.progress import note
+from towpath.progress import print_note
 from towpath.recipe import Decoding
 from towpath.records import Completion, Prompt, as_row
 from towpath.rollout.engine import Request
@@ -96,5 +96,5 @@ def read(path: Path) -> list[Completion]:
             for row in read_rows(path)
         ]
     except (KeyError, TypeError):
-        note(f"{path}: damaged; its answers are drawn again")
+        print_note(f"{path}: damaged; its answers are drawn again")
         return []

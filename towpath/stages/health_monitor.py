@@ -8,7 +8,7 @@ from typing import Any
 from towpath.health import remedies
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import History
-from towpath.progress import note
+from towpath.progress import print_note
 from towpath.recipe.reader import flat
 from towpath.records import Finding, finding_of
 from towpath.stages.job import Job, read_rows
@@ -58,7 +58,7 @@ class Watch:
         try:
             return [remedies.of_row(row) for row in read_rows(self._turns) if row["step"] < begun]
         except (ValueError, KeyError, TypeError):
-            note(f"{self._turns}: damaged; turns made before are not known")
+            print_note(f"{self._turns}: damaged; turns made before are not known")
             return []
 
     def _before(self) -> list[Finding]:
@@ -68,7 +68,7 @@ class Watch:
         try:
             return [finding_of(row) for row in json.loads(self._findings.read_text(encoding="utf-8"))]
         except (ValueError, KeyError, TypeError, AttributeError):
-            note(f"{self._findings}: damaged; findings are told again")
+            print_note(f"{self._findings}: damaged; findings are told again")
             return []
 
     def after(self, step: int, knobs: Numbers) -> Done:
@@ -93,7 +93,9 @@ class Watch:
             self.found[finding.code] = finding
             if finding.severity != "info":
                 at = "" if finding.first_step is None else f" from step {finding.first_step + 1}"
-                note(f"{finding.severity}: {finding.code}{at}: {finding.evidence}. {finding.cause}; {finding.remedy}")
+                print_note(
+                    f"{finding.severity}: {finding.code}{at}: {finding.evidence}. {finding.cause}; {finding.remedy}"
+                )
         replace_file(self._findings, json.dumps([asdict(f) for f in self.found.values()], indent=1))
         known = {f.code for f in fresh}
         self.job.findings[:] = [f for f in self.job.findings if f.code not in known] + fresh
@@ -108,9 +110,9 @@ class Watch:
         with self._turns.open("a", encoding="utf-8") as file:
             file.write(_line(turn))
         if turn.stop:
-            note(f"remedy after step {step + 1}: training ends; {turn.reason}")
+            print_note(f"remedy after step {step + 1}: training ends; {turn.reason}")
             return Done(knobs, stop=f"{turn.finding}: {turn.reason}")
-        note(f"remedy after step {step + 1}: {turn.knob} {turn.before:g} → {turn.after:g}; {turn.reason}")
+        print_note(f"remedy after step {step + 1}: {turn.knob} {turn.before:g} → {turn.after:g}; {turn.reason}")
         self.mended = step if turn.back else self.mended
         return Done(knobs | {turn.knob: turn.after}, turn.back, turn.anew)
 

@@ -18,13 +18,13 @@ from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.health.history import Recorder
 from towpath.models import base
-from towpath.progress import note
+from towpath.progress import print_note
 from towpath.recipe import Recipe
 from towpath.records import Completion, Finding
 from towpath.runtime.local import device_of, dtype_of
 from towpath.stages import trackers
 from towpath.store import manifest
-from towpath.store.publish import MANIFEST, newest, publish, replace_file, verified
+from towpath.store.publish import MANIFEST, is_intact, newest_intact, publish, replace_file
 from towpath.store.store import Store
 
 
@@ -134,7 +134,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict):
             if number < len(lines):
-                note(f"{path}:{number}: damaged; this line and the {len(lines) - number} after it are not read")
+                print_note(f"{path}:{number}: damaged; this line and the {len(lines) - number} after it are not read")
             break
         rows.append(row)
     return rows
@@ -173,13 +173,13 @@ class Checkpoints:
     def newest(self, prefix: str = "step") -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that verifies, or None; damaged ones are moved aside, so that they are not in the
         way of new ones."""
-        found, passed_over = newest(self.folder, prefix) if self.folder.is_dir() else (None, [])
+        found, passed_over = newest_intact(self.folder, prefix) if self.folder.is_dir() else (None, [])
         for path in passed_over:
             why = "its files do not match their checksums" if (path / MANIFEST).is_file() else "it has no manifest"
             aside = path.with_name(f"damaged-{path.name}-{secrets.token_hex(4)}")
             path.rename(aside)
             self.passed_over.append(f"{path}: {why}; moved aside to {aside.name}")
-            note(f"warning: {self.passed_over[-1]}")
+            print_note(f"warning: {self.passed_over[-1]}")
         if found is None:
             return None
         return (
@@ -192,7 +192,7 @@ class Checkpoints:
 def save_model(job: Job, model: Any, folder: Path) -> None:
     """A plain folder that transformers loads: weights, configuration, tokenizer with the template of this run."""
 
-    if not verified(folder):  # a stage that was killed after it had published goes on with what it published
+    if not is_intact(folder):  # a stage that was killed after it had published goes on with what it published
         publish(folder, lambda place: write_model(job, model, place))
 
 

@@ -57,7 +57,7 @@ def run(job: Job) -> dict[str, Any]:
             else aggregation.majority_labels(judgements)
         )
     _require(job, comparisons, judgements, labels)
-    job.store.put_labels(labels)
+    job.store.replace_labels(labels)
     replace_file(job.folder / LABELS, text_of(labels))
     job.findings.extend(rater_quality.rater_findings(rater_quality.measure_quality(judgements)))
     return _told(comparisons, judgements, labels) | ({"judge": report} if report else {})
@@ -120,7 +120,7 @@ def _awaited(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[J
     people = Counter(
         comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in rater_quality.PEOPLE}
     )
-    seats = job.store.read(rater_stats.seats)
+    seats = job.store.read(rater_stats.open_task_seats)
     return any(seats.get(c.id, 0) > people[c.id] for c in comparisons)
 
 
@@ -181,7 +181,7 @@ def read(folder: Path) -> list[Label]:
     try:
         return [Label(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
-        raise manifest.damaged(path, f"not a list of labels ({type(error).__name__})") from None
+        raise manifest.damaged_error(path, f"not a list of labels ({type(error).__name__})") from None
 
 
 def mine(job: Job) -> list[Comparison]:

@@ -26,7 +26,7 @@ from towpath.runtime.local import Local, give_back_memory, memory_in_use
 from towpath.stages.health_monitor import Done, Watch
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.rollout_statistics import of_critic
-from towpath.store.publish import fault, replace_file
+from towpath.store.publish import fault_point, replace_file
 
 Numbers = dict[str, float]
 SHARE = 0.05
@@ -91,14 +91,14 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
         job.log.write(-1, "validation", course.validate(-1, standing.knobs))
     watch = Watch(job, course.steps, course.knobs)
     saver = _Saver(checkpoints, runtime, job, begin)
-    with progress(title, course.steps, start=begin) as bar, interrupt.held():
+    with progress(title, course.steps, start=begin) as bar, interrupt.defer_signals():
         for step in range(begin, course.steps):
             if standing.stopped:
                 break
             stopped = partial(saver.save, step, standing, best)
             numbers = _one_step(course, runtime, job, step, standing.knobs, stopped) | {"seconds_watch": watch.lately}
             job.log.write(step, "train", numbers)
-            fault(f"step-{job.name}")
+            fault_point(f"step-{job.name}")
             standing.knobs = course.turn(step, numbers, standing.knobs)
             standing.stopped = course.halt(numbers)
             last = step + 1 == course.steps or bool(standing.stopped)
@@ -107,9 +107,9 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
             _act(watch.after(step, standing.knobs), runtime, standing, best)
             _require_finite(job, step, numbers["grad_norm"], watch, runtime)
             bar.advance(1, "  ".join(f"{key} {numbers[key]:.3g}" for key in ("loss", "score", "kl") if key in numbers))
-            if last or standing.stopped or saver.due() or interrupt.asked():
+            if last or standing.stopped or saver.due() or interrupt.stop_requested():
                 saver.save(step + 1, standing, best)
-            interrupt.raise_if_asked()
+            interrupt.raise_if_stop_requested()
     if best is not None:
         runtime.restore(best)
     standing.story = watch.story()
@@ -123,7 +123,7 @@ def _one_step(
     """Get a batch and learn from it; `stopped` is called where the run is stopped while the batch is made, and no
     weight has moved yet."""
     try:
-        with interrupt.released():
+        with interrupt.allow_signals():
             drawn, said = course.batch(step, knobs)
     except (interrupt.Stopped, KeyboardInterrupt):
         stopped()
@@ -263,7 +263,7 @@ class _Saver:
             self.at = time.monotonic()
             self.apart = _apart(self.job.checkpoint_seconds, self.at - begun)
         if self.step:
-            interrupt.saved(f"A checkpoint of {self.job.name} after step {self.step} is written.")
+            interrupt.set_stop_message(f"A checkpoint of {self.job.name} after step {self.step} is written.")
 
 
 def warmup_then_linear(warmup: float) -> Callable[[float], float]:

@@ -47,7 +47,7 @@ def judged(job: Job, asked: Sequence[tuple[str, str]]) -> list[bool | None] | No
     if not job.recipe.evaluate.ask_judge or not (cfg.base_url and cfg.model) or not asked:
         return None
     settings = judge_runner.judge_settings(cfg, job.run)
-    endpoint = Endpoint(settings, Budget(settings.ceiling, job.store.account(judging.rater_name(settings))))
+    endpoint = Endpoint(settings, Budget(settings.ceiling, job.store.judge_account(judging.rater_name(settings))))
     unique = list(dict.fromkeys(asked))
     with (
         progress(f"{job.name}: {settings.model} reads answers", len(unique)) as bar,
@@ -88,7 +88,7 @@ def _one(job: Job, endpoint: Endpoint, prompt: str, said: str) -> bool | None:
         return None
     declined = verdict(reply.text)
     if declined is not None:
-        job.store.keep_reply(name, {"declined": declined, "dollars": reply.dollars})
+        job.store.save_reply(name, {"declined": declined, "dollars": reply.dollars})
     return declined
 
 

@@ -20,7 +20,7 @@ from towpath.evals.winrate import fit_logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import of
 from towpath.models.heads import ScalarHead
-from towpath.progress import note
+from towpath.progress import print_note
 from towpath.recipe import Rewards
 from towpath.records import Comparison, Completion, Finding, Label, Prompt
 from towpath.rewards import shaping
@@ -29,7 +29,7 @@ from towpath.stages import evidence, generation
 from towpath.stages import label as labelling
 from towpath.stages.job import Checkpoints, Job, write_model
 from towpath.stages.loop import Course, minibatches, to, train, warmup_then_linear
-from towpath.store.publish import publish, verified
+from towpath.store.publish import is_intact, publish
 
 FROZEN = "frozen.npz"
 FORESEEN = 384
@@ -108,7 +108,7 @@ def _diagnosed(job: Job, shown: list[Pair], held: list[Pair], agreement: dict[st
         kept = np.load(place)
         features = {name: kept[name] for name in ("shown", "held")}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        note(f"{place}: {error}: the labels are not diagnosed")
+        print_note(f"{place}: {error}: the labels are not diagnosed")
         return None
     reads = []
     for name, pairs in (("shown", shown), ("held", held)):
@@ -360,7 +360,7 @@ def _save(job: Job, runtime: Local, foresight: dict[str, Tensor], number: int = 
         write_head(runtime, foresight if number == 1 else None, place)
 
     folder = _member_folder(job.folder, number)
-    if not verified(folder):
+    if not is_intact(folder):
         publish(folder, write)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from towpath.errors import ResourceError
-from towpath.progress import note, progress
+from towpath.progress import print_note, progress
 from towpath.rollout.engine import Drawn, Engine, Request
 from towpath.rollout.local import LocalEngine
 from towpath.rollout.vllm import VllmEngine
@@ -54,7 +54,7 @@ def _in_parts(
             fix = "lower max_new_tokens or data.max_prompt_tokens, use a smaller model, or free memory"
             raise ResourceError("out of memory while one answer is drawn", "its keys and values must fit", fix)
         rows = (rows + 1) // 2
-        note(f"out of memory: answers are drawn {rows} at a time")
+        print_note(f"out of memory: answers are drawn {rows} at a time")
 
     def work() -> list[Drawn]:
         while len(drawn) < len(requests):

@@ -131,7 +131,9 @@ def opened(recipe: Recipe, run: Path, stage: str, folder: Path, say: Callable[[s
     close()
     begun = [(name, begin) for name, begin in BEGIN.items() if getattr(recipe.track, name)]
     place = Place(recipe, run.resolve(), stage, folder)
-    _open = Trackers([Courier(name, lambda begin=begin: begin(place), say or terminal.say) for name, begin in begun])
+    _open = Trackers(
+        [Courier(name, lambda begin=begin: begin(place), say or terminal.print_status) for name, begin in begun]
+    )
     return _open
 
 

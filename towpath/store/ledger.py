@@ -22,50 +22,50 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, NoSuchModuleError
 
 from towpath.errors import DataError, ResourceError, RowRefused, TowpathError
-from towpath.store.publish import fault
+from towpath.store.publish import fault_point
 
-NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
-PRIVATE = 0o600
-PATIENCE = 30  # seconds to wait for another process that writes
-AWAY = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58")
+NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
+FILE_MODE = 0o600
+LOCK_TIMEOUT = 30  # seconds to wait for another process that writes
+UNAVAILABLE_CODES = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58")
 """PostgreSQL's codes of a server that is away, read-only, full, locked or not for us: trying again later may
 succeed."""
 DISK_RULE = "the ledger keeps every judgement"
 DISK_FIX = "free space and run again; everything acknowledged is still there"
-PEN = 0x70A7  # PostgreSQL's advisory lock that stands for SQLite's one writer
+WRITER_LOCK = 0x70A7  # PostgreSQL's advisory lock that stands for SQLite's one writer
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def engine_of(place: Path | str) -> Engine:
+def open_engine(place: Path | str) -> Engine:
     """The engine of a path or URL; SQLite only on a local disk, and durable."""
     url = make_url(place) if isinstance(place, str) and "://" in place else URL.create("sqlite", database=str(place))
     if url.get_backend_name() != "sqlite":
-        return _server(url)
+        return _postgres_engine(url)
     if url.database and url.database != ":memory:":
         path = Path(url.database.removeprefix("file:"))  # with uri=true, SQLite's own form of an address
         _require_local(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_private(path)
-    engine = create_engine(url, connect_args={"timeout": PATIENCE}, json_serializer=_json)
-    event.listen(engine, "connect", _durable)
+    engine = create_engine(url, connect_args={"timeout": LOCK_TIMEOUT}, json_serializer=_dump_json)
+    event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin)
-    return _cleaning(engine)
+    return _with_text_cleaning(engine)
 
 
-def _cleaning(engine: Engine) -> Engine:
+def _with_text_cleaning(engine: Engine) -> Engine:
     """The one place where text meets the database. PostgreSQL cannot store NUL, and neither database half of a
     surrogate pair: both become U+FFFD on either, so that a run is the same on both."""
-    event.listen(engine, "before_cursor_execute", _clean, retval=True)
+    event.listen(engine, "before_cursor_execute", _clean_parameters, retval=True)
     return engine
 
 
-def _clean(
+def _clean_parameters(
     _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
 ) -> tuple[str, Any]:
     return statement, _storable(parameters)
 
 
-def _json(value: Any) -> str:
+def _dump_json(value: Any) -> str:
     text = json.dumps(value)
     return json.dumps(_storable(value)) if "\\u0000" in text or "\\ud" in text else text
 
@@ -81,11 +81,11 @@ def _storable(value: Any) -> Any:
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def transaction(engine: Engine) -> Iterator[Connection]:
     """A transaction that holds the pen from its start, so that what it read is still so when it writes."""
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:pen)"), {"pen": PEN})
+            connection.execute(text("SELECT pg_advisory_xact_lock(:pen)"), {"pen": WRITER_LOCK})
         yield connection
 
 
@@ -100,11 +100,11 @@ def upsert(
     `changed`, or leave all as it was."""
     if not rows:
         return
-    connection.execute(_upserting(connection.dialect.name, table, tuple(added), tuple(changed)), rows)
+    connection.execute(_upsert_statement(connection.dialect.name, table, tuple(added), tuple(changed)), rows)
 
 
 @cache
-def _upserting(dialect: str, table: Table, added: tuple[str, ...], changed: tuple[str, ...]) -> Executable:
+def _upsert_statement(dialect: str, table: Table, added: tuple[str, ...], changed: tuple[str, ...]) -> Executable:
     keys = [column.name for column in table.primary_key]
     insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
     new: dict[str, Any] = {name: table.c[name] + insert.excluded[name] for name in added} | {
@@ -129,57 +129,61 @@ def migrate(engine: Engine) -> None:
     if version is not None and version not in {script.revision for script in scripts.walk_revisions()}:
         rule = f"this Towpath knows versions up to {scripts.get_current_head()}"
         raise DataError(
-            f"{_name(engine)}: a ledger of version {version}", rule, "use the Towpath that wrote it, or a newer one"
+            f"{_display_name(engine)}: a ledger of version {version}",
+            rule,
+            "use the Towpath that wrote it, or a newer one",
         )
-    with writing(engine) as connection:
+    with transaction(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-        fault("migrate")
+        fault_point("migrate")
 
 
 @contextmanager
-def told(engine: Engine, rule: str = "") -> Iterator[None]:
+def translate_errors(engine: Engine, rule: str = "") -> Iterator[None]:
     """Errors of the database as ours: a row that it refuses, or storage that is away, full, locked or damaged; all
     else passes."""
     try:
         yield
     except IntegrityError as error:
         raise RowRefused(
-            f"{_name(engine)}: {error.orig}", rule or "rows must fit each other", "correct the rows; none were added"
+            f"{_display_name(engine)}: {error.orig}",
+            rule or "rows must fit each other",
+            "correct the rows; none were added",
         ) from error
     except (sqlalchemy.exc.DataError, OverflowError) as error:
         raise RowRefused(
-            f"{_name(engine)}: {error}",
+            f"{_display_name(engine)}: {error}",
             "a value is too large or not of its column's kind",
             "correct it; nothing was added",
         ) from error
     except sqlalchemy.exc.TimeoutError as error:
         fix = "wait, or raise the server's max_connections"
         raise ResourceError(
-            f"{_name(engine)}: no free connection", "a request needs a connection to the database", fix
+            f"{_display_name(engine)}: no free connection", "a request needs a connection to the database", fix
         ) from error
     except sqlalchemy.exc.PendingRollbackError as error:
         raise ResourceError(
-            f"{_name(engine)}: the connection was lost", "the ledger's database must be reachable", "try again"
+            f"{_display_name(engine)}: the connection was lost", "the ledger's database must be reachable", "try again"
         ) from error
     except DBAPIError as error:
         explained = (
-            _explained_server(engine, error)
+            _postgres_error(engine, error)
             if engine.dialect.name == "postgresql"
-            else _explained_file(_name(engine), error.orig)
+            else _sqlite_error(_display_name(engine), error.orig)
         )
         if explained is None:
             raise
         raise explained from error
 
 
-def _explained_file(place: str, error: BaseException | None) -> TowpathError | None:
+def _sqlite_error(place: str, error: BaseException | None) -> TowpathError | None:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return ResourceError(f"{place}: the disk is full", DISK_RULE, DISK_FIX)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return ResourceError(
-            f"{place}: another process has been writing for {PATIENCE} s",
+            f"{place}: another process has been writing for {LOCK_TIMEOUT} s",
             "one writes at a time",
             "wait for it, or stop it",
         )
@@ -200,31 +204,36 @@ def _explained_file(place: str, error: BaseException | None) -> TowpathError | N
     return None
 
 
-def _explained_server(engine: Engine, error: DBAPIError) -> TowpathError | None:
+def _postgres_error(engine: Engine, error: DBAPIError) -> TowpathError | None:
     """A database server that does not answer, or cannot take anything now; it gives no code where there was no
     connection."""
     code = getattr(error.orig, "sqlstate", None) or ""
     if code == "53100":
-        return ResourceError(f"{_name(engine)}: the disk is full", DISK_RULE, DISK_FIX)
-    if error.connection_invalidated or not code or code.startswith(AWAY):
+        return ResourceError(f"{_display_name(engine)}: the disk is full", DISK_RULE, DISK_FIX)
+    if error.connection_invalidated or not code or code.startswith(UNAVAILABLE_CODES):
         return ResourceError(
-            f"{_name(engine)}: {error.orig}",
+            f"{_display_name(engine)}: {error.orig}",
             "the ledger's database must be reachable",
             "start it, or correct store.url",
         )
     return None
 
 
-def _server(url: URL) -> Engine:
+def _postgres_engine(url: URL) -> Engine:
     rule = "a ledger lies in SQLite or PostgreSQL"
     fix = "give store.url as postgresql+psycopg://USER@HOST/NAME"
     if url.get_backend_name() != "postgresql":
         raise DataError(f"{url.render_as_string()}: a database of another kind", rule, fix)
     try:
-        patience = {} if "connect_timeout" in url.query else {"connect_timeout": PATIENCE}
-        return _cleaning(
+        patience = {} if "connect_timeout" in url.query else {"connect_timeout": LOCK_TIMEOUT}
+        return _with_text_cleaning(
             create_engine(
-                url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience, json_serializer=_json
+                url,
+                pool_pre_ping=True,
+                pool_size=10,
+                max_overflow=20,
+                connect_args=patience,
+                json_serializer=_dump_json,
             )
         )
     except ModuleNotFoundError as error:
@@ -238,12 +247,12 @@ def _server(url: URL) -> Engine:
         raise DataError(f"{url.render_as_string()}: {error}", rule, fix) from error
 
 
-def _name(engine: Engine) -> str:
+def _display_name(engine: Engine) -> str:
     """What errors call the database: without a password, which may also stand among an address's options."""
     return engine.url.database or "" if engine.dialect.name == "sqlite" else engine.url.set(query={}).render_as_string()
 
 
-def _durable(connection: Any, _record: Any) -> None:
+def _set_pragmas(connection: Any, _record: Any) -> None:
     """What was acknowledged survives power loss. The driver's own, late BEGIN is off: `_begin` says when."""
     connection.isolation_level = None
     cursor = connection.cursor()
@@ -259,8 +268,10 @@ def _begin(connection: Connection) -> None:
 def _require_local(path: Path) -> None:
     """SQLite's locks do not hold on a network disk."""
     mounts = Path("/proc/mounts")
-    kind = kind_of_disk(path, mounts.read_text(encoding="utf-8", errors="surrogateescape")) if mounts.is_file() else ""
-    if kind in NETWORK:
+    kind = (
+        filesystem_type(path, mounts.read_text(encoding="utf-8", errors="surrogateescape")) if mounts.is_file() else ""
+    )
+    if kind in NETWORK_FILESYSTEMS:
         raise ResourceError(
             f"{path}: on a network disk ({kind})", "SQLite's locks do not hold there", "use a local disk"
         )
@@ -270,7 +281,7 @@ def _require_private(path: Path) -> None:
     """A ledger holds password hashes, so that only its owner may read it; SQLite gives -wal and -shm the mode of the
     file itself."""
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
     except FileExistsError:
         pass
     except OSError:
@@ -279,10 +290,10 @@ def _require_private(path: Path) -> None:
         with suppress(OSError):  # gone meanwhile, another user's, or on a read-only disk
             found = file.stat()
             if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
-                file.chmod(PRIVATE)
+                file.chmod(FILE_MODE)
 
 
-def kind_of_disk(path: Path, mounts: str) -> str:
+def filesystem_type(path: Path, mounts: str) -> str:
     """The file system a path lies on, by the text of /proc/mounts: the deepest mount above it, the last of equals."""
     target = path.resolve()
     deepest = -1

@@ -7,20 +7,20 @@ from towpath.errors import DataError, RecipeError
 from towpath.recipe.reader import secret
 
 
-def of(run: Path, url: str) -> Path | str:
+def ledger_location(run: Path, url: str) -> Path | str:
     """The database that a recipe names in `store.url`, or a file in the run's folder, which must be there where
     stages are done."""
-    found = named(run, url)
+    found = configured_location(run, url)
     if isinstance(found, Path):
         _require_ledger(found)
     return found
 
 
-def named(run: Path, url: str) -> Path | str:
+def configured_location(run: Path, url: str) -> Path | str:
     """`of` for whoever looks at a run and opens no ledger that is not there."""
     if not url:
         return run / "towpath.db"
-    if url.partition(":")[0] not in ("env", "file") and _holds_password(url):
+    if url.partition(":")[0] not in ("env", "file") and _has_password(url):
         fix = "store.url = 'env:NAME' or 'file:PATH' with the whole address there, or a ~/.pgpass file"
         raise RecipeError(
             "store.url holds a password",
@@ -30,7 +30,7 @@ def named(run: Path, url: str) -> Path | str:
     return secret(url, "store.url")
 
 
-def _holds_password(url: str) -> bool:
+def _has_password(url: str) -> bool:
     """Whether a password stands in an address, before its host or among its options."""
     parts = urlsplit(url)
     return bool(parts.password) or any(

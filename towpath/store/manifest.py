@@ -12,7 +12,7 @@ from towpath.store import publish
 from towpath.store.publish import replace_file
 
 NAME = "manifest.json"
-PUBLISHED = ("weights", "weights-*", "adapter")
+PUBLISHED_FOLDERS = ("weights", "weights-*", "adapter")
 """Folders of results, as patterns."""
 EVIDENCE = (
     "metrics.jsonl",
@@ -33,12 +33,12 @@ _verified: dict[Path, float] = {}
 
 def write(folder: Path, content: dict[str, Any]) -> None:
     """Say that a stage is done, with the checksums of its result files."""
-    whole = content | {"files": _sums(folder)}
+    whole = content | {"files": _file_checksums(folder)}
     replace_file(folder / NAME, json.dumps(whole | {"checksum": _checksum(whole)}, indent=1, ensure_ascii=False))
     _verified[folder] = time.monotonic()
 
 
-def rewrite(folder: Path, **changes: Any) -> None:
+def update(folder: Path, **changes: Any) -> None:
     """Change values of a manifest; the files it tells of stay as they are."""
     whole = {key: value for key, value in (read(folder) | changes).items() if key != "checksum"}
     replace_file(folder / NAME, json.dumps(whole | {"checksum": _checksum(whole)}, indent=1, ensure_ascii=False))
@@ -52,13 +52,13 @@ def read(folder: Path) -> dict[str, Any]:
         whole = {key: value for key, value in found.items() if key != "checksum"}
         sound = found["checksum"] == _checksum(whole)
     except FileNotFoundError:
-        raise damaged(path, "no such file") from None
+        raise damaged_error(path, "no such file") from None
     except OSError as error:
-        raise damaged(path, (error.strerror or str(error)).lower()) from None
+        raise damaged_error(path, (error.strerror or str(error)).lower()) from None
     except (ValueError, AttributeError, KeyError, TypeError):
-        raise damaged(path, "damaged: not a manifest with its checksum") from None
+        raise damaged_error(path, "damaged: not a manifest with its checksum") from None
     if not sound:
-        raise damaged(path, "damaged: its content does not match its checksum")
+        raise damaged_error(path, "damaged: its content does not match its checksum")
     return found
 
 
@@ -71,29 +71,29 @@ def verify(folder: Path) -> None:
         try:
             found = publish.checksum(path)
         except OSError as error:
-            raise damaged(path, (error.strerror or str(error)).lower()) from None
+            raise damaged_error(path, (error.strerror or str(error)).lower()) from None
         if found != wanted:
             how = (
                 "its SHA-256 is another"
                 if found["bytes"] == wanted["bytes"]
                 else f"{found['bytes']} bytes of {wanted['bytes']}"
             )
-            raise damaged(path, f"damaged: {how}")
+            raise damaged_error(path, f"damaged: {how}")
     _verified[folder] = time.monotonic()
 
 
-def results(folder: Path) -> str:
+def results_digest(folder: Path) -> str:
     """A digest of the results of a finished stage, by what its manifest says of them."""
     files = {name: told for name, told in read(folder)["files"].items() if name not in EVIDENCE}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def forget(folder: Path) -> None:
+def invalidate(folder: Path) -> None:
     """The folder was moved or is made again."""
     _verified.pop(folder, None)
 
 
-def damaged(path: Path, what: str) -> DataError:
+def damaged_error(path: Path, what: str) -> DataError:
     """The error for a file of a finished stage that cannot be used; the path is RUN/stages/STAGE/FINGERPRINT/FILE."""
     parts = path.absolute().parts
     place = next((i for i in range(len(parts) - 1, 0, -1) if parts[i] == "stages"), None)
@@ -121,12 +121,12 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _sums(folder: Path) -> dict[str, dict[str, int | str]]:
+def _file_checksums(folder: Path) -> dict[str, dict[str, int | str]]:
     """The checksums of a stage's results and evidence; those of published folders as they were when they were
     written."""
     found: dict[str, dict[str, int | str]] = {}
-    for place in sorted(path for pattern in PUBLISHED for path in folder.glob(pattern) if path.is_dir()):
-        found |= {f"{place.name}/{inside}": told for inside, told in publish.sums_of(place).items()}
+    for place in sorted(path for pattern in PUBLISHED_FOLDERS for path in folder.glob(pattern) if path.is_dir()):
+        found |= {f"{place.name}/{inside}": told for inside, told in publish.read_checksums(place).items()}
         found[f"{place.name}/{publish.MANIFEST}"] = publish.checksum(place / publish.MANIFEST)
     files = [
         path

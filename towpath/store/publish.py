@@ -17,29 +17,29 @@ from pathlib import Path
 from towpath.errors import DataError, ResourceError
 
 MANIFEST = "manifest.sha256.json"
-_ASIDE = re.compile(r".+\.tmp-[0-9a-f]{8}")
-_passed: Counter[str] = Counter()
+_TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{8}")
+_fault_counts: Counter[str] = Counter()
 
 
-def fault(name: str) -> None:
+def fault_point(name: str) -> None:
     """A place where tests kill the process: TOWPATH_FAULT=name:n dies at the n-th passing."""
     wanted, _, count = os.environ.get("TOWPATH_FAULT", "").partition(":")
     if wanted != name:
         return
-    _passed[name] += 1
-    if _passed[name] == int(count or 1):
+    _fault_counts[name] += 1
+    if _fault_counts[name] == int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> Path:
     """Make a folder with what `write` puts there; until the last rename nothing of it can be seen."""
-    aside = _aside(folder)
-    with _room(folder):
+    aside = _temporary_path(folder)
+    with _translate_disk_full(folder):
         try:
-            _make(folder.parent)
+            _make_folder(folder.parent)
             aside.mkdir()
             write(aside)
-            fault("write")
+            fault_point("write")
             sums = {
                 path.relative_to(aside).as_posix(): checksum(path)
                 for path in sorted(aside.rglob("*"))
@@ -47,13 +47,13 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
             }
             (aside / MANIFEST).write_text(json.dumps(sums, indent=1))
             for path in aside.rglob("*"):
-                _sync(path)
-            _sync(aside)
-            fault("fsync")
-            _clear(folder)
+                _fsync(path)
+            _fsync(aside)
+            fault_point("fsync")
+            _remove_damaged(folder)
             aside.rename(folder)
-            fault("rename")
-            _sync(folder.parent)
+            fault_point("rename")
+            _fsync(folder.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -62,24 +62,24 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
 
 def replace_file(path: Path, text: str | Iterable[str]) -> None:
     """A file with new content, in one piece or in parts as they come, or with its old one, never with half."""
-    aside = _aside(path)
-    with _room(path):
+    aside = _temporary_path(path)
+    with _translate_disk_full(path):
         try:
-            _make(path.parent)
+            _make_folder(path.parent)
             with aside.open("w", encoding="utf-8") as file:
                 file.writelines((text,) if isinstance(text, str) else text)
-            fault("write")
-            _sync(aside)
-            fault("fsync")
+            fault_point("write")
+            _fsync(aside)
+            fault_point("fsync")
             aside.replace(path)
-            fault("rename")
-            _sync(path.parent)
+            fault_point("rename")
+            _fsync(path.parent)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
 
 
-def verified(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     """Whether every file of a published folder is still what was written."""
     try:
         sums = json.loads((folder / MANIFEST).read_text())
@@ -88,12 +88,12 @@ def verified(folder: Path) -> bool:
         return False
 
 
-def sums_of(folder: Path) -> dict[str, dict[str, int | str]]:
+def read_checksums(folder: Path) -> dict[str, dict[str, int | str]]:
     """The checksums that a folder was published with."""
     return json.loads((folder / MANIFEST).read_text())
 
 
-def newest(parent: Path, prefix: str) -> tuple[Path | None, list[Path]]:
+def newest_intact(parent: Path, prefix: str) -> tuple[Path | None, list[Path]]:
     """The highest numbered `prefix_N` that verifies, and those passed over as broken."""
     number = re.compile(re.escape(prefix) + r"_([0-9]+)")
     found = [
@@ -103,15 +103,15 @@ def newest(parent: Path, prefix: str) -> tuple[Path | None, list[Path]]:
     ]
     passed_over: list[Path] = []
     for _, path in sorted(found, reverse=True):
-        if verified(path):
+        if is_intact(path):
             return path, passed_over
         passed_over.append(path)
     return None, passed_over
 
 
-def sweep(parent: Path) -> None:
+def remove_temporary(parent: Path) -> None:
     """Remove what a killed process left half written, and nothing whose name only looks alike."""
-    for path in [path for path in parent.rglob("*.tmp-*") if _ASIDE.fullmatch(path.name)]:
+    for path in [path for path in parent.rglob("*.tmp-*") if _TEMPORARY.fullmatch(path.name)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -119,7 +119,7 @@ def sweep(parent: Path) -> None:
 
 
 @contextmanager
-def _room(place: Path) -> Iterator[None]:
+def _translate_disk_full(place: Path) -> Iterator[None]:
     """A full disk is the user's to mend, and is told as such, whichever library met it."""
     try:
         yield
@@ -133,30 +133,30 @@ def _room(place: Path) -> Iterator[None]:
         ) from error
 
 
-def _aside(place: Path) -> Path:
+def _temporary_path(place: Path) -> Path:
     return place.with_name(f"{place.name}.tmp-{secrets.token_hex(4)}")
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     """A folder and its missing parents, each one's name on disk too."""
     if folder.is_dir():
         return
-    _make(folder.parent)
+    _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
+    _fsync(folder.parent)
 
 
-def _clear(folder: Path) -> None:
+def _remove_damaged(folder: Path) -> None:
     """Make way where a damaged folder lies; one that is whole, or was never published, stays."""
     if not folder.exists():
         return
-    if not (folder / MANIFEST).is_file() or verified(folder):
+    if not (folder / MANIFEST).is_file() or is_intact(folder):
         raise DataError(
             f"{folder}: there already",
             "what was published is never replaced",
             "name another folder, or remove this one",
         )
-    damaged = _aside(folder)
+    damaged = _temporary_path(folder)
     folder.rename(damaged)
     shutil.rmtree(damaged, ignore_errors=True)
 
@@ -167,7 +167,7 @@ def checksum(path: Path) -> dict[str, int | str]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     """To the disk itself; some file systems know no fsync of a folder, any other failure is one."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -179,7 +179,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     """Open a file that only its owner may read, made before or now."""
     descriptor = os.open(path, flags, 0o600)
     with suppress(OSError):  # another user's
@@ -188,10 +188,10 @@ def _private(path: str, flags: int) -> int:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """One process works in a folder at a time. Only the owner may open the lock, for whoever can read a file can
     lock it and stop the run."""
-    with open(folder / ".lock", "w", opener=_private) as lock:  # Path.open takes no opener
+    with open(folder / ".lock", "w", opener=_open_private) as lock:  # Path.open takes no opener
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -11,10 +11,10 @@ from starlette.exceptions import HTTPException
 
 from towpath.errors import ResourceError, TowpathError
 from towpath.web import pages
-from towpath.web.auth import NotAllowed, SignInNeeded, told
-from towpath.web.passwords import TooMany
+from towpath.web.auth import NotAllowed, SignInNeeded, format_error
+from towpath.web.passwords import TooManyAttempts
 
-RETRY_AFTER = 5  # seconds
+RETRY_AFTER_SECONDS = 5  # seconds
 
 LOG = logging.getLogger("towpath.web")
 
@@ -28,7 +28,7 @@ MESSAGES = {
 }
 
 
-class TryLater(Exception):
+class RateLimited(Exception):
     """Too much of something; allowed again after some seconds."""
 
     def __init__(self, message: str, seconds: float) -> None:
@@ -38,47 +38,49 @@ class TryLater(Exception):
 
 def add_handlers(app: FastAPI) -> None:
     """Register an answer for every kind of error."""
-    app.add_exception_handler(SignInNeeded, sign_in)
+    app.add_exception_handler(SignInNeeded, sign_in_response)
     app.add_exception_handler(NotAllowed, _not_allowed)
-    app.add_exception_handler(TooMany, _too_many)
-    app.add_exception_handler(TryLater, wait)
+    app.add_exception_handler(TooManyAttempts, _too_many)
+    app.add_exception_handler(RateLimited, rate_limited)
     app.add_exception_handler(TowpathError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 
 
-def answer(request: Request, status: int, title: str, message: str, headers: dict[str, str] | None = None) -> Response:
+def error_response(
+    request: Request, status: int, title: str, message: str, headers: dict[str, str] | None = None
+) -> Response:
     """A message as a page, or as JSON where a script asked."""
-    if from_script(request):
+    if is_script_request(request):
         response: Response = JSONResponse({"error": message}, status)
     else:
-        response = pages.page(request, "message.html", status=status, title=title, message=message)
+        response = pages.render_page(request, "message.html", status=status, title=title, message=message)
     response.headers.update(headers or {})
     return response
 
 
-def from_script(request: Request) -> bool:
+def is_script_request(request: Request) -> bool:
     """Whether a script of a page asks, not a person's browser."""
     return "application/json" in request.headers.get("accept", "")
 
 
-def refused(request: Request, status: int) -> Response:
+def early_refusal(request: Request, status: int) -> Response:
     """The answer to a request that is refused before any route sees it; the connection ends with it, so that no body
     is read."""
-    return answer(request, status, *MESSAGES[status], {"connection": "close"})
+    return error_response(request, status, *MESSAGES[status], {"connection": "close"})
 
 
-def sign_in(request: Request, _error: Exception | None = None) -> Response:
+def sign_in_response(request: Request, _error: Exception | None = None) -> Response:
     """Nobody is signed in."""
-    if from_script(request):
+    if is_script_request(request):
         return JSONResponse({"error": "You are signed out. Sign in again to go on."}, 401)
     return RedirectResponse("/sign-in", 303)
 
 
-def failed(request: Request, error: Exception) -> Response:
+def internal_error(request: Request, error: Exception) -> Response:
     """An error of our own: the log has it, the page says that it is not the reader's fault."""
     LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer(
+    return error_response(
         request,
         500,
         "An error of this server",
@@ -90,45 +92,49 @@ def unavailable(request: Request, error: Exception) -> Response:
     """Storage fails; only the log says which and why."""
     LOG.error("%s", error)
     message = "The server cannot read or save just now. Nothing of yours was changed; try again in a moment."
-    return answer(request, 503, "Not available just now", message, {"retry-after": str(RETRY_AFTER)})
+    return error_response(request, 503, "Not available just now", message, {"retry-after": str(RETRY_AFTER_SECONDS)})
 
 
-def wait(request: Request, error: Exception) -> Response:
+def rate_limited(request: Request, error: Exception) -> Response:
     """Too much of something."""
-    seconds = error.seconds if isinstance(error, TryLater) else 1.0
-    return answer(request, 429, "Wait a little", str(error), {"retry-after": str(max(1, round(seconds)))})
+    seconds = error.seconds if isinstance(error, RateLimited) else 1.0
+    return error_response(request, 429, "Wait a little", str(error), {"retry-after": str(max(1, round(seconds)))})
 
 
 def _not_allowed(request: Request, _error: Exception) -> Response:
-    return answer(request, 403, "Not for this account", "Your account may not do this.")
+    return error_response(request, 403, "Not for this account", "Your account may not do this.")
 
 
 def _too_many(request: Request, error: Exception) -> Response:
-    seconds = error.seconds if isinstance(error, TooMany) else 1
+    seconds = error.seconds if isinstance(error, TooManyAttempts) else 1
     message = f"There were too many tries. The next one may come in {seconds} seconds."
-    return answer(request, 429, "Wait a little", message, {"retry-after": str(seconds)})
+    return error_response(request, 429, "Wait a little", message, {"retry-after": str(seconds)})
 
 
 def _refused(request: Request, error: Exception) -> Response:
     """An error with value, rule and fix."""
     if isinstance(error, ResourceError):
         return unavailable(request, error)
-    return answer(request, 409, "That did not work", told(error) if isinstance(error, TowpathError) else str(error))
+    return error_response(
+        request, 409, "That did not work", format_error(error) if isinstance(error, TowpathError) else str(error)
+    )
 
 
 def _http(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     title, message = MESSAGES.get(status, ("That did not work", "The server did not accept this request."))
     headers: dict[str, str] = dict((error.headers or {}) if isinstance(error, HTTPException) else {})
-    return answer(request, status, title, message, headers)
+    return error_response(request, status, title, message, headers)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
     """Which fields are wrong and why, never what was sent."""
     problems = _problems(error.errors() if isinstance(error, RequestValidationError) else [])
-    if from_script(request):
+    if is_script_request(request):
         return JSONResponse({"error": f"Not accepted: {'; '.join(problems)}."}, 422)
-    return answer(request, 422, "That did not work", f"Not accepted: {'; '.join(problems)}. Go back and correct it.")
+    return error_response(
+        request, 422, "That did not work", f"Not accepted: {'; '.join(problems)}. Go back and correct it."
+    )
 
 
 def _problems(errors: Sequence[Any]) -> list[str]:

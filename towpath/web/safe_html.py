@@ -20,9 +20,9 @@ from pygments.util import ClassNotFound
 
 from towpath.web import maths
 
-LONGEST = 60_000  # characters shown as Markdown; more is shown as it is
-LONGEST_CODE = 10_000  # characters of one block that are coloured
-MATCHED = 3_000  # words compared exactly; beyond, frequent words are passed over to stay quick
+MAX_MARKDOWN = 60_000  # characters shown as Markdown; more is shown as it is
+MAX_CODE = 10_000  # characters of one block that are coloured
+MAX_EXACT_WORDS = 3_000  # words compared exactly; beyond, frequent words are passed over to stay quick
 
 TAGS = {
     "p",
@@ -93,9 +93,9 @@ _WORD = re.compile(r"(\S+)(\s*)")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):(?=\s|\Z)")
 
 
-def _coloured(code: str, language: str, _attributes: str) -> str:
+def _highlight_code(code: str, language: str, _attributes: str) -> str:
     """A block of code as spans with classes; empty where the language is not known, which leaves it as it is."""
-    if language.lower() not in LANGUAGES or len(code) > LONGEST_CODE:
+    if language.lower() not in LANGUAGES or len(code) > MAX_CODE:
         return ""
     try:
         lexer = get_lexer_by_name(language.lower(), stripnl=False)
@@ -108,10 +108,10 @@ def _formula(_renderer: RendererHTML, tokens: Sequence[Token], index: int, _opti
     token = tokens[index]
     formulas = env["formulas"]
     formulas.append(maths.mathml(token.content, token.info) or f"<code>{escape(token.meta['source'])}</code>")
-    return maths.mark(len(formulas) - 1)
+    return maths.placeholder(len(formulas) - 1)
 
 
-_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _coloured})
+_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _highlight_code})
 _MARKDOWN.enable(["table", "strikethrough"]).disable("image")
 maths.install(_MARKDOWN)
 _MARKDOWN.add_render_rule("maths", _formula)
@@ -120,9 +120,9 @@ _MARKDOWN.add_render_rule("maths", _formula)
 @lru_cache(maxsize=2048)
 def markdown(text: str) -> str:
     """Markdown as safe HTML. Headings start at the fourth level, below those of the page."""
-    if len(text) > LONGEST:
+    if len(text) > MAX_MARKDOWN:
         return f"<pre>{escape(text)}</pre>"
-    tokens = _MARKDOWN.parse(maths.without_marks(text))
+    tokens = _MARKDOWN.parse(maths.strip_placeholders(text))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1:]) + 3)}"
@@ -136,10 +136,10 @@ def markdown(text: str) -> str:
         url_schemes=SCHEMES,
         link_rel="noopener noreferrer nofollow",
     )
-    return maths.fill(safe, env["formulas"])
+    return maths.insert_formulas(safe, env["formulas"])
 
 
-def turns(prompt: str) -> list[tuple[str, str]]:
+def conversation_turns(prompt: str) -> list[tuple[str, str]]:
     """A conversation as (speaker, text); a prompt that is no transcript is one turn."""
     parts = _TURN.split(prompt)
     if len(parts) == 1 or parts[0].strip():
@@ -148,21 +148,21 @@ def turns(prompt: str) -> list[tuple[str, str]]:
     return [(who[name], text.strip()) for name, text in zip(parts[1::2], parts[2::2], strict=True) if text.strip()]
 
 
-def differences(left: str, right: str) -> tuple[str, str]:
+def text_diff(left: str, right: str) -> tuple[str, str]:
     """Both texts as they are written, escaped, the words that the other has not in `<mark>`."""
     ours = _WORD.findall(left)
     theirs = _WORD.findall(right)
-    quick = max(len(ours), len(theirs)) > MATCHED
+    quick = max(len(ours), len(theirs)) > MAX_EXACT_WORDS
     matcher = SequenceMatcher(None, [word for word, _ in ours], [word for word, _ in theirs], autojunk=quick)
     one = []
     two = []
     for kind, a, b, c, d in matcher.get_opcodes():
-        one.append(_marked(ours[a:b], kind != "equal"))
-        two.append(_marked(theirs[c:d], kind != "equal"))
+        one.append(_mark_words(ours[a:b], kind != "equal"))
+        two.append(_mark_words(theirs[c:d], kind != "equal"))
     return "".join(one), "".join(two)
 
 
-def _marked(words: list[tuple[str, str]], differs: bool) -> str:
+def _mark_words(words: list[tuple[str, str]], differs: bool) -> str:
     if not words:
         return ""
     text = escape("".join(word + space for word, space in words[:-1]) + words[-1][0])

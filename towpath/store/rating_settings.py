@@ -9,7 +9,7 @@ from towpath.store import audit, ledger, schema, statements
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RatingSettings:
     """The owner's settings. `overlap` None leaves it to the queue; `hours` None is no ceiling; `lease` and
     `min_view` are in seconds.
 
@@ -33,18 +33,18 @@ class Settings:
     trial_threshold: float = 0.7
 
 
-def read(connection: Connection) -> Settings:
+def read(connection: Connection) -> RatingSettings:
     """The settings as they stand."""
-    known = {field.name for field in fields(Settings)}
+    known = {field.name for field in fields(RatingSettings)}
     rows: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in connection.execute(statements.SETTINGS)
         if name in known
     }
-    return Settings(**rows)
+    return RatingSettings(**rows)
 
 
-def put(connection: Connection, settings: Settings, by: str = "") -> None:
+def save(connection: Connection, settings: RatingSettings, by: str = "") -> None:
     """Replace the settings; `by` is who did, for the audit log."""
     if by:
         audit.record(connection, by, "settings", before=asdict(read(connection)), after=asdict(settings))

@@ -11,7 +11,7 @@ from towpath.records import Finding
 from towpath.store import rater_stats, review
 from towpath.store.store import Store
 
-KEPT = 15.0  # seconds
+CACHE_SECONDS = 15.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +24,18 @@ class RaterReport:
 
 
 @dataclass
-class RaterReports:
+class RaterReportCache:
     """The last report of a server, made again when it is old."""
 
-    made: float = -KEPT
+    made: float = -CACHE_SECONDS
     report: RaterReport | None = None
     lock: Lock = field(default_factory=Lock)
 
     def of(self, store: Store) -> RaterReport:
         """A report that is at most some seconds old."""
         with self.lock:
-            if self.report is None or monotonic() - self.made >= KEPT:
-                self.report = report(store)
+            if self.report is None or monotonic() - self.made >= CACHE_SECONDS:
+                self.report = rater_report(store)
                 self.made = monotonic()
             return self.report
 
@@ -45,11 +45,11 @@ class RaterReports:
             self.report = None
 
 
-def report(store: Store) -> RaterReport:
+def rater_report(store: Store) -> RaterReport:
     """Figures of the people who judged the newest pairs."""
-    judgements = [j for j in store.read(rater_stats.recent) if j.kind == "person"]
-    texts = store.read(review.texts, list({j.comparison for j in judgements}))
-    gold = {row["comparison"]: row["choice"] for row in store.read(rater_stats.golds)}
+    judgements = [j for j in store.read(rater_stats.recent_judgements) if j.kind == "person"]
+    texts = store.read(review.answer_texts, list({j.comparison for j in judgements}))
+    gold = {row["comparison"]: row["choice"] for row in store.read(rater_stats.list_gold)}
     quality = rater_quality.measure_quality(judgements, gold, texts)  # pyright: ignore[reportArgumentType]
     agreed = agreement.measure_agreement(judgements).get("percent_without_ties")
     return RaterReport({one.rater: one for one in quality}, rater_quality.rater_findings(quality), agreed)

@@ -17,15 +17,15 @@ from towpath.store import people
 from towpath.store.store import Store
 from towpath.web import monitor
 from towpath.web.app import application
-from towpath.web.auth import Door
-from towpath.web.connections import RateLimitedLog, bounded
-from towpath.web.proxies import Proxies
+from towpath.web.auth import Authenticator
+from towpath.web.connections import RateLimitedLog, bounded_protocol
+from towpath.web.proxies import ForwardedHeaders
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
+class NetworkOptions:
     """What a team's server is reached by from outside: names, a certificate with its key, or the addresses of the
     proxy that has them.
 
@@ -39,50 +39,50 @@ class Outside:
     proxies: tuple[str, ...] = ()
 
 
-def serve(
+def serve_run(
     run: Path,
     url: str | None,
     host: str,
     port: int,
     team: bool,
     say: Callable[[str], None],
-    outside: Outside | None = None,
+    outside: NetworkOptions | None = None,
     assignments: Sequence[str] = (),
 ) -> None:
     """Serve the pages of a run until stopped; `url` names a database other than the run's own file. Starts no job."""
-    outside = outside or Outside()
+    outside = outside or NetworkOptions()
     require_private(host, team, outside)
     require_proxies(outside.proxies, team)
     if not run.is_dir():
         raise ResourceError(f"{run}: no such folder", "a run is a folder that `towpath new` made", "mend the path")
-    with Store.open(url or run / "towpath.db") as store, listening(host, port) as place:
+    with Store.open(url or run / "towpath.db") as store, open_socket(host, port) as place:
         store.require_writable()
-        server, door = prepared(store, team, host, outside, run, assignments)
+        server, door = create_server(store, team, host, outside, run, assignments)
         scheme = "https" if outside.certificate else "http"
         at = f"{scheme}://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
-        say(greeting(store, door, at, outside.proxies))
+        say(startup_message(store, door, at, outside.proxies))
         run_until_stopped(server, place)
 
 
-def prepared(
+def create_server(
     store: Store,
     team: bool,
     host: str = "127.0.0.1",
-    outside: Outside | None = None,
+    outside: NetworkOptions | None = None,
     run: Path | None = None,
     assignments: Sequence[str] = (),
-) -> tuple[uvicorn.Server, Door]:
+) -> tuple[uvicorn.Server, Authenticator]:
     """A server that is ready to run, and its door; `run` is the folder that the monitor shows, its recipe laid over
     by `assignments`."""
-    outside = outside or Outside()
-    door = Door(store, team)
+    outside = outside or NetworkOptions()
+    door = Authenticator(store, team)
     names = {*LOOPBACK, *outside.names} | ({host, socket.gethostname()} if team else set())
     app = application(store, door, names, addresses=team)
     monitor.begin(app, run, assignments)
     config = uvicorn.Config(
-        Proxies(app, outside.proxies) if outside.proxies else app,
+        ForwardedHeaders(app, outside.proxies) if outside.proxies else app,
         proxy_headers=False,
-        http=bounded(outside.proxies),
+        http=bounded_protocol(outside.proxies),
         ws="none",
         log_level="warning",
         access_log=False,
@@ -112,7 +112,7 @@ def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
     server.run(sockets=[place])
 
 
-def greeting(store: Store, door: Door, at: str, proxies: Sequence[str] = ()) -> str:
+def startup_message(store: Store, door: Authenticator, at: str, proxies: Sequence[str] = ()) -> str:
     """What the terminal says: where the pages are, and the link that lets the first owner in."""
     if not door.team:
         return (
@@ -125,13 +125,15 @@ def greeting(store: Store, door: Door, at: str, proxies: Sequence[str] = ()) -> 
         else "\nBehind a proxy, name it with --proxy ADDRESS: without it everyone counts as one address."
     )
     ends = f"Ctrl-C stops the server; nothing that was saved is lost.{hint}"
-    if any(account.role == "owner" and account.active and account.password for account in store.read(people.accounts)):
+    if any(
+        account.role == "owner" and account.active and account.password for account in store.read(people.list_accounts)
+    ):
         return f"open {at} and sign in. {ends}"
-    token = store.later(people.invite, "owner", "towpath serve", time()).result()
+    token = store.submit_write(people.create_invitation, "owner", "towpath serve", time()).result()
     return f"open {at}/join/{token} to make the owner's account.\nThe link is good once. {ends}"
 
 
-def listening(host: str, port: int) -> socket.socket:
+def open_socket(host: str, port: int) -> socket.socket:
     """A socket at a place that is free."""
     try:
         place = socket.create_server(
@@ -147,7 +149,7 @@ def listening(host: str, port: int) -> socket.socket:
     return place
 
 
-def require_private(host: str, team: bool, outside: Outside) -> None:
+def require_private(host: str, team: bool, outside: NetworkOptions) -> None:
     """Alone the pages stay on this machine; a team's leave it only encrypted."""
     if is_loopback(host) or (team and outside.certificate):
         return

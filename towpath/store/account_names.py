@@ -6,53 +6,53 @@ from collections.abc import Iterable
 
 from towpath.errors import DataError
 
-LONGEST = 40
+MAX_LENGTH = 40
 RESERVED = ("owner",)
 RESERVED_PREFIXES = ("judge:", "rule:", "simulated", "recorded", "import:", "towpath")
 """Judges, rules and other sources are raters of the ledger under such names; `owner` is who serves the pages alone."""
 
 # Scripts that are written together in one name; the first word of a character's Unicode name tells its script.
-TOGETHER = ({"CJK", "HIRAGANA", "KATAKANA"}, {"CJK", "HANGUL"}, {"CJK", "BOPOMOFO"})
+MIXED_SCRIPTS = ({"CJK", "HIRAGANA", "KATAKANA"}, {"CJK", "HANGUL"}, {"CJK", "BOPOMOFO"})
 ALPHABETS = ("LATIN", "GREEK", "CYRILLIC")
 """Scripts whose accents are dropped when names are compared; in others a mark is another letter."""
 
 # Each word is a letter and what looks like it, taken from Unicode's confusables (UTS 39), and letters with a stroke.
-LOOK_ALIKES = """
+CONFUSABLES = """
 AΑАᎪ BꞴΒВᏴ CϹСᏟ DᎠĐ EΕЕᎬ FꞘϜ GԌᏀᏳ HΗНᎻĦ JꞲͿЈᎫ KΚКᏦ LᏞŁ MΜϺМᎷ NΝ OΟОՕ0Ø PΡРᏢ RƦᎡᏒ SЅՏᏕᏚ TΤТᎢŦ UՍ VѴᏙ WԜᎳᏔ XꞳΧХ YΥϒУҮᎩᎽ ZΖᏃ
 aɑαа bƄЬᏏ cᴄϲсꮯ dԁᏧđ eꬲеҽ fꬵꞙẝք gɡᶃƍց hһհᏂħ iıɪɩιіꙇӏꭵᎥ jϳј lƖǀΙІӀI1|ł nոռ oᴏᴑꬽοσоօø pρϱр qԛգզ rꭇꭈᴦгꮁ sꜱƽѕꮪ uꞟᴜꭎꭒʋυս vᴠνѵꮩ
 wɯᴡѡԝաꮃ xх yɣᶌʏỿꭚγуү zᴢꮓ
 """
-_LOOKS = str.maketrans({other: word[0] for word in LOOK_ALIKES.split() for other in word[1:]})
+_CONFUSABLE_MAP = str.maketrans({other: word[0] for word in CONFUSABLES.split() for other in word[1:]})
 _JOINERS = str.maketrans("", "", "\u200c\u200d")
 _SEPARATORS = re.compile(r"[\s._'’-]+")
 
 
-def normal(name: str) -> str:
+def normalize(name: str) -> str:
     """The one form of a name that is stored: composed (NFKC), without joiners, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", name.translate(_JOINERS)).split())
 
 
-def require(name: str, taken: Iterable[str] = ()) -> str:
+def validate(name: str, taken: Iterable[str] = ()) -> str:
     """The stored form of a name that a new account may have, beside the names that are taken."""
-    found = normal(name)
-    if not 1 <= len(found) <= LONGEST or not found.isprintable() or not any(letter.isalnum() for letter in found):
+    found = normalize(name)
+    if not 1 <= len(found) <= MAX_LENGTH or not found.isprintable() or not any(letter.isalnum() for letter in found):
         raise DataError(
             f"{name[:80]!r}",
-            f"a name has 1 to {LONGEST} printable characters, one of them a letter or digit",
+            f"a name has 1 to {MAX_LENGTH} printable characters, one of them a letter or digit",
             "choose another",
         )
-    if any(look in RESERVED or look.startswith(RESERVED_PREFIXES) for look in looks(found)):
+    if any(look in RESERVED or look.startswith(RESERVED_PREFIXES) for look in skeletons(found)):
         raise DataError(f"{found}: reserved", "judges, rules and the server itself have such names", "choose another")
     scripts = {_script(letter) for letter in found if letter.isalpha()}
-    if len(scripts) > 1 and not any(scripts <= allowed for allowed in TOGETHER):
+    if len(scripts) > 1 and not any(scripts <= allowed for allowed in MIXED_SCRIPTS):
         listed = ", ".join(sorted(word.lower() for word in scripts))
         raise DataError(
             f"{found}: letters of several scripts ({listed})", "a name is written in one script", "write it in one"
         )
     for other in taken:
-        if found == normal(other):
+        if found == normalize(other):
             raise DataError(f"{found}: taken", "every account has a name of its own", "choose another")
-        if looks(found) & looks(other):
+        if skeletons(found) & skeletons(other):
             raise DataError(
                 f"{found}: taken, or too like {other!r}",
                 "names differ by more than case, accents and look-alikes",
@@ -61,11 +61,11 @@ def require(name: str, taken: Iterable[str] = ()) -> str:
     return found
 
 
-def looks(name: str) -> set[str]:
+def skeletons(name: str) -> set[str]:
     """What a name looks like; two names that share one of these are taken for each other."""
-    composed = normal(name)
+    composed = normalize(name)
     folded = _fold(composed)
-    return {folded, folded.translate(_LOOKS), _fold(composed.translate(_LOOKS)).replace("rn", "m")}
+    return {folded, folded.translate(_CONFUSABLE_MAP), _fold(composed.translate(_CONFUSABLE_MAP)).replace("rn", "m")}
 
 
 def _fold(name: str) -> str:

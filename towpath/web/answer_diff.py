@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
-from towpath.web import text
+from towpath.web import safe_html
 
-CLOSE = 0.6  # share of equal words from which single words are marked all over
-ALIKE = 0.5  # share of common words from which two sentences are the same one in other words
-LONGEST = 3_000  # words of a text; longer ones are compared by the sentence
-MOST = 300  # sentences held against each other for likeness; beyond, equal ones alone are matched
+WORD_DIFF_RATIO = 0.6  # share of equal words from which single words are marked all over
+SENTENCE_OVERLAP = 0.5  # share of common words from which two sentences are the same one in other words
+MAX_WORDS = 3_000  # words of a text; longer ones are compared by the sentence
+MAX_SENTENCES = 300  # sentences held against each other for likeness; beyond, equal ones alone are matched
 
-Manner = Literal["same", "words", "sentences", "unlike"]
+DiffMode = Literal["same", "words", "sentences", "unlike"]
 
 _PIECE = re.compile(r"""(<math[ >].*?</math>|<(?:"[^"]*"|'[^']*'|[^'">])*>)""", re.DOTALL)
 _WORDS = re.compile(r"\S+|\s+")
@@ -31,16 +31,16 @@ class Piece:
     marked: bool = False
 
 
-def differences(left: str, right: str) -> tuple[str, str, Manner]:
+def rendered_diff(left: str, right: str) -> tuple[str, str, DiffMode]:
     """Both texts as safe HTML with `<mark>` around what the other has not, and how they were compared."""
-    ours = _pieces(text.markdown(left))
-    theirs = _pieces(text.markdown(right))
+    ours = _pieces(safe_html.markdown(left))
+    theirs = _pieces(safe_html.markdown(right))
     one, two = ([piece for piece in side if piece.word] for side in (ours, theirs))
     if [piece.html for piece in one] == [piece.html for piece in two]:
         return _html(ours), _html(theirs), "same"
-    if max(len(one), len(two)) <= LONGEST and _mark_words(one, two, CLOSE):
+    if max(len(one), len(two)) <= MAX_WORDS and _highlight_words(one, two, WORD_DIFF_RATIO):
         return _html(ours), _html(theirs), "words"
-    matched = _mark_sentences(_sentences(ours), _sentences(theirs))
+    matched = _highlight_sentences(_sentences(ours), _sentences(theirs))
     return _html(ours), _html(theirs), "sentences" if matched else "unlike"
 
 
@@ -55,7 +55,7 @@ def _pieces(html: str) -> list[Piece]:
     return found
 
 
-def _mark_words(one: list[Piece], two: list[Piece], least: float) -> bool:
+def _highlight_words(one: list[Piece], two: list[Piece], least: float) -> bool:
     """Mark the words that are not in both, where enough are."""
     matcher = SequenceMatcher(None, [piece.html for piece in one], [piece.html for piece in two], autojunk=False)
     if matcher.ratio() < least:
@@ -80,26 +80,30 @@ def _sentences(pieces: list[Piece]) -> list[list[Piece]]:
     return [sentence for sentence in found if sentence]
 
 
-def _mark_sentences(ours: list[list[Piece]], theirs: list[list[Piece]]) -> int:
+def _highlight_sentences(ours: list[list[Piece]], theirs: list[list[Piece]]) -> int:
     """Mark whole sentences that the other text has not, and single words in those it has in other words. How many
     are in both."""
     matched = 0
     free = list(theirs)
     names = {id(sentence): [piece.html.lower() for piece in sentence] for sentence in [*ours, *theirs]}
     for sentence in ours:
-        partner = _partner(names[id(sentence)], free, names, len(ours) <= MOST and len(theirs) <= MOST)
+        partner = _best_match(
+            names[id(sentence)], free, names, len(ours) <= MAX_SENTENCES and len(theirs) <= MAX_SENTENCES
+        )
         if partner is None:
-            _mark(sentence)
+            _highlight(sentence)
             continue
         free.remove(partner)
         matched += 1
-        _mark_words(sentence, partner, 0.0)
+        _highlight_words(sentence, partner, 0.0)
     for sentence in free:
-        _mark(sentence)
+        _highlight(sentence)
     return matched
 
 
-def _partner(words: list[str], free: list[list[Piece]], names: dict[int, list[str]], alike: bool) -> list[Piece] | None:
+def _best_match(
+    words: list[str], free: list[list[Piece]], names: dict[int, list[str]], alike: bool
+) -> list[Piece] | None:
     best = None
     share = 0.0
     for other in free:
@@ -108,11 +112,11 @@ def _partner(words: list[str], free: list[list[Piece]], names: dict[int, list[st
             return other
         if alike:
             both = len({*words} & {*theirs}) / max(1, len({*words} | {*theirs}))
-            best, share = (other, both) if both >= ALIKE and both > share else (best, share)
+            best, share = (other, both) if both >= SENTENCE_OVERLAP and both > share else (best, share)
     return best
 
 
-def _mark(sentence: list[Piece]) -> None:
+def _highlight(sentence: list[Piece]) -> None:
     for piece in sentence:
         piece.marked = True
 
