@@ -125,12 +125,12 @@ def outcome(run: Path) -> dict[str, Any]:
 
 def new(work: Path, name: str) -> Path:
     """An empty run of the tiny recipe."""
-    from towpath.cli import new as starting
+    from towpath.run.new_run import create_run
 
     run = work / name
     shutil.rmtree(run, ignore_errors=True)
     run.with_suffix(".log").unlink(missing_ok=True)
-    starting.new(run, "tiny")
+    create_run(run, "tiny")
     return run
 
 

@@ -32,11 +32,11 @@ from sqlalchemy import func, select, text
 
 from benchmarks.postgres import Postgres, new_database
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import ledger, people, rating, schema, settings
-from towpath.store.settings import Settings
+from towpath.store import ledger, people, rating_settings, schema, task_queue
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
-from towpath.web import serving
 from towpath.web.passwords import Hasher
+from towpath.web.server import create_server, open_socket, run_until_stopped
 
 ROOT = Path(__file__).parent.parent
 WORDS = re.findall(
@@ -111,10 +111,10 @@ class Server:
 
 def serve(place: str, port: int) -> None:
     """The server's side of the benchmark: the product's own server."""
-    with Store.open(place) as store, serving.listening("127.0.0.1", port) as socket:
-        server, _ = serving.prepared(store, team=True)
+    with Store.open(place) as store, open_socket("127.0.0.1", port) as socket:
+        server, _ = create_server(store, team=True)
         print(socket.getsockname()[1], flush=True)
-        serving.run_until_stopped(server, socket)
+        run_until_stopped(server, socket)
 
 
 def sentence(rng: random.Random, words: int) -> str:
@@ -133,8 +133,8 @@ def small(store: Store, pairs: int) -> None:
     )
     store.add_completions(made)
     store.add_comparisons(Comparison(f"s.p{i}.0", f"p{i}", f"s.p{i}.0", f"s.p{i}.1") for i in range(pairs))
-    store.add_tasks(rating.Task(f"s.p{i}.0", f"d{i % DOMAINS:02}") for i in range(pairs))
-    store.submit_write(settings.put, Settings(gold_share=0.0)).result()
+    store.add_tasks(task_queue.Task(f"s.p{i}.0", f"d{i % DOMAINS:02}") for i in range(pairs))
+    store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
 
 
 def clients(store: Store, count: int, port: int) -> list[Client]:
@@ -146,7 +146,7 @@ def clients(store: Store, count: int, port: int) -> list[Client]:
 
 def signed_in(store: Store, account: people.Account, port: int) -> Client:
     """A rater with a session."""
-    return Client(port, store.submit_write(people.begin_session, account, time()).result())
+    return Client(port, store.submit_write(people.start_session, account, time()).result())
 
 
 async def rate(client: Client, rng: random.Random, until: float, think: float, kept: list[str]) -> None:
@@ -250,10 +250,13 @@ def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
     """Every submit sent twice at once, over two connections."""
     with Store.open(place) as store:
         small(store, submits)
-        house = store.read(settings.read)
+        house = store.read(rating_settings.read)
 
-        def seat(connection: Any) -> list[rating.Seat]:
-            return [rating.take(connection, f"r{i % raters:03}", f"s.p{i}.0", time(), house) for i in range(submits)]
+        def seat(connection: Any) -> list[task_queue.Lease]:
+            return [
+                task_queue.lease_task(connection, f"r{i % raters:03}", f"s.p{i}.0", time(), house)
+                for i in range(submits)
+            ]
 
         seats = store.submit_write(seat).result()
         server = Server(place)
@@ -333,7 +336,7 @@ def fill(place: str, prompts: int) -> None:
     """A ledger with so many prompts, three times as many completions, as many judgements, and a quarter as many
     pairs that wait."""
     with Store.open(place) as store:
-        store.submit_write(settings.put, Settings(gold_share=0.05)).result()
+        store.submit_write(rating_settings.save, RatingSettings(gold_share=0.05)).result()
         for table, rows in _bulk(prompts):
             begin = perf_counter()
             count = 0
@@ -342,7 +345,7 @@ def fill(place: str, prompts: int) -> None:
                     connection.execute(table.insert(), block)
                     count += len(block)
             print(f"{table.name}: {count} rows in {perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-        store.put_gold(rating.Gold(f"s.p{i}.0", "a") for i in range(min(500, prompts)))
+        store.put_gold(task_queue.Gold(f"s.p{i}.0", "a") for i in range(min(500, prompts)))
 
 
 def _bulk(prompts: int) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
@@ -479,10 +482,10 @@ def figures(place: str, prompts: int, times: int = 300) -> dict[str, Any]:
             fill(place, prompts)
         server = Server(place)
         server.start()
-        if store.read(people.account, "r000") is None:
+        if store.read(people.get_account, "r000") is None:
             found = clients(store, 10, server.port)
             store.submit_write(people.change_account, "r000", "owner").result()
-        found = [signed_in(store, account, server.port) for account in store.read(people.accounts)]
+        found = [signed_in(store, account, server.port) for account in store.read(people.list_accounts)]
         counts = store.counts()
 
     async def measure() -> tuple[list[float], list[float], list[float]]:

@@ -96,10 +96,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 @contextmanager
 def running(store: Any, team: bool, outside: Any = None) -> Iterator[tuple[str, Any]]:
     """The real server of a store in a thread: where it is, and its door."""
-    from towpath.web import serving
+    from towpath.web.server import create_server, open_socket
 
-    server, door = serving.prepared(store, team, outside=outside)
-    with serving.listening("127.0.0.1", 0) as place:
+    server, door = create_server(store, team, outside=outside)
+    with open_socket("127.0.0.1", 0) as place:
         thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
         while not server.started:

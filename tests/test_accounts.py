@@ -23,14 +23,14 @@ from typer.testing import CliRunner
 
 from towpath.cli.app import app
 from towpath.errors import DataError, ResourceError
-from towpath.store import audit, ledger, names, people, schema, sessions, settings
+from towpath.store import account_names, audit, ledger, people, rating_settings, schema, sessions
 from towpath.store.publish import lock_folder
-from towpath.store.settings import Settings
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
-from towpath.web import passwords, serving, throttle
-from towpath.web.passwords import Hasher, TooMany
-from towpath.web.proxies import Proxies
-from towpath.web.throttle import Counters, Limit, Ration, Throttle
+from towpath.web import passwords, server, throttle
+from towpath.web.passwords import Hasher, TooManyAttempts
+from towpath.web.proxies import ForwardedHeaders
+from towpath.web.throttle import AttemptCounters, FixedWindow, Limit, Throttle
 
 PASSWORD = "correct horse battery"
 OTHER = "kitten lamp river"
@@ -76,7 +76,7 @@ def cookies_of(visitor):
 
 
 def actions(store, account=""):
-    return [row.action for row in reversed(store.read(audit.entries, account))]
+    return [row.action for row in reversed(store.read(audit.list_entries, account))]
 
 
 # ---- files
@@ -104,7 +104,7 @@ def test_a_ledger_that_others_could_read_is_closed_to_them(tmp_path):
         for file in tmp_path.iterdir():
             file.chmod(0o644)
         with Store.open(path) as again:
-            assert again.read(people.account, "ann")
+            assert again.read(people.get_account, "ann")
             assert {mode(file) for file in tmp_path.iterdir()} == {0o600}
 
 
@@ -134,7 +134,7 @@ def test_the_ledger_holds_no_key_and_no_token(served, store, tmp_path):
         tokens = [value for _, value in ann.cookies.items()]
         assert len(tokens) == 2, "the session and the browser"
         bytes_ = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-        assert sessions.digest(tokens[0]).encode() in bytes_
+        assert sessions.token_digest(tokens[0]).encode() in bytes_
         assert not any(token.encode() in bytes_ for token in tokens)
     assert "secret" not in store.read(
         lambda connection: [name for name, _ in connection.execute(schema.settings.select())]
@@ -154,11 +154,11 @@ def test_an_older_ledger_keeps_its_accounts_and_loses_its_key(place):
         connection.execute(text("INSERT INTO settings VALUES ('secret', '\"0123\"'), ('gold_share', '0.25')"))
     engine.dispose()
     with Store.open(place) as store:
-        assert [(one.name, one.role, one.password, one.active) for one in store.read(people.accounts)] == [
+        assert [(one.name, one.role, one.password, one.active) for one in store.read(people.list_accounts)] == [
             ("ann", "rater", "hash", False),
             ("olga", "owner", "other", True),
         ]
-        assert store.read(settings.read).gold_share == 0.25
+        assert store.read(rating_settings.read).gold_share == 0.25
         assert [name for name, _ in store.read(lambda c: c.execute(schema.settings.select()).all())] == ["gold_share"]
 
 
@@ -173,7 +173,7 @@ def test_signing_out_ends_the_session_on_the_server_at_once(served, store):
 
 @pytest.mark.parametrize(
     ("seen", "expires", "status"),
-    [(0.0, 60.0, 200), (-sessions.IDLE + 60, 60.0, 200), (-sessions.IDLE - 1, 60.0, 401), (0.0, -1.0, 401)],
+    [(0.0, 60.0, 200), (-sessions.IDLE_LIMIT + 60, 60.0, 200), (-sessions.IDLE_LIMIT - 1, 60.0, 401), (0.0, -1.0, 401)],
 )
 def test_a_session_ends_after_a_week_unused_and_after_a_month(served, store, seen, expires, status):
     url, _ = served
@@ -194,7 +194,7 @@ def test_a_session_in_use_goes_on(served, store):
     with client(url, cookie=f"towpath-{url.rpartition(':')[2]}={token}") as ann:
         assert ann.get("/rate/next").status_code == 200
     end = monotonic() + 5
-    while store.read(sessions.find, sessions.digest(token)).seen < time() - 60:
+    while store.read(sessions.get_session, sessions.token_digest(token)).seen < time() - 60:
         assert monotonic() < end, "its use was not noted"
         sleep(0.01)
 
@@ -218,10 +218,10 @@ def test_two_servers_on_one_machine_keep_their_sessions_apart(served, store, tmp
 
 def test_a_password_that_changed_while_it_was_checked_opens_no_session(store):
     fill(store)
-    before = store.read(people.account, "ann")
+    before = store.read(people.get_account, "ann")
     store.submit_write(people.set_password, "ann", "another hash", "olga").result()
     with pytest.raises(DataError, match="changed meanwhile"):
-        store.submit_write(people.begin_session, before, time()).result()
+        store.submit_write(people.start_session, before, time()).result()
 
 
 # ---- passwords
@@ -278,7 +278,7 @@ def test_an_owner_offers_a_reset_that_is_good_once(served, store):
         assert elsewhere.post(link, data={"password": OTHER + " 2"}).status_code == 410
         assert [enter(elsewhere, "ann", word).status_code for word in (PASSWORD, OTHER)] == [401, 303]
     assert "reset password" in actions(store, "ann")
-    assert store.submit_write(people.offer_reset, "ann", "olga", time() - people.RESET_FOR - 1).result()
+    assert store.submit_write(people.create_reset, "ann", "olga", time() - people.RESET_LIFETIME - 1).result()
     assert store.read(lambda c: c.execute(schema.resets.select()).all())[0].until < time()
 
 
@@ -319,7 +319,7 @@ def test_an_owner_signs_someone_out_or_closes_the_account(served):
 )
 def test_short_common_and_obvious_passwords_are_refused(password, rule):
     with pytest.raises(DataError, match=rule):
-        passwords.require(password, "Marianne")
+        passwords.validate(password, "Marianne")
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_short_common_and_obvious_passwords_are_refused(password, rule):
     ],
 )
 def test_other_passwords_are_accepted(password):
-    passwords.require(password, "marianne")
+    passwords.validate(password, "marianne")
 
 
 # ---- how often one may try
@@ -349,7 +349,7 @@ def test_of_a_hundred_sign_ins_at_once_only_the_allowed_reach_the_password(serve
 
     with ThreadPoolExecutor(100) as pool:
         told = list(pool.map(attempt, range(100)))
-    checked = [row for row in store.read(audit.entries) if row.action == "sign in failed"]
+    checked = [row for row in store.read(audit.list_entries) if row.action == "sign in failed"]
     assert 1 <= len(checked) <= FREE
     assert sorted({status for status, _ in told}) == [401, 429]
     assert all(after.isdecimal() and int(after) >= 1 for status, after in told if status == 429)
@@ -378,7 +378,7 @@ def test_waits_grow_and_a_refused_try_does_not_lengthen_them():
         limits.enter("ann", "10.0.0.1")
     for _ in range(8):
         for _ in range(3):
-            with pytest.raises(TooMany) as refused:
+            with pytest.raises(TooManyAttempts) as refused:
                 limits.enter("ann", "10.0.0.1")
         waits.append(refused.value.seconds)
         clock[0] += refused.value.seconds
@@ -397,7 +397,7 @@ def test_many_networks_cannot_guess_at_one_account_for_long():
             try:
                 limits.enter("ann", f"10.{number // 250 % 250}.{number % 250}.1")
                 done += 1
-            except TooMany:
+            except TooManyAttempts:
                 pass
         return done
 
@@ -418,7 +418,7 @@ def test_right_passwords_use_nothing_up():
 def test_a_right_password_of_ones_own_does_not_forgive_guesses_at_others():
     limits = Throttle(lambda: 0.0)
     guesses = 0
-    with pytest.raises(TooMany):
+    with pytest.raises(TooManyAttempts):
         for number in range(1000):
             limits.enter("eve", "10.0.0.1")
             limits.right("eve", "10.0.0.1")
@@ -439,15 +439,18 @@ def test_a_right_password_of_ones_own_does_not_forgive_guesses_at_others():
     ],
 )
 def test_an_address_counts_by_its_network(one, other, same):
-    assert (throttle.network(one) == throttle.network(other)) is same
+    assert (throttle.client_network(one) == throttle.client_network(other)) is same
 
 
 def test_counters_take_a_bounded_memory_and_forget():
-    counters = Counters(Limit(1, 10.0, 10.0))
-    for number in range(throttle.KEPT + 5000):
+    counters = AttemptCounters(Limit(1, 10.0, 10.0))
+    for number in range(throttle.MAX_COUNTERS + 5000):
         counters.count(number, 0.0)
-    assert len(counters.tries) == throttle.KEPT
-    assert (counters.left(throttle.KEPT, 1.0), counters.left(throttle.KEPT, throttle.FORGET)) == (9.0, 0.0)
+    assert len(counters.tries) == throttle.MAX_COUNTERS
+    assert (
+        counters.left(throttle.MAX_COUNTERS, 1.0),
+        counters.left(throttle.MAX_COUNTERS, throttle.RESET_SECONDS),
+    ) == (9.0, 0.0)
 
 
 def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
@@ -473,7 +476,7 @@ def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
             told = list(pool.map(attempt, range(20)))
             assert {answer.status_code for answer in told} == {429}
             assert all(int(answer.headers["retry-after"]) >= 1 for answer in told)
-            assert monotonic() - started < 3 * passwords.PATIENCE, "no queue without end"
+            assert monotonic() - started < 3 * passwords.HASH_TIMEOUT, "no queue without end"
         assert door.hasher.matches(HASHED, PASSWORD, known=True)
     finally:
         release.set()
@@ -484,7 +487,7 @@ def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
 
 def test_an_invitation_is_checked_before_anything_is_hashed(served, store):
     url, door = served
-    token = store.submit_write(people.invite, "rater", "olga", time()).result()
+    token = store.submit_write(people.create_invitation, "rater", "olga", time()).result()
     with client(url) as new, door.hasher._lane(True), door.hasher._lane(False):
         started = monotonic()
         data = {"name": "dan", "password": OTHER}
@@ -493,7 +496,7 @@ def test_an_invitation_is_checked_before_anything_is_hashed(served, store):
         for name in ("ann", "Аnn", "owner", "judge:x"):
             assert new.post(f"/join/{token}", data=data | {"name": name}).status_code == 409
         assert new.post(f"/join/{token}", data=data | {"password": "short"}).status_code == 409
-        assert monotonic() - started < passwords.PATIENCE, "no one waited for a hash"
+        assert monotonic() - started < passwords.HASH_TIMEOUT, "no one waited for a hash"
         late = new.post(f"/join/{token}", data=data)
         assert (late.status_code, "retry-after" in late.headers) == (429, True)
     with client(url) as new:
@@ -511,7 +514,7 @@ def test_an_address_that_someone_claims_counts_only_from_a_named_proxy(served, s
         assert "secure" not in sign_in.headers["set-cookie"].lower()
         assert "strict-transport-security" not in sign_in.headers
     with (
-        running(store, team=True, outside=serving.Outside(proxies=("127.0.0.1",))) as (behind, _),
+        running(store, team=True, outside=server.NetworkOptions(proxies=("127.0.0.1",))) as (behind, _),
         client(behind) as proxy,
     ):
         for i in range(2):  # what a client claims stands left of what the proxy adds
@@ -520,7 +523,7 @@ def test_an_address_that_someone_claims_counts_only_from_a_named_proxy(served, s
                 for j in range(FREE + 1)
             ]
             assert told == [401] * FREE + [429]
-        assert store.read(audit.entries)[0].after == {"from": "10.0.0.1"}
+        assert store.read(audit.list_entries)[0].after == {"from": "10.0.0.1"}
         told = [
             enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"10.9.9.{i}, 127.0.0.1"}).status_code
             for i in range(FREE + 1)
@@ -530,7 +533,7 @@ def test_an_address_that_someone_claims_counts_only_from_a_named_proxy(served, s
 
 def test_behind_a_named_proxy_with_tls_cookies_are_bound_to_the_host(store):
     fill(store)
-    outside = serving.Outside(names=("rate.example",), proxies=("127.0.0.1",))
+    outside = server.NetworkOptions(names=("rate.example",), proxies=("127.0.0.1",))
     with running(store, team=True, outside=outside) as (url, _), httpx.Client(base_url=url) as proxy:
         headers = {
             "host": "rate.example",
@@ -578,7 +581,7 @@ def certificate(tmp_path_factory):
 
 def test_with_its_own_certificate_too(store, certificate):
     fill(store)
-    outside = serving.Outside((), *certificate)
+    outside = server.NetworkOptions((), *certificate)
     with (
         running(store, team=True, outside=outside) as (url, _),
         httpx.Client(base_url=url, verify=False, headers={"origin": url}) as ann,
@@ -618,20 +621,20 @@ def test_of_forwarded_addresses_the_last_counts_which_the_proxy_wrote(peer, head
         "scheme": "http",
         "headers": [(b"x-forwarded-for", value.encode()) for value in header],
     }
-    asyncio.run(Proxies(application, ["10.0.0.0/24"])(scope, None, None))
+    asyncio.run(ForwardedHeaders(application, ["10.0.0.0/24"])(scope, None, None))
     assert seen["client"][0] == client
 
 
 def test_a_proxy_is_named_by_its_address_and_for_a_team():
-    serving.require_proxies(("127.0.0.1", "10.0.0.0/24", "::1"), True)
+    server.require_proxies(("127.0.0.1", "10.0.0.0/24", "::1"), True)
     with pytest.raises(ResourceError, match=r"rate\.example"):
-        serving.require_proxies(("rate.example",), True)
+        server.require_proxies(("rate.example",), True)
     with pytest.raises(ResourceError, match="--team"):
-        serving.require_proxies(("127.0.0.1",), False)
+        server.require_proxies(("127.0.0.1",), False)
 
 
 def test_a_server_without_accounts_takes_no_password(store):
-    token = store.submit_write(people.invite, "owner", "olga", time()).result()
+    token = store.submit_write(people.create_invitation, "owner", "olga", time()).result()
     with (
         running(store, team=False) as (url, door),
         client(url) as owner,
@@ -674,7 +677,7 @@ def test_a_server_without_accounts_takes_no_password(store):
     ],
 )
 def test_names_of_many_languages_are_good(name):
-    assert names.require(name, ["Bob", "Zoë"]) == name
+    assert account_names.validate(name, ["Bob", "Zoë"]) == name
 
 
 @pytest.mark.parametrize(
@@ -699,7 +702,7 @@ def test_names_of_many_languages_are_good(name):
 )
 def test_reserved_and_unprintable_names_are_refused(name):
     with pytest.raises(DataError):
-        names.require(name)
+        account_names.validate(name)
 
 
 @pytest.mark.parametrize(
@@ -723,22 +726,22 @@ def test_reserved_and_unprintable_names_are_refused(name):
 )
 def test_a_name_that_looks_like_another_is_refused(known, name):
     with pytest.raises(DataError):
-        names.require(name, [known])
+        account_names.validate(name, [known])
 
 
 @pytest.mark.parametrize(
     ("known", "name"), [("かき", "かぎ"), ("रवि", "रवी"), ("Neil", "Nell"), ("ann", "anna"), ("Иван", "Ирина")]
 )
 def test_names_that_only_resemble_each_other_are_two(known, name):
-    names.require(name, [known])
+    account_names.validate(name, [known])
 
 
 def test_a_name_signs_in_however_it_is_composed(served, store):
     url, _ = served
-    token = store.submit_write(people.invite, "rater", "olga", time()).result()
+    token = store.submit_write(people.create_invitation, "rater", "olga", time()).result()
     with client(url) as zoe:
         assert zoe.post(f"/join/{token}", data={"name": " zoe\u0308  lee ", "password": OTHER}).status_code == 303
-        assert store.read(people.account, "zoë lee")
+        assert store.read(people.get_account, "zoë lee")
         zoe.post("/sign-out")
         assert [enter(zoe, name, OTHER).status_code for name in ("zoë lee", "zoe\u0308 lee")] == [303, 303]
 
@@ -759,11 +762,11 @@ def test_the_audit_log_tells_who_changed_what(served, store):
         link = re.search(r"/join/[\w-]+", olga.post("/owner/invite", data={"role": "rater"}).text)[0]
         stranger.post(link, data={"name": "dan", "password": OTHER})
         olga.post("/owner/invite", data={"role": "owner"})
-        olga.post("/owner/withdraw", data={"digest": store.read(people.invitations, time())[0].digest})
+        olga.post("/owner/withdraw", data={"digest": store.read(people.list_invitations, time())[0].digest})
         olga.get("/owner/export.jsonl").read()
         page = olga.get("/owner/audit").text
         only = olga.get("/owner/audit", params={"who": "olga", "action": "settings"}).text
-    rows = {row.action: row for row in reversed(store.read(audit.entries))}
+    rows = {row.action: row for row in reversed(store.read(audit.list_entries))}
     assert set(rows) == {
         "sign in",
         "sign in failed",
@@ -782,7 +785,9 @@ def test_the_audit_log_tells_who_changed_what(served, store):
     assert "withdraw invitation</td>" in page
     assert "withdraw invitation</td>" not in only
     assert "my secret password" not in page, "a password may have been typed as a name"
-    assert not any(PASSWORD in json.dumps([row.before, row.after, row.object]) for row in store.read(audit.entries))
+    assert not any(
+        PASSWORD in json.dumps([row.before, row.after, row.object]) for row in store.read(audit.list_entries)
+    )
 
 
 def test_the_audit_log_is_append_only(place):
@@ -798,13 +803,13 @@ def test_the_audit_log_is_append_only(place):
         for statement in wrong:
             with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
                 connection.execute(text(statement))
-        store.submit_write(settings.put, Settings(paused=True), "olga").result()
-        assert [row.account for row in store.read(audit.entries)] == ["olga", "olga"]
+        store.submit_write(rating_settings.save, RatingSettings(paused=True), "olga").result()
+        assert [row.account for row in store.read(audit.list_entries)] == ["olga", "olga"]
 
 
 def test_the_audit_page_goes_back_page_by_page(served, store):
     url, _ = served
-    for number in range(audit.PAGE + 20):
+    for number in range(audit.PAGE_SIZE + 20):
         store.submit_write(audit.record, "ann", "export", f"file {number}").result()
     with signed_in(url, "olga") as olga:
         first = olga.get("/owner/audit", params={"who": "ann"}).text
@@ -819,7 +824,7 @@ def test_the_audit_page_goes_back_page_by_page(served, store):
 
 
 def test_failed_sign_ins_cannot_fill_the_audit_log():
-    ration = Ration(3, 60.0)
+    ration = FixedWindow(3, 60.0)
     assert [ration.take(0.0) for _ in range(5)] == [0, 0, 0, None, None]
     assert (ration.take(61.0), ration.take(62.0)) == (2, 0)
 

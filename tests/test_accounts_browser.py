@@ -7,8 +7,8 @@ from time import time
 import pytest
 from conftest import running, serious
 
-from towpath.store import people, settings
-from towpath.store.settings import Settings
+from towpath.store import people, rating_settings
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
 from towpath.web.passwords import Hasher
 
@@ -21,7 +21,7 @@ def store(tmp_path):
     with Store.open(tmp_path / "towpath.db") as opened:
         for name, role in (("olga", "owner"), ("ann", "rater"), ("Bartholomäus Wiesengrund-Schmidt", "viewer")):
             opened.submit_write(people.add_account, name, role, Hasher().hashed(PASSWORD)).result()
-        opened.submit_write(settings.put, Settings(gold_share=0.2, safety=True), "olga").result()
+        opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.2, safety=True), "olga").result()
         yield opened
 
 
@@ -100,8 +100,8 @@ def test_an_account_from_invitation_to_reset(visit, store):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pages_of_accounts_are_accessible_and_fit(visit, store, axe, width, scheme):
     page = visit(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    join = store.submit_write(people.invite, "rater", "olga", time()).result()
-    reset = store.submit_write(people.offer_reset, "ann", "olga", time()).result()
+    join = store.submit_write(people.create_invitation, "rater", "olga", time()).result()
+    reset = store.submit_write(people.create_reset, "ann", "olga", time()).result()
     bad = []
     sign_in(page, "olga")
     page.wait_for_url(re.compile("/owner$"))

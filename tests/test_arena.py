@@ -13,20 +13,21 @@ import pytest
 from conftest import running
 from scripted import answer, served
 
-from towpath.arena import matches as arena
-from towpath.arena.matches import Terms
+from towpath.arena.answer_sources import answer_sources
+from towpath.arena.leaderboard_row import format_terminal, leaderboard_row
+from towpath.arena.matches import ArenaSpec, close_decided, create_arena, judge_arena, reveal_comparisons, stop_arena
 from towpath.data import formats
 from towpath.errors import DataError
 from towpath.evals import leaderboard as evals
-from towpath.evals.leaderboard import Pair
+from towpath.evals.leaderboard import ArenaPair
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.records import Comparison, Completion, Judgement, Prompt
-from towpath.store import arenas, people, rater_stats, rating, settings, verdicts
+from towpath.store import arenas, people, rater_stats, rating_settings, task_queue, verdicts
 from towpath.store.exchange import export_pairs, import_judgements
-from towpath.store.rating import Gold, Seat, Task
-from towpath.store.settings import Settings
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
-from towpath.store.verdicts import Given, Said
+from towpath.store.task_queue import Gold, Lease, Task
+from towpath.store.verdicts import StoredVerdict, Submission
 
 PASSWORD = "correct horse battery"
 NOW = 1_800_000_000.0
@@ -64,12 +65,12 @@ def run(tmp_path):
 @pytest.fixture
 def store(place):
     with Store.open(place) as opened:
-        opened.submit_write(settings.put, Settings(gold_share=0.0)).result()
+        opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
         yield opened
 
 
 def sit(store, rater, at=NOW):
-    return store.submit_write(rating.next_seat, rater, at).result()
+    return store.submit_write(task_queue.next_lease, rater, at).result()
 
 
 def vote(store, rater, prefers, most=1000, at=NOW):
@@ -77,11 +78,13 @@ def vote(store, rater, prefers, most=1000, at=NOW):
     judged."""
     for number in range(most):
         seat = sit(store, rater, at)
-        if not isinstance(seat, Seat):
+        if not isinstance(seat, Lease):
             return number
-        side = prefers(*store.read(rating.sheet, seat).answers)
+        side = prefers(*store.read(task_queue.task_view, seat).answers)
         store.submit_write(
-            verdicts.judge, Given(f"key-{seat.comparison}-{rater}", seat.comparison, rater, Said(side)), at
+            verdicts.judge,
+            Submission(f"key-{seat.comparison}-{rater}", seat.comparison, rater, StoredVerdict(side)),
+            at,
         ).result()
     return most
 
@@ -95,39 +98,44 @@ def said(comparison, rater, choice, kind="person", **details):
 
 
 def test_worth_is_ours_theirs_or_half_and_a_judge_that_turns_said_nothing():
-    assert [evals.worth(said("k", "ann", c), "a") for c in ("a", "b", "tie", "both_bad")] == [1.0, 0.0, 0.5, 0.5]
-    assert evals.worth(said("k", "ann", "a"), "b") == 0.0
-    assert evals.worth(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "a"}), "a") == 1.0
-    assert evals.worth(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "b"}), "a") == 0.5
-    assert evals.worth(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "tie"}), "a") == 0.5
+    assert [evals.outcome_value(said("k", "ann", c), "a") for c in ("a", "b", "tie", "both_bad")] == [
+        1.0,
+        0.0,
+        0.5,
+        0.5,
+    ]
+    assert evals.outcome_value(said("k", "ann", "a"), "b") == 0.0
+    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "a"}), "a") == 1.0
+    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "b"}), "a") == 0.5
+    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "tie"}), "a") == 0.5
 
 
 def test_prompts_come_in_when_all_their_verdicts_are_there_and_identical_answers_at_their_place():
     pairs = [
-        Pair("k0", 0, "a"),
-        Pair("k1", 1, "a", seats=0, same=True),
-        Pair("k2", 2, "b", seats=2),
-        Pair("k3", 3, "a"),
+        ArenaPair("k0", 0, "a"),
+        ArenaPair("k1", 1, "a", seats=0, same=True),
+        ArenaPair("k2", 2, "b", seats=2),
+        ArenaPair("k3", 3, "a"),
     ]
     told = [said("k2", "ann", "b"), said("k0", "ann", "a"), said("k2", "bob", "a")]
-    found = evals.finished(pairs, told[:2])
+    found = evals.finished_outcomes(pairs, told[:2])
     assert [(p.comparison, y) for p, y in found] == [("k0", 1.0)]
-    found = evals.finished(pairs, told)
+    found = evals.finished_outcomes(pairs, told)
     assert [(p.comparison, y) for p, y in found] == [("k0", 1.0), ("k1", 0.5), ("k2", 0.5)]
-    assert [p.comparison for p, _ in evals.finished(pairs, told[:2], alone=True)] == ["k1", "k2", "k0"]
+    assert [p.comparison for p, _ in evals.finished_outcomes(pairs, told[:2], alone=True)] == ["k1", "k2", "k0"]
     everything = [*told, said("k3", "ann", "b")]
-    assert [y for _, y in evals.finished(pairs, everything)] == [1.0, 0.5, 0.5, 0.0]
-    all_same = [Pair(f"s{i}", i, "a", seats=0, same=True) for i in range(3)]
-    assert [y for _, y in evals.finished(all_same, [])] == [0.5] * 3
+    assert [y for _, y in evals.finished_outcomes(pairs, everything)] == [1.0, 0.5, 0.5, 0.0]
+    all_same = [ArenaPair(f"s{i}", i, "a", seats=0, same=True) for i in range(3)]
+    assert [y for _, y in evals.finished_outcomes(all_same, [])] == [0.5] * 3
 
 
 def outcomes(wins, ties, losses, gap=0):
     mixed = np.random.default_rng(5).permutation([1.0] * wins + [0.5] * ties + [0.0] * losses)
-    return [(Pair(f"k{i}", i, "a", gap), float(y)) for i, y in enumerate(mixed)]
+    return [(ArenaPair(f"k{i}", i, "a", gap), float(y)) for i, y in enumerate(mixed)]
 
 
 def test_the_record_states_ties_and_every_interval_holds_the_rate():
-    found = evals.record(outcomes(60, 20, 20), 0.5)
+    found = evals.win_record(outcomes(60, 20, 20), 0.5)
     assert (found.rate, found.wins, found.ties, found.losses, found.n) == (pytest.approx(0.7), 60, 20, 20, 100)
     assert "half" in found.rule
     for low, high in (found.wilson, found.bootstrap):
@@ -135,7 +143,7 @@ def test_the_record_states_ties_and_every_interval_holds_the_rate():
     assert found.anytime[1] - found.anytime[0] > found.wilson[1] - found.wilson[0], (
         "looking again and again has its price"
     )
-    empty = evals.record([], 0.7)
+    empty = evals.win_record([], 0.7)
     assert (empty.n, empty.verdict, empty.anytime) == (0, "UNDECIDED", (0.0, 1.0))
 
 
@@ -144,21 +152,22 @@ def test_raters_errors_are_taken_out_as_far_as_agreement_tells_and_their_uncerta
     agree = right**2 + (1 - right) ** 2
     assert evals.rater_accuracy(agree) == pytest.approx(right)
     many = outcomes(697, 0, 303)
-    found = evals.record(many, 0.7, agreement=(agree, 5000)).true_rate
+    found = evals.win_record(many, 0.7, agreement=(agree, 5000)).true_rate
     assert found.rate == pytest.approx(0.79, abs=0.005)
     assert found.interval[0] < 0.79 < found.interval[1]
-    vague = evals.record(many, 0.7, agreement=(agree, 60)).true_rate
+    vague = evals.win_record(many, 0.7, agreement=(agree, 60)).true_rate
     assert vague.interval[1] - vague.interval[0] > found.interval[1] - found.interval[0]
-    assert evals.record(many, 0.7, agreement=(0.52, 50)).true_rate is None
-    assert evals.record(many, 0.7).true_rate is None
+    assert evals.win_record(many, 0.7, agreement=(0.52, 50)).true_rate is None
+    assert evals.win_record(many, 0.7).true_rate is None
 
 
 def test_what_is_only_length_is_gone_at_equal_length():
     draws = np.random.default_rng(0)
     gaps = draws.normal(8, 10, 400)
     by_length = draws.random(400) < 1 / (1 + np.exp(-0.3 * gaps))
-    found = evals.record(
-        [(Pair(f"k{i}", i, "a", int(g)), float(y)) for i, (g, y) in enumerate(zip(gaps, by_length, strict=True))], 0.7
+    found = evals.win_record(
+        [(ArenaPair(f"k{i}", i, "a", int(g)), float(y)) for i, (g, y) in enumerate(zip(gaps, by_length, strict=True))],
+        0.7,
     )
     assert found.rate > 0.7
     assert found.equal_length.rate == pytest.approx(0.5, abs=0.15)
@@ -167,10 +176,10 @@ def test_what_is_only_length_is_gone_at_equal_length():
 def test_sources_are_the_present_evaluation_and_earlier_ones(run):
     write_answers(run, 5, "evaluate@2/bbbbbb000000")
     (run / "current.json").write_text(json.dumps({"stages": {"evaluate": "aaaaaa000000"}}))
-    names = list(arena.sources(run))
+    names = list(answer_sources(run))
     assert names[:3] == ["policy", "sft", "base"]
     assert "evaluate@2/bbbbbb000000/policy" in names
-    assert arena.sources(run / "nowhere") == {}
+    assert answer_sources(run / "nowhere") == {}
 
 
 @pytest.mark.parametrize(
@@ -180,75 +189,75 @@ def test_sources_are_the_present_evaluation_and_earlier_ones(run):
 )
 def test_an_arena_that_cannot_be_is_refused(store, run, wrong):
     with pytest.raises(DataError):
-        arena.begin(store, run, Terms(**{"one": "policy", "other": "sft"} | wrong))
-    assert store.read(arenas.arenas) == []
+        create_arena(store, run, ArenaSpec(**{"one": "policy", "other": "sft"} | wrong))
+    assert store.read(arenas.list_arenas) == []
 
 
 def test_sides_are_drawn_sources_are_hidden_and_identical_answers_are_asked_of_nobody(store, run):
     write_answers(run, same=(3, 4))
-    made = arena.begin(store, run, Terms("policy", "sft", overlap=0.0))
-    matches = store.read(arenas.matches, made.number)
+    made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
+    matches = store.read(arenas.list_matches, made.number)
     assert len(matches) == COUNT
     assert {m.ours for m in matches} == {"a", "b"}
     assert [m.prompt_id for m in matches] != [f"p{i}" for i in range(COUNT)]
     assert all(("lock" in (m.a if m.ours == "a" else m.b)) != m.same for m in matches)
     assert sum(m.same for m in matches) == 2
     seat = sit(store, "ann")
-    shown = store.read(rating.sheet, seat)
+    shown = store.read(task_queue.task_view, seat)
     assert shown.domain == "work"
     told = json.dumps([seat.comparison, shown.prompt, list(shown.answers), seat.shown])
     assert "policy" not in told
     assert "sft" not in told
-    assert vote(store, "ann", for_policy) == COUNT - 2 or store.read(arenas.arena, made.number).state == "open"
+    assert vote(store, "ann", for_policy) == COUNT - 2 or store.read(arenas.get_arena, made.number).state == "open"
 
 
 def test_people_decide_it_and_then_nobody_is_asked_any_more(store, run):
     write_answers(run, 80)
-    made = arena.begin(store, run, Terms("policy", "sft", overlap=0.0))
+    made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
     judged = 0
-    while store.read(arenas.arena, made.number).state == "open":
+    while store.read(arenas.get_arena, made.number).state == "open":
         judged += vote(store, "ann", for_policy, 1)
-        arena.settle(store)
-    found = arena.standing(store, made.number)
+        close_decided(store)
+    found = leaderboard_row(store, made.number)
     assert (found.arena.state, found.arena.verdict) == ("decided", "PASS")
     assert judged < 40
     assert found.people.n == found.people.wins == judged
     assert sit(store, "ann") == "empty"
-    told = arena.revealed(store, made.number)
+    told = reveal_comparisons(store, made.number)
     assert {side for pair in told for verdict in pair["said"] for side in [verdict["for"]]} == {"one"}
-    assert "PASS" in arena.lines(found)
+    assert "PASS" in format_terminal(found)
 
 
 def test_a_verdict_that_was_reached_stands_whatever_comes_after_it(store, run):
     write_answers(run, 80)
-    made = arena.begin(store, run, Terms("policy", "sft", overlap=0.0))
+    made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
     seat = sit(store, "bob")
-    while not arena.settle(store):
+    while not close_decided(store):
         vote(store, "ann", for_policy, 1)
-    late = Given(
+    late = Submission(
         "late-00000",
         seat.comparison,
         "bob",
-        Said("left" if for_policy(*store.read(rating.sheet, seat).answers) == "right" else "right"),
+        StoredVerdict("left" if for_policy(*store.read(task_queue.task_view, seat).answers) == "right" else "right"),
     )
     store.submit_write(verdicts.judge, late, NOW).result()
-    assert arena.settle(store) == []
-    assert store.read(arenas.arena, made.number).verdict == "PASS"
-    assert arena.stop(store, made.number).state == "decided"
+    assert close_decided(store) == []
+    assert store.read(arenas.get_arena, made.number).verdict == "PASS"
+    assert stop_arena(store, made.number).state == "decided"
 
 
 def test_while_it_is_open_nothing_is_revealed_and_stopping_reveals(store, run):
-    made = arena.begin(store, run, Terms("policy", "sft", prompts=6, overlap=1.0))
+    made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=1.0))
     assert vote(store, "ann", for_policy) == 6
-    found = arena.standing(store, made.number)
+    found = leaderboard_row(store, made.number)
     assert (found.people.n, found.waiting) == (0, 6), "each prompt wants two"
-    assert arena.revealed(store, made.number) == []
+    assert reveal_comparisons(store, made.number) == []
     vote(store, "bob", for_policy, 4)
-    found = arena.standing(store, made.number)
+    found = leaderboard_row(store, made.number)
     assert (found.people.n, found.waiting, found.agreement) == (4, 2, (1.0, 4))
     assert found.people.more is not None
-    assert arena.stop(store, made.number).state == "stopped"
-    assert len(arena.revealed(store, made.number)) == 6
+    assert stop_arena(store, made.number).state == "stopped"
+    assert len(reveal_comparisons(store, made.number)) == 6
     assert sit(store, "bob") == "empty"
 
 
@@ -256,16 +265,16 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
     store.add_prompts([Prompt("t0", "Why?", domain="work")])
     store.add_completions([Completion(f"s1.t0.{k}", "t0", "sft", f"Text {k}", (1,), (-0.1,), "stop") for k in range(2)])
     store.add_comparisons([Comparison("s1.t0", "t0", "s1.t0.0", "s1.t0.1")])
-    made = arena.begin(store, run, Terms("policy", "sft", prompts=10, overlap=0.5))
+    made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=10, overlap=0.5))
     vote(store, "ann", for_policy)
     vote(store, "bob", for_policy)
-    inside = {m.comparison for m in store.read(arenas.matches, made.number)}
-    assert len(store.read(arenas.judgements, made.number)) >= 10
+    inside = {m.comparison for m in store.read(arenas.list_matches, made.number)}
+    assert len(store.read(arenas.list_judgements, made.number)) >= 10
     assert store.judgements() == []
     assert [c.id for c in store.comparisons()] == ["s1.t0"]
-    assert store.read(rater_stats.judged_rows, 0) == []
-    assert store.read(rater_stats.recent) == []
-    assert store.read(rater_stats.newest_of, "ann") == []
+    assert store.read(rater_stats.judgement_rows, 0) == []
+    assert store.read(rater_stats.recent_judgements) == []
+    assert store.read(rater_stats.own_judgements, "ann") == []
     sheet = tmp_path / "sheet.jsonl"
     assert export_pairs(store, sheet, all=True) == 1
     row = {"comparison": next(iter(inside)), "choice": "a", "rater": "eve"}
@@ -282,9 +291,9 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
         store.put_gold([Gold(next(iter(inside)), "a")])
     with pytest.raises(DataError, match="measures"):
         store.submit_write(
-            verdicts.write,
+            verdicts.save_written_answer,
             "key-12345678",
-            next(iter({j.comparison for j in store.read(arenas.judgements, made.number)})),
+            next(iter({j.comparison for j in store.read(arenas.list_judgements, made.number)})),
             "ann",
             "x",
         ).result()
@@ -292,21 +301,21 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
 
 
 def test_an_arena_has_a_queue_of_its_own_that_can_be_held_back(store, run):
-    made = arena.begin(store, run, Terms("policy", "sft", prompts=4, overlap=0.0))
-    assert [q.domain for q in store.read(rater_stats.figures, NOW).queues] == [arenas.queue_of(made.number)]
-    store.submit_write(rating.pause, arenas.queue_of(made.number), True).result()
+    made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=4, overlap=0.0))
+    assert [q.domain for q in store.read(rater_stats.rating_stats, NOW).queues] == [arenas.queue_name(made.number)]
+    store.submit_write(task_queue.pause_domain, arenas.queue_name(made.number), True).result()
     assert sit(store, "ann") == "empty"
 
 
 def test_a_second_arena_stands_beside_the_first(store, run):
     first, second = (
-        arena.begin(store, run, Terms("policy", other, prompts=5, overlap=0.0)) for other in ("sft", "base")
+        create_arena(store, run, ArenaSpec("policy", other, prompts=5, overlap=0.0)) for other in ("sft", "base")
     )
     assert vote(store, "ann", for_policy) == 10
-    assert [arena.standing(store, one.number).people.n for one in (first, second)] == [5, 5]
-    assert [one.number for one in store.read(arenas.arenas)] == [second.number, first.number]
+    assert [leaderboard_row(store, one.number).people.n for one in (first, second)] == [5, 5]
+    assert [one.number for one in store.read(arenas.list_arenas)] == [second.number, first.number]
     with pytest.raises(DataError):
-        store.read(arenas.arena, 99)
+        store.read(arenas.get_arena, 99)
 
 
 def judge_script(turns=()):
@@ -325,22 +334,22 @@ def judge_script(turns=()):
 
 
 def test_a_judge_is_asked_in_both_orders_and_its_record_stays_apart(store, run):
-    made = arena.begin(store, run, Terms("policy", "sft", prompts=12, overlap=0.0))
+    made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=12, overlap=0.0))
     vote(store, "ann", for_policy, 5)
     with served(judge_script(turns=range(0, COUNT, 3))) as server:
         cfg = JudgeSettings(server.url, "m", retries=0, on_position_flip="people")
-        assert arena.ask_judge(store, cfg, made.number) == []
+        assert judge_arena(store, cfg, made.number) == []
         assert len(server.calls) == 24
-        assert arena.ask_judge(store, cfg, made.number) == []
+        assert judge_arena(store, cfg, made.number) == []
         assert len(server.calls) == 24, "nobody is asked twice"
-    found = arena.standing(store, made.number)
+    found = leaderboard_row(store, made.number)
     judge = found.judges["judge:m"]
-    turned = sum(int(m.prompt.split()[5]) % 3 == 0 for m in store.read(arenas.matches, made.number))
+    turned = sum(int(m.prompt.split()[5]) % 3 == 0 for m in store.read(arenas.list_matches, made.number))
     assert (judge.n, judge.ties, judge.wins) == (12, turned, 12 - turned)
     assert found.people.n == 5
     assert found.judge_agreement["judge:m"][0] in (0.0, 1.0)
     assert store.judgements() == []
-    assert store.read(arenas.arena, made.number).state == "open", "a judge ends no arena"
+    assert store.read(arenas.get_arena, made.number).state == "open", "a judge ends no arena"
 
 
 # ---- the pages over HTTP
@@ -356,7 +365,7 @@ def signed_in(url, name):
 @pytest.fixture
 def team(run):
     with Store.open(run / "towpath.db") as store, running(store, team=True) as (url, door):
-        store.submit_write(settings.put, Settings(gold_share=0.0)).result()
+        store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
             store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
         yield url, store
@@ -365,7 +374,7 @@ def team(run):
 @pytest.mark.parametrize("name", ["ann", "vic"])
 def test_only_an_owner_sees_arenas(team, name):
     url, store = team
-    made = arena.begin(store, store.folder, Terms("policy", "sft", prompts=4))
+    made = create_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=4))
     with signed_in(url, name) as visitor:
         for path in ("/arena", f"/arena/{made.number}", f"/arena/{made.number}/live", "/arena/disagreements"):
             assert visitor.get(path).status_code == 403
@@ -396,19 +405,19 @@ def test_an_owner_starts_follows_and_stops_an_arena(team):
 def test_a_decided_arena_asks_nobody_though_no_owner_looks(team):
     url, store = team
     write_answers(store.folder, 80)
-    made = arena.begin(store, store.folder, Terms("policy", "sft", overlap=0.0))
+    made = create_arena(store, store.folder, ArenaSpec("policy", "sft", overlap=0.0))
     vote(store, "ann", for_policy, 40)
     store.add_prompts([Prompt("t0", "Why?", domain="work")])
     store.add_completions([Completion(f"s1.t0.{k}", "t0", "sft", f"Text {k}", (1,), (-0.1,), "stop") for k in range(2)])
-    assert store.read(arenas.arena, made.number).state == "open"
+    assert store.read(arenas.get_arena, made.number).state == "open"
     with signed_in(url, "ann") as rater:
         seat = rater.get("/rate/next").json()
         given = {"key": "abcdefgh12", "comparison": seat["comparison"], "side": "left"}
         assert rater.post("/rate/judge", json=given).status_code == 200
         until = time() + 10
-        while store.read(arenas.arena, made.number).state == "open" and time() < until:
+        while store.read(arenas.get_arena, made.number).state == "open" and time() < until:
             pass
-        assert store.read(arenas.arena, made.number).state == "decided"
+        assert store.read(arenas.get_arena, made.number).state == "decided"
         assert rater.get("/rate/next").json()["state"] == "empty"
 
 
@@ -480,7 +489,7 @@ def test_the_report_shows_how_arenas_stand(run):
     made_by_hand = '{"stage": "evaluate", "status": "done", "result": {}}'
     (run / "stages" / "evaluate" / "aaaaaa000000" / "manifest.json").write_text(made_by_hand)
     with Store.open(run / "towpath.db") as store:
-        arena.begin(store, run, Terms("policy", "sft", prompts=6, overlap=0.0))
+        create_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=0.0))
         vote(store, "ann", for_policy)
     html = report.write(run, []).read_text()
     assert "Compared blind" in html

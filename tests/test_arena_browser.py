@@ -10,10 +10,10 @@ from conftest import running, serious
 from test_arena import PASSWORD, write_answers
 from test_browser import comparison
 
-from towpath.arena import matches
-from towpath.arena.matches import Terms
-from towpath.store import arenas, people, rating, settings, verdicts
-from towpath.store.settings import Settings
+from towpath.arena.leaderboard_row import leaderboard_row
+from towpath.arena.matches import ArenaSpec, close_decided, create_arena
+from towpath.store import arenas, people, rating_settings, task_queue, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
 
 
@@ -25,7 +25,7 @@ def opened(tmp_path, browser):
     contexts = []
     errors = []
     with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door):
-        store.submit_write(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
+        store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
             store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
 
@@ -93,7 +93,7 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):
     assert "PASS" in owner.inner_text("#verdict")
     assert "A lock keeps" in owner.content()
     found += serious(owner, axe)
-    standing = matches.standing(store, 1)
+    standing = leaderboard_row(store, 1)
     assert (standing.arena.state, standing.arena.verdict) == ("decided", "PASS")
     assert set(standing.raters) == {"ann", "bob"}
     assert standing.people.n < 60, "it ended before every prompt was judged"
@@ -107,8 +107,8 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe, scheme):
     store, visit = opened
-    made = matches.begin(store, store.folder, Terms("policy", "sft", prompts=3))
-    store.submit_write(arenas.end, made.number, "stopped", "UNDECIDED").result()
+    made = create_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=3))
+    store.submit_write(arenas.close, made.number, "stopped", "UNDECIDED").result()
     row = {
         "comparison": "s1.t0",
         "prompt": "Why?",
@@ -133,15 +133,17 @@ def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe,
 
 def decided(store, one, other, prefers):
     """An arena judged to its end by two people, who prefer the answers with a lock or those without."""
-    made = matches.begin(store, store.folder, Terms(one, other, overlap=1.0))
-    while matches.standing(store, made.number).arena.state == "open":
+    made = create_arena(store, store.folder, ArenaSpec(one, other, overlap=1.0))
+    while leaderboard_row(store, made.number).arena.state == "open":
         for name in ("ann", "bob"):
-            seat = store.submit_write(rating.next_seat, name, time()).result()
-            first = store.read(rating.sheet, seat).answers[0]
+            seat = store.submit_write(task_queue.next_lease, name, time()).result()
+            first = store.read(task_queue.task_view, seat).answers[0]
             side = "left" if ("lock" in first) == prefers else "right"
-            given = verdicts.Given(f"key-{name}-{seat.comparison}", seat.comparison, name, verdicts.Said(side))
+            given = verdicts.Submission(
+                f"key-{name}-{seat.comparison}", seat.comparison, name, verdicts.StoredVerdict(side)
+            )
             store.submit_write(verdicts.judge, given, time()).result()
-        matches.settle(store)
+        close_decided(store)
     return made.number
 
 

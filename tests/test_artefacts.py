@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import towpath as tp
 from towpath import recipe
-from towpath.cli import new
-from towpath.data.sources import Corpus
+from towpath.data.corpus_reader import Corpus
 from towpath.errors import DataError
 from towpath.models import content
 from towpath.recipe import Recipe
@@ -25,6 +24,7 @@ from towpath.recipe.reader import check
 from towpath.records import Prompt
 from towpath.run import export, pipeline, status
 from towpath.run.fingerprint import plan_stages
+from towpath.run.new_run import create_run
 from towpath.stages.job import Checkpoints
 from towpath.store import manifest
 
@@ -55,7 +55,7 @@ def run(folder: Path, redo: Sequence[str] = (), only: str = "") -> list[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artefacts") / "run"
-    new.new(folder, "tiny")
+    create_run(folder, "tiny")
     run(folder)
     return folder
 
@@ -247,7 +247,7 @@ def test_damaged_checkpoints_are_told_and_moved_aside(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    new.new(folder, "tiny")
+    create_run(folder, "tiny")
     command = [sys.executable, "-m", "towpath", "stage", "sft", str(folder), *SETTINGS]
     environment = os.environ | {"TOWPATH_FAULT": "step-sft:4", "TOWPATH_CHECKPOINT_SECONDS": "0"}
     assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode == -9

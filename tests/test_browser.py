@@ -7,10 +7,10 @@ import pytest
 from conftest import running, serious
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import acknowledgements, people, rating, review, settings, sides, verdicts
-from towpath.store.rating import Gold, Group, Task
-from towpath.store.settings import Settings
+from towpath.store import acknowledgements, people, rating_settings, review, sides, task_queue, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
+from towpath.store.task_queue import Gold, RankingGroup, Task
 
 PASSWORD = "correct horse battery"
 LONG = "\n\n".join(
@@ -37,8 +37,8 @@ def fill(store):
     store.add_completions(made)
     store.add_comparisons([Comparison(f"k{i:02}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.{1 + i % 2}") for i in range(14)])
     store.add_tasks([Task(f"k{i:02}", "work") for i in range(12)])
-    store.submit_write(settings.put, Settings(gold_share=0.0, min_view=0.0)).result()
-    store.submit_write(people.put_guideline, "# Be kind\n\nPrefer the answer that **helps**.", "olga").result()
+    store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0)).result()
+    store.submit_write(people.add_guideline, "# Be kind\n\nPrefer the answer that **helps**.", "olga").result()
     for name in ("olga", "ann", "bob"):
         store.submit_write(acknowledgements.acknowledge, name, 1).result()
 
@@ -227,8 +227,8 @@ def test_flag_comment_write_and_guidelines_without_a_mouse(visit, store):
     press(page, "4", "Saved: B is better")
     assert [j.comment for j in store.judgements()] == ["Because 1 and 2"]
     assert store.written_demonstrations() == []
-    for row in store.read(review.answers, "waiting")[0]:
-        store.submit_write(verdicts.review, row["key"], "approved").result()
+    for row in store.read(review.list_written_answers, "waiting")[0]:
+        store.submit_write(verdicts.review_written_answer, row["key"], "approved").result()
     assert [d.response for d in store.written_demonstrations()] == ["A better one."]
     flagged = comparison(page)
     page.keyboard.press("f")
@@ -279,7 +279,7 @@ def test_keys_can_be_turned_off_and_a_verdict_can_wait_for_next(visit, store):
 
 
 def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
-    store.submit_write(settings.put, Settings(gold_share=0.0, min_view=0.0, safety=True)).result()
+    store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0, safety=True)).result()
     page = visit("ann")
     press(page, "1", "Which is safer?")
     press(page, "8", "Saved: A is much better")
@@ -291,7 +291,9 @@ def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
 
 
 def test_a_ranking_by_keyboard(visit, store):
-    store.add_groups([Group("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)])
+    store.add_groups(
+        [RankingGroup("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)]
+    )
     page = visit("ann")
     shown = answers(page)
     assert len(shown) == 5
@@ -382,11 +384,11 @@ def test_ten_pairs_one_after_another(visit, store):
 
 
 def test_the_page_looks_again_when_there_was_nothing(visit, store):
-    store.submit_write(rating.pause, "work", True).result()
+    store.submit_write(task_queue.pause_domain, "work", True).result()
     page = visit("ann")
     assert "Nothing to rate" in page.inner_text("main")
     assert not page.is_visible("#scale")
-    store.submit_write(rating.pause, "work", False).result()
+    store.submit_write(task_queue.pause_domain, "work", False).result()
     page.wait_for_function("() => document.getElementById('sheet').dataset.state === 'pair'", timeout=15_000)
     press(page, "1", "Saved")
 
@@ -396,9 +398,9 @@ def test_the_page_looks_again_when_there_was_nothing(visit, store):
 def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width):
     store.put_gold([Gold("k05", "a", "sure")])
     store.submit_write(
-        settings.put, Settings(gold_share=0.0, min_view=0.0, safety=True, show_gold=True, hours=9.0)
+        rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0, safety=True, show_gold=True, hours=9.0)
     ).result()
-    invited = store.submit_write(people.invite, "rater", "olga", time()).result()
+    invited = store.submit_write(people.create_invitation, "rater", "olga", time()).result()
     options = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
     page = visit("olga", **options)
     found = serious(page, axe)
@@ -411,7 +413,7 @@ def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width)
     press(page, "1", "Which is safer?")
     found += serious(page, axe)
     press(page, "7", "Saved")
-    seat = store.submit_write(rating.next_seat, "bob", time()).result()
+    seat = store.submit_write(task_queue.next_lease, "bob", time()).result()
     store.submit_write(verdicts.flag, seat.comparison, "bob", "odd", time()).result()
     for path in ("", "/settings?saved=true", "/guidelines", "/people", "/gold", "/flags"):
         page.goto(f"/owner{path}")
@@ -419,14 +421,16 @@ def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width)
     page.goto("/owner/people")
     page.get_by_role("button", name="Make a link").click()
     found += serious(page, axe)
-    store.add_groups([Group("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)])
+    store.add_groups(
+        [RankingGroup("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)]
+    )
     page.goto("/rate")
     press(page, "3", "Which is safer?")
     press(page, "7", "Saved")
     page.keyboard.press("2")
     assert page.is_visible("#order")
     found += serious(page, axe)
-    store.submit_write(settings.put, Settings(paused=True)).result()
+    store.submit_write(rating_settings.save, RatingSettings(paused=True)).result()
     for path in ("/rate", "/owner"):
         page.goto(path)
         found += serious(page, axe)

@@ -37,7 +37,7 @@ def test_a_bug_says_so_and_leaves_its_traceback_in_the_run(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("TOWPATH_TRACEBACK", raising=False)
-    assert command(monkeypatch, run, IndexError("list index out of range")) == crash.BUG
+    assert command(monkeypatch, run, IndexError("list index out of range")) == crash.BUG_EXIT_CODE
     said = capfd.readouterr().err
     (path,) = run.glob("traceback-*.txt")
     assert path.stat().st_mode & 0o077 == 0, "it may name what only its owner knows"
@@ -54,7 +54,7 @@ def test_the_traceback_is_printed_where_it_is_asked_for(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TOWPATH_TRACEBACK", "1")
-    assert command(monkeypatch, run, ZeroDivisionError("division by zero")) == crash.BUG
+    assert command(monkeypatch, run, ZeroDivisionError("division by zero")) == crash.BUG_EXIT_CODE
     assert "Traceback (most recent call last)" in capfd.readouterr().err
 
 
@@ -82,9 +82,9 @@ def test_a_traceback_goes_elsewhere_where_the_run_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    said, code = crash.lines(KeyError("x"), ["towpath", "status", "\0", "/nowhere"])
+    said, code = crash.describe_crash(KeyError("x"), ["towpath", "status", "\0", "/nowhere"])
     (path,) = tmp_path.glob("traceback-*.txt")
-    assert str(path) in said and code == crash.BUG
+    assert str(path) in said and code == crash.BUG_EXIT_CODE
 
 
 def test_output_that_nobody_reads_any_more_is_no_error() -> None:

@@ -17,7 +17,7 @@ from towpath.errors import ResourceError, RowRefused
 from towpath.records import Comparison, Completion, Prompt
 from towpath.store import people
 from towpath.store.store import Store
-from towpath.web import connections, guard, limits, serving
+from towpath.web import connections, guard, limits, server
 
 
 def raw(url: str) -> socket.socket:
@@ -96,7 +96,7 @@ def test_slow_headers_and_slow_bodies_are_cut_off(store, monkeypatch):  # noqa: 
 
 
 def test_connections_are_bounded_and_those_within_are_served(store, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(connections, "MOST", 20)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
     with running(store, team=True) as (url, _):
         held = [raw(url) for _ in range(20)]
         sleep(0.2)
@@ -316,7 +316,7 @@ def test_serving_a_ledger_that_cannot_be_written_says_so(kind, tmp_path, request
         "postgresql": f"{place}?options=-c%20default_transaction_read_only%3Don",
     }
     with pytest.raises(ResourceError, match=r"read-?only"):
-        serving.serve(run, read_only[kind], "127.0.0.1", 0, False, lambda _line: None)
+        server.serve_run(run, read_only[kind], "127.0.0.1", 0, False, lambda _line: None)
     with Store.open(place) as opened:
         assert opened.read(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
         opened.require_writable()

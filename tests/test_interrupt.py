@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import kills
 from towpath import interrupt, recipe
-from towpath.cli import new
 from towpath.run import pipeline
+from towpath.run.new_run import create_run
 from towpath.store import jsonl
 
 SETTINGS = [part for value in kills.SETTINGS for part in ("--set", value)]
@@ -67,7 +67,7 @@ def test_stopped_by_signals_a_run_goes_on_to_the_same_bits(tmp_path: Path, capsy
     stopped = tmp_path / "stopped"
     whole = tmp_path / "whole"
     for folder in (stopped, whole):
-        new.new(folder, "tiny")
+        create_run(folder, "tiny")
     process = started(stopped)
     wait_for(stopped, "stages/baseline/*", process)
     process.send_signal(signal.SIGTERM)

@@ -187,7 +187,7 @@ def test_a_judge_labels_and_people_see_what_they_must(sampled, tmp_path):
             said = [j for j in store.judgements() if j.kind == "judge"]
             comparisons = store.comparisons()
             assert {j.kind for j in store.judgements()} == {"judge", "rule"}
-            queued = sum(queue.tasks for queue in store.read(rater_stats.figures, time.time()).queues)
+            queued = sum(queue.tasks for queue in store.read(rater_stats.rating_stats, time.time()).queues)
         assert len(said) == len(comparisons) == estimate["comparisons"]
         assert estimate["calls"] == 2 * len(comparisons) == Longer.calls
         assert sum(j.cost for j in said) == pytest.approx(2 * len(said) * (100 * 1 + 20 * 2) / 1e6)

@@ -8,10 +8,10 @@ from test_web import PASSWORD
 from watched_run import append, folder_of, serving_run, short_run
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import people, settings, verdicts
-from towpath.store.rating import Group, Task
-from towpath.store.settings import Settings
+from towpath.store import people, rating_settings, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
+from towpath.store.task_queue import RankingGroup, Task
 
 PAYLOADS = payloads()
 ANSWERS = 9
@@ -65,13 +65,13 @@ def store(tmp_path):
         opened.add_tasks([Task(f"k{n}-1", "work") for n in range(len(groups))])
         opened.add_groups(
             [
-                Group(f"g{n}", f"p{n}", tuple(f"s1.p{n}.{k}" for k in range(len(texts))))
+                RankingGroup(f"g{n}", f"p{n}", tuple(f"s1.p{n}.{k}" for k in range(len(texts))))
                 for n, texts in enumerate(groups)
                 if len(texts) >= 4
             ]
         )
-        opened.submit_write(settings.put, Settings(gold_share=0.0)).result()
-        opened.submit_write(people.put_guideline, "\n\n".join(PAYLOADS[:200]), PAYLOADS[3]).result()
+        opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
+        opened.submit_write(people.add_guideline, "\n\n".join(PAYLOADS[:200]), PAYLOADS[3]).result()
         yield opened
 
 

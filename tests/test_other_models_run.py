@@ -11,10 +11,10 @@ import transformers
 from tokenizers_of_others import CONTROLS, TEMPLATES, tokenizer_of
 
 from towpath import recipe
-from towpath.cli import new
 from towpath.errors import DataError, ModelError
 from towpath.recipe import Recipe
 from towpath.run import export, pipeline
+from towpath.run.new_run import create_run
 from towpath.stages import generation
 
 SMALL = [
@@ -70,7 +70,7 @@ def model_in(run: Path, settings: dict[str, Any]) -> None:
 
 
 def new_run(folder: Path, *settings: str) -> Recipe:
-    new.new(folder, "tiny")
+    create_run(folder, "tiny")
     return recipe.load(folder, [*SMALL, *settings])
 
 
@@ -133,6 +133,6 @@ def test_a_template_whose_tokens_are_not_transformers_own_stops_check_and_run(tm
 
 
 def sources_of(made: Recipe, run: Path) -> Any:
-    from towpath.data import sources
+    from towpath.data import corpus_reader
 
-    return sources.read(run, made.data, made.seed)
+    return corpus_reader.read_corpus(run, made.data, made.seed)

@@ -12,9 +12,9 @@ import pytest
 from conftest import new_database, serious
 from test_browser import PASSWORD, answers, comparison, fill, press
 
-from towpath.store import people, rating, review, sides, verdicts
+from towpath.store import people, review, sides, task_queue, verdicts
 from towpath.store.store import Store
-from towpath.web import serving
+from towpath.web.server import create_server, open_socket
 
 WEB = "() => document.getElementById('{}').textContent.includes({!r})"
 
@@ -46,10 +46,10 @@ class Faults:
 
 @contextmanager
 def serving_faults(store):
-    server, door = serving.prepared(store, True)
+    server, door = create_server(store, True)
     faults = Faults(server.config.app)
     server.config.app = faults
-    with serving.listening("127.0.0.1", 0) as place:
+    with open_socket("127.0.0.1", 0) as place:
         thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
         while not server.started:
@@ -168,7 +168,7 @@ def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
     shown = store.read(
         lambda c: c.exec_driver_sql(f"SELECT shown FROM seats WHERE comparison = '{first}' AND rater = 'ann'").scalar()
     )
-    other = verdicts.Given("from-another-device", first, "ann", verdicts.Said("right"))
+    other = verdicts.Submission("from-another-device", first, "ann", verdicts.StoredVerdict("right"))
     store.submit_write(verdicts.judge, other, 2_000_000_000.0).result()
     page.keyboard.press("1")
     shows(page, "said", "Not saved: A is much better")
@@ -197,7 +197,7 @@ def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
     shows(page, "said", "Saved: your better answer")
     press(page, "1", "Saved")
     assert [j.comment for j in store.judgements()] == ["a remark"]
-    assert [row["text"] for row in store.read(review.answers, "waiting")[0]] == ["A better answer."]
+    assert [row["text"] for row in store.read(review.list_written_answers, "waiting")[0]] == ["A better answer."]
     press(page, "u", "Taken back")
     assert page.input_value("#comment-text") == page.input_value("#write-text") == ""
     assert page.input_value("#flag-text") == "odd"
@@ -206,7 +206,7 @@ def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
 def test_a_verdict_is_not_taken_for_that_of_someone_who_signed_in_meanwhile(served, store):
     page, faults = served
     first = comparison(page)
-    store.submit_write(rating.ask_again, [first], "overlap").result()
+    store.submit_write(task_queue.add_seats, [first], "overlap").result()
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
     shows(page, "waiting", "the server is away")

@@ -17,7 +17,7 @@ from watched_run import short_run
 from benchmarks.postgres import free_port
 from towpath.store import people
 from towpath.store.store import Store
-from towpath.web import serving
+from towpath.web.server import NetworkOptions, create_server, open_socket
 
 NAME = "rate.example.org"
 PAGE = (Path(__file__).parent.parent / "docs" / "security.md").read_text(encoding="utf-8")
@@ -120,12 +120,12 @@ def site(request, tmp_path, certificate):
     with Store.open(tmp_path / "towpath.db") as store:
         fill(store)
         run = short_run(tmp_path / "run")
-        server, door = serving.prepared(
-            store, True, outside=serving.Outside(names=(NAME,), proxies=("127.0.0.1",)), run=run
+        server, door = create_server(
+            store, True, outside=NetworkOptions(names=(NAME,), proxies=("127.0.0.1",)), run=run
         )
         for name, role in (("olga", "owner"), ("ann", "rater")):
             store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
-        with serving.listening("127.0.0.1", 0) as place:
+        with open_socket("127.0.0.1", 0) as place:
             thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
             thread.start()
             port = free_port()

@@ -18,11 +18,11 @@ from sqlalchemy import event, select, text
 import towpath
 from towpath.errors import DataError, ResourceError
 from towpath.records import Comparison, Completion, Judgement, Prompt
-from towpath.store import ledger, people, rater_stats, rating, schema, settings, sides, verdicts
-from towpath.store.rating import Gold, Group, Seat, Task
-from towpath.store.settings import Settings
+from towpath.store import ledger, people, rater_stats, rating_settings, schema, sides, task_queue, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
-from towpath.store.verdicts import Given, Ranked, Said
+from towpath.store.task_queue import Gold, Lease, RankingGroup, Task
+from towpath.store.verdicts import RankingSubmission, StoredVerdict, Submission
 
 PAIRS = 12
 NOW = 1_800_000_000.0
@@ -52,11 +52,13 @@ def tasks(count=PAIRS, **more):
 
 
 def sit(store, rater, at=NOW):
-    return store.submit_write(rating.next_seat, rater, at).result()
+    return store.submit_write(task_queue.next_lease, rater, at).result()
 
 
 def judge(store, seat, side="left", at=NOW, key="", **more):
-    given = Given(key or f"key-{seat.comparison}-{seat.rater}-{at}", seat.comparison, seat.rater, Said(side), **more)
+    given = Submission(
+        key or f"key-{seat.comparison}-{seat.rater}-{at}", seat.comparison, seat.rater, StoredVerdict(side), **more
+    )
     return store.submit_write(verdicts.judge, given, at).result()
 
 
@@ -65,13 +67,13 @@ def undo(store, seat, at=NOW):
 
 
 def put(store, **changed):
-    store.submit_write(settings.put, Settings(**{"gold_share": 0.0} | changed)).result()
+    store.submit_write(rating_settings.save, RatingSettings(**{"gold_share": 0.0} | changed)).result()
 
 
 def seen_by(store, rater, at=NOW):
     """All the pairs a rater is given, each judged at once."""
     found = []
-    while isinstance(seat := sit(store, rater, at), Seat):
+    while isinstance(seat := sit(store, rater, at), Lease):
         found.append(seat.comparison)
         judge(store, seat, at=at)
     return found
@@ -120,8 +122,10 @@ def test_what_is_judged_is_what_was_seen(store):
     store.add_tasks(tasks(6))
     for _ in range(6):
         seat = sit(store, "ann")
-        left = store.read(rating.sheet, seat).answers[0]
-        judge(store, seat, "left", NOW + 1, milliseconds=900, guideline="3", comment="so", safety=Said("right"))
+        left = store.read(task_queue.task_view, seat).answers[0]
+        judge(
+            store, seat, "left", NOW + 1, milliseconds=900, guideline="3", comment="so", safety=StoredVerdict("right")
+        )
         said = store.judgements()[-1]
         comparison = next(c for c in store.comparisons() if c.id == seat.comparison)
         chosen, other = (comparison.a, comparison.b) if said.choice == "a" else (comparison.b, comparison.a)
@@ -147,7 +151,7 @@ def test_a_lease_that_ran_out_goes_to_another_and_a_late_verdict_still_counts(st
     judge(store, late, "left", NOW + 3601)
     judge(store, taken, "right", NOW + 3602)
     assert [j.rater for j in store.judgements()] == ["ann", "bob"]
-    assert store.read(rater_stats.figures, NOW).queues[0].done == 1
+    assert store.read(rater_stats.rating_stats, NOW).queues[0].done == 1
 
 
 def test_a_verdict_told_twice_is_one_and_told_otherwise_is_refused(store):
@@ -166,7 +170,7 @@ def test_a_verdict_told_twice_is_one_and_told_otherwise_is_refused(store):
 def test_nobody_judges_what_the_queue_did_not_give_them(store):
     store.add_tasks(tasks(1))
     with pytest.raises(DataError, match="not given to you"):
-        judge(store, Seat("k00", "eve", "ab", 0.0))
+        judge(store, Lease("k00", "eve", "ab", 0.0))
 
 
 def test_undo_takes_a_verdict_back_and_the_next_is_of_a_new_round(store):
@@ -183,7 +187,7 @@ def test_undo_takes_a_verdict_back_and_the_next_is_of_a_new_round(store):
     assert sit(store, "ann", NOW + 5).comparison == other.comparison
     assert [(j.comparison, j.round) for j in store.judgements()] == [(seat.comparison, 2)]
     assert store.counts()["judgements"] == 2
-    told = store.read(rater_stats.figures, NOW + 5).raters[0]
+    told = store.read(rater_stats.rating_stats, NOW + 5).raters[0]
     assert (told.judged, told.retracted) == (1, 1)
 
 
@@ -208,17 +212,17 @@ def test_a_flagged_pair_goes_to_the_owner_and_never_back_to_who_flagged_it(store
     assert [sit(store, name) for name in ("ann", "bob")] == ["empty", "empty"]
     with pytest.raises(DataError, match="have flagged"):
         judge(store, seat)
-    assert [row["reason"] for row in store.read(rater_stats.flagged)] == ["no question"]
+    assert [row["reason"] for row in store.read(rater_stats.flagged_pairs)] == ["no question"]
     if how == "rate":
         store.submit_write(verdicts.adjudicate, seat.comparison, "owner", NOW).result()
         judge(store, sit(store, "owner"))
     else:
         store.submit_write(verdicts.settle_flags, seat.comparison, how).result()
-    assert store.read(rater_stats.flagged) == []
+    assert store.read(rater_stats.flagged_pairs) == []
     assert sit(store, "ann") == "empty"
-    queue = store.read(rater_stats.figures, NOW).queues[0]
+    queue = store.read(rater_stats.rating_stats, NOW).queues[0]
     assert (queue.waiting, queue.done) == {"returned": (1, 0), "dropped": (0, 1), "rate": (0, 1)}[how]
-    assert isinstance(sit(store, "bob"), Seat) == (how == "returned")
+    assert isinstance(sit(store, "bob"), Lease) == (how == "returned")
 
 
 def test_a_flag_taken_back_is_no_flag(store):
@@ -226,23 +230,23 @@ def test_a_flag_taken_back_is_no_flag(store):
     seat = sit(store, "ann")
     store.submit_write(verdicts.flag, seat.comparison, "ann", "by mistake", NOW).result()
     undo(store, seat)
-    assert store.read(rater_stats.flagged) == []
+    assert store.read(rater_stats.flagged_pairs) == []
     judge(store, sit(store, "ann"))
     assert len(store.judgements()) == 1
 
 
 def ranked(store, seat, places, key="rank-key"):
     return store.submit_write(
-        verdicts.rank, Ranked(key, seat.comparison, seat.rater, places, 60_000, "2", "well"), NOW + 60
+        verdicts.rank, RankingSubmission(key, seat.comparison, seat.rater, places, 60_000, "2", "well"), NOW + 60
     ).result()
 
 
 def test_a_ranking_gives_the_judgements_of_all_its_pairs_together(store):
     members = tuple(f"s1.p0.{k}" for k in range(4))
-    assert store.add_groups([Group("g1", "p0", members, "work")]) == 1
-    assert store.add_groups([Group("g1", "p0", members, "work")]) == 0
+    assert store.add_groups([RankingGroup("g1", "p0", members, "work")]) == 1
+    assert store.add_groups([RankingGroup("g1", "p0", members, "work")]) == 0
     seat = sit(store, "ann")
-    answers = store.read(rating.sheet, seat).answers
+    answers = store.read(task_queue.task_view, seat).answers
     assert sorted(answers) == ["0 0", "0 1", "0 2", "0 3"]
     wanted = {"0 3": 1, "0 1": 2, "0 0": 2, "0 2": 4}
     assert ranked(store, seat, tuple(wanted[answer] for answer in answers)).judgements == 6
@@ -265,22 +269,22 @@ def test_a_ranking_gives_the_judgements_of_all_its_pairs_together(store):
 
 
 def test_a_ranking_that_does_not_fit_its_answers_is_refused_whole(store):
-    store.add_groups([Group("g1", "p0", tuple(f"s1.p0.{k}" for k in range(4)))])
+    store.add_groups([RankingGroup("g1", "p0", tuple(f"s1.p0.{k}" for k in range(4)))])
     with pytest.raises(DataError, match="a place to each"):
         ranked(store, sit(store, "ann"), (1, 2, 3))
     with pytest.raises(DataError, match="four to nine"):
-        store.add_groups([Group("g2", "p1", tuple(f"s1.p1.{k}" for k in range(3)))])
+        store.add_groups([RankingGroup("g2", "p1", tuple(f"s1.p1.{k}" for k in range(3)))])
     assert store.judgements() == []
 
 
 def test_groups_are_proposed_of_training_prompts_with_enough_answers(store):
     store.add_prompts([Prompt("held", "Why?", split="heldout")])
     store.add_completions([Completion(f"s1.held.{k}", "held", "sft", "x", (1,), (-0.1,), "stop") for k in range(5)])
-    proposed = store.read(rating.proposed_groups, 100)
+    proposed = store.read(task_queue.propose_groups, 100)
     assert {group.prompt_id for group in proposed} == {f"p{i}" for i in range(PAIRS)}
     assert proposed[0].id == f"s1.{proposed[0].prompt_id}.ranking"
     store.add_groups(proposed[:5])
-    assert len(store.read(rating.proposed_groups, 100)) == PAIRS - 5
+    assert len(store.read(task_queue.propose_groups, 100)) == PAIRS - 5
 
 
 def test_gold_comes_to_everyone_as_often_as_is_wanted_and_is_told(store):
@@ -293,15 +297,15 @@ def test_gold_comes_to_everyone_as_often_as_is_wanted_and_is_told(store):
             assert seat.comparison == wanted
             judge(store, seat, "left" if seat.shown == "ab" else "right")
         assert sit(store, name).comparison not in ("k10", "k11")
-    told = store.read(rater_stats.figures, NOW)
+    told = store.read(rater_stats.rating_stats, NOW)
     assert [(rater.name, rater.gold) for rater in told.raters] == [("ann", (1, 2)), ("bob", (1, 2))]
-    assert store.read(rater_stats.progress, "ann", NOW).gold is None
+    assert store.read(rater_stats.rater_progress, "ann", NOW).gold is None
     put(store, show_gold=True)
-    assert store.read(rater_stats.progress, "ann", NOW).gold == (1, 2)
+    assert store.read(rater_stats.rater_progress, "ann", NOW).gold == (1, 2)
 
 
 def test_gold_comes_by_share(store):
-    drawn = [rating.share(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
+    drawn = [task_queue.hash_uniform(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
     assert 0.08 < sum(drawn) / len(drawn) < 0.12
 
 
@@ -311,14 +315,14 @@ def test_the_owner_can_have_a_share_of_pairs_judged_twice(store):
     ann = seen_by(store, "ann")
     bob = seen_by(store, "bob")
     assert len(ann) == PAIRS
-    assert set(bob) == {name for name in ann if rating.share("overlap", name) < 0.5}
+    assert set(bob) == {name for name in ann if task_queue.hash_uniform("overlap", name) < 0.5}
     assert 0 < len(bob) < PAIRS
 
 
 def test_more_raters_can_be_asked_again(store):
     store.add_tasks(tasks(3))
     seen_by(store, "ann")
-    assert store.submit_write(rating.ask_again, ["k01", "nowhere"], "disagreement").result() == 1
+    assert store.submit_write(task_queue.add_seats, ["k01", "nowhere"], "disagreement").result() == 1
     assert sit(store, "ann") == "empty"
     assert seen_by(store, "bob") == ["k01"]
 
@@ -328,9 +332,9 @@ def test_a_pause_a_spent_budget_and_a_paused_domain_hold_pairs_back(store):
     put(store, paused=True)
     assert sit(store, "ann") == "paused"
     put(store)
-    store.submit_write(rating.pause, "work", True).result()
+    store.submit_write(task_queue.pause_domain, "work", True).result()
     assert seen_by(store, "ann") == ["k01", "k03"]
-    store.submit_write(rating.pause, "work", False).result()
+    store.submit_write(task_queue.pause_domain, "work", False).result()
     seat = sit(store, "ann")
     put(store, hours=0.5)
     judge(store, seat, at=NOW + 600, milliseconds=600_000)
@@ -338,7 +342,7 @@ def test_a_pause_a_spent_budget_and_a_paused_domain_hold_pairs_back(store):
     store.add_tasks([Task("k04"), Task("k05")])
     judge(store, sit(store, "ann"), at=NOW + 3600, milliseconds=3_600_000)
     assert sit(store, "ann") == "spent"
-    assert store.read(rater_stats.progress, "ann", NOW).hours_left == 0.0
+    assert store.read(rater_stats.rater_progress, "ann", NOW).hours_left == 0.0
     assert len(store.judgements()) == 5
 
 
@@ -346,14 +350,14 @@ def test_pace_is_of_the_last_hour(store):
     store.add_tasks(tasks())
     for i in range(11):
         judge(store, sit(store, "ann", NOW + 60 * i), at=NOW + 60 * i)
-    assert store.read(rater_stats.progress, "ann", NOW + 600).pace == 60.0
-    assert store.read(rater_stats.progress, "ann", NOW + 3600 * 3).pace is None
+    assert store.read(rater_stats.rater_progress, "ann", NOW + 600).pace == 60.0
+    assert store.read(rater_stats.rater_progress, "ann", NOW + 3600 * 3).pace is None
 
 
 def test_counters_say_what_counting_would(store):
     """Three raters do what comes to their minds; in the end every counter is what a count gives."""
     store.add_tasks([*tasks(8), Task("k08", "work", seats=2), Task("k09", "home", seats=3)])
-    store.add_groups([Group("g1", "p11", tuple(f"s1.p11.{k}" for k in range(5)), "work")])
+    store.add_groups([RankingGroup("g1", "p11", tuple(f"s1.p11.{k}" for k in range(5)), "work")])
     put(store, overlap=0.3, lease=50.0)
     rng = random.Random(5)
     for step in range(400):
@@ -365,15 +369,15 @@ def test_counters_say_what_counting_would(store):
         if act == "undo" and last:
             store.submit_write(verdicts.undo, last[0], rater, at).result()
         elif act == "return":
-            for row in store.read(rater_stats.flagged):
+            for row in store.read(rater_stats.flagged_pairs):
                 store.submit_write(verdicts.settle_flags, row["comparison"], "returned").result()
-        elif isinstance(seat, Seat) and act == "judge" and seat.group:
+        elif isinstance(seat, Lease) and act == "judge" and seat.group:
             store.submit_write(
-                verdicts.rank, Ranked(f"key-{step}", seat.comparison, rater, (1, 2, 3, 4, 5)), at
+                verdicts.rank, RankingSubmission(f"key-{step}", seat.comparison, rater, (1, 2, 3, 4, 5)), at
             ).result()
-        elif isinstance(seat, Seat) and act == "judge":
+        elif isinstance(seat, Lease) and act == "judge":
             judge(store, seat, rng.choice(["left", "right", "tie", "both_bad"]), at, f"key-{step}")
-        elif isinstance(seat, Seat) and act in ("skip", "flag"):
+        elif isinstance(seat, Lease) and act in ("skip", "flag"):
             work = (
                 (verdicts.skip, seat.comparison, rater, at)
                 if act == "skip"
@@ -393,13 +397,13 @@ def assert_counters(store):
         assert task.taken == states["leased"] + states["judged"], task
         assert task.judged == states["judged"], task
         assert task.lane == (0 if task.state != "open" or task.taken >= task.seats else 2 if task.taken else 1), task
-    for queue in store.read(rater_stats.figures, NOW).queues:
+    for queue in store.read(rater_stats.rating_stats, NOW).queues:
         mine = [task for task in rows if task.domain == queue.domain]
         assert queue.tasks == len(mine)
         assert queue.waiting == sum(max(0, task.seats - task.taken) for task in mine if task.state == "open")
         assert queue.done == sum(task.judged >= task.seats or task.state == "closed" for task in mine)
     standing = Counter(j.rater for j in store.judgements())
-    assert {rater.name: rater.judged for rater in store.read(rater_stats.figures, NOW).raters} == standing
+    assert {rater.name: rater.judged for rater in store.read(rater_stats.rating_stats, NOW).raters} == standing
 
 
 def test_many_at_once_from_two_processes_lose_and_double_nothing(store, place):
@@ -410,7 +414,7 @@ def test_many_at_once_from_two_processes_lose_and_double_nothing(store, place):
     def work(number):
         at = [store, other][number % 2]
         seat = sit(at, f"r{number}", time())
-        if not isinstance(seat, Seat):
+        if not isinstance(seat, Lease):
             return None
         for _ in range(2):
             judge(at, seat, "left", time(), key=f"the-key-of-{number}")
@@ -427,18 +431,18 @@ def test_of_jobs_written_together_one_that_fails_leaves_the_others(store):
     store.add_tasks(tasks(3))
 
     def fail(connection):
-        rating.pause(connection, "work", True)
+        task_queue.pause_domain(connection, "work", True)
         raise DataError("no", "no", "no")
 
     jobs = [
-        store.submit_write(rating.pause, "home", True),
+        store.submit_write(task_queue.pause_domain, "home", True),
         store.submit_write(fail),
-        store.submit_write(people.put_guideline, "Be kind.", "owner"),
+        store.submit_write(people.add_guideline, "Be kind.", "owner"),
     ]
     with pytest.raises(DataError):
         jobs[1].result()
     assert jobs[2].result().version == 1
-    assert {queue.domain: queue.paused for queue in store.read(rater_stats.figures, NOW).queues} == {
+    assert {queue.domain: queue.paused for queue in store.read(rater_stats.rating_stats, NOW).queues} == {
         "home": True,
         "work": False,
     }
@@ -460,22 +464,22 @@ def test_what_waits_together_is_committed_together(store):
 def test_a_closed_store_takes_nothing_more_and_has_kept_what_it_was_given(place):
     with Store.open(place) as store:
         fill(store)
-        job = store.submit_write(people.put_guideline, "Be kind.", "owner")
+        job = store.submit_write(people.add_guideline, "Be kind.", "owner")
     assert job.result().version == 1
     with pytest.raises(ResourceError, match="closed"):
-        store.submit_write(people.put_guideline, "Be brief.", "owner")
+        store.submit_write(people.add_guideline, "Be brief.", "owner")
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(store, place, count):
     store.add_tasks(tasks(8))
     script = (
-        "import sys, time; from pathlib import Path; from towpath.store import rating, verdicts; from "
+        "import sys, time; from pathlib import Path; from towpath.store import task_queue, verdicts; from "
         "towpath.store.store import Store\n"
         "place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(place)\n"
         "for i in range(8):\n"
-        "    seat = store.submit_write(rating.next_seat, 'ann', time.time()).result()\n"
-        "    given = verdicts.Given(f'a-key-of-{i}', seat.comparison, 'ann', verdicts.Said('left'))\n"
+        "    seat = store.submit_write(task_queue.next_lease, 'ann', time.time()).result()\n"
+        "    given = verdicts.Submission(f'a-key-of-{i}', seat.comparison, 'ann', verdicts.StoredVerdict('left'))\n"
         "    store.submit_write(verdicts.judge, given, time.time()).result(); print(given.key, flush=True)\n"
     )
     environment = os.environ | {"TOWPATH_FAULT": f"commit:{2 * count}"}
@@ -492,10 +496,12 @@ def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(s
 def test_a_better_answer_becomes_a_demonstration(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
-    assert store.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "Because so.").result()
-    assert not store.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "Because so.").result()
+    assert store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Because so.").result()
+    assert not store.submit_write(
+        verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Because so."
+    ).result()
     assert store.written_demonstrations() == []
-    store.submit_write(verdicts.review, "write-key", "approved").result()
+    store.submit_write(verdicts.review_written_answer, "write-key", "approved").result()
     assert [(d.prompt, d.response, d.domain) for d in store.written_demonstrations()] == [
         ("Why 0?", "Because so.", "work")
     ]
@@ -509,27 +515,27 @@ def test_replies_are_remembered_and_the_first_stays(store):
 
 
 def test_invitations_make_one_account_each_and_one_owner_stays(store):
-    token = store.submit_write(people.invite, "rater", "owner", NOW).result()
-    assert store.read(people.invitation, token, NOW + people.INVITED_FOR + 1) is None
-    assert store.submit_write(people.join, token, "ann", "hash", NOW).result().role == "rater"
+    token = store.submit_write(people.create_invitation, "rater", "owner", NOW).result()
+    assert store.read(people.find_invitation, token, NOW + people.INVITATION_LIFETIME + 1) is None
+    assert store.submit_write(people.accept_invitation, token, "ann", "hash", NOW).result().role == "rater"
     with pytest.raises(DataError, match="one account"):
-        store.submit_write(people.join, token, "eve", "hash", NOW).result()
-    token = store.submit_write(people.invite, "owner", "owner", NOW).result()
+        store.submit_write(people.accept_invitation, token, "eve", "hash", NOW).result()
+    token = store.submit_write(people.create_invitation, "owner", "owner", NOW).result()
     with pytest.raises(DataError, match="taken"):
-        store.submit_write(people.join, token, "ann", "hash", NOW).result()
-    store.submit_write(people.join, token, "olga", "hash", NOW).result()
+        store.submit_write(people.accept_invitation, token, "ann", "hash", NOW).result()
+    store.submit_write(people.accept_invitation, token, "olga", "hash", NOW).result()
     with pytest.raises(DataError, match="last owner"):
         store.submit_write(people.change_account, "olga", "rater").result()
     store.submit_write(people.change_account, "ann", None, False).result()
-    assert not store.read(people.account, "ann").active
+    assert not store.read(people.get_account, "ann").active
 
 
 def test_guidelines_have_versions(store):
-    assert store.read(people.guideline).version == 0
+    assert store.read(people.get_guideline).version == 0
     for words in ("Be kind.", "Be kind.", "Be brief."):
-        store.submit_write(people.put_guideline, words, "owner").result()
-    assert [(g.version, g.text) for g in store.read(people.guidelines)] == [(2, "Be brief."), (1, "Be kind.")]
-    assert store.read(people.guideline, 1).text == "Be kind."
+        store.submit_write(people.add_guideline, words, "owner").result()
+    assert [(g.version, g.text) for g in store.read(people.list_guidelines)] == [(2, "Be brief."), (1, "Be kind.")]
+    assert store.read(people.get_guideline, 1).text == "Be kind."
 
 
 def test_export_gives_every_judgement_that_stands_with_its_texts(store):
@@ -539,10 +545,10 @@ def test_export_gives_every_judgement_that_stands_with_its_texts(store):
         seats.append(sit(store, "ann", NOW + i))
         judge(store, seats[-1], at=NOW + i)
     undo(store, seats[1], NOW + 9)
-    rows = store.read(rater_stats.judged_rows, 0)
+    rows = store.read(rater_stats.judgement_rows, 0)
     assert [row["comparison"] for row in rows] == [seats[0].comparison, seats[2].comparison]
     assert (rows[0]["prompt"], rows[0]["a"], rows[0]["source_a"]) == ("Why 0?", "0 0", "sft")
-    assert store.read(rater_stats.judged_rows, rows[0]["number"])[0]["comparison"] == seats[2].comparison
+    assert store.read(rater_stats.judgement_rows, rows[0]["number"])[0]["comparison"] == seats[2].comparison
 
 
 def upgrade(engine, version):
@@ -579,7 +585,7 @@ def test_a_ledger_of_an_earlier_version_keeps_its_rows(place, version):
         assert store.comparisons() == [Comparison("k1", "p1", "c0", "c1", 2)]
         assert store.judgements() == [Judgement("x", "k1", "ann", "person", "b", "ba", 2, 1500, 2, "g", "2026-01-01")]
         assert (store.labels()[0].choice, store.labels()[0].chance, store.labels()[0].by) == ("b", None, "majority")
-        told = store.read(rater_stats.figures, NOW).raters
+        told = store.read(rater_stats.rating_stats, NOW).raters
         assert [(rater.name, rater.judged, rater.seconds) for rater in told] == [("ann", 1, 1.5)]
         with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
             connection.execute(text("DELETE FROM judgements"))

@@ -8,10 +8,10 @@ from conftest import running, serious
 from test_browser import LONG, PASSWORD, answers, comparison, fill, press
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import people, rater_stats, settings, sides, verdicts
-from towpath.store.rating import Gold, Group, Task
-from towpath.store.settings import Settings
+from towpath.store import people, rater_stats, rating_settings, sides, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
+from towpath.store.task_queue import Gold, RankingGroup, Task
 
 SAID = "words => document.getElementById('said').textContent.includes(words)"
 CODE = (
@@ -28,7 +28,7 @@ def store(tmp_path):
 
 
 def put(store, **changed):
-    store.submit_write(settings.put, Settings(**{"gold_share": 0.0, "min_view": 0.0} | changed)).result()
+    store.submit_write(rating_settings.save, RatingSettings(**{"gold_share": 0.0, "min_view": 0.0} | changed)).result()
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_guidelines_are_confirmed_at_the_first_pair_and_when_they_change(visit, 
     press(page, "1", "Saved")
     page.reload()
     assert not page.is_visible("#guidelines-dialog")
-    store.submit_write(people.put_guideline, "Be brief.", "olga").result()
+    store.submit_write(people.add_guideline, "Be brief.", "olga").result()
     page.keyboard.press("1")
     page.wait_for_selector("#guidelines-dialog[open]")
     assert "Be brief." in page.inner_text("#guidelines-dialog")
@@ -305,19 +305,19 @@ def test_an_open_draft_is_not_lost_to_another_pair(visit, store):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious_on_the_owners_new_pages(visit, store, axe, scheme, width):
     for i in range(3):
-        seat = store.submit_write(rater_stats.view, "ann", 1_800_000_000.0 + i).result().sheet
-        given = verdicts.Given(
+        seat = store.submit_write(rater_stats.rating_page, "ann", 1_800_000_000.0 + i).result().sheet
+        given = verdicts.Submission(
             f"key-of-{i}",
             seat.comparison,
             "ann",
-            verdicts.Said("left"),
+            verdicts.StoredVerdict("left"),
             400,
             comment="so",
             reasons=("x",),
             criteria={"y": "left"},
         )
         store.submit_write(verdicts.judge, given, 1_800_000_001.0 + i).result()
-    store.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "**Better**").result()
+    store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "**Better**").result()
     page = visit("olga", "/owner", viewport={"width": width, "height": 800}, color_scheme=scheme)
     found = serious(page, axe)
     for path in ("/owner/pairs?having=written", "/owner/answers", "/owner/settings", "/owner/people"):
@@ -338,7 +338,7 @@ def test_answers_to_rank_are_never_cut(visit, store):
             for k in range(5)
         ]
     )
-    store.add_groups([Group("g1", "p12", tuple(f"s1.p12.r{k}" for k in range(5)), "work", priority=9)])
+    store.add_groups([RankingGroup("g1", "p12", tuple(f"s1.p12.r{k}" for k in range(5)), "work", priority=9)])
     page = visit(viewport={"width": 1280, "height": 700})
     for article in page.locator("#answers article").all():
         assert article.evaluate("it => it.scrollHeight <= it.clientHeight + 1")

@@ -14,7 +14,7 @@ from test_web import PASSWORD, signed_in
 
 from towpath.data import formats
 from towpath.errors import DataError
-from towpath.feedback import raters
+from towpath.feedback import rater_quality
 from towpath.records import Completion, Judgement
 from towpath.store import (
     acknowledgements,
@@ -30,12 +30,12 @@ from towpath.store import (
     trials,
     verdicts,
 )
-from towpath.store.rating import Gold, Seat
-from towpath.store.review import Filter
+from towpath.store.review import PairFilter
 from towpath.store.store import Store
-from towpath.store.verdicts import Given, Said
-from towpath.web import concerns, differences
-from towpath.web import text as shown
+from towpath.store.task_queue import Gold, Lease
+from towpath.store.verdicts import StoredVerdict, Submission
+from towpath.web import answer_diff, rater_reports
+from towpath.web import safe_html as shown
 
 
 @pytest.fixture
@@ -55,12 +55,14 @@ def light(tmp_path):
 def try_out(store, rater, side_of):
     """Judge trial pairs until an attempt is over; `side_of` chooses by the right side."""
     while True:
-        trial = store.submit_write(rater_stats.view, rater, NOW).result().trial
+        trial = store.submit_write(rater_stats.rating_page, rater, NOW).result().trial
         right = sides.side_of(gold_of(store, trial.seat.comparison), trial.seat.shown)
         told = store.submit_write(
-            trials.judge, rater, trial.seat.comparison, trial.attempt, side_of(right), NOW
+            trials.record_verdict, rater, trial.seat.comparison, trial.attempt, side_of(right), NOW
         ).result()
-        again = store.submit_write(trials.judge, rater, trial.seat.comparison, trial.attempt, "tie", NOW).result()
+        again = store.submit_write(
+            trials.record_verdict, rater, trial.seat.comparison, trial.attempt, "tie", NOW
+        ).result()
         assert again == told, "sent twice it is answered as before"
         assert told.side == right
         if told.finished:
@@ -78,17 +80,17 @@ def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(stor
     failed = try_out(store, "ann", lambda right: "tie")
     assert (failed.right, failed.total, failed.needed, failed.passed, failed.correct) == (0, 3, 2, False, False)
     assert failed.note.startswith("note ")
-    assert store.submit_write(rater_stats.view, "ann", NOW).result().trial.attempt == 2
+    assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial.attempt == 2
     passed = try_out(store, "ann", lambda right: right)
     assert (passed.passed, passed.right) == (True, 3)
-    view = store.submit_write(rater_stats.view, "ann", NOW).result()
+    view = store.submit_write(rater_stats.rating_page, "ann", NOW).result()
     assert view.trial is None
     assert view.sheet is not None
     assert store.judgements() == []
     met = set(store.read(lambda c: c.scalars(select(schema.trials.c.comparison)).all()))
     put(store, gold_share=1.0, trial_pairs=3, trial_threshold=0.99)
     given = []
-    while isinstance(seat := sit(store, "ann"), Seat):
+    while isinstance(seat := sit(store, "ann"), Lease):
         given.append(seat.comparison)
         judge(store, seat)
     assert not met & set(given), "a pair whose answer was told is neither work nor gold"
@@ -103,29 +105,29 @@ def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(stor
 def test_owners_and_runs_without_gold_have_no_trial(store):
     store.add_tasks(tasks(2))
     put(store, trial_pairs=3)
-    assert store.submit_write(rater_stats.view, "ann", NOW).result().trial is None
+    assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial is None
     store.put_gold([Gold("k05", "a")])
     store.submit_write(people.add_account, "olga", "owner", "hash").result()
-    assert store.submit_write(rater_stats.view, "olga", NOW).result().trial is None
-    assert store.submit_write(rater_stats.view, "ann", NOW).result().trial.total == 1
+    assert store.submit_write(rater_stats.rating_page, "olga", NOW).result().trial is None
+    assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial.total == 1
 
 
 @pytest.mark.parametrize(
     ("total", "threshold", "needed"), [(3, 0.7, 3), (10, 0.7, 7), (5, 0.6, 3), (4, 0.0, 0), (4, 1.0, 4), (3, 1 / 3, 1)]
 )
 def test_how_many_of_a_trial_must_be_right(total, threshold, needed):
-    assert trials._needed(total, threshold) == needed
+    assert trials._pass_mark(total, threshold) == needed
 
 
 def test_each_version_of_the_guidelines_is_confirmed_once(store):
-    assert store.submit_write(rater_stats.view, "ann", NOW).result().acknowledged, "there are none"
-    store.submit_write(people.put_guideline, "Be kind.", "olga").result()
-    assert not store.submit_write(rater_stats.view, "ann", NOW).result().acknowledged
+    assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged, "there are none"
+    store.submit_write(people.add_guideline, "Be kind.", "olga").result()
+    assert not store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged
     for _ in range(2):
         store.submit_write(acknowledgements.acknowledge, "ann", 1).result()
-    assert store.submit_write(rater_stats.view, "ann", NOW).result().acknowledged
-    store.submit_write(people.put_guideline, "Be brief.", "olga").result()
-    assert not store.submit_write(rater_stats.view, "ann", NOW).result().acknowledged
+    assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged
+    store.submit_write(people.add_guideline, "Be brief.", "olga").result()
+    assert not store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged
     with pytest.raises(DataError, match="version 9"):
         store.submit_write(acknowledgements.acknowledge, "ann", 9).result()
 
@@ -134,17 +136,19 @@ def test_of_better_answers_the_newest_counts_once_the_owner_approves_it(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
     for number in (1, 2):
-        store.submit_write(verdicts.write, f"write-{number}", seat.comparison, "ann", f"Answer {number}.").result()
+        store.submit_write(
+            verdicts.save_written_answer, f"write-{number}", seat.comparison, "ann", f"Answer {number}."
+        ).result()
     assert store.written_demonstrations() == [], "nothing trains without approval"
-    assert [row["text"] for row in store.read(review.answers, "waiting")[0]] == ["Answer 2."]
+    assert [row["text"] for row in store.read(review.list_written_answers, "waiting")[0]] == ["Answer 2."]
     with pytest.raises(DataError, match="replaced"):
-        store.submit_write(verdicts.review, "write-1", "approved").result()
-    store.submit_write(verdicts.review, "write-2", "approved").result()
+        store.submit_write(verdicts.review_written_answer, "write-1", "approved").result()
+    store.submit_write(verdicts.review_written_answer, "write-2", "approved").result()
     assert [d.response for d in store.written_demonstrations()] == ["Answer 2."]
-    store.submit_write(verdicts.write, "write-3", seat.comparison, "ann", "Answer 3.").result()
+    store.submit_write(verdicts.save_written_answer, "write-3", seat.comparison, "ann", "Answer 3.").result()
     assert store.written_demonstrations() == []
-    assert store.read(rater_stats.figures, NOW).unreviewed == 1
-    store.submit_write(verdicts.review, "write-3", "declined").result()
+    assert store.read(rater_stats.rating_stats, NOW).unreviewed == 1
+    store.submit_write(verdicts.review_written_answer, "write-3", "declined").result()
     assert store.written_demonstrations() == []
 
 
@@ -163,14 +167,14 @@ def test_a_take_out_stops_a_raters_judgements_and_is_reversed(store):
     for i in range(4):
         judge(store, sit(store, "ann", NOW + i), at=NOW + i)
     before = store.judgements()
-    made = store.submit_write(takeouts.take_out, "ann", "olga").result()
+    made = store.submit_write(takeouts.retract_all, "ann", "olga").result()
     assert (made.judgements, store.judgements()) == (4, [])
     assert store.counts()["judgements"] == 4, "the ledger keeps them"
-    assert isinstance(sit(store, "bob"), Seat), "their pairs wait for others"
+    assert isinstance(sit(store, "bob"), Lease), "their pairs wait for others"
     assert sit(store, "ann") == "empty"
     with pytest.raises(DataError, match="no judgement that counts"):
-        store.submit_write(takeouts.take_out, "ann", "olga").result()
-    assert [one.rater for one in store.read(takeouts.takeouts)] == ["ann"]
+        store.submit_write(takeouts.retract_all, "ann", "olga").result()
+    assert [one.rater for one in store.read(takeouts.list_retractions)] == ["ann"]
     assert store.submit_write(takeouts.restore, made.number).result() == 4
     assert store.judgements() == before
     assert_counters(store)
@@ -184,12 +188,12 @@ def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_
     store.submit_write(people.add_account, "ann", "rater", "hash").result()
     seat = sit(store, "ann")
     judge(store, seat, key="first-key")
-    store.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "So.").result()
+    store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "So.").result()
     store.submit_write(pseudonyms.rename, "ann", "anna").result()
     assert [j.rater for j in store.judgements()] == ["anna"]
-    assert store.read(people.account, "anna").role == "rater"
-    assert store.read(rater_stats.figures, NOW).raters[0].name == "anna"
-    assert undo(store, Seat(seat.comparison, "anna", seat.shown, 0.0)).judgements == 1
+    assert store.read(people.get_account, "anna").role == "rater"
+    assert store.read(rater_stats.rating_stats, NOW).raters[0].name == "anna"
+    assert undo(store, Lease(seat.comparison, "anna", seat.shown, 0.0)).judgements == 1
     judge(store, sit(store, "anna"), at=NOW + 5, key="second-key")
     name = store.submit_write(pseudonyms.remove, "anna").result()
     assert re.fullmatch(r"person-[0-9a-f]{8}", name)
@@ -215,10 +219,10 @@ def test_judged_pairs_are_searched_and_filtered(store):
         seat = sit(store, "ann" if i < 3 else "bob", NOW + i)
         judge(store, seat, "tie" if i == 0 else "left", NOW + i, comment="100%_sure" if i == 1 else "")
         if i == 2:
-            store.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "Better so.").result()
+            store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Better so.").result()
 
     def names(**wanted):
-        return [pair.comparison for pair in store.read(review.judged_pairs, Filter(**wanted)).pairs]
+        return [pair.comparison for pair in store.read(review.list_judged_pairs, PairFilter(**wanted)).pairs]
 
     assert names() == ["k05", "k04", "k03", "k02", "k01", "k00"]
     assert names(rater="bob") == ["k05", "k04", "k03"]
@@ -229,7 +233,7 @@ def test_judged_pairs_are_searched_and_filtered(store):
     assert names(having="written") == names(text="better so") == ["k02"]
     assert names(text="why 3?") == names(text="3 0", rater="bob") == ["k03"]
     assert names(rater="bob", choice="tie") == []
-    pair = store.read(review.judged_pairs, Filter(having="written")).pairs[0]
+    pair = store.read(review.list_judged_pairs, PairFilter(having="written")).pairs[0]
     assert (pair.prompt, pair.a, pair.b, pair.sources) == ("Why 2?", "2 0", "2 1", ("sft", "sft"))
     assert ([j["rater"] for j in pair.judgements], [w["text"] for w in pair.written]) == (["ann"], ["Better so."])
 
@@ -239,7 +243,7 @@ def test_reasons_and_criteria_are_kept_by_answer_and_exported(store):
     for i in range(2):
         seat = sit(store, "ann", NOW + i)
         judge(store, seat, "left", NOW + i, reasons=("too long",), criteria={"helpful": "right", "style": "tie"})
-        kept = store.read(rater_stats.judged_rows, 0)[-1]
+        kept = store.read(rater_stats.judgement_rows, 0)[-1]
         assert kept["details"] == {
             "reasons": ["too long"],
             "criteria": {"helpful": sides.choice_of("right", seat.shown), "style": "tie"},
@@ -253,11 +257,11 @@ def test_messages_to_raters_name_no_ids(store):
     told = []
     attempts = [
         lambda: judge(store, seat, "right", key="other-key-1"),
-        lambda: judge(store, Seat("k01", "eve", "ab", 0.0)),
-        lambda: judge(store, Seat("k01", "bob", "ab", 0.0), key="the-first-key"),
+        lambda: judge(store, Lease("k01", "eve", "ab", 0.0)),
+        lambda: judge(store, Lease("k01", "bob", "ab", 0.0), key="the-first-key"),
         lambda: store.submit_write(verdicts.flag, seat.comparison, "ann", "odd", NOW).result(),
         lambda: store.submit_write(
-            verdicts.rank, verdicts.Ranked("rank-key", seat.comparison, "ann", (1, 2, 3, 4)), NOW
+            verdicts.rank, verdicts.RankingSubmission("rank-key", seat.comparison, "ann", (1, 2, 3, 4)), NOW
         ).result(),
     ]
     for attempt in attempts:
@@ -273,9 +277,9 @@ def test_the_own_day_is_counted_and_the_last_verdicts_are_listed(store):
     for i in range(3):
         judge(store, sit(store, "ann", NOW + i), "right", NOW + i)
     store.submit_write(verdicts.skip, sit(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
-    told = store.read(rater_stats.progress, "ann", NOW + 5, NOW + 1)
+    told = store.read(rater_stats.rater_progress, "ann", NOW + 5, NOW + 1)
     assert (told.today, told.goal, told.judged) == (2, 5, 3)
-    rows = store.read(review.mine, "ann")
+    rows = store.read(review.rater_history, "ann")
     assert [(row["state"], row["side"]) for row in rows] == [
         ("skipped", ""),
         ("judged", "right"),
@@ -288,11 +292,11 @@ def test_a_rater_who_cannot_have_read_is_found_even_alone():
     texts = {f"k{i}": (f"word {i} " * 30, f"other {i} " * 30) for i in range(12)}
     fast = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 400) for i in range(12)]
     slow = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 24_000) for i in range(12)]
-    found = raters.concerns(raters.quality(fast, texts=texts))
+    found = rater_quality.rater_findings(rater_quality.measure_quality(fast, texts=texts))
     assert [one.code for one in found] == ["rater-hurried"]
     assert found[0].evidence == "ann: 0.4 s a pair, 300 words a second in the middle of 12 judgements"
-    assert raters.concerns(raters.quality(slow, texts=texts)) == []
-    assert raters.concerns(raters.quality(fast[:9], texts=texts)) == []
+    assert rater_quality.rater_findings(rater_quality.measure_quality(slow, texts=texts)) == []
+    assert rater_quality.rater_findings(rater_quality.measure_quality(fast[:9], texts=texts)) == []
 
 
 def many_verdicts(store, rater, count, side="left"):
@@ -318,7 +322,7 @@ def test_findings_about_raters_are_on_the_owners_page_with_intervals_and_counts(
     assert "76 to 100 % of 12" in page
     percents = re.findall(r"\d+ %", re.sub(r"<small>[^<]*</small>|data-\S+|aria-\S+", "", page))
     assert len(percents) <= 2, "every other percentage stands beside its interval"
-    assert concerns.report(light).findings[0].code == "rater-side"
+    assert rater_reports.rater_report(light).findings[0].code == "rater-side"
 
 
 def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light):
@@ -326,7 +330,7 @@ def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light
     light.add_tasks(tasks(2))
     seat = sit(light, "ann")
     judge(light, seat)
-    light.submit_write(verdicts.write, "write-key", seat.comparison, "ann", "**Better**.").result()
+    light.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "**Better**.").result()
     with signed_in(team, "olga") as owner, signed_in(team, "ann") as ann:
         for path in ("/owner/takeout", "/owner/restore", "/owner/rename", "/owner/remove", "/owner/answers"):
             assert ann.post(path, data={}).status_code == 403, path
@@ -374,14 +378,14 @@ def test_a_csv_for_people_holds_no_formula_and_gives_its_texts_back():
     odd = ["=1+1", "+1", "-1 is less", "@SUM(A1)", "\tx", "\rx", "plain", "'=kept", ""]
     rows = [{"name": value, "number": -0.5} for value in odd]
     out = io.StringIO()
-    exchange.put_csv(out, rows, ["name", "number"])
+    exchange.write_csv(out, rows, ["name", "number"])
     cells = list(csv.DictReader(io.StringIO(out.getvalue(), newline="")))
-    assert all(not row["name"].startswith(exchange.FORMULA) for row in cells)
+    assert all(not row["name"].startswith(exchange.FORMULA_PREFIXES) for row in cells)
     assert [row["name"] for row in cells][:4] == ["'=1+1", "'+1", "'-1 is less", "'@SUM(A1)"]
     assert [row["number"] for row in cells] == ["-0.5"] * len(odd)
     assert [row["name"] for _, row in exchange.csv_rows(out.getvalue())] == odd
     plain = io.StringIO()
-    exchange.put_csv(plain, [{"name": "x"}], ["name"])
+    exchange.write_csv(plain, [{"name": "x"}], ["name"])
     assert plain.getvalue() == "name\r\nx\r\n"
 
 
@@ -442,7 +446,7 @@ def test_hostile_formulas_make_nothing_but_known_elements(hostile):
 
 
 def test_differences_are_words_where_texts_are_close_and_sentences_where_they_are_not():
-    left, right, manner = differences.differences(
+    left, right, manner = answer_diff.rendered_diff(
         "The **cat** sat on a mat.\n\n- It was `warm`.", "The **dog** sat on a mat.\n\n- It was `warm`."
     )
     assert manner == "words"
@@ -452,7 +456,7 @@ def test_differences_are_words_where_texts_are_close_and_sentences_where_they_ar
     )
     one = "Boats are slow. Water is level in every lock. Gates are shut first."
     two = "A canal has many reaches. Gates are shut first. Nobody knows who built the oldest ones."
-    left, right, manner = differences.differences(one, two)
+    left, right, manner = answer_diff.rendered_diff(one, two)
     assert manner == "sentences"
     assert left == "<p><mark>Boats are slow. Water is level in every lock.</mark> Gates are shut first.</p>\n"
     assert (
@@ -460,13 +464,13 @@ def test_differences_are_words_where_texts_are_close_and_sentences_where_they_ar
         == "<p><mark>A canal has many reaches.</mark> Gates are shut first. <mark>Nobody knows who built the oldest "
         "ones.</mark></p>\n"
     )
-    assert differences.differences("Same *here*", "Same *here*")[2] == "same"
-    assert differences.differences("One two three.", "Four five six.")[2] == "unlike"
-    assert differences.differences("", "new words")[1] == "<p><mark>new words</mark></p>\n"
+    assert answer_diff.rendered_diff("Same *here*", "Same *here*")[2] == "same"
+    assert answer_diff.rendered_diff("One two three.", "Four five six.")[2] == "unlike"
+    assert answer_diff.rendered_diff("", "new words")[1] == "<p><mark>new words</mark></p>\n"
 
 
 def test_marks_never_cross_a_tag_or_break_a_formula():
-    left, right, _ = differences.differences("a **b c** $x<y$ [d e](http://x.y 'q>r')", "z *b q* $x<z$ `d e`")
+    left, right, _ = answer_diff.rendered_diff("a **b c** $x<y$ [d e](http://x.y 'q>r')", "z *b q* $x<z$ `d e`")
     for html in (left, right):
         depth = 0
         for tag in re.findall(r"<(/?mark)>|<(?:[^m/]|m[^a]|/[^m])[^>]*>", re.sub(r"<math.*?</math>", "", html)):
@@ -479,6 +483,8 @@ def test_marks_never_cross_a_tag_or_break_a_formula():
 def test_a_given_verdict_is_kept_with_all_that_goes_with_it(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
-    given = Given("a-key-1", seat.comparison, "ann", Said("left"), reasons=("x",), safety=Said("tie"))
+    given = Submission(
+        "a-key-1", seat.comparison, "ann", StoredVerdict("left"), reasons=("x",), safety=StoredVerdict("tie")
+    )
     assert store.submit_write(verdicts.judge, given, NOW).result().judgements == 1
     assert set(store.judgements()[0].details) == {"reasons", "safety"}

@@ -11,10 +11,10 @@ from conftest import new_database, running, running_postgres
 from test_web import client
 
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import people, settings
-from towpath.store.rating import Task
-from towpath.store.settings import Settings
+from towpath.store import people, rating_settings
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
+from towpath.store.task_queue import Task
 
 RATERS = 8
 PAIRS = 4000
@@ -78,7 +78,7 @@ def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
         )
         store.add_comparisons([Comparison(f"k{i}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(PAIRS)])
         store.add_tasks([Task(f"k{i}", "work") for i in range(PAIRS)])
-        store.submit_write(settings.put, Settings(gold_share=0.0)).result()
+        store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
         with running(store, team=True) as (url, door):
             names = [f"rater-{n}" for n in range(RATERS)]
             cookies = []

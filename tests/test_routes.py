@@ -11,7 +11,7 @@ from conftest import running
 
 from towpath.store import people
 from towpath.store.store import Store
-from towpath.web import serving
+from towpath.web.server import create_server
 
 ROLES = ("nobody", "rater", "viewer", "owner")
 ALL = ROLES
@@ -126,7 +126,7 @@ def team(store):
 
 def known_routes(tmp_path) -> list[str]:
     with Store.open(tmp_path / "towpath.db") as store:
-        server, _ = serving.prepared(store, team=True)
+        server, _ = create_server(store, team=True)
         return list(routes(server.config.app))
 
 
@@ -148,9 +148,9 @@ def test_a_role_may_use_its_routes_and_no_others(team, store, role):
             path = path.replace("{token}", "nonsense").replace("{number}", "1")
             headers = {}
             if role != "nobody":
-                account = store.read(people.account, role)
+                account = store.read(people.get_account, role)
                 headers["cookie"] = (
-                    f"towpath-{port}={store.submit_write(people.begin_session, account, time()).result()}"
+                    f"towpath-{port}={store.submit_write(people.start_session, account, time()).result()}"
                 )
             with visitor.stream(method, path, headers=headers) as answer:
                 status = answer.status_code

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import towpath as tp
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import TrainingError
 from towpath.health import remedies
 from towpath.health.monitor import Action
@@ -147,7 +147,7 @@ def test_samples_of_every_look_are_kept(tmp_path: Path) -> None:
 def test_a_watched_source_is_told_and_never_rewarded(tmp_path: Path) -> None:
     from towpath.rewards import sources
 
-    name = sources.given(consonants)
+    name = sources.register_function(consonants)
     watched = train(tmp_path / "one", rewards__watch=[name])
     alone = train(tmp_path / "two")
     pick = ("reward", "kl", "grad_norm")
@@ -230,7 +230,7 @@ def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
             "the highest scores of the last look"
         )
         assert {said[c.b].text for c in made} == {f"-1 p{i}" for i in range(10, 30)}
-        assert [(queue.domain, queue.waiting) for queue in store.read(rater_stats.figures, 0.0).queues] == [
+        assert [(queue.domain, queue.waiting) for queue in store.read(rater_stats.rating_stats, 0.0).queues] == [
             ("money", 20)
         ]
     assert [f.code for f in job.findings] == ["exploited-queued"] * 2

@@ -12,11 +12,11 @@ from sqlalchemy import select
 
 from towpath.errors import ResourceError
 from towpath.records import Comparison, Completion, Prompt
-from towpath.store import people, rating, schema, sessions, settings, verdicts
-from towpath.store.rating import Gold, Group, Task
-from towpath.store.settings import Settings
+from towpath.store import people, rating_settings, schema, sessions, task_queue, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
-from towpath.web import serving, text, throttle
+from towpath.store.task_queue import Gold, RankingGroup, Task
+from towpath.web import safe_html, server, throttle
 
 PASSWORD = "correct horse battery"
 FREE = throttle.BY_ACCOUNT_AND_NETWORK.free
@@ -36,7 +36,7 @@ def fill(store):
     store.add_completions(answers)
     store.add_comparisons([Comparison(f"k{i}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(8)])
     store.add_tasks([Task(f"k{i}", "work") for i in range(8)])
-    store.submit_write(settings.put, Settings(gold_share=0.0)).result()
+    store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def said(seat, key, side="left", **more):
 
 def test_the_link_lets_the_owner_in_once(store):
     with running(store, team=False) as (url, door), client(url) as owner, client(url) as other:
-        link = serving.greeting(store, door, url).split()[1]
+        link = server.startup_message(store, door, url).split()[1]
         assert owner.get("/rate", headers={"accept": "text/html"}).headers["location"] == "/sign-in"
         done = owner.get(link)
         assert done.status_code == 303
@@ -199,7 +199,7 @@ def test_an_invitation_makes_an_account_and_signs_it_in(team, store):
         assert new.get(link).status_code == 410
         owner.post("/owner/account", data={"name": "dan", "role": "rater"})
         assert new.get("/rate").status_code == 401
-    assert store.read(people.account, "dan").password.startswith("$argon2")
+    assert store.read(people.get_account, "dan").password.startswith("$argon2")
 
 
 def test_after_a_few_wrong_passwords_even_the_right_one_must_wait(team):
@@ -260,7 +260,7 @@ def test_what_makes_no_sense_is_refused(team, store, wrong):
 
 def test_a_rater_sees_neither_the_source_nor_what_others_said(team, store):
     with signed_in(team, "ann") as ann, signed_in(team, "bob") as bob:
-        store.submit_write(rating.ask_again, ["k0"], "overlap").result()
+        store.submit_write(task_queue.add_seats, ["k0"], "overlap").result()
         seat = ann.get("/rate/next").json()
         ann.post("/rate/judge", json=said(seat, "key-one-1", comment="SECRET WORD"))
         pages = [bob.get("/rate").text, bob.get("/rate/next").text, ann.get("/rate").text]
@@ -278,7 +278,7 @@ def test_answers_are_shown_without_raw_html_pictures_or_scripts(team):
 
 
 def test_a_ranking_over_http(team, store):
-    store.add_groups([Group("s1.p7.ranking", "p7", tuple(f"s1.p7.{k}" for k in range(5)), "work", priority=9)])
+    store.add_groups([RankingGroup("s1.p7.ranking", "p7", tuple(f"s1.p7.{k}" for k in range(5)), "work", priority=9)])
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
         assert (seat["state"], seat["answers"]) == ("ranking", 5)
@@ -301,7 +301,7 @@ def test_skip_flag_and_write(team, store):
         assert "&lt;b&gt;not&lt;/b&gt; a question" in page
         assert owner.post("/owner/flags", data={"comparison": second, "how": "rate"}).headers["location"] == "/rate"
         assert owner.get("/rate/next").json()["comparison"] == second
-    store.submit_write(verdicts.review, "key-write-1", "approved").result()
+    store.submit_write(verdicts.review_written_answer, "key-write-1", "approved").result()
     assert [d.response for d in store.written_demonstrations()] == ["Like so."]
 
 
@@ -315,11 +315,11 @@ def test_the_owner_sets_and_looks(team, store):
             "switches": ["safety", "show_gold"],
         }
         assert owner.post("/owner/settings", data=form).status_code == 303
-        assert store.read(settings.read) == Settings(False, 0.15, 0.2, True, 2.5, True, 600.0)
+        assert store.read(rating_settings.read) == RatingSettings(False, 0.15, 0.2, True, 2.5, True, 600.0)
         assert 'id="safety"' in owner.get("/rate").text
         assert owner.post("/owner/settings", data=form | {"hours": "many"}).status_code == 409
         owner.post("/owner/guidelines", data={"guidelines": "Be **kind**.\r\nAlways."})
-        assert store.read(people.guideline).text == "Be **kind**.\nAlways."
+        assert store.read(people.get_guideline).text == "Be **kind**.\nAlways."
         assert "<strong>kind</strong>" in owner.get("/rate/next").json()["guidelines"]
         owner.post("/owner/gold", data={"comparison": "k3", "choice": "b", "note": "sure"})
         assert "sure" in owner.get("/owner/gold").text
@@ -328,7 +328,7 @@ def test_the_owner_sets_and_looks(team, store):
         assert "paused" in owner.get("/owner/figures").text
         owner.post("/owner/settings", data=form | {"switches": ["paused"]})
         assert owner.get("/rate/next").json()["state"] == "paused"
-    assert store.read(rating.proposed_groups, 100)
+    assert store.read(task_queue.propose_groups, 100)
 
 
 def test_gold_is_made_of_the_owners_own_judgements(team, store):
@@ -361,7 +361,7 @@ def test_export_is_one_json_object_a_line(team, store):
 
 def test_own_figures_are_told_as_the_owner_allows(team, store):
     store.put_gold([Gold("k0", "a")])
-    store.submit_write(settings.put, Settings(gold_share=1.0, show_gold=True, hours=3.0)).result()
+    store.submit_write(rating_settings.save, RatingSettings(gold_share=1.0, show_gold=True, hours=3.0)).result()
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
         ann.post("/rate/judge", json=said(seat, "key-one-1", "tie"))
@@ -389,28 +389,28 @@ def test_large_requests_are_refused(team):
     [("127.0.0.1", True, True), ("::1", True, True), ("0.0.0.0", False, False), ("10.0.0.1", False, False)],
 )
 def test_passwords_and_pages_leave_the_machine_only_encrypted(host, alone, together, tmp_path):
-    sealed = serving.Outside(("rate.example",), tmp_path / "cert.pem", tmp_path / "key.pem")
+    sealed = server.NetworkOptions(("rate.example",), tmp_path / "cert.pem", tmp_path / "key.pem")
     for team, allowed in ((False, alone), (True, together)):
         if allowed:
-            serving.require_private(host, team, serving.Outside())
+            server.require_private(host, team, server.NetworkOptions())
         else:
             with pytest.raises(ResourceError, match=host):
-                serving.require_private(host, team, serving.Outside())
-    serving.require_private(host, True, sealed)
+                server.require_private(host, team, server.NetworkOptions())
+    server.require_private(host, True, sealed)
 
 
 def test_a_team_without_an_owner_is_given_an_invitation_for_one(tmp_path):
     with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door), client(url) as first:
-        link = re.search(r"http\S+/join/\S+", serving.greeting(store, door, url))[0]
+        link = re.search(r"http\S+/join/\S+", server.startup_message(store, door, url))[0]
         assert first.post(link, data={"name": "olga", "password": PASSWORD}).status_code == 303
         assert first.get("/").headers["location"] == "/owner"
-        assert "sign in" in serving.greeting(store, door, url)
+        assert "sign in" in server.startup_message(store, door, url)
         assert first.get("/rate/next").json()["state"] == "empty"
 
 
 def test_a_port_that_is_taken_is_told():
-    with serving.listening("127.0.0.1", 0) as place, pytest.raises(ResourceError, match="--port"):
-        serving.listening("127.0.0.1", place.getsockname()[1])
+    with server.open_socket("127.0.0.1", 0) as place, pytest.raises(ResourceError, match="--port"):
+        server.open_socket("127.0.0.1", place.getsockname()[1])
 
 
 def test_cookies_are_forgotten_when_an_account_changes(team, store):
@@ -424,7 +424,7 @@ def test_cookies_are_forgotten_when_an_account_changes(team, store):
 
 
 def test_markdown_is_shown_and_nothing_else_gets_through():
-    html = text.markdown(
+    html = safe_html.markdown(
         "## Hi\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n`<b>` <iframe "
         "src=x></iframe>\n\n[x](https://a.b 'c')"
     )
@@ -433,7 +433,7 @@ def test_markdown_is_shown_and_nothing_else_gets_through():
     assert "<code>&lt;b&gt;</code>" in html
     assert "<iframe" not in html
     assert 'rel="noopener noreferrer nofollow"' in html
-    assert text.markdown("x" * (text.LONGEST + 1)).startswith("<pre>")
+    assert safe_html.markdown("x" * (safe_html.MAX_MARKDOWN + 1)).startswith("<pre>")
 
 
 @pytest.mark.parametrize(
@@ -446,11 +446,11 @@ def test_markdown_is_shown_and_nothing_else_gets_through():
     ],
 )
 def test_differences_are_marked_by_the_word(left, right, told):
-    assert text.differences(left, right) == told
+    assert safe_html.text_diff(left, right) == told
 
 
 def test_a_transcript_is_shown_turn_by_turn():
-    assert text.turns("Why?") == [("Prompt", "Why?")]
-    told = text.turns("\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:")
+    assert safe_html.conversation_turns("Why?") == [("Prompt", "Why?")]
+    told = safe_html.conversation_turns("\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:")
     assert told == [("Person", "Hello"), ("Assistant", "Yes?"), ("Person", "Why?")]
-    assert text.turns("Say: \n\nHuman: x") == [("Prompt", "Say: \n\nHuman: x")]
+    assert safe_html.conversation_turns("Say: \n\nHuman: x") == [("Prompt", "Say: \n\nHuman: x")]

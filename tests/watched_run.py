@@ -11,7 +11,7 @@ from time import sleep
 from typing import Any
 
 from towpath.store.store import Store
-from towpath.web import serving
+from towpath.web.server import create_server, open_socket
 
 FINGERPRINT = {"sft": "aaaaaaaaaaaa", "reward": "bbbbbbbbbbbb", "policy": "cccccccccccc", "evaluate": "dddddddddddd"}
 DOMAINS = ("cooking", "travel", "money")
@@ -299,8 +299,8 @@ def short_run(run: Path) -> Path:
 @contextmanager
 def serving_run(run: Path, store: Store, team: bool = False, port: int = 0) -> Iterator[tuple[str, Any]]:
     """The real server of a run in a thread: where it is, and its door."""
-    server, door = serving.prepared(store, team, run=run)
-    with serving.listening("127.0.0.1", port) as place:
+    server, door = create_server(store, team, run=run)
+    with open_socket("127.0.0.1", port) as place:
         thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
         while not server.started:

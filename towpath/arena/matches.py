@@ -1,37 +1,29 @@
-"""Arenas of a run: the answers there are to compare, a comparison begun, and how it stands. The ledger holds them,
-`evals.arena` counts."""
+"""Arenas of a run: create one, ask the judge, close it when it is decided, and reveal its comparisons."""
 
-import json
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from towpath.data.draws import share, shuffled
+from towpath.arena.answer_sources import load_answers
+from towpath.arena.leaderboard_row import leaderboard_row, measured_pairs
+from towpath.data.draws import hash_uniform, permutation
 from towpath.errors import DataError
 from towpath.evals import leaderboard as evals
 from towpath.evals import sequential
-from towpath.evals.leaderboard import Pair, Record
-from towpath.feedback import agreement, judge_runner, judging
+from towpath.feedback import judge_runner, judging
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import Abstention
-from towpath.feedback.pair_text import Case
-from towpath.progress import progress
+from towpath.feedback.pair_text import PairText
 from towpath.records import Judgement, Prompt
-from towpath.store import arenas, manifest, rater_stats
-from towpath.store.arenas import Arena, Entrant, Match
+from towpath.store import arenas
+from towpath.store.arenas import Arena, Match, MatchInput
 from towpath.store.store import Store
-
-MODELS = ("policy", "sft", "base")
-ENOUGH_DOUBLES = 10
-"""Pairs of one arena judged twice, below which raters' agreement is taken from the labels as well."""
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What is to be compared: `one` against `other`, on how many prompts (0 for all), and which share of them two
-    people judge."""
+class ArenaSpec:
+    """The models to compare, the number of prompts (0 for all), and the share of prompts that two people judge."""
 
     one: str
     other: str
@@ -40,280 +32,88 @@ class Terms:
     overlap: float = 0.2
 
 
-@dataclass(frozen=True)
-class Standing:
-    """An arena with what people and each judge say; `agreement` is how often two raters chose alike, and on how
-    many."""
-
-    arena: Arena
-    prompts: int
-    waiting: int
-    people: Record
-    judges: dict[str, Record]
-    raters: dict[str, int]
-    agreement: tuple[float, int]
-    judge_agreement: dict[str, tuple[float, int]]
-    """Of prompts that people and a judge both decided: the share on which they agree, and how many those are."""
-
-
-def sources(run: Path) -> dict[str, tuple[Path, str]]:
-    """Names of models whose answers to held-out prompts lie in a run, with file and column; the present evaluation
-    first, then earlier ones."""
-    stages = (manifest.read_object(run / "current.json") or {}).get("stages", {})
-    newest = max(
-        (name for name in stages if name.startswith("evaluate")),
-        key=lambda name: int(name.partition("@")[2] or 1),
-        default="",
-    )
-    found: dict[str, tuple[Path, str]] = {}
-    now = run / "stages" / newest / stages[newest] / "answers.jsonl" if newest else None
-    if now is not None and now.is_file():
-        found |= {model: (now, model) for model in MODELS}
-    for path in sorted(run.glob("stages/evaluate*/*/answers.jsonl")):
-        if path != now and (path.parent / "manifest.json").is_file():
-            found |= {f"{path.parent.parent.name}/{path.parent.name}/{model}": (path, model) for model in MODELS}
-    return found
-
-
-def begin(store: Store, run: Path, terms: Terms, by: str = "", seed: int | None = None) -> Arena:
-    """An arena on prompts that both answered, in an order and with sides that nobody can foresee."""
-    if not 0 < terms.threshold < 1 or not 0 <= terms.overlap <= 1 or terms.prompts < 0:
-        value = f"threshold {terms.threshold:g}, overlap {terms.overlap:g}, {terms.prompts} prompts"
-        raise DataError(
-            value, "a threshold lies between 0 and 1, an overlap from 0 to 1; prompts are 0 for all, or more", "mend it"
-        )
-    if terms.one == terms.other:
-        raise DataError(f"{terms.one} against itself", "an arena compares two models", "name two")
-    ours, theirs = (_answers(run, name) for name in (terms.one, terms.other))
-    both = [name for name in ours if name in theirs]
-    if not both:
-        value = f"{terms.one} and {terms.other}: no prompt that both answered"
-        raise DataError(value, "the same prompts are put to both", "choose evaluations of the same data")
+def create_arena(store: Store, run: Path, spec: ArenaSpec, created_by: str = "", seed: int | None = None) -> Arena:
+    """Create an arena on the prompts that both models answered, in random order and with random sides."""
+    if not 0 < spec.threshold < 1 or not 0 <= spec.overlap <= 1 or spec.prompts < 0:
+        value = f"threshold {spec.threshold:g}, overlap {spec.overlap:g}, {spec.prompts} prompts"
+        rule = "threshold is between 0 and 1, overlap from 0 to 1, prompts 0 (all) or more"
+        raise DataError(value, rule, "correct the value")
+    if spec.one == spec.other:
+        raise DataError(f"{spec.one} against itself", "an arena compares two models", "name two models")
+    one_answers = load_answers(run, spec.one)
+    other_answers = load_answers(run, spec.other)
+    common = [name for name in one_answers if name in other_answers]
+    if not common:
+        value = f"{spec.one} and {spec.other}: no prompt that both answered"
+        raise DataError(value, "both models answer the same prompts", "choose evaluations of the same data")
     seed = secrets.randbits(62) if seed is None else seed
-    chosen = [both[i] for i in shuffled(len(both), seed, "arena/order")][: terms.prompts or len(both)]
-    entrants = [_entrant(*ours[name], theirs[name][1], terms.overlap, seed) for name in chosen]
-    return store.submit_write(arenas.begin, terms.one, terms.other, terms.threshold, by, entrants).result()
+    chosen = [common[i] for i in permutation(len(common), seed, "arena/order")][: spec.prompts or len(common)]
+    inputs = [_match_input(*one_answers[name], other_answers[name][1], spec.overlap, seed) for name in chosen]
+    return store.submit_write(arenas.create, spec.one, spec.other, spec.threshold, created_by, inputs).result()
 
 
-def _answers(run: Path, name: str) -> dict[str, tuple[Prompt, str]]:
-    """Held-out prompts by id, with what a model said."""
-    known = sources(run)
-    if name not in known:
-        there = ", ".join(list(known)[:12]) or "none yet"
-        raise DataError(
-            f"{name!r}: no answers of that name",
-            f"known are: {there}",
-            "`towpath run` evaluates first; or mend the name",
-        )
-    path, model = known[name]
-    return {row["prompt_id"]: (_prompt(row), row[model]) for row in _rows(path)}
+def _match_input(prompt: Prompt, one: str, other: str, overlap: float, seed: int) -> MatchInput:
+    seats = 1 + (hash_uniform(seed, "arena/overlap", prompt.id) < overlap)
+    if hash_uniform(seed, "arena/side", prompt.id) < 0.5:
+        return MatchInput(prompt, one, other, "a", seats)
+    return MatchInput(prompt, other, one, "b", seats)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-
-
-def _prompt(row: dict[str, Any]) -> Prompt:
-    return Prompt(
-        row["prompt_id"], row["prompt"], row.get("domain", "general"), row.get("difficulty", "medium"), split="heldout"
-    )
-
-
-def _entrant(prompt: Prompt, ours: str, theirs: str, overlap: float, seed: int) -> Entrant:
-    seats = 1 + (share(seed, "arena/overlap", prompt.id) < overlap)
-    first = share(seed, "arena/side", prompt.id) < 0.5
-    return Entrant(prompt, ours if first else theirs, theirs if first else ours, "a" if first else "b", seats)
-
-
-def standing(store: Store, number: int) -> Standing:
-    """How an arena stands, with everything that is told of it."""
-    found = store.read(arenas.arena, number)
-    matches = store.read(arenas.matches, number)
-    said = store.read(arenas.judgements, number)
-    pairs = _pairs(matches)
-    people = [j for j in said if j.kind == "person"]
-    rate, doubles = agreement.pairwise_agreement(people)
-    known = (rate, doubles)
-    if doubles < ENOUGH_DOUBLES:  # the same people label: how they agree there tells more than a few pairs here
-        known = agreement.pairwise_agreement([*people, *store.read(rater_stats.recent)])
-    outcomes = evals.finished(pairs, people)
-    raters: dict[str, int] = {}
-    for j in said:
-        raters[j.rater] = raters.get(j.rater, 0) + 1
-    judges = {}
-    beside = {}
-    for name in sorted({j.rater for j in said if j.kind == "judge"}):
-        own = [j for j in said if j.rater == name]
-        judges[name] = evals.record(evals.finished(pairs, own, alone=True), found.threshold, len(own))
-        beside[name] = _beside(evals.finished(pairs, own, alone=True), outcomes)
-    asked = sum(not pair.same for pair in pairs)
-    ended = sum(not pair.same for pair, _ in outcomes)
-    return Standing(
-        found,
-        len(pairs),
-        asked - ended,
-        evals.record(outcomes, found.threshold, len(people), known),
-        judges,
-        raters,
-        (rate, doubles),
-        beside,
-    )
-
-
-def _pairs(matches: Sequence[Match]) -> list[Pair]:
-    made = []
-    for m in matches:
-        gap = len(m.a.split()) - len(m.b.split())
-        made.append(Pair(m.comparison, m.place, m.ours, gap if m.ours == "a" else -gap, m.seats, m.same))
-    return made
-
-
-def _beside(judged: Sequence[tuple[Pair, float]], people: Sequence[tuple[Pair, float]]) -> tuple[float, int]:
-    """How often a judge and people prefer the same answer, where both have a preference."""
-    ours = {pair.comparison: worth for pair, worth in people if worth != 0.5 and not pair.same}
-    both = [
-        (worth > 0.5) == (ours[pair.comparison] > 0.5)
-        for pair, worth in judged
-        if worth != 0.5 and pair.comparison in ours
-    ]
-    return (sum(both) / len(both), len(both)) if both else (0.0, 0)
-
-
-def settle(store: Store) -> list[Arena]:
-    """End every arena that what people said has decided; those that ended now. Looking often does no harm: the test
-    allows for it."""
-    ended = []
-    for number in store.read(arenas.open_ones):
-        found = store.read(arenas.arena, number)
-        said = [j for j in store.read(arenas.judgements, number) if j.kind == "person"]
-        outcomes = evals.finished(_pairs(store.read(arenas.matches, number)), said)
-        decision = sequential.decide([worth for _, worth in outcomes], found.threshold)
+def close_decided(store: Store) -> list[Arena]:
+    """Close every arena that people's judgements have decided, and return those; the sequential test allows peeking."""
+    closed = []
+    for number in store.read(arenas.open_arenas):
+        arena = store.read(arenas.get_arena, number)
+        human = [j for j in store.read(arenas.list_judgements, number) if j.kind == "person"]
+        outcomes = evals.finished_outcomes(measured_pairs(store.read(arenas.list_matches, number)), human)
+        decision = sequential.decide([worth for _, worth in outcomes], arena.threshold)
         if decision.verdict != "UNDECIDED":
-            ended.append(store.submit_write(arenas.end, number, "decided", decision.verdict).result())
-    return ended
+            closed.append(store.submit_write(arenas.close, number, "decided", decision.verdict).result())
+    return closed
 
 
-def ask_judge(store: Store, settings: JudgeSettings, number: int) -> list[Abstention]:
-    """The judge's word on every comparison of an arena that it has not judged by this rubric; what it abstained
-    from."""
-    name = judging.rater(settings)
-    before = store.read(arenas.judgements, number)
-    version = judge_runner.version_of(settings)
-    last = {j.comparison: j for j in before if j.rater == name}
-    cases = [
-        Case(m.comparison, m.prompt, m.a, m.b, last[m.comparison].round + 1 if m.comparison in last else 1)
-        for m in store.read(arenas.matches, number)
-        if not m.same and (m.comparison not in last or last[m.comparison].guideline != version)
-    ]
-    abstained: list[Abstention] = []
-    if not cases:
-        return abstained
-    with progress(f"arena {number}: {name}", len(cases)) as bar:
-        for result in judging.judge_pairs(
-            replace(settings, on_position_flip="tie"), cases, store, bar, store.judge_account(name)
-        ):
-            if isinstance(result, Abstention):
-                abstained.append(result)
-            else:
-                store.add_judgements([result])
-    return abstained
+def stop_arena(store: Store, number: int) -> Arena:
+    """Close an arena by hand with its current verdict."""
+    return store.submit_write(arenas.close, number, "stopped", leaderboard_row(store, number).people.verdict).result()
 
 
-def stop(store: Store, number: int) -> Arena:
-    """End an arena by hand, with the verdict that it has come to."""
-    return store.submit_write(arenas.end, number, "stopped", standing(store, number).people.verdict).result()
+def judge_arena(store: Store, settings: JudgeSettings, number: int) -> list[Abstention]:
+    """Ask the judge about every comparison that it has not judged by this rubric, and return its abstentions."""
+    pairs = [PairText(m.comparison, m.prompt, m.a, m.b) for m in store.read(arenas.list_matches, number) if not m.same]
+    judgements = store.read(arenas.list_judgements, number)
+    title = f"arena {number}: {judging.rater_name(settings)}"
+    return judge_runner.run_judge(store, replace(settings, on_position_flip="tie"), pairs, judgements, title)
 
 
-def revealed(store: Store, number: int) -> list[dict[str, Any]]:
-    """Every comparison with its answers, where they come from and what was said; nothing while the arena is open."""
-    found = store.read(arenas.arena, number)
-    if found.state == "open":
+def reveal_comparisons(store: Store, number: int) -> list[dict[str, Any]]:
+    """Return every comparison with answers, models and judgements; nothing while the arena is open."""
+    if store.read(arenas.get_arena, number).state == "open":
         return []
-    said: dict[str, list[Judgement]] = {}
-    for j in store.read(arenas.judgements, number):
-        said.setdefault(j.comparison, []).append(j)
-    return list(_told(found, store.read(arenas.matches, number), said))
+    judgements: dict[str, list[Judgement]] = {}
+    for j in store.read(arenas.list_judgements, number):
+        judgements.setdefault(j.comparison, []).append(j)
+    return [_reveal(match, judgements.get(match.comparison, [])) for match in store.read(arenas.list_matches, number)]
 
 
-def _told(found: Arena, matches: Sequence[Match], said: dict[str, list[Judgement]]) -> Iterator[dict[str, Any]]:
-    words = {1.0: "one", 0.5: "tie", 0.0: "other"}
-    for m in matches:
-        one, other = (m.a, m.b) if m.ours == "a" else (m.b, m.a)
-        verdicts = [
-            {
-                "rater": j.rater,
-                "kind": j.kind,
-                "for": words[evals.worth(j, m.ours)],
-                "strength": j.strength,
-                "comment": j.comment,
-            }
-            for j in said.get(m.comparison, [])
-        ]
-        yield {
-            "comparison": m.comparison,
-            "prompt": m.prompt,
-            "domain": m.domain,
-            "one": one,
-            "other": other,
-            "same": m.same,
-            "said": verdicts,
+def _reveal(match: Match, judgements: list[Judgement]) -> dict[str, Any]:
+    preferred = {1.0: "one", 0.5: "tie", 0.0: "other"}
+    one, other = (match.a, match.b) if match.ours == "a" else (match.b, match.a)
+    verdicts = [
+        {
+            "rater": j.rater,
+            "kind": j.kind,
+            "for": preferred[evals.outcome_value(j, match.ours)],
+            "strength": j.strength,
+            "comment": j.comment,
         }
-
-
-def disagreements(run: Path) -> list[dict[str, Any]]:
-    """Labelled pairs on which the reward model of the newest evaluation prefers the other answer, the surest first."""
-    found = [path for path, model in sources(run).values() if model == "policy"]
-    path = next((p for p in (path.parent / "disagreements.jsonl" for path in found) if p.is_file()), None)
-    return sorted(_rows(path) if path else [], key=lambda row: -row["confidence"])
-
-
-def as_json(found: Standing) -> dict[str, Any]:
-    """A standing for scripts."""
-    return asdict(found)
-
-
-def lines(found: Standing) -> str:
-    """A standing for the terminal."""
-    a = found.arena
-    shown = [
-        f"arena {a.number}: {a.one} against {a.other}, {a.state}{f', {a.verdict}' if a.verdict else ''}",
-        f"  prompts: {found.prompts}",
+        for j in judgements
     ]
-    shown.append(f"  waiting: {found.waiting}")
-    for name, r in {"people": found.people, **found.judges}.items():
-        shown += [f"  {name}: {sentence(r)}", f"    {r.wins} wins, {r.ties} ties, {r.losses} losses; {r.rule}"]
-        shown.append(f"    fixed n (Wilson) {_span(r.wilson)}, by prompts drawn again {_span(r.bootstrap)}")
-        if r.equal_length:
-            shown.append(f"    at equal length {r.equal_length.rate:.1%} {_span(r.equal_length.interval)}")
-        if r.true_rate:
-            shown.append(
-                f"    without raters' errors {r.true_rate.rate:.1%} {_span(r.true_rate.interval)} (a rater is right "
-                f"in {r.accuracy:.0%})"
-            )
-        if name in found.judge_agreement and found.judge_agreement[name][1]:
-            shown.append("    agrees with people on {:.1%} of {}".format(*found.judge_agreement[name]))
-    if found.agreement[1]:
-        shown.append(f"  raters agree on {found.agreement[0]:.1%} of {found.agreement[1]} pairs that two judged")
-    return "\n".join(shown)
-
-
-def sentence(record: Record) -> str:
-    """A record in one sentence."""
-    if not record.n:
-        return "nothing is judged yet"
-    known = f"preferred on {record.rate:.1%} of {record.n} prompts, {_span(record.anytime)} however often one looks"
-    if record.verdict != "UNDECIDED":
-        side = "above" if record.verdict == "PASS" else "below"
-        return f"{known}: {record.verdict}, {side} {record.threshold:.0%} since prompt {record.decided_at}"
-    return f"{known}: UNDECIDED at {record.threshold:.0%}; {hint(record)}"
-
-
-def hint(record: Record) -> str:
-    """About how many more prompts would decide."""
-    if not record.n:
-        return "nothing is judged yet"
-    return f"about {record.more:,} more would decide it" if record.more else "at this rate no number of prompts would"
-
-
-def _span(interval: tuple[float, float]) -> str:
-    return f"[{interval[0]:.1%}, {interval[1]:.1%}]"
+    return {
+        "comparison": match.comparison,
+        "prompt": match.prompt,
+        "domain": match.domain,
+        "one": one,
+        "other": other,
+        "same": match.same,
+        "said": verdicts,
+    }

@@ -1,4 +1,4 @@
-"""The command line: parse and call. Nothing heavy is imported before a command needs it."""
+"""The command `towpath`. Commands import what they need themselves, so that `towpath --help` starts fast."""
 
 import errno
 import json
@@ -12,6 +12,7 @@ import typer
 
 from towpath.cli.arena import arena_app
 from towpath.cli.label import label_app
+from towpath.cli.options import Force, Json, Run, Set, open_store
 from towpath.cli.people import people_app
 from towpath.terminal import print_output, print_status
 
@@ -37,46 +38,38 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
     """RLHF for teams, from data to an optimized policy."""
 
 
-Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the recipe; may be repeated")
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
-Force = Annotated[bool, typer.Option("--force", help="go on past closed gates and refused values")]
-
-
 INTERRUPTED = 130
-PLACES = {
+DISK_ERRORS = {
     errno.ENOSPC: ("a run writes checkpoints and weights", "free space and run the same command to resume"),
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EROFS), ("a run's folder must be one you may write to", "name another folder")
     ),
     errno.ENOTDIR: ("a run is a folder", "name another folder"),
 }
-"""What is said of a place on the disk that will not do."""
+"""Rule and fix for each operating system error of a path."""
 
 
 @app.command(epilog="Example: towpath new my-run --recipe quickstart")
 def new(
-    folder: Annotated[Path, typer.Argument(help="the folder to make", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="the folder to create", show_default=False)],
     recipe: Annotated[str, typer.Option(help="quickstart, tiny, or a path to a recipe")] = "quickstart",
 ) -> None:
-    """Make a run: a folder with recipe.toml and data/, nothing hidden."""
-    from towpath.cli import new as starting
+    """Create a run: a folder with recipe.toml and data/."""
+    from towpath.run.new_run import create_run
 
-    starting.new(folder, recipe)
+    create_run(folder, recipe)
     print_status(f"{folder}: recipe.toml and data/ are ready. Next: towpath check {folder}")
 
 
 @app.command(epilog="Example: towpath check my-run")
 def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = False) -> None:
-    """Preflight: data, template and EOS contract, learning rates, batch arithmetic, disk and memory."""
+    """Validate data, chat template and EOS, learning rates, batch sizes, disk and memory before a run."""
     from dataclasses import asdict
 
     from towpath import recipe
@@ -96,18 +89,15 @@ def check(run: Run, set_: Set = None, as_json: Json = False, force: Force = Fals
 
 @app.command(epilog="Example: towpath plan my-run --set budget.pairs=50000")
 def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
-    """What labels will take: people's hours, days and dollars, a judge's dollars, and what is spent."""
-    from towpath import recipe
-    from towpath.run import loading
+    """Estimate what labels cost: hours, days and dollars of people, dollars of a judge, and what is spent already."""
+    from towpath.run.loading import load_corpus
     from towpath.run.plan import as_json as plan_json
     from towpath.run.plan import plan_labels, plan_lines
-    from towpath.store import location
-    from towpath.store.store import Store
 
-    settings = recipe.load(run, set_)
-    with Store.open(location.ledger_location(run, settings.store.url)) as store:
-        found = plan_labels(settings, run, loading.load_corpus(settings, run), store)
-    print_output(json.dumps(plan_json(found), indent=1) if as_json else plan_lines(found))
+    settings, opened = open_store(run, set_)
+    with opened as store:
+        estimate = plan_labels(settings, run, load_corpus(settings, run), store)
+    print_output(json.dumps(plan_json(estimate), indent=1) if as_json else plan_lines(estimate))
 
 
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")
@@ -116,22 +106,21 @@ def run(
     set_: Set = None,
     force: Force = False,
     serve: Annotated[
-        bool | None, typer.Option(help="serve the rating page where the run waits for people; by default on a terminal")
+        bool | None, typer.Option(help="serve the rating page while the run waits for people; default: on a terminal")
     ] = None,
     redo: Annotated[
         list[str] | None,
-        typer.Option(metavar="STAGE", help="move a finished stage aside and run it again; may be repeated"),
+        typer.Option(metavar="STAGE", help="run a finished stage again, keeping the old result aside; may be repeated"),
     ] = None,
 ) -> None:
-    """Run every stage to the end; resumes where it stopped; where people must act it serves the rating page and goes
-    on."""
+    """Run or resume all stages; while the run waits for people it serves the rating page."""
     if serve if serve is not None else sys.stdin.isatty():
         from towpath import progress, recipe
-        from towpath.cli import serve as waiting
         from towpath.view.report import report
+        from towpath.web.run_and_serve import run_and_serve
 
         progress.quiet_libraries()
-        waiting.run(recipe.load(run, set_), run, set_ or [], print_status, force, redo or ())
+        run_and_serve(recipe.load(run, set_), run, set_ or [], print_status, force, redo or ())
         print_output(report.terminal(run))
         return
     _run(run, set_, force, redo=redo or ())
@@ -141,44 +130,41 @@ def run(
 def serve(
     run: Run,
     set_: Set = None,
-    host: Annotated[str, typer.Option(help="the address to listen at")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen at; 0 for any that is free")] = 8000,
-    team: Annotated[
-        bool, typer.Option("--team", help="accounts and invitations, for more than this machine's user")
-    ] = False,
+    host: Annotated[str, typer.Option(help="the address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on; 0 for any free port")] = 8000,
+    team: Annotated[bool, typer.Option("--team", help="accounts and invitations, for several people")] = False,
     name: Annotated[
-        list[str] | None, typer.Option(help="with --team: a name the pages are reached by; may be repeated")
+        list[str] | None, typer.Option(help="with --team: a host name of the server; may be repeated")
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(help="with --team: a TLS certificate; without one, a proxy on this machine has it")
+        Path | None,
+        typer.Option(help="with --team: a TLS certificate; without one, a proxy on this machine terminates TLS"),
     ] = None,
     key: Annotated[Path | None, typer.Option(help="the certificate's key")] = None,
     proxy: Annotated[
-        list[str] | None, typer.Option(help="with --team: the address of the proxy before this server; may be repeated")
+        list[str] | None, typer.Option(help="with --team: the address of a trusted proxy; may be repeated")
     ] = None,
 ) -> None:
-    """The pages in a browser: rate pairs, see figures, invite raters. Starts no stage."""
+    """Serve the web pages: rating, statistics, accounts, monitor, arena. Starts no stage."""
     from towpath import recipe
-    from towpath.store import location
-    from towpath.web import serving
+    from towpath.store.location import ledger_location
+    from towpath.web.server import NetworkOptions, serve_run
 
-    ledger = str(location.ledger_location(run, recipe.load(run, set_).store.url))
-    outside = serving.Outside(tuple(name or ()), certificate, key, tuple(proxy or ()))
-    serving.serve(run, ledger if "://" in ledger else None, host, port, team, print_status, outside, set_ or ())
+    ledger = str(ledger_location(run, recipe.load(run, set_).store.url))
+    network = NetworkOptions(tuple(name or ()), certificate, key, tuple(proxy or ()))
+    serve_run(run, ledger if "://" in ledger else None, host, port, team, print_status, network, set_ or ())
 
 
 @app.command(epilog="Example: towpath watch my-run")
 def watch(
     run: Run,
     set_: Set = None,
-    once: Annotated[
-        bool, typer.Option("--once", help="print one picture and end; so it does without a terminal")
-    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="print once and exit; the default without a terminal")] = False,
 ) -> None:
-    """The run in the terminal as it goes on: headline, curves, findings, turns of knobs, samples. Ctrl-C ends."""
-    from towpath.view.live import terminal
+    """Follow a run in the terminal: headline metrics, curves, findings, interventions, samples. Ctrl-C exits."""
+    from towpath.view.live.terminal import show_run
 
-    terminal.watch(run, set_ or [], once)
+    show_run(run, set_ or [], once)
 
 
 @app.command(epilog="Example: towpath stage sft my-run")
@@ -188,23 +174,23 @@ def stage(
     set_: Set = None,
     force: Force = False,
 ) -> None:
-    """Run one stage alone."""
+    """Run a single stage."""
     _run(run, set_, force, name)
 
 
-def _run(folder: Path, assignments: list[str] | None, force: bool, only: str = "", redo: Sequence[str] = ()) -> None:
+def _run(folder: Path, overrides: list[str] | None, force: bool, only: str = "", redo: Sequence[str] = ()) -> None:
     from towpath import progress, recipe
     from towpath.run import pipeline
     from towpath.view.report import report
 
     progress.quiet_libraries()
-    pipeline.run(recipe.load(folder, assignments), folder, print_status, only, force, redo, report.write)
+    pipeline.run(recipe.load(folder, overrides), folder, print_status, only, force, redo, report.write)
     print_output(report.terminal(folder))
 
 
 @app.command(epilog="Example: towpath status my-run --json")
 def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
-    """Stages, gates, findings, and what the run waits for."""
+    """Show stages, gates, findings, and what the run waits for."""
     from dataclasses import asdict
 
     from towpath import recipe
@@ -220,13 +206,13 @@ def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
 
 @app.command(epilog="Example: towpath report my-run")
 def report(run: Run, set_: Set = None, as_json: Json = False) -> None:
-    """Write reports/report.html and reports/summary.json anew."""
+    """Write reports/report.html and reports/summary.json."""
     from towpath import recipe
     from towpath.run.status import run_verdicts
-    from towpath.view.report import report as reporting
+    from towpath.view.report.report import write
 
     settings = recipe.load(run, set_)
-    path = reporting.write(run, run_verdicts(settings, run), settings.name)
+    path = write(run, run_verdicts(settings, run), settings.name)
     print_output((path.parent / "summary.json").read_text() if as_json else path)
 
 
@@ -234,16 +220,16 @@ def report(run: Run, set_: Set = None, as_json: Json = False) -> None:
 def doctor(
     path: Annotated[Path, typer.Argument(help="a run's folder, or the log of another trainer", show_default=False)],
     map_: Annotated[
-        list[str] | None, typer.Option("--map", metavar="THEIRS=OURS", help="what a column is; may be repeated")
+        list[str] | None,
+        typer.Option("--map", metavar="THEIRS=OURS", help="the metric that a column holds; may be repeated"),
     ] = None,
     fact: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="a setting the log does not tell; may be repeated")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="a setting that the log lacks; may be repeated")
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page with the curves too")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write an HTML page with curves")] = None,
     as_json: Json = False,
 ) -> None:
-    """What went wrong with a run and what to do; reads logs of other trainers too. Exit status 0 clean, 1 warnings,
-    2 critical."""
+    """Diagnose a run or another trainer's log, with causes and fixes. Exit code: 0 clean, 1 warnings, 2 critical."""
     import shutil
 
     from towpath.view import doctor as examining
@@ -263,11 +249,11 @@ def export(
     to: Annotated[Path, typer.Option(help="the folder to write", show_default=False)],
     set_: Set = None,
     adapter: Annotated[
-        bool, typer.Option("--adapter", help="the LoRA adapter alone, for peft, beside the tuned model it belongs to")
+        bool, typer.Option("--adapter", help="only the LoRA adapter, for peft, with the tuned model it belongs to")
     ] = False,
-    verify: Annotated[bool, typer.Option(help="generate with plain transformers and compare with the run")] = True,
+    verify: Annotated[bool, typer.Option(help="generate with transformers and compare with the run")] = True,
 ) -> None:
-    """Write the policy as a folder that plain transformers (or peft) loads, with a model card."""
+    """Export the policy as a folder for transformers (or peft), with a model card."""
     from towpath import progress
 
     progress.quiet_libraries()
@@ -283,7 +269,7 @@ def export(
 def explain(
     key: Annotated[str, typer.Argument(help="a recipe key, or part of one")] = "", as_json: Json = False
 ) -> None:
-    """What a recipe key means, its default, its usual range, and why."""
+    """Explain a recipe key: meaning, default, usual range and reason."""
     from towpath import recipe
 
     found = recipe.explained(key)
@@ -297,7 +283,7 @@ def explain(
 
 
 def main() -> None:
-    """The command `towpath`: errors as value, rule, fix; exit status non-zero on failure."""
+    """Run the command `towpath`; errors print value, rule and fix, and the exit code is non-zero on failure."""
     from towpath.errors import TowpathError, Waiting
 
     try:
@@ -312,29 +298,29 @@ def main() -> None:
     except (KeyboardInterrupt, EOFError):
         print_status("stopped; completed work is saved. Run the same command to resume.")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # whoever read the output has closed it
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:  # process boundary
-        sys.exit(_failed(error))
+        sys.exit(_report_error(error))
 
 
-def _failed(error: Exception) -> int:
-    """Say what is neither an error of ours that names its fix nor an interruption; the exit status."""
+def _report_error(error: Exception) -> int:
+    """Print a usage error, an operating system error or a bug, and return the exit code."""
     show = getattr(error, "show", None)  # typer's own usage errors
     if show or type(error).__name__ == "Abort":
         if show:
             show()
         return getattr(error, "exit_code", INTERRUPTED)
-    if isinstance(error, OSError) and error.errno in PLACES:
-        rule, fix = PLACES[error.errno]
-        said = "no space left" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
-        print_status(f"error: {error.filename or 'disk'}: {said}\n  rule: {rule}\n  fix:  {fix}")
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        rule, fix = DISK_ERRORS[error.errno]
+        reason = "no space left" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
+        print_status(f"error: {error.filename or 'disk'}: {reason}\n  rule: {rule}\n  fix:  {fix}")
         return 1
     from towpath.cli import crash
 
-    said, code = crash.lines(error, sys.argv)
-    print_status(said)
+    message, code = crash.describe_crash(error, sys.argv)
+    print_status(message)
     return code
 
 

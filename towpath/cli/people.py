@@ -1,59 +1,47 @@
-"""`towpath people …`: accounts from the shell. Parse and call."""
+"""`towpath people`: accounts on the command line."""
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from towpath.cli.options import Json, Run, Set, open_store
 from towpath.terminal import print_output, print_status
 
 if TYPE_CHECKING:
     from towpath.store.store import Store
 
-people_app = typer.Typer(no_args_is_help=True, help="The accounts of a team's pages.")
+people_app = typer.Typer(no_args_is_help=True, help="The accounts of a team server.")
 
-Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay a value over the recipe; may be repeated")
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
 BY = "towpath people"
-"""Who acts, in the audit log: whoever has the run's folder or its database."""
-
-
-def _opened(run: Path, set_: list[str] | None) -> "Store":
-    from towpath import recipe
-    from towpath.store import location
-    from towpath.store.store import Store
-
-    return Store.open(location.ledger_location(run, recipe.load(run, set_).store.url))
+"""The actor in the audit log: anyone with access to the run's folder or database."""
 
 
 @people_app.command("list", epilog="Example: towpath people list my-run")
 def people_list(run: Run, set_: Set = None, as_json: Json = False) -> None:
-    """Accounts with their roles, open sessions, and when they were last used."""
+    """List accounts with role, open sessions and last use."""
     from datetime import UTC, datetime
     from time import time
 
     from towpath.store import people, sessions
 
-    with _opened(run, set_) as store:
-        known = store.read(people.accounts)
-        open_ = store.read(sessions.counts, time())
+    _, opened = open_store(run, set_)
+    with opened as store:
+        accounts = store.read(people.list_accounts)
+        open_sessions = store.read(sessions.open_sessions, time())
     rows = []
-    for one in known:
-        count, seen = open_.get(one.name, (0, 0.0))
-        last = datetime.fromtimestamp(seen, UTC).isoformat(timespec="minutes") if count else ""
+    for account in accounts:
+        count, last_used = open_sessions.get(account.name, (0, 0.0))
+        last = datetime.fromtimestamp(last_used, UTC).isoformat(timespec="minutes") if count else ""
         rows.append(
             {
-                "name": one.name,
-                "role": one.role,
-                "active": one.active,
+                "name": account.name,
+                "role": account.role,
+                "active": account.active,
                 "sessions": count,
                 "last_used": last,
-                "made": one.at,
+                "made": account.at,
             }
         )
     if as_json:
@@ -63,7 +51,7 @@ def people_list(run: Run, set_: Set = None, as_json: Json = False) -> None:
         used = f"{row['sessions']} sessions, last used {row['last_used']}" if row["sessions"] else "not signed in"
         print_output(f"{row['name']}: {row['role']}{'' if row['active'] else ', closed'}; {used}")
     if not rows:
-        print_output("no accounts; `towpath serve RUN --team` prints a link that makes the owner's")
+        print_output("no accounts; `towpath serve RUN --team` prints a link that creates the owner's account")
 
 
 @people_app.command("reset", epilog="Example: towpath people reset my-run olga --url https://rate.example.org")
@@ -71,38 +59,37 @@ def people_reset(
     run: Run,
     name: Annotated[str, typer.Argument(help="the account", show_default=False)],
     set_: Set = None,
-    url: Annotated[str, typer.Option(help="where the pages are reached, for the link")] = "http://127.0.0.1:8000",
-    ask: Annotated[
-        bool, typer.Option("--ask", help="ask for the new password here instead of printing a link")
-    ] = False,
+    url: Annotated[str, typer.Option(help="the server's URL, for the link")] = "http://127.0.0.1:8000",
+    ask: Annotated[bool, typer.Option("--ask", help="prompt for the new password instead of printing a link")] = False,
 ) -> None:
-    """Let someone set their password anew: print a link that is good once, for a day; or ask for the password here."""
+    """Reset a password: print a one-time link valid for a day, or prompt for the new password."""
     from time import time
 
     from towpath.store import people
 
-    with _opened(run, set_) as store:
+    _, opened = open_store(run, set_)
+    with opened as store:
         if not ask:
-            token = store.submit_write(people.offer_reset, name, BY, time()).result()
+            token = store.submit_write(people.create_reset, name, BY, time()).result()
             print_output(f"{url.rstrip('/')}/reset/{token}")
             return
-        _require_known(store, name)
-        store.submit_write(people.set_password, name, _asked(name), BY, "reset password").result()
-    print_status(f"{name}: the password is changed, and every browser signed out")
+        _require_account(store, name)
+        store.submit_write(people.set_password, name, _prompt_password(name), BY, "reset password").result()
+    print_status(f"{name}: password changed, all sessions ended")
 
 
-def _require_known(store: "Store", name: str) -> None:
+def _require_account(store: "Store", name: str) -> None:
     from towpath.errors import DataError
     from towpath.store import people
 
-    if store.read(people.account, name) is None:
+    if store.read(people.get_account, name) is None:
         raise DataError(
-            f"{name}: no such account", "an account that is changed exists", "see `towpath people list RUN`"
+            f"{name}: no such account", "only existing accounts can be changed", "see `towpath people list RUN`"
         )
 
 
-def _asked(name: str) -> str:
-    """The hash of a password that is typed twice on a terminal, or read from a pipe."""
+def _prompt_password(name: str) -> str:
+    """Prompt twice on a terminal, or read from a pipe, and return the password's hash."""
     from getpass import getpass
 
     from towpath.errors import DataError
@@ -120,29 +107,30 @@ def _asked(name: str) -> str:
 def people_audit(
     run: Run,
     set_: Set = None,
-    account: Annotated[str, typer.Option(help="only what this account did")] = "",
+    account: Annotated[str, typer.Option(help="only actions of this account")] = "",
     action: Annotated[str, typer.Option(help="only this action, such as `sign in failed`")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many rows at most, the newest")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="maximum number of rows")] = 100,
     as_json: Json = False,
 ) -> None:
-    """Who changed what on the pages, the newest last."""
+    """Show the audit log, newest last."""
     from dataclasses import asdict
 
     from towpath.store import audit
 
-    with _opened(run, set_) as store:
-        rows = store.read(audit.entries, account, action, 0, limit)
+    _, opened = open_store(run, set_)
+    with opened as store:
+        rows = store.read(audit.list_entries, account, action, 0, limit)
     for row in reversed(rows):
         if as_json:
             print_output(json.dumps(asdict(row), ensure_ascii=False))
             continue
         print_output(
             f"{row.at}  {row.account}  "
-            f"{row.action}{f' {row.object}' if row.object else ''}{_change(row.before, row.after)}"
+            f"{row.action}{f' {row.object}' if row.object else ''}{_format_change(row.before, row.after)}"
         )
 
 
-def _change(before: dict[str, object], after: dict[str, object]) -> str:
+def _format_change(before: dict[str, object], after: dict[str, object]) -> str:
     parts = [
         f"{name} {before[name]!r} → {after.get(name)!r}" if name in before else f"{name} {after[name]!r}"
         for name in {**before, **after}

@@ -8,7 +8,7 @@ import numpy as np
 
 from towpath.errors import RecipeError
 from towpath.rewards import sources
-from towpath.rewards.calling import NAMES
+from towpath.rewards.call_adapter import RESERVED_NAMES
 
 Reward = Callable[..., Sequence[float]]
 Rewards = Reward | str | Mapping[str, Any] | Sequence[Reward | str | Mapping[str, Any]]
@@ -44,7 +44,7 @@ def columns(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
                 "every row has the same columns, so that a reward function gets a value for each prompt",
                 "give every row the column, None where unknown",
             )
-        reserved = sorted(others.keys() & set(NAMES))
+        reserved = sorted(others.keys() & set(RESERVED_NAMES))
         if reserved:
             rule = "reward functions get prompts and completions under these names"
             raise RecipeError(f"prompts[{number}] has a column {reserved[0]!r}", rule, "give the column another name")
@@ -88,7 +88,7 @@ def rewards(reward: Rewards, columns: Collection[str] = ()) -> list[dict[str, An
             fix = "give a function, rule:NAME, python:MODULE:FUNCTION or an address; or run the pipeline"
             raise RecipeError("reward = 'model'", rule, fix)
         if not isinstance(source, str):
-            source = sources.given(source, name, columns)
+            source = sources.register_function(source, name, columns)
         rows.append(row | {"source": source})
     return rows
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from towpath import algos
 from towpath.algos import data_of
-from towpath.data import sources, summary
+from towpath.data import corpus_reader, data_summary
 from towpath.data.corpus import Corpus, digest
-from towpath.data.summary import DataSummary
-from towpath.evals.evaluator import evaluator
-from towpath.feedback import simulated
+from towpath.data.data_summary import DataSummary
+from towpath.evals.evaluator import find_evaluator
+from towpath.feedback import simulated_rater
 from towpath.models import content
 from towpath.recipe import Recipe
 from towpath.records import Finding, finding_of
@@ -72,7 +72,7 @@ class _Planner:
         self.values = recipe.model_dump(mode="json")
         self.engine = {} if recipe.engine.type == "local" else {"engine": recipe.engine.type}
         # Another rubric is another evaluation judge.
-        self.judge = {"rubric": simulated.GUIDELINE if evaluator(corpus) else None}
+        self.judge = {"rubric": simulated_rater.GUIDELINE if find_evaluator(corpus) else None}
         self.stages: dict[str, PlannedStage] = {}
 
     def plan(self) -> list[PlannedStage]:
@@ -157,7 +157,7 @@ class _Planner:
         config: dict[str, Any] = {"raters": cfg.raters, "aggregate": cfg.aggregate, "overlap": cfg.overlap}
         if cfg.raters == "simulated":
             noise = {"noise": cfg.noise, "tie_margin": cfg.tie_margin, "both_bad": cfg.both_bad}
-            return config | noise | {"rubric": simulated.GUIDELINE}
+            return config | noise | {"rubric": simulated_rater.GUIDELINE}
         if cfg.raters == "recorded":
             return config | self._recorded_config()
         own = tuple(self.stages[name].fingerprint[:6] for name in samples)
@@ -172,9 +172,9 @@ class _Planner:
 
     def _recorded_config(self) -> dict[str, Any]:
         recipe = self.recipe
-        files = sources.matched(self.run, "data.preferences", recipe.data.preferences)
+        files = corpus_reader.match_files(self.run, "data.preferences", recipe.data.preferences)
         return {
-            "files": summary.file_hashes(self.run, files, trust=isinstance(self.corpus, DataSummary)),
+            "files": data_summary.file_hashes(self.run, files, trust=isinstance(self.corpus, DataSummary)),
             "prompts": self.corpus.digests.preferences,
             # Rows are truncated by the model's tokens.
             "prompt_tokens": recipe.data.max_prompt_tokens,

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from towpath.data.chat import Chat
-from towpath.data.checks import named
+from towpath.data.checks import first_names
 from towpath.data.corpus import Corpus
-from towpath.data.rendering import TemplateRaised
+from towpath.data.template_renderer import TemplateRaised
 from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
 from towpath.recipe import Recipe
@@ -93,7 +93,9 @@ def check_template(chat: Chat, corpus: Corpus, size: Size | None = None) -> list
     findings += _check_special_tokens(chat) + _check_rendering(chat, corpus) + _check_saving(chat)
     rows = [row.id for row in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(row.prompt)]
     if rows:
-        evidence = f"{len(rows)} rows hold special tokens such as {tokenizer.eos_token} in their text: {named(rows)}"
+        evidence = (
+            f"{len(rows)} rows hold special tokens such as {tokenizer.eos_token} in their text: {first_names(rows)}"
+        )
         cause = "they are read as ordinary characters; perhaps a template was applied already"
         findings.append(_template(evidence, cause, "give the bare text"))
     return findings
@@ -135,7 +137,7 @@ def _check_rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
     if different:
         evidence = (
             f"{len(different)} of {len(rows)} prompts are other tokens here than by apply_chat_template: "
-            f"{named(different)}"
+            f"{first_names(different)}"
         )
         cause = "a model is trained on the tokens it is later prompted with"
         fix = "use model.template = 'chatml', or a template that writes the user's text unchanged"
@@ -203,7 +205,7 @@ def _check_boundary(chat: Chat, corpus: Corpus) -> list[Finding]:
         return []
     evidence = (
         f"{len(different)} of {len(rows)} conversations are other tokens as a whole than as prompt and answer: "
-        f"{named(different)}"
+        f"{first_names(different)}"
     )
     cause = (
         "a token crosses the end of the prompt; in every stage the prompt keeps its own tokens and the answer follows "

@@ -15,7 +15,7 @@ from typing import Any
 
 from towpath import interrupt
 from towpath.data.corpus import Corpus
-from towpath.data.refused import FILE
+from towpath.data.refused_rows import FILE
 from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.models import content
 from towpath.progress import print_note, progress

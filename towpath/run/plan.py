@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from towpath.data.sources import Corpus
-from towpath.feedback import agreement, budget, calibration, judge_runner, judging
-from towpath.feedback.budget import Ceiling, Prices, Trust, Wanted
-from towpath.feedback.pair_text import Case
-from towpath.feedback.raters import PEOPLE
+from towpath.data.corpus_reader import Corpus
+from towpath.feedback import agreement, calibration, judge_runner, judging, label_budget
+from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
+from towpath.feedback.pair_text import PairText
+from towpath.feedback.rater_quality import PEOPLE
 from towpath.recipe import Recipe
 from towpath.records import Judgement
 from towpath.store import spending
@@ -34,12 +34,12 @@ class LabelPlan:
     seconds: float
     measured: int
     """Judgements of people that `seconds` was measured on; 0 where it is assumed."""
-    plan: budget.Plan
-    costs: budget.Spent
-    burn_down: tuple[budget.Day, ...]
+    plan: label_budget.LabelPlan
+    costs: label_budget.LabelCost
+    burn_down: tuple[label_budget.BurnDownDay, ...]
     stopped: str | None
-    best: budget.Split | None
-    trust: Trust
+    best: label_budget.BudgetSplit | None
+    trust: RaterAccuracy
     trust_measured: tuple[bool, bool]
 
 
@@ -49,29 +49,29 @@ def plan_labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> Labe
     limits = recipe.budget
     judgements = store.judgements()
     by_people = [j for j in judgements if j.kind == "person"]
-    seconds = budget.seconds_per_pair(by_people, limits.seconds)
+    seconds = label_budget.seconds_per_pair(by_people, limits.seconds)
     pairs = limits.pairs or max_comparisons(recipe, corpus)
     has_judge = cfg.raters in ("judge", "blend")
     judge_price = _judge_price(recipe, run, corpus, store) if has_judge or recipe.judge.base_url else 0.0
     prices = Prices(seconds, limits.wage, judge_price if has_judge else 0.0)
     human_share = {"people": 1.0, "blend": cfg.human_share}.get(cfg.raters, 0.0)
-    ceiling = Ceiling(limits.dollars or math.inf, limits.hours or math.inf)
+    ceiling = SpendingLimit(limits.dollars or math.inf, limits.hours or math.inf)
     overlap = cfg.overlap if human_share else 0.0
-    wanted = Wanted(pairs, human_share, overlap, float(has_judge), limits.raters, limits.hours_a_day)
-    planned = budget.plan(wanted, prices, ceiling)
+    wanted = LabelRequest(pairs, human_share, overlap, float(has_judge), limits.raters, limits.hours_a_day)
+    planned = label_budget.plan_labels(wanted, prices, ceiling)
     costs = _costs(by_people, store, prices)
     trust, trust_measured = _trust(recipe, judgements)
     best = None
     if limits.dollars and recipe.judge.base_url:
-        best = budget.best_split(pairs, limits.dollars, trust, replace(prices, judge=judge_price))
+        best = label_budget.best_split(pairs, limits.dollars, trust, replace(prices, judge=judge_price))
     return LabelPlan(
         pairs=pairs,
         seconds=seconds,
         measured=sum(j.milliseconds is not None for j in by_people),
         plan=planned,
         costs=costs,
-        burn_down=tuple(budget.burn_down(by_people, planned, prices)),
-        stopped=budget.stopped(costs, ceiling, prices),
+        burn_down=tuple(label_budget.burn_down(by_people, planned, prices)),
+        stopped=label_budget.stop_reason(costs, ceiling, prices),
         best=best,
         trust=trust,
         trust_measured=trust_measured,
@@ -85,10 +85,10 @@ def max_comparisons(recipe: Recipe, corpus: Corpus) -> int:
     return round(prompts * (math.comb(cfg.completions, 2) + cfg.base_share)) * recipe.rounds
 
 
-def _costs(by_people: Sequence[Judgement], store: Store, prices: Prices) -> budget.Spent:
+def _costs(by_people: Sequence[Judgement], store: Store, prices: Prices) -> label_budget.LabelCost:
     """Hours of people, and the cost of all calls of a judge, with or without a judgement."""
-    people = budget.spent(by_people, prices)
-    dollars = store.read(spending.totals)
+    people = label_budget.label_cost(by_people, prices)
+    dollars = store.read(spending.total_dollars)
     return replace(people, dollars=people.dollars + dollars, judge_dollars=dollars)
 
 
@@ -101,22 +101,22 @@ def _judge_price(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> flo
     answers = [c.text for c in list(store.completions().values())[:200]] or [typical]
     prompts = [p.prompt for p in corpus.train[:200]] or [typical]
     cases = [
-        Case(str(i), prompts[i % len(prompts)], answers[i % len(answers)], answers[(i + 1) % len(answers)])
+        PairText(str(i), prompts[i % len(prompts)], answers[i % len(answers)], answers[(i + 1) % len(answers)])
         for i in range(PRICED_PAIRS)
     ]
-    return judging.estimate(judge_runner.settings_of(recipe.judge, run), cases).dollars / len(cases)
+    return judging.estimate_cost(judge_runner.judge_settings(recipe.judge, run), cases).dollars / len(cases)
 
 
-def _trust(recipe: Recipe, judgements: list[Judgement]) -> tuple[Trust, tuple[bool, bool]]:
+def _trust(recipe: Recipe, judgements: list[Judgement]) -> tuple[RaterAccuracy, tuple[bool, bool]]:
     """The accuracy of people and of the judge, and whether each was measured."""
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in PEOPLE])
     is_person_measured = n >= MIN_JUDGEMENTS
-    person = min(max(agreement.ceiling(rate), 0.55), 0.99) if is_person_measured else PERSON_ACCURACY
-    audit = calibration.audited(judgements, f"judge:{recipe.judge.model}") if recipe.judge.model else []
+    person = min(max(agreement.accuracy_ceiling(rate), 0.55), 0.99) if is_person_measured else PERSON_ACCURACY
+    audit = calibration.audit_rows(judgements, f"judge:{recipe.judge.model}") if recipe.judge.model else []
     if len(audit) < MIN_JUDGEMENTS:
-        return Trust(person, JUDGE_ACCURACY), (is_person_measured, False)
+        return RaterAccuracy(person, JUDGE_ACCURACY), (is_person_measured, False)
     calibrated = calibration.calibrate(audit)
-    return Trust(person, [calibrated.chance(row.certainty) for row in audit]), (is_person_measured, True)
+    return RaterAccuracy(person, [calibrated.chance(row.certainty) for row in audit]), (is_person_measured, True)
 
 
 def plan_lines(plan: LabelPlan) -> str:
@@ -139,7 +139,7 @@ def plan_lines(plan: LabelPlan) -> str:
     return "\n".join(lines)
 
 
-def _split_lines(best: budget.Split, trust_measured: tuple[bool, bool]) -> list[str]:
+def _split_lines(best: label_budget.BudgetSplit, trust_measured: tuple[bool, bool]) -> list[str]:
     shares = f"judge {'all' if best.judged else 'none'}, people {best.people:.0%}, of those twice {best.overlap:.0%}"
     costs = f"${best.dollars:,.0f}, {best.hours:,.0f} hours"
     lines = [f"best split for the money: {shares}: {best.error:.1%} wrong labels expected for {costs}"]

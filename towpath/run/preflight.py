@@ -11,10 +11,10 @@ from pathlib import Path
 from towpath.algos import data_of
 from towpath.data import checks
 from towpath.data.chat import Chat
-from towpath.data.checks import named
+from towpath.data.checks import first_names
 from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError, TowpathError
-from towpath.evals.evaluator import INSTEAD, NO_JUDGE, NO_JUDGE_CODE, WHY, evaluator
+from towpath.evals.evaluator import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON, find_evaluator
 from towpath.feedback import judge_runner, rules
 from towpath.models.cpu import build
 from towpath.models.memory import memory_available
@@ -70,7 +70,7 @@ def check(
         *_check_rates(recipe, force),
         *_check_batches(recipe, corpus),
         *_check_evidence(recipe, corpus),
-        *checks.check(recipe, run, corpus, chat, size.context),
+        *checks.check_data(recipe, run, corpus, chat, size.context),
         *_check_decoding(recipe),
         *_check_domains(recipe, corpus),
         *check_engine(recipe),
@@ -112,10 +112,10 @@ def lines(findings: Sequence[Finding]) -> str:
 
 def _check_judge(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
     """Whether an evaluation judge fits the data, and whether simulated labels mean anything here."""
-    if evaluator(corpus) is not None:
+    if find_evaluator(corpus) is not None:
         return
     evidence = f"{NO_JUDGE}: the gates sft and evaluate will be UNDECIDED, and stop nothing"
-    yield Finding(NO_JUDGE_CODE, "warning", evidence, WHY, INSTEAD)
+    yield Finding(NO_JUDGE_CODE, "warning", evidence, NO_JUDGE_REASON, NO_JUDGE_FIX)
     if recipe.preferences.raters == "simulated":
         evidence = "preferences.raters = 'simulated' labels this data by the bundled recipes' rubric"
         cause = "such labels say nothing about what people prefer here"
@@ -230,9 +230,9 @@ def _check_raters(recipe: Recipe, run: Path) -> Iterator[Finding]:
         yield Finding("raters", "error", evidence, "the audit is part of what people see", fix)
     try:
         if cfg.raters in ("judge", "blend"):
-            judge_runner.settings_of(recipe.judge, run)
+            judge_runner.judge_settings(recipe.judge, run)
             for name, text in cfg.rules.items():
-                rules.load(text, name, run)
+                rules.load_rule(text, name, run)
     except TowpathError as error:
         yield Finding("raters", "error", error.value, error.rule, error.fix)
 
@@ -290,9 +290,9 @@ def _check_rewards(policy: Policy, columns: Collection[str]) -> Iterator[Finding
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in rewards.sources:
         if source.source != "model":
-            sources.named(source.source, columns=columns)
+            sources.load_source(source.source, columns=columns)
     for source in rewards.watch:
-        sources.named(source, "watch", columns)
+        sources.load_source(source, "watch", columns)
 
 
 def _check_batches(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
@@ -356,8 +356,8 @@ def _check_domains(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
     ):
         unknown = sorted(set(weights) - domains)
         if unknown:
-            fix = f"domains are {named(sorted(domains))}"
-            yield Finding("domains", "warning", f"{key} weighs {named(unknown)}", "no row is of that domain", fix)
+            fix = f"domains are {first_names(sorted(domains))}"
+            yield Finding("domains", "warning", f"{key} weighs {first_names(unknown)}", "no row is of that domain", fix)
 
 
 def _check_decoding(recipe: Recipe) -> Iterator[Finding]:

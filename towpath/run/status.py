@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import TowpathError
-from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
+from towpath.evals.evaluator import NO_JUDGE_CODE, find_evaluator
 from towpath.recipe import Recipe
 from towpath.records import Verdict
 from towpath.run import gates
@@ -54,7 +54,7 @@ def read_status(recipe: Recipe, folder: Path) -> RunStatus:
             }
         )
     waiting = any(row["state"] == "waiting" for row in rows)
-    return RunStatus(rows, current.waiting_for if waiting else "", list(current.findings), evaluator(data))
+    return RunStatus(rows, current.waiting_for if waiting else "", list(current.findings), find_evaluator(data))
 
 
 def _next_state(stage: PlannedStage, current: Current, running: bool) -> str:

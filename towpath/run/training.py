@@ -9,7 +9,7 @@ from typing import Any
 
 from towpath import interrupt
 from towpath.algos import data_of
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError
 from towpath.models import base, content
 from towpath.recipe import SUITED, Decoding, Recipe

@@ -6,7 +6,7 @@ from typing import Any
 from towpath.records import Comparison, Completion, Finding
 from towpath.stages.job import Job
 from towpath.store import jsonl, manifest
-from towpath.store.rating import Task
+from towpath.store.task_queue import Task
 
 CODES = ("reward-hacking", "length-hacking")
 MOST = 20

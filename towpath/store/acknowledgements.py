@@ -6,7 +6,7 @@ from towpath.errors import DataError
 from towpath.store import ledger, people, schema, tallies
 
 
-def acknowledged(connection: Connection, rater: str, version: int) -> bool:
+def is_acknowledged(connection: Connection, rater: str, version: int) -> bool:
     """Whether a rater has confirmed a version; version 0, no guidelines, needs none."""
     table = schema.acknowledgements
     query = select(func.count()).select_from(table).where(table.c.rater == rater, table.c.version == version)
@@ -15,14 +15,16 @@ def acknowledged(connection: Connection, rater: str, version: int) -> bool:
 
 def acknowledge(connection: Connection, rater: str, version: int) -> None:
     """A rater has read a version."""
-    if version == 0 or people.guideline(connection, version).version != version:
+    if version == 0 or people.get_guideline(connection, version).version != version:
         raise DataError(
             f"version {version}", "guidelines are confirmed by a version that exists", "load the page again"
         )
-    ledger.upsert(connection, schema.acknowledgements, [{"rater": rater, "version": version, "at": tallies.now()}])
+    ledger.upsert(
+        connection, schema.acknowledgements, [{"rater": rater, "version": version, "at": tallies.timestamp()}]
+    )
 
 
-def first_time(connection: Connection, rater: str) -> bool:
+def never_acknowledged(connection: Connection, rater: str) -> bool:
     """Whether a rater has confirmed no version yet."""
     table = schema.acknowledgements
     return not connection.scalar(select(func.count()).select_from(table).where(table.c.rater == rater))

@@ -13,9 +13,9 @@ from sqlalchemy import Connection, select
 
 from towpath.errors import DataError
 from towpath.records import Comparison, Completion, Judgement, Prompt
-from towpath.store import rating, schema, tallies
+from towpath.store import schema, tallies, task_queue
 
-State = Literal["open", "decided", "stopped"]
+ArenaState = Literal["open", "decided", "stopped"]
 REASON = "arena"
 PRIORITY = 5
 BLOCK = 500
@@ -30,7 +30,7 @@ class Arena:
     one: str
     other: str
     threshold: float
-    state: State
+    state: ArenaState
     verdict: str
     by: str
     at: str
@@ -38,7 +38,7 @@ class Arena:
 
 
 @dataclass(frozen=True, slots=True)
-class Entrant:
+class MatchInput:
     """A prompt with its two answers; `ours` is the side on which the first source's answer lies, `seats` how many
     raters are wanted."""
 
@@ -65,8 +65,8 @@ class Match:
     seats: int
 
 
-def begin(
-    connection: Connection, one: str, other: str, threshold: float, by: str, entrants: Sequence[Entrant]
+def create(
+    connection: Connection, one: str, other: str, threshold: float, by: str, entrants: Sequence[MatchInput]
 ) -> Arena:
     """A new arena with its comparisons in the queue, in the order given."""
     row = {
@@ -76,7 +76,7 @@ def begin(
         "state": "open",
         "verdict": "",
         "by": by,
-        "at": tallies.now(),
+        "at": tallies.timestamp(),
         "ended": "",
     }
     made = connection.execute(schema.arenas.insert().returning(schema.arenas.c.number), row)
@@ -107,22 +107,22 @@ def begin(
         same = entrant.a.strip() == entrant.b.strip()
         matches.append({"comparison": name, "arena": number, "place": place, "ours": entrant.ours, "same": int(same)})
         if not same:
-            tasks.append(rating.Task(name, queue_of(number), REASON, 1.0, entrant.seats, PRIORITY))
+            tasks.append(task_queue.Task(name, queue_name(number), REASON, 1.0, entrant.seats, PRIORITY))
     connection.execute(
         schema.completions.insert(), [asdict(c) | {"token_ids": [], "logprobs": []} for c in completions]
     )
     connection.execute(schema.comparisons.insert(), [asdict(c) for c in comparisons])
     connection.execute(schema.matches.insert(), matches)
-    rating.add_tasks(connection, tasks)
-    return arena(connection, number)
+    task_queue.add_tasks(connection, tasks)
+    return get_arena(connection, number)
 
 
-def queue_of(number: int) -> str:
+def queue_name(number: int) -> str:
     """The queue in which an arena's comparisons wait: one of its own, which the owner can hold back."""
     return f"arena {number}"
 
 
-def arenas(connection: Connection) -> list[Arena]:
+def list_arenas(connection: Connection) -> list[Arena]:
     """All arenas, the newest first."""
     return [
         Arena(**dict(row))
@@ -130,7 +130,7 @@ def arenas(connection: Connection) -> list[Arena]:
     ]
 
 
-def arena(connection: Connection, number: int) -> Arena:
+def get_arena(connection: Connection, number: int) -> Arena:
     """One arena by its number."""
     row = connection.execute(select(schema.arenas).where(schema.arenas.c.number == number)).mappings().one_or_none()
     if row is None:
@@ -140,7 +140,7 @@ def arena(connection: Connection, number: int) -> Arena:
     return Arena(**dict(row))
 
 
-def matches(connection: Connection, number: int) -> list[Match]:
+def list_matches(connection: Connection, number: int) -> list[Match]:
     """The comparisons of an arena in their order."""
     table = schema.matches
     comparisons = schema.comparisons
@@ -169,7 +169,7 @@ def matches(connection: Connection, number: int) -> list[Match]:
     ]
 
 
-def judgements(connection: Connection, number: int) -> list[Judgement]:
+def list_judgements(connection: Connection, number: int) -> list[Judgement]:
     """What was said of an arena's comparisons and not taken back, in the order it was said."""
     table = schema.judgements
     matched = schema.matches
@@ -181,7 +181,7 @@ def judgements(connection: Connection, number: int) -> list[Judgement]:
     return [Judgement(**{name: value for name, value in row.items() if name != "number"}) for row in rows]
 
 
-def open_ones(connection: Connection) -> list[int]:
+def open_arenas(connection: Connection) -> list[int]:
     """The numbers of arenas that are still judged."""
     return list(
         connection.scalars(
@@ -190,15 +190,15 @@ def open_ones(connection: Connection) -> list[int]:
     )
 
 
-def end(connection: Connection, number: int, state: State, verdict: str) -> Arena:
+def close(connection: Connection, number: int, state: ArenaState, verdict: str) -> Arena:
     """End an arena: its comparisons wait no longer; those that lie before a rater may still be judged. One that has
     ended stays as it is."""
-    found = arena(connection, number)
+    found = get_arena(connection, number)
     if found.state != "open":
         return found
     table = schema.arenas
     connection.execute(
-        table.update().where(table.c.number == number).values(state=state, verdict=verdict, ended=tallies.now())
+        table.update().where(table.c.number == number).values(state=state, verdict=verdict, ended=tallies.timestamp())
     )
     tasks = schema.tasks
     matched = schema.matches
@@ -209,19 +209,19 @@ def end(connection: Connection, number: int, state: State, verdict: str) -> Aren
     )
     for row in connection.execute(query.order_by(tasks.c.number)).all():
         if row.judged < row.seats:
-            rating.turn(connection, row, state="closed")
-    return arena(connection, number)
+            task_queue.update_task(connection, row, state="closed")
+    return get_arena(connection, number)
 
 
-def ask_again(connection: Connection, comparisons: Sequence[tuple[str, str]], reason: str) -> int:
+def request_more_judgements(connection: Connection, comparisons: Sequence[tuple[str, str]], reason: str) -> int:
     """Ask one more rater about labelled comparisons, given with their domains; those that never were in the queue
     are put there. How many."""
     changed = 0
     for name, domain in comparisons:
         if connection.scalar(select(schema.comparisons.c.id).where(schema.comparisons.c.id == name)) is None:
             continue
-        changed += rating.ask_again(connection, [name], reason) or rating.add_tasks(
-            connection, [rating.Task(name, domain, reason)]
+        changed += task_queue.add_seats(connection, [name], reason) or task_queue.add_tasks(
+            connection, [task_queue.Task(name, domain, reason)]
         )
     return changed
 

@@ -9,13 +9,13 @@ from sqlalchemy import Connection, select
 
 from towpath.store import schema, tallies
 
-PAGE = 100
+PAGE_SIZE = 100
 T = TypeVar("T")
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AuditEntry:
     """One row of the log: what `account` did to `object`."""
 
     number: int
@@ -39,7 +39,7 @@ def record(
     old = dict(before or {})
     new = dict(after or {})
     row = {
-        "at": tallies.now(),
+        "at": tallies.timestamp(),
         "account": account,
         "action": action,
         "object": object,
@@ -49,7 +49,7 @@ def record(
     connection.execute(schema.audit.insert(), row)
 
 
-def recorded(
+def run_audited(
     connection: Connection, account: str, action: str, object: str, after: Values, work: Callable[[Connection], T]
 ) -> T:
     """Do what changes something, and add its row in the same transaction."""
@@ -58,9 +58,9 @@ def recorded(
     return result
 
 
-def entries(
-    connection: Connection, account: str = "", action: str = "", before: int = 0, limit: int = PAGE
-) -> list[Entry]:
+def list_entries(
+    connection: Connection, account: str = "", action: str = "", before: int = 0, limit: int = PAGE_SIZE
+) -> list[AuditEntry]:
     """The newest rows, of one account or action if given; `before` is the number that the page before ended with."""
     table = schema.audit
     query = select(table).order_by(table.c.number.desc()).limit(limit)
@@ -69,10 +69,10 @@ def entries(
             query = query.where(column == wanted)
     if before:
         query = query.where(table.c.number < before)
-    return [Entry(**row) for row in connection.execute(query).mappings()]
+    return [AuditEntry(**row) for row in connection.execute(query).mappings()]
 
 
-def known(connection: Connection) -> tuple[list[str], list[str]]:
+def accounts_and_actions(connection: Connection) -> tuple[list[str], list[str]]:
     """The accounts and the actions that the log names, for a filter."""
     table = schema.audit
     columns = (table.c.account, table.c.action)

@@ -11,24 +11,24 @@ from typing import Any, Literal, TextIO, cast
 from towpath.errors import DataError
 from towpath.records import Choice, Comparison, Judgement
 from towpath.store.publish import replace_file
-from towpath.store.store import Store, contradiction, said, turn
+from towpath.store.store import Store, describe_conflict, judgement_slot, verdict_fields
 
 COLUMNS: tuple[str, ...] = ("comparison", "prompt", "a", "b", "choice", "strength", "rater")
 CHOICES = ("a", "b", "tie", "both_bad")
-SHOWN_ERRORS = 20
-LONGEST_CELL = 2**31 - 1
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+MAX_LISTED_ERRORS = 20
+MAX_CELL = 2**31 - 1
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 """What a cell begins with that a spreadsheet would run or swallow (OWASP, CSV injection)."""
-QUOTED = "quoted_cells"
+ESCAPED_COLUMN = "quoted_cells"
 """The column that names the cells of its row which were given an apostrophe, so that a reader can take it off again."""
 
-Kind = Literal["person", "judge", "rule"]
+RaterKind = Literal["person", "judge", "rule"]
 
 
 def export_pairs(store: Store, path: Path, all: bool = False, samples: Collection[str] = ()) -> int:
     """Write the comparisons that nobody has judged (or all of them), with room for the answer; those of the named
     sample stages where any are."""
-    table = _is_table(path)
+    table = _is_csv(path)
     judged = set() if all else {j.comparison for j in store.judgements()}
     prompts = store.prompts()
     completions = store.completions()
@@ -43,14 +43,18 @@ def export_pairs(store: Store, path: Path, all: bool = False, samples: Collectio
         for c in store.comparisons()
         if c.id not in judged and (not samples or c.id.split(".")[0] in samples)
     ]
-    replace_file(path, _as_csv(rows) if table else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace_file(
+        path, _format_csv(rows) if table else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
     return len(rows)
 
 
-def import_judgements(store: Store, path: Path, rater: str | None = None, kind: Kind = "person") -> tuple[int, int]:
+def import_judgements(
+    store: Store, path: Path, rater: str | None = None, kind: RaterKind = "person"
+) -> tuple[int, int]:
     """Add the judgements of a file; (added, there already). One bad row, and nothing is added."""
     known = {c.id: c for c in store.comparisons()}
-    turns = {turn(j): j for j in store.judgements()}
+    turns = {judgement_slot(j): j for j in store.judgements()}
     good: list[Judgement] = []
     bad: list[str] = []
     skipped = 0
@@ -60,16 +64,16 @@ def import_judgements(store: Store, path: Path, rater: str | None = None, kind: 
             continue
         try:
             judgement = _judgement(row, known, rater, kind)
-            before = turns.setdefault(turn(judgement), judgement)
-            if said(before) != said(judgement):
-                raise ValueError(contradiction(before, judgement))
+            before = turns.setdefault(judgement_slot(judgement), judgement)
+            if verdict_fields(before) != verdict_fields(judgement):
+                raise ValueError(describe_conflict(before, judgement))
             good.append(judgement)
         except ValueError as problem:
             bad.append(f"{path.name}:{number}: {problem}")
     if bad:
-        more = f"\n  … and {len(bad) - SHOWN_ERRORS} more" if len(bad) > SHOWN_ERRORS else ""
+        more = f"\n  … and {len(bad) - MAX_LISTED_ERRORS} more" if len(bad) > MAX_LISTED_ERRORS else ""
         rule = "every row is a judgement of a known comparison, and no second opinion of its rater"
-        raise DataError("\n".join(bad[:SHOWN_ERRORS]) + more, rule, "mend the rows; none were added")
+        raise DataError("\n".join(bad[:MAX_LISTED_ERRORS]) + more, rule, "mend the rows; none were added")
     if not good:
         raise DataError(
             f"{path}: no judgement in {skipped} rows",
@@ -80,7 +84,9 @@ def import_judgements(store: Store, path: Path, rater: str | None = None, kind: 
     return added, len(good) - added
 
 
-def _judgement(row: dict[str, Any] | str, known: dict[str, Comparison], rater: str | None, kind: Kind) -> Judgement:
+def _judgement(
+    row: dict[str, Any] | str, known: dict[str, Comparison], rater: str | None, kind: RaterKind
+) -> Judgement:
     """The judgement in a row; ValueError says why there is none."""
     if isinstance(row, str):
         raise ValueError(row)
@@ -134,46 +140,46 @@ def _is_time(text: str) -> bool:
     return True
 
 
-def _is_table(path: Path) -> bool:
+def _is_csv(path: Path) -> bool:
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise DataError(f"{path}: unknown kind of file", "pairs and judgements are .jsonl or .csv", "name it so")
     return path.suffix.lower() == ".csv"
 
 
-def _as_csv(rows: list[dict[str, Any]]) -> str:
+def _format_csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    put_csv(text, rows, COLUMNS)
+    write_csv(text, rows, COLUMNS)
     return text.getvalue()
 
 
-def put_csv(file: TextIO, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def write_csv(file: TextIO, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write rows as CSV that a spreadsheet shows as it is: a text that it would take for a formula begins with an
     apostrophe.
 
     Where that happens a column `quoted_cells` says in which cells, and `csv_rows` gives the texts back unchanged.
 
     """
-    safe = [_quoted(row) for row in rows]
-    any_quoted = any(QUOTED in row for row in safe)
-    writer = csv.DictWriter(file, [*columns, QUOTED] if any_quoted else list(columns), restval="")
+    safe = [_escape_formulas(row) for row in rows]
+    any_quoted = any(ESCAPED_COLUMN in row for row in safe)
+    writer = csv.DictWriter(file, [*columns, ESCAPED_COLUMN] if any_quoted else list(columns), restval="")
     writer.writeheader()
     writer.writerows(safe)
 
 
-def _quoted(row: Mapping[str, Any]) -> dict[str, Any]:
-    names = [name for name, value in row.items() if isinstance(value, str) and value.startswith(FORMULA)]
-    return dict(row) | {name: f"'{row[name]}" for name in names} | ({QUOTED: " ".join(names)} if names else {})
+def _escape_formulas(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = [name for name, value in row.items() if isinstance(value, str) and value.startswith(FORMULA_PREFIXES)]
+    return dict(row) | {name: f"'{row[name]}" for name in names} | ({ESCAPED_COLUMN: " ".join(names)} if names else {})
 
 
-def _unquoted(row: dict[str, str]) -> dict[str, Any]:
+def _unescape_formulas(row: dict[str, str]) -> dict[str, Any]:
     """A row as it was before `put_csv`; a cell that was edited since may have lost its apostrophe."""
-    names = row.pop(QUOTED, "").split()
+    names = row.pop(ESCAPED_COLUMN, "").split()
     return row | {name: row[name].removeprefix("'") for name in names if name in row}
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Each row with the line it begins on; a string in place of a row says what is wrong with it."""
-    table = _is_table(path)
+    table = _is_csv(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file", "judgements come from a .jsonl or .csv file", "mend the path")
     content = path.read_bytes()
@@ -208,7 +214,7 @@ def _json_kind(value: Any) -> str:
 def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """The rows of a table under its headings, each with the line it begins on; spreadsheets leave out empty cells at
     the end of a row."""
-    csv.field_size_limit(LONGEST_CELL)
+    csv.field_size_limit(MAX_CELL)
     # else a quote left open swallows the rest in silence
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
@@ -225,7 +231,7 @@ def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str
                 uneven = (
                     f"{len(cells)} cells under {len(header)} headings; text with a comma or a line break needs quotes"
                 )
-                yield begins, uneven if wrong else _unquoted(dict(zip(header, cells, strict=False)))
+                yield begins, uneven if wrong else _unescape_formulas(dict(zip(header, cells, strict=False)))
             begins = reader.line_num + 1
     except csv.Error as error:
         yield begins, f"not CSV: {error}; the rows from here on were not read"

@@ -8,13 +8,13 @@ from typing import Literal
 from sqlalchemy import Connection, func, select
 
 from towpath.errors import DataError
-from towpath.store import audit, names, schema, sessions, statements, tallies
-from towpath.store.sessions import digest
+from towpath.store import account_names, audit, schema, sessions, statements, tallies
+from towpath.store.sessions import token_digest
 
 Role = Literal["owner", "rater", "viewer"]
 
-INVITED_FOR = 7 * 24 * 3600.0
-RESET_FOR = 24 * 3600.0
+INVITATION_LIFETIME = 7 * 24 * 3600.0
+RESET_LIFETIME = 24 * 3600.0
 """Seconds for which a link is good."""
 
 
@@ -41,7 +41,7 @@ class Invitation:
 
 
 @dataclass(frozen=True, slots=True)
-class Reset:
+class PasswordReset:
     """A link that sets one password anew."""
 
     digest: str
@@ -60,13 +60,13 @@ class Guideline:
     at: str
 
 
-def account(connection: Connection, name: str) -> Account | None:
+def get_account(connection: Connection, name: str) -> Account | None:
     """One account by name."""
     row = connection.execute(select(schema.accounts).where(schema.accounts.c.name == name)).mappings().one_or_none()
     return Account(**dict(row, active=bool(row["active"]))) if row is not None else None
 
 
-def accounts(connection: Connection) -> list[Account]:
+def list_accounts(connection: Connection) -> list[Account]:
     """All accounts by name."""
     rows = connection.execute(select(schema.accounts).order_by(schema.accounts.c.name)).mappings()
     return [Account(**dict(row, active=bool(row["active"]))) for row in rows]
@@ -74,9 +74,9 @@ def accounts(connection: Connection) -> list[Account]:
 
 def add_account(connection: Connection, name: str, role: Role, password: str) -> Account:
     """A new account; its password comes hashed."""
-    if account(connection, name) is not None:
+    if get_account(connection, name) is not None:
         raise DataError(f"{name}: taken", "every account has a name of its own", "choose another")
-    made = Account(name, role, password, True, tallies.now())
+    made = Account(name, role, password, True, tallies.timestamp())
     connection.execute(schema.accounts.insert(), asdict(made) | {"active": 1})
     return made
 
@@ -90,10 +90,12 @@ def change_account(
     by: str = "",
 ) -> None:
     """Another role or password, closed, or open again; the account is signed out everywhere. One owner stays."""
-    found = _existing(connection, name)
+    found = _require_account(connection, name)
     new_role = role or found.role
     new_active = found.active if active is None else active
-    others = [other for other in accounts(connection) if other.role == "owner" and other.active and other.name != name]
+    others = [
+        other for other in list_accounts(connection) if other.role == "owner" and other.active and other.name != name
+    ]
     if found.role == "owner" and not others and (new_role != "owner" or not new_active):
         raise DataError(
             f"{name}: the last owner", "someone must be able to invite and to set", "make another owner first"
@@ -114,15 +116,15 @@ def change_account(
 def set_password(connection: Connection, name: str, password: str, by: str, action: str = "change password") -> None:
     """Another password, which comes hashed; the account is signed out everywhere and open links to reset it are
     dropped."""
-    _existing(connection, name)
+    _require_account(connection, name)
     connection.execute(schema.accounts.update().where(schema.accounts.c.name == name).values(password=password))
     ended = sessions.end_all(connection, name)
     _drop_resets(connection, name)
     audit.record(connection, by, action, name, after={"sessions ended": ended})
 
 
-def _existing(connection: Connection, name: str) -> Account:
-    found = account(connection, name)
+def _require_account(connection: Connection, name: str) -> Account:
+    found = get_account(connection, name)
     if found is None:
         raise DataError(
             f"{name}: no such account",
@@ -132,91 +134,91 @@ def _existing(connection: Connection, name: str) -> Account:
     return found
 
 
-def begin_session(
+def start_session(
     connection: Connection, account: Account, at: float, old: str = "", device: str = "", address: str = ""
 ) -> str:
     """A session's token for an account as it was when its password was checked. The browser's old session ends, and
     it is known from now on."""
-    found = _existing(connection, account.name)
+    found = _require_account(connection, account.name)
     if not found.active or found.password != account.password:
         raise DataError(
             f"{account.name}: changed meanwhile", "the account was closed or has another password", "sign in again"
         )
     sessions.end(connection, old)
     if device:
-        sessions.remember(connection, device, account.name, at)
+        sessions.remember_device(connection, device, account.name, at)
     if address:
         audit.record(connection, account.name, "sign in", after={"from": address})
     return sessions.start(connection, account.name, at)
 
 
-def visitor(connection: Connection, session: str) -> tuple[sessions.Session, Account] | None:
+def find_session(connection: Connection, session: str) -> tuple[sessions.Session, Account] | None:
     """A session by its digest, with its account while that may sign in."""
-    found = sessions.find(connection, session)
-    owner = account(connection, found.account) if found is not None else None
+    found = sessions.get_session(connection, session)
+    owner = get_account(connection, found.account) if found is not None else None
     return (found, owner) if found is not None and owner is not None and owner.active else None
 
 
-def leave(connection: Connection, account: str, session: str) -> None:
+def sign_out(connection: Connection, account: str, session: str) -> None:
     """Sign one browser out."""
     sessions.end(connection, session)
     audit.record(connection, account, "sign out")
 
 
-def offer_reset(connection: Connection, name: str, by: str, at: float) -> str:
+def create_reset(connection: Connection, name: str, by: str, at: float) -> str:
     """The token of a link that sets an account's password anew; an earlier one is good no longer."""
-    found = _existing(connection, name)
+    found = _require_account(connection, name)
     if not found.active:
         raise DataError(f"{name}: closed", "a closed account signs in with no password", "open it first")
     _drop_resets(connection, name)
     token = secrets.token_urlsafe(24)
     connection.execute(
-        schema.resets.insert(), {"digest": digest(token), "account": name, "by": by, "until": at + RESET_FOR}
+        schema.resets.insert(), {"digest": token_digest(token), "account": name, "by": by, "until": at + RESET_LIFETIME}
     )
     audit.record(connection, by, "reset link", name)
     return token
 
 
-def reset_of(connection: Connection, token: str, at: float) -> Reset | None:
+def find_reset(connection: Connection, token: str, at: float) -> PasswordReset | None:
     """What a link resets, while it is good."""
     table = schema.resets
     row = (
-        connection.execute(select(table).where(table.c.digest == digest(token), table.c.until > at))
+        connection.execute(select(table).where(table.c.digest == token_digest(token), table.c.until > at))
         .mappings()
         .one_or_none()
     )
-    return Reset(**row) if row is not None else None
+    return PasswordReset(**row) if row is not None else None
 
 
-def reset(connection: Connection, token: str, password: str, at: float) -> Account:
+def reset_password(connection: Connection, token: str, password: str, at: float) -> Account:
     """Set the password that a link is for; the link is used up, and browsers known before are not known any more."""
-    found = reset_of(connection, token, at)
+    found = find_reset(connection, token, at)
     if found is None:
         raise DataError("this link", "a link resets one password, within a day", "ask the owner for another")
     set_password(connection, found.account, password, found.account, "reset password")
     sessions.forget_devices(connection, found.account)
-    return _existing(connection, found.account)
+    return _require_account(connection, found.account)
 
 
 def _drop_resets(connection: Connection, name: str) -> None:
     connection.execute(schema.resets.delete().where(schema.resets.c.account == name))
 
 
-def invite(connection: Connection, role: Role, by: str, at: float) -> str:
+def create_invitation(connection: Connection, role: Role, by: str, at: float) -> str:
     """A new invitation's token, which is returned once and not stored."""
     token = secrets.token_urlsafe(24)
-    row = {"digest": digest(token), "role": role, "by": by, "until": at + INVITED_FOR, "used_by": ""}
+    row = {"digest": token_digest(token), "role": role, "by": by, "until": at + INVITATION_LIFETIME, "used_by": ""}
     connection.execute(schema.invitations.insert(), row)
     audit.record(connection, by, "invite", after={"role": role})
     return token
 
 
-def invitation(connection: Connection, token: str, at: float) -> Invitation | None:
+def find_invitation(connection: Connection, token: str, at: float) -> Invitation | None:
     """The invitation of a token, while it is good."""
     table = schema.invitations
     row = (
         connection.execute(
-            select(table).where(table.c.digest == digest(token), table.c.used_by == "", table.c.until > at)
+            select(table).where(table.c.digest == token_digest(token), table.c.used_by == "", table.c.until > at)
         )
         .mappings()
         .one_or_none()
@@ -224,14 +226,14 @@ def invitation(connection: Connection, token: str, at: float) -> Invitation | No
     return Invitation(**row) if row is not None else None
 
 
-def invitations(connection: Connection, at: float) -> list[Invitation]:
+def list_invitations(connection: Connection, at: float) -> list[Invitation]:
     """Those that are good and unused."""
     table = schema.invitations
     query = select(table).where(table.c.used_by == "", table.c.until > at).order_by(table.c.until)
     return [Invitation(**row) for row in connection.execute(query).mappings()]
 
 
-def withdraw(connection: Connection, digest_: str, by: str = "") -> None:
+def revoke_invitation(connection: Connection, digest_: str, by: str = "") -> None:
     """An invitation is good no longer."""
     table = schema.invitations
     gone = connection.execute(table.delete().where(table.c.digest == digest_, table.c.used_by == "")).rowcount
@@ -239,11 +241,14 @@ def withdraw(connection: Connection, digest_: str, by: str = "") -> None:
         audit.record(connection, by, "withdraw invitation")
 
 
-def join(connection: Connection, token: str, name: str, password: str, at: float) -> Account:
+def accept_invitation(connection: Connection, token: str, name: str, password: str, at: float) -> Account:
     """Make the account that an invitation promises; the link is used up with it."""
-    found = invited(connection, token, name, at)
+    found = check_invitation(connection, token, name, at)
     made = add_account(
-        connection, names.require(name, (known.name for known in accounts(connection))), found.role, password
+        connection,
+        account_names.validate(name, (known.name for known in list_accounts(connection))),
+        found.role,
+        password,
     )
     connection.execute(
         schema.invitations.update().where(schema.invitations.c.digest == found.digest).values(used_by=made.name)
@@ -252,17 +257,17 @@ def join(connection: Connection, token: str, name: str, password: str, at: float
     return made
 
 
-def invited(connection: Connection, token: str, name: str, at: float) -> Invitation:
+def check_invitation(connection: Connection, token: str, name: str, at: float) -> Invitation:
     """The invitation of a token, which must be good, as the name must be free: all that can be refused before a
     password is hashed."""
-    found = invitation(connection, token, at)
+    found = find_invitation(connection, token, at)
     if found is None:
         raise DataError("this invitation", "a link makes one account, within seven days", "ask the owner for another")
-    names.require(name, (known.name for known in accounts(connection)))
+    account_names.validate(name, (known.name for known in list_accounts(connection)))
     return found
 
 
-def guideline(connection: Connection, version: int | None = None) -> Guideline:
+def get_guideline(connection: Connection, version: int | None = None) -> Guideline:
     """A version of the guidelines, or the newest; version 0 is empty."""
     table = schema.guidelines
     query = statements.NEWEST_GUIDELINE if version is None else select(table).where(table.c.version == version)
@@ -270,7 +275,7 @@ def guideline(connection: Connection, version: int | None = None) -> Guideline:
     return Guideline(**row) if row is not None else Guideline(0, "", "", "")
 
 
-def guidelines(connection: Connection) -> list[Guideline]:
+def list_guidelines(connection: Connection) -> list[Guideline]:
     """All versions, the newest first."""
     return [
         Guideline(**row)
@@ -278,13 +283,13 @@ def guidelines(connection: Connection) -> list[Guideline]:
     ]
 
 
-def put_guideline(connection: Connection, text: str, by: str) -> Guideline:
+def add_guideline(connection: Connection, text: str, by: str) -> Guideline:
     """A new version, unless nothing changed."""
-    newest = guideline(connection)
+    newest = get_guideline(connection)
     if newest.text == text:
         return newest
     last = connection.scalar(select(func.max(schema.guidelines.c.version))) or 0
-    made = Guideline(last + 1, text, by, tallies.now())
+    made = Guideline(last + 1, text, by, tallies.timestamp())
     connection.execute(schema.guidelines.insert(), {"version": made.version, "text": text, "by": by, "at": made.at})
     audit.record(connection, by, "guidelines", str(made.version), {"version": last}, {"version": made.version})
     return made

@@ -10,9 +10,9 @@ import secrets
 from sqlalchemy import Connection, func, select, text
 
 from towpath.errors import DataError
-from towpath.store import names, schema
+from towpath.store import account_names, schema
 
-NAMED = tuple(
+NAME_COLUMNS = tuple(
     (table, table.c[column])
     for table, columns in (
         (schema.seats, "rater"),
@@ -39,8 +39,8 @@ it was told."""
 def rename(connection: Connection, old: str, new: str) -> str:
     """Give a person another name in every row; the name as it is stored."""
     others = connection.scalars(select(schema.accounts.c.name).where(schema.accounts.c.name != old)).all()
-    name = names.require(new, others)
-    if _known(connection, name):
+    name = account_names.validate(new, others)
+    if _name_exists(connection, name):
         raise DataError(f"{name}: taken", "every person has a name of their own", "choose another")
     _replace(connection, old, name)
     return name
@@ -66,21 +66,21 @@ def remove(connection: Connection, name: str) -> str:
 
 
 def _replace(connection: Connection, old: str, new: str) -> None:
-    if not _known(connection, old):
+    if not _name_exists(connection, old):
         raise DataError(
             f"{old}: no such person", "a person who is renamed has an account or has judged", "load the page again"
         )
-    _rename_judge(connection, old, new)
-    for table, column in NAMED:
+    _rename_judgements(connection, old, new)
+    for table, column in NAME_COLUMNS:
         connection.execute(table.update().where(column == old).values({column.name: new}))
 
 
-def _known(connection: Connection, name: str) -> bool:
+def _name_exists(connection: Connection, name: str) -> bool:
     places = (schema.accounts.c.name, schema.judgements.c.rater, schema.seats.c.rater, schema.tallies.c.rater)
     return any(connection.scalar(select(func.count()).where(column == name)) for column in places)
 
 
-def _rename_judge(connection: Connection, old: str, new: str) -> None:
+def _rename_judgements(connection: Connection, old: str, new: str) -> None:
     """Judgements are guarded against changes by triggers, which are lifted for this statement within the same
     transaction."""
     table = schema.judgements

@@ -7,17 +7,17 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from towpath.records import Judgement
-from towpath.store import acknowledgements, people, rating, schema, settings, statements, trials, verdicts
-from towpath.store.settings import Settings
+from towpath.store import acknowledgements, people, rating_settings, schema, statements, task_queue, trials, verdicts
+from towpath.store.rating_settings import RatingSettings
 from towpath.store.trials import Trial
 
 HOUR = 3600.0
-RECENT = 2000  # settled seats from which agreement is told
+RECENT_LEASES = 2000  # settled seats from which agreement is told
 BLOCK = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class QueueStats:
     """The tasks of one domain."""
 
     domain: str
@@ -28,7 +28,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Rater:
+class RaterStats:
     """What one rater, judge or rule has done. `pace` is in pairs an hour over the last hour; gold is (right, of)."""
 
     name: str
@@ -41,7 +41,7 @@ class Rater:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RaterProgress:
     """What a rater is shown of their own work. `today` counts from the time that their page calls the start of the
     day."""
 
@@ -55,26 +55,26 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class RatingPage:
     """All that the rating page shows at one moment. `last` is the pair that undo would take back, and what was done
     with it; `why` no sheet."""
 
-    progress: Progress
+    progress: RaterProgress
     last: tuple[str, str] | None
     guideline: people.Guideline
-    sheet: rating.Sheet | None
-    house: Settings
+    sheet: task_queue.TaskView | None
+    house: RatingSettings
     why: str = ""
     trial: Trial | None = None
     acknowledged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class RatingStats:
     """What the owner sees."""
 
-    queues: list[Queue]
-    raters: list[Rater]
+    queues: list[QueueStats]
+    raters: list[RaterStats]
     leased: int
     flags: int
     written: int
@@ -84,35 +84,37 @@ class Figures:
     paused: bool
 
 
-def view(connection: Connection, rater: str, at: float, day: float | None = None) -> View:
+def rating_page(connection: Connection, rater: str, at: float, day: float | None = None) -> RatingPage:
     """Seat a rater, or give them a trial pair, and tell what they see."""
-    house = settings.read(connection)
-    guideline = people.guideline(connection)
-    trial = None if house.paused else trials.current(connection, rater, house)
-    seat = trial.seat if trial is not None else rating.next_seat(connection, rater, at)
-    why, sheet = (seat, None) if isinstance(seat, str) else ("", rating.sheet(connection, seat))
-    return View(
-        progress(connection, rater, at, day),
+    house = rating_settings.read(connection)
+    guideline = people.get_guideline(connection)
+    trial = None if house.paused else trials.current_trial(connection, rater, house)
+    seat = trial.seat if trial is not None else task_queue.next_lease(connection, rater, at)
+    why, sheet = (seat, None) if isinstance(seat, str) else ("", task_queue.task_view(connection, seat))
+    return RatingPage(
+        rater_progress(connection, rater, at, day),
         verdicts.last_settled(connection, rater),
         guideline,
         sheet,
         house,
         why,
         trial,
-        acknowledgements.acknowledged(connection, rater, guideline.version),
+        acknowledgements.is_acknowledged(connection, rater, guideline.version),
     )
 
 
-def progress(connection: Connection, rater: str, at: float, day: float | None = None) -> Progress:
+def rater_progress(connection: Connection, rater: str, at: float, day: float | None = None) -> RaterProgress:
     """One rater's own figures; `day` is when their day began."""
-    house = settings.read(connection)
-    mine = connection.execute(statements.OWN_TALLY, {"rater": rater}).one_or_none()
+    house = rating_settings.read(connection)
+    mine = connection.execute(statements.RATER_TALLY, {"rater": rater}).one_or_none()
     waiting = int(connection.scalar(statements.WAITING) or 0)
-    left = None if house.hours is None else max(0.0, house.hours - rating.seconds_used(connection) / HOUR)
-    right = gold_of(connection, rater).get(rater, (0, 0)) if house.show_gold else None
+    left = None if house.hours is None else max(0.0, house.hours - task_queue.seconds_used(connection) / HOUR)
+    right = gold_accuracy(connection, rater).get(rater, (0, 0)) if house.show_gold else None
     judged = mine.judged - mine.retracted if mine else 0
     today = None if day is None else judged_since(connection, rater, day)
-    return Progress(judged, waiting, paces(connection, at, rater).get(rater), right, left, today, house.goal)
+    return RaterProgress(
+        judged, waiting, judging_pace(connection, at, rater).get(rater), right, left, today, house.goal
+    )
 
 
 def judged_since(connection: Connection, rater: str, since: float) -> int:
@@ -126,21 +128,21 @@ def judged_since(connection: Connection, rater: str, since: float) -> int:
     return connection.scalar(query) or 0
 
 
-def figures(connection: Connection, at: float) -> Figures:
+def rating_stats(connection: Connection, at: float) -> RatingStats:
     """The owner's figures."""
-    house = settings.read(connection)
+    house = rating_settings.read(connection)
     queues = [
-        Queue(q.domain, q.tasks, q.waiting, q.done, bool(q.paused))
+        QueueStats(q.domain, q.tasks, q.waiting, q.done, bool(q.paused))
         for q in connection.execute(select(schema.queues).order_by("domain"))
     ]
-    paced = paces(connection, at)
-    right = gold_of(connection)
+    paced = judging_pace(connection, at)
+    right = gold_accuracy(connection)
     raters = []
     for row in connection.execute(select(schema.tallies).order_by("kind", "rater")):
         person = row.kind == "person"
         seconds = row.milliseconds / 1000 / row.judged if row.judged and row.milliseconds else None
         told = (paced.get(row.rater), right.get(row.rater, (0, 0))) if person else (None, (0, 0))
-        raters.append(Rater(row.rater, row.kind, row.judged - row.retracted, row.retracted, seconds, *told))
+        raters.append(RaterStats(row.rater, row.kind, row.judged - row.retracted, row.retracted, seconds, *told))
     seats = schema.seats
     flags = schema.flags
     leased = (
@@ -152,13 +154,13 @@ def figures(connection: Connection, at: float) -> Figures:
         connection.scalar(select(func.count()).select_from(schema.written).where(schema.written.c.state != "replaced"))
         or 0
     )
-    used = rating.seconds_used(connection) / HOUR
-    return Figures(
-        queues, raters, leased, flagged, written, verdicts.unreviewed(connection), used, house.hours, house.paused
+    used = task_queue.seconds_used(connection) / HOUR
+    return RatingStats(
+        queues, raters, leased, flagged, written, verdicts.count_unreviewed(connection), used, house.hours, house.paused
     )
 
 
-def paces(connection: Connection, at: float, rater: str | None = None) -> dict[str, float]:
+def judging_pace(connection: Connection, at: float, rater: str | None = None) -> dict[str, float]:
     """Pairs an hour by rater over the last hour, for those who judged three or more in it: from the first of them to
     now."""
     seats = schema.seats
@@ -171,7 +173,7 @@ def paces(connection: Connection, at: float, rater: str | None = None) -> dict[s
     return {name: (count - 1) / max(at - first, 1.0) * HOUR for name, count, first in rows if count >= 3}
 
 
-def gold_of(connection: Connection, rater: str | None = None) -> dict[str, tuple[int, int]]:
+def gold_accuracy(connection: Connection, rater: str | None = None) -> dict[str, tuple[int, int]]:
     """(right, of) by rater, over the gold that people have judged."""
     known = dict(connection.execute(select(schema.gold.c.comparison, schema.gold.c.choice)).all())
     names = list(known)
@@ -191,12 +193,12 @@ def gold_of(connection: Connection, rater: str | None = None) -> dict[str, tuple
     return found
 
 
-def recent(connection: Connection) -> list[Judgement]:
+def recent_judgements(connection: Connection) -> list[Judgement]:
     """What people have said of the pairs dealt with last, for a look at how far they agree."""
     seats = schema.seats
     table = schema.judgements
     query = select(seats.c.comparison).where(seats.c.at > 0, seats.c.comparison.not_in(statements.IN_ARENAS))
-    names = connection.scalars(query.order_by(seats.c.at.desc()).limit(RECENT)).all()
+    names = connection.scalars(query.order_by(seats.c.at.desc()).limit(RECENT_LEASES)).all()
     back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
     found: list[Judgement] = []
     unique = list(dict.fromkeys(names))
@@ -209,7 +211,7 @@ def recent(connection: Connection) -> list[Judgement]:
     return found
 
 
-def flagged(connection: Connection) -> list[dict[str, str]]:
+def flagged_pairs(connection: Connection) -> list[dict[str, str]]:
     """Pairs whose flags are open, with the reasons, oldest first."""
     flags = schema.flags
     comparisons = schema.comparisons
@@ -223,7 +225,7 @@ def flagged(connection: Connection) -> list[dict[str, str]]:
     return [dict(row) for row in connection.execute(query.order_by(flags.c.number).limit(BLOCK)).mappings()]
 
 
-def seats(connection: Connection) -> dict[str, int]:
+def open_task_seats(connection: Connection) -> dict[str, int]:
     """How many people are to judge each comparison whose task is open."""
     tasks = schema.tasks
     return {
@@ -232,7 +234,7 @@ def seats(connection: Connection) -> dict[str, int]:
     }
 
 
-def golds(connection: Connection) -> list[dict[str, str]]:
+def list_gold(connection: Connection) -> list[dict[str, str]]:
     """Gold with the prompts it belongs to."""
     gold = schema.gold
     comparisons = schema.comparisons
@@ -244,7 +246,7 @@ def golds(connection: Connection) -> list[dict[str, str]]:
     return [dict(row) for row in rows.mappings()]
 
 
-def newest_of(connection: Connection, rater: str, most: int = 20) -> list[dict[str, str]]:
+def own_judgements(connection: Connection, rater: str, most: int = 20) -> list[dict[str, str]]:
     """A rater's newest judgements of pairs, with their prompts."""
     seats = schema.seats
     table = schema.judgements
@@ -261,7 +263,7 @@ def newest_of(connection: Connection, rater: str, most: int = 20) -> list[dict[s
     return [dict(row) for row in connection.execute(query.order_by(seats.c.at.desc()).limit(most)).mappings()]
 
 
-def judged_rows(connection: Connection, after: int) -> list[dict[str, Any]]:
+def judgement_rows(connection: Connection, after: int) -> list[dict[str, Any]]:
     """The next block of judgements with the texts they are about, by their number."""
     table = schema.judgements
     comparisons = schema.comparisons

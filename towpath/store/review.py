@@ -10,8 +10,8 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, selec
 from towpath.records import Choice
 from towpath.store import schema, sides, statements
 
-PAGE = 20
-LAST = 20
+PAGE_SIZE = 20
+HISTORY = 20
 
 _judgements = schema.judgements
 _comparisons = schema.comparisons
@@ -19,11 +19,11 @@ _prompts = schema.prompts
 _written = schema.written
 _flags = schema.flags
 _seats = schema.seats
-_standing = _judgements.c.key.not_in(select(schema.retractions.c.key))
+_not_retracted = _judgements.c.key.not_in(select(schema.retractions.c.key))
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class PairFilter:
     """Which judged pairs are listed; empty fields match all. `having` is comment, written or flag."""
 
     text: str = ""
@@ -50,7 +50,7 @@ class JudgedPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PairPage:
     """Part of a list, and whether it goes on after it."""
 
     pairs: list[JudgedPair]
@@ -58,26 +58,26 @@ class Page:
     more: bool
 
 
-def judged_pairs(connection: Connection, wanted: Filter, number: int = 1) -> Page:
+def list_judged_pairs(connection: Connection, wanted: PairFilter, number: int = 1) -> PairPage:
     """The pairs that match, the newest judged first. Pairs of arenas are not listed, so that an owner who rates
     stays blind."""
     a = schema.completions.alias()
     b = schema.completions.alias()
     newest = select(_judgements.c.comparison).where(*_conditions(wanted))
     newest = newest.where(_judgements.c.comparison.not_in(statements.IN_ARENAS)).group_by(_judgements.c.comparison)
-    found = _matching(newest, wanted, a, b).order_by(func.max(_judgements.c.number).desc())
-    names = connection.scalars(found.limit(PAGE + 1).offset((number - 1) * PAGE)).all()
-    return Page(_pairs(connection, names[:PAGE]), number, len(names) > PAGE)
+    found = _filter_texts(newest, wanted, a, b).order_by(func.max(_judgements.c.number).desc())
+    names = connection.scalars(found.limit(PAGE_SIZE + 1).offset((number - 1) * PAGE_SIZE)).all()
+    return PairPage(_load_pairs(connection, names[:PAGE_SIZE]), number, len(names) > PAGE_SIZE)
 
 
-def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+def _conditions(wanted: PairFilter) -> list[ColumnElement[bool]]:
     """The judgement that a pair is listed for must match all of these at once."""
     equal = (
         (_judgements.c.rater, wanted.rater),
         (_judgements.c.kind, wanted.kind),
         (_judgements.c.choice, wanted.choice),
     )
-    found: list[ColumnElement[bool]] = [_standing, *(column == value for column, value in equal if value)]
+    found: list[ColumnElement[bool]] = [_not_retracted, *(column == value for column, value in equal if value)]
     if wanted.having == "comment":
         found.append(_judgements.c.comment != "")
     if wanted.having == "written":
@@ -88,7 +88,7 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     return found
 
 
-def _matching(newest: "Select[Any]", wanted: Filter, a: Any, b: Any) -> "Select[Any]":
+def _filter_texts(newest: "Select[Any]", wanted: PairFilter, a: Any, b: Any) -> "Select[Any]":
     query = newest
     if not (wanted.text or wanted.domain):
         return query
@@ -109,7 +109,7 @@ def _matching(newest: "Select[Any]", wanted: Filter, a: Any, b: Any) -> "Select[
     return query
 
 
-def _pairs(connection: Connection, names: Sequence[str]) -> list[JudgedPair]:
+def _load_pairs(connection: Connection, names: Sequence[str]) -> list[JudgedPair]:
     a = schema.completions.alias()
     b = schema.completions.alias()
     query = select(_comparisons.c.id, _prompts.c.prompt, _prompts.c.domain, a.c.text.label("a"), b.c.text.label("b"))
@@ -124,7 +124,7 @@ def _pairs(connection: Connection, names: Sequence[str]) -> list[JudgedPair]:
         for row in connection.execute(query.where(_comparisons.c.id.in_(names)))
     }
     for row in connection.execute(
-        select(_judgements).where(_judgements.c.comparison.in_(names), _standing).order_by(_judgements.c.number)
+        select(_judgements).where(_judgements.c.comparison.in_(names), _not_retracted).order_by(_judgements.c.number)
     ).mappings():
         found[row["comparison"]].judgements.append(dict(row))
     drafts = (
@@ -139,7 +139,7 @@ def _pairs(connection: Connection, names: Sequence[str]) -> list[JudgedPair]:
     return [found[name] for name in names]
 
 
-def answers(connection: Connection, state: str, number: int = 1) -> tuple[list[dict[str, Any]], bool]:
+def list_written_answers(connection: Connection, state: str, number: int = 1) -> tuple[list[dict[str, Any]], bool]:
     """Better answers of one state with the pair they belong to, the oldest first, a page at a time; and whether
     there are more."""
     a = schema.completions.alias()
@@ -154,23 +154,23 @@ def answers(connection: Connection, state: str, number: int = 1) -> tuple[list[d
         query.join(a, a.c.id == _comparisons.c.a).join(b, b.c.id == _comparisons.c.b).where(_written.c.state == state)
     )
     rows = connection.execute(
-        query.order_by(_written.c.at, _written.c.key).limit(PAGE + 1).offset((number - 1) * PAGE)
+        query.order_by(_written.c.at, _written.c.key).limit(PAGE_SIZE + 1).offset((number - 1) * PAGE_SIZE)
     ).mappings()
     found = [dict(row) for row in rows]
-    return found[:PAGE], len(found) > PAGE
+    return found[:PAGE_SIZE], len(found) > PAGE_SIZE
 
 
-def domains(connection: Connection) -> list[str]:
+def list_domains(connection: Connection) -> list[str]:
     """The domains of all prompts."""
     return list(connection.scalars(select(_prompts.c.domain).distinct().order_by(_prompts.c.domain)))
 
 
-def raters(connection: Connection) -> list[str]:
+def list_raters(connection: Connection) -> list[str]:
     """Everyone who has judged: people, judges, rules."""
     return list(connection.scalars(select(schema.tallies.c.rater).distinct().order_by(schema.tallies.c.rater)))
 
 
-def mine(connection: Connection, rater: str) -> list[dict[str, Any]]:
+def rater_history(connection: Connection, rater: str) -> list[dict[str, Any]]:
     """What a rater did last, the newest first: prompt, what was done, and the verdict as they saw it."""
     query = select(_seats.c.comparison, _seats.c.state, _seats.c.shown, _seats.c.at, _prompts.c.prompt).select_from(
         _seats
@@ -179,14 +179,14 @@ def mine(connection: Connection, rater: str) -> list[dict[str, Any]]:
         _prompts, _prompts.c.id == _comparisons.c.prompt_id
     )
     query = (
-        query.where(_seats.c.rater == rater, _seats.c.state.in_(statements.SETTLED))
+        query.where(_seats.c.rater == rater, _seats.c.state.in_(statements.SETTLED_STATES))
         .order_by(_seats.c.at.desc())
-        .limit(LAST)
+        .limit(HISTORY)
     )
     rows = [dict(row) for row in connection.execute(query).mappings()]
     names = [row["comparison"] for row in rows]
     own = select(_judgements.c.comparison, _judgements.c.choice, _judgements.c.strength, _judgements.c.comment)
-    own = own.where(_judgements.c.comparison.in_(names), _judgements.c.rater == rater, _standing).order_by(
+    own = own.where(_judgements.c.comparison.in_(names), _judgements.c.rater == rater, _not_retracted).order_by(
         _judgements.c.number
     )
     said = {row.comparison: row for row in connection.execute(own)}
@@ -200,7 +200,7 @@ def _side(choice: Choice, shown: str) -> str:
     return sides.side_of(choice, shown) if choice in ("tie", "both_bad") or shown in ("ab", "ba") else "ranking"
 
 
-def texts(connection: Connection, comparisons: Sequence[str]) -> dict[str, tuple[str, str]]:
+def answer_texts(connection: Connection, comparisons: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Both answers (a, b) of comparisons."""
     a = schema.completions.alias()
     b = schema.completions.alias()

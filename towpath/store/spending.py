@@ -10,20 +10,20 @@ from sqlalchemy import Connection, func, select
 from towpath.store import schema, tallies
 
 
-def total(connection: Connection, rater: str) -> float:
+def rater_dollars(connection: Connection, rater: str) -> float:
     """Dollars that a judge has cost, judgements, abstentions, repairs, refusal checks and failed calls alike."""
     table = schema.spending
     return float(connection.scalar(select(func.sum(table.c.dollars)).where(table.c.rater == rater)) or 0.0)
 
 
-def totals(connection: Connection) -> float:
+def total_dollars(connection: Connection) -> float:
     """Dollars that all judges have cost."""
     return float(connection.scalar(select(func.sum(schema.spending.c.dollars))) or 0.0)
 
 
 def reserve(connection: Connection, rater: str, dollars: float) -> int:
     """Note a call about to be made, at its worst price; the number of its row."""
-    row = {"rater": rater, "dollars": dollars, "at": tallies.now()}
+    row = {"rater": rater, "dollars": dollars, "at": tallies.timestamp()}
     key = connection.execute(schema.spending.insert().values(row)).inserted_primary_key
     assert key is not None
     return int(key[0])

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Select, Table, func, or_, select
 
 from towpath.errors import DataError
 from towpath.records import Comparison, Completion, Demonstration, Judgement, Label, Prompt
-from towpath.store import ledger, rating, schema, spending, statements, tallies, verdicts
+from towpath.store import ledger, schema, spending, statements, tallies, task_queue, verdicts
 from towpath.store.publish import fault_point
 from towpath.store.writer import Writer
 
@@ -20,8 +20,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BLOCK = 500
-ANSWERS_KNOWN = "a completion needs its prompt, a comparison its prompt and both completions"
-KNOWN_ONCE = "a rater judges a known comparison once a round"
+REFERENCES_RULE = "a completion needs its prompt, a comparison its prompt and both completions"
+ONE_JUDGEMENT_RULE = "a rater judges a known comparison once a round"
 
 
 class Store:
@@ -103,23 +103,23 @@ class Store:
         """Add judgements; one told again is the same one, one told differently is refused. How many were new."""
         asked = list(judgements)
         fresh: list[Judgement] = []
-        with self._transaction(KNOWN_ONCE) as connection:
+        with self._transaction(ONE_JUDGEMENT_RULE) as connection:
             by_key: dict[str, Judgement] = {}
             by_turn: dict[tuple[str, str, int], Judgement] = {}
-            for j in _told_before(connection, asked):
-                by_key[j.key] = by_turn[turn(j)] = j
+            for j in _existing_judgements(connection, asked):
+                by_key[j.key] = by_turn[judgement_slot(j)] = j
             for j in asked:
-                before = by_key.get(j.key) or by_turn.get(turn(j))
+                before = by_key.get(j.key) or by_turn.get(judgement_slot(j))
                 if before is None:
-                    by_key[j.key] = by_turn[turn(j)] = j
+                    by_key[j.key] = by_turn[judgement_slot(j)] = j
                     fresh.append(j)
-                elif said(before) != said(j):
+                elif verdict_fields(before) != verdict_fields(j):
                     raise DataError(
-                        contradiction(before, j),
+                        describe_conflict(before, j),
                         "judgements are never changed",
                         "judge in a new round to say otherwise",
                     )
-            tallies.keep(connection, fresh)
+            tallies.insert_judgements(connection, fresh)
         return len(fresh)
 
     def retract(self, keys: Sequence[str]) -> int:
@@ -127,24 +127,24 @@ class Store:
         with self._transaction("what is taken back was judged") as connection:
             return tallies.retract(connection, keys)
 
-    def add_tasks(self, tasks: Iterable[rating.Task]) -> int:
+    def add_tasks(self, tasks: Iterable[task_queue.Task]) -> int:
         """Put comparisons in the queue for people, those that are not in it yet; how many were new."""
         with self._transaction("a task is of a known comparison") as connection:
-            return rating.add_tasks(connection, tasks)
+            return task_queue.add_tasks(connection, tasks)
 
-    def add_groups(self, groups: Iterable[rating.Group]) -> int:
+    def add_groups(self, groups: Iterable[task_queue.RankingGroup]) -> int:
         """Put groups of answers in the queue, to be ranked; how many were new."""
         with self._transaction("a group is of one known prompt and its completions") as connection:
-            return rating.add_groups(connection, groups)
+            return task_queue.add_groups(connection, groups)
 
-    def put_gold(self, gold: Iterable[rating.Gold]) -> None:
+    def put_gold(self, gold: Iterable[task_queue.Gold]) -> None:
         """Say what the right answers of comparisons are."""
         with self._transaction("gold is a known comparison") as connection:
-            rating.put_gold(connection, gold)
+            task_queue.set_gold(connection, gold)
 
     def written_demonstrations(self) -> list[Demonstration]:
         """The better answers that raters wrote, as demonstrations."""
-        return self.read(verdicts.demonstrations)
+        return self.read(verdicts.approved_demonstrations)
 
     def reply(self, digest: str) -> dict[str, Any] | None:
         """What a judge answered to a question before."""
@@ -157,7 +157,7 @@ class Store:
     def save_reply(self, digest: str, reply: dict[str, Any]) -> None:
         """Remember what a judge answered; the first answer stays."""
         with self._transaction("a question has one answer") as connection:
-            ledger.upsert(connection, schema.replies, [{"digest": digest, "reply": reply, "at": tallies.now()}])
+            ledger.upsert(connection, schema.replies, [{"digest": digest, "reply": reply, "at": tallies.timestamp()}])
 
     def judge_account(self, rater: str) -> "JudgeAccount":
         """What a judge's calls cost, in labels, arenas and refusal checks alike."""
@@ -197,14 +197,14 @@ class Store:
         )
         if round is not None:
             query = query.where(schema.comparisons.c.round == round)
-        return [Comparison(**_unnumbered(row)) for row in self._rows(query)]
+        return [Comparison(**_without_number(row)) for row in self._rows(query)]
 
     def judgements(self) -> list[Judgement]:
         """Judgements in the order they were given, without those that were taken back and those of arenas."""
         back = select(schema.retractions.c.key)
         table = schema.judgements
         query = select(table).where(table.c.key.not_in(back), table.c.comparison.not_in(statements.IN_ARENAS))
-        return [Judgement(**_unnumbered(row)) for row in self._rows(query.order_by(table.c.number))]
+        return [Judgement(**_without_number(row)) for row in self._rows(query.order_by(table.c.number))]
 
     def labels(self) -> list[Label]:
         """Labels as last derived."""
@@ -241,7 +241,7 @@ class Store:
 
     def _add(self, table: Table, rows: list[dict[str, Any]]) -> None:
         unique = {row["id"]: row for row in reversed(rows)}
-        with self._transaction(ANSWERS_KNOWN) as connection:
+        with self._transaction(REFERENCES_RULE) as connection:
             known = {
                 name
                 for part in _blocks(list(unique))
@@ -255,20 +255,20 @@ class Store:
         return self.read(lambda connection: [dict(row) for row in connection.execute(query).mappings()])
 
 
-def turn(j: Judgement) -> tuple[str, str, int]:
+def judgement_slot(j: Judgement) -> tuple[str, str, int]:
     """A rater has one turn at a comparison a round."""
     return j.comparison, j.rater, j.round
 
 
-def said(j: Judgement) -> tuple[object, ...]:
+def verdict_fields(j: Judgement) -> tuple[object, ...]:
     """What makes two judgements the same: not the clock, the key or the side it was shown on."""
-    return *turn(j), j.kind, j.choice, j.strength
+    return *judgement_slot(j), j.kind, j.choice, j.strength
 
 
-def contradiction(before: Judgement, now: Judgement) -> str:
+def describe_conflict(before: Judgement, now: Judgement) -> str:
     """How two judgements that should be one differ."""
     old, new = (f"{j.choice} at strength {j.strength} as {j.kind}" for j in (before, now))
-    if turn(before) != turn(now):
+    if judgement_slot(before) != judgement_slot(now):
         return (
             f"{now.comparison}: {now.rater} uses key {now.key!r}, which belongs to {before.comparison}, "
             f"{before.rater}, round {before.round}"
@@ -276,19 +276,19 @@ def contradiction(before: Judgement, now: Judgement) -> str:
     return f"{now.comparison}: {now.rater} said {old} and now {new}"
 
 
-def _told_before(connection: Connection, asked: Sequence[Judgement]) -> Iterator[Judgement]:
+def _existing_judgements(connection: Connection, asked: Sequence[Judgement]) -> Iterator[Judgement]:
     table = schema.judgements
     for part in _blocks(asked):
         same = or_(table.c.key.in_([j.key for j in part]), table.c.comparison.in_({j.comparison for j in part}))
         for row in connection.execute(select(table).where(same)).mappings():
-            yield Judgement(**_unnumbered(dict(row)))
+            yield Judgement(**_without_number(dict(row)))
 
 
 def _blocks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (items[begin : begin + BLOCK] for begin in range(0, len(items), BLOCK))
 
 
-def _unnumbered(row: dict[str, Any]) -> dict[str, Any]:
+def _without_number(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "number"}
 
 
@@ -301,7 +301,7 @@ class JudgeAccount:
 
     def total(self) -> float:
         """Dollars spent so far, and held for calls that never ended."""
-        return self.store.read(spending.total, self.rater)
+        return self.store.read(spending.rater_dollars, self.rater)
 
     def reserve(self, dollars: float) -> int:
         """A call is about to be made that costs at most so much; the number of its entry."""

@@ -11,28 +11,28 @@ from sqlalchemy import Connection, select
 from towpath.records import Judgement
 from towpath.store import ledger, schema
 
-LONGEST = 600_000  # milliseconds of one judgement that count as work; a page left open over lunch is not
-EMPTY = {"judged": 0, "retracted": 0, "milliseconds": 0, "cost": 0.0}
+MAX_MILLISECONDS = 600_000  # milliseconds of one judgement that count as work; a page left open over lunch is not
+ZERO_COUNTS = {"judged": 0, "retracted": 0, "milliseconds": 0, "cost": 0.0}
 
 
-def now() -> str:
+def timestamp() -> str:
     """The time, as the ledger writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def keep(connection: Connection, judgements: Sequence[Judgement]) -> None:
+def insert_judgements(connection: Connection, judgements: Sequence[Judgement]) -> None:
     """Insert judgements that are known to be new, and count them."""
     if not judgements:
         return
-    at = now()
+    at = timestamp()
     connection.execute(schema.judgements.insert(), [asdict(j) | {"at": j.at or at} for j in judgements])
     counted: dict[tuple[str, str], dict[str, Any]] = {}
     for j in judgements:
-        row = counted.setdefault((j.rater, j.kind), {"rater": j.rater, "kind": j.kind} | EMPTY)
+        row = counted.setdefault((j.rater, j.kind), {"rater": j.rater, "kind": j.kind} | ZERO_COUNTS)
         row["judged"] += 1
-        row["milliseconds"] += min(LONGEST, j.milliseconds or 0)
+        row["milliseconds"] += min(MAX_MILLISECONDS, j.milliseconds or 0)
         row["cost"] += j.cost
-    ledger.upsert(connection, schema.tallies, list(counted.values()), added=list(EMPTY))
+    ledger.upsert(connection, schema.tallies, list(counted.values()), added=list(ZERO_COUNTS))
 
 
 def retract(connection: Connection, keys: Sequence[str], takeout: int | None = None) -> int:
@@ -46,7 +46,7 @@ def retract(connection: Connection, keys: Sequence[str], takeout: int | None = N
     )
     found = connection.execute(query).all()
     if found:
-        at = now()
+        at = timestamp()
         connection.execute(taken.insert(), [{"key": key, "at": at, "takeout": takeout} for key, _, _ in found])
         _count_retracted(connection, Counter((rater, kind) for _, rater, kind in found), 1)
     return len(found)
@@ -67,6 +67,7 @@ def restore(connection: Connection, takeout: int) -> int:
 
 def _count_retracted(connection: Connection, found: Counter[tuple[str, str]], sign: int) -> None:
     rows = [
-        {"rater": rater, "kind": kind} | EMPTY | {"retracted": sign * count} for (rater, kind), count in found.items()
+        {"rater": rater, "kind": kind} | ZERO_COUNTS | {"retracted": sign * count}
+        for (rater, kind), count in found.items()
     ]
-    ledger.upsert(connection, schema.tallies, rows, added=list(EMPTY))
+    ledger.upsert(connection, schema.tallies, rows, added=list(ZERO_COUNTS))

@@ -12,7 +12,7 @@ from towpath.errors import ResourceError
 from towpath.store import ledger
 from towpath.store.publish import fault_point
 
-TOGETHER = 256  # jobs in one transaction at most
+MAX_BATCH = 256  # jobs in one transaction at most
 
 Work = Callable[[Connection], Any]
 Job = tuple[Work, "Future[Any]"]
@@ -59,7 +59,7 @@ class Writer:
     def _waiting(self) -> list[Job | None]:
         """The next job, and with it all that have come meanwhile."""
         jobs = [self._jobs.get()]
-        while len(jobs) < TOGETHER and jobs[-1] is not None:
+        while len(jobs) < MAX_BATCH and jobs[-1] is not None:
             try:
                 jobs.append(self._jobs.get_nowait())
             except Empty:
@@ -69,7 +69,7 @@ class Writer:
     def _commit(self, jobs: list[Job]) -> None:
         try:
             with ledger.translate_errors(self._engine), ledger.transaction(self._engine) as connection:
-                told = [_outcome(self._engine, connection, work) for work, _ in jobs]
+                told = [_run_job(self._engine, connection, work) for work, _ in jobs]
                 fault_point("commit")
         except BaseException as error:  # the thread's boundary: nothing was kept, and everyone hears it
             for _, future in jobs:
@@ -82,7 +82,7 @@ class Writer:
                 future.set_exception(error)
 
 
-def _outcome(engine: Engine, connection: Connection, work: Work) -> tuple[Any, Exception | None]:
+def _run_job(engine: Engine, connection: Connection, work: Work) -> tuple[Any, Exception | None]:
     """What a job returned or raised; when it raised, all it wrote is undone."""
     try:
         with ledger.translate_errors(engine), connection.begin_nested():

@@ -11,10 +11,10 @@ from towpath.store import audit, people, sessions
 from towpath.store.people import Account, Role
 from towpath.store.store import Store
 from towpath.web import pages
-from towpath.web.auth import Owner, TheDoor, TheStore, Visitor, signed_in, team_only, told
-from towpath.web.passwords import SHORTEST
+from towpath.web.auth import Auth, Owner, SignedIn, StoreDependency, format_error, require_signed_in, require_team
+from towpath.web.passwords import MIN_LENGTH
 
-router = APIRouter(dependencies=[Depends(signed_in), Depends(team_only)])
+router = APIRouter(dependencies=[Depends(require_signed_in), Depends(require_team)])
 
 Field = Annotated[str, Form(max_length=300)]
 Password = Annotated[str, Form(max_length=1000)]
@@ -22,45 +22,45 @@ Filter = Annotated[str, Query(max_length=300)]
 
 
 @router.get("/account")
-def account_page(request: Request, account: Visitor, store: TheStore, done: Filter = "") -> HTMLResponse:
+def account_page(request: Request, account: SignedIn, store: StoreDependency, done: Filter = "") -> HTMLResponse:
     """Who is signed in, where else, and another password."""
-    return _account(request, account, store, done=done)
+    return _render_account(request, account, store, done=done)
 
 
-def _account(request: Request, account: Account, store: Store, status: int = 200, **more: Any) -> HTMLResponse:
-    count, _ = store.read(sessions.counts, time()).get(account.name, (1, 0.0))
-    return pages.page(request, "account.html", account, status, others=count - 1, shortest=SHORTEST, **more)
+def _render_account(request: Request, account: Account, store: Store, status: int = 200, **more: Any) -> HTMLResponse:
+    count, _ = store.read(sessions.open_sessions, time()).get(account.name, (1, 0.0))
+    return pages.render_page(request, "account.html", account, status, others=count - 1, shortest=MIN_LENGTH, **more)
 
 
 @router.post("/account/password")
 def change_password(
-    request: Request, account: Visitor, store: TheStore, door: TheDoor, present: Password, password: Password
+    request: Request, account: SignedIn, store: StoreDependency, door: Auth, present: Password, password: Password
 ) -> Response:
     """Another password; every other browser is signed out. Whoever found a browser open must know the present one."""
     device = door.session_of(request)
     door.throttle.enter(account.name, "", device)
     if not door.hasher.matches(account.password, present, known=True):
-        return _account(request, account, store, 409, error="That is not the present password.")
+        return _render_account(request, account, store, 409, error="That is not the present password.")
     door.throttle.right(account.name, "", device)
     try:
         hashed = door.hashed(password, account.name)
     except DataError as error:
-        return _account(request, account, store, 409, error=told(error))
-    changed = store.submit_write(_changed, account.name, hashed).result()
+        return _render_account(request, account, store, 409, error=format_error(error))
+    changed = store.submit_write(_set_password, account.name, hashed).result()
     response = RedirectResponse("/account?done=password", 303)
     door.remember(request, response, changed)
     return response
 
 
-def _changed(connection: Any, name: str, password: str) -> Account:
+def _set_password(connection: Any, name: str, password: str) -> Account:
     people.set_password(connection, name, password, name)
-    found = people.account(connection, name)
+    found = people.get_account(connection, name)
     assert found is not None
     return found
 
 
 @router.post("/account/sign-out")
-def sign_out_elsewhere(request: Request, account: Visitor, store: TheStore, door: TheDoor) -> Response:
+def sign_out_elsewhere(request: Request, account: SignedIn, store: StoreDependency, door: Auth) -> Response:
     """Sign out every browser but this one."""
     store.submit_write(sessions.sign_out, account.name, account.name, door.session_of(request)).result()
     door.forget()
@@ -68,21 +68,21 @@ def sign_out_elsewhere(request: Request, account: Visitor, store: TheStore, door
 
 
 @router.get("/owner/people")
-def people_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
+def people_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
     """Accounts and invitations."""
-    return _people(request, account, store)
+    return _render_people(request, account, store)
 
 
-def _people(request: Request, account: Account, store: Store, **more: Any) -> HTMLResponse:
-    known = [known for known in store.read(people.accounts) if known.password]
+def _render_people(request: Request, account: Account, store: Store, **more: Any) -> HTMLResponse:
+    known = [known for known in store.read(people.list_accounts) if known.password]
     now = time()
-    return pages.page(
+    return pages.render_page(
         request,
         "people.html",
         account,
         accounts=known,
-        sessions=store.read(sessions.counts, now),
-        invitations=store.read(people.invitations, now),
+        sessions=store.read(sessions.open_sessions, now),
+        invitations=store.read(people.list_invitations, now),
         **more,
     )
 
@@ -92,24 +92,24 @@ def _link(request: Request, kind: str, token: str) -> str:
 
 
 @router.post("/owner/invite")
-def invite(request: Request, account: Owner, store: TheStore, role: Annotated[Role, Form()]) -> HTMLResponse:
+def invite(request: Request, account: Owner, store: StoreDependency, role: Annotated[Role, Form()]) -> HTMLResponse:
     """A link that makes one account; it is shown once."""
-    token = store.submit_write(people.invite, role, account.name, time()).result()
-    return _people(request, account, store, link=_link(request, "join", token), role=role)
+    token = store.submit_write(people.create_invitation, role, account.name, time()).result()
+    return _render_people(request, account, store, link=_link(request, "join", token), role=role)
 
 
 @router.post("/owner/withdraw")
-def withdraw(account: Owner, store: TheStore, digest: Field) -> Response:
+def withdraw(account: Owner, store: StoreDependency, digest: Field) -> Response:
     """An invitation is good no longer."""
-    store.submit_write(people.withdraw, digest, account.name).result()
+    store.submit_write(people.revoke_invitation, digest, account.name).result()
     return RedirectResponse("/owner/people", 303)
 
 
 @router.post("/owner/account")
 def change_account(
     account: Owner,
-    store: TheStore,
-    door: TheDoor,
+    store: StoreDependency,
+    door: Auth,
     name: Field,
     role: Annotated[Role, Form()],
     active: Annotated[bool, Form()] = False,
@@ -121,14 +121,14 @@ def change_account(
 
 
 @router.post("/owner/reset")
-def offer_reset(request: Request, account: Owner, store: TheStore, name: Field) -> HTMLResponse:
+def offer_reset(request: Request, account: Owner, store: StoreDependency, name: Field) -> HTMLResponse:
     """A link with which someone sets their password anew; it is shown once, and until it is used nothing changes."""
-    token = store.submit_write(people.offer_reset, name, account.name, time()).result()
-    return _people(request, account, store, link=_link(request, "reset", token), reset=name)
+    token = store.submit_write(people.create_reset, name, account.name, time()).result()
+    return _render_people(request, account, store, link=_link(request, "reset", token), reset=name)
 
 
 @router.post("/owner/sign-out")
-def sign_out(account: Owner, store: TheStore, door: TheDoor, name: Field) -> Response:
+def sign_out(account: Owner, store: StoreDependency, door: Auth, name: Field) -> Response:
     """Sign an account out everywhere."""
     store.submit_write(sessions.sign_out, name, account.name).result()
     door.forget()
@@ -139,16 +139,16 @@ def sign_out(account: Owner, store: TheStore, door: TheDoor, name: Field) -> Res
 def audit_page(
     request: Request,
     account: Owner,
-    store: TheStore,
+    store: StoreDependency,
     who: Filter = "",
     action: Filter = "",
     before: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> HTMLResponse:
     """Who changed what, the newest first."""
-    rows = store.read(audit.entries, who, action, before)
-    accounts, actions = store.read(audit.known)
-    older = rows[-1].number if len(rows) == audit.PAGE else 0
-    return pages.page(
+    rows = store.read(audit.list_entries, who, action, before)
+    accounts, actions = store.read(audit.accounts_and_actions)
+    older = rows[-1].number if len(rows) == audit.PAGE_SIZE else 0
+    return pages.render_page(
         request,
         "audit.html",
         account,

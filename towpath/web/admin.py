@@ -9,11 +9,11 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from towpath.records import Choice
-from towpath.store import audit, people, rater_stats, rating, settings, takeouts, verdicts
-from towpath.store.rating import Gold
+from towpath.store import audit, people, rater_stats, rating_settings, takeouts, task_queue, verdicts
 from towpath.store.store import Store
-from towpath.web import pages, text
-from towpath.web.auth import Onlooker, Owner, TheStore
+from towpath.store.task_queue import Gold
+from towpath.web import pages, safe_html
+from towpath.web.auth import Owner, StatsViewer, StoreDependency
 from towpath.web.settings_form import SettingsForm
 
 router = APIRouter(prefix="/owner")
@@ -23,144 +23,167 @@ CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
 
 
 @router.get("")
-def overview(request: Request, account: Onlooker, store: TheStore) -> HTMLResponse:
+def overview(request: Request, account: StatsViewer, store: StoreDependency) -> HTMLResponse:
     """How the rating goes."""
-    return pages.page(request, "owner.html", account, **_figures(request, store), removed=store.read(takeouts.takeouts))
+    return pages.render_page(
+        request, "owner.html", account, **_stats_context(request, store), removed=store.read(takeouts.list_retractions)
+    )
 
 
 @router.get("/figures")
-def live(request: Request, account: Onlooker, store: TheStore) -> HTMLResponse:
+def stats_fragment(request: Request, account: StatsViewer, store: StoreDependency) -> HTMLResponse:
     """The same figures as they are now, for the page that is open."""
-    return HTMLResponse(pages.fragment("_figures.html", account=account, **_figures(request, store)))
+    return HTMLResponse(pages.render_fragment("_figures.html", account=account, **_stats_context(request, store)))
 
 
-def _figures(request: Request, store: Store) -> dict[str, Any]:
-    found = store.read(rater_stats.figures, time())
+def _stats_context(request: Request, store: Store) -> dict[str, Any]:
+    found = store.read(rater_stats.rating_stats, time())
     report = request.app.state.concerns.of(store)
     people_said = sum(rater.judged for rater in found.raters if rater.kind == "person")
-    return {"figures": found, "report": report, "people_said": people_said, "recent": rater_stats.RECENT}
+    return {"figures": found, "report": report, "people_said": people_said, "recent": rater_stats.RECENT_LEASES}
 
 
 @router.get("/settings")
-def settings_page(request: Request, account: Owner, store: TheStore, saved: bool = False) -> HTMLResponse:
+def settings_page(request: Request, account: Owner, store: StoreDependency, saved: bool = False) -> HTMLResponse:
     """Pause, overlap, gold, budget, what raters are asked, and the queues."""
-    found = store.read(rater_stats.figures, time())
-    golds = len(store.read(rater_stats.golds))
-    return pages.page(
-        request, "settings.html", account, settings=store.read(settings.read), figures=found, golds=golds, saved=saved
+    found = store.read(rater_stats.rating_stats, time())
+    golds = len(store.read(rater_stats.list_gold))
+    return pages.render_page(
+        request,
+        "settings.html",
+        account,
+        settings=store.read(rating_settings.read),
+        figures=found,
+        golds=golds,
+        saved=saved,
     )
 
 
 @router.post("/settings")
-def put_settings(account: Owner, store: TheStore, form: Annotated[SettingsForm, Form()]) -> Response:
+def save_settings(account: Owner, store: StoreDependency, form: Annotated[SettingsForm, Form()]) -> Response:
     """Set them."""
-    store.submit_write(settings.put, form.settings(), account.name).result()
-    return _back("/owner/settings?saved=true")
+    store.submit_write(rating_settings.save, form.settings(), account.name).result()
+    return _redirect("/owner/settings?saved=true")
 
 
 @router.post("/queue")
-def queue(account: Owner, store: TheStore, domain: Field, paused: Annotated[bool, Form()]) -> Response:
+def queue(account: Owner, store: StoreDependency, domain: Field, paused: Annotated[bool, Form()]) -> Response:
     """Hold a domain back, or let it go on."""
     action = "pause domain" if paused else "resume domain"
     store.submit_write(
-        audit.recorded, account.name, action, domain, {}, lambda connection: rating.pause(connection, domain, paused)
+        audit.run_audited,
+        account.name,
+        action,
+        domain,
+        {},
+        lambda connection: task_queue.pause_domain(connection, domain, paused),
     ).result()
-    return _back("/owner/settings")
+    return _redirect("/owner/settings")
 
 
 @router.post("/rankings")
-def rankings(account: Owner, store: TheStore, most: Annotated[int, Form(ge=1, le=10_000)]) -> Response:
+def rankings(account: Owner, store: StoreDependency, most: Annotated[int, Form(ge=1, le=10_000)]) -> Response:
     """Put prompts with four to nine answers in the queue, to be ranked."""
 
     def work(connection: Any) -> int:
-        return rating.add_groups(connection, rating.proposed_groups(connection, most))
+        return task_queue.add_groups(connection, task_queue.propose_groups(connection, most))
 
-    store.submit_write(audit.recorded, account.name, "queue rankings", "", {"at most": most}, work).result()
-    return _back("/owner/settings")
+    store.submit_write(audit.run_audited, account.name, "queue rankings", "", {"at most": most}, work).result()
+    return _redirect("/owner/settings")
 
 
 @router.get("/guidelines")
-def guidelines_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
+def guidelines_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
     """The guidelines and their versions."""
-    versions = store.read(people.guidelines)
-    shown = text.markdown(versions[0].text) if versions else ""
-    return pages.page(request, "guidelines.html", account, versions=versions, shown=shown)
+    versions = store.read(people.list_guidelines)
+    shown = safe_html.markdown(versions[0].text) if versions else ""
+    return pages.render_page(request, "guidelines.html", account, versions=versions, shown=shown)
 
 
 @router.post("/guidelines")
-def put_guidelines(account: Owner, store: TheStore, guidelines: Annotated[str, Form(max_length=100_000)]) -> Response:
+def save_guidelines(
+    account: Owner, store: StoreDependency, guidelines: Annotated[str, Form(max_length=100_000)]
+) -> Response:
     """A new version."""
-    store.submit_write(people.put_guideline, guidelines.replace("\r\n", "\n").strip(), account.name).result()
-    return _back("/owner/guidelines")
+    store.submit_write(people.add_guideline, guidelines.replace("\r\n", "\n").strip(), account.name).result()
+    return _redirect("/owner/guidelines")
 
 
 @router.get("/gold")
-def gold_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
+def gold_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
     """Pairs whose answer is known, and the owner's newest judgements, which could be."""
-    return pages.page(
+    return pages.render_page(
         request,
         "gold.html",
         account,
-        golds=store.read(rater_stats.golds),
-        mine=store.read(rater_stats.newest_of, account.name),
+        golds=store.read(rater_stats.list_gold),
+        mine=store.read(rater_stats.own_judgements, account.name),
         choices=CHOICES,
     )
 
 
 @router.post("/gold")
-def put_gold(
-    account: Owner, store: TheStore, comparison: Field, choice: Annotated[Choice, Form()], note: Field = ""
+def set_gold(
+    account: Owner, store: StoreDependency, comparison: Field, choice: Annotated[Choice, Form()], note: Field = ""
 ) -> Response:
     """Make a pair gold, or change what is right."""
     gold = Gold(comparison, choice, note)
     after = {"choice": choice, "note": note}
     store.submit_write(
-        audit.recorded, account.name, "gold", comparison, after, lambda connection: rating.put_gold(connection, [gold])
+        audit.run_audited,
+        account.name,
+        "gold",
+        comparison,
+        after,
+        lambda connection: task_queue.set_gold(connection, [gold]),
     ).result()
-    return _back("/owner/gold")
+    return _redirect("/owner/gold")
 
 
 @router.post("/gold/drop")
-def drop_gold(account: Owner, store: TheStore, comparison: Field) -> Response:
+def remove_gold(account: Owner, store: StoreDependency, comparison: Field) -> Response:
     """A pair is gold no longer."""
     store.submit_write(
-        audit.recorded,
+        audit.run_audited,
         account.name,
         "remove gold",
         comparison,
         {},
-        lambda connection: rating.drop_gold(connection, comparison),
+        lambda connection: task_queue.remove_gold(connection, comparison),
     ).result()
-    return _back("/owner/gold")
+    return _redirect("/owner/gold")
 
 
 @router.get("/flags")
-def flags_page(request: Request, account: Owner, store: TheStore) -> HTMLResponse:
+def flags_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
     """Pairs with which something is wrong."""
-    return pages.page(request, "flags.html", account, flags=store.read(rater_stats.flagged))
+    return pages.render_page(request, "flags.html", account, flags=store.read(rater_stats.flagged_pairs))
 
 
 @router.post("/flags")
-def settle(
-    account: Owner, store: TheStore, comparison: Field, how: Annotated[Literal["rate", "returned", "dropped"], Form()]
+def settle_flag(
+    account: Owner,
+    store: StoreDependency,
+    comparison: Field,
+    how: Annotated[Literal["rate", "returned", "dropped"], Form()],
 ) -> Response:
     """Judge a flagged pair oneself, return it to the raters, or drop it."""
     if how == "rate":
         store.submit_write(verdicts.adjudicate, comparison, account.name, time()).result()
-        return _back("/rate")
+        return _redirect("/rate")
     store.submit_write(
-        audit.recorded,
+        audit.run_audited,
         account.name,
         "flag",
         comparison,
         {"settled": how},
         lambda connection: verdicts.settle_flags(connection, comparison, how),
     ).result()
-    return _back("/owner/flags")
+    return _redirect("/owner/flags")
 
 
 @router.get("/export.jsonl")
-def export(account: Owner, store: TheStore) -> StreamingResponse:
+def export(account: Owner, store: StoreDependency) -> StreamingResponse:
     """Every judgement that stands, with the texts it is about, as JSON lines."""
     store.submit_write(audit.record, account.name, "export", "judgements.jsonl").result()
     headers = {"content-disposition": 'attachment; filename="judgements.jsonl"'}
@@ -169,7 +192,7 @@ def export(account: Owner, store: TheStore) -> StreamingResponse:
 
 def _lines(store: Store) -> Iterator[str]:
     after = 0
-    while rows := store.read(rater_stats.judged_rows, after):
+    while rows := store.read(rater_stats.judgement_rows, after):
         after = rows[-1]["number"]
         yield "".join(
             json.dumps({name: value for name, value in row.items() if name != "number"}, ensure_ascii=False) + "\n"
@@ -177,5 +200,5 @@ def _lines(store: Store) -> Iterator[str]:
         )
 
 
-def _back(to: str) -> Response:
+def _redirect(to: str) -> Response:
     return RedirectResponse(to, 303)

@@ -10,20 +10,20 @@ from fastapi import Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from towpath.errors import RowRefused, TowpathError
-from towpath.store import audit, names, people, sessions
+from towpath.store import account_names, audit, people, sessions
 from towpath.store.people import Account
-from towpath.store.sessions import Session, digest
+from towpath.store.sessions import Session, token_digest
 from towpath.store.store import Store
-from towpath.web.passwords import Hasher, TooMany
-from towpath.web.throttle import Ration, Throttle
+from towpath.web.passwords import Hasher, TooManyAttempts
+from towpath.web.throttle import FixedWindow, Throttle
 
-FRESH = 5.0
+CACHE_SECONDS = 5.0
 """Seconds for which a session is taken to be as it was last read; another process may have ended it."""
-REMEMBERED = 10_000
-DEVICE_LASTS = 365 * 86400
+MAX_CACHED = 10_000
+DEVICE_COOKIE_AGE = 365 * 86400
 OWNER = "owner"
-UNKNOWN = "(unknown)"
-FAILURES = 60
+UNKNOWN_ACCOUNT = "(unknown)"
+MAX_LOGGED_FAILURES = 60
 """Failed sign-ins that go to the audit log in a minute; of the rest the next row has the number."""
 
 
@@ -43,7 +43,7 @@ def cookie_name(request: Request, what: str = "") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CachedSession:
     """A session as it was read, and the number of changes that were made before."""
 
     changes: int
@@ -52,7 +52,7 @@ class Known:
     account: Account
 
 
-class Door:
+class Authenticator:
     """Lets people in. In a team by name and password; alone by a link that is good once, as the owner."""
 
     def __init__(self, store: Store, team: bool) -> None:
@@ -60,48 +60,50 @@ class Door:
         self.throttle = Throttle()
         self.hasher = Hasher()
         self._store = store
-        self._token = digest(secrets.token_urlsafe(16))
+        self._token = token_digest(secrets.token_urlsafe(16))
         self._link = Lock()
-        self._read: dict[str, Known] = {}
+        self._read: dict[str, CachedSession] = {}
         self._changes = 0
-        self._failures = Ration(FAILURES, 60.0)
+        self._failures = FixedWindow(MAX_LOGGED_FAILURES, 60.0)
 
     def link_token(self) -> str:
         """A token that lets the owner in once; an earlier one is good no longer."""
         token = secrets.token_urlsafe(24)
-        self._token = digest(token)
+        self._token = token_digest(token)
         return token
 
     def enter(self, token: str) -> Account | None:
         """The owner, by the one-time link."""
         with self._link:
-            if self.team or not secrets.compare_digest(digest(token), self._token):
+            if self.team or not secrets.compare_digest(token_digest(token), self._token):
                 return None
-            self._token = digest(secrets.token_urlsafe(16))
-        found = self._store.read(people.account, OWNER)
+            self._token = token_digest(secrets.token_urlsafe(16))
+        found = self._store.read(people.get_account, OWNER)
         return found or self._store.submit_write(people.add_account, OWNER, "owner", "").result()
 
     def sign_in(self, name: str, password: str, address: str, device: str = "") -> Account | None:
         """The account of a name and its password; a try is counted before the password is checked."""
         if not self.team:
             return None
-        name = names.normal(name)
+        name = account_names.normalize(name)
         account = (
-            self._store.read(people.account, name) if 0 < len(name) <= names.LONGEST and name.isprintable() else None
+            self._store.read(people.get_account, name)
+            if 0 < len(name) <= account_names.MAX_LENGTH and name.isprintable()
+            else None
         )
         stored = account.password if account is not None and account.active else ""
-        known = bool(device and stored) and self._store.read(sessions.knows, device, name)
+        known = bool(device and stored) and self._store.read(sessions.is_known_device, device, name)
         device = device if known else ""
-        self.throttle.enter(name[: names.LONGEST], address, device)
+        self.throttle.enter(name[: account_names.MAX_LENGTH], address, device)
         try:
             right = self.hasher.matches(stored, password, known)
-        except TooMany:  # the server is busy, and the password was not checked
-            self.throttle.take_back(name[: names.LONGEST], address, device)
+        except TooManyAttempts:  # the server is busy, and the password was not checked
+            self.throttle.take_back(name[: account_names.MAX_LENGTH], address, device)
             raise
         if not right:
-            self._failed(account.name if account is not None else UNKNOWN, address)
+            self._failed(account.name if account is not None else UNKNOWN_ACCOUNT, address)
             return None
-        self.throttle.right(name[: names.LONGEST], address, device)
+        self.throttle.right(name[: account_names.MAX_LENGTH], address, device)
         return account
 
     def _failed(self, name: str, address: str) -> None:
@@ -120,7 +122,7 @@ class Door:
         """Sign a browser in under a new session, and know it from now on; `address` goes to the audit log."""
         device = self._device(request) if self.team else ""
         work = self._store.submit_write(
-            people.begin_session, account, time(), self.session_of(request), device, address
+            people.start_session, account, time(), self.session_of(request), device, address
         )
         lasting: dict[str, Any] = {
             "httponly": True,
@@ -128,19 +130,19 @@ class Door:
             "secure": request.url.scheme == "https",
             "path": "/",
         }
-        response.set_cookie(cookie_name(request), work.result(), max_age=int(sessions.LASTS), **lasting)
+        response.set_cookie(cookie_name(request), work.result(), max_age=int(sessions.SESSION_LIFETIME), **lasting)
         if device:
-            response.set_cookie(cookie_name(request, "-device"), device, max_age=DEVICE_LASTS, **lasting)
+            response.set_cookie(cookie_name(request, "-device"), device, max_age=DEVICE_COOKIE_AGE, **lasting)
         self.forget()
 
     def _device(self, request: Request) -> str:
         """The token of a browser: the one that it has, if it is from here, or a new one."""
         device = request.cookies.get(cookie_name(request, "-device"), "")
-        return device if device and self._store.read(sessions.knows, device) else secrets.token_urlsafe(24)
+        return device if device and self._store.read(sessions.is_known_device, device) else secrets.token_urlsafe(24)
 
     def leave(self, request: Request, response: Response, account: Account) -> None:
         """End the session of a browser, so that a copy of its cookie is good for nothing."""
-        self._store.submit_write(people.leave, account.name, self.session_of(request)).result()
+        self._store.submit_write(people.sign_out, account.name, self.session_of(request)).result()
         self.forget()
         response.delete_cookie(
             cookie_name(request), path="/", secure=request.url.scheme == "https", httponly=True, samesite="lax"
@@ -148,7 +150,7 @@ class Door:
 
     def session_of(self, request: Request) -> str:
         """What the ledger keeps of a browser's cookie."""
-        return digest(request.cookies.get(cookie_name(request), ""))
+        return token_digest(request.cookies.get(cookie_name(request), ""))
 
     def forget(self) -> None:
         """Read every session again at its next request: one has ended, or an account has changed."""
@@ -160,33 +162,33 @@ class Door:
         now = time()
         changes = self._changes
         known = self._read.get(key)
-        if known is None or known.changes != changes or monotonic() - known.at > FRESH:
-            found = await run_in_threadpool(self._store.read, people.visitor, key)
+        if known is None or known.changes != changes or monotonic() - known.at > CACHE_SECONDS:
+            found = await run_in_threadpool(self._store.read, people.find_session, key)
             if found is None:
                 self._read.pop(key, None)
                 return None
-            if len(self._read) > REMEMBERED:
+            if len(self._read) > MAX_CACHED:
                 self._read.clear()
-            known = self._read[key] = Known(changes, monotonic(), *found)
+            known = self._read[key] = CachedSession(changes, monotonic(), *found)
         if not known.session.alive(now):
             return None
-        if now - known.session.seen > sessions.TOUCH:
+        if now - known.session.seen > sessions.TOUCH_INTERVAL:
             self._read.pop(key, None)
             self._store.submit_write(sessions.touch, key, now)
         return known.account
 
 
-async def door(request: Request) -> Door:
+async def get_authenticator(request: Request) -> Authenticator:
     """The door of this server."""
     return request.app.state.door
 
 
-async def store(request: Request) -> Store:
+async def get_store(request: Request) -> Store:
     """The store of this server."""
     return request.app.state.store
 
 
-async def signed_in(request: Request) -> Account:
+async def require_signed_in(request: Request) -> Account:
     """Anyone who is signed in."""
     account = await request.app.state.door.visitor(request)
     if account is None:
@@ -194,42 +196,42 @@ async def signed_in(request: Request) -> Account:
     return account
 
 
-async def team_only(request: Request) -> None:
+async def require_team(request: Request) -> None:
     """Pages of accounts; a server without accounts has none."""
     if not request.app.state.door.team:
         raise NotAllowed
 
 
-async def rater(account: Annotated[Account, Depends(signed_in)]) -> Account:
+async def require_rater(account: Annotated[Account, Depends(require_signed_in)]) -> Account:
     """One who may rate."""
     if account.role == "viewer":
         raise NotAllowed
     return account
 
 
-async def owner(account: Annotated[Account, Depends(signed_in)]) -> Account:
+async def require_owner(account: Annotated[Account, Depends(require_signed_in)]) -> Account:
     """One who may set and invite."""
     if account.role != "owner":
         raise NotAllowed
     return account
 
 
-async def onlooker(account: Annotated[Account, Depends(signed_in)]) -> Account:
+async def require_stats_viewer(account: Annotated[Account, Depends(require_signed_in)]) -> Account:
     """One who may see the figures."""
     if account.role == "rater":
         raise NotAllowed
     return account
 
 
-Visitor = Annotated[Account, Depends(signed_in)]
-Rater = Annotated[Account, Depends(rater)]
-Owner = Annotated[Account, Depends(owner)]
-Onlooker = Annotated[Account, Depends(onlooker)]
-TheStore = Annotated[Store, Depends(store)]
-TheDoor = Annotated[Door, Depends(door)]
+SignedIn = Annotated[Account, Depends(require_signed_in)]
+Rater = Annotated[Account, Depends(require_rater)]
+Owner = Annotated[Account, Depends(require_owner)]
+StatsViewer = Annotated[Account, Depends(require_stats_viewer)]
+StoreDependency = Annotated[Store, Depends(get_store)]
+Auth = Annotated[Authenticator, Depends(get_authenticator)]
 
 
-def told(error: TowpathError) -> str:
+def format_error(error: TowpathError) -> str:
     """An error in one line for a page, without the database's address."""
     if isinstance(error, RowRefused):
         return f"{error.rule}: {error.fix}"

@@ -17,12 +17,12 @@ from towpath.web import proxies
 
 HEADER_SECONDS = 15.0
 """A request's headers must arrive within this time after its first byte, or after the connection was opened."""
-MOST = 1000
+MAX_CONNECTIONS = 1000
 """Open connections of the server."""
-MOST_OF_ADDRESS = 100
+MAX_PER_ADDRESS = 100
 """Open connections of one address; the named proxy and this machine are bounded by MOST alone."""
 LOOPBACK = ("127.0.0.0/8", "::1")
-RESERVE = 128
+RESERVED_DESCRIPTORS = 128
 """File descriptors left for the ledger, logs and the run's files."""
 
 
@@ -30,7 +30,7 @@ class BoundedProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with bounds: a client that opens many connections, or sends headers slowly, holds nobody
     else up."""
 
-    most: ClassVar[int] = MOST
+    most: ClassVar[int] = MAX_CONNECTIONS
     shared: ClassVar[tuple[proxies.Network, ...]] = ()
     _deadline: asyncio.TimerHandle | None = None
 
@@ -67,7 +67,7 @@ class BoundedProtocol(H11Protocol):
         if proxies.is_within(address, self.shared):
             return False
         others: list[H11Protocol] = [one for one in self.connections if isinstance(one, H11Protocol)]
-        return sum(one.client is not None and one.client[0] == address for one in others) > MOST_OF_ADDRESS
+        return sum(one.client is not None and one.client[0] == address for one in others) > MAX_PER_ADDRESS
 
     def _expect_headers(self) -> None:
         self._deadline = self.loop.call_later(HEADER_SECONDS, self._headers_late)
@@ -97,7 +97,7 @@ class RateLimitedLog(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether no message of the same kind was let through lately."""
-        kind = _kind(record)
+        kind = _message_kind(record)
         now = monotonic()
         at, suppressed = self._last.get(kind, (-self._seconds, 0))
         if now - at < self._seconds:
@@ -112,7 +112,7 @@ class RateLimitedLog(logging.Filter):
         return True
 
 
-def _kind(record: logging.LogRecord) -> str:
+def _message_kind(record: logging.LogRecord) -> str:
     """Where an error was raised; without an error the message, in which nothing comes from a client."""
     error = record.exc_info[1] if record.exc_info else None
     if error is None or error.__traceback__ is None:
@@ -121,13 +121,15 @@ def _kind(record: logging.LogRecord) -> str:
     return f"{record.name}: {type(error).__name__} at {place.filename}:{place.lineno}"
 
 
-def bounded(named: Sequence[str] = ()) -> type[BoundedProtocol]:
+def bounded_protocol(named: Sequence[str] = ()) -> type[BoundedProtocol]:
     """The protocol for this process: as many connections as its file descriptors allow."""
     shared = tuple(ipaddress.ip_network(one) for one in (*LOOPBACK, *named))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST + RESERVE
+    wanted = MAX_CONNECTIONS + RESERVED_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    most = MOST if soft == resource.RLIM_INFINITY else max(8, min(MOST, soft - RESERVE))
+    most = (
+        MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(MAX_CONNECTIONS, soft - RESERVED_DESCRIPTORS))
+    )
     return type("Bounded", (BoundedProtocol,), {"most": most, "shared": shared})

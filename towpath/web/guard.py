@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from towpath.errors import TowpathError
-from towpath.web import refusals
+from towpath.web import error_responses
 from towpath.web.limits import WriteRate
 
 POLICY = (
@@ -29,14 +29,14 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=()",
 }
-SAFE = ("GET", "HEAD")
-LARGEST = 1_000_000
+SAFE_METHODS = ("GET", "HEAD")
+MAX_BODY = 1_000_000
 """Bytes of a request's body from someone who is signed in."""
-LARGEST_UNKNOWN = 16_000
+MAX_ANONYMOUS_BODY = 16_000
 """Bytes of a request's body from anyone: a name and a password."""
 BODY_SECONDS = 30.0
 """A body must have arrived within this time."""
-OPEN = ("/sign-in", "/sign-out", "/join/", "/reset/")
+OPEN_PATHS = ("/sign-in", "/sign-out", "/join/", "/reset/")
 """Where a body is read from someone who is not signed in."""
 
 _PORT = re.compile(r":\d+\Z")
@@ -84,7 +84,7 @@ class Guard:
         ) as error:  # the server's boundary: whatever it is, it is logged and answered with the same headers
             if started:
                 raise
-            await refusals.failed(Request(scope), error)(scope, receive, with_headers)
+            await error_responses.internal_error(Request(scope), error)(scope, receive, with_headers)
 
     async def _before(self, scope: Scope, receive: Receive) -> tuple[Response | None, Receive]:
         """A refusal, or the body of a request that may go on."""
@@ -93,32 +93,32 @@ class Guard:
         if foreign := self._foreign(method, headers):
             return PlainTextResponse(foreign[1], foreign[0], {"connection": "close"}), receive
         request = Request(scope)
-        is_open = scope["path"].startswith(OPEN)
-        largest = LARGEST_UNKNOWN if is_open else LARGEST
-        if status := malformed(scope, headers, largest):
-            return refusals.refused(request, status), receive
-        if method in SAFE:
+        is_open = scope["path"].startswith(OPEN_PATHS)
+        largest = MAX_ANONYMOUS_BODY if is_open else MAX_BODY
+        if status := malformed_status(scope, headers, largest):
+            return error_responses.early_refusal(request, status), receive
+        if method in SAFE_METHODS:
             return None, receive
         if not is_open:
             try:
                 account = await scope["app"].state.door.visitor(request)
             except TowpathError as error:
-                return refusals.unavailable(request, error), receive
+                return error_responses.unavailable(request, error), receive
             if account is None:
-                response = refusals.sign_in(request)
+                response = error_responses.sign_in_response(request)
                 response.headers["connection"] = "close"
                 return response, receive
             if wait := self._rate.wait(account.name):
                 message = "This account has sent very much in a short time. It is accepted again in a moment."
-                return refusals.wait(request, refusals.TryLater(message, wait)), receive
-        return await _with_body(request, receive, largest)
+                return error_responses.rate_limited(request, error_responses.RateLimited(message, wait)), receive
+        return await _read_whole_body(request, receive, largest)
 
     def _foreign(self, method: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
         origin = headers.get("origin")
         if not self._known(host):
             return 421, f"This server does not answer for {host!r}."
-        if origin is None and method not in SAFE:
+        if origin is None and method not in SAFE_METHODS:
             return 403, "A change must come from a page of this server: no Origin was sent."
         if origin is not None and origin_host(origin) != host.lower():
             return 403, f"This request came from {origin!r}, not from a page of this server."
@@ -145,7 +145,7 @@ def origin_host(origin: str) -> str:
         return ""
 
 
-def malformed(scope: Scope, headers: Headers, largest: int) -> int:
+def malformed_status(scope: Scope, headers: Headers, largest: int) -> int:
     """The status with which a request is refused by its first lines, or 0. A body has one stated length and no other
     framing."""
     if "\x00" in scope["path"] or b"%00" in scope.get("query_string", b""):
@@ -154,20 +154,20 @@ def malformed(scope: Scope, headers: Headers, largest: int) -> int:
         return 411
     length = headers.get("content-length")
     if length is None:
-        return 0 if scope["method"] in SAFE else 411
+        return 0 if scope["method"] in SAFE_METHODS else 411
     if not (length.isascii() and length.isdecimal()):
         return 400
     return 413 if len(length) > 12 or int(length) > largest else 0
 
 
-async def _with_body(request: Request, receive: Receive, largest: int) -> tuple[Response | None, Receive]:
+async def _read_whole_body(request: Request, receive: Receive, largest: int) -> tuple[Response | None, Receive]:
     """The whole body, counted as it comes, for the route to receive at once."""
     try:
-        body = await asyncio.wait_for(_read(receive, largest), BODY_SECONDS)
+        body = await asyncio.wait_for(_read_chunks(receive, largest), BODY_SECONDS)
     except TimeoutError:
-        return refusals.refused(request, 408), receive
+        return error_responses.early_refusal(request, 408), receive
     except BodyTooLarge:
-        return refusals.refused(request, 413), receive
+        return error_responses.early_refusal(request, 413), receive
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
@@ -176,7 +176,7 @@ async def _with_body(request: Request, receive: Receive, largest: int) -> tuple[
     return None, replayed
 
 
-async def _read(receive: Receive, largest: int) -> bytes:
+async def _read_chunks(receive: Receive, largest: int) -> bytes:
     parts = []
     size = 0
     while True:

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from time import monotonic
 
 BURST = 120
-PER_SECOND = 2.0
+REFILL_PER_SECOND = 2.0
 """Writes an account may send at once (an outbox after a lost connection), and how many a second after that."""
-REMEMBERED = 10_000
-STREAMS = 4
+MAX_ACCOUNTS = 10_000
+MAX_STREAMS = 4
 """Live pages of one account."""
 
 
@@ -23,15 +23,15 @@ class WriteRate:
         """Take one write; 0, or how many seconds until one is allowed."""
         now = monotonic()
         tokens, at = self._buckets.pop(account, (float(BURST), now))
-        tokens = min(float(BURST), tokens + (now - at) * PER_SECOND)
+        tokens = min(float(BURST), tokens + (now - at) * REFILL_PER_SECOND)
         allowed = tokens >= 1
         self._buckets[account] = (tokens - 1 if allowed else tokens, now)
-        if len(self._buckets) > REMEMBERED:
+        if len(self._buckets) > MAX_ACCOUNTS:
             self._buckets.popitem(last=False)
-        return 0.0 if allowed else (1 - tokens) / PER_SECOND
+        return 0.0 if allowed else (1 - tokens) / REFILL_PER_SECOND
 
 
-class Streams:
+class OpenStreams:
     """Live pages now open, by account."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Streams:
 
     def full(self, account: str) -> bool:
         """Whether the account has as many as it may."""
-        return self._open[account] >= STREAMS
+        return self._open[account] >= MAX_STREAMS
 
     @contextmanager
     def open(self, account: str) -> Iterator[None]:

@@ -9,8 +9,8 @@ from latex2mathml import converter
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 
-LONGEST = 1000  # characters of one formula; a longer one is shown as it is
-DEEPEST = 60  # elements within each other
+MAX_CHARACTERS = 1000  # characters of one formula; a longer one is shown as it is
+MAX_DEPTH = 60  # elements within each other
 
 ELEMENTS = {
     "math",
@@ -58,12 +58,12 @@ _DELIMITERS = (("$$", "$$", "block"), ("\\[", "\\]", "block"), ("\\(", "\\)", "i
 _MACROS = re.compile(
     r"\\(?:re|provide)?newcommand|\\[egx]?def|\\let|\\DeclareMathOperator|\\href|\\style|\\class|\\require"
 )
-_MARK = re.compile("\ue000(\\d+)\ue001")
+_PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
 def mathml(tex: str, display: str) -> str | None:
     """A formula as MathML; None where it cannot be read, is too long, or defines commands of its own."""
-    if len(tex) > LONGEST or _MACROS.search(tex):
+    if len(tex) > MAX_CHARACTERS or _MACROS.search(tex):
         return None
     try:
         return _markup(converter.convert_to_element(tex, display=display), 0)
@@ -73,7 +73,7 @@ def mathml(tex: str, display: str) -> str | None:
 
 
 def _markup(element: Element, depth: int) -> str:
-    if depth > DEEPEST or element.tag not in ELEMENTS:
+    if depth > MAX_DEPTH or element.tag not in ELEMENTS:
         raise ValueError(element.tag)
     known = [
         (name, value)
@@ -115,16 +115,16 @@ def _is_formula(tex: str, following: str) -> bool:
     return not tex[0].isspace() and not tex[-1].isspace() and not following.isdigit() and "`" not in tex
 
 
-def mark(number: int) -> str:
+def placeholder(number: int) -> str:
     """What stands for a formula while the rest is sanitised."""
     return f"\ue000{number}\ue001"
 
 
-def without_marks(text: str) -> str:
+def strip_placeholders(text: str) -> str:
     """A text that holds no such mark of its own."""
     return text.replace("\ue000", "\ufffd").replace("\ue001", "\ufffd")
 
 
-def fill(html: str, formulas: list[str]) -> str:
+def insert_formulas(html: str, formulas: list[str]) -> str:
     """Put the formulas in the place of their marks."""
-    return _MARK.sub(lambda found: formulas[int(found[1])] if int(found[1]) < len(formulas) else "", html)
+    return _PLACEHOLDER.sub(lambda found: formulas[int(found[1])] if int(found[1]) < len(formulas) else "", html)

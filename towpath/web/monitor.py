@@ -26,10 +26,10 @@ from towpath.view.live.headline import stage_headline
 from towpath.view.live.layout import Line
 from towpath.view.live.marks import stage_marks
 from towpath.view.report.frontier import best_of_n_curve
-from towpath.web import pages, text
-from towpath.web.auth import Onlooker
-from towpath.web.limits import STREAMS, Streams
-from towpath.web.refusals import TryLater
+from towpath.web import pages, safe_html
+from towpath.web.auth import StatsViewer
+from towpath.web.error_responses import RateLimited
+from towpath.web.limits import MAX_STREAMS, OpenStreams
 
 router = APIRouter(prefix="/monitor")
 
@@ -97,18 +97,18 @@ def _json(request: Request, content: Any) -> Response:
 
 @router.get("")
 def monitor(
-    request: Request, account: Onlooker, run: Annotated[LiveRun, Depends(known)], stage: Name = ""
+    request: Request, account: StatsViewer, run: Annotated[LiveRun, Depends(known)], stage: Name = ""
 ) -> HTMLResponse:
     """The curves of one stage; the page comes before a long file is read, and asks for them."""
     name = stage if stage in run.stages else run.current_stage()
     stages = [{"name": one, "state": run.state(one)} for one in run.stages]
-    return pages.page(request, "monitor.html", account, stage=name, stages=stages, run=run)
+    return pages.render_page(request, "monitor.html", account, stage=name, stages=stages, run=run)
 
 
 @router.get("/curves")
 def drawn(
     request: Request,
-    account: Onlooker,
+    account: StatsViewer,
     run: TheRun,
     stage: Name,
     low: Step = 0,
@@ -137,7 +137,7 @@ def _ends(several: Iterable[Columns]) -> dict[str, int]:
 
 
 @router.get("/step")
-def at_step(request: Request, account: Onlooker, run: TheRun, stage: Name, step: Step) -> Response:
+def at_step(request: Request, account: StatsViewer, run: TheRun, stage: Name, step: Step) -> Response:
     """Everything that was told at the step of training nearest to this one, and at the last look before its end."""
     with run.lock:
         metrics = _stage(run, stage).metrics
@@ -164,14 +164,14 @@ def _before(columns: Columns, step: int) -> int | None:
 
 
 @router.get("/events")
-async def events(request: Request, account: Onlooker, stage: Name, after: Name = "") -> StreamingResponse:
+async def events(request: Request, account: StatsViewer, stage: Name, after: Name = "") -> StreamingResponse:
     """What is new, as it comes: a stream that the browser takes up again by itself."""
     run = await run_in_threadpool(watched, request)
     _stage(run, stage)
     seen = request.headers.get("last-event-id") or after
-    streams: Streams = request.app.state.streams
+    streams: OpenStreams = request.app.state.streams
     if streams.full(account.name):
-        raise TryLater(f"{STREAMS} pages of this account already follow a run live; close one.", 60)
+        raise RateLimited(f"{MAX_STREAMS} pages of this account already follow a run live; close one.", 60)
 
     async def counted() -> AsyncIterator[str]:
         with streams.open(account.name):
@@ -263,13 +263,13 @@ def _marks(run: LiveRun, training: LiveStage) -> dict[str, Any]:
 
 
 @router.get("/samples")
-def samples_page(request: Request, account: Onlooker, run: TheRun, stage: Name = "") -> HTMLResponse:
+def samples_page(request: Request, account: StatsViewer, run: TheRun, stage: Name = "") -> HTMLResponse:
     """The same prompts, answered by one model after another."""
     with run.lock:
         name = _policy(run, stage)
         samples = run.stages[name].samples if name else None
         rounds = [one for one in run.stages if one.startswith("policy")]
-        return pages.page(
+        return pages.render_page(
             request,
             "samples.html",
             account,
@@ -288,7 +288,7 @@ def _policy(run: LiveRun, stage: str) -> str:
 
 @router.get("/samples/list")
 def listed(
-    request: Request, account: Onlooker, run: TheRun, stage: Name, domain: Name = "", sort: Sort = "order"
+    request: Request, account: StatsViewer, run: TheRun, stage: Name, domain: Name = "", sort: Sort = "order"
 ) -> Response:
     """Prompts with what their reward came from and went to."""
     with run.lock:
@@ -308,7 +308,7 @@ def _short(asked: PromptSamples) -> dict[str, Any]:
 
 @router.get("/samples/prompt")
 def one_prompt(
-    request: Request, account: Onlooker, run: TheRun, stage: Name, id: Annotated[str, Query(max_length=2000)]
+    request: Request, account: StatsViewer, run: TheRun, stage: Name, id: Annotated[str, Query(max_length=2000)]
 ) -> Response:
     """One prompt and every answer to it."""
     with run.lock:
@@ -332,7 +332,7 @@ def one_prompt(
 @router.get("/samples/differences")
 def differing(
     request: Request,
-    account: Onlooker,
+    account: StatsViewer,
     run: TheRun,
     stage: Name,
     id: Annotated[str, Query(max_length=2000)],
@@ -344,7 +344,7 @@ def differing(
         told = {version.key: version.text for version in _asked(run, stage, id).answers}
     if left not in told or right not in told:
         raise DataError(f"{left}, {right}: no such answers", "answers to this prompt", "choose two of the list")
-    one, two = text.differences(told[left], told[right])
+    one, two = safe_html.text_diff(told[left], told[right])
     return _json(request, {"left": one, "right": two})
 
 
@@ -378,7 +378,7 @@ Runs = Annotated[list[str] | None, Query(max_length=200)]
 @router.get("/compare")
 def compare(
     request: Request,
-    account: Onlooker,
+    account: StatsViewer,
     run: TheRun,
     runs: Runs = None,
     stage: Literal["sft", "reward", "policy"] = "policy",
@@ -394,7 +394,7 @@ def compare(
     )
     endings = {name: comparing.final_numbers(one) for name, one in chosen.items()}
     rows = list(dict.fromkeys(label for told in endings.values() for label, _ in told))
-    return pages.page(
+    return pages.render_page(
         request,
         "compare.html",
         account,
@@ -415,7 +415,7 @@ def compare(
 @router.get("/compare/curves")
 def overlaid(
     request: Request,
-    account: Onlooker,
+    account: StatsViewer,
     run: TheRun,
     stage: Literal["sft", "reward", "policy"],
     names: Runs = None,
@@ -453,7 +453,7 @@ def _latest(run: LiveRun, kind: str) -> LiveStage | None:
 
 @router.get("/compare/frontier")
 def frontier(
-    request: Request, account: Onlooker, run: TheRun, runs: Runs = None, by: Literal["win", "reward"] = "win"
+    request: Request, account: StatsViewer, run: TheRun, runs: Runs = None, by: Literal["win", "reward"] = "win"
 ) -> Response:
     """Distance and gain of every look at held-out prompts, beside the best of n."""
     chosen = _beside(request, run, runs or [])

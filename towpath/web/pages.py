@@ -12,10 +12,10 @@ from towpath import __version__
 from towpath.data.intervals import wilson
 from towpath.feedback.agreement import Estimate, proportion
 from towpath.store.people import Account
-from towpath.web import text
+from towpath.web import safe_html
 
 _ENVIRONMENT = Environment(loader=PackageLoader("towpath.web"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-_ENVIRONMENT.filters["markdown"] = text.markdown
+_ENVIRONMENT.filters["markdown"] = safe_html.markdown
 
 
 def _hours(value: float) -> str:
@@ -53,12 +53,12 @@ _ENVIRONMENT.filters |= {
 }
 
 
-def fragment(template: str, **context: Any) -> str:
+def render_fragment(template: str, **context: Any) -> str:
     """Part of a page."""
     return _ENVIRONMENT.get_template(template).render(context)
 
 
-def page(
+def render_page(
     request: Request,
     template: str,
     account: Account | None = None,
@@ -68,4 +68,4 @@ def page(
 ) -> HTMLResponse:
     """A whole page."""
     shared = {"account": account, "team": request.app.state.door.team, "version": __version__, "path": request.url.path}
-    return HTMLResponse(fragment(template, **shared, **context), status, headers)
+    return HTMLResponse(render_fragment(template, **shared, **context), status, headers)

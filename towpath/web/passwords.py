@@ -15,11 +15,11 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from towpath.errors import DataError
 
-SHORTEST = 12
-LONGEST = 1000
-OWN_PART = 8
+MIN_LENGTH = 12
+MAX_LENGTH = 1000
+MIN_OWN_CHARACTERS = 8
 """Characters that must be left of a password without the account's name and without the product's."""
-ROWS = (
+KEYBOARD_ROWS = (
     "abcdefghijklmnopqrstuvwxyz",
     "01234567890123456789",
     "qwertyuiop[]",
@@ -28,13 +28,13 @@ ROWS = (
     "qwertzuiop",
     "azertyuiop",
 )
-SWAPS = str.maketrans("013457@$!", "oleastasi")
-QUEUE = 4
+LEET = str.maketrans("013457@$!", "oleastasi")
+MAX_WAITING = 4
 """Requests that may wait for one of the two hashes; each takes about 64 MiB and 50 ms."""
-PATIENCE = 2.0
+HASH_TIMEOUT = 2.0
 
 
-class TooMany(Exception):
+class TooManyAttempts(Exception):
     """More tries than are allowed; the next one may come after so many seconds."""
 
     def __init__(self, seconds: float) -> None:
@@ -42,12 +42,12 @@ class TooMany(Exception):
         super().__init__(f"try again in {self.seconds} s")
 
 
-def require(password: str, name: str = "") -> None:
+def validate(password: str, name: str = "") -> None:
     """Refuse a password that is short, common, or made of a name, a sequence or one repeated part."""
-    if not SHORTEST <= len(password) <= LONGEST:
+    if not MIN_LENGTH <= len(password) <= MAX_LENGTH:
         raise DataError(
             "this password",
-            f"a password has {SHORTEST} to {LONGEST} characters",
+            f"a password has {MIN_LENGTH} to {MAX_LENGTH} characters",
             "choose a longer one; a few words will do",
         )
     folded = unicodedata.normalize("NFKC", password).casefold()
@@ -58,14 +58,14 @@ def require(password: str, name: str = "") -> None:
     rest = folded
     for part in (name.casefold(), "towpath"):
         rest = rest.replace(part, "") if len(part) > 2 else rest
-    if len(rest) < OWN_PART:
+    if len(rest) < MIN_OWN_CHARACTERS:
         raise DataError(
             "this password", "it is little more than the name of the account or of this product", "choose another"
         )
 
 
 @cache
-def _common() -> frozenset[str]:
+def _common_passwords() -> frozenset[str]:
     lines = files("towpath.web").joinpath("common_passwords.txt").read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("# "))
 
@@ -75,10 +75,10 @@ def _is_common(folded: str) -> bool:
     keys."""
     part = _repeated_part(folded)
     stem = re.sub(r"^[\W\d_]+|[\W\d_]+$", "", part)
-    if not _common().isdisjoint({folded, part, stem, stem.translate(SWAPS)}):
+    if not _common_passwords().isdisjoint({folded, part, stem, stem.translate(LEET)}):
         return True
-    repeats = part != folded and len(part) < OWN_PART
-    return repeats or any(part in row * 2 or part[::-1] in row * 2 for row in ROWS)
+    repeats = part != folded and len(part) < MIN_OWN_CHARACTERS
+    return repeats or any(part in row * 2 or part[::-1] in row * 2 for row in KEYBOARD_ROWS)
 
 
 def _repeated_part(text: str) -> str:
@@ -98,7 +98,7 @@ class Hasher:
 
     def hashed(self, password: str, name: str = "") -> str:
         """What is stored of a new password."""
-        require(password, name)
+        validate(password, name)
         with self._lane(True):
             return self._argon2.hash(password)
 
@@ -114,12 +114,12 @@ class Hasher:
     def _lane(self, known: bool) -> Iterator[None]:
         semaphore, lock, waiting = self._lanes[known]
         with lock:
-            if waiting[0] > QUEUE:
-                raise TooMany(PATIENCE)
+            if waiting[0] > MAX_WAITING:
+                raise TooManyAttempts(HASH_TIMEOUT)
             waiting[0] += 1
         try:
-            if not semaphore.acquire(timeout=PATIENCE):
-                raise TooMany(PATIENCE)
+            if not semaphore.acquire(timeout=HASH_TIMEOUT):
+                raise TooManyAttempts(HASH_TIMEOUT)
             try:
                 yield
             finally:

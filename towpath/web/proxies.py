@@ -10,7 +10,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-class Proxies:
+class ForwardedHeaders:
     """Believes `X-Forwarded-For` and `X-Forwarded-Proto` of the named addresses alone.
 
     Of the list it takes the last entry, which the proxy itself wrote. Entries before it are what the client claimed:
@@ -30,11 +30,11 @@ class Proxies:
 
 def is_within(host: str, networks: Iterable[Network]) -> bool:
     """Whether an address lies in one of these networks."""
-    found = address(host)
+    found = parse_address(host)
     return found is not None and any(found in network for network in networks)
 
 
-def address(text: str) -> Address | None:
+def parse_address(text: str) -> Address | None:
     """An address, without brackets, port or zone, and of IPv4 where it stands for one; None where it is none."""
     text = text.strip()
     if text.startswith("["):
@@ -54,7 +54,7 @@ def _forwarded(headers: Headers) -> dict[str, object]:
     client = ",".join(headers.getlist("x-forwarded-for")).split(",")[-1].strip()
     scheme = ",".join(headers.getlist("x-forwarded-proto")).split(",")[-1].strip().lower()
     if client:
-        found["client"] = (str(address(client) or "unknown"), 0)
+        found["client"] = (str(parse_address(client) or "unknown"), 0)
     if scheme in ("http", "https"):
         found["scheme"] = scheme
     return found

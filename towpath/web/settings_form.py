@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from towpath.errors import DataError
-from towpath.store.settings import Settings
+from towpath.store.rating_settings import RatingSettings
 
 
 class SettingsForm(BaseModel):
@@ -24,11 +24,11 @@ class SettingsForm(BaseModel):
     trial_pairs: Annotated[int, Field(ge=0, le=100)] = 0
     trial_threshold: Annotated[float, Field(ge=0, le=100)] = 70
 
-    def settings(self) -> Settings:
+    def settings(self) -> RatingSettings:
         """The settings that these fields mean."""
         overlap = _number("overlap", self.overlap, 100)
         goal = _number("goal", self.goal, 100_000)
-        return Settings(
+        return RatingSettings(
             paused="paused" in self.switches,
             overlap=None if overlap is None else overlap / 100,
             gold_share=self.gold_share / 100,

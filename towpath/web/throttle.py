@@ -8,11 +8,11 @@ from threading import Lock
 from time import monotonic
 
 from towpath.web import proxies
-from towpath.web.passwords import TooMany
+from towpath.web.passwords import TooManyAttempts
 
-KEPT = 20_000
+MAX_COUNTERS = 20_000
 """Counters of one kind; the one that was not used for longest is dropped."""
-FORGET = 3600.0
+RESET_SECONDS = 3600.0
 """Seconds without a try after which a counter starts again."""
 
 
@@ -38,7 +38,7 @@ BY_ACCOUNT = Limit(20, 5.0, 60.0)
 
 
 @dataclass
-class Counters:
+class AttemptCounters:
     """Tries by key under one limit."""
 
     limit: Limit
@@ -47,13 +47,13 @@ class Counters:
     def left(self, key: Hashable, now: float) -> float:
         """Seconds until the next try is allowed; 0 for now."""
         count, last = self.tries.get(key, (0, now))
-        return 0.0 if now - last >= FORGET else max(0.0, last + self.limit.wait(count) - now)
+        return 0.0 if now - last >= RESET_SECONDS else max(0.0, last + self.limit.wait(count) - now)
 
     def count(self, key: Hashable, now: float) -> None:
         """One more try."""
         count, last = self.tries.pop(key, (0, now))
-        self.tries[key] = (1 if now - last >= FORGET else count + 1, now)
-        while len(self.tries) > KEPT:
+        self.tries[key] = (1 if now - last >= RESET_SECONDS else count + 1, now)
+        while len(self.tries) > MAX_COUNTERS:
             self.tries.popitem(last=False)
 
     def refund(self, key: Hashable) -> None:
@@ -71,10 +71,10 @@ class Throttle:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._lock = Lock()
-        self._pair = Counters(BY_ACCOUNT_AND_NETWORK)
-        self._device = Counters(BY_DEVICE)
-        self._network = Counters(BY_NETWORK)
-        self._account = Counters(BY_ACCOUNT)
+        self._pair = AttemptCounters(BY_ACCOUNT_AND_NETWORK)
+        self._device = AttemptCounters(BY_DEVICE)
+        self._network = AttemptCounters(BY_NETWORK)
+        self._account = AttemptCounters(BY_ACCOUNT)
 
     def enter(self, account: str, address: str, device: str = "") -> None:
         """Count a try, or refuse it. `device` is a browser that this account signed in from before."""
@@ -83,7 +83,7 @@ class Throttle:
         with self._lock:
             left = max(counters.left(key, now) for counters, key in keys)
             if left > 0:
-                raise TooMany(left)
+                raise TooManyAttempts(left)
             for counters, key in keys:
                 counters.count(key, now)
 
@@ -102,20 +102,20 @@ class Throttle:
             for counters, key in self._keys(account, address, device):
                 counters.refund(key)
 
-    def _keys(self, account: str, address: str, device: str) -> list[tuple[Counters, Hashable]]:
+    def _keys(self, account: str, address: str, device: str) -> list[tuple[AttemptCounters, Hashable]]:
         if device:
             return [(self._device, (account, device))]
-        place = network(address)
+        place = client_network(address)
         return [(self._pair, (account, place)), (self._network, place), (self._account, account)]
 
 
 @dataclass
-class Ration:
+class FixedWindow:
     """So many at most in so many seconds."""
 
     most: int
     seconds: float
-    since: float = -FORGET
+    since: float = -RESET_SECONDS
     count: int = 0
 
     def take(self, now: float) -> int | None:
@@ -129,9 +129,9 @@ class Ration:
         return 0 if self.count <= self.most else None
 
 
-def network(address: str) -> str:
+def client_network(address: str) -> str:
     """What one person is taken to have: an IPv4 address, or an IPv6 network of 64 bits."""
-    found = proxies.address(address)
+    found = proxies.parse_address(address)
     if isinstance(found, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((int(found), 64), strict=False))
     return str(found or "unknown")

@@ -50,7 +50,7 @@ SEVERITIES = {"error": "bold red", "critical": "bold red", "warning": "yellow", 
 """Styles by severity, the most severe first."""
 
 
-def watch(path: Path, assignments: list[str], once: bool = False) -> None:
+def show_run(path: Path, assignments: list[str], once: bool = False) -> None:
     """Show the run until stopped; with `once`, or without a terminal, print one frame."""
     run = LiveRun(path, assignments)
     console = Console()

@@ -4,7 +4,7 @@ model against the labels."""
 from collections.abc import Mapping
 from typing import Any
 
-from towpath.arena import matches
+from towpath.arena.leaderboard_row import leaderboard_row
 from towpath.run.record import RunRecord
 from towpath.store import arenas, location
 from towpath.store.jsonl import is_number
@@ -39,8 +39,8 @@ def contests(run: RunRecord) -> list[Row]:
         return []
     rows = []
     with Store.open(at) as store:
-        for one in store.read(arenas.arenas):
-            found = matches.standing(store, one.number)
+        for one in store.read(arenas.list_arenas):
+            found = leaderboard_row(store, one.number)
             for who, record in {"people": found.people, **found.judges}.items():
                 if record.n:
                     rows.append(

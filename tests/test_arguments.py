@@ -1,0 +1,105 @@
+"""What a caller of Python gives: taken as it is meant, or refused by its name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from towpath.errors import RecipeError
+from towpath.rewards import sources
+from towpath.run import arguments
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ("Why?", "a list of texts"),
+        (7, "a list of texts"),
+        (["a", None], r"prompts\[1\] = None"),
+        (range(3), r"prompts\[0\] = 0"),
+        (["a", "  "], r"prompts\[1\]"),
+        (["\ud83d"], r"prompts\[0\]"),
+        ([[{"role": "user", "content": "a"}]], r"prompts\[0\]"),
+    ],
+)
+def test_prompts_are_texts(texts, words):
+    with pytest.raises(RecipeError, match=words):
+        arguments.prompts(texts)
+
+
+def test_prompts_may_come_one_by_one():
+    assert arguments.prompts(text for text in ("a", "b")) == arguments.prompts(np.array(["a", "b"])) == ["a", "b"]
+
+
+@pytest.mark.parametrize("rows", [None, 7, "abc", {"prompt": "a"}])
+def test_pairs_are_a_list(rows):
+    with pytest.raises(RecipeError, match="pairs = "):
+        arguments.pairs(rows)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [1] * 3,
+        ["abc"],
+        [("a", "b")],
+        [{"prompt": "a", "chosen": "b"}],
+        [("a", "b", " b ")],
+        [("a", "", "b")],
+        [("a", "b", None)],
+    ],
+)
+def test_pairs_are_three_texts_two_of_which_differ(rows):
+    with pytest.raises(RecipeError, match=r"pairs\[0\]"):
+        arguments.pairs(rows)
+
+
+def test_rows_of_other_libraries_are_pairs():
+    assert arguments.pairs([{"prompt": "a", "chosen": "b", "rejected": "c", "score": 1}]) == [("a", "b", "c")]
+
+
+def test_rewards_may_be_several_with_weights():
+    def mine(_prompts, answers):
+        return [1.0 for _ in answers]
+
+    told = arguments.rewards([mine, "rule:prose", {"source": mine, "weight": 0.5}])
+    assert [one.get("weight") for one in told] == [None, None, 0.5]
+    assert told[0]["source"] == told[2]["source"] and sources.load_source(told[0]["source"])(["p"], ["a"]) == [1.0]
+    for wrong in ("model", 5, [5], {"weight": 1.0}):
+        with pytest.raises(RecipeError, match="reward = "):
+            arguments.rewards(wrong)
+
+
+def test_a_name_of_ones_own_stands_for_the_code():
+    (one,), (other,) = (
+        arguments.rewards({"source": lambda _p, a, w=w: [w for _ in a], "name": "v1"}) for w in (1.0, 2.0)
+    )
+    assert one == other
+
+
+def test_settings_are_taken_for_what_they_say():
+    said = {
+        "a": np.int64(3),
+        "b": np.float32(0.5),
+        "c": torch.bfloat16,
+        "d": Path("x/y"),
+        "e": (1, "z"),
+        "f": {"g": True},
+        "h": None,
+        "i": "torch.x",
+        "j": torch.tensor(0.5),
+    }
+    assert arguments.setting("", said) == {
+        "a": 3,
+        "b": 0.5,
+        "c": "bfloat16",
+        "d": "x/y",
+        "e": [1, "z"],
+        "f": {"g": True},
+        "h": None,
+        "i": "torch.x",
+        "j": 0.5,
+    }
+    with pytest.raises(RecipeError, match=r"policy\.clip = "):
+        arguments.setting("policy.clip", object())

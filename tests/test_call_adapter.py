@@ -1,0 +1,140 @@
+"""Reward functions are called by the names of their parameters, as TRL calls them; what cannot be filled is refused
+before anything starts."""
+
+import functools
+from typing import Any
+
+import pytest
+
+import towpath as tp
+from towpath.errors import RecipeError
+from towpath.rewards.call_adapter import adapt_function
+from towpath.run import arguments
+
+PROMPTS = ["1 + 1", "2 + 2"]
+ANSWERS = ["2", "5"]
+ROWS = {"ground_truth": ["2", "4"]}
+
+
+def by_name(completions, ground_truth, **kwargs):
+    return [completions, ground_truth, sorted(kwargs)]
+
+
+def defaulted(completions, weight=2.0, ground_truth=None):
+    return [completions, weight, ground_truth]
+
+
+def positional_only(answers, prompts, /):
+    return [answers, prompts]
+
+
+class CallableReward:
+    def __call__(self, completions, prompts):
+        return [completions, prompts]
+
+
+@pytest.mark.parametrize(
+    ("function", "want"),
+    [
+        (by_name, [ANSWERS, ["2", "4"], ["prompts"]]),
+        (defaulted, [ANSWERS, 2.0, ["2", "4"]]),
+        (positional_only, [ANSWERS, PROMPTS]),
+        (CallableReward(), [ANSWERS, PROMPTS]),
+        (functools.partial(by_name, ground_truth=["x", "y"]), [ANSWERS, ["2", "4"], ["prompts"]]),
+        (lambda answers, prompts: [answers, prompts], [ANSWERS, PROMPTS]),
+        (lambda p, a: [p, a], [PROMPTS, ANSWERS]),
+        (lambda p, a, scale=1.0: [p, a, scale], [PROMPTS, ANSWERS, 1.0]),
+        (lambda *args: list(args), [PROMPTS, ANSWERS]),
+        (lambda **kwargs: sorted(kwargs), ["completions", "ground_truth", "prompts"]),
+        (lambda _prompts, answers: answers, ANSWERS),
+        (lambda _x, answers: answers, ANSWERS),
+        (lambda *, completions, **_: completions, ANSWERS),
+    ],
+)
+def test_parameters_are_filled_by_name(function: Any, want: Any) -> None:
+    assert adapt_function("mine", function, ROWS.keys())(PROMPTS, ANSWERS, ROWS) == want
+
+
+@pytest.mark.parametrize(
+    ("function", "missing"),
+    [
+        (lambda completions, reference: 0, "reference"),
+        (lambda prompts, texts: 0, "texts"),
+        (lambda texts: 0, "texts"),
+        (lambda completions, a, b, **kwargs: 0, "a, b"),
+        (lambda: 0, "takes no arguments"),
+        (lambda completion, reference: 0, "completion, reference"),
+        (lambda response, prompt: 0, "response, prompt"),
+    ],
+)
+def test_what_cannot_be_filled_is_named(function: Any, missing: str) -> None:
+    with pytest.raises(RecipeError, match=missing) as refused:
+        adapt_function("mine", function, ROWS.keys())
+    assert "ground_truth" in refused.value.rule and refused.value.fix
+
+
+def test_columns_that_clash_or_contradict_are_refused() -> None:
+    with pytest.raises(RecipeError, match="column 'completions'"):
+        arguments.columns([{"prompt": "a", "completions": 1}])
+    with pytest.raises(RecipeError, match="twice"):
+        arguments.columns([{"prompt": "a", "truth": 1}, {"prompt": "a", "truth": 2}])
+    assert arguments.columns(
+        [{"prompt": "a", "truth": 1}, {"prompt": "b", "truth": None}, {"prompt": "a", "truth": 1}]
+    )["a"] == {"truth": 1}
+    for rows in (
+        [{"prompt": "a", "truth": 1}, "b"],
+        ["b", {"prompt": "a", "truth": 1}],
+        [{"prompt": "a", "x": 1}, {"prompt": "b", "y": 1}],
+    ):
+        with pytest.raises(RecipeError, match=r"prompts\[1\] and prompts\[0\] differ in the column '(truth|x)'"):
+            arguments.columns(rows)
+
+
+def test_a_recipe_says_that_it_passes_no_columns_on() -> None:
+    with pytest.raises(RecipeError) as refused:
+        adapt_function("python:mine:exact", by_name)
+    assert "a recipe passes no columns" in refused.value.fix
+
+
+def test_trl_s_reward_signature_trains_unchanged(tmp_path, tiny_folder) -> None:
+    """Every completion meets the ground truth of its own prompt, in training and in validation."""
+    seen: list[tuple[str, str, str]] = []
+    rows = [
+        {"prompt": f"Say {number}.", "ground_truth": f"truth of Say {number}.", "difficulty": number}
+        for number in range(12)
+    ]
+
+    def reward(completions, ground_truth, **kwargs):
+        assert set(kwargs) == {"prompts", "difficulty"}
+        seen.extend(zip(kwargs["prompts"], completions, ground_truth, strict=True))
+        return [float(len(text)) for text in completions]
+
+    done = tp.train(
+        "grpo",
+        model=tiny_folder,
+        prompts=rows,
+        reward=reward,
+        steps=1,
+        rollout=8,
+        max_new_tokens=4,
+        folder=tmp_path,
+        dtype="float32",
+    )
+    assert done.metrics and all(truth == f"truth of {prompt}" for prompt, _, truth in seen)
+    assert len({prompt for prompt, _, _ in seen}) > 4
+
+
+def test_a_reward_without_its_column_is_refused_before_anything_starts(tmp_path, tiny_folder) -> None:
+    def reward(completions, ground_truth, **kwargs):
+        return [0.0 for _ in completions]
+
+    with pytest.raises(RecipeError, match="no value for ground_truth"):
+        tp.train(
+            "grpo",
+            model=tiny_folder,
+            prompts=[f"Say {i}." for i in range(12)],
+            reward=reward,
+            steps=1,
+            folder=tmp_path / "x",
+        )
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,52 @@
+"""Answers of finished evaluations that an arena can compare."""
+
+from pathlib import Path
+from typing import Any
+
+from towpath.errors import DataError
+from towpath.records import Prompt
+from towpath.run.record import read_current, stage_round
+from towpath.store import jsonl
+from towpath.store.manifest import NAME as MANIFEST
+
+MODELS = ("policy", "sft", "base")
+
+
+def answer_sources(run: Path) -> dict[str, tuple[Path, str]]:
+    """Map model names to the file and column of their answers to held-out prompts, the current evaluation first."""
+    stages = read_current(run, quiet=True).stages
+    newest = max((name for name in stages if name.startswith("evaluate")), key=stage_round, default="")
+    sources: dict[str, tuple[Path, str]] = {}
+    current = run / "stages" / newest / stages[newest] / "answers.jsonl" if newest else None
+    if current is not None and current.is_file():
+        sources |= {model: (current, model) for model in MODELS}
+    for path in sorted(run.glob("stages/evaluate*/*/answers.jsonl")):
+        if path != current and (path.parent / MANIFEST).is_file():
+            sources |= {f"{path.parent.parent.name}/{path.parent.name}/{model}": (path, model) for model in MODELS}
+    return sources
+
+
+def load_answers(run: Path, name: str) -> dict[str, tuple[Prompt, str]]:
+    """Return the held-out prompts by id, each with the answer of the model `name`."""
+    sources = answer_sources(run)
+    if name not in sources:
+        known = ", ".join(list(sources)[:12]) or "none yet"
+        raise DataError(
+            f"{name!r}: no answers of this model", f"known models: {known}", "run the evaluation, or correct the name"
+        )
+    path, model = sources[name]
+    return {row["prompt_id"]: (_prompt(row), row[model]) for row in jsonl.read(path, strict=True)}
+
+
+def reward_model_disagreements(run: Path) -> list[dict[str, Any]]:
+    """Return labelled pairs on which the newest reward model contradicts the label, most confident first."""
+    evaluations = [path.parent for path, model in answer_sources(run).values() if model == "policy"]
+    files = (folder / "disagreements.jsonl" for folder in evaluations)
+    path = next((path for path in files if path.is_file()), None)
+    return sorted(jsonl.read(path, strict=True) if path else [], key=lambda row: -row["confidence"])
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    return Prompt(
+        row["prompt_id"], row["prompt"], row.get("domain", "general"), row.get("difficulty", "medium"), split="heldout"
+    )

@@ -1,0 +1,27 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from towpath.recipe import Recipe
+    from towpath.store.store import Store
+
+Run = Annotated[Path, typer.Argument(help="the run's folder", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a recipe value; may be repeated")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
+Force = Annotated[bool, typer.Option("--force", help="continue past closed gates and refused values")]
+
+
+def open_store(run: Path, overrides: list[str] | None) -> "tuple[Recipe, Store]":
+    """Load a run's recipe and open its ledger."""
+    from towpath import recipe
+    from towpath.store.location import ledger_location
+    from towpath.store.store import Store
+
+    settings = recipe.load(run, overrides)
+    return settings, Store.open(ledger_location(run, settings.store.url))

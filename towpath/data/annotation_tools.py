@@ -1,0 +1,184 @@
+"""The records of Argilla and the tasks of Label Studio, in and out."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from towpath.data.preference_pairs import PreferencePair, draft_judgement, parse_provenance
+from towpath.data.preference_record import PreferenceRecord
+from towpath.data.preference_rows import answer_columns, is_iso_time, parse_choice, prompt_text, text_cell
+from towpath.data.row_files import Cells, UnusableRow
+from towpath.records import Choice, Judgement
+
+QUESTION = "preference"
+COMMENT = "comment"
+_TIES = ("tie", "both_bad")
+
+
+def read_argilla(cells: Cells) -> Iterator[PreferencePair | str]:
+    """A record of Argilla, version 2 or 1: two text fields beside the prompt, and what each user answered."""
+    fields = cells.get("fields")
+    metadata = cells.get("metadata") or {}
+    if not isinstance(fields, dict) or not isinstance(metadata, dict):
+        raise UnusableRow("fields and metadata are not objects")
+    left, right = answer_columns(fields)
+    said: list[Judgement] = []
+    for user, status, answers in _responses(cells.get("responses")):
+        if status not in ("", "submitted"):
+            yield f"the response of {user} is {status}: not counted"
+            continue
+        choice = _named(answers, (left, right))
+        if choice is None:
+            yield f"the response of {user} names no answer: {str(answers)[:80]}"
+            continue
+        note = answers.get(COMMENT)
+        said.append(draft_judgement(choice, f"argilla:{user}", comment=note if isinstance(note, str) else ""))
+    known = parse_provenance(metadata.get("provenance"))
+    yield PreferencePair(
+        prompt_text(fields),
+        text_cell(fields, left),
+        text_cell(fields, right),
+        None,
+        tuple(said),
+        group=text_cell(metadata, "group"),
+        known=known,
+    )
+
+
+def argilla_row(s: PreferenceRecord) -> Cells:
+    """A record for `dataset.records.from_json`; what the ledger holds already is a suggestion."""
+    said = (
+        {QUESTION: {"value": s.choice, "score": round(max(s.chance, 1 - s.chance), 6), "agent": s.source}}
+        if s.choice
+        else {}
+    )
+    return {
+        "id": s.known.comparison.id,
+        "fields": {"prompt": s.prompt.prompt, "answer_a": s.known.a.text, "answer_b": s.known.b.text},
+        "metadata": {"domain": s.prompt.domain, "group": s.group, "provenance": s.provenance(tokens=False)},
+        "suggestions": said,
+        "responses": {},
+        "vectors": {},
+    }
+
+
+def read_label_studio(cells: Cells) -> Iterator[PreferencePair | str]:
+    """A task of Label Studio with its annotations: a Pairwise tag, and a Choices tag for what it cannot say."""
+    data = cells.get("data")
+    annotations = cells.get("annotations") or []
+    if not isinstance(data, dict) or not isinstance(annotations, list):
+        raise UnusableRow("data is not an object, or annotations are not a list")
+    left, right = answer_columns(data)
+    said: list[Judgement] = []
+    for annotation in annotations:
+        who = _annotator(annotation)
+        if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
+            yield f"the annotation of {who} was cancelled: not counted"
+            continue
+        choice, note = _selected(annotation.get("result"))
+        if choice is None:
+            yield f"the annotation of {who} names no answer"
+            continue
+        spent = annotation.get("lead_time")
+        at = annotation.get("created_at")
+        milliseconds = round(1000 * spent) if isinstance(spent, int | float) else None
+        at = at if isinstance(at, str) and is_iso_time(at) else ""
+        said.append(draft_judgement(choice, f"label-studio:{who}", milliseconds=milliseconds, at=at, comment=note))
+    known = parse_provenance(data.get("provenance"))
+    yield PreferencePair(
+        prompt_text(data),
+        text_cell(data, left),
+        text_cell(data, right),
+        None,
+        tuple(said),
+        group=text_cell(data, "group"),
+        known=known,
+    )
+
+
+def label_studio_row(s: PreferenceRecord) -> Cells:
+    """A task to import; what the ledger holds already is a prediction."""
+    data = {"prompt": s.prompt.prompt, "text1": s.known.a.text, "text2": s.known.b.text}
+    data |= {"comparison": s.known.comparison.id, "group": s.group, "provenance": s.provenance(tokens=False)}
+    row: Cells = {"data": data}
+    if s.choice:
+        score = round(max(s.chance, 1 - s.chance), 6)
+        row["predictions"] = [{"model_version": s.source or "towpath", "score": score, "result": [_result(s.choice)]}]
+    return row
+
+
+def _responses(found: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """User, status and answers by question; version 2 keeps them by question, version 1 by user."""
+    if isinstance(found, dict):
+        by_user: dict[str, tuple[str, dict[str, Any]]] = {}
+        for name, told in found.items():
+            for response in _objects(told):
+                user = str(response.get("user_id") or "unknown")
+                by_user.setdefault(user, (str(response.get("status") or ""), {}))[1][name] = response.get("value")
+        yield from ((user, status, answers) for user, (status, answers) in by_user.items())
+        return
+    for response in _objects(found):
+        values = response.get("values")
+        told = values.items() if isinstance(values, dict) else ()
+        answers = {str(name): value.get("value") if isinstance(value, dict) else value for name, value in told}
+        yield str(response.get("user_id") or "unknown"), str(response.get("status") or ""), answers
+
+
+def _objects(found: Any) -> list[dict[str, Any]]:
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _named(answers: dict[str, Any], names: tuple[str, str]) -> Choice | None:
+    """The choice in the first question that tells one."""
+    for question_name, value in answers.items():
+        choice = None if question_name == COMMENT else _chosen(value, names)
+        if choice:
+            return choice
+    return None
+
+
+def _chosen(value: Any, names: tuple[str, str]) -> Choice | None:
+    """The choice in the value of a label, rating or ranking question."""
+    if isinstance(value, list):
+        ranks = {item.get("value"): item.get("rank") for item in value if isinstance(item, dict)}
+        one = ranks.get(names[0])
+        two = ranks.get(names[1])
+        if not isinstance(one, int) or not isinstance(two, int):
+            return None
+        return "a" if one < two else "b" if two < one else "tie"
+    return parse_choice(value, names) if isinstance(value, str | int) else None
+
+
+def _annotator(annotation: Any) -> str:
+    who = annotation.get("completed_by") if isinstance(annotation, dict) else None
+    if isinstance(who, dict):
+        who = who.get("email") or who.get("id")
+    return "unknown" if who is None else str(who)
+
+
+def _selected(result: Any) -> tuple[Choice | None, str]:
+    """The choice and the comment among the results of an annotation; a tie said beside a side counts."""
+    choice: Choice | None = None
+    note = ""
+    for item in result if isinstance(result, list) else ():
+        value = item.get("value") if isinstance(item, dict) else None
+        if not isinstance(value, dict):
+            continue
+        picked = value.get("choices")
+        told = picked[0] if isinstance(picked, list) and picked else value.get("selected")
+        found = parse_choice(told)
+        if found and (choice not in _TIES):
+            choice = found
+        written = value.get("text")
+        note = " ".join(map(str, written)) if isinstance(written, list) else str(written or note)
+    return choice, note
+
+
+def _result(choice: Choice) -> Cells:
+    if choice in _TIES:
+        return {"from_name": "verdict", "to_name": "text1", "type": "choices", "value": {"choices": [choice]}}
+    return {
+        "from_name": QUESTION,
+        "to_name": "text1,text2",
+        "type": "pairwise",
+        "value": {"selected": "left" if choice == "a" else "right"},
+    }

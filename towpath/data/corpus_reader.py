@@ -1,0 +1,316 @@
+"""Files of prompts, demonstrations and the safety set, read into one corpus; every row that cannot be used is named."""
+
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, TypeVar
+
+from towpath.data import fields, row_files
+from towpath.data import refused_rows as refused
+from towpath.data.corpus import Corpus
+from towpath.data.draws import hash_uniform
+from towpath.data.preference_rows import column_names
+from towpath.data.refused_rows import Part, RefusedRow, refused_row
+from towpath.data.row_files import Cells, UnusableRow
+from towpath.data.texts import normalise, require_text
+from towpath.errors import DataError, RecipeError
+from towpath.recipe import Data
+from towpath.records import Demonstration, Finding, Prompt, Split
+
+R = TypeVar("R", Prompt, Demonstration)
+
+
+def read_corpus(run: Path, data: Data, seed: int) -> Corpus:
+    """The files a recipe names as one corpus. A row that cannot be used stops the reading, or is left out where
+    `data.unusable` is "skip"."""
+    reader = _Reader(run, data, seed)
+    places: dict[str, str] = {}
+    prompts = reader.identified("prompts", reader.records("prompts", data.prompts, reader.prompt), places)
+    guarded, renamed = _apart(reader.records("safety", data.safety, reader.guarded), places)
+    safety = reader.identified("safety", guarded, places)
+    shown = reader.identified(
+        "demonstrations", reader.records("demonstrations", data.demonstrations, reader.demonstration), {}
+    )
+    demonstrations, added, findings = reader.linked(shown, prompts, {p.id for p in safety})
+    if reader.refused and data.unusable == "stop":
+        raise _unusable(run, reader.refused)
+    if not prompts and not added:
+        raise _no_prompts(reader.refused)
+    found = (*renamed, *findings)
+    return Corpus(
+        (*prompts, *added),
+        tuple(demonstrations),
+        tuple(safety),
+        found,
+        reader.files,
+        tuple(reader.refused),
+        reader.places,
+        reader.drawn,
+    )
+
+
+def match_files(run: Path, key: str, pattern: str) -> list[Path]:
+    """The files that a pattern of the recipe names; none where it is empty."""
+    if not pattern:
+        return []
+    names = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=run, recursive=True))  # noqa: PTH207 - takes absolute patterns too
+    paths = [path for path in (run / name for name in names) if path.is_file()]
+    if not paths:
+        fix = f"fix {key}, or put files there; an empty string means none"
+        raise DataError(f"{key} = {pattern!r}: no file of that name", f"patterns are relative to {run}", fix)
+    return paths
+
+
+def relative_name(run: Path, path: Path) -> str:
+    """The name of a file in messages: relative to the run folder where it lies there."""
+    return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
+
+
+@dataclass
+class _Reader:
+    """Reads rows, remembering the files read and every row that could not be used."""
+
+    run: Path
+    data: Data
+    seed: int
+    refused: list[RefusedRow] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    places: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Where each record stands, by part and id."""
+    drawn: int = 0
+    """How many prompts name no split."""
+    _named_splits: dict[str, Split] = field(default_factory=dict)
+    """Splits that demonstrations name for their prompts."""
+
+    def records(self, part: Part, pattern: str, make: Callable[[Cells, str], Iterator[R]]) -> list[tuple[str, R]]:
+        """The records in the usable rows of the files of a pattern, each with its place."""
+        made = []
+        paths = match_files(self.run, f"data.{part}", pattern)
+        if part == "safety":
+            self._require_known(paths)
+        for path in paths:
+            name = relative_name(self.run, path)
+            for place, cells in self._rows(part, path, name):
+                try:
+                    if isinstance(cells, str):
+                        raise UnusableRow(cells)
+                    made += [(place, record) for record in make(cells, name)]
+                except UnusableRow as reason:
+                    self.refused.append(refused_row(part, place, str(reason)))
+        return made
+
+    def _rows(self, part: Part, path: Path, name: str) -> Iterator[tuple[str, Cells | str]]:
+        content = row_files.read_bytes(path)
+        self.files[name] = hashlib.sha256(content).hexdigest()
+        rows = 0
+        for line, cells in row_files.parse_rows(path, content):
+            rows += 1
+            yield f"{name}:{line}", cells
+        if not rows:
+            self.refused.append(RefusedRow(part, name, 0, "the file has no rows"))
+
+    def _require_known(self, paths: Sequence[Path]) -> None:
+        """Every file that `data.safety_harmful` names is one of the safety set."""
+        names = [relative_name(self.run, path) for path in paths]
+        unknown = [key for key in self.data.safety_harmful if not any(_is_called(name, key) for name in names)]
+        if unknown:
+            value = f"data.safety_harmful names {unknown[0]!r}, which is no file of the safety set"
+            raise RecipeError(
+                value, "its keys are names or patterns of files of data.safety", f"one of {', '.join(names) or 'none'}"
+            )
+
+    def prompt(self, cells: Cells, _file: str) -> Iterator[Prompt]:
+        """The prompts of a row."""
+        for text, _ in fields.prompts_and_answers(cells, multi_turn=False):
+            yield _prompt(cells, text, bool(fields.harmful_flag(cells)), _split(cells) or self.draw(text))
+
+    def guarded(self, cells: Cells, file: str) -> Iterator[Prompt]:
+        """The prompts of a row of the safety set, which must say whether they are harmful."""
+        rule = next((value for key, value in self.data.safety_harmful.items() if _is_called(file, key)), None)
+        harmful = fields.resolve_harmful(cells, rule, file)
+        for text, _ in fields.prompts_and_answers(cells, multi_turn=False):
+            _split(cells)
+            yield _prompt(cells, text, harmful, "heldout")
+
+    def demonstration(self, cells: Cells, _file: str) -> Iterator[Demonstration]:
+        """The demonstrations of a row."""
+        split = _split(cells)
+        for text, response in fields.prompts_and_answers(cells, multi_turn=False):
+            if response is None:
+                raise UnusableRow(f"no response (keys: {column_names(cells)})")
+            require_text("response", response)
+            key = normalise(text)
+            if split and self._named_splits.get(key) != "heldout":  # one row that withholds a prompt is enough
+                self._named_splits[key] = split
+            named = fields.parse_name(cells, "prompt_id")
+            style = fields.storable_text(cells, "style")
+            domain = fields.storable_text(cells, "domain")
+            yield Demonstration(_id(cells), text, response, named, style, domain)
+
+    def draw(self, text: str) -> Split:
+        """The split of a prompt whose row names none: by its text alone, so that it stays when rows are added."""
+        self.drawn += 1
+        return "heldout" if hash_uniform(self.seed, "heldout", normalise(text)) < self.data.heldout else "train"
+
+    def identified(self, part: Part, made: list[tuple[str, R]], places: dict[str, str]) -> list[R]:
+        """Records under ids used once: their own, or made from their content."""
+        kept = []
+        for place, record in made:
+            if record.id and record.id in places:
+                self.refused.append(
+                    refused_row(part, place, f"id {record.id!r} is used already at {places[record.id]}")
+                )
+                continue
+            if record.id:
+                places[record.id] = place
+            kept.append((place, record))
+        named = []
+        for place, record in kept:
+            if not record.id:
+                record = replace(record, id=_free(part[0], record, places))
+                places[record.id] = place
+            named.append(record)
+            self.places[part, record.id] = place
+        return named
+
+    def linked(
+        self, shown: list[Demonstration], prompts: list[Prompt], guarded: set[str]
+    ) -> tuple[list[Demonstration], list[Prompt], list[Finding]]:
+        """Demonstrations with their prompts; those of held-out prompts are left out, and that is said."""
+        by_id = {p.id: p for p in prompts}
+        same = _by_text(prompts)
+        added = []
+        kept = []
+        dropped = []
+        taken = dict.fromkeys([*by_id, *guarded], "")
+        for demonstration in shown:
+            text = normalise(demonstration.prompt)
+            name = demonstration.prompt_id
+            place = self.places["demonstrations", demonstration.id]
+            if name in guarded:
+                self.refused.append(
+                    refused_row("demonstrations", place, f"prompt_id {name!r} belongs to the safety set")
+                )
+                continue
+            if name in by_id and normalise(by_id[name].prompt) != text:
+                self.refused.append(refused_row("demonstrations", place, f"prompt_id {name!r} has another prompt"))
+                continue
+            owners = [by_id[name]] if name in by_id else same.get(text, [])
+            if not owners:
+                split = self._named_splits.get(text) or self.draw(demonstration.prompt)
+                prompt = Prompt(name, demonstration.prompt, demonstration.domain or "general", split=split)
+                prompt = prompt if name else replace(prompt, id=_free("p", prompt, taken))
+                by_id[prompt.id], same[text], taken[prompt.id] = prompt, [prompt], ""
+                self.places["prompts", prompt.id] = place
+                added.append(prompt)
+                owners = [prompt]
+            if any(p.split == "heldout" for p in (*owners, *same[text])):
+                dropped.append(demonstration.id)
+                continue
+            kept.append(replace(demonstration, prompt_id=owners[0].id, domain=demonstration.domain or owners[0].domain))
+        return kept, added, [_left_out(dropped, len(shown))] if dropped else []
+
+
+def _unusable(run: Path, rows: list[RefusedRow]) -> DataError:
+    """The error that names rows that cannot be used, after all of them are written to the run's file."""
+    where = refused.write_refused_rows(run, rows)
+    value = f"{len(rows)} unusable row{'s' * (len(rows) > 1)}: {refused.format_listing(rows)}\n  {where}"
+    fix = "fix these rows, or leave them out with data.unusable = 'skip'"
+    unstated = dict.fromkeys(Path(row.file).name for row in rows if row.reason == fields.UNSTATED)
+    if unstated:
+        entries = ", ".join(f'"{file}" = true' for file in unstated)
+        fix = "give the rows of the safety set `harmful` (true or false) or `label` (safe or unsafe), or set "
+        fix += f"data.safety_harmful = {{ {entries} }} where all are harmful, false where none is, "
+        fix += "or the name of the column that says so"
+    return DataError(
+        value,
+        "each row must be usable, and one of the safety set says whether it is harmful; none is left out unasked",
+        fix,
+    )
+
+
+def _no_prompts(rows: list[RefusedRow]) -> DataError:
+    if rows:
+        return DataError(
+            f"no prompts are left: {len(rows)} rows cannot be used: {refused.format_listing(rows)}",
+            "a run needs prompts",
+            "fix the rows",
+        )
+    return DataError("no prompts at all", "a run needs prompts", "name files in data.prompts or data.demonstrations")
+
+
+def _apart(safety: list[tuple[str, Prompt]], taken: dict[str, str]) -> tuple[list[tuple[str, Prompt]], list[Finding]]:
+    """The safety set under ids that no prompt has: public sets often count from 1."""
+    clashing = {p.id for _, p in safety if p.id in taken}
+    if not clashing:
+        return safety, []
+
+    def renamed(name: str) -> str:
+        return f"safety-{name}" if name in clashing else name
+
+    evidence = (
+        f"{len(clashing)} ids of the safety set belong to prompts too, such as {min(clashing)!r}; there they are "
+        "read as 'safety-…'"
+    )
+    finding = Finding("safety-ids", "info", evidence, "an id names one prompt", "give the safety set ids of its own")
+    return [(place, replace(p, id=renamed(p.id), twin=renamed(p.twin))) for place, p in safety], [finding]
+
+
+def _by_text(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
+    same: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        same.setdefault(normalise(prompt.prompt), []).append(prompt)
+    return same
+
+
+def _left_out(dropped: list[str], count: int) -> Finding:
+    listed = ", ".join(dropped[:10]) + (", …" if len(dropped) > 10 else "")
+    evidence = f"{len(dropped)} of {count} demonstrations answer held-out prompts and are left out: {listed}"
+    remedy = "remove them, give their rows split = 'train', or lower data.heldout"
+    return Finding("demonstrations-heldout", "warning", evidence, "a held-out prompt must not be trained on", remedy)
+
+
+def _free(prefix: str, record: Any, taken: dict[str, str]) -> str:
+    """An id made from content; equal rows are told apart by a number."""
+    content = json.dumps([record.prompt, getattr(record, "response", "")])
+    stem = f"{prefix}-{hashlib.blake2b(content.encode(), digest_size=6).hexdigest()}"
+    name = stem
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+def _prompt(cells: Cells, text: str, harmful: bool, split: Split) -> Prompt:
+    domain = fields.storable_text(cells, "domain") or "general"
+    difficulty = fields.storable_text(cells, "difficulty") or "medium"
+    return Prompt(
+        _id(cells),
+        text,
+        domain,
+        difficulty,
+        fields.parse_words(cells, "about"),
+        harmful,
+        split,
+        fields.parse_name(cells, "twin"),
+    )
+
+
+def _id(cells: Cells) -> str:
+    return "" if fields.has_several_examples(cells) else fields.parse_name(cells, "id")
+
+
+def _split(cells: Cells) -> Split | None:
+    named = fields.storable_text(cells, "split")
+    if named not in ("", "train", "heldout"):
+        raise UnusableRow(f"unknown split {named!r}: train or heldout")
+    return named or None
+
+
+def _is_called(file: str, pattern: str) -> bool:
+    return fnmatch(file, pattern) or fnmatch(Path(file).name, pattern)

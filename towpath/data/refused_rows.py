@@ -1,0 +1,110 @@
+"""Rows that cannot be used: each with its file, line and reason, counted by reason, and all of them in a file of the
+run."""
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from towpath.records import Finding
+from towpath.store.publish import replace_file
+
+FILE = "reports/refused_rows.jsonl"
+IMPORT_FILE = "reports/refused_import.jsonl"
+"""Rows of the last `towpath label import` that could not be used."""
+SHOWN = 20
+SHOWN_OF_A_REASON = 5
+SHOWN_REASONS = 8
+
+Part = Literal["prompts", "demonstrations", "safety", "preferences"]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRow:
+    """A row that cannot be used and why; the line is 0 where the file as a whole is meant."""
+
+    part: Part
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+def refused_row(part: Part, position: str, reason: str) -> RefusedRow:
+    """A refused row at a position such as `file:line`."""
+    file, _, line = position.rpartition(":")
+    # of a million rows, most have a file and a reason in common
+    return RefusedRow(part, sys.intern(file), int(line), sys.intern(reason))
+
+
+def count_by_reason(rows: Iterable[RefusedRow]) -> Counter[str]:
+    """How many rows have each kind of reason; what differs from row to row is left out of it."""
+    return Counter(_kind(row.reason) for row in rows)
+
+
+def count_by_part(rows: Iterable[RefusedRow]) -> dict[str, int]:
+    """How many rows of prompts, demonstrations, the safety set and preferences."""
+    return dict(Counter(row.part for row in rows))
+
+
+def format_listing(rows: Sequence[RefusedRow]) -> str:
+    """Counts by reason, the first few rows of each, and how many there are besides."""
+    reasons = count_by_reason(rows).most_common()
+    counts = [f"{count} × {reason}" for reason, count in reasons[:SHOWN_REASONS]]
+    counts += [f"… and {len(reasons) - SHOWN_REASONS} more reasons"] if len(reasons) > SHOWN_REASONS else []
+    per_reason: Counter[str] = Counter()
+    first_rows = []
+    for row in rows:
+        per_reason[_kind(row.reason)] += 1
+        if per_reason[_kind(row.reason)] <= SHOWN_OF_A_REASON and len(first_rows) < SHOWN:
+            first_rows.append(str(row))
+    more = [f"… and {len(rows) - len(first_rows)} more"] if len(rows) > len(first_rows) else []
+    return "\n  ".join(["; ".join(counts), *first_rows, *more])
+
+
+def format_summary(rows: Sequence[RefusedRow], places_shown: int = 3) -> str:
+    """The same in one line: counts by reason, each with its first places."""
+    parts = []
+    for reason, count in count_by_reason(rows).most_common(SHOWN_REASONS):
+        places = [f"{row.file}:{row.line}" for row in rows if _kind(row.reason) == reason][:places_shown]
+        parts.append(f"{count} × {reason} ({', '.join(places)}{', …' if count > places_shown else ''})")
+    return "; ".join(parts)
+
+
+def skipped_findings(rows: Sequence[RefusedRow]) -> list[Finding]:
+    """The warning that rows are left out; none where all are used."""
+    if not rows:
+        return []
+    count = f"{len(rows)} row{'s are' if len(rows) > 1 else ' is'} left out"
+    evidence = f"{count}: {format_summary(rows)}; all are listed in {FILE}"
+    return [Finding("rows-skipped", "warning", evidence, "data.unusable = 'skip'", "fix these rows to use them")]
+
+
+def write_refused_rows(run: Path, rows: Sequence[RefusedRow], name: str = FILE) -> str:
+    """Write all rows to a file of the run and return what to say of it; without rows an older file is removed."""
+    path = run / name
+    try:
+        if rows:
+            replace_file(path, (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+            return f"all are listed in {path}"
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"{path} could not be written: {error.strerror}"
+    return ""
+
+
+@lru_cache(maxsize=4096)
+def _kind(reason: str) -> str:
+    """A reason without the values, names and notes that differ from row to row; limits of the recipe stay."""
+    plain = re.sub(r" \([^)]*\)", "", reason)
+    plain = re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", plain)
+    column, _, rest = plain.partition(": ")
+    kind = column if " " in column or not rest else f"{column}: {rest.partition(': ')[0]}"
+    return re.sub(r"(?<!= )\b\d+\b", "N", kind)

@@ -1,0 +1,170 @@
+"""Token counts of prompts and answers, kept in the run folder by content, and the rows that are too long for a
+recipe."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from towpath.data.chat import Chat
+from towpath.data.corpus import Corpus
+from towpath.data.file_cache import code_fingerprint, read_cache, write_cache
+from towpath.data.refused_rows import Part, RefusedRow, refused_row
+from towpath.recipe import Recipe
+
+MAX_CACHED = 100_000
+"""Texts of other data whose counts are kept; rows that are skipped are among them, which `status` asks for."""
+
+Limit = Literal["prompt", "context", "row"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Tokens that a prompt, a prompt with a new answer, and a prompt with its demonstration may have."""
+
+    prompt: int
+    new_tokens: int
+    context: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """A record that is longer than a limit allows."""
+
+    part: Part
+    id: str
+    tokens: int
+    limit: Limit
+    reason: str
+
+
+def limits_of(recipe: Recipe, context: int | None) -> Limits:
+    """The limits of a recipe with a model that reads `context` tokens."""
+    longest = max(recipe.policy.max_new_tokens, recipe.preferences.max_new_tokens, recipe.evaluate.max_new_tokens)
+    return Limits(recipe.data.max_prompt_tokens, longest, context)
+
+
+def model_key(recipe: Recipe) -> str:
+    """What names the tokenizer and the template of a recipe."""
+    return f"{recipe.model.source} {recipe.model.template}"
+
+
+class TokenLengths:
+    """Token counts by text. Without a chat only those are known that were counted before; they are None otherwise."""
+
+    def __init__(
+        self, chat: Chat | None, cache: Path | None = None, model: str = "", context: int | None = None
+    ) -> None:
+        self._chat = chat
+        self._cache = cache
+        cached = read_cache(cache)
+        tokenizer = _fingerprint(chat) if chat else cached.get("tokenizer", "")
+        fits = cached.get("tokenizer") == tokenizer and (chat is not None or cached.get("model") == model)
+        self.context: int | None = context if chat else cached.get("context")
+        self._head = {"tokenizer": tokenizer, "model": model, "context": context}
+        self._cached: dict[str, int] = cached.get("tokens", {}) if fits else {}
+        self._used: dict[str, int] = {}
+        self._stale = not fits or any(cached.get(key) != value for key, value in self._head.items())
+
+    def prompt(self, text: str) -> int | None:
+        """Tokens of a prompt, template included."""
+        return self._count("p", text, self._chat.prompt if self._chat else None)
+
+    def answer(self, text: str) -> int | None:
+        """Tokens of an answer, its EOS included."""
+        return self._count("a", text, self._chat.answer if self._chat else None)
+
+    def save(self) -> None:
+        """Keep what was counted, and what was kept before while that is not mostly of other data."""
+        tokens = self._cached | self._used
+        if len(tokens) > MAX_CACHED + 2 * len(self._used):
+            tokens = self._used
+        if self._chat and (self._stale or tokens.keys() != self._cached.keys()):
+            write_cache(self._cache, self._head | {"tokens": tokens})
+
+    def _count(self, kind: str, text: str, encode: Callable[[str], list[int]] | None) -> int | None:
+        key = kind + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        count = self._used.get(key, self._cached.get(key))
+        if count is None and encode is not None:
+            count = len(encode(text))
+        if count is not None:
+            self._used[key] = count
+        return count
+
+
+def find_too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list[TooLong]:
+    """Every record that is too long, once for each limit it breaks."""
+    parts: tuple[tuple[Part, Sequence], ...] = (("prompts", corpus.prompts), ("safety", corpus.safety))
+    records = [
+        one
+        for part, prompts in parts
+        for p in prompts
+        for one in _prompt(part, p.id, lengths.prompt(p.prompt) or 0, limits)
+    ]
+    for d in corpus.demonstrations:
+        tokens = (lengths.prompt(d.prompt) or 0) + (lengths.answer(d.response) or 0)
+        if limits.context and tokens > limits.context:
+            records.append(
+                TooLong(
+                    "demonstrations",
+                    d.id,
+                    tokens,
+                    "row",
+                    f"more tokens than the model's context of {limits.context} ({tokens})",
+                )
+            )
+    return records
+
+
+def drop_too_long(corpus: Corpus, long: Sequence[TooLong]) -> Corpus:
+    """The corpus without records that are too long and without demonstrations of their prompts."""
+    if not long:
+        return corpus
+    left_out = {(one.part, one.id) for one in long}
+    orphans = [
+        d
+        for d in corpus.demonstrations
+        if ("prompts", d.prompt_id) in left_out and ("demonstrations", d.id) not in left_out
+    ]
+    rows = refused_rows(corpus, long)
+    rows += [_row(corpus, "demonstrations", d.id, f"its prompt {d.prompt_id!r} is too long") for d in orphans]
+    left_out |= {("demonstrations", d.id) for d in orphans}
+    return replace(
+        corpus,
+        prompts=tuple(p for p in corpus.prompts if ("prompts", p.id) not in left_out),
+        safety=tuple(p for p in corpus.safety if ("safety", p.id) not in left_out),
+        demonstrations=tuple(d for d in corpus.demonstrations if ("demonstrations", d.id) not in left_out),
+        refused=(*corpus.refused, *rows),
+    )
+
+
+def refused_rows(corpus: Corpus, long: Sequence[TooLong]) -> list[RefusedRow]:
+    """Records that are too long, as rows of their files, each once."""
+    return list({(one.part, one.id): _row(corpus, one.part, one.id, one.reason) for one in reversed(long)}.values())[
+        ::-1
+    ]
+
+
+def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
+    return refused_row(part, corpus.places.get((part, name), f"{name}:0"), reason)
+
+
+def _prompt(part: Part, name: str, tokens: int, limits: Limits) -> list[TooLong]:
+    records = []
+    if tokens > limits.prompt:
+        records.append(
+            TooLong(
+                part, name, tokens, "prompt", f"more tokens than data.max_prompt_tokens = {limits.prompt} ({tokens})"
+            )
+        )
+    if limits.context and tokens > limits.context - limits.new_tokens:
+        reason = f"no room for {limits.new_tokens} new tokens in the model's context of {limits.context} ({tokens})"
+        records.append(TooLong(part, name, tokens, "context", reason))
+    return records
+
+
+def _fingerprint(chat: Chat) -> str:
+    """What decides how a chat counts: its tokenizer, its template, and the code that applies them."""
+    content = [chat.tokenizer.backend_tokenizer.to_str(), chat.template, str(chat.eos), code_fingerprint()]
+    return hashlib.sha256("\0".join(content).encode()).hexdigest()

@@ -1,0 +1,136 @@
+"""Where two answers differ, shown in their rendered Markdown: by the word where the texts are close, by the sentence
+where they are not."""
+
+import re
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Literal
+
+from towpath.web import safe_html
+
+WORD_DIFF_RATIO = 0.6  # share of equal words from which single words are marked all over
+SENTENCE_OVERLAP = 0.5  # share of common words from which two sentences are the same one in other words
+MAX_WORDS = 3_000  # words of a text; longer ones are compared by the sentence
+MAX_SENTENCES = 300  # sentences held against each other for likeness; beyond, equal ones alone are matched
+
+DiffMode = Literal["same", "words", "sentences", "unlike"]
+
+_PIECE = re.compile(r"""(<math[ >].*?</math>|<(?:"[^"]*"|'[^']*'|[^'">])*>)""", re.DOTALL)
+_WORDS = re.compile(r"\S+|\s+")
+_END = re.compile(r"""[.!?…。！？]["'”’)\]]*\Z""")
+_INLINE = re.compile(r"</?(?:em|strong|s|code|a|span)\b")
+
+
+@dataclass(slots=True)
+class Piece:
+    """Part of a page: a tag, white space, or a word (a formula is one word)."""
+
+    html: str
+    word: bool = False
+    breaks: bool = False
+    marked: bool = False
+
+
+def rendered_diff(left: str, right: str) -> tuple[str, str, DiffMode]:
+    """Both texts as safe HTML with `<mark>` around what the other has not, and how they were compared."""
+    ours = _pieces(safe_html.markdown(left))
+    theirs = _pieces(safe_html.markdown(right))
+    one, two = ([piece for piece in side if piece.word] for side in (ours, theirs))
+    if [piece.html for piece in one] == [piece.html for piece in two]:
+        return _html(ours), _html(theirs), "same"
+    if max(len(one), len(two)) <= MAX_WORDS and _highlight_words(one, two, WORD_DIFF_RATIO):
+        return _html(ours), _html(theirs), "words"
+    matched = _highlight_sentences(_sentences(ours), _sentences(theirs))
+    return _html(ours), _html(theirs), "sentences" if matched else "unlike"
+
+
+def _pieces(html: str) -> list[Piece]:
+    found: list[Piece] = []
+    for number, part in enumerate(_PIECE.split(html)):
+        if number % 2:
+            formula = part.startswith("<math")
+            found.append(Piece(part, word=formula, breaks=not formula and not _INLINE.match(part)))
+        else:
+            found += [Piece(word, word=not word.isspace()) for word in _WORDS.findall(part)]
+    return found
+
+
+def _highlight_words(one: list[Piece], two: list[Piece], least: float) -> bool:
+    """Mark the words that are not in both, where enough are."""
+    matcher = SequenceMatcher(None, [piece.html for piece in one], [piece.html for piece in two], autojunk=False)
+    if matcher.ratio() < least:
+        return False
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if kind != "equal":
+            for piece in [*one[a:b], *two[c:d]]:
+                piece.marked = True
+    return True
+
+
+def _sentences(pieces: list[Piece]) -> list[list[Piece]]:
+    """The words of each sentence, which a full stop ends, or a new paragraph, item, cell or line."""
+    found: list[list[Piece]] = [[]]
+    for piece in pieces:
+        if piece.breaks:
+            found.append([])
+        elif piece.word:
+            found[-1].append(piece)
+            if _END.search(piece.html):
+                found.append([])
+    return [sentence for sentence in found if sentence]
+
+
+def _highlight_sentences(ours: list[list[Piece]], theirs: list[list[Piece]]) -> int:
+    """Mark whole sentences that the other text has not, and single words in those it has in other words. How many
+    are in both."""
+    matched = 0
+    free = list(theirs)
+    names = {id(sentence): [piece.html.lower() for piece in sentence] for sentence in [*ours, *theirs]}
+    for sentence in ours:
+        partner = _best_match(
+            names[id(sentence)], free, names, len(ours) <= MAX_SENTENCES and len(theirs) <= MAX_SENTENCES
+        )
+        if partner is None:
+            _highlight(sentence)
+            continue
+        free.remove(partner)
+        matched += 1
+        _highlight_words(sentence, partner, 0.0)
+    for sentence in free:
+        _highlight(sentence)
+    return matched
+
+
+def _best_match(
+    words: list[str], free: list[list[Piece]], names: dict[int, list[str]], alike: bool
+) -> list[Piece] | None:
+    best = None
+    share = 0.0
+    for other in free:
+        theirs = names[id(other)]
+        if words == theirs:
+            return other
+        if alike:
+            both = len({*words} & {*theirs}) / max(1, len({*words} | {*theirs}))
+            best, share = (other, both) if both >= SENTENCE_OVERLAP and both > share else (best, share)
+    return best
+
+
+def _highlight(sentence: list[Piece]) -> None:
+    for piece in sentence:
+        piece.marked = True
+
+
+def _html(pieces: list[Piece]) -> str:
+    """The page again. Marks go around words, and over the space between two of them, but never around a tag."""
+    out: list[str] = []
+    inside = False
+    for number, piece in enumerate(pieces):
+        follows = pieces[number + 1] if number + 1 < len(pieces) else None
+        spans = inside and not piece.word and piece.html.isspace() and follows is not None and follows.marked
+        wanted = piece.marked or spans
+        if wanted != inside:
+            out.append("<mark>" if wanted else "</mark>")
+            inside = wanted
+        out.append(piece.html)
+    return "".join(out) + ("</mark>" if inside else "")

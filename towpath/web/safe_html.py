@@ -1,0 +1,170 @@
+"""Text of models and strangers, made safe to show: Markdown without raw HTML or pictures, code in colours, formulas,
+and where two answers differ."""
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+from html import escape
+
+import nh3
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.token import STANDARD_TYPES
+from pygments.util import ClassNotFound
+
+from towpath.web import maths
+
+MAX_MARKDOWN = 60_000  # characters shown as Markdown; more is shown as it is
+MAX_CODE = 10_000  # characters of one block that are coloured
+MAX_EXACT_WORDS = 3_000  # words compared exactly; beyond, frequent words are passed over to stay quick
+
+TAGS = {
+    "p",
+    "br",
+    "hr",
+    "em",
+    "strong",
+    "s",
+    "code",
+    "pre",
+    "blockquote",
+    "ul",
+    "ol",
+    "li",
+    "a",
+    "h4",
+    "h5",
+    "h6",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "span",
+}
+ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}
+CLASSES = {"span": {name for name in STANDARD_TYPES.values() if name}}
+SCHEMES = {"http", "https", "mailto"}
+LANGUAGES = {
+    "bash",
+    "c",
+    "c++",
+    "cpp",
+    "csharp",
+    "css",
+    "diff",
+    "go",
+    "html",
+    "ini",
+    "java",
+    "javascript",
+    "js",
+    "json",
+    "julia",
+    "kotlin",
+    "latex",
+    "lua",
+    "php",
+    "py",
+    "python",
+    "r",
+    "ruby",
+    "rust",
+    "scala",
+    "sh",
+    "sql",
+    "swift",
+    "tex",
+    "toml",
+    "ts",
+    "typescript",
+    "xml",
+    "yaml",
+}
+
+_WORD = re.compile(r"(\S+)(\s*)")
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):(?=\s|\Z)")
+
+
+def _highlight_code(code: str, language: str, _attributes: str) -> str:
+    """A block of code as spans with classes; empty where the language is not known, which leaves it as it is."""
+    if language.lower() not in LANGUAGES or len(code) > MAX_CODE:
+        return ""
+    try:
+        lexer = get_lexer_by_name(language.lower(), stripnl=False)
+    except ClassNotFound:
+        return ""
+    return str(highlight(code, lexer, HtmlFormatter(nowrap=True)))
+
+
+def _formula(_renderer: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, env: EnvType) -> str:
+    token = tokens[index]
+    formulas = env["formulas"]
+    formulas.append(maths.mathml(token.content, token.info) or f"<code>{escape(token.meta['source'])}</code>")
+    return maths.placeholder(len(formulas) - 1)
+
+
+_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _highlight_code})
+_MARKDOWN.enable(["table", "strikethrough"]).disable("image")
+maths.install(_MARKDOWN)
+_MARKDOWN.add_render_rule("maths", _formula)
+
+
+@lru_cache(maxsize=2048)
+def markdown(text: str) -> str:
+    """Markdown as safe HTML. Headings start at the fourth level, below those of the page."""
+    if len(text) > MAX_MARKDOWN:
+        return f"<pre>{escape(text)}</pre>"
+    tokens = _MARKDOWN.parse(maths.strip_placeholders(text))
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1:]) + 3)}"
+    env: dict[str, list[str]] = {"formulas": []}
+    html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env)
+    safe = nh3.clean(
+        html,
+        tags=TAGS,
+        attributes=ATTRIBUTES,
+        allowed_classes=CLASSES,
+        url_schemes=SCHEMES,
+        link_rel="noopener noreferrer nofollow",
+    )
+    return maths.insert_formulas(safe, env["formulas"])
+
+
+def conversation_turns(prompt: str) -> list[tuple[str, str]]:
+    """A conversation as (speaker, text); a prompt that is no transcript is one turn."""
+    parts = _TURN.split(prompt)
+    if len(parts) == 1 or parts[0].strip():
+        return [("Prompt", prompt)]
+    who = {"Human": "Person", "Assistant": "Assistant"}
+    return [(who[name], text.strip()) for name, text in zip(parts[1::2], parts[2::2], strict=True) if text.strip()]
+
+
+def text_diff(left: str, right: str) -> tuple[str, str]:
+    """Both texts as they are written, escaped, the words that the other has not in `<mark>`."""
+    ours = _WORD.findall(left)
+    theirs = _WORD.findall(right)
+    quick = max(len(ours), len(theirs)) > MAX_EXACT_WORDS
+    matcher = SequenceMatcher(None, [word for word, _ in ours], [word for word, _ in theirs], autojunk=quick)
+    one = []
+    two = []
+    for kind, a, b, c, d in matcher.get_opcodes():
+        one.append(_mark_words(ours[a:b], kind != "equal"))
+        two.append(_mark_words(theirs[c:d], kind != "equal"))
+    return "".join(one), "".join(two)
+
+
+def _mark_words(words: list[tuple[str, str]], differs: bool) -> str:
+    if not words:
+        return ""
+    text = escape("".join(word + space for word, space in words[:-1]) + words[-1][0])
+    space = escape(words[-1][1])
+    return f"<mark>{text}</mark>{space}" if differs else text + space
