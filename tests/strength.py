@@ -168,7 +168,7 @@ BREAKAGES = [
     Breakage(
         "unstated is harmless",
         D + "fields.py",
-        "        raise Unusable(UNSTATED)",
+        "        raise UnusableRow(UNSTATED)",
         "        return False",
         "tests/test_unusable.py -k does_not_say",
     ),
@@ -182,7 +182,7 @@ BREAKAGES = [
     ),
     Breakage(
         "held-out prompts are trained on",
-        D + "sources.py",
+        D + "corpus_reader.py",
         'if any(p.split == "heldout" for p in (*owners, *same[text])):',
         "if False:",
         "tests/test_data.py -k heldout",
@@ -280,15 +280,15 @@ BREAKAGES = [
     Breakage(
         "calls before are not counted",
         F + "judge_budget.py",
-        "self.spent = account.total() if account else 0.0",
-        "self.spent = 0.0",
+        "self.dollars = ledger.total() if ledger else 0.0",
+        "self.dollars = 0.0",
         "tests/test_judge.py -k reruns",
     ),
     Breakage(
         "the ceiling is passed",
         F + "judge_budget.py",
-        "self.spent + self._held + dollars > self.ceiling",
-        "self.spent > self.ceiling",
+        "self.dollars + self._reserved + maximum > self.limit",
+        "self.dollars > self.limit",
         "tests/test_judge.py -k ceiling",
     ),
     Breakage(
@@ -343,10 +343,10 @@ BREAKAGES = [
     ),
     Breakage(
         "rewards by position",
-        "towpath/rewards/calling.py",
-        "    unfilled = [",
-        "    return lambda prompts, answers, _more: function(list(prompts), list(answers))\n    unfilled = [",
-        "tests/test_calling.py",
+        "towpath/rewards/call_adapter.py",
+        "    missing = [",
+        "    return lambda prompts, answers, _more: function(list(prompts), list(answers))\n    missing = [",
+        "tests/test_call_adapter.py",
     ),
     # store
     Breakage(
@@ -497,7 +497,7 @@ BREAKAGES = [
     Breakage(
         "labels are not planned again",
         "towpath/run/pipeline.py",
-        'if fresh and name.startswith("label"):',
+        'if is_new and self.stages[number].kind == "label":',
         "if False:",
         "tests/test_labelling.py -k first_run",
     ),
@@ -506,7 +506,7 @@ BREAKAGES = [
         "towpath/view/downsample.py",
         "for extreme in (np.minimum, np.maximum)",
         "for extreme in (np.minimum,)",
-        "tests/test_monitor.py -k thin",
+        "tests/test_monitor.py -k spike",
     ),
 ]
 

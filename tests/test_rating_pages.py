@@ -14,7 +14,7 @@ from test_web import PASSWORD, signed_in
 
 from towpath.data import formats
 from towpath.errors import DataError
-from towpath.feedback import raters
+from towpath.feedback import rater_quality
 from towpath.records import Completion, Judgement
 from towpath.store import (
     acknowledgements,
@@ -292,11 +292,11 @@ def test_a_rater_who_cannot_have_read_is_found_even_alone():
     texts = {f"k{i}": (f"word {i} " * 30, f"other {i} " * 30) for i in range(12)}
     fast = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 400) for i in range(12)]
     slow = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 24_000) for i in range(12)]
-    found = raters.concerns(raters.quality(fast, texts=texts))
+    found = rater_quality.rater_findings(rater_quality.measure_quality(fast, texts=texts))
     assert [one.code for one in found] == ["rater-hurried"]
     assert found[0].evidence == "ann: 0.4 s a pair, 300 words a second in the middle of 12 judgements"
-    assert raters.concerns(raters.quality(slow, texts=texts)) == []
-    assert raters.concerns(raters.quality(fast[:9], texts=texts)) == []
+    assert rater_quality.rater_findings(rater_quality.measure_quality(slow, texts=texts)) == []
+    assert rater_quality.rater_findings(rater_quality.measure_quality(fast[:9], texts=texts)) == []
 
 
 def many_verdicts(store, rater, count, side="left"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from towpath.data.batch import Batch, row
+from towpath.data.batch import Batch, make_row
 from towpath.records import Prompt, Rollout
 from towpath.rollout.statistics import rollout_metrics
 
@@ -34,7 +34,7 @@ def metrics_of(reward, score=None, **more):
         Rollout(p, tuple(ids), (-1.0,) * len(ids), "stop", text)
         for p, ids, text in zip(PROMPTS, ANSWERS, texts, strict=True)
     ]
-    return rollout_metrics(Batch([row([3], ids) for ids in ANSWERS], columns), rollouts)
+    return rollout_metrics(Batch([make_row([3], ids) for ids in ANSWERS], columns), rollouts)
 
 
 def test_distance_counts_answer_tokens_only() -> None:
@@ -56,7 +56,7 @@ def test_a_rollout_of_one_answer_has_no_spread() -> None:
         "ended": torch.tensor([True])
     }
     rollout = Rollout(PROMPTS[0], (7, 9), (-1.0, -1.0), "stop", "x")
-    metrics = rollout_metrics(Batch([row([3], [7, 9])], columns), [rollout])
+    metrics = rollout_metrics(Batch([make_row([3], [7, 9])], columns), [rollout])
     assert metrics["kl_std"] == 0.0
 
 

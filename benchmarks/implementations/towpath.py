@@ -23,9 +23,9 @@ from benchmarks.workload import EOS, PAD, Told, Workload, spelled
 from towpath.algos import dpo as dpo_algo
 from towpath.algos import reward_model
 from towpath.algos import sft as sft_algo
-from towpath.data.batch import Batch, row
+from towpath.data.batch import Batch, make_row
+from towpath.data.corpus import Corpus
 from towpath.data.draws import uniforms
-from towpath.data.sources import Corpus
 from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check, override
@@ -34,7 +34,8 @@ from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, prepare_process, release_memory
 from towpath.stages import loop, policy, reward, sampler, sft
-from towpath.stages.job import Job, read_rows
+from towpath.stages.job import Job
+from towpath.store import jsonl
 from towpath.store.store import Store
 
 HELD = 4
@@ -200,7 +201,7 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
     Prescribed.counts = clock.counts
     sampler.LocalEngine = Prescribed
     policy.run(job)
-    rows = [line for line in read_rows(job.folder / "metrics.jsonl") if line["phase"] == "train"]
+    rows = [line for line in jsonl.read(job.folder / "metrics.jsonl") if line["phase"] == "train"]
     phases = {name: sum(line[f"seconds_{name}"] for line in rows) for name in ("generate", "score", "optimise")}
     phases["optimise"] = clock.seconds - phases["generate"] - phases["score"]  # credit and bookkeeping are its own
     kept = ("kl", "sampler_error", "first_ratio_error", "policy_loss", "value_loss", "grad_norm")
@@ -248,7 +249,7 @@ def _course(
         algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.warmup_then_linear(0.1)
     )
     loop.train(course, runtime, job, job.name)
-    last = read_rows(job.folder / "metrics.jsonl")[-1]
+    last = jsonl.read(job.folder / "metrics.jsonl")[-1]
     return {key: last[key] for key in ("loss", "grad_norm")}
 
 
@@ -264,7 +265,7 @@ def supervised(workload: Workload, model: Path, folder: Path) -> Told:
         runtime,
         sft_algo,
         job.recipe.sft,
-        Batch([row(prompt, answer) for prompt, (answer,) in rows]),
+        Batch([make_row(prompt, answer) for prompt, (answer,) in rows]),
         workload.minibatch,
     )
     return Told({"optimise": clock.seconds}, dict(clock.work), numbers)
@@ -277,7 +278,7 @@ def pairs(workload: Workload, model: Path, folder: Path) -> Told:
     clock = Clock()
     runtime = policy._runtime(job, dpo_algo)
     rows = workload.rows(len(job.chat.tokenizer), 2)
-    batch = Batch([row(prompt, answer) for prompt, both in rows for answer in both], {}, (2,) * len(rows))
+    batch = Batch([make_row(prompt, answer) for prompt, both in rows for answer in both], {}, (2,) * len(rows))
     begin = time.perf_counter()
     batch = batch.with_columns(ref_logp=runtime.score("reference", batch, ("logp",)).logp_BT)
     score = time.perf_counter() - begin
@@ -294,7 +295,7 @@ def judged(workload: Workload, model: Path, folder: Path) -> Told:
     beats = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).repeat(len(rows), 1)
     columns = {"beats": beats, "place": torch.arange(2).repeat(len(rows))}
     batch = Batch(
-        [row(prompt, answer) for prompt, both in rows for answer in both],
+        [make_row(prompt, answer) for prompt, both in rows for answer in both],
         columns,
         (2,) * len(rows),
         frozenset({"beats"}),

@@ -11,10 +11,11 @@ import torch
 from benchmarks.planted import world
 from benchmarks.planted.faults import Labels, Planted
 from towpath.data.chat import Chat
+from towpath.data.corpus import Corpus
 from towpath.data.draws import generator, uniforms
-from towpath.data.sources import Corpus
 from towpath.errors import TrainingError
 from towpath.feedback import agreement
+from towpath.health.monitor import stage_facts
 from towpath.models import base
 from towpath.recipe import Decoding, Recipe
 from towpath.records import Comparison, Completion, Judgement, Label, Prompt, as_row
@@ -22,7 +23,6 @@ from towpath.rewards import sources
 from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.stages import policy, reward
-from towpath.stages.health_monitor import facts
 from towpath.stages.job import Job
 from towpath.store.store import Store
 
@@ -36,8 +36,14 @@ def trained(
     start = world.taught(planted.size, cache)
     prompts = planted.prompts(world.prompts())
     corpus = Corpus(prompts, safety=world.safety())
-    of = [] if planted.reward is None else [f"policy.rewards.sources=[{{of = '{sources.given(planted.reward)}'}}]"]
-    watch = [] if planted.watched is None else [f"policy.rewards.watch=['{sources.given(planted.watched)}']"]
+    of = (
+        []
+        if planted.reward is None
+        else [f"policy.rewards.sources=[{{source = '{sources.register_function(planted.reward)}'}}]"]
+    )
+    watch = (
+        [] if planted.watched is None else [f"policy.rewards.watch=['{sources.register_function(planted.watched)}']"]
+    )
     recipe = world.settings(start.weights, seed, [*planted.settings, *of, *watch, f"health.act='{act}'", *more])
     inputs = {"sft": start.folder}
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,11 +63,12 @@ def trained(
                 policy.run(job)
             except TrainingError as error:
                 ended = str(error)
-    told = {name: value for name, value in facts(job).items() if isinstance(value, int | float | str | dict)}
+    facts = stage_facts(job.recipe, job.name, job.inputs)
+    facts = {name: value for name, value in facts.items() if isinstance(value, int | float | str | dict)}
     won = [] if ended else wins(str(job.folder / "weights"), start.weights, prompts, seed)
     rate = float(np.mean(won)) if won else None
     return {
-        "facts": told | {"steps": recipe.policy.steps},
+        "facts": facts | {"steps": recipe.policy.steps},
         "ended": ended,
         "win_rate": rate,
         "wins": [round(x, 4) for x in won],
@@ -107,7 +114,7 @@ def _labelled(
     store.add_comparisons(comparisons)
     (place / "labels.json").write_text(json.dumps([as_row(label) for label in given]))
     rate, n = agreement.pairwise_agreement(judgements)
-    result = {"agreement": {"rate": rate, "n": n}, "ceiling": agreement.ceiling(rate)}
+    result = {"agreement": {"rate": rate, "n": n}, "ceiling": agreement.accuracy_ceiling(rate)}
     (place / "manifest.json").write_text(json.dumps({"result": result}))
     return {"sample": place, "label": place}
 

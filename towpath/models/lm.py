@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from towpath.data.batch import Packed, Row, pack
+from towpath.data.batch import PackedRows, Row, pack
 from towpath.models.cpu import kernels, layers
 from towpath.models.packed_batch import PackedBatch, masks
 
 
-def pack_rows(model: Any, rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
+def pack_rows(model: Any, rows: Sequence[Row], pad: int, width: int = 0) -> PackedRows:
     """Rows laid into lines as this model's layers read them best: at most `width` wide, or a line to each row."""
     return pack(rows, pad, 0 if layers.fits(model) else width)
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from towpath.data.batch import Batch, row
+from towpath.data.batch import Batch, make_row
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
-from towpath.data.draws import share, shuffled, uniforms
+from towpath.data.draws import hash_uniform, permutation, uniforms
 from towpath.data.intervals import wilson
 from towpath.errors import RecipeError
 from towpath.recipe import Decoding, Policy
@@ -95,7 +95,7 @@ class Experience:
         self.chat = chat
         self.sources = sources
         self.log = log
-        order = sorted(corpus.train, key=lambda p: share(config.seed, "policy/validation", p.id))
+        order = sorted(corpus.train, key=lambda p: hash_uniform(config.seed, "policy/validation", p.id))
         self.validation_prompts = order[: self.policy.validation_prompts]
         self.prompts = order[self.policy.validation_prompts :]
         self._pending = Checkpoints(config.folder / "pending_rollouts")
@@ -134,7 +134,7 @@ class Experience:
         draws = []
         for position in range(step * size, (step + 1) * size):
             epoch, index = divmod(position, count)
-            order = shuffled(count, self.config.seed, f"{self.config.name}/prompts", epoch)
+            order = permutation(count, self.config.seed, f"{self.config.name}/prompts", epoch)
             names = [f"{epoch}" if copy == 0 else f"{epoch}.{copy}" for copy in range(self.policy.group)]
             draws += [(self.prompts[order[index]], name) for name in names]
         return draws
@@ -191,7 +191,7 @@ class Experience:
         return batch.with_columns(ended=torch.tensor([r.finish == "stop" for r in rollouts]), **columns)
 
     def _rows(self, rollouts: Sequence[Rollout]) -> Batch:
-        return Batch([row(self.chat.prompt(r.prompt.prompt), r.token_ids) for r in rollouts])
+        return Batch([make_row(self.chat.prompt(r.prompt.prompt), r.token_ids) for r in rollouts])
 
     def _old_logprobs(self, batch: Batch, sampler_BT: Tensor, temperature: float) -> dict[str, Tensor]:
         """The policy's log-probabilities before it moves. An exact engine has given them: some rows are checked, and

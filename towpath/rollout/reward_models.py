@@ -9,7 +9,7 @@ import torch
 from towpath.algos.contract import Outputs
 from towpath.data.batch import Batch
 from towpath.recipe import Reward, Rewards
-from towpath.rewards import mix
+from towpath.rewards import shaping
 from towpath.runtime.contract import RoleSpec, Runtime
 
 WEIGHTS = "reward.safetensors"
@@ -51,5 +51,5 @@ class RewardModels:
         if others:
             scores_KB = np.stack([scores.numpy() for scores in (out.score_B, *others)])
             out.spread_B = torch.from_numpy(scores_KB.std(0)).to(out.score_B)
-            out.score_B = torch.from_numpy(mix.agreed(scores_KB, rewards)).to(out.score_B)
+            out.score_B = torch.from_numpy(shaping.combine_ensemble(scores_KB, rewards)).to(out.score_B)
         return out

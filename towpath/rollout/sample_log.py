@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.batch import Batch
-from towpath.data.draws import share
+from towpath.data.draws import hash_uniform
 from towpath.feedback import rubric
 from towpath.records import Prompt, Rollout
 from towpath.store import jsonl
@@ -32,7 +32,7 @@ class SampleLog:
 
     def write_probes(self, step: int, rollouts: Sequence[Rollout]) -> Numbers:
         """Write the answers to the safety probes; shares declined of harmful and of harmless ones."""
-        declined = [rubric.declines(r.text) for r in rollouts]
+        declined = [rubric.is_refusal(r.text) for r in rollouts]
         self._write(
             [
                 _row(step, r) | {"harmful": r.prompt.harmful, "declined": no}
@@ -59,7 +59,7 @@ class SampleLog:
 
 def select_probes(safety: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """So many harmful prompts of the safety set, and as many harmless ones: their twins where there are."""
-    order = sorted(safety, key=lambda p: share(seed, "health/probes", p.id))
+    order = sorted(safety, key=lambda p: hash_uniform(seed, "health/probes", p.id))
     harmful = [p for p in order if p.harmful][:count]
     ids = {p.id for p in harmful}
     twins = {p.twin for p in harmful}

@@ -11,7 +11,7 @@ from towpath.data.batch import Batch
 from towpath.data.corpus import Corpus
 from towpath.recipe import Rewards
 from towpath.records import Rollout, Score
-from towpath.rewards import mix, sources
+from towpath.rewards import shaping, sources
 from towpath.rollout.reward_models import RewardModels
 
 Numbers = dict[str, float]
@@ -26,11 +26,11 @@ class RewardSources:
         self.models = models
         columns = corpus.column_names
         self._scorers = {
-            source.source: sources.named(source.source, columns=columns)
+            source.source: sources.load_source(source.source, columns=columns)
             for source in rewards.sources
             if source.source != "model"
         }
-        self._watched = {name: sources.named(name, "watch", columns) for name in rewards.watch}
+        self._watched = {name: sources.load_source(name, "watch", columns) for name in rewards.watch}
 
     def __bool__(self) -> bool:
         """Whether anything scores rollouts."""
@@ -56,7 +56,7 @@ class RewardSources:
                 spread_B = out.spread_B.tolist()
             else:
                 scores.append(np.asarray(self._scorers[source.source](prompts, texts, columns)))
-        score_B = mix.combined(np.stack(scores), rewards)
+        score_B = shaping.combine_sources(np.stack(scores), rewards)
         reward_B = shape_rewards(rollouts, score_B, rewards)
         watched = {name: scorer(prompts, texts, columns) for name, scorer in self._watched.items()}
         names = [source.source for source in rewards.sources] if len(scores) > 1 else []
@@ -76,7 +76,7 @@ def shape_rewards(rollouts: Sequence[Rollout], score_B: np.ndarray, rewards: Rew
     """Rewards [B] of scores: clipped, with penalties for length, repetition and a missing end."""
     ended_B = np.array([r.finish == "stop" for r in rollouts])
     answers = [r.token_ids for r in rollouts]
-    return mix.final(score_B, answers, ended_B, [r.prompt.domain for r in rollouts], rewards)
+    return shaping.shape_rewards(score_B, answers, ended_B, [r.prompt.domain for r in rollouts], rewards)
 
 
 def score_columns(scores: Sequence[Score]) -> dict[str, Tensor]:

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from towpath.algos.contract import Outputs
-from towpath.data.batch import Batch, Packed
+from towpath.data.batch import Batch, PackedRows
 from towpath.models.packed_batch import PackedBatch
 
 PER_TOKEN = ("logp_BT", "entropy_BT", "value_BT", "features_BTD")
 PER_ROW = ("score_B", "last_BD")
 
 
-def packed_batch(packed: Packed, device: torch.device) -> PackedBatch:
+def packed_batch(packed: PackedRows, device: torch.device) -> PackedBatch:
     """PackedBatch as a model reads them."""
     columns = packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL
     return PackedBatch(*(torch.from_numpy(column).to(device) for column in columns))
 
 
-def read_positions(packed: Packed, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def read_positions(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Where states are read: before each answer token [N], and at the last token of each row [B], where wanted."""
     nowhere = np.zeros(0, np.int64)
     before = [place[row.start - 1 : -1] for place, row in zip(packed.places, batch.rows, strict=True)]
@@ -31,7 +31,7 @@ def read_positions(packed: Packed, batch: Batch, wants: tuple[str, ...]) -> tupl
     return np.concatenate(before) if per_token else nowhere, last if per_row else nowhere
 
 
-def lay_out(states_BSD: Tensor, packed: Packed) -> Tensor:
+def lay_out(states_BSD: Tensor, packed: PackedRows) -> Tensor:
     """States of rows [B,S,D] in the lines they are packed into [P,L,D]."""
     out = states_BSD.new_zeros(packed.ids_PL.size, states_BSD.shape[2])
     for states_SD, place in zip(states_BSD, packed.places, strict=True):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from towpath.data.batch import Row, row
-from towpath.data.draws import share
+from towpath.data.batch import Row, make_row
+from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
 from towpath.records import Comparison, Completion, Label, Prompt
 from towpath.stages.job import Job
@@ -59,7 +59,7 @@ def decided_pairs(job: Job) -> list[Pair]:
 
 def split_pairs(job: Job, pairs: Sequence[Pair], at_least_one_prompt: bool = False) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and held-out pairs; no prompt is in both."""
-    number = {p.prompt.id: share(job.recipe.seed, "reward/validation", p.prompt.id) for p in pairs}
+    number = {p.prompt.id: hash_uniform(job.recipe.seed, "reward/validation", p.prompt.id) for p in pairs}
     cut = job.recipe.reward.validation
     if at_least_one_prompt:
         cut = max(cut, min(number.values(), default=0.0) + 1e-12)
@@ -76,4 +76,4 @@ def split_pairs(job: Job, pairs: Sequence[Pair], at_least_one_prompt: bool = Fal
 
 def completion_row(job: Job, prompt: Prompt, completion: Completion) -> Row:
     """Prompt tokens and the tokens that were sampled: nothing is tokenised twice."""
-    return row(job.chat.prompt(prompt.prompt), job.tokens(completion))
+    return make_row(job.chat.prompt(prompt.prompt), job.tokens(completion))

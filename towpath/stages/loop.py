@@ -18,15 +18,15 @@ from torch import Tensor
 from towpath import interrupt
 from towpath.algos.contract import Metrics, add, means
 from towpath.data.batch import Batch
-from towpath.data.draws import shuffled
+from towpath.data.draws import permutation
 from towpath.errors import TrainingError
+from towpath.health.monitor import Action, HealthMonitor, stage_facts
 from towpath.progress import progress
 from towpath.records import Finding
 from towpath.rollout.statistics import critic_metrics
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import Loss, Runtime, Snapshot
 from towpath.runtime.process import release_memory
-from towpath.stages.health_monitor import Done, Watch
 from towpath.stages.job import Job
 from towpath.store.publish import fault_point, replace_file
 
@@ -95,14 +95,17 @@ def train(config: LoopConfig, runtime: Runtime, job: Job, title: str) -> TrainSt
         best = runtime.snapshot()  # step 0: what stays if no later weights are acceptable
     if begin == 0 and config.validate and config.validate_first:
         job.log.write(-1, "validation", config.validate(-1, state.knobs))
-    monitor = Watch(job, config.steps, config.knobs)
+    facts = stage_facts(job.recipe, job.name, job.inputs)
+    monitor = HealthMonitor(
+        job.recipe.health, job.folder, job.log.recorder, facts, job.findings, config.steps, config.knobs
+    )
     saver = _Saver(checkpoints, runtime, job, begin)
     with progress(title, config.steps, start=begin) as bar, interrupt.defer_signals():
         for step in range(begin, config.steps):
             if state.stopped:
                 break
             save_now = partial(saver.save, step, state, best)
-            metrics = _step(config, runtime, job, step, state.knobs, save_now) | {"seconds_watch": monitor.lately}
+            metrics = _step(config, runtime, job, step, state.knobs, save_now) | {"seconds_watch": monitor.last_seconds}
             job.log.write(step, "train", metrics)
             fault_point(f"step-{job.name}")
             state.knobs = config.adapt(step, metrics, state.knobs)
@@ -110,7 +113,7 @@ def train(config: LoopConfig, runtime: Runtime, job: Job, title: str) -> TrainSt
             last = step + 1 == config.steps or bool(state.stopped)
             if config.validate and (last or (step + 1) % config.validate_every == 0):
                 best = _validate(config, runtime, job, step, state, best)
-            _apply(monitor.after(step, state.knobs), runtime, state, best)
+            _apply(monitor.after_step(step, state.knobs), runtime, state, best)
             _require_finite(job, step, metrics["grad_norm"], monitor, runtime)
             bar.advance(1, "  ".join(f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl") if key in metrics))
             if last or state.stopped or saver.due() or interrupt.stop_requested():
@@ -118,7 +121,7 @@ def train(config: LoopConfig, runtime: Runtime, job: Job, title: str) -> TrainSt
             interrupt.raise_if_stop_requested()
     if best is not None:
         runtime.restore(best)
-    state.history = monitor.story()
+    state.history = monitor.history()
     release_memory()
     return state
 
@@ -166,27 +169,27 @@ def _step(
 def _minibatches(config: LoopConfig, job: Job, step: int, batch: Batch) -> Iterator[tuple[float, Batch]]:
     """Each epoch in a new order: the share of the step that is done, and the rows of the next optimizer step."""
     for epoch in range(config.epochs):
-        order = shuffled(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
+        order = permutation(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
         for start in range(0, len(order), config.minibatch):
             done = (epoch * len(order) + start) / (config.epochs * len(order))
             yield done, batch.take(order[start : start + config.minibatch])
 
 
-def _apply(action: Done, runtime: Runtime, state: TrainState, best: Snapshot | None) -> None:
+def _apply(action: Action, runtime: Runtime, state: TrainState, best: Snapshot | None) -> None:
     """What a remedy asks for: other knobs, the best weights back, an end."""
     state.knobs = action.knobs
-    if action.anew:
+    if action.reset_best:
         state.best_score = -math.inf
-    if action.back and best is not None:
+    if action.restore_best and best is not None:
         runtime.restore(best)
         runtime.reset_optimizer()
         state.stopped = ""  # what ended training lies behind
     state.stopped = state.stopped or action.stop
 
 
-def _require_finite(job: Job, step: int, norm: float, monitor: Watch, runtime: Runtime) -> None:
+def _require_finite(job: Job, step: int, norm: float, monitor: HealthMonitor, runtime: Runtime) -> None:
     """A gradient that is not finite ends training, unless a remedy has just gone back to better weights."""
-    if math.isfinite(norm) or monitor.mended == step:
+    if math.isfinite(norm) or monitor.restored_at == step:
         return
     names = runtime.nonfinite()
     where = f" in {names[0]} and {len(names) - 1} more" if names else ""
@@ -285,7 +288,7 @@ def minibatches(count: int, size: int, epochs: float, seed: int, stream: str) ->
     end."""
     steps: list[Any] = []
     for epoch in range(math.ceil(epochs)):
-        order = shuffled(count, seed, stream, epoch)
+        order = permutation(count, seed, stream, epoch)
         part = order[: max(1, round(count * min(1.0, epochs - epoch)))]
         steps += [part[start : start + size] for start in range(0, len(part), size)]
     return steps

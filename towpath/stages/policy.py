@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from towpath import algos
 from towpath.algos import functional
 from towpath.records import Finding
-from towpath.rewards import mix
+from towpath.rewards import shaping
 from towpath.rollout.experience import Experience, ExperienceConfig
 from towpath.rollout.generate import open_engine
 from towpath.rollout.reward_models import RewardModels, reward_roles
@@ -49,7 +49,7 @@ def run(job: Job) -> dict[str, Any]:
     result = {
         "best_step": state.best_step,
         "steps": loop.steps,
-        "turns": state.history,
+        "interventions": state.history,
         "stopped": state.stopped,
         "exploited_queued": queued,
         "kl_per_prompt": final["kl"],
@@ -177,7 +177,9 @@ def _init_critic(job: Job, runtime: Runtime) -> None:
     score_N = tensors["score"].numpy()
     weight = next((source.weight for source in rewards.sources if source.source == "model"), 1.0)
     no_tokens = [()] * len(score_N)
-    reward_N = mix.final(weight * score_N, no_tokens, tensors["ended"].numpy(), [""] * len(score_N), rewards)
+    reward_N = shaping.shape_rewards(
+        weight * score_N, no_tokens, tensors["ended"].numpy(), [""] * len(score_N), rewards
+    )
     held_out_N = tensors["row"] % 4 == 0
     for part_N in (~held_out_N, held_out_N):
         runtime.fit("critic", tensors["features"][part_N], torch.as_tensor(reward_N)[part_N])

@@ -16,7 +16,7 @@ from torch import Tensor
 from towpath.algos import reward_model as algo
 from towpath.data.batch import Batch
 from towpath.evals import reward_accuracy as evals
-from towpath.evals.winrate import logistic
+from towpath.evals.winrate import fit_logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import of
 from towpath.progress import print_note
@@ -202,7 +202,7 @@ def _fit_head(runtime: Runtime, batch: Batch, features_BD: np.ndarray, ridge: fl
     spread_D = features_BD.std(0) + 1e-6
     difference_ND = _differences(features_BD, batch) / spread_D
     sign_N = np.where(np.arange(len(difference_ND)) % 2 == 0, 1.0, -1.0)
-    weight_D = logistic(difference_ND * sign_N[:, None], (sign_N > 0).astype(float), ridge) / spread_D
+    weight_D = fit_logistic(difference_ND * sign_N[:, None], (sign_N > 0).astype(float), ridge) / spread_D
     runtime.set_head("reward", torch.as_tensor(weight_D), torch.tensor(-float(mean_D @ weight_D)))
 
 
@@ -263,16 +263,16 @@ def _gaps(held_out: list[Pair], scores_B: np.ndarray) -> np.ndarray:
 def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> dict[str, Any]:
     """Accuracy on held-out pairs, with everything that puts it in proportion."""
     gap = _gaps(held, scores_B)
-    error, curve = evals.calibration(gap * std)
+    error, curve = evals.calibration_error(gap * std)
     right = (gap > 0).astype(float)
     clean = [generation.rubric_score(p.prompt, p.chosen) - generation.rubric_score(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
     rows = [(name, len(job.tokens(c))) for name, group in _answers_by_prompt(held).items() for c in group.values()]
     return {
-        **evals.accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
+        **evals.pair_accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
         "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
-        "by_strength": evals.accuracy_by([str(round(p.label.strength)) for p in held], right),
-        "by_domain": evals.accuracy_by([p.prompt.domain for p in held], right),
+        "by_strength": evals.accuracy_by_group([str(round(p.label.strength)) for p in held], right),
+        "by_domain": evals.accuracy_by_group([p.prompt.domain for p in held], right),
         "calibration_error": error,
         "calibration": curve,
         "length_correlation": evals.within_prompt_correlation(

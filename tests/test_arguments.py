@@ -65,7 +65,7 @@ def test_rewards_may_be_several_with_weights():
 
     told = arguments.rewards([mine, "rule:prose", {"source": mine, "weight": 0.5}])
     assert [one.get("weight") for one in told] == [None, None, 0.5]
-    assert told[0]["source"] == told[2]["source"] and sources.named(told[0]["source"])(["p"], ["a"]) == [1.0]
+    assert told[0]["source"] == told[2]["source"] and sources.load_source(told[0]["source"])(["p"], ["a"]) == [1.0]
     for wrong in ("model", 5, [5], {"weight": 1.0}):
         with pytest.raises(RecipeError, match="reward = "):
             arguments.rewards(wrong)
