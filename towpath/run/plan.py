@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.corpus_reader import Corpus
+from towpath.data.intervals import accuracy_ceiling
 from towpath.feedback import agreement, calibration, judge_runner, judging, label_budget
 from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
 from towpath.feedback.pair_text import PairText
@@ -111,7 +112,7 @@ def _judge_price(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> flo
 def _trust(recipe: Recipe, run: Path, judgements: list[Judgement]) -> tuple[RaterAccuracy, tuple[bool, bool]]:
     """How often people and the judge are right, and whether each was measured."""
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in PEOPLE])
-    person = min(max(agreement.accuracy_ceiling(rate), 0.55), 0.99) if n >= ENOUGH else PERSON
+    person = min(max(accuracy_ceiling(rate), 0.55), 0.99) if n >= ENOUGH else PERSON
     rows = calibration.audit_rows(judgements, f"judge:{recipe.judge.model}") if recipe.judge.model else []
     if len(rows) < ENOUGH:
         return RaterAccuracy(person, JUDGE), (n >= ENOUGH, False)
@@ -122,7 +123,10 @@ def _trust(recipe: Recipe, run: Path, judgements: list[Judgement]) -> tuple[Rate
 def told(found: Labels) -> str:
     """The plan in a few lines."""
     how = f"measured on {found.measured} judgements" if found.measured else "assumed; people take 36 to 480"
-    lines = [f"labels for {found.pairs:,} pairs: {found.plan.told()}", f"seconds a pair: {found.seconds:.0f} ({how})"]
+    lines = [
+        f"labels for {found.pairs:,} pairs: {found.plan.describe()}",
+        f"seconds a pair: {found.seconds:.0f} ({how})",
+    ]
     if found.plan.judge_dollars:
         lines.append(f"of that the judge: ${found.plan.judge_dollars:,.2f}")
     if found.spent.judgements or found.spent.judge_dollars:
@@ -135,7 +139,9 @@ def told(found: Labels) -> str:
     if found.best:
         best = found.best
         known = found.trust_measured
-        who = f"judge {'all' if best.judged else 'none'}, people {best.people:.0%}, of those twice {best.overlap:.0%}"
+        who = (
+            f"judge {'all' if best.use_judge else 'none'}, people {best.people:.0%}, of those twice {best.overlap:.0%}"
+        )
         lines.append(
             f"best split for the money: {who}: {best.error:.1%} wrong labels expected for ${best.dollars:,.0f}, "
             f"{best.hours:,.0f} hours"
