@@ -18,7 +18,7 @@ import pytest
 from towpath.errors import DataError, TowpathError, Waiting
 from towpath.recipe import load
 from towpath.records import Judgement
-from towpath.run import pipeline
+from towpath.run import pipeline, status
 from towpath.store import rater_stats
 from towpath.store.store import Store
 
@@ -276,7 +276,7 @@ def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rate
         calls = Longer.calls
         said = []
         pipeline.run(recipe, run, said.append, "label")
-        assert any("label: done before" in line for line in said) and Longer.calls == calls
+        assert any("label: already done" in line for line in said) and Longer.calls == calls
 
 
 def test_a_whole_run_with_a_judge_needs_one_command(sampled, tmp_path):
@@ -292,7 +292,7 @@ def test_a_whole_run_with_a_judge_needs_one_command(sampled, tmp_path):
         ]
         asked = [*SMALL, *small, "preferences.raters=judge", f"judge.base_url={address}", "judge.model=longer"]
         pipeline.run(load(run, asked), run, lambda _line: None)
-        state = pipeline.status(load(run, asked), run)
+        state = status.read_status(load(run, asked), run)
     assert {stage["state"] for stage in state.stages} == {"done"}
 
 

@@ -182,7 +182,7 @@ function showState(state) {
   at("waits").textContent = state.waiting_for ? `The run waits for: ${state.waiting_for}` : "";
 }
 
-// ---- findings and turns of knobs
+// ---- findings and interventions
 
 let listed = "";
 
@@ -194,7 +194,7 @@ function showMarks(told) {
   listed = words;
   strip();
   fill(at("findings"), told.findings.map(finding), "No finding.");
-  fill(at("turns"), told.turns.map(turn).reverse(), "No knob was turned.");
+  fill(at("interventions"), told.interventions.map(intervention).reverse(), "No intervention.");
   fill(at("other"), told.other.map(finding), "");
   at("other-box").hidden = !told.other.length;
   at("other-count").textContent = String(told.other.length);
@@ -227,10 +227,10 @@ function finding(one) {
   return item;
 }
 
-function turn(one) {
+function intervention(one) {
   const item = html("li", { class: "turn" });
   const head = html("p", {}, item);
-  html("b", {}, head, one.stop ? "training ended" : (one.knob ?? "knob"));
+  html("b", {}, head, one.stop ? "training stopped" : (one.knob ?? "knob"));
   head.append(one.stop ? "" : ` ${short(one.from)} → ${short(one.to)}`, jump(one.step, "after step"));
   if (one.reason) html("p", {}, item, one.reason);
   if (one.finding) html("p", { class: "soft" }, item, `Because of the finding ${one.finding}.`);
