@@ -250,14 +250,14 @@ BREAKAGES = [
     # runtime
     Breakage(
         "no bias correction",
-        "towpath/runtime/optimizer.py",
+        "towpath/models/cpu/optimizer.py",
         "rate / (1 - first**count)",
         "rate",
         "tests/test_adam.py -k torch",
     ),
     Breakage(
         "weight decay by no rate",
-        "towpath/runtime/optimizer.py",
+        "towpath/models/cpu/optimizer.py",
         "1 - rate * self.weight_decay",
         "1.0",
         "tests/test_adam.py -k torch",

@@ -316,9 +316,7 @@ def test_the_reference_s_answers_are_the_reference_s(tmp_path):
         folder=tmp_path,
         **more,
     )
-    roles = policy._roles(trained.job, ppo)
-    runtime = trained.job.launch()
-    runtime.open(roles)
+    runtime, roles = policy.open_runtime(trained.job, ppo)
     experience = policy._experience(trained.job, runtime, roles)
     asked = [(prompt, "0") for prompt in trained.job.corpus.prompts]
     first = experience._generate("policy", asked, "test", 1.0)
