@@ -122,7 +122,7 @@ BREAKAGES = [
     Breakage(
         "weights of rows lost",
         A + "sft.py",
-        "out.logp_BT * _weight_B(batch).to(out.logp_BT)[:, None]",
+        "out.logp_BT * weight_B[:, None]",
         "out.logp_BT",
         "tests/test_models.py -k weight",
     ),
@@ -251,7 +251,7 @@ BREAKAGES = [
     Breakage(
         "no bias correction",
         "towpath/models/cpu/optimizer.py",
-        "rate / (1 - first**count)",
+        "rate / (1 - beta1**count)",
         "rate",
         "tests/test_adam.py -k torch",
     ),
