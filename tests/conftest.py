@@ -95,10 +95,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 
 @contextmanager
 def running(store: Any, team: bool, outside: Any = None) -> Iterator[tuple[str, Any]]:
-    """The real server of a store in a thread: where it is, and its door."""
+    """The real server of a store in a thread: where it is, and its auth."""
     from towpath.web.server import create_server, open_socket
 
-    server, door = create_server(store, team, outside=outside)
+    server, auth = create_server(store, team, outside=outside)
     with open_socket("127.0.0.1", 0) as place:
         thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
@@ -106,7 +106,7 @@ def running(store: Any, team: bool, outside: Any = None) -> Iterator[tuple[str, 
             assert thread.is_alive(), "the server did not start"
             sleep(0.01)
         scheme = "https" if outside and outside.certificate else "http"
-        yield f"{scheme}://127.0.0.1:{place.getsockname()[1]}", door
+        yield f"{scheme}://127.0.0.1:{place.getsockname()[1]}", auth
         server.should_exit = True
         thread.join()
 

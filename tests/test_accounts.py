@@ -35,7 +35,7 @@ from towpath.web.throttle import AttemptCounters, FixedWindow, Limit, Throttle
 PASSWORD = "correct horse battery"
 OTHER = "kitten lamp river"
 FREE = throttle.BY_ACCOUNT_AND_NETWORK.free
-HASHED = Hasher().hashed(PASSWORD)
+HASHED = Hasher().hash(PASSWORD)
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def fill(store):
 @pytest.fixture
 def served(store):
     fill(store)
-    with running(store, team=True) as (url, door):
-        yield url, door
+    with running(store, team=True) as (url, auth):
+        yield url, auth
 
 
 def client(url, **headers):
@@ -194,7 +194,7 @@ def test_a_session_in_use_goes_on(served, store):
     with client(url, cookie=f"towpath-{url.rpartition(':')[2]}={token}") as ann:
         assert ann.get("/rate/next").status_code == 200
     end = monotonic() + 5
-    while store.read(sessions.get_session, sessions.token_digest(token)).seen < time() - 60:
+    while store.read(sessions.get_session, sessions.token_digest(token)).last_used < time() - 60:
         assert monotonic() < end, "its use was not noted"
         sleep(0.01)
 
@@ -375,14 +375,14 @@ def test_waits_grow_and_a_refused_try_does_not_lengthen_them():
     waits = []
     limits = Throttle(lambda: clock[0])
     for _ in range(FREE):
-        limits.enter("ann", "10.0.0.1")
+        limits.count_attempt("ann", "10.0.0.1")
     for _ in range(8):
         for _ in range(3):
             with pytest.raises(TooManyAttempts) as refused:
-                limits.enter("ann", "10.0.0.1")
+                limits.count_attempt("ann", "10.0.0.1")
         waits.append(refused.value.seconds)
         clock[0] += refused.value.seconds
-        limits.enter("ann", "10.0.0.1")
+        limits.count_attempt("ann", "10.0.0.1")
     assert waits == [30, 60, 120, 240, 480, 900, 900, 900]
 
 
@@ -395,7 +395,7 @@ def test_many_networks_cannot_guess_at_one_account_for_long():
         for number in range(seconds * 10):
             clock[0] += 0.1
             try:
-                limits.enter("ann", f"10.{number // 250 % 250}.{number % 250}.1")
+                limits.count_attempt("ann", f"10.{number // 250 % 250}.{number % 250}.1")
                 done += 1
             except TooManyAttempts:
                 pass
@@ -403,16 +403,16 @@ def test_many_networks_cannot_guess_at_one_account_for_long():
 
     assert tried(60) <= throttle.BY_ACCOUNT.free + 5
     assert tried(3600) <= 62
-    limits.enter("ann", "10.250.0.1", "a browser of ann")
-    limits.enter("bob", "10.250.0.1")
+    limits.count_attempt("ann", "10.250.0.1", "a browser of ann")
+    limits.count_attempt("bob", "10.250.0.1")
 
 
 def test_right_passwords_use_nothing_up():
     limits = Throttle(lambda: 0.0)
     for number in range(200):
         name = f"rater {number % 40}"
-        limits.enter(name, "10.0.0.1")
-        limits.right(name, "10.0.0.1")
+        limits.count_attempt(name, "10.0.0.1")
+        limits.record_success(name, "10.0.0.1")
 
 
 def test_a_right_password_of_ones_own_does_not_forgive_guesses_at_others():
@@ -420,9 +420,9 @@ def test_a_right_password_of_ones_own_does_not_forgive_guesses_at_others():
     guesses = 0
     with pytest.raises(TooManyAttempts):
         for number in range(1000):
-            limits.enter("eve", "10.0.0.1")
-            limits.right("eve", "10.0.0.1")
-            limits.enter(f"rater {number}", "10.0.0.1")
+            limits.count_attempt("eve", "10.0.0.1")
+            limits.record_success("eve", "10.0.0.1")
+            limits.count_attempt(f"rater {number}", "10.0.0.1")
             guesses += 1
     assert guesses <= throttle.BY_NETWORK.free
 
@@ -448,13 +448,13 @@ def test_counters_take_a_bounded_memory_and_forget():
         counters.count(number, 0.0)
     assert len(counters.tries) == throttle.MAX_COUNTERS
     assert (
-        counters.left(throttle.MAX_COUNTERS, 1.0),
-        counters.left(throttle.MAX_COUNTERS, throttle.RESET_SECONDS),
+        counters.seconds_left(throttle.MAX_COUNTERS, 1.0),
+        counters.seconds_left(throttle.MAX_COUNTERS, throttle.RESET_SECONDS),
     ) == (9.0, 0.0)
 
 
 def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
-    url, door = served
+    url, auth = served
     busy = Event()
     release = Event()
 
@@ -463,7 +463,7 @@ def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
             return enter(visitor, "ann" if number % 2 else f"x{number}")
 
     def hold():
-        with door.hasher._lane(False):
+        with auth.hasher._lane(False):
             busy.set()
             release.wait(20)
 
@@ -477,7 +477,7 @@ def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
             assert {answer.status_code for answer in told} == {429}
             assert all(int(answer.headers["retry-after"]) >= 1 for answer in told)
             assert monotonic() - started < 3 * passwords.HASH_TIMEOUT, "no queue without end"
-        assert door.hasher.matches(HASHED, PASSWORD, known=True)
+        assert auth.hasher.verify(HASHED, PASSWORD, known=True)
     finally:
         release.set()
         holder.join()
@@ -486,9 +486,9 @@ def test_at_most_one_hash_for_strangers_and_one_for_known_browsers(served):
 
 
 def test_an_invitation_is_checked_before_anything_is_hashed(served, store):
-    url, door = served
+    url, auth = served
     token = store.submit_write(people.create_invitation, "rater", "olga", time()).result()
-    with client(url) as new, door.hasher._lane(True), door.hasher._lane(False):
+    with client(url) as new, auth.hasher._lane(True), auth.hasher._lane(False):
         started = monotonic()
         data = {"name": "dan", "password": OTHER}
         assert new.post("/join/nonsense", data=data).status_code == 410
@@ -636,13 +636,13 @@ def test_a_proxy_is_named_by_its_address_and_for_a_team():
 def test_a_server_without_accounts_takes_no_password(store):
     token = store.submit_write(people.create_invitation, "owner", "olga", time()).result()
     with (
-        running(store, team=False) as (url, door),
+        running(store, team=False) as (url, auth),
         client(url) as owner,
-        door.hasher._lane(True),
-        door.hasher._lane(False),
+        auth.hasher._lane(True),
+        auth.hasher._lane(False),
     ):
         assert enter(owner, "owner", "x" * 20).status_code == 401
-        owner.get(f"/enter?token={door.link_token()}")
+        owner.get(f"/enter?token={auth.link_token()}")
         assert [owner.get(path).status_code for path in ("/owner", "/account", "/owner/people", f"/join/{token}")] == [
             200,
             403,

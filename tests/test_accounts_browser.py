@@ -20,7 +20,7 @@ OTHER = "kitten lamp river"
 def store(tmp_path):
     with Store.open(tmp_path / "towpath.db") as opened:
         for name, role in (("olga", "owner"), ("ann", "rater"), ("Bartholomäus Wiesengrund-Schmidt", "viewer")):
-            opened.submit_write(people.add_account, name, role, Hasher().hashed(PASSWORD)).result()
+            opened.submit_write(people.add_account, name, role, Hasher().hash(PASSWORD)).result()
         opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.2, safety=True), "olga").result()
         yield opened
 

@@ -36,8 +36,8 @@ def test_no_request_is_an_error_of_the_server(kind, tmp_path, request, monkeypat
     place = tmp_path / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
     with Store.open(place) as store:
         fill(store)
-        with serving_run(short_run(tmp_path / "run"), store, team=True) as (url, door), requests.Session() as session:
-            store.submit_write(people.add_account, "olga", "owner", door.hashed(PASSWORD)).result()
+        with serving_run(short_run(tmp_path / "run"), store, team=True) as (url, auth), requests.Session() as session:
+            store.submit_write(people.add_account, "olga", "owner", auth.hash_password(PASSWORD)).result()
             session.headers["origin"] = url
             assert (
                 session.post(
@@ -45,7 +45,7 @@ def test_no_request_is_an_error_of_the_server(kind, tmp_path, request, monkeypat
                 ).status_code
                 == 303
             )
-            schema = schemathesis.openapi.from_dict(application(store, door, ["x"]).openapi())
+            schema = schemathesis.openapi.from_dict(application(store, auth, ["x"]).openapi())
             operations = [found.ok() for found in schema.get_all_operations()]
             operations = [one for one in operations if not one.path.startswith(ENDS_SESSIONS + NEVER_ENDS)]
             seen: Counter[int] = Counter()

@@ -282,7 +282,7 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
         else written.rows == 0
     )
     with pytest.raises(DataError, match="arena"):
-        store.put_gold([Gold(next(iter(inside)), "a")])
+        store.set_gold([Gold(next(iter(inside)), "a")])
     with pytest.raises(DataError, match="measures"):
         store.submit_write(
             verdicts.save_written_answer,
@@ -358,10 +358,10 @@ def signed_in(url, name):
 
 @pytest.fixture
 def team(run):
-    with Store.open(run / "towpath.db") as store, running(store, team=True) as (url, door):
+    with Store.open(run / "towpath.db") as store, running(store, team=True) as (url, auth):
         store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         yield url, store
 
 

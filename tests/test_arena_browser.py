@@ -24,10 +24,10 @@ def opened(tmp_path, browser):
     write_answers(tmp_path, 60)
     contexts = []
     errors = []
-    with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door):
+    with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, auth):
         store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
 
         def visit(name, path, **options):
             context = browser.new_context(base_url=url, **options)

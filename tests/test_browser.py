@@ -52,9 +52,9 @@ def store(tmp_path):
 
 @pytest.fixture
 def team(store):
-    with running(store, team=True) as (url, door):
+    with running(store, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         yield url
 
 
@@ -396,7 +396,7 @@ def test_the_page_looks_again_when_there_was_nothing(visit, store):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 375])
 def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width):
-    store.put_gold([Gold("k05", "a", "sure")])
+    store.set_gold([Gold("k05", "a", "sure")])
     store.submit_write(
         rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0, safety=True, show_gold=True, hours=9.0)
     ).result()

@@ -161,8 +161,10 @@ def test_a_verdict_while_the_ledger_is_locked_is_asked_for_again_and_taken(tmp_p
     monkeypatch.setattr("towpath.store.ledger.LOCK_TIMEOUT", 0.2)
     with Store.open(tmp_path / "towpath.db") as opened:
         fill(opened)
-        with running(opened, team=True) as (url, door):
-            opened.submit_write(people.add_account, "ann", "rater", door.hashed("correct horse battery")).result()
+        with running(opened, team=True) as (url, auth):
+            opened.submit_write(
+                people.add_account, "ann", "rater", auth.hash_password("correct horse battery")
+            ).result()
             with signed_in(url, "ann") as ann:
                 seat = ann.get("/rate/next").json()
                 with locked(opened):

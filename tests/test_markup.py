@@ -82,9 +82,9 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
         for n, text in enumerate(PAYLOADS)
     ]
     append(folder_of(run) / "samples.jsonl", samples)
-    with serving_run(run, store, team=True) as (url, door):
+    with serving_run(run, store, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("<img src=x onerror=ran=1>", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         context = browser.new_context(base_url=url)
         context.set_default_timeout(10_000)
         page = context.new_page()

@@ -24,15 +24,15 @@ def run(tmp_path, request):
 
 @pytest.fixture
 def server(run):
-    with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, door):
-        yield url, door
+    with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, auth):
+        yield url, auth
 
 
 @pytest.fixture
 def visit(browser, server):
     """Opens pages for the owner; what a console reports as an error, and any address that is not this server's,
     fails the test."""
-    url, door = server
+    url, auth = server
     contexts = []
     errors = []
     foreign = []
@@ -45,7 +45,7 @@ def visit(browser, server):
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: None if request.url.startswith(url) else foreign.append(request.url))
-        page.goto(f"/enter?token={door.link_token()}")
+        page.goto(f"/enter?token={auth.link_token()}")
         page.goto(path)
         page.wait_for_function("() => document.body.dataset.drawn !== undefined")
         return page
@@ -282,10 +282,10 @@ def test_a_lost_connection_is_told_and_taken_up_again(visit, run):
 
 def test_a_server_that_comes_back_is_found_again(browser, run):
     with Store.open(run / "towpath.db") as store:
-        with serving_run(run, store) as (url, door):
+        with serving_run(run, store) as (url, auth):
             port = int(url.rpartition(":")[2])
             page = browser.new_context(base_url=url).new_page()
-            page.goto(f"/enter?token={door.link_token()}")
+            page.goto(f"/enter?token={auth.link_token()}")
             page.goto("/monitor")
             page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
         page.wait_for_function("() => document.getElementById('link').dataset.state === 'lost'")
@@ -326,10 +326,10 @@ def test_a_hundred_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):
 def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
     """Seconds to the first picture of a server that begins, seconds until the next step is there, milliseconds to
     draw every chart."""
-    with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, door):
+    with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, auth):
         context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
         page = context.new_page()
-        page.goto(f"/enter?token={door.link_token()}")
+        page.goto(f"/enter?token={auth.link_token()}")
         begun = monotonic()
         page.goto("/monitor")
         page.wait_for_function(DRAWN, arg=last)

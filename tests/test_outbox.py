@@ -46,7 +46,7 @@ class Faults:
 
 @contextmanager
 def serving_faults(store):
-    server, door = create_server(store, True)
+    server, auth = create_server(store, True)
     faults = Faults(server.config.app)
     server.config.app = faults
     with open_socket("127.0.0.1", 0) as place:
@@ -55,7 +55,7 @@ def serving_faults(store):
         while not server.started:
             sleep(0.01)
         for name in ("ann", "bob"):
-            store.submit_write(people.add_account, name, "rater", door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, "rater", auth.hash_password(PASSWORD)).result()
         yield f"http://127.0.0.1:{place.getsockname()[1]}", faults
         server.should_exit = True
         thread.join()

@@ -120,11 +120,11 @@ def site(request, tmp_path, certificate):
     with Store.open(tmp_path / "towpath.db") as store:
         fill(store)
         run = short_run(tmp_path / "run")
-        server, door = create_server(
+        server, auth = create_server(
             store, True, outside=NetworkOptions(names=(NAME,), proxies=("127.0.0.1",)), run=run
         )
         for name, role in (("olga", "owner"), ("ann", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         with open_socket("127.0.0.1", 0) as place:
             thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
             thread.start()

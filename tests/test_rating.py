@@ -289,7 +289,7 @@ def test_groups_are_proposed_of_training_prompts_with_enough_answers(store):
 
 def test_gold_comes_to_everyone_as_often_as_is_wanted_and_is_told(store):
     store.add_tasks(tasks(10))
-    store.put_gold([Gold("k10", "a"), Gold("k11", "b", "long but wrong")])
+    store.set_gold([Gold("k10", "a"), Gold("k11", "b", "long but wrong")])
     put(store, gold_share=1.0)
     for name in ("ann", "bob"):
         for wanted in ("k10", "k11"):

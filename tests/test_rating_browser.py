@@ -36,9 +36,9 @@ def visit(store, browser):
     """Opens the rating page for ann or, where it is not one of those who confirmed the guidelines, for new."""
     contexts = []
     errors = []
-    with running(store, team=True) as (url, door):
+    with running(store, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("new", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
 
         def opened(name="ann", path="/rate", **options):
             context = browser.new_context(base_url=url, **options)
@@ -101,7 +101,7 @@ def test_guidelines_are_confirmed_at_the_first_pair_and_when_they_change(visit, 
 
 
 def test_trial_pairs_with_feedback_come_before_work(visit, store, axe):
-    store.put_gold([Gold(f"k{i:02}", "tie", "They say the same.") for i in (9, 10, 11)])
+    store.set_gold([Gold(f"k{i:02}", "tie", "They say the same.") for i in (9, 10, 11)])
     put(store, trial_pairs=2, trial_threshold=1.0)
     page = visit()
     assert "Trial pair 1 of 2" in page.inner_text(".prompt")

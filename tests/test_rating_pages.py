@@ -75,7 +75,7 @@ def gold_of(store, name):
 
 def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(store):
     store.add_tasks(tasks(8))
-    store.put_gold([Gold(f"k{i:02}", "a" if i % 2 else "b", f"note {i}") for i in range(6, 11)])
+    store.set_gold([Gold(f"k{i:02}", "a" if i % 2 else "b", f"note {i}") for i in range(6, 11)])
     put(store, trial_pairs=3, trial_threshold=0.6)
     failed = try_out(store, "ann", lambda right: "tie")
     assert (failed.right, failed.total, failed.needed, failed.passed, failed.correct) == (0, 3, 2, False, False)
@@ -106,7 +106,7 @@ def test_owners_and_runs_without_gold_have_no_trial(store):
     store.add_tasks(tasks(2))
     put(store, trial_pairs=3)
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial is None
-    store.put_gold([Gold("k05", "a")])
+    store.set_gold([Gold("k05", "a")])
     store.submit_write(people.add_account, "olga", "owner", "hash").result()
     assert store.submit_write(rater_stats.rating_page, "olga", NOW).result().trial is None
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial.total == 1
@@ -306,9 +306,9 @@ def many_verdicts(store, rater, count, side="left"):
 
 @pytest.fixture
 def team(light):
-    with running(light, team=True) as (url, door):
+    with running(light, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
-            light.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            light.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         yield url
 
 

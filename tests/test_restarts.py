@@ -79,11 +79,13 @@ def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
         store.add_comparisons([Comparison(f"k{i}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(PAIRS)])
         store.add_tasks([Task(f"k{i}", "work") for i in range(PAIRS)])
         store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
-        with running(store, team=True) as (url, door):
+        with running(store, team=True) as (url, auth):
             names = [f"rater-{n}" for n in range(RATERS)]
             cookies = []
             for name in names:
-                store.submit_write(people.add_account, name, "rater", door.hashed("correct horse battery")).result()
+                store.submit_write(
+                    people.add_account, name, "rater", auth.hash_password("correct horse battery")
+                ).result()
                 with client(url) as visitor:
                     assert (
                         visitor.post("/sign-in", data={"name": name, "password": "correct horse battery"}).status_code

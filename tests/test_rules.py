@@ -9,7 +9,7 @@ from towpath.errors import DataError, RecipeError
 from towpath.feedback import measures, rules
 from towpath.feedback.pair_text import Case
 
-LONG = "Put a drop of oil on each hinge and swing the door."
+LONG = "Put a drop of oil on each hinge and swing the auth."
 SHORT = "Oil it."
 
 

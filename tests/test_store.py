@@ -326,7 +326,7 @@ def test_pairs_go_out_and_judgements_come_in(store, tmp_path, suffix):
     assert import_judgements(store, path, rater="ann") == (2, 0)
     assert import_judgements(store, path, rater="ann") == (0, 2)
     assert export_pairs(store, path) == 0
-    assert export_pairs(store, path, all=True) == 2
+    assert export_pairs(store, path, include_judged=True) == 2
     if suffix == "csv":
         with path.open(newline="") as file:
             assert [row["b"] for row in csv.DictReader(file)] == [odd(2), odd(1)]
@@ -364,7 +364,7 @@ def test_rows_without_a_choice_wait(store, tmp_path):
         ('{"comparison": "k1", "choice": "a", "shown": "left"}', "shown 'left'"),
         ('{"comparison": "k1", "choice": "a", "milliseconds": "²"}', "milliseconds '²'"),
         ('{"comparison": "k1", "choice": "a", "at": "yesterday"}', "at 'yesterday'"),
-        ('{"comparison": "k2", "choice": "b"}', "ann said a at strength 1 as person and now b"),
+        ('{"comparison": "k2", "choice": "b"}', "ann judged a at strength 1 as person before and b"),
     ],
 )
 def test_one_bad_row_and_nothing_is_added(store, tmp_path, row, reason):

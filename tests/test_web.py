@@ -48,9 +48,9 @@ def store(tmp_path):
 
 @pytest.fixture
 def team(store):
-    with running(store, team=True) as (url, door):
+    with running(store, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater"), ("vic", "viewer")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         yield url
 
 
@@ -71,8 +71,8 @@ def said(seat, key, side="left", **more):
 
 
 def test_the_link_lets_the_owner_in_once(store):
-    with running(store, team=False) as (url, door), client(url) as owner, client(url) as other:
-        link = server.startup_message(store, door, url).split()[1]
+    with running(store, team=False) as (url, auth), client(url) as owner, client(url) as other:
+        link = server.startup_message(store, auth, url).split()[1]
         assert owner.get("/rate", headers={"accept": "text/html"}).headers["location"] == "/sign-in"
         done = owner.get(link)
         assert done.status_code == 303
@@ -360,7 +360,7 @@ def test_export_is_one_json_object_a_line(team, store):
 
 
 def test_own_figures_are_told_as_the_owner_allows(team, store):
-    store.put_gold([Gold("k0", "a")])
+    store.set_gold([Gold("k0", "a")])
     store.submit_write(rating_settings.save, RatingSettings(gold_share=1.0, show_gold=True, hours=3.0)).result()
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
@@ -400,11 +400,11 @@ def test_passwords_and_pages_leave_the_machine_only_encrypted(host, alone, toget
 
 
 def test_a_team_without_an_owner_is_given_an_invitation_for_one(tmp_path):
-    with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door), client(url) as first:
-        link = re.search(r"http\S+/join/\S+", server.startup_message(store, door, url))[0]
+    with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, auth), client(url) as first:
+        link = re.search(r"http\S+/join/\S+", server.startup_message(store, auth, url))[0]
         assert first.post(link, data={"name": "olga", "password": PASSWORD}).status_code == 303
         assert first.get("/").headers["location"] == "/owner"
-        assert "sign in" in server.startup_message(store, door, url)
+        assert "sign in" in server.startup_message(store, auth, url)
         assert first.get("/rate/next").json()["state"] == "empty"
 
 

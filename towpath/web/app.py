@@ -1,4 +1,4 @@
-"""The pages put together: routes, errors, and the guard before them."""
+"""The web application: routes, error handlers, and the guard in front of them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,15 +15,15 @@ from towpath.web.limits import OpenStreams
 STATIC = Path(__file__).parent / "static"
 
 
-def application(store: Store, door: Authenticator, names: Iterable[str], addresses: bool = False) -> FastAPI:
-    """The server's application; `names` are the hosts it answers for, `addresses` whether addresses in numbers will
-    do too."""
+def application(store: Store, auth: Authenticator, names: Iterable[str], addresses: bool = False) -> FastAPI:
+    """Return the application; `names` are the accepted host names, `addresses` whether IP addresses are accepted as
+    hosts."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store = store
-    app.state.door = door
-    app.state.looks = arena.DecisionCheck()
+    app.state.auth = auth
+    app.state.decision_check = arena.DecisionCheck()
     app.state.streams = OpenStreams()
-    app.state.concerns = rater_reports.RaterReportCache()
+    app.state.rater_reports = rater_reports.RaterReportCache()
     for part in (login, account, admin, review, arena, monitor):
         app.include_router(part.router)
     app.include_router(rating.router, dependencies=[Depends(arena.close_decided_arenas)])

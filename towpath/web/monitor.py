@@ -167,7 +167,7 @@ async def events(request: Request, account: StatsViewer, stage: Name, after: Nam
     _stage(run, stage)
     seen = request.headers.get("last-event-id") or after
     streams: OpenStreams = request.app.state.streams
-    if streams.full(account.name):
+    if streams.is_full(account.name):
         raise RateLimited(f"{MAX_STREAMS} pages of this account already follow a run live; close one.", 60)
 
     async def counted() -> AsyncIterator[str]:
@@ -186,7 +186,7 @@ async def _stream(request: Request, run: Watched, stage: str, seen: str) -> Asyn
     while not stopping():
         if tick % PULSE == 0:
             # An account that was closed sees no more; a server without accounts asks nobody again.
-            if await request.app.state.door.visitor(request) is None:
+            if await request.app.state.auth.session_account(request) is None:
                 return
             yield "event: pulse\ndata: \n\n"
         news, seen = await run_in_threadpool(_news, run, stage, seen, said)
