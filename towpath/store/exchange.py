@@ -29,7 +29,7 @@ def export_pairs(store: Store, path: Path, include_judged: bool = False, samples
     """Write unjudged comparisons (or all) with empty columns for the judgement, only those of `samples` stages if
     given; return their number."""
     as_csv = _is_csv(path)
-    judged = set() if include_judged else {j.comparison for j in store.judgements()}
+    skipped = set() if include_judged else {j.comparison for j in store.judgements()}
     prompts = store.prompts()
     completions = store.completions()
     rows = [
@@ -41,7 +41,7 @@ def export_pairs(store: Store, path: Path, include_judged: bool = False, samples
             )
         )
         for c in store.comparisons()
-        if c.id not in judged and (not samples or c.id.split(".")[0] in samples)
+        if c.id not in skipped and (not samples or c.id.split(".")[0] in samples)
     ]
     replace_file(
         path, _format_csv(rows) if as_csv else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

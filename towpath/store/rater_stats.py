@@ -39,7 +39,7 @@ class RaterStats:
 
     name: str
     kind: str
-    judged: int
+    judgements: int
     retracted: int
     seconds: float | None
     pace: float | None
@@ -50,7 +50,7 @@ class RaterStats:
 class RaterProgress:
     """A rater's own statistics; `today` counts from the start of the day in the browser's time zone."""
 
-    judged: int
+    judgements: int
     waiting: int
     pace: float | None
     gold: tuple[int, int] | None
@@ -115,7 +115,7 @@ def rater_progress(connection: Connection, rater: str, at: float, day: float | N
     if settings.hours is not None:
         hours_left = max(0.0, settings.hours - task_queue.seconds_used(connection) / HOUR)
     return RaterProgress(
-        judged=tally.judged - tally.retracted if tally else 0,
+        judgements=tally.judged - tally.retracted if tally else 0,
         waiting=int(connection.scalar(statements.WAITING) or 0),
         pace=judging_pace(connection, at, rater).get(rater),
         gold=gold_accuracy(connection, rater).get(rater, (0, 0)) if settings.show_gold else None,

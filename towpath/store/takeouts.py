@@ -69,4 +69,4 @@ def _move_leases(connection: Connection, rater: str, before: str, after: str, st
         task_queue.update_lease(connection, name, rater, state=after)
         task = connection.execute(statements.TASK, {"comparison": name}).one_or_none()
         if task is not None:
-            task_queue.update_task(connection, task, taken=step, judged=step)
+            task_queue.update_task(connection, task, taken=step, judgements=step)

@@ -275,7 +275,7 @@ def update_task(
     connection: Connection,
     task: Row[Any],
     taken: int = 0,
-    judged: int = 0,
+    judgements: int = 0,
     seats: int = 0,
     state: str = "",
     reason: str = "",
@@ -283,7 +283,7 @@ def update_task(
     """Change a task by these amounts, with its lane and its queue's counters."""
     new = {
         "taken": task.taken + taken,
-        "judged": task.judged + judged,
+        "judged": task.judged + judgements,
         "seats": task.seats + seats,
         "state": state or task.state,
         "reason": reason or task.reason,
@@ -355,9 +355,9 @@ def _lane(seats: int, taken: int, state: str) -> int:
     return 2 if taken > 0 else 1
 
 
-def _queue_counts(seats: int, taken: int, judged: int, state: str) -> tuple[int, int]:
+def _queue_counts(seats: int, taken: int, judgements: int, state: str) -> tuple[int, int]:
     """Return a task's contribution to its queue's counters: free seats, and whether it is done."""
-    return max(0, seats - taken) if state == "open" else 0, int(judged >= seats or state == "closed")
+    return max(0, seats - taken) if state == "open" else 0, int(judgements >= seats or state == "closed")
 
 
 def _current_lease(connection: Connection, rater: str, at: float) -> Lease | None:

@@ -210,7 +210,7 @@ def undo(connection: Connection, comparison: str, rater: str, at: float) -> Rece
         retracted = tallies.retract(connection, [row.key for row in _current_verdicts(connection, names, rater)])
         task = _task(connection, comparison)
         if task is not None:
-            task_queue.update_task(connection, task, judged=-1)
+            task_queue.update_task(connection, task, judgements=-1)
     elif lease.state == "flagged":
         settle_flags(connection, comparison, "taken back", rater)
     task_queue.lease_task(connection, rater, comparison, at, rating_settings.read(connection))
@@ -350,7 +350,7 @@ def _mark_judged(connection: Connection, lease: Row[Any], at: float) -> None:
     task_queue.update_lease(connection, lease.comparison, lease.rater, state="judged", at=at)
     task = _task(connection, lease.comparison)
     if task is not None:
-        task_queue.update_task(connection, task, taken=0 if lease.state == "leased" else 1, judged=1)
+        task_queue.update_task(connection, task, taken=0 if lease.state == "leased" else 1, judgements=1)
 
 
 def _require_same_rater(previous: Row[Any], comparison: str, rater: str) -> None:

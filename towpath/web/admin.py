@@ -30,30 +30,30 @@ def overview(request: Request, account: StatsViewer, store: StoreDependency) -> 
     )
 
 
-@router.get("/figures")
+@router.get("/stats")
 def stats_fragment(request: Request, account: StatsViewer, store: StoreDependency) -> HTMLResponse:
     """Return the current statistics for the open page."""
     return HTMLResponse(pages.render_fragment("_figures.html", account=account, **_stats_context(request, store)))
 
 
 def _stats_context(request: Request, store: Store) -> dict[str, Any]:
-    found = store.read(rater_stats.rating_stats, time())
+    stats = store.read(rater_stats.rating_stats, time())
     report = request.app.state.rater_reports.get(store)
-    people_said = sum(rater.judged for rater in found.raters if rater.kind == "person")
-    return {"figures": found, "report": report, "people_said": people_said, "recent": rater_stats.RECENT_LEASES}
+    human_judgements = sum(rater.judgements for rater in stats.raters if rater.kind == "person")
+    return {"stats": stats, "report": report, "human_judgements": human_judgements, "recent": rater_stats.RECENT_LEASES}
 
 
 @router.get("/settings")
 def settings_page(request: Request, account: Owner, store: StoreDependency, saved: bool = False) -> HTMLResponse:
     """Show settings and queues."""
-    found = store.read(rater_stats.rating_stats, time())
+    stats = store.read(rater_stats.rating_stats, time())
     golds = len(store.read(rater_stats.list_gold))
     return pages.render_page(
         request,
         "settings.html",
         account,
         settings=store.read(rating_settings.read),
-        figures=found,
+        stats=stats,
         golds=golds,
         saved=saved,
     )

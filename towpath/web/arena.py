@@ -136,17 +136,15 @@ def stop(account: Owner, store: StoreDependency, number: int) -> Response:
 
 def _arena_context(store: Store, number: int) -> dict[str, Any]:
     close_decided(store)
-    found = leaderboard_row(store, number)
-    records = [("People", found.people), *found.judges.items()]
-    sentence = _capitalize(format_record(found.people))
-    told = {
-        "found": found,
-        "arena": found.arena,
-        "records": records,
-        "sentence": sentence,
-        "hint": prompts_to_decide(found.people),
+    row = leaderboard_row(store, number)
+    return {
+        "row": row,
+        "arena": row.arena,
+        "records": [("People", row.people), *row.judges.items()],
+        "sentence": _capitalize(format_record(row.people)),
+        "hint": prompts_to_decide(row.people),
+        "pairs": reveal_comparisons(store, number),
     }
-    return told | {"pairs": reveal_comparisons(store, number)}
 
 
 def _capitalize(text: str) -> str:

@@ -42,10 +42,10 @@ def judged_pairs(
 ) -> HTMLResponse:
     """List judged pairs that match a search."""
     wanted = PairFilter(*(word.strip() for word in (text, rater, kind, choice, domain, having)))
-    found = store.read(review.list_judged_pairs, wanted, page)
-    asked = {name: value for name, value in request.query_params.items() if name != "page" and value}
+    matches = store.read(review.list_judged_pairs, wanted, page)
+    query = {name: value for name, value in request.query_params.items() if name != "page" and value}
     links = {
-        name: f"/owner/pairs?{urlencode(asked | {'page': number})}"
+        name: f"/owner/pairs?{urlencode(query | {'page': number})}"
         for name, number in (("before", page - 1), ("after", page + 1))
     }
     names = store.read(review.list_raters)
@@ -53,7 +53,7 @@ def judged_pairs(
         request,
         "pairs.html",
         account,
-        found=found,
+        matches=matches,
         wanted=wanted,
         links=links,
         raters=names,
