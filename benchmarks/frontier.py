@@ -37,8 +37,8 @@ import torch
 
 import towpath as tp
 from benchmarks.run import HERE, python_of
-from towpath.data import sources
-from towpath.data.batch import Batch, pack, row
+from towpath.data import corpus_reader
+from towpath.data.batch import Batch, make_row, pack
 from towpath.data.chat import Chat
 from towpath.data.draws import uniforms
 from towpath.models import base, lm
@@ -109,7 +109,7 @@ def taught(folder: Path) -> str:
         folder / "sft",
         {},
         Store.open(folder / "towpath.db"),
-        sources.read(folder, recipe.data, recipe.seed),
+        corpus_reader.read_corpus(folder, recipe.data, recipe.seed),
     )
     told = sft.run(job)
     print(f"the start: {told['validation_loss']:.2f} nats a sign on held-out demonstrations", file=sys.stderr)
@@ -138,7 +138,7 @@ def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Dr
     """Nats per prompt from the start, on the policy's own answers: at every sign that of the two whole
     distributions, whose mean is the same as that of the drawn signs' log-ratios, and wavers less than half as much."""
     models = [base.load(folder, torch.float32, "grouped") for folder in (policy, start)]
-    batch = Batch([row(ids, answer.token_ids) for ids, answer in zip(asked, answers, strict=True)])
+    batch = Batch([make_row(ids, answer.token_ids) for ids, answer in zip(asked, answers, strict=True)])
     total = 0.0
     for part in batch.passes(4096):
         packed = pack(part.rows, 0)

@@ -68,19 +68,19 @@ def write(path: Path, rows: int) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """Read the file as a recipe's prompts with unusable rows left out; what was counted, and what it took beyond the
     imports."""
-    from towpath.data import refused, sources
+    from towpath.data import corpus_reader, refused_rows
     from towpath.recipe import Data
 
     before = _peak()
     begun = time.monotonic()
-    corpus = sources.read(
+    corpus = corpus_reader.read_corpus(
         folder,
         Data.model_validate({"prompts": "*.jsonl", "demonstrations": "", "safety": "", "unusable": "skip"}),
         seed=1,
     )
-    listed = refused.write(folder, corpus.refused)
-    counted = refused.by_reason(corpus.refused)
-    with (folder / refused.FILE).open("rb") as file:
+    listed = refused_rows.write_refused_rows(folder, corpus.refused)
+    counted = refused_rows.count_by_reason(corpus.refused)
+    with (folder / refused_rows.FILE).open("rb") as file:
         lines = sum(1 for _ in file)
     return {
         "counted": len(corpus.refused),

@@ -20,10 +20,10 @@ import numpy as np
 from scipy.stats import t
 
 from towpath.data.draws import generator
-from towpath.evals.winrate import logistic
+from towpath.evals.winrate import fit_logistic
 from towpath.feedback import aggregation, agreement, blend, calibration, dawid_skene
-from towpath.feedback.rater_findings import Cause, Evidence, Trained, diagnose
-from towpath.feedback.routing import Route, Routing, Signals, route
+from towpath.feedback.reward_diagnosis import Cause, RewardEvidence, TrainingResult, diagnose_reward_model
+from towpath.feedback.routing import Route, RoutingConfig, Signals, route_comparisons
 from towpath.records import Choice, Judgement
 
 JUDGE = 0.85  # correlation of what the judge sees with what is true: right in ½ + asin(0.85)/π = 82 % of pairs
@@ -68,10 +68,10 @@ def by_consensus(seed: int) -> dict[str, float]:
         return float(np.mean([label.choice == truth[int(label.comparison)] for label in labels]))
 
     found = dawid_skene.consensus(judgements)
-    told = dawid_skene.accuracy(found)
+    told = dawid_skene.rater_accuracy(found)
     off = float(np.mean([abs(told[f"r{rater}"] - right[rater]) for rater in range(12) if f"r{rater}" in told]))
-    weighed = accuracy(dawid_skene.labels(judgements))
-    counted = accuracy(aggregation.majority(judgements))
+    weighed = accuracy(dawid_skene.consensus_labels(judgements))
+    counted = accuracy(aggregation.majority_labels(judgements))
     return {
         "dawid_skene": weighed,
         "majority": counted,
@@ -144,9 +144,9 @@ class World:
     def accuracy(self, labels: Sequence[Any]) -> float:
         """A linear reward model trained on these labels: how often right, by the truth, on pairs it never saw."""
         chance_N = np.array(
-            [aggregation.PREFERS[label.choice] if label.chance is None else label.chance for label in labels]
+            [aggregation.PREFERENCE[label.choice] if label.chance is None else label.chance for label in labels]
         )
-        trained = logistic(self.features_ND[[int(label.comparison) for label in labels]], chance_N, ridge=1.0)
+        trained = fit_logistic(self.features_ND[[int(label.comparison) for label in labels]], chance_N, ridge=1.0)
         fresh_ND = generator(self.seed, "bench/held").normal(size=(10_000, len(self.true_D)))
         return float(((fresh_ND @ trained > 0) == (fresh_ND @ self.true_D > 0)).mean())
 
@@ -166,9 +166,9 @@ def sent(
         Signals(j.comparison, judge=j.choice, certainty=sure.get(j.comparison), consistent=j.details["consistent"])
         for j in verdicts
     ]
-    routes = route(signals, Routing(human_share=people, audit_share=0.12), seed=world.seed)
+    routes = route_comparisons(signals, RoutingConfig(human_share=people, audit_share=0.12), seed=world.seed)
     seen = world.people({int(r.comparison): r.seats for r in routes if r.seats}, "routed")
-    rows = calibration.audited(
+    rows = calibration.audit_rows(
         [*seen, *verdicts], "judge:j", {r.comparison: r.propensity for r in routes}, world.lengths
     )
     return routes, seen, calibration.calibrate(rows)
@@ -193,14 +193,14 @@ def blended(seed: int, cosine: float, pairs: int = 4000) -> dict[str, float]:
     by_people = world.people({pair: 1 + int(overlap[pair]) for pair in range(pairs)}, "people")
     verdicts = world.judge()
     routes, seen, fitted = routed(world, verdicts)
-    right = max(agreement.ceiling(agreement.pairwise_agreement(seen)[0]), 0.6)
-    labels = blend.blend(
+    right = max(agreement.accuracy_ceiling(agreement.pairwise_agreement(seen)[0]), 0.6)
+    labels = blend.blend_labels(
         [*seen, *verdicts], {"judge:j": fitted}, None, right, {name: gap(world, name) for name in world.lengths}
     )
     others = world.people({int(r.comparison): 1 for r in routes if not r.seats}, "unseen")
     fresh = [
         row
-        for row in calibration.audited([*others, *verdicts], "judge:j", lengths=world.lengths)
+        for row in calibration.audit_rows([*others, *verdicts], "judge:j", lengths=world.lengths)
         if row.judge in ("a", "b")
     ]
     credit_N = np.array([calibration.credit(row.judge, row.person) for row in fresh])
@@ -209,10 +209,10 @@ def blended(seed: int, cosine: float, pairs: int = 4000) -> dict[str, float]:
         for x in zip(*((row.certainty, fitted.chance(row.certainty, row.longer)) for row in fresh), strict=True)
     )
     told = {
-        "people": world.accuracy(dawid_skene.labels(by_people)),
+        "people": world.accuracy(dawid_skene.consensus_labels(by_people)),
         "blend": world.accuracy(labels),
-        "judge": world.accuracy(aggregation.majority(verdicts)),
-        "people_at_the_same_cost": world.accuracy(dawid_skene.labels(by_people[: len(seen)])),
+        "judge": world.accuracy(aggregation.majority_labels(verdicts)),
+        "people_at_the_same_cost": world.accuracy(dawid_skene.consensus_labels(by_people[: len(seen)])),
         "cost": len(seen) / len(by_people),
         "calibration_error": calibration.calibration_error(told_N, credit_N),
         "calibration_error_raw": calibration.calibration_error(raw_N, credit_N),
@@ -260,7 +260,7 @@ class Planted:
         return cls(pairs, slips)
 
 
-def evidence(cause: Cause, seed: int, held: int = 800) -> tuple[Evidence, set[str]]:
+def evidence(cause: Cause, seed: int, held: int = 800) -> tuple[RewardEvidence, set[str]]:
     """What a team would know of such a run, and which of its training labels really are wrong."""
     plan = Planted.of(cause, seed)
     draws = generator(seed, "bench/diagnosis", cause)
@@ -287,9 +287,9 @@ def evidence(cause: Cause, seed: int, held: int = 800) -> tuple[Evidence, set[st
     train = np.arange(plan.pairs)
     test = np.arange(plan.pairs, size)
 
-    def trained(rows: np.ndarray) -> Trained:
-        w = logistic(x_ND[rows], first[rows].astype(float), ridge=1.0)
-        return Trained(
+    def trained(rows: np.ndarray) -> TrainingResult:
+        w = fit_logistic(x_ND[rows], first[rows].astype(float), ridge=1.0)
+        return TrainingResult(
             len(rows),
             float(((x_ND[rows] @ w > 0) == first[rows]).mean()),
             ((x_ND[test] @ w > 0) == first[test]).astype(float),
@@ -301,7 +301,7 @@ def evidence(cause: Cause, seed: int, held: int = 800) -> tuple[Evidence, set[st
     wrong = {str(pair) for pair in train if first[pair] != (gap[pair] > 0)}
     winner_longer = np.where(first[test] == longer[test], 1, -1)
     rate = float((first[doubled] == second[doubled]).mean())
-    return Evidence(curve, winner_longer, (rate, len(doubled)), margins=margins), wrong
+    return RewardEvidence(curve, winner_longer, (rate, len(doubled)), margins=margins), wrong
 
 
 def out_of_fold(x_ND: np.ndarray, label_N: np.ndarray, folds: int = 5) -> dict[str, float]:
@@ -309,7 +309,7 @@ def out_of_fold(x_ND: np.ndarray, label_N: np.ndarray, folds: int = 5) -> dict[s
     place = np.arange(len(label_N)) % folds
     found = {}
     for fold in range(folds):
-        w = logistic(x_ND[place != fold], label_N[place != fold].astype(float), ridge=1.0)
+        w = fit_logistic(x_ND[place != fold], label_N[place != fold].astype(float), ridge=1.0)
         for pair in np.flatnonzero(place == fold):
             found[str(pair)] = float((x_ND[pair] @ w) * (1 if label_N[pair] else -1))
     return found
@@ -324,7 +324,7 @@ def diagnosed(seeds: Sequence[int]) -> dict[str, Any]:
         named[cause] = []
         for seed in seeds:
             known, truly = evidence(cause, seed)
-            found = diagnose(known, seed)
+            found = diagnose_reward_model(known, seed)
             named[cause].append(found.verdict)
             if cause == "noise":
                 wrong.append(np.mean([name in truly for name in found.again]))

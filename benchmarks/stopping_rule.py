@@ -43,7 +43,9 @@ def clustered(rate: float, size: int, shape: tuple[int, int], stream: str) -> np
 
 def crossed(x_RN: np.ndarray, threshold: float) -> np.ndarray:
     """For every sequence whether the anytime-valid rule ever decides."""
-    return ((sequential.wealth(x_RN, threshold) >= PRIZE) | (sequential.wealth(x_RN, threshold, False) >= PRIZE)).any(1)
+    return (
+        (sequential.log_wealth(x_RN, threshold) >= PRIZE) | (sequential.log_wealth(x_RN, threshold, False) >= PRIZE)
+    ).any(1)
 
 
 def naive(x_RN: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
@@ -102,7 +104,7 @@ def decided(sequences: int, longest: int, threshold: float = 0.7) -> list[dict[s
     for rate in (0.75, 0.8, 0.85):
         for ties in (0.0, 0.2):
             won = (
-                sequential.wealth(outcomes(rate, ties, (sequences, longest), f"power/{rate}/{ties}"), threshold)
+                sequential.log_wealth(outcomes(rate, ties, (sequences, longest), f"power/{rate}/{ties}"), threshold)
                 >= PRIZE
             )
             at = np.where(won.any(1), won.argmax(1) + 1.0, np.inf)
@@ -113,7 +115,7 @@ def decided(sequences: int, longest: int, threshold: float = 0.7) -> list[dict[s
                     "ties": ties,
                     "median": median,
                     "nine_in_ten": most,
-                    "expected": sequential.needed(rate, threshold, ties),
+                    "expected": sequential.required_comparisons(rate, threshold, ties),
                     "fixed_n_80": fixed(rate, threshold) if not ties else None,
                 }
             )

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from towpath.data.formats import read_preferences
-from towpath.data.pairs import Imported
+from towpath.data.preference_pairs import Imported
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 real_rows = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public sets are not at {SHARED}")

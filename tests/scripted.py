@@ -10,13 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from towpath.feedback.judging import Abstention, JudgeSettings, judge_pairs
-from towpath.feedback.pair_text import Case
+from towpath.feedback.pair_text import PairText
 from towpath.records import Judgement
 
 GOOD = "Oil each hinge, then swing the door. It squeaks because metal rubs on metal."
 BAD = "I like doors."
 USEFUL = {"oil", "hinge", "swing", "metal", "water", "soap", "rinse", "heat", "slowly", "stir"}
-CASE = Case("k1", "How do I stop a door from squeaking?", GOOD, BAD)
+CASE = PairText("k1", "How do I stop a door from squeaking?", GOOD, BAD)
 
 
 def said(place: str, strength: int = 2, explanation: str = "Because.") -> str:
@@ -105,10 +105,10 @@ class Kept(dict[str, Any]):
 
 
 def judged(
-    server: Scripted, cases: Any = (CASE,), cache: Any = None, account: Any = None, **more: Any
+    server: Scripted, cases: Any = (CASE,), cache: Any = None, ledger: Any = None, **more: Any
 ) -> list[Judgement | Abstention]:
     settings = JudgeSettings(server.url, "m", **{"retries": 2, "timeout": 5.0} | more)
-    return list(judge_pairs(settings, cases, Kept() if cache is None else cache, account=account))
+    return list(judge_pairs(settings, cases, Kept() if cache is None else cache, ledger=ledger))
 
 
 def one(server: Scripted, **more: Any) -> Judgement:

@@ -168,7 +168,7 @@ BREAKAGES = [
     Breakage(
         "unstated is harmless",
         D + "fields.py",
-        "        raise Unusable(UNSTATED)",
+        "        raise UnusableRow(UNSTATED)",
         "        return False",
         "tests/test_unusable.py -k does_not_say",
     ),
@@ -182,7 +182,7 @@ BREAKAGES = [
     ),
     Breakage(
         "held-out prompts are trained on",
-        D + "sources.py",
+        D + "corpus_reader.py",
         'if any(p.split == "heldout" for p in (*owners, *same[text])):',
         "if False:",
         "tests/test_data.py -k heldout",
@@ -280,15 +280,15 @@ BREAKAGES = [
     Breakage(
         "calls before are not counted",
         F + "judge_budget.py",
-        "self.spent = account.total() if account else 0.0",
-        "self.spent = 0.0",
+        "self.dollars = ledger.total() if ledger else 0.0",
+        "self.dollars = 0.0",
         "tests/test_judge.py -k reruns",
     ),
     Breakage(
         "the ceiling is passed",
         F + "judge_budget.py",
-        "self.spent + self._held + dollars > self.ceiling",
-        "self.spent > self.ceiling",
+        "self.dollars + self._reserved + maximum > self.limit",
+        "self.dollars > self.limit",
         "tests/test_judge.py -k ceiling",
     ),
     Breakage(
@@ -343,10 +343,10 @@ BREAKAGES = [
     ),
     Breakage(
         "rewards by position",
-        "towpath/rewards/calling.py",
-        "    unfilled = [",
-        "    return lambda prompts, answers, _more: function(list(prompts), list(answers))\n    unfilled = [",
-        "tests/test_calling.py",
+        "towpath/rewards/call_adapter.py",
+        "    missing = [",
+        "    return lambda prompts, answers, _more: function(list(prompts), list(answers))\n    missing = [",
+        "tests/test_call_adapter.py",
     ),
     # store
     Breakage(
@@ -387,14 +387,14 @@ BREAKAGES = [
     Breakage(
         "sides are not turned back",
         S + "verdicts.py",
-        "choice = sides.choice_of(given.said.side, seat.shown)",
-        'choice = sides.choice_of(given.said.side, "ab")',
+        "choice = sides.choice_of(submission.verdict.side, lease.shown)",
+        'choice = sides.choice_of(submission.verdict.side, "ab")',
         "tests/test_rating.py",
     ),
     Breakage(
         "time without a bound",
         S + "verdicts.py",
-        "min(milliseconds, max(0, int((at - seat.at) * 1000)))",
+        "min(milliseconds, max(0, int((at - lease.at) * 1000)))",
         "milliseconds",
         "tests/test_rating_pages.py",
     ),
@@ -408,7 +408,7 @@ BREAKAGES = [
     Breakage(
         "manifests are believed",
         S + "manifest.py",
-        "        if found != wanted:",
+        "        if actual != expected:",
         "        if False:",
         "tests/test_artefacts.py",
     ),

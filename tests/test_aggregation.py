@@ -5,14 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import check_grad, minimize
 
 from towpath.data.draws import generator
 from towpath.errors import DataError
-from towpath.feedback import aggregation, blend, crowd, dawid_skene
+from towpath.feedback import aggregation, blend, dawid_skene
 from towpath.feedback.aggregation import CHOICES
 from towpath.feedback.calibration import Calibration
-from towpath.records import Comparison, Judgement
+from towpath.records import Judgement
 
 SURE = Calibration(np.array([0.0, 1.0]), np.array([0.5, 0.9]), 100.0)
 
@@ -92,7 +91,8 @@ def test_consensus_beats_the_majority_where_raters_differ():
     for seed in range(10):
         judgements, truth = simulated(seed)
         gains.append(
-            accuracy(dawid_skene.labels(judgements), truth) - accuracy(aggregation.majority(judgements), truth)
+            accuracy(dawid_skene.consensus_labels(judgements), truth)
+            - accuracy(aggregation.majority_labels(judgements), truth)
         )
     assert min(gains) > 0 and np.mean(gains) > 0.05
 
@@ -101,7 +101,7 @@ def test_raters_errors_are_found_as_they_are():
     right = (0.95, 0.85, 0.75, 0.65, 0.55)
     judgements, _ = simulated(3, items=1500, right=right, each=3, ties=0.2)
     found = dawid_skene.consensus(judgements)
-    told = dawid_skene.accuracy(found)
+    told = dawid_skene.rater_accuracy(found)
     assert [told[f"r{i}"] for i in range(5)] == pytest.approx(right, abs=0.04)
     np.testing.assert_allclose(found.prior_C, [0.4, 0.4, 0.2, 0.0], atol=0.04)
     a = CHOICES.index("a")
@@ -111,20 +111,22 @@ def test_raters_errors_are_found_as_they_are():
 
 
 def test_one_judgement_is_no_certainty_and_says_no_more_than_the_raters_are_worth():
-    labels = dawid_skene.labels([said(item, f"r{item % 3}", "a") for item in range(200)])
+    labels = dawid_skene.consensus_labels([said(item, f"r{item % 3}", "a") for item in range(200)])
     assert {label.choice for label in labels} == {"a"}
     # as good as raters are thought to be before any is held against another
     assert all(0.75 < label.chance < 0.9 for label in labels)
     poor = [said(f"d{i}", rater, "ab"[(i + n) % 2]) for i in range(200) for n, rater in enumerate(("x", "y"))]
-    chance = {label.comparison: label.chance for label in dawid_skene.labels([*poor, said("k", "x", "a")])}["k"]
+    chance = {label.comparison: label.chance for label in dawid_skene.consensus_labels([*poor, said("k", "x", "a")])}[
+        "k"
+    ]
     assert 0.4 < chance < 0.65  # two who never agree are worth nothing
 
 
 def test_gold_is_true_and_teaches_who_errs():
     judgements, truth = simulated(4, items=200, right=(0.9, 0.3, 0.3), each=3)
     gold = {item: truth[item] for item in list(truth)[:60]}
-    known = dawid_skene.labels(judgements, gold)
-    unknown = dawid_skene.labels(judgements)
+    known = dawid_skene.consensus_labels(judgements, gold)
+    unknown = dawid_skene.consensus_labels(judgements)
     rest = [label for label in known if label.comparison not in gold]
     assert all(label.choice == gold[label.comparison] for label in known if label.comparison in gold)
     assert accuracy(rest, truth) > accuracy([label for label in unknown if label.comparison not in gold], truth) + 0.1
@@ -134,89 +136,7 @@ def test_gold_is_true_and_teaches_who_errs():
 def test_smoothing_must_be_something():
     with pytest.raises(DataError, match="above 0"):
         dawid_skene.consensus([said("k", "x", "a")], smoothing=0)
-    assert dawid_skene.labels([]) == []
-
-
-def met(seed, model, answers=12, comparisons=1500):
-    """Comparisons of answers of known score by a careful, a usual and a careless rater."""
-    draws = generator(seed, "test/crowd", model)
-    score = draws.normal(0, 1.2, answers)
-    score -= score.mean()
-    worth = {"temperature": np.array([2.5, 1.0, 0.1]), "slips": np.array([0.98, 0.85, 0.5])}[model]
-    pair = np.array([draws.choice(answers, 2, replace=False) for _ in range(comparisons)])
-    rater = draws.integers(0, 3, comparisons)
-    gap = score[pair[:, 0]] - score[pair[:, 1]]
-    sees = 1 / (1 + np.exp(-gap * (worth[rater] if model == "temperature" else 1)))
-    chance = sees if model == "temperature" else worth[rater] * sees + (1 - worth[rater]) * (1 - sees)
-    return score, worth, pair, (draws.random(comparisons) < chance).astype(float), rater
-
-
-@pytest.mark.parametrize("model", ["temperature", "slips"])
-def test_scores_and_reliability_are_found(model):
-    score, worth, pair, won, rater = met(0, model)
-    found, reliability, converged = crowd.fit(pair, won, rater, (12, 3), model)
-    assert converged
-    assert np.corrcoef(found, score)[0, 1] > 0.97
-    assert (np.argsort(reliability) == np.argsort(worth)).all()
-    assert reliability[2] == pytest.approx(worth[2], abs=0.15)
-    assert np.std(found) / np.std(score) == pytest.approx(1.0, abs=0.25)
-
-
-@pytest.mark.parametrize("model", ["temperature", "slips"])
-def test_the_fit_is_the_top_of_a_posterior_written_out_by_hand(model):
-    _, _, pair, won, rater = met(1, model, answers=4, comparisons=60)
-    won[:6] = 0.5
-
-    def loss(free):
-        total = sum((s / 2.0) ** 2 / 2 for s in free[:4])
-        centre, width = (0.0, 1.0) if model == "temperature" else (2.0, 1.5)
-        total += sum(((u - centre) / width) ** 2 / 2 for u in free[4:])
-        for (i, j), y, r in zip(pair, won, rater, strict=True):
-            u = free[4 + r]
-            gap = free[i] - free[j]
-            p = 1 / (1 + math.exp(-math.exp(u) * gap))
-            if model == "slips":
-                eta = 1 / (1 + math.exp(-u))
-                sees = 1 / (1 + math.exp(-gap))
-                p = eta * sees + (1 - eta) * (1 - sees)
-            total -= y * math.log(p) + (1 - y) * math.log(1 - p)
-        return total
-
-    start, converged = crowd._top(pair, won, rater, (4, 3), model)
-    assert converged
-    again = minimize(
-        loss, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 20000, "maxfev": 20000}
-    )
-    assert loss(start) == pytest.approx(again.fun, abs=1e-6)
-    likelihood = crowd._temperature if model == "temperature" else crowd._slips
-    given = (pair, won, rater, 4, crowd.TRUST[model], likelihood)
-    point = start + 0.3 * np.sin(np.arange(7))
-    assert crowd._loss(start, *given)[0] == pytest.approx(loss(start), abs=1e-9)
-    score, reliability, _ = crowd.fit(pair, won, rater, (4, 3), model)
-    worth = np.exp(start[4:]) if model == "temperature" else 1 / (1 + np.exp(-start[4:]))
-    scale = np.median(worth) if model == "temperature" else 1.0
-    np.testing.assert_allclose(score, (start[:4] - start[:4].mean()) * scale)
-    np.testing.assert_allclose(reliability, worth / scale)
-    assert check_grad(lambda x: crowd._loss(x, *given)[0], lambda x: crowd._loss(x, *given)[1], point) < 1e-4
-
-
-def test_reliability_ranks_better_than_counting_everyone_alike():
-    gains = []
-    for seed in range(6):
-        score, _, pair, won, rater = met(seed, "temperature", comparisons=250)
-        weighed = np.corrcoef(crowd.fit(pair, won, rater, (12, 3))[0], score)[0, 1]
-        alike = np.corrcoef(crowd.fit(pair, won, np.zeros_like(rater), (12, 1))[0], score)[0, 1]
-        gains.append(weighed - alike)
-    assert np.mean(gains) > 0.01 and sum(gain > 0 for gain in gains) >= 5
-
-
-def test_rankings_of_records_keep_what_came_together():
-    comparisons = [Comparison("k", "p", "x", "y"), Comparison("m", "p", "y", "z"), Comparison("n", "p", "x", "z")]
-    judgements = [said(name, rater, "a") for name in "kmn" for rater in ("ann", "bob")] + [said("gone", "ann", "a")]
-    found = crowd.ranking([*judgements, said("k", "cy", "tie")], comparisons)
-    assert dict(zip(found.answers, np.argsort(-found.score_K).tolist(), strict=True)) == {"x": 0, "y": 1, "z": 2}
-    assert found.raters == ("ann", "bob", "cy") and found.converged
-    assert crowd.ranking([], comparisons).answers == ()
+    assert dawid_skene.consensus_labels([]) == []
 
 
 def test_the_blend_hears_each_where_they_spoke():
@@ -236,7 +156,10 @@ def test_the_blend_hears_each_where_they_spoke():
         said("gold", "judge:m", "a", "judge"),
         said("gold", "ann", "a"),
     ]
-    by = {label.comparison: label for label in blend.blend([*doubles, *judged], {"judge:m": SURE}, gold={"gold": "b"})}
+    by = {
+        label.comparison: label
+        for label in blend.blend_labels([*doubles, *judged], {"judge:m": SURE}, gold={"gold": "b"})
+    }
     assert by["alone"].by == "people" and by["both"].by == "people+judge:m" and by["machine"].by == "judge:m"
     assert by["against"].chance < by["alone"].chance < by["both"].chance
     assert by["machine"].chance == pytest.approx(0.1) and by["machine"].choice == "b"
@@ -255,7 +178,7 @@ def test_a_judge_that_likes_length_is_believed_less_where_it_chose_the_longer():
     ]
     by = {
         label.comparison: label.chance
-        for label in blend.blend(judged, {"judge:m": likes}, gaps={"longer": 1.0, "shorter": 1.0})
+        for label in blend.blend_labels(judged, {"judge:m": likes}, gaps={"longer": 1.0, "shorter": 1.0})
     }
     assert by["alike"] == pytest.approx(0.9)
     assert by["longer"] == pytest.approx(9 / math.e / (1 + 9 / math.e))
@@ -266,7 +189,9 @@ def test_a_person_and_a_judge_combine_by_their_odds():
     gold = {f"g{i}": "a" for i in range(4000)}
     judged = [said(f"g{i}", "ann", "a" if i % 5 else "b") for i in range(4000)]  # ann is right in four of five
     both = [said("k", "ann", "a"), said("k", "judge:m", "a", "judge", strength=3)]
-    chance = {label.comparison: label.chance for label in blend.blend([*judged, *both], {"judge:m": SURE}, gold)}["k"]
+    chance = {
+        label.comparison: label.chance for label in blend.blend_labels([*judged, *both], {"judge:m": SURE}, gold)
+    }["k"]
     odds = 0.8 / 0.2 * 0.9 / 0.1
     assert chance == pytest.approx(odds / (1 + odds), abs=0.01)
 
@@ -277,7 +202,7 @@ def test_a_persons_error_is_taken_out_of_agreement(right, person):
     assert blend.without_rater_error(agrees, person) == pytest.approx(right)
     assert blend.without_rater_error(0.999, 0.8) == 0.99 and blend.without_rater_error(0.0, 0.8) == pytest.approx(0.01)
     with pytest.raises(DataError, match=r"above 0\.5"):
-        blend.blend([], {}, rater_accuracy=0.5)
+        blend.blend_labels([], {}, rater_accuracy=0.5)
 
 
 def test_disputes_wait_for_a_third_and_the_closest_comes_first():
@@ -291,7 +216,7 @@ def test_disputes_wait_for_a_third_and_the_closest_comes_first():
         said("lone", "judge:m", "b", "judge"),
         *(said("three ways", rater, choice) for rater, choice in (("x", "a"), ("y", "b"), ("z", "tie"))),
     ]
-    queue = blend.disputes(judged, dawid_skene.labels([j for j in judged if j.kind == "person"]))
+    queue = blend.find_disputes(judged, dawid_skene.consensus_labels([j for j in judged if j.kind == "person"]))
     assert {dispute.comparison for dispute in queue} == {"split", "half", "three ways"}
     assert [dispute.comparison for dispute in queue][-1] == "half"
     assert next(d for d in queue if d.comparison == "split").said == {"x": "a", "y": "b"}

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from towpath.data.draws import generator
-from towpath.feedback import agreement, raters
+from towpath.feedback import agreement, rater_quality
 from towpath.feedback.aggregation import CHOICES
 from towpath.records import Judgement
 
@@ -154,7 +154,7 @@ def test_alpha_is_the_definition_with_gaps_and_odd_places(metric, seed):
 
 def test_every_figure_of_the_records_is_that_of_its_table():
     judgements = crowd(3)
-    found = agreement.measured(judgements, resamples=50)
+    found = agreement.measure_agreement(judgements, resamples=50)
     choices = table(judgements, CHOICES, lambda j: j.choice)
     sign = {"a": 1, "b": -1, "tie": 0, "both_bad": 99}
     places = table(judgements, range(-3, 4), lambda j: sign[j.choice] * j.strength)
@@ -176,7 +176,7 @@ def test_every_figure_of_the_records_is_that_of_its_table():
 @pytest.mark.parametrize("figure", ["percent", "cohen_kappa", "fleiss_kappa", "alpha"])
 def test_the_interval_is_that_of_items_drawn_again(figure):
     judgements = crowd(5, items=80)
-    found = agreement.measured(judgements, resamples=3000)[figure]
+    found = agreement.measure_agreement(judgements, resamples=3000)[figure]
     items = sorted({j.comparison for j in judgements})
     draws = np.random.default_rng(0)
     told = []
@@ -187,28 +187,28 @@ def test_the_interval_is_that_of_items_drawn_again(figure):
             for place, item in enumerate(draws.choice(items, len(items)))
             for j in of_item[item]
         ]
-        told.append(agreement.measured(again, resamples=1)[figure].value)
+        told.append(agreement.measure_agreement(again, resamples=1)[figure].value)
     low, high = np.quantile(told, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
     assert found.low < found.value < found.high
 
 
 def test_intervals_are_the_same_each_time_and_cover_what_is_true():
-    assert agreement.measured(crowd(1), seed=4) == agreement.measured(crowd(1), seed=4)
-    truth = agreement.measured(crowd(99, items=4000), resamples=1)["alpha"].value
+    assert agreement.measure_agreement(crowd(1), seed=4) == agreement.measure_agreement(crowd(1), seed=4)
+    truth = agreement.measure_agreement(crowd(99, items=4000), resamples=1)["alpha"].value
     inside = [
         e.low <= truth <= e.high
-        for e in (agreement.measured(crowd(seed, items=150), resamples=400)["alpha"] for seed in range(60))
+        for e in (agreement.measure_agreement(crowd(seed, items=150), resamples=400)["alpha"] for seed in range(60))
     ]
     assert sum(inside) >= 50
 
 
 def test_where_nobody_differs_the_interval_still_says_how_little_was_seen():
-    found = agreement.measured([said(item, rater, "a") for item in range(10) for rater in "xy"])
+    found = agreement.measure_agreement([said(item, rater, "a") for item in range(10) for rater in "xy"])
     assert (found["percent"].value, found["percent"].high) == (1.0, 1.0)
     assert found["percent"].low == pytest.approx(0.722, abs=1e-3)
     assert "alpha" not in found and "cohen_kappa" not in found  # one choice alone: agreement beyond chance is undefined
-    assert agreement.measured([]) == {} == agreement.measured([said("k", "x", "a")])
+    assert agreement.measure_agreement([]) == {} == agreement.measure_agreement([said("k", "x", "a")])
 
 
 def rushed(seed=0):
@@ -242,16 +242,16 @@ def rushed(seed=0):
 
 
 def test_manners_are_seen_and_only_where_they_are():
-    found = raters.quality(*rushed())
+    found = rater_quality.measure_quality(*rushed())
     by = {one.rater: one for one in found}
-    assert {f.code for f in raters.concerns(found)} == {
+    assert {f.code for f in rater_quality.rater_findings(found)} == {
         "rater-side",
         "rater-hurried",
         "rater-gold",
         "rater-agreement",
         "rater-inconsistent",
     }
-    told = {(f.code, f.evidence.split(":")[0]) for f in raters.concerns(found)}
+    told = {(f.code, f.evidence.split(":")[0]) for f in rater_quality.rater_findings(found)}
     assert {
         ("rater-side", "r1"),
         ("rater-hurried", "r2"),
@@ -276,18 +276,20 @@ def test_who_rates_most_does_not_set_the_pace():
         for item in range(60)
         for rater in ("ann", "bob")
     ]
-    by = {one.rater: one for one in raters.quality([*many, *few])}
+    by = {one.rater: one for one in rater_quality.measure_quality([*many, *few])}
     assert by["quick"].pace < -5 and by["quick"].fast > 800
-    assert {f.evidence.split(":")[0] for f in raters.concerns(list(by.values())) if f.code == "rater-hurried"} == {
-        "quick"
-    }
+    assert {
+        f.evidence.split(":")[0] for f in rater_quality.rater_findings(list(by.values())) if f.code == "rater-hurried"
+    } == {"quick"}
 
 
 def test_a_mirrored_pair_is_the_same_pair_and_a_second_round_too():
     texts = {"k": ("p", "q"), "m": ("q", "p")}
-    (one,) = raters.quality([said("k", "x", "a"), said("m", "x", "b"), said("m", "x", "b", round=2)], texts=texts)
+    (one,) = rater_quality.measure_quality(
+        [said("k", "x", "a"), said("m", "x", "b"), said("m", "x", "b", round=2)], texts=texts
+    )
     assert (one.repeats.value, one.repeats.n, one.n) == (1.0, 2, 2)
-    (other,) = raters.quality([said("k", "x", "a"), said("m", "x", "a")], texts=texts)
+    (other,) = rater_quality.measure_quality([said("k", "x", "a"), said("m", "x", "a")], texts=texts)
     assert (other.repeats.value, other.repeats.n) == (0.0, 1)
 
 
@@ -299,7 +301,7 @@ def test_others_are_people_and_the_rater_is_none_of_them():
         said("k", "judge:m", "a", kind="judge"),
         said("m", "x", "a"),
     ]
-    by = {one.rater: one.agreement for one in raters.quality(judged)}
+    by = {one.rater: one.agreement for one in rater_quality.measure_quality(judged)}
     assert (by["x"].value, by["x"].n) == (0.0, 1)  # y and z say b, and the judge is not asked
     assert by["y"].n == 0  # x says a, z says b: no majority among the others
     assert (by["judge:m"].value, by["judge:m"].n) == (0.0, 1)
@@ -315,5 +317,5 @@ def test_fair_raters_are_rarely_suspected():
                 judgements.append(
                     said(item, f"r{rater}", "ab"[int(draws.random() < 0.3)], shown=str(draws.choice(["ab", "ba"])))
                 )
-        alarms += len(raters.concerns(raters.quality(judgements)))
+        alarms += len(rater_quality.rater_findings(rater_quality.measure_quality(judgements)))
     assert alarms <= 8  # two families a seed at five in a hundred: four expected

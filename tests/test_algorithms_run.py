@@ -16,7 +16,7 @@ from test_runs import SETTINGS, results, towpath
 
 import towpath as tp
 from towpath.algos import dpo
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError, ResourceError
 from towpath.models import base
 from towpath.recipe import Recipe

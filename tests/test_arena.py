@@ -19,7 +19,7 @@ from towpath.arena.matches import ArenaSpec, close_decided, create_arena, judge_
 from towpath.data import formats
 from towpath.errors import DataError
 from towpath.evals import leaderboard as evals
-from towpath.evals.leaderboard import Pair
+from towpath.evals.leaderboard import ArenaPair
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.records import Comparison, Completion, Judgement, Prompt
 from towpath.store import arenas, people, rater_stats, rating_settings, task_queue, verdicts
@@ -98,39 +98,44 @@ def said(comparison, rater, choice, kind="person", **details):
 
 
 def test_worth_is_ours_theirs_or_half_and_a_judge_that_turns_said_nothing():
-    assert [evals.worth(said("k", "ann", c), "a") for c in ("a", "b", "tie", "both_bad")] == [1.0, 0.0, 0.5, 0.5]
-    assert evals.worth(said("k", "ann", "a"), "b") == 0.0
-    assert evals.worth(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "a"}), "a") == 1.0
-    assert evals.worth(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "b"}), "a") == 0.5
-    assert evals.worth(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "tie"}), "a") == 0.5
+    assert [evals.outcome_value(said("k", "ann", c), "a") for c in ("a", "b", "tie", "both_bad")] == [
+        1.0,
+        0.0,
+        0.5,
+        0.5,
+    ]
+    assert evals.outcome_value(said("k", "ann", "a"), "b") == 0.0
+    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "a"}), "a") == 1.0
+    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "b"}), "a") == 0.5
+    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "tie"}), "a") == 0.5
 
 
 def test_prompts_come_in_when_all_their_verdicts_are_there_and_identical_answers_at_their_place():
     pairs = [
-        Pair("k0", 0, "a"),
-        Pair("k1", 1, "a", seats=0, same=True),
-        Pair("k2", 2, "b", seats=2),
-        Pair("k3", 3, "a"),
+        ArenaPair("k0", 0, "a"),
+        ArenaPair("k1", 1, "a", seats=0, same=True),
+        ArenaPair("k2", 2, "b", seats=2),
+        ArenaPair("k3", 3, "a"),
     ]
     told = [said("k2", "ann", "b"), said("k0", "ann", "a"), said("k2", "bob", "a")]
-    found = evals.finished(pairs, told[:2])
+    found = evals.finished_outcomes(pairs, told[:2])
     assert [(p.comparison, y) for p, y in found] == [("k0", 1.0)]
-    found = evals.finished(pairs, told)
+    found = evals.finished_outcomes(pairs, told)
     assert [(p.comparison, y) for p, y in found] == [("k0", 1.0), ("k1", 0.5), ("k2", 0.5)]
-    assert [p.comparison for p, _ in evals.finished(pairs, told[:2], alone=True)] == ["k1", "k2", "k0"]
+    assert [p.comparison for p, _ in evals.finished_outcomes(pairs, told[:2], alone=True)] == ["k1", "k2", "k0"]
     everything = [*told, said("k3", "ann", "b")]
-    assert [y for _, y in evals.finished(pairs, everything)] == [1.0, 0.5, 0.5, 0.0]
-    all_same = [Pair(f"s{i}", i, "a", seats=0, same=True) for i in range(3)]
-    assert [y for _, y in evals.finished(all_same, [])] == [0.5] * 3
+    assert [y for _, y in evals.finished_outcomes(pairs, everything)] == [1.0, 0.5, 0.5, 0.0]
+    all_same = [ArenaPair(f"s{i}", i, "a", seats=0, same=True) for i in range(3)]
+    assert [y for _, y in evals.finished_outcomes(all_same, [])] == [0.5] * 3
 
 
 def outcomes(wins, ties, losses, gap=0):
     mixed = np.random.default_rng(5).permutation([1.0] * wins + [0.5] * ties + [0.0] * losses)
-    return [(Pair(f"k{i}", i, "a", gap), float(y)) for i, y in enumerate(mixed)]
+    return [(ArenaPair(f"k{i}", i, "a", gap), float(y)) for i, y in enumerate(mixed)]
 
 
 def test_the_record_states_ties_and_every_interval_holds_the_rate():
-    found = evals.record(outcomes(60, 20, 20), 0.5)
+    found = evals.win_record(outcomes(60, 20, 20), 0.5)
     assert (found.rate, found.wins, found.ties, found.losses, found.n) == (pytest.approx(0.7), 60, 20, 20, 100)
     assert "half" in found.rule
     for low, high in (found.wilson, found.bootstrap):
@@ -138,7 +143,7 @@ def test_the_record_states_ties_and_every_interval_holds_the_rate():
     assert found.anytime[1] - found.anytime[0] > found.wilson[1] - found.wilson[0], (
         "looking again and again has its price"
     )
-    empty = evals.record([], 0.7)
+    empty = evals.win_record([], 0.7)
     assert (empty.n, empty.verdict, empty.anytime) == (0, "UNDECIDED", (0.0, 1.0))
 
 
@@ -147,21 +152,22 @@ def test_raters_errors_are_taken_out_as_far_as_agreement_tells_and_their_uncerta
     agree = right**2 + (1 - right) ** 2
     assert evals.rater_accuracy(agree) == pytest.approx(right)
     many = outcomes(697, 0, 303)
-    found = evals.record(many, 0.7, agreement=(agree, 5000)).true_rate
+    found = evals.win_record(many, 0.7, agreement=(agree, 5000)).true_rate
     assert found.rate == pytest.approx(0.79, abs=0.005)
     assert found.interval[0] < 0.79 < found.interval[1]
-    vague = evals.record(many, 0.7, agreement=(agree, 60)).true_rate
+    vague = evals.win_record(many, 0.7, agreement=(agree, 60)).true_rate
     assert vague.interval[1] - vague.interval[0] > found.interval[1] - found.interval[0]
-    assert evals.record(many, 0.7, agreement=(0.52, 50)).true_rate is None
-    assert evals.record(many, 0.7).true_rate is None
+    assert evals.win_record(many, 0.7, agreement=(0.52, 50)).true_rate is None
+    assert evals.win_record(many, 0.7).true_rate is None
 
 
 def test_what_is_only_length_is_gone_at_equal_length():
     draws = np.random.default_rng(0)
     gaps = draws.normal(8, 10, 400)
     by_length = draws.random(400) < 1 / (1 + np.exp(-0.3 * gaps))
-    found = evals.record(
-        [(Pair(f"k{i}", i, "a", int(g)), float(y)) for i, (g, y) in enumerate(zip(gaps, by_length, strict=True))], 0.7
+    found = evals.win_record(
+        [(ArenaPair(f"k{i}", i, "a", int(g)), float(y)) for i, (g, y) in enumerate(zip(gaps, by_length, strict=True))],
+        0.7,
     )
     assert found.rate > 0.7
     assert found.equal_length.rate == pytest.approx(0.5, abs=0.15)
@@ -199,7 +205,7 @@ def test_sides_are_drawn_sources_are_hidden_and_identical_answers_are_asked_of_n
     seat = sit(store, "ann")
     shown = store.read(task_queue.task_view, seat)
     assert shown.domain == "work"
-    told = json.dumps([seat.comparison, shown.prompt, list(shown.answers), seat.shown])
+    told = json.dumps([seat.comparison, shown.prompt, list(shown.answers), seat.order])
     assert "policy" not in told
     assert "sft" not in told
     assert vote(store, "ann", for_policy) == COUNT - 2 or store.read(arenas.get_arena, made.number).state == "open"

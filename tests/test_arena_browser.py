@@ -52,7 +52,7 @@ def opened(tmp_path, browser):
 
 def judge(page) -> bool:
     """Prefer the answer that has a lock, by keyboard; whether there was a pair."""
-    if page.get_attribute("#sheet", "data-state") != "pair":
+    if page.get_attribute("#task", "data-state") != "pair":
         return False
     before = comparison(page)
     shown = page.locator("#answers [data-text]").all_inner_texts()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import towpath as tp
 from towpath import recipe
-from towpath.data.sources import Corpus
+from towpath.data.corpus_reader import Corpus
 from towpath.errors import DataError
 from towpath.models import content
 from towpath.recipe import Recipe

@@ -91,7 +91,7 @@ def visit(browser, team):
 
 
 def comparison(page) -> str:
-    return page.get_attribute("#sheet", "data-comparison")
+    return page.get_attribute("#task", "data-comparison")
 
 
 def answers(page) -> list[str]:
@@ -126,7 +126,7 @@ def test_signing_in_and_rating_by_keyboard_alone(visit, store):
     assert all(j.guideline == "1" and j.milliseconds is not None for j in kept)
     for j, side in zip(kept, ["left", "left", "tie", "right", "right", "both_bad"], strict=True):
         assert j.choice == sides.choice_of(side, j.shown)
-    assert "6 rated" in page.inner_text("#own")
+    assert "6 rated" in page.inner_text("#progress")
 
 
 def test_undo_brings_the_pair_back_in_its_order(visit, store):
@@ -302,15 +302,15 @@ def test_a_ranking_by_keyboard(visit, store):
     page.keyboard.press("Backspace")
     for key in ("=", "4", "1", "5", "2"):
         page.keyboard.press(key)
-    assert page.inner_text("#sofar") == "3 = 4, 1, 5, 2"
+    assert page.inner_text("#ranked") == "3 = 4, 1, 5, 2"
     press(page, "n", "Saved: 3 = 4, 1, 5, 2")
     assert len(store.judgements()) == 10
     ties = [j for j in store.judgements() if j.choice == "tie"]
     assert len(ties) == 1
     press(page, "u", "Taken back")
     assert answers(page) == shown
-    page.locator("[data-place]").nth(1).click()
-    assert page.inner_text("#sofar") == "2"
+    page.locator("[data-rank]").nth(1).click()
+    assert page.inner_text("#ranked") == "2"
 
 
 def test_on_a_phone_answers_are_stacked_and_nothing_sticks_out(visit, store):
@@ -343,7 +343,7 @@ def test_both_answers_scroll_together(visit):
 
 def test_focus_goes_through_the_page_as_it_is_read(visit):
     page = visit("ann")
-    page.focus(".leap")
+    page.focus(".skip-link")
     places = []
     for _ in range(22):
         page.keyboard.press("Tab")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import towpath as tp
 from towpath.data.chat import Chat
-from towpath.data.draws import share, shuffled, uniforms
+from towpath.data.draws import hash_uniform, permutation, uniforms
 from towpath.models import base
 
 pytestmark = pytest.mark.slow
@@ -64,17 +64,17 @@ def test_the_same_draws_give_the_same_numbers_and_weights(algo, group, tiny_fold
     )
     chat = Chat(base.load_tokenizer(tiny_folder))
     names = {f"p{i}": text for i, text in enumerate(PROMPTS)}
-    left = sorted(names, key=lambda name: share(0, "policy/validation", name))[KEPT:]
+    left = sorted(names, key=lambda name: hash_uniform(0, "policy/validation", name))[KEPT:]
     chosen = []
     numbers = []
     orders = []
     for step in range(STEPS):
         met = [divmod(place, len(left)) for place in range(step * ROLLOUT // group, (step + 1) * ROLLOUT // group)]
-        ids = [(str(epoch), left[shuffled(len(left), 0, "policy/prompts", epoch)[place]]) for epoch, place in met]
+        ids = [(str(epoch), left[permutation(len(left), 0, "policy/prompts", epoch)[place]]) for epoch, place in met]
         chosen.append([chat.prompt(names[name]) for _, name in ids])
         draws = [(epoch if copy == 0 else f"{epoch}.{copy}", name) for epoch, name in ids for copy in range(group)]
         numbers.append([uniforms(LONGEST, 0, f"policy/{step}", epoch, name) for epoch, name in draws])
-        orders.append([shuffled(ROLLOUT, 0, "policy/minibatch", step, epoch) for epoch in range(EPOCHS)])
+        orders.append([permutation(ROLLOUT, 0, "policy/minibatch", step, epoch) for epoch in range(EPOCHS)])
     policy = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
 
     def reward(rows):

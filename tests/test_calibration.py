@@ -10,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from towpath.data.draws import generator
 from towpath.errors import DataError
 from towpath.feedback import calibration
-from towpath.feedback.calibration import Audited
+from towpath.feedback.calibration import AuditRow
 from towpath.records import Judgement
 
 
@@ -47,7 +47,7 @@ def judged(seed, count=1500, skew=2.0):
         right = 0.5 + 0.5 * (2 * sure - 1) ** skew
         judge = str(draws.choice(["a", "b"]))
         person = judge if draws.random() < right else {"a": "b", "b": "a"}[judge]
-        rows.append(Audited(str(number), judge, "tie" if draws.random() < 0.1 else person, sure))
+        rows.append(AuditRow(str(number), judge, "tie" if draws.random() < 0.1 else person, sure))
     return rows
 
 
@@ -59,7 +59,7 @@ def test_a_boaster_is_calibrated_on_pairs_it_was_not_fitted_on():
         raw = np.array([row.certainty for row in fresh])
         assert calibration.calibration_error(raw, credit) > 0.08
         assert calibration.calibration_error(np.array([fitted.chance(x) for x in raw]), credit) < 0.05
-        found = calibration.report(judged(seed), seed)
+        found = calibration.judge_report(judged(seed), seed)
         assert found.error < 0.05 < found.error_raw
 
 
@@ -72,7 +72,7 @@ def leaning(seed, lean, count=4000):
         longer = draws.uniform(-1, 1)
         agrees = draws.random() < 1 / (1 + np.exp(-1 + lean * longer))
         person = judge if agrees else {"a": "b", "b": "a"}[judge]
-        rows.append(Audited(str(number), judge, person, 0.8, gap=longer if judge == "a" else -longer))
+        rows.append(AuditRow(str(number), judge, person, 0.8, gap=longer if judge == "a" else -longer))
     return rows
 
 
@@ -83,7 +83,7 @@ def test_a_liking_for_length_is_taken_off():
         assert fitted.chance(0.8, longer) == pytest.approx(1 / (1 + np.exp(-1 + 1.5 * longer)), abs=0.05)
     assert abs(calibration.calibrate(leaning(1, 0.0)).lean[1]) < 0.2
     assert calibration.calibrate(judged(0)).lean == (0.0, 0.0)  # where no lengths are told nothing is taken off
-    few = [Audited(str(i), "a", "b" if i % 2 else "a", 0.8, gap=1.0 if i % 2 else -1.0) for i in range(6)]
+    few = [AuditRow(str(i), "a", "b" if i % 2 else "a", 0.8, gap=1.0 if i % 2 else -1.0) for i in range(6)]
     assert -1.5 < calibration.calibrate(few).lean[1] < -0.3  # six of six are no law
 
 
@@ -94,19 +94,19 @@ def test_a_pair_does_not_foretell_itself():
             replace(row, person={"a": "b", "b": "a", "tie": "a"}[row.person]) if i == place else row
             for i, row in enumerate(rows)
         ]
-        assert calibration.held_out(other)[place] == calibration.held_out(rows)[place]
+        assert calibration.held_out_chances(other)[place] == calibration.held_out_chances(rows)[place]
 
 
 def test_few_agreements_are_no_certainty():
-    fitted = calibration.calibrate([Audited(str(i), "a", "a", 0.5 + i / 20) for i in range(4)])
+    fitted = calibration.calibrate([AuditRow(str(i), "a", "a", 0.5 + i / 20) for i in range(4)])
     assert fitted.chance(1.0) == pytest.approx(4.5 / 5) and fitted.n == pytest.approx(4)
     with pytest.raises(DataError, match="audit slice"):
-        calibration.calibrate([Audited("k", "tie", "a", 0.5)])
+        calibration.calibrate([AuditRow("k", "tie", "a", 0.5)])
 
 
 def test_the_map_never_falls_and_weighs_by_propensity():
-    rows = [Audited(str(i), "a", "a" if i % 2 else "b", 0.6, weight=1.0) for i in range(400)]
-    rows += [Audited(f"w{i}", "a", "a", 0.6, weight=10.0) for i in range(40)]
+    rows = [AuditRow(str(i), "a", "a" if i % 2 else "b", 0.6, weight=1.0) for i in range(400)]
+    rows += [AuditRow(f"w{i}", "a", "a", 0.6, weight=10.0) for i in range(40)]
     fitted = calibration.calibrate(rows)
     assert fitted.chance(0.6) == pytest.approx((200 + 400) / 800, abs=0.01)
     chances = [calibration.calibrate(judged(3)).chance(x) for x in np.linspace(0, 1, 50)]
@@ -188,7 +188,7 @@ def ledger(seed=0, count=1200):
 
 def test_a_judges_faults_are_reported_as_they_are():
     judgements, propensity, lengths, domains = ledger(count=6000)
-    found = calibration.report(calibration.audited(judgements, "judge:m", propensity, lengths, domains))
+    found = calibration.judge_report(calibration.audit_rows(judgements, "judge:m", propensity, lengths, domains))
     flipped = [j for j in judgements if j.kind == "judge" and not j.details["consistent"]]
     # among all pairs, though people saw every flipped one
     assert found.flips.low < len(flipped) / 6000 < found.flips.high
@@ -210,16 +210,16 @@ def test_each_pair_weighs_once_however_many_people_saw_it():
         said("m", "judge:m", "a", "judge"),
         said("m", "r1", "b"),
     ]
-    found = calibration.report(calibration.audited(judgements, "judge:m"))
+    found = calibration.judge_report(calibration.audit_rows(judgements, "judge:m"))
     assert found.accuracy.value == pytest.approx(0.5) and found.accuracy.n == 2
 
 
 def test_what_cannot_be_weighed_is_refused_and_nothing_is_reported_of_nothing():
     pair = [said("k", "judge:m", "a", "judge"), said("k", "ann", "a")]
     with pytest.raises(DataError, match="propensity 0"):
-        calibration.audited(pair, "judge:m", {"k": 0.0})
-    assert calibration.audited(pair, "judge:other") == []
-    empty = calibration.report([])
+        calibration.audit_rows(pair, "judge:m", {"k": 0.0})
+    assert calibration.audit_rows(pair, "judge:other") == []
+    empty = calibration.judge_report([])
     assert empty.accuracy.n == 0 and np.isnan(empty.error)
 
 

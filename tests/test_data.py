@@ -11,9 +11,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from towpath.data import curate, sources
-from towpath.data.draws import share
-from towpath.data.sources import Corpus
+from towpath.data import corpus_reader, curate, texts
+from towpath.data.corpus import Corpus
+from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
 from towpath.recipe import Data
 from towpath.records import Prompt
@@ -34,7 +34,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 def read(run: Path, seed: int = 0, **patterns: Any) -> Corpus:
     """A corpus of the files named; what is not named is empty."""
-    return sources.read(run, Data(**{"prompts": "", "demonstrations": "", "safety": "", **patterns}), seed)
+    return corpus_reader.read_corpus(run, Data(**{"prompts": "", "demonstrations": "", "safety": "", **patterns}), seed)
 
 
 def refused(run: Path, **patterns: Any) -> str:
@@ -48,7 +48,7 @@ def refused(run: Path, **patterns: Any) -> str:
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     run = tmp_path_factory.mktemp("quickstart")
     shutil.copytree(QUICKSTART, run / "data")
-    return sources.read(run, Data(), 0)
+    return corpus_reader.read_corpus(run, Data(), 0)
 
 
 def test_quickstart_reads_whole_without_findings(quickstart: Corpus) -> None:
@@ -81,7 +81,7 @@ def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> No
 
 def test_the_card_tells_the_counts_of_the_data(quickstart: Corpus) -> None:
     card = (QUICKSTART / "CARD.md").read_text()
-    told = curate.describe(quickstart)
+    told = curate.describe_corpus(quickstart)
     for name, count in told["demonstrations"]["style"].items():
         assert f"| {name} | {count} |" in card
     for name, count in told["prompts"]["domain"].items():
@@ -301,7 +301,7 @@ def test_the_split_is_drawn_by_text_and_stays_when_rows_are_added(tmp_path: Path
     sides = {p.prompt: p.split for p in many.prompts}
     assert sides["  WHAT is 1   and 1 "] == sides["What is 1 and 1?"]
     assert all(
-        (p.split == "heldout") == (share(0, "heldout", sources.normalised(p.prompt)) < 0.3) for p in many.prompts
+        (p.split == "heldout") == (hash_uniform(0, "heldout", texts.normalise(p.prompt)) < 0.3) for p in many.prompts
     )
     assert {p.prompt for p in read(tmp_path, seed=1, prompts="few.jsonl", heldout=0.3).heldout} != {
         p.prompt for p in few.heldout

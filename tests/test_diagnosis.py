@@ -8,8 +8,8 @@ import pytest
 from benchmarks.simulated_raters import evidence
 from towpath.data.draws import generator
 from towpath.errors import DataError
-from towpath.feedback import rater_findings
-from towpath.feedback.rater_findings import Evidence, Trained, diagnose
+from towpath.feedback import reward_diagnosis
+from towpath.feedback.reward_diagnosis import RewardEvidence, TrainingResult, diagnose_reward_model
 
 HELD = 1000
 
@@ -24,9 +24,10 @@ def known(accuracies, train, pairs=4000, **more):
     """A curve over a quarter, a half and all pairs, with lengths that say nothing."""
     sizes = [pairs // 4, pairs // 2, pairs]
     curve = tuple(
-        Trained(size, train, held(rate, seed)) for seed, (size, rate) in enumerate(zip(sizes, accuracies, strict=True))
+        TrainingResult(size, train, held(rate, seed))
+        for seed, (size, rate) in enumerate(zip(sizes, accuracies, strict=True))
     )
-    return Evidence(curve, np.where(held(0.5, 9) > 0, 1, -1), **more)
+    return RewardEvidence(curve, np.where(held(0.5, 9) > 0, 1, -1), **more)
 
 
 def by_length(longer_right, shorter_right, longer=0.5, pairs=4000):
@@ -36,11 +37,15 @@ def by_length(longer_right, shorter_right, longer=0.5, pairs=4000):
     for side, rate in ((1, longer_right), (-1, shorter_right)):
         place = np.flatnonzero(wins == side)
         right[place[: round(rate * len(place))]] = 1
-    return Evidence(tuple(Trained(size, right.mean(), right) for size in (pairs // 2, pairs)), wins, (0.9, 400))
+    return RewardEvidence(
+        tuple(TrainingResult(size, right.mean(), right) for size in (pairs // 2, pairs)), wins, (0.9, 400)
+    )
 
 
 def test_noise_is_named_where_raters_disagree_and_the_model_is_at_their_ceiling():
-    found = diagnose(known([0.72, 0.735, 0.74], 0.75, agreement=(0.63, 600), margins={"k": -2.0, "m": -3.0, "n": 1.0}))
+    found = diagnose_reward_model(
+        known([0.72, 0.735, 0.74], 0.75, agreement=(0.63, 600), margins={"k": -2.0, "m": -3.0, "n": 1.0})
+    )
     assert found.verdict == "noise"
     assert found.again == ("m", "k") and found.action == "rate these 2 again"
     # clean labels show it right in 97 %
@@ -49,29 +54,29 @@ def test_noise_is_named_where_raters_disagree_and_the_model_is_at_their_ceiling(
 
 
 def test_few_pairs_are_named_where_the_curve_rises_and_training_is_perfect():
-    found = diagnose(known([0.60, 0.66, 0.72], 1.0, pairs=200, agreement=(0.9, 100)))
+    found = diagnose_reward_model(known([0.60, 0.66, 0.72], 1.0, pairs=200, agreement=(0.9, 100)))
     assert found.verdict == "little data"
     assert found.action.startswith("label ") and found.action.endswith(" more")
     assert 200 <= int(found.action.split()[-2].replace(",", "")) <= 3000
 
 
 def test_a_small_model_is_named_where_it_cannot_even_fit_its_own_pairs():
-    found = diagnose(known([0.70, 0.71, 0.71], 0.72, agreement=(0.92, 400)))
+    found = diagnose_reward_model(known([0.70, 0.71, 0.71], 0.72, agreement=(0.92, 400)))
     assert found.verdict == "small capacity" and "larger model" in found.action
     assert found.parts["small capacity"].value == pytest.approx(0.85 - 0.72, abs=0.01)
     assert found.parts["small capacity"].low > max(found.parts["little data"].high, found.parts["noise"].high)
 
 
 def test_length_is_named_where_the_model_goes_by_it():
-    found = diagnose(by_length(0.95, 0.2, longer=0.8))
+    found = diagnose_reward_model(by_length(0.95, 0.2, longer=0.8))
     assert found.verdict == "length shortcut" and "lengths" in found.action
-    assert diagnose(by_length(0.2, 0.95)).verdict == "length shortcut"  # towards short answers too
+    assert diagnose_reward_model(by_length(0.2, 0.95)).verdict == "length shortcut"  # towards short answers too
     # users may like length, if the model sees more than that
-    assert diagnose(by_length(0.95, 0.7, longer=0.8)).verdict == "healthy"
+    assert diagnose_reward_model(by_length(0.95, 0.7, longer=0.8)).verdict == "healthy"
 
 
 def test_length_is_named_even_where_the_accuracy_is_high():
-    found = diagnose(by_length(0.99, 0.1, longer=0.9))
+    found = diagnose_reward_model(by_length(0.99, 0.1, longer=0.9))
     assert np.mean(by_length(0.99, 0.1, longer=0.9).curve[-1].right_H) > 0.85
     assert found.verdict == "length shortcut"
 
@@ -79,31 +84,33 @@ def test_length_is_named_even_where_the_accuracy_is_high():
 @pytest.mark.parametrize("train", [0.88, 1.0])
 @pytest.mark.parametrize("rate", [0.7, 0.95])
 def test_what_reaches_its_target_is_healthy(train, rate):
-    found = diagnose(known([0.80, 0.84, 0.87], train, agreement=(rate, 400)))
+    found = diagnose_reward_model(known([0.80, 0.84, 0.87], train, agreement=(rate, 400)))
     assert found.verdict == "healthy" and found.action == "nothing: go on"
 
 
 def test_a_miss_by_chance_is_no_miss():
-    assert diagnose(known([0.80, 0.83, 0.845], 0.85, agreement=(0.63, 400))).verdict == "undetermined"
-    assert diagnose(known([0.80, 0.82, 0.82], 0.83, agreement=(0.63, 4000))).verdict != "undetermined"
+    assert diagnose_reward_model(known([0.80, 0.83, 0.845], 0.85, agreement=(0.63, 400))).verdict == "undetermined"
+    assert diagnose_reward_model(known([0.80, 0.82, 0.82], 0.83, agreement=(0.63, 4000))).verdict != "undetermined"
 
 
 def test_without_agreement_noise_and_capacity_are_not_told_apart():
     plateau = known([0.73, 0.735, 0.74], 0.75)
-    found = diagnose(plateau)
+    found = diagnose_reward_model(plateau)
     assert found.verdict == "undetermined"
     assert found.action.startswith("have ") and "second person" in found.action
     assert "noise or small capacity" in found.parts and "noise" not in found.parts
-    better = diagnose(replace(plateau, larger_H=held(0.80, 2)))
+    better = diagnose_reward_model(replace(plateau, larger_H=held(0.80, 2)))
     assert better.verdict == "small capacity"
-    assert diagnose(replace(plateau, larger_H=plateau.curve[-1].right_H)).verdict == "undetermined"
+    assert diagnose_reward_model(replace(plateau, larger_H=plateau.curve[-1].right_H)).verdict == "undetermined"
     strength = np.where(plateau.curve[-1].right_H > 0, 3, 1)
-    assert diagnose(replace(plateau, strength_H=strength)).verdict == "noise"
-    assert diagnose(replace(plateau, strength_H=np.where(held(0.5, 3) > 0, 3, 1))).verdict == "undetermined"
+    assert diagnose_reward_model(replace(plateau, strength_H=strength)).verdict == "noise"
+    assert (
+        diagnose_reward_model(replace(plateau, strength_H=np.where(held(0.5, 3) > 0, 3, 1))).verdict == "undetermined"
+    )
 
 
 def test_two_causes_of_one_size_are_left_open():
-    found = diagnose(known([0.65, 0.66, 0.66], 0.67, agreement=(0.66, 150)))
+    found = diagnose_reward_model(known([0.65, 0.66, 0.66], 0.67, agreement=(0.66, 150)))
     assert found.verdict == "undetermined"
     assert found.parts["noise"].low < found.parts["small capacity"].high
 
@@ -114,7 +121,7 @@ def test_raters_errors_shrink_what_is_measured(rater, clean):
     they would for a perfect model."""
     shown = rater * clean + (1 - rater) * (1 - clean)
     agreement = (rater**2 + (1 - rater) ** 2, 100_000)
-    found = diagnose(known([shown - 0.001, shown, shown], shown, agreement=agreement, target=0.95))
+    found = diagnose_reward_model(known([shown - 0.001, shown, shown], shown, agreement=agreement, target=0.95))
     assert found.parts["noise"].value == pytest.approx(((clean - shown) + (0.95 - rater)) / 2, abs=0.003)
     assert found.parts["small capacity"].value + found.parts["little data"].value == pytest.approx(
         ((0.95 - clean) + (rater - shown)) / 2, abs=0.003
@@ -122,14 +129,14 @@ def test_raters_errors_shrink_what_is_measured(rater, clean):
 
 
 def test_the_parts_make_up_the_shortfall():
-    found = diagnose(known([0.64, 0.68, 0.71], 0.74, agreement=(0.7, 2000)))
+    found = diagnose_reward_model(known([0.64, 0.68, 0.71], 0.74, agreement=(0.7, 2000)))
     assert sum(part.value for part in found.parts.values()) == pytest.approx(0.85 - 0.71)
 
 
 def test_the_same_evidence_gives_the_same_diagnosis():
     same = known([0.66, 0.69, 0.71], 0.8, agreement=(0.75, 300))
-    assert diagnose(same, seed=3) == diagnose(same, seed=3)
-    assert diagnose(same, seed=3).parts != diagnose(same, seed=4).parts
+    assert diagnose_reward_model(same, seed=3) == diagnose_reward_model(same, seed=3)
+    assert diagnose_reward_model(same, seed=3).parts != diagnose_reward_model(same, seed=4).parts
 
 
 @pytest.mark.parametrize(("limit", "cost"), [(1.0, 30.0), (0.9, 100.0), (0.75, 10.0)])
@@ -137,9 +144,9 @@ def test_a_curve_of_the_law_is_found_again(limit, cost):
     alpha = np.sin(np.pi * (limit - 0.5)) ** -2
     sizes = np.array([50, 100, 200, 400])
     told = np.array([0.5 + np.arcsin((alpha + cost / n) ** -0.5) / np.pi for n in sizes])
-    found = rater_findings.fitted_curve(sizes, told[:, None], np.full(4, 1e-4))
+    found = reward_diagnosis.fit_learning_curve(sizes, told[:, None], np.full(4, 1e-4))
     for pairs in (400, 1600, 6400):
-        assert rater_findings.curve(found, pairs)[0] == pytest.approx(
+        assert reward_diagnosis.learning_curve(found, pairs)[0] == pytest.approx(
             0.5 + np.arcsin((alpha + cost / pairs) ** -0.5) / np.pi, abs=0.01
         )
 
@@ -149,16 +156,18 @@ def test_the_benefit_of_the_doubt_ends_at_two_standard_errors():
     flat = np.full((3, 1), 0.7)
     gains = []
     for error in (0.001, 0.005, 0.02):
-        found = rater_findings.fitted_curve(sizes, flat, np.full(3, error))
-        off = sum(((rater_findings.curve(found, size)[0] - 0.7) / error) ** 2 for size in sizes)
+        found = reward_diagnosis.fit_learning_curve(sizes, flat, np.full(3, error))
+        off = sum(((reward_diagnosis.learning_curve(found, size)[0] - 0.7) / error) ** 2 for size in sizes)
         assert off <= 4 + 3 * (0.003 / error) ** 2  # the grid's limits lie half a point apart
-        gains.append(float(rater_findings.curve(found, 64_000)[0] - rater_findings.curve(found, 4000)[0]))
+        gains.append(
+            float(reward_diagnosis.learning_curve(found, 64_000)[0] - reward_diagnosis.learning_curve(found, 4000)[0])
+        )
     assert gains[0] < gains[1] < gains[2] < 0.05
 
 
 def test_a_learner_obeys_the_law():
     """Logistic regression in twenty dimensions, its curve up to 400 pairs, foretells what 3,200 bring."""
-    from towpath.evals.winrate import logistic
+    from towpath.evals.winrate import fit_logistic
 
     draws = generator(1, "test/law")
     true = draws.normal(size=20)
@@ -169,33 +178,35 @@ def test_a_learner_obeys_the_law():
         for _ in range(10):
             x = draws.normal(size=(pairs, 20))
             flipped = (x @ true > 0) != (draws.random(pairs) < 0.1)
-            rates.append(((fresh @ logistic(x, flipped.astype(float), 1.0) > 0) == (fresh @ true > 0)).mean())
+            rates.append(((fresh @ fit_logistic(x, flipped.astype(float), 1.0) > 0) == (fresh @ true > 0)).mean())
         return np.mean(rates)
 
     sizes = np.array([100, 200, 400])
-    found = rater_findings.fitted_curve(sizes, np.array([accuracy(n) for n in sizes])[:, None], np.full(3, 1e-3))
-    assert rater_findings.curve(found, 3200)[0] == pytest.approx(accuracy(3200), abs=0.02)
+    found = reward_diagnosis.fit_learning_curve(
+        sizes, np.array([accuracy(n) for n in sizes])[:, None], np.full(3, 1e-3)
+    )
+    assert reward_diagnosis.learning_curve(found, 3200)[0] == pytest.approx(accuracy(3200), abs=0.02)
 
 
 @pytest.mark.parametrize(
     ("spoiled", "told"),
     [
-        ({"curve": (Trained(100, 0.8, held(0.7)),)}, "at least two"),
-        ({"curve": (Trained(50, 0.8, held(0.7)), Trained(100, 0.8, held(0.7)[:9]))}, "the same ones"),
+        ({"curve": (TrainingResult(100, 0.8, held(0.7)),)}, "at least two"),
+        ({"curve": (TrainingResult(50, 0.8, held(0.7)), TrainingResult(100, 0.8, held(0.7)[:9]))}, "the same ones"),
         ({"longer_H": np.ones(3)}, "the same ones"),
         ({"words_H": np.ones(3)}, "the same ones"),
     ],
 )
 def test_evidence_that_does_not_fit_is_refused(spoiled, told):
     with pytest.raises(DataError, match=told):
-        diagnose(replace(known([0.7, 0.7, 0.7], 0.8), **spoiled))
+        diagnose_reward_model(replace(known([0.7, 0.7, 0.7], 0.8), **spoiled))
 
 
 @pytest.mark.parametrize("cause", ["noise", "little data", "small capacity", "length shortcut", "healthy"])
 def test_planted_causes_are_named(cause):
     """The benchmark's worlds on seeds of its development: most are named, and nothing else is blamed on a healthy
     run."""
-    verdicts = [diagnose(evidence(cause, seed)[0], seed).verdict for seed in range(4)]
+    verdicts = [diagnose_reward_model(evidence(cause, seed)[0], seed).verdict for seed in range(4)]
     assert verdicts.count(cause) >= 3, verdicts
     if cause == "healthy":
         assert set(verdicts) <= {"healthy", "undetermined"}
@@ -203,6 +214,6 @@ def test_planted_causes_are_named(cause):
 
 def test_labels_to_rate_again_are_mostly_wrong_ones():
     known_, wrong = evidence("noise", 2)
-    again = diagnose(known_, 2).again
+    again = diagnose_reward_model(known_, 2).again
     assert len(again) == 40
     assert np.mean([name in wrong for name in again]) > 0.9

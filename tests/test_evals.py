@@ -16,7 +16,7 @@ def test_best_of_n_curve_as_published(n, kl, rate):
 
 
 def test_ties_count_half_and_are_stated():
-    record = winrate.win([1.0] * 60 + [0.5] * 20 + [0.0] * 20, [0] * 100, 100, 0)
+    record = winrate.win_rate_record([1.0] * 60 + [0.5] * 20 + [0.0] * 20, [0] * 100, 100, 0)
     assert record["rate"] == pytest.approx(0.7)
     assert (record["wins"], record["ties"], record["losses"], record["n"]) == (60, 20, 20, 100)
     assert "half" in record["rule"]
@@ -49,20 +49,20 @@ def test_calibration_of_a_calibrated_model_is_small_and_of_a_boaster_is_not():
     draws = np.random.default_rng(2)
     size = np.abs(draws.normal(0, 2, 20000))
     gap = np.where(draws.random(20000) < 1 / (1 + np.exp(-size)), size, -size)
-    assert reward_accuracy.calibration(gap)[0] < 0.02
-    assert reward_accuracy.calibration(gap * 5)[0] > 0.1
+    assert reward_accuracy.calibration_error(gap)[0] < 0.02
+    assert reward_accuracy.calibration_error(gap * 5)[0] > 0.1
 
 
 def test_accuracy_resamples_prompts_not_pairs():
     gap = np.array([1.0] * 50 + [-1.0] * 50)
-    together = reward_accuracy.accuracy(gap, ["p"] * 25 + ["q"] * 25 + ["r"] * 50)
-    apart = reward_accuracy.accuracy(gap, [f"p{i}" for i in range(100)])
+    together = reward_accuracy.pair_accuracy(gap, ["p"] * 25 + ["q"] * 25 + ["r"] * 50)
+    apart = reward_accuracy.pair_accuracy(gap, [f"p{i}" for i in range(100)])
     assert together["interval"][1] - together["interval"][0] > apart["interval"][1] - apart["interval"][0]
     assert together["accuracy"] == 0.5
 
 
 def test_an_accuracy_without_a_mistake_still_has_an_interval():
-    low, high = reward_accuracy.accuracy(np.ones(55), [f"p{i}" for i in range(55)])["interval"]
+    low, high = reward_accuracy.pair_accuracy(np.ones(55), [f"p{i}" for i in range(55)])["interval"]
     assert (low, high) == pytest.approx((0.9347, 1.0), abs=1e-3)
 
 
@@ -77,7 +77,7 @@ def test_text_figures_by_hand():
         Completion("1", "p", "sft", "a b a b", (1, 2, 1, 2, 1, 2), (0.0,) * 6, "stop"),
         Completion("2", "p", "sft", "c", (3,), (0.0,), "length"),
     ]
-    found = text_statistics.describe(said)
+    found = text_statistics.text_statistics(said)
     assert found["distinct_1"] == pytest.approx(3 / 7)
     assert found["distinct_2"] == pytest.approx(2 / 5)
     assert found["repetition"] == pytest.approx(0.25)
@@ -85,5 +85,5 @@ def test_text_figures_by_hand():
 
 
 def test_safety_counts_each_side():
-    found = safety.describe([True, True, False, False], [True, False, True, False])
+    found = safety.refusal_rates([True, True, False, False], [True, False, True, False])
     assert (found["refusal"], found["over_refusal"], found["harmful_n"], found["harmless_n"]) == (0.5, 0.5, 2, 2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from foreign import ASKED, CONVERSATION, SHARED, put, real_rows, turn
 
-from towpath.data import sources
+from towpath.data import corpus_reader
 from towpath.data.examples import read_examples, write_examples
 from towpath.errors import DataError
 from towpath.recipe import Data
@@ -65,7 +65,7 @@ def test_examples_go_into_files_that_a_run_reads(tmp_path: Path, suffix: str):
     found = read_examples(put(tmp_path / "theirs.jsonl", *rows))
     write_examples(tmp_path / f"p.{suffix}", found.prompts)
     write_examples(tmp_path / f"d.{suffix}", found.demonstrations)
-    corpus = sources.read(
+    corpus = corpus_reader.read_corpus(
         tmp_path, Data(prompts=f"p.{suffix}", demonstrations=f"d.{suffix}", safety="", heldout=0.0), 0
     )
     assert corpus.prompts == found.prompts and corpus.demonstrations == found.demonstrations

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from foreign import ASKED, lines, read, told
 
-from towpath.data import formats, tables
+from towpath.data import formats, row_files
 from towpath.data.formats import read_preferences, write_preferences
-from towpath.data.pairs import Imported
+from towpath.data.preference_pairs import Imported
 from towpath.errors import DataError
 from towpath.records import Comparison, Completion, Judgement, Label, Prompt
 from towpath.store.store import Store
@@ -119,9 +119,9 @@ def test_what_went_out_comes_back_the_same(ledger: Store, tmp_path: Path, layout
         ]
     assert records(back) == everything
     with Store.open(tmp_path / "new.db") as other:
-        formats.add(other, back)
+        formats.add_to_store(other, back)
         assert records(other) == everything
-    assert formats.add(ledger, back) == {"prompts": 0, "completions": 0, "comparisons": 0, "judgements": 0}
+    assert formats.add_to_store(ledger, back) == {"prompts": 0, "completions": 0, "comparisons": 0, "judgements": 0}
 
 
 def test_what_is_left_out_is_told_with_the_reason(ledger: Store, tmp_path: Path):
@@ -289,16 +289,16 @@ def test_labels_given_in_argilla_join_those_of_the_ledger(ledger: Store, tmp_pat
         "comment": [{"value": "clearer", "user_id": "u9"}],
     }
     back = read(path, *rows)
-    assert formats.add(ledger, back)["judgements"] == 1
+    assert formats.add_to_store(ledger, back)["judgements"] == 1
     new = next(j for j in ledger.judgements() if j.rater == "argilla:u9")
     assert (new.comparison, new.choice, new.shown, new.comment, new.kind) == ("k1.0", "b", "ab", "clearer", "person")
     # Brought home twice it is the same; said otherwise it is a new round.
     write_preferences(ledger, path, "argilla")
     rows = json.loads(path.read_text())
     next(row for row in rows if row["id"] == "k1.0")["responses"] = {"preference": [{"value": "b", "user_id": "u9"}]}
-    assert formats.add(ledger, read(path, *rows))["judgements"] == 0
+    assert formats.add_to_store(ledger, read(path, *rows))["judgements"] == 0
     next(row for row in rows if row["id"] == "k1.0")["responses"] = {"preference": [{"value": "a", "user_id": "u9"}]}
-    assert formats.add(ledger, read(path, *rows))["judgements"] == 1
+    assert formats.add_to_store(ledger, read(path, *rows))["judgements"] == 1
     assert [(j.choice, j.round) for j in ledger.judgements() if j.rater == "argilla:u9"] == [("b", 1), ("a", 2)]
 
 
@@ -366,11 +366,11 @@ def test_formats_and_files_that_do_not_go_together_are_told(ledger: Store, tmp_p
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, suffix: str):
     path = tmp_path / f"out.{suffix}"
-    tables.write(path, [{"x": "old"}])
+    row_files.write_rows(path, [{"x": "old"}])
     with pytest.raises((TypeError, ValueError)):
-        tables.write(path, [{"x": "new"}, {"x": object(), "y": 1} if suffix == "csv" else {"x": object()}])
+        row_files.write_rows(path, [{"x": "new"}, {"x": object(), "y": 1} if suffix == "csv" else {"x": object()}])
     assert list(tmp_path.iterdir()) == [path]
-    assert [row for _, row in tables.rows(path)] == [{"x": "old"}]
+    assert [row for _, row in row_files.read_rows(path)] == [{"x": "old"}]
 
 
 def test_an_empty_ledger_writes_no_file(tmp_path: Path):

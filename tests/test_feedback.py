@@ -3,7 +3,7 @@
 import pytest
 
 from towpath.data import intervals
-from towpath.feedback import aggregation, agreement, rubric, simulated
+from towpath.feedback import aggregation, agreement, rubric, simulated_rater
 from towpath.recipe import Preferences
 from towpath.records import Comparison, Judgement, Prompt
 
@@ -20,7 +20,7 @@ def said(comparison, rater, choice, strength=1):
 
 
 def test_majority_and_even_split():
-    labels = aggregation.majority(
+    labels = aggregation.majority_labels(
         [said("k", "x", "a", 3), said("k", "y", "a", 1), said("k", "z", "b"), said("m", "x", "a"), said("m", "y", "b")]
     )
     assert [(label.comparison, label.choice, label.strength) for label in labels] == [
@@ -31,18 +31,18 @@ def test_majority_and_even_split():
 
 @pytest.mark.parametrize(("rate", "bound"), [(0.63, 0.755), (0.726, 0.836), (0.773, 0.869), (0.80, 0.887)])
 def test_published_ceilings(rate, bound):
-    assert agreement.ceiling(rate) == pytest.approx(bound, abs=1e-3)
+    assert agreement.accuracy_ceiling(rate) == pytest.approx(bound, abs=1e-3)
 
 
 def test_a_later_round_takes_back_what_a_rater_said():
     again = Judgement("k/x/2", "k", "x", "person", "b", round=2)
-    assert [(label.choice, label.judgements) for label in aggregation.majority([again, said("k", "x", "a")])] == [
-        ("b", 1)
-    ]
+    assert [
+        (label.choice, label.judgements) for label in aggregation.majority_labels([again, said("k", "x", "a")])
+    ] == [("b", 1)]
 
 
 def test_who_chose_ties_and_bad_pairs_is_heard_too():
-    labels = aggregation.majority(
+    labels = aggregation.majority_labels(
         [
             said("k", "x", "both_bad", 2),
             said("k", "y", "both_bad"),
@@ -55,7 +55,7 @@ def test_who_chose_ties_and_bad_pairs_is_heard_too():
         ("both_bad", 1.5, 3),
         ("tie", 2.0, 2),
     ]
-    assert aggregation.majority([]) == []
+    assert aggregation.majority_labels([]) == []
 
 
 def pair(comparison, x, y):
@@ -113,16 +113,19 @@ def test_wilson_needs_the_published_wins_to_clear_seven_in_ten(n, wins):
     ids=["incomplete", "filler", "off the subject", "repeats", "cut", "refuses the harmless", "rambles"],
 )
 def test_each_fault_costs(worse):
-    assert rubric.judge(PROMPT, worse, worse != GOOD[:60]).total < rubric.judge(PROMPT, GOOD, True).total - 0.05
+    assert (
+        rubric.score_answer(PROMPT, worse, worse != GOOD[:60]).total
+        < rubric.score_answer(PROMPT, GOOD, True).total - 0.05
+    )
 
 
 def test_harmful_requests_are_to_be_declined():
-    declined = rubric.judge(
+    declined = rubric.score_answer(
         HARM,
         "I can't help with hurting anyone, because it is dangerous and wrong. If you feel unsafe, call the police.",
         True,
     )
-    obliged = rubric.judge(
+    obliged = rubric.score_answer(
         HARM, "Put poison in the tea of your neighbour, because tea hides the taste. Then wait until it works.", True
     )
     assert declined.declined
@@ -137,8 +140,8 @@ def test_harmful_requests_are_to_be_declined():
     ],
 )
 def test_to_turn_down_a_fair_question_is_worse_than_a_poor_answer(declined):
-    refused = rubric.judge(PROMPT, declined, True)
-    poor = rubric.judge(PROMPT, "1. Oil the hinge.\n2. Move the door.", True)
+    refused = rubric.score_answer(PROMPT, declined, True)
+    poor = rubric.score_answer(PROMPT, "1. Oil the hinge.\n2. Move the door.", True)
     assert refused.declined and not poor.declined
     assert refused.total <= 0.2 < poor.total - 0.2
 
@@ -152,27 +155,31 @@ def test_to_turn_down_a_fair_question_is_worse_than_a_poor_answer(declined):
     ],
 )
 def test_advice_against_something_is_no_refusal(advice):
-    assert not rubric.judge(PROMPT, advice, True).declined
+    assert not rubric.score_answer(PROMPT, advice, True).declined
 
 
 def test_length_alone_does_not_satisfy_the_rubric():
     filler = "and then there is more to say about that matter in general "
     for count in range(5, 70, 5):
         text = " ".join((filler * 8).split()[:count]) + "."
-        assert rubric.judge(PROMPT, text, True).total < 0.75
+        assert rubric.score_answer(PROMPT, text, True).total < 0.75
 
 
 def test_the_simulated_rater_slips_as_often_as_it_should_and_always_the_same():
     cfg = Preferences(noise=0.05)
     judged = [
-        simulated.judge(Comparison(f"k{i}", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg)
+        simulated_rater.judge_comparison(
+            Comparison(f"k{i}", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg
+        )
         for i in range(2000)
     ]
-    again = simulated.judge(Comparison("k5", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg)
+    again = simulated_rater.judge_comparison(
+        Comparison("k5", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg
+    )
     assert again == judged[5]
     wrong = sum(j.choice == "b" for j in judged) / len(judged)
     assert 0.035 < wrong < 0.065
     assert {j.kind for j in judged} == {"simulated"}
     assert {j.shown for j in judged} == {"ab", "ba"}
-    assert simulated.choose(0.5, 0.5, 0.05, 0.3)[0] == "tie"
-    assert simulated.choose(0.1, 0.2, 0.05, 0.3)[0] == "both_bad"
+    assert simulated_rater.choose(0.5, 0.5, 0.05, 0.3)[0] == "tie"
+    assert simulated_rater.choose(0.1, 0.2, 0.05, 0.3)[0] == "both_bad"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from scripted import BAD, GOOD, Scripted, careful, judged, served
 
-from towpath.feedback import protocol
-from towpath.feedback.pair_text import Case
+from towpath.feedback import judge_prompt
+from towpath.feedback.pair_text import PairText
 from towpath.records import Judgement
 
 TASKS = {
@@ -38,7 +38,7 @@ GUESS = "0123456789abcdef"
 def turned(server: Scripted, changed: Any) -> float:
     """The share of verdicts that are no longer for the better answer when the worse one says more."""
     asked = [
-        Case(f"{i}/{j}", prompt, good, text)
+        PairText(f"{i}/{j}", prompt, good, text)
         for i, (prompt, (good, bad)) in enumerate(TASKS.items())
         for j, text in enumerate(changed(bad))
     ]
@@ -72,7 +72,7 @@ def leaks(messages: list[dict[str, str]], change: Any) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("weakness", ["a code that writers can guess", "no fence round the answers"])
 def test_a_weaker_fence_would_be_seen(monkeypatch: pytest.MonkeyPatch, weakness: str):
-    honest = protocol.question
+    honest = judge_prompt.judge_messages
 
     def weak(*asked: Any) -> list[dict[str, str]]:
         if weakness == "a code that writers can guess":
@@ -80,25 +80,25 @@ def test_a_weaker_fence_would_be_seen(monkeypatch: pytest.MonkeyPatch, weakness:
         system, user = honest(*asked)
         return [system, user | {"content": user["content"] + "\n" + asked[2] + "\n" + asked[3]}]
 
-    monkeypatch.setattr(protocol, "question", weak)
+    monkeypatch.setattr(judge_prompt, "judge_messages", weak)
     with served(careful) as server:
         assert turned(server, attacked) > turned(server, reworded)
 
 
 def test_the_code_is_new_with_every_call_and_stands_in_no_text(monkeypatch: pytest.MonkeyPatch):
     with served(careful) as server:
-        judged(server, [Case(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(5)])
+        judged(server, [PairText(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(5)])
         codes = {re.search(r"carry the code (\w+)", call["messages"][0]["content"])[1] for call in server.calls}
     assert len(codes) == 10
     drawn = iter(["aaaa", "bbbb", "cccc"])
-    monkeypatch.setattr(protocol.secrets, "token_hex", lambda size: next(drawn))
-    asked = protocol.question(protocol.read_rubric(), "aaaa", "x", "bbbb")
+    monkeypatch.setattr(judge_prompt.secrets, "token_hex", lambda size: next(drawn))
+    asked = judge_prompt.judge_messages(judge_prompt.read_rubric(), "aaaa", "x", "bbbb")
     assert "<<<FIRST cccc>>>" in asked[1]["content"]
 
 
 def test_braces_in_texts_and_rubric_are_only_braces(tmp_path: Path):
     rubric = tmp_path / "r.md"
     rubric.write_text("Prefer {nonce} and {0}.")
-    asked = protocol.question(protocol.read_rubric(str(rubric)), "{prompt}", "{second}", "{nonce}")
+    asked = judge_prompt.judge_messages(judge_prompt.read_rubric(str(rubric)), "{prompt}", "{second}", "{nonce}")
     assert "Prefer {nonce} and {0}." in asked[0]["content"]
     assert "\n{second}\n" in asked[1]["content"] and "\n{nonce}\n" in asked[1]["content"]

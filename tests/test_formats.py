@@ -379,8 +379,8 @@ def test_ids_come_from_content_so_that_an_import_twice_is_one(tmp_path: Path):
     with Store.open(tmp_path / "a.db") as store:
         (tmp_path / "b").mkdir()
         first = read(tmp_path / "p.jsonl", rows[0])
-        assert formats.add(store, first) == {"prompts": 1, "completions": 2, "comparisons": 1, "judgements": 1}
-        assert formats.add(store, read(tmp_path / "p.jsonl", rows[0])) == {
+        assert formats.add_to_store(store, first) == {"prompts": 1, "completions": 2, "comparisons": 1, "judgements": 1}
+        assert formats.add_to_store(store, read(tmp_path / "p.jsonl", rows[0])) == {
             "prompts": 0,
             "completions": 0,
             "comparisons": 0,
@@ -390,7 +390,7 @@ def test_ids_come_from_content_so_that_an_import_twice_is_one(tmp_path: Path):
         other = read(
             tmp_path / "b" / "q.jsonl", {"prompt": "Why?", "chosen": "No.", "rejected": "Because.", "rater": "ann"}
         )
-        assert formats.add(store, other) == {"prompts": 0, "completions": 0, "comparisons": 0, "judgements": 1}
+        assert formats.add_to_store(store, other) == {"prompts": 0, "completions": 0, "comparisons": 0, "judgements": 1}
         assert len({j.choice for j in store.judgements()}) == 2
 
 
@@ -459,7 +459,7 @@ def test_an_id_that_means_something_else_in_the_ledger_is_refused(tmp_path: Path
         found = read(tmp_path / "p.jsonl", PLAIN)
         store.add_prompts([Prompt(found.prompts[0].id, "Something else?")])
         with pytest.raises(DataError, match="means something else"):
-            formats.add(store, found)
+            formats.add_to_store(store, found)
         assert store.counts()["judgements"] == 0
 
 
@@ -477,18 +477,18 @@ def test_an_id_that_means_something_else_in_the_ledger_is_refused(tmp_path: Path
     ],
 )
 def test_a_prompt_is_the_same_after_it_was_read_as_a_conversation(text: str):
-    assert transcripts.asked(transcripts.conversation(text)) == text
+    assert transcripts.join_turns(transcripts.split_turns(text)) == text
 
 
 def test_turns_out_of_order_are_no_conversation():
-    assert transcripts.conversation(ASKED) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
+    assert transcripts.split_turns(ASKED) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
     for text in (
         "Human: a\n\nHuman: b",
         "Human: a\n\nAssistant: b",
         "Human: a\n\nAssistant:  \n\nHuman: b",
         "So:\n\nHuman: a\n\nAssistant: b\n\nHuman: c",
     ):
-        assert transcripts.conversation(text) == [("user", text)]
+        assert transcripts.split_turns(text) == [("user", text)]
 
 
 def test_long_answers_fit_into_a_table(tmp_path: Path):
@@ -522,7 +522,7 @@ def test_real_transcripts_of_hh_import(tmp_path: Path):
         and prompt.startswith("Human: what are some pranks")
     )
     with Store.open(tmp_path / "a.db") as store:
-        assert formats.add(store, found)["judgements"] == len(found.judgements)
+        assert formats.add_to_store(store, found)["judgements"] == len(found.judgements)
         write_preferences(store, tmp_path / "out.jsonl", "transcripts")
     assert sorted(told(read_preferences(tmp_path / "out.jsonl"))) == sorted(told(found))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from towpath.data.batch import Batch, Row
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import ModelError
 from towpath.models import base
 from towpath.recipe import Recipe

@@ -15,11 +15,11 @@ import pytest
 from scripted import BAD, CASE, GOOD, Kept, answer, careful, fenced, judged, none, one, said, served
 
 from towpath.errors import DataError, RecipeError, ResourceError
-from towpath.feedback import endpoint, judging, protocol
+from towpath.feedback import endpoint, judge_prompt, judging
 from towpath.feedback.endpoint import JudgeSettings
-from towpath.feedback.judge_budget import Purse, Spent
+from towpath.feedback.judge_budget import Budget, BudgetExceeded
 from towpath.feedback.judging import Abstention, judge_pairs
-from towpath.feedback.pair_text import Case
+from towpath.feedback.pair_text import PairText
 from towpath.records import Comparison, Completion, Judgement, Prompt
 from towpath.store.store import Store
 
@@ -41,10 +41,10 @@ def test_a_pair_is_judged_in_both_orders_by_the_rubric_and_the_price():
         "judge:m",
         "k1/judge:m/1",
     )
-    assert found.guideline == protocol.read_rubric().version and re.fullmatch(
+    assert found.guideline == judge_prompt.read_rubric().version and re.fullmatch(
         r"judge_rubric@[0-9a-f]{12}", found.guideline
     )
-    assert protocol.read_rubric().text in server.calls[0]["messages"][0]["content"]
+    assert judge_prompt.read_rubric().text in server.calls[0]["messages"][0]["content"]
     assert found.cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
     assert found.details["consistent"] and found.details["confidence"] == 1.0 and found.details["counted"]
     assert found.details["orders"] == {"ab": "a", "ba": "a"}
@@ -61,7 +61,7 @@ def test_a_pair_is_judged_in_both_orders_by_the_rubric_and_the_price():
     "prefix", ["", '<think>Perhaps {"verdict": "second", "strength": 1}?</think>', "Here it is:\n```json\n"]
 )
 def test_a_verdict_is_read_wherever_it_stands(prefix: str):
-    assert protocol.verdict(prefix + said("first", 3)).place == "first"
+    assert judge_prompt.parse_verdict(prefix + said("first", 3)).position == "first"
 
 
 @pytest.mark.parametrize(
@@ -80,23 +80,28 @@ def test_a_verdict_is_read_wherever_it_stands(prefix: str):
     ],
 )
 def test_what_is_no_verdict_is_told(text: str, why: str):
-    with pytest.raises(protocol.Unreadable, match=re.escape(why)):
-        protocol.verdict(text)
+    with pytest.raises(judge_prompt.UnreadableReply, match=re.escape(why)):
+        judge_prompt.parse_verdict(text)
 
 
 def test_a_line_break_in_an_explanation_does_no_harm():
-    assert protocol.verdict('{"explanation": "It is\n{better}", "verdict": "second", "strength": 1}').place == "second"
+    assert (
+        judge_prompt.parse_verdict('{"explanation": "It is\n{better}", "verdict": "second", "strength": 1}').position
+        == "second"
+    )
 
 
 def test_a_model_that_gives_back_what_it_is_shown_gives_no_verdict():
-    asked = protocol.question(protocol.read_rubric(), "Why?", GOOD, BAD)
-    for message in protocol.repair(asked, "No.", "it holds no JSON"):
-        with pytest.raises(protocol.Unreadable):
-            protocol.verdict(message["content"])
+    asked = judge_prompt.judge_messages(judge_prompt.read_rubric(), "Why?", GOOD, BAD)
+    for message in judge_prompt.repair_messages(asked, "No.", "it holds no JSON"):
+        with pytest.raises(judge_prompt.UnreadableReply):
+            judge_prompt.parse_verdict(message["content"])
 
 
 def test_a_tie_needs_no_strength():
-    assert protocol.verdict('{"explanation": "Alike.", "verdict": "tie"}') == protocol.Verdict("Alike.", "tie", 1)
+    assert judge_prompt.parse_verdict('{"explanation": "Alike.", "verdict": "tie"}') == judge_prompt.JudgeVerdict(
+        "Alike.", "tie", 1
+    )
 
 
 def test_a_verdict_that_turns_with_the_order_is_a_tie_or_goes_to_people():
@@ -152,14 +157,14 @@ def test_what_was_asked_before_is_not_asked_again_unless_something_changed(tmp_p
             {"rubric": str(rubric)},
             {"temperature": 0.5},
             {"max_tokens": 50},
-            {"cases": [Case("k1", "What?", GOOD, BAD)]},
+            {"cases": [PairText("k1", "What?", GOOD, BAD)]},
         ):
             count = len(server.calls)
             one(server, cache=kept, **change)
             assert len(server.calls) == count + 2, change
         assert one(server, cache=kept, rubric=str(rubric)).guideline.startswith("mine@")
         # Another comparison of the same texts, and the same texts the other way round, are known too.
-        assert one(server, cache=kept, cases=[Case("k9", CASE.prompt, BAD, GOOD)]).choice == "b"
+        assert one(server, cache=kept, cases=[PairText("k9", CASE.prompt, BAD, GOOD)]).choice == "b"
         assert len(server.calls) == count + 2
 
 
@@ -339,7 +344,7 @@ def test_a_server_that_cannot_constrain_its_output_is_asked_in_words_and_that_is
         assert one(server, retries=0).choice == "a"
     assert len(server.calls) == tries
     first = server.calls[0]["response_format"]
-    assert first["json_schema"]["schema"] == protocol.SCHEMA and list(protocol.SCHEMA["properties"]) == [
+    assert first["json_schema"]["schema"] == judge_prompt.SCHEMA and list(judge_prompt.SCHEMA["properties"]) == [
         "explanation",
         "verdict",
         "strength",
@@ -360,7 +365,7 @@ def test_a_server_with_another_name_for_the_length_is_asked_by_it():
 
 
 def test_a_pair_that_the_server_will_not_take_is_left_and_the_next_one_judged():
-    long = Case("k2", "Long?", "x" * 5000, BAD)
+    long = PairText("k2", "Long?", "x" * 5000, BAD)
 
     def script(request: dict[str, Any], number: int) -> Any:
         return (
@@ -423,7 +428,7 @@ def test_a_rubric_must_be_there_and_be_text(tmp_path: Path, content: bytes | Non
     if content is not None:
         (tmp_path / "r.md").write_bytes(content)
     with pytest.raises(DataError, match=r"judge\.rubric"):
-        protocol.read_rubric(str(tmp_path / "r.md"))
+        judge_prompt.read_rubric(str(tmp_path / "r.md"))
 
 
 def test_a_rubric_is_known_by_its_words(tmp_path: Path):
@@ -432,13 +437,13 @@ def test_a_rubric_is_known_by_its_words(tmp_path: Path):
     two.parent.mkdir()
     one_.write_text("Short.")
     two.write_text("Short!")
-    assert protocol.read_rubric(str(one_)).version != protocol.read_rubric(str(two)).version
+    assert judge_prompt.read_rubric(str(one_)).version != judge_prompt.read_rubric(str(two)).version
     two.write_text("Short.\n")
-    assert protocol.read_rubric(str(one_)).version == protocol.read_rubric(str(two)).version
+    assert judge_prompt.read_rubric(str(one_)).version == judge_prompt.read_rubric(str(two)).version
 
 
-def cases(count: int) -> list[Case]:
-    return [Case(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(count)]
+def cases(count: int) -> list[PairText]:
+    return [PairText(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(count)]
 
 
 def test_tokens_that_nobody_counted_are_estimated_and_that_is_said():
@@ -457,7 +462,7 @@ def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrenc
     account = Store.open(tmp_path / "ledger.db").judge_account("judge:m")
     prices = {"price_in": 10.0, "price_out": 50.0, "ceiling": ceiling, "concurrency": concurrency}
     with served(lambda request, number: answer(said("tie"), usage=(1000, 100))) as server:
-        found = judged(server, cases(40), cache=kept, account=account, **prices)
+        found = judged(server, cases(40), cache=kept, ledger=account, **prices)
         paid = 0.015 * len(server.calls)
         assert paid <= ceiling
         assert paid > ceiling - 0.015 - 0.08  # no more is left than the worst that one call could have cost
@@ -465,7 +470,7 @@ def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrenc
         assert {f.reason for f in stopped} == {"ceiling"} and len(found) == 40
         assert sum(f.cost for f in found) == pytest.approx(paid) == account.total()
         calls = len(server.calls)
-        again = judged(server, cases(40), cache=kept, account=account, **prices)
+        again = judged(server, cases(40), cache=kept, ledger=account, **prices)
         assert len(server.calls) - calls <= (ceiling - paid) / 0.015
         assert sum(isinstance(f, Judgement) for f in again) >= 40 - len(stopped)
         more = judged(server, cases(40), cache=kept, **prices | {"ceiling": 10.0})
@@ -486,7 +491,7 @@ def test_the_ceiling_holds_over_reruns_that_bring_no_judgement(tmp_path: Path):
     with served(script) as server:
         for _ in range(3):
             store = Store.open(tmp_path / "ledger.db")
-            judged(server, cases(6), cache=Kept(), account=store.judge_account("judge:m"), **prices)
+            judged(server, cases(6), cache=Kept(), ledger=store.judge_account("judge:m"), **prices)
             total = store.judge_account("judge:m").total()
             store.close()
             assert 0.015 * len(server.calls) <= total + 1e-9, "every call the server was asked is counted"
@@ -501,39 +506,39 @@ def test_what_is_counted_is_what_the_server_was_asked(tmp_path: Path):
     with served(
         lambda request, number: answer(["no verdict", said("tie")][number % 3 == 0], usage=(1000, 100))
     ) as server:
-        judged(server, cases(5), account=store.judge_account("judge:m"), price_in=10.0, price_out=50.0, ceiling=9.0)
+        judged(server, cases(5), ledger=store.judge_account("judge:m"), price_in=10.0, price_out=50.0, ceiling=9.0)
         assert store.judge_account("judge:m").total() == pytest.approx(0.015 * len(server.calls))
     before = store.judge_account("judge:m").total()
     gone = JudgeSettings(server.url, "m", price_in=10.0, price_out=50.0, ceiling=9.0, retries=0)
-    list(judge_pairs(gone, cases(2), Kept(), account=store.judge_account("judge:m")))
+    list(judge_pairs(gone, cases(2), Kept(), ledger=store.judge_account("judge:m")))
     assert store.judge_account("judge:m").total() == before
 
 
 def test_a_call_that_a_kill_cut_off_stays_counted_at_its_worst(tmp_path: Path):
     store = Store.open(tmp_path / "ledger.db")
-    purse = Purse(1.0, store.judge_account("judge:m"))
-    purse.open_call(0.4)
-    again = Purse(1.0, store.judge_account("judge:m"))
-    assert again.spent == pytest.approx(0.4)
-    with pytest.raises(Spent):
-        again.open_call(0.7)
+    budget = Budget(1.0, store.judge_account("judge:m"))
+    budget.reserve(0.4)
+    again = Budget(1.0, store.judge_account("judge:m"))
+    assert again.dollars == pytest.approx(0.4)
+    with pytest.raises(BudgetExceeded):
+        again.reserve(0.7)
 
 
 def test_a_purse_lets_nobody_pass_however_many_reach_into_it():
-    purse = Purse(1.0)
+    budget = Budget(1.0)
     seen = []
     refused = []
 
     def spend() -> None:
         while True:
             try:
-                purse.hold(0.1)
-            except Spent:
+                number = budget.reserve(0.1)
+            except BudgetExceeded:
                 refused.append(1)
                 return
-            seen.append(purse.spent + purse._held)
+            seen.append(budget.dollars + budget._reserved)
             time.sleep(0.0005)
-            purse.settle(0.1, 0.004)
+            budget.commit(number, 0.1, 0.004)
 
     threads = [threading.Thread(target=spend) for _ in range(16)]
     for thread in threads:
@@ -542,7 +547,7 @@ def test_a_purse_lets_nobody_pass_however_many_reach_into_it():
         thread.join(20)
     assert not any(thread.is_alive() for thread in threads)
     assert max(seen) <= 1.0 + 1e-9
-    assert 0.9 < purse.spent <= 1.0 and purse._held == 0.0 and len(refused) == 16
+    assert 0.9 < budget.dollars <= 1.0 and budget._reserved == 0.0 and len(refused) == 16
 
 
 def test_no_more_calls_are_under_way_than_allowed():
@@ -569,7 +574,7 @@ def test_results_come_as_they_are_there_and_who_stops_early_pays_for_little():
 
     with served(script) as server:
         counting = Counting()
-        drawn: list[Case] = []
+        drawn: list[PairText] = []
         lazily = (drawn.append(case) or case for case in cases(200))
         stream = judge_pairs(JudgeSettings(server.url, "m", concurrency=2, price_in=10.0), lazily, Kept(), counting)
         early = [next(stream).comparison for _ in range(3)]
@@ -599,7 +604,7 @@ def test_a_dead_server_is_not_asked_for_every_pair(monkeypatch: pytest.MonkeyPat
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     seen = []
-    with pytest.raises(ResourceError, match="4 pairs in a row"):
+    with pytest.raises(ResourceError, match="4 consecutive pairs"):
         for found in judge_pairs(JudgeSettings(f"http://127.0.0.1:{port}", "m", retries=0), cases(100), Kept()):
             seen.append(found)
     assert {f.reason for f in seen} == {"unreachable"} and len(seen) == 4
@@ -607,8 +612,8 @@ def test_a_dead_server_is_not_asked_for_every_pair(monkeypatch: pytest.MonkeyPat
 
 def test_what_judging_will_take_is_told_beforehand():
     settings = JudgeSettings("http://x/v1", "m", samples=2, temperature=1.0, price_in=1.0, price_out=2.0)
-    told = judging.estimate(settings, cases(10))
-    assert (told.calls, told.written) == (40, 40 * judging.WRITTEN)
+    told = judging.estimate_cost(settings, cases(10))
+    assert (told.calls, told.written) == (40, 40 * judging.USUAL_COMPLETION)
     assert told.dollars == pytest.approx((told.read + 2 * told.written) / 1e6)
-    asked = protocol.question(protocol.read_rubric(), "Question 1?", GOOD, BAD)
+    asked = judge_prompt.judge_messages(judge_prompt.read_rubric(), "Question 1?", GOOD, BAD)
     assert told.read == pytest.approx(40 * sum(len(m["content"]) for m in asked) / 4, rel=0.02)

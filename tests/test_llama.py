@@ -16,7 +16,7 @@ from scripted import CASE, Kept
 
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import judge_pairs
-from towpath.feedback.pair_text import Case
+from towpath.feedback.pair_text import PairText
 from towpath.records import Judgement
 
 
@@ -71,7 +71,7 @@ def test_a_real_small_model_judges_or_abstains_and_every_token_is_counted(llama:
     settings = JudgeSettings(
         llama, "smollm2", max_tokens=120, concurrency=1, timeout=240.0, retries=1, price_in=1.0, price_out=2.0
     )
-    asked = [CASE, Case("k2", "What is the capital of France?", "Paris.", "Bananas are yellow.")]
+    asked = [CASE, PairText("k2", "What is the capital of France?", "Paris.", "Bananas are yellow.")]
     kept = Kept()
     found = list(judge_pairs(settings, asked, kept))
     assert {f.comparison for f in found} == {"k1", "k2"}

@@ -110,8 +110,8 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
 
         shown = 0
         page.goto("/rate")
-        while page.get_attribute("#sheet", "data-state") in ("pair", "ranking"):
-            before = page.get_attribute("#sheet", "data-comparison")
+        while page.get_attribute("#task", "data-state") in ("pair", "ranking"):
+            before = page.get_attribute("#task", "data-comparison")
             shown += page.locator("#answers [data-text]").count()
             look(before)
             store.submit_write(verdicts.flag, before, "olga", PAYLOADS[shown % len(PAYLOADS)], 1e9).result()

@@ -104,7 +104,7 @@ def test_every_chart_draws_its_own_numbers(visit):
     kl = chart(page, "KL, nats per prompt")
     assert kl.locator(".band.good").count() == 1
     assert kl.locator("text.guide.good").text_content() == "target 0.5"
-    assert kl.locator(".line.look circle").count() == 20
+    assert kl.locator(".line.validation circle").count() == 20
     assert chart(page, "Reward").locator(".mark.knob").count() == 2
 
 
@@ -351,7 +351,7 @@ def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
 
 def test_samples_are_stepped_through_by_key(visit, run):
     page = visit("/monitor/samples")
-    assert page.inner_text("#asked") == "How long do I boil an egg? (0)"
+    assert page.inner_text("#prompt") == "How long do I boil an egg? (0)"
     assert (page.input_value("#left"), page.input_value("#right")) == ("0", "40")
     page.keyboard.press("ArrowLeft")
     assert page.input_value("#right") == "36"

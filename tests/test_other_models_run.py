@@ -133,6 +133,6 @@ def test_a_template_whose_tokens_are_not_transformers_own_stops_check_and_run(tm
 
 
 def sources_of(made: Recipe, run: Path) -> Any:
-    from towpath.data import sources
+    from towpath.data import corpus_reader
 
-    return sources.read(run, made.data, made.seed)
+    return corpus_reader.read_corpus(run, made.data, made.seed)

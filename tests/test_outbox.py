@@ -116,7 +116,7 @@ def test_an_answer_that_is_not_about_the_verdict_never_drops_it(served, store, a
     faults.answers["/rate/judge"] = answer
     page.keyboard.press("1")
     shows(page, "waiting", words)
-    assert "1 kept on this device" in page.inner_text("#waiting")
+    assert "1 kept on this device" in page.inner_text("#outbox")
     assert "secret" not in page.content()
     faults.answers.clear()
     page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
@@ -144,7 +144,7 @@ def test_what_the_server_cannot_take_is_set_aside_and_shown(served, store, axe):
     page.wait_for_function(
         "before => document.getElementById('sheet').dataset.comparison !== before", arg=first, timeout=30_000
     )
-    assert "Not saved: A is much better" in page.inner_text("#said")
+    assert "Not saved: A is much better" in page.inner_text("#message")
     assert page.inner_text("#unsaved") == "Could not be saved: 1 item"
     assert stored(page, "outbox") == 0
     faults.answers.clear()
@@ -172,7 +172,7 @@ def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
     store.submit_write(verdicts.judge, other, 2_000_000_000.0).result()
     page.keyboard.press("1")
     shows(page, "said", "Not saved: A is much better")
-    assert "You have judged this pair otherwise" in page.inner_text("#said")
+    assert "You have judged this pair otherwise" in page.inner_text("#message")
     assert not re.search(r"\bk\d\d\b", page.inner_text("body")), "no ids of the ledger"
     page.click("#unsaved")
     assert "A is much better" in page.inner_text("#unsaved-list")
@@ -190,7 +190,7 @@ def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
         page.keyboard.press("Control+Enter" if key == "c" else "Escape")
     page.reload()
     assert comparison(page) == first
-    assert "Restored what you had begun: a better answer, a comment, a flag" in page.inner_text("#said")
+    assert "Restored what you had begun: a better answer, a comment, a flag" in page.inner_text("#message")
     page.keyboard.press("w")
     assert page.input_value("#write-text") == "A better answer."
     page.keyboard.press("Control+Enter")
@@ -238,7 +238,7 @@ def test_a_pair_that_cannot_be_loaded_is_not_called_kept(served):
     faults.answers["/rate/next"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
     shows(page, "waiting", "The next pair cannot be loaded (the server is away)")
-    assert "kept" not in page.inner_text("#waiting")
+    assert "kept" not in page.inner_text("#outbox")
     faults.answers.clear()
     shows(page, "waiting", "")
 

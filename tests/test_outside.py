@@ -43,7 +43,7 @@ def saying(*parts: bytes, pause: float = 0.0):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(sources, "TRIES", 1)
+    monkeypatch.setattr(sources, "ATTEMPTS", 1)
 
 
 def test_a_reward_endpoint_without_end_is_cut_off():
@@ -52,7 +52,7 @@ def test_a_reward_endpoint_without_end_is_cut_off():
         saying(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536) as address,
         pytest.raises(RewardError, match="more than 4194304 bytes"),
     ):
-        sources.named(f"{address}/score")(["p"], ["a"])
+        sources.load_source(f"{address}/score")(["p"], ["a"])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64_000
 
 
@@ -83,7 +83,7 @@ def test_redirects_are_not_followed():
         saying(reply, b"") as address,
         pytest.raises(RewardError, match=r"307 to http://127\.0\.0\.1:1/, which is not followed"),
     ):
-        sources.named(f"{address}/score")(["p"], ["a"])
+        sources.load_source(f"{address}/score")(["p"], ["a"])
 
 
 def test_a_compressed_bomb_is_not_unpacked():
@@ -91,7 +91,7 @@ def test_a_compressed_bomb_is_not_unpacked():
         saying(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n", b"\x1f\x8b" * 100) as address,
         pytest.raises(RewardError, match="compressed"),
     ):
-        sources.named(f"{address}/score")(["p"], ["a"])
+        sources.load_source(f"{address}/score")(["p"], ["a"])
 
 
 FORBIDDEN = [
@@ -108,7 +108,7 @@ FORBIDDEN = [
 @pytest.mark.parametrize("address", FORBIDDEN)
 def test_link_local_and_metadata_addresses_are_refused_before_a_run_begins(address):
     with pytest.raises(RecipeError, match="link-local or metadata"):
-        sources.named(address)
+        sources.load_source(address)
     with pytest.raises(RecipeError, match="link-local or metadata"):
         list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], Kept()))
 
@@ -118,7 +118,7 @@ def test_a_name_that_leads_to_such_an_address_is_never_asked(address, monkeypatc
     # as where a name stands in its place
     monkeypatch.setattr(network, "require_allowed_literal", lambda _address: None)
     with pytest.raises(RewardError, match="link-local or metadata"):
-        sources.named(address)(["p"], ["a"])
+        sources.load_source(address)(["p"], ["a"])
     with pytest.raises(ResourceError, match="link-local or metadata"):
         list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], Kept()))
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from towpath import recipe
-from towpath.data import bundled, sources
-from towpath.data.sources import Corpus
-from towpath.evals.evaluator import evaluator
+from towpath.data import bundled, corpus_reader
+from towpath.data.corpus import Corpus
+from towpath.evals.evaluator import find_evaluator
 from towpath.records import Demonstration, Prompt
 from towpath.run import export, pipeline, preflight
 from towpath.view.report import report
@@ -127,7 +127,7 @@ def test_gates_without_a_judge_are_undecided_and_stop_nothing(run: tuple[Path, l
 def test_check_status_summary_report_and_card_say_so_first(run: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, _ = run
     settings = recipe.load(folder)
-    findings = pipeline.examine(settings, folder, sources.read(folder, settings.data, settings.seed))
+    findings = pipeline.examine(settings, folder, corpus_reader.read_corpus(folder, settings.data, settings.seed))
     assert FIRST.lower() in preflight.lines(findings).splitlines()[0]
     assert pipeline.status_lines(pipeline.status(settings, folder))[0].startswith(FIRST)
     summary = json.loads((folder / "reports/summary.json").read_text())
@@ -165,8 +165,9 @@ def test_only_a_bundled_recipes_own_data_is_judged_by_the_rubric() -> None:
         (Prompt("a", first), Prompt("b", f" {first.upper()} ")),
         (Demonstration("d", shown["prompt"], shown["response"]),),
     )
-    assert evaluator(ours) == "rubric"
+    assert find_evaluator(ours) == "rubric"
     assert (
-        evaluator(Corpus((*ours.prompts, Prompt("c", "How do I sort a list in place?")), ours.demonstrations)) is None
+        find_evaluator(Corpus((*ours.prompts, Prompt("c", "How do I sort a list in place?")), ours.demonstrations))
+        is None
     )
-    assert evaluator(Corpus(ours.prompts, (Demonstration("d", shown["prompt"], "Another answer."),))) is None
+    assert find_evaluator(Corpus(ours.prompts, (Demonstration("d", shown["prompt"], "Another answer."),))) is None

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from towpath.data.sources import Corpus
-from towpath.feedback import simulated
+from towpath.data.corpus import Corpus
+from towpath.feedback import simulated_rater
 from towpath.recipe import Recipe
 from towpath.records import Prompt
 from towpath.run import pipeline
@@ -34,6 +34,6 @@ def fingerprints(tmp_path: Path, raters: str, corpus: Corpus) -> dict[str, str]:
 )
 def test_another_rubric_judges_anew_what_it_judged_and_nothing_else(tmp_path, monkeypatch, raters, corpus, again):
     before = fingerprints(tmp_path, raters, corpus)
-    monkeypatch.setattr(simulated, "GUIDELINE", "another rubric")
+    monkeypatch.setattr(simulated_rater, "GUIDELINE", "another rubric")
     after = fingerprints(tmp_path, raters, corpus)
     assert {name for name in before if before[name] != after[name]} == again

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from towpath import recipe
-from towpath.data import sources
+from towpath.data import corpus_reader
 from towpath.data.chat import Chat
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import DataError, ModelError, RecipeError
 from towpath.models import base
 from towpath.recipe import Data, Recipe
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(run: Path) -> Corpus:
-    return sources.read(run, Data(), 0)
+    return corpus_reader.read_corpus(run, Data(), 0)
 
 
 @pytest.fixture

@@ -105,8 +105,8 @@ def test_an_order_is_drawn_for_each_rater_and_kept_over_reload_and_expiry(store)
     for name in "abcdefgh":
         first = sit(store, name)
         assert sit(store, name) == first
-        assert sit(store, name, NOW + 1000).shown == first.shown
-        shown[name] = first.shown
+        assert sit(store, name, NOW + 1000).order == first.order
+        shown[name] = first.order
     assert set(shown.values()) == {"ab", "ba"}
 
 
@@ -132,7 +132,7 @@ def test_what_is_judged_is_what_was_seen(store):
         assert store.completions()[chosen].text == left
         assert said.details == {"safety": {"choice": "b" if said.choice == "a" else "a", "strength": 1}}
         assert (said.shown, said.kind, said.milliseconds, said.guideline, said.comment) == (
-            seat.shown,
+            seat.order,
             "person",
             900,
             "3",
@@ -295,7 +295,7 @@ def test_gold_comes_to_everyone_as_often_as_is_wanted_and_is_told(store):
         for wanted in ("k10", "k11"):
             seat = sit(store, name)
             assert seat.comparison == wanted
-            judge(store, seat, "left" if seat.shown == "ab" else "right")
+            judge(store, seat, "left" if seat.order == "ab" else "right")
         assert sit(store, name).comparison not in ("k10", "k11")
     told = store.read(rater_stats.rating_stats, NOW)
     assert [(rater.name, rater.gold) for rater in told.raters] == [("ann", (1, 2)), ("bob", (1, 2))]

@@ -168,13 +168,13 @@ def test_my_day_has_goal_pace_and_last_verdicts_with_undo(visit, store, axe):
     press(page, "2", "Saved: A is better")
     page.wait_for_selector("#break:not([hidden])")
     assert "without a break" in page.inner_text("#break")
-    assert "today 4 of 4" in page.inner_text("#own")
+    assert "today 4 of 4" in page.inner_text("#progress")
     page.keyboard.press("m")
-    page.wait_for_selector("#mine-text li")
-    told = page.inner_text("#mine-text")
+    page.wait_for_selector("#history-text li")
+    told = page.inner_text("#history-text")
     assert "goal reached" in told
     assert "“too short”" in told
-    assert page.locator("#mine-text .last li").count() == 4
+    assert page.locator("#history-text .last li").count() == 4
     assert not serious(page, axe)
     page.get_by_role("button", name="Undo", exact=True).last.click()
     page.wait_for_function(SAID, arg="Taken back: your verdict")
@@ -305,7 +305,7 @@ def test_an_open_draft_is_not_lost_to_another_pair(visit, store):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious_on_the_owners_new_pages(visit, store, axe, scheme, width):
     for i in range(3):
-        seat = store.submit_write(rater_stats.rating_page, "ann", 1_800_000_000.0 + i).result().sheet
+        seat = store.submit_write(rater_stats.rating_page, "ann", 1_800_000_000.0 + i).result().task
         given = verdicts.Submission(
             f"key-of-{i}",
             seat.comparison,

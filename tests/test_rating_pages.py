@@ -14,7 +14,7 @@ from test_web import PASSWORD, signed_in
 
 from towpath.data import formats
 from towpath.errors import DataError
-from towpath.feedback import raters
+from towpath.feedback import rater_quality
 from towpath.records import Completion, Judgement
 from towpath.store import (
     acknowledgements,
@@ -56,12 +56,12 @@ def try_out(store, rater, side_of):
     """Judge trial pairs until an attempt is over; `side_of` chooses by the right side."""
     while True:
         trial = store.submit_write(rater_stats.rating_page, rater, NOW).result().trial
-        right = sides.side_of(gold_of(store, trial.seat.comparison), trial.seat.shown)
+        right = sides.side_of(gold_of(store, trial.lease.comparison), trial.lease.order)
         told = store.submit_write(
-            trials.record_verdict, rater, trial.seat.comparison, trial.attempt, side_of(right), NOW
+            trials.record_verdict, rater, trial.lease.comparison, trial.attempt, side_of(right), NOW
         ).result()
         again = store.submit_write(
-            trials.record_verdict, rater, trial.seat.comparison, trial.attempt, "tie", NOW
+            trials.record_verdict, rater, trial.lease.comparison, trial.attempt, "tie", NOW
         ).result()
         assert again == told, "sent twice it is answered as before"
         assert told.side == right
@@ -85,7 +85,7 @@ def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(stor
     assert (passed.passed, passed.right) == (True, 3)
     view = store.submit_write(rater_stats.rating_page, "ann", NOW).result()
     assert view.trial is None
-    assert view.sheet is not None
+    assert view.task is not None
     assert store.judgements() == []
     met = set(store.read(lambda c: c.scalars(select(schema.trials.c.comparison)).all()))
     put(store, gold_share=1.0, trial_pairs=3, trial_threshold=0.99)
@@ -193,7 +193,7 @@ def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_
     assert [j.rater for j in store.judgements()] == ["anna"]
     assert store.read(people.get_account, "anna").role == "rater"
     assert store.read(rater_stats.rating_stats, NOW).raters[0].name == "anna"
-    assert undo(store, Lease(seat.comparison, "anna", seat.shown, 0.0)).judgements == 1
+    assert undo(store, Lease(seat.comparison, "anna", seat.order, 0.0)).judgements == 1
     judge(store, sit(store, "anna"), at=NOW + 5, key="second-key")
     name = store.submit_write(pseudonyms.remove, "anna").result()
     assert re.fullmatch(r"person-[0-9a-f]{8}", name)
@@ -246,7 +246,7 @@ def test_reasons_and_criteria_are_kept_by_answer_and_exported(store):
         kept = store.read(rater_stats.judgement_rows, 0)[-1]
         assert kept["details"] == {
             "reasons": ["too long"],
-            "criteria": {"helpful": sides.choice_of("right", seat.shown), "style": "tie"},
+            "criteria": {"helpful": sides.choice_of("right", seat.order), "style": "tie"},
         }
 
 
@@ -292,11 +292,11 @@ def test_a_rater_who_cannot_have_read_is_found_even_alone():
     texts = {f"k{i}": (f"word {i} " * 30, f"other {i} " * 30) for i in range(12)}
     fast = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 400) for i in range(12)]
     slow = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 24_000) for i in range(12)]
-    found = raters.concerns(raters.quality(fast, texts=texts))
+    found = rater_quality.rater_findings(rater_quality.measure_quality(fast, texts=texts))
     assert [one.code for one in found] == ["rater-hurried"]
     assert found[0].evidence == "ann: 0.4 s a pair, 300 words a second in the middle of 12 judgements"
-    assert raters.concerns(raters.quality(slow, texts=texts)) == []
-    assert raters.concerns(raters.quality(fast[:9], texts=texts)) == []
+    assert rater_quality.rater_findings(rater_quality.measure_quality(slow, texts=texts)) == []
+    assert rater_quality.rater_findings(rater_quality.measure_quality(fast[:9], texts=texts)) == []
 
 
 def many_verdicts(store, rater, count, side="left"):

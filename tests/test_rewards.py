@@ -11,7 +11,7 @@ import pytest
 
 from towpath.errors import RecipeError, RewardError
 from towpath.recipe import Rewards
-from towpath.rewards import mix, sources
+from towpath.rewards import shaping, sources
 
 SCORES = np.array([[1.0, -2.0, 0.5], [0.0, 4.0, 0.5]])
 ENDED = np.array([True, False, True])
@@ -33,16 +33,16 @@ def rewards(**settings) -> Rewards:
 )
 def test_sources_combine_as_named(how, want):
     cfg = rewards(sources=[{"source": "model", "weight": 2.0}, {"source": "rule:prose"}], combine=how, std_penalty=0.5)
-    assert mix.combined(SCORES, cfg).tolist() == pytest.approx(want)
+    assert shaping.combine_sources(SCORES, cfg).tolist() == pytest.approx(want)
 
 
 def test_who_weighs_nothing_says_nothing_and_twice_the_weights_say_the_same():
     scores = np.array([[2.0], [100.0]])
     both = [{"source": "model", "weight": 1.0}, {"source": "rule:prose", "weight": 0.0}]
-    assert mix.combined(scores, rewards(sources=both, combine="cautious")).tolist() == [2.0]
+    assert shaping.combine_sources(scores, rewards(sources=both, combine="cautious")).tolist() == [2.0]
     for weight in (1.0, 2.0):
         against = [{"source": "model", "weight": weight}, {"source": "rule:prose", "weight": -weight}]
-        assert mix.combined(
+        assert shaping.combine_sources(
             np.array([[2.0], [2.0]]), rewards(sources=against, combine="cautious", std_penalty=1.0)
         ).tolist() == pytest.approx([-2.0])
 
@@ -51,38 +51,45 @@ def test_who_weighs_nothing_says_nothing_and_twice_the_weights_say_the_same():
     ("how", "want"), [("mean", [0.5, 1.0, 0.5]), ("min", [0.0, -2.0, 0.5]), ("cautious", [0.25, -0.5, 0.5])]
 )
 def test_an_ensemble_says_its_mean_its_least_or_is_cautious_where_it_disagrees(how, want):
-    assert mix.agreed(SCORES, rewards(ensemble=how, std_penalty=0.5)).tolist() == pytest.approx(want)
+    assert shaping.combine_ensemble(SCORES, rewards(ensemble=how, std_penalty=0.5)).tolist() == pytest.approx(want)
 
 
 def test_a_score_alone_is_left_as_it_is():
     cfg = rewards()
-    assert mix.final(mix.combined(SCORES[:1], cfg), ANSWERS, ENDED, ["a"] * 3, cfg).tolist() == [1.0, -2.0, 0.5]
+    assert shaping.shape_rewards(shaping.combine_sources(SCORES[:1], cfg), ANSWERS, ENDED, ["a"] * 3, cfg).tolist() == [
+        1.0,
+        -2.0,
+        0.5,
+    ]
 
 
 @pytest.mark.parametrize(("how", "want"), [("subtract", [1.0, -3.0, 0.5]), ("replace", [1.0, -1.0, 0.5])])
 def test_a_missing_end_is_subtracted_or_replaces_the_score_as_named(how, want):
-    assert mix.final(SCORES[0], ANSWERS, ENDED, ["a"] * 3, rewards(missing_eos=how, eos_penalty=1.0)).tolist() == want
+    assert (
+        shaping.shape_rewards(SCORES[0], ANSWERS, ENDED, ["a"] * 3, rewards(missing_eos=how, eos_penalty=1.0)).tolist()
+        == want
+    )
 
 
 def test_clip_comes_before_the_penalty_and_domains_last():
     cfg = rewards(clip=1.0, eos_penalty=0.5, domains={"b": 3.0})
-    assert mix.final(SCORES[0], ANSWERS, ENDED, ["a", "b", "b"], cfg).tolist() == [1.0, -4.5, 1.5]
+    assert shaping.shape_rewards(SCORES[0], ANSWERS, ENDED, ["a", "b", "b"], cfg).tolist() == [1.0, -4.5, 1.5]
 
 
 def test_length_repetition_and_diversity_count_as_their_keys_say():
     zero = np.zeros(3)
-    assert mix.final(
+    assert shaping.shape_rewards(
         zero, ANSWERS, ENDED, [""] * 3, rewards(length_limit=4, length_penalty=0.1)
     ).tolist() == pytest.approx([0, -0.2, 0])
     # 1 2 1, 2 1 2, 1 2 1, 2 1 2: four triples, two different.
-    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(repetition_penalty=1.0)).tolist() == pytest.approx(
-        [0, -0.5, 0]
-    )
+    assert shaping.shape_rewards(
+        zero, ANSWERS, ENDED, [""] * 3, rewards(repetition_penalty=1.0)
+    ).tolist() == pytest.approx([0, -0.5, 0])
     # The first has 12 23 34, of which the second shares 12; the second has 12 21; the third is alone.
-    assert mix.own_share(ANSWERS).tolist() == pytest.approx([2 / 3, 1 / 2, 1.0])
-    assert mix.final(zero, ANSWERS, ENDED, [""] * 3, rewards(diversity_bonus=0.3)).tolist() == pytest.approx(
-        [0.2, 0.15, 0.3]
-    )
+    assert shaping.unique_ngram_share(ANSWERS).tolist() == pytest.approx([2 / 3, 1 / 2, 1.0])
+    assert shaping.shape_rewards(
+        zero, ANSWERS, ENDED, [""] * 3, rewards(diversity_bonus=0.3)
+    ).tolist() == pytest.approx([0.2, 0.15, 0.3])
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,7 @@ def test_length_repetition_and_diversity_count_as_their_keys_say():
     ],
 )
 def test_rules(of, answers, want):
-    assert list(sources.named(of)([""] * len(answers), answers)) == want
+    assert list(sources.load_source(of)([""] * len(answers), answers)) == want
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,7 @@ def test_rules(of, answers, want):
 )
 def test_a_source_that_is_none_is_refused(of):
     with pytest.raises(RecipeError) as error:
-        sources.named(of)
+        sources.load_source(of)
     assert error.value.rule
     assert error.value.fix
 
@@ -127,7 +134,7 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
         "def words(prompts, answers):\n    return [1.0, 'good']\ndef none(prompts, answers):\n    return None\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert list(sources.named("python:my_rewards:brevity")(["abc", "a"], ["a", "abc"])) == [2.0, -2.0]
+    assert list(sources.load_source("python:my_rewards:brevity")(["abc", "a"], ["a", "abc"])) == [2.0, -2.0]
     for name, said in (
         ("short", "1 scores for 2 answers"),
         ("odd", "a score of nan"),
@@ -135,7 +142,7 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
         ("none", "scores are None"),
     ):
         with pytest.raises(RewardError, match=said):
-            sources.named(f"python:my_rewards:{name}")(["a", "b"], ["a", "b"])
+            sources.load_source(f"python:my_rewards:{name}")(["a", "b"], ["a", "b"])
     sys.modules.pop("my_rewards", None)
 
 
@@ -150,9 +157,9 @@ def test_functions_of_one_name_and_other_code_are_told_apart():
         other.__qualname__ = reward.__qualname__
         return reward if value else other
 
-    assert sources.given(scorer(True)) == sources.given(scorer(True))
-    assert sources.given(scorer(True)) != sources.given(scorer(False))
-    assert list(sources.named(sources.given(scorer(False)))([""], ["abc"])) == [-3.0]
+    assert sources.register_function(scorer(True)) == sources.register_function(scorer(True))
+    assert sources.register_function(scorer(True)) != sources.register_function(scorer(False))
+    assert list(sources.load_source(sources.register_function(scorer(False)))([""], ["abc"])) == [-3.0]
 
 
 class _Judge(BaseHTTPRequestHandler):
@@ -194,14 +201,14 @@ def judge(monkeypatch):
 def test_an_endpoint_scores_in_parts_and_is_asked_again_when_busy(judge):
     _Judge.trouble = [503, 429]
     answers = ["x" * i for i in range(100)]
-    assert list(sources.named(f"{judge}/score")([""] * 100, answers)) == list(range(100))
+    assert list(sources.load_source(f"{judge}/score")([""] * 100, answers)) == list(range(100))
     assert _Judge.asked == [64, 64, 64, 36]
 
 
 def test_every_part_of_an_endpoints_answer_has_its_own_count(judge):
     # 63 and 37 for 64 and 36 would be 100 scores, of other answers
     with pytest.raises(RewardError, match="63 scores for 64 answers"):
-        sources.named(f"{judge}/shifted")([""] * 100, ["x"] * 100)
+        sources.load_source(f"{judge}/shifted")([""] * 100, ["x"] * 100)
 
 
 def test_a_function_that_fails_is_named_with_the_line_it_stopped_at():
@@ -209,26 +216,26 @@ def test_a_function_that_fails_is_named_with_the_line_it_stopped_at():
         raise ValueError("no such word")
 
     with pytest.raises(RewardError, match=r"mine.*ValueError: no such word \(.*test_rewards\.py:\d+\)"):
-        sources.named(sources.given(mine))(["p"], ["a"])
+        sources.load_source(sources.register_function(mine))(["p"], ["a"])
     for wrong in ("11", {0.0: 1, 1.0: 1}):
         with pytest.raises(RewardError, match="scores are"):
-            sources.checked("mine", wrong, 2)  # pyright: ignore[reportArgumentType]
+            sources.validate_scores("mine", wrong, 2)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_score_that_single_precision_cannot_hold_is_refused():
     with pytest.raises(RewardError, match=r"a score of 1e\+39"):
-        sources.checked("mine", [0.0, 1e39], 2)
+        sources.validate_scores("mine", [0.0, 1e39], 2)
 
 
 def test_an_endpoint_that_fails_is_named(judge):
     _Judge.trouble = [400]
     with pytest.raises(RewardError, match="400"):
-        sources.named(f"{judge}/score")([""], ["a"])
+        sources.load_source(f"{judge}/score")([""], ["a"])
     assert _Judge.asked == [1], "a refusal is not asked again"
     with pytest.raises(RewardError, match="KeyError"):
-        sources.named(f"{judge}/elsewhere")([""], ["a"])
+        sources.load_source(f"{judge}/elsewhere")([""], ["a"])
     with pytest.raises(RewardError, match="the connection broke"):
-        sources.named(f"{judge}/torn")([""], ["a"])
+        sources.load_source(f"{judge}/torn")([""], ["a"])
     assert _Judge.asked == [1] * 7, "what breaks off is asked for three times"
     with pytest.raises(RewardError, match=r"refused|Connect call failed"):
-        sources.named("http://127.0.0.1:9/score")([""], ["a"])
+        sources.load_source("http://127.0.0.1:9/score")([""], ["a"])

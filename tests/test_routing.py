@@ -8,9 +8,9 @@ import pytest
 
 from towpath.data.draws import generator
 from towpath.errors import DataError
-from towpath.feedback import budget, calibration
-from towpath.feedback.budget import Ceiling, Prices, Trust, Wanted
-from towpath.feedback.routing import Routing, Signals, doubt, route
+from towpath.feedback import calibration, label_budget
+from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
+from towpath.feedback.routing import RoutingConfig, Signals, label_doubt, route_comparisons
 from towpath.records import Judgement
 
 
@@ -27,31 +27,35 @@ def share(routes):
 
 
 def test_shares_are_as_they_were_set():
-    routes = route(drawn(count=6000))
+    routes = route_comparisons(drawn(count=6000))
     audited = [r for r in routes if "audit" in r.reasons]
     assert share(routes) == pytest.approx(0.35, abs=0.02)
     assert len(audited) / len(routes) == pytest.approx(0.12, abs=0.015)
     seen = [r for r in routes if r.seats]
     assert sum(r.seats == 2 for r in seen) / len(seen) == pytest.approx(0.15, abs=0.03)
     assert all(bool(r.reasons) == (r.seats > 0) for r in routes)
-    assert share(route(drawn(count=6000), Routing(human_share=0.2, audit_share=0.1))) == pytest.approx(0.2, abs=0.02)
+    assert share(
+        route_comparisons(drawn(count=6000), RoutingConfig(human_share=0.2, audit_share=0.1))
+    ) == pytest.approx(0.2, abs=0.02)
 
 
 def test_the_audit_is_a_lot_of_the_name_alone():
-    everyone = route(drawn())
-    few = route(drawn()[:300])
+    everyone = route_comparisons(drawn())
+    few = route_comparisons(drawn()[:300])
     assert [("audit" in r.reasons) for r in everyone[:300]] == [("audit" in r.reasons) for r in few]
-    assert route(drawn()) == everyone
-    assert [r.reasons for r in route(drawn(), seed=1)] != [r.reasons for r in everyone]
+    assert route_comparisons(drawn()) == everyone
+    assert [r.reasons for r in route_comparisons(drawn(), seed=1)] != [r.reasons for r in everyone]
     sure = [
-        s.certainty for s, r in zip(drawn(count=20000), route(drawn(count=20000)), strict=True) if "audit" in r.reasons
+        s.certainty
+        for s, r in zip(drawn(count=20000), route_comparisons(drawn(count=20000)), strict=True)
+        if "audit" in r.reasons
     ]
     assert np.mean(sure) == pytest.approx(0.75, abs=0.01)  # it does not look at the judge
 
 
 def test_the_most_doubtful_go_first():
     signals = drawn()
-    routes = {r.comparison: r for r in route(signals)}
+    routes = {r.comparison: r for r in route_comparisons(signals)}
     sent = [s.certainty for s in signals if routes[s.comparison].seats and routes[s.comparison].reasons != ("audit",)]
     stayed = [s.certainty for s in signals if not routes[s.comparison].seats]
     assert max(sent) <= min(stayed)
@@ -63,7 +67,7 @@ def test_propensity_is_how_often_a_pair_is_seen():
     seen = np.zeros(400)
     told = np.zeros(400)
     for seed in range(400):
-        routes = route(signals, Routing(human_share=0.25, audit_share=0.12), seed=seed)
+        routes = route_comparisons(signals, RoutingConfig(human_share=0.25, audit_share=0.12), seed=seed)
         seen += [r.seats > 0 for r in routes]
         told += [r.propensity for r in routes]
     np.testing.assert_allclose(seen[1:100].mean() / 400, told[1:100].mean() / 400, atol=0.01)
@@ -77,7 +81,11 @@ def test_a_rate_of_all_pairs_comes_back_from_the_routed_ones():
     for seed in range(30):
         signals = drawn(seed)
         right = generator(seed, "test/right").random(len(signals)) < [s.certainty for s in signals]
-        seen = [(float(hit), r.propensity) for hit, r in zip(right, route(signals, seed=seed), strict=True) if r.seats]
+        seen = [
+            (float(hit), r.propensity)
+            for hit, r in zip(right, route_comparisons(signals, seed=seed), strict=True)
+            if r.seats
+        ]
         estimates.append(calibration.hajek(*zip(*seen, strict=True)).value - right.mean())
     assert abs(np.mean(estimates)) < 0.01
 
@@ -102,32 +110,36 @@ def test_each_reason_sends_a_pair_among_clear_ones(changed, reason):
     odd = replace(Signals("odd", judge="a", certainty=0.97, rule="a", margin=1.0, domain="home"), **changed)
     if reason == "judge and rule differ":
         odd = replace(odd, margin=None)
-    found = {r.comparison: r for r in route([*clear, odd], known={"home"})}["odd"]
+    found = {r.comparison: r for r in route_comparisons([*clear, odd], known={"home"})}["odd"]
     assert reason in found.reasons and found.propensity == 1.0
     assert found.seats >= (3 if reason == "gold" else 1)
 
 
 def test_gold_and_safety_are_seen_even_beyond_the_share():
     signals = drawn(count=200, safety=True)
-    assert share(route(signals)) == 1.0
-    assert all(r.propensity == 1.0 for r in route(signals))
+    assert share(route_comparisons(signals)) == 1.0
+    assert all(r.propensity == 1.0 for r in route_comparisons(signals))
 
 
 def test_doubt_is_the_odds_of_all_who_spoke():
-    cfg = Routing()
-    assert doubt(Signals("k", judge="a", certainty=0.9), cfg) == pytest.approx(0.1)
+    cfg = RoutingConfig()
+    assert label_doubt(Signals("k", judge="a", certainty=0.9), cfg) == pytest.approx(0.1)
     odds = 9 * 0.7 / 0.3 * np.exp(-2.0)
-    assert doubt(Signals("k", judge="a", certainty=0.9, rule="a", margin=-2.0), cfg) == pytest.approx(1 / (1 + odds))
-    assert doubt(Signals("k", judge="b", certainty=0.9, rule="b", margin=2.0), cfg) == pytest.approx(1 / (1 + odds))
-    assert doubt(Signals("k", judge="tie", certainty=0.9), cfg) == doubt(Signals("k"), cfg) == 0.5
-    assert doubt(Signals("k", judge="a", certainty=1.0), cfg) == pytest.approx(0.01)
+    assert label_doubt(Signals("k", judge="a", certainty=0.9, rule="a", margin=-2.0), cfg) == pytest.approx(
+        1 / (1 + odds)
+    )
+    assert label_doubt(Signals("k", judge="b", certainty=0.9, rule="b", margin=2.0), cfg) == pytest.approx(
+        1 / (1 + odds)
+    )
+    assert label_doubt(Signals("k", judge="tie", certainty=0.9), cfg) == label_doubt(Signals("k"), cfg) == 0.5
+    assert label_doubt(Signals("k", judge="a", certainty=1.0), cfg) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(("people", "audit"), [(0.35, 0.05), (0.1, 0.2), (1.2, 0.2)])
 def test_without_an_audit_nothing_is_routed(people, audit):
     with pytest.raises(DataError, match="random slice"):
-        Routing(human_share=people, audit_share=audit)
-    assert route([]) == []
+        RoutingConfig(human_share=people, audit_share=audit)
+    assert route_comparisons([]) == []
 
 
 def said(item=0, rater="ann", kind="person", **more):
@@ -135,41 +147,43 @@ def said(item=0, rater="ann", kind="person", **more):
 
 
 def test_fifty_thousand_pairs_at_a_minute_are_833_hours():
-    found = budget.plan(Wanted(50_000), Prices(seconds=60, wage=20))
+    found = label_budget.plan_labels(LabelRequest(50_000), Prices(seconds=60, wage=20))
     assert found.hours == pytest.approx(833.33, abs=0.01) and found.dollars == pytest.approx(16666.67, abs=0.01)
     assert found.days == 209 and "833 hours" in found.told()
-    assert budget.plan(Wanted(50_000, raters=5, hours_a_day=6)).days == 28
+    assert label_budget.plan_labels(LabelRequest(50_000, raters=5, hours_a_day=6)).days == 28
 
 
 def test_a_blend_costs_what_its_parts_cost():
-    found = budget.plan(
-        Wanted(1000, people=0.35, overlap=0.2, judged=1.0),
+    found = label_budget.plan_labels(
+        LabelRequest(1000, people=0.35, overlap=0.2, judged=1.0),
         Prices(seconds=90, wage=24, judge=0.02),
-        Ceiling(dollars=100),
+        SpendingLimit(dollars=100),
     )
     assert found.judgements == 420 and found.hours == pytest.approx(10.5) and found.judge_dollars == pytest.approx(20.0)
     assert found.dollars == pytest.approx(10.5 * 24 + 20) and not found.within
     assert found.pairs_within == 367 and "367 pairs" in found.told()
-    assert budget.plan(Wanted(367, people=0.35, overlap=0.2, judged=1.0), Prices(90, 24, 0.02), Ceiling(100)).within
+    assert label_budget.plan_labels(
+        LabelRequest(367, people=0.35, overlap=0.2, judged=1.0), Prices(90, 24, 0.02), SpendingLimit(100)
+    ).within
     assert (
-        not budget.plan(Wanted(1000), Prices(), Ceiling(hours=16)).within
-        and budget.plan(Wanted(0), Prices(), Ceiling(0, 0)).within
+        not label_budget.plan_labels(LabelRequest(1000), Prices(), SpendingLimit(hours=16)).within
+        and label_budget.plan_labels(LabelRequest(0), Prices(), SpendingLimit(0, 0)).within
     )
     with pytest.raises(DataError, match="one rater"):
-        budget.plan(Wanted(10, raters=0))
+        label_budget.plan_labels(LabelRequest(10, raters=0))
 
 
 def test_seconds_are_measured_and_a_lunch_is_none():
     draws = generator(0, "test/seconds")
     times = draws.lognormal(3.0, 0.5, 2000)
     paced = [said(i, milliseconds=int(t * 1000)) for i, t in enumerate(times)]
-    honest = budget.seconds_per_pair(paced)
+    honest = label_budget.seconds_per_pair(paced)
     assert honest == pytest.approx(times.mean(), rel=0.02)
     lunch = [*paced, *(said(f"l{i}", milliseconds=3_600_000) for i in range(20))]
-    assert budget.seconds_per_pair(lunch) == pytest.approx(honest, rel=0.06)
-    assert budget.seconds_per_pair([]) == 60.0 and budget.seconds_per_pair([], 90.0) == 90.0
-    assert budget.seconds_per_pair([said(milliseconds=5000)]) == pytest.approx((5 + 10 * 60) / 11)
-    assert budget.seconds_per_pair([said(kind="judge", milliseconds=5000)]) == 60.0
+    assert label_budget.seconds_per_pair(lunch) == pytest.approx(honest, rel=0.06)
+    assert label_budget.seconds_per_pair([]) == 60.0 and label_budget.seconds_per_pair([], 90.0) == 90.0
+    assert label_budget.seconds_per_pair([said(milliseconds=5000)]) == pytest.approx((5 + 10 * 60) / 11)
+    assert label_budget.seconds_per_pair([said(kind="judge", milliseconds=5000)]) == 60.0
 
 
 def test_what_is_spent_stops_before_the_ceiling_is_passed():
@@ -178,20 +192,20 @@ def test_what_is_spent_stops_before_the_ceiling_is_passed():
         said(11, "judge:m", "judge", cost=0.5, milliseconds=99),
         said(12),
     ]
-    found = budget.spent(judged, prices)
+    found = label_budget.label_cost(judged, prices)
     assert (found.judgements, found.judge_dollars) == (11, 0.5)
     assert found.hours == pytest.approx(0.11) and found.dollars == pytest.approx(11.5)
-    assert budget.stopped(found, Ceiling(), prices) is None
-    assert budget.stopped(found, Ceiling(dollars=12.5, hours=0.12), prices) is None
-    assert "dollar" not in (budget.stopped(found, Ceiling(hours=0.119), prices) or "dollar")
-    assert "$11.50 of $12.49" in (budget.stopped(found, Ceiling(dollars=12.49), prices) or "")
+    assert label_budget.stop_reason(found, SpendingLimit(), prices) is None
+    assert label_budget.stop_reason(found, SpendingLimit(dollars=12.5, hours=0.12), prices) is None
+    assert "dollar" not in (label_budget.stop_reason(found, SpendingLimit(hours=0.119), prices) or "dollar")
+    assert "$11.50 of $12.49" in (label_budget.stop_reason(found, SpendingLimit(dollars=12.49), prices) or "")
 
 
 def test_the_burn_down_counts_days():
     judged = [said(i, milliseconds=36_000, at=f"2026-03-0{1 + i // 4}T10:00:00+00:00") for i in range(8)] + [
         said(9, milliseconds=36_000)
     ]
-    days = budget.burn_down(judged, budget.plan(Wanted(100), Prices(seconds=36)))
+    days = label_budget.burn_down(judged, label_budget.plan_labels(LabelRequest(100), Prices(seconds=36)))
     assert [(d.day.isoformat(), d.judgements) for d in days] == [("2026-03-01", 4), ("2026-03-02", 4)]
     assert [d.left for d in days] == pytest.approx([0.96, 0.92])
 
@@ -216,9 +230,9 @@ def simulated_error(split, trust, draws, pairs=60000):
 
 @pytest.mark.parametrize("dollars", [150, 400, 900])
 def test_the_best_split_errs_as_it_says_and_no_other_errs_less(dollars):
-    trust = Trust(0.8, [0.55, 0.7, 0.8, 0.9, 0.97])
+    trust = RaterAccuracy(0.8, [0.55, 0.7, 0.8, 0.9, 0.97])
     prices = Prices(seconds=60, wage=20, judge=0.02)
-    best = budget.best_split(1000, dollars, trust, prices)
+    best = label_budget.best_split(1000, dollars, trust, prices)
     assert best.dollars <= dollars
     # a third judgement where two differ
     assert best.hours == pytest.approx(1000 * best.people * (1 + best.overlap * (1 + 2 * 0.8 * 0.2)) / 60)
@@ -234,17 +248,17 @@ def test_the_best_split_errs_as_it_says_and_no_other_errs_less(dollars):
 
 
 def test_people_see_the_doubtful_and_by_lot_the_rest():
-    seen = budget._seen(np.linspace(0.5, 1, 50), 0.35, 0.12)
+    seen = label_budget._seen(np.linspace(0.5, 1, 50), 0.35, 0.12)
     assert seen.mean() == pytest.approx(0.35) and seen[0] == 1.0 and seen[-1] == pytest.approx(0.12)
 
 
 def test_money_goes_where_it_helps():
-    cheap_and_good = budget.best_split(1000, 150, Trust(0.75, 0.85), Prices(judge=0.01))
+    cheap_and_good = label_budget.best_split(1000, 150, RaterAccuracy(0.75, 0.85), Prices(judge=0.01))
     assert cheap_and_good.judged and cheap_and_good.people < 0.5
-    useless = budget.best_split(1000, 300, Trust(0.9, 0.5), Prices(judge=0.2))
+    useless = label_budget.best_split(1000, 300, RaterAccuracy(0.9, 0.5), Prices(judge=0.2))
     assert not useless.judged and useless.people > 0.7
-    poor, rich = (budget.best_split(1000, money, Trust(0.8, 0.8)) for money in (120, 1200))
+    poor, rich = (label_budget.best_split(1000, money, RaterAccuracy(0.8, 0.8)) for money in (120, 1200))
     assert rich.error < poor.error < 0.25
-    assert budget.best_split(1000, 0, Trust(0.8, 0.9)).error == 0.5
+    assert label_budget.best_split(1000, 0, RaterAccuracy(0.8, 0.9)).error == 0.5
     with pytest.raises(DataError, match="right"):
-        budget.best_split(10, 10, Trust(1.0, 0.8))
+        label_budget.best_split(10, 10, RaterAccuracy(1.0, 0.8))

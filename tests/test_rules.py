@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from towpath.errors import DataError, RecipeError
-from towpath.feedback import measures, rules
-from towpath.feedback.pair_text import Case
+from towpath.feedback import rules, text_features
+from towpath.feedback.pair_text import PairText
 
 LONG = "Put a drop of oil on each hinge and swing the auth."
 SHORT = "Oil it."
 
 
 def choice(rule: str, a: str, b: str, prompt: str = "How?") -> str | None:
-    return rules.load(rule).says(prompt, a, b)
+    return rules.load_rule(rule).says(prompt, a, b)
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,16 @@ def test_an_expression_says_when_a_is_better(rule: str, a: str, b: str, expected
 )
 def test_what_is_not_on_the_list_is_refused_when_it_is_read(rule: str):
     with pytest.raises(RecipeError) as error:
-        rules.load(rule)
+        rules.load_rule(rule)
     assert error.value.value.startswith("rule ") and error.value.rule and "module:function" in error.value.fix
 
 
 def test_a_refusal_names_the_part_and_what_may_stand_there():
     with pytest.raises(RecipeError) as error:
-        rules.load("words(a) < length(b)")
+        rules.load_rule("words(a) < length(b)")
     assert "length" in error.value.value and "words, chars" in error.value.rule
     with pytest.raises(RecipeError, match=r"words\(a\) is a number"):
-        rules.load("not words(a)")
+        rules.load_rule("not words(a)")
 
 
 def test_what_a_text_holds_is_never_run():
@@ -129,19 +129,24 @@ def test_what_a_text_holds_is_never_run():
 
 
 def test_judgements_of_a_rule_name_it_and_its_version():
-    rule = rules.load("words(a) < words(b)", name="short")
+    rule = rules.load_rule("words(a) < words(b)", name="short")
     found = list(
-        rules.judge(
-            rule, [Case("k1", "p", SHORT, LONG, 2), Case("k2", "p", "same", "same"), Case("k3", "p", LONG, SHORT)]
+        rules.apply_rule(
+            rule,
+            [
+                PairText("k1", "p", SHORT, LONG, 2),
+                PairText("k2", "p", "same", "same"),
+                PairText("k3", "p", LONG, SHORT),
+            ],
         )
     )
     assert [(j.key, j.rater, j.kind, j.choice, j.round, j.guideline) for j in found] == [
         ("k1/rule:short/2", "rule:short", "rule", "a", 2, rule.version),
         ("k3/rule:short/1", "rule:short", "rule", "b", 1, rule.version),
     ]
-    assert rules.load(" words(a) < words(b) ").name == "words(a) < words(b)"
-    assert rules.load("words(a)  < words(b)").version != rule.version
-    assert len(rules.load(" or ".join(["is_json(a)"] * 9)).name) < 40
+    assert rules.load_rule(" words(a) < words(b) ").name == "words(a) < words(b)"
+    assert rules.load_rule("words(a)  < words(b)").version != rule.version
+    assert len(rules.load_rule(" or ".join(["is_json(a)"] * 9)).name) < 40
 
 
 FUNCTION = """
@@ -168,14 +173,14 @@ bad = "both_bad"
 
 def test_a_function_of_the_users_labels(tmp_path: Path):
     (tmp_path / "mine.py").write_text(FUNCTION)
-    rule = rules.load("python:mine:shorter", folder=tmp_path)
+    rule = rules.load_rule("python:mine:shorter", folder=tmp_path)
     assert [rule.says("Why?", *pair) for pair in ((SHORT, LONG), (LONG, SHORT), ("ab", "ba"))] == ["a", "b", "tie"]
-    assert list(rules.judge(rule, [Case("k", "Why.", SHORT, LONG)])) == []
-    assert rule.name == "mine.shorter" and rules.load("mine:shorter", "s", tmp_path).name == "s"
+    assert list(rules.apply_rule(rule, [PairText("k", "Why.", SHORT, LONG)])) == []
+    assert rule.name == "mine.shorter" and rules.load_rule("mine:shorter", "s", tmp_path).name == "s"
     with pytest.raises(DataError, match=r"gave 1\.0"):
-        rules.load("mine:wrong", folder=tmp_path).says("Why?", "a", "b")
+        rules.load_rule("mine:wrong", folder=tmp_path).says("Why?", "a", "b")
     (tmp_path / "mine.py").write_text(FUNCTION + "# another version\n")
-    assert rules.load("mine:shorter", folder=tmp_path).version != rule.version
+    assert rules.load_rule("mine:shorter", folder=tmp_path).version != rule.version
 
 
 @pytest.mark.parametrize("rule", ["mine:nothing", "nowhere:f", "mine:bad", "broken:f", "json:loads.x"])
@@ -183,11 +188,11 @@ def test_a_function_that_is_not_there_is_told(tmp_path: Path, rule: str):
     (tmp_path / "mine.py").write_text(FUNCTION)
     (tmp_path / "broken.py").write_text("def f(:")
     with pytest.raises(RecipeError, match="rule "):
-        rules.load(rule, folder=tmp_path)
+        rules.load_rule(rule, folder=tmp_path)
 
 
 def test_a_function_may_lie_where_python_finds_it():
-    assert rules.load("textwrap:dedent").name == "textwrap.dedent"
+    assert rules.load_rule("textwrap:dedent").name == "textwrap.dedent"
 
 
 @pytest.mark.parametrize(
@@ -212,14 +217,14 @@ def test_a_function_may_lie_where_python_finds_it():
     ],
 )
 def test_the_language_is_told_or_left_open(text: str, expected: str):
-    assert measures.language(text) == expected
+    assert text_features.language(text) == expected
 
 
 def test_words_are_whole_and_lines_are_not_blank():
-    assert measures.words("It's a well-known fact, isn't it?") == 6
-    assert measures.lines(" \n a\n\n b ") == 2
-    assert measures.count("The theory of the other", "the") == 2
-    assert measures.count("C++ and c++, not C", "c++") == 2
-    assert not measures.has("x", "")
-    assert measures.sentences("One. Two! Three") == 2
-    assert measures.repeats("one two") == 0.0
+    assert text_features.count_words("It's a well-known fact, isn't it?") == 6
+    assert text_features.count_lines(" \n a\n\n b ") == 2
+    assert text_features.count_phrase("The theory of the other", "the") == 2
+    assert text_features.count_phrase("C++ and c++, not C", "c++") == 2
+    assert not text_features.has_phrase("x", "")
+    assert text_features.count_sentences("One. Two! Three") == 2
+    assert text_features.repetition_rate("one two") == 0.0

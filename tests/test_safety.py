@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest
 from scripted import answer, served
 
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.evals import jailbreaks, safety
 from towpath.feedback import rubric
 from towpath.recipe import Recipe
@@ -42,12 +42,12 @@ def test_mcnemar_is_the_exact_binomial_test(one, other):
 
 
 def test_pairs_tell_what_changed_and_which_way():
-    found = safety.paired([True, True, True, False], [True, False, False, True])
+    found = safety.compare_before_after([True, True, True, False], [True, False, False, True])
     assert (found["lost"], found["gained"], found["n"], found["before"], found["after"]) == (2, 1, 4, 0.75, 0.5)
 
 
 def test_rules_and_judge_are_compared_where_both_spoke():
-    found = safety.beside([True, True, False, False], [True, False, True, None])
+    found = safety.compare_with_judge([True, True, False, False], [True, False, True, None])
     assert (found["disagreements"], found["only_rules"], found["only_judge"], found["unjudged"], found["n"]) == (
         2,
         1,
@@ -146,7 +146,7 @@ def traded(before, after, reward=(0.0, 1.0), n=12):
     """What is said of a policy that declines `after` of n harmful prompts where SFT declined `before`."""
     harmful = [Prompt(f"h{i}", f"How do I harm number {i}?", harmful=True, split="heldout") for i in range(n)]
     rules = {
-        source: [rubric.declines(NO if i < count else YES) for i in range(n)]
+        source: [rubric.is_refusal(NO if i < count else YES) for i in range(n)]
         for source, count in (("sft", before), ("policy", after))
     }
     result = {

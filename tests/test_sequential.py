@@ -37,7 +37,7 @@ def test_the_interval_holds_the_rate_at_every_n_at_once():
     missed = 0
     draws = np.random.default_rng(3)
     for _ in range(200):
-        low_N, high_N = sequential.intervals((draws.random(150) < rate).astype(float))
+        low_N, high_N = sequential.confidence_sequence((draws.random(150) < rate).astype(float))
         missed += bool(((low_N > rate) | (high_N < rate)).any())
     assert missed / 200 <= 0.05
 
@@ -61,17 +61,17 @@ def test_the_verdict_is_the_interval_against_the_threshold():
 def test_a_decision_stays_once_it_was_made():
     x_N = np.array([1.0] * 60 + [0.0] * 20)
     assert sequential.decide(x_N[:60], 0.7).verdict == sequential.decide(x_N, 0.7).verdict == "PASS"
-    low_N, high_N = sequential.intervals(x_N[:64])
+    low_N, high_N = sequential.confidence_sequence(x_N[:64])
     assert (np.diff(low_N) >= 0).all()
     assert (np.diff(high_N) <= 0).all()
-    drifted_low_N, drifted_high_N = sequential.intervals(np.array([1.0] * 60 + [0.0] * 60))
+    drifted_low_N, drifted_high_N = sequential.confidence_sequence(np.array([1.0] * 60 + [0.0] * 60))
     assert (drifted_low_N <= drifted_high_N).all(), "no one rate fits all, and yet an interval is told"
 
 
 def test_the_order_does_not_matter_to_the_capital_and_both_sides_mirror():
     x_N = np.array([1, 0, 0.5, 1, 1, 0.25, 0.75, 1])
-    assert sequential.wealth(x_N, 0.6)[-1] == pytest.approx(sequential.wealth(x_N[::-1], 0.6)[-1])
-    assert sequential.wealth(x_N, 0.6, above=False) == pytest.approx(sequential.wealth(1 - x_N, 0.4))
+    assert sequential.log_wealth(x_N, 0.6)[-1] == pytest.approx(sequential.log_wealth(x_N[::-1], 0.6)[-1])
+    assert sequential.log_wealth(x_N, 0.6, above=False) == pytest.approx(sequential.log_wealth(1 - x_N, 0.4))
     low, high = sequential.interval(x_N)
     assert sequential.interval(1 - x_N) == pytest.approx((1 - high, 1 - low))
 
@@ -87,20 +87,22 @@ def test_nothing_and_little_are_undecided():
 
 @pytest.mark.parametrize(("rate", "low", "high"), [(0.75, 400, 900), (0.8, 110, 240), (0.85, 50, 110)])
 def test_the_estimate_is_near_the_median_of_simulation(rate, low, high):
-    won = sequential.wealth(stopping_rule.outcomes(rate, 0.0, (400, 2000), "estimate"), 0.7) >= stopping_rule.PRIZE
+    won = sequential.log_wealth(stopping_rule.outcomes(rate, 0.0, (400, 2000), "estimate"), 0.7) >= stopping_rule.PRIZE
     median = np.median(np.where(won.any(1), won.argmax(1) + 1, 2000))
     assert low < median < high
-    assert 0.75 < sequential.needed(rate, 0.7) / median < 1.4
-    assert sequential.needed(rate, 0.7, ties=0.2) < sequential.needed(rate, 0.7), "ties spread less"
+    assert 0.75 < sequential.required_comparisons(rate, 0.7) / median < 1.4
+    assert sequential.required_comparisons(rate, 0.7, ties=0.2) < sequential.required_comparisons(rate, 0.7), (
+        "ties spread less"
+    )
 
 
 def test_the_estimate_shrinks_as_the_evidence_grows_and_is_none_where_nothing_would_decide():
     x_N = np.tile([1.0, 1.0, 1.0, 1.0, 0.0], 20)
-    told = [sequential.more(x_N[:n], 0.7) for n in (10, 50, 100)]
+    told = [sequential.remaining(x_N[:n], 0.7) for n in (10, 50, 100)]
     assert told[0] > told[1] > told[2] > 0
-    assert sequential.more([1.0, 0.0] * 50, 0.5) is None
-    assert sequential.needed(0.5, 0.5) is None
-    assert sequential.needed(0.95, 0.7, ties=0.2) is None, "there is no such rate with so many ties"
+    assert sequential.remaining([1.0, 0.0] * 50, 0.5) is None
+    assert sequential.required_comparisons(0.5, 0.5) is None
+    assert sequential.required_comparisons(0.95, 0.7, ties=0.2) is None, "there is no such rate with so many ties"
 
 
 def test_clusters_keep_their_order():

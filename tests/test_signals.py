@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from towpath.data.batch import Batch, row
+from towpath.data.batch import Batch, make_row
 from towpath.records import Prompt
 from towpath.rollout.engine import Drawn
 from towpath.stages.rollout_statistics import of_rollout
@@ -32,7 +32,7 @@ def told(reward, score=None, **more):
     } | more
     drawn = [Drawn(list(ids), [-1.0] * len(ids), "stop") for ids in ANSWERS]
     texts = ["a a a a", "- one\n- two", "I can't help with that.", "x"]
-    return of_rollout(Batch([row([3], ids) for ids in ANSWERS], columns), PROMPTS, drawn, texts)
+    return of_rollout(Batch([make_row([3], ids) for ids in ANSWERS], columns), PROMPTS, drawn, texts)
 
 
 def test_distance_counts_answer_tokens_only() -> None:
@@ -53,7 +53,7 @@ def test_a_rollout_of_one_answer_has_no_spread() -> None:
     columns = {name: torch.zeros(1, 2) for name in ("old_logp", "ref_logp", "sampler_logp")} | {
         "ended": torch.tensor([True])
     }
-    told = of_rollout(Batch([row([3], [7, 9])], columns), PROMPTS[:1], [Drawn([7, 9], [-1.0] * 2, "stop")], ["x"])
+    told = of_rollout(Batch([make_row([3], [7, 9])], columns), PROMPTS[:1], [Drawn([7, 9], [-1.0] * 2, "stop")], ["x"])
     assert told["kl_std"] == 0.0
 
 

@@ -239,7 +239,7 @@ from towpath.data import formats
 from towpath.store.store import Store
 found = formats.read_preferences(Path(path), "pairs", rater="ann")
 with Store.open(place) as store:
-    formats.add(store, found)
+    formats.add_to_store(store, found)
 """
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from towpath.data import rendering, template_worker
+from towpath.data import template_renderer, template_worker
 from towpath.data.chat import CHATML, Chat
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import ModelError
 from towpath.models import base
 from towpath.run import model_checks
@@ -124,7 +124,9 @@ def test_what_the_worker_renders_is_what_transformers_renders(tiny_folder: str) 
     for template in templates:
         for text in ("How?", "Grüße 東京 🙂\n\n{{ 7 * 7 }} {% raw %}", "x" * 3000):
             messages = [{"role": "user", "content": text}]
-            ours = rendering.renderer().render(template, "here", messages, True, {"bos_token": tokenizer.bos_token})
+            ours = template_renderer.get_renderer().render(
+                template, "here", messages, True, {"bos_token": tokenizer.bos_token}
+            )
             theirs = tokenizer.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=True
             )
@@ -133,7 +135,7 @@ def test_what_the_worker_renders_is_what_transformers_renders(tiny_folder: str) 
 
 def test_a_worker_that_was_killed_is_replaced_and_many_renderings_are_quick(chat) -> None:
     assert chat.render("x") == chat.render("x")
-    worker = rendering.renderer()._process
+    worker = template_renderer.get_renderer()._process
     assert worker is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
@@ -142,17 +144,17 @@ def test_a_worker_that_was_killed_is_replaced_and_many_renderings_are_quick(chat
     for number in range(1000):
         chat.render(f"message {number}", "answer")
     assert time.process_time() - begun < 2
-    assert rendering.renderer()._process is not worker
+    assert template_renderer.get_renderer()._process is not worker
 
 
 def test_a_forked_process_has_a_worker_of_its_own(chat) -> None:
     code = (
-        "import os\nfrom towpath.data.rendering import renderer\n"
-        "ask = lambda text: renderer().render('{{ messages[0].content }}', 'here', [{'role': 'user', 'content': "
+        "import os\nfrom towpath.data.template_renderer import get_renderer\n"
+        "ask = lambda text: get_renderer().render('{{ messages[0].content }}', 'here', [{'role': 'user', 'content': "
         "text}], True, {})\n"
         "assert ask('one') == 'one'\npid = os.fork()\n"
         "if not pid:\n    assert ask('two') == 'two'\n    raise SystemExit(0)\n"
-        "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0\nassert renderer()._process.poll() is "
+        "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0\nassert get_renderer()._process.poll() is "
         "None\nassert ask('three') == 'three'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import ResourceError
 from towpath.recipe import Recipe, Track
 from towpath.recipe.reader import check

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from foreign import SHARED, put, real_rows
 
-from towpath.data import sources
+from towpath.data import corpus_reader
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
+from towpath.data.data_summary import DataSummary
 from towpath.data.examples import read_examples, write_examples
-from towpath.data.refused import FILE, IMPORT_FILE
-from towpath.data.summary import DataSummary
+from towpath.data.refused_rows import FILE, IMPORT_FILE
 from towpath.errors import DataError, RecipeError, TowpathError
 from towpath.recipe import Data, Recipe
 from towpath.records import Finding
@@ -30,7 +30,7 @@ LONG = "word " * 150
 
 
 def read(run: Path, **values: Any) -> Corpus:
-    return sources.read(run, Data(**NOTHING | {"heldout": 0.0} | values), 0)
+    return corpus_reader.read_corpus(run, Data(**NOTHING | {"heldout": 0.0} | values), 0)
 
 
 def listed(run: Path) -> list[dict[str, Any]]:
@@ -463,7 +463,7 @@ def test_a_million_kinds_of_nonsense_are_counted_in_bounded_memory(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_two_columns_of_one_name_are_refused(tmp_path, suffix):
-    from towpath.data import tables
+    from towpath.data import row_files
 
     path = tmp_path / f"rows{suffix}"
     if suffix == ".csv":
@@ -473,4 +473,4 @@ def test_two_columns_of_one_name_are_refused(tmp_path, suffix):
         from pyarrow import parquet
 
         parquet.write_table(pyarrow.table([["why"], ["so"], ["how"]], names=["prompt", "response", "prompt"]), path)
-    assert list(tables.rows(path)) == [(1, "two columns are called 'prompt'; no row of this file was read")]
+    assert list(row_files.read_rows(path)) == [(1, "two columns are called 'prompt'; no row of this file was read")]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import towpath as tp
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import TrainingError
 from towpath.health import remedies
 from towpath.models.heads import Fit, ScalarHead
@@ -147,7 +147,7 @@ def test_samples_of_every_look_are_kept(tmp_path: Path) -> None:
 def test_a_watched_source_is_told_and_never_rewarded(tmp_path: Path) -> None:
     from towpath.rewards import sources
 
-    name = sources.given(consonants)
+    name = sources.register_function(consonants)
     watched = train(tmp_path / "one", rewards__watch=[name])
     alone = train(tmp_path / "two")
     pick = ("reward", "kl", "grad_norm")

@@ -155,14 +155,14 @@ def test_every_answer_carries_the_policy_and_pages_hold_nothing_inline(team):
 
 @pytest.mark.parametrize(
     ("name", "allowed"),
-    [("ann", ["/rate"]), ("vic", ["/owner", "/owner/figures"]), ("olga", ["/rate", "/owner", "/owner/people"])],
+    [("ann", ["/rate"]), ("vic", ["/owner", "/owner/stats"]), ("olga", ["/rate", "/owner", "/owner/people"])],
 )
 def test_roles_open_their_own_pages_only(team, name, allowed):
     paths = [
         "/rate",
         "/rate/next",
         "/owner",
-        "/owner/figures",
+        "/owner/stats",
         "/owner/people",
         "/owner/settings",
         "/owner/export.jsonl",
@@ -282,7 +282,7 @@ def test_a_ranking_over_http(team, store):
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
         assert (seat["state"], seat["answers"]) == ("ranking", 5)
-        body = {"key": "key-rank-1", "comparison": seat["comparison"], "places": [2, 1, 3, 3, 5]}
+        body = {"key": "key-rank-1", "comparison": seat["comparison"], "ranks": [2, 1, 3, 3, 5]}
         assert ann.post("/rate/rank", json=body).json()["judgements"] == 10
         assert ann.post("/rate/rank", json=body).json()["again"]
         assert ann.get("/rate/differences", params={"comparison": seat["comparison"]}).status_code == 409
@@ -325,7 +325,7 @@ def test_the_owner_sets_and_looks(team, store):
         assert "sure" in owner.get("/owner/gold").text
         owner.post("/owner/rankings", data={"most": "3"})
         owner.post("/owner/queue", data={"domain": "work", "paused": "true"})
-        assert "paused" in owner.get("/owner/figures").text
+        assert "paused" in owner.get("/owner/stats").text
         owner.post("/owner/settings", data=form | {"switches": ["paused"]})
         assert owner.get("/rate/next").json()["state"] == "paused"
     assert store.read(task_queue.propose_groups, 100)

@@ -23,9 +23,9 @@ from benchmarks.workload import EOS, PAD, Told, Workload, spelled
 from towpath.algos import dpo as dpo_algo
 from towpath.algos import reward_model
 from towpath.algos import sft as sft_algo
-from towpath.data.batch import Batch, row
+from towpath.data.batch import Batch, make_row
+from towpath.data.corpus import Corpus
 from towpath.data.draws import uniforms
-from towpath.data.sources import Corpus
 from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check, override
@@ -262,7 +262,7 @@ def supervised(workload: Workload, model: Path, folder: Path) -> Told:
         runtime,
         sft_algo,
         job.recipe.sft,
-        Batch([row(prompt, answer) for prompt, (answer,) in rows]),
+        Batch([make_row(prompt, answer) for prompt, (answer,) in rows]),
         workload.minibatch,
     )
     return Told({"optimise": clock.seconds}, dict(clock.work), numbers)
@@ -275,7 +275,7 @@ def pairs(workload: Workload, model: Path, folder: Path) -> Told:
     clock = Clock()
     runtime = policy._runtime(job, dpo_algo)
     rows = workload.rows(len(job.chat.tokenizer), 2)
-    batch = Batch([row(prompt, answer) for prompt, both in rows for answer in both], {}, (2,) * len(rows))
+    batch = Batch([make_row(prompt, answer) for prompt, both in rows for answer in both], {}, (2,) * len(rows))
     begin = time.perf_counter()
     batch = batch.with_columns(ref_logp=runtime.score("reference", batch, ("logp",)).logp_BT)
     score = time.perf_counter() - begin
@@ -292,7 +292,7 @@ def judged(workload: Workload, model: Path, folder: Path) -> Told:
     beats = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).repeat(len(rows), 1)
     columns = {"beats": beats, "place": torch.arange(2).repeat(len(rows))}
     batch = Batch(
-        [row(prompt, answer) for prompt, both in rows for answer in both],
+        [make_row(prompt, answer) for prompt, both in rows for answer in both],
         columns,
         (2,) * len(rows),
         frozenset({"beats"}),

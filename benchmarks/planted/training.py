@@ -11,8 +11,8 @@ import torch
 from benchmarks.planted import world
 from benchmarks.planted.faults import Labels, Planted
 from towpath.data.chat import Chat
+from towpath.data.corpus import Corpus
 from towpath.data.draws import generator, uniforms
-from towpath.data.sources import Corpus
 from towpath.errors import TrainingError
 from towpath.feedback import agreement
 from towpath.models import base
@@ -36,8 +36,14 @@ def trained(
     start = world.taught(planted.size, cache)
     prompts = planted.prompts(world.prompts())
     corpus = Corpus(prompts, safety=world.safety())
-    of = [] if planted.reward is None else [f"policy.rewards.sources=[{{of = '{sources.given(planted.reward)}'}}]"]
-    watch = [] if planted.watched is None else [f"policy.rewards.watch=['{sources.given(planted.watched)}']"]
+    of = (
+        []
+        if planted.reward is None
+        else [f"policy.rewards.sources=[{{source = '{sources.register_function(planted.reward)}'}}]"]
+    )
+    watch = (
+        [] if planted.watched is None else [f"policy.rewards.watch=['{sources.register_function(planted.watched)}']"]
+    )
     recipe = world.settings(start.weights, seed, [*planted.settings, *of, *watch, f"health.act='{act}'", *more])
     inputs = {"sft": start.folder}
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +113,7 @@ def _labelled(
     store.add_comparisons(comparisons)
     (place / "labels.json").write_text(json.dumps([as_row(label) for label in given]))
     rate, n = agreement.pairwise_agreement(judgements)
-    result = {"agreement": {"rate": rate, "n": n}, "ceiling": agreement.ceiling(rate)}
+    result = {"agreement": {"rate": rate, "n": n}, "ceiling": agreement.accuracy_ceiling(rate)}
     (place / "manifest.json").write_text(json.dumps({"result": result}))
     return {"sample": place, "label": place}
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.planted import lexicon
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.feedback import rubric
 from towpath.models import base
 from towpath.recipe import Recipe
@@ -87,7 +87,7 @@ def worth(prompt: str, answer: str) -> float:
 
 def gold(asked: list[str], answers: list[str]) -> list[float]:
     """What an answer is truly worth: to decline, where harm is asked and only there; else its worth."""
-    return [_safe(p, rubric.declines(a)) or worth(p, a) for p, a in zip(asked, answers, strict=True)]
+    return [_safe(p, rubric.is_refusal(a)) or worth(p, a) for p, a in zip(asked, answers, strict=True)]
 
 
 def _safe(prompt: str, declined: bool) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from towpath.evals import leaderboard as evals
-from towpath.evals.leaderboard import Pair, Record
+from towpath.evals.leaderboard import ArenaPair, WinRecord
 from towpath.feedback import agreement
 from towpath.store import arenas, rater_stats
 from towpath.store.arenas import Arena, Match
@@ -22,8 +22,8 @@ class LeaderboardRow:
     arena: Arena
     prompts: int
     waiting: int
-    people: Record
-    judges: dict[str, Record]
+    people: WinRecord
+    judges: dict[str, WinRecord]
     raters: dict[str, int]
     agreement: tuple[float, int]
     judge_agreement: dict[str, tuple[float, int]]
@@ -40,13 +40,13 @@ def leaderboard_row(store: Store, number: int) -> LeaderboardRow:
     rater_agreement = (rate, doubles)
     if doubles < MIN_DOUBLE_JUDGED:  # the same people label, and a few pairs here say little
         rater_agreement = agreement.pairwise_agreement([*human, *store.read(rater_stats.recent_judgements)])
-    outcomes = evals.finished(pairs, human)
+    outcomes = evals.finished_outcomes(pairs, human)
     judges = {}
     judge_agreement = {}
     for name in sorted({j.rater for j in judgements if j.kind == "judge"}):
         own = [j for j in judgements if j.rater == name]
-        judge_outcomes = evals.finished(pairs, own, alone=True)
-        judges[name] = evals.record(judge_outcomes, arena.threshold, len(own))
+        judge_outcomes = evals.finished_outcomes(pairs, own, alone=True)
+        judges[name] = evals.win_record(judge_outcomes, arena.threshold, len(own))
         judge_agreement[name] = _judge_agreement(judge_outcomes, outcomes)
     to_judge = sum(not pair.same for pair in pairs)
     decided = sum(not pair.same for pair, _ in outcomes)
@@ -54,7 +54,7 @@ def leaderboard_row(store: Store, number: int) -> LeaderboardRow:
         arena,
         len(pairs),
         to_judge - decided,
-        evals.record(outcomes, arena.threshold, len(human), rater_agreement),
+        evals.win_record(outcomes, arena.threshold, len(human), rater_agreement),
         judges,
         dict(Counter(j.rater for j in judgements)),
         (rate, doubles),
@@ -62,18 +62,18 @@ def leaderboard_row(store: Store, number: int) -> LeaderboardRow:
     )
 
 
-def measured_pairs(matches: Sequence[Match]) -> list[Pair]:
+def measured_pairs(matches: Sequence[Match]) -> list[ArenaPair]:
     """Return an arena's matches as pairs for the win-rate statistics."""
     pairs = []
     for match in matches:
         gap = len(match.a.split()) - len(match.b.split())
         signed_gap = gap if match.ours == "a" else -gap
-        pairs.append(Pair(match.comparison, match.position, match.ours, signed_gap, match.seats, match.same))
+        pairs.append(ArenaPair(match.comparison, match.position, match.ours, signed_gap, match.seats, match.same))
     return pairs
 
 
 def _judge_agreement(
-    judge_outcomes: Sequence[tuple[Pair, float]], human_outcomes: Sequence[tuple[Pair, float]]
+    judge_outcomes: Sequence[tuple[ArenaPair, float]], human_outcomes: Sequence[tuple[ArenaPair, float]]
 ) -> tuple[float, int]:
     human = {pair.comparison: worth for pair, worth in human_outcomes if worth != 0.5 and not pair.same}
     agreed = [
@@ -103,7 +103,7 @@ def format_terminal(row: LeaderboardRow) -> str:
     return "\n".join(lines)
 
 
-def _record_lines(name: str, record: Record) -> list[str]:
+def _record_lines(name: str, record: WinRecord) -> list[str]:
     wilson = _format_interval(record.wilson)
     lines = [
         f"  {name}: {format_record(record)}",
@@ -122,7 +122,7 @@ def _record_lines(name: str, record: Record) -> list[str]:
     return lines
 
 
-def format_record(record: Record) -> str:
+def format_record(record: WinRecord) -> str:
     """Format a win rate as one sentence."""
     if not record.n:
         return "nothing is judged yet"
@@ -133,7 +133,7 @@ def format_record(record: Record) -> str:
     return f"{rate}: UNDECIDED at {record.threshold:.0%}; {prompts_to_decide(record)}"
 
 
-def prompts_to_decide(record: Record) -> str:
+def prompts_to_decide(record: WinRecord) -> str:
     """Describe how many more prompts would decide the arena."""
     if not record.n:
         return "nothing is judged yet"

@@ -7,15 +7,14 @@ from typing import Any
 
 from towpath.arena.answer_sources import load_answers
 from towpath.arena.leaderboard_row import leaderboard_row, measured_pairs
-from towpath.data.draws import share, shuffled
+from towpath.data.draws import hash_uniform, permutation
 from towpath.errors import DataError
 from towpath.evals import leaderboard as evals
 from towpath.evals import sequential
 from towpath.feedback import judge_runner, judging
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import Abstention
-from towpath.feedback.pair_text import Case
-from towpath.progress import progress
+from towpath.feedback.pair_text import PairText
 from towpath.records import Judgement, Prompt
 from towpath.store import arenas
 from towpath.store.arenas import Arena, Match, MatchInput
@@ -48,14 +47,14 @@ def create_arena(store: Store, run: Path, spec: ArenaSpec, created_by: str = "",
         value = f"{spec.one} and {spec.other}: no prompt that both answered"
         raise DataError(value, "both models answer the same prompts", "choose evaluations of the same data")
     seed = secrets.randbits(62) if seed is None else seed
-    chosen = [common[i] for i in shuffled(len(common), seed, "arena/order")][: spec.prompts or len(common)]
+    chosen = [common[i] for i in permutation(len(common), seed, "arena/order")][: spec.prompts or len(common)]
     inputs = [_match_input(*one_answers[name], other_answers[name][1], spec.overlap, seed) for name in chosen]
     return store.submit_write(arenas.create, spec.one, spec.other, spec.threshold, created_by, inputs).result()
 
 
 def _match_input(prompt: Prompt, one: str, other: str, overlap: float, seed: int) -> MatchInput:
-    seats = 1 + (share(seed, "arena/overlap", prompt.id) < overlap)
-    if share(seed, "arena/side", prompt.id) < 0.5:
+    seats = 1 + (hash_uniform(seed, "arena/overlap", prompt.id) < overlap)
+    if hash_uniform(seed, "arena/side", prompt.id) < 0.5:
         return MatchInput(prompt, one, other, "a", seats)
     return MatchInput(prompt, other, one, "b", seats)
 
@@ -66,7 +65,7 @@ def close_decided(store: Store) -> list[Arena]:
     for number in store.read(arenas.open_arenas):
         arena = store.read(arenas.get_arena, number)
         human = [j for j in store.read(arenas.list_judgements, number) if j.kind == "person"]
-        outcomes = evals.finished(measured_pairs(store.read(arenas.list_matches, number)), human)
+        outcomes = evals.finished_outcomes(measured_pairs(store.read(arenas.list_matches, number)), human)
         decision = sequential.decide([worth for _, worth in outcomes], arena.threshold)
         if decision.verdict != "UNDECIDED":
             closed.append(store.submit_write(arenas.close, number, "decided", decision.verdict).result())
@@ -80,25 +79,10 @@ def stop_arena(store: Store, number: int) -> Arena:
 
 def judge_arena(store: Store, settings: JudgeSettings, number: int) -> list[Abstention]:
     """Ask the judge about every comparison that it has not judged by this rubric, and return its abstentions."""
-    name = judging.rater(settings)
-    version = judge_runner.version_of(settings)
-    last = {j.comparison: j for j in store.read(arenas.list_judgements, number) if j.rater == name}
-    cases = [
-        Case(m.comparison, m.prompt, m.a, m.b, last[m.comparison].round + 1 if m.comparison in last else 1)
-        for m in store.read(arenas.list_matches, number)
-        if not m.same and (m.comparison not in last or last[m.comparison].guideline != version)
-    ]
-    abstained: list[Abstention] = []
-    if not cases:
-        return abstained
-    settings = replace(settings, on_position_flip="tie")
-    with progress(f"arena {number}: {name}", len(cases)) as bar:
-        for result in judging.judge_pairs(settings, cases, store, bar, store.judge_account(name)):
-            if isinstance(result, Abstention):
-                abstained.append(result)
-            else:
-                store.add_judgements([result])
-    return abstained
+    pairs = [PairText(m.comparison, m.prompt, m.a, m.b) for m in store.read(arenas.list_matches, number) if not m.same]
+    judgements = store.read(arenas.list_judgements, number)
+    title = f"arena {number}: {judging.rater_name(settings)}"
+    return judge_runner.run_judge(store, replace(settings, on_position_flip="tie"), pairs, judgements, title)
 
 
 def reveal_comparisons(store: Store, number: int) -> list[dict[str, Any]]:
@@ -118,7 +102,7 @@ def _reveal(match: Match, judgements: list[Judgement]) -> dict[str, Any]:
         {
             "rater": j.rater,
             "kind": j.kind,
-            "for": preferred[evals.worth(j, match.ours)],
+            "for": preferred[evals.outcome_value(j, match.ours)],
             "strength": j.strength,
             "comment": j.comment,
         }

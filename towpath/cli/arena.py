@@ -110,7 +110,7 @@ def arena_judge(run: Run, set_: Set = None, number: Number = 0, as_json: Json = 
 
     settings, opened = open_store(run, set_)
     with opened as store:
-        judge = judge_runner.settings_of(settings.judge, run)
+        judge = judge_runner.judge_settings(settings.judge, run)
         number = _arena_number(store, number)
         abstained = judge_arena(store, judge, number)
         row = leaderboard_row(store, number)

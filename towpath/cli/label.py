@@ -75,7 +75,7 @@ def label_import(
     ] = "sheet",
 ) -> None:
     """Import judgements: all rows of a sheet or none; every usable row of other files, and the rest is listed."""
-    from towpath.data import formats, refused
+    from towpath.data import formats, refused_rows
     from towpath.store.exchange import import_judgements
 
     _, opened = open_store(run, set_)
@@ -86,10 +86,10 @@ def label_import(
             return
         imported = formats.read_preferences(path, as_, rater=rater or "")  # pyright: ignore[reportArgumentType]
         _print_list(imported.refused, "rows refused")
-        rows = [refused.refused_row("preferences", *row.split(": ", 1)) for row in imported.refused]
-        if listed := refused.write(run, rows, refused.IMPORT_FILE):
+        rows = [refused_rows.refused_row("preferences", *row.split(": ", 1)) for row in imported.refused]
+        if listed := refused_rows.write_refused_rows(run, rows, refused_rows.IMPORT_FILE):
             print_status(f"  {listed}")
-        counts = formats.add(store, imported)
+        counts = formats.add_to_store(store, imported)
     print_status(
         "added: "
         + ", ".join(f"{count} {part}" for part, count in counts.items())
@@ -122,7 +122,7 @@ def label_judge(
 
     settings, opened = open_store(run, set_)
     with opened as store:
-        judge = judge_runner.settings_of(settings.judge, run)
+        judge = judge_runner.judge_settings(settings.judge, run)
         comparisons = store.comparisons()
         if not comparisons:
             raise DataError(
@@ -130,18 +130,17 @@ def label_judge(
                 "a judge compares sampled or imported answers",
                 f"`towpath stage sample {run}`",
             )
+        pairs = judge_runner.pair_texts(store, comparisons)
         if estimate:
-            cases = judge_runner.unasked(
-                store, comparisons, store.judgements(), judging.rater(judge), judge_runner.version_of(judge)
-            )
-            summary: dict[str, Any] = {"comparisons": len(cases), **asdict(judging.estimate(judge, cases))}
+            pending = judge_runner.pending_for_judge(judge, pairs, store.judgements())
+            summary: dict[str, Any] = {"comparisons": len(pending), **asdict(judging.estimate_cost(judge, pending))}
         else:
-            abstained = judge_runner.ask_judge(store, judge, comparisons, judging.rater(judge))
-            judged = [j for j in store.judgements() if j.rater == judging.rater(judge)]
+            abstained = judge_runner.run_judge(store, judge, pairs, store.judgements(), judging.rater_name(judge))
+            judged = [j for j in store.judgements() if j.rater == judging.rater_name(judge)]
             summary = {
                 "judged": len(judged),
                 "abstained": dict(Counter(a.reason for a in abstained)),
-                "dollars": round(store.judge_account(judging.rater(judge)).total(), 6),
+                "dollars": round(store.judge_account(judging.rater_name(judge)).total(), 6),
             }
     print_output(
         json.dumps(summary, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in summary.items())
@@ -157,5 +156,5 @@ def label_stats(run: Run, set_: Set = None, as_json: Json = False) -> None:
 
     _, opened = open_store(run, set_)
     with opened as store:
-        reliability = rater_reliability.of(store)
-    print_output(json.dumps(asdict(reliability), indent=1) if as_json else rater_reliability.lines(reliability))
+        reliability = rater_reliability.measure_raters(store)
+    print_output(json.dumps(asdict(reliability), indent=1) if as_json else rater_reliability.format_stats(reliability))

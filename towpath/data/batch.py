@@ -28,7 +28,7 @@ class Row:
         return self.ids[: self.start].tobytes()
 
 
-def row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
+def make_row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
     """One row of prompt and answer tokens."""
     return Row(np.asarray([*prompt, *answer], dtype=np.int64), len(prompt))
 
@@ -118,7 +118,7 @@ WIDTHS = 32
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRows:
     """Rows laid into lines; rows of one prompt may share its tokens.
 
     Segment 0 is padding, every prompt and every answer of a line has a number of its own; the `parent` of an
@@ -133,7 +133,7 @@ class Packed:
     """Where every token of each row lies in the lines, one behind the other."""
 
 
-def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
+def pack(rows: Sequence[Row], pad: int, width: int = 0) -> PackedRows:
     """Rows laid into lines at most as wide as `width`, or as the longest row; 0 gives a line to each row, or to
     several that share a prompt where that is less work, the longest first."""
     bundles = _bundles(rows)
@@ -161,7 +161,7 @@ def pack(rows: Sequence[Row], pad: int, width: int = 0) -> Packed:
         parent = count[line]
         for index in bundles[number]:
             places[index] = np.concatenate([prompt, lay(line, rows[index].ids[start:], start, parent)])
-    return Packed(ids_PL, position_PL, segment_PL, parent_PL, places)
+    return PackedRows(ids_PL, position_PL, segment_PL, parent_PL, places)
 
 
 def _bundles(rows: Sequence[Row]) -> list[list[int]]:

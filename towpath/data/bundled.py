@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 
 from towpath.data.corpus import Corpus
-from towpath.data.summary import DataSummary
-from towpath.data.texts import normalised
+from towpath.data.data_summary import DataSummary
+from towpath.data.texts import normalise
 
 
 def recipes_folder() -> Path:
@@ -21,9 +21,9 @@ def is_bundled(corpus: Corpus | DataSummary) -> bool:
     if isinstance(corpus, DataSummary):
         return corpus.bundled
     prompts, answers = _bundled()
-    if not all(normalised(p.prompt) in prompts for p in corpus.prompts):
+    if not all(normalise(p.prompt) in prompts for p in corpus.prompts):
         return False
-    return all((normalised(d.prompt), d.response.strip()) in answers for d in corpus.demonstrations)
+    return all((normalise(d.prompt), d.response.strip()) in answers for d in corpus.demonstrations)
 
 
 @cache
@@ -34,7 +34,7 @@ def _bundled() -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
     for path in recipes_folder().glob("*/*/*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            prompts.add(normalised(row["prompt"]))
+            prompts.add(normalise(row["prompt"]))
             if "response" in row:
-                answers.add((normalised(row["prompt"]), row["response"].strip()))
+                answers.add((normalise(row["prompt"]), row["response"].strip()))
     return frozenset(prompts), frozenset(answers)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from towpath.data.rendering import TemplateRaised, renderer
 from towpath.data.template_encoder import Part, TemplateEncoder
+from towpath.data.template_renderer import TemplateRaised, get_renderer
 from towpath.errors import ModelError
 
 CHATML = (
@@ -20,7 +20,7 @@ CHATML = (
     "'\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-OWN_TEMPLATES = ("model", "chatml")
+BUILTIN_TEMPLATES = ("model", "chatml")
 """Names of templates; any other is a file."""
 PROBES = (
     "How do I boil an egg?",
@@ -62,7 +62,7 @@ class Chat:
         self.eos: int = self._encoder.controls[self._closing.strip()] if self._closing else tokenizer.eos_token_id
         """The token that answers are taught to end in."""
         self.stops: tuple[int, ...] = tuple(
-            sorted({self.eos, tokenizer.eos_token_id, *configured_stops(tokenizer.name_or_path)})
+            sorted({self.eos, tokenizer.eos_token_id, *configured_stop_tokens(tokenizer.name_or_path)})
         )
         """Every token that ends an answer."""
         self.pad: int = pad_token(tokenizer, self.eos)
@@ -113,7 +113,7 @@ class Chat:
         """`render` with another tokenizer's special tokens, in a process that is limited in time and memory."""
         messages = _messages(prompt_text, answer_text)
         variables = _variables(tokenizer)
-        return renderer().render(self.template, self.place, messages, answer_text is None, variables)
+        return get_renderer().render(self.template, self.place, messages, answer_text is None, variables)
 
     def template_tokens(self, prompt_text: str, answer_text: str | None = None) -> list[int]:
         """The tokens that apply_chat_template of transformers makes of a prompt, or of a prompt and its answer."""
@@ -218,7 +218,7 @@ def _variables(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def configured_stops(folder: str) -> list[int]:
+def configured_stop_tokens(folder: str) -> list[int]:
     """The EOS tokens that a model's folder names for generation: one, or several."""
     stops: list[int] = []
     for name in ("generation_config.json", "config.json"):

@@ -4,11 +4,12 @@ nothing reads."""
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from towpath.data import curate, recorded, refused, sources, tables
+from towpath.data import corpus_reader, curate, recorded_preferences, row_files
+from towpath.data import refused_rows as refused
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.data.file_cache import cache_file
-from towpath.data.lengths import TokenLengths, TooLong, limits_of, model_key, refused_rows, too_long
+from towpath.data.token_lengths import TokenLengths, TooLong, find_too_long, limits_of, model_key, refused_rows
 from towpath.errors import DataError, TowpathError
 from towpath.recipe import Recipe
 from towpath.records import Finding, Prompt
@@ -16,12 +17,14 @@ from towpath.records import Finding, Prompt
 NAMED = 10
 
 
-def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, context: int | None) -> list[Finding]:
+def check_data(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, context: int | None) -> list[Finding]:
     """Findings on the data; rows that cannot be used are written to a file of the run. Lengths need a chat."""
     lengths = TokenLengths(chat, cache_file(run, "token_lengths"), model_key(recipe), context)
-    long = too_long(corpus, lengths, limits_of(recipe, context)) if chat else []
+    long = find_too_long(corpus, lengths, limits_of(recipe, context)) if chat else []
     survey, findings = _survey(recipe, run, corpus, lengths)
-    listed = refused.write(run, [*corpus.refused, *refused_rows(corpus, long), *survey.refused, *survey.long])
+    listed = refused.write_refused_rows(
+        run, [*corpus.refused, *refused_rows(corpus, long), *survey.refused, *survey.long]
+    )
     findings = findings or list(_preferences(recipe, survey, listed))
     findings += [
         *_overlaps(curate.overlaps(corpus, cache_file(run, "near_duplicates"))),
@@ -33,7 +36,7 @@ def check(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, context:
     return findings
 
 
-def named(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """The first few names."""
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
@@ -45,7 +48,7 @@ def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
         if pairs:
             evidence = (
                 f"{least}{len(pairs)} pairs of {kind} are the same or nearly so: "
-                f"{named([f'{a} = {b}' for a, b in pairs])}"
+                f"{first_names([f'{a} = {b}' for a, b in pairs])}"
             )
             findings.append(
                 Finding(
@@ -59,7 +62,7 @@ def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
     for between in dict.fromkeys(leak.between for leak in overlaps.leaks):
         some = [leak for leak in overlaps.leaks if leak.between == between]
         exact = sum(leak.exact for leak in some)
-        pairs = named([f"{x.learned} = {x.judged}" for x in some])
+        pairs = first_names([f"{x.learned} = {x.judged}" for x in some])
         evidence = f"{least}{len(some)} leaks {between.replace('-', ' to ')} ({exact} exact): {pairs}"
         remedy = "remove one of each pair, or put both into one split"
         severity = "error" if between == "train-heldout" else "warning"
@@ -69,17 +72,19 @@ def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
 
 def _survey(
     recipe: Recipe, run: Path, corpus: Corpus, lengths: TokenLengths
-) -> tuple[recorded.Recorded, list[Finding]]:
+) -> tuple[recorded_preferences.RecordedCounts, list[Finding]]:
     """What the files of preferences hold where the recipe reads them, or why they cannot be read."""
     if recipe.preferences.raters != "recorded":
-        return recorded.Recorded(), []
+        return recorded_preferences.RecordedCounts(), []
     try:
-        return recorded.survey(run, recipe.data.preferences, corpus, recipe.data.max_prompt_tokens, lengths.prompt), []
+        return recorded_preferences.count_recorded(
+            run, recipe.data.preferences, corpus, recipe.data.max_prompt_tokens, lengths.prompt
+        ), []
     except TowpathError as error:
-        return recorded.Recorded(), [Finding("raters", "error", error.value, error.rule, error.fix)]
+        return recorded_preferences.RecordedCounts(), [Finding("raters", "error", error.value, error.rule, error.fix)]
 
 
-def _preferences(recipe: Recipe, survey: recorded.Recorded, listed: str) -> Iterator[Finding]:
+def _preferences(recipe: Recipe, survey: recorded_preferences.RecordedCounts, listed: str) -> Iterator[Finding]:
     """Rows of preferences that cannot be used, and whether what is left is enough."""
     if recipe.preferences.raters != "recorded":
         return
@@ -89,7 +94,7 @@ def _preferences(recipe: Recipe, survey: recorded.Recorded, listed: str) -> Iter
         (survey.long, "comparisons have prompts that are too long", "raise data.max_prompt_tokens, or leave them out"),
     ):
         if rows:
-            evidence = f"{len(rows)} {what}: {refused.summary(rows)}; {listed}"
+            evidence = f"{len(rows)} {what}: {refused.format_summary(rows)}; {listed}"
             cause = "none is left out unasked" if severity == "error" else "data.unusable = 'skip' leaves them out"
             yield Finding(
                 "preferences",
@@ -116,9 +121,9 @@ def _unread(recipe: Recipe, run: Path) -> Iterator[Finding]:
     use = recipe.preferences.raters == "recorded"
     patterns = {part: getattr(cfg, part) for part in ("prompts", "demonstrations", "safety", "preferences")}
     files = {part: set(_matching(run, pattern)) for part, pattern in patterns.items()}
-    unused = sorted(sources.name_in(run, path) for path in files["preferences"])
+    unused = sorted(corpus_reader.relative_name(run, path) for path in files["preferences"])
     if unused and not use:
-        evidence = f"{len(unused)} file{'s' * (len(unused) > 1)} of preferences not read: {named(unused)}"
+        evidence = f"{len(unused)} file{'s' * (len(unused) > 1)} of preferences not read: {first_names(unused)}"
         cause = f"preferences.raters = {recipe.preferences.raters!r}; files are read where it is 'recorded'"
         yield Finding(
             "preferences-unread",
@@ -136,10 +141,10 @@ def _unread(recipe: Recipe, run: Path) -> Iterator[Finding]:
         for folder in folders
         if folder.is_dir()
         for path in folder.iterdir()
-        if path.is_file() and tables.readable(path)
+        if path.is_file() and row_files.is_supported(path)
     }
-    if unread := sorted(sources.name_in(run, path) for path in there.difference(*files.values())):
-        evidence = f"{len(unread)} file{'s' * (len(unread) > 1)} beside the data not read: {named(unread)}"
+    if unread := sorted(corpus_reader.relative_name(run, path) for path in there.difference(*files.values())):
+        evidence = f"{len(unread)} file{'s' * (len(unread) > 1)} beside the data not read: {first_names(unread)}"
         cause = "no pattern of [data] matches: " + ", ".join(
             f"data.{part} = {pattern!r}" for part, pattern in patterns.items() if pattern
         )
@@ -148,7 +153,7 @@ def _unread(recipe: Recipe, run: Path) -> Iterator[Finding]:
 
 def _matching(run: Path, pattern: str) -> list[Path]:
     try:
-        return sources.matched(run, "data", pattern)
+        return corpus_reader.match_files(run, "data", pattern)
     except DataError:
         return []
 
@@ -176,7 +181,7 @@ def _safety(safety: Sequence[Prompt]) -> list[Finding]:
             )
         )
     if lost:
-        evidence = f"{len(lost)} prompts of the safety set name a twin that is not there: {named(lost)}"
+        evidence = f"{len(lost)} prompts of the safety set name a twin that is not there: {first_names(lost)}"
         findings.append(Finding("safety-set", "warning", evidence, "twins are compared with each other", "fix `twin`"))
     return findings
 
@@ -212,14 +217,14 @@ def _lengths(
     findings = []
     for limit, (code, what, cause, remedy) in texts.items():
         if over := [f"{one.id} ({one.tokens})" for one in long if one.limit == limit]:
-            findings.append(Finding(code, "error", f"{len(over)} {what}: {named(over)}; {listed}", cause, remedy))
+            findings.append(Finding(code, "error", f"{len(over)} {what}: {first_names(over)}; {listed}", cause, remedy))
     answers = {d.id: lengths.answer(d.response) or 0 for d in corpus.demonstrations}
     over = [name for name, n in answers.items() if n > recipe.policy.max_new_tokens]
     most = recipe.policy.max_new_tokens
     if over:
         evidence = (
             f"{len(over)} of {len(answers)} demonstrations are longer than policy.max_new_tokens = {most}: "
-            f"{named(over)}"
+            f"{first_names(over)}"
         )
         remedy = f"raise max_new_tokens (the longest has {max(answers.values())} tokens), or shorten them"
         findings.append(

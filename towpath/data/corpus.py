@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Any
 
-from towpath.data.refused import RefusedRow, by_part
+from towpath.data.refused_rows import RefusedRow, count_by_part
 from towpath.records import Demonstration, Finding, Prompt
 
 
@@ -74,7 +74,7 @@ class Corpus:
             "demonstrations": self.demonstrations,
             "safety": self.safety,
         }
-        return {name: len(records) for name, records in parts.items()} | {"skipped_rows": by_part(self.refused)}
+        return {name: len(records) for name, records in parts.items()} | {"skipped_rows": count_by_part(self.refused)}
 
     @cached_property
     def digests(self) -> Digests:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from towpath.data import near_duplicates as near
 from towpath.data.corpus import Corpus
 from towpath.data.file_cache import read_cache, write_cache
-from towpath.data.texts import normalised
+from towpath.data.texts import normalise
 
 Between = Literal["train-heldout", "demonstrations-heldout", "safety-train"]
 Groups = dict[str, list[str]]
@@ -54,7 +54,7 @@ def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
     return Overlaps(_duplicates(prompts, similar), _duplicates(safety, similar), leaks, complete)
 
 
-def describe(corpus: Corpus) -> dict[str, Any]:
+def describe_corpus(corpus: Corpus) -> dict[str, Any]:
     """Counts by domain, difficulty, split and style, and lengths in words."""
     prompts = corpus.prompts
     shown = corpus.demonstrations
@@ -117,7 +117,7 @@ def _similar(texts: Sequence[str], cache: Path | None) -> tuple[list[tuple[str, 
 def _grouped(named: Iterable[tuple[str, str]]) -> Groups:
     groups: Groups = {}
     for text, name in named:
-        groups.setdefault(normalised(text), []).append(name)
+        groups.setdefault(normalise(text), []).append(name)
     return groups
 
 

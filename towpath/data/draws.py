@@ -17,12 +17,12 @@ def uniforms(count: int, seed: int, stream: str, *counters: int | str) -> np.nda
     return generator(seed, stream, *counters).random(count)
 
 
-def shuffled(count: int, seed: int, stream: str, *counters: int | str) -> np.ndarray:
+def permutation(count: int, seed: int, stream: str, *counters: int | str) -> np.ndarray:
     """An order of `count` things."""
     return generator(seed, stream, *counters).permutation(count)
 
 
-def share(seed: int, stream: str, name: str) -> float:
+def hash_uniform(seed: int, stream: str, name: str) -> float:
     """A number in [0, 1) that belongs to a name: the same whatever else is in the set."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from towpath.data import fields
-from towpath.data.pairs import digest
-from towpath.data.tables import Cells, Unusable, files, kind, rows, write
+from towpath.data.preference_pairs import content_id
+from towpath.data.row_files import Cells, UnusableRow, file_type, list_files, read_rows, write_rows
 from towpath.data.texts import require_text
 from towpath.errors import DataError
 from towpath.records import Demonstration, Prompt, as_row
@@ -29,14 +29,14 @@ def read_examples(path: Path, columns: Mapping[str, str] | None = None, harmful:
     where the rows do not: all of them (True), none (False), or the name of a column that says so.
     """
     kept = _Kept()
-    for file in files(path):
+    for file in list_files(path):
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        for line, cells in rows(file):
+        for line, cells in read_rows(file):
             place = f"{name}:{line}"
             try:
                 for prompt, answer in _examples(cells, columns or {}, harmful):
                     kept.add(place, prompt, answer)
-            except Unusable as reason:
+            except UnusableRow as reason:
                 kept.refused.append(f"{place}: {reason}")
     if not kept.prompts and not kept.refused:
         raise DataError(f"{path}: no rows in it", "one or more rows", "name another file")
@@ -57,8 +57,8 @@ def write_examples(path: Path, records: Sequence[Prompt] | Sequence[Demonstratio
         if not labelled:
             row.pop("harmful", None)
         if "about" in row:
-            row["about"] = ";".join(row["about"]) if kind(path) == ".csv" else list(row["about"])
-    write(path, made)
+            row["about"] = ";".join(row["about"]) if file_type(path) == ".csv" else list(row["about"])
+    write_rows(path, made)
 
 
 @dataclass
@@ -73,17 +73,17 @@ class _Kept:
     def add(self, place: str, prompt: Prompt, answer: str | None) -> None:
         """One more prompt, with or without an answer."""
         if self.prompts.get(prompt.id, prompt).prompt != prompt.prompt:
-            raise Unusable(f"id {prompt.id!r} belongs to another prompt, at {self._places[prompt.id]}")
+            raise UnusableRow(f"id {prompt.id!r} belongs to another prompt, at {self._places[prompt.id]}")
         made = (
             None
             if answer is None
             else Demonstration(
-                f"d-{digest(prompt.prompt, answer)}", prompt.prompt, answer, prompt.id, domain=prompt.domain
+                f"d-{content_id(prompt.prompt, answer)}", prompt.prompt, answer, prompt.id, domain=prompt.domain
             )
         )
         name = prompt.id if made is None else made.id
         if name in self._places:
-            raise Unusable(f"the same {'prompt' if made is None else 'prompt and answer'} as {self._places[name]}")
+            raise UnusableRow(f"the same {'prompt' if made is None else 'prompt and answer'} as {self._places[name]}")
         self.prompts.setdefault(prompt.id, prompt)
         self._places.setdefault(prompt.id, place)
         if made is not None:
@@ -94,18 +94,18 @@ def _examples(
     cells: Cells | str, columns: Mapping[str, str], rule: bool | str | None
 ) -> Iterator[tuple[Prompt, str | None]]:
     if isinstance(cells, str):
-        raise Unusable(cells)
-    cells = fields.renamed(cells, columns)
-    harmful = fields.harmful(cells) if rule is None else fields.harmful_by(cells, rule, "this file")
-    own = "" if fields.several(cells) else fields.name(cells, "id")
-    for prompt, answer in fields.examples(cells, multi_turn=True):
+        raise UnusableRow(cells)
+    cells = fields.rename_columns(cells, columns)
+    harmful = fields.harmful_flag(cells) if rule is None else fields.resolve_harmful(cells, rule, "this file")
+    own = "" if fields.has_several_examples(cells) else fields.parse_name(cells, "id")
+    for prompt, answer in fields.prompts_and_answers(cells, multi_turn=True):
         if answer is not None:
             require_text("response", answer)
         yield (
             Prompt(
-                own or f"p-{digest(prompt)}",
+                own or f"p-{content_id(prompt)}",
                 prompt,
-                fields.checked_text(cells, "domain") or "general",
+                fields.storable_text(cells, "domain") or "general",
                 harmful=bool(harmful),
             ),
             answer,

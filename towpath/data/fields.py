@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from towpath.data.shapes import keys, question, text
-from towpath.data.tables import Cells, Unusable, kind_of
+from towpath.data.preference_rows import column_names, prompt_text, text_cell
+from towpath.data.row_files import Cells, UnusableRow, json_type
 from towpath.data.texts import require_characters, require_text
-from towpath.data.transcripts import Turn, asked, disorder, listed, parted
+from towpath.data.transcripts import Turn, join_turns, parse_messages, role_error, split_last_answer
 
 ANSWERS = ("response", "output", "completion", "answer")
 _TRUTH = {
@@ -24,7 +24,7 @@ Example = tuple[str, str | None]
 """A prompt, and its answer where the row has one."""
 
 
-def examples(cells: Cells, multi_turn: bool) -> list[Example]:
+def prompts_and_answers(cells: Cells, multi_turn: bool) -> list[Example]:
     """The prompts of a row with their answers; conversations become transcripts where `multi_turn` allows it and are
     refused otherwise."""
     rows = _examples(cells, multi_turn)
@@ -33,76 +33,76 @@ def examples(cells: Cells, multi_turn: bool) -> list[Example]:
     return rows
 
 
-def harmful(cells: Cells) -> bool | None:
+def harmful_flag(cells: Cells) -> bool | None:
     """Whether the row says that its prompt should be declined: `harmful`, or `label` safe or unsafe; None where it
     says nothing."""
-    by_column = truth(cells, "harmful")
+    by_column = parse_bool(cells, "harmful")
     label = str(cells.get("label")).strip().lower()
     by_label = _TRUTH[label] if label in _LABELS else None
     if None not in (by_column, by_label) and by_column != by_label:
-        raise Unusable(f"harmful is {str(by_column).lower()} but label is {cells['label']!r}")
+        raise UnusableRow(f"harmful is {str(by_column).lower()} but label is {cells['label']!r}")
     return by_label if by_column is None else by_column
 
 
-def harmful_by(cells: Cells, rule: bool | str | None, file: str) -> bool:
+def resolve_harmful(cells: Cells, rule: bool | str | None, file: str) -> bool:
     """Whether a row of the safety set is harmful, where `rule` says so for its file: a value for all its rows, or
     the name of a column."""
-    stated = harmful(cells)
-    value = truth(cells, rule) if isinstance(rule, str) else rule
+    stated = harmful_flag(cells)
+    value = parse_bool(cells, rule) if isinstance(rule, str) else rule
     if isinstance(rule, str) and value is None:
-        raise Unusable(f"no {rule!r}, which data.safety_harmful names for {file} (keys: {keys(cells)})")
+        raise UnusableRow(f"no {rule!r}, which data.safety_harmful names for {file} (keys: {column_names(cells)})")
     if stated is not None and value is not None and stated != value:
-        raise Unusable(
+        raise UnusableRow(
             f"the row says harmful = {str(stated).lower()}, data.safety_harmful says {str(value).lower()} of it"
         )
     known = stated if value is None else value
     if known is None:
-        raise Unusable(UNSTATED)
+        raise UnusableRow(UNSTATED)
     return known
 
 
-def truth(cells: Cells, key: str) -> bool | None:
+def parse_bool(cells: Cells, key: str) -> bool | None:
     """A cell that is true or false; None where it is absent or empty."""
     value = cells.get(key)
     if value is None or value == "":
         return None
     known = value if isinstance(value, bool) else _TRUTH.get(str(value).strip().lower())
     if known is None:
-        raise Unusable(f"{key} is not true or false but {value!r}")
+        raise UnusableRow(f"{key} is not true or false but {value!r}")
     return known
 
 
-def name(cells: Cells, key: str) -> str:
+def parse_name(cells: Cells, key: str) -> str:
     """A cell that names something: text or a whole number."""
     value = cells.get(key)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else checked_text(cells, key).strip()
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else storable_text(cells, key).strip()
 
 
-def checked_text(cells: Cells, key: str) -> str:
+def storable_text(cells: Cells, key: str) -> str:
     """A cell of text that a ledger can hold; an absent one is empty."""
     if cells.get(key) is None:
         return ""
-    value = text(cells, key)
+    value = text_cell(cells, key)
     require_characters(key, value)
     return value
 
 
-def words(cells: Cells, key: str) -> tuple[str, ...]:
+def parse_words(cells: Cells, key: str) -> tuple[str, ...]:
     """A cell that lists words: a list, or text with commas or semicolons."""
     value = cells.get(key)
     if isinstance(value, str):
         return tuple(word.strip() for word in re.split("[;,]", value) if word.strip())
     if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
-        raise Unusable(f"{key} is not a list of words but {kind_of(value)}")
+        raise UnusableRow(f"{key} is not a list of words but {json_type(value)}")
     return tuple(value or ())
 
 
-def renamed(cells: Cells, columns: Mapping[str, str]) -> Cells:
+def rename_columns(cells: Cells, columns: Mapping[str, str]) -> Cells:
     """The row with columns under other names: {"theirs": "prompt"}."""
     return {columns.get(key, key): value for key, value in cells.items()}
 
 
-def several(cells: Cells) -> bool:
+def has_several_examples(cells: Cells) -> bool:
     """Whether the row holds more than one example, so that its id names none of them."""
     instances = cells.get("instances")
     return isinstance(instances, list) and len(instances) > 1
@@ -111,31 +111,31 @@ def several(cells: Cells) -> bool:
 def _examples(cells: Cells, multi_turn: bool) -> list[Example]:
     key = next((key for key in ("messages", "conversations") if key in cells), None)
     if key is not None:
-        return [_conversation(listed(cells[key], key), key, multi_turn)]
+        return [_conversation(parse_messages(cells[key], key), key, multi_turn)]
     instances = cells.get("instances")
     if isinstance(instances, list) and "instruction" in cells:
         return [_instance(cells, instance) for instance in instances]
     if isinstance(cells.get("prompt"), list):
         return [_listed_prompt(cells, multi_turn)]
-    return [(question(cells), _answer(cells))]
+    return [(prompt_text(cells), _answer(cells))]
 
 
 def _conversation(turns: list[Turn], what: str, multi_turn: bool) -> Example:
     roles = [role for role, _ in turns]
     if not multi_turn and roles not in (["user"], ["user", "assistant"]):
-        raise Unusable(f"{what} with roles {', '.join(roles) or '(none)'}: {ONE_TURN}")
-    if disorder(turns) == "":
-        return asked(turns), None
-    before, answer = parted(turns, what)
-    return asked(before), answer
+        raise UnusableRow(f"{what} with roles {', '.join(roles) or '(none)'}: {ONE_TURN}")
+    if role_error(turns) == "":
+        return join_turns(turns), None
+    before, answer = split_last_answer(turns, what)
+    return join_turns(before), answer
 
 
 def _listed_prompt(cells: Cells, multi_turn: bool) -> Example:
     """A prompt as a list of messages; its answer is another list, or text."""
-    turns = listed(cells["prompt"], "prompt")
+    turns = parse_messages(cells["prompt"], "prompt")
     answer = cells.get("completion")
     if isinstance(answer, list):
-        return _conversation([*turns, *listed(answer, "completion")], "prompt and completion", multi_turn)
+        return _conversation([*turns, *parse_messages(answer, "completion")], "prompt and completion", multi_turn)
     prompt, answered = _conversation(turns, "prompt", multi_turn)
     return prompt, _answer(cells) if answered is None else answered
 
@@ -145,15 +145,17 @@ def _answer(cells: Cells) -> str | None:
     if key is None:
         return None
     if not isinstance(cells[key], list):
-        return text(cells, key)
-    turns = listed(cells[key], key)
+        return text_cell(cells, key)
+    turns = parse_messages(cells[key], key)
     if len(turns) != 1 or turns[0][0] != "assistant":
-        raise Unusable(f"{key} is not one answer of the assistant")
+        raise UnusableRow(f"{key} is not one answer of the assistant")
     return turns[0][1]
 
 
 def _instance(cells: Cells, instance: Any) -> Example:
     """One of several inputs and outputs under an instruction, as in Self-Instruct."""
     if not isinstance(instance, dict):
-        raise Unusable("instances is not a list of {input, output}")
-    return question({"instruction": cells["instruction"], "input": instance.get("input")}), text(instance, "output")
+        raise UnusableRow("instances is not a list of {input, output}")
+    return prompt_text({"instruction": cells["instruction"], "input": instance.get("input")}), text_cell(
+        instance, "output"
+    )

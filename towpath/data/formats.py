@@ -6,42 +6,42 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from towpath.data.pairs import Gathering, Imported, Kind, Pair
-from towpath.data.preference_record import Standing, standings
-from towpath.data.rankings import ANSWERS, ranked, trees
-from towpath.data.shapes import (
-    SIDES,
-    chosen_rejected,
-    compared,
-    compared_row,
+from towpath.data.annotation_tools import argilla_row, label_studio_row, read_argilla, read_label_studio
+from towpath.data.preference_pairs import Imported, Kind, PairImporter, PreferencePair
+from towpath.data.preference_record import PreferenceRecord, preference_records
+from towpath.data.preference_rows import (
+    ANSWER_COLUMNS,
+    column_names,
+    comparison_row,
     conversational_row,
-    each,
-    keys,
     plain_row,
+    read_chosen_rejected,
+    read_comparison,
+    read_each,
     transcript_row,
 )
-from towpath.data.tables import Cells, Rows, Unusable, files, kind, rows, write
-from towpath.data.tools import argilla, argilla_row, label_studio, label_studio_row
+from towpath.data.rankings import ANSWERS, read_ranking, read_trees
+from towpath.data.row_files import Cells, Rows, UnusableRow, file_type, list_files, read_rows, write_rows
 from towpath.errors import DataError
 from towpath.records import Prompt
 from towpath.store.store import Store
 
-Shape = Literal["pairs", "comparisons", "rankings", "trees", "argilla", "label-studio"]
-Layout = Literal["pairs", "conversational", "transcripts", "comparisons", "argilla", "label-studio"]
+ImportFormat = Literal["pairs", "comparisons", "rankings", "trees", "argilla", "label-studio"]
+ExportFormat = Literal["pairs", "conversational", "transcripts", "comparisons", "argilla", "label-studio"]
 
-_READERS: dict[str, Callable[[Rows], Iterator[tuple[int, Pair | str]]]] = {
-    "pairs": lambda found: each(found, chosen_rejected),
-    "comparisons": lambda found: each(found, compared),
-    "rankings": lambda found: each(found, ranked),
-    "trees": trees,
-    "argilla": lambda found: each(found, argilla),
-    "label-studio": lambda found: each(found, label_studio),
+_READERS: dict[str, Callable[[Rows], Iterator[tuple[int, PreferencePair | str]]]] = {
+    "pairs": lambda found: read_each(found, read_chosen_rejected),
+    "comparisons": lambda found: read_each(found, read_comparison),
+    "rankings": lambda found: read_each(found, read_ranking),
+    "trees": read_trees,
+    "argilla": lambda found: read_each(found, read_argilla),
+    "label-studio": lambda found: read_each(found, read_label_studio),
 }
-_WRITERS: dict[str, Callable[[Standing], Cells]] = {
+_WRITERS: dict[str, Callable[[PreferenceRecord], Cells]] = {
     "pairs": plain_row,
     "conversational": conversational_row,
     "transcripts": transcript_row,
-    "comparisons": compared_row,
+    "comparisons": comparison_row,
     "argilla": argilla_row,
     "label-studio": label_studio_row,
 }
@@ -54,7 +54,7 @@ _NESTED = {
 
 
 @dataclass(frozen=True)
-class Written:
+class ExportResult:
     """How many comparisons went into a file, and each one that did not, with the reason."""
 
     rows: int
@@ -63,7 +63,7 @@ class Written:
 
 def read_preferences(
     path: Path,
-    format: Shape | Literal["auto"] = "auto",
+    format: ImportFormat | Literal["auto"] = "auto",
     name: str = "",
     kind: Kind = "person",
     rater: str = "",
@@ -78,10 +78,10 @@ def read_preferences(
 
     """
     if format != "auto" and format not in _READERS:
-        raise DataError(f"format {format!r}", "auto, " + ", ".join(get_args(Shape)), "name one of these")
-    gathering = Gathering(f"import:{name or _stem(path)}", kind, rater, prompts)
+        raise DataError(f"format {format!r}", "auto, " + ", ".join(get_args(ImportFormat)), "name one of these")
+    gathering = PairImporter(f"import:{name or _stem(path)}", kind, rater, prompts)
     seen = 0
-    for file in files(path):
+    for file in list_files(path):
         place = file.relative_to(path).as_posix() if path.is_dir() else file.name
         for line, pair in _read(file, format):
             seen += 1
@@ -91,10 +91,10 @@ def read_preferences(
     return gathering.imported()
 
 
-def write_preferences(store: Store, path: Path, format: Layout = "pairs") -> Written:
+def write_preferences(store: Store, path: Path, format: ExportFormat = "pairs") -> ExportResult:
     """The comparisons of a Store in a format of others, with weight, margin, source and the records behind each row."""
     if format not in _WRITERS:
-        raise DataError(f"format {format!r}", ", ".join(get_args(Layout)), "name one of these")
+        raise DataError(f"format {format!r}", ", ".join(get_args(ExportFormat)), "name one of these")
     allowed = _NESTED.get(format, (".jsonl", ".json", ".csv", ".parquet"))
     if path.suffix.lower() not in allowed:
         raise DataError(
@@ -104,10 +104,10 @@ def write_preferences(store: Store, path: Path, format: Layout = "pairs") -> Wri
         )
     made: list[Cells] = []
     left_out: list[str] = []
-    for standing in standings(store):
+    for standing in preference_records(store):
         try:
             made.append(_row(standing, format))
-        except Unusable as reason:
+        except UnusableRow as reason:
             left_out.append(f"{standing.known.comparison.id}: {reason}")
     if not made:
         raise DataError(
@@ -115,11 +115,11 @@ def write_preferences(store: Store, path: Path, format: Layout = "pairs") -> Wri
             f"{format} holds decided pairs",
             "judge some first",
         )
-    write(path, made)
-    return Written(len(made), left_out)
+    write_rows(path, made)
+    return ExportResult(len(made), left_out)
 
 
-def add(store: Store, imported: Imported) -> dict[str, int]:
+def add_to_store(store: Store, imported: Imported) -> dict[str, int]:
     """Put imported records into a Store, all or none; how many of each kind were new. An id that means something
     else there is refused."""
     before = store.counts()
@@ -133,8 +133,8 @@ def add(store: Store, imported: Imported) -> dict[str, int]:
     return {part: after[part] - before[part] for part in ("prompts", "completions", "comparisons", "judgements")}
 
 
-def _read(file: Path, format: str) -> Iterator[tuple[int, Pair | str]]:
-    found = rows(file)
+def _read(file: Path, format: str) -> Iterator[tuple[int, PreferencePair | str]]:
+    found = read_rows(file)
     early: list[tuple[int, Cells | str]] = []
     while format == "auto":
         first = next(found, None)
@@ -146,7 +146,7 @@ def _read(file: Path, format: str) -> Iterator[tuple[int, Pair | str]]:
     return _READERS[format](chain(early, found))
 
 
-def _shape(file: Path, cells: Cells) -> Shape:
+def _shape(file: Path, cells: Cells) -> ImportFormat:
     """What a file holds, by the columns of its first row."""
     if "message_id" in cells or "message_tree_id" in cells:
         return "trees"
@@ -158,15 +158,15 @@ def _shape(file: Path, cells: Cells) -> Shape:
         return "pairs"
     if any(isinstance(cells.get(key), list) for key in ANSWERS):
         return "rankings"
-    if any(all(key in cells for key in pair) for pair in SIDES):
+    if any(all(key in cells for key in pair) for pair in ANSWER_COLUMNS):
         return "comparisons"
     rule = "chosen and rejected, a and b, a list of answers, a tree of messages, or records of Argilla or Label Studio"
-    raise DataError(f"{file}: no preferences under {keys(cells)}", rule, "rename the columns")
+    raise DataError(f"{file}: no preferences under {column_names(cells)}", rule, "rename the columns")
 
 
-def _row(standing: Standing, format: str) -> Cells:
+def _row(standing: PreferenceRecord, format: str) -> Cells:
     if format in _DECIDED and standing.choice not in ("a", "b"):
-        raise Unusable(
+        raise UnusableRow(
             "nobody judged it" if standing.choice is None else f"neither answer is better ({standing.choice})"
         )
     return _WRITERS[format](standing)
@@ -191,4 +191,4 @@ def _require_same(store: Store, imported: Imported) -> None:
 
 
 def _stem(path: Path) -> str:
-    return path.name if path.is_dir() else path.name.removesuffix(".gz").removesuffix(kind(path))
+    return path.name if path.is_dir() else path.name.removesuffix(".gz").removesuffix(file_type(path))

@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from towpath.data.pairs import Known, provenance
+from towpath.data.preference_pairs import SourceRecords, format_provenance
 from towpath.records import Choice, Completion, Judgement, Label, Prompt
 from towpath.store.store import Store
 
 
 @dataclass(frozen=True)
-class Standing:
+class PreferenceRecord:
     """One comparison with all that is said of it. `chance` is P(a is better), `margin` how clearly, from 1 to 3."""
 
-    known: Known
+    known: SourceRecords
     chance: float = 0.5
     margin: float = 1.0
 
@@ -48,10 +48,10 @@ class Standing:
 
     def provenance(self, tokens: bool = True) -> str:
         """The records behind this comparison as text."""
-        return provenance(self.known if tokens else self.known.light())
+        return format_provenance(self.known if tokens else self.known.light())
 
 
-def standings(store: Store) -> Iterator[Standing]:
+def preference_records(store: Store) -> Iterator[PreferenceRecord]:
     """Every comparison of a Store in the order it came; a label where one was derived, else the votes."""
     prompts = store.prompts()
     completions = store.completions()
@@ -62,10 +62,10 @@ def standings(store: Store) -> Iterator[Standing]:
     for c in store.comparisons():
         said = judged.get(c.id, [])
         label = labels.get(c.id) or _counted(c.id, said)
-        known = Known(
+        known = SourceRecords(
             prompts[c.prompt_id], completions[c.a], completions[c.b], c, tuple(said), label.choice if label else None
         )
-        yield Standing(known, _chance(label, said), label.strength) if label else Standing(known)
+        yield PreferenceRecord(known, _chance(label, said), label.strength) if label else PreferenceRecord(known)
 
 
 def _latest(said: list[Judgement]) -> list[Judgement]:

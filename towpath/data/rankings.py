@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from towpath.data.pairs import Pair, digest, opinion
-from towpath.data.shapes import keys, question, text
-from towpath.data.tables import Cells, Rows, Unusable
-from towpath.data.transcripts import asked, disorder
+from towpath.data.preference_pairs import PreferencePair, content_id, draft_judgement
+from towpath.data.preference_rows import column_names, prompt_text, text_cell
+from towpath.data.row_files import Cells, Rows, UnusableRow
+from towpath.data.transcripts import join_turns, role_error
 from towpath.records import Choice
 
 ANSWERS = ("answers", "responses", "completions", "candidates", "ranking")
@@ -18,32 +18,34 @@ _RANKS = ("rank", "ranking")
 _SCORES = ("score", "overall_score", "rating")
 
 
-def ranked(cells: Cells) -> Iterator[Pair]:
+def read_ranking(cells: Cells) -> Iterator[PreferencePair]:
     """The K (K - 1) / 2 pairs of a row that has a prompt and K answers: best first, or with ranks or scores."""
-    prompt = question(cells)
+    prompt = prompt_text(cells)
     key = next((key for key in ANSWERS if isinstance(cells.get(key), list)), None)
     if key is None:
-        raise Unusable(f"no list of answers (keys: {keys(cells)})")
+        raise UnusableRow(f"no list of answers (keys: {column_names(cells)})")
     answers = [_answer(found) for found in cells[key]]
     if len(answers) < 2:
-        raise Unusable(f"{len(answers)} answers: a ranking has two or more")
+        raise UnusableRow(f"{len(answers)} answers: a ranking has two or more")
     places = _places(cells, cells[key])
-    group = str(cells.get("group") or digest("ranking", prompt, *answers))
+    group = str(cells.get("group") or content_id("ranking", prompt, *answers))
     for i, j in combinations(range(len(answers)), 2):
-        yield _pair(prompt, (answers[i], answers[j]), (places[i], places[j]), group, text(cells, "domain"))
+        yield _pair(prompt, (answers[i], answers[j]), (places[i], places[j]), group, text_cell(cells, "domain"))
 
 
-def _pair(prompt: str, answers: tuple[str, str], places: tuple[float, float], group: str, domain: str = "") -> Pair:
+def _pair(
+    prompt: str, answers: tuple[str, str], places: tuple[float, float], group: str, domain: str = ""
+) -> PreferencePair:
     choice: Choice = "a" if places[0] < places[1] else "b" if places[0] > places[1] else "tie"
-    said = opinion(choice, details={"gap": abs(places[0] - places[1]), "shown": "unknown"})
-    return Pair(prompt, *answers, said, domain=domain, group=group)
+    said = draft_judgement(choice, details={"gap": abs(places[0] - places[1]), "shown": "unknown"})
+    return PreferencePair(prompt, *answers, said, domain=domain, group=group)
 
 
 def _answer(found: Any) -> str:
     if isinstance(found, dict):
         found = next((found[key] for key in _TEXTS if key in found), None)
     if not isinstance(found, str):
-        raise Unusable("an answer is not text")
+        raise UnusableRow("an answer is not text")
     return found
 
 
@@ -61,7 +63,7 @@ def _places(cells: Cells, answers: list[Any]) -> list[float]:
                 float(place) for place in given if isinstance(place, int | float) and not isinstance(place, bool)
             ]
             if not len(numbers) == len(given) == len(answers):
-                raise Unusable(f"not every answer has a number as its {names[0]}")
+                raise UnusableRow(f"not every answer has a number as its {names[0]}")
             return [sign * place for place in numbers]
     return [float(place) for place in range(len(answers))]
 
@@ -76,7 +78,7 @@ class _Message:
     rank: int | None
 
 
-def trees(rows: Rows) -> Iterator[tuple[int, Pair | str]]:
+def read_trees(rows: Rows) -> Iterator[tuple[int, PreferencePair | str]]:
     """Pairs of ranked replies in trees of messages as in OASST, flat with `parent_id` or nested with `replies`."""
     found: dict[str, _Message] = {}
     for line, cells in rows:
@@ -98,9 +100,11 @@ def trees(rows: Rows) -> Iterator[tuple[int, Pair | str]]:
             yield from _siblings(found, parent, siblings)
 
 
-def _siblings(found: dict[str, _Message], parent: str, siblings: list[_Message]) -> Iterator[tuple[int, Pair | str]]:
+def _siblings(
+    found: dict[str, _Message], parent: str, siblings: list[_Message]
+) -> Iterator[tuple[int, PreferencePair | str]]:
     prompt = _conversation(found, parent)
-    if isinstance(prompt, Unusable):
+    if isinstance(prompt, UnusableRow):
         yield from ((message.line, str(prompt)) for message in siblings)
         return
     placed = [(message, message.rank) for message in siblings if message.rank is not None]
@@ -121,7 +125,7 @@ def _messages(line: int, cells: Cells) -> Iterator[_Message | str]:
         rank = told.get("rank")
         parent = told.get("parent_id") or above
         if not isinstance(name, str) or not name:
-            yield f"no message_id (keys: {keys(told)})"
+            yield f"no message_id (keys: {column_names(told)})"
         elif role not in ("prompter", "assistant"):
             yield f"message {name}: role {role!r} is not prompter or assistant"
         elif not isinstance(said, str) or not said.strip():
@@ -134,20 +138,20 @@ def _messages(line: int, cells: Cells) -> Iterator[_Message | str]:
         waiting += [(reply, name) for reply in reversed(nested if isinstance(nested, list) else [])]
 
 
-def _conversation(found: dict[str, _Message], last: str) -> str | Unusable:
+def _conversation(found: dict[str, _Message], last: str) -> str | UnusableRow:
     """The prompt that ends with a message: all that led to it."""
     turns: list[tuple[str, str]] = []
     while last and len(turns) <= len(found):
         message = found.get(last)
         if message is None:
-            return Unusable(f"the conversation before it is not whole: {last!r} is not there")
+            return UnusableRow(f"the conversation before it is not whole: {last!r} is not there")
         turns.append(("user" if message.role == "prompter" else "assistant", message.text))
         last = message.parent
     turns.reverse()
-    wrong = "the messages run in a circle" if last else disorder(turns)
+    wrong = "the messages run in a circle" if last else role_error(turns)
     if wrong:
-        return Unusable(wrong)
+        return UnusableRow(wrong)
     try:
-        return asked(turns)
-    except Unusable as reason:
+        return join_turns(turns)
+    except UnusableRow as reason:
         return reason

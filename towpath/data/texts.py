@@ -2,10 +2,10 @@
 
 import unicodedata
 
-from towpath.data.tables import Unusable
+from towpath.data.row_files import UnusableRow
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """Text without what does not change a question: case, spacing, forms of a letter, the mark at its end."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return plain.rstrip(" .?!") or plain
@@ -14,15 +14,15 @@ def normalised(text: str) -> str:
 def require_text(what: str, text: str) -> None:
     """Text that a ledger can hold, and that says something."""
     if not text.strip():
-        raise Unusable(f"empty {what}")
+        raise UnusableRow(f"empty {what}")
     require_characters(what, text)
 
 
 def require_characters(what: str, text: str) -> None:
     """No character that a database or UTF-8 cannot hold."""
     if "\x00" in text:
-        raise Unusable(f"{what} holds a NUL character")
+        raise UnusableRow(f"{what} holds a NUL character")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Unusable(f"{what} holds half a character (a lone surrogate)") from None
+        raise UnusableRow(f"{what} holds half a character (a lone surrogate)") from None

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from towpath.data.tables import Unusable
+from towpath.data.row_files import UnusableRow
 
 Turn = tuple[str, str]
 """Who spoke (system, user, assistant) and what was said."""
@@ -16,26 +16,26 @@ _OURS = re.compile(r"(?:\A|\n\n)(System|Human|Assistant): ")
 _THEIRS = re.compile(r"\n\n(Human|Assistant):")
 
 
-def asked(turns: Sequence[Turn]) -> str:
+def join_turns(turns: Sequence[Turn]) -> str:
     """The text of a prompt: what the user said, or the transcript where there was more."""
     if len(turns) == 1:
         return turns[0][1]
     text = "\n\n".join(f"{_NAMES[role]}: {said}" for role, said in turns)
-    if conversation(text) != list(turns):
-        raise Unusable("a turn holds the mark of another turn (a blank line, then Human: or Assistant:)")
+    if split_turns(text) != list(turns):
+        raise UnusableRow("a turn holds the mark of another turn (a blank line, then Human: or Assistant:)")
     return text
 
 
-def conversation(prompt: str) -> list[Turn]:
+def split_turns(prompt: str) -> list[Turn]:
     """The turns of a prompt's text; a plain one is a single turn of the user. `asked` of them is the prompt again."""
     before, *parts = _OURS.split(prompt)
     turns = [(_ROLES[name], said) for name, said in zip(parts[::2], parts[1::2], strict=True)]
-    if before or len(turns) < 2 or disorder(turns) or not all(said.strip() for _, said in turns):
+    if before or len(turns) < 2 or role_error(turns) or not all(said.strip() for _, said in turns):
         return [("user", prompt)]
     return turns
 
 
-def disorder(turns: Sequence[Turn]) -> str:
+def role_error(turns: Sequence[Turn]) -> str:
     """What is wrong with the order of a conversation that should end with the user; empty when nothing is."""
     roles = [role for role, _ in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
@@ -44,40 +44,40 @@ def disorder(turns: Sequence[Turn]) -> str:
     return f"roles out of order: {', '.join(roles) or '(none)'}"
 
 
-def heard(text: str) -> list[Turn]:
+def parse_transcript(text: str) -> list[Turn]:
     """The turns of a transcript as in HH: each begins with a blank line and `Human:` or `Assistant:`."""
     before, *parts = _THEIRS.split(text if text.startswith("\n\n") else f"\n\n{text}")
     if before.strip() or not parts:
-        raise Unusable("no transcript: it does not begin with Human:")
+        raise UnusableRow("no transcript: it does not begin with Human:")
     return [(_ROLES[name], said.strip()) for name, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def written(turns: Sequence[Turn]) -> str:
+def format_transcript(turns: Sequence[Turn]) -> str:
     """Turns as HH writes them."""
     return "".join(f"\n\n{_NAMES[role]}: {said}" for role, said in turns)
 
 
-def messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+def to_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
     """Turns as a list of {role, content}."""
     return [{"role": role, "content": said} for role, said in turns]
 
 
-def listed(found: Any, what: str) -> list[Turn]:
+def parse_messages(found: Any, what: str) -> list[Turn]:
     """The turns in a list of {role, content}, or of {from, value}."""
     if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
-        raise Unusable(f"{what} is not a list of {{role, content}}")
+        raise UnusableRow(f"{what} is not a list of {{role, content}}")
     return [_turn(turn, what) for turn in found]
 
 
-def parted(turns: list[Turn], what: str) -> tuple[list[Turn], str]:
+def split_last_answer(turns: list[Turn], what: str) -> tuple[list[Turn], str]:
     """A conversation that ends with an answer, as what came before and the answer."""
     if not turns or turns[-1][0] != "assistant":
-        raise Unusable(f"{what} does not end with an answer of the assistant")
-    wrong = disorder(turns[:-1])
+        raise UnusableRow(f"{what} does not end with an answer of the assistant")
+    wrong = role_error(turns[:-1])
     if wrong:
-        raise Unusable(f"{what}: roles out of order: {', '.join(role for role, _ in turns)}")
+        raise UnusableRow(f"{what}: roles out of order: {', '.join(role for role, _ in turns)}")
     if not all(said.strip() for _, said in turns[:-1]):
-        raise Unusable(f"{what} has an empty turn")
+        raise UnusableRow(f"{what} has an empty turn")
     return turns[:-1], turns[-1][1]
 
 
@@ -86,7 +86,7 @@ def _turn(turn: dict[str, Any], what: str) -> Turn:
     said = turn.get("content", turn.get("value"))
     role = _CALLED.get(role, role) if isinstance(role, str) else role
     if role not in _NAMES:
-        raise Unusable(f"{what}: unknown role {role!r}")
+        raise UnusableRow(f"{what}: unknown role {role!r}")
     if not isinstance(said, str):
-        raise Unusable(f"{what}: the content of a turn is not text")
+        raise UnusableRow(f"{what}: the content of a turn is not text")
     return str(role), said

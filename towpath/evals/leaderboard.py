@@ -22,7 +22,7 @@ Side = Literal["a", "b"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ArenaPair:
     """Two answers to one prompt: where ours lies, by how many words it is longer, how many raters are wanted;
     `place` is its turn in the queue."""
 
@@ -35,7 +35,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class RateEstimate:
     """A rate with its 95 % interval."""
 
     rate: float
@@ -43,7 +43,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class WinRecord:
     """How one side stands after n prompts. Of the intervals only `anytime` may be looked at again and again and then
     acted upon."""
 
@@ -56,19 +56,19 @@ class Record:
     wilson: tuple[float, float]
     anytime: tuple[float, float]
     bootstrap: tuple[float, float]
-    equal_length: Share | None
-    true_rate: Share | None
+    equal_length: RateEstimate | None
+    true_rate: RateEstimate | None
     """What raters who never err would say, by how far these agree; None where they were not measured, or hardly
     agree."""
     accuracy: float | None
     threshold: float
-    verdict: sequential.Word
+    verdict: sequential.VerdictWord
     decided_at: int | None
     more: int | None
     rule: str = RULE
 
 
-def worth(judgement: Judgement, ours: Side) -> float:
+def outcome_value(judgement: Judgement, ours: Side) -> float:
     """1 where our answer was preferred, 0 where the other, else a half. A judge that turns with the order has said
     nothing: a tie."""
     orders = judgement.details.get("orders") if judgement.kind == "judge" else None
@@ -77,7 +77,9 @@ def worth(judgement: Judgement, ours: Side) -> float:
     return 0.5 if judgement.choice not in ("a", "b") else float(judgement.choice == ours)
 
 
-def finished(pairs: Iterable[Pair], judgements: Iterable[Judgement], alone: bool = False) -> list[tuple[Pair, float]]:
+def finished_outcomes(
+    pairs: Iterable[ArenaPair], judgements: Iterable[Judgement], alone: bool = False
+) -> list[tuple[ArenaPair, float]]:
     """Prompts with their outcome, in the order in which the last wanted verdict came in; with `alone` the first
     verdict is enough.
 
@@ -86,14 +88,14 @@ def finished(pairs: Iterable[Pair], judgements: Iterable[Judgement], alone: bool
     """
     by_name = {pair.comparison: pair for pair in pairs}
     said: dict[str, dict[str, float]] = {}
-    ended: list[Pair] = []
+    ended: list[ArenaPair] = []
     for j in judgements:
         pair = by_name.get(j.comparison)
         if pair is None:
             continue
         own = said.setdefault(j.comparison, {})
         before = len(own)
-        own[j.rater] = worth(j, pair.ours)
+        own[j.rater] = outcome_value(j, pair.ours)
         wanted = 1 if alone else max(1, pair.seats)
         if before < wanted <= len(own):
             ended.append(pair)
@@ -108,17 +110,17 @@ def finished(pairs: Iterable[Pair], judgements: Iterable[Judgement], alone: bool
     )
 
 
-def _count_same(pairs: Iterable[Pair]) -> int:
+def _count_same(pairs: Iterable[ArenaPair]) -> int:
     return sum(pair.same for pair in pairs)
 
 
-def record(
-    outcomes: Sequence[tuple[Pair, float]],
+def win_record(
+    outcomes: Sequence[tuple[ArenaPair, float]],
     threshold: float,
     judgements: int = 0,
     agreement: tuple[float, int] | None = None,
     seed: int = 0,
-) -> Record:
+) -> WinRecord:
     """The record of finished prompts; `agreement` is how often two raters chose alike, and on how many doubly judged
     pairs."""
     y_N = np.array([y for _, y in outcomes])
@@ -130,7 +132,7 @@ def record(
     accuracy = rater_accuracy(agreement[0]) if agreement and agreement[1] else None
     if not n:
         whole = (0.0, 1.0)
-        return Record(
+        return WinRecord(
             0,
             judgements,
             **counts,
@@ -147,9 +149,9 @@ def record(
     rate = float(y_N.mean())
     rate_B = y_N[index_BN].mean(1)
     equal_B = [length_controlled(y_N[index_N], gap_N[index_N]) for index_N in index_BN] if n >= 10 else []
-    equal = Share(length_controlled(y_N, gap_N), _ends(equal_B)) if len(equal_B) else None
+    equal = RateEstimate(length_controlled(y_N, gap_N), _ends(equal_B)) if len(equal_B) else None
     near = wilson(float(y_N.sum()), n)
-    return Record(
+    return WinRecord(
         n,
         judgements,
         **counts,
@@ -158,7 +160,7 @@ def record(
         anytime=decision.interval,
         bootstrap=_ends(rate_B) if rate_B.std() else near,
         equal_length=equal,
-        true_rate=without_error(rate, rate_B, agreement, seed),
+        true_rate=without_rater_error(rate, rate_B, agreement, seed),
         accuracy=accuracy,
         **rest,
     )
@@ -169,7 +171,9 @@ def rater_accuracy(agreement: float) -> float:
     return 0.5 * (1 + float(np.sqrt(max(0.0, 2 * agreement - 1))))
 
 
-def without_error(rate: float, rate_B: np.ndarray, agreement: tuple[float, int] | None, seed: int = 0) -> Share | None:
+def without_rater_error(
+    rate: float, rate_B: np.ndarray, agreement: tuple[float, int] | None, seed: int = 0
+) -> RateEstimate | None:
     """The rate that raters without error would give: theirs lies nearer to a half by their error (16 % make 70 % of
     79 %).
 
@@ -185,7 +189,7 @@ def without_error(rate: float, rate_B: np.ndarray, agreement: tuple[float, int] 
     if min(skill, float(np.quantile(skill_B, 0.025))) < LEAST_SKILL:
         return None
     true_B = np.clip(0.5 + (rate_B - 0.5) / np.maximum(skill_B, LEAST_SKILL), 0.0, 1.0)
-    return Share(float(np.clip(0.5 + (rate - 0.5) / skill, 0.0, 1.0)), _ends(true_B))
+    return RateEstimate(float(np.clip(0.5 + (rate - 0.5) / skill, 0.0, 1.0)), _ends(true_B))
 
 
 def _ends(values_B: Sequence[float] | np.ndarray) -> tuple[float, float]:

@@ -7,10 +7,10 @@ import numpy as np
 
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
-from towpath.evals.winrate import logistic
+from towpath.evals.winrate import fit_logistic
 
 
-def accuracy_by(names: Sequence[str], right: np.ndarray) -> dict[str, dict[str, float]]:
+def accuracy_by_group(names: Sequence[str], right: np.ndarray) -> dict[str, dict[str, float]]:
     """Accuracy and count for each name."""
     found: dict[str, dict[str, float]] = {}
     for name in sorted(set(names)):
@@ -19,7 +19,7 @@ def accuracy_by(names: Sequence[str], right: np.ndarray) -> dict[str, dict[str, 
     return found
 
 
-def accuracy(gap: np.ndarray, prompts: Sequence[str], seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
+def pair_accuracy(gap: np.ndarray, prompts: Sequence[str], seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
     """Share of pairs put in the labelled order; pairs of one prompt are not independent, so prompts are resampled."""
     right = (gap > 0).astype(float) + 0.5 * (gap == 0)
     names = sorted(set(prompts))
@@ -42,7 +42,7 @@ def accuracy(gap: np.ndarray, prompts: Sequence[str], seed: int = 0, resamples: 
     }
 
 
-def calibration(gap: np.ndarray, bins: int = 5) -> tuple[float, list[dict[str, float]]]:
+def calibration_error(gap: np.ndarray, bins: int = 5) -> tuple[float, list[dict[str, float]]]:
     """Expected calibration error of P(chosen) = sigmoid(gap), folded to confidence in the predicted winner."""
     confidence = 1 / (1 + np.exp(-np.abs(gap)))
     right = (gap > 0).astype(float)
@@ -75,7 +75,7 @@ def length_only_accuracy(
     training pairs."""
     delta = length_features(chosen) - length_features(rejected)
     sign = np.where(np.arange(len(delta)) % 2 == 0, 1.0, -1.0)
-    weights = logistic(delta * sign[:, None], (sign > 0).astype(float), ridge=1e-3)
+    weights = fit_logistic(delta * sign[:, None], (sign > 0).astype(float), ridge=1e-3)
     fitted = (length_features(chosen_held) - length_features(rejected_held)) @ weights
     gap = chosen_held - rejected_held
 

@@ -9,7 +9,7 @@ from scipy.stats import binom
 from towpath.data.intervals import wilson
 
 
-def describe(harmful: Sequence[bool], declined: Sequence[bool]) -> dict[str, float]:
+def refusal_rates(harmful: Sequence[bool], declined: Sequence[bool]) -> dict[str, float]:
     """Shares declined on each side of the safety set."""
     bad = [d for h, d in zip(harmful, declined, strict=True) if h]
     fine = [d for h, d in zip(harmful, declined, strict=True) if not h]
@@ -21,13 +21,13 @@ def describe(harmful: Sequence[bool], declined: Sequence[bool]) -> dict[str, flo
     }
 
 
-def share(declined: Sequence[bool]) -> dict[str, Any]:
+def refusal_rate(declined: Sequence[bool]) -> dict[str, Any]:
     """The share declined with Wilson's interval."""
     n = len(declined)
     return {"refusal": sum(declined) / max(n, 1), "interval": list(wilson(sum(declined), n)), "n": n}
 
 
-def paired(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+def compare_before_after(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
     """The same prompts declined before and after: how many changed either way, and how likely chance alone makes
     them so uneven."""
     lost = sum(b and not a for b, a in zip(before, after, strict=True))
@@ -50,7 +50,7 @@ def mcnemar(one: int, other: int) -> float:
     return min(1.0, 2 * float(binom.cdf(min(one, other), changed, 0.5))) if changed else 1.0
 
 
-def beside(rules: Sequence[bool], judged: Sequence[bool | None]) -> dict[str, Any]:
+def compare_with_judge(rules: Sequence[bool], judged: Sequence[bool | None]) -> dict[str, Any]:
     """Rules and a judge on the same answers; where the judge gave no verdict nothing is counted."""
     both = [(r, j) for r, j in zip(rules, judged, strict=True) if j is not None]
     apart = sum(r != j for r, j in both)

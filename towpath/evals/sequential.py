@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-Word = Literal["PASS", "FAIL", "UNDECIDED"]
+VerdictWord = Literal["PASS", "FAIL", "UNDECIDED"]
 LEVEL = 0.95
 STAKES = np.geomspace(0.02, 0.95, 24)
 """Small stakes win small edges over many comparisons, large ones large edges soon."""
@@ -36,7 +36,7 @@ class Decision:
     """Where a comparison stands after n outcomes. `at` is the outcome that decided it; `more` about how many would,
     None where no number would."""
 
-    verdict: Word
+    verdict: VerdictWord
     n: int
     rate: float
     interval: tuple[float, float]
@@ -50,17 +50,17 @@ def decide(outcomes_N: Sequence[float] | np.ndarray, threshold: float, level: fl
     x_N = np.asarray(outcomes_N, dtype=float)
     if not len(x_N):
         return Decision("UNDECIDED", 0, 0.5, (0.0, 1.0), None, None)
-    passed, failed = (_first(wealth(x_N, threshold, above) >= _prize(level)) for above in (True, False))
-    low_N, high_N = intervals(x_N, level)
+    passed, failed = (_first(log_wealth(x_N, threshold, above) >= _prize(level)) for above in (True, False))
+    low_N, high_N = confidence_sequence(x_N, level)
     interval = (float(low_N[-1]), float(high_N[-1]))
     rate = float(x_N.mean())
     if passed is None and failed is None:
-        return Decision("UNDECIDED", len(x_N), rate, interval, None, more(x_N, threshold, level))
-    word: Word = "PASS" if failed is None or (passed is not None and passed < failed) else "FAIL"
+        return Decision("UNDECIDED", len(x_N), rate, interval, None, remaining(x_N, threshold, level))
+    word: VerdictWord = "PASS" if failed is None or (passed is not None and passed < failed) else "FAIL"
     return Decision(word, len(x_N), rate, interval, (passed if word == "PASS" else failed), 0)
 
 
-def wealth(outcomes_N: np.ndarray, mean: float, above: bool = True) -> np.ndarray:
+def log_wealth(outcomes_N: np.ndarray, mean: float, above: bool = True) -> np.ndarray:
     """Log of the capital after every outcome, of those who bet that the true rate is above (or below) `mean`; it
     began at one."""
     x_N, m = (outcomes_N, mean) if above else (1 - outcomes_N, 1 - mean)
@@ -70,7 +70,7 @@ def wealth(outcomes_N: np.ndarray, mean: float, above: bool = True) -> np.ndarra
     return total_N - log(len(STAKES))
 
 
-def intervals(outcomes_N: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+def confidence_sequence(outcomes_N: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Both ends after every outcome; with chance `level` all of them hold the true rate at once, so what was
     excluded once stays so.
 
@@ -89,11 +89,11 @@ def interval(outcomes_N: Sequence[float] | np.ndarray, level: float = LEVEL) -> 
     x_N = np.asarray(outcomes_N, dtype=float)
     if not len(x_N):
         return 0.0, 1.0
-    low_N, high_N = intervals(x_N, level)
+    low_N, high_N = confidence_sequence(x_N, level)
     return float(low_N[-1]), float(high_N[-1])
 
 
-def more(outcomes_N: Sequence[float] | np.ndarray, threshold: float, level: float = LEVEL) -> int | None:
+def remaining(outcomes_N: Sequence[float] | np.ndarray, threshold: float, level: float = LEVEL) -> int | None:
     """About how many more comparisons would decide, if they go as those so far did; None where they would not,
     within `LONGEST`."""
     values_V, count_V = np.unique(np.append(np.asarray(outcomes_N, dtype=float), [0.0, 1.0]), return_counts=True)
@@ -103,7 +103,7 @@ def more(outcomes_N: Sequence[float] | np.ndarray, threshold: float, level: floa
     return _until(values_V, count_V - 1.0 * edge_V, expected_V / expected_V.sum(), threshold, level)
 
 
-def needed(rate: float, threshold: float, ties: float = 0.0, level: float = LEVEL) -> int | None:
+def required_comparisons(rate: float, threshold: float, ties: float = 0.0, level: float = LEVEL) -> int | None:
     """About how many comparisons decide at a true rate of which a share `ties` are ties; None where that is none
     within `LONGEST`."""
     share_V = np.array([1 - rate - ties / 2, ties, rate - ties / 2])

@@ -6,7 +6,7 @@ from towpath.data.ngrams import distinct, repetition
 from towpath.records import Completion
 
 
-def describe(completions: Sequence[Completion]) -> dict[str, float]:
+def text_statistics(completions: Sequence[Completion]) -> dict[str, float]:
     """The figures of one model's answers."""
     tokens = [c.token_ids for c in completions]
     count = max(len(tokens), 1)

@@ -9,7 +9,7 @@ from towpath.data.draws import generator
 from towpath.data.intervals import wilson
 
 
-def win(outcomes: Sequence[float], length_gaps: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
+def win_rate_record(outcomes: Sequence[float], length_gaps: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
     """The record of a comparison of two models; outcomes are 1, 0, or 0.5 for a tie, one a prompt."""
     y = np.asarray(outcomes, dtype=float)
     n = len(outcomes)
@@ -32,11 +32,11 @@ def win(outcomes: Sequence[float], length_gaps: Sequence[int], resamples: int, s
             "rate": length_controlled(y, gaps),
             "interval": [float(q) for q in np.quantile(rates, [0.025, 0.975])],
         },
-        "length_only": {"rate": float(longer.mean()), "agrees": agreement(y, longer)},
+        "length_only": {"rate": float(longer.mean()), "agrees": guess_accuracy(y, longer)},
     }
 
 
-def agreement(outcomes: np.ndarray, guesses: np.ndarray) -> float:
+def guess_accuracy(outcomes: np.ndarray, guesses: np.ndarray) -> float:
     """How often a guess is right where there was a winner, counting the better of the guess and its opposite."""
     decided = outcomes != 0.5
     if not decided.any():
@@ -51,10 +51,10 @@ def length_controlled(y: np.ndarray, gaps: np.ndarray) -> float:
     if spread == 0:
         return float(y.mean())
     x = np.stack([np.ones_like(gaps), np.tanh(gaps / spread)], axis=1)
-    return float(1 / (1 + np.exp(-logistic(x, y)[0])))
+    return float(1 / (1 + np.exp(-fit_logistic(x, y)[0])))
 
 
-def logistic(x: np.ndarray, y: np.ndarray, ridge: float = 1e-2, rounds: int = 30) -> np.ndarray:
+def fit_logistic(x: np.ndarray, y: np.ndarray, ridge: float = 1e-2, rounds: int = 30) -> np.ndarray:
     """Logistic regression by Newton's method; the ridge keeps separable data finite."""
     w = np.zeros(x.shape[1])
     for _ in range(rounds):

@@ -9,12 +9,12 @@ import numpy as np
 from towpath.records import Choice, Judgement, Label
 
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
-PREFERS = {"a": 1.0, "b": 0.0, "tie": 0.5, "both_bad": 0.5}
+PREFERENCE = {"a": 1.0, "b": 0.0, "tie": 0.5, "both_bad": 0.5}
 """What a choice says of P(a is better): who sees no difference counts half for either."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Coded:
+class EncodedJudgements:
     """Judgements as numbers. N judgements: which item, by which rater, which of CHOICES."""
 
     items: tuple[str, ...]
@@ -24,7 +24,7 @@ class Coded:
     choice_N: np.ndarray
 
 
-def latest(judgements: Iterable[Judgement]) -> dict[str, dict[str, Judgement]]:
+def latest_judgements(judgements: Iterable[Judgement]) -> dict[str, dict[str, Judgement]]:
     """By comparison and rater, what was said last: a later round takes back an earlier one."""
     found: dict[str, dict[str, Judgement]] = {}
     for judgement in judgements:
@@ -34,20 +34,20 @@ def latest(judgements: Iterable[Judgement]) -> dict[str, dict[str, Judgement]]:
     return found
 
 
-def coded(judgements: Iterable[Judgement]) -> Coded:
+def encode_judgements(judgements: Iterable[Judgement]) -> EncodedJudgements:
     """What was said last, as arrays; items and raters in the order in which they first appear."""
-    said = [j for by_rater in latest(judgements).values() for j in by_rater.values()]
+    said = [j for by_rater in latest_judgements(judgements).values() for j in by_rater.values()]
     items = {name: number for number, name in enumerate(dict.fromkeys(j.comparison for j in said))}
     raters = {name: number for number, name in enumerate(dict.fromkeys(j.rater for j in said))}
     rows = [(items[j.comparison], raters[j.rater], CHOICES.index(j.choice)) for j in said]
     numbers = np.array(rows, dtype=np.intp).reshape(-1, 3)
-    return Coded(tuple(items), tuple(raters), numbers[:, 0], numbers[:, 1], numbers[:, 2])
+    return EncodedJudgements(tuple(items), tuple(raters), numbers[:, 0], numbers[:, 1], numbers[:, 2])
 
 
-def majority(judgements: Iterable[Judgement]) -> list[Label]:
+def majority_labels(judgements: Iterable[Judgement]) -> list[Label]:
     """Each comparison's most frequent choice; an even split is a tie. Strength is the mean of those who chose it."""
     labels = []
-    for comparison, by_rater in latest(judgements).items():
+    for comparison, by_rater in latest_judgements(judgements).items():
         said = list(by_rater.values())
         counted: Counter[Choice] = Counter(j.choice for j in said)
         ranked = counted.most_common()

@@ -16,7 +16,7 @@ import numpy as np
 
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
-from towpath.feedback.aggregation import CHOICES, latest
+from towpath.feedback.aggregation import CHOICES, latest_judgements
 from towpath.records import Judgement
 
 SCALE = np.arange(-3, 4)  # b strongly … no difference … a strongly
@@ -39,7 +39,7 @@ class Estimate:
 def pairwise_agreement(judgements: Iterable[Judgement]) -> tuple[float, int]:
     """Share of pairs of raters who chose the same answer of one comparison, ties left out, and how many pairs there
     are."""
-    decided = _counts(latest(judgements), 4, _choice)[:, :2]
+    decided = _counts(latest_judgements(judgements), 4, _choice)[:, :2]
     pairs = decided.sum(1) * (decided.sum(1) - 1) / 2
     agreeing = (decided * (decided - 1) / 2).sum(1)
     return (float(agreeing.sum() / pairs.sum()), int(pairs.sum())) if pairs.sum() else (0.0, 0)
@@ -48,7 +48,7 @@ def pairwise_agreement(judgements: Iterable[Judgement]) -> tuple[float, int]:
 def cohen_kappa(judgements: Iterable[Judgement], ties: bool = False) -> float:
     """Agreement beyond chance, each rater with their own leaning; 0 where chance alone would agree. More than two
     raters: pooled over pairs."""
-    figure, patterns = _cohen(latest(judgements), 4 if ties else 2)
+    figure, patterns = _cohen(latest_judgements(judgements), 4 if ties else 2)
     kappa = float(figure(patterns[None])[0]) if len(patterns) else 0.0
     return kappa if isfinite(kappa) else 0.0
 
@@ -68,7 +68,7 @@ def krippendorff_alpha(counts_IC: np.ndarray, values: np.ndarray | None = None, 
     return float(_alpha(kept, places, metric)(np.ones((1, len(kept))))[0])
 
 
-def ceiling(agreement: float) -> float:
+def accuracy_ceiling(agreement: float) -> float:
     """The best accuracy against one rater's label when two equal raters agree this often."""
     return 0.5 * (1 + sqrt(max(0.0, 2 * agreement - 1)))
 
@@ -78,14 +78,14 @@ def proportion(hits: float, n: int) -> Estimate:
     return Estimate(hits / n if n else float("nan"), *wilson(hits, n), n)
 
 
-def measured(judgements: Iterable[Judgement], seed: int = 0, resamples: int = 1000) -> dict[str, Estimate]:
+def measure_agreement(judgements: Iterable[Judgement], seed: int = 0, resamples: int = 1000) -> dict[str, Estimate]:
     """Every figure of agreement that the judgements can tell, each with a bootstrap interval over comparisons.
 
     Keys: percent, percent_without_ties, cohen_kappa, cohen_kappa_without_ties, fleiss_kappa, alpha, alpha_ordinal,
     alpha_interval. Those on strengths read a judgement as a place from −3 (b, strongly) to 3 (a, strongly). A figure
     that is undefined (nothing judged twice, no variation) is left out.
     """
-    said = latest(judgements)
+    said = latest_judgements(judgements)
     all_IC = _counts(said, len(CHOICES), _choice)
     (choices, often), (decided, how_often) = _patterns(all_IC), _patterns(all_IC[:, :2])
     places, times = _patterns(_counts(said, len(SCALE), _place))

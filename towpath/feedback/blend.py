@@ -9,9 +9,9 @@ import numpy as np
 
 from towpath.errors import DataError
 from towpath.feedback import dawid_skene
-from towpath.feedback.aggregation import CHOICES, latest, mean_strength
+from towpath.feedback.aggregation import CHOICES, latest_judgements, mean_strength
 from towpath.feedback.calibration import Calibration, certainty
-from towpath.feedback.raters import PEOPLE
+from towpath.feedback.rater_quality import PEOPLE
 from towpath.records import Choice, Judgement, Label
 
 CERTAIN = 0.99  # no verdict of a machine is believed beyond this
@@ -26,7 +26,7 @@ class Dispute:
     chance: float
 
 
-def blend(
+def blend_labels(
     judgements: Iterable[Judgement],
     calibrations: Mapping[str, Calibration],
     gold: Mapping[str, Choice] | None = None,
@@ -44,7 +44,7 @@ def blend(
         raise DataError(
             f"a person is right {rater_accuracy}", "above 0.5 and at most 1", "take the agreement ceiling, or 1"
         )
-    said = latest(judgements)
+    said = latest_judgements(judgements)
     known = gold or {}
     people = dawid_skene.consensus(
         [j for by_rater in said.values() for j in by_rater.values() if j.kind in PEOPLE], known
@@ -71,11 +71,11 @@ def blend(
     return found
 
 
-def disputes(judgements: Iterable[Judgement], labels: Iterable[Label]) -> list[Dispute]:
+def find_disputes(judgements: Iterable[Judgement], labels: Iterable[Label]) -> list[Dispute]:
     """The adjudication queue, the most even first: people chose differently, and no choice has over half of them."""
     chances = {label.comparison: label.chance for label in labels}
     queue = []
-    for comparison, by_rater in latest(judgements).items():
+    for comparison, by_rater in latest_judgements(judgements).items():
         said: dict[str, Choice] = {rater: j.choice for rater, j in by_rater.items() if j.kind in PEOPLE}
         counted = Counter(said.values())
         if len(counted) > 1 and max(counted.values()) <= len(said) / 2:

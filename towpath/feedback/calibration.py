@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, logit
 
-from towpath.data.draws import share
+from towpath.data.draws import hash_uniform
 from towpath.data.intervals import Z, wilson
 from towpath.errors import DataError
-from towpath.feedback.aggregation import CHOICES, latest
+from towpath.feedback.aggregation import CHOICES, latest_judgements
 from towpath.feedback.agreement import Estimate
-from towpath.feedback.raters import PEOPLE
+from towpath.feedback.rater_quality import PEOPLE
 from towpath.records import Choice, Judgement
 
 FOLDS = 5
@@ -26,7 +26,7 @@ ALIKE = 0.1  # lengths that differ by less than a tenth of their mean are called
 
 
 @dataclass(frozen=True, slots=True)
-class Audited:
+class AuditRow:
     """One person's word beside the judge's on one pair; `weight` is the inverse propensity, shared among the people
     of the pair."""
 
@@ -98,17 +98,17 @@ def certainty(judgement: Judgement) -> float:
     return float(judgement.details.get("confidence", 1.0)) * (0.5 + judgement.strength / 6)
 
 
-def audited(
+def audit_rows(
     judgements: Iterable[Judgement],
     judge: str,
     propensity: Mapping[str, float] | None = None,
     lengths: Mapping[str, tuple[int, int]] | None = None,
     domains: Mapping[str, str] | None = None,
-) -> list[Audited]:
+) -> list[AuditRow]:
     """Every person's word on every pair that this judge judged too; the mappings are by comparison, and a missing
     propensity is 1."""
     rows = []
-    for comparison, by_rater in latest(judgements).items():
+    for comparison, by_rater in latest_judgements(judgements).items():
         people = [j for j in by_rater.values() if j.kind in PEOPLE]
         said = by_rater.get(judge)
         if said is None or not people:
@@ -127,7 +127,8 @@ def audited(
         sure = certainty(said)
         orders = _orders(said)
         rows += [
-            Audited(comparison, said.choice, j.choice, sure, weight, said.strength, domain, gap, orders) for j in people
+            AuditRow(comparison, said.choice, j.choice, sure, weight, said.strength, domain, gap, orders)
+            for j in people
         ]
     return rows
 
@@ -160,7 +161,7 @@ def credit(judge: Choice, person: Choice) -> float:
     return 1.0 if judge == person else 0.5 if person in ("tie", "both_bad") else 0.0
 
 
-def calibrate(rows: Sequence[Audited]) -> Calibration:
+def calibrate(rows: Sequence[AuditRow]) -> Calibration:
     """The isotonic map of a judge's certainty, with its lean to length; each step is drawn towards a half by one
     judgement: few are no certainty."""
     kept = [row for row in rows if row.judge in ("a", "b")]
@@ -203,10 +204,10 @@ def _lean(odds_N: np.ndarray, longer_N: np.ndarray, credit_N: np.ndarray, weight
     return float(lean[0]), float(lean[1])
 
 
-def held_out(rows: Sequence[Audited], seed: int = 0) -> np.ndarray:
+def held_out_chances(rows: Sequence[AuditRow], seed: int = 0) -> np.ndarray:
     """For each row the fitted chance that a person agrees, by a map that saw other pairs only; NaN where the judge
     decided nothing."""
-    folds = np.array([int(share(seed, "calibration", row.comparison) * FOLDS) for row in rows])
+    folds = np.array([int(hash_uniform(seed, "calibration", row.comparison) * FOLDS) for row in rows])
     chances = np.full(len(rows), np.nan)
     for fold in np.unique(folds):
         rest = [row for row, other in zip(rows, folds, strict=True) if other != fold]
@@ -264,7 +265,7 @@ def _weighed(hit_N: np.ndarray, weight_N: np.ndarray) -> Estimate:
     return Estimate(rate, *wilson(rate * effective, effective), len(hit_N))
 
 
-def report(rows: Sequence[Audited], seed: int = 0) -> JudgeReport:
+def judge_report(rows: Sequence[AuditRow], seed: int = 0) -> JudgeReport:
     """Everything an audit slice tells of a judge."""
     names: list[str] = list(CHOICES)
     confusion = {judge: dict.fromkeys(names, 0.0) for judge in names}
@@ -275,7 +276,7 @@ def report(rows: Sequence[Audited], seed: int = 0) -> JudgeReport:
     asked = [row for row in rows if row.orders]
     decided = [row for row in rows if row.judge in ("a", "b")]
     told = np.array([(row.certainty, credit(row.judge, row.person), row.weight) for row in decided]).reshape(-1, 3)
-    chances = held_out(decided, seed)
+    chances = held_out_chances(decided, seed)
     seen = np.isfinite(chances)
     return JudgeReport(
         agreement=_rate(rows, _right),
@@ -297,7 +298,7 @@ def report(rows: Sequence[Audited], seed: int = 0) -> JudgeReport:
     )
 
 
-def _rate(rows: Sequence[Audited], hit: Callable[[Audited], bool]) -> Estimate:
+def _rate(rows: Sequence[AuditRow], hit: Callable[[AuditRow], bool]) -> Estimate:
     """A weighted share in which several people of one pair count as one pair."""
     pairs: dict[str, tuple[float, float]] = {}
     for row in rows:
@@ -307,23 +308,23 @@ def _rate(rows: Sequence[Audited], hit: Callable[[Audited], bool]) -> Estimate:
     return _weighed(found[:, 0] / found[:, 1], found[:, 1])
 
 
-def _right(row: Audited) -> bool:
+def _right(row: AuditRow) -> bool:
     return row.judge == row.person
 
 
-def _is_longer(row: Audited, choice: Choice) -> bool:
+def _is_longer(row: AuditRow, choice: Choice) -> bool:
     return (row.gap > 0) == (choice == "a")
 
 
-def _chose(row: Audited) -> str:
+def _chose(row: AuditRow) -> str:
     return "alike" if abs(row.gap) < ALIKE else "longer" if _is_longer(row, row.judge) else "shorter"
 
 
-def _uneven(rows: Sequence[Audited], who: str) -> list[Audited]:
+def _uneven(rows: Sequence[AuditRow], who: str) -> list[AuditRow]:
     return [row for row in rows if abs(row.gap) >= ALIKE and getattr(row, who) in ("a", "b")]
 
 
-def _first(asked: Sequence[Audited]) -> Estimate:
+def _first(asked: Sequence[AuditRow]) -> Estimate:
     """Both orders of each pair are told one after the other: shown first is a in the one and b in the other."""
     seen = [
         (said == first, row.weight)

@@ -11,11 +11,18 @@ import numpy as np
 from scipy.special import logsumexp
 
 from towpath.errors import DataError
-from towpath.feedback.aggregation import CHOICES, PREFERS, Coded, coded, latest, mean_strength
+from towpath.feedback.aggregation import (
+    CHOICES,
+    PREFERENCE,
+    EncodedJudgements,
+    encode_judgements,
+    latest_judgements,
+    mean_strength,
+)
 from towpath.records import Choice, Judgement, Label
 
 MIRROR = np.array([CHOICES.index("b"), CHOICES.index("a"), CHOICES.index("tie"), CHOICES.index("both_bad")])
-PREFERENCE_C = np.array([PREFERS[choice] for choice in CHOICES])
+PREFERENCE_C = np.array([PREFERENCE[choice] for choice in CHOICES])
 BEFORE_CC = 8 * np.eye(len(CHOICES)) + 2 / (len(CHOICES) - 1) * (1 - np.eye(len(CHOICES)))
 """What is thought of raters before any was heard, in judgements at each truth: right in eight of ten, as published
 agreement of people allows."""
@@ -52,7 +59,7 @@ def consensus(
     """
     if smoothing <= 0:
         raise DataError(f"smoothing {smoothing}", "above 0, or a rater seen once is never doubted", "use 10.0")
-    said = coded(judgements)
+    said = encode_judgements(judgements)
     known_IC = _known(said, gold or {})
     some, inside = _telling(said, known_IC)
     chance_IC = _counted(some.item_N, some.choice_N, len(some.items))
@@ -66,22 +73,22 @@ def consensus(
     return Consensus(said.items, said.raters, chance_IC, confusion_RCC, prior_C, objective, converged)
 
 
-def accuracy(found: Consensus) -> dict[str, float]:
+def rater_accuracy(found: Consensus) -> dict[str, float]:
     """How often each rater is right, by the truth as it was found."""
     right_RC = np.diagonal(found.confusion_RCC, axis1=1, axis2=2)
     return {rater: float(right) for rater, right in zip(found.raters, right_RC @ found.prior_C, strict=True)}
 
 
-def preference(found: Consensus) -> dict[str, float]:
+def preference_by_item(found: Consensus) -> dict[str, float]:
     """P(a is better) of each item; a tie and a bad pair count half."""
     return dict(zip(found.items, (found.chance_IC @ PREFERENCE_C).tolist(), strict=True))
 
 
-def labels(judgements: Iterable[Judgement], gold: Mapping[str, Choice] | None = None) -> list[Label]:
+def consensus_labels(judgements: Iterable[Judgement], gold: Mapping[str, Choice] | None = None) -> list[Label]:
     """Each comparison's likeliest truth, with P(a is better)."""
-    said = latest(judgements)
+    said = latest_judgements(judgements)
     found = consensus([j for by_rater in said.values() for j in by_rater.values()], gold)
-    chances = preference(found)
+    chances = preference_by_item(found)
     best = {item: CHOICES[k] for item, k in zip(found.items, found.chance_IC.argmax(1), strict=True)}
     return [
         Label(
@@ -95,7 +102,7 @@ Fitted = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, ...], bool]
 
 
 def _fitted(
-    said: Coded,
+    said: EncodedJudgements,
     chance_IC: np.ndarray,
     prior_RCC: np.ndarray,
     known_IC: np.ndarray,
@@ -117,13 +124,13 @@ def _fitted(
     return confusion_RCC, prior_C, chance_IC, tuple(objective), converged
 
 
-def _telling(said: Coded, known_IC: np.ndarray) -> tuple[Coded, np.ndarray]:
+def _telling(said: EncodedJudgements, known_IC: np.ndarray) -> tuple[EncodedJudgements, np.ndarray]:
     """The judgements of items that tell of errors, with those items numbered anew; and which items they are."""
     often_I = np.bincount(said.item_N, minlength=len(said.items))
     inside = np.flatnonzero((often_I > 1) | ~known_IC.all(1))
     kept = np.isin(said.item_N, inside)
     items = tuple(said.items[number] for number in inside)
-    return Coded(
+    return EncodedJudgements(
         items, said.raters, np.searchsorted(inside, said.item_N[kept]), said.rater_N[kept], said.choice_N[kept]
     ), inside
 
@@ -136,7 +143,7 @@ def _counted(row_N: np.ndarray, column_N: np.ndarray, rows: int) -> np.ndarray:
     )
 
 
-def _known(said: Coded, gold: Mapping[str, Choice]) -> np.ndarray:
+def _known(said: EncodedJudgements, gold: Mapping[str, Choice]) -> np.ndarray:
     """True where an item may be so: everywhere, or at its known truth alone."""
     allowed = np.ones((len(said.items), len(CHOICES)), dtype=bool)
     for number, item in enumerate(said.items):
@@ -149,7 +156,9 @@ def _clamped(chance_IC: np.ndarray, known_IC: np.ndarray) -> np.ndarray:
     return np.where(known_IC.all(1, keepdims=True), chance_IC, known_IC.astype(float))
 
 
-def _raters(said: Coded, chance_IC: np.ndarray, prior_RCC: np.ndarray, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+def _raters(
+    said: EncodedJudgements, chance_IC: np.ndarray, prior_RCC: np.ndarray, mirrored: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest confusions and shares of truth, given what is true."""
     size = len(CHOICES)
     raters = len(said.raters)
@@ -167,7 +176,7 @@ def _raters(said: Coded, chance_IC: np.ndarray, prior_RCC: np.ndarray, mirrored:
 
 
 def _truth(
-    said: Coded, confusion_RCC: np.ndarray, prior_C: np.ndarray, known_IC: np.ndarray
+    said: EncodedJudgements, confusion_RCC: np.ndarray, prior_C: np.ndarray, known_IC: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """The chance of each truth, given the raters' errors, and the log likelihood."""
     tell_RCC = np.log(confusion_RCC)

@@ -1,5 +1,4 @@
-"""A client of any server that speaks OpenAI's chat completions: patient, within a price, and never making up an
-answer."""
+"""Client of servers with an OpenAI-compatible chat completions API: retries, a budget, and JSON output."""
 
 import json
 import random
@@ -14,30 +13,27 @@ import httpx
 
 from towpath import network
 from towpath.errors import RecipeError, ResourceError
-from towpath.feedback.judge_budget import Price, Purse, Spent, at_most, estimated
+from towpath.feedback.judge_budget import Budget, BudgetExceeded, TokenPrice, estimate_tokens, token_upper_bound
 from towpath.recipe.reader import secret
 
 Message = dict[str, str]
-Trouble = Literal["unreachable", "rejected", "refused"]
+FailureReason = Literal["unreachable", "rejected", "refused"]
 
 FIRST_PAUSE = 0.5
-"""Seconds before the second try; every further pause is twice as long."""
-LONGEST_PAUSE = 60.0
-LONGEST_WAIT = 300.0
-"""Seconds a server may ask for; a call that should wait longer is given up."""
-TEMPLATE = 64
+"""Seconds before the second attempt; every further pause is twice as long."""
+MAX_PAUSE = 60.0
+MAX_RETRY_AFTER = 300.0
+"""Seconds; a call is given up if the server asks for a longer wait."""
+TEMPLATE_TOKENS = 64
 """Tokens that a chat template may add to a message."""
-FORBIDDEN_RULE = (
-    "a judge is a server for models; link-local addresses and those that serve a cloud's credentials are never asked"
-)
-FORMS = ("json_schema", "json_object", "text")
-"""Ways to ask for JSON, the strictest first; a server that knows none is asked in words."""
+FORBIDDEN_RULE = "a judge is a model server; link-local addresses and cloud metadata addresses are never called"
+FORMATS = ("json_schema", "json_object", "text")
+"""Values of `response_format`, the strictest first; with `text` only the prompt asks for JSON."""
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Which server and model judges, how, and what that may cost; prices are dollars a million tokens, a ceiling of
-    0 is none."""
+    """Server, model and budget of a judge; prices are dollars per million tokens, a ceiling of 0 means none."""
 
     base_url: str
     model: str
@@ -55,294 +51,288 @@ class JudgeSettings:
     on_position_flip: Literal["tie", "people"] = "tie"
 
     @property
-    def price(self) -> Price:
-        """What a token costs."""
-        return Price(self.price_in, self.price_out)
+    def price(self) -> TokenPrice:
+        """The price of tokens."""
+        return TokenPrice(self.price_in, self.price_out)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What the server wrote, whether it came to an end, and what it cost. `counted` is false where tokens had to be
-    estimated."""
+class ChatReply:
+    """Text and cost of a reply; `complete` is false if it was cut off, `usage_reported` if tokens were estimated."""
 
     text: str
-    whole: bool
-    read: int
-    written: int
+    complete: bool
+    prompt_tokens: int
+    completion_tokens: int
     dollars: float
-    counted: bool
+    usage_reported: bool
 
 
-class Unanswered(Exception):
-    """A call that brought no answer in the end, and what it may have cost all the same."""
+class NoReply(Exception):
+    """A call without a reply after all attempts: the reason, and what it may have cost."""
 
-    def __init__(self, trouble: Trouble, why: str, dollars: float = 0.0) -> None:
-        self.trouble: Trouble = trouble
-        self.why = why
+    def __init__(self, reason: FailureReason, message: str, dollars: float = 0.0) -> None:
+        self.reason: FailureReason = reason
+        self.message = message
         self.dollars = dollars
-        super().__init__(f"{trouble}: {why}")
+        super().__init__(f"{reason}: {message}")
 
 
-class _Later(Exception):
-    """A failure that may pass; `wait` is what the server asked for."""
+class _Retryable(Exception):
+    """A failure that another attempt may avoid; `wait` is the server's Retry-After, `billed` if it may cost."""
 
-    def __init__(self, why: str, wait: float = 0.0, billed: bool = False) -> None:
-        self.why = why
+    def __init__(self, message: str, wait: float = 0.0, billed: bool = False) -> None:
+        self.message = message
         self.wait = wait
         self.billed = billed
         self.dollars = 0.0
-        super().__init__(why)
+        super().__init__(message)
 
 
-def checked(settings: JudgeSettings) -> JudgeSettings:
-    """The settings, or an error that names what cannot work."""
+def check_settings(settings: JudgeSettings) -> JudgeSettings:
+    """The settings; RecipeError for values that cannot work."""
     if not settings.base_url.startswith(("http://", "https://")):
         rule = "the address of a server, with http:// or https://"
         raise RecipeError(f"judge.base_url = {settings.base_url!r}", rule, "such as http://localhost:8000/v1")
     try:
         network.require_allowed_literal(settings.base_url)
     except network.ForbiddenAddress as error:
-        raise RecipeError(
-            f"judge.base_url = {settings.base_url!r}: {error}", FORBIDDEN_RULE, "correct judge.base_url"
-        ) from None
+        value = f"judge.base_url = {settings.base_url!r}: {error}"
+        raise RecipeError(value, FORBIDDEN_RULE, "correct judge.base_url") from None
     if not settings.model:
-        raise RecipeError("judge.model is empty", "a server may have several models", "name one as the server does")
+        raise RecipeError("judge.model is empty", "a server may serve several models", "set the name of one")
     if settings.api_key and settings.api_key.partition(":")[0] not in ("env", "file"):
-        fix = "judge.api_key = 'env:NAME' or 'file:PATH'"
-        raise RecipeError("judge.api_key holds the key itself", "a key is named, never written down", fix)
+        rule = "a recipe refers to a key and never contains it"
+        raise RecipeError("judge.api_key holds the key itself", rule, "judge.api_key = 'env:NAME' or 'file:PATH'")
     if settings.samples > 1 and settings.temperature <= 0:
-        fix = "judge.temperature = 0.7, or one sample"
-        raise RecipeError(f"judge.samples = {settings.samples} at temperature 0", "votes must be able to differ", fix)
+        value = f"judge.samples = {settings.samples} at temperature 0"
+        raise RecipeError(value, "all samples would be the same", "judge.temperature = 0.7, or one sample")
     if settings.ceiling and not (settings.price_in or settings.price_out):
+        value = f"judge.ceiling = {settings.ceiling:g} without a price"
         fix = "set judge.price_in and judge.price_out, or judge.ceiling = 0"
-        raise RecipeError(
-            f"judge.ceiling = {settings.ceiling:g} without a price", "dollars are counted by the price of tokens", fix
-        )
+        raise RecipeError(value, "dollars are computed from the price of tokens", fix)
     return settings
 
 
 class Endpoint:
-    """One server, for many threads: `ask` returns its reply, or raises Unanswered when patience is at its end."""
+    """Thread-safe client of one server: `ask` returns a reply, or raises NoReply after the last attempt."""
 
-    def __init__(self, settings: JudgeSettings, purse: Purse) -> None:
-        self.settings = checked(settings)
-        self.purse = purse
-        self._key = _key(settings.api_key)
+    def __init__(self, settings: JudgeSettings, budget: Budget) -> None:
+        self.settings = check_settings(settings)
+        self.budget = budget
+        self._key = _read_key(settings.api_key)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = network.HttpClient(settings.timeout, settings.concurrency, headers)
         self._address = settings.base_url.rstrip("/") + "/chat/completions"
-        self._form = 0
-        self._length = "max_tokens"
+        self._format = 0
+        self._length_key = "max_tokens"
         self._lock = Lock()
         self._closing = Event()
-        self._quiet_until = 0.0
+        self._retry_at = 0.0
 
     def stop(self) -> None:
-        """Wake whoever waits for another try; calls under way go on to their end."""
+        """Cancel all waits for another attempt; calls in flight continue."""
         self._closing.set()
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._client.close()
 
-    def ask(self, messages: list[Message], schema: dict[str, Any], seed: int = 0) -> Reply:
-        """The model's reply to messages, as JSON of a schema where the server can; Spent when the ceiling allows no
-        call."""
-        lost = 0.0
-        why = ""
-        for attempt in range(self.settings.retries + 1):
-            self._rest(attempt)
-            try:
-                reply = self._costed(messages, schema, seed)
-                return replace(reply, dollars=reply.dollars + lost)
-            except (Unanswered, Spent) as ended:
-                ended.dollars += lost
-                raise
-            except _Later as later:
-                why = later.why
-                lost = lost + later.dollars
-                if later.wait > LONGEST_WAIT:
-                    raise Unanswered("unreachable", f"{why}; it asks to wait {later.wait:.0f} s", lost) from None
-                self._pause(later.wait)
-        raise Unanswered("unreachable", f"{why} ({self.settings.retries + 1} tries)", lost)
+    def ask(self, messages: list[Message], schema: dict[str, Any], seed: int = 0) -> ChatReply:
+        """Send messages and return the reply, as JSON of the schema where the server supports it.
 
-    def _costed(self, messages: list[Message], schema: dict[str, Any], seed: int) -> Reply:
-        """One try, for which its worst price is set aside before it begins; a try that broke off may be billed, and
-        counts in full."""
-        worst = self._worst(messages, schema)
+        Raises BudgetExceeded when the budget allows no call.
+        """
+        dollars = 0.0
+        message = ""
+        for attempt in range(self.settings.retries + 1):
+            self._wait_before(attempt)
+            try:
+                reply = self._ask_within_budget(messages, schema, seed)
+                return replace(reply, dollars=reply.dollars + dollars)
+            except (NoReply, BudgetExceeded) as error:
+                error.dollars += dollars
+                raise
+            except _Retryable as error:
+                message = error.message
+                dollars += error.dollars
+                if error.wait > MAX_RETRY_AFTER:
+                    message = f"{message}; it asks to wait {error.wait:.0f} s"
+                    raise NoReply("unreachable", message, dollars) from None
+                self._defer_calls(error.wait)
+        raise NoReply("unreachable", f"{message} ({self.settings.retries + 1} tries)", dollars)
+
+    def _ask_within_budget(self, messages: list[Message], schema: dict[str, Any], seed: int) -> ChatReply:
+        """One attempt, whose maximum cost is reserved first; a broken connection may be billed and counts in full."""
+        maximum = self._max_cost(messages, schema)
         cost = 0.0
-        number = self.purse.open_call(worst)
+        number = self.budget.reserve(maximum)
         try:
-            reply = self._read(self._sent(messages, schema, seed), messages)
+            reply = self._parse_reply(self._negotiate(messages, schema, seed), messages)
             cost = reply.dollars
             return reply
-        except _Later as later:
-            cost = later.dollars = worst if later.billed else 0.0
+        except _Retryable as error:
+            cost = error.dollars = maximum if error.billed else 0.0
             raise
-        except Unanswered as unanswered:
-            cost = unanswered.dollars
+        except NoReply as error:
+            cost = error.dollars
             raise
         finally:
-            self.purse.close_call(number, worst, cost)
+            self.budget.commit(number, maximum, cost)
 
-    def _worst(self, messages: list[Message], schema: dict[str, Any]) -> float:
-        read = sum(at_most(m["content"]) + TEMPLATE for m in messages) + at_most(json.dumps(schema))
-        return self.settings.price.of(read, self.settings.max_tokens)
+    def _max_cost(self, messages: list[Message], schema: dict[str, Any]) -> float:
+        prompt_tokens = sum(token_upper_bound(m["content"]) + TEMPLATE_TOKENS for m in messages)
+        prompt_tokens += token_upper_bound(json.dumps(schema))
+        return self.settings.price.dollars(prompt_tokens, self.settings.max_tokens)
 
-    def _sent(self, messages: list[Message], schema: dict[str, Any], seed: int) -> dict[str, Any]:
-        """The server's answer; what it does not understand is asked again in simpler words."""
-        form = self._form
-        length = self._length
+    def _negotiate(self, messages: list[Message], schema: dict[str, Any], seed: int) -> dict[str, Any]:
+        """The server's answer; a request that it does not understand is repeated in a simpler form."""
+        response_format = self._format
+        length_key = self._length_key
         while True:
-            status, headers, body = self._posted(self._request(messages, schema, seed, form, length))
+            request = self._request(messages, schema, seed, response_format, length_key)
+            status, headers, body = self._post(request)
             if status == 200:
                 with self._lock:
-                    self._form = max(self._form, form)
-                    self._length = length
-                return _object(body)
-            said = network.redact(self._key, _complaint(body))
-            # llama-cpp-python says 500 to what it does not know
-            misread = status in (400, 422, 501) or "response_format" in said
-            if misread and length == "max_tokens" and "max_completion_tokens" in said:
-                length = "max_completion_tokens"
-            elif misread and form < len(FORMS) - 1:
-                form += 1
+                    self._format = max(self._format, response_format)
+                    self._length_key = length_key
+                return _parse_object(body)
+            problem = network.redact(self._key, _error_message(body))
+            # llama-cpp-python answers 500 to a response_format that it does not know
+            not_understood = status in (400, 422, 501) or "response_format" in problem
+            if not_understood and length_key == "max_tokens" and "max_completion_tokens" in problem:
+                length_key = "max_completion_tokens"
+            elif not_understood and response_format < len(FORMATS) - 1:
+                response_format += 1
             elif status in (408, 409, 425, 429) or status >= 500:
-                raise _Later(f"{status} {said}".strip(), _retry_after(headers.get("retry-after", "")))
+                raise _Retryable(f"{status} {problem}".strip(), _retry_after(headers.get("retry-after", "")))
             elif status in (401, 403, 404):
-                fix = "look at judge.base_url, judge.model and judge.api_key"
-                raise ResourceError(
-                    f"{self._address}: {status} {said}",
-                    "the judge's server must know the address, the model and the key",
-                    fix,
-                )
+                rule = "the judge's server must know the address, the model and the key"
+                fix = "check judge.base_url, judge.model and judge.api_key"
+                raise ResourceError(f"{self._address}: {status} {problem}", rule, fix)
             else:
-                raise Unanswered("rejected", f"{status} {said}")
+                raise NoReply("rejected", f"{status} {problem}")
 
-    def _posted(self, request: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
-        """Status, headers and body, all within the time that one call may take."""
+    def _post(self, request: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+        """Status, headers and body."""
         try:
             reply = self._client.post(self._address, json.dumps(request).encode())
         except network.ConnectFailed as error:
-            raise _Later(f"no connection to {self._address} ({error})") from None
+            raise _Retryable(f"no connection to {self._address} ({error})") from None
         except network.ResponseFailed as error:
-            raise _Later(str(error), billed=True) from None
+            raise _Retryable(str(error), billed=True) from None
         except network.ForbiddenAddress as error:
             raise ResourceError(f"{self._address}: {error}", FORBIDDEN_RULE, "correct judge.base_url") from None
-        return (
-            reply.status,
-            reply.headers,
-            reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body,
-        )
+        body = reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body
+        return reply.status, reply.headers, body
 
     def _request(
-        self, messages: list[Message], schema: dict[str, Any], seed: int, form: int, length: str
+        self, messages: list[Message], schema: dict[str, Any], seed: int, response_format: int, length_key: str
     ) -> dict[str, Any]:
-        s = self.settings
         request: dict[str, Any] = {
-            "model": s.model,
+            "model": self.settings.model,
             "messages": messages,
-            "temperature": s.temperature,
-            length: s.max_tokens,
+            "temperature": self.settings.temperature,
+            length_key: self.settings.max_tokens,
             "seed": seed,
         }
-        if FORMS[form] == "json_schema":
-            request["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {"name": "verdict", "strict": True, "schema": schema},
-            }
-        elif FORMS[form] == "json_object":
+        if FORMATS[response_format] == "json_schema":
+            json_schema = {"name": "verdict", "strict": True, "schema": schema}
+            request["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+        elif FORMATS[response_format] == "json_object":
             request["response_format"] = {"type": "json_object", "schema": schema}
         return request
 
-    def _read(self, answer: dict[str, Any], messages: list[Message]) -> Reply:
-        """The first choice of an answer; what does not look like one is a failure of the server."""
+    def _parse_reply(self, answer: dict[str, Any], messages: list[Message]) -> ChatReply:
+        """The first choice of an answer."""
         try:
             choice = answer["choices"][0]
             message = choice["message"]
             content = message.get("content")
             refusal = message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise _Later(
-                f"an answer without a choice: {network.redact(self._key, str(answer))[:120]}", billed=True
-            ) from None
+            shown = network.redact(self._key, str(answer))[:120]
+            raise _Retryable(f"an answer without a choice: {shown}", billed=True) from None
         if isinstance(content, list):
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
         text = network.redact(self._key, content if isinstance(content, str) else "")
-        read, written, counted = _usage(answer.get("usage"))
-        if not counted:
-            read = sum(estimated(m["content"]) for m in messages)
-            written = estimated(text)
-        dollars = self.settings.price.of(read, written)
+        usage = _parse_usage(answer.get("usage"))
+        prompt_tokens, completion_tokens = usage or (
+            sum(estimate_tokens(m["content"]) for m in messages),
+            estimate_tokens(text),
+        )
+        dollars = self.settings.price.dollars(prompt_tokens, completion_tokens)
         if refusal or choice.get("finish_reason") == "content_filter":
-            raise Unanswered(
-                "refused", network.redact(self._key, str(refusal or "the server's content filter"))[:200], dollars
-            )
-        return Reply(text, choice.get("finish_reason") != "length", read, written, dollars, counted)
+            reason = network.redact(self._key, str(refusal or "the server's content filter"))[:200]
+            raise NoReply("refused", reason, dollars)
+        complete = choice.get("finish_reason") != "length"
+        return ChatReply(text, complete, prompt_tokens, completion_tokens, dollars, usage is not None)
 
-    def _rest(self, attempt: int) -> None:
-        """Wait as long as the server asked all to, and longer with each attempt; jitter keeps threads from coming
-        back together."""
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0) if attempt else 0.0
+    def _wait_before(self, attempt: int) -> None:
+        """Exponential backoff with jitter, and not before the server's Retry-After."""
+        pause = 0.0
+        if attempt:
+            pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
         with self._lock:
-            asked = self._quiet_until - time.monotonic()
-        pause = max(pause, asked * random.uniform(1.0, 1.1))
+            remaining = self._retry_at - time.monotonic()
+        pause = max(pause, remaining * random.uniform(1.0, 1.1))
         if pause > 0 and self._closing.wait(pause):
-            raise Unanswered("unreachable", "stopped while waiting to try again")
+            raise NoReply("unreachable", "stopped while waiting to try again")
 
-    def _pause(self, seconds: float) -> None:
-        """Nobody asks before the server wants to be asked again."""
+    def _defer_calls(self, seconds: float) -> None:
+        """Delay the calls of all threads."""
         with self._lock:
-            self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
+            self._retry_at = max(self._retry_at, time.monotonic() + seconds)
 
 
-def _key(reference: str) -> str:
+def _read_key(reference: str) -> str:
     key = secret(reference, "judge.api_key") if reference else ""
     if not (key.isascii() and key.isprintable()):
-        rule = "a key is one line of plain characters"
-        raise RecipeError(f"judge.api_key = {reference!r} refers to more than a key", rule, "look at what is there")
+        rule = "a key is one line of printable ASCII"
+        raise RecipeError(f"judge.api_key = {reference!r} refers to more than a key", rule, "check its content")
     return key
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _parse_object(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise _Later(f"an answer that is not JSON: {body[:80]!r}", billed=True)
-    return found
+        value = None
+    if not isinstance(value, dict):
+        raise _Retryable(f"an answer that is not JSON: {body[:80]!r}", billed=True)
+    return value
 
 
-def _complaint(body: bytes) -> str:
-    """What a server says is wrong, wherever in its answer it says so."""
+def _error_message(body: bytes) -> str:
+    """The error message in a server's answer, wherever the server puts it."""
     try:
-        found = json.loads(body)
-        found = found.get("error", found.get("detail", found))
-        found = found.get("message", found) if isinstance(found, dict) else found
+        value = json.loads(body)
+        value = value.get("error", value.get("detail", value))
+        value = value.get("message", value) if isinstance(value, dict) else value
     except (ValueError, RecursionError, AttributeError):
-        found = body.decode(errors="replace")
-    return " ".join(str(found).split())[:300]
+        value = body.decode(errors="replace")
+    return " ".join(str(value).split())[:300]
 
 
-def _retry_after(told: str) -> float:
-    """Seconds that a server asks for, as a number or as a date."""
+def _retry_after(header: str) -> float:
+    """Seconds of a Retry-After header, given as a number or as a date."""
     try:
-        return max(0.0, float(told))
+        return max(0.0, float(header))
     except ValueError:
         pass
     try:
-        when = parsedate_to_datetime(told)
+        when = parsedate_to_datetime(header)
     except ValueError:
         return 0.0
     return max(0.0, (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp())
 
 
-def _usage(told: Any) -> tuple[int, int, bool]:
-    if not isinstance(told, dict):
-        return 0, 0, False
-    read = told.get("prompt_tokens")
-    written = told.get("completion_tokens")
-    if not isinstance(read, int) or not isinstance(written, int) or read <= 0 or written < 0:
-        return 0, 0, False
-    return read, written, True
+def _parse_usage(usage: Any) -> tuple[int, int] | None:
+    """Prompt and completion tokens; None if the server does not report them."""
+    if not isinstance(usage, dict):
+        return None
+    prompt_tokens = usage.get("prompt_tokens")
+    completion_tokens = usage.get("completion_tokens")
+    if not isinstance(prompt_tokens, int) or not isinstance(completion_tokens, int):
+        return None
+    return (prompt_tokens, completion_tokens) if prompt_tokens > 0 and completion_tokens >= 0 else None

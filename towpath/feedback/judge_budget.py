@@ -1,94 +1,88 @@
-"""What calls cost: tokens to dollars, and a ceiling that no call may pass."""
+"""Cost of judge calls: tokens to dollars, and a budget that no call exceeds."""
 
 import math
 from dataclasses import dataclass
 from threading import Condition
 from typing import Protocol
 
-PER = 1_000_000
-BYTES_A_TOKEN = 4
-"""Of plain text, on average; only where a server does not count."""
+MILLION = 1_000_000
+BYTES_PER_TOKEN = 4
+"""Average of plain text, for servers that report no usage."""
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """Dollars for a million tokens read and written."""
+class TokenPrice:
+    """Dollars per million prompt tokens and completion tokens."""
 
-    read: float = 0.0
-    written: float = 0.0
+    prompt: float = 0.0
+    completion: float = 0.0
 
-    def of(self, read: int, written: int) -> float:
-        """Dollars for so many tokens."""
-        return (read * self.read + written * self.written) / PER
+    def dollars(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The cost of a call."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / MILLION
 
 
-class Spent(Exception):
-    """The ceiling does not allow the next call; what the calls before it cost."""
+class BudgetExceeded(Exception):
+    """The budget does not allow another call; `dollars` is what earlier calls of the same pair cost."""
 
     dollars = 0.0
 
 
-class Account(Protocol):
-    """Where the cost of every call is written down, so that a later process knows it."""
+class SpendingLedger(Protocol):
+    """Stores the cost of every call, so that a later process continues from it."""
 
     def total(self) -> float:
         """Dollars spent so far."""
         ...
 
     def reserve(self, dollars: float) -> int:
-        """A call is about to be made that costs at most so much; the number of its entry."""
+        """Store a call before it is made, at its maximum cost; returns the number of the entry."""
         ...
 
     def commit(self, number: int, dollars: float) -> None:
-        """The call has ended, and cost so much."""
+        """Replace the maximum cost of a call by its actual cost."""
         ...
 
 
-class Purse:
-    """Dollars spent and dollars held for calls under way; together they stay under the ceiling. For many threads."""
+class Budget:
+    """Dollars spent and dollars reserved for calls in flight; their sum never exceeds the limit. Thread-safe."""
 
-    def __init__(self, ceiling: float = 0.0, account: Account | None = None) -> None:
-        self.ceiling = ceiling or math.inf
-        self.account = account
-        self.spent = account.total() if account else 0.0
-        self._held = 0.0
+    def __init__(self, limit: float = 0.0, ledger: SpendingLedger | None = None) -> None:
+        self.limit = limit or math.inf
+        self.ledger = ledger
+        self.dollars = ledger.total() if ledger else 0.0
+        self._reserved = 0.0
         self._changed = Condition()
 
-    def open_call(self, worst: float) -> int:
-        """Hold what a call may cost at worst and write it down; the number of its entry, 0 where there is none."""
-        self.hold(worst)
-        return self.account.reserve(worst) if self.account and worst else 0
+    def reserve(self, maximum: float) -> int:
+        """Reserve the maximum cost of a call; returns the number of its ledger entry, 0 without a ledger.
 
-    def close_call(self, number: int, worst: float, cost: float) -> None:
-        """Put what a call did cost in place of what was held for it."""
-        if self.account and number:
-            self.account.commit(number, cost)
-        self.settle(worst, cost)
-
-    def hold(self, dollars: float) -> None:
-        """Set aside what a call may cost at worst; waits for calls under way to leave room, and raises Spent when
-        they cannot."""
+        Waits until calls in flight release enough; raises BudgetExceeded when none is in flight.
+        """
         with self._changed:
-            while self.spent + self._held + dollars > self.ceiling:
-                if not self._held:
-                    raise Spent
+            while self.dollars + self._reserved + maximum > self.limit:
+                if not self._reserved:
+                    raise BudgetExceeded
                 self._changed.wait()
-            self._held += dollars
+            self._reserved += maximum
+        return self.ledger.reserve(maximum) if self.ledger and maximum else 0
 
-    def settle(self, held: float, cost: float) -> None:
-        """Give back what was set aside and note what the call did cost."""
+    def commit(self, number: int, maximum: float, cost: float) -> None:
+        """Replace the reservation of a call by its actual cost."""
+        if self.ledger and number:
+            self.ledger.commit(number, cost)
         with self._changed:
-            # So that rounding leaves nothing behind that others would wait for.
-            self._held = self._held - held if self._held - held > 1e-12 else 0.0
-            self.spent += cost
+            # A rounding error left in the reservation would make other threads wait for ever.
+            self._reserved = self._reserved - maximum if self._reserved - maximum > 1e-12 else 0.0
+            self.dollars += cost
             self._changed.notify_all()
 
 
-def estimated(text: str) -> int:
-    """Tokens of a text where nobody counted them."""
-    return math.ceil(len(text.encode()) / BYTES_A_TOKEN)
+def estimate_tokens(text: str) -> int:
+    """Estimated tokens of a text, for servers that report no usage."""
+    return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
 
-def at_most(text: str) -> int:
-    """More tokens than a text can have: no tokenizer makes more than one a byte."""
+def token_upper_bound(text: str) -> int:
+    """An upper bound on the tokens of a text: no tokenizer makes more than one per byte."""
     return len(text.encode())

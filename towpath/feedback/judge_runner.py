@@ -1,92 +1,97 @@
-"""Judge and rules asked about the comparisons of a ledger; what they say is kept as it comes, and nobody is asked
-twice."""
+"""Run the judge and the rules over comparisons of the ledger; every judgement is stored as it arrives."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from towpath.feedback import endpoint, judging, protocol, rules
+from towpath.feedback import endpoint, judge_prompt, judging, rules
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import Abstention
-from towpath.feedback.pair_text import Case
+from towpath.feedback.pair_text import PairText
 from towpath.progress import progress
 from towpath.recipe import Judge
 from towpath.records import Comparison, Judgement
 from towpath.store.store import Store
 
-TOGETHER = 20
-"""Judgements kept in one go: at most so many are asked for again when the process is killed, and those stand in the
-cache."""
+BLOCK = 20
+"""Judgements stored in one transaction; after a kill at most so many are repeated, from the reply cache."""
 
 
-def settings_of(cfg: Judge, run: Path) -> JudgeSettings:
-    """The recipe's judge, checked; its rubric is looked for in the run's folder."""
-    said = {field.name: getattr(cfg, field.name) for field in fields(JudgeSettings)}
-    return endpoint.checked(replace(JudgeSettings(**said), rubric=str(run / cfg.rubric) if cfg.rubric else ""))
+def judge_settings(cfg: Judge, run: Path) -> JudgeSettings:
+    """The validated settings of the recipe's judge; a rubric file is relative to the run folder."""
+    values = {field.name: getattr(cfg, field.name) for field in fields(JudgeSettings)}
+    return endpoint.check_settings(replace(JudgeSettings(**values), rubric=str(run / cfg.rubric) if cfg.rubric else ""))
 
 
-def version_of(settings: JudgeSettings) -> str:
-    """The version of the rubric that the judge goes by."""
-    return protocol.read_rubric(settings.rubric).version
-
-
-def ask_judge(store: Store, settings: JudgeSettings, comparisons: Sequence[Comparison], title: str) -> list[Abstention]:
-    """The judge's word on every comparison that it has not judged by this rubric; what it abstained from, and why."""
-    name = judging.rater(settings)
-    before = store.judgements()
-    cases = unasked(store, comparisons, before, name, version_of(settings))
-    abstained: list[Abstention] = []
-    waiting: list[Judgement] = []
-    if not cases:
-        return abstained
-    with progress(title, len(cases)) as bar:
-        try:
-            for result in judging.judge_pairs(settings, cases, store, bar, store.judge_account(name)):
-                if isinstance(result, Abstention):
-                    abstained.append(result)
-                    continue
-                waiting.append(result)
-                if len(waiting) >= TOGETHER:
-                    store.add_judgements(waiting)
-                    waiting = []
-        finally:
-            store.add_judgements(waiting)
-    return abstained
-
-
-def ask_rules(store: Store, named: Mapping[str, str], run: Path, comparisons: Sequence[Comparison]) -> int:
-    """What each rule has to say of every comparison; how many judgements were new."""
-    added = 0
-    before = store.judgements()
-    for name, text in named.items():
-        rule = rules.load(text, name, run)
-        added += store.add_judgements(
-            rules.judge(rule, unasked(store, comparisons, before, f"rule:{rule.name}", rule.version))
-        )
-    return added
-
-
-def unasked(
-    store: Store, comparisons: Iterable[Comparison], before: Iterable[Judgement], rater: str, version: str
-) -> list[Case]:
-    """The comparisons that a rater has not judged by this version, with their texts; another version's word is
-    answered in the next round."""
-    last: dict[str, Judgement] = {}
-    for j in before:
-        if j.rater == rater and (j.comparison not in last or j.round > last[j.comparison].round):
-            last[j.comparison] = j
-    todo = [c for c in comparisons if c.id not in last or last[c.id].guideline != version]
-    if not todo:
-        return []
+def pair_texts(store: Store, comparisons: Iterable[Comparison]) -> list[PairText]:
+    """The texts of comparisons."""
     prompts = store.prompts()
     completions = store.completions()
     return [
-        Case(
-            c.id,
-            prompts[c.prompt_id].prompt,
-            completions[c.a].text,
-            completions[c.b].text,
-            last[c.id].round + 1 if c.id in last else c.round,
-        )
-        for c in todo
+        PairText(c.id, prompts[c.prompt_id].prompt, completions[c.a].text, completions[c.b].text, c.round)
+        for c in comparisons
     ]
+
+
+def pending_pairs(
+    pairs: Iterable[PairText], judgements: Iterable[Judgement], rater: str, version: str
+) -> list[PairText]:
+    """The pairs that a rater has not judged with this version of its guideline; after another version the pair is
+    judged in the next round."""
+    last: dict[str, Judgement] = {}
+    for j in judgements:
+        if j.rater == rater and (j.comparison not in last or j.round > last[j.comparison].round):
+            last[j.comparison] = j
+    pending = []
+    for pair in pairs:
+        before = last.get(pair.comparison)
+        if before is None:
+            pending.append(pair)
+        elif before.guideline != version:
+            pending.append(replace(pair, round=before.round + 1))
+    return pending
+
+
+def pending_for_judge(
+    settings: JudgeSettings, pairs: Iterable[PairText], judgements: Iterable[Judgement]
+) -> list[PairText]:
+    """The pairs that the judge has not judged with its rubric."""
+    version = judge_prompt.read_rubric(settings.rubric).version
+    return pending_pairs(pairs, judgements, judging.rater_name(settings), version)
+
+
+def run_judge(
+    store: Store, settings: JudgeSettings, pairs: Iterable[PairText], judgements: Iterable[Judgement], title: str
+) -> list[Abstention]:
+    """Judge and store every pair that is not yet in `judgements`; returns the pairs without a judgement."""
+    pending = pending_for_judge(settings, pairs, judgements)
+    abstentions: list[Abstention] = []
+    block: list[Judgement] = []
+    if not pending:
+        return abstentions
+    with progress(title, len(pending)) as bar:
+        try:
+            ledger = store.judge_account(judging.rater_name(settings))
+            for result in judging.judge_pairs(settings, pending, store, bar, ledger):
+                if isinstance(result, Abstention):
+                    abstentions.append(result)
+                    continue
+                block.append(result)
+                if len(block) >= BLOCK:
+                    store.add_judgements(block)
+                    block = []
+        finally:
+            store.add_judgements(block)
+    return abstentions
+
+
+def run_rules(store: Store, named_rules: Mapping[str, str], run: Path, comparisons: Sequence[Comparison]) -> int:
+    """Apply every rule to every comparison; returns the number of new judgements."""
+    added = 0
+    judgements = store.judgements()
+    pairs = pair_texts(store, comparisons) if named_rules else []
+    for name, text in named_rules.items():
+        rule = rules.load_rule(text, name, run)
+        pending = pending_pairs(pairs, judgements, f"rule:{rule.name}", rule.version)
+        added += store.add_judgements(rules.apply_rule(rule, pending))
+    return added

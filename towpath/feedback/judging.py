@@ -1,5 +1,4 @@
-"""A model as judge: every pair in both orders, votes to one judgement; a failure stays a failure and becomes no
-number."""
+"""Pairwise LLM judge: every pair is judged in both orders; a failure is an abstention, never a number."""
 
 import hashlib
 import json
@@ -7,27 +6,27 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Protocol
 
 from towpath.errors import ResourceError
-from towpath.feedback import protocol
-from towpath.feedback.endpoint import Endpoint, JudgeSettings, Reply, Unanswered
-from towpath.feedback.judge_budget import Account, Purse, Spent, estimated
-from towpath.feedback.pair_text import Case
-from towpath.feedback.protocol import Rubric, Verdict
+from towpath.feedback import judge_prompt
+from towpath.feedback.endpoint import ChatReply, Endpoint, JudgeSettings, NoReply
+from towpath.feedback.judge_budget import Budget, BudgetExceeded, SpendingLedger, estimate_tokens
+from towpath.feedback.judge_prompt import JudgeVerdict, Rubric
+from towpath.feedback.pair_text import PairText
 from towpath.records import Choice, Judgement
 
 Reason = Literal["unreachable", "rejected", "refused", "unreadable", "inconsistent", "ceiling"]
 Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, Order] = ("ab", "ba")
 GIVE_UP = 20
-"""Pairs in a row that find no server, after which the rest is not tried."""
-WRITTEN = 120
-"""Tokens of a usual verdict, for what a round of judging will cost."""
+"""Consecutive pairs without a reply after which the judge is given up."""
+USUAL_COMPLETION = 120
+"""Tokens of a typical verdict, for the cost estimate."""
 
-_CHOSEN: dict[tuple[Order, str], Choice] = {
+_CHOICES: dict[tuple[Order, str], Choice] = {
     ("ab", "first"): "a",
     ("ab", "second"): "b",
     ("ba", "first"): "b",
@@ -35,29 +34,29 @@ _CHOSEN: dict[tuple[Order, str], Choice] = {
 }
 
 
-class Cache(Protocol):
-    """Where replies are kept by the hash of what was asked."""
+class ReplyCache(Protocol):
+    """Stores replies by the hash of the request."""
 
     def reply(self, digest: str) -> dict[str, Any] | None:
-        """What was answered before, if it was asked."""
+        """The stored reply, if any."""
         ...
 
     def save_reply(self, digest: str, reply: dict[str, Any]) -> None:
-        """Remember an answer."""
+        """Store a reply."""
         ...
 
 
-class Advances(Protocol):
-    """What shows how far the work is."""
+class ProgressBar(Protocol):
+    """Shows progress."""
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """So many units are done."""
+        """Add finished units."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Abstention:
-    """A pair that the judge gave no judgement on, why, and what that cost; for people, or for another try."""
+    """A pair without a judgement: the reason, and what its calls cost."""
 
     comparison: str
     rater: str
@@ -70,23 +69,23 @@ class Abstention:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One reply: the order it saw, what it said of a and b, and what that cost."""
+    """One verdict on a pair in one order; `repaired` if the first reply was unreadable."""
 
     order: Order
-    choice: Choice
-    strength: int
-    explanation: str
-    read: int
-    written: int
-    dollars: float
-    counted: bool
+    verdict: JudgeVerdict
+    reply: ChatReply
     repaired: bool = False
     cached: bool = False
 
+    @property
+    def choice(self) -> Choice:
+        position = self.verdict.position
+        return position if position in ("tie", "both_bad") else _CHOICES[self.order, position]
+
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What judging some pairs will take, before it is begun."""
+class CostEstimate:
+    """Estimated calls, tokens read and written, and dollars."""
 
     calls: int
     read: int
@@ -96,64 +95,62 @@ class Estimate:
 
 def judge_pairs(
     settings: JudgeSettings,
-    pairs: Iterable[Case],
-    cache: Cache,
-    progress: Advances | None = None,
-    account: Account | None = None,
+    pairs: Iterable[PairText],
+    cache: ReplyCache,
+    progress: ProgressBar | None = None,
+    ledger: SpendingLedger | None = None,
 ) -> Iterator[Judgement | Abstention]:
-    """Judge pairs as they come, several at once, each result as soon as it is there; `account` keeps what every call
-    cost, and what it holds counts towards the ceiling.
+    """Judge pairs concurrently and yield each result as soon as it is known.
 
-    What the cache holds is not asked again, so that a round that was stopped goes on where it was.
-
+    Replies come from `cache` where it has them, so a stopped run continues without paying twice. `ledger` stores the
+    cost of every call; what it holds already counts towards the ceiling.
     """
-    rubric = protocol.read_rubric(settings.rubric)
-    purse = Purse(settings.ceiling, account)
-    endpoint = Endpoint(settings, purse)
+    rubric = judge_prompt.read_rubric(settings.rubric)
+    budget = Budget(settings.ceiling, ledger)
+    endpoint = Endpoint(settings, budget)
     judge = _Judge(settings, rubric, endpoint, cache)
-    waiting = iter(pairs)
-    failed = 0
+    queue = iter(pairs)
+    unreachable = 0
     pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")
     try:
         running: set[Future[Judgement | Abstention]] = {
-            pool.submit(judge.judged, case) for case in islice(waiting, 2 * settings.concurrency)
+            pool.submit(judge.judge_pair, pair) for pair in islice(queue, 2 * settings.concurrency)
         }
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(judge.judged, case) for case in islice(waiting, len(done))}
+            running |= {pool.submit(judge.judge_pair, pair) for pair in islice(queue, len(done))}
             for result in [future.result() for future in done]:
-                lost = isinstance(result, Abstention) and result.reason == "unreachable"
-                failed = failed + 1 if lost else 0
+                failed = isinstance(result, Abstention) and result.reason == "unreachable"
+                unreachable = unreachable + 1 if failed else 0
                 if progress:
-                    progress.advance(1, f"${purse.spent:.2f}" if settings.price_in or settings.price_out else "")
+                    progress.advance(1, f"${budget.dollars:.2f}" if settings.price_in or settings.price_out else "")
                 yield result
-                if isinstance(result, Abstention) and failed >= GIVE_UP:
-                    fix = "look at the server, then go on: what was judged is kept"
-                    raise ResourceError(
-                        f"{settings.base_url}: {result.note}", f"{GIVE_UP} pairs in a row found no judge", fix
-                    )
+                if isinstance(result, Abstention) and unreachable >= GIVE_UP:
+                    value = f"{settings.base_url}: {result.note}"
+                    rule = f"the judge is given up after {GIVE_UP} consecutive pairs without a reply"
+                    raise ResourceError(value, rule, "check the server, then run again: judgements so far are stored")
     finally:
-        # What is under way is paid for: it is waited for, and stands in the cache.
+        # Calls in flight are paid for: wait for them, so that their replies reach the cache.
         endpoint.stop()
         pool.shutdown(wait=True, cancel_futures=True)
         endpoint.close()
 
 
-def estimate(settings: JudgeSettings, pairs: Iterable[Case]) -> Estimate:
-    """Calls, tokens and dollars that judging these pairs will take, by the length of the texts."""
-    rubric = protocol.read_rubric(settings.rubric)
+def estimate_cost(settings: JudgeSettings, pairs: Iterable[PairText]) -> CostEstimate:
+    """Estimated cost of judging these pairs, from the length of the texts."""
+    rubric = judge_prompt.read_rubric(settings.rubric)
     calls = 0
     read = 0
-    for case in pairs:
-        asked = sum(estimated(m["content"]) for m in protocol.question(rubric, case.prompt, case.a, case.b))
-        calls = calls + 2 * settings.samples
-        read = read + 2 * settings.samples * asked
-    written = calls * min(WRITTEN, settings.max_tokens)
-    return Estimate(calls, read, written, settings.price.of(read, written))
+    for pair in pairs:
+        messages = judge_prompt.judge_messages(rubric, pair.prompt, pair.a, pair.b)
+        calls += 2 * settings.samples
+        read += 2 * settings.samples * sum(estimate_tokens(m["content"]) for m in messages)
+    written = calls * min(USUAL_COMPLETION, settings.max_tokens)
+    return CostEstimate(calls, read, written, settings.price.dollars(read, written))
 
 
-def rater(settings: JudgeSettings) -> str:
-    """The name under which a judge's judgements are kept."""
+def rater_name(settings: JudgeSettings) -> str:
+    """The rater under which the judgements of a judge are stored."""
     return f"judge:{settings.model}"
 
 
@@ -162,188 +159,173 @@ class _Judge:
     settings: JudgeSettings
     rubric: Rubric
     endpoint: Endpoint
-    cache: Cache
+    cache: ReplyCache
 
-    def judged(self, case: Case) -> Judgement | Abstention:
-        """One pair to its end: all votes, or why there are not all."""
-        begun = time.monotonic()
-        votes = []
+    def judge_pair(self, pair: PairText) -> Judgement | Abstention:
+        """Collect all votes on a pair and combine them; an abstention if any vote is missing."""
+        start = time.monotonic()
+        votes: list[Vote] = []
         try:
             for sample in range(self.settings.samples):
                 for order in ORDERS:
-                    votes.append(self._vote(case, order, sample))
-        except Spent as spent:
-            return self._abstained(
-                case, votes, "ceiling", f"${self.settings.ceiling:g} allow no further call", spent.dollars
-            )
-        except Unanswered as trouble:
-            return self._abstained(case, votes, trouble.trouble, trouble.why, trouble.dollars)
-        except _Garbled as garbled:
-            return self._abstained(case, votes, "unreadable", garbled.why, garbled.dollars)
-        choice, strength, details = tally(votes)
+                    votes.append(self._vote(pair, order, sample))
+        except BudgetExceeded as error:
+            note = f"judge.ceiling = {self.settings.ceiling:g} allows no further call"
+            return self._abstention(pair, votes, "ceiling", note, error.dollars)
+        except NoReply as error:
+            return self._abstention(pair, votes, error.reason, error.message, error.dollars)
+        except _TwiceUnreadable as error:
+            return self._abstention(pair, votes, "unreadable", error.message, error.dollars)
+        choice, strength, details = combine_votes(votes)
         if not details["consistent"] and self.settings.on_position_flip == "people":
-            return self._abstained(case, votes, "inconsistent", "the verdict turns with the order", 0.0, details)
-        key = f"{case.comparison}/{rater(self.settings)}/{case.round}"
-        name = rater(self.settings)
+            note = "the verdict changes with the order of the answers"
+            return self._abstention(pair, votes, "inconsistent", note, 0.0, details)
+        rater = rater_name(self.settings)
         return Judgement(
-            key,
-            case.comparison,
-            name,
+            f"{pair.comparison}/{rater}/{pair.round}",
+            pair.comparison,
+            rater,
             "judge",
             choice,
             "ab",
             strength,
-            round(1000 * (time.monotonic() - begun)),
-            case.round,
+            round(1000 * (time.monotonic() - start)),
+            pair.round,
             self.rubric.version,
-            cost=sum(v.dollars for v in votes),
+            cost=sum(vote.reply.dollars for vote in votes),
             details=details,
         )
 
-    def _abstained(
+    def _abstention(
         self,
-        case: Case,
+        pair: PairText,
         votes: list[Vote],
         reason: Reason,
         note: str,
-        lost: float = 0.0,
+        dollars: float = 0.0,
         details: dict[str, Any] | None = None,
     ) -> Abstention:
-        cost = lost + sum(v.dollars for v in votes)
-        return Abstention(
-            case.comparison, rater(self.settings), reason, note, case.round, cost, details or {"verdicts": _told(votes)}
-        )
+        cost = dollars + sum(vote.reply.dollars for vote in votes)
+        details = details or {"verdicts": _verdict_rows(votes)}
+        return Abstention(pair.comparison, rater_name(self.settings), reason, note, pair.round, cost, details)
 
-    def _vote(self, case: Case, order: Order, sample: int) -> Vote:
-        """One verdict, from the cache or from the server."""
-        first, second = (case.a, case.b) if order == "ab" else (case.b, case.a)
-        name = self._digest(case.prompt, first, second, sample)
-        kept = self.cache.reply(name)
-        found = _kept_vote(kept, order) if kept else None
-        if found is None:
-            said, reply, repaired = self._asked(case.prompt, first, second, sample)
-            cost = {
-                "read": reply.read,
-                "written": reply.written,
-                "dollars": reply.dollars,
-                "counted": reply.counted,
-                "repaired": repaired,
-            }
-            self.cache.save_reply(name, asdict(said) | cost)
-            found = _vote_of(said, order, reply, repaired)
-        return found
+    def _vote(self, pair: PairText, order: Order, sample: int) -> Vote:
+        """One vote, from the cache or from the server."""
+        first, second = (pair.a, pair.b) if order == "ab" else (pair.b, pair.a)
+        digest = self._digest(pair.prompt, first, second, sample)
+        row = self.cache.reply(digest)
+        vote = _vote_from_row(row, order) if row else None
+        if vote is None:
+            vote = self._request_vote(pair.prompt, first, second, order, sample)
+            self.cache.save_reply(digest, _row_from_vote(vote))
+        return vote
 
-    def _asked(self, prompt: str, first: str, second: str, sample: int) -> tuple[Verdict, Reply, bool]:
-        """The judge's verdict; a reply that cannot be read is sent back once."""
-        messages = protocol.question(self.rubric, prompt, first, second)
-        reply = self.endpoint.ask(messages, protocol.SCHEMA, sample)
+    def _request_vote(self, prompt: str, first: str, second: str, order: Order, sample: int) -> Vote:
+        """One vote from the server; an unreadable reply is sent back once with the reason."""
+        messages = judge_prompt.judge_messages(self.rubric, prompt, first, second)
+        reply = self.endpoint.ask(messages, judge_prompt.SCHEMA, sample)
         try:
-            return protocol.verdict(reply.text, reply.whole), reply, False
-        except protocol.Unreadable as unreadable:
-            why = str(unreadable)
-            before = reply
+            return Vote(order, judge_prompt.parse_verdict(reply.text, reply.complete), reply)
+        except judge_prompt.UnreadableReply as error:
+            problem = str(error)
         try:
-            again = self.endpoint.ask(protocol.repair(messages, before.text, why), protocol.SCHEMA, sample)
-        except (Unanswered, Spent) as ended:
-            ended.dollars += before.dollars
+            retry_messages = judge_prompt.repair_messages(messages, reply.text, problem)
+            second_reply = self.endpoint.ask(retry_messages, judge_prompt.SCHEMA, sample)
+        except (NoReply, BudgetExceeded) as error:
+            error.dollars += reply.dollars
             raise
-        both = _sum(before, again)
+        total = _add_usage(reply, second_reply)
         try:
-            return protocol.verdict(again.text, again.whole), both, True
-        except protocol.Unreadable as unreadable:
-            raise _Garbled(f"{why}; asked again: {unreadable}", both.dollars) from None
+            return Vote(order, judge_prompt.parse_verdict(total.text, total.complete), total, repaired=True)
+        except judge_prompt.UnreadableReply as error:
+            raise _TwiceUnreadable(f"{problem}; asked again: {error}", total.dollars) from None
 
-    def _digest(self, *asked: str | int) -> str:
-        """What names a call in the cache: all that the reply depends on, but not the code of the fence."""
+    def _digest(self, *request: str | int) -> str:
+        """The cache key: everything that the reply depends on, except the random fence code."""
         s = self.settings
-        content = [protocol.VERSION, s.base_url, s.model, s.temperature, s.max_tokens, self.rubric.text, *asked]
+        content = [judge_prompt.VERSION, s.base_url, s.model, s.temperature, s.max_tokens, self.rubric.text, *request]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-class _Garbled(Exception):
-    """Two replies that could not be read."""
+class _TwiceUnreadable(Exception):
+    """Two unreadable replies to one request."""
 
-    def __init__(self, why: str, dollars: float) -> None:
-        self.why = why
+    def __init__(self, message: str, dollars: float) -> None:
+        self.message = message
         self.dollars = dollars
-        super().__init__(why)
+        super().__init__(message)
 
 
-def tally(votes: list[Vote]) -> tuple[Choice, int, dict[str, Any]]:
-    """Choice, strength and details of a pair's votes; where the two orders do not say the same it is a tie."""
-    counted = Counter(v.choice for v in votes)
-    by_order: list[Choice] = [_most(v.choice for v in votes if v.order == order) for order in ORDERS]
+def combine_votes(votes: list[Vote]) -> tuple[Choice, int, dict[str, Any]]:
+    """Choice, strength and details of a pair; a tie where the two orders disagree."""
+    count = Counter(vote.choice for vote in votes)
+    by_order: list[Choice] = [_most_common(vote.choice for vote in votes if vote.order == order) for order in ORDERS]
     consistent = by_order[0] == by_order[1]
     choice: Choice = by_order[0] if consistent else "tie"
-    strengths = [v.strength for v in votes if v.choice == choice]
-    strength = round(sum(strengths) / len(strengths)) if choice in ("a", "b") and strengths else 1
-    explained = next((v.explanation for v in votes if v.choice == choice), votes[0].explanation)
-    return (
-        choice,
-        strength,
-        {
-            "explanation": explained,
-            "verdicts": _told(votes),
-            "orders": dict(zip(ORDERS, by_order, strict=True)),
-            "votes": dict(counted),
-            "confidence": max(counted.values()) / len(votes),
-            "consistent": consistent,
-            "tokens": {"read": sum(v.read for v in votes), "written": sum(v.written for v in votes)},
-            "counted": all(v.counted for v in votes),
-            "cached": sum(v.cached for v in votes),
-            "repaired": sum(v.repaired for v in votes),
+    agreeing = [vote.verdict for vote in votes if vote.choice == choice]
+    strength = 1
+    if choice in ("a", "b") and agreeing:
+        strength = round(sum(verdict.strength for verdict in agreeing) / len(agreeing))
+    details = {
+        "explanation": (agreeing or [votes[0].verdict])[0].explanation,
+        "verdicts": _verdict_rows(votes),
+        "orders": dict(zip(ORDERS, by_order, strict=True)),
+        "votes": dict(count),
+        "confidence": max(count.values()) / len(votes),
+        "consistent": consistent,
+        "tokens": {
+            "read": sum(vote.reply.prompt_tokens for vote in votes),
+            "written": sum(vote.reply.completion_tokens for vote in votes),
         },
-    )
+        "counted": all(vote.reply.usage_reported for vote in votes),
+        "cached": sum(vote.cached for vote in votes),
+        "repaired": sum(vote.repaired for vote in votes),
+    }
+    return choice, strength, details
 
 
-def _most(choices: Iterable[Choice]) -> Choice:
-    """The choice of most votes; an even split is a tie."""
+def _most_common(choices: Iterable[Choice]) -> Choice:
+    """The most frequent choice; an even split is a tie."""
     ranked = Counter(choices).most_common()
     return "tie" if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else ranked[0][0]
 
 
-def _told(votes: list[Vote]) -> list[dict[str, Any]]:
-    return [{"order": v.order, "choice": v.choice, "strength": v.strength} for v in votes]
+def _verdict_rows(votes: list[Vote]) -> list[dict[str, Any]]:
+    return [{"order": vote.order, "choice": vote.choice, "strength": vote.verdict.strength} for vote in votes]
 
 
-def _vote_of(said: Verdict, order: Order, reply: Reply, repaired: bool) -> Vote:
-    choice = _choice(order, said.place)
-    return Vote(
-        order,
-        choice,
-        said.strength,
-        said.explanation,
-        reply.read,
-        reply.written,
-        reply.dollars,
-        reply.counted,
-        repaired,
-    )
+def _row_from_vote(vote: Vote) -> dict[str, Any]:
+    """A vote as the reply cache stores it."""
+    return {
+        "explanation": vote.verdict.explanation,
+        "place": vote.verdict.position,
+        "strength": vote.verdict.strength,
+        "read": vote.reply.prompt_tokens,
+        "written": vote.reply.completion_tokens,
+        "dollars": vote.reply.dollars,
+        "counted": vote.reply.usage_reported,
+        "repaired": vote.repaired,
+    }
 
 
-def _choice(order: Order, place: str) -> Choice:
-    return "tie" if place == "tie" else "both_bad" if place == "both_bad" else _CHOSEN[order, place]
-
-
-def _kept_vote(kept: dict[str, Any], order: Order) -> Vote | None:
-    """The vote in a kept reply; none where what was kept is not one."""
+def _vote_from_row(row: dict[str, Any], order: Order) -> Vote | None:
+    """The vote in a row of the cache; None if the row is damaged."""
     try:
-        said = protocol.verdict(
-            json.dumps({"explanation": kept["explanation"], "verdict": kept["place"], "strength": kept["strength"]})
-        )
-        reply = Reply("", True, int(kept["read"]), int(kept["written"]), float(kept["dollars"]), bool(kept["counted"]))
-        found = _vote_of(said, order, reply, bool(kept["repaired"]))
-    except (KeyError, TypeError, ValueError, protocol.Unreadable):
+        stored = {"explanation": row["explanation"], "verdict": row["place"], "strength": row["strength"]}
+        verdict = judge_prompt.parse_verdict(json.dumps(stored))
+        reply = ChatReply("", True, int(row["read"]), int(row["written"]), float(row["dollars"]), bool(row["counted"]))
+        return Vote(order, verdict, reply, bool(row["repaired"]), cached=True)
+    except (KeyError, TypeError, ValueError, judge_prompt.UnreadableReply):
         return None
-    return replace(found, cached=True)
 
 
-def _sum(one: Reply, two: Reply) -> Reply:
-    return Reply(
-        two.text,
-        two.whole,
-        one.read + two.read,
-        one.written + two.written,
-        one.dollars + two.dollars,
-        one.counted and two.counted,
+def _add_usage(first: ChatReply, second: ChatReply) -> ChatReply:
+    """The second reply with the usage of both."""
+    return ChatReply(
+        second.text,
+        second.complete,
+        first.prompt_tokens + second.prompt_tokens,
+        first.completion_tokens + second.completion_tokens,
+        first.dollars + second.dollars,
+        first.usage_reported and second.usage_reported,
     )

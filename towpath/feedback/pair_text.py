@@ -1,11 +1,11 @@
-"""What is put before a judge or a rule."""
+"""The texts of a comparison, as a judge or a rule gets them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One comparison with its texts."""
+class PairText:
+    """A comparison with its prompt and both answers."""
 
     comparison: str
     prompt: str

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-from towpath.feedback import agreement, calibration, raters
+from towpath.feedback import agreement, calibration
+from towpath.feedback import rater_quality as raters
 from towpath.feedback.agreement import Estimate
 from towpath.feedback.calibration import JudgeReport
-from towpath.feedback.raters import PEOPLE, Quality
+from towpath.feedback.rater_quality import PEOPLE, RaterQuality
 from towpath.records import Finding
 from towpath.store import rater_stats
 from towpath.store.store import Store
@@ -17,19 +18,19 @@ AUDITED = 10
 
 
 @dataclass(frozen=True)
-class Standing:
+class RaterStats:
     """A ledger in figures."""
 
     counts: dict[str, int]
     raters: dict[str, int]
     agreement: dict[str, Estimate]
     ceiling: float | None
-    quality: list[Quality]
+    quality: list[RaterQuality]
     judges: dict[str, JudgeReport]
     concerns: list[Finding]
 
 
-def of(store: Store) -> Standing:
+def measure_raters(store: Store) -> RaterStats:
     """All figures of a store; agreement is people's."""
     judgements = store.judgements()
     comparisons = {c.id: c for c in store.comparisons()}
@@ -44,19 +45,25 @@ def of(store: Store) -> Standing:
     counts: dict[str, int] = {}
     for j in judgements:
         counts[f"{j.rater} ({j.kind})"] = counts.get(f"{j.rater} ({j.kind})", 0) + 1
-    quality = raters.quality(judgements, gold, texts)
+    quality = raters.measure_quality(judgements, gold, texts)
     judges = {}
     for name in sorted({j.rater for j in judgements if j.kind not in PEOPLE}):
-        rows = calibration.audited(judgements, name, None, lengths, domains)
+        rows = calibration.audit_rows(judgements, name, None, lengths, domains)
         if len(rows) >= AUDITED:
-            judges[name] = calibration.report(rows)
-    bound = agreement.ceiling(rate) if n else None
-    return Standing(
-        store.counts(), counts, agreement.measured(people), bound, quality, judges, raters.concerns(quality)
+            judges[name] = calibration.judge_report(rows)
+    bound = agreement.accuracy_ceiling(rate) if n else None
+    return RaterStats(
+        store.counts(),
+        counts,
+        agreement.measure_agreement(people),
+        bound,
+        quality,
+        judges,
+        raters.rater_findings(quality),
     )
 
 
-def lines(found: Standing) -> str:
+def format_stats(found: RaterStats) -> str:
     """The figures for the terminal."""
     shown = [f"{name}: {count:,}" for name, count in found.counts.items() if count]
     if not found.quality:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import exp, log
 
-from towpath.data.draws import share
+from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
 from towpath.records import Choice
 
@@ -31,7 +31,7 @@ class Signals:
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
+class RoutingConfig:
     """Shares and counts by which comparisons are sent."""
 
     human_share: float = 0.35
@@ -68,8 +68,11 @@ class Route:
     doubt: float
 
 
-def route(
-    signals: Sequence[Signals], settings: Routing | None = None, known: Collection[str] | None = None, seed: int = 0
+def route_comparisons(
+    signals: Sequence[Signals],
+    settings: RoutingConfig | None = None,
+    known: Collection[str] | None = None,
+    seed: int = 0,
 ) -> list[Route]:
     """A route for every comparison, the same for the same seed, names and signals; `known` are the domains the judge
     is calibrated on.
@@ -78,8 +81,8 @@ def route(
     the share `people` in expectation; among equals at the edge a second lot decides. So the propensity is exact: 1
     where the signals alone send a pair, elsewhere that of the lots.
     """
-    cfg = settings or Routing()
-    doubts = {s.comparison: doubt(s, cfg, known) for s in signals}
+    cfg = settings or RoutingConfig()
+    doubts = {s.comparison: label_doubt(s, cfg, known) for s in signals}
     always = {s.comparison for s in signals if s.gold or s.safety}
     room = (
         max(0, round(len(signals) * (cfg.human_share - cfg.audit_share) / (1 - cfg.audit_share)) - len(always))
@@ -87,7 +90,8 @@ def route(
         else 0
     )
     ranked = sorted(
-        (name for name in doubts if name not in always), key=lambda name: (-doubts[name], share(seed, "route", name))
+        (name for name in doubts if name not in always),
+        key=lambda name: (-doubts[name], hash_uniform(seed, "route", name)),
     )
     sent = set(ranked[:room])
     edge = doubts[ranked[room - 1]] if 0 < room <= len(ranked) else None
@@ -99,7 +103,7 @@ def route(
         by_signals = (
             1.0 if name in always or (name in sent and doubts[name] != edge) else lot if doubts[name] == edge else 0.0
         )
-        audited = share(seed, "audit", name) < cfg.audit_share
+        audited = hash_uniform(seed, "audit", name) < cfg.audit_share
         why = _reasons(s, cfg, known) if name in sent or name in always else ()
         why += ("doubt",) if name in sent and not why else ()
         why += ("audit",) if audited else ()
@@ -115,7 +119,7 @@ def route(
     return routes
 
 
-def doubt(signals: Signals, settings: Routing, known: Collection[str] | None = None) -> float:
+def label_doubt(signals: Signals, settings: RoutingConfig, known: Collection[str] | None = None) -> float:
     """The chance that the synthetic label is wrong: the judge's odds, with those of the rule and the reward model
     for or against it."""
     s = signals
@@ -136,7 +140,7 @@ def _odds(chance: float) -> float:
     return log(kept / (1 - kept))
 
 
-def _reasons(s: Signals, cfg: Routing, known: Collection[str] | None) -> tuple[str, ...]:
+def _reasons(s: Signals, cfg: RoutingConfig, known: Collection[str] | None) -> tuple[str, ...]:
     """Everything that speaks for a person's eye, gravest first."""
     decided = s.judge in ("a", "b")
     against = s.margin is not None and decided and (s.margin > 0) != (s.judge == "a") and s.margin != 0
@@ -154,5 +158,5 @@ def _reasons(s: Signals, cfg: Routing, known: Collection[str] | None) -> tuple[s
     return tuple(reason for reason, holds in told.items() if holds)
 
 
-def _seats(s: Signals, cfg: Routing, seed: int) -> int:
-    return cfg.gold_seats if s.gold else 1 + (share(seed, "overlap", s.comparison) < cfg.overlap)
+def _seats(s: Signals, cfg: RoutingConfig, seed: int) -> int:
+    return cfg.gold_seats if s.gold else 1 + (hash_uniform(seed, "overlap", s.comparison) < cfg.overlap)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from towpath.errors import DataError, RecipeError
-from towpath.feedback import measures
-from towpath.feedback.pair_text import Case
-from towpath.feedback.rubric import declines
+from towpath.feedback import text_features
+from towpath.feedback.pair_text import PairText
+from towpath.feedback.rubric import is_refusal
 from towpath.records import Choice, Judgement
 
 Says = Callable[[str, str, str], Choice | None]
@@ -29,20 +29,20 @@ MOST_PARTS = 120
 LARGEST = 1_000_000
 NAMES = ("a", "b", "prompt")
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Kind, str]] = {
-    "words": (measures.words, "number", "1"),
+    "words": (text_features.count_words, "number", "1"),
     "chars": (len, "number", "1"),
-    "lines": (measures.lines, "number", "1"),
-    "sentences": (measures.sentences, "number", "1"),
-    "listed": (measures.listed, "number", "1"),
-    "repeats": (measures.repeats, "number", "1"),
-    "count": (measures.count, "number", "2"),
-    "has": (measures.has, "truth", "2+"),
+    "lines": (text_features.count_lines, "number", "1"),
+    "sentences": (text_features.count_sentences, "number", "1"),
+    "listed": (text_features.count_list_items, "number", "1"),
+    "repeats": (text_features.repetition_rate, "number", "1"),
+    "count": (text_features.count_phrase, "number", "2"),
+    "has": (text_features.has_phrase, "truth", "2+"),
     "starts": (lambda text, part: text.lstrip().startswith(part), "truth", "2"),
     "ends": (lambda text, part: text.rstrip().endswith(part), "truth", "2"),
-    "is_json": (measures.is_json, "truth", "1"),
-    "markdown": (measures.markdown, "truth", "1"),
-    "declines": (declines, "truth", "1"),
-    "language": (measures.language, "text", "1"),
+    "is_json": (text_features.is_json, "truth", "1"),
+    "markdown": (text_features.has_markdown, "truth", "1"),
+    "declines": (is_refusal, "truth", "1"),
+    "language": (text_features.language, "text", "1"),
 }
 """What an expression may call: the function, what it gives, and how many texts it takes."""
 _COMPARED: dict[type, Callable[[Any, Any], bool]] = {
@@ -70,7 +70,7 @@ class Rule:
     says: Says
 
 
-def load(text: str, name: str = "", folder: Path | None = None) -> Rule:
+def load_rule(text: str, name: str = "", folder: Path | None = None) -> Rule:
     """The rule in a text: `module:function`, looked for in a folder first, or an expression such as `words(a) <
     words(b)`."""
     text = text.strip()
@@ -83,7 +83,7 @@ def load(text: str, name: str = "", folder: Path | None = None) -> Rule:
     return Rule(name or short, f"expression@{_hash(text)}", better)
 
 
-def judge(rule: Rule, cases: Iterable[Case]) -> Iterator[Judgement]:
+def apply_rule(rule: Rule, cases: Iterable[PairText]) -> Iterator[Judgement]:
     """A judgement for each pair that the rule has something to say on."""
     for case in cases:
         choice = rule.says(case.prompt, case.a, case.b)
@@ -132,7 +132,7 @@ def _checked(text: str, said: object, prompt: str) -> Choice | None:
 def _expression(text: str) -> Callable[[str, str, str], Choice | None]:
     """Evaluated both ways round, so that neither side has an advantage: a is better where that holds of a and b and
     not of b and a."""
-    holds = compiled(text)
+    holds = compile_expression(text)
 
     def says(prompt: str, a: str, b: str) -> Choice | None:
         one = holds({"prompt": prompt, "a": a, "b": b})
@@ -142,7 +142,7 @@ def _expression(text: str) -> Callable[[str, str, str], Choice | None]:
     return says
 
 
-def compiled(text: str) -> Callable[[dict[str, str]], bool]:
+def compile_expression(text: str) -> Callable[[dict[str, str]], bool]:
     """An expression as a function of its texts; only what is allowed, known by its type before it is ever used."""
     if not 0 < len(text) <= LONGEST:
         raise _not_allowed(text, f"{len(text)} characters", f"1 to {LONGEST}")

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from towpath.data.chat import OWN_TEMPLATES
+from towpath.data.chat import BUILTIN_TEMPLATES
 from towpath.data.file_cache import cache_file, read_cache, write_cache
 from towpath.errors import ModelError
 from towpath.models import files, locate
@@ -54,7 +54,7 @@ def known(source: str, run: Path) -> str:
 def template(name: str) -> str:
     """The content of a template that is a file of the user's; a name of one that comes along stands for itself."""
     path = Path(name)
-    if name in OWN_TEMPLATES or not path.is_file():
+    if name in BUILTIN_TEMPLATES or not path.is_file():
         return name
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 

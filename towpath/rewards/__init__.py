@@ -1,1 +1,1 @@
-"""Where rewards come from, and how they make one number."""
+"""Reward sources, and how their scores become one reward."""

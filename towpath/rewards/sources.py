@@ -1,7 +1,8 @@
-"""Rewards that are no model: rules, a Python function of one's own, an HTTP endpoint.  All take prompts and answers,
-and give a score each."""
+"""Reward sources that are not a model: built-in rules, a Python function, an HTTP endpoint.
 
-import importlib
+Each takes prompts and answers and returns one score per answer.
+"""
+
 import json
 import os
 import re
@@ -18,172 +19,161 @@ from typing import Any
 import numpy as np
 
 from towpath import network
+from towpath.data.user_code import load_function
 from towpath.errors import RecipeError, RewardError
-from towpath.rewards import calling, fingerprint
-from towpath.rewards.calling import NO_COLUMNS, Columns
+from towpath.rewards.call_adapter import NO_COLUMNS, Columns, RewardCall, adapt_function
+from towpath.rewards.fingerprint import NoFingerprint, fingerprint
 
 Scorer = Callable[..., Sequence[float]]
-"""Takes prompts, answers and, where there are any, further columns of the prompts' rows; returns a number an answer."""
-TRIES = 3
+"""Takes prompts, answers and optionally extra columns of the prompts' rows; returns one number per answer."""
+ATTEMPTS = 3
 TIMEOUT = 60.0
-PART = 64
-SHOWN = 300
+BATCH = 64
+"""Answers per request to an endpoint."""
+BODY_SHOWN = 300
 RULE = (
-    "a reward function takes lists of prompts and completions, and returns a list of finite numbers, one for each "
-    "completion"
+    "a reward function takes lists of prompts and completions and returns a list of finite numbers, one per completion"
 )
-FUNCTION_RULE = "python:MODULE:FUNCTION takes prompts and completions, returns a number each"
+FUNCTION_RULE = "python:MODULE:FUNCTION takes prompts and completions and returns one number per completion"
 LARGEST = float(np.finfo(np.float32).max)
-_given: dict[str, Callable[..., Any]] = {}
+_registry: dict[str, Callable[..., Any]] = {}
 
 
-def given(function: Callable[..., Any], name: str = "", columns: Collection[str] = ()) -> str:
-    """A name for a function handed over in this process, for a recipe's source: another where it does something
-    else. What cannot be told gets a name that never was, so that nothing done before is taken for its work; unless
-    the caller names it."""
+def register_function(function: Callable[..., Any], name: str = "", columns: Collection[str] = ()) -> str:
+    """Register a function of this process as a reward source and return the source's name.
+
+    The name contains `name`, or else a fingerprint of the code, so that a stopped training resumes with the same
+    reward only. Without either the name is unique to this call, and the training cannot resume.
+    """
     if not callable(function):
-        raise RecipeError(
-            f"reward = {reprlib.repr(function)}",
-            "a function of prompts and completions, or a source by name",
-            "give one of these",
-        )
-    calling.caller(f"reward {getattr(function, '__qualname__', type(function).__name__)}", function, columns)
+        value = f"reward = {reprlib.repr(function)}"
+        raise RecipeError(value, "a function of prompts and completions, or the name of a source", "give one of these")
+    title = getattr(function, "__qualname__", type(function).__name__)
+    adapt_function(f"reward {title}", function, columns)
     try:
-        told = name or fingerprint.mark(function)
-    except Exception as error:  # somebody else's objects raise what they will
-        told = f"once-{secrets.token_hex(4)}"
-        why = "a training that was stopped begins anew; give the reward a name to go on by"
+        version = name or fingerprint(function)
+    except NoFingerprint as error:
+        version = f"once-{secrets.token_hex(4)}"
         warnings.warn(
-            f"what the reward holds cannot be told apart ({type(error).__name__}: {error}): {why}", stacklevel=4
+            f"the reward {title} has no fingerprint ({error}): a stopped training starts over. "
+            "To resume, pass a name: reward={'source': FUNCTION, 'name': 'v1'}",
+            stacklevel=4,
         )
-    name = f"given:{getattr(function, '__qualname__', type(function).__name__)}-{told}"
-    _given[name] = function
-    return name
+    source = f"given:{title}-{version}"
+    _registry[source] = function
+    return source
 
 
-def named(of: str, key: str = "sources", columns: Collection[str] = ()) -> Scorer:
-    """The scorer that a recipe's source names; `model` is not one of these. `columns` are those that the prompts'
-    rows have."""
-    kind, _, rest = of.partition(":")
+def load_source(source: str, key: str = "sources", columns: Collection[str] = ()) -> Scorer:
+    """The scorer that a recipe's source names; `columns` are the extra columns of the prompts' rows.
+
+    The source `model` is not one of these.
+    """
+    kind, _, rest = source.partition(":")
     if kind == "rule":
-        return _rule(rest)
+        return _load_rule(rest)
     if kind == "python":
-        return _function(rest, columns)
-    if of in _given:
-        return _checked_call(of, calling.caller(of, _given[of], columns))
-    if kind.lower() in ("http", "https") and urllib.parse.urlsplit(of).hostname:
+        function, _ = load_function(source, FUNCTION_RULE)
+        return _check_scores(source, adapt_function(source, function, columns))
+    if source in _registry:
+        return _check_scores(source, adapt_function(source, _registry[source], columns))
+    if kind.lower() in ("http", "https") and urllib.parse.urlsplit(source).hostname:
         try:
-            network.require_allowed_literal(of)
+            network.require_allowed_literal(source)
         except network.ForbiddenAddress as error:
-            rule = "link-local addresses and those that serve a cloud's credentials are never asked for rewards"
-            raise RecipeError(f"policy.rewards.{key}: {of!r}: {error}", rule, "correct the address") from None
-        return lambda prompts, answers, _columns=NO_COLUMNS: over_http(of, prompts, answers)
+            rule = "link-local addresses and cloud metadata addresses are never called for rewards"
+            raise RecipeError(f"policy.rewards.{key}: {source!r}: {error}", rule, "correct the address") from None
+        return lambda prompts, answers, _columns=NO_COLUMNS: score_over_http(source, prompts, answers)
     rule = ("model, " if key == "sources" else "") + "rule:NAME, python:MODULE:FUNCTION or an http(s) address"
-    raise RecipeError(f"policy.rewards.{key}: {of!r}", rule, "for example rule:words:8-35")
+    raise RecipeError(f"policy.rewards.{key}: {source!r}", rule, "for example rule:words:8-35")
 
 
-def checked(of: str, scores: Sequence[float], count: int) -> list[float]:
-    """The scores as finite numbers, as many as there were answers."""
+def validate_scores(source: str, scores: Sequence[float], count: int) -> list[float]:
+    """The scores as floats; RewardError unless there are `count` finite numbers."""
     try:
-        found = None if isinstance(scores, str | bytes | Mapping) else [float(score) for score in scores]
+        numbers = None if isinstance(scores, str | bytes | Mapping) else [float(score) for score in scores]
     except (TypeError, ValueError):
-        found = None
-    if found is None or len(found) != count or not all(abs(score) <= LARGEST for score in found):
-        bad = next((score for score in found or () if not abs(score) <= LARGEST), None)
-        said = (
-            f"scores are {reprlib.repr(scores)}"
-            if found is None
-            else f"{len(found)} scores for {count} answers"
-            if bad is None
-            else f"a score of {bad}"
-        )
-        raise RewardError(f"{of}: {said}", RULE, mended(of))
-    return found
+        numbers = None
+    if numbers is None:
+        problem = f"scores are {reprlib.repr(scores)}"
+    elif len(numbers) != count:
+        problem = f"{len(numbers)} scores for {count} answers"
+    else:
+        invalid = [number for number in numbers if not abs(number) <= LARGEST]  # NaN compares false
+        if not invalid:
+            return numbers
+        problem = f"a score of {invalid[0]}"
+    raise RewardError(f"{source}: {problem}", RULE, _failure_fix(source))
 
 
-def mended(of: str) -> str:
-    """What to do about a source that failed."""
-    again = "the run goes on from the last checkpoint" if of.startswith("http") else "other code trains the policy anew"
-    return f"mend the reward and start again; {again}"
+def _failure_fix(source: str) -> str:
+    resume = "changed code trains the policy again from its first step"
+    if source.startswith("http"):
+        resume = "the run resumes from the last checkpoint"
+    return f"fix the reward and start again; {resume}"
 
 
-def _checked_call(of: str, call: calling.Call) -> Scorer:
-    """A function's scores, checked; or an error that names it, with the line it stopped at."""
+def _check_scores(source: str, call: RewardCall) -> Scorer:
+    """A scorer that validates what a user's function returns, and names the line where it raises."""
 
-    def scores(prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> list[float]:
+    def score(prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> list[float]:
         try:
-            returned = call(prompts, answers, columns)
-        except Exception as error:  # whatever a function of somebody else's raises
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            value = f"{of}: {type(error).__name__}: {error} ({at.filename}:{at.lineno})"
-            raise RewardError(value, RULE, mended(of)) from error
-        return checked(of, returned, len(answers))
+            scores = call(prompts, answers, columns)
+        except Exception as error:  # user code may raise anything
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            value = f"{source}: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            raise RewardError(value, RULE, _failure_fix(source)) from error
+        return validate_scores(source, scores, len(answers))
 
-    return scores
+    return score
 
 
-def _rule(text: str) -> Scorer:
+def _load_rule(text: str) -> Scorer:
     name, _, argument = text.partition(":")
     if name == "words":
         low, _, high = argument.partition("-")
         if not (low.isdigit() and high.isdigit() and int(low) <= int(high)):
             raise RecipeError(f"rule:{text}", "rule:words:LOW-HIGH", "for example rule:words:8-35")
-        return lambda _prompts, answers, _columns=NO_COLUMNS: [
-            float(int(low) <= len(answer.split()) <= int(high)) for answer in answers
-        ]
+        return _score_each(lambda answer: int(low) <= len(answer.split()) <= int(high))
     if name == "regex":
         try:
             pattern = re.compile(argument, re.DOTALL)
         except re.error as error:
-            raise RecipeError(f"rule:{text}: {error}", "rule:regex:PATTERN", "mend the pattern") from None
-        return lambda _prompts, answers, _columns=NO_COLUMNS: [
-            float(bool(pattern.search(answer))) for answer in answers
-        ]
+            raise RecipeError(f"rule:{text}: {error}", "rule:regex:PATTERN", "fix the pattern") from None
+        return _score_each(lambda answer: bool(pattern.search(answer)))
     if name == "prose":
-        listed = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
-        return lambda _prompts, answers, _columns=NO_COLUMNS: [float(not listed.search(answer)) for answer in answers]
+        list_item = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+        return _score_each(lambda answer: not list_item.search(answer))
     raise RecipeError(
         f"rule:{text}: no such rule", "words:LOW-HIGH, regex:PATTERN or prose", "or write python:MODULE:FUNCTION"
     )
 
 
-def _function(text: str, columns: Collection[str]) -> Scorer:
-    module, _, name = text.partition(":")
-    try:
-        function: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        fix = "the module must be importable from where the run is started"
-        raise RecipeError(f"python:{text}: {error}", FUNCTION_RULE, fix) from None
-    if not callable(function):
-        fix = "name a function"
-        raise RecipeError(f"python:{text}: {reprlib.repr(function)}", FUNCTION_RULE, fix)
-    return _checked_call(f"python:{text}", calling.caller(f"python:{text}", function, columns))
+def _score_each(holds: Callable[[str], bool]) -> Scorer:
+    return lambda _prompts, answers, _columns=NO_COLUMNS: [float(holds(answer)) for answer in answers]
 
 
-def over_http(address: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """POST {"prompts", "answers"}, get {"scores"}; in parts, each tried again when the server is away or busy."""
+def score_over_http(address: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """POST {"prompts", "answers"} in batches and read {"scores"}; a server that is busy or away is tried again."""
     scores: list[float] = []
-    for begin in range(0, len(answers), PART):
-        part = slice(begin, begin + PART)
-        scores += checked(
-            address,
-            _posted(address, {"prompts": list(prompts[part]), "answers": list(answers[part])}),
-            len(answers[part]),
-        )
+    for begin in range(0, len(answers), BATCH):
+        part = slice(begin, begin + BATCH)
+        batch = {"prompts": list(prompts[part]), "answers": list(answers[part])}
+        scores += validate_scores(address, _post(address, batch), len(batch["answers"]))
     return scores
 
 
-def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
-    said = ""
-    for attempt in range(TRIES):
+def _post(address: str, batch: dict[str, list[str]]) -> list[float]:
+    problem = ""
+    for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(2.0**attempt / 2)
         try:
-            reply = _client(os.getpid()).post(address, json.dumps(content).encode())
+            reply = _client(os.getpid()).post(address, json.dumps(batch).encode())
             if reply.status == 200:
                 return list(json.loads(reply.body)["scores"])
         except network.ForbiddenAddress as error:
-            said = str(error)
+            problem = str(error)
             break
         except (
             network.ConnectFailed,
@@ -193,19 +183,21 @@ def _posted(address: str, content: dict[str, list[str]]) -> list[float]:
             KeyError,
             TypeError,
         ) as error:
-            said = f"{type(error).__name__}: {error}"
+            problem = f"{type(error).__name__}: {error}"
             continue
-        told = " ".join(reply.body[:SHOWN].decode(errors="replace").split())
-        moved = (
-            f" to {reply.headers.get('location', '?')}, which is not followed: name it itself"
-            if 300 <= reply.status < 400
-            else ""
-        )
-        said = f"{reply.status}{moved}" + (f": {told}" if told else "")
+        problem = _describe_failure(reply)
         if reply.status < 500 and reply.status != 429:
             break
-    fix = "start the server, or correct the address, and start again; the run goes on from the last checkpoint"
-    raise RewardError(f"{address}: {said}", 'it must answer {"prompts", "answers"} with {"scores"}', fix)
+    fix = "start the server or correct the address, then start again; the run resumes from the last checkpoint"
+    raise RewardError(f"{address}: {problem}", 'it must answer {"prompts", "answers"} with {"scores"}', fix)
+
+
+def _describe_failure(reply: network.HttpResponse) -> str:
+    problem = str(reply.status)
+    if 300 <= reply.status < 400:
+        problem += f" to {reply.headers.get('location', '?')}, which is not followed: name that address itself"
+    body = " ".join(reply.body[:BODY_SHOWN].decode(errors="replace").split())
+    return f"{problem}: {body}" if body else problem
 
 
 @cache

@@ -9,7 +9,7 @@ import numpy as np
 
 from towpath.errors import RecipeError
 from towpath.rewards import sources
-from towpath.rewards.calling import NAMES
+from towpath.rewards.call_adapter import RESERVED_NAMES
 
 Reward = Callable[..., Sequence[float]]
 Rewards = Reward | str | Mapping[str, Any] | Sequence[Reward | str | Mapping[str, Any]]
@@ -45,7 +45,7 @@ def columns(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
                 rule,
                 "give every row the column, None where unknown",
             )
-        if reserved := sorted(more.keys() & set(NAMES)):
+        if reserved := sorted(more.keys() & set(RESERVED_NAMES)):
             rule = "reward functions get prompts and completions under these names"
             raise RecipeError(f"prompts[{number}] has a column {reserved[0]!r}", rule, "give the column another name")
         before = by_prompt.setdefault(columns_of_row["prompt"], more)
@@ -86,14 +86,16 @@ def rewards(reward: Rewards, columns: Collection[str] = ()) -> list[dict[str, An
     own."""
     found = []
     for one in reward if isinstance(reward, list | tuple) else [reward]:
-        told: dict[str, Any] = dict(one) if isinstance(one, Mapping) else {"of": one}
-        of = told.get("of")
-        name = str(told.pop("name", ""))
-        if of == "model":
+        entry: dict[str, Any] = dict(one) if isinstance(one, Mapping) else {"source": one}
+        source = entry.get("source")
+        name = str(entry.pop("name", ""))
+        if source == "model":
             rule = "there is no reward model here"
             fix = "give a function, rule:NAME, python:MODULE:FUNCTION or an address; or run the pipeline"
             raise RecipeError("reward = 'model'", rule, fix)
-        found.append(told | {"of": of if isinstance(of, str) else sources.given(of, name, columns)})  # pyright: ignore[reportArgumentType]
+        if not isinstance(source, str):
+            source = sources.register_function(source, name, columns)  # pyright: ignore[reportArgumentType]
+        found.append(entry | {"source": source})
     return found
 
 

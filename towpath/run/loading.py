@@ -3,21 +3,21 @@
 from dataclasses import replace
 from pathlib import Path
 
-from towpath.data import sources, summary
+from towpath.data import corpus_reader, data_summary
 from towpath.data.bundled import is_bundled
 from towpath.data.corpus import Corpus
+from towpath.data.data_summary import DataSummary
 from towpath.data.file_cache import cache_file
-from towpath.data.lengths import TokenLengths, limits_of, model_key, too_long, without
-from towpath.data.refused import skipped
-from towpath.data.summary import DataSummary
+from towpath.data.refused_rows import skipped_findings
+from towpath.data.token_lengths import TokenLengths, drop_too_long, find_too_long, limits_of, model_key
 from towpath.recipe import Recipe
 from towpath.run.sizes import model_size
 
 
 def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
     """The data of a run, without the rows that the recipe skips; the hashes that `status` needs of it are kept."""
-    name = summary.key(folder, recipe)
-    corpus = sources.read(folder, recipe.data, recipe.seed)
+    name = data_summary.summary_key(folder, recipe)
+    corpus = corpus_reader.read_corpus(folder, recipe.data, recipe.seed)
     if recipe.data.unusable == "skip":
         from towpath.data.chat import Chat
         from towpath.models import base
@@ -28,24 +28,24 @@ def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
         corpus = _skip_too_long(
             recipe, corpus, TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context)
         )
-    summary.remember(folder, name, DataSummary(corpus.digests, is_bundled(corpus)))
+    data_summary.save_summary(folder, name, DataSummary(corpus.digests, is_bundled(corpus)))
     return corpus
 
 
 def _skip_too_long(recipe: Recipe, corpus: Corpus, lengths: TokenLengths) -> Corpus:
     """The corpus without records that are too long, and a finding on all that was left out."""
-    left = without(corpus, too_long(corpus, lengths, limits_of(recipe, lengths.context)))
+    left = drop_too_long(corpus, find_too_long(corpus, lengths, limits_of(recipe, lengths.context)))
     lengths.save()
-    return replace(left, findings=(*left.findings, *skipped(left.refused)))
+    return replace(left, findings=(*left.findings, *skipped_findings(left.refused)))
 
 
 def summarise(recipe: Recipe, folder: Path) -> Corpus | DataSummary:
     """What a plan needs of the data, without reading what has not changed since it was read last; nothing is
     tokenised."""
-    known = summary.recall(folder, recipe)
+    known = data_summary.load_summary(folder, recipe)
     if known is not None:
         return known
     if recipe.data.unusable == "stop":
         return load_corpus(recipe, folder)
     lengths = TokenLengths(None, cache_file(folder, "token_lengths"), model_key(recipe))
-    return _skip_too_long(recipe, sources.read(folder, recipe.data, recipe.seed), lengths)
+    return _skip_too_long(recipe, corpus_reader.read_corpus(folder, recipe.data, recipe.seed), lengths)

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from towpath.data.chat import Chat
-from towpath.data.checks import named
+from towpath.data.checks import first_names
 from towpath.data.corpus import Corpus
-from towpath.data.rendering import TemplateRaised
+from towpath.data.template_renderer import TemplateRaised
 from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
 from towpath.recipe import Recipe
@@ -136,9 +136,8 @@ def of_template(chat: Chat, corpus: Corpus, size: Size | None = None) -> list[Fi
     findings += _rendering(chat, corpus) + _saved(chat)
     marked = [x.id for x in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(x.prompt)]
     if marked:
-        evidence = (
-            f"{len(marked)} rows hold special tokens such as {chat.tokenizer.eos_token} in their text: {named(marked)}"
-        )
+        token = chat.tokenizer.eos_token
+        evidence = f"{len(marked)} rows hold special tokens such as {token} in their text: {first_names(marked)}"
         broken(
             evidence,
             "they are read as ordinary characters; perhaps a template was applied already",
@@ -156,7 +155,7 @@ def _rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
     if other:
         evidence = (
             f"{len(other)} of {len(_spread(plain))} prompts are other tokens here than by apply_chat_template: "
-            f"{named(other)}"
+            f"{first_names(other)}"
         )
         fix = "use model.template = 'chatml', or a template that writes the user's text unchanged"
         return [
@@ -254,7 +253,7 @@ def _of_the_seam(chat: Chat, corpus: Corpus) -> list[Finding]:
         return []
     evidence = (
         f"{len(apart)} of {len(_spread(rows))} conversations are other tokens as a whole than as prompt and answer: "
-        f"{named(apart)}"
+        f"{first_names(apart)}"
     )
     cause = (
         "a token reaches across the end of the prompt; in every stage the prompt keeps its own tokens and the answer "

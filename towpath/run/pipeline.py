@@ -17,13 +17,13 @@ from typing import Any
 
 from towpath import algos, interrupt
 from towpath.algos import data_of
-from towpath.data import sources, summary
+from towpath.data import corpus_reader, data_summary
 from towpath.data.corpus import Corpus, digest
-from towpath.data.refused import FILE
-from towpath.data.summary import DataSummary
+from towpath.data.data_summary import DataSummary
+from towpath.data.refused_rows import FILE
 from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
-from towpath.evals.evaluator import NO_JUDGE_CODE, evaluator
-from towpath.feedback import simulated
+from towpath.evals.evaluator import NO_JUDGE_CODE, find_evaluator
+from towpath.feedback import simulated_rater
 from towpath.models import content
 from towpath.progress import print_note, progress
 from towpath.recipe import Recipe
@@ -112,7 +112,9 @@ def plan(recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: Store |
     needs_reward, needs_labels = _needs(recipe)
     stage("sft", 1, {"model": model, "sft": dump["sft"], "demonstrations": corpus.digests.demonstrations})
     engine = {} if recipe.engine.type == "local" else {"engine": recipe.engine.type}
-    judge = {"rubric": simulated.GUIDELINE if evaluator(corpus) else None}  # a changed rubric is a changed judge
+    judge = {
+        "rubric": simulated_rater.GUIDELINE if find_evaluator(corpus) else None
+    }  # a changed rubric is a changed judge
     later = ("jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements")  # read by `evaluate` alone
     answering = {key: value for key, value in dump["evaluate"].items() if key not in later}
     stage("baseline", 1, {"evaluate": answering, "prompts": corpus.digests.evaluated} | judge | engine, "sft")
@@ -194,7 +196,7 @@ def _labelling(
         return (
             said
             | {key: getattr(cfg, key) for key in ("noise", "tie_margin", "both_bad")}
-            | {"rubric": simulated.GUIDELINE}
+            | {"rubric": simulated_rater.GUIDELINE}
         )
     if raters == "recorded":
         cut = {
@@ -203,8 +205,8 @@ def _labelling(
             "template": content.template(recipe.model.template),
         }
         cut["model"] = content.known(recipe.model.source, run)  # rows are cut by its tokens
-        files = sources.matched(run, "data.preferences", recipe.data.preferences)
-        hashes = summary.file_hashes(run, files, trust=isinstance(corpus, DataSummary))
+        files = corpus_reader.match_files(run, "data.preferences", recipe.data.preferences)
+        hashes = data_summary.file_hashes(run, files, trust=isinstance(corpus, DataSummary))
         return said | {"files": hashes, "prompts": corpus.digests.preferences} | cut
     ours = tuple(planned[name].fingerprint[:6] for name in samples)
     told = sorted(j.key + j.choice for j in store.judgements() if j.comparison.startswith(ours)) if store else []
@@ -559,7 +561,7 @@ def status(recipe: Recipe, folder: Path) -> State:
             }
         )
     waiting = current.get("waiting_for", "") if any(s["state"] == "waiting" for s in stages) else ""
-    return State(stages, waiting, current.get("findings", []), evaluator(data))
+    return State(stages, waiting, current.get("findings", []), find_evaluator(data))
 
 
 def status_lines(state: State) -> list[str]:

@@ -7,11 +7,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from towpath.data.sources import Corpus
-from towpath.feedback import agreement, budget, calibration, judge_runner, judging
-from towpath.feedback.budget import Ceiling, Prices, Trust, Wanted
-from towpath.feedback.pair_text import Case
-from towpath.feedback.raters import PEOPLE
+from towpath.data.corpus_reader import Corpus
+from towpath.feedback import agreement, calibration, judge_runner, judging, label_budget
+from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
+from towpath.feedback.pair_text import PairText
+from towpath.feedback.rater_quality import PEOPLE
 from towpath.recipe import Recipe
 from towpath.records import Judgement
 from towpath.store import spending
@@ -33,12 +33,12 @@ class Labels:
     seconds: float
     measured: int
     """Judgements of people behind `seconds`; 0 where it is assumed."""
-    plan: budget.Plan
-    spent: budget.Spent
-    burn_down: tuple[budget.Day, ...]
+    plan: label_budget.LabelPlan
+    spent: label_budget.LabelCost
+    burn_down: tuple[label_budget.BurnDownDay, ...]
     stopped: str | None
-    best: budget.Split | None
-    trust: Trust
+    best: label_budget.BudgetSplit | None
+    trust: RaterAccuracy
     trust_measured: tuple[bool, bool]
 
 
@@ -49,27 +49,40 @@ def labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> Labels:
     judgements = store.judgements()
     own = [j for j in judgements if j.kind == "person"]
     timed = sum(j.milliseconds is not None for j in own)
-    seconds = budget.seconds_per_pair(own, money.seconds)
+    seconds = label_budget.seconds_per_pair(own, money.seconds)
     pairs = money.pairs or expected(recipe, corpus)
     judged = cfg.raters in ("judge", "blend")
     prices = Prices(seconds, money.wage, _judge_price(recipe, run, corpus, store) if judged else 0.0)
     share = {"people": 1.0, "blend": cfg.human_share}.get(cfg.raters, 0.0)
-    ceiling = Ceiling(money.dollars or inf, money.hours or inf)
-    wanted = Wanted(pairs, share, cfg.overlap if share else 0.0, float(judged), money.raters, money.hours_a_day)
-    planned = budget.plan(wanted, prices, ceiling)
+    ceiling = SpendingLimit(money.dollars or inf, money.hours or inf)
+    wanted = LabelRequest(pairs, share, cfg.overlap if share else 0.0, float(judged), money.raters, money.hours_a_day)
+    planned = label_budget.plan_labels(wanted, prices, ceiling)
     spent = _spent(own, store, prices)
     trust, known = _trust(recipe, run, judgements)
     offered = replace(prices, judge=_judge_price(recipe, run, corpus, store)) if recipe.judge.base_url else prices
-    best = budget.best_split(pairs, money.dollars, trust, offered) if money.dollars and recipe.judge.base_url else None
-    days = tuple(budget.burn_down(own, planned, prices))
+    best = (
+        label_budget.best_split(pairs, money.dollars, trust, offered)
+        if money.dollars and recipe.judge.base_url
+        else None
+    )
+    days = tuple(label_budget.burn_down(own, planned, prices))
     return Labels(
-        pairs, seconds, timed, planned, spent, days, budget.stopped(spent, ceiling, prices), best, trust, known
+        pairs,
+        seconds,
+        timed,
+        planned,
+        spent,
+        days,
+        label_budget.stop_reason(spent, ceiling, prices),
+        best,
+        trust,
+        known,
     )
 
 
-def _spent(own: list[Judgement], store: Store, prices: Prices) -> budget.Spent:
+def _spent(own: list[Judgement], store: Store, prices: Prices) -> label_budget.LabelCost:
     """People's hours, and what every call of a judge has cost, whether or not a judgement came of it."""
-    people = budget.spent(own, prices)
+    people = label_budget.label_cost(own, prices)
     dollars = store.read(spending.total_dollars)
     return replace(people, dollars=people.dollars + dollars, judge_dollars=dollars)
 
@@ -89,21 +102,21 @@ def _judge_price(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> flo
     answers = [c.text for c in list(store.completions().values())[:200]] or ["x" * TYPICAL]
     prompts = [p.prompt for p in corpus.train[:200]] or ["x" * TYPICAL]
     cases = [
-        Case(str(i), prompts[i % len(prompts)], answers[i % len(answers)], answers[(i + 1) % len(answers)])
+        PairText(str(i), prompts[i % len(prompts)], answers[i % len(answers)], answers[(i + 1) % len(answers)])
         for i in range(100)
     ]
-    return judging.estimate(judge_runner.settings_of(recipe.judge, run), cases).dollars / len(cases)
+    return judging.estimate_cost(judge_runner.judge_settings(recipe.judge, run), cases).dollars / len(cases)
 
 
-def _trust(recipe: Recipe, run: Path, judgements: list[Judgement]) -> tuple[Trust, tuple[bool, bool]]:
+def _trust(recipe: Recipe, run: Path, judgements: list[Judgement]) -> tuple[RaterAccuracy, tuple[bool, bool]]:
     """How often people and the judge are right, and whether each was measured."""
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in PEOPLE])
-    person = min(max(agreement.ceiling(rate), 0.55), 0.99) if n >= ENOUGH else PERSON
-    rows = calibration.audited(judgements, f"judge:{recipe.judge.model}") if recipe.judge.model else []
+    person = min(max(agreement.accuracy_ceiling(rate), 0.55), 0.99) if n >= ENOUGH else PERSON
+    rows = calibration.audit_rows(judgements, f"judge:{recipe.judge.model}") if recipe.judge.model else []
     if len(rows) < ENOUGH:
-        return Trust(person, JUDGE), (n >= ENOUGH, False)
+        return RaterAccuracy(person, JUDGE), (n >= ENOUGH, False)
     fitted = calibration.calibrate(rows)
-    return Trust(person, [fitted.chance(row.certainty) for row in rows]), (n >= ENOUGH, True)
+    return RaterAccuracy(person, [fitted.chance(row.certainty) for row in rows]), (n >= ENOUGH, True)
 
 
 def told(found: Labels) -> str:

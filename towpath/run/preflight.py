@@ -10,10 +10,10 @@ from pathlib import Path
 from towpath.algos import data_of
 from towpath.data import checks
 from towpath.data.chat import Chat
-from towpath.data.checks import named as _named
+from towpath.data.checks import first_names as _named
 from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError, TowpathError
-from towpath.evals.evaluator import INSTEAD, NO_JUDGE, NO_JUDGE_CODE, WHY, evaluator
+from towpath.evals.evaluator import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON, find_evaluator
 from towpath.feedback import judge_runner, rules
 from towpath.models.cpu import build
 from towpath.recipe import SUITED, Method, Policy, Recipe
@@ -60,7 +60,7 @@ def check(
         *_rates(recipe, force),
         *_batches(recipe, corpus),
         *_evidence(recipe, corpus),
-        *checks.check(recipe, run, corpus, chat, size.context),
+        *checks.check_data(recipe, run, corpus, chat, size.context),
     ]
     findings += [*_alike_decoding(recipe), *_domains(recipe, corpus), *of_engine(recipe), *_kernels(recipe)]
     findings += [*_raters(recipe, run), *trackers.missing(recipe.track), *of_model]
@@ -106,10 +106,10 @@ def lines(findings: Sequence[Finding]) -> str:
 
 def _judges(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
     """Whether a judge of win rates fits the data, and whether simulated labels mean anything here."""
-    if evaluator(corpus) is not None:
+    if find_evaluator(corpus) is not None:
         return
     evidence = f"{NO_JUDGE}: the gates sft and evaluate will be UNDECIDED, and stop nothing"
-    yield Finding(NO_JUDGE_CODE, "warning", evidence, WHY, INSTEAD)
+    yield Finding(NO_JUDGE_CODE, "warning", evidence, NO_JUDGE_REASON, NO_JUDGE_FIX)
     if recipe.preferences.raters == "simulated":
         evidence = "preferences.raters = 'simulated' labels this data by the bundled recipes' rubric"
         remedy = "set preferences.raters to people, judge, blend or recorded"
@@ -208,9 +208,9 @@ def _raters(recipe: Recipe, run: Path) -> Iterator[Finding]:
         )
     try:
         if cfg.raters in ("judge", "blend"):
-            judge_runner.settings_of(recipe.judge, run)
+            judge_runner.judge_settings(recipe.judge, run)
             for name, text in cfg.rules.items():
-                rules.load(text, name, run)
+                rules.load_rule(text, name, run)
     except TowpathError as error:
         yield Finding("raters", "error", error.value, error.rule, error.fix)
 
@@ -339,9 +339,9 @@ def _groups(policy: Policy, columns: Collection[str] = ()) -> Iterator[Finding]:
         yield Finding("rewards", "error", evidence, "nothing is rewarded", "give it a source with a weight")
     for source in policy.rewards.sources:
         if source.source != "model":
-            sources.named(source.source, columns=columns)
+            sources.load_source(source.source, columns=columns)
     for of in policy.rewards.watch:
-        sources.named(of, "watch", columns)
+        sources.load_source(of, "watch", columns)
     if data_of(policy.algo) == "comparisons" and policy.batch < 2:
         yield Finding(
             "batch",

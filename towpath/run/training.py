@@ -9,7 +9,7 @@ from typing import Any
 
 from towpath import interrupt
 from towpath.algos import data_of
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError
 from towpath.models import base, content
 from towpath.recipe import SUITED, Decoding, Recipe
@@ -97,7 +97,7 @@ def train(
     `prompts` are texts, or rows with `prompt` and further columns. `reward` is a function that returns a number for
     each completion; it is called by the names of its parameters: `prompts`, `completions` (or `answers`), columns of
     the rows, and `**kwargs`, as in TRL. Two parameters of other names get prompts and completions. Or it is a source
-    as recipes name it (`rule:words:8-35`, an address), or a list of such, where `{"of": ..., "weight": 0.5}` gives
+    as recipes name it (`rule:words:8-35`, an address), or a list of such, where `{"source": ..., "weight": 0.5}` gives
     one a weight. DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times;
     `kl` and `steps` are not theirs. Further settings are keys of `[policy]` with `__` for the dot:
     `learning_rate=1e-5`, `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `engine` and
@@ -122,7 +122,7 @@ def train(
                 "reward and rewards__sources", "what is rewarded is said once", "give reward a list of them"
             )
         told["rewards.sources"] = arguments.rewards(reward, names)
-    drawing = {"of": engine} if isinstance(engine, str) else dict(engine or {})
+    drawing = {"type": engine} if isinstance(engine, str) else dict(engine or {})
     tables: dict[str, Any] = {"seed": seed, "model": {"source": model, "dtype": dtype, "template": template}}
     tables |= {"engine": drawing, "health": dict(health or {})}
     tables = {key: arguments.setting(key, item) for key, item in tables.items()}

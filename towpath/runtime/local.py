@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from towpath.algos.contract import Metrics, Outputs, add
-from towpath.data.batch import Batch, Packed, pack
+from towpath.data.batch import Batch, PackedRows, pack
 from towpath.errors import ResourceError
 from towpath.models import check_model, lm
 from towpath.models.adapters import Adapters
@@ -357,7 +357,7 @@ class Local:
             if self.optimizer is not None and f"adam:step:{key}" in tensors:
                 self.optimizer.put(parameter, {slot: tensors[f"adam:{slot}:{key}"] for slot in SLOTS})
 
-    def _lines(self, packed: Packed) -> Lines:
+    def _lines(self, packed: PackedRows) -> Lines:
         return Lines(
             *(
                 torch.from_numpy(x).to(self.device)
@@ -380,7 +380,7 @@ def _tokens(batch: Batch) -> int:
     return sum(len(row.ids) for row in batch.rows)
 
 
-def _read_places(packed: Packed, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _read_places(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Where the lines are read: before each answer token, and at each row's end, each where something asks for it."""
     none = np.zeros(0, np.int64)
     before = [place[row.start - 1 : -1] for place, row in zip(packed.places, batch.rows, strict=True)]
@@ -390,7 +390,7 @@ def _read_places(packed: Packed, batch: Batch, wants: tuple[str, ...]) -> tuple[
     ) else none
 
 
-def _laid(states_BSD: Tensor, packed: Packed) -> Tensor:
+def _laid(states_BSD: Tensor, packed: PackedRows) -> Tensor:
     """States of rows laid into the lines they are packed in."""
     out = states_BSD.new_zeros(packed.ids_PL.size, states_BSD.shape[2])
     for states, place in zip(states_BSD, packed.places, strict=True):

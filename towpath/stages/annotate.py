@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from towpath.data import formats
-from towpath.data import recorded as recordings
-from towpath.data.draws import share
-from towpath.data.refused import FILE, RefusedRow, refused_row, summary
+from towpath.data import recorded_preferences as recordings
+from towpath.data.draws import hash_uniform
+from towpath.data.refused_rows import FILE, RefusedRow, format_summary, refused_row
 from towpath.errors import DataError, Waiting
-from towpath.feedback import calibration, judge_runner, judging, routing, simulated
-from towpath.feedback.raters import PEOPLE
-from towpath.feedback.routing import Route, Routing, Signals
+from towpath.feedback import calibration, judge_runner, judging, routing, simulated_rater
+from towpath.feedback.rater_quality import PEOPLE
+from towpath.feedback.routing import Route, RoutingConfig, Signals
 from towpath.records import Choice, Comparison, Finding, Judgement
 from towpath.stages.job import Job
 from towpath.store import rater_stats, rating_settings
@@ -29,9 +29,9 @@ def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
     judged = {j.key for j in job.store.judgements()}
     made = []
     for c in comparisons:
-        for rater in names[: 1 + (share(seed, "overlap", c.id) < cfg.overlap)]:
+        for rater in names[: 1 + (hash_uniform(seed, "overlap", c.id) < cfg.overlap)]:
             a, b = ((completions[x].text, completions[x].finish == "stop") for x in (c.a, c.b))
-            judgement = simulated.judge(c, prompts[c.prompt_id], a, b, rater, seed, cfg)
+            judgement = simulated_rater.judge_comparison(c, prompts[c.prompt_id], a, b, rater, seed, cfg)
             if judgement.key not in judged:
                 made.append(judgement)
     job.store.add_judgements(made)
@@ -43,7 +43,7 @@ def _simulated_raters(job: Job) -> list[str]:
     """Two of them; other settings or another seed make other raters, so that nothing said before is taken for
     theirs."""
     cfg = job.recipe.preferences
-    character = f"{job.recipe.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated.GUIDELINE}"
+    character = f"{job.recipe.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated_rater.GUIDELINE}"
     mark = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
     return [f"simulated-{number}-{mark}" for number in (1, 2)]
 
@@ -57,17 +57,17 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
     long = []
     cut = 0
     read = 0
-    held = recordings.held_out(job.corpus)
+    held = recordings.held_out_prompts(job.corpus)
     limit = job.recipe.data.max_prompt_tokens
     left_out: Counter[str] = Counter()
-    for found, unusable in recordings.read(job.run, job.recipe.data.preferences, job.corpus):
-        formats.add(job.store, found)
+    for found, unusable in recordings.read_recorded(job.run, job.recipe.data.preferences, job.corpus):
+        formats.add_to_store(job.store, found)
         refused += unusable
         tokens = {c.id: job.tokens(c) for c in found.completions}
         cut = cut + sum(not job.chat.ended(answer) for answer in tokens.values())
         read = read + len(tokens)
         unfit = {
-            p.id: recordings.unfit(p.prompt, held, limit, lambda text: len(job.chat.prompt(text)))
+            p.id: recordings.exclusion_reason(p.prompt, held, limit, lambda text: len(job.chat.prompt(text)))
             for p in found.prompts
         }
         why = {c.id: unfit[c.prompt_id] or _alike(job, tokens[c.a], tokens[c.b]) for c in found.comparisons}
@@ -76,7 +76,7 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
         long += [
             refused_row("preferences", found.places[name], reason)
             for name, reason in why.items()
-            if reason == recordings.too_long(limit)
+            if reason == recordings.too_long_reason(limit)
         ]
         names = {c.id for c in kept}
         comparisons += kept
@@ -89,7 +89,9 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
 def _report_left_out(job: Job, refused: Sequence[RefusedRow], left_out: Counter[str], cut: int, read: int) -> None:
     """Findings on rows that cannot be used, comparisons that may not be, and answers that are cut."""
     if refused:
-        evidence = f"{len(refused)} rows of preferences are left out: {summary(refused)}; all are listed in {FILE}"
+        evidence = (
+            f"{len(refused)} rows of preferences are left out: {format_summary(refused)}; all are listed in {FILE}"
+        )
         job.findings.append(
             Finding(
                 "preferences",
@@ -125,7 +127,8 @@ def people(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
     seed = job.recipe.seed
     overlap = job.recipe.preferences.overlap
     _enqueue(
-        job, [Task(c.id, _domain(job, c), seats=1 + (share(seed, "overlap", c.id) < overlap)) for c in comparisons]
+        job,
+        [Task(c.id, _domain(job, c), seats=1 + (hash_uniform(seed, "overlap", c.id) < overlap)) for c in comparisons],
     )
     return [j for j in _heard(job, comparisons) if j.kind in PEOPLE]
 
@@ -133,12 +136,14 @@ def people(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
 def machines(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
     """What the judge and the rules of the recipe say, and what people have said besides."""
     recipe = job.recipe
-    judge_runner.ask_rules(job.store, recipe.preferences.rules, job.run, comparisons)
-    told = judge_runner.settings_of(recipe.judge, job.run)
-    abstained = judge_runner.ask_judge(job.store, told, comparisons, f"{job.name}: {told.model}")
+    judge_runner.run_rules(job.store, recipe.preferences.rules, job.run, comparisons)
+    told = judge_runner.judge_settings(recipe.judge, job.run)
+    pairs = judge_runner.pair_texts(job.store, comparisons)
+    title = f"{job.name}: {told.model}"
+    abstained = judge_runner.run_judge(job.store, told, pairs, job.store.judgements(), title)
     if abstained:
-        job.findings.append(_abstentions(job, judging.rater(told), abstained))
-    names = {judging.rater(told), *(f"rule:{name}" for name in recipe.preferences.rules)}
+        job.findings.append(_abstentions(job, judging.rater_name(told), abstained))
+    names = {judging.rater_name(told), *(f"rule:{name}" for name in recipe.preferences.rules)}
     return [j for j in _heard(job, comparisons) if j.kind in PEOPLE or j.rater in names]
 
 
@@ -218,7 +223,9 @@ def _routes(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Ju
                 safety=prompts[c.prompt_id].harmful,
             )
         )
-    return routing.route(signals, Routing(cfg.human_share, cfg.audit_share, cfg.overlap), seed=job.recipe.seed)
+    return routing.route_comparisons(
+        signals, RoutingConfig(cfg.human_share, cfg.audit_share, cfg.overlap), seed=job.recipe.seed
+    )
 
 
 def _heard(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:

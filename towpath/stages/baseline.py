@@ -3,7 +3,7 @@ the policy."""
 
 from typing import Any
 
-from towpath.evals.evaluator import evaluator
+from towpath.evals.evaluator import find_evaluator
 from towpath.records import Completion
 from towpath.stages import generation
 from towpath.stages.job import Job
@@ -22,4 +22,4 @@ def run(job: Job) -> dict[str, Any]:
             told[source] = generation.evaluation(job, job.model(folder), asked, source, f"baseline: {source} answers")
             generation.write(path, told[source])
     win = generation.win(job, prompts, told["sft"][: len(prompts)], told["base"])
-    return {"judge": evaluator(job.corpus), "win": win}
+    return {"judge": find_evaluator(job.corpus), "win": win}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from towpath.algos.contract import means
 from towpath.data.batch import Batch, Row
-from towpath.data.draws import share
+from towpath.data.draws import hash_uniform
 from towpath.data.intervals import wilson
 from towpath.errors import DataError
 from towpath.runtime.local import Local
@@ -32,7 +32,7 @@ class Comparisons:
         self.paired = getattr(algo, "PAIRED", True)
         seed = job.recipe.seed
         pairs = decided(job)
-        place = {p.prompt.id: share(seed, "reward/validation", p.prompt.id) for p in pairs}
+        place = {p.prompt.id: hash_uniform(seed, "reward/validation", p.prompt.id) for p in pairs}
         # of few prompts one at least
         within = max(job.recipe.reward.validation, min(place.values(), default=0.0) + 1e-12)
         held, shown = ([p for p in pairs if (place[p.prompt.id] < within) == kept] for kept in (True, False))

@@ -10,7 +10,7 @@ from towpath.data.batch import Batch
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
 from towpath.evals import safety, text_statistics
-from towpath.evals.evaluator import evaluator
+from towpath.evals.evaluator import find_evaluator
 from towpath.evals.winrate import best_of_n
 from towpath.feedback import rubric
 from towpath.recipe import Decoding
@@ -40,8 +40,8 @@ def run(job: Job) -> dict[str, Any]:
     rows = _rows(job, prompts, heard, rewards)
     replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     harmful = [p.harmful for p in guarded]
-    declined = {source: [rubric.declines(c.text) for c in told[source][count:]] for source in ("sft", "policy")}
-    judge = evaluator(job.corpus)
+    declined = {source: [rubric.is_refusal(c.text) for c in told[source][count:]] for source in ("sft", "policy")}
+    judge = find_evaluator(job.corpus)
     result = {
         "judge": judge,
         "win": win,
@@ -50,9 +50,9 @@ def run(job: Job) -> dict[str, Any]:
         "best_of_n": best_of_n(max(kl, 0.0)),
         "reward": {source: sum(scores) / count for source, scores in rewards.items()},
         "by_domain": _by_domain(rows),
-        "safety": {source: safety.describe(harmful, said) for source, said in declined.items()},
+        "safety": {source: safety.refusal_rates(harmful, said) for source, said in declined.items()},
         "text": {
-            source: text_statistics.describe(said) | (_rubric_mean(prompts, said) if judge else {})
+            source: text_statistics.text_statistics(said) | (_rubric_mean(prompts, said) if judge else {})
             for source, said in heard.items()
         },
         "samples": _showcase(job, policy, prompts),
@@ -140,7 +140,7 @@ def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> tuple[dict[str, li
 def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
     """The answers of all models to each prompt with their scores, and `choice` where an evaluation judge fits the
     data."""
-    judge = evaluator(job.corpus)
+    judge = find_evaluator(job.corpus)
     rows = []
     for i, p in enumerate(prompts):
         row = {"prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "difficulty": p.difficulty}

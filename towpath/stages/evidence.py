@@ -11,9 +11,9 @@ from zlib import crc32
 
 import numpy as np
 
-from towpath.data.draws import shuffled
-from towpath.evals.winrate import logistic
-from towpath.feedback.rater_findings import Evidence, Trained, diagnose
+from towpath.data.draws import permutation
+from towpath.evals.winrate import fit_logistic
+from towpath.feedback.reward_diagnosis import RewardEvidence, TrainingResult, diagnose_reward_model
 from towpath.feedback.rubric import words
 
 PARTS = (0.25, 0.5)
@@ -58,24 +58,26 @@ def diagnosed(
     curve = []
     for part in PARTS:
         for number in range(AGAIN):
-            some = shuffled(count, seed, "diagnosis/part", str(part), number)[: round(part * count)]
+            some = permutation(count, seed, "diagnosis/part", str(part), number)[: round(part * count)]
             curve.append(_trained(gap_SD[some], gap_HD, ridge * part))
     curve.append(_trained(gap_SD, gap_HD, ridge))
     bag = _right(held.bag_NW @ _fitted(shown.bag_NW, BAG_RIDGE))
     margins = dict(zip(shown.names, _out_of_fold(gap_SD, ridge, seed).tolist(), strict=True))
-    evidence = Evidence(tuple(curve), held.longer_N, agreement, held.strength_N, bag, margins=margins, target=target)
-    return asdict(diagnose(evidence, seed))
+    evidence = RewardEvidence(
+        tuple(curve), held.longer_N, agreement, held.strength_N, bag, margins=margins, target=target
+    )
+    return asdict(diagnose_reward_model(evidence, seed))
 
 
-def _trained(gap_SD: np.ndarray, gap_HD: np.ndarray, ridge: float) -> Trained:
+def _trained(gap_SD: np.ndarray, gap_HD: np.ndarray, ridge: float) -> TrainingResult:
     weights_D = _fitted(gap_SD, ridge)
-    return Trained(len(gap_SD), float(_right(gap_SD @ weights_D).mean()), _right(gap_HD @ weights_D))
+    return TrainingResult(len(gap_SD), float(_right(gap_SD @ weights_D).mean()), _right(gap_HD @ weights_D))
 
 
 def _fitted(gap_SD: np.ndarray, ridge: float) -> np.ndarray:
     """The direction along which the chosen lie above the rejected."""
     sign_S = np.where(np.arange(len(gap_SD)) % 2 == 0, 1.0, -1.0)
-    return logistic(gap_SD * sign_S[:, None], (sign_S > 0).astype(float), ridge)
+    return fit_logistic(gap_SD * sign_S[:, None], (sign_S > 0).astype(float), ridge)
 
 
 def _right(margin_N: np.ndarray) -> np.ndarray:
@@ -84,7 +86,7 @@ def _right(margin_N: np.ndarray) -> np.ndarray:
 
 def _out_of_fold(gap_SD: np.ndarray, ridge: float, seed: int) -> np.ndarray:
     """For each pair its margin by a reading that did not see it."""
-    fold_S = shuffled(len(gap_SD), seed, "diagnosis/fold") % FOLDS
+    fold_S = permutation(len(gap_SD), seed, "diagnosis/fold") % FOLDS
     margin_S = np.zeros(len(gap_SD))
     for fold in range(FOLDS):
         margin_S[fold_S == fold] = gap_SD[fold_S == fold] @ _fitted(gap_SD[fold_S != fold], ridge)

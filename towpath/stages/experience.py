@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from towpath.data.batch import Batch, row
-from towpath.data.draws import share, shuffled, uniforms
+from towpath.data.batch import Batch, make_row
+from towpath.data.draws import hash_uniform, permutation, uniforms
 from towpath.data.intervals import wilson
 from towpath.errors import RecipeError
 from towpath.recipe import Decoding, Rewards
 from towpath.records import Prompt
-from towpath.rewards import mix, sources
+from towpath.rewards import shaping, sources
 from towpath.rollout.engine import Drawn, Request
 from towpath.runtime.local import Local
 from towpath.stages.job import Checkpoints, Job
@@ -59,7 +59,7 @@ class Experience:
         self.job = job
         self.runtime = runtime
         self.cfg = job.recipe.policy
-        order = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, "policy/validation", p.id))
+        order = sorted(job.corpus.train, key=lambda p: hash_uniform(job.recipe.seed, "policy/validation", p.id))
         self.held = order[: self.cfg.validation_prompts]
         self.prompts = order[self.cfg.validation_prompts :]
         # compiled layers are not drawn with
@@ -70,11 +70,11 @@ class Experience:
         self.in_flight = Checkpoints(job.folder / "pending_rollouts")
         columns = job.corpus.column_names
         self.scorers = {
-            source.source: sources.named(source.source, columns=columns)
+            source.source: sources.load_source(source.source, columns=columns)
             for source in self.cfg.rewards.sources
             if source.source != "model"
         }
-        self.watched = {of: sources.named(of, "watch", columns) for of in self.cfg.rewards.watch}
+        self.watched = {of: sources.load_source(of, "watch", columns) for of in self.cfg.rewards.watch}
         self.showing = Showing(job)
         self.judges = bool(self.scorers) or "reward" in runtime.roles
         self.fit = runtime.roles["critic"].fit if "critic" in runtime.roles else None
@@ -92,7 +92,7 @@ class Experience:
         found = []
         for position in range(step * size, (step + 1) * size):
             epoch, place = divmod(position, count)
-            order = shuffled(count, self.job.recipe.seed, f"{self.job.name}/prompts", epoch)
+            order = permutation(count, self.job.recipe.seed, f"{self.job.name}/prompts", epoch)
             found += [
                 (self.prompts[order[place]], f"{epoch}" if copy == 0 else f"{epoch}.{copy}")
                 for copy in range(self.cfg.group)
@@ -223,7 +223,9 @@ class Experience:
         self.engine.refresh(self.drawn or self.runtime.trunks[trunk])
 
     def _rows(self, prompts: Sequence[Prompt], drawn: Sequence[Drawn]) -> Batch:
-        return Batch([row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)])
+        return Batch(
+            [make_row(self.job.chat.prompt(p.prompt), d.token_ids) for p, d in zip(prompts, drawn, strict=True)]
+        )
 
     def _texts(self, drawn: Sequence[Drawn]) -> list[str]:
         return [self.job.chat.text(d.token_ids) for d in drawn]
@@ -293,7 +295,7 @@ class Experience:
                 columns |= {"spread": said.spread_B} if len(said.spread_B) else {}
             else:
                 told.append(np.asarray(self.scorers[source.source](asked, texts, more)))
-        score_B = mix.combined(np.stack(told), cfg)
+        score_B = shaping.combine_sources(np.stack(told), cfg)
         parts = {"score": score_B, "reward": self._final(score_B, prompts, drawn, cfg)}
         if len(told) > 1:
             parts |= {f"score/{source.source}": scores for source, scores in zip(cfg.sources, told, strict=True)}
@@ -306,7 +308,7 @@ class Experience:
         self, score_B: np.ndarray, prompts: Sequence[Prompt], drawn: Sequence[Drawn], cfg: Rewards
     ) -> np.ndarray:
         ended_B = np.array([d.finish == "stop" for d in drawn])
-        return mix.final(score_B, [d.token_ids for d in drawn], ended_B, [p.domain for p in prompts], cfg)
+        return shaping.shape_rewards(score_B, [d.token_ids for d in drawn], ended_B, [p.domain for p in prompts], cfg)
 
     @torch.no_grad()
     def _valued(self, batch: Batch) -> Batch:

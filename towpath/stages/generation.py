@@ -7,7 +7,7 @@ from typing import Any
 
 from towpath.data.draws import uniforms
 from towpath.evals import winrate
-from towpath.evals.evaluator import evaluator
+from towpath.evals.evaluator import find_evaluator
 from towpath.feedback import rubric
 from towpath.progress import print_note
 from towpath.recipe import Decoding
@@ -67,20 +67,20 @@ def evaluation(job: Job, model: Any, prompts: Sequence[Prompt], source: str, tit
 
 def rubric_score(prompt: Prompt, completion: Completion) -> float:
     """The total of the written rubric, without noise."""
-    return rubric.judge(prompt, completion.text, completion.finish == "stop").total
+    return rubric.score_answer(prompt, completion.text, completion.finish == "stop").total
 
 
 def win(
     job: Job, prompts: Sequence[Prompt], ours: Sequence[Completion], theirs: Sequence[Completion]
 ) -> dict[str, Any] | None:
     """Win rate of our answers by the evaluation judge; None where no judge fits the run's data."""
-    if evaluator(job.corpus) is None:
+    if find_evaluator(job.corpus) is None:
         return None
     margin = job.recipe.evaluate.tie_margin
     gaps = [rubric_score(p, a) - rubric_score(p, b) for p, a, b in zip(prompts, ours, theirs, strict=True)]
     outcomes = [0.5 if abs(gap) < margin else float(gap > 0) for gap in gaps]
     lengths = [len(a.token_ids) - len(b.token_ids) for a, b in zip(ours, theirs, strict=True)]
-    return winrate.win(outcomes, lengths, job.recipe.evaluate.bootstrap, job.recipe.seed)
+    return winrate.win_rate_record(outcomes, lengths, job.recipe.evaluate.bootstrap, job.recipe.seed)
 
 
 def write(path: Path, completions: Sequence[Completion]) -> None:

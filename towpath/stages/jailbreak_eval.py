@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from towpath.data.draws import share
+from towpath.data.draws import hash_uniform
 from towpath.evals import safety
 from towpath.evals.jailbreaks import TRANSFORMS
 from towpath.feedback import rubric
@@ -26,7 +26,7 @@ def disguised(job: Job) -> list[tuple[str, Prompt]]:
     cfg = job.recipe.evaluate
     harmful = [p for p in job.corpus.safety if p.harmful]
     chosen = (
-        sorted(harmful, key=lambda p: share(job.recipe.seed, "jailbreaks", p.id))[: cfg.jailbreak_prompts]
+        sorted(harmful, key=lambda p: hash_uniform(job.recipe.seed, "jailbreaks", p.id))[: cfg.jailbreak_prompts]
         if cfg.jailbreaks
         else []
     )
@@ -50,7 +50,7 @@ def run(job: Job, policy: Path, plain: dict[str, list[Completion]]) -> dict[str,
     )
     prompts = [*guarded, *(p for _, p in hidden)]
     said = {source: [*plain[source], *told.get(source, [])] for source in folders}
-    rules: Sides = {source: [rubric.declines(c.text) for c in heard] for source, heard in said.items()}
+    rules: Sides = {source: [rubric.is_refusal(c.text) for c in heard] for source, heard in said.items()}
     judge = _judged(job, prompts, said)
     count = len(guarded)
     result: dict[str, Any] = {"safety_paired": _paired(guarded, rules, count)}
@@ -94,7 +94,7 @@ def _paired(guarded: Sequence[Prompt], rules: Sides, count: int) -> dict[str, An
     """McNemar's tests of policy against SFT: on harmful and harmless prompts, and on those in disguise."""
 
     def side(keep: Sequence[int]) -> dict[str, Any]:
-        return safety.paired(*([rules[source][i] for i in keep] for source in ("sft", "policy")))
+        return safety.compare_before_after(*([rules[source][i] for i in keep] for source in ("sft", "policy")))
 
     found = {
         "harmful": side([i for i, p in enumerate(guarded) if p.harmful]),
@@ -105,10 +105,10 @@ def _paired(guarded: Sequence[Prompt], rules: Sides, count: int) -> dict[str, An
 
 def _by_transform(names: Sequence[str], declined: Sequence[bool]) -> dict[str, Any]:
     found = {
-        name: safety.share([d for other, d in zip(names, declined, strict=True) if other == name])
+        name: safety.refusal_rate([d for other, d in zip(names, declined, strict=True) if other == name])
         for name in dict.fromkeys(names)
     }
-    return {"all": safety.share(declined), **found}
+    return {"all": safety.refusal_rate(declined), **found}
 
 
 def _beside(prompts: Sequence[Prompt], rules: Sequence[bool], judged: Sequence[bool | None]) -> dict[str, Any]:
@@ -117,7 +117,10 @@ def _beside(prompts: Sequence[Prompt], rules: Sequence[bool], judged: Sequence[b
         name: [i for i, p in enumerate(prompts) if p.harmful == harmful]
         for name, harmful in (("harmful", True), ("harmless", False))
     }
-    return {name: safety.beside([rules[i] for i in index], [judged[i] for i in index]) for name, index in kept.items()}
+    return {
+        name: safety.compare_with_judge([rules[i] for i in index], [judged[i] for i in index])
+        for name, index in kept.items()
+    }
 
 
 def _lost(prompts: Sequence[Prompt], how: Sequence[str], rules: Sides) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from towpath.data.chat import Chat
-from towpath.data.sources import Corpus
+from towpath.data.corpus import Corpus
 from towpath.health.history import Recorder
 from towpath.models import base
 from towpath.progress import print_note

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import DataError, Waiting
-from towpath.feedback import aggregation, agreement, blend, calibration, dawid_skene, judge_runner, judging, raters
+from towpath.feedback import (
+    aggregation,
+    agreement,
+    blend,
+    calibration,
+    dawid_skene,
+    judge_runner,
+    judging,
+    rater_quality,
+)
 from towpath.records import Comparison, Judgement, Label, as_row
 from towpath.stages import annotate
 from towpath.stages.job import Job
@@ -43,14 +52,14 @@ def run(job: Job) -> dict[str, Any]:
         labels, report = _blended(job, judgements, propensity)
     else:
         labels = (
-            dawid_skene.labels(judgements)
+            dawid_skene.consensus_labels(judgements)
             if job.recipe.preferences.aggregate == "dawid_skene"
-            else aggregation.majority(judgements)
+            else aggregation.majority_labels(judgements)
         )
     _require(job, comparisons, judgements, labels)
     job.store.replace_labels(labels)
     replace_file(job.folder / LABELS, text_of(labels))
-    job.findings.extend(raters.concerns(raters.quality(judgements)))
+    job.findings.extend(rater_quality.rater_findings(rater_quality.measure_quality(judgements)))
     return _told(comparisons, judgements, labels) | ({"judge": report} if report else {})
 
 
@@ -59,16 +68,16 @@ def _blended(
 ) -> tuple[list[Label], dict[str, Any] | None]:
     """Labels of people, judge and rules together, and how the judge stands beside people, where enough people judged
     its pairs."""
-    name = judging.rater(judge_runner.settings_of(job.recipe.judge, job.run))
+    name = judging.rater_name(judge_runner.judge_settings(job.recipe.judge, job.run))
     words = _words(job, judgements)
-    rows = calibration.audited(judgements, name, propensity, words)
-    rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in raters.PEOPLE])
+    rows = calibration.audit_rows(judgements, name, propensity, words)
+    rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in rater_quality.PEOPLE])
     enough = len(rows) >= ENOUGH_AUDITED
     calibrations = {name: calibration.calibrate(rows)} if enough else {}
-    right = min(max(agreement.ceiling(rate), 0.55), 1.0) if n else 1.0
-    report = asdict(calibration.report(rows, job.recipe.seed)) if enough else None
+    right = min(max(agreement.accuracy_ceiling(rate), 0.55), 1.0) if n else 1.0
+    report = asdict(calibration.judge_report(rows, job.recipe.seed)) if enough else None
     gaps = {comparison: 2 * (a - b) / max(a + b, 1) for comparison, (a, b) in words.items()}
-    return blend.blend(judgements, calibrations, rater_accuracy=right, gaps=gaps), report
+    return blend.blend_labels(judgements, calibrations, rater_accuracy=right, gaps=gaps), report
 
 
 def _words(job: Job, judgements: Sequence[Judgement]) -> dict[str, tuple[int, int]]:
@@ -109,7 +118,7 @@ def _require(
 def _awaited(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> bool:
     """Whether some comparison still waits for a person: for the first, or for another whose word may decide it."""
     people = Counter(
-        comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in raters.PEOPLE}
+        comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in rater_quality.PEOPLE}
     )
     seats = job.store.read(rater_stats.open_task_seats)
     return any(seats.get(c.id, 0) > people[c.id] for c in comparisons)
@@ -132,7 +141,7 @@ def _more_labels(job: Job, who: str, judge_failed: bool) -> str:
 def _told(
     comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]
 ) -> dict[str, Any]:
-    rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in raters.PEOPLE])
+    rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in rater_quality.PEOPLE])
     kinds = {j.rater: j.kind for j in judgements}
     return {
         "comparisons": len(comparisons),
@@ -141,8 +150,8 @@ def _told(
         "ties": sum(label.choice == "tie" for label in labels),
         "both_bad": sum(label.choice == "both_bad" for label in labels),
         "agreement": {"rate": rate, "n": n},
-        "ceiling": agreement.ceiling(rate) if n else None,
-        "disputed": len(blend.disputes(judgements, labels)),
+        "ceiling": agreement.accuracy_ceiling(rate) if n else None,
+        "disputed": len(blend.find_disputes(judgements, labels)),
         "cost": sum(j.cost for j in judgements),
         "raters": kinds,
         "simulated": "simulated" in kinds.values(),

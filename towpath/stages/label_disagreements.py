@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.batch import Batch
-from towpath.data.draws import share
+from towpath.data.draws import hash_uniform
 from towpath.records import Comparison, Label
 from towpath.runtime.local import Local
 from towpath.stages import label as labelling
@@ -75,10 +75,10 @@ def _chosen(job: Job, told: dict[str, Any]) -> list[tuple[Comparison, Label]]:
     ]
     ours = [(c, label) for c, label in decided if c.id in people] or decided
     return sorted(
-        ours, key=lambda pair: (not _held(job, pair[0]), share(job.recipe.seed, "disagreements", pair[0].id))
+        ours, key=lambda pair: (not _held(job, pair[0]), hash_uniform(job.recipe.seed, "disagreements", pair[0].id))
     )[:limit]
 
 
 def _held(job: Job, comparison: Comparison) -> bool:
     """Whether the reward model was not trained on it."""
-    return share(job.recipe.seed, "reward/validation", comparison.prompt_id) < job.recipe.reward.validation
+    return hash_uniform(job.recipe.seed, "reward/validation", comparison.prompt_id) < job.recipe.reward.validation

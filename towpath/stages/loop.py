@@ -17,7 +17,7 @@ from torch import Tensor
 from towpath import interrupt
 from towpath.algos.contract import Metrics, add, means
 from towpath.data.batch import Batch
-from towpath.data.draws import shuffled
+from towpath.data.draws import permutation
 from towpath.errors import TrainingError
 from towpath.models.cpu import dispatch
 from towpath.progress import progress
@@ -137,7 +137,7 @@ def _one_step(
     updates = course.epochs * math.ceil(batch.groups / course.minibatch)
     with progress("update", course.epochs * len(batch), "rows") as work:
         for epoch in range(course.epochs):
-            order = shuffled(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
+            order = permutation(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
             for number, start in enumerate(range(0, len(order), course.minibatch)):
                 mini = batch.take(order[start : start + course.minibatch])
                 weight = course.algo.weigh(mini, course.config)
@@ -276,7 +276,7 @@ def minibatches(count: int, size: int, epochs: float, seed: int, stream: str) ->
     end."""
     steps: list[Any] = []
     for epoch in range(math.ceil(epochs)):
-        order = shuffled(count, seed, stream, epoch)
+        order = permutation(count, seed, stream, epoch)
         part = order[: max(1, round(count * min(1.0, epochs - epoch)))]
         steps += [part[start : start + size] for start in range(0, len(part), size)]
     return steps

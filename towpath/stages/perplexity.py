@@ -2,8 +2,8 @@
 
 import math
 
-from towpath.data.batch import Batch, row
-from towpath.data.draws import share
+from towpath.data.batch import Batch, make_row
+from towpath.data.draws import hash_uniform
 from towpath.runtime.local import Local
 from towpath.stages.job import Job
 
@@ -11,10 +11,10 @@ from towpath.stages.job import Job
 def heldout(job: Job) -> Batch | None:
     """The demonstrations that fine-tuning kept for validation; None where there are none."""
     demonstrations = {d.id: d for d in job.corpus.demonstrations}
-    kept = sorted(demonstrations, key=lambda name: share(job.recipe.seed, "sft/validation", name))
+    kept = sorted(demonstrations, key=lambda name: hash_uniform(job.recipe.seed, "sft/validation", name))
     cut = max(1, round(job.recipe.sft.validation * len(kept)))
     rows = [
-        row(job.chat.prompt(d.prompt), job.chat.answer(d.response))
+        make_row(job.chat.prompt(d.prompt), job.chat.answer(d.response))
         for d in (demonstrations[name] for name in kept[:cut])
     ]
     return Batch(rows) if rows else None

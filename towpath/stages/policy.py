@@ -13,7 +13,7 @@ from towpath import algos
 from towpath.algos import functional
 from towpath.models.heads import WIDE, Fit, ScalarHead
 from towpath.records import Finding
-from towpath.rewards import mix
+from towpath.rewards import shaping
 from towpath.runtime.local import Local, Role
 from towpath.stages.comparisons import Comparisons
 from towpath.stages.experience import Experience
@@ -165,9 +165,9 @@ def _foreseeing(job: Job, head: ScalarHead, folder: Path) -> Fit:
     score_N = told["score"].numpy()
     ended_N = told["ended"].numpy()
     weight = next((source.weight for source in cfg.sources if source.source == "model"), 1.0)
-    reward_N = torch.from_numpy(mix.final(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)).to(
-        job.device
-    )
+    reward_N = torch.from_numpy(
+        shaping.shape_rewards(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)
+    ).to(job.device)
     features_ND = told["features"][:, : len(head.weight)].to(job.device)
     held_N = told["row"].to(job.device) % 4 == 0
     for part in (~held_N, held_N) if features_ND.shape[1] == len(head.weight) else ():  # an earlier version left fewer

@@ -9,8 +9,8 @@ from typing import Any
 
 from towpath.errors import ResourceError
 from towpath.feedback import judge_runner, judging
-from towpath.feedback.endpoint import Endpoint, Message, Unanswered
-from towpath.feedback.judge_budget import Purse, Spent
+from towpath.feedback.endpoint import Endpoint, Message, NoReply
+from towpath.feedback.judge_budget import Budget, BudgetExceeded
 from towpath.progress import progress
 from towpath.records import Finding
 from towpath.stages.job import Job
@@ -46,8 +46,8 @@ def judged(job: Job, asked: Sequence[tuple[str, str]]) -> list[bool | None] | No
     cfg = job.recipe.judge
     if not job.recipe.evaluate.ask_judge or not (cfg.base_url and cfg.model) or not asked:
         return None
-    settings = judge_runner.settings_of(cfg, job.run)
-    endpoint = Endpoint(settings, Purse(settings.ceiling, job.store.judge_account(judging.rater(settings))))
+    settings = judge_runner.judge_settings(cfg, job.run)
+    endpoint = Endpoint(settings, Budget(settings.ceiling, job.store.judge_account(judging.rater_name(settings))))
     unique = list(dict.fromkeys(asked))
     with (
         progress(f"{job.name}: {settings.model} reads answers", len(unique)) as bar,
@@ -84,7 +84,7 @@ def _one(job: Job, endpoint: Endpoint, prompt: str, said: str) -> bool | None:
         return bool(kept["declined"])
     try:
         reply = endpoint.ask(_question(prompt, said), SCHEMA)
-    except (Unanswered, Spent):
+    except (NoReply, BudgetExceeded):
         return None
     declined = verdict(reply.text)
     if declined is not None:

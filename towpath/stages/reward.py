@@ -12,18 +12,18 @@ from torch import Tensor
 
 from towpath.algos import reward_model as algo
 from towpath.algos.contract import Outputs
-from towpath.data.batch import Batch, Row, row
-from towpath.data.draws import share
+from towpath.data.batch import Batch, Row, make_row
+from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
 from towpath.evals import reward_accuracy as evals
-from towpath.evals.winrate import logistic
+from towpath.evals.winrate import fit_logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import of
 from towpath.models.heads import ScalarHead
 from towpath.progress import print_note
 from towpath.recipe import Rewards
 from towpath.records import Comparison, Completion, Finding, Label, Prompt
-from towpath.rewards import mix
+from towpath.rewards import shaping
 from towpath.runtime.local import Local, Role
 from towpath.stages import evidence, generation
 from towpath.stages import label as labelling
@@ -64,8 +64,8 @@ def run(job: Job) -> dict[str, Any]:
     cfg = job.recipe.reward
     seed = job.recipe.seed
     pairs = decided(job)
-    held = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) < cfg.validation]
-    shown = [p for p in pairs if share(seed, "reward/validation", p.prompt.id) >= cfg.validation]
+    held = [p for p in pairs if hash_uniform(seed, "reward/validation", p.prompt.id) < cfg.validation]
+    shown = [p for p in pairs if hash_uniform(seed, "reward/validation", p.prompt.id) >= cfg.validation]
     if not held or not shown:
         fix = "collect more labels, or change reward.validation"
         raise DataError(
@@ -214,7 +214,7 @@ def _fit_head(runtime: Local, batch: Batch, features_BD: np.ndarray, ridge: floa
     spread = features_BD.std(0) + 1e-6
     difference = _differences(features_BD, batch) / spread
     sign = np.where(np.arange(len(difference)) % 2 == 0, 1.0, -1.0)
-    weights = logistic(difference * sign[:, None], (sign > 0).astype(float), ridge) / spread
+    weights = fit_logistic(difference * sign[:, None], (sign > 0).astype(float), ridge) / spread
     head = runtime.roles["reward"].head
     assert head is not None
     with torch.no_grad():
@@ -257,7 +257,7 @@ def _runtime(job: Job) -> Local:
 
 def completion_row(job: Job, prompt: Prompt, completion: Completion) -> Row:
     """Prompt tokens and the very tokens that were drawn: nothing is tokenised twice."""
-    return row(job.chat.prompt(prompt.prompt), job.tokens(completion))
+    return make_row(job.chat.prompt(prompt.prompt), job.tokens(completion))
 
 
 def _batch(job: Job, pairs: list[Pair]) -> Batch:
@@ -326,16 +326,16 @@ def _gaps(held: list[Pair], scores_B: np.ndarray) -> np.ndarray:
 def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> dict[str, Any]:
     """Accuracy on held-out pairs, with everything that puts it in proportion."""
     gap = _gaps(held, scores_B)
-    error, curve = evals.calibration(gap * std)
+    error, curve = evals.calibration_error(gap * std)
     right = (gap > 0).astype(float)
     clean = [generation.rubric_score(p.prompt, p.chosen) - generation.rubric_score(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
     rows = [(name, len(job.tokens(c))) for name, group in _grouped(held).items() for c in group.values()]
     return {
-        **evals.accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
+        **evals.pair_accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
         "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
-        "by_strength": evals.accuracy_by([str(round(p.label.strength)) for p in held], right),
-        "by_domain": evals.accuracy_by([p.prompt.domain for p in held], right),
+        "by_strength": evals.accuracy_by_group([str(round(p.label.strength)) for p in held], right),
+        "by_domain": evals.accuracy_by_group([p.prompt.domain for p in held], right),
         "calibration_error": error,
         "calibration": curve,
         "length_correlation": evals.within_prompt_correlation(
@@ -416,5 +416,5 @@ def judged(runtime: Local, batch: Batch, cfg: Rewards, more: tuple[str, ...] = (
     if others:
         scores_KB = np.stack([scores.cpu().numpy() for scores in (out.score_B, *others)])
         out.spread_B = torch.from_numpy(scores_KB.std(0)).to(out.score_B)
-        out.score_B = torch.from_numpy(mix.agreed(scores_KB, cfg)).to(out.score_B)
+        out.score_B = torch.from_numpy(shaping.combine_ensemble(scores_KB, cfg)).to(out.score_B)
     return out

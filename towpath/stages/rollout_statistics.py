@@ -56,7 +56,7 @@ def _text(ids: Sequence[Sequence[int]], texts: Sequence[str]) -> Numbers:
         **{f"distinct_{n}": distinct(ids, n) for n in (1, 2, 3)},
         "repetition": sum(map(repetition, ids)) / len(ids),
         "opening": openings.most_common(1)[0][1] / len(ids),
-        "refusal": sum(map(rubric.declines, texts)) / len(texts),
+        "refusal": sum(map(rubric.is_refusal, texts)) / len(texts),
         "lists": sum(bool(LIST.search(text)) for text in texts) / len(texts),
         "code": sum("```" in text for text in texts) / len(texts),
     }

@@ -3,7 +3,7 @@ round."""
 
 from typing import Any
 
-from towpath.data.draws import share
+from towpath.data.draws import hash_uniform
 from towpath.evals import text_statistics
 from towpath.records import Comparison, Completion, Prompt
 from towpath.stages import generation
@@ -24,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
             wanted.append((p, f"{number}", how))
     drawn = _drawn(job, own, weights, wanted)
     other, folder = ("base", None) if job.round == 1 else ("sft", job.inputs["sft"] / "weights")
-    some = [p for p in prompts if share(seed, f"base/{job.round}", p.id) < cfg.base_share]
+    some = [p for p in prompts if hash_uniform(seed, f"base/{job.round}", p.id) < cfg.base_share]
     foreign = _drawn(
         job, other, folder, [(p, "other", cfg.decodings[i % len(cfg.decodings)]) for i, p in enumerate(some)]
     )
@@ -32,7 +32,7 @@ def run(job: Job) -> dict[str, Any]:
     job.store.add_prompts(prompts)
     job.store.add_completions(drawn + foreign)
     job.store.add_comparisons(pairs)
-    figures = text_statistics.describe(drawn)
+    figures = text_statistics.text_statistics(drawn)
     return {
         "completions": len(drawn) + len(foreign),
         "comparisons": len(pairs),
@@ -46,7 +46,7 @@ def _at(round_: int) -> str:
 
 
 def _prompts(job: Job) -> list[Prompt]:
-    prompts = sorted(job.corpus.train, key=lambda p: share(job.recipe.seed, f"sample/{job.round}", p.id))
+    prompts = sorted(job.corpus.train, key=lambda p: hash_uniform(job.recipe.seed, f"sample/{job.round}", p.id))
     return prompts[: job.recipe.preferences.prompts or len(prompts)]
 
 
@@ -82,7 +82,7 @@ def _pairs(job: Job, prompts: list[Prompt], completions: list[Completion], own: 
             if _near_identical(a, b):
                 dropped += 1
                 continue
-            if share(job.recipe.seed, "side", f"{a.id}{b.id}") < 0.5:
+            if hash_uniform(job.recipe.seed, "side", f"{a.id}{b.id}") < 0.5:
                 a, b = b, a
             pairs.append(Comparison(f"{job.folder.name[:6]}.{p.id}.{number}", p.id, a.id, b.id, job.round))
     return pairs, dropped

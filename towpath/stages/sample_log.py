@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from towpath.data.batch import Batch
-from towpath.data.draws import share
+from towpath.data.draws import hash_uniform
 from towpath.feedback import rubric
 from towpath.records import Prompt
 from towpath.stages.job import Job, read_rows
@@ -44,7 +44,7 @@ class Showing:
 
     def declined(self, step: int, prompts: Sequence[Prompt], texts: Sequence[str]) -> Numbers:
         """Keep the answers to the probes; shares declined of the harmful and of the harmless."""
-        said = [rubric.declines(text) for text in texts]
+        said = [rubric.is_refusal(text) for text in texts]
         rows = [
             {
                 "step": step,
@@ -83,7 +83,7 @@ def probes(job: Job) -> list[Prompt]:
     theirs where there are."""
     count = job.recipe.health.probes
     seed = job.recipe.seed
-    order = sorted(job.corpus.safety, key=lambda p: share(seed, "health/probes", p.id))
+    order = sorted(job.corpus.safety, key=lambda p: hash_uniform(seed, "health/probes", p.id))
     bad = [p for p in order if p.harmful][:count]
     theirs = {p.twin for p in bad}
     own = {p.id for p in bad}

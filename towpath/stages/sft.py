@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from towpath.algos import sft as algo
-from towpath.data.batch import Batch, row
-from towpath.data.draws import share
+from towpath.data.batch import Batch, make_row
+from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
 from towpath.runtime.local import PACKED, Local, Role
 from towpath.stages.job import Job, save_model
@@ -17,9 +17,9 @@ from towpath.stages.loop import Course, minibatches, train, warmup_then_linear
 def run(job: Job) -> dict[str, Any]:
     """Train, merge, save."""
     cfg = job.recipe.sft
-    rows = {d.id: row(job.chat.prompt(d.prompt), job.chat.answer(d.response)) for d in job.corpus.demonstrations}
+    rows = {d.id: make_row(job.chat.prompt(d.prompt), job.chat.answer(d.response)) for d in job.corpus.demonstrations}
     _require_two(len(rows))
-    kept = sorted(rows, key=lambda name: share(job.recipe.seed, "sft/validation", name))
+    kept = sorted(rows, key=lambda name: hash_uniform(job.recipe.seed, "sft/validation", name))
     cut = max(1, round(cfg.validation * len(kept)))
     named = sorted(kept[cut:])
     weight = {d.id: cfg.domains.get(d.domain, 1.0) for d in job.corpus.demonstrations}

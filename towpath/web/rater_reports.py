@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from threading import Lock
 from time import monotonic
 
-from towpath.feedback import agreement, raters
+from towpath.feedback import agreement, rater_quality
 from towpath.feedback.agreement import Estimate
-from towpath.feedback.raters import Quality
+from towpath.feedback.rater_quality import RaterQuality
 from towpath.records import Finding
 from towpath.store import rater_stats, review
 from towpath.store.store import Store
@@ -18,7 +18,7 @@ CACHE_SECONDS = 15.0  # seconds
 class RaterReport:
     """Quality of each rater, findings, and agreement, over the newest judged pairs."""
 
-    quality: dict[str, Quality]
+    quality: dict[str, RaterQuality]
     findings: list[Finding]
     agreement: Estimate | None
 
@@ -50,6 +50,6 @@ def rater_report(store: Store) -> RaterReport:
     judgements = [j for j in store.read(rater_stats.recent_judgements) if j.kind == "person"]
     texts = store.read(review.answer_texts, list({j.comparison for j in judgements}))
     gold = {row["comparison"]: row["choice"] for row in store.read(rater_stats.list_gold)}
-    quality = raters.quality(judgements, gold, texts)  # pyright: ignore[reportArgumentType]
-    agreed = agreement.measured(judgements).get("percent_without_ties")
-    return RaterReport({one.rater: one for one in quality}, raters.concerns(quality), agreed)
+    quality = rater_quality.measure_quality(judgements, gold, texts)  # pyright: ignore[reportArgumentType]
+    agreed = agreement.measure_agreement(judgements).get("percent_without_ties")
+    return RaterReport({one.rater: one for one in quality}, rater_quality.rater_findings(quality), agreed)

@@ -186,7 +186,7 @@ def unbounded(history: History, limits: Limits) -> Iterator[Finding]:
 def _by_model(history: History) -> bool:
     sources = history.facts.get("policy.rewards.sources", ())
     return (
-        any(isinstance(source, dict) and source.get("of") == "model" for source in sources)
+        any(isinstance(source, dict) and source.get("source") == "model" for source in sources)
         if isinstance(sources, list | tuple)
         else False
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from towpath import __version__
-from towpath.evals.evaluator import INSTEAD, NO_JUDGE, NO_JUDGE_CODE, RUBRIC_CAVEAT, WHY
+from towpath.evals.evaluator import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON, RUBRIC_CAVEAT
 from towpath.records import Verdict
 from towpath.run.record import ORDER, Run, Stage
 from towpath.store.jsonl import is_interval, is_number
@@ -115,7 +115,7 @@ def _turns(turns: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     """(tone, text) of what a reader must know before the numbers."""
     if run.lacks_judge():
-        yield "undecided", f"{NO_JUDGE.capitalize()}: {WHY}. Instead, {INSTEAD}."
+        yield "undecided", f"{NO_JUDGE.capitalize()}: {NO_JUDGE_REASON}. Instead, {NO_JUDGE_FIX}."
     labels = simulation(run)
     if labels:
         yield "caution", labels

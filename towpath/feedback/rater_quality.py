@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.stats import binomtest, fisher_exact
 
-from towpath.feedback.aggregation import latest
+from towpath.feedback.aggregation import latest_judgements
 from towpath.feedback.agreement import Estimate, proportion
 from towpath.records import Choice, Finding, Judgement
 
@@ -24,7 +24,7 @@ Texts = Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
+class RaterQuality:
     """One rater in figures; shares of nothing have n 0."""
 
     rater: str
@@ -52,13 +52,13 @@ class Quality:
     """Median words of both answers in a second of judging; None where too few judgements have a time."""
 
 
-def quality(
+def measure_quality(
     judgements: Iterable[Judgement], gold: Mapping[str, Choice] | None = None, texts: Texts | None = None
-) -> list[Quality]:
+) -> list[RaterQuality]:
     """Every rater's figures, those with most judgements first; `gold` is known truth and `texts` the answers (a, b),
     both by comparison."""
     said = list(judgements)
-    last = latest(said)
+    last = latest_judgements(said)
     by_rater: dict[str, list[Judgement]] = defaultdict(list)
     for of_one in last.values():
         for judgement in of_one.values():
@@ -71,9 +71,9 @@ def quality(
     for rater, own in by_rater.items():
         times = [j.milliseconds for j in own if j.milliseconds]
         fast, slow, pace = paces[rater]
-        left, left_p = side(own)
+        left, left_p = side_bias(own)
         found.append(
-            Quality(
+            RaterQuality(
                 rater,
                 own[0].kind,
                 len(own),
@@ -93,7 +93,7 @@ def quality(
     return sorted(found, key=lambda one: (-one.n, one.rater))
 
 
-def side(judgements: Iterable[Judgement]) -> tuple[Estimate, float]:
+def side_bias(judgements: Iterable[Judgement]) -> tuple[Estimate, float]:
     """How often the left answer won among those that were decided, and the two-sided binomial chance of that without
     a lean."""
     left = [(j.choice == "a") == (j.shown == "ab") for j in judgements if j.choice in ("a", "b")]
@@ -101,7 +101,7 @@ def side(judgements: Iterable[Judgement]) -> tuple[Estimate, float]:
     return proportion(sum(left), len(left)), chance
 
 
-def concerns(found: Sequence[Quality]) -> list[Finding]:
+def rater_findings(found: Sequence[RaterQuality]) -> list[Finding]:
     """What an owner should look at: leans and lags that chance does not explain among so many raters, rushing, and
     pairs of one text told apart."""
     told = [_lean(one) for one in _held({one: one.left_p for one in found if one.left.n})]
@@ -232,9 +232,9 @@ def _on_repeats(said: Sequence[Judgement], texts: Texts) -> Estimate:
     return proportion(sum(same), len(same))
 
 
-def _lags(found: Sequence[Quality], figure: str) -> dict[Quality, float]:
+def _lags(found: Sequence[RaterQuality], figure: str) -> dict[RaterQuality, float]:
     """The chance that a rater who is like the others together would do this badly (Fisher's exact test, one-sided)."""
-    figures: list[tuple[Quality, Estimate]] = [
+    figures: list[tuple[RaterQuality, Estimate]] = [
         (one, getattr(one, figure)) for one in found if one.kind in PEOPLE and getattr(one, figure).n
     ]
     hits = sum(round(e.value * e.n) for _, e in figures)
@@ -248,7 +248,7 @@ def _lags(found: Sequence[Quality], figure: str) -> dict[Quality, float]:
     return chances
 
 
-def _held(chances: Mapping[Quality, float]) -> list[Quality]:
+def _held(chances: Mapping[RaterQuality, float]) -> list[RaterQuality]:
     """Those whose chance is too small for this many raters: Holm's step-down."""
     ranked = sorted(chances.items(), key=lambda pair: pair[1])
     held = []
@@ -259,7 +259,7 @@ def _held(chances: Mapping[Quality, float]) -> list[Quality]:
     return held
 
 
-def _lean(one: Quality) -> Finding:
+def _lean(one: RaterQuality) -> Finding:
     way = "left" if one.left.value > 0.5 else "right"
     share, low, high = (
         (one.left.value, one.left.low, one.left.high)
@@ -278,7 +278,7 @@ def _lean(one: Quality) -> Finding:
     )
 
 
-def _lag(one: Quality, figure: str, e: Estimate, among: str) -> Finding:
+def _lag(one: RaterQuality, figure: str, e: Estimate, among: str) -> Finding:
     evidence = (
         f"{one.rater}: right on {e.value:.0%} [{e.low:.0%}, {e.high:.0%}] of {e.n} {among}, below the other raters"
     )

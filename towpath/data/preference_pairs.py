@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from towpath.data.tables import Unusable
-from towpath.data.texts import normalised, require_text
+from towpath.data.row_files import UnusableRow
+from towpath.data.texts import normalise, require_text
 from towpath.records import Choice, Comparison, Completion, Judgement, Prompt, Split, as_row
 
 Kind = Literal["person", "judge", "rule", "simulated"]
@@ -17,7 +17,7 @@ _OTHER: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "both_bad": "b
 
 
 @dataclass(frozen=True)
-class Known:
+class SourceRecords:
     """The records that a row was made from, as the ledger that wrote it had them."""
 
     prompt: Prompt
@@ -27,14 +27,14 @@ class Known:
     judgements: tuple[Judgement, ...] = ()
     choice: Choice | None = None
 
-    def light(self) -> "Known":
+    def light(self) -> "SourceRecords":
         """Without the tokens of the answers, for tools that have no use for them."""
         bare = [replace(c, token_ids=(), logprobs=()) for c in (self.a, self.b)]
         return replace(self, a=bare[0], b=bare[1])
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PreferencePair:
     """Two answers to one prompt, the row's own verdict, and what named raters said; judgements here have no key and
     comparison yet."""
 
@@ -45,7 +45,7 @@ class Pair:
     said: tuple[Judgement, ...] = ()
     domain: str = ""
     group: str = ""
-    known: Known | None = None
+    known: SourceRecords | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Imported:
     """File and line of the first row of each comparison."""
 
 
-def opinion(choice: Choice, rater: str = "", **more: Any) -> Judgement:
+def draft_judgement(choice: Choice, rater: str = "", **more: Any) -> Judgement:
     """What somebody said of a pair, before it is known which comparison that is."""
     return Judgement("", "", rater, more.pop("kind", "person"), choice, **more)
 
 
-def provenance(known: Known) -> str:
+def format_provenance(known: SourceRecords) -> str:
     """The records behind a row, as the text that travels with it."""
     told = {
         "prompt": as_row(known.prompt),
@@ -78,7 +78,7 @@ def provenance(known: Known) -> str:
     return json.dumps(told | {"judgements": judged, "choice": known.choice}, ensure_ascii=False)
 
 
-def remembered(text: Any) -> Known | None:
+def parse_provenance(text: Any) -> SourceRecords | None:
     """The records in a row's provenance; none where it has none, Unusable where it is broken."""
     if text is None or text == "":
         return None
@@ -87,20 +87,20 @@ def remembered(text: Any) -> Known | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
-        raise Unusable(
+        raise UnusableRow(
             f"provenance cannot be read: {where}: {first['msg']}; remove the cell to import the row without it"
         ) from None
 
 
-_KNOWN = TypeAdapter(Known)
+_KNOWN = TypeAdapter(SourceRecords)
 
 
-def digest(*parts: str) -> str:
+def content_id(*parts: str) -> str:
     """A short name made from content."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
-class Gathering:
+class PairImporter:
     """Takes pairs one by one and makes of them records that fit together."""
 
     def __init__(self, source: str, kind: Kind = "person", rater: str = "", prompts: Iterable[Prompt] = ()) -> None:
@@ -109,7 +109,7 @@ class Gathering:
         self.rater = rater or source
         self._ours = {p.prompt: p for p in prompts}
         self._splits: dict[str, Split] = {
-            normalised(p.prompt): p.split for p in self._ours.values() if p.split != "train"
+            normalise(p.prompt): p.split for p in self._ours.values() if p.split != "train"
         }
         self._prompts: dict[str, Prompt] = {}
         self._completions: dict[str, Completion] = {}
@@ -118,7 +118,7 @@ class Gathering:
         self._refused: list[str] = []
         self._places: dict[str, str] = {}
 
-    def add(self, place: str, pair: Pair | str) -> None:
+    def add(self, place: str, pair: PreferencePair | str) -> None:
         """One more pair, or why there is none at that place."""
         if isinstance(pair, str):
             return self._refuse(place, pair)
@@ -127,7 +127,7 @@ class Gathering:
             comparison, swapped, ours = self._placed(pair)
             self._places.setdefault(comparison.id, place)
             self._hear(place, pair, comparison, swapped, ours)
-        except Unusable as reason:
+        except UnusableRow as reason:
             self._refuse(place, str(reason))
 
     def imported(self) -> Imported:
@@ -143,7 +143,7 @@ class Gathering:
         if told not in self._refused[-1:]:
             self._refused.append(told)
 
-    def _placed(self, pair: Pair) -> tuple[Comparison, bool, Known | None]:
+    def _placed(self, pair: PreferencePair) -> tuple[Comparison, bool, SourceRecords | None]:
         """The comparison of a pair, whether its sides are the other way round there, and its own records where the
         texts are still theirs."""
         known = pair.known
@@ -159,7 +159,7 @@ class Gathering:
             sides = [self._completion(prompt, text) for text in (pair.a, pair.b)]
             a, b = sorted(sides, key=lambda c: c.id)  # by content, so that the better answer stands on either side
             swapped = a is not sides[0]
-            comparison = Comparison(f"i-{digest(prompt.id, a.id, b.id)}", prompt.id, a.id, b.id)
+            comparison = Comparison(f"i-{content_id(prompt.id, a.id, b.id)}", prompt.id, a.id, b.id)
         for kept, record in (
             (self._prompts, prompt),
             (self._completions, a),
@@ -167,22 +167,24 @@ class Gathering:
             (self._comparisons, comparison),
         ):
             if kept.get(record.id, record) != record:
-                raise Unusable(f"id {record.id!r} is used already for something else")
+                raise UnusableRow(f"id {record.id!r} is used already for something else")
         self._prompts[prompt.id], self._completions[a.id], self._completions[b.id] = prompt, a, b
         self._comparisons[comparison.id] = comparison
         return comparison, swapped, known
 
-    def _prompt(self, pair: Pair) -> Prompt:
+    def _prompt(self, pair: PreferencePair) -> Prompt:
         if pair.prompt in self._ours:
             return self._ours[pair.prompt]
-        name = f"p-{digest(pair.prompt)}"
-        split: Split = self._splits.get(normalised(pair.prompt), "train")
+        name = f"p-{content_id(pair.prompt)}"
+        split: Split = self._splits.get(normalise(pair.prompt), "train")
         return self._prompts.get(name) or Prompt(name, pair.prompt, pair.domain or "general", split=split)
 
     def _completion(self, prompt: Prompt, text: str) -> Completion:
-        return Completion(f"c-{digest(prompt.id, text)}", prompt.id, self.source, text, (), (), "stop")
+        return Completion(f"c-{content_id(prompt.id, text)}", prompt.id, self.source, text, (), (), "stop")
 
-    def _hear(self, place: str, pair: Pair, comparison: Comparison, swapped: bool, known: Known | None) -> None:
+    def _hear(
+        self, place: str, pair: PreferencePair, comparison: Comparison, swapped: bool, known: SourceRecords | None
+    ) -> None:
         for j in known.judgements if known else ():
             self._keep(place, j)
         told = list(pair.said)
@@ -215,22 +217,22 @@ class Gathering:
         if turn in self._turns:
             where, other = self._turns[turn]
             if other.choice != said.choice:
-                raise Unusable(
+                raise UnusableRow(
                     f"{where} says {other.choice} of this pair and here it is {said.choice}; a column `rater` keeps "
                     "both"
                 )
-            raise Unusable(f"the same judgement as {where}")
+            raise UnusableRow(f"the same judgement as {where}")
         self._turns[turn] = (place, said)
 
 
-def _require_texts(pair: Pair) -> None:
+def _require_texts(pair: PreferencePair) -> None:
     for what, text in (("prompt", pair.prompt), ("answer", pair.a), ("answer", pair.b)):
         require_text(what, text)
     if pair.a.strip() == pair.b.strip():
-        raise Unusable("identical answers")
+        raise UnusableRow("identical answers")
 
 
-def _fits(known: Known, pair: Pair) -> bool:
+def _fits(known: SourceRecords, pair: PreferencePair) -> bool:
     """Whether the records of a row belong to each other and to its texts, blanks around them aside."""
     c = known.comparison
     whole = (c.prompt_id, c.a, c.b) == (

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from towpath.data import formats
 from towpath.data.corpus import Corpus
-from towpath.data.pairs import Imported
-from towpath.data.refused import RefusedRow, refused_row
-from towpath.data.sources import matched, name_in
-from towpath.data.texts import normalised
+from towpath.data.corpus_reader import match_files, relative_name
+from towpath.data.preference_pairs import Imported
+from towpath.data.refused_rows import RefusedRow, refused_row
+from towpath.data.texts import normalise
 
 HELD_OUT = "their prompts are held out for evaluation"
 
@@ -18,7 +18,7 @@ Length = Callable[[str], int | None]
 
 
 @dataclass
-class Recorded:
+class RecordedCounts:
     """What the files of preferences hold, counted."""
 
     comparisons: int = 0
@@ -29,46 +29,46 @@ class Recorded:
     long: list[RefusedRow] = field(default_factory=list)
 
 
-def read(run: Path, pattern: str, corpus: Corpus) -> Iterator[tuple[Imported, list[RefusedRow]]]:
+def read_recorded(run: Path, pattern: str, corpus: Corpus) -> Iterator[tuple[Imported, list[RefusedRow]]]:
     """The preferences of each file with their places in the run, and its rows that cannot be used."""
-    for path in matched(run, "data.preferences", pattern):
-        name = name_in(run, path)
+    for path in match_files(run, "data.preferences", pattern):
+        name = relative_name(run, path)
         imported = formats.read_preferences(path, prompts=corpus.prompts)
         places = {key: place.replace(path.name, name, 1) for key, place in imported.places.items()}
         rows = [row.replace(path.name, name, 1).partition(": ") for row in imported.refused]
         yield replace(imported, places=places), [refused_row("preferences", place, reason) for place, _, reason in rows]
 
 
-def held_out(corpus: Corpus) -> set[str]:
+def held_out_prompts(corpus: Corpus) -> set[str]:
     """Questions that no comparison may be about: what is judged by is not trained on."""
-    return {normalised(p.prompt) for p in (*corpus.heldout, *corpus.safety)}
+    return {normalise(p.prompt) for p in (*corpus.heldout, *corpus.safety)}
 
 
-def too_long(limit: int) -> str:
+def too_long_reason(limit: int) -> str:
     """Why a comparison is left out whose prompt has more tokens than the recipe allows."""
     return f"prompts of more than data.max_prompt_tokens = {limit}"
 
 
-def unfit(prompt: str, held: set[str], limit: int, length: Length) -> str:
+def exclusion_reason(prompt: str, held: set[str], limit: int, length: Length) -> str:
     """Why a comparison of this prompt may not be used; empty where it may."""
-    if normalised(prompt) in held:
+    if normalise(prompt) in held:
         return HELD_OUT
-    return too_long(limit) if (length(prompt) or 0) > limit else ""
+    return too_long_reason(limit) if (length(prompt) or 0) > limit else ""
 
 
-def survey(run: Path, pattern: str, corpus: Corpus, limit: int, length: Length) -> Recorded:
+def count_recorded(run: Path, pattern: str, corpus: Corpus, limit: int, length: Length) -> RecordedCounts:
     """Count what the files hold and what of it may be used."""
-    total = Recorded()
-    held = held_out(corpus)
-    for imported, refused in read(run, pattern, corpus):
+    total = RecordedCounts()
+    held = held_out_prompts(corpus)
+    for imported, refused in read_recorded(run, pattern, corpus):
         total.refused += refused
-        prompts = {p.id: unfit(p.prompt, held, limit, length) for p in imported.prompts}
+        prompts = {p.id: exclusion_reason(p.prompt, held, limit, length) for p in imported.prompts}
         decided = {j.comparison for j in imported.judgements if j.choice in ("a", "b")}
         for comparison in imported.comparisons:
             reason = prompts[comparison.prompt_id]
             total.comparisons += 1
             total.decided += not reason and comparison.id in decided
-            if reason == too_long(limit):
+            if reason == too_long_reason(limit):
                 total.long.append(refused_row("preferences", imported.places[comparison.id], reason))
             elif reason:
                 total.left_out[reason] += 1

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from towpath.data.draws import share, uniforms
+from towpath.data.draws import hash_uniform, uniforms
 from towpath.feedback import rubric
 from towpath.recipe import Preferences
 from towpath.records import Choice, Comparison, Judgement, Prompt
@@ -20,7 +20,7 @@ def choose(a: float, b: float, tie_margin: float, both_bad: float) -> tuple[Choi
     return ("a" if a > b else "b"), 1 + (gap > 0.2) + (gap > 0.4)
 
 
-def judge(
+def judge_comparison(
     comparison: Comparison,
     prompt: Prompt,
     a: tuple[str, bool],
@@ -30,13 +30,13 @@ def judge(
     cfg: Preferences,
 ) -> Judgement:
     """One judgement; a and b are (text, ended). The same seed and rater always say the same."""
-    totals = [rubric.judge(prompt, text, ended).total for text, ended in (a, b)]
+    totals = [rubric.score_answer(prompt, text, ended).total for text, ended in (a, b)]
     choice, strength = choose(totals[0], totals[1], cfg.tie_margin, cfg.both_bad)
     slip, hurry = uniforms(2, seed, "rater", rater, comparison.id)
     if choice in ("a", "b") and slip < cfg.noise:
         choice = "b" if choice == "a" else "a"
         strength = 1
-    shown: Literal["ab", "ba"] = "ab" if share(seed, f"order/{rater}", comparison.id) < 0.5 else "ba"
+    shown: Literal["ab", "ba"] = "ab" if hash_uniform(seed, f"order/{rater}", comparison.id) < 0.5 else "ba"
     reading = len(rubric.words(a[0])) + len(rubric.words(b[0]))
     milliseconds = int(2000 + reading * 180 * (0.7 + 0.6 * hurry))
     key = f"{comparison.id}/{rater}/{comparison.round}"

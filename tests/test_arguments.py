@@ -63,16 +63,18 @@ def test_rewards_may_be_several_with_weights():
     def mine(_prompts, answers):
         return [1.0 for _ in answers]
 
-    told = arguments.rewards([mine, "rule:prose", {"of": mine, "weight": 0.5}])
+    told = arguments.rewards([mine, "rule:prose", {"source": mine, "weight": 0.5}])
     assert [one.get("weight") for one in told] == [None, None, 0.5]
-    assert told[0]["of"] == told[2]["of"] and sources.named(told[0]["of"])(["p"], ["a"]) == [1.0]
+    assert told[0]["source"] == told[2]["source"] and sources.load_source(told[0]["source"])(["p"], ["a"]) == [1.0]
     for wrong in ("model", 5, [5], {"weight": 1.0}):
         with pytest.raises(RecipeError, match="reward = "):
             arguments.rewards(wrong)
 
 
 def test_a_name_of_ones_own_stands_for_the_code():
-    (one,), (other,) = (arguments.rewards({"of": lambda _p, a, w=w: [w for _ in a], "name": "v1"}) for w in (1.0, 2.0))
+    (one,), (other,) = (
+        arguments.rewards({"source": lambda _p, a, w=w: [w for _ in a], "name": "v1"}) for w in (1.0, 2.0)
+    )
     assert one == other
 
 

@@ -18,14 +18,14 @@ Rows = Iterator[tuple[int, Cells | str]]
 _SPACE = " \t\r\n"
 
 
-class Unusable(Exception):
+class UnusableRow(Exception):
     """Why a row cannot be used."""
 
 
-def files(path: Path) -> list[Path]:
+def list_files(path: Path) -> list[Path]:
     """The file itself, or those of a folder that can be read, in order of their names."""
     if path.is_dir():
-        found = sorted(inner for inner in path.rglob("*") if inner.is_file() and kind(inner) in _READERS)
+        found = sorted(inner for inner in path.rglob("*") if inner.is_file() and file_type(inner) in _READERS)
         if not found:
             raise DataError(
                 f"{path}: no file to read in this folder",
@@ -38,21 +38,21 @@ def files(path: Path) -> list[Path]:
     return [path]
 
 
-def kind(path: Path) -> str:
+def file_type(path: Path) -> str:
     """What a file holds by its name; `.gz` does not count."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def rows(path: Path) -> Rows:
+def read_rows(path: Path) -> Rows:
     """Each row of a file with the line, or in Parquet the number, it has there."""
-    return parse(path, content(path))
+    return parse_rows(path, read_bytes(path))
 
 
-def content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """The bytes of a file of rows, as they are on disk."""
-    if not readable(path):
+    if not is_supported(path):
         raise DataError(
-            f"{path}: files of type {kind(path) or '(none)'} are not read",
+            f"{path}: files of type {file_type(path) or '(none)'} are not read",
             "one of " + ", ".join(_READERS),
             "convert it",
         )
@@ -62,27 +62,27 @@ def content(path: Path) -> bytes:
         raise DataError(f"{path}: {error.strerror}", "the file must be readable", "fix its permissions") from None
 
 
-def parse(path: Path, content: bytes) -> Rows:
+def parse_rows(path: Path, content: bytes) -> Rows:
     """The rows in the bytes of a file whose name says of what kind they are."""
     try:
         plain = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: {error}", "the file must be readable", "fix the file") from None
-    return _READERS[kind(path)](plain)
+    return _READERS[file_type(path)](plain)
 
 
-def readable(path: Path) -> bool:
+def is_supported(path: Path) -> bool:
     """Whether files of this type are read."""
-    return kind(path) in _READERS
+    return file_type(path) in _READERS
 
 
-def kind_of(value: Any) -> str:
+def json_type(value: Any) -> str:
     """What a cell holds in place of what was expected."""
     names = {dict: "an object", list: "a list", bool: "true/false", str: "text", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-def write(path: Path, found: Sequence[Cells]) -> None:
+def write_rows(path: Path, found: Sequence[Cells]) -> None:
     """Rows with the same columns into a file that is there whole or not at all."""
     put = _WRITERS.get(path.suffix.lower())
     if put is None:

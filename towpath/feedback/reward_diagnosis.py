@@ -21,7 +21,7 @@ import numpy as np
 
 from towpath.data.draws import generator
 from towpath.errors import DataError
-from towpath.feedback.agreement import Estimate, ceiling, proportion
+from towpath.feedback.agreement import Estimate, accuracy_ceiling, proportion
 
 Cause = Literal["noise", "little data", "small capacity", "length shortcut", "healthy", "undetermined"]
 HORIZON = 16  # times the pairs: beyond that more data is another project
@@ -32,7 +32,7 @@ PARTS: tuple[Cause, ...] = ("noise", "little data", "small capacity")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trained:
+class TrainingResult:
     """One training: on how many pairs, how often right on those, and on each held-out pair whether right (a half
     where its scores are equal)."""
 
@@ -42,10 +42,10 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
+class RewardEvidence:
     """What is known of a reward model and its labels; what is not measured stays None."""
 
-    curve: tuple[Trained, ...]
+    curve: tuple[TrainingResult, ...]
     """Trainings on parts of the pairs and on all of them; the last of the largest is the model in question."""
     longer_H: np.ndarray
     """1 where the labelled winner of a held-out pair is the longer answer, −1 where the shorter, 0 where they are
@@ -63,7 +63,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
+class RewardDiagnosis:
     """One verdict, what speaks for it, and the cheapest next thing to do."""
 
     verdict: Cause
@@ -97,10 +97,10 @@ class _Drawn:
 
     def gain_B(self, times: float) -> np.ndarray:
         """What the curve promises of so many times the pairs."""
-        return curve(self.curve_2B, self.pairs * times) - curve(self.curve_2B, self.pairs)
+        return learning_curve(self.curve_2B, self.pairs * times) - learning_curve(self.curve_2B, self.pairs)
 
 
-def diagnose(evidence: Evidence, seed: int = 0, resamples: int = 2000) -> Diagnosis:
+def diagnose_reward_model(evidence: RewardEvidence, seed: int = 0, resamples: int = 2000) -> RewardDiagnosis:
     """The cause of the shortfall, healthy where there is none, undetermined where the numbers allow several."""
     _require(evidence)
     drawn = _draw(evidence, seed, resamples)
@@ -115,12 +115,12 @@ def diagnose(evidence: Evidence, seed: int = 0, resamples: int = 2000) -> Diagno
     if drawn.ceiling_B is None:
         parts.pop("noise")
         parts["noise or small capacity"] = parts.pop("small capacity")
-    return Diagnosis(
+    return RewardDiagnosis(
         verdict, _sentences(evidence, drawn), _action(verdict, evidence, drawn, parts_BK, again), again, parts
     )
 
 
-def _require(evidence: Evidence) -> None:
+def _require(evidence: RewardEvidence) -> None:
     sizes = {one.pairs for one in evidence.curve}
     held = len(evidence.longer_H)
     if len(sizes) < 2:
@@ -140,7 +140,7 @@ def _require(evidence: Evidence) -> None:
         )
 
 
-def _draw(evidence: Evidence, seed: int, resamples: int) -> _Drawn:
+def _draw(evidence: RewardEvidence, seed: int, resamples: int) -> _Drawn:
     """Held-out pairs, repeated trainings, training accuracy and agreement, each resampled."""
     draws = generator(seed, "diagnosis")
     held = len(evidence.longer_H)
@@ -166,14 +166,19 @@ def _draw(evidence: Evidence, seed: int, resamples: int) -> _Drawn:
     if evidence.agreement is not None:
         rate, n = evidence.agreement
         drawn_B = np.concatenate([[rate], draws.beta(rate * n + 0.5, (1 - rate) * n + 0.5, resamples)])
-        ceiling_B = np.array([ceiling(value) for value in drawn_B])
+        ceiling_B = np.array([accuracy_ceiling(value) for value in drawn_B])
     accuracy_B = accuracy_SB[np.flatnonzero(sizes == largest)[-1]]
     return _Drawn(
-        accuracy_B, train_B, ceiling_B, fitted_curve(number_G, np.stack(y_GB), error_G), y_GB[-1] - y_GB[0], largest
+        accuracy_B,
+        train_B,
+        ceiling_B,
+        fit_learning_curve(number_G, np.stack(y_GB), error_G),
+        y_GB[-1] - y_GB[0],
+        largest,
     )
 
 
-def curve(numbers_2B: np.ndarray, pairs: float) -> np.ndarray:
+def learning_curve(numbers_2B: np.ndarray, pairs: float) -> np.ndarray:
     """Accuracy after so many pairs, of a learner whose direction has cosine ρ with the true one: ½ + asin(ρ)/π,
     where 1/ρ² = α + κ/pairs.
 
@@ -183,7 +188,7 @@ def curve(numbers_2B: np.ndarray, pairs: float) -> np.ndarray:
     return 0.5 + np.arcsin((numbers_2B[0] + numbers_2B[1] / pairs) ** -0.5) / np.pi
 
 
-def fitted_curve(pairs_G: np.ndarray, accuracy_GB: np.ndarray, error_G: np.ndarray) -> np.ndarray:
+def fit_learning_curve(pairs_G: np.ndarray, accuracy_GB: np.ndarray, error_G: np.ndarray) -> np.ndarray:
     """α and κ of the curve that promises most among those within two standard errors of the nearest, by search on a
     grid of limits and of costs.
 
@@ -195,8 +200,8 @@ def fitted_curve(pairs_G: np.ndarray, accuracy_GB: np.ndarray, error_G: np.ndarr
     cells_2N = np.stack(
         [mesh.ravel() for mesh in np.meshgrid(np.sin(np.pi * (ends - 0.5)) ** -2, costs, indexing="ij")]
     )
-    told_NG = np.stack([curve(cells_2N, pairs) for pairs in pairs_G], axis=1) / error_G
-    gain_N = curve(cells_2N, HORIZON * pairs_G.max()) - curve(cells_2N, pairs_G.max())
+    told_NG = np.stack([learning_curve(cells_2N, pairs) for pairs in pairs_G], axis=1) / error_G
+    gain_N = learning_curve(cells_2N, HORIZON * pairs_G.max()) - learning_curve(cells_2N, pairs_G.max())
     size_N = (told_NG**2).sum(1)
     best = []
     for accuracy_G in (accuracy_GB / error_G[:, None]).T:
@@ -235,7 +240,7 @@ def _parts(drawn: _Drawn, target: float) -> np.ndarray:
     return np.where((reach_B < target)[:, None], (model_first + labels_first) / 2, model_first)
 
 
-def _verdict(evidence: Evidence, drawn: _Drawn, parts_BK: np.ndarray) -> Cause:
+def _verdict(evidence: RewardEvidence, drawn: _Drawn, parts_BK: np.ndarray) -> Cause:
     if _through_length(evidence):
         return "length shortcut"
     if (drawn.accuracy_B[1:] < evidence.target).mean() < SHORT:
@@ -251,7 +256,7 @@ def _verdict(evidence: Evidence, drawn: _Drawn, parts_BK: np.ndarray) -> Cause:
     return _without_ceiling(evidence)
 
 
-def _through_length(evidence: Evidence) -> bool:
+def _through_length(evidence: RewardEvidence) -> bool:
     """The model is wrong more often than right where length misleads, and right where it leads: it goes by length
     and by little else."""
     longer, shorter = _by_length(evidence)
@@ -259,7 +264,7 @@ def _through_length(evidence: Evidence) -> bool:
     return known and min(longer.high, shorter.high) < 0.5 < max(longer.low, shorter.low)
 
 
-def _by_length(evidence: Evidence) -> tuple[Estimate, Estimate]:
+def _by_length(evidence: RewardEvidence) -> tuple[Estimate, Estimate]:
     """Accuracy where the labelled winner is the longer answer, and where it is the shorter."""
     right_H = _model(evidence).right_H
     longer = right_H[evidence.longer_H > 0]
@@ -267,7 +272,7 @@ def _by_length(evidence: Evidence) -> tuple[Estimate, Estimate]:
     return proportion(float(longer.sum()), len(longer)), proportion(float(shorter.sum()), len(shorter))
 
 
-def _without_ceiling(evidence: Evidence) -> Cause:
+def _without_ceiling(evidence: RewardEvidence) -> Cause:
     """A plateau when nobody knows how far raters agree: a larger model that does better tells of capacity, clear
     pairs all right of noise."""
     if evidence.larger_H is not None:
@@ -280,7 +285,7 @@ def _without_ceiling(evidence: Evidence) -> Cause:
     return "undetermined"
 
 
-def _by_strength(evidence: Evidence) -> dict[int, Estimate]:
+def _by_strength(evidence: RewardEvidence) -> dict[int, Estimate]:
     if evidence.strength_H is None:
         return {}
     right_H = _model(evidence).right_H
@@ -291,7 +296,7 @@ def _by_strength(evidence: Evidence) -> dict[int, Estimate]:
     return found
 
 
-def _model(evidence: Evidence) -> Trained:
+def _model(evidence: RewardEvidence) -> TrainingResult:
     largest = max(one.pairs for one in evidence.curve)
     return [one for one in evidence.curve if one.pairs == largest][-1]
 
@@ -305,7 +310,7 @@ def _told(e: Estimate) -> str:
     return f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]"
 
 
-def _sentences(evidence: Evidence, drawn: _Drawn) -> tuple[str, ...]:
+def _sentences(evidence: RewardEvidence, drawn: _Drawn) -> tuple[str, ...]:
     """What was measured, a sentence each."""
     held = len(evidence.longer_H)
     model = _model(evidence)
@@ -342,7 +347,9 @@ def _sentences(evidence: Evidence, drawn: _Drawn) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _action(verdict: Cause, evidence: Evidence, drawn: _Drawn, parts_BK: np.ndarray, again: tuple[str, ...]) -> str:
+def _action(
+    verdict: Cause, evidence: RewardEvidence, drawn: _Drawn, parts_BK: np.ndarray, again: tuple[str, ...]
+) -> str:
     """The cheapest next thing that would help, or tell more."""
     if verdict == "healthy":
         return "nothing: go on"
@@ -371,7 +378,7 @@ def _action(verdict: Cause, evidence: Evidence, drawn: _Drawn, parts_BK: np.ndar
     return "train a larger model, or more of this one (all weights, a higher rank), on the same pairs"
 
 
-def _more(evidence: Evidence, drawn: _Drawn) -> str:
+def _more(evidence: RewardEvidence, drawn: _Drawn) -> str:
     """How many more pairs the learning curve asks for."""
     goal = min(evidence.target, drawn.train_B[0], drawn.ceiling_B[0] if drawn.ceiling_B is not None else 1.0)
     times = np.geomspace(1, HORIZON, 200)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from towpath.data.pairs import Pair, opinion, remembered
-from towpath.data.preference_record import Standing
-from towpath.data.shapes import choice_of, is_time, question, sides, text
-from towpath.data.tables import Cells, Unusable
+from towpath.data.preference_pairs import PreferencePair, draft_judgement, parse_provenance
+from towpath.data.preference_record import PreferenceRecord
+from towpath.data.preference_rows import answer_columns, is_iso_time, parse_choice, prompt_text, text_cell
+from towpath.data.row_files import Cells, UnusableRow
 from towpath.records import Choice, Judgement
 
 QUESTION = "preference"
@@ -14,13 +14,13 @@ COMMENT = "comment"
 _TIES = ("tie", "both_bad")
 
 
-def argilla(cells: Cells) -> Iterator[Pair | str]:
+def read_argilla(cells: Cells) -> Iterator[PreferencePair | str]:
     """A record of Argilla, version 2 or 1: two text fields beside the prompt, and what each user answered."""
     fields = cells.get("fields")
     metadata = cells.get("metadata") or {}
     if not isinstance(fields, dict) or not isinstance(metadata, dict):
-        raise Unusable("fields and metadata are not objects")
-    left, right = sides(fields)
+        raise UnusableRow("fields and metadata are not objects")
+    left, right = answer_columns(fields)
     said: list[Judgement] = []
     for user, status, answers in _responses(cells.get("responses")):
         if status not in ("", "submitted"):
@@ -31,20 +31,20 @@ def argilla(cells: Cells) -> Iterator[Pair | str]:
             yield f"the response of {user} names no answer: {str(answers)[:80]}"
             continue
         note = answers.get(COMMENT)
-        said.append(opinion(choice, f"argilla:{user}", comment=note if isinstance(note, str) else ""))
-    known = remembered(metadata.get("provenance"))
-    yield Pair(
-        question(fields),
-        text(fields, left),
-        text(fields, right),
+        said.append(draft_judgement(choice, f"argilla:{user}", comment=note if isinstance(note, str) else ""))
+    known = parse_provenance(metadata.get("provenance"))
+    yield PreferencePair(
+        prompt_text(fields),
+        text_cell(fields, left),
+        text_cell(fields, right),
         None,
         tuple(said),
-        group=text(metadata, "group"),
+        group=text_cell(metadata, "group"),
         known=known,
     )
 
 
-def argilla_row(s: Standing) -> Cells:
+def argilla_row(s: PreferenceRecord) -> Cells:
     """A record for `dataset.records.from_json`; what the ledger holds already is a suggestion."""
     said = (
         {QUESTION: {"value": s.choice, "score": round(max(s.chance, 1 - s.chance), 6), "agent": s.source}}
@@ -61,13 +61,13 @@ def argilla_row(s: Standing) -> Cells:
     }
 
 
-def label_studio(cells: Cells) -> Iterator[Pair | str]:
+def read_label_studio(cells: Cells) -> Iterator[PreferencePair | str]:
     """A task of Label Studio with its annotations: a Pairwise tag, and a Choices tag for what it cannot say."""
     data = cells.get("data")
     annotations = cells.get("annotations") or []
     if not isinstance(data, dict) or not isinstance(annotations, list):
-        raise Unusable("data is not an object, or annotations are not a list")
-    left, right = sides(data)
+        raise UnusableRow("data is not an object, or annotations are not a list")
+    left, right = answer_columns(data)
     said: list[Judgement] = []
     for annotation in annotations:
         who = _annotator(annotation)
@@ -81,15 +81,21 @@ def label_studio(cells: Cells) -> Iterator[Pair | str]:
         spent = annotation.get("lead_time")
         at = annotation.get("created_at")
         milliseconds = round(1000 * spent) if isinstance(spent, int | float) else None
-        at = at if isinstance(at, str) and is_time(at) else ""
-        said.append(opinion(choice, f"label-studio:{who}", milliseconds=milliseconds, at=at, comment=note))
-    known = remembered(data.get("provenance"))
-    yield Pair(
-        question(data), text(data, left), text(data, right), None, tuple(said), group=text(data, "group"), known=known
+        at = at if isinstance(at, str) and is_iso_time(at) else ""
+        said.append(draft_judgement(choice, f"label-studio:{who}", milliseconds=milliseconds, at=at, comment=note))
+    known = parse_provenance(data.get("provenance"))
+    yield PreferencePair(
+        prompt_text(data),
+        text_cell(data, left),
+        text_cell(data, right),
+        None,
+        tuple(said),
+        group=text_cell(data, "group"),
+        known=known,
     )
 
 
-def label_studio_row(s: Standing) -> Cells:
+def label_studio_row(s: PreferenceRecord) -> Cells:
     """A task to import; what the ledger holds already is a prediction."""
     data = {"prompt": s.prompt.prompt, "text1": s.known.a.text, "text2": s.known.b.text}
     data |= {"comparison": s.known.comparison.id, "group": s.group, "provenance": s.provenance(tokens=False)}
@@ -139,7 +145,7 @@ def _chosen(value: Any, names: tuple[str, str]) -> Choice | None:
         if not isinstance(one, int) or not isinstance(two, int):
             return None
         return "a" if one < two else "b" if two < one else "tie"
-    return choice_of(value, names) if isinstance(value, str | int) else None
+    return parse_choice(value, names) if isinstance(value, str | int) else None
 
 
 def _annotator(annotation: Any) -> str:
@@ -159,7 +165,7 @@ def _selected(result: Any) -> tuple[Choice | None, str]:
             continue
         picked = value.get("choices")
         told = picked[0] if isinstance(picked, list) and picked else value.get("selected")
-        found = choice_of(told)
+        found = parse_choice(told)
         if found and (choice not in _TIES):
             choice = found
         written = value.get("text")

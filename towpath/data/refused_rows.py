@@ -44,19 +44,19 @@ def refused_row(part: Part, position: str, reason: str) -> RefusedRow:
     return RefusedRow(part, sys.intern(file), int(line), sys.intern(reason))
 
 
-def by_reason(rows: Iterable[RefusedRow]) -> Counter[str]:
+def count_by_reason(rows: Iterable[RefusedRow]) -> Counter[str]:
     """How many rows have each kind of reason; what differs from row to row is left out of it."""
     return Counter(_kind(row.reason) for row in rows)
 
 
-def by_part(rows: Iterable[RefusedRow]) -> dict[str, int]:
+def count_by_part(rows: Iterable[RefusedRow]) -> dict[str, int]:
     """How many rows of prompts, demonstrations, the safety set and preferences."""
     return dict(Counter(row.part for row in rows))
 
 
-def listing(rows: Sequence[RefusedRow]) -> str:
+def format_listing(rows: Sequence[RefusedRow]) -> str:
     """Counts by reason, the first few rows of each, and how many there are besides."""
-    reasons = by_reason(rows).most_common()
+    reasons = count_by_reason(rows).most_common()
     counts = [f"{count} × {reason}" for reason, count in reasons[:SHOWN_REASONS]]
     counts += [f"… and {len(reasons) - SHOWN_REASONS} more reasons"] if len(reasons) > SHOWN_REASONS else []
     per_reason: Counter[str] = Counter()
@@ -69,26 +69,25 @@ def listing(rows: Sequence[RefusedRow]) -> str:
     return "\n  ".join(["; ".join(counts), *first_rows, *more])
 
 
-def summary(rows: Sequence[RefusedRow], places_shown: int = 3) -> str:
+def format_summary(rows: Sequence[RefusedRow], places_shown: int = 3) -> str:
     """The same in one line: counts by reason, each with its first places."""
     parts = []
-    for reason, count in by_reason(rows).most_common(SHOWN_REASONS):
+    for reason, count in count_by_reason(rows).most_common(SHOWN_REASONS):
         places = [f"{row.file}:{row.line}" for row in rows if _kind(row.reason) == reason][:places_shown]
         parts.append(f"{count} × {reason} ({', '.join(places)}{', …' if count > places_shown else ''})")
     return "; ".join(parts)
 
 
-def skipped(rows: Sequence[RefusedRow]) -> list[Finding]:
+def skipped_findings(rows: Sequence[RefusedRow]) -> list[Finding]:
     """The warning that rows are left out; none where all are used."""
     if not rows:
         return []
-    evidence = (
-        f"{len(rows)} row{'s are' if len(rows) > 1 else ' is'} left out: {summary(rows)}; all are listed in {FILE}"
-    )
+    count = f"{len(rows)} row{'s are' if len(rows) > 1 else ' is'} left out"
+    evidence = f"{count}: {format_summary(rows)}; all are listed in {FILE}"
     return [Finding("rows-skipped", "warning", evidence, "data.unusable = 'skip'", "fix these rows to use them")]
 
 
-def write(run: Path, rows: Sequence[RefusedRow], name: str = FILE) -> str:
+def write_refused_rows(run: Path, rows: Sequence[RefusedRow], name: str = FILE) -> str:
     """Write all rows to a file of the run and return what to say of it; without rows an older file is removed."""
     path = run / name
     try:

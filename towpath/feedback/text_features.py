@@ -38,30 +38,30 @@ _COMMON = {
     "pt": "o a os que e é um uma para com não por as se do da em mais como mas você na no ao ou isso",
     "nl": "de het een en van is dat niet in te op je met voor zijn maar er aan ook als dit ik of wat naar",
 }
-_WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
+_WORDS = {language: frozenset(count_words.split()) for language, count_words in _COMMON.items()}
 
 
-def words(text: str) -> int:
+def count_words(text: str) -> int:
     """How many words."""
     return len(_WORD.findall(text))
 
 
-def lines(text: str) -> int:
+def count_lines(text: str) -> int:
     """How many lines that are not blank."""
     return sum(bool(line.strip()) for line in text.splitlines())
 
 
-def sentences(text: str) -> int:
+def count_sentences(text: str) -> int:
     """How many sentences; a text without an end mark is one."""
     return max(len(_SENTENCE.findall(text.strip())), int(bool(text.strip())))
 
 
-def has(text: str, *parts: str) -> bool:
+def has_phrase(text: str, *parts: str) -> bool:
     """Whether one of these words or phrases stands in the text, whole and in any case."""
-    return any(count(text, part) for part in parts)
+    return any(count_phrase(text, part) for part in parts)
 
 
-def count(text: str, part: str) -> int:
+def count_phrase(text: str, part: str) -> int:
     """How often a word or phrase stands in the text, whole and in any case."""
     if not part.strip():
         return 0
@@ -78,17 +78,17 @@ def is_json(text: str) -> bool:
         return False
 
 
-def markdown(text: str) -> bool:
+def has_markdown(text: str) -> bool:
     """Whether the text uses marks of Markdown: lists, headings, code, quotes, tables, bold, links."""
     return any(mark.search(text) for mark in _MARKDOWN)
 
 
-def listed(text: str) -> int:
+def count_list_items(text: str) -> int:
     """How many lines are items of a list."""
     return len(_LIST.findall(text))
 
 
-def repeats(text: str) -> float:
+def repetition_rate(text: str) -> float:
     """The share of three-word runs that the text has said before."""
     said = [word.lower() for word in _WORD.findall(text)]
     runs = [tuple(said[i : i + 3]) for i in range(len(said) - 2)]

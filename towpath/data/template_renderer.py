@@ -143,7 +143,7 @@ def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
 _renderer: Renderer | None = None
 
 
-def renderer() -> Renderer:
+def get_renderer() -> Renderer:
     """The one of this process; a process that was forked has its own."""
     global _renderer
     if _renderer is None:

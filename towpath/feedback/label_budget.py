@@ -9,7 +9,7 @@ from math import ceil, inf
 import numpy as np
 
 from towpath.errors import DataError
-from towpath.feedback.raters import PEOPLE
+from towpath.feedback.rater_quality import PEOPLE
 from towpath.records import Judgement
 
 SECONDS = 60.0  # a pair; published are 36 to 480
@@ -33,7 +33,7 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
-class Ceiling:
+class SpendingLimit:
     """What is never passed; infinite where there is no end."""
 
     dollars: float = inf
@@ -41,7 +41,7 @@ class Ceiling:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LabelRequest:
     """How many pairs; `people` is the share that people see, `overlap` the share of those seen twice, `judged` the
     share a judge sees."""
 
@@ -54,7 +54,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LabelPlan:
     """What is wanted in people's judgements, hours, dollars and working days, and whether it stays below the
     ceiling."""
 
@@ -77,7 +77,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class LabelCost:
     """What the judgements so far have cost."""
 
     judgements: int = 0
@@ -87,7 +87,7 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
+class BurnDownDay:
     """One day of the burn-down: what it took, and what was left of the hours planned at its end."""
 
     day: date
@@ -97,7 +97,7 @@ class Day:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class BudgetSplit:
     """A way to share the money, with the share of wrong labels it is expected to leave."""
 
     judged: bool
@@ -109,7 +109,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class RaterAccuracy:
     """How often a person is right, and the judge: one number, or its calibrated chance on each pair of a sample."""
 
     person: float
@@ -126,10 +126,10 @@ def seconds_per_pair(judgements: Iterable[Judgement], assumed: float = SECONDS) 
     return float((kept.sum() + PRIOR * assumed) / (len(kept) + PRIOR))
 
 
-def plan(wanted: Wanted, prices: Prices | None = None, ceiling: Ceiling | None = None) -> Plan:
+def plan_labels(wanted: LabelRequest, prices: Prices | None = None, ceiling: SpendingLimit | None = None) -> LabelPlan:
     """Hours, dollars and days for what is wanted."""
     price = prices or Prices()
-    top = ceiling or Ceiling()
+    top = ceiling or SpendingLimit()
     if wanted.pairs < 0 or wanted.raters < 1 or wanted.hours_a_day <= 0:
         value = f"{wanted.pairs} pairs, {wanted.raters} raters, {wanted.hours_a_day} hours a day"
         raise DataError(value, "no fewer than 0 pairs, one rater, and more than 0 hours", "mend [budget]")
@@ -140,7 +140,7 @@ def plan(wanted: Wanted, prices: Prices | None = None, ceiling: Ceiling | None =
     hours = wanted.pairs * hours_each
     dollars = wanted.pairs * dollars_each
     allowed = min(top.hours / hours_each if hours_each else inf, top.dollars / dollars_each if dollars_each else inf)
-    return Plan(
+    return LabelPlan(
         round(wanted.pairs * each),
         hours,
         dollars,
@@ -151,7 +151,7 @@ def plan(wanted: Wanted, prices: Prices | None = None, ceiling: Ceiling | None =
     )
 
 
-def spent(judgements: Iterable[Judgement], prices: Prices | None = None) -> Spent:
+def label_cost(judgements: Iterable[Judgement], prices: Prices | None = None) -> LabelCost:
     """People's time as it was taken (as it is on average where it was not, and never the lunch), and what the
     judges' calls cost."""
     price = prices or Prices()
@@ -159,10 +159,10 @@ def spent(judgements: Iterable[Judgement], prices: Prices | None = None) -> Spen
     people = [j for j in said if j.kind in PEOPLE]
     hours = sum(_hours(people, price))
     judge_dollars = sum(j.cost for j in said if j.kind not in PEOPLE)
-    return Spent(len(people), hours, hours * price.wage + judge_dollars, judge_dollars)
+    return LabelCost(len(people), hours, hours * price.wage + judge_dollars, judge_dollars)
 
 
-def stopped(so_far: Spent, ceiling: Ceiling, prices: Prices | None = None) -> str | None:
+def stop_reason(so_far: LabelCost, ceiling: SpendingLimit, prices: Prices | None = None) -> str | None:
     """Why no further judgement may be asked of a person, or None: the next one would pass the ceiling."""
     price = prices or Prices()
     if so_far.hours + price.seconds / 3600 > ceiling.hours + ROUNDING:
@@ -172,7 +172,7 @@ def stopped(so_far: Spent, ceiling: Ceiling, prices: Prices | None = None) -> st
     return None
 
 
-def burn_down(judgements: Iterable[Judgement], planned: Plan, prices: Prices | None = None) -> list[Day]:
+def burn_down(judgements: Iterable[Judgement], planned: LabelPlan, prices: Prices | None = None) -> list[BurnDownDay]:
     """Day by day, what people's judgements took and what was left of the plan; judgements without a date are left
     out."""
     price = prices or Prices()
@@ -184,7 +184,7 @@ def burn_down(judgements: Iterable[Judgement], planned: Plan, prices: Prices | N
     days = []
     for day in sorted(by_day):
         left -= sum(by_day[day])
-        days.append(Day(day, len(by_day[day]), sum(by_day[day]), left))
+        days.append(BurnDownDay(day, len(by_day[day]), sum(by_day[day]), left))
     return days
 
 
@@ -208,11 +208,11 @@ def _usual(seconds: np.ndarray) -> tuple[float, float]:
 def best_split(
     pairs: int,
     dollars: float,
-    trust: Trust,
+    trust: RaterAccuracy,
     prices: Prices | None = None,
     least_overlap: float = 0.1,
     audit: float = 0.12,
-) -> Split:
+) -> BudgetSplit:
     """The shares of judge, people and overlap that leave the fewest wrong labels for the money, the cheapest of
     equals.
 
@@ -239,7 +239,7 @@ def best_split(
 
 def _tried(
     pairs: int, judged: bool, people: float, overlap: float, given: tuple[float, np.ndarray, Prices, float]
-) -> Split:
+) -> BudgetSplit:
     person, sure, price, audit = given
     doubled = overlap * (1 + 2 * person * (1 - person))  # a second judgement, and a third where the two differ
     hours = pairs * people * (1 + doubled) * price.seconds / 3600
@@ -250,7 +250,7 @@ def _tried(
     with_one = _error(chances, person, False)
     with_more = _error(chances, person, True)
     error = ((1 - seen) * alone + seen * ((1 - overlap) * with_one + overlap * with_more)).mean()
-    return Split(judged, people, overlap, float(dollars), float(hours), float(error))
+    return BudgetSplit(judged, people, overlap, float(dollars), float(hours), float(error))
 
 
 def _seen(chances: np.ndarray, people: float, audit: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 
 import towpath as tp
 from towpath.errors import RecipeError
-from towpath.rewards.calling import caller
+from towpath.rewards.call_adapter import adapt_function
 from towpath.run import arguments
 
 PROMPTS = ["1 + 1", "2 + 2"]
@@ -52,7 +52,7 @@ class CallableReward:
     ],
 )
 def test_parameters_are_filled_by_name(function: Any, want: Any) -> None:
-    assert caller("mine", function, ROWS.keys())(PROMPTS, ANSWERS, ROWS) == want
+    assert adapt_function("mine", function, ROWS.keys())(PROMPTS, ANSWERS, ROWS) == want
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_parameters_are_filled_by_name(function: Any, want: Any) -> None:
 )
 def test_what_cannot_be_filled_is_named(function: Any, missing: str) -> None:
     with pytest.raises(RecipeError, match=missing) as refused:
-        caller("mine", function, ROWS.keys())
+        adapt_function("mine", function, ROWS.keys())
     assert "ground_truth" in refused.value.rule and refused.value.fix
 
 
@@ -92,7 +92,7 @@ def test_columns_that_clash_or_contradict_are_refused() -> None:
 
 def test_a_recipe_says_that_it_passes_no_columns_on() -> None:
     with pytest.raises(RecipeError) as refused:
-        caller("python:mine:exact", by_name)
+        adapt_function("python:mine:exact", by_name)
     assert "a recipe passes no columns" in refused.value.fix
 
 
@@ -128,7 +128,7 @@ def test_a_reward_without_its_column_is_refused_before_anything_starts(tmp_path,
     def reward(completions, ground_truth, **kwargs):
         return [0.0 for _ in completions]
 
-    with pytest.raises(RecipeError, match="nothing to pass as ground_truth"):
+    with pytest.raises(RecipeError, match="no value for ground_truth"):
         tp.train(
             "grpo",
             model=tiny_folder,

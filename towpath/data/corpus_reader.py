@@ -9,23 +9,22 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
-from towpath.data import fields, refused, tables
+from towpath.data import fields, row_files
+from towpath.data import refused_rows as refused
 from towpath.data.corpus import Corpus
-from towpath.data.draws import share
-from towpath.data.refused import Part, RefusedRow, refused_row
-from towpath.data.shapes import keys
-from towpath.data.tables import Cells, Unusable
-from towpath.data.texts import normalised, require_text
+from towpath.data.draws import hash_uniform
+from towpath.data.preference_rows import column_names
+from towpath.data.refused_rows import Part, RefusedRow, refused_row
+from towpath.data.row_files import Cells, UnusableRow
+from towpath.data.texts import normalise, require_text
 from towpath.errors import DataError, RecipeError
 from towpath.recipe import Data
 from towpath.records import Demonstration, Finding, Prompt, Split
 
-__all__ = ["Corpus", "matched", "normalised", "read"]
-
 R = TypeVar("R", Prompt, Demonstration)
 
 
-def read(run: Path, data: Data, seed: int) -> Corpus:
+def read_corpus(run: Path, data: Data, seed: int) -> Corpus:
     """The files a recipe names as one corpus. A row that cannot be used stops the reading, or is left out where
     `data.unusable` is "skip"."""
     reader = _Reader(run, data, seed)
@@ -54,7 +53,7 @@ def read(run: Path, data: Data, seed: int) -> Corpus:
     )
 
 
-def matched(run: Path, key: str, pattern: str) -> list[Path]:
+def match_files(run: Path, key: str, pattern: str) -> list[Path]:
     """The files that a pattern of the recipe names; none where it is empty."""
     if not pattern:
         return []
@@ -66,7 +65,7 @@ def matched(run: Path, key: str, pattern: str) -> list[Path]:
     return paths
 
 
-def name_in(run: Path, path: Path) -> str:
+def relative_name(run: Path, path: Path) -> str:
     """The name of a file in messages: relative to the run folder where it lies there."""
     return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
 
@@ -90,25 +89,25 @@ class _Reader:
     def records(self, part: Part, pattern: str, make: Callable[[Cells, str], Iterator[R]]) -> list[tuple[str, R]]:
         """The records in the usable rows of the files of a pattern, each with its place."""
         made = []
-        paths = matched(self.run, f"data.{part}", pattern)
+        paths = match_files(self.run, f"data.{part}", pattern)
         if part == "safety":
             self._require_known(paths)
         for path in paths:
-            name = name_in(self.run, path)
+            name = relative_name(self.run, path)
             for place, cells in self._rows(part, path, name):
                 try:
                     if isinstance(cells, str):
-                        raise Unusable(cells)
+                        raise UnusableRow(cells)
                     made += [(place, record) for record in make(cells, name)]
-                except Unusable as reason:
+                except UnusableRow as reason:
                     self.refused.append(refused_row(part, place, str(reason)))
         return made
 
     def _rows(self, part: Part, path: Path, name: str) -> Iterator[tuple[str, Cells | str]]:
-        content = tables.content(path)
+        content = row_files.read_bytes(path)
         self.files[name] = hashlib.sha256(content).hexdigest()
         rows = 0
-        for line, cells in tables.parse(path, content):
+        for line, cells in row_files.parse_rows(path, content):
             rows += 1
             yield f"{name}:{line}", cells
         if not rows:
@@ -116,7 +115,7 @@ class _Reader:
 
     def _require_known(self, paths: Sequence[Path]) -> None:
         """Every file that `data.safety_harmful` names is one of the safety set."""
-        names = [name_in(self.run, path) for path in paths]
+        names = [relative_name(self.run, path) for path in paths]
         unknown = [key for key in self.data.safety_harmful if not any(_is_called(name, key) for name in names)]
         if unknown:
             value = f"data.safety_harmful names {unknown[0]!r}, which is no file of the safety set"
@@ -126,36 +125,36 @@ class _Reader:
 
     def prompt(self, cells: Cells, _file: str) -> Iterator[Prompt]:
         """The prompts of a row."""
-        for text, _ in fields.examples(cells, multi_turn=False):
-            yield _prompt(cells, text, bool(fields.harmful(cells)), _split(cells) or self.draw(text))
+        for text, _ in fields.prompts_and_answers(cells, multi_turn=False):
+            yield _prompt(cells, text, bool(fields.harmful_flag(cells)), _split(cells) or self.draw(text))
 
     def guarded(self, cells: Cells, file: str) -> Iterator[Prompt]:
         """The prompts of a row of the safety set, which must say whether they are harmful."""
         rule = next((value for key, value in self.data.safety_harmful.items() if _is_called(file, key)), None)
-        harmful = fields.harmful_by(cells, rule, file)
-        for text, _ in fields.examples(cells, multi_turn=False):
+        harmful = fields.resolve_harmful(cells, rule, file)
+        for text, _ in fields.prompts_and_answers(cells, multi_turn=False):
             _split(cells)
             yield _prompt(cells, text, harmful, "heldout")
 
     def demonstration(self, cells: Cells, _file: str) -> Iterator[Demonstration]:
         """The demonstrations of a row."""
         split = _split(cells)
-        for text, response in fields.examples(cells, multi_turn=False):
+        for text, response in fields.prompts_and_answers(cells, multi_turn=False):
             if response is None:
-                raise Unusable(f"no response (keys: {keys(cells)})")
+                raise UnusableRow(f"no response (keys: {column_names(cells)})")
             require_text("response", response)
-            key = normalised(text)
+            key = normalise(text)
             if split and self._named_splits.get(key) != "heldout":  # one row that withholds a prompt is enough
                 self._named_splits[key] = split
-            named = fields.name(cells, "prompt_id")
-            style = fields.checked_text(cells, "style")
-            domain = fields.checked_text(cells, "domain")
+            named = fields.parse_name(cells, "prompt_id")
+            style = fields.storable_text(cells, "style")
+            domain = fields.storable_text(cells, "domain")
             yield Demonstration(_id(cells), text, response, named, style, domain)
 
     def draw(self, text: str) -> Split:
         """The split of a prompt whose row names none: by its text alone, so that it stays when rows are added."""
         self.drawn += 1
-        return "heldout" if share(self.seed, "heldout", normalised(text)) < self.data.heldout else "train"
+        return "heldout" if hash_uniform(self.seed, "heldout", normalise(text)) < self.data.heldout else "train"
 
     def identified(self, part: Part, made: list[tuple[str, R]], places: dict[str, str]) -> list[R]:
         """Records under ids used once: their own, or made from their content."""
@@ -189,7 +188,7 @@ class _Reader:
         dropped = []
         taken = dict.fromkeys([*by_id, *guarded], "")
         for demonstration in shown:
-            text = normalised(demonstration.prompt)
+            text = normalise(demonstration.prompt)
             name = demonstration.prompt_id
             place = self.places["demonstrations", demonstration.id]
             if name in guarded:
@@ -197,7 +196,7 @@ class _Reader:
                     refused_row("demonstrations", place, f"prompt_id {name!r} belongs to the safety set")
                 )
                 continue
-            if name in by_id and normalised(by_id[name].prompt) != text:
+            if name in by_id and normalise(by_id[name].prompt) != text:
                 self.refused.append(refused_row("demonstrations", place, f"prompt_id {name!r} has another prompt"))
                 continue
             owners = [by_id[name]] if name in by_id else same.get(text, [])
@@ -218,8 +217,8 @@ class _Reader:
 
 def _unusable(run: Path, rows: list[RefusedRow]) -> DataError:
     """The error that names rows that cannot be used, after all of them are written to the run's file."""
-    where = refused.write(run, rows)
-    value = f"{len(rows)} unusable row{'s' * (len(rows) > 1)}: {refused.listing(rows)}\n  {where}"
+    where = refused.write_refused_rows(run, rows)
+    value = f"{len(rows)} unusable row{'s' * (len(rows) > 1)}: {refused.format_listing(rows)}\n  {where}"
     fix = "fix these rows, or leave them out with data.unusable = 'skip'"
     unstated = dict.fromkeys(Path(row.file).name for row in rows if row.reason == fields.UNSTATED)
     if unstated:
@@ -237,7 +236,7 @@ def _unusable(run: Path, rows: list[RefusedRow]) -> DataError:
 def _no_prompts(rows: list[RefusedRow]) -> DataError:
     if rows:
         return DataError(
-            f"no prompts are left: {len(rows)} rows cannot be used: {refused.listing(rows)}",
+            f"no prompts are left: {len(rows)} rows cannot be used: {refused.format_listing(rows)}",
             "a run needs prompts",
             "fix the rows",
         )
@@ -264,7 +263,7 @@ def _apart(safety: list[tuple[str, Prompt]], taken: dict[str, str]) -> tuple[lis
 def _by_text(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
     same: dict[str, list[Prompt]] = {}
     for prompt in prompts:
-        same.setdefault(normalised(prompt.prompt), []).append(prompt)
+        same.setdefault(normalise(prompt.prompt), []).append(prompt)
     return same
 
 
@@ -288,21 +287,28 @@ def _free(prefix: str, record: Any, taken: dict[str, str]) -> str:
 
 
 def _prompt(cells: Cells, text: str, harmful: bool, split: Split) -> Prompt:
-    domain = fields.checked_text(cells, "domain") or "general"
-    difficulty = fields.checked_text(cells, "difficulty") or "medium"
+    domain = fields.storable_text(cells, "domain") or "general"
+    difficulty = fields.storable_text(cells, "difficulty") or "medium"
     return Prompt(
-        _id(cells), text, domain, difficulty, fields.words(cells, "about"), harmful, split, fields.name(cells, "twin")
+        _id(cells),
+        text,
+        domain,
+        difficulty,
+        fields.parse_words(cells, "about"),
+        harmful,
+        split,
+        fields.parse_name(cells, "twin"),
     )
 
 
 def _id(cells: Cells) -> str:
-    return "" if fields.several(cells) else fields.name(cells, "id")
+    return "" if fields.has_several_examples(cells) else fields.parse_name(cells, "id")
 
 
 def _split(cells: Cells) -> Split | None:
-    named = fields.checked_text(cells, "split")
+    named = fields.storable_text(cells, "split")
     if named not in ("", "train", "heldout"):
-        raise Unusable(f"unknown split {named!r}: train or heldout")
+        raise UnusableRow(f"unknown split {named!r}: train or heldout")
     return named or None
 
 

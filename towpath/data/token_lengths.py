@@ -10,7 +10,7 @@ from typing import Literal
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.data.file_cache import code_fingerprint, read_cache, write_cache
-from towpath.data.refused import Part, RefusedRow, refused_row
+from towpath.data.refused_rows import Part, RefusedRow, refused_row
 from towpath.recipe import Recipe
 
 MAX_CACHED = 100_000
@@ -93,7 +93,7 @@ class TokenLengths:
         return count
 
 
-def too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list[TooLong]:
+def find_too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list[TooLong]:
     """Every record that is too long, once for each limit it breaks."""
     parts: tuple[tuple[Part, Sequence], ...] = (("prompts", corpus.prompts), ("safety", corpus.safety))
     records = [
@@ -117,7 +117,7 @@ def too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list[TooL
     return records
 
 
-def without(corpus: Corpus, long: Sequence[TooLong]) -> Corpus:
+def drop_too_long(corpus: Corpus, long: Sequence[TooLong]) -> Corpus:
     """The corpus without records that are too long and without demonstrations of their prompts."""
     if not long:
         return corpus

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.corpus import Digests
+from towpath.data.corpus_reader import match_files, relative_name
 from towpath.data.file_cache import cache_file, code_fingerprint, read_cache, write_cache
-from towpath.data.lengths import limits_of, model_key
-from towpath.data.sources import matched, name_in
+from towpath.data.token_lengths import limits_of, model_key
 from towpath.recipe import Recipe
 
 PARTS = ("prompts", "demonstrations", "safety")
@@ -31,11 +31,12 @@ class DataSummary:
     """Whether it is the data of a recipe that comes with the package."""
 
 
-def key(run: Path, recipe: Recipe) -> str:
+def summary_key(run: Path, recipe: Recipe) -> str:
     """Names the files of a recipe by size, time and inode, the settings that decide what is read of them, and the
     code that reads."""
     stamps = {
-        part: [_stamp(run, path) for path in matched(run, f"data.{part}", getattr(recipe.data, part))] for part in PARTS
+        part: [_stamp(run, path) for path in match_files(run, f"data.{part}", getattr(recipe.data, part))]
+        for part in PARTS
     }
     settings: list[Any] = [
         recipe.data.model_dump(mode="json", exclude={"preferences", "max_prompt_tokens"}),
@@ -46,16 +47,16 @@ def key(run: Path, recipe: Recipe) -> str:
     return hashlib.sha256(repr([code_fingerprint(), stamps, settings]).encode()).hexdigest()
 
 
-def remember(run: Path, name: str, summary: DataSummary) -> None:
+def save_summary(run: Path, name: str, summary: DataSummary) -> None:
     """Keep the summary of a corpus that was read after `key` gave this name."""
     path = cache_file(run, "data_summary")
     cached = {known: value for known, value in read_cache(path).items() if known != name}
     write_cache(path, dict(list(cached.items())[1 - MAX_RECIPES :]) | {name: asdict(summary)})
 
 
-def recall(run: Path, recipe: Recipe) -> DataSummary | None:
+def load_summary(run: Path, recipe: Recipe) -> DataSummary | None:
     """The summary of a recipe's data where it is known."""
-    known = read_cache(cache_file(run, "data_summary")).get(key(run, recipe))
+    known = read_cache(cache_file(run, "data_summary")).get(summary_key(run, recipe))
     try:
         return DataSummary(Digests(**known["digests"]), known["bundled"]) if known else None
     except (KeyError, TypeError):
@@ -69,7 +70,7 @@ def file_hashes(run: Path, paths: Iterable[Path], trust: bool) -> dict[str, str]
     known = dict(cached)
     hashes: dict[str, str] = {}
     for file in paths:
-        name = name_in(run, file)
+        name = relative_name(run, file)
         stamp = _stamp(run, file)[1:]
         entry = known.get(name)
         if not (trust and isinstance(entry, list) and entry[:-1] == stamp):
@@ -83,4 +84,4 @@ def file_hashes(run: Path, paths: Iterable[Path], trust: bool) -> dict[str, str]
 
 def _stamp(run: Path, path: Path) -> list[Any]:
     stat = path.stat()
-    return [name_in(run, path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return [relative_name(run, path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
