@@ -296,7 +296,7 @@ BREAKAGES = [
         F + "endpoint.py",
         'reply.body.replace(self._key.encode(), b"[key]") if self._key else reply.body',
         "reply.body",
-        "tests/test_outside.py -k echoes tests/test_judge.py",
+        "tests/test_outside.py -k echoed tests/test_judge.py",
     ),
     Breakage("best of n", "towpath/evals/winrate.py", "n / (n + 1)", "n / (n + 2)", "tests/test_evals.py"),
     Breakage(
@@ -368,7 +368,7 @@ BREAKAGES = [
         S + "ledger.py",
         'event.listen(engine, "before_cursor_execute", _clean_parameters, retval=True)',
         "pass",
-        "tests/test_edge.py -k database_takes",
+        "tests/test_edge.py -k unstorable",
     ),
     Breakage(
         "the ledger is readable",
@@ -432,7 +432,7 @@ BREAKAGES = [
         W + "guard.py",
         "            if account is None:",
         "            if False:",
-        "tests/test_edge.py -k nobodys",
+        "tests/test_edge.py -k anonymous",
     ),
     Breakage(
         "foreign origins",

@@ -31,7 +31,7 @@ SLOW = ("/sign-in", "/join/{token}", "/reset/{token}")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_no_request_is_an_error_of_the_server(kind, tmp_path, request, monkeypatch):
+def test_no_fuzzed_request_causes_a_server_error(kind, tmp_path, request, monkeypatch):
     monkeypatch.setattr(limits, "BURST", 10 * CASES)
     place = tmp_path / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
     with Store.open(place) as store:

@@ -93,37 +93,37 @@ def for_policy(left, right):
     return "left" if "lock" in left else "right"
 
 
-def said(comparison, rater, choice, kind="person", **details):
+def make_judgement(comparison, rater, choice, kind="person", **details):
     return Judgement(f"{comparison}/{rater}", comparison, rater, kind, choice, details=details)
 
 
-def test_worth_is_ours_theirs_or_half_and_a_judge_that_turns_said_nothing():
-    assert [evals.outcome_value(said("k", "ann", c), "a") for c in ("a", "b", "tie", "both_bad")] == [
+def test_outcome_values_and_position_flips():
+    assert [evals.outcome_value(make_judgement("k", "ann", c), "a") for c in ("a", "b", "tie", "both_bad")] == [
         1.0,
         0.0,
         0.5,
         0.5,
     ]
-    assert evals.outcome_value(said("k", "ann", "a"), "b") == 0.0
-    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "a"}), "a") == 1.0
-    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "b"}), "a") == 0.5
-    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "tie"}), "a") == 0.5
+    assert evals.outcome_value(make_judgement("k", "ann", "a"), "b") == 0.0
+    assert evals.outcome_value(make_judgement("k", "j", "a", "judge", orders={"ab": "a", "ba": "a"}), "a") == 1.0
+    assert evals.outcome_value(make_judgement("k", "j", "a", "judge", orders={"ab": "a", "ba": "b"}), "a") == 0.5
+    assert evals.outcome_value(make_judgement("k", "j", "a", "judge", orders={"ab": "a", "ba": "tie"}), "a") == 0.5
 
 
-def test_prompts_come_in_when_all_their_verdicts_are_there_and_identical_answers_at_their_place():
+def test_outcomes_enter_in_order_when_complete():
     pairs = [
         ArenaPair("k0", 0, "a"),
         ArenaPair("k1", 1, "a", seats=0, same=True),
         ArenaPair("k2", 2, "b", seats=2),
         ArenaPair("k3", 3, "a"),
     ]
-    told = [said("k2", "ann", "b"), said("k0", "ann", "a"), said("k2", "bob", "a")]
+    told = [make_judgement("k2", "ann", "b"), make_judgement("k0", "ann", "a"), make_judgement("k2", "bob", "a")]
     found = evals.finished_outcomes(pairs, told[:2])
     assert [(p.comparison, y) for p, y in found] == [("k0", 1.0)]
     found = evals.finished_outcomes(pairs, told)
     assert [(p.comparison, y) for p, y in found] == [("k0", 1.0), ("k1", 0.5), ("k2", 0.5)]
     assert [p.comparison for p, _ in evals.finished_outcomes(pairs, told[:2], alone=True)] == ["k1", "k2", "k0"]
-    everything = [*told, said("k3", "ann", "b")]
+    everything = [*told, make_judgement("k3", "ann", "b")]
     assert [y for _, y in evals.finished_outcomes(pairs, everything)] == [1.0, 0.5, 0.5, 0.0]
     all_same = [ArenaPair(f"s{i}", i, "a", seats=0, same=True) for i in range(3)]
     assert [y for _, y in evals.finished_outcomes(all_same, [])] == [0.5] * 3
@@ -134,7 +134,7 @@ def outcomes(wins, ties, losses, gap=0):
     return [(ArenaPair(f"k{i}", i, "a", gap), float(y)) for i, y in enumerate(mixed)]
 
 
-def test_the_record_states_ties_and_every_interval_holds_the_rate():
+def test_record_counts_ties_and_intervals_contain_the_rate():
     found = evals.win_record(outcomes(60, 20, 20), 0.5)
     assert (found.rate, found.wins, found.ties, found.losses, found.n) == (pytest.approx(0.7), 60, 20, 20, 100)
     assert "half" in found.rule
@@ -147,7 +147,7 @@ def test_the_record_states_ties_and_every_interval_holds_the_rate():
     assert (empty.n, empty.verdict, empty.anytime) == (0, "UNDECIDED", (0.0, 1.0))
 
 
-def test_raters_errors_are_taken_out_as_far_as_agreement_tells_and_their_uncertainty_is_kept():
+def test_rater_error_correction_keeps_uncertainty():
     right = 0.84  # sixteen errors in a hundred make 70 % of a true 79 %
     agree = right**2 + (1 - right) ** 2
     assert evals.rater_accuracy(agree) == pytest.approx(right)
@@ -161,7 +161,7 @@ def test_raters_errors_are_taken_out_as_far_as_agreement_tells_and_their_uncerta
     assert evals.win_record(many, 0.7).true_rate is None
 
 
-def test_what_is_only_length_is_gone_at_equal_length():
+def test_length_control_removes_a_pure_length_effect():
     draws = np.random.default_rng(0)
     gaps = draws.normal(8, 10, 400)
     by_length = draws.random(400) < 1 / (1 + np.exp(-0.3 * gaps))
@@ -173,7 +173,7 @@ def test_what_is_only_length_is_gone_at_equal_length():
     assert found.equal_length.rate == pytest.approx(0.5, abs=0.15)
 
 
-def test_sources_are_the_present_evaluation_and_earlier_ones(run):
+def test_answer_sources_list_current_and_earlier_evaluations(run):
     write_answers(run, 5, "evaluate@2/bbbbbb000000")
     (run / "current.json").write_text(json.dumps({"stages": {"evaluate": "aaaaaa000000"}}))
     names = list(answer_sources(run))
@@ -187,13 +187,13 @@ def test_sources_are_the_present_evaluation_and_earlier_ones(run):
     [{"one": "nobody"}, {"one": "sft"}, {"threshold": 1.0}, {"overlap": 2.0}, {"prompts": -1}],
     ids=lambda wrong: str(wrong),
 )
-def test_an_arena_that_cannot_be_is_refused(store, run, wrong):
+def test_invalid_arena_is_refused(store, run, wrong):
     with pytest.raises(DataError):
         create_arena(store, run, ArenaSpec(**{"one": "policy", "other": "sft"} | wrong))
     assert store.read(arenas.list_arenas) == []
 
 
-def test_sides_are_drawn_sources_are_hidden_and_identical_answers_are_asked_of_nobody(store, run):
+def test_arena_is_blind_and_skips_identical_answers(store, run):
     write_answers(run, same=(3, 4))
     made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
     matches = store.read(arenas.list_matches, made.number)
@@ -211,7 +211,7 @@ def test_sides_are_drawn_sources_are_hidden_and_identical_answers_are_asked_of_n
     assert vote(store, "ann", for_policy) == COUNT - 2 or store.read(arenas.get_arena, made.number).state == "open"
 
 
-def test_people_decide_it_and_then_nobody_is_asked_any_more(store, run):
+def test_decided_arena_closes_its_tasks(store, run):
     write_answers(run, 80)
     made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
     judged = 0
@@ -228,7 +228,7 @@ def test_people_decide_it_and_then_nobody_is_asked_any_more(store, run):
     assert "PASS" in format_terminal(found)
 
 
-def test_a_verdict_that_was_reached_stands_whatever_comes_after_it(store, run):
+def test_verdict_of_a_decided_arena_is_final(store, run):
     write_answers(run, 80)
     made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
     seat = sit(store, "bob")
@@ -246,7 +246,7 @@ def test_a_verdict_that_was_reached_stands_whatever_comes_after_it(store, run):
     assert stop_arena(store, made.number).state == "decided"
 
 
-def test_while_it_is_open_nothing_is_revealed_and_stopping_reveals(store, run):
+def test_comparisons_are_revealed_only_after_closing(store, run):
     made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=1.0))
     assert vote(store, "ann", for_policy) == 6
     found = leaderboard_row(store, made.number)
@@ -261,7 +261,7 @@ def test_while_it_is_open_nothing_is_revealed_and_stopping_reveals(store, run):
     assert sit(store, "bob") == "empty"
 
 
-def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, run, tmp_path):
+def test_arena_judgements_never_become_labels_or_exports(store, run, tmp_path):
     store.add_prompts([Prompt("t0", "Why?", domain="work")])
     store.add_completions([Completion(f"s1.t0.{k}", "t0", "sft", f"Text {k}", (1,), (-0.1,), "stop") for k in range(2)])
     store.add_comparisons([Comparison("s1.t0", "t0", "s1.t0.0", "s1.t0.1")])
@@ -300,14 +300,14 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
     assert store.written_demonstrations() == []
 
 
-def test_an_arena_has_a_queue_of_its_own_that_can_be_held_back(store, run):
+def test_arena_queue_can_be_paused(store, run):
     made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=4, overlap=0.0))
     assert [q.domain for q in store.read(rater_stats.rating_stats, NOW).queues] == [arenas.queue_name(made.number)]
     store.submit_write(task_queue.pause_domain, arenas.queue_name(made.number), True).result()
     assert sit(store, "ann") == "empty"
 
 
-def test_a_second_arena_stands_beside_the_first(store, run):
+def test_two_arenas_are_independent(store, run):
     first, second = (
         create_arena(store, run, ArenaSpec("policy", other, prompts=5, overlap=0.0)) for other in ("sft", "base")
     )
@@ -333,7 +333,7 @@ def judge_script(turns=()):
     return script
 
 
-def test_a_judge_is_asked_in_both_orders_and_its_record_stays_apart(store, run):
+def test_arena_judge_is_asked_in_both_orders_with_a_separate_record(store, run):
     made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=12, overlap=0.0))
     vote(store, "ann", for_policy, 5)
     with served(judge_script(turns=range(0, COUNT, 3))) as server:
@@ -372,7 +372,7 @@ def team(run):
 
 
 @pytest.mark.parametrize("name", ["ann", "vic"])
-def test_only_an_owner_sees_arenas(team, name):
+def test_arena_pages_are_for_owners_only(team, name):
     url, store = team
     made = create_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=4))
     with signed_in(url, name) as visitor:
@@ -382,7 +382,7 @@ def test_only_an_owner_sees_arenas(team, name):
         assert visitor.post("/arena", data={"one": "policy", "other": "sft"}).status_code == 403
 
 
-def test_an_owner_starts_follows_and_stops_an_arena(team):
+def test_arena_pages_start_show_and_stop(team):
     url, store = team
     with signed_in(url, "olga") as owner:
         done = owner.post(
@@ -402,7 +402,7 @@ def test_an_owner_starts_follows_and_stops_an_arena(team):
         assert owner.get("/arena/7").status_code == 409
 
 
-def test_a_decided_arena_asks_nobody_though_no_owner_looks(team):
+def test_decided_arena_closes_without_a_page_view(team):
     url, store = team
     write_answers(store.folder, 80)
     made = create_arena(store, store.folder, ArenaSpec("policy", "sft", overlap=0.0))
@@ -421,7 +421,7 @@ def test_a_decided_arena_asks_nobody_though_no_owner_looks(team):
         assert rater.get("/rate/next").json()["state"] == "empty"
 
 
-def test_pairs_on_which_the_reward_model_contradicts_go_back_into_the_queue(team):
+def test_reward_model_disagreements_return_to_the_queue(team):
     url, store = team
     store.add_prompts([Prompt("t0", "Why?", domain="work"), Prompt("t1", "How?", domain="home")])
     store.add_completions(
@@ -463,7 +463,7 @@ def towpath(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_the_command_line_starts_tells_judges_and_stops(run):
+def test_arena_commands(run):
     done = towpath("arena", "start", run, "--prompts", 10, "--overlap", 0)
     assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
     with served(judge_script()) as server:
@@ -483,7 +483,7 @@ def test_the_command_line_starts_tells_judges_and_stops(run):
     assert "there is none" in missing.stderr
 
 
-def test_the_report_shows_how_arenas_stand(run):
+def test_report_shows_arenas(run):
     from towpath.view.report import report
 
     made_by_hand = '{"stage": "evaluate", "status": "done", "result": {}}'

@@ -62,7 +62,7 @@ def judge(page) -> bool:
     return True
 
 
-def test_an_arena_from_its_start_to_its_verdict(opened, axe):
+def test_arena_from_start_to_verdict(opened, axe):
     store, visit = opened
     owner = visit("olga", "/arena")
     found = serious(owner, axe)
@@ -105,7 +105,7 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe, scheme):
+def test_axe_on_arena_pages(opened, axe, scheme):
     store, visit = opened
     made = create_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=3))
     store.submit_write(arenas.close, made.number, "stopped", "UNDECIDED").result()
@@ -148,7 +148,7 @@ def decided(store, one, other, prefers):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_verdict_is_read_at_a_glance_and_pass_is_unlike_fail(opened, axe, scheme):
+def test_pass_and_fail_differ_visually(opened, axe, scheme):
     store, visit = opened
     shapes = []
     colours = []

@@ -81,7 +81,7 @@ def results(folder: Path) -> list[Path]:
     return [stage / name for stage in stages for name in (manifest.NAME, *manifest.read(stage)["files"])]
 
 
-def test_one_flipped_bit_in_any_result_file_is_found(copied: Path) -> None:
+def test_flipped_bit_in_any_result_file_is_detected(copied: Path) -> None:
     paths = results(copied)
     folders = {str(path.parent.relative_to(copied / "stages")).replace(path.parts[-3], "") for path in paths}
     published = {
@@ -104,7 +104,7 @@ def test_one_flipped_bit_in_any_result_file_is_found(copied: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["sft/*/weights/model.safetensors", "reward/*/weights/reward.safetensors", "sample/*/completions-sft.jsonl"]
 )
-def test_a_run_trains_on_no_damaged_result(copied: Path, name: str) -> None:
+def test_run_refuses_damaged_results(copied: Path, name: str) -> None:
     (path,) = copied.glob(f"stages/{name}")
     shutil.rmtree(copied / "stages" / "policy")
     flip(path)
@@ -113,7 +113,7 @@ def test_a_run_trains_on_no_damaged_result(copied: Path, name: str) -> None:
     assert not list(copied.glob("stages/policy/*/manifest.json"))
 
 
-def test_a_damaged_policy_is_not_exported(copied: Path, tmp_path: Path) -> None:
+def test_damaged_policy_is_not_exported(copied: Path, tmp_path: Path) -> None:
     (path,) = copied.glob("stages/policy/*/weights/model.safetensors")
     flip(path)
     manifest._verified.clear()
@@ -125,7 +125,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("stages/*/*/weights/*.safetensors"))}
 
 
-def test_a_damaged_stage_is_moved_aside_and_run_again_on_request(copied: Path, finished: Path) -> None:
+def test_redo_moves_a_damaged_stage_aside(copied: Path, finished: Path) -> None:
     (path,) = copied.glob("stages/sft/*/weights/model.safetensors")
     flip(path)
     said = run(copied, redo=["sft"])
@@ -135,7 +135,7 @@ def test_a_damaged_stage_is_moved_aside_and_run_again_on_request(copied: Path, f
     assert len(list((copied / "aside").glob("sft-*-1/manifest.json"))) == 1
 
 
-def test_a_stage_made_of_other_results_is_not_taken_for_done(copied: Path) -> None:
+def test_stage_with_other_inputs_is_not_done(copied: Path) -> None:
     (folder,) = copied.glob("stages/sft/*")
     tensors = load_file(folder / "weights" / "model.safetensors")
     shutil.rmtree(folder / "weights")
@@ -155,7 +155,7 @@ def fingerprint(folder: Path, **model: str) -> str:
     return pipeline.plan(check(Recipe, said, "test"), folder, corpus, None)[0].fingerprint
 
 
-def test_a_swapped_model_and_a_changed_template_are_other_models(tmp_path: Path, tiny_folder: str) -> None:
+def test_changed_model_or_template_changes_the_fingerprint(tmp_path: Path, tiny_folder: str) -> None:
     model = tmp_path / "model"
     template = tmp_path / "chat.jinja"
     now = []
@@ -188,7 +188,7 @@ def test_a_swapped_model_and_a_changed_template_are_other_models(tmp_path: Path,
     assert look() == 5, "a model that is gone is the one that was last there"
 
 
-def test_status_reads_no_weights_and_loads_no_torch(finished: Path) -> None:
+def test_status_reads_no_weights_and_imports_no_torch(finished: Path) -> None:
     code = (
         "import sys; from towpath.cli.app import main\ntry: main()\nfinally: assert not {'torch', 'transformers'} & "
         "set(sys.modules)"
@@ -199,7 +199,7 @@ def test_status_reads_no_weights_and_loads_no_torch(finished: Path) -> None:
     assert done.returncode == 0 and done.stdout.count(" done") == 7, done.stderr
 
 
-def test_a_missing_ledger_is_not_replaced_by_an_empty_one(copied: Path) -> None:
+def test_missing_ledger_is_not_replaced(copied: Path) -> None:
     (copied / "towpath.db").unlink()
     for command in (lambda: run(copied), lambda: pipeline.status(recipe.load(copied, SMALL), copied)):
         with pytest.raises(DataError, match=r"towpath\.db: no such file, though (sample|label) is done"):
@@ -207,7 +207,7 @@ def test_a_missing_ledger_is_not_replaced_by_an_empty_one(copied: Path) -> None:
     assert not (copied / "towpath.db").exists()
 
 
-def test_damaged_files_that_can_be_made_again_are_made_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_reproducible_files_are_rebuilt(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (labels,) = copied.glob("stages/label/*/labels.json")
     whole = labels.read_bytes()
     labels.write_bytes(b"\xff\x00{")
@@ -226,7 +226,7 @@ def test_damaged_files_that_can_be_made_again_are_made_again(copied: Path, capsy
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b'{"checksum": "0", "result": {}}'])
-def test_a_damaged_manifest_is_an_error_that_names_the_file(copied: Path, content: bytes) -> None:
+def test_damaged_manifest_error_names_the_file(copied: Path, content: bytes) -> None:
     (path,) = copied.glob("stages/reward/*/manifest.json")
     path.write_bytes(content)
     if content == b"{":
@@ -242,7 +242,7 @@ def test_a_damaged_manifest_is_an_error_that_names_the_file(copied: Path, conten
         pipeline.status(recipe.load(copied, SMALL), copied)
 
 
-def test_damaged_checkpoints_are_told_and_moved_aside(
+def test_damaged_checkpoints_are_reported_and_moved_aside(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -263,7 +263,7 @@ def test_damaged_checkpoints_are_told_and_moved_aside(
     assert "moved aside" in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_a_manifest_is_not_in_the_way(tmp_path: Path) -> None:
+def test_checkpoint_without_manifest_is_skipped(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path)
     kept.save(3, {"x": torch.ones(1)}, {})
     (kept.folder / "step_3" / "manifest.sha256.json").unlink()
@@ -273,7 +273,7 @@ def test_a_checkpoint_without_a_manifest_is_not_in_the_way(tmp_path: Path) -> No
     assert found is not None and found[0] == 3
 
 
-def test_a_training_from_python_is_of_one_model_and_believed_as_it_was_written(
+def test_python_training_verifies_model_and_results(
     tmp_path: Path, tiny_folder: str
 ) -> None:
     model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))

@@ -105,7 +105,7 @@ def press(page, key: str, said: str) -> None:
     page.wait_for_function("() => !document.body.classList.contains('busy')")
 
 
-def test_signing_in_and_rating_by_keyboard_alone(visit, store):
+def test_keyboard_only_sign_in_and_rating(visit, store):
     page = visit("ann")
     seen = []
     for key, said in (
@@ -129,22 +129,22 @@ def test_signing_in_and_rating_by_keyboard_alone(visit, store):
     assert "6 rated" in page.inner_text("#progress")
 
 
-def test_undo_brings_the_pair_back_in_its_order(visit, store):
+def test_undo_restores_the_pair_and_its_order(visit, store):
     page = visit("ann")
     first = comparison(page)
     text = answers(page)
     press(page, "1", "Saved")
     assert comparison(page) != first
-    press(page, "u", "Taken back: your verdict")
+    press(page, "u", "Undone: your verdict")
     assert (comparison(page), answers(page)) == (first, text)
     press(page, "5", "Saved: B is much better")
     assert [(j.comparison, j.round, j.strength) for j in store.judgements()] == [(first, 2, 3)]
-    press(page, "u", "Taken back")
+    press(page, "u", "Undone")
     press(page, "s", "Skipped")
     assert store.judgements() == []
 
 
-def test_a_reload_shows_the_same_pair_in_the_same_order(visit):
+def test_reload_keeps_pair_and_order(visit):
     page = visit("ann")
     press(page, "3", "Saved")
     before = comparison(page), answers(page)
@@ -153,7 +153,7 @@ def test_a_reload_shows_the_same_pair_in_the_same_order(visit):
         assert (comparison(page), answers(page)) == before
 
 
-def test_two_raters_at_once_never_see_one_pair(visit, store):
+def test_two_raters_never_get_the_same_pair(visit, store):
     ann = visit("ann")
     bob = visit("bob")
     for _ in range(5):
@@ -165,7 +165,7 @@ def test_two_raters_at_once_never_see_one_pair(visit, store):
     assert len({j.comparison for j in store.judgements()}) == 10
 
 
-def test_what_is_said_without_a_connection_is_kept_and_sent_once(visit, store):
+def test_offline_verdicts_are_stored_and_sent_once(visit, store):
     page = visit("ann")
     first = comparison(page)
     page.context.set_offline(True)
@@ -180,7 +180,7 @@ def test_what_is_said_without_a_connection_is_kept_and_sent_once(visit, store):
     visit.errors.clear()  # the browser reports the lost connection
 
 
-def test_what_was_said_before_a_crash_is_sent_after_it(visit, store):
+def test_verdicts_are_sent_after_a_browser_crash(visit, store):
     page = visit("ann")
     first = comparison(page)
     page.context.route("**/rate/judge", lambda route: route.abort())
@@ -193,7 +193,7 @@ def test_what_was_said_before_a_crash_is_sent_after_it(visit, store):
     visit.errors.clear()
 
 
-def test_an_answer_that_was_lost_on_its_way_back_is_not_doubled(visit, store):
+def test_lost_response_does_not_duplicate_a_verdict(visit, store):
     page = visit("ann")
     lost = []
 
@@ -211,7 +211,7 @@ def test_an_answer_that_was_lost_on_its_way_back_is_not_doubled(visit, store):
     visit.errors.clear()
 
 
-def test_flag_comment_write_and_guidelines_without_a_mouse(visit, store):
+def test_dialogs_by_keyboard(visit, store):
     page = visit("ann")
     page.keyboard.press("g")
     assert "Prefer the answer that helps" in page.inner_text("#guidelines-dialog")
@@ -236,14 +236,14 @@ def test_flag_comment_write_and_guidelines_without_a_mouse(visit, store):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=flagged)
-    press(page, "u", "Taken back: the flag")
+    press(page, "u", "Undone: the flag")
     assert comparison(page) == flagged
     page.keyboard.press("f")
     page.keyboard.press("Escape")
     press(page, "3", "Saved: a tie")
 
 
-def test_differences_are_toggled_and_stay_on(visit):
+def test_differences_toggle_persists(visit):
     page = visit("ann")
     press(page, "d", "underlined")
     assert page.locator("mark").count() > 0
@@ -255,7 +255,7 @@ def test_differences_are_toggled_and_stay_on(visit):
     assert page.locator("#answers [data-text]").first.is_visible()
 
 
-def test_keys_can_be_turned_off_and_a_verdict_can_wait_for_next(visit, store):
+def test_shortcuts_and_immediate_save_can_be_turned_off(visit, store):
     page = visit("ann")
     page.keyboard.press("?")
     page.uncheck("#at-once")
@@ -278,7 +278,7 @@ def test_keys_can_be_turned_off_and_a_verdict_can_wait_for_next(visit, store):
     assert len(store.judgements()) == 1
 
 
-def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
+def test_separate_safety_question(visit, store):
     store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0, safety=True)).result()
     page = visit("ann")
     press(page, "1", "Which is safer?")
@@ -290,7 +290,7 @@ def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
     assert second.details["safety"]["choice"] == "tie"
 
 
-def test_a_ranking_by_keyboard(visit, store):
+def test_ranking_by_keyboard(visit, store):
     store.add_groups(
         [RankingGroup("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)]
     )
@@ -307,13 +307,13 @@ def test_a_ranking_by_keyboard(visit, store):
     assert len(store.judgements()) == 10
     ties = [j for j in store.judgements() if j.choice == "tie"]
     assert len(ties) == 1
-    press(page, "u", "Taken back")
+    press(page, "u", "Undone")
     assert answers(page) == shown
     page.locator("[data-rank]").nth(1).click()
     assert page.inner_text("#ranked") == "2"
 
 
-def test_on_a_phone_answers_are_stacked_and_nothing_sticks_out(visit, store):
+def test_phone_layout(visit, store):
     page = visit("ann", viewport={"width": 375, "height": 740}, device_scale_factor=2, has_touch=True, is_mobile=True)
     one, two = (page.locator("#answers article").nth(i).bounding_box() for i in (0, 1))
     assert two["y"] >= one["y"] + one["height"]
@@ -326,7 +326,7 @@ def test_on_a_phone_answers_are_stacked_and_nothing_sticks_out(visit, store):
     assert len(store.judgements()) == 1
 
 
-def test_both_answers_scroll_together(visit):
+def test_answers_scroll_together(visit):
     page = visit("ann", viewport={"width": 1280, "height": 720})
     while "Paragraph" not in "".join(answers(page)):
         press(page, "3", "Saved")
@@ -341,7 +341,7 @@ def test_both_answers_scroll_together(visit):
     assert page.locator("#scale").is_visible()
 
 
-def test_focus_goes_through_the_page_as_it_is_read(visit):
+def test_focus_order(visit):
     page = visit("ann")
     page.focus(".skip-link")
     places = []
@@ -375,7 +375,7 @@ def test_focus_goes_through_the_page_as_it_is_read(visit):
     assert places[begin : begin + len(wanted)] == wanted
 
 
-def test_ten_pairs_one_after_another(visit, store):
+def test_ten_pairs_in_a_row(visit, store):
     page = visit("ann")
     for key in "1234501234":
         press(page, key, "Saved")
@@ -383,7 +383,7 @@ def test_ten_pairs_one_after_another(visit, store):
     assert len(store.judgements()) == 10
 
 
-def test_the_page_looks_again_when_there_was_nothing(visit, store):
+def test_page_polls_when_idle(visit, store):
     store.submit_write(task_queue.pause_domain, "work", True).result()
     page = visit("ann")
     assert "Nothing to rate" in page.inner_text("main")
@@ -395,7 +395,7 @@ def test_the_page_looks_again_when_there_was_nothing(visit, store):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 375])
-def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width):
+def test_axe_on_all_pages(visit, store, axe, scheme, width):
     store.set_gold([Gold("k05", "a", "sure")])
     store.submit_write(
         rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0, safety=True, show_gold=True, hours=9.0)
@@ -419,7 +419,7 @@ def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width)
         page.goto(f"/owner{path}")
         found += serious(page, axe)
     page.goto("/owner/people")
-    page.get_by_role("button", name="Make a link").click()
+    page.get_by_role("button", name="Create a link").click()
     found += serious(page, axe)
     store.add_groups(
         [RankingGroup("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)]

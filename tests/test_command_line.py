@@ -33,7 +33,7 @@ def command(monkeypatch: pytest.MonkeyPatch, run: Path, error: Exception) -> int
     return code
 
 
-def test_a_bug_says_so_and_leaves_its_traceback_in_the_run(
+def test_bug_message_and_traceback_file(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("TOWPATH_TRACEBACK", raising=False)
@@ -50,7 +50,7 @@ def test_a_bug_says_so_and_leaves_its_traceback_in_the_run(
     )
 
 
-def test_the_traceback_is_printed_where_it_is_asked_for(
+def test_traceback_is_printed_on_request(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TOWPATH_TRACEBACK", "1")
@@ -70,7 +70,7 @@ def test_the_traceback_is_printed_where_it_is_asked_for(
         (PermissionError(13, "Permission denied", "/root/x"), "/root/x: permission denied"),
     ],
 )
-def test_what_the_system_refuses_is_no_bug(
+def test_operating_system_errors_are_no_bugs(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, words: str
 ) -> None:
     assert command(monkeypatch, run, error) == 1
@@ -78,7 +78,7 @@ def test_what_the_system_refuses_is_no_bug(
     assert words in said and "rule:" in said and "fix:" in said and "bug" not in said and "Traceback" not in said
 
 
-def test_a_traceback_goes_elsewhere_where_the_run_cannot_be_written(
+def test_traceback_goes_to_a_temporary_file_if_the_run_is_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -87,7 +87,7 @@ def test_a_traceback_goes_elsewhere_where_the_run_cannot_be_written(
     assert str(path) in said and code == crash.BUG_EXIT_CODE
 
 
-def test_output_that_nobody_reads_any_more_is_no_error() -> None:
+def test_broken_pipe_is_no_error() -> None:
     script = f"{sys.executable} -m towpath explain | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONUNBUFFERED": "1"}

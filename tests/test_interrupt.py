@@ -62,7 +62,7 @@ MOMENTS = [
 ]
 
 
-def test_stopped_by_signals_a_run_goes_on_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_stopped_by_signals_resumes_bit_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While something trains and in a stage without checkpoints; twenty moments are in `make prove`."""
     stopped = tmp_path / "stopped"
     whole = tmp_path / "whole"
@@ -111,7 +111,7 @@ HOLDS = (
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_second_signal_ends_at_once(second: int) -> None:
+def test_second_signal_ends_at_once(second: int) -> None:
     process = script(HOLDS)
     process.send_signal(signal.SIGTERM)
     assert process.stderr and "stopping after the next checkpoint" in process.stderr.readline()
@@ -121,14 +121,14 @@ def test_a_second_signal_ends_at_once(second: int) -> None:
     assert process.returncode == -second
 
 
-def test_where_no_checkpoint_is_written_in_time_the_last_one_stands() -> None:
+def test_grace_period_without_checkpoint() -> None:
     process = script("interrupt.GRACE_SECONDS = 0.3\n" + HOLDS)
     process.send_signal(signal.SIGUSR1)
     _, said = process.communicate(timeout=10)
     assert process.returncode == interrupt.EXIT_CODE and "the previous checkpoint is the newest" in said
 
 
-def test_a_users_own_except_is_not_in_the_way() -> None:
+def test_user_code_except_does_not_swallow_signals() -> None:
     wait = "try:\n    print('ready', flush=True)\n    time.sleep(30)\nexcept Exception:\n    time.sleep(30)"
     process = script(wait)
     process.send_signal(signal.SIGTERM)
@@ -136,7 +136,7 @@ def test_a_users_own_except_is_not_in_the_way() -> None:
     assert process.returncode == interrupt.EXIT_CODE and "SIGTERM: stopped. Completed work is saved." in said
 
 
-def test_handlers_of_the_caller_are_there_again_and_ignored_signals_stay_ignored() -> None:
+def test_previous_handlers_are_restored_and_ignored_signals_stay_ignored() -> None:
     seen: list[int] = []
 
     def own(number: int, _frame: object) -> None:
@@ -163,7 +163,7 @@ def test_handlers_of_the_caller_are_there_again_and_ignored_signals_stay_ignored
             signal.signal(number, handler)
 
 
-def test_beside_the_main_thread_nothing_is_listened_to() -> None:
+def test_no_signal_handling_outside_the_main_thread() -> None:
     found: list[object] = []
 
     def work() -> None:

@@ -119,7 +119,7 @@ def answer(run: Path, comparisons: list[str], rater: str = "ann", choice: str = 
         )  # pyright: ignore[reportArgumentType]
 
 
-def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
+def test_recorded_preferences_train_a_reward_model(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     prompts = [
         json.loads(line)
@@ -169,7 +169,7 @@ def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
     assert "sample" not in json.loads((run / "current.json").read_text())["stages"]
 
 
-def test_a_judge_labels_and_people_see_what_they_must(sampled, tmp_path):
+def test_judge_labels_and_people_get_routed_pairs(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     with judge() as address:
         asked = settings(
@@ -205,7 +205,7 @@ def test_a_judge_labels_and_people_see_what_they_must(sampled, tmp_path):
     assert all(row["chance"] is not None and row["by"].startswith("people") for row in labels)
 
 
-def test_a_plan_tells_hours_days_and_dollars(sampled):
+def test_plan_reports_hours_days_and_dollars(sampled):
     asked = settings("preferences.raters=people", "budget.pairs=50000", "preferences.overlap=0")
     told = json.loads(towpath("plan", sampled, *asked, "--json").stdout)
     assert round(told["plan"]["hours"]) == 833 and told["plan"]["days"] == 105 and told["measured"] == 0
@@ -213,7 +213,7 @@ def test_a_plan_tells_hours_days_and_dollars(sampled):
     assert "833 hours" in said and "over the ceiling" in said and "assumed" in said
 
 
-def test_a_run_serves_the_page_and_goes_on_by_itself(sampled, tmp_path):
+def test_run_serves_the_page_and_resumes(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     asked = settings(
         "preferences.raters=people", "gates.reward.action=stop", "gates.reward.threshold=0.999", "preferences.overlap=0"
@@ -238,7 +238,7 @@ def test_a_run_serves_the_page_and_goes_on_by_itself(sampled, tmp_path):
     assert result(run, "label")["result"]["decided"] == len(names)
 
 
-def test_first_errors_name_value_rule_and_fix(tmp_path):
+def test_errors_have_value_rule_and_fix(tmp_path):
     run = tmp_path / "run"
     towpath("new", run, "--recipe", "tiny")
     nothing = towpath("label", "judge", run, "--set", "judge.base_url=http://127.0.0.1:1/v1", "--set", "judge.model=m")
@@ -250,7 +250,7 @@ def test_first_errors_name_value_rule_and_fix(tmp_path):
 
 
 @pytest.mark.parametrize("rater", ["judge", "blend"])
-def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rater):
+def test_first_run_with_a_judge_passes_the_label_stage(sampled, tmp_path, rater):
     """What the judge says in the label stage is part of that stage's fingerprint: the stages behind it are planned
     again, not missed."""
     run = copied(sampled, tmp_path / "run")
@@ -279,7 +279,7 @@ def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rate
         assert any("label: done before" in line for line in said) and Longer.calls == calls
 
 
-def test_a_whole_run_with_a_judge_needs_one_command(sampled, tmp_path):
+def test_whole_run_with_a_judge(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     with judge() as address:
         small = [
@@ -323,7 +323,7 @@ class Babbling(Longer):
         ),
     ],
 )
-def test_a_judge_that_brings_no_labels_is_an_error_that_says_why(sampled, tmp_path, kind, more, words, fix):
+def test_judge_without_labels_is_an_error_with_the_reason(sampled, tmp_path, kind, more, words, fix):
     run = copied(sampled, tmp_path / "run")
     with judge(kind) as address:
         recipe = load(run, [*SMALL, "preferences.raters=judge", f"judge.base_url={address}", "judge.model=m", *more])
@@ -335,7 +335,7 @@ def test_a_judge_that_brings_no_labels_is_an_error_that_says_why(sampled, tmp_pa
     assert kept["waiting_for"] == "" and (kind is Tying or any(f["code"] == "judge" for f in kept["findings"]))
 
 
-def test_people_are_waited_for_until_every_seat_is_taken(sampled, tmp_path):
+def test_run_waits_until_every_seat_is_judged(sampled, tmp_path):
     """A tie of the first rater may be decided by the second: only when both have judged does no more come."""
     run = copied(sampled, tmp_path / "run")
     recipe = load(run, [*SMALL, "preferences.raters=people", "preferences.overlap=1.0"])
@@ -351,7 +351,7 @@ def test_people_are_waited_for_until_every_seat_is_taken(sampled, tmp_path):
         pipeline.run(recipe, run, lambda _line: None, "label")
 
 
-def test_recorded_preferences_that_are_too_few_do_not_wait_for_people(sampled, tmp_path):
+def test_too_few_recorded_preferences_do_not_wait(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     folder = run / "data" / "preferences"
     folder.mkdir()

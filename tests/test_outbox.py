@@ -45,7 +45,7 @@ class Faults:
 
 
 @contextmanager
-def serving_faults(store):
+def serve_with_faults(store):
     server, auth = create_server(store, True)
     faults = Faults(server.config.app)
     server.config.app = faults
@@ -82,7 +82,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def served(store, browser):
-    with serving_faults(store) as (url, faults):
+    with serve_with_faults(store) as (url, faults):
         page = enter(browser, url)
         yield page, faults
         page.context.close()
@@ -110,13 +110,13 @@ def stored(page, kind):
         ((413, "too large", {}), "the server failed (413)"),
     ],
 )
-def test_an_answer_that_is_not_about_the_verdict_never_drops_it(served, store, answer, words):
+def test_unrelated_responses_never_drop_a_verdict(served, store, answer, words):
     page, faults = served
     first = comparison(page)
     faults.answers["/rate/judge"] = answer
     page.keyboard.press("1")
     shows(page, "waiting", words)
-    assert "1 kept on this device" in page.inner_text("#outbox")
+    assert "1 stored on this device" in page.inner_text("#outbox")
     assert "secret" not in page.content()
     faults.answers.clear()
     page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
@@ -124,7 +124,7 @@ def test_an_answer_that_is_not_about_the_verdict_never_drops_it(served, store, a
     assert stored(page, "outbox") == stored(page, "unsaved") == 0
 
 
-def test_the_pause_that_the_server_asks_for_is_kept(served):
+def test_retry_after_is_respected(served):
     page, faults = served
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "30"})
     page.keyboard.press("1")
@@ -133,7 +133,7 @@ def test_the_pause_that_the_server_asks_for_is_kept(served):
     assert faults.asked.count("/rate/judge") == 1
 
 
-def test_what_the_server_cannot_take_is_set_aside_and_shown(served, store, axe):
+def test_rejected_items_are_listed(served, store, axe):
     page, faults = served
     first = comparison(page)
     faults.answers["/rate/judge"] = (500, "Internal Server Error", {})
@@ -162,7 +162,7 @@ def test_what_the_server_cannot_take_is_set_aside_and_shown(served, store, axe):
     assert page.is_hidden("#unsaved")
 
 
-def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
+def test_refused_verdict_is_listed_with_its_content(served, store):
     page, _ = served
     first = comparison(page)
     shown = store.read(
@@ -172,7 +172,7 @@ def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
     store.submit_write(verdicts.judge, other, 2_000_000_000.0).result()
     page.keyboard.press("1")
     shows(page, "said", "Not saved: A is much better")
-    assert "You have judged this pair otherwise" in page.inner_text("#message")
+    assert "You have judged this pair differently" in page.inner_text("#message")
     assert not re.search(r"\bk\d\d\b", page.inner_text("body")), "no ids of the ledger"
     page.click("#unsaved")
     assert "A is much better" in page.inner_text("#unsaved-list")
@@ -181,7 +181,7 @@ def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
     assert [j.choice for j in store.judgements()] == [sides.choice_of("right", shown)]
 
 
-def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
+def test_drafts_survive_a_reload(served, store):
     page, _ = served
     first = comparison(page)
     for key, words in (("c", "a remark"), ("w", "A better answer."), ("f", "odd")):
@@ -190,7 +190,7 @@ def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
         page.keyboard.press("Control+Enter" if key == "c" else "Escape")
     page.reload()
     assert comparison(page) == first
-    assert "Restored what you had begun: a better answer, a comment, a flag" in page.inner_text("#message")
+    assert "Restored drafts: a better answer, a comment, a flag" in page.inner_text("#message")
     page.keyboard.press("w")
     assert page.input_value("#write-text") == "A better answer."
     page.keyboard.press("Control+Enter")
@@ -198,12 +198,12 @@ def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
     press(page, "1", "Saved")
     assert [j.comment for j in store.judgements()] == ["a remark"]
     assert [row["text"] for row in store.read(review.list_written_answers, "waiting")[0]] == ["A better answer."]
-    press(page, "u", "Taken back")
+    press(page, "u", "Undone")
     assert page.input_value("#comment-text") == page.input_value("#write-text") == ""
     assert page.input_value("#flag-text") == "odd"
 
 
-def test_a_verdict_is_not_taken_for_that_of_someone_who_signed_in_meanwhile(served, store):
+def test_verdict_is_not_credited_to_another_account(served, store):
     page, faults = served
     first = comparison(page)
     store.submit_write(task_queue.add_seats, [first], "overlap").result()
@@ -223,7 +223,7 @@ def test_a_verdict_is_not_taken_for_that_of_someone_who_signed_in_meanwhile(serv
     assert stored(page, "outbox") == 1
 
 
-def test_a_browser_that_stores_nothing_says_that_the_tab_must_stay_open(served):
+def test_browser_without_storage_warns(served):
     page, faults = served
     page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
@@ -233,17 +233,17 @@ def test_a_browser_that_stores_nothing_says_that_the_tab_must_stay_open(served):
     shows(page, "said", "Saved")
 
 
-def test_a_pair_that_cannot_be_loaded_is_not_called_kept(served):
+def test_load_failure_is_not_reported_as_stored(served):
     page, faults = served
     faults.answers["/rate/next"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
     shows(page, "waiting", "The next pair cannot be loaded (the server is away)")
-    assert "kept" not in page.inner_text("#outbox")
+    assert "stored" not in page.inner_text("#outbox")
     faults.answers.clear()
     shows(page, "waiting", "")
 
 
-def test_a_database_that_is_restarted_under_a_rater_loses_nothing(postgres_server, browser):
+def test_database_restart_loses_nothing(postgres_server, browser):
     control = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))[-1]
     port = postgres_server.rpartition(":")[2]
     folder = next(path for path in Path("/tmp").glob("towpath-postgres-*") if (path / f".s.PGSQL.{port}").exists())
@@ -260,7 +260,7 @@ def test_a_database_that_is_restarted_under_a_rater_loses_nothing(postgres_serve
 
     with Store.open(new_database(postgres_server)) as store:
         fill(store)
-        with serving_faults(store) as (url, _):
+        with serve_with_faults(store) as (url, _):
             page = enter(browser, url)
             given = []
             for _ in range(2):

@@ -68,7 +68,7 @@ def work(rank: int, world: int, name: str, model: str, place: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_the_gradient_does_not_change_with_the_number_of_processes(
+def test_gradient_does_not_depend_on_the_number_of_processes(
     tiny_folder: str, tmp_path: Path, name: str, world: int
 ):
     spawning.spawn(work, (world, name, tiny_folder, str(tmp_path)), nprocs=world)

@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_no_estimate_before_any_work_and_one_that_falls_after(clock: list[float]) -> None:
+def test_time_left_estimate_decreases(clock: list[float]) -> None:
     work = Progress("samples", 240, "tokens")
     clock[0] += 30
     assert work.seconds_left() is None and work.line() == "samples 0 %"
@@ -46,14 +46,14 @@ def test_no_estimate_before_any_work_and_one_that_falls_after(clock: list[float]
     assert work.line().startswith("samples 99 %")
 
 
-def test_a_resumed_work_is_estimated_by_what_this_process_did(clock: list[float]) -> None:
+def test_estimate_of_resumed_work(clock: list[float]) -> None:
     work = Progress("policy", 100, start=90)
     clock[0] += 10
     work.advance(1)
     assert work.seconds_left() == pytest.approx(90) and work.amount() == "91/100"
 
 
-def test_a_silent_phase_says_every_few_seconds_that_it_goes_on(capsys, monkeypatch) -> None:
+def test_plain_progress_line_every_few_seconds(capsys, monkeypatch) -> None:
     assert showing.LINE_INTERVAL <= 9
     monkeypatch.setattr(showing, "LINE_INTERVAL", 0.05)
     with progress("evaluate"), progress("evaluate: answers", 10) as work:
@@ -65,7 +65,7 @@ def test_a_silent_phase_says_every_few_seconds_that_it_goes_on(capsys, monkeypat
     assert not capsys.readouterr().err, "nothing is said once the work has ended"
 
 
-def test_drawing_advances_with_every_token(tiny) -> None:
+def test_generation_progress_advances_with_every_token(tiny) -> None:
     """Three rows that run to their longest length used to stand at 0/3 to the end."""
     requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
     seen: list[tuple[int, int]] = []
@@ -73,7 +73,7 @@ def test_drawing_advances_with_every_token(tiny) -> None:
     assert [tokens for tokens, _ in seen] == [3] * 40 and sum(ended for _, ended in seen) == 3
 
 
-def test_answers_that_end_early_count_as_done(tiny) -> None:
+def test_finished_answers_count_as_done(tiny) -> None:
     requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(30 + i)) for i in range(8)]
     plain = LocalEngine(tiny, eos=-1, pad=0).generate(requests)
     eos = plain[0].token_ids[4]
@@ -86,7 +86,7 @@ def test_answers_that_end_early_count_as_done(tiny) -> None:
     assert generate(LocalEngine(tiny, eos=eos, pad=0), requests, "answers") == drawn
 
 
-def test_a_policy_step_shows_what_goes_on_inside(capsys, monkeypatch, tmp_path, tiny_folder) -> None:
+def test_policy_step_shows_its_phases(capsys, monkeypatch, tmp_path, tiny_folder) -> None:
     monkeypatch.setattr(showing, "LINE_INTERVAL", 0.005)
     prompts = [f"Say {number}." for number in range(20)]
     tp.train(
@@ -105,7 +105,7 @@ def test_a_policy_step_shows_what_goes_on_inside(capsys, monkeypatch, tmp_path, 
         assert re.search(rf"ppo \d/2.*; {phase} \d+ %", said), phase
 
 
-def test_nested_bars_share_one_display_on_a_terminal() -> None:
+def test_nested_bars_share_one_display() -> None:
     code = """
 import time
 from towpath.progress import print_note, progress

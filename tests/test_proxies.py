@@ -163,7 +163,7 @@ def sign_in(browser: httpx.Client, name: str, password: str = PASSWORD) -> httpx
     return browser.post("/sign-in", data={"name": name, "password": password})
 
 
-def test_people_sign_in_and_rate_over_tls(site):
+def test_sign_in_and_rating_over_tls_proxies(site):
     with visitor(site) as ann:
         done = sign_in(ann, "ann")
         assert done.status_code == 303
@@ -180,7 +180,7 @@ def test_people_sign_in_and_rate_over_tls(site):
         )
 
 
-def test_a_claimed_address_is_not_believed(site):
+def test_claimed_address_is_not_trusted(site):
     with visitor(site) as attacker:
         told = [
             attacker.post(
@@ -192,7 +192,7 @@ def test_a_claimed_address_is_not_believed(site):
         assert told.count(401) <= 5
 
 
-def test_live_pages_are_not_held_back(site):
+def test_proxies_do_not_buffer_live_pages(site):
     with visitor(site) as olga:
         sign_in(olga, "olga")
         with olga.stream("GET", "/monitor/events", params={"stage": "policy"}) as stream:

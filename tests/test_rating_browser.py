@@ -61,7 +61,7 @@ def visit(store, browser):
     assert not errors
 
 
-def test_a_verdict_counts_only_after_the_shortest_look(visit, store):
+def test_minimum_view_time(visit, store):
     put(store, min_view=1.0)
     page = visit()
     page.keyboard.press("1")
@@ -71,12 +71,12 @@ def test_a_verdict_counts_only_after_the_shortest_look(visit, store):
     page.wait_for_timeout(1000)
     press(page, "1", "Saved: A is much better")
     page.wait_for_timeout(100)
-    press(page, "u", "Taken back")
+    press(page, "u", "Undone")
     press(page, "5", "Saved: B is much better")  # that pair was seen long enough before
     assert [j.strength for j in store.judgements()] == [3]
 
 
-def test_guidelines_are_confirmed_at_the_first_pair_and_when_they_change(visit, store, axe):
+def test_guidelines_are_acknowledged_first_and_after_changes(visit, store, axe):
     page = visit("new")
     page.wait_for_selector("#guidelines-dialog[open]")
     assert "read these guidelines" in page.inner_text("#guidelines-must")
@@ -100,7 +100,7 @@ def test_guidelines_are_confirmed_at_the_first_pair_and_when_they_change(visit, 
     assert [j.guideline for j in store.judgements()] == ["1", "1", "2"]
 
 
-def test_trial_pairs_with_feedback_come_before_work(visit, store, axe):
+def test_trial_pairs_with_feedback_come_first(visit, store, axe):
     store.set_gold([Gold(f"k{i:02}", "tie", "They say the same.") for i in (9, 10, 11)])
     put(store, trial_pairs=2, trial_threshold=1.0)
     page = visit()
@@ -124,7 +124,7 @@ def test_trial_pairs_with_feedback_come_before_work(visit, store, axe):
         page.wait_for_function("() => !document.body.classList.contains('busy')")
         page.keyboard.press("3")
         page.wait_for_selector("#feedback:not([hidden])")
-        assert "Right." in page.inner_text("#feedback")
+        assert "Correct." in page.inner_text("#feedback")
         passed = page.inner_text("#next")
         page.keyboard.press("n")
     assert passed.endswith("Begin")
@@ -134,7 +134,7 @@ def test_trial_pairs_with_feedback_come_before_work(visit, store, axe):
     assert len(store.judgements()) == 1
 
 
-def test_criteria_and_reason_tags_go_with_the_verdict(visit, store, axe):
+def test_criteria_and_reason_tags_are_stored(visit, store, axe):
     put(store, reasons=("wrong fact", "too long"), criteria=("helpful", "clear"))
     page = visit()
     assert not serious(page, axe)
@@ -152,7 +152,7 @@ def test_criteria_and_reason_tags_go_with_the_verdict(visit, store, axe):
     )
 
 
-def test_my_day_has_goal_pace_and_last_verdicts_with_undo(visit, store, axe):
+def test_my_day_dialog(visit, store, axe):
     put(store, goal=4, break_minutes=0.01)
     page = visit()
     press(page, "1", "Saved")
@@ -177,7 +177,7 @@ def test_my_day_has_goal_pace_and_last_verdicts_with_undo(visit, store, axe):
     assert page.locator("#history-text .last li").count() == 4
     assert not serious(page, axe)
     page.get_by_role("button", name="Undo", exact=True).last.click()
-    page.wait_for_function(SAID, arg="Taken back: your verdict")
+    page.wait_for_function(SAID, arg="Undone: your verdict")
     assert len(store.judgements()) == 3
 
 
@@ -218,7 +218,7 @@ def one_pair(store, left, right, name="zz"):
 
 
 @pytest.mark.parametrize("width", [1280, 1920])
-def test_a_line_has_about_75_characters_and_buttons_follow_the_answers(visit, store, width):
+def test_line_length_and_button_position(visit, store, width):
     one_pair(store, LONG.replace("**", ""), LONG.replace("**", ""))
     page = visit(viewport={"width": width, "height": 900})
     full = sorted(lines_of(page))
@@ -235,7 +235,7 @@ def test_a_line_has_about_75_characters_and_buttons_follow_the_answers(visit, st
         assert style == ["none", "0px"], "no frame that reads as chosen"
 
 
-def test_text_size_and_compact_layout_are_kept(visit):
+def test_text_size_and_compact_layout_persist(visit):
     page = visit()
     size = "() => parseFloat(getComputedStyle(document.querySelector('#answers .text')).fontSize)"
     space = "() => parseFloat(getComputedStyle(document.querySelector('#answers article')).paddingTop)"
@@ -253,7 +253,7 @@ def test_text_size_and_compact_layout_are_kept(visit):
 
 
 @pytest.mark.parametrize("width", [360, 390])
-def test_the_tools_fit_on_a_phone(visit, store, width):
+def test_tools_fit_on_a_phone(visit, store, width):
     put(store, reasons=("wrong fact", "too long"), criteria=("helpful", "correct", "style"))
     page = visit(viewport={"width": width, "height": 740}, has_touch=True, is_mobile=True)
     press(page, "s", "Skipped")
@@ -268,7 +268,7 @@ def test_the_tools_fit_on_a_phone(visit, store, width):
     assert page.locator("#bar").bounding_box()["height"] < 330
 
 
-def test_code_formulas_and_differences_keep_their_markdown(visit, store, axe):
+def test_differences_keep_markdown(visit, store, axe):
     one_pair(store, CODE, CODE.replace("shut", "open"))
     page = visit()
     assert page.locator("#answers math").count() == 2
@@ -276,7 +276,7 @@ def test_code_formulas_and_differences_keep_their_markdown(visit, store, axe):
     assert page.locator("#answers .k").first.evaluate("it => getComputedStyle(it).color") != page.evaluate(
         "getComputedStyle(document.body).color"
     )
-    press(page, "d", "Words that differ are underlined.")
+    press(page, "d", "Differing words are underlined.")
     assert page.locator(".differing mark").all_inner_texts() == ["shut", "open"] or page.locator(
         ".differing mark"
     ).all_inner_texts() == ["open", "shut"]
@@ -284,7 +284,7 @@ def test_code_formulas_and_differences_keep_their_markdown(visit, store, axe):
     assert not serious(page, axe)
 
 
-def test_an_open_draft_is_not_lost_to_another_pair(visit, store):
+def test_draft_stays_with_its_pair(visit, store):
     page = visit()
     first = comparison(page)
     page.keyboard.press("w")
@@ -294,7 +294,7 @@ def test_an_open_draft_is_not_lost_to_another_pair(visit, store):
     page.keyboard.press("w")
     assert page.input_value("#write-text") == ""
     page.keyboard.press("Escape")
-    press(page, "u", "Taken back")
+    press(page, "u", "Undone")
     assert comparison(page) == first
     page.keyboard.press("w")
     assert page.input_value("#write-text") == "half an answer"
@@ -303,7 +303,7 @@ def test_an_open_draft_is_not_lost_to_another_pair(visit, store):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing_serious_on_the_owners_new_pages(visit, store, axe, scheme, width):
+def test_axe_on_owner_pages(visit, store, axe, scheme, width):
     for i in range(3):
         seat = store.submit_write(rater_stats.rating_page, "ann", 1_800_000_000.0 + i).result().task
         given = verdicts.Submission(
@@ -331,7 +331,7 @@ def test_axe_finds_nothing_serious_on_the_owners_new_pages(visit, store, axe, sc
     assert not found, "\n".join(found)
 
 
-def test_answers_to_rank_are_never_cut(visit, store):
+def test_ranking_shows_full_answers(visit, store):
     store.add_completions(
         [
             Completion(f"s1.p12.r{k}", "p12", "sft", f"{k} is level water. " * 40, (1,), (-0.1,), "stop")

@@ -52,7 +52,7 @@ def light(tmp_path):
         yield opened
 
 
-def try_out(store, rater, side_of):
+def judge_trial(store, rater, side_of):
     """Judge trial pairs until an attempt is over; `side_of` chooses by the right side."""
     while True:
         trial = store.submit_write(rater_stats.rating_page, rater, NOW).result().trial
@@ -73,15 +73,15 @@ def gold_of(store, name):
     return store.read(lambda c: c.scalar(select(schema.gold.c.choice).where(schema.gold.c.comparison == name)))
 
 
-def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(store):
+def test_trial_pairs_come_first_and_never_become_judgements(store):
     store.add_tasks(tasks(8))
     store.set_gold([Gold(f"k{i:02}", "a" if i % 2 else "b", f"note {i}") for i in range(6, 11)])
     put(store, trial_pairs=3, trial_threshold=0.6)
-    failed = try_out(store, "ann", lambda right: "tie")
+    failed = judge_trial(store, "ann", lambda right: "tie")
     assert (failed.right, failed.total, failed.needed, failed.passed, failed.correct) == (0, 3, 2, False, False)
     assert failed.note.startswith("note ")
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial.attempt == 2
-    passed = try_out(store, "ann", lambda right: right)
+    passed = judge_trial(store, "ann", lambda right: right)
     assert (passed.passed, passed.right) == (True, 3)
     view = store.submit_write(rater_stats.rating_page, "ann", NOW).result()
     assert view.trial is None
@@ -102,7 +102,7 @@ def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(stor
     assert_counters(store)
 
 
-def test_owners_and_runs_without_gold_have_no_trial(store):
+def test_no_trial_for_owners_or_without_gold(store):
     store.add_tasks(tasks(2))
     put(store, trial_pairs=3)
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial is None
@@ -115,11 +115,11 @@ def test_owners_and_runs_without_gold_have_no_trial(store):
 @pytest.mark.parametrize(
     ("total", "threshold", "needed"), [(3, 0.7, 3), (10, 0.7, 7), (5, 0.6, 3), (4, 0.0, 0), (4, 1.0, 4), (3, 1 / 3, 1)]
 )
-def test_how_many_of_a_trial_must_be_right(total, threshold, needed):
+def test_trial_pass_mark(total, threshold, needed):
     assert trials._pass_mark(total, threshold) == needed
 
 
-def test_each_version_of_the_guidelines_is_confirmed_once(store):
+def test_each_guideline_version_is_acknowledged_once(store):
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged, "there are none"
     store.submit_write(people.add_guideline, "Be kind.", "olga").result()
     assert not store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged
@@ -132,7 +132,7 @@ def test_each_version_of_the_guidelines_is_confirmed_once(store):
         store.submit_write(acknowledgements.acknowledge, "ann", 9).result()
 
 
-def test_of_better_answers_the_newest_counts_once_the_owner_approves_it(store):
+def test_newest_approved_written_answer_counts(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
     for number in (1, 2):
@@ -152,7 +152,7 @@ def test_of_better_answers_the_newest_counts_once_the_owner_approves_it(store):
     assert store.written_demonstrations() == []
 
 
-def test_time_worked_is_at_most_the_time_for_which_the_pair_was_held(store):
+def test_time_worked_is_limited_by_the_lease(store):
     store.add_tasks(tasks(3))
     judge(store, sit(store, "ann", NOW), at=NOW + 2.5, milliseconds=86_400_000)
     judge(store, sit(store, "ann", NOW + 10), at=NOW + 20, milliseconds=4000)
@@ -162,7 +162,7 @@ def test_time_worked_is_at_most_the_time_for_which_the_pair_was_held(store):
     assert [j.milliseconds for j in store.judgements()] == [2500, 4000, 5000]
 
 
-def test_a_take_out_stops_a_raters_judgements_and_is_reversed(store):
+def test_bulk_retraction_and_restore(store):
     store.add_tasks(tasks(4))
     for i in range(4):
         judge(store, sit(store, "ann", NOW + i), at=NOW + i)
@@ -172,17 +172,17 @@ def test_a_take_out_stops_a_raters_judgements_and_is_reversed(store):
     assert store.counts()["judgements"] == 4, "the ledger keeps them"
     assert isinstance(sit(store, "bob"), Lease), "their pairs wait for others"
     assert sit(store, "ann") == "empty"
-    with pytest.raises(DataError, match="no judgement that counts"):
+    with pytest.raises(DataError, match="no judgements"):
         store.submit_write(takeouts.retract_all, "ann", "olga").result()
     assert [one.rater for one in store.read(takeouts.list_retractions)] == ["ann"]
     assert store.submit_write(takeouts.restore, made.number).result() == 4
     assert store.judgements() == before
     assert_counters(store)
-    with pytest.raises(DataError, match="reversed before"):
+    with pytest.raises(DataError, match="restored already"):
         store.submit_write(takeouts.restore, made.number).result()
 
 
-def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_only(store):
+def test_rename_and_remove_a_person_everywhere(store):
     store.add_tasks(tasks(3))
     store.submit_write(people.add_account, "olga", "owner", "hash").result()
     store.submit_write(people.add_account, "ann", "rater", "hash").result()
@@ -213,7 +213,7 @@ def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_
     assert_counters(store)
 
 
-def test_judged_pairs_are_searched_and_filtered(store):
+def test_judged_pairs_search_and_filters(store):
     store.add_tasks(tasks(6))
     for i in range(6):
         seat = sit(store, "ann" if i < 3 else "bob", NOW + i)
@@ -238,7 +238,7 @@ def test_judged_pairs_are_searched_and_filtered(store):
     assert ([j["rater"] for j in pair.judgements], [w["text"] for w in pair.written]) == (["ann"], ["Better so."])
 
 
-def test_reasons_and_criteria_are_kept_by_answer_and_exported(store):
+def test_reasons_and_criteria_are_stored_and_exported(store):
     store.add_tasks(tasks(2))
     for i in range(2):
         seat = sit(store, "ann", NOW + i)
@@ -250,7 +250,7 @@ def test_reasons_and_criteria_are_kept_by_answer_and_exported(store):
         }
 
 
-def test_messages_to_raters_name_no_ids(store):
+def test_messages_to_raters_contain_no_ids(store):
     store.add_tasks(tasks(2))
     seat = sit(store, "ann")
     judge(store, seat, "left", key="the-first-key")
@@ -271,14 +271,14 @@ def test_messages_to_raters_name_no_ids(store):
     assert not [words for words in told if re.search(r"k\d\d|ann|eve|key-", words)]
 
 
-def test_the_own_day_is_counted_and_the_last_verdicts_are_listed(store):
+def test_daily_count_and_history(store):
     store.add_tasks(tasks(4))
     put(store, goal=5)
     for i in range(3):
         judge(store, sit(store, "ann", NOW + i), "right", NOW + i)
     store.submit_write(verdicts.skip, sit(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
     told = store.read(rater_stats.rater_progress, "ann", NOW + 5, NOW + 1)
-    assert (told.today, told.goal, told.judged) == (2, 5, 3)
+    assert (told.today, told.goal, told.judgements) == (2, 5, 3)
     rows = store.read(review.rater_history, "ann")
     assert [(row["state"], row["side"]) for row in rows] == [
         ("skipped", ""),
@@ -288,7 +288,7 @@ def test_the_own_day_is_counted_and_the_last_verdicts_are_listed(store):
     ]
 
 
-def test_a_rater_who_cannot_have_read_is_found_even_alone():
+def test_finding_for_a_rater_who_is_too_fast():
     texts = {f"k{i}": (f"word {i} " * 30, f"other {i} " * 30) for i in range(12)}
     fast = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 400) for i in range(12)]
     slow = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 24_000) for i in range(12)]
@@ -312,7 +312,7 @@ def team(light):
         yield url
 
 
-def test_findings_about_raters_are_on_the_owners_page_with_intervals_and_counts(team, light):
+def test_rater_findings_on_the_owner_page(team, light):
     put(light)
     light.add_tasks(tasks())
     many_verdicts(light, "ann", 12)
@@ -325,7 +325,7 @@ def test_findings_about_raters_are_on_the_owners_page_with_intervals_and_counts(
     assert rater_reports.rater_report(light).findings[0].code == "rater-side"
 
 
-def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light):
+def test_owner_review_actions_over_http(team, light):
     put(light)
     light.add_tasks(tasks(2))
     seat = sit(light, "ann")
@@ -355,7 +355,7 @@ def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light
         assert "Rename or remove anna" in owner.get("/owner/people").text
 
 
-def test_pairs_exported_from_the_page_are_preferences_that_can_be_read(team, light, tmp_path):
+def test_exported_pairs_can_be_imported(team, light, tmp_path):
     put(light)
     light.add_completions([Completion("s1.p0.x", "p0", "sft", "=1+1", (1,), (-0.1,), "stop")])
     light.add_tasks(tasks(3))
@@ -374,7 +374,7 @@ def test_pairs_exported_from_the_page_are_preferences_that_can_be_read(team, lig
         assert {"prompt", "chosen", "rejected"} <= set(row)
 
 
-def test_a_csv_for_people_holds_no_formula_and_gives_its_texts_back():
+def test_csv_export_escapes_formulas_reversibly():
     odd = ["=1+1", "+1", "-1 is less", "@SUM(A1)", "\tx", "\rx", "plain", "'=kept", ""]
     rows = [{"name": value, "number": -0.5} for value in odd]
     out = io.StringIO()
@@ -389,7 +389,7 @@ def test_a_csv_for_people_holds_no_formula_and_gives_its_texts_back():
     assert plain.getvalue() == "name\r\nx\r\n"
 
 
-def test_formulas_and_code_are_shown_without_anything_else_getting_through():
+def test_formulas_and_code_are_rendered_safely():
     html = shown.markdown(
         "So $e^{i\\pi} = -1$, $$\\frac{1}{2}$$ and \\(x < y\\), for $5 or $6.\n\n```python\ndef f(): return '<b>'\n```"
     )
@@ -422,7 +422,7 @@ def test_formulas_and_code_are_shown_without_anything_else_getting_through():
         '<math><mtext><table><mglyph><style><img src=x onerror="alert(1)"></style></mglyph></table></mtext></math>',
     ],
 )
-def test_hostile_formulas_make_nothing_but_known_elements(hostile):
+def test_hostile_formulas_yield_allowed_elements_only(hostile):
     html = shown.markdown(hostile)
     tags = set(re.findall(r"<\s*([a-zA-Z]\w*)", html))
     assert tags <= shown.TAGS | {
@@ -445,7 +445,7 @@ def test_hostile_formulas_make_nothing_but_known_elements(hostile):
     assert "9999999" not in "".join(re.findall(r"<[a-z][^>]*>", html))
 
 
-def test_differences_are_words_where_texts_are_close_and_sentences_where_they_are_not():
+def test_diff_by_word_or_by_sentence():
     left, right, manner = answer_diff.rendered_diff(
         "The **cat** sat on a mat.\n\n- It was `warm`.", "The **dog** sat on a mat.\n\n- It was `warm`."
     )
@@ -469,7 +469,7 @@ def test_differences_are_words_where_texts_are_close_and_sentences_where_they_ar
     assert answer_diff.rendered_diff("", "new words")[1] == "<p><mark>new words</mark></p>\n"
 
 
-def test_marks_never_cross_a_tag_or_break_a_formula():
+def test_marks_never_cross_tags_or_formulas():
     left, right, _ = answer_diff.rendered_diff("a **b c** $x<y$ [d e](http://x.y 'q>r')", "z *b q* $x<z$ `d e`")
     for html in (left, right):
         depth = 0
@@ -480,7 +480,7 @@ def test_marks_never_cross_a_tag_or_break_a_formula():
         assert depth == 0
 
 
-def test_a_given_verdict_is_kept_with_all_that_goes_with_it(store):
+def test_submission_is_stored_completely(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
     given = Submission(

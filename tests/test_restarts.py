@@ -66,7 +66,7 @@ def until_answered(
         return answer.json()
 
 
-def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
+def test_postgresql_restart_loses_no_verdict(own_server):
     with Store.open(new_database(own_server.url)) as store:
         store.add_prompts([Prompt(f"p{i}", f"Why {i}?") for i in range(PAIRS)])
         store.add_completions(

@@ -130,7 +130,7 @@ def known_routes(tmp_path) -> list[str]:
         return list(routes(server.config.app))
 
 
-def test_every_route_has_a_row_and_every_row_a_route(tmp_path):
+def test_route_table_is_complete(tmp_path):
     found = known_routes(tmp_path)
     assert len(found) == len(set(found)), "two routes answer to one method and path"
     assert not set(found) - set(MAY), "say in MAY who may use these"
@@ -138,7 +138,7 @@ def test_every_route_has_a_row_and_every_row_a_route(tmp_path):
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_may_use_its_routes_and_no_others(team, store, role):
+def test_roles_have_access_to_their_routes_only(team, store, role):
     """What is sent is empty: who may use a route is answered 4xx for it, who may not 401 or 403, whatever is sent."""
     wrong = []
     port = team.rpartition(":")[2]
