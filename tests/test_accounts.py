@@ -141,8 +141,8 @@ def test_ledger_stores_no_key_and_no_token(served, store, tmp_path):
     )
 
 
-def test_migration_keeps_accounts_and_drops_the_key(place):
-    engine = ledger.open_engine(place)
+def test_migration_keeps_accounts_and_drops_the_key(location):
+    engine = ledger.open_engine(location)
     upgrade(engine, "0005")
     with ledger.transaction(engine) as connection:
         connection.execute(
@@ -153,7 +153,7 @@ def test_migration_keeps_accounts_and_drops_the_key(place):
         )
         connection.execute(text("INSERT INTO settings VALUES ('secret', '\"0123\"'), ('gold_share', '0.25')"))
     engine.dispose()
-    with Store.open(place) as store:
+    with Store.open(location) as store:
         assert [(one.name, one.role, one.password, one.active) for one in store.read(people.list_accounts)] == [
             ("ann", "rater", "hash", False),
             ("olga", "owner", "other", True),
@@ -175,11 +175,11 @@ def test_sign_out_ends_the_session_on_the_server(served, store):
     ("seen", "expires", "status"),
     [(0.0, 60.0, 200), (-sessions.IDLE_LIMIT + 60, 60.0, 200), (-sessions.IDLE_LIMIT - 1, 60.0, 401), (0.0, -1.0, 401)],
 )
-def test_session_idle_and_total_lifetime(served, store, seen, expires, status):
+def test_session_idle_and_total_lifetime(served, store, idle, expires, status):
     url, _ = served
     token = store.submit_write(sessions.start, "ann", time()).result()
     store.submit_write(
-        lambda c: c.execute(schema.sessions.update().values(seen=time() + seen, expires=time() + expires)).rowcount
+        lambda c: c.execute(schema.sessions.update().values(seen=time() + idle, expires=time() + expires)).rowcount
     ).result()
     with client(url, cookie=f"towpath-{url.rpartition(':')[2]}={token}") as ann:
         assert ann.get("/rate/next").status_code == status
@@ -247,11 +247,11 @@ def test_password_change_needs_the_current_one_and_ends_other_sessions(served, s
 def test_guessing_the_current_password_is_throttled(served):
     url, _ = served
     with signed_in(url, "ann") as ann:
-        told = [
+        statuses = [
             ann.post("/account/password", data={"present": f"wrong {i} words", "password": OTHER}).status_code
             for i in range(FREE + 1)
         ]
-    assert told == [409] * FREE + [429]
+    assert statuses == [409] * FREE + [429]
 
 
 def test_sign_out_of_all_other_sessions(served):
@@ -348,19 +348,19 @@ def test_concurrent_sign_ins_are_throttled_before_hashing(served, store):
             return answer.status_code, answer.headers.get("retry-after", "")
 
     with ThreadPoolExecutor(100) as pool:
-        told = list(pool.map(attempt, range(100)))
+        statuses = list(pool.map(attempt, range(100)))
     checked = [row for row in store.read(audit.list_entries) if row.action == "sign in failed"]
     assert 1 <= len(checked) <= FREE
-    assert sorted({status for status, _ in told}) == [401, 429]
-    assert all(after.isdecimal() and int(after) >= 1 for status, after in told if status == 429)
+    assert sorted({status for status, _ in statuses}) == [401, 429]
+    assert all(after.isdecimal() and int(after) >= 1 for status, after in statuses if status == 429)
 
 
 def test_known_browser_is_not_locked_out_by_attackers(served):
     url, _ = served
     with signed_in(url, "ann") as ann, client(url) as attacker:
         ann.post("/sign-out")
-        told = [enter(attacker, "ann", f"wrong password {i}").status_code for i in range(FREE + 3)]
-        assert told == [401] * FREE + [429] * 3
+        statuses = [enter(attacker, "ann", f"wrong password {i}").status_code for i in range(FREE + 3)]
+        assert statuses == [401] * FREE + [429] * 3
         assert enter(attacker, "ann").status_code == 429, "from there even the right password must wait"
         assert enter(ann, "ann").status_code == 303
         ann.post("/sign-out")
@@ -473,9 +473,9 @@ def test_one_hash_slot_for_unknown_and_one_for_known_browsers(served):
     try:
         with ThreadPoolExecutor(30) as pool:
             started = monotonic()
-            told = list(pool.map(attempt, range(20)))
-            assert {answer.status_code for answer in told} == {429}
-            assert all(int(answer.headers["retry-after"]) >= 1 for answer in told)
+            statuses = list(pool.map(attempt, range(20)))
+            assert {answer.status_code for answer in statuses} == {429}
+            assert all(int(answer.headers["retry-after"]) >= 1 for answer in statuses)
             assert monotonic() - started < 3 * passwords.HASH_TIMEOUT, "no queue without end"
         assert auth.hasher.verify(HASHED, PASSWORD, known=True)
     finally:
@@ -506,35 +506,35 @@ def test_invitation_is_checked_before_hashing(served, store):
 def test_forwarded_address_is_used_from_trusted_proxies_only(served, store):
     url, _ = served
     with client(url) as attacker:
-        told = [
+        statuses = [
             enter(attacker, "ann", "wrong", **{"x-forwarded-for": f"10.0.0.{i}"}).status_code for i in range(FREE + 1)
         ]
-        assert told == [401] * FREE + [429]
+        assert statuses == [401] * FREE + [429]
         sign_in = enter(attacker, "bob", **{"x-forwarded-proto": "https"})
         assert "secure" not in sign_in.headers["set-cookie"].lower()
         assert "strict-transport-security" not in sign_in.headers
     with (
-        running(store, team=True, outside=server.NetworkOptions(proxies=("127.0.0.1",))) as (behind, _),
+        running(store, team=True, network=server.NetworkOptions(proxies=("127.0.0.1",))) as (behind, _),
         client(behind) as proxy,
     ):
         for i in range(2):  # what a client claims stands left of what the proxy adds
-            told = [
+            statuses = [
                 enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"1.1.1.{j}, 10.0.0.{i}"}).status_code
                 for j in range(FREE + 1)
             ]
-            assert told == [401] * FREE + [429]
+            assert statuses == [401] * FREE + [429]
         assert store.read(audit.list_entries)[0].after == {"from": "10.0.0.1"}
-        told = [
+        statuses = [
             enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"10.9.9.{i}, 127.0.0.1"}).status_code
             for i in range(FREE + 1)
         ]
-        assert told == [401] * FREE + [429], "a client with the proxy's own address claims no other"
+        assert statuses == [401] * FREE + [429], "a client with the proxy's own address claims no other"
 
 
 def test_host_cookies_behind_a_trusted_tls_proxy(store):
     fill(store)
     outside = server.NetworkOptions(names=("rate.example",), proxies=("127.0.0.1",))
-    with running(store, team=True, outside=outside) as (url, _), httpx.Client(base_url=url) as proxy:
+    with running(store, team=True, network=outside) as (url, _), httpx.Client(base_url=url) as proxy:
         headers = {
             "host": "rate.example",
             "origin": "https://rate.example",
@@ -553,9 +553,9 @@ def test_host_cookies_behind_a_trusted_tls_proxy(store):
         )
         assert not any("domain" in cookie.lower() for cookie in cookies)
         assert answer.headers["strict-transport-security"] == "max-age=31536000"
-        kept = "; ".join(cookie.partition(";")[0] for cookie in cookies)
-        assert proxy.get("/rate/next", headers=headers | {"cookie": kept}).status_code == 200
-        plain = kept.replace("__Host-", "")
+        cookie_header = "; ".join(cookie.partition(";")[0] for cookie in cookies)
+        assert proxy.get("/rate/next", headers=headers | {"cookie": cookie_header}).status_code == 200
+        plain = cookie_header.replace("__Host-", "")
         assert (
             proxy.get("/rate/next", headers=headers | {"cookie": plain, "accept": "application/json"}).status_code
             == 401
@@ -583,7 +583,7 @@ def test_host_cookies_with_own_certificate(store, certificate):
     fill(store)
     outside = server.NetworkOptions((), *certificate)
     with (
-        running(store, team=True, outside=outside) as (url, _),
+        running(store, team=True, network=outside) as (url, _),
         httpx.Client(base_url=url, verify=False, headers={"origin": url}) as ann,
     ):
         answer = enter(ann, "ann")
@@ -610,10 +610,10 @@ def test_host_cookies_with_own_certificate(store, certificate):
     ],
 )
 def test_last_forwarded_address_is_used(peer, header, client):
-    seen = {}
+    forwarded = {}
 
     async def application(scope, _receive, _send):
-        seen.update(scope)
+        forwarded.update(scope)
 
     scope = {
         "type": "http",
@@ -622,7 +622,7 @@ def test_last_forwarded_address_is_used(peer, header, client):
         "headers": [(b"x-forwarded-for", value.encode()) for value in header],
     }
     asyncio.run(ForwardedHeaders(application, ["10.0.0.0/24"])(scope, None, None))
-    assert seen["client"][0] == client
+    assert forwarded["client"][0] == client
 
 
 def test_proxy_option_is_validated():
@@ -790,11 +790,11 @@ def test_audit_log_records_actor_and_change(served, store):
     )
 
 
-def test_audit_log_is_append_only(place):
-    with Store.open(place) as store:
+def test_audit_log_is_append_only(location):
+    with Store.open(location) as store:
         store.submit_write(audit.record, "olga", "settings", after={"paused": True}).result()
         wrong = ["UPDATE audit SET account = 'ann'", "DELETE FROM audit"]
-        if isinstance(place, str):
+        if isinstance(location, str):
             wrong.append("TRUNCATE audit")
         else:
             wrong.append(

@@ -63,8 +63,8 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def store(place):
-    with Store.open(place) as opened:
+def store(location):
+    with Store.open(location) as opened:
         opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
         yield opened
 
@@ -117,13 +117,13 @@ def test_outcomes_enter_in_order_when_complete():
         ArenaPair("k2", 2, "b", seats=2),
         ArenaPair("k3", 3, "a"),
     ]
-    told = [make_judgement("k2", "ann", "b"), make_judgement("k0", "ann", "a"), make_judgement("k2", "bob", "a")]
-    found = evals.finished_outcomes(pairs, told[:2])
-    assert [(p.comparison, y) for p, y in found] == [("k0", 1.0)]
-    found = evals.finished_outcomes(pairs, told)
-    assert [(p.comparison, y) for p, y in found] == [("k0", 1.0), ("k1", 0.5), ("k2", 0.5)]
-    assert [p.comparison for p, _ in evals.finished_outcomes(pairs, told[:2], alone=True)] == ["k1", "k2", "k0"]
-    everything = [*told, make_judgement("k3", "ann", "b")]
+    judgements = [make_judgement("k2", "ann", "b"), make_judgement("k0", "ann", "a"), make_judgement("k2", "bob", "a")]
+    results = evals.finished_outcomes(pairs, judgements[:2])
+    assert [(p.comparison, y) for p, y in results] == [("k0", 1.0)]
+    results = evals.finished_outcomes(pairs, judgements)
+    assert [(p.comparison, y) for p, y in results] == [("k0", 1.0), ("k1", 0.5), ("k2", 0.5)]
+    assert [p.comparison for p, _ in evals.finished_outcomes(pairs, judgements[:2], alone=True)] == ["k1", "k2", "k0"]
+    everything = [*judgements, make_judgement("k3", "ann", "b")]
     assert [y for _, y in evals.finished_outcomes(pairs, everything)] == [1.0, 0.5, 0.5, 0.0]
     all_same = [ArenaPair(f"s{i}", i, "a", seats=0, same=True) for i in range(3)]
     assert [y for _, y in evals.finished_outcomes(all_same, [])] == [0.5] * 3
@@ -135,12 +135,12 @@ def outcomes(wins, ties, losses, gap=0):
 
 
 def test_record_counts_ties_and_intervals_contain_the_rate():
-    found = evals.win_record(outcomes(60, 20, 20), 0.5)
-    assert (found.rate, found.wins, found.ties, found.losses, found.n) == (pytest.approx(0.7), 60, 20, 20, 100)
-    assert "half" in found.rule
-    for low, high in (found.wilson, found.bootstrap):
+    record = evals.win_record(outcomes(60, 20, 20), 0.5)
+    assert (record.rate, record.wins, record.ties, record.losses, record.n) == (pytest.approx(0.7), 60, 20, 20, 100)
+    assert "half" in record.rule
+    for low, high in (record.wilson, record.bootstrap):
         assert low < 0.7 < high
-    assert found.anytime[1] - found.anytime[0] > found.wilson[1] - found.wilson[0], (
+    assert record.anytime[1] - record.anytime[0] > record.wilson[1] - record.wilson[0], (
         "looking again and again has its price"
     )
     empty = evals.win_record([], 0.7)
@@ -152,11 +152,11 @@ def test_rater_error_correction_keeps_uncertainty():
     agree = right**2 + (1 - right) ** 2
     assert evals.rater_accuracy(agree) == pytest.approx(right)
     many = outcomes(697, 0, 303)
-    found = evals.win_record(many, 0.7, agreement=(agree, 5000)).true_rate
-    assert found.rate == pytest.approx(0.79, abs=0.005)
-    assert found.interval[0] < 0.79 < found.interval[1]
+    corrected = evals.win_record(many, 0.7, agreement=(agree, 5000)).true_rate
+    assert corrected.rate == pytest.approx(0.79, abs=0.005)
+    assert corrected.interval[0] < 0.79 < corrected.interval[1]
     vague = evals.win_record(many, 0.7, agreement=(agree, 60)).true_rate
-    assert vague.interval[1] - vague.interval[0] > found.interval[1] - found.interval[0]
+    assert vague.interval[1] - vague.interval[0] > corrected.interval[1] - corrected.interval[0]
     assert evals.win_record(many, 0.7, agreement=(0.52, 50)).true_rate is None
     assert evals.win_record(many, 0.7).true_rate is None
 
@@ -165,12 +165,12 @@ def test_length_control_removes_a_pure_length_effect():
     draws = np.random.default_rng(0)
     gaps = draws.normal(8, 10, 400)
     by_length = draws.random(400) < 1 / (1 + np.exp(-0.3 * gaps))
-    found = evals.win_record(
+    record = evals.win_record(
         [(ArenaPair(f"k{i}", i, "a", int(g)), float(y)) for i, (g, y) in enumerate(zip(gaps, by_length, strict=True))],
         0.7,
     )
-    assert found.rate > 0.7
-    assert found.equal_length.rate == pytest.approx(0.5, abs=0.15)
+    assert record.rate > 0.7
+    assert record.equal_length.rate == pytest.approx(0.5, abs=0.15)
 
 
 def test_answer_sources_list_current_and_earlier_evaluations(run):
@@ -203,29 +203,29 @@ def test_arena_is_blind_and_skips_identical_answers(store, run):
     assert all(("lock" in (m.a if m.ours == "a" else m.b)) != m.same for m in matches)
     assert sum(m.same for m in matches) == 2
     seat = sit(store, "ann")
-    shown = store.read(task_queue.task_view, seat)
-    assert shown.domain == "work"
-    told = json.dumps([seat.comparison, shown.prompt, list(shown.answers), seat.order])
-    assert "policy" not in told
-    assert "sft" not in told
+    task = store.read(task_queue.task_view, seat)
+    assert task.domain == "work"
+    visible = json.dumps([seat.comparison, task.prompt, list(task.answers), seat.order])
+    assert "policy" not in visible
+    assert "sft" not in visible
     assert vote(store, "ann", for_policy) == COUNT - 2 or store.read(arenas.get_arena, made.number).state == "open"
 
 
 def test_decided_arena_closes_its_tasks(store, run):
     write_answers(run, 80)
     made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
-    judged = 0
+    count = 0
     while store.read(arenas.get_arena, made.number).state == "open":
-        judged += vote(store, "ann", for_policy, 1)
+        count += vote(store, "ann", for_policy, 1)
         close_decided(store)
-    found = leaderboard_row(store, made.number)
-    assert (found.arena.state, found.arena.verdict) == ("decided", "PASS")
-    assert judged < 40
-    assert found.people.n == found.people.wins == judged
+    row = leaderboard_row(store, made.number)
+    assert (row.arena.state, row.arena.verdict) == ("decided", "PASS")
+    assert count < 40
+    assert row.people.n == row.people.wins == count
     assert sit(store, "ann") == "empty"
-    told = reveal_comparisons(store, made.number)
-    assert {side for pair in told for verdict in pair["said"] for side in [verdict["for"]]} == {"one"}
-    assert "PASS" in format_terminal(found)
+    revealed = reveal_comparisons(store, made.number)
+    assert {side for pair in revealed for verdict in pair["said"] for side in [verdict["for"]]} == {"one"}
+    assert "PASS" in format_terminal(row)
 
 
 def test_verdict_of_a_decided_arena_is_final(store, run):
@@ -249,13 +249,13 @@ def test_verdict_of_a_decided_arena_is_final(store, run):
 def test_comparisons_are_revealed_only_after_closing(store, run):
     made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=1.0))
     assert vote(store, "ann", for_policy) == 6
-    found = leaderboard_row(store, made.number)
-    assert (found.people.n, found.waiting) == (0, 6), "each prompt wants two"
+    row = leaderboard_row(store, made.number)
+    assert (row.people.n, row.waiting) == (0, 6), "each prompt wants two"
     assert reveal_comparisons(store, made.number) == []
     vote(store, "bob", for_policy, 4)
-    found = leaderboard_row(store, made.number)
-    assert (found.people.n, found.waiting, found.agreement) == (4, 2, (1.0, 4))
-    assert found.people.more is not None
+    row = leaderboard_row(store, made.number)
+    assert (row.people.n, row.waiting, row.agreement) == (4, 2, (1.0, 4))
+    assert row.people.more is not None
     assert stop_arena(store, made.number).state == "stopped"
     assert len(reveal_comparisons(store, made.number)) == 6
     assert sit(store, "bob") == "empty"
@@ -276,7 +276,7 @@ def test_arena_judgements_never_become_labels_or_exports(store, run, tmp_path):
     assert store.read(rater_stats.recent_judgements) == []
     assert store.read(rater_stats.own_judgements, "ann") == []
     sheet = tmp_path / "sheet.jsonl"
-    assert export_pairs(store, sheet, all=True) == 1
+    assert export_pairs(store, sheet, include_judged=True) == 1
     row = {"comparison": next(iter(inside)), "choice": "a", "rater": "eve"}
     sheet.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError):
@@ -325,10 +325,10 @@ def judge_script(turns=()):
     def script(request, _number):
         text = request["messages"][1]["content"]
         number = int(text.split("canal number ")[1].split(" ")[0])
-        place = (
+        position = (
             "first" if number in turns else "first" if text.index("lock keeps") < text.index("Because.") else "second"
         )
-        return answer(json.dumps({"explanation": "x", "verdict": place, "strength": 2}))
+        return answer(json.dumps({"explanation": "x", "verdict": position, "strength": 2}))
 
     return script
 
@@ -342,12 +342,12 @@ def test_arena_judge_is_asked_in_both_orders_with_a_separate_record(store, run):
         assert len(server.calls) == 24
         assert judge_arena(store, cfg, made.number) == []
         assert len(server.calls) == 24, "nobody is asked twice"
-    found = leaderboard_row(store, made.number)
-    judge = found.judges["judge:m"]
+    row = leaderboard_row(store, made.number)
+    judge = row.judges["judge:m"]
     turned = sum(int(m.prompt.split()[5]) % 3 == 0 for m in store.read(arenas.list_matches, made.number))
     assert (judge.n, judge.ties, judge.wins) == (12, turned, 12 - turned)
-    assert found.people.n == 5
-    assert found.judge_agreement["judge:m"][0] in (0.0, 1.0)
+    assert row.people.n == 5
+    assert row.judge_agreement["judge:m"][0] in (0.0, 1.0)
     assert store.judgements() == []
     assert store.read(arenas.get_arena, made.number).state == "open", "a judge ends no arena"
 
@@ -412,8 +412,8 @@ def test_decided_arena_closes_without_a_page_view(team):
     assert store.read(arenas.get_arena, made.number).state == "open"
     with signed_in(url, "ann") as rater:
         seat = rater.get("/rate/next").json()
-        given = {"key": "abcdefgh12", "comparison": seat["comparison"], "side": "left"}
-        assert rater.post("/rate/judge", json=given).status_code == 200
+        body = {"key": "abcdefgh12", "comparison": seat["comparison"], "side": "left"}
+        assert rater.post("/rate/judge", json=body).status_code == 200
         until = time() + 10
         while store.read(arenas.get_arena, made.number).state == "open" and time() < until:
             pass
@@ -473,14 +473,14 @@ def test_arena_commands(run):
         assert json.loads(done.stdout)["judges"]["judge:m"]["wins"] == 10
     with Store.open(run / "towpath.db") as store:
         vote(store, "ann", for_policy, 4)
-    told = json.loads(towpath("arena", "stats", run, "--json").stdout)
-    assert (told["people"]["n"], told["arena"]["state"], told["comparisons"]) == (4, "open", [])
+    stats = json.loads(towpath("arena", "stats", run, "--json").stdout)
+    assert (stats["people"]["n"], stats["arena"]["state"], stats["comparisons"]) == (4, "open", [])
     assert "UNDECIDED" in towpath("arena", "stats", run).stdout
     assert towpath("arena", "stop", run, "--arena", 1).returncode == 0
     assert len(json.loads(towpath("arena", "stats", run, "--json").stdout)["comparisons"]) == 10
     missing = towpath("arena", "stats", run, "--arena", 9)
     assert missing.returncode == 1
-    assert "there is none" in missing.stderr
+    assert "no such arena" in missing.stderr
 
 
 def test_report_shows_arenas(run):

@@ -55,8 +55,8 @@ def judge(page) -> bool:
     if page.get_attribute("#task", "data-state") != "pair":
         return False
     before = comparison(page)
-    shown = page.locator("#answers [data-text]").all_inner_texts()
-    page.keyboard.press("2" if "lock" in shown[0] else "4")
+    answers = page.locator("#answers [data-text]").all_inner_texts()
+    page.keyboard.press("2" if "lock" in answers[0] else "4")
     page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=before)
     page.wait_for_function("() => !document.body.classList.contains('busy')")
     return True
@@ -65,26 +65,26 @@ def judge(page) -> bool:
 def test_arena_from_start_to_verdict(opened, axe):
     store, visit = opened
     owner = visit("olga", "/arena")
-    found = serious(owner, axe)
+    violations = serious(owner, axe)
     assert owner.input_value("#one") == "policy"
     assert owner.input_value("#other") == "sft"
     owner.fill("#overlap", "30")
     owner.get_by_role("button", name="Start").click()
     owner.wait_for_url("**/arena/1")
     assert "Nothing is judged yet" in owner.inner_text("#verdict")
-    found += serious(owner, axe)
+    violations += serious(owner, axe)
     ann = visit("ann", "/rate")
     bob = visit("bob", "/rate")
     for page in (ann, bob):
-        told = page.content()
-        assert "policy" not in told
+        html = page.content()
+        assert "policy" not in html
         assert "arena" not in page.inner_text("main").lower()
-        assert "sft" not in told
+        assert "sft" not in html
     assert judge(ann)
     assert judge(bob)
     owner.wait_for_function("() => document.getElementById('verdict').textContent.includes('UNDECIDED')")
     assert "A lock keeps" not in owner.content(), "sources stay hidden while it is open"
-    found += serious(ann, axe)
+    violations += serious(ann, axe)
     count = 2
     while count < 110 and (judge(ann) | judge(bob)):
         count += 1
@@ -92,7 +92,7 @@ def test_arena_from_start_to_verdict(opened, axe):
     owner.wait_for_selector("#pairs")
     assert "PASS" in owner.inner_text("#verdict")
     assert "A lock keeps" in owner.content()
-    found += serious(owner, axe)
+    violations += serious(owner, axe)
     standing = leaderboard_row(store, 1)
     assert (standing.arena.state, standing.arena.verdict) == ("decided", "PASS")
     assert set(standing.raters) == {"ann", "bob"}
@@ -101,7 +101,7 @@ def test_arena_from_start_to_verdict(opened, axe):
     assert store.judgements() == []
     assert store.comparisons() == []
     assert store.labels() == []
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -121,14 +121,14 @@ def test_axe_on_arena_pages(opened, axe, scheme):
     }
     (store.folder / "stages" / "evaluate" / "aaaaaa000000" / "disagreements.jsonl").write_text(json.dumps(row) + "\n")
     page = visit("olga", "/arena", color_scheme=scheme, viewport={"width": 375, "height": 800})
-    found = serious(page, axe)
+    violations = serious(page, axe)
     for path in (f"/arena/{made.number}", "/arena/disagreements"):
         page.goto(path)
         for summary in page.locator("summary").all():
             summary.click()
-        found += serious(page, axe)
+        violations += serious(page, axe)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
 
 
 def decided(store, one, other, prefers):
@@ -139,10 +139,10 @@ def decided(store, one, other, prefers):
             seat = store.submit_write(task_queue.next_lease, name, time()).result()
             first = store.read(task_queue.task_view, seat).answers[0]
             side = "left" if ("lock" in first) == prefers else "right"
-            given = verdicts.Submission(
+            submission = verdicts.Submission(
                 f"key-{name}-{seat.comparison}", seat.comparison, name, verdicts.StoredVerdict(side)
             )
-            store.submit_write(verdicts.judge, given, time()).result()
+            store.submit_write(verdicts.judge, submission, time()).result()
         close_decided(store)
     return made.number
 
@@ -152,7 +152,7 @@ def test_pass_and_fail_differ_visually(opened, axe, scheme):
     store, visit = opened
     shapes = []
     colours = []
-    found = []
+    appearances = []
     for one, other in (("policy", "sft"), ("sft", "policy")):
         page = visit(
             "olga",
@@ -160,7 +160,7 @@ def test_pass_and_fail_differ_visually(opened, axe, scheme):
             color_scheme=scheme,
             viewport={"width": 1280, "height": 900},
         )
-        found += serious(page, axe)
+        appearances += serious(page, axe)
         shapes.append(page.locator(".outcome svg").inner_html())
         colours.append(page.locator(".outcome b").evaluate("it => getComputedStyle(it).color"))
         words = page.inner_text("main")
@@ -178,4 +178,4 @@ def test_pass_and_fail_differ_visually(opened, axe, scheme):
     assert len(set(shapes)) == len(set(colours)) == 2
     page.goto("/arena")
     assert page.locator(".outcome-chip").all_inner_texts() == ["✗ FAIL", "✓ PASS"]
-    assert not found, "\n".join(found)
+    assert not appearances, "\n".join(appearances)

@@ -46,9 +46,9 @@ SETTINGS = [part for value in SMALL for part in ("--set", value)]
 def run(folder: Path, redo: Sequence[str] = (), only: str = "") -> list[str]:
     """The run as a new process would make it; what it says."""
     manifest._verified.clear()
-    said: list[str] = []
-    pipeline.run(recipe.load(folder, SMALL), folder, said.append, only, redo=redo)
-    return said
+    output: list[str] = []
+    pipeline.run(recipe.load(folder, SMALL), folder, output.append, only, redo=redo)
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ def test_flipped_bit_in_any_result_file_is_detected(copied: Path) -> None:
         stage = next(parent for parent in path.parents if (parent / manifest.NAME).is_file())
         flip(path, seed)
         manifest._verified.clear()
-        with pytest.raises(DataError, match="damaged") as told:
+        with pytest.raises(DataError, match="damaged") as message:
             manifest.verify(stage)
-        assert str(path) in told.value.value and f"--redo {stage.parent.name}`" in told.value.fix
+        assert str(path) in message.value.value and f"--redo {stage.parent.name}`" in message.value.fix
         path.write_bytes(whole)
         manifest.verify(stage)
 
@@ -128,9 +128,9 @@ def weights(folder: Path) -> dict[str, bytes]:
 def test_redo_moves_a_damaged_stage_aside(copied: Path, finished: Path) -> None:
     (path,) = copied.glob("stages/sft/*/weights/model.safetensors")
     flip(path)
-    said = run(copied, redo=["sft"])
-    assert any(line.startswith("sft: moved aside to") for line in said)
-    assert [line.partition(":")[0] for line in said if "done in" in line] == ["sft"]
+    output = run(copied, redo=["sft"])
+    assert any(line.startswith("sft: moved aside to") for line in output)
+    assert [line.partition(":")[0] for line in output if "done in" in line] == ["sft"]
     assert weights(copied) == weights(finished)
     assert len(list((copied / "aside").glob("sft-*-1/manifest.json"))) == 1
 
@@ -142,7 +142,7 @@ def test_stage_with_other_inputs_is_not_done(copied: Path) -> None:
     from towpath.store.publish import publish
 
     publish(
-        folder / "weights", lambda place: save_file({k: v + 1 for k, v in tensors.items()}, place / "model.safetensors")
+        folder / "weights", lambda path: save_file({k: v + 1 for k, v in tensors.items()}, path / "model.safetensors")
     )
     manifest.write(folder, {k: v for k, v in manifest.read(folder).items() if k not in ("files", "checksum")})
     with pytest.raises(DataError, match="baseline was made of other results of sft than there are now"):
@@ -150,9 +150,9 @@ def test_stage_with_other_inputs_is_not_done(copied: Path) -> None:
 
 
 def fingerprint(folder: Path, **model: str) -> str:
-    said = {"model": model, "preferences": {"raters": "people"}}
+    output = {"model": model, "preferences": {"raters": "people"}}
     corpus = Corpus((Prompt("a", "Why?"), Prompt("b", "How?", split="heldout")))
-    return pipeline.plan(check(Recipe, said, "test"), folder, corpus, None)[0].fingerprint
+    return pipeline.plan(check(Recipe, output, "test"), folder, corpus, None)[0].fingerprint
 
 
 def test_changed_model_or_template_changes_the_fingerprint(tmp_path: Path, tiny_folder: str) -> None:
@@ -164,28 +164,28 @@ def test_changed_model_or_template_changes_the_fingerprint(tmp_path: Path, tiny_
     (tmp_path / "stages").mkdir()
     template.write_text("{{ messages }}")
 
-    def look() -> int:
+    def load_count() -> int:
         now.append(fingerprint(tmp_path, source=str(model), template=str(template)))
         return len(set(now))
 
-    assert (look(), look()) == (1, 1)
+    assert (load_count(), load_count()) == (1, 1)
     stat = (model / "model.safetensors").stat()
     tensors = load_file(model / "model.safetensors")
     tensors["model.norm.weight"][0] += 1e-3
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     os.utime(model / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert look() == 2, "another weight, of the same size and time"
+    assert load_count() == 2, "another weight, of the same size and time"
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"transformers_version": "0.0.0"}))
-    assert look() == 2, "who wrote a configuration is no part of the model"
+    assert load_count() == 2, "who wrote a configuration is no part of the model"
     (model / "config.json").write_text(json.dumps(config | {"rope_theta": 500.0}))
-    assert look() == 3
+    assert load_count() == 3
     (model / "tokenizer_config.json").write_text((model / "tokenizer_config.json").read_text() + " ")
-    assert look() == 4
+    assert load_count() == 4
     template.write_text("{{ messages }}.")
-    assert look() == 5
+    assert load_count() == 5
     shutil.rmtree(model)
-    assert look() == 5, "a model that is gone is the one that was last there"
+    assert load_count() == 5, "a model that is gone is the one that was last there"
 
 
 def test_status_reads_no_weights_and_imports_no_torch(finished: Path) -> None:
@@ -217,8 +217,8 @@ def test_damaged_reproducible_files_are_rebuilt(copied: Path, capsys: pytest.Cap
     (policy / "seconds").write_text("twelve")
     for name in ("findings.json", "interventions.jsonl", "metrics.jsonl", "samples.jsonl"):
         (policy / name).write_bytes(b'\xff\xfe[1]\n{"a": 1}\n')
-    said = run(copied)
-    assert any("labels.json: damaged" in line and "written again from the ledger" in line for line in said)
+    output = run(copied)
+    assert any("labels.json: damaged" in line and "written again from the ledger" in line for line in output)
     assert labels.read_bytes() == whole and json.loads((copied / "current.json").read_text())["stages"]
     warned = capsys.readouterr().err
     for name in ("current.json", "seconds", "metrics.jsonl"):
@@ -250,32 +250,33 @@ def test_damaged_checkpoints_are_reported_and_moved_aside(
     command = [sys.executable, "-m", "towpath", "stage", "sft", str(folder), *SETTINGS]
     environment = os.environ | {"TOWPATH_FAULT": "step-sft:4", "TOWPATH_CHECKPOINT_SECONDS": "0"}
     assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode == -9
-    (place,) = folder.glob("stages/sft/*/checkpoints")
-    assert sorted(path.name for path in place.iterdir()) == ["step_2", "step_3"]
-    (place / "step_3" / "manifest.sha256.json").unlink()
-    flip(place / "step_2" / "tensors.safetensors")
+    (folder_,) = folder.glob("stages/sft/*/checkpoints")
+    assert sorted(path.name for path in folder_.iterdir()) == ["step_2", "step_3"]
+    (folder_ / "step_3" / "manifest.sha256.json").unlink()
+    flip(folder_ / "step_2" / "tensors.safetensors")
     run(folder, only="sft")
     assert weights(folder).items() <= weights(finished).items()
-    (told,) = (f for f in manifest.read(place.parent)["findings"] if f["code"] == "checkpoint-damaged")
-    assert "step_3: it has no manifest" in told["evidence"] and "step_2: its files do not match" in told["evidence"]
-    assert "from the beginning" in told["remedy"]
-    assert sum(path.name.startswith("damaged-step_") for path in place.iterdir()) == 2
+    (findings,) = (f for f in manifest.read(folder_.parent)["findings"] if f["code"] == "checkpoint-damaged")
+    assert (
+        "step_3: it has no manifest" in findings["evidence"]
+        and "step_2: its files do not match" in findings["evidence"]
+    )
+    assert "from the beginning" in findings["remedy"]
+    assert sum(path.name.startswith("damaged-step_") for path in folder_.iterdir()) == 2
     assert "moved aside" in capsys.readouterr().err
 
 
 def test_checkpoint_without_manifest_is_skipped(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path)
-    kept.save(3, {"x": torch.ones(1)}, {})
-    (kept.folder / "step_3" / "manifest.sha256.json").unlink()
-    assert kept.newest() is None
-    kept.save(3, {"x": torch.ones(1)}, {})
-    found = kept.newest()
-    assert found is not None and found[0] == 3
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"x": torch.ones(1)}, {})
+    (checkpoints.folder / "step_3" / "manifest.sha256.json").unlink()
+    assert checkpoints.newest() is None
+    checkpoints.save(3, {"x": torch.ones(1)}, {})
+    newest = checkpoints.newest()
+    assert newest is not None and newest[0] == 3
 
 
-def test_python_training_verifies_model_and_results(
-    tmp_path: Path, tiny_folder: str
-) -> None:
+def test_python_training_verifies_model_and_results(tmp_path: Path, tiny_folder: str) -> None:
     model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
     def vowels(_prompts: object, answers: list[str]) -> list[float]:

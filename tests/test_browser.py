@@ -98,17 +98,17 @@ def answers(page) -> list[str]:
     return page.locator("#answers [data-text]").all_inner_texts()
 
 
-def press(page, key: str, said: str) -> None:
+def press(page, key: str, text: str) -> None:
     """Press a key, wait until the page says what came of it."""
     page.keyboard.press(key)
-    page.wait_for_function("words => document.getElementById('said').textContent.includes(words)", arg=said)
+    page.wait_for_function("words => document.getElementById('said').textContent.includes(words)", arg=text)
     page.wait_for_function("() => !document.body.classList.contains('busy')")
 
 
 def test_keyboard_only_sign_in_and_rating(visit, store):
     page = visit("ann")
-    seen = []
-    for key, said in (
+    pairs = []
+    for key, message in (
         ("1", "A is much better"),
         ("2", "A is better"),
         ("3", "a tie"),
@@ -116,15 +116,15 @@ def test_keyboard_only_sign_in_and_rating(visit, store):
         ("5", "B is much better"),
         ("0", "both are bad"),
     ):
-        seen.append(comparison(page))
-        press(page, key, f"Saved: {said}")
+        pairs.append(comparison(page))
+        press(page, key, f"Saved: {message}")
         assert page.evaluate("document.activeElement.id") == "answers"
-    kept = store.judgements()
-    assert [j.comparison for j in kept] == seen
-    assert len(set(seen)) == 6
-    assert [j.strength for j in kept] == [3, 1, 1, 1, 3, 1]
-    assert all(j.guideline == "1" and j.milliseconds is not None for j in kept)
-    for j, side in zip(kept, ["left", "left", "tie", "right", "right", "both_bad"], strict=True):
+    judgements = store.judgements()
+    assert [j.comparison for j in judgements] == pairs
+    assert len(set(pairs)) == 6
+    assert [j.strength for j in judgements] == [3, 1, 1, 1, 3, 1]
+    assert all(j.guideline == "1" and j.milliseconds is not None for j in judgements)
+    for j, side in zip(judgements, ["left", "left", "tie", "right", "right", "both_bad"], strict=True):
         assert j.choice == sides.choice_of(side, j.shown)
     assert "6 rated" in page.inner_text("#progress")
 
@@ -295,8 +295,8 @@ def test_ranking_by_keyboard(visit, store):
         [RankingGroup("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)]
     )
     page = visit("ann")
-    shown = answers(page)
-    assert len(shown) == 5
+    order = answers(page)
+    assert len(order) == 5
     for key in "31":
         page.keyboard.press(key)
     page.keyboard.press("Backspace")
@@ -308,7 +308,7 @@ def test_ranking_by_keyboard(visit, store):
     ties = [j for j in store.judgements() if j.choice == "tie"]
     assert len(ties) == 1
     press(page, "u", "Undone")
-    assert answers(page) == shown
+    assert answers(page) == order
     page.locator("[data-rank]").nth(1).click()
     assert page.inner_text("#ranked") == "2"
 
@@ -403,24 +403,24 @@ def test_axe_on_all_pages(visit, store, axe, scheme, width):
     invited = store.submit_write(people.create_invitation, "rater", "olga", time()).result()
     options = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
     page = visit("olga", **options)
-    found = serious(page, axe)
+    violations = serious(page, axe)
     for key in "gcfw?":
         page.keyboard.press(key)
-        found += serious(page, axe)
+        violations += serious(page, axe)
         page.keyboard.press("Escape")
     press(page, "d", "underlined")
-    found += serious(page, axe)
+    violations += serious(page, axe)
     press(page, "1", "Which is safer?")
-    found += serious(page, axe)
+    violations += serious(page, axe)
     press(page, "7", "Saved")
     seat = store.submit_write(task_queue.next_lease, "bob", time()).result()
     store.submit_write(verdicts.flag, seat.comparison, "bob", "odd", time()).result()
     for path in ("", "/settings?saved=true", "/guidelines", "/people", "/gold", "/flags"):
         page.goto(f"/owner{path}")
-        found += serious(page, axe)
+        violations += serious(page, axe)
     page.goto("/owner/people")
     page.get_by_role("button", name="Create a link").click()
-    found += serious(page, axe)
+    violations += serious(page, axe)
     store.add_groups(
         [RankingGroup("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)]
     )
@@ -429,13 +429,13 @@ def test_axe_on_all_pages(visit, store, axe, scheme, width):
     press(page, "7", "Saved")
     page.keyboard.press("2")
     assert page.is_visible("#order")
-    found += serious(page, axe)
+    violations += serious(page, axe)
     store.submit_write(rating_settings.save, RatingSettings(paused=True)).result()
     for path in ("/rate", "/owner"):
         page.goto(path)
-        found += serious(page, axe)
+        violations += serious(page, axe)
     stranger = visit(None, **options)
-    found += serious(stranger, axe)
+    violations += serious(stranger, axe)
     stranger.goto(f"/join/{invited}")
-    found += serious(stranger, axe)
-    assert not found, "\n".join(found)
+    violations += serious(stranger, axe)
+    assert not violations, "\n".join(violations)

@@ -38,15 +38,15 @@ def test_bug_message_and_traceback_file(
 ) -> None:
     monkeypatch.delenv("TOWPATH_TRACEBACK", raising=False)
     assert command(monkeypatch, run, IndexError("list index out of range")) == crash.BUG_EXIT_CODE
-    said = capfd.readouterr().err
+    output = capfd.readouterr().err
     (path,) = run.glob("traceback-*.txt")
     assert path.stat().st_mode & 0o077 == 0, "it may name what only its owner knows"
-    assert f"this is a bug in towpath; traceback written to {path}" in said and "Traceback" not in said
-    kept = path.read_text()
+    assert f"this is a bug in towpath; traceback written to {path}" in output and "Traceback" not in output
+    traceback_text = path.read_text()
     assert (
-        "Traceback (most recent call last)" in kept
-        and "IndexError: list index out of range" in kept
-        and f"status {run}" in kept
+        "Traceback (most recent call last)" in traceback_text
+        and "IndexError: list index out of range" in traceback_text
+        and f"status {run}" in traceback_text
     )
 
 
@@ -74,17 +74,19 @@ def test_operating_system_errors_are_no_bugs(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, words: str
 ) -> None:
     assert command(monkeypatch, run, error) == 1
-    said = capfd.readouterr().err
-    assert words in said and "rule:" in said and "fix:" in said and "bug" not in said and "Traceback" not in said
+    output = capfd.readouterr().err
+    assert (
+        words in output and "rule:" in output and "fix:" in output and "bug" not in output and "Traceback" not in output
+    )
 
 
 def test_traceback_goes_to_a_temporary_file_if_the_run_is_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    said, code = crash.describe_crash(KeyError("x"), ["towpath", "status", "\0", "/nowhere"])
+    output, code = crash.describe_crash(KeyError("x"), ["towpath", "status", "\0", "/nowhere"])
     (path,) = tmp_path.glob("traceback-*.txt")
-    assert str(path) in said and code == crash.BUG_EXIT_CODE
+    assert str(path) in output and code == crash.BUG_EXIT_CODE
 
 
 def test_broken_pipe_is_no_error() -> None:

@@ -21,8 +21,8 @@ from towpath.web import connections, guard, limits, server
 
 
 def raw(url: str) -> socket.socket:
-    place = httpx.URL(url)
-    return socket.create_connection((place.host, place.port), timeout=10)
+    url_ = httpx.URL(url)
+    return socket.create_connection((url_.host, url_.port), timeout=10)
 
 
 def head(url: str, method: str, path: str, *lines: str) -> bytes:
@@ -79,12 +79,12 @@ def test_slow_headers_and_bodies_time_out(store, monkeypatch):  # noqa: F811
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
     with running(store, team=True) as (url, _), raw(url) as slow, raw(url) as silent, raw(url) as body:
         body.sendall(head(url, "POST", "/sign-in", "content-length: 100") + b"name=")
-        begun = monotonic()
+        start = monotonic()
         with pytest.raises(OSError):
             for letter in "GET / HTTP/1.1\r\n" * 20:
                 slow.sendall(letter.encode())
                 sleep(0.05)
-        assert monotonic() - begun < 3
+        assert monotonic() - start < 3
         assert status(body) == 408
         with pytest.raises(OSError):
             assert silent.recv(10) == b""
@@ -117,8 +117,8 @@ def test_connection_limit(store, monkeypatch):  # noqa: F811
 
 
 def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
-    found = (type(error), error, error.__traceback__) if error else None
-    return logging.LogRecord("towpath.web", logging.ERROR, "", 0, message, args, found)
+    exc_info = (type(error), error, error.__traceback__) if error else None
+    return logging.LogRecord("towpath.web", logging.ERROR, "", 0, message, args, exc_info)
 
 
 def raised(line: int) -> Exception:
@@ -179,15 +179,15 @@ def test_verdict_during_a_locked_ledger_is_retried(tmp_path, monkeypatch):
 ODD = "before\x00after \ud83d \udc4d end \U0001f44d"
 
 
-def test_unstorable_text_is_cleaned(place):
-    with Store.open(place) as opened:
+def test_unstorable_text_is_cleaned(location):
+    with Store.open(location) as opened:
         opened.add_prompts([Prompt("p", ODD, domain="d\x00", about=("x\x00\ud800",))])
         opened.add_completions(
             [Completion("s.p.0", "p", "model", ODD, (1,), (-0.1,), "stop", {"note": ODD}) for _ in range(2)]
         )
         clean = "before\ufffdafter \ufffd \ufffd end \U0001f44d"
-        kept = opened.prompts()["p"]
-        assert (kept.prompt, kept.domain, kept.about) == (clean, "d\ufffd", ("x\ufffd\ufffd",))
+        prompt = opened.prompts()["p"]
+        assert (prompt.prompt, prompt.domain, prompt.about) == (clean, "d\ufffd", ("x\ufffd\ufffd",))
         assert opened.completions()["s.p.0"].text == clean
         assert opened.completions()["s.p.0"].decoding == {"note": clean}
         with pytest.raises(RowRefused):
@@ -293,9 +293,9 @@ def test_internal_error_page_has_all_headers(team, store, monkeypatch):  # noqa:
 def test_write_rate_limit_per_account(team, monkeypatch):  # noqa: F811
     monkeypatch.setattr(limits, "BURST", 10)
     with signed_in(team, "ann") as ann, signed_in(team, "bob") as bob:
-        told = [ann.post("/rate/skip", json={"comparison": "none"}).status_code for _ in range(30)]
-        assert told[:10] == [409] * 10
-        assert told[-1] == 429
+        statuses = [ann.post("/rate/skip", json={"comparison": "none"}).status_code for _ in range(30)]
+        assert statuses[:10] == [409] * 10
+        assert statuses[-1] == 429
         assert int(ann.post("/rate/skip", json={"comparison": "none"}).headers["retry-after"]) >= 1
         assert bob.post("/rate/skip", json={"comparison": "none"}).status_code == 409
 
@@ -311,14 +311,14 @@ def test_unwritable_ledger_is_reported_at_start(kind, tmp_path, request):
 
     run = tmp_path / "run"
     run.mkdir()
-    place = run / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
-    Store.open(place).close()
+    location = run / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
+    Store.open(location).close()
     read_only = {
-        "sqlite": f"sqlite:///file:{place}?mode=ro&uri=true",
-        "postgresql": f"{place}?options=-c%20default_transaction_read_only%3Don",
+        "sqlite": f"sqlite:///file:{location}?mode=ro&uri=true",
+        "postgresql": f"{location}?options=-c%20default_transaction_read_only%3Don",
     }
     with pytest.raises(ResourceError, match=r"read-?only"):
         server.serve_run(run, read_only[kind], "127.0.0.1", 0, False, lambda _line: None)
-    with Store.open(place) as opened:
+    with Store.open(location) as opened:
         assert opened.read(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
         opened.require_writable()

@@ -65,7 +65,9 @@ def ledger(tmp_path: Path) -> Iterator[Store]:
                     make_judgement(f"k{p}.2", "ann", "tie"),
                     make_judgement(f"k{p}.3", "ann", "both_bad"),
                     make_judgement(f"k{p}.4", "ann", "a", round=2),
-                    make_judgement(f"k{p}.4", "judge:m", "b", kind="judge", cost=0.5, details={"confidence": 1.0}, round=2),
+                    make_judgement(
+                        f"k{p}.4", "judge:m", "b", kind="judge", cost=0.5, details={"confidence": 1.0}, round=2
+                    ),
                 ]
             )
         store.replace_labels([Label("k1.0", "a", 2.0, 3, chance=0.9, by="dawid_skene")])
@@ -107,9 +109,9 @@ def test_export_import_round_trip(ledger: Store, tmp_path: Path, layout: Any, su
     everything = records(ledger)
     if layout in ("pairs", "conversational", "transcripts"):
         assert (written.rows, len(written.left_out)) == (6, 9)
-        kept = {"k1.0", "k1.1", "k2.0", "k2.1", "k3.0", "k3.1"}
-        everything[2] = [c for c in everything[2] if c.id in kept]
-        everything[3] = [j for j in everything[3] if j.comparison in kept]
+        exported = {"k1.0", "k1.1", "k2.0", "k2.1", "k3.0", "k3.1"}
+        everything[2] = [c for c in everything[2] if c.id in exported]
+        everything[3] = [j for j in everything[3] if j.comparison in exported]
         everything[1] = [c for c in everything[1] if any(c.id in (k.a, k.b) for k in everything[2])]
     else:
         assert (written.rows, written.left_out) == (15, [])
@@ -251,11 +253,11 @@ def argilla_record(**more: Any) -> dict[str, Any]:
     ],
 )
 def test_argilla_records_of_both_versions(tmp_path: Path, responses: Any, expected: list[tuple[str, str]]):
-    found = read(tmp_path / "r.json", argilla_record(responses=responses))
-    assert found.refused == [] and len(found.comparisons) == 1
+    imported = read(tmp_path / "r.json", argilla_record(responses=responses))
+    assert imported.refused == [] and len(imported.comparisons) == 1
     assert [
         (j.rater, better if better != "tie" else "tie")
-        for j, (_, better, _) in zip(found.judgements, told(found), strict=True)
+        for j, (_, better, _) in zip(imported.judgements, told(imported), strict=True)
     ] == expected
 
 
@@ -264,16 +266,16 @@ def test_argilla_rows_that_do_not_count_are_listed(tmp_path: Path):
         {"user_id": "u1", "status": "draft", "values": {"q": {"value": "a"}}},
         {"user_id": "u2", "status": "submitted", "values": {"q": {"value": "purple"}}},
     ]
-    found = read(
+    imported = read(
         tmp_path / "r.jsonl",
         argilla_record(responses=responses),
         argilla_record(fields={"prompt": "Why?", "text": "one"}),
     )
     assert (
-        found.refused[0] == "r.jsonl:1: the response of u1 is draft: not counted"
-        and "names no answer" in found.refused[1]
+        imported.refused[0] == "r.jsonl:1: the response of u1 is draft: not counted"
+        and "names no answer" in imported.refused[1]
     )
-    assert ": no two answers (keys: prompt, text)" in found.refused[2] and found.judgements == ()
+    assert ": no two answers (keys: prompt, text)" in imported.refused[2] and imported.judgements == ()
 
 
 def test_argilla_labels_are_added_to_the_ledger(ledger: Store, tmp_path: Path):
@@ -321,7 +323,7 @@ def annotation(selected: str, **more: Any) -> dict[str, Any]:
 def test_label_studio_import(tmp_path: Path):
     tie = {"from_name": "verdict", "to_name": "text1", "type": "choices", "value": {"choices": ["tie"]}}
     note = {"from_name": "note", "to_name": "text1", "type": "textarea", "value": {"text": ["both", "fine"]}}
-    found = read(
+    imported = read(
         tmp_path / "t.json",
         task(
             annotation("right"),
@@ -334,15 +336,15 @@ def test_label_studio_import(tmp_path: Path):
         ),
         task(),
     )
-    lines = [(r.split(": ", 1)[1]) for r in found.refused]
+    lines = [(r.split(": ", 1)[1]) for r in imported.refused]
     assert lines == ["the annotation of 5 was cancelled: not counted", "the annotation of 8 names no answer"]
     by_rater = {
         j.rater: (better, j.milliseconds, j.at, j.comment)
-        for j, (_, better, _) in zip(found.judgements, told(found), strict=True)
+        for j, (_, better, _) in zip(imported.judgements, told(imported), strict=True)
     }
     assert by_rater["label-studio:3"] == ("No", 4200, "2026-01-01T00:00:00Z", "")
     assert by_rater["label-studio:ann@x.org"][0] == "Yes" and by_rater["label-studio:6"][::3] == ("tie", "both fine")
-    assert len(found.comparisons) == 1
+    assert len(imported.comparisons) == 1
 
 
 def test_label_studio_export_has_predictions(ledger: Store, tmp_path: Path):

@@ -102,23 +102,23 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
         page.keyboard.press("Enter")
         page.wait_for_url(lambda where: "sign-in" not in where)
 
-        def look(where: str) -> None:
-            told = page.evaluate(LOOK)
-            assert told["bad"] == [], (where, told["bad"][:5])
-            assert told["ran"] is None, where
+        def check(where: str) -> None:
+            problems = page.evaluate(LOOK)
+            assert problems["bad"] == [], (where, problems["bad"][:5])
+            assert problems["ran"] is None, where
             assert trouble == [], (where, trouble[:5])
 
-        shown = 0
+        count = 0
         page.goto("/rate")
         while page.get_attribute("#task", "data-state") in ("pair", "ranking"):
             before = page.get_attribute("#task", "data-comparison")
-            shown += page.locator("#answers [data-text]").count()
-            look(before)
-            store.submit_write(verdicts.flag, before, "olga", PAYLOADS[shown % len(PAYLOADS)], 1e9).result()
+            count += page.locator("#answers [data-text]").count()
+            check(before)
+            store.submit_write(verdicts.flag, before, "olga", PAYLOADS[count % len(PAYLOADS)], 1e9).result()
             page.reload()
-        assert shown >= len(PAYLOADS) * 0.9, shown
+        assert count >= len(PAYLOADS) * 0.9, count
         for path in PAGES:
             page.goto(path)
             page.wait_for_timeout(150)
-            look(path)
+            check(path)
         context.close()

@@ -25,11 +25,11 @@ class Faults:
     def __init__(self, app):
         self.app = app
         self.answers = {}
-        self.asked = []
+        self.requests = []
 
     async def __call__(self, scope, receive, send):
         path = scope.get("path", "")
-        self.asked += [path] if scope.get("method") == "POST" else []
+        self.requests += [path] if scope.get("method") == "POST" else []
         status, body, headers = self.answers.get(path, (0, "", {}))
         if not status:
             return await self.app(scope, receive, send)
@@ -49,14 +49,14 @@ def serve_with_faults(store):
     server, auth = create_server(store, True)
     faults = Faults(server.config.app)
     server.config.app = faults
-    with open_socket("127.0.0.1", 0) as place:
-        thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    with open_socket("127.0.0.1", 0) as listener:
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
             sleep(0.01)
         for name in ("ann", "bob"):
             store.submit_write(people.add_account, name, "rater", auth.hash_password(PASSWORD)).result()
-        yield f"http://127.0.0.1:{place.getsockname()[1]}", faults
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", faults
         server.should_exit = True
         thread.join()
 
@@ -130,7 +130,7 @@ def test_retry_after_is_respected(served):
     page.keyboard.press("1")
     shows(page, "waiting", "the server is away")
     page.wait_for_timeout(3500)  # without Retry-After two more tries would come after 1 s and 3 s
-    assert faults.asked.count("/rate/judge") == 1
+    assert faults.requests.count("/rate/judge") == 1
 
 
 def test_rejected_items_are_listed(served, store, axe):
@@ -157,15 +157,15 @@ def test_rejected_items_are_listed(served, store, axe):
     assert not serious(page, axe)
     page.get_by_role("button", name="Try again").click()
     shows(page, "said", "Saved: A is much better")
-    kept = {j.comparison: j for j in store.judgements()}
-    assert (kept[first].strength, kept[first].comment) == (3, "Because of the lock")
+    judgements = {j.comparison: j for j in store.judgements()}
+    assert (judgements[first].strength, judgements[first].comment) == (3, "Because of the lock")
     assert page.is_hidden("#unsaved")
 
 
 def test_refused_verdict_is_listed_with_its_content(served, store):
     page, _ = served
     first = comparison(page)
-    shown = store.read(
+    task = store.read(
         lambda c: c.exec_driver_sql(f"SELECT shown FROM seats WHERE comparison = '{first}' AND rater = 'ann'").scalar()
     )
     other = verdicts.Submission("from-another-device", first, "ann", verdicts.StoredVerdict("right"))
@@ -178,7 +178,7 @@ def test_refused_verdict_is_listed_with_its_content(served, store):
     assert "A is much better" in page.inner_text("#unsaved-list")
     page.get_by_role("button", name="Discard").click()
     assert page.is_hidden("#unsaved")
-    assert [j.choice for j in store.judgements()] == [sides.choice_of("right", shown)]
+    assert [j.choice for j in store.judgements()] == [sides.choice_of("right", task)]
 
 
 def test_drafts_survive_a_reload(served, store):
@@ -262,9 +262,9 @@ def test_database_restart_loses_nothing(postgres_server, browser):
         fill(store)
         with serve_with_faults(store) as (url, _):
             page = enter(browser, url)
-            given = []
+            pairs = []
             for _ in range(2):
-                given.append(comparison(page))
+                pairs.append(comparison(page))
                 run("-m", "immediate", "stop")
                 page.keyboard.press("1")
                 shows(page, "waiting", "the server is away")
@@ -272,9 +272,9 @@ def test_database_restart_loses_nothing(postgres_server, browser):
                 run("-o", options, "start")
                 page.wait_for_function(
                     "before => document.getElementById('sheet').dataset.comparison !== before",
-                    arg=given[-1],
+                    arg=pairs[-1],
                     timeout=60_000,
                 )
-            assert [j.comparison for j in store.judgements()] == given
+            assert [j.comparison for j in store.judgements()] == pairs
             assert answers(page)
             page.context.close()

@@ -62,19 +62,19 @@ def test_endless_reward_response_is_cut_off():
 def test_server_that_drips_headers_or_body_times_out(opening):
     client = network.HttpClient(0.5)
     with saying(opening, b"x: y\r\n", pause=0.05) as address:
-        begun = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(network.ResponseFailed, match=r"in 0\.5 s"):
             client.post(address, b"{}")
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - start < 1.5
 
 
 def test_judge_that_drips_headers_times_out():
     with saying(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", pause=0.05) as address:
         settings = JudgeSettings(f"{address}/v1", "m", retries=0, timeout=0.4)
-        begun = time.monotonic()
-        (found,) = judge_pairs(settings, [CASE], Kept())
-        assert time.monotonic() - begun < 2.5
-    assert found.reason == "unreachable"
+        start = time.monotonic()
+        (result,) = judge_pairs(settings, [CASE], Kept())
+        assert time.monotonic() - start < 2.5
+    assert result.reason == "unreachable"
 
 
 def test_redirects_are_not_followed():
@@ -135,9 +135,9 @@ def test_lone_surrogate_in_a_judge_reply_is_replaced():
     with served(
         lambda _request, _number: {"choices": [{"message": {"content": said("first", explanation="\ud800 it says")}}]}
     ) as server:
-        found = one(server)
-    assert found.details["verdicts"]
-    json.dumps(found.details, ensure_ascii=False).encode()
+        result = one(server)
+    assert result.details["verdicts"]
+    json.dumps(result.details, ensure_ascii=False).encode()
 
 
 def test_echoed_api_key_is_redacted(monkeypatch):
@@ -147,9 +147,9 @@ def test_echoed_api_key_is_redacted(monkeypatch):
             "choices": [{"message": {"content": said("first", explanation="your key is sk-very-secret")}}]
         }
     ) as server:
-        found = one(server, api_key="env:JUDGE_KEY")
-    assert "sk-very-secret" not in json.dumps(found.details)
-    assert "[key]" in json.dumps(found.details)
+        result = one(server, api_key="env:JUDGE_KEY")
+    assert "sk-very-secret" not in json.dumps(result.details)
+    assert "[key]" in json.dumps(result.details)
 
 
 def test_password_in_store_url_is_refused_and_a_reference_accepted(tmp_path, monkeypatch):

@@ -68,22 +68,25 @@ def test_plain_progress_line_every_few_seconds(capsys, monkeypatch) -> None:
 def test_generation_progress_advances_with_every_token(tiny) -> None:
     """Three rows that run to their longest length used to stand at 0/3 to the end."""
     requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
-    seen: list[tuple[int, int]] = []
-    LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: seen.append((tokens, ended)))
-    assert [tokens for tokens, _ in seen] == [3] * 40 and sum(ended for _, ended in seen) == 3
+    progress_: list[tuple[int, int]] = []
+    LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: progress_.append((tokens, ended)))
+    assert [tokens for tokens, _ in progress_] == [3] * 40 and sum(ended for _, ended in progress_) == 3
 
 
 def test_finished_answers_count_as_done(tiny) -> None:
     requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(30 + i)) for i in range(8)]
     plain = LocalEngine(tiny, eos=-1, pad=0).generate(requests)
     eos = plain[0].token_ids[4]
-    seen: list[tuple[int, int]] = []
-    drawn = LocalEngine(tiny, eos=eos, pad=0).generate(
-        requests, tick=lambda tokens, ended: seen.append((tokens, ended))
+    progress_: list[tuple[int, int]] = []
+    completions = LocalEngine(tiny, eos=eos, pad=0).generate(
+        requests, tick=lambda tokens, ended: progress_.append((tokens, ended))
     )
-    assert any(d.finish == "stop" for d in drawn)
-    assert sum(tokens for tokens, _ in seen) == sum(30 + i for i in range(8)) and sum(ended for _, ended in seen) == 8
-    assert generate(LocalEngine(tiny, eos=eos, pad=0), requests, "answers") == drawn
+    assert any(d.finish == "stop" for d in completions)
+    assert (
+        sum(tokens for tokens, _ in progress_) == sum(30 + i for i in range(8))
+        and sum(ended for _, ended in progress_) == 8
+    )
+    assert generate(LocalEngine(tiny, eos=eos, pad=0), requests, "answers") == completions
 
 
 def test_policy_step_shows_its_phases(capsys, monkeypatch, tmp_path, tiny_folder) -> None:
@@ -100,9 +103,9 @@ def test_policy_step_shows_its_phases(capsys, monkeypatch, tmp_path, tiny_folder
         folder=tmp_path,
         dtype="float32",
     )
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for phase in ("rollout", "scoring by reference", "update", "validation answers"):
-        assert re.search(rf"ppo \d/2.*; {phase} \d+ %", said), phase
+        assert re.search(rf"ppo \d/2.*; {phase} \d+ %", output), phase
 
 
 def test_nested_bars_share_one_display() -> None:
@@ -123,7 +126,7 @@ print("done")
         [sys.executable, "-c", code], stderr=follower, stdout=subprocess.PIPE, env=environment, close_fds=True
     )
     os.close(follower)
-    shown = b""
+    output = b""
     while True:
         try:
             part = os.read(leader, 4096)
@@ -131,8 +134,8 @@ print("done")
             break
         if not part:
             break
-        shown += part
+        output += part
     os.close(leader)
     assert child.communicate(timeout=20)[0].strip() == b"done" and child.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
     assert "evaluate" in text and re.search(r"  answers .*\d+ %.*2 of 4 answers", text) and "a line between" in text

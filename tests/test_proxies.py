@@ -121,16 +121,16 @@ def site(request, tmp_path, certificate):
         fill(store)
         run = short_run(tmp_path / "run")
         server, auth = create_server(
-            store, True, outside=NetworkOptions(names=(NAME,), proxies=("127.0.0.1",)), run=run
+            store, True, network=NetworkOptions(names=(NAME,), proxies=("127.0.0.1",)), run=run
         )
         for name, role in (("olga", "owner"), ("ann", "rater")):
             store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
-        with open_socket("127.0.0.1", 0) as place:
-            thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+        with open_socket("127.0.0.1", 0) as listener:
+            thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
             thread.start()
             port = free_port()
             (tmp_path / "proxy").mkdir()
-            with request.param(tmp_path / "proxy", certificate, port, place.getsockname()[1]):
+            with request.param(tmp_path / "proxy", certificate, port, listener.getsockname()[1]):
                 yield port, ssl.create_default_context(cafile=certificate / "cert.pem")
             server.should_exit = True
             thread.join()
@@ -182,23 +182,23 @@ def test_sign_in_and_rating_over_tls_proxies(site):
 
 def test_claimed_address_is_not_trusted(site):
     with visitor(site) as attacker:
-        told = [
+        statuses = [
             attacker.post(
                 "/sign-in", data={"name": "ann", "password": "wrong"}, headers={"x-forwarded-for": f"198.51.100.{n}"}
             ).status_code
             for n in range(8)
         ]
-        assert 429 in told
-        assert told.count(401) <= 5
+        assert 429 in statuses
+        assert statuses.count(401) <= 5
 
 
 def test_proxies_do_not_buffer_live_pages(site):
     with visitor(site) as olga:
         sign_in(olga, "olga")
         with olga.stream("GET", "/monitor/events", params={"stage": "policy"}) as stream:
-            begun = monotonic()
+            start = monotonic()
             for line in stream.iter_lines():
                 if line.startswith("event:"):
                     break
-            assert monotonic() - begun < 10
+            assert monotonic() - start < 10
             assert stream.headers["content-type"].startswith("text/event-stream")

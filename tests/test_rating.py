@@ -41,8 +41,8 @@ def fill(store, pairs=PAIRS):
 
 
 @pytest.fixture
-def store(place):
-    with Store.open(place) as opened:
+def store(location):
+    with Store.open(location) as opened:
         fill(opened)
         yield opened
 
@@ -56,10 +56,10 @@ def take_lease(store, rater, at=NOW):
 
 
 def judge(store, seat, side="left", at=NOW, key="", **more):
-    given = Submission(
+    submission = Submission(
         key or f"key-{seat.comparison}-{seat.rater}-{at}", seat.comparison, seat.rater, StoredVerdict(side), **more
     )
-    return store.submit_write(verdicts.judge, given, at).result()
+    return store.submit_write(verdicts.judge, submission, at).result()
 
 
 def undo(store, seat, at=NOW):
@@ -72,11 +72,11 @@ def save_settings(store, **changed):
 
 def rate_all(store, rater, at=NOW):
     """All the pairs a rater is given, each judged at once."""
-    found = []
+    names = []
     while isinstance(seat := take_lease(store, rater, at), Lease):
-        found.append(seat.comparison)
+        names.append(seat.comparison)
         judge(store, seat, at=at)
-    return found
+    return names
 
 
 def test_queue_order_by_priority_and_age(store):
@@ -94,28 +94,28 @@ def test_no_double_lease_without_overlap(store):
     assert ann.comparison != bob.comparison
     judge(store, ann)
     judge(store, bob)
-    given = Counter([ann.comparison, bob.comparison, *rate_all(store, "ann"), *rate_all(store, "bob")])
-    assert given == {"k00": 1, "k01": 1, "k02": 1, "k03": 1, "k09": 2}
+    counts = Counter([ann.comparison, bob.comparison, *rate_all(store, "ann"), *rate_all(store, "bob")])
+    assert counts == {"k00": 1, "k01": 1, "k02": 1, "k03": 1, "k09": 2}
 
 
 def test_answer_order_per_rater_is_stable(store):
     store.add_tasks(tasks(1, seats=9))
     save_settings(store, lease=100.0)
-    shown = {}
+    orders = {}
     for name in "abcdefgh":
         first = take_lease(store, name)
         assert take_lease(store, name) == first
         assert take_lease(store, name, NOW + 1000).order == first.order
-        shown[name] = first.order
-    assert set(shown.values()) == {"ab", "ba"}
+        orders[name] = first.order
+    assert set(orders.values()) == {"ab", "ba"}
 
 
 @pytest.mark.parametrize(
     ("side", "shown", "choice"),
     [("left", "ab", "a"), ("left", "ba", "b"), ("right", "ab", "b"), ("right", "ba", "a"), ("tie", "ba", "tie")],
 )
-def test_choice_of_side(side, shown, choice):
-    assert sides.choice_of(side, shown) == choice
+def test_choice_of_side(side, order, choice):
+    assert sides.choice_of(side, order) == choice
 
 
 def test_stored_choice_matches_the_shown_side(store):
@@ -126,12 +126,12 @@ def test_stored_choice_matches_the_shown_side(store):
         judge(
             store, seat, "left", NOW + 1, milliseconds=900, guideline="3", comment="so", safety=StoredVerdict("right")
         )
-        said = store.judgements()[-1]
+        judgement = store.judgements()[-1]
         comparison = next(c for c in store.comparisons() if c.id == seat.comparison)
-        chosen, other = (comparison.a, comparison.b) if said.choice == "a" else (comparison.b, comparison.a)
+        chosen, other = (comparison.a, comparison.b) if judgement.choice == "a" else (comparison.b, comparison.a)
         assert store.completions()[chosen].text == left
-        assert said.details == {"safety": {"choice": "b" if said.choice == "a" else "a", "strength": 1}}
-        assert (said.shown, said.kind, said.milliseconds, said.guideline, said.comment) == (
+        assert judgement.details == {"safety": {"choice": "b" if judgement.choice == "a" else "a", "strength": 1}}
+        assert (judgement.shown, judgement.kind, judgement.milliseconds, judgement.guideline, judgement.comment) == (
             seat.order,
             "person",
             900,
@@ -187,8 +187,8 @@ def test_undo_retracts_and_starts_a_new_round(store):
     assert take_lease(store, "ann", NOW + 5).comparison == other.comparison
     assert [(j.comparison, j.round) for j in store.judgements()] == [(seat.comparison, 2)]
     assert store.counts()["judgements"] == 2
-    told = store.read(rater_stats.rating_stats, NOW + 5).raters[0]
-    assert (told.judgements, told.retracted) == (1, 1)
+    stats = store.read(rater_stats.rating_stats, NOW + 5).raters[0]
+    assert (stats.judgements, stats.retracted) == (1, 1)
 
 
 def test_skipped_pair_goes_to_others(store):
@@ -251,8 +251,8 @@ def test_ranking_yields_judgements_of_all_pairs(store):
     wanted = {"0 3": 1, "0 1": 2, "0 0": 2, "0 2": 4}
     assert submit_ranking(store, seat, tuple(wanted[answer] for answer in answers)).judgements == 6
     assert submit_ranking(store, seat, tuple(wanted[answer] for answer in answers)).again
-    said = {j.comparison.rpartition(".")[2]: j for j in store.judgements()}
-    assert {pair: j.choice for pair, j in said.items()} == {
+    by_pair = {j.comparison.rpartition(".")[2]: j for j in store.judgements()}
+    assert {pair: j.choice for pair, j in by_pair.items()} == {
         "0-1": "tie",
         "0-2": "a",
         "0-3": "b",
@@ -260,8 +260,8 @@ def test_ranking_yields_judgements_of_all_pairs(store):
         "1-3": "b",
         "2-3": "b",
     }
-    assert all(j.details["group"] == "g1" and j.milliseconds == 10_000 for j in said.values())
-    assert said["0-3"].shown == ("ab" if answers.index("0 0") < answers.index("0 3") else "ba")
+    assert all(j.details["group"] == "g1" and j.milliseconds == 10_000 for j in by_pair.values())
+    assert by_pair["0-3"].shown == ("ab" if answers.index("0 0") < answers.index("0 3") else "ba")
     assert undo(store, seat).judgements == 6
     assert store.judgements() == []
     submit_ranking(store, take_lease(store, "ann"), (1, 2, 3, 4), "rank-again")
@@ -297,16 +297,16 @@ def test_gold_is_assigned_and_counted(store):
             assert seat.comparison == wanted
             judge(store, seat, "left" if seat.order == "ab" else "right")
         assert take_lease(store, name).comparison not in ("k10", "k11")
-    told = store.read(rater_stats.rating_stats, NOW)
-    assert [(rater.name, rater.gold) for rater in told.raters] == [("ann", (1, 2)), ("bob", (1, 2))]
+    stats = store.read(rater_stats.rating_stats, NOW)
+    assert [(rater.name, rater.gold) for rater in stats.raters] == [("ann", (1, 2)), ("bob", (1, 2))]
     assert store.read(rater_stats.rater_progress, "ann", NOW).gold is None
     save_settings(store, show_gold=True)
     assert store.read(rater_stats.rater_progress, "ann", NOW).gold == (1, 2)
 
 
 def test_gold_share(store):
-    drawn = [task_queue.hash_uniform(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
-    assert 0.08 < sum(drawn) / len(drawn) < 0.12
+    is_gold = [task_queue.hash_uniform(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
+    assert 0.08 < sum(is_gold) / len(is_gold) < 0.12
 
 
 def test_overlap_share(store):
@@ -406,7 +406,7 @@ def assert_counters(store):
     assert {rater.name: rater.judgements for rater in store.read(rater_stats.rating_stats, NOW).raters} == standing
 
 
-def test_concurrent_stores_lose_and_duplicate_nothing(store, place):
+def test_concurrent_stores_lose_and_duplicate_nothing(store, location):
     """Two stores on one ledger, as two servers would have: every pair goes to one rater, every verdict is kept once
     though told twice."""
     store.add_tasks(tasks())
@@ -420,10 +420,10 @@ def test_concurrent_stores_lose_and_duplicate_nothing(store, place):
             judge(at, seat, "left", time(), key=f"the-key-of-{number}")
         return seat.comparison
 
-    with Store.open(place) as other, ThreadPoolExecutor(20) as pool:
-        given = [name for name in pool.map(work, range(20)) if name]
-    assert sorted(given) == sorted(f"k{i:02}" for i in range(PAIRS))
-    assert Counter(j.comparison for j in store.judgements()) == Counter(given)
+    with Store.open(location) as other, ThreadPoolExecutor(20) as pool:
+        names = [name for name in pool.map(work, range(20)) if name]
+    assert sorted(names) == sorted(f"k{i:02}" for i in range(PAIRS))
+    assert Counter(j.comparison for j in store.judgements()) == Counter(names)
     assert_counters(store)
 
 
@@ -461,8 +461,8 @@ def test_group_commit(store):
     assert len(commits) <= 3
 
 
-def test_closed_store_refuses_writes_and_keeps_earlier_ones(place):
-    with Store.open(place) as store:
+def test_closed_store_refuses_writes_and_keeps_earlier_ones(location):
+    with Store.open(location) as store:
         fill(store)
         job = store.submit_write(people.add_guideline, "Be kind.", "owner")
     assert job.result().version == 1
@@ -471,12 +471,12 @@ def test_closed_store_refuses_writes_and_keeps_earlier_ones(place):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_killed_writer_has_acknowledged_only_committed_jobs(store, place, count):
+def test_killed_writer_has_acknowledged_only_committed_jobs(store, location, count):
     store.add_tasks(tasks(8))
     script = (
         "import sys, time; from pathlib import Path; from towpath.store import task_queue, verdicts; from "
         "towpath.store.store import Store\n"
-        "place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(place)\n"
+        "location = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(location)\n"
         "for i in range(8):\n"
         "    seat = store.submit_write(task_queue.next_lease, 'ann', time.time()).result()\n"
         "    given = verdicts.Submission(f'a-key-of-{i}', seat.comparison, 'ann', verdicts.StoredVerdict('left'))\n"
@@ -484,12 +484,12 @@ def test_killed_writer_has_acknowledged_only_committed_jobs(store, place, count)
     )
     environment = os.environ | {"TOWPATH_FAULT": f"commit:{2 * count}"}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(place)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, str(location)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == -9, done.stderr
-    told = done.stdout.split()
-    assert len(told) == count - 1
-    assert [j.key for j in store.judgements()] == told
+    acknowledged = done.stdout.split()
+    assert len(acknowledged) == count - 1
+    assert [j.key for j in store.judgements()] == acknowledged
     assert_counters(store)
 
 
@@ -562,8 +562,8 @@ def upgrade(engine, version):
 
 
 @pytest.mark.parametrize("version", ["0001", "0002"])
-def test_migration_keeps_rows(place, version):
-    engine = ledger.open_engine(place)
+def test_migration_keeps_rows(location, version):
+    engine = ledger.open_engine(location)
     upgrade(engine, version)
     old = [
         "INSERT INTO prompts VALUES ('p1', 'Why?', 'work', 'easy', '[\"x\"]', 1, 'train', '')",
@@ -579,14 +579,14 @@ def test_migration_keeps_rows(place, version):
         for statement in old:
             connection.execute(text(statement.replace(":", "\\:")))
     engine.dispose()
-    with Store.open(place) as store:
+    with Store.open(location) as store:
         assert store.prompts()["p1"] == Prompt("p1", "Why?", "work", "easy", ("x",), True)
         assert store.completions()["c1"] == Completion("c1", "p1", "sft", "no", (2,), (-0.5,), "length", {"top_k": 3})
         assert store.comparisons() == [Comparison("k1", "p1", "c0", "c1", 2)]
         assert store.judgements() == [Judgement("x", "k1", "ann", "person", "b", "ba", 2, 1500, 2, "g", "2026-01-01")]
         assert (store.labels()[0].choice, store.labels()[0].chance, store.labels()[0].by) == ("b", None, "majority")
-        told = store.read(rater_stats.rating_stats, NOW).raters
-        assert [(rater.name, rater.judgements, rater.seconds) for rater in told] == [("ann", 1, 1.5)]
+        raters = store.read(rater_stats.rating_stats, NOW).raters
+        assert [(rater.name, rater.judgements, rater.seconds) for rater in raters] == [("ann", 1, 1.5)]
         with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
             connection.execute(text("DELETE FROM judgements"))
         store.add_tasks([Task("k1")])

@@ -144,9 +144,9 @@ def test_criteria_and_reason_tags_are_stored(visit, store, axe):
     page.wait_for_function(SAID, arg="Still open: clear")
     page.keyboard.press("Shift+Digit5")
     page.wait_for_function(SAID, arg="Saved: A is much better")
-    kept = store.judgements()[0]
-    first = sides.choice_of("left", kept.shown)
-    assert kept.details == {"reasons": ["too long"], "criteria": {"helpful": first, "clear": "tie"}}
+    judgement = store.judgements()[0]
+    first = sides.choice_of("left", judgement.shown)
+    assert judgement.details == {"reasons": ["too long"], "criteria": {"helpful": first, "clear": "tie"}}
     page.wait_for_function(
         "() => !document.querySelector('[data-reason][aria-pressed=true], [data-criterion] [aria-pressed=true]')"
     )
@@ -171,9 +171,9 @@ def test_my_day_dialog(visit, store, axe):
     assert "today 4 of 4" in page.inner_text("#progress")
     page.keyboard.press("m")
     page.wait_for_selector("#history-text li")
-    told = page.inner_text("#history-text")
-    assert "goal reached" in told
-    assert "“too short”" in told
+    text = page.inner_text("#history-text")
+    assert "goal reached" in text
+    assert "“too short”" in text
     assert page.locator("#history-text .last li").count() == 4
     assert not serious(page, axe)
     page.get_by_role("button", name="Undo", exact=True).last.click()
@@ -306,7 +306,7 @@ def test_draft_stays_with_its_pair(visit, store):
 def test_axe_on_owner_pages(visit, store, axe, scheme, width):
     for i in range(3):
         seat = store.submit_write(rater_stats.rating_page, "ann", 1_800_000_000.0 + i).result().task
-        given = verdicts.Submission(
+        submission = verdicts.Submission(
             f"key-of-{i}",
             seat.comparison,
             "ann",
@@ -316,19 +316,19 @@ def test_axe_on_owner_pages(visit, store, axe, scheme, width):
             reasons=("x",),
             criteria={"y": "left"},
         )
-        store.submit_write(verdicts.judge, given, 1_800_000_001.0 + i).result()
+        store.submit_write(verdicts.judge, submission, 1_800_000_001.0 + i).result()
     store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "**Better**").result()
     page = visit("olga", "/owner", viewport={"width": width, "height": 800}, color_scheme=scheme)
-    found = serious(page, axe)
+    violations = serious(page, axe)
     for path in ("/owner/pairs?having=written", "/owner/answers", "/owner/settings", "/owner/people"):
         page.goto(path)
         for summary in page.locator("main summary").all():
             if summary.evaluate("it => !it.parentElement.open"):
                 summary.click()
-        found += serious(page, axe)
+        violations += serious(page, axe)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert not re.search(r"\bk\d\d\b", page.inner_text("main"))
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
 
 
 def test_ranking_shows_full_answers(visit, store):

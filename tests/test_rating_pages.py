@@ -34,13 +34,12 @@ from towpath.store.review import PairFilter
 from towpath.store.store import Store
 from towpath.store.task_queue import Gold, Lease
 from towpath.store.verdicts import StoredVerdict, Submission
-from towpath.web import answer_diff, rater_reports
-from towpath.web import safe_html as shown
+from towpath.web import answer_diff, rater_reports, safe_html
 
 
 @pytest.fixture
-def store(place):
-    with Store.open(place) as opened:
+def store(location):
+    with Store.open(location) as opened:
         fill(opened)
         yield opened
 
@@ -57,16 +56,16 @@ def judge_trial(store, rater, side_of):
     while True:
         trial = store.submit_write(rater_stats.rating_page, rater, NOW).result().trial
         right = sides.side_of(gold_of(store, trial.lease.comparison), trial.lease.order)
-        told = store.submit_write(
+        feedback = store.submit_write(
             trials.record_verdict, rater, trial.lease.comparison, trial.attempt, side_of(right), NOW
         ).result()
         again = store.submit_write(
             trials.record_verdict, rater, trial.lease.comparison, trial.attempt, "tie", NOW
         ).result()
-        assert again == told, "sent twice it is answered as before"
-        assert told.side == right
-        if told.finished:
-            return told
+        assert again == feedback, "sent twice it is answered as before"
+        assert feedback.side == right
+        if feedback.finished:
+            return feedback
 
 
 def gold_of(store, name):
@@ -89,12 +88,12 @@ def test_trial_pairs_come_first_and_never_become_judgements(store):
     assert store.judgements() == []
     met = set(store.read(lambda c: c.scalars(select(schema.trials.c.comparison)).all()))
     put(store, gold_share=1.0, trial_pairs=3, trial_threshold=0.99)
-    given = []
+    pairs = []
     while isinstance(seat := sit(store, "ann"), Lease):
-        given.append(seat.comparison)
+        pairs.append(seat.comparison)
         judge(store, seat)
-    assert not met & set(given), "a pair whose answer was told is neither work nor gold"
-    assert {"k00", "k01"} <= set(given)
+    assert not met & set(pairs), "a pair whose answer was told is neither work nor gold"
+    assert {"k00", "k01"} <= set(pairs)
     name = next(iter(met))
     for work in (verdicts.undo, verdicts.skip):
         with pytest.raises(DataError, match="trial pair"):
@@ -243,8 +242,8 @@ def test_reasons_and_criteria_are_stored_and_exported(store):
     for i in range(2):
         seat = sit(store, "ann", NOW + i)
         judge(store, seat, "left", NOW + i, reasons=("too long",), criteria={"helpful": "right", "style": "tie"})
-        kept = store.read(rater_stats.judgement_rows, 0)[-1]
-        assert kept["details"] == {
+        row = store.read(rater_stats.judgement_rows, 0)[-1]
+        assert row["details"] == {
             "reasons": ["too long"],
             "criteria": {"helpful": sides.choice_of("right", seat.order), "style": "tie"},
         }
@@ -254,7 +253,7 @@ def test_messages_to_raters_contain_no_ids(store):
     store.add_tasks(tasks(2))
     seat = sit(store, "ann")
     judge(store, seat, "left", key="the-first-key")
-    told = []
+    messages = []
     attempts = [
         lambda: judge(store, seat, "right", key="other-key-1"),
         lambda: judge(store, Lease("k01", "eve", "ab", 0.0)),
@@ -267,8 +266,8 @@ def test_messages_to_raters_contain_no_ids(store):
     for attempt in attempts:
         with pytest.raises(DataError) as error:
             attempt()
-        told.append(str(error.value))
-    assert not [words for words in told if re.search(r"k\d\d|ann|eve|key-", words)]
+        messages.append(str(error.value))
+    assert not [words for words in messages if re.search(r"k\d\d|ann|eve|key-", words)]
 
 
 def test_daily_count_and_history(store):
@@ -277,8 +276,8 @@ def test_daily_count_and_history(store):
     for i in range(3):
         judge(store, sit(store, "ann", NOW + i), "right", NOW + i)
     store.submit_write(verdicts.skip, sit(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
-    told = store.read(rater_stats.rater_progress, "ann", NOW + 5, NOW + 1)
-    assert (told.today, told.goal, told.judgements) == (2, 5, 3)
+    progress = store.read(rater_stats.rater_progress, "ann", NOW + 5, NOW + 1)
+    assert (progress.today, progress.goal, progress.judgements) == (2, 5, 3)
     rows = store.read(review.rater_history, "ann")
     assert [(row["state"], row["side"]) for row in rows] == [
         ("skipped", ""),
@@ -292,9 +291,9 @@ def test_finding_for_a_rater_who_is_too_fast():
     texts = {f"k{i}": (f"word {i} " * 30, f"other {i} " * 30) for i in range(12)}
     fast = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 400) for i in range(12)]
     slow = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 24_000) for i in range(12)]
-    found = rater_quality.rater_findings(rater_quality.measure_quality(fast, texts=texts))
-    assert [one.code for one in found] == ["rater-hurried"]
-    assert found[0].evidence == "ann: 0.4 s a pair, 300 words a second in the middle of 12 judgements"
+    findings = rater_quality.rater_findings(rater_quality.measure_quality(fast, texts=texts))
+    assert [one.code for one in findings] == ["rater-hurried"]
+    assert findings[0].evidence == "ann: 0.4 s a pair, 300 words a second in the middle of 12 judgements"
     assert rater_quality.rater_findings(rater_quality.measure_quality(slow, texts=texts)) == []
     assert rater_quality.rater_findings(rater_quality.measure_quality(fast[:9], texts=texts)) == []
 
@@ -368,8 +367,8 @@ def test_exported_pairs_can_be_imported(team, light, tmp_path):
             assert f'filename="pairs.{kind}"' in answer.headers["content-disposition"]
             path = tmp_path / f"pairs.{kind}"
             path.write_bytes(answer.content)
-            found = formats.read_preferences(path)
-            assert (len(found.judgements), found.refused) == (3, [])
+            imported = formats.read_preferences(path)
+            assert (len(imported.judgements), imported.refused) == (3, [])
         row = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
         assert {"prompt", "chosen", "rejected"} <= set(row)
 
@@ -390,7 +389,7 @@ def test_csv_export_escapes_formulas_reversibly():
 
 
 def test_formulas_and_code_are_rendered_safely():
-    html = shown.markdown(
+    html = safe_html.markdown(
         "So $e^{i\\pi} = -1$, $$\\frac{1}{2}$$ and \\(x < y\\), for $5 or $6.\n\n```python\ndef f(): return '<b>'\n```"
     )
     assert html.count("<math ") == 3
@@ -398,8 +397,8 @@ def test_formulas_and_code_are_rendered_safely():
     assert "for $5 or $6." in html
     assert '<span class="k">def</span>' in html
     assert "<b>" not in html
-    assert "<code>$a$</code>" in shown.markdown("`$a$`")
-    assert shown.markdown("```nolang\n<i>\n```") == "<pre><code>&lt;i&gt;\n</code></pre>\n"
+    assert "<code>$a$</code>" in safe_html.markdown("`$a$`")
+    assert safe_html.markdown("```nolang\n<i>\n```") == "<pre><code>&lt;i&gt;\n</code></pre>\n"
 
 
 @pytest.mark.parametrize(
@@ -423,9 +422,9 @@ def test_formulas_and_code_are_rendered_safely():
     ],
 )
 def test_hostile_formulas_yield_allowed_elements_only(hostile):
-    html = shown.markdown(hostile)
+    html = safe_html.markdown(hostile)
     tags = set(re.findall(r"<\s*([a-zA-Z]\w*)", html))
-    assert tags <= shown.TAGS | {
+    assert tags <= safe_html.TAGS | {
         "math",
         "mrow",
         "mi",
@@ -483,8 +482,8 @@ def test_marks_never_cross_tags_or_formulas():
 def test_submission_is_stored_completely(store):
     store.add_tasks(tasks(1))
     seat = sit(store, "ann")
-    given = Submission(
+    submission = Submission(
         "a-key-1", seat.comparison, "ann", StoredVerdict("left"), reasons=("x",), safety=StoredVerdict("tie")
     )
-    assert store.submit_write(verdicts.judge, given, NOW).result().judgements == 1
+    assert store.submit_write(verdicts.judge, submission, NOW).result().judgements == 1
     assert set(store.judgements()[0].details) == {"reasons", "safety"}

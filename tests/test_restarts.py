@@ -113,13 +113,13 @@ def test_postgresql_restart_loses_no_verdict(own_server):
                     own_server.start()
                 wait_for_more()
                 over.set()
-                told = [done.result(timeout=60) for done in work]
-        kept = {j.key: j.comparison for j in store.judgements()}
-        assert {key: kept.get(key) for key in acknowledged} == acknowledged
-        assert len(kept) == len(acknowledged), (
+                receipts = [done.result(timeout=60) for done in work]
+        saved = {j.key: j.comparison for j in store.judgements()}
+        assert {key: saved.get(key) for key in acknowledged} == acknowledged
+        assert len(saved) == len(acknowledged), (
             "an unacknowledged verdict was asked for again under its key, so none is beyond"
         )
-        messages = {message for several in told for message in several}
+        messages = {message for several in receipts for message in several}
         assert messages
         assert not any(
             word in message for message in messages for word in ("postgres", "127.0.0.1", "psycopg", "connection")

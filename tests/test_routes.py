@@ -97,9 +97,9 @@ MAY = {
 """Who may use a route, by its method and path as the router has them."""
 
 
-def routes(of: Any) -> Iterator[str]:
+def routes(prefix: Any) -> Iterator[str]:
     """Methods and paths of an application or router, those of included routers and of mounted applications too."""
-    for route in of.routes:
+    for route in prefix.routes:
         included = getattr(route, "original_router", None)
         if included is not None:
             yield from routes(included)
@@ -131,10 +131,10 @@ def known_routes(tmp_path) -> list[str]:
 
 
 def test_route_table_is_complete(tmp_path):
-    found = known_routes(tmp_path)
-    assert len(found) == len(set(found)), "two routes answer to one method and path"
-    assert not set(found) - set(MAY), "say in MAY who may use these"
-    assert not set(MAY) - set(found), "these routes are gone"
+    routes_ = known_routes(tmp_path)
+    assert len(routes_) == len(set(routes_)), "two routes answer to one method and path"
+    assert not set(routes_) - set(MAY), "say in MAY who may use these"
+    assert not set(MAY) - set(routes_), "these routes are gone"
 
 
 @pytest.mark.parametrize("role", ROLES)

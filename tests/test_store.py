@@ -26,8 +26,8 @@ PACKAGE = Path(towpath.__file__).parent
 
 
 @pytest.fixture
-def store(place):
-    with Store.open(place) as opened:
+def store(location):
+    with Store.open(location) as opened:
         fill(opened)
         yield opened
 
@@ -48,7 +48,10 @@ def awkward_text(number):
 def fill(store):
     store.add_prompts([Prompt("p1", "Why?\rSay.", about=("x", "y"), harmful=True)])
     store.add_completions(
-        [Completion(f"c{i}", "p1", "sft", awkward_text(i), (1, 2), (-0.1, -0.25), "stop", {"top_k": 3}) for i in range(3)]
+        [
+            Completion(f"c{i}", "p1", "sft", awkward_text(i), (1, 2), (-0.1, -0.25), "stop", {"top_k": 3})
+            for i in range(3)
+        ]
     )
     store.add_comparisons([Comparison("k2", "p1", "c1", "c2"), Comparison("k1", "p1", "c0", "c1")])
 
@@ -60,7 +63,7 @@ def make_judgement(comparison="k1", rater="ann", choice="a", **more):
 def killed_by_fault(script, fault, *arguments):
     """The end of a process that runs a script with a fault set."""
     code = (
-        "import sys; from pathlib import Path; place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1])\n"
+        "import sys; from pathlib import Path; location = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1])\n"
         + script
     )
     return (
@@ -82,7 +85,9 @@ def test_records_round_trip(store):
     )
     assert store.completions("base") == {}
     more = {"comment": "odd", "cost": 0.014, "details": {"safety": {"choice": "b"}}}
-    judgement = make_judgement(shown="ba", strength=3, milliseconds=12, guideline="g", at="2026-01-01T00:00:00+00:00", **more)
+    judgement = make_judgement(
+        shown="ba", strength=3, milliseconds=12, guideline="g", at="2026-01-01T00:00:00+00:00", **more
+    )
     store.add_judgements([judgement])
     assert store.judgements() == [judgement]
 
@@ -120,9 +125,9 @@ def test_repeated_judgement_is_ignored(store):
     ],
     ids=["choice", "strength", "key", "comparison", "unknown"],
 )
-def test_contradiction_rejects_the_whole_batch(store, other, told):
+def test_contradiction_rejects_the_whole_batch(store, other, message):
     store.add_judgements([make_judgement()])
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         store.add_judgements([make_judgement(comparison="k2", rater="bob"), other])
     assert [j.rater for j in store.judgements()] == ["ann"]
 
@@ -179,14 +184,14 @@ def test_labels_are_replaced(store):
     assert store.labels()[1] == Label("k2", "a", 1.0, 4, 0.8, "dawid-skene")
 
 
-@pytest.mark.parametrize("place", ["{}/new/deep/a.db", "sqlite:///{}/a.db"], ids=["path", "url"])
-def test_sqlite_is_synchronous(tmp_path, place):
-    with Store.open(place.format(tmp_path)) as store, store._engine.connect() as connection:
-        told = [
+@pytest.mark.parametrize("location", ["{}/new/deep/a.db", "sqlite:///{}/a.db"], ids=["path", "url"])
+def test_sqlite_is_synchronous(tmp_path, location):
+    with Store.open(location.format(tmp_path)) as store, store._engine.connect() as connection:
+        pragmas = [
             connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("synchronous", "journal_mode", "foreign_keys")
         ]
-    assert told == [2, "wal", 1]
+    assert pragmas == [2, "wal", 1]
 
 
 def test_migrations_match_the_schema(store):
@@ -210,25 +215,27 @@ def test_migration_from_a_path_with_spaces(tmp_path):
 
 @pytest.mark.parametrize("fault", ["migrate:1", ""])
 def test_killed_migration_is_repeated(tmp_path, fault):
-    place = tmp_path / "a.db"
-    assert killed_by_fault("from towpath.store.store import Store; Store.open(place)", fault, place) == bool(fault)
-    with Store.open(place) as store:
+    location = tmp_path / "a.db"
+    assert killed_by_fault("from towpath.store.store import Store; Store.open(location)", fault, location) == bool(
+        fault
+    )
+    with Store.open(location) as store:
         fill(store)
         assert store.counts()["comparisons"] == 2
 
 
 @pytest.mark.parametrize(("fault", "kept"), [("commit:1", []), ("commit:2", ["ann"]), ("commit:3", ["ann", "bob"])])
-def test_killed_commit_is_atomic(store, place, fault, kept):
+def test_killed_commit_is_atomic(store, location, fault, raters):
     script = (
         "from towpath.store.store import Store; from towpath.records import Judgement, Label; store = "
-        "Store.open(place)\n"
+        "Store.open(location)\n"
         "for who in ('ann', 'bob'):\n"
         "    store.add_judgements([Judgement(f'{k}/{who}', k, who, 'person', 'a') for k in ('k1', 'k2')])\n"
         "store.replace_labels([Label('k1', 'b', 1.0, 1), Label('k2', 'b', 1.0, 1)])"
     )
     store.replace_labels([Label("k1", "a", 1.0, 1)])
-    assert killed_by_fault(script, fault, place)
-    assert [j.rater for j in store.judgements()] == [who for who in kept for _ in range(2)]
+    assert killed_by_fault(script, fault, location)
+    assert [j.rater for j in store.judgements()] == [who for who in raters for _ in range(2)]
     assert store.labels() == [Label("k1", "a", 1.0, 1)]
     store.add_judgements([make_judgement(rater="cid")])
 
@@ -238,20 +245,20 @@ from pathlib import Path
 from towpath.data import formats
 from towpath.store.store import Store
 found = formats.read_preferences(Path(path), "pairs", rater="ann")
-with Store.open(place) as store:
+with Store.open(location) as store:
     formats.add_to_store(store, found)
 """
 
 
 @pytest.mark.parametrize("fault", ["commit:1", "commit:2", "commit:3", "commit:4"])
-def test_killed_imports_are_atomic(place, tmp_path, fault):
+def test_killed_imports_are_atomic(location, tmp_path, fault):
     path = tmp_path / "pairs.jsonl"
     path.write_text(
         "".join(json.dumps({"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."}) + "\n" for n in range(50))
     )
     script = f"path = {str(path)!r}\n" + IMPORT
-    assert killed_by_fault(script, fault, place) == (fault == "commit:1")
-    with Store.open(place) as opened:
+    assert killed_by_fault(script, fault, location) == (fault == "commit:1")
+    with Store.open(location) as opened:
         counts = opened.counts()
     assert len({counts[name] for name in ("prompts", "comparisons", "judgements")}) == 1, counts
     assert counts["judgements"] == (0 if fault == "commit:1" else 50)
@@ -306,11 +313,11 @@ def test_filesystem_type_of_the_deepest_mount():
         "/dev/a / ext4 rw 0 0\nhost:/b /mnt/the\\040share nfs4 rw 0 0\n/dev/c /mnt/the\\040share/local ext4 rw 0 "
         "0\n//d/e /größe cifs rw 0 0\n"
     )
-    told = {
+    types = {
         name: ledger.filesystem_type(Path(name), mounts)
         for name in ("/mnt/x.db", "/mnt/the share/x.db", "/mnt/the share/local/x.db", "/größe/x.db")
     }
-    assert list(told.values()) == ["ext4", "nfs4", "ext4", "cifs"]
+    assert list(types.values()) == ["ext4", "nfs4", "ext4", "cifs"]
     assert {"nfs", "nfs4", "cifs", "smb3", "smbfs"} <= ledger.NETWORK_FILESYSTEMS
 
 
@@ -319,10 +326,10 @@ def test_export_pairs_and_import_judgements(store, tmp_path, suffix):
     path = tmp_path / f"pairs.{suffix}"
     assert export_pairs(store, path, samples={"elsewhere"}) == 0
     assert export_pairs(store, path) == 2
-    mark, empty, filled = {"jsonl": ("", '"choice": ""', '"choice": "a"'), "csv": ("\ufeff", '",,,', '",a,2,bob')}[
+    bom, empty, filled = {"jsonl": ("", '"choice": ""', '"choice": "a"'), "csv": ("\ufeff", '",,,', '",a,2,bob')}[
         suffix
     ]
-    path.write_bytes((mark + path.read_bytes().decode().replace(empty, filled)).encode())
+    path.write_bytes((bom + path.read_bytes().decode().replace(empty, filled)).encode())
     assert import_judgements(store, path, rater="ann") == (2, 0)
     assert import_judgements(store, path, rater="ann") == (0, 2)
     assert export_pairs(store, path) == 0
@@ -330,16 +337,16 @@ def test_export_pairs_and_import_judgements(store, tmp_path, suffix):
     if suffix == "csv":
         with path.open(newline="") as file:
             assert [row["b"] for row in csv.DictReader(file)] == [awkward_text(2), awkward_text(1)]
-    told = {(j.rater, j.choice, j.strength, j.kind) for j in store.judgements()}
-    assert told == {("ann", "a", 1, "person") if suffix == "jsonl" else ("bob", "a", 2, "person")}
+    verdicts = {(j.rater, j.choice, j.strength, j.kind) for j in store.judgements()}
+    assert verdicts == {("ann", "a", 1, "person") if suffix == "jsonl" else ("bob", "a", 2, "person")}
 
 
 def test_rows_without_a_choice_are_skipped(store, tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("comparison,choice,shown,milliseconds,at\nk1,,,,\n\nk2,both_bad,ba,1500,2026-01-01T00:00:00Z\n")
     assert import_judgements(store, path, rater="ann", kind="judge") == (1, 0)
-    told = store.judgements()[0]
-    assert (told.comparison, told.shown, told.milliseconds, told.at, told.kind) == (
+    judgement = store.judgements()[0]
+    assert (judgement.comparison, judgement.shown, judgement.milliseconds, judgement.at, judgement.kind) == (
         "k2",
         "ba",
         1500,
@@ -408,8 +415,8 @@ def test_unreadable_files_are_reported(store, tmp_path, name, content):
         import_judgements(store, tmp_path / name, rater="ann")
 
 
-def publish_text(place, text):
-    return publish.publish(place, lambda folder: (folder / "x").write_text(text))
+def publish_text(location, text):
+    return publish.publish(location, lambda folder: (folder / "x").write_text(text))
 
 
 def test_newest_intact_skips_damaged_folders(tmp_path):
@@ -442,7 +449,7 @@ def test_publish_replaces_damaged_folders_only(tmp_path):
 @pytest.mark.parametrize("fault", ["write:1", "fsync:1", "rename:1"])
 def test_killed_publish_is_atomic(tmp_path, fault):
     script = (
-        "from towpath.store import publish; publish.publish(place / 'deep' / 'step_1', lambda p: (p / "
+        "from towpath.store import publish; publish.publish(location / 'deep' / 'step_1', lambda p: (p / "
         "'x').write_text('1'))"
     )
     assert killed_by_fault(script, fault, tmp_path)
@@ -463,7 +470,7 @@ def test_killed_replace_file_is_atomic(tmp_path, fault, left):
     path = tmp_path / "x.json"
     publish.replace_file(path, "old")
     assert killed_by_fault(
-        "from towpath.store import publish\nfor text in ('new', 'newer'): publish.replace_file(place, text)",
+        "from towpath.store import publish\nfor text in ('new', 'newer'): publish.replace_file(location, text)",
         fault,
         path,
     )
@@ -492,7 +499,7 @@ def test_full_disk_is_reported(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
 
-    def write(place: Path) -> None:
+    def write(folder: Path) -> None:
         with Path("/dev/full").open("w") as file:
             file.write("x" * 100_000)
 

@@ -119,11 +119,11 @@ def test_foreign_hosts_and_origins_are_refused(team, method):
 def test_server_without_accounts_accepts_local_hosts_only(store):
     with running(store, team=False) as (url, _):
         port = url.rpartition(":")[2]
-        told = [
+        statuses = [
             httpx.get(f"{url}/sign-in", headers={"host": f"{name}:{port}"}).status_code
             for name in ("localhost", "127.0.0.1", "[::1]", "10.1.2.3")
         ]
-    assert told == [200, 200, 200, 421]
+    assert statuses == [200, 200, 200, 421]
 
 
 def test_csp_header_and_no_inline_content(team):
@@ -204,10 +204,10 @@ def test_invitation_creates_an_account_and_signs_in(team, store):
 
 def test_correct_password_waits_after_failed_attempts(team):
     with client(team) as visitor:
-        told = [
+        statuses = [
             visitor.post("/sign-in", data={"name": "ann", "password": "wrong"}).status_code for _ in range(FREE + 1)
         ]
-        assert told == [401] * FREE + [429]
+        assert statuses == [401] * FREE + [429]
         assert visitor.post("/sign-in", data={"name": "ann", "password": PASSWORD}).status_code == 429
     with signed_in(team, "bob"):
         pass
@@ -229,13 +229,15 @@ def test_judge_undo_and_judge_again(team, store):
         assert ann.get("/rate/next").json()["comparison"] == first["comparison"]
         ann.post(
             "/rate/judge",
-            json=make_judgement(first, "key-three-3", "both_bad", safety={"side": "tie"}, comment="both\x00 wrong", guideline=4),
+            json=make_judgement(
+                first, "key-three-3", "both_bad", safety={"side": "tie"}, comment="both\x00 wrong", guideline=4
+            ),
         )
-    kept = store.judgements()
-    assert [(j.choice, j.round, j.rater, j.guideline, j.comment) for j in kept] == [
+    judgements = store.judgements()
+    assert [(j.choice, j.round, j.rater, j.guideline, j.comment) for j in judgements] == [
         ("both_bad", 2, "ann", "4", "both\ufffd wrong")
     ]
-    assert kept[0].details == {"safety": {"choice": "tie", "strength": 1}}
+    assert judgements[0].details == {"safety": {"choice": "tie", "strength": 1}}
 
 
 @pytest.mark.parametrize(
@@ -335,16 +337,16 @@ def test_gold_from_the_owners_judgements(team, store):
     with signed_in(team, "olga") as owner:
         seat = owner.get("/rate/next").json()
         owner.post("/rate/judge", json=make_judgement(seat, "key-one-1"))
-        found = re.search(
+        match = re.search(
             r'name="comparison" value="(k\d)"><input type="hidden" name="choice" value="(\w+)"',
             owner.get("/owner/gold").text,
         )
-        assert (found[1], found[2]) == (seat["comparison"], store.judgements()[0].choice)
-        owner.post("/owner/gold", data={"comparison": found[1], "choice": found[2]})
+        assert (match[1], match[2]) == (seat["comparison"], store.judgements()[0].choice)
+        owner.post("/owner/gold", data={"comparison": match[1], "choice": match[2]})
         assert (
             owner.get("/owner").text.count("21 to 100 % of 1<") + owner.get("/owner").text.count("0 to 79 % of 1<") == 2
         )
-        owner.post("/owner/gold/drop", data={"comparison": found[1]})
+        owner.post("/owner/gold/drop", data={"comparison": match[1]})
         assert (
             owner.get("/owner").text.count("21 to 100 % of 1<") + owner.get("/owner").text.count("0 to 79 % of 1<") == 1
         )
@@ -353,7 +355,9 @@ def test_gold_from_the_owners_judgements(team, store):
 def test_export_is_json_lines(team, store):
     with signed_in(team, "olga") as owner:
         for i in range(3):
-            owner.post("/rate/judge", json=make_judgement(owner.get("/rate/next").json(), f"key-one-{i}", milliseconds=None))
+            owner.post(
+                "/rate/judge", json=make_judgement(owner.get("/rate/next").json(), f"key-one-{i}", milliseconds=None)
+            )
         rows = [json.loads(line) for line in owner.get("/owner/export.jsonl").text.splitlines()]
     assert [row["key"] for row in rows] == ["key-one-0", "key-one-1", "key-one-2"]
     assert {"prompt", "a", "b", "choice", "rater", "source_a", "shown", "guideline"} <= set(rows[0])
@@ -409,8 +413,8 @@ def test_team_without_owner_gets_an_invitation(tmp_path):
 
 
 def test_used_port_is_reported():
-    with server.open_socket("127.0.0.1", 0) as place, pytest.raises(ResourceError, match="--port"):
-        server.open_socket("127.0.0.1", place.getsockname()[1])
+    with server.open_socket("127.0.0.1", 0) as listener, pytest.raises(ResourceError, match="--port"):
+        server.open_socket("127.0.0.1", listener.getsockname()[1])
 
 
 def test_sessions_end_when_an_account_changes(team, store):
@@ -445,12 +449,12 @@ def test_markdown_is_rendered_safely():
         ("a <b> c", "a c", ("a <mark>&lt;b&gt;</mark> c", "a c")),
     ],
 )
-def test_text_diff_by_word(left, right, told):
-    assert safe_html.text_diff(left, right) == told
+def test_text_diff_by_word(left, right, expected):
+    assert safe_html.text_diff(left, right) == expected
 
 
 def test_transcript_is_split_into_turns():
     assert safe_html.conversation_turns("Why?") == [("Prompt", "Why?")]
-    told = safe_html.conversation_turns("\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:")
-    assert told == [("Person", "Hello"), ("Assistant", "Yes?"), ("Person", "Why?")]
+    turns = safe_html.conversation_turns("\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:")
+    assert turns == [("Person", "Hello"), ("Assistant", "Yes?"), ("Person", "Why?")]
     assert safe_html.conversation_turns("Say: \n\nHuman: x") == [("Prompt", "Say: \n\nHuman: x")]

@@ -44,43 +44,43 @@ def serve_run(
     port: int,
     team: bool,
     say: Callable[[str], None],
-    outside: NetworkOptions | None = None,
+    network: NetworkOptions | None = None,
     assignments: Sequence[str] = (),
 ) -> None:
     """Serve a run's pages until stopped; `url` is a database other than the run's own file. Starts no stage."""
-    outside = outside or NetworkOptions()
-    require_private(host, team, outside)
-    require_proxies(outside.proxies, team)
+    network = network or NetworkOptions()
+    require_private(host, team, network)
+    require_proxies(network.proxies, team)
     if not run.is_dir():
         raise ResourceError(f"{run}: no such folder", "a run is a folder created by `towpath new`", "correct the path")
-    with Store.open(url or run / "towpath.db") as store, open_socket(host, port) as place:
+    with Store.open(url or run / "towpath.db") as store, open_socket(host, port) as listener:
         store.require_writable()
-        server, auth = create_server(store, team, host, outside, run, assignments)
-        scheme = "https" if outside.certificate else "http"
-        at = f"{scheme}://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
-        say(startup_message(store, auth, at, outside.proxies))
-        run_until_stopped(server, place)
+        server, auth = create_server(store, team, host, network, run, assignments)
+        scheme = "https" if network.certificate else "http"
+        address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        say(startup_message(store, auth, address, network.proxies))
+        run_until_stopped(server, listener)
 
 
 def create_server(
     store: Store,
     team: bool,
     host: str = "127.0.0.1",
-    outside: NetworkOptions | None = None,
+    network: NetworkOptions | None = None,
     run: Path | None = None,
     assignments: Sequence[str] = (),
 ) -> tuple[uvicorn.Server, Authenticator]:
     """Return a server and its authenticator; `run` is the folder that the monitor shows, `assignments` override its
     recipe."""
-    outside = outside or NetworkOptions()
+    network = network or NetworkOptions()
     auth = Authenticator(store, team)
-    names = {*LOOPBACK, *outside.names} | ({host, socket.gethostname()} if team else set())
+    names = {*LOOPBACK, *network.names} | ({host, socket.gethostname()} if team else set())
     app = application(store, auth, names, addresses=team)
     monitor.begin(app, run, assignments)
     config = uvicorn.Config(
-        ForwardedHeaders(app, outside.proxies) if outside.proxies else app,
+        ForwardedHeaders(app, network.proxies) if network.proxies else app,
         proxy_headers=False,
-        http=bounded_protocol(outside.proxies),
+        http=bounded_protocol(network.proxies),
         ws="none",
         log_level="warning",
         access_log=False,
@@ -89,8 +89,8 @@ def create_server(
         lifespan="off",
         timeout_graceful_shutdown=10,
         h11_max_incomplete_event_size=16_384,
-        ssl_certfile=outside.certificate,
-        ssl_keyfile=outside.key,
+        ssl_certfile=network.certificate,
+        ssl_keyfile=network.key,
     )
     for name in ("uvicorn.error", "asyncio", "towpath.web"):
         log = logging.getLogger(name)
@@ -101,13 +101,13 @@ def create_server(
     return server, auth
 
 
-def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
+def run_until_stopped(server: uvicorn.Server, listener: socket.socket) -> None:
     """Run the server. A short thread switch interval keeps requests responsive; imported objects are excluded from
     garbage collection."""
     sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()
-    server.run(sockets=[place])
+    server.run(sockets=[listener])
 
 
 def startup_message(store: Store, auth: Authenticator, at: str, proxies: Sequence[str] = ()) -> str:
@@ -132,7 +132,7 @@ def startup_message(store: Store, auth: Authenticator, at: str, proxies: Sequenc
 def open_socket(host: str, port: int) -> socket.socket:
     """Open a listening socket."""
     try:
-        place = socket.create_server(
+        listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
     except OSError as error:
@@ -140,13 +140,13 @@ def open_socket(host: str, port: int) -> socket.socket:
             f"{host}:{port}: {error.strerror}", "the server needs a free port", "choose another with --port"
         ) from error
     # Inherited by every connection; without it the second packet of a response waits 40 ms for an acknowledgement.
-    place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return place
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
-def require_private(host: str, team: bool, outside: NetworkOptions) -> None:
+def require_private(host: str, team: bool, network: NetworkOptions) -> None:
     """Require loopback without accounts, and TLS for a team beyond loopback."""
-    if is_loopback(host) or (team and outside.certificate):
+    if is_loopback(host) or (team and network.certificate):
         return
     if not team:
         raise ResourceError(
