@@ -21,9 +21,10 @@ from towpath.records import Prompt
 from towpath.rollout.engine import Request
 from towpath.runtime.local import prepare_process
 from towpath.stages.experience import OPENING
-from towpath.stages.job import Job, read_rows
+from towpath.stages.job import Job
 from towpath.stages.sample_log import probes
 from towpath.stages.sampler import engine
+from towpath.store import jsonl
 from towpath.store.store import Store
 
 
@@ -32,7 +33,7 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
     stages = json.loads((run / "current.json").read_text())["stages"]
     places = {name: run / "stages" / name / fingerprint for name, fingerprint in stages.items()}
     manifest = json.loads((places["policy"] / "manifest.json").read_text())
-    rows = read_rows(places["policy"] / "metrics.jsonl")
+    rows = jsonl.read(places["policy"] / "metrics.jsonl")
     looks = sum(row["phase"] == "validation" for row in rows)
     recipe = check(Recipe, manifest["recipe"], "manifest.json")
     corpus = corpus_reader.read_corpus(run, recipe.data, recipe.seed)

@@ -113,7 +113,7 @@ def test_an_ensemble_of_reward_models(tuned, tmp_path):
     ]
     assert not any(torch.equal(a, b) for a, b in pairwise(heads))
     again = towpath("run", run, *SETTINGS, *sets("reward.ensemble_size=3", 'policy.rewards.ensemble="cautious"'))
-    assert "reward: done before" in again.stderr and "policy: done in" in again.stderr
+    assert "reward: already done" in again.stderr and "policy: done in" in again.stderr
 
 
 def test_rules_alone_need_neither_labels_nor_a_reward_model(tuned, tmp_path):
@@ -140,7 +140,7 @@ def test_ones_own_reward_lies_in_the_run_folder_and_changed_code_runs_again(tune
     settings = [*SETTINGS, "--set", 'policy.rewards.sources=[{ source = "python:short_reward:score"}]']
     code = "def score(prompts, answers):\n    return [SIGN * len(answer) for answer in answers]\nSIGN = {}\n"
     (run / "short_reward.py").write_text(code.format(-1))
-    for sign, said in ((-1, "policy: done in"), (-1, "policy: done before"), (1, "code.short_reward")):
+    for sign, said in ((-1, "policy: done in"), (-1, "policy: already done"), (1, "code.short_reward")):
         (run / "short_reward.py").write_text(code.format(sign))
         done = towpath("run", run, *settings)
         assert done.returncode == 0, done.stderr

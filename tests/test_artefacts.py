@@ -22,7 +22,8 @@ from towpath.models import content
 from towpath.recipe import Recipe
 from towpath.recipe.reader import check
 from towpath.records import Prompt
-from towpath.run import export, pipeline
+from towpath.run import export, pipeline, status
+from towpath.run.fingerprint import plan_stages
 from towpath.run.new_run import create_run
 from towpath.stages.job import Checkpoints
 from towpath.store import manifest
@@ -152,7 +153,7 @@ def test_stage_with_other_inputs_is_not_done(copied: Path) -> None:
 def fingerprint(folder: Path, **model: str) -> str:
     output = {"model": model, "preferences": {"raters": "people"}}
     corpus = Corpus((Prompt("a", "Why?"), Prompt("b", "How?", split="heldout")))
-    return pipeline.plan(check(Recipe, output, "test"), folder, corpus, None)[0].fingerprint
+    return plan_stages(check(Recipe, output, "test"), folder, corpus, None)[0].fingerprint
 
 
 def test_changed_model_or_template_changes_the_fingerprint(tmp_path: Path, tiny_folder: str) -> None:
@@ -201,7 +202,7 @@ def test_status_reads_no_weights_and_imports_no_torch(finished: Path) -> None:
 
 def test_missing_ledger_is_not_replaced(copied: Path) -> None:
     (copied / "towpath.db").unlink()
-    for command in (lambda: run(copied), lambda: pipeline.status(recipe.load(copied, SMALL), copied)):
+    for command in (lambda: run(copied), lambda: status.read_status(recipe.load(copied, SMALL), copied)):
         with pytest.raises(DataError, match=r"towpath\.db: no such file, though (sample|label) is done"):
             command()
     assert not (copied / "towpath.db").exists()
@@ -239,7 +240,7 @@ def test_damaged_manifest_error_names_the_file(copied: Path, content: bytes) -> 
         with pytest.raises(DataError, match=r"manifest\.json: damaged"):
             run(copied)
     with pytest.raises(DataError, match=r"manifest\.json: damaged"):
-        pipeline.status(recipe.load(copied, SMALL), copied)
+        status.read_status(recipe.load(copied, SMALL), copied)
 
 
 def test_damaged_checkpoints_are_reported_and_moved_aside(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from towpath.cli import app, crash
-from towpath.run import pipeline
+from towpath.run import status
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def command(monkeypatch: pytest.MonkeyPatch, run: Path, error: Exception) -> int
     def fail(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "status", fail)
+    monkeypatch.setattr(status, "read_status", fail)
     monkeypatch.setattr(sys, "argv", ["towpath", "status", str(run)])
     with pytest.raises(SystemExit) as ended:
         app.main()

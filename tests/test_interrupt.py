@@ -15,7 +15,7 @@ from benchmarks import kills
 from towpath import interrupt, recipe
 from towpath.run import pipeline
 from towpath.run.new_run import create_run
-from towpath.stages.job import read_rows
+from towpath.store import jsonl
 
 SETTINGS = [part for value in kills.SETTINGS for part in ("--set", value)]
 
@@ -88,7 +88,7 @@ def test_run_stopped_by_signals_resumes_bit_exactly(tmp_path: Path, capsys: pyte
     run(whole)
     assert kills.outcome(stopped) == kills.outcome(whole)
     (metrics,) = stopped.glob("stages/policy/*/metrics.jsonl")
-    assert [row["step"] for row in read_rows(metrics) if row["phase"] == "train"] == [0, 1, 2, 3]
+    assert [row["step"] for row in jsonl.read(metrics) if row["phase"] == "train"] == [0, 1, 2, 3]
 
 
 def script(body: str) -> "subprocess.Popen[str]":

@@ -18,7 +18,7 @@ import pytest
 from towpath.errors import DataError, TowpathError, Waiting
 from towpath.recipe import load
 from towpath.records import Judgement
-from towpath.run import pipeline
+from towpath.run import pipeline, status
 from towpath.store import rater_stats
 from towpath.store.store import Store
 
@@ -238,7 +238,7 @@ def test_run_serves_the_page_and_resumes(sampled, tmp_path):
             process.kill()
     output = (tmp_path / "log").read_text()
     assert process.returncode in (0, 3), output
-    assert "labels: 4 of 8 decided" in output and "gate reward is closed" in told
+    assert "labels: 4 of 8 decided" in output and "gate reward is closed" in output
     assert result(run, "label")["result"]["decided"] == len(names)
 
 
@@ -280,7 +280,7 @@ def test_first_run_with_a_judge_passes_the_label_stage(sampled, tmp_path, rater)
         calls = Longer.calls
         lines = []
         pipeline.run(recipe, run, lines.append, "label")
-        assert any("label: done before" in line for line in lines) and Longer.calls == calls
+        assert any("label: already done" in line for line in lines) and Longer.calls == calls
 
 
 def test_whole_run_with_a_judge(sampled, tmp_path):
@@ -296,7 +296,7 @@ def test_whole_run_with_a_judge(sampled, tmp_path):
         ]
         options = [*SMALL, *small, "preferences.raters=judge", f"judge.base_url={address}", "judge.model=longer"]
         pipeline.run(load(run, options), run, lambda _line: None)
-        state = pipeline.status(load(run, options), run)
+        state = status.read_status(load(run, options), run)
     assert {stage["state"] for stage in state.stages} == {"done"}
 
 

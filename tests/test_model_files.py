@@ -132,7 +132,7 @@ def test_check_says_it_before_the_run(folder: Path, damage: Callable[[Path], Non
     except ModelError as error:
         assert str(folder) in error.value  # `check` loads the tokenizer first
         return
-    _size, findings = model_checks.of_model(check(Recipe, {}, "test"), folder)
+    _size, findings = model_checks.check_model(check(Recipe, {}, "test"), folder)
     assert [(f.code, f.severity) for f in findings] == [("model", "error")]
     assert str(folder) in findings[0].evidence
 

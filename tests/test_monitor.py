@@ -32,18 +32,18 @@ from watched_run import (
     write_run,
 )
 
-from towpath.cli import watch
 from towpath.errors import ResourceError
+from towpath.run.live_record import MIN_INTERVAL, LiveRun, is_locked
+from towpath.run.metric_columns import ARROW_BYTES, PHASES, Columns, MetricColumns, to_columns
+from towpath.run.samples import Samples
 from towpath.store import people
-from towpath.store.jsonl import Following, rows
+from towpath.store.jsonl import JsonlTail, objects
 from towpath.store.store import Store
-from towpath.view.downsample import levels, smooth, thin
-from towpath.view.live import compare, layout
-from towpath.view.live.columns import Columns, of_rows
-from towpath.view.live.headline import lately, seconds_left
-from towpath.view.live.live_run import PAUSE, Watched, at_work
-from towpath.view.live.samples import Samples
-from towpath.view.live.series import BULK, Metrics
+from towpath.view.downsample import bucket_means, downsample, moving_average
+from towpath.view.live import compare, layout, terminal
+from towpath.view.live.headline import recent_mean, seconds_left, stage_headline
+from towpath.view.live.marks import stage_marks
+from towpath.view.report.frontier import best_of_n_curve
 
 PASSWORD = "correct horse battery"
 
@@ -57,44 +57,44 @@ def lines(rows) -> bytes:
 
 def test_every_byte_is_read_once_and_a_torn_line_is_left_for_later(tmp_path):
     path = tmp_path / "m.jsonl"
-    following = Following(path)
-    assert following.read() == (b"", False)
+    tail = JsonlTail(path)
+    assert tail.read() == (b"", False)
     path.write_bytes(b'{"step": 0}\n{"step": 1')
-    assert following.read() == (b'{"step": 0}\n', False)
-    assert following.read() == (b"", False)
+    assert tail.read() == (b'{"step": 0}\n', False)
+    assert tail.read() == (b"", False)
     with path.open("ab") as file:
         file.write(b'1}\n{"ste')
-    assert following.read() == (b'{"step": 11}\n', False)
+    assert tail.read() == (b'{"step": 11}\n', False)
 
 
 @pytest.mark.parametrize("how", ["shorter", "replaced", "in place, longer"])
 def test_a_file_written_anew_is_read_anew(tmp_path, how):
     path = tmp_path / "m.jsonl"
     path.write_bytes(lines({"step": step} for step in range(9)))
-    following = Following(path)
-    following.read()
+    tail = JsonlTail(path)
+    tail.read()
     new = lines({"step": step, "again": 1} for step in range(3 if how == "shorter" else 30))
     if how == "replaced":
         (tmp_path / "aside").write_bytes(new)
         (tmp_path / "aside").replace(path)
     else:
         path.write_bytes(new)
-    assert following.read() == (new, True)
-    assert following.read() == (b"", False)
+    assert tail.read() == (new, True)
+    assert tail.read() == (b"", False)
 
 
 def test_what_is_no_row_is_passed_over():
-    assert rows(b'{"step": 1}\ngarb{age\n[3]\n\n{"step": 2}\n') == [{"step": 1}, {"step": 2}]
+    assert objects(b'{"step": 1}\ngarb{age\n[3]\n\n{"step": 2}\n') == [{"step": 1}, {"step": 2}]
 
 
 def test_columns_grow_and_what_is_told_again_takes_the_place_of_what_was_told():
     columns = Columns()
-    assert not columns.add(of_rows({"step": s, "a": float(s)} for s in range(600)))
-    assert not columns.add(of_rows([{"step": 600, "a": 1.0, "late": 5}]))
+    assert not columns.add(to_columns({"step": s, "a": float(s)} for s in range(600)))
+    assert not columns.add(to_columns([{"step": 600, "a": 1.0, "late": 5}]))
     assert columns.count == 601
     assert math.isnan(columns.values("late")[0])
     assert columns.row(600) == {"a": 1.0, "late": 5.0}
-    assert columns.add(of_rows([{"step": 400, "a": -1.0}, {"step": 401, "a": -2.0}]))
+    assert columns.add(to_columns([{"step": 400, "a": -1.0}, {"step": 401, "a": -2.0}]))
     assert columns.last == 401
     assert columns.values("a")[-3:].tolist() == [399.0, -1.0, -2.0]
     assert columns.between(399, 400) == slice(399, 401)
@@ -102,7 +102,7 @@ def test_columns_grow_and_what_is_told_again_takes_the_place_of_what_was_told():
 
 def test_rows_of_one_chunk_that_step_back_are_told_once():
     columns = Columns()
-    assert columns.add(of_rows({"step": s, "a": float(i)} for i, s in enumerate([0, 1, 2, 3, 2, 3, 4])))
+    assert columns.add(to_columns({"step": s, "a": float(i)} for i, s in enumerate([0, 1, 2, 3, 2, 3, 4])))
     assert columns.steps.tolist() == [0, 1, 2, 3, 4]
     assert columns.values("a").tolist() == [0, 1, 4, 5, 6]
 
@@ -111,17 +111,17 @@ def test_many_rows_at_once_are_the_same_as_one_by_one(tmp_path):
     told = list(policy_rows(1500))
     told[7]["reward"], told[8]["kl"] = math.nan, math.inf
     told[9]["late"], told[10]["text"] = 3, "words"
-    assert len(lines(told)) > BULK
+    assert len(lines(told)) > ARROW_BYTES
     (tmp_path / "bulk.jsonl").write_bytes(lines(told))
-    bulk = Metrics(tmp_path / "bulk.jsonl")
-    slowly = Metrics(tmp_path / "slow.jsonl")
+    bulk = MetricColumns(tmp_path / "bulk.jsonl")
+    slowly = MetricColumns(tmp_path / "slow.jsonl")
     bulk.refresh()
     for at in range(0, len(told), 100):
         append(tmp_path / "slow.jsonl", told[at : at + 100])
         slowly.refresh()
-    for phase in ("train", "validation"):
-        one = bulk.of(phase)
-        two = slowly.of(phase)
+    for phase in PHASES:
+        one = bulk.of_phase(phase)
+        two = slowly.of_phase(phase)
         assert one.steps.tolist() == two.steps.tolist()
         assert set(one.names) == set(two.names)
         for name in one.names:
@@ -135,7 +135,7 @@ def test_a_bad_line_among_many_costs_no_other(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(
         told[:50_000].rpartition(b"\n")[0] + b'\n{"step": torn\n' + told[50_000:].partition(b"\n")[2]
     )
-    metrics = Metrics(tmp_path / "m.jsonl")
+    metrics = MetricColumns(tmp_path / "m.jsonl")
     metrics.refresh()
     assert metrics.train.last == 1500
     assert metrics.train.count > 1490
@@ -144,7 +144,7 @@ def test_a_bad_line_among_many_costs_no_other(tmp_path):
 def test_a_resumed_run_begins_a_new_generation(tmp_path):
     path = tmp_path / "m.jsonl"
     append(path, policy_rows(40))
-    metrics = Metrics(path)
+    metrics = MetricColumns(path)
     metrics.refresh()
     assert (metrics.generation, metrics.train.count) == (0, 40)
     kept = list(policy_rows(20))
@@ -168,7 +168,7 @@ def test_no_spike_is_lost_however_many_steps_there_are():
     for at in (0, 3, 51_234, 99_999):
         values[at] = 40.0 + at
     values[77_777] = -40.0
-    kept = thin(steps, values, 300)
+    kept = downsample(steps, values, 300)
     assert len(kept) <= 2 * 300 + 2
     assert {0, 3, 51_234, 77_777, 99_999} <= set(kept.tolist())
     assert (np.diff(kept) > 0).all()
@@ -183,7 +183,7 @@ def test_every_bucket_keeps_its_least_and_its_greatest(seed):
     values = draw.normal(size=len(steps))
     values[draw.integers(0, len(steps), 50)] = np.nan
     buckets = int(draw.integers(20, 200))
-    kept = thin(steps, values, buckets)
+    kept = downsample(steps, values, buckets)
     told = np.isfinite(values)
     bucket = ((steps - steps[told][0]) / ((steps[told][-1] - steps[told][0] + 1) / buckets)).astype(int)
     for one in np.unique(bucket[told]):
@@ -193,17 +193,17 @@ def test_every_bucket_keeps_its_least_and_its_greatest(seed):
 
 
 def test_few_values_stay_as_they_are_and_none_is_invented():
-    assert thin(np.arange(5), np.array([1, np.nan, 2, np.inf, 3]), 20).tolist() == [0, 2, 4]
-    assert thin(np.array([], dtype=int), np.array([]), 20).tolist() == []
-    assert thin(np.arange(90), np.full(90, np.nan), 20).tolist() == []
+    assert downsample(np.arange(5), np.array([1, np.nan, 2, np.inf, 3]), 20).tolist() == [0, 2, 4]
+    assert downsample(np.array([], dtype=int), np.array([]), 20).tolist() == []
+    assert downsample(np.arange(90), np.full(90, np.nan), 20).tolist() == []
 
 
 def test_smoothing_is_the_mean_around_and_passes_gaps_over():
     values = np.array([0.0, 2.0, np.nan, 4.0, 6.0])
-    assert smooth(values, 2).tolist()[:2] == [1.0, 1.0]
-    assert math.isnan(smooth(values, 2)[2])
-    assert smooth(np.full(50, 3.0), 9).tolist() == pytest.approx([3.0] * 50)
-    assert levels(np.arange(100.0), 4).tolist() == [12.0, 37.0, 62.0, 87.0]
+    assert moving_average(values, 2).tolist()[:2] == [1.0, 1.0]
+    assert math.isnan(moving_average(values, 2)[2])
+    assert moving_average(np.full(50, 3.0), 9).tolist() == pytest.approx([3.0] * 50)
+    assert bucket_means(np.arange(100.0), 4).tolist() == [12.0, 37.0, 62.0, 87.0]
 
 
 # ---- what is drawn
@@ -216,11 +216,11 @@ def test_every_number_has_a_chart_and_only_one():
         "odd/two",
         "domain/travel",
     ]
-    found = layout.groups(names, ["reward", "pairs_loss"], {"policy.kl.target": 0.5, "policy.kl.alarm": 2.0})
+    found = layout.chart_groups(names, ["reward", "pairs_loss"], {"policy.kl.target": 0.5, "policy.kl.alarm": 2.0})
     drawn = [line.name for group in found for chart in group.charts for line in chart.lines if line.phase == "train"]
     assert sorted(drawn) == sorted(names)
     titles = {chart.title: chart for group in found for chart in group.charts}
-    assert [line.name for line in titles["Reward by part"].lines] == [
+    assert [line.name for line in titles["Reward by source"].lines] == [
         "score/model",
         "score/rule:ends",
         "watched/second",
@@ -229,7 +229,7 @@ def test_every_number_has_a_chart_and_only_one():
         ("target 0.5", "good"),
         ("alarm 2", "bad"),
     ]
-    assert titles["Score alone by domain"].form == "number"
+    assert titles["Score by domain"].form == "number"
     assert [line.name for line in titles["Odd"].lines] == ["odd/one", "odd/two"]
     assert len({(group.title, chart.key) for group in found for chart in group.charts}) == len(titles)
 
@@ -237,41 +237,41 @@ def test_every_number_has_a_chart_and_only_one():
 def test_every_stage_that_trains_is_known_to_take_so_many_steps(tmp_path):
     run = write_run(tmp_path / "run", 40, 60)
     (folder_of(run, "sft") / "manifest.json").unlink()
-    watched = Watched(run)
+    watched = LiveRun(run)
     watched.refresh()
-    assert [watched.trainings[name].steps for name in ("sft", "reward", "policy")] == [50, 50, 60]
+    assert [watched.stages[name].steps for name in ("sft", "reward", "policy")] == [50, 50, 60]
     (folder_of(run, "sft") / "run_info.json").unlink()
-    watched = Watched(run)
+    watched = LiveRun(run)
     watched.refresh()
-    assert watched.trainings["sft"].steps is None
+    assert watched.stages["sft"].steps is None
 
 
 def test_the_headline_tells_where_a_run_stands(tmp_path):
     run = write_run(tmp_path / "run", 40, 60)
-    watched = Watched(run)
+    watched = LiveRun(run)
     watched.refresh()
-    told = {number.label: number for number in watched.headline("policy")}
+    told = {number.label: number for number in stage_headline(watched, "policy")}
     assert told["steps"].value == "40 of 60"
     assert told["steps"].share == pytest.approx(2 / 3)
     assert "held out" in told["reward"].note
     assert told["KL, nats per prompt"].tone == "good"
     assert float(told["reward"].value) == pytest.approx(
-        lately(watched.trainings["policy"].metrics.train, "reward"), abs=0.01
+        recent_mean(watched.stages["policy"].metrics.train, "reward"), abs=0.01
     )
-    assert seconds_left(watched.trainings["policy"].metrics.train, 60) == pytest.approx(20 * 6.6, rel=0.1)
+    assert seconds_left(watched.stages["policy"].metrics.train, 60) == pytest.approx(20 * 6.6, rel=0.1)
     append(folder_of(run) / "metrics.jsonl", [{"step": s, "phase": "train", "kl": 3.0} for s in range(40, 60)])
-    sleep(PAUSE * 1.5)
+    sleep(MIN_INTERVAL * 1.5)
     watched.refresh()
-    assert {number.label: number for number in watched.headline("policy")}["KL, nats per prompt"].tone == "bad"
-    assert watched.headline("sft")[0].value == "50 of 50"
+    assert {number.label: number for number in stage_headline(watched, "policy")}["KL, nats per prompt"].tone == "bad"
+    assert stage_headline(watched, "sft")[0].value == "50 of 50"
 
 
 def test_a_run_is_at_work_while_its_lock_is_held(tmp_path):
     run = write_run(tmp_path / "run")
     (run / ".lock").write_text("")
-    if at_work(run) is None:
+    if is_locked(run) is None:
         pytest.skip("locks cannot be seen here")
-    watched = Watched(run)
+    watched = LiveRun(run)
     watched.refresh()
     assert watched.state("policy") == "stopped"
     holds = (
@@ -282,19 +282,19 @@ def test_a_run_is_at_work_while_its_lock_is_held(tmp_path):
         [sys.executable, "-c", holds, str(run / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     holder.stdout.readline()
-    assert at_work(run)
+    assert is_locked(run)
     assert watched.state("policy") == "running"
     assert watched.state("sft") == "done"
     holder.communicate()
-    assert not at_work(run)
+    assert not is_locked(run)
 
 
 def test_marks_are_knobs_findings_and_what_was_kept(tmp_path):
     run = write_run(tmp_path / "run")
     finish(run, 40)
-    watched = Watched(run)
+    watched = LiveRun(run)
     watched.refresh()
-    marks = watched.trainings["policy"].marks()
+    marks = stage_marks(watched.stages["policy"])
     assert [(mark["step"], mark["kind"]) for mark in marks] == [
         (9, "critical"),
         (12, "knob"),
@@ -313,34 +313,34 @@ def test_a_turn_that_ends_training_says_so(tmp_path):
         folder_of(run) / "interventions.jsonl",
         [{"step": 38, "knob": "", "from": 0.0, "to": 0.0, "reason": "the reward is exploited", "stop": True}],
     )
-    watched = Watched(run)
+    watched = LiveRun(run)
     watched.refresh()
-    assert [mark["label"] for mark in watched.trainings["policy"].marks() if mark["kind"] == "knob"][
+    assert [mark["label"] for mark in stage_marks(watched.stages["policy"]) if mark["kind"] == "knob"][
         -1
-    ] == "training ended"
+    ] == "training stopped"
 
 
 def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
     run = short_run(tmp_path / "run")
-    watched = Watched(run)
+    watched = LiveRun(run)
     watched.refresh()
-    policy = watched.trainings["policy"]
+    policy = watched.stages["policy"]
     assert policy.metrics.train.steps.tolist() == [1, 2, 3]
     assert policy.metrics.validation.steps.tolist() == [0, 3]
-    told = {number.label: number for number in watched.headline("policy")}
+    told = {number.label: number for number in stage_headline(watched, "policy")}
     assert (told["steps"].value, told["steps"].share) == ("3 of 3", 1.0)
     assert "at step 3" in told["reward"].note
-    assert [(mark["step"], mark["label"]) for mark in policy.marks()] == [
+    assert [(mark["step"], mark["label"]) for mark in stage_marks(policy)] == [
         (0, "spread-low"),
         (2, "kept"),
         (3, "kl-rising"),
     ]
     assert [row["first_step"] for row in (*policy.findings, *watched.findings)] == [3, 0, 2]
-    versions = [(version.key, version.label) for version in policy.samples.asked["p0"].versions]
+    versions = [(version.key, version.label) for version in policy.samples.prompts["p0"].answers]
     assert versions == [("base", "base model"), ("0", "tuned model"), ("3", "step 3")]
-    assert [step for step, _, _ in policy.samples.wins()] == [3]
+    assert [step for step, _, _ in policy.samples.win_rates()] == [3]
     assert [point.label for point in compare.frontier("run", watched, "reward")] == ["tuned model", "step 3"]
-    assert dict(compare.ending(watched))["steps"] == "3"
+    assert dict(compare.final_numbers(watched))["steps"] == "3"
     assert seconds_left(policy.metrics.train, 3) == 0
     assert seconds_left(policy.metrics.train, 4) > 3
     assert "samples of step 3" in shown(run)
@@ -355,16 +355,16 @@ def test_samples_are_one_prompt_under_many_models(tmp_path):
     run = write_run(tmp_path / "run", 40, evaluated=True)
     found = Samples(folder_of(run) / "samples.jsonl", folder_of(run, "evaluate") / "answers.jsonl")
     found.refresh()
-    asked = found.asked["p0"]
-    assert [version.label for version in asked.versions][:2] == ["tuned model", "step 4"]
+    asked = found.prompts["p0"]
+    assert [version.label for version in asked.answers][:2] == ["tuned model", "step 4"]
     assert asked.change == pytest.approx(1.5)
-    assert [version.key for version in found.asked["h1"].versions] == ["base", "sft", "policy"]
-    assert found.asked["h1"].change == pytest.approx(0.4)
-    falls = found.listed(sort="fall")
+    assert [version.key for version in found.prompts["h1"].answers] == ["base", "sft", "policy"]
+    assert found.prompts["h1"].change == pytest.approx(0.4)
+    falls = found.sorted_prompts(sort="fall")
     assert falls[0].id == "p7"
-    assert found.listed(sort="rise")[0].id == "p0"
-    assert {one.domain for one in found.listed("travel")} == {"travel"}
-    step, rate, n = found.wins()[-1]
+    assert found.sorted_prompts(sort="rise")[0].id == "p0"
+    assert {one.domain for one in found.sorted_prompts("travel")} == {"travel"}
+    step, rate, n = found.win_rates()[-1]
     assert (step, n) == (40, 8)
     assert rate == pytest.approx(np.mean([float(0.4 * k < 1.5) for k in range(8)]))
     append(
@@ -372,11 +372,11 @@ def test_samples_are_one_prompt_under_many_models(tmp_path):
         [{"step": 43, "prompt_id": "p0", "prompt": "x", "domain": "", "text": "new", "reward": 5.0}],
     )
     found.refresh()
-    assert found.asked["p0"].versions[-1].text == "new"
+    assert found.prompts["p0"].answers[-1].text == "new"
     (folder_of(run) / "samples.jsonl").write_bytes(lines(samples(8)))
     found.refresh()
-    assert max(found.asked["p0"].steps) == 8
-    assert "h1" in found.asked
+    assert max(found.prompts["p0"].steps) == 8
+    assert "h1" in found.prompts
 
 
 # ---- runs side by side
@@ -386,12 +386,12 @@ def test_runs_beside_are_compared(tmp_path):
     own = write_run(tmp_path / "one", 40, 60)
     other = write_run(tmp_path / "two", 40, 40, "learning_rate = 1e-4\n[store]\nurl = 'env:SECRET'\n", evaluated=True)
     (tmp_path / "not-a-run").mkdir()
-    assert set(compare.beside(own)) == {"one", "two"}
-    assert compare.beside(own)[0] == "one"
-    watched = {run.name: Watched(run) for run in (own, other)}
+    assert set(compare.sibling_runs(own)) == {"one", "two"}
+    assert compare.sibling_runs(own)[0] == "one"
+    watched = {run.name: LiveRun(run) for run in (own, other)}
     for one in watched.values():
         one.refresh()
-    rows = dict(compare.differing({name: compare.settings(one) for name, one in watched.items()}))
+    rows = dict(compare.differences({name: compare.settings(one) for name, one in watched.items()}))
     assert rows["policy.learning_rate"] == ["2e-05", "0.0001"]
     assert rows["policy.steps"] == ["60", "40"]
     assert "store.url" not in rows
@@ -399,7 +399,7 @@ def test_runs_beside_are_compared(tmp_path):
     diff = dict(compare.by_section(list(rows.items())))
     assert ("steps", ["60", "40"]) in diff["policy"]
     assert [name for name, _ in diff[""]] == ["name"] if "name" in rows else "" not in diff
-    ends = dict(compare.ending(watched["two"]))
+    ends = dict(compare.final_numbers(watched["two"]))
     assert ends["wins over the tuned model"].startswith("78")
     points = compare.frontier("two", watched["two"], "win")
     assert points[-1].evaluated
@@ -407,20 +407,20 @@ def test_runs_beside_are_compared(tmp_path):
     assert len(points) == 11
     reward = compare.frontier("one", watched["one"], "reward")
     assert [point.label for point in reward][:2] == ["step 4", "step 8"]
-    curve = compare.reference(1.0)
+    curve = best_of_n_curve(1.0)
     assert curve[0] == (0.0, 0.5)
     assert all(kl <= 1.0 for kl, _ in curve)
-    assert compare.chosen(["a", "b"], ["../etc", "b"]) == ["b"]
+    assert compare.selected_runs(["a", "b"], ["../etc", "b"]) == ["b"]
 
 
 # ---- the terminal
 
 
 def shown(run, width=110) -> str:
-    watched = Watched(run)
+    watched = LiveRun(run)
     watched.refresh()
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(watch.run_view(watched, console))
+    console.print(terminal.frame(watched, console))
     return console.file.getvalue()
 
 
@@ -440,15 +440,15 @@ def test_the_terminal_shows_what_matters(tmp_path):
     ):
         assert words in told
     assert max(map(len, told.splitlines())) <= 110
-    assert "Nothing was written yet" in shown(write_run(tmp_path / "new", stages=()))
+    assert "No metrics yet" in shown(write_run(tmp_path / "new", stages=()))
 
 
 def test_a_sparkline_goes_from_the_least_to_the_greatest():
-    assert watch.sparkline(np.arange(8.0), 8) == "▁▂▃▄▅▆▇█"
-    assert watch.sparkline(np.array([1.0, np.nan, 1.0]), 8) == "▅▅"
-    assert len(watch.sparkline(np.arange(1000.0), 30)) == 30
-    assert watch.sparkline(np.array([]), 30) == ""
-    assert set(watch.sparkline(np.arange(9.0), 9, watch.ASCII_BLOCKS)) <= set(watch.ASCII_BLOCKS)
+    assert terminal.sparkline(np.arange(8.0), 8) == "▁▂▃▄▅▆▇█"
+    assert terminal.sparkline(np.array([1.0, np.nan, 1.0]), 8) == "▅▅"
+    assert len(terminal.sparkline(np.arange(1000.0), 30)) == 30
+    assert terminal.sparkline(np.array([]), 30) == ""
+    assert set(terminal.sparkline(np.arange(9.0), 9, terminal.ASCII_BLOCKS)) <= set(terminal.ASCII_BLOCKS)
 
 
 def test_a_sample_cannot_steer_the_terminal(tmp_path):
@@ -647,7 +647,7 @@ def test_what_is_written_is_heard_and_missed_rows_come_after(team, run):
             path.write_bytes(lines(policy_rows(12)))
             assert next_event(stream, "again")[1] == {}
             (folder_of(run) / "interventions.jsonl").write_bytes(lines([TURNS[0]]))
-            assert next_event(stream, "marks")[1]["turns"] == [TURNS[0] | {"step": 12}]
+            assert next_event(stream, "marks")[1]["interventions"] == [TURNS[0] | {"step": 12}]
             path.write_bytes(lines(list(policy_rows(60, 90))[5:]))
             assert next_event(stream, "again")[1] == {}  # though there are more rows than before
         assert vic.get("/monitor/curves", params={"stage": "policy"}).json()["last"] == 60
@@ -695,7 +695,7 @@ def test_a_server_without_a_run_says_so(tmp_path):
         owner.get(f"/enter?token={auth.link_token()}")
         assert owner.get("/monitor").status_code == 409
     with pytest.raises(ResourceError, match="towpath new"):
-        Watched(tmp_path)
+        LiveRun(tmp_path)
 
 
 # ---- many steps
@@ -777,13 +777,13 @@ def test_of_a_hundred_thousand_steps_the_next_ones_are_heard_alone(long_run):
 
 
 def test_the_fingerprint_that_changed_is_another_stage(run):
-    watched = Watched(run)
+    watched = LiveRun(run)
     watched.refresh()
-    assert watched.trainings["policy"].metrics.train.count == 40
+    assert watched.stages["policy"].metrics.train.count == 40
     new = {**FINGERPRINT, "policy": "eeeeeeeeeeee"}
     sleep(0.02)
     (run / "current.json").write_text(json.dumps({"stages": new}))
     append(run / "stages" / "policy" / "eeeeeeeeeeee" / "metrics.jsonl", policy_rows(3))
-    sleep(PAUSE * 1.5)
+    sleep(MIN_INTERVAL * 1.5)
     watched.refresh()
-    assert watched.trainings["policy"].metrics.train.count == 3
+    assert watched.stages["policy"].metrics.train.count == 3

@@ -97,7 +97,7 @@ def test_every_chart_draws_its_own_numbers(visit):
     for title, words in (
         ("Reward", "score alone"),
         ("Reward by domain", "cooking"),
-        ("Reward by part", "rule:ends"),
+        ("Reward by source", "rule:ends"),
         ("KL, nats per prompt", "k3"),
     ):
         assert words in chart(page, title).locator(".legend").inner_text()
@@ -233,8 +233,8 @@ def test_marks_are_reached_by_key_and_tell_their_reason(visit):
     assert "KL rose past the alarm in three steps." in tip(page)
     assert page.locator("#findings > li").count() == 2
     assert "double policy.kl.coef" in page.inner_text("#findings")
-    assert "Entropy fell by a third." in page.inner_text("#turns")
-    page.click("#turns button >> nth=0")
+    assert "Entropy fell by a third." in page.inner_text("#interventions")
+    page.click("#interventions button >> nth=0")
     page.wait_for_function("() => document.getElementById('range').textContent.startsWith('steps')")
 
 

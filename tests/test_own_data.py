@@ -12,7 +12,7 @@ from towpath.data import bundled, corpus_reader
 from towpath.data.corpus import Corpus
 from towpath.evals.evaluator import find_evaluator
 from towpath.records import Demonstration, Prompt
-from towpath.run import export, pipeline, preflight
+from towpath.run import export, pipeline, preflight, status
 from towpath.view.report import report
 
 pytestmark = pytest.mark.slow
@@ -116,7 +116,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_gates_without_a_judge_are_undecided_and_stop_nothing(run: tuple[Path, list[str]]) -> None:
     folder, said = run
-    verdicts = {v.gate: v for v in pipeline.judged(recipe.load(folder), folder)}
+    verdicts = {v.gate: v for v in status.run_verdicts(recipe.load(folder), folder)}
     for gate in ("sft", "evaluate"):
         assert (
             verdicts[gate].verdict == "UNDECIDED" and verdicts[gate].value is None and verdicts[gate].interval is None
@@ -129,7 +129,7 @@ def test_check_status_summary_report_and_card_say_so_first(run: tuple[Path, list
     settings = recipe.load(folder)
     findings = pipeline.examine(settings, folder, corpus_reader.read_corpus(folder, settings.data, settings.seed))
     assert FIRST.lower() in preflight.lines(findings).splitlines()[0]
-    assert pipeline.status_lines(pipeline.status(settings, folder))[0].startswith(FIRST)
+    assert status.status_lines(status.read_status(settings, folder))[0].startswith(FIRST)
     summary = json.loads((folder / "reports/summary.json").read_text())
     assert (
         next(iter(summary)) == "outcome"

@@ -8,7 +8,7 @@ from towpath.data.corpus import Corpus
 from towpath.feedback import simulated_rater
 from towpath.recipe import Recipe
 from towpath.records import Prompt
-from towpath.run import pipeline
+from towpath.run import fingerprint
 
 BUNDLED = Corpus(
     (
@@ -21,7 +21,7 @@ OWN = Corpus((Prompt("a", "Why?"), Prompt("b", "How?", split="heldout")))
 
 def fingerprints(tmp_path: Path, raters: str, corpus: Corpus) -> dict[str, str]:
     recipe = Recipe.model_validate({"preferences": {"raters": raters}})
-    return {stage.name: stage.fingerprint for stage in pipeline.plan(recipe, tmp_path, corpus, None)}
+    return {stage.name: stage.fingerprint for stage in fingerprint.plan_stages(recipe, tmp_path, corpus, None)}
 
 
 @pytest.mark.parametrize(

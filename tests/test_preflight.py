@@ -17,7 +17,7 @@ from towpath.data import corpus_reader
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.errors import DataError, ModelError, RecipeError
-from towpath.models import base
+from towpath.models import base, memory
 from towpath.recipe import Data, Recipe
 from towpath.recipe.reader import check, override
 from towpath.records import Demonstration, Finding, Prompt
@@ -98,7 +98,7 @@ def test_the_recipes_that_come_along_have_no_errors(run: Path, corpus: Corpus, n
     ],
 )
 def test_rates_are_judged_by_method(values: dict[str, Any], severity: str, words: str) -> None:
-    assert words in found(preflight._rates(said(**values), False), "learning-rate", severity).evidence
+    assert words in found(list(preflight._check_rates(said(**values), False)), "learning-rate", severity).evidence
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_rates_are_judged_by_method(values: dict[str, Any], severity: str, words
     ],
 )
 def test_rates_at_the_edge_of_their_range_are_usual(values: dict[str, Any]) -> None:
-    none(preflight._rates(said(**values), False), "learning-rate")
+    none(preflight._check_rates(said(**values), False), "learning-rate")
 
 
 def test_force_makes_a_refused_rate_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
@@ -137,14 +137,18 @@ def test_a_weight_of_a_domain_nobody_has_is_named(run: Path, corpus: Corpus, cha
 def test_the_policy_learns_ten_to_forty_times_slower(rate: float, words: str) -> None:
     assert (
         words
-        in found(preflight._rates(said(policy__learning_rate=rate), False), "learning-rate-ratio", "warning").cause
+        in found(
+            preflight._check_rates(said(policy__learning_rate=rate), False), "learning-rate-ratio", "warning"
+        ).cause
     )
     for usual in (2e-5, 5e-6):
-        none(preflight._rates(said(policy__learning_rate=usual), False), "learning-rate-ratio")
+        none(preflight._check_rates(said(policy__learning_rate=usual), False), "learning-rate-ratio")
 
 
 def test_rates_of_different_methods_are_not_compared() -> None:
-    findings = preflight._rates(said(sft__method="full", sft__learning_rate=5e-5, policy__learning_rate=2e-5), False)
+    findings = preflight._check_rates(
+        said(sft__method="full", sft__learning_rate=5e-5, policy__learning_rate=2e-5), False
+    )
     found(findings, "learning-rate-ratio", "info")
 
 
@@ -188,7 +192,7 @@ def test_arithmetic_that_just_works_passes(run: Path, corpus: Corpus, chat: Chat
     [("grpo", 3, True), ("rloo", 4, True), ("reinforce", 9, True), ("grpo", 2, False), ("ppo", 4, False)],
 )
 def test_many_passes_over_a_rollout_are_for_algorithms_with_a_critic(algo: str, epochs: int, told: bool) -> None:
-    findings = list(preflight._groups(said(policy__algo=algo, policy__epochs=epochs, policy__group=4).policy))
+    findings = list(preflight._check_groups(said(policy__algo=algo, policy__epochs=epochs, policy__group=4).policy))
     assert [(f.code, f.severity) for f in findings] == [("epochs", "warning")] * told
 
 
@@ -262,9 +266,9 @@ def test_answers_longer_than_the_rollouts_are_counted(run: Path, corpus: Corpus,
 
 
 def test_pad_must_not_be_eos(corpus: Corpus, chat: Chat) -> None:
-    assert model_checks.of_template(chat, corpus) == []
+    assert model_checks.check_template(chat, corpus) == []
     chat.pad = chat.eos
-    assert "pad and EOS" in found(model_checks.of_template(chat, corpus), "template", "error").evidence
+    assert "pad and EOS" in found(model_checks.check_template(chat, corpus), "template", "error").evidence
 
 
 def test_a_prompt_begins_with_one_bos(tmp_path: Path) -> None:
@@ -276,20 +280,23 @@ def test_a_prompt_begins_with_one_bos(tmp_path: Path) -> None:
 
 def test_a_changed_template_is_noticed(corpus: Corpus, chat: Chat) -> None:
     chat.tokenizer.chat_template = chat.template.replace("user", "human") + " "
-    assert any("changed after" in f.evidence and f.severity == "error" for f in model_checks.of_template(chat, corpus))
+    assert any(
+        "changed after" in f.evidence and f.severity == "error" for f in model_checks.check_template(chat, corpus)
+    )
 
 
 def test_special_tokens_in_text_must_stay_text(corpus: Corpus, chat: Chat) -> None:
     chat._encoder._backend.encode_special_tokens = False
     chat._encoder.controls.clear()
     assert (
-        "special tokens in a user's text" in found(model_checks.of_template(chat, corpus), "template", "error").evidence
+        "special tokens in a user's text"
+        in found(model_checks.check_template(chat, corpus), "template", "error").evidence
     )
 
 
 def test_rows_that_hold_special_tokens_are_named(corpus: Corpus, chat: Chat) -> None:
     marked = replace(corpus, prompts=(*corpus.prompts, Prompt("odd", "<|im_start|>user\nHi<|im_end|>")))
-    assert "odd" in found(model_checks.of_template(chat, marked), "template", "warning").evidence
+    assert "odd" in found(model_checks.check_template(chat, marked), "template", "warning").evidence
 
 
 @pytest.mark.parametrize(
@@ -314,7 +321,7 @@ def test_templates_that_disagree_with_the_contract(tmp_path: Path, corpus: Corpu
     path = tmp_path / "template.jinja"
     path.write_text(template)
     chat = Chat(base.load_tokenizer(base.find("tiny")), str(path))
-    assert words in found(model_checks.of_template(chat, corpus), "template", "warning").evidence
+    assert words in found(model_checks.check_template(chat, corpus), "template", "warning").evidence
 
 
 def test_a_leak_into_the_heldout_prompts_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
@@ -365,7 +372,7 @@ def test_the_size_is_read_from_the_files_of_a_model() -> None:
     linear = [m for m in model.modules() if type(m).__name__ == "Linear" and m is not model.get_output_embeddings()]
     size = sizes.model_size(Path(base.find("tiny")))
     assert size.parameters == sum(p.numel() for p in model.parameters())
-    assert size.sides == sum(m.in_features + m.out_features for m in linear)
+    assert size.lora_sides == sum(m.in_features + m.out_features for m in linear)
     assert (size.context, size.vocabulary) == (1024, 259)
 
 
@@ -393,7 +400,7 @@ def test_a_sliding_window_is_not_the_context(tmp_path: Path) -> None:
 def test_disk_and_memory_are_refused_where_they_cannot_hold_the_model(run: Path, corpus: Corpus, chat: Chat) -> None:
     findings = preflight.check(said(model__device="cpu"), run, corpus, chat, parameters=10**14)
     assert "100,000,000.0 M parameters" in found(findings, "disk", "error").cause
-    if sizes.memory_available() is not None:
+    if memory.memory_available() is not None:
         found(findings, "memory", "error")
         found(preflight.check(said(), run, corpus, chat, parameters=10**14), "memory", "warning")
         none(preflight.check(said(model__device="cuda"), run, corpus, chat, parameters=10**14), "memory")
@@ -442,7 +449,9 @@ def test_one_key_of_a_gate_leaves_its_other_keys_as_they_were():
 
 @pytest.mark.parametrize("python", ["", "/nowhere/python", sys.executable])
 def test_a_python_without_vllm_is_named_before_the_run(run: Path, corpus: Corpus, chat: Chat, python: str) -> None:
-    told = found(preflight.check(said(engine__of="vllm", engine__python=python), run, corpus, chat), "engine", "error")
+    told = found(
+        preflight.check(said(engine__type="vllm", engine__python=python), run, corpus, chat), "engine", "error"
+    )
     assert repr(python) in told.evidence
     none(preflight.check(said(), run, corpus, chat), "engine")
 

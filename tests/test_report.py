@@ -15,7 +15,7 @@ import pytest
 from report_run import HOSTILE, write_run
 
 from towpath.errors import DataError
-from towpath.run.record import read
+from towpath.run.record import read_run
 from towpath.view.charts import Chart, Mark, Series, draw, ticks
 from towpath.view.format import duration, number, percent, percents, size
 from towpath.view.report.frontier import best_of_n
@@ -273,11 +273,11 @@ def test_metrics_of_a_resumed_stage_keep_the_later_rows(tmp_path: Path) -> None:
     write_run(tmp_path, "policy")
     path = next(tmp_path.glob("stages/policy/*/metrics.jsonl"))
     path.write_text(path.read_text() + '{"step": 15, "phase": "train", "kl": 0.25}\n{"step": 16, "phase": "tr')
-    policy = read(tmp_path).stages["policy"]
+    policy = read_run(tmp_path).stages["policy"]
     assert policy.curve("kl")[-1] == (16, 0.25) and len(policy.curve("kl")) == 16
     path.write_text('{"step": 0, "phase"\n{"step": 1, "phase": "train", "kl": 0.25}\n')
     with pytest.raises(DataError, match="line 1"):
-        read(tmp_path)
+        read_run(tmp_path)
 
 
 def test_the_latest_round_is_the_one_reported(tmp_path: Path) -> None:

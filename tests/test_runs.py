@@ -134,7 +134,7 @@ def test_a_changed_value_reruns_what_depends_on_it_and_says_why(whole, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "policy will run again: policy.learning_rate 2e-05 → 3e-05" in done.stderr
     for name in ("sft", "baseline", "sample", "label", "reward"):
-        assert f"{name}: done before" in done.stderr
+        assert f"{name}: already done" in done.stderr
     for name in ("policy", "evaluate"):
         assert f"{name}: done in" in done.stderr
 

@@ -94,7 +94,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_check_says_of_a_model_what_loading_says(folders: dict[str, Path], kind: str) -> None:
     words = KINDS[kind][1]
     begun = time.process_time()
-    _size, findings = model_checks.of_model(check(Recipe, {}, "test"), folders[kind])
+    _size, findings = model_checks.check_model(check(Recipe, {}, "test"), folders[kind])
     assert time.process_time() - begun < 10
     errors = [f for f in findings if f.severity == "error"]
     if not words:
@@ -175,7 +175,7 @@ def test_answers_that_outgrow_a_sliding_window_are_drawn_as_transformers_draws_t
 
 
 def test_experts_that_lora_leaves_out_are_named_with_their_share(folders: dict[str, Path]) -> None:
-    size, findings = model_checks.of_model(check(Recipe, {}, "test"), folders["Qwen3Moe"])
+    size, findings = model_checks.check_model(check(Recipe, {}, "test"), folders["Qwen3Moe"])
     (told,) = [f for f in findings if f.code == "lora"]
     model = base.load(str(folders["Qwen3Moe"]), torch.float32, "grouped")
     adapters = Adapters(model)
@@ -194,12 +194,12 @@ def test_experts_that_lora_leaves_out_are_named_with_their_share(folders: dict[s
         and "experts.down_proj (" in told.evidence
         and "q_proj" in told.evidence
     )
-    assert size.sides == sum(sum(layer.base.weight.shape) for layer in adapters.layers.values())
-    _size, dense = model_checks.of_model(check(Recipe, {}, "test"), folders["Llama"])
+    assert size.lora_sides == sum(sum(layer.base.weight.shape) for layer in adapters.layers.values())
+    _size, dense = model_checks.check_model(check(Recipe, {}, "test"), folders["Llama"])
     assert [f.severity for f in dense if f.code == "lora"] == ["info"]
     full = {stage: {"method": "full"} for stage in ("sft", "reward", "policy")}
     assert not [
-        f for f in model_checks.of_model(check(Recipe, full, "test"), folders["Qwen3Moe"])[1] if f.code == "lora"
+        f for f in model_checks.check_model(check(Recipe, full, "test"), folders["Qwen3Moe"])[1] if f.code == "lora"
     ]
 
 
@@ -210,8 +210,8 @@ def test_a_chat_of_such_a_model_has_its_stops(folders: dict[str, Path]) -> None:
 
 def test_tokens_that_the_model_has_no_embedding_for_are_named(folders: dict[str, Path]) -> None:
     chat = Chat(base.load_tokenizer(str(folders["Llama"])))
-    assert not model_checks.of_template(chat, Corpus(()), sizes.Size(vocabulary=800))
-    (told,) = model_checks.of_template(chat, Corpus(()), sizes.Size(vocabulary=5))
+    assert not model_checks.check_template(chat, Corpus(()), sizes.Size(vocabulary=800))
+    (told,) = model_checks.check_template(chat, Corpus(()), sizes.Size(vocabulary=5))
     assert told.severity == "error" and "'<|im_end|>' (5)" in told.evidence and "5 embeddings" in told.evidence
 
 

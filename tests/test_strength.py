@@ -30,5 +30,5 @@ def test_there_are_sixty_over_all_packages():
         "rewards",
         "store",
         "web",
-        "monitoring",
+        "view",
     }

@@ -108,7 +108,7 @@ def test_an_answer_that_is_dropped_is_found(tiny_folder: str, tmp_path: Path) ->
         "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor "
         "%}<|im_start|>assistant\n"
     )
-    findings = model_checks.of_template(Chat(base.load_tokenizer(tiny_folder), str(path)), Corpus(()))
+    findings = model_checks.check_template(Chat(base.load_tokenizer(tiny_folder), str(path)), Corpus(()))
     assert "the template drops the answer" in [f.evidence for f in findings]
 
 

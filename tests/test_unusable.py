@@ -19,7 +19,7 @@ from towpath.data.refused_rows import FILE, IMPORT_FILE
 from towpath.errors import DataError, RecipeError, TowpathError
 from towpath.recipe import Data, Recipe
 from towpath.records import Finding
-from towpath.run import loading, pipeline, preflight
+from towpath.run import fingerprint, loading, preflight
 
 NOTHING = {"prompts": "", "demonstrations": "", "safety": "", "preferences": ""}
 SAFE = [
@@ -409,8 +409,8 @@ def test_status_plans_from_what_was_kept_of_the_same_data(tmp_path: Path, chat: 
     corpus = loading.load_corpus(recipe, tmp_path)
     quick = loading.summarise(recipe, tmp_path)
     assert isinstance(quick, DataSummary) and quick.digests == corpus.digests
-    expected = [stage.fingerprint for stage in pipeline.plan(recipe, tmp_path, corpus, None)]
-    assert [stage.fingerprint for stage in pipeline.plan(recipe, tmp_path, quick, None)] == expected
+    expected = [stage.fingerprint for stage in fingerprint.plan_stages(recipe, tmp_path, corpus, None)]
+    assert [stage.fingerprint for stage in fingerprint.plan_stages(recipe, tmp_path, quick, None)] == expected
     preflight.check(recipe, tmp_path, corpus, chat)
     (tmp_path / ".cache" / "data_summary.json").unlink()
     assert loading.summarise(recipe, tmp_path).digests == corpus.digests, "known token counts replace a tokenizer"
@@ -425,7 +425,7 @@ def test_recorded_preferences_are_labelled_again_where_other_prompts_are_held_ou
     for heldout in (0.1, 0.4):
         data = {"prompts": "p.jsonl", "preferences": "pairs.jsonl", "heldout": heldout}
         recipe = recipe_of(data, preferences={"raters": "recorded"})
-        planned = pipeline.plan(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), None)
+        planned = fingerprint.plan_stages(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), None)
         marks.append(next(stage.fingerprint for stage in planned if stage.name == "label"))
     assert marks[0] != marks[1]
 

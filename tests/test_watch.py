@@ -17,16 +17,16 @@ import towpath as tp
 from towpath.data.corpus import Corpus
 from towpath.errors import TrainingError
 from towpath.health import remedies
+from towpath.health.monitor import Action
 from towpath.models.heads import Fit, ScalarHead
 from towpath.recipe import Recipe
 from towpath.records import Prompt
 from towpath.runtime.local import Local, Role
 from towpath.stages import loop as train_loop
 from towpath.stages import requeue
-from towpath.stages.health_monitor import Done
-from towpath.stages.job import Job, read_rows
+from towpath.stages.job import Job
 from towpath.stages.loop import Standing
-from towpath.store import manifest, rater_stats
+from towpath.store import jsonl, manifest, rater_stats
 from towpath.store.store import Store
 
 PROMPTS = [f"Say something about number {i}." for i in range(40)]
@@ -69,23 +69,23 @@ def test_a_wild_rate_is_named_and_mended(tmp_path: Path, capsys) -> None:
     plain = train(tmp_path / "plain", learning_rate=0.3)
     assert "learning-rate-high" in [f.code for f in plain.findings]
     assert "critical: learning-rate-high from step" in capsys.readouterr().err
-    assert not read_rows(plain.job.folder / "interventions.jsonl")
+    assert not jsonl.read(plain.job.folder / "interventions.jsonl")
     mended = train(tmp_path / "mended", learning_rate=0.3, health={"act": "auto"})
-    turns = read_rows(mended.job.folder / "interventions.jsonl")
+    turns = jsonl.read(mended.job.folder / "interventions.jsonl")
     assert turns[0]["knob"] == "learning_rate_scale"
     assert turns[0]["to"] == pytest.approx(0.1)
     assert "remedy after step" in capsys.readouterr().err
     after = [row for row in mended.metrics if row["phase"] == "train" and row["step"] == turns[0]["step"] + 1]
     assert after[0]["learning_rate_scale"] == pytest.approx(0.1)
-    assert mended.result["turns"][0]["finding"] == "learning-rate-high"
+    assert mended.result["interventions"][0]["finding"] == "learning-rate-high"
 
 
 def test_where_a_remedy_changes_the_reward_the_best_is_asked_anew(tmp_path: Path, monkeypatch) -> None:
-    turn = remedies.Turn(
+    turn = remedies.Intervention(
         3, "diversity_bonus", 0.0, -5.0, "for this test alone: all earlier looks were better", "diversity-collapse"
     )
     monkeypatch.setattr(
-        remedies, "next_turn", lambda _f, _h, _k, made, step, _most: turn if step == 3 and not made else None
+        remedies, "next_intervention", lambda _f, _h, _k, made, step, _most: turn if step == 3 and not made else None
     )
     trained = train(tmp_path, health={"act": "auto"})
     looks = {row["step"]: row for row in trained.metrics if row["phase"] == "validation"}
@@ -103,7 +103,7 @@ def test_a_gradient_that_is_none_ends_training_and_names_the_weights(tmp_path: P
         return (unbounded if next(calls) == 1 else vowels)(prompts, answers)  # the first rollout, after the first look
 
     mended = train(tmp_path / "mended", reward=once, health={"act": "auto", "max_interventions": 1})
-    made = read_rows(mended.job.folder / "interventions.jsonl")
+    made = jsonl.read(mended.job.folder / "interventions.jsonl")
     assert [(turn["knob"], turn["back"]) for turn in made] == [("learning_rate_scale", True)]
     assert {"not-finite", "reward-unbounded"} <= {f.code for f in mended.findings}
 
@@ -123,7 +123,7 @@ def test_back_to_the_best_weights_is_back_without_momentum(tiny) -> None:
     for _ in range(2):
         weight.grad = torch.ones_like(weight)
         runtime.step(1.0, 1.0)
-    train_loop._act(Done({"learning_rate_scale": 0.1}, back=True), runtime, standing, best)
+    train_loop._act(Action({"learning_rate_scale": 0.1}, restore_best=True), runtime, standing, best)
     assert all(torch.equal(value, best[name]) for name, value in runtime.weights().items())
     assert torch.equal(runtime.roles["critic"].fit.products_EE, best["fit:critic/products"])
     assert not any(value.any() for name, value in runtime.state().items() if "exp_avg" in name)
@@ -132,7 +132,7 @@ def test_back_to_the_best_weights_is_back_without_momentum(tiny) -> None:
 
 def test_samples_of_every_look_are_kept(tmp_path: Path) -> None:
     trained = train(tmp_path, rewards__watch=[])
-    rows = read_rows(trained.job.folder / "samples.jsonl")
+    rows = jsonl.read(trained.job.folder / "samples.jsonl")
     steps = sorted({row["step"] for row in rows})
     assert steps == [-1, 1, 3, 5, 7]
     assert {row["prompt_id"] for row in rows if row["step"] == -1} == {
@@ -188,8 +188,8 @@ def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -
     )
     assert broken.returncode != 0, broken.stderr[-2000:]
     again = train(tmp_path / "cut", learning_rate=0.3, health={"act": "auto"})
-    assert json.dumps(read_rows(again.job.folder / "interventions.jsonl")) == json.dumps(
-        read_rows(whole.job.folder / "interventions.jsonl")
+    assert json.dumps(jsonl.read(again.job.folder / "interventions.jsonl")) == json.dumps(
+        jsonl.read(whole.job.folder / "interventions.jsonl")
     )
     keep = ("reward", "kl", "grad_norm", "learning_rate_scale")
     ours, theirs = ([{k: row.get(k) for k in keep} for row in t.metrics] for t in (again, whole))

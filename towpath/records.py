@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 Choice = Literal["a", "b", "tie", "both_bad"]
 Split = Literal["train", "heldout"]
+Severity = Literal["info", "warning", "critical", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Finding:
     """Something worth knowing: what was seen, why it may be so, what to do."""
 
     code: str
-    severity: Literal["info", "warning", "critical", "error"]
+    severity: Severity
     """Of a run under way critical is the worst; error is a value that is refused before anything runs."""
     evidence: str
     cause: str = ""

@@ -34,7 +34,8 @@ from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, give_back_memory, prepare_process
 from towpath.stages import loop, policy, reward, sampler, sft
-from towpath.stages.job import Job, read_rows
+from towpath.stages.job import Job
+from towpath.store import jsonl
 from towpath.store.store import Store
 
 HELD = 4
@@ -198,7 +199,7 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
     Prescribed.counts = clock.counts
     sampler.LocalEngine = Prescribed
     policy.run(job)
-    rows = [line for line in read_rows(job.folder / "metrics.jsonl") if line["phase"] == "train"]
+    rows = [line for line in jsonl.read(job.folder / "metrics.jsonl") if line["phase"] == "train"]
     phases = {name: sum(line[f"seconds_{name}"] for line in rows) for name in ("generate", "score", "optimise")}
     phases["optimise"] = clock.seconds - phases["generate"] - phases["score"]  # credit and bookkeeping are its own
     kept = ("kl", "sampler_error", "first_ratio_error", "policy_loss", "value_loss", "grad_norm")
@@ -246,7 +247,7 @@ def _course(
         algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.warmup_then_linear(0.1)
     )
     loop.train(course, runtime, job, job.name)
-    last = read_rows(job.folder / "metrics.jsonl")[-1]
+    last = jsonl.read(job.folder / "metrics.jsonl")[-1]
     return {key: last[key] for key in ("loss", "grad_norm")}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.planted.faults import FAULTS, HEALTHY
 from benchmarks.planted.running import CACHE, place
 from towpath.health.history import Curve, History, of
-from towpath.stages.job import read_rows
+from towpath.store import jsonl
 
 SHOWN = {
     "learning-rate-high": ("kl", "clip_fraction"),
@@ -113,7 +113,7 @@ def main() -> None:
     told.out.mkdir(parents=True, exist_ok=True)
 
     def history(planted: object) -> History:
-        return of(read_rows(place(planted, told.seed, told.cache) / "policy" / "metrics.jsonl"))  # pyright: ignore[reportArgumentType]
+        return of(jsonl.read(place(planted, told.seed, told.cache) / "policy" / "metrics.jsonl"))  # pyright: ignore[reportArgumentType]
 
     sound = history(next(p for p in HEALTHY if p.watched and not p.labels))
     for code, names in SHOWN.items():

@@ -15,6 +15,7 @@ from towpath.data.corpus import Corpus
 from towpath.data.draws import generator, uniforms
 from towpath.errors import TrainingError
 from towpath.feedback import agreement
+from towpath.health.monitor import stage_facts
 from towpath.models import base
 from towpath.recipe import Decoding, Recipe
 from towpath.records import Comparison, Completion, Judgement, Label, Prompt, as_row
@@ -22,7 +23,6 @@ from towpath.rewards import sources
 from towpath.rollout.engine import Drawn, Request
 from towpath.rollout.local import LocalEngine
 from towpath.stages import policy, reward
-from towpath.stages.health_monitor import facts
 from towpath.stages.job import Job
 from towpath.store.store import Store
 
@@ -63,11 +63,12 @@ def trained(
                 policy.run(job)
             except TrainingError as error:
                 ended = str(error)
-    told = {name: value for name, value in facts(job).items() if isinstance(value, int | float | str | dict)}
+    facts = stage_facts(job.recipe, job.name, job.inputs)
+    facts = {name: value for name, value in facts.items() if isinstance(value, int | float | str | dict)}
     won = [] if ended else wins(str(job.folder / "weights"), start.weights, prompts, seed)
     rate = float(np.mean(won)) if won else None
     return {
-        "facts": told | {"steps": recipe.policy.steps},
+        "facts": facts | {"steps": recipe.policy.steps},
         "ended": ended,
         "win_rate": rate,
         "wins": [round(x, 4) for x in won],

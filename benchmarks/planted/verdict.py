@@ -7,7 +7,7 @@ from typing import Any
 
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import of
-from towpath.stages.job import read_rows
+from towpath.store import jsonl
 
 TOP = 2
 """A fault counts as found where one of its codes is among so many first findings."""
@@ -16,7 +16,7 @@ TOP = 2
 def judged(folder: Path) -> dict[str, Any]:
     """When the fault was first named, what stood first at the end, and every critical finding there ever was."""
     record = json.loads((folder / "record.json").read_text())
-    rows = read_rows(folder / "policy" / "metrics.jsonl")
+    rows = jsonl.read(folder / "policy" / "metrics.jsonl")
     history = of(rows, record["facts"])
     first = None
     critical = {}

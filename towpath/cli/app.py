@@ -92,12 +92,12 @@ def plan(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """Estimate what labels cost: hours, days and dollars of people, dollars of a judge, and what is spent already."""
     from towpath.run.loading import load_corpus
     from towpath.run.plan import as_json as plan_json
-    from towpath.run.plan import labels, told
+    from towpath.run.plan import plan_labels, plan_lines
 
     settings, opened = open_store(run, set_)
     with opened as store:
-        estimate = labels(settings, run, load_corpus(settings, run), store)
-    print_output(json.dumps(plan_json(estimate), indent=1) if as_json else told(estimate))
+        estimate = plan_labels(settings, run, load_corpus(settings, run), store)
+    print_output(json.dumps(plan_json(estimate), indent=1) if as_json else plan_lines(estimate))
 
 
 @app.command(epilog="Example: towpath run my-run --set policy.steps=20")
@@ -162,7 +162,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="print once and exit; the default without a terminal")] = False,
 ) -> None:
     """Follow a run in the terminal: headline metrics, curves, findings, interventions, samples. Ctrl-C exits."""
-    from towpath.cli.watch import show_run
+    from towpath.view.live.terminal import show_run
 
     show_run(run, set_ or [], once)
 
@@ -194,13 +194,13 @@ def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from towpath import recipe
-    from towpath.run import pipeline
+    from towpath.run.status import read_status, status_lines
 
-    state = pipeline.status(recipe.load(run, set_), run)
+    state = read_status(recipe.load(run, set_), run)
     if as_json:
         print_output(json.dumps(asdict(state), indent=1))
         return
-    for line in pipeline.status_lines(state):
+    for line in status_lines(state):
         print_output(line)
 
 
@@ -208,11 +208,11 @@ def status(run: Run, set_: Set = None, as_json: Json = False) -> None:
 def report(run: Run, set_: Set = None, as_json: Json = False) -> None:
     """Write reports/report.html and reports/summary.json."""
     from towpath import recipe
-    from towpath.run import pipeline
+    from towpath.run.status import run_verdicts
     from towpath.view.report.report import write
 
     settings = recipe.load(run, set_)
-    path = write(run, pipeline.judged(settings, run), settings.name)
+    path = write(run, run_verdicts(settings, run), settings.name)
     print_output((path.parent / "summary.json").read_text() if as_json else path)
 
 

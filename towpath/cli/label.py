@@ -39,9 +39,8 @@ def label_export(
     _, opened = open_store(run, set_)
     with opened as store:
         if as_ == "sheet":
-            print_status(
-                f"{export_pairs(store, to, all_, () if all_ else pipeline.samples(run))} comparisons written to {to}"
-            )
+            count = export_pairs(store, to, all_, () if all_ else pipeline.sample_prefixes(run))
+            print_status(f"{count} comparisons written to {to}")
             return
         if as_ == "demonstrations":
             demonstrations = store.written_demonstrations()

@@ -1,7 +1,7 @@
-"""What is done about a finding: one knob, one turn, within bounds; then it is watched whether it helped.
+"""Remedies: the intervention for a finding, which changes one knob within bounds or stops training.
 
-Pure: findings, history and the turns made so far in; the next turn, or none, out. A turn that does not help is taken
-further, or back.
+A pure function: findings, history and earlier interventions in, the next intervention or None out. After an
+intervention the run is observed for some steps; if it does not help, the next one goes further or back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +12,15 @@ import numpy as np
 
 from towpath.health.history import History
 from towpath.health.signals import last
+from towpath.metrics import METRICS
 from towpath.records import Finding
 
 Knobs = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of one knob; with `back` the best weights so far are taken up again, with `stop` training ends."""
+class Intervention:
+    """A change of one knob; it may also restore the best weights, or stop training."""
 
     step: int
     knob: str
@@ -27,223 +28,228 @@ class Turn:
     after: float
     reason: str
     finding: str
-    back: bool = False
+    restore_best: bool = False
     stop: bool = False
 
     @property
-    def anew(self) -> bool:
+    def changes_reward(self) -> bool:
         """Whether it changes what is rewarded."""
         return self.knob.startswith(("domain_weight/", "diversity_bonus", "repetition_penalty"))
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """What a remedy looks at."""
+class Context:
+    """What a remedy reads."""
 
     finding: Finding
     history: History
     knobs: Knobs
     step: int
-    made: Sequence[Turn]
+    earlier: Sequence[Intervention]
 
-    def fact(self, key: str, default: float) -> float:
-        """A setting of the recipe."""
+    def setting(self, key: str, default: float) -> float:
+        """A number from the recipe."""
         value = self.history.facts.get(key, default)
         return float(value) if isinstance(value, int | float) else default
 
-    def turn(self, knob: str, standard: float, after: float, reason: str, back: bool = False) -> Turn | None:
-        """The turn, unless it would leave the knob where it is."""
-        before = self.knobs.get(knob, standard)
+    def change(
+        self, knob: str, default: float, after: float, reason: str, restore_best: bool = False
+    ) -> Intervention | None:
+        """The intervention, or None if it would leave the knob where it is."""
+        before = self.knobs.get(knob, default)
         if abs(after - before) <= 1e-9 + 0.01 * abs(before):
             return None
-        return Turn(self.step, knob, before, after, reason, self.finding.code, back)
+        return Intervention(self.step, knob, before, after, reason, self.finding.code, restore_best)
 
 
-def next_turn(
-    findings: Sequence[Finding], history: History, knobs: Knobs, made: Sequence[Turn], step: int, most: int
-) -> Turn | None:
-    """The turn for the gravest finding that has a remedy with room left; none while the last turn is still being
-    watched."""
-    urgent = lost(history) or any(finding.code == "not-finite" for finding in findings)
-    if len(made) >= most or (made and step - made[-1].step < rest(history) and not urgent):
+def next_intervention(
+    findings: Sequence[Finding],
+    history: History,
+    knobs: Knobs,
+    earlier: Sequence[Intervention],
+    step: int,
+    max_interventions: int,
+) -> Intervention | None:
+    """The intervention for the first finding that has a remedy with room left; None while the last one is still
+    being observed."""
+    urgent = is_past_kl_stop(history) or any(finding.code == "not-finite" for finding in findings)
+    if len(earlier) >= max_interventions:
+        return None
+    if earlier and step - earlier[-1].step < observation_steps(history) and not urgent:
         return None
     for finding in findings:
         remedy = REMEDIES.get(finding.code)
-        if (
-            remedy is None
-            or (finding.first_step or 0) < 0
-            or (finding.code in ONLY_GRAVE and finding.severity != "critical")
-        ):
+        before_training = (finding.first_step or 0) < 0
+        too_light = finding.code in CRITICAL_ONLY and finding.severity != "critical"
+        if remedy is None or before_training or too_light:
             continue
-        turn = remedy(Case(finding, history, knobs, step, made))
-        if turn is not None:
-            return turn
+        intervention = remedy(Context(finding, history, knobs, step, earlier))
+        if intervention is not None:
+            return intervention
     return None
 
 
-def lost(history: History) -> bool:
-    """Whether KL stands beyond policy.kl.stop: without a turn training ends here."""
+def is_past_kl_stop(history: History) -> bool:
+    """Whether KL exceeds policy.kl.stop, so that training ends unless an intervention helps."""
     stop = history.facts.get("policy.kl.stop")
     return isinstance(stop, int | float) and last(history.curve("kl").values, 1) > stop
 
 
-def rest(history: History) -> int:
-    """Steps for which a turn is watched before another is made."""
+def observation_steps(history: History) -> int:
+    """Steps for which an intervention is observed before the next one."""
     planned = history.facts.get("policy.steps")
     return max(3, round(float(planned) / 20)) if isinstance(planned, int | float) else 5
 
 
-def helped(turn: Turn, history: History) -> bool | None:
-    """Whether what was wrong has become better since a turn; none where it cannot be told yet."""
-    if turn.stop or history.steps - 1 - turn.step < rest(history):
+def helped(intervention: Intervention, history: History) -> bool | None:
+    """Whether the metric of the finding has improved since the intervention; None if that is not known yet."""
+    if intervention.stop or history.steps - 1 - intervention.step < observation_steps(history):
         return None
-    sign, name = MEASURES.get(turn.finding, (0, ""))
+    name = MEASURES.get(intervention.finding)
+    if name is None:
+        return None
+    sign = DIRECTIONS.get(intervention.finding, METRICS[name].direction)
     curve = history.curve(name)
-    before = curve.values[curve.steps <= turn.step]
-    after = curve.values[curve.steps > turn.step]
-    if not sign or len(before) < 2 or len(after) < 2:
+    before = curve.values[curve.steps <= intervention.step]
+    after = curve.values[curve.steps > intervention.step]
+    if len(before) < 2 or len(after) < 2:
         return None
     return bool(sign * (last(after) - last(before)) > 0)
 
 
-def _hold(case: Case) -> Turn | None:
-    """KL runs away: a tenth, then two tenths; where the recipe holds harder than that already, twice and four times
-    its own."""
-    now = case.knobs.get("kl_coef", 0.0)
-    own = case.fact("policy.kl.coef", 0.05)
-    most = max(0.2, 4 * own)
-    gone = lost(case.history)
-    reason = "the policy leaves the tuned model faster than the penalty holds it" + (
-        ": back to the best weights" if gone else ""
-    )
-    turn = case.turn("kl_coef", own, min(most, max(0.1, 2 * now)), reason, back=gone)
-    return _calm(case) if turn is None and gone else turn  # held as hard as may be: smaller steps
+def _raise_kl_coef(context: Context) -> Intervention | None:
+    """Raise the KL coefficient: to 0.1, then 0.2; a higher coefficient of the recipe to twice and four times it."""
+    now = context.knobs.get("kl_coef", 0.0)
+    recipe_coef = context.setting("policy.kl.coef", 0.05)
+    maximum = max(0.2, 4 * recipe_coef)
+    past_stop = is_past_kl_stop(context.history)
+    reason = "KL grows faster than the penalty limits it" + (": best weights restored" if past_stop else "")
+    change = context.change("kl_coef", recipe_coef, min(maximum, max(0.1, 2 * now)), reason, restore_best=past_stop)
+    if change is None and past_stop:  # the coefficient is at its maximum
+        return _lower_learning_rate(context)
+    return change
 
 
-def _loosen(case: Case) -> Turn | None:
-    now = case.knobs.get("kl_coef", 0.0)
-    own = case.fact("policy.kl.coef", 0.05)
-    spread = last(case.history.curve("reward_std").values)
-    fair = spread / 4 if spread > 0 else float("inf")  # a nat then costs a quarter of what rewards differ by
-    return case.turn(
+def _lower_kl_coef(context: Context) -> Intervention | None:
+    now = context.knobs.get("kl_coef", 0.0)
+    reward_std = last(context.history.curve("reward_std").values)
+    # One nat then costs a quarter of the rewards' standard deviation.
+    balanced = reward_std / 4 if reward_std > 0 else float("inf")
+    return context.change(
         "kl_coef",
-        own,
-        max(0.01, min(now / 5, fair)),
-        "the penalty holds the policy where it is, and the reward stands still",
+        context.setting("policy.kl.coef", 0.05),
+        max(0.01, min(now / 5, balanced)),
+        "the KL penalty keeps the policy at the reference, and the reward does not rise",
     )
 
 
-def _calm(case: Case) -> Turn | None:
-    """Steps too large: back to the best weights, and a tenth of the rate."""
-    scale = case.knobs.get("learning_rate_scale", 1.0)
-    return case.turn(
-        "learning_rate_scale",
-        1.0,
-        max(1e-4, scale / 10),
-        "updates overshoot: back to the best weights, with smaller steps",
-        back=True,
-    )
+def _lower_learning_rate(context: Context) -> Intervention | None:
+    """Restore the best weights and continue with a tenth of the learning rate."""
+    scale = context.knobs.get("learning_rate_scale", 1.0)
+    reason = "updates overshoot: best weights restored, smaller steps"
+    return context.change("learning_rate_scale", 1.0, max(1e-4, scale / 10), reason, restore_best=True)
 
 
-def _hurry(case: Case) -> Turn | None:
-    scale = case.knobs.get("learning_rate_scale", 1.0)
-    return case.turn("learning_rate_scale", 1.0, min(1e3, scale * 10), "the policy does not move, and nothing holds it")
+def _raise_learning_rate(context: Context) -> Intervention | None:
+    scale = context.knobs.get("learning_rate_scale", 1.0)
+    reason = "the policy does not move, and no penalty keeps it"
+    return context.change("learning_rate_scale", 1.0, min(1e3, scale * 10), reason)
 
 
-def _vary(case: Case) -> Turn | None:
-    """Sameness: a bonus for what no other answer says, or a penalty that outweighs what is paid for repeating; then
-    a higher temperature."""
-    worth = 2 * max(last(case.history.curve("reward_std").values), 0.1)
+def _raise_diversity(context: Context) -> Intervention | None:
+    """Add a diversity bonus, or a repetition penalty larger than what repetition earns; then raise the temperature."""
+    amount = 2 * max(last(context.history.curve("reward_std").values), 0.1)
     knob = "diversity_bonus"
     still_paid = False
-    if case.finding.code == "repetition":
-        paid = 1.5 * last(case.history.curve("repetition_worth").values, 5)
+    if context.finding.code == "repetition":
+        paid = 1.5 * last(context.history.curve("repetition_worth").values, 5)
         knob = "repetition_penalty"
-        still_paid = paid > worth
-        worth = max(worth, np.nan_to_num(paid))
-    turns = sum(t.knob == knob for t in case.made)
-    if turns == 0 or (still_paid and turns == 1):
-        own = case.fact(f"policy.rewards.{knob}", 0.0)
-        return case.turn(knob, own, case.knobs.get(knob, own) + worth, "answers grow alike: what repeats is worth less")
-    warm = case.fact("policy.temperature", 1.0)
-    return case.turn(
+        still_paid = paid > amount
+        amount = max(amount, np.nan_to_num(paid))
+    changes = sum(intervention.knob == knob for intervention in context.earlier)
+    if changes == 0 or (still_paid and changes == 1):
+        recipe_value = context.setting(f"policy.rewards.{knob}", 0.0)
+        reason = "answers become alike: repeated text is worth less"
+        return context.change(knob, recipe_value, context.knobs.get(knob, recipe_value) + amount, reason)
+    recipe_temperature = context.setting("policy.temperature", 1.0)
+    return context.change(
         "temperature",
-        warm,
-        min(1.3 * warm, case.knobs.get("temperature", warm) * 1.1),
-        "answers still grow alike: drawn more freely",
+        recipe_temperature,
+        min(1.3 * recipe_temperature, context.knobs.get("temperature", recipe_temperature) * 1.1),
+        "answers are still becoming alike: higher sampling temperature",
     )
 
 
-def _favour(case: Case) -> Turn | None:
-    """A domain is left behind: twice its weight, up to four; one that counted for nothing counts again."""
-    domain = case.finding.evidence.split("'")[1] if "'" in case.finding.evidence else ""
+def _raise_domain_weight(context: Context) -> Intervention | None:
+    """Double the weight of a domain that falls behind, up to 4; a weight of 0 becomes 1."""
+    evidence = context.finding.evidence
+    domain = evidence.split("'")[1] if "'" in evidence else ""
     if not domain:
         return None
-    weight = case.knobs.get(f"domain_weight/{domain}", case.fact(f"policy.rewards.domains.{domain}", 1.0))
-    return case.turn(
-        f"domain_weight/{domain}",
-        weight,
-        min(4.0, 2 * weight) if weight > 0 else 1.0,
-        f"the domain '{domain}' falls behind",
-    )
+    knob = f"domain_weight/{domain}"
+    weight = context.knobs.get(knob, context.setting(f"policy.rewards.domains.{domain}", 1.0))
+    after = min(4.0, 2 * weight) if weight > 0 else 1.0
+    return context.change(knob, weight, after, f"the domain '{domain}' falls behind")
 
 
-def _stop(case: Case) -> Turn:
-    return Turn(
-        case.step, "", 0.0, 0.0, "the reward is exploited: more training makes it worse", case.finding.code, stop=True
-    )
+def _stop(context: Context) -> Intervention:
+    reason = "the reward is exploited: more training makes it worse"
+    return Intervention(context.step, "", 0.0, 0.0, reason, context.finding.code, stop=True)
 
 
-REMEDIES: dict[str, Callable[[Case], Turn | None]] = {
-    "not-finite": _calm,
-    "learning-rate-high": _calm,
-    "learning-rate-low": _hurry,
-    "kl-penalty-too-strong": _loosen,
-    "kl-rising": _hold,
-    "no-kl-penalty": _hold,
-    "safety-traded": _hold,
-    "repetition": _vary,
-    "diversity-collapse": _vary,
-    "domain-forgotten": _favour,
+REMEDIES: dict[str, Callable[[Context], Intervention | None]] = {
+    "not-finite": _lower_learning_rate,
+    "learning-rate-high": _lower_learning_rate,
+    "learning-rate-low": _raise_learning_rate,
+    "kl-penalty-too-strong": _lower_kl_coef,
+    "kl-rising": _raise_kl_coef,
+    "no-kl-penalty": _raise_kl_coef,
+    "safety-traded": _raise_kl_coef,
+    "repetition": _raise_diversity,
+    "diversity-collapse": _raise_diversity,
+    "domain-forgotten": _raise_domain_weight,
     "reward-hacking": _stop,
     "length-hacking": _stop,
 }
-ONLY_GRAVE = {"kl-rising", "safety-traded", "reward-hacking"}
-"""Acted on only where critical: a KL above 1 may be worth it, and a watched source that does not rise may yet."""
+CRITICAL_ONLY = {"kl-rising", "safety-traded", "reward-hacking"}
+"""Findings that are acted on only when critical: a KL above 1 may be worth its reward."""
 MEASURES = {
-    "kl-rising": (-1, "kl"),
-    "no-kl-penalty": (-1, "kl"),
-    "learning-rate-high": (1, "reward"),
-    "learning-rate-low": (1, "approx_kl"),
-    "kl-penalty-too-strong": (1, "kl"),
-    "repetition": (-1, "repetition"),
-    "diversity-collapse": (1, "distinct_2"),
+    "kl-rising": "kl",
+    "no-kl-penalty": "kl",
+    "learning-rate-high": "reward",
+    "learning-rate-low": "approx_kl",
+    "kl-penalty-too-strong": "kl",
+    "repetition": "repetition",
+    "diversity-collapse": "distinct_2",
 }
-"""What a turn is judged by: the direction that is better, and the curve."""
+"""The metric that shows whether an intervention helped."""
+DIRECTIONS = {"learning-rate-low": 1, "kl-penalty-too-strong": 1}
+"""Where a metric should rise although lower is better otherwise: the policy has to move."""
 
 
-def row(turn: Turn) -> dict[str, Any]:
-    """A turn as interventions.jsonl has it."""
-    told = {
-        "step": turn.step,
-        "knob": turn.knob,
-        "from": turn.before,
-        "to": turn.after,
-        "reason": turn.reason,
-        "finding": turn.finding,
+def to_row(intervention: Intervention) -> dict[str, Any]:
+    """An intervention as interventions.jsonl has it."""
+    return {
+        "step": intervention.step,
+        "knob": intervention.knob,
+        "from": intervention.before,
+        "to": intervention.after,
+        "reason": intervention.reason,
+        "finding": intervention.finding,
+        "back": intervention.restore_best,
+        "stop": intervention.stop,
     }
-    return told | {"back": turn.back, "stop": turn.stop}
 
 
-def of_row(told: Mapping[str, Any]) -> Turn:
-    """A turn read from interventions.jsonl."""
-    return Turn(
-        int(told["step"]),
-        told["knob"],
-        float(told["from"]),
-        float(told["to"]),
-        told["reason"],
-        told["finding"],
-        bool(told.get("back")),
-        bool(told.get("stop")),
+def from_row(row: Mapping[str, Any]) -> Intervention:
+    """An intervention from a row of interventions.jsonl."""
+    return Intervention(
+        int(row["step"]),
+        row["knob"],
+        float(row["from"]),
+        float(row["to"]),
+        row["reason"],
+        row["finding"],
+        bool(row.get("back")),
+        bool(row.get("stop")),
     )

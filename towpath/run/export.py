@@ -1,41 +1,48 @@
-"""Take the policy away: a folder plain transformers or peft loads, with its lineage on the card."""
+"""Export of the policy: a folder that plain transformers or peft loads, with a model card."""
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from towpath.errors import RecipeError, TowpathError
 from towpath.evals.evaluator import NO_JUDGE
 from towpath.recipe import Recipe
-from towpath.run import loading, pipeline
+from towpath.run import loading
+from towpath.run.fingerprint import PlannedStage, plan_stages
 from towpath.store import location, manifest
 from towpath.store.store import Store
 
 
 def export(recipe: Recipe, run: Path, to: Path, adapter: bool, verify: bool) -> Path:
-    """Copy the chosen weights, write the card, and prove that they say what the run said."""
+    """Copy the chosen weights, write the model card, and verify that transformers generates what the run generated."""
     if to.exists() and any(to.iterdir()):
         raise RecipeError(f"--to {to}: not empty", "an export never overwrites", "name a new folder")
     with Store.open(location.ledger_location(run, recipe.store.url)) as store:
-        planned = {p.name: p for p in pipeline.plan(recipe, run, loading.summarise(recipe, run), store)}
-    policy = next((p for name, p in reversed(planned.items()) if name.startswith("policy") and p.done), None)
+        stages = plan_stages(recipe, run, loading.summarise(recipe, run), store)
+    policy = _latest(stages, "policy")
     if policy is None:
         raise RecipeError(f"{run}: no policy yet", "export takes a finished policy", f"`towpath run {run}`")
-    for step in (policy, *([planned["sft"]] if adapter else [])):
-        manifest.verify(step.folder)
-    evaluated = next((p for name, p in reversed(planned.items()) if name.startswith("evaluate") and p.done), None)
+    sft = next(stage for stage in stages if stage.name == "sft")
+    for stage in (policy, sft) if adapter else (policy,):
+        manifest.verify(stage.folder)
+    evaluation = _latest(stages, "evaluate")
     if adapter:
-        _copy_adapter(policy, planned["sft"], to)
+        _copy_adapter(policy, sft, to)
     else:
         shutil.copytree(policy.folder / "weights", to, dirs_exist_ok=True)
-    (to / "README.md").write_text(_card(recipe, policy, evaluated, planned))
-    if verify and evaluated and not adapter:
-        _verify(to, evaluated.result()["samples"])
+    (to / "README.md").write_text(_model_card(recipe, policy, evaluation, stages))
+    if verify and evaluation and not adapter:
+        _verify(to, evaluation.result()["samples"])
     return to
 
 
-def _copy_adapter(policy: pipeline.Planned, sft: pipeline.Planned, to: Path) -> None:
+def _latest(stages: Sequence[PlannedStage], kind: str) -> PlannedStage | None:
+    return next((stage for stage in reversed(stages) if stage.kind == kind and stage.done), None)
+
+
+def _copy_adapter(policy: PlannedStage, sft: PlannedStage, to: Path) -> None:
     source = policy.folder / "adapter"
     if not source.is_dir():
         raise RecipeError(
@@ -50,8 +57,8 @@ def _copy_adapter(policy: pipeline.Planned, sft: pipeline.Planned, to: Path) -> 
     (to / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
-def _verify(folder: Path, samples: list[dict]) -> None:
-    """Plain transformers, greedily, must say what the run said, token for token."""
+def _verify(folder: Path, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Raise if greedy decoding with plain transformers differs from the run in any token."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -60,65 +67,54 @@ def _verify(folder: Path, samples: list[dict]) -> None:
     chat = Chat(AutoTokenizer.from_pretrained(folder))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     stops = model.generation_config.eos_token_id
-    # repetition penalties and the like are no part of it
+    # A base model's repetition penalty and similar settings are left out.
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=chat.pad)
     for sample in samples:
         if chat.holds_control(sample["prompt"]):
-            continue  # transformers reads a special token in it, the run read characters
+            continue  # transformers reads its special tokens, the run read characters
+        expected = sample["policy_tokens"]
         ids = torch.tensor([chat.template_tokens(sample["prompt"])])
-        longest = len(sample["policy_tokens"])
-        out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest, do_sample=False
+        output = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=len(expected), do_sample=False
         )
-        said = out[0, ids.shape[1] :].tolist()
-        if said != sample["policy_tokens"]:
-            value = f"{folder}: to {sample['prompt'][:60]!r} transformers says {said[:12]}…"
-            rule = f"an export says what the run said, {sample['policy_tokens'][:12]}…"
+        generated = output[0, ids.shape[1] :].tolist()
+        if generated != expected:
+            value = f"{folder}: for {sample['prompt'][:60]!r} transformers generates {generated[:12]}…"
+            rule = f"an export generates what the run generated, {expected[:12]}…"
             raise TowpathError(value, rule, "report this as a bug in towpath, with this message")
 
 
-def _card(
-    recipe: Recipe, policy: pipeline.Planned, evaluated: pipeline.Planned | None, planned: dict[str, pipeline.Planned]
+def _model_card(
+    recipe: Recipe, policy: PlannedStage, evaluation: PlannedStage | None, stages: Sequence[PlannedStage]
 ) -> str:
-    """A model card: what it is, what was measured, and where every part came from."""
-    unjudged = evaluated is not None and evaluated.result()["win"] is None
-    lines = [
-        f"# {recipe.name}: policy",
-        "",
-        *(
-            [
-                f"**{NO_JUDGE.capitalize()}**: whether this model is better than the one it started from was not "
-                "measured.",
-                "",
-            ]
-            if unjudged
-            else []
-        ),
-        f"Base model: `{recipe.model.source}`. Trained with Towpath ({recipe.policy.algo}, {recipe.policy.method}).",
-        "",
-    ]
-    if evaluated:
-        result = evaluated.result()
+    """A model card: base model, training, evaluation, and the fingerprints of all stages."""
+    result = evaluation.result() if evaluation else None
+    lines = [f"# {recipe.name}: policy", ""]
+    if result and result["win"] is None:
         lines += [
-            *_win_lines(result["win"]),
-            f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt",
+            f"**{NO_JUDGE.capitalize()}**: whether this model is better than the one it was trained from was not "
+            "measured.",
             "",
         ]
+    method = f"{recipe.policy.algo}, {recipe.policy.method}"
+    lines += [f"Base model: `{recipe.model.source}`. Trained with Towpath ({method}).", ""]
+    if result:
+        kl = f"- KL to the tuned model: {result['kl_per_prompt']:.2f} nats per prompt"
+        lines += [*_win_lines(result["win"]), kl, ""]
     if recipe.preferences.raters == "simulated":
         lines += ["Preferences came from a **simulated rater** (a written rubric with noise), not from people.", ""]
     lines += ["## Lineage", "", "| stage | fingerprint |", "|---|---|"]
-    lines += [f"| {p.name} | {p.fingerprint} |" for p in planned.values() if p.done]
+    lines += [f"| {stage.name} | {stage.fingerprint} |" for stage in stages if stage.done]
     return "\n".join([*lines, "", f"Seed {recipe.seed}; weights from policy step {policy.result()['best_step']}.", ""])
 
 
 def _win_lines(win: dict[str, Any] | None) -> list[str]:
-    """The win rate with who judged it; nothing where nobody could."""
+    """The win rate and its judge; nothing if there is no judge."""
     if win is None:
         return []
     low, high = win["interval"]
     return [
         f"- wins over the tuned model on {win['rate']:.1%} of {win['n']} held-out prompts (interval {low:.1%} to "
-        f"{high:.1%}), judged by the written "
-        "rubric of the bundled recipes, not by people",
+        f"{high:.1%}), judged by the written rubric of the bundled recipes, not by people",
         f"- at equal length: {win['length_controlled']['rate']:.1%}",
     ]

@@ -1,4 +1,4 @@
-"""The data of a run: read for a stage, or only summarised for whoever looks at the run."""
+"""The data of a run: loaded for a stage, or summarised for what only looks at the run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from towpath.run.sizes import model_size
 
 
 def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
-    """The data of a run, without the rows that the recipe skips; the hashes that `status` needs of it are kept."""
+    """The data of a run without the rows that the recipe skips; its summary is cached."""
     name = data_summary.summary_key(folder, recipe)
     corpus = corpus_reader.read_corpus(folder, recipe.data, recipe.seed)
     if recipe.data.unusable == "skip":
@@ -25,27 +25,25 @@ def load_corpus(recipe: Recipe, folder: Path) -> Corpus:
         model_folder = base.find(recipe.model.source, folder)
         chat = Chat(base.load_tokenizer(model_folder), recipe.model.template)
         context = model_size(Path(model_folder)).context
-        corpus = _skip_too_long(
-            recipe, corpus, TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context)
-        )
+        lengths = TokenLengths(chat, cache_file(folder, "token_lengths"), model_key(recipe), context)
+        corpus = _skip_too_long(recipe, corpus, lengths)
     data_summary.save_summary(folder, name, DataSummary(corpus.digests, is_bundled(corpus)))
     return corpus
 
 
-def _skip_too_long(recipe: Recipe, corpus: Corpus, lengths: TokenLengths) -> Corpus:
-    """The corpus without records that are too long, and a finding on all that was left out."""
-    left = drop_too_long(corpus, find_too_long(corpus, lengths, limits_of(recipe, lengths.context)))
-    lengths.save()
-    return replace(left, findings=(*left.findings, *skipped_findings(left.refused)))
-
-
 def summarise(recipe: Recipe, folder: Path) -> Corpus | DataSummary:
-    """What a plan needs of the data, without reading what has not changed since it was read last; nothing is
-    tokenised."""
-    known = data_summary.load_summary(folder, recipe)
-    if known is not None:
-        return known
+    """What fingerprints and gates need of the data, from the cache if no file has changed; nothing is tokenised."""
+    cached = data_summary.load_summary(folder, recipe)
+    if cached is not None:
+        return cached
     if recipe.data.unusable == "stop":
         return load_corpus(recipe, folder)
     lengths = TokenLengths(None, cache_file(folder, "token_lengths"), model_key(recipe))
     return _skip_too_long(recipe, corpus_reader.read_corpus(folder, recipe.data, recipe.seed), lengths)
+
+
+def _skip_too_long(recipe: Recipe, corpus: Corpus, lengths: TokenLengths) -> Corpus:
+    """The corpus without rows that are too long, and with a finding on all rows that were skipped."""
+    shorter = drop_too_long(corpus, find_too_long(corpus, lengths, limits_of(recipe, lengths.context)))
+    lengths.save()
+    return replace(shorter, findings=(*shorter.findings, *skipped_findings(shorter.refused)))

@@ -1,5 +1,5 @@
-"""What a check says of a model and its chat template: whether it can be trained and drawn from, what LoRA adapts,
-whose tokens prompts are."""
+"""Checks of a model and its chat template: whether the model can be trained and sampled, what LoRA adapts, and whether
+prompts are the template's own tokens."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,259 +14,207 @@ from towpath.data.template_renderer import TemplateRaised
 from towpath.errors import ModelError
 from towpath.models.coverage import Coverage
 from towpath.recipe import Recipe
-from towpath.records import Finding
+from towpath.records import Finding, Severity
 from towpath.run.sizes import Size, model_size
 
-SAMPLED = 200
-"""Rows on which this program's tokens are compared with the template's own."""
-GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+MAX_ROWS = 200
+"""Rows whose tokens are compared with those of the template."""
+GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+USE_CHATML = "use model.template = 'chatml', or fix the template"
 Row = TypeVar("Row")
 
 
-def of_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
-    """The model's size, and whether it can be trained and drawn from: the measurement that loading makes, on a small
-    copy."""
+def check_model(recipe: Recipe, folder: Path) -> tuple[Size, list[Finding]]:
+    """The model's size, and whether it can be trained and sampled, as measured on a small copy."""
     from towpath.models import files, shape
 
     try:
         files.require(folder)
         size = model_size(folder)
         measured = shape.require(str(folder), recipe.model.attention)
-        covered = shape.coverage(shape.described(str(folder), recipe.model.attention))
+        coverage = shape.coverage(shape.described(str(folder), recipe.model.attention))
     except ModelError as error:
         return Size(), [Finding("model", "error", error.value, error.rule, error.fix)]
-    findings = (
-        []
-        if measured
-        else [
-            Finding("model", "info", "no small copy of this model could be measured: it is measured when it is loaded")
-        ]
-    )
-    stages = [
-        name
-        for name, stage in (("sft", recipe.sft), ("reward", recipe.reward), ("policy", recipe.policy))
-        if stage.method == "lora"
-    ]
-    return replace(size, sides=covered.sides), findings + (_lora(covered, stages) if stages else [])
+    findings = []
+    if not measured:
+        evidence = "no small copy of this model could be measured: it is measured when it is loaded"
+        findings.append(Finding("model", "info", evidence))
+    stages = (("sft", recipe.sft), ("reward", recipe.reward), ("policy", recipe.policy))
+    lora_stages = [name for name, stage in stages if stage.method == "lora"]
+    if lora_stages:
+        findings.append(_lora(coverage, lora_stages))
+    return replace(size, lora_sides=coverage.sides), findings
 
 
-def of_experts(recipe: Recipe, folder: Path) -> list[Finding]:
-    """That the policy's LoRA leaves experts as they are."""
+def check_experts(recipe: Recipe, folder: Path) -> list[Finding]:
+    """A warning if the policy's LoRA does not adapt the experts of a mixture."""
     from towpath.models import shape
 
     if recipe.policy.method != "lora":
         return []
-    findings = _lora(shape.coverage(shape.described(str(folder), recipe.model.attention)), ["policy"])
-    return [finding for finding in findings if finding.severity == "warning"]
+    finding = _lora(shape.coverage(shape.described(str(folder), recipe.model.attention)), ["policy"])
+    return [finding] if finding.severity == "warning" else []
 
 
-def _beyond(chat: Chat, size: Size) -> list[Finding]:
+def _lora(coverage: Coverage, stages: Sequence[str]) -> Finding:
+    """Which weights LoRA adapts, and the experts that it does not."""
+    evidence = (
+        f"LoRA ({', '.join(stages)}) adapts {', '.join(coverage.adapted)}: {coverage.share:.1%} of "
+        f"{coverage.parameters / 1e6:,.1f} M parameters"
+    )
+    if not coverage.experts:
+        return Finding("lora", "info", evidence, "every linear layer but the head", "")
+    experts = ", ".join(f"{name} ({share:.0%})" for name, share in coverage.experts.items())
+    cause = "experts are stacked tensors in transformers, not linear layers; LoRA does not adapt them"
+    fix = "set method = 'full' where it fits, or train a dense model"
+    return Finding("lora", "warning", f"{evidence}; not {experts}", cause, fix)
+
+
+def check_template(chat: Chat, corpus: Corpus, size: Size | None = None) -> list[Finding]:
+    """The contract of the template: EOS is not the pad token, prompts are the template's own tokens, and special tokens
+    in a text stay text."""
+    findings = _check_embeddings(chat, size or Size())
+    tokenizer = chat.tokenizer
+    if chat.answer("Six minutes.")[-1] != chat.eos:
+        fix = "set eos_token in tokenizer_config.json"
+        findings.append(_template("answers do not end in EOS", "an answer must learn to end", fix, "error"))
+    if chat.pad == chat.eos:
+        evidence = f"pad and EOS are the same token {chat.eos}"
+        cause = "masking the padding would mask the end of answers"
+        findings.append(_template(evidence, cause, "set another pad_token", "error"))
+    if tokenizer.chat_template != chat.template:
+        evidence = "the tokenizer's template was changed after it was read"
+        cause = "every stage renders prompts the same way"
+        findings.append(_template(evidence, cause, "set model.template instead", "error"))
+    bos = tokenizer.bos_token_id
+    if bos is not None and bos not in chat.prompt("x") and tokenizer("x")["input_ids"][:1] == [bos]:
+        evidence = "the tokenizer begins texts with BOS, the template does not"
+        findings.append(_template(evidence, "the model expects one BOS", "write bos_token in the template"))
+    findings += _check_special_tokens(chat) + _check_rendering(chat, corpus) + _check_saving(chat)
+    rows = [row.id for row in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(row.prompt)]
+    if rows:
+        evidence = (
+            f"{len(rows)} rows hold special tokens such as {tokenizer.eos_token} in their text: {first_names(rows)}"
+        )
+        cause = "they are read as ordinary characters; perhaps a template was applied already"
+        findings.append(_template(evidence, cause, "give the bare text"))
+    return findings
+
+
+def _template(evidence: str, cause: str, fix: str, severity: Severity = "warning") -> Finding:
+    return Finding("template", severity, evidence, cause, fix)
+
+
+def _check_embeddings(chat: Chat, size: Size) -> list[Finding]:
     """Tokens of the template that the model has no embedding for."""
-    used = {chat.pad, *chat.stops, *chat.prompt("x"), *chat.answer("x")}
-    beyond = sorted(token for token in used if size.vocabulary and token >= size.vocabulary)
-    if not beyond:
+    tokens = {chat.pad, *chat.stops, *chat.prompt("x"), *chat.answer("x")}
+    outside = sorted(token for token in tokens if size.vocabulary and token >= size.vocabulary)
+    if not outside:
         return []
-    names = ", ".join(f"{chat.tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in beyond)
+    names = ", ".join(f"{chat.tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in outside)
     evidence = f"the model has {size.vocabulary} embeddings, and the template or the tokenizer uses {names}"
     fix = "use the model's own tokenizer and template, or resize the model's embeddings"
     return [Finding("model", "error", evidence, "every token has an embedding", fix)]
 
 
-def _lora(covered: Coverage, stages: Sequence[str]) -> list[Finding]:
-    """Which weights LoRA adapts, and the experts that it leaves as they are."""
-    evidence = (
-        f"LoRA ({', '.join(stages)}) adapts {', '.join(covered.adapted)}: {covered.share:.1%} of "
-        f"{covered.parameters / 1e6:,.1f} M parameters"
-    )
-    if not covered.experts:
-        return [Finding("lora", "info", evidence, "every linear layer but the head", "")]
-    left = ", ".join(f"{name} ({share:.0%})" for name, share in covered.experts.items())
-    cause = "experts are stacked tensors in transformers, not linear layers; LoRA leaves them as they are"
-    return [
-        Finding(
-            "lora",
-            "warning",
-            f"{evidence}; not {left}",
-            cause,
-            "set method = 'full' where it fits, or train a dense model",
-        )
-    ]
+def _check_special_tokens(chat: Chat) -> list[Finding]:
+    """Whether special tokens in a user's text become control tokens."""
+    special = "".join(chat.tokenizer.all_special_tokens)
+    control_ids = set(chat.tokenizer.all_special_ids)
+    text = f"a {special} b"
+    plain = [token for token in chat.prompt("a b") if token in control_ids]
+    quoted = [token for token in chat.prompt(text) if token in control_ids]
+    if quoted == plain and chat.answer(text).count(chat.eos) <= 1:
+        return []
+    evidence = "special tokens in a user's text act as special tokens"
+    return [_template(evidence, "text could end a turn or begin another", "use a fast tokenizer", "error")]
 
 
-def of_template(chat: Chat, corpus: Corpus, size: Size | None = None) -> list[Finding]:
-    """The contract of the template: an EOS that is not the pad, prompts that are the template's own, text that stays
-    text."""
-    findings = _beyond(chat, size or Size())
-    tokenizer = chat.tokenizer
-
-    def broken(evidence: str, cause: str, remedy: str, warn: bool = False) -> None:
-        findings.append(Finding("template", "warning" if warn else "error", evidence, cause, remedy))
-
-    if chat.answer("Six minutes.")[-1] != chat.eos:
-        broken("answers do not end in EOS", "an answer must learn to end", "set eos_token in tokenizer_config.json")
-    if chat.pad == chat.eos:
-        broken(
-            f"pad and EOS are the same token {chat.eos}",
-            "masking the padding would mask the end of answers",
-            "set another pad_token",
-        )
-    if tokenizer.chat_template != chat.template:
-        broken(
-            "the tokenizer's template was changed after it was read",
-            "every stage renders prompts the same way",
-            "set model.template instead",
-        )
-    bos = tokenizer.bos_token_id
-    if bos is not None and bos not in chat.prompt("x") and tokenizer("x")["input_ids"][:1] == [bos]:
-        broken(
-            "the tokenizer begins texts with BOS, the template does not",
-            "the model expects one BOS",
-            "write bos_token in the template",
-            warn=True,
-        )
-    special = "".join(tokenizer.all_special_tokens)
-    controls = set(tokenizer.all_special_ids)
-    plain, quoted = ([token for token in chat.prompt(text) if token in controls] for text in ("a b", f"a {special} b"))
-    if quoted != plain or chat.answer(f"a {special} b").count(chat.eos) > 1:
-        broken(
-            "special tokens in a user's text act as special tokens",
-            "text could end a turn or begin another",
-            "use a fast tokenizer",
-        )
-    findings += _rendering(chat, corpus) + _saved(chat)
-    marked = [x.id for x in (*corpus.prompts, *corpus.demonstrations) if chat.holds_control(x.prompt)]
-    if marked:
-        token = chat.tokenizer.eos_token
-        evidence = f"{len(marked)} rows hold special tokens such as {token} in their text: {first_names(marked)}"
-        broken(
-            evidence,
-            "they are read as ordinary characters; perhaps a template was applied already",
-            "give the bare text",
-            warn=True,
-        )
-    return findings
-
-
-def _rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
-    """Whether prompts are the template's own tokens, and answers follow them as in the whole conversation, on rows
-    of the data."""
-    plain = [p for p in (*corpus.prompts, *corpus.safety) if not chat.holds_control(p.prompt)]
-    other = [p.id for p in _spread(plain) if chat.prompt(p.prompt) != chat.template_tokens(p.prompt)]
-    if other:
+def _check_rendering(chat: Chat, corpus: Corpus) -> list[Finding]:
+    """Whether prompts of the data are the template's own tokens, and how it writes answers."""
+    rows = _sample([p for p in (*corpus.prompts, *corpus.safety) if not chat.holds_control(p.prompt)])
+    different = [p.id for p in rows if chat.prompt(p.prompt) != chat.template_tokens(p.prompt)]
+    if different:
         evidence = (
-            f"{len(other)} of {len(_spread(plain))} prompts are other tokens here than by apply_chat_template: "
-            f"{first_names(other)}"
+            f"{len(different)} of {len(rows)} prompts are other tokens here than by apply_chat_template: "
+            f"{first_names(different)}"
         )
+        cause = "a model is trained on the tokens it is later prompted with"
         fix = "use model.template = 'chatml', or a template that writes the user's text unchanged"
-        return [
-            Finding("template", "error", evidence, "a model is trained on the tokens it is later prompted with", fix)
-        ]
-    return _of_the_frame(chat) or _of_the_seam(chat, corpus)
+        return [_template(evidence, cause, fix, "error")]
+    return _check_answer_format(chat) or _check_boundary(chat, corpus)
 
 
-def _saved(chat: Chat) -> list[Finding]:
-    """Whether a stage can write the tokenizer as it is."""
+def _check_saving(chat: Chat) -> list[Finding]:
+    """Whether a stage can save the tokenizer unchanged."""
     from towpath.models import base
 
-    if type(chat.tokenizer).__name__ in GENERIC:
-        return []  # its tokenizer.json is read back as it is; large ones take seconds
+    if type(chat.tokenizer).__name__ in GENERIC_TOKENIZERS:
+        return []  # its tokenizer.json is read back unchanged; to save a large one takes seconds
     config = Path(chat.tokenizer.name_or_path) / "config.json"
-    with TemporaryDirectory() as folder:
-        place = Path(folder)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
         if config.is_file():
-            (place / "config.json").write_bytes(config.read_bytes())
+            (folder / "config.json").write_bytes(config.read_bytes())
         try:
-            base.save_tokenizer(chat, place)
+            base.save_tokenizer(chat, folder)
         except ModelError as error:
-            return [Finding("template", "error", error.value, error.rule, error.fix)]
+            return [_template(error.value, error.rule, error.fix, "error")]
     return []
 
 
-def _of_the_frame(chat: Chat) -> list[Finding]:
+def _check_answer_format(chat: Chat) -> list[Finding]:
     """What the template writes around an answer."""
     prompt = "How do I boil an egg?"
-    answer = "Six minutes."
     try:
-        whole = chat.render(prompt, answer)
+        conversation = chat.render(prompt, "Six minutes.")
     except TemplateRaised as error:
-        return [
-            Finding(
-                "template",
-                "warning",
-                f"the template cannot write an answer: {error.value}",
-                "it writes prompts only",
-                "fix the template",
-            )
-        ]
+        evidence = f"the template cannot write an answer: {error.value}"
+        return [_template(evidence, "it writes prompts only", "fix the template")]
     if chat.drops_answers:
         cause = (
-            "training uses the form that awaits an answer, and writes the answer after it; other programs would "
-            "leave it out"
+            "training uses the generation prompt and writes the answer after it; other programs would leave the answer "
+            "out"
         )
-        return [
-            Finding(
-                "template",
-                "warning",
-                "the template drops the answer",
-                cause,
-                "use model.template = 'chatml', or fix the template",
-            )
-        ]
-    if not whole.startswith(chat.render(prompt)):
-        cause = "prompt tokens must be a prefix of prompt and answer; training uses the form that awaits an answer"
-        fix = "use model.template = 'chatml', or fix the template"
-        return [
-            Finding("template", "warning", "the template writes a prompt otherwise once it is answered", cause, fix)
-        ]
+        return [_template("the template drops the answer", cause, USE_CHATML)]
+    if not conversation.startswith(chat.render(prompt)):
+        cause = "prompt tokens must be a prefix of prompt and answer; training uses the generation prompt"
+        return [_template("the template writes a prompt otherwise once it is answered", cause, USE_CHATML)]
     if chat.lead.strip():
         evidence = f"the template writes {chat.lead!r} between a prompt and its answer"
-        return [
-            Finding(
-                "template",
-                "warning",
-                evidence,
-                "answers begin right after the prompt here, in training and drawing alike",
-                "",
-            )
-        ]
+        return [_template(evidence, "answers begin right after the prompt here, in training and sampling alike", "")]
     if chat.end.strip() and not chat.ends_turns:
         evidence = (
             f"the template ends an answer with {chat.end!r}, which is no special token; answers end in "
             f"{chat.tokenizer.eos_token!r} here"
         )
-        return [
-            Finding("template", "warning", evidence, "an answer ends in one token", "set eos_token to what ends a turn")
-        ]
+        return [_template(evidence, "an answer ends in one token", "set eos_token to what ends a turn")]
     return []
 
 
-def _of_the_seam(chat: Chat, corpus: Corpus) -> list[Finding]:
-    """Whether tokens of the whole conversation reach across the seam between prompt and answer."""
-    rows = [d for d in corpus.demonstrations if not chat.holds_control(d.prompt + d.response)]
-    apart = []
-    for d in _spread(rows):
-        ours = [*chat.prompt(d.prompt), *chat.answer(d.response)]
-        ours = ours if chat.ends_turns else ours[:-1]
-        if ours != chat.template_tokens(d.prompt, d.response)[: len(ours)]:
-            apart.append(d.id)
-    if not apart:
+def _check_boundary(chat: Chat, corpus: Corpus) -> list[Finding]:
+    """Whether tokens of whole conversations cross the boundary between prompt and answer."""
+    rows = _sample([d for d in corpus.demonstrations if not chat.holds_control(d.prompt + d.response)])
+    different = []
+    for row in rows:
+        tokens = [*chat.prompt(row.prompt), *chat.answer(row.response)]
+        tokens = tokens if chat.ends_turns else tokens[:-1]
+        if tokens != chat.template_tokens(row.prompt, row.response)[: len(tokens)]:
+            different.append(row.id)
+    if not different:
         return []
     evidence = (
-        f"{len(apart)} of {len(_spread(rows))} conversations are other tokens as a whole than as prompt and answer: "
-        f"{first_names(apart)}"
+        f"{len(different)} of {len(rows)} conversations are other tokens as a whole than as prompt and answer: "
+        f"{first_names(different)}"
     )
     cause = (
-        "a token reaches across the end of the prompt; in every stage the prompt keeps its own tokens and the answer "
-        "follows them"
+        "a token crosses the end of the prompt; in every stage the prompt keeps its own tokens and the answer follows "
+        "them"
     )
-    return [
-        Finding(
-            "template", "warning", evidence, cause, "let the template's prompt end where a token ends, not in a space"
-        )
-    ]
+    return [_template(evidence, cause, "let the template's prompt end where a token ends, not in a space")]
 
 
-def _spread(rows: Sequence[Row]) -> list[Row]:
-    """At most so many rows, from the first to the last."""
-    count = min(len(rows), SAMPLED)
+def _sample(rows: Sequence[Row]) -> list[Row]:
+    """At most MAX_ROWS rows, evenly spaced."""
+    count = min(len(rows), MAX_ROWS)
     return [rows[i * len(rows) // count] for i in range(count)]

@@ -1,9 +1,9 @@
-"""What labels will take: people's hours, a judge's dollars, days, and the split that leaves the fewest wrong labels
-for the money."""
+"""Plan of the labels: hours of people, dollars of a judge, days, and the split between them with the fewest wrong
+labels for the money."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,25 @@ from towpath.records import Judgement
 from towpath.store import spending
 from towpath.store.store import Store
 
-PERSON = 0.87
-JUDGE = 0.8
-"""How often a person and a judge are right, until it is measured: people who agree on three pairs of four; a good
-judge beside them."""
-ENOUGH = 30
-TYPICAL = 400
+PERSON_ACCURACY = 0.87
+"""Until it is measured: of people who agree on three pairs of four."""
+JUDGE_ACCURACY = 0.8
+MIN_JUDGEMENTS = 30
+"""Judgements from which an accuracy or a price counts as measured."""
+TYPICAL_CHARACTERS = 400
+PRICED_PAIRS = 100
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelPlan:
     """The plan of a run's labels."""
 
     pairs: int
     seconds: float
     measured: int
-    """Judgements of people behind `seconds`; 0 where it is assumed."""
+    """Judgements of people that `seconds` was measured on; 0 where it is assumed."""
     plan: label_budget.LabelPlan
-    spent: label_budget.LabelCost
+    costs: label_budget.LabelCost
     burn_down: tuple[label_budget.BurnDownDay, ...]
     stopped: str | None
     best: label_budget.BudgetSplit | None
@@ -42,118 +43,114 @@ class Labels:
     trust_measured: tuple[bool, bool]
 
 
-def labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> Labels:
-    """The plan by this recipe, with what has been measured so far in place of what is assumed."""
+def plan_labels(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> LabelPlan:
+    """The plan for this recipe, with measurements in place of assumptions where there are any."""
     cfg = recipe.preferences
-    money = recipe.budget
+    limits = recipe.budget
     judgements = store.judgements()
-    own = [j for j in judgements if j.kind == "person"]
-    timed = sum(j.milliseconds is not None for j in own)
-    seconds = label_budget.seconds_per_pair(own, money.seconds)
-    pairs = money.pairs or expected(recipe, corpus)
-    judged = cfg.raters in ("judge", "blend")
-    prices = Prices(seconds, money.wage, _judge_price(recipe, run, corpus, store) if judged else 0.0)
-    share = {"people": 1.0, "blend": cfg.human_share}.get(cfg.raters, 0.0)
-    ceiling = SpendingLimit(money.dollars or inf, money.hours or inf)
-    wanted = LabelRequest(pairs, share, cfg.overlap if share else 0.0, float(judged), money.raters, money.hours_a_day)
+    by_people = [j for j in judgements if j.kind == "person"]
+    seconds = label_budget.seconds_per_pair(by_people, limits.seconds)
+    pairs = limits.pairs or max_comparisons(recipe, corpus)
+    has_judge = cfg.raters in ("judge", "blend")
+    judge_price = _judge_price(recipe, run, corpus, store) if has_judge or recipe.judge.base_url else 0.0
+    prices = Prices(seconds, limits.wage, judge_price if has_judge else 0.0)
+    human_share = {"people": 1.0, "blend": cfg.human_share}.get(cfg.raters, 0.0)
+    ceiling = SpendingLimit(limits.dollars or math.inf, limits.hours or math.inf)
+    overlap = cfg.overlap if human_share else 0.0
+    wanted = LabelRequest(pairs, human_share, overlap, float(has_judge), limits.raters, limits.hours_a_day)
     planned = label_budget.plan_labels(wanted, prices, ceiling)
-    spent = _spent(own, store, prices)
-    trust, known = _trust(recipe, run, judgements)
-    offered = replace(prices, judge=_judge_price(recipe, run, corpus, store)) if recipe.judge.base_url else prices
-    best = (
-        label_budget.best_split(pairs, money.dollars, trust, offered)
-        if money.dollars and recipe.judge.base_url
-        else None
-    )
-    days = tuple(label_budget.burn_down(own, planned, prices))
-    return Labels(
-        pairs,
-        seconds,
-        timed,
-        planned,
-        spent,
-        days,
-        label_budget.stop_reason(spent, ceiling, prices),
-        best,
-        trust,
-        known,
+    costs = _costs(by_people, store, prices)
+    trust, trust_measured = _trust(recipe, judgements)
+    best = None
+    if limits.dollars and recipe.judge.base_url:
+        best = label_budget.best_split(pairs, limits.dollars, trust, replace(prices, judge=judge_price))
+    return LabelPlan(
+        pairs=pairs,
+        seconds=seconds,
+        measured=sum(j.milliseconds is not None for j in by_people),
+        plan=planned,
+        costs=costs,
+        burn_down=tuple(label_budget.burn_down(by_people, planned, prices)),
+        stopped=label_budget.stop_reason(costs, ceiling, prices),
+        best=best,
+        trust=trust,
+        trust_measured=trust_measured,
     )
 
 
-def _spent(own: list[Judgement], store: Store, prices: Prices) -> label_budget.LabelCost:
-    """People's hours, and what every call of a judge has cost, whether or not a judgement came of it."""
-    people = label_budget.label_cost(own, prices)
-    dollars = store.read(spending.total_dollars)
-    return replace(people, dollars=people.dollars + dollars, judge_dollars=dollars)
-
-
-def expected(recipe: Recipe, corpus: Corpus) -> int:
-    """Comparisons that sampling will make at most."""
+def max_comparisons(recipe: Recipe, corpus: Corpus) -> int:
+    """Comparisons that sampling makes at most."""
     cfg = recipe.preferences
     prompts = min(len(corpus.train), cfg.prompts or len(corpus.train))
     return round(prompts * (math.comb(cfg.completions, 2) + cfg.base_share)) * recipe.rounds
 
 
+def _costs(by_people: Sequence[Judgement], store: Store, prices: Prices) -> label_budget.LabelCost:
+    """Hours of people, and the cost of all calls of a judge, with or without a judgement."""
+    people = label_budget.label_cost(by_people, prices)
+    dollars = store.read(spending.total_dollars)
+    return replace(people, dollars=people.dollars + dollars, judge_dollars=dollars)
+
+
 def _judge_price(recipe: Recipe, run: Path, corpus: Corpus, store: Store) -> float:
-    """Dollars a pair: of what the judge has judged, or reckoned from the length of prompts and answers."""
-    said = [j for j in store.judgements() if j.kind == "judge" and j.cost]
-    if len(said) >= ENOUGH:
-        return sum(j.cost for j in said) / len(said)
-    answers = [c.text for c in list(store.completions().values())[:200]] or ["x" * TYPICAL]
-    prompts = [p.prompt for p in corpus.train[:200]] or ["x" * TYPICAL]
+    """Dollars of the judge for a pair: measured, or estimated from the lengths of prompts and answers."""
+    costs = [j.cost for j in store.judgements() if j.kind == "judge" and j.cost]
+    if len(costs) >= MIN_JUDGEMENTS:
+        return sum(costs) / len(costs)
+    typical = "x" * TYPICAL_CHARACTERS
+    answers = [c.text for c in list(store.completions().values())[:200]] or [typical]
+    prompts = [p.prompt for p in corpus.train[:200]] or [typical]
     cases = [
         PairText(str(i), prompts[i % len(prompts)], answers[i % len(answers)], answers[(i + 1) % len(answers)])
-        for i in range(100)
+        for i in range(PRICED_PAIRS)
     ]
     return judging.estimate_cost(judge_runner.judge_settings(recipe.judge, run), cases).dollars / len(cases)
 
 
-def _trust(recipe: Recipe, run: Path, judgements: list[Judgement]) -> tuple[RaterAccuracy, tuple[bool, bool]]:
-    """How often people and the judge are right, and whether each was measured."""
+def _trust(recipe: Recipe, judgements: list[Judgement]) -> tuple[RaterAccuracy, tuple[bool, bool]]:
+    """The accuracy of people and of the judge, and whether each was measured."""
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in PEOPLE])
-    person = min(max(agreement.accuracy_ceiling(rate), 0.55), 0.99) if n >= ENOUGH else PERSON
-    rows = calibration.audit_rows(judgements, f"judge:{recipe.judge.model}") if recipe.judge.model else []
-    if len(rows) < ENOUGH:
-        return RaterAccuracy(person, JUDGE), (n >= ENOUGH, False)
-    fitted = calibration.calibrate(rows)
-    return RaterAccuracy(person, [fitted.chance(row.certainty) for row in rows]), (n >= ENOUGH, True)
+    is_person_measured = n >= MIN_JUDGEMENTS
+    person = min(max(agreement.accuracy_ceiling(rate), 0.55), 0.99) if is_person_measured else PERSON_ACCURACY
+    audit = calibration.audit_rows(judgements, f"judge:{recipe.judge.model}") if recipe.judge.model else []
+    if len(audit) < MIN_JUDGEMENTS:
+        return RaterAccuracy(person, JUDGE_ACCURACY), (is_person_measured, False)
+    calibrated = calibration.calibrate(audit)
+    return RaterAccuracy(person, [calibrated.chance(row.certainty) for row in audit]), (is_person_measured, True)
 
 
-def told(found: Labels) -> str:
-    """The plan in a few lines."""
-    how = f"measured on {found.measured} judgements" if found.measured else "assumed; people take 36 to 480"
-    lines = [f"labels for {found.pairs:,} pairs: {found.plan.told()}", f"seconds a pair: {found.seconds:.0f} ({how})"]
-    if found.plan.judge_dollars:
-        lines.append(f"of that the judge: ${found.plan.judge_dollars:,.2f}")
-    if found.spent.judgements or found.spent.judge_dollars:
-        spent = found.spent
-        lines.append(f"so far: {spent.judgements:,} judgements, {spent.hours:,.1f} hours, ${spent.dollars:,.2f}")
+def plan_lines(plan: LabelPlan) -> str:
+    """The plan for a terminal."""
+    basis = f"measured on {plan.measured} judgements" if plan.measured else "assumed; people take 36 to 480"
+    lines = [f"labels for {plan.pairs:,} pairs: {plan.plan.told()}", f"seconds a pair: {plan.seconds:.0f} ({basis})"]
+    if plan.plan.judge_dollars:
+        lines.append(f"of that the judge: ${plan.plan.judge_dollars:,.2f}")
+    costs = plan.costs
+    if costs.judgements or costs.judge_dollars:
+        lines.append(f"until now: {costs.judgements:,} judgements, {costs.hours:,.1f} hours, ${costs.dollars:,.2f}")
     lines += [
         f"  {day.day}: {day.judgements:,} judgements, {day.hours:,.1f} hours; {day.left:,.1f} left"
-        for day in found.burn_down
+        for day in plan.burn_down
     ]
-    if found.best:
-        best = found.best
-        known = found.trust_measured
-        who = f"judge {'all' if best.judged else 'none'}, people {best.people:.0%}, of those twice {best.overlap:.0%}"
-        lines.append(
-            f"best split for the money: {who}: {best.error:.1%} wrong labels expected for ${best.dollars:,.0f}, "
-            f"{best.hours:,.0f} hours"
-        )
-        if not all(known):
-            assumed = [
-                f"{name} right {value:.0%}"
-                for name, value, seen in zip(("people", "judge"), (PERSON, JUDGE), known, strict=True)
-                if not seen
-            ]
-            lines.append(f"  assumed until measured: {', '.join(assumed)}")
-    if found.stopped:
-        lines.append(f"stopped: {found.stopped}")
+    if plan.best:
+        lines += _split_lines(plan.best, plan.trust_measured)
+    if plan.stopped:
+        lines.append(f"stopped: {plan.stopped}")
     return "\n".join(lines)
 
 
-def as_json(found: Labels) -> dict[str, Any]:
-    """The plan for scripts; no ceiling is null."""
-    rows = asdict(found)
-    rows["burn_down"] = [{**row, "day": str(row["day"])} for row in rows["burn_down"]]
-    return rows
+def _split_lines(best: label_budget.BudgetSplit, trust_measured: tuple[bool, bool]) -> list[str]:
+    shares = f"judge {'all' if best.judged else 'none'}, people {best.people:.0%}, of those twice {best.overlap:.0%}"
+    costs = f"${best.dollars:,.0f}, {best.hours:,.0f} hours"
+    lines = [f"best split for the money: {shares}: {best.error:.1%} wrong labels expected for {costs}"]
+    accuracies = zip(("people", "judge"), (PERSON_ACCURACY, JUDGE_ACCURACY), trust_measured, strict=True)
+    assumed = [f"{name} right {accuracy:.0%}" for name, accuracy, is_measured in accuracies if not is_measured]
+    return [*lines, f"  assumed until measured: {', '.join(assumed)}"] if assumed else lines
+
+
+def as_json(plan: LabelPlan) -> dict[str, Any]:
+    """The plan for scripts; an infinite ceiling is null."""
+    content = asdict(plan)
+    content["spent"] = content.pop("costs")
+    content["burn_down"] = [{**row, "day": str(row["day"])} for row in content["burn_down"]]
+    return content

@@ -1,78 +1,80 @@
-"""How large a model is, and what a run with it takes of disk and memory; nothing is loaded."""
+"""Model size, and the disk and memory that a run needs; nothing is loaded."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from towpath.models import files
-from towpath.models.memory import memory_available
 from towpath.recipe import Lora, Method, Recipe
 
 NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe", "experts")
-"""What stands in the names of matrices that take no adapter."""
-
-
-__all__ = ["Size", "disk_needed", "memory_available", "memory_needed", "model_size"]
+"""Parts of the names of matrices that take no LoRA adapter."""
+BYTES = 4
+"""Of a float32 parameter."""
+TRAINING_COPIES = 5
+"""A trained parameter with its gradient, two moments and the best checkpoint."""
+UNKNOWN_LORA_SHARE = 20
+"""Without shapes, an adapter is estimated as this fraction of the model."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a model's folder tells of its size; None where it does not."""
+    """The size of a model as its folder states it; None where it does not."""
 
     parameters: int | None = None
-    sides: int | None = None
+    lora_sides: int | None = None
     """Inputs plus outputs of all linear layers that take an adapter: times the rank, the adapter's parameters."""
     context: int | None = None
     vocabulary: int = 0
 
 
 def model_size(folder: Path) -> Size:
-    """The size of a model from its configuration and the headers of its safetensors; nothing is loaded."""
+    """The size of a model from its configuration and the headers of its safetensors."""
     if not (folder / "config.json").is_file():
         return Size()
     config = files.read_json(folder / "config.json")
     config |= config.get("text_config") or {}
     shapes = {name: entry["shape"] for path in files.weight_files(folder) for name, entry in files.header(path).items()}
-    linear = [
-        shape for name, shape in shapes.items() if len(shape) == 2 and not any(word in name for word in NOT_ADAPTED)
+    adapted = [
+        shape for name, shape in shapes.items() if len(shape) == 2 and not any(part in name for part in NOT_ADAPTED)
     ]
-    total = sum(math.prod(shape) for shape in shapes.values())
-    # a sliding window bounds what a layer looks back on, not how long a row may be
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    # A sliding window limits what a layer attends to, not the length of a row.
     context = config.get("max_position_embeddings")
-    return Size(total or None, sum(map(sum, linear)) or None, context or None, config.get("vocab_size") or 0)
+    return Size(parameters or None, sum(map(sum, adapted)) or None, context or None, config.get("vocab_size") or 0)
 
 
 def disk_needed(recipe: Recipe, size: Size) -> int:
-    """Bytes: float32 weights that stages leave, and two checkpoints of each and one being written."""
-    total = size.parameters or 0
+    """Bytes of the weights that stages leave, and of three checkpoints each: two kept, one being written."""
     rounds = recipe.rounds
-    left = total * (1 + rounds * (1 + (recipe.reward.method == "full")))
-    sft, reward, policy = _learning(recipe, size)
-    return 4 * left + 3 * 16 * (sft + rounds * (reward + policy))
+    saved = (size.parameters or 0) * (1 + rounds * (1 + (recipe.reward.method == "full")))
+    sft, reward, policy = _trained_parameters(recipe, size)
+    return BYTES * saved + 3 * 16 * (sft + rounds * (reward + policy))
 
 
 def memory_needed(recipe: Recipe, size: Size) -> int:
-    """Bytes at the widest stage: copies of the weights, what learns (5 x: itself, gradient, two moments, the best),
-    logits of a pass."""
+    """Bytes of the largest stage: copies of the weights, trained parameters, and the logits of one pass."""
     total = size.parameters or 0
-    sft, reward, policy = _learning(recipe, size)
+    sft, reward, policy = _trained_parameters(recipe, size)
     copies = {"sft": 1 + (recipe.sft.method == "lora"), "reward": 1, "policy": 3}
     for name, stage in (("sft", recipe.sft), ("reward", recipe.reward)):
         copies[name] -= stage.method == "full"
     if recipe.policy.method == "full":
-        copies["policy"] = 2  # reference and reward; the policy itself learns and is drawn from
+        copies["policy"] = 2  # reference and reward model; the policy itself counts as trained
     if recipe.reward.method == "full":
         copies["policy"] += recipe.reward.ensemble_size - (recipe.policy.method == "full")
-    widest = max(
-        total * copies["sft"] + 5 * sft, total * copies["reward"] + 5 * reward, total * copies["policy"] + 5 * policy
+    largest = max(
+        total * copies["sft"] + TRAINING_COPIES * sft,
+        total * copies["reward"] + TRAINING_COPIES * reward,
+        total * copies["policy"] + TRAINING_COPIES * policy,
     )
-    return 4 * widest + 8 * recipe.model.tokens_per_pass * size.vocabulary
+    return BYTES * largest + 8 * recipe.model.tokens_per_pass * size.vocabulary
 
 
-def _learning(recipe: Recipe, size: Size) -> tuple[int, int, int]:
-    """Parameters that learn in sft, reward and policy; the policy's with its critic's, where that is more than a
-    head."""
-    sft, reward = (_trained(stage.method, stage.lora, size) for stage in (recipe.sft, recipe.reward))
+def _trained_parameters(recipe: Recipe, size: Size) -> tuple[int, int, int]:
+    """Parameters trained in sft, reward and policy; those of the policy include a critic with an adapter."""
+    sft = _trained(recipe.sft.method, recipe.sft.lora, size)
+    reward = _trained(recipe.reward.method, recipe.reward.lora, size)
     critic = reward if recipe.policy.ppo.critic == "adapter" else 0
     return sft, reward, _trained(recipe.policy.method, recipe.policy.lora, size) + critic
 
@@ -80,4 +82,4 @@ def _learning(recipe: Recipe, size: Size) -> tuple[int, int, int]:
 def _trained(method: Method, lora: Lora, size: Size) -> int:
     if method == "full":
         return size.parameters or 0
-    return lora.rank * size.sides if size.sides else (size.parameters or 0) // 20
+    return lora.rank * size.lora_sides if size.lora_sides else (size.parameters or 0) // UNKNOWN_LORA_SHARE

@@ -1,4 +1,4 @@
-"""One algorithm without a pipeline: a model, and prompts with a reward of one's own, or pairs of answers."""
+"""`towpath.train`: one algorithm from Python, without the pipeline, on prompts with a reward or on pairs of answers."""
 
 import hashlib
 import json
@@ -15,23 +15,28 @@ from towpath.models import base, content
 from towpath.recipe import SUITED, Decoding, Recipe
 from towpath.recipe.reader import check, flat, laid
 from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
-from towpath.run import arguments, model_checks, preflight
+from towpath.run import arguments, model_checks, preflight, trackers
+from towpath.run.record import METRICS
 from towpath.run.sizes import model_size
 from towpath.runtime.local import prepare_process
 from towpath.stages import generation, policy
-from towpath.stages.job import Job, read_rows
-from towpath.store import manifest
+from towpath.stages.job import Job
+from towpath.store import jsonl, manifest
 from towpath.store.publish import lock_folder
 from towpath.store.store import Store
 from towpath.terminal import print_status
 
-FORM = 3
-"""Raised where a training's folder comes to mean something else: an earlier one is not taken up."""
+FORMAT = 3
+"""Version of what a training folder means; a folder of another version is not resumed."""
+MAX_ROLLOUT = 64
+MAX_BATCH = 32
+MIN_VALIDATION_PROMPTS = 4
+MAX_VALIDATION_PROMPTS = 32
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves: a folder that transformers loads, and what happened on the way."""
+    """A finished training: a folder that transformers loads, its metrics and its findings."""
 
     job: Job
     result: dict[str, Any]
@@ -49,16 +54,16 @@ class Trained:
 
     @property
     def findings(self) -> list[Finding]:
-        """What was found before it began and on the way."""
-        watched = self.job.folder / "findings.json"
-        rows = json.loads(watched.read_text(encoding="utf-8")) if watched.is_file() else []
-        before = [row for row in manifest.read(self.job.folder)["findings"] if row not in rows]
-        return [finding_of(row) for row in [*before, *rows]]
+        """Findings of the check and of the health monitor."""
+        path = self.job.folder / "findings.json"
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        of_check = [row for row in manifest.read(self.job.folder)["findings"] if row not in rows]
+        return [finding_of(row) for row in [*of_check, *rows]]
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One row a step, one a validation."""
-        return read_rows(self.job.folder / "metrics.jsonl")
+        """One row for each step, one for each validation."""
+        return jsonl.read(self.job.folder / METRICS)
 
     def generate(
         self, prompts: Sequence[str], temperature: float = 0.0, max_new_tokens: int | None = None
@@ -67,12 +72,13 @@ class Trained:
         longest = self.job.recipe.policy.max_new_tokens if max_new_tokens is None else max_new_tokens
         if temperature < 0 or longest < 1:
             value = f"temperature = {temperature}, max_new_tokens = {longest}"
-            raise RecipeError(value, "a temperature is 0 or more, an answer a token or more", "give such")
-        how = Decoding(temperature=temperature or 1.0)
-        wanted = [(Prompt(str(i), text), "asked", how) for i, text in enumerate(arguments.prompts(prompts))]
+            raise RecipeError(value, "temperature >= 0 and max_new_tokens >= 1", "change the value")
+        decoding = Decoding(temperature=temperature or 1.0)
+        texts = arguments.prompts(prompts)
+        wanted = [(Prompt(str(number), text), "asked", decoding) for number, text in enumerate(texts)]
         model = self.job.model(self.folder)
-        drawn = generation.draw(self.job, model, wanted, "policy", longest, "answers", greedy=not temperature)
-        return [completion.text for completion in drawn]
+        completions = generation.draw(self.job, model, wanted, "policy", longest, "answers", greedy=not temperature)
+        return [completion.text for completion in completions]
 
 
 def train(
@@ -92,184 +98,176 @@ def train(
     health: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Trained:
-    """Optimise a model for a reward on its own answers, or by pairs of answers.
+    """Optimise a model for a reward on its own answers, or on pairs of answers.
 
     `prompts` are texts, or rows with `prompt` and further columns. `reward` is a function that returns a number for
-    each completion; it is called by the names of its parameters: `prompts`, `completions` (or `answers`), columns of
-    the rows, and `**kwargs`, as in TRL. Two parameters of other names get prompts and completions. Or it is a source
-    as recipes name it (`rule:words:8-35`, an address), or a list of such, where `{"source": ..., "weight": 0.5}` gives
-    one a weight. DPO and its kin take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times;
-    `kl` and `steps` are not theirs. Further settings are keys of `[policy]` with `__` for the dot:
-    `learning_rate=1e-5`, `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `engine` and
-    `health` hold keys of `[engine]` and `[health]`. SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise
-    SystemExit(75). The same call in the same folder goes on where it stopped; with another reward, or other code in
-    it, it is another call.
+    each completion; its arguments are filled by name: `prompts`, `completions` (or `answers`), columns of the rows, and
+    `**kwargs`, as in TRL. Two parameters of other names get prompts and completions. `reward` may also be a source as
+    recipes name it (`rule:words:8-35`, an address), or a list, where `{"source": ..., "weight": 0.5}` sets a weight.
+    DPO, IPO, KTO and ORPO take `pairs` instead, (prompt, better, worse), and pass over them `epochs` times; they do not
+    use `kl` and `steps`. Further settings are keys of `[policy]` with `__` for the dot: `learning_rate=1e-5`,
+    `grpo__scale="none"`, `lora__alpha=64`. `template` is `model.template`; `engine` and `health` hold keys of
+    `[engine]` and `[health]`. SIGTERM, SIGHUP and SIGUSR1 write a checkpoint and raise SystemExit(75). The same call in
+    the same folder resumes; a call with another reward, or changed code, starts again.
     """
-    rows = (
-        list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping) else prompts
-    )
+    rows = prompts
+    if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping):
+        rows = list(prompts)
     on_pairs = data_of(algo) == "comparisons"
     texts = arguments.prompts(rows)
-    judged = arguments.pairs(pairs)
+    valid_pairs = arguments.pairs(pairs)
     columns = arguments.columns(rows) if isinstance(rows, list) else {}
     names = {name for row in columns.values() for name in row}
-    _require(algo, on_pairs, {"prompts": bool(texts), "reward": reward is not None, "pairs": bool(judged)})
-    asked = list(dict.fromkeys(texts or [prompt for prompt, _, _ in judged]))
-    told = {"kl.coef": kl, "kl.target": 0.0, "steps": steps} if not on_pairs else {}
+    _require_data(algo, on_pairs, {"prompts": bool(texts), "reward": reward is not None, "pairs": bool(valid_pairs)})
+    distinct = list(dict.fromkeys(texts or [prompt for prompt, _, _ in valid_pairs]))
+    defaults: dict[str, Any] = {} if on_pairs else {"kl.coef": kl, "kl.target": 0.0, "steps": steps}
     if reward is not None:
         if "rewards__sources" in settings:
-            raise RecipeError(
-                "reward and rewards__sources", "what is rewarded is said once", "give reward a list of them"
-            )
-        told["rewards.sources"] = arguments.rewards(reward, names)
-    drawing = {"type": engine} if isinstance(engine, str) else dict(engine or {})
-    tables: dict[str, Any] = {"seed": seed, "model": {"source": model, "dtype": dtype, "template": template}}
-    tables |= {"engine": drawing, "health": dict(health or {})}
+            fix = "give reward a list of sources"
+            raise RecipeError("reward and rewards__sources", "rewards are set in one place", fix)
+        defaults["rewards.sources"] = arguments.rewards(reward, names)
+    tables: dict[str, Any] = {
+        "seed": seed,
+        "model": {"source": model, "dtype": dtype, "template": template},
+        "engine": {"type": engine} if isinstance(engine, str) else dict(engine or {}),
+        "health": dict(health or {}),
+    }
     tables = {key: arguments.setting(key, item) for key, item in tables.items()}
-    recipe = _recipe(algo, tables, told | settings, len(asked), names)
+    recipe = _recipe(algo, tables, defaults | settings, len(distinct), names)
     prepare_process()
-    by_id = {f"p{i}": columns[text] for i, text in enumerate(asked) if text in columns}
-    job = _job(
-        recipe,
-        Path(folder),
-        Corpus(tuple(Prompt(f"p{i}", text) for i, text in enumerate(asked)), columns=by_id),
-        judged,
-    )
+    by_id = {f"p{number}": columns[text] for number, text in enumerate(distinct) if text in columns}
+    corpus = Corpus(tuple(Prompt(f"p{number}", text) for number, text in enumerate(distinct)), columns=by_id)
+    job = _job(recipe, Path(folder), corpus, valid_pairs)
     with interrupt.handle_signals(), lock_folder(job.folder):
-        if not _done(job).is_file():
-            _require_room(job, judged)
-            job.findings += _noticed(recipe, 0 if on_pairs else len(texts) - len(asked))
-            job.findings += model_checks.of_experts(recipe, Path(base.find(recipe.model.source, job.run)))
-            if job.findings:
-                print_status(preflight.lines(job.findings))
-            result = policy.run(job)
-            manifest.write(job.folder, {"result": result, "findings": [as_row(finding) for finding in job.findings]})
+        if not (job.folder / manifest.NAME).is_file():
+            _require_context(job, valid_pairs)
+            repeated = 0 if on_pairs else len(texts) - len(distinct)
+            _run(job, repeated)
     manifest.verify(job.folder)
     return Trained(job, manifest.read(job.folder)["result"])
 
 
-def _done(job: Job) -> Path:
-    """Where a training that has ended says what came of it."""
-    return job.folder / manifest.NAME
+def _run(job: Job, repeated: int) -> None:
+    """Check, train, and write the manifest."""
+    job.findings += _check(job.recipe, repeated)
+    job.findings += model_checks.check_experts(job.recipe, Path(base.find(job.recipe.model.source, job.run)))
+    if job.findings:
+        print_status(preflight.lines(job.findings))
+    with trackers.follow(job.recipe, job.run, job.name, job.folder):
+        result = policy.run(job)
+    manifest.write(job.folder, {"result": result, "findings": [as_row(finding) for finding in job.findings]})
 
 
-def _noticed(recipe: Recipe, twice: int) -> list[Finding]:
-    """What is odd of the settings and the prompts, and forbids nothing here: models may be tiny, and rates for them
-    large."""
-    found = preflight.of_rate(recipe)
-    if twice:
-        evidence = f"{twice} prompts are there more than once"
-        found.append(
+def _check(recipe: Recipe, repeated: int) -> list[Finding]:
+    """Findings on settings and prompts, as warnings: models may be tiny here, and learning rates for them large."""
+    findings = preflight.check_policy_rate(recipe)
+    if repeated:
+        findings.append(
             Finding(
                 "prompts",
                 "warning",
-                evidence,
-                "a prompt kept from training must not be trained on",
-                "each was taken once",
+                f"{repeated} prompts are there more than once",
+                "a validation prompt must not be trained on",
+                "each was used once",
             )
         )
-    return [replace(finding, severity="warning") for finding in found]
+    return [replace(finding, severity="warning") for finding in findings]
 
 
-def _require(algo: str, on_pairs: bool, there: Mapping[str, bool]) -> None:
-    """What the algorithm learns from is there, and nothing else is."""
+def _require_data(algo: str, on_pairs: bool, given_arguments: Mapping[str, bool]) -> None:
+    """Raise unless there is what the algorithm learns from, and nothing else."""
     needed = {"pairs"} if on_pairs else {"prompts", "reward"}
-    have = {name for name, said in there.items() if said}
-    if have != needed:
+    present = {name for name, is_present in given_arguments.items() if is_present}
+    if present != needed:
         rule = "it learns from judged pairs" if on_pairs else "it learns from its own answers"
         fix = f"give it {' and '.join(sorted(needed))}, and nothing else"
-        raise RecipeError(f"train({algo!r}) with {' and '.join(sorted(have)) or 'nothing'}", rule, fix)
+        raise RecipeError(f"train({algo!r}) with {' and '.join(sorted(present)) or 'nothing'}", rule, fix)
 
 
 def _recipe(
     algo: str, tables: dict[str, Any], settings: Mapping[str, Any], prompts: int, columns: Collection[str] = ()
 ) -> Recipe:
-    """The settings laid over what suits so many prompts: a tenth kept to choose the checkpoint by, at most 32."""
+    """A recipe with defaults for so many prompts: a tenth of them, at most 32, validate."""
     named = {key.replace("__", "."): value for key, value in settings.items()}
-    said = flat({key: arguments.setting(f"policy.{key}", value) for key, value in named.items()})
-    kept = max(4, min(32, prompts // 10))
-    group = said.get("group", SUITED.get(algo, {}).get("group", 1))
-    group = max(1, group) if isinstance(group, int) else 1  # what is no number is refused below
-    room = (prompts - kept) * group
-    if room < 1:
-        raise RecipeError(
-            f"prompts that differ: {prompts}",
-            f"{kept} are kept to choose the checkpoint by, and one must be left",
-            "give more prompts",
-        )
-    size = max(group, min(64, room) // group * group)
-    rollout = said.get("rollout", size)
-    standard = {
+    values = flat({key: arguments.setting(f"policy.{key}", value) for key, value in named.items()})
+    validation = max(MIN_VALIDATION_PROMPTS, min(MAX_VALIDATION_PROMPTS, prompts // 10))
+    group = values.get("group", SUITED.get(algo, {}).get("group", 1))
+    group = max(1, group) if isinstance(group, int) else 1  # other types are refused below
+    trainable = (prompts - validation) * group
+    if trainable < 1:
+        rule = f"{validation} are for validation, and one must be left to train on"
+        raise RecipeError(f"distinct prompts: {prompts}", rule, "give more prompts")
+    size = max(group, min(MAX_ROLLOUT, trainable) // group * group)
+    rollout = values.get("rollout", size)
+    defaults = {
+        "ppo.critic_warmup": 0,
         "algo": algo,
         "rollout": size,
-        "batch": min(32, rollout if isinstance(rollout, int) else size),
-        "validation_prompts": kept,
+        "batch": min(MAX_BATCH, rollout if isinstance(rollout, int) else size),
+        "validation_prompts": validation,
     }
-    over = {f"policy.{key}": value for key, value in ({"ppo.critic_warmup": 0} | standard | said).items()}
-    recipe = check(Recipe, laid(tables, over), "train()")
-    for finding in (*preflight.of_rollouts(recipe.policy, prompts, columns), *preflight.of_engine(recipe)):
+    overrides = {f"policy.{key}": value for key, value in (defaults | values).items()}
+    recipe = check(Recipe, laid(tables, overrides), "train()")
+    for finding in (*preflight.check_rollouts(recipe.policy, prompts, columns), *preflight.check_engine(recipe)):
         if finding.severity == "error":
             raise RecipeError(finding.evidence, finding.cause, finding.remedy)
     return recipe
 
 
-def _require_room(job: Job, pairs: Sequence[arguments.Pair]) -> None:
-    """No prompt with its answer is longer than what the model reads."""
+def _require_context(job: Job, pairs: Sequence[arguments.Pair]) -> None:
+    """Raise if a prompt with its answer is longer than the model's context."""
     context = model_size(Path(base.find(job.recipe.model.source, job.run))).context
-    most = job.recipe.policy.max_new_tokens
-    asked = {p.prompt: len(job.chat.prompt(p.prompt)) for p in job.corpus.prompts}
-    rows = [
-        (asked[prompt] + len(job.chat.answer(text)), text, "with its prompt")
-        for prompt, *both in pairs
-        for text in both
-    ]
-    rows += [(length + most, prompt, f"with max_new_tokens = {most}") for prompt, length in asked.items()]
-    longest, text, told = max(rows)
+    max_new_tokens = job.recipe.policy.max_new_tokens
+    prompt_tokens = {p.prompt: len(job.chat.prompt(p.prompt)) for p in job.corpus.prompts}
+    rows = [(tokens + max_new_tokens, prompt, f"with max_new_tokens = {max_new_tokens}")
+            for prompt, tokens in prompt_tokens.items()]  # fmt: skip
+    for prompt, *answers in pairs:
+        rows += [(prompt_tokens[prompt] + len(job.chat.answer(text)), text, "with its prompt") for text in answers]
+    longest, text, part = max(rows)
     if context and longest > context:
         raise DataError(
-            f"{text[:60]!r}: {longest} tokens {told}",
-            f"the model reads {context}",
+            f"{text[:60]!r}: {longest} tokens {part}",
+            f"the model's context is {context}",
             "shorten or remove it, or lower max_new_tokens",
         )
 
 
 def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[arguments.Pair]) -> Job:
-    """A policy stage whose tuned model is the model given, and whose labels are the pairs."""
-    place = Path(base.find(recipe.model.source, run)).resolve()
-    called = [FORM, recipe.model_dump(mode="json"), [p.prompt for p in corpus.prompts], list(pairs), str(place)]
+    """A policy stage that starts from the model, with the pairs as labels, in a folder named by a hash of the call."""
+    model_folder = Path(base.find(recipe.model.source, run)).resolve()
+    prompts = [p.prompt for p in corpus.prompts]
+    call = [FORMAT, recipe.model_dump(mode="json"), prompts, list(pairs), str(model_folder)]
     run.mkdir(parents=True, exist_ok=True)
-    called += [content.fetch(recipe.model.source, run), content.template(recipe.model.template)]
-    called += [corpus.columns] if corpus.columns else []
-    told = json.dumps(called, sort_keys=True, default=repr)
-    name = hashlib.sha256(told.encode()).hexdigest()[:12]
+    call += [content.fetch(recipe.model.source, run), content.template(recipe.model.template)]
+    call += [corpus.columns] if corpus.columns else []
+    name = hashlib.sha256(json.dumps(call, sort_keys=True, default=repr).encode()).hexdigest()[:12]
     start = run / name / "start"
     start.mkdir(parents=True, exist_ok=True)
     if not (start / "weights").is_symlink():
-        (start / "weights").symlink_to(place, target_is_directory=True)
+        (start / "weights").symlink_to(model_folder, target_is_directory=True)
     job = Job(recipe, run, "policy", run / name, {"sft": start}, Store.open(run / "towpath.db"), replace(corpus), 1)
     if pairs:
-        _put(job, name, pairs)
+        _store_pairs(job, name, pairs)
     return job
 
 
-def _put(job: Job, name: str, pairs: Sequence[arguments.Pair]) -> None:
-    """Pairs into the ledger, as the stages before would have left them. A prompt is numbered by its text: what is
-    held out does not change with the settings."""
-    numbers = {p.prompt: f"given/{hashlib.sha256(p.prompt.encode()).hexdigest()[:12]}" for p in job.corpus.prompts}
+def _store_pairs(job: Job, name: str, pairs: Sequence[arguments.Pair]) -> None:
+    """Write pairs to the ledger, as the sample and label stages would. Prompt ids are hashes of the text, so that the
+    same prompts are held out whatever the settings."""
+    ids = {p.prompt: f"given/{hashlib.sha256(p.prompt.encode()).hexdigest()[:12]}" for p in job.corpus.prompts}
     folder = job.folder / "pairs"
     folder.mkdir(exist_ok=True)
-    job.store.add_prompts([Prompt(numbers[p.prompt], p.prompt) for p in job.corpus.prompts])
-    answers_given = []
+    completions = []
     comparisons = []
-    for i, (prompt, *both) in enumerate(pairs):
-        ids = [f"{name}/{i}{side}" for side in "ab"]
-        for own, text in zip(ids, both, strict=True):
-            answers_given.append(
-                Completion(own, numbers[prompt], "given", text, tuple(job.chat.answer(text)), (), "stop")
-            )
-        comparisons.append(Comparison(f"{name[:6]}.{i}", numbers[prompt], ids[0], ids[1]))
-    job.store.add_completions(answers_given)
+    for number, (prompt, *answers) in enumerate(pairs):
+        sides = [f"{name}/{number}{side}" for side in "ab"]
+        for completion_id, text in zip(sides, answers, strict=True):
+            tokens = tuple(job.chat.answer(text))
+            completions.append(Completion(completion_id, ids[prompt], "given", text, tokens, (), "stop"))
+        comparisons.append(Comparison(f"{name[:6]}.{number}", ids[prompt], sides[0], sides[1]))
+    job.store.add_prompts([Prompt(ids[p.prompt], p.prompt) for p in job.corpus.prompts])
+    job.store.add_completions(completions)
     job.store.add_comparisons(comparisons)
-    labels = [as_row(Label(c.id, "a", 1.0, 1)) for c in comparisons]
+    labels = [as_row(Label(comparison.id, "a", 1.0, 1)) for comparison in comparisons]
     (folder / "labels.json").write_text(json.dumps(labels))
     job.inputs |= {"sample": folder, "label": folder}

@@ -13,8 +13,9 @@ from towpath.progress import print_note
 from towpath.recipe import Decoding
 from towpath.records import Completion, Prompt, as_row
 from towpath.rollout.engine import Request
-from towpath.stages.job import Job, read_rows
+from towpath.stages.job import Job
 from towpath.stages.sampler import engine, generate
+from towpath.store import jsonl
 from towpath.store.publish import replace_file
 
 
@@ -93,7 +94,7 @@ def read(path: Path) -> list[Completion]:
     try:
         return [
             Completion(**{**row, "token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])})
-            for row in read_rows(path)
+            for row in jsonl.read(path)
         ]
     except (KeyError, TypeError):
         print_note(f"{path}: damaged; its answers are drawn again")

@@ -22,8 +22,7 @@ from towpath.progress import print_note
 from towpath.recipe import Recipe
 from towpath.records import Completion, Finding
 from towpath.runtime.local import device_of, dtype_of
-from towpath.stages import trackers
-from towpath.store import manifest
+from towpath.store import jsonl, manifest
 from towpath.store.publish import MANIFEST, is_intact, newest_intact, publish, replace_file
 from towpath.store.store import Store
 
@@ -76,9 +75,7 @@ class Job:
 
     @cached_property
     def log(self) -> "Log":
-        return Log(
-            self.folder, self.recipe.track.tensorboard, trackers.opened(self.recipe, self.run, self.name, self.folder)
-        )
+        return Log(self.folder)
 
     def result_of(self, stage: str) -> dict[str, Any]:
         """The numbers an earlier stage ended with."""
@@ -86,58 +83,24 @@ class Job:
 
 
 class Log:
-    """metrics.jsonl, the record; TensorBoard and trackers read along."""
+    """metrics.jsonl, the record of a stage; trackers follow the file."""
 
-    def __init__(self, folder: Path, tensorboard: bool, others: trackers.Trackers | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self.recorder = Recorder([row for row in read_rows(self.path) if "step" in row and "phase" in row])
-        self.tensorboard_folder = folder / "tensorboard" if tensorboard else None
-        self._writer: Any = None
-        self._others = others or trackers.Trackers()
+        self.recorder = Recorder([row for row in jsonl.read(self.path) if "step" in row and "phase" in row])
 
     def rewind(self, step: int) -> None:
-        """Forget rows written after the checkpoint that is being resumed."""
-        rows = [row for row in read_rows(self.path) if isinstance(row.get("step"), int) and row["step"] < step]
+        """Remove rows written after the checkpoint that is being resumed."""
+        rows = [row for row in jsonl.read(self.path) if isinstance(row.get("step"), int) and row["step"] < step]
         replace_file(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.recorder = Recorder(rows)
 
     def write(self, step: int, phase: str, numbers: dict[str, float]) -> None:
-        """One row, on disk when this returns."""
+        """Append one row; it is on disk when this returns."""
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "phase": phase, **numbers}) + "\n")
         self.recorder.add(step, phase, numbers)
-        if self.tensorboard_folder:
-            for name, number in numbers.items():
-                self._events().add_scalar(f"{phase}/{name}", number, step)
-            self._events().flush()
-        self._others.write(step, phase, numbers)
-
-    def _events(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.tensorboard_folder))
-        return self._writer
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file up to the first that is damaged; of a torn last line nothing is said."""
-    if not path.is_file():
-        return []
-    rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            if number < len(lines):
-                print_note(f"{path}:{number}: damaged; this line and the {len(lines) - number} after it are not read")
-            break
-        rows.append(row)
-    return rows
 
 
 class Checkpoints:

@@ -19,11 +19,11 @@ from towpath.algos.contract import Metrics, add, means
 from towpath.data.batch import Batch
 from towpath.data.draws import permutation
 from towpath.errors import TrainingError
+from towpath.health.monitor import Action, HealthMonitor, stage_facts
 from towpath.models.cpu import dispatch
 from towpath.progress import progress
 from towpath.records import Finding
 from towpath.runtime.local import Local, give_back_memory, memory_in_use
-from towpath.stages.health_monitor import Done, Watch
 from towpath.stages.job import Checkpoints, Job
 from towpath.stages.rollout_statistics import of_critic
 from towpath.store.publish import fault_point, replace_file
@@ -89,14 +89,19 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
         best = runtime.weights()  # step 0: what stays if no later weights are acceptable
     if begin == 0 and course.validate and course.look_first:
         job.log.write(-1, "validation", course.validate(-1, standing.knobs))
-    watch = Watch(job, course.steps, course.knobs)
+    facts = stage_facts(job.recipe, job.name, job.inputs)
+    monitor = HealthMonitor(
+        job.recipe.health, job.folder, job.log.recorder, facts, job.findings, course.steps, course.knobs
+    )
     saver = _Saver(checkpoints, runtime, job, begin)
     with progress(title, course.steps, start=begin) as bar, interrupt.defer_signals():
         for step in range(begin, course.steps):
             if standing.stopped:
                 break
             stopped = partial(saver.save, step, standing, best)
-            numbers = _one_step(course, runtime, job, step, standing.knobs, stopped) | {"seconds_watch": watch.lately}
+            numbers = _one_step(course, runtime, job, step, standing.knobs, stopped) | {
+                "seconds_watch": monitor.last_seconds
+            }
             job.log.write(step, "train", numbers)
             fault_point(f"step-{job.name}")
             standing.knobs = course.turn(step, numbers, standing.knobs)
@@ -104,15 +109,15 @@ def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
             last = step + 1 == course.steps or bool(standing.stopped)
             if course.validate and (last or (step + 1) % course.validate_every == 0):
                 best = _look(course, runtime, job, step, standing, best)
-            _act(watch.after(step, standing.knobs), runtime, standing, best)
-            _require_finite(job, step, numbers["grad_norm"], watch, runtime)
+            _act(monitor.after_step(step, standing.knobs), runtime, standing, best)
+            _require_finite(job, step, numbers["grad_norm"], monitor, runtime)
             bar.advance(1, "  ".join(f"{key} {numbers[key]:.3g}" for key in ("loss", "score", "kl") if key in numbers))
             if last or standing.stopped or saver.due() or interrupt.stop_requested():
                 saver.save(step + 1, standing, best)
             interrupt.raise_if_stop_requested()
     if best is not None:
         runtime.restore(best)
-    standing.story = watch.story()
+    standing.story = monitor.history()
     give_back_memory()  # what passes took is not to stand beside what is written now
     return standing
 
@@ -165,21 +170,21 @@ def _one_step(
     }
 
 
-def _act(done: Done, runtime: Local, standing: Standing, best: dict[str, Tensor] | None) -> None:
+def _act(action: Action, runtime: Local, standing: Standing, best: dict[str, Tensor] | None) -> None:
     """What a remedy asks of the loop: knobs as they are to stand, the best weights back, an end."""
-    standing.knobs = done.knobs
-    if done.anew:
+    standing.knobs = action.knobs
+    if action.reset_best:
         standing.best_merit = -math.inf
-    if done.back and best is not None:
+    if action.restore_best and best is not None:
         runtime.restore(best)
         runtime.forget()
         standing.stopped = ""  # what ended training lies behind
-    standing.stopped = standing.stopped or done.stop
+    standing.stopped = standing.stopped or action.stop
 
 
-def _require_finite(job: Job, step: int, norm: float, watch: Watch, runtime: Local) -> None:
+def _require_finite(job: Job, step: int, norm: float, monitor: HealthMonitor, runtime: Local) -> None:
     """A gradient that is none ends training, unless a remedy has just gone back to better weights."""
-    if math.isfinite(norm) or watch.mended == step:
+    if math.isfinite(norm) or monitor.restored_at == step:
         return
     where = f" in {runtime.unfinite[0]} and {len(runtime.unfinite) - 1} more" if runtime.unfinite else ""
     fix = (

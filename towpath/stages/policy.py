@@ -45,7 +45,7 @@ def run(job: Job) -> dict[str, Any]:
     result = {
         "best_step": standing.best_step,
         "steps": cfg.steps if pairs is None else len(pairs.steps),
-        "turns": standing.story,
+        "interventions": standing.story,
         "stopped": standing.stopped,
         "exploited_queued": queued,
         "kl_per_prompt": final["kl"],

@@ -4,8 +4,8 @@ rating queue."""
 from typing import Any
 
 from towpath.records import Comparison, Completion, Finding
-from towpath.stages.job import Job, read_rows
-from towpath.store import manifest
+from towpath.stages.job import Job
+from towpath.store import jsonl, manifest
 from towpath.store.task_queue import Task
 
 CODES = ("reward-hacking", "length-hacking")
@@ -18,7 +18,7 @@ def put_back(job: Job, stopped: str) -> int:
     samples = _samples(job)
     if not stopped.startswith(CODES) or not samples:
         return 0
-    rows = read_rows(job.folder / "samples.jsonl")
+    rows = jsonl.read(job.folder / "samples.jsonl")
     last = max(row["step"] for row in rows)
     begun = {row["prompt_id"]: row["text"] for row in rows if row["step"] == -1}
     told = sorted((row for row in rows if row["step"] == last and "score" in row), key=lambda row: -row["score"])

@@ -9,7 +9,8 @@ from towpath.data.batch import Batch
 from towpath.data.draws import hash_uniform
 from towpath.feedback import rubric
 from towpath.records import Prompt
-from towpath.stages.job import Job, read_rows
+from towpath.stages.job import Job
+from towpath.store import jsonl
 from towpath.store.publish import replace_file
 
 Numbers = dict[str, float]
@@ -22,7 +23,7 @@ class Showing:
     def __init__(self, job: Job) -> None:
         self.path = job.folder / "samples.jsonl"
         self.probes = probes(job)
-        rows = [row for row in read_rows(self.path) if "step" in row and "prompt_id" in row]
+        rows = [row for row in jsonl.read(self.path) if "step" in row and "prompt_id" in row]
         self._looks: dict[tuple[int, str], dict[str, Any]] = {(row["step"], row["prompt_id"]): row for row in rows}
 
     def answers(self, step: int, prompts: Sequence[Prompt], texts: Sequence[str], batch: Batch) -> None:

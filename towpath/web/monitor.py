@@ -16,12 +16,16 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from towpath.errors import DataError
+from towpath.run.live_record import LiveRun, LiveStage
+from towpath.run.metric_columns import PHASES, Columns
+from towpath.run.record import TRAINING_STAGES
+from towpath.run.samples import PromptSamples, Sort
 from towpath.view.live import compare as comparing
 from towpath.view.live import curves
-from towpath.view.live.columns import Columns
+from towpath.view.live.headline import stage_headline
 from towpath.view.live.layout import Line
-from towpath.view.live.live_run import TRAINED, Training, Watched
-from towpath.view.live.samples import Asked, Sort
+from towpath.view.live.marks import stage_marks
+from towpath.view.report.frontier import best_of_n_curve
 from towpath.web import pages, safe_html
 from towpath.web.auth import StatsViewer
 from towpath.web.error_responses import RateLimited
@@ -45,12 +49,12 @@ def begin(app: FastAPI, run: Path | None, assignments: Sequence[str] = ()) -> No
     """Which run these pages show. It is read at once, so that the first visitor need not wait for a long one."""
     app.state.run = run
     app.state.beside = {}
-    app.state.watched = Watched(run, assignments) if run else None
+    app.state.watched = LiveRun(run, assignments) if run else None
     if app.state.watched:
         Thread(target=app.state.watched.refresh, daemon=True).start()
 
 
-def known(request: Request) -> Watched:
+def known(request: Request) -> LiveRun:
     """The run of this server, as it was last read where it is being read just now. Everyone who watches shares it."""
     run = request.app.state.watched
     if run is None:
@@ -59,25 +63,25 @@ def known(request: Request) -> Watched:
     return run
 
 
-def watched(request: Request) -> Watched:
+def watched(request: Request) -> LiveRun:
     """The run of this server, read as it is now."""
     run = known(request)
     run.refresh()
     return run
 
 
-TheRun = Annotated[Watched, Depends(watched)]
+TheRun = Annotated[LiveRun, Depends(watched)]
 Name = Annotated[str, Query(max_length=200)]
 Buckets = Annotated[int, Query(ge=16, le=2000)]
 Step = Annotated[int, Query(ge=0, le=END)]
 
 
-def _stage(run: Watched, name: str) -> Training:
-    if name not in run.trainings:
+def _stage(run: LiveRun, name: str) -> LiveStage:
+    if name not in run.stages:
         raise DataError(
-            f"{name!r}: no such stage", "a stage of this run that trains", "choose one of " + ", ".join(run.trainings)
+            f"{name!r}: no such stage", "a stage of this run that trains", "choose one of " + ", ".join(run.stages)
         )
-    return run.trainings[name]
+    return run.stages[name]
 
 
 def _json(request: Request, content: Any) -> Response:
@@ -93,11 +97,11 @@ def _json(request: Request, content: Any) -> Response:
 
 @router.get("")
 def monitor(
-    request: Request, account: StatsViewer, run: Annotated[Watched, Depends(known)], stage: Name = ""
+    request: Request, account: StatsViewer, run: Annotated[LiveRun, Depends(known)], stage: Name = ""
 ) -> HTMLResponse:
     """The curves of one stage; the page comes before a long file is read, and asks for them."""
-    name = stage if stage in run.trainings else run.current()
-    stages = [{"name": one, "state": run.state(one)} for one in run.trainings]
+    name = stage if stage in run.stages else run.current_stage()
+    stages = [{"name": one, "state": run.state(one)} for one in run.stages]
     return pages.render_page(request, "monitor.html", account, stage=name, stages=stages, run=run)
 
 
@@ -116,7 +120,7 @@ def drawn(
     with run.lock:
         training = _stage(run, stage)
         metrics = training.metrics
-        groups = curves.drawn(metrics, training.facts(run.settings), low, high, buckets, smooth)
+        groups = curves.stage_charts(metrics, training.facts(run.settings), low, high, buckets, smooth)
         told = {"stage": stage, "groups": groups, "cursor": _cursor(training)} | _ends(
             [metrics.train, metrics.validation]
         )
@@ -138,16 +142,15 @@ def at_step(request: Request, account: StatsViewer, run: TheRun, stage: Name, st
     with run.lock:
         metrics = _stage(run, stage).metrics
         found: dict[str, Any] = {}
-        for phase, nearest in (
-            ("train", _nearest(metrics.train, step)),
-            ("validation", _before(metrics.validation, step)),
-        ):
+        positions = {"train": _nearest(metrics.train, step), "validation": _before(metrics.validation, step)}
+        for phase in PHASES:
+            nearest = positions[phase]
             if nearest is not None:
                 row = {
                     name: value if np.isfinite(value) else str(value)
-                    for name, value in metrics.of(phase).row(nearest).items()
+                    for name, value in metrics.of_phase(phase).row(nearest).items()
                 }
-                found[phase] = {"step": int(metrics.of(phase).steps[nearest]), "numbers": row}
+                found[phase] = {"step": int(metrics.of_phase(phase).steps[nearest]), "numbers": row}
         return _json(request, found)
 
 
@@ -178,7 +181,7 @@ async def events(request: Request, account: StatsViewer, stage: Name, after: Nam
     return StreamingResponse(counted(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
-async def _stream(request: Request, run: Watched, stage: str, seen: str) -> AsyncIterator[str]:
+async def _stream(request: Request, run: LiveRun, stage: str, seen: str) -> AsyncIterator[str]:
     said: dict[str, str] = {}
     stopping = getattr(request.app.state, "stopping", lambda: False)
     tick = 0
@@ -196,11 +199,11 @@ async def _stream(request: Request, run: Watched, stage: str, seen: str) -> Asyn
         await asyncio.sleep(TICK)
 
 
-def _news(run: Watched, stage: str, seen: str, said: dict[str, str]) -> tuple[list[tuple[str, str]], str]:
+def _news(run: LiveRun, stage: str, seen: str, said: dict[str, str]) -> tuple[list[tuple[str, str]], str]:
     """Events since a cursor, and the cursor after them; `said` is what this page was told last."""
     run.refresh()
     with run.lock:
-        training = run.trainings.get(stage)
+        training = run.stages.get(stage)
         if training is None:
             return [("again", "{}")] if said.get("again") != "gone" and not said.update(again="gone") else [], seen
         now = _cursor(training)
@@ -216,13 +219,13 @@ def _news(run: Watched, stage: str, seen: str, said: dict[str, str]) -> tuple[li
         return found, now
 
 
-def _cursor(training: Training) -> str:
+def _cursor(training: LiveStage) -> str:
     """How much was told: of which server, folder and generation, and how many rows of each phase."""
     metrics = training.metrics
     return f"{_SERVER}.{training.folder.name}.{metrics.generation}/{metrics.train.count}/{metrics.validation.count}"
 
 
-def _rows_after(training: Training, seen: str, now: str) -> Iterator[dict[str, Any]]:
+def _rows_after(training: LiveStage, seen: str, now: str) -> Iterator[dict[str, Any]]:
     """The rows between two cursors; none where they cannot be told one by one."""
     (mark, *before), (ours, *after) = seen.split("/"), now.split("/")
     if mark != ours or len(before) != 2 or not all(word.isdecimal() for word in before):
@@ -230,25 +233,30 @@ def _rows_after(training: Training, seen: str, now: str) -> Iterator[dict[str, A
     ranges = [range(int(begin), int(end)) for begin, end in zip(before, after, strict=True)]
     if sum(map(len, ranges)) > AT_ONCE:
         return
-    for phase, places in zip(("train", "validation"), ranges, strict=True):
-        columns = training.metrics.of(phase)
+    for phase, places in zip(PHASES, ranges, strict=True):
+        columns = training.metrics.of_phase(phase)
         for place in places:
             numbers = {name: float(f"{value:.6g}") for name, value in columns.row(place).items() if np.isfinite(value)}
             yield {"step": int(columns.steps[place]), "phase": phase, "numbers": numbers}
 
 
-def _state(run: Watched, stage: str) -> dict[str, Any]:
+def _state(run: LiveRun, stage: str) -> dict[str, Any]:
     return {
-        "headline": [asdict(number) for number in run.headline(stage)],
-        "stages": {name: run.state(name) for name in run.trainings},
+        "headline": [asdict(number) for number in stage_headline(run, stage)],
+        "stages": {name: run.state(name) for name in run.stages},
         "waiting_for": run.waiting_for,
     }
 
 
-def _marks(run: Watched, training: Training) -> dict[str, Any]:
+def _marks(run: LiveRun, training: LiveStage) -> dict[str, Any]:
     own = {(row.get("code"), row.get("evidence")) for row in training.findings}
     other = [row for row in run.findings if (row.get("code"), row.get("evidence")) not in own]
-    return {"marks": training.marks(), "findings": training.findings, "other": other, "turns": training.turns}
+    return {
+        "marks": stage_marks(training),
+        "findings": training.findings,
+        "other": other,
+        "interventions": training.interventions,
+    }
 
 
 # ---- samples
@@ -259,8 +267,8 @@ def samples_page(request: Request, account: StatsViewer, run: TheRun, stage: Nam
     """The same prompts, answered by one model after another."""
     with run.lock:
         name = _policy(run, stage)
-        samples = run.trainings[name].samples if name else None
-        rounds = [one for one in run.trainings if one.startswith("policy")]
+        samples = run.stages[name].samples if name else None
+        rounds = [one for one in run.stages if one.startswith("policy")]
         return pages.render_page(
             request,
             "samples.html",
@@ -268,13 +276,13 @@ def samples_page(request: Request, account: StatsViewer, run: TheRun, stage: Nam
             stage=name,
             stages=rounds,
             domains=samples.domains if samples else [],
-            count=len(samples.asked) if samples else 0,
+            count=len(samples.prompts) if samples else 0,
         )
 
 
-def _policy(run: Watched, stage: str) -> str:
-    names = [name for name in run.trainings if name.startswith("policy")]
-    begun = [name for name in names if run.trainings[name].samples.asked]
+def _policy(run: LiveRun, stage: str) -> str:
+    names = [name for name in run.stages if name.startswith("policy")]
+    begun = [name for name in names if run.stages[name].samples.prompts]
     return stage if stage in names else (begun or names or [""])[-1]
 
 
@@ -284,17 +292,17 @@ def listed(
 ) -> Response:
     """Prompts with what their reward came from and went to."""
     with run.lock:
-        return _json(request, [_short(asked) for asked in _stage(run, stage).samples.listed(domain, sort)])
+        return _json(request, [_short(asked) for asked in _stage(run, stage).samples.sorted_prompts(domain, sort)])
 
 
-def _short(asked: Asked) -> dict[str, Any]:
+def _short(asked: PromptSamples) -> dict[str, Any]:
     told = " ".join(asked.prompt.split())[:160]
     return {
         "id": asked.id,
         "prompt": told,
         "domain": asked.domain,
         "change": asked.change,
-        "answers": len(asked.versions),
+        "answers": len(asked.answers),
     }
 
 
@@ -307,7 +315,7 @@ def one_prompt(
         asked = _asked(run, stage, id)
         versions = [
             {"key": v.key, "label": v.label, "text": v.text, "scores": v.scores, "reward": v.reward}
-            for v in asked.versions
+            for v in asked.answers
         ]
         return _json(
             request,
@@ -333,15 +341,15 @@ def differing(
 ) -> Response:
     """Two answers with the words marked that the other has not."""
     with run.lock:
-        told = {version.key: version.text for version in _asked(run, stage, id).versions}
+        told = {version.key: version.text for version in _asked(run, stage, id).answers}
     if left not in told or right not in told:
         raise DataError(f"{left}, {right}: no such answers", "answers to this prompt", "choose two of the list")
     one, two = safe_html.text_diff(told[left], told[right])
     return _json(request, {"left": one, "right": two})
 
 
-def _asked(run: Watched, stage: str, name: str) -> Asked:
-    asked = _stage(run, stage).samples.asked.get(name)
+def _asked(run: LiveRun, stage: str, name: str) -> PromptSamples:
+    asked = _stage(run, stage).samples.prompts.get(name)
     if asked is None:
         raise DataError(f"{name!r}: no such prompt", "a prompt that was answered", "choose one of the list")
     return asked
@@ -350,16 +358,16 @@ def _asked(run: Watched, stage: str, name: str) -> Asked:
 # ---- runs side by side
 
 
-def _beside(request: Request, run: Watched, asked: list[str]) -> dict[str, Watched]:
+def _beside(request: Request, run: LiveRun, asked: list[str]) -> dict[str, LiveRun]:
     """The runs that are asked for, each read once for all who look. Only names that lie beside the run are known."""
     state = request.app.state
     found = {}
     own = run.run.resolve()
-    for name in comparing.chosen(comparing.beside(run.run), asked):
+    for name in comparing.selected_runs(comparing.sibling_runs(run.run), asked):
         if name == own.name:
             found[name] = run
             continue
-        found[name] = state.beside.setdefault(name, Watched(own.parent / name))
+        found[name] = state.beside.setdefault(name, LiveRun(own.parent / name))
         found[name].refresh()
     return found
 
@@ -378,29 +386,29 @@ def compare(
 ) -> HTMLResponse:
     """Curves of several runs in one picture, what their recipes say differently, how they ended, and the frontier."""
     chosen = _beside(request, run, runs or [])
-    known = comparing.shared_names(chosen.values(), stage)
+    known = comparing.metric_names(chosen.values(), stage)
     shown = (
         [name for name in names or [] if name in known]
         or [name for name in ("reward", "kl", "loss", "accuracy") if name in known]
         or known[:2]
     )
-    endings = {name: comparing.ending(one) for name, one in chosen.items()}
+    endings = {name: comparing.final_numbers(one) for name, one in chosen.items()}
     rows = list(dict.fromkeys(label for told in endings.values() for label, _ in told))
     return pages.render_page(
         request,
         "compare.html",
         account,
-        listed=comparing.beside(run.run),
+        listed=comparing.sibling_runs(run.run),
         chosen=list(chosen),
         stage=stage,
-        stages=TRAINED,
+        stages=TRAINING_STAGES,
         known=known,
         shown=shown,
         differing=comparing.by_section(
-            comparing.differing({name: comparing.settings(one) for name, one in chosen.items()})
+            comparing.differences({name: comparing.settings(one) for name, one in chosen.items()})
         ),
         endings=[(label, [dict(endings[name]).get(label, "–") for name in chosen]) for label in rows],
-        most=comparing.MOST,
+        most=comparing.MAX_RUNS,
     )
 
 
@@ -426,8 +434,8 @@ def overlaid(
         lines = []
         for run_name, training in stages.items():
             tone = list(chosen).index(run_name)
-            for phase in ("train", "validation"):
-                columns = training.metrics.of(phase)
+            for phase in PHASES:
+                columns = training.metrics.of_phase(phase)
                 if name in columns.names:
                     shown.append(columns)
                     label = run_name if phase == "train" else f"{run_name}, held out"
@@ -438,8 +446,8 @@ def overlaid(
     return _json(request, _ends(shown) | {"groups": [{"title": "", "charts": charts}]})
 
 
-def _latest(run: Watched, kind: str) -> Training | None:
-    found = [training for training in run.trainings.values() if training.kind == kind and training.metrics.train.count]
+def _latest(run: LiveRun, kind: str) -> LiveStage | None:
+    found = [training for training in run.stages.values() if training.kind == kind and training.metrics.train.count]
     return found[-1] if found else None
 
 
@@ -457,10 +465,5 @@ def frontier(
     end = max([1.6, *(1.15 * point["kl"] for point in points)])
     return _json(
         request,
-        {
-            "by": by,
-            "runs": list(chosen),
-            "points": points,
-            "reference": comparing.reference(end) if by == "win" else [],
-        },
+        {"by": by, "runs": list(chosen), "points": points, "reference": best_of_n_curve(end) if by == "win" else []},
     )

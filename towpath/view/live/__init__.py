@@ -1,4 +1,1 @@
-"""A run while it goes on: its files read as they grow, and what there is to see in them.
-
-Here a step is how many were done, 0 before the first; the files count from 0, so one is added where they are read.
-"""
+"""The live monitor's data: charts, headline numbers and marks of a run while it is written."""

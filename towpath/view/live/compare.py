@@ -1,33 +1,34 @@
-"""Runs side by side: the folders beside a run, what their recipes say differently, how they ended, and what their
-nats bought."""
+"""Comparison of runs: the folders beside a run, recipe differences, final numbers, and the frontier of KL and win
+rate."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from towpath.errors import TowpathError
+from towpath.metrics import form, label
 from towpath.recipe import load
 from towpath.recipe.reader import flat
+from towpath.run.live_record import LiveRun
+from towpath.run.metric_columns import MetricColumns
+from towpath.run.samples import model_at
 from towpath.store.jsonl import is_interval, is_number
-from towpath.view.format import duration, number, percent, percents
-from towpath.view.live.columns import Columns
-from towpath.view.live.headline import last
-from towpath.view.live.live_run import Training, Watched
-from towpath.view.live.samples import model_at
-from towpath.view.report.frontier import best_of_n
+from towpath.view.format import NONE, duration, number, percent, percents
+from towpath.view.live.headline import last_value
 
-MOST = 8
-"""Runs that can be told apart in one picture."""
-LISTED = 200
-HIDDEN = ("store.url",)
-"""Keys that are not shown: what they say may hold a password."""
+MAX_RUNS = 8
+"""Runs that can be told apart in one chart."""
+MAX_LISTED = 200
+HIDDEN_KEYS = ("store.url",)
+"""Recipe keys that may hold a password."""
+FINAL_METRICS = ("reward", "kl", "length", "finish_rate")
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A checkpoint, or a run's end, on the plane of distance and gain."""
+class FrontierPoint:
+    """A checkpoint, or an evaluated policy, by its KL and its win rate or reward."""
 
     run: str
     label: str
@@ -37,36 +38,36 @@ class Point:
     evaluated: bool
 
 
-def beside(run: Path) -> list[str]:
-    """The names of runs in the same folder, the run itself first, then the newest first."""
+def sibling_runs(run: Path) -> list[str]:
+    """The names of runs in the same folder: the run itself, then the newest first."""
     parent = run.resolve().parent
     own = run.resolve().name
-    found = [folder for folder in parent.iterdir() if (folder / "recipe.toml").is_file()]
-    found.sort(key=lambda folder: (folder.name != own, -folder.stat().st_mtime))
-    return [folder.name for folder in found[:LISTED]]
+    folders = [folder for folder in parent.iterdir() if (folder / "recipe.toml").is_file()]
+    folders.sort(key=lambda folder: (folder.name != own, -folder.stat().st_mtime))
+    return [folder.name for folder in folders[:MAX_LISTED]]
 
 
-def settings(watched: Watched) -> dict[str, Any]:
-    """The recipe of a run with dots; as it was laid over where it is the run itself."""
+def settings(run: LiveRun) -> dict[str, Any]:
+    """The recipe of a run by dotted key, with its overrides."""
     try:
-        return flat(load(watched.run).model_dump(mode="json")) | (watched.settings or {})
+        return flat(load(run.run).model_dump(mode="json")) | (run.settings or {})
     except TowpathError:
-        return watched.settings
+        return run.settings
 
 
-def differing(recipes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Keys that have not the same value in every recipe, with the value in each."""
-    keys = dict.fromkeys(key for recipe in recipes.values() for key in recipe)
+def differences(recipes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Keys whose values differ between recipes, with the value in each."""
+    keys = dict.fromkeys(key for recipe in recipes.values() for key in recipe if key not in HIDDEN_KEYS)
     rows = []
-    for key in (key for key in keys if key not in HIDDEN):
-        told = [_told(recipe.get(key)) for recipe in recipes.values()]
-        if len(set(told)) > 1:
-            rows.append((key, told))
+    for key in keys:
+        values = [_value(recipe.get(key)) for recipe in recipes.values()]
+        if len(set(values)) > 1:
+            rows.append((key, values))
     return rows
 
 
 def by_section(rows: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Differing keys under the recipe's sections, as its file has them."""
+    """Differing keys by section of the recipe."""
     sections: dict[str, list[tuple[str, list[str]]]] = {}
     for key, values in rows:
         section, _, name = key.rpartition(".")
@@ -74,98 +75,72 @@ def by_section(rows: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[tu
     return list(sections.items())
 
 
-def policy_of(watched: Watched) -> Training | None:
-    """The newest policy stage that has begun."""
-    found = [training for training in watched.trainings.values() if training.kind == "policy"]
-    begun = [training for training in found if training.metrics.train.count or training.done]
-    return (begun or found or [None])[-1]
-
-
-def ending(watched: Watched) -> list[tuple[str, str]]:
-    """How a run ended, or stands: names of numbers with their values."""
-    training = policy_of(watched)
-    if training is None:
+def final_numbers(run: LiveRun) -> list[tuple[str, str]]:
+    """Labels and values of a run's last numbers."""
+    stage = run.latest_stage("policy")
+    if stage is None:
         return []
-    train = training.metrics.train
-    look = training.metrics.validation
-    result = training.manifest.get("result") or {}
-    evaluation = watched.evaluation
-    rose = result.get("rose") or {}
-    win = evaluation.get("win") or {}
-    found = [("state", watched.state(training.name)), ("steps", number(train.last or result.get("steps"), 12))]
-    found += [(label, _last(look, train, name, form)) for label, name, form in ENDS]
-    found.append(("reward rose on", f"{percent(rose.get('rate'))} {_span(rose.get('interval'))}".strip()))
-    found.append(("wins over the tuned model", f"{percent(win.get('rate'))} {_span(win.get('interval'))}".strip()))
-    found.append(("KL when evaluated", number(evaluation.get("kl_per_prompt"))))
-    found.append(("time", duration(training.manifest.get("seconds"))))
-    return found
+    rose = stage.result.get("rose") or {}
+    win = run.evaluation.get("win") or {}
+    steps = stage.metrics.train.last or stage.result.get("steps")
+    rows = [("state", run.state(stage.name)), ("steps", number(steps, 12))]
+    rows += [(label(name), _last(stage.metrics, name)) for name in FINAL_METRICS]
+    rows.append(("reward rose on", _rate(rose)))
+    rows.append(("wins over the tuned model", _rate(win)))
+    rows.append(("KL when evaluated", number(run.evaluation.get("kl_per_prompt"))))
+    rows.append(("time", duration(stage.manifest.get("seconds"))))
+    return rows
 
 
-ENDS = (
-    ("reward", "reward", number),
-    ("KL, nats per prompt", "kl", number),
-    ("length, tokens", "length", number),
-    ("end by themselves", "finish_rate", percent),
-)
+def _last(metrics: MetricColumns, name: str) -> str:
+    write: Callable[[Any], str] = percent if form(name) == "percent" else number
+    value = last_value(metrics.validation, name) or last_value(metrics.train, name)
+    return write(value[1] if value else None)
 
 
-def _last(look: Columns, train: Columns, name: str, form: Any) -> str:
-    told = last(look, name) or last(train, name)
-    return form(told[1] if told else None)
+def _rate(result: Mapping[str, Any]) -> str:
+    interval = result.get("interval")
+    span = f" ({percents(interval)})" if is_interval(interval) else ""
+    return f"{percent(result.get('rate'))}{span}"
 
 
-def _span(interval: Any) -> str:
-    return f"({percents(interval)})" if is_interval(interval) else ""
-
-
-def frontier(name: str, watched: Watched, by: str) -> list[Point]:
-    """Every look at held-out prompts and the evaluation: nats spent, and the win rate (or reward) they bought."""
-    training = policy_of(watched)
-    if training is None:
+def frontier(name: str, run: LiveRun, by: str) -> list[FrontierPoint]:
+    """KL with win rate (or reward) of each validation, and of the evaluation."""
+    stage = run.latest_stage("policy")
+    if stage is None:
         return []
-    look = training.metrics.validation
+    validation = stage.metrics.validation
+    kl_at = dict(zip(validation.steps.tolist(), validation.values("kl").tolist(), strict=True))
     if by == "reward":
-        pairs = zip(look.steps.tolist(), look.values("kl").tolist(), look.values("reward").tolist(), strict=True)
-        return [
-            Point(name, model_at(step), kl, value, 0, False)
-            for step, kl, value in pairs
-            if math.isfinite(kl) and math.isfinite(value)
-        ]
-    spent = dict(zip(look.steps.tolist(), look.values("kl").tolist(), strict=True))
-    found = [
-        Point(name, model_at(step), spent[step], rate, n, False)
-        for step, rate, n in training.samples.wins()
-        if math.isfinite(spent.get(step, math.nan))
+        rewards = zip(validation.steps.tolist(), validation.values("reward").tolist(), strict=True)
+        values = [(step, reward, 0) for step, reward in rewards if math.isfinite(reward)]
+    else:
+        values = stage.samples.win_rates()
+    points = [
+        FrontierPoint(name, model_at(step), kl_at[step], value, n, False)
+        for step, value, n in values
+        if math.isfinite(kl_at.get(step, math.nan))
     ]
-    win = watched.evaluation.get("win") or {}
-    kl = watched.evaluation.get("kl_per_prompt")
-    if is_number(win.get("rate")) and is_number(kl):
-        found.append(Point(name, "evaluated", kl, win["rate"], int(win.get("n") or 0), True))
-    return found
+    win = run.evaluation.get("win") or {}
+    kl = run.evaluation.get("kl_per_prompt")
+    if by != "reward" and is_number(win.get("rate")) and is_number(kl):
+        points.append(FrontierPoint(name, "evaluated", kl, win["rate"], int(win.get("n") or 0), True))
+    return points
 
 
-def reference(end: float) -> list[tuple[float, float]]:
-    """Best of n under a perfect judge, from n = 1 to so many nats."""
-    points = [best_of_n(math.exp(step / 40)) for step in range(400)]
-    return [point for point in points if point[0] <= end]
+def metric_names(runs: Iterable[LiveRun], kind: str) -> list[str]:
+    """Names of the metrics that stages of a kind have in any of the runs."""
+    stages = [stage for run in runs for stage in run.stages.values() if stage.kind == kind]
+    names = [[*stage.metrics.train.names, *stage.metrics.validation.names] for stage in stages]
+    return list(dict.fromkeys(name for of_stage in names for name in of_stage))
 
 
-def shared_names(watched: Iterable[Watched], kind: str) -> list[str]:
-    """Names of numbers that some stage of that kind has told."""
-    found: dict[str, None] = {}
-    for one in watched:
-        for training in one.trainings.values():
-            if training.kind == kind:
-                found |= dict.fromkeys([*training.metrics.train.names, *training.metrics.validation.names])
-    return list(found)
+def selected_runs(names: Sequence[str], requested: Sequence[str]) -> list[str]:
+    """The requested runs that exist; by default the run itself and the newest beside it."""
+    return [name for name in dict.fromkeys(requested) if name in names][:MAX_RUNS] or list(names[:3])
 
 
-def chosen(names: Sequence[str], asked: Sequence[str]) -> list[str]:
-    """The runs that are asked for and are there; by default the run itself and the newest beside it."""
-    return [name for name in dict.fromkeys(asked) if name in names][:MOST] or list(names[:3])
-
-
-def _told(value: Any) -> str:
+def _value(value: Any) -> str:
     if value is None:
-        return "–"
+        return NONE
     return f"{value:g}" if isinstance(value, float) else str(value)

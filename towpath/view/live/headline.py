@@ -1,4 +1,4 @@
-"""The few numbers at the top: where a stage stands."""
+"""Headline of a stage: steps, reward or loss, KL, finish rate, and the time left."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from towpath.metrics import form, label
+from towpath.run.live_record import LiveRun
+from towpath.run.metric_columns import Columns, MetricColumns
 from towpath.view.format import duration, number, percent
-from towpath.view.live.columns import Columns
-from towpath.view.live.series import Metrics
 
-LATELY = 0.05
-"""The share of the steps so far that count as lately; at most `MOST` steps."""
-MOST = 20
-TOKENS = ("tokens_per_second",)
-PHASES = ("seconds_generate", "seconds_score", "seconds_optimise")
+RECENT_SHARE = 0.05
+"""The share of values that a recent mean takes, at most `MAX_RECENT` of them."""
+MAX_RECENT = 20
+PHASE_SECONDS = ("seconds_generate", "seconds_score", "seconds_optimise")
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One number with its name, a note, and how it is to be taken: good, doubt, bad, or nothing said."""
+    """A headline number with its label, a note, and its tone: good, doubt, bad, or none."""
 
     label: str
     value: str
@@ -28,50 +28,62 @@ class Number:
     share: float | None = None
 
 
-def headline(metrics: Metrics, facts: Mapping[str, Any], steps: int | None, state: str) -> list[Number]:
-    """Step x of y, then what matters for the stage, then time; only what was told."""
+def stage_headline(run: LiveRun, name: str) -> list[Number]:
+    """The headline of a stage; numbers without a metric are left out."""
+    stage = run.stages[name]
+    return headline(stage.metrics, stage.facts(run.settings), stage.steps, run.state(name))
+
+
+def headline(metrics: MetricColumns, facts: Mapping[str, Any], steps: int | None, state: str) -> list[Number]:
+    """The headline for these metrics."""
     train = metrics.train
-    look = metrics.validation
-    found = [_steps(train, steps, state)]
-    if "reward" in train.names or "reward" in look.names:
-        found.append(_reward(train, look))
-    elif "loss" in train.names or "pairs_loss" in look.names:
-        found.append(_plain("Loss", "loss" if "loss" in train.names else "pairs_loss", train, look))
-    if "kl" in train.names or "kl" in look.names:
-        found.append(_kl(train, look, facts))
-    for name in ("accuracy", "pairs_accuracy"):
-        if name in train.names or name in look.names:
-            found.append(_plain("Accuracy", name, train, look, share=True))
-            break
-    if "finish_rate" in train.names or "finish_rate" in look.names:
-        found.append(_finish(train, look))
+    names = {*train.names, *metrics.validation.names}
+    numbers = [_steps(train, steps, state)]
+    if "reward" in names:
+        numbers.append(_reward(metrics))
+    elif "loss" in train.names:
+        numbers.append(_plain("loss", metrics))
+    elif "pairs_loss" in metrics.validation.names:
+        numbers.append(_plain("pairs_loss", metrics, "loss"))
+    if "kl" in names:
+        numbers.append(_kl(metrics, facts))
+    accuracy = next((name for name in ("accuracy", "pairs_accuracy") if name in names), None)
+    if accuracy:
+        numbers.append(_plain(accuracy, metrics))
+    if "finish_rate" in names:
+        numbers.append(_finish_rate(metrics))
     if state != "done":
-        found.append(_left(train, steps))
-    return found
+        numbers.append(_time_left(train, steps))
+    return numbers
 
 
-def lately(columns: Columns, name: str) -> float | None:
-    """The mean of the last values of a name."""
+def recent_mean(columns: Columns, name: str) -> float | None:
+    """The mean of the last values of a metric."""
     values = columns.values(name)
     values = values[np.isfinite(values)]
-    count = int(min(MOST, max(1, round(len(values) * LATELY))))
-    return float(values[-count:].mean()) if len(values) else None
+    return float(values[-_window(values) :].mean()) if len(values) else None
 
 
-def last(columns: Columns, name: str) -> tuple[int, float] | None:
-    """The last step at which a name was told, and its value."""
+def _window(values: np.ndarray) -> int:
+    return int(min(MAX_RECENT, max(1, round(len(values) * RECENT_SHARE))))
+
+
+def last_value(columns: Columns, name: str) -> tuple[int, float] | None:
+    """The last step at which a metric has a value, and the value."""
     values = columns.values(name)
-    told = np.flatnonzero(np.isfinite(values))
-    return (int(columns.steps[told[-1]]), float(values[told[-1]])) if len(told) else None
+    positions = np.flatnonzero(np.isfinite(values))
+    if not len(positions):
+        return None
+    return int(columns.steps[positions[-1]]), float(values[positions[-1]])
 
 
 def seconds_left(train: Columns, steps: int | None) -> float | None:
-    """What the steps to come will take, at the pace of the last ones."""
-    names = [name for name in PHASES if name in train.names]
+    """The seconds that the remaining steps will take at the pace of the last ones."""
+    names = [name for name in PHASE_SECONDS if name in train.names]
     if steps is None or not names or not train.count:
         return None
-    spent = np.nansum([train.values(name)[-MOST:] for name in names], axis=0)
-    return float(np.median(spent)) * max(steps - train.last, 0)
+    seconds = np.nansum([train.values(name)[-MAX_RECENT:] for name in names], axis=0)
+    return float(np.median(seconds)) * max(steps - train.last, 0)
 
 
 def _steps(train: Columns, steps: int | None, state: str) -> Number:
@@ -79,56 +91,62 @@ def _steps(train: Columns, steps: int | None, state: str) -> Number:
     return Number("steps", value, state, "", min(train.last / steps, 1.0) if steps else None)
 
 
-def _reward(train: Columns, look: Columns) -> Number:
-    value = lately(train, "reward")
+def _reward(metrics: MetricColumns) -> Number:
+    value = recent_mean(metrics.train, "reward")
     notes = []
-    first = train.values("reward")
-    first = first[np.isfinite(first)]
-    if value is not None and len(first) > 1:
-        gain = value - float(first[: max(1, min(MOST, round(len(first) * LATELY)))].mean())
-        notes.append(f"{'+' if gain >= 0 else ''}{number(gain, 2)} since the beginning")
-    if seen := last(look, "reward"):
-        notes.append(f"held out {number(seen[1])} at step {seen[0]}")
-    return Number("reward", number(value if value is not None else seen[1] if seen else None), "; ".join(notes))
+    values = metrics.train.values("reward")
+    values = values[np.isfinite(values)]
+    if value is not None and len(values) > 1:
+        gain = value - float(values[: _window(values)].mean())
+        notes.append(f"{'+' if gain >= 0 else ''}{number(gain, 2)} since the first steps")
+    held_out = last_value(metrics.validation, "reward")
+    if held_out:
+        notes.append(f"held out {number(held_out[1])} at step {held_out[0]}")
+        value = held_out[1] if value is None else value
+    return Number("reward", number(value), "; ".join(notes))
 
 
-def _kl(train: Columns, look: Columns, facts: Mapping[str, Any]) -> Number:
-    value = lately(train, "kl")
-    if value is None and (seen := last(look, "kl")):
-        value = seen[1]
+def _kl(metrics: MetricColumns, facts: Mapping[str, Any]) -> Number:
+    value = recent_mean(metrics.train, "kl")
+    held_out = last_value(metrics.validation, "kl")
+    if value is None and held_out:
+        value = held_out[1]
     target = facts.get("policy.kl.target") or 0.0
     alarm = facts.get("policy.kl.alarm")
-    tone = (
-        "bad"
-        if value is not None and alarm and value > alarm
-        else "doubt"
-        if value is not None and target and value > 2 * target
-        else "good"
-    )
+    tone = "good"
+    if value is not None and alarm and value > alarm:
+        tone = "bad"
+    elif value is not None and target and value > 2 * target:
+        tone = "doubt"
     notes = [f"target {target:g}"] if target else []
     notes += [f"alarm {alarm:g}"] if alarm else []
-    return Number("KL, nats per prompt", number(value), ", ".join(notes), tone if notes else "")
+    return Number(label("kl"), number(value), ", ".join(notes), tone if notes else "")
 
 
-def _finish(train: Columns, look: Columns) -> Number:
-    where = train if "finish_rate" in train.names else look
-    value = lately(where, "finish_rate")
-    length = lately(where, "length")
-    tone = "" if value is None else "bad" if value < 0.5 else "doubt" if value < 0.8 else ""
-    return Number(
-        "end by themselves", percent(value), f"{number(length, 2)} tokens long" if length is not None else "", tone
-    )
+def _finish_rate(metrics: MetricColumns) -> Number:
+    columns = metrics.train if "finish_rate" in metrics.train.names else metrics.validation
+    value = recent_mean(columns, "finish_rate")
+    length = recent_mean(columns, "length")
+    tone = ""
+    if value is not None and value < 0.8:
+        tone = "bad" if value < 0.5 else "doubt"
+    note = f"{number(length, 2)} tokens long" if length is not None else ""
+    return Number(label("finish_rate"), percent(value), note, tone)
 
 
-def _plain(label: str, name: str, train: Columns, look: Columns, share: bool = False) -> Number:
-    told = percent if share else number
-    value = lately(train, name)
-    seen = last(look, name)
-    note = f"held out {told(seen[1])} at step {seen[0]}" if seen and value is not None else ""
-    return Number(label.lower(), told(value if value is not None else seen[1] if seen else None), note)
+def _plain(name: str, metrics: MetricColumns, title: str = "") -> Number:
+    write = percent if form(name) == "percent" else number
+    value = recent_mean(metrics.train, name)
+    held_out = last_value(metrics.validation, name)
+    note = ""
+    if held_out and value is not None:
+        note = f"held out {write(held_out[1])} at step {held_out[0]}"
+    elif held_out:
+        value = held_out[1]
+    return Number(title or label(name), write(value), note)
 
 
-def _left(train: Columns, steps: int | None) -> Number:
-    pace = lately(train, "tokens_per_second")
-    note = f"{number(pace, 3)} tokens a second" if pace is not None else ""
-    return Number("left", duration(seconds_left(train, steps), brief=True), note)
+def _time_left(train: Columns, steps: int | None) -> Number:
+    speed = recent_mean(train, "tokens_per_second")
+    note = f"{number(speed, 3)} tokens a second" if speed is not None else ""
+    return Number("time left", duration(seconds_left(train, steps), brief=True), note)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from towpath.arena.leaderboard_row import leaderboard_row
-from towpath.run.record import Run
+from towpath.run.record import RunRecord
 from towpath.store import arenas, location
 from towpath.store.jsonl import is_number
 from towpath.store.store import Store
@@ -19,7 +19,7 @@ SIDES = {
 }
 
 
-def told(run: Run) -> dict[str, Any]:
+def told(run: RunRecord) -> dict[str, Any]:
     """Rows of every part; a part that is not known is empty."""
     evaluation = run.result("evaluate")
     return {
@@ -32,7 +32,7 @@ def told(run: Run) -> dict[str, Any]:
     }
 
 
-def contests(run: Run) -> list[Row]:
+def contests(run: RunRecord) -> list[Row]:
     """How each arena stands, by people and by judges."""
     at = location.configured_location(run.folder, run.recipe.store.url)
     if not isinstance(at, str) and not at.is_file():

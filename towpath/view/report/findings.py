@@ -15,7 +15,7 @@ from markupsafe import Markup
 from towpath import __version__
 from towpath.health.history import Curve
 from towpath.records import Finding
-from towpath.run.record import MOST_POINTS
+from towpath.run.record import MAX_POINTS
 from towpath.store.jsonl import is_number
 from towpath.view.charts import Chart, Mark, Series, draw
 from towpath.view.foreign.log import Log
@@ -326,6 +326,6 @@ def _chart(log: Log, name: str, marks: tuple[Mark, ...]) -> Chart:
 def _points(curve: Curve) -> list[tuple[float, float]]:
     """Finite points, steps counted from 1, thinned by averaging neighbours to what a chart can show."""
     told = [(float(s) + 1, float(v)) for s, v in zip(curve.steps, curve.values, strict=True) if np.isfinite(v)]
-    size = -(-len(told) // MOST_POINTS) or 1
+    size = -(-len(told) // MAX_POINTS) or 1
     groups = [told[at : at + size] for at in range(0, len(told), size)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]

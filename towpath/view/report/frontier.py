@@ -38,7 +38,7 @@ def draw(result: dict[str, Any], threshold: float | None) -> Markup:
         top=26,
         bottom=34,
     )
-    curve = _curve(plane.x1)
+    curve = best_of_n_curve(plane.x1)
     beside = _beside(result.get("best_of_n") or {}, plane.x1)
     series = [Series("best of n, perfect judge", curve, "line", 2), Series("policy", [(kl, rate)], "dots", 0)]
     body = [
@@ -69,8 +69,8 @@ def draw(result: dict[str, Any], threshold: float | None) -> Markup:
     )
 
 
-def _curve(end: float) -> list[tuple[float, float]]:
-    """The reference curve from n = 1, in steps small enough to look smooth, to the edge of the plot."""
+def best_of_n_curve(end: float) -> list[tuple[float, float]]:
+    """Best of n from n = 1 to a KL of `end` nats, in steps small enough to look smooth."""
     points = [best_of_n(math.exp(step / 40)) for step in range(400)]
     return [point for point in points if point[0] <= end]
 

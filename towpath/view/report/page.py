@@ -7,7 +7,7 @@ from typing import Any
 from towpath import __version__
 from towpath.evals.evaluator import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JUDGE_REASON, RUBRIC_CAVEAT
 from towpath.records import Verdict
-from towpath.run.record import ORDER, Run, Stage
+from towpath.run.record import STAGES, RunRecord, StageRecord
 from towpath.store.jsonl import is_interval, is_number
 from towpath.view.format import MINUS, duration, moment, number, percent, percents, size
 from towpath.view.report import curves, extra_evals, frontier, tables
@@ -24,7 +24,7 @@ class Tile:
     more: str = ""
 
 
-def page(run: Run, verdicts: list[Verdict], summary: dict[str, Any], name: str) -> Page:
+def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name: str) -> Page:
     """Everything the template shows."""
     evaluation = run.result("evaluate")
     reward = run.result("reward")
@@ -56,12 +56,12 @@ def page(run: Run, verdicts: list[Verdict], summary: dict[str, Any], name: str) 
         "answers": answers(run),
         "lineage": list(lineage(run)),
         "versions": versions(run),
-        "states": {kind: state(run.latest(kind)) for kind in ORDER},
+        "states": {kind: state(run.latest(kind)) for kind in STAGES},
         "words": WORDS,
     }
 
 
-def outcome(run: Run, summary: dict[str, Any]) -> str:
+def outcome(run: RunRecord, summary: dict[str, Any]) -> str:
     """What came of the run, in one sentence."""
     if run.lacks_judge():
         return _without_judge(summary)
@@ -112,7 +112,7 @@ def _turns(turns: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         )
 
 
-def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
+def notices(run: RunRecord, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     """(tone, text) of what a reader must know before the numbers."""
     if run.lacks_judge():
         yield "undecided", f"{NO_JUDGE.capitalize()}: {NO_JUDGE_REASON}. Instead, {NO_JUDGE_FIX}."
@@ -137,7 +137,7 @@ def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
     stopped = run.result("policy").get("stopped")
     if stopped:
         yield "undecided", f"Policy optimization ended early: {stopped}."
-    yield from _turns(run.result("policy").get("turns") or [])
+    yield from _turns(run.result("policy").get("interventions") or [])
     if run.waiting_for:
         yield "caution", f"The run waits: {run.waiting_for}."
     for finding in run.findings:
@@ -145,7 +145,7 @@ def notices(run: Run, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
             yield "fail", _sentences(finding)
 
 
-def warnings(run: Run) -> list[str]:
+def warnings(run: RunRecord) -> list[str]:
     """Findings that are worth knowing and endanger nothing; the page folds them where they are many."""
     findings = [
         finding
@@ -161,7 +161,7 @@ def _sentences(finding: dict[str, Any]) -> str:
     return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
 
 
-def simulation(run: Run) -> str:
+def simulation(run: RunRecord) -> str:
     """What to say where labels are simulated; empty where people or judges gave them."""
     result = run.result("label")
     if not result.get("simulated", run.recipe.preferences.raters == "simulated"):
@@ -202,15 +202,15 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
     return found
 
 
-def answers(run: Run) -> list[dict[str, Any]]:
+def answers(run: RunRecord) -> list[dict[str, Any]]:
     """The held-out answers with who won each, in words."""
     said = {"policy": "policy wins", "sft": "SFT wins", "tie": "tie"}
     return [row | {"won": said.get(str(row.get("choice")), "not judged")} for row in run.answers()]
 
 
-def state(stage: Stage | None) -> str:
+def state(stage: StageRecord | None) -> str:
     """Where a stage stands, in words."""
-    if stage is None or not stage.begun:
+    if stage is None or not stage.started:
         return "has not run yet"
     return (
         "done"
@@ -221,7 +221,7 @@ def state(stage: Stage | None) -> str:
     )
 
 
-def lineage(run: Run) -> Iterator[dict[str, Any]]:
+def lineage(run: RunRecord) -> Iterator[dict[str, Any]]:
     """Where each stage came from and what it cost."""
     for stage in run.stages.values():
         if stage.done:
@@ -241,7 +241,7 @@ def lineage(run: Run) -> Iterator[dict[str, Any]]:
             }
 
 
-def versions(run: Run) -> list[tuple[str, str]]:
+def versions(run: RunRecord) -> list[tuple[str, str]]:
     """Versions of everything that had a part; more than one where stages differ."""
     found: dict[str, dict[str, None]] = {}
     for stage in run.stages.values():

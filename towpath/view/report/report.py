@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, Template
 
 from towpath.errors import ResourceError
 from towpath.records import Verdict
-from towpath.run.record import Run, Stage, read
+from towpath.run.record import RunRecord, StageRecord, read_run
 from towpath.store.jsonl import is_number
 from towpath.view.format import duration, number, percent, percents, size
 from towpath.view.report.page import outcome, page, simulation
@@ -24,12 +24,12 @@ WIN = ("rate", "interval", "n", "wins", "ties", "losses", "rule")
 
 def summarise(run: Path, verdicts: list[Verdict]) -> dict[str, Any]:
     """The numbers of a run that matter; what has not run yet is absent from stages and null elsewhere."""
-    return _summary(read(run), verdicts)
+    return _summary(read_run(run), verdicts)
 
 
 def write(run: Path, verdicts: list[Verdict], name: str = "") -> Path:
     """RUN/reports/summary.json and RUN/reports/report.html; returns the page's path."""
-    found = read(run)
+    found = read_run(run)
     summary = _summary(found, verdicts)
     html = _render(page(found, verdicts, summary, name))
     folder = run / "reports"
@@ -46,7 +46,7 @@ def write(run: Path, verdicts: list[Verdict], name: str = "") -> Path:
 
 def terminal(run: Path, width: int = 0) -> str:
     """The outcome, a table of stages and gates, the cost, the page, and a few prompts answered by all three models."""
-    found = read(run)
+    found = read_run(run)
     path = run / "reports" / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else _summary(found, [])
     lines = [
@@ -66,7 +66,7 @@ def terminal(run: Path, width: int = 0) -> str:
     return "\n".join([*told, summary["outcome"], *lines, *([f"report: {page}"] if page.exists() else [])])
 
 
-def _summary(run: Run, verdicts: list[Verdict]) -> dict[str, Any]:
+def _summary(run: RunRecord, verdicts: list[Verdict]) -> dict[str, Any]:
     evaluation = run.result("evaluate")
     reward = run.result("reward")
     policy = run.result("policy")
@@ -92,7 +92,7 @@ def _summary(run: Run, verdicts: list[Verdict]) -> dict[str, Any]:
     return _finite({"outcome": outcome(run, summary)} | summary)
 
 
-def _skipped_rows(run: Run) -> dict[str, int]:
+def _skipped_rows(run: RunRecord) -> dict[str, int]:
     """How many rows of each part of the data were left out because they cannot be used, as the stages counted them."""
     found: dict[str, int] = {}
     for stage in run.stages.values():
@@ -100,7 +100,7 @@ def _skipped_rows(run: Run) -> dict[str, int]:
     return found
 
 
-def _stage(run: Run, stage: Stage, verdicts: list[Verdict]) -> dict[str, Any]:
+def _stage(run: RunRecord, stage: StageRecord, verdicts: list[Verdict]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     gates = {"gate": run.verdict(stage, verdicts)}
     if stage.kind == "evaluate":

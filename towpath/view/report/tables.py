@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from towpath.data.intervals import wilson
 from towpath.records import Verdict
-from towpath.run.record import ORDER, Run, Stage
+from towpath.run.record import STAGES, RunRecord, StageRecord
 from towpath.store.jsonl import is_interval, is_number
 from towpath.view.charts import Chart, Series, bar, draw
 from towpath.view.format import number, percent, percents
@@ -46,10 +46,10 @@ def title(name: str) -> str:
     return NAMES.get(kind, kind) + (f", round {round_}" if round_ else "")
 
 
-def gates(run: Run, verdicts: list[Verdict]) -> list[Row]:
+def gates(run: RunRecord, verdicts: list[Verdict]) -> list[Row]:
     """One row a stage, and one for safety; stages not begun are in it too."""
     begun = list(run.stages.values())
-    missing = [name for name in ORDER if name not in run.stages]
+    missing = [name for name in STAGES if name not in run.stages]
     rows = []
     for stage in begun:
         rows.append(_gate(stage.name, stage, run.verdict(stage, verdicts)))
@@ -59,8 +59,8 @@ def gates(run: Run, verdicts: list[Verdict]) -> list[Row]:
     return rows + [_gate(name, None, None) for name in missing]
 
 
-def _gate(name: str, stage: Stage | None, verdict: Verdict | None) -> Row:
-    state = "done, no gate" if stage and stage.done else "not finished" if stage and stage.begun else "not run yet"
+def _gate(name: str, stage: StageRecord | None, verdict: Verdict | None) -> Row:
+    state = "done, no gate" if stage and stage.done else "not finished" if stage and stage.started else "not run yet"
     if name == "baseline" and stage and stage.done:
         state = "done; the gate of SFT is judged on it"
     row: Row = {"name": name, "title": title(name), "state": state, "stage": stage, "gate": None}

@@ -194,7 +194,7 @@ function showMarks(data) {
   listed = words;
   strip();
   fill(at("findings"), data.findings.map(finding), "No findings.");
-  fill(at("turns"), data.turns.map(intervention).reverse(), "No interventions.");
+  fill(at("interventions"), data.interventions.map(intervention).reverse(), "No interventions.");
   fill(at("other"), data.other.map(finding), "");
   at("other-box").hidden = !data.other.length;
   at("other-count").textContent = String(data.other.length);

@@ -1,0 +1,119 @@
+"""Status of a run: the state of each stage, gate verdicts, findings, and what the run waits for."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from towpath.errors import TowpathError
+from towpath.evals.evaluator import NO_JUDGE_CODE, find_evaluator
+from towpath.recipe import Recipe
+from towpath.records import Verdict
+from towpath.run import gates
+from towpath.run.fingerprint import PlannedStage, plan_stages
+from towpath.run.loading import summarise
+from towpath.run.record import Current, read_current
+from towpath.store import location
+from towpath.store.publish import lock_folder
+from towpath.store.store import Store
+
+
+@dataclass
+class RunStatus:
+    """What `towpath status --json` prints."""
+
+    stages: list[dict[str, Any]]
+    waiting_for: str
+    findings: list[dict[str, Any]]
+    evaluation_judge: str | None
+    """Who judges the win rates of the gates `sft` and `evaluate`; None if no judge fits the data."""
+
+
+def read_status(recipe: Recipe, folder: Path) -> RunStatus:
+    """The status of a run."""
+    with Store.open(location.ledger_location(folder, recipe.store.url)) as store:
+        data = summarise(recipe, folder)
+        stages = plan_stages(recipe, folder, data, store)
+    verdicts = {verdict.gate: verdict for verdict in stage_verdicts(recipe, stages)}
+    current = read_current(folder)
+    running = is_running(folder)
+    rows = []
+    next_stage = next((stage for stage in stages if not stage.done), None)
+    for stage in stages:
+        state = "done" if stage.done else "to do"
+        if stage is next_stage:
+            state = _next_state(stage, current, running)
+        names = gates.GATES_AFTER.get(stage.kind, ()) if stage.done else ()
+        stage_gates = [asdict(verdicts[name]) for name in names if name in verdicts]
+        rows.append(
+            {
+                "name": stage.name,
+                "state": state,
+                "fingerprint": stage.fingerprint,
+                "gate": stage_gates[0] if stage_gates else None,
+                "gates": stage_gates,
+            }
+        )
+    waiting = any(row["state"] == "waiting" for row in rows)
+    return RunStatus(rows, current.waiting_for if waiting else "", list(current.findings), find_evaluator(data))
+
+
+def _next_state(stage: PlannedStage, current: Current, running: bool) -> str:
+    """The state of the first stage that is not done."""
+    if running:
+        return "running"
+    if stage.kind == "label" and current.waiting_for:
+        return "waiting"
+    return "interrupted" if stage.folder.exists() else "to do"
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process runs this run now."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with lock_folder(folder):
+            return False
+    except TowpathError:
+        return True
+
+
+def stage_verdicts(recipe: Recipe, stages: list[PlannedStage]) -> list[Verdict]:
+    """The gate verdicts on the stages that are done."""
+    return gates.verdicts(recipe, {stage.name: stage.result() for stage in stages if stage.done})
+
+
+def run_verdicts(recipe: Recipe, folder: Path) -> list[Verdict]:
+    """The gate verdicts of a run."""
+    with Store.open(location.ledger_location(folder, recipe.store.url)) as store:
+        return stage_verdicts(recipe, plan_stages(recipe, folder, summarise(recipe, folder), store))
+
+
+def status_lines(status: RunStatus) -> list[str]:
+    """The status for a terminal: a line for each stage, what the run waits for, and findings."""
+    lines = []
+    if not status.evaluation_judge:
+        lines.append("No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.")
+    for row in status.stages:
+        verdicts = "; ".join(_gate_summary(gate) for gate in row["gates"])
+        lines.append(f"{row['name']:<12} {row['state']:<12} {verdicts}".rstrip())
+    if status.waiting_for:
+        lines.append(f"waits for: {status.waiting_for}")
+    for finding in status.findings:
+        if finding["code"] != NO_JUDGE_CODE:  # the first line reports it
+            lines.append(f"{finding['severity']}: {finding['code']}: {finding['evidence']}")
+    return lines
+
+
+def _gate_summary(gate: dict[str, Any]) -> str:
+    value = f"({gate['note']})" if gate["value"] is None else f"{gate['value']:.3f} (threshold {gate['threshold']})"
+    return f"gate {gate['gate']}: {gate['verdict']} {value}"
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """A verdict with its value and confidence interval, or with the reason why there are none."""
+    if verdict.value is None or verdict.interval is None:
+        return f"gate {verdict.gate}: {verdict.verdict}  {verdict.note}"
+    low, high = verdict.interval
+    value = f"{verdict.value:.3f} [{low:.3f}, {high:.3f}]"
+    line = f"gate {verdict.gate}: {verdict.verdict}  {value}  threshold {verdict.threshold}  n {verdict.n}"
+    return f"{line}  {verdict.note}".rstrip()
