@@ -172,7 +172,7 @@ def test_sign_out_ends_the_session_on_the_server(served, store):
 
 
 @pytest.mark.parametrize(
-    ("seen", "expires", "status"),
+    ("idle", "expires", "status"),
     [(0.0, 60.0, 200), (-sessions.IDLE_LIMIT + 60, 60.0, 200), (-sessions.IDLE_LIMIT - 1, 60.0, 401), (0.0, -1.0, 401)],
 )
 def test_session_idle_and_total_lifetime(served, store, idle, expires, status):

@@ -69,7 +69,7 @@ def store(location):
         yield opened
 
 
-def sit(store, rater, at=NOW):
+def take_lease(store, rater, at=NOW):
     return store.submit_write(task_queue.next_lease, rater, at).result()
 
 
@@ -77,7 +77,7 @@ def vote(store, rater, prefers, most=1000, at=NOW):
     """Judge what the queue gives; `prefers` takes the texts as they are shown and returns a side. How many were
     judged."""
     for number in range(most):
-        seat = sit(store, rater, at)
+        seat = take_lease(store, rater, at)
         if not isinstance(seat, Lease):
             return number
         side = prefers(*store.read(task_queue.task_view, seat).answers)
@@ -202,7 +202,7 @@ def test_arena_is_blind_and_skips_identical_answers(store, run):
     assert [m.prompt_id for m in matches] != [f"p{i}" for i in range(COUNT)]
     assert all(("lock" in (m.a if m.ours == "a" else m.b)) != m.same for m in matches)
     assert sum(m.same for m in matches) == 2
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     task = store.read(task_queue.task_view, seat)
     assert task.domain == "work"
     visible = json.dumps([seat.comparison, task.prompt, list(task.answers), seat.order])
@@ -222,7 +222,7 @@ def test_decided_arena_closes_its_tasks(store, run):
     assert (row.arena.state, row.arena.verdict) == ("decided", "PASS")
     assert count < 40
     assert row.people.n == row.people.wins == count
-    assert sit(store, "ann") == "empty"
+    assert take_lease(store, "ann") == "empty"
     revealed = reveal_comparisons(store, made.number)
     assert {side for pair in revealed for verdict in pair["said"] for side in [verdict["for"]]} == {"one"}
     assert "PASS" in format_terminal(row)
@@ -231,7 +231,7 @@ def test_decided_arena_closes_its_tasks(store, run):
 def test_verdict_of_a_decided_arena_is_final(store, run):
     write_answers(run, 80)
     made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
-    seat = sit(store, "bob")
+    seat = take_lease(store, "bob")
     while not close_decided(store):
         vote(store, "ann", for_policy, 1)
     late = Submission(
@@ -258,7 +258,7 @@ def test_comparisons_are_revealed_only_after_closing(store, run):
     assert row.people.more is not None
     assert stop_arena(store, made.number).state == "stopped"
     assert len(reveal_comparisons(store, made.number)) == 6
-    assert sit(store, "bob") == "empty"
+    assert take_lease(store, "bob") == "empty"
 
 
 def test_arena_judgements_never_become_labels_or_exports(store, run, tmp_path):
@@ -304,7 +304,7 @@ def test_arena_queue_can_be_paused(store, run):
     made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=4, overlap=0.0))
     assert [q.domain for q in store.read(rater_stats.rating_stats, NOW).queues] == [arenas.queue_name(made.number)]
     store.submit_write(task_queue.pause_domain, arenas.queue_name(made.number), True).result()
-    assert sit(store, "ann") == "empty"
+    assert take_lease(store, "ann") == "empty"
 
 
 def test_two_arenas_are_independent(store, run):
@@ -441,7 +441,7 @@ def test_reward_model_disagreements_return_to_the_queue(team):
     ]
     path = store.folder / "stages" / "evaluate" / "aaaaaa000000" / "disagreements.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    assert sit(store, "bob") == "empty"
+    assert take_lease(store, "bob") == "empty"
     with signed_in(url, "olga") as owner:
         page = owner.get("/arena/disagreements").text
         assert page.index("probability 0.90") < page.index("probability 0.60")

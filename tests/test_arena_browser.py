@@ -57,7 +57,7 @@ def judge(page) -> bool:
     before = comparison(page)
     answers = page.locator("#answers [data-text]").all_inner_texts()
     page.keyboard.press("2" if "lock" in answers[0] else "4")
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=before)
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=before)
     page.wait_for_function("() => !document.body.classList.contains('busy')")
     return True
 

@@ -101,7 +101,7 @@ def answers(page) -> list[str]:
 def press(page, key: str, text: str) -> None:
     """Press a key, wait until the page says what came of it."""
     page.keyboard.press(key)
-    page.wait_for_function("words => document.getElementById('said').textContent.includes(words)", arg=text)
+    page.wait_for_function("words => document.getElementById('message').textContent.includes(words)", arg=text)
     page.wait_for_function("() => !document.body.classList.contains('busy')")
 
 
@@ -160,8 +160,8 @@ def test_two_raters_never_get_the_same_pair(visit, store):
         assert comparison(ann) != comparison(bob)
         press(ann, "1", "Saved")
         press(bob, "5", "Saved")
-        ann.evaluate("document.getElementById('said').textContent = ''")
-        bob.evaluate("document.getElementById('said').textContent = ''")
+        ann.evaluate("document.getElementById('message').textContent = ''")
+        bob.evaluate("document.getElementById('message').textContent = ''")
     assert len({j.comparison for j in store.judgements()}) == 10
 
 
@@ -170,11 +170,11 @@ def test_offline_verdicts_are_stored_and_sent_once(visit, store):
     first = comparison(page)
     page.context.set_offline(True)
     page.keyboard.press("2")
-    page.wait_for_function("() => document.getElementById('waiting').textContent.includes('kept on this device')")
+    page.wait_for_function("() => document.getElementById('outbox').textContent.includes('stored on this device')")
     assert store.judgements() == []
     page.keyboard.press("4")  # a second verdict of the same pair is not taken meanwhile
     page.context.set_offline(False)
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=first)
     assert [(j.comparison, j.strength) for j in store.judgements()] == [(first, 1)]
     assert page.evaluate("Object.keys(localStorage).filter(name => name.includes('outbox')).length") == 0
     visit.errors.clear()  # the browser reports the lost connection
@@ -185,10 +185,10 @@ def test_verdicts_are_sent_after_a_browser_crash(visit, store):
     first = comparison(page)
     page.context.route("**/rate/judge", lambda route: route.abort())
     page.keyboard.press("1")
-    page.wait_for_function("() => document.getElementById('waiting').textContent.includes('kept on this device')")
+    page.wait_for_function("() => document.getElementById('outbox').textContent.includes('stored on this device')")
     page.context.unroute("**/rate/judge")
     page.reload()
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=first)
     assert [j.comparison for j in store.judgements()] == [first]
     visit.errors.clear()
 
@@ -223,7 +223,7 @@ def test_dialogs_by_keyboard(visit, store):
     page.keyboard.press("w")
     page.keyboard.type("A better one.")
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("() => document.getElementById('said').textContent.includes('Saved: your better answer')")
+    page.wait_for_function("() => document.getElementById('message').textContent.includes('Saved: your better answer')")
     press(page, "4", "Saved: B is better")
     assert [j.comment for j in store.judgements()] == ["Because 1 and 2"]
     assert store.written_demonstrations() == []
@@ -235,7 +235,7 @@ def test_dialogs_by_keyboard(visit, store):
     page.keyboard.type("Not a question")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=flagged)
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=flagged)
     press(page, "u", "Undone: the flag")
     assert comparison(page) == flagged
     page.keyboard.press("f")
@@ -320,7 +320,7 @@ def test_phone_layout(visit, store):
     assert one["width"] > 330
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.locator("#scale button").nth(1).tap()
-    page.wait_for_function("() => document.getElementById('said').textContent.includes('Saved: A is better')")
+    page.wait_for_function("() => document.getElementById('message').textContent.includes('Saved: A is better')")
     boxes = [button.bounding_box() for button in page.locator("#scale button").all()]
     assert all(box["width"] >= 44 and box["height"] >= 44 for box in boxes)
     assert len(store.judgements()) == 1
@@ -330,7 +330,7 @@ def test_answers_scroll_together(visit):
     page = visit("ann", viewport={"width": 1280, "height": 720})
     while "Paragraph" not in "".join(answers(page)):
         press(page, "3", "Saved")
-        page.evaluate("document.getElementById('said').textContent = ''")
+        page.evaluate("document.getElementById('message').textContent = ''")
     tops = [page.locator("#answers article").nth(i).bounding_box()["y"] for i in (0, 1)]
     page.keyboard.press("PageDown")
     page.wait_for_function("() => document.getElementById('answers').scrollTop > 100")
@@ -368,7 +368,7 @@ def test_focus_order(visit):
         "comment",
         "write",
         "guidelines",
-        "mine",
+        "history",
         "keys",
     ]
     begin = places.index("prompt")
@@ -379,7 +379,7 @@ def test_ten_pairs_in_a_row(visit, store):
     page = visit("ann")
     for key in "1234501234":
         press(page, key, "Saved")
-        page.evaluate("document.getElementById('said').textContent = ''")
+        page.evaluate("document.getElementById('message').textContent = ''")
     assert len(store.judgements()) == 10
 
 
@@ -389,7 +389,7 @@ def test_page_polls_when_idle(visit, store):
     assert "Nothing to rate" in page.inner_text("main")
     assert not page.is_visible("#scale")
     store.submit_write(task_queue.pause_domain, "work", False).result()
-    page.wait_for_function("() => document.getElementById('sheet').dataset.state === 'pair'", timeout=15_000)
+    page.wait_for_function("() => document.getElementById('task').dataset.state === 'pair'", timeout=15_000)
     press(page, "1", "Saved")
 
 

@@ -11,7 +11,7 @@ from time import monotonic, sleep
 import httpx
 import pytest
 from conftest import new_database, running
-from test_web import client, fill, said, signed_in, store, team  # noqa: F401
+from test_web import client, fill, signed_in, store, team, verdict_body  # noqa: F401
 
 from towpath.errors import ResourceError, RowRefused
 from towpath.records import Comparison, Completion, Prompt
@@ -168,12 +168,12 @@ def test_verdict_during_a_locked_ledger_is_retried(tmp_path, monkeypatch):
             with signed_in(url, "ann") as ann:
                 seat = ann.get("/rate/next").json()
                 with locked(opened):
-                    answer = ann.post("/rate/judge", json=said(seat, "key-one-1"))
+                    answer = ann.post("/rate/judge", json=verdict_body(seat, "key-one-1"))
                     assert answer.status_code == 503
                     assert int(answer.headers["retry-after"]) > 0
                     assert "towpath.db" not in answer.text
                     assert str(tmp_path) not in answer.text
-                assert ann.post("/rate/judge", json=said(seat, "key-one-1")).json()["judgements"] == 1
+                assert ann.post("/rate/judge", json=verdict_body(seat, "key-one-1")).json()["judgements"] == 1
 
 
 ODD = "before\x00after \ud83d \udc4d end \U0001f44d"

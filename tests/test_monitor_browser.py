@@ -359,7 +359,7 @@ def test_samples_are_stepped_through_by_key(visit, run):
     page.wait_for_selector("#right-text mark")
     assert page.locator("#left-text b").count() == 0  # what a model says is no markup
     page.keyboard.press("j")
-    page.wait_for_function("() => document.getElementById('asked').textContent.includes('(1)')")
+    page.wait_for_function("() => document.getElementById('prompt').textContent.includes('(1)')")
     assert page.input_value("#right") == "36"
     page.select_option("#sort", "fall")
     page.wait_for_function("() => document.querySelector('#prompts button').textContent.includes('(7)')")

@@ -115,11 +115,11 @@ def test_unrelated_responses_never_drop_a_verdict(served, store, answer, words):
     first = comparison(page)
     faults.answers["/rate/judge"] = answer
     page.keyboard.press("1")
-    shows(page, "waiting", words)
+    shows(page, "outbox", words)
     assert "1 stored on this device" in page.inner_text("#outbox")
     assert "secret" not in page.content()
     faults.answers.clear()
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=first)
     assert [j.comparison for j in store.judgements()] == [first]
     assert stored(page, "outbox") == stored(page, "unsaved") == 0
 
@@ -128,7 +128,7 @@ def test_retry_after_is_respected(served):
     page, faults = served
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "30"})
     page.keyboard.press("1")
-    shows(page, "waiting", "the server is away")
+    shows(page, "outbox", "the server is away")
     page.wait_for_timeout(3500)  # without Retry-After two more tries would come after 1 s and 3 s
     assert faults.requests.count("/rate/judge") == 1
 
@@ -142,7 +142,7 @@ def test_rejected_items_are_listed(served, store, axe):
     page.keyboard.press("Control+Enter")
     page.keyboard.press("1")
     page.wait_for_function(
-        "before => document.getElementById('sheet').dataset.comparison !== before", arg=first, timeout=30_000
+        "before => document.getElementById('task').dataset.comparison !== before", arg=first, timeout=30_000
     )
     assert "Not saved: A is much better" in page.inner_text("#message")
     assert page.inner_text("#unsaved") == "Could not be saved: 1 item"
@@ -156,7 +156,7 @@ def test_rejected_items_are_listed(served, store, axe):
     assert "comment: Because of the lock" in listed
     assert not serious(page, axe)
     page.get_by_role("button", name="Try again").click()
-    shows(page, "said", "Saved: A is much better")
+    shows(page, "message", "Saved: A is much better")
     judgements = {j.comparison: j for j in store.judgements()}
     assert (judgements[first].strength, judgements[first].comment) == (3, "Because of the lock")
     assert page.is_hidden("#unsaved")
@@ -171,7 +171,7 @@ def test_refused_verdict_is_listed_with_its_content(served, store):
     other = verdicts.Submission("from-another-device", first, "ann", verdicts.StoredVerdict("right"))
     store.submit_write(verdicts.judge, other, 2_000_000_000.0).result()
     page.keyboard.press("1")
-    shows(page, "said", "Not saved: A is much better")
+    shows(page, "message", "Not saved: A is much better")
     assert "You have judged this pair differently" in page.inner_text("#message")
     assert not re.search(r"\bk\d\d\b", page.inner_text("body")), "no ids of the ledger"
     page.click("#unsaved")
@@ -194,7 +194,7 @@ def test_drafts_survive_a_reload(served, store):
     page.keyboard.press("w")
     assert page.input_value("#write-text") == "A better answer."
     page.keyboard.press("Control+Enter")
-    shows(page, "said", "Saved: your better answer")
+    shows(page, "message", "Saved: your better answer")
     press(page, "1", "Saved")
     assert [j.comment for j in store.judgements()] == ["a remark"]
     assert [row["text"] for row in store.read(review.list_written_answers, "waiting")[0]] == ["A better answer."]
@@ -209,7 +209,7 @@ def test_verdict_is_not_credited_to_another_account(served, store):
     store.submit_write(task_queue.add_seats, [first], "overlap").result()
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
-    shows(page, "waiting", "the server is away")
+    shows(page, "outbox", "the server is away")
     other = page.context.new_page()
     other.goto("/sign-in")
     other.fill("#name", "bob")
@@ -218,7 +218,7 @@ def test_verdict_is_not_credited_to_another_account(served, store):
     other.wait_for_url("**/rate")
     assert comparison(other) == first, "bob was given the pair too"
     faults.answers.clear()
-    shows(page, "waiting", "you are signed out")
+    shows(page, "outbox", "you are signed out")
     assert store.judgements() == []
     assert stored(page, "outbox") == 1
 
@@ -228,19 +228,19 @@ def test_browser_without_storage_warns(served):
     page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
-    shows(page, "waiting", "in this tab only, do not close it")
+    shows(page, "outbox", "in this tab only, do not close it")
     faults.answers.clear()
-    shows(page, "said", "Saved")
+    shows(page, "message", "Saved")
 
 
 def test_load_failure_is_not_reported_as_stored(served):
     page, faults = served
     faults.answers["/rate/next"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
-    shows(page, "waiting", "The next pair cannot be loaded (the server is away)")
+    shows(page, "outbox", "The next pair cannot be loaded (the server is away)")
     assert "stored" not in page.inner_text("#outbox")
     faults.answers.clear()
-    shows(page, "waiting", "")
+    shows(page, "outbox", "")
 
 
 def test_database_restart_loses_nothing(postgres_server, browser):
@@ -267,11 +267,11 @@ def test_database_restart_loses_nothing(postgres_server, browser):
                 pairs.append(comparison(page))
                 run("-m", "immediate", "stop")
                 page.keyboard.press("1")
-                shows(page, "waiting", "the server is away")
+                shows(page, "outbox", "the server is away")
                 assert "postgresql" not in page.inner_text("body")
                 run("-o", options, "start")
                 page.wait_for_function(
-                    "before => document.getElementById('sheet').dataset.comparison !== before",
+                    "before => document.getElementById('task').dataset.comparison !== before",
                     arg=pairs[-1],
                     timeout=60_000,
                 )

@@ -111,7 +111,7 @@ def test_answer_order_per_rater_is_stable(store):
 
 
 @pytest.mark.parametrize(
-    ("side", "shown", "choice"),
+    ("side", "order", "choice"),
     [("left", "ab", "a"), ("left", "ba", "b"), ("right", "ab", "b"), ("right", "ba", "a"), ("tie", "ba", "tie")],
 )
 def test_choice_of_side(side, order, choice):

@@ -13,7 +13,7 @@ from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
 from towpath.store.task_queue import Gold, RankingGroup, Task
 
-SAID = "words => document.getElementById('said').textContent.includes(words)"
+SAID = "words => document.getElementById('message').textContent.includes(words)"
 CODE = (
     "Use `level`:\n\n```python\ndef lock(gates):\n    return not any(gates)  # shut\n```\n\nThe head is $h = "
     "\\frac{p}{\\rho g}$."
@@ -128,7 +128,7 @@ def test_trial_pairs_with_feedback_come_first(visit, store, axe):
         passed = page.inner_text("#next")
         page.keyboard.press("n")
     assert passed.endswith("Begin")
-    page.wait_for_function("() => document.getElementById('sheet').dataset.state === 'pair'")
+    page.wait_for_function("() => document.getElementById('task').dataset.state === 'pair'")
     assert store.judgements() == []
     press(page, "1", "Saved")
     assert len(store.judgements()) == 1
@@ -162,7 +162,7 @@ def test_my_day_dialog(visit, store, axe):
     page.wait_for_timeout(250)
     press(page, "4", "Saved: B is better")
     page.wait_for_timeout(250)
-    page.evaluate("document.getElementById('said').textContent = ''")
+    page.evaluate("document.getElementById('message').textContent = ''")
     press(page, "3", "Saved: a tie")
     page.wait_for_timeout(250)
     press(page, "2", "Saved: A is better")

@@ -9,7 +9,7 @@ import re
 import pytest
 from conftest import running
 from sqlalchemy import select, text
-from test_rating import NOW, assert_counters, fill, judge, put, sit, tasks, undo
+from test_rating import NOW, assert_counters, fill, judge, save_settings, take_lease, tasks, undo
 from test_web import PASSWORD, signed_in
 
 from towpath.data import formats
@@ -75,7 +75,7 @@ def gold_of(store, name):
 def test_trial_pairs_come_first_and_never_become_judgements(store):
     store.add_tasks(tasks(8))
     store.set_gold([Gold(f"k{i:02}", "a" if i % 2 else "b", f"note {i}") for i in range(6, 11)])
-    put(store, trial_pairs=3, trial_threshold=0.6)
+    save_settings(store, trial_pairs=3, trial_threshold=0.6)
     failed = judge_trial(store, "ann", lambda right: "tie")
     assert (failed.right, failed.total, failed.needed, failed.passed, failed.correct) == (0, 3, 2, False, False)
     assert failed.note.startswith("note ")
@@ -87,9 +87,9 @@ def test_trial_pairs_come_first_and_never_become_judgements(store):
     assert view.task is not None
     assert store.judgements() == []
     met = set(store.read(lambda c: c.scalars(select(schema.trials.c.comparison)).all()))
-    put(store, gold_share=1.0, trial_pairs=3, trial_threshold=0.99)
+    save_settings(store, gold_share=1.0, trial_pairs=3, trial_threshold=0.99)
     pairs = []
-    while isinstance(seat := sit(store, "ann"), Lease):
+    while isinstance(seat := take_lease(store, "ann"), Lease):
         pairs.append(seat.comparison)
         judge(store, seat)
     assert not met & set(pairs), "a pair whose answer was told is neither work nor gold"
@@ -103,7 +103,7 @@ def test_trial_pairs_come_first_and_never_become_judgements(store):
 
 def test_no_trial_for_owners_or_without_gold(store):
     store.add_tasks(tasks(2))
-    put(store, trial_pairs=3)
+    save_settings(store, trial_pairs=3)
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial is None
     store.set_gold([Gold("k05", "a")])
     store.submit_write(people.add_account, "olga", "owner", "hash").result()
@@ -133,7 +133,7 @@ def test_each_guideline_version_is_acknowledged_once(store):
 
 def test_newest_approved_written_answer_counts(store):
     store.add_tasks(tasks(1))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     for number in (1, 2):
         store.submit_write(
             verdicts.save_written_answer, f"write-{number}", seat.comparison, "ann", f"Answer {number}."
@@ -153,10 +153,10 @@ def test_newest_approved_written_answer_counts(store):
 
 def test_time_worked_is_limited_by_the_lease(store):
     store.add_tasks(tasks(3))
-    judge(store, sit(store, "ann", NOW), at=NOW + 2.5, milliseconds=86_400_000)
-    judge(store, sit(store, "ann", NOW + 10), at=NOW + 20, milliseconds=4000)
-    late = sit(store, "ann", NOW + 30)
-    sit(store, "bob", NOW + 30 + 1900)  # the lease of the first ran out
+    judge(store, take_lease(store, "ann", NOW), at=NOW + 2.5, milliseconds=86_400_000)
+    judge(store, take_lease(store, "ann", NOW + 10), at=NOW + 20, milliseconds=4000)
+    late = take_lease(store, "ann", NOW + 30)
+    take_lease(store, "bob", NOW + 30 + 1900)  # the lease of the first ran out
     judge(store, late, at=NOW + 30 + 1901, milliseconds=5000)
     assert [j.milliseconds for j in store.judgements()] == [2500, 4000, 5000]
 
@@ -164,13 +164,13 @@ def test_time_worked_is_limited_by_the_lease(store):
 def test_bulk_retraction_and_restore(store):
     store.add_tasks(tasks(4))
     for i in range(4):
-        judge(store, sit(store, "ann", NOW + i), at=NOW + i)
+        judge(store, take_lease(store, "ann", NOW + i), at=NOW + i)
     before = store.judgements()
     made = store.submit_write(takeouts.retract_all, "ann", "olga").result()
     assert (made.judgements, store.judgements()) == (4, [])
     assert store.counts()["judgements"] == 4, "the ledger keeps them"
-    assert isinstance(sit(store, "bob"), Lease), "their pairs wait for others"
-    assert sit(store, "ann") == "empty"
+    assert isinstance(take_lease(store, "bob"), Lease), "their pairs wait for others"
+    assert take_lease(store, "ann") == "empty"
     with pytest.raises(DataError, match="no judgements"):
         store.submit_write(takeouts.retract_all, "ann", "olga").result()
     assert [one.rater for one in store.read(takeouts.list_retractions)] == ["ann"]
@@ -185,7 +185,7 @@ def test_rename_and_remove_a_person_everywhere(store):
     store.add_tasks(tasks(3))
     store.submit_write(people.add_account, "olga", "owner", "hash").result()
     store.submit_write(people.add_account, "ann", "rater", "hash").result()
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     judge(store, seat, key="first-key")
     store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "So.").result()
     store.submit_write(pseudonyms.rename, "ann", "anna").result()
@@ -193,7 +193,7 @@ def test_rename_and_remove_a_person_everywhere(store):
     assert store.read(people.get_account, "anna").role == "rater"
     assert store.read(rater_stats.rating_stats, NOW).raters[0].name == "anna"
     assert undo(store, Lease(seat.comparison, "anna", seat.order, 0.0)).judgements == 1
-    judge(store, sit(store, "anna"), at=NOW + 5, key="second-key")
+    judge(store, take_lease(store, "anna"), at=NOW + 5, key="second-key")
     name = store.submit_write(pseudonyms.remove, "anna").result()
     assert re.fullmatch(r"person-[0-9a-f]{8}", name)
     assert {j.rater for j in store.judgements()} == {name}
@@ -215,7 +215,7 @@ def test_rename_and_remove_a_person_everywhere(store):
 def test_judged_pairs_search_and_filters(store):
     store.add_tasks(tasks(6))
     for i in range(6):
-        seat = sit(store, "ann" if i < 3 else "bob", NOW + i)
+        seat = take_lease(store, "ann" if i < 3 else "bob", NOW + i)
         judge(store, seat, "tie" if i == 0 else "left", NOW + i, comment="100%_sure" if i == 1 else "")
         if i == 2:
             store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Better so.").result()
@@ -240,7 +240,7 @@ def test_judged_pairs_search_and_filters(store):
 def test_reasons_and_criteria_are_stored_and_exported(store):
     store.add_tasks(tasks(2))
     for i in range(2):
-        seat = sit(store, "ann", NOW + i)
+        seat = take_lease(store, "ann", NOW + i)
         judge(store, seat, "left", NOW + i, reasons=("too long",), criteria={"helpful": "right", "style": "tie"})
         row = store.read(rater_stats.judgement_rows, 0)[-1]
         assert row["details"] == {
@@ -251,7 +251,7 @@ def test_reasons_and_criteria_are_stored_and_exported(store):
 
 def test_messages_to_raters_contain_no_ids(store):
     store.add_tasks(tasks(2))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     judge(store, seat, "left", key="the-first-key")
     messages = []
     attempts = [
@@ -272,10 +272,10 @@ def test_messages_to_raters_contain_no_ids(store):
 
 def test_daily_count_and_history(store):
     store.add_tasks(tasks(4))
-    put(store, goal=5)
+    save_settings(store, goal=5)
     for i in range(3):
-        judge(store, sit(store, "ann", NOW + i), "right", NOW + i)
-    store.submit_write(verdicts.skip, sit(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
+        judge(store, take_lease(store, "ann", NOW + i), "right", NOW + i)
+    store.submit_write(verdicts.skip, take_lease(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
     progress = store.read(rater_stats.rater_progress, "ann", NOW + 5, NOW + 1)
     assert (progress.today, progress.goal, progress.judgements) == (2, 5, 3)
     rows = store.read(review.rater_history, "ann")
@@ -300,7 +300,7 @@ def test_finding_for_a_rater_who_is_too_fast():
 
 def many_verdicts(store, rater, count, side="left"):
     for i in range(count):
-        judge(store, sit(store, rater, NOW + i), side, NOW + i + 0.4, milliseconds=400)
+        judge(store, take_lease(store, rater, NOW + i), side, NOW + i + 0.4, milliseconds=400)
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def team(light):
 
 
 def test_rater_findings_on_the_owner_page(team, light):
-    put(light)
+    save_settings(light)
     light.add_tasks(tasks())
     many_verdicts(light, "ann", 12)
     with signed_in(team, "vic") as viewer:
@@ -325,9 +325,9 @@ def test_rater_findings_on_the_owner_page(team, light):
 
 
 def test_owner_review_actions_over_http(team, light):
-    put(light)
+    save_settings(light)
     light.add_tasks(tasks(2))
-    seat = sit(light, "ann")
+    seat = take_lease(light, "ann")
     judge(light, seat)
     light.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "**Better**.").result()
     with signed_in(team, "olga") as owner, signed_in(team, "ann") as ann:
@@ -355,13 +355,13 @@ def test_owner_review_actions_over_http(team, light):
 
 
 def test_exported_pairs_can_be_imported(team, light, tmp_path):
-    put(light)
+    save_settings(light)
     light.add_completions([Completion("s1.p0.x", "p0", "sft", "=1+1", (1,), (-0.1,), "stop")])
     light.add_tasks(tasks(3))
     with signed_in(team, "olga") as owner:
         assert owner.get("/owner/export/pairs.jsonl").status_code == 409, "nothing is decided yet"
         for i in range(3):
-            judge(light, sit(light, "ann", NOW + i), at=NOW + i)
+            judge(light, take_lease(light, "ann", NOW + i), at=NOW + i)
         for kind in ("jsonl", "csv"):
             answer = owner.get(f"/owner/export/pairs.{kind}")
             assert f'filename="pairs.{kind}"' in answer.headers["content-disposition"]
@@ -481,7 +481,7 @@ def test_marks_never_cross_tags_or_formulas():
 
 def test_submission_is_stored_completely(store):
     store.add_tasks(tasks(1))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     submission = Submission(
         "a-key-1", seat.comparison, "ann", StoredVerdict("left"), reasons=("x",), safety=StoredVerdict("tie")
     )

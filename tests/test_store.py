@@ -115,7 +115,7 @@ def test_repeated_judgement_is_ignored(store):
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         (make_judgement(choice="b"), "never changed"),
         (make_judgement(strength=3), "strength 3"),
@@ -224,7 +224,7 @@ def test_killed_migration_is_repeated(tmp_path, fault):
         assert store.counts()["comparisons"] == 2
 
 
-@pytest.mark.parametrize(("fault", "kept"), [("commit:1", []), ("commit:2", ["ann"]), ("commit:3", ["ann", "bob"])])
+@pytest.mark.parametrize(("fault", "raters"), [("commit:1", []), ("commit:2", ["ann"]), ("commit:3", ["ann", "bob"])])
 def test_killed_commit_is_atomic(store, location, fault, raters):
     script = (
         "from towpath.store.store import Store; from towpath.records import Judgement, Label; store = "

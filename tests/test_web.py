@@ -66,7 +66,7 @@ def signed_in(url, name):
         yield visitor
 
 
-def make_judgement(seat, key, side="left", **more):
+def verdict_body(seat, key, side="left", **more):
     return {"key": key, "comparison": seat["comparison"], "side": side, "milliseconds": 1200} | more
 
 
@@ -219,17 +219,17 @@ def test_judge_undo_and_judge_again(team, store):
         assert ann.get("/rate/next").json() == first
         assert first["state"] == "pair"
         assert f'data-comparison="{first["comparison"]}"' in ann.get("/rate").text
-        answer = ann.post("/rate/judge", json=make_judgement(first, "key-one-1"))
+        answer = ann.post("/rate/judge", json=verdict_body(first, "key-one-1"))
         assert answer.json() == {"comparison": first["comparison"], "judgements": 1, "again": False}
-        assert ann.post("/rate/judge", json=make_judgement(first, "key-one-1")).json()["again"]
-        assert ann.post("/rate/judge", json=make_judgement(first, "key-two-2", "right")).status_code == 409
+        assert ann.post("/rate/judge", json=verdict_body(first, "key-one-1")).json()["again"]
+        assert ann.post("/rate/judge", json=verdict_body(first, "key-two-2", "right")).status_code == 409
         second = ann.get("/rate/next").json()
         assert (second["last"], second["last_was"]) == (first["comparison"], "judged")
         ann.post("/rate/undo", json={"comparison": first["comparison"]})
         assert ann.get("/rate/next").json()["comparison"] == first["comparison"]
         ann.post(
             "/rate/judge",
-            json=make_judgement(
+            json=verdict_body(
                 first, "key-three-3", "both_bad", safety={"side": "tie"}, comment="both\x00 wrong", guideline=4
             ),
         )
@@ -255,8 +255,8 @@ def test_judge_undo_and_judge_again(team, store):
 def test_invalid_requests_are_refused(team, store, wrong):
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
-        assert ann.post("/rate/judge", json=make_judgement(seat, "key-one-1") | wrong).status_code == 422
-        assert ann.post("/rate/judge", json=make_judgement({"comparison": "k7"}, "key-one-1")).status_code == 409
+        assert ann.post("/rate/judge", json=verdict_body(seat, "key-one-1") | wrong).status_code == 422
+        assert ann.post("/rate/judge", json=verdict_body({"comparison": "k7"}, "key-one-1")).status_code == 409
     assert store.judgements() == []
 
 
@@ -264,7 +264,7 @@ def test_raters_see_no_sources_and_no_other_verdicts(team, store):
     with signed_in(team, "ann") as ann, signed_in(team, "bob") as bob:
         store.submit_write(task_queue.add_seats, ["k0"], "overlap").result()
         seat = ann.get("/rate/next").json()
-        ann.post("/rate/judge", json=make_judgement(seat, "key-one-1", comment="SECRET WORD"))
+        ann.post("/rate/judge", json=verdict_body(seat, "key-one-1", comment="SECRET WORD"))
         pages = [bob.get("/rate").text, bob.get("/rate/next").text, ann.get("/rate").text]
     assert seat["comparison"] == "k0"
     assert all("model-" not in page and "s1.p" not in page and "SECRET" not in page for page in pages)
@@ -336,7 +336,7 @@ def test_owner_settings_and_statistics(team, store):
 def test_gold_from_the_owners_judgements(team, store):
     with signed_in(team, "olga") as owner:
         seat = owner.get("/rate/next").json()
-        owner.post("/rate/judge", json=make_judgement(seat, "key-one-1"))
+        owner.post("/rate/judge", json=verdict_body(seat, "key-one-1"))
         match = re.search(
             r'name="comparison" value="(k\d)"><input type="hidden" name="choice" value="(\w+)"',
             owner.get("/owner/gold").text,
@@ -356,7 +356,7 @@ def test_export_is_json_lines(team, store):
     with signed_in(team, "olga") as owner:
         for i in range(3):
             owner.post(
-                "/rate/judge", json=make_judgement(owner.get("/rate/next").json(), f"key-one-{i}", milliseconds=None)
+                "/rate/judge", json=verdict_body(owner.get("/rate/next").json(), f"key-one-{i}", milliseconds=None)
             )
         rows = [json.loads(line) for line in owner.get("/owner/export.jsonl").text.splitlines()]
     assert [row["key"] for row in rows] == ["key-one-0", "key-one-1", "key-one-2"]
@@ -368,7 +368,7 @@ def test_gold_accuracy_is_shown_if_the_owner_allows(team, store):
     store.submit_write(rating_settings.save, RatingSettings(gold_share=1.0, show_gold=True, hours=3.0)).result()
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
-        ann.post("/rate/judge", json=make_judgement(seat, "key-one-1", "tie"))
+        ann.post("/rate/judge", json=verdict_body(seat, "key-one-1", "tie"))
         own = ann.get("/rate/next").json()["own"]
     assert seat["comparison"] == "k0"
     assert "gold <b>0</b> of <b>1</b>" in own
@@ -441,7 +441,7 @@ def test_markdown_is_rendered_safely():
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "told"),
+    ("left", "right", "expected"),
     [
         ("the cat sat", "the dog sat", ("the <mark>cat</mark> sat", "the <mark>dog</mark> sat")),
         ("same here", "same here", ("same here", "same here")),

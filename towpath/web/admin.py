@@ -33,7 +33,7 @@ def overview(request: Request, account: StatsViewer, store: StoreDependency) -> 
 @router.get("/stats")
 def stats_fragment(request: Request, account: StatsViewer, store: StoreDependency) -> HTMLResponse:
     """Return the current statistics for the open page."""
-    return HTMLResponse(pages.render_fragment("_figures.html", account=account, **_stats_context(request, store)))
+    return HTMLResponse(pages.render_fragment("_stats.html", account=account, **_stats_context(request, store)))
 
 
 def _stats_context(request: Request, store: Store) -> dict[str, Any]:
