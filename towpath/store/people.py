@@ -150,9 +150,9 @@ def start_session(
 
 def find_session(connection: Connection, session: str) -> tuple[sessions.Session, Account] | None:
     """Return a session by its token's digest, with its account if that is active."""
-    found = sessions.get_session(connection, session)
-    account = get_account(connection, found.account) if found is not None else None
-    return (found, account) if found is not None and account is not None and account.active else None
+    current = sessions.get_session(connection, session)
+    account = get_account(connection, current.account) if current is not None else None
+    return (current, account) if current is not None and account is not None and account.active else None
 
 
 def sign_out(connection: Connection, account: str, session: str) -> None:

@@ -65,9 +65,9 @@ def restore(connection: Connection, takeout: int) -> int:
     return restored.total()
 
 
-def _count_retracted(connection: Connection, found: Counter[tuple[str, str]], sign: int) -> None:
+def _count_retracted(connection: Connection, counts: Counter[tuple[str, str]], sign: int) -> None:
     rows = [
         {"rater": rater, "kind": kind} | ZERO_COUNTS | {"retracted": sign * count}
-        for (rater, kind), count in found.items()
+        for (rater, kind), count in counts.items()
     ]
     ledger.upsert(connection, schema.tallies, rows, added=list(ZERO_COUNTS))

@@ -54,9 +54,9 @@ def change_password(
 
 def _set_password(connection: Any, name: str, password: str) -> Account:
     people.set_password(connection, name, password, name)
-    found = people.get_account(connection, name)
-    assert found is not None
-    return found
+    account = people.get_account(connection, name)
+    assert account is not None
+    return account
 
 
 @router.post("/account/sign-out")

@@ -96,8 +96,8 @@ def rankings(account: Owner, store: StoreDependency, most: Annotated[int, Form(g
 def guidelines_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
     """Show the guidelines and their versions."""
     versions = store.read(people.list_guidelines)
-    shown = safe_html.markdown(versions[0].text) if versions else ""
-    return pages.render_page(request, "guidelines.html", account, versions=versions, shown=shown)
+    html = safe_html.markdown(versions[0].text) if versions else ""
+    return pages.render_page(request, "guidelines.html", account, versions=versions, shown=html)
 
 
 @router.post("/guidelines")

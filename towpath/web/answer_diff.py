@@ -45,14 +45,14 @@ def rendered_diff(left: str, right: str) -> tuple[str, str, DiffMode]:
 
 
 def _pieces(html: str) -> list[Piece]:
-    found: list[Piece] = []
+    pieces: list[Piece] = []
     for number, part in enumerate(_PIECE.split(html)):
         if number % 2:
             formula = part.startswith("<math")
-            found.append(Piece(part, word=formula, breaks=not formula and not _INLINE.match(part)))
+            pieces.append(Piece(part, word=formula, breaks=not formula and not _INLINE.match(part)))
         else:
-            found += [Piece(word, word=not word.isspace()) for word in _WORDS.findall(part)]
-    return found
+            pieces += [Piece(word, word=not word.isspace()) for word in _WORDS.findall(part)]
+    return pieces
 
 
 def _highlight_words(one: list[Piece], two: list[Piece], least: float) -> bool:
@@ -69,15 +69,15 @@ def _highlight_words(one: list[Piece], two: list[Piece], least: float) -> bool:
 
 def _sentences(pieces: list[Piece]) -> list[list[Piece]]:
     """Return the words of each sentence; a full stop, paragraph, item, cell or line ends one."""
-    found: list[list[Piece]] = [[]]
+    sentences: list[list[Piece]] = [[]]
     for piece in pieces:
         if piece.breaks:
-            found.append([])
+            sentences.append([])
         elif piece.word:
-            found[-1].append(piece)
+            sentences[-1].append(piece)
             if _END.search(piece.html):
-                found.append([])
-    return [sentence for sentence in found if sentence]
+                sentences.append([])
+    return [sentence for sentence in sentences if sentence]
 
 
 def _highlight_sentences(ours: list[list[Piece]], theirs: list[list[Piece]]) -> int:

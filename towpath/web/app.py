@@ -7,7 +7,19 @@ from fastapi import Depends, FastAPI
 from starlette.staticfiles import StaticFiles
 
 from towpath.store.store import Store
-from towpath.web import account, admin, arena, error_responses, login, monitor, rater_reports, rating, review
+from towpath.web import (
+    account,
+    admin,
+    arena,
+    error_responses,
+    login,
+    monitor,
+    monitor_compare,
+    monitor_samples,
+    rater_reports,
+    rating,
+    review,
+)
 from towpath.web.auth import Authenticator
 from towpath.web.guard import Guard
 from towpath.web.limits import OpenStreams
@@ -24,7 +36,7 @@ def application(store: Store, auth: Authenticator, names: Iterable[str], address
     app.state.decision_check = arena.DecisionCheck()
     app.state.streams = OpenStreams()
     app.state.rater_reports = rater_reports.RaterReportCache()
-    for part in (login, account, admin, review, arena, monitor):
+    for part in (login, account, admin, review, arena, monitor, monitor_samples, monitor_compare):
         app.include_router(part.router)
     app.include_router(rating.router, dependencies=[Depends(arena.close_decided_arenas)])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

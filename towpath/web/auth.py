@@ -78,8 +78,8 @@ class Authenticator:
             if self.team or not secrets.compare_digest(token_digest(token), self._token):
                 return None
             self._token = token_digest(secrets.token_urlsafe(16))
-        found = self._store.read(people.get_account, OWNER)
-        return found or self._store.submit_write(people.add_account, OWNER, "owner", "").result()
+        account = self._store.read(people.get_account, OWNER)
+        return account or self._store.submit_write(people.add_account, OWNER, "owner", "").result()
 
     def sign_in(self, name: str, password: str, address: str, device: str = "") -> Account | None:
         """Return the account for a name and password; the attempt is counted before the password is checked."""
@@ -162,13 +162,13 @@ class Authenticator:
         changes = self._changes
         known = self._read.get(key)
         if known is None or known.changes != changes or monotonic() - known.at > CACHE_SECONDS:
-            found = await run_in_threadpool(self._store.read, people.find_session, key)
-            if found is None:
+            current = await run_in_threadpool(self._store.read, people.find_session, key)
+            if current is None:
                 self._read.pop(key, None)
                 return None
             if len(self._read) > MAX_CACHED:
                 self._read.clear()
-            known = self._read[key] = CachedSession(changes, monotonic(), *found)
+            known = self._read[key] = CachedSession(changes, monotonic(), *current)
         if not known.session.alive(now):
             return None
         if now - known.session.last_used > sessions.TOUCH_INTERVAL:

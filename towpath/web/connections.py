@@ -115,8 +115,8 @@ def _message_kind(record: logging.LogRecord) -> str:
     error = record.exc_info[1] if record.exc_info else None
     if error is None or error.__traceback__ is None:
         return f"{record.name}: {record.getMessage()[:200]}"
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{record.name}: {type(error).__name__} at {place.filename}:{place.lineno}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{record.name}: {type(error).__name__} at {frame.filename}:{frame.lineno}"
 
 
 def bounded_protocol(named: Sequence[str] = ()) -> type[BoundedProtocol]:

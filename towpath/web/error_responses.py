@@ -135,13 +135,13 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 
 def _problems(errors: Sequence[Any]) -> list[str]:
-    found = []
+    problems = []
     for error in errors[:10]:
-        place = [str(part) for part in error.get("loc", ()) if part not in ("body", "query", "path")]
-        name = " ".join(part for part in place if part.isidentifier() or part.isdecimal())[:80]
+        location = [str(part) for part in error.get("loc", ()) if part not in ("body", "query", "path")]
+        name = " ".join(part for part in location if part.isidentifier() or part.isdecimal())[:80]
         if error.get("type") == "json_invalid":
-            found.append("the body is not JSON")
+            problems.append("the body is not JSON")
             continue
         reason = str(error.get("msg", "not valid")).replace("Input should", "should").removeprefix("Value error, ")
-        found.append(f"{name or 'a field'}: {reason[0].lower()}{reason[1:]}")
-    return list(dict.fromkeys(found)) or ["a field is missing"]
+        problems.append(f"{name or 'a field'}: {reason[0].lower()}{reason[1:]}")
+    return list(dict.fromkeys(problems)) or ["a field is missing"]

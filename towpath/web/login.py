@@ -70,13 +70,13 @@ def sign_out(request: Request, account: SignedIn, auth: Auth) -> Response:
 @router.get("/join/{token}", dependencies=[Depends(require_team)])
 def join_page(request: Request, store: StoreDependency, token: str) -> Response:
     """Show an invitation."""
-    found = store.read(people.find_invitation, token, time())
-    if found is None:
+    invitation = store.read(people.find_invitation, token, time())
+    if invitation is None:
         message = "It was used, was revoked, or is older than seven days. Ask the owner for a new one."
         return pages.render_page(
             request, "message.html", status=410, title="The invitation is no longer valid", message=message
         )
-    return pages.render_page(request, "join.html", invitation=found, shortest=MIN_LENGTH)
+    return pages.render_page(request, "join.html", invitation=invitation, shortest=MIN_LENGTH)
 
 
 @router.post("/join/{token}", dependencies=[Depends(require_team)])
@@ -85,14 +85,14 @@ def join(request: Request, store: StoreDependency, auth: Auth, token: str, name:
     try:
         invited = store.read(people.check_invitation, token, name, time())
     except DataError as error:
-        found = store.read(people.find_invitation, token, time())
-        if found is None:
+        invitation = store.read(people.find_invitation, token, time())
+        if invitation is None:
             return join_page(request, store, token)
         return pages.render_page(
             request,
             "join.html",
             status=409,
-            invitation=found,
+            invitation=invitation,
             shortest=MIN_LENGTH,
             error=format_error(error),
             name=name,
@@ -120,29 +120,29 @@ def reset_page(request: Request, store: StoreDependency, token: str) -> Response
     return _reset_page(request, store.read(people.find_reset, token, time()))
 
 
-def _reset_page(request: Request, found: PasswordReset | None, error: str = "") -> Response:
-    if found is None:
+def _reset_page(request: Request, pending: PasswordReset | None, error: str = "") -> Response:
+    if pending is None:
         message = "It was used, was replaced by a newer one, or is older than a day. Ask the owner for a new one."
         return pages.render_page(
             request, "message.html", status=410, title="The link is no longer valid", message=message
         )
     return pages.render_page(
-        request, "reset.html", status=409 if error else 200, name=found.account, shortest=MIN_LENGTH, error=error
+        request, "reset.html", status=409 if error else 200, name=pending.account, shortest=MIN_LENGTH, error=error
     )
 
 
 @router.post("/reset/{token}", dependencies=[Depends(require_team)])
 def reset(request: Request, store: StoreDependency, auth: Auth, token: str, password: Field) -> Response:
     """Set the password, end all sessions of the account, and sign this browser in."""
-    found = store.read(people.find_reset, token, time())
-    if found is None:
-        return _reset_page(request, found)
+    pending = store.read(people.find_reset, token, time())
+    if pending is None:
+        return _reset_page(request, pending)
     try:
         account = store.submit_write(
-            people.reset_password, token, auth.hash_password(password, found.account), time()
+            people.reset_password, token, auth.hash_password(password, pending.account), time()
         ).result()
     except DataError as error:
-        return _reset_page(request, found, format_error(error))
+        return _reset_page(request, pending, format_error(error))
     return _start_session(request, auth, account)
 
 

@@ -126,4 +126,4 @@ def strip_placeholders(text: str) -> str:
 
 def insert_formulas(html: str, formulas: list[str]) -> str:
     """Replace placeholders by their formulas."""
-    return _PLACEHOLDER.sub(lambda found: formulas[int(found[1])] if int(found[1]) < len(formulas) else "", html)
+    return _PLACEHOLDER.sub(lambda match: formulas[int(match[1])] if int(match[1]) < len(formulas) else "", html)

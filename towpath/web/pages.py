@@ -40,8 +40,8 @@ def _interval(share: tuple[float, int]) -> tuple[float, float]:
 
 def _moment(value: float | str) -> str:
     """Format a time in UTC; seconds since 1970 or the ledger's text."""
-    found = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
-    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    time = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 _ENVIRONMENT.filters |= {

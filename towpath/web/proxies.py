@@ -29,8 +29,8 @@ class ForwardedHeaders:
 
 def is_within(host: str, networks: Iterable[Network]) -> bool:
     """Return whether an address is in one of the networks."""
-    found = parse_address(host)
-    return found is not None and any(found in network for network in networks)
+    parsed = parse_address(host)
+    return parsed is not None and any(parsed in network for network in networks)
 
 
 def parse_address(text: str) -> Address | None:
@@ -41,19 +41,19 @@ def parse_address(text: str) -> Address | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        found = ipaddress.ip_address(text.partition("%")[0])
+        parsed = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
+    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, ipaddress.IPv6Address) else parsed
 
 
 def _forwarded(headers: Headers) -> dict[str, object]:
     """Return client and scheme of a proxied request; missing headers change nothing."""
-    found: dict[str, object] = {}
+    changes: dict[str, object] = {}
     client = ",".join(headers.getlist("x-forwarded-for")).split(",")[-1].strip()
     scheme = ",".join(headers.getlist("x-forwarded-proto")).split(",")[-1].strip().lower()
     if client:
-        found["client"] = (str(parse_address(client) or "unknown"), 0)
+        changes["client"] = (str(parse_address(client) or "unknown"), 0)
     if scheme in ("http", "https"):
-        found["scheme"] = scheme
-    return found
+        changes["scheme"] = scheme
+    return changes

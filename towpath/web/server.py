@@ -76,7 +76,7 @@ def create_server(
     auth = Authenticator(store, team)
     names = {*LOOPBACK, *network.names} | ({host, socket.gethostname()} if team else set())
     app = application(store, auth, names, addresses=team)
-    monitor.begin(app, run, assignments)
+    monitor.open_run(app, run, assignments)
     config = uvicorn.Config(
         ForwardedHeaders(app, network.proxies) if network.proxies else app,
         proxy_headers=False,

@@ -61,13 +61,13 @@ def _number(name: str, typed: str, most: float) -> float | None:
 
 def _labels(name: str, typed: str, most: int) -> tuple[str, ...]:
     """Parse labels, one per line."""
-    found = tuple(
+    labels = tuple(
         dict.fromkeys(" ".join(line.split()) for line in typed.replace("\x00", "").splitlines() if line.strip())
     )
-    if len(found) > most or any(len(label) > 40 for label in found):
+    if len(labels) > most or any(len(label) > 40 for label in labels):
         raise DataError(
-            f"{name}: {len(found)} lines",
+            f"{name}: {len(labels)} lines",
             f"at most {most} labels of at most 40 characters, one per line",
             "go back and shorten it",
         )
-    return found
+    return labels

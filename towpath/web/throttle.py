@@ -104,8 +104,8 @@ class Throttle:
     def _keys(self, account: str, address: str, device: str) -> list[tuple[AttemptCounters, Hashable]]:
         if device:
             return [(self._device, (account, device))]
-        place = client_network(address)
-        return [(self._pair, (account, place)), (self._network, place), (self._account, account)]
+        network = client_network(address)
+        return [(self._pair, (account, network)), (self._network, network), (self._account, account)]
 
 
 @dataclass
@@ -130,7 +130,7 @@ class FixedWindow:
 
 def client_network(address: str) -> str:
     """Return what one person is assumed to control: an IPv4 address, or an IPv6 /64 network."""
-    found = proxies.parse_address(address)
-    if isinstance(found, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((int(found), 64), strict=False))
-    return str(found or "unknown")
+    parsed = proxies.parse_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((int(parsed), 64), strict=False))
+    return str(parsed or "unknown")
