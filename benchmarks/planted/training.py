@@ -13,6 +13,7 @@ from benchmarks.planted.faults import Labels, Planted
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.data.draws import generator, uniforms
+from towpath.data.intervals import accuracy_ceiling
 from towpath.errors import TrainingError
 from towpath.feedback import agreement
 from towpath.health.monitor import stage_facts
@@ -114,7 +115,7 @@ def _labelled(
     store.add_comparisons(comparisons)
     (place / "labels.json").write_text(json.dumps([as_row(label) for label in given]))
     rate, n = agreement.pairwise_agreement(judgements)
-    result = {"agreement": {"rate": rate, "n": n}, "ceiling": agreement.accuracy_ceiling(rate)}
+    result = {"agreement": {"rate": rate, "n": n}, "ceiling": accuracy_ceiling(rate)}
     (place / "manifest.json").write_text(json.dumps({"result": result}))
     return {"sample": place, "label": place}
 
