@@ -312,9 +312,9 @@ def test_owner_ends_sessions_and_closes_accounts(served):
         ("Summer2026!!", "common password"),
         ("iloveyou2026", "common password"),
         ("correcthorsebatterystaple", "common password"),
-        ("marianne2026", "the name"),
-        ("towpath 2026", "the name"),
-        ("towpathmarianne", "the name"),
+        ("marianne2026", "product's name"),
+        ("towpath 2026", "product's name"),
+        ("towpathmarianne", "product's name"),
     ],
 )
 def test_weak_passwords_are_refused(password, rule):

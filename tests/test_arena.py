@@ -292,7 +292,7 @@ def test_arena_judgements_never_become_labels_or_exports(store, run, tmp_path):
     )
     with pytest.raises(DataError, match="arena"):
         store.set_gold([Gold(next(iter(inside)), "a")])
-    with pytest.raises(DataError, match="measures"):
+    with pytest.raises(DataError, match="belongs to an arena"):
         store.submit_write(
             verdicts.save_written_answer,
             "key-12345678",
