@@ -250,7 +250,7 @@ def test_differences_toggle_persists(visit):
     assert not page.locator("#answers [data-text]").first.is_visible()
     press(page, "1", "Saved")
     page.wait_for_selector("#answers mark")
-    press(page, "d", "as they are")
+    press(page, "d", "Differences hidden")
     assert page.locator("mark").count() == 0
     assert page.locator("#answers [data-text]").first.is_visible()
 

@@ -9,14 +9,14 @@ import time
 
 import numpy as np
 import pytest
+from towpath.stages.sampler import generate
 
 import towpath as tp
 from towpath import progress as showing
 from towpath.progress import Progress, progress
 from towpath.recipe import Decoding
-from towpath.rollout.engine import Request
+from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.stages.sampler import generate
 
 
 @pytest.fixture
@@ -67,25 +67,22 @@ def test_plain_progress_line_every_few_seconds(capsys, monkeypatch) -> None:
 
 def test_generation_progress_advances_with_every_token(tiny) -> None:
     """Three rows that run to their longest length used to stand at 0/3 to the end."""
-    requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
-    progress_: list[tuple[int, int]] = []
-    LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: progress_.append((tokens, ended)))
-    assert [tokens for tokens, _ in progress_] == [3] * 40 and sum(ended for _, ended in progress_) == 3
+    requests = [SampleRequest([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
+    ticks: list[tuple[int, int]] = []
+    LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: ticks.append((tokens, ended)))
+    assert [tokens for tokens, _ in ticks] == [3] * 40 and sum(ended for _, ended in ticks) == 3
 
 
 def test_finished_answers_count_as_done(tiny) -> None:
-    requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(30 + i)) for i in range(8)]
+    requests = [SampleRequest([5, 6, 7], Decoding(), np.random.default_rng(i).random(30 + i)) for i in range(8)]
     plain = LocalEngine(tiny, eos=-1, pad=0).generate(requests)
     eos = plain[0].token_ids[4]
-    progress_: list[tuple[int, int]] = []
+    ticks: list[tuple[int, int]] = []
     completions = LocalEngine(tiny, eos=eos, pad=0).generate(
-        requests, tick=lambda tokens, ended: progress_.append((tokens, ended))
+        requests, tick=lambda tokens, ended: ticks.append((tokens, ended))
     )
     assert any(d.finish == "stop" for d in completions)
-    assert (
-        sum(tokens for tokens, _ in progress_) == sum(30 + i for i in range(8))
-        and sum(ended for _, ended in progress_) == 8
-    )
+    assert sum(tokens for tokens, _ in ticks) == sum(30 + i for i in range(8)) and sum(ended for _, ended in ticks) == 8
     assert generate(LocalEngine(tiny, eos=eos, pad=0), requests, "answers") == completions
 
 
