@@ -8,7 +8,7 @@ from typing import Any
 from towpath.errors import DataError
 from towpath.health import history
 from towpath.recipe import load
-from towpath.recipe.reader import flat
+from towpath.recipe.reader import flatten
 from towpath.view.foreign.log import Log, Taken
 from towpath.view.foreign.names import OURS, Kind
 from towpath.view.foreign.table_files import json_lines
@@ -80,7 +80,7 @@ def _facts(run: Path, folder: Path, name: str) -> dict[str, Any]:
     stage this is."""
     manifest = _json(folder / "manifest.json")
     recipe = manifest.get("recipe") or (load(run).model_dump(mode="json") if (run / "recipe.toml").is_file() else {})
-    facts = flat(recipe)
+    facts = flatten(recipe)
     inputs = manifest.get("inputs") or {
         other: mark for other, mark in (_json(run / "current.json").get("stages") or {}).items() if other != name
     }
