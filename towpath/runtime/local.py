@@ -196,10 +196,10 @@ class Local:
             return batch
         states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
         with progress("lower layers", _tokens(batch), "tokens") as work:
-            for part in Batch(batch.rows, {"row": np.arange(len(batch))}).passes(self.tokens_per_pass):
+            for part in Batch(batch.rows, {"row": np.arange(len(batch))}).micro_batches(self.tokens_per_pass):
                 packed = pack(part.rows, self.pad)
                 states_ND = lm.below(model, self._lines(packed), depth)
-                for index, place in zip(part.columns["row"], packed.places, strict=True):
+                for index, place in zip(part.columns["row"], packed.token_positions, strict=True):
                     states_BSD[index, : len(place)] = states_ND[torch.from_numpy(place).to(self.device)]
                 work.advance(_tokens(part))
         return replace(batch.with_columns(**{GROUND: states_BSD}), fixed=batch.fixed | {GROUND})
@@ -216,7 +216,7 @@ class Local:
         numbered = Batch(batch.rows, {"row": np.arange(len(batch)), **kept}, fixed=frozenset({GROUND}))
         parts = []
         with progress(f"scoring by {name}", sum(sizes), "tokens") as work:
-            for part in numbered.passes(self.tokens_per_pass):
+            for part in numbered.micro_batches(self.tokens_per_pass):
                 parts.append((part.columns["row"], self.forward(name, part, wants)))
                 work.advance(_tokens(part))
         assert sum(len(index) for index, _ in parts) == len(order)
@@ -261,7 +261,7 @@ class Local:
         count: Callable[[int], None],
     ) -> Metrics:
         metrics: Metrics = {}
-        for part in batch.passes(self.tokens_per_pass):
+        for part in batch.micro_batches(self.tokens_per_pass):
             if self.optimizer is not None:
                 self.optimizer.another_pass()
             for name, wants in needs.items():
@@ -274,11 +274,11 @@ class Local:
 
     def _halve(self, batch: Batch) -> None:
         """Fewer tokens a pass from here on: as many as make more passes of this batch."""
-        before = sum(1 for _ in batch.passes(self.tokens_per_pass))
+        before = sum(1 for _ in batch.micro_batches(self.tokens_per_pass))
         tokens = min(self.tokens_per_pass, _tokens(batch))
         while tokens > FEWEST:
             tokens //= 2
-            if sum(1 for _ in batch.passes(tokens)) > before:
+            if sum(1 for _ in batch.micro_batches(tokens)) > before:
                 print_note(
                     f"out of memory: {tokens} tokens a pass from here on, which gives the same gradient; set "
                     f"model.tokens_per_pass = {tokens}"
@@ -383,8 +383,8 @@ def _tokens(batch: Batch) -> int:
 def _read_places(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Where the lines are read: before each answer token, and at each row's end, each where something asks for it."""
     none = np.zeros(0, np.int64)
-    before = [place[row.start - 1 : -1] for place, row in zip(packed.places, batch.rows, strict=True)]
-    last = np.array([place[-1] for place in packed.places])
+    before = [place[row.start - 1 : -1] for place, row in zip(packed.token_positions, batch.rows, strict=True)]
+    last = np.array([place[-1] for place in packed.token_positions])
     return np.concatenate(before) if set(wants) - {"score", "last"} else none, last if {"score", "last"} & set(
         wants
     ) else none
@@ -393,7 +393,7 @@ def _read_places(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> tu
 def _laid(states_BSD: Tensor, packed: PackedRows) -> Tensor:
     """States of rows laid into the lines they are packed in."""
     out = states_BSD.new_zeros(packed.ids_PL.size, states_BSD.shape[2])
-    for states, place in zip(states_BSD, packed.places, strict=True):
+    for states, place in zip(states_BSD, packed.token_positions, strict=True):
         out[torch.from_numpy(place).to(out.device)] = states[: len(place)]
     return out.view(*packed.ids_PL.shape, -1)
 

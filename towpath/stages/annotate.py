@@ -74,7 +74,7 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
         kept = [c for c in found.comparisons if not why[c.id]]
         left_out.update(reason for reason in why.values() if reason)
         long += [
-            refused_row("preferences", found.places[name], reason)
+            refused_row("preferences", found.locations[name], reason)
             for name, reason in why.items()
             if reason == recordings.too_long_reason(limit)
         ]

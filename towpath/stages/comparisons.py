@@ -65,7 +65,7 @@ class Comparisons:
         batch = self._pointed(self.held)
         metrics: dict[str, tuple[float, float]] = {}
         with torch.no_grad():
-            for part in batch.passes(runtime.tokens_per_pass):
+            for part in batch.micro_batches(runtime.tokens_per_pass):
                 out = runtime.forward("policy", part, ("logp",))
                 for name, (total, weight) in self.algo.loss(out, part, self.cfg, {})[1].items():
                     before = metrics.get(name, (0.0, 0.0))
