@@ -21,7 +21,7 @@ from towpath.models import base
 from towpath.recipe import Decoding, Recipe
 from towpath.records import Comparison, Completion, Judgement, Label, Prompt, as_row
 from towpath.rewards import sources
-from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.stages import policy, reward
 from towpath.stages.job import Job
@@ -129,14 +129,14 @@ def _rewarded(recipe: Recipe, inputs: dict[str, Path], folder: Path, store: Stor
     return place
 
 
-def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[tuple[Drawn, str]]:
+def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[tuple[SampleOutput, str]]:
     """One answer of a model to each prompt, at temperature 1."""
     chat = Chat(base.load_tokenizer(model))
     how = Decoding()
     engine = LocalEngine(base.load(model, torch.float32, "grouped"), chat.stops, chat.pad)
     drawn = engine.generate(
         [
-            Request(chat.prompt(p.prompt), how, uniforms(world.TOKENS, seed, stream, str(i)))
+            SampleRequest(chat.prompt(p.prompt), how, uniforms(world.TOKENS, seed, stream, str(i)))
             for i, p in enumerate(prompts)
         ]
     )

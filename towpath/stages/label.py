@@ -23,11 +23,11 @@ from towpath.feedback import (
 from towpath.records import Comparison, Judgement, Label, as_row
 from towpath.stages import annotate
 from towpath.stages.job import Job
+from towpath.stages.labelled_pairs import LABELS
 from towpath.store import manifest, rater_stats
 from towpath.store.publish import replace_file
 from towpath.store.store import Store
 
-LABELS = "labels.json"
 ENOUGH_AUDITED = 30
 """Words of people on a judge's pairs from which its certainty is calibrated."""
 
@@ -174,15 +174,6 @@ def restore(folder: Path, store: Store) -> bool:
         return False
     replace_file(folder / LABELS, text)
     return True
-
-
-def read(folder: Path) -> list[Label]:
-    """The labels that a label stage derived."""
-    path = folder / LABELS
-    try:
-        return [Label(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
-        raise manifest.damaged_error(path, f"not a list of labels ({type(error).__name__})") from None
 
 
 def mine(job: Job) -> list[Comparison]:
