@@ -133,8 +133,8 @@ BREAKAGES = [
     Breakage(
         "answers end at the limit of rows",
         D + "batch.py",
-        "if total > tokens and place > begin:",
-        "if total > tokens + 8 and place > begin:",
+        "if total > tokens and index > begin:",
+        "if total > tokens + 8 and index > begin:",
         "tests/test_models.py -k passes",
     ),
     Breakage(
@@ -183,7 +183,7 @@ BREAKAGES = [
     Breakage(
         "held-out prompts are trained on",
         D + "corpus_reader.py",
-        'if any(p.split == "heldout" for p in (*owners, *same[text])):',
+        'if any(p.split == "heldout" for p in (*owners, *by_text[text])):',
         "if False:",
         "tests/test_data.py -k heldout",
     ),
