@@ -235,12 +235,14 @@ def doctor(
     from towpath.view import doctor as examining
     from towpath.view.report import findings as diagnosis
 
-    told = examining.examine(path, map_ or [], fact or [])
+    diagnoses = examining.examine(path, map_ or [], fact or [])
     if html:
-        examining.write_page(html, path, told)
+        examining.write_page(html, path, diagnoses)
     width = min(shutil.get_terminal_size((120, 24)).columns, 140)
-    print_output(json.dumps(diagnosis.as_json(str(path), told), indent=1) if as_json else diagnosis.lines(told, width))
-    raise typer.Exit(examining.exit_code(told))
+    print_output(
+        json.dumps(diagnosis.as_json(str(path), diagnoses), indent=1) if as_json else diagnosis.lines(diagnoses, width)
+    )
+    raise typer.Exit(examining.exit_code(diagnoses))
 
 
 @app.command(epilog="Example: towpath export my-run --to my-model")
@@ -272,11 +274,11 @@ def explain(
     """Explain a recipe key: meaning, default, usual range and reason."""
     from towpath import recipe
 
-    found = recipe.explained(key)
+    rows = recipe.explained(key)
     if as_json:
-        print_output(json.dumps(found, indent=1, default=str))
+        print_output(json.dumps(rows, indent=1, default=str))
         return
-    for row in found:
+    for row in rows:
         usual = f"  usual: {row['usual']}" if row["usual"] else ""
         why = f"  why: {row['why']}" if row["why"] else ""
         print_output(f"{row['key']} = {row['default']}\n  {row['meaning']}{usual}{why}")
