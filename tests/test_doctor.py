@@ -26,7 +26,7 @@ from towpath.records import Finding
 from towpath.view import doctor
 from towpath.view.foreign import names, table_files
 from towpath.view.foreign.log import Log, Raw, Taken, number, translated
-from towpath.view.foreign.opening import opened
+from towpath.view.foreign.open_log import opened
 from towpath.view.report import findings
 from towpath.view.report.findings import Told
 
@@ -225,14 +225,14 @@ def test_what_is_not_known_is_named_and_bookkeeping_is_not():
     log = read(VERL)
     assert log.unknown == ("my/own",)
     assert not {"perf/throughput", "timing_s/gen", "training/global_step"} & {*log.unused, *log.taken}
-    assert log.history.looks["watched/gsm8k/acc"].values == [0.3]
+    assert log.history.validation["watched/gsm8k/acc"].values == [0.3]
 
 
 def test_tags_of_tensorboard_are_of_training_or_of_validation():
     tags = {f"train/{name}": x for name, x in PPO.items() if name != "step"}
     assert value(read({"step": 1, **tags}), "ratio") == 1.01
     log = read({"step": 1, "train/loss": 2.0, "eval/loss": 3.0, "train/mean_token_accuracy": 0.5})
-    assert (log.kind, value(log, "loss"), log.history.look("loss").values[0]) == ("sft", 2.0, 3.0)
+    assert (log.kind, value(log, "loss"), log.history.validation_curve("loss").values[0]) == ("sft", 2.0, 3.0)
 
 
 def test_held_out_pairs_are_called_so():
@@ -246,9 +246,9 @@ def test_held_out_pairs_are_called_so():
             "eval_rewards/accuracies": 0.5,
         }
     )
-    assert log.history.look("pairs_loss").values[0] == 0.7
-    assert log.history.look("pairs_accuracy").values[0] == 0.5
-    assert not len(log.history.look("loss"))
+    assert log.history.validation_curve("pairs_loss").values[0] == 0.7
+    assert log.history.validation_curve("pairs_accuracy").values[0] == 0.5
+    assert not len(log.history.validation_curve("loss"))
 
 
 def test_rows_of_one_step_are_one_and_the_later_counts():
@@ -272,7 +272,7 @@ def test_a_length_told_once_a_rollout_holds_for_its_steps():
 def test_steps_are_counted_from_where_the_log_counts_them():
     log = read({"step": 5, "loss": 1.0}, {"step": 10, "loss": 0.9}, {"step": 0, "eval_loss": 1.5})
     assert log.history.curve("loss").steps.tolist() == [4, 9]
-    assert log.history.look("loss").steps.tolist() == [-1]
+    assert log.history.validation_curve("loss").steps.tolist() == [-1]
     told = Told(log, (Finding("x", "warning", "", first_step=4),), ())
     assert findings.as_json("log", [told])["findings"][0]["first_step"] == 5
     assert "from step 5" in findings.lines([told], 100)
@@ -290,7 +290,7 @@ def test_calls_of_a_logger_are_not_steps_where_steps_are_told():
     ]
     log = read(*rows)
     assert log.history.curve("loss").steps.tolist() == [9, 19]
-    assert log.history.look("loss").steps.tolist() == [19]
+    assert log.history.validation_curve("loss").steps.tolist() == [19]
     assert read({"_step": 4, "loss": 1.0}).history.curve("loss").steps.tolist() == [3]
 
 
@@ -337,7 +337,7 @@ def test_a_column_is_what_the_user_says_it_is():
     }
     log = read({"iteration": 7, "ret": 2.0, "cut": 0.25, "held": 1.5, "drift": 0.1, "len": 20}, maps=maps)
     assert (value(log, "reward"), value(log, "finish_rate"), value(log, "kl")) == (2.0, 0.75, 2.0)
-    assert log.history.look("reward").values[0] == 1.5
+    assert log.history.validation_curve("reward").values[0] == 1.5
     assert log.history.curve("reward").steps.tolist() == [6]
     assert value(read({"step": 1, "kl": 0.3, "length": 10.0}, maps={"kl": "kl_per_token"}), "kl") == 3.0
     # What the user says goes before what the table says.
@@ -491,7 +491,7 @@ def test_the_sft_logs_of_openrlhf_and_verl():
         {"eval/eval gpt_loss": 2.5},
     )
     assert (openrlhf.dialect, openrlhf.kind) == ("OpenRLHF's SFT", "sft")
-    assert openrlhf.history.look("loss").values.tolist() == [2.5]
+    assert openrlhf.history.validation_curve("loss").values.tolist() == [2.5]
     verl = read(*({"train/loss": 3 - k / 20, "train/lr(1e-3)": 0.01, "step": k} for k in range(1, 20)))
     assert (verl.dialect, verl.kind) == ("verl's SFT", "sft")
     assert verl.history.curve("learning_rate").values[0] == pytest.approx(1e-5)
@@ -693,7 +693,7 @@ def test_event_files_of_tensorboard(tmp_path: Path):
         assert (log.dialect, log.steps) == ("TRL's GRPO", 6)
         assert value(log, "kl") == pytest.approx(0.5, rel=1e-6)
         assert math.isnan(value(log, "policy_loss"))
-        assert log.history.look("reward").steps.tolist() == [4]
+        assert log.history.validation_curve("reward").steps.tolist() == [4]
         assert log.history.facts["policy.kl.coef"] == 0.04
         assert log.history.facts["policy.temperature"] == 0.9
     content = file.read_bytes()
@@ -719,7 +719,7 @@ def test_a_run_of_towpath_stage_by_stage(tmp_path: Path):
     assert policy.history.facts["policy.kl.alarm"] == 2.0
     assert any(key.startswith("reward.result.") for key in policy.history.facts)
     assert len(policy.history.curve("kl"))
-    assert len(policy.history.look("reward"))
+    assert len(policy.history.validation_curve("reward"))
     (alone,) = opened(next((tmp_path / "stages" / "policy").iterdir()))
     assert alone.history.curve("kl").values.tolist() == policy.history.curve("kl").values.tolist()
     with pytest.raises(DataError, match="--map"):
@@ -745,7 +745,7 @@ def test_a_run_of_towpath_under_way(tmp_path: Path):
     )
     (log,) = opened(tmp_path)
     assert log.history.curve("kl").values.tolist() == [0.1]
-    assert log.history.look("reward").steps.tolist() == [-1]
+    assert log.history.validation_curve("reward").steps.tolist() == [-1]
     assert "kl_coef from 0.05 to 0.1 after step 1" in log.notes[0]
 
 
@@ -786,7 +786,7 @@ def sample() -> Told:
         "run/<i>",
         "TRL's PPO",
         "policy",
-        history.of(rows, {"policy.kl.alarm": 2.0}),
+        history.history_from_rows(rows, {"policy.kl.alarm": 2.0}),
         taken,
         {"a<b": "why"},
         (HOSTILE,),
@@ -1059,7 +1059,7 @@ def test_real_runs_of_trl_are_read_from_state_from_events_and_from_within(task: 
         assert within["facts"]["policy.algo"] == "grpo"
     if task == "dpo":
         assert from_events.history.facts["policy.dpo.beta"] == 0.2
-        assert from_state.history.look("pairs_loss").steps.tolist() == [1, 3]
+        assert from_state.history.validation_curve("pairs_loss").steps.tolist() == [1, 3]
     told = doctor.examine(out)
     assert doctor.exit_code(told) in (0, 1, 2)
     assert not any(finding.code == "not-finite" for finding in told[0].findings)

@@ -18,7 +18,7 @@ from towpath.errors import DataError
 from towpath.evals import reward_accuracy as evals
 from towpath.evals.winrate import fit_logistic
 from towpath.health.diagnosis import diagnose
-from towpath.health.history import of
+from towpath.health.history import history_from_rows
 from towpath.models.heads import ScalarHead
 from towpath.progress import print_note
 from towpath.recipe import Rewards
@@ -93,7 +93,7 @@ def run(job: Job) -> dict[str, Any]:
         result["diagnosis"] = _diagnosed(job, shown, held, labels["agreement"])
     result["ceiling"] = labels["ceiling"]
     if job.recipe.health.act != "off":
-        of_labels = of((), {f"reward.result.{key}": value for key, value in result.items()})
+        of_labels = history_from_rows((), {f"reward.result.{key}": value for key, value in result.items()})
         job.findings += diagnose(of_labels, job.recipe.health.limits)
     return result
 

@@ -16,7 +16,7 @@ from towpath.recipe.reader import check, flat, keys, override
 from towpath.store.publish import replace_file
 from towpath.view.foreign.log import Log
 from towpath.view.foreign.names import KEYS, Kind
-from towpath.view.foreign.opening import opened
+from towpath.view.foreign.open_log import opened
 from towpath.view.report.findings import Told, page
 
 CLEAN = 0
@@ -74,7 +74,7 @@ def _once(found: Sequence[Told]) -> Iterator[Told]:
 def told(log: Log, given: Mapping[str, Any] | None = None) -> Told:
     """The findings on one log, with facts of the user's laid over what the log tells itself."""
     facts = {**log.history.facts, **(given or {})}
-    log = replace(log, history=_weighted(History(log.history.train, log.history.looks, facts)))
+    log = replace(log, history=_weighted(History(log.history.train, log.history.validation, facts)))
     found = diagnose(log.history, _limits(facts))
     return Told(
         log, tuple(replace(finding, remedy=_there(finding.remedy, log)) for finding in found), tuple(blind(log))
@@ -114,9 +114,9 @@ def blind(log: Log) -> Iterator[str]:
         yield "no KL coefficient: whether anything holds the policy not judged (--fact policy.kl.coef=…)"
     if facts.get("policy.algo") == "ppo" and log.kind == "policy" and not log.has("explained_variance"):
         yield "no explained variance: the critic not judged"
-    if not log.history.looks:
+    if not log.history.validation:
         yield "no validation: overfitting, and gains on training prompts alone, not judged"
-    elif log.kind == "policy" and not log.history.look("reward").values.size:
+    elif log.kind == "policy" and not log.history.validation_curve("reward").values.size:
         yield "no reward in validation: gains on training prompts alone not judged"
 
 

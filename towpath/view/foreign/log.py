@@ -83,7 +83,7 @@ class Log:
         return max(
             (
                 int(curve.steps[-1])
-                for curves in (self.history.train, self.history.looks)
+                for curves in (self.history.train, self.history.validation)
                 for curve in curves.values()
                 if len(curve)
             ),
@@ -92,7 +92,7 @@ class Log:
 
     def has(self, *ours: str) -> bool:
         """Whether any of these was told, in training or in validation."""
-        told = (self.history.train, self.history.looks)
+        told = (self.history.train, self.history.validation)
         return any(
             len(curves[name])
             for curves in told
@@ -135,14 +135,14 @@ def translated(raw: Raw, maps: Mapping[str, str] | None = None) -> Log:
     notes += [*_fill_kl_coef(rows, dialect.algo), *_estimate_lengths(rows, steps)]
     notes += [] if begins else ["the log counts steps from 0; here they are counted from 1"]
     facts = _facts(rows, kind, dialect, raw.settings)
-    told = _watched_too(history.of(({**row, "step": row["step"] - begins} for row in rows), facts))
+    told = _watched_too(history.history_from_rows(({**row, "step": row["step"] - begins} for row in rows), facts))
     return Log(raw.source, dialect.name, kind, told, taken, unused | more, unknown, tuple(notes), begins)
 
 
 def _watched_too(told: History) -> History:
     """What is watched on held-out prompts alone stands beside the reward of training too."""
     watched = {
-        name: curve for name, curve in told.looks.items() if name.startswith("watched/") and name not in told.train
+        name: curve for name, curve in told.validation.items() if name.startswith("watched/") and name not in told.train
     }
     return replace(told, train={**told.train, **watched})
 

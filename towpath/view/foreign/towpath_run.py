@@ -71,7 +71,13 @@ def stage(folder: Path) -> Log:
         kind = "pairs"
     taken = {column: Taken(column, "", OURS.get(column, "")) for column in sorted(columns)}
     return Log(
-        str(folder), f"Towpath, {name}", kind, history.of(rows, facts), taken, notes=tuple(_turned(folder)), own=True
+        str(folder),
+        f"Towpath, {name}",
+        kind,
+        history.history_from_rows(rows, facts),
+        taken,
+        notes=tuple(_turned(folder)),
+        own=True,
     )
 
 

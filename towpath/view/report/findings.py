@@ -277,7 +277,7 @@ def _spoken_of(log: Log, finding: Finding) -> list[str]:
     words = set(
         re.findall(r"[a-z][a-z0-9_/]*", " ".join((finding.evidence, finding.cause, *finding.ruled_out)).lower())
     )
-    told = {*log.history.train, *log.history.looks}
+    told = {*log.history.train, *log.history.validation}
     named = [
         name
         for name in OURS
@@ -310,7 +310,7 @@ def _chart(log: Log, name: str, marks: tuple[Mark, ...]) -> Chart:
         ]
         return Chart(name.strip("/").capitalize(), series, marks)
     train = log.history.curve(name)
-    look = log.history.look(name)
+    look = log.history.validation_curve(name)
     series = [Series("training", _points(train), colour=0), Series("validation", _points(look), "dashed", 1)]
     broken = int((~np.isfinite(train.values)).sum() + (~np.isfinite(look.values)).sum())
     note = f"No finite number at {broken} steps." if broken else ""

@@ -10,7 +10,7 @@ from towpath.records import Verdict
 from towpath.run.record import STAGES, RunRecord, StageRecord
 from towpath.store.jsonl import is_interval, is_number
 from towpath.view.format import MINUS, duration, moment, number, percent, percents, size
-from towpath.view.report import curves, extra_evals, frontier, tables
+from towpath.view.report import extra_evals, frontier, tables, training_charts
 
 Page = dict[str, Any]
 
@@ -38,9 +38,9 @@ def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name:
         "tiles": tiles(summary),
         "gates": tables.gates(run, verdicts),
         "frontier": frontier.draw(evaluation, gate["evaluate"]),
-        "policy": curves.policy(run),
-        "sft": curves.sft(run),
-        "reward": curves.reward(run),
+        "policy": training_charts.policy(run),
+        "sft": training_charts.sft(run),
+        "reward": training_charts.reward(run),
         "labels": tables.labels(run.result("label")) if run.result("label") else [],
         "reward_model": tables.reward_model(reward, gate["reward"]),
         "strengths": tables.shares(reward.get("by_strength"), "accuracy", gate["reward"]),
