@@ -219,7 +219,7 @@ def test_damaged_files_that_can_be_made_again_are_made_again(copied: Path, capsy
     for name in ("findings.json", "interventions.jsonl", "metrics.jsonl", "samples.jsonl"):
         (policy / name).write_bytes(b'\xff\xfe[1]\n{"a": 1}\n')
     said = run(copied)
-    assert any("labels.json: damaged" in line and "written again from the ledger" in line for line in said)
+    assert any("labels.json: damaged" in line and "restored from the ledger" in line for line in said)
     assert labels.read_bytes() == whole and json.loads((copied / "current.json").read_text())["stages"]
     warned = capsys.readouterr().err
     for name in ("current.json", "seconds", "metrics.jsonl"):
