@@ -42,12 +42,12 @@ from towpath.data.batch import Batch, make_row, pack
 from towpath.data.chat import Chat
 from towpath.data.draws import uniforms
 from towpath.models import base, lm
-from towpath.models.packed_batch import Lines
+from towpath.models.packed_batch import PackedBatch
 from towpath.recipe import Decoding, load
-from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.run.new_run import create_run
-from towpath.runtime.local import prepare_process
+from towpath.runtime.process import prepare_process
 from towpath.stages import sft
 from towpath.stages.job import Job
 from towpath.store.store import Store
@@ -123,18 +123,18 @@ def digest(weights: Path) -> str:
 
 def drawn(
     folder: str, prompts: Sequence[str], seed: int, stream: str
-) -> tuple[list[list[int]], list[Drawn], list[str]]:
+) -> tuple[list[list[int]], list[SampleOutput], list[str]]:
     """Prompt tokens, answers at temperature 1, and their texts."""
     chat = Chat(base.load_tokenizer(folder))
     engine = LocalEngine(base.load(folder, torch.float32, "grouped"), chat.stops, chat.pad)
     how = Decoding()
     asked = [(chat.prompt(prompt), i) for i, prompt in enumerate(prompts)]
-    told = engine.generate([Request(ids, how, uniforms(TOKENS, seed, stream, str(i))) for ids, i in asked])
+    told = engine.generate([SampleRequest(ids, how, uniforms(TOKENS, seed, stream, str(i))) for ids, i in asked])
     return [ids for ids, _ in asked], told, [chat.text(answer.token_ids) for answer in told]
 
 
 @torch.no_grad()
-def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Drawn]) -> float:
+def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[SampleOutput]) -> float:
     """Nats per prompt from the start, on the policy's own answers: at every sign that of the two whole
     distributions, whose mean is the same as that of the drawn signs' log-ratios, and wavers less than half as much."""
     models = [base.load(folder, torch.float32, "grouped") for folder in (policy, start)]
@@ -142,7 +142,9 @@ def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Dr
     total = 0.0
     for part in batch.passes(4096):
         packed = pack(part.rows, 0)
-        lines = Lines(*map(torch.from_numpy, (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL)))
+        lines = PackedBatch(
+            *map(torch.from_numpy, (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL))
+        )
         read_N = torch.from_numpy(
             np.concatenate([place[r.start - 1 : -1] for place, r in zip(packed.places, part.rows, strict=True)])
         )

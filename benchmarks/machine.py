@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.workload import Workload
-from towpath.runtime.local import products_round
+from towpath.runtime.process import products_round
 
 
 def gemm(dtype: torch.dtype, size: int = 2048, tries: int = 12) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.stats import t
 
 from towpath.data.draws import generator
+from towpath.data.intervals import accuracy_ceiling
 from towpath.evals.winrate import fit_logistic
 from towpath.feedback import aggregation, agreement, blend, calibration, dawid_skene
 from towpath.feedback.reward_diagnosis import Cause, RewardEvidence, TrainingResult, diagnose_reward_model
@@ -193,7 +194,7 @@ def blended(seed: int, cosine: float, pairs: int = 4000) -> dict[str, float]:
     by_people = world.people({pair: 1 + int(overlap[pair]) for pair in range(pairs)}, "people")
     verdicts = world.judge()
     routes, seen, fitted = routed(world, verdicts)
-    right = max(agreement.accuracy_ceiling(agreement.pairwise_agreement(seen)[0]), 0.6)
+    right = max(accuracy_ceiling(agreement.pairwise_agreement(seen)[0]), 0.6)
     labels = blend.blend_labels(
         [*seen, *verdicts], {"judge:j": fitted}, None, right, {name: gap(world, name) for name in world.lengths}
     )

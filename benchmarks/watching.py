@@ -13,18 +13,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from towpath.data import corpus_reader
+from towpath.stages.experience import OPENING
+from towpath.stages.sample_log import probes
+from towpath.stages.sampler import engine
+
+from towpath.data import sources
 from towpath.data.draws import uniforms
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check
 from towpath.records import Prompt
-from towpath.rollout.engine import Request
-from towpath.runtime.local import prepare_process
-from towpath.stages.experience import OPENING
-from towpath.stages.job import Job
-from towpath.stages.sample_log import probes
-from towpath.stages.sampler import engine
-from towpath.store import jsonl
+from towpath.rollout.engine import SampleRequest
+from towpath.runtime.process import prepare_process
+from towpath.stages.job import Job, read_rows
 from towpath.store.store import Store
 
 
@@ -33,19 +33,19 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
     stages = json.loads((run / "current.json").read_text())["stages"]
     places = {name: run / "stages" / name / fingerprint for name, fingerprint in stages.items()}
     manifest = json.loads((places["policy"] / "manifest.json").read_text())
-    rows = jsonl.read(places["policy"] / "metrics.jsonl")
+    rows = read_rows(places["policy"] / "metrics.jsonl")
     looks = sum(row["phase"] == "validation" for row in rows)
     recipe = check(Recipe, manifest["recipe"], "manifest.json")
-    corpus = corpus_reader.read_corpus(run, recipe.data, recipe.seed)
+    corpus = sources.read(run, recipe.data, recipe.seed)
     with Store.open(run / "towpath.db") as store:
         job = Job(recipe, run, "policy", places["policy"], {}, store, corpus)
         model = job.model(places["sft"] / "weights").requires_grad_(False)
         drawing = engine(job, model, recipe.policy.max_new_tokens)
 
-        def asked(prompts: list[Prompt], longest: int) -> list[Request]:
+        def asked(prompts: list[Prompt], longest: int) -> list[SampleRequest]:
             how = Decoding(temperature=recipe.policy.temperature)
             return [
-                Request(job.chat.prompt(p.prompt), how, uniforms(longest, recipe.seed, "watching", p.id))
+                SampleRequest(job.chat.prompt(p.prompt), how, uniforms(longest, recipe.seed, "watching", p.id))
                 for p in prompts
             ]
 

@@ -53,10 +53,10 @@ def tiny(tiny_folder: str):
 @pytest.fixture(params=["compiled", "plain"])
 def by_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Either implementation of what lies between the products."""
-    from towpath.models.cpu import build, dispatch, plain
+    from towpath.models.cpu import build, kernels, plain
 
     if request.param == "plain":
-        monkeypatch.setattr(dispatch, "of", lambda _x: plain)
+        monkeypatch.setattr(kernels, "dispatch", lambda _x: plain)
     elif build.library() is None:
         pytest.skip(build.refusal())
 

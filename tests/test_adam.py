@@ -16,17 +16,16 @@ from towpath.data.batch import Batch, Row
 from towpath.data.draws import uniforms
 from towpath.models import base, lm
 from towpath.models.cpu import build, native, plain, split_bf16
-from towpath.models.cpu.plain import Move
+from towpath.models.cpu.optimizer import AdamW
+from towpath.models.cpu.plain import AdamWStep
 from towpath.recipe import Decoding
-from towpath.rollout.engine import Request
+from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, Role
-from towpath.runtime.optimizer import Adam
 from towpath.stages import policy
-from towpath.stages.experience import Experience
 
 FOUND = pytest.mark.skipif(build.library() is None, reason=build.refusal())
-MOVE = Move(0.5, 0.9, 0.99, 1e-2, 3.0, 1e-8, 0.999)
+STEP = AdamWStep(0.5, 0.9, 0.99, 1e-2, 3.0, 1e-8, 0.999)
 ROWS = [Row(np.random.default_rng(i).integers(3, 250, 20 + i), 5) for i in range(8)]
 
 
@@ -44,24 +43,24 @@ def test_two_halves_are_the_whole_to_the_bit_but_for_ties():
     ends = torch.tensor([0, -(2**31), 0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, -0x40808000, 1, 0x007FFFFF])
     x = torch.cat([bits, ends.int()]).view(torch.float32)
     x = x[x.isfinite() & (x.abs() < 3e38)]
-    upper, rest = split_bf16.parted(x)
-    again = split_bf16.joined(upper, rest)
+    upper, rest = split_bf16.split_float32(x)
+    again = split_bf16.merge_float32(upper, rest)
     tie = (x.view(torch.int32) & 0xFFFF) == 0x8000
     assert torch.equal(upper, x.bfloat16())
     assert torch.equal(again[~tie].view(torch.int32), x[~tie].view(torch.int32))
     assert tie.any() and apart(again[tie], x[tie]) == 1
     assert torch.equal(again.bfloat16(), upper)
-    assert all(torch.equal(one, two) for one, two in zip(split_bf16.parted(again), (upper, rest), strict=True))
-    kept, none = split_bf16.parted(upper)
+    assert all(torch.equal(one, two) for one, two in zip(split_bf16.split_float32(again), (upper, rest), strict=True))
+    kept, none = split_bf16.split_float32(upper)
     assert kept is upper and torch.equal(none, torch.zeros_like(rest)) and none.dtype == rest.dtype
 
 
 @FOUND
 def test_a_weight_that_is_neither_whole_nor_halved_is_refused_by_the_kernel_and_moved_in_torch():
     weight = nn.Parameter(torch.ones(10).bfloat16())
-    with pytest.raises(ValueError, match=r"moved: a weight of torch.bfloat16 without a rest"):
-        native.moved(weight.data, None, torch.ones(10).bfloat16(), torch.zeros(10), torch.zeros(10), MOVE)
-    adam = Adam([(0.1, [weight])], 1e-8, 0.0, (0.9, 0.999))
+    with pytest.raises(ValueError, match=r"adamw_step: a weight of torch.bfloat16 without low bits"):
+        native.adamw_step(weight.data, None, torch.ones(10).bfloat16(), torch.zeros(10), torch.zeros(10), STEP)
+    adam = AdamW([(0.1, [weight])], 1e-8, 0.0, (0.9, 0.999))
     weight.grad = torch.ones(10).bfloat16()
     adam.step(1.0, 1.0)
     assert weight.tolist() == pytest.approx([0.9] * 10, abs=4e-3)
@@ -73,7 +72,7 @@ def test_steps_are_those_of_torch(dtype, decay, by_kernels):
     shapes = ((7, 5), (5000,), (3,))
     betas = (0.9, 0.95)
     ours, theirs = ([nn.Parameter(drawn(*shape, seed=i).to(dtype)) for i, shape in enumerate(shapes)] for _ in range(2))
-    adam = Adam([(1e-2, ours[:2]), (3e-2, ours[2:])], 1e-5, decay, betas)
+    adam = AdamW([(1e-2, ours[:2]), (3e-2, ours[2:])], 1e-5, decay, betas)
     groups = [{"params": theirs[:2], "lr": 1e-2}, {"params": theirs[2:], "lr": 3e-2}]
     torch_s = torch.optim.AdamW(groups, eps=1e-5, weight_decay=decay, betas=betas)
     for step in range(20):
@@ -88,7 +87,7 @@ def test_steps_are_those_of_torch(dtype, decay, by_kernels):
         for group, peak in zip(torch_s.param_groups, (1e-2, 3e-2), strict=True):
             group["lr"] = 0.7 * peak
         torch_s.step()
-        adam.clear(), torch_s.zero_grad()
+        adam.zero_grad(), torch_s.zero_grad()
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, atol=1e-12 if dtype == torch.float64 else 2e-6, rtol=0)
 
@@ -98,12 +97,12 @@ def moved(ops, halved, grad, steps=3):
     weight = drawn(10_001, seed=1)
     rest = None
     if halved:
-        weight, rest = split_bf16.parted(weight)
+        weight, rest = split_bf16.split_float32(weight)
     mean = torch.zeros(10_001)
     square = torch.zeros(10_001)
     for _ in range(steps):
-        ops.moved(weight, rest, grad, mean, square, MOVE)
-    return split_bf16.joined(weight, rest) if rest is not None else weight, mean, square
+        ops.adamw_step(weight, rest, grad, mean, square, STEP)
+    return split_bf16.merge_float32(weight, rest) if rest is not None else weight, mean, square
 
 
 @FOUND
@@ -136,13 +135,15 @@ def test_a_compiled_step_does_not_depend_on_the_number_of_threads():
 
 def test_steps_smaller_than_a_bfloat16_can_tell_are_not_lost(by_kernels):
     weight = nn.Parameter(torch.ones(1000))
-    adam = Adam([(1e-5, [weight])], 1e-8, 0.0, (0.9, 0.999))
-    adam.halve(weight)
+    adam = AdamW([(1e-5, [weight])], 1e-8, 0.0, (0.9, 0.999))
+    adam.split_bf16(weight)
     for _ in range(1000):
         weight.grad = torch.ones(1000).bfloat16()
         adam.step(1.0, 1.0)
     assert weight.dtype == torch.bfloat16
-    assert split_bf16.joined(weight.detach(), adam.rest[weight]).mean().item() == pytest.approx(0.99, abs=1e-4)
+    assert split_bf16.merge_float32(weight.detach(), adam.low_bits[weight]).mean().item() == pytest.approx(
+        0.99, abs=1e-4
+    )
 
 
 def local_of(tiny, dtype=torch.bfloat16, **kwargs):
@@ -160,7 +161,7 @@ def learned(local, rows=ROWS):
 def gradients(local, rows=ROWS):
     learned(local, rows)
     found = {key: local.optimizer.gradients()[p].double() for key, p in local.trained().items()}
-    local.optimizer.clear()
+    local.optimizer.zero_grad()
     return found
 
 
@@ -188,8 +189,8 @@ def test_what_a_stage_has_learned_with_is_let_go_when_it_ends(tiny, dtype):
     local = local_of(tiny, dtype, tokens_per_pass=40)
     learned(local)
     local.step(1.0, 1.0)
-    slots = [x for kept in local.optimizer.slots.values() for x in kept.values()]
-    held = [weakref.ref(x) for x in (*local.trained().values(), *local.optimizer.rest.values(), *slots)]
+    slots = [x for kept in local.optimizer.state.values() for x in kept.values()]
+    held = [weakref.ref(x) for x in (*local.trained().values(), *local.optimizer.low_bits.values(), *slots)]
     del slots, local
     gc.collect()
     assert len(held) > 50 and not [x for x in held if x() is not None]
@@ -234,7 +235,7 @@ def test_a_policy_is_drawn_from_and_then_learns(tiny, by_kernels):
     another model once told."""
     drawn_first = local_of(tiny)
     alone = local_of(tiny)
-    ask = [Request([5, 9, 200], Decoding(temperature=1.0), uniforms(12, 0, "test", str(i))) for i in range(4)]
+    ask = [SampleRequest([5, 9, 200], Decoding(temperature=1.0), uniforms(12, 0, "test", str(i))) for i in range(4)]
     engine = LocalEngine(drawn_first.trunks["base"], 2, 0)
     before = engine.generate(ask)
     for local in (drawn_first, alone):
@@ -257,7 +258,7 @@ def test_weights_kept_in_one_precision_are_taken_up_in_the_other(tiny):
             learned(local), local.step(1.0, 1.0)
     for one, other in ((halved, local_of(tiny, torch.float32)), (wide, local_of(tiny))):
         other.restore(one.state())
-        with one.whole("base") as mine, other.whole("base") as theirs:
+        with one.float32_weights("base") as mine, other.float32_weights("base") as theirs:
             for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
                 assert a.dtype == b.dtype == torch.float32
                 assert apart(a, b) <= 1
@@ -267,13 +268,17 @@ def test_a_trunk_is_written_in_all_its_bits_and_read_by_halves_again(tiny, tmp_p
     local = local_of(tiny)
     learned(local), local.step(1.0, 1.0)
     before = local.score("policy", Batch(ROWS), ("logp",)).logp_BT
-    with local.whole("base") as trunk:
+    with local.float32_weights("base") as trunk:
         trunk.save_pretrained(tmp_path)
     assert type(tiny).from_pretrained(tmp_path, dtype="auto").dtype == torch.float32
     loaded = type(tiny).from_pretrained(tmp_path).state_dict()
-    rest = {key.removeprefix("rest:policy/"): value for key, value in local.state().items() if key.startswith("rest:")}
+    rest = {
+        key.removeprefix("low_bits:policy/"): value
+        for key, value in local.state().items()
+        if key.startswith("low_bits:")
+    }
     assert all(
-        torch.equal(split_bf16.joined(p.detach(), rest[name]), loaded[name])
+        torch.equal(split_bf16.merge_float32(p.detach(), rest[name]), loaded[name])
         for name, p in local.trunks["base"].named_parameters()
     )
     assert torch.equal(before, local.score("policy", Batch(ROWS), ("logp",)).logp_BT)
@@ -286,7 +291,7 @@ def test_what_learns_begins_as_the_same_model_loaded_in_bfloat16(tiny_folder):
     local.roles |= {"policy": Role("policy", trains=("trunk",)), "reference": Role("reference")}
     local.start({"policy": 1e-3})
     assert {p.dtype for trunk in local.trunks.values() for p in trunk.parameters()} == {torch.bfloat16}
-    assert len(local.optimizer.rest) == len(list(local.trunks["policy"].parameters()))
+    assert len(local.optimizer.low_bits) == len(list(local.trunks["policy"].parameters()))
     said = [local.score(role, Batch(ROWS), ("logp",)).logp_BT for role in ("policy", "reference")]
     assert torch.equal(*said)
 
@@ -311,13 +316,15 @@ def test_the_reference_s_answers_are_the_reference_s(tmp_path):
         folder=tmp_path,
         **more,
     )
-    runtime = policy._runtime(trained.job, ppo)
-    experience = Experience(trained.job, runtime)
+    roles = policy._roles(trained.job, ppo)
+    runtime = trained.job.launch()
+    runtime.open(roles)
+    experience = policy._experience(trained.job, runtime, roles)
     asked = [(prompt, "0") for prompt in trained.job.corpus.prompts]
-    first = experience._generate(asked, "test")
+    first = experience._generate("policy", asked, "test", 1.0)
     with torch.no_grad():
         for weight in runtime.trunks["policy"].parameters():
             weight.mul_(3.0)
-    assert experience._generate(asked, "test") != first
-    assert experience._generate(asked, "test", adapter=None) == first
-    assert experience._generate(asked, "test") != first
+    assert experience._generate("policy", asked, "test", 1.0) != first
+    assert experience._generate("reference", asked, "test", 1.0) == first
+    assert experience._generate("policy", asked, "test", 1.0) != first

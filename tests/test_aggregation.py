@@ -69,7 +69,7 @@ def test_consensus_is_the_published_algorithm(mirrored):
     items = list(dict.fromkeys(j.comparison for j in judgements))
     start = {i: [sum(j.comparison == i and j.choice == c for j in judgements) / 4 for c in CHOICES] for i in items}
     as_one = [said(j.comparison, "all", j.choice) for j in judgements]
-    pooled, _, start = plain_dawid_skene(as_one, {"all": dawid_skene.BEFORE_CC.tolist()}, start, mirrored, 12)
+    pooled, _, start = plain_dawid_skene(as_one, {"all": dawid_skene.PRIOR_CC.tolist()}, start, mirrored, 12)
     prior = [[10 * pooled["all", k, c] for c in range(4)] for k in range(4)]
     rate, share, chances = plain_dawid_skene(judgements, dict.fromkeys(found.raters, prior), dict(start), mirrored, 12)
     told = np.array([[[rate[rater, k, c] for c in range(4)] for k in range(4)] for rater in found.raters])
@@ -219,4 +219,4 @@ def test_disputes_wait_for_a_third_and_the_closest_comes_first():
     queue = blend.find_disputes(judged, dawid_skene.consensus_labels([j for j in judged if j.kind == "person"]))
     assert {dispute.comparison for dispute in queue} == {"split", "half", "three ways"}
     assert [dispute.comparison for dispute in queue][-1] == "half"
-    assert next(d for d in queue if d.comparison == "split").said == {"x": "a", "y": "b"}
+    assert next(d for d in queue if d.comparison == "split").choices == {"x": "a", "y": "b"}

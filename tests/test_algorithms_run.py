@@ -22,7 +22,7 @@ from towpath.models import base
 from towpath.recipe import Recipe
 from towpath.recipe.reader import check
 from towpath.records import Prompt
-from towpath.rollout.engine import Drawn
+from towpath.rollout.engine import SampleOutput
 from towpath.rollout.local import LocalEngine
 from towpath.run import training
 from towpath.runtime.local import Local
@@ -285,7 +285,9 @@ def test_in_float32_what_the_sampler_said_is_asked_again_where_it_must_be(off, t
         return score(runtime, name, batch, *told)
 
     def mistaken(engine, *told):
-        return [Drawn(d.token_ids, [logp + off for logp in d.logprobs], d.finish) for d in generate(engine, *told)]
+        return [
+            SampleOutput(d.token_ids, [logp + off for logp in d.logprobs], d.finish) for d in generate(engine, *told)
+        ]
 
     monkeypatch.setattr(Local, "score", counted)
     monkeypatch.setattr(LocalEngine, "generate", mistaken)

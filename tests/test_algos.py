@@ -12,7 +12,7 @@ from towpath.algos.contract import Outputs
 from towpath.data.batch import Batch, Row
 from towpath.recipe import Policy, Reward
 
-SHARED = {"functional", "contract", "surrogate", "pairs"}
+SHARED = {"functional", "contract", "surrogate", "pairwise"}
 NAMES = [m.name for m in pkgutil.iter_modules(towpath.algos.__path__) if m.name not in SHARED]
 CONFIG = dict.fromkeys(NAMES, Policy()) | {"reward_model": Reward()}
 KNOBS = {"kl_coef": 0.05, "policy_weight": 1.0}

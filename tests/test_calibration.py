@@ -78,13 +78,13 @@ def leaning(seed, lean, count=4000):
 
 def test_a_liking_for_length_is_taken_off():
     fitted = calibration.calibrate(leaning(0, 1.5))
-    assert fitted.lean[1] == pytest.approx(-1.5, abs=0.2)
+    assert fitted.length_bias[1] == pytest.approx(-1.5, abs=0.2)
     for longer in (-0.8, 0.0, 0.8):
         assert fitted.chance(0.8, longer) == pytest.approx(1 / (1 + np.exp(-1 + 1.5 * longer)), abs=0.05)
-    assert abs(calibration.calibrate(leaning(1, 0.0)).lean[1]) < 0.2
-    assert calibration.calibrate(judged(0)).lean == (0.0, 0.0)  # where no lengths are told nothing is taken off
+    assert abs(calibration.calibrate(leaning(1, 0.0)).length_bias[1]) < 0.2
+    assert calibration.calibrate(judged(0)).length_bias == (0.0, 0.0)  # where no lengths are told nothing is taken off
     few = [AuditRow(str(i), "a", "b" if i % 2 else "a", 0.8, gap=1.0 if i % 2 else -1.0) for i in range(6)]
-    assert -1.5 < calibration.calibrate(few).lean[1] < -0.3  # six of six are no law
+    assert -1.5 < calibration.calibrate(few).length_bias[1] < -0.3  # six of six are no law
 
 
 def test_a_pair_does_not_foretell_itself():
@@ -100,7 +100,7 @@ def test_a_pair_does_not_foretell_itself():
 def test_few_agreements_are_no_certainty():
     fitted = calibration.calibrate([AuditRow(str(i), "a", "a", 0.5 + i / 20) for i in range(4)])
     assert fitted.chance(1.0) == pytest.approx(4.5 / 5) and fitted.n == pytest.approx(4)
-    with pytest.raises(DataError, match="audit slice"):
+    with pytest.raises(DataError, match="audited pairs"):
         calibration.calibrate([AuditRow("k", "tie", "a", 0.5)])
 
 
@@ -131,28 +131,24 @@ def test_error_of_calibration_by_hand():
 def test_rates_of_routed_pairs_are_weighed_back_to_all():
     """The hard pairs are sent to people more often; unweighted the rate would be theirs."""
     errors_hajek = []
-    errors_ht = []
     covered = 0
     for seed in range(60):
         draws = generator(seed, "test/weights")
         right = draws.random(2000) < 0.8
         propensity = np.where(right, 0.1, 0.6)
         seen = draws.random(2000) < propensity
-        hajek = calibration.hajek(right[seen], propensity[seen])
-        total = calibration.horvitz_thompson(right[seen], propensity[seen], 2000)
+        hajek = calibration.hajek_estimate(right[seen], 1 / propensity[seen])
         assert right[seen].mean() < 0.5
         errors_hajek.append(hajek.value - 0.8)
-        errors_ht.append(total.value - 0.8)
         covered += hajek.low <= 0.8 <= hajek.high
-    assert abs(np.mean(errors_hajek)) < 0.01 and abs(np.mean(errors_ht)) < 0.03
+    assert abs(np.mean(errors_hajek)) < 0.01
     assert covered >= 52
 
 
 def test_weighted_rates_by_hand():
-    e = calibration.hajek([1, 0], [0.5, 0.25])
+    e = calibration.hajek_estimate(np.array([1.0, 0.0]), np.array([2.0, 4.0]))
     assert e.value == pytest.approx(2 / 6) and e.n == 2
-    assert calibration.horvitz_thompson([1, 0], [0.5, 0.25], 8).value == pytest.approx(0.25)
-    nothing = calibration.hajek([], [])
+    nothing = calibration.hajek_estimate(np.zeros(0), np.zeros(0))
     assert np.isnan(nothing.value) and (nothing.low, nothing.high, nothing.n) == (0.0, 1.0, 0)
 
 

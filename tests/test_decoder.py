@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from towpath.data.batch import Batch, Row
 from towpath.models import attention, lm, packed_batch
 from towpath.models.adapters import Adapters
-from towpath.models.cpu import decoder
-from towpath.models.packed_batch import Lines
+from towpath.models.cpu import layers
+from towpath.models.packed_batch import PackedBatch
 from towpath.runtime.local import Local, Role
 
 KINDS = {
@@ -54,7 +54,7 @@ def made(kind, dtype=torch.float32, **more):
 @contextmanager
 def by_transformers(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "fits", lambda _model: False)
+        patch.setattr(layers, "fits", lambda _model: False)
         yield
 
 
@@ -72,7 +72,7 @@ def measured(model, lora, read="all"):
         adapters.switch.active = "policy"
     else:
         learned = dict(model.named_parameters())
-    states = lm.hidden(model, Lines(ids, POSITION, SEGMENT, SEGMENT), READ[read])
+    states = lm.hidden(model, PackedBatch(ids, POSITION, SEGMENT, SEGMENT), READ[read])
     weight = torch.randn(states.shape, generator=torch.Generator().manual_seed(3)).to(states.dtype)
     (states * weight).sum().backward()
     return {"states": states.detach(), **{name: part.grad for name, part in learned.items()}}
@@ -87,7 +87,7 @@ def distance(one, other):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_and_gradients_are_those_of_transformers(kind, lora, read, by_kernels, monkeypatch):
-    assert decoder.fits(made(kind))
+    assert layers.fits(made(kind))
     ours = measured(made(kind), lora, read)
     with by_transformers(monkeypatch):
         assert distance(ours, measured(made(kind), lora, read)) < 2e-5
@@ -108,7 +108,7 @@ def test_lines_of_several_lengths_say_what_they_say_to_transformers(lora, read, 
         ragged[line, :tokens] = 1
     monkeypatch.setitem(READ, "all", (ragged > 0).flatten().nonzero()[:, 0])
     monkeypatch.setitem(READ, "some", torch.tensor([2, 3, 9, 14, 14, 25, 33, 37]))
-    assert len(packed_batch.alike([11, 10, 5, 5])) == cut
+    assert len(packed_batch.length_buckets([11, 10, 5, 5])) == cut
     ours = measured(made("llama"), lora, read)
     with by_transformers(monkeypatch):
         assert distance(ours, measured(made("llama"), lora, read)) < 2e-5
@@ -123,7 +123,7 @@ def test_lines_are_cut_where_attention_costs_least(seed):
         return sum(packed_batch.APART + (end - begin) * lengths[begin] ** 2 for begin, end in pairwise((0, *cuts, 9)))
 
     least = min(cost(cuts) for some in range(9) for cuts in combinations(range(1, 9), some))
-    found = packed_batch.alike(lengths)
+    found = packed_batch.length_buckets(lengths)
     assert cost([part.start for part in found[1:]]) == least
     assert [i for part in found for i in range(9)[part]] == list(range(9))
 
@@ -161,7 +161,7 @@ def test_stacked_weights_are_saved_and_loaded_as_they_were(tmp_path):
     [("mistral", {"sliding_window": 4}), ("llama", {"hidden_act": "gelu"}), ("llama", {"attention_dropout": 0.1})],
 )
 def test_what_it_does_not_know_is_left_to_transformers(kind, more):
-    assert not decoder.fits(made(kind, **more))
+    assert not layers.fits(made(kind, **more))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -187,7 +187,7 @@ def test_the_learning_curve_is_the_same(tiny, dtype, monkeypatch):
         return torch.tensor(losses)
 
     ours = curve()
-    monkeypatch.setattr(decoder, "fits", lambda _model: False)
+    monkeypatch.setattr(layers, "fits", lambda _model: False)
     theirs = curve()
     assert theirs[-1] < 0.8 * theirs[0]
     assert (ours - theirs).abs().max() < (1e-3 if dtype == torch.float32 else 0.03)

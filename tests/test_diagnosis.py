@@ -85,7 +85,7 @@ def test_length_is_named_even_where_the_accuracy_is_high():
 @pytest.mark.parametrize("rate", [0.7, 0.95])
 def test_what_reaches_its_target_is_healthy(train, rate):
     found = diagnose_reward_model(known([0.80, 0.84, 0.87], train, agreement=(rate, 400)))
-    assert found.verdict == "healthy" and found.action == "nothing: go on"
+    assert found.verdict == "healthy" and found.action == "none"
 
 
 def test_a_miss_by_chance_is_no_miss():
@@ -192,9 +192,12 @@ def test_a_learner_obeys_the_law():
     ("spoiled", "told"),
     [
         ({"curve": (TrainingResult(100, 0.8, held(0.7)),)}, "at least two"),
-        ({"curve": (TrainingResult(50, 0.8, held(0.7)), TrainingResult(100, 0.8, held(0.7)[:9]))}, "the same ones"),
-        ({"longer_H": np.ones(3)}, "the same ones"),
-        ({"words_H": np.ones(3)}, "the same ones"),
+        (
+            {"curve": (TrainingResult(50, 0.8, held(0.7)), TrainingResult(100, 0.8, held(0.7)[:9]))},
+            "the same held-out pairs",
+        ),
+        ({"longer_H": np.ones(3)}, "the same held-out pairs"),
+        ({"words_H": np.ones(3)}, "the same held-out pairs"),
     ],
 )
 def test_evidence_that_does_not_fit_is_refused(spoiled, told):

@@ -102,7 +102,7 @@ def test_a_group_of_equal_rewards_teaches_nothing(reward, size):
     for advantage_B in (
         F.group_centred(reward_B, group_B, True),
         F.group_centred(reward_B, group_B, False),
-        F.left_out(reward_B, group_B),
+        F.leave_one_out(reward_B, group_B),
     ):
         assert advantage_B.dtype == reward_B.dtype and not advantage_B.any()
 

@@ -15,42 +15,41 @@ from towpath.data.batch import Batch, Row
 from towpath.data.corpus import Corpus
 from towpath.errors import ModelError
 from towpath.models import base
-from towpath.recipe import Recipe
+from towpath.recipe import Lora, Recipe
 from towpath.recipe.reader import check
-from towpath.runtime import local
-from towpath.runtime.local import Local, Role
-from towpath.stages.job import Checkpoints, Job
+from towpath.runtime import process
+from towpath.runtime.checkpoints import Checkpoints
+from towpath.runtime.contract import RoleSpec
+from towpath.stages.job import Job
 
 
 def curve(tmp_path, compiled: bool) -> list[float]:
     """Losses and gradient norms of four steps on ragged rows."""
     tables = {"model": {"source": "tiny", "dtype": "float32", "attention": "sdpa", "compile": {"on": compiled}}}
     job = Job(check(Recipe, tables, "test"), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
-    runtime = Local(256)
-    found = []
+    runtime = job.launch()
+    runtime.tokens_per_pass = 256
+    runtime.open({"policy": RoleSpec(job.base_model, Lora(rank=4, alpha=8.0), learning_rate=1e-2)})
+    norms = []
     draw = np.random.default_rng(0)
-    runtime.add_trunk("base", job.trunk(), lora=True)
-    runtime.adapters["base"].add("policy", 4, 8.0, 0)
-    runtime.roles["policy"] = Role(adapter="policy", trains=("adapter",))
-    runtime.start({"policy": 1e-2})
     assert all(
-        (layer._compiled_call_impl is not None) == compiled for layer in runtime.trunks["base"].base_model.layers
+        (layer._compiled_call_impl is not None) == compiled
+        for layer in runtime.trunks[runtime.roles["policy"].trunk].base_model.layers
     )
     for _ in range(4):
         batch = Batch([Row(draw.integers(3, 250, int(n)), 3) for n in draw.integers(8, 60, 10)])
         runtime.forward_backward(
             {"policy": ("logp",)}, batch, lambda out, _part: (-out.logp_BT[out.mask_BT].sum(), {}), 100.0
         )
-        found.append(runtime.step(1.0, 1e9))
-    return found
+        norms.append(runtime.step(1.0, 1e9))
+    return norms
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_weights_leave_the_file_they_came_in(tmp_path):
-    job = Job(check(Recipe, {"model": {"source": "tiny"}}, "test"), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
     shutil.copytree(base.find("tiny"), tmp_path / "kept")
     for dtype in (torch.float32, torch.bfloat16):
-        model = job.model(tmp_path / "kept", dtype)
+        model = base.load(str(tmp_path / "kept"), dtype, "grouped")
         assert model.dtype == dtype and model.lm_head.weight is model.model.embed_tokens.weight
         assert str(tmp_path / "kept") not in Path("/proc/self/maps").read_text()
 
@@ -75,8 +74,8 @@ def test_compiled_layers_learn_the_same(tmp_path):
 
 def test_the_arithmetic_does_not_depend_on_what_else_the_machine_does() -> None:
     def decided() -> bool:
-        local._bfloat16_pays.cache_clear()
-        return local._bfloat16_pays()
+        process._bfloat16_pays.cache_clear()
+        return process._bfloat16_pays()
 
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
@@ -84,9 +83,9 @@ def test_the_arithmetic_does_not_depend_on_what_else_the_machine_does() -> None:
     try:
         assert len({decided() for _ in range(8)}) == 1
     finally:
-        for process in busy:
-            process.kill()
-            process.wait()
+        for loop in busy:
+            loop.kill()
+            loop.wait()
         torch.set_num_threads(threads)
 
 

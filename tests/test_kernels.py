@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from towpath.models.cpu import build, dispatch, native, plain
+from towpath.models.cpu import build, kernels, native, plain
 from towpath.recipe import Model, Recipe
 from towpath.rollout import sampling
 from towpath.run import preflight
@@ -202,7 +202,7 @@ def test_far_logits_are_finite(dtype):
 
 def told(tmp_path, **settings):
     """What a fresh process says of its kernels."""
-    code = "from towpath.kernels import choice; print(choice.told())"
+    code = "from towpath.models.cpu import kernels; print(kernels.describe_backend())"
     env = {**os.environ, "TOWPATH_CACHE": str(tmp_path), **settings}
     return subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
@@ -241,7 +241,7 @@ def test_the_check_before_a_run_tells_of_a_missing_compiler(monkeypatch, tmp_pat
 
 @FOUND
 def test_processes_that_come_at_once_build_one_library(tmp_path):
-    command = [sys.executable, "-c", "from towpath.kernels import choice; print(choice.told())"]
+    command = [sys.executable, "-c", "from towpath.models.cpu import kernels; print(kernels.describe_backend())"]
     env = {**os.environ, "TOWPATH_CACHE": str(tmp_path)}
     both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in both] == ["compiled", "compiled"]
@@ -249,5 +249,5 @@ def test_processes_that_come_at_once_build_one_library(tmp_path):
 
 
 def test_float64_and_what_lies_elsewhere_goes_by_torch():
-    assert dispatch.of(torch.zeros(1, dtype=torch.float64)) is plain
-    assert dispatch.of(torch.zeros(1, device="meta")) is plain
+    assert kernels.dispatch(torch.zeros(1, dtype=torch.float64)) is plain
+    assert kernels.dispatch(torch.zeros(1, device="meta")) is plain

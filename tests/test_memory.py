@@ -11,10 +11,10 @@ import torch
 from towpath.data.batch import Batch, Row
 from towpath.errors import ResourceError
 from towpath.recipe import Decoding
-from towpath.rollout.engine import Request
+from towpath.rollout import generate as sampler
+from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, Role
-from towpath.stages import sampler
 
 PROGRAM = """
 import json, resource, sys
@@ -40,10 +40,10 @@ def tick(n):
     global rows
     rows += n
 def gradient():
-    runtime.forward_backward({"policy": ("logp",)}, batch, loss, 1e4, tick)
+    runtime.forward_backward({"policy": ("logp",)}, batch, loss, 1e4, count=tick)
     found = {key: p.grad.clone() for key, p in runtime.trained().items()}
     norm = runtime.optimizer.norm()
-    runtime.optimizer.clear()
+    runtime.optimizer.zero_grad()
     return found, norm
 runtime.tokens_per_pass = 1024
 plain, norm = gradient()
@@ -88,14 +88,14 @@ class Greedy(LocalEngine):
 
 def test_answers_are_drawn_in_parts_that_fit(tiny, chat, capsys: pytest.CaptureFixture[str]) -> None:
     draw = np.random.default_rng(0)
-    requests = [Request(chat.prompt(f"Say {i}."), Decoding(), draw.random(12)) for i in range(11)]
+    requests = [SampleRequest(chat.prompt(f"Say {i}."), Decoding(), draw.random(12)) for i in range(11)]
     wanted = LocalEngine(tiny, chat.stops, chat.pad).generate(requests)
     engine = Greedy(tiny, chat.stops, chat.pad)
     engine.most = 3
     assert [d.token_ids for d in sampler.generate(engine, requests, "test")] == [d.token_ids for d in wanted]
-    assert "answers are drawn 3 at a time" in capsys.readouterr().err
+    assert "answers are sampled 3 at a time" in capsys.readouterr().err
     engine.most = 0
-    with pytest.raises(ResourceError, match="out of memory while one answer is drawn"):
+    with pytest.raises(ResourceError, match="out of memory while one answer is sampled"):
         sampler.generate(engine, requests, "test")
 
 

@@ -14,12 +14,12 @@ import torch
 from towpath.data import batch as data_batch
 from towpath.data.batch import Batch, Row, pack
 from towpath.models import heads, lm
-from towpath.models.cpu import decoder
-from towpath.models.heads import WIDE, Fit, ScalarHead
-from towpath.runtime import local
+from towpath.models.cpu import layers
+from towpath.models.heads import WIDE, RidgeHead, ScalarHead
+from towpath.runtime import process
+from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.local import Local, Role
 from towpath.stages import loop
-from towpath.stages.job import Checkpoints
 
 RNG = np.random.default_rng(3)
 ROWS = [Row(RNG.integers(3, 250, n), start) for n, start in ((9, 3), (5, 2), (14, 6), (7, 1))]
@@ -43,8 +43,8 @@ def reference_logp(model, row: Row, temperature: float = 1.0) -> torch.Tensor:
 @pytest.mark.parametrize("tokens", [8, 1000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_equal_the_plain_models_whatever_the_packing(tiny, width, tokens, temperature):
-    local = runtime(tiny, pack_width=width, tokens_per_pass=tokens, temperature=temperature)
-    out = local.score("policy", Batch(ROWS), ("logp",))
+    local = runtime(tiny, pack_width=width, tokens_per_pass=tokens)
+    out = local.score("policy", Batch(ROWS), ("logp",), temperature)
     for i, row in enumerate(ROWS):
         with torch.no_grad():
             expected = reference_logp(tiny, row, temperature)
@@ -116,10 +116,10 @@ def test_float32_products_stay_float32_whatever_the_processor():
     """oneDNN makes them of bfloat16 on processors with AMX, when it is allowed to."""
     before = torch.get_float32_matmul_precision()
     try:
-        local.prepare_process()
-        assert not local.products_round()
+        process.prepare_process()
+        assert not process.products_round()
         torch.set_float32_matmul_precision("medium")
-        assert local.products_round() or not torch.cpu._is_amx_tile_supported()
+        assert process.products_round() or not torch.cpu._is_amx_tile_supported()
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -189,7 +189,7 @@ def test_states_of_the_untouched_bottom_change_neither_scores_nor_gradients(tiny
     runtime.start({"policy": 1e-3})
     draw = np.random.default_rng(3)
     plain = Batch([Row(draw.integers(0, 90, 5 + n), 5) for n in (3, 9, 1, 6, 12)])
-    quick = runtime.grounded(plain)
+    quick = runtime.cache_frozen_prefix(plain, "reference")
     assert quick is not plain
 
     def gradients(batch):
@@ -223,10 +223,10 @@ def test_only_what_trains_gets_gradients_and_a_nan_moves_nothing(tiny):
     local.forward_backward(sft.TRAINS, Batch(ROWS), lambda o, p: sft.loss(o, p, None, {}), 1.0)
     trained = {id(p) for p in local.trained().values()}
     assert all(p.grad is None for p in local.trunks["base"].parameters() if id(p) not in trained)
-    before = local.weights()
+    before = local.snapshot()
     next(iter(local.trained().values())).grad.fill_(float("nan"))
     assert not np.isfinite(local.step(1.0, 1.0))
-    assert all(torch.equal(before[key], value) for key, value in local.weights().items())
+    assert all(torch.equal(before[key], value) for key, value in local.snapshot().items())
 
 
 def test_state_survives_save_and_restore_bit_for_bit(tiny):
@@ -250,7 +250,7 @@ def test_state_survives_save_and_restore_bit_for_bit(tiny):
     two = fresh()
     two.restore(saved)
     step(two)
-    assert all(torch.equal(value, two.weights()[key]) for key, value in one.weights().items())
+    assert all(torch.equal(value, two.snapshot()[key]) for key, value in one.snapshot().items())
 
 
 def test_a_checkpoint_is_written_from_the_weights_themselves(tiny, tmp_path):
@@ -265,7 +265,7 @@ def test_a_checkpoint_is_written_from_the_weights_themselves(tiny, tmp_path):
     assert {
         tensor.data_ptr() for key, tensor in state.items() if not key.startswith("adam:")
     } == places  # no copy of what may be gigabytes
-    assert not places & {tensor.data_ptr() for tensor in local.weights().values()}  # these are to stay as they are
+    assert not places & {tensor.data_ptr() for tensor in local.snapshot().values()}  # these are to stay as they are
     Checkpoints(tmp_path).save(3, state, {})
     step, found, _notes = Checkpoints(tmp_path).newest()
     assert (
@@ -276,9 +276,9 @@ def test_a_checkpoint_is_written_from_the_weights_themselves(tiny, tmp_path):
 
 
 def test_writing_checkpoints_takes_a_twentieth_of_the_time_at_most():
-    assert loop._apart(20.0, 0.5) == 20.0
-    assert loop._apart(20.0, 6.0) == pytest.approx(120.0)
-    assert loop._apart(0.0, 6.0) == 0.0
+    assert loop._checkpoint_interval(20.0, 0.5) == 20.0
+    assert loop._checkpoint_interval(20.0, 6.0) == pytest.approx(120.0)
+    assert loop._checkpoint_interval(0.0, 6.0) == 0.0
 
 
 def test_packing_keeps_every_token_once():
@@ -351,7 +351,7 @@ def test_passes_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be():
 @pytest.mark.parametrize("width", [0, 64])
 def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, family, monkeypatch):
     if family == "theirs":
-        monkeypatch.setattr(decoder, "fits", lambda _model: False)
+        monkeypatch.setattr(layers, "fits", lambda _model: False)
 
     def measured(cost):
         monkeypatch.setattr(data_batch, "CROSSING", cost)
@@ -377,13 +377,13 @@ def test_one_role_s_way_back_is_done_before_the_next_speaks(tiny, monkeypatch):
         local.roles[name] = Role(adapter=name, trains=("adapter",))
     local.start({"policy": 1e-3, "critic": 1e-3})
     seen = []
-    forward = Local.forward
+    forward = Local._forward
 
-    def spoken(self, name, batch, wants):
+    def recorded(self, name, batch, wants, temperature):
         seen.append((name, sorted({key.split("/")[0] for key, p in self.trained().items() if p.grad is not None})))
-        return forward(self, name, batch, wants)
+        return forward(self, name, batch, wants, temperature)
 
-    monkeypatch.setattr(Local, "forward", spoken)
+    monkeypatch.setattr(Local, "_forward", recorded)
     local.forward_backward(
         {"policy": ("logp",), "critic": ("logp",)}, Batch(ROWS), lambda out, _: (out.logp_BT.sum(), {}), 1.0
     )
@@ -440,20 +440,20 @@ def test_a_head_that_is_solved_for_is_the_ridge_that_foretold_best(monkeypatch):
     keep = 0.8
     rollouts = [(x := draw.normal(1.0, 2.0, (n, 7)), x @ truth + draw.normal(0, 3.0, n) + 4) for n in (9, 30, 12, 25)]
     head = ScalarHead(7)
-    fit = Fit(head)
+    fit = RidgeHead(head)
     seen = []
-    missed = np.zeros(len(Fit.RIDGES))
+    missed = np.zeros(len(RidgeHead.RIDGES))
     for x, y in rollouts:
         if seen:
-            foretold = [ridge_by_numpy(seen, ridge) for ridge in Fit.RIDGES]
+            foretold = [ridge_by_numpy(seen, ridge) for ridge in RidgeHead.RIDGES]
             missed = keep * missed + [np.square(y - x @ weight - bias).sum() for weight, bias in foretold]
         seen = [(a, b, keep * w) for a, b, w in seen] + [(x, y, 1.0)]
-        weight, bias = ridge_by_numpy(seen, Fit.RIDGES[int(missed.argmin())] if missed.any() else 1.0)
+        weight, bias = ridge_by_numpy(seen, RidgeHead.RIDGES[int(missed.argmin())] if missed.any() else 1.0)
         fit.learn(torch.from_numpy(x).float(), torch.from_numpy(y).float(), keep)
         np.testing.assert_allclose(head.weight.detach(), weight, atol=1e-5)
         np.testing.assert_allclose(head.bias.detach(), bias, atol=1e-5)
     monkeypatch.setattr(heads, "ROWS", 4)  # sums do not depend on how many rows are summed at a time
-    parts = Fit(ScalarHead(7))
+    parts = RidgeHead(ScalarHead(7))
     for x, y in rollouts:
         parts.learn(torch.from_numpy(x).float(), torch.from_numpy(y).float(), keep)
     torch.testing.assert_close(parts.head.weight, head.weight)
@@ -461,7 +461,7 @@ def test_a_head_that_is_solved_for_is_the_ridge_that_foretold_best(monkeypatch):
 
 def test_a_head_that_is_solved_for_survives_what_never_moves_and_little_to_see():
     head = ScalarHead(5).requires_grad_(False)
-    fit = Fit(head)
+    fit = RidgeHead(head)
     fit.learn(torch.tensor([[1.0, 2.0, 0.0, 7.0, 1e-20]]), torch.tensor([3.0]))
     assert head(torch.tensor([1.0, 2.0, 0.0, 7.0, 1e-20])).item() == pytest.approx(3.0)
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1.0, 0.0, 0.0, 1e-12]) + 5
@@ -475,9 +475,9 @@ def test_a_head_that_is_solved_for_is_kept_in_the_state(tiny):
         local = Local()
         local.add_trunk("base", tiny, lora=False)
         head = ScalarHead(6).requires_grad_(False)
-        local.roles["critic"] = Role(head=head, fit=Fit(head))
+        local.roles["critic"] = Role(head=head, closed_form_head=RidgeHead(head))
         local.start({})
-        return local, local.roles["critic"].fit
+        return local, local.roles["critic"].closed_form_head
 
     draw = torch.Generator().manual_seed(0)
     seen = [(torch.randn(20, 6, generator=draw), torch.randn(20, generator=draw)) for _ in range(4)]
@@ -505,7 +505,12 @@ def test_a_critic_reads_the_mean_of_the_states_so_far(tiny):
         cast = torch.randn(width, WIDE, generator=torch.Generator().manual_seed(width))
         random = (states / states.norm(dim=1, keepdim=True) @ cast).relu()
         sums = torch.stack([random[: t + 1].sum(0) for t in range(n)])
-        torch.testing.assert_close(out.features_BTD[i, :n], torch.cat([want, sums], 1), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            local.read_features(out.features, torch.full((n,), i), torch.arange(n)),
+            torch.cat([want, sums], 1),
+            atol=2e-5,
+            rtol=1e-4,
+        )
         torch.testing.assert_close(out.value_BT[i, :n], head(want).detach(), atol=1e-5, rtol=0)
         assert not out.value_BT[i, n:].any()
 

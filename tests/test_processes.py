@@ -1,6 +1,7 @@
-"""A step divided over processes: each takes some of the groups, divides by the weight of all, and the gradients are
-added."""
+"""Several processes: a step divided over them has the same gradient, and a second runtime runs the same stages."""
 
+import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as spawning
+from replicated import Exact, Replicated, launch
 
+import towpath as tp
 from towpath.algos import grpo, ppo
 from towpath.data.batch import Batch, Row
 from towpath.models import base
 from towpath.models.heads import ScalarHead
 from towpath.recipe import Policy
+from towpath.run import training
 from towpath.runtime.local import Local, Role
+from towpath.stages.job import Job
 
 ALGORITHMS = {"ppo": ppo, "grpo": grpo}
 
@@ -79,3 +84,57 @@ def test_the_gradient_does_not_change_with_the_number_of_processes(
     assert largest > 1e-3
     for key, part in alone.items():
         assert float((together[key] - part).abs().max()) < 1e-6 * max(largest, 1.0), key
+
+
+STAGES = {
+    "ppo": {"kl": 0.1, "steps": 3, "rollout": 12, "batch": 6, "ppo__critic_warmup": 0},
+    "grpo": {"kl": 0.1, "steps": 3, "rollout": 12, "batch": 12, "group": 4},
+    "dpo": {"epochs": 1, "batch": 8},
+}
+PROMPTS = [f"Tell me something about the number {i}." for i in range(24)]
+
+
+def vowels(_prompts, answers):
+    """The share of vowels of every answer."""
+    return [sum(c in "aeiou" for c in answer) / max(1, len(answer)) for answer in answers]
+
+
+def train_all(folder: Path, runtime: type[Local]) -> None:
+    """A policy stage by every algorithm."""
+    training.Job = functools.partial(Job, launcher=functools.partial(launch, runtime))
+    common = {"model": "tiny", "dtype": "float32", "max_new_tokens": 8, "validate_every": 2, "learning_rate": 1e-5}
+    for algo, settings in STAGES.items():
+        data = {"prompts": PROMPTS, "reward": vowels}
+        if algo == "dpo":
+            data = {"pairs": [(prompt, "aaaa bbb", "???? !!!") for prompt in PROMPTS]}
+        tp.train(algo, folder=folder / algo, **data, **common, **settings)
+
+
+def stage_work(rank: int, world: int, place: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=world)
+    train_all(Path(place) / f"rank{rank}", Replicated)
+    dist.destroy_process_group()
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl without what measures the machine."""
+    (path,) = folder.glob("*/metrics.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    timed = "seconds", "memory", "tokens"
+    return [{key: x for key, x in row.items() if not isinstance(x, str) and not key.startswith(timed)} for row in rows]
+
+
+@pytest.mark.slow
+def test_a_second_runtime_runs_the_same_stages_to_the_same_curves(tmp_path: Path, monkeypatch) -> None:
+    """Two gloo processes with replicated LoRA weights, through the contract alone."""
+    monkeypatch.setattr(training, "Job", Job)
+    train_all(tmp_path / "alone", Exact)
+    spawning.spawn(stage_work, (2, str(tmp_path)), nprocs=2)
+    for algo in STAGES:
+        alone = curves(tmp_path / "alone" / algo)
+        for rank in (0, 1):
+            together = curves(tmp_path / f"rank{rank}" / algo)
+            assert len(together) == len(alone) >= 3
+            for one, other in zip(alone, together, strict=True):
+                assert other == pytest.approx(one, rel=1e-6, abs=1e-6), algo

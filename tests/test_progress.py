@@ -9,14 +9,14 @@ import time
 
 import numpy as np
 import pytest
+from towpath.stages.sampler import generate
 
 import towpath as tp
 from towpath import progress as showing
 from towpath.progress import Progress, progress
 from towpath.recipe import Decoding
-from towpath.rollout.engine import Request
+from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.stages.sampler import generate
 
 
 @pytest.fixture
@@ -67,14 +67,14 @@ def test_a_silent_phase_says_every_few_seconds_that_it_goes_on(capsys, monkeypat
 
 def test_drawing_advances_with_every_token(tiny) -> None:
     """Three rows that run to their longest length used to stand at 0/3 to the end."""
-    requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
+    requests = [SampleRequest([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
     seen: list[tuple[int, int]] = []
     LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: seen.append((tokens, ended)))
     assert [tokens for tokens, _ in seen] == [3] * 40 and sum(ended for _, ended in seen) == 3
 
 
 def test_answers_that_end_early_count_as_done(tiny) -> None:
-    requests = [Request([5, 6, 7], Decoding(), np.random.default_rng(i).random(30 + i)) for i in range(8)]
+    requests = [SampleRequest([5, 6, 7], Decoding(), np.random.default_rng(i).random(30 + i)) for i in range(8)]
     plain = LocalEngine(tiny, eos=-1, pad=0).generate(requests)
     eos = plain[0].token_ids[4]
     seen: list[tuple[int, int]] = []

@@ -294,7 +294,7 @@ def test_a_rater_who_cannot_have_read_is_found_even_alone():
     slow = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 24_000) for i in range(12)]
     found = rater_quality.rater_findings(rater_quality.measure_quality(fast, texts=texts))
     assert [one.code for one in found] == ["rater-hurried"]
-    assert found[0].evidence == "ann: 0.4 s a pair, 300 words a second in the middle of 12 judgements"
+    assert found[0].evidence == "ann: 0.4 s a pair, a median of 300 words a second over 12 judgements"
     assert rater_quality.rater_findings(rater_quality.measure_quality(slow, texts=texts)) == []
     assert rater_quality.rater_findings(rater_quality.measure_quality(fast[:9], texts=texts)) == []
 

@@ -10,10 +10,10 @@ from transformers import GenerationConfig
 
 from towpath.data.batch import Batch, Row
 from towpath.models.adapters import Adapters
-from towpath.models.cpu import decoder
+from towpath.models.cpu import layers
 from towpath.recipe import Decoding
 from towpath.rollout import sampling
-from towpath.rollout.engine import Request
+from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.runtime.local import Local, Role
 
@@ -22,7 +22,7 @@ PROMPTS = [[5, 9, 20, 31], [7, 8], [40, 41, 42, 43, 44, 45, 46], [99]]
 
 def requests(decoding=None, tokens=12, seed=0):
     rng = np.random.default_rng(seed)
-    return [Request(p, decoding or Decoding(), rng.random(tokens)) for p in PROMPTS]
+    return [SampleRequest(p, decoding or Decoding(), rng.random(tokens)) for p in PROMPTS]
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_edges_of_the_uniform_stay_inside_the_kept_tokens():
 
 def test_log_probabilities_are_the_trainers(tiny):
     drawn = LocalEngine(tiny, eos=2, pad=0).generate(requests(Decoding(temperature=0.7)))
-    local = Local(temperature=0.7)
+    local = Local()
     local.add_trunk("base", tiny, lora=False)
     local.roles["policy"] = Role()
     rows = [Row(np.array([*p, *d.token_ids]), len(p)) for p, d in zip(PROMPTS, drawn, strict=True)]
-    out = local.score("policy", Batch(rows), ("logp",))
+    out = local.score("policy", Batch(rows), ("logp",), 0.7)
     for i, d in enumerate(drawn):
         assert out.logp_BT[i, : len(d.logprobs)].tolist() == pytest.approx(d.logprobs, abs=1e-5)
 
@@ -135,7 +135,9 @@ def test_a_row_does_not_depend_on_its_neighbours_or_its_place(tiny):
 def test_rows_that_leave_at_any_step_and_share_prompts_are_drawn_as_alone(tiny):
     rng = np.random.default_rng(4)
     limits = [40, 3, 17, 25, 1, 33, 16, 32]
-    wanted = [Request(PROMPTS[i % 3], Decoding(temperature=0.9), rng.random(limit)) for i, limit in enumerate(limits)]
+    wanted = [
+        SampleRequest(PROMPTS[i % 3], Decoding(temperature=0.9), rng.random(limit)) for i, limit in enumerate(limits)
+    ]
     together = LocalEngine(tiny, eos=2, pad=0).generate(wanted)
     for request, drawn in zip(wanted, together, strict=True):
         (alone,) = LocalEngine(tiny, eos=2, pad=0).generate([request])
@@ -147,9 +149,9 @@ def test_rows_that_leave_at_any_step_and_share_prompts_are_drawn_as_alone(tiny):
 def test_models_of_other_families_are_drawn_from_alike(tiny, monkeypatch, dtype):
     """The layers written out, their weights packed in bfloat16, against the model's own."""
     model = copy.deepcopy(tiny).to(dtype)
-    wanted = [Request(PROMPTS[i % 3], Decoding(), np.random.default_rng(i).random(12)) for i in range(6)]
+    wanted = [SampleRequest(PROMPTS[i % 3], Decoding(), np.random.default_rng(i).random(12)) for i in range(6)]
     ours = LocalEngine(model, eos=2, pad=0).generate(wanted)
-    monkeypatch.setattr(decoder, "fits", lambda _model: False)
+    monkeypatch.setattr(layers, "fits", lambda _model: False)
     theirs = LocalEngine(model, eos=2, pad=0).generate(wanted)
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     same = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.token_ids == b.token_ids]
@@ -163,7 +165,7 @@ def test_a_prompt_that_rows_share_is_read_once(tiny):
     hook = tiny.get_input_embeddings().register_forward_pre_hook(
         lambda _module, given: seen.append(tuple(given[0].shape))
     )
-    LocalEngine(tiny, eos=2, pad=0).generate([Request(PROMPTS[0], Decoding(), np.full(2, 0.5))] * 5)
+    LocalEngine(tiny, eos=2, pad=0).generate([SampleRequest(PROMPTS[0], Decoding(), np.full(2, 0.5))] * 5)
     hook.remove()
     assert seen[0] == (1, len(PROMPTS[0]))
     assert seen[1] == (5, 1)
@@ -189,7 +191,7 @@ def test_an_adapter_that_acts_is_heard_in_what_is_drawn(tiny):
         torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(1))
 
     def said():
-        wanted = [Request(PROMPTS[i % 3], Decoding(), np.random.default_rng(i).random(6)) for i in range(4)]
+        wanted = [SampleRequest(PROMPTS[i % 3], Decoding(), np.random.default_rng(i).random(6)) for i in range(4)]
         return [drawn.logprobs for drawn in LocalEngine(model, eos=2, pad=0).generate(wanted)]
 
     plain = said()

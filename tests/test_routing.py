@@ -22,6 +22,10 @@ def drawn(seed=0, count=2000, **more):
     ]
 
 
+def hajek(values, propensity):
+    return calibration.hajek_estimate(np.array(values), 1 / np.array(propensity))
+
+
 def share(routes):
     return sum(r.seats > 0 for r in routes) / len(routes)
 
@@ -86,7 +90,7 @@ def test_a_rate_of_all_pairs_comes_back_from_the_routed_ones():
             for hit, r in zip(right, route_comparisons(signals, seed=seed), strict=True)
             if r.seats
         ]
-        estimates.append(calibration.hajek(*zip(*seen, strict=True)).value - right.mean())
+        estimates.append(hajek(*zip(*seen, strict=True)).value - right.mean())
     assert abs(np.mean(estimates)) < 0.01
 
 
@@ -110,7 +114,7 @@ def test_each_reason_sends_a_pair_among_clear_ones(changed, reason):
     odd = replace(Signals("odd", judge="a", certainty=0.97, rule="a", margin=1.0, domain="home"), **changed)
     if reason == "judge and rule differ":
         odd = replace(odd, margin=None)
-    found = {r.comparison: r for r in route_comparisons([*clear, odd], known={"home"})}["odd"]
+    found = {r.comparison: r for r in route_comparisons([*clear, odd], known_domains={"home"})}["odd"]
     assert reason in found.reasons and found.propensity == 1.0
     assert found.seats >= (3 if reason == "gold" else 1)
 
@@ -149,21 +153,21 @@ def said(item=0, rater="ann", kind="person", **more):
 def test_fifty_thousand_pairs_at_a_minute_are_833_hours():
     found = label_budget.plan_labels(LabelRequest(50_000), Prices(seconds=60, wage=20))
     assert found.hours == pytest.approx(833.33, abs=0.01) and found.dollars == pytest.approx(16666.67, abs=0.01)
-    assert found.days == 209 and "833 hours" in found.told()
+    assert found.days == 209 and "833 hours" in found.describe()
     assert label_budget.plan_labels(LabelRequest(50_000, raters=5, hours_a_day=6)).days == 28
 
 
 def test_a_blend_costs_what_its_parts_cost():
     found = label_budget.plan_labels(
-        LabelRequest(1000, people=0.35, overlap=0.2, judged=1.0),
+        LabelRequest(1000, people=0.35, overlap=0.2, judge_share=1.0),
         Prices(seconds=90, wage=24, judge=0.02),
         SpendingLimit(dollars=100),
     )
     assert found.judgements == 420 and found.hours == pytest.approx(10.5) and found.judge_dollars == pytest.approx(20.0)
     assert found.dollars == pytest.approx(10.5 * 24 + 20) and not found.within
-    assert found.pairs_within == 367 and "367 pairs" in found.told()
+    assert found.pairs_within == 367 and "367 pairs" in found.describe()
     assert label_budget.plan_labels(
-        LabelRequest(367, people=0.35, overlap=0.2, judged=1.0), Prices(90, 24, 0.02), SpendingLimit(100)
+        LabelRequest(367, people=0.35, overlap=0.2, judge_share=1.0), Prices(90, 24, 0.02), SpendingLimit(100)
     ).within
     assert (
         not label_budget.plan_labels(LabelRequest(1000), Prices(), SpendingLimit(hours=16)).within
@@ -212,12 +216,12 @@ def test_the_burn_down_counts_days():
 
 def simulated_error(split, trust, draws, pairs=60000):
     """The share of wrong labels, by drawing everyone's word and taking the likelier answer."""
-    sure = draws.choice(np.asarray(trust.judge), pairs) if split.judged else np.full(pairs, 0.5)
+    sure = draws.choice(np.asarray(trust.judge), pairs) if split.use_judge else np.full(pairs, 0.5)
     judge = draws.random(pairs) < sure
     person = draws.random((3, pairs)) < trust.person
     order = np.argsort(np.argsort(sure + 1e-9 * draws.random(pairs)))
-    doubtful = (split.people - 0.12) / 0.88 if split.judged else split.people
-    seen = (order < doubtful * pairs) | ((draws.random(pairs) < 0.12) & split.judged)
+    doubtful = (split.people - 0.12) / 0.88 if split.use_judge else split.people
+    seen = (order < doubtful * pairs) | ((draws.random(pairs) < 0.12) & split.use_judge)
     doubled = draws.random(pairs) < split.overlap
     weight = np.log(trust.person / (1 - trust.person))
     judged = np.log(np.clip(sure, 0.5, 0.999) / (1 - np.clip(sure, 0.5, 0.999)))
@@ -236,27 +240,27 @@ def test_the_best_split_errs_as_it_says_and_no_other_errs_less(dollars):
     assert best.dollars <= dollars
     # a third judgement where two differ
     assert best.hours == pytest.approx(1000 * best.people * (1 + best.overlap * (1 + 2 * 0.8 * 0.2)) / 60)
-    assert best.dollars == pytest.approx(best.hours * 20 + 1000 * best.judged * 0.02)
+    assert best.dollars == pytest.approx(best.hours * 20 + 1000 * best.use_judge * 0.02)
     assert simulated_error(best, trust, generator(0, "test/split")) == pytest.approx(best.error, abs=0.008)
     for judged, people, overlap in product((False, True), (0.2, 0.4, 0.6, 0.8, 1.0), (0.1, 0.5, 1.0)):
         cost = 1000 * (people * (1 + overlap * 1.32) / 3 + 0.02 * judged)
         if cost <= dollars:
             other = simulated_error(
-                replace(best, judged=judged, people=people, overlap=overlap), trust, generator(1, "test/split")
+                replace(best, use_judge=judged, people=people, overlap=overlap), trust, generator(1, "test/split")
             )
             assert other > best.error - 0.008
 
 
 def test_people_see_the_doubtful_and_by_lot_the_rest():
-    seen = label_budget._seen(np.linspace(0.5, 1, 50), 0.35, 0.12)
+    seen = label_budget._human_chance(np.linspace(0.5, 1, 50), 0.35, 0.12)
     assert seen.mean() == pytest.approx(0.35) and seen[0] == 1.0 and seen[-1] == pytest.approx(0.12)
 
 
 def test_money_goes_where_it_helps():
     cheap_and_good = label_budget.best_split(1000, 150, RaterAccuracy(0.75, 0.85), Prices(judge=0.01))
-    assert cheap_and_good.judged and cheap_and_good.people < 0.5
+    assert cheap_and_good.use_judge and cheap_and_good.people < 0.5
     useless = label_budget.best_split(1000, 300, RaterAccuracy(0.9, 0.5), Prices(judge=0.2))
-    assert not useless.judged and useless.people > 0.7
+    assert not useless.use_judge and useless.people > 0.7
     poor, rich = (label_budget.best_split(1000, money, RaterAccuracy(0.8, 0.8)) for money in (120, 1200))
     assert rich.error < poor.error < 0.25
     assert label_budget.best_split(1000, 0, RaterAccuracy(0.8, 0.9)).error == 0.5

@@ -14,7 +14,7 @@ SHORT = "Oil it."
 
 
 def choice(rule: str, a: str, b: str, prompt: str = "How?") -> str | None:
-    return rules.load_rule(rule).says(prompt, a, b)
+    return rules.load_rule(rule).choose(prompt, a, b)
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ bad = "both_bad"
 def test_a_function_of_the_users_labels(tmp_path: Path):
     (tmp_path / "mine.py").write_text(FUNCTION)
     rule = rules.load_rule("python:mine:shorter", folder=tmp_path)
-    assert [rule.says("Why?", *pair) for pair in ((SHORT, LONG), (LONG, SHORT), ("ab", "ba"))] == ["a", "b", "tie"]
+    assert [rule.choose("Why?", *pair) for pair in ((SHORT, LONG), (LONG, SHORT), ("ab", "ba"))] == ["a", "b", "tie"]
     assert list(rules.apply_rule(rule, [PairText("k", "Why.", SHORT, LONG)])) == []
     assert rule.name == "mine.shorter" and rules.load_rule("mine:shorter", "s", tmp_path).name == "s"
-    with pytest.raises(DataError, match=r"gave 1\.0"):
-        rules.load_rule("mine:wrong", folder=tmp_path).says("Why?", "a", "b")
+    with pytest.raises(DataError, match=r"returned 1\.0"):
+        rules.load_rule("mine:wrong", folder=tmp_path).choose("Why?", "a", "b")
     (tmp_path / "mine.py").write_text(FUNCTION + "# another version\n")
     assert rules.load_rule("mine:shorter", folder=tmp_path).version != rule.version
 

@@ -105,10 +105,6 @@ def test_the_estimate_shrinks_as_the_evidence_grows_and_is_none_where_nothing_wo
     assert sequential.required_comparisons(0.95, 0.7, ties=0.2) is None, "there is no such rate with so many ties"
 
 
-def test_clusters_keep_their_order():
-    assert sequential.by_cluster([1, 0, 1, 0.5], ["p", "q", "p", "r"]) == pytest.approx([1.0, 0.0, 0.5])
-
-
 def test_wilson_covers_where_n_is_fixed():
     for row in stopping_rule.coverage():
         assert all(0.93 < row[rate] < 0.98 for rate in ("0.5", "0.7", "0.85"))

@@ -18,7 +18,7 @@ from towpath.models import base, shape
 from towpath.models.adapters import Adapters
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check
-from towpath.rollout.engine import Request
+from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.run import model_checks, sizes
 from towpath.runtime.local import Local, Role
@@ -165,7 +165,7 @@ def test_answers_that_outgrow_a_sliding_window_are_drawn_as_transformers_draws_t
     draw = np.random.default_rng(1)
     prompts = [draw.integers(20, 700, n).tolist() for n in (5, 30, 16)]
     ours = LocalEngine(model, eos=2, pad=3).generate(
-        [Request(p, Decoding(), np.zeros(24)) for p in prompts], greedy=True
+        [SampleRequest(p, Decoding(), np.zeros(24)) for p in prompts], greedy=True
     )
     for prompt, drawn in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])

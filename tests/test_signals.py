@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from towpath.data.batch import Batch, make_row
-from towpath.records import Prompt
-from towpath.rollout.engine import Drawn
-from towpath.stages.rollout_statistics import of_rollout
+from towpath.records import Prompt, Rollout
+from towpath.rollout.statistics import rollout_metrics
 
 SAME = [5, 5, 5, 5, 5, 9]
 HALF = [1, 2, 3, 1, 2, 3]
@@ -18,7 +17,7 @@ PROMPTS = tuple(
 )
 
 
-def told(reward, score=None, **more):
+def metrics_of(reward, score=None, **more):
     """The numbers of the four answers with these rewards, and with more columns."""
     longest = max(map(len, ANSWERS))
     ragged = torch.zeros(len(ANSWERS), longest)
@@ -30,13 +29,16 @@ def told(reward, score=None, **more):
         "reward": torch.tensor(reward),
         "score": torch.tensor(score or reward),
     } | more
-    drawn = [Drawn(list(ids), [-1.0] * len(ids), "stop") for ids in ANSWERS]
     texts = ["a a a a", "- one\n- two", "I can't help with that.", "x"]
-    return of_rollout(Batch([make_row([3], ids) for ids in ANSWERS], columns), PROMPTS, drawn, texts)
+    rollouts = [
+        Rollout(p, tuple(ids), (-1.0,) * len(ids), "stop", text)
+        for p, ids, text in zip(PROMPTS, ANSWERS, texts, strict=True)
+    ]
+    return rollout_metrics(Batch([make_row([3], ids) for ids in ANSWERS], columns), rollouts)
 
 
 def test_distance_counts_answer_tokens_only() -> None:
-    numbers = told([0.0, 1.0, 2.0, 3.0])
+    numbers = metrics_of([0.0, 1.0, 2.0, 3.0])
     assert numbers["kl"] == pytest.approx(0.5 * (6 + 6 + 6 + 2) / 4)
     assert numbers["kl_per_token"] == pytest.approx(0.5)
     assert numbers["sampler_error"] == pytest.approx(0.25)
@@ -45,20 +47,21 @@ def test_distance_counts_answer_tokens_only() -> None:
 def test_the_samplers_error_is_that_of_rows_that_were_asked_again() -> None:
     old = torch.full((4, 6), -1.25)
     old[1] = -1.0
-    asked = torch.tensor([False, True, False, False])
-    assert told([0.0, 1.0, 2.0, 3.0], old_logp=old, asked=asked)["sampler_error"] == pytest.approx(0.25)
+    checked = torch.tensor([False, True, False, False])
+    assert metrics_of([0.0, 1.0, 2.0, 3.0], old_logp=old, checked=checked)["sampler_error"] == pytest.approx(0.25)
 
 
 def test_a_rollout_of_one_answer_has_no_spread() -> None:
     columns = {name: torch.zeros(1, 2) for name in ("old_logp", "ref_logp", "sampler_logp")} | {
         "ended": torch.tensor([True])
     }
-    told = of_rollout(Batch([make_row([3], [7, 9])], columns), PROMPTS[:1], [Drawn([7, 9], [-1.0] * 2, "stop")], ["x"])
-    assert told["kl_std"] == 0.0
+    rollout = Rollout(PROMPTS[0], (7, 9), (-1.0, -1.0), "stop", "x")
+    metrics = rollout_metrics(Batch([make_row([3], [7, 9])], columns), [rollout])
+    assert metrics["kl_std"] == 0.0
 
 
 def test_texts_are_counted() -> None:
-    numbers = told([0.0, 1.0, 2.0, 3.0])
+    numbers = metrics_of([0.0, 1.0, 2.0, 3.0])
     assert numbers["length"] == 5.0
     assert numbers["finish_rate"] == 0.75
     assert numbers["repetition"] == pytest.approx((2 / 4 + 1 / 4 + 0 + 0) / 4)
@@ -67,21 +70,21 @@ def test_texts_are_counted() -> None:
 
 
 def test_domains_have_means_of_their_own() -> None:
-    numbers = told([0.0, 1.0, 2.0, 4.0], [0.0, 2.0, 2.0, 6.0])
+    numbers = metrics_of([0.0, 1.0, 2.0, 4.0], [0.0, 2.0, 2.0, 6.0])
     assert (numbers["reward/x"], numbers["reward/y"]) == (0.5, 3.0)
     assert (numbers["domain/x"], numbers["domain/y"]) == (1.0, 4.0)
 
 
 def test_what_is_paid_for_repetition_is_the_slope_of_the_reward() -> None:
-    paid = told([1 + 20 * share for share in (0.5, 0.25, 0.0, 0.0)])
+    paid = metrics_of([1 + 20 * share for share in (0.5, 0.25, 0.0, 0.0)])
     assert paid["reward_repetition_corr"] == pytest.approx(1.0)
     assert paid["repetition_worth"] == pytest.approx(20.0)
-    fined = told([0.0, 0.0, 1.0, 1.0], [1 + 20 * share for share in (0.5, 0.25, 0.0, 0.0)])
+    fined = metrics_of([0.0, 0.0, 1.0, 1.0], [1 + 20 * share for share in (0.5, 0.25, 0.0, 0.0)])
     assert fined["reward_repetition_corr"] < 0  # what counts is the reward, penalties taken off
-    assert "repetition_worth" not in told([1.0, 1.0, 1.0, 1.0])
+    assert "repetition_worth" not in metrics_of([1.0, 1.0, 1.0, 1.0])
 
 
 def test_what_is_paid_for_length_is_the_slope_of_the_score() -> None:
-    paid = told([0.0, 1.0, 2.0, 3.0], [3.0, 3.0, 3.0, 1.0])
+    paid = metrics_of([0.0, 1.0, 2.0, 3.0], [3.0, 3.0, 3.0, 1.0])
     assert paid["reward_length_corr"] == pytest.approx(1.0)
     assert paid["length_worth"] == pytest.approx(0.5)

@@ -41,7 +41,7 @@ def made(family: str, config: str = "", attention: str = "grouped", **settings):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Olmo2", "Gemma", "Mixtral"])
 def test_logits_that_are_the_heads_product_are_let_pass(family, dtype):
-    check_model.require(made(family, **({"head_dim": 8} if family in ("Qwen3", "Gemma") else {})).to(dtype), "here")
+    check_model.check_model(made(family, **({"head_dim": 8} if family in ("Qwen3", "Gemma") else {})).to(dtype), "here")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_logits_that_are_the_heads_product_are_let_pass(family, dtype):
 def test_what_would_be_trained_as_another_model_is_refused(family, settings, words):
     model = made(family, **settings)
     with pytest.raises(ModelError, match=words):
-        check_model.require(model, "here")
+        check_model.check_model(model, "here")
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -83,7 +83,7 @@ def test_layers_are_parted_only_where_that_changes_nothing(family, config, setti
     runtime.adapters["base"].add("policy", 4, 8.0, 0, last_n_layers=1)
     runtime.roles["policy"] = Role(adapter="policy", trains=("adapter",))
     batch = Batch([Row(draw.integers(3, 128, n), 4) for n in (9, 30, 17)])
-    grounded = runtime.grounded(batch)
-    assert ("ground" in grounded.columns) == parted
-    said, plain = (runtime.score("policy", asked, ("logp",)).logp_BT for asked in (grounded, batch))
+    cached = runtime.cache_frozen_prefix(batch, "policy")
+    assert ("prefix" in cached.handles) == parted
+    said, plain = (runtime.score("policy", rows, ("logp",)).logp_BT for rows in (cached, batch))
     torch.testing.assert_close(said, plain, atol=1e-4, rtol=0)

@@ -16,7 +16,7 @@ from towpath.data.batch import Batch, Row
 from towpath.errors import RecipeError, ResourceError
 from towpath.models import base
 from towpath.recipe import Decoding
-from towpath.rollout.engine import Request
+from towpath.rollout.engine import SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.rollout.vllm import VllmEngine
 
@@ -32,7 +32,7 @@ PROMPTS = [[5, 9, 20, 31], [7, 8], [40, 41, 42, 43, 44, 45, 46]]
 
 def wanted(count=24, longest=20):
     rng = np.random.default_rng(3)
-    return [Request(PROMPTS[i % 3], HOW[i % 5], rng.random(1 + int(rng.integers(longest)))) for i in range(count)]
+    return [SampleRequest(PROMPTS[i % 3], HOW[i % 5], rng.random(1 + int(rng.integers(longest)))) for i in range(count)]
 
 
 def test_a_python_that_is_not_there_is_named(tiny, tmp_path):
@@ -125,7 +125,7 @@ def test_a_ppo_run_draws_by_vllm(model, tmp_path, python):
         "epochs": 2,
         "max_new_tokens": 8,
         "folder": str(tmp_path),
-        "engine": {"of": "vllm", "python": python, "cache": 0.1},
+        "engine": {"type": "vllm", "python": python, "cache": 0.1},
     }
     code = f"""
 import json

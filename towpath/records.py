@@ -49,6 +49,31 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout:
+    """A completion of the model in training, to learn from: its prompt, its tokens, and log p of each."""
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: Literal["stop", "length"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a rollout is worth: the combined score of all reward sources, and the reward shaped from it."""
+
+    score: float
+    reward: float
+    sources: dict[str, float] = field(default_factory=dict)
+    """The score of each source, where there are several."""
+    watched: dict[str, float] = field(default_factory=dict)
+    """Scores of sources that are not rewarded."""
+    spread: float | None = None
+    """Standard deviation over an ensemble of reward models."""
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Two completions of one prompt, to be judged against each other."""
 

@@ -30,9 +30,9 @@ from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check, override
 from towpath.records import Prompt
-from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.runtime.local import Local, give_back_memory, prepare_process
+from towpath.runtime.local import Local, prepare_process, release_memory
 from towpath.stages import loop, policy, reward, sampler, sft
 from towpath.stages.job import Job
 from towpath.store import jsonl
@@ -79,13 +79,15 @@ class Prescribed(LocalEngine):
     workload: Workload
     counts: Counter[str]
 
-    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Any = None) -> list[Drawn]:
+    def generate(self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Any = None) -> list[SampleOutput]:
         lengths = self.workload.answer_lengths()
         self.eos = [-1]
-        asked = [Request(r.prompt, r.decoding, r.uniforms[: lengths[i % len(lengths)]]) for i, r in enumerate(requests)]
+        asked = [
+            SampleRequest(r.prompt, r.decoding, r.uniforms[: lengths[i % len(lengths)]]) for i, r in enumerate(requests)
+        ]
         drawn = super().generate(asked, greedy, tick)
         if not self.workload.forced:
-            drawn = [Drawn([*d.token_ids[:-1], EOS], d.logprobs, "stop") for d in drawn]
+            drawn = [SampleOutput([*d.token_ids[:-1], EOS], d.logprobs, "stop") for d in drawn]
         self.counts["answers"] += len(drawn)
         self.counts["answer_tokens"] += sum(len(d.token_ids) for d in drawn)
         return drawn
@@ -228,7 +230,7 @@ def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> P
         runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)}, place / "weights"
     )
     del runtime
-    give_back_memory()  # as between stages
+    release_memory()  # as between stages
     return place
 
 
@@ -310,7 +312,7 @@ def generated(workload: Workload, model: Path, folder: Path) -> Told:
     longest = workload.new_tokens[1]
     how = Decoding(temperature=1.0)
     requests = [
-        Request(job.chat.prompt(p.prompt), how, uniforms(longest, workload.seed, "generate", p.id))
+        SampleRequest(job.chat.prompt(p.prompt), how, uniforms(longest, workload.seed, "generate", p.id))
         for p in job.corpus.prompts
     ]
     engine.generate(requests[:4])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache
 
-from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.stages import experience
 
@@ -28,8 +28,8 @@ class Otherwise(LocalEngine):
     at = 1.0
 
     def generate(
-        self, requests: Sequence[Request], greedy: bool = False, tick: Callable[[int], None] | None = None
-    ) -> list[Drawn]:
+        self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Callable[[int], None] | None = None
+    ) -> list[SampleOutput]:
         """Answers in the order of the requests."""
         how = [
             replace(request, decoding=request.decoding.model_copy(update={"temperature": self.at}))

@@ -30,7 +30,7 @@ SOUND = {"tiny": "PPO", "larger": "PPO, larger"}
 def arm(name: str, seed: int, cache: Path, which: str) -> Path:
     """One of the three runs, unless it was done before."""
     from benchmarks.planted.training import trained
-    from towpath.runtime.local import prepare_process
+    from towpath.runtime.process import prepare_process
 
     planted = next(p for p in FAULTS if p.name == name)
     folder = _folder(planted, seed, cache, which)

@@ -13,7 +13,7 @@ CACHE = Path(".bench/planted")
 def run(name: str, seed: int, cache: Path) -> Path:
     """Train one, unless it was trained before; where its record lies."""
     from benchmarks.planted.training import trained
-    from towpath.runtime.local import prepare_process
+    from towpath.runtime.process import prepare_process
 
     planted = next(p for p in (*FAULTS, *HEALTHY) if p.name == name)
     folder = place(planted, seed, cache)

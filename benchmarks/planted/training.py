@@ -13,6 +13,7 @@ from benchmarks.planted.faults import Labels, Planted
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.data.draws import generator, uniforms
+from towpath.data.intervals import accuracy_ceiling
 from towpath.errors import TrainingError
 from towpath.feedback import agreement
 from towpath.health.monitor import stage_facts
@@ -20,7 +21,7 @@ from towpath.models import base
 from towpath.recipe import Decoding, Recipe
 from towpath.records import Comparison, Completion, Judgement, Label, Prompt, as_row
 from towpath.rewards import sources
-from towpath.rollout.engine import Drawn, Request
+from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.stages import policy, reward
 from towpath.stages.job import Job
@@ -114,7 +115,7 @@ def _labelled(
     store.add_comparisons(comparisons)
     (place / "labels.json").write_text(json.dumps([as_row(label) for label in given]))
     rate, n = agreement.pairwise_agreement(judgements)
-    result = {"agreement": {"rate": rate, "n": n}, "ceiling": agreement.accuracy_ceiling(rate)}
+    result = {"agreement": {"rate": rate, "n": n}, "ceiling": accuracy_ceiling(rate)}
     (place / "manifest.json").write_text(json.dumps({"result": result}))
     return {"sample": place, "label": place}
 
@@ -128,14 +129,14 @@ def _rewarded(recipe: Recipe, inputs: dict[str, Path], folder: Path, store: Stor
     return place
 
 
-def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[tuple[Drawn, str]]:
+def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[tuple[SampleOutput, str]]:
     """One answer of a model to each prompt, at temperature 1."""
     chat = Chat(base.load_tokenizer(model))
     how = Decoding()
     engine = LocalEngine(base.load(model, torch.float32, "grouped"), chat.stops, chat.pad)
     drawn = engine.generate(
         [
-            Request(chat.prompt(p.prompt), how, uniforms(world.TOKENS, seed, stream, str(i)))
+            SampleRequest(chat.prompt(p.prompt), how, uniforms(world.TOKENS, seed, stream, str(i)))
             for i, p in enumerate(prompts)
         ]
     )

@@ -1,6 +1,7 @@
-"""What the loop gives an algorithm and what it takes back.  B rows, T answer tokens."""
+"""What an algorithm gets from a pass and what it returns.  B rows, T answer tokens, D width."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ def _none() -> Tensor:
 
 @dataclass
 class Outputs:
-    """What was said of a micro-batch; a field nobody asked for is empty. Where several roles learn the loss is a sum
-    over them, and an algorithm is asked for each role's part alone."""
+    """Outputs of one role on a micro-batch; fields that were not wanted are empty. Where several roles train, the loss
+    is a sum over them and is called with the outputs of each in turn."""
 
     mask_BT: Tensor
     logp_BT: Tensor = field(default_factory=_none)
@@ -26,7 +27,14 @@ class Outputs:
     features_BTD: Tensor = field(default_factory=_none)
     last_BD: Tensor = field(default_factory=_none)
     spread_B: Tensor = field(default_factory=_none)
-    """Where several reward models score: the deviation of their scores."""
+    """Standard deviation of the scores of several reward models."""
+    features: Any = None
+    """Handle to `features_BTD` where they stay in the runtime."""
+
+    def to_host(self) -> "Outputs":
+        """The same in host memory."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "features"}
+        return Outputs(**{name: tensor.cpu() for name, tensor in tensors.items()}, features=self.features)
 
 
 def add(into: Metrics, more: Metrics) -> None:

@@ -34,7 +34,7 @@ def token_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: float) 
     """-coef * KL at every token, the score added at the last one."""
     last_B = mask_BT.sum(1) - 1
     reward_BT = torch.where(mask_BT, -coef * kl_BT, 0.0)
-    return reward_BT.scatter_add(1, last_B[:, None], score_B[:, None])
+    return reward_BT.scatter_add(1, last_B[:, None], score_B[:, None].to(reward_BT.dtype))
 
 
 def sequence_rewards(score_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, coef: float) -> Tensor:
@@ -61,7 +61,7 @@ def group_centred(x_B: Tensor, group_B: Tensor, scale: bool, eps: float = 1e-4) 
     return centred_B.to(x_B.dtype)
 
 
-def left_out(x_B: Tensor, group_B: Tensor) -> Tensor:
+def leave_one_out(x_B: Tensor, group_B: Tensor) -> Tensor:
     """Less the mean of the *others* of its group (RLOO, arXiv 2402.14740); an answer alone has nothing to compare
     with: zero."""
     total_B, size_B = group_sums(x_B, group_B)
@@ -107,7 +107,7 @@ def identity_preference(margin: Tensor, tau: float) -> Tensor:
     return (margin - 1 / (2 * tau)) ** 2
 
 
-def prospect(log_ratio: Tensor, desirable: Tensor, point: Tensor, beta: float, gain: float, loss: float) -> Tensor:
+def kto_loss(log_ratio: Tensor, desirable: Tensor, point: Tensor, beta: float, gain: float, loss: float) -> Tensor:
     """Loss of value against a reference point: weight * (1 - sigmoid(+-beta (log ratio - point))) (KTO, arXiv
     2402.01306)."""
     sign = torch.where(desirable, 1.0, -1.0).to(log_ratio.dtype)
@@ -130,7 +130,7 @@ def _log1mexp(x: Tensor) -> Tensor:
     )
 
 
-def controlled(coef: float, kl: float, target: float, step: float) -> float:
+def adaptive_kl_coef(coef: float, kl: float, target: float, step: float) -> float:
     """The next KL coefficient: a proportional controller with a clipped error (Ziegler et al. 2019, who clip it at a
     fifth: they take thousands of steps)."""
     if target <= 0:

@@ -13,6 +13,7 @@ from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch
 from towpath.recipe import Policy
 
+CONFIG = Policy
 DATA = "comparisons"
 PAIRED = False
 TRAINS = {"policy": ("logp",)}
@@ -33,7 +34,7 @@ def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tu
     c = batch.columns
     kto = cfg.kto
     log_ratio_B = pairwise.sums(out.logp_BT - c["ref_logp"], out.mask_BT)
-    cost_B = F.prospect(log_ratio_B, c["desirable"], c["point"], kto.beta, kto.desirable, kto.undesirable)
+    cost_B = F.kto_loss(log_ratio_B, c["desirable"], c["point"], kto.beta, kto.desirable, kto.undesirable)
     said = log_ratio_B.detach()
     rows = float(len(batch))
     right = (said > c["point"]) == c["desirable"]

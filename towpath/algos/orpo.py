@@ -11,6 +11,7 @@ from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch
 from towpath.recipe import Policy
 
+CONFIG = Policy
 DATA = "comparisons"
 TRAINS = {"policy": ("logp",)}
 prepare = pairwise.prepare

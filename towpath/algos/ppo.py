@@ -9,6 +9,7 @@ from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch
 from towpath.recipe import Policy
 
+CONFIG = Policy
 DATA = "rollouts"
 TRAINS = {"policy": ("logp", "entropy"), "critic": ("value",)}
 

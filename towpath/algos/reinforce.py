@@ -9,6 +9,7 @@ from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch
 from towpath.recipe import Policy
 
+CONFIG = Policy
 DATA = "rollouts"
 TRAINS = {"policy": ("logp", "entropy")}
 
@@ -17,7 +18,7 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
     """Reward of the whole answer, KL within, against the mean of all others; to unit scale when asked."""
     kl_BT, mask_BT = surrogate.log_ratios(batch)
     reward_B = F.sequence_rewards(batch.columns["reward"], kl_BT, mask_BT, knobs["kl_coef"])
-    advantage_B = F.left_out(reward_B, torch.zeros_like(reward_B, dtype=torch.int64))
+    advantage_B = F.leave_one_out(reward_B, torch.zeros_like(reward_B, dtype=torch.int64))
     if cfg.reinforce.whiten:
         advantage_B = F.whiten(advantage_B, torch.ones_like(advantage_B, dtype=torch.bool))
     return batch.with_columns(advantage=advantage_B)

@@ -14,6 +14,7 @@ from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch
 from towpath.recipe import Reward
 
+CONFIG = Reward
 DATA = "comparisons"
 TRAINS = {"reward": ("score",)}
 

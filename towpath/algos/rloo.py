@@ -9,6 +9,7 @@ from towpath.algos.contract import Metrics, Outputs
 from towpath.data.batch import Batch
 from towpath.recipe import Policy
 
+CONFIG = Policy
 DATA = "rollouts"
 TRAINS = {"policy": ("logp", "entropy")}
 
@@ -18,7 +19,7 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
     c = batch.columns
     kl_BT, mask_BT = surrogate.log_ratios(batch)
     reward_B = F.sequence_rewards(c["reward"], kl_BT, mask_BT, knobs["kl_coef"])
-    return batch.with_columns(advantage=F.left_out(reward_B, c["group"]))
+    return batch.with_columns(advantage=F.leave_one_out(reward_B, c["group"]))
 
 
 def weigh(batch: Batch, cfg: Policy) -> float:

@@ -11,7 +11,7 @@ from towpath.data.batch import Batch
 def log_ratios(batch: Batch) -> tuple[Tensor, Tensor]:
     """log pi_old - log pi_ref at every answer token [B,T], zero elsewhere, and the mask of answer tokens."""
     c = batch.columns
-    mask_BT = torch.from_numpy(batch.mask_BT).to(c["old_logp"].device)
+    mask_BT = torch.as_tensor(batch.mask_BT)
     return torch.where(mask_BT, c["old_logp"] - c["ref_logp"], 0.0), mask_BT
 
 

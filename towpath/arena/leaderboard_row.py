@@ -45,7 +45,7 @@ def leaderboard_row(store: Store, number: int) -> LeaderboardRow:
     judge_agreement = {}
     for name in sorted({j.rater for j in judgements if j.kind == "judge"}):
         own = [j for j in judgements if j.rater == name]
-        judge_outcomes = evals.finished_outcomes(pairs, own, alone=True)
+        judge_outcomes = evals.finished_outcomes(pairs, own, single_rater=True)
         judges[name] = evals.win_record(judge_outcomes, arena.threshold, len(own))
         judge_agreement[name] = _judge_agreement(judge_outcomes, outcomes)
     to_judge = sum(not pair.same for pair in pairs)

@@ -4,7 +4,7 @@ P lines, L tokens of a line, B rows, T answer tokens.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,8 @@ class Batch:
     columns: dict[str, Any] = field(default_factory=dict)
     sizes: tuple[int, ...] = ()
     fixed: frozenset[str] = frozenset()
+    handles: Mapping[str, Any] = field(default_factory=dict)
+    """What a runtime keeps of these rows; the column `cached_row` numbers them there."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,7 +60,7 @@ class Batch:
         lengths = np.array([row.answer_length for row in self.rows])
         return np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
 
-    def take(self, groups: Sequence[int]) -> "Batch":
+    def take(self, groups: Sequence[int] | np.ndarray) -> "Batch":
         """The named groups of rows, in that order, columns cut to their longest answer."""
         sizes = np.array(self.sizes or [1] * len(self.rows))
         starts = np.cumsum(sizes) - sizes
@@ -74,6 +76,11 @@ class Batch:
     def with_columns(self, **columns: Any) -> "Batch":
         """The same rows with more columns."""
         return replace(self, columns={**self.columns, **columns})
+
+    def with_handle(self, name: str, handle: Any) -> "Batch":
+        """The same rows with a handle to what a runtime keeps of them."""
+        cached_row = self.columns.get("cached_row", np.arange(len(self)))
+        return replace(self, columns={**self.columns, "cached_row": cached_row}, handles={**self.handles, name: handle})
 
     def passes(self, tokens: int) -> Iterator["Batch"]:
         """Micro-batches of about so many tokens, as few as that allows and of about one size, of similar length,

@@ -1,5 +1,4 @@
-"""Who judges the win rates of the gates: the written rubric where the data is a bundled recipe's, and nobody
-elsewhere."""
+"""Choose the evaluator of win-rate gates: the written rubric for bundled recipes, none for other data."""
 
 from typing import Literal
 
@@ -19,5 +18,5 @@ NO_JUDGE_FIX = "compare the models blind with people or your own judge: `towpath
 
 
 def find_evaluator(corpus: Corpus | DataSummary) -> Evaluator | None:
-    """The judge of win rates that fits a corpus, or None."""
+    """The evaluator of win rates for a corpus, or None."""
     return "rubric" if is_bundled(corpus) else None

@@ -1,5 +1,4 @@
-"""The record of two models' answers judged against each other: how often ours was preferred, how sure that is, and
-raters' errors taken out."""
+"""Win rate of one model against another from pairwise judgements, with intervals and rater error removed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,26 +7,26 @@ from typing import Literal
 import numpy as np
 
 from towpath.data.draws import generator
-from towpath.data.intervals import wilson
+from towpath.data.intervals import accuracy_ceiling, wilson
 from towpath.evals import sequential
 from towpath.evals.winrate import length_controlled
 from towpath.records import Judgement
 
-RULE = "ties and both bad count half; several verdicts on one prompt count as their mean; identical answers are a tie"
+RULE = "ties and both bad count half; several judgements of one prompt count as their mean; identical answers are a tie"
 RESAMPLES = 400
-LEAST_SKILL = 0.1
-"""How far above a coin a rater must be, by twice the accuracy less one, for errors to be taken out."""
+MIN_SKILL = 0.1
+"""Smallest skill (twice the accuracy minus one) of raters for which their error can be removed."""
 
 Side = Literal["a", "b"]
 
 
 @dataclass(frozen=True, slots=True)
 class ArenaPair:
-    """Two answers to one prompt: where ours lies, by how many words it is longer, how many raters are wanted;
-    `place` is its turn in the queue."""
+    """Two answers to one prompt: the side of ours, its length difference in words, wanted raters (`seats`), queue
+    position."""
 
     comparison: str
-    place: int
+    position: int
     ours: Side
     gap: int = 0
     seats: int = 1
@@ -44,8 +43,7 @@ class RateEstimate:
 
 @dataclass(frozen=True, slots=True)
 class WinRecord:
-    """How one side stands after n prompts. Of the intervals only `anytime` may be looked at again and again and then
-    acted upon."""
+    """Results after n prompts. Only the `anytime` interval stays valid when it is checked repeatedly."""
 
     n: int
     judgements: int
@@ -58,8 +56,7 @@ class WinRecord:
     bootstrap: tuple[float, float]
     equal_length: RateEstimate | None
     true_rate: RateEstimate | None
-    """What raters who never err would say, by how far these agree; None where they were not measured, or hardly
-    agree."""
+    """The rate of raters without error, estimated from their agreement; None if unknown or too low."""
     accuracy: float | None
     threshold: float
     verdict: sequential.VerdictWord
@@ -69,8 +66,7 @@ class WinRecord:
 
 
 def outcome_value(judgement: Judgement, ours: Side) -> float:
-    """1 where our answer was preferred, 0 where the other, else a half. A judge that turns with the order has said
-    nothing: a tie."""
+    """1 if ours was preferred, 0 if the other, else 0.5. A judge that flips with the order counts as a tie."""
     orders = judgement.details.get("orders") if judgement.kind == "judge" else None
     if isinstance(orders, Mapping) and len(set(orders.values())) > 1:
         return 0.5
@@ -78,40 +74,37 @@ def outcome_value(judgement: Judgement, ours: Side) -> float:
 
 
 def finished_outcomes(
-    pairs: Iterable[ArenaPair], judgements: Iterable[Judgement], alone: bool = False
+    pairs: Iterable[ArenaPair], judgements: Iterable[Judgement], single_rater: bool = False
 ) -> list[tuple[ArenaPair, float]]:
-    """Prompts with their outcome, in the order in which the last wanted verdict came in; with `alone` the first
-    verdict is enough.
+    """Prompts with their outcome, in the order in which their last wanted judgement arrived.
 
-    Identical answers, which nobody is asked about, come in at their place in the queue. The order must not depend on
-    what was said: the proof that one may look after every prompt needs it so.
+    With `single_rater` the first judgement completes a prompt. Pairs of identical answers, which are not judged,
+    come in at their queue position. The order must not depend on the judgements, or the sequential test would not be
+    valid.
     """
     by_name = {pair.comparison: pair for pair in pairs}
-    said: dict[str, dict[str, float]] = {}
-    ended: list[ArenaPair] = []
+    values: dict[str, dict[str, float]] = {}
+    complete: list[ArenaPair] = []
     for j in judgements:
         pair = by_name.get(j.comparison)
         if pair is None:
             continue
-        own = said.setdefault(j.comparison, {})
+        own = values.setdefault(j.comparison, {})
         before = len(own)
         own[j.rater] = outcome_value(j, pair.ours)
-        wanted = 1 if alone else max(1, pair.seats)
+        wanted = 1 if single_rater else max(1, pair.seats)
         if before < wanted <= len(own):
-            ended.append(pair)
-    same = sorted((pair for pair in by_name.values() if pair.same), key=lambda pair: pair.place)
-    found = []
-    for pair in ended:
-        while same and same[0].place < pair.place:
-            found.append((same.pop(0), 0.5))
-        found.append((pair, float(np.mean(list(said[pair.comparison].values())))))
-    return found + (
-        [(pair, 0.5) for pair in same] if len(ended) == len(by_name) - _count_same(by_name.values()) else []
-    )
-
-
-def _count_same(pairs: Iterable[ArenaPair]) -> int:
-    return sum(pair.same for pair in pairs)
+            complete.append(pair)
+    same = sorted((pair for pair in by_name.values() if pair.same), key=lambda pair: pair.position)
+    outcomes = []
+    for pair in complete:
+        while same and same[0].position < pair.position:
+            outcomes.append((same.pop(0), 0.5))
+        outcomes.append((pair, float(np.mean(list(values[pair.comparison].values())))))
+    judged_pairs = sum(not pair.same for pair in by_name.values())
+    if len(complete) == judged_pairs:
+        outcomes += [(pair, 0.5) for pair in same]
+    return outcomes
 
 
 def win_record(
@@ -121,77 +114,71 @@ def win_record(
     agreement: tuple[float, int] | None = None,
     seed: int = 0,
 ) -> WinRecord:
-    """The record of finished prompts; `agreement` is how often two raters chose alike, and on how many doubly judged
+    """The record of finished prompts; `agreement` is the share of equal choices of two raters and the number of such
     pairs."""
     y_N = np.array([y for _, y in outcomes])
     gap_N = np.array([float(pair.gap) for pair, _ in outcomes])
     n = len(y_N)
     decision = sequential.decide(y_N, threshold)
     counts = {"wins": int((y_N > 0.5).sum()), "ties": int((y_N == 0.5).sum()), "losses": int((y_N < 0.5).sum())}
-    rest = {"threshold": threshold, "verdict": decision.verdict, "decided_at": decision.at, "more": decision.more}
-    accuracy = rater_accuracy(agreement[0]) if agreement and agreement[1] else None
+    decided = {"verdict": decision.verdict, "decided_at": decision.at, "more": decision.more, "threshold": threshold}
+    accuracy = accuracy_ceiling(agreement[0]) if agreement and agreement[1] else None
     if not n:
-        whole = (0.0, 1.0)
+        unknown = (0.0, 1.0)
         return WinRecord(
             0,
             judgements,
             **counts,
             rate=0.5,
-            wilson=whole,
-            anytime=whole,
-            bootstrap=whole,
+            wilson=unknown,
+            anytime=unknown,
+            bootstrap=unknown,
             equal_length=None,
             true_rate=None,
             accuracy=accuracy,
-            **rest,
+            **decided,
         )
     index_BN = generator(seed, "bootstrap/arena").integers(0, n, (RESAMPLES, n))
     rate = float(y_N.mean())
     rate_B = y_N[index_BN].mean(1)
     equal_B = [length_controlled(y_N[index_N], gap_N[index_N]) for index_N in index_BN] if n >= 10 else []
-    equal = RateEstimate(length_controlled(y_N, gap_N), _ends(equal_B)) if len(equal_B) else None
-    near = wilson(float(y_N.sum()), n)
+    equal = RateEstimate(length_controlled(y_N, gap_N), _percentile_interval(equal_B)) if len(equal_B) else None
+    wilson_interval = wilson(float(y_N.sum()), n)
     return WinRecord(
         n,
         judgements,
         **counts,
         rate=rate,
-        wilson=near,
+        wilson=wilson_interval,
         anytime=decision.interval,
-        bootstrap=_ends(rate_B) if rate_B.std() else near,
+        bootstrap=_percentile_interval(rate_B) if rate_B.std() else wilson_interval,
         equal_length=equal,
         true_rate=without_rater_error(rate, rate_B, agreement, seed),
         accuracy=accuracy,
-        **rest,
+        **decided,
     )
-
-
-def rater_accuracy(agreement: float) -> float:
-    """How often a rater is right, where two equal ones agree this often."""
-    return 0.5 * (1 + float(np.sqrt(max(0.0, 2 * agreement - 1))))
 
 
 def without_rater_error(
     rate: float, rate_B: np.ndarray, agreement: tuple[float, int] | None, seed: int = 0
 ) -> RateEstimate | None:
-    """The rate that raters without error would give: theirs lies nearer to a half by their error (16 % make 70 % of
-    79 %).
+    """The rate without rater error, which pulls the observed rate towards 0.5 (16 % error turn 79 % into 70 %).
 
-    Rate and agreement are both uncertain, and both are drawn anew: the rate by prompts, the agreement from its
-    posterior. None without agreement, or where it may be that of coins.
+    Both rate and agreement are resampled: the rate by prompts, the agreement from its posterior. None without
+    agreement, or if it may be that of random choices.
     """
     if agreement is None or not agreement[1]:
         return None
     share, n = agreement
     alike = generator(seed, "bootstrap/agreement/arena").beta(share * n + 0.5, (1 - share) * n + 0.5, len(rate_B))
     skill_B = np.sqrt(np.maximum(0.0, 2 * alike - 1))  # twice the accuracy less one
-    skill = 2 * rater_accuracy(share) - 1
-    if min(skill, float(np.quantile(skill_B, 0.025))) < LEAST_SKILL:
+    skill = 2 * accuracy_ceiling(share) - 1
+    if min(skill, float(np.quantile(skill_B, 0.025))) < MIN_SKILL:
         return None
-    true_B = np.clip(0.5 + (rate_B - 0.5) / np.maximum(skill_B, LEAST_SKILL), 0.0, 1.0)
-    return RateEstimate(float(np.clip(0.5 + (rate - 0.5) / skill, 0.0, 1.0)), _ends(true_B))
+    true_B = np.clip(0.5 + (rate_B - 0.5) / np.maximum(skill_B, MIN_SKILL), 0.0, 1.0)
+    return RateEstimate(float(np.clip(0.5 + (rate - 0.5) / skill, 0.0, 1.0)), _percentile_interval(true_B))
 
 
-def _ends(values_B: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def _percentile_interval(values_B: Sequence[float] | np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(np.asarray(values_B), [0.025, 0.975])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""How good a reward model is: accuracy, calibration, and how much of it is only length."""
+"""Accuracy and calibration of a reward model, and how much of it is explained by length."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from towpath.evals.winrate import fit_logistic
 
 
 def accuracy_by_group(names: Sequence[str], right: np.ndarray) -> dict[str, dict[str, float]]:
-    """Accuracy and count for each name."""
-    found: dict[str, dict[str, float]] = {}
+    """Accuracy and count for each group name."""
+    groups: dict[str, dict[str, float]] = {}
     for name in sorted(set(names)):
-        chosen = right[[i for i, other in enumerate(names) if other == name]]
-        found[name] = {"accuracy": float(chosen.mean()), "n": len(chosen)}
-    return found
+        group = right[[i for i, other in enumerate(names) if other == name]]
+        groups[name] = {"accuracy": float(group.mean()), "n": len(group)}
+    return groups
 
 
 def pair_accuracy(gap: np.ndarray, prompts: Sequence[str], seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
-    """Share of pairs put in the labelled order; pairs of one prompt are not independent, so prompts are resampled."""
+    """Share of pairs ranked as labelled; pairs of one prompt are dependent, so the bootstrap resamples prompts."""
     right = (gap > 0).astype(float) + 0.5 * (gap == 0)
     names = sorted(set(prompts))
     index = {name: i for i, name in enumerate(names)}
@@ -43,14 +43,15 @@ def pair_accuracy(gap: np.ndarray, prompts: Sequence[str], seed: int = 0, resamp
 
 
 def calibration_error(gap: np.ndarray, bins: int = 5) -> tuple[float, list[dict[str, float]]]:
-    """Expected calibration error of P(chosen) = sigmoid(gap), folded to confidence in the predicted winner."""
+    """Expected calibration error of P(chosen) = sigmoid(gap), folded to the confidence in the predicted winner, and its
+    bins."""
     confidence = 1 / (1 + np.exp(-np.abs(gap)))
     right = (gap > 0).astype(float)
     edges = np.quantile(confidence, np.linspace(0, 1, bins + 1))
-    place = np.clip(np.searchsorted(edges[1:-1], confidence, side="right"), 0, bins - 1)
+    bin_of = np.clip(np.searchsorted(edges[1:-1], confidence, side="right"), 0, bins - 1)
     rows = []
     for index in range(bins):
-        inside = place == index
+        inside = bin_of == index
         if inside.any():
             rows.append(
                 {
@@ -64,15 +65,14 @@ def calibration_error(gap: np.ndarray, bins: int = 5) -> tuple[float, list[dict[
 
 
 def length_features(lengths: np.ndarray) -> np.ndarray:
-    """What length alone can say: itself, its logarithm and its square."""
+    """Features of length: itself, its logarithm and its square."""
     return np.stack([lengths / 50, np.log1p(lengths), (lengths / 50) ** 2], axis=-1)
 
 
 def length_only_accuracy(
     chosen: np.ndarray, rejected: np.ndarray, chosen_held: np.ndarray, rejected_held: np.ndarray
 ) -> float:
-    """Held-out accuracy of the best of three judges that see only length: longer, shorter, and a curve fitted on the
-    training pairs."""
+    """Held-out accuracy of the best of three length-only models: longer wins, shorter wins, and a fitted curve."""
     delta = length_features(chosen) - length_features(rejected)
     sign = np.where(np.arange(len(delta)) % 2 == 0, 1.0, -1.0)
     weights = fit_logistic(delta * sign[:, None], (sign > 0).astype(float), ridge=1e-3)
@@ -86,7 +86,7 @@ def length_only_accuracy(
 
 
 def within_prompt_correlation(prompts: Sequence[str], scores: np.ndarray, lengths: np.ndarray) -> float:
-    """Correlation of reward and length once each prompt's own means are taken out."""
+    """Correlation of reward and length after subtracting each prompt's means."""
     scores = scores.astype(float).copy()
     lengths = lengths.astype(float).copy()
     for name in set(prompts):

@@ -1,5 +1,4 @@
-"""Refusal of the harmful and over-refusal of its harmless twins, by rules and by a judge, and the same prompts
-before and after."""
+"""Refusal rates on harmful prompts and on harmless twins, by rules and by a judge, and paired comparisons."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,26 +9,25 @@ from towpath.data.intervals import wilson
 
 
 def refusal_rates(harmful: Sequence[bool], declined: Sequence[bool]) -> dict[str, float]:
-    """Shares declined on each side of the safety set."""
-    bad = [d for h, d in zip(harmful, declined, strict=True) if h]
-    fine = [d for h, d in zip(harmful, declined, strict=True) if not h]
+    """Share of refusals among harmful and among harmless prompts."""
+    harmful_declined = [d for h, d in zip(harmful, declined, strict=True) if h]
+    harmless_declined = [d for h, d in zip(harmful, declined, strict=True) if not h]
     return {
-        "refusal": sum(bad) / max(len(bad), 1),
-        "over_refusal": sum(fine) / max(len(fine), 1),
-        "harmful_n": len(bad),
-        "harmless_n": len(fine),
+        "refusal": sum(harmful_declined) / max(len(harmful_declined), 1),
+        "over_refusal": sum(harmless_declined) / max(len(harmless_declined), 1),
+        "harmful_n": len(harmful_declined),
+        "harmless_n": len(harmless_declined),
     }
 
 
 def refusal_rate(declined: Sequence[bool]) -> dict[str, Any]:
-    """The share declined with Wilson's interval."""
+    """Share of refusals with Wilson's interval."""
     n = len(declined)
     return {"refusal": sum(declined) / max(n, 1), "interval": list(wilson(sum(declined), n)), "n": n}
 
 
 def compare_before_after(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
-    """The same prompts declined before and after: how many changed either way, and how likely chance alone makes
-    them so uneven."""
+    """Refusals of the same prompts before and after: changes in either direction, and McNemar's p-value."""
     lost = sum(b and not a for b, a in zip(before, after, strict=True))
     gained = sum(a and not b for b, a in zip(before, after, strict=True))
     n = max(len(before), 1)
@@ -44,21 +42,20 @@ def compare_before_after(before: Sequence[bool], after: Sequence[bool]) -> dict[
 
 
 def mcnemar(one: int, other: int) -> float:
-    """McNemar's exact test, two-sided: of the prompts that changed, the chance of a split at least as uneven where
-    either way is as likely."""
+    """McNemar's exact test, two-sided."""
     changed = one + other
     return min(1.0, 2 * float(binom.cdf(min(one, other), changed, 0.5))) if changed else 1.0
 
 
-def compare_with_judge(rules: Sequence[bool], judged: Sequence[bool | None]) -> dict[str, Any]:
-    """Rules and a judge on the same answers; where the judge gave no verdict nothing is counted."""
-    both = [(r, j) for r, j in zip(rules, judged, strict=True) if j is not None]
-    apart = sum(r != j for r, j in both)
+def compare_with_judge(rules: Sequence[bool], verdicts: Sequence[bool | None]) -> dict[str, Any]:
+    """Refusals by rules and by a judge on the same answers; answers without a verdict are not counted."""
+    both = [(r, j) for r, j in zip(rules, verdicts, strict=True) if j is not None]
+    differing = sum(r != j for r, j in both)
     return {
         "refusal": sum(j for _, j in both) / max(len(both), 1),
         "n": len(both),
-        "unjudged": len(judged) - len(both),
-        "disagreements": apart,
+        "unjudged": len(verdicts) - len(both),
+        "disagreements": differing,
         "only_rules": sum(r and not j for r, j in both),
         "only_judge": sum(j and not r for r, j in both),
     }

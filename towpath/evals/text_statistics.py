@@ -1,4 +1,4 @@
-"""What a set of answers looks like: diversity, repetition, length, how many end."""
+"""Statistics of a set of answers: diversity, repetition, length, share that ended."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from towpath.records import Completion
 
 
 def text_statistics(completions: Sequence[Completion]) -> dict[str, float]:
-    """The figures of one model's answers."""
+    """The statistics of one model's answers."""
     tokens = [c.token_ids for c in completions]
     count = max(len(tokens), 1)
     return {

@@ -1,4 +1,4 @@
-"""How often one answer beats another: with ties, intervals, and length taken out."""
+"""Win rate of one model against another: ties, intervals, and length control."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from towpath.data.intervals import wilson
 
 
 def win_rate_record(outcomes: Sequence[float], length_gaps: Sequence[int], resamples: int, seed: int) -> dict[str, Any]:
-    """The record of a comparison of two models; outcomes are 1, 0, or 0.5 for a tie, one a prompt."""
+    """The win rate with intervals; outcomes are 1, 0, or 0.5 for a tie, one per prompt."""
     y = np.asarray(outcomes, dtype=float)
     n = len(outcomes)
     gaps = np.asarray(length_gaps, dtype=float)
@@ -37,7 +37,7 @@ def win_rate_record(outcomes: Sequence[float], length_gaps: Sequence[int], resam
 
 
 def guess_accuracy(outcomes: np.ndarray, guesses: np.ndarray) -> float:
-    """How often a guess is right where there was a winner, counting the better of the guess and its opposite."""
+    """Accuracy of a guess on decided outcomes, or of its opposite if that is better."""
     decided = outcomes != 0.5
     if not decided.any():
         return 0.5
@@ -46,7 +46,7 @@ def guess_accuracy(outcomes: np.ndarray, guesses: np.ndarray) -> float:
 
 
 def length_controlled(y: np.ndarray, gaps: np.ndarray) -> float:
-    """The win rate two answers of one length would have: logistic in tanh of the standardised gap, read at zero."""
+    """Win rate at equal length: logistic regression on tanh of the standardised length gap, evaluated at zero."""
     spread = gaps.std()
     if spread == 0:
         return float(y.mean())
@@ -61,21 +61,21 @@ def fit_logistic(x: np.ndarray, y: np.ndarray, ridge: float = 1e-2, rounds: int 
         p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
         gradient = x.T @ (y - p) - ridge * w
         hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(len(w))
-        move = np.linalg.solve(hessian, gradient)
-        w += move
-        if np.abs(move).max() < 1e-10:
+        step = np.linalg.solve(hessian, gradient)
+        w += step
+        if np.abs(step).max() < 1e-10:
             break
     return w
 
 
 def best_of_n(kl: float) -> dict[str, float]:
-    """The n whose best-of-n lies at this KL, and its win rate n/(n+1): the mark theory sets."""
+    """The n whose best-of-n policy has this KL, and its win rate n / (n + 1), as a theoretical reference."""
     if kl <= 0:
         return {"n": 1.0, "kl": 0.0, "rate": 0.5}
     from scipy.optimize import minimize_scalar  # takes a third of a second to import, which `towpath status` would pay
 
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda log_n: (log_n - (1 - np.exp(-log_n)) - kl) ** 2, bounds=(0.0, max(2.0, kl + 2)), method="bounded"
     )
-    n = float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
+    n = float(np.exp(result.x))  # pyright: ignore[reportAttributeAccessIssue]
     return {"n": n, "kl": kl, "rate": n / (n + 1)}

@@ -1,5 +1,4 @@
-"""People, judges and rules in one label: the people's consensus where people judged, calibrated verdicts elsewhere,
-both where there are both."""
+"""Blend people, judges and rules into one label: people's consensus times the odds of calibrated verdicts."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,20 +8,21 @@ import numpy as np
 
 from towpath.errors import DataError
 from towpath.feedback import dawid_skene
-from towpath.feedback.aggregation import CHOICES, latest_judgements, mean_strength
+from towpath.feedback.aggregation import CHOICES, latest_judgements, majority_choice, mean_strength
 from towpath.feedback.calibration import Calibration, certainty
 from towpath.feedback.rater_quality import PEOPLE
 from towpath.records import Choice, Judgement, Label
 
-CERTAIN = 0.99  # no verdict of a machine is believed beyond this
+MAX_CHANCE = 0.99
+"""Upper bound of the accuracy of a judge or rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """A comparison whose people disagree and no majority of three or more has settled."""
+    """A comparison on which people disagree and no choice has a majority; `chance` is P(a is better)."""
 
     comparison: str
-    said: dict[str, Choice]
+    choices: dict[str, Choice]
     chance: float
 
 
@@ -33,92 +33,94 @@ def blend_labels(
     rater_accuracy: float = 1.0,
     gaps: Mapping[str, float] | None = None,
 ) -> list[Label]:
-    """A label with P(a is better) and its provenance for every comparison; `calibrations` are by judge or rule.
+    """A label with P(a is better) and its provenance for every comparison.
 
-    A calibration tells how often *a person* agrees. Given how often a person is right (the agreement ceiling), their
-    own errors are taken out of it, so that a verdict of a machine and one of a person are weighed alike. `gaps` tell
-    how much longer a is than b in parts of their mean, for judges who like length. A verdict without a calibration
-    is kept as it was said, without a chance.
+    `calibrations` by judge or rule give the probability that *a person* agrees; `rater_accuracy`, the accuracy of a
+    person, removes people's own errors from it. `gaps` are relative length differences (a minus b), for judges with
+    a length bias. Without a calibration the verdict is used as it is, without a probability.
     """
     if not 0.5 < rater_accuracy <= 1:
-        raise DataError(
-            f"a person is right {rater_accuracy}", "above 0.5 and at most 1", "take the agreement ceiling, or 1"
-        )
-    said = latest_judgements(judgements)
-    known = gold or {}
-    people = dawid_skene.consensus(
-        [j for by_rater in said.values() for j in by_rater.values() if j.kind in PEOPLE], known
-    )
-    truth = dict(zip(people.items, people.chance_IC, strict=True))
-    found = []
-    for comparison, by_rater in said.items():
-        everyone = list(by_rater.values())
-        machines = [j for j in everyone if j.kind not in PEOPLE]
-        heard = [j for j in machines if j.rater in calibrations]
+        value = f"rater_accuracy = {rater_accuracy}"
+        raise DataError(value, "above 0.5 and at most 1", "use the agreement ceiling, or 1")
+    latest = latest_judgements(judgements)
+    gold_choices = gold or {}
+    human = [j for by_rater in latest.values() for j in by_rater.values() if j.kind in PEOPLE]
+    people = dawid_skene.consensus(human, gold_choices)
+    consensus = dict(zip(people.items, people.chance_IC, strict=True))
+    labels = []
+    for comparison, by_rater in latest.items():
+        every = list(by_rater.values())
+        machines = [j for j in every if j.kind not in PEOPLE]
+        calibrated = [j for j in machines if j.rater in calibrations]
+        names = [j.rater for j in calibrated]
         gap = (gaps or {}).get(comparison, 0.0)
-        tells = [_chance_a(j, calibrations[j.rater], gap, rater_accuracy) for j in heard if j.choice in ("a", "b")]
-        if comparison in known:
-            found.append(_label(comparison, _of_gold(known[comparison]), everyone, "gold"))
-        elif comparison in truth:
-            chance_C = _weighed(truth[comparison], tells)
-            found.append(_label(comparison, chance_C, everyone, "+".join(["people", *(j.rater for j in heard)])))
-        elif heard:
-            start = np.array([0.5, 0.5, 0.0, 0.0])
-            chance_C = _weighed(start, tells) if tells else _of_gold(heard[0].choice)
-            found.append(_label(comparison, chance_C, everyone, "+".join(j.rater for j in heard)))
+        decided = [j for j in calibrated if j.choice in ("a", "b")]
+        chances_a = [_chance_a(j, calibrations[j.rater], gap, rater_accuracy) for j in decided]
+        if comparison in gold_choices:
+            labels.append(_label(comparison, _one_hot(gold_choices[comparison]), every, "gold"))
+        elif comparison in consensus:
+            chance_C = _multiply_odds(consensus[comparison], chances_a)
+            labels.append(_label(comparison, chance_C, every, "+".join(["people", *names])))
+        elif calibrated:
+            even = np.array([0.5, 0.5, 0.0, 0.0])
+            chance_C = _multiply_odds(even, chances_a) if decided else _one_hot(calibrated[0].choice)
+            labels.append(_label(comparison, chance_C, every, "+".join(names)))
         else:
-            found.append(_as_said(comparison, machines))
-    return found
+            labels.append(_uncalibrated_label(comparison, machines))
+    return labels
 
 
 def find_disputes(judgements: Iterable[Judgement], labels: Iterable[Label]) -> list[Dispute]:
-    """The adjudication queue, the most even first: people chose differently, and no choice has over half of them."""
+    """The adjudication queue, the most even first: comparisons where no choice has more than half of the people."""
     chances = {label.comparison: label.chance for label in labels}
     queue = []
     for comparison, by_rater in latest_judgements(judgements).items():
-        said: dict[str, Choice] = {rater: j.choice for rater, j in by_rater.items() if j.kind in PEOPLE}
-        counted = Counter(said.values())
-        if len(counted) > 1 and max(counted.values()) <= len(said) / 2:
+        choices: dict[str, Choice] = {rater: j.choice for rater, j in by_rater.items() if j.kind in PEOPLE}
+        count = Counter(choices.values())
+        if len(count) > 1 and max(count.values()) <= len(choices) / 2:
             chance = chances.get(comparison)
-            queue.append(Dispute(comparison, said, 0.5 if chance is None else chance))
+            queue.append(Dispute(comparison, choices, 0.5 if chance is None else chance))
     return sorted(queue, key=lambda dispute: (abs(dispute.chance - 0.5), dispute.comparison))
 
 
-def without_rater_error(agrees: float, rater_accuracy: float) -> float:
-    """How often a verdict is right, from how often a person agrees with it and how often that person is right."""
-    right = (agrees - (1 - rater_accuracy)) / (2 * rater_accuracy - 1)
-    return min(max(right, 1 - CERTAIN), CERTAIN)
+def without_rater_error(agreement: float, rater_accuracy: float) -> float:
+    """Accuracy of a verdict, from people's agreement with it and people's own accuracy."""
+    right = (agreement - (1 - rater_accuracy)) / (2 * rater_accuracy - 1)
+    return min(max(right, 1 - MAX_CHANCE), MAX_CHANCE)
 
 
-def _chance_a(judgement: Judgement, fitted: Calibration, gap: float, rater_accuracy: float) -> float:
-    """P(a is better) by one machine's verdict alone."""
+def _chance_a(judgement: Judgement, calibration: Calibration, gap: float, rater_accuracy: float) -> float:
+    """P(a is better) from one verdict alone."""
     longer = gap if judgement.choice == "a" else -gap
-    right = without_rater_error(fitted.chance(certainty(judgement), longer), rater_accuracy)
+    right = without_rater_error(calibration.chance(certainty(judgement), longer), rater_accuracy)
     return right if judgement.choice == "a" else 1 - right
 
 
-def _weighed(chance_C: np.ndarray, tells: list[float]) -> np.ndarray:
-    """What was thought of the truth, times what each decided verdict says of a and b; of ties it says nothing."""
-    for chance_a in tells:
+def _multiply_odds(chance_C: np.ndarray, chances_a: list[float]) -> np.ndarray:
+    """The consensus times the odds of each decided verdict; a verdict does not change the share of ties."""
+    for chance_a in chances_a:
         chance_C = chance_C * np.array([chance_a, 1 - chance_a, 0.5, 0.5])
     return chance_C / chance_C.sum()
 
 
-def _of_gold(choice: Choice) -> np.ndarray:
+def _one_hot(choice: Choice) -> np.ndarray:
     return np.array([float(choice == other) for other in CHOICES])
 
 
-def _label(comparison: str, chance_C: np.ndarray, said: list[Judgement], by: str) -> Label:
+def _label(comparison: str, chance_C: np.ndarray, judgements: list[Judgement], by: str) -> Label:
     choice = CHOICES[int(chance_C.argmax())]
     return Label(
-        comparison, choice, mean_strength(said, choice), len(said), float(chance_C @ dawid_skene.PREFERENCE_C), by
+        comparison,
+        choice,
+        mean_strength(judgements, choice),
+        len(judgements),
+        float(chance_C @ dawid_skene.PREFERENCE_C),
+        by,
     )
 
 
-def _as_said(comparison: str, machines: list[Judgement]) -> Label:
-    """The most frequent verdict of machines that nobody has held against people; a tie where they are even."""
-    counted: Counter[Choice] = Counter(j.choice for j in machines)
-    ranked = counted.most_common()
-    choice = "tie" if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else ranked[0][0]
+def _uncalibrated_label(comparison: str, machines: list[Judgement]) -> Label:
+    """The most frequent verdict of uncalibrated judges and rules; an even split is a tie."""
+    choice = majority_choice(j.choice for j in machines)
     names = "+".join(j.rater for j in machines)
     return Label(comparison, choice, mean_strength(machines, choice), len(machines), None, f"{names}, uncalibrated")

@@ -251,8 +251,8 @@ class Endpoint:
             content = message.get("content")
             refusal = message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError):
-            shown = network.redact(self._key, str(answer))[:120]
-            raise _Retryable(f"an answer without a choice: {shown}", billed=True) from None
+            excerpt = network.redact(self._key, str(answer))[:120]
+            raise _Retryable(f"an answer without a choice: {excerpt}", billed=True) from None
         if isinstance(content, list):
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
         text = network.redact(self._key, content if isinstance(content, str) else "")

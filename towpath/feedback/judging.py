@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from towpath.errors import ResourceError
 from towpath.feedback import judge_prompt
+from towpath.feedback.aggregation import majority_choice
 from towpath.feedback.endpoint import ChatReply, Endpoint, JudgeSettings, NoReply
 from towpath.feedback.judge_budget import Budget, BudgetExceeded, SpendingLedger, estimate_tokens
 from towpath.feedback.judge_prompt import JudgeVerdict, Rubric
@@ -259,7 +260,7 @@ class _TwiceUnreadable(Exception):
 def combine_votes(votes: list[Vote]) -> tuple[Choice, int, dict[str, Any]]:
     """Choice, strength and details of a pair; a tie where the two orders disagree."""
     count = Counter(vote.choice for vote in votes)
-    by_order: list[Choice] = [_most_common(vote.choice for vote in votes if vote.order == order) for order in ORDERS]
+    by_order: list[Choice] = [majority_choice(vote.choice for vote in votes if vote.order == order) for order in ORDERS]
     consistent = by_order[0] == by_order[1]
     choice: Choice = by_order[0] if consistent else "tie"
     agreeing = [vote.verdict for vote in votes if vote.choice == choice]
@@ -282,12 +283,6 @@ def combine_votes(votes: list[Vote]) -> tuple[Choice, int, dict[str, Any]]:
         "repaired": sum(vote.repaired for vote in votes),
     }
     return choice, strength, details
-
-
-def _most_common(choices: Iterable[Choice]) -> Choice:
-    """The most frequent choice; an even split is a tie."""
-    ranked = Counter(choices).most_common()
-    return "tie" if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else ranked[0][0]
 
 
 def _verdict_rows(votes: list[Vote]) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""What a ledger's judgements are worth, in figures: counts, agreement, each rater, a judge beside people."""
+"""Rater statistics of a ledger: counts, agreement, each rater's quality, and judges compared with people."""
 
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
+from towpath.data.intervals import accuracy_ceiling
 from towpath.feedback import agreement, calibration
 from towpath.feedback import rater_quality as raters
 from towpath.feedback.agreement import Estimate
@@ -13,13 +14,13 @@ from towpath.records import Finding
 from towpath.store import rater_stats
 from towpath.store.store import Store
 
-AUDITED = 10
-"""Words of people beside a judge's below which it is not reported on."""
+MIN_AUDITED = 10
+"""Fewest audit rows for which a judge is reported."""
 
 
 @dataclass(frozen=True)
 class RaterStats:
-    """A ledger in figures."""
+    """Statistics of a ledger."""
 
     counts: dict[str, int]
     raters: dict[str, int]
@@ -31,7 +32,7 @@ class RaterStats:
 
 
 def measure_raters(store: Store) -> RaterStats:
-    """All figures of a store; agreement is people's."""
+    """All statistics of a store; agreement is between people."""
     judgements = store.judgements()
     comparisons = {c.id: c for c in store.comparisons()}
     completions = store.completions()
@@ -49,9 +50,9 @@ def measure_raters(store: Store) -> RaterStats:
     judges = {}
     for name in sorted({j.rater for j in judgements if j.kind not in PEOPLE}):
         rows = calibration.audit_rows(judgements, name, None, lengths, domains)
-        if len(rows) >= AUDITED:
+        if len(rows) >= MIN_AUDITED:
             judges[name] = calibration.judge_report(rows)
-    bound = agreement.accuracy_ceiling(rate) if n else None
+    bound = accuracy_ceiling(rate) if n else None
     return RaterStats(
         store.counts(),
         counts,
@@ -63,39 +64,34 @@ def measure_raters(store: Store) -> RaterStats:
     )
 
 
-def format_stats(found: RaterStats) -> str:
-    """The figures for the terminal."""
-    shown = [f"{name}: {count:,}" for name, count in found.counts.items() if count]
-    if not found.quality:
-        return "\n".join([*shown, "no judgements yet"])
-    shown += ["", "agreement of people"] + [f"  {name:<26} {_told(e)}" for name, e in found.agreement.items()]
-    shown.append(
-        "  nothing was judged twice"
-        if not found.agreement
-        else f"  accuracy against one label ends at {found.ceiling:.1%}"
-    )
-    width = max(len("rater"), *(len(one.rater) for one in found.quality))
-    shown += ["", f"{'rater':<{width}} {'n':>6} {'seconds':>8}  {'with others':<26} {'with gold':<26} left"]
-    for one in found.quality:
-        pace = f"{one.seconds:.1f}" if one.seconds is not None else "-"
-        shown.append(
-            f"{one.rater:<{width}} {one.n:>6} {pace:>8}  {_told(one.agreement):<26} {_told(one.gold):<26} "
-            f"{_told(one.left)}"
-        )
-    for name, report in found.judges.items():
-        shown += [
+def format_stats(stats: RaterStats) -> str:
+    """The statistics as text for the terminal."""
+    lines = [f"{name}: {count:,}" for name, count in stats.counts.items() if count]
+    if not stats.quality:
+        return "\n".join([*lines, "no judgements yet"])
+    lines += ["", "agreement of people"] + [f"  {name:<26} {_format(e)}" for name, e in stats.agreement.items()]
+    if stats.agreement:
+        lines.append(f"  accuracy against one label is at most {stats.ceiling:.1%}")
+    else:
+        lines.append("  no pair was judged twice")
+    width = max(len("rater"), *(len(rater.rater) for rater in stats.quality))
+    lines += ["", f"{'rater':<{width}} {'n':>6} {'seconds':>8}  {'with others':<26} {'with gold':<26} left"]
+    for rater in stats.quality:
+        pace = f"{rater.seconds:.1f}" if rater.seconds is not None else "-"
+        rates = f"{_format(rater.agreement):<26} {_format(rater.gold):<26} {_format(rater.left)}"
+        lines.append(f"{rater.rater:<{width}} {rater.n:>6} {pace:>8}  {rates}")
+    for name, report in stats.judges.items():
+        judge, people = report.longer
+        lines += [
             "",
-            f"{name} beside people: right {_told(report.accuracy)}, verdict turns with the order {_told(report.flips)}",
+            f"{name} against people: accuracy {_format(report.accuracy)}, position flips {_format(report.flips)}",
+            f"  longer answer wins: judge {_format(judge)}, people {_format(people)}",
+            f"  calibration error {report.error:.3f}",
         ]
-        shown.append(
-            f"  longer answer wins: judge {_told(report.longer[0])}, people {_told(report.longer[1])}; calibration "
-            f"error {report.error:.3f}"
-        )
-    shown += [""] * bool(found.concerns) + [
-        f"{f.severity}: {f.evidence}" + (f" ({f.remedy})" if f.remedy else "") for f in found.concerns
-    ]
-    return "\n".join(shown)
+    lines += [""] * bool(stats.concerns)
+    lines += [f"{f.severity}: {f.evidence}" + (f" ({f.remedy})" if f.remedy else "") for f in stats.concerns]
+    return "\n".join(lines)
 
 
-def _told(e: Estimate) -> str:
+def _format(e: Estimate) -> str:
     return "-" if not e.n or isnan(e.value) else f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]"

@@ -1,5 +1,4 @@
-"""Which comparisons go to people: an audit drawn by lot, gold and safety always, and of the rest those whose
-synthetic label is most in doubt."""
+"""Route comparisons to people: a random audit, gold and safety always, then those whose label is most in doubt."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,42 +8,43 @@ from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
 from towpath.records import Choice
 
-CERTAIN = 0.99  # no single source is believed beyond this
+MAX_CHANCE = 0.99
+"""Upper bound of the accuracy of a single source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What is known of a comparison before a person sees it."""
+    """What is known about a comparison before people see it."""
 
     comparison: str
     domain: str = "general"
     judge: Choice | None = None
     certainty: float | None = None
-    """Chance that the judge's verdict is right, calibrated where it can be."""
+    """Probability that the judge is right, calibrated where possible."""
     consistent: bool = True
-    """Whether the verdict stood when the order was turned."""
+    """Whether the judge's verdict is the same in both orders."""
     rule: Choice | None = None
     margin: float | None = None
-    """The reward model's score of a less that of b: log odds."""
+    """The reward model's score of a minus that of b, in log odds."""
     safety: bool = False
     gold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingConfig:
-    """Shares and counts by which comparisons are sent."""
+    """Shares of comparisons that people see."""
 
     human_share: float = 0.35
-    """Share of all comparisons that people see, apart from gold and safety beyond it."""
+    """Share of all comparisons that people see; gold and safety may exceed it."""
     audit_share: float = 0.12
-    """Share that people see by lot, whatever is known: at least a tenth."""
+    """Share that people see at random, whatever is known: at least a tenth."""
     overlap: float = 0.15
-    """Share of those seen by people that a second one sees."""
+    """Share of people's comparisons that a second person sees."""
     gold_seats: int = 3
     unsure: float = 0.75
-    """A certainty below this is told as a reason."""
+    """A certainty below this is a reason."""
     rule_accuracy: float = 0.7
-    """How often a rule is taken to be right."""
+    """Assumed accuracy of a rule."""
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.audit_share <= self.human_share <= 1:
@@ -58,8 +58,7 @@ class RoutingConfig:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a comparison goes: how many people see it, why, and how likely it was that any would. No seats: it stays
-    with judge and rules."""
+    """How many people see a comparison, why, and with what probability; without seats it stays with judge and rules."""
 
     comparison: str
     reasons: tuple[str, ...]
@@ -71,91 +70,81 @@ class Route:
 def route_comparisons(
     signals: Sequence[Signals],
     settings: RoutingConfig | None = None,
-    known: Collection[str] | None = None,
+    known_domains: Collection[str] | None = None,
     seed: int = 0,
 ) -> list[Route]:
-    """A route for every comparison, the same for the same seed, names and signals; `known` are the domains the judge
-    is calibrated on.
+    """A route for every comparison, a function of seed, names and signals; `known_domains` are those the judge is
+    calibrated on.
 
-    The audit is an independent lot for each name. Apart from it, as many of the most doubtful go to people as make
-    the share `people` in expectation; among equals at the edge a second lot decides. So the propensity is exact: 1
-    where the signals alone send a pair, elsewhere that of the lots.
+    The audit is an independent draw per name. Besides it, the most doubtful are routed until the expected share is
+    `human_share`; ties at the edge are drawn at random. So the propensity is exact: 1 where the signals alone route
+    a comparison, elsewhere the probability of these draws.
     """
     cfg = settings or RoutingConfig()
-    doubts = {s.comparison: label_doubt(s, cfg, known) for s in signals}
+    doubts = {s.comparison: label_doubt(s, cfg, known_domains) for s in signals}
     always = {s.comparison for s in signals if s.gold or s.safety}
-    room = (
-        max(0, round(len(signals) * (cfg.human_share - cfg.audit_share) / (1 - cfg.audit_share)) - len(always))
-        if cfg.audit_share < 1
-        else 0
-    )
-    ranked = sorted(
-        (name for name in doubts if name not in always),
-        key=lambda name: (-doubts[name], hash_uniform(seed, "route", name)),
-    )
-    sent = set(ranked[:room])
-    edge = doubts[ranked[room - 1]] if 0 < room <= len(ranked) else None
-    level = [name for name in ranked if edge is not None and doubts[name] == edge]
-    lot = sum(name in sent for name in level) / len(level) if level else 0.0
+    quota = 0
+    if cfg.audit_share < 1:
+        beyond_audit = (cfg.human_share - cfg.audit_share) / (1 - cfg.audit_share)
+        quota = max(0, round(len(signals) * beyond_audit) - len(always))
+    ranked = sorted(doubts.keys() - always, key=lambda name: (-doubts[name], hash_uniform(seed, "route", name)))
+    routed = set(ranked[:quota])
+    # comparisons as doubtful as the last one that is routed are drawn at random
+    edge = doubts[ranked[quota - 1]] if 0 < quota <= len(ranked) else None
+    tied = [name for name in ranked if doubts[name] == edge]
+    tie_chance = sum(name in routed for name in tied) / len(tied) if tied else 0.0
     routes = []
     for s in signals:
         name = s.comparison
-        by_signals = (
-            1.0 if name in always or (name in sent and doubts[name] != edge) else lot if doubts[name] == edge else 0.0
-        )
-        audited = hash_uniform(seed, "audit", name) < cfg.audit_share
-        why = _reasons(s, cfg, known) if name in sent or name in always else ()
-        why += ("doubt",) if name in sent and not why else ()
-        why += ("audit",) if audited else ()
-        routes.append(
-            Route(
-                name,
-                why,
-                by_signals + (1 - by_signals) * cfg.audit_share,
-                _seats(s, cfg, seed) if why else 0,
-                doubts[name],
-            )
-        )
+        chance = float(name in always or name in routed)
+        if name not in always and doubts[name] == edge:
+            chance = tie_chance
+        reasons = _reasons(s, cfg, known_domains) if name in routed or name in always else ()
+        if name in routed and not reasons:
+            reasons = ("doubt",)
+        if hash_uniform(seed, "audit", name) < cfg.audit_share:
+            reasons += ("audit",)
+        propensity = chance + (1 - chance) * cfg.audit_share
+        routes.append(Route(name, reasons, propensity, _seats(s, cfg, seed) if reasons else 0, doubts[name]))
     return routes
 
 
-def label_doubt(signals: Signals, settings: RoutingConfig, known: Collection[str] | None = None) -> float:
-    """The chance that the synthetic label is wrong: the judge's odds, with those of the rule and the reward model
-    for or against it."""
+def label_doubt(signals: Signals, settings: RoutingConfig, known_domains: Collection[str] | None = None) -> float:
+    """Probability that the synthetic label is wrong, from the odds of judge, rule and reward model."""
     s = signals
     if s.judge not in ("a", "b"):
         return 0.5
-    trusted = s.consistent and (known is None or s.domain in known)
+    trusted = s.consistent and (known_domains is None or s.domain in known_domains)
     odds = _odds(s.certainty if s.certainty is not None else 0.5) if trusted else 0.0
     towards = 1 if s.judge == "a" else -1
     if s.rule in ("a", "b"):
         odds += _odds(settings.rule_accuracy) * (1 if s.rule == s.judge else -1)
     if s.margin is not None:
-        odds += towards * max(-_odds(CERTAIN), min(_odds(CERTAIN), s.margin))
+        odds += towards * max(-_odds(MAX_CHANCE), min(_odds(MAX_CHANCE), s.margin))
     return 1 / (1 + exp(odds))
 
 
 def _odds(chance: float) -> float:
-    kept = min(max(chance, 1 - CERTAIN), CERTAIN)
-    return log(kept / (1 - kept))
+    clipped = min(max(chance, 1 - MAX_CHANCE), MAX_CHANCE)
+    return log(clipped / (1 - clipped))
 
 
-def _reasons(s: Signals, cfg: RoutingConfig, known: Collection[str] | None) -> tuple[str, ...]:
-    """Everything that speaks for a person's eye, gravest first."""
+def _reasons(s: Signals, cfg: RoutingConfig, known_domains: Collection[str] | None) -> tuple[str, ...]:
+    """All reasons to ask people, the most severe first."""
     decided = s.judge in ("a", "b")
-    against = s.margin is not None and decided and (s.margin > 0) != (s.judge == "a") and s.margin != 0
-    told = {
+    contradicts = s.margin is not None and decided and (s.margin > 0) != (s.judge == "a") and s.margin != 0
+    conditions = {
         "gold": s.gold,
         "safety": s.safety,
         "no verdict": s.judge is None,
         "order turns the verdict": not s.consistent,
         "judge and rule differ": s.judge is not None and s.rule is not None and s.rule not in (s.judge, "tie"),
-        "reward model differs": against,
-        "new domain": known is not None and s.domain not in known,
+        "reward model differs": contradicts,
+        "new domain": known_domains is not None and s.domain not in known_domains,
         "judge is unsure": s.judge is not None
         and (not decided or (s.certainty is not None and s.certainty < cfg.unsure)),
     }
-    return tuple(reason for reason, holds in told.items() if holds)
+    return tuple(reason for reason, holds in conditions.items() if holds)
 
 
 def _seats(s: Signals, cfg: RoutingConfig, seed: int) -> int:

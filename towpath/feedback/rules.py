@@ -1,34 +1,33 @@
-"""Rules that label: a Python function of the user's, or an expression that says when answer a is better."""
+"""Labelling rules: a user's Python function, or an expression that says when answer a is better."""
 
 import ast
 import hashlib
-import importlib
-import importlib.util
 import operator
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from towpath.data.user_code import load_function
 from towpath.errors import DataError, RecipeError
 from towpath.feedback import text_features
 from towpath.feedback.pair_text import PairText
 from towpath.feedback.rubric import is_refusal
 from towpath.records import Choice, Judgement
 
-Says = Callable[[str, str, str], Choice | None]
-"""Prompt, a and b to a choice; None where the rule has nothing to say."""
-Kind = Literal["text", "number", "truth"]
+Choose = Callable[[str, str, str], Choice | None]
+"""Maps prompt, a and b to a choice; None if the rule does not apply."""
+Type = Literal["text", "number", "truth"]
 Value = Callable[[dict[str, str]], Any]
+"""Computes a node from the texts by name."""
 
-LONGEST = 500
-"""Characters of an expression; a longer one wants to be a function."""
-MOST_PARTS = 120
-LARGEST = 1_000_000
+MAX_LENGTH = 500
+"""Characters of an expression."""
+MAX_NODES = 120
+MAX_NUMBER = 1_000_000
 NAMES = ("a", "b", "prompt")
-FUNCTIONS: dict[str, tuple[Callable[..., Any], Kind, str]] = {
+FUNCTIONS: dict[str, tuple[Callable[..., Any], Type, str]] = {
     "words": (text_features.count_words, "number", "1"),
     "chars": (len, "number", "1"),
     "lines": (text_features.count_lines, "number", "1"),
@@ -44,8 +43,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Kind, str]] = {
     "declines": (is_refusal, "truth", "1"),
     "language": (text_features.language, "text", "1"),
 }
-"""What an expression may call: the function, what it gives, and how many texts it takes."""
-_COMPARED: dict[type, Callable[[Any, Any], bool]] = {
+"""Functions of an expression: the function, its return type, and the number of texts it takes."""
+_COMPARISONS: dict[type, Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
@@ -53,114 +52,98 @@ _COMPARED: dict[type, Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-_RECKONED: dict[type, Callable[[Any, Any], Any]] = {
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
 }
-_FUNCTION = re.compile(r"(?:python:)?([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+_FUNCTION_NAME = re.compile(r"(?:python:)?([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule by its name, with the version of its words or its code."""
+    """A rule with its name, and a version that is a hash of its expression or code."""
 
     name: str
     version: str
-    says: Says
+    choose: Choose
 
 
 def load_rule(text: str, name: str = "", folder: Path | None = None) -> Rule:
-    """The rule in a text: `module:function`, looked for in a folder first, or an expression such as `words(a) <
+    """The rule in a text: `module:function`, first looked for in `folder`, or an expression such as `words(a) <
     words(b)`."""
     text = text.strip()
-    found = _FUNCTION.fullmatch(text)
-    if found:
-        says, code = _imported(text, found[1], found[2], folder)
-        return Rule(name or f"{found[1]}.{found[2]}", f"python@{_hash(code)}", says)
-    better = _expression(text)
-    short = text if len(text) <= 60 else f"expression-{_hash(text)}"
-    return Rule(name or short, f"expression@{_hash(text)}", better)
+    match = _FUNCTION_NAME.fullmatch(text)
+    if match:
+        choose, code = _load_function(text, folder)
+        return Rule(name or f"{match[1]}.{match[2]}", f"python@{_hash(code)}", choose)
+    choose = _expression(text)
+    return Rule(name or (text if len(text) <= 60 else f"expression-{_hash(text)}"), f"expression@{_hash(text)}", choose)
 
 
-def apply_rule(rule: Rule, cases: Iterable[PairText]) -> Iterator[Judgement]:
-    """A judgement for each pair that the rule has something to say on."""
-    for case in cases:
-        choice = rule.says(case.prompt, case.a, case.b)
+def apply_rule(rule: Rule, pairs: Iterable[PairText]) -> Iterator[Judgement]:
+    """A judgement for each pair to which the rule applies."""
+    rater = f"rule:{rule.name}"
+    for pair in pairs:
+        choice = rule.choose(pair.prompt, pair.a, pair.b)
         if choice is not None:
-            rater = f"rule:{rule.name}"
-            key = f"{case.comparison}/{rater}/{case.round}"
-            yield Judgement(key, case.comparison, rater, "rule", choice, round=case.round, guideline=rule.version)
+            key = f"{pair.comparison}/{rater}/{pair.round}"
+            yield Judgement(key, pair.comparison, rater, "rule", choice, round=pair.round, guideline=rule.version)
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _imported(text: str, module: str, name: str, folder: Path | None) -> tuple[Says, str]:
-    """A user's function, what it gives checked, and the code it lies in."""
-    rule = "module:function, a function of prompt, a and b"
-    place = folder / f"{module.replace('.', '/')}.py" if folder else None
-    try:
-        if place is not None and place.is_file():
-            spec = importlib.util.spec_from_file_location(f"towpath_rule_{module.replace('.', '_')}", place)
-            assert spec is not None and spec.loader is not None
-            found = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(found)
-        else:
-            found = importlib.import_module(module)
-        function = getattr(found, name)
-    except (ImportError, AttributeError, SyntaxError, OSError) as error:
-        raise RecipeError(
-            f"rule {text!r}: {error}", rule, "put the module into the run's folder, or where the command is typed"
-        ) from None
-    if not callable(function):
-        raise RecipeError(f"rule {text!r}: {name} is no function", rule, "name a function")
-    file = getattr(found, "__file__", None)
-    return lambda prompt, a, b: _checked(text, function(prompt, a, b), prompt), Path(file).read_text(
-        encoding="utf-8"
-    ) if file else text
+def _load_function(text: str, folder: Path | None) -> tuple[Choose, str]:
+    """A user's function with its result checked, and the code of its module."""
+    function, module = load_function(text, "a rule is module:function, a function of prompt, a and b", folder)
+
+    def choose(prompt: str, a: str, b: str) -> Choice | None:
+        choice = function(prompt, a, b)
+        if choice is not None and choice not in get_args(Choice):
+            value = f"rule {text!r} returned {choice!r} for {prompt[:60]!r}"
+            fix = "fix the function; judgements before this one are stored"
+            raise DataError(value, "a, b, tie, both_bad or None", fix)
+        return cast(Choice | None, choice)
+
+    file = getattr(module, "__file__", None)
+    return choose, Path(file).read_text(encoding="utf-8") if file else text
 
 
-def _checked(text: str, said: object, prompt: str) -> Choice | None:
-    if said is not None and said not in get_args(Choice):
-        fix = "mend the function; judgements before this one are kept"
-        raise DataError(f"rule {text!r} gave {said!r} on {prompt[:60]!r}", "a, b, tie, both_bad or None", fix)
-    return cast(Choice | None, said)
-
-
-def _expression(text: str) -> Callable[[str, str, str], Choice | None]:
-    """Evaluated both ways round, so that neither side has an advantage: a is better where that holds of a and b and
-    not of b and a."""
+def _expression(text: str) -> Choose:
+    """Evaluate in both orders: a is better where the expression holds for (a, b) and not for (b, a)."""
     holds = compile_expression(text)
 
-    def says(prompt: str, a: str, b: str) -> Choice | None:
-        one = holds({"prompt": prompt, "a": a, "b": b})
-        other = holds({"prompt": prompt, "a": b, "b": a})
-        return None if one == other else "a" if one else "b"
+    def choose(prompt: str, a: str, b: str) -> Choice | None:
+        a_is_better = holds({"prompt": prompt, "a": a, "b": b})
+        b_is_better = holds({"prompt": prompt, "a": b, "b": a})
+        if a_is_better == b_is_better:
+            return None
+        return "a" if a_is_better else "b"
 
-    return says
+    return choose
 
 
 def compile_expression(text: str) -> Callable[[dict[str, str]], bool]:
-    """An expression as a function of its texts; only what is allowed, known by its type before it is ever used."""
-    if not 0 < len(text) <= LONGEST:
-        raise _not_allowed(text, f"{len(text)} characters", f"1 to {LONGEST}")
+    """Compile an expression to a function of its texts; only allowed nodes, type-checked before use."""
+    if not 0 < len(text) <= MAX_LENGTH:
+        raise _not_allowed(text, f"{len(text)} characters", f"1 to {MAX_LENGTH}")
     try:
         tree = ast.parse(text, mode="eval").body
         parts = sum(1 for _ in ast.walk(tree))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _not_allowed(text, str(getattr(error, "msg", error))) from None
-    if parts > MOST_PARTS:
-        raise _not_allowed(text, f"{parts} parts", f"at most {MOST_PARTS}")
-    kind, value = _part(tree, text)
+    if parts > MAX_NODES:
+        raise _not_allowed(text, f"{parts} parts", f"at most {MAX_NODES}")
+    kind, value = _compile(tree, text)
     if kind != "truth":
-        raise _not_allowed(text, f"it gives a {kind}", "a rule is true where a is better")
+        raise _not_allowed(text, f"its type is {kind}", "a rule is true where a is better")
     return value
 
 
-def _part(node: ast.expr, text: str) -> tuple[Kind, Value]:
-    """One part of an expression: what it gives and how to get it."""
+def _compile(node: ast.expr, text: str) -> tuple[Type, Value]:
+    """Type and value function of one node."""
     if isinstance(node, ast.Name) and node.id in NAMES:
         name = node.id
         return "text", lambda texts: texts[name]
@@ -169,63 +152,63 @@ def _part(node: ast.expr, text: str) -> tuple[Kind, Value]:
     if isinstance(node, ast.Call):
         return _call(node, text)
     if isinstance(node, ast.BoolOp):
-        values = [_of(value, "truth", text) for value in node.values]
-        joined = all if isinstance(node.op, ast.And) else any
-        return "truth", lambda texts: joined(value(texts) for value in values)
+        values = [_typed(value, "truth", text) for value in node.values]
+        combine = all if isinstance(node.op, ast.And) else any
+        return "truth", lambda texts: combine(value(texts) for value in values)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        denied = _of(node.operand, "truth", text)
-        return "truth", lambda texts: not denied(texts)
+        operand = _typed(node.operand, "truth", text)
+        return "truth", lambda texts: not operand(texts)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        number = _of(node.operand, "number", text)
+        number = _typed(node.operand, "number", text)
         return "number", lambda texts: -number(texts)
-    if isinstance(node, ast.BinOp) and type(node.op) in _RECKONED:
-        reckon = _RECKONED[type(node.op)]
-        left = _of(node.left, "number", text)
-        right = _of(node.right, "number", text)
-        return "number", lambda texts: reckon(left(texts), right(texts))
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        operation = _OPERATORS[type(node.op)]
+        left = _typed(node.left, "number", text)
+        right = _typed(node.right, "number", text)
+        return "number", lambda texts: operation(left(texts), right(texts))
     if isinstance(node, ast.Compare):
         return _comparison(node, text)
-    raise _not_allowed(text, _shown(node))
+    raise _not_allowed(text, _source(node))
 
 
-def _constant(value: object, text: str) -> tuple[Kind, Value]:
+def _constant(value: object, text: str) -> tuple[Type, Value]:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise _not_allowed(text, repr(value), "texts and numbers")
-    if not isinstance(value, str) and not abs(value) <= LARGEST:
-        raise _not_allowed(text, f"{value:g}", f"numbers up to {LARGEST}")
+    if not isinstance(value, str) and not abs(value) <= MAX_NUMBER:
+        raise _not_allowed(text, f"{value:g}", f"numbers up to {MAX_NUMBER}")
     return ("text" if isinstance(value, str) else "number"), lambda _: value
 
 
-def _call(node: ast.Call, text: str) -> tuple[Kind, Value]:
+def _call(node: ast.Call, text: str) -> tuple[Type, Value]:
     name = node.func.id if isinstance(node.func, ast.Name) else ""
     if name not in FUNCTIONS:
-        raise _not_allowed(text, _shown(node.func), f"functions: {', '.join(FUNCTIONS)}")
+        raise _not_allowed(text, _source(node.func), f"functions: {', '.join(FUNCTIONS)}")
     function, kind, takes = FUNCTIONS[name]
     fits = len(node.args) >= 2 if takes == "2+" else len(node.args) == int(takes)
     if node.keywords or not fits:
-        raise _not_allowed(text, _shown(node), f"{name} takes {takes} texts")
-    values = [_of(argument, "text", text) for argument in node.args]
+        raise _not_allowed(text, _source(node), f"{name} takes {takes} texts")
+    values = [_typed(argument, "text", text) for argument in node.args]
     return kind, lambda texts: function(*(value(texts) for value in values))
 
 
-def _comparison(node: ast.Compare, text: str) -> tuple[Kind, Value]:
-    kinds, values = zip(*(_part(part, text) for part in (node.left, *node.comparators)), strict=True)
-    compare = [_COMPARED.get(type(op)) for op in node.ops]
+def _comparison(node: ast.Compare, text: str) -> tuple[Type, Value]:
+    kinds, values = zip(*(_compile(part, text) for part in (node.left, *node.comparators)), strict=True)
+    compare = [_COMPARISONS.get(type(op)) for op in node.ops]
     equal = all(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops)
     if None in compare or len(set(kinds)) > 1 or (kinds[0] != "number" and not equal):
-        raise _not_allowed(text, _shown(node), "numbers by < <= > >= == !=, texts by == and !=")
+        raise _not_allowed(text, _source(node), "numbers by < <= > >= == !=, texts by == and !=")
     steps = list(zip(compare, values, values[1:], strict=False))
     return "truth", lambda texts: all(step(left(texts), right(texts)) for step, left, right in steps if step)
 
 
-def _of(node: ast.expr, kind: Kind, text: str) -> Value:
-    found, value = _part(node, text)
-    if found != kind:
-        raise _not_allowed(text, f"{_shown(node)} is a {found}", f"a {kind} stands here")
+def _typed(node: ast.expr, kind: Type, text: str) -> Value:
+    actual, value = _compile(node, text)
+    if actual != kind:
+        raise _not_allowed(text, f"{_source(node)} is a {actual}", f"a {kind} stands here")
     return value
 
 
-def _shown(node: ast.expr) -> str:
+def _source(node: ast.expr) -> str:
     return ast.unparse(node)[:80]
 
 

@@ -1,4 +1,4 @@
-"""What a rule can see of a text: length, words, form, language."""
+"""Features of a text for rule expressions: counts, format, language."""
 
 import json
 import re
@@ -26,7 +26,7 @@ _SCRIPTS = (
     ("el", re.compile("[\u0370-\u03ff]")),
     ("th", re.compile("[\u0e00-\u0e7f]")),
 )
-"""Japanese before Chinese: it has characters of both."""
+"""Japanese comes before Chinese, since it uses characters of both."""
 
 _COMMON = {
     "en": "the of and to in is that it you for was with are this not be as on have your can what if but they or an do",
@@ -42,27 +42,27 @@ _WORDS = {language: frozenset(count_words.split()) for language, count_words in 
 
 
 def count_words(text: str) -> int:
-    """How many words."""
+    """Number of words."""
     return len(_WORD.findall(text))
 
 
 def count_lines(text: str) -> int:
-    """How many lines that are not blank."""
+    """Number of non-blank lines."""
     return sum(bool(line.strip()) for line in text.splitlines())
 
 
 def count_sentences(text: str) -> int:
-    """How many sentences; a text without an end mark is one."""
+    """Number of sentences; a text without an end mark is one."""
     return max(len(_SENTENCE.findall(text.strip())), int(bool(text.strip())))
 
 
 def has_phrase(text: str, *parts: str) -> bool:
-    """Whether one of these words or phrases stands in the text, whole and in any case."""
+    """Whether one of these words or phrases occurs in the text, as whole words, ignoring case."""
     return any(count_phrase(text, part) for part in parts)
 
 
 def count_phrase(text: str, part: str) -> int:
-    """How often a word or phrase stands in the text, whole and in any case."""
+    """Number of occurrences of a word or phrase, as whole words, ignoring case."""
     if not part.strip():
         return 0
     head = r"(?<!\w)" if part[0].isalnum() else ""
@@ -71,7 +71,7 @@ def count_phrase(text: str, part: str) -> int:
 
 
 def is_json(text: str) -> bool:
-    """Whether the text is a JSON object or list, and nothing else."""
+    """Whether the text is a JSON object or list and nothing else."""
     try:
         return isinstance(json.loads(text), dict | list)
     except (ValueError, RecursionError):
@@ -79,29 +79,29 @@ def is_json(text: str) -> bool:
 
 
 def has_markdown(text: str) -> bool:
-    """Whether the text uses marks of Markdown: lists, headings, code, quotes, tables, bold, links."""
-    return any(mark.search(text) for mark in _MARKDOWN)
+    """Whether the text uses Markdown: lists, headings, code, quotes, tables, bold, links."""
+    return any(pattern.search(text) for pattern in _MARKDOWN)
 
 
 def count_list_items(text: str) -> int:
-    """How many lines are items of a list."""
+    """Number of list items."""
     return len(_LIST.findall(text))
 
 
 def repetition_rate(text: str) -> float:
-    """The share of three-word runs that the text has said before."""
-    said = [word.lower() for word in _WORD.findall(text)]
-    runs = [tuple(said[i : i + 3]) for i in range(len(said) - 2)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    """Share of three-word sequences that occurred before in the text."""
+    words = [word.lower() for word in _WORD.findall(text)]
+    trigrams = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
 
 
 def language(text: str) -> str:
-    """The language as two letters, by its script or its commonest words; empty where that does not tell."""
+    """Two-letter language code from the script or the most common words; empty if unclear."""
     letters = sum(letter.isalpha() for letter in text)
     for name, script in _SCRIPTS:
         if letters and len(script.findall(text)) > 0.3 * letters:
             return name
-    said = [word.lower() for word in _WORD.findall(text)]
-    found = Counter({name: sum(word in known for word in said) for name, known in _WORDS.items()}).most_common(2)
-    (best, most), (_, next_most) = found
-    return best if most >= 2 and most > 1.2 * next_most else ""
+    words = [word.lower() for word in _WORD.findall(text)]
+    counts = Counter({name: sum(word in known for word in words) for name, known in _WORDS.items()}).most_common(2)
+    (best, best_count), (_, second_count) = counts
+    return best if best_count >= 2 and best_count > 1.2 * second_count else ""

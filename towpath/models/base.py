@@ -27,7 +27,7 @@ def load(folder: str, dtype: torch.dtype, attention: str, device: torch.device =
     shape.require(folder, attention)
     pad = pad_token(load_tokenizer(folder)) if pad is None else pad
     model = _placed(_loaded(folder, dtype, attention, pad).eval(), device)
-    check_model.require(model, folder)
+    check_model.check_model(model, folder)
     return model
 
 

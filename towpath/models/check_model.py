@@ -13,7 +13,8 @@ from transformers.cache_utils import DynamicLayer
 
 from towpath.errors import ModelError
 from towpath.models import lm
-from towpath.models.packed_batch import Lines, attention_mask, cache_name, windowed
+from towpath.models.cpu import layers
+from towpath.models.packed_batch import PackedBatch, attention_mask, cache_name, windowed
 
 FAMILIES = "use a model of this kind: Llama, Mistral, Qwen 2 and 3, SmolLM, OLMo, Gemma 1 and 3, Phi-3, DeepSeek"
 LOUD = 100.0
@@ -40,7 +41,7 @@ BROKEN = (
 """What a model's own code raises when it is asked for what it cannot do."""
 
 
-def require(model: Any, folder: str) -> None:
+def check_model(model: Any, folder: str) -> None:
     """Layers and a final norm, and logits that are the states' product with the head's weights: nothing scaled,
     capped or added."""
     require_parts(model, folder)
@@ -94,7 +95,7 @@ def _packed(model: Any, short: torch.Tensor, long: torch.Tensor) -> list[torch.T
     place = torch.cat([torch.arange(len(short)), torch.arange(len(long))])[None].to(ids.device)
     segment = torch.cat([torch.full((len(short),), 1), torch.full((len(long),), 2)])[None].to(ids.device)
     states = lm.hidden(
-        model, Lines(ids, place, segment, torch.zeros_like(ids)), torch.arange(ids.shape[1], device=ids.device)
+        model, PackedBatch(ids, place, segment, torch.zeros_like(ids)), torch.arange(ids.shape[1], device=ids.device)
     )
     return [states[: len(short)], states[len(short) :]]
 
@@ -150,17 +151,19 @@ def _require_plain_logits(model: Any, folder: str) -> None:
 
 
 @torch.inference_mode()
-def parts(model: Any, depth: int) -> bool:
+def can_split_layers(model: Any, depth: int) -> bool:
     """Whether the layers from `depth` on, begun at the states of those below, say what all of them say: not where a
     body does more to its input than to pass it on, or where layers are told apart by their number."""
+    if layers.fits(model):
+        return True
     if len(set(getattr(model.config, "layer_types", None) or ())) > 1:
         return False  # each layer's mask is found by its number, which shows on rows longer than a window alone
     ids = _some(model)
     place_S = torch.arange(ids.shape[1], device=ids.device)
-    lines = Lines(ids, place_S[None], torch.ones_like(ids), torch.zeros_like(ids))
+    lines = PackedBatch(ids, place_S[None], torch.ones_like(ids), torch.zeros_like(ids))
     whole_SD = lm.hidden(model, lines, place_S)
-    states_PLD = lm.below(model, lines, depth).view(1, ids.shape[1], -1)
-    return not _differ(lm.above(model, states_PLD, lines, depth, place_S), whole_SD, ALIKE / 10)
+    states_PLD = lm.run_lower_layers(model, lines, depth).view(1, ids.shape[1], -1)
+    return not _differ(lm.run_upper_layers(model, states_PLD, lines, depth, place_S), whole_SD, ALIKE / 10)
 
 
 def _product(body: Any, head: Any, ids: torch.Tensor) -> torch.Tensor:

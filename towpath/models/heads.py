@@ -29,27 +29,27 @@ ROWS = 4096
 """Random features of a state; rows that are summed at a time."""
 
 
-def so_far(states_BTD: Tensor) -> Tensor:
+def running_mean(states_BTD: Tensor) -> Tensor:
     """The mean of the states up to each token [B,T,D], which tells an answer's manner better than the last one."""
     count_T = torch.arange(1, states_BTD.shape[1] + 1, device=states_BTD.device)
     return states_BTD.cumsum(1) / count_T[None, :, None]
 
 
 @lru_cache
-def _cast(width: int, device: torch.device) -> Tensor:
+def random_projection(width: int, device: torch.device) -> Tensor:
     return torch.randn(width, WIDE, generator=torch.Generator().manual_seed(width)).to(device)
 
 
-def widely_so_far(states_BTD: Tensor) -> Tensor:
+def random_feature_mean(states_BTD: Tensor) -> Tensor:
     """That mean, and the sum up to each token of fixed random features of its state [B,T,D+W]: a reward that adds up
     token by token is linear in such sums, and seldom in the states."""
     width = states_BTD.shape[-1]
-    cast_DW = _cast(width, states_BTD.device)
+    projection_DW = random_projection(width, states_BTD.device)
     unit_BTD = torch.nn.functional.rms_norm(states_BTD, (width,)) / math.sqrt(width)
-    return torch.cat([so_far(states_BTD), (unit_BTD @ cast_DW).relu().cumsum(1)], -1)
+    return torch.cat([running_mean(states_BTD), (unit_BTD @ projection_DW).relu().cumsum(1)], -1)
 
 
-class Fit:
+class RidgeHead:
     """A head that is solved for, not stepped: the best linear reading (ridge) of what was seen so far, where what is
     older counts less. The ridge is the one that has foretold best what then came. Sums are all it keeps.
 

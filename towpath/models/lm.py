@@ -3,7 +3,7 @@
 P lines, L tokens of a line, S places in all lines, N that are read, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,30 +11,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from towpath.models.cpu import decoder, dispatch
-from towpath.models.packed_batch import Lines, masks
+from towpath.data.batch import PackedRows, Row, pack
+from towpath.models.cpu import kernels, layers
+from towpath.models.packed_batch import PackedBatch, masks
 
 
-def hidden(model: Any, lines: Lines, read_N: Tensor) -> Tensor:
+def pack_rows(model: Any, rows: Sequence[Row], pad: int, width: int = 0) -> PackedRows:
+    """Rows laid into lines as this model's layers read them best: at most `width` wide, or a line to each row."""
+    return pack(rows, pad, 0 if layers.fits(model) else width)
+
+
+def hidden(model: Any, lines: PackedBatch, read_N: Tensor) -> Tensor:
     """Last hidden states [N,D], after the final norm, of the tokens that are read: their places in the lines, one
     line after the other."""
     return _through(model, lines, slice(None), read_N)
 
 
-def below(model: Any, lines: Lines, depth: int) -> Tensor:
+def run_lower_layers(model: Any, lines: PackedBatch, depth: int) -> Tensor:
     """The states of all places that the layers from `depth` on read [S,D]."""
     return _through(model, lines, slice(0, depth), None)
 
 
-def above(model: Any, states_PLD: Tensor, lines: Lines, depth: int, read_N: Tensor) -> Tensor:
+def run_upper_layers(model: Any, states_PLD: Tensor, lines: PackedBatch, depth: int, read_N: Tensor) -> Tensor:
     """`hidden`, begun at states that `below` gave, laid into lines."""
     return _through(model, lines, slice(depth, None), read_N, states_PLD)
 
 
-def _through(model: Any, lines: Lines, part: slice, read_N: Tensor | None, states_PLD: Tensor | None = None) -> Tensor:
-    """By the layers written out in `decoder` where they fit, else by the model's own."""
+def _through(
+    model: Any, lines: PackedBatch, part: slice, read_N: Tensor | None, states_PLD: Tensor | None = None
+) -> Tensor:
+    """By the layers written out in `models.cpu.layers` where they fit, else by the model's own."""
     body = model.base_model
-    if not decoder.fits(model):
+    if not layers.fits(model):
         mask = masks(model.config, lines, model.dtype)
         given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
         with _only(body, part, nn.Identity() if read_N is None else body.norm):
@@ -49,7 +57,7 @@ def _through(model: Any, lines: Lines, part: slice, read_N: Tensor | None, state
         )  # pyright: ignore[reportAssignmentType]
     else:
         begun_TD = states_PLD.flatten(0, 1)[place_T]
-    return decoder.through(model, begun_TD, lines, part, read_N)
+    return layers.through(model, begun_TD, lines, part, read_N)
 
 
 class _Lookup(torch.autograd.Function):
@@ -115,7 +123,7 @@ def _read(
     is left in its place or shown to `keep` chunk by chunk [n,V], where either is given."""
     logp_N = hidden_ND.new_zeros(len(target_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
     entropy_N = torch.zeros_like(logp_N)
-    ops = dispatch.of(hidden_ND)
+    ops = kernels.dispatch(hidden_ND)
     asked = place_NV is not None or keep is not None
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)

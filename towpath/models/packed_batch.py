@@ -17,7 +17,7 @@ APART = 12_000
 20,000 do as well."""
 
 
-class Lines(NamedTuple):
+class PackedBatch(NamedTuple):
     """Rows packed into lines, see `data.batch.Packed`."""
 
     ids_PL: Tensor
@@ -42,7 +42,7 @@ def by_layer(config: Any, whole: Tensor, windowed: Tensor) -> Tensor | dict[str,
     return {"full_attention": whole, "sliding_attention": windowed}
 
 
-def masks(config: Any, lines: Lines, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+def masks(config: Any, lines: PackedBatch, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
     """The masks of packed rows; a window matters where rows are longer than it."""
     whole = attention_mask(lines.segment_PL, dtype, lines.parent_PL)
     window = window_of(config)
@@ -81,7 +81,7 @@ def attention_mask(segment_PL: Tensor, dtype: torch.dtype, parent_PL: Tensor | N
     return mask.masked_fill_(~(seen & causal), torch.finfo(dtype).min)[:, None]
 
 
-def alike(lengths: Sequence[int]) -> list[slice]:
+def length_buckets(lengths: Sequence[int]) -> list[slice]:
     """Neighbouring lines that attention takes together, each as wide as their longest: the cut that costs least."""
     least = np.zeros(len(lengths) + 1)
     begins = [0] * (len(lengths) + 1)

@@ -68,7 +68,7 @@ def _measure(folder: str, attention: str) -> bool:
         if small is None:
             continue
         try:
-            check_model.require(small, folder)
+            check_model.check_model(small, folder)
             check_model.require_rows_apart(small, folder)
         except check_model.PassFailed:
             if last:

@@ -73,7 +73,8 @@ class Room:
         self.filled = mask_BS.shape[1]
         self.double = double
         dtype = layers[0].dtype
-        self.mask = torch.where(mask_BS[index_B] > 0, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None]
+        blank_BS = torch.zeros(len(index_B), self.filled, dtype=dtype, device=mask_BS.device)
+        self.mask = blank_BS.masked_fill_(mask_BS[index_B] == 0, torch.finfo(dtype).min)[:, None, None]
         self._widen()
 
     def _widen(self) -> None:

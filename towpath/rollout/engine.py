@@ -1,4 +1,4 @@
-"""What an engine promises: tokens, their log-probabilities, and why each answer ended."""
+"""The contract of engines: tokens, their log-probabilities, and why each completion ended."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from towpath.recipe import Decoding
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One answer wanted: the prompt's tokens, how to draw, and the uniform numbers that decide every token."""
+class SampleRequest:
+    """One completion wanted: prompt tokens, how to sample, and the uniform numbers that decide every token."""
 
     prompt: list[int]
     decoding: Decoding
     uniforms: np.ndarray
-    """One number per new token; the longest answer is as long as this array."""
+    """One number per new token; the longest completion is as long as this array."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """An answer: tokens up to and with the EOS that ended it (a model may have several), and log p of each under the
-    temperature-scaled model."""
+class SampleOutput:
+    """A completion: its tokens, the EOS that ended it included, and log p of each under the temperature-scaled
+    model."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -30,17 +30,19 @@ class Drawn:
 
 
 Tick = Callable[[int, int], None]
-"""(tokens, ended): so many tokens were drawn or, of answers that ended early, will never be; so many answers ended.
-In all, the tokens are the sum of the requests' longest lengths."""
+"""(tokens, completions) since the last call: tokens sampled, or not needed since a completion ended early; completions
+that ended. Over all calls the tokens add up to the requests' longest lengths."""
 
 
 class Engine(Protocol):
-    """Draws answers; the same request gives the same answer whatever else is in the batch."""
+    """Samples completions; the same request gives the same completion whatever else is in the batch."""
 
-    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Tick | None = None) -> list[Drawn]:
-        """Answers in the order of the requests."""
+    def generate(
+        self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Tick | None = None
+    ) -> list[SampleOutput]:
+        """Completions in the order of the requests."""
         ...
 
-    def refresh(self, model: Any) -> None:
-        """Draw from this model, with the weights that it has now."""
+    def refresh(self, model: Any, version: int = 0) -> None:
+        """Sample from this model, with the weights that it has now; `version` numbers them."""
         ...

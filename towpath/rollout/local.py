@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from towpath.models.cpu import decoder, dispatch, native
+from towpath.models.cpu import kernels, layers, native
 from towpath.models.packed_batch import attention_mask, cache_name, windowed
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
-from towpath.rollout.engine import Drawn, Request, Tick
+from towpath.rollout.engine import SampleOutput, SampleRequest, Tick
 
 
 class LocalEngine:
@@ -27,22 +27,24 @@ class LocalEngine:
         """Every token that ends an answer."""
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Tick | None = None) -> list[Drawn]:
+    def generate(
+        self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Tick | None = None
+    ) -> list[SampleOutput]:
         """Answers in the order of the requests."""
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
-        drawn: dict[int, Drawn] = {}
-        with decoder.packed(self.model) as self.head:
+        drawn: dict[int, SampleOutput] = {}
+        with layers.packed(self.model) as self.head:
             for begin in range(0, len(order), self.rows):
                 chosen = order[begin : begin + self.rows]
                 answers = self._batch([requests[i] for i in chosen], greedy, tick or (lambda _tokens, _ended: None))
                 drawn |= dict(zip(chosen, answers, strict=True))
         return [drawn[i] for i in range(len(requests))]
 
-    def refresh(self, model: Any) -> None:
-        """It reads the model itself."""
+    def refresh(self, model: Any, version: int = 0) -> None:
+        """Sample from this model; its weights are read in place."""
         self.model = model
 
-    def _batch(self, requests: list[Request], greedy: bool, tick: Tick) -> list[Drawn]:
+    def _batch(self, requests: list[SampleRequest], greedy: bool, tick: Tick) -> list[SampleOutput]:
         draw = _Draw(requests, self.model.device, greedy)
         limit = np.array([len(request.uniforms) for request in requests])
         tokens: list[list[int]] = [[] for _ in requests]
@@ -73,13 +75,13 @@ class LocalEngine:
             mask = windowed(self.model.config, room.next(), room.filled)
             logits = self._logits(token_B[:, None], mask, position, room.cache)
         finish = ["stop" if row and row[-1] in self.eos else "length" for row in tokens]
-        return [Drawn(t, lp, f) for t, lp, f in zip(tokens, logprobs, finish, strict=True)]  # pyright: ignore[reportArgumentType]
+        return [SampleOutput(t, lp, f) for t, lp, f in zip(tokens, logprobs, finish, strict=True)]  # pyright: ignore[reportArgumentType]
 
     def _logits(self, ids: Tensor, mask: Any, position: Tensor, cache: Cache) -> Tensor:
         """Logits [B,V] after the last column. The head reads a matrix: given a strided [B,1,D] and frozen weights,
         torch repeats the head's weights for every row, which costs seconds and gigabytes."""
-        if decoder.fits(self.model):
-            return self.head(decoder.read(self.model, ids, position, mask, cache))
+        if layers.fits(self.model):
+            return self.head(layers.read(self.model, ids, position, mask, cache))
         body = self.model.base_model
         out = body(
             input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, **{cache_name(type(body)): cache}
@@ -97,7 +99,7 @@ class LocalEngine:
         logits = self._logits(
             ids, windowed(self.model.config, attention_mask(mask, self.model.dtype), ids.shape[1]), position, cache
         )
-        compiled = decoder.fits(self.model) and dispatch.compiled(logits)
+        compiled = layers.fits(self.model) and kernels.compiled(logits)
         return logits[index], position[index, -1:], Room(cache, mask, index, compiled)
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +117,7 @@ class LocalEngine:
 class _Draw:
     """The rows' decoding settings as columns, and the draw itself."""
 
-    def __init__(self, requests: list[Request], device: torch.device, greedy: bool) -> None:
+    def __init__(self, requests: list[SampleRequest], device: torch.device, greedy: bool) -> None:
         def column(name: str, dtype: torch.dtype) -> Tensor:
             return torch.tensor([getattr(request.decoding, name) for request in requests], dtype=dtype, device=device)
 
@@ -138,7 +140,7 @@ class _Draw:
 
     def __call__(self, logits_BV: Tensor, step: int) -> tuple[Tensor, Tensor]:
         c = self.columns
-        if dispatch.compiled(logits_BV) and not self.greedy and not self.narrowed:
+        if kernels.compiled(logits_BV) and not self.greedy and not self.narrowed:
             return native.drawn(logits_BV, c["temperature"], c["uniforms"][:, step])
         p_BV = sampling.scaled(logits_BV, c["temperature"])
         if self.greedy:

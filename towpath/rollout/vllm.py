@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from towpath.errors import RecipeError, ResourceError
-from towpath.rollout.engine import Drawn, Request, Tick
+from towpath.rollout.engine import SampleOutput, SampleRequest, Tick
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 
@@ -35,33 +35,40 @@ class VllmEngine:
         cache: float,
         rows: int = 256,
     ) -> None:
-        self.model = model
         self.weights = folder / "weights"
         self.log = folder / "vllm.log"
+        stops = [eos] if isinstance(eos, int) else sorted(eos)
+        self._settings = {"tokens": tokens, "rows": rows, "cache": int(cache * 2**30), "stops": stops}
         folder.mkdir(parents=True, exist_ok=True)
-        self._write()
         self.process = _process(python, self.log)
         weakref.finalize(self, _end, self.process, self.weights)
-        begin = {"model": str(self.weights), "dtype": str(model.dtype).removeprefix("torch."), "tokens": tokens}
-        stops = [eos] if isinstance(eos, int) else sorted(eos)
-        self._tell(begin | {"rows": rows, "cache": int(cache * 2**30), "stops": stops})
-        self.version = self._heard()["ready"]
+        self.version = ""
+        """Of vLLM, once it has loaded a model."""
+        if model is not None:
+            self.refresh(model)
 
-    def refresh(self, model: Any) -> None:
-        """Draw from this model, with the weights that it has now."""
+    def refresh(self, model: Any, version: int = 0) -> None:
+        """Sample from this model, with the weights that it has now."""
         self.model = model
         self._write()
-        self._tell({"load": str(self.weights)})
-        self._heard()
+        if self.version:
+            self._tell({"load": str(self.weights)})
+            self._heard()
+            return
+        dtype = str(model.dtype).removeprefix("torch.")
+        self._tell({"model": str(self.weights), "dtype": dtype, **self._settings})
+        self.version = self._heard()["ready"]
 
-    def generate(self, requests: Sequence[Request], greedy: bool = False, tick: Tick | None = None) -> list[Drawn]:
+    def generate(
+        self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Tick | None = None
+    ) -> list[SampleOutput]:
         """Answers in the order of the requests."""
         asked = [{"prompt": r.prompt, "uniforms": r.uniforms.tolist(), **r.decoding.model_dump()} for r in requests]
         self._tell({"generate": asked, "greedy": greedy})
-        drawn: dict[int, Drawn] = {}
+        drawn: dict[int, SampleOutput] = {}
         while len(drawn) < len(requests):
             told = self._heard()
-            drawn[told["i"]] = Drawn(told["ids"], told["logprobs"], told["finish"])
+            drawn[told["i"]] = SampleOutput(told["ids"], told["logprobs"], told["finish"])
             if tick:
                 tick(len(requests[told["i"]].uniforms), 1)
         return [drawn[i] for i in range(len(requests))]

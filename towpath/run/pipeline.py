@@ -84,7 +84,7 @@ class Pipeline:
         self._check()
         self._explain_reruns()
         self._write_current()
-        from towpath.runtime.local import prepare_process
+        from towpath.runtime.process import prepare_process
 
         prepare_process()
         try:
@@ -129,7 +129,7 @@ class Pipeline:
         if stage.done:
             self.say(f"{stage.name}: already done ({stage.fingerprint})")
             return False
-        from towpath.runtime.local import give_back_memory
+        from towpath.runtime.process import release_memory
         from towpath.stages.job import Job
 
         module = importlib.import_module(f"towpath.stages.{stage.kind}")
@@ -150,7 +150,7 @@ class Pipeline:
             raise
         finally:
             (stage.folder / "seconds").write_text(f"{earlier + time.monotonic() - start:.1f}")
-        give_back_memory()
+        release_memory()
         seconds = earlier + time.monotonic() - start
         self._write_manifest(stage, result, job.findings, seconds, job.corpus)
         self._say_findings(job.findings)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.data.corpus_reader import Corpus
+from towpath.data.intervals import accuracy_ceiling
 from towpath.feedback import agreement, calibration, judge_runner, judging, label_budget
 from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
 from towpath.feedback.pair_text import PairText
@@ -111,7 +112,7 @@ def _trust(recipe: Recipe, judgements: list[Judgement]) -> tuple[RaterAccuracy, 
     """The accuracy of people and of the judge, and whether each was measured."""
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in PEOPLE])
     is_person_measured = n >= MIN_JUDGEMENTS
-    person = min(max(agreement.accuracy_ceiling(rate), 0.55), 0.99) if is_person_measured else PERSON_ACCURACY
+    person = min(max(accuracy_ceiling(rate), 0.55), 0.99) if is_person_measured else PERSON_ACCURACY
     audit = calibration.audit_rows(judgements, f"judge:{recipe.judge.model}") if recipe.judge.model else []
     if len(audit) < MIN_JUDGEMENTS:
         return RaterAccuracy(person, JUDGE_ACCURACY), (is_person_measured, False)
@@ -122,7 +123,10 @@ def _trust(recipe: Recipe, judgements: list[Judgement]) -> tuple[RaterAccuracy, 
 def plan_lines(plan: LabelPlan) -> str:
     """The plan for a terminal."""
     basis = f"measured on {plan.measured} judgements" if plan.measured else "assumed; people take 36 to 480"
-    lines = [f"labels for {plan.pairs:,} pairs: {plan.plan.told()}", f"seconds a pair: {plan.seconds:.0f} ({basis})"]
+    lines = [
+        f"labels for {plan.pairs:,} pairs: {plan.plan.describe()}",
+        f"seconds a pair: {plan.seconds:.0f} ({basis})",
+    ]
     if plan.plan.judge_dollars:
         lines.append(f"of that the judge: ${plan.plan.judge_dollars:,.2f}")
     costs = plan.costs
@@ -140,7 +144,7 @@ def plan_lines(plan: LabelPlan) -> str:
 
 
 def _split_lines(best: label_budget.BudgetSplit, trust_measured: tuple[bool, bool]) -> list[str]:
-    shares = f"judge {'all' if best.judged else 'none'}, people {best.people:.0%}, of those twice {best.overlap:.0%}"
+    shares = f"judge {'all' if best.use_judge else 'none'}, people {best.people:.0%}, of those twice {best.overlap:.0%}"
     costs = f"${best.dollars:,.0f}, {best.hours:,.0f} hours"
     lines = [f"best split for the money: {shares}: {best.error:.1%} wrong labels expected for {costs}"]
     accuracies = zip(("people", "judge"), (PERSON_ACCURACY, JUDGE_ACCURACY), trust_measured, strict=True)

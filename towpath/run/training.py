@@ -18,7 +18,7 @@ from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_r
 from towpath.run import arguments, model_checks, preflight, trackers
 from towpath.run.record import METRICS
 from towpath.run.sizes import model_size
-from towpath.runtime.local import prepare_process
+from towpath.runtime.process import prepare_process
 from towpath.stages import generation, policy
 from towpath.stages.job import Job
 from towpath.store import jsonl, manifest
@@ -76,8 +76,9 @@ class Trained:
         decoding = Decoding(temperature=temperature or 1.0)
         texts = arguments.prompts(prompts)
         wanted = [(Prompt(str(number), text), "asked", decoding) for number, text in enumerate(texts)]
-        model = self.job.model(self.folder)
-        completions = generation.draw(self.job, model, wanted, "policy", longest, "answers", greedy=not temperature)
+        completions = generation.sample(
+            self.job, self.folder, wanted, "policy", longest, "answers", greedy=not temperature
+        )
         return [completion.text for completion in completions]
 
 

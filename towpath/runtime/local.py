@@ -1,86 +1,176 @@
-"""Where it runs: one process, one device. The specification that other runtimes are held to.
+"""One process, one device: the specification that other runtimes are held to.
 
-B rows, T answer tokens, N answer tokens of all rows, D width.
+B rows, T answer tokens, N answer tokens of all rows, S tokens of a row, D width, F features of a value head.
 """
 
-import ctypes
-import gc
+import copy
 import math
-import os
-import resource
-import sys
-import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from towpath.algos.contract import Metrics, Outputs, add
-from towpath.data.batch import Batch, PackedRows, pack
+from towpath.data.batch import Batch
+from towpath.data.chat import Chat
 from towpath.errors import ResourceError
-from towpath.models import check_model, lm
+from towpath.models import base, export, lm
 from towpath.models.adapters import Adapters
-from towpath.models.cpu import decoder, split_bf16
-from towpath.models.heads import Fit, ScalarHead, so_far, widely_so_far
-from towpath.models.packed_batch import Lines
+from towpath.models.check_model import can_split_layers
+from towpath.models.cpu import kernels
+from towpath.models.cpu.optimizer import AdamW, merge_float32, split_float32
+from towpath.models.heads import WIDE, RidgeHead, ScalarHead, random_feature_mean, running_mean
 from towpath.progress import print_note, progress
-from towpath.runtime.optimizer import SLOTS, Adam
+from towpath.recipe import Compile
+from towpath.runtime import passes
+from towpath.runtime.contract import Handle, Loss, Needs, OptimizerConfig, RoleSpec, Snapshot, WeightSink
 from towpath.runtime.out_of_memory import with_less
+from towpath.runtime.process import memory_in_use, release_memory
 
-GROUND = "ground"
-"""The column of states that the untouched bottom of a trunk gives [B,S,D]: rows, tokens of a row, width."""
-PACKED = 256
-"""The widest line that short rows are packed into: wider ones spend on attention what they save on padding."""
-FEWEST = 16
-"""Tokens a pass below which nothing is gained."""
-LossOf = Callable[[Outputs, Batch], tuple[Tensor, Metrics]]
+PACK_WIDTH = 256
+"""Widest line that short rows are packed into; wider ones spend on attention what they save on padding."""
+FEWEST_TOKENS = 16
+"""Tokens a pass below which splitting further gains nothing."""
+MOST_PREFIX_BYTES = 2**30
+"""States of frozen layers that are cached for one batch."""
 
 
 @dataclass
 class Role:
-    """A part a model plays: which trunk it reads, through which adapter, with which head, and what of it learns."""
+    """Which model a role reads, through which adapter, with which head, and what of it trains."""
 
     trunk: str = "base"
     adapter: str | None = None
     head: ScalarHead | None = None
     trains: tuple[str, ...] = ()
     """Any of trunk, adapter, head."""
-    fit: Fit | None = None
+    closed_form_head: RidgeHead | None = None
     """Solves for the head, where that is how it learns."""
 
 
 class Local:
-    """Trunks, the roles they play, and one optimizer for whatever learns."""
+    """Models, the roles that read them, and one optimizer for whatever trains."""
 
     def __init__(
         self,
         tokens_per_pass: int = 1024,
-        pack_width: int = PACKED,
+        pack_width: int = PACK_WIDTH,
         pad: int = 0,
-        temperature: float = 1.0,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+        attention: str = "grouped",
+        compile: Compile | None = None,
     ) -> None:
         self.trunks: dict[str, Any] = {}
         self.adapters: dict[str, Adapters] = {}
         self.roles: dict[str, Role] = {}
-        self.optimizer: Adam | None = None
+        self.optimizer: AdamW | None = None
         self.tokens_per_pass = tokens_per_pass
         self.pack_width = pack_width
         self.pad = pad
-        self.temperature = temperature
         self.dtype = dtype
-        """What passes read a trunk in that learns; others are read as they were loaded."""
-        self.unfinite: list[str] = []
-        """Weights whose gradient was not finite when last one was not."""
+        """Arithmetic of passes; weights that train stay float32."""
+        self._device = device or torch.device("cpu")
+        self._attention = attention
+        self._compile = compile or Compile()
+        self._specs: dict[str, RoleSpec] = {}
+        self._plain: dict[str, Any] = {}
+        """Plain copies of models with adapters, which engines sample from."""
+        self._stored: dict[int, Tensor] = {}
+        self._masks: dict[int, Tensor] = {}
+        self._initial_fits: dict[str, RidgeHead] = {}
+        self._nonfinite: list[str] = []
+        self._version = 0
+
+    # Roles
+
+    def open(self, roles: Mapping[str, RoleSpec], optimizer: OptimizerConfig | None = None) -> None:
+        """Load models, make adapters and heads; an optimizer where something trains."""
+        for name, spec in roles.items():
+            self._specs[name] = spec
+            self.roles[name] = self._role(name, spec)
+        rates = {name: spec.learning_rate for name, spec in roles.items() if spec.learning_rate is not None}
+        rates |= {
+            f"{name}/head": spec.head_learning_rate
+            for name, spec in roles.items()
+            if spec.head_learning_rate is not None
+        }
+        if rates:
+            config = optimizer or OptimizerConfig()
+            self.start(rates, config.eps, config.weight_decay)
+
+    def close(self, role: str) -> None:
+        """Let go of a role, and of its model where no other role reads it."""
+        trunk = self.roles.pop(role).trunk
+        self._specs.pop(role, None)
+        if all(other.trunk != trunk for other in self.roles.values()):
+            for kept in (self.trunks, self.adapters, self._plain):
+                kept.pop(trunk, None)
+            release_memory()
+
+    def _role(self, name: str, spec: RoleSpec) -> Role:
+        if spec.reads:
+            basis = self.roles[spec.reads]
+            width = self.trunks[basis.trunk].config.hidden_size + WIDE * (spec.head == "closed_form")
+            head = ScalarHead(width).to(self.device).requires_grad_(False)
+            return Role(basis.trunk, basis.adapter, head, closed_form_head=RidgeHead(head))
+        if spec.copies:
+            return self._copied(name, spec)
+        whole = spec.learning_rate is not None and spec.lora is None
+        trunk = name if whole else f"{spec.model} {spec.dtype}"
+        if trunk not in self.trunks:
+            exact = whole or spec.dtype == "float32"
+            self.add_trunk(trunk, self._load(spec.model, torch.float32 if exact else self.dtype), lora=False)
+            self._compile_layers(self.trunks[trunk])
+        if spec.lora and trunk not in self.adapters:
+            self.adapters[trunk] = Adapters(self.trunks[trunk])
+        if spec.lora:
+            self.adapters[trunk].add(name, spec.lora.rank, spec.lora.alpha, spec.seed, spec.lora.last_n_layers)
+        tensors = load_file(spec.init) if spec.init else {}
+        if spec.lora and tensors:
+            self.adapters[trunk].load(name, tensors)
+        head = self._new_head(spec, trunk, tensors) if spec.head == "scalar" else None
+        return Role(trunk, name if spec.lora else None, head, _trained_parts(spec))
+
+    def _copied(self, name: str, spec: RoleSpec) -> Role:
+        basis = self.roles[spec.copies]
+        head = self._new_head(spec, basis.trunk, {}) if spec.head == "scalar" else None
+        if basis.trunk not in self.adapters:
+            self.add_trunk(name, copy.deepcopy(self.trunks[basis.trunk]), lora=False)
+            return Role(name, None, head, _trained_parts(replace(spec, lora=None)))
+        assert spec.lora is not None
+        adapters = self.adapters[basis.trunk]
+        adapters.add(name, spec.lora.rank, spec.lora.alpha, spec.seed, spec.lora.last_n_layers)
+        if basis.adapter:
+            adapters.load(name, {key: p.detach() for key, p in adapters.parameters(basis.adapter).items()})
+        return Role(basis.trunk, name, head, _trained_parts(spec))
+
+    def _new_head(self, spec: RoleSpec, trunk: str, tensors: Mapping[str, Tensor]) -> ScalarHead:
+        width = self.trunks[trunk].config.hidden_size
+        head = ScalarHead(width, spec.seed if spec.random_head else None).to(self.device)
+        if tensors:
+            head.load_state_dict({part: tensors[f"head.{part}"] for part in ("weight", "bias")})
+        return head.requires_grad_(spec.learning_rate is not None)
+
+    def _load(self, folder: str, dtype: torch.dtype) -> Any:
+        return base.load(folder, dtype, self._attention, self._device, self.pad)
+
+    def _compile_layers(self, model: Any) -> None:
+        if self._compile.on:
+            options = self._compile.model_dump(exclude={"on", "cudagraphs"})
+            options["triton.cudagraphs"] = self._compile.cudagraphs
+            for layer in model.base_model.layers:
+                layer.compile(dynamic=True, options=options)
 
     def add_trunk(self, name: str, model: Any, lora: bool) -> None:
-        """A model that roles may read; with LoRA its own weights are frozen."""
+        """A model that roles may read, its weights frozen until `start`; with `lora` ready for adapters."""
         self.trunks[name] = model
         if lora:
             self.adapters[name] = Adapters(model)
@@ -89,194 +179,199 @@ class Local:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.trunks.values())).device
+        """The device of its models."""
+        return next((trunk.device for trunk in self.trunks.values()), self._device)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Every weight that learns, by role and name."""
-        found: dict[str, nn.Parameter] = {}
+        """Every weight that trains, by role and name."""
+        parameters: dict[str, nn.Parameter] = {}
         for name, role in self.roles.items():
             if "adapter" in role.trains and role.adapter:
-                found |= {f"{name}/{key}": p for key, p in self.adapters[role.trunk].parameters(role.adapter).items()}
+                own = self.adapters[role.trunk].parameters(role.adapter)
+                parameters |= {f"{name}/{key}": p for key, p in own.items()}
             if "trunk" in role.trains:
-                found |= {f"{name}/{key}": p for key, p in self.trunks[role.trunk].named_parameters()}
+                parameters |= {f"{name}/{key}": p for key, p in self.trunks[role.trunk].named_parameters()}
             if "head" in role.trains and role.head is not None:
-                found |= {f"{name}/head.{key}": p for key, p in role.head.named_parameters()}
-        return found
+                parameters |= {f"{name}/head.{key}": p for key, p in role.head.named_parameters()}
+        return parameters
 
     def start(self, rates: Mapping[str, float], eps: float = 1e-8, weight_decay: float = 0.0) -> None:
-        """Open the weights that learn and give them an optimizer: one rate a role, one more for `role/head` where
-        named."""
+        """Unfreeze what trains and make its optimizer: one rate a role, another for `role/head` where named."""
         groups: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained().items():
             parameter.requires_grad_(True)
             role, _, name = key.partition("/")
-            own = f"{role}/head" if name.startswith("head.") and f"{role}/head" in rates else role
-            groups.setdefault(own, []).append(parameter)
+            group = f"{role}/head" if name.startswith("head.") and f"{role}/head" in rates else role
+            groups.setdefault(group, []).append(parameter)
         betas = 0.9, 0.95 if weight_decay else 0.999
-        self.optimizer = Adam([(rates[name], weights) for name, weights in groups.items()], eps, weight_decay, betas)
+        self.optimizer = AdamW([(rates[name], weights) for name, weights in groups.items()], eps, weight_decay, betas)
         for role in self.roles.values():
             if "trunk" in role.trains and self.dtype == torch.bfloat16:
                 for weight in self.trunks[role.trunk].parameters():
-                    self.optimizer.halve(weight)
-        if self.optimizer.rest:
-            give_back_memory()  # what they were loaded in
+                    self.optimizer.split_bf16(weight)
+        if self.optimizer.low_bits:
+            release_memory()  # the float32 weights that were loaded
 
-    @contextmanager
-    def whole(self, name: str) -> Iterator[Any]:
-        """A trunk in all its bits, to be written."""
-        rest = self.optimizer.rest if self.optimizer is not None else {}
-        upper = {weight: weight.data for weight in self.trunks[name].parameters() if weight in rest}
-        for weight, half in upper.items():
-            weight.data = split_bf16.joined(half, rest[weight])
-        try:
-            yield self.trunks[name]
-        finally:
-            for weight, half in upper.items():
-                weight.data = half
+    # Passes
 
-    def forward(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
-        """What a role says of a batch, with gradient if it learns and gradients are on."""
+    def score(self, role: str, batch: Batch, wants: tuple[str, ...], temperature: float = 1.0) -> Outputs:
+        """Outputs of a role on a batch of any size, without gradient, rows in their order, in host memory."""
+        out = with_less(lambda: self._score(role, batch, wants, temperature), lambda: self._halve(batch))
+        if "features" in wants:
+            out.features = self._store(out.features_BTD, out.mask_BT)
+            out.features_BTD = torch.zeros(0)
+        return out.to_host()
+
+    @torch.no_grad()
+    def _score(self, name: str, batch: Batch, wants: tuple[str, ...], temperature: float) -> Outputs:
+        closed_form = self.roles[name].closed_form_head
+        if closed_form is not None and "value" in wants:
+            features = batch.handles.get("features")
+            features_BTD = (
+                self._score(name, batch, ("features",), temperature).features_BTD
+                if features is None
+                else self._stored[id(features)]
+            )
+            mask_BT = torch.from_numpy(batch.mask_BT).to(self.device)
+            value_BT = torch.where(mask_BT, closed_form.head(features_BTD), 0.0)
+            return Outputs(mask_BT, value_BT=value_BT, features_BTD=features_BTD)
+        cached = {key: column for key, column in batch.columns.items() if key == "cached_row"}
+        numbered = Batch(batch.rows, {"row": np.arange(len(batch)), **cached}, handles=batch.handles)
+        parts = []
+        with progress(f"scoring by {name}", _tokens(batch), "tokens") as work:
+            for part in numbered.passes(self.tokens_per_pass):
+                parts.append((part.columns["row"], self._forward(name, part, wants, temperature)))
+                work.advance(_tokens(part))
+        return passes.join(parts, torch.from_numpy(batch.mask_BT).to(self.device))
+
+    def forward(self, needs: Needs, batch: Batch, loss: Loss, temperature: float = 1.0) -> Metrics:
+        """Metrics of a loss, without gradient."""
+        metrics: Metrics = {}
+        with torch.no_grad():
+            for part in batch.passes(self.tokens_per_pass):
+                for name, wants in needs.items():
+                    add(metrics, loss(self._forward(name, part, wants, temperature), self._on_device(part))[1])
+        return metrics
+
+    def forward_backward(
+        self,
+        needs: Needs,
+        batch: Batch,
+        loss: Callable[[Outputs, Batch], tuple[Tensor, Metrics]],
+        weight: float,
+        temperature: float = 1.0,
+        count: Callable[[int], None] = lambda rows: None,
+    ) -> Metrics:
+        """Add the gradient of loss / weight, one pass and one role after the other; metrics of the batch. Where memory
+        runs out passes are halved, which gives the same gradient."""
+        fresh = self.optimizer is None or not self.optimizer.gradients()
+        done = 0
+
+        def counted(rows: int) -> None:
+            nonlocal done
+            done += rows
+            count(rows)
+
+        def less() -> None:
+            nonlocal done
+            self._halve(batch)
+            if not fresh:
+                raise _no_memory(batch, "gradients of an earlier batch cannot be kept apart")
+            if self.optimizer is not None:
+                self.optimizer.zero_grad()
+            count(-done)
+            done = 0
+
+        return with_less(lambda: self._forward_backward(needs, batch, loss, weight, temperature, counted), less)
+
+    def _forward_backward(
+        self,
+        needs: Needs,
+        batch: Batch,
+        loss: Callable[[Outputs, Batch], tuple[Tensor, Metrics]],
+        weight: float,
+        temperature: float,
+        count: Callable[[int], None],
+    ) -> Metrics:
+        metrics: Metrics = {}
+        for part in batch.passes(self.tokens_per_pass):
+            if self.optimizer is not None:
+                self.optimizer.accumulate()
+            on_device = self._on_device(part)
+            for name, wants in needs.items():
+                total, more = loss(self._forward(name, part, wants, temperature), on_device)
+                if self.roles[name].closed_form_head is None:
+                    (total / weight).backward()
+                add(metrics, more)
+            count(len(part))
+        return metrics
+
+    def _forward(self, name: str, batch: Batch, wants: tuple[str, ...], temperature: float = 1.0) -> Outputs:
+        """Outputs of a role on the rows of one pass, with gradient if it trains and gradients are on."""
         role = self.roles[name]
+        model = self.trunks[role.trunk]
         mask_BT = torch.from_numpy(batch.mask_BT).to(self.device)
-        if role.fit is not None and "value" in batch.columns:
-            return Outputs(mask_BT, value_BT=batch.columns["value"])  # as it stands until the next rollout
-        packed = pack(batch.rows, self.pad, 0 if decoder.fits(self.trunks[role.trunk]) else self.pack_width)
-        lines, (before_N, last_B) = self._lines(packed), _read_places(packed, batch, wants)
+        if role.closed_form_head is not None and "value" in batch.columns:
+            return Outputs(mask_BT, value_BT=batch.columns["value"].to(self.device))  # fixed until the next `fit`
+        packed = lm.pack_rows(model, batch.rows, self.pad, self.pack_width)
+        lines = passes.packed_batch(packed, self.device)
+        before_N, last_B = passes.read_positions(packed, batch, wants)
         read_N = torch.from_numpy(np.concatenate([before_N, last_B])).to(self.device)
+        prefix = batch.handles.get("prefix")
         with self._acting(role):
-            if GROUND in batch.columns and role.trunk in self.adapters:
-                states = _laid(batch.columns[GROUND], packed)
-                hidden = lm.above(
-                    self.trunks[role.trunk], states, lines, self.adapters[role.trunk].common_depth(), read_N
-                )
+            if prefix is not None and role.trunk in self.adapters:
+                states_BSD = self._stored[id(prefix)][torch.as_tensor(batch.columns["cached_row"]).to(self.device)]
+                states_PLD = passes.lay_out(states_BSD, packed)
+                depth = self.adapters[role.trunk].common_depth()
+                hidden_ND = lm.run_upper_layers(model, states_PLD, lines, depth, read_N)
             else:
-                hidden = lm.hidden(self.trunks[role.trunk], lines, read_N)
-        return self._read(role, batch, hidden[: len(before_N)], hidden[len(before_N) :], mask_BT, wants)
+                hidden_ND = lm.hidden(model, lines, read_N)
+        before_ND = hidden_ND[: len(before_N)]
+        last_BD = hidden_ND[len(before_N) :]
+        return self._read(role, batch, before_ND, last_BD, mask_BT, wants, temperature)
 
     def _read(
-        self, role: Role, batch: Batch, hidden_ND: Tensor, last_BD: Tensor, mask_BT: Tensor, wants: tuple[str, ...]
+        self,
+        role: Role,
+        batch: Batch,
+        hidden_ND: Tensor,
+        last_BD: Tensor,
+        mask_BT: Tensor,
+        wants: tuple[str, ...],
+        temperature: float,
     ) -> Outputs:
-        """From the states before each answer token and at each row's last."""
+        """Outputs from the states before each answer token and at each row's last token."""
         out = Outputs(mask_BT)
         if "logp" in wants:
             target_N = torch.from_numpy(np.concatenate([r.ids[r.start :] for r in batch.rows])).to(self.device)
-            head = self.trunks[role.trunk].get_output_embeddings().weight
-            logp_N, entropy_N = lm.token_logprobs(hidden_ND, head, target_N, self.temperature, "entropy" in wants)
-            out.logp_BT = _spread(logp_N, mask_BT)
+            head_VD = self.trunks[role.trunk].get_output_embeddings().weight
+            logp_N, entropy_N = lm.token_logprobs(hidden_ND, head_VD, target_N, temperature, "entropy" in wants)
+            out.logp_BT = passes.spread(logp_N, mask_BT)
             if "entropy" in wants:
-                out.entropy_BT = _spread(entropy_N, mask_BT)
+                out.entropy_BT = passes.spread(entropy_N, mask_BT)
         if {"value", "features"} & set(wants):
-            states_BTD = _spread(hidden_ND.float(), mask_BT)
+            states_BTD = passes.spread(hidden_ND.float(), mask_BT)
             if "value" in wants and role.head is not None:
-                out.value_BT = torch.where(mask_BT, role.head(so_far(states_BTD)), 0.0)
+                out.value_BT = torch.where(mask_BT, role.head(running_mean(states_BTD)), 0.0)
             if "features" in wants:
-                out.features_BTD = widely_so_far(states_BTD)
+                out.features_BTD = random_feature_mean(states_BTD)
         if "score" in wants and role.head is not None:
             out.score_B = role.head(last_BD)
         if "last" in wants:
             out.last_BD = last_BD
         return out
 
-    def grounded(self, batch: Batch, trunk: str = "base") -> Batch:
-        """The batch with what the trunk's untouched bottom layers say of it, computed once for all roles and epochs;
-        as it was where there are none, where the model's layers cannot be parted, or where the states would take
-        more than a gigabyte."""
-        return with_less(lambda: self._grounded(batch, trunk), lambda: self._halve(batch))
+    def _acting(self, role: Role) -> Any:
+        return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
 
-    @torch.no_grad()
-    def _grounded(self, batch: Batch, trunk: str) -> Batch:
-        depth = self.adapters[trunk].common_depth() if trunk in self.adapters else 0
-        if not depth:
-            return batch
-        model = self.trunks[trunk]
-        if not (decoder.fits(model) or check_model.parts(model, depth)):
-            return batch
-        shape = len(batch), max(len(row.ids) for row in batch.rows), model.config.hidden_size
-        if math.prod(shape) * model.dtype.itemsize > 2**30:
-            return batch
-        states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
-        with progress("lower layers", _tokens(batch), "tokens") as work:
-            for part in Batch(batch.rows, {"row": np.arange(len(batch))}).passes(self.tokens_per_pass):
-                packed = pack(part.rows, self.pad)
-                states_ND = lm.below(model, self._lines(packed), depth)
-                for index, place in zip(part.columns["row"], packed.places, strict=True):
-                    states_BSD[index, : len(place)] = states_ND[torch.from_numpy(place).to(self.device)]
-                work.advance(_tokens(part))
-        return replace(batch.with_columns(**{GROUND: states_BSD}), fixed=batch.fixed | {GROUND})
-
-    def score(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
-        """`forward` over a batch of any size, without gradient, rows in their order."""
-        return with_less(lambda: self._score(name, batch, wants), lambda: self._halve(batch))
-
-    @torch.no_grad()
-    def _score(self, name: str, batch: Batch, wants: tuple[str, ...]) -> Outputs:
-        sizes = [len(row.ids) for row in batch.rows]
-        order = np.argsort(sizes, kind="stable")[::-1]
-        kept = {GROUND: batch.columns[GROUND]} if GROUND in batch.columns else {}
-        numbered = Batch(batch.rows, {"row": np.arange(len(batch)), **kept}, fixed=frozenset({GROUND}))
-        parts = []
-        with progress(f"scoring by {name}", sum(sizes), "tokens") as work:
-            for part in numbered.passes(self.tokens_per_pass):
-                parts.append((part.columns["row"], self.forward(name, part, wants)))
-                work.advance(_tokens(part))
-        assert sum(len(index) for index, _ in parts) == len(order)
-        return _joined(parts, torch.from_numpy(batch.mask_BT).to(self.device))
-
-    def forward_backward(
-        self,
-        needs: Mapping[str, tuple[str, ...]],
-        batch: Batch,
-        loss_of: LossOf,
-        weight: float,
-        tick: Callable[[int], None] | None = None,
-    ) -> Metrics:
-        """Gradients of (sum of losses) / weight, micro-batch by micro-batch, and one role after the other: what a
-        role's way back needs is not held beside another's. `tick` is told how many rows each micro-batch had. Where
-        memory runs out micro-batches are halved: their losses add up to the same gradient."""
-        fresh = self.optimizer is None or not self.optimizer.gradients()
-        told = 0
-
-        def count(rows: int) -> None:
-            nonlocal told
-            told += rows
-            if tick is not None:
-                tick(rows)
-
-        def less() -> None:
-            self._halve(batch)
-            if not fresh:
-                raise _no_memory(batch, "what an earlier batch left of gradients cannot be kept apart")
-            if self.optimizer is not None:
-                self.optimizer.clear()
-            count(-told)
-
-        return with_less(lambda: self._forward_backward(needs, batch, loss_of, weight, count), less)
-
-    def _forward_backward(
-        self,
-        needs: Mapping[str, tuple[str, ...]],
-        batch: Batch,
-        loss_of: LossOf,
-        weight: float,
-        count: Callable[[int], None],
-    ) -> Metrics:
-        metrics: Metrics = {}
-        for part in batch.passes(self.tokens_per_pass):
-            if self.optimizer is not None:
-                self.optimizer.another_pass()
-            for name, wants in needs.items():
-                total, more = loss_of(self.forward(name, part, wants), part)
-                if self.roles[name].fit is None:
-                    (total / weight).backward()
-                add(metrics, more)
-            count(len(part))
-        return metrics
+    def _on_device(self, batch: Batch) -> Batch:
+        return replace(batch, columns={name: torch.as_tensor(c).to(self.device) for name, c in batch.columns.items()})
 
     def _halve(self, batch: Batch) -> None:
-        """Fewer tokens a pass from here on: as many as make more passes of this batch."""
+        """Fewer tokens a pass from now on: as many as make more passes of this batch."""
         before = sum(1 for _ in batch.passes(self.tokens_per_pass))
         tokens = min(self.tokens_per_pass, _tokens(batch))
-        while tokens > FEWEST:
+        while tokens > FEWEST_TOKENS:
             tokens //= 2
             if sum(1 for _ in batch.passes(tokens)) > before:
                 print_note(
@@ -287,219 +382,252 @@ class Local:
                 return
         raise _no_memory(batch, "a pass holds all rows of one group at least")
 
-    def step(self, rate: float, max_grad_norm: float) -> float:
-        """Clip, move every weight that learns by `rate` of its peak rate; the gradient's norm. Not moved when not
-        finite."""
-        assert self.optimizer is not None
-        weights = self.trained()
-        norm = self.optimizer.norm()
-        if not np.isfinite(norm):
-            gradients = self.optimizer.gradients()
-            self.unfinite = [
-                key for key, p in weights.items() if p in gradients and not bool(gradients[p].isfinite().all())
-            ]
+    # What stays in the runtime
+
+    def _store(self, tensor: Tensor, mask_BT: Tensor | None = None) -> Handle:
+        """Keep a tensor, and where its answer tokens are, as long as someone has the handle."""
+        handle = Handle()
+        self._stored[id(handle)] = tensor
+        weakref.finalize(handle, self._stored.pop, id(handle), None)
+        if mask_BT is not None:
+            self._masks[id(handle)] = mask_BT
+            weakref.finalize(handle, self._masks.pop, id(handle), None)
+        return handle
+
+    def cache_frozen_prefix(self, batch: Batch, role: str) -> Batch:
+        """The batch with the states that the layers below all adapters give for it; the same batch where there are
+        none, where the model's layers cannot be split, or where the states would take more than a gigabyte."""
+        states_BSD = with_less(lambda: self._prefix_states(batch, role), lambda: self._halve(batch))
+        return batch if states_BSD is None else batch.with_handle("prefix", self._store(states_BSD))
+
+    @torch.no_grad()
+    def _prefix_states(self, batch: Batch, role: str) -> Tensor | None:
+        trunk = self.roles[role].trunk
+        depth = self.adapters[trunk].common_depth() if trunk in self.adapters else 0
+        model = self.trunks[trunk]
+        if not depth or not can_split_layers(model, depth):
+            return None
+        shape = len(batch), max(len(row.ids) for row in batch.rows), model.config.hidden_size
+        if math.prod(shape) * model.dtype.itemsize > MOST_PREFIX_BYTES:
+            return None
+        states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
+        with progress("lower layers", _tokens(batch), "tokens") as work:
+            for part in Batch(batch.rows, {"row": np.arange(len(batch))}).passes(self.tokens_per_pass):
+                packed = lm.pack_rows(model, part.rows, self.pad)
+                lines = passes.packed_batch(packed, self.device)
+                states_ND = lm.run_lower_layers(model, lines, depth)
+                for row, positions in zip(part.columns["row"], packed.places, strict=True):
+                    states_BSD[row, : len(positions)] = states_ND[torch.from_numpy(positions).to(self.device)]
+                work.advance(_tokens(part))
+        return states_BSD
+
+    def read_features(self, features: Handle, row_N: Tensor, token_N: Tensor) -> Tensor:
+        """Some rows of value-head features [N,F]."""
+        return self._stored[id(features)][row_N.to(self.device), token_N.to(self.device)].cpu()
+
+    # Heads
+
+    def fit(self, role: str, features: Handle | Tensor, target: Tensor, decay: float = 1.0) -> None:
+        """Solve for a role's head: features of a batch and targets [B,T], or rows [N,F] and [N]; earlier calls weigh
+        `decay`. A head that steps is only initialised so."""
+        ridge = self.roles[role].closed_form_head
+        if ridge is None:
+            head = self.roles[role].head
+            assert head is not None
+            ridge = self._initial_fits.setdefault(role, RidgeHead(head))
+        target = target.to(self.device)
+        if isinstance(features, Handle):
+            mask_BT = self._masks[id(features)]
+            ridge.learn(self._stored[id(features)][mask_BT], target[mask_BT], decay)
         else:
+            ridge.learn(features[:, : len(ridge.head.weight)].to(self.device), target, decay)
+
+    def head(self, role: str) -> dict[str, Tensor]:
+        """Weight and bias of a role's head."""
+        head = self.roles[role].head
+        assert head is not None
+        return {name: parameter.detach().cpu().clone() for name, parameter in head.named_parameters()}
+
+    def set_head(self, role: str, weight: Tensor, bias: Tensor) -> None:
+        """Replace a role's head."""
+        head = self.roles[role].head
+        assert head is not None
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+
+    # The optimizer
+
+    def step(self, rate: float, max_grad_norm: float) -> float:
+        """Clip the gradient, move what trains by `rate` of its peak rate; the gradient's norm. Nothing moves where
+        that is not finite."""
+        assert self.optimizer is not None
+        self._initial_fits.clear()
+        norm = self.optimizer.norm()
+        if np.isfinite(norm):
             self.optimizer.step(rate, min(1.0, max_grad_norm / (norm + 1e-6)))
-        self.optimizer.clear()
+        else:
+            gradients = self.optimizer.gradients()
+            bad = {p for p, grad in gradients.items() if not bool(grad.isfinite().all())}
+            self._nonfinite = [key for key, p in self.trained().items() if p in bad]
+        self.optimizer.zero_grad()
         return norm
 
-    def forget(self) -> None:
-        """The optimizer begins anew: what it remembers belongs to weights that have been left."""
-        assert self.optimizer is not None
-        self.optimizer.slots.clear()
+    def nonfinite(self) -> list[str]:
+        """Weights whose gradient was not finite when last one was not."""
+        return self._nonfinite
 
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of all that learns: weights, and heads that are solved for with the sums they stand on."""
+    def reset_optimizer(self) -> None:
+        """Forget moments: they belong to weights that were left."""
+        assert self.optimizer is not None
+        self.optimizer.state.clear()
+
+    # State
+
+    def snapshot(self) -> Snapshot:
+        """A copy of all that trains: weights, and closed-form heads with the sums they rest on."""
         return {key: tensor.clone() for key, tensor in self._learned().items()}
 
-    def state(self) -> dict[str, Tensor]:
-        """Weights and optimizer as named tensors: the very ones, to be written before the next step."""
+    def state(self) -> Snapshot:
+        """Weights and optimizer: the tensors themselves, to be written before the next step."""
         assert self.optimizer is not None
         tensors = self._learned()
         for key, parameter in self.trained().items():
-            for slot, value in self.optimizer.slots.get(parameter, {}).items():
-                tensors[f"adam:{slot}:{key}"] = value.cpu()
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam:{name}:{key}"] = value.cpu()
         return tensors
 
     def _learned(self) -> dict[str, Tensor]:
-        learned = (
-            {key: parameter.detach() for key, parameter in self.trained().items()} | self._rests() | self._solved()
-        )
-        return {key: tensor.cpu() for key, tensor in learned.items()}
+        weights = {key: parameter.detach() for key, parameter in self.trained().items()}
+        return {key: tensor.cpu() for key, tensor in (weights | self._low_bits() | self._closed_form()).items()}
 
-    def _rests(self) -> dict[str, Tensor]:
-        """What halved weights have beyond their upper half."""
-        rest = self.optimizer.rest if self.optimizer is not None else {}
-        return {f"rest:{key}": rest[parameter] for key, parameter in self.trained().items() if parameter in rest}
+    def _low_bits(self) -> dict[str, Tensor]:
+        """What split weights have beyond bfloat16."""
+        low_bits = self.optimizer.low_bits if self.optimizer is not None else {}
+        return {f"low_bits:{key}": low_bits[p] for key, p in self.trained().items() if p in low_bits}
 
-    def _solved(self) -> dict[str, Tensor]:
-        """What heads that are solved for consist of."""
-        return {
-            f"fit:{name}/{key}": x
-            for name, role in self.roles.items()
-            if role.fit is not None
-            for key, x in role.fit.state().items()
-        }
+    def _closed_form(self) -> dict[str, Tensor]:
+        """What closed-form heads consist of."""
+        heads = {name: role.closed_form_head for name, role in self.roles.items() if role.closed_form_head is not None}
+        return {f"fit:{name}/{key}": x for name, head in heads.items() for key, x in head.state().items()}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """What `weights` copied, and where it is there the optimizer's state."""
-        for key, part in self._solved().items():
-            if key in tensors:
-                part.copy_(tensors[key])
-        rests = self._rests()
+    def restore(self, state: Snapshot) -> None:
+        """Take up what `snapshot` or `state` gave."""
+        for key, part in self._closed_form().items():
+            if key in state:
+                part.copy_(state[key])
+        low_bits = self._low_bits()
         for key, parameter in self.trained().items():
-            kept = split_bf16.joined(tensors[key], tensors[f"rest:{key}"]) if f"rest:{key}" in tensors else tensors[key]
+            value = state[key]
             with torch.no_grad():
-                if f"rest:{key}" in rests:
-                    kept, rest = split_bf16.parted(kept)
-                    rests[f"rest:{key}"].copy_(rest)
-                parameter.copy_(kept)
-            if self.optimizer is not None and f"adam:step:{key}" in tensors:
-                self.optimizer.put(parameter, {slot: tensors[f"adam:{slot}:{key}"] for slot in SLOTS})
+                if f"low_bits:{key}" in state:
+                    value = merge_float32(value, state[f"low_bits:{key}"])
+                if f"low_bits:{key}" in low_bits:
+                    value, low = split_float32(value)
+                    low_bits[f"low_bits:{key}"].copy_(low)
+                parameter.copy_(value)
+            if self.optimizer is not None and f"adam:step:{key}" in state:
+                self.optimizer.load_state(parameter, {name: state[f"adam:{name}:{key}"] for name in AdamW.STATE})
 
-    def _lines(self, packed: PackedRows) -> Lines:
-        return Lines(
-            *(
-                torch.from_numpy(x).to(self.device)
-                for x in (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL)
-            )
-        )
+    @contextmanager
+    def float32_weights(self, trunk: str) -> Iterator[Any]:
+        """A model with its split weights put together, to be written."""
+        low_bits = self.optimizer.low_bits if self.optimizer is not None else {}
+        upper = {weight: weight.data for weight in self.trunks[trunk].parameters() if weight in low_bits}
+        for weight, half in upper.items():
+            weight.data = merge_float32(half, low_bits[weight])
+        try:
+            yield self.trunks[trunk]
+        finally:
+            for weight, half in upper.items():
+                weight.data = half
 
-    def _acting(self, role: Role) -> Any:
-        return self.adapters[role.trunk].acting(role.adapter) if role.trunk in self.adapters else nullcontext()
+    # Files and engines
+
+    def save(self, role: str, path: Path) -> None:
+        """Write a role's adapter and head to a safetensors file."""
+        own = self.roles[role]
+        tensors: dict[str, Tensor] = {}
+        if own.head is not None:
+            tensors |= {f"head.{name}": tensor for name, tensor in own.head.named_parameters()}
+        if own.adapter:
+            tensors |= self.adapters[own.trunk].parameters(own.adapter)
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+
+    def export(self, role: str, folder: Path, chat: Chat) -> None:
+        """Write the role's model as transformers loads it, in float32, adapter merged, with the tokenizer."""
+        own = self.roles[role]
+        if own.adapter is None:
+            with self.float32_weights(own.trunk) as model:
+                export.write_model(model, chat, folder)
+            return
+        model = self._load(self._specs[role].model, self.dtype).to(torch.float32)
+        self.adapters[own.trunk].merge_into(model, own.adapter)
+        export.write_model(model, chat, folder)
+
+    def export_adapter(self, role: str, folder: Path) -> None:
+        """Write the role's adapter as peft loads it."""
+        spec = self._specs[role]
+        assert spec.lora is not None
+        export.write_adapter(self.adapters[self.roles[role].trunk], role, spec.lora, spec.model, folder)
+
+    def publish(self, role: str, engine: WeightSink) -> int:
+        """Give an engine the role's weights as they are now: in a plain copy where the model has adapters or compiled
+        layers, which engines do not sample from, else the model itself."""
+        trunk = self.roles[role].trunk
+        model = self.trunks[trunk]
+        adapters = self.adapters.get(trunk)
+        if adapters or self._compile.on:
+            plain = self._plain_copy(role, trunk)
+            if adapters:
+                adapters.merge_into(plain, self.roles[role].adapter)
+            else:
+                with torch.no_grad():
+                    for target, source in zip(plain.parameters(), model.parameters(), strict=True):
+                        target.copy_(source)
+            model = plain
+        self._version += 1
+        engine.refresh(model, self._version)
+        return self._version
+
+    def _plain_copy(self, role: str, trunk: str) -> Any:
+        if trunk not in self._plain:
+            self._plain[trunk] = self._load(self._specs[role].model, self.dtype).requires_grad_(False)
+        return self._plain[trunk]
+
+    # Facts
+
+    def describe(self, role: str) -> dict[str, Any]:
+        """Which modules an adapter changes, and their share of all parameters."""
+        return self.adapters[self.roles[role].trunk].summary()
+
+    def environment(self) -> dict[str, str]:
+        """Arithmetic and kernels, for the record of a run."""
+        backend = kernels.describe_backend() if self.device.type == "cpu" else self.device.type
+        return {"arithmetic": str(self.dtype).removeprefix("torch."), "kernels": backend}
+
+    def memory_in_use(self) -> float:
+        """Bytes: the device's where it has memory of its own, else this process's."""
+        return memory_in_use(self.device)
+
+    def agree(self, value: float) -> float:
+        """One process agrees with itself."""
+        return value
 
 
-def _no_memory(batch: Batch, why: str) -> ResourceError:
+def _trained_parts(spec: RoleSpec) -> tuple[str, ...]:
+    """What of a role trains."""
+    if spec.learning_rate is None:
+        return ()
+    return ("adapter" if spec.lora else "trunk", *(["head"] if spec.head == "scalar" else []))
+
+
+def _no_memory(batch: Batch, rule: str) -> ResourceError:
     longest = max(len(row.ids) for row in batch.rows)
     fix = "lower max_new_tokens or data.max_prompt_tokens, use LoRA or a smaller model, lower batch, or free memory"
-    return ResourceError(f"out of memory in a pass; the longest of {len(batch)} rows has {longest} tokens", why, fix)
+    return ResourceError(f"out of memory in a pass; the longest of {len(batch)} rows has {longest} tokens", rule, fix)
 
 
 def _tokens(batch: Batch) -> int:
     """Tokens of all rows, prompts included."""
     return sum(len(row.ids) for row in batch.rows)
-
-
-def _read_places(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the lines are read: before each answer token, and at each row's end, each where something asks for it."""
-    none = np.zeros(0, np.int64)
-    before = [place[row.start - 1 : -1] for place, row in zip(packed.places, batch.rows, strict=True)]
-    last = np.array([place[-1] for place in packed.places])
-    return np.concatenate(before) if set(wants) - {"score", "last"} else none, last if {"score", "last"} & set(
-        wants
-    ) else none
-
-
-def _laid(states_BSD: Tensor, packed: PackedRows) -> Tensor:
-    """States of rows laid into the lines they are packed in."""
-    out = states_BSD.new_zeros(packed.ids_PL.size, states_BSD.shape[2])
-    for states, place in zip(states_BSD, packed.places, strict=True):
-        out[torch.from_numpy(place).to(out.device)] = states[: len(place)]
-    return out.view(*packed.ids_PL.shape, -1)
-
-
-def _spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
-    """Values of answer tokens laid out [B,T(,D)], zeros elsewhere."""
-    out = x_N.new_zeros(*mask_BT.shape, *x_N.shape[1:])
-    out[mask_BT] = x_N
-    return out
-
-
-def _joined(parts: list[tuple[np.ndarray, Outputs]], mask_BT: Tensor) -> Outputs:
-    out = Outputs(mask_BT)
-    for field in ("logp_BT", "entropy_BT", "value_BT", "features_BTD", "score_B", "last_BD"):
-        first = getattr(parts[0][1], field)
-        if not first.numel():
-            continue
-        per_row = field in ("score_B", "last_BD")
-        shape = mask_BT.shape[:1] if per_row else mask_BT.shape
-        whole = first.new_zeros(*shape, *first.shape[len(shape) :])
-        for index, part in parts:
-            value = getattr(part, field)
-            if per_row:
-                whole[torch.from_numpy(index)] = value
-            else:
-                whole[torch.from_numpy(index), : value.shape[1]] = value
-        setattr(out, field, whole)
-    return out
-
-
-def prepare_process() -> None:
-    """Settings of the whole process that cost nothing and help: threads, oneDNN for float32 where it keeps float32,
-    an allocator that keeps its memory."""
-    # a kernel kept for each of 1,024 shapes is a GiB
-    for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(kept, "256")
-    torch.set_float32_matmul_precision("medium")
-    if torch.cuda.is_available() or products_round():  # a GPU would round them, too
-        torch.set_float32_matmul_precision("highest")
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    if sys.platform == "linux":
-        trim_threshold = -1
-        mmap_max = -4
-        libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, -1)  # never: the largest number would let go of all that lies free beyond 2 GiB
-        libc.mallopt(mmap_max, 0)
-
-
-def products_round() -> bool:
-    """Whether float32 products on the processor are made of bfloat16 as they are set now: oneDNN does so where that
-    is faster (AMX), and keeps float32 elsewhere."""
-    draw = torch.Generator().manual_seed(0)
-    a = torch.randn(128, 256, generator=draw)
-    b = torch.randn(256, 128, generator=draw)
-    exact = a.double() @ b.double()
-    return bool((a @ b - exact).norm() > 1e-5 * exact.norm())
-
-
-def memory_in_use(device: torch.device) -> float:
-    """Bytes: the device's where it has memory of its own, else this process's."""
-    if device.type == "cuda":
-        return float(torch.cuda.memory_reserved(device))
-    try:
-        return float(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
-
-
-def give_back_memory() -> None:
-    """What a finished stage has freed goes back to the system, so that the next one does not add to it."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def device_of(name: str) -> torch.device:
-    """The device a recipe names; auto takes a GPU when there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The trunk's arithmetic; auto takes bfloat16 where it is measured to be faster than float32."""
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    return torch.bfloat16 if device.type == "cuda" or _bfloat16_pays() else torch.float32
-
-
-@cache
-def _bfloat16_pays() -> bool:
-    """By one thread's own time on the processor: what else the machine does must not decide how a run rounds, or it
-    could not be repeated."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones(512, 512, dtype=dtype)
-        b = torch.ones(512, 1024, dtype=dtype)
-        best = math.inf
-        for _ in range(8):
-            begin = time.thread_time()
-            _ = a @ b
-            best = min(best, time.thread_time() - begin)
-        return best
-
-    faster = seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
-    torch.set_num_threads(threads)
-    return faster

@@ -19,7 +19,9 @@ def run(job: Job) -> dict[str, Any]:
         path = job.folder / f"answers-{source}.jsonl"
         told[source] = generation.read(path)
         if len(told[source]) != len(asked):
-            told[source] = generation.evaluation(job, job.model(folder), asked, source, f"baseline: {source} answers")
+            told[source] = generation.evaluation(
+                job, folder or job.base_model, asked, source, f"baseline: {source} answers"
+            )
             generation.write(path, told[source])
     win = generation.win(job, prompts, told["sft"][: len(prompts)], told["base"])
     return {"judge": find_evaluator(job.corpus), "win": win}

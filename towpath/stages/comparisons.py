@@ -1,4 +1,4 @@
-"""Judged pairs for algorithms that learn from them directly: batches, and how held-out pairs fare."""
+"""Labelled pairs for algorithms that learn from them directly: batches, and metrics of held-out pairs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,96 +9,78 @@ from torch import Tensor
 
 from towpath.algos.contract import means
 from towpath.data.batch import Batch, Row
-from towpath.data.draws import hash_uniform
 from towpath.data.intervals import wilson
-from towpath.errors import DataError
-from towpath.runtime.local import Local
+from towpath.runtime.contract import Loss, Runtime
 from towpath.stages.job import Job
+from towpath.stages.labelled_pairs import Pair, completion_row, decided_pairs, split_pairs
 from towpath.stages.loop import minibatches
-from towpath.stages.reward import Pair, completion_row, decided
 
 Numbers = dict[str, float]
 
 
 class Comparisons:
-    """Pairs as rows, the chosen first; or, for algorithms that take answers one by one, rows called desirable or
+    """Pairs as rows, the chosen first; or, for algorithms that take answers one by one, rows that are desirable or
     not."""
 
-    def __init__(self, job: Job, runtime: Local, algo: Any) -> None:
+    def __init__(self, job: Job, runtime: Runtime, algo: Any) -> None:
         self.job = job
         self.runtime = runtime
         self.algo = algo
-        self.cfg = job.recipe.policy
+        self.config = job.recipe.policy
         self.paired = getattr(algo, "PAIRED", True)
+        training, held_out = split_pairs(job, decided_pairs(job), at_least_one_prompt=True)
+        self.training = self._batch(training)
+        self.held_out = self._batch(held_out)
+        self.held_out_pairs = len(held_out)
+        size = max(1, self.config.batch // 2) if self.paired else self.config.batch
         seed = job.recipe.seed
-        pairs = decided(job)
-        place = {p.prompt.id: hash_uniform(seed, "reward/validation", p.prompt.id) for p in pairs}
-        # of few prompts one at least
-        within = max(job.recipe.reward.validation, min(place.values(), default=0.0) + 1e-12)
-        held, shown = ([p for p in pairs if (place[p.prompt.id] < within) == kept] for kept in (True, False))
-        if not held or not shown:
-            fix = "collect more labels, or change reward.validation"
-            raise DataError(
-                f"{len(shown)} pairs to train on and {len(held)} held out",
-                "both must hold pairs; prompts do not cross the split",
-                fix,
-            )
-        self.shown, self.held, self.judged = self._batch(shown), self._batch(held), len(held)
-        size = max(1, self.cfg.batch // 2) if self.paired else self.cfg.batch
-        self.steps = minibatches(self.shown.groups, size, self.cfg.epochs, seed, f"{job.name}/order")
+        self.steps = minibatches(self.training.groups, size, self.config.epochs, seed, f"{job.name}/order")
 
     def _batch(self, pairs: list[Pair]) -> Batch:
         rows = [completion_row(self.job, p.prompt, c) for p in pairs for c in (p.chosen, p.rejected)]
-        batch = self.runtime.grounded(Batch(rows, {}, () if not self.paired else (2,) * len(pairs)))
-        with torch.no_grad():
-            ref_logp_BT = self.runtime.score("reference", batch, ("logp",)).logp_BT
-        desirable_B = torch.arange(len(rows), device=self.runtime.device) % 2 == 0
-        return batch.with_columns(ref_logp=ref_logp_BT, desirable=desirable_B)
+        sizes = (2,) * len(pairs) if self.paired else ()
+        batch = self.runtime.cache_frozen_prefix(Batch(rows, {}, sizes), "reference")
+        ref_logp_BT = self.runtime.score("reference", batch, ("logp",), self.config.temperature).logp_BT
+        return batch.with_columns(ref_logp=ref_logp_BT, desirable=torch.arange(len(rows)) % 2 == 0)
 
     def batch(self, step: int, _knobs: Numbers) -> tuple[Batch, Numbers]:
         """The pairs of a step."""
-        return self._pointed(self.shown.take(self.steps[step])), {}
+        return self._with_reference_point(self.training.take(self.steps[step])), {}
 
     def validate(self) -> Numbers:
         """Loss, accuracy and margins of held-out pairs."""
-        runtime = self.runtime
-        batch = self._pointed(self.held)
-        metrics: dict[str, tuple[float, float]] = {}
-        with torch.no_grad():
-            for part in batch.passes(runtime.tokens_per_pass):
-                out = runtime.forward("policy", part, ("logp",))
-                for name, (total, weight) in self.algo.loss(out, part, self.cfg, {})[1].items():
-                    before = metrics.get(name, (0.0, 0.0))
-                    metrics[name] = before[0] + total, before[1] + weight
-        found = means(metrics)
-        low, high = wilson(found["accuracy"] * self.judged, self.judged)
-        return {f"pairs_{name}": x for name, x in found.items()} | {"pairs_low": low, "pairs_high": high}
+        loss = Loss(self.algo.__name__, self.config.model_dump())
+        batch = self._with_reference_point(self.held_out)
+        metrics = means(self.runtime.forward({"policy": ("logp",)}, batch, loss, self.config.temperature))
+        low, high = wilson(metrics["accuracy"] * self.held_out_pairs, self.held_out_pairs)
+        return {f"pairs_{name}": x for name, x in metrics.items()} | {"pairs_low": low, "pairs_high": high}
 
-    def _pointed(self, batch: Batch) -> Batch:
-        """With the reference point, where answers come one by one: the mean log-ratio of answers put under other
-        prompts, at least zero; zero where all are to one prompt."""
+    def _with_reference_point(self, batch: Batch) -> Batch:
+        """The batch with KTO's reference point, where answers come one by one: the mean log-ratio of answers under
+        other prompts, at least zero; zero where all have one prompt."""
         if self.paired:
             return batch
-        mixed = crossed(batch.rows)
-        if not mixed:
-            return batch.with_columns(point=torch.zeros(len(batch), device=self.runtime.device))
-        said = self.runtime.grounded(Batch(mixed))
-        with torch.no_grad():
-            ours, theirs = (self.runtime.score(name, said, ("logp",)) for name in ("policy", "reference"))
-        gap_B: Tensor = torch.where(ours.mask_BT, ours.logp_BT - theirs.logp_BT, 0.0).sum(1)
-        return batch.with_columns(point=gap_B.mean().clamp(min=0.0).expand(len(batch)).clone())
+        mismatched = mismatch_prompts(batch.rows)
+        if not mismatched:
+            return batch.with_columns(point=torch.zeros(len(batch)))
+        rows = self.runtime.cache_frozen_prefix(Batch(mismatched), "reference")
+        policy, reference = (
+            self.runtime.score(role, rows, ("logp",), self.config.temperature) for role in ("policy", "reference")
+        )
+        log_ratio_B: Tensor = torch.where(policy.mask_BT, policy.logp_BT - reference.logp_BT, 0.0).sum(1)
+        return batch.with_columns(point=log_ratio_B.mean().clamp(min=0.0).expand(len(batch)).clone())
 
 
-def crossed(rows: Sequence[Row]) -> list[Row]:
-    """Every answer under the nearest prompt before it, round the circle, that is another than its own; nothing where
-    there is no other."""
-    asked = [row.ids[: row.start] for row in rows]
-    names = [prompt.tobytes() for prompt in asked]
+def mismatch_prompts(rows: Sequence[Row]) -> list[Row]:
+    """Every answer under the nearest prompt before it, cyclically, that is not its own; empty where there is no
+    other."""
+    prompts = [row.ids[: row.start] for row in rows]
+    names = [prompt.tobytes() for prompt in prompts]
     if len(set(names)) < 2:
         return []
-    found = []  # of the last row, round the circle
+    mismatched = []
     before = max(i for i, name in enumerate(names) if name != names[-1]) - len(rows)
     for i, row in enumerate(rows):
         before = i - 1 if names[i - 1] != names[i] else before
-        found.append(Row(np.concatenate([asked[before], row.ids[row.start :]]), len(asked[before])))
-    return found
+        mismatched.append(Row(np.concatenate([prompts[before], row.ids[row.start :]]), len(prompts[before])))
+    return mismatched

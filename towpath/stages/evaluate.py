@@ -4,8 +4,6 @@ text, and safety."""
 import json
 from typing import Any
 
-import torch
-
 from towpath.data.batch import Batch
 from towpath.data.draws import generator
 from towpath.data.intervals import wilson
@@ -15,10 +13,13 @@ from towpath.evals.winrate import best_of_n
 from towpath.feedback import rubric
 from towpath.recipe import Decoding
 from towpath.records import Completion, Finding, Prompt
-from towpath.runtime.local import Local, Role, give_back_memory
-from towpath.stages import generation, jailbreak_eval, label_disagreements, perplexity
+from towpath.rollout.reward_models import RewardModels, reward_roles
+from towpath.runtime.contract import RoleSpec
+from towpath.runtime.process import release_memory
+from towpath.stages import generation, jailbreak_eval, label_disagreements
 from towpath.stages.job import Job
-from towpath.stages.reward import completion_row, judged, load_reward
+from towpath.stages.labelled_pairs import completion_row
+from towpath.stages.perplexity import heldout_demonstrations, perplexity
 from towpath.store.publish import replace_file
 
 Told = dict[str, list[Completion]]
@@ -94,10 +95,10 @@ def _told(job: Job, policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -
     told["policy"] = generation.read(path)
     if len(told["policy"]) != len(prompts) + len(guarded):
         told["policy"] = generation.evaluation(
-            job, job.model(policy / "weights"), [*prompts, *guarded], "policy", f"{job.name}: answers of policy"
+            job, policy / "weights", [*prompts, *guarded], "policy", f"{job.name}: answers of policy"
         )
         generation.write(path, told["policy"])
-        give_back_memory()
+        release_memory()
     return told
 
 
@@ -107,19 +108,18 @@ def _kl(
     """Nats per prompt on the held-out answers, at the temperature they were drawn with; and both models' perplexity
     on held-out demonstrations."""
     cfg = job.recipe
-    runtime = Local(cfg.model.tokens_per_pass, pad=job.chat.pad, temperature=cfg.evaluate.temperature)
+    runtime = job.launch(training=False)
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, said, strict=True)])
     sums = []
     perplexities = {}
-    held = perplexity.heldout(job)
+    demonstrations = heldout_demonstrations(job)
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
-        runtime.trunks = {}  # one model at a time
-        runtime.trunks[name] = job.model(folder)
-        runtime.roles = {name: Role(name)}
-        sums.append(runtime.score(name, batch, ("logp",)).logp_BT.sum(1))
-        if held is not None:
-            perplexities["sft" if name == "reference" else name] = perplexity.of(runtime, name, held)
-    kl_B = (sums[0] - sums[1]).cpu().numpy()
+        runtime.open({name: RoleSpec(str(folder))})
+        sums.append(runtime.score(name, batch, ("logp",), cfg.evaluate.temperature).logp_BT.sum(1))
+        if demonstrations is not None:
+            perplexities["sft" if name == "reference" else name] = perplexity(runtime, name, demonstrations)
+        runtime.close(name)  # one model at a time
+    kl_B = (sums[0] - sums[1]).numpy()
     draws = generator(cfg.seed, "bootstrap/kl")
     means = [kl_B[draws.integers(0, len(kl_B), len(kl_B))].mean() for _ in range(cfg.evaluate.bootstrap)]
     return float(kl_B.mean()), [float(sorted(means)[int(q * len(means))]) for q in (0.025, 0.975)], perplexities
@@ -127,14 +127,16 @@ def _kl(
 
 def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> tuple[dict[str, list[float]], dict[str, int]]:
     """The reward model's scores of both models' answers; and how often it contradicts the labels it was trained for."""
-    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad)
     reward = job.inputs[_last(job, "reward")]
-    load_reward(job, runtime, reward / "weights")
+    roles = reward_roles(job.recipe.reward, job.inputs["sft"] / "weights", reward)
+    runtime = job.launch(training=False)
+    runtime.open(roles)
+    models = RewardModels(runtime, tuple(roles))
     found = {}
     for source in ("sft", "policy"):
         batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, heard[source], strict=True)])
-        found[source] = judged(runtime, batch, job.recipe.policy.rewards).score_B.tolist()
-    return found, label_disagreements.write(job, runtime, reward)
+        found[source] = models.score(batch, job.recipe.policy.rewards).score_B.tolist()
+    return found, label_disagreements.write(job, models, reward)
 
 
 def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
@@ -182,16 +184,16 @@ def _showcase(job: Job, policy: Any, prompts: list[Prompt]) -> list[dict[str, st
     firsts = [next(p for p in prompts if p.domain == domain) for domain in domains[:: max(1, len(domains) // 3)]][:3]
     rows = [{"prompt": p.prompt, "domain": p.domain} for p in firsts]
     for source, folder in (("base", None), ("sft", job.inputs["sft"] / "weights"), ("policy", policy / "weights")):
-        model = job.model(folder, torch.float32)
         wanted = [(p, "showcase", Decoding()) for p in firsts]
-        drawn = generation.draw(
+        drawn = generation.sample(
             job,
-            model,
+            folder or job.base_model,
             wanted,
             source,
             job.recipe.evaluate.max_new_tokens,
             f"{job.name}: samples of {source}",
             greedy=True,
+            dtype="float32",
         )
         for row, completion in zip(rows, drawn, strict=True):
             row[source] = completion.text

@@ -14,7 +14,7 @@ import numpy as np
 from towpath.data.draws import permutation
 from towpath.evals.winrate import fit_logistic
 from towpath.feedback.reward_diagnosis import RewardEvidence, TrainingResult, diagnose_reward_model
-from towpath.feedback.rubric import words
+from towpath.feedback.rubric import lower_words
 
 PARTS = (0.25, 0.5)
 AGAIN = 3
@@ -41,7 +41,7 @@ def read(
 ) -> Read:
     """Pairs with (chosen, rejected) texts."""
     bags = np.stack([_bag(chosen) - _bag(rejected) for chosen, rejected in texts])
-    longer = np.sign([len(words(chosen)) - len(words(rejected)) for chosen, rejected in texts])
+    longer = np.sign([len(lower_words(chosen)) - len(lower_words(rejected)) for chosen, rejected in texts])
     return Read(names, gap_ND, longer, np.array(strengths, float), bags)
 
 
@@ -96,6 +96,6 @@ def _out_of_fold(gap_SD: np.ndarray, ridge: float, seed: int) -> np.ndarray:
 def _bag(text: str) -> np.ndarray:
     """Which words an answer has, as places of a table."""
     found = np.zeros(HASHED)
-    for word in set(words(text)):
+    for word in set(lower_words(text)):
         found[crc32(word.encode()) % HASHED] = 1.0
     return found

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from towpath.data.draws import uniforms
 from towpath.evals import winrate
@@ -12,41 +12,48 @@ from towpath.feedback import rubric
 from towpath.progress import print_note
 from towpath.recipe import Decoding
 from towpath.records import Completion, Prompt, as_row
-from towpath.rollout.engine import Request
+from towpath.rollout.engine import SampleRequest
+from towpath.rollout.generate import generate, open_engine
+from towpath.runtime.contract import RoleSpec
 from towpath.stages.job import Job
-from towpath.stages.sampler import engine, generate
 from towpath.store import jsonl
 from towpath.store.publish import replace_file
 
 
-def draw(
+def sample(
     job: Job,
-    model: Any,
+    model: str | Path,
     wanted: Sequence[tuple[Prompt, str, Decoding]],
     source: str,
     max_new_tokens: int,
     title: str,
     greedy: bool = False,
+    dtype: Literal["auto", "float32"] = "auto",
 ) -> list[Completion]:
-    """One completion for each (prompt, name of the draw, decoding); the name decides the random numbers."""
+    """One completion of the model in a folder for each (prompt, name of the draw, decoding); the name decides the
+    random numbers."""
     seed = job.recipe.seed
     requests = [
-        Request(job.chat.prompt(p.prompt), how, uniforms(max_new_tokens, seed, "draw", name, p.id))
+        SampleRequest(job.chat.prompt(p.prompt), how, uniforms(max_new_tokens, seed, "draw", name, p.id))
         for p, name, how in wanted
     ]
-    drawn = generate(engine(job, model, max_new_tokens), requests, title, greedy)
+    runtime = job.launch(training=False)
+    runtime.open({"model": RoleSpec(str(model), dtype=dtype)})
+    engine = open_engine(job.recipe.engine, job.chat, job.folder, job.recipe.data.max_prompt_tokens + max_new_tokens)
+    runtime.publish("model", engine)
+    outputs = generate(engine, requests, title, greedy)
     return [
         Completion(
             f"{source}/{name}/{p.id}",
             p.id,
             source,
-            job.chat.text(d.token_ids),
-            tuple(d.token_ids),
-            tuple(d.logprobs),
-            d.finish,
+            job.chat.text(o.token_ids),
+            tuple(o.token_ids),
+            tuple(o.logprobs),
+            o.finish,
             how.model_dump(),
         )
-        for (p, name, how), d in zip(wanted, drawn, strict=True)
+        for (p, name, how), o in zip(wanted, outputs, strict=True)
     ]
 
 
@@ -59,11 +66,11 @@ def heldout(job: Job) -> list[Prompt]:
     return [prompts[i * len(prompts) // limit] for i in range(limit)]
 
 
-def evaluation(job: Job, model: Any, prompts: Sequence[Prompt], source: str, title: str) -> list[Completion]:
+def evaluation(job: Job, model: str | Path, prompts: Sequence[Prompt], source: str, title: str) -> list[Completion]:
     """One answer to each prompt as evaluation draws them."""
     cfg = job.recipe.evaluate
     how = Decoding(temperature=cfg.temperature)
-    return draw(job, model, [(p, "evaluate", how) for p in prompts], source, cfg.max_new_tokens, title)
+    return sample(job, model, [(p, "evaluate", how) for p in prompts], source, cfg.max_new_tokens, title)
 
 
 def rubric_score(prompt: Prompt, completion: Completion) -> float:

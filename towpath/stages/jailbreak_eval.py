@@ -10,7 +10,7 @@ from towpath.evals import safety
 from towpath.evals.jailbreaks import TRANSFORMS
 from towpath.feedback import rubric
 from towpath.records import Completion, Finding, Prompt
-from towpath.runtime.local import give_back_memory
+from towpath.runtime.process import release_memory
 from towpath.stages import generation, refusals
 from towpath.stages.job import Job
 
@@ -71,11 +71,9 @@ def _answers(job: Job, folder: Path, source: str, prompts: Sequence[Prompt]) -> 
     path = job.folder / f"disguised-{source}.jsonl"
     found = generation.read(path)
     if len(found) != len(prompts):
-        found = generation.evaluation(
-            job, job.model(folder), prompts, source, f"{job.name}: disguised prompts to {source}"
-        )
+        found = generation.evaluation(job, folder, prompts, source, f"{job.name}: disguised prompts to {source}")
         generation.write(path, found)
-        give_back_memory()
+        release_memory()
     return found
 
 

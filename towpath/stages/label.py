@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from towpath.data.intervals import accuracy_ceiling
 from towpath.errors import DataError, Waiting
 from towpath.feedback import (
     aggregation,
@@ -22,11 +23,11 @@ from towpath.feedback import (
 from towpath.records import Comparison, Judgement, Label, as_row
 from towpath.stages import annotate
 from towpath.stages.job import Job
+from towpath.stages.labelled_pairs import LABELS
 from towpath.store import manifest, rater_stats
 from towpath.store.publish import replace_file
 from towpath.store.store import Store
 
-LABELS = "labels.json"
 ENOUGH_AUDITED = 30
 """Words of people on a judge's pairs from which its certainty is calibrated."""
 
@@ -74,7 +75,7 @@ def _blended(
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in rater_quality.PEOPLE])
     enough = len(rows) >= ENOUGH_AUDITED
     calibrations = {name: calibration.calibrate(rows)} if enough else {}
-    right = min(max(agreement.accuracy_ceiling(rate), 0.55), 1.0) if n else 1.0
+    right = min(max(accuracy_ceiling(rate), 0.55), 1.0) if n else 1.0
     report = asdict(calibration.judge_report(rows, job.recipe.seed)) if enough else None
     gaps = {comparison: 2 * (a - b) / max(a + b, 1) for comparison, (a, b) in words.items()}
     return blend.blend_labels(judgements, calibrations, rater_accuracy=right, gaps=gaps), report
@@ -150,7 +151,7 @@ def _told(
         "ties": sum(label.choice == "tie" for label in labels),
         "both_bad": sum(label.choice == "both_bad" for label in labels),
         "agreement": {"rate": rate, "n": n},
-        "ceiling": agreement.accuracy_ceiling(rate) if n else None,
+        "ceiling": accuracy_ceiling(rate) if n else None,
         "disputed": len(blend.find_disputes(judgements, labels)),
         "cost": sum(j.cost for j in judgements),
         "raters": kinds,
@@ -173,15 +174,6 @@ def restore(folder: Path, store: Store) -> bool:
         return False
     replace_file(folder / LABELS, text)
     return True
-
-
-def read(folder: Path) -> list[Label]:
-    """The labels that a label stage derived."""
-    path = folder / LABELS
-    try:
-        return [Label(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
-        raise manifest.damaged_error(path, f"not a list of labels ({type(error).__name__})") from None
 
 
 def mine(job: Job) -> list[Comparison]:

@@ -9,17 +9,16 @@ from typing import Any
 from towpath.data.batch import Batch
 from towpath.data.draws import hash_uniform
 from towpath.records import Comparison, Label
-from towpath.runtime.local import Local
-from towpath.stages import label as labelling
+from towpath.rollout.reward_models import RewardModels
 from towpath.stages.job import Job
-from towpath.stages.reward import completion_row, judged
+from towpath.stages.labelled_pairs import completion_row, read_labels
 from towpath.store import manifest
 from towpath.store.publish import replace_file
 
 FILE = "disagreements.jsonl"
 
 
-def write(job: Job, runtime: Local, reward: Path) -> dict[str, int]:
+def write(job: Job, models: RewardModels, reward: Path) -> dict[str, int]:
     """Ask the reward model about labelled pairs and keep those on which it says otherwise; how many it was asked
     about, and how many those are."""
     told = manifest.read(reward)
@@ -35,7 +34,7 @@ def write(job: Job, runtime: Local, reward: Path) -> dict[str, int]:
         for (c, _), pair in zip(chosen, sides, strict=True)
         for name in pair
     ]
-    scores = judged(runtime, Batch(rows), job.recipe.policy.rewards).score_B.tolist()
+    scores = models.score(Batch(rows), job.recipe.policy.rewards).score_B.tolist()
     found: list[dict[str, Any]] = []
     for i, ((c, label), (better, other)) in enumerate(zip(chosen, sides, strict=True)):
         gap = (scores[2 * i + 1] - scores[2 * i]) * told["result"]["std"]
@@ -70,7 +69,7 @@ def _chosen(job: Job, told: dict[str, Any]) -> list[tuple[Comparison, Label]]:
     people = {j.comparison for j in job.store.judgements() if j.kind == "person"}
     decided = [
         (comparisons[label.comparison], label)
-        for label in labelling.read(folder)
+        for label in read_labels(folder)
         if label.choice in ("a", "b") and label.comparison in comparisons
     ]
     ours = [(c, label) for c, label in decided if c.id in people] or decided

@@ -1,12 +1,13 @@
-"""THE loop: one for every algorithm. It asks for a batch, splits it, divides by the step's weight, and steps.
+"""The training loop, one for every algorithm: get a batch, split it, divide by the step's weight, step.
 
-Nothing here knows an algorithm, a device or a model; a step is counted once, whatever the micro-batches.
+Nothing here knows an algorithm, a device or a model. A step is one call of `step` on the runtime, whatever the
+micro-batches.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,255 +21,261 @@ from towpath.data.batch import Batch
 from towpath.data.draws import permutation
 from towpath.errors import TrainingError
 from towpath.health.monitor import Action, HealthMonitor, stage_facts
-from towpath.models.cpu import dispatch
 from towpath.progress import progress
 from towpath.records import Finding
-from towpath.runtime.local import Local, give_back_memory, memory_in_use
-from towpath.stages.job import Checkpoints, Job
-from towpath.stages.rollout_statistics import of_critic
+from towpath.rollout.statistics import critic_metrics
+from towpath.runtime.checkpoints import Checkpoints
+from towpath.runtime.contract import Loss, Runtime, Snapshot
+from towpath.runtime.process import release_memory
+from towpath.stages.job import Job
 from towpath.store.publish import fault_point, replace_file
 
 Numbers = dict[str, float]
-SHARE = 0.05
-"""The most of the time that writing checkpoints may take, unless every step is to leave one (0 seconds between
-them)."""
+CHECKPOINT_SHARE = 0.05
+"""The most of the time that writing checkpoints may take, unless every step is to leave one."""
 
 
 @dataclass
-class Course:
-    """What one training run is: an algorithm, its batches, and when to look, turn and stop."""
+class LoopConfig:
+    """One training run: an algorithm, its batches, and when to validate, adapt and stop."""
 
     algo: Any
+    """A module of `towpath.algos` or one like them."""
     config: Any
+    """The algorithm's section of the recipe."""
     steps: int
     minibatch: int
+    """Groups of rows in one optimizer step."""
     batch: Callable[[int, Numbers], tuple[Batch, Numbers]]
-    """(step, knobs) -> the batch of that step and what there is to say of it."""
+    """(step, knobs) -> the batch of that step and its metrics."""
     rate: Callable[[float], float]
-    """progress in [0,1] -> share of the peak rate."""
+    """progress in [0,1] -> share of the peak learning rate."""
     epochs: int = 1
     max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    """Divides the logits, where the knob of that name does not."""
     validate: Callable[[int, Numbers], Numbers] | None = None
-    """(step, knobs) -> numbers on what is never trained on."""
+    """(step, knobs) -> metrics of data that is never trained on."""
     validate_every: int = 1
-    look_first: bool = False
-    """Validate before the first step too, as step -1: where all curves begin."""
-    merit: Callable[[Numbers], float] = lambda numbers: -numbers["loss"]
-    """Of validation numbers: higher is better; -inf is never chosen."""
+    validate_first: bool = False
+    """Validate before the first step too, as step -1."""
+    score: Callable[[Numbers], float] = lambda metrics: -metrics["loss"]
+    """validation metrics -> a number to choose the checkpoint by, higher is better; -inf is never chosen."""
     patience: int = 10**9
-    turn: Callable[[int, Numbers, Numbers], Numbers] = lambda step, numbers, knobs: knobs
-    """(step, numbers, knobs) -> knobs of the next step."""
-    after: Callable[[Batch], None] = lambda batch: None
-    """What else learns from the step's batch, once it has been stepped on."""
-    halt: Callable[[Numbers], str] = lambda numbers: ""
-    """A reason to stop at once and keep the best weights, or nothing."""
+    """Validations without gain before training stops."""
+    adapt: Callable[[int, Numbers, Numbers], Numbers] = lambda step, metrics, knobs: knobs
+    """(step, metrics, knobs) -> knobs of the next step."""
+    on_batch_end: Callable[[Batch], None] = lambda batch: None
+    """What else learns from a batch, once the optimizer has stepped on it."""
+    stop_if: Callable[[Numbers], str] = lambda metrics: ""
+    """metrics -> a reason to stop and keep the best weights, or nothing."""
     knobs: Numbers = field(default_factory=dict)
+    """Values that may change during training, such as the KL coefficient."""
 
 
 @dataclass
-class Standing:
-    """Where a training run stands; all of it is in every checkpoint."""
+class TrainState:
+    """Where a training run stands; every checkpoint holds all of it."""
 
     knobs: Numbers
-    best_merit: float = -math.inf
+    best_score: float = -math.inf
     best_step: int = 0
-    worse: int = 0
+    bad_validations: int = 0
     stopped: str = ""
-    story: list[dict[str, Any]] = field(default_factory=list)
-    """Turns of knobs that remedies made, and whether they helped; told at the end."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Interventions of remedies, and whether they helped; known at the end."""
 
 
-def train(course: Course, runtime: Local, job: Job, title: str) -> Standing:
-    """Run the course to its end from wherever it stood, and leave the best weights in the runtime."""
+def train(config: LoopConfig, runtime: Runtime, job: Job, title: str) -> TrainState:
+    """Train to the end from the newest checkpoint, and leave the best weights in the runtime."""
     checkpoints = Checkpoints(job.folder)
-    begin, standing, best = _resume(course, runtime, job, checkpoints)
-    told = {"steps": course.steps, "arithmetic": str(job.dtype).removeprefix("torch.")}
-    told["kernels"] = dispatch.told() if job.device.type == "cpu" else job.device.type
-    replace_file(job.folder / "run_info.json", json.dumps(told))
-    if best is None and course.validate:
-        best = runtime.weights()  # step 0: what stays if no later weights are acceptable
-    if begin == 0 and course.validate and course.look_first:
-        job.log.write(-1, "validation", course.validate(-1, standing.knobs))
+    begin, state, best = _resume(config, runtime, job, checkpoints)
+    replace_file(job.folder / "run_info.json", json.dumps({"steps": config.steps, **runtime.environment()}))
+    if best is None and config.validate:
+        best = runtime.snapshot()  # step 0: what stays if no later weights are acceptable
+    if begin == 0 and config.validate and config.validate_first:
+        job.log.write(-1, "validation", config.validate(-1, state.knobs))
     facts = stage_facts(job.recipe, job.name, job.inputs)
     monitor = HealthMonitor(
-        job.recipe.health, job.folder, job.log.recorder, facts, job.findings, course.steps, course.knobs
+        job.recipe.health, job.folder, job.log.recorder, facts, job.findings, config.steps, config.knobs
     )
     saver = _Saver(checkpoints, runtime, job, begin)
-    with progress(title, course.steps, start=begin) as bar, interrupt.defer_signals():
-        for step in range(begin, course.steps):
-            if standing.stopped:
+    with progress(title, config.steps, start=begin) as bar, interrupt.defer_signals():
+        for step in range(begin, config.steps):
+            if state.stopped:
                 break
-            stopped = partial(saver.save, step, standing, best)
-            numbers = _one_step(course, runtime, job, step, standing.knobs, stopped) | {
-                "seconds_watch": monitor.last_seconds
-            }
-            job.log.write(step, "train", numbers)
+            save_now = partial(saver.save, step, state, best)
+            metrics = _step(config, runtime, job, step, state.knobs, save_now) | {"seconds_watch": monitor.last_seconds}
+            job.log.write(step, "train", metrics)
             fault_point(f"step-{job.name}")
-            standing.knobs = course.turn(step, numbers, standing.knobs)
-            standing.stopped = course.halt(numbers)
-            last = step + 1 == course.steps or bool(standing.stopped)
-            if course.validate and (last or (step + 1) % course.validate_every == 0):
-                best = _look(course, runtime, job, step, standing, best)
-            _act(monitor.after_step(step, standing.knobs), runtime, standing, best)
-            _require_finite(job, step, numbers["grad_norm"], monitor, runtime)
-            bar.advance(1, "  ".join(f"{key} {numbers[key]:.3g}" for key in ("loss", "score", "kl") if key in numbers))
-            if last or standing.stopped or saver.due() or interrupt.stop_requested():
-                saver.save(step + 1, standing, best)
+            state.knobs = config.adapt(step, metrics, state.knobs)
+            state.stopped = config.stop_if(metrics)
+            last = step + 1 == config.steps or bool(state.stopped)
+            if config.validate and (last or (step + 1) % config.validate_every == 0):
+                best = _validate(config, runtime, job, step, state, best)
+            _apply(monitor.after_step(step, state.knobs), runtime, state, best)
+            _require_finite(job, step, metrics["grad_norm"], monitor, runtime)
+            bar.advance(1, "  ".join(f"{key} {metrics[key]:.3g}" for key in ("loss", "score", "kl") if key in metrics))
+            if last or state.stopped or saver.due() or interrupt.stop_requested():
+                saver.save(step + 1, state, best)
             interrupt.raise_if_stop_requested()
     if best is not None:
         runtime.restore(best)
-    standing.story = monitor.history()
-    give_back_memory()  # what passes took is not to stand beside what is written now
-    return standing
+    state.history = monitor.history()
+    release_memory()
+    return state
 
 
-def _one_step(
-    course: Course, runtime: Local, job: Job, step: int, knobs: Numbers, stopped: Callable[[], None]
+def _step(
+    config: LoopConfig, runtime: Runtime, job: Job, step: int, knobs: Numbers, save_now: Callable[[], None]
 ) -> Numbers:
-    """Get a batch and learn from it; `stopped` is called where the run is stopped while the batch is made, and no
-    weight has moved yet."""
+    """One batch and every optimizer step on it; `save_now` is called where the run is stopped while the batch is
+    made: no weight has moved yet."""
     try:
         with interrupt.allow_signals():
-            drawn, said = course.batch(step, knobs)
+            batch, batch_metrics = config.batch(step, knobs)
     except (interrupt.Stopped, KeyboardInterrupt):
-        stopped()
+        save_now()
         raise
-    batch = course.algo.prepare(drawn, course.config, knobs)
-    said = said | of_critic(batch)
+    batch = config.algo.prepare(batch, config.config, knobs)
+    batch_metrics = batch_metrics | critic_metrics(batch)
+    started = time.monotonic()
+    loss = Loss(config.algo.__name__, config.config.model_dump(), knobs)
+    temperature = knobs.get("temperature", config.temperature)
     metrics: Metrics = {}
-    begun = time.monotonic()
     norms = []
     rate = 0.0
-    updates = course.epochs * math.ceil(batch.groups / course.minibatch)
-    with progress("update", course.epochs * len(batch), "rows") as work:
-        for epoch in range(course.epochs):
-            order = permutation(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
-            for number, start in enumerate(range(0, len(order), course.minibatch)):
-                mini = batch.take(order[start : start + course.minibatch])
-                weight = course.algo.weigh(mini, course.config)
-
-                def loss_of(out: Any, part: Batch) -> tuple[Tensor, Metrics]:
-                    return course.algo.loss(out, part, course.config, knobs)
-
-                more = runtime.forward_backward(course.algo.TRAINS, mini, loss_of, weight, work.advance)
-                if epoch == 0 and number == 0:
-                    said |= {f"first_{key}": value for key, value in means(more).items() if key == "ratio_error"}
-                add(metrics, more)
-                rate = course.rate((step + (epoch * len(order) + start) / (course.epochs * len(order))) / course.steps)
-                norms.append(runtime.step(rate * knobs.get("learning_rate_scale", 1.0), course.max_grad_norm))
-    assert len(norms) == updates
-    course.after(batch)
-    spent = time.monotonic() - begun
+    with progress("update", config.epochs * len(batch), "rows") as work:
+        for number, (done, mini) in enumerate(_minibatches(config, job, step, batch)):
+            weight = config.algo.weigh(mini, config.config)
+            more = runtime.forward_backward(config.algo.TRAINS, mini, loss, weight, temperature, work.advance)
+            if number == 0:
+                batch_metrics |= {f"first_{key}": x for key, x in means(more).items() if key == "ratio_error"}
+            add(metrics, more)
+            rate = config.rate((step + done) / config.steps)
+            norms.append(runtime.step(rate * knobs.get("learning_rate_scale", 1.0), config.max_grad_norm))
+    config.on_batch_end(batch)
     return {
         **means(metrics),
         "grad_norm": sum(norms) / len(norms),
-        "learning_rate": rate * course.config.learning_rate * knobs.get("learning_rate_scale", 1.0),
+        "learning_rate": rate * config.config.learning_rate * knobs.get("learning_rate_scale", 1.0),
         **knobs,
-        "seconds_optimise": spent,
-        "memory_bytes": memory_in_use(runtime.device),
-        **said,
+        "seconds_optimise": time.monotonic() - started,
+        "memory_bytes": runtime.memory_in_use(),
+        **batch_metrics,
     }
 
 
-def _act(action: Action, runtime: Local, standing: Standing, best: dict[str, Tensor] | None) -> None:
-    """What a remedy asks of the loop: knobs as they are to stand, the best weights back, an end."""
-    standing.knobs = action.knobs
+def _minibatches(config: LoopConfig, job: Job, step: int, batch: Batch) -> Iterator[tuple[float, Batch]]:
+    """Each epoch in a new order: the share of the step that is done, and the rows of the next optimizer step."""
+    for epoch in range(config.epochs):
+        order = permutation(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
+        for start in range(0, len(order), config.minibatch):
+            done = (epoch * len(order) + start) / (config.epochs * len(order))
+            yield done, batch.take(order[start : start + config.minibatch])
+
+
+def _apply(action: Action, runtime: Runtime, state: TrainState, best: Snapshot | None) -> None:
+    """What a remedy asks for: other knobs, the best weights back, an end."""
+    state.knobs = action.knobs
     if action.reset_best:
-        standing.best_merit = -math.inf
+        state.best_score = -math.inf
     if action.restore_best and best is not None:
         runtime.restore(best)
-        runtime.forget()
-        standing.stopped = ""  # what ended training lies behind
-    standing.stopped = standing.stopped or action.stop
+        runtime.reset_optimizer()
+        state.stopped = ""  # what ended training lies behind
+    state.stopped = state.stopped or action.stop
 
 
-def _require_finite(job: Job, step: int, norm: float, monitor: HealthMonitor, runtime: Local) -> None:
-    """A gradient that is none ends training, unless a remedy has just gone back to better weights."""
+def _require_finite(job: Job, step: int, norm: float, monitor: HealthMonitor, runtime: Runtime) -> None:
+    """A gradient that is not finite ends training, unless a remedy has just gone back to better weights."""
     if math.isfinite(norm) or monitor.restored_at == step:
         return
-    where = f" in {runtime.unfinite[0]} and {len(runtime.unfinite) - 1} more" if runtime.unfinite else ""
+    names = runtime.nonfinite()
+    where = f" in {names[0]} and {len(names) - 1} more" if names else ""
     fix = (
-        f"lower {job.name.split('@')[0]}.learning_rate, or use model.dtype = 'float32'; run again to go on from the "
+        f"lower {job.name.split('@')[0]}.learning_rate, or use model.dtype = 'float32'; run again to resume from the "
         "last checkpoint"
     )
     raise TrainingError(f"{job.name}, step {step}: the gradient is {norm}{where}", "a loss must be finite", fix)
 
 
-def _look(
-    course: Course, runtime: Local, job: Job, step: int, standing: Standing, best: dict[str, Tensor] | None
-) -> dict[str, Tensor] | None:
-    """Validate; remember the weights when they are the best so far."""
-    assert course.validate is not None
-    numbers = course.validate(step, standing.knobs)
-    job.log.write(step, "validation", numbers)
-    merit = course.merit(numbers)
-    if merit > standing.best_merit:
-        standing.best_merit = merit
-        standing.best_step = step + 1
-        standing.worse = 0
-        return runtime.weights()
-    standing.worse += 1
-    if standing.worse >= course.patience:
-        standing.stopped = f"no gain in {standing.worse} validations"
+def _validate(
+    config: LoopConfig, runtime: Runtime, job: Job, step: int, state: TrainState, best: Snapshot | None
+) -> Snapshot | None:
+    """Validate; the best weights, which are these where they score higher than any before."""
+    assert config.validate is not None
+    metrics = config.validate(step, state.knobs)
+    job.log.write(step, "validation", metrics)
+    score = config.score(metrics)
+    if score > state.best_score:
+        state.best_score = score
+        state.best_step = step + 1
+        state.bad_validations = 0
+        return runtime.snapshot()
+    state.bad_validations += 1
+    if state.bad_validations >= config.patience:
+        state.stopped = f"no gain in {state.bad_validations} validations"
     return best
 
 
 def _resume(
-    course: Course, runtime: Local, job: Job, checkpoints: Checkpoints
-) -> tuple[int, Standing, dict[str, Tensor] | None]:
-    found = checkpoints.newest()
+    config: LoopConfig, runtime: Runtime, job: Job, checkpoints: Checkpoints
+) -> tuple[int, TrainState, Snapshot | None]:
+    """The first step to run, the state and the best weights, from the newest checkpoint that verifies."""
+    newest = checkpoints.newest()
     if checkpoints.passed_over:
-        begins = f"step {found[0]}" if found else "the beginning"
+        begins = f"step {newest[0]}" if newest else "the beginning"
         cause = "a disk fault, a full disk, or files changed by hand; a kill leaves no half-written checkpoint"
-        remedy = f"training goes on from {begins}; check the disk"
+        remedy = f"training resumes from {begins}; check the disk"
         job.findings.append(Finding("checkpoint-damaged", "warning", "; ".join(checkpoints.passed_over), cause, remedy))
-    if found is None:
+    if newest is None:
         job.log.rewind(-1)
-        return 0, Standing(dict(course.knobs)), None
-    step, tensors, notes = found
+        return 0, TrainState(dict(config.knobs)), None
+    step, tensors, notes = newest
     runtime.restore(tensors)
     job.log.rewind(step)
     best = {key.removeprefix("best:"): value for key, value in tensors.items() if key.startswith("best:")}
-    if notes["best_merit"] is None:
-        notes["best_merit"] = -math.inf
-    return step, Standing(**notes), best or None
-
-
-def _apart(asked: float, writing: float) -> float:
-    """Seconds between two checkpoints, from how long the last one took to write."""
-    return max(asked, writing / SHARE) if asked else 0.0
+    if notes["best_score"] is None:
+        notes["best_score"] = -math.inf
+    return step, TrainState(**notes), best or None
 
 
 class _Saver:
-    """Writes checkpoints: every so often, and where a run is asked to stop."""
+    """Writes checkpoints: every so often, by the first process's clock, and where a run is stopped."""
 
-    def __init__(self, checkpoints: Checkpoints, runtime: Local, job: Job, step: int) -> None:
+    def __init__(self, checkpoints: Checkpoints, runtime: Runtime, job: Job, step: int) -> None:
         self.checkpoints = checkpoints
         self.runtime = runtime
         self.job = job
         self.step = step
         """What the newest checkpoint holds, 0 for none."""
-        self.apart = job.checkpoint_seconds
-        self.at = time.monotonic()
+        self._at = time.monotonic()
+        self._interval = job.checkpoint_seconds
 
     def due(self) -> bool:
-        """Whether enough time has gone by."""
-        return time.monotonic() - self.at >= self.apart
+        """Whether enough time has gone by; the same on every process."""
+        return bool(self.runtime.agree(float(time.monotonic() - self._at >= self._interval)))
 
-    def save(self, step: int, standing: Standing, best: dict[str, Tensor] | None) -> None:
+    def save(self, step: int, state: TrainState, best: Snapshot | None) -> None:
         """Write what stands after so many steps, unless it is written; nothing where no step was made."""
         if step != self.step:
-            begun = time.monotonic()
-            tensors = self.runtime.state() | {f"best:{key}": value for key, value in (best or {}).items()}
-            notes = dict(standing.__dict__)
-            if not math.isfinite(standing.best_merit):
-                notes["best_merit"] = None
+            started = time.monotonic()
+            tensors = {**self.runtime.state(), **{f"best:{key}": value for key, value in (best or {}).items()}}
+            notes = dict(state.__dict__)
+            if not math.isfinite(state.best_score):
+                notes["best_score"] = None
             self.checkpoints.save(step, tensors, notes)
             self.step = step
-            self.at = time.monotonic()
-            self.apart = _apart(self.job.checkpoint_seconds, self.at - begun)
+            self._at = time.monotonic()
+            self._interval = _checkpoint_interval(self.job.checkpoint_seconds, self._at - started)
         if self.step:
             interrupt.set_stop_message(f"A checkpoint of {self.job.name} after step {self.step} is written.")
+
+
+def _checkpoint_interval(wanted: float, writing: float) -> float:
+    """Seconds between two checkpoints, given how long the last one took to write."""
+    return max(wanted, writing / CHECKPOINT_SHARE) if wanted else 0.0
 
 
 def warmup_then_linear(warmup: float) -> Callable[[float], float]:
@@ -287,6 +294,6 @@ def minibatches(count: int, size: int, epochs: float, seed: int, stream: str) ->
     return steps
 
 
-def to(device: torch.device, **columns: Any) -> dict[str, Tensor]:
-    """Columns as tensors on a device."""
-    return {name: torch.as_tensor(column).to(device) for name, column in columns.items()}
+def columns(**arrays: Any) -> dict[str, Tensor]:
+    """Columns of a batch."""
+    return {name: torch.as_tensor(array) for name, array in arrays.items()}

@@ -1,81 +1,91 @@
 """Policy optimization: rollouts scored by the reward model, held near the tuned model, the best checkpoint kept."""
 
-import copy
 import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 
 from towpath import algos
 from towpath.algos import functional
-from towpath.models.heads import WIDE, Fit, ScalarHead
 from towpath.records import Finding
 from towpath.rewards import shaping
-from towpath.runtime.local import Local, Role
+from towpath.rollout.experience import Experience, ExperienceConfig
+from towpath.rollout.generate import open_engine
+from towpath.rollout.reward_models import RewardModels, reward_roles
+from towpath.rollout.sample_log import SampleLog, select_probes
+from towpath.rollout.scoring import RewardSources
+from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages.comparisons import Comparisons
-from towpath.stages.experience import Experience
-from towpath.stages.job import Job, save_model
-from towpath.stages.loop import Course, Numbers, train, warmup_then_linear
+from towpath.stages.job import Job, publish_model
+from towpath.stages.loop import LoopConfig, Numbers, train, warmup_then_linear
 from towpath.stages.requeue import put_back
-from towpath.stages.reward import load_reward
-from towpath.stages.weights import save_adapter
+from towpath.store.publish import publish
+
+VALUE_FEATURES = "value_features.safetensors"
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Optimise, choose, save."""
+    """Train, choose the checkpoint, save."""
     cfg = job.recipe.policy
-    on_pairs = algos.data_of(cfg.algo) == "comparisons"
     algo = importlib.import_module(algos.place(cfg.algo))
-    runtime = _runtime(job, algo)
-    experience = Experience(job, runtime)
-    pairs = Comparisons(job, runtime, algo) if on_pairs else None
-    standing = train(
-        _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience),
-        runtime,
-        job,
-        f"{job.name}: {cfg.algo}",
-    )
-    _warn_without_a_step(job, standing.best_step)
-    queued = put_back(job, standing.stopped)
-    final = experience.validate(standing.best_step - 1, standing.knobs, against_reference=True)
+    roles = _roles(job, algo)
+    runtime = job.launch()
+    runtime.open(roles, OptimizerConfig(eps=1e-5))
+    if "critic" in roles:
+        _init_critic(job, runtime)
+    experience = _experience(job, runtime, roles)
+    pairs = Comparisons(job, runtime, algo) if algos.data_of(cfg.algo) == "comparisons" else None
+    loop = _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience)
+    state = train(loop, runtime, job, f"{job.name}: {cfg.algo}")
+    _warn_without_a_step(job, state.best_step)
+    queued = put_back(job, state.stopped)
+    final = experience.validate(state.best_step - 1, state.knobs, against_reference=True)
     _save(job, runtime)
     result = {
-        "best_step": standing.best_step,
-        "steps": cfg.steps if pairs is None else len(pairs.steps),
-        "interventions": standing.story,
-        "stopped": standing.stopped,
+        "best_step": state.best_step,
+        "steps": loop.steps,
+        "interventions": state.history,
+        "stopped": state.stopped,
         "exploited_queued": queued,
         "kl_per_prompt": final["kl"],
         "kl_k3_per_prompt": final["kl_k3"],
         "kl_interval": [final["kl_low"], final["kl_high"]],
     }
     if "rose" in final:
-        rose = {"rate": final["rose"], "n": cfg.validation_prompts, "interval": [final["rose_low"], final["rose_high"]]}
-        result |= {"rose": rose, "reward_gain": final["reward"] - final["reference_reward"]}
+        interval = [final["rose_low"], final["rose_high"]]
+        result["rose"] = {"rate": final["rose"], "n": cfg.validation_prompts, "interval": interval}
+        result["reward_gain"] = final["reward"] - final["reference_reward"]
     if pairs is None:
-        return result | {"kl_coef": standing.knobs["kl_coef"]}
-    held = pairs.validate()
-    accuracy = {"rate": held["pairs_accuracy"], "n": pairs.judged, "interval": [held["pairs_low"], held["pairs_high"]]}
+        return result | {"kl_coef": state.knobs["kl_coef"]}
+    metrics = pairs.validate()
+    interval = [metrics["pairs_low"], metrics["pairs_high"]]
+    accuracy = {"rate": metrics["pairs_accuracy"], "n": pairs.held_out_pairs, "interval": interval}
     return {"rose": accuracy} | result | {"pairs": accuracy}
 
 
-def _on_rollouts(job: Job, algo: Any, experience: Experience) -> Course:
-    """Answers drawn by the policy itself; the checkpoint with the highest held-out reward at acceptable KL is kept."""
+def _on_rollouts(job: Job, algo: ModuleType, experience: Experience) -> LoopConfig:
+    """The policy's own completions; keeps the checkpoint with the highest held-out reward at acceptable KL."""
     cfg = job.recipe.policy
     warmup = cfg.ppo.critic_warmup if "critic" in algo.TRAINS else 0
 
-    def turn(step: int, numbers: Numbers, knobs: Numbers) -> Numbers:
-        coef = (
-            functional.controlled(knobs["kl_coef"], numbers["kl"], cfg.kl.target, cfg.kl.step)
-            if step + 1 > warmup
-            else knobs["kl_coef"]
-        )
+    def adapt(step: int, metrics: Numbers, knobs: Numbers) -> Numbers:
+        coef = knobs["kl_coef"]
+        if step + 1 > warmup:
+            coef = functional.adaptive_kl_coef(coef, metrics["kl"], cfg.kl.target, cfg.kl.step)
         return knobs | {"kl_coef": coef, "policy_weight": float(step + 1 >= warmup)}
 
-    return Course(
+    def score(metrics: Numbers) -> float:
+        return metrics.get("reward_turned", metrics["reward"]) if metrics["kl"] <= cfg.kl.alarm else -math.inf
+
+    def stop_if(metrics: Numbers) -> str:
+        return f"KL {metrics['kl']:.2f} above policy.kl.stop = {cfg.kl.stop}" if metrics["kl"] > cfg.kl.stop else ""
+
+    return LoopConfig(
         algo,
         cfg,
         cfg.steps,
@@ -84,146 +94,138 @@ def _on_rollouts(job: Job, algo: Any, experience: Experience) -> Course:
         lambda done: 1.0 - done,
         cfg.epochs,
         cfg.max_grad_norm,
+        cfg.temperature,
         validate=experience.validate,
         validate_every=cfg.validate_every,
-        look_first=True,
-        merit=lambda numbers: (
-            numbers.get("reward_turned", numbers["reward"]) if numbers["kl"] <= cfg.kl.alarm else -math.inf
-        ),
-        turn=turn,
-        halt=lambda numbers: (
-            f"KL {numbers['kl']:.2f} above policy.kl.stop = {cfg.kl.stop}" if numbers["kl"] > cfg.kl.stop else ""
-        ),
-        after=experience.learned,
+        validate_first=True,
+        score=score,
+        adapt=adapt,
+        stop_if=stop_if,
+        on_batch_end=experience.fit_critic,
         knobs={"kl_coef": cfg.kl.coef, "policy_weight": float(warmup == 0)},
     )
 
 
-def _on_pairs(job: Job, algo: Any, pairs: Comparisons, experience: Experience) -> Course:
-    """Pairs judged before; the checkpoint with the highest held-out reward, or else the lowest held-out loss, at
-    acceptable KL is kept."""
+def _on_pairs(job: Job, algo: ModuleType, pairs: Comparisons, experience: Experience) -> LoopConfig:
+    """Labelled pairs; keeps the checkpoint with the highest held-out reward, or else the lowest held-out loss, at
+    acceptable KL."""
     cfg = job.recipe.policy
 
     def validate(step: int, knobs: Numbers) -> Numbers:
         return experience.validate(step, knobs) | pairs.validate()
 
-    def merit(numbers: Numbers) -> float:
-        return numbers.get("reward", -numbers["pairs_loss"]) if numbers["kl"] <= cfg.kl.alarm else -math.inf
+    def score(metrics: Numbers) -> float:
+        return metrics.get("reward", -metrics["pairs_loss"]) if metrics["kl"] <= cfg.kl.alarm else -math.inf
 
-    return Course(
+    return LoopConfig(
         algo,
         cfg,
         len(pairs.steps),
-        len(pairs.shown),
+        len(pairs.training),
         pairs.batch,
         warmup_then_linear(0.1),
         1,
         cfg.max_grad_norm,
+        cfg.temperature,
         validate=validate,
         validate_every=cfg.validate_every,
-        look_first=True,
-        merit=merit,
+        validate_first=True,
+        score=score,
     )
 
 
-def _runtime(job: Job, algo: Any) -> Local:
-    """The roles an algorithm needs: on one trunk with LoRA, as separate copies with full weights."""
+def _roles(job: Job, algo: ModuleType) -> dict[str, RoleSpec]:
+    """The roles an algorithm needs: with LoRA all on one model, with full weights on separate copies."""
     cfg = job.recipe.policy
-    lora = cfg.method == "lora"
-    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad, temperature=cfg.temperature, dtype=job.dtype)
-    start = _start(job)
-    if lora:
-        runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)
-        runtime.adapters["base"].add("policy", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.last_n_layers)
-        if start:
-            runtime.adapters["base"].load("policy", load_file(start / "adapter" / "adapter_model.safetensors"))
-        runtime.roles |= {"policy": Role(adapter="policy", trains=("adapter",)), "reference": Role()}
-    else:
-        runtime.add_trunk("policy", job.trunk((start or job.inputs["sft"]) / "weights", torch.float32), lora=False)
-        runtime.add_trunk("reference", job.trunk(job.inputs["sft"] / "weights"), lora=False)
-        runtime.roles |= {"policy": Role("policy", trains=("trunk",)), "reference": Role("reference")}
-    reward = next((path for name, path in reversed(job.inputs.items()) if name.startswith("reward")), None)
-    if reward:
-        load_reward(job, runtime, reward / "weights")
+    tuned = job.inputs["sft"] / "weights"
+    start = _last_round(job)
+    policy = RoleSpec(str(tuned), cfg.lora, job.recipe.seed, learning_rate=cfg.learning_rate)
+    if cfg.method == "full":
+        policy = replace(policy, model=str((start or job.inputs["sft"]) / "weights"), lora=None)
+    elif start:
+        policy = replace(policy, init=start / "adapter" / "adapter_model.safetensors")
+    roles = {"policy": policy, "reference": RoleSpec(str(tuned))}
+    stage = _reward_stage(job)
+    if stage:
+        roles |= reward_roles(job.recipe.reward, tuned, stage)
     if "critic" in algo.TRAINS:
-        runtime.roles["critic"] = _critic(job, runtime, reward / "weights" if reward else None)
-    runtime.start({"policy": cfg.learning_rate, "critic": cfg.ppo.critic_learning_rate}, eps=1e-5)
-    return runtime
+        basis = "reward" if stage else "reference"
+        if cfg.ppo.critic == "head":
+            roles["critic"] = RoleSpec(reads=basis, head="closed_form")
+        else:
+            rate = cfg.ppo.critic_learning_rate
+            roles["critic"] = RoleSpec(copies=basis, lora=job.recipe.reward.lora, head="scalar", learning_rate=rate)
+    return roles
 
 
-def _start(job: Job) -> Any:
+def _reward_stage(job: Job) -> Path | None:
+    return next((path for name, path in reversed(job.inputs.items()) if name.startswith("reward")), None)
+
+
+def _last_round(job: Job) -> Path | None:
     """Where a later round begins: the policy of the round before."""
-    earlier = [path for name, path in job.inputs.items() if name.startswith("policy")]
-    return earlier[-1] if earlier else None
+    return next((path for name, path in reversed(job.inputs.items()) if name.startswith("policy")), None)
 
 
-def _foreseeing(job: Job, head: ScalarHead, folder: Path) -> Fit:
-    """The head foresees rewards as well as a linear reading of the tuned model's judged answers can."""
-    told = load_file(folder / "foresight.safetensors")
-    cfg = job.recipe.policy.rewards
-    fit = Fit(head)
-    score_N = told["score"].numpy()
-    ended_N = told["ended"].numpy()
-    weight = next((source.weight for source in cfg.sources if source.source == "model"), 1.0)
-    reward_N = torch.from_numpy(
-        shaping.shape_rewards(weight * score_N, [()] * len(score_N), ended_N, [""] * len(score_N), cfg)
-    ).to(job.device)
-    features_ND = told["features"][:, : len(head.weight)].to(job.device)
-    held_N = told["row"].to(job.device) % 4 == 0
-    for part in (~held_N, held_N) if features_ND.shape[1] == len(head.weight) else ():  # an earlier version left fewer
-        fit.learn(features_ND[part], reward_N[part])
-    return fit
+def _init_critic(job: Job, runtime: Runtime) -> None:
+    """Fit the critic's head to the rewards of the tuned model's judged answers."""
+    stage = _reward_stage(job)
+    if stage is None:
+        return
+    tensors = load_file(stage / "weights" / VALUE_FEATURES)
+    rewards = job.recipe.policy.rewards
+    score_N = tensors["score"].numpy()
+    weight = next((source.weight for source in rewards.sources if source.source == "model"), 1.0)
+    no_tokens = [()] * len(score_N)
+    reward_N = shaping.shape_rewards(
+        weight * score_N, no_tokens, tensors["ended"].numpy(), [""] * len(score_N), rewards
+    )
+    held_out_N = tensors["row"] % 4 == 0
+    for part_N in (~held_out_N, held_out_N):
+        runtime.fit("critic", tensors["features"][part_N], torch.as_tensor(reward_N)[part_N])
 
 
-def _critic(job: Job, runtime: Local, reward: Path | None) -> Role:
-    """The critic reads the reward model's trunk, its head fitted to foresee rewards; without one, the reference's,
-    with a head of zeros."""
-    basis = runtime.roles["reward" if reward else "reference"]
-    solved = job.recipe.policy.ppo.critic == "head"
-    width = runtime.trunks[basis.trunk].config.hidden_size
-    head = ScalarHead(width + WIDE * solved).to(job.device).requires_grad_(not solved)
-    fit = _foreseeing(job, head, reward) if reward else Fit(head)
-    if solved:
-        return Role(basis.trunk, basis.adapter, head, (), fit)
-    if basis.trunk not in runtime.adapters:
-        runtime.add_trunk("critic", copy.deepcopy(runtime.trunks[basis.trunk]), lora=False)
-        return Role("critic", None, head, ("trunk", "head"))
-    adapters = runtime.adapters[basis.trunk]
-    lora = job.recipe.reward.lora
-    adapters.add("critic", lora.rank, lora.alpha, 0, lora.last_n_layers)
-    if basis.adapter:
-        adapters.load("critic", {key: p.detach() for key, p in adapters.parameters(basis.adapter).items()})
-    return Role(basis.trunk, "critic", head, ("adapter", "head"))
+def _experience(job: Job, runtime: Runtime, roles: dict[str, RoleSpec]) -> Experience:
+    recipe = job.recipe
+    cfg = recipe.policy
+    critic: Literal["none", "closed_form", "trained"] = "none"
+    if "critic" in roles:
+        critic = "closed_form" if roles["critic"].head == "closed_form" else "trained"
+    local = recipe.engine.type == "local"
+    config = ExperienceConfig(
+        cfg,
+        recipe.seed,
+        job.name,
+        job.folder,
+        0.0 if local else recipe.engine.correction,
+        local and runtime.environment()["arithmetic"] == "float32",
+        critic,
+        _last_round(job) is None,
+    )
+    judges = tuple(name for name in roles if name.startswith("reward"))
+    sources = RewardSources(cfg.rewards, job.corpus, RewardModels(runtime, judges) if judges else None)
+    engine = open_engine(recipe.engine, job.chat, job.folder, recipe.data.max_prompt_tokens + cfg.max_new_tokens)
+    log = SampleLog(job.folder / "samples.jsonl", select_probes(job.corpus.safety, recipe.health.probes, recipe.seed))
+    return Experience(config, runtime, engine, job.chat, job.corpus, sources, log)
 
 
 def _warn_without_a_step(job: Job, best_step: int) -> None:
-    if not best_step:
-        evidence = (
-            f"no validated step within policy.kl.alarm = {job.recipe.policy.kl.alarm} nats per prompt; where it "
-            "began is kept"
+    if best_step:
+        return
+    alarm = job.recipe.policy.kl.alarm
+    job.findings.append(
+        Finding(
+            "no-acceptable-step",
+            "error",
+            f"no validated step within policy.kl.alarm = {alarm} nats per prompt; the weights it began with are kept",
+            "the policy left the tuned model faster than it was validated",
+            "raise policy.kl.coef, lower policy.learning_rate or policy.lora.alpha, or lower policy.validate_every",
         )
-        remedy = (
-            "raise policy.kl.coef, lower policy.learning_rate or policy.lora.alpha, or lower policy.validate_every "
-            "to look earlier"
-        )
-        job.findings.append(
-            Finding(
-                "no-acceptable-step",
-                "error",
-                evidence,
-                "the policy left the tuned model faster than it was looked at",
-                remedy,
-            )
-        )
+    )
 
 
-def _save(job: Job, runtime: Local) -> None:
-    cfg = job.recipe.policy
-    if cfg.method == "lora":
-        save_adapter(job, runtime.adapters["base"], "policy", cfg.lora, job.folder / "adapter")
-        plain = job.model(job.inputs["sft"] / "weights").to(torch.float32)
-        runtime.adapters["base"].merge_into(plain, "policy")
-        save_model(job, plain, job.folder / "weights")
-    else:
-        with runtime.whole("policy") as trunk:
-            save_model(job, trunk, job.folder / "weights")
+def _save(job: Job, runtime: Runtime) -> None:
+    adapter = job.folder / "adapter"
+    if job.recipe.policy.method == "lora" and not adapter.exists():
+        publish(adapter, lambda folder: runtime.export_adapter("policy", folder))
+    publish_model(job, runtime, "policy", job.folder / "weights")

@@ -1,4 +1,7 @@
-"""The reward model: trained on labels, measured on prompts it never saw, scaled on the tuned model's own answers."""
+"""The reward model: trained on labels, measured on prompts it never saw, scaled on the tuned model's own answers.
+
+B rows, K answers of one prompt, N decided pairs or answer tokens, D width.
+"""
 
 import zipfile
 from dataclasses import dataclass, replace
@@ -7,166 +10,141 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from towpath.algos import reward_model as algo
-from towpath.algos.contract import Outputs
-from towpath.data.batch import Batch, Row, make_row
-from towpath.data.draws import hash_uniform
-from towpath.errors import DataError
+from towpath.data.batch import Batch
 from towpath.evals import reward_accuracy as evals
 from towpath.evals.winrate import fit_logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import history_from_rows
-from towpath.models.heads import ScalarHead
 from towpath.progress import print_note
-from towpath.recipe import Rewards
-from towpath.records import Comparison, Completion, Finding, Label, Prompt
-from towpath.rewards import shaping
-from towpath.runtime.local import Local, Role
+from towpath.records import Completion, Finding
+from towpath.rollout.reward_models import WEIGHTS, member_folder
+from towpath.runtime.checkpoints import Checkpoints
+from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages import evidence, generation
-from towpath.stages import label as labelling
-from towpath.stages.job import Checkpoints, Job, write_model
-from towpath.stages.loop import Course, minibatches, to, train, warmup_then_linear
+from towpath.stages.job import Job
+from towpath.stages.labelled_pairs import Pair, completion_row, decided_pairs, split_pairs
+from towpath.stages.loop import LoopConfig, columns, minibatches, train, warmup_then_linear
 from towpath.store.publish import is_intact, publish
 
-FROZEN = "frozen.npz"
-FORESEEN = 384
-TOKENS_FORESEEN = 16
+FROZEN_FEATURES = "frozen.npz"
+VALUE_FEATURES = "value_features.safetensors"
+MOST_ANSWERS = 384
+TOKENS_AN_ANSWER = 16
 """Answers, and tokens of each, that a critic may start from."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A decided comparison, chosen first."""
-
-    comparison: Comparison
-    label: Label
-    prompt: Prompt
-    chosen: Completion
-    rejected: Completion
-
-
-@dataclass(frozen=True)
 class Member:
-    """One reward model of the ensemble, trained: its scores of the held-out answers, normalised, and how it was
+    """One trained reward model of the ensemble: its normalised scores of the held-out answers, and how it was
     scaled."""
 
-    held_B: np.ndarray
+    held_out_B: np.ndarray
     mean: float
     std: float
     train_accuracy: float
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train, measure, normalise, save; with several members each from its own start and in its own order."""
+    """Train, measure, normalise, save; several members each from their own start and in their own order."""
     cfg = job.recipe.reward
-    seed = job.recipe.seed
-    pairs = decided(job)
-    held = [p for p in pairs if hash_uniform(seed, "reward/validation", p.prompt.id) < cfg.validation]
-    shown = [p for p in pairs if hash_uniform(seed, "reward/validation", p.prompt.id) >= cfg.validation]
-    if not held or not shown:
-        fix = "collect more labels, or change reward.validation"
-        raise DataError(
-            f"{len(shown)} pairs to train on and {len(held)} held out",
-            "both must hold pairs; prompts do not cross the split",
-            fix,
-        )
-    members = [_member(job, number, shown, held) for number in range(1, cfg.ensemble_size + 1)]
-    scores_KB = np.stack([member.held_B for member in members])
-    result = _measure(job, held, scores_KB.mean(0), float(np.mean([member.std for member in members])))
+    training, held_out = split_pairs(job, decided_pairs(job))
+    members = [_train_member(job, number, training, held_out) for number in range(1, cfg.ensemble_size + 1)]
+    scores_KB = np.stack([member.held_out_B for member in members])
+    result = _measure(job, held_out, scores_KB.mean(0), float(np.mean([member.std for member in members])))
     result |= {
         "train_accuracy": members[0].train_accuracy,
         "mean": members[0].mean,
         "std": members[0].std,
-        "pairs": len(shown),
+        "pairs": len(training),
     }
     if len(members) > 1:
-        result["members"] = [float((_gaps(held, scores_B) > 0).mean()) for scores_B in scores_KB]
+        result["members"] = [float((_gaps(held_out, scores_B) > 0).mean()) for scores_B in scores_KB]
         result["disagreement"] = float(scores_KB.std(0).mean())
-    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(job, shown), *_lengths(job, held))
+    result["length_only_accuracy"] = evals.length_only_accuracy(*_lengths(job, training), *_lengths(job, held_out))
     result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
     label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
     labels = job.result_of(label_stage)
     if result["accuracy"] < job.recipe.gates.reward.threshold:
-        result["diagnosis"] = _diagnosed(job, shown, held, labels["agreement"])
+        result["diagnosis"] = _diagnose_labels(job, training, held_out, labels["agreement"])
     result["ceiling"] = labels["ceiling"]
     if job.recipe.health.act != "off":
-        of_labels = history_from_rows((), {f"reward.result.{key}": value for key, value in result.items()})
-        job.findings += diagnose(of_labels, job.recipe.health.limits)
+        history = history_from_rows((), {f"reward.result.{key}": value for key, value in result.items()})
+        job.findings += diagnose(history, job.recipe.health.limits)
     return result
 
 
-def _diagnosed(job: Job, shown: list[Pair], held: list[Pair], agreement: dict[str, Any]) -> dict[str, Any] | None:
-    """Why the labels do not take the model further; told as a finding."""
+def _diagnose_labels(
+    job: Job, training: list[Pair], held_out: list[Pair], agreement: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Why the labels do not take the model further, as a finding."""
     cfg = job.recipe
-    place = job.folder / FROZEN
-    if not place.is_file():
+    path = job.folder / FROZEN_FEATURES
+    if not path.is_file():
         return None
     try:
-        kept = np.load(place)
-        features = {name: kept[name] for name in ("shown", "held")}
+        arrays = np.load(path)
+        features = {name: arrays[name] for name in ("shown", "held")}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        print_note(f"{place}: {error}: the labels are not diagnosed")
+        print_note(f"{path}: {error}: the labels are not diagnosed")
         return None
     reads = []
-    for name, pairs in (("shown", shown), ("held", held)):
-        ordered = _in_rows(pairs)
+    for name, pairs in (("shown", training), ("held", held_out)):
+        ordered = _in_row_order(pairs)
         texts = [(p.chosen.text, p.rejected.text) for p in ordered]
-        reads.append(
-            evidence.read(
-                [p.comparison.id for p in ordered], features[name], texts, [p.label.strength for p in ordered]
-            )
-        )
+        ids = [p.comparison.id for p in ordered]
+        reads.append(evidence.read(ids, features[name], texts, [p.label.strength for p in ordered]))
     known = (agreement["rate"], agreement["n"]) if agreement["n"] else None
-    found = evidence.diagnosed(
-        reads[0], reads[1], known, cfg.gates.reward.threshold, cfg.reward.fit_head or 300.0, cfg.seed
-    )
-    if found:
-        cause = f"{found['verdict']} (of a linear reading of the frozen model)"
-        job.findings.append(Finding("reward-data", "warning", "; ".join(found["evidence"]), cause, found["action"]))
-    return found
+    ridge = cfg.reward.fit_head or 300.0
+    diagnosis = evidence.diagnosed(reads[0], reads[1], known, cfg.gates.reward.threshold, ridge, cfg.seed)
+    if diagnosis:
+        cause = f"{diagnosis['verdict']} (of a linear reading of the frozen model)"
+        evidence_text = "; ".join(diagnosis["evidence"])
+        job.findings.append(Finding("reward-data", "warning", evidence_text, cause, diagnosis["action"]))
+    return diagnosis
 
 
-def _in_rows(pairs: list[Pair]) -> list[Pair]:
-    """Pairs as `_differences` has them: by the row of the chosen, then by the place of the rejected; of two on the
+def _in_row_order(pairs: list[Pair]) -> list[Pair]:
+    """Pairs as `_differences` has them: by the row of the chosen, then by the position of the rejected; of two on the
     same answers the last."""
-    groups = _grouped(pairs)
+    groups = _answers_by_prompt(pairs)
     row = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
-    return sorted(
-        {(row[p.chosen.id], row[p.rejected.id]): p for p in pairs}.values(),
-        key=lambda p: (row[p.chosen.id], row[p.rejected.id]),
-    )
+    by_rows = {(row[p.chosen.id], row[p.rejected.id]): p for p in pairs}
+    return sorted(by_rows.values(), key=lambda p: (row[p.chosen.id], row[p.rejected.id]))
 
 
-def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Member:
+def _train_member(job: Job, number: int, training: list[Pair], held_out: list[Pair]) -> Member:
     """Train one reward model and save it; the first one in the stage's own folder."""
     own = job
     seed = job.recipe.seed + number - 1
     if number > 1:
         own = replace(job, folder=job.folder / f"member-{number}", recipe=job.recipe.model_copy(update={"seed": seed}))
     cfg = own.recipe.reward
-    runtime = _runtime(own)
-    train_batch, held_batch = (runtime.grounded(_batch(own, part)) for part in (shown, held))
+    runtime = _open(own)
+    train_batch, held_out_batch = (
+        runtime.cache_frozen_prefix(_batch(own, pairs), "reward") for pairs in (training, held_out)
+    )
     if Checkpoints(own.folder).newest() is None:
-        features_BD = _features(runtime, train_batch)
+        features_BD = _last_states(runtime, train_batch)
         if number == 1:
             np.savez(
-                job.folder / FROZEN,
+                job.folder / FROZEN_FEATURES,
                 shown=_differences(features_BD, train_batch),
-                held=_differences(_features(runtime, held_batch), held_batch),
+                held=_differences(_last_states(runtime, held_out_batch), held_out_batch),
             )
         if cfg.fit_head:
             _fit_head(runtime, train_batch, features_BD, cfg.fit_head)
-    size = max(1, round(cfg.batch * train_batch.groups / len(shown)))
+    size = max(1, round(cfg.batch * train_batch.groups / len(training)))
     steps = minibatches(train_batch.groups, size, cfg.epochs, seed, f"{job.name}/order")
 
     def validate(_step: int, _knobs: dict[str, float]) -> dict[str, float]:
-        gap, _ = algo.margins(runtime.score("reward", held_batch, ("score",)).score_B, held_batch)
+        gap, _ = algo.margins(runtime.score("reward", held_out_batch, ("score",)).score_B, held_out_batch)
         return {"loss": float(torch.nn.functional.softplus(-gap).mean()), "accuracy": float((gap > 0).float().mean())}
 
-    course = Course(
+    loop = LoopConfig(
         algo,
         cfg,
         len(steps),
@@ -176,115 +154,77 @@ def _member(job: Job, number: int, shown: list[Pair], held: list[Pair]) -> Membe
         max_grad_norm=cfg.max_grad_norm,
         validate=validate,
         validate_every=len(steps),
-        merit=lambda _numbers: 0.0,
+        score=lambda _metrics: 0.0,
     )
-    train(
-        course,
-        runtime,
-        own,
-        f"{job.name}: training" + (f" {number} of {cfg.ensemble_size}" if cfg.ensemble_size > 1 else ""),
-    )
-    mean, std, foresight = _normalise(own, runtime, shown, train_batch)
-    _save(job, runtime, foresight, number)
+    title = f"{job.name}: training" + (f" {number} of {cfg.ensemble_size}" if cfg.ensemble_size > 1 else "")
+    train(loop, runtime, own, title)
+    mean, std, value_features = _normalise(own, runtime, training, train_batch)
+    _save(job, runtime, value_features, number)
     some = train_batch.take(range(min(120, train_batch.groups)))
     gap, _ = algo.margins(runtime.score("reward", some, ("score",)).score_B, some)
-    return Member(
-        runtime.score("reward", held_batch, ("score",)).score_B.cpu().numpy(),
-        mean,
-        std,
-        float((gap > 0).float().mean()),
-    )
+    held_out_B = runtime.score("reward", held_out_batch, ("score",)).score_B.numpy()
+    return Member(held_out_B, mean, std, float((gap > 0).float().mean()))
 
 
-def _features(runtime: Local, batch: Batch) -> np.ndarray:
-    """The last state of every answer [B,D], before anything is trained."""
-    return runtime.score("reward", batch, ("last",)).last_BD.float().cpu().numpy().astype(np.float64)
-
-
-def _differences(features_BD: np.ndarray, batch: Batch) -> np.ndarray:
-    """Chosen less rejected of every decided pair, in the order of the rows."""
-    beats, place = (batch.columns[name].cpu().numpy() for name in ("beats", "place"))
-    row, k = np.nonzero(beats > 0)
-    return features_BD[row] - features_BD[row - place[row] + k]
-
-
-def _fit_head(runtime: Local, batch: Batch, features_BD: np.ndarray, ridge: float) -> None:
-    """Start the head at the best linear reading of the frozen trunk: logistic regression on differences of features."""
-    mean = features_BD.mean(0)
-    spread = features_BD.std(0) + 1e-6
-    difference = _differences(features_BD, batch) / spread
-    sign = np.where(np.arange(len(difference)) % 2 == 0, 1.0, -1.0)
-    weights = fit_logistic(difference * sign[:, None], (sign > 0).astype(float), ridge) / spread
-    head = runtime.roles["reward"].head
-    assert head is not None
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weights))
-        head.bias.copy_(torch.tensor(-float(mean @ weights)))
-
-
-def decided(job: Job) -> list[Pair]:
-    """Comparisons of this recipe whose label names a winner."""
-    comparisons = {c.id: c for c in job.store.comparisons()}
-    completions = job.store.completions()
-    prompts = job.store.prompts()
-    found = []
-    stage = next(name for name in reversed(job.inputs) if name.startswith("label"))
-    for label in sorted(labelling.read(job.inputs[stage]), key=lambda label: label.comparison):
-        c = comparisons.get(label.comparison)
-        if c and label.choice in ("a", "b"):
-            best, other = (c.a, c.b) if label.choice == "a" else (c.b, c.a)
-            found.append(Pair(c, label, prompts[c.prompt_id], completions[best], completions[other]))
-    return found
-
-
-def _runtime(job: Job) -> Local:
+def _open(job: Job) -> Runtime:
     cfg = job.recipe.reward
-    lora = job.recipe.reward.method == "lora"
-    runtime = Local(job.recipe.model.tokens_per_pass, pad=job.chat.pad, dtype=job.dtype)
-    model = job.trunk(job.inputs["sft"] / "weights", None if lora else torch.float32)
-    runtime.add_trunk("base", model, lora)
-    head = ScalarHead(model.config.hidden_size, job.recipe.seed).to(job.device)
-    if lora:
-        runtime.adapters["base"].add("reward", cfg.lora.rank, cfg.lora.alpha, job.recipe.seed, cfg.lora.last_n_layers)
-    runtime.roles["reward"] = Role(
-        adapter="reward" if lora else None, head=head, trains=("adapter" if lora else "trunk", "head")
+    role = RoleSpec(
+        str(job.inputs["sft"] / "weights"),
+        cfg.lora if cfg.method == "lora" else None,
+        job.recipe.seed,
+        head="scalar",
+        random_head=True,
+        learning_rate=cfg.learning_rate,
+        head_learning_rate=cfg.learning_rate * cfg.head_rate,
     )
-    runtime.start(
-        {"reward": cfg.learning_rate, "reward/head": cfg.learning_rate * cfg.head_rate}, weight_decay=cfg.weight_decay
-    )
+    runtime = job.launch()
+    runtime.open({"reward": role}, OptimizerConfig(weight_decay=cfg.weight_decay))
     return runtime
 
 
-def completion_row(job: Job, prompt: Prompt, completion: Completion) -> Row:
-    """Prompt tokens and the very tokens that were drawn: nothing is tokenised twice."""
-    return make_row(job.chat.prompt(prompt.prompt), job.tokens(completion))
+def _last_states(runtime: Runtime, batch: Batch) -> np.ndarray:
+    """The last state of every answer [B,D], before anything is trained."""
+    return runtime.score("reward", batch, ("last",)).last_BD.float().numpy().astype(np.float64)
+
+
+def _differences(features_BD: np.ndarray, batch: Batch) -> np.ndarray:
+    """Chosen less rejected of every decided pair [N,D], in the order of the rows."""
+    beats_BK = batch.columns["beats"].numpy()
+    place_B = batch.columns["place"].numpy()
+    row_N, k_N = np.nonzero(beats_BK > 0)
+    return features_BD[row_N] - features_BD[row_N - place_B[row_N] + k_N]
+
+
+def _fit_head(runtime: Runtime, batch: Batch, features_BD: np.ndarray, ridge: float) -> None:
+    """Start the head at the best linear reading of the frozen model: logistic regression on differences of
+    features."""
+    mean_D = features_BD.mean(0)
+    spread_D = features_BD.std(0) + 1e-6
+    difference_ND = _differences(features_BD, batch) / spread_D
+    sign_N = np.where(np.arange(len(difference_ND)) % 2 == 0, 1.0, -1.0)
+    weight_D = fit_logistic(difference_ND * sign_N[:, None], (sign_N > 0).astype(float), ridge) / spread_D
+    runtime.set_head("reward", torch.as_tensor(weight_D), torch.tensor(-float(mean_D @ weight_D)))
 
 
 def _batch(job: Job, pairs: list[Pair]) -> Batch:
-    """Every answer once, grouped by prompt, with who beat whom."""
-    groups = _grouped(pairs)
+    """Every answer once, grouped by prompt, with the strength by which it beat each answer of its group."""
+    groups = _answers_by_prompt(pairs)
     prompts = {p.prompt.id: p.prompt for p in pairs}
     rows = [completion_row(job, prompts[name], c) for name, group in groups.items() for c in group.values()]
     sizes = tuple(len(group) for group in groups.values())
     place = {c: k for group in groups.values() for k, c in enumerate(group)}
     number = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
-    beats = np.zeros((len(rows), max(sizes)), dtype=np.float32)
-    sure = np.ones_like(beats)
+    beats_BK = np.zeros((len(rows), max(sizes)), dtype=np.float32)
+    sure_BK = np.ones_like(beats_BK)
     for p in pairs:
         at = number[p.chosen.id], place[p.rejected.id]
-        beats[at], sure[at] = p.label.strength, certainty(p.label)
-    columns = to(job.device, beats=beats, sure=sure, place=np.array(list(place.values())))
-    return Batch(rows, columns, sizes, frozenset({"beats", "sure"}))
+        beats_BK[at] = p.label.strength
+        sure_BK[at] = p.certainty
+    named = columns(beats=beats_BK, sure=sure_BK, place=np.array(list(place.values())))
+    return Batch(rows, named, sizes, frozenset({"beats", "sure"}))
 
 
-def certainty(label: Label) -> float:
-    """The chance that the chosen answer is the better one; a label that names no chance is taken at its word."""
-    if label.chance is None:
-        return 1.0
-    return label.chance if label.choice == "a" else 1 - label.chance
-
-
-def _grouped(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
+def _answers_by_prompt(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
     """The judged answers of each prompt, in the order of the rows."""
     groups: dict[str, dict[str, Completion]] = {}
     for p in pairs:
@@ -292,35 +232,32 @@ def _grouped(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
     return groups
 
 
-def _normalise(job: Job, runtime: Local, pairs: list[Pair], judged: Batch) -> tuple[float, float, dict[str, Tensor]]:
-    """Fold mean 0 and unit scale on the tuned model's own answers into the head; and what a critic can learn of the
-    same answers: at some tokens of each its features, and the score, end and row of the answer."""
-    said = [c for group in _grouped(pairs).values() for c in group.values()]
-    chosen = ([i for i, c in enumerate(said) if c.source == "sft"] or list(range(len(said))))[:FORESEEN]
-    out = runtime.score("reward", replace(judged, sizes=()).take(chosen), ("score", "features"))
+def _normalise(job: Job, runtime: Runtime, pairs: list[Pair], batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
+    """Fold mean 0 and unit scale on the tuned model's own answers into the head. Of the same answers, what a critic
+    can start from: features at some tokens of each, and the score, end and row of the answer."""
+    answers = [c for group in _answers_by_prompt(pairs).values() for c in group.values()]
+    own = [i for i, c in enumerate(answers) if c.source == "sft"] or list(range(len(answers)))
+    chosen = own[:MOST_ANSWERS]
+    out = runtime.score("reward", replace(batch, sizes=()).take(chosen), ("score", "features"))
     mean = float(out.score_B.mean())
     std = float(out.score_B.std(unbiased=False)) or 1.0
-    head = runtime.roles["reward"].head
-    assert head is not None
-    with torch.no_grad():
-        head.weight.div_(std)
-        head.bias.sub_(mean).div_(std)
-    every = out.mask_BT.sum(1, keepdim=True).float() / TOKENS_FORESEEN
-    place_BK = (torch.arange(TOKENS_FORESEEN, device=every.device) * every.clamp(min=1.0)).long()
-    row_N, k_N = (place_BK < out.mask_BT.sum(1, keepdim=True)).nonzero(as_tuple=True)
-    ended_B = torch.tensor([job.chat.ended(job.tokens(said[i])) for i in chosen], device=every.device)
-    features_ND = out.features_BTD[row_N, place_BK[row_N, k_N]].to(torch.bfloat16)
-    return (
-        mean,
-        std,
-        {"features": features_ND, "score": ((out.score_B - mean) / std)[row_N], "ended": ended_B[row_N], "row": row_N},
-    )
+    head = runtime.head("reward")
+    runtime.set_head("reward", head["weight"].div_(std), head["bias"].sub_(mean).div_(std))
+    length_B1 = out.mask_BT.sum(1, keepdim=True)
+    spacing_B1 = (length_B1.float() / TOKENS_AN_ANSWER).clamp(min=1.0)
+    token_BK = (torch.arange(TOKENS_AN_ANSWER) * spacing_B1).long()
+    row_N, k_N = (token_BK < length_B1).nonzero(as_tuple=True)
+    ended_B = torch.tensor([job.chat.ended(job.tokens(answers[i])) for i in chosen])
+    features_NF = runtime.read_features(out.features, row_N, token_BK[row_N, k_N]).to(torch.bfloat16)
+    score_N = ((out.score_B - mean) / std)[row_N]
+    return mean, std, {"features": features_NF, "score": score_N, "ended": ended_B[row_N], "row": row_N}
 
 
-def _gaps(held: list[Pair], scores_B: np.ndarray) -> np.ndarray:
+def _gaps(held_out: list[Pair], scores_B: np.ndarray) -> np.ndarray:
     """Score of the chosen less score of the rejected of every pair; scores come in the order of the rows."""
-    score_of = dict(zip([(name, c) for name, group in _grouped(held).items() for c in group], scores_B, strict=True))
-    return np.array([score_of[p.prompt.id, p.chosen.id] - score_of[p.prompt.id, p.rejected.id] for p in held])
+    answers = [(name, c) for name, group in _answers_by_prompt(held_out).items() for c in group]
+    score_of = dict(zip(answers, scores_B, strict=True))
+    return np.array([score_of[p.prompt.id, p.chosen.id] - score_of[p.prompt.id, p.rejected.id] for p in held_out])
 
 
 def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> dict[str, Any]:
@@ -330,7 +267,7 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
     right = (gap > 0).astype(float)
     clean = [generation.rubric_score(p.prompt, p.chosen) - generation.rubric_score(p.prompt, p.rejected) for p in held]
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
-    rows = [(name, len(job.tokens(c))) for name, group in _grouped(held).items() for c in group.values()]
+    rows = [(name, len(job.tokens(c))) for name, group in _answers_by_prompt(held).items() for c in group.values()]
     return {
         **evals.pair_accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
         "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
@@ -350,71 +287,17 @@ def _lengths(job: Job, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _save(job: Job, runtime: Local, foresight: dict[str, Tensor], number: int = 1) -> None:
-    """Adapter or trunk, head, and for the first member what a critic may start from: one published folder a member."""
+def _save(job: Job, runtime: Runtime, value_features: dict[str, Tensor], number: int) -> None:
+    """Adapter or whole model, head, and of the first member what a critic may start from: one published folder."""
 
-    def write(place: Path) -> None:
-        if "base" not in runtime.adapters:
-            with runtime.whole("base") as trunk:
-                write_model(job, trunk, place)
-        write_head(runtime, foresight if number == 1 else None, place)
+    def write(folder: Path) -> None:
+        if job.recipe.reward.method == "full":
+            runtime.export("reward", folder, job.chat)
+        runtime.save("reward", folder / WEIGHTS)
+        if number == 1:
+            tensors = {name: tensor.contiguous() for name, tensor in value_features.items()}
+            save_file(tensors, folder / VALUE_FEATURES)
 
-    folder = _member_folder(job.folder, number)
+    folder = member_folder(job.folder, number)
     if not is_intact(folder):
         publish(folder, write)
-
-
-def write_head(runtime: Local, foresight: dict[str, Tensor] | None, place: Path) -> None:
-    """Head and adapter of a reward model, and what a critic may start from."""
-    head = runtime.roles["reward"].head
-    assert head is not None
-    tensors = {f"head.{name}": tensor for name, tensor in head.named_parameters()}
-    if "base" in runtime.adapters:
-        tensors |= runtime.adapters["base"].parameters("reward")
-    for name, content in {"reward": tensors, **({"foresight": foresight} if foresight else {})}.items():
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, place / f"{name}.safetensors"
-        )
-
-
-def _member_folder(stage: Path, number: int) -> Path:
-    return stage / ("weights" if number == 1 else f"weights-{number}")
-
-
-def _called(number: int) -> str:
-    return "reward" if number == 1 else f"reward-{number}"
-
-
-def load_reward(job: Job, runtime: Local, folder: Path) -> None:
-    """Put a saved reward model into a runtime as the role `reward`, further members as `reward-2` and so on; scores
-    are normalised."""
-    cfg = job.recipe.reward
-    for number in range(1, cfg.ensemble_size + 1):
-        name = _called(number)
-        place = _member_folder(folder.parent, number)
-        tensors = load_file(place / "reward.safetensors")
-        if cfg.method == "lora":
-            if "base" not in runtime.trunks:
-                runtime.add_trunk("base", job.trunk(job.inputs["sft"] / "weights"), lora=True)
-            runtime.adapters["base"].add(name, cfg.lora.rank, cfg.lora.alpha, 0, cfg.lora.last_n_layers)
-            runtime.adapters["base"].load(name, tensors)
-            trunk = "base"
-            adapter = name
-        else:
-            runtime.add_trunk(name, job.trunk(place), lora=False)
-            trunk = name
-            adapter = None
-        head = ScalarHead(len(tensors["head.weight"])).to(job.device)
-        head.load_state_dict({part: tensors[f"head.{part}"] for part in ("weight", "bias")})
-        runtime.roles[name] = Role(trunk=trunk, adapter=adapter, head=head.requires_grad_(False))
-
-
-def judged(runtime: Local, batch: Batch, cfg: Rewards, more: tuple[str, ...] = ()) -> Outputs:
-    """What the reward models say together of a batch; `more` is what else is wanted of the first."""
-    out = runtime.score("reward", batch, ("score", *more))
-    others = [runtime.score(name, batch, ("score",)).score_B for name in runtime.roles if name.startswith("reward-")]
-    if others:
-        scores_KB = np.stack([scores.cpu().numpy() for scores in (out.score_B, *others)])
-        out.spread_B = torch.from_numpy(scores_KB.std(0)).to(out.score_B)
-        out.score_B = torch.from_numpy(shaping.combine_ensemble(scores_KB, cfg)).to(out.score_B)
-    return out

@@ -57,8 +57,13 @@ def _drawn(job: Job, source: str, weights: Any, wanted: list[Any]) -> list[Compl
     found = generation.read(path)
     if len(found) != len(wanted):
         named = [(p, f"{job.folder.name[:6]}.{name}", how) for p, name, how in wanted]
-        found = generation.draw(
-            job, job.model(weights), named, source, job.recipe.preferences.max_new_tokens, f"{job.name}: {source}"
+        found = generation.sample(
+            job,
+            weights or job.base_model,
+            named,
+            source,
+            job.recipe.preferences.max_new_tokens,
+            f"{job.name}: {source}",
         )
         generation.write(path, found)
     return found

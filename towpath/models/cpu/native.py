@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from towpath.models.cpu import build
-from towpath.models.cpu.plain import Move, Turn
+from towpath.models.cpu.plain import AdamWStep, Turn
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 PARTS = 16
@@ -173,16 +173,19 @@ def squares(x: Tensor) -> Tensor:
     return sums.sum()
 
 
-def moved(weight: Tensor, rest: Tensor | None, grad: Tensor, mean: Tensor, square: Tensor, move: Move) -> None:
+def adamw_step(
+    weight: Tensor, rest: Tensor | None, grad: Tensor, mean: Tensor, square: Tensor, step: AdamWStep
+) -> None:
     if (weight.dtype, mean.dtype, square.dtype) != (
         torch.float32 if rest is None else torch.bfloat16,
         torch.float32,
         torch.float32,
     ):
         raise ValueError(
-            f"moved: a weight of {weight.dtype} {'without' if rest is None else 'with'} a rest, moments of {mean.dtype}"
+            f"adamw_step: a weight of {weight.dtype} {'without' if rest is None else 'with'} low bits, moments of "
+            f"{mean.dtype}"
         )
-    _run("moved", "pppppn" + "f" * len(move), grad, weight, rest, grad, mean, square, grad.numel(), *move)
+    _run("moved", "pppppn" + "f" * len(step), grad, weight, rest, grad, mean, square, grad.numel(), *step)
 
 
 def drawn(logits_BV: Tensor, temperature_B: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:

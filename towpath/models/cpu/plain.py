@@ -16,7 +16,7 @@ Turn = tuple[Tensor, Tensor]
 """Cosine and sine of every position's angles [P,1,L,W/2]."""
 
 
-class Move(NamedTuple):
+class AdamWStep(NamedTuple):
     """One step of AdamW as numbers."""
 
     scale: float
@@ -158,15 +158,17 @@ def squares(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)).double().square()
 
 
-def moved(weight: Tensor, rest: Tensor | None, grad: Tensor, mean: Tensor, square: Tensor, move: Move) -> None:
+def adamw_step(
+    weight: Tensor, rest: Tensor | None, grad: Tensor, mean: Tensor, square: Tensor, step: AdamWStep
+) -> None:
     """A step of AdamW in place; with a rest the weight is the upper half of what moves."""
-    whole = weight if rest is None else split_bf16.joined(weight, rest)
-    slope = grad.to(whole.dtype) * move.scale
-    mean.lerp_(slope, 1 - move.first)
-    square.mul_(move.second).addcmul_(slope, slope, value=1 - move.second)
-    whole.mul_(move.kept).addcdiv_(mean, square.sqrt().mul_(move.spread).add_(move.eps), value=-move.rate)
+    whole = weight if rest is None else split_bf16.merge_float32(weight, rest)
+    slope = grad.to(whole.dtype) * step.scale
+    mean.lerp_(slope, 1 - step.first)
+    square.mul_(step.second).addcmul_(slope, slope, value=1 - step.second)
+    whole.mul_(step.kept).addcdiv_(mean, square.sqrt().mul_(step.spread).add_(step.eps), value=-step.rate)
     if rest is not None:
-        for half, new in zip((weight, rest), split_bf16.parted(whole), strict=True):
+        for half, new in zip((weight, rest), split_bf16.split_float32(whole), strict=True):
             half.copy_(new)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def parted(whole: Tensor) -> tuple[Tensor, Tensor]:
+def split_float32(whole: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest bfloat16, of two the even one, as everywhere; and how many float32 steps from there, of which
     0x8000 are one too many."""
     if whole.dtype == torch.bfloat16:
@@ -18,6 +18,6 @@ def parted(whole: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def joined(upper: Tensor, rest: Tensor) -> Tensor:
+def merge_float32(upper: Tensor, rest: Tensor) -> Tensor:
     """The float32 values that were parted."""
     return ((upper.contiguous().view(torch.int16).int() << 16) + rest).view(torch.float32)

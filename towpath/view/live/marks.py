@@ -10,13 +10,17 @@ from towpath.store.jsonl import is_number
 def stage_marks(stage: LiveStage) -> list[dict[str, Any]]:
     """The marks of a stage in the order of their steps."""
     marks = [
-        _axis_mark(row["step"], "knob", intervention_label(row), str(row.get("reason") or ""), str(row.get("finding") or ""))
+        _axis_mark(
+            row["step"], "knob", intervention_label(row), str(row.get("reason") or ""), str(row.get("finding") or "")
+        )
         for row in stage.interventions
     ]
     for row in stage.findings:
         if is_number(row.get("first_step")):
             reason = " ".join(_sentence(str(row[key])) for key in ("evidence", "cause") if row.get(key))
-            marks.append(_axis_mark(row["first_step"], str(row.get("severity") or "info"), str(row.get("code")), reason))
+            marks.append(
+                _axis_mark(row["first_step"], str(row.get("severity") or "info"), str(row.get("code")), reason)
+            )
     best = stage.result.get("best_step")
     if is_number(best) and best > 0:
         marks.append(_axis_mark(best, "kept", "kept", "The weights after this step were kept."))

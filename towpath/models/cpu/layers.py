@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from towpath.models.adapters import LoraLinear
 from towpath.models.attention import NAME
-from towpath.models.cpu import dispatch
+from towpath.models.cpu import kernels
 from towpath.models.cpu.plain import Turn
-from towpath.models.packed_batch import Lines, alike, attention_mask
+from towpath.models.packed_batch import PackedBatch, attention_mask, length_buckets
 
 FAMILIES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 
@@ -142,7 +142,7 @@ class Stack:
 
 
 class Block(NamedTuple):
-    """Lines that attention takes together: angles and mask of every place, and the token each line begins with,
+    """PackedBatch that attention takes together: angles and mask of every place, and the token each line begins with,
     after the last the one that would come next. Only attention works on what is no token."""
 
     turn: Turn
@@ -182,7 +182,11 @@ class Layer:
     ) -> tuple[Tensor, list[Low | None], tuple[Tensor, ...]]:
         """The layer's output, of some rows alone where they are named, and what the way back needs; with a layer of
         a cache, keys and values join those it has seen."""
-        (first, second), ops, lows = self.norms, dispatch.of(x_TD), [stack.low(x_TD.dtype) for stack in self.stacks]
+        (first, second), ops, lows = (
+            self.norms,
+            kernels.dispatch(x_TD),
+            [stack.low(x_TD.dtype) for stack in self.stacks],
+        )
         n1_TD, s1_T1 = ops.normed(x_TD, first.weight.detach(), first.variance_epsilon)
         qkv = self.qkv.forward(n1_TD, lows[0])
         kept = ()
@@ -203,7 +207,7 @@ class Layer:
     def _mixed(self, qkv: Tensor, block: Block, seen: Any, out_TD: Tensor) -> tuple[Tensor, ...]:
         """What attention gives the tokens of a block, into their rows; queries, keys, values and weights."""
         lines = block.mask.shape[0]
-        ops = dispatch.of(qkv)
+        ops = kernels.dispatch(qkv)
         q, k, v = ops.laid(qkv, block.turn, block.begin_P1, self.heads, self.key_heads)
         if seen is not None:
             k, v = (
@@ -215,7 +219,7 @@ class Layer:
 
     def mixed_back(self, by_mixed_TD: Tensor, block: Block, kept: list[Tensor], out_TN: Tensor) -> None:
         """The way back from what attention gave a block's tokens to what it was given, into their rows."""
-        (q, k, v, weights), ops = kept, dispatch.of(by_mixed_TD)
+        (q, k, v, weights), ops = kept, kernels.dispatch(by_mixed_TD)
         by_mixed = ops.headed(by_mixed_TD, block.begin_P1, block.mask.shape[2], self.heads, self.key_heads)
         by_v = torch.bmm(weights.transpose(1, 2), by_mixed)
         by_scores = torch.ops.aten._softmax_backward_data(
@@ -244,7 +248,7 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, grad_TD: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, s1, *attention, mixed, y, s2, inner = ctx.saved_tensors
         layer, blocks, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.blocks, ctx.lows
-        ops = dispatch.of(x)
+        ops = kernels.dispatch(x)
         grad_TD = grad_TD.contiguous()
         below = ctx.needs_input_grad[0]
         learns = any(ctx.needs_input_grad[4:])
@@ -287,7 +291,7 @@ def layers_of(model: Any) -> list[Layer]:
     return model._decoder
 
 
-def through(model: Any, x_TD: Tensor, lines: Lines, part: slice, read_N: Tensor | None) -> Tensor:
+def through(model: Any, x_TD: Tensor, lines: PackedBatch, part: slice, read_N: Tensor | None) -> Tensor:
     """What some of the layers make of the tokens' states, laid into all places of the lines [S,D], zeros where no
     token is; with the places that are read, theirs [N,D] after the final norm: what the last layer would do for
     others is not done."""
@@ -302,13 +306,13 @@ def through(model: Any, x_TD: Tensor, lines: Lines, part: slice, read_N: Tensor 
     return model.base_model.norm(x_TD if layers else x_TD[rows_N])
 
 
-def _blocks(model: Any, x_TD: Tensor, lines: Lines) -> list[Block]:
-    """Lines of about one length together, in their order."""
+def _blocks(model: Any, x_TD: Tensor, lines: PackedBatch) -> list[Block]:
+    """PackedBatch of about one length together, in their order."""
     cos, sin = _angles(model, x_TD, lines.position_PL)
     tokens_P = (lines.segment_PL > 0).sum(1).tolist()
     begin_P1 = torch.tensor([0, *np.cumsum(tokens_P)])
     found = []
-    for some in alike(tokens_P):
+    for some in length_buckets(tokens_P):
         width = max(tokens_P[some])
         turn = cos[some, :, :width].contiguous(), sin[some, :, :width].contiguous()
         mask = attention_mask(lines.segment_PL[some, :width], x_TD.dtype, lines.parent_PL[some, :width])

@@ -1,0 +1,43 @@
+"""Write models and adapters as transformers and peft load them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from towpath.data.chat import Chat
+from towpath.models import base
+from towpath.models.adapters import Adapters
+from towpath.recipe import Lora
+
+
+def write_model(model: Any, chat: Chat, folder: Path) -> None:
+    """Weights, configuration, and the tokenizer with the chat template; plain `generate` stops where engines stop."""
+    model.config.pad_token_id = chat.pad
+    model.generation_config.pad_token_id = chat.pad
+    model.generation_config.eos_token_id = list(chat.stops) if len(chat.stops) > 1 else chat.eos
+    model.save_pretrained(folder)
+    base.save_tokenizer(chat, folder)
+
+
+def write_adapter(adapters: Adapters, name: str, lora: Lora, model: str, folder: Path) -> None:
+    """One adapter in peft's layout, over the model it was trained on."""
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted({place.rsplit(".", 1)[-1] for place in adapters.layers}),
+    }
+    if lora.last_n_layers:
+        config["layers_to_transform"] = list(range(adapters.depth - lora.last_n_layers, adapters.depth))
+        config["layers_pattern"] = "layers"
+    tensors = {key: p.detach().cpu().contiguous() for key, p in adapters.parameters(name).items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))

@@ -1,0 +1,330 @@
+"""Rollouts as batches: prompts in a fixed order, completions, the outputs of every role on them, and metrics.
+
+B rollouts, T answer tokens.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from towpath.data.batch import Batch, make_row
+from towpath.data.chat import Chat
+from towpath.data.corpus import Corpus
+from towpath.data.draws import hash_uniform, permutation, uniforms
+from towpath.data.intervals import wilson
+from towpath.errors import RecipeError
+from towpath.recipe import Decoding, Policy
+from towpath.records import Prompt, Rollout
+from towpath.rollout.engine import Engine, SampleOutput, SampleRequest
+from towpath.rollout.generate import generate
+from towpath.rollout.sample_log import SampleLog
+from towpath.rollout.scoring import RewardSources, rewards_at, score_columns, shape_rewards
+from towpath.rollout.statistics import rollout_metrics, sum_tokens
+from towpath.runtime.checkpoints import Checkpoints
+from towpath.runtime.contract import Runtime
+from towpath.store.publish import fault_point
+
+Numbers = dict[str, float]
+VALIDATION_METRICS = (
+    "reward",
+    "score",
+    "kl",
+    "kl_k3",
+    "length",
+    "finish_rate",
+    "distinct_2",
+    "repetition",
+    "opening",
+    "refusal",
+    "reward_length_corr",
+    "reward_repetition_corr",
+    "score_spread",
+)
+"""Rollout metrics that a validation keeps."""
+PROBE_TOKENS = 24
+"""Tokens in which an answer declines, if it does."""
+CHECK_EVERY = 8
+"""Of so many rollouts one is checked: whether the engine's log-probabilities are the trainer's."""
+TOLERANCE = 5e-5
+"""Nats a token by which the two may differ and count as the same."""
+Draw = tuple[Prompt, str]
+"""A prompt and the name of the draw, which decides the random numbers."""
+
+
+@dataclass(frozen=True)
+class ExperienceConfig:
+    """How rollouts are sampled and scored in one policy stage."""
+
+    policy: Policy
+    seed: int
+    name: str
+    """The stage's, which names its random streams."""
+    folder: Path
+    correction: float = 0.0
+    """Limit of importance weights where the engine rounds otherwise than the trainer; 0 for none."""
+    exact_engine: bool = False
+    """Whether the engine should give the trainer's own log-probabilities."""
+    critic: Literal["none", "closed_form", "trained"] = "none"
+    starts_at_reference: bool = True
+    """Whether the policy begins as the reference model."""
+
+
+class Experience:
+    """Batches of rollouts for the loop, and their validation on prompts that are never trained on."""
+
+    def __init__(
+        self,
+        config: ExperienceConfig,
+        runtime: Runtime,
+        engine: Engine,
+        chat: Chat,
+        corpus: Corpus,
+        sources: RewardSources,
+        log: SampleLog,
+    ) -> None:
+        self.config = config
+        self.policy = config.policy
+        self.runtime = runtime
+        self.engine = engine
+        self.chat = chat
+        self.sources = sources
+        self.log = log
+        order = sorted(corpus.train, key=lambda p: hash_uniform(config.seed, "policy/validation", p.id))
+        self.validation_prompts = order[: self.policy.validation_prompts]
+        self.prompts = order[self.policy.validation_prompts :]
+        self._pending = Checkpoints(config.folder / "pending_rollouts")
+        self._features: Any = None
+        """Handle to what a closed-form critic reads of the last rollout."""
+        self._reference_reward_B: np.ndarray | None = None
+        self._last_validation: tuple[int, Batch, Numbers] | None = None
+
+    # Training batches
+
+    def batch(self, step: int, knobs: Numbers) -> tuple[Batch, Numbers]:
+        """One rollout batch, sampled and scored with these knobs, and its metrics."""
+        started = time.monotonic()
+        temperature = knobs.get("temperature", self.policy.temperature)
+        draws = self.draws(step)
+        rollouts = self._sample(step, draws, temperature)
+        sampled = time.monotonic()
+        batch = self.compute_logprobs(
+            rollouts, temperature, self.policy.epochs == 1 and self.policy.batch >= len(draws)
+        )
+        batch = self.compute_rewards(rollouts, batch, knobs)
+        if self.config.critic != "none":
+            batch = self.compute_values(batch)
+        batch = batch.with_columns(group=torch.arange(len(draws)) // self.policy.group)
+        tokens = sum(len(r.token_ids) for r in rollouts)
+        return batch, rollout_metrics(batch, rollouts) | {
+            "seconds_generate": sampled - started,
+            "seconds_score": time.monotonic() - sampled,
+            "tokens_per_second": tokens / max(sampled - started, 1e-9),
+        }
+
+    def draws(self, step: int) -> list[Draw]:
+        """The draws of a step: every prompt once an epoch, `group` completions of each; a function of the step."""
+        count = len(self.prompts)
+        size = self.policy.rollout // self.policy.group
+        draws = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, index = divmod(position, count)
+            order = permutation(count, self.config.seed, f"{self.config.name}/prompts", epoch)
+            names = [f"{epoch}" if copy == 0 else f"{epoch}.{copy}" for copy in range(self.policy.group)]
+            draws += [(self.prompts[order[index]], name) for name in names]
+        return draws
+
+    def _sample(self, step: int, draws: Sequence[Draw], temperature: float) -> list[Rollout]:
+        """The rollouts that an interrupted run saved at this step, else new ones, saved."""
+        saved = self._pending.newest("rollout")
+        if saved and saved[0] == step:
+            return self._rollouts(draws, _unpack(saved[1], self.chat.stops))
+        outputs = self._generate("policy", draws, f"{self.config.name}/{step}", temperature)
+        self._pending.save(step, _pack(outputs), {}, prefix="rollout", keep=1)
+        fault_point("rollout")
+        return self._rollouts(draws, outputs)
+
+    def _generate(self, role: str, draws: Sequence[Draw], stream: str, temperature: float) -> list[SampleOutput]:
+        self.runtime.publish(role, self.engine)
+        return generate(self.engine, self._requests(draws, stream, temperature), "rollout")
+
+    def _requests(
+        self, draws: Sequence[Draw], stream: str, temperature: float, most: int | None = None
+    ) -> list[SampleRequest]:
+        decoding = Decoding(temperature=temperature)
+        longest = min(most or self.policy.max_new_tokens, self.policy.max_new_tokens)
+        seed = self.config.seed
+        return [
+            SampleRequest(self.chat.prompt(p.prompt), decoding, uniforms(longest, seed, stream, name, p.id))
+            for p, name in draws
+        ]
+
+    def _rollouts(self, draws: Sequence[Draw], outputs: Sequence[SampleOutput]) -> list[Rollout]:
+        return [
+            Rollout(p, tuple(o.token_ids), tuple(o.logprobs), o.finish, self.chat.text(o.token_ids))
+            for (p, _), o in zip(draws, outputs, strict=True)
+        ]
+
+    # What roles give for a batch
+
+    def compute_logprobs(self, rollouts: Sequence[Rollout], temperature: float, single_update: bool = False) -> Batch:
+        """Rows with log-probabilities [B,T] of reference, engine and policy. Where one update follows, the policy's
+        are computed there."""
+        runtime = self.runtime
+        batch = runtime.cache_frozen_prefix(self._rows(rollouts), "reference")
+        columns = {"ref_logp": runtime.score("reference", batch, ("logp",), temperature).logp_BT}
+        columns["sampler_logp"] = torch.zeros_like(columns["ref_logp"])
+        for i, r in enumerate(rollouts):
+            columns["sampler_logp"][i, : len(r.logprobs)] = torch.tensor(r.logprobs)
+        if single_update:
+            columns["old_logp"] = columns["sampler_logp"]
+            columns["on_policy"] = torch.ones(len(batch), dtype=torch.bool)
+        else:
+            columns |= self._old_logprobs(batch, columns["sampler_logp"], temperature)
+        if self.config.correction:
+            columns["correction"] = columns["ref_logp"].new_full((len(batch),), self.config.correction)
+        return batch.with_columns(ended=torch.tensor([r.finish == "stop" for r in rollouts]), **columns)
+
+    def _rows(self, rollouts: Sequence[Rollout]) -> Batch:
+        return Batch([make_row(self.chat.prompt(r.prompt.prompt), r.token_ids) for r in rollouts])
+
+    def _old_logprobs(self, batch: Batch, sampler_BT: Tensor, temperature: float) -> dict[str, Tensor]:
+        """The policy's log-probabilities before it moves. An exact engine has given them: some rows are checked, and
+        all are computed where that shows otherwise."""
+        if self.config.exact_engine:
+            checked_B = torch.arange(len(batch)) % CHECK_EVERY == 0
+            some = batch.take(checked_B.nonzero()[:, 0].tolist())
+            logp_BT = self.runtime.score("policy", some, ("logp",), temperature).logp_BT
+            old_BT = sampler_BT.clone()
+            old_BT[checked_B, : logp_BT.shape[1]] = logp_BT
+            tokens = sum(row.answer_length for row in some.rows)
+            if float(sum_tokens(batch, (old_BT - sampler_BT).abs()).sum()) <= TOLERANCE * tokens:
+                return {"old_logp": old_BT, "checked": checked_B}
+        return {"old_logp": self.runtime.score("policy", batch, ("logp",), temperature).logp_BT}
+
+    def compute_rewards(self, rollouts: Sequence[Rollout], batch: Batch, knobs: Numbers) -> Batch:
+        """The batch with scores and rewards, where there are reward sources."""
+        if not self.sources:
+            return batch
+        closed_form = self.config.critic == "closed_form"
+        scores, features = self.sources.score(rollouts, batch, rewards_at(self.policy.rewards, knobs), closed_form)
+        if features is not None:
+            batch = batch.with_handle("features", features)
+        return batch.with_columns(**score_columns(scores))
+
+    def compute_values(self, batch: Batch) -> Batch:
+        """The batch with the critic's values [B,T]."""
+        wants = ("value",)
+        if self.config.critic == "closed_form" and "features" not in batch.handles:
+            wants = ("value", "features")
+        out = self.runtime.score("critic", batch, wants)
+        self._features = batch.handles.get("features") if out.features is None else out.features
+        return batch.with_columns(value=out.value_BT)
+
+    def fit_critic(self, batch: Batch) -> None:
+        """Fit a closed-form critic to what came of the last rollout."""
+        if self._features is None:
+            return
+        if "outcome" not in batch.columns:
+            raise RecipeError(
+                f"policy.algo = {self.policy.algo!r}: its `prepare` leaves no `outcome`",
+                "a critic's head is fitted to one",
+                "add the column `outcome` [B,T]: the sum of rewards from each token on",
+            )
+        self.runtime.fit("critic", self._features, batch.columns["outcome"], self.policy.ppo.critic_decay)
+        self._features = None
+
+    # Validation
+
+    def validate(self, step: int, knobs: Numbers, against_reference: bool = False) -> Numbers:
+        """Metrics on prompts that are never trained on, with the same random numbers each time.
+
+        `reward` has the recipe's reward settings, `reward_turned` those that remedies have moved.
+        """
+        if self._last_validation is None or self._last_validation[0] != step:
+            self._last_validation = step, *self._validate(step, knobs)
+        _, batch, metrics = self._last_validation
+        return metrics | self._compare_with_reference(batch) if against_reference else metrics
+
+    def _validate(self, step: int, knobs: Numbers) -> tuple[Batch, Numbers]:
+        """Completions of validation prompts and the beginnings of answers to safety probes, at the recipe's own
+        temperature."""
+        temperature = self.policy.temperature
+        draws = [(p, "0") for p in self.validation_prompts]
+        probes = [(p, "0") for p in self.log.probes]
+        self.runtime.publish("policy", self.engine)
+        requests = self._requests(draws, "validation", temperature)
+        requests += self._requests(probes, "probes", temperature, PROBE_TOKENS)
+        outputs = generate(self.engine, requests, "validation answers")
+        rollouts = self._rollouts(draws, outputs[: len(draws)])
+        batch = self.compute_rewards(rollouts, self.compute_logprobs(rollouts, temperature), {})
+        metrics = rollout_metrics(batch, rollouts)
+        kept = {name: metrics[name] for name in VALIDATION_METRICS if name in metrics}
+        kept |= {name: x for name, x in metrics.items() if name.startswith(("reward/", "score/", "watched/"))}
+        if self.sources:
+            kept |= self._shaped_by(knobs, rollouts, batch)
+            if step == -1 and self.config.starts_at_reference:
+                self._reference_reward_B = batch.columns["reward"].numpy()
+        self.log.write_answers(step, rollouts, batch)
+        if probes:
+            kept |= self.log.write_probes(step, self._rollouts(probes, outputs[len(draws) :]))
+        return batch, kept
+
+    def _shaped_by(self, knobs: Numbers, rollouts: Sequence[Rollout], batch: Batch) -> Numbers:
+        """The mean reward with the settings that remedies have moved, where they have."""
+        rewards = rewards_at(self.policy.rewards, knobs)
+        if rewards is self.policy.rewards:
+            return {}
+        return {"reward_turned": float(shape_rewards(rollouts, batch.columns["score"].numpy(), rewards).mean())}
+
+    def _compare_with_reference(self, batch: Batch) -> Numbers:
+        """The interval of KL, and how often the reward rose over the reference's own answers."""
+        kl_B = sum_tokens(batch, batch.columns["old_logp"] - batch.columns["ref_logp"]).numpy()
+        spread = 1.96 * float(kl_B.std(ddof=1)) / len(kl_B) ** 0.5
+        metrics = {"kl_low": float(kl_B.mean()) - spread, "kl_high": float(kl_B.mean()) + spread}
+        if not self.sources:
+            return metrics
+        policy_B = batch.columns["reward"].numpy()
+        reference_B = self._reference_reward() if self._reference_reward_B is None else self._reference_reward_B
+        rose = np.where(policy_B == reference_B, 0.5, policy_B > reference_B)
+        low, high = wilson(float(rose.sum()), len(rose))
+        return metrics | {
+            "reference_reward": float(reference_B.mean()),
+            "rose": float(rose.mean()),
+            "rose_low": low,
+            "rose_high": high,
+        }
+
+    def _reference_reward(self) -> np.ndarray:
+        """Rewards [B] of the reference's own answers to the validation prompts."""
+        draws = [(p, "0") for p in self.validation_prompts]
+        outputs = self._generate("reference", draws, "validation", self.policy.temperature)
+        rollouts = self._rollouts(draws, outputs)
+        rows = self.runtime.cache_frozen_prefix(self._rows(rollouts), "reference")
+        return self.compute_rewards(rollouts, rows, {}).columns["reward"].numpy()
+
+
+def _pack(outputs: Sequence[SampleOutput]) -> dict[str, Tensor]:
+    """Completions as tensors of a checkpoint."""
+    return {
+        "lengths": torch.tensor([len(o.token_ids) for o in outputs]),
+        "tokens": torch.tensor([t for o in outputs for t in o.token_ids]),
+        "logprobs": torch.tensor([x for o in outputs for x in o.logprobs], dtype=torch.float64),
+    }
+
+
+def _unpack(tensors: dict[str, Tensor], stops: Sequence[int]) -> list[SampleOutput]:
+    outputs = []
+    begin = 0
+    for length in tensors["lengths"].tolist():
+        end = begin + length
+        tokens = tensors["tokens"][begin:end].tolist()
+        finish = "stop" if tokens[-1] in stops else "length"
+        outputs.append(SampleOutput(tokens, tensors["logprobs"][begin:end].tolist(), finish))
+        begin = end
+    return outputs

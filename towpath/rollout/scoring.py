@@ -1,0 +1,98 @@
+"""Scores and rewards of rollouts, from the sources that a recipe names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from towpath.data.batch import Batch
+from towpath.data.corpus import Corpus
+from towpath.recipe import Rewards
+from towpath.records import Rollout, Score
+from towpath.rewards import shaping, sources
+from towpath.rollout.reward_models import RewardModels
+
+Numbers = dict[str, float]
+
+
+class RewardSources:
+    """Reward models, rules, functions and endpoints of one recipe."""
+
+    def __init__(self, rewards: Rewards, corpus: Corpus, models: RewardModels | None) -> None:
+        self.rewards = rewards
+        self.corpus = corpus
+        self.models = models
+        columns = corpus.column_names
+        self._scorers = {
+            source.source: sources.load_source(source.source, columns=columns)
+            for source in rewards.sources
+            if source.source != "model"
+        }
+        self._watched = {name: sources.load_source(name, "watch", columns) for name in rewards.watch}
+
+    def __bool__(self) -> bool:
+        """Whether anything scores rollouts."""
+        return bool(self._scorers) or self.models is not None
+
+    def score(
+        self, rollouts: Sequence[Rollout], batch: Batch, rewards: Rewards, features: bool = False
+    ) -> tuple[list[Score], Any]:
+        """A score for each rollout, with these reward settings; and a handle to the reward model's features of the
+        batch, where they are wanted and it was asked."""
+        prompts = [r.prompt.prompt for r in rollouts]
+        texts = [r.text for r in rollouts]
+        columns = self.corpus.columns_of([r.prompt for r in rollouts])
+        spread_B: list[float] = []
+        handle = None
+        scores = []
+        for source in rewards.sources:
+            if source.source == "model":
+                assert self.models is not None
+                out = self.models.score(batch, rewards, ("features",) if features else ())
+                handle = out.features
+                scores.append(out.score_B.numpy())
+                spread_B = out.spread_B.tolist()
+            else:
+                scores.append(np.asarray(self._scorers[source.source](prompts, texts, columns)))
+        score_B = shaping.combine_sources(np.stack(scores), rewards)
+        reward_B = shape_rewards(rollouts, score_B, rewards)
+        watched = {name: scorer(prompts, texts, columns) for name, scorer in self._watched.items()}
+        names = [source.source for source in rewards.sources] if len(scores) > 1 else []
+        return [
+            Score(
+                float(score_B[i]),
+                float(reward_B[i]),
+                {name: float(column[i]) for name, column in zip(names, scores, strict=False)},
+                {name: float(column[i]) for name, column in watched.items()},
+                spread_B[i] if spread_B else None,
+            )
+            for i in range(len(rollouts))
+        ], handle
+
+
+def shape_rewards(rollouts: Sequence[Rollout], score_B: np.ndarray, rewards: Rewards) -> np.ndarray:
+    """Rewards [B] of scores: clipped, with penalties for length, repetition and a missing end."""
+    ended_B = np.array([r.finish == "stop" for r in rollouts])
+    answers = [r.token_ids for r in rollouts]
+    return shaping.shape_rewards(score_B, answers, ended_B, [r.prompt.domain for r in rollouts], rewards)
+
+
+def score_columns(scores: Sequence[Score]) -> dict[str, Tensor]:
+    """Scores as columns of a batch."""
+    columns = {"score": [s.score for s in scores], "reward": [s.reward for s in scores]}
+    columns |= {f"score/{name}": [s.sources[name] for s in scores] for name in scores[0].sources}
+    columns |= {f"watched/{name}": [s.watched[name] for s in scores] for name in scores[0].watched}
+    if scores[0].spread is not None:
+        columns["spread"] = [s.spread or 0.0 for s in scores]
+    return {name: torch.tensor(column, dtype=torch.float32) for name, column in columns.items()}
+
+
+def rewards_at(rewards: Rewards, knobs: Numbers) -> Rewards:
+    """Reward settings with the knobs that remedies move: domain weights, diversity bonus, repetition penalty."""
+    domains = {name.removeprefix("domain_weight/"): x for name, x in knobs.items() if name.startswith("domain_weight/")}
+    changes = {name: knobs[name] for name in ("diversity_bonus", "repetition_penalty") if name in knobs}
+    if not domains and not changes:
+        return rewards
+    return rewards.model_copy(update={"domains": dict(rewards.domains) | domains, **changes})

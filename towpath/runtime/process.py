@@ -1,0 +1,94 @@
+"""Settings of the process that models run in: threads, float32 products, memory, device and arithmetic."""
+
+import ctypes
+import gc
+import math
+import os
+import resource
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+
+def prepare_process() -> None:
+    """Settings of the whole process that cost nothing and help: threads, oneDNN for float32 where it keeps float32,
+    an allocator that keeps its memory."""
+    # a kernel kept for each of 1,024 shapes is a GiB
+    for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(kept, "256")
+    torch.set_float32_matmul_precision("medium")
+    if torch.cuda.is_available() or products_round():  # a GPU would round them, too
+        torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    if sys.platform == "linux":
+        trim_threshold = -1
+        mmap_max = -4
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, -1)  # never: the largest number would let go of all that lies free beyond 2 GiB
+        libc.mallopt(mmap_max, 0)
+
+
+def products_round() -> bool:
+    """Whether float32 products on the processor are made of bfloat16 as they are set now: oneDNN does so where that
+    is faster (AMX), and keeps float32 elsewhere."""
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randn(128, 256, generator=draw)
+    b = torch.randn(256, 128, generator=draw)
+    exact = a.double() @ b.double()
+    return bool((a @ b - exact).norm() > 1e-5 * exact.norm())
+
+
+def memory_in_use(device: torch.device) -> float:
+    """Bytes: the device's where it has memory of its own, else this process's."""
+    if device.type == "cuda":
+        return float(torch.cuda.memory_reserved(device))
+    try:
+        return float(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
+def release_memory() -> None:
+    """What a finished stage has freed goes back to the system, so that the next one does not add to it."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def device_named(name: str) -> torch.device:
+    """The device a recipe names; auto takes a GPU when there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_named(name: str, device: torch.device) -> torch.dtype:
+    """The trunk's arithmetic; auto takes bfloat16 where it is measured to be faster than float32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    return torch.bfloat16 if device.type == "cuda" or _bfloat16_pays() else torch.float32
+
+
+@cache
+def _bfloat16_pays() -> bool:
+    """By one thread's own time on the processor: what else the machine does must not decide how a run rounds, or it
+    could not be repeated."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(512, 512, dtype=dtype)
+        b = torch.ones(512, 1024, dtype=dtype)
+        best = math.inf
+        for _ in range(8):
+            begin = time.thread_time()
+            _ = a @ b
+            best = min(best, time.thread_time() - begin)
+        return best
+
+    faster = seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+    torch.set_num_threads(threads)
+    return faster

@@ -1,0 +1,79 @@
+"""Labels that a label stage derived, and the decided pairs that models learn from."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from towpath.data.batch import Row, make_row
+from towpath.data.draws import hash_uniform
+from towpath.errors import DataError
+from towpath.records import Comparison, Completion, Label, Prompt
+from towpath.stages.job import Job
+from towpath.store import manifest
+
+LABELS = "labels.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A decided comparison."""
+
+    comparison: Comparison
+    label: Label
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+
+    @property
+    def certainty(self) -> float:
+        """The probability that the chosen completion is the better one; 1 where the label gives none."""
+        if self.label.chance is None:
+            return 1.0
+        return self.label.chance if self.label.choice == "a" else 1 - self.label.chance
+
+
+def read_labels(folder: Path) -> list[Label]:
+    """The labels that a label stage wrote."""
+    path = folder / LABELS
+    try:
+        return [Label(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise manifest.damaged_error(path, f"not a list of labels ({type(error).__name__})") from None
+
+
+def decided_pairs(job: Job) -> list[Pair]:
+    """Comparisons whose label names a winner."""
+    comparisons = {c.id: c for c in job.store.comparisons()}
+    completions = job.store.completions()
+    prompts = job.store.prompts()
+    pairs = []
+    stage = next(name for name in reversed(job.inputs) if name.startswith("label"))
+    for label in sorted(read_labels(job.inputs[stage]), key=lambda label: label.comparison):
+        c = comparisons.get(label.comparison)
+        if c and label.choice in ("a", "b"):
+            chosen, rejected = (c.a, c.b) if label.choice == "a" else (c.b, c.a)
+            pairs.append(Pair(c, label, prompts[c.prompt_id], completions[chosen], completions[rejected]))
+    return pairs
+
+
+def split_pairs(job: Job, pairs: Sequence[Pair], at_least_one_prompt: bool = False) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on and held-out pairs; no prompt is in both."""
+    number = {p.prompt.id: hash_uniform(job.recipe.seed, "reward/validation", p.prompt.id) for p in pairs}
+    cut = job.recipe.reward.validation
+    if at_least_one_prompt:
+        cut = max(cut, min(number.values(), default=0.0) + 1e-12)
+    held_out = [p for p in pairs if number[p.prompt.id] < cut]
+    training = [p for p in pairs if number[p.prompt.id] >= cut]
+    if not held_out or not training:
+        raise DataError(
+            f"{len(training)} pairs to train on and {len(held_out)} held out",
+            "both must hold pairs; prompts do not cross the split",
+            "collect more labels, or change reward.validation",
+        )
+    return training, held_out
+
+
+def completion_row(job: Job, prompt: Prompt, completion: Completion) -> Row:
+    """Prompt tokens and the tokens that were sampled: nothing is tokenised twice."""
+    return make_row(job.chat.prompt(prompt.prompt), job.tokens(completion))
