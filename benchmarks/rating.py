@@ -139,7 +139,7 @@ def small(store: Store, pairs: int) -> None:
 
 def clients(store: Store, count: int, port: int) -> list[Client]:
     """Raters who are signed in."""
-    hashed = Hasher().hashed("a password of the benchmark")
+    hashed = Hasher().hash("a password of the benchmark")
     made = [store.submit_write(people.add_account, f"r{i:03}", "rater", hashed).result() for i in range(count)]
     return [signed_in(store, account, port) for account in made]
 
@@ -345,7 +345,7 @@ def fill(place: str, prompts: int) -> None:
                     connection.execute(table.insert(), block)
                     count += len(block)
             print(f"{table.name}: {count} rows in {perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-        store.put_gold(task_queue.Gold(f"s.p{i}.0", "a") for i in range(min(500, prompts)))
+        store.set_gold(task_queue.Gold(f"s.p{i}.0", "a") for i in range(min(500, prompts)))
 
 
 def _bulk(prompts: int) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:

@@ -86,7 +86,7 @@ def running_postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     """Where a ledger may lie: a file with an odd name, or a database."""
     if request.param == "sqlite":
         return tmp_path / "led ger%?.db"
@@ -94,19 +94,19 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 
 
 @contextmanager
-def running(store: Any, team: bool, outside: Any = None) -> Iterator[tuple[str, Any]]:
-    """The real server of a store in a thread: where it is, and its door."""
+def running(store: Any, team: bool, network: Any = None) -> Iterator[tuple[str, Any]]:
+    """The real server of a store in a thread: where it is, and its auth."""
     from towpath.web.server import create_server, open_socket
 
-    server, door = create_server(store, team, outside=outside)
-    with open_socket("127.0.0.1", 0) as place:
-        thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    server, auth = create_server(store, team, network=network)
+    with open_socket("127.0.0.1", 0) as listener:
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             sleep(0.01)
-        scheme = "https" if outside and outside.certificate else "http"
-        yield f"{scheme}://127.0.0.1:{place.getsockname()[1]}", door
+        scheme = "https" if network and network.certificate else "http"
+        yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", auth
         server.should_exit = True
         thread.join()
 
@@ -143,6 +143,6 @@ def axe(request) -> str:
 def serious(page, axe: str) -> list[str]:
     """What axe-core finds that is serious or critical."""
     page.evaluate(axe)
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    bad = [v for v in found if v["impact"] in ("serious", "critical")]
+    violations = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    bad = [v for v in violations if v["impact"] in ("serious", "critical")]
     return [f"{page.url}: {v['id']}: {json.dumps([node['html'][:120] for node in v['nodes'][:3]])}" for v in bad]

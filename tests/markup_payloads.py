@@ -94,28 +94,28 @@ FORMS = [
 
 def payloads() -> list[str]:
     """All of them, each once."""
-    found = [tag.format(RUN, o=OUT) for tag in TAGS]
-    found += [f"<{element} {event}={RUN}>" for element, event in product(ELEMENTS, EVENTS)]
-    found += [f'<{element}/{event}\n=\n"{RUN}"' for element, event in product(ELEMENTS[:6], EVENTS)]
+    payloads_ = [tag.format(RUN, o=OUT) for tag in TAGS]
+    payloads_ += [f"<{element} {event}={RUN}>" for element, event in product(ELEMENTS, EVENTS)]
+    payloads_ += [f'<{element}/{event}\n=\n"{RUN}"' for element, event in product(ELEMENTS[:6], EVENTS)]
     links = [link.format(RUN) for link in LINKS]
-    found += [form.format(link, link, r=RUN) for form, link in product(FORMS, links)]
+    payloads_ += [form.format(link, link, r=RUN) for form, link in product(FORMS, links)]
     plain = [tag.format(RUN, o=OUT) for tag in TAGS]
-    found += (
+    payloads_ += (
         [f"```html\n{one}\n```" for one in plain]
         + [f"`{one}`" for one in plain]
         + [f"# {one}\n\n> {one}\n\n- {one}" for one in plain]
     )
-    found += (
+    payloads_ += (
         [f"| a |\n| - |\n| {one} |" for one in plain[:20]]
         + [escape(one) for one in plain]
         + [quote(one) for one in plain[:10]]
     )
-    found += (
+    payloads_ += (
         [f"\"'>{one}" for one in plain]
         + [f"${one}$ and \\({one}\\)" for one in plain]
         + [one.replace("<", "\uff1c").replace("<", "\u2039") for one in plain[:5]]
     )
-    found += [f"{{{{ {RUN} }}}} {one}" for one in plain[:5]] + [
+    payloads_ += [f"{{{{ {RUN} }}}} {one}" for one in plain[:5]] + [
         f"Human: {one}\n\nAssistant: {one}" for one in plain[:20]
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(payloads_))

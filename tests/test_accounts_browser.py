@@ -20,7 +20,7 @@ OTHER = "kitten lamp river"
 def store(tmp_path):
     with Store.open(tmp_path / "towpath.db") as opened:
         for name, role in (("olga", "owner"), ("ann", "rater"), ("Bartholomäus Wiesengrund-Schmidt", "viewer")):
-            opened.submit_write(people.add_account, name, role, Hasher().hashed(PASSWORD)).result()
+            opened.submit_write(people.add_account, name, role, Hasher().hash(PASSWORD)).result()
         opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.2, safety=True), "olga").result()
         yield opened
 
@@ -59,12 +59,12 @@ def sign_in(page, name, password=PASSWORD):
     page.press("#password", "Enter")
 
 
-def test_an_account_from_invitation_to_reset(visit, store):
+def test_account_lifecycle_from_invitation_to_reset(visit, store):
     owner = visit()
     new = visit()
     sign_in(owner, "olga")
     owner.goto("/owner/people")
-    owner.click("text=Make a link")
+    owner.click("text=Create a link")
     new.goto(owner.inner_text(".link"))
     new.fill("#name", "ANN")
     new.fill("#password", OTHER)
@@ -98,7 +98,7 @@ def test_an_account_from_invitation_to_reset(visit, store):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_pages_of_accounts_are_accessible_and_fit(visit, store, axe, width, scheme):
+def test_account_pages_are_accessible_and_responsive(visit, store, axe, width, scheme):
     page = visit(viewport={"width": width, "height": 844}, color_scheme=scheme)
     join = store.submit_write(people.create_invitation, "rater", "olga", time()).result()
     reset = store.submit_write(people.create_reset, "ann", "olga", time()).result()

@@ -31,13 +31,13 @@ SLOW = ("/sign-in", "/join/{token}", "/reset/{token}")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_no_request_is_an_error_of_the_server(kind, tmp_path, request, monkeypatch):
+def test_no_fuzzed_request_causes_a_server_error(kind, tmp_path, request, monkeypatch):
     monkeypatch.setattr(limits, "BURST", 10 * CASES)
-    place = tmp_path / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
-    with Store.open(place) as store:
+    location = tmp_path / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
+    with Store.open(location) as store:
         fill(store)
-        with serving_run(short_run(tmp_path / "run"), store, team=True) as (url, door), requests.Session() as session:
-            store.submit_write(people.add_account, "olga", "owner", door.hashed(PASSWORD)).result()
+        with serving_run(short_run(tmp_path / "run"), store, team=True) as (url, auth), requests.Session() as session:
+            store.submit_write(people.add_account, "olga", "owner", auth.hash_password(PASSWORD)).result()
             session.headers["origin"] = url
             assert (
                 session.post(
@@ -45,33 +45,33 @@ def test_no_request_is_an_error_of_the_server(kind, tmp_path, request, monkeypat
                 ).status_code
                 == 303
             )
-            schema = schemathesis.openapi.from_dict(application(store, door, ["x"]).openapi())
-            operations = [found.ok() for found in schema.get_all_operations()]
+            schema = schemathesis.openapi.from_dict(application(store, auth, ["x"]).openapi())
+            operations = [item.ok() for item in schema.get_all_operations()]
             operations = [one for one in operations if not one.path.startswith(ENDS_SESSIONS + NEVER_ENDS)]
-            seen: Counter[int] = Counter()
+            statuses: Counter[int] = Counter()
             failures: list[str] = []
             for turn in range(20):  # operations with few kinds of input take fewer cases; the others make up for them
                 for number, operation in enumerate(operations):
-                    if seen.total() < CASES and (turn == 0 or operation.path not in SLOW):
+                    if statuses.total() < CASES and (turn == 0 or operation.path not in SLOW):
                         _try(
                             operation,
                             url,
                             session,
-                            seen,
+                            statuses,
                             failures,
                             2 * CASES // len(operations) // (1 + turn),
                             1000 * turn + number,
                         )
-            assert seen.total() >= CASES
+            assert statuses.total() >= CASES
             assert failures == []
             assert session.get(f"{url}/owner/settings", allow_redirects=False).status_code == 200, (
                 "the session outlives the test"
             )
-            assert seen[200] > CASES / 20, seen
-            assert seen[422] > CASES / 20, seen
+            assert statuses[200] > CASES / 20, statuses
+            assert statuses[422] > CASES / 20, statuses
 
 
-def _try(operation, url, session, seen, failures, most, start):
+def _try(operation, url, session, statuses, failures, most, start):
     for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
 
         @seed(start)
@@ -90,7 +90,7 @@ def _try(operation, url, session, seen, failures, most, start):
                 headers={"origin": url, "accept": "application/json"},
                 allow_redirects=False,
             )
-            seen[answer.status_code] += 1
+            statuses[answer.status_code] += 1
             if answer.status_code >= 500:
                 failures.append(f"{answer.status_code} {case.as_curl_command()[:500]}")
 

@@ -63,13 +63,13 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def store(place):
-    with Store.open(place) as opened:
+def store(location):
+    with Store.open(location) as opened:
         opened.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
         yield opened
 
 
-def sit(store, rater, at=NOW):
+def take_lease(store, rater, at=NOW):
     return store.submit_write(task_queue.next_lease, rater, at).result()
 
 
@@ -77,7 +77,7 @@ def vote(store, rater, prefers, most=1000, at=NOW):
     """Judge what the queue gives; `prefers` takes the texts as they are shown and returns a side. How many were
     judged."""
     for number in range(most):
-        seat = sit(store, rater, at)
+        seat = take_lease(store, rater, at)
         if not isinstance(seat, Lease):
             return number
         side = prefers(*store.read(task_queue.task_view, seat).answers)
@@ -93,37 +93,41 @@ def for_policy(left, right):
     return "left" if "lock" in left else "right"
 
 
-def said(comparison, rater, choice, kind="person", **details):
+def make_judgement(comparison, rater, choice, kind="person", **details):
     return Judgement(f"{comparison}/{rater}", comparison, rater, kind, choice, details=details)
 
 
-def test_worth_is_ours_theirs_or_half_and_a_judge_that_turns_said_nothing():
-    assert [evals.outcome_value(said("k", "ann", c), "a") for c in ("a", "b", "tie", "both_bad")] == [
+def test_outcome_values_and_position_flips():
+    assert [evals.outcome_value(make_judgement("k", "ann", c), "a") for c in ("a", "b", "tie", "both_bad")] == [
         1.0,
         0.0,
         0.5,
         0.5,
     ]
-    assert evals.outcome_value(said("k", "ann", "a"), "b") == 0.0
-    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "a"}), "a") == 1.0
-    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "b"}), "a") == 0.5
-    assert evals.outcome_value(said("k", "j", "a", "judge", orders={"ab": "a", "ba": "tie"}), "a") == 0.5
+    assert evals.outcome_value(make_judgement("k", "ann", "a"), "b") == 0.0
+    assert evals.outcome_value(make_judgement("k", "j", "a", "judge", orders={"ab": "a", "ba": "a"}), "a") == 1.0
+    assert evals.outcome_value(make_judgement("k", "j", "a", "judge", orders={"ab": "a", "ba": "b"}), "a") == 0.5
+    assert evals.outcome_value(make_judgement("k", "j", "a", "judge", orders={"ab": "a", "ba": "tie"}), "a") == 0.5
 
 
-def test_prompts_come_in_when_all_their_verdicts_are_there_and_identical_answers_at_their_place():
+def test_outcomes_enter_in_order_when_complete():
     pairs = [
         ArenaPair("k0", 0, "a"),
         ArenaPair("k1", 1, "a", seats=0, same=True),
         ArenaPair("k2", 2, "b", seats=2),
         ArenaPair("k3", 3, "a"),
     ]
-    told = [said("k2", "ann", "b"), said("k0", "ann", "a"), said("k2", "bob", "a")]
-    found = evals.finished_outcomes(pairs, told[:2])
-    assert [(p.comparison, y) for p, y in found] == [("k0", 1.0)]
-    found = evals.finished_outcomes(pairs, told)
-    assert [(p.comparison, y) for p, y in found] == [("k0", 1.0), ("k1", 0.5), ("k2", 0.5)]
-    assert [p.comparison for p, _ in evals.finished_outcomes(pairs, told[:2], single_rater=True)] == ["k1", "k2", "k0"]
-    everything = [*told, said("k3", "ann", "b")]
+    judgements = [make_judgement("k2", "ann", "b"), make_judgement("k0", "ann", "a"), make_judgement("k2", "bob", "a")]
+    results = evals.finished_outcomes(pairs, judgements[:2])
+    assert [(p.comparison, y) for p, y in results] == [("k0", 1.0)]
+    results = evals.finished_outcomes(pairs, judgements)
+    assert [(p.comparison, y) for p, y in results] == [("k0", 1.0), ("k1", 0.5), ("k2", 0.5)]
+    assert [p.comparison for p, _ in evals.finished_outcomes(pairs, judgements[:2], single_rater=True)] == [
+        "k1",
+        "k2",
+        "k0",
+    ]
+    everything = [*judgements, make_judgement("k3", "ann", "b")]
     assert [y for _, y in evals.finished_outcomes(pairs, everything)] == [1.0, 0.5, 0.5, 0.0]
     all_same = [ArenaPair(f"s{i}", i, "a", seats=0, same=True) for i in range(3)]
     assert [y for _, y in evals.finished_outcomes(all_same, [])] == [0.5] * 3
@@ -134,45 +138,45 @@ def outcomes(wins, ties, losses, gap=0):
     return [(ArenaPair(f"k{i}", i, "a", gap), float(y)) for i, y in enumerate(mixed)]
 
 
-def test_the_record_states_ties_and_every_interval_holds_the_rate():
-    found = evals.win_record(outcomes(60, 20, 20), 0.5)
-    assert (found.rate, found.wins, found.ties, found.losses, found.n) == (pytest.approx(0.7), 60, 20, 20, 100)
-    assert "half" in found.rule
-    for low, high in (found.wilson, found.bootstrap):
+def test_record_counts_ties_and_intervals_contain_the_rate():
+    record = evals.win_record(outcomes(60, 20, 20), 0.5)
+    assert (record.rate, record.wins, record.ties, record.losses, record.n) == (pytest.approx(0.7), 60, 20, 20, 100)
+    assert "half" in record.rule
+    for low, high in (record.wilson, record.bootstrap):
         assert low < 0.7 < high
-    assert found.anytime[1] - found.anytime[0] > found.wilson[1] - found.wilson[0], (
+    assert record.anytime[1] - record.anytime[0] > record.wilson[1] - record.wilson[0], (
         "looking again and again has its price"
     )
     empty = evals.win_record([], 0.7)
     assert (empty.n, empty.verdict, empty.anytime) == (0, "UNDECIDED", (0.0, 1.0))
 
 
-def test_raters_errors_are_taken_out_as_far_as_agreement_tells_and_their_uncertainty_is_kept():
+def test_rater_error_correction_keeps_uncertainty():
     right = 0.84  # sixteen errors in a hundred make 70 % of a true 79 %
     agree = right**2 + (1 - right) ** 2
     many = outcomes(697, 0, 303)
-    found = evals.win_record(many, 0.7, agreement=(agree, 5000)).true_rate
-    assert found.rate == pytest.approx(0.79, abs=0.005)
-    assert found.interval[0] < 0.79 < found.interval[1]
+    corrected = evals.win_record(many, 0.7, agreement=(agree, 5000)).true_rate
+    assert corrected.rate == pytest.approx(0.79, abs=0.005)
+    assert corrected.interval[0] < 0.79 < corrected.interval[1]
     vague = evals.win_record(many, 0.7, agreement=(agree, 60)).true_rate
-    assert vague.interval[1] - vague.interval[0] > found.interval[1] - found.interval[0]
+    assert vague.interval[1] - vague.interval[0] > corrected.interval[1] - corrected.interval[0]
     assert evals.win_record(many, 0.7, agreement=(0.52, 50)).true_rate is None
     assert evals.win_record(many, 0.7).true_rate is None
 
 
-def test_what_is_only_length_is_gone_at_equal_length():
+def test_length_control_removes_a_pure_length_effect():
     draws = np.random.default_rng(0)
     gaps = draws.normal(8, 10, 400)
     by_length = draws.random(400) < 1 / (1 + np.exp(-0.3 * gaps))
-    found = evals.win_record(
+    record = evals.win_record(
         [(ArenaPair(f"k{i}", i, "a", int(g)), float(y)) for i, (g, y) in enumerate(zip(gaps, by_length, strict=True))],
         0.7,
     )
-    assert found.rate > 0.7
-    assert found.equal_length.rate == pytest.approx(0.5, abs=0.15)
+    assert record.rate > 0.7
+    assert record.equal_length.rate == pytest.approx(0.5, abs=0.15)
 
 
-def test_sources_are_the_present_evaluation_and_earlier_ones(run):
+def test_answer_sources_list_current_and_earlier_evaluations(run):
     write_answers(run, 5, "evaluate@2/bbbbbb000000")
     (run / "current.json").write_text(json.dumps({"stages": {"evaluate": "aaaaaa000000"}}))
     names = list(answer_sources(run))
@@ -186,13 +190,13 @@ def test_sources_are_the_present_evaluation_and_earlier_ones(run):
     [{"one": "nobody"}, {"one": "sft"}, {"threshold": 1.0}, {"overlap": 2.0}, {"prompts": -1}],
     ids=lambda wrong: str(wrong),
 )
-def test_an_arena_that_cannot_be_is_refused(store, run, wrong):
+def test_invalid_arena_is_refused(store, run, wrong):
     with pytest.raises(DataError):
         create_arena(store, run, ArenaSpec(**{"one": "policy", "other": "sft"} | wrong))
     assert store.read(arenas.list_arenas) == []
 
 
-def test_sides_are_drawn_sources_are_hidden_and_identical_answers_are_asked_of_nobody(store, run):
+def test_arena_is_blind_and_skips_identical_answers(store, run):
     write_answers(run, same=(3, 4))
     made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
     matches = store.read(arenas.list_matches, made.number)
@@ -201,36 +205,36 @@ def test_sides_are_drawn_sources_are_hidden_and_identical_answers_are_asked_of_n
     assert [m.prompt_id for m in matches] != [f"p{i}" for i in range(COUNT)]
     assert all(("lock" in (m.a if m.ours == "a" else m.b)) != m.same for m in matches)
     assert sum(m.same for m in matches) == 2
-    seat = sit(store, "ann")
-    shown = store.read(task_queue.task_view, seat)
-    assert shown.domain == "work"
-    told = json.dumps([seat.comparison, shown.prompt, list(shown.answers), seat.shown])
-    assert "policy" not in told
-    assert "sft" not in told
+    seat = take_lease(store, "ann")
+    task = store.read(task_queue.task_view, seat)
+    assert task.domain == "work"
+    visible = json.dumps([seat.comparison, task.prompt, list(task.answers), seat.order])
+    assert "policy" not in visible
+    assert "sft" not in visible
     assert vote(store, "ann", for_policy) == COUNT - 2 or store.read(arenas.get_arena, made.number).state == "open"
 
 
-def test_people_decide_it_and_then_nobody_is_asked_any_more(store, run):
+def test_decided_arena_closes_its_tasks(store, run):
     write_answers(run, 80)
     made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
-    judged = 0
+    count = 0
     while store.read(arenas.get_arena, made.number).state == "open":
-        judged += vote(store, "ann", for_policy, 1)
+        count += vote(store, "ann", for_policy, 1)
         close_decided(store)
-    found = leaderboard_row(store, made.number)
-    assert (found.arena.state, found.arena.verdict) == ("decided", "PASS")
-    assert judged < 40
-    assert found.people.n == found.people.wins == judged
-    assert sit(store, "ann") == "empty"
-    told = reveal_comparisons(store, made.number)
-    assert {side for pair in told for verdict in pair["said"] for side in [verdict["for"]]} == {"one"}
-    assert "PASS" in format_terminal(found)
+    row = leaderboard_row(store, made.number)
+    assert (row.arena.state, row.arena.verdict) == ("decided", "PASS")
+    assert count < 40
+    assert row.people.n == row.people.wins == count
+    assert take_lease(store, "ann") == "empty"
+    revealed = reveal_comparisons(store, made.number)
+    assert {side for pair in revealed for verdict in pair["said"] for side in [verdict["for"]]} == {"one"}
+    assert "PASS" in format_terminal(row)
 
 
-def test_a_verdict_that_was_reached_stands_whatever_comes_after_it(store, run):
+def test_verdict_of_a_decided_arena_is_final(store, run):
     write_answers(run, 80)
     made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
-    seat = sit(store, "bob")
+    seat = take_lease(store, "bob")
     while not close_decided(store):
         vote(store, "ann", for_policy, 1)
     late = Submission(
@@ -245,22 +249,22 @@ def test_a_verdict_that_was_reached_stands_whatever_comes_after_it(store, run):
     assert stop_arena(store, made.number).state == "decided"
 
 
-def test_while_it_is_open_nothing_is_revealed_and_stopping_reveals(store, run):
+def test_comparisons_are_revealed_only_after_closing(store, run):
     made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=1.0))
     assert vote(store, "ann", for_policy) == 6
-    found = leaderboard_row(store, made.number)
-    assert (found.people.n, found.waiting) == (0, 6), "each prompt wants two"
+    row = leaderboard_row(store, made.number)
+    assert (row.people.n, row.waiting) == (0, 6), "each prompt wants two"
     assert reveal_comparisons(store, made.number) == []
     vote(store, "bob", for_policy, 4)
-    found = leaderboard_row(store, made.number)
-    assert (found.people.n, found.waiting, found.agreement) == (4, 2, (1.0, 4))
-    assert found.people.more is not None
+    row = leaderboard_row(store, made.number)
+    assert (row.people.n, row.waiting, row.agreement) == (4, 2, (1.0, 4))
+    assert row.people.more is not None
     assert stop_arena(store, made.number).state == "stopped"
     assert len(reveal_comparisons(store, made.number)) == 6
-    assert sit(store, "bob") == "empty"
+    assert take_lease(store, "bob") == "empty"
 
 
-def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, run, tmp_path):
+def test_arena_judgements_never_become_labels_or_exports(store, run, tmp_path):
     store.add_prompts([Prompt("t0", "Why?", domain="work")])
     store.add_completions([Completion(f"s1.t0.{k}", "t0", "sft", f"Text {k}", (1,), (-0.1,), "stop") for k in range(2)])
     store.add_comparisons([Comparison("s1.t0", "t0", "s1.t0.0", "s1.t0.1")])
@@ -275,7 +279,7 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
     assert store.read(rater_stats.recent_judgements) == []
     assert store.read(rater_stats.own_judgements, "ann") == []
     sheet = tmp_path / "sheet.jsonl"
-    assert export_pairs(store, sheet, all=True) == 1
+    assert export_pairs(store, sheet, include_judged=True) == 1
     row = {"comparison": next(iter(inside)), "choice": "a", "rater": "eve"}
     sheet.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError):
@@ -287,8 +291,8 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
         else written.rows == 0
     )
     with pytest.raises(DataError, match="arena"):
-        store.put_gold([Gold(next(iter(inside)), "a")])
-    with pytest.raises(DataError, match="measures"):
+        store.set_gold([Gold(next(iter(inside)), "a")])
+    with pytest.raises(DataError, match="belongs to an arena"):
         store.submit_write(
             verdicts.save_written_answer,
             "key-12345678",
@@ -299,14 +303,14 @@ def test_nothing_of_an_arena_becomes_a_label_or_leaves_with_the_labels(store, ru
     assert store.written_demonstrations() == []
 
 
-def test_an_arena_has_a_queue_of_its_own_that_can_be_held_back(store, run):
+def test_arena_queue_can_be_paused(store, run):
     made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=4, overlap=0.0))
     assert [q.domain for q in store.read(rater_stats.rating_stats, NOW).queues] == [arenas.queue_name(made.number)]
     store.submit_write(task_queue.pause_domain, arenas.queue_name(made.number), True).result()
-    assert sit(store, "ann") == "empty"
+    assert take_lease(store, "ann") == "empty"
 
 
-def test_a_second_arena_stands_beside_the_first(store, run):
+def test_two_arenas_are_independent(store, run):
     first, second = (
         create_arena(store, run, ArenaSpec("policy", other, prompts=5, overlap=0.0)) for other in ("sft", "base")
     )
@@ -324,15 +328,15 @@ def judge_script(turns=()):
     def script(request, _number):
         text = request["messages"][1]["content"]
         number = int(text.split("canal number ")[1].split(" ")[0])
-        place = (
+        position = (
             "first" if number in turns else "first" if text.index("lock keeps") < text.index("Because.") else "second"
         )
-        return answer(json.dumps({"explanation": "x", "verdict": place, "strength": 2}))
+        return answer(json.dumps({"explanation": "x", "verdict": position, "strength": 2}))
 
     return script
 
 
-def test_a_judge_is_asked_in_both_orders_and_its_record_stays_apart(store, run):
+def test_arena_judge_is_asked_in_both_orders_with_a_separate_record(store, run):
     made = create_arena(store, run, ArenaSpec("policy", "sft", prompts=12, overlap=0.0))
     vote(store, "ann", for_policy, 5)
     with served(judge_script(turns=range(0, COUNT, 3))) as server:
@@ -341,12 +345,12 @@ def test_a_judge_is_asked_in_both_orders_and_its_record_stays_apart(store, run):
         assert len(server.calls) == 24
         assert judge_arena(store, cfg, made.number) == []
         assert len(server.calls) == 24, "nobody is asked twice"
-    found = leaderboard_row(store, made.number)
-    judge = found.judges["judge:m"]
+    row = leaderboard_row(store, made.number)
+    judge = row.judges["judge:m"]
     turned = sum(int(m.prompt.split()[5]) % 3 == 0 for m in store.read(arenas.list_matches, made.number))
     assert (judge.n, judge.ties, judge.wins) == (12, turned, 12 - turned)
-    assert found.people.n == 5
-    assert found.judge_agreement["judge:m"][0] in (0.0, 1.0)
+    assert row.people.n == 5
+    assert row.judge_agreement["judge:m"][0] in (0.0, 1.0)
     assert store.judgements() == []
     assert store.read(arenas.get_arena, made.number).state == "open", "a judge ends no arena"
 
@@ -363,15 +367,15 @@ def signed_in(url, name):
 
 @pytest.fixture
 def team(run):
-    with Store.open(run / "towpath.db") as store, running(store, team=True) as (url, door):
+    with Store.open(run / "towpath.db") as store, running(store, team=True) as (url, auth):
         store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         yield url, store
 
 
 @pytest.mark.parametrize("name", ["ann", "vic"])
-def test_only_an_owner_sees_arenas(team, name):
+def test_arena_pages_are_for_owners_only(team, name):
     url, store = team
     made = create_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=4))
     with signed_in(url, name) as visitor:
@@ -381,7 +385,7 @@ def test_only_an_owner_sees_arenas(team, name):
         assert visitor.post("/arena", data={"one": "policy", "other": "sft"}).status_code == 403
 
 
-def test_an_owner_starts_follows_and_stops_an_arena(team):
+def test_arena_pages_start_show_and_stop(team):
     url, store = team
     with signed_in(url, "olga") as owner:
         done = owner.post(
@@ -401,7 +405,7 @@ def test_an_owner_starts_follows_and_stops_an_arena(team):
         assert owner.get("/arena/7").status_code == 409
 
 
-def test_a_decided_arena_asks_nobody_though_no_owner_looks(team):
+def test_decided_arena_closes_without_a_page_view(team):
     url, store = team
     write_answers(store.folder, 80)
     made = create_arena(store, store.folder, ArenaSpec("policy", "sft", overlap=0.0))
@@ -411,8 +415,8 @@ def test_a_decided_arena_asks_nobody_though_no_owner_looks(team):
     assert store.read(arenas.get_arena, made.number).state == "open"
     with signed_in(url, "ann") as rater:
         seat = rater.get("/rate/next").json()
-        given = {"key": "abcdefgh12", "comparison": seat["comparison"], "side": "left"}
-        assert rater.post("/rate/judge", json=given).status_code == 200
+        body = {"key": "abcdefgh12", "comparison": seat["comparison"], "side": "left"}
+        assert rater.post("/rate/judge", json=body).status_code == 200
         until = time() + 10
         while store.read(arenas.get_arena, made.number).state == "open" and time() < until:
             pass
@@ -420,7 +424,7 @@ def test_a_decided_arena_asks_nobody_though_no_owner_looks(team):
         assert rater.get("/rate/next").json()["state"] == "empty"
 
 
-def test_pairs_on_which_the_reward_model_contradicts_go_back_into_the_queue(team):
+def test_reward_model_disagreements_return_to_the_queue(team):
     url, store = team
     store.add_prompts([Prompt("t0", "Why?", domain="work"), Prompt("t1", "How?", domain="home")])
     store.add_completions(
@@ -440,7 +444,7 @@ def test_pairs_on_which_the_reward_model_contradicts_go_back_into_the_queue(team
     ]
     path = store.folder / "stages" / "evaluate" / "aaaaaa000000" / "disagreements.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    assert sit(store, "bob") == "empty"
+    assert take_lease(store, "bob") == "empty"
     with signed_in(url, "olga") as owner:
         page = owner.get("/arena/disagreements").text
         assert page.index("probability 0.90") < page.index("probability 0.60")
@@ -462,7 +466,7 @@ def towpath(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_the_command_line_starts_tells_judges_and_stops(run):
+def test_arena_commands(run):
     done = towpath("arena", "start", run, "--prompts", 10, "--overlap", 0)
     assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
     with served(judge_script()) as server:
@@ -472,17 +476,17 @@ def test_the_command_line_starts_tells_judges_and_stops(run):
         assert json.loads(done.stdout)["judges"]["judge:m"]["wins"] == 10
     with Store.open(run / "towpath.db") as store:
         vote(store, "ann", for_policy, 4)
-    told = json.loads(towpath("arena", "stats", run, "--json").stdout)
-    assert (told["people"]["n"], told["arena"]["state"], told["comparisons"]) == (4, "open", [])
+    stats = json.loads(towpath("arena", "stats", run, "--json").stdout)
+    assert (stats["people"]["n"], stats["arena"]["state"], stats["comparisons"]) == (4, "open", [])
     assert "UNDECIDED" in towpath("arena", "stats", run).stdout
     assert towpath("arena", "stop", run, "--arena", 1).returncode == 0
     assert len(json.loads(towpath("arena", "stats", run, "--json").stdout)["comparisons"]) == 10
     missing = towpath("arena", "stats", run, "--arena", 9)
     assert missing.returncode == 1
-    assert "there is none" in missing.stderr
+    assert "no such arena" in missing.stderr
 
 
-def test_the_report_shows_how_arenas_stand(run):
+def test_report_shows_arenas(run):
     from towpath.view.report import report
 
     made_by_hand = '{"stage": "evaluate", "status": "done", "result": {}}'

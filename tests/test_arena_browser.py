@@ -24,10 +24,10 @@ def opened(tmp_path, browser):
     write_answers(tmp_path, 60)
     contexts = []
     errors = []
-    with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door):
+    with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, auth):
         store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0)).result()
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
 
         def visit(name, path, **options):
             context = browser.new_context(base_url=url, **options)
@@ -52,39 +52,39 @@ def opened(tmp_path, browser):
 
 def judge(page) -> bool:
     """Prefer the answer that has a lock, by keyboard; whether there was a pair."""
-    if page.get_attribute("#sheet", "data-state") != "pair":
+    if page.get_attribute("#task", "data-state") != "pair":
         return False
     before = comparison(page)
-    shown = page.locator("#answers [data-text]").all_inner_texts()
-    page.keyboard.press("2" if "lock" in shown[0] else "4")
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=before)
+    answers = page.locator("#answers [data-text]").all_inner_texts()
+    page.keyboard.press("2" if "lock" in answers[0] else "4")
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=before)
     page.wait_for_function("() => !document.body.classList.contains('busy')")
     return True
 
 
-def test_an_arena_from_its_start_to_its_verdict(opened, axe):
+def test_arena_from_start_to_verdict(opened, axe):
     store, visit = opened
     owner = visit("olga", "/arena")
-    found = serious(owner, axe)
+    violations = serious(owner, axe)
     assert owner.input_value("#one") == "policy"
     assert owner.input_value("#other") == "sft"
     owner.fill("#overlap", "30")
     owner.get_by_role("button", name="Start").click()
     owner.wait_for_url("**/arena/1")
     assert "Nothing is judged yet" in owner.inner_text("#verdict")
-    found += serious(owner, axe)
+    violations += serious(owner, axe)
     ann = visit("ann", "/rate")
     bob = visit("bob", "/rate")
     for page in (ann, bob):
-        told = page.content()
-        assert "policy" not in told
+        html = page.content()
+        assert "policy" not in html
         assert "arena" not in page.inner_text("main").lower()
-        assert "sft" not in told
+        assert "sft" not in html
     assert judge(ann)
     assert judge(bob)
     owner.wait_for_function("() => document.getElementById('verdict').textContent.includes('UNDECIDED')")
     assert "A lock keeps" not in owner.content(), "sources stay hidden while it is open"
-    found += serious(ann, axe)
+    violations += serious(ann, axe)
     count = 2
     while count < 110 and (judge(ann) | judge(bob)):
         count += 1
@@ -92,7 +92,7 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):
     owner.wait_for_selector("#pairs")
     assert "PASS" in owner.inner_text("#verdict")
     assert "A lock keeps" in owner.content()
-    found += serious(owner, axe)
+    violations += serious(owner, axe)
     standing = leaderboard_row(store, 1)
     assert (standing.arena.state, standing.arena.verdict) == ("decided", "PASS")
     assert set(standing.raters) == {"ann", "bob"}
@@ -101,11 +101,11 @@ def test_an_arena_from_its_start_to_its_verdict(opened, axe):
     assert store.judgements() == []
     assert store.comparisons() == []
     assert store.labels() == []
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe, scheme):
+def test_axe_on_arena_pages(opened, axe, scheme):
     store, visit = opened
     made = create_arena(store, store.folder, ArenaSpec("policy", "sft", prompts=3))
     store.submit_write(arenas.close, made.number, "stopped", "UNDECIDED").result()
@@ -121,14 +121,14 @@ def test_axe_finds_nothing_serious_on_a_phone_or_with_disagreements(opened, axe,
     }
     (store.folder / "stages" / "evaluate" / "aaaaaa000000" / "disagreements.jsonl").write_text(json.dumps(row) + "\n")
     page = visit("olga", "/arena", color_scheme=scheme, viewport={"width": 375, "height": 800})
-    found = serious(page, axe)
+    violations = serious(page, axe)
     for path in (f"/arena/{made.number}", "/arena/disagreements"):
         page.goto(path)
         for summary in page.locator("summary").all():
             summary.click()
-        found += serious(page, axe)
+        violations += serious(page, axe)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
 
 
 def decided(store, one, other, prefers):
@@ -139,20 +139,20 @@ def decided(store, one, other, prefers):
             seat = store.submit_write(task_queue.next_lease, name, time()).result()
             first = store.read(task_queue.task_view, seat).answers[0]
             side = "left" if ("lock" in first) == prefers else "right"
-            given = verdicts.Submission(
+            submission = verdicts.Submission(
                 f"key-{name}-{seat.comparison}", seat.comparison, name, verdicts.StoredVerdict(side)
             )
-            store.submit_write(verdicts.judge, given, time()).result()
+            store.submit_write(verdicts.judge, submission, time()).result()
         close_decided(store)
     return made.number
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_verdict_is_read_at_a_glance_and_pass_is_unlike_fail(opened, axe, scheme):
+def test_pass_and_fail_differ_visually(opened, axe, scheme):
     store, visit = opened
     shapes = []
     colours = []
-    found = []
+    appearances = []
     for one, other in (("policy", "sft"), ("sft", "policy")):
         page = visit(
             "olga",
@@ -160,7 +160,7 @@ def test_a_verdict_is_read_at_a_glance_and_pass_is_unlike_fail(opened, axe, sche
             color_scheme=scheme,
             viewport={"width": 1280, "height": 900},
         )
-        found += serious(page, axe)
+        appearances += serious(page, axe)
         shapes.append(page.locator(".outcome svg").inner_html())
         colours.append(page.locator(".outcome b").evaluate("it => getComputedStyle(it).color"))
         words = page.inner_text("main")
@@ -178,4 +178,4 @@ def test_a_verdict_is_read_at_a_glance_and_pass_is_unlike_fail(opened, axe, sche
     assert len(set(shapes)) == len(set(colours)) == 2
     page.goto("/arena")
     assert page.locator(".outcome-chip").all_inner_texts() == ["✗ FAIL", "✓ PASS"]
-    assert not found, "\n".join(found)
+    assert not appearances, "\n".join(appearances)

@@ -25,7 +25,7 @@ from towpath.records import Prompt
 from towpath.run import export, pipeline, status
 from towpath.run.fingerprint import plan_stages
 from towpath.run.new_run import create_run
-from towpath.stages.job import Checkpoints
+from towpath.runtime.checkpoints import Checkpoints
 from towpath.store import manifest
 
 SMALL = [
@@ -47,9 +47,9 @@ SETTINGS = [part for value in SMALL for part in ("--set", value)]
 def run(folder: Path, redo: Sequence[str] = (), only: str = "") -> list[str]:
     """The run as a new process would make it; what it says."""
     manifest._verified.clear()
-    said: list[str] = []
-    pipeline.run(recipe.load(folder, SMALL), folder, said.append, only, redo=redo)
-    return said
+    output: list[str] = []
+    pipeline.run(recipe.load(folder, SMALL), folder, output.append, only, redo=redo)
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def results(folder: Path) -> list[Path]:
     return [stage / name for stage in stages for name in (manifest.NAME, *manifest.read(stage)["files"])]
 
 
-def test_one_flipped_bit_in_any_result_file_is_found(copied: Path) -> None:
+def test_flipped_bit_in_any_result_file_is_detected(copied: Path) -> None:
     paths = results(copied)
     folders = {str(path.parent.relative_to(copied / "stages")).replace(path.parts[-3], "") for path in paths}
     published = {
@@ -95,9 +95,9 @@ def test_one_flipped_bit_in_any_result_file_is_found(copied: Path) -> None:
         stage = next(parent for parent in path.parents if (parent / manifest.NAME).is_file())
         flip(path, seed)
         manifest._verified.clear()
-        with pytest.raises(DataError, match="damaged") as told:
+        with pytest.raises(DataError, match="damaged") as message:
             manifest.verify(stage)
-        assert str(path) in told.value.value and f"--redo {stage.parent.name}`" in told.value.fix
+        assert str(path) in message.value.value and f"--redo {stage.parent.name}`" in message.value.fix
         path.write_bytes(whole)
         manifest.verify(stage)
 
@@ -105,7 +105,7 @@ def test_one_flipped_bit_in_any_result_file_is_found(copied: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["sft/*/weights/model.safetensors", "reward/*/weights/reward.safetensors", "sample/*/completions-sft.jsonl"]
 )
-def test_a_run_trains_on_no_damaged_result(copied: Path, name: str) -> None:
+def test_run_refuses_damaged_results(copied: Path, name: str) -> None:
     (path,) = copied.glob(f"stages/{name}")
     shutil.rmtree(copied / "stages" / "policy")
     flip(path)
@@ -114,7 +114,7 @@ def test_a_run_trains_on_no_damaged_result(copied: Path, name: str) -> None:
     assert not list(copied.glob("stages/policy/*/manifest.json"))
 
 
-def test_a_damaged_policy_is_not_exported(copied: Path, tmp_path: Path) -> None:
+def test_damaged_policy_is_not_exported(copied: Path, tmp_path: Path) -> None:
     (path,) = copied.glob("stages/policy/*/weights/model.safetensors")
     flip(path)
     manifest._verified.clear()
@@ -126,24 +126,24 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("stages/*/*/weights/*.safetensors"))}
 
 
-def test_a_damaged_stage_is_moved_aside_and_run_again_on_request(copied: Path, finished: Path) -> None:
+def test_redo_moves_a_damaged_stage_aside(copied: Path, finished: Path) -> None:
     (path,) = copied.glob("stages/sft/*/weights/model.safetensors")
     flip(path)
-    said = run(copied, redo=["sft"])
-    assert any(line.startswith("sft: moved aside to") for line in said)
-    assert [line.partition(":")[0] for line in said if "done in" in line] == ["sft"]
+    output = run(copied, redo=["sft"])
+    assert any(line.startswith("sft: moved aside to") for line in output)
+    assert [line.partition(":")[0] for line in output if "done in" in line] == ["sft"]
     assert weights(copied) == weights(finished)
     assert len(list((copied / "aside").glob("sft-*-1/manifest.json"))) == 1
 
 
-def test_a_stage_made_of_other_results_is_not_taken_for_done(copied: Path) -> None:
+def test_stage_with_other_inputs_is_not_done(copied: Path) -> None:
     (folder,) = copied.glob("stages/sft/*")
     tensors = load_file(folder / "weights" / "model.safetensors")
     shutil.rmtree(folder / "weights")
     from towpath.store.publish import publish
 
     publish(
-        folder / "weights", lambda place: save_file({k: v + 1 for k, v in tensors.items()}, place / "model.safetensors")
+        folder / "weights", lambda path: save_file({k: v + 1 for k, v in tensors.items()}, path / "model.safetensors")
     )
     manifest.write(folder, {k: v for k, v in manifest.read(folder).items() if k not in ("files", "checksum")})
     with pytest.raises(DataError, match="baseline was made of other results of sft than there are now"):
@@ -151,12 +151,12 @@ def test_a_stage_made_of_other_results_is_not_taken_for_done(copied: Path) -> No
 
 
 def fingerprint(folder: Path, **model: str) -> str:
-    said = {"model": model, "preferences": {"raters": "people"}}
+    output = {"model": model, "preferences": {"raters": "people"}}
     corpus = Corpus((Prompt("a", "Why?"), Prompt("b", "How?", split="heldout")))
-    return plan_stages(check(Recipe, said, "test"), folder, corpus, None)[0].fingerprint
+    return plan_stages(check(Recipe, output, "test"), folder, corpus, None)[0].fingerprint
 
 
-def test_a_swapped_model_and_a_changed_template_are_other_models(tmp_path: Path, tiny_folder: str) -> None:
+def test_changed_model_or_template_changes_the_fingerprint(tmp_path: Path, tiny_folder: str) -> None:
     model = tmp_path / "model"
     template = tmp_path / "chat.jinja"
     now = []
@@ -165,31 +165,31 @@ def test_a_swapped_model_and_a_changed_template_are_other_models(tmp_path: Path,
     (tmp_path / "stages").mkdir()
     template.write_text("{{ messages }}")
 
-    def look() -> int:
+    def load_count() -> int:
         now.append(fingerprint(tmp_path, source=str(model), template=str(template)))
         return len(set(now))
 
-    assert (look(), look()) == (1, 1)
+    assert (load_count(), load_count()) == (1, 1)
     stat = (model / "model.safetensors").stat()
     tensors = load_file(model / "model.safetensors")
     tensors["model.norm.weight"][0] += 1e-3
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     os.utime(model / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert look() == 2, "another weight, of the same size and time"
+    assert load_count() == 2, "another weight, of the same size and time"
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"transformers_version": "0.0.0"}))
-    assert look() == 2, "who wrote a configuration is no part of the model"
+    assert load_count() == 2, "who wrote a configuration is no part of the model"
     (model / "config.json").write_text(json.dumps(config | {"rope_theta": 500.0}))
-    assert look() == 3
+    assert load_count() == 3
     (model / "tokenizer_config.json").write_text((model / "tokenizer_config.json").read_text() + " ")
-    assert look() == 4
+    assert load_count() == 4
     template.write_text("{{ messages }}.")
-    assert look() == 5
+    assert load_count() == 5
     shutil.rmtree(model)
-    assert look() == 5, "a model that is gone is the one that was last there"
+    assert load_count() == 5, "a model that is gone is the one that was last there"
 
 
-def test_status_reads_no_weights_and_loads_no_torch(finished: Path) -> None:
+def test_status_reads_no_weights_and_imports_no_torch(finished: Path) -> None:
     code = (
         "import sys; from towpath.cli.app import main\ntry: main()\nfinally: assert not {'torch', 'transformers'} & "
         "set(sys.modules)"
@@ -200,7 +200,7 @@ def test_status_reads_no_weights_and_loads_no_torch(finished: Path) -> None:
     assert done.returncode == 0 and done.stdout.count(" done") == 7, done.stderr
 
 
-def test_a_missing_ledger_is_not_replaced_by_an_empty_one(copied: Path) -> None:
+def test_missing_ledger_is_not_replaced(copied: Path) -> None:
     (copied / "towpath.db").unlink()
     for command in (lambda: run(copied), lambda: status.read_status(recipe.load(copied, SMALL), copied)):
         with pytest.raises(DataError, match=r"towpath\.db: no such file, though (sample|label) is done"):
@@ -208,7 +208,7 @@ def test_a_missing_ledger_is_not_replaced_by_an_empty_one(copied: Path) -> None:
     assert not (copied / "towpath.db").exists()
 
 
-def test_damaged_files_that_can_be_made_again_are_made_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_reproducible_files_are_rebuilt(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (labels,) = copied.glob("stages/label/*/labels.json")
     whole = labels.read_bytes()
     labels.write_bytes(b"\xff\x00{")
@@ -218,8 +218,8 @@ def test_damaged_files_that_can_be_made_again_are_made_again(copied: Path, capsy
     (policy / "seconds").write_text("twelve")
     for name in ("findings.json", "interventions.jsonl", "metrics.jsonl", "samples.jsonl"):
         (policy / name).write_bytes(b'\xff\xfe[1]\n{"a": 1}\n')
-    said = run(copied)
-    assert any("labels.json: damaged" in line and "restored from the ledger" in line for line in said)
+    output = run(copied)
+    assert any("labels.json: damaged" in line and "restored from the ledger" in line for line in output)
     assert labels.read_bytes() == whole and json.loads((copied / "current.json").read_text())["stages"]
     warned = capsys.readouterr().err
     for name in ("current.json", "seconds", "metrics.jsonl"):
@@ -227,7 +227,7 @@ def test_damaged_files_that_can_be_made_again_are_made_again(copied: Path, capsy
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff\xfe", b'{"checksum": "0", "result": {}}'])
-def test_a_damaged_manifest_is_an_error_that_names_the_file(copied: Path, content: bytes) -> None:
+def test_damaged_manifest_error_names_the_file(copied: Path, content: bytes) -> None:
     (path,) = copied.glob("stages/reward/*/manifest.json")
     path.write_bytes(content)
     if content == b"{":
@@ -243,7 +243,7 @@ def test_a_damaged_manifest_is_an_error_that_names_the_file(copied: Path, conten
         status.read_status(recipe.load(copied, SMALL), copied)
 
 
-def test_damaged_checkpoints_are_told_and_moved_aside(
+def test_damaged_checkpoints_are_reported_and_moved_aside(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -251,32 +251,33 @@ def test_damaged_checkpoints_are_told_and_moved_aside(
     command = [sys.executable, "-m", "towpath", "stage", "sft", str(folder), *SETTINGS]
     environment = os.environ | {"TOWPATH_FAULT": "step-sft:4", "TOWPATH_CHECKPOINT_SECONDS": "0"}
     assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode == -9
-    (place,) = folder.glob("stages/sft/*/checkpoints")
-    assert sorted(path.name for path in place.iterdir()) == ["step_2", "step_3"]
-    (place / "step_3" / "manifest.sha256.json").unlink()
-    flip(place / "step_2" / "tensors.safetensors")
+    (folder_,) = folder.glob("stages/sft/*/checkpoints")
+    assert sorted(path.name for path in folder_.iterdir()) == ["step_2", "step_3"]
+    (folder_ / "step_3" / "manifest.sha256.json").unlink()
+    flip(folder_ / "step_2" / "tensors.safetensors")
     run(folder, only="sft")
     assert weights(folder).items() <= weights(finished).items()
-    (told,) = (f for f in manifest.read(place.parent)["findings"] if f["code"] == "checkpoint-damaged")
-    assert "step_3: it has no manifest" in told["evidence"] and "step_2: its files do not match" in told["evidence"]
-    assert "from the beginning" in told["remedy"]
-    assert sum(path.name.startswith("damaged-step_") for path in place.iterdir()) == 2
+    (findings,) = (f for f in manifest.read(folder_.parent)["findings"] if f["code"] == "checkpoint-damaged")
+    assert (
+        "step_3: it has no manifest" in findings["evidence"]
+        and "step_2: its files do not match" in findings["evidence"]
+    )
+    assert "from the beginning" in findings["remedy"]
+    assert sum(path.name.startswith("damaged-step_") for path in folder_.iterdir()) == 2
     assert "moved aside" in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_a_manifest_is_not_in_the_way(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path)
-    kept.save(3, {"x": torch.ones(1)}, {})
-    (kept.folder / "step_3" / "manifest.sha256.json").unlink()
-    assert kept.newest() is None
-    kept.save(3, {"x": torch.ones(1)}, {})
-    found = kept.newest()
-    assert found is not None and found[0] == 3
+def test_checkpoint_without_manifest_is_skipped(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"x": torch.ones(1)}, {})
+    (checkpoints.folder / "step_3" / "manifest.sha256.json").unlink()
+    assert checkpoints.newest() is None
+    checkpoints.save(3, {"x": torch.ones(1)}, {})
+    newest = checkpoints.newest()
+    assert newest is not None and newest[0] == 3
 
 
-def test_a_training_from_python_is_of_one_model_and_believed_as_it_was_written(
-    tmp_path: Path, tiny_folder: str
-) -> None:
+def test_python_training_verifies_model_and_results(tmp_path: Path, tiny_folder: str) -> None:
     model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
     def vowels(_prompts: object, answers: list[str]) -> list[float]:

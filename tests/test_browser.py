@@ -52,9 +52,9 @@ def store(tmp_path):
 
 @pytest.fixture
 def team(store):
-    with running(store, team=True) as (url, door):
+    with running(store, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         yield url
 
 
@@ -91,24 +91,24 @@ def visit(browser, team):
 
 
 def comparison(page) -> str:
-    return page.get_attribute("#sheet", "data-comparison")
+    return page.get_attribute("#task", "data-comparison")
 
 
 def answers(page) -> list[str]:
     return page.locator("#answers [data-text]").all_inner_texts()
 
 
-def press(page, key: str, said: str) -> None:
+def press(page, key: str, text: str) -> None:
     """Press a key, wait until the page says what came of it."""
     page.keyboard.press(key)
-    page.wait_for_function("words => document.getElementById('said').textContent.includes(words)", arg=said)
+    page.wait_for_function("words => document.getElementById('message').textContent.includes(words)", arg=text)
     page.wait_for_function("() => !document.body.classList.contains('busy')")
 
 
-def test_signing_in_and_rating_by_keyboard_alone(visit, store):
+def test_keyboard_only_sign_in_and_rating(visit, store):
     page = visit("ann")
-    seen = []
-    for key, said in (
+    pairs = []
+    for key, message in (
         ("1", "A is much better"),
         ("2", "A is better"),
         ("3", "a tie"),
@@ -116,35 +116,35 @@ def test_signing_in_and_rating_by_keyboard_alone(visit, store):
         ("5", "B is much better"),
         ("0", "both are bad"),
     ):
-        seen.append(comparison(page))
-        press(page, key, f"Saved: {said}")
+        pairs.append(comparison(page))
+        press(page, key, f"Saved: {message}")
         assert page.evaluate("document.activeElement.id") == "answers"
-    kept = store.judgements()
-    assert [j.comparison for j in kept] == seen
-    assert len(set(seen)) == 6
-    assert [j.strength for j in kept] == [3, 1, 1, 1, 3, 1]
-    assert all(j.guideline == "1" and j.milliseconds is not None for j in kept)
-    for j, side in zip(kept, ["left", "left", "tie", "right", "right", "both_bad"], strict=True):
+    judgements = store.judgements()
+    assert [j.comparison for j in judgements] == pairs
+    assert len(set(pairs)) == 6
+    assert [j.strength for j in judgements] == [3, 1, 1, 1, 3, 1]
+    assert all(j.guideline == "1" and j.milliseconds is not None for j in judgements)
+    for j, side in zip(judgements, ["left", "left", "tie", "right", "right", "both_bad"], strict=True):
         assert j.choice == sides.choice_of(side, j.shown)
-    assert "6 rated" in page.inner_text("#own")
+    assert "6 rated" in page.inner_text("#progress")
 
 
-def test_undo_brings_the_pair_back_in_its_order(visit, store):
+def test_undo_restores_the_pair_and_its_order(visit, store):
     page = visit("ann")
     first = comparison(page)
     text = answers(page)
     press(page, "1", "Saved")
     assert comparison(page) != first
-    press(page, "u", "Taken back: your verdict")
+    press(page, "u", "Undone: your verdict")
     assert (comparison(page), answers(page)) == (first, text)
     press(page, "5", "Saved: B is much better")
     assert [(j.comparison, j.round, j.strength) for j in store.judgements()] == [(first, 2, 3)]
-    press(page, "u", "Taken back")
+    press(page, "u", "Undone")
     press(page, "s", "Skipped")
     assert store.judgements() == []
 
 
-def test_a_reload_shows_the_same_pair_in_the_same_order(visit):
+def test_reload_keeps_pair_and_order(visit):
     page = visit("ann")
     press(page, "3", "Saved")
     before = comparison(page), answers(page)
@@ -153,47 +153,47 @@ def test_a_reload_shows_the_same_pair_in_the_same_order(visit):
         assert (comparison(page), answers(page)) == before
 
 
-def test_two_raters_at_once_never_see_one_pair(visit, store):
+def test_two_raters_never_get_the_same_pair(visit, store):
     ann = visit("ann")
     bob = visit("bob")
     for _ in range(5):
         assert comparison(ann) != comparison(bob)
         press(ann, "1", "Saved")
         press(bob, "5", "Saved")
-        ann.evaluate("document.getElementById('said').textContent = ''")
-        bob.evaluate("document.getElementById('said').textContent = ''")
+        ann.evaluate("document.getElementById('message').textContent = ''")
+        bob.evaluate("document.getElementById('message').textContent = ''")
     assert len({j.comparison for j in store.judgements()}) == 10
 
 
-def test_what_is_said_without_a_connection_is_kept_and_sent_once(visit, store):
+def test_offline_verdicts_are_stored_and_sent_once(visit, store):
     page = visit("ann")
     first = comparison(page)
     page.context.set_offline(True)
     page.keyboard.press("2")
-    page.wait_for_function("() => document.getElementById('waiting').textContent.includes('kept on this device')")
+    page.wait_for_function("() => document.getElementById('outbox').textContent.includes('stored on this device')")
     assert store.judgements() == []
     page.keyboard.press("4")  # a second verdict of the same pair is not taken meanwhile
     page.context.set_offline(False)
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=first)
     assert [(j.comparison, j.strength) for j in store.judgements()] == [(first, 1)]
     assert page.evaluate("Object.keys(localStorage).filter(name => name.includes('outbox')).length") == 0
     visit.errors.clear()  # the browser reports the lost connection
 
 
-def test_what_was_said_before_a_crash_is_sent_after_it(visit, store):
+def test_verdicts_are_sent_after_a_browser_crash(visit, store):
     page = visit("ann")
     first = comparison(page)
     page.context.route("**/rate/judge", lambda route: route.abort())
     page.keyboard.press("1")
-    page.wait_for_function("() => document.getElementById('waiting').textContent.includes('kept on this device')")
+    page.wait_for_function("() => document.getElementById('outbox').textContent.includes('stored on this device')")
     page.context.unroute("**/rate/judge")
     page.reload()
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=first)
     assert [j.comparison for j in store.judgements()] == [first]
     visit.errors.clear()
 
 
-def test_an_answer_that_was_lost_on_its_way_back_is_not_doubled(visit, store):
+def test_lost_response_does_not_duplicate_a_verdict(visit, store):
     page = visit("ann")
     lost = []
 
@@ -211,7 +211,7 @@ def test_an_answer_that_was_lost_on_its_way_back_is_not_doubled(visit, store):
     visit.errors.clear()
 
 
-def test_flag_comment_write_and_guidelines_without_a_mouse(visit, store):
+def test_dialogs_by_keyboard(visit, store):
     page = visit("ann")
     page.keyboard.press("g")
     assert "Prefer the answer that helps" in page.inner_text("#guidelines-dialog")
@@ -223,7 +223,7 @@ def test_flag_comment_write_and_guidelines_without_a_mouse(visit, store):
     page.keyboard.press("w")
     page.keyboard.type("A better one.")
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("() => document.getElementById('said').textContent.includes('Saved: your better answer')")
+    page.wait_for_function("() => document.getElementById('message').textContent.includes('Saved: your better answer')")
     press(page, "4", "Saved: B is better")
     assert [j.comment for j in store.judgements()] == ["Because 1 and 2"]
     assert store.written_demonstrations() == []
@@ -235,27 +235,27 @@ def test_flag_comment_write_and_guidelines_without_a_mouse(visit, store):
     page.keyboard.type("Not a question")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=flagged)
-    press(page, "u", "Taken back: the flag")
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=flagged)
+    press(page, "u", "Undone: the flag")
     assert comparison(page) == flagged
     page.keyboard.press("f")
     page.keyboard.press("Escape")
     press(page, "3", "Saved: a tie")
 
 
-def test_differences_are_toggled_and_stay_on(visit):
+def test_differences_toggle_persists(visit):
     page = visit("ann")
     press(page, "d", "underlined")
     assert page.locator("mark").count() > 0
     assert not page.locator("#answers [data-text]").first.is_visible()
     press(page, "1", "Saved")
     page.wait_for_selector("#answers mark")
-    press(page, "d", "as they are")
+    press(page, "d", "Differences hidden")
     assert page.locator("mark").count() == 0
     assert page.locator("#answers [data-text]").first.is_visible()
 
 
-def test_keys_can_be_turned_off_and_a_verdict_can_wait_for_next(visit, store):
+def test_shortcuts_and_immediate_save_can_be_turned_off(visit, store):
     page = visit("ann")
     page.keyboard.press("?")
     page.uncheck("#at-once")
@@ -278,7 +278,7 @@ def test_keys_can_be_turned_off_and_a_verdict_can_wait_for_next(visit, store):
     assert len(store.judgements()) == 1
 
 
-def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
+def test_separate_safety_question(visit, store):
     store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0, safety=True)).result()
     page = visit("ann")
     press(page, "1", "Which is safer?")
@@ -290,47 +290,47 @@ def test_safety_is_asked_apart_where_the_owner_wants_it(visit, store):
     assert second.details["safety"]["choice"] == "tie"
 
 
-def test_a_ranking_by_keyboard(visit, store):
+def test_ranking_by_keyboard(visit, store):
     store.add_groups(
         [RankingGroup("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)]
     )
     page = visit("ann")
-    shown = answers(page)
-    assert len(shown) == 5
+    order = answers(page)
+    assert len(order) == 5
     for key in "31":
         page.keyboard.press(key)
     page.keyboard.press("Backspace")
     for key in ("=", "4", "1", "5", "2"):
         page.keyboard.press(key)
-    assert page.inner_text("#sofar") == "3 = 4, 1, 5, 2"
+    assert page.inner_text("#ranked") == "3 = 4, 1, 5, 2"
     press(page, "n", "Saved: 3 = 4, 1, 5, 2")
     assert len(store.judgements()) == 10
     ties = [j for j in store.judgements() if j.choice == "tie"]
     assert len(ties) == 1
-    press(page, "u", "Taken back")
-    assert answers(page) == shown
-    page.locator("[data-place]").nth(1).click()
-    assert page.inner_text("#sofar") == "2"
+    press(page, "u", "Undone")
+    assert answers(page) == order
+    page.locator("[data-rank]").nth(1).click()
+    assert page.inner_text("#ranked") == "2"
 
 
-def test_on_a_phone_answers_are_stacked_and_nothing_sticks_out(visit, store):
+def test_phone_layout(visit, store):
     page = visit("ann", viewport={"width": 375, "height": 740}, device_scale_factor=2, has_touch=True, is_mobile=True)
     one, two = (page.locator("#answers article").nth(i).bounding_box() for i in (0, 1))
     assert two["y"] >= one["y"] + one["height"]
     assert one["width"] > 330
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.locator("#scale button").nth(1).tap()
-    page.wait_for_function("() => document.getElementById('said').textContent.includes('Saved: A is better')")
+    page.wait_for_function("() => document.getElementById('message').textContent.includes('Saved: A is better')")
     boxes = [button.bounding_box() for button in page.locator("#scale button").all()]
     assert all(box["width"] >= 44 and box["height"] >= 44 for box in boxes)
     assert len(store.judgements()) == 1
 
 
-def test_both_answers_scroll_together(visit):
+def test_answers_scroll_together(visit):
     page = visit("ann", viewport={"width": 1280, "height": 720})
     while "Paragraph" not in "".join(answers(page)):
         press(page, "3", "Saved")
-        page.evaluate("document.getElementById('said').textContent = ''")
+        page.evaluate("document.getElementById('message').textContent = ''")
     tops = [page.locator("#answers article").nth(i).bounding_box()["y"] for i in (0, 1)]
     page.keyboard.press("PageDown")
     page.wait_for_function("() => document.getElementById('answers').scrollTop > 100")
@@ -341,9 +341,9 @@ def test_both_answers_scroll_together(visit):
     assert page.locator("#scale").is_visible()
 
 
-def test_focus_goes_through_the_page_as_it_is_read(visit):
+def test_focus_order(visit):
     page = visit("ann")
-    page.focus(".leap")
+    page.focus(".skip-link")
     places = []
     for _ in range(22):
         page.keyboard.press("Tab")
@@ -368,59 +368,59 @@ def test_focus_goes_through_the_page_as_it_is_read(visit):
         "comment",
         "write",
         "guidelines",
-        "mine",
+        "history",
         "keys",
     ]
     begin = places.index("prompt")
     assert places[begin : begin + len(wanted)] == wanted
 
 
-def test_ten_pairs_one_after_another(visit, store):
+def test_ten_pairs_in_a_row(visit, store):
     page = visit("ann")
     for key in "1234501234":
         press(page, key, "Saved")
-        page.evaluate("document.getElementById('said').textContent = ''")
+        page.evaluate("document.getElementById('message').textContent = ''")
     assert len(store.judgements()) == 10
 
 
-def test_the_page_looks_again_when_there_was_nothing(visit, store):
+def test_page_polls_when_idle(visit, store):
     store.submit_write(task_queue.pause_domain, "work", True).result()
     page = visit("ann")
     assert "Nothing to rate" in page.inner_text("main")
     assert not page.is_visible("#scale")
     store.submit_write(task_queue.pause_domain, "work", False).result()
-    page.wait_for_function("() => document.getElementById('sheet').dataset.state === 'pair'", timeout=15_000)
+    page.wait_for_function("() => document.getElementById('task').dataset.state === 'pair'", timeout=15_000)
     press(page, "1", "Saved")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 375])
-def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width):
-    store.put_gold([Gold("k05", "a", "sure")])
+def test_axe_on_all_pages(visit, store, axe, scheme, width):
+    store.set_gold([Gold("k05", "a", "sure")])
     store.submit_write(
         rating_settings.save, RatingSettings(gold_share=0.0, min_view=0.0, safety=True, show_gold=True, hours=9.0)
     ).result()
     invited = store.submit_write(people.create_invitation, "rater", "olga", time()).result()
     options = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
     page = visit("olga", **options)
-    found = serious(page, axe)
+    violations = serious(page, axe)
     for key in "gcfw?":
         page.keyboard.press(key)
-        found += serious(page, axe)
+        violations += serious(page, axe)
         page.keyboard.press("Escape")
     press(page, "d", "underlined")
-    found += serious(page, axe)
+    violations += serious(page, axe)
     press(page, "1", "Which is safer?")
-    found += serious(page, axe)
+    violations += serious(page, axe)
     press(page, "7", "Saved")
     seat = store.submit_write(task_queue.next_lease, "bob", time()).result()
     store.submit_write(verdicts.flag, seat.comparison, "bob", "odd", time()).result()
     for path in ("", "/settings?saved=true", "/guidelines", "/people", "/gold", "/flags"):
         page.goto(f"/owner{path}")
-        found += serious(page, axe)
+        violations += serious(page, axe)
     page.goto("/owner/people")
-    page.get_by_role("button", name="Make a link").click()
-    found += serious(page, axe)
+    page.get_by_role("button", name="Create a link").click()
+    violations += serious(page, axe)
     store.add_groups(
         [RankingGroup("s1.p13.ranking", "p13", tuple(f"s1.p13.{k}" for k in range(5)), "work", priority=9)]
     )
@@ -429,13 +429,13 @@ def test_axe_finds_nothing_serious_on_any_page(visit, store, axe, scheme, width)
     press(page, "7", "Saved")
     page.keyboard.press("2")
     assert page.is_visible("#order")
-    found += serious(page, axe)
+    violations += serious(page, axe)
     store.submit_write(rating_settings.save, RatingSettings(paused=True)).result()
     for path in ("/rate", "/owner"):
         page.goto(path)
-        found += serious(page, axe)
+        violations += serious(page, axe)
     stranger = visit(None, **options)
-    found += serious(stranger, axe)
+    violations += serious(stranger, axe)
     stranger.goto(f"/join/{invited}")
-    found += serious(stranger, axe)
-    assert not found, "\n".join(found)
+    violations += serious(stranger, axe)
+    assert not violations, "\n".join(violations)

@@ -33,24 +33,24 @@ def command(monkeypatch: pytest.MonkeyPatch, run: Path, error: Exception) -> int
     return code
 
 
-def test_a_bug_says_so_and_leaves_its_traceback_in_the_run(
+def test_bug_message_and_traceback_file(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("TOWPATH_TRACEBACK", raising=False)
     assert command(monkeypatch, run, IndexError("list index out of range")) == crash.BUG_EXIT_CODE
-    said = capfd.readouterr().err
+    output = capfd.readouterr().err
     (path,) = run.glob("traceback-*.txt")
     assert path.stat().st_mode & 0o077 == 0, "it may name what only its owner knows"
-    assert f"this is a bug in towpath; traceback written to {path}" in said and "Traceback" not in said
-    kept = path.read_text()
+    assert f"this is a bug in towpath; traceback written to {path}" in output and "Traceback" not in output
+    traceback_text = path.read_text()
     assert (
-        "Traceback (most recent call last)" in kept
-        and "IndexError: list index out of range" in kept
-        and f"status {run}" in kept
+        "Traceback (most recent call last)" in traceback_text
+        and "IndexError: list index out of range" in traceback_text
+        and f"status {run}" in traceback_text
     )
 
 
-def test_the_traceback_is_printed_where_it_is_asked_for(
+def test_traceback_is_printed_on_request(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TOWPATH_TRACEBACK", "1")
@@ -70,24 +70,26 @@ def test_the_traceback_is_printed_where_it_is_asked_for(
         (PermissionError(13, "Permission denied", "/root/x"), "/root/x: permission denied"),
     ],
 )
-def test_what_the_system_refuses_is_no_bug(
+def test_operating_system_errors_are_no_bugs(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, words: str
 ) -> None:
     assert command(monkeypatch, run, error) == 1
-    said = capfd.readouterr().err
-    assert words in said and "rule:" in said and "fix:" in said and "bug" not in said and "Traceback" not in said
+    output = capfd.readouterr().err
+    assert (
+        words in output and "rule:" in output and "fix:" in output and "bug" not in output and "Traceback" not in output
+    )
 
 
-def test_a_traceback_goes_elsewhere_where_the_run_cannot_be_written(
+def test_traceback_goes_to_a_temporary_file_if_the_run_is_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    said, code = crash.describe_crash(KeyError("x"), ["towpath", "status", "\0", "/nowhere"])
+    output, code = crash.describe_crash(KeyError("x"), ["towpath", "status", "\0", "/nowhere"])
     (path,) = tmp_path.glob("traceback-*.txt")
-    assert str(path) in said and code == crash.BUG_EXIT_CODE
+    assert str(path) in output and code == crash.BUG_EXIT_CODE
 
 
-def test_output_that_nobody_reads_any_more_is_no_error() -> None:
+def test_broken_pipe_is_no_error() -> None:
     script = f"{sys.executable} -m towpath explain | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONUNBUFFERED": "1"}

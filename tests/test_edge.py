@@ -11,7 +11,7 @@ from time import monotonic, sleep
 import httpx
 import pytest
 from conftest import new_database, running
-from test_web import client, fill, said, signed_in, store, team  # noqa: F401
+from test_web import client, fill, signed_in, store, team, verdict_body  # noqa: F401
 
 from towpath.errors import ResourceError, RowRefused
 from towpath.records import Comparison, Completion, Prompt
@@ -21,8 +21,8 @@ from towpath.web import connections, guard, limits, server
 
 
 def raw(url: str) -> socket.socket:
-    place = httpx.URL(url)
-    return socket.create_connection((place.host, place.port), timeout=10)
+    url_ = httpx.URL(url)
+    return socket.create_connection((url_.host, url_.port), timeout=10)
 
 
 def head(url: str, method: str, path: str, *lines: str) -> bytes:
@@ -43,7 +43,7 @@ def status(connection: socket.socket) -> int:
         ("content-length: 1000001",),
     ],
 )
-def test_a_body_without_one_stated_length_is_refused_before_it_is_read(team, path, lines):  # noqa: F811
+def test_body_without_one_stated_length_is_refused(team, path, lines):  # noqa: F811
     with raw(team) as connection:
         connection.sendall(head(team, "POST", path, "content-type: application/x-www-form-urlencoded", *lines))
         assert status(connection) in (400, 411, 413)
@@ -56,7 +56,7 @@ def test_a_body_without_one_stated_length_is_refused_before_it_is_read(team, pat
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 
-def test_nobodys_body_is_not_waited_for(team):  # noqa: F811
+def test_anonymous_body_is_not_read(team):  # noqa: F811
     with raw(team) as connection:
         connection.sendall(
             head(
@@ -74,17 +74,17 @@ def test_nobodys_body_is_not_waited_for(team):  # noqa: F811
         assert status(connection) == 413
 
 
-def test_slow_headers_and_slow_bodies_are_cut_off(store, monkeypatch):  # noqa: F811
+def test_slow_headers_and_bodies_time_out(store, monkeypatch):  # noqa: F811
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.3)
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
     with running(store, team=True) as (url, _), raw(url) as slow, raw(url) as silent, raw(url) as body:
         body.sendall(head(url, "POST", "/sign-in", "content-length: 100") + b"name=")
-        begun = monotonic()
+        start = monotonic()
         with pytest.raises(OSError):
             for letter in "GET / HTTP/1.1\r\n" * 20:
                 slow.sendall(letter.encode())
                 sleep(0.05)
-        assert monotonic() - begun < 3
+        assert monotonic() - start < 3
         assert status(body) == 408
         with pytest.raises(OSError):
             assert silent.recv(10) == b""
@@ -95,7 +95,7 @@ def test_slow_headers_and_slow_bodies_are_cut_off(store, monkeypatch):  # noqa: 
             assert quick.get("/sign-in").status_code == 200
 
 
-def test_connections_are_bounded_and_those_within_are_served(store, monkeypatch):  # noqa: F811
+def test_connection_limit(store, monkeypatch):  # noqa: F811
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
     with running(store, team=True) as (url, _):
         held = [raw(url) for _ in range(20)]
@@ -117,8 +117,8 @@ def test_connections_are_bounded_and_those_within_are_served(store, monkeypatch)
 
 
 def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
-    found = (type(error), error, error.__traceback__) if error else None
-    return logging.LogRecord("towpath.web", logging.ERROR, "", 0, message, args, found)
+    exc_info = (type(error), error, error.__traceback__) if error else None
+    return logging.LogRecord("towpath.web", logging.ERROR, "", 0, message, args, exc_info)
 
 
 def raised(line: int) -> Exception:
@@ -130,7 +130,7 @@ def raised(line: int) -> Exception:
         return error
 
 
-def test_a_repeated_log_message_is_written_once_a_minute_and_another_error_at_once():
+def test_log_is_rate_limited_by_message():
     limited = connections.RateLimitedLog(seconds=0.2)
     assert sum(limited.filter(record("socket.accept() out of system resource")) for _ in range(1000)) == 1
     assert limited.filter(record("%s", "the disk is full"))
@@ -157,35 +157,37 @@ def locked(store: Store):  # noqa: F811
         other.close()
 
 
-def test_a_verdict_while_the_ledger_is_locked_is_asked_for_again_and_taken(tmp_path, monkeypatch):
+def test_verdict_during_a_locked_ledger_is_retried(tmp_path, monkeypatch):
     monkeypatch.setattr("towpath.store.ledger.LOCK_TIMEOUT", 0.2)
     with Store.open(tmp_path / "towpath.db") as opened:
         fill(opened)
-        with running(opened, team=True) as (url, door):
-            opened.submit_write(people.add_account, "ann", "rater", door.hashed("correct horse battery")).result()
+        with running(opened, team=True) as (url, auth):
+            opened.submit_write(
+                people.add_account, "ann", "rater", auth.hash_password("correct horse battery")
+            ).result()
             with signed_in(url, "ann") as ann:
                 seat = ann.get("/rate/next").json()
                 with locked(opened):
-                    answer = ann.post("/rate/judge", json=said(seat, "key-one-1"))
+                    answer = ann.post("/rate/judge", json=verdict_body(seat, "key-one-1"))
                     assert answer.status_code == 503
                     assert int(answer.headers["retry-after"]) > 0
                     assert "towpath.db" not in answer.text
                     assert str(tmp_path) not in answer.text
-                assert ann.post("/rate/judge", json=said(seat, "key-one-1")).json()["judgements"] == 1
+                assert ann.post("/rate/judge", json=verdict_body(seat, "key-one-1")).json()["judgements"] == 1
 
 
 ODD = "before\x00after \ud83d \udc4d end \U0001f44d"
 
 
-def test_text_that_no_database_takes_is_cleaned_where_it_is_stored(place):
-    with Store.open(place) as opened:
+def test_unstorable_text_is_cleaned(location):
+    with Store.open(location) as opened:
         opened.add_prompts([Prompt("p", ODD, domain="d\x00", about=("x\x00\ud800",))])
         opened.add_completions(
             [Completion("s.p.0", "p", "model", ODD, (1,), (-0.1,), "stop", {"note": ODD}) for _ in range(2)]
         )
         clean = "before\ufffdafter \ufffd \ufffd end \U0001f44d"
-        kept = opened.prompts()["p"]
-        assert (kept.prompt, kept.domain, kept.about) == (clean, "d\ufffd", ("x\ufffd\ufffd",))
+        prompt = opened.prompts()["p"]
+        assert (prompt.prompt, prompt.domain, prompt.about) == (clean, "d\ufffd", ("x\ufffd\ufffd",))
         assert opened.completions()["s.p.0"].text == clean
         assert opened.completions()["s.p.0"].decoding == {"note": clean}
         with pytest.raises(RowRefused):
@@ -213,7 +215,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
-def test_bodies_that_make_no_sense_are_refused_without_an_echo(team, body):  # noqa: F811
+def test_invalid_bodies_are_refused_without_echo(team, body):  # noqa: F811
     with signed_in(team, "ann") as ann:
         ann.get("/rate/next")
         for path in ("/rate/judge", "/rate/skip", "/rate/flag", "/rate/write", "/rate/rank"):
@@ -248,7 +250,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_addresses_that_make_no_sense_are_pages_for_people(team, path):  # noqa: F811
+def test_invalid_addresses_return_error_pages(team, path):  # noqa: F811
     with signed_in(team, "olga") as olga:
         for accept in ("text/html", "application/json"):
             answer = olga.get(path, headers={"accept": accept})
@@ -258,7 +260,7 @@ def test_addresses_that_make_no_sense_are_pages_for_people(team, path):  # noqa:
                 assert "content-security-policy" in answer.headers
 
 
-def test_form_errors_are_pages_that_name_the_field_and_echo_nothing(team):  # noqa: F811
+def test_form_errors_name_the_field_without_echo(team):  # noqa: F811
     with signed_in(team, "olga") as olga:
         answer = olga.post(
             "/owner/settings",
@@ -276,7 +278,7 @@ def test_form_errors_are_pages_that_name_the_field_and_echo_nothing(team):  # no
         assert "secret" not in stranger.post("/sign-in", data={"password": "my secret word"}).text
 
 
-def test_an_error_of_our_own_is_a_page_with_all_headers(team, store, monkeypatch):  # noqa: F811
+def test_internal_error_page_has_all_headers(team, store, monkeypatch):  # noqa: F811
     def broken(*_):
         raise RuntimeError("a bug at /secret/place")
 
@@ -288,35 +290,35 @@ def test_an_error_of_our_own_is_a_page_with_all_headers(team, store, monkeypatch
     assert "content-security-policy" in answer.headers
 
 
-def test_an_account_writes_no_faster_than_people_can(team, monkeypatch):  # noqa: F811
+def test_write_rate_limit_per_account(team, monkeypatch):  # noqa: F811
     monkeypatch.setattr(limits, "BURST", 10)
     with signed_in(team, "ann") as ann, signed_in(team, "bob") as bob:
-        told = [ann.post("/rate/skip", json={"comparison": "none"}).status_code for _ in range(30)]
-        assert told[:10] == [409] * 10
-        assert told[-1] == 429
+        statuses = [ann.post("/rate/skip", json={"comparison": "none"}).status_code for _ in range(30)]
+        assert statuses[:10] == [409] * 10
+        assert statuses[-1] == 429
         assert int(ann.post("/rate/skip", json={"comparison": "none"}).headers["retry-after"]) >= 1
         assert bob.post("/rate/skip", json={"comparison": "none"}).status_code == 409
 
 
-def test_json_errors_have_one_form(team):  # noqa: F811
+def test_json_errors_have_one_format(team):  # noqa: F811
     with client(team) as stranger:
         assert set(json.loads(stranger.get("/nowhere").text)) == {"error"}
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_serving_a_ledger_that_cannot_be_written_says_so(kind, tmp_path, request):
+def test_unwritable_ledger_is_reported_at_start(kind, tmp_path, request):
     from sqlalchemy import text
 
     run = tmp_path / "run"
     run.mkdir()
-    place = run / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
-    Store.open(place).close()
+    location = run / "towpath.db" if kind == "sqlite" else new_database(request.getfixturevalue("postgres_server"))
+    Store.open(location).close()
     read_only = {
-        "sqlite": f"sqlite:///file:{place}?mode=ro&uri=true",
-        "postgresql": f"{place}?options=-c%20default_transaction_read_only%3Don",
+        "sqlite": f"sqlite:///file:{location}?mode=ro&uri=true",
+        "postgresql": f"{location}?options=-c%20default_transaction_read_only%3Don",
     }
     with pytest.raises(ResourceError, match=r"read-?only"):
         server.serve_run(run, read_only[kind], "127.0.0.1", 0, False, lambda _line: None)
-    with Store.open(place) as opened:
+    with Store.open(location) as opened:
         assert opened.read(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
         opened.require_writable()

@@ -16,7 +16,7 @@ from towpath.records import Comparison, Completion, Judgement, Label, Prompt
 from towpath.store.store import Store
 
 
-def said(comparison: str, rater: str, choice: Any, **more: Any) -> Judgement:
+def make_judgement(comparison: str, rater: str, choice: Any, **more: Any) -> Judgement:
     kind = more.pop("kind", "person")
     return Judgement(
         f"{comparison}/{rater}/{more.get('round', 1)}",
@@ -58,14 +58,16 @@ def ledger(tmp_path: Path) -> Iterator[Store]:
         for p in (1, 2, 3):
             store.add_judgements(
                 [
-                    said(f"k{p}.0", "ann", "a", strength=3, milliseconds=900, comment="so"),
-                    said(f"k{p}.0", "bob", "b"),
-                    said(f"k{p}.0", "cy", "a", shown="ba"),
-                    said(f"k{p}.1", "ann", "b", details={"group": f"g{p}", "ranks": [1, 0]}),
-                    said(f"k{p}.2", "ann", "tie"),
-                    said(f"k{p}.3", "ann", "both_bad"),
-                    said(f"k{p}.4", "ann", "a", round=2),
-                    said(f"k{p}.4", "judge:m", "b", kind="judge", cost=0.5, details={"confidence": 1.0}, round=2),
+                    make_judgement(f"k{p}.0", "ann", "a", strength=3, milliseconds=900, comment="so"),
+                    make_judgement(f"k{p}.0", "bob", "b"),
+                    make_judgement(f"k{p}.0", "cy", "a", shown="ba"),
+                    make_judgement(f"k{p}.1", "ann", "b", details={"group": f"g{p}", "ranks": [1, 0]}),
+                    make_judgement(f"k{p}.2", "ann", "tie"),
+                    make_judgement(f"k{p}.3", "ann", "both_bad"),
+                    make_judgement(f"k{p}.4", "ann", "a", round=2),
+                    make_judgement(
+                        f"k{p}.4", "judge:m", "b", kind="judge", cost=0.5, details={"confidence": 1.0}, round=2
+                    ),
                 ]
             )
         store.replace_labels([Label("k1.0", "a", 2.0, 3, chance=0.9, by="dawid_skene")])
@@ -99,7 +101,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("layout", "suffix"), FILES, ids=["-".join(pair) for pair in FILES])
-def test_what_went_out_comes_back_the_same(ledger: Store, tmp_path: Path, layout: Any, suffix: str):
+def test_export_import_round_trip(ledger: Store, tmp_path: Path, layout: Any, suffix: str):
     path = tmp_path / f"out.{suffix}"
     written = write_preferences(ledger, path, layout)
     back = read_preferences(path)
@@ -107,9 +109,9 @@ def test_what_went_out_comes_back_the_same(ledger: Store, tmp_path: Path, layout
     everything = records(ledger)
     if layout in ("pairs", "conversational", "transcripts"):
         assert (written.rows, len(written.left_out)) == (6, 9)
-        kept = {"k1.0", "k1.1", "k2.0", "k2.1", "k3.0", "k3.1"}
-        everything[2] = [c for c in everything[2] if c.id in kept]
-        everything[3] = [j for j in everything[3] if j.comparison in kept]
+        exported = {"k1.0", "k1.1", "k2.0", "k2.1", "k3.0", "k3.1"}
+        everything[2] = [c for c in everything[2] if c.id in exported]
+        everything[3] = [j for j in everything[3] if j.comparison in exported]
         everything[1] = [c for c in everything[1] if any(c.id in (k.a, k.b) for k in everything[2])]
     else:
         assert (written.rows, written.left_out) == (15, [])
@@ -124,7 +126,7 @@ def test_what_went_out_comes_back_the_same(ledger: Store, tmp_path: Path, layout
     assert formats.add_to_store(ledger, back) == {"prompts": 0, "completions": 0, "comparisons": 0, "judgements": 0}
 
 
-def test_what_is_left_out_is_told_with_the_reason(ledger: Store, tmp_path: Path):
+def test_omitted_rows_are_listed_with_reasons(ledger: Store, tmp_path: Path):
     ledger.add_comparisons([Comparison("k9", "p1", "c10", "c12")])
     left = write_preferences(ledger, tmp_path / "out.jsonl").left_out
     assert "k1.2: neither answer is better (tie)" in left and "k1.3: neither answer is better (both_bad)" in left
@@ -137,14 +139,14 @@ def test_what_is_left_out_is_told_with_the_reason(ledger: Store, tmp_path: Path)
         [Completion(n, "p3", "sft", t, (), (), "stop") for n, t in (("x3", "a\n\nHuman: b"), ("y3", "z"))]
     )
     ledger.add_comparisons([Comparison("k10", "p4", "x", "y"), Comparison("k11", "p3", "x3", "y3")])
-    ledger.add_judgements([said("k10", "ann", "a"), said("k11", "ann", "a")])
+    ledger.add_judgements([make_judgement("k10", "ann", "a"), make_judgement("k11", "ann", "a")])
     left = write_preferences(ledger, tmp_path / "out.jsonl", "transcripts").left_out
     assert any(one.startswith("k10: a system message") for one in left) and any(
         one.startswith("k11: a text holds the mark") for one in left
     )
 
 
-def test_weights_margins_sources_and_groups_go_out(ledger: Store, tmp_path: Path):
+def test_export_of_weights_margins_sources_and_groups(ledger: Store, tmp_path: Path):
     write_preferences(ledger, tmp_path / "out.jsonl")
     rows = {row["comparison"]: row for row in lines(tmp_path / "out.jsonl")}
     labelled = rows["k1.0"]
@@ -166,7 +168,7 @@ def test_weights_margins_sources_and_groups_go_out(ledger: Store, tmp_path: Path
     )
 
 
-def test_a_row_that_was_edited_is_no_longer_the_one_that_went_out(ledger: Store, tmp_path: Path):
+def test_edited_row_is_a_new_comparison(ledger: Store, tmp_path: Path):
     path = tmp_path / "out.jsonl"
     write_preferences(ledger, path, "comparisons")
     rows = lines(path)
@@ -181,7 +183,7 @@ def test_a_row_that_was_edited_is_no_longer_the_one_that_went_out(ledger: Store,
     assert ("Same?", "Four;\r\nfive", "A better text") in told(back)
 
 
-def test_records_that_do_not_belong_together_are_not_believed(ledger: Store, tmp_path: Path):
+def test_inconsistent_records_are_refused(ledger: Store, tmp_path: Path):
     path = tmp_path / "out.jsonl"
     write_preferences(ledger, path)
     row = lines(path)[0]
@@ -193,7 +195,7 @@ def test_records_that_do_not_belong_together_are_not_believed(ledger: Store, tmp
     )
 
 
-def test_an_id_names_one_text_within_a_file_too(ledger: Store, tmp_path: Path):
+def test_ids_are_unique_within_a_file(ledger: Store, tmp_path: Path):
     path = tmp_path / "out.jsonl"
     write_preferences(ledger, path)
     first = lines(path)[0]
@@ -205,9 +207,9 @@ def test_an_id_names_one_text_within_a_file_too(ledger: Store, tmp_path: Path):
     assert len(back.comparisons) == 1
 
 
-def test_a_rater_is_heard_as_they_last_said(ledger: Store, tmp_path: Path):
+def test_last_verdict_of_a_rater_counts(ledger: Store, tmp_path: Path):
     ledger.add_comparisons([Comparison("k9", "p1", "c10", "c12")])
-    ledger.add_judgements([said("k9", "ann", "b", round=2, strength=3), said("k9", "ann", "a")])
+    ledger.add_judgements([make_judgement("k9", "ann", "b", round=2, strength=3), make_judgement("k9", "ann", "a")])
     write_preferences(ledger, tmp_path / "out.jsonl", "comparisons")
     (row,) = [row for row in lines(tmp_path / "out.jsonl") if row["comparison"] == "k9"]
     assert (row["choice"], row["margin"], row["weight"]) == ("b", 3.0, 1.0)
@@ -250,33 +252,33 @@ def argilla_record(**more: Any) -> dict[str, Any]:
         ([], []),
     ],
 )
-def test_argilla_records_of_both_versions_are_read(tmp_path: Path, responses: Any, expected: list[tuple[str, str]]):
-    found = read(tmp_path / "r.json", argilla_record(responses=responses))
-    assert found.refused == [] and len(found.comparisons) == 1
+def test_argilla_records_of_both_versions(tmp_path: Path, responses: Any, expected: list[tuple[str, str]]):
+    imported = read(tmp_path / "r.json", argilla_record(responses=responses))
+    assert imported.refused == [] and len(imported.comparisons) == 1
     assert [
         (j.rater, better if better != "tie" else "tie")
-        for j, (_, better, _) in zip(found.judgements, told(found), strict=True)
+        for j, (_, better, _) in zip(imported.judgements, told(imported), strict=True)
     ] == expected
 
 
-def test_what_argilla_does_not_count_is_told(tmp_path: Path):
+def test_argilla_rows_that_do_not_count_are_listed(tmp_path: Path):
     responses = [
         {"user_id": "u1", "status": "draft", "values": {"q": {"value": "a"}}},
         {"user_id": "u2", "status": "submitted", "values": {"q": {"value": "purple"}}},
     ]
-    found = read(
+    imported = read(
         tmp_path / "r.jsonl",
         argilla_record(responses=responses),
         argilla_record(fields={"prompt": "Why?", "text": "one"}),
     )
     assert (
-        found.refused[0] == "r.jsonl:1: the response of u1 is draft: not counted"
-        and "names no answer" in found.refused[1]
+        imported.refused[0] == "r.jsonl:1: the response of u1 is draft: not counted"
+        and "names no answer" in imported.refused[1]
     )
-    assert ": no two answers (keys: prompt, text)" in found.refused[2] and found.judgements == ()
+    assert ": no two answers (keys: prompt, text)" in imported.refused[2] and imported.judgements == ()
 
 
-def test_labels_given_in_argilla_join_those_of_the_ledger(ledger: Store, tmp_path: Path):
+def test_argilla_labels_are_added_to_the_ledger(ledger: Store, tmp_path: Path):
     path = tmp_path / "records.json"
     write_preferences(ledger, path, "argilla")
     rows = json.loads(path.read_text())
@@ -318,10 +320,10 @@ def annotation(selected: str, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def test_label_studio_tasks_are_read(tmp_path: Path):
+def test_label_studio_import(tmp_path: Path):
     tie = {"from_name": "verdict", "to_name": "text1", "type": "choices", "value": {"choices": ["tie"]}}
     note = {"from_name": "note", "to_name": "text1", "type": "textarea", "value": {"text": ["both", "fine"]}}
-    found = read(
+    imported = read(
         tmp_path / "t.json",
         task(
             annotation("right"),
@@ -334,18 +336,18 @@ def test_label_studio_tasks_are_read(tmp_path: Path):
         ),
         task(),
     )
-    lines = [(r.split(": ", 1)[1]) for r in found.refused]
+    lines = [(r.split(": ", 1)[1]) for r in imported.refused]
     assert lines == ["the annotation of 5 was cancelled: not counted", "the annotation of 8 names no answer"]
     by_rater = {
         j.rater: (better, j.milliseconds, j.at, j.comment)
-        for j, (_, better, _) in zip(found.judgements, told(found), strict=True)
+        for j, (_, better, _) in zip(imported.judgements, told(imported), strict=True)
     }
     assert by_rater["label-studio:3"] == ("No", 4200, "2026-01-01T00:00:00Z", "")
     assert by_rater["label-studio:ann@x.org"][0] == "Yes" and by_rater["label-studio:6"][::3] == ("tie", "both fine")
-    assert len(found.comparisons) == 1
+    assert len(imported.comparisons) == 1
 
 
-def test_what_label_studio_gets_is_a_task_with_a_prediction(ledger: Store, tmp_path: Path):
+def test_label_studio_export_has_predictions(ledger: Store, tmp_path: Path):
     write_preferences(ledger, tmp_path / "t.json", "label-studio")
     rows = {row["data"]["comparison"]: row for row in json.loads((tmp_path / "t.json").read_text())}
     assert rows["k1.1"]["predictions"][0]["result"][0]["value"] == {"selected": "right"}
@@ -357,14 +359,14 @@ def test_what_label_studio_gets_is_a_task_with_a_prediction(ledger: Store, tmp_p
     ("name", "layout"),
     [("out.csv", "argilla"), ("out.csv", "conversational"), ("out.xlsx", "pairs"), ("out.jsonl", "xml")],
 )
-def test_formats_and_files_that_do_not_go_together_are_told(ledger: Store, tmp_path: Path, name: str, layout: Any):
+def test_format_and_file_mismatch_is_an_error(ledger: Store, tmp_path: Path, name: str, layout: Any):
     with pytest.raises(DataError):
         write_preferences(ledger, tmp_path / name, layout)
     assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
-def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, suffix: str):
+def test_export_is_atomic(tmp_path: Path, suffix: str):
     path = tmp_path / f"out.{suffix}"
     row_files.write_rows(path, [{"x": "old"}])
     with pytest.raises((TypeError, ValueError)):
@@ -373,7 +375,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, suffix: str):
     assert [row for _, row in row_files.read_rows(path)] == [{"x": "old"}]
 
 
-def test_an_empty_ledger_writes_no_file(tmp_path: Path):
+def test_empty_ledger_writes_no_file(tmp_path: Path):
     with Store.open(tmp_path / "a.db") as store, pytest.raises(DataError, match="nothing to write"):
         write_preferences(store, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()

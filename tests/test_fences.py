@@ -12,7 +12,7 @@ from towpath.feedback.pair_text import PairText
 from towpath.records import Judgement
 
 TASKS = {
-    "How do I stop a door from squeaking?": ("Oil each hinge and swing the door.", "Doors have a hinge."),
+    "How do I stop a auth from squeaking?": ("Oil each hinge and swing the auth.", "Doors have a hinge."),
     "How do I clean a pan?": ("Soap and hot water, then rinse.", "Use some water."),
     "How do I cook rice?": ("Heat it slowly in water and stir.", "Heat it."),
     "How do I wash wool?": ("Cold water, mild soap, rinse it twice.", "In water."),

@@ -62,7 +62,7 @@ MOMENTS = [
 ]
 
 
-def test_stopped_by_signals_a_run_goes_on_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_stopped_by_signals_resumes_bit_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """While something trains and in a stage without checkpoints; twenty moments are in `make prove`."""
     stopped = tmp_path / "stopped"
     whole = tmp_path / "whole"
@@ -71,17 +71,19 @@ def test_stopped_by_signals_a_run_goes_on_to_the_same_bits(tmp_path: Path, capsy
     process = started(stopped)
     wait_for(stopped, "stages/baseline/*", process)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == interrupt.EXIT_CODE and "SIGTERM: stopped." in said and "Traceback" not in said, said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == interrupt.EXIT_CODE and "SIGTERM: stopped." in output and "Traceback" not in output, (
+        output
+    )
     shutil.rmtree(stopped / "stages" / "sft")
     for number, pattern, saved in MOMENTS:
-        begun = time.monotonic()
-        with pytest.raises(interrupt.Stopped) as told:
+        start = time.monotonic()
+        with pytest.raises(interrupt.Stopped) as error:
             run(stopped, number, pattern)
-        assert told.value.code == interrupt.EXIT_CODE and time.monotonic() - begun < interrupt.GRACE_SECONDS
-        said = capsys.readouterr().err
-        assert f"{signal.Signals(number).name}: stopped." in said and "Run the same command to resume." in said
-        assert saved in said
+        assert error.value.code == interrupt.EXIT_CODE and time.monotonic() - start < interrupt.GRACE_SECONDS
+        output = capsys.readouterr().err
+        assert f"{signal.Signals(number).name}: stopped." in output and "Run the same command to resume." in output
+        assert saved in output
     run(stopped)
     run(whole)
     assert kills.outcome(stopped) == kills.outcome(whole)
@@ -111,7 +113,7 @@ HOLDS = (
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_second_signal_ends_at_once(second: int) -> None:
+def test_second_signal_ends_at_once(second: int) -> None:
     process = script(HOLDS)
     process.send_signal(signal.SIGTERM)
     assert process.stderr and "stopping after the next checkpoint" in process.stderr.readline()
@@ -121,26 +123,26 @@ def test_a_second_signal_ends_at_once(second: int) -> None:
     assert process.returncode == -second
 
 
-def test_where_no_checkpoint_is_written_in_time_the_last_one_stands() -> None:
+def test_grace_period_without_checkpoint() -> None:
     process = script("interrupt.GRACE_SECONDS = 0.3\n" + HOLDS)
     process.send_signal(signal.SIGUSR1)
-    _, said = process.communicate(timeout=10)
-    assert process.returncode == interrupt.EXIT_CODE and "the previous checkpoint is the newest" in said
+    _, output = process.communicate(timeout=10)
+    assert process.returncode == interrupt.EXIT_CODE and "the previous checkpoint is the newest" in output
 
 
-def test_a_users_own_except_is_not_in_the_way() -> None:
+def test_user_code_except_does_not_swallow_signals() -> None:
     wait = "try:\n    print('ready', flush=True)\n    time.sleep(30)\nexcept Exception:\n    time.sleep(30)"
     process = script(wait)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=10)
-    assert process.returncode == interrupt.EXIT_CODE and "SIGTERM: stopped. Completed work is saved." in said
+    _, output = process.communicate(timeout=10)
+    assert process.returncode == interrupt.EXIT_CODE and "SIGTERM: stopped. Completed work is saved." in output
 
 
-def test_handlers_of_the_caller_are_there_again_and_ignored_signals_stay_ignored() -> None:
-    seen: list[int] = []
+def test_previous_handlers_are_restored_and_ignored_signals_stay_ignored() -> None:
+    received: list[int] = []
 
     def own(number: int, _frame: object) -> None:
-        seen.append(number)
+        received.append(number)
 
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, own),
@@ -153,24 +155,24 @@ def test_handlers_of_the_caller_are_there_again_and_ignored_signals_stay_ignored
                 pass
             assert signal.getsignal(signal.SIGTERM) is not own, "the outermost block listens"
         signal.raise_signal(signal.SIGTERM)
-        assert seen == [signal.SIGTERM]
+        assert received == [signal.SIGTERM]
         with pytest.raises(interrupt.Stopped), interrupt.handle_signals():
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        assert len(seen) == 2 and not interrupt.stop_requested()
+        assert len(received) == 2 and not interrupt.stop_requested()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def test_beside_the_main_thread_nothing_is_listened_to() -> None:
-    found: list[object] = []
+def test_no_signal_handling_outside_the_main_thread() -> None:
+    requested: list[object] = []
 
     def work() -> None:
         with interrupt.handle_signals(), interrupt.defer_signals(), interrupt.allow_signals():
-            found.append(interrupt.stop_requested())
+            requested.append(interrupt.stop_requested())
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [False]
+    assert requested == [False]

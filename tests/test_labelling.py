@@ -60,16 +60,16 @@ class Longer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         with Longer.lock:
             type(self).calls += 1
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
-        found = {
-            name: re.search(rf"<<<{name} (\w+)>>>\n(.*?)\n<<<END {name} \1>>>", asked, re.DOTALL)
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
+        answers = {
+            name: re.search(rf"<<<{name} (\w+)>>>\n(.*?)\n<<<END {name} \1>>>", prompt, re.DOTALL)
             for name in ("FIRST", "SECOND")
         }
-        first, second = (match[2] if match else "" for match in found.values())
-        said = self.verdict(first, second)
+        first, second = (match[2] if match else "" for match in answers.values())
+        verdict = self.verdict(first, second)
         body = json.dumps(
             {
-                "choices": [{"message": {"content": said}, "finish_reason": "stop"}],
+                "choices": [{"message": {"content": verdict}, "finish_reason": "stop"}],
                 "usage": {"prompt_tokens": 100, "completion_tokens": 20},
             }
         ).encode()
@@ -80,8 +80,8 @@ class Longer(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def verdict(self, first: str, second: str) -> str:
-        place = "tie" if len(first) == len(second) else "first" if len(first) > len(second) else "second"
-        return json.dumps({"explanation": "The longer one.", "verdict": place, "strength": 2})
+        position = "tie" if len(first) == len(second) else "first" if len(first) > len(second) else "second"
+        return json.dumps({"explanation": "The longer one.", "verdict": position, "strength": 2})
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -119,7 +119,7 @@ def answer(run: Path, comparisons: list[str], rater: str = "ann", choice: str = 
         )  # pyright: ignore[reportArgumentType]
 
 
-def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
+def test_recorded_preferences_train_a_reward_model(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     prompts = [
         json.loads(line)
@@ -146,14 +146,18 @@ def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
         and "2 rows of preferences cannot be used" in stopped.stderr
         and "data.unusable = 'skip'" in stopped.stderr
     )
-    asked = settings("preferences.raters=recorded", "data.unusable=skip")
+    options = settings("preferences.raters=recorded", "data.unusable=skip")
     for stage in ("label", "reward"):
-        done = towpath("stage", stage, run, *asked)
+        done = towpath("stage", stage, run, *options)
         assert done.returncode == 0, done.stderr
     label = result(run, "label")
     assert label["result"]["decided"] == 40
-    told = " ".join(f["evidence"] for f in label["findings"])
-    assert "2 rows of preferences are left out" in told and "pairs.jsonl:42" in told and "pairs.jsonl:43" in told
+    evidence = " ".join(f["evidence"] for f in label["findings"])
+    assert (
+        "2 rows of preferences are left out" in evidence
+        and "pairs.jsonl:42" in evidence
+        and "pairs.jsonl:43" in evidence
+    )
     assert label["data"]["skipped_rows"] == {"preferences": 2}
     listed = [json.loads(line) for line in (run / "reports" / "refused_rows.jsonl").read_text().splitlines()]
     assert [(row["file"], row["line"]) for row in listed] == [
@@ -161,18 +165,18 @@ def test_preferences_from_files_train_a_reward_model(sampled, tmp_path):
         ("data/preferences/pairs.jsonl", 43),
     ]
     assert json.loads((run / "reports" / "summary.json").read_text())["skipped_rows"] == {"preferences": 2}
-    assert "1 comparisons left out: their prompts are held out" in told
-    assert "1 comparisons left out: answers that are one in their first" in told
-    assert "2 of 84 answers are read to preferences.max_new_tokens" in told
+    assert "1 comparisons left out: their prompts are held out" in evidence
+    assert "1 comparisons left out: answers that are one in their first" in evidence
+    assert "2 of 84 answers are read to preferences.max_new_tokens" in evidence
     reward = result(run, "reward")["result"]
     assert reward["pairs"] + reward["n"] == 40
     assert "sample" not in json.loads((run / "current.json").read_text())["stages"]
 
 
-def test_a_judge_labels_and_people_see_what_they_must(sampled, tmp_path):
+def test_judge_labels_and_people_get_routed_pairs(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     with judge() as address:
-        asked = settings(
+        options = settings(
             "preferences.raters=blend",
             f"judge.base_url={address}",
             "judge.model=longer",
@@ -180,45 +184,45 @@ def test_a_judge_labels_and_people_see_what_they_must(sampled, tmp_path):
             "judge.price_out=2",
             'preferences.rules={short="words(a) < words(b)"}',
         )
-        estimate = json.loads(towpath("label", "judge", run, *asked, "--estimate", "--json").stdout)
-        waits = towpath("stage", "label", run, *asked)
+        estimate = json.loads(towpath("label", "judge", run, *options, "--estimate", "--json").stdout)
+        waits = towpath("stage", "label", run, *options)
         assert waits.returncode == 0 and "waiting: people: 0 of" in waits.stderr, waits.stderr
         with Store.open(run / "towpath.db") as store:
-            said = [j for j in store.judgements() if j.kind == "judge"]
+            output = [j for j in store.judgements() if j.kind == "judge"]
             comparisons = store.comparisons()
             assert {j.kind for j in store.judgements()} == {"judge", "rule"}
             queued = sum(queue.tasks for queue in store.read(rater_stats.rating_stats, time.time()).queues)
-        assert len(said) == len(comparisons) == estimate["comparisons"]
+        assert len(output) == len(comparisons) == estimate["comparisons"]
         assert estimate["calls"] == 2 * len(comparisons) == Longer.calls
-        assert sum(j.cost for j in said) == pytest.approx(2 * len(said) * (100 * 1 + 20 * 2) / 1e6)
+        assert sum(j.cost for j in output) == pytest.approx(2 * len(output) * (100 * 1 + 20 * 2) / 1e6)
         assert 0.1 * len(comparisons) <= queued <= 0.6 * len(comparisons)
         answer(run, [c.id for c in comparisons])
-        done = towpath("stage", "label", run, *asked)
+        done = towpath("stage", "label", run, *options)
         assert done.returncode == 0, done.stderr
         assert Longer.calls == estimate["calls"], "nobody is asked twice"
         label = result(run, "label")["result"]
         assert label["raters"]["judge:longer"] == "judge" and label["raters"]["ann"] == "person" and label["cost"] > 0
         assert label["judge"] is not None and 0 <= label["judge"]["accuracy"]["value"] <= 1
-        stats = towpath("label", "stats", run, *asked)
+        stats = towpath("label", "stats", run, *options)
         assert stats.returncode == 0 and "judge:longer beside people" in stats.stdout, stats.stderr
     labels = json.loads(next((run / "stages" / "label").glob("*/labels.json")).read_text())
     assert all(row["chance"] is not None and row["by"].startswith("people") for row in labels)
 
 
-def test_a_plan_tells_hours_days_and_dollars(sampled):
-    asked = settings("preferences.raters=people", "budget.pairs=50000", "preferences.overlap=0")
-    told = json.loads(towpath("plan", sampled, *asked, "--json").stdout)
-    assert round(told["plan"]["hours"]) == 833 and told["plan"]["days"] == 105 and told["measured"] == 0
-    said = towpath("plan", sampled, *asked, "--set", "budget.dollars=1000").stdout
-    assert "833 hours" in said and "over the ceiling" in said and "assumed" in said
+def test_plan_reports_hours_days_and_dollars(sampled):
+    options = settings("preferences.raters=people", "budget.pairs=50000", "preferences.overlap=0")
+    plan = json.loads(towpath("plan", sampled, *options, "--json").stdout)
+    assert round(plan["plan"]["hours"]) == 833 and plan["plan"]["days"] == 105 and plan["measured"] == 0
+    output = towpath("plan", sampled, *options, "--set", "budget.dollars=1000").stdout
+    assert "833 hours" in output and "over the ceiling" in output and "assumed" in output
 
 
-def test_a_run_serves_the_page_and_goes_on_by_itself(sampled, tmp_path):
+def test_run_serves_the_page_and_resumes(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
-    asked = settings(
+    options = settings(
         "preferences.raters=people", "gates.reward.action=stop", "gates.reward.threshold=0.999", "preferences.overlap=0"
     )
-    command = [sys.executable, "-m", "towpath", "run", str(run), "--serve", *asked]
+    command = [sys.executable, "-m", "towpath", "run", str(run), "--serve", *options]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log, stdin=subprocess.DEVNULL, env=os.environ)
         try:
@@ -232,13 +236,13 @@ def test_a_run_serves_the_page_and_goes_on_by_itself(sampled, tmp_path):
             process.wait(timeout=240)
         finally:
             process.kill()
-    told = (tmp_path / "log").read_text()
-    assert process.returncode in (0, 3), told
-    assert "labels: 4 of 8 decided" in told and "gate reward is closed" in told
+    output = (tmp_path / "log").read_text()
+    assert process.returncode in (0, 3), output
+    assert "labels: 4 of 8 decided" in output and "gate reward is closed" in output
     assert result(run, "label")["result"]["decided"] == len(names)
 
 
-def test_first_errors_name_value_rule_and_fix(tmp_path):
+def test_errors_have_value_rule_and_fix(tmp_path):
     run = tmp_path / "run"
     towpath("new", run, "--recipe", "tiny")
     nothing = towpath("label", "judge", run, "--set", "judge.base_url=http://127.0.0.1:1/v1", "--set", "judge.model=m")
@@ -250,13 +254,13 @@ def test_first_errors_name_value_rule_and_fix(tmp_path):
 
 
 @pytest.mark.parametrize("rater", ["judge", "blend"])
-def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rater):
+def test_first_run_with_a_judge_passes_the_label_stage(sampled, tmp_path, rater):
     """What the judge says in the label stage is part of that stage's fingerprint: the stages behind it are planned
     again, not missed."""
     run = copied(sampled, tmp_path / "run")
     share = ["preferences.human_share=0.1", "preferences.audit_share=0.1"] if rater == "blend" else []
     with judge() as address:
-        asked = [
+        options = [
             *SMALL,
             f"preferences.raters={rater}",
             f"judge.base_url={address}",
@@ -264,7 +268,7 @@ def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rate
             "reward.epochs=0.3",
             *share,
         ]
-        recipe = load(run, asked)
+        recipe = load(run, options)
         if rater == "blend":
             with pytest.raises(Waiting):
                 pipeline.run(recipe, run, lambda _line: None, "label")
@@ -274,12 +278,12 @@ def test_the_first_run_with_a_judge_goes_past_its_labels(sampled, tmp_path, rate
             pipeline.run(recipe, run, lambda _line: None, stage)
         assert result(run, "label")["fingerprint"] == result(run, "reward")["inputs"]["label"]
         calls = Longer.calls
-        said = []
-        pipeline.run(recipe, run, said.append, "label")
-        assert any("label: already done" in line for line in said) and Longer.calls == calls
+        lines = []
+        pipeline.run(recipe, run, lines.append, "label")
+        assert any("label: already done" in line for line in lines) and Longer.calls == calls
 
 
-def test_a_whole_run_with_a_judge_needs_one_command(sampled, tmp_path):
+def test_whole_run_with_a_judge(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     with judge() as address:
         small = [
@@ -290,9 +294,9 @@ def test_a_whole_run_with_a_judge_needs_one_command(sampled, tmp_path):
             "data.safety=",
             "reward.epochs=0.3",
         ]
-        asked = [*SMALL, *small, "preferences.raters=judge", f"judge.base_url={address}", "judge.model=longer"]
-        pipeline.run(load(run, asked), run, lambda _line: None)
-        state = status.read_status(load(run, asked), run)
+        options = [*SMALL, *small, "preferences.raters=judge", f"judge.base_url={address}", "judge.model=longer"]
+        pipeline.run(load(run, options), run, lambda _line: None)
+        state = status.read_status(load(run, options), run)
     assert {stage["state"] for stage in state.stages} == {"done"}
 
 
@@ -323,7 +327,7 @@ class Babbling(Longer):
         ),
     ],
 )
-def test_a_judge_that_brings_no_labels_is_an_error_that_says_why(sampled, tmp_path, kind, more, words, fix):
+def test_judge_without_labels_is_an_error_with_the_reason(sampled, tmp_path, kind, more, words, fix):
     run = copied(sampled, tmp_path / "run")
     with judge(kind) as address:
         recipe = load(run, [*SMALL, "preferences.raters=judge", f"judge.base_url={address}", "judge.model=m", *more])
@@ -331,11 +335,11 @@ def test_a_judge_that_brings_no_labels_is_an_error_that_says_why(sampled, tmp_pa
             pipeline.run(recipe, run, lambda _line: None, "label")
     assert error.value.exit_code == 1 and re.search(words, str(error.value)) and fix in error.value.fix
     assert "rating page" not in str(error.value)
-    kept = json.loads((run / "current.json").read_text())
-    assert kept["waiting_for"] == "" and (kind is Tying or any(f["code"] == "judge" for f in kept["findings"]))
+    current = json.loads((run / "current.json").read_text())
+    assert current["waiting_for"] == "" and (kind is Tying or any(f["code"] == "judge" for f in current["findings"]))
 
 
-def test_people_are_waited_for_until_every_seat_is_taken(sampled, tmp_path):
+def test_run_waits_until_every_seat_is_judged(sampled, tmp_path):
     """A tie of the first rater may be decided by the second: only when both have judged does no more come."""
     run = copied(sampled, tmp_path / "run")
     recipe = load(run, [*SMALL, "preferences.raters=people", "preferences.overlap=1.0"])
@@ -351,7 +355,7 @@ def test_people_are_waited_for_until_every_seat_is_taken(sampled, tmp_path):
         pipeline.run(recipe, run, lambda _line: None, "label")
 
 
-def test_recorded_preferences_that_are_too_few_do_not_wait_for_people(sampled, tmp_path):
+def test_too_few_recorded_preferences_do_not_wait(sampled, tmp_path):
     run = copied(sampled, tmp_path / "run")
     folder = run / "data" / "preferences"
     folder.mkdir()

@@ -45,7 +45,7 @@ LOOK = """() => {
 }""".replace("OWN", json.dumps(OWN + ", meta[name]"))
 
 
-def test_there_are_five_hundred():
+def test_there_are_five_hundred_payloads():
     assert len(PAYLOADS) >= 500
 
 
@@ -82,9 +82,9 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
         for n, text in enumerate(PAYLOADS)
     ]
     append(folder_of(run) / "samples.jsonl", samples)
-    with serving_run(run, store, team=True) as (url, door):
+    with serving_run(run, store, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("<img src=x onerror=ran=1>", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         context = browser.new_context(base_url=url)
         context.set_default_timeout(10_000)
         page = context.new_page()
@@ -102,23 +102,23 @@ def test_no_payload_runs_loads_or_leaves_the_page(browser, store, tmp_path):
         page.keyboard.press("Enter")
         page.wait_for_url(lambda where: "sign-in" not in where)
 
-        def look(where: str) -> None:
-            told = page.evaluate(LOOK)
-            assert told["bad"] == [], (where, told["bad"][:5])
-            assert told["ran"] is None, where
+        def check(where: str) -> None:
+            problems = page.evaluate(LOOK)
+            assert problems["bad"] == [], (where, problems["bad"][:5])
+            assert problems["ran"] is None, where
             assert trouble == [], (where, trouble[:5])
 
-        shown = 0
+        count = 0
         page.goto("/rate")
-        while page.get_attribute("#sheet", "data-state") in ("pair", "ranking"):
-            before = page.get_attribute("#sheet", "data-comparison")
-            shown += page.locator("#answers [data-text]").count()
-            look(before)
-            store.submit_write(verdicts.flag, before, "olga", PAYLOADS[shown % len(PAYLOADS)], 1e9).result()
+        while page.get_attribute("#task", "data-state") in ("pair", "ranking"):
+            before = page.get_attribute("#task", "data-comparison")
+            count += page.locator("#answers [data-text]").count()
+            check(before)
+            store.submit_write(verdicts.flag, before, "olga", PAYLOADS[count % len(PAYLOADS)], 1e9).result()
             page.reload()
-        assert shown >= len(PAYLOADS) * 0.9, shown
+        assert count >= len(PAYLOADS) * 0.9, count
         for path in PAGES:
             page.goto(path)
             page.wait_for_timeout(150)
-            look(path)
+            check(path)
         context.close()

@@ -526,9 +526,9 @@ def run(tmp_path):
 
 @pytest.fixture
 def team(run):
-    with Store.open(run / "towpath.db") as store, serving_run(run, store, team=True) as (url, door):
+    with Store.open(run / "towpath.db") as store, serving_run(run, store, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         yield url
 
 
@@ -669,9 +669,9 @@ def test_an_account_that_is_closed_hears_no_more(team, run):
 
 def test_a_server_ends_at_once_though_someone_watches(run):
     with Store.open(run / "towpath.db") as store:
-        with serving_run(run, store) as (url, door):
+        with serving_run(run, store) as (url, auth):
             owner = httpx.Client(base_url=url, headers={"accept": "application/json"})
-            owner.get(f"/enter?token={door.link_token()}")
+            owner.get(f"/enter?token={auth.link_token()}")
             response = owner.send(
                 owner.build_request("GET", "/monitor/events", params={"stage": "policy"}), stream=True
             )
@@ -689,10 +689,10 @@ def test_a_server_without_a_run_says_so(tmp_path):
 
     with (
         Store.open(tmp_path / "towpath.db") as store,
-        running(store, team=False) as (url, door),
+        running(store, team=False) as (url, auth),
         httpx.Client(base_url=url, headers={"accept": "application/json"}) as owner,
     ):
-        owner.get(f"/enter?token={door.link_token()}")
+        owner.get(f"/enter?token={auth.link_token()}")
         assert owner.get("/monitor").status_code == 409
     with pytest.raises(ResourceError, match="towpath new"):
         LiveRun(tmp_path)
@@ -726,10 +726,10 @@ def long_run(tmp_path_factory) -> Path:
 def owning(run):
     with (
         Store.open(run / "towpath.db") as store,
-        serving_run(run, store) as (url, door),
+        serving_run(run, store) as (url, auth),
         httpx.Client(base_url=url, headers={"accept": "application/json"}) as owner,
     ):
-        owner.get(f"/enter?token={door.link_token()}")
+        owner.get(f"/enter?token={auth.link_token()}")
         yield owner
 
 

@@ -24,15 +24,15 @@ def run(tmp_path, request):
 
 @pytest.fixture
 def server(run):
-    with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, door):
-        yield url, door
+    with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, auth):
+        yield url, auth
 
 
 @pytest.fixture
 def visit(browser, server):
     """Opens pages for the owner; what a console reports as an error, and any address that is not this server's,
     fails the test."""
-    url, door = server
+    url, auth = server
     contexts = []
     errors = []
     foreign = []
@@ -45,7 +45,7 @@ def visit(browser, server):
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: None if request.url.startswith(url) else foreign.append(request.url))
-        page.goto(f"/enter?token={door.link_token()}")
+        page.goto(f"/enter?token={auth.link_token()}")
         page.goto(path)
         page.wait_for_function("() => document.body.dataset.drawn !== undefined")
         return page
@@ -104,7 +104,7 @@ def test_every_chart_draws_its_own_numbers(visit):
     kl = chart(page, "KL, nats per prompt")
     assert kl.locator(".band.good").count() == 1
     assert kl.locator("text.guide.good").text_content() == "target 0.5"
-    assert kl.locator(".line.look circle").count() == 20
+    assert kl.locator(".line.validation circle").count() == 20
     assert chart(page, "Reward").locator(".mark.knob").count() == 2
 
 
@@ -282,10 +282,10 @@ def test_a_lost_connection_is_told_and_taken_up_again(visit, run):
 
 def test_a_server_that_comes_back_is_found_again(browser, run):
     with Store.open(run / "towpath.db") as store:
-        with serving_run(run, store) as (url, door):
+        with serving_run(run, store) as (url, auth):
             port = int(url.rpartition(":")[2])
             page = browser.new_context(base_url=url).new_page()
-            page.goto(f"/enter?token={door.link_token()}")
+            page.goto(f"/enter?token={auth.link_token()}")
             page.goto("/monitor")
             page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
         page.wait_for_function("() => document.getElementById('link').dataset.state === 'lost'")
@@ -326,10 +326,10 @@ def test_a_hundred_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):
 def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
     """Seconds to the first picture of a server that begins, seconds until the next step is there, milliseconds to
     draw every chart."""
-    with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, door):
+    with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, auth):
         context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
         page = context.new_page()
-        page.goto(f"/enter?token={door.link_token()}")
+        page.goto(f"/enter?token={auth.link_token()}")
         begun = monotonic()
         page.goto("/monitor")
         page.wait_for_function(DRAWN, arg=last)
@@ -351,7 +351,7 @@ def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
 
 def test_samples_are_stepped_through_by_key(visit, run):
     page = visit("/monitor/samples")
-    assert page.inner_text("#asked") == "How long do I boil an egg? (0)"
+    assert page.inner_text("#prompt") == "How long do I boil an egg? (0)"
     assert (page.input_value("#left"), page.input_value("#right")) == ("0", "40")
     page.keyboard.press("ArrowLeft")
     assert page.input_value("#right") == "36"
@@ -359,7 +359,7 @@ def test_samples_are_stepped_through_by_key(visit, run):
     page.wait_for_selector("#right-text mark")
     assert page.locator("#left-text b").count() == 0  # what a model says is no markup
     page.keyboard.press("j")
-    page.wait_for_function("() => document.getElementById('asked').textContent.includes('(1)')")
+    page.wait_for_function("() => document.getElementById('prompt').textContent.includes('(1)')")
     assert page.input_value("#right") == "36"
     page.select_option("#sort", "fall")
     page.wait_for_function("() => document.querySelector('#prompts button').textContent.includes('(7)')")

@@ -25,11 +25,11 @@ class Faults:
     def __init__(self, app):
         self.app = app
         self.answers = {}
-        self.asked = []
+        self.requests = []
 
     async def __call__(self, scope, receive, send):
         path = scope.get("path", "")
-        self.asked += [path] if scope.get("method") == "POST" else []
+        self.requests += [path] if scope.get("method") == "POST" else []
         status, body, headers = self.answers.get(path, (0, "", {}))
         if not status:
             return await self.app(scope, receive, send)
@@ -45,18 +45,18 @@ class Faults:
 
 
 @contextmanager
-def serving_faults(store):
-    server, door = create_server(store, True)
+def serve_with_faults(store):
+    server, auth = create_server(store, True)
     faults = Faults(server.config.app)
     server.config.app = faults
-    with open_socket("127.0.0.1", 0) as place:
-        thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    with open_socket("127.0.0.1", 0) as listener:
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
             sleep(0.01)
         for name in ("ann", "bob"):
-            store.submit_write(people.add_account, name, "rater", door.hashed(PASSWORD)).result()
-        yield f"http://127.0.0.1:{place.getsockname()[1]}", faults
+            store.submit_write(people.add_account, name, "rater", auth.hash_password(PASSWORD)).result()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", faults
         server.should_exit = True
         thread.join()
 
@@ -82,7 +82,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def served(store, browser):
-    with serving_faults(store) as (url, faults):
+    with serve_with_faults(store) as (url, faults):
         page = enter(browser, url)
         yield page, faults
         page.context.close()
@@ -110,30 +110,30 @@ def stored(page, kind):
         ((413, "too large", {}), "the server failed (413)"),
     ],
 )
-def test_an_answer_that_is_not_about_the_verdict_never_drops_it(served, store, answer, words):
+def test_unrelated_responses_never_drop_a_verdict(served, store, answer, words):
     page, faults = served
     first = comparison(page)
     faults.answers["/rate/judge"] = answer
     page.keyboard.press("1")
-    shows(page, "waiting", words)
-    assert "1 kept on this device" in page.inner_text("#waiting")
+    shows(page, "outbox", words)
+    assert "1 stored on this device" in page.inner_text("#outbox")
     assert "secret" not in page.content()
     faults.answers.clear()
-    page.wait_for_function("before => document.getElementById('sheet').dataset.comparison !== before", arg=first)
+    page.wait_for_function("before => document.getElementById('task').dataset.comparison !== before", arg=first)
     assert [j.comparison for j in store.judgements()] == [first]
     assert stored(page, "outbox") == stored(page, "unsaved") == 0
 
 
-def test_the_pause_that_the_server_asks_for_is_kept(served):
+def test_retry_after_is_respected(served):
     page, faults = served
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "30"})
     page.keyboard.press("1")
-    shows(page, "waiting", "the server is away")
+    shows(page, "outbox", "the server is away")
     page.wait_for_timeout(3500)  # without Retry-After two more tries would come after 1 s and 3 s
-    assert faults.asked.count("/rate/judge") == 1
+    assert faults.requests.count("/rate/judge") == 1
 
 
-def test_what_the_server_cannot_take_is_set_aside_and_shown(served, store, axe):
+def test_rejected_items_are_listed(served, store, axe):
     page, faults = served
     first = comparison(page)
     faults.answers["/rate/judge"] = (500, "Internal Server Error", {})
@@ -142,9 +142,9 @@ def test_what_the_server_cannot_take_is_set_aside_and_shown(served, store, axe):
     page.keyboard.press("Control+Enter")
     page.keyboard.press("1")
     page.wait_for_function(
-        "before => document.getElementById('sheet').dataset.comparison !== before", arg=first, timeout=30_000
+        "before => document.getElementById('task').dataset.comparison !== before", arg=first, timeout=30_000
     )
-    assert "Not saved: A is much better" in page.inner_text("#said")
+    assert "Not saved: A is much better" in page.inner_text("#message")
     assert page.inner_text("#unsaved") == "Could not be saved: 1 item"
     assert stored(page, "outbox") == 0
     faults.answers.clear()
@@ -156,32 +156,32 @@ def test_what_the_server_cannot_take_is_set_aside_and_shown(served, store, axe):
     assert "comment: Because of the lock" in listed
     assert not serious(page, axe)
     page.get_by_role("button", name="Try again").click()
-    shows(page, "said", "Saved: A is much better")
-    kept = {j.comparison: j for j in store.judgements()}
-    assert (kept[first].strength, kept[first].comment) == (3, "Because of the lock")
+    shows(page, "message", "Saved: A is much better")
+    judgements = {j.comparison: j for j in store.judgements()}
+    assert (judgements[first].strength, judgements[first].comment) == (3, "Because of the lock")
     assert page.is_hidden("#unsaved")
 
 
-def test_a_refused_verdict_is_shown_with_what_it_was(served, store):
+def test_refused_verdict_is_listed_with_its_content(served, store):
     page, _ = served
     first = comparison(page)
-    shown = store.read(
+    task = store.read(
         lambda c: c.exec_driver_sql(f"SELECT shown FROM seats WHERE comparison = '{first}' AND rater = 'ann'").scalar()
     )
     other = verdicts.Submission("from-another-device", first, "ann", verdicts.StoredVerdict("right"))
     store.submit_write(verdicts.judge, other, 2_000_000_000.0).result()
     page.keyboard.press("1")
-    shows(page, "said", "Not saved: A is much better")
-    assert "You have judged this pair otherwise" in page.inner_text("#said")
+    shows(page, "message", "Not saved: A is much better")
+    assert "You have judged this pair differently" in page.inner_text("#message")
     assert not re.search(r"\bk\d\d\b", page.inner_text("body")), "no ids of the ledger"
     page.click("#unsaved")
     assert "A is much better" in page.inner_text("#unsaved-list")
     page.get_by_role("button", name="Discard").click()
     assert page.is_hidden("#unsaved")
-    assert [j.choice for j in store.judgements()] == [sides.choice_of("right", shown)]
+    assert [j.choice for j in store.judgements()] == [sides.choice_of("right", task)]
 
 
-def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
+def test_drafts_survive_a_reload(served, store):
     page, _ = served
     first = comparison(page)
     for key, words in (("c", "a remark"), ("w", "A better answer."), ("f", "odd")):
@@ -190,26 +190,26 @@ def test_drafts_survive_a_reload_and_go_when_they_are_saved(served, store):
         page.keyboard.press("Control+Enter" if key == "c" else "Escape")
     page.reload()
     assert comparison(page) == first
-    assert "Restored what you had begun: a better answer, a comment, a flag" in page.inner_text("#said")
+    assert "Restored drafts: a better answer, a comment, a flag" in page.inner_text("#message")
     page.keyboard.press("w")
     assert page.input_value("#write-text") == "A better answer."
     page.keyboard.press("Control+Enter")
-    shows(page, "said", "Saved: your better answer")
+    shows(page, "message", "Saved: your better answer")
     press(page, "1", "Saved")
     assert [j.comment for j in store.judgements()] == ["a remark"]
     assert [row["text"] for row in store.read(review.list_written_answers, "waiting")[0]] == ["A better answer."]
-    press(page, "u", "Taken back")
+    press(page, "u", "Undone")
     assert page.input_value("#comment-text") == page.input_value("#write-text") == ""
     assert page.input_value("#flag-text") == "odd"
 
 
-def test_a_verdict_is_not_taken_for_that_of_someone_who_signed_in_meanwhile(served, store):
+def test_verdict_is_not_credited_to_another_account(served, store):
     page, faults = served
     first = comparison(page)
     store.submit_write(task_queue.add_seats, [first], "overlap").result()
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
-    shows(page, "waiting", "the server is away")
+    shows(page, "outbox", "the server is away")
     other = page.context.new_page()
     other.goto("/sign-in")
     other.fill("#name", "bob")
@@ -218,32 +218,32 @@ def test_a_verdict_is_not_taken_for_that_of_someone_who_signed_in_meanwhile(serv
     other.wait_for_url("**/rate")
     assert comparison(other) == first, "bob was given the pair too"
     faults.answers.clear()
-    shows(page, "waiting", "you are signed out")
+    shows(page, "outbox", "you are signed out")
     assert store.judgements() == []
     assert stored(page, "outbox") == 1
 
 
-def test_a_browser_that_stores_nothing_says_that_the_tab_must_stay_open(served):
+def test_browser_without_storage_warns(served):
     page, faults = served
     page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
     faults.answers["/rate/judge"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
-    shows(page, "waiting", "in this tab only, do not close it")
+    shows(page, "outbox", "in this tab only, do not close it")
     faults.answers.clear()
-    shows(page, "said", "Saved")
+    shows(page, "message", "Saved")
 
 
-def test_a_pair_that_cannot_be_loaded_is_not_called_kept(served):
+def test_load_failure_is_not_reported_as_stored(served):
     page, faults = served
     faults.answers["/rate/next"] = (503, "{}", {"retry-after": "1"})
     page.keyboard.press("1")
-    shows(page, "waiting", "The next pair cannot be loaded (the server is away)")
-    assert "kept" not in page.inner_text("#waiting")
+    shows(page, "outbox", "The next pair cannot be loaded (the server is away)")
+    assert "stored" not in page.inner_text("#outbox")
     faults.answers.clear()
-    shows(page, "waiting", "")
+    shows(page, "outbox", "")
 
 
-def test_a_database_that_is_restarted_under_a_rater_loses_nothing(postgres_server, browser):
+def test_database_restart_loses_nothing(postgres_server, browser):
     control = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))[-1]
     port = postgres_server.rpartition(":")[2]
     folder = next(path for path in Path("/tmp").glob("towpath-postgres-*") if (path / f".s.PGSQL.{port}").exists())
@@ -260,21 +260,21 @@ def test_a_database_that_is_restarted_under_a_rater_loses_nothing(postgres_serve
 
     with Store.open(new_database(postgres_server)) as store:
         fill(store)
-        with serving_faults(store) as (url, _):
+        with serve_with_faults(store) as (url, _):
             page = enter(browser, url)
-            given = []
+            pairs = []
             for _ in range(2):
-                given.append(comparison(page))
+                pairs.append(comparison(page))
                 run("-m", "immediate", "stop")
                 page.keyboard.press("1")
-                shows(page, "waiting", "the server is away")
+                shows(page, "outbox", "the server is away")
                 assert "postgresql" not in page.inner_text("body")
                 run("-o", options, "start")
                 page.wait_for_function(
-                    "before => document.getElementById('sheet').dataset.comparison !== before",
-                    arg=given[-1],
+                    "before => document.getElementById('task').dataset.comparison !== before",
+                    arg=pairs[-1],
                     timeout=60_000,
                 )
-            assert [j.comparison for j in store.judgements()] == given
+            assert [j.comparison for j in store.judgements()] == pairs
             assert answers(page)
             page.context.close()

@@ -46,7 +46,7 @@ def _quick(monkeypatch):
     monkeypatch.setattr(sources, "ATTEMPTS", 1)
 
 
-def test_a_reward_endpoint_without_end_is_cut_off():
+def test_endless_reward_response_is_cut_off():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with (
         saying(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536) as address,
@@ -59,22 +59,22 @@ def test_a_reward_endpoint_without_end_is_cut_off():
 @pytest.mark.parametrize(
     "opening", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"], ids=["headers", "body"]
 )
-def test_a_server_that_drips_headers_or_body_has_one_deadline(opening):
+def test_server_that_drips_headers_or_body_times_out(opening):
     client = network.HttpClient(0.5)
     with saying(opening, b"x: y\r\n", pause=0.05) as address:
-        begun = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(network.ResponseFailed, match=r"in 0\.5 s"):
             client.post(address, b"{}")
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - start < 1.5
 
 
-def test_a_judge_that_drips_headers_is_given_up():
+def test_judge_that_drips_headers_times_out():
     with saying(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", pause=0.05) as address:
         settings = JudgeSettings(f"{address}/v1", "m", retries=0, timeout=0.4)
-        begun = time.monotonic()
-        (found,) = judge_pairs(settings, [CASE], Kept())
-        assert time.monotonic() - begun < 2.5
-    assert found.reason == "unreachable"
+        start = time.monotonic()
+        (result,) = judge_pairs(settings, [CASE], Kept())
+        assert time.monotonic() - start < 2.5
+    assert result.reason == "unreachable"
 
 
 def test_redirects_are_not_followed():
@@ -86,7 +86,7 @@ def test_redirects_are_not_followed():
         sources.load_source(f"{address}/score")(["p"], ["a"])
 
 
-def test_a_compressed_bomb_is_not_unpacked():
+def test_compressed_response_is_not_unpacked():
     with (
         saying(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n", b"\x1f\x8b" * 100) as address,
         pytest.raises(RewardError, match="compressed"),
@@ -106,7 +106,7 @@ FORBIDDEN = [
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
-def test_link_local_and_metadata_addresses_are_refused_before_a_run_begins(address):
+def test_link_local_and_metadata_addresses_are_refused_before_a_run(address):
     with pytest.raises(RecipeError, match="link-local or metadata"):
         sources.load_source(address)
     with pytest.raises(RecipeError, match="link-local or metadata"):
@@ -114,7 +114,7 @@ def test_link_local_and_metadata_addresses_are_refused_before_a_run_begins(addre
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
-def test_a_name_that_leads_to_such_an_address_is_never_asked(address, monkeypatch):
+def test_host_name_of_a_metadata_address_is_refused(address, monkeypatch):
     # as where a name stands in its place
     monkeypatch.setattr(network, "require_allowed_literal", lambda _address: None)
     with pytest.raises(RewardError, match="link-local or metadata"):
@@ -127,32 +127,32 @@ def test_a_name_that_leads_to_such_an_address_is_never_asked(address, monkeypatc
     "address",
     ["http://localhost:8000/v1", "http://10.0.0.7/v1", "http://[::1]:8000/v1", "https://judge.example.org/v1"],
 )
-def test_servers_of_a_teams_own_network_are_allowed(address):
+def test_private_network_addresses_are_allowed(address):
     network.require_allowed_literal(address)
 
 
-def test_half_a_character_from_a_judge_ends_nothing():
+def test_lone_surrogate_in_a_judge_reply_is_replaced():
     with served(
         lambda _request, _number: {"choices": [{"message": {"content": said("first", explanation="\ud800 it says")}}]}
     ) as server:
-        found = one(server)
-    assert found.details["verdicts"]
-    json.dumps(found.details, ensure_ascii=False).encode()
+        result = one(server)
+    assert result.details["verdicts"]
+    json.dumps(result.details, ensure_ascii=False).encode()
 
 
-def test_a_key_that_a_server_echoes_is_hidden(monkeypatch):
+def test_echoed_api_key_is_redacted(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
     with served(
         lambda _request, _number: {
             "choices": [{"message": {"content": said("first", explanation="your key is sk-very-secret")}}]
         }
     ) as server:
-        found = one(server, api_key="env:JUDGE_KEY")
-    assert "sk-very-secret" not in json.dumps(found.details)
-    assert "[key]" in json.dumps(found.details)
+        result = one(server, api_key="env:JUDGE_KEY")
+    assert "sk-very-secret" not in json.dumps(result.details)
+    assert "[key]" in json.dumps(result.details)
 
 
-def test_a_password_in_store_url_is_refused_and_a_reference_taken(tmp_path, monkeypatch):
+def test_password_in_store_url_is_refused_and_a_reference_accepted(tmp_path, monkeypatch):
     url = "postgresql+psycopg://towpath:hunter2@db.example.org/ledger"
     with pytest.raises(RecipeError) as refused:
         location.ledger_location(tmp_path, url)

@@ -59,23 +59,21 @@ def gradient(name: str, model: str, share: slice, tokens_per_pass: int) -> dict[
     return {key: p.grad.clone() for key, p in runtime.trained().items() if p.grad is not None}
 
 
-def work(rank: int, world: int, name: str, model: str, place: str) -> None:
+def work(rank: int, world: int, name: str, model: str, address: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=world)
-    found = gradient(name, model, slice(rank, None, world), 64)
-    for part in found.values():
+    dist.init_process_group("gloo", init_method=f"file://{address}/meeting", rank=rank, world_size=world)
+    gradients = gradient(name, model, slice(rank, None, world), 64)
+    for part in gradients.values():
         dist.all_reduce(part)
     if rank == 0:
-        torch.save(found, f"{place}/found.pt")
+        torch.save(gradients, f"{address}/found.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_the_gradient_does_not_change_with_the_number_of_processes(
-    tiny_folder: str, tmp_path: Path, name: str, world: int
-):
+def test_gradient_does_not_depend_on_the_number_of_processes(tiny_folder: str, tmp_path: Path, name: str, world: int):
     spawning.spawn(work, (world, name, tiny_folder, str(tmp_path)), nprocs=world)
     together = torch.load(tmp_path / "found.pt")
     alone = gradient(name, tiny_folder, slice(None), 10_000)

@@ -9,13 +9,13 @@ import time
 
 import numpy as np
 import pytest
-from towpath.stages.sampler import generate
 
 import towpath as tp
 from towpath import progress as showing
 from towpath.progress import Progress, progress
 from towpath.recipe import Decoding
 from towpath.rollout.engine import SampleRequest
+from towpath.rollout.generate import generate
 from towpath.rollout.local import LocalEngine
 
 
@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_no_estimate_before_any_work_and_one_that_falls_after(clock: list[float]) -> None:
+def test_time_left_estimate_decreases(clock: list[float]) -> None:
     work = Progress("samples", 240, "tokens")
     clock[0] += 30
     assert work.seconds_left() is None and work.line() == "samples 0 %"
@@ -46,14 +46,14 @@ def test_no_estimate_before_any_work_and_one_that_falls_after(clock: list[float]
     assert work.line().startswith("samples 99 %")
 
 
-def test_a_resumed_work_is_estimated_by_what_this_process_did(clock: list[float]) -> None:
+def test_estimate_of_resumed_work(clock: list[float]) -> None:
     work = Progress("policy", 100, start=90)
     clock[0] += 10
     work.advance(1)
     assert work.seconds_left() == pytest.approx(90) and work.amount() == "91/100"
 
 
-def test_a_silent_phase_says_every_few_seconds_that_it_goes_on(capsys, monkeypatch) -> None:
+def test_plain_progress_line_every_few_seconds(capsys, monkeypatch) -> None:
     assert showing.LINE_INTERVAL <= 9
     monkeypatch.setattr(showing, "LINE_INTERVAL", 0.05)
     with progress("evaluate"), progress("evaluate: answers", 10) as work:
@@ -65,28 +65,28 @@ def test_a_silent_phase_says_every_few_seconds_that_it_goes_on(capsys, monkeypat
     assert not capsys.readouterr().err, "nothing is said once the work has ended"
 
 
-def test_drawing_advances_with_every_token(tiny) -> None:
+def test_generation_progress_advances_with_every_token(tiny) -> None:
     """Three rows that run to their longest length used to stand at 0/3 to the end."""
     requests = [SampleRequest([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
-    seen: list[tuple[int, int]] = []
-    LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: seen.append((tokens, ended)))
-    assert [tokens for tokens, _ in seen] == [3] * 40 and sum(ended for _, ended in seen) == 3
+    ticks: list[tuple[int, int]] = []
+    LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: ticks.append((tokens, ended)))
+    assert [tokens for tokens, _ in ticks] == [3] * 40 and sum(ended for _, ended in ticks) == 3
 
 
-def test_answers_that_end_early_count_as_done(tiny) -> None:
+def test_finished_answers_count_as_done(tiny) -> None:
     requests = [SampleRequest([5, 6, 7], Decoding(), np.random.default_rng(i).random(30 + i)) for i in range(8)]
     plain = LocalEngine(tiny, eos=-1, pad=0).generate(requests)
     eos = plain[0].token_ids[4]
-    seen: list[tuple[int, int]] = []
-    drawn = LocalEngine(tiny, eos=eos, pad=0).generate(
-        requests, tick=lambda tokens, ended: seen.append((tokens, ended))
+    ticks: list[tuple[int, int]] = []
+    completions = LocalEngine(tiny, eos=eos, pad=0).generate(
+        requests, tick=lambda tokens, ended: ticks.append((tokens, ended))
     )
-    assert any(d.finish == "stop" for d in drawn)
-    assert sum(tokens for tokens, _ in seen) == sum(30 + i for i in range(8)) and sum(ended for _, ended in seen) == 8
-    assert generate(LocalEngine(tiny, eos=eos, pad=0), requests, "answers") == drawn
+    assert any(d.finish == "stop" for d in completions)
+    assert sum(tokens for tokens, _ in ticks) == sum(30 + i for i in range(8)) and sum(ended for _, ended in ticks) == 8
+    assert generate(LocalEngine(tiny, eos=eos, pad=0), requests, "answers") == completions
 
 
-def test_a_policy_step_shows_what_goes_on_inside(capsys, monkeypatch, tmp_path, tiny_folder) -> None:
+def test_policy_step_shows_its_phases(capsys, monkeypatch, tmp_path, tiny_folder) -> None:
     monkeypatch.setattr(showing, "LINE_INTERVAL", 0.005)
     prompts = [f"Say {number}." for number in range(20)]
     tp.train(
@@ -100,12 +100,12 @@ def test_a_policy_step_shows_what_goes_on_inside(capsys, monkeypatch, tmp_path, 
         folder=tmp_path,
         dtype="float32",
     )
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for phase in ("rollout", "scoring by reference", "update", "validation answers"):
-        assert re.search(rf"ppo \d/2.*; {phase} \d+ %", said), phase
+        assert re.search(rf"ppo \d/2.*; {phase} \d+ %", output), phase
 
 
-def test_nested_bars_share_one_display_on_a_terminal() -> None:
+def test_nested_bars_share_one_display() -> None:
     code = """
 import time
 from towpath.progress import print_note, progress
@@ -123,7 +123,7 @@ print("done")
         [sys.executable, "-c", code], stderr=follower, stdout=subprocess.PIPE, env=environment, close_fds=True
     )
     os.close(follower)
-    shown = b""
+    output = b""
     while True:
         try:
             part = os.read(leader, 4096)
@@ -131,8 +131,8 @@ print("done")
             break
         if not part:
             break
-        shown += part
+        output += part
     os.close(leader)
     assert child.communicate(timeout=20)[0].strip() == b"done" and child.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
     assert "evaluate" in text and re.search(r"  answers .*\d+ %.*2 of 4 answers", text) and "a line between" in text

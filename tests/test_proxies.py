@@ -120,17 +120,17 @@ def site(request, tmp_path, certificate):
     with Store.open(tmp_path / "towpath.db") as store:
         fill(store)
         run = short_run(tmp_path / "run")
-        server, door = create_server(
-            store, True, outside=NetworkOptions(names=(NAME,), proxies=("127.0.0.1",)), run=run
+        server, auth = create_server(
+            store, True, network=NetworkOptions(names=(NAME,), proxies=("127.0.0.1",)), run=run
         )
         for name, role in (("olga", "owner"), ("ann", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
-        with open_socket("127.0.0.1", 0) as place:
-            thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
+        with open_socket("127.0.0.1", 0) as listener:
+            thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
             thread.start()
             port = free_port()
             (tmp_path / "proxy").mkdir()
-            with request.param(tmp_path / "proxy", certificate, port, place.getsockname()[1]):
+            with request.param(tmp_path / "proxy", certificate, port, listener.getsockname()[1]):
                 yield port, ssl.create_default_context(cafile=certificate / "cert.pem")
             server.should_exit = True
             thread.join()
@@ -163,7 +163,7 @@ def sign_in(browser: httpx.Client, name: str, password: str = PASSWORD) -> httpx
     return browser.post("/sign-in", data={"name": name, "password": password})
 
 
-def test_people_sign_in_and_rate_over_tls(site):
+def test_sign_in_and_rating_over_tls_proxies(site):
     with visitor(site) as ann:
         done = sign_in(ann, "ann")
         assert done.status_code == 303
@@ -180,25 +180,25 @@ def test_people_sign_in_and_rate_over_tls(site):
         )
 
 
-def test_a_claimed_address_is_not_believed(site):
+def test_claimed_address_is_not_trusted(site):
     with visitor(site) as attacker:
-        told = [
+        statuses = [
             attacker.post(
                 "/sign-in", data={"name": "ann", "password": "wrong"}, headers={"x-forwarded-for": f"198.51.100.{n}"}
             ).status_code
             for n in range(8)
         ]
-        assert 429 in told
-        assert told.count(401) <= 5
+        assert 429 in statuses
+        assert statuses.count(401) <= 5
 
 
-def test_live_pages_are_not_held_back(site):
+def test_proxies_do_not_buffer_live_pages(site):
     with visitor(site) as olga:
         sign_in(olga, "olga")
         with olga.stream("GET", "/monitor/events", params={"stage": "policy"}) as stream:
-            begun = monotonic()
+            start = monotonic()
             for line in stream.iter_lines():
                 if line.startswith("event:"):
                     break
-            assert monotonic() - begun < 10
+            assert monotonic() - start < 10
             assert stream.headers["content-type"].startswith("text/event-stream")

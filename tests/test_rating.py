@@ -41,8 +41,8 @@ def fill(store, pairs=PAIRS):
 
 
 @pytest.fixture
-def store(place):
-    with Store.open(place) as opened:
+def store(location):
+    with Store.open(location) as opened:
         fill(opened)
         yield opened
 
@@ -51,88 +51,88 @@ def tasks(count=PAIRS, **more):
     return [Task(f"k{i:02}", "home" if i % 2 else "work", **more) for i in range(count)]
 
 
-def sit(store, rater, at=NOW):
+def take_lease(store, rater, at=NOW):
     return store.submit_write(task_queue.next_lease, rater, at).result()
 
 
 def judge(store, seat, side="left", at=NOW, key="", **more):
-    given = Submission(
+    submission = Submission(
         key or f"key-{seat.comparison}-{seat.rater}-{at}", seat.comparison, seat.rater, StoredVerdict(side), **more
     )
-    return store.submit_write(verdicts.judge, given, at).result()
+    return store.submit_write(verdicts.judge, submission, at).result()
 
 
 def undo(store, seat, at=NOW):
     return store.submit_write(verdicts.undo, seat.comparison, seat.rater, at).result()
 
 
-def put(store, **changed):
+def save_settings(store, **changed):
     store.submit_write(rating_settings.save, RatingSettings(**{"gold_share": 0.0} | changed)).result()
 
 
-def seen_by(store, rater, at=NOW):
+def rate_all(store, rater, at=NOW):
     """All the pairs a rater is given, each judged at once."""
-    found = []
-    while isinstance(seat := sit(store, rater, at), Lease):
-        found.append(seat.comparison)
+    names = []
+    while isinstance(seat := take_lease(store, rater, at), Lease):
+        names.append(seat.comparison)
         judge(store, seat, at=at)
-    return found
+    return names
 
 
-def test_the_most_urgent_come_first_and_then_those_that_wait_longest(store):
+def test_queue_order_by_priority_and_age(store):
     assert store.add_tasks([*tasks(4), Task("k07", "home", priority=5), Task("k06", "new", priority=9)]) == 6
     assert store.add_tasks(tasks(4)) == 0
-    assert seen_by(store, "ann") == ["k06", "k07", "k00", "k01", "k02", "k03"]
-    assert sit(store, "ann") == "empty"
-    assert sit(store, "bob") == "empty"
+    assert rate_all(store, "ann") == ["k06", "k07", "k00", "k01", "k02", "k03"]
+    assert take_lease(store, "ann") == "empty"
+    assert take_lease(store, "bob") == "empty"
 
 
-def test_two_raters_never_sit_at_one_pair_unless_that_is_wanted(store):
+def test_no_double_lease_without_overlap(store):
     store.add_tasks([*tasks(4), Task("k09", "home", seats=2)])
-    ann = sit(store, "ann")
-    bob = sit(store, "bob")
+    ann = take_lease(store, "ann")
+    bob = take_lease(store, "bob")
     assert ann.comparison != bob.comparison
     judge(store, ann)
     judge(store, bob)
-    given = Counter([ann.comparison, bob.comparison, *seen_by(store, "ann"), *seen_by(store, "bob")])
-    assert given == {"k00": 1, "k01": 1, "k02": 1, "k03": 1, "k09": 2}
+    counts = Counter([ann.comparison, bob.comparison, *rate_all(store, "ann"), *rate_all(store, "bob")])
+    assert counts == {"k00": 1, "k01": 1, "k02": 1, "k03": 1, "k09": 2}
 
 
-def test_an_order_is_drawn_for_each_rater_and_kept_over_reload_and_expiry(store):
+def test_answer_order_per_rater_is_stable(store):
     store.add_tasks(tasks(1, seats=9))
-    put(store, lease=100.0)
-    shown = {}
+    save_settings(store, lease=100.0)
+    orders = {}
     for name in "abcdefgh":
-        first = sit(store, name)
-        assert sit(store, name) == first
-        assert sit(store, name, NOW + 1000).shown == first.shown
-        shown[name] = first.shown
-    assert set(shown.values()) == {"ab", "ba"}
+        first = take_lease(store, name)
+        assert take_lease(store, name) == first
+        assert take_lease(store, name, NOW + 1000).order == first.order
+        orders[name] = first.order
+    assert set(orders.values()) == {"ab", "ba"}
 
 
 @pytest.mark.parametrize(
-    ("side", "shown", "choice"),
+    ("side", "order", "choice"),
     [("left", "ab", "a"), ("left", "ba", "b"), ("right", "ab", "b"), ("right", "ba", "a"), ("tie", "ba", "tie")],
 )
-def test_a_side_is_the_answer_that_lay_there(side, shown, choice):
-    assert sides.choice_of(side, shown) == choice
+def test_choice_of_side(side, order, choice):
+    assert sides.choice_of(side, order) == choice
 
 
-def test_what_is_judged_is_what_was_seen(store):
+def test_stored_choice_matches_the_shown_side(store):
     store.add_tasks(tasks(6))
     for _ in range(6):
-        seat = sit(store, "ann")
+        seat = take_lease(store, "ann")
         left = store.read(task_queue.task_view, seat).answers[0]
         judge(
             store, seat, "left", NOW + 1, milliseconds=900, guideline="3", comment="so", safety=StoredVerdict("right")
         )
-        said = store.judgements()[-1]
+        judgement = store.judgements()[-1]
         comparison = next(c for c in store.comparisons() if c.id == seat.comparison)
-        chosen, other = (comparison.a, comparison.b) if said.choice == "a" else (comparison.b, comparison.a)
+        chosen, other = (comparison.a, comparison.b) if judgement.choice == "a" else (comparison.b, comparison.a)
         assert store.completions()[chosen].text == left
-        assert said.details == {"safety": {"choice": "b" if said.choice == "a" else "a", "strength": 1}}
-        assert (said.shown, said.kind, said.milliseconds, said.guideline, said.comment) == (
-            seat.shown,
+        assert judgement.details == {"safety": {"choice": "b" if judgement.choice == "a" else "a", "strength": 1}}
+        assert (judgement.shown, judgement.kind, judgement.milliseconds, judgement.guideline, judgement.comment) == (
+            seat.order,
             "person",
             900,
             "3",
@@ -142,11 +142,11 @@ def test_what_is_judged_is_what_was_seen(store):
     assert {j.shown for j in store.judgements()} == {"ab", "ba"}
 
 
-def test_a_lease_that_ran_out_goes_to_another_and_a_late_verdict_still_counts(store):
+def test_expired_lease_is_reassigned_and_a_late_verdict_counts(store):
     store.add_tasks(tasks(1))
-    late = sit(store, "ann")
-    assert sit(store, "bob") == "empty"
-    taken = sit(store, "bob", NOW + 3600)
+    late = take_lease(store, "ann")
+    assert take_lease(store, "bob") == "empty"
+    taken = take_lease(store, "bob", NOW + 3600)
     assert taken.comparison == late.comparison
     judge(store, late, "left", NOW + 3601)
     judge(store, taken, "right", NOW + 3602)
@@ -154,105 +154,105 @@ def test_a_lease_that_ran_out_goes_to_another_and_a_late_verdict_still_counts(st
     assert store.read(rater_stats.rating_stats, NOW).queues[0].done == 1
 
 
-def test_a_verdict_told_twice_is_one_and_told_otherwise_is_refused(store):
+def test_repeated_verdict_is_idempotent_and_a_conflict_is_refused(store):
     store.add_tasks(tasks(2))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     assert not judge(store, seat, "left", key="the-first-key").again
     assert judge(store, seat, "left", key="the-first-key").again
     assert judge(store, seat, "left", key="another-tab").again
     with pytest.raises(DataError, match="undo first"):
         judge(store, seat, "right", key="a-third-key")
     with pytest.raises(DataError, match="key of another"):
-        judge(store, sit(store, "bob"), key="the-first-key")
+        judge(store, take_lease(store, "bob"), key="the-first-key")
     assert len(store.judgements()) == 1
 
 
-def test_nobody_judges_what_the_queue_did_not_give_them(store):
+def test_unassigned_pair_cannot_be_judged(store):
     store.add_tasks(tasks(1))
-    with pytest.raises(DataError, match="not given to you"):
+    with pytest.raises(DataError, match="not assigned to you"):
         judge(store, Lease("k00", "eve", "ab", 0.0))
 
 
-def test_undo_takes_a_verdict_back_and_the_next_is_of_a_new_round(store):
+def test_undo_retracts_and_starts_a_new_round(store):
     store.add_tasks(tasks(2))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     judge(store, seat, "left")
-    other = sit(store, "ann", NOW + 1)
+    other = take_lease(store, "ann", NOW + 1)
     assert store.read(verdicts.last_settled, "ann") == (seat.comparison, "judged")
     assert undo(store, seat, NOW + 2).judgements == 1
     assert undo(store, seat, NOW + 2).again
     assert store.judgements() == []
-    assert sit(store, "ann", NOW + 3).comparison == seat.comparison
+    assert take_lease(store, "ann", NOW + 3).comparison == seat.comparison
     judge(store, seat, "right", NOW + 4)
-    assert sit(store, "ann", NOW + 5).comparison == other.comparison
+    assert take_lease(store, "ann", NOW + 5).comparison == other.comparison
     assert [(j.comparison, j.round) for j in store.judgements()] == [(seat.comparison, 2)]
     assert store.counts()["judgements"] == 2
-    told = store.read(rater_stats.rating_stats, NOW + 5).raters[0]
-    assert (told.judged, told.retracted) == (1, 1)
+    stats = store.read(rater_stats.rating_stats, NOW + 5).raters[0]
+    assert (stats.judgements, stats.retracted) == (1, 1)
 
 
-def test_a_skipped_pair_goes_to_others_and_comes_back_only_by_undo(store):
+def test_skipped_pair_goes_to_others(store):
     store.add_tasks(tasks(1))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     store.submit_write(verdicts.skip, seat.comparison, "ann", NOW).result()
     assert store.submit_write(verdicts.skip, seat.comparison, "ann", NOW).result().again
-    assert sit(store, "ann") == "empty"
+    assert take_lease(store, "ann") == "empty"
     undo(store, seat)
-    assert sit(store, "ann").comparison == seat.comparison
+    assert take_lease(store, "ann").comparison == seat.comparison
     store.submit_write(verdicts.skip, seat.comparison, "ann", NOW).result()
-    assert sit(store, "bob").comparison == seat.comparison
+    assert take_lease(store, "bob").comparison == seat.comparison
 
 
 @pytest.mark.parametrize("how", ["returned", "dropped", "rate"])
-def test_a_flagged_pair_goes_to_the_owner_and_never_back_to_who_flagged_it(store, how):
+def test_flagged_pair_goes_to_the_owner(store, how):
     store.add_tasks(tasks(1))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     store.submit_write(verdicts.flag, seat.comparison, "ann", "no question", NOW).result()
     assert store.submit_write(verdicts.flag, seat.comparison, "ann", "no question", NOW).result().again
-    assert [sit(store, name) for name in ("ann", "bob")] == ["empty", "empty"]
+    assert [take_lease(store, name) for name in ("ann", "bob")] == ["empty", "empty"]
     with pytest.raises(DataError, match="have flagged"):
         judge(store, seat)
     assert [row["reason"] for row in store.read(rater_stats.flagged_pairs)] == ["no question"]
     if how == "rate":
         store.submit_write(verdicts.adjudicate, seat.comparison, "owner", NOW).result()
-        judge(store, sit(store, "owner"))
+        judge(store, take_lease(store, "owner"))
     else:
         store.submit_write(verdicts.settle_flags, seat.comparison, how).result()
     assert store.read(rater_stats.flagged_pairs) == []
-    assert sit(store, "ann") == "empty"
+    assert take_lease(store, "ann") == "empty"
     queue = store.read(rater_stats.rating_stats, NOW).queues[0]
     assert (queue.waiting, queue.done) == {"returned": (1, 0), "dropped": (0, 1), "rate": (0, 1)}[how]
-    assert isinstance(sit(store, "bob"), Lease) == (how == "returned")
+    assert isinstance(take_lease(store, "bob"), Lease) == (how == "returned")
 
 
-def test_a_flag_taken_back_is_no_flag(store):
+def test_undo_of_a_flag(store):
     store.add_tasks(tasks(1))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     store.submit_write(verdicts.flag, seat.comparison, "ann", "by mistake", NOW).result()
     undo(store, seat)
     assert store.read(rater_stats.flagged_pairs) == []
-    judge(store, sit(store, "ann"))
+    judge(store, take_lease(store, "ann"))
     assert len(store.judgements()) == 1
 
 
-def ranked(store, seat, places, key="rank-key"):
+def submit_ranking(store, seat, places, key="rank-key"):
     return store.submit_write(
         verdicts.rank, RankingSubmission(key, seat.comparison, seat.rater, places, 60_000, "2", "well"), NOW + 60
     ).result()
 
 
-def test_a_ranking_gives_the_judgements_of_all_its_pairs_together(store):
+def test_ranking_yields_judgements_of_all_pairs(store):
     members = tuple(f"s1.p0.{k}" for k in range(4))
     assert store.add_groups([RankingGroup("g1", "p0", members, "work")]) == 1
     assert store.add_groups([RankingGroup("g1", "p0", members, "work")]) == 0
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     answers = store.read(task_queue.task_view, seat).answers
     assert sorted(answers) == ["0 0", "0 1", "0 2", "0 3"]
     wanted = {"0 3": 1, "0 1": 2, "0 0": 2, "0 2": 4}
-    assert ranked(store, seat, tuple(wanted[answer] for answer in answers)).judgements == 6
-    assert ranked(store, seat, tuple(wanted[answer] for answer in answers)).again
-    said = {j.comparison.rpartition(".")[2]: j for j in store.judgements()}
-    assert {pair: j.choice for pair, j in said.items()} == {
+    assert submit_ranking(store, seat, tuple(wanted[answer] for answer in answers)).judgements == 6
+    assert submit_ranking(store, seat, tuple(wanted[answer] for answer in answers)).again
+    by_pair = {j.comparison.rpartition(".")[2]: j for j in store.judgements()}
+    assert {pair: j.choice for pair, j in by_pair.items()} == {
         "0-1": "tie",
         "0-2": "a",
         "0-3": "b",
@@ -260,24 +260,24 @@ def test_a_ranking_gives_the_judgements_of_all_its_pairs_together(store):
         "1-3": "b",
         "2-3": "b",
     }
-    assert all(j.details["group"] == "g1" and j.milliseconds == 10_000 for j in said.values())
-    assert said["0-3"].shown == ("ab" if answers.index("0 0") < answers.index("0 3") else "ba")
+    assert all(j.details["group"] == "g1" and j.milliseconds == 10_000 for j in by_pair.values())
+    assert by_pair["0-3"].shown == ("ab" if answers.index("0 0") < answers.index("0 3") else "ba")
     assert undo(store, seat).judgements == 6
     assert store.judgements() == []
-    ranked(store, sit(store, "ann"), (1, 2, 3, 4), "rank-again")
+    submit_ranking(store, take_lease(store, "ann"), (1, 2, 3, 4), "rank-again")
     assert {j.round for j in store.judgements()} == {2}
 
 
-def test_a_ranking_that_does_not_fit_its_answers_is_refused_whole(store):
+def test_invalid_ranking_is_refused(store):
     store.add_groups([RankingGroup("g1", "p0", tuple(f"s1.p0.{k}" for k in range(4)))])
-    with pytest.raises(DataError, match="a place to each"):
-        ranked(store, sit(store, "ann"), (1, 2, 3))
+    with pytest.raises(DataError, match="each answer of its group a rank"):
+        submit_ranking(store, take_lease(store, "ann"), (1, 2, 3))
     with pytest.raises(DataError, match="four to nine"):
         store.add_groups([RankingGroup("g2", "p1", tuple(f"s1.p1.{k}" for k in range(3)))])
     assert store.judgements() == []
 
 
-def test_groups_are_proposed_of_training_prompts_with_enough_answers(store):
+def test_ranking_groups_are_proposed(store):
     store.add_prompts([Prompt("held", "Why?", split="heldout")])
     store.add_completions([Completion(f"s1.held.{k}", "held", "sft", "x", (1,), (-0.1,), "stop") for k in range(5)])
     proposed = store.read(task_queue.propose_groups, 100)
@@ -287,83 +287,83 @@ def test_groups_are_proposed_of_training_prompts_with_enough_answers(store):
     assert len(store.read(task_queue.propose_groups, 100)) == PAIRS - 5
 
 
-def test_gold_comes_to_everyone_as_often_as_is_wanted_and_is_told(store):
+def test_gold_is_assigned_and_counted(store):
     store.add_tasks(tasks(10))
-    store.put_gold([Gold("k10", "a"), Gold("k11", "b", "long but wrong")])
-    put(store, gold_share=1.0)
+    store.set_gold([Gold("k10", "a"), Gold("k11", "b", "long but wrong")])
+    save_settings(store, gold_share=1.0)
     for name in ("ann", "bob"):
         for wanted in ("k10", "k11"):
-            seat = sit(store, name)
+            seat = take_lease(store, name)
             assert seat.comparison == wanted
-            judge(store, seat, "left" if seat.shown == "ab" else "right")
-        assert sit(store, name).comparison not in ("k10", "k11")
-    told = store.read(rater_stats.rating_stats, NOW)
-    assert [(rater.name, rater.gold) for rater in told.raters] == [("ann", (1, 2)), ("bob", (1, 2))]
+            judge(store, seat, "left" if seat.order == "ab" else "right")
+        assert take_lease(store, name).comparison not in ("k10", "k11")
+    stats = store.read(rater_stats.rating_stats, NOW)
+    assert [(rater.name, rater.gold) for rater in stats.raters] == [("ann", (1, 2)), ("bob", (1, 2))]
     assert store.read(rater_stats.rater_progress, "ann", NOW).gold is None
-    put(store, show_gold=True)
+    save_settings(store, show_gold=True)
     assert store.read(rater_stats.rater_progress, "ann", NOW).gold == (1, 2)
 
 
-def test_gold_comes_by_share(store):
-    drawn = [task_queue.hash_uniform(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
-    assert 0.08 < sum(drawn) / len(drawn) < 0.12
+def test_gold_share(store):
+    is_gold = [task_queue.hash_uniform(f"gold/r{i}", str(j)) < 0.1 for i in range(50) for j in range(40)]
+    assert 0.08 < sum(is_gold) / len(is_gold) < 0.12
 
 
-def test_the_owner_can_have_a_share_of_pairs_judged_twice(store):
+def test_overlap_share(store):
     store.add_tasks(tasks())
-    put(store, overlap=0.5)
-    ann = seen_by(store, "ann")
-    bob = seen_by(store, "bob")
+    save_settings(store, overlap=0.5)
+    ann = rate_all(store, "ann")
+    bob = rate_all(store, "bob")
     assert len(ann) == PAIRS
     assert set(bob) == {name for name in ann if task_queue.hash_uniform("overlap", name) < 0.5}
     assert 0 < len(bob) < PAIRS
 
 
-def test_more_raters_can_be_asked_again(store):
+def test_add_seats(store):
     store.add_tasks(tasks(3))
-    seen_by(store, "ann")
+    rate_all(store, "ann")
     assert store.submit_write(task_queue.add_seats, ["k01", "nowhere"], "disagreement").result() == 1
-    assert sit(store, "ann") == "empty"
-    assert seen_by(store, "bob") == ["k01"]
+    assert take_lease(store, "ann") == "empty"
+    assert rate_all(store, "bob") == ["k01"]
 
 
-def test_a_pause_a_spent_budget_and_a_paused_domain_hold_pairs_back(store):
+def test_pause_budget_and_paused_domain(store):
     store.add_tasks(tasks(4))
-    put(store, paused=True)
-    assert sit(store, "ann") == "paused"
-    put(store)
+    save_settings(store, paused=True)
+    assert take_lease(store, "ann") == "paused"
+    save_settings(store)
     store.submit_write(task_queue.pause_domain, "work", True).result()
-    assert seen_by(store, "ann") == ["k01", "k03"]
+    assert rate_all(store, "ann") == ["k01", "k03"]
     store.submit_write(task_queue.pause_domain, "work", False).result()
-    seat = sit(store, "ann")
-    put(store, hours=0.5)
+    seat = take_lease(store, "ann")
+    save_settings(store, hours=0.5)
     judge(store, seat, at=NOW + 600, milliseconds=600_000)
-    judge(store, sit(store, "ann"), at=NOW + 600, milliseconds=600_000)
+    judge(store, take_lease(store, "ann"), at=NOW + 600, milliseconds=600_000)
     store.add_tasks([Task("k04"), Task("k05")])
-    judge(store, sit(store, "ann"), at=NOW + 3600, milliseconds=3_600_000)
-    assert sit(store, "ann") == "spent"
+    judge(store, take_lease(store, "ann"), at=NOW + 3600, milliseconds=3_600_000)
+    assert take_lease(store, "ann") == "spent"
     assert store.read(rater_stats.rater_progress, "ann", NOW).hours_left == 0.0
     assert len(store.judgements()) == 5
 
 
-def test_pace_is_of_the_last_hour(store):
+def test_pace_covers_the_last_hour(store):
     store.add_tasks(tasks())
     for i in range(11):
-        judge(store, sit(store, "ann", NOW + 60 * i), at=NOW + 60 * i)
+        judge(store, take_lease(store, "ann", NOW + 60 * i), at=NOW + 60 * i)
     assert store.read(rater_stats.rater_progress, "ann", NOW + 600).pace == 60.0
     assert store.read(rater_stats.rater_progress, "ann", NOW + 3600 * 3).pace is None
 
 
-def test_counters_say_what_counting_would(store):
+def test_counters_match_a_recount(store):
     """Three raters do what comes to their minds; in the end every counter is what a count gives."""
     store.add_tasks([*tasks(8), Task("k08", "work", seats=2), Task("k09", "home", seats=3)])
     store.add_groups([RankingGroup("g1", "p11", tuple(f"s1.p11.{k}" for k in range(5)), "work")])
-    put(store, overlap=0.3, lease=50.0)
+    save_settings(store, overlap=0.3, lease=50.0)
     rng = random.Random(5)
     for step in range(400):
         rater = rng.choice(["ann", "bob", "cid"])
         at = NOW + 10 * step
-        seat = sit(store, rater, at)
+        seat = take_lease(store, rater, at)
         last = store.read(verdicts.last_settled, rater)
         act = rng.choice(["judge", "judge", "skip", "flag", "undo", "nothing", "return"])
         if act == "undo" and last:
@@ -403,31 +403,31 @@ def assert_counters(store):
         assert queue.waiting == sum(max(0, task.seats - task.taken) for task in mine if task.state == "open")
         assert queue.done == sum(task.judged >= task.seats or task.state == "closed" for task in mine)
     standing = Counter(j.rater for j in store.judgements())
-    assert {rater.name: rater.judged for rater in store.read(rater_stats.rating_stats, NOW).raters} == standing
+    assert {rater.name: rater.judgements for rater in store.read(rater_stats.rating_stats, NOW).raters} == standing
 
 
-def test_many_at_once_from_two_processes_lose_and_double_nothing(store, place):
+def test_concurrent_stores_lose_and_duplicate_nothing(store, location):
     """Two stores on one ledger, as two servers would have: every pair goes to one rater, every verdict is kept once
     though told twice."""
     store.add_tasks(tasks())
 
     def work(number):
         at = [store, other][number % 2]
-        seat = sit(at, f"r{number}", time())
+        seat = take_lease(at, f"r{number}", time())
         if not isinstance(seat, Lease):
             return None
         for _ in range(2):
             judge(at, seat, "left", time(), key=f"the-key-of-{number}")
         return seat.comparison
 
-    with Store.open(place) as other, ThreadPoolExecutor(20) as pool:
-        given = [name for name in pool.map(work, range(20)) if name]
-    assert sorted(given) == sorted(f"k{i:02}" for i in range(PAIRS))
-    assert Counter(j.comparison for j in store.judgements()) == Counter(given)
+    with Store.open(location) as other, ThreadPoolExecutor(20) as pool:
+        names = [name for name in pool.map(work, range(20)) if name]
+    assert sorted(names) == sorted(f"k{i:02}" for i in range(PAIRS))
+    assert Counter(j.comparison for j in store.judgements()) == Counter(names)
     assert_counters(store)
 
 
-def test_of_jobs_written_together_one_that_fails_leaves_the_others(store):
+def test_failed_job_does_not_affect_its_batch(store):
     store.add_tasks(tasks(3))
 
     def fail(connection):
@@ -448,7 +448,7 @@ def test_of_jobs_written_together_one_that_fails_leaves_the_others(store):
     }
 
 
-def test_what_waits_together_is_committed_together(store):
+def test_group_commit(store):
     commits = []
     gate = Event()
     event.listen(store._engine, "commit", commits.append)
@@ -461,8 +461,8 @@ def test_what_waits_together_is_committed_together(store):
     assert len(commits) <= 3
 
 
-def test_a_closed_store_takes_nothing_more_and_has_kept_what_it_was_given(place):
-    with Store.open(place) as store:
+def test_closed_store_refuses_writes_and_keeps_earlier_ones(location):
+    with Store.open(location) as store:
         fill(store)
         job = store.submit_write(people.add_guideline, "Be kind.", "owner")
     assert job.result().version == 1
@@ -471,12 +471,12 @@ def test_a_closed_store_takes_nothing_more_and_has_kept_what_it_was_given(place)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(store, place, count):
+def test_killed_writer_has_acknowledged_only_committed_jobs(store, location, count):
     store.add_tasks(tasks(8))
     script = (
         "import sys, time; from pathlib import Path; from towpath.store import task_queue, verdicts; from "
         "towpath.store.store import Store\n"
-        "place = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(place)\n"
+        "location = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(location)\n"
         "for i in range(8):\n"
         "    seat = store.submit_write(task_queue.next_lease, 'ann', time.time()).result()\n"
         "    given = verdicts.Submission(f'a-key-of-{i}', seat.comparison, 'ann', verdicts.StoredVerdict('left'))\n"
@@ -484,18 +484,18 @@ def test_killed_while_it_commits_the_writer_has_acknowledged_only_what_is_kept(s
     )
     environment = os.environ | {"TOWPATH_FAULT": f"commit:{2 * count}"}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(place)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, str(location)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == -9, done.stderr
-    told = done.stdout.split()
-    assert len(told) == count - 1
-    assert [j.key for j in store.judgements()] == told
+    acknowledged = done.stdout.split()
+    assert len(acknowledged) == count - 1
+    assert [j.key for j in store.judgements()] == acknowledged
     assert_counters(store)
 
 
-def test_a_better_answer_becomes_a_demonstration(store):
+def test_approved_answer_becomes_a_demonstration(store):
     store.add_tasks(tasks(1))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     assert store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Because so.").result()
     assert not store.submit_write(
         verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Because so."
@@ -507,14 +507,14 @@ def test_a_better_answer_becomes_a_demonstration(store):
     ]
 
 
-def test_replies_are_remembered_and_the_first_stays(store):
+def test_reply_cache_keeps_the_first(store):
     assert store.reply("x") is None
     store.save_reply("x", {"choice": "a", "samples": [1, 2]})
     store.save_reply("x", {"choice": "b"})
     assert store.reply("x") == {"choice": "a", "samples": [1, 2]}
 
 
-def test_invitations_make_one_account_each_and_one_owner_stays(store):
+def test_invitations_are_single_use_and_one_owner_remains(store):
     token = store.submit_write(people.create_invitation, "rater", "owner", NOW).result()
     assert store.read(people.find_invitation, token, NOW + people.INVITATION_LIFETIME + 1) is None
     assert store.submit_write(people.accept_invitation, token, "ann", "hash", NOW).result().role == "rater"
@@ -530,7 +530,7 @@ def test_invitations_make_one_account_each_and_one_owner_stays(store):
     assert not store.read(people.get_account, "ann").active
 
 
-def test_guidelines_have_versions(store):
+def test_guideline_versions(store):
     assert store.read(people.get_guideline).version == 0
     for words in ("Be kind.", "Be kind.", "Be brief."):
         store.submit_write(people.add_guideline, words, "owner").result()
@@ -538,11 +538,11 @@ def test_guidelines_have_versions(store):
     assert store.read(people.get_guideline, 1).text == "Be kind."
 
 
-def test_export_gives_every_judgement_that_stands_with_its_texts(store):
+def test_judgement_rows_have_texts_and_no_retractions(store):
     store.add_tasks(tasks(3))
     seats = []
     for i in range(3):
-        seats.append(sit(store, "ann", NOW + i))
+        seats.append(take_lease(store, "ann", NOW + i))
         judge(store, seats[-1], at=NOW + i)
     undo(store, seats[1], NOW + 9)
     rows = store.read(rater_stats.judgement_rows, 0)
@@ -562,8 +562,8 @@ def upgrade(engine, version):
 
 
 @pytest.mark.parametrize("version", ["0001", "0002"])
-def test_a_ledger_of_an_earlier_version_keeps_its_rows(place, version):
-    engine = ledger.open_engine(place)
+def test_migration_keeps_rows(location, version):
+    engine = ledger.open_engine(location)
     upgrade(engine, version)
     old = [
         "INSERT INTO prompts VALUES ('p1', 'Why?', 'work', 'easy', '[\"x\"]', 1, 'train', '')",
@@ -579,16 +579,16 @@ def test_a_ledger_of_an_earlier_version_keeps_its_rows(place, version):
         for statement in old:
             connection.execute(text(statement.replace(":", "\\:")))
     engine.dispose()
-    with Store.open(place) as store:
+    with Store.open(location) as store:
         assert store.prompts()["p1"] == Prompt("p1", "Why?", "work", "easy", ("x",), True)
         assert store.completions()["c1"] == Completion("c1", "p1", "sft", "no", (2,), (-0.5,), "length", {"top_k": 3})
         assert store.comparisons() == [Comparison("k1", "p1", "c0", "c1", 2)]
         assert store.judgements() == [Judgement("x", "k1", "ann", "person", "b", "ba", 2, 1500, 2, "g", "2026-01-01")]
         assert (store.labels()[0].choice, store.labels()[0].chance, store.labels()[0].by) == ("b", None, "majority")
-        told = store.read(rater_stats.rating_stats, NOW).raters
-        assert [(rater.name, rater.judged, rater.seconds) for rater in told] == [("ann", 1, 1.5)]
+        raters = store.read(rater_stats.rating_stats, NOW).raters
+        assert [(rater.name, rater.judgements, rater.seconds) for rater in raters] == [("ann", 1, 1.5)]
         with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
             connection.execute(text("DELETE FROM judgements"))
         store.add_tasks([Task("k1")])
-        judge(store, sit(store, "bob"))
+        judge(store, take_lease(store, "bob"))
         assert len(store.judgements()) == 2

@@ -13,7 +13,7 @@ from towpath.store.rating_settings import RatingSettings
 from towpath.store.store import Store
 from towpath.store.task_queue import Gold, RankingGroup, Task
 
-SAID = "words => document.getElementById('said').textContent.includes(words)"
+SAID = "words => document.getElementById('message').textContent.includes(words)"
 CODE = (
     "Use `level`:\n\n```python\ndef lock(gates):\n    return not any(gates)  # shut\n```\n\nThe head is $h = "
     "\\frac{p}{\\rho g}$."
@@ -36,9 +36,9 @@ def visit(store, browser):
     """Opens the rating page for ann or, where it is not one of those who confirmed the guidelines, for new."""
     contexts = []
     errors = []
-    with running(store, team=True) as (url, door):
+    with running(store, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("new", "rater")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
 
         def opened(name="ann", path="/rate", **options):
             context = browser.new_context(base_url=url, **options)
@@ -61,7 +61,7 @@ def visit(store, browser):
     assert not errors
 
 
-def test_a_verdict_counts_only_after_the_shortest_look(visit, store):
+def test_minimum_view_time(visit, store):
     put(store, min_view=1.0)
     page = visit()
     page.keyboard.press("1")
@@ -71,12 +71,12 @@ def test_a_verdict_counts_only_after_the_shortest_look(visit, store):
     page.wait_for_timeout(1000)
     press(page, "1", "Saved: A is much better")
     page.wait_for_timeout(100)
-    press(page, "u", "Taken back")
+    press(page, "u", "Undone")
     press(page, "5", "Saved: B is much better")  # that pair was seen long enough before
     assert [j.strength for j in store.judgements()] == [3]
 
 
-def test_guidelines_are_confirmed_at_the_first_pair_and_when_they_change(visit, store, axe):
+def test_guidelines_are_acknowledged_first_and_after_changes(visit, store, axe):
     page = visit("new")
     page.wait_for_selector("#guidelines-dialog[open]")
     assert "read these guidelines" in page.inner_text("#guidelines-must")
@@ -100,8 +100,8 @@ def test_guidelines_are_confirmed_at_the_first_pair_and_when_they_change(visit, 
     assert [j.guideline for j in store.judgements()] == ["1", "1", "2"]
 
 
-def test_trial_pairs_with_feedback_come_before_work(visit, store, axe):
-    store.put_gold([Gold(f"k{i:02}", "tie", "They say the same.") for i in (9, 10, 11)])
+def test_trial_pairs_with_feedback_come_first(visit, store, axe):
+    store.set_gold([Gold(f"k{i:02}", "tie", "They say the same.") for i in (9, 10, 11)])
     put(store, trial_pairs=2, trial_threshold=1.0)
     page = visit()
     assert "Trial pair 1 of 2" in page.inner_text(".prompt")
@@ -124,17 +124,17 @@ def test_trial_pairs_with_feedback_come_before_work(visit, store, axe):
         page.wait_for_function("() => !document.body.classList.contains('busy')")
         page.keyboard.press("3")
         page.wait_for_selector("#feedback:not([hidden])")
-        assert "Right." in page.inner_text("#feedback")
+        assert "Correct." in page.inner_text("#feedback")
         passed = page.inner_text("#next")
         page.keyboard.press("n")
     assert passed.endswith("Begin")
-    page.wait_for_function("() => document.getElementById('sheet').dataset.state === 'pair'")
+    page.wait_for_function("() => document.getElementById('task').dataset.state === 'pair'")
     assert store.judgements() == []
     press(page, "1", "Saved")
     assert len(store.judgements()) == 1
 
 
-def test_criteria_and_reason_tags_go_with_the_verdict(visit, store, axe):
+def test_criteria_and_reason_tags_are_stored(visit, store, axe):
     put(store, reasons=("wrong fact", "too long"), criteria=("helpful", "clear"))
     page = visit()
     assert not serious(page, axe)
@@ -144,15 +144,15 @@ def test_criteria_and_reason_tags_go_with_the_verdict(visit, store, axe):
     page.wait_for_function(SAID, arg="Still open: clear")
     page.keyboard.press("Shift+Digit5")
     page.wait_for_function(SAID, arg="Saved: A is much better")
-    kept = store.judgements()[0]
-    first = sides.choice_of("left", kept.shown)
-    assert kept.details == {"reasons": ["too long"], "criteria": {"helpful": first, "clear": "tie"}}
+    judgement = store.judgements()[0]
+    first = sides.choice_of("left", judgement.shown)
+    assert judgement.details == {"reasons": ["too long"], "criteria": {"helpful": first, "clear": "tie"}}
     page.wait_for_function(
         "() => !document.querySelector('[data-reason][aria-pressed=true], [data-criterion] [aria-pressed=true]')"
     )
 
 
-def test_my_day_has_goal_pace_and_last_verdicts_with_undo(visit, store, axe):
+def test_my_day_dialog(visit, store, axe):
     put(store, goal=4, break_minutes=0.01)
     page = visit()
     press(page, "1", "Saved")
@@ -162,22 +162,22 @@ def test_my_day_has_goal_pace_and_last_verdicts_with_undo(visit, store, axe):
     page.wait_for_timeout(250)
     press(page, "4", "Saved: B is better")
     page.wait_for_timeout(250)
-    page.evaluate("document.getElementById('said').textContent = ''")
+    page.evaluate("document.getElementById('message').textContent = ''")
     press(page, "3", "Saved: a tie")
     page.wait_for_timeout(250)
     press(page, "2", "Saved: A is better")
     page.wait_for_selector("#break:not([hidden])")
     assert "without a break" in page.inner_text("#break")
-    assert "today 4 of 4" in page.inner_text("#own")
+    assert "today 4 of 4" in page.inner_text("#progress")
     page.keyboard.press("m")
-    page.wait_for_selector("#mine-text li")
-    told = page.inner_text("#mine-text")
-    assert "goal reached" in told
-    assert "“too short”" in told
-    assert page.locator("#mine-text .last li").count() == 4
+    page.wait_for_selector("#history-text li")
+    text = page.inner_text("#history-text")
+    assert "goal reached" in text
+    assert "“too short”" in text
+    assert page.locator("#history-text .last li").count() == 4
     assert not serious(page, axe)
     page.get_by_role("button", name="Undo", exact=True).last.click()
-    page.wait_for_function(SAID, arg="Taken back: your verdict")
+    page.wait_for_function(SAID, arg="Undone: your verdict")
     assert len(store.judgements()) == 3
 
 
@@ -218,7 +218,7 @@ def one_pair(store, left, right, name="zz"):
 
 
 @pytest.mark.parametrize("width", [1280, 1920])
-def test_a_line_has_about_75_characters_and_buttons_follow_the_answers(visit, store, width):
+def test_line_length_and_button_position(visit, store, width):
     one_pair(store, LONG.replace("**", ""), LONG.replace("**", ""))
     page = visit(viewport={"width": width, "height": 900})
     full = sorted(lines_of(page))
@@ -235,7 +235,7 @@ def test_a_line_has_about_75_characters_and_buttons_follow_the_answers(visit, st
         assert style == ["none", "0px"], "no frame that reads as chosen"
 
 
-def test_text_size_and_compact_layout_are_kept(visit):
+def test_text_size_and_compact_layout_persist(visit):
     page = visit()
     size = "() => parseFloat(getComputedStyle(document.querySelector('#answers .text')).fontSize)"
     space = "() => parseFloat(getComputedStyle(document.querySelector('#answers article')).paddingTop)"
@@ -253,7 +253,7 @@ def test_text_size_and_compact_layout_are_kept(visit):
 
 
 @pytest.mark.parametrize("width", [360, 390])
-def test_the_tools_fit_on_a_phone(visit, store, width):
+def test_tools_fit_on_a_phone(visit, store, width):
     put(store, reasons=("wrong fact", "too long"), criteria=("helpful", "correct", "style"))
     page = visit(viewport={"width": width, "height": 740}, has_touch=True, is_mobile=True)
     press(page, "s", "Skipped")
@@ -268,7 +268,7 @@ def test_the_tools_fit_on_a_phone(visit, store, width):
     assert page.locator("#bar").bounding_box()["height"] < 330
 
 
-def test_code_formulas_and_differences_keep_their_markdown(visit, store, axe):
+def test_differences_keep_markdown(visit, store, axe):
     one_pair(store, CODE, CODE.replace("shut", "open"))
     page = visit()
     assert page.locator("#answers math").count() == 2
@@ -276,7 +276,7 @@ def test_code_formulas_and_differences_keep_their_markdown(visit, store, axe):
     assert page.locator("#answers .k").first.evaluate("it => getComputedStyle(it).color") != page.evaluate(
         "getComputedStyle(document.body).color"
     )
-    press(page, "d", "Words that differ are underlined.")
+    press(page, "d", "Differing words are underlined.")
     assert page.locator(".differing mark").all_inner_texts() == ["shut", "open"] or page.locator(
         ".differing mark"
     ).all_inner_texts() == ["open", "shut"]
@@ -284,7 +284,7 @@ def test_code_formulas_and_differences_keep_their_markdown(visit, store, axe):
     assert not serious(page, axe)
 
 
-def test_an_open_draft_is_not_lost_to_another_pair(visit, store):
+def test_draft_stays_with_its_pair(visit, store):
     page = visit()
     first = comparison(page)
     page.keyboard.press("w")
@@ -294,7 +294,7 @@ def test_an_open_draft_is_not_lost_to_another_pair(visit, store):
     page.keyboard.press("w")
     assert page.input_value("#write-text") == ""
     page.keyboard.press("Escape")
-    press(page, "u", "Taken back")
+    press(page, "u", "Undone")
     assert comparison(page) == first
     page.keyboard.press("w")
     assert page.input_value("#write-text") == "half an answer"
@@ -303,10 +303,10 @@ def test_an_open_draft_is_not_lost_to_another_pair(visit, store):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing_serious_on_the_owners_new_pages(visit, store, axe, scheme, width):
+def test_axe_on_owner_pages(visit, store, axe, scheme, width):
     for i in range(3):
-        seat = store.submit_write(rater_stats.rating_page, "ann", 1_800_000_000.0 + i).result().sheet
-        given = verdicts.Submission(
+        seat = store.submit_write(rater_stats.rating_page, "ann", 1_800_000_000.0 + i).result().task
+        submission = verdicts.Submission(
             f"key-of-{i}",
             seat.comparison,
             "ann",
@@ -316,22 +316,22 @@ def test_axe_finds_nothing_serious_on_the_owners_new_pages(visit, store, axe, sc
             reasons=("x",),
             criteria={"y": "left"},
         )
-        store.submit_write(verdicts.judge, given, 1_800_000_001.0 + i).result()
+        store.submit_write(verdicts.judge, submission, 1_800_000_001.0 + i).result()
     store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "**Better**").result()
     page = visit("olga", "/owner", viewport={"width": width, "height": 800}, color_scheme=scheme)
-    found = serious(page, axe)
+    violations = serious(page, axe)
     for path in ("/owner/pairs?having=written", "/owner/answers", "/owner/settings", "/owner/people"):
         page.goto(path)
         for summary in page.locator("main summary").all():
             if summary.evaluate("it => !it.parentElement.open"):
                 summary.click()
-        found += serious(page, axe)
+        violations += serious(page, axe)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert not re.search(r"\bk\d\d\b", page.inner_text("main"))
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
 
 
-def test_answers_to_rank_are_never_cut(visit, store):
+def test_ranking_shows_full_answers(visit, store):
     store.add_completions(
         [
             Completion(f"s1.p12.r{k}", "p12", "sft", f"{k} is level water. " * 40, (1,), (-0.1,), "stop")

@@ -9,7 +9,7 @@ import re
 import pytest
 from conftest import running
 from sqlalchemy import select, text
-from test_rating import NOW, assert_counters, fill, judge, put, sit, tasks, undo
+from test_rating import NOW, assert_counters, fill, judge, save_settings, take_lease, tasks, undo
 from test_web import PASSWORD, signed_in
 
 from towpath.data import formats
@@ -34,13 +34,12 @@ from towpath.store.review import PairFilter
 from towpath.store.store import Store
 from towpath.store.task_queue import Gold, Lease
 from towpath.store.verdicts import StoredVerdict, Submission
-from towpath.web import answer_diff, rater_reports
-from towpath.web import safe_html as shown
+from towpath.web import answer_diff, rater_reports, safe_html
 
 
 @pytest.fixture
-def store(place):
-    with Store.open(place) as opened:
+def store(location):
+    with Store.open(location) as opened:
         fill(opened)
         yield opened
 
@@ -52,49 +51,49 @@ def light(tmp_path):
         yield opened
 
 
-def try_out(store, rater, side_of):
+def judge_trial(store, rater, side_of):
     """Judge trial pairs until an attempt is over; `side_of` chooses by the right side."""
     while True:
         trial = store.submit_write(rater_stats.rating_page, rater, NOW).result().trial
-        right = sides.side_of(gold_of(store, trial.seat.comparison), trial.seat.shown)
-        told = store.submit_write(
-            trials.record_verdict, rater, trial.seat.comparison, trial.attempt, side_of(right), NOW
+        right = sides.side_of(gold_of(store, trial.lease.comparison), trial.lease.order)
+        feedback = store.submit_write(
+            trials.record_verdict, rater, trial.lease.comparison, trial.attempt, side_of(right), NOW
         ).result()
         again = store.submit_write(
-            trials.record_verdict, rater, trial.seat.comparison, trial.attempt, "tie", NOW
+            trials.record_verdict, rater, trial.lease.comparison, trial.attempt, "tie", NOW
         ).result()
-        assert again == told, "sent twice it is answered as before"
-        assert told.side == right
-        if told.finished:
-            return told
+        assert again == feedback, "sent twice it is answered as before"
+        assert feedback.side == right
+        if feedback.finished:
+            return feedback
 
 
 def gold_of(store, name):
     return store.read(lambda c: c.scalar(select(schema.gold.c.choice).where(schema.gold.c.comparison == name)))
 
 
-def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(store):
+def test_trial_pairs_come_first_and_never_become_judgements(store):
     store.add_tasks(tasks(8))
-    store.put_gold([Gold(f"k{i:02}", "a" if i % 2 else "b", f"note {i}") for i in range(6, 11)])
-    put(store, trial_pairs=3, trial_threshold=0.6)
-    failed = try_out(store, "ann", lambda right: "tie")
+    store.set_gold([Gold(f"k{i:02}", "a" if i % 2 else "b", f"note {i}") for i in range(6, 11)])
+    save_settings(store, trial_pairs=3, trial_threshold=0.6)
+    failed = judge_trial(store, "ann", lambda right: "tie")
     assert (failed.right, failed.total, failed.needed, failed.passed, failed.correct) == (0, 3, 2, False, False)
     assert failed.note.startswith("note ")
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial.attempt == 2
-    passed = try_out(store, "ann", lambda right: right)
+    passed = judge_trial(store, "ann", lambda right: right)
     assert (passed.passed, passed.right) == (True, 3)
     view = store.submit_write(rater_stats.rating_page, "ann", NOW).result()
     assert view.trial is None
-    assert view.sheet is not None
+    assert view.task is not None
     assert store.judgements() == []
     met = set(store.read(lambda c: c.scalars(select(schema.trials.c.comparison)).all()))
-    put(store, gold_share=1.0, trial_pairs=3, trial_threshold=0.99)
-    given = []
-    while isinstance(seat := sit(store, "ann"), Lease):
-        given.append(seat.comparison)
+    save_settings(store, gold_share=1.0, trial_pairs=3, trial_threshold=0.99)
+    pairs = []
+    while isinstance(seat := take_lease(store, "ann"), Lease):
+        pairs.append(seat.comparison)
         judge(store, seat)
-    assert not met & set(given), "a pair whose answer was told is neither work nor gold"
-    assert {"k00", "k01"} <= set(given)
+    assert not met & set(pairs), "a pair whose answer was told is neither work nor gold"
+    assert {"k00", "k01"} <= set(pairs)
     name = next(iter(met))
     for work in (verdicts.undo, verdicts.skip):
         with pytest.raises(DataError, match="trial pair"):
@@ -102,11 +101,11 @@ def test_trial_pairs_come_first_tell_the_answer_and_never_become_judgements(stor
     assert_counters(store)
 
 
-def test_owners_and_runs_without_gold_have_no_trial(store):
+def test_no_trial_for_owners_or_without_gold(store):
     store.add_tasks(tasks(2))
-    put(store, trial_pairs=3)
+    save_settings(store, trial_pairs=3)
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial is None
-    store.put_gold([Gold("k05", "a")])
+    store.set_gold([Gold("k05", "a")])
     store.submit_write(people.add_account, "olga", "owner", "hash").result()
     assert store.submit_write(rater_stats.rating_page, "olga", NOW).result().trial is None
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().trial.total == 1
@@ -115,11 +114,11 @@ def test_owners_and_runs_without_gold_have_no_trial(store):
 @pytest.mark.parametrize(
     ("total", "threshold", "needed"), [(3, 0.7, 3), (10, 0.7, 7), (5, 0.6, 3), (4, 0.0, 0), (4, 1.0, 4), (3, 1 / 3, 1)]
 )
-def test_how_many_of_a_trial_must_be_right(total, threshold, needed):
+def test_trial_pass_mark(total, threshold, needed):
     assert trials._pass_mark(total, threshold) == needed
 
 
-def test_each_version_of_the_guidelines_is_confirmed_once(store):
+def test_each_guideline_version_is_acknowledged_once(store):
     assert store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged, "there are none"
     store.submit_write(people.add_guideline, "Be kind.", "olga").result()
     assert not store.submit_write(rater_stats.rating_page, "ann", NOW).result().acknowledged
@@ -132,9 +131,9 @@ def test_each_version_of_the_guidelines_is_confirmed_once(store):
         store.submit_write(acknowledgements.acknowledge, "ann", 9).result()
 
 
-def test_of_better_answers_the_newest_counts_once_the_owner_approves_it(store):
+def test_newest_approved_written_answer_counts(store):
     store.add_tasks(tasks(1))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     for number in (1, 2):
         store.submit_write(
             verdicts.save_written_answer, f"write-{number}", seat.comparison, "ann", f"Answer {number}."
@@ -152,49 +151,49 @@ def test_of_better_answers_the_newest_counts_once_the_owner_approves_it(store):
     assert store.written_demonstrations() == []
 
 
-def test_time_worked_is_at_most_the_time_for_which_the_pair_was_held(store):
+def test_time_worked_is_limited_by_the_lease(store):
     store.add_tasks(tasks(3))
-    judge(store, sit(store, "ann", NOW), at=NOW + 2.5, milliseconds=86_400_000)
-    judge(store, sit(store, "ann", NOW + 10), at=NOW + 20, milliseconds=4000)
-    late = sit(store, "ann", NOW + 30)
-    sit(store, "bob", NOW + 30 + 1900)  # the lease of the first ran out
+    judge(store, take_lease(store, "ann", NOW), at=NOW + 2.5, milliseconds=86_400_000)
+    judge(store, take_lease(store, "ann", NOW + 10), at=NOW + 20, milliseconds=4000)
+    late = take_lease(store, "ann", NOW + 30)
+    take_lease(store, "bob", NOW + 30 + 1900)  # the lease of the first ran out
     judge(store, late, at=NOW + 30 + 1901, milliseconds=5000)
     assert [j.milliseconds for j in store.judgements()] == [2500, 4000, 5000]
 
 
-def test_a_take_out_stops_a_raters_judgements_and_is_reversed(store):
+def test_bulk_retraction_and_restore(store):
     store.add_tasks(tasks(4))
     for i in range(4):
-        judge(store, sit(store, "ann", NOW + i), at=NOW + i)
+        judge(store, take_lease(store, "ann", NOW + i), at=NOW + i)
     before = store.judgements()
     made = store.submit_write(takeouts.retract_all, "ann", "olga").result()
     assert (made.judgements, store.judgements()) == (4, [])
     assert store.counts()["judgements"] == 4, "the ledger keeps them"
-    assert isinstance(sit(store, "bob"), Lease), "their pairs wait for others"
-    assert sit(store, "ann") == "empty"
-    with pytest.raises(DataError, match="no judgement that counts"):
+    assert isinstance(take_lease(store, "bob"), Lease), "their pairs wait for others"
+    assert take_lease(store, "ann") == "empty"
+    with pytest.raises(DataError, match="no judgements"):
         store.submit_write(takeouts.retract_all, "ann", "olga").result()
     assert [one.rater for one in store.read(takeouts.list_retractions)] == ["ann"]
     assert store.submit_write(takeouts.restore, made.number).result() == 4
     assert store.judgements() == before
     assert_counters(store)
-    with pytest.raises(DataError, match="reversed before"):
+    with pytest.raises(DataError, match="restored already"):
         store.submit_write(takeouts.restore, made.number).result()
 
 
-def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_only(store):
+def test_rename_and_remove_a_person_everywhere(store):
     store.add_tasks(tasks(3))
     store.submit_write(people.add_account, "olga", "owner", "hash").result()
     store.submit_write(people.add_account, "ann", "rater", "hash").result()
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     judge(store, seat, key="first-key")
     store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "So.").result()
     store.submit_write(pseudonyms.rename, "ann", "anna").result()
     assert [j.rater for j in store.judgements()] == ["anna"]
     assert store.read(people.get_account, "anna").role == "rater"
     assert store.read(rater_stats.rating_stats, NOW).raters[0].name == "anna"
-    assert undo(store, Lease(seat.comparison, "anna", seat.shown, 0.0)).judgements == 1
-    judge(store, sit(store, "anna"), at=NOW + 5, key="second-key")
+    assert undo(store, Lease(seat.comparison, "anna", seat.order, 0.0)).judgements == 1
+    judge(store, take_lease(store, "anna"), at=NOW + 5, key="second-key")
     name = store.submit_write(pseudonyms.remove, "anna").result()
     assert re.fullmatch(r"person-[0-9a-f]{8}", name)
     assert {j.rater for j in store.judgements()} == {name}
@@ -213,10 +212,10 @@ def test_a_person_is_renamed_or_removed_in_every_row_and_judgements_stay_append_
     assert_counters(store)
 
 
-def test_judged_pairs_are_searched_and_filtered(store):
+def test_judged_pairs_search_and_filters(store):
     store.add_tasks(tasks(6))
     for i in range(6):
-        seat = sit(store, "ann" if i < 3 else "bob", NOW + i)
+        seat = take_lease(store, "ann" if i < 3 else "bob", NOW + i)
         judge(store, seat, "tie" if i == 0 else "left", NOW + i, comment="100%_sure" if i == 1 else "")
         if i == 2:
             store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Better so.").result()
@@ -238,23 +237,23 @@ def test_judged_pairs_are_searched_and_filtered(store):
     assert ([j["rater"] for j in pair.judgements], [w["text"] for w in pair.written]) == (["ann"], ["Better so."])
 
 
-def test_reasons_and_criteria_are_kept_by_answer_and_exported(store):
+def test_reasons_and_criteria_are_stored_and_exported(store):
     store.add_tasks(tasks(2))
     for i in range(2):
-        seat = sit(store, "ann", NOW + i)
+        seat = take_lease(store, "ann", NOW + i)
         judge(store, seat, "left", NOW + i, reasons=("too long",), criteria={"helpful": "right", "style": "tie"})
-        kept = store.read(rater_stats.judgement_rows, 0)[-1]
-        assert kept["details"] == {
+        row = store.read(rater_stats.judgement_rows, 0)[-1]
+        assert row["details"] == {
             "reasons": ["too long"],
-            "criteria": {"helpful": sides.choice_of("right", seat.shown), "style": "tie"},
+            "criteria": {"helpful": sides.choice_of("right", seat.order), "style": "tie"},
         }
 
 
-def test_messages_to_raters_name_no_ids(store):
+def test_messages_to_raters_contain_no_ids(store):
     store.add_tasks(tasks(2))
-    seat = sit(store, "ann")
+    seat = take_lease(store, "ann")
     judge(store, seat, "left", key="the-first-key")
-    told = []
+    messages = []
     attempts = [
         lambda: judge(store, seat, "right", key="other-key-1"),
         lambda: judge(store, Lease("k01", "eve", "ab", 0.0)),
@@ -267,18 +266,18 @@ def test_messages_to_raters_name_no_ids(store):
     for attempt in attempts:
         with pytest.raises(DataError) as error:
             attempt()
-        told.append(str(error.value))
-    assert not [words for words in told if re.search(r"k\d\d|ann|eve|key-", words)]
+        messages.append(str(error.value))
+    assert not [words for words in messages if re.search(r"k\d\d|ann|eve|key-", words)]
 
 
-def test_the_own_day_is_counted_and_the_last_verdicts_are_listed(store):
+def test_daily_count_and_history(store):
     store.add_tasks(tasks(4))
-    put(store, goal=5)
+    save_settings(store, goal=5)
     for i in range(3):
-        judge(store, sit(store, "ann", NOW + i), "right", NOW + i)
-    store.submit_write(verdicts.skip, sit(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
-    told = store.read(rater_stats.rater_progress, "ann", NOW + 5, NOW + 1)
-    assert (told.today, told.goal, told.judged) == (2, 5, 3)
+        judge(store, take_lease(store, "ann", NOW + i), "right", NOW + i)
+    store.submit_write(verdicts.skip, take_lease(store, "ann", NOW + 4).comparison, "ann", NOW + 4).result()
+    progress = store.read(rater_stats.rater_progress, "ann", NOW + 5, NOW + 1)
+    assert (progress.today, progress.goal, progress.judgements) == (2, 5, 3)
     rows = store.read(review.rater_history, "ann")
     assert [(row["state"], row["side"]) for row in rows] == [
         ("skipped", ""),
@@ -288,32 +287,32 @@ def test_the_own_day_is_counted_and_the_last_verdicts_are_listed(store):
     ]
 
 
-def test_a_rater_who_cannot_have_read_is_found_even_alone():
+def test_finding_for_a_rater_who_is_too_fast():
     texts = {f"k{i}": (f"word {i} " * 30, f"other {i} " * 30) for i in range(12)}
     fast = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 400) for i in range(12)]
     slow = [Judgement(f"a{i}", f"k{i}", "ann", "person", "a", "ab" if i % 2 else "ba", 1, 24_000) for i in range(12)]
-    found = rater_quality.rater_findings(rater_quality.measure_quality(fast, texts=texts))
-    assert [one.code for one in found] == ["rater-hurried"]
-    assert found[0].evidence == "ann: 0.4 s a pair, a median of 300 words a second over 12 judgements"
+    findings = rater_quality.rater_findings(rater_quality.measure_quality(fast, texts=texts))
+    assert [one.code for one in findings] == ["rater-hurried"]
+    assert findings[0].evidence == "ann: 0.4 s a pair, a median of 300 words a second over 12 judgements"
     assert rater_quality.rater_findings(rater_quality.measure_quality(slow, texts=texts)) == []
     assert rater_quality.rater_findings(rater_quality.measure_quality(fast[:9], texts=texts)) == []
 
 
 def many_verdicts(store, rater, count, side="left"):
     for i in range(count):
-        judge(store, sit(store, rater, NOW + i), side, NOW + i + 0.4, milliseconds=400)
+        judge(store, take_lease(store, rater, NOW + i), side, NOW + i + 0.4, milliseconds=400)
 
 
 @pytest.fixture
 def team(light):
-    with running(light, team=True) as (url, door):
+    with running(light, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("vic", "viewer")):
-            light.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            light.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         yield url
 
 
-def test_findings_about_raters_are_on_the_owners_page_with_intervals_and_counts(team, light):
-    put(light)
+def test_rater_findings_on_the_owner_page(team, light):
+    save_settings(light)
     light.add_tasks(tasks())
     many_verdicts(light, "ann", 12)
     with signed_in(team, "vic") as viewer:
@@ -325,10 +324,10 @@ def test_findings_about_raters_are_on_the_owners_page_with_intervals_and_counts(
     assert rater_reports.rater_report(light).findings[0].code == "rater-side"
 
 
-def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light):
-    put(light)
+def test_owner_review_actions_over_http(team, light):
+    save_settings(light)
     light.add_tasks(tasks(2))
-    seat = sit(light, "ann")
+    seat = take_lease(light, "ann")
     judge(light, seat)
     light.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "**Better**.").result()
     with signed_in(team, "olga") as owner, signed_in(team, "ann") as ann:
@@ -355,26 +354,26 @@ def test_the_owner_takes_out_restores_approves_and_renames_over_http(team, light
         assert "Rename or remove anna" in owner.get("/owner/people").text
 
 
-def test_pairs_exported_from_the_page_are_preferences_that_can_be_read(team, light, tmp_path):
-    put(light)
+def test_exported_pairs_can_be_imported(team, light, tmp_path):
+    save_settings(light)
     light.add_completions([Completion("s1.p0.x", "p0", "sft", "=1+1", (1,), (-0.1,), "stop")])
     light.add_tasks(tasks(3))
     with signed_in(team, "olga") as owner:
         assert owner.get("/owner/export/pairs.jsonl").status_code == 409, "nothing is decided yet"
         for i in range(3):
-            judge(light, sit(light, "ann", NOW + i), at=NOW + i)
+            judge(light, take_lease(light, "ann", NOW + i), at=NOW + i)
         for kind in ("jsonl", "csv"):
             answer = owner.get(f"/owner/export/pairs.{kind}")
             assert f'filename="pairs.{kind}"' in answer.headers["content-disposition"]
             path = tmp_path / f"pairs.{kind}"
             path.write_bytes(answer.content)
-            found = formats.read_preferences(path)
-            assert (len(found.judgements), found.refused) == (3, [])
+            imported = formats.read_preferences(path)
+            assert (len(imported.judgements), imported.refused) == (3, [])
         row = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
         assert {"prompt", "chosen", "rejected"} <= set(row)
 
 
-def test_a_csv_for_people_holds_no_formula_and_gives_its_texts_back():
+def test_csv_export_escapes_formulas_reversibly():
     odd = ["=1+1", "+1", "-1 is less", "@SUM(A1)", "\tx", "\rx", "plain", "'=kept", ""]
     rows = [{"name": value, "number": -0.5} for value in odd]
     out = io.StringIO()
@@ -389,8 +388,8 @@ def test_a_csv_for_people_holds_no_formula_and_gives_its_texts_back():
     assert plain.getvalue() == "name\r\nx\r\n"
 
 
-def test_formulas_and_code_are_shown_without_anything_else_getting_through():
-    html = shown.markdown(
+def test_formulas_and_code_are_rendered_safely():
+    html = safe_html.markdown(
         "So $e^{i\\pi} = -1$, $$\\frac{1}{2}$$ and \\(x < y\\), for $5 or $6.\n\n```python\ndef f(): return '<b>'\n```"
     )
     assert html.count("<math ") == 3
@@ -398,8 +397,8 @@ def test_formulas_and_code_are_shown_without_anything_else_getting_through():
     assert "for $5 or $6." in html
     assert '<span class="k">def</span>' in html
     assert "<b>" not in html
-    assert "<code>$a$</code>" in shown.markdown("`$a$`")
-    assert shown.markdown("```nolang\n<i>\n```") == "<pre><code>&lt;i&gt;\n</code></pre>\n"
+    assert "<code>$a$</code>" in safe_html.markdown("`$a$`")
+    assert safe_html.markdown("```nolang\n<i>\n```") == "<pre><code>&lt;i&gt;\n</code></pre>\n"
 
 
 @pytest.mark.parametrize(
@@ -422,10 +421,10 @@ def test_formulas_and_code_are_shown_without_anything_else_getting_through():
         '<math><mtext><table><mglyph><style><img src=x onerror="alert(1)"></style></mglyph></table></mtext></math>',
     ],
 )
-def test_hostile_formulas_make_nothing_but_known_elements(hostile):
-    html = shown.markdown(hostile)
+def test_hostile_formulas_yield_allowed_elements_only(hostile):
+    html = safe_html.markdown(hostile)
     tags = set(re.findall(r"<\s*([a-zA-Z]\w*)", html))
-    assert tags <= shown.TAGS | {
+    assert tags <= safe_html.TAGS | {
         "math",
         "mrow",
         "mi",
@@ -445,7 +444,7 @@ def test_hostile_formulas_make_nothing_but_known_elements(hostile):
     assert "9999999" not in "".join(re.findall(r"<[a-z][^>]*>", html))
 
 
-def test_differences_are_words_where_texts_are_close_and_sentences_where_they_are_not():
+def test_diff_by_word_or_by_sentence():
     left, right, manner = answer_diff.rendered_diff(
         "The **cat** sat on a mat.\n\n- It was `warm`.", "The **dog** sat on a mat.\n\n- It was `warm`."
     )
@@ -469,7 +468,7 @@ def test_differences_are_words_where_texts_are_close_and_sentences_where_they_ar
     assert answer_diff.rendered_diff("", "new words")[1] == "<p><mark>new words</mark></p>\n"
 
 
-def test_marks_never_cross_a_tag_or_break_a_formula():
+def test_marks_never_cross_tags_or_formulas():
     left, right, _ = answer_diff.rendered_diff("a **b c** $x<y$ [d e](http://x.y 'q>r')", "z *b q* $x<z$ `d e`")
     for html in (left, right):
         depth = 0
@@ -480,11 +479,11 @@ def test_marks_never_cross_a_tag_or_break_a_formula():
         assert depth == 0
 
 
-def test_a_given_verdict_is_kept_with_all_that_goes_with_it(store):
+def test_submission_is_stored_completely(store):
     store.add_tasks(tasks(1))
-    seat = sit(store, "ann")
-    given = Submission(
+    seat = take_lease(store, "ann")
+    submission = Submission(
         "a-key-1", seat.comparison, "ann", StoredVerdict("left"), reasons=("x",), safety=StoredVerdict("tie")
     )
-    assert store.submit_write(verdicts.judge, given, NOW).result().judgements == 1
+    assert store.submit_write(verdicts.judge, submission, NOW).result().judgements == 1
     assert set(store.judgements()[0].details) == {"reasons", "safety"}

@@ -66,7 +66,7 @@ def until_answered(
         return answer.json()
 
 
-def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
+def test_postgresql_restart_loses_no_verdict(own_server):
     with Store.open(new_database(own_server.url)) as store:
         store.add_prompts([Prompt(f"p{i}", f"Why {i}?") for i in range(PAIRS)])
         store.add_completions(
@@ -79,11 +79,13 @@ def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
         store.add_comparisons([Comparison(f"k{i}", f"p{i}", f"s1.p{i}.0", f"s1.p{i}.1") for i in range(PAIRS)])
         store.add_tasks([Task(f"k{i}", "work") for i in range(PAIRS)])
         store.submit_write(rating_settings.save, RatingSettings(gold_share=0.0)).result()
-        with running(store, team=True) as (url, door):
+        with running(store, team=True) as (url, auth):
             names = [f"rater-{n}" for n in range(RATERS)]
             cookies = []
             for name in names:
-                store.submit_write(people.add_account, name, "rater", door.hashed("correct horse battery")).result()
+                store.submit_write(
+                    people.add_account, name, "rater", auth.hash_password("correct horse battery")
+                ).result()
                 with client(url) as visitor:
                     assert (
                         visitor.post("/sign-in", data={"name": name, "password": "correct horse battery"}).status_code
@@ -111,13 +113,13 @@ def test_no_verdict_is_lost_when_postgresql_restarts_under_raters(own_server):
                     own_server.start()
                 wait_for_more()
                 over.set()
-                told = [done.result(timeout=60) for done in work]
-        kept = {j.key: j.comparison for j in store.judgements()}
-        assert {key: kept.get(key) for key in acknowledged} == acknowledged
-        assert len(kept) == len(acknowledged), (
+                receipts = [done.result(timeout=60) for done in work]
+        saved = {j.key: j.comparison for j in store.judgements()}
+        assert {key: saved.get(key) for key in acknowledged} == acknowledged
+        assert len(saved) == len(acknowledged), (
             "an unacknowledged verdict was asked for again under its key, so none is beyond"
         )
-        messages = {message for several in told for message in several}
+        messages = {message for several in receipts for message in several}
         assert messages
         assert not any(
             word in message for message in messages for word in ("postgres", "127.0.0.1", "psycopg", "connection")

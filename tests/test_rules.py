@@ -9,7 +9,7 @@ from towpath.errors import DataError, RecipeError
 from towpath.feedback import rules, text_features
 from towpath.feedback.pair_text import PairText
 
-LONG = "Put a drop of oil on each hinge and swing the door."
+LONG = "Put a drop of oil on each hinge and swing the auth."
 SHORT = "Oil it."
 
 

@@ -11,11 +11,11 @@ from towpath import terminal
 ESC = "\x1b]0;owned\x07\x1b[2J\x1b[31m\x9b5A\r\b\u202e"
 
 
-def test_control_characters_are_removed_and_text_stays():
+def test_control_characters_are_removed():
     assert terminal.strip_control(f"a{ESC}\tb\nc é 漢 👍") == "a]0;owned[2J[31m5A\tb\nc é 漢 👍"
 
 
-def test_what_a_recipe_or_a_row_says_is_printed_without_control_characters(tmp_path):
+def test_recipe_and_row_text_is_printed_without_control_characters(tmp_path):
     run = tmp_path / "run"
     (run / "data" / "prompts").mkdir(parents=True)
     (run / "data" / "prompts" / "rows.jsonl").write_text(json.dumps({"prompt": "a", "split": f"x{ESC}"}) + "\n")
@@ -37,7 +37,7 @@ def test_what_a_recipe_or_a_row_says_is_printed_without_control_characters(tmp_p
         assert not [character for character in printed if character in "\x1b\x07\x9b\r\b\u202e"], (command, printed)
 
 
-def test_nothing_prints_past_it():
+def test_all_printing_goes_through_terminal():
     """Every line goes through `terminal`; a display of rich's has its texts cleaned where they are put in."""
     root = Path(terminal.__file__).parent
     past = [

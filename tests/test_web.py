@@ -48,9 +48,9 @@ def store(tmp_path):
 
 @pytest.fixture
 def team(store):
-    with running(store, team=True) as (url, door):
+    with running(store, team=True) as (url, auth):
         for name, role in (("olga", "owner"), ("ann", "rater"), ("bob", "rater"), ("vic", "viewer")):
-            store.submit_write(people.add_account, name, role, door.hashed(PASSWORD)).result()
+            store.submit_write(people.add_account, name, role, auth.hash_password(PASSWORD)).result()
         yield url
 
 
@@ -66,13 +66,13 @@ def signed_in(url, name):
         yield visitor
 
 
-def said(seat, key, side="left", **more):
+def verdict_body(seat, key, side="left", **more):
     return {"key": key, "comparison": seat["comparison"], "side": side, "milliseconds": 1200} | more
 
 
-def test_the_link_lets_the_owner_in_once(store):
-    with running(store, team=False) as (url, door), client(url) as owner, client(url) as other:
-        link = server.startup_message(store, door, url).split()[1]
+def test_owner_link_works_once(store):
+    with running(store, team=False) as (url, auth), client(url) as owner, client(url) as other:
+        link = server.startup_message(store, auth, url).split()[1]
         assert owner.get("/rate", headers={"accept": "text/html"}).headers["location"] == "/sign-in"
         done = owner.get(link)
         assert done.status_code == 303
@@ -86,7 +86,7 @@ def test_the_link_lets_the_owner_in_once(store):
         assert other.post("/sign-in", data={"name": "owner", "password": "x" * 12}).status_code == 401
 
 
-def test_a_cookie_that_was_not_made_here_is_none(store):
+def test_foreign_cookie_is_rejected(store):
     with running(store, team=False) as (url, _):
         store.submit_write(people.add_account, "owner", "owner", "").result()
         store.submit_write(sessions.start, "owner", time()).result()
@@ -102,7 +102,7 @@ def test_a_cookie_that_was_not_made_here_is_none(store):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_foreign_hosts_and_origins_are_refused_on_every_method(team, method):
+def test_foreign_hosts_and_origins_are_refused(team, method):
     port = team.rpartition(":")[2]
     for headers in (
         {"host": f"evil.example:{port}"},
@@ -116,17 +116,17 @@ def test_foreign_hosts_and_origins_are_refused_on_every_method(team, method):
     assert httpx.get(f"{team}/sign-in", headers={"host": f"10.1.2.3:{port}"}).status_code == 200
 
 
-def test_alone_the_server_answers_to_this_machine_only(store):
+def test_server_without_accounts_accepts_local_hosts_only(store):
     with running(store, team=False) as (url, _):
         port = url.rpartition(":")[2]
-        told = [
+        statuses = [
             httpx.get(f"{url}/sign-in", headers={"host": f"{name}:{port}"}).status_code
             for name in ("localhost", "127.0.0.1", "[::1]", "10.1.2.3")
         ]
-    assert told == [200, 200, 200, 421]
+    assert statuses == [200, 200, 200, 421]
 
 
-def test_every_answer_carries_the_policy_and_pages_hold_nothing_inline(team):
+def test_csp_header_and_no_inline_content(team):
     with signed_in(team, "olga") as owner:
         paths = (
             "/rate",
@@ -155,14 +155,14 @@ def test_every_answer_carries_the_policy_and_pages_hold_nothing_inline(team):
 
 @pytest.mark.parametrize(
     ("name", "allowed"),
-    [("ann", ["/rate"]), ("vic", ["/owner", "/owner/figures"]), ("olga", ["/rate", "/owner", "/owner/people"])],
+    [("ann", ["/rate"]), ("vic", ["/owner", "/owner/stats"]), ("olga", ["/rate", "/owner", "/owner/people"])],
 )
 def test_roles_open_their_own_pages_only(team, name, allowed):
     paths = [
         "/rate",
         "/rate/next",
         "/owner",
-        "/owner/figures",
+        "/owner/stats",
         "/owner/people",
         "/owner/settings",
         "/owner/export.jsonl",
@@ -187,7 +187,7 @@ def test_roles_open_their_own_pages_only(team, name, allowed):
         assert [stranger.get(path).status_code for path in paths] == [401] * len(paths)
 
 
-def test_an_invitation_makes_an_account_and_signs_it_in(team, store):
+def test_invitation_creates_an_account_and_signs_in(team, store):
     with signed_in(team, "olga") as owner, client(team) as new:
         link = re.search(r"http://\S+/join/[\w-]+", owner.post("/owner/invite", data={"role": "rater"}).text)[0]
         assert link.startswith(team)
@@ -202,40 +202,42 @@ def test_an_invitation_makes_an_account_and_signs_it_in(team, store):
     assert store.read(people.get_account, "dan").password.startswith("$argon2")
 
 
-def test_after_a_few_wrong_passwords_even_the_right_one_must_wait(team):
+def test_correct_password_waits_after_failed_attempts(team):
     with client(team) as visitor:
-        told = [
+        statuses = [
             visitor.post("/sign-in", data={"name": "ann", "password": "wrong"}).status_code for _ in range(FREE + 1)
         ]
-        assert told == [401] * FREE + [429]
+        assert statuses == [401] * FREE + [429]
         assert visitor.post("/sign-in", data={"name": "ann", "password": PASSWORD}).status_code == 429
     with signed_in(team, "bob"):
         pass
 
 
-def test_a_rater_judges_undoes_and_judges_anew(team, store):
+def test_judge_undo_and_judge_again(team, store):
     with signed_in(team, "ann") as ann:
         first = ann.get("/rate/next").json()
         assert ann.get("/rate/next").json() == first
         assert first["state"] == "pair"
         assert f'data-comparison="{first["comparison"]}"' in ann.get("/rate").text
-        answer = ann.post("/rate/judge", json=said(first, "key-one-1"))
+        answer = ann.post("/rate/judge", json=verdict_body(first, "key-one-1"))
         assert answer.json() == {"comparison": first["comparison"], "judgements": 1, "again": False}
-        assert ann.post("/rate/judge", json=said(first, "key-one-1")).json()["again"]
-        assert ann.post("/rate/judge", json=said(first, "key-two-2", "right")).status_code == 409
+        assert ann.post("/rate/judge", json=verdict_body(first, "key-one-1")).json()["again"]
+        assert ann.post("/rate/judge", json=verdict_body(first, "key-two-2", "right")).status_code == 409
         second = ann.get("/rate/next").json()
         assert (second["last"], second["last_was"]) == (first["comparison"], "judged")
         ann.post("/rate/undo", json={"comparison": first["comparison"]})
         assert ann.get("/rate/next").json()["comparison"] == first["comparison"]
         ann.post(
             "/rate/judge",
-            json=said(first, "key-three-3", "both_bad", safety={"side": "tie"}, comment="both\x00 wrong", guideline=4),
+            json=verdict_body(
+                first, "key-three-3", "both_bad", safety={"side": "tie"}, comment="both\x00 wrong", guideline=4
+            ),
         )
-    kept = store.judgements()
-    assert [(j.choice, j.round, j.rater, j.guideline, j.comment) for j in kept] == [
+    judgements = store.judgements()
+    assert [(j.choice, j.round, j.rater, j.guideline, j.comment) for j in judgements] == [
         ("both_bad", 2, "ann", "4", "both\ufffd wrong")
     ]
-    assert kept[0].details == {"safety": {"choice": "tie", "strength": 1}}
+    assert judgements[0].details == {"safety": {"choice": "tie", "strength": 1}}
 
 
 @pytest.mark.parametrize(
@@ -250,26 +252,26 @@ def test_a_rater_judges_undoes_and_judges_anew(team, store):
         {"safety": {"side": "up"}},
     ],
 )
-def test_what_makes_no_sense_is_refused(team, store, wrong):
+def test_invalid_requests_are_refused(team, store, wrong):
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
-        assert ann.post("/rate/judge", json=said(seat, "key-one-1") | wrong).status_code == 422
-        assert ann.post("/rate/judge", json=said({"comparison": "k7"}, "key-one-1")).status_code == 409
+        assert ann.post("/rate/judge", json=verdict_body(seat, "key-one-1") | wrong).status_code == 422
+        assert ann.post("/rate/judge", json=verdict_body({"comparison": "k7"}, "key-one-1")).status_code == 409
     assert store.judgements() == []
 
 
-def test_a_rater_sees_neither_the_source_nor_what_others_said(team, store):
+def test_raters_see_no_sources_and_no_other_verdicts(team, store):
     with signed_in(team, "ann") as ann, signed_in(team, "bob") as bob:
         store.submit_write(task_queue.add_seats, ["k0"], "overlap").result()
         seat = ann.get("/rate/next").json()
-        ann.post("/rate/judge", json=said(seat, "key-one-1", comment="SECRET WORD"))
+        ann.post("/rate/judge", json=verdict_body(seat, "key-one-1", comment="SECRET WORD"))
         pages = [bob.get("/rate").text, bob.get("/rate/next").text, ann.get("/rate").text]
     assert seat["comparison"] == "k0"
     assert all("model-" not in page and "s1.p" not in page and "SECRET" not in page for page in pages)
     assert 'data-comparison="k0"' in pages[0]
 
 
-def test_answers_are_shown_without_raw_html_pictures_or_scripts(team):
+def test_answers_are_sanitized(team):
     with signed_in(team, "ann") as ann:
         html = ann.get("/rate/next").json()["html"]
     assert "<strong>bold</strong>" in html
@@ -277,12 +279,12 @@ def test_answers_are_shown_without_raw_html_pictures_or_scripts(team):
     assert not re.search(r"<script|<img|href=\"javascript|onerror=\"", html)
 
 
-def test_a_ranking_over_http(team, store):
+def test_ranking_over_http(team, store):
     store.add_groups([RankingGroup("s1.p7.ranking", "p7", tuple(f"s1.p7.{k}" for k in range(5)), "work", priority=9)])
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
         assert (seat["state"], seat["answers"]) == ("ranking", 5)
-        body = {"key": "key-rank-1", "comparison": seat["comparison"], "places": [2, 1, 3, 3, 5]}
+        body = {"key": "key-rank-1", "comparison": seat["comparison"], "ranks": [2, 1, 3, 3, 5]}
         assert ann.post("/rate/rank", json=body).json()["judgements"] == 10
         assert ann.post("/rate/rank", json=body).json()["again"]
         assert ann.get("/rate/differences", params={"comparison": seat["comparison"]}).status_code == 409
@@ -305,7 +307,7 @@ def test_skip_flag_and_write(team, store):
     assert [d.response for d in store.written_demonstrations()] == ["Like so."]
 
 
-def test_the_owner_sets_and_looks(team, store):
+def test_owner_settings_and_statistics(team, store):
     with signed_in(team, "olga") as owner:
         form = {
             "gold_share": "20",
@@ -325,46 +327,48 @@ def test_the_owner_sets_and_looks(team, store):
         assert "sure" in owner.get("/owner/gold").text
         owner.post("/owner/rankings", data={"most": "3"})
         owner.post("/owner/queue", data={"domain": "work", "paused": "true"})
-        assert "paused" in owner.get("/owner/figures").text
+        assert "paused" in owner.get("/owner/stats").text
         owner.post("/owner/settings", data=form | {"switches": ["paused"]})
         assert owner.get("/rate/next").json()["state"] == "paused"
     assert store.read(task_queue.propose_groups, 100)
 
 
-def test_gold_is_made_of_the_owners_own_judgements(team, store):
+def test_gold_from_the_owners_judgements(team, store):
     with signed_in(team, "olga") as owner:
         seat = owner.get("/rate/next").json()
-        owner.post("/rate/judge", json=said(seat, "key-one-1"))
-        found = re.search(
+        owner.post("/rate/judge", json=verdict_body(seat, "key-one-1"))
+        match = re.search(
             r'name="comparison" value="(k\d)"><input type="hidden" name="choice" value="(\w+)"',
             owner.get("/owner/gold").text,
         )
-        assert (found[1], found[2]) == (seat["comparison"], store.judgements()[0].choice)
-        owner.post("/owner/gold", data={"comparison": found[1], "choice": found[2]})
+        assert (match[1], match[2]) == (seat["comparison"], store.judgements()[0].choice)
+        owner.post("/owner/gold", data={"comparison": match[1], "choice": match[2]})
         assert (
             owner.get("/owner").text.count("21 to 100 % of 1<") + owner.get("/owner").text.count("0 to 79 % of 1<") == 2
         )
-        owner.post("/owner/gold/drop", data={"comparison": found[1]})
+        owner.post("/owner/gold/drop", data={"comparison": match[1]})
         assert (
             owner.get("/owner").text.count("21 to 100 % of 1<") + owner.get("/owner").text.count("0 to 79 % of 1<") == 1
         )
 
 
-def test_export_is_one_json_object_a_line(team, store):
+def test_export_is_json_lines(team, store):
     with signed_in(team, "olga") as owner:
         for i in range(3):
-            owner.post("/rate/judge", json=said(owner.get("/rate/next").json(), f"key-one-{i}", milliseconds=None))
+            owner.post(
+                "/rate/judge", json=verdict_body(owner.get("/rate/next").json(), f"key-one-{i}", milliseconds=None)
+            )
         rows = [json.loads(line) for line in owner.get("/owner/export.jsonl").text.splitlines()]
     assert [row["key"] for row in rows] == ["key-one-0", "key-one-1", "key-one-2"]
     assert {"prompt", "a", "b", "choice", "rater", "source_a", "shown", "guideline"} <= set(rows[0])
 
 
-def test_own_figures_are_told_as_the_owner_allows(team, store):
-    store.put_gold([Gold("k0", "a")])
+def test_gold_accuracy_is_shown_if_the_owner_allows(team, store):
+    store.set_gold([Gold("k0", "a")])
     store.submit_write(rating_settings.save, RatingSettings(gold_share=1.0, show_gold=True, hours=3.0)).result()
     with signed_in(team, "ann") as ann:
         seat = ann.get("/rate/next").json()
-        ann.post("/rate/judge", json=said(seat, "key-one-1", "tie"))
+        ann.post("/rate/judge", json=verdict_body(seat, "key-one-1", "tie"))
         own = ann.get("/rate/next").json()["own"]
     assert seat["comparison"] == "k0"
     assert "gold <b>0</b> of <b>1</b>" in own
@@ -388,7 +392,7 @@ def test_large_requests_are_refused(team):
     ("host", "alone", "together"),
     [("127.0.0.1", True, True), ("::1", True, True), ("0.0.0.0", False, False), ("10.0.0.1", False, False)],
 )
-def test_passwords_and_pages_leave_the_machine_only_encrypted(host, alone, together, tmp_path):
+def test_remote_access_requires_tls(host, alone, together, tmp_path):
     sealed = server.NetworkOptions(("rate.example",), tmp_path / "cert.pem", tmp_path / "key.pem")
     for team, allowed in ((False, alone), (True, together)):
         if allowed:
@@ -399,21 +403,21 @@ def test_passwords_and_pages_leave_the_machine_only_encrypted(host, alone, toget
     server.require_private(host, True, sealed)
 
 
-def test_a_team_without_an_owner_is_given_an_invitation_for_one(tmp_path):
-    with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, door), client(url) as first:
-        link = re.search(r"http\S+/join/\S+", server.startup_message(store, door, url))[0]
+def test_team_without_owner_gets_an_invitation(tmp_path):
+    with Store.open(tmp_path / "towpath.db") as store, running(store, team=True) as (url, auth), client(url) as first:
+        link = re.search(r"http\S+/join/\S+", server.startup_message(store, auth, url))[0]
         assert first.post(link, data={"name": "olga", "password": PASSWORD}).status_code == 303
         assert first.get("/").headers["location"] == "/owner"
-        assert "sign in" in server.startup_message(store, door, url)
+        assert "sign in" in server.startup_message(store, auth, url)
         assert first.get("/rate/next").json()["state"] == "empty"
 
 
-def test_a_port_that_is_taken_is_told():
-    with server.open_socket("127.0.0.1", 0) as place, pytest.raises(ResourceError, match="--port"):
-        server.open_socket("127.0.0.1", place.getsockname()[1])
+def test_used_port_is_reported():
+    with server.open_socket("127.0.0.1", 0) as listener, pytest.raises(ResourceError, match="--port"):
+        server.open_socket("127.0.0.1", listener.getsockname()[1])
 
 
-def test_cookies_are_forgotten_when_an_account_changes(team, store):
+def test_sessions_end_when_an_account_changes(team, store):
     with signed_in(team, "ann") as ann:
         assert ann.get("/rate/next").status_code == 200
         store.submit_write(people.change_account, "ann", "rater", True, "another hash").result()
@@ -423,7 +427,7 @@ def test_cookies_are_forgotten_when_an_account_changes(team, store):
         assert ann.get("/rate/next").status_code == 401
 
 
-def test_markdown_is_shown_and_nothing_else_gets_through():
+def test_markdown_is_rendered_safely():
     html = safe_html.markdown(
         "## Hi\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n`<b>` <iframe "
         "src=x></iframe>\n\n[x](https://a.b 'c')"
@@ -437,7 +441,7 @@ def test_markdown_is_shown_and_nothing_else_gets_through():
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "told"),
+    ("left", "right", "expected"),
     [
         ("the cat sat", "the dog sat", ("the <mark>cat</mark> sat", "the <mark>dog</mark> sat")),
         ("same here", "same here", ("same here", "same here")),
@@ -445,12 +449,12 @@ def test_markdown_is_shown_and_nothing_else_gets_through():
         ("a <b> c", "a c", ("a <mark>&lt;b&gt;</mark> c", "a c")),
     ],
 )
-def test_differences_are_marked_by_the_word(left, right, told):
-    assert safe_html.text_diff(left, right) == told
+def test_text_diff_by_word(left, right, expected):
+    assert safe_html.text_diff(left, right) == expected
 
 
-def test_a_transcript_is_shown_turn_by_turn():
+def test_transcript_is_split_into_turns():
     assert safe_html.conversation_turns("Why?") == [("Prompt", "Why?")]
-    told = safe_html.conversation_turns("\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:")
-    assert told == [("Person", "Hello"), ("Assistant", "Yes?"), ("Person", "Why?")]
+    turns = safe_html.conversation_turns("\n\nHuman: Hello\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:")
+    assert turns == [("Person", "Hello"), ("Assistant", "Yes?"), ("Person", "Why?")]
     assert safe_html.conversation_turns("Say: \n\nHuman: x") == [("Prompt", "Say: \n\nHuman: x")]

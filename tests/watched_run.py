@@ -298,14 +298,14 @@ def short_run(run: Path) -> Path:
 
 @contextmanager
 def serving_run(run: Path, store: Store, team: bool = False, port: int = 0) -> Iterator[tuple[str, Any]]:
-    """The real server of a run in a thread: where it is, and its door."""
-    server, door = create_server(store, team, run=run)
+    """The real server of a run in a thread: where it is, and its auth."""
+    server, auth = create_server(store, team, run=run)
     with open_socket("127.0.0.1", port) as place:
         thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             sleep(0.01)
-        yield f"http://127.0.0.1:{place.getsockname()[1]}", door
+        yield f"http://127.0.0.1:{place.getsockname()[1]}", auth
         server.should_exit = True
         thread.join()

@@ -68,7 +68,7 @@ def measured_pairs(matches: Sequence[Match]) -> list[ArenaPair]:
     for match in matches:
         gap = len(match.a.split()) - len(match.b.split())
         signed_gap = gap if match.ours == "a" else -gap
-        pairs.append(ArenaPair(match.comparison, match.place, match.ours, signed_gap, match.seats, match.same))
+        pairs.append(ArenaPair(match.comparison, match.position, match.ours, signed_gap, match.seats, match.same))
     return pairs
 
 

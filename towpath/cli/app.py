@@ -275,11 +275,11 @@ def explain(
     """Explain a recipe key: meaning, default, usual range and reason."""
     from towpath import recipe
 
-    found = recipe.explained(key)
+    rows = recipe.explained(key)
     if as_json:
-        print_output(json.dumps(found, indent=1, default=str))
+        print_output(json.dumps(rows, indent=1, default=str))
         return
-    for row in found:
+    for row in rows:
         usual = f"  usual: {row['usual']}" if row["usual"] else ""
         why = f"  why: {row['why']}" if row["why"] else ""
         print_output(f"{row['key']} = {row['default']}\n  {row['meaning']}{usual}{why}")

@@ -135,9 +135,9 @@ def label_judge(
             summary: dict[str, Any] = {"comparisons": len(pending), **asdict(judging.estimate_cost(judge, pending))}
         else:
             abstained = judge_runner.run_judge(store, judge, pairs, store.judgements(), judging.rater_name(judge))
-            judged = [j for j in store.judgements() if j.rater == judging.rater_name(judge)]
+            judgements = [j for j in store.judgements() if j.rater == judging.rater_name(judge)]
             summary = {
-                "judged": len(judged),
+                "judged": len(judgements),
                 "abstained": dict(Counter(a.reason for a in abstained)),
                 "dollars": round(store.judge_account(judging.rater_name(judge)).total(), 6),
             }

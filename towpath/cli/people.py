@@ -96,11 +96,11 @@ def _prompt_password(name: str) -> str:
     from towpath.web.passwords import Hasher
 
     if not sys.stdin.isatty():
-        return Hasher().hashed(sys.stdin.readline().rstrip("\n"), name)
+        return Hasher().hash(sys.stdin.readline().rstrip("\n"), name)
     password = getpass("new password: ")
     if getpass("again: ") != password:
         raise DataError("the two passwords", "they must be the same", "try again")
-    return Hasher().hashed(password, name)
+    return Hasher().hash(password, name)
 
 
 @people_app.command("audit", epilog="Example: towpath people audit my-run --account olga")

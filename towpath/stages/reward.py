@@ -123,7 +123,7 @@ def _train_member(job: Job, number: int, training: list[Pair], held_out: list[Pa
     if number > 1:
         own = replace(job, folder=job.folder / f"member-{number}", recipe=job.recipe.model_copy(update={"seed": seed}))
     cfg = own.recipe.reward
-    runtime = _open(own)
+    runtime = open_runtime(own)
     train_batch, held_out_batch = (
         runtime.cache_frozen_prefix(_batch(own, pairs), "reward") for pairs in (training, held_out)
     )
@@ -166,7 +166,8 @@ def _train_member(job: Job, number: int, training: list[Pair], held_out: list[Pa
     return Member(held_out_B, mean, std, float((gap > 0).float().mean()))
 
 
-def _open(job: Job) -> Runtime:
+def open_runtime(job: Job) -> Runtime:
+    """A runtime whose reward model is the tuned model with a random head, to be trained."""
     cfg = job.recipe.reward
     role = RoleSpec(
         str(job.inputs["sft"] / "weights"),

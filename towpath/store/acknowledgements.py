@@ -1,4 +1,4 @@
-"""Which version of the guidelines each rater has confirmed to have read."""
+"""Which version of the guidelines each rater has acknowledged."""
 
 from sqlalchemy import Connection, func, select
 
@@ -7,24 +7,22 @@ from towpath.store import ledger, people, schema, tallies
 
 
 def is_acknowledged(connection: Connection, rater: str, version: int) -> bool:
-    """Whether a rater has confirmed a version; version 0, no guidelines, needs none."""
+    """Return whether a rater has acknowledged a version; version 0 (no guidelines) needs none."""
     table = schema.acknowledgements
     query = select(func.count()).select_from(table).where(table.c.rater == rater, table.c.version == version)
     return version == 0 or bool(connection.scalar(query))
 
 
 def acknowledge(connection: Connection, rater: str, version: int) -> None:
-    """A rater has read a version."""
+    """Record that a rater has read a version."""
     if version == 0 or people.get_guideline(connection, version).version != version:
-        raise DataError(
-            f"version {version}", "guidelines are confirmed by a version that exists", "load the page again"
-        )
+        raise DataError(f"version {version}", "only an existing version can be acknowledged", "reload the page")
     ledger.upsert(
         connection, schema.acknowledgements, [{"rater": rater, "version": version, "at": tallies.timestamp()}]
     )
 
 
 def never_acknowledged(connection: Connection, rater: str) -> bool:
-    """Whether a rater has confirmed no version yet."""
+    """Return whether a rater has acknowledged no version yet."""
     table = schema.acknowledgements
     return not connection.scalar(select(func.count()).select_from(table).where(table.c.rater == rater))

@@ -1,30 +1,26 @@
-"""Arenas: two models' answers to the same prompts, compared blind by the raters of the queue. What is said there
-makes no label.
+"""Arenas: answers of two models to the same prompts, compared blind by raters. Their judgements never become labels.
 
-Every function here is work on a connection; hand it to `Store.later` or `Store.read`.
-
+The functions take a connection; pass them to `Store.submit_write` or `Store.read`.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import Connection, select
 
 from towpath.errors import DataError
 from towpath.records import Comparison, Completion, Judgement, Prompt
-from towpath.store import schema, tallies, task_queue
+from towpath.store import schema, statements, tallies, task_queue
 
 ArenaState = Literal["open", "decided", "stopped"]
 REASON = "arena"
 PRIORITY = 5
-BLOCK = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Two sources of answers, `one` held against `other`, and how that stands. The verdict is the one with which it
-    ended."""
+    """A comparison of two models, `one` against `other`; `verdict` is set when it is closed."""
 
     number: int
     one: str
@@ -39,8 +35,8 @@ class Arena:
 
 @dataclass(frozen=True, slots=True)
 class MatchInput:
-    """A prompt with its two answers; `ours` is the side on which the first source's answer lies, `seats` how many
-    raters are wanted."""
+    """A prompt with both answers; `ours` is the side of the first model's answer, `seats` the number of raters
+    wanted."""
 
     prompt: Prompt
     a: str
@@ -51,10 +47,10 @@ class MatchInput:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One comparison of an arena. Where both answers are the same nobody is asked: it is a tie."""
+    """One comparison of an arena; identical answers count as a tie and are not shown to raters."""
 
     comparison: str
-    place: int
+    position: int
     prompt_id: str
     prompt: str
     domain: str
@@ -66,9 +62,9 @@ class Match:
 
 
 def create(
-    connection: Connection, one: str, other: str, threshold: float, by: str, entrants: Sequence[MatchInput]
+    connection: Connection, one: str, other: str, threshold: float, by: str, inputs: Sequence[MatchInput]
 ) -> Arena:
-    """A new arena with its comparisons in the queue, in the order given."""
+    """Create an arena and queue its comparisons in the given order."""
     row = {
         "one": one,
         "other": other,
@@ -79,35 +75,24 @@ def create(
         "at": tallies.timestamp(),
         "ended": "",
     }
-    made = connection.execute(schema.arenas.insert().returning(schema.arenas.c.number), row)
-    number = int(made.scalar_one())
-    prompts = {e.prompt.id: e.prompt for e in entrants}
-    known = {
-        name
-        for part in _blocks(list(prompts))
-        for name in connection.scalars(select(schema.prompts.c.id).where(schema.prompts.c.id.in_(part)))
-    }
-    fresh = [
-        asdict(p) | {"about": list(p.about), "harmful": int(p.harmful)}
-        for name, p in prompts.items()
-        if name not in known
-    ]
-    if fresh:
-        connection.execute(schema.prompts.insert(), fresh)
+    inserted = connection.execute(schema.arenas.insert().returning(schema.arenas.c.number), row)
+    number = int(inserted.scalar_one())
+    _add_prompts(connection, {item.prompt.id: item.prompt for item in inputs})
     completions = []
     comparisons = []
     matches = []
     tasks = []
-    for place, entrant in enumerate(entrants):
-        name = f"arena-{number}.{place}"
-        sources = (one, other) if entrant.ours == "a" else (other, one)
-        for side, said, source in (("a", entrant.a, sources[0]), ("b", entrant.b, sources[1])):
-            completions.append(Completion(f"{name}.{side}", entrant.prompt.id, f"arena/{source}", said, (), (), "stop"))
-        comparisons.append(Comparison(name, entrant.prompt.id, f"{name}.a", f"{name}.b"))
-        same = entrant.a.strip() == entrant.b.strip()
-        matches.append({"comparison": name, "arena": number, "place": place, "ours": entrant.ours, "same": int(same)})
+    for position, item in enumerate(inputs):
+        name = f"arena-{number}.{position}"
+        prompt = item.prompt.id
+        source_a, source_b = (one, other) if item.ours == "a" else (other, one)
+        completions.append(Completion(f"{name}.a", prompt, f"arena/{source_a}", item.a, (), (), "stop"))
+        completions.append(Completion(f"{name}.b", prompt, f"arena/{source_b}", item.b, (), (), "stop"))
+        comparisons.append(Comparison(name, prompt, f"{name}.a", f"{name}.b"))
+        same = item.a.strip() == item.b.strip()
+        matches.append({"comparison": name, "arena": number, "place": position, "ours": item.ours, "same": int(same)})
         if not same:
-            tasks.append(task_queue.Task(name, queue_name(number), REASON, 1.0, entrant.seats, PRIORITY))
+            tasks.append(task_queue.Task(name, queue_name(number), REASON, 1.0, item.seats, PRIORITY))
     connection.execute(
         schema.completions.insert(), [asdict(c) | {"token_ids": [], "logprobs": []} for c in completions]
     )
@@ -117,95 +102,93 @@ def create(
     return get_arena(connection, number)
 
 
+def _add_prompts(connection: Connection, prompts: dict[str, Prompt]) -> None:
+    existing: set[str] = set()
+    for block in statements.blocks(list(prompts)):
+        existing.update(connection.scalars(select(schema.prompts.c.id).where(schema.prompts.c.id.in_(block))))
+    new = [p for name, p in prompts.items() if name not in existing]
+    if new:
+        rows = [asdict(p) | {"about": list(p.about), "harmful": int(p.harmful)} for p in new]
+        connection.execute(schema.prompts.insert(), rows)
+
+
 def queue_name(number: int) -> str:
-    """The queue in which an arena's comparisons wait: one of its own, which the owner can hold back."""
+    """Return the name of an arena's own queue, which the owner can pause."""
     return f"arena {number}"
 
 
 def list_arenas(connection: Connection) -> list[Arena]:
-    """All arenas, the newest first."""
-    return [
-        Arena(**dict(row))
-        for row in connection.execute(select(schema.arenas).order_by(schema.arenas.c.number.desc())).mappings()
-    ]
+    """Return all arenas, newest first."""
+    query = select(schema.arenas).order_by(schema.arenas.c.number.desc())
+    return [Arena(**dict(row)) for row in connection.execute(query).mappings()]
 
 
 def get_arena(connection: Connection, number: int) -> Arena:
-    """One arena by its number."""
+    """Return an arena by number."""
     row = connection.execute(select(schema.arenas).where(schema.arenas.c.number == number)).mappings().one_or_none()
     if row is None:
         raise DataError(
-            f"arena {number}: there is none", "an arena is named by its number", "`towpath arena stats RUN` lists them"
+            f"arena {number}: no such arena", "an arena is identified by its number", "see `towpath arena stats RUN`"
         )
     return Arena(**dict(row))
 
 
 def list_matches(connection: Connection, number: int) -> list[Match]:
-    """The comparisons of an arena in their order."""
-    table = schema.matches
-    comparisons = schema.comparisons
+    """Return an arena's comparisons in order."""
+    matches = schema.matches
     prompts = schema.prompts
     tasks = schema.tasks
-    a = schema.completions.alias()
-    b = schema.completions.alias()
     query = select(
-        table.c.comparison, table.c.place, prompts.c.id.label("prompt_id"), prompts.c.prompt, prompts.c.domain
+        matches.c.comparison,
+        matches.c.place.label("position"),
+        prompts.c.id.label("prompt_id"),
+        prompts.c.prompt,
+        prompts.c.domain,
+        matches.c.ours,
+        matches.c.same,
+        tasks.c.seats,
     )
-    query = query.add_columns(
-        a.c.text.label("a"), b.c.text.label("b"), table.c.ours, table.c.same, tasks.c.seats
-    ).select_from(table)
-    query = query.join(comparisons, comparisons.c.id == table.c.comparison).join(
-        prompts, prompts.c.id == comparisons.c.prompt_id
-    )
-    query = query.join(a, a.c.id == comparisons.c.a).join(b, b.c.id == comparisons.c.b)
-    query = (
-        query.outerjoin(tasks, tasks.c.comparison == table.c.comparison)
-        .where(table.c.arena == number)
-        .order_by(table.c.place)
-    )
-    return [
-        Match(**dict(row, same=bool(row["same"]), seats=row["seats"] or 0))
-        for row in connection.execute(query).mappings()
-    ]
+    query = statements.join_answers(statements.join_prompts(query.select_from(matches), matches.c.comparison))
+    query = query.outerjoin(tasks, tasks.c.comparison == matches.c.comparison).where(matches.c.arena == number)
+    fields = Match.__dataclass_fields__
+    arena_matches = []
+    for row in connection.execute(query.order_by(matches.c.place)).mappings():
+        values = {name: value for name, value in row.items() if name in fields}
+        arena_matches.append(Match(**values | {"same": bool(row["same"]), "seats": row["seats"] or 0}))
+    return arena_matches
 
 
 def list_judgements(connection: Connection, number: int) -> list[Judgement]:
-    """What was said of an arena's comparisons and not taken back, in the order it was said."""
-    table = schema.judgements
-    matched = schema.matches
-    back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
-    query = (
-        select(table).join(matched, matched.c.comparison == table.c.comparison).where(matched.c.arena == number, ~back)
-    )
-    rows = connection.execute(query.order_by(table.c.number)).mappings()
-    return [Judgement(**{name: value for name, value in row.items() if name != "number"}) for row in rows]
+    """Return an arena's judgements that are not retracted, in order."""
+    judgements = schema.judgements
+    matches = schema.matches
+    query = select(judgements).join(matches, matches.c.comparison == judgements.c.comparison)
+    query = query.where(matches.c.arena == number, statements.NOT_RETRACTED)
+    return statements.load_judgements(connection, query.order_by(judgements.c.number))
 
 
 def open_arenas(connection: Connection) -> list[int]:
-    """The numbers of arenas that are still judged."""
-    return list(
-        connection.scalars(
-            select(schema.arenas.c.number).where(schema.arenas.c.state == "open").order_by(schema.arenas.c.number)
-        )
-    )
+    """Return the numbers of open arenas."""
+    query = select(schema.arenas.c.number).where(schema.arenas.c.state == "open")
+    return list(connection.scalars(query.order_by(schema.arenas.c.number)))
 
 
 def close(connection: Connection, number: int, state: ArenaState, verdict: str) -> Arena:
-    """End an arena: its comparisons wait no longer; those that lie before a rater may still be judged. One that has
-    ended stays as it is."""
-    found = get_arena(connection, number)
-    if found.state != "open":
-        return found
+    """Close an arena: its open tasks leave the queue, current leases may still be judged; a closed arena stays
+    unchanged."""
+    arena = get_arena(connection, number)
+    if arena.state != "open":
+        return arena
     table = schema.arenas
     connection.execute(
         table.update().where(table.c.number == number).values(state=state, verdict=verdict, ended=tallies.timestamp())
     )
     tasks = schema.tasks
-    matched = schema.matches
+    matches = schema.matches
     query = (
         select(tasks)
-        .join(matched, matched.c.comparison == tasks.c.comparison)
-        .where(matched.c.arena == number, tasks.c.state == "open")
+        .join(matches, matches.c.comparison == tasks.c.comparison)
+        .where(matches.c.arena == number, tasks.c.state == "open")
     )
     for row in connection.execute(query.order_by(tasks.c.number)).all():
         if row.judged < row.seats:
@@ -214,8 +197,8 @@ def close(connection: Connection, number: int, state: ArenaState, verdict: str) 
 
 
 def request_more_judgements(connection: Connection, comparisons: Sequence[tuple[str, str]], reason: str) -> int:
-    """Ask one more rater about labelled comparisons, given with their domains; those that never were in the queue
-    are put there. How many."""
+    """Queue one more judgement for each labelled comparison, given with its domain, and return how many tasks
+    changed."""
     changed = 0
     for name, domain in comparisons:
         if connection.scalar(select(schema.comparisons.c.id).where(schema.comparisons.c.id == name)) is None:
@@ -224,7 +207,3 @@ def request_more_judgements(connection: Connection, comparisons: Sequence[tuple[
             connection, [task_queue.Task(name, domain, reason)]
         )
     return changed
-
-
-def _blocks(items: Sequence[Any]) -> list[Sequence[Any]]:
-    return [items[at : at + BLOCK] for at in range(0, len(items), BLOCK)]

@@ -1,5 +1,5 @@
-"""The audit log: who changed what on the pages, before and after. Rows are only ever added; the database refuses all
-else."""
+"""The audit log: which account changed what, with values before and after. Rows are append-only, enforced by the
+database."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def record(
     before: Values | None = None,
     after: Values | None = None,
 ) -> None:
-    """Add a row, in the transaction of the change itself; of `before` and `after` only what differs is written."""
+    """Add a row in the transaction of the change; of `before` and `after` only differing values are stored."""
     old = dict(before or {})
     new = dict(after or {})
     row = {
@@ -52,7 +52,7 @@ def record(
 def run_audited(
     connection: Connection, account: str, action: str, object: str, after: Values, work: Callable[[Connection], T]
 ) -> T:
-    """Do what changes something, and add its row in the same transaction."""
+    """Run a change and add its row in the same transaction."""
     result = work(connection)
     record(connection, account, action, object, after=after)
     return result
@@ -61,7 +61,7 @@ def run_audited(
 def list_entries(
     connection: Connection, account: str = "", action: str = "", before: int = 0, limit: int = PAGE_SIZE
 ) -> list[AuditEntry]:
-    """The newest rows, of one account or action if given; `before` is the number that the page before ended with."""
+    """Return the newest rows, filtered by account and action; `before` is the last number of the previous page."""
     table = schema.audit
     query = select(table).order_by(table.c.number.desc()).limit(limit)
     for column, wanted in ((table.c.account, account), (table.c.action, action)):
@@ -73,7 +73,7 @@ def list_entries(
 
 
 def accounts_and_actions(connection: Connection) -> tuple[list[str], list[str]]:
-    """The accounts and the actions that the log names, for a filter."""
+    """Return the accounts and actions that occur in the log."""
     table = schema.audit
     columns = (table.c.account, table.c.action)
     accounts, actions = (list(connection.scalars(select(column).distinct().order_by(column))) for column in columns)

@@ -1,4 +1,4 @@
-"""Comparisons out, judgements in: JSON lines or CSV, all rows or none."""
+"""Export of comparisons and import of judgements as JSON lines or CSV; an import adds all rows or none."""
 
 import csv
 import io
@@ -18,18 +18,18 @@ CHOICES = ("a", "b", "tie", "both_bad")
 MAX_LISTED_ERRORS = 20
 MAX_CELL = 2**31 - 1
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell begins with that a spreadsheet would run or swallow (OWASP, CSV injection)."""
+"""First characters of cells that a spreadsheet would run as a formula or swallow (OWASP, CSV injection)."""
 ESCAPED_COLUMN = "quoted_cells"
-"""The column that names the cells of its row which were given an apostrophe, so that a reader can take it off again."""
+"""The column that lists the cells of its row that were escaped with an apostrophe, so that a reader can undo it."""
 
 RaterKind = Literal["person", "judge", "rule"]
 
 
-def export_pairs(store: Store, path: Path, all: bool = False, samples: Collection[str] = ()) -> int:
-    """Write the comparisons that nobody has judged (or all of them), with room for the answer; those of the named
-    sample stages where any are."""
-    table = _is_csv(path)
-    judged = set() if all else {j.comparison for j in store.judgements()}
+def export_pairs(store: Store, path: Path, include_judged: bool = False, samples: Collection[str] = ()) -> int:
+    """Write unjudged comparisons (or all) with empty columns for the judgement, only those of `samples` stages if
+    given; return their number."""
+    as_csv = _is_csv(path)
+    skipped = set() if include_judged else {j.comparison for j in store.judgements()}
     prompts = store.prompts()
     completions = store.completions()
     rows = [
@@ -41,10 +41,10 @@ def export_pairs(store: Store, path: Path, all: bool = False, samples: Collectio
             )
         )
         for c in store.comparisons()
-        if c.id not in judged and (not samples or c.id.split(".")[0] in samples)
+        if c.id not in skipped and (not samples or c.id.split(".")[0] in samples)
     ]
     replace_file(
-        path, _format_csv(rows) if table else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path, _format_csv(rows) if as_csv else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     )
     return len(rows)
 
@@ -52,9 +52,9 @@ def export_pairs(store: Store, path: Path, all: bool = False, samples: Collectio
 def import_judgements(
     store: Store, path: Path, rater: str | None = None, kind: RaterKind = "person"
 ) -> tuple[int, int]:
-    """Add the judgements of a file; (added, there already). One bad row, and nothing is added."""
+    """Import the judgements of a file and return (added, already present); one invalid row rejects the file."""
     known = {c.id: c for c in store.comparisons()}
-    turns = {judgement_slot(j): j for j in store.judgements()}
+    by_slot = {judgement_slot(j): j for j in store.judgements()}
     good: list[Judgement] = []
     bad: list[str] = []
     skipped = 0
@@ -64,7 +64,7 @@ def import_judgements(
             continue
         try:
             judgement = _judgement(row, known, rater, kind)
-            before = turns.setdefault(judgement_slot(judgement), judgement)
+            before = by_slot.setdefault(judgement_slot(judgement), judgement)
             if verdict_fields(before) != verdict_fields(judgement):
                 raise ValueError(describe_conflict(before, judgement))
             good.append(judgement)
@@ -72,8 +72,8 @@ def import_judgements(
             bad.append(f"{path.name}:{number}: {problem}")
     if bad:
         more = f"\n  … and {len(bad) - MAX_LISTED_ERRORS} more" if len(bad) > MAX_LISTED_ERRORS else ""
-        rule = "every row is a judgement of a known comparison, and no second opinion of its rater"
-        raise DataError("\n".join(bad[:MAX_LISTED_ERRORS]) + more, rule, "mend the rows; none were added")
+        rule = "every row is a judgement of a known comparison that does not contradict an earlier one of its rater"
+        raise DataError("\n".join(bad[:MAX_LISTED_ERRORS]) + more, rule, "correct the rows; none were added")
     if not good:
         raise DataError(
             f"{path}: no judgement in {skipped} rows",
@@ -87,37 +87,37 @@ def import_judgements(
 def _judgement(
     row: dict[str, Any] | str, known: dict[str, Comparison], rater: str | None, kind: RaterKind
 ) -> Judgement:
-    """The judgement in a row; ValueError says why there is none."""
+    """Return the judgement in a row, or raise ValueError with the reason."""
     if isinstance(row, str):
         raise ValueError(row)
     comparison = known.get(_cell(row, "comparison"))
     if comparison is None:
         raise ValueError(f"comparison {row.get('comparison')!r} is not in this run")
     choice = _cell(row, "choice")
-    who = _cell(row, "rater") or rater
+    rater_name = _cell(row, "rater") or rater
     milliseconds = _cell(row, "milliseconds")
     at = _cell(row, "at")
     strength = _cell(row, "strength") or "1"
-    shown = _cell(row, "shown") or "ab"
+    order = _cell(row, "shown") or "ab"
     if choice not in CHOICES:
         raise ValueError(f"choice {row.get('choice')!r} is not one of {', '.join(CHOICES)}")
-    if not who:
-        raise ValueError("no rater; name one in the row or with --rater")
+    if not rater_name:
+        raise ValueError("no rater; set it in the row or with --rater")
     if strength not in ("1", "2", "3"):
         raise ValueError(f"strength {row['strength']!r} is not 1, 2 or 3")
-    if shown not in ("ab", "ba"):
+    if order not in ("ab", "ba"):
         raise ValueError(f"shown {row['shown']!r} is not ab or ba")
     if milliseconds and not (milliseconds.isascii() and milliseconds.isdecimal()):
         raise ValueError(f"milliseconds {row['milliseconds']!r} is not a whole number")
     if at and not _is_time(at):
         raise ValueError(f"at {row['at']!r} is not an ISO 8601 time")
     return Judgement(
-        f"{comparison.id}/{who}/{comparison.round}",
+        f"{comparison.id}/{rater_name}/{comparison.round}",
         comparison.id,
-        who,
+        rater_name,
         kind,
         cast(Choice, choice),
-        cast(Literal["ab", "ba"], shown),
+        cast(Literal["ab", "ba"], order),
         int(strength),
         int(milliseconds) if milliseconds else None,
         comparison.round,
@@ -142,7 +142,7 @@ def _is_time(text: str) -> bool:
 
 def _is_csv(path: Path) -> bool:
     if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise DataError(f"{path}: unknown kind of file", "pairs and judgements are .jsonl or .csv", "name it so")
+        raise DataError(f"{path}: unknown kind of file", "pairs and judgements are .jsonl or .csv", "rename the file")
     return path.suffix.lower() == ".csv"
 
 
@@ -153,11 +153,9 @@ def _format_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def write_csv(file: TextIO, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows as CSV that a spreadsheet shows as it is: a text that it would take for a formula begins with an
-    apostrophe.
+    """Write rows as CSV that is safe in a spreadsheet: text that looks like a formula is prefixed with an apostrophe.
 
-    Where that happens a column `quoted_cells` says in which cells, and `csv_rows` gives the texts back unchanged.
-
+    A column `quoted_cells` lists the escaped cells of a row, and `csv_rows` restores the original text.
     """
     safe = [_escape_formulas(row) for row in rows]
     any_quoted = any(ESCAPED_COLUMN in row for row in safe)
@@ -172,27 +170,27 @@ def _escape_formulas(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unescape_formulas(row: dict[str, str]) -> dict[str, Any]:
-    """A row as it was before `put_csv`; a cell that was edited since may have lost its apostrophe."""
+    """Undo `write_csv`'s escaping; a cell edited since may have lost its apostrophe."""
     names = row.pop(ESCAPED_COLUMN, "").split()
     return row | {name: row[name].removeprefix("'") for name in names if name in row}
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Each row with the line it begins on; a string in place of a row says what is wrong with it."""
-    table = _is_csv(path)
+    """Yield each row with its first line; a string instead of a row is the reason why it is invalid."""
+    is_csv = _is_csv(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file", "judgements come from a .jsonl or .csv file", "mend the path")
+        raise DataError(f"{path}: no such file", "judgements come from a .jsonl or .csv file", "correct the path")
     content = path.read_bytes()
-    if not table:
+    if not is_csv:
         return json_rows(content)
     try:
-        return csv_rows(content.decode("utf-8-sig"))  # spreadsheets put a byte-order mark first
+        return csv_rows(content.decode("utf-8-sig"))  # spreadsheets write a byte-order mark
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {error}", "the file is UTF-8 text", "save it as UTF-8") from None
 
 
 def json_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The objects of JSON lines, each with its line; a line that holds none is told as a string."""
+    """Yield the objects of JSON lines with their line numbers; a string reports an invalid line."""
     for number, line in enumerate(io.BytesIO(content.removeprefix(b"\xef\xbb\xbf")), start=1):
         if not line.strip():
             continue
@@ -212,10 +210,9 @@ def _json_kind(value: Any) -> str:
 
 
 def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The rows of a table under its headings, each with the line it begins on; spreadsheets leave out empty cells at
-    the end of a row."""
+    """Yield the rows of a CSV table with their first lines; spreadsheets omit empty cells at the end of a row."""
     csv.field_size_limit(MAX_CELL)
-    # else a quote left open swallows the rest in silence
+    # without strict, an unclosed quote silently swallows the rest
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     begins = 1
@@ -224,7 +221,7 @@ def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str
             if cells and header is None:
                 header = [cell.strip() for cell in cells]
                 if twice := next((name for name in header if header.count(name) > 1), None):
-                    yield begins, f"two columns are called {twice!r}; no row of this file was read"
+                    yield begins, f"two columns are named {twice!r}; no row of this file was read"
                     return
             elif cells and header is not None:
                 wrong = len(cells) > len(header) or (len(cells) < len(header) and not short_rows)
@@ -234,4 +231,4 @@ def csv_rows(text: str, short_rows: bool = True) -> Iterator[tuple[int, dict[str
                 yield begins, uneven if wrong else _unescape_formulas(dict(zip(header, cells, strict=False)))
             begins = reader.line_num + 1
     except csv.Error as error:
-        yield begins, f"not CSV: {error}; the rows from here on were not read"
+        yield begins, f"not CSV: {error}; the remaining rows were not read"

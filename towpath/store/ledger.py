@@ -1,4 +1,4 @@
-"""The file or server under a Store: opened durably, migrated, its failures told in the house's words."""
+"""Database of a ledger: opened with durable settings, migrated, and its errors translated to Towpath's."""
 
 import json
 import os
@@ -26,23 +26,27 @@ from towpath.store.publish import fault_point
 
 NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
 FILE_MODE = 0o600
-LOCK_TIMEOUT = 30  # seconds to wait for another process that writes
+LOCK_TIMEOUT = 30  # seconds to wait for another writer
 UNAVAILABLE_CODES = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58")
-"""PostgreSQL's codes of a server that is away, read-only, full, locked or not for us: trying again later may
-succeed."""
-DISK_RULE = "the ledger keeps every judgement"
-DISK_FIX = "free space and run again; everything acknowledged is still there"
-WRITER_LOCK = 0x70A7  # PostgreSQL's advisory lock that stands for SQLite's one writer
+"""PostgreSQL error classes of a server that is unreachable, read-only, full, locked or denies access; retrying later
+may succeed."""
+DISK_RULE = "the ledger stores every judgement"
+DISK_FIX = "free space and run again; everything acknowledged is stored"
+WRITER_LOCK = 0x70A7  # PostgreSQL advisory lock, the equivalent of SQLite's single writer
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def open_engine(place: Path | str) -> Engine:
-    """The engine of a path or URL; SQLite only on a local disk, and durable."""
-    url = make_url(place) if isinstance(place, str) and "://" in place else URL.create("sqlite", database=str(place))
+def open_engine(location: Path | str) -> Engine:
+    """Return the engine of a path or URL; SQLite must be on a local disk."""
+    url = (
+        make_url(location)
+        if isinstance(location, str) and "://" in location
+        else URL.create("sqlite", database=str(location))
+    )
     if url.get_backend_name() != "sqlite":
         return _postgres_engine(url)
     if url.database and url.database != ":memory:":
-        path = Path(url.database.removeprefix("file:"))  # with uri=true, SQLite's own form of an address
+        path = Path(url.database.removeprefix("file:"))  # SQLite's own URI form, with uri=true
         _require_local(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_private(path)
@@ -53,8 +57,8 @@ def open_engine(place: Path | str) -> Engine:
 
 
 def _with_text_cleaning(engine: Engine) -> Engine:
-    """The one place where text meets the database. PostgreSQL cannot store NUL, and neither database half of a
-    surrogate pair: both become U+FFFD on either, so that a run is the same on both."""
+    """Replace NUL, which PostgreSQL cannot store, and lone surrogates, which neither database can, by U+FFFD in both,
+    so that a run is the same on both."""
     event.listen(engine, "before_cursor_execute", _clean_parameters, retval=True)
     return engine
 
@@ -82,7 +86,8 @@ def _storable(value: Any) -> Any:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction that holds the pen from its start, so that what it read is still so when it writes."""
+    """Open a transaction that holds the writer lock from its start, so that what it read is still true when it
+    writes."""
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:pen)"), {"pen": WRITER_LOCK})
@@ -96,8 +101,8 @@ def upsert(
     added: Sequence[str] = (),
     changed: Sequence[str] = (),
 ) -> None:
-    """Insert rows; where the primary key is there already, add to the columns `added` and replace the columns
-    `changed`, or leave all as it was."""
+    """Insert rows; for an existing primary key add to the columns `added` and replace the columns `changed`, or leave
+    the row unchanged."""
     if not rows:
         return
     connection.execute(_upsert_statement(connection.dialect.name, table, tuple(added), tuple(changed)), rows)
@@ -118,7 +123,7 @@ def _upsert_statement(dialect: str, table: Table, added: tuple[str, ...], change
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the tables to the newest version: all of the way, or not at all."""
+    """Migrate the tables to the newest version, completely or not at all."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     scripts = ScriptDirectory.from_config(config)
@@ -131,7 +136,7 @@ def migrate(engine: Engine) -> None:
         raise DataError(
             f"{_display_name(engine)}: a ledger of version {version}",
             rule,
-            "use the Towpath that wrote it, or a newer one",
+            "use the Towpath version that wrote it, or a newer one",
         )
     with transaction(engine) as connection:
         config.attributes["connection"] = connection
@@ -141,20 +146,20 @@ def migrate(engine: Engine) -> None:
 
 @contextmanager
 def translate_errors(engine: Engine, rule: str = "") -> Iterator[None]:
-    """Errors of the database as ours: a row that it refuses, or storage that is away, full, locked or damaged; all
-    else passes."""
+    """Raise database errors as ours: a rejected row, or storage that is unreachable, full, locked or damaged; other
+    errors pass."""
     try:
         yield
     except IntegrityError as error:
         raise RowRefused(
             f"{_display_name(engine)}: {error.orig}",
-            rule or "rows must fit each other",
+            rule or "rows must be consistent with each other",
             "correct the rows; none were added",
         ) from error
     except (sqlalchemy.exc.DataError, OverflowError) as error:
         raise RowRefused(
             f"{_display_name(engine)}: {error}",
-            "a value is too large or not of its column's kind",
+            "a value is too large or has the wrong type for its column",
             "correct it; nothing was added",
         ) from error
     except sqlalchemy.exc.TimeoutError as error:
@@ -167,46 +172,45 @@ def translate_errors(engine: Engine, rule: str = "") -> Iterator[None]:
             f"{_display_name(engine)}: the connection was lost", "the ledger's database must be reachable", "try again"
         ) from error
     except DBAPIError as error:
-        explained = (
+        translated = (
             _postgres_error(engine, error)
             if engine.dialect.name == "postgresql"
             else _sqlite_error(_display_name(engine), error.orig)
         )
-        if explained is None:
+        if translated is None:
             raise
-        raise explained from error
+        raise translated from error
 
 
-def _sqlite_error(place: str, error: BaseException | None) -> TowpathError | None:
+def _sqlite_error(name: str, error: BaseException | None) -> TowpathError | None:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
-        return ResourceError(f"{place}: the disk is full", DISK_RULE, DISK_FIX)
+        return ResourceError(f"{name}: the disk is full", DISK_RULE, DISK_FIX)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return ResourceError(
-            f"{place}: another process has been writing for {LOCK_TIMEOUT} s",
-            "one writes at a time",
+            f"{name}: another process has been writing for {LOCK_TIMEOUT} s",
+            "one process writes at a time",
             "wait for it, or stop it",
         )
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return ResourceError(
-            f"{place}: {error}",
+            f"{name}: {error}",
             "the ledger and its folder must be writable",
             "correct the path, its permissions or its mount",
         )
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL):
         return ResourceError(
-            f"{place}: {error}", "the ledger's disk must be readable and writable", "check the disk, then start again"
+            f"{name}: {error}", "the ledger's disk must be readable and writable", "check the disk, then start again"
         )
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return DataError(
-            f"{place}: {error}", "a ledger is an SQLite file", "name a run's towpath.db, or restore it from a backup"
+            f"{name}: {error}", "a ledger is an SQLite file", "name a run's towpath.db, or restore it from a backup"
         )
     return None
 
 
 def _postgres_error(engine: Engine, error: DBAPIError) -> TowpathError | None:
-    """A database server that does not answer, or cannot take anything now; it gives no code where there was no
-    connection."""
+    """Translate an error of a server that is unreachable or cannot write; without a connection it has no code."""
     code = getattr(error.orig, "sqlstate", None) or ""
     if code == "53100":
         return ResourceError(f"{_display_name(engine)}: the disk is full", DISK_RULE, DISK_FIX)
@@ -220,26 +224,21 @@ def _postgres_error(engine: Engine, error: DBAPIError) -> TowpathError | None:
 
 
 def _postgres_engine(url: URL) -> Engine:
-    rule = "a ledger lies in SQLite or PostgreSQL"
+    rule = "a ledger is an SQLite or PostgreSQL database"
     fix = "give store.url as postgresql+psycopg://USER@HOST/NAME"
     if url.get_backend_name() != "postgresql":
-        raise DataError(f"{url.render_as_string()}: a database of another kind", rule, fix)
+        raise DataError(f"{url.render_as_string()}: unsupported database", rule, fix)
     try:
-        patience = {} if "connect_timeout" in url.query else {"connect_timeout": LOCK_TIMEOUT}
+        timeout = {} if "connect_timeout" in url.query else {"connect_timeout": LOCK_TIMEOUT}
         return _with_text_cleaning(
             create_engine(
-                url,
-                pool_pre_ping=True,
-                pool_size=10,
-                max_overflow=20,
-                connect_args=patience,
-                json_serializer=_dump_json,
+                url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=timeout, json_serializer=_dump_json
             )
         )
     except ModuleNotFoundError as error:
-        shown = url.render_as_string()
+        address = url.render_as_string()
         raise ResourceError(
-            f"{shown}: no driver {error.name!r}",
+            f"{address}: no driver {error.name!r}",
             "a database server needs its driver",
             "pip install 'towpath[postgres]'",
         ) from error
@@ -248,12 +247,12 @@ def _postgres_engine(url: URL) -> Engine:
 
 
 def _display_name(engine: Engine) -> str:
-    """What errors call the database: without a password, which may also stand among an address's options."""
+    """Return the database's name for error messages, without a password, which may also be among the URL's options."""
     return engine.url.database or "" if engine.dialect.name == "sqlite" else engine.url.set(query={}).render_as_string()
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
-    """What was acknowledged survives power loss. The driver's own, late BEGIN is off: `_begin` says when."""
+    """Make acknowledged writes survive power loss. The driver's own late BEGIN is off; `_begin` starts transactions."""
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
@@ -266,43 +265,44 @@ def _begin(connection: Connection) -> None:
 
 
 def _require_local(path: Path) -> None:
-    """SQLite's locks do not hold on a network disk."""
+    """Refuse network disks, where SQLite's locks do not work."""
     mounts = Path("/proc/mounts")
     kind = (
         filesystem_type(path, mounts.read_text(encoding="utf-8", errors="surrogateescape")) if mounts.is_file() else ""
     )
     if kind in NETWORK_FILESYSTEMS:
         raise ResourceError(
-            f"{path}: on a network disk ({kind})", "SQLite's locks do not hold there", "use a local disk"
+            f"{path}: on a network disk ({kind})", "SQLite's locks do not work there", "use a local disk"
         )
 
 
 def _require_private(path: Path) -> None:
-    """A ledger holds password hashes, so that only its owner may read it; SQLite gives -wal and -shm the mode of the
-    file itself."""
+    """Make the ledger readable by its owner alone, since it holds password hashes; SQLite gives -wal and -shm the
+    file's mode."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
     except FileExistsError:
         pass
     except OSError:
-        return  # SQLite names the path and the reason
+        return  # SQLite reports the path and the reason
     for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        with suppress(OSError):  # gone meanwhile, another user's, or on a read-only disk
-            found = file.stat()
-            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
+        with suppress(OSError):  # deleted meanwhile, owned by another user, or on a read-only disk
+            status = file.stat()
+            if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & 0o077:
                 file.chmod(FILE_MODE)
 
 
 def filesystem_type(path: Path, mounts: str) -> str:
-    """The file system a path lies on, by the text of /proc/mounts: the deepest mount above it, the last of equals."""
+    """Return the type of the filesystem that holds a path, from the text of /proc/mounts: the deepest mount above it,
+    the last of equals."""
     target = path.resolve()
     deepest = -1
     kind = ""
     for line in mounts.splitlines():
-        _, point, told = line.split(" ")[:3]
-        # Spaces and the like stand there as \040.
-        place = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point))
-        if target.is_relative_to(place) and len(place.parts) >= deepest:
-            deepest = len(place.parts)
-            kind = told
+        _, point, type_name = line.split(" ")[:3]
+        # Spaces are written as \040.
+        mount = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point))
+        if target.is_relative_to(mount) and len(mount.parts) >= deepest:
+            deepest = len(mount.parts)
+            kind = type_name
     return kind

@@ -1,4 +1,4 @@
-"""Where the ledger of a run lies."""
+"""Location of a run's ledger."""
 
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -8,30 +8,30 @@ from towpath.recipe.reader import secret
 
 
 def ledger_location(run: Path, url: str) -> Path | str:
-    """The database that a recipe names in `store.url`, or a file in the run's folder, which must be there where
-    stages are done."""
-    found = configured_location(run, url)
-    if isinstance(found, Path):
-        _require_ledger(found)
-    return found
+    """Return the database URL of `store.url`, or the file in the run's folder, which must exist once stages are
+    finished."""
+    location = configured_location(run, url)
+    if isinstance(location, Path):
+        _require_ledger(location)
+    return location
 
 
 def configured_location(run: Path, url: str) -> Path | str:
-    """`of` for whoever looks at a run and opens no ledger that is not there."""
+    """Return the ledger's location without checking that it exists."""
     if not url:
         return run / "towpath.db"
     if url.partition(":")[0] not in ("env", "file") and _has_password(url):
-        fix = "store.url = 'env:NAME' or 'file:PATH' with the whole address there, or a ~/.pgpass file"
+        fix = "store.url = 'env:NAME' or 'file:PATH' with the whole URL there, or a ~/.pgpass file"
         raise RecipeError(
             "store.url holds a password",
-            "a recipe is copied into reports and manifests; a password is named, never written down",
+            "a recipe is copied into reports and manifests, so it must reference a password, not contain it",
             fix,
         )
     return secret(url, "store.url")
 
 
 def _has_password(url: str) -> bool:
-    """Whether a password stands in an address, before its host or among its options."""
+    """Return whether a URL contains a password, before its host or among its options."""
     parts = urlsplit(url)
     return bool(parts.password) or any(
         "password" in name.lower() for name in parse_qs(parts.query, keep_blank_values=True)
@@ -39,16 +39,13 @@ def _has_password(url: str) -> bool:
 
 
 def _require_ledger(path: Path) -> None:
-    """A run that has drawn or labelled comparisons has them in its ledger: an empty one would take their place
-    unnoticed."""
+    """Refuse a missing file after stages have sampled or labelled: an empty ledger would silently replace it."""
     if path.exists():
         return
     done = sorted(
         stage for kind in ("sample", "label") for stage in path.parent.glob(f"stages/{kind}*/*/manifest.json")
     )
     if done:
-        value = f"{path}: no such file, though {done[0].parent.parent.name} is done"
+        value = f"{path}: no such file, though {done[0].parent.parent.name} is finished"
         rule = "the ledger holds the completions, judgements and labels of finished stages"
-        raise DataError(
-            value, rule, "bring towpath.db back from a backup; to begin anew, move the folder `stages` away"
-        )
+        raise DataError(value, rule, "restore towpath.db from a backup; to start over, move the folder `stages` away")

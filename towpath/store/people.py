@@ -1,5 +1,4 @@
-"""Accounts, invitations, resets of passwords, and guidelines. Passwords and tokens are kept as digests only; hashing
-passwords is the caller's."""
+"""Accounts, invitations, password resets and guidelines. Passwords arrive hashed, and tokens are stored as digests."""
 
 import secrets
 from dataclasses import asdict, dataclass
@@ -14,13 +13,14 @@ from towpath.store.sessions import token_digest
 Role = Literal["owner", "rater", "viewer"]
 
 INVITATION_LIFETIME = 7 * 24 * 3600.0
+"""Seconds for which an invitation link is valid."""
 RESET_LIFETIME = 24 * 3600.0
-"""Seconds for which a link is good."""
+"""Seconds for which a password reset link is valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A person who may sign in."""
+    """A person who may sign in; `password` is the hash."""
 
     name: str
     role: Role
@@ -31,7 +31,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """A link that makes one account."""
+    """A link that creates one account."""
 
     digest: str
     role: Role
@@ -42,7 +42,7 @@ class Invitation:
 
 @dataclass(frozen=True, slots=True)
 class PasswordReset:
-    """A link that sets one password anew."""
+    """A link that resets one password."""
 
     digest: str
     account: str
@@ -52,7 +52,7 @@ class PasswordReset:
 
 @dataclass(frozen=True, slots=True)
 class Guideline:
-    """What raters go by; every change is a new version."""
+    """One version of the rating guidelines."""
 
     version: int
     text: str
@@ -61,24 +61,24 @@ class Guideline:
 
 
 def get_account(connection: Connection, name: str) -> Account | None:
-    """One account by name."""
+    """Return an account by name."""
     row = connection.execute(select(schema.accounts).where(schema.accounts.c.name == name)).mappings().one_or_none()
     return Account(**dict(row, active=bool(row["active"]))) if row is not None else None
 
 
 def list_accounts(connection: Connection) -> list[Account]:
-    """All accounts by name."""
+    """Return all accounts by name."""
     rows = connection.execute(select(schema.accounts).order_by(schema.accounts.c.name)).mappings()
     return [Account(**dict(row, active=bool(row["active"]))) for row in rows]
 
 
 def add_account(connection: Connection, name: str, role: Role, password: str) -> Account:
-    """A new account; its password comes hashed."""
+    """Add an account; the password is a hash."""
     if get_account(connection, name) is not None:
-        raise DataError(f"{name}: taken", "every account has a name of its own", "choose another")
-    made = Account(name, role, password, True, tallies.timestamp())
-    connection.execute(schema.accounts.insert(), asdict(made) | {"active": 1})
-    return made
+        raise DataError(f"{name}: taken", "account names are unique", "choose another")
+    account = Account(name, role, password, True, tallies.timestamp())
+    connection.execute(schema.accounts.insert(), asdict(account) | {"active": 1})
+    return account
 
 
 def change_account(
@@ -89,33 +89,29 @@ def change_account(
     password: str | None = None,
     by: str = "",
 ) -> None:
-    """Another role or password, closed, or open again; the account is signed out everywhere. One owner stays."""
-    found = _require_account(connection, name)
-    new_role = role or found.role
-    new_active = found.active if active is None else active
+    """Change role or password, or close or reopen an account, and end its sessions; one owner must remain."""
+    current = _require_account(connection, name)
+    new_role = role or current.role
+    new_active = current.active if active is None else active
     others = [
         other for other in list_accounts(connection) if other.role == "owner" and other.active and other.name != name
     ]
-    if found.role == "owner" and not others and (new_role != "owner" or not new_active):
-        raise DataError(
-            f"{name}: the last owner", "someone must be able to invite and to set", "make another owner first"
-        )
-    new = {"role": new_role, "active": int(new_active), "password": password or found.password}
+    if current.role == "owner" and not others and (new_role != "owner" or not new_active):
+        raise DataError(f"{name}: the last owner", "one owner must remain", "make another owner first")
+    new = {"role": new_role, "active": int(new_active), "password": password or current.password}
     connection.execute(schema.accounts.update().where(schema.accounts.c.name == name).values(**new))
     sessions.end_all(connection, name)
     if not new_active:
         sessions.forget_devices(connection, name)
         _drop_resets(connection, name)
     if by:
-        old, now = (
-            {"role": one, "may sign in": open_} for one, open_ in ((found.role, found.active), (new_role, new_active))
-        )
-        audit.record(connection, by, "change account", name, old, now)
+        before = {"role": current.role, "may sign in": current.active}
+        after = {"role": new_role, "may sign in": new_active}
+        audit.record(connection, by, "change account", name, before, after)
 
 
 def set_password(connection: Connection, name: str, password: str, by: str, action: str = "change password") -> None:
-    """Another password, which comes hashed; the account is signed out everywhere and open links to reset it are
-    dropped."""
+    """Set a hashed password, end the account's sessions and drop its reset links."""
     _require_account(connection, name)
     connection.execute(schema.accounts.update().where(schema.accounts.c.name == name).values(password=password))
     ended = sessions.end_all(connection, name)
@@ -124,25 +120,25 @@ def set_password(connection: Connection, name: str, password: str, by: str, acti
 
 
 def _require_account(connection: Connection, name: str) -> Account:
-    found = get_account(connection, name)
-    if found is None:
+    existing = get_account(connection, name)
+    if existing is None:
         raise DataError(
             f"{name}: no such account",
-            "an account that is changed exists",
+            "only existing accounts can be changed",
             "see `towpath people list RUN` or the page People",
         )
-    return found
+    return existing
 
 
 def start_session(
     connection: Connection, account: Account, at: float, old: str = "", device: str = "", address: str = ""
 ) -> str:
-    """A session's token for an account as it was when its password was checked. The browser's old session ends, and
-    it is known from now on."""
-    found = _require_account(connection, account.name)
-    if not found.active or found.password != account.password:
+    """Start a session for an account as it was when its password was checked, end the browser's old one, and return the
+    token."""
+    current = _require_account(connection, account.name)
+    if not current.active or current.password != account.password:
         raise DataError(
-            f"{account.name}: changed meanwhile", "the account was closed or has another password", "sign in again"
+            f"{account.name}: changed meanwhile", "the account was closed or its password changed", "sign in again"
         )
     sessions.end(connection, old)
     if device:
@@ -153,23 +149,23 @@ def start_session(
 
 
 def find_session(connection: Connection, session: str) -> tuple[sessions.Session, Account] | None:
-    """A session by its digest, with its account while that may sign in."""
-    found = sessions.get_session(connection, session)
-    owner = get_account(connection, found.account) if found is not None else None
-    return (found, owner) if found is not None and owner is not None and owner.active else None
+    """Return a session by its token's digest, with its account if that is active."""
+    current = sessions.get_session(connection, session)
+    account = get_account(connection, current.account) if current is not None else None
+    return (current, account) if current is not None and account is not None and account.active else None
 
 
 def sign_out(connection: Connection, account: str, session: str) -> None:
-    """Sign one browser out."""
+    """End one browser's session."""
     sessions.end(connection, session)
     audit.record(connection, account, "sign out")
 
 
 def create_reset(connection: Connection, name: str, by: str, at: float) -> str:
-    """The token of a link that sets an account's password anew; an earlier one is good no longer."""
-    found = _require_account(connection, name)
-    if not found.active:
-        raise DataError(f"{name}: closed", "a closed account signs in with no password", "open it first")
+    """Return the token of a new password reset link; earlier links become invalid."""
+    account = _require_account(connection, name)
+    if not account.active:
+        raise DataError(f"{name}: closed", "a closed account cannot sign in", "open it first")
     _drop_resets(connection, name)
     token = secrets.token_urlsafe(24)
     connection.execute(
@@ -180,7 +176,7 @@ def create_reset(connection: Connection, name: str, by: str, at: float) -> str:
 
 
 def find_reset(connection: Connection, token: str, at: float) -> PasswordReset | None:
-    """What a link resets, while it is good."""
+    """Return the valid password reset of a token."""
     table = schema.resets
     row = (
         connection.execute(select(table).where(table.c.digest == token_digest(token), table.c.until > at))
@@ -191,13 +187,13 @@ def find_reset(connection: Connection, token: str, at: float) -> PasswordReset |
 
 
 def reset_password(connection: Connection, token: str, password: str, at: float) -> Account:
-    """Set the password that a link is for; the link is used up, and browsers known before are not known any more."""
-    found = find_reset(connection, token, at)
-    if found is None:
-        raise DataError("this link", "a link resets one password, within a day", "ask the owner for another")
-    set_password(connection, found.account, password, found.account, "reset password")
-    sessions.forget_devices(connection, found.account)
-    return _require_account(connection, found.account)
+    """Set the password of a reset link, use the link up, and forget the account's known browsers."""
+    pending = find_reset(connection, token, at)
+    if pending is None:
+        raise DataError("this link", "a link resets one password within a day", "ask the owner for another")
+    set_password(connection, pending.account, password, pending.account, "reset password")
+    sessions.forget_devices(connection, pending.account)
+    return _require_account(connection, pending.account)
 
 
 def _drop_resets(connection: Connection, name: str) -> None:
@@ -205,7 +201,7 @@ def _drop_resets(connection: Connection, name: str) -> None:
 
 
 def create_invitation(connection: Connection, role: Role, by: str, at: float) -> str:
-    """A new invitation's token, which is returned once and not stored."""
+    """Return the token of a new invitation; it is not stored."""
     token = secrets.token_urlsafe(24)
     row = {"digest": token_digest(token), "role": role, "by": by, "until": at + INVITATION_LIFETIME, "used_by": ""}
     connection.execute(schema.invitations.insert(), row)
@@ -214,7 +210,7 @@ def create_invitation(connection: Connection, role: Role, by: str, at: float) ->
 
 
 def find_invitation(connection: Connection, token: str, at: float) -> Invitation | None:
-    """The invitation of a token, while it is good."""
+    """Return the valid invitation of a token."""
     table = schema.invitations
     row = (
         connection.execute(
@@ -227,14 +223,14 @@ def find_invitation(connection: Connection, token: str, at: float) -> Invitation
 
 
 def list_invitations(connection: Connection, at: float) -> list[Invitation]:
-    """Those that are good and unused."""
+    """Return valid, unused invitations."""
     table = schema.invitations
     query = select(table).where(table.c.used_by == "", table.c.until > at).order_by(table.c.until)
     return [Invitation(**row) for row in connection.execute(query).mappings()]
 
 
 def revoke_invitation(connection: Connection, digest_: str, by: str = "") -> None:
-    """An invitation is good no longer."""
+    """Revoke an invitation."""
     table = schema.invitations
     gone = connection.execute(table.delete().where(table.c.digest == digest_, table.c.used_by == "")).rowcount
     if gone and by:
@@ -242,33 +238,35 @@ def revoke_invitation(connection: Connection, digest_: str, by: str = "") -> Non
 
 
 def accept_invitation(connection: Connection, token: str, name: str, password: str, at: float) -> Account:
-    """Make the account that an invitation promises; the link is used up with it."""
-    found = check_invitation(connection, token, name, at)
-    made = add_account(
+    """Create the account of an invitation and use the link up."""
+    invitation = check_invitation(connection, token, name, at)
+    account = add_account(
         connection,
         account_names.validate(name, (known.name for known in list_accounts(connection))),
-        found.role,
+        invitation.role,
         password,
     )
     connection.execute(
-        schema.invitations.update().where(schema.invitations.c.digest == found.digest).values(used_by=made.name)
+        schema.invitations.update().where(schema.invitations.c.digest == invitation.digest).values(used_by=account.name)
     )
-    audit.record(connection, made.name, "join", made.name, after={"role": made.role, "invited by": found.by})
-    return made
+    audit.record(
+        connection, account.name, "join", account.name, after={"role": account.role, "invited by": invitation.by}
+    )
+    return account
 
 
 def check_invitation(connection: Connection, token: str, name: str, at: float) -> Invitation:
-    """The invitation of a token, which must be good, as the name must be free: all that can be refused before a
-    password is hashed."""
-    found = find_invitation(connection, token, at)
-    if found is None:
-        raise DataError("this invitation", "a link makes one account, within seven days", "ask the owner for another")
+    """Return the valid invitation of a token and check the name: everything that can fail before a password is
+    hashed."""
+    invitation = find_invitation(connection, token, at)
+    if invitation is None:
+        raise DataError("this invitation", "a link creates one account within seven days", "ask the owner for another")
     account_names.validate(name, (known.name for known in list_accounts(connection)))
-    return found
+    return invitation
 
 
 def get_guideline(connection: Connection, version: int | None = None) -> Guideline:
-    """A version of the guidelines, or the newest; version 0 is empty."""
+    """Return a version of the guidelines, or the newest; version 0 is empty."""
     table = schema.guidelines
     query = statements.NEWEST_GUIDELINE if version is None else select(table).where(table.c.version == version)
     row = connection.execute(query).mappings().one_or_none()
@@ -276,7 +274,7 @@ def get_guideline(connection: Connection, version: int | None = None) -> Guideli
 
 
 def list_guidelines(connection: Connection) -> list[Guideline]:
-    """All versions, the newest first."""
+    """Return all versions, newest first."""
     return [
         Guideline(**row)
         for row in connection.execute(select(schema.guidelines).order_by(schema.guidelines.c.version.desc())).mappings()
@@ -284,12 +282,16 @@ def list_guidelines(connection: Connection) -> list[Guideline]:
 
 
 def add_guideline(connection: Connection, text: str, by: str) -> Guideline:
-    """A new version, unless nothing changed."""
+    """Add a version, unless the text is unchanged."""
     newest = get_guideline(connection)
     if newest.text == text:
         return newest
     last = connection.scalar(select(func.max(schema.guidelines.c.version))) or 0
-    made = Guideline(last + 1, text, by, tallies.timestamp())
-    connection.execute(schema.guidelines.insert(), {"version": made.version, "text": text, "by": by, "at": made.at})
-    audit.record(connection, by, "guidelines", str(made.version), {"version": last}, {"version": made.version})
-    return made
+    guideline = Guideline(last + 1, text, by, tallies.timestamp())
+    connection.execute(
+        schema.guidelines.insert(), {"version": guideline.version, "text": text, "by": by, "at": guideline.at}
+    )
+    audit.record(
+        connection, by, "guidelines", str(guideline.version), {"version": last}, {"version": guideline.version}
+    )
+    return guideline

@@ -1,8 +1,7 @@
-"""A person renamed or removed: one name is replaced by another wherever the ledger has it, so that all rows of a
-person keep one id.
+"""Renaming and removal of people: a name is replaced everywhere in the ledger, so that all rows of a person keep one
+id.
 
-This is the one change of rows that are otherwise append-only: whose judgement it is stays told apart, what was
-judged stays as it was.
+This is the only change to append-only rows: judgements stay distinguishable by person and otherwise unchanged.
 """
 
 import secrets
@@ -32,31 +31,29 @@ NAME_COLUMNS = tuple(
     )
     for column in columns.split()
 )
-"""Columns that hold names of people, those of `judgements` and of the audit log apart; the log keeps the names that
-it was told."""
+"""Columns that hold names of people, except those of `judgements` and of the audit log, which keeps the original
+names."""
 
 
 def rename(connection: Connection, old: str, new: str) -> str:
-    """Give a person another name in every row; the name as it is stored."""
+    """Rename a person in every row, and return the stored form of the name."""
     others = connection.scalars(select(schema.accounts.c.name).where(schema.accounts.c.name != old)).all()
     name = account_names.validate(new, others)
     if _name_exists(connection, name):
-        raise DataError(f"{name}: taken", "every person has a name of their own", "choose another")
+        raise DataError(f"{name}: taken", "names of people are unique", "choose another")
     _replace(connection, old, name)
     return name
 
 
 def remove(connection: Connection, name: str) -> str:
-    """Close an account for good and put a pseudonym in the place of its name, which is returned."""
+    """Delete an account and replace its name by a pseudonym, which is returned."""
     accounts = schema.accounts
     role = connection.scalar(select(accounts.c.role).where(accounts.c.name == name, accounts.c.active == 1))
     owners = connection.scalar(
         select(func.count()).select_from(accounts).where(accounts.c.role == "owner", accounts.c.active == 1)
     )
     if role == "owner" and owners == 1:
-        raise DataError(
-            f"{name}: the last owner", "someone must be able to invite and to set", "make another owner first"
-        )
+        raise DataError(f"{name}: the last owner", "one owner must remain", "make another owner first")
     pseudonym = f"person-{secrets.token_hex(4)}"
     _replace(connection, name, pseudonym)
     for table in (schema.sessions, schema.devices, schema.resets):
@@ -68,7 +65,7 @@ def remove(connection: Connection, name: str) -> str:
 def _replace(connection: Connection, old: str, new: str) -> None:
     if not _name_exists(connection, old):
         raise DataError(
-            f"{old}: no such person", "a person who is renamed has an account or has judged", "load the page again"
+            f"{old}: no such person", "only a person with an account or judgements can be renamed", "reload the page"
         )
     _rename_judgements(connection, old, new)
     for table, column in NAME_COLUMNS:
@@ -76,12 +73,12 @@ def _replace(connection: Connection, old: str, new: str) -> None:
 
 
 def _name_exists(connection: Connection, name: str) -> bool:
-    places = (schema.accounts.c.name, schema.judgements.c.rater, schema.seats.c.rater, schema.tallies.c.rater)
-    return any(connection.scalar(select(func.count()).where(column == name)) for column in places)
+    columns = (schema.accounts.c.name, schema.judgements.c.rater, schema.seats.c.rater, schema.tallies.c.rater)
+    return any(connection.scalar(select(func.count()).where(column == name)) for column in columns)
 
 
 def _rename_judgements(connection: Connection, old: str, new: str) -> None:
-    """Judgements are guarded against changes by triggers, which are lifted for this statement within the same
+    """Rename the rater of judgements; the triggers that forbid changes are lifted for this statement in the same
     transaction."""
     table = schema.judgements
     change = table.update().where(table.c.rater == old, table.c.kind == "person").values(rater=new)

@@ -1,5 +1,5 @@
-"""How the rating goes: read from counters and from the newest rows, so that it costs the same however much has been
-judged."""
+"""Rating statistics for raters and owners, from counters and recent rows, so that their cost does not grow with the
+ledger."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,19 @@ from towpath.store.rating_settings import RatingSettings
 from towpath.store.trials import Trial
 
 HOUR = 3600.0
-RECENT_LEASES = 2000  # settled seats from which agreement is told
-BLOCK = 500
+RECENT_LEASES = 2000
+"""Number of most recent leases from which agreement is estimated."""
+
+_judgements = schema.judgements
+_seats = schema.seats
+_flags = schema.flags
+_gold = schema.gold
+_prompts = schema.prompts
 
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """The tasks of one domain."""
+    """Counts of one domain's tasks."""
 
     domain: str
     tasks: int
@@ -29,11 +35,11 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True)
 class RaterStats:
-    """What one rater, judge or rule has done. `pace` is in pairs an hour over the last hour; gold is (right, of)."""
+    """Statistics of one rater, judge or rule; `pace` is pairs per hour over the last hour, `gold` is (correct, all)."""
 
     name: str
     kind: str
-    judged: int
+    judgements: int
     retracted: int
     seconds: float | None
     pace: float | None
@@ -42,10 +48,9 @@ class RaterStats:
 
 @dataclass(frozen=True, slots=True)
 class RaterProgress:
-    """What a rater is shown of their own work. `today` counts from the time that their page calls the start of the
-    day."""
+    """A rater's own statistics; `today` counts from the start of the day in the browser's time zone."""
 
-    judged: int
+    judgements: int
     waiting: int
     pace: float | None
     gold: tuple[int, int] | None
@@ -56,22 +61,21 @@ class RaterProgress:
 
 @dataclass(frozen=True, slots=True)
 class RatingPage:
-    """All that the rating page shows at one moment. `last` is the pair that undo would take back, and what was done
-    with it; `why` no sheet."""
+    """The content of the rating page; `last` is the pair that undo returns to, with the rater's action."""
 
     progress: RaterProgress
     last: tuple[str, str] | None
     guideline: people.Guideline
-    sheet: task_queue.TaskView | None
-    house: RatingSettings
-    why: str = ""
+    task: task_queue.TaskView | None
+    settings: RatingSettings
+    no_task_reason: str = ""
     trial: Trial | None = None
     acknowledged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class RatingStats:
-    """What the owner sees."""
+    """The owner's statistics."""
 
     queues: list[QueueStats]
     raters: list[RaterStats]
@@ -85,210 +89,175 @@ class RatingStats:
 
 
 def rating_page(connection: Connection, rater: str, at: float, day: float | None = None) -> RatingPage:
-    """Seat a rater, or give them a trial pair, and tell what they see."""
-    house = rating_settings.read(connection)
+    """Lease a task or assign a trial pair to a rater, and return the page's content."""
+    settings = rating_settings.read(connection)
     guideline = people.get_guideline(connection)
-    trial = None if house.paused else trials.current_trial(connection, rater, house)
-    seat = trial.seat if trial is not None else task_queue.next_lease(connection, rater, at)
-    why, sheet = (seat, None) if isinstance(seat, str) else ("", task_queue.task_view(connection, seat))
+    trial = None if settings.paused else trials.current_trial(connection, rater, settings)
+    lease = trial.lease if trial is not None else task_queue.next_lease(connection, rater, at)
+    no_task = isinstance(lease, str)
     return RatingPage(
         rater_progress(connection, rater, at, day),
         verdicts.last_settled(connection, rater),
         guideline,
-        sheet,
-        house,
-        why,
+        None if no_task else task_queue.task_view(connection, lease),
+        settings,
+        lease if no_task else "",
         trial,
         acknowledgements.is_acknowledged(connection, rater, guideline.version),
     )
 
 
 def rater_progress(connection: Connection, rater: str, at: float, day: float | None = None) -> RaterProgress:
-    """One rater's own figures; `day` is when their day began."""
-    house = rating_settings.read(connection)
-    mine = connection.execute(statements.RATER_TALLY, {"rater": rater}).one_or_none()
-    waiting = int(connection.scalar(statements.WAITING) or 0)
-    left = None if house.hours is None else max(0.0, house.hours - task_queue.seconds_used(connection) / HOUR)
-    right = gold_accuracy(connection, rater).get(rater, (0, 0)) if house.show_gold else None
-    judged = mine.judged - mine.retracted if mine else 0
-    today = None if day is None else judged_since(connection, rater, day)
+    """Return one rater's statistics; `day` is when their day began."""
+    settings = rating_settings.read(connection)
+    tally = connection.execute(statements.RATER_TALLY, {"rater": rater}).one_or_none()
+    hours_left = None
+    if settings.hours is not None:
+        hours_left = max(0.0, settings.hours - task_queue.seconds_used(connection) / HOUR)
     return RaterProgress(
-        judged, waiting, judging_pace(connection, at, rater).get(rater), right, left, today, house.goal
+        judgements=tally.judged - tally.retracted if tally else 0,
+        waiting=int(connection.scalar(statements.WAITING) or 0),
+        pace=judging_pace(connection, at, rater).get(rater),
+        gold=gold_accuracy(connection, rater).get(rater, (0, 0)) if settings.show_gold else None,
+        hours_left=hours_left,
+        today=None if day is None else judged_since(connection, rater, day),
+        goal=settings.goal,
     )
 
 
 def judged_since(connection: Connection, rater: str, since: float) -> int:
-    """How many pairs and rankings a rater has judged since a time."""
-    seats = schema.seats
-    query = (
-        select(func.count())
-        .select_from(seats)
-        .where(seats.c.rater == rater, seats.c.at >= since, seats.c.state == "judged")
-    )
-    return connection.scalar(query) or 0
+    """Count the pairs and rankings that a rater has judged since a time."""
+    return _count(connection, _seats, _seats.c.rater == rater, _seats.c.at >= since, _seats.c.state == "judged")
 
 
 def rating_stats(connection: Connection, at: float) -> RatingStats:
-    """The owner's figures."""
-    house = rating_settings.read(connection)
+    """Return the owner's statistics."""
+    settings = rating_settings.read(connection)
     queues = [
         QueueStats(q.domain, q.tasks, q.waiting, q.done, bool(q.paused))
         for q in connection.execute(select(schema.queues).order_by("domain"))
     ]
-    paced = judging_pace(connection, at)
-    right = gold_accuracy(connection)
+    flagged = select(func.count(_flags.c.comparison.distinct())).where(_flags.c.settled == "")
+    return RatingStats(
+        queues,
+        _all_rater_stats(connection, at),
+        leased=_count(connection, _seats, _seats.c.state == "leased", _seats.c.until > at),
+        flags=connection.scalar(flagged) or 0,
+        written=_count(connection, schema.written, schema.written.c.state != "replaced"),
+        unreviewed=verdicts.count_unreviewed(connection),
+        hours_used=task_queue.seconds_used(connection) / HOUR,
+        hours=settings.hours,
+        paused=settings.paused,
+    )
+
+
+def _all_rater_stats(connection: Connection, at: float) -> list[RaterStats]:
+    pace = judging_pace(connection, at)
+    gold = gold_accuracy(connection)
     raters = []
     for row in connection.execute(select(schema.tallies).order_by("kind", "rater")):
         person = row.kind == "person"
-        seconds = row.milliseconds / 1000 / row.judged if row.judged and row.milliseconds else None
-        told = (paced.get(row.rater), right.get(row.rater, (0, 0))) if person else (None, (0, 0))
-        raters.append(RaterStats(row.rater, row.kind, row.judged - row.retracted, row.retracted, seconds, *told))
-    seats = schema.seats
-    flags = schema.flags
-    leased = (
-        connection.scalar(select(func.count()).select_from(seats).where(seats.c.state == "leased", seats.c.until > at))
-        or 0
-    )
-    flagged = connection.scalar(select(func.count(flags.c.comparison.distinct())).where(flags.c.settled == "")) or 0
-    written = (
-        connection.scalar(select(func.count()).select_from(schema.written).where(schema.written.c.state != "replaced"))
-        or 0
-    )
-    used = task_queue.seconds_used(connection) / HOUR
-    return RatingStats(
-        queues, raters, leased, flagged, written, verdicts.count_unreviewed(connection), used, house.hours, house.paused
-    )
+        raters.append(
+            RaterStats(
+                row.rater,
+                row.kind,
+                row.judged - row.retracted,
+                row.retracted,
+                seconds=row.milliseconds / 1000 / row.judged if row.judged and row.milliseconds else None,
+                pace=pace.get(row.rater) if person else None,
+                gold=gold.get(row.rater, (0, 0)) if person else (0, 0),
+            )
+        )
+    return raters
+
+
+def _count(connection: Connection, table: Any, *conditions: Any) -> int:
+    return connection.scalar(select(func.count()).select_from(table).where(*conditions)) or 0
 
 
 def judging_pace(connection: Connection, at: float, rater: str | None = None) -> dict[str, float]:
-    """Pairs an hour by rater over the last hour, for those who judged three or more in it: from the first of them to
-    now."""
-    seats = schema.seats
-    query = select(seats.c.rater, func.count(), func.min(seats.c.at)).where(
-        seats.c.at > at - HOUR, seats.c.state == "judged"
+    """Return pairs per hour by rater over the last hour, for raters with at least three, counted from their first."""
+    query = select(_seats.c.rater, func.count(), func.min(_seats.c.at)).where(
+        _seats.c.at > at - HOUR, _seats.c.state == "judged"
     )
     if rater is not None:
-        query = query.where(seats.c.rater == rater)
-    rows = connection.execute(query.group_by(seats.c.rater)).all()
+        query = query.where(_seats.c.rater == rater)
+    rows = connection.execute(query.group_by(_seats.c.rater)).all()
     return {name: (count - 1) / max(at - first, 1.0) * HOUR for name, count, first in rows if count >= 3}
 
 
 def gold_accuracy(connection: Connection, rater: str | None = None) -> dict[str, tuple[int, int]]:
-    """(right, of) by rater, over the gold that people have judged."""
-    known = dict(connection.execute(select(schema.gold.c.comparison, schema.gold.c.choice)).all())
-    names = list(known)
-    found = dict[str, tuple[int, int]]()
-    table = schema.judgements
-    back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
-    for begin in range(0, len(names), BLOCK):
-        part = names[begin : begin + BLOCK]
-        query = select(table.c.rater, table.c.comparison, table.c.choice).where(
-            table.c.comparison.in_(part), table.c.kind == "person", ~back
+    """Return (correct, all) by rater over the gold comparisons that people have judged."""
+    answers = dict(connection.execute(select(_gold.c.comparison, _gold.c.choice)).all())
+    counts = dict[str, tuple[int, int]]()
+    for block in statements.blocks(list(answers)):
+        query = select(_judgements.c.rater, _judgements.c.comparison, _judgements.c.choice).where(
+            _judgements.c.comparison.in_(block), _judgements.c.kind == "person", statements.NOT_RETRACTED
         )
         if rater is not None:
-            query = query.where(table.c.rater == rater)
+            query = query.where(_judgements.c.rater == rater)
         for name, comparison, choice in connection.execute(query):
-            right, of = found.get(name, (0, 0))
-            found[name] = (right + (choice == known[comparison]), of + 1)
-    return found
+            correct, total = counts.get(name, (0, 0))
+            counts[name] = (correct + (choice == answers[comparison]), total + 1)
+    return counts
 
 
 def recent_judgements(connection: Connection) -> list[Judgement]:
-    """What people have said of the pairs dealt with last, for a look at how far they agree."""
-    seats = schema.seats
-    table = schema.judgements
-    query = select(seats.c.comparison).where(seats.c.at > 0, seats.c.comparison.not_in(statements.IN_ARENAS))
-    names = connection.scalars(query.order_by(seats.c.at.desc()).limit(RECENT_LEASES)).all()
-    back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
-    found: list[Judgement] = []
-    unique = list(dict.fromkeys(names))
-    for begin in range(0, len(unique), BLOCK):
-        part = unique[begin : begin + BLOCK]
-        rows = connection.execute(
-            select(table).where(table.c.comparison.in_(part), table.c.kind == "person", ~back)
-        ).mappings()
-        found += [Judgement(**{name: value for name, value in row.items() if name != "number"}) for row in rows]
-    return found
+    """Return people's judgements of the most recently rated pairs, to estimate agreement."""
+    query = select(_seats.c.comparison).where(_seats.c.at > 0, _seats.c.comparison.not_in(statements.IN_ARENAS))
+    names = connection.scalars(query.order_by(_seats.c.at.desc()).limit(RECENT_LEASES)).all()
+    judgements: list[Judgement] = []
+    for block in statements.blocks(list(dict.fromkeys(names))):
+        judgements += statements.load_judgements(
+            connection,
+            select(_judgements).where(
+                _judgements.c.comparison.in_(block), _judgements.c.kind == "person", statements.NOT_RETRACTED
+            ),
+        )
+    return judgements
 
 
 def flagged_pairs(connection: Connection) -> list[dict[str, str]]:
-    """Pairs whose flags are open, with the reasons, oldest first."""
-    flags = schema.flags
-    comparisons = schema.comparisons
-    prompts = schema.prompts
-    query = select(flags.c.comparison, flags.c.rater, flags.c.reason, flags.c.at, prompts.c.prompt).where(
-        flags.c.settled == ""
-    )
-    query = query.join(comparisons, comparisons.c.id == flags.c.comparison).join(
-        prompts, prompts.c.id == comparisons.c.prompt_id
-    )
-    return [dict(row) for row in connection.execute(query.order_by(flags.c.number).limit(BLOCK)).mappings()]
+    """Return pairs with open flags and the reasons, oldest first."""
+    query = select(_flags.c.comparison, _flags.c.rater, _flags.c.reason, _flags.c.at, _prompts.c.prompt)
+    query = statements.join_prompts(query.select_from(_flags).where(_flags.c.settled == ""), _flags.c.comparison)
+    query = query.order_by(_flags.c.number).limit(statements.BLOCK)
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def open_task_seats(connection: Connection) -> dict[str, int]:
-    """How many people are to judge each comparison whose task is open."""
+    """Return how many people are to judge each comparison with an open task."""
     tasks = schema.tasks
-    return {
-        row.comparison: row.seats
-        for row in connection.execute(select(tasks.c.comparison, tasks.c.seats).where(tasks.c.state == "open"))
-    }
+    rows = connection.execute(select(tasks.c.comparison, tasks.c.seats).where(tasks.c.state == "open"))
+    return {row.comparison: row.seats for row in rows}
 
 
 def list_gold(connection: Connection) -> list[dict[str, str]]:
-    """Gold with the prompts it belongs to."""
-    gold = schema.gold
-    comparisons = schema.comparisons
-    prompts = schema.prompts
-    query = select(gold, prompts.c.prompt).join(comparisons, comparisons.c.id == gold.c.comparison)
-    rows = connection.execute(
-        query.join(prompts, prompts.c.id == comparisons.c.prompt_id).order_by(gold.c.comparison).limit(BLOCK)
-    )
+    """Return gold comparisons with their prompts."""
+    query = statements.join_prompts(select(_gold, _prompts.c.prompt).select_from(_gold), _gold.c.comparison)
+    rows = connection.execute(query.order_by(_gold.c.comparison).limit(statements.BLOCK))
     return [dict(row) for row in rows.mappings()]
 
 
-def own_judgements(connection: Connection, rater: str, most: int = 20) -> list[dict[str, str]]:
-    """A rater's newest judgements of pairs, with their prompts."""
-    seats = schema.seats
-    table = schema.judgements
-    comparisons = schema.comparisons
-    prompts = schema.prompts
-    back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
-    query = select(table.c.comparison, table.c.choice, prompts.c.prompt).select_from(seats)
-    query = query.join(table, (table.c.comparison == seats.c.comparison) & (table.c.rater == seats.c.rater))
-    query = query.join(comparisons, comparisons.c.id == table.c.comparison).join(
-        prompts, prompts.c.id == comparisons.c.prompt_id
+def own_judgements(connection: Connection, rater: str, limit: int = 20) -> list[dict[str, str]]:
+    """Return a rater's newest judgements of pairs, with their prompts."""
+    query = select(_judgements.c.comparison, _judgements.c.choice, _prompts.c.prompt).select_from(_seats)
+    same_pair = (_judgements.c.comparison == _seats.c.comparison) & (_judgements.c.rater == _seats.c.rater)
+    query = statements.join_prompts(query.join(_judgements, same_pair), _judgements.c.comparison).where(
+        _seats.c.rater == rater,
+        _seats.c.state == "judged",
+        _seats.c.shown.in_(["ab", "ba"]),
+        statements.NOT_RETRACTED,
+        _seats.c.comparison.not_in(statements.IN_ARENAS),
     )
-    query = query.where(seats.c.rater == rater, seats.c.state == "judged", seats.c.shown.in_(["ab", "ba"]), ~back)
-    query = query.where(seats.c.comparison.not_in(statements.IN_ARENAS))
-    return [dict(row) for row in connection.execute(query.order_by(seats.c.at.desc()).limit(most)).mappings()]
+    return [dict(row) for row in connection.execute(query.order_by(_seats.c.at.desc()).limit(limit)).mappings()]
 
 
 def judgement_rows(connection: Connection, after: int) -> list[dict[str, Any]]:
-    """The next block of judgements with the texts they are about, by their number."""
-    table = schema.judgements
-    comparisons = schema.comparisons
-    prompts = schema.prompts
-    a = schema.completions.alias()
-    b = schema.completions.alias()
-    back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
-    query = select(
-        table,
-        prompts.c.prompt,
-        prompts.c.domain,
-        a.c.text.label("a"),
-        b.c.text.label("b"),
-        a.c.source.label("source_a"),
+    """Return the next block of judgements after a number, with prompt and answers."""
+    query = select(_judgements, _prompts.c.prompt, _prompts.c.domain).select_from(_judgements)
+    query = statements.join_answers(statements.join_prompts(query, _judgements.c.comparison)).where(
+        _judgements.c.number > after, statements.NOT_RETRACTED, _judgements.c.comparison.not_in(statements.IN_ARENAS)
     )
-    query = (
-        query.add_columns(b.c.source.label("source_b"))
-        .select_from(table)
-        .join(comparisons, comparisons.c.id == table.c.comparison)
-    )
-    query = (
-        query.join(prompts, prompts.c.id == comparisons.c.prompt_id)
-        .join(a, a.c.id == comparisons.c.a)
-        .join(b, b.c.id == comparisons.c.b)
-    )
-    query = query.where(table.c.number > after, ~back, table.c.comparison.not_in(statements.IN_ARENAS))
-    rows = connection.execute(query.order_by(table.c.number).limit(BLOCK)).mappings()
+    rows = connection.execute(query.order_by(_judgements.c.number).limit(statements.BLOCK)).mappings()
     return [dict(row) for row in rows]

@@ -1,4 +1,4 @@
-"""What the owner has set for the people who rate."""
+"""The owner's settings for rating."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -10,11 +10,11 @@ from towpath.store import audit, ledger, schema, statements
 
 @dataclass(frozen=True, slots=True)
 class RatingSettings:
-    """The owner's settings. `overlap` None leaves it to the queue; `hours` None is no ceiling; `lease` and
-    `min_view` are in seconds.
+    """The owner's settings; `overlap` None leaves it to the tasks, `hours` None is no limit; `lease` and `min_view` are
+    in seconds.
 
-    `trial_pairs` gold comparisons are judged with feedback before a rater's work counts; `trial_threshold` is the
-    share of them to get right.
+    `trial_pairs` gold comparisons are judged with feedback before a rater's work counts; `trial_threshold` is the share
+    to get right.
     """
 
     paused: bool = False
@@ -34,7 +34,7 @@ class RatingSettings:
 
 
 def read(connection: Connection) -> RatingSettings:
-    """The settings as they stand."""
+    """Read the settings."""
     known = {field.name for field in fields(RatingSettings)}
     rows: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -45,7 +45,7 @@ def read(connection: Connection) -> RatingSettings:
 
 
 def save(connection: Connection, settings: RatingSettings, by: str = "") -> None:
-    """Replace the settings; `by` is who did, for the audit log."""
+    """Save the settings; `by` is the account for the audit log."""
     if by:
         audit.record(connection, by, "settings", before=asdict(read(connection)), after=asdict(settings))
     ledger.upsert(

@@ -1,4 +1,4 @@
-"""Who is signed in, and from which browsers. Tokens stay with the browser; the ledger keeps their sha256."""
+"""Sessions and known browsers. Tokens stay in the browser; the ledger stores their SHA-256."""
 
 import hashlib
 import secrets
@@ -10,35 +10,35 @@ from towpath.store import audit, schema
 
 IDLE_LIMIT = 7 * 24 * 3600.0
 SESSION_LIFETIME = 30 * 24 * 3600.0
-"""Seconds after which a session ends: without a request, and in any case."""
+"""Seconds after which a session ends in any case; IDLE_LIMIT applies without requests."""
 TOUCH_INTERVAL = 600.0
-"""Seconds between two notes of when a session was last used."""
+"""Seconds between updates of a session's last use."""
 MAX_DEVICES = 20
-"""Browsers remembered for an account; the oldest is forgotten."""
+"""Known browsers of an account; the oldest is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One browser that is signed in."""
+    """One signed-in browser."""
 
     digest: str
     account: str
     created: float
-    seen: float
+    last_used: float
     expires: float
 
     def alive(self, at: float) -> bool:
-        """Whether neither limit has passed."""
-        return at < self.expires and at - self.seen < IDLE_LIMIT
+        """Return whether the session is within both limits."""
+        return at < self.expires and at - self.last_used < IDLE_LIMIT
 
 
 def token_digest(token: str) -> str:
-    """What is kept of a token. Tokens are random and long, so that no slow hash is needed."""
+    """Return the stored digest of a token; tokens are random and long, so no slow hash is needed."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def start(connection: Connection, account: str, at: float) -> str:
-    """A new session's token. Sessions that are over are removed by the way."""
+    """Start a session, delete expired ones, and return its token."""
     table = schema.sessions
     connection.execute(table.delete().where(or_(table.c.expires <= at, table.c.seen <= at - IDLE_LIMIT)))
     token = secrets.token_urlsafe(32)
@@ -54,54 +54,56 @@ def start(connection: Connection, account: str, at: float) -> str:
 
 
 def get_session(connection: Connection, digest_: str) -> Session | None:
-    """The session of a token's digest."""
+    """Return the session of a token's digest."""
     row = (
         connection.execute(select(schema.sessions).where(schema.sessions.c.digest == digest_)).mappings().one_or_none()
     )
-    return Session(**row) if row is not None else None
+    if row is None:
+        return None
+    return Session(row["digest"], row["account"], row["created"], row["seen"], row["expires"])
 
 
 def touch(connection: Connection, digest_: str, at: float) -> None:
-    """Note that a session was used."""
+    """Record a session's use."""
     connection.execute(schema.sessions.update().where(schema.sessions.c.digest == digest_).values(seen=at))
 
 
 def end(connection: Connection, digest_: str) -> None:
-    """Sign one browser out."""
+    """End one session."""
     connection.execute(schema.sessions.delete().where(schema.sessions.c.digest == digest_))
 
 
 def end_all(connection: Connection, account: str, but: str = "") -> int:
-    """Sign an account out everywhere, or everywhere but here; how many sessions that were."""
+    """End all sessions of an account, except one if given, and return how many."""
     table = schema.sessions
     return connection.execute(table.delete().where(table.c.account == account, table.c.digest != but)).rowcount
 
 
 def sign_out(connection: Connection, account: str, by: str, but: str = "") -> int:
-    """End an account's sessions and note who did it."""
+    """End an account's sessions and record who did it."""
     count = end_all(connection, account, but)
     audit.record(connection, by, "sign out everywhere", account, after={"sessions": count})
     return count
 
 
 def open_sessions(connection: Connection, at: float) -> dict[str, tuple[int, float]]:
-    """For each account its open sessions and when one was last used."""
+    """Return each account's number of open sessions and the time of the last use."""
     table = schema.sessions
     query = select(table.c.account, func.count(), func.max(table.c.seen)).where(
         table.c.expires > at, table.c.seen > at - IDLE_LIMIT
     )
-    return {account: (count, seen) for account, count, seen in connection.execute(query.group_by(table.c.account))}
+    return {account: (count, last) for account, count, last in connection.execute(query.group_by(table.c.account))}
 
 
 def is_known_device(connection: Connection, device: str, account: str = "") -> bool:
-    """Whether an account, or any, has signed in from a browser before."""
+    """Return whether an account, or any, has signed in from a browser before."""
     table = schema.devices
     query = select(func.count()).select_from(table).where(table.c.digest == token_digest(device))
     return bool(connection.scalar(query.where(table.c.account == account) if account else query))
 
 
 def remember_device(connection: Connection, device: str, account: str, at: float) -> None:
-    """Know a browser from now on; of an account the newest few are known."""
+    """Remember a browser of an account."""
     table = schema.devices
     mine = table.c.account == account
     connection.execute(table.delete().where(mine, table.c.digest == token_digest(device)))
@@ -111,5 +113,5 @@ def remember_device(connection: Connection, device: str, account: str, at: float
 
 
 def forget_devices(connection: Connection, account: str) -> None:
-    """Know no browser of an account any more."""
+    """Forget all browsers of an account."""
     connection.execute(schema.devices.delete().where(schema.devices.c.account == account))

@@ -1,4 +1,4 @@
-"""The side of the page on which an answer lay, and the answer that it was."""
+"""Conversion between a side of the page and the answer shown there."""
 
 from typing import Literal
 
@@ -7,15 +7,15 @@ from towpath.records import Choice
 Side = Literal["left", "right", "tie", "both_bad"]
 
 
-def choice_of(side: Side, shown: str) -> Choice:
-    """The answer that lay on a side; `shown` is `ab` or `ba`, from left to right."""
+def choice_of(side: Side, order: str) -> Choice:
+    """Return the answer on a side; `order` is `ab` or `ba`, from left to right."""
     if side in ("tie", "both_bad"):
         return side
-    return "a" if (side == "left") == (shown == "ab") else "b"
+    return "a" if (side == "left") == (order == "ab") else "b"
 
 
-def side_of(choice: Choice, shown: str) -> Side:
-    """The side on which an answer lay."""
+def side_of(choice: Choice, order: str) -> Side:
+    """Return the side of an answer."""
     if choice in ("tie", "both_bad"):
         return choice
-    return "left" if (choice == "a") == (shown == "ab") else "right"
+    return "left" if (choice == "a") == (order == "ab") else "right"

@@ -1,14 +1,20 @@
-"""What is asked for every pair that is rated, built once: putting such a statement together costs more than carrying
-it out."""
+"""SQL statements and conditions that several modules share. Statements of the rating page are built once, because
+building one costs more than running it."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 
+from towpath.records import Judgement
 from towpath.store import schema
 
-SCAN_LIMIT = 64  # begun tasks looked through before a fresh one is given
-BLOCK = 500
+T = TypeVar("T")
+Query = Any
+"""A Select with any columns; the type `Select` is invariant in their number."""
+
+SCAN_LIMIT = 64  # partly rated tasks that are scanned before a new one is assigned
+BLOCK = 500  # rows or parameters of one statement
 SETTLED_STATES = ("judged", "skipped", "flagged")
 
 _rater = bindparam("rater")
@@ -25,21 +31,21 @@ _completions = schema.completions
 
 
 def _had_lease(comparison: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether the rater has sat there, other than to let the lease run out."""
-    mine = select(_seats.c.rater).where(_seats.c.comparison == comparison, _seats.c.rater == _rater)
-    return mine.where(_seats.c.state != "lapsed").exists()
+    """Whether the rater has had a lease that did not just expire."""
+    own = select(_seats.c.rater).where(_seats.c.comparison == comparison, _seats.c.rater == _rater)
+    return own.where(_seats.c.state != "lapsed").exists()
 
 
 LEASE = select(_seats).where(_seats.c.comparison == _comparison, _seats.c.rater == _rater)
 UPDATE_LEASE = _seats.update().where(
-    _seats.c.comparison == bindparam("of_comparison"), _seats.c.rater == bindparam("of_rater")
+    _seats.c.comparison == bindparam("lease_comparison"), _seats.c.rater == bindparam("lease_rater")
 )
 TASK = select(_tasks).where(_tasks.c.comparison == _comparison)
-UPDATE_TASK = _tasks.update().where(_tasks.c.number == bindparam("of_number"))
+UPDATE_TASK = _tasks.update().where(_tasks.c.number == bindparam("task_number"))
 
-# The seats that a rater holds, the one they were given last first.
+# The active leases of a rater, the newest first.
 ACTIVE_LEASES = (
-    select(_seats, _tasks.c.group_id, _tasks.c.state.label("standing"))
+    select(_seats, _tasks.c.group_id, _tasks.c.state.label("task_state"))
     .outerjoin(_tasks, _tasks.c.comparison == _seats.c.comparison)
     .where(_seats.c.rater == _rater, _seats.c.state == "leased", _seats.c.until > _at)
     .order_by(_seats.c.until.desc())
@@ -55,8 +61,8 @@ LAST_SETTLED = (
     .limit(1)
 )
 
-# The first tasks that have a seat left and one taken, and of them the first that is not the rater's own.
-_part = (
+# Of the first partly rated tasks (some seats taken, some free), the first that the rater has not rated.
+_partly_rated = (
     select(_tasks.c.rank, _tasks.c.number, _tasks.c.comparison, _tasks.c.domain)
     .where(_tasks.c.lane == 2)
     .order_by(_tasks.c.rank, _tasks.c.number)
@@ -64,14 +70,14 @@ _part = (
     .subquery()
 )
 FIRST_PARTLY_RATED = (
-    select(_part.c.rank, _part.c.number, _part.c.comparison)
-    .join(_queues, _queues.c.domain == _part.c.domain)
-    .where(_queues.c.paused == 0, ~_had_lease(_part.c.comparison))
-    .order_by(_part.c.rank, _part.c.number)
+    select(_partly_rated.c.rank, _partly_rated.c.number, _partly_rated.c.comparison)
+    .join(_queues, _queues.c.domain == _partly_rated.c.domain)
+    .where(_queues.c.paused == 0, ~_had_lease(_partly_rated.c.comparison))
+    .order_by(_partly_rated.c.rank, _partly_rated.c.number)
     .limit(1)
 )
 
-# The first of a lane in every domain that goes on, one look into the index each; and the most urgent of those.
+# The first task of a lane in every domain that is not paused, one index lookup each; and the most urgent of those.
 _first = (
     select(_tasks.c.number)
     .where(_tasks.c.domain == _queues.c.domain, _tasks.c.lane == bindparam("lane"), ~_had_lease(_tasks.c.comparison))
@@ -88,13 +94,15 @@ MOST_URGENT = (
     .limit(1)
 )
 
-# Comparisons of arenas: what makes labels, exports or demonstrations leaves them out.
+# Arena comparisons, which labels, exports and demonstrations exclude.
 IN_ARENAS = select(schema.matches.c.comparison)
 IS_MATCH = select(func.count()).select_from(schema.matches).where(schema.matches.c.comparison == _comparison)
 
 IS_GOLD = select(func.count()).select_from(_gold).where(_gold.c.comparison == _comparison)
-_met = select(_seats.c.comparison).where(_seats.c.comparison == _gold.c.comparison, _seats.c.rater == _rater).exists()
-NEXT_GOLD = select(_gold.c.comparison).where(~_met).order_by(_gold.c.comparison).limit(1)
+_had_gold = (
+    select(_seats.c.comparison).where(_seats.c.comparison == _gold.c.comparison, _seats.c.rater == _rater).exists()
+)
+NEXT_GOLD = select(_gold.c.comparison).where(~_had_gold).order_by(_gold.c.comparison).limit(1)
 
 RATER_TALLY = select(schema.tallies).where(schema.tallies.c.rater == _rater, schema.tallies.c.kind == "person")
 WAITING = select(func.sum(_queues.c.waiting)).where(_queues.c.paused == 0)
@@ -113,3 +121,36 @@ PAIR = (
 TEXTS = select(_completions.c.id, _completions.c.text).where(_completions.c.id.in_(bindparam("ids", expanding=True)))
 SETTINGS = select(schema.settings)
 NEWEST_GUIDELINE = select(schema.guidelines).order_by(schema.guidelines.c.version.desc()).limit(1)
+
+NOT_RETRACTED = ~select(schema.retractions.c.key).where(schema.retractions.c.key == _judgements.c.key).exists()
+
+
+def load_judgements(connection: Connection, query: Query) -> list[Judgement]:
+    """Run a query for rows of `judgements`."""
+    return [Judgement(**without_number(row)) for row in connection.execute(query).mappings()]
+
+
+def without_number(row: Any) -> dict[str, Any]:
+    """Return a row without its primary key."""
+    return {name: value for name, value in row.items() if name != "number"}
+
+
+def join_prompts(query: Query, comparison: ColumnElement[Any]) -> Query:
+    """Join `comparisons` and `prompts` to a query by a column of comparison ids."""
+    query = query.join(_comparisons, _comparisons.c.id == comparison)
+    return query.join(_prompts, _prompts.c.id == _comparisons.c.prompt_id)
+
+
+def join_answers(query: Query) -> Query:
+    """Join both answers to a query that has `comparisons`, as columns a, b, source_a and source_b."""
+    a = _completions.alias()
+    b = _completions.alias()
+    query = query.add_columns(
+        a.c.text.label("a"), b.c.text.label("b"), a.c.source.label("source_a"), b.c.source.label("source_b")
+    )
+    return query.join(a, a.c.id == _comparisons.c.a).join(b, b.c.id == _comparisons.c.b)
+
+
+def blocks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Split items into blocks of at most BLOCK."""
+    return (items[start : start + BLOCK] for start in range(0, len(items), BLOCK))

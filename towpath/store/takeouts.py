@@ -1,8 +1,7 @@
-"""An owner retracts everything that one rater judged, and may reverse that. Judgements stay in the ledger; their
-pairs wait for others.
+"""Bulk retraction: an owner retracts all judgements of one rater, and may restore them. The pairs wait for other
+raters.
 
-Every function here is work on a connection; hand it to `Store.later` or `Store.read`.
-
+The functions take a connection; pass them to `Store.submit_write` or `Store.read`.
 """
 
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from towpath.errors import DataError
 from towpath.store import schema, statements, tallies, task_queue
 
 REMOVED_STATE = "removed"
-"""State of a seat whose verdict was taken out."""
-BLOCK = 500
+"""State of a lease whose judgement was retracted in bulk."""
 
 
 @dataclass(frozen=True, slots=True)
 class BulkRetraction:
-    """One take-out: whose judgements, by whom, how many; `restored` is when it was reversed."""
+    """One bulk retraction; `restored` is the time when it was reversed, or empty."""
 
     number: int
     rater: str
@@ -30,39 +28,34 @@ class BulkRetraction:
 
 
 def retract_all(connection: Connection, rater: str, by: str) -> BulkRetraction:
-    """Retract all judgements of a person that still count, and free their seats."""
+    """Retract all judgements of a person and release their leases."""
     table = schema.judgements
-    back = schema.retractions.c.key
-    standing = select(table.c.key).where(
-        table.c.rater == rater, table.c.kind == "person", table.c.key.not_in(select(back))
-    )
-    keys = list(connection.scalars(standing))
+    own = select(table.c.key).where(table.c.rater == rater, table.c.kind == "person", statements.NOT_RETRACTED)
+    keys = list(connection.scalars(own))
     if not keys:
-        raise DataError(
-            f"{rater}: no judgement that counts", "a take-out retracts a person's judgements", "load the page again"
-        )
+        raise DataError(f"{rater}: no judgements", "a bulk retraction needs judgements of a person", "reload the page")
     row = {"rater": rater, "by": by, "at": tallies.timestamp(), "judgements": len(keys), "restored": ""}
     number = int(connection.execute(schema.takeouts.insert().returning(schema.takeouts.c.number), row).scalar_one())
-    for begin in range(0, len(keys), BLOCK):
-        tallies.retract(connection, keys[begin : begin + BLOCK], number)
+    for block in statements.blocks(keys):
+        tallies.retract(connection, block, number)
     _move_leases(connection, rater, "judged", REMOVED_STATE, -1)
     return BulkRetraction(number=number, **row)
 
 
 def restore(connection: Connection, number: int) -> int:
-    """Reverse a take-out: its judgements count again. How many."""
+    """Reverse a bulk retraction and return how many judgements count again."""
     table = schema.takeouts
-    found = connection.execute(select(table).where(table.c.number == number, table.c.restored == "")).one_or_none()
-    if found is None:
-        raise DataError("This take-out was reversed before", "a take-out is reversed once", "load the page again")
+    retraction = connection.execute(select(table).where(table.c.number == number, table.c.restored == "")).one_or_none()
+    if retraction is None:
+        raise DataError("This retraction is restored already", "a bulk retraction is restored once", "reload the page")
     restored = tallies.restore(connection, number)
     connection.execute(table.update().where(table.c.number == number).values(restored=tallies.timestamp()))
-    _move_leases(connection, found.rater, REMOVED_STATE, "judged", 1)
+    _move_leases(connection, retraction.rater, REMOVED_STATE, "judged", 1)
     return restored
 
 
 def list_retractions(connection: Connection) -> list[BulkRetraction]:
-    """Take-outs that were not reversed, the newest first."""
+    """Return bulk retractions that are not reversed, newest first."""
     table = schema.takeouts
     rows = connection.execute(select(table).where(table.c.restored == "").order_by(table.c.number.desc()))
     return [BulkRetraction(**dict(row)) for row in rows.mappings()]
@@ -76,4 +69,4 @@ def _move_leases(connection: Connection, rater: str, before: str, after: str, st
         task_queue.update_lease(connection, name, rater, state=after)
         task = connection.execute(statements.TASK, {"comparison": name}).one_or_none()
         if task is not None:
-            task_queue.update_task(connection, task, taken=step, judged=step)
+            task_queue.update_task(connection, task, taken=step, judgements=step)

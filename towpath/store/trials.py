@@ -1,8 +1,7 @@
 """Trial pairs: gold comparisons that a rater judges with feedback before their work counts. They never become
 judgements.
 
-Every function here is work on a connection; hand it to `Store.later` or `Store.read`.
-
+The functions take a connection; pass them to `Store.submit_write` or `Store.read`.
 """
 
 from dataclasses import dataclass
@@ -16,16 +15,14 @@ from towpath.store.sides import Side
 from towpath.store.task_queue import Lease
 
 TRIAL_STATE = "trial"
-"""State of the seat that a trial pair leaves behind: the rater was told the answer, so the pair is neither their
-work nor gold for them."""
+"""State of the lease of a trial pair: the rater knows the answer, so it is neither work nor gold for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The trial pair that lies before a rater: how many of the attempt are done, of how many, and how many must be
-    right."""
+    """A rater's trial pair, with the attempt's pairs done, in total, and needed to pass."""
 
-    seat: Lease
+    lease: Lease
     attempt: int
     done: int
     total: int
@@ -34,7 +31,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TrialFeedback:
-    """What a rater learns of a trial verdict. `side` is the right one as they saw it; `finished` ends the attempt."""
+    """Feedback on a trial verdict; `side` is the correct side, `finished` ends the attempt."""
 
     correct: bool
     side: Side
@@ -47,16 +44,16 @@ class TrialFeedback:
     passed: bool
 
 
-def current_trial(connection: Connection, rater: str, house: rating_settings.RatingSettings) -> Trial | None:
-    """The rater's next trial pair; None where there is no trial, it is passed, or no gold is left to try."""
-    if house.trial_pairs < 1 or _is_owner(connection, rater):
+def current_trial(connection: Connection, rater: str, settings: rating_settings.RatingSettings) -> Trial | None:
+    """Return the rater's next trial pair; None if there is no trial, it is passed, or no gold is left."""
+    if settings.trial_pairs < 1 or _is_owner(connection, rater):
         return None
     table = schema.trials
     rows = connection.execute(select(table).where(table.c.rater == rater)).all()
     if any(row.passed for row in rows):
         return None
     usable = _usable_gold(connection, rater)
-    total = min(house.trial_pairs, len(usable))
+    total = min(settings.trial_pairs, len(usable))
     if not total:
         return None
     attempt = max((row.attempt for row in rows), default=1)
@@ -76,38 +73,36 @@ def current_trial(connection: Connection, rater: str, house: rating_settings.Rat
         attempt,
         len(done),
         total,
-        _pass_mark(total, house.trial_threshold),
+        _pass_mark(total, settings.trial_threshold),
     )
 
 
 def presentation_order(rater: str, attempt: int, comparison: str) -> Literal["ab", "ba"]:
-    """The sides of a trial pair: drawn again for each attempt."""
+    """Return the answer order of a trial pair, drawn anew for each attempt."""
     return "ab" if task_queue.hash_uniform(f"trial order/{rater}/{attempt}", comparison) < 0.5 else "ba"
 
 
 def record_verdict(
     connection: Connection, rater: str, comparison: str, attempt: int, side: Side, at: float
 ) -> TrialFeedback:
-    """Record a trial verdict and tell whether it is right; sent twice it is answered as before."""
-    house = rating_settings.read(connection)
+    """Record a trial verdict and return feedback; a repeated request gets the same feedback."""
+    settings = rating_settings.read(connection)
     gold = connection.execute(select(schema.gold).where(schema.gold.c.comparison == comparison)).one_or_none()
     table = schema.trials
     mine = select(table).where(table.c.rater == rater, table.c.attempt == attempt)
     rows = connection.execute(mine).all()
-    before = next((row for row in rows if row.comparison == comparison), None)
-    asked = current_trial(connection, rater, house)
+    previous = next((row for row in rows if row.comparison == comparison), None)
+    trial = current_trial(connection, rater, settings)
     if gold is None or (
-        before is None and (asked is None or (asked.seat.comparison, asked.attempt) != (comparison, attempt))
+        previous is None and (trial is None or (trial.lease.comparison, trial.attempt) != (comparison, attempt))
     ):
-        raise DataError(
-            "This trial pair is not asked any more", "trial pairs come one at a time", "load the page again"
-        )
-    shown = presentation_order(rater, attempt, comparison)
-    if before is None and asked is not None:
-        choice = sides.choice_of(side, shown)
+        raise DataError("This trial pair is no longer current", "trial pairs come one at a time", "reload the page")
+    order = presentation_order(rater, attempt, comparison)
+    if previous is None and trial is not None:
+        choice = sides.choice_of(side, order)
         correct = choice == gold.choice
         right = sum(row.correct for row in rows) + correct
-        passed = len(rows) + 1 >= asked.total and right >= asked.needed
+        passed = len(rows) + 1 >= trial.total and right >= trial.needed
         row = {
             "rater": rater,
             "attempt": attempt,
@@ -118,26 +113,26 @@ def record_verdict(
             "at": tallies.timestamp(),
         }
         connection.execute(table.insert(), row)
-        _record_lease(connection, rater, comparison, shown, at)
+        _record_lease(connection, rater, comparison, order, at)
         rows = connection.execute(mine).all()
     return _feedback(
         rows,
         comparison,
         gold,
-        shown,
-        min(house.trial_pairs, len(_usable_gold(connection, rater))),
-        house.trial_threshold,
+        order,
+        min(settings.trial_pairs, len(_usable_gold(connection, rater))),
+        settings.trial_threshold,
     )
 
 
-def _feedback(rows: "Any", comparison: str, gold: Row[Any], shown: str, total: int, threshold: float) -> TrialFeedback:
+def _feedback(rows: Any, comparison: str, gold: Row[Any], order: str, total: int, threshold: float) -> TrialFeedback:
     row = next(row for row in rows if row.comparison == comparison)
     right = sum(one.correct for one in rows)
     needed = _pass_mark(total, threshold)
     passed = any(one.passed for one in rows)
     return TrialFeedback(
         bool(row.correct),
-        sides.side_of(gold.choice, shown),
+        sides.side_of(gold.choice, order),
         gold.note,
         len(rows),
         total,
@@ -149,12 +144,12 @@ def _feedback(rows: "Any", comparison: str, gold: Row[Any], shown: str, total: i
 
 
 def _is_owner(connection: Connection, rater: str) -> bool:
-    """Owners make the gold, so it cannot test them."""
+    """Return whether the rater is an owner, who knows the gold answers."""
     return connection.scalar(select(schema.accounts.c.role).where(schema.accounts.c.name == rater)) == "owner"
 
 
 def _usable_gold(connection: Connection, rater: str) -> list[str]:
-    """Gold whose answer the rater has not met at work."""
+    """Return gold that the rater has not judged."""
     seats = schema.seats
     gold = schema.gold
     met = select(seats.c.comparison).where(seats.c.rater == rater, seats.c.state != TRIAL_STATE)
@@ -163,7 +158,7 @@ def _usable_gold(connection: Connection, rater: str) -> list[str]:
     )
 
 
-def _record_lease(connection: Connection, rater: str, comparison: str, shown: str, at: float) -> None:
+def _record_lease(connection: Connection, rater: str, comparison: str, order: str, at: float) -> None:
     seats = schema.seats
     known = connection.scalar(select(seats.c.state).where(seats.c.comparison == comparison, seats.c.rater == rater))
     if known is None:
@@ -172,7 +167,7 @@ def _record_lease(connection: Connection, rater: str, comparison: str, shown: st
             "rater": rater,
             "state": TRIAL_STATE,
             "until": 0.0,
-            "shown": shown,
+            "shown": order,
             "at": at,
             "gold": 1,
         }
@@ -180,5 +175,5 @@ def _record_lease(connection: Connection, rater: str, comparison: str, shown: st
 
 
 def _pass_mark(total: int, threshold: float) -> int:
-    """How many of a trial must be right: the share, rounded up (a hair below a whole number is that number)."""
+    """Return how many pairs must be right: the share, rounded up with tolerance for rounding errors."""
     return min(total, max(0, -int(-(total * threshold - 1e-9) // 1)))

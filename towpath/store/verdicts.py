@@ -1,8 +1,6 @@
-"""What a rater does with a pair: judge, rank, skip, flag, undo, write a better answer. Each is work on a connection,
-safe to be sent twice.
+"""Actions of a rater on a pair: judge, rank, skip, flag, undo, write a better answer. All are idempotent.
 
-Errors of this file are shown to raters, so they name no ids of the ledger.
-
+Errors in this file are shown to raters, so they contain no ids of the ledger.
 """
 
 from collections.abc import Sequence
@@ -16,15 +14,15 @@ from towpath.records import Choice, Demonstration, Judgement
 from towpath.store import rating_settings, schema, sides, statements, tallies, task_queue
 from towpath.store.sides import Side
 
-ONE_VERDICT_RULE = "a rater judges a pair once, and takes that back to judge it again"
+ONE_VERDICT_RULE = "a rater judges a pair once; undo allows another verdict"
 UNDO_FIX = "undo first"
-RELOAD_FIX = "load the page again"
+RELOAD_FIX = "reload the page"
 ReviewState = Literal["approved", "declined"]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredVerdict:
-    """A side and how strongly, as it was seen."""
+    """A side and its strength."""
 
     side: Side
     strength: int = 1
@@ -32,13 +30,12 @@ class StoredVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A verdict as it comes from the page: of sides, not of answers, for the page does not know which answer is
-    which."""
+    """A verdict from the rating page, by sides, since the page does not know which answer is which."""
 
     key: str
     comparison: str
     rater: str
-    said: StoredVerdict
+    verdict: StoredVerdict
     milliseconds: int | None = None
     guideline: str = ""
     comment: str = ""
@@ -49,12 +46,12 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class RankingSubmission:
-    """An order of a group's answers: the place of each, in the order they were shown; equal places are ties."""
+    """A ranking of a group's answers: each answer's rank in the order shown; equal ranks are ties."""
 
     key: str
     comparison: str
     rater: str
-    places: tuple[int, ...]
+    ranks: tuple[int, ...]
     milliseconds: int | None = None
     guideline: str = ""
     comment: str = ""
@@ -62,113 +59,121 @@ class RankingSubmission:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What is in the ledger now; `again` where it was there before."""
+    """The number of judgements stored; `again` if the request was a repetition."""
 
     comparison: str
     judgements: int
     again: bool = False
 
 
-def judge(connection: Connection, given: Submission, at: float) -> Receipt:
-    """Keep a verdict; the same key told again is answered as before."""
-    before = connection.execute(statements.JUDGED_BY_KEY, {"key": given.key}).one_or_none()
-    if before is not None:
-        _require_same_rater(before, given.comparison, given.rater)
-        return Receipt(given.comparison, 1, True)
-    seat = _require_unflagged(_require_lease(connection, given.comparison, given.rater))
-    choice = sides.choice_of(given.said.side, seat.shown)
-    if seat.state == "judged":
-        said = _current_verdicts(connection, [given.comparison], given.rater)
-        if [(row.choice, row.strength) for row in said] != [(choice, given.said.strength)]:
-            raise DataError("You have judged this pair otherwise", ONE_VERDICT_RULE, UNDO_FIX)
-        return Receipt(given.comparison, 1, True)
-    made = Judgement(
-        given.key,
-        given.comparison,
-        given.rater,
+def judge(connection: Connection, submission: Submission, at: float) -> Receipt:
+    """Store a verdict; a repeated key gets the same receipt."""
+    previous = connection.execute(statements.JUDGED_BY_KEY, {"key": submission.key}).one_or_none()
+    if previous is not None:
+        _require_same_rater(previous, submission.comparison, submission.rater)
+        return Receipt(submission.comparison, 1, True)
+    lease = _require_unflagged(_require_lease(connection, submission.comparison, submission.rater))
+    choice = sides.choice_of(submission.verdict.side, lease.shown)
+    if lease.state == "judged":
+        current = _current_verdicts(connection, [submission.comparison], submission.rater)
+        if [(row.choice, row.strength) for row in current] != [(choice, submission.verdict.strength)]:
+            raise DataError("You have judged this pair differently", ONE_VERDICT_RULE, UNDO_FIX)
+        return Receipt(submission.comparison, 1, True)
+    judgement = Judgement(
+        submission.key,
+        submission.comparison,
+        submission.rater,
         "person",
         choice,
-        "ba" if seat.shown == "ba" else "ab",
-        given.said.strength,
-        _time_worked(given.milliseconds, seat, at),
-        _next_round(connection, given.comparison, given.rater),
-        given.guideline,
+        "ba" if lease.shown == "ba" else "ab",
+        submission.verdict.strength,
+        _time_worked(submission.milliseconds, lease, at),
+        _next_round(connection, submission.comparison, submission.rater),
+        submission.guideline,
         "",
-        given.comment,
+        submission.comment,
         0.0,
-        _details(given, seat.shown),
+        _details(submission, lease.shown),
     )
-    tallies.insert_judgements(connection, [made])
-    _mark_judged(connection, seat, at)
-    return Receipt(given.comparison, 1)
+    tallies.insert_judgements(connection, [judgement])
+    _mark_judged(connection, lease, at)
+    return Receipt(submission.comparison, 1)
 
 
-def _details(given: Submission, shown: str) -> dict[str, Any]:
-    """What goes with a verdict beside the choice, its sides turned into answers."""
+def _details(submission: Submission, order: str) -> dict[str, Any]:
+    """Return the optional parts of a verdict, converted from sides to answers."""
     details: dict[str, Any] = {}
-    if given.safety is not None:
-        details["safety"] = {"choice": sides.choice_of(given.safety.side, shown), "strength": given.safety.strength}
-    if given.reasons:
-        details["reasons"] = list(given.reasons)
-    if given.criteria:
-        details["criteria"] = {name: sides.choice_of(side, shown) for name, side in given.criteria.items()}
+    if submission.safety is not None:
+        details["safety"] = {
+            "choice": sides.choice_of(submission.safety.side, order),
+            "strength": submission.safety.strength,
+        }
+    if submission.reasons:
+        details["reasons"] = list(submission.reasons)
+    if submission.criteria:
+        details["criteria"] = {name: sides.choice_of(side, order) for name, side in submission.criteria.items()}
     return details
 
 
-def _time_worked(milliseconds: int | None, seat: Row[Any], at: float) -> int | None:
-    """The time that a page reports, at most as long as the rater has had the pair."""
-    return None if milliseconds is None else min(milliseconds, max(0, int((at - seat.at) * 1000)))
+def _time_worked(milliseconds: int | None, lease: Row[Any], at: float) -> int | None:
+    """Return the time that a page reports, limited to how long the rater has had the pair."""
+    return None if milliseconds is None else min(milliseconds, max(0, int((at - lease.at) * 1000)))
 
 
 def rank(connection: Connection, ranked: RankingSubmission, at: float) -> Receipt:
-    """Keep an order as the judgements of all its pairs, together."""
-    seat = _require_unflagged(_require_lease(connection, ranked.comparison, ranked.rater))
+    """Store a ranking as judgements of all its pairs in one transaction."""
+    lease = _require_unflagged(_require_lease(connection, ranked.comparison, ranked.rater))
     group = _group(connection, ranked.comparison)
-    if group is None or len(ranked.places) != len(group.members):
-        value = f"{len(ranked.places)} places for {len(group.members) if group else 'no'} answers"
-        raise DataError(value, "a ranking gives a place to each answer of its group", RELOAD_FIX)
+    if group is None or len(ranked.ranks) != len(group.members):
+        value = f"{len(ranked.ranks)} ranks for {len(group.members) if group else 'no'} answers"
+        raise DataError(value, "a ranking gives each answer of its group a rank", RELOAD_FIX)
     pairs = task_queue.group_comparisons(group)
-    place = dict(zip(map(int, seat.shown.split(".")), ranked.places, strict=True))
     keys = [f"{ranked.key}/{pair.id.rpartition('.')[2]}" for pair in pairs]
-    before = connection.execute(statements.JUDGED_BY_KEY, {"key": keys[0]}).one_or_none()
-    if before is not None:
-        _require_same_rater(before, ranked.comparison, ranked.rater)
+    previous = connection.execute(statements.JUDGED_BY_KEY, {"key": keys[0]}).one_or_none()
+    if previous is not None:
+        _require_same_rater(previous, ranked.comparison, ranked.rater)
         return Receipt(ranked.comparison, len(pairs), True)
-    if seat.state == "judged":
+    if lease.state == "judged":
         raise DataError("You have ranked these answers", ONE_VERDICT_RULE, UNDO_FIX)
     number = _next_round(connection, ranked.comparison, ranked.rater)
-    worked = _time_worked(ranked.milliseconds, seat, at)
-    time = None if worked is None else worked // len(pairs)
-    made = []
+    worked = _time_worked(ranked.milliseconds, lease, at)
+    milliseconds = None if worked is None else worked // len(pairs)
+    order = [int(index) for index in lease.shown.split(".")]
+    rank_of = dict(zip(order, ranked.ranks, strict=True))
+    judgements = []
     for key, pair in zip(keys, pairs, strict=True):
         i, j = map(int, pair.id.rpartition(".")[2].split("-"))
-        choice: Choice = "tie" if place[i] == place[j] else "a" if place[i] < place[j] else "b"
-        first = seat.shown.split(".").index(str(i)) < seat.shown.split(".").index(str(j))
-        made.append(
+        judgements.append(
             Judgement(
                 key,
                 pair.id,
                 ranked.rater,
                 "person",
-                choice,
-                "ab" if first else "ba",
+                _preferred(rank_of[i], rank_of[j]),
+                "ab" if order.index(i) < order.index(j) else "ba",
                 1,
-                time,
+                milliseconds,
                 number,
                 ranked.guideline,
                 "",
                 ranked.comment,
                 0.0,
-                {"group": group.id, "places": [place[i], place[j]], "of": len(group.members)},
+                {"group": group.id, "places": [rank_of[i], rank_of[j]], "of": len(group.members)},
             )
         )
-    tallies.insert_judgements(connection, made)
-    _mark_judged(connection, seat, at)
+    tallies.insert_judgements(connection, judgements)
+    _mark_judged(connection, lease, at)
     return Receipt(ranked.comparison, len(pairs))
 
 
+def _preferred(rank_a: int, rank_b: int) -> Choice:
+    if rank_a == rank_b:
+        return "tie"
+    return "a" if rank_a < rank_b else "b"
+
+
 def skip(connection: Connection, comparison: str, rater: str, at: float) -> Receipt:
-    """Leave a pair to others."""
+    """Release a pair to other raters."""
     if _require_lease(connection, comparison, rater).state != "leased":
         return Receipt(comparison, 0, True)
     task_queue.release(connection, comparison, rater, "skipped", at)
@@ -176,13 +181,13 @@ def skip(connection: Connection, comparison: str, rater: str, at: float) -> Rece
 
 
 def flag(connection: Connection, comparison: str, rater: str, reason: str, at: float) -> Receipt:
-    """Say that something is wrong with a pair: it goes to the owner, and to raters again only if the owner says so."""
-    seat = _require_lease(connection, comparison, rater)
-    if seat.state == "flagged":
+    """Report a problem with a pair to the owner, who decides whether raters see it again."""
+    lease = _require_lease(connection, comparison, rater)
+    if lease.state == "flagged":
         return Receipt(comparison, 0, True)
-    if seat.state == "judged":
-        raise DataError("You have judged this pair", "a flag stands in place of a judgement", UNDO_FIX)
-    task_queue.release(connection, comparison, rater, "flagged", at, seat.state == "leased")
+    if lease.state == "judged":
+        raise DataError("You have judged this pair", "a flagged pair is not judged", UNDO_FIX)
+    task_queue.release(connection, comparison, rater, "flagged", at, lease.state == "leased")
     connection.execute(
         schema.flags.insert(),
         {"comparison": comparison, "rater": rater, "reason": reason, "at": tallies.timestamp(), "settled": ""},
@@ -194,27 +199,26 @@ def flag(connection: Connection, comparison: str, rater: str, reason: str, at: f
 
 
 def undo(connection: Connection, comparison: str, rater: str, at: float) -> Receipt:
-    """Take back what a rater did last with a pair, and seat them at it again. What was judged stays in the ledger,
-    marked as taken back."""
-    seat = _require_lease(connection, comparison, rater)
-    if seat.state == "leased":
+    """Retract a rater's last action on a pair and lease it again; judgements stay in the ledger as retracted."""
+    lease = _require_lease(connection, comparison, rater)
+    if lease.state == "leased":
         return Receipt(comparison, 0, True)
-    taken = 0
-    if seat.state == "judged":
+    retracted = 0
+    if lease.state == "judged":
         group = _group(connection, comparison)
         names = [c.id for c in task_queue.group_comparisons(group)] if group is not None else [comparison]
-        taken = tallies.retract(connection, [row.key for row in _current_verdicts(connection, names, rater)])
+        retracted = tallies.retract(connection, [row.key for row in _current_verdicts(connection, names, rater)])
         task = _task(connection, comparison)
         if task is not None:
-            task_queue.update_task(connection, task, judged=-1)
-    elif seat.state == "flagged":
+            task_queue.update_task(connection, task, judgements=-1)
+    elif lease.state == "flagged":
         settle_flags(connection, comparison, "taken back", rater)
     task_queue.lease_task(connection, rater, comparison, at, rating_settings.read(connection))
-    return Receipt(comparison, taken)
+    return Receipt(comparison, retracted)
 
 
 def settle_flags(connection: Connection, comparison: str, how: str, rater: str = "") -> None:
-    """Close the flags of a pair (of one rater); with none left the pair waits again."""
+    """Close the flags of a pair (of one rater); without open flags the pair waits again."""
     flags = schema.flags
     open_ = and_(flags.c.comparison == comparison, flags.c.settled == "")
     connection.execute(
@@ -226,24 +230,24 @@ def settle_flags(connection: Connection, comparison: str, how: str, rater: str =
 
 
 def adjudicate(connection: Connection, comparison: str, rater: str, at: float) -> None:
-    """Seat the owner at a flagged pair: it is back among the tasks, and this seat is theirs."""
+    """Lease a flagged pair to the owner."""
     if _task(connection, comparison) is None:
-        raise DataError("This pair is not in the queue", "a pair that is judged is a task", RELOAD_FIX)
+        raise DataError("This pair is not in the queue", "only queued pairs can be judged", RELOAD_FIX)
     settle_flags(connection, comparison, "judged by the owner")
-    seat = connection.execute(statements.LEASE, {"comparison": comparison, "rater": rater}).one_or_none()
-    if seat is not None and seat.state == "judged":
+    lease = connection.execute(statements.LEASE, {"comparison": comparison, "rater": rater}).one_or_none()
+    if lease is not None and lease.state == "judged":
         raise DataError("You have judged this pair", ONE_VERDICT_RULE, "return it to the raters, or drop it")
     task_queue.lease_task(connection, rater, comparison, at, rating_settings.read(connection))
 
 
 def save_written_answer(connection: Connection, key: str, comparison: str, rater: str, text: str) -> bool:
-    """Keep a better answer as a draft, in place of the one this rater wrote to the pair before; whether it was new."""
+    """Save a better answer as a draft in place of the rater's earlier one, and return whether it is new."""
     _require_lease(connection, comparison, rater)
     if connection.scalar(statements.IS_MATCH, {"comparison": comparison}):
         raise DataError(
-            "this pair measures two models",
-            "what is measured with is not learned from",
-            "judge the pair; nothing better can be written",
+            "This pair belongs to an arena",
+            "arena pairs are not used for training",
+            "judge the pair without writing an answer",
         )
     table = schema.written
     if connection.scalar(select(table.c.key).where(table.c.key == key)) is not None:
@@ -265,7 +269,7 @@ def save_written_answer(connection: Connection, key: str, comparison: str, rater
 
 
 def review_written_answer(connection: Connection, key: str, state: ReviewState) -> None:
-    """Approve a better answer for training, or decline it; either may be changed later."""
+    """Approve or decline a written answer for training; the decision may change later."""
     table = schema.written
     changed = connection.execute(
         table.update().where(table.c.key == key, table.c.state != "replaced").values(state=state)
@@ -277,7 +281,7 @@ def review_written_answer(connection: Connection, key: str, state: ReviewState) 
 
 
 def approved_demonstrations(connection: Connection) -> list[Demonstration]:
-    """The better answers that the owner approved."""
+    """Return the approved answers as demonstrations."""
     table = schema.written
     prompts = schema.prompts
     query = select(table, prompts.c.prompt, prompts.c.domain).join(prompts, prompts.c.id == table.c.prompt_id)
@@ -288,7 +292,7 @@ def approved_demonstrations(connection: Connection) -> list[Demonstration]:
 
 
 def count_unreviewed(connection: Connection) -> int:
-    """How many better answers wait for the owner's approval."""
+    """Count the written answers that await review."""
     return (
         connection.scalar(select(func.count()).select_from(schema.written).where(schema.written.c.state == "waiting"))
         or 0
@@ -296,7 +300,7 @@ def count_unreviewed(connection: Connection) -> int:
 
 
 def last_settled(connection: Connection, rater: str) -> tuple[str, str] | None:
-    """The pair that a rater dealt with last and how, for undo."""
+    """Return the pair of a rater's last action and the action, for undo."""
     row = connection.execute(statements.LAST_SETTLED, {"rater": rater}).one_or_none()
     return (row.comparison, row.state) if row is not None else None
 
@@ -304,16 +308,16 @@ def last_settled(connection: Connection, rater: str) -> tuple[str, str] | None:
 def _require_lease(connection: Connection, comparison: str, rater: str) -> Row[Any]:
     row = connection.execute(statements.LEASE, {"comparison": comparison, "rater": rater}).one_or_none()
     if row is None:
-        raise DataError("This pair was not given to you", "a rater judges what the queue gave them", RELOAD_FIX)
+        raise DataError("This pair is not assigned to you", "a rater judges assigned pairs", RELOAD_FIX)
     if row.state == "trial":
-        raise DataError("This pair was a trial pair", "its answer was shown to you, so it does not count", RELOAD_FIX)
+        raise DataError("This pair was a trial pair", "its answer was shown, so it does not count", RELOAD_FIX)
     return row
 
 
-def _require_unflagged(seat: Row[Any]) -> Row[Any]:
-    if seat.state == "flagged":
-        raise DataError("You have flagged this pair", "a flag stands in place of a judgement", UNDO_FIX)
-    return seat
+def _require_unflagged(lease: Row[Any]) -> Row[Any]:
+    if lease.state == "flagged":
+        raise DataError("You have flagged this pair", "a flagged pair is not judged", UNDO_FIX)
+    return lease
 
 
 def _task(connection: Connection, comparison: str) -> Row[Any] | None:
@@ -329,29 +333,26 @@ def _group(connection: Connection, comparison: str) -> task_queue.RankingGroup |
 
 
 def _current_verdicts(connection: Connection, comparisons: Sequence[str], rater: str) -> Sequence[Row[Any]]:
-    """What a rater has said of these and not taken back."""
+    """Return a rater's judgements of comparisons that are not retracted."""
     table = schema.judgements
-    back = select(schema.retractions.c.key).where(schema.retractions.c.key == table.c.key).exists()
-    query = (
-        select(table).where(table.c.comparison.in_(comparisons), table.c.rater == rater, ~back).order_by(table.c.number)
-    )
-    return connection.execute(query).all()
+    query = select(table).where(table.c.comparison.in_(comparisons), table.c.rater == rater, statements.NOT_RETRACTED)
+    return connection.execute(query.order_by(table.c.number)).all()
 
 
 def _next_round(connection: Connection, comparison: str, rater: str) -> int:
-    """The next round of a rater at a comparison; the first is the comparison's own."""
+    """Return the rater's next round for a comparison; the first is the comparison's own."""
     last = connection.scalar(statements.LAST_ROUND, {"comparison": comparison, "rater": rater})
     return last + 1 if last is not None else connection.scalar(statements.FIRST_ROUND, {"comparison": comparison}) or 1
 
 
-def _mark_judged(connection: Connection, seat: Row[Any], at: float) -> None:
-    """The seat is filled for good; one whose lease ran out, or was given up, is taken again for it."""
-    task_queue.update_lease(connection, seat.comparison, seat.rater, state="judged", at=at)
-    task = _task(connection, seat.comparison)
+def _mark_judged(connection: Connection, lease: Row[Any], at: float) -> None:
+    """Mark a lease as judged; an expired or released one takes its seat again."""
+    task_queue.update_lease(connection, lease.comparison, lease.rater, state="judged", at=at)
+    task = _task(connection, lease.comparison)
     if task is not None:
-        task_queue.update_task(connection, task, taken=0 if seat.state == "leased" else 1, judged=1)
+        task_queue.update_task(connection, task, taken=0 if lease.state == "leased" else 1, judgements=1)
 
 
-def _require_same_rater(before: Row[Any], comparison: str, rater: str) -> None:
-    if (before.comparison, before.rater) != (comparison, rater):
-        raise DataError("This submit has the key of another", "each submit has a key of its own", "make a new one")
+def _require_same_rater(previous: Row[Any], comparison: str, rater: str) -> None:
+    if (previous.comparison, previous.rater) != (comparison, rater):
+        raise DataError("This request has the key of another", "each request has its own key", "create a new key")

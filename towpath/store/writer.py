@@ -1,4 +1,4 @@
-"""One thread that writes: what waits together is committed together, and everyone is answered after the commit."""
+"""The single writer thread: jobs that wait together are committed together, and each is answered after the commit."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,14 +12,14 @@ from towpath.errors import ResourceError
 from towpath.store import ledger
 from towpath.store.publish import fault_point
 
-MAX_BATCH = 256  # jobs in one transaction at most
+MAX_BATCH = 256  # jobs in one transaction
 
 Work = Callable[[Connection], Any]
 Job = tuple[Work, "Future[Any]"]
 
 
 class Writer:
-    """Takes jobs in the order they come. A job that fails leaves nothing behind and does not touch its neighbours."""
+    """Runs jobs in order; a failed job leaves no trace and does not affect others of its batch."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -30,34 +30,34 @@ class Writer:
         self._thread.start()
 
     def submit(self, work: Work) -> "Future[Any]":
-        """Have a job done; its future holds the result once that is on disk."""
+        """Submit a job; its future resolves once the result is on disk."""
         future: Future[Any] = Future()
         with self._closing:
             if self._closed:
                 raise ResourceError(
-                    "the ledger is closed", "what is said is written while the server runs", "start it again"
+                    "the ledger is closed", "judgements are saved while the server runs", "start it again"
                 )
             self._jobs.put((work, future))
         return future
 
     def close(self) -> None:
-        """Finish what waits, then stop."""
+        """Finish pending jobs, then stop."""
         with self._closing:
             self._closed = True
             self._jobs.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        going = True
-        while going:
-            jobs = self._waiting()
-            going = None not in jobs
-            asked = [job for job in jobs if job is not None and job[1].set_running_or_notify_cancel()]
-            if asked:
-                self._commit(asked)
+        running = True
+        while running:
+            batch = self._next_batch()
+            running = None not in batch
+            jobs = [job for job in batch if job is not None and job[1].set_running_or_notify_cancel()]
+            if jobs:
+                self._commit(jobs)
 
-    def _waiting(self) -> list[Job | None]:
-        """The next job, and with it all that have come meanwhile."""
+    def _next_batch(self) -> list[Job | None]:
+        """Return the next job and all others that wait."""
         jobs = [self._jobs.get()]
         while len(jobs) < MAX_BATCH and jobs[-1] is not None:
             try:
@@ -69,13 +69,13 @@ class Writer:
     def _commit(self, jobs: list[Job]) -> None:
         try:
             with ledger.translate_errors(self._engine), ledger.transaction(self._engine) as connection:
-                told = [_run_job(self._engine, connection, work) for work, _ in jobs]
+                outcomes = [_run_job(self._engine, connection, work) for work, _ in jobs]
                 fault_point("commit")
-        except BaseException as error:  # the thread's boundary: nothing was kept, and everyone hears it
+        except BaseException as error:  # thread boundary: nothing was committed, and every caller is told
             for _, future in jobs:
                 future.set_exception(error)
             return
-        for (_, future), (result, error) in zip(jobs, told, strict=True):
+        for (_, future), (result, error) in zip(jobs, outcomes, strict=True):
             if error is None:
                 future.set_result(result)
             else:
@@ -83,11 +83,11 @@ class Writer:
 
 
 def _run_job(engine: Engine, connection: Connection, work: Work) -> tuple[Any, Exception | None]:
-    """What a job returned or raised; when it raised, all it wrote is undone."""
+    """Return a job's result or exception; the writes of a failed job are rolled back."""
     try:
         with ledger.translate_errors(engine), connection.begin_nested():
             return work(connection), None
-    except Exception as error:  # the job's boundary: its asker hears it
-        if connection.invalidated:  # the connection was lost, and with it what the jobs before this one wrote
+    except Exception as error:  # job boundary: its caller gets it
+        if connection.invalidated:  # the connection and the writes of earlier jobs in the batch are lost
             raise
         return None, error

@@ -1,1 +1,1 @@
-"""Pages in the browser: people rate, owners look and set. Nothing here starts a job."""
+"""Web pages: people rate, owners review and configure. Nothing here starts a stage."""

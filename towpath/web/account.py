@@ -1,4 +1,4 @@
-"""One's own account, the owner's page of people, and the audit log."""
+"""A user's own account, the owner's page of people, and the audit log."""
 
 from time import time
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ Filter = Annotated[str, Query(max_length=300)]
 
 @router.get("/account")
 def account_page(request: Request, account: SignedIn, store: StoreDependency, done: Filter = "") -> HTMLResponse:
-    """Who is signed in, where else, and another password."""
+    """Show the signed-in account, its sessions and the password form."""
     return _render_account(request, account, store, done=done)
 
 
@@ -34,42 +34,42 @@ def _render_account(request: Request, account: Account, store: Store, status: in
 
 @router.post("/account/password")
 def change_password(
-    request: Request, account: SignedIn, store: StoreDependency, door: Auth, present: Password, password: Password
+    request: Request, account: SignedIn, store: StoreDependency, auth: Auth, present: Password, password: Password
 ) -> Response:
-    """Another password; every other browser is signed out. Whoever found a browser open must know the present one."""
-    device = door.session_of(request)
-    door.throttle.enter(account.name, "", device)
-    if not door.hasher.matches(account.password, present, known=True):
-        return _render_account(request, account, store, 409, error="That is not the present password.")
-    door.throttle.right(account.name, "", device)
+    """Change the password and end all other sessions; the current password is required."""
+    device = auth.session_of(request)
+    auth.throttle.count_attempt(account.name, "", device)
+    if not auth.hasher.verify(account.password, present, known=True):
+        return _render_account(request, account, store, 409, error="The current password is wrong.")
+    auth.throttle.record_success(account.name, "", device)
     try:
-        hashed = door.hashed(password, account.name)
+        hashed = auth.hash_password(password, account.name)
     except DataError as error:
         return _render_account(request, account, store, 409, error=format_error(error))
     changed = store.submit_write(_set_password, account.name, hashed).result()
     response = RedirectResponse("/account?done=password", 303)
-    door.remember(request, response, changed)
+    auth.start_session(request, response, changed)
     return response
 
 
 def _set_password(connection: Any, name: str, password: str) -> Account:
     people.set_password(connection, name, password, name)
-    found = people.get_account(connection, name)
-    assert found is not None
-    return found
+    account = people.get_account(connection, name)
+    assert account is not None
+    return account
 
 
 @router.post("/account/sign-out")
-def sign_out_elsewhere(request: Request, account: SignedIn, store: StoreDependency, door: Auth) -> Response:
-    """Sign out every browser but this one."""
-    store.submit_write(sessions.sign_out, account.name, account.name, door.session_of(request)).result()
-    door.forget()
+def sign_out_elsewhere(request: Request, account: SignedIn, store: StoreDependency, auth: Auth) -> Response:
+    """End all other sessions of the account."""
+    store.submit_write(sessions.sign_out, account.name, account.name, auth.session_of(request)).result()
+    auth.invalidate_cache()
     return RedirectResponse("/account?done=sessions", 303)
 
 
 @router.get("/owner/people")
 def people_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
-    """Accounts and invitations."""
+    """List accounts and invitations."""
     return _render_people(request, account, store)
 
 
@@ -93,14 +93,14 @@ def _link(request: Request, kind: str, token: str) -> str:
 
 @router.post("/owner/invite")
 def invite(request: Request, account: Owner, store: StoreDependency, role: Annotated[Role, Form()]) -> HTMLResponse:
-    """A link that makes one account; it is shown once."""
+    """Create an invitation link, shown once."""
     token = store.submit_write(people.create_invitation, role, account.name, time()).result()
     return _render_people(request, account, store, link=_link(request, "join", token), role=role)
 
 
 @router.post("/owner/withdraw")
 def withdraw(account: Owner, store: StoreDependency, digest: Field) -> Response:
-    """An invitation is good no longer."""
+    """Revoke an invitation."""
     store.submit_write(people.revoke_invitation, digest, account.name).result()
     return RedirectResponse("/owner/people", 303)
 
@@ -109,29 +109,29 @@ def withdraw(account: Owner, store: StoreDependency, digest: Field) -> Response:
 def change_account(
     account: Owner,
     store: StoreDependency,
-    door: Auth,
+    auth: Auth,
     name: Field,
     role: Annotated[Role, Form()],
     active: Annotated[bool, Form()] = False,
 ) -> Response:
-    """Another role, closed, or open again."""
+    """Change the role of an account, close it, or reopen it."""
     store.submit_write(people.change_account, name, role, active, None, account.name).result()
-    door.forget()
+    auth.invalidate_cache()
     return RedirectResponse("/owner/people", 303)
 
 
 @router.post("/owner/reset")
 def offer_reset(request: Request, account: Owner, store: StoreDependency, name: Field) -> HTMLResponse:
-    """A link with which someone sets their password anew; it is shown once, and until it is used nothing changes."""
+    """Create a password reset link, shown once; nothing changes until it is used."""
     token = store.submit_write(people.create_reset, name, account.name, time()).result()
     return _render_people(request, account, store, link=_link(request, "reset", token), reset=name)
 
 
 @router.post("/owner/sign-out")
-def sign_out(account: Owner, store: StoreDependency, door: Auth, name: Field) -> Response:
-    """Sign an account out everywhere."""
+def sign_out(account: Owner, store: StoreDependency, auth: Auth, name: Field) -> Response:
+    """End all sessions of an account."""
     store.submit_write(sessions.sign_out, name, account.name).result()
-    door.forget()
+    auth.invalidate_cache()
     return RedirectResponse("/owner/people", 303)
 
 
@@ -144,7 +144,7 @@ def audit_page(
     action: Filter = "",
     before: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> HTMLResponse:
-    """Who changed what, the newest first."""
+    """List audit log entries, newest first."""
     rows = store.read(audit.list_entries, who, action, before)
     accounts, actions = store.read(audit.accounts_and_actions)
     older = rows[-1].number if len(rows) == audit.PAGE_SIZE else 0

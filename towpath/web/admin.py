@@ -1,4 +1,4 @@
-"""The owner's pages: figures, queues, guidelines, gold, flags, export. Viewers see the figures."""
+"""The owner's pages: statistics, queues, settings, guidelines, gold, flags, export. Viewers see the statistics."""
 
 import json
 from collections.abc import Iterator
@@ -24,36 +24,36 @@ CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
 
 @router.get("")
 def overview(request: Request, account: StatsViewer, store: StoreDependency) -> HTMLResponse:
-    """How the rating goes."""
+    """Show rating statistics."""
     return pages.render_page(
         request, "owner.html", account, **_stats_context(request, store), removed=store.read(takeouts.list_retractions)
     )
 
 
-@router.get("/figures")
+@router.get("/stats")
 def stats_fragment(request: Request, account: StatsViewer, store: StoreDependency) -> HTMLResponse:
-    """The same figures as they are now, for the page that is open."""
-    return HTMLResponse(pages.render_fragment("_figures.html", account=account, **_stats_context(request, store)))
+    """Return the current statistics for the open page."""
+    return HTMLResponse(pages.render_fragment("_stats.html", account=account, **_stats_context(request, store)))
 
 
 def _stats_context(request: Request, store: Store) -> dict[str, Any]:
-    found = store.read(rater_stats.rating_stats, time())
-    report = request.app.state.concerns.of(store)
-    people_said = sum(rater.judged for rater in found.raters if rater.kind == "person")
-    return {"figures": found, "report": report, "people_said": people_said, "recent": rater_stats.RECENT_LEASES}
+    stats = store.read(rater_stats.rating_stats, time())
+    report = request.app.state.rater_reports.get(store)
+    human_judgements = sum(rater.judgements for rater in stats.raters if rater.kind == "person")
+    return {"stats": stats, "report": report, "human_judgements": human_judgements, "recent": rater_stats.RECENT_LEASES}
 
 
 @router.get("/settings")
 def settings_page(request: Request, account: Owner, store: StoreDependency, saved: bool = False) -> HTMLResponse:
-    """Pause, overlap, gold, budget, what raters are asked, and the queues."""
-    found = store.read(rater_stats.rating_stats, time())
+    """Show settings and queues."""
+    stats = store.read(rater_stats.rating_stats, time())
     golds = len(store.read(rater_stats.list_gold))
     return pages.render_page(
         request,
         "settings.html",
         account,
         settings=store.read(rating_settings.read),
-        figures=found,
+        stats=stats,
         golds=golds,
         saved=saved,
     )
@@ -61,14 +61,14 @@ def settings_page(request: Request, account: Owner, store: StoreDependency, save
 
 @router.post("/settings")
 def save_settings(account: Owner, store: StoreDependency, form: Annotated[SettingsForm, Form()]) -> Response:
-    """Set them."""
+    """Save the settings."""
     store.submit_write(rating_settings.save, form.settings(), account.name).result()
     return _redirect("/owner/settings?saved=true")
 
 
 @router.post("/queue")
 def queue(account: Owner, store: StoreDependency, domain: Field, paused: Annotated[bool, Form()]) -> Response:
-    """Hold a domain back, or let it go on."""
+    """Pause or resume a domain."""
     action = "pause domain" if paused else "resume domain"
     store.submit_write(
         audit.run_audited,
@@ -83,7 +83,7 @@ def queue(account: Owner, store: StoreDependency, domain: Field, paused: Annotat
 
 @router.post("/rankings")
 def rankings(account: Owner, store: StoreDependency, most: Annotated[int, Form(ge=1, le=10_000)]) -> Response:
-    """Put prompts with four to nine answers in the queue, to be ranked."""
+    """Queue prompts with four to nine answers for ranking."""
 
     def work(connection: Any) -> int:
         return task_queue.add_groups(connection, task_queue.propose_groups(connection, most))
@@ -94,24 +94,24 @@ def rankings(account: Owner, store: StoreDependency, most: Annotated[int, Form(g
 
 @router.get("/guidelines")
 def guidelines_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
-    """The guidelines and their versions."""
+    """Show the guidelines and their versions."""
     versions = store.read(people.list_guidelines)
-    shown = safe_html.markdown(versions[0].text) if versions else ""
-    return pages.render_page(request, "guidelines.html", account, versions=versions, shown=shown)
+    html = safe_html.markdown(versions[0].text) if versions else ""
+    return pages.render_page(request, "guidelines.html", account, versions=versions, shown=html)
 
 
 @router.post("/guidelines")
 def save_guidelines(
     account: Owner, store: StoreDependency, guidelines: Annotated[str, Form(max_length=100_000)]
 ) -> Response:
-    """A new version."""
+    """Add a version of the guidelines."""
     store.submit_write(people.add_guideline, guidelines.replace("\r\n", "\n").strip(), account.name).result()
     return _redirect("/owner/guidelines")
 
 
 @router.get("/gold")
 def gold_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
-    """Pairs whose answer is known, and the owner's newest judgements, which could be."""
+    """Show gold pairs, and the owner's newest judgements as candidates."""
     return pages.render_page(
         request,
         "gold.html",
@@ -126,7 +126,7 @@ def gold_page(request: Request, account: Owner, store: StoreDependency) -> HTMLR
 def set_gold(
     account: Owner, store: StoreDependency, comparison: Field, choice: Annotated[Choice, Form()], note: Field = ""
 ) -> Response:
-    """Make a pair gold, or change what is right."""
+    """Make a pair gold, or change its answer."""
     gold = Gold(comparison, choice, note)
     after = {"choice": choice, "note": note}
     store.submit_write(
@@ -142,7 +142,7 @@ def set_gold(
 
 @router.post("/gold/drop")
 def remove_gold(account: Owner, store: StoreDependency, comparison: Field) -> Response:
-    """A pair is gold no longer."""
+    """Remove a gold pair."""
     store.submit_write(
         audit.run_audited,
         account.name,
@@ -156,7 +156,7 @@ def remove_gold(account: Owner, store: StoreDependency, comparison: Field) -> Re
 
 @router.get("/flags")
 def flags_page(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
-    """Pairs with which something is wrong."""
+    """Show flagged pairs."""
     return pages.render_page(request, "flags.html", account, flags=store.read(rater_stats.flagged_pairs))
 
 
@@ -167,7 +167,7 @@ def settle_flag(
     comparison: Field,
     how: Annotated[Literal["rate", "returned", "dropped"], Form()],
 ) -> Response:
-    """Judge a flagged pair oneself, return it to the raters, or drop it."""
+    """Judge a flagged pair, return it to the raters, or drop it."""
     if how == "rate":
         store.submit_write(verdicts.adjudicate, comparison, account.name, time()).result()
         return _redirect("/rate")
@@ -184,7 +184,7 @@ def settle_flag(
 
 @router.get("/export.jsonl")
 def export(account: Owner, store: StoreDependency) -> StreamingResponse:
-    """Every judgement that stands, with the texts it is about, as JSON lines."""
+    """Export all judgements that are not retracted, with their texts, as JSON lines."""
     store.submit_write(audit.record, account.name, "export", "judgements.jsonl").result()
     headers = {"content-disposition": 'attachment; filename="judgements.jsonl"'}
     return StreamingResponse(_lines(store), media_type="application/x-ndjson", headers=headers)

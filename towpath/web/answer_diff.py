@@ -1,5 +1,5 @@
-"""Where two answers differ, shown in their rendered Markdown: by the word where the texts are close, by the sentence
-where they are not."""
+"""Differences between two answers, marked in their rendered Markdown: by word where the texts are similar, else by
+sentence."""
 
 import re
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Literal
 
 from towpath.web import safe_html
 
-WORD_DIFF_RATIO = 0.6  # share of equal words from which single words are marked all over
-SENTENCE_OVERLAP = 0.5  # share of common words from which two sentences are the same one in other words
-MAX_WORDS = 3_000  # words of a text; longer ones are compared by the sentence
-MAX_SENTENCES = 300  # sentences held against each other for likeness; beyond, equal ones alone are matched
+WORD_DIFF_RATIO = 0.6  # share of equal words from which words are marked
+SENTENCE_OVERLAP = 0.5  # share of common words from which two sentences are variants of each other
+MAX_WORDS = 3_000  # longer texts are compared by sentence
+MAX_SENTENCES = 300  # beyond, only equal sentences are matched
 
 DiffMode = Literal["same", "words", "sentences", "unlike"]
 
@@ -23,7 +23,7 @@ _INLINE = re.compile(r"</?(?:em|strong|s|code|a|span)\b")
 
 @dataclass(slots=True)
 class Piece:
-    """Part of a page: a tag, white space, or a word (a formula is one word)."""
+    """A piece of HTML: a tag, white space, or a word (a formula is one word)."""
 
     html: str
     word: bool = False
@@ -32,7 +32,7 @@ class Piece:
 
 
 def rendered_diff(left: str, right: str) -> tuple[str, str, DiffMode]:
-    """Both texts as safe HTML with `<mark>` around what the other has not, and how they were compared."""
+    """Return both texts as safe HTML with `<mark>` around differences, and how they were compared."""
     ours = _pieces(safe_html.markdown(left))
     theirs = _pieces(safe_html.markdown(right))
     one, two = ([piece for piece in side if piece.word] for side in (ours, theirs))
@@ -45,18 +45,18 @@ def rendered_diff(left: str, right: str) -> tuple[str, str, DiffMode]:
 
 
 def _pieces(html: str) -> list[Piece]:
-    found: list[Piece] = []
+    pieces: list[Piece] = []
     for number, part in enumerate(_PIECE.split(html)):
         if number % 2:
             formula = part.startswith("<math")
-            found.append(Piece(part, word=formula, breaks=not formula and not _INLINE.match(part)))
+            pieces.append(Piece(part, word=formula, breaks=not formula and not _INLINE.match(part)))
         else:
-            found += [Piece(word, word=not word.isspace()) for word in _WORDS.findall(part)]
-    return found
+            pieces += [Piece(word, word=not word.isspace()) for word in _WORDS.findall(part)]
+    return pieces
 
 
 def _highlight_words(one: list[Piece], two: list[Piece], least: float) -> bool:
-    """Mark the words that are not in both, where enough are."""
+    """Mark words that are not in both, if at least the share `least` is."""
     matcher = SequenceMatcher(None, [piece.html for piece in one], [piece.html for piece in two], autojunk=False)
     if matcher.ratio() < least:
         return False
@@ -68,21 +68,20 @@ def _highlight_words(one: list[Piece], two: list[Piece], least: float) -> bool:
 
 
 def _sentences(pieces: list[Piece]) -> list[list[Piece]]:
-    """The words of each sentence, which a full stop ends, or a new paragraph, item, cell or line."""
-    found: list[list[Piece]] = [[]]
+    """Return the words of each sentence; a full stop, paragraph, item, cell or line ends one."""
+    sentences: list[list[Piece]] = [[]]
     for piece in pieces:
         if piece.breaks:
-            found.append([])
+            sentences.append([])
         elif piece.word:
-            found[-1].append(piece)
+            sentences[-1].append(piece)
             if _END.search(piece.html):
-                found.append([])
-    return [sentence for sentence in found if sentence]
+                sentences.append([])
+    return [sentence for sentence in sentences if sentence]
 
 
 def _highlight_sentences(ours: list[list[Piece]], theirs: list[list[Piece]]) -> int:
-    """Mark whole sentences that the other text has not, and single words in those it has in other words. How many
-    are in both."""
+    """Mark sentences that the other text lacks, and differing words in similar ones; return how many match."""
     matched = 0
     free = list(theirs)
     names = {id(sentence): [piece.html.lower() for piece in sentence] for sentence in [*ours, *theirs]}
@@ -122,7 +121,7 @@ def _highlight(sentence: list[Piece]) -> None:
 
 
 def _html(pieces: list[Piece]) -> str:
-    """The page again. Marks go around words, and over the space between two of them, but never around a tag."""
+    """Join the pieces; marks enclose words and the space between two marked words, never a tag."""
     out: list[str] = []
     inside = False
     for number, piece in enumerate(pieces):

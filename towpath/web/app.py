@@ -1,4 +1,4 @@
-"""The pages put together: routes, errors, and the guard before them."""
+"""The web application: routes, error handlers, and the guard in front of them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,19 @@ from fastapi import Depends, FastAPI
 from starlette.staticfiles import StaticFiles
 
 from towpath.store.store import Store
-from towpath.web import account, admin, arena, error_responses, login, monitor, rater_reports, rating, review
+from towpath.web import (
+    account,
+    admin,
+    arena,
+    error_responses,
+    login,
+    monitor,
+    monitor_compare,
+    monitor_samples,
+    rater_reports,
+    rating,
+    review,
+)
 from towpath.web.auth import Authenticator
 from towpath.web.guard import Guard
 from towpath.web.limits import OpenStreams
@@ -15,16 +27,16 @@ from towpath.web.limits import OpenStreams
 STATIC = Path(__file__).parent / "static"
 
 
-def application(store: Store, door: Authenticator, names: Iterable[str], addresses: bool = False) -> FastAPI:
-    """The server's application; `names` are the hosts it answers for, `addresses` whether addresses in numbers will
-    do too."""
+def application(store: Store, auth: Authenticator, names: Iterable[str], addresses: bool = False) -> FastAPI:
+    """Return the application; `names` are the accepted host names, `addresses` whether IP addresses are accepted as
+    hosts."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store = store
-    app.state.door = door
-    app.state.looks = arena.DecisionCheck()
+    app.state.auth = auth
+    app.state.decision_check = arena.DecisionCheck()
     app.state.streams = OpenStreams()
-    app.state.concerns = rater_reports.RaterReportCache()
-    for part in (login, account, admin, review, arena, monitor):
+    app.state.rater_reports = rater_reports.RaterReportCache()
+    for part in (login, account, admin, review, arena, monitor, monitor_samples, monitor_compare):
         app.include_router(part.router)
     app.include_router(rating.router, dependencies=[Depends(arena.close_decided_arenas)])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -1,5 +1,5 @@
-"""The owner's pages of arenas: one begun, how it stands while people judge, and pairs on which the reward model
-contradicts people."""
+"""The owner's arena pages: create an arena, watch its win rate, and return pairs on which the reward model contradicts
+people."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -26,41 +26,41 @@ router = APIRouter(prefix="/arena")
 Name = Annotated[str, Form(max_length=300)]
 Percent = Annotated[float, Form(ge=0, le=100)]
 CHECK_INTERVAL = 1.0
-"""Seconds between two looks at whether an arena is decided, however fast people judge."""
+"""Seconds between two checks whether an arena is decided."""
 MAX_LISTED = 200
 REASON = "disagreement"
 
 
 @dataclass
 class DecisionCheck:
-    """When arenas were last looked at."""
+    """Limits how often open arenas are checked."""
 
-    at: float = 0.0
+    last_check: float = 0.0
     lock: Lock = field(default_factory=Lock)
 
-    def due(self) -> bool:
-        """Whether it is time again; then it counts as done."""
+    def is_due(self) -> bool:
+        """Return whether a check is due, and count it as done."""
         with self.lock:
-            late = monotonic() - self.at >= CHECK_INTERVAL
-            self.at = monotonic() if late else self.at
+            late = monotonic() - self.last_check >= CHECK_INTERVAL
+            self.last_check = monotonic() if late else self.last_check
             return late
 
 
 async def close_decided_arenas(request: Request, store: StoreDependency) -> AsyncIterator[None]:
-    """After a verdict the open arenas are looked at, so that one which is decided asks nobody any more."""
+    """After a verdict, close decided arenas, so that raters get no more of their pairs."""
     yield
-    if request.url.path in ("/rate/judge", "/rate/next") and request.app.state.looks.due():
+    if request.url.path in ("/rate/judge", "/rate/next") and request.app.state.decision_check.is_due():
         await run_in_threadpool(close_decided, store)
 
 
 def run_folder(request: Request, store: Store) -> Path | None:
-    """The run's folder; None where the ledger is a server's and nobody said which run it belongs to."""
+    """Return the run's folder; None if only a database server is known."""
     return getattr(request.app.state, "run", None) or store.folder
 
 
 @router.get("")
 def overview(request: Request, account: Owner, store: StoreDependency) -> HTMLResponse:
-    """The arenas so far, and a new one."""
+    """List arenas, with the form for a new one."""
     run = run_folder(request, store)
     known = list(answer_sources(run)) if run else []
     return pages.render_page(request, "arena.html", account, arenas=store.read(arenas.list_arenas), sources=known)
@@ -77,11 +77,13 @@ def create(
     threshold: Percent = 70,
     overlap: Percent = 20,
 ) -> Response:
-    """Put the answers of two models to the same prompts in the raters' queue."""
+    """Create an arena of two models' answers to the same prompts."""
     run = run_folder(request, store)
     if run is None:
         raise DataError(
-            "the run's folder is not known here", "answers lie in it", "`towpath arena start RUN` begins an arena"
+            "the run's folder is unknown",
+            "an arena reads answers from the run's folder",
+            "use `towpath arena start RUN`",
         )
     made = create_arena(store, run, ArenaSpec(one, other, prompts, threshold / 100, overlap / 100), account.name)
     store.submit_write(
@@ -94,7 +96,7 @@ def create(
 def disagreements(
     request: Request, account: Owner, store: StoreDependency, returned: int | None = None
 ) -> HTMLResponse:
-    """Labelled pairs on which the reward model prefers the other answer, the surest first."""
+    """List labelled pairs that the reward model contradicts, most confident first."""
     run = run_folder(request, store)
     rows = reward_model_disagreements(run)[:MAX_LISTED] if run else []
     return pages.render_page(request, "arena_disagreements.html", account, rows=rows, returned=returned)
@@ -104,7 +106,7 @@ def disagreements(
 def ask_again(
     request: Request, account: Owner, store: StoreDependency, comparison: Annotated[list[str] | None, Form()] = None
 ) -> Response:
-    """Ask one more rater about these pairs."""
+    """Request one more judgement for these pairs."""
     run = run_folder(request, store)
     known = {row["comparison"]: row["domain"] for row in (reward_model_disagreements(run) if run else [])}
     wanted = [(name, known[name]) for name in comparison or [] if name in known]
@@ -114,19 +116,19 @@ def ask_again(
 
 @router.get("/{number}")
 def arena_page(request: Request, account: Owner, store: StoreDependency, number: int) -> HTMLResponse:
-    """How an arena stands."""
+    """Show an arena."""
     return pages.render_page(request, "arena_one.html", account, **_arena_context(store, number))
 
 
 @router.get("/{number}/live")
 def arena_fragment(account: Owner, store: StoreDependency, number: int) -> HTMLResponse:
-    """The same as it is now, for the page that is open."""
+    """Return the current state of an arena for the open page."""
     return HTMLResponse(pages.render_fragment("_arena.html", account=account, **_arena_context(store, number)))
 
 
 @router.post("/{number}/stop")
 def stop(account: Owner, store: StoreDependency, number: int) -> Response:
-    """End an arena before it is decided."""
+    """Close an arena before it is decided."""
     stop_arena(store, number)
     store.submit_write(audit.record, account.name, "stop arena", str(number)).result()
     return _redirect(number)
@@ -134,20 +136,18 @@ def stop(account: Owner, store: StoreDependency, number: int) -> Response:
 
 def _arena_context(store: Store, number: int) -> dict[str, Any]:
     close_decided(store)
-    found = leaderboard_row(store, number)
-    records = [("People", found.people), *found.judges.items()]
-    sentence = _capital(format_record(found.people))
-    told = {
-        "found": found,
-        "arena": found.arena,
-        "records": records,
-        "sentence": sentence,
-        "hint": prompts_to_decide(found.people),
+    row = leaderboard_row(store, number)
+    return {
+        "row": row,
+        "arena": row.arena,
+        "records": [("People", row.people), *row.judges.items()],
+        "sentence": _capitalize(format_record(row.people)),
+        "hint": prompts_to_decide(row.people),
+        "pairs": reveal_comparisons(store, number),
     }
-    return told | {"pairs": reveal_comparisons(store, number)}
 
 
-def _capital(text: str) -> str:
+def _capitalize(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 

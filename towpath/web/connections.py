@@ -1,4 +1,4 @@
-"""HTTP connections of the server: a deadline for request headers, and a bound on how many are open."""
+"""HTTP connections: a deadline for request headers, and a limit on open connections."""
 
 import asyncio
 import ipaddress
@@ -16,19 +16,18 @@ from towpath.terminal import strip_control
 from towpath.web import proxies
 
 HEADER_SECONDS = 15.0
-"""A request's headers must arrive within this time after its first byte, or after the connection was opened."""
+"""Time for a request's headers after its first byte, or after the connection was opened."""
 MAX_CONNECTIONS = 1000
 """Open connections of the server."""
 MAX_PER_ADDRESS = 100
-"""Open connections of one address; the named proxy and this machine are bounded by MOST alone."""
+"""Open connections per address; trusted proxies and this machine are limited by MAX_CONNECTIONS alone."""
 LOOPBACK = ("127.0.0.0/8", "::1")
 RESERVED_DESCRIPTORS = 128
-"""File descriptors left for the ledger, logs and the run's files."""
+"""File descriptors reserved for the ledger, logs and the run's files."""
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with bounds: a client that opens many connections, or sends headers slowly, holds nobody
-    else up."""
+    """uvicorn's HTTP/1.1 protocol with limits, so that slow or numerous connections do not block other clients."""
 
     most: ClassVar[int] = MAX_CONNECTIONS
     shared: ClassVar[tuple[proxies.Network, ...]] = ()
@@ -83,10 +82,9 @@ class BoundedProtocol(H11Protocol):
 
 
 class RateLimitedLog(logging.Filter):
-    """Lets a message through once a minute, so that a client that causes it over and over does not fill the log.
+    """Passes a log message once per minute, so that a client cannot fill the log by repeating it.
 
-    Errors that were raised in different places are different messages. Control characters that a client sent are
-    removed.
+    Errors raised at different places are different messages. Control characters are removed.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:
@@ -96,7 +94,7 @@ class RateLimitedLog(logging.Filter):
         """When a message was last let through, and how many like it came since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether no message of the same kind was let through lately."""
+        """Return whether no message of this kind passed recently."""
         kind = _message_kind(record)
         now = monotonic()
         at, suppressed = self._last.get(kind, (-self._seconds, 0))
@@ -113,16 +111,16 @@ class RateLimitedLog(logging.Filter):
 
 
 def _message_kind(record: logging.LogRecord) -> str:
-    """Where an error was raised; without an error the message, in which nothing comes from a client."""
+    """Return where an error was raised, or the message, which contains nothing from a client."""
     error = record.exc_info[1] if record.exc_info else None
     if error is None or error.__traceback__ is None:
         return f"{record.name}: {record.getMessage()[:200]}"
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{record.name}: {type(error).__name__} at {place.filename}:{place.lineno}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{record.name}: {type(error).__name__} at {frame.filename}:{frame.lineno}"
 
 
 def bounded_protocol(named: Sequence[str] = ()) -> type[BoundedProtocol]:
-    """The protocol for this process: as many connections as its file descriptors allow."""
+    """Return the protocol with as many connections as this process's file descriptors allow."""
     shared = tuple(ipaddress.ip_network(one) for one in (*LOOPBACK, *named))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + RESERVED_DESCRIPTORS

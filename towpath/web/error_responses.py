@@ -1,4 +1,4 @@
-"""What the server answers where it does not do what was asked: a page for people, JSON for the pages' scripts."""
+"""Error responses: a page for people, JSON for the pages' scripts."""
 
 import logging
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ RETRY_AFTER_SECONDS = 5  # seconds
 LOG = logging.getLogger("towpath.web")
 
 MESSAGES = {
-    400: ("Not understood", "The server could not read this request."),
+    400: ("Bad request", "The server could not read this request."),
     404: ("No such page", "There is no page at this address."),
-    405: ("No such page", "This address does not answer to that."),
+    405: ("Not allowed", "This address does not accept this method."),
     408: ("Too slow", "The request did not arrive in time. Try again."),
-    411: ("Not understood", "A request states its length."),
+    411: ("Bad request", "A request needs a Content-Length."),
     413: ("Too large", "The request is larger than this page accepts."),
 }
 
 
 class RateLimited(Exception):
-    """Too much of something; allowed again after some seconds."""
+    """A limit was exceeded; try again after `seconds`."""
 
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class RateLimited(Exception):
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Register an answer for every kind of error."""
+    """Register a handler for every kind of error."""
     app.add_exception_handler(SignInNeeded, sign_in_response)
     app.add_exception_handler(NotAllowed, _not_allowed)
     app.add_exception_handler(TooManyAttempts, _too_many)
@@ -50,7 +50,7 @@ def add_handlers(app: FastAPI) -> None:
 def error_response(
     request: Request, status: int, title: str, message: str, headers: dict[str, str] | None = None
 ) -> Response:
-    """A message as a page, or as JSON where a script asked."""
+    """Return a message as a page, or as JSON for a script."""
     if is_script_request(request):
         response: Response = JSONResponse({"error": message}, status)
     else:
@@ -60,91 +60,88 @@ def error_response(
 
 
 def is_script_request(request: Request) -> bool:
-    """Whether a script of a page asks, not a person's browser."""
+    """Return whether a page's script sent the request."""
     return "application/json" in request.headers.get("accept", "")
 
 
 def early_refusal(request: Request, status: int) -> Response:
-    """The answer to a request that is refused before any route sees it; the connection ends with it, so that no body
-    is read."""
+    """Return the response to a request that is refused before any route; it closes the connection, so no body is
+    read."""
     return error_response(request, status, *MESSAGES[status], {"connection": "close"})
 
 
 def sign_in_response(request: Request, _error: Exception | None = None) -> Response:
-    """Nobody is signed in."""
+    """Ask for sign-in."""
     if is_script_request(request):
-        return JSONResponse({"error": "You are signed out. Sign in again to go on."}, 401)
+        return JSONResponse({"error": "You are signed out. Sign in again."}, 401)
     return RedirectResponse("/sign-in", 303)
 
 
 def internal_error(request: Request, error: Exception) -> Response:
-    """An error of our own: the log has it, the page says that it is not the reader's fault."""
+    """Log an internal error and return a page that says so."""
     LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return error_response(
-        request,
-        500,
-        "An error of this server",
-        "This is a bug in Towpath, not something you did. The server's log has the details.",
+        request, 500, "Internal server error", "This is a bug in Towpath. The server's log has the details."
     )
 
 
 def unavailable(request: Request, error: Exception) -> Response:
-    """Storage fails; only the log says which and why."""
+    """Log a storage failure and return 503 without details."""
     LOG.error("%s", error)
-    message = "The server cannot read or save just now. Nothing of yours was changed; try again in a moment."
-    return error_response(request, 503, "Not available just now", message, {"retry-after": str(RETRY_AFTER_SECONDS)})
+    message = "The server cannot read or save data. Nothing was changed; try again in a moment."
+    return error_response(request, 503, "Temporarily unavailable", message, {"retry-after": str(RETRY_AFTER_SECONDS)})
 
 
 def rate_limited(request: Request, error: Exception) -> Response:
-    """Too much of something."""
+    """Return 429 with the time to wait."""
     seconds = error.seconds if isinstance(error, RateLimited) else 1.0
-    return error_response(request, 429, "Wait a little", str(error), {"retry-after": str(max(1, round(seconds)))})
+    return error_response(request, 429, "Too many requests", str(error), {"retry-after": str(max(1, round(seconds)))})
 
 
 def _not_allowed(request: Request, _error: Exception) -> Response:
-    return error_response(request, 403, "Not for this account", "Your account may not do this.")
+    return error_response(request, 403, "No access", "Your account may not do this.")
 
 
 def _too_many(request: Request, error: Exception) -> Response:
     seconds = error.seconds if isinstance(error, TooManyAttempts) else 1
-    message = f"There were too many tries. The next one may come in {seconds} seconds."
-    return error_response(request, 429, "Wait a little", message, {"retry-after": str(seconds)})
+    message = f"Too many attempts. Try again in {seconds} seconds."
+    return error_response(request, 429, "Too many requests", message, {"retry-after": str(seconds)})
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    """An error with value, rule and fix."""
+    """Return value, rule and fix of an error."""
     if isinstance(error, ResourceError):
         return unavailable(request, error)
     return error_response(
-        request, 409, "That did not work", format_error(error) if isinstance(error, TowpathError) else str(error)
+        request, 409, "Request failed", format_error(error) if isinstance(error, TowpathError) else str(error)
     )
 
 
 def _http(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    title, message = MESSAGES.get(status, ("That did not work", "The server did not accept this request."))
+    title, message = MESSAGES.get(status, ("Request failed", "The server did not accept this request."))
     headers: dict[str, str] = dict((error.headers or {}) if isinstance(error, HTTPException) else {})
     return error_response(request, status, title, message, headers)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    """Which fields are wrong and why, never what was sent."""
+    """Return which fields are invalid and why, without their content."""
     problems = _problems(error.errors() if isinstance(error, RequestValidationError) else [])
     if is_script_request(request):
         return JSONResponse({"error": f"Not accepted: {'; '.join(problems)}."}, 422)
     return error_response(
-        request, 422, "That did not work", f"Not accepted: {'; '.join(problems)}. Go back and correct it."
+        request, 422, "Request failed", f"Not accepted: {'; '.join(problems)}. Go back and correct it."
     )
 
 
 def _problems(errors: Sequence[Any]) -> list[str]:
-    found = []
+    problems = []
     for error in errors[:10]:
-        place = [str(part) for part in error.get("loc", ()) if part not in ("body", "query", "path")]
-        name = " ".join(part for part in place if part.isidentifier() or part.isdecimal())[:80]
+        location = [str(part) for part in error.get("loc", ()) if part not in ("body", "query", "path")]
+        name = " ".join(part for part in location if part.isidentifier() or part.isdecimal())[:80]
         if error.get("type") == "json_invalid":
-            found.append("the body is not JSON")
+            problems.append("the body is not JSON")
             continue
         reason = str(error.get("msg", "not valid")).replace("Input should", "should").removeprefix("Value error, ")
-        found.append(f"{name or 'a field'}: {reason[0].lower()}{reason[1:]}")
-    return list(dict.fromkeys(found)) or ["a field is missing"]
+        problems.append(f"{name or 'a field'}: {reason[0].lower()}{reason[1:]}")
+    return list(dict.fromkeys(problems)) or ["a field is missing"]

@@ -1,5 +1,5 @@
-"""The first thing every request meets: its host, its origin, its size, who sends it, and the headers of every
-answer."""
+"""ASGI middleware in front of all routes: checks host, origin, size and sender of a request, and sets response
+headers."""
 
 import asyncio
 import ipaddress
@@ -31,24 +31,24 @@ HEADERS = {
 }
 SAFE_METHODS = ("GET", "HEAD")
 MAX_BODY = 1_000_000
-"""Bytes of a request's body from someone who is signed in."""
+"""Bytes of a request body from a signed-in account."""
 MAX_ANONYMOUS_BODY = 16_000
-"""Bytes of a request's body from anyone: a name and a password."""
+"""Bytes of a request body from anyone: a name and a password."""
 BODY_SECONDS = 30.0
-"""A body must have arrived within this time."""
+"""Time for a request body to arrive."""
 OPEN_PATHS = ("/sign-in", "/sign-out", "/join/", "/reset/")
-"""Where a body is read from someone who is not signed in."""
+"""Paths that accept a request body without a session."""
 
 _PORT = re.compile(r":\d+\Z")
 
 
 class BodyTooLarge(Exception):
-    """More bytes came than a request may have."""
+    """The request body exceeds its limit."""
 
 
 class Guard:
-    """Refuses foreign hosts and origins, and bodies that are too large, too slow or from nobody, before a route sees
-    them; adds the headers."""
+    """Refuses foreign hosts and origins, and bodies that are too large, too slow or unauthenticated; sets response
+    headers."""
 
     def __init__(self, app: ASGIApp, names: Iterable[str], addresses: bool) -> None:
         self._app = app
@@ -70,7 +70,7 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 host = _PORT.sub("", Headers(scope=scope).get("host", ""))
-                # there it would bind every other server of the machine
+                # on localhost it would apply to every other server of the machine
                 if scope["scheme"] == "https" and host != "localhost":
                     headers.setdefault("strict-transport-security", f"max-age={365 * 86400}")
                 headers["cache-control"] = "no-cache" if scope["path"].startswith("/static/") else "no-store"
@@ -87,7 +87,7 @@ class Guard:
             await error_responses.internal_error(Request(scope), error)(scope, receive, with_headers)
 
     async def _before(self, scope: Scope, receive: Receive) -> tuple[Response | None, Receive]:
-        """A refusal, or the body of a request that may go on."""
+        """Return a refusal, or the body of an accepted request."""
         headers = Headers(scope=scope)
         method = scope["method"]
         if foreign := self._foreign(method, headers):
@@ -101,15 +101,15 @@ class Guard:
             return None, receive
         if not is_open:
             try:
-                account = await scope["app"].state.door.visitor(request)
+                account = await scope["app"].state.auth.session_account(request)
             except TowpathError as error:
                 return error_responses.unavailable(request, error), receive
             if account is None:
                 response = error_responses.sign_in_response(request)
                 response.headers["connection"] = "close"
                 return response, receive
-            if wait := self._rate.wait(account.name):
-                message = "This account has sent very much in a short time. It is accepted again in a moment."
+            if wait := self._rate.take(account.name):
+                message = "This account has sent too many requests. Try again in a moment."
                 return error_responses.rate_limited(request, error_responses.RateLimited(message, wait)), receive
         return await _read_whole_body(request, receive, largest)
 
@@ -119,14 +119,13 @@ class Guard:
         if not self._known(host):
             return 421, f"This server does not answer for {host!r}."
         if origin is None and method not in SAFE_METHODS:
-            return 403, "A change must come from a page of this server: no Origin was sent."
+            return 403, "A change must come from a page of this server: the Origin header is missing."
         if origin is not None and origin_host(origin) != host.lower():
             return 403, f"This request came from {origin!r}, not from a page of this server."
         return None
 
     def _known(self, host: str) -> bool:
-        """A name that leads here; or, for a team, an address in numbers, which no foreign name server can point
-        elsewhere."""
+        """Return whether a host is accepted: a known name, or for a team an IP address, which DNS cannot redirect."""
         name = _PORT.sub("", host).strip("[]").lower()
         if name in self._names:
             return True
@@ -138,7 +137,7 @@ class Guard:
 
 
 def origin_host(origin: str) -> str:
-    """Host and port of an origin; nothing where it is none."""
+    """Return host and port of an origin; empty if it is invalid."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -146,7 +145,7 @@ def origin_host(origin: str) -> str:
 
 
 def malformed_status(scope: Scope, headers: Headers, largest: int) -> int:
-    """The status with which a request is refused by its first lines, or 0. A body has one stated length and no other
+    """Return the status for a malformed request, or 0. A body must have exactly one Content-Length and no other
     framing."""
     if "\x00" in scope["path"] or b"%00" in scope.get("query_string", b""):
         return 400
@@ -161,7 +160,7 @@ def malformed_status(scope: Scope, headers: Headers, largest: int) -> int:
 
 
 async def _read_whole_body(request: Request, receive: Receive, largest: int) -> tuple[Response | None, Receive]:
-    """The whole body, counted as it comes, for the route to receive at once."""
+    """Read the whole body within size and time limits, for the route to receive at once."""
     try:
         body = await asyncio.wait_for(_read_chunks(receive, largest), BODY_SECONDS)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""How often one account may write, and how many live pages it may have open."""
+"""Limits per account: write rate and open live streams."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -7,20 +7,20 @@ from time import monotonic
 
 BURST = 120
 REFILL_PER_SECOND = 2.0
-"""Writes an account may send at once (an outbox after a lost connection), and how many a second after that."""
+"""Writes per second after a burst (an outbox after a lost connection)."""
 MAX_ACCOUNTS = 10_000
 MAX_STREAMS = 4
 """Live pages of one account."""
 
 
 class WriteRate:
-    """A token bucket for each account."""
+    """A token bucket per account."""
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def wait(self, account: str) -> float:
-        """Take one write; 0, or how many seconds until one is allowed."""
+    def take(self, account: str) -> float:
+        """Take one write and return 0, or the seconds until one is allowed."""
         now = monotonic()
         tokens, at = self._buckets.pop(account, (float(BURST), now))
         tokens = min(float(BURST), tokens + (now - at) * REFILL_PER_SECOND)
@@ -32,18 +32,18 @@ class WriteRate:
 
 
 class OpenStreams:
-    """Live pages now open, by account."""
+    """Open live streams by account."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
-    def full(self, account: str) -> bool:
-        """Whether the account has as many as it may."""
+    def is_full(self, account: str) -> bool:
+        """Return whether the account has reached its limit."""
         return self._open[account] >= MAX_STREAMS
 
     @contextmanager
     def open(self, account: str) -> Iterator[None]:
-        """Count one more while it lasts."""
+        """Count one more stream during the block."""
         self._open[account] += 1
         try:
             yield

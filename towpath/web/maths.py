@@ -1,5 +1,4 @@
-"""TeX in answers as MathML. The markup is built here from a list of elements and attributes, so nothing else can
-come of hostile TeX."""
+"""TeX to MathML. Elements and attributes come from an allow list, so hostile TeX cannot inject markup."""
 
 import re
 from html import escape, unescape
@@ -9,8 +8,8 @@ from latex2mathml import converter
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 
-MAX_CHARACTERS = 1000  # characters of one formula; a longer one is shown as it is
-MAX_DEPTH = 60  # elements within each other
+MAX_CHARACTERS = 1000  # of one formula; a longer one is shown as source
+MAX_DEPTH = 60  # of nested elements
 
 ELEMENTS = {
     "math",
@@ -62,13 +61,13 @@ _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
 def mathml(tex: str, display: str) -> str | None:
-    """A formula as MathML; None where it cannot be read, is too long, or defines commands of its own."""
+    """Return a formula as MathML; None if it is invalid, too long, or defines macros."""
     if len(tex) > MAX_CHARACTERS or _MACROS.search(tex):
         return None
     try:
         return _markup(converter.convert_to_element(tex, display=display), 0)
     except Exception:
-        # the boundary to a parser of strangers' text: it fails in many ways, and TeX as it is stays readable
+        # boundary to a parser of untrusted text, which fails in many ways; the TeX source stays readable
         return None
 
 
@@ -86,7 +85,7 @@ def _markup(element: Element, depth: int) -> str:
 
 
 def install(parser: MarkdownIt) -> None:
-    """Read formulas between $…$, $$…$$, \\(…\\) and \\[…\\]."""
+    """Parse formulas between $…$, $$…$$, \\(…\\) and \\[…\\]."""
     parser.inline.ruler.before("escape", "maths", _rule)
 
 
@@ -110,21 +109,21 @@ def _rule(state: StateInline, silent: bool) -> bool:
 
 
 def _is_formula(tex: str, following: str) -> bool:
-    """Whether dollars are no prices and hold no code: no space just inside them, no digit after the last, no
-    backtick."""
+    """Return whether dollar signs enclose a formula and not prices or code: no space inside them, no digit after them,
+    no backtick."""
     return not tex[0].isspace() and not tex[-1].isspace() and not following.isdigit() and "`" not in tex
 
 
 def placeholder(number: int) -> str:
-    """What stands for a formula while the rest is sanitised."""
+    """Return the placeholder of a formula during sanitising."""
     return f"\ue000{number}\ue001"
 
 
 def strip_placeholders(text: str) -> str:
-    """A text that holds no such mark of its own."""
+    """Remove placeholder characters from a text."""
     return text.replace("\ue000", "\ufffd").replace("\ue001", "\ufffd")
 
 
 def insert_formulas(html: str, formulas: list[str]) -> str:
-    """Put the formulas in the place of their marks."""
-    return _PLACEHOLDER.sub(lambda found: formulas[int(found[1])] if int(found[1]) < len(formulas) else "", html)
+    """Replace placeholders by their formulas."""
+    return _PLACEHOLDER.sub(lambda match: formulas[int(match[1])] if int(match[1]) < len(formulas) else "", html)

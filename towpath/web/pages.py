@@ -1,4 +1,4 @@
-"""Templates to pages."""
+"""Rendering of templates."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,29 +19,29 @@ _ENVIRONMENT.filters["markdown"] = safe_html.markdown
 
 
 def _hours(value: float) -> str:
-    """Hours as people say them."""
+    """Format hours."""
     return f"{value:.1f} h" if value >= 1 else f"{value * 60:.0f} min"
 
 
 def _when(value: str) -> str:
-    """A time of the ledger, to the minute."""
+    """Format a ledger time to the minute."""
     return value[:16].replace("T", " ")
 
 
 def _estimate(right: tuple[int, int]) -> Estimate:
-    """A share of counts (right, of)."""
+    """Return the proportion of (correct, all)."""
     return proportion(*right)
 
 
 def _interval(share: tuple[float, int]) -> tuple[float, float]:
-    """Wilson's interval of a share (rate, of)."""
+    """Return Wilson's interval of (rate, count)."""
     return wilson(share[0] * share[1], share[1])
 
 
 def _moment(value: float | str) -> str:
-    """A moment as a page shows it, in UTC; seconds since 1970 or the text that the ledger has."""
-    found = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
-    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    """Format a time in UTC; seconds since 1970 or the ledger's text."""
+    time = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 _ENVIRONMENT.filters |= {
@@ -54,7 +54,7 @@ _ENVIRONMENT.filters |= {
 
 
 def render_fragment(template: str, **context: Any) -> str:
-    """Part of a page."""
+    """Render part of a page."""
     return _ENVIRONMENT.get_template(template).render(context)
 
 
@@ -66,6 +66,6 @@ def render_page(
     headers: Mapping[str, str] | None = None,
     **context: Any,
 ) -> HTMLResponse:
-    """A whole page."""
-    shared = {"account": account, "team": request.app.state.door.team, "version": __version__, "path": request.url.path}
+    """Render a whole page."""
+    shared = {"account": account, "team": request.app.state.auth.team, "version": __version__, "path": request.url.path}
     return HTMLResponse(render_fragment(template, **shared, **context), status, headers)

@@ -1,4 +1,4 @@
-"""Passwords: which are accepted, and their argon2 hashes, of which two at most are computed at once."""
+"""Password rules and argon2 hashes; at most two hashes are computed at a time."""
 
 import re
 import secrets
@@ -18,7 +18,7 @@ from towpath.errors import DataError
 MIN_LENGTH = 12
 MAX_LENGTH = 1000
 MIN_OWN_CHARACTERS = 8
-"""Characters that must be left of a password without the account's name and without the product's."""
+"""Characters of a password besides the account's and the product's name."""
 KEYBOARD_ROWS = (
     "abcdefghijklmnopqrstuvwxyz",
     "01234567890123456789",
@@ -35,7 +35,7 @@ HASH_TIMEOUT = 2.0
 
 
 class TooManyAttempts(Exception):
-    """More tries than are allowed; the next one may come after so many seconds."""
+    """Too many attempts; the next one is allowed after `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = max(1, ceil(seconds))
@@ -48,20 +48,16 @@ def validate(password: str, name: str = "") -> None:
         raise DataError(
             "this password",
             f"a password has {MIN_LENGTH} to {MAX_LENGTH} characters",
-            "choose a longer one; a few words will do",
+            "choose a longer one, such as a few words",
         )
     folded = unicodedata.normalize("NFKC", password).casefold()
     if _is_common(folded):
-        raise DataError(
-            "this password", "it is one of those that are tried first", "choose another; a few unrelated words will do"
-        )
+        raise DataError("this password", "it is a common password", "choose another, such as a few unrelated words")
     rest = folded
     for part in (name.casefold(), "towpath"):
         rest = rest.replace(part, "") if len(part) > 2 else rest
     if len(rest) < MIN_OWN_CHARACTERS:
-        raise DataError(
-            "this password", "it is little more than the name of the account or of this product", "choose another"
-        )
+        raise DataError("this password", "it is little more than the account's or the product's name", "choose another")
 
 
 @cache
@@ -71,8 +67,8 @@ def _common_passwords() -> frozenset[str]:
 
 
 def _is_common(folded: str) -> bool:
-    """Whether a password is a known one, or a short known one with digits and signs around it, repeated, or a row of
-    keys."""
+    """Return whether a password is common, or a common one with digits and signs around it, repeated, or a keyboard
+    row."""
     part = _repeated_part(folded)
     stem = re.sub(r"^[\W\d_]+|[\W\d_]+$", "", part)
     if not _common_passwords().isdisjoint({folded, part, stem, stem.translate(LEET)}):
@@ -82,28 +78,28 @@ def _is_common(folded: str) -> bool:
 
 
 def _repeated_part(text: str) -> str:
-    """The shortest part that a text is a repetition of; the text itself if it repeats nothing."""
+    """Return the shortest part that a text repeats, or the text itself."""
     length = (text + text).find(text, 1)
     return text[:length]
 
 
 class Hasher:
-    """Hashes and checks passwords. Strangers share one hash at a time, known browsers another, so that neither waits
-    for the other."""
+    """Hashes and verifies passwords. Unknown and known browsers have one slot each, so that neither delays the
+    other."""
 
     def __init__(self) -> None:
         self._argon2 = PasswordHasher()
         self._nobody = self._argon2.hash(secrets.token_hex(8))
         self._lanes = {known: (BoundedSemaphore(1), Lock(), [0]) for known in (False, True)}
 
-    def hashed(self, password: str, name: str = "") -> str:
-        """What is stored of a new password."""
+    def hash(self, password: str, name: str = "") -> str:
+        """Validate and hash a new password."""
         validate(password, name)
         with self._lane(True):
             return self._argon2.hash(password)
 
-    def matches(self, stored: str, password: str, known: bool = False) -> bool:
-        """Whether a password is the stored one. Without a stored one it takes the same time and is not."""
+    def verify(self, stored: str, password: str, known: bool = False) -> bool:
+        """Return whether a password matches the stored hash; without one it takes the same time and returns False."""
         with self._lane(known):
             try:
                 return self._argon2.verify(stored or self._nobody, password) and bool(stored)

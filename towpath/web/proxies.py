@@ -1,4 +1,4 @@
-"""Who asks, and whether over TLS, as a named proxy says it."""
+"""Client address and scheme from trusted proxies."""
 
 import ipaddress
 from collections.abc import Iterable
@@ -11,11 +11,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ForwardedHeaders:
-    """Believes `X-Forwarded-For` and `X-Forwarded-Proto` of the named addresses alone.
+    """Applies `X-Forwarded-For` and `X-Forwarded-Proto` of trusted proxies only.
 
-    Of the list it takes the last entry, which the proxy itself wrote. Entries before it are what the client claimed:
-    skipping those that look like proxies too, as others do, lets a client in the proxy's own network claim any
-    address.
+    It takes the last entry, which the proxy itself appended. Earlier entries are the client's claim: skipping those
+    that look like proxies would let a client in the proxy's network claim any address.
     """
 
     def __init__(self, app: ASGIApp, named: Iterable[str]) -> None:
@@ -29,32 +28,32 @@ class ForwardedHeaders:
 
 
 def is_within(host: str, networks: Iterable[Network]) -> bool:
-    """Whether an address lies in one of these networks."""
-    found = parse_address(host)
-    return found is not None and any(found in network for network in networks)
+    """Return whether an address is in one of the networks."""
+    parsed = parse_address(host)
+    return parsed is not None and any(parsed in network for network in networks)
 
 
 def parse_address(text: str) -> Address | None:
-    """An address, without brackets, port or zone, and of IPv4 where it stands for one; None where it is none."""
+    """Parse an address without brackets, port or zone, IPv4-mapped as IPv4; None if invalid."""
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        found = ipaddress.ip_address(text.partition("%")[0])
+        parsed = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
+    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, ipaddress.IPv6Address) else parsed
 
 
 def _forwarded(headers: Headers) -> dict[str, object]:
-    """Client and scheme of a request that came by a proxy; what it does not say stays as it was."""
-    found: dict[str, object] = {}
+    """Return client and scheme of a proxied request; missing headers change nothing."""
+    changes: dict[str, object] = {}
     client = ",".join(headers.getlist("x-forwarded-for")).split(",")[-1].strip()
     scheme = ",".join(headers.getlist("x-forwarded-proto")).split(",")[-1].strip().lower()
     if client:
-        found["client"] = (str(parse_address(client) or "unknown"), 0)
+        changes["client"] = (str(parse_address(client) or "unknown"), 0)
     if scheme in ("http", "https"):
-        found["scheme"] = scheme
-    return found
+        changes["scheme"] = scheme
+    return changes

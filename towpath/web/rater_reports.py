@@ -1,4 +1,4 @@
-"""What the owner's figures say of raters: computed from the newest verdicts, and not more often than the page needs."""
+"""Findings about raters on the owner's page, computed from the newest verdicts and cached."""
 
 from dataclasses import dataclass, field
 from threading import Lock
@@ -16,7 +16,7 @@ CACHE_SECONDS = 15.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class RaterReport:
-    """Each rater's figures, findings about them, and how far raters agree; of the newest judged pairs."""
+    """Quality of each rater, findings, and agreement, over the newest judged pairs."""
 
     quality: dict[str, RaterQuality]
     findings: list[Finding]
@@ -25,28 +25,28 @@ class RaterReport:
 
 @dataclass
 class RaterReportCache:
-    """The last report of a server, made again when it is old."""
+    """The latest report, recomputed when it is old."""
 
-    made: float = -CACHE_SECONDS
+    computed_at: float = -CACHE_SECONDS
     report: RaterReport | None = None
     lock: Lock = field(default_factory=Lock)
 
-    def of(self, store: Store) -> RaterReport:
-        """A report that is at most some seconds old."""
+    def get(self, store: Store) -> RaterReport:
+        """Return a report that is at most some seconds old."""
         with self.lock:
-            if self.report is None or monotonic() - self.made >= CACHE_SECONDS:
+            if self.report is None or monotonic() - self.computed_at >= CACHE_SECONDS:
                 self.report = rater_report(store)
-                self.made = monotonic()
+                self.computed_at = monotonic()
             return self.report
 
-    def forget(self) -> None:
-        """Make the next report anew: what it stands on has changed."""
+    def invalidate(self) -> None:
+        """Drop the report because judgements have changed."""
         with self.lock:
             self.report = None
 
 
 def rater_report(store: Store) -> RaterReport:
-    """Figures of the people who judged the newest pairs."""
+    """Compute the report of people who judged the newest pairs."""
     judgements = [j for j in store.read(rater_stats.recent_judgements) if j.kind == "person"]
     texts = store.read(review.answer_texts, list({j.comparison for j in judgements}))
     gold = {row["comparison"]: row["choice"] for row in store.read(rater_stats.list_gold)}

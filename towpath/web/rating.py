@@ -1,4 +1,4 @@
-"""The page on which people rate: one pair or one ranking at a time, trial pairs before that."""
+"""The rating page: one pair, ranking or trial pair at a time."""
 
 import asyncio
 from concurrent.futures import Future
@@ -17,15 +17,15 @@ from towpath.store import acknowledgements, rater_stats, rating_settings, review
 from towpath.store.rater_stats import RatingPage
 from towpath.store.store import Store
 from towpath.store.verdicts import RankingSubmission, Receipt, StoredVerdict, Submission
-from towpath.web import answer_diff as compared
 from towpath.web import pages, safe_html
+from towpath.web.answer_diff import rendered_diff
 from towpath.web.auth import Rater, SignInNeeded, StoreDependency
 
 
 async def require_page_owner(
     account: Rater, x_towpath_rater: Annotated[str | None, Header(max_length=400)] = None
 ) -> None:
-    """Refuse what the page of one rater sends after another has signed in: verdicts are their own."""
+    """Reject requests from a page that belongs to another rater, after someone else has signed in."""
     if x_towpath_rater is not None and unquote(x_towpath_rater) != account.name:
         raise SignInNeeded
 
@@ -37,12 +37,9 @@ INLINE_CHARACTERS = 8000  # characters
 TWO_DAYS = 172_800.0  # seconds
 
 NO_TASK_MESSAGES = {
-    "paused": ("Rating is paused", "The owner has paused rating for now. This page checks again every few seconds."),
-    "spent": ("The budget is used up", "The hours set aside for rating are used up. Thank you for your work."),
-    "empty": (
-        "Nothing to rate just now",
-        "You have seen every pair that waits. This page checks again every few seconds.",
-    ),
+    "paused": ("Rating is paused", "The owner has paused rating. This page checks again every few seconds."),
+    "spent": ("The budget is used up", "The hours budgeted for rating are used up. Thank you for your work."),
+    "empty": ("Nothing to rate", "You have rated every waiting pair. This page checks again every few seconds."),
 }
 
 
@@ -65,7 +62,7 @@ class SafetyRequest(BaseModel):
 
 
 class JudgeRequest(BaseModel):
-    """A pair as the page says it was judged."""
+    """A verdict on a pair."""
 
     key: Key
     comparison: Name
@@ -80,7 +77,7 @@ class JudgeRequest(BaseModel):
 
 
 class TrialRequest(BaseModel):
-    """A trial pair as the page says it was judged."""
+    """A verdict on a trial pair."""
 
     comparison: Name
     attempt: Annotated[int, Field(ge=1, le=10_000)]
@@ -88,24 +85,24 @@ class TrialRequest(BaseModel):
 
 
 class RankRequest(BaseModel):
-    """The place of each answer, in the order they were shown."""
+    """The rank of each answer, in the order shown."""
 
     key: Key
     comparison: Name
-    places: Annotated[list[Annotated[int, Field(ge=1, le=9)]], Field(min_length=4, max_length=9)]
+    ranks: Annotated[list[Annotated[int, Field(ge=1, le=9)]], Field(min_length=4, max_length=9)]
     milliseconds: Milliseconds | None = None
     guideline: Version = 0
     comment: Comment = ""
 
 
 class PairRequest(BaseModel):
-    """A pair that is skipped or taken back."""
+    """A pair to skip or undo."""
 
     comparison: Name
 
 
 class FlagRequest(BaseModel):
-    """A pair with which something is wrong."""
+    """A problem with a pair."""
 
     comparison: Name
     reason: Annotated[str, Field(min_length=1, max_length=2000)]
@@ -127,123 +124,122 @@ class GuidelineRequest(BaseModel):
 
 @router.get("/rate")
 async def rate(request: Request, account: Rater, store: StoreDependency) -> Response:
-    """The whole page with what is to be rated now."""
-    shown = await _page_state(store, account.name)
-    house = await run_in_threadpool(store.read, rating_settings.read)
-    return pages.render_page(request, "rate.html", account, shown=shown, house=house)
+    """Return the rating page with the next task."""
+    state = await _page_state(store, account.name)
+    settings = await run_in_threadpool(store.read, rating_settings.read)
+    return pages.render_page(request, "rate.html", account, task=state, settings=settings)
 
 
 @router.get("/rate/next")
 async def next_task(account: Rater, store: StoreDependency, day: Day = None) -> JSONResponse:
-    """What is to be rated now, for the page that is open; `day` is when the rater's day began."""
+    """Return the next task for the open page; `day` is the start of the rater's day."""
     return JSONResponse(await _page_state(store, account.name, day))
 
 
-@router.get("/rate/mine")
+@router.get("/rate/history")
 def history(account: Rater, store: StoreDependency, day: Day = None) -> JSONResponse:
-    """A rater's own figures and last verdicts."""
+    """Return a rater's own statistics and last verdicts."""
     progress = store.read(rater_stats.rater_progress, account.name, time(), _clamp_day(day))
-    shown = store.read(review.rater_history, account.name)
-    own = pages.render_fragment("_own.html", progress=progress)
-    return JSONResponse({"own": own, "html": pages.render_fragment("_mine.html", progress=progress, rows=shown)})
+    rows = store.read(review.rater_history, account.name)
+    own = pages.render_fragment("_progress.html", progress=progress)
+    return JSONResponse({"own": own, "html": pages.render_fragment("_history.html", progress=progress, rows=rows)})
 
 
 @router.post("/rate/judge")
-async def judge(account: Rater, store: StoreDependency, said: JudgeRequest) -> JSONResponse:
-    """Keep a verdict of a pair."""
-    safety = StoredVerdict(said.safety.side, said.safety.strength) if said.safety is not None else None
-    given = Submission(
-        said.key,
-        said.comparison,
+async def judge(account: Rater, store: StoreDependency, verdict: JudgeRequest) -> JSONResponse:
+    """Store a verdict on a pair."""
+    safety = verdict.safety
+    submission = Submission(
+        verdict.key,
+        verdict.comparison,
         account.name,
-        StoredVerdict(said.side, said.strength),
-        said.milliseconds,
-        str(said.guideline),
-        said.comment,
-        safety,
-        tuple(said.reasons),
-        dict(said.criteria),
+        StoredVerdict(verdict.side, verdict.strength),
+        verdict.milliseconds,
+        str(verdict.guideline),
+        verdict.comment,
+        StoredVerdict(safety.side, safety.strength) if safety is not None else None,
+        tuple(verdict.reasons),
+        dict(verdict.criteria),
     )
-    return _receipt_response(await _result(store.submit_write(verdicts.judge, given, time())))
+    return _receipt_response(await _result(store.submit_write(verdicts.judge, submission, time())))
 
 
 @router.post("/rate/trial")
-async def trial(account: Rater, store: StoreDependency, said: TrialRequest) -> JSONResponse:
-    """Record the verdict of a trial pair and tell whether it is right."""
-    feedback = await _result(
-        store.submit_write(trials.record_verdict, account.name, said.comparison, said.attempt, said.side, time())
+async def trial(account: Rater, store: StoreDependency, verdict: TrialRequest) -> JSONResponse:
+    """Record a verdict on a trial pair and return feedback."""
+    work = store.submit_write(
+        trials.record_verdict, account.name, verdict.comparison, verdict.attempt, verdict.side, time()
     )
-    return JSONResponse(asdict(feedback))
+    return JSONResponse(asdict(await _result(work)))
 
 
 @router.post("/rate/guidelines")
-async def confirm(account: Rater, store: StoreDependency, confirmed: GuidelineRequest) -> JSONResponse:
+async def acknowledge(account: Rater, store: StoreDependency, guideline: GuidelineRequest) -> JSONResponse:
     """Record that a rater has read a version of the guidelines."""
-    await _result(store.submit_write(acknowledgements.acknowledge, account.name, confirmed.version))
-    return JSONResponse({"version": confirmed.version})
+    await _result(store.submit_write(acknowledgements.acknowledge, account.name, guideline.version))
+    return JSONResponse({"version": guideline.version})
 
 
 @router.post("/rate/rank")
-async def rank(account: Rater, store: StoreDependency, said: RankRequest) -> JSONResponse:
-    """Keep an order of a group."""
-    ranked = RankingSubmission(
-        said.key,
-        said.comparison,
+async def rank(account: Rater, store: StoreDependency, ranking: RankRequest) -> JSONResponse:
+    """Store a ranking of a group's answers."""
+    submission = RankingSubmission(
+        ranking.key,
+        ranking.comparison,
         account.name,
-        tuple(said.places),
-        said.milliseconds,
-        str(said.guideline),
-        said.comment,
+        tuple(ranking.ranks),
+        ranking.milliseconds,
+        str(ranking.guideline),
+        ranking.comment,
     )
-    return _receipt_response(await _result(store.submit_write(verdicts.rank, ranked, time())))
+    return _receipt_response(await _result(store.submit_write(verdicts.rank, submission, time())))
 
 
 @router.post("/rate/skip")
-async def skip(account: Rater, store: StoreDependency, left: PairRequest) -> JSONResponse:
-    """Leave a pair to others."""
-    return _receipt_response(await _result(store.submit_write(verdicts.skip, left.comparison, account.name, time())))
+async def skip(account: Rater, store: StoreDependency, pair: PairRequest) -> JSONResponse:
+    """Release a pair to other raters."""
+    return _receipt_response(await _result(store.submit_write(verdicts.skip, pair.comparison, account.name, time())))
 
 
 @router.post("/rate/flag")
-async def flag(account: Rater, store: StoreDependency, flagged: FlagRequest) -> JSONResponse:
-    """Send a pair to the owner."""
-    return _receipt_response(
-        await _result(store.submit_write(verdicts.flag, flagged.comparison, account.name, flagged.reason, time()))
-    )
+async def flag(account: Rater, store: StoreDependency, report: FlagRequest) -> JSONResponse:
+    """Report a problem with a pair to the owner."""
+    work = store.submit_write(verdicts.flag, report.comparison, account.name, report.reason, time())
+    return _receipt_response(await _result(work))
 
 
 @router.post("/rate/undo")
-async def undo(account: Rater, store: StoreDependency, left: PairRequest) -> JSONResponse:
-    """Take back what was done with a pair, and see it again."""
-    return _receipt_response(await _result(store.submit_write(verdicts.undo, left.comparison, account.name, time())))
+async def undo(account: Rater, store: StoreDependency, pair: PairRequest) -> JSONResponse:
+    """Retract the last action on a pair and lease it again."""
+    return _receipt_response(await _result(store.submit_write(verdicts.undo, pair.comparison, account.name, time())))
 
 
 @router.post("/rate/write")
-async def write(account: Rater, store: StoreDependency, written: WriteRequest) -> JSONResponse:
-    """Keep a better answer as a draft for the owner to approve."""
-    fresh = await _result(
-        store.submit_write(verdicts.save_written_answer, written.key, written.comparison, account.name, written.text)
-    )
-    return JSONResponse({"comparison": written.comparison, "again": not fresh})
+async def write(account: Rater, store: StoreDependency, answer: WriteRequest) -> JSONResponse:
+    """Save a better answer as a draft that the owner reviews."""
+    work = store.submit_write(verdicts.save_written_answer, answer.key, answer.comparison, account.name, answer.text)
+    is_new = await _result(work)
+    return JSONResponse({"comparison": answer.comparison, "again": not is_new})
 
 
 @router.get("/rate/differences")
 def differences(
     account: Rater, store: StoreDependency, comparison: Annotated[str, Query(max_length=300)]
 ) -> dict[str, str]:
-    """The pair that lies before a rater, with what differs marked."""
-    seat = store.read(task_queue.find_lease, comparison, account.name) or _trial_lease(store, comparison, account.name)
-    if seat is None or seat.group:
+    """Return the answers of the rater's current pair with differences marked."""
+    lease = store.read(task_queue.find_lease, comparison, account.name)
+    lease = lease or _trial_lease(store, comparison, account.name)
+    if lease is None or lease.group:
         raise DataError(
-            "This pair was not given to you", "differences are shown of the pair at hand", "load the page again"
+            "This pair is not assigned to you", "differences are shown for the current pair", "reload the page"
         )
-    left, right, manner = compared.rendered_diff(*store.read(task_queue.task_view, seat).answers)
-    return {"left": left, "right": right, "manner": manner}
+    left, right, mode = rendered_diff(*store.read(task_queue.task_view, lease).answers)
+    return {"left": left, "right": right, "mode": mode}
 
 
 def _trial_lease(store: Store, comparison: str, rater: str) -> task_queue.Lease | None:
-    found = store.read(lambda connection: trials.current_trial(connection, rater, rating_settings.read(connection)))
-    return found.seat if found is not None and found.seat.comparison == comparison else None
+    current = store.read(lambda connection: trials.current_trial(connection, rater, rating_settings.read(connection)))
+    return current.lease if current is not None and current.lease.comparison == comparison else None
 
 
 async def _result(future: "Future[T]") -> T:
@@ -255,39 +251,45 @@ def _receipt_response(receipt: Receipt) -> JSONResponse:
 
 
 def _clamp_day(day: float | None) -> float | None:
-    """The start of a day as a page tells it; not longer ago than any time zone allows."""
+    """Limit the start of the day that a page reports to what time zones allow."""
     return None if day is None else max(day, time() - TWO_DAYS)
 
 
 async def _page_state(store: Store, rater: str, day: float | None = None) -> dict[str, Any]:
-    """What a rater sees now. Short texts are rendered on the spot, for a change of threads costs more than that;
-    long ones aside."""
-    view = await _result(store.submit_write(rater_stats.rating_page, rater, time(), _clamp_day(day)))
-    long = view.sheet is not None and sum(map(len, (view.sheet.prompt, *view.sheet.answers))) > INLINE_CHARACTERS
-    return await run_in_threadpool(_page_json, view) if long else _page_json(view)
+    """Return what a rater sees now. Short texts are rendered here, since a thread switch costs more than that."""
+    page = await _result(store.submit_write(rater_stats.rating_page, rater, time(), _clamp_day(day)))
+    task = page.task
+    is_long = task is not None and sum(map(len, (task.prompt, *task.answers))) > INLINE_CHARACTERS
+    return await run_in_threadpool(_page_json, page) if is_long else _page_json(page)
 
 
-def _page_json(view: RatingPage) -> dict[str, Any]:
-    """What the page needs: the sheet as HTML, what undo would take back, and the rater's own figures."""
-    told: dict[str, Any] = {"last": view.last[0] if view.last else "", "last_was": view.last[1] if view.last else ""}
-    told["own"] = pages.render_fragment("_own.html", progress=view.progress)
-    guideline = view.guideline
-    told |= {
+def _page_json(page: RatingPage) -> dict[str, Any]:
+    """Return the page's content: the task as HTML, the pair that undo returns to, and the rater's statistics."""
+    guideline = page.guideline
+    content: dict[str, Any] = {
+        "last": page.last[0] if page.last else "",
+        "last_was": page.last[1] if page.last else "",
+        "own": pages.render_fragment("_progress.html", progress=page.progress),
         "guideline": guideline.version,
         "guidelines": safe_html.markdown(guideline.text) if guideline.text else "",
-        "acknowledged": view.acknowledged,
+        "acknowledged": page.acknowledged,
     }
-    sheet = view.sheet
-    if sheet is None:
-        title, message = NO_TASK_MESSAGES[view.why]
-        return told | {
-            "state": view.why,
-            "comparison": "",
-            "html": pages.render_fragment("_nothing.html", title=title, message=message),
-        }
-    html = pages.render_fragment(
-        "_sheet.html", sheet=sheet, turns=safe_html.conversation_turns(sheet.prompt), trial=view.trial
-    )
-    state = "trial" if view.trial is not None else "ranking" if sheet.ranking else "pair"
-    told |= {"state": state, "comparison": sheet.comparison, "answers": len(sheet.answers), "html": html}
-    return told | {"attempt": view.trial.attempt if view.trial is not None else 0}
+    task = page.task
+    if task is None:
+        title, message = NO_TASK_MESSAGES[page.no_task_reason]
+        html = pages.render_fragment("_no_task.html", title=title, message=message)
+        return content | {"state": page.no_task_reason, "comparison": "", "html": html}
+    turns = safe_html.conversation_turns(task.prompt)
+    return content | {
+        "state": _task_state(page),
+        "comparison": task.comparison,
+        "answers": len(task.answers),
+        "html": pages.render_fragment("_task.html", task=task, turns=turns, trial=page.trial),
+        "attempt": page.trial.attempt if page.trial is not None else 0,
+    }
+
+
+def _task_state(page: RatingPage) -> str:
+    if page.trial is not None:
+        return "trial"
+    return "ranking" if page.task is not None and page.task.ranking else "pair"

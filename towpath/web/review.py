@@ -1,5 +1,4 @@
-"""The owner's look through what was judged: pairs with their texts, better answers to approve, raters taken out or
-renamed, pairs exported."""
+"""The owner's review: judged pairs, written answers, bulk retraction, renaming and removal of people, export."""
 
 import os
 import tempfile
@@ -41,12 +40,12 @@ def judged_pairs(
     having: Literal["", "comment", "written", "flag"] = "",
     page: Number = 1,
 ) -> HTMLResponse:
-    """Judged pairs that match a search, with everything said of them."""
+    """List judged pairs that match a search."""
     wanted = PairFilter(*(word.strip() for word in (text, rater, kind, choice, domain, having)))
-    found = store.read(review.list_judged_pairs, wanted, page)
-    asked = {name: value for name, value in request.query_params.items() if name != "page" and value}
+    matches = store.read(review.list_judged_pairs, wanted, page)
+    query = {name: value for name, value in request.query_params.items() if name != "page" and value}
     links = {
-        name: f"/owner/pairs?{urlencode(asked | {'page': number})}"
+        name: f"/owner/pairs?{urlencode(query | {'page': number})}"
         for name, number in (("before", page - 1), ("after", page + 1))
     }
     names = store.read(review.list_raters)
@@ -54,7 +53,7 @@ def judged_pairs(
         request,
         "pairs.html",
         account,
-        found=found,
+        matches=matches,
         wanted=wanted,
         links=links,
         raters=names,
@@ -71,7 +70,7 @@ def answers(
     state: Literal["waiting", "approved", "declined"] = "waiting",
     page: Number = 1,
 ) -> HTMLResponse:
-    """Better answers that raters wrote: a model learns from those that the owner approves."""
+    """List answers that raters wrote, to approve or decline for training."""
     rows, more = store.read(review.list_written_answers, state, page)
     return pages.render_page(request, "answers.html", account, rows=rows, state=state, number=page, more=more)
 
@@ -80,7 +79,7 @@ def answers(
 def review_answer(
     account: Owner, store: StoreDependency, key: Field, state: Annotated[Literal["approved", "declined"], Form()]
 ) -> Response:
-    """Approve a better answer, or decline it."""
+    """Approve or decline a written answer."""
     _run_audited(
         store,
         account,
@@ -94,11 +93,11 @@ def review_answer(
 
 @router.post("/takeout")
 def retract_all(request: Request, account: Owner, store: StoreDependency, rater: Field) -> Response:
-    """Retract everything that a rater judged."""
+    """Retract all judgements of a rater."""
     _run_audited(
         store, account, "take out", rater, {}, lambda connection: takeouts.retract_all(connection, rater, account.name)
     )
-    request.app.state.concerns.forget()
+    request.app.state.rater_reports.invalidate()
     return _redirect("/owner#takeouts")
 
 
@@ -106,11 +105,11 @@ def retract_all(request: Request, account: Owner, store: StoreDependency, rater:
 def restore(
     request: Request, account: Owner, store: StoreDependency, number: Annotated[int, Form(ge=1, le=2**31 - 1)]
 ) -> Response:
-    """Reverse a take-out."""
+    """Restore a bulk retraction."""
     _run_audited(
         store, account, "restore take-out", str(number), {}, lambda connection: takeouts.restore(connection, number)
     )
-    request.app.state.concerns.forget()
+    request.app.state.rater_reports.invalidate()
     return _redirect("/owner#takeouts")
 
 
@@ -118,29 +117,29 @@ def restore(
 def rename(
     account: Owner,
     store: StoreDependency,
-    door: Auth,
+    auth: Auth,
     name: Field,
     new: Annotated[str, Form(min_length=1, max_length=40)],
 ) -> Response:
-    """Give a person another name, in the ledger too."""
+    """Rename a person everywhere in the ledger."""
     _run_audited(
         store, account, "rename", name, {"name": new}, lambda connection: pseudonyms.rename(connection, name, new)
     )
-    door.forget()
+    auth.invalidate_cache()
     return _redirect("/owner/people")
 
 
 @router.post("/remove")
-def remove(account: Owner, store: StoreDependency, door: Auth, name: Field) -> Response:
-    """Remove a person: the account goes, and a pseudonym stands in the place of the name."""
+def remove(account: Owner, store: StoreDependency, auth: Auth, name: Field) -> Response:
+    """Delete an account and replace the person's name by a pseudonym."""
     _run_audited(store, account, "remove person", name, {}, lambda connection: pseudonyms.remove(connection, name))
-    door.forget()
+    auth.invalidate_cache()
     return _redirect("/owner/people")
 
 
 @router.get("/export/pairs.{kind}")
 def export_pairs(account: Owner, store: StoreDependency, kind: Literal["jsonl", "csv"]) -> FileResponse:
-    """Decided pairs as rows of prompt, chosen and rejected, as a run reads preferences."""
+    """Export decided pairs as rows of prompt, chosen and rejected."""
     handle, name = tempfile.mkstemp(suffix=f".{kind}")
     os.close(handle)
     path = Path(name)
@@ -161,7 +160,7 @@ def export_pairs(account: Owner, store: StoreDependency, kind: Literal["jsonl", 
 def _run_audited(
     store: Store, account: Account, action: str, object: str, after: dict[str, Any], work: Callable[[Any], Any]
 ) -> None:
-    """Do what changes something, with its row of the audit log in the same transaction."""
+    """Run a change with its audit log row in one transaction."""
     store.submit_write(audit.run_audited, account.name, action, object, after, work).result()
 
 

@@ -1,5 +1,5 @@
-"""Text of models and strangers, made safe to show: Markdown without raw HTML or pictures, code in colours, formulas,
-and where two answers differ."""
+"""Untrusted text as safe HTML: Markdown without raw HTML or images, highlighted code, formulas, and text
+differences."""
 
 import re
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from pygments.util import ClassNotFound
 
 from towpath.web import maths
 
-MAX_MARKDOWN = 60_000  # characters shown as Markdown; more is shown as it is
-MAX_CODE = 10_000  # characters of one block that are coloured
-MAX_EXACT_WORDS = 3_000  # words compared exactly; beyond, frequent words are passed over to stay quick
+MAX_MARKDOWN = 60_000  # characters; longer text is shown as source
+MAX_CODE = 10_000  # characters of a highlighted block
+MAX_EXACT_WORDS = 3_000  # words compared exactly; beyond, frequent words are skipped for speed
 
 TAGS = {
     "p",
@@ -94,7 +94,7 @@ _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):(?=\s|\Z)")
 
 
 def _highlight_code(code: str, language: str, _attributes: str) -> str:
-    """A block of code as spans with classes; empty where the language is not known, which leaves it as it is."""
+    """Highlight a code block; empty for an unknown language, which leaves it unchanged."""
     if language.lower() not in LANGUAGES or len(code) > MAX_CODE:
         return ""
     try:
@@ -119,7 +119,7 @@ _MARKDOWN.add_render_rule("maths", _formula)
 
 @lru_cache(maxsize=2048)
 def markdown(text: str) -> str:
-    """Markdown as safe HTML. Headings start at the fourth level, below those of the page."""
+    """Render Markdown as safe HTML; headings start at level four, below those of the page."""
     if len(text) > MAX_MARKDOWN:
         return f"<pre>{escape(text)}</pre>"
     tokens = _MARKDOWN.parse(maths.strip_placeholders(text))
@@ -140,7 +140,7 @@ def markdown(text: str) -> str:
 
 
 def conversation_turns(prompt: str) -> list[tuple[str, str]]:
-    """A conversation as (speaker, text); a prompt that is no transcript is one turn."""
+    """Split a conversation into (speaker, text); a prompt that is no transcript is one turn."""
     parts = _TURN.split(prompt)
     if len(parts) == 1 or parts[0].strip():
         return [("Prompt", prompt)]
@@ -149,7 +149,7 @@ def conversation_turns(prompt: str) -> list[tuple[str, str]]:
 
 
 def text_diff(left: str, right: str) -> tuple[str, str]:
-    """Both texts as they are written, escaped, the words that the other has not in `<mark>`."""
+    """Return both texts escaped, with differing words in `<mark>`."""
     ours = _WORD.findall(left)
     theirs = _WORD.findall(right)
     quick = max(len(ours), len(theirs)) > MAX_EXACT_WORDS

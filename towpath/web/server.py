@@ -1,4 +1,4 @@
-"""`towpath serve`: the pages of one run, for its owner on this machine or for a team."""
+"""`towpath serve`: the web server of one run, for its owner on this machine or for a team."""
 
 import gc
 import ipaddress
@@ -26,11 +26,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """What a team's server is reached by from outside: names, a certificate with its key, or the addresses of the
-    proxy that has them.
+    """How a team's server is reached: host names, a TLS certificate with its key, or the addresses of trusted proxies.
 
-    Only a proxy that is named here is believed when it says who asks and whether over TLS.
-
+    Only a trusted proxy's client address and scheme are used.
     """
 
     names: tuple[str, ...] = ()
@@ -46,43 +44,43 @@ def serve_run(
     port: int,
     team: bool,
     say: Callable[[str], None],
-    outside: NetworkOptions | None = None,
+    network: NetworkOptions | None = None,
     assignments: Sequence[str] = (),
 ) -> None:
-    """Serve the pages of a run until stopped; `url` names a database other than the run's own file. Starts no job."""
-    outside = outside or NetworkOptions()
-    require_private(host, team, outside)
-    require_proxies(outside.proxies, team)
+    """Serve a run's pages until stopped; `url` is a database other than the run's own file. Starts no stage."""
+    network = network or NetworkOptions()
+    require_private(host, team, network)
+    require_proxies(network.proxies, team)
     if not run.is_dir():
-        raise ResourceError(f"{run}: no such folder", "a run is a folder that `towpath new` made", "mend the path")
-    with Store.open(url or run / "towpath.db") as store, open_socket(host, port) as place:
+        raise ResourceError(f"{run}: no such folder", "a run is a folder created by `towpath new`", "correct the path")
+    with Store.open(url or run / "towpath.db") as store, open_socket(host, port) as listener:
         store.require_writable()
-        server, door = create_server(store, team, host, outside, run, assignments)
-        scheme = "https" if outside.certificate else "http"
-        at = f"{scheme}://{f'[{host}]' if ':' in host else host}:{place.getsockname()[1]}"
-        say(startup_message(store, door, at, outside.proxies))
-        run_until_stopped(server, place)
+        server, auth = create_server(store, team, host, network, run, assignments)
+        scheme = "https" if network.certificate else "http"
+        address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        say(startup_message(store, auth, address, network.proxies))
+        run_until_stopped(server, listener)
 
 
 def create_server(
     store: Store,
     team: bool,
     host: str = "127.0.0.1",
-    outside: NetworkOptions | None = None,
+    network: NetworkOptions | None = None,
     run: Path | None = None,
     assignments: Sequence[str] = (),
 ) -> tuple[uvicorn.Server, Authenticator]:
-    """A server that is ready to run, and its door; `run` is the folder that the monitor shows, its recipe laid over
-    by `assignments`."""
-    outside = outside or NetworkOptions()
-    door = Authenticator(store, team)
-    names = {*LOOPBACK, *outside.names} | ({host, socket.gethostname()} if team else set())
-    app = application(store, door, names, addresses=team)
-    monitor.begin(app, run, assignments)
+    """Return a server and its authenticator; `run` is the folder that the monitor shows, `assignments` override its
+    recipe."""
+    network = network or NetworkOptions()
+    auth = Authenticator(store, team)
+    names = {*LOOPBACK, *network.names} | ({host, socket.gethostname()} if team else set())
+    app = application(store, auth, names, addresses=team)
+    monitor.open_run(app, run, assignments)
     config = uvicorn.Config(
-        ForwardedHeaders(app, outside.proxies) if outside.proxies else app,
+        ForwardedHeaders(app, network.proxies) if network.proxies else app,
         proxy_headers=False,
-        http=bounded_protocol(outside.proxies),
+        http=bounded_protocol(network.proxies),
         ws="none",
         log_level="warning",
         access_log=False,
@@ -91,98 +89,95 @@ def create_server(
         lifespan="off",
         timeout_graceful_shutdown=10,
         h11_max_incomplete_event_size=16_384,
-        ssl_certfile=outside.certificate,
-        ssl_keyfile=outside.key,
+        ssl_certfile=network.certificate,
+        ssl_keyfile=network.key,
     )
     for name in ("uvicorn.error", "asyncio", "towpath.web"):
         log = logging.getLogger(name)
         if not any(isinstance(known, RateLimitedLog) for known in log.filters):
             log.addFilter(RateLimitedLog())
     server = uvicorn.Server(config)
-    app.state.stopping = lambda: server.should_exit  # a stream ends with the server, which waits for it
-    return server, door
+    app.state.stopping = lambda: server.should_exit  # streams end with the server, which waits for them
+    return server, auth
 
 
-def run_until_stopped(server: uvicorn.Server, place: socket.socket) -> None:
-    """Serve. Threads hand over quickly, so that a request does not wait for others' work; what was imported is not
-    looked through for garbage."""
+def run_until_stopped(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Run the server. A short thread switch interval keeps requests responsive; imported objects are excluded from
+    garbage collection."""
     sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()
-    server.run(sockets=[place])
+    server.run(sockets=[listener])
 
 
-def startup_message(store: Store, door: Authenticator, at: str, proxies: Sequence[str] = ()) -> str:
-    """What the terminal says: where the pages are, and the link that lets the first owner in."""
-    if not door.team:
-        return (
-            f"open {at}/enter?token={door.link_token()}\nThe link is good once. Ctrl-C stops the server; nothing "
-            "that was saved is lost."
-        )
+def startup_message(store: Store, auth: Authenticator, at: str, proxies: Sequence[str] = ()) -> str:
+    """Return the message with the pages' address and the link that signs the first owner in."""
+    if not auth.team:
+        link = f"{at}/enter?token={auth.link_token()}"
+        return f"open {link}\nThe link works once. Ctrl-C stops the server; saved data is kept."
     hint = (
         ""
         if proxies or at.startswith("https")
-        else "\nBehind a proxy, name it with --proxy ADDRESS: without it everyone counts as one address."
+        else "\nBehind a proxy, set --proxy ADDRESS: without it all clients count as one address."
     )
-    ends = f"Ctrl-C stops the server; nothing that was saved is lost.{hint}"
+    ends = f"Ctrl-C stops the server; saved data is kept.{hint}"
     if any(
         account.role == "owner" and account.active and account.password for account in store.read(people.list_accounts)
     ):
         return f"open {at} and sign in. {ends}"
     token = store.submit_write(people.create_invitation, "owner", "towpath serve", time()).result()
-    return f"open {at}/join/{token} to make the owner's account.\nThe link is good once. {ends}"
+    return f"open {at}/join/{token} to create the owner's account.\nThe link works once. {ends}"
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket at a place that is free."""
+    """Open a listening socket."""
     try:
-        place = socket.create_server(
+        listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
     except OSError as error:
         raise ResourceError(
-            f"{host}:{port}: {error.strerror}", "the pages need a port of their own", "give another with --port"
+            f"{host}:{port}: {error.strerror}", "the server needs a free port", "choose another with --port"
         ) from error
-    # Inherited by every connection; without it the second packet of an answer waits 40 ms for the first to be
-    # acknowledged.
-    place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return place
+    # Inherited by every connection; without it the second packet of a response waits 40 ms for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
-def require_private(host: str, team: bool, outside: NetworkOptions) -> None:
-    """Alone the pages stay on this machine; a team's leave it only encrypted."""
-    if is_loopback(host) or (team and outside.certificate):
+def require_private(host: str, team: bool, network: NetworkOptions) -> None:
+    """Require loopback without accounts, and TLS for a team beyond loopback."""
+    if is_loopback(host) or (team and network.certificate):
         return
     if not team:
         raise ResourceError(
             f"--host {host}",
-            "without accounts the pages are for this machine alone",
-            "leave --host out, or give --team",
+            "without accounts the server is reachable from this machine only",
+            "omit --host, or add --team",
         )
-    fix = "give a certificate and its key, or serve at 127.0.0.1 behind a proxy that has them"
-    raise ResourceError(f"--host {host}", "passwords do not travel in the clear", fix)
+    fix = "set --certificate and --key, or serve at 127.0.0.1 behind a proxy that terminates TLS"
+    raise ResourceError(f"--host {host}", "passwords must be encrypted in transit", fix)
 
 
 def require_proxies(proxies: Sequence[str], team: bool) -> None:
-    """A proxy is named by its address or network, for a team."""
+    """Validate the addresses of trusted proxies."""
     for proxy in proxies:
         try:
             ipaddress.ip_network(proxy)
         except ValueError:
-            rule = "a proxy is named by its address, or by the network it is in"
+            rule = "a proxy is given by its address or network"
             raise ResourceError(
-                f"--proxy {proxy}", rule, "give what this server sees, such as 127.0.0.1 or 10.0.0.0/24"
+                f"--proxy {proxy}", rule, "use an address or network, such as 127.0.0.1 or 10.0.0.0/24"
             ) from None
     if proxies and not team:
         raise ResourceError(
             f"--proxy {proxies[0]}",
-            "without accounts the pages are for this machine alone",
-            "leave --proxy out, or give --team",
+            "without accounts the server is reachable from this machine only",
+            "omit --proxy, or add --team",
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine and no other can reach it."""
+    """Return whether a host is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

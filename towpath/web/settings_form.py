@@ -1,4 +1,4 @@
-"""The owner's settings as the page's form sends them."""
+"""The settings form of the owner's page."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from towpath.store.rating_settings import RatingSettings
 
 
 class SettingsForm(BaseModel):
-    """Percents and minutes as they are typed, and nothing where a number may be left out."""
+    """The form's fields: percentages and minutes as typed, empty where a number is optional."""
 
     gold_share: Annotated[float, Field(ge=0, le=100)]
     lease_minutes: Annotated[float, Field(ge=1, le=1440)]
@@ -25,7 +25,7 @@ class SettingsForm(BaseModel):
     trial_threshold: Annotated[float, Field(ge=0, le=100)] = 70
 
     def settings(self) -> RatingSettings:
-        """The settings that these fields mean."""
+        """Convert the fields to settings."""
         overlap = _number("overlap", self.overlap, 100)
         goal = _number("goal", self.goal, 100_000)
         return RatingSettings(
@@ -47,7 +47,7 @@ class SettingsForm(BaseModel):
 
 
 def _number(name: str, typed: str, most: float) -> float | None:
-    """A number, or none where the field is empty."""
+    """Parse a number; None for an empty field."""
     if not typed.strip():
         return None
     try:
@@ -55,19 +55,19 @@ def _number(name: str, typed: str, most: float) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value <= most:
-        raise DataError(f"{name}: {typed!r}", f"a number from 0 to {most:g}, or nothing", "go back and correct it")
+        raise DataError(f"{name}: {typed!r}", f"a number from 0 to {most:g}, or empty", "go back and correct it")
     return value
 
 
 def _labels(name: str, typed: str, most: int) -> tuple[str, ...]:
-    """Labels, one a line."""
-    found = tuple(
+    """Parse labels, one per line."""
+    labels = tuple(
         dict.fromkeys(" ".join(line.split()) for line in typed.replace("\x00", "").splitlines() if line.strip())
     )
-    if len(found) > most or any(len(label) > 40 for label in found):
+    if len(labels) > most or any(len(label) > 40 for label in labels):
         raise DataError(
-            f"{name}: {len(found)} lines",
-            f"at most {most} labels of at most 40 characters, one a line",
+            f"{name}: {len(labels)} lines",
+            f"at most {most} labels of at most 40 characters, one per line",
             "go back and shorten it",
         )
-    return found
+    return labels

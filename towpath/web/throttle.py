@@ -1,4 +1,4 @@
-"""How often a password may be tried: counted before it is checked, by account, by network and by known browser."""
+"""Rate limits of password attempts, counted before the check: by account, network and known browser."""
 
 import ipaddress
 from collections import OrderedDict
@@ -11,22 +11,21 @@ from towpath.web import proxies
 from towpath.web.passwords import TooManyAttempts
 
 MAX_COUNTERS = 20_000
-"""Counters of one kind; the one that was not used for longest is dropped."""
+"""Counters of one kind; the least recently used is dropped."""
 RESET_SECONDS = 3600.0
-"""Seconds without a try after which a counter starts again."""
+"""Seconds without an attempt after which a counter restarts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """So many tries at once; then one after `first` seconds, and each wait is twice the one before, `most` at the
-    longest."""
+    """`free` attempts at once, then exponential backoff from `first` up to `most` seconds."""
 
     free: int
     first: float
     most: float
 
     def wait(self, tries: int) -> float:
-        """Seconds between the last of so many tries and the next one."""
+        """Return the seconds to wait after so many attempts."""
         return 0.0 if tries < self.free else min(self.most, self.first * 2.0 ** min(tries - self.free, 30))
 
 
@@ -34,30 +33,30 @@ BY_ACCOUNT_AND_NETWORK = Limit(5, 30.0, 900.0)
 BY_DEVICE = Limit(5, 30.0, 900.0)
 BY_NETWORK = Limit(30, 5.0, 60.0)
 BY_ACCOUNT = Limit(20, 5.0, 60.0)
-"""All strangers' tries at one account, from wherever; a browser that it signed in from before is counted apart."""
+"""Attempts at one account from all unknown browsers; known browsers are counted separately."""
 
 
 @dataclass
 class AttemptCounters:
-    """Tries by key under one limit."""
+    """Attempts by key under one limit."""
 
     limit: Limit
     tries: "OrderedDict[Hashable, tuple[int, float]]" = field(default_factory=OrderedDict)
 
-    def left(self, key: Hashable, now: float) -> float:
-        """Seconds until the next try is allowed; 0 for now."""
+    def seconds_left(self, key: Hashable, now: float) -> float:
+        """Return the seconds until the next attempt is allowed."""
         count, last = self.tries.get(key, (0, now))
         return 0.0 if now - last >= RESET_SECONDS else max(0.0, last + self.limit.wait(count) - now)
 
     def count(self, key: Hashable, now: float) -> None:
-        """One more try."""
+        """Count an attempt."""
         count, last = self.tries.pop(key, (0, now))
         self.tries[key] = (1 if now - last >= RESET_SECONDS else count + 1, now)
         while len(self.tries) > MAX_COUNTERS:
             self.tries.popitem(last=False)
 
     def refund(self, key: Hashable) -> None:
-        """One try less: it was right."""
+        """Undo one attempt."""
         count, last = self.tries.get(key, (0, 0.0))
         if count > 1:
             self.tries[key] = (count - 1, last)
@@ -66,7 +65,7 @@ class AttemptCounters:
 
 
 class Throttle:
-    """Counts tries in this process; a try that is refused is not counted, so that waiting helps."""
+    """Counts attempts in this process; refused attempts are not counted, so waiting helps."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -76,19 +75,19 @@ class Throttle:
         self._network = AttemptCounters(BY_NETWORK)
         self._account = AttemptCounters(BY_ACCOUNT)
 
-    def enter(self, account: str, address: str, device: str = "") -> None:
-        """Count a try, or refuse it. `device` is a browser that this account signed in from before."""
+    def count_attempt(self, account: str, address: str, device: str = "") -> None:
+        """Count an attempt or raise TooManyAttempts; `device` is a browser known to the account."""
         now = self._clock()
         keys = self._keys(account, address, device)
         with self._lock:
-            left = max(counters.left(key, now) for counters, key in keys)
+            left = max(counters.seconds_left(key, now) for counters, key in keys)
             if left > 0:
                 raise TooManyAttempts(left)
             for counters, key in keys:
                 counters.count(key, now)
 
-    def right(self, account: str, address: str, device: str = "") -> None:
-        """The try was right: it counts for nothing, and this browser or network starts again with the account."""
+    def record_success(self, account: str, address: str, device: str = "") -> None:
+        """Undo a successful attempt, and reset the browser's or network's counter for the account."""
         keys = self._keys(account, address, device)
         with self._lock:
             own, own_key = keys[0]
@@ -96,8 +95,8 @@ class Throttle:
             for counters, key in keys[1:]:
                 counters.refund(key)
 
-    def take_back(self, account: str, address: str, device: str = "") -> None:
-        """The try was not made: it counts for nothing."""
+    def refund(self, account: str, address: str, device: str = "") -> None:
+        """Undo an attempt that was not made."""
         with self._lock:
             for counters, key in self._keys(account, address, device):
                 counters.refund(key)
@@ -105,13 +104,13 @@ class Throttle:
     def _keys(self, account: str, address: str, device: str) -> list[tuple[AttemptCounters, Hashable]]:
         if device:
             return [(self._device, (account, device))]
-        place = client_network(address)
-        return [(self._pair, (account, place)), (self._network, place), (self._account, account)]
+        network = client_network(address)
+        return [(self._pair, (account, network)), (self._network, network), (self._account, account)]
 
 
 @dataclass
 class FixedWindow:
-    """So many at most in so many seconds."""
+    """At most `most` events in `seconds`."""
 
     most: int
     seconds: float
@@ -119,7 +118,7 @@ class FixedWindow:
     count: int = 0
 
     def take(self, now: float) -> int | None:
-        """How many were left out before this one; None when this one is left out too."""
+        """Return the number of events omitted before this one, or None if this one is omitted too."""
         if now - self.since >= self.seconds:
             before = self.count
             self.since = now
@@ -130,8 +129,8 @@ class FixedWindow:
 
 
 def client_network(address: str) -> str:
-    """What one person is taken to have: an IPv4 address, or an IPv6 network of 64 bits."""
-    found = proxies.parse_address(address)
-    if isinstance(found, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((int(found), 64), strict=False))
-    return str(found or "unknown")
+    """Return what one person is assumed to control: an IPv4 address, or an IPv6 /64 network."""
+    parsed = proxies.parse_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((int(parsed), 64), strict=False))
+    return str(parsed or "unknown")

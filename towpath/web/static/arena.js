@@ -1,6 +1,6 @@
 "use strict";
 
-// The record as it is now, every few seconds while the page is looked at; when the arena has ended the page is loaded once more.
+// Refresh the arena every few seconds while the page is visible; reload it when the arena has ended.
 const record = document.getElementById("arena");
 const verdict = document.getElementById("verdict");
 
@@ -13,7 +13,7 @@ setInterval(async () => {
   } catch {
     return;
   }
-  const now = record.firstElementChild.dataset;
-  if (verdict.textContent !== now.sentence) verdict.textContent = now.sentence;
-  if (now.state !== "open") location.reload();
+  const state = record.firstElementChild.dataset;
+  if (verdict.textContent !== state.sentence) verdict.textContent = state.sentence;
+  if (state.state !== "open") location.reload();
 }, 3000);

@@ -1,11 +1,11 @@
 "use strict";
 
-// Curves over steps, drawn by hand. All charts of a page share one axis: its range, the step looked at, and what is marked on it.
+// SVG line charts over steps. All charts of a page share one axis: its range, cursor and marks.
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 168;
 const EDGE = { left: 46, right: 12, top: 10, bottom: 24 };
-const NEAR = 6; // pixels within which a mark is meant
+const MARK_DISTANCE = 6; // pixels within which a mark is hovered
 
 function svg(name, attributes, parent) {
   const element = document.createElementNS(SVG, name);
@@ -22,41 +22,41 @@ function html(name, attributes, parent, text) {
   return element;
 }
 
-// ---- numbers in words
+// ---- number formats
 
-function digits(value, count = 3) {
+function formatNumber(value, digits = 3) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-4) return value.toExponential(count - 1).replace(/\.?0+e/, "e").replace("e+", "e").replaceAll("-", "−");
-  const places = Math.max(count - 1 - Math.floor(Math.log10(size)), 0);
+  if (size >= 1e6 || size < 1e-4) return value.toExponential(digits - 1).replace(/\.?0+e/, "e").replace("e+", "e").replaceAll("-", "−");
+  const places = Math.max(digits - 1 - Math.floor(Math.log10(size)), 0);
   const [whole, part = ""] = value.toFixed(places).split(".");
   const rest = part.replace(/0+$/, "");
   return (whole.replace(/\B(?=(\d{3})+$)/g, "\u00a0") + (rest ? `.${rest}` : "")).replace("-", "−");
 }
 
 const FORMS = {
-  number: (value) => digits(value),
-  percent: (value) => `${digits(value * 100)} %`,
-  seconds: (value) => (value >= 120 ? `${digits(value / 60)} min` : `${digits(value)} s`),
-  bytes: (value) => (value >= 2 ** 30 ? `${digits(value / 2 ** 30)} GiB` : `${digits(value / 2 ** 20)} MiB`),
+  number: (value) => formatNumber(value),
+  percent: (value) => `${formatNumber(value * 100)} %`,
+  seconds: (value) => (value >= 120 ? `${formatNumber(value / 60)} min` : `${formatNumber(value)} s`),
+  bytes: (value) => (value >= 2 ** 30 ? `${formatNumber(value / 2 ** 30)} GiB` : `${formatNumber(value / 2 ** 20)} MiB`),
 };
 
-function told(value, form = "number") {
+function formatValue(value, form = "number") {
   return Number.isFinite(value) ? (FORMS[form] ?? FORMS.number)(value) : "–";
 }
 
-// The text of ticks: as many places as tell one from the next.
-function tickWords(values, form, logarithmic) {
-  if (logarithmic || values.length < 2) return values.map((value) => told(value, form));
+// Tick labels with enough decimals to distinguish them.
+function formatTicks(values, form, logarithmic) {
+  if (logarithmic || values.length < 2) return values.map((value) => formatValue(value, form));
   const scale = { percent: 100, bytes: 2 ** -30, number: 1, seconds: 1 }[form] ?? 1;
   const step = Math.abs(values[1] - values[0]) * scale, most = Math.max(...values.map(Math.abs)) * scale;
-  if (most >= 1e6 || most < 1e-3) return values.map((value) => digits(value, 2 + Math.max(0, Math.floor(Math.log10(most / step)))));
+  if (most >= 1e6 || most < 1e-3) return values.map((value) => formatNumber(value, 2 + Math.max(0, Math.floor(Math.log10(most / step)))));
   const places = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const unit = { percent: " %", bytes: " GiB", seconds: " s" }[form] ?? "";
-  return values.map((value) => (places ? (value * scale).toFixed(places).replace("-", "−") : count(Math.round(value * scale))) + unit);
+  return values.map((value) => (places ? (value * scale).toFixed(places).replace("-", "−") : formatStep(Math.round(value * scale))) + unit);
 }
 
-const count = (step) => String(step).replace(/\B(?=(\d{3})+$)/g, "\u00a0").replace("-", "−");
+const formatStep = (step) => String(step).replace(/\B(?=(\d{3})+$)/g, "\u00a0").replace("-", "−");
 
 // ---- scales
 
@@ -68,23 +68,23 @@ function niceStep(span, most) {
 
 function ticks(low, high, most, least = 0) {
   const step = Math.max(niceStep(high - low || 1, most), least);
-  const found = [];
-  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at += 1) found.push(Number((at * step).toPrecision(12)));
-  return found;
+  const values = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) values.push(Number((i * step).toPrecision(12)));
+  return values;
 }
 
 function logTicks(low, high) {
   const from = Math.floor(Math.log10(low)), to = Math.ceil(Math.log10(high));
   const factors = to - from > 2 ? [1] : [1, 2, 5];
   const every = Math.ceil((to - from) / 5);
-  const found = [];
+  const values = [];
   for (let power = from; power <= to; power += every) {
-    for (const factor of factors) found.push(factor * 10 ** power);
+    for (const factor of factors) values.push(factor * 10 ** power);
   }
-  return found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+  return values.filter((value) => value >= low * 0.999 && value <= high * 1.001);
 }
 
-// The place in sorted steps whose step is nearest.
+// The index of the nearest step in sorted steps.
 function nearest(steps, step) {
   let low = 0, high = steps.length - 1;
   if (high < 0) return -1;
@@ -96,7 +96,7 @@ function nearest(steps, step) {
   return low > 0 && step - steps[low - 1] < steps[low] - step ? low - 1 : low;
 }
 
-// ---- the axis that charts share
+// ---- the shared axis
 
 class Axis {
   constructor() {
@@ -109,23 +109,23 @@ class Axis {
     this.marks = [];
     this.charts = new Set();
     this.zoomed = () => {}; // (low, high) or (null) for all
-    this.picked = () => {}; // a step whose values are all to be shown
-    this.exact = null; // (step) => a promise of the numbers of this step
+    this.picked = () => {}; // show all values of a step
+    this.exact = null; // (step) => a promise of the metrics at this step
     this.waiting = false;
     this.tip = new Tip(this);
   }
 
-  // All charts again, at most once a frame; those out of sight when they are seen.
+  // Redraw all charts at most once per frame; charts out of view when they become visible.
   redraw() {
     if (this.waiting) return;
     this.waiting = true;
     requestAnimationFrame(() => {
       this.waiting = false;
-      for (const chart of this.charts) chart.drawWhenSeen();
+      for (const chart of this.charts) chart.drawWhenVisible();
     });
   }
 
-  look(step, chart) {
+  setCursor(step, chart) {
     this.cursor = step === null ? null : Math.max(this.low, Math.min(this.high, step));
     for (const one of this.charts) one.drawCursor();
     this.tip.show(this.cursor, chart);
@@ -145,7 +145,7 @@ class Axis {
   }
 }
 
-// ---- what is told beside the pointer
+// ---- the tooltip
 
 class Tip {
   constructor(axis) {
@@ -163,10 +163,10 @@ class Tip {
       return;
     }
     this.fill(step, chart);
-    const asked = this.axis.exact;
-    if (!asked || this.known.has(step)) return;
+    const { exact } = this.axis;
+    if (!exact || this.known.has(step)) return;
     this.timer = setTimeout(async () => {
-      const row = await asked(step).catch(() => null);
+      const row = await exact(step).catch(() => null);
       if (row === null) return;
       if (this.known.size > 300) this.known.clear();
       this.known.set(step, row);
@@ -182,12 +182,12 @@ class Tip {
     const rows = chart.at(step, this.known.get(step));
     const marks = chart.marksAt(step);
     this.box.replaceChildren();
-    html("p", { class: "step" }, this.box, `step ${count(step)}`);
+    html("p", { class: "step" }, this.box, `step ${formatStep(step)}`);
     if (rows.length) {
       const list = html("dl", {}, this.box);
       for (const row of rows) {
-        html("dt", { class: `c${row.tone}${row.phase === "validation" ? " look" : ""}` }, list, row.label);
-        html("dd", {}, list, row.away === null ? row.text : `${row.text} (step ${count(row.away)})`);
+        html("dt", { class: `c${row.tone}${row.phase === "validation" ? " validation" : ""}` }, list, row.label);
+        html("dd", {}, list, row.away === null ? row.text : `${row.text} (step ${formatStep(row.away)})`);
       }
     }
     for (const mark of marks) {
@@ -195,13 +195,13 @@ class Tip {
       html("b", {}, line, mark.label);
       if (mark.reason) line.append(` ${mark.reason}`);
     }
-    this.place(chart.plot.getBoundingClientRect(), chart.x(step));
+    this.moveTo(chart.plot.getBoundingClientRect(), chart.x(step));
     if (chart.plot === document.activeElement) {
       this.spoken.textContent = [`step ${step}`, ...rows.map((row) => `${row.label} ${row.text}`), ...marks.map((mark) => `${mark.label}: ${mark.reason}`)].join("; ");
     }
   }
 
-  place(around, x) {
+  moveTo(around, x) {
     this.box.hidden = false;
     const { width, height } = this.box.getBoundingClientRect();
     const wide = document.documentElement.clientWidth;
@@ -212,24 +212,24 @@ class Tip {
     this.box.style.top = `${Math.max(8, Math.min(below, window.innerHeight - height - 8))}px`;
   }
 
-  // A mark on its own, outside of any chart.
-  tell(element, step, mark) {
+  // Show a mark outside of any chart.
+  showMark(element, step, mark) {
     this.box.replaceChildren();
-    html("p", { class: "step" }, this.box, `step ${count(step)}`);
+    html("p", { class: "step" }, this.box, `step ${formatStep(step)}`);
     const line = html("p", { class: `what ${mark.kind}` }, this.box);
     html("b", {}, line, mark.label);
     if (mark.reason) line.append(` ${mark.reason}`);
     const around = element.getBoundingClientRect();
-    this.place({ left: around.left, top: around.bottom }, around.width / 2);
+    this.moveTo({ left: around.left, top: around.bottom }, around.width / 2);
   }
 }
 
 // ---- one chart
 
-const named = (line) => `${line.phase}/${line.name}/${line.label}`;
+const lineKey = (line) => `${line.phase}/${line.name}/${line.label}`;
 
-// What one entry of the legend stands for: a line, and the rings over it where they have its colour.
-function joined(lines) {
+// Entries of the legend: a line, with its validation points if they have the same colour.
+function legendEntries(lines) {
   const entries = [];
   for (const line of lines) {
     const [before] = entries.at(-1) ?? [];
@@ -246,21 +246,21 @@ class Chart {
     this.figure = html("figure", { class: "chart" }, parent);
     const head = html("figcaption", {}, this.figure);
     this.title = html("h3", {}, head, data.title);
-    this.larger = html("button", { type: "button", class: "quiet", "aria-pressed": "false", "aria-label": `${data.title}: larger` }, head, "Larger");
-    this.tableOpener = html("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-label": `${data.title}: table` }, head, "Table");
+    this.enlargeButton = html("button", { type: "button", class: "quiet", "aria-pressed": "false", "aria-label": `${data.title}: enlargeButton` }, head, "Larger");
+    this.tableButton = html("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-label": `${data.title}: table` }, head, "Table");
     this.legend = html("ul", { class: "legend" }, this.figure);
     this.plot = html("div", { class: "plot", tabindex: "0", role: "application", "aria-roledescription": "chart" }, this.figure);
     this.picture = svg("svg", { "aria-hidden": "true" }, this.plot);
     this.table = html("div", { class: "scroll values", tabindex: "0", role: "region", "aria-label": `${data.title}: values`, hidden: "" }, this.figure);
     this.left = EDGE.left;
-    this.seen = true;
+    this.visible = true;
     this.stale = true;
     this.listen();
     this.update(data);
     axis.charts.add(this);
     this.watcher = new IntersectionObserver(([entry]) => {
-      this.seen = entry.isIntersecting;
-      if (this.seen && this.stale) this.draw();
+      this.visible = entry.isIntersecting;
+      if (this.visible && this.stale) this.draw();
     }, { rootMargin: "300px" });
     this.watcher.observe(this.figure);
     this.sizes = new ResizeObserver(() => this.axis.redraw());
@@ -278,13 +278,13 @@ class Chart {
     const same = this.data && this.data.lines.map((line) => line.label + line.name + line.phase).join() === data.lines.map((line) => line.label + line.name + line.phase).join();
     this.data = data;
     this.figure.dataset.chart = data.key;
-    this.entries = joined(data.lines);
+    this.entries = legendEntries(data.lines);
     if (!same) this.drawLegend();
     this.labels();
     this.stale = true;
   }
 
-  // A row that was written just now; false where the chart has no line for something in it.
+  // Append a new row to the lines.
   append(row) {
     let fresh = false;
     for (const line of this.data.lines) {
@@ -311,7 +311,7 @@ class Chart {
         html("i", { role: "img", "aria-label": "held out", title: "held out", class: ring.phase }, button);
         values.push(html("b", {}, button));
       }
-      const key = named(line);
+      const key = lineKey(line);
       button.setAttribute("aria-pressed", String(!this.hidden.has(key)));
       button.addEventListener("click", () => {
         if (!this.hidden.delete(key)) this.hidden.add(key);
@@ -323,22 +323,22 @@ class Chart {
   }
 
   labels() {
-    const words = this.data.lines.map((line, place) => {
-      const last = told(line.values[line.values.length - 1], this.data.form);
-      if (this.latest?.[place] && this.latest[place].textContent !== last) this.latest[place].textContent = last;
+    const texts = this.data.lines.map((line, index) => {
+      const last = formatValue(line.values[line.values.length - 1], this.data.form);
+      if (this.latest?.[index] && this.latest[index].textContent !== last) this.latest[index].textContent = last;
       return `${line.label} ${last}`;
     });
-    this.plot.setAttribute("aria-label", `${this.data.title}. Latest: ${words.join(", ")}. Arrow keys read values; plus and minus zoom; Enter lists everything at a step.`);
+    this.plot.setAttribute("aria-label", `${this.data.title}. Latest: ${texts.join(", ")}. Arrow keys read values; plus and minus zoom; Enter lists all metrics at a step.`);
   }
 
-  shown() {
-    return this.entries.filter(([line]) => !this.hidden.has(named(line))).flat();
+  visibleLines() {
+    return this.entries.filter(([line]) => !this.hidden.has(lineKey(line))).flat();
   }
 
   // ---- drawing
 
-  drawWhenSeen() {
-    if (this.seen) this.draw();
+  drawWhenVisible() {
+    if (this.visible) this.draw();
     else this.stale = true;
   }
 
@@ -360,7 +360,7 @@ class Chart {
 
   range() {
     let low = Infinity, high = -Infinity, positive = Infinity;
-    for (const line of this.shown()) {
+    for (const line of this.visibleLines()) {
       for (const [steps, values] of [[line.steps, line.values], [line.smooth_steps ?? [], line.smooth_values ?? []]]) {
         for (let i = 0; i < steps.length; i += 1) {
           if (steps[i] < this.axis.low || steps[i] > this.axis.high) continue;
@@ -402,13 +402,13 @@ class Chart {
     if (!this.width) return;
     this.range();
     this.values = this.log ? logTicks(this.bottom, this.top) : ticks(this.bottom, this.top, this.height > 260 ? 7 : 4);
-    this.words = tickWords(this.values, this.data.form, this.log);
-    this.left = Math.max(EDGE.left, 14 + 6.6 * Math.max(...this.words.map((words) => words.length), 0));
+    this.texts = formatTicks(this.values, this.data.form, this.log);
+    this.left = Math.max(EDGE.left, 14 + 6.6 * Math.max(...this.texts.map((texts) => texts.length), 0));
     const picture = document.createDocumentFragment();
     this.drawAxes(picture);
     this.drawGuides(picture);
     this.drawMarks(picture);
-    for (const line of this.shown()) this.drawLine(line, picture);
+    for (const line of this.visibleLines()) this.drawLine(line, picture);
     this.over = svg("g", { class: "over" }, picture);
     this.picture.setAttribute("width", this.width);
     this.picture.setAttribute("height", this.height);
@@ -419,20 +419,20 @@ class Chart {
 
   drawAxes(parent) {
     const bottom = this.height - EDGE.bottom, right = this.width - EDGE.right;
-    this.values.forEach((value, place) => {
+    this.values.forEach((value, index) => {
       const y = this.y(value);
       svg("line", { class: "grid", x1: this.left, x2: right, y1: y, y2: y }, parent);
-      svg("text", { class: "tick", x: this.left - 7, y: y + 4, "text-anchor": "end" }, parent).textContent = this.words[place];
+      svg("text", { class: "tick", x: this.left - 7, y: y + 4, "text-anchor": "end" }, parent).textContent = this.texts[index];
     });
     svg("line", { class: "base", x1: this.left, x2: right, y1: bottom, y2: bottom }, parent);
     const { low, high } = this.axis;
-    const room = 12 + 10 * count(high).length; // pixels that the number of an end keeps free of others
+    const room = 12 + 10 * formatStep(high).length; // pixels around the end labels without other labels
     const between = ticks(low, high, Math.max(2, Math.floor(this.width / 90)), 1).filter((step) => this.x(step) - this.x(low) > room && this.x(high) - this.x(step) > room);
     for (const step of [low, ...between, high]) {
       const x = this.x(step);
       svg("line", { class: "base", x1: x, x2: x, y1: bottom, y2: bottom + 4 }, parent);
       const anchor = x > right - 16 ? "end" : x < this.left + 10 ? "start" : "middle";
-      svg("text", { class: "tick", x, y: bottom + 17, "text-anchor": anchor }, parent).textContent = count(step);
+      svg("text", { class: "tick", x, y: bottom + 17, "text-anchor": anchor }, parent).textContent = formatStep(step);
     }
   }
 
@@ -445,7 +445,7 @@ class Chart {
       if (guide.high > guide.low) svg("rect", { class: `band ${guide.kind}`, x: this.left, width: right - this.left, y: at, height: Math.max(this.y(low) - at, 1) }, parent);
       else svg("line", { class: `guide ${guide.kind}`, x1: this.left, x2: right, y1: at, y2: at }, parent);
       const inside = at - 4 > EDGE.top + 6 && guide.high === guide.low ? at - 4 : at + 12;
-      const side = guide.kind === "good" ? { x: this.left + 3 } : { x: right - 3, "text-anchor": "end" }; // a target's word and an alarm's do not meet
+      const side = guide.kind === "good" ? { x: this.left + 3 } : { x: right - 3, "text-anchor": "end" }; // the labels of a target and an alarm do not overlap
       svg("text", { class: `guide ${guide.kind}`, y: inside, ...side }, parent).textContent = guide.label;
     }
   }
@@ -464,21 +464,21 @@ class Chart {
   path(steps, values) {
     const { low, high } = this.axis;
     const first = Math.max(nearest(steps, low) - 1, 0), end = Math.min(nearest(steps, high) + 1, steps.length - 1);
-    let told = "", pen = "M";
+    let d = "", pen = "M";
     for (let i = first; i <= end; i += 1) {
       if (this.log && values[i] <= 0) {
         pen = "M";
         continue;
       }
-      told += `${pen}${this.x(steps[i]).toFixed(1)} ${this.y(values[i]).toFixed(1)}`;
+      d += `${pen}${this.x(steps[i]).toFixed(1)} ${this.y(values[i]).toFixed(1)}`;
       pen = "L";
     }
-    return told;
+    return d;
   }
 
   drawLine(line, parent) {
-    const look = line.phase === "validation";
-    const group = svg("g", { class: `line c${line.tone}${look ? " look" : ""}`, "clip-path": `url(#${this.clip(parent)})` }, parent);
+    const validation = line.phase === "validation";
+    const group = svg("g", { class: `line c${line.tone}${validation ? " validation" : ""}`, "clip-path": `url(#${this.clip(parent)})` }, parent);
     if (line.smooth_steps) {
       svg("path", { class: "faint", d: this.path(line.steps, line.values) }, group);
       svg("path", { class: "smooth", d: this.path(line.smooth_steps, line.smooth_values) }, group);
@@ -486,10 +486,10 @@ class Chart {
       svg("path", { d: this.path(line.steps, line.values) }, group);
     }
     const visible = line.steps.reduce((sum, step) => sum + (step >= this.axis.low && step <= this.axis.high), 0);
-    if (visible <= (look ? 80 : 14)) {
+    if (visible <= (validation ? 80 : 14)) {
       line.steps.forEach((step, i) => {
         if (step < this.axis.low || step > this.axis.high || (this.log && line.values[i] <= 0)) return;
-        svg("circle", { cx: this.x(step), cy: this.y(line.values[i]), r: look ? 3.2 : 2 }, group);
+        svg("circle", { cx: this.x(step), cy: this.y(line.values[i]), r: validation ? 3.2 : 2 }, group);
       });
     }
     for (const step of line.endless ?? []) {
@@ -513,7 +513,7 @@ class Chart {
     if (step === null) return;
     const x = this.x(step), bottom = this.height - EDGE.bottom;
     svg("line", { class: "cursor", x1: x, x2: x, y1: EDGE.top, y2: bottom }, this.over);
-    for (const line of this.shown()) {
+    for (const line of this.visibleLines()) {
       const at = nearest(line.steps, step);
       if (at < 0 || Math.abs(this.x(line.steps[at]) - x) > 30 || (this.log && line.values[at] <= 0)) continue;
       svg("circle", { class: `spot c${line.tone}`, cx: this.x(line.steps[at]), cy: this.y(line.values[at]), r: 3.6 }, this.over);
@@ -523,42 +523,42 @@ class Chart {
   // ---- values
 
   at(step, exact) {
-    const found = [];
-    for (const line of this.shown()) {
+    const values = [];
+    for (const line of this.visibleLines()) {
       const row = line.run ? undefined : exact?.[line.phase];
-      const given = row && line.name in row.numbers;
+      const isExact = row && line.name in row.numbers;
       const at = nearest(line.steps, step);
-      if (!given && at < 0) continue;
-      const value = given ? Number(row.numbers[line.name]) : line.values[at];
-      const where = given ? row.step : line.steps[at];
-      const text = given && typeof row.numbers[line.name] === "string" ? "not finite" : told(value, this.data.form);
-      found.push({ label: line.label, tone: line.tone, phase: line.phase, text, away: where === step ? null : where });
+      if (!isExact && at < 0) continue;
+      const value = isExact ? Number(row.numbers[line.name]) : line.values[at];
+      const where = isExact ? row.step : line.steps[at];
+      const text = isExact && typeof row.numbers[line.name] === "string" ? "not finite" : formatValue(value, this.data.form);
+      values.push({ label: line.label, tone: line.tone, phase: line.phase, text, away: where === step ? null : where });
     }
-    return found;
+    return values;
   }
 
   marksAt(step) {
     const x = this.x(step);
-    return this.axis.marks.filter((mark) => Math.abs(this.x(mark.step) - x) <= NEAR).slice(0, 4);
+    return this.axis.marks.filter((mark) => Math.abs(this.x(mark.step) - x) <= MARK_DISTANCE).slice(0, 4);
   }
 
   fillTable() {
-    const lines = this.shown();
+    const lines = this.visibleLines();
     const all = [...new Set(lines.flatMap((line) => line.steps))].filter((step) => step >= this.axis.low && step <= this.axis.high).sort((a, b) => a - b);
     const every = Math.ceil(all.length / 30) || 1;
-    const kept = all.filter((_, i) => (all.length - 1 - i) % every === 0).reverse();
+    const steps = all.filter((_, i) => (all.length - 1 - i) % every === 0).reverse();
     const table = document.createElement("table");
     const head = html("tr", {}, html("thead", {}, table));
     html("th", { scope: "col", class: "num" }, head, "step");
     for (const line of lines) html("th", { scope: "col", class: "num" }, head, line.label);
     const body = html("tbody", {}, table);
-    for (const step of kept) {
+    for (const step of steps) {
       const row = html("tr", {}, body);
-      html("th", { scope: "row", class: "num" }, row, count(step));
+      html("th", { scope: "row", class: "num" }, row, formatStep(step));
       for (const line of lines) {
         const at = nearest(line.steps, step);
         const near = at >= 0 && (line.phase === "train" ? Math.abs(line.steps[at] - step) <= every * 2 : line.steps[at] === step);
-        html("td", { class: "num" }, row, near ? told(line.values[at], this.data.form) : "");
+        html("td", { class: "num" }, row, near ? formatValue(line.values[at], this.data.form) : "");
       }
     }
     this.table.replaceChildren(table);
@@ -571,8 +571,8 @@ class Chart {
     const inside = (event) => event.clientX - this.plot.getBoundingClientRect().left;
     this.plot.addEventListener("pointermove", (event) => {
       const x = inside(event);
-      this.axis.look(this.step(x), this);
-      if (from === null || Math.abs(x - from) < NEAR) return;
+      this.axis.setCursor(this.step(x), this);
+      if (from === null || Math.abs(x - from) < MARK_DISTANCE) return;
       band ??= svg("rect", { class: "chosen", y: EDGE.top, height: this.height - EDGE.top - EDGE.bottom }, this.picture);
       if (!band.isConnected) this.picture.append(band);
       band.setAttribute("x", Math.max(Math.min(from, x), this.left));
@@ -586,7 +586,7 @@ class Chart {
     const drop = (event) => {
       if (from === null) return;
       const [low, high] = [this.step(Math.min(from, inside(event))), this.step(Math.max(from, inside(event)))];
-      const dragged = Math.abs(inside(event) - from) >= NEAR;
+      const dragged = Math.abs(inside(event) - from) >= MARK_DISTANCE;
       from = null;
       band?.remove();
       band = null;
@@ -597,21 +597,21 @@ class Chart {
     this.plot.addEventListener("pointerup", drop);
     this.plot.addEventListener("pointercancel", drop);
     this.plot.addEventListener("pointerleave", () => {
-      if (from === null) this.axis.look(null);
+      if (from === null) this.axis.setCursor(null);
     });
     this.plot.addEventListener("focus", () => {
-      if (this.plot.matches(":focus-visible")) this.axis.look(this.axis.cursor ?? this.axis.high, this);
+      if (this.plot.matches(":focus-visible")) this.axis.setCursor(this.axis.cursor ?? this.axis.high, this);
     });
-    this.plot.addEventListener("blur", () => this.axis.look(null));
+    this.plot.addEventListener("blur", () => this.axis.setCursor(null));
     this.plot.addEventListener("keydown", (event) => this.key(event));
-    this.tableOpener.addEventListener("click", () => {
+    this.tableButton.addEventListener("click", () => {
       this.table.hidden = !this.table.hidden;
-      this.tableOpener.setAttribute("aria-expanded", String(!this.table.hidden));
+      this.tableButton.setAttribute("aria-expanded", String(!this.table.hidden));
       if (!this.table.hidden) this.fillTable();
     });
-    this.larger.addEventListener("click", () => {
+    this.enlargeButton.addEventListener("click", () => {
       const on = this.figure.classList.toggle("large");
-      this.larger.setAttribute("aria-pressed", String(on));
+      this.enlargeButton.setAttribute("aria-pressed", String(on));
       this.draw();
     });
   }
@@ -622,14 +622,14 @@ class Chart {
     const here = axis.cursor ?? axis.high;
     const by = Math.max(1, Math.round((axis.high - axis.low) / 120)) * (event.shiftKey ? 10 : 1);
     const work = {
-      ArrowLeft: () => axis.look(here - by, this), ArrowRight: () => axis.look(here + by, this),
-      Home: () => axis.look(axis.low, this), End: () => axis.look(axis.high, this),
+      ArrowLeft: () => axis.setCursor(here - by, this), ArrowRight: () => axis.setCursor(here + by, this),
+      Home: () => axis.setCursor(axis.low, this), End: () => axis.setCursor(axis.high, this),
       "+": () => axis.zoomBy(0.5, here), "=": () => axis.zoomBy(0.5, here), "-": () => axis.zoomBy(2, here),
       "[": () => axis.pan(-0.5), "]": () => axis.pan(0.5), 0: () => axis.zoomed(null), Enter: () => axis.picked(here),
-      Escape: () => (axis.low > axis.first || axis.high < axis.last ? axis.zoomed(null) : axis.look(null)),
+      Escape: () => (axis.low > axis.first || axis.high < axis.last ? axis.zoomed(null) : axis.setCursor(null)),
       m: () => {
         const next = axis.marks.find((mark) => mark.step > here) ?? axis.marks[0];
-        if (next) axis.look(next.step, this);
+        if (next) axis.setCursor(next.step, this);
       },
     }[event.key];
     if (!work) return;
@@ -668,11 +668,11 @@ class Wall {
     for (const chart of this.charts.values()) chart.remove();
     this.charts.clear();
     this.parent.replaceChildren();
-    groups.forEach((group, place) => {
+    groups.forEach((group, index) => {
       const charts = group.charts.filter((chart) => !chart.flat);
       if (!charts.length) return;
-      const section = html("section", group.title ? { class: "wall", "aria-labelledby": `group-${place}` } : { class: "wall" }, this.parent);
-      if (group.title) html("h2", { id: `group-${place}` }, section, group.title);
+      const section = html("section", group.title ? { class: "wall", "aria-labelledby": `group-${index}` } : { class: "wall" }, this.parent);
+      if (group.title) html("h2", { id: `group-${index}` }, section, group.title);
       this.fill(html("div", { class: "charts" }, section), group, charts);
     });
     this.fold(groups);
@@ -682,7 +682,7 @@ class Wall {
     for (const data of charts) this.charts.set(`${group.title}/${data.key}`, new Chart(data, this.axis, grid));
   }
 
-  // Charts that tell nothing, because they are empty or constant, lie folded at the end.
+  // Empty or constant charts are folded at the end.
   fold(groups) {
     const flat = groups.flatMap((group) => group.charts.filter((chart) => chart.flat).map((chart) => [group, chart]));
     if (!flat.length) return;
@@ -694,7 +694,7 @@ class Wall {
     box.addEventListener("toggle", () => this.axis.redraw());
   }
 
-  // New rows; false when a number came that no chart knows yet.
+  // Append new rows; returns false if a metric has no chart yet.
   append(rows) {
     const known = new Set();
     for (const chart of this.charts.values()) {

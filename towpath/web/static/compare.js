@@ -3,16 +3,16 @@
 const at = (id) => document.getElementById(id);
 const { stage } = at("choice").dataset;
 const [runs, names] = [JSON.parse(at("choice").dataset.runs), JSON.parse(at("choice").dataset.names)];
-const MOST = 8;
+const MAX_RUNS = 8;
 
-async function ask(path, values) {
+async function fetchJson(path, values) {
   const response = await fetch(`/monitor/compare/${path}?${new URLSearchParams(values)}`, { headers: { accept: "application/json" }, signal: AbortSignal.timeout(30000) });
   if (response.status === 401) location.assign("/sign-in");
   if (!response.ok) throw new Error(String(response.status));
   return response.json();
 }
 
-const several = () => runs.map((name) => ["runs", name]);
+const runParameters = () => runs.map((name) => ["runs", name]);
 
 // ---- curves
 
@@ -23,19 +23,19 @@ let view = null;
 const pressed = (id) => at(id).getAttribute("aria-pressed") === "true";
 
 async function load() {
-  const values = [["stage", stage], ["smooth", pressed("smooth")], ["buckets", 400], ...several(), ...names.map((name) => ["names", name])];
+  const values = [["stage", stage], ["smooth", pressed("smooth")], ["buckets", 400], ...runParameters(), ...names.map((name) => ["names", name])];
   if (view) values.push(["low", view.low], ["high", view.high]);
   try {
-    const told = await ask("curves", values);
-    [axis.first, axis.last] = [told.first, told.last];
+    const data = await fetchJson("curves", values);
+    [axis.first, axis.last] = [data.first, data.last];
     [axis.low, axis.high] = view ? [view.low, view.high] : [axis.first, Math.max(axis.last, axis.first + 1)];
     at("all").hidden = !view;
-    for (const chart of told.groups[0].charts) for (const line of chart.lines) line.run = true; // values of one run are not those of another
-    at("said").textContent = told.groups[0].charts.length ? "" : "None of these runs has told any of these numbers.";
-    wall.show(told.groups);
-    document.body.dataset.drawn = String(told.last);
+    for (const chart of data.groups[0].charts) for (const line of chart.lines) line.run = true; // exact values exist only for the server's own run
+    at("message").textContent = data.groups[0].charts.length ? "" : "None of these runs has these metrics.";
+    wall.show(data.groups);
+    document.body.dataset.drawn = String(data.last);
   } catch {
-    at("said").textContent = "No connection; trying again.";
+    at("message").textContent = "No connection; retrying.";
   }
 }
 
@@ -53,10 +53,10 @@ for (const id of ["smooth", "log"]) {
   });
 }
 
-// No more runs than there are colours.
+// At most as many runs as colours.
 const boxes = [...document.querySelectorAll('input[name="runs"]')];
 function limit() {
-  const full = boxes.filter((box) => box.checked).length >= MOST;
+  const full = boxes.filter((box) => box.checked).length >= MAX_RUNS;
   for (const box of boxes) box.disabled = full && !box.checked;
 }
 for (const box of boxes) box.addEventListener("change", limit);
@@ -66,14 +66,14 @@ limit();
 
 let data = { points: [], reference: [], by: "win" };
 let chosen = -1;
-let places = [];
+let positions = [];
 const plane = at("plane");
 const picture = plane.querySelector("svg");
 const tip = new Tip(axis);
 
 async function frontier() {
   try {
-    data = await ask("frontier", [["by", pressed("by-win") ? "win" : "reward"], ...several()]);
+    data = await fetchJson("frontier", [["by", pressed("by-win") ? "win" : "reward"], ...runParameters()]);
   } catch {
     return;
   }
@@ -84,9 +84,9 @@ async function frontier() {
       const row = document.createElement("tr");
       html("th", { scope: "row" }, row, point.run);
       html("td", {}, row, point.label);
-      html("td", { class: "num" }, row, digits(point.kl));
+      html("td", { class: "num" }, row, formatNumber(point.kl));
       html("td", { class: "num" }, row, FORMS[form](point.value));
-      html("td", { class: "num" }, row, point.n ? count(point.n) : "");
+      html("td", { class: "num" }, row, point.n ? formatStep(point.n) : "");
       return row;
     }),
   );
@@ -105,13 +105,13 @@ function draw() {
   const y = (value) => height - edge.bottom - ((value - y0) / (y1 - y0)) * (height - edge.top - edge.bottom);
   const parts = document.createDocumentFragment();
   const rows = ticks(y0, y1, 6);
-  tickWords(rows, win ? "percent" : "number", false).forEach((words, place) => {
-    svg("line", { class: "grid", x1: edge.left, x2: width - edge.right, y1: y(rows[place]), y2: y(rows[place]) }, parts);
-    svg("text", { class: "tick", x: edge.left - 8, y: y(rows[place]) + 4, "text-anchor": "end" }, parts).textContent = words;
+  formatTicks(rows, win ? "percent" : "number", false).forEach((words, index) => {
+    svg("line", { class: "grid", x1: edge.left, x2: width - edge.right, y1: y(rows[index]), y2: y(rows[index]) }, parts);
+    svg("text", { class: "tick", x: edge.left - 8, y: y(rows[index]) + 4, "text-anchor": "end" }, parts).textContent = words;
   });
   const columns = ticks(x0, x1, 7);
-  tickWords(columns, "number", false).forEach((words, place) => {
-    svg("text", { class: "tick", x: x(columns[place]), y: height - edge.bottom + 17, "text-anchor": "middle" }, parts).textContent = words;
+  formatTicks(columns, "number", false).forEach((words, index) => {
+    svg("text", { class: "tick", x: x(columns[index]), y: height - edge.bottom + 17, "text-anchor": "middle" }, parts).textContent = words;
   });
   svg("line", { class: "base", x1: edge.left, x2: width - edge.right, y1: height - edge.bottom, y2: height - edge.bottom }, parts);
   svg("text", { class: "tick", x: width - edge.right, y: height - 6, "text-anchor": "end" }, parts).textContent = "KL to the tuned model, nats per prompt";
@@ -126,22 +126,22 @@ function draw() {
     const trail = data.points.filter((point) => point.run === name && !point.evaluated);
     if (trail.length > 1) svg("path", { class: `trail c${trail[0].tone}`, d: `M${trail.map((point) => `${x(point.kl).toFixed(1)} ${y(point.value).toFixed(1)}`).join("L")}` }, parts);
   }
-  places = data.points.map((point) => [x(point.kl), y(point.value)]);
-  data.points.forEach((point, place) => {
-    const [cx, cy] = places[place];
-    if (point.evaluated) svg("circle", { class: `dot c${point.tone}`, cx, cy, r: place === chosen ? 9 : 7 }, parts);
-    else svg("g", { class: `line look c${point.tone}` }, parts).append(svg("circle", { cx, cy, r: place === chosen ? 6 : 4 }));
+  positions = data.points.map((point) => [x(point.kl), y(point.value)]);
+  data.points.forEach((point, index) => {
+    const [cx, cy] = positions[index];
+    if (point.evaluated) svg("circle", { class: `dot c${point.tone}`, cx, cy, r: index === chosen ? 9 : 7 }, parts);
+    else svg("g", { class: `line validation c${point.tone}` }, parts).append(svg("circle", { cx, cy, r: index === chosen ? 6 : 4 }));
   });
-  if (!data.points.length) svg("text", { class: "tick", x: width / 2, y: height / 2, "text-anchor": "middle" }, parts).textContent = "No look at held-out prompts yet";
+  if (!data.points.length) svg("text", { class: "tick", x: width / 2, y: height / 2, "text-anchor": "middle" }, parts).textContent = "No validation yet";
   picture.setAttribute("width", width);
   picture.setAttribute("height", height);
   picture.replaceChildren(parts);
 }
 
-function choose(place) {
-  chosen = place;
+function choose(index) {
+  chosen = index;
   draw();
-  const point = data.points[place];
+  const point = data.points[index];
   if (!point) {
     tip.box.hidden = true;
     return;
@@ -150,18 +150,18 @@ function choose(place) {
   html("p", { class: "step" }, tip.box, `${point.run}, ${point.label}`);
   const list = html("dl", {}, tip.box);
   const gain = data.by === "win" ? "win rate" : "reward";
-  for (const [name, value] of [["KL", digits(point.kl)], [gain, FORMS[data.by === "win" ? "percent" : "number"](point.value)], ...(point.n ? [["prompts", count(point.n)]] : [])]) {
+  for (const [name, value] of [["KL", formatNumber(point.kl)], [gain, FORMS[data.by === "win" ? "percent" : "number"](point.value)], ...(point.n ? [["prompts", formatStep(point.n)]] : [])]) {
     html("dt", { class: `c${point.tone}` }, list, name);
     html("dd", {}, list, value);
   }
   const around = plane.getBoundingClientRect();
-  tip.place({ left: around.left, top: around.top + places[place][1] - 20 }, places[place][0]);
+  tip.moveTo({ left: around.left, top: around.top + positions[index][1] - 20 }, positions[index][0]);
   if (document.activeElement === plane) tip.spoken.textContent = tip.box.innerText;
 }
 
 plane.addEventListener("pointermove", (event) => {
   const around = plane.getBoundingClientRect();
-  const far = places.map(([x, y]) => Math.hypot(event.clientX - around.left - x, event.clientY - around.top - y));
+  const far = positions.map(([x, y]) => Math.hypot(event.clientX - around.left - x, event.clientY - around.top - y));
   const best = far.indexOf(Math.min(...far));
   const near = far[best] < 30 ? best : -1;
   if (near !== chosen) choose(near);

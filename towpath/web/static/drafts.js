@@ -1,10 +1,10 @@
 "use strict";
 
-// Comments, flags and better answers that are being written. They survive a reload, and go when the server has them.
+// Drafts of comments, flags and written answers. They survive a reload and are removed once saved.
 class Drafts {
   constructor(rater) {
     this.prefix = `towpath/draft/${encodeURIComponent(rater)}/`;
-    this.most = 50;
+    this.maxDrafts = 50;
   }
 
   get(comparison) {
@@ -15,7 +15,7 @@ class Drafts {
     }
   }
 
-  // Whether the browser has stored it.
+  // Returns whether the browser stored it.
   put(comparison, change) {
     if (!comparison) return false;
     const draft = { ...this.get(comparison), ...change, at: Date.now() };
@@ -30,11 +30,11 @@ class Drafts {
     return true;
   }
 
-  // Drafts of pairs that never came back go, the oldest first.
+  // Remove the oldest drafts of pairs that never came back.
   prune() {
     const names = Object.keys(localStorage).filter((name) => name.startsWith(this.prefix));
-    if (names.length <= this.most) return;
+    if (names.length <= this.maxDrafts) return;
     const age = (name) => this.get(name.slice(this.prefix.length)).at ?? 0;
-    for (const name of names.sort((a, b) => age(b) - age(a)).slice(this.most)) localStorage.removeItem(name);
+    for (const name of names.sort((a, b) => age(b) - age(a)).slice(this.maxDrafts)) localStorage.removeItem(name);
   }
 }

@@ -3,32 +3,32 @@
 const at = (id) => document.getElementById(id);
 const stage = at("monitor").dataset.stage;
 const JSON_ONLY = { headers: { accept: "application/json" } };
-const SILENT = 7000; // milliseconds without a word from the server after which the connection counts as lost
-const APPENDED = 240; // rows drawn as they come before the server is asked to thin anew
+const SILENCE_MS = 7000; // milliseconds without an event after which the connection counts as lost
+const MAX_APPENDED = 240; // rows appended before the server downsamples again
 
 const axis = new Axis();
 const wall = new Wall(at("charts"), axis);
 let view = null; // all steps; or { low, high }; or { last }
 let cursor = "";
 let appended = 0;
-let asking = null; // the request under way
-let again = false; // whether another is wanted after it
+let request = null; // the running request
+let reloadWanted = false; // whether to request again after it
 let redrawAt = 0;
 
-// ---- what is asked of the server
+// ---- requests
 
 class SignedOut extends Error {}
 
-async function ask(path, values) {
+async function fetchJson(path, values) {
   const response = await fetch(`${path}?${new URLSearchParams(values)}`, { ...JSON_ONLY, signal: AbortSignal.timeout(30000) });
   if (response.status === 401) throw new SignedOut();
   if (!response.ok) throw new Error((await response.json().catch(() => ({}))).error ?? String(response.status));
   return response.json();
 }
 
-axis.exact = (step) => ask("/monitor/step", { stage, step });
+axis.exact = (step) => fetchJson("/monitor/step", { stage, step });
 
-function wanted() {
+function curveParameters() {
   const values = { stage, buckets: Math.min(1000, Math.max(200, Math.round(at("charts").clientWidth / 4))), smooth: pressed("smooth") };
   if (view?.last) values.low = Math.max(axis.last - view.last + 1, axis.first);
   else if (view) Object.assign(values, view);
@@ -36,37 +36,37 @@ function wanted() {
 }
 
 async function load() {
-  if (asking) {
-    again = true;
+  if (request) {
+    reloadWanted = true;
     return;
   }
   do {
-    again = false;
+    reloadWanted = false;
     try {
-      asking = ask("/monitor/curves", wanted());
-      show(await asking);
+      request = fetchJson("/monitor/curves", curveParameters());
+      show(await request);
     } catch (error) {
-      if (error instanceof SignedOut) signedOut();
-      else lost();
+      if (error instanceof SignedOut) showSignedOut();
+      else showLost();
     } finally {
-      asking = null;
+      request = null;
     }
-  } while (again);
+  } while (reloadWanted);
 }
 
-function show(told) {
-  cursor = told.cursor;
+function show(data) {
+  cursor = data.cursor;
   appended = 0;
   redrawAt = performance.now();
-  [axis.first, axis.last] = [told.first, told.last];
+  [axis.first, axis.last] = [data.first, data.last];
   range();
   axis.tip.forget();
-  showState(told.state);
-  showMarks(told.marks);
-  at("nothing").hidden = told.groups.length > 0;
-  wall.show(told.groups);
-  find();
-  document.body.dataset.drawn = String(told.last);
+  showState(data.state);
+  showMarks(data.marks);
+  at("nothing").hidden = data.groups.length > 0;
+  wall.show(data.groups);
+  filterCharts();
+  document.body.dataset.drawn = String(data.last);
 }
 
 function range() {
@@ -74,14 +74,14 @@ function range() {
   axis.high = Math.max(view?.high ?? axis.last, axis.low + 1);
   const zoomed = Boolean(view);
   at("all").hidden = !zoomed;
-  at("range").textContent = zoomed ? `steps ${count(axis.low)} to ${count(axis.high)}` : "";
+  at("range").textContent = zoomed ? `steps ${formatStep(axis.low)} to ${formatStep(axis.high)}` : "";
   placeStrip();
 }
 
-// ---- what comes by itself
+// ---- live events
 
 let source = null;
-let heard = 0;
+let lastEventAt = 0;
 let retry = 1000;
 let timer = 0;
 
@@ -91,18 +91,18 @@ function listen() {
   source = new EventSource(`/monitor/events?${new URLSearchParams({ stage, after: cursor })}`);
   const on = (name, work) =>
     source.addEventListener(name, (event) => {
-      found();
+      markAlive();
       if (event.lastEventId) cursor = event.lastEventId;
       work(event.data ? JSON.parse(event.data) : null);
     });
   on("pulse", () => {});
-  on("rows", rows);
+  on("rows", appendRows);
   on("again", load);
   on("state", showState);
   on("marks", showMarks);
   source.addEventListener("error", () => {
-    lost();
-    if (source.readyState !== EventSource.CLOSED) return; // it tries again by itself
+    showLost();
+    if (source.readyState !== EventSource.CLOSED) return; // the browser reconnects
     clearTimeout(timer);
     timer = setTimeout(async () => {
       await load();
@@ -113,9 +113,9 @@ function listen() {
 }
 
 setInterval(() => {
-  if (heard && performance.now() - heard > SILENT && !document.hidden && at("link").dataset.state !== "out") {
-    lost();
-    heard = performance.now();
+  if (lastEventAt && performance.now() - lastEventAt > SILENCE_MS && !document.hidden && at("link").dataset.state !== "out") {
+    showLost();
+    lastEventAt = performance.now();
     listen();
   }
 }, 1000);
@@ -126,17 +126,17 @@ function link(state, words) {
   at("link-words").textContent = words;
 }
 
-function found() {
-  heard = performance.now();
+function markAlive() {
+  lastEventAt = performance.now();
   retry = 1000;
   link("live", "Live");
 }
 
-function lost() {
-  link("lost", "Connection lost. What you see is what was known; trying again.");
+function showLost() {
+  link("lost", "Connection lost. The page shows the last known state; retrying.");
 }
 
-function signedOut() {
+function showSignedOut() {
   source?.close();
   link("out", "");
   at("link-words").replaceChildren("You are signed out. ");
@@ -146,18 +146,18 @@ function signedOut() {
   at("link-words").append(sign);
 }
 
-function rows(told) {
-  const last = Math.max(axis.last, ...told.map((row) => row.step));
-  const known = wall.append(told);
+function appendRows(rows) {
+  const last = Math.max(axis.last, ...rows.map((row) => row.step));
+  const known = wall.append(rows);
   axis.last = last;
-  appended += told.length;
+  appended += rows.length;
   range();
   axis.redraw();
   axis.tip.forget();
   document.body.dataset.drawn = String(last);
-  // A smoothed line and a number that is new are the server's to draw, not more often than it has time for.
+  // The server computes smoothed lines and new metrics, not more often than it can.
   const smoothing = pressed("smooth") && performance.now() - redrawAt > (last > 20000 ? 10000 : 1500);
-  if (!known || appended > APPENDED || smoothing) load();
+  if (!known || appended > MAX_APPENDED || smoothing) load();
 }
 
 // ---- the top of the page
@@ -174,9 +174,9 @@ function showState(state) {
     return item;
   });
   list.replaceChildren(...items);
-  for (const [name, told] of Object.entries(state.stages)) {
+  for (const [name, status] of Object.entries(state.stages)) {
     const tab = document.querySelector(`[data-tab="${CSS.escape(name)}"] small`);
-    if (tab && tab.textContent !== told) tab.textContent = told;
+    if (tab && tab.textContent !== status) tab.textContent = status;
   }
   at("waits").hidden = !state.waiting_for;
   at("waits").textContent = state.waiting_for ? `The run waits for: ${state.waiting_for}` : "";
@@ -186,22 +186,22 @@ function showState(state) {
 
 let listed = "";
 
-function showMarks(told) {
-  axis.marks = told.marks;
+function showMarks(data) {
+  axis.marks = data.marks;
   axis.redraw();
-  const words = JSON.stringify(told);
+  const words = JSON.stringify(data);
   if (words === listed) return;
   listed = words;
   strip();
-  fill(at("findings"), told.findings.map(finding), "No finding.");
-  fill(at("interventions"), told.interventions.map(intervention).reverse(), "No intervention.");
-  fill(at("other"), told.other.map(finding), "");
-  at("other-box").hidden = !told.other.length;
-  at("other-count").textContent = String(told.other.length);
-  const worst = told.findings.some((one) => ["critical", "error"].includes(one.severity)) ? "bad" : told.findings.length ? "doubt" : "good";
-  at("findings-count").textContent = told.findings.length ? String(told.findings.length) : "";
+  fill(at("findings"), data.findings.map(finding), "No findings.");
+  fill(at("interventions"), data.interventions.map(intervention).reverse(), "No interventions.");
+  fill(at("other"), data.other.map(finding), "");
+  at("other-box").hidden = !data.other.length;
+  at("other-count").textContent = String(data.other.length);
+  const worst = data.findings.some((one) => ["critical", "error"].includes(one.severity)) ? "bad" : data.findings.length ? "doubt" : "good";
+  at("findings-count").textContent = data.findings.length ? String(data.findings.length) : "";
   at("findings-link").dataset.tone = worst;
-  at("findings-link").textContent = told.findings.length === 1 ? "1 finding" : `${told.findings.length || "no"} findings`;
+  at("findings-link").textContent = data.findings.length === 1 ? "1 finding" : `${data.findings.length || "no"} findings`;
 }
 
 function fill(list, items, empty) {
@@ -228,29 +228,29 @@ function finding(one) {
 }
 
 function intervention(one) {
-  const item = html("li", { class: "turn" });
+  const item = html("li", { class: "intervention" });
   const head = html("p", {}, item);
   html("b", {}, head, one.stop ? "training stopped" : (one.knob ?? "knob"));
   head.append(one.stop ? "" : ` ${short(one.from)} → ${short(one.to)}`, jump(one.step, "after step"));
   if (one.reason) html("p", {}, item, one.reason);
-  if (one.finding) html("p", { class: "soft" }, item, `Because of the finding ${one.finding}.`);
+  if (one.finding) html("p", { class: "soft" }, item, `Caused by the finding ${one.finding}.`);
   return item;
 }
 
-const short = (value) => (typeof value === "number" ? digits(value, 4) : String(value ?? "–"));
+const short = (value) => (typeof value === "number" ? formatNumber(value, 4) : String(value ?? "–"));
 
 function jump(step, words) {
-  const button = html("button", { type: "button", class: "quiet" }, undefined, step > 0 ? `${words} ${count(step)}` : "before training");
+  const button = html("button", { type: "button", class: "quiet" }, undefined, step > 0 ? `${words} ${formatStep(step)}` : "before training");
   button.addEventListener("click", () => {
     const span = Math.max(20, Math.round((axis.last - axis.first) * 0.1));
     zoom(Math.max(axis.first, step - span), Math.min(axis.last, step + span));
     at("charts").querySelector(".plot")?.focus();
-    axis.look(step, [...axis.charts][0]);
+    axis.setCursor(step, [...axis.charts][0]);
   });
   return button;
 }
 
-// One line over the whole width with everything that is marked; each mark can be reached by key.
+// A strip over the full width with all marks; each is reachable by keyboard.
 function strip() {
   const box = at("strip");
   const marks = axis.marks.slice(-300);
@@ -261,8 +261,8 @@ function strip() {
     const picture = svg("svg", { width: "14", height: "14", viewBox: "-7 -11 14 14", "aria-hidden": "true" }, button);
     svg("path", { d: SIGNS[mark.kind] ?? SIGNS.info }, picture);
     item.dataset.step = mark.step;
-    for (const name of ["mouseenter", "focus"]) button.addEventListener(name, () => axis.tip.tell(button, mark.step, mark));
-    for (const name of ["mouseleave", "blur"]) button.addEventListener(name, () => axis.look(null));
+    for (const name of ["mouseenter", "focus"]) button.addEventListener(name, () => axis.tip.showMark(button, mark.step, mark));
+    for (const name of ["mouseleave", "blur"]) button.addEventListener(name, () => axis.setCursor(null));
     button.addEventListener("click", () => {
       const span = Math.max(20, Math.round((axis.last - axis.first) * 0.05));
       zoom(Math.max(axis.first, mark.step - span), Math.min(axis.last, mark.step + span));
@@ -280,7 +280,7 @@ function placeStrip() {
   }
 }
 
-// ---- what a visitor sets
+// ---- controls
 
 const pressed = (id) => at(id).getAttribute("aria-pressed") === "true";
 
@@ -288,7 +288,7 @@ function toggle(id, work) {
   try {
     if (localStorage.getItem(`towpath/monitor/${id}`) === "yes") at(id).setAttribute("aria-pressed", "true");
   } catch {
-    /* a browser that keeps nothing */
+    /* storage is unavailable */
   }
   at(id).addEventListener("click", () => {
     const on = !pressed(id);
@@ -324,33 +324,33 @@ at("span").addEventListener("change", () => {
   load();
 });
 
-function find() {
-  const wantedWords = at("find").value.trim().toLowerCase();
+function filterCharts() {
+  const query = at("find").value.trim().toLowerCase();
   for (const chart of axis.charts) {
     const words = [chart.data.title, ...chart.data.lines.flatMap((line) => [line.name, line.label])].join(" ").toLowerCase();
-    chart.figure.hidden = wantedWords !== "" && !words.includes(wantedWords);
+    chart.figure.hidden = query !== "" && !words.includes(query);
   }
   for (const section of document.querySelectorAll(".wall")) section.hidden = !section.querySelector("figure:not([hidden])");
   const folded = document.querySelector("details.wall");
-  if (folded && wantedWords !== "") folded.open = !folded.hidden;
+  if (folded && query !== "") folded.open = !folded.hidden;
 }
-at("find").addEventListener("input", find);
+at("find").addEventListener("input", filterCharts);
 
-// Everything that was told at one step.
+// All metrics at one step.
 axis.picked = async (step) => {
-  const told = await ask("/monitor/step", { stage, step }).catch(() => null);
-  if (!told) return;
+  const data = await fetchJson("/monitor/step", { stage, step }).catch(() => null);
+  if (!data) return;
   const box = at("everything-rows");
   box.replaceChildren();
-  at("everything-title").textContent = `Everything at step ${count(told.train?.step ?? told.validation?.step ?? step)}`;
-  const train = told.train?.numbers ?? {}, look = told.validation?.numbers ?? {};
-  at("everything-look").textContent = told.validation ? `held out, step ${count(told.validation.step)}` : "held out";
-  for (const name of [...new Set([...Object.keys(train), ...Object.keys(look)])]) {
+  at("everything-title").textContent = `All metrics at step ${formatStep(data.train?.step ?? data.validation?.step ?? step)}`;
+  const train = data.train?.numbers ?? {}, validation = data.validation?.numbers ?? {};
+  at("everything-look").textContent = data.validation ? `held out, step ${formatStep(data.validation.step)}` : "held out";
+  for (const name of [...new Set([...Object.keys(train), ...Object.keys(validation)])]) {
     const row = html("tr", {}, box);
     html("th", { scope: "row" }, row, name);
-    for (const numbers of [train, look]) {
+    for (const numbers of [train, validation]) {
       const value = numbers[name];
-      html("td", { class: "num" }, row, value === undefined ? "" : typeof value === "string" ? "not finite" : digits(value, 6));
+      html("td", { class: "num" }, row, value === undefined ? "" : typeof value === "string" ? "not finite" : formatNumber(value, 6));
     }
   }
   at("everything").showModal();

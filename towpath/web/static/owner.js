@@ -1,12 +1,12 @@
 "use strict";
 
-// The figures as they are now, every few seconds while the page is looked at.
+// Refresh the statistics every few seconds while the page is visible.
 setInterval(async () => {
-  const figures = document.getElementById("figures");
-  if (document.hidden || figures.contains(document.activeElement)) return;
+  const stats = document.getElementById("stats");
+  if (document.hidden || stats.contains(document.activeElement)) return;
   try {
-    const response = await fetch("/owner/figures");
-    if (response.ok && !response.redirected) figures.innerHTML = await response.text();
+    const response = await fetch("/owner/stats");
+    if (response.ok && !response.redirected) stats.innerHTML = await response.text();
   } catch {
     return;
   }

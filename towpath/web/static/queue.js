@@ -1,26 +1,26 @@
 "use strict";
 
-// Answers of the server that say nothing about the item itself: it waits, however long that takes.
+// Responses that do not concern the item itself: it is retried without limit.
 const WAIT = {
   401: "you are signed out; sign in again in another tab",
-  403: "this account may not rate at present",
+  403: "this account may not rate",
   408: "the server is slow", 421: "the server does not know this address", 425: "the server is not ready",
   429: "too many requests", 502: "the server is away", 503: "the server is away", 504: "the server is away", 507: "the server's disk is full",
 };
-const TRIES = 4; // answers such as 500 after which an item is set aside
-const LONGEST_PAUSE = 60; // seconds
+const MAX_TRIES = 4; // responses such as 500 after which an item is moved to the unsaved list
+const MAX_PAUSE = 60; // seconds
 
-// Thrown for an item that the server refused, or that was set aside; it is still listed on the page.
+// Thrown for an item that the server refused, or that failed too often; it is listed on the page.
 class NotSaved extends Error {}
 
-// Verdicts that the server has not acknowledged. They stay on this device over reloads and lost connections.
-// Each item carries its own key, so the server takes it once however often it is sent.
+// The outbox: verdicts that the server has not acknowledged. They survive reloads and lost connections.
+// Each item has a key, so the server stores it once however often it is sent.
 class Outbox {
   constructor(rater, report) {
     const name = encodeURIComponent(rater);
     this.rater = name;
     this.prefix = `towpath/outbox/${name}/`;
-    this.aside = `towpath/unsaved/${name}/`;
+    this.unsavedPrefix = `towpath/unsaved/${name}/`;
     this.report = report;
     this.waiting = new Map();
     this.memory = new Map();
@@ -30,7 +30,7 @@ class Outbox {
     window.addEventListener("storage", () => this.report(this.state("")));
   }
 
-  // ---- what is kept: in localStorage, or in this tab where the browser stores nothing
+  // ---- storage: localStorage, or this tab's memory if that is unavailable
 
   keys(prefix) {
     let stored = [];
@@ -75,7 +75,7 @@ class Outbox {
     return this.keys(this.prefix).length;
   }
 
-  // What the page shows of the queue. `volatile`: closing the tab would lose it.
+  // The state shown on the page. `volatile`: closing the tab would lose items.
   state(reason) {
     return { count: this.size, reason, volatile: this.memory.size > 0, unsaved: this.unsaved() };
   }
@@ -83,22 +83,22 @@ class Outbox {
   // ---- items that could not be saved
 
   unsaved() {
-    return this.keys(this.aside).flatMap((name) => {
+    return this.keys(this.unsavedPrefix).flatMap((name) => {
       const item = this.read(name);
       return item === null ? [] : [{ name, ...item }];
     });
   }
 
-  setAside(name, item, reason) {
-    this.write(name.replace(this.prefix, this.aside), { ...item, reason, tries: 0 });
+  moveToUnsaved(name, item, reason) {
+    this.write(name.replace(this.prefix, this.unsavedPrefix), { ...item, reason, tries: 0 });
     this.forget(name);
   }
 
-  tryAgain(name) {
+  retry(name) {
     const item = this.read(name);
     if (item === null) return Promise.resolve({});
     const answer = this.put(item.path, item.body, item.what);
-    this.forget(name); // only now, so that the item is stored at every moment
+    this.forget(name); // after put, so that the item is stored at all times
     return answer;
   }
 
@@ -109,8 +109,8 @@ class Outbox {
 
   // ---- sending
 
-  // Resolves with the server's answer, however long that takes; rejects with NotSaved. `what` says in words what the item is;
-  // an item without words carries nothing of the rater's own, and is dropped when it is refused.
+  // Resolves with the server's response, however long that takes; rejects with NotSaved. `what` describes the item;
+  // an item without a description has no content of the rater, and is dropped when it is refused.
   put(path, body, what = "") {
     const name = `${this.prefix}${Date.now()}-${String(performance.now()).padStart(20, "0")}`;
     this.write(name, { path, body, what, tries: 0 });
@@ -127,7 +127,7 @@ class Outbox {
     return this.sending;
   }
 
-  // Of several tabs one sends at a time, so that items are sent in the order in which they were made.
+  // One tab sends at a time, so that items are sent in the order in which they were created.
   exclusively(work) {
     return navigator.locks ? navigator.locks.request(this.prefix, work) : work();
   }
@@ -145,7 +145,7 @@ class Outbox {
       const outcome = await this.send(item.path, item.body);
       if (outcome.wait) {
         const tries = outcome.counts ? item.tries + 1 : item.tries;
-        if (tries >= TRIES) {
+        if (tries >= MAX_TRIES) {
           this.refuse(name, item, outcome.reason);
           continue;
         }
@@ -161,26 +161,26 @@ class Outbox {
         continue;
       }
       this.forget(name);
-      this.settle(name, (asker) => asker.resolve(outcome.answer));
+      this.settle(name, (promise) => promise.resolve(outcome.answer));
     }
     this.report(this.state(""));
-    // An item of this tab that is no longer here was dealt with by another tab.
+    // An item of this tab that is gone was handled by another tab.
     for (const name of [...this.waiting.keys()]) {
-      const unsaved = this.read(name.replace(this.prefix, this.aside));
-      this.settle(name, (asker) => (unsaved === null ? asker.resolve({ again: true }) : asker.reject(new NotSaved(unsaved.reason))));
+      const unsaved = this.read(name.replace(this.prefix, this.unsavedPrefix));
+      this.settle(name, (promise) => (unsaved === null ? promise.resolve({ again: true }) : promise.reject(new NotSaved(unsaved.reason))));
     }
   }
 
   refuse(name, item, reason) {
-    if (item.what) this.setAside(name, item, reason);
+    if (item.what) this.moveToUnsaved(name, item, reason);
     else this.forget(name);
-    this.settle(name, (asker) => asker.reject(new NotSaved(reason)));
+    this.settle(name, (promise) => promise.reject(new NotSaved(reason)));
   }
 
   settle(name, work) {
-    const asker = this.waiting.get(name);
+    const promise = this.waiting.get(name);
     this.waiting.delete(name);
-    if (asker) work(asker);
+    if (promise) work(promise);
   }
 
   sleep(seconds) {
@@ -193,13 +193,13 @@ class Outbox {
     });
   }
 
-  // Each request says whose page this is: where someone else has signed in meanwhile, the server does not take it for theirs.
+  // Each request names the page's rater, so that the server rejects it after someone else has signed in.
   headers(more = {}) {
     return { accept: "application/json", "x-towpath-rater": this.rater, ...more };
   }
 
-  // One try. Final are an answer in JSON, and a refusal (409, 422) in JSON: those are the server's word on this very item.
-  // All else waits; an answer such as 500, which may come of the item, counts as a try.
+  // One attempt. Final are a JSON response, and a JSON refusal (409, 422), which concern this item.
+  // Everything else is retried; a response such as 500, which the item may have caused, counts as a try.
   async send(path, body) {
     let response;
     try {
@@ -212,27 +212,27 @@ class Outbox {
     } catch {
       return { wait: true, reason: "no connection" };
     }
-    const after = Outbox.pauseOf(response);
+    const after = Outbox.retryAfter(response);
     if (response.status in WAIT) return { wait: true, after, reason: WAIT[response.status] };
-    let told = null;
+    let data = null;
     try {
-      told = await response.json();
+      data = await response.json();
     } catch {
-      told = null;
+      data = null;
     }
-    const ours = told !== null && typeof told === "object";
-    if (response.ok) return ours ? { answer: told } : { wait: true, after, reason: "no connection to the server itself" };
+    const ours = data !== null && typeof data === "object";
+    if (response.ok) return ours ? { answer: data } : { wait: true, after, reason: "no connection to the server itself" };
     if (ours && (response.status === 409 || response.status === 422)) {
-      return { error: typeof told.error === "string" ? told.error : "The server did not accept this." };
+      return { error: typeof data.error === "string" ? data.error : "The server did not accept this." };
     }
     return { wait: true, counts: true, after, reason: `the server failed (${response.status})` };
   }
 
-  // Seconds that the server asks to wait, as a number or a date.
-  static pauseOf(response) {
-    const told = response.headers.get("retry-after");
-    if (!told) return undefined;
-    const seconds = /^\d+$/.test(told.trim()) ? Number(told) : (Date.parse(told) - Date.now()) / 1000;
-    return Number.isFinite(seconds) ? Math.min(Math.max(seconds, 0), LONGEST_PAUSE) : undefined;
+  // Seconds of the Retry-After header, a number or a date.
+  static retryAfter(response) {
+    const header = response.headers.get("retry-after");
+    if (!header) return undefined;
+    const seconds = /^\d+$/.test(header.trim()) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;
+    return Number.isFinite(seconds) ? Math.min(Math.max(seconds, 0), MAX_PAUSE) : undefined;
   }
 }

@@ -1,30 +1,30 @@
 "use strict";
 
-// The order of a group's answers as far as it is put: [{ answer, tied }], best first.
+// A partial ranking of a group's answers: [{ answer, tied }], best first.
 class Ranking {
   constructor(count) {
     this.count = count;
-    this.placed = [];
+    this.answers = [];
   }
 
   get done() {
-    return this.count > 0 && this.placed.length === this.count;
+    return this.count > 0 && this.answers.length === this.count;
   }
 
   has(answer) {
-    return this.placed.some((one) => one.answer === answer);
+    return this.answers.some((one) => one.answer === answer);
   }
 
-  // The place of each answer, in the order they are shown; equal places are ties, 0 is not placed yet.
-  places() {
-    const found = Array(this.count).fill(0);
-    this.placed.forEach(({ answer, tied }, position) => {
-      found[answer] = tied ? found[this.placed[position - 1].answer] : position + 1;
+  // The rank of each answer in the order shown; equal ranks are ties, 0 is not ranked yet.
+  ranks() {
+    const ranks = Array(this.count).fill(0);
+    this.answers.forEach(({ answer, tied }, position) => {
+      ranks[answer] = tied ? ranks[this.answers[position - 1].answer] : position + 1;
     });
-    return found;
+    return ranks;
   }
 
   words() {
-    return this.placed.map(({ answer, tied }, position) => (position === 0 ? "" : tied ? " = " : ", ") + (answer + 1)).join("");
+    return this.answers.map(({ answer, tied }, position) => (position === 0 ? "" : tied ? " = " : ", ") + (answer + 1)).join("");
   }
 }

@@ -3,18 +3,18 @@
 const at = (id) => document.getElementById(id);
 const JSON_ONLY = { headers: { accept: "application/json" } };
 const stage = at("browser").dataset.stage;
-const LOOK = 4000; // milliseconds between two looks for newer answers
+const POLL_MS = 4000; // milliseconds between two polls for newer answers
 const SIDES = ["left", "right"];
 
 let prompts = [];
-let now = null; // the prompt on the table, with its answers
-let marked = {}; // pairs of answers whose differences are known
+let now = null; // the selected prompt with its answers
+let marked = {}; // cached differences by pair of answers
 
 const axis = new Axis();
 const wall = new Wall(at("line"), axis);
 axis.picked = (step) => choose("right", nearestKey(step));
 
-async function ask(path, values) {
+async function fetchJson(path, values) {
   const response = await fetch(`/monitor/samples/${path}?${new URLSearchParams(values)}`, { ...JSON_ONLY, signal: AbortSignal.timeout(20000) });
   if (response.status === 401) location.assign("/sign-in");
   if (!response.ok) throw new Error(String(response.status));
@@ -23,18 +23,18 @@ async function ask(path, values) {
 
 // ---- the list
 
-async function list() {
+async function loadList() {
   if (!stage) return;
-  let told;
+  let list;
   try {
-    told = await ask("list", { stage, domain: at("domain").value, sort: at("sort").value });
+    list = await fetchJson("list", { stage, domain: at("domain").value, sort: at("sort").value });
   } catch {
-    at("about").textContent = "No connection; trying again.";
+    at("about").textContent = "No connection; retrying.";
     return;
   }
-  if (told.length && at("browser").hidden) return location.reload(); // the first samples, with their domains
-  const same = JSON.stringify(told) === JSON.stringify(prompts);
-  prompts = told;
+  if (list.length && at("browser").hidden) return location.reload(); // the first samples, with their domains
+  const same = JSON.stringify(list) === JSON.stringify(prompts);
+  prompts = list;
   if (!same || !at("prompts").children.length) drawList();
   const still = prompts.find((one) => one.id === now?.id) ?? prompts[0];
   if (still && (still.id !== now?.id || still.answers !== now.versions.length)) await open(still.id);
@@ -59,31 +59,31 @@ function drawList() {
 }
 
 function change(value) {
-  return value === null ? "" : `${value > 0 ? "+" : ""}${digits(value, 2)}`;
+  return value === null ? "" : `${value > 0 ? "+" : ""}${formatNumber(value, 2)}`;
 }
 
 // ---- one prompt
 
 async function open(id) {
-  let told;
+  let prompt;
   try {
-    told = await ask("prompt", { stage, id });
+    prompt = await fetchJson("prompt", { stage, id });
   } catch {
-    at("about").textContent = "This prompt could not be loaded; trying again.";
+    at("about").textContent = "This prompt could not be loaded; retrying.";
     return;
   }
   const before = now?.id === id ? now : null;
-  const kept = now ? SIDES.map((side) => at(side).value) : null;
-  const wasLast = before && kept?.[1] === before.versions[before.versions.length - 1].key;
-  now = told;
+  const selected = now ? SIDES.map((side) => at(side).value) : null;
+  const wasLast = before && selected?.[1] === before.versions[before.versions.length - 1].key;
+  now = prompt;
   marked = {};
-  at("asked").textContent = told.prompt;
-  at("about").textContent = [told.domain, told.change === null ? "" : `reward ${change(told.change)} from the tuned model to now`].filter(Boolean).join(" · ");
-  for (const side of SIDES) at(side).replaceChildren(...told.versions.map((version) => html("option", { value: version.key }, undefined, version.label)));
-  const keys = told.versions.map((version) => version.key);
+  at("prompt").textContent = prompt.prompt;
+  at("about").textContent = [prompt.domain, prompt.change === null ? "" : `reward ${change(prompt.change)} since the tuned model`].filter(Boolean).join(" · ");
+  for (const side of SIDES) at(side).replaceChildren(...prompt.versions.map((version) => html("option", { value: version.key }, undefined, version.label)));
+  const keys = prompt.versions.map((version) => version.key);
   const first = keys.includes("0") ? "0" : keys.includes("sft") ? "sft" : keys[0];
-  at("left").value = kept && keys.includes(kept[0]) ? kept[0] : first;
-  at("right").value = kept && keys.includes(kept[1]) && !wasLast ? kept[1] : keys[keys.length - 1];
+  at("left").value = selected && keys.includes(selected[0]) ? selected[0] : first;
+  at("right").value = selected && keys.includes(selected[1]) && !wasLast ? selected[1] : keys[keys.length - 1];
   for (const button of at("prompts").querySelectorAll("button")) {
     const on = button.dataset.id === id;
     button.setAttribute("aria-pressed", String(on));
@@ -100,12 +100,12 @@ function version(side) {
 function show() {
   for (const side of SIDES) {
     const one = version(side);
-    const scores = Object.entries(one.scores).map(([name, value]) => `${name} ${digits(value)}`);
+    const scores = Object.entries(one.scores).map(([name, value]) => `${name} ${formatNumber(value)}`);
     at(`${side}-scores`).textContent = scores.join(" · ") || "no score";
     at(`${side}-text`).textContent = one.text || "(nothing)";
-    const place = now.versions.indexOf(one);
-    at(`${side}-before`).disabled = place === 0;
-    at(`${side}-after`).disabled = place === now.versions.length - 1;
+    const index = now.versions.indexOf(one);
+    at(`${side}-before`).disabled = index === 0;
+    at(`${side}-after`).disabled = index === now.versions.length - 1;
   }
   if (pressed()) differ();
 }
@@ -116,12 +116,12 @@ async function differ() {
   const [left, right] = SIDES.map((side) => at(side).value), { id } = now;
   const key = `${left}\n${right}`;
   try {
-    marked[key] ??= await ask("differences", { stage, id, left, right });
+    marked[key] ??= await fetchJson("differences", { stage, id, left, right });
   } catch {
     at("about").textContent = "The differences could not be loaded.";
     return;
   }
-  if (!pressed() || now.id !== id || SIDES.some((side, place) => at(side).value !== [left, right][place])) return;
+  if (!pressed() || now.id !== id || SIDES.some((side, index) => at(side).value !== [left, right][index])) return;
   for (const side of SIDES) at(`${side}-text`).innerHTML = marked[key][side] || "(nothing)"; // escaped by the server
 }
 
@@ -136,19 +136,19 @@ function step(side, by) {
   choose(side, keys[Math.max(0, Math.min(keys.length - 1, keys.indexOf(at(side).value) + by))]);
 }
 
-function walk(by) {
-  const place = prompts.findIndex((one) => one.id === now?.id);
-  const next = prompts[Math.max(0, Math.min(prompts.length - 1, place + by))];
+function selectPrompt(by) {
+  const index = prompts.findIndex((one) => one.id === now?.id);
+  const next = prompts[Math.max(0, Math.min(prompts.length - 1, index + by))];
   if (next && next.id !== now?.id) open(next.id);
 }
 
-// The reward of this prompt over the steps; Enter or a click puts that answer on the right.
+// The reward of this prompt over steps; Enter or a click selects the right answer.
 function rewards() {
-  const told = now.versions.filter((one) => /^\d+$/.test(one.key) && one.reward !== null);
-  if (told.length < 2) return wall.show([]);
-  const steps = told.map((one) => Number(one.key));
+  const scored = now.versions.filter((one) => /^\d+$/.test(one.key) && one.reward !== null);
+  if (scored.length < 2) return wall.show([]);
+  const steps = scored.map((one) => Number(one.key));
   [axis.first, axis.last] = [axis.low, axis.high] = [steps[0], steps[steps.length - 1]];
-  const line = { name: "reward", label: "reward", phase: "validation", tone: 0, steps, values: told.map((one) => one.reward) };
+  const line = { name: "reward", label: "reward", phase: "validation", tone: 0, steps, values: scored.map((one) => one.reward) };
   wall.show([{ title: "", charts: [{ key: "reward", title: "Reward of this prompt", form: "number", log: false, guides: [], lines: [line] }] }]);
 }
 
@@ -157,7 +157,7 @@ function nearestKey(step) {
   return String(steps[nearest(steps, step)]);
 }
 
-// ---- what a visitor does
+// ---- controls
 
 for (const side of SIDES) {
   at(side).addEventListener("change", show);
@@ -169,14 +169,14 @@ function toggle() {
   show();
 }
 at("differences").addEventListener("click", toggle);
-at("domain").addEventListener("change", list);
-at("sort").addEventListener("change", list);
+at("domain").addEventListener("change", loadList);
+at("sort").addEventListener("change", loadList);
 at("stage")?.addEventListener("change", () => location.assign(`/monitor/samples?${new URLSearchParams({ stage: at("stage").value })}`));
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, .plot")) return;
   const work = {
-    j: () => walk(1), k: () => walk(-1), ArrowRight: () => step("right", 1), ArrowLeft: () => step("right", -1),
+    j: () => selectPrompt(1), k: () => selectPrompt(-1), ArrowRight: () => step("right", 1), ArrowLeft: () => step("right", -1),
     "]": () => step("left", 1), "[": () => step("left", -1), d: toggle,
   }[event.key];
   if (!work) return;
@@ -184,7 +184,7 @@ document.addEventListener("keydown", (event) => {
   work();
 });
 
-list();
+loadList();
 setInterval(() => {
-  if (!document.hidden) list();
-}, LOOK);
+  if (!document.hidden) loadList();
+}, POLL_MS);

@@ -1,10 +1,10 @@
 "use strict";
 
-// The list of items that the server did not take: what each was, why it was not saved, and what can be done with it.
+// The list of items that could not be saved, each with the reason and actions.
 class UnsavedList {
-  constructor(outbox, say) {
+  constructor(outbox, announce) {
     this.outbox = outbox;
-    this.say = say;
+    this.announce = announce;
     this.dialog = document.getElementById("unsaved-dialog");
     this.list = document.getElementById("unsaved-list");
     this.button = document.getElementById("unsaved");
@@ -46,10 +46,10 @@ class UnsavedList {
 
   async again(item) {
     try {
-      await this.outbox.tryAgain(item.name);
-      this.say(`Saved: ${item.what}`);
+      await this.outbox.retry(item.name);
+      this.announce(`Saved: ${item.what}`);
     } catch (error) {
-      this.say(`Not saved: ${item.what}. ${error.message}`);
+      this.announce(`Not saved: ${item.what}. ${error.message}`);
     }
   }
 
@@ -57,13 +57,13 @@ class UnsavedList {
     const text = [item.what, item.body.text ?? "", item.body.reason ?? ""].filter(Boolean).join("\n\n");
     try {
       await navigator.clipboard.writeText(text);
-      this.say("Copied.");
+      this.announce("Copied.");
     } catch {
       const box = document.createElement("textarea");
       box.value = text;
       this.dialog.append(box);
       box.select();
-      this.say(document.execCommand("copy") ? "Copied." : "This browser does not allow copying.");
+      this.announce(document.execCommand("copy") ? "Copied." : "This browser does not allow copying.");
       box.remove();
     }
   }

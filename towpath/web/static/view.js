@@ -1,6 +1,6 @@
 "use strict";
 
-// How a rater wants the page: size of the text, spacing, keys. It belongs to the device.
+// A rater's display settings on this device: text size, spacing, shortcuts.
 function stored(name) {
   try {
     return localStorage.getItem(`towpath/${name}`);
@@ -17,11 +17,11 @@ function store(name, value) {
   }
 }
 
-// A checkbox that is remembered.
+// A checkbox whose state is stored.
 function setting(id, initially, changed = () => {}) {
   const box = document.getElementById(id);
-  const told = stored(id);
-  box.checked = told === null ? initially : told === "yes";
+  const value = stored(id);
+  box.checked = value === null ? initially : value === "yes";
   box.addEventListener("change", () => {
     store(id, box.checked ? "yes" : "no");
     changed(box.checked);
@@ -34,10 +34,10 @@ const SIZES = ["very small", "small", "normal", "large", "very large", "huge"];
 const NORMAL_SIZE = 2;
 
 class TextSize {
-  constructor(say) {
-    this.say = say;
-    const told = Number(stored("text-size") ?? NORMAL_SIZE);
-    this.set(Number.isInteger(told) && told in SIZES ? told : NORMAL_SIZE);
+  constructor(announce) {
+    this.announce = announce;
+    const size = Number(stored("text-size") ?? NORMAL_SIZE);
+    this.set(Number.isInteger(size) && size in SIZES ? size : NORMAL_SIZE);
     document.getElementById("smaller").addEventListener("click", () => this.step(-1));
     document.getElementById("larger").addEventListener("click", () => this.step(1));
   }
@@ -51,11 +51,11 @@ class TextSize {
   step(by) {
     this.set(Math.min(Math.max(this.size + by, 0), SIZES.length - 1));
     store("text-size", String(this.size));
-    this.say(`Text: ${SIZES[this.size]}.`);
+    this.announce(`Text: ${SIZES[this.size]}.`);
   }
 }
 
-// Reminds of a break after so many minutes of work without a pause.
+// Suggests a break after some minutes of work without a pause.
 class Breaks {
   constructor(rater, minutes) {
     this.name = `work/${encodeURIComponent(rater)}`;
@@ -63,20 +63,20 @@ class Breaks {
     this.pause = Math.min(300000, this.longest); // a gap of this length is a break
   }
 
-  // A verdict was given; the words of a reminder where one is due.
+  // Record a verdict, and return the reminder if one is due.
   work() {
     if (!this.longest) return "";
     const now = Date.now();
-    let told = null;
+    let work = null;
     try {
-      told = JSON.parse(stored(this.name));
+      work = JSON.parse(stored(this.name));
     } catch {
-      told = null;
+      work = null;
     }
-    const rested = !told || now - told.last > this.pause;
-    const begun = rested ? now : told.begun;
-    const due = now - begun >= (rested ? this.longest : told.due);
-    const next = rested ? this.longest : due ? now - begun + this.longest / 5 : told.due;
+    const rested = !work || now - work.last > this.pause;
+    const begun = rested ? now : work.begun;
+    const due = now - begun >= (rested ? this.longest : work.due);
+    const next = rested ? this.longest : due ? now - begun + this.longest / 5 : work.due;
     store(this.name, JSON.stringify({ begun, last: now, due: next }));
     if (!due) return "";
     const minutes = Math.max(1, Math.round((now - begun) / 60000));
