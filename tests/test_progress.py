@@ -9,13 +9,13 @@ import time
 
 import numpy as np
 import pytest
-from towpath.stages.sampler import generate
 
 import towpath as tp
 from towpath import progress as showing
 from towpath.progress import Progress, progress
 from towpath.recipe import Decoding
 from towpath.rollout.engine import SampleRequest
+from towpath.rollout.generate import generate
 from towpath.rollout.local import LocalEngine
 
 
