@@ -25,7 +25,7 @@ from towpath.records import Prompt
 from towpath.run import export, pipeline, status
 from towpath.run.fingerprint import plan_stages
 from towpath.run.new_run import create_run
-from towpath.stages.job import Checkpoints
+from towpath.runtime.checkpoints import Checkpoints
 from towpath.store import manifest
 
 SMALL = [
