@@ -315,7 +315,7 @@ def test_unwritable_ledger_is_reported_at_start(kind, tmp_path, request):
         "postgresql": f"{location}?options=-c%20default_transaction_read_only%3Don",
     }
     with pytest.raises(ResourceError, match=r"read-?only"):
-        server.serve_run(run, read_only[kind], "127.0.0.1", 0, False, lambda _line: None)
+        server.serve_run(run, read_only[kind], False, server.NetworkOptions(port=0), lambda _line: None)
     with Store.open(location) as opened:
         assert opened.read(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
         opened.require_writable()

@@ -61,9 +61,8 @@ def test_endless_reward_response_is_cut_off():
 )
 def test_server_that_drips_headers_or_body_times_out(opening):
     client = network.HttpClient(0.5)
-    with saying(opening, b"x: y\r\n", pause=0.05) as address:
-        with pytest.raises(network.ResponseFailed, match=r"in 0\.5 s"):
-            client.post(address, b"{}")
+    with saying(opening, b"x: y\r\n", pause=0.05) as address, pytest.raises(network.ResponseFailed, match=r"in 0\.5 s"):
+        client.post(address, b"{}")
 
 
 def test_judge_that_drips_headers_times_out():
