@@ -69,7 +69,7 @@ def test_account_lifecycle_from_invitation_to_reset(visit, store):
     new.fill("#name", "ANN")
     new.fill("#password", OTHER)
     new.click("button.main")
-    assert "too like 'ann'" in new.inner_text("#wrong")
+    assert "too similar to 'ann'" in new.inner_text("#wrong")
     new.fill("#name", "dan")
     new.fill("#password", OTHER)
     new.click("button.main")

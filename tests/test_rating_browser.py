@@ -65,7 +65,7 @@ def test_minimum_view_time(visit, store):
     put(store, min_view=1.0)
     page = visit()
     page.keyboard.press("1")
-    page.wait_for_function(SAID, arg="Too soon: a verdict counts after 1 s")
+    page.wait_for_function(SAID, arg="Too soon: a verdict is accepted after 1 s")
     page.locator("#scale button").first.click()
     assert store.judgements() == []
     page.wait_for_timeout(1000)
@@ -109,7 +109,7 @@ def test_trial_pairs_with_feedback_come_first(visit, store, axe):
     page.keyboard.press("1")
     page.wait_for_selector("#feedback:not([hidden])")
     assert (
-        "The owner's answer is: a tie. You chose: A is better. Note: They say the same. 0 of 1 right so far."
+        "The owner's answer is: a tie. You chose: A is better. Note: They say the same. 0 of 1 correct."
         in page.inner_text("#feedback")
     )
     assert not serious(page, axe)
@@ -117,7 +117,7 @@ def test_trial_pairs_with_feedback_come_first(visit, store, axe):
     page.wait_for_function("() => document.querySelector('.prompt').innerText.includes('Trial pair 2 of 2')")
     page.keyboard.press("3")
     page.wait_for_selector("#feedback:not([hidden])")
-    assert "1 of 2 right, 2 are needed" in page.inner_text("#feedback")
+    assert "1 of 2 correct, 2 needed" in page.inner_text("#feedback")
     page.get_by_role("button", name="Try again").click()
     for _ in range(2):
         page.wait_for_selector("#feedback", state="hidden")
