@@ -13,18 +13,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from towpath.stages.experience import OPENING
-from towpath.stages.sample_log import probes
-from towpath.stages.sampler import engine
-
 from towpath.data import sources
 from towpath.data.draws import uniforms
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check
 from towpath.records import Prompt
 from towpath.rollout.engine import SampleRequest
+from towpath.rollout.experience import PROBE_TOKENS
+from towpath.rollout.generate import open_engine
+from towpath.rollout.sample_log import select_probes
+from towpath.runtime.contract import RoleSpec
 from towpath.runtime.process import prepare_process
-from towpath.stages.job import Job, read_rows
+from towpath.stages.job import Job
+from towpath.store import jsonl
 from towpath.store.store import Store
 
 
@@ -33,14 +34,17 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
     stages = json.loads((run / "current.json").read_text())["stages"]
     places = {name: run / "stages" / name / fingerprint for name, fingerprint in stages.items()}
     manifest = json.loads((places["policy"] / "manifest.json").read_text())
-    rows = read_rows(places["policy"] / "metrics.jsonl")
+    rows = jsonl.read(places["policy"] / "metrics.jsonl")
     looks = sum(row["phase"] == "validation" for row in rows)
     recipe = check(Recipe, manifest["recipe"], "manifest.json")
     corpus = sources.read(run, recipe.data, recipe.seed)
     with Store.open(run / "towpath.db") as store:
         job = Job(recipe, run, "policy", places["policy"], {}, store, corpus)
-        model = job.model(places["sft"] / "weights").requires_grad_(False)
-        drawing = engine(job, model, recipe.policy.max_new_tokens)
+        runtime = job.launch(training=False)
+        runtime.open({"tuned": RoleSpec(str(places["sft"] / "weights"))})
+        most = recipe.data.max_prompt_tokens + recipe.policy.max_new_tokens
+        drawing = open_engine(recipe.engine, job.chat, job.folder, most)
+        runtime.publish("tuned", drawing)
 
         def asked(prompts: list[Prompt], longest: int) -> list[SampleRequest]:
             how = Decoding(temperature=recipe.policy.temperature)
@@ -50,7 +54,10 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
             ]
 
         held = asked(list(corpus.train[: recipe.policy.validation_prompts]), recipe.policy.max_new_tokens)
-        both = held + asked(probes(job), min(OPENING, recipe.policy.max_new_tokens))
+        both = held + asked(
+            select_probes(corpus.safety, recipe.health.probes, recipe.seed),
+            min(PROBE_TOKENS, recipe.policy.max_new_tokens),
+        )
         seconds: dict[str, list[float]] = {"without": [], "with": []}
         drawing.generate(both)
         for _ in range(turns):

@@ -122,7 +122,7 @@ BREAKAGES = [
     Breakage(
         "weights of rows lost",
         A + "sft.py",
-        "out.logp_BT * _weight_B(batch).to(out.logp_BT)[:, None]",
+        "out.logp_BT * weight_B[:, None]",
         "out.logp_BT",
         "tests/test_models.py -k weight",
     ),
@@ -250,14 +250,14 @@ BREAKAGES = [
     # runtime
     Breakage(
         "no bias correction",
-        "towpath/runtime/optimizer.py",
-        "rate / (1 - first**count)",
+        "towpath/models/cpu/optimizer.py",
+        "rate / (1 - beta1**count)",
         "rate",
         "tests/test_adam.py -k torch",
     ),
     Breakage(
         "weight decay by no rate",
-        "towpath/runtime/optimizer.py",
+        "towpath/models/cpu/optimizer.py",
         "1 - rate * self.weight_decay",
         "1.0",
         "tests/test_adam.py -k torch",

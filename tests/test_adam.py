@@ -116,9 +116,9 @@ def test_a_compiled_step_is_a_plain_one_and_halves_are_a_float32(dtype):
         assert all(torch.equal(a, b) for a, b in zip(moments, others, strict=True))
     for one, two in zip(moved(native, True, grad), moved(plain, True, grad), strict=True):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-6)
-    assert float(native.squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-9)
+    assert float(native.sum_of_squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-9)
     # a sum in float32
-    assert float(plain.squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-5)
+    assert float(plain.sum_of_squares(grad)) == pytest.approx(float(grad.double().square().sum()), rel=1e-5)
 
 
 @FOUND
@@ -128,7 +128,7 @@ def test_a_compiled_step_does_not_depend_on_the_number_of_threads():
     grad = drawn(10_001, seed=2).bfloat16()
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        found.append([*moved(native, True, grad), native.squares(grad)])
+        found.append([*moved(native, True, grad), native.sum_of_squares(grad)])
     torch.set_num_threads(threads)
     assert all(torch.equal(one, two) for other in found[1:] for one, two in zip(found[0], other, strict=True))
 
@@ -316,9 +316,7 @@ def test_the_reference_s_answers_are_the_reference_s(tmp_path):
         folder=tmp_path,
         **more,
     )
-    roles = policy._roles(trained.job, ppo)
-    runtime = trained.job.launch()
-    runtime.open(roles)
+    runtime, roles = policy.open_runtime(trained.job, ppo)
     experience = policy._experience(trained.job, runtime, roles)
     asked = [(prompt, "0") for prompt in trained.job.corpus.prompts]
     first = experience._generate("policy", asked, "test", 1.0)

@@ -218,7 +218,7 @@ def test_damaged_reproducible_files_are_rebuilt(copied: Path, capsys: pytest.Cap
     for name in ("findings.json", "interventions.jsonl", "metrics.jsonl", "samples.jsonl"):
         (policy / name).write_bytes(b'\xff\xfe[1]\n{"a": 1}\n')
     output = run(copied)
-    assert any("labels.json: damaged" in line and "written again from the ledger" in line for line in output)
+    assert any("labels.json: damaged" in line and "restored from the ledger" in line for line in output)
     assert labels.read_bytes() == whole and json.loads((copied / "current.json").read_text())["stages"]
     warned = capsys.readouterr().err
     for name in ("current.json", "seconds", "metrics.jsonl"):

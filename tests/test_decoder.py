@@ -54,7 +54,7 @@ def made(kind, dtype=torch.float32, **more):
 @contextmanager
 def by_transformers(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(layers, "fits", lambda _model: False)
+        patch.setattr(layers, "is_supported", lambda _model: False)
         yield
 
 
@@ -87,7 +87,7 @@ def distance(one, other):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_and_gradients_are_those_of_transformers(kind, lora, read, by_kernels, monkeypatch):
-    assert layers.fits(made(kind))
+    assert layers.is_supported(made(kind))
     ours = measured(made(kind), lora, read)
     with by_transformers(monkeypatch):
         assert distance(ours, measured(made(kind), lora, read)) < 2e-5
@@ -161,7 +161,7 @@ def test_stacked_weights_are_saved_and_loaded_as_they_were(tmp_path):
     [("mistral", {"sliding_window": 4}), ("llama", {"hidden_act": "gelu"}), ("llama", {"attention_dropout": 0.1})],
 )
 def test_what_it_does_not_know_is_left_to_transformers(kind, more):
-    assert not layers.fits(made(kind, **more))
+    assert not layers.is_supported(made(kind, **more))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -187,7 +187,7 @@ def test_the_learning_curve_is_the_same(tiny, dtype, monkeypatch):
         return torch.tensor(losses)
 
     ours = curve()
-    monkeypatch.setattr(layers, "fits", lambda _model: False)
+    monkeypatch.setattr(layers, "is_supported", lambda _model: False)
     theirs = curve()
     assert theirs[-1] < 0.8 * theirs[0]
     assert (ours - theirs).abs().max() < (1e-3 if dtype == torch.float32 else 0.03)

@@ -35,7 +35,7 @@ def mask():
     return torch.zeros(LINES, 1, LENGTH, LENGTH).masked_fill_(~told[:, None], torch.finfo(torch.bfloat16).min).double()
 
 
-def turn(lines, length):
+def rotary(lines, length):
     angles = drawn(lines, 1, length, HALF, seed=9)
     return angles.cos(), angles.sin()
 
@@ -45,7 +45,7 @@ def jobs():
     batch = LINES * KEY_HEADS
     group = HEADS // KEY_HEADS
     x, grad, more, weight = (drawn(TOKENS, WIDTH, seed=i) for i in (1, 2, 3, 4))
-    scale = plain.normed(x, weight[0], 1e-5)[1]
+    scale = plain.rms_norm(x, weight[0], 1e-5)[1]
     q = drawn(batch, group * LENGTH, 2 * HALF, seed=5)
     k = drawn(batch, LENGTH, 2 * HALF, seed=6)
     shape = (HEADS + 2 * KEY_HEADS) * 2 * HALF
@@ -55,18 +55,27 @@ def jobs():
     begin = torch.tensor([2, 2 + LENGTH, 2 + LENGTH + 4, 2 + LENGTH + 4 + LENGTH - 1])
     target = torch.randint(0, 777, (10,), generator=torch.Generator().manual_seed(1))
     return {
-        "normed": (x, weight[0], 1e-5),
-        "weighed": (x, scale, weight[0]),
-        "norm_back": (grad, x, scale, weight[0], more, True),
-        "gated": (drawn(TOKENS, 2 * INNER, scale=3.0),),
-        "gated_back": (drawn(TOKENS, INNER), drawn(TOKENS, 2 * INNER, seed=1, scale=3.0)),
-        "laid": (drawn(TOKENS, shape), turn(LINES, LENGTH), begin, HEADS, KEY_HEADS),
-        "laid_back": (q, k, k + 1, turn(LINES, LENGTH), begin, HEADS, KEY_HEADS, drawn(TOKENS, shape)),
-        "headed": (drawn(TOKENS, HEADS * 2 * HALF), begin, LENGTH, HEADS, KEY_HEADS),
-        "headed_back": (q, begin, HEADS, drawn(TOKENS, HEADS * 2 * HALF)),
-        "attended": (drawn(batch, group * LENGTH, LENGTH, scale=3.0), mask(), HEADS),
-        "answered": (drawn(LINES, shape), turn(LINES, 1), barred, *cache, 11, HEADS),
-        "likelihood": (drawn(10, 777, scale=4.0), target, 0.7, True, True),
+        "rms_norm": (x, weight[0], 1e-5),
+        "apply_rms_norm": (x, scale, weight[0]),
+        "rms_norm_backward": (grad, x, scale, weight[0], more, True),
+        "swiglu": (drawn(TOKENS, 2 * INNER, scale=3.0),),
+        "swiglu_backward": (drawn(TOKENS, INNER), drawn(TOKENS, 2 * INNER, seed=1, scale=3.0)),
+        "rotate_and_split_qkv": (drawn(TOKENS, shape), rotary(LINES, LENGTH), begin, HEADS, KEY_HEADS),
+        "rotate_and_split_qkv_backward": (
+            q,
+            k,
+            k + 1,
+            rotary(LINES, LENGTH),
+            begin,
+            HEADS,
+            KEY_HEADS,
+            drawn(TOKENS, shape),
+        ),
+        "split_heads": (drawn(TOKENS, HEADS * 2 * HALF), begin, LENGTH, HEADS, KEY_HEADS),
+        "merge_heads": (q, begin, HEADS, drawn(TOKENS, HEADS * 2 * HALF)),
+        "masked_softmax": (drawn(batch, group * LENGTH, LENGTH, scale=3.0), mask(), HEADS),
+        "decode_attention": (drawn(LINES, shape), rotary(LINES, 1), barred, *cache, 11, HEADS),
+        "token_logprobs": (drawn(10, 777, scale=4.0), target, 0.7, True, True),
     }
 
 
@@ -135,7 +144,7 @@ def test_heads_of_64_are_read_together_and_answer_as_alone(dtype, group, seen):
         keys, values = (drawn(lines, key_heads, columns, 64, seed=seed).to(dtype) for seed in (2, 3))
         turned = angles.cos().to(dtype), angles.sin().to(dtype)
         return [
-            ops.answered(qkv.to(dtype), turned, barred.to(dtype), keys, values, seen, heads).double(),
+            ops.decode_attention(qkv.to(dtype), turned, barred.to(dtype), keys, values, seen, heads).double(),
             keys.double(),
             values.double(),
         ]
@@ -149,11 +158,13 @@ def test_heads_of_64_are_read_together_and_answer_as_alone(dtype, group, seen):
 @FOUND
 def test_what_is_barred_counts_for_nothing_wherever_it_stands():
     scores = drawn(LINES * KEY_HEADS, HEADS // KEY_HEADS * LENGTH, LENGTH).float()
-    weights = native.attended(scores.clone(), mask().float(), HEADS).view(LINES, HEADS, LENGTH, LENGTH)
+    weights = native.masked_softmax(scores.clone(), mask().float(), HEADS).view(LINES, HEADS, LENGTH, LENGTH)
     assert bool((weights[mask().expand_as(weights) < 0] == 0).all())
     wider = torch.nn.functional.pad(scores, (0, 5), value=7.0)
     barred = torch.nn.functional.pad(mask().float(), (0, 5), value=torch.finfo(torch.float32).min)
-    assert torch.equal(native.attended(wider, barred, HEADS).view(LINES, HEADS, LENGTH, -1)[..., :LENGTH], weights)
+    assert torch.equal(
+        native.masked_softmax(wider, barred, HEADS).view(LINES, HEADS, LENGTH, -1)[..., :LENGTH], weights
+    )
 
 
 @FOUND
@@ -162,18 +173,20 @@ def test_a_row_is_drawn_alone_and_as_in_torch(dtype):
     logits = drawn(200, 1003, scale=4.0).to(dtype)
     warm = torch.linspace(0.5, 2, 200)
     uniform = torch.rand(200, generator=torch.Generator().manual_seed(3)).double()
-    token, logp = native.drawn(logits, warm, uniform)
+    token, logp = native.sample_tokens(logits, warm, uniform)
     p = sampling.scaled(logits, warm)
     assert torch.equal(token, sampling.inverse_cdf(p, uniform))
     torch.testing.assert_close(logp, p.gather(1, token[:, None])[:, 0].log(), atol=2e-5, rtol=0)
-    assert torch.equal(native.drawn(logits[7:8], warm[7:8], uniform[7:8])[0], token[7:8])
+    assert torch.equal(native.sample_tokens(logits[7:8], warm[7:8], uniform[7:8])[0], token[7:8])
 
 
 @FOUND
 def test_the_ends_of_the_range_are_drawn_and_nothing_impossible():
     logits = torch.full((4, 600), -1e30)
     logits[:, 300:302] = 0.0
-    token, logp = native.drawn(logits, torch.ones(4), torch.tensor([0.0, 0.49, 0.51, 1 - 1e-16], dtype=torch.float64))
+    token, logp = native.sample_tokens(
+        logits, torch.ones(4), torch.tensor([0.0, 0.49, 0.51, 1 - 1e-16], dtype=torch.float64)
+    )
     assert token.tolist() == [300, 300, 301, 301]
     torch.testing.assert_close(logp, torch.full((4,), 0.5).log())
 
@@ -184,18 +197,18 @@ def test_what_is_not_a_number_is_not_hidden(dtype):
     logits = torch.zeros(3, 50, dtype=dtype)
     target = torch.tensor([1, 2, 3])
     logits[1, 30] = torch.nan
-    logp, entropy = native.likelihood(logits, target, 1.0, True, True)
+    logp, entropy = native.token_logprobs(logits, target, 1.0, True, True)
     assert logp.isnan().tolist() == entropy.isnan().tolist() == logits.isnan().all(1).tolist() == [False, True, False]
     x = torch.ones(2, 8, dtype=dtype)
     x[0, 3] = torch.nan
-    assert native.normed(x, x[1], 1e-5)[0].isnan().all(1).tolist() == [True, False]
+    assert native.rms_norm(x, x[1], 1e-5)[0].isnan().all(1).tolist() == [True, False]
 
 
 @FOUND
 @pytest.mark.parametrize("dtype", native.NAMES)
 def test_far_logits_are_finite(dtype):
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e30, -1e30, -1e30]], dtype=dtype)
-    logp, entropy = native.likelihood(logits, torch.tensor([0, 1]), 0.1, True, False)
+    logp, entropy = native.token_logprobs(logits, torch.tensor([0, 1]), 0.1, True, False)
     torch.testing.assert_close(logp, torch.tensor([0.0, -1.0986123]))
     torch.testing.assert_close(entropy, torch.tensor([0.0, 1.0986123]))
 
@@ -224,19 +237,19 @@ def test_other_systems_are_told_and_nothing_of_linux_is_looked_for(monkeypatch):
 
 @FOUND
 def test_what_does_not_lie_as_a_kernel_reads_it_is_refused():
-    with pytest.raises(ValueError, match=r"attended: .* is not contiguous"):
-        native.attended(torch.zeros(4, 6, 6).transpose(1, 2), torch.zeros(2, 1, 6, 6), 2)
+    with pytest.raises(ValueError, match=r"masked_softmax: .* is not contiguous"):
+        native.masked_softmax(torch.zeros(4, 6, 6).transpose(1, 2), torch.zeros(2, 1, 6, 6), 2)
 
 
 def test_the_check_before_a_run_tells_of_a_missing_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("TOWPATH_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CXX", raising=False)
-    [finding] = preflight._kernels(Recipe(model=Model(device="cpu")))
+    [finding] = preflight._check_kernels(Recipe(model=Model(device="cpu")))
     assert finding.severity == "info" and "no C++ compiler" in finding.evidence and "g++" in finding.remedy
-    assert preflight._kernels(Recipe(model=Model(device="cuda"))) == []
+    assert list(preflight._check_kernels(Recipe(model=Model(device="cuda")))) == []
     monkeypatch.setenv("CXX", sys.executable)
-    assert preflight._kernels(Recipe(model=Model(device="cpu"))) == []
+    assert list(preflight._check_kernels(Recipe(model=Model(device="cpu")))) == []
 
 
 @FOUND

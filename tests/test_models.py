@@ -351,7 +351,7 @@ def test_passes_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be():
 @pytest.mark.parametrize("width", [0, 64])
 def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, family, monkeypatch):
     if family == "theirs":
-        monkeypatch.setattr(layers, "fits", lambda _model: False)
+        monkeypatch.setattr(layers, "is_supported", lambda _model: False)
 
     def measured(cost):
         monkeypatch.setattr(data_batch, "CROSSING", cost)

@@ -151,7 +151,7 @@ def test_models_of_other_families_are_drawn_from_alike(tiny, monkeypatch, dtype)
     model = copy.deepcopy(tiny).to(dtype)
     wanted = [SampleRequest(PROMPTS[i % 3], Decoding(), np.random.default_rng(i).random(12)) for i in range(6)]
     ours = LocalEngine(model, eos=2, pad=0).generate(wanted)
-    monkeypatch.setattr(layers, "fits", lambda _model: False)
+    monkeypatch.setattr(layers, "is_supported", lambda _model: False)
     theirs = LocalEngine(model, eos=2, pad=0).generate(wanted)
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     same = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.token_ids == b.token_ids]

@@ -18,14 +18,14 @@ from towpath.data.corpus import Corpus
 from towpath.errors import TrainingError
 from towpath.health import remedies
 from towpath.health.monitor import Action
-from towpath.models.heads import Fit, ScalarHead
+from towpath.models.heads import RidgeHead, ScalarHead
 from towpath.recipe import Recipe
 from towpath.records import Prompt
 from towpath.runtime.local import Local, Role
 from towpath.stages import loop as train_loop
 from towpath.stages import requeue
 from towpath.stages.job import Job
-from towpath.stages.loop import Standing
+from towpath.stages.loop import TrainState
 from towpath.store import jsonl, manifest, rater_stats
 from towpath.store.store import Store
 
@@ -114,20 +114,22 @@ def test_back_to_the_best_weights_is_back_without_momentum(tiny) -> None:
     runtime.roles["policy"] = Role("base", trains=("trunk",))
     runtime.start({"policy": 1e-3})
     head = ScalarHead(4)
-    runtime.roles["critic"] = Role("base", head=head, fit=Fit(head))
-    runtime.roles["critic"].fit.learn(torch.randn(8, 4), torch.randn(8))
-    best = runtime.weights()
+    runtime.roles["critic"] = Role("base", head=head, closed_form_head=RidgeHead(head))
+    runtime.roles["critic"].closed_form_head.learn(torch.randn(8, 4), torch.randn(8))
+    best = runtime.snapshot()
     weight = next(iter(runtime.trained().values()))
-    standing = Standing({}, stopped="KL 5 above policy.kl.stop = 4")
-    runtime.roles["critic"].fit.learn(torch.randn(8, 4), 200 * torch.randn(8))  # what a policy gone wild was worth
+    state = TrainState({}, stopped="KL 5 above policy.kl.stop = 4")
+    runtime.roles["critic"].closed_form_head.learn(
+        torch.randn(8, 4), 200 * torch.randn(8)
+    )  # what a policy gone wild was worth
     for _ in range(2):
         weight.grad = torch.ones_like(weight)
         runtime.step(1.0, 1.0)
-    train_loop._act(Action({"learning_rate_scale": 0.1}, restore_best=True), runtime, standing, best)
-    assert all(torch.equal(value, best[name]) for name, value in runtime.weights().items())
-    assert torch.equal(runtime.roles["critic"].fit.products_EE, best["fit:critic/products"])
+    train_loop._apply(Action({"learning_rate_scale": 0.1}, restore_best=True), runtime, state, best)
+    assert all(torch.equal(value, best[name]) for name, value in runtime.snapshot().items())
+    assert torch.equal(runtime.roles["critic"].closed_form_head.products_EE, best["fit:critic/products"])
     assert not any(value.any() for name, value in runtime.state().items() if "exp_avg" in name)
-    assert (standing.stopped, standing.knobs) == ("", {"learning_rate_scale": 0.1})
+    assert (state.stopped, state.knobs) == ("", {"learning_rate_scale": 0.1})
 
 
 def test_samples_of_every_look_are_kept(tmp_path: Path) -> None:

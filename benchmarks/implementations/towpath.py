@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from benchmarks.models import prepared
@@ -30,10 +31,14 @@ from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check, override
 from towpath.records import Prompt
+from towpath.rollout import generate
 from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.runtime.local import Local, prepare_process, release_memory
-from towpath.stages import loop, policy, reward, sampler, sft
+from towpath.rollout.reward_models import WEIGHTS
+from towpath.runtime.contract import RoleSpec, Runtime
+from towpath.runtime.local import Local
+from towpath.runtime.process import prepare_process, release_memory
+from towpath.stages import loop, policy, reward, sft
 from towpath.stages.job import Job
 from towpath.store import jsonl
 from towpath.store.store import Store
@@ -111,27 +116,25 @@ class Clock:
             counts["updates"] += 1
             return step(runtime, rate, max_grad_norm)
 
-        def counted_pass(
-            runtime: Local, needs: Any, batch: Batch, loss_of: Any, weight: float, tick: Any = None
-        ) -> Any:
+        def counted_pass(runtime: Local, needs: Any, batch: Batch, loss: Any, weight: float, *more: Any) -> Any:
             counts["tokens_optimised"] += sum(len(r.ids) for r in batch.rows)
-            return forward_backward(runtime, needs, batch, loss_of, weight, tick)
+            return forward_backward(runtime, needs, batch, loss, weight, *more)
 
         Local.step = counted_step
         Local.forward_backward = counted_pass
 
     def _wrap_step(self) -> None:
-        one_step = loop._one_step
+        step = loop._step
 
         def timed(*told: Any) -> Any:
             begin = time.perf_counter()
             before = Counter(self.counts)
-            numbers = one_step(*told)
+            numbers = step(*told)
             self.seconds += time.perf_counter() - begin
             self.work = getattr(self, "work", Counter()) + (self.counts - before)
             return numbers
 
-        loop._one_step = timed
+        loop._step = timed
 
 
 def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str], spare: int = 0) -> Job:
@@ -199,7 +202,7 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
     clock = Clock()
     Prescribed.workload = workload
     Prescribed.counts = clock.counts
-    sampler.LocalEngine = Prescribed
+    generate.LocalEngine = Prescribed
     policy.run(job)
     rows = [line for line in jsonl.read(job.folder / "metrics.jsonl") if line["phase"] == "train"]
     phases = {name: sum(line[f"seconds_{name}"] for line in rows) for name in ("generate", "score", "optimise")}
@@ -219,16 +222,16 @@ def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> P
     for part in weights.iterdir():
         (place / "weights" / part.name).symlink_to(part)
     there = _elsewhere(job, place, {"sft": start})
-    runtime = reward._runtime(there)
-    width = runtime.trunks["base"].config.hidden_size
+    runtime = reward.open_runtime(there)
+    width = len(runtime.head("reward")["weight"])
     draw = torch.Generator().manual_seed(0)
     told = {
         "features": torch.randn(64, width + WIDE, generator=draw).bfloat16(),
         "score": torch.randn(64, generator=draw),
     }
-    reward.write_head(
-        runtime, told | {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)}, place / "weights"
-    )
+    told |= {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)}
+    runtime.save("reward", place / "weights" / WEIGHTS)
+    save_file(told, place / "weights" / reward.VALUE_FEATURES)
     del runtime
     release_memory()  # as between stages
     return place
@@ -241,11 +244,11 @@ def _elsewhere(job: Job, folder: Path, inputs: dict[str, Path]) -> Job:
 
 
 def _course(
-    clock: Clock, job: Job, runtime: Local, algo: Any, config: Any, batch: Batch, size: int
+    clock: Clock, job: Job, runtime: Runtime, algo: Any, config: Any, batch: Batch, size: int
 ) -> dict[str, float]:
     """The loop over a batch, in minibatches of so many groups."""
     steps = loop.minibatches(batch.groups, size, 1, job.recipe.seed, "benchmark")
-    course = loop.Course(
+    course = loop.LoopConfig(
         algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.warmup_then_linear(0.1)
     )
     loop.train(course, runtime, job, job.name)
@@ -257,7 +260,7 @@ def supervised(workload: Workload, model: Path, folder: Path) -> Told:
     """Fine-tuning by the loop: every row once."""
     job = job_of(workload, model, folder, [f"sft.method={_toml(workload.method)}"])
     clock = Clock()
-    runtime = sft._runtime(job)
+    runtime = sft.open_runtime(job)
     rows = workload.rows(len(job.chat.tokenizer))
     numbers = _course(
         clock,
@@ -276,7 +279,7 @@ def pairs(workload: Workload, model: Path, folder: Path) -> Told:
     settings = ['policy.algo="dpo"', f"policy.method={_toml(workload.method)}", "policy.learning_rate=3e-6"]
     job = job_of(workload, model, folder, settings)
     clock = Clock()
-    runtime = policy._runtime(job, dpo_algo)
+    runtime, _ = policy.open_runtime(job, dpo_algo)
     rows = workload.rows(len(job.chat.tokenizer), 2)
     batch = Batch([make_row(prompt, answer) for prompt, both in rows for answer in both], {}, (2,) * len(rows))
     begin = time.perf_counter()
@@ -290,7 +293,7 @@ def judged(workload: Workload, model: Path, folder: Path) -> Told:
     """The reward model by the loop."""
     job = job_of(workload, model, folder, [f"reward.method={_toml(workload.method)}"])
     clock = Clock()
-    runtime = reward._runtime(job)
+    runtime = reward.open_runtime(job)
     rows = workload.rows(len(job.chat.tokenizer), 2)
     beats = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).repeat(len(rows), 1)
     columns = {"beats": beats, "place": torch.arange(2).repeat(len(rows))}
@@ -307,8 +310,10 @@ def judged(workload: Workload, model: Path, folder: Path) -> Told:
 def generated(workload: Workload, model: Path, folder: Path) -> Told:
     """The engine alone: as peers, the best of two calls after one that warms up."""
     job = job_of(workload, model, folder, [])
-    weights = job.model(model).requires_grad_(False)
-    engine = LocalEngine(weights, -1, PAD)
+    runtime = job.launch(training=False)
+    runtime.open({"model": RoleSpec(str(model))})
+    engine = LocalEngine(None, -1, PAD)
+    runtime.publish("model", engine)
     longest = workload.new_tokens[1]
     how = Decoding(temperature=1.0)
     requests = [

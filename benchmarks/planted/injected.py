@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache
 
+from towpath.data.chat import Chat
 from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
-from towpath.stages import experience
+from towpath.stages import policy
 
 
 class Unending(LocalEngine):
@@ -41,7 +42,7 @@ class Otherwise(LocalEngine):
 @contextmanager
 def unending() -> Iterator[None]:
     """Rollouts whose end is masked out."""
-    with _drawing(lambda job, model, _longest: Unending(model, job.chat.stops, job.chat.pad)):
+    with _drawing(lambda chat: Unending(None, chat.stops, chat.pad)):
         yield
 
 
@@ -49,20 +50,20 @@ def unending() -> Iterator[None]:
 def drawn_at(temperature: float) -> Iterator[None]:
     """Rollouts at a temperature that the trainer does not know of."""
 
-    def made(job: Any, model: Any, _longest: int) -> LocalEngine:
-        engine = Otherwise(model, job.chat.stops, job.chat.pad)
+    def make(chat: Chat) -> LocalEngine:
+        engine = Otherwise(None, chat.stops, chat.pad)
         engine.at = temperature
         return engine
 
-    with _drawing(made):
+    with _drawing(make):
         yield
 
 
 @contextmanager
-def _drawing(made: Callable[[Any, Any, int], LocalEngine]) -> Iterator[None]:
-    before = experience.engine
-    experience.engine = made
+def _drawing(make: Callable[[Chat], LocalEngine]) -> Iterator[None]:
+    before = policy.open_engine
+    policy.open_engine = lambda _section, chat, _folder, _most: make(chat)
     try:
         yield
     finally:
-        experience.engine = before
+        policy.open_engine = before

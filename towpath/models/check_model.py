@@ -154,7 +154,7 @@ def _require_plain_logits(model: Any, folder: str) -> None:
 def can_split_layers(model: Any, depth: int) -> bool:
     """Whether the layers from `depth` on, begun at the states of those below, say what all of them say: not where a
     body does more to its input than to pass it on, or where layers are told apart by their number."""
-    if layers.fits(model):
+    if layers.is_supported(model):
         return True
     if len(set(getattr(model.config, "layer_types", None) or ())) > 1:
         return False  # each layer's mask is found by its number, which shows on rows longer than a window alone

@@ -18,7 +18,7 @@ from towpath.models.packed_batch import PackedBatch, masks
 
 def pack_rows(model: Any, rows: Sequence[Row], pad: int, width: int = 0) -> PackedRows:
     """Rows laid into lines as this model's layers read them best: at most `width` wide, or a line to each row."""
-    return pack(rows, pad, 0 if layers.fits(model) else width)
+    return pack(rows, pad, 0 if layers.is_supported(model) else width)
 
 
 def hidden(model: Any, lines: PackedBatch, read_N: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def _through(
 ) -> Tensor:
     """By the layers written out in `models.cpu.layers` where they fit, else by the model's own."""
     body = model.base_model
-    if not layers.fits(model):
+    if not layers.is_supported(model):
         mask = masks(model.config, lines, model.dtype)
         given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
         with _only(body, part, nn.Identity() if read_N is None else body.norm):
@@ -57,7 +57,7 @@ def _through(
         )  # pyright: ignore[reportAssignmentType]
     else:
         begun_TD = states_PLD.flatten(0, 1)[place_T]
-    return layers.through(model, begun_TD, lines, part, read_N)
+    return layers.run_layers(model, begun_TD, lines, part, read_N)
 
 
 class _Lookup(torch.autograd.Function):
@@ -128,7 +128,7 @@ def _read(
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)
         logits = torch.mm(hidden_ND[part], head_VD.T, out=None if place_NV is None else place_NV[part])
-        logp_N[part], told_N = ops.likelihood(logits, target_N[part], temperature, entropy, asked)
+        logp_N[part], told_N = ops.token_logprobs(logits, target_N[part], temperature, entropy, asked)
         if told_N is not None:
             entropy_N[part] = told_N
         if keep is not None:

@@ -63,6 +63,16 @@ class Model(Section):
         1024, "tokens in one forward pass; changes memory, never the gradient", "512-8192", "", ge=16
     )
 
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the recipe asks for a GPU."""
+        return self.device == "cuda"
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the recipe asks for the CPU."""
+        return self.device == "cpu"
+
 
 class Engine(Section):
     type: Literal["local", "vllm"] = value(

@@ -33,7 +33,7 @@ class LocalEngine:
         """Answers in the order of the requests."""
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
         drawn: dict[int, SampleOutput] = {}
-        with layers.packed(self.model) as self.head:
+        with layers.sampling_head(self.model) as self.head:
             for begin in range(0, len(order), self.rows):
                 chosen = order[begin : begin + self.rows]
                 answers = self._batch([requests[i] for i in chosen], greedy, tick or (lambda _tokens, _ended: None))
@@ -80,8 +80,8 @@ class LocalEngine:
     def _logits(self, ids: Tensor, mask: Any, position: Tensor, cache: Cache) -> Tensor:
         """Logits [B,V] after the last column. The head reads a matrix: given a strided [B,1,D] and frozen weights,
         torch repeats the head's weights for every row, which costs seconds and gigabytes."""
-        if layers.fits(self.model):
-            return self.head(layers.read(self.model, ids, position, mask, cache))
+        if layers.is_supported(self.model):
+            return self.head(layers.decode_step(self.model, ids, position, mask, cache))
         body = self.model.base_model
         out = body(
             input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, **{cache_name(type(body)): cache}
@@ -99,7 +99,7 @@ class LocalEngine:
         logits = self._logits(
             ids, windowed(self.model.config, attention_mask(mask, self.model.dtype), ids.shape[1]), position, cache
         )
-        compiled = layers.fits(self.model) and kernels.compiled(logits)
+        compiled = layers.is_supported(self.model) and kernels.compiled(logits)
         return logits[index], position[index, -1:], Room(cache, mask, index, compiled)
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +141,7 @@ class _Draw:
     def __call__(self, logits_BV: Tensor, step: int) -> tuple[Tensor, Tensor]:
         c = self.columns
         if kernels.compiled(logits_BV) and not self.greedy and not self.narrowed:
-            return native.drawn(logits_BV, c["temperature"], c["uniforms"][:, step])
+            return native.sample_tokens(logits_BV, c["temperature"], c["uniforms"][:, step])
         p_BV = sampling.scaled(logits_BV, c["temperature"])
         if self.greedy:
             token_B = logits_BV.argmax(-1)

@@ -207,7 +207,7 @@ def check_engine(recipe: Recipe) -> list[Finding]:
 
 def _check_kernels(recipe: Recipe) -> Iterator[Finding]:
     """Whether CPU kernels can be compiled."""
-    reason = build.hindrance() if recipe.model.device != "cuda" else ""
+    reason = build.hindrance() if not recipe.model.is_on_gpu else ""
     if reason:
         cause = "without compiled kernels a training step on a CPU takes a fifth longer, and sampling a third"
         yield Finding("kernels", "info", f"kernels are not compiled: {reason}", cause, "apt install g++")
@@ -393,7 +393,7 @@ def _check_disk(recipe: Recipe, run: Path, size: Size, parameters: str) -> Findi
 
 def _check_memory(recipe: Recipe, size: Size, parameters: str) -> Iterator[Finding]:
     available = memory_available()
-    if available is None or recipe.model.device == "cuda":
+    if available is None or recipe.model.is_on_gpu:
         return
     needed = memory_needed(recipe, size)
     evidence = f"about {_gb(needed)} besides activations, {_gb(available)} available"
@@ -401,7 +401,7 @@ def _check_memory(recipe: Recipe, size: Size, parameters: str) -> Iterator[Findi
     if needed <= available:
         yield Finding("memory", "info", evidence, cause, "")
         return
-    severity: Severity = "error" if recipe.model.device == "cpu" else "warning"
+    severity: Severity = "error" if recipe.model.is_on_cpu else "warning"
     yield Finding("memory", severity, evidence, cause, "use LoRA, a smaller model or fewer tokens_per_pass")
 
 

@@ -1,6 +1,6 @@
 """The training loop, one for every algorithm: get a batch, split it, divide by the step's weight, step.
 
-Nothing here knows an algorithm, a device or a model. A step is one call of `step` on the runtime, whatever the
+Nothing here knows an algorithm, a model or where it runs. A step is one call of `step` on the runtime, whatever the
 micro-batches.
 """
 

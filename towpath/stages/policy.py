@@ -33,11 +33,7 @@ def run(job: Job) -> dict[str, Any]:
     """Train, choose the checkpoint, save."""
     cfg = job.recipe.policy
     algo = importlib.import_module(algos.place(cfg.algo))
-    roles = _roles(job, algo)
-    runtime = job.launch()
-    runtime.open(roles, OptimizerConfig(eps=1e-5))
-    if "critic" in roles:
-        _init_critic(job, runtime)
+    runtime, roles = open_runtime(job, algo)
     experience = _experience(job, runtime, roles)
     pairs = Comparisons(job, runtime, algo) if algos.data_of(cfg.algo) == "comparisons" else None
     loop = _on_pairs(job, algo, pairs, experience) if pairs else _on_rollouts(job, algo, experience)
@@ -132,6 +128,16 @@ def _on_pairs(job: Job, algo: ModuleType, pairs: Comparisons, experience: Experi
         validate_first=True,
         score=score,
     )
+
+
+def open_runtime(job: Job, algo: ModuleType) -> tuple[Runtime, dict[str, RoleSpec]]:
+    """A runtime with the roles an algorithm needs."""
+    roles = _roles(job, algo)
+    runtime = job.launch()
+    runtime.open(roles, OptimizerConfig(eps=1e-5))
+    if "critic" in roles:
+        _init_critic(job, runtime)
+    return runtime, roles
 
 
 def _roles(job: Job, algo: ModuleType) -> dict[str, RoleSpec]:

@@ -18,7 +18,7 @@ from towpath.data.batch import Batch
 from towpath.evals import reward_accuracy as evals
 from towpath.evals.winrate import fit_logistic
 from towpath.health.diagnosis import diagnose
-from towpath.health.history import of
+from towpath.health.history import history_from_rows
 from towpath.progress import print_note
 from towpath.records import Completion, Finding
 from towpath.rollout.reward_models import WEIGHTS, member_folder
@@ -72,7 +72,7 @@ def run(job: Job) -> dict[str, Any]:
         result["diagnosis"] = _diagnose_labels(job, training, held_out, labels["agreement"])
     result["ceiling"] = labels["ceiling"]
     if job.recipe.health.act != "off":
-        history = of((), {f"reward.result.{key}": value for key, value in result.items()})
+        history = history_from_rows((), {f"reward.result.{key}": value for key, value in result.items()})
         job.findings += diagnose(history, job.recipe.health.limits)
     return result
 
@@ -123,7 +123,7 @@ def _train_member(job: Job, number: int, training: list[Pair], held_out: list[Pa
     if number > 1:
         own = replace(job, folder=job.folder / f"member-{number}", recipe=job.recipe.model_copy(update={"seed": seed}))
     cfg = own.recipe.reward
-    runtime = _open(own)
+    runtime = open_runtime(own)
     train_batch, held_out_batch = (
         runtime.cache_frozen_prefix(_batch(own, pairs), "reward") for pairs in (training, held_out)
     )
@@ -166,7 +166,8 @@ def _train_member(job: Job, number: int, training: list[Pair], held_out: list[Pa
     return Member(held_out_B, mean, std, float((gap > 0).float().mean()))
 
 
-def _open(job: Job) -> Runtime:
+def open_runtime(job: Job) -> Runtime:
+    """A runtime whose reward model is the tuned model with a random head, to be trained."""
     cfg = job.recipe.reward
     role = RoleSpec(
         str(job.inputs["sft"] / "weights"),

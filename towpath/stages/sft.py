@@ -9,7 +9,7 @@ from towpath.algos import sft as algo
 from towpath.data.batch import Batch, make_row
 from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
-from towpath.runtime.contract import OptimizerConfig, RoleSpec
+from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
 from towpath.stages.job import Job, publish_model
 from towpath.stages.loop import LoopConfig, minibatches, train, warmup_then_linear
 
@@ -26,10 +26,7 @@ def run(job: Job) -> dict[str, Any]:
     held_out = Batch([rows[name] for name in order[:cut]])
     training = Batch([rows[name] for name in names], {"weight": torch.tensor([weight[name] for name in names])})
 
-    runtime = job.launch(cfg.packing)
-    lora = cfg.lora if cfg.method == "lora" else None
-    role = RoleSpec(job.base_model, lora, job.recipe.seed, learning_rate=cfg.learning_rate)
-    runtime.open({"policy": role}, OptimizerConfig(weight_decay=cfg.weight_decay))
+    runtime = open_runtime(job)
     steps = minibatches(len(training), cfg.batch, cfg.epochs, job.recipe.seed, "sft/order")
     per_epoch = int(np.ceil(len(training) / cfg.batch))
 
@@ -52,13 +49,23 @@ def run(job: Job) -> dict[str, Any]:
     state = train(loop, runtime, job, "sft: training")
     publish_model(job, runtime, "policy", job.folder / "weights")
     result: dict[str, Any] = {"validation_loss": -state.best_score, "steps": len(steps), "best_step": state.best_step}
-    if lora:
+    if cfg.method == "lora":
         result["adapted"] = runtime.describe("policy")
     return result | {
         "epochs": state.best_step / per_epoch,
         "demonstrations": len(training),
         "validation_rows": len(held_out),
     }
+
+
+def open_runtime(job: Job) -> Runtime:
+    """A runtime whose policy is the base model, to be trained."""
+    cfg = job.recipe.sft
+    lora = cfg.lora if cfg.method == "lora" else None
+    runtime = job.launch(cfg.packing)
+    role = RoleSpec(job.base_model, lora, job.recipe.seed, learning_rate=cfg.learning_rate)
+    runtime.open({"policy": role}, OptimizerConfig(weight_decay=cfg.weight_decay))
+    return runtime
 
 
 def _require_two(demonstrations: int) -> None:

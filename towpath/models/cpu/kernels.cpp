@@ -101,7 +101,7 @@ inline float powers(float* x, long size) {
 #define ROWS _Pragma("omp parallel for schedule(static) num_threads(threads)")
 #define EACH _Pragma("omp simd")
 
-template <class T> void normed(const T* x, const T* weight, T* out, float* scale, long rows, long width, float eps, long threads) {
+template <class T> void rms_norm(const T* x, const T* weight, T* out, float* scale, long rows, long width, float eps, long threads) {
     ROWS for (long row = 0; row < rows; row++) {
         const T* in = x + row * width;
         float sum = 0;
@@ -113,14 +113,14 @@ template <class T> void normed(const T* x, const T* weight, T* out, float* scale
     }
 }
 
-template <class T> void weighed(const T* x, const float* scale, const T* weight, T* out, long rows, long width, long threads) {
+template <class T> void apply_rms_norm(const T* x, const float* scale, const T* weight, T* out, long rows, long width, long threads) {
     ROWS for (long row = 0; row < rows; row++)
         EACH for (long i = 0; i < width; i++) out[row * width + i] = put<T>(rounded<T>(get(x[row * width + i]) * scale[row]) * get(weight[i]));
 }
 
 // `parts` gradients by the weight, each of an equal share of the rows, to be added up: or null.
 template <class T>
-void norm_back(const T* grad, const T* x, const float* scale, const T* weight, const T* more, T* out, float* by_weight, long parts, long rows,
+void rms_norm_backward(const T* grad, const T* x, const float* scale, const T* weight, const T* more, T* out, float* by_weight, long parts, long rows,
                long width, long threads) {
     long share = (rows + parts - 1) / parts;
     ROWS for (long part = 0; part < parts; part++) {
@@ -139,7 +139,7 @@ void norm_back(const T* grad, const T* x, const float* scale, const T* weight, c
     }
 }
 
-template <class T> void gated(const T* inner, T* out, long rows, long width, long threads) {
+template <class T> void swiglu(const T* inner, T* out, long rows, long width, long threads) {
     ROWS for (long row = 0; row < rows; row++) {
         const T *gate = inner + row * 2 * width, *up = gate + width;
         EACH for (long i = 0; i < width; i++) out[row * width + i] = put<T>(get(gate[i]) * sigmoid(get(gate[i])) * get(up[i]));
@@ -147,7 +147,7 @@ template <class T> void gated(const T* inner, T* out, long rows, long width, lon
 }
 
 // The gated product again, and the gradient by both halves.
-template <class T> void gated_back(const T* grad, const T* inner, T* out, T* by_inner, long rows, long width, long threads) {
+template <class T> void swiglu_backward(const T* grad, const T* inner, T* out, T* by_inner, long rows, long width, long threads) {
     ROWS for (long row = 0; row < rows; row++) {
         const T *gate = inner + row * 2 * width, *up = gate + width, *g = grad + row * width;
         T *by_gate = by_inner + row * 2 * width, *by_up = by_gate + width;
@@ -174,7 +174,7 @@ template <class T> inline void turned(const T* in, const T* cosine, const T* sin
         if (long line = cell / length, place = cell % length, token = begin[line] + place, none = token >= begin[line + 1]; true)
 
 template <class T>
-void laid(const T* qkv, const T* cosine, const T* sine, const long* begin, T* q, T* k, T* v, long lines, long length, long heads, long key_heads,
+void rotate_and_split_qkv(const T* qkv, const T* cosine, const T* sine, const long* begin, T* q, T* k, T* v, long lines, long length, long heads, long key_heads,
           long width, float scale, long threads) {
     long half = width / 2;
     PLACES {
@@ -198,7 +198,7 @@ void laid(const T* qkv, const T* cosine, const T* sine, const long* begin, T* q,
 }
 
 template <class T>
-void laid_back(const T* by_q, const T* by_k, const T* by_v, const T* cosine, const T* sine, const long* begin, T* grad, long lines, long length,
+void rotate_and_split_qkv_backward(const T* by_q, const T* by_k, const T* by_v, const T* cosine, const T* sine, const long* begin, T* grad, long lines, long length,
                long heads, long key_heads, long width, float scale, long threads) {
     long half = width / 2;
     PLACES {
@@ -215,7 +215,7 @@ void laid_back(const T* by_q, const T* by_k, const T* by_v, const T* cosine, con
 }
 
 template <class T>
-void headed(const T* rows, const long* begin, T* out, long lines, long length, long heads, long width, long threads) {
+void split_heads(const T* rows, const long* begin, T* out, long lines, long length, long heads, long width, long threads) {
     PLACES for (long h = 0; h < heads; h++) {
         T* there = out + ((line * heads + h) * length + place) * width;
         if (none) std::memset(there, 0, width * sizeof(T));
@@ -224,13 +224,13 @@ void headed(const T* rows, const long* begin, T* out, long lines, long length, l
 }
 
 template <class T>
-void headed_back(const T* by_head, const long* begin, T* rows, long lines, long length, long heads, long width, long threads) {
+void merge_heads(const T* by_head, const long* begin, T* rows, long lines, long length, long heads, long width, long threads) {
     PLACES if (!none) for (long h = 0; h < heads; h++)
         std::memcpy(rows + (token * heads + h) * width, by_head + ((line * heads + h) * length + place) * width, width * sizeof(T));
 }
 
 // Softmax in place over `keys` scores plus their line's mask; what the mask bars at a row's end is not looked at.
-template <class T> void attended(T* scores, const T* mask, long lines, long heads, long length, long keys, long threads) {
+template <class T> void masked_softmax(T* scores, const T* mask, long lines, long heads, long length, long keys, long threads) {
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> room(keys + VECTOR);
@@ -332,7 +332,7 @@ void mixed_any(const T* query, const T* key, const T* value, const T* barred, fl
 
 // One more token of every row: its key and value take their column, and its queries read all columns up to it.
 template <class T>
-void answered(const T* qkv, const T* cosine, const T* sine, T* keys, T* values, const T* mask, T* mixed, long rows, long heads, long key_heads,
+void decode_attention(const T* qkv, const T* cosine, const T* sine, T* keys, T* values, const T* mask, T* mixed, long rows, long heads, long key_heads,
               long width, long columns, long seen, float scale, long threads) {
     const long half = width / 2, group = heads / key_heads, count = seen + 1, stride = (count + VECTOR - 1) / VECTOR * VECTOR;
 #pragma omp parallel num_threads(threads)
@@ -363,7 +363,7 @@ void answered(const T* qkv, const T* cosine, const T* sine, T* keys, T* values, 
 
 // log p of each row's target and, where asked, the row's entropy; where asked the logits become p, less one at the target.
 template <class T>
-void likelihood(T* logits, const int64_t* target, float* logp, float* entropy, long keep, long rows, long words, float sharp, long threads) {
+void token_logprobs(T* logits, const int64_t* target, float* logp, float* entropy, long keep, long rows, long words, float sharp, long threads) {
     ROWS for (long row = 0; row < rows; row++) {
         T* x = logits + row * words;
         float most = highest(x, words), sum = 0, product = 0;
@@ -389,7 +389,7 @@ void likelihood(T* logits, const int64_t* target, float* logp, float* entropy, l
 }
 
 // Sums of squares of equal shares of all numbers.
-template <class T> void squares(const T* x, double* sums, long parts, long size, long threads) {
+template <class T> void sum_of_squares(const T* x, double* sums, long parts, long size, long threads) {
     ROWS for (long part = 0; part < parts; part++) {
         double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -429,7 +429,7 @@ inline void moved_part(W weight, const T* grad, float* mean, float* square, long
 
 // A step of AdamW; without a rest the weight is float32.
 template <class T>
-void moved(void* weight, int16_t* rest, const T* grad, float* mean, float* square, long size, float scale, float first, float second, float rate,
+void adamw_step(void* weight, int16_t* rest, const T* grad, float* mean, float* square, long size, float scale, float first, float second, float rate,
            float spread, float eps, float kept, long threads) {
     const long block = 4096;
     ROWS for (long begin = 0; begin < size; begin += block) {
@@ -443,7 +443,7 @@ void moved(void* weight, int16_t* rest, const T* grad, float* mean, float* squar
 
 // The token at which the running mass passes uniform x total, and its log p: first the block, then the place in it.
 template <class T>
-void drawn(const T* logits, const float* temperature, const double* uniform, int64_t* token, float* logp, long rows, long words, long threads) {
+void sample_tokens(const T* logits, const float* temperature, const double* uniform, int64_t* token, float* logp, long rows, long words, long threads) {
     const long block = 256;
     ROWS for (long row = 0; row < rows; row++) {
         const T* x = logits + row * words;
@@ -479,18 +479,18 @@ void drawn(const T* logits, const float* temperature, const double* uniform, int
     decltype(&kernel<bfloat16>) kernel##_bfloat16 = kernel<bfloat16>; \
     }
 
-OFFER(normed)
-OFFER(weighed)
-OFFER(norm_back)
-OFFER(gated)
-OFFER(gated_back)
-OFFER(laid)
-OFFER(laid_back)
-OFFER(headed)
-OFFER(headed_back)
-OFFER(attended)
-OFFER(answered)
-OFFER(likelihood)
-OFFER(squares)
-OFFER(moved)
-OFFER(drawn)
+OFFER(rms_norm)
+OFFER(apply_rms_norm)
+OFFER(rms_norm_backward)
+OFFER(swiglu)
+OFFER(swiglu_backward)
+OFFER(rotate_and_split_qkv)
+OFFER(rotate_and_split_qkv_backward)
+OFFER(split_heads)
+OFFER(merge_heads)
+OFFER(masked_softmax)
+OFFER(decode_attention)
+OFFER(token_logprobs)
+OFFER(sum_of_squares)
+OFFER(adamw_step)
+OFFER(sample_tokens)

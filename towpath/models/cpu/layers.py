@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from towpath.models.adapters import LoraLinear
 from towpath.models.attention import NAME
 from towpath.models.cpu import kernels
-from towpath.models.cpu.plain import Turn
+from towpath.models.cpu.plain import RotaryCache
 from towpath.models.packed_batch import PackedBatch, attention_mask, length_buckets
 
 FAMILIES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 
 
-def fits(model: Any) -> bool:
+def is_supported(model: Any) -> bool:
     """Whether this file knows the model's layers, grouped products are what its attention is asked to be, and it
     runs where they are fast."""
     config = model.config
@@ -40,7 +40,7 @@ def fits(model: Any) -> bool:
     )
 
 
-class Low(NamedTuple):
+class LoraWeights(NamedTuple):
     """An adapter's A [R,D] and scaled B [R,N] for a product."""
 
     name: str
@@ -80,7 +80,7 @@ class Stack:
         name = first.switch.active if isinstance(first, LoraLinear) else None
         return name if name is not None and name in first.scale else None  # pyright: ignore[reportAttributeAccessIssue]
 
-    def low(self, dtype: torch.dtype) -> Low | None:
+    def lora_weights(self, dtype: torch.dtype) -> LoraWeights | None:
         """The adapters' A one above the other, and their B as blocks."""
         name = self.adapter()
         if name is None:
@@ -93,9 +93,9 @@ class Stack:
             rank = len(layer.a[name])
             torch.mul(layer.b[name].detach().T, layer.scale[name], out=b[row : row + rank, begin:end])
             row += rank
-        return Low(name, a.to(dtype), b.to(dtype))
+        return LoraWeights(name, a.to(dtype), b.to(dtype))
 
-    def learned(self) -> list[Tensor]:
+    def trained_weights(self) -> list[Tensor]:
         """Weights that may learn, in the order `back` gives their gradients in."""
         name = self.adapter()
         layers = list[Any](self.linears)
@@ -103,27 +103,29 @@ class Stack:
             return [layer.a[name] for layer in layers] + [layer.b[name] for layer in layers]
         return [base.weight for base in self.bases] + [base.bias for base in self.bases if base.bias is not None]
 
-    def forward(self, x_TD: Tensor, low: Low | None) -> Tensor:
+    def forward(self, x_TD: Tensor, lora: LoraWeights | None) -> Tensor:
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x_TD, self.packed, self.bias(), "none", [], "")
         y_TN = F.linear(x_TD, self.weight(), self.bias())
-        return y_TN if low is None else y_TN.addmm_(x_TD @ low.a.T, low.b)
+        return y_TN if lora is None else y_TN.addmm_(x_TD @ lora.a.T, lora.b)
 
-    def below(self, grad_TN: Tensor, low: Low | None) -> tuple[Tensor, Tensor | None]:
+    def input_grad(self, grad_TN: Tensor, lora: LoraWeights | None) -> tuple[Tensor, Tensor | None]:
         """The gradients by the states, and by what an adapter makes of them [T,R]."""
         grad_TD = grad_TN @ self.weight()
-        narrow_TR = self.narrowed(grad_TN, low)
-        return grad_TD if low is None or narrow_TR is None else grad_TD.addmm_(narrow_TR, low.a), narrow_TR
+        narrow_TR = self.lora_down(grad_TN, lora)
+        return grad_TD if lora is None or narrow_TR is None else grad_TD.addmm_(narrow_TR, lora.a), narrow_TR
 
-    def narrowed(self, grad_TN: Tensor, low: Low | None) -> Tensor | None:
+    def lora_down(self, grad_TN: Tensor, lora: LoraWeights | None) -> Tensor | None:
         """The second of them alone."""
-        return None if low is None else grad_TN @ low.b.T
+        return None if lora is None else grad_TN @ lora.b.T
 
-    def slopes(self, grad_TN: Tensor, x_TD: Tensor, low: Low | None, narrow_TR: Tensor | None) -> list[Tensor]:
+    def weight_grads(
+        self, grad_TN: Tensor, x_TD: Tensor, lora: LoraWeights | None, narrow_TR: Tensor | None
+    ) -> list[Tensor]:
         """The gradients by what learns."""
-        if low is None or narrow_TR is None:
+        if lora is None or narrow_TR is None:
             return self._by_weights(grad_TN, x_TD)
-        return self._by_adapter(low.name, narrow_TR.T @ x_TD, grad_TN.T @ (x_TD @ low.a.T))
+        return self._by_adapter(lora.name, narrow_TR.T @ x_TD, grad_TN.T @ (x_TD @ lora.a.T))
 
     def _by_weights(self, grad_TN: Tensor, x_TD: Tensor) -> list[Tensor]:
         sums = [grad_TN.T @ x_TD] + ([grad_TN.sum(0)] if self.bases[0].bias is not None else [])
@@ -145,7 +147,7 @@ class Block(NamedTuple):
     """PackedBatch that attention takes together: angles and mask of every place, and the token each line begins with,
     after the last the one that would come next. Only attention works on what is no token."""
 
-    turn: Turn
+    rotary: RotaryCache
     mask: Tensor
     begin_P1: Tensor
 
@@ -166,68 +168,70 @@ class Layer:
         self.key_heads = self.qkv.bases[1].out_features // self.width
         self.stacks = (self.qkv, self.out, self.inner, self.down)
 
-    def learned(self) -> list[Tensor]:
+    def trained_weights(self) -> list[Tensor]:
         """Every weight that may learn under the active adapter."""
-        found = [weight for stack in self.stacks for weight in stack.learned()]
+        found = [weight for stack in self.stacks for weight in stack.trained_weights()]
         return found if self.qkv.adapter() is not None else [*found, *(norm.weight for norm in self.norms)]
 
     def __call__(self, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None = None) -> Tensor:
-        learned = self.learned()
-        if torch.is_grad_enabled() and (x_TD.requires_grad or any(weight.requires_grad for weight in learned)):
-            return _Node.apply(x_TD, blocks, rows_N, self, *learned)  # pyright: ignore[reportReturnType]
+        trained = self.trained_weights()
+        if torch.is_grad_enabled() and (x_TD.requires_grad or any(weight.requires_grad for weight in trained)):
+            return _Node.apply(x_TD, blocks, rows_N, self, *trained)  # pyright: ignore[reportReturnType]
         return self.forward(x_TD, blocks, rows_N)[0]
 
     def forward(
-        self, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None = None, seen: Any = None
-    ) -> tuple[Tensor, list[Low | None], tuple[Tensor, ...]]:
+        self, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None = None, cache_layer: Any = None
+    ) -> tuple[Tensor, list[LoraWeights | None], tuple[Tensor, ...]]:
         """The layer's output, of some rows alone where they are named, and what the way back needs; with a layer of
-        a cache, keys and values join those it has seen."""
-        (first, second), ops, lows = (
-            self.norms,
-            kernels.dispatch(x_TD),
-            [stack.low(x_TD.dtype) for stack in self.stacks],
-        )
-        n1_TD, s1_T1 = ops.normed(x_TD, first.weight.detach(), first.variance_epsilon)
-        qkv = self.qkv.forward(n1_TD, lows[0])
-        kept = ()
-        if hasattr(seen, "column"):
-            mixed_TD = ops.answered(qkv, blocks[0].turn, blocks[0].mask, *seen.column(), self.heads)
+        a cache, keys and values join those it has cache_layer."""
+        first, second = self.norms
+        ops = kernels.dispatch(x_TD)
+        loras = [stack.lora_weights(x_TD.dtype) for stack in self.stacks]
+        n1_TD, s1_T1 = ops.rms_norm(x_TD, first.weight.detach(), first.variance_epsilon)
+        qkv = self.qkv.forward(n1_TD, loras[0])
+        saved = ()
+        if hasattr(cache_layer, "column"):
+            mixed_TD = ops.decode_attention(qkv, blocks[0].rotary, blocks[0].mask, *cache_layer.column(), self.heads)
         else:
             mixed_TD = qkv.new_empty(len(qkv), self.heads * self.width)
-            kept = tuple(part for block in blocks for part in self._mixed(qkv, block, seen, mixed_TD))
+            saved = tuple(part for block in blocks for part in self._attend(qkv, block, cache_layer, mixed_TD))
         if rows_N is not None:
             mixed_TD = mixed_TD[rows_N]
             x_TD = x_TD[rows_N]
-        y_TD = self.out.forward(mixed_TD, lows[1]).add_(x_TD)
-        n2_TD, s2_T1 = ops.normed(y_TD, second.weight.detach(), second.variance_epsilon)
-        inner = self.inner.forward(n2_TD, lows[2])
-        z_TD = self.down.forward(ops.gated(inner), lows[3]).add_(y_TD)
-        return z_TD, lows, (s1_T1, *kept, mixed_TD, y_TD, s2_T1, inner)
+        y_TD = self.out.forward(mixed_TD, loras[1]).add_(x_TD)
+        n2_TD, s2_T1 = ops.rms_norm(y_TD, second.weight.detach(), second.variance_epsilon)
+        inner = self.inner.forward(n2_TD, loras[2])
+        z_TD = self.down.forward(ops.swiglu(inner), loras[3]).add_(y_TD)
+        return z_TD, loras, (s1_T1, *saved, mixed_TD, y_TD, s2_T1, inner)
 
-    def _mixed(self, qkv: Tensor, block: Block, seen: Any, out_TD: Tensor) -> tuple[Tensor, ...]:
+    def _attend(self, qkv: Tensor, block: Block, cache_layer: Any, out_TD: Tensor) -> tuple[Tensor, ...]:
         """What attention gives the tokens of a block, into their rows; queries, keys, values and weights."""
         lines = block.mask.shape[0]
         ops = kernels.dispatch(qkv)
-        q, k, v = ops.laid(qkv, block.turn, block.begin_P1, self.heads, self.key_heads)
-        if seen is not None:
+        q, k, v = ops.rotate_and_split_qkv(qkv, block.rotary, block.begin_P1, self.heads, self.key_heads)
+        if cache_layer is not None:
             k, v = (
-                x.flatten(0, 1) for x in seen.update(*(x.view(lines, self.key_heads, -1, self.width) for x in (k, v)))
+                x.flatten(0, 1)
+                for x in cache_layer.update(*(x.view(lines, self.key_heads, -1, self.width) for x in (k, v)))
             )
-        weights = ops.attended(torch.bmm(q, k.transpose(1, 2)), block.mask, self.heads)
-        ops.headed_back(torch.bmm(weights, v), block.begin_P1, self.heads, out_TD)
+        weights = ops.masked_softmax(torch.bmm(q, k.transpose(1, 2)), block.mask, self.heads)
+        ops.merge_heads(torch.bmm(weights, v), block.begin_P1, self.heads, out_TD)
         return q, k, v, weights
 
-    def mixed_back(self, by_mixed_TD: Tensor, block: Block, kept: list[Tensor], out_TN: Tensor) -> None:
+    def attention_backward(self, by_mixed_TD: Tensor, block: Block, saved: list[Tensor], out_TN: Tensor) -> None:
         """The way back from what attention gave a block's tokens to what it was given, into their rows."""
-        (q, k, v, weights), ops = kept, kernels.dispatch(by_mixed_TD)
-        by_mixed = ops.headed(by_mixed_TD, block.begin_P1, block.mask.shape[2], self.heads, self.key_heads)
+        q, k, v, weights = saved
+        ops = kernels.dispatch(by_mixed_TD)
+        by_mixed = ops.split_heads(by_mixed_TD, block.begin_P1, block.mask.shape[2], self.heads, self.key_heads)
         by_v = torch.bmm(weights.transpose(1, 2), by_mixed)
         by_scores = torch.ops.aten._softmax_backward_data(
             torch.bmm(by_mixed, v.transpose(1, 2)), weights, -1, weights.dtype
         )
         by_q = torch.bmm(by_scores, k)
         by_k = torch.bmm(by_scores.transpose(1, 2), q)
-        ops.laid_back(by_q, by_k, by_v, block.turn, block.begin_P1, self.heads, self.key_heads, out_TN)
+        ops.rotate_and_split_qkv_backward(
+            by_q, by_k, by_v, block.rotary, block.begin_P1, self.heads, self.key_heads, out_TN
+        )
 
 
 class _Node(torch.autograd.Function):
@@ -235,10 +239,10 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None, layer: Layer, *learned: Tensor
+        ctx: Any, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None, layer: Layer, *trained: Tensor
     ) -> Tensor:
-        z_TD, ctx.lows, kept = layer.forward(x_TD.detach(), blocks, rows_N)
-        ctx.save_for_backward(x_TD, *kept)
+        z_TD, ctx.loras, saved = layer.forward(x_TD.detach(), blocks, rows_N)
+        ctx.save_for_backward(x_TD, *saved)
         ctx.layer = layer
         ctx.blocks = blocks
         ctx.rows_N = rows_N
@@ -247,51 +251,55 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, s1, *attention, mixed, y, s2, inner = ctx.saved_tensors
-        layer, blocks, (low_qkv, low_out, low_inner, low_down) = ctx.layer, ctx.blocks, ctx.lows
+        layer = ctx.layer
+        blocks = ctx.blocks
+        lora_qkv, lora_out, lora_inner, lora_mlp = ctx.loras
         ops = kernels.dispatch(x)
         grad_TD = grad_TD.contiguous()
         below = ctx.needs_input_grad[0]
         learns = any(ctx.needs_input_grad[4:])
-        whole = learns and low_qkv is None
+        whole = learns and lora_qkv is None
         first, second = (norm.weight.detach() for norm in layer.norms)
 
-        by_acted, narrow = layer.down.below(grad_TD, low_down)
-        acted, by_inner = ops.gated_back(by_acted, inner)
-        by_down = layer.down.slopes(grad_TD, acted, low_down, narrow) if learns else []
-        by_n2, narrow = layer.inner.below(by_inner, low_inner)
-        by_in = layer.inner.slopes(by_inner, ops.weighed(y, s2, second), low_inner, narrow) if learns else []
-        by_y, by_second = ops.norm_back(by_n2, y, s2, second, grad_TD, whole)
+        by_acted, narrow = layer.down.input_grad(grad_TD, lora_mlp)
+        acted, by_inner = ops.swiglu_backward(by_acted, inner)
+        by_down = layer.down.weight_grads(grad_TD, acted, lora_mlp, narrow) if learns else []
+        by_n2, narrow = layer.inner.input_grad(by_inner, lora_inner)
+        by_in = (
+            layer.inner.weight_grads(by_inner, ops.apply_rms_norm(y, s2, second), lora_inner, narrow) if learns else []
+        )
+        by_y, by_second = ops.rms_norm_backward(by_n2, y, s2, second, grad_TD, whole)
 
-        by_mixed, narrow = layer.out.below(by_y, low_out)
-        by_out = layer.out.slopes(by_y, mixed, low_out, narrow) if learns else []
+        by_mixed, narrow = layer.out.input_grad(by_y, lora_out)
+        by_out = layer.out.weight_grads(by_y, mixed, lora_out, narrow) if learns else []
         if ctx.rows_N is not None:
             by_mixed, by_y = (
                 part.new_zeros(len(x), part.shape[1]).index_add_(0, ctx.rows_N, part) for part in (by_mixed, by_y)
             )
         by_qkv = x.new_empty(len(x), layer.qkv.ends[-1])
         for place, block in enumerate(blocks):
-            layer.mixed_back(by_mixed, block, attention[4 * place : 4 * place + 4], by_qkv)
+            layer.attention_backward(by_mixed, block, attention[4 * place : 4 * place + 4], by_qkv)
         by_x = None
         by_first = None
         if below or whole:
-            by_n1, narrow = layer.qkv.below(by_qkv, low_qkv)
-            by_x, by_first = ops.norm_back(by_n1, x, s1, first, by_y, whole)
+            by_n1, narrow = layer.qkv.input_grad(by_qkv, lora_qkv)
+            by_x, by_first = ops.rms_norm_backward(by_n1, x, s1, first, by_y, whole)
         else:
-            narrow = layer.qkv.narrowed(by_qkv, low_qkv)
-        by_heads = layer.qkv.slopes(by_qkv, ops.weighed(x, s1, first), low_qkv, narrow) if learns else []
+            narrow = layer.qkv.lora_down(by_qkv, lora_qkv)
+        by_heads = layer.qkv.weight_grads(by_qkv, ops.apply_rms_norm(x, s1, first), lora_qkv, narrow) if learns else []
         found = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
         return by_x if below else None, None, None, None, *found, *((by_first, by_second) if whole else ())
 
 
 def layers_of(model: Any) -> list[Layer]:
-    """The model's layers; their stacked weights are kept with the model."""
-    kept = model.__dict__.get("_decoder")
-    if kept is None or kept[0].qkv.linears[0] is not model.base_model.layers[0].self_attn.q_proj:
+    """The model's layers; their stacked weights are saved with the model."""
+    saved = model.__dict__.get("_decoder")
+    if saved is None or saved[0].qkv.linears[0] is not model.base_model.layers[0].self_attn.q_proj:
         object.__setattr__(model, "_decoder", [Layer(layer) for layer in model.base_model.layers])
     return model._decoder
 
 
-def through(model: Any, x_TD: Tensor, lines: PackedBatch, part: slice, read_N: Tensor | None) -> Tensor:
+def run_layers(model: Any, x_TD: Tensor, lines: PackedBatch, part: slice, read_N: Tensor | None) -> Tensor:
     """What some of the layers make of the tokens' states, laid into all places of the lines [S,D], zeros where no
     token is; with the places that are read, theirs [N,D] after the final norm: what the last layer would do for
     others is not done."""
@@ -314,34 +322,34 @@ def _blocks(model: Any, x_TD: Tensor, lines: PackedBatch) -> list[Block]:
     found = []
     for some in length_buckets(tokens_P):
         width = max(tokens_P[some])
-        turn = cos[some, :, :width].contiguous(), sin[some, :, :width].contiguous()
+        rotary = cos[some, :, :width].contiguous(), sin[some, :, :width].contiguous()
         mask = attention_mask(lines.segment_PL[some, :width], x_TD.dtype, lines.parent_PL[some, :width])
-        found.append(Block(turn, mask, begin_P1[some.start : some.stop + 1]))
+        found.append(Block(rotary, mask, begin_P1[some.start : some.stop + 1]))
     return found
 
 
-def read(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    """Last hidden states [B,D] of what is read after all that the cache has seen; the cache sees it too."""
+def decode_step(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    """Last hidden states [B,D] of what is read after all that the cache has cache_layer; the cache sees it too."""
     states_BLD = model.base_model.embed_tokens(ids_BL)
     begin_B1 = torch.arange(0, ids_BL.numel() + 1, ids_BL.shape[1])
     x_TD = states_BLD.flatten(0, 1)
     blocks = [Block(_angles(model, states_BLD, position_BL), mask, begin_B1)]
-    for layer, seen in zip(layers_of(model), cache.layers, strict=True):
-        x_TD = layer.forward(x_TD, blocks, None, seen)[0]
+    for layer, cache_layer in zip(layers_of(model), cache.layers, strict=True):
+        x_TD = layer.forward(x_TD, blocks, None, cache_layer)[0]
     return model.base_model.norm(x_TD.view_as(states_BLD)[:, -1])
 
 
-def _angles(model: Any, like: Tensor, position_PL: Tensor) -> Turn:
+def _angles(model: Any, like: Tensor, position_PL: Tensor) -> RotaryCache:
     cos, sin = (x[:, None, :, : x.shape[-1] // 2].contiguous() for x in model.base_model.rotary_emb(like, position_PL))
     return cos, sin
 
 
 @contextmanager
-def packed(model: Any) -> Iterator[Callable[[Tensor], Tensor]]:
+def sampling_head(model: Any) -> Iterator[Callable[[Tensor], Tensor]]:
     """Within the block weights lie as the processor reads them fastest, at the price of a copy; gives the head's
     product. Only where they do not change, no adapter adds to them, and in bfloat16, where it pays."""
     head = model.get_output_embeddings()
-    pays = fits(model) and model.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    pays = is_supported(model) and model.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     stacks = [stack for layer in layers_of(model) for stack in layer.stacks] if pays else []
     if not pays or any(stack.adapter() is not None for stack in stacks):
         yield head

@@ -75,7 +75,7 @@ class AdamW:
 
     def norm(self) -> float:
         """Of all gradients together."""
-        squares = [kernels.dispatch(grad).squares(grad.contiguous()) for grad in self.gradients().values()]
+        squares = [kernels.dispatch(grad).sum_of_squares(grad.contiguous()) for grad in self.gradients().values()]
         return math.sqrt(float(torch.stack(squares).sum())) if squares else 0.0
 
     @torch.no_grad()
