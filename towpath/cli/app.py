@@ -151,8 +151,8 @@ def serve(
     from towpath.web.server import NetworkOptions, serve_run
 
     ledger = str(ledger_location(run, recipe.load(run, set_).store.url))
-    network = NetworkOptions(tuple(name or ()), certificate, key, tuple(proxy or ()))
-    serve_run(run, ledger if "://" in ledger else None, host, port, team, print_status, network, set_ or ())
+    network = NetworkOptions(tuple(name or ()), certificate, key, tuple(proxy or ()), host, port)
+    serve_run(run, ledger if "://" in ledger else None, team, network, print_status, set_ or ())
 
 
 @app.command(epilog="Example: towpath watch my-run")
