@@ -1,5 +1,4 @@
-"""Markup that tries to run a script or to leave the page, made of vectors, events and disguises: more than five
-hundred texts."""
+"""More than five hundred payloads that try to run a script or leave the page: vectors, events and obfuscations."""
 
 from html import escape
 from itertools import product
@@ -93,7 +92,7 @@ FORMS = [
 
 
 def payloads() -> list[str]:
-    """All of them, each once."""
+    """Return all payloads, each once."""
     payloads_ = [tag.format(RUN, o=OUT) for tag in TAGS]
     payloads_ += [f"<{element} {event}={RUN}>" for element, event in product(ELEMENTS, EVENTS)]
     payloads_ += [f'<{element}/{event}\n=\n"{RUN}"' for element, event in product(ELEMENTS[:6], EVENTS)]

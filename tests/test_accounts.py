@@ -1,5 +1,4 @@
-"""Accounts as an attacker and a colleague meet them: sessions, passwords, how often one may try, names, and the
-audit log."""
+"""Accounts: sessions, passwords, throttling, names, and the audit log."""
 
 import asyncio
 import json

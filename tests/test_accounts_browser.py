@@ -1,5 +1,5 @@
-"""Accounts in a real browser: an invitation, another password, a reset, the audit log; judged by axe on phone and
-desktop, in light and dark."""
+"""Accounts in a real browser: invitation, password change, reset, audit log; axe on phone and desktop, light and
+dark."""
 
 import re
 from time import time
@@ -27,7 +27,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def visit(browser, store):
-    """Opens a browser window of its own; what its console reports as an error fails the test, but for refused forms."""
+    """Open a new browser window; console errors fail the test, except for refused forms."""
     contexts = []
     errors = []
     with running(store, team=True) as (url, _):
@@ -69,7 +69,7 @@ def test_account_lifecycle_from_invitation_to_reset(visit, store):
     new.fill("#name", "ANN")
     new.fill("#password", OTHER)
     new.click("button.main")
-    assert "too like 'ann'" in new.inner_text("#wrong")
+    assert "too similar to 'ann'" in new.inner_text("#wrong")
     new.fill("#name", "dan")
     new.fill("#password", OTHER)
     new.click("button.main")

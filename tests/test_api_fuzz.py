@@ -1,5 +1,4 @@
-"""Requests made at random from the application's own schema, sensible and not: none is answered with an error of the
-server's."""
+"""Fuzzing with requests from the application's own schema: none causes a server error."""
 
 import os
 import warnings
@@ -23,11 +22,11 @@ from towpath.web import limits  # noqa: E402
 from towpath.web.app import application  # noqa: E402
 
 CASES = int(os.environ.get("TOWPATH_FUZZ_CASES", "1500"))
-"""For each database."""
+"""Per database."""
 ENDS_SESSIONS = ("/sign-out", "/owner/account", "/account", "/owner/people")
 NEVER_ENDS = ("/monitor/events",)
 SLOW = ("/sign-in", "/join/{token}", "/reset/{token}")
-"""Verify a password each time."""
+"""Routes that verify a password each time."""
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

@@ -1,5 +1,4 @@
-"""Arenas: the record by construction, the ledger on SQLite and PostgreSQL, what stays apart from labels, the pages,
-the command line, a judge."""
+"""Arenas: statistics, the ledger on SQLite and PostgreSQL, separation from labels, pages, commands, judge."""
 
 import json
 import subprocess
@@ -35,7 +34,7 @@ COUNT = 30
 
 
 def write_answers(run, count=COUNT, name="evaluate/aaaaaa000000", same=(), **more):
-    """A run folder with the answers of an evaluation: the policy's say so, for a rater who knows what to look for."""
+    """Write a run folder with an evaluation's answers, in which the policy's answers are recognizable."""
     folder = run / "stages" / name
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -74,8 +73,7 @@ def take_lease(store, rater, at=NOW):
 
 
 def vote(store, rater, prefers, most=1000, at=NOW):
-    """Judge what the queue gives; `prefers` takes the texts as they are shown and returns a side. How many were
-    judged."""
+    """Judge assigned pairs and return how many; `prefers` maps the shown texts to a side."""
     for number in range(most):
         seat = take_lease(store, rater, at)
         if not isinstance(seat, Lease):
@@ -211,7 +209,7 @@ def test_arena_is_blind_and_skips_identical_answers(store, run):
     visible = json.dumps([seat.comparison, task.prompt, list(task.answers), seat.order])
     assert "policy" not in visible
     assert "sft" not in visible
-    assert vote(store, "ann", for_policy) == COUNT - 2 or store.read(arenas.get_arena, made.number).state == "open"
+    assert vote(store, "ann", for_policy) == COUNT - 2
 
 
 def test_decided_arena_closes_its_tasks(store, run):
@@ -322,8 +320,7 @@ def test_two_arenas_are_independent(store, run):
 
 
 def judge_script(turns=()):
-    """A judge who prefers the answer with a lock, but the first one it sees where the prompt's number is among
-    `turns`."""
+    """Script a judge that prefers the answer with a lock, but the first one for prompts numbered in `turns`."""
 
     def script(request, _number):
         text = request["messages"][1]["content"]

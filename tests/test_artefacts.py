@@ -1,5 +1,4 @@
-"""What a run has written is believed only as it was written: checksums, fingerprints of models and templates,
-damaged files."""
+"""Integrity of a run's results: checksums, fingerprints of models and templates, damaged files."""
 
 import json
 import os
@@ -45,7 +44,7 @@ SETTINGS = [part for value in SMALL for part in ("--set", value)]
 
 
 def run(folder: Path, redo: Sequence[str] = (), only: str = "") -> list[str]:
-    """The run as a new process would make it; what it says."""
+    """Run as a new process would and return the output lines."""
     manifest._verified.clear()
     output: list[str] = []
     pipeline.run(recipe.load(folder, SMALL), folder, output.append, only, redo=redo)
@@ -66,7 +65,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def flip(path: Path, seed: int = 0) -> None:
-    """One bit of a file is another, and nothing in its times says so."""
+    """Flip one bit of a file without changing its times."""
     stat = path.stat()
     content = bytearray(path.read_bytes())
     draw = random.Random(seed)
@@ -77,7 +76,7 @@ def flip(path: Path, seed: int = 0) -> None:
 
 
 def results(folder: Path) -> list[Path]:
-    """Every result file of a finished run, the manifests too."""
+    """Return every result file of a finished run, including manifests."""
     stages = sorted(path.parent for path in folder.glob("stages/*/*/manifest.json"))
     return [stage / name for stage in stages for name in (manifest.NAME, *manifest.read(stage)["files"])]
 
@@ -219,7 +218,7 @@ def test_damaged_reproducible_files_are_rebuilt(copied: Path, capsys: pytest.Cap
     for name in ("findings.json", "interventions.jsonl", "metrics.jsonl", "samples.jsonl"):
         (policy / name).write_bytes(b'\xff\xfe[1]\n{"a": 1}\n')
     output = run(copied)
-    assert any("labels.json: damaged" in line and "written again from the ledger" in line for line in output)
+    assert any("labels.json: damaged" in line and "restored from the ledger" in line for line in output)
     assert labels.read_bytes() == whole and json.loads((copied / "current.json").read_text())["stages"]
     warned = capsys.readouterr().err
     for name in ("current.json", "seconds", "metrics.jsonl"):

@@ -1,5 +1,4 @@
-"""The pages in a real browser: rated by keyboard, over reloads and lost connections, on a phone, in light and dark,
-judged by axe."""
+"""The rating page in a real browser: keyboard, reloads, lost connections, phone, light and dark, axe."""
 
 from time import time
 
@@ -60,7 +59,7 @@ def team(store):
 
 @pytest.fixture
 def visit(browser, team):
-    """Opens pages for people, signed in by keyboard; whatever a console reports as an error fails the test."""
+    """Open pages for people, signed in by keyboard; console errors fail the test."""
     contexts = []
     errors = []
 
@@ -99,7 +98,7 @@ def answers(page) -> list[str]:
 
 
 def press(page, key: str, text: str) -> None:
-    """Press a key, wait until the page says what came of it."""
+    """Press a key and wait for the page's message."""
     page.keyboard.press(key)
     page.wait_for_function("words => document.getElementById('message').textContent.includes(words)", arg=text)
     page.wait_for_function("() => !document.body.classList.contains('busy')")

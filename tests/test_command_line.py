@@ -1,5 +1,4 @@
-"""What leaves the command line when something is wrong: an error that names its fix, or a bug with its traceback in
-a file."""
+"""Errors of the command line: with a fix, or a bug with its traceback in a file."""
 
 import os
 import subprocess
@@ -19,7 +18,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, run: Path, error: Exception) -> int:
-    """The exit status of `towpath status`, in which something of ours raises."""
+    """Return the exit code of `towpath status` while a function of ours raises."""
 
     def fail(*_arguments: object) -> None:
         raise error

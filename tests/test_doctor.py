@@ -22,13 +22,13 @@ from benchmarks.models import prepared
 from benchmarks.run import python_of
 from towpath.errors import DataError, RecipeError, TowpathError
 from towpath.health import history
+from towpath.metrics import METRICS
 from towpath.records import Finding
-from towpath.view import doctor
+from towpath.view import doctor, doctor_report
+from towpath.view.doctor_report import Diagnosis
 from towpath.view.foreign import names, table_files
-from towpath.view.foreign.log import Log, Raw, Taken, number, translated
-from towpath.view.foreign.opening import opened
-from towpath.view.report import findings
-from towpath.view.report.findings import Told
+from towpath.view.foreign.log import Log, MappedColumn, RawLog, to_number, translate
+from towpath.view.foreign.open_log import open_logs
 
 ROOT = Path(__file__).parent.parent
 SHAPE = {"layers": 1, "width": 32, "heads": 2, "inner": 64, "vocabulary": 512}
@@ -112,7 +112,7 @@ PPO = {
 
 
 def read(*rows: dict[str, Any], maps: dict[str, str] | None = None, settings: dict[str, Any] | None = None) -> Log:
-    return translated(Raw("log", rows, settings or {}), maps)
+    return translate(RawLog("log", rows, settings or {}), maps)
 
 
 def value(log: Log, name: str) -> float:
@@ -225,14 +225,14 @@ def test_what_is_not_known_is_named_and_bookkeeping_is_not():
     log = read(VERL)
     assert log.unknown == ("my/own",)
     assert not {"perf/throughput", "timing_s/gen", "training/global_step"} & {*log.unused, *log.taken}
-    assert log.history.looks["watched/gsm8k/acc"].values == [0.3]
+    assert log.history.validation["watched/gsm8k/acc"].values == [0.3]
 
 
 def test_tags_of_tensorboard_are_of_training_or_of_validation():
     tags = {f"train/{name}": x for name, x in PPO.items() if name != "step"}
     assert value(read({"step": 1, **tags}), "ratio") == 1.01
     log = read({"step": 1, "train/loss": 2.0, "eval/loss": 3.0, "train/mean_token_accuracy": 0.5})
-    assert (log.kind, value(log, "loss"), log.history.look("loss").values[0]) == ("sft", 2.0, 3.0)
+    assert (log.kind, value(log, "loss"), log.history.validation_curve("loss").values[0]) == ("sft", 2.0, 3.0)
 
 
 def test_held_out_pairs_are_called_so():
@@ -246,9 +246,9 @@ def test_held_out_pairs_are_called_so():
             "eval_rewards/accuracies": 0.5,
         }
     )
-    assert log.history.look("pairs_loss").values[0] == 0.7
-    assert log.history.look("pairs_accuracy").values[0] == 0.5
-    assert not len(log.history.look("loss"))
+    assert log.history.validation_curve("pairs_loss").values[0] == 0.7
+    assert log.history.validation_curve("pairs_accuracy").values[0] == 0.5
+    assert not len(log.history.validation_curve("loss"))
 
 
 def test_rows_of_one_step_are_one_and_the_later_counts():
@@ -272,13 +272,13 @@ def test_a_length_told_once_a_rollout_holds_for_its_steps():
 def test_steps_are_counted_from_where_the_log_counts_them():
     log = read({"step": 5, "loss": 1.0}, {"step": 10, "loss": 0.9}, {"step": 0, "eval_loss": 1.5})
     assert log.history.curve("loss").steps.tolist() == [4, 9]
-    assert log.history.look("loss").steps.tolist() == [-1]
-    told = Told(log, (Finding("x", "warning", "", first_step=4),), ())
-    assert findings.as_json("log", [told])["findings"][0]["first_step"] == 5
-    assert "from step 5" in findings.lines([told], 100)
+    assert log.history.validation_curve("loss").steps.tolist() == [-1]
+    told = Diagnosis(log, (Finding("x", "warning", "", first_step=4),), ())
+    assert doctor_report.as_json("log", [told])["findings"][0]["first_step"] == 5
+    assert "from step 5" in doctor_report.lines([told], 100)
     zero = read({"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.9})
     assert zero.history.curve("loss").steps.tolist() == [0, 1]
-    assert findings.as_json("log", [Told(zero, told.findings, ())])["findings"][0]["first_step"] == 4
+    assert doctor_report.as_json("log", [Diagnosis(zero, told.findings, ())])["findings"][0]["first_step"] == 4
     assert "counts steps from 0" in zero.notes[0]
 
 
@@ -290,7 +290,7 @@ def test_calls_of_a_logger_are_not_steps_where_steps_are_told():
     ]
     log = read(*rows)
     assert log.history.curve("loss").steps.tolist() == [9, 19]
-    assert log.history.look("loss").steps.tolist() == [19]
+    assert log.history.validation_curve("loss").steps.tolist() == [19]
     assert read({"_step": 4, "loss": 1.0}).history.curve("loss").steps.tolist() == [3]
 
 
@@ -316,7 +316,7 @@ CELLS = [
 
 @pytest.mark.parametrize(("cell", "read_as"), CELLS)
 def test_numbers_are_read_also_as_text(cell, read_as):
-    found = number(cell)
+    found = to_number(cell)
     assert found == read_as or (found is not None and math.isnan(found) and math.isnan(read_as))
 
 
@@ -337,7 +337,7 @@ def test_a_column_is_what_the_user_says_it_is():
     }
     log = read({"iteration": 7, "ret": 2.0, "cut": 0.25, "held": 1.5, "drift": 0.1, "len": 20}, maps=maps)
     assert (value(log, "reward"), value(log, "finish_rate"), value(log, "kl")) == (2.0, 0.75, 2.0)
-    assert log.history.look("reward").values[0] == 1.5
+    assert log.history.validation_curve("reward").values[0] == 1.5
     assert log.history.curve("reward").steps.tolist() == [6]
     assert value(read({"step": 1, "kl": 0.3, "length": 10.0}, maps={"kl": "kl_per_token"}), "kl") == 3.0
     # What the user says goes before what the table says.
@@ -398,16 +398,17 @@ def test_the_user_states_facts_and_limits(tmp_path: Path):
 
 
 def test_it_says_what_it_could_not_look_for():
-    told = doctor.told(read({"step": 1, "reward": 0.5, "reward_std": 0.2, "completions/mean_length": 20.0}))
-    assert "no KL: drift from where it began not judged" in told.blind
-    assert any(text.startswith("no validation") for text in told.blind)
-    assert not any("length of answers" in text for text in told.blind)
-    assert "no explained variance: the critic not judged" in doctor.told(read(PPO)).blind
-    grpo = doctor.told(read(GRPO)).blind
+    told = doctor.diagnose_log(read({"step": 1, "reward": 0.5, "reward_std": 0.2, "completions/mean_length": 20.0}))
+    assert "no KL: distance to the reference not checked" in told.missing_signals
+    assert any(text.startswith("no validation") for text in told.missing_signals)
+    assert not any("answer length" in text for text in told.missing_signals)
+    assert "no explained variance: critic not checked" in doctor.diagnose_log(read(PPO)).missing_signals
+    grpo = doctor.diagnose_log(read(GRPO)).missing_signals
     assert not any(text.startswith("no KL:") for text in grpo)
     assert any(text.startswith("no KL coefficient") for text in grpo)
     assert not any(
-        text.startswith("no KL coefficient") for text in doctor.told(read(GRPO), {"policy.kl.coef": 0.04}).blind
+        text.startswith("no KL coefficient")
+        for text in doctor.diagnose_log(read(GRPO), {"policy.kl.coef": 0.04}).missing_signals
     )
 
 
@@ -425,7 +426,7 @@ def run(row: dict[str, Any], steps: int = 30, **curves: Any) -> list[dict[str, A
 def codes(log: Log, **given: Any) -> list[str]:
     return [
         finding.code
-        for finding in doctor.told(log, {key.replace("__", "."): x for key, x in given.items()}).findings
+        for finding in doctor.diagnose_log(log, {key.replace("__", "."): x for key, x in given.items()}).findings
         if finding.severity != "info"
     ]
 
@@ -447,7 +448,7 @@ def test_a_number_that_is_zero_by_construction_is_not_judged():
     """With one update a rollout the new policy is the old one: that says nothing of the learning rate."""
     still = {"actor/ppo_kl": 0.0, "actor/kl_loss": 0.0001, "response_length/mean": 10.0}
     log = read(*run(VERL | still))
-    assert "learned from once" in log.unused["actor/ppo_kl"]
+    assert "used for one update" in log.unused["actor/ppo_kl"]
     assert "learning-rate-low" not in codes(log, policy__kl__coef=2.0)
 
 
@@ -491,7 +492,7 @@ def test_the_sft_logs_of_openrlhf_and_verl():
         {"eval/eval gpt_loss": 2.5},
     )
     assert (openrlhf.dialect, openrlhf.kind) == ("OpenRLHF's SFT", "sft")
-    assert openrlhf.history.look("loss").values.tolist() == [2.5]
+    assert openrlhf.history.validation_curve("loss").values.tolist() == [2.5]
     verl = read(*({"train/loss": 3 - k / 20, "train/lr(1e-3)": 0.01, "step": k} for k in range(1, 20)))
     assert (verl.dialect, verl.kind) == ("verl's SFT", "sft")
     assert verl.history.curve("learning_rate").values[0] == pytest.approx(1e-5)
@@ -500,7 +501,7 @@ def test_the_sft_logs_of_openrlhf_and_verl():
 def test_a_remedy_speaks_of_settings_by_the_trainers_own_names():
     (found,) = (
         f
-        for f in doctor.told(read(*run(GRPO, kl=lambda k: 0.009 * k)), {"policy.kl.coef": 0.0}).findings
+        for f in doctor.diagnose_log(read(*run(GRPO, kl=lambda k: 0.009 * k)), {"policy.kl.coef": 0.0}).findings
         if f.code == "no-kl-penalty"
     )
     assert found.remedy.endswith("in TRL's GRPO policy.kl.coef is beta")
@@ -552,7 +553,7 @@ def table(path: Path, header: list[str], *rows: list[Any]) -> Path:
 
 
 def curve(path: Path, name: str = "loss", maps: dict[str, str] | None = None) -> tuple[list[int], list[float]]:
-    (log,) = opened(path, maps)
+    (log,) = open_logs(path, maps)
     found = log.history.curve(name)
     return found.steps.tolist(), found.values.tolist()
 
@@ -583,12 +584,12 @@ def test_exports_of_weights_and_biases(tmp_path: Path):
     gaps = table(
         tmp_path / "gaps.csv", ["step", "loss", "kl"], *[[k, 2.0, "NaN" if k % 2 else 0.1] for k in range(1, 9)]
     )
-    (log,) = opened(gaps)
+    (log,) = open_logs(gaps)
     assert log.history.curve("kl").values.tolist() == [0.1] * 4
     assert "empty cell: kl" in log.notes[0]
     two = table(tmp_path / "two.csv", ["Step", "a - loss", "b - loss"], [1, 2.0, 3.0])
     with pytest.raises(DataError, match="2 runs in one table"):
-        opened(two)
+        open_logs(two)
 
 
 def test_tables_of_ones_own(tmp_path: Path):
@@ -602,7 +603,7 @@ def test_tables_of_ones_own(tmp_path: Path):
 
 
 def test_verls_file_logger(tmp_path: Path):
-    (log,) = opened(
+    (log,) = open_logs(
         put(tmp_path / "verl.jsonl", {"step": 1, "data": VERL}, {"step": 2, "data": VERL | {"training/global_step": 2}})
     )
     assert (log.dialect, log.steps) == ("verl", 2)
@@ -628,7 +629,7 @@ def test_the_state_of_a_trainer_and_of_its_last_checkpoint(tmp_path: Path):
         state(tmp_path / f"checkpoint-{step}", {"step": step, "loss": 1.0, "mean_token_accuracy": 0.5})
     assert curve(tmp_path)[0] == [99]
     state(tmp_path, {"step": 7, "loss": math.nan, "mean_token_accuracy": 0.5})
-    (log,) = opened(tmp_path)
+    (log,) = open_logs(tmp_path)
     assert math.isnan(value(log, "loss"))
     assert log.history.facts["steps"] == 40
 
@@ -646,7 +647,7 @@ BAD = {
     "foreign.jsonl": ('{"step": 1, "mystery": 1.0}\n', "none of its numbers is known: mystery"),
     "run.wandb": ("x", "no reader for .wandb"),
     "log.xlsx": ("x", "no reader for .xlsx"),
-    "log": ("x", "a name without ending"),
+    "log": ("x", "a name without suffix"),
 }
 
 
@@ -654,7 +655,7 @@ BAD = {
 def test_what_cannot_be_read_is_told_as_value_rule_and_fix(tmp_path: Path, name: str, content: str, says: str):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError) as refused:
-        opened(tmp_path / name)
+        open_logs(tmp_path / name)
     assert says in refused.value.value
     assert refused.value.rule
     assert refused.value.fix
@@ -662,14 +663,14 @@ def test_what_cannot_be_read_is_told_as_value_rule_and_fix(tmp_path: Path, name:
 
 def test_folders_in_which_no_run_can_be_told(tmp_path: Path):
     with pytest.raises(DataError, match="no log in it"):
-        opened(tmp_path)
+        open_logs(tmp_path)
     with pytest.raises(DataError, match="no such file"):
-        opened(tmp_path / "nowhere")
+        open_logs(tmp_path / "nowhere")
     put(tmp_path / "a.jsonl", {"step": 1, "loss": 1.0})
     assert curve(tmp_path) == ([0], [1.0])
     put(tmp_path / "b.jsonl", {"step": 1, "loss": 1.0})
     with pytest.raises(DataError, match="2 tables"):
-        opened(tmp_path)
+        open_logs(tmp_path)
 
 
 def write_events(folder: Path, settings: dict[str, Any] | None = None) -> Path:
@@ -689,47 +690,47 @@ def write_events(folder: Path, settings: dict[str, Any] | None = None) -> Path:
 def test_event_files_of_tensorboard(tmp_path: Path):
     file = write_events(tmp_path / "runs" / "one", {"beta": 0.04, "learning_rate": 5e-6, "temperature": 0.9})
     for place in (file, file.parent, tmp_path):
-        (log,) = opened(place)
+        (log,) = open_logs(place)
         assert (log.dialect, log.steps) == ("TRL's GRPO", 6)
         assert value(log, "kl") == pytest.approx(0.5, rel=1e-6)
         assert math.isnan(value(log, "policy_loss"))
-        assert log.history.look("reward").steps.tolist() == [4]
+        assert log.history.validation_curve("reward").steps.tolist() == [4]
         assert log.history.facts["policy.kl.coef"] == 0.04
         assert log.history.facts["policy.temperature"] == 0.9
     content = file.read_bytes()
     file.write_bytes(content[: len(content) * 2 // 3 + 5])
-    (torn,) = opened(file)
+    (torn,) = open_logs(file)
     assert 3 <= torn.steps <= 5
     write_events(tmp_path / "runs" / "two")
     with pytest.raises(DataError, match="event files of 2 runs") as refused:
-        opened(tmp_path)
+        open_logs(tmp_path)
     assert "runs/one" in refused.value.fix
     empty = tmp_path / "events.out.tfevents.0.empty"
     empty.write_bytes(b"")
     with pytest.raises(DataError, match="no scalars"):
-        opened(empty)
+        open_logs(empty)
 
 
 def test_a_run_of_towpath_stage_by_stage(tmp_path: Path):
     write_run(tmp_path)
-    logs = opened(tmp_path)
+    logs = open_logs(tmp_path)
     assert [log.kind for log in logs] == ["policy", "reward", "sft"]
     policy = logs[0]
     assert policy.history.facts["stage"] == "policy"
     assert policy.history.facts["policy.kl.alarm"] == 2.0
     assert any(key.startswith("reward.result.") for key in policy.history.facts)
     assert len(policy.history.curve("kl"))
-    assert len(policy.history.look("reward"))
-    (alone,) = opened(next((tmp_path / "stages" / "policy").iterdir()))
+    assert len(policy.history.validation_curve("reward"))
+    (alone,) = open_logs(next((tmp_path / "stages" / "policy").iterdir()))
     assert alone.history.curve("kl").values.tolist() == policy.history.curve("kl").values.tolist()
     with pytest.raises(DataError, match="--map"):
-        opened(tmp_path, {"kl": "kl"})
+        open_logs(tmp_path, {"kl": "kl"})
 
 
 def test_a_run_of_towpath_under_way(tmp_path: Path):
     write_run(tmp_path, last="")
-    with pytest.raises(DataError, match="no stage has written numbers yet"):
-        opened(tmp_path)
+    with pytest.raises(DataError, match="no stage has written metrics yet"):
+        open_logs(tmp_path)
     fingerprint = json.loads((tmp_path / "current.json").read_text())["stages"]["policy"]
     folder = tmp_path / "stages" / "policy" / fingerprint
     folder.mkdir(parents=True)
@@ -743,9 +744,9 @@ def test_a_run_of_towpath_under_way(tmp_path: Path):
         folder / "interventions.jsonl",
         {"step": 0, "knob": "kl_coef", "from": 0.05, "to": 0.1, "reason": "held", "finding": "kl-rising"},
     )
-    (log,) = opened(tmp_path)
+    (log,) = open_logs(tmp_path)
     assert log.history.curve("kl").values.tolist() == [0.1]
-    assert log.history.look("reward").steps.tolist() == [-1]
+    assert log.history.validation_curve("reward").steps.tolist() == [-1]
     assert "kl_coef from 0.05 to 0.1 after step 1" in log.notes[0]
 
 
@@ -755,7 +756,7 @@ def test_a_run_of_towpath_under_way(tmp_path: Path):
 HOSTILE = "<script>alert(1)</script>\x1b[31m\ud800"
 
 
-def sample() -> Told:
+def sample() -> Diagnosis:
     rows = [
         {
             "step": k,
@@ -781,55 +782,55 @@ def sample() -> Told:
         Finding("else", "warning", HOSTILE, "", "look", None),
         Finding("note", "info", "reward rises"),
     )
-    taken = {HOSTILE: Taken("kl", ""), "objective/scores": Taken("reward", "", "the score")}
+    taken = {HOSTILE: MappedColumn("kl", ""), "objective/scores": MappedColumn("reward", "", "the score")}
     log = Log(
         "run/<i>",
         "TRL's PPO",
         "policy",
-        history.of(rows, {"policy.kl.alarm": 2.0}),
+        history.history_from_rows(rows, {"policy.kl.alarm": 2.0}),
         taken,
         {"a<b": "why"},
         (HOSTILE,),
         ("a note",),
         1,
     )
-    return Told(log, found, ("no length of answers: growth by length not judged",))
+    return Diagnosis(log, found, ("no answer length: length hacking not checked",))
 
 
 def test_findings_in_a_terminal_come_in_order_with_all_their_parts():
-    text = findings.lines([sample()], 100)
+    text = doctor_report.lines([sample()], 100)
     parts = [
         "1. CRITICAL kl-rising, from step 13",
-        "evidence   kl rose",
-        "cause      the penalty",
-        "ruled out  a high rate",
-        "remedy     policy.kl.coef = 0.1",
+        "evidence    kl rose",
+        "cause       the penalty",
+        "ruled out   a high rate",
+        "remedy      policy.kl.coef = 0.1",
     ]
-    parts += ["2. WARNING else", "3. INFO note", "not judged no length of answers", "note       a note", "not known"]
+    parts += ["2. WARNING else", "3. INFO note", "not checked no answer length", "note        a note", "unknown"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert "1 critical, 1 warning, 1 to know" in text
     assert "\x1b" not in text
     text.encode("utf-8")
-    assert max(map(len, findings.lines([sample()], 70).splitlines())) <= 90
+    assert max(map(len, doctor_report.lines([sample()], 70).splitlines())) <= 90
 
 
 def test_findings_for_scripts_have_exactly_these_keys():
-    told = json.loads(json.dumps(findings.as_json("run", [sample()]), allow_nan=False))
+    told = json.loads(json.dumps(doctor_report.as_json("run", [sample()]), allow_nan=False))
     assert set(told) == {"findings", "source", "steps", "metrics"}
     assert all(
         set(row) == {"code", "severity", "first_step", "evidence", "cause", "remedy", "ruled_out"}
         for row in told["findings"]
     )
     assert [row["first_step"] for row in told["findings"]] == [13, None, None]
-    assert told["metrics"][0]["not_judged"] == ["no length of answers: growth by length not judged"]
+    assert told["metrics"][0]["not_judged"] == ["no answer length: length hacking not checked"]
 
 
 def test_the_worst_finding_is_the_exit_status():
     told = sample()
-    by = {f.severity: Told(told.log, (f,), ()) for f in told.findings}
+    by = {f.severity: Diagnosis(told.log, (f,), ()) for f in told.findings}
     assert [doctor.exit_code([by[s]]) for s in ("info", "warning", "critical")] == [0, 1, 2]
-    assert doctor.exit_code([Told(told.log, (), ())]) == 0
+    assert doctor.exit_code([Diagnosis(told.log, (), ())]) == 0
     assert doctor.exit_code([by["info"], by["critical"], by["warning"]]) == 2
 
 
@@ -842,7 +843,7 @@ def test_the_page_is_whole_harmless_and_shows_the_curves_spoken_of(tmp_path: Pat
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", html)
     charts = page.all("figure")
     assert len(charts) >= 3
-    assert "KL: nats per answer" in page.text
+    assert "KL, nats per prompt: nats per answer" in page.text
     assert "from step 13" in page.text
     assert "ruled out" in page.text.lower()
     assert "No finite number at 1 steps." in page.text
@@ -878,7 +879,11 @@ def test_the_command_tells_prints_json_and_exits_with_the_worst(tmp_path: Path):
 
 def test_every_name_of_the_house_is_documented():
     page = (ROOT / "docs" / "doctor.md").read_text()
-    missing = [name for name, says in names.OURS.items() if f"| `{name}` | {says} |" not in page]
+    missing = [
+        name
+        for name, metric in METRICS.items()
+        if f"| `{name}{'…' if name.endswith(('/', '_')) else ''}` | {metric.description} |" not in page
+    ]
     assert not missing
     assert all(
         meaning.ours == "" or names.is_ours(meaning.ours)
@@ -920,11 +925,11 @@ def test_in_a_trainer_it_sees_what_is_logged_and_counts_its_cost(tiny_folder: st
     said: list[str] = []
     callback = DoctorCallback(say=said.append, share=1.0, every=2)
     trainer(tiny_folder, tmp_path, callback).train()
-    assert callback.seen is not None
-    assert callback.seen.history.curve("loss").steps.tolist() == list(range(6))
-    assert callback.seen.history.facts["sft.learning_rate"] == 1e-3
+    assert callback.log is not None
+    assert callback.log.history.curve("loss").steps.tolist() == list(range(6))
+    assert callback.log.history.facts["sft.learning_rate"] == 1e-3
     # 7 logs, the summary among them, every other of them looked at; one look more at the end.
-    assert callback.looks == 4
+    assert callback.diagnoses == 4
     assert callback.seconds > 0
     assert not [line for line in said if line.startswith("critical")]
 
@@ -952,9 +957,9 @@ def test_in_a_trainer_it_takes_no_more_than_its_share_of_the_time(tiny_folder: s
     modest = DoctorCallback(share=1e-9)
     off = DoctorCallback(act="off")
     trainer(tiny_folder, tmp_path, greedy, modest, off, steps=20).train()
-    assert greedy.looks == 22
-    assert modest.looks == 2
-    assert (off.looks, off.findings) == (0, ())
+    assert greedy.diagnoses == 22
+    assert modest.diagnoses == 2
+    assert (off.diagnoses, off.findings) == (0, ())
     for wrong in ({"act": "auto"}, {"every": 0}):
         with pytest.raises(RecipeError):
             DoctorCallback(**wrong)
@@ -970,7 +975,7 @@ def test_in_a_trainer_a_fault_of_the_doctors_ends_nothing_and_is_said(tiny_folde
     done.train()
     assert done.state.global_step == 6
     assert len(said) == 2
-    assert "training goes on without it" in said[0]
+    assert "training continues without it" in said[0]
     assert "no column 'never/logged'" in said[1]
 
 
@@ -1036,7 +1041,7 @@ REAL = {
 def test_real_runs_of_trl_are_read_from_state_from_events_and_from_within(task: str, tmp_path: Path):
     out = trl_run(task, tmp_path)
     dialect, steps, expected = REAL[task]
-    (from_state,), (from_events,) = opened(out), opened(out / "tensorboard")
+    (from_state,), (from_events,) = open_logs(out), open_logs(out / "tensorboard")
     for log in (from_state, from_events):
         assert (log.dialect, log.steps) == (dialect, steps)
         assert [name for name in expected if not log.has(name)] == []
@@ -1059,13 +1064,13 @@ def test_real_runs_of_trl_are_read_from_state_from_events_and_from_within(task: 
         assert within["facts"]["policy.algo"] == "grpo"
     if task == "dpo":
         assert from_events.history.facts["policy.dpo.beta"] == 0.2
-        assert from_state.history.look("pairs_loss").steps.tolist() == [1, 3]
+        assert from_state.history.validation_curve("pairs_loss").steps.tolist() == [1, 3]
     told = doctor.examine(out)
     assert doctor.exit_code(told) in (0, 1, 2)
     assert not any(finding.code == "not-finite" for finding in told[0].findings)
 
 
 def test_large_tables_are_refused_before_they_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(table_files, "LARGEST", 10)
+    monkeypatch.setattr(table_files, "MAX_BYTES", 10)
     with pytest.raises(DataError, match="GiB"):
-        opened(put(tmp_path / "log.jsonl", {"step": 1, "loss": 2.0}))
+        open_logs(put(tmp_path / "log.jsonl", {"step": 1, "loss": 2.0}))

@@ -1,4 +1,4 @@
-"""What goes out comes back: pairs, conversations, transcripts, Argilla, Label Studio."""
+"""Export and import round trips: pairs, conversations, transcripts, Argilla, Label Studio."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,8 @@ def make_judgement(comparison: str, rater: str, choice: Any, **more: Any) -> Jud
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Store]:
-    """Pairs of all kinds: decided by several, tied, bad, turned round, from a ranking, in a conversation, unjudged."""
+    """A ledger with all kinds of pairs: decided by several raters, tied, bad, flipped, from a ranking, in a
+    conversation, unjudged."""
     texts = ['One, "two"\nthree', "  padded\n", "Four;\r\nfive", "- x\n- y", "\u2028six", "Human: no turn"]
     with Store.open(tmp_path / "ledger.db") as store:
         store.add_prompts(

@@ -11,7 +11,7 @@ from benchmarks.foreign.__main__ import diagnose_half, summary
 from benchmarks.foreign.runs import FAULTS, HEALTHY
 from towpath.health.diagnosis import diagnose
 from towpath.view import doctor
-from towpath.view.foreign.log import Log, Raw, translated
+from towpath.view.foreign.log import Log, RawLog, translate
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def log(run: str, variant: int) -> Log:
         if (named.name, number) == (run, variant)
     )
     state = next(states)
-    return translated(Raw(run, state["log_history"], {"max_steps": state["max_steps"]}))
+    return translate(RawLog(run, state["log_history"], {"max_steps": state["max_steps"]}))
 
 
 @pytest.mark.parametrize("half", recorded.HALVES)
@@ -54,7 +54,7 @@ def test_no_healthy_run_is_in_danger_at_any_step() -> None:
         for run, variant, state in recorded.logs(half):
             if run.codes:
                 continue
-            history = translated(Raw(run.name, state["log_history"], {"max_steps": state["max_steps"]})).history
+            history = translate(RawLog(run.name, state["log_history"], {"max_steps": state["max_steps"]})).history
             for step in range(2, history.steps, 3):
                 danger = [finding.code for finding in diagnose(history.until(step)) if finding.severity == "critical"]
                 assert danger == [], f"{run.name} {variant} after step {step}"
@@ -70,7 +70,7 @@ def test_no_healthy_run_is_in_danger_at_any_step() -> None:
     ],
 )
 def test_consequences_come_after_their_cause(run: str, cause: str, consequences: set[str]) -> None:
-    found = [[finding.code for finding in doctor.told(log(run, variant)).findings] for variant in (0, 1)]
+    found = [[finding.code for finding in doctor.diagnose_log(log(run, variant)).findings] for variant in (0, 1)]
     assert all(codes[0] == cause for codes in found)
     assert consequences & {code for codes in found for code in codes[1:]}
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from towpath.health import diagnosis, overoptimisation, remedies, signals
-from towpath.health.diagnosis import DETECTORS, FOLLOWS, diagnose
-from towpath.health.history import Curve, History, Recorder, of
+from towpath.health.diagnosis import DETECTORS, POSSIBLE_CAUSES, diagnose
+from towpath.health.history import Curve, History, Recorder, history_from_rows
 from towpath.recipe import Limits
 
 STEPS = 40
@@ -68,12 +68,12 @@ def rows(seed=0, **curves):
 
 
 def codes(told, looks=(), **facts):
-    return [f.code for f in diagnose(of([*told, *looks], OWN | facts))]
+    return [f.code for f in diagnose(history_from_rows([*told, *looks], OWN | facts))]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_healthy_run_is_left_alone_at_every_step(seed) -> None:
-    history = of(rows(seed), OWN)
+    history = history_from_rows(rows(seed), OWN)
     for step in range(STEPS):
         assert [f for f in diagnose(history.until(step)) if f.severity == "critical"] == []
     assert diagnose(history) == ()
@@ -127,7 +127,7 @@ def losses(pairs: bool, looks: dict | None = None, **curves):
         for t in range(4, STEPS, 5)
     ]
     facts = {"stage": "policy", "policy.algo": "dpo"} if pairs else {"stage": "sft"}
-    return of([*told, *(held if looks else [])], facts)
+    return history_from_rows([*told, *(held if looks else [])], facts)
 
 
 def usual(rate: float):
@@ -226,8 +226,8 @@ def test_memory_that_fills_what_is_kept_is_no_leak() -> None:
 
 def test_every_code_has_a_curve_here() -> None:
     known = set(FAULTY) | set(SUPERVISED) | {"reward-overfit", "safety-traded"}
-    assert FOLLOWS.keys() <= known
-    assert set().union(*FOLLOWS.values()) <= known
+    assert POSSIBLE_CAUSES.keys() <= known
+    assert set().union(*POSSIBLE_CAUSES.values()) <= known
     assert len(DETECTORS) >= 20
 
 
@@ -260,7 +260,7 @@ def test_consequences_come_after_the_cause_that_explains_them() -> None:
         "domain/b": 0.0,
         "score": 0.0,
     }
-    found = diagnose(of(rows(**broken)))
+    found = diagnose(history_from_rows(rows(**broken)))
     assert found[0].code == "learning-rate-high"
     assert found[0].severity == "critical"
     assert {"truncated", "gradient-zero", "kl-rising"} <= {finding.code for finding in found[1:]}
@@ -284,13 +284,13 @@ def test_a_reward_that_pays_for_length_is_told_without_a_correlation_in_the_log(
             "reward": lengths[row["step"]] / 32,
             "reward_std": 0.2 if row["step"] < 15 else 0.0,
         }
-    found = diagnose(of(logged))
+    found = diagnose(history_from_rows(logged))
     assert (found[0].code, found[0].severity) == ("length-hacking", "critical")
     unpaid = [
         row | {"reward": 0.02 * row["step"] + 0.1 * draws.standard_normal(), "finish_rate": 0.95, "reward_std": 0.3}
         for row in logged
     ]
-    assert "length-hacking" not in [finding.code for finding in diagnose(of(unpaid))]
+    assert "length-hacking" not in [finding.code for finding in diagnose(history_from_rows(unpaid))]
 
 
 def test_a_solved_task_is_no_danger() -> None:
@@ -302,13 +302,13 @@ def test_a_solved_task_is_no_danger() -> None:
     logged = rows(**solved)
     for row in logged:
         row["reward"] = min(1.0, 0.1 * row["step"])
-    found = {finding.code: finding.severity for finding in diagnose(of(logged, OWN))}
+    found = {finding.code: finding.severity for finding in diagnose(history_from_rows(logged, OWN))}
     assert found == {"gradient-zero": "info"}
 
 
 def test_answers_that_ended_once_are_truncated_and_lack_no_eos() -> None:
     assert codes(rows(finish_rate=lambda t: max(0.0, 0.9 - 0.05 * t)))[:1] == ["truncated"]
-    (found,) = diagnose(of(rows(finish_rate=0.0, reward=lambda t: 0.0), OWN))[:1]
+    (found,) = diagnose(history_from_rows(rows(finish_rate=0.0, reward=lambda t: 0.0), OWN))[:1]
     assert (found.code, found.severity) == ("missing-eos", "critical")
 
 
@@ -320,7 +320,7 @@ def test_the_limit_of_the_kl_goes_by_the_length_of_answers() -> None:
         told = rows(length=float(length), kl=lambda t: per_token * length * t / STEPS, reward=reward)
         for row in told:
             row["kl_per_token"] = row["kl"] / length
-        return {f.code: f for f in diagnose(of(told, facts)) if f.code == "kl-rising"}
+        return {f.code: f for f in diagnose(history_from_rows(told, facts)) if f.code == "kl-rising"}
 
     own = {"policy.kl.alarm": 2.0}
     assert kl_findings(24, 0.15, **own)["kl-rising"].severity == "critical"
@@ -337,7 +337,7 @@ def test_the_limit_of_the_kl_goes_by_the_length_of_answers() -> None:
     assert kl_findings(200, 1.0)["kl-rising"].severity == "warning"  # it buys reward
     assert "limit per answer: 1" in kl_findings(2, 1.0, reward=lambda t: 0.0)["kl-rising"].evidence
     long = kl_findings(200, 0.3, **own)["kl-rising"]
-    assert "2 for 100 tokens and 0.3 nats for each of the others" in long.evidence
+    assert "2 for 100 tokens and 0.3 nats for each further token" in long.evidence
 
 
 def test_what_began_before_its_would_be_cause_is_told_first() -> None:
@@ -349,10 +349,10 @@ def test_what_began_before_its_would_be_cause_is_told_first() -> None:
 
 
 def test_a_finding_tells_from_which_step_and_what_was_ruled_out() -> None:
-    found = diagnose(of(rows(**FAULTY["learning-rate-high"])))[0]
+    found = diagnose(history_from_rows(rows(**FAULTY["learning-rate-high"])))[0]
     assert found.first_step == 4
     assert found.ruled_out and "coefficient" in found.ruled_out[0]
-    low = diagnose(of(rows(**FAULTY["learning-rate-low"]), {"policy.learning_rate": 1e-9}))[0]
+    low = diagnose(history_from_rows(rows(**FAULTY["learning-rate-low"]), {"policy.learning_rate": 1e-9}))[0]
     assert "1e-09" in low.cause
     assert "penalty" in low.ruled_out[0]
 
@@ -393,16 +393,18 @@ def test_the_reward_models_numbers_are_read() -> None:
 def test_the_curve_of_overoptimisation_is_recovered() -> None:
     kl = np.linspace(0.05, 9, 30)
     d = np.sqrt(kl)
-    fit = overoptimisation.fitted(np.concatenate([[0.0], kl]), np.concatenate([[0.0], d * (1.2 - 0.9 * np.log(d))]))
+    fit = overoptimisation.fit_overoptimisation(
+        np.concatenate([[0.0], kl]), np.concatenate([[0.0], d * (1.2 - 0.9 * np.log(d))])
+    )
     assert fit is not None
     assert (fit.alpha, fit.beta) == (pytest.approx(1.2, abs=1e-9), pytest.approx(0.9, abs=1e-9))
     assert fit.peak == pytest.approx(np.exp(2 * (1.2 / 0.9 - 1)))
-    assert fit.past
-    assert overoptimisation.fitted(kl[:4], d[:4]) is None
+    assert fit.is_past_peak
+    assert overoptimisation.fit_overoptimisation(kl[:4], d[:4]) is None
 
 
 def test_limits_are_the_recipes() -> None:
-    told = of(rows(**FAULTY["sampler-mismatch"]))
+    told = history_from_rows(rows(**FAULTY["sampler-mismatch"]))
     assert diagnose(told, Limits(sampler_error=0.5)) == ()
 
 
@@ -411,7 +413,7 @@ def test_a_missing_column_is_no_finding_and_no_error() -> None:
     for gone in names:
         assert codes([{key: x for key, x in row.items() if key != gone} for row in rows()]) == []
     assert diagnose(History()) == ()
-    assert diagnose(of([{"step": 0, "phase": "train", "kl": 0.1}])) == ()
+    assert diagnose(history_from_rows([{"step": 0, "phase": "train", "kl": 0.1}])) == ()
 
 
 def test_a_recorder_holds_what_rows_say() -> None:
@@ -420,9 +422,9 @@ def test_a_recorder_holds_what_rows_say() -> None:
     for row in told[7:]:
         recorder.add(row["step"], "train", row)
     recorder.add(STEPS - 1, "train", {"reward": 9.0})  # told anew
-    for history in (of(told), recorder.history()):
+    for history in (history_from_rows(told), recorder.history()):
         assert history.steps == STEPS
-        assert np.array_equal(history.curve("kl").values, of(told).curve("kl").values)
+        assert np.array_equal(history.curve("kl").values, history_from_rows(told).curve("kl").values)
     assert recorder.history().curve("reward").values[-1] == 9.0
     assert len(recorder.history().curve("reward")) == STEPS
 
@@ -437,10 +439,12 @@ def test_change_is_measured_in_its_own_noise() -> None:
 
 
 def turned(code, knobs, made=(), step=20, facts=None, **curves):
-    history = of(rows(**FAULTY.get(code, {}) | curves), OWN | {"policy.kl.coef": 0.05} | (facts or {})).until(step)
+    history = history_from_rows(
+        rows(**FAULTY.get(code, {}) | curves), OWN | {"policy.kl.coef": 0.05} | (facts or {})
+    ).until(step)
     found = diagnose(history)
     assert code in [f.code for f in found[:2]]
-    return remedies.next_turn(found, history, knobs, made, step, 6)
+    return remedies.next_intervention(found, history, knobs, made, step, 6)
 
 
 def test_remedies_turn_the_right_knob_within_bounds() -> None:
@@ -449,11 +453,11 @@ def test_remedies_turn_the_right_knob_within_bounds() -> None:
     assert turned("kl-rising", {"kl_coef": 0.1}, step=35).after == 0.2
     assert turned("kl-rising", {"kl_coef": 0.2}, step=35) is None
     gone = turned("kl-rising", {"kl_coef": 0.1}, step=35, facts={"policy.kl.stop": 3})
-    assert (gone.after, gone.back) == (0.2, True)
+    assert (gone.after, gone.restore_best) == (0.2, True)
     smaller = turned("kl-rising", {"kl_coef": 0.2}, [gone], step=35, facts={"policy.kl.stop": 3})
-    assert (smaller.knob, smaller.after, smaller.back) == ("learning_rate_scale", 0.1, True)
+    assert (smaller.knob, smaller.after, smaller.restore_best) == ("learning_rate_scale", 0.1, True)
     calm = turned("learning-rate-high", {"kl_coef": 0.05})
-    assert (calm.knob, calm.after, calm.back) == ("learning_rate_scale", 0.1, True)
+    assert (calm.knob, calm.after, calm.restore_best) == ("learning_rate_scale", 0.1, True)
     assert turned("learning-rate-low", {"kl_coef": 0.05}).after == 10
     # rewards differ by 1
     assert turned("kl-penalty-too-strong", {"kl_coef": 5.0}).after == pytest.approx(0.25, rel=0.1)
@@ -465,7 +469,7 @@ def test_remedies_turn_the_right_knob_within_bounds() -> None:
 
 def test_a_reward_that_pays_for_repetition_is_told_before_answers_repeat() -> None:
     assert "repetition" not in codes(rows(reward_repetition_corr=0.4))
-    (found,) = diagnose(of(rows(reward_repetition_corr=0.8), OWN))
+    (found,) = diagnose(history_from_rows(rows(reward_repetition_corr=0.8), OWN))
     assert (found.code, found.severity, found.first_step) == ("repetition", "warning", 0)
     assert "correlation with that share is 0.80" in found.evidence
     assert "pays for repetition" in found.cause
@@ -487,7 +491,7 @@ def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() ->
         looks = [
             {"step": 3 * i - 1, "phase": "validation", "harmful_refusal": x, "probes": 24} for i, x in enumerate(shares)
         ]
-        found = diagnose(of([*rows(), *looks], OWN))
+        found = diagnose(history_from_rows([*rows(), *looks], OWN))
         return {f.code: f.severity for f in found}.get("safety-traded")
 
     assert of_looks(1.0, 1.0, 1.0, 0.6, 0.6) == "warning"
@@ -497,7 +501,7 @@ def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() ->
 
 def test_a_watched_source_that_does_not_rise_is_a_warning_and_ends_nothing() -> None:
     still = {"reward": lambda t: 0.15 * t, "watched/judge": lambda t: -0.002 * t + (0.1 if t % 2 else -0.1)}
-    (found,) = diagnose(of(rows(**still), OWN))
+    (found,) = diagnose(history_from_rows(rows(**still), OWN))
     assert (found.code, found.severity) == ("reward-hacking", "warning")
     assert "did not rise" in found.evidence
     assert turned("reward-hacking", {}, step=39, **still) is None
@@ -533,12 +537,12 @@ def test_a_turn_is_watched_before_the_next_and_turns_are_counted() -> None:
 
 
 def test_whether_a_turn_helped() -> None:
-    turn = remedies.Turn(20, "kl_coef", 0.05, 0.1, "", "kl-rising")
-    better = of(rows(kl=lambda t: 3.0 if t <= 20 else 1.0), {"policy.steps": STEPS})
+    turn = remedies.Intervention(20, "kl_coef", 0.05, 0.1, "", "kl-rising")
+    better = history_from_rows(rows(kl=lambda t: 3.0 if t <= 20 else 1.0), {"policy.steps": STEPS})
     assert remedies.helped(turn, better) is True
-    assert remedies.helped(turn, of(rows(kl=lambda t: 0.1 * t), {"policy.steps": STEPS})) is False
+    assert remedies.helped(turn, history_from_rows(rows(kl=lambda t: 0.1 * t), {"policy.steps": STEPS})) is False
     assert remedies.helped(turn, better.until(21)) is None
-    assert remedies.of_row(remedies.row(turn)) == turn
+    assert remedies.from_row(remedies.to_row(turn)) == turn
 
 
 def test_every_code_has_a_section_with_all_that_belongs_to_it() -> None:
@@ -550,7 +554,7 @@ def test_every_code_has_a_section_with_all_that_belongs_to_it() -> None:
     sections = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
     assert sections.keys() == known
     for code, section in sections.items():
-        for word in ("**Seen.**", "**Cause.**", "**Told apart.**", "**Do.**"):
+        for word in ("**Signs.**", "**Cause.**", "**Distinguish.**", "**Remedy.**"):
             assert word in section, f"docs/findings.md: {code} says nothing under {word}"
     table = (Path(__file__).parent.parent / "docs" / "health.md").read_text()
     assert all(f"`{code}`" in table for code in known)

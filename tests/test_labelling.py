@@ -1,5 +1,4 @@
-"""Labels of whole runs: from files, from a judge with people beside it, from people on the page; what they will take
-and what they are worth."""
+"""Labels of whole runs: from files, from a judge with people, from people on the page; plans and statistics."""
 
 import json
 import os
@@ -42,7 +41,7 @@ def result(run: Path, stage: str) -> dict:
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory) -> Path:
-    """A tiny run that has drawn its completions."""
+    """A tiny run up to its completions."""
     run = tmp_path_factory.mktemp("labels") / "run"
     towpath("new", run, "--recipe", "tiny")
     for stage in ("sft", "sample"):
@@ -52,7 +51,7 @@ def sampled(tmp_path_factory) -> Path:
 
 
 class Longer(BaseHTTPRequestHandler):
-    """A judge that reads what lies between the fences and prefers the longer answer, whichever comes first."""
+    """A judge that prefers the longer answer in either order."""
 
     calls = 0
     lock = threading.Lock()
@@ -100,7 +99,7 @@ def judge(kind: type[Longer] = Longer) -> Iterator[str]:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds, two minutes at most."""
+    """Wait until a condition holds, at most two minutes."""
     for _ in range(240):
         if holds():
             return
@@ -237,7 +236,7 @@ def test_run_serves_the_page_and_resumes(sampled, tmp_path):
         finally:
             process.kill()
     output = (tmp_path / "log").read_text()
-    assert process.returncode in (0, 3), output
+    assert process.returncode == 3, output
     assert "labels: 4 of 8 decided" in output and "gate reward is closed" in output
     assert result(run, "label")["result"]["decided"] == len(names)
 
@@ -255,8 +254,7 @@ def test_errors_have_value_rule_and_fix(tmp_path):
 
 @pytest.mark.parametrize("rater", ["judge", "blend"])
 def test_first_run_with_a_judge_passes_the_label_stage(sampled, tmp_path, rater):
-    """What the judge says in the label stage is part of that stage's fingerprint: the stages behind it are planned
-    again, not missed."""
+    """The judge's labels are part of the label stage's fingerprint, so later stages are planned again."""
     run = copied(sampled, tmp_path / "run")
     share = ["preferences.human_share=0.1", "preferences.audit_share=0.1"] if rater == "blend" else []
     with judge() as address:
@@ -301,14 +299,14 @@ def test_whole_run_with_a_judge(sampled, tmp_path):
 
 
 class Tying(Longer):
-    """A judge that sees no difference anywhere."""
+    """A judge that always answers tie."""
 
     def verdict(self, first: str, second: str) -> str:
         return json.dumps({"explanation": "none", "verdict": "tie", "strength": 1})
 
 
 class Babbling(Longer):
-    """A judge that never writes a verdict."""
+    """A judge that never returns a verdict."""
 
     def verdict(self, first: str, second: str) -> str:
         return "I would rather talk about something else."
@@ -340,7 +338,7 @@ def test_judge_without_labels_is_an_error_with_the_reason(sampled, tmp_path, kin
 
 
 def test_run_waits_until_every_seat_is_judged(sampled, tmp_path):
-    """A tie of the first rater may be decided by the second: only when both have judged does no more come."""
+    """The second judgement may break a tie of the first, so labels are final only when both are in."""
     run = copied(sampled, tmp_path / "run")
     recipe = load(run, [*SMALL, "preferences.raters=people", "preferences.overlap=1.0"])
     with Store.open(run / "towpath.db") as store:

@@ -1,4 +1,4 @@
-"""Texts of models and strangers in a real browser: whatever they hold, nothing of it runs, loads or leaves the page."""
+"""Untrusted texts in a real browser: nothing in them runs, loads or leaves the page."""
 
 import json
 

@@ -66,7 +66,7 @@ def axis_of(page, title) -> tuple[str, str]:
     """The numbers at both ends of a chart's axis, when no line begins to the left of it."""
     chart(page, title).locator(".line path").first.wait_for(state="attached")
     assert page.evaluate(
-        "[...axis.charts].every(chart => chart.shown().every(line => chart.x(line.steps[0]) >= chart.left))"
+        "[...axis.charts].every(chart => chart.visibleLines().every(line => chart.x(line.steps[0]) >= chart.left))"
     )
     ends = [
         chart(page, title).locator(f'text.tick[text-anchor="{anchor}"]').last.text_content()

@@ -1,5 +1,4 @@
-"""The browser's queue against a server that really answers 503, 500, 409 or not at all: nothing that a rater gave is
-lost or hidden."""
+"""The page's outbox against a server that answers 503, 500, 409 or not at all: no verdict is lost or hidden."""
 
 import re
 import subprocess
@@ -20,7 +19,7 @@ WEB = "() => document.getElementById('{}').textContent.includes({!r})"
 
 
 class Faults:
-    """The server's application with answers of its own for some paths, sent over real HTTP."""
+    """The server's application with scripted responses for some paths, over real HTTP."""
 
     def __init__(self, app):
         self.app = app

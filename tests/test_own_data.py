@@ -110,7 +110,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     )
     (folder / "recipe.toml").write_text(RECIPE)
     said: list[str] = []
-    pipeline.run(recipe.load(folder), folder, said.append)
+    pipeline.run(recipe.load(folder), folder, said.append, write_report=report.write)
     return folder, said
 
 

@@ -1,4 +1,4 @@
-"""Progress: every phase moves at least every ten seconds, and estimates come from the work done."""
+"""Progress: every phase advances at least every ten seconds, and estimates are based on the work done."""
 
 import os
 import pty
@@ -21,7 +21,7 @@ from towpath.rollout.local import LocalEngine
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that the test moves by hand."""
+    """A clock that the test moves."""
     now = [100.0]
     monkeypatch.setattr(showing.time, "monotonic", lambda: now[0])
     return now
@@ -66,7 +66,7 @@ def test_plain_progress_line_every_few_seconds(capsys, monkeypatch) -> None:
 
 
 def test_generation_progress_advances_with_every_token(tiny) -> None:
-    """Three rows that run to their longest length used to stand at 0/3 to the end."""
+    """Three rows of maximum length used to stay at 0/3 until the end."""
     requests = [SampleRequest([5, 6, 7], Decoding(), np.random.default_rng(i).random(40)) for i in range(3)]
     ticks: list[tuple[int, int]] = []
     LocalEngine(tiny, eos=-1, pad=0).generate(requests, tick=lambda tokens, ended: ticks.append((tokens, ended)))

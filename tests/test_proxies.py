@@ -1,4 +1,4 @@
-"""The configurations of docs/security.md, run by the real nginx and the real Caddy before the real server."""
+"""The nginx and Caddy configurations of docs/security.md, run with the real programs in front of the real server."""
 
 import re
 import shutil
@@ -7,7 +7,7 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from time import monotonic, sleep
+from time import sleep
 
 import httpx
 import pytest
@@ -116,7 +116,7 @@ def program(*command: str, port: int):
 
 @pytest.fixture(params=[nginx, caddy])
 def site(request, tmp_path, certificate):
-    """The address of a team's server behind a proxy, and a context that trusts its certificate."""
+    """The address of a team's server behind a proxy, and a TLS context that trusts its certificate."""
     with Store.open(tmp_path / "towpath.db") as store:
         fill(store)
         run = short_run(tmp_path / "run")
@@ -137,7 +137,7 @@ def site(request, tmp_path, certificate):
 
 
 def visitor(site, **headers: str) -> httpx.Client:
-    """A browser that looks the name up in a table of its own: connections go to this machine, under the site's name."""
+    """An HTTP client that connects to this machine under the site's host name."""
     port, context = site
 
     class Local(httpx.HTTPTransport):
@@ -195,10 +195,8 @@ def test_claimed_address_is_not_trusted(site):
 def test_proxies_do_not_buffer_live_pages(site):
     with visitor(site) as olga:
         sign_in(olga, "olga")
-        with olga.stream("GET", "/monitor/events", params={"stage": "policy"}) as stream:
-            start = monotonic()
+        with olga.stream("GET", "/monitor/events", params={"stage": "policy"}, timeout=15) as stream:
             for line in stream.iter_lines():
                 if line.startswith("event:"):
                     break
-            assert monotonic() - start < 10
             assert stream.headers["content-type"].startswith("text/event-stream")

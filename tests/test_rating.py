@@ -1,4 +1,4 @@
-"""The queue for people and what they do at it, on SQLite and PostgreSQL alike."""
+"""The task queue and raters' actions on SQLite and PostgreSQL."""
 
 import os
 import random
@@ -71,7 +71,7 @@ def save_settings(store, **changed):
 
 
 def rate_all(store, rater, at=NOW):
-    """All the pairs a rater is given, each judged at once."""
+    """Judge all pairs that a rater is assigned, and return them."""
     names = []
     while isinstance(seat := take_lease(store, rater, at), Lease):
         names.append(seat.comparison)
@@ -355,7 +355,7 @@ def test_pace_covers_the_last_hour(store):
 
 
 def test_counters_match_a_recount(store):
-    """Three raters do what comes to their minds; in the end every counter is what a count gives."""
+    """After random actions of three raters every counter equals a recount."""
     store.add_tasks([*tasks(8), Task("k08", "work", seats=2), Task("k09", "home", seats=3)])
     store.add_groups([RankingGroup("g1", "p11", tuple(f"s1.p11.{k}" for k in range(5)), "work")])
     save_settings(store, overlap=0.3, lease=50.0)
@@ -407,8 +407,8 @@ def assert_counters(store):
 
 
 def test_concurrent_stores_lose_and_duplicate_nothing(store, location):
-    """Two stores on one ledger, as two servers would have: every pair goes to one rater, every verdict is kept once
-    though told twice."""
+    """Two stores on one ledger, as with two servers: every pair goes to one rater, every repeated verdict is stored
+    once."""
     store.add_tasks(tasks())
 
     def work(number):

@@ -1,5 +1,5 @@
-"""What raters and owners have on their pages, below the pages: trials, approval, take-outs, names, search, findings,
-exports, shown text."""
+"""Store functions behind the raters' and owners' pages: trials, approval, bulk retraction, names, search, findings,
+exports, safe HTML."""
 
 import csv
 import io
@@ -52,7 +52,7 @@ def light(tmp_path):
 
 
 def judge_trial(store, rater, side_of):
-    """Judge trial pairs until an attempt is over; `side_of` chooses by the right side."""
+    """Judge trial pairs until an attempt is over; `side_of` maps the correct side to the chosen one."""
     while True:
         trial = store.submit_write(rater_stats.rating_page, rater, NOW).result().trial
         right = sides.side_of(gold_of(store, trial.lease.comparison), trial.lease.order)

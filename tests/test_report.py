@@ -16,7 +16,7 @@ from report_run import HOSTILE, write_run
 
 from towpath.errors import DataError
 from towpath.run.record import read_run
-from towpath.view.charts import Chart, Mark, Series, draw, ticks
+from towpath.view.charts import Chart, ReferenceLine, Series, draw, ticks
 from towpath.view.format import duration, number, percent, percents, size
 from towpath.view.report.frontier import best_of_n
 from towpath.view.report.report import summarise, terminal, write
@@ -234,7 +234,7 @@ def test_a_stage_under_way_shows_its_numbers_so_far(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path, "policy")
     next(tmp_path.glob("stages/policy/*/manifest.json")).unlink()
     text = Page(write(tmp_path, verdicts[:2]).read_text(encoding="utf-8")).text
-    assert "Policy optimization is not finished" in text and "KL to SFT, nats per prompt" in text
+    assert "Policy optimization is not finished" in text and "KL, nats per prompt" in text
 
 
 def test_what_the_run_waits_for_and_found_is_said(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_best_of_n_lies_where_theory_puts_it() -> None:
 
 
 def test_a_chart_puts_points_and_marks_where_they_belong() -> None:
-    marks = (Mark("y", 2.0, "alarm"), Mark("x", 3.0, "kept"))
+    marks = (ReferenceLine("y", 2.0, "alarm"), ReferenceLine("x", 3.0, "kept"))
     drawing = str(draw(Chart("A & B", [Series("one", [(1, 0.0), (3, 1.0), (5, 2.0)])], marks, low=0.0, high=2.0)))
     assert 'd="M44.0 182.0L207.0 100.0L370.0 18.0"' in drawing
     assert 'y1="18.0" y2="18.0"' in drawing and 'x1="207.0" x2="207.0"' in drawing and "A &amp; B" in drawing

@@ -1,5 +1,5 @@
-"""The database server is restarted while people rate: nothing acknowledged is lost, nothing is saved twice, nobody
-sees where it lies."""
+"""PostgreSQL restarts while people rate: nothing acknowledged is lost or duplicated, and no database address is
+shown."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -27,7 +27,7 @@ def own_server():
 
 
 def rate(url: str, cookie: dict[str, str], name: str, over: Event, acknowledged: dict[str, str]) -> list[str]:
-    """One rater's page: a verdict waits until the server has it. Returns all messages seen."""
+    """Act as one rater's page that retries until the server has the verdict, and return all messages."""
     messages: list[str] = []
     number = 0
     with client(url) as page:

@@ -1,5 +1,4 @@
-"""Every route with every role, on the real server: the routes come from the router, so that one without a row here
-fails."""
+"""Every route with every role on the real server; routes come from the router, so that a route without a row fails."""
 
 from collections.abc import Iterator
 from time import time
@@ -94,11 +93,11 @@ MAY = {
     "GET /monitor/compare/curves": VIEWERS,
     "GET /monitor/compare/frontier": VIEWERS,
 }
-"""Who may use a route, by its method and path as the router has them."""
+"""The roles with access to a route, by method and path."""
 
 
 def routes(prefix: Any) -> Iterator[str]:
-    """Methods and paths of an application or router, those of included routers and of mounted applications too."""
+    """Return methods and paths of an application or router, including nested routers and mounted applications."""
     for route in prefix.routes:
         included = getattr(route, "original_router", None)
         if included is not None:
@@ -139,7 +138,7 @@ def test_route_table_is_complete(tmp_path):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_roles_have_access_to_their_routes_only(team, store, role):
-    """What is sent is empty: who may use a route is answered 4xx for it, who may not 401 or 403, whatever is sent."""
+    """Requests are empty: roles with access get 4xx for the content, others 401 or 403."""
     wrong = []
     port = team.rpartition(":")[2]
     with httpx.Client(base_url=team, headers={"origin": team, "accept": "application/json"}) as visitor:

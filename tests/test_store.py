@@ -1,4 +1,4 @@
-"""The ledger and the publishing of folders, with real SQLite and real kills."""
+"""The ledger and atomic publication, with real SQLite, PostgreSQL and kills."""
 
 import csv
 import json
@@ -34,14 +34,14 @@ def store(location):
 
 @pytest.fixture
 def file_store(tmp_path):
-    """What only a file can suffer."""
+    """A store for tests that apply to files only."""
     with Store.open(tmp_path / "led ger%?.db") as opened:
         fill(opened)
         yield opened
 
 
 def awkward_text(number):
-    """What an untrained model says: all that a table or a line could stumble over."""
+    """Return text of an untrained model that could break a table or a line format."""
     return f'Because,\r "\x1f\u2028\r\n{number}";\n'
 
 
@@ -61,7 +61,7 @@ def make_judgement(comparison="k1", rater="ann", choice="a", **more):
 
 
 def killed_by_fault(script, fault, *arguments):
-    """The end of a process that runs a script with a fault set."""
+    """Return whether a process that runs a script with a fault point was killed there."""
     code = (
         "import sys; from pathlib import Path; location = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1])\n"
         + script

@@ -1,4 +1,4 @@
-"""What is printed cannot control the terminal it is printed on."""
+"""Printed text cannot control the terminal."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def test_recipe_and_row_text_is_printed_without_control_characters(tmp_path):
 
 
 def test_all_printing_goes_through_terminal():
-    """Every line goes through `terminal`; a display of rich's has its texts cleaned where they are put in."""
+    """Every line goes through `terminal`; texts in rich displays are cleaned when they are added."""
     root = Path(terminal.__file__).parent
     past = [
         path.name

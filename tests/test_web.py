@@ -1,4 +1,4 @@
-"""The pages over real HTTP: who gets in, what is refused, and what a rater's acts come to."""
+"""The pages over real HTTP: access, refusals, and the effects of a rater's actions."""
 
 import json
 import re

@@ -141,9 +141,9 @@ def main() -> None:
     trainer.save_state()
     told = {
         "said": said,
-        "looks": doctor.looks,
+        "looks": doctor.diagnoses,
         "seconds": doctor.seconds,
-        "blind": doctor.blind,
+        "blind": doctor.missing_signals,
         "facts": dict(doctor.seen.history.facts) if doctor.seen else {},
     }
     (Path(OUT) / "told.json").write_text(json.dumps(told))

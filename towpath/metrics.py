@@ -204,6 +204,11 @@ def label(name: str) -> str:
     return known.label if known and known.label else name.replace("_", " ")
 
 
+def chart_spec(name: str) -> ChartSpec:
+    """The chart whose first metric has this name."""
+    return next(spec for spec in CHARTS if spec.names[0] == name)
+
+
 def undocumented(names: Iterable[str]) -> list[str]:
     """Names that the registry does not have."""
     return sorted(name for name in names if name not in ("step", "phase") and metric(name) is None)

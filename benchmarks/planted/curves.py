@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.planted.faults import FAULTS, HEALTHY
 from benchmarks.planted.running import CACHE, place
-from towpath.health.history import Curve, History, of
+from towpath.health.history import Curve, History, history_from_rows
 from towpath.store import jsonl
 
 SHOWN = {
@@ -62,7 +62,7 @@ def svg(fault: History, sound: History, names: tuple[str, ...]) -> str:
 
 
 def _named(history: History, name: str) -> Curve:
-    for curves in (history.train, history.looks):
+    for curves in (history.train, history.validation):
         for known, curve in curves.items():
             if known == name or (name.endswith("/") and known.startswith(name)):
                 return curve
@@ -113,7 +113,7 @@ def main() -> None:
     told.out.mkdir(parents=True, exist_ok=True)
 
     def history(planted: object) -> History:
-        return of(jsonl.read(place(planted, told.seed, told.cache) / "policy" / "metrics.jsonl"))  # pyright: ignore[reportArgumentType]
+        return history_from_rows(jsonl.read(place(planted, told.seed, told.cache) / "policy" / "metrics.jsonl"))  # pyright: ignore[reportArgumentType]
 
     sound = history(next(p for p in HEALTHY if p.watched and not p.labels))
     for code, names in SHOWN.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from towpath.health.diagnosis import diagnose
-from towpath.health.history import of
+from towpath.health.history import history_from_rows
 from towpath.store import jsonl
 
 TOP = 2
@@ -17,7 +17,7 @@ def judged(folder: Path) -> dict[str, Any]:
     """When the fault was first named, what stood first at the end, and every critical finding there ever was."""
     record = json.loads((folder / "record.json").read_text())
     rows = jsonl.read(folder / "policy" / "metrics.jsonl")
-    history = of(rows, record["facts"])
+    history = history_from_rows(rows, record["facts"])
     first = None
     critical = {}
     last = ()

@@ -151,8 +151,8 @@ def serve(
     from towpath.web.server import NetworkOptions, serve_run
 
     ledger = str(ledger_location(run, recipe.load(run, set_).store.url))
-    network = NetworkOptions(tuple(name or ()), certificate, key, tuple(proxy or ()))
-    serve_run(run, ledger if "://" in ledger else None, host, port, team, print_status, network, set_ or ())
+    network = NetworkOptions(tuple(name or ()), certificate, key, tuple(proxy or ()), host, port)
+    serve_run(run, ledger if "://" in ledger else None, team, network, print_status, set_ or ())
 
 
 @app.command(epilog="Example: towpath watch my-run")
@@ -232,17 +232,18 @@ def doctor(
     """Diagnose a run or another trainer's log, with causes and fixes. Exit code: 0 clean, 1 warnings, 2 critical."""
     import shutil
 
-    from towpath.view import doctor as examining
-    from towpath.view.report import findings as diagnosis
+    from towpath.view import doctor_report
+    from towpath.view.doctor import examine, exit_code, write_page
 
-    diagnoses = examining.examine(path, map_ or [], fact or [])
+    diagnoses = examine(path, map_ or [], fact or [])
     if html:
-        examining.write_page(html, path, diagnoses)
+        write_page(html, path, diagnoses)
     width = min(shutil.get_terminal_size((120, 24)).columns, 140)
-    print_output(
-        json.dumps(diagnosis.as_json(str(path), diagnoses), indent=1) if as_json else diagnosis.lines(diagnoses, width)
-    )
-    raise typer.Exit(examining.exit_code(diagnoses))
+    if as_json:
+        print_output(json.dumps(doctor_report.as_json(str(path), diagnoses), indent=1))
+    else:
+        print_output(doctor_report.lines(diagnoses, width))
+    raise typer.Exit(exit_code(diagnoses))
 
 
 @app.command(epilog="Example: towpath export my-run --to my-model")

@@ -1,17 +1,17 @@
-"""All detectors in one list: a history in, findings out, the likeliest cause first."""
+"""Diagnosis: runs all detectors on a history and orders their findings, the most likely cause first."""
 
 from collections.abc import Callable, Iterator, Mapping
 
 from towpath.health.detectors import (
-    distance,
+    diversity,
     domains,
-    hacking,
-    labels,
-    movement,
-    pairs,
+    kl,
+    preference_pairs,
+    reward_hacking,
+    reward_model_quality,
     rollouts,
-    sameness,
-    steps,
+    stalled_policy,
+    step_size,
     supervised,
     system,
 )
@@ -20,12 +20,24 @@ from towpath.recipe import Limits
 from towpath.records import Finding
 
 Detector = Callable[[History, Limits], Iterator[Finding]]
-_MODULES = (system, rollouts, labels, pairs, steps, movement, supervised, distance, hacking, sameness, domains)
+_MODULES = (
+    system,
+    rollouts,
+    reward_model_quality,
+    preference_pairs,
+    step_size,
+    stalled_policy,
+    supervised,
+    kl,
+    reward_hacking,
+    diversity,
+    domains,
+)
 DETECTORS: tuple[Detector, ...] = (
     *(detector for module in _MODULES for detector in module.DETECTORS),
     *system.RESOURCES,
 )
-FOLLOWS: Mapping[str, set[str]] = {
+POSSIBLE_CAUSES: Mapping[str, set[str]] = {
     "not-finite": {"learning-rate-high", "reward-unbounded"},
     "gradient-zero": {"reward-constant", "learning-rate-high", "length-hacking", "not-finite"},
     "kl-rising": {
@@ -70,58 +82,61 @@ FOLLOWS: Mapping[str, set[str]] = {
     "label-noise": {"labels-swapped", "learning-rate-high", "learning-rate-low"},
     "likelihood-displacement": {"learning-rate-high", "labels-swapped"},
 }
-"""A finding, and what it may be a consequence of: where one of those is found too, and not clearly later, it comes
-after it."""
-GRAVITY = {"critical": 0, "error": 0, "warning": 1, "info": 2}
-LATE = 3
-"""Steps by which a cause may show later than its consequence: curves are read over windows."""
-NEVER = 10**9
+"""For each finding the findings that may cause it: it is listed after those of them that are not clearly later."""
+SEVERITY_RANK = {"critical": 0, "error": 0, "warning": 1, "info": 2}
+CAUSE_LAG = 3
+"""Steps by which a cause may show later than its consequence, because curves are read over windows."""
+NO_STEP = 10**9
 
 
 def _onset(finding: Finding) -> int:
-    """The step from which a finding shows; those about a whole run or an earlier stage have none."""
-    return NEVER if finding.first_step is None or finding.first_step < 0 else finding.first_step
+    """The first step of a finding; findings on a whole run or an earlier stage have none."""
+    return NO_STEP if finding.first_step is None or finding.first_step < 0 else finding.first_step
 
 
 def _is_dated(finding: Finding) -> bool:
-    return _onset(finding) < NEVER
+    return _onset(finding) < NO_STEP
 
 
 def _causes(finding: Finding, findings: Mapping[str, Finding]) -> set[str]:
-    """Which of the other findings may have caused this one."""
-    possible = (findings[code] for code in FOLLOWS.get(finding.code, set()) & findings.keys())
+    """The other findings that may have caused this one."""
+    possible = (findings[code] for code in POSSIBLE_CAUSES.get(finding.code, set()) & findings.keys())
     causes = [
         cause
         for cause in possible
-        if not (_is_dated(finding) and _is_dated(cause) and _onset(cause) > _onset(finding) + LATE)
+        if not (_is_dated(finding) and _is_dated(cause) and _onset(cause) > _onset(finding) + CAUSE_LAG)
     ]
-    return {cause.code for cause in causes if GRAVITY[cause.severity] < GRAVITY["info"] or finding.severity == "info"}
+    return {
+        cause.code
+        for cause in causes
+        if SEVERITY_RANK[cause.severity] < SEVERITY_RANK["info"] or finding.severity == "info"
+    }
 
 
 def diagnose(history: History, limits: Limits = Limits()) -> tuple[Finding, ...]:  # noqa: B008
-    """What is wrong with a run as far as its numbers tell.
+    """The findings on a history.
 
-    Findings that others explain come last; of the rest the grave before the light, then what explains more of the
-    others, then what began earlier.
+    Findings that others explain come last. The rest are ordered by severity, by how many others they explain, and by
+    detector.
     """
     findings: dict[str, Finding] = {}
     for detector in DETECTORS:
         for finding in detector(history, limits):
             before = findings.get(finding.code)
-            if before is None or GRAVITY[finding.severity] < GRAVITY[before.severity]:
+            if before is None or SEVERITY_RANK[finding.severity] < SEVERITY_RANK[before.severity]:
                 findings[finding.code] = finding
-    place = {code: number for number, code in enumerate(findings)}
+    position = {code: number for number, code in enumerate(findings)}
     causes = {code: _causes(finding, findings) for code, finding in findings.items()}
 
-    def began_before(code: str, other: str) -> bool:
-        return (_onset(findings[code]), place[code]) < (_onset(findings[other]), place[other])
+    def started_before(code: str, other: str) -> bool:
+        return (_onset(findings[code]), position[code]) < (_onset(findings[other]), position[other])
 
     def is_consequence(code: str) -> bool:
-        mutual = {cause for cause in causes[code] if code in FOLLOWS.get(cause, set())}
-        return bool(causes[code] - mutual) or any(began_before(cause, code) for cause in mutual)
+        mutual = {cause for cause in causes[code] if code in POSSIBLE_CAUSES.get(cause, set())}
+        return bool(causes[code] - mutual) or any(started_before(cause, code) for cause in mutual)
 
     def rank(finding: Finding) -> tuple[bool, int, int, int]:
         explains = sum(finding.code in others for others in causes.values())
-        return is_consequence(finding.code), GRAVITY[finding.severity], -explains, place[finding.code]
+        return is_consequence(finding.code), SEVERITY_RANK[finding.severity], -explains, position[finding.code]
 
     return tuple(sorted(findings.values(), key=rank))

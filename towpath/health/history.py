@@ -1,4 +1,4 @@
-"""A run as numbers: what every step and every look at held-out prompts said, and the settings it ran with."""
+"""Metric history of a run: curves of training and validation by name, and facts such as recipe settings."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Curve:
-    """One number over the steps at which it was told."""
+    """The values of one metric, with their steps."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -18,72 +18,66 @@ class Curve:
         return len(self.steps)
 
     def after(self, step: int) -> "Curve":
-        """What was told after this step."""
-        seen = self.steps > step
-        return Curve(self.steps[seen], self.values[seen])
+        """The part after this step."""
+        later = self.steps > step
+        return Curve(self.steps[later], self.values[later])
 
     def until(self, step: int) -> "Curve":
-        """What had been told when this step ended."""
-        seen = self.steps <= step
-        return Curve(self.steps[seen], self.values[seen])
+        """The part up to and including this step."""
+        earlier = self.steps <= step
+        return Curve(self.steps[earlier], self.values[earlier])
 
 
 EMPTY = Curve(np.array([], dtype=int), np.array([]))
+Curves = Mapping[str, Curve]
 
 
 @dataclass(frozen=True)
 class History:
-    """Curves of training and of validation by name, and facts: recipe keys with their values, and results of earlier
-    stages."""
+    """Curves of training and of validation, and facts: recipe settings by dotted key, and results of earlier stages."""
 
-    train: Mapping[str, Curve] = field(default_factory=dict)
-    looks: Mapping[str, Curve] = field(default_factory=dict)
+    train: Curves = field(default_factory=dict)
+    validation: Curves = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def curve(self, name: str) -> Curve:
-        """A number of training; empty where it was never told."""
+        """A metric of training; empty if it has no values."""
         return self.train.get(name, EMPTY)
 
-    def look(self, name: str) -> Curve:
-        """A number of validation; empty where it was never told."""
-        return self.looks.get(name, EMPTY)
+    def validation_curve(self, name: str) -> Curve:
+        """A metric of validation; empty if it has no values."""
+        return self.validation.get(name, EMPTY)
 
     def family(self, prefix: str) -> dict[str, Curve]:
-        """Curves of training whose names begin so, by what follows: `reward/` by domain."""
+        """Metrics of training with this prefix, by the rest of their name: `reward/` by domain."""
         return {name.removeprefix(prefix): curve for name, curve in self.train.items() if name.startswith(prefix)}
 
     @property
     def steps(self) -> int:
-        """Steps of training so far."""
+        """The number of training steps."""
         return max((int(curve.steps[-1]) + 1 for curve in self.train.values() if len(curve)), default=0)
 
     def after(self, step: int) -> "History":
-        """What was told after this step."""
-        train, looks = (
-            {name: curve.after(step) for name, curve in curves.items()} for curves in (self.train, self.looks)
-        )
-        return History(train, looks, self.facts)
+        """The history after this step."""
+        train = {name: curve.after(step) for name, curve in self.train.items()}
+        validation = {name: curve.after(step) for name, curve in self.validation.items()}
+        return History(train, validation, self.facts)
 
     def until(self, step: int) -> "History":
-        """The history as it stood when this step ended."""
-        train, looks = (
-            {name: curve.until(step) for name, curve in curves.items()} for curves in (self.train, self.looks)
-        )
-        return History(train, looks, self.facts)
+        """The history as it was when this step ended."""
+        train = {name: curve.until(step) for name, curve in self.train.items()}
+        validation = {name: curve.until(step) for name, curve in self.validation.items()}
+        return History(train, validation, self.facts)
 
 
-def of(rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> History:
-    """A history of rows as metrics.jsonl has them: `step`, `phase`, and numbers. Of two rows for one step and phase
-    the later counts.
-
-    What is no number is left out; infinities and not-a-numbers are kept: they are evidence.
-
-    """
-    kept: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
+def history_from_rows(rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> History:
+    """A history from rows of metrics.jsonl; of two rows for one step and phase the later counts. Values that are no
+    numbers are left out; infinities and NaN are kept, because they are evidence."""
+    by_phase: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
     for row in rows:
-        if row.get("phase", "train") in kept and isinstance(row.get("step"), int | float):
-            kept[row.get("phase", "train")][int(row["step"])] = row
-    return History(_curves(kept["train"]), _curves(kept["validation"]), dict(facts or {}))
+        if row.get("phase", "train") in by_phase and isinstance(row.get("step"), int | float):
+            by_phase[row.get("phase", "train")][int(row["step"])] = row
+    return History(_curves(by_phase["train"]), _curves(by_phase["validation"]), dict(facts or {}))
 
 
 def _curves(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Curve]:
@@ -92,13 +86,11 @@ def _curves(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Curve]:
         for name, value in rows[step].items():
             if name not in ("step", "phase") and isinstance(value, int | float) and not isinstance(value, bool):
                 points.setdefault(name, []).append((step, float(value)))
-    return {
-        name: Curve(np.array([s for s, _ in told]), np.array([v for _, v in told])) for name, told in points.items()
-    }
+    return {name: Curve(np.array([s for s, _ in pts]), np.array([v for _, v in pts])) for name, pts in points.items()}
 
 
-class _Column:
-    """One number as it grows; room is doubled, so that adding is cheap and reading costs nothing."""
+class _GrowingCurve:
+    """A curve that grows; its arrays double in size, so that adding is cheap and reading copies nothing."""
 
     def __init__(self) -> None:
         self.steps = np.empty(64, dtype=int)
@@ -107,11 +99,12 @@ class _Column:
 
     def add(self, step: int, value: float) -> None:
         if self.count and self.steps[self.count - 1] == step:
-            self.count -= 1  # told anew
+            self.count -= 1  # the later value counts
         if self.count == len(self.steps):
             self.steps = np.resize(self.steps, 2 * self.count)
             self.values = np.resize(self.values, 2 * self.count)
-        self.steps[self.count], self.values[self.count] = step, value
+        self.steps[self.count] = step
+        self.values[self.count] = value
         self.count += 1
 
     def curve(self) -> Curve:
@@ -119,23 +112,22 @@ class _Column:
 
 
 class Recorder:
-    """A history that grows row by row while training goes on."""
+    """A history that grows row by row during training."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._columns: dict[str, dict[str, _Column]] = {"train": {}, "validation": {}}
+        self._curves: dict[str, dict[str, _GrowingCurve]] = {"train": {}, "validation": {}}
         for row in rows:
             self.add(int(row["step"]), str(row["phase"]), row)
 
-    def add(self, step: int, phase: str, numbers: Mapping[str, Any]) -> None:
-        """One row."""
-        columns = self._columns.setdefault(phase, {})
-        for name, value in numbers.items():
+    def add(self, step: int, phase: str, metrics: Mapping[str, Any]) -> None:
+        """Add one row."""
+        curves = self._curves.setdefault(phase, {})
+        for name, value in metrics.items():
             if name not in ("step", "phase") and isinstance(value, int | float):
-                columns.setdefault(name, _Column()).add(step, float(value))
+                curves.setdefault(name, _GrowingCurve()).add(step, float(value))
 
     def history(self, facts: Mapping[str, Any] | None = None) -> History:
-        """All of it so far."""
-        train, looks = (
-            {name: column.curve() for name, column in self._columns[phase].items()} for phase in ("train", "validation")
-        )
-        return History(train, looks, dict(facts or {}))
+        """The history of all rows."""
+        train = {name: curve.curve() for name, curve in self._curves["train"].items()}
+        validation = {name: curve.curve() for name, curve in self._curves["validation"].items()}
+        return History(train, validation, dict(facts or {}))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from towpath.health.history import History
-from towpath.health.signals import last
+from towpath.health.signals import last_level
 from towpath.metrics import METRICS
 from towpath.records import Finding
 
@@ -92,7 +92,7 @@ def next_intervention(
 def is_past_kl_stop(history: History) -> bool:
     """Whether KL exceeds policy.kl.stop, so that training ends unless an intervention helps."""
     stop = history.facts.get("policy.kl.stop")
-    return isinstance(stop, int | float) and last(history.curve("kl").values, 1) > stop
+    return isinstance(stop, int | float) and last_level(history.curve("kl").values, 1) > stop
 
 
 def observation_steps(history: History) -> int:
@@ -114,7 +114,7 @@ def helped(intervention: Intervention, history: History) -> bool | None:
     after = curve.values[curve.steps > intervention.step]
     if len(before) < 2 or len(after) < 2:
         return None
-    return bool(sign * (last(after) - last(before)) > 0)
+    return bool(sign * (last_level(after) - last_level(before)) > 0)
 
 
 def _raise_kl_coef(context: Context) -> Intervention | None:
@@ -132,7 +132,7 @@ def _raise_kl_coef(context: Context) -> Intervention | None:
 
 def _lower_kl_coef(context: Context) -> Intervention | None:
     now = context.knobs.get("kl_coef", 0.0)
-    reward_std = last(context.history.curve("reward_std").values)
+    reward_std = last_level(context.history.curve("reward_std").values)
     # One nat then costs a quarter of the rewards' standard deviation.
     balanced = reward_std / 4 if reward_std > 0 else float("inf")
     return context.change(
@@ -158,11 +158,11 @@ def _raise_learning_rate(context: Context) -> Intervention | None:
 
 def _raise_diversity(context: Context) -> Intervention | None:
     """Add a diversity bonus, or a repetition penalty larger than what repetition earns; then raise the temperature."""
-    amount = 2 * max(last(context.history.curve("reward_std").values), 0.1)
+    amount = 2 * max(last_level(context.history.curve("reward_std").values), 0.1)
     knob = "diversity_bonus"
     still_paid = False
     if context.finding.code == "repetition":
-        paid = 1.5 * last(context.history.curve("repetition_worth").values, 5)
+        paid = 1.5 * last_level(context.history.curve("repetition_worth").values, 5)
         knob = "repetition_penalty"
         still_paid = paid > amount
         amount = max(amount, np.nan_to_num(paid))

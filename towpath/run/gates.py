@@ -14,18 +14,18 @@ GATES_AFTER = {"baseline": ("sft",), "reward": ("reward",), "policy": ("policy",
 def verdicts(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[Verdict]:
     """The verdict of every gate whose stage is done; results by stage name, in the order of rounds."""
     gates = recipe.gates
-    judged = []
+    evaluated = []
     latest = {name.split("@")[0]: result for name, result in results.items()}
     if "baseline" in latest:
-        judged.append(_threshold_verdict("sft", gates.sft, gates, latest["baseline"]["win"], "rate"))
+        evaluated.append(_threshold_verdict("sft", gates.sft, gates, latest["baseline"]["win"], "rate"))
     if "reward" in latest:
-        judged.append(_threshold_verdict("reward", gates.reward, gates, latest["reward"], "accuracy"))
+        evaluated.append(_threshold_verdict("reward", gates.reward, gates, latest["reward"], "accuracy"))
     if "policy" in latest:
-        judged.append(_threshold_verdict("policy", gates.policy, gates, latest["policy"]["rose"], "rate"))
+        evaluated.append(_threshold_verdict("policy", gates.policy, gates, latest["policy"]["rose"], "rate"))
     if "evaluate" in latest:
-        judged.append(_threshold_verdict("evaluate", gates.evaluate, gates, latest["evaluate"]["win"], "rate"))
-        judged.append(_safety_verdict(gates.safety, latest["evaluate"]["safety"]))
-    return judged
+        evaluated.append(_threshold_verdict("evaluate", gates.evaluate, gates, latest["evaluate"]["win"], "rate"))
+        evaluated.append(_safety_verdict(gates.safety, latest["evaluate"]["safety"]))
+    return evaluated
 
 
 def _threshold_verdict(name: str, gate: Gate, gates: Gates, record: dict[str, Any] | None, key: str) -> Verdict:

@@ -55,7 +55,7 @@ class Follower:
         self._say = say
         self._error_printed = False
         self._closing = Event()
-        self._seen: set[int] = set()
+        self._read_lines: set[int] = set()
         """Hashes of lines: a resumed stage writes the file again up to its checkpoint."""
         self._new_lines()  # an earlier process sent these
         self._thread = Thread(target=self._follow, name=f"towpath-{name}", daemon=True)
@@ -90,8 +90,8 @@ class Follower:
 
     def _new_lines(self) -> list[bytes]:
         """Lines that were not read before, also where the file was replaced."""
-        lines = [line for line in self._tail.read()[0].splitlines() if hash(line) not in self._seen]
-        self._seen.update(map(hash, lines))
+        lines = [line for line in self._tail.read()[0].splitlines() if hash(line) not in self._read_lines]
+        self._read_lines.update(map(hash, lines))
         return lines
 
     def _attempt(self, call: Callable[[], Any]) -> Any:

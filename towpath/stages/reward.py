@@ -18,7 +18,7 @@ from towpath.data.batch import Batch
 from towpath.evals import reward_accuracy as evals
 from towpath.evals.winrate import fit_logistic
 from towpath.health.diagnosis import diagnose
-from towpath.health.history import of
+from towpath.health.history import history_from_rows
 from towpath.progress import print_note
 from towpath.records import Completion, Finding
 from towpath.rollout.reward_models import WEIGHTS, member_folder
@@ -72,7 +72,7 @@ def run(job: Job) -> dict[str, Any]:
         result["diagnosis"] = _diagnose_labels(job, training, held_out, labels["agreement"])
     result["ceiling"] = labels["ceiling"]
     if job.recipe.health.act != "off":
-        history = of((), {f"reward.result.{key}": value for key, value in result.items()})
+        history = history_from_rows((), {f"reward.result.{key}": value for key, value in result.items()})
         job.findings += diagnose(history, job.recipe.health.limits)
     return result
 

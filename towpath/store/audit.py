@@ -16,7 +16,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One row of the log: what `account` did to `object`."""
+    """An entry of the log: `account` did `action` to `object`."""
 
     number: int
     at: str

@@ -1,4 +1,4 @@
-"""The tables of the ledger, as they are now. How a ledger on disk gets there is in `migrations/`."""
+"""The current tables of the ledger; `migrations/` brings existing ledgers to this version."""
 
 from sqlalchemy import (
     JSON,
@@ -90,7 +90,7 @@ labels = Table(
 
 LEDGER = (prompts, completions, comparisons, judgements, labels)
 
-# A judgement taken back: it stays where it is, and counts no longer.
+# Retracted judgements: the rows in `judgements` stay, but no longer count.
 retractions = Table(
     "retractions",
     metadata,
@@ -99,7 +99,7 @@ retractions = Table(
     Column("takeout", Integer, index=True),
 )
 
-# An owner retracted everything that one rater judged; `restored` is when that was reversed, or empty.
+# Bulk retractions of one rater's judgements; `restored` is when one was reversed, or empty.
 takeouts = Table(
     "takeouts",
     metadata,
@@ -111,7 +111,7 @@ takeouts = Table(
     Column("restored", String, nullable=False),
 )
 
-# Counters beside the judgements, kept in the same transaction, so that figures need no counting.
+# Counters per rater, updated in the transaction of the judgements, so that statistics need no counting.
 tallies = Table(
     "tallies",
     metadata,
@@ -131,8 +131,8 @@ groups = Table(
     Column("members", JSON, nullable=False),
 )
 
-# What waits for people. `lane` is 1 while nobody sits, 2 while some seats are left, 0 when none is: the next task is
-# the first of a lane.
+# Tasks for people. `lane` is 1 if no seat is taken, 2 if some are free, 0 if none is; the next task is the first of a
+# lane.
 tasks = Table(
     "tasks",
     metadata,
@@ -209,7 +209,7 @@ written = Table(
     Column("state", String, nullable=False, server_default="waiting", index=True),
 )
 
-# Trial pairs that a rater judged before their work counts; these are never judgements.
+# Verdicts on trial pairs, which a rater judges before their work counts; they never become judgements.
 trials = Table(
     "trials",
     metadata,
@@ -222,7 +222,7 @@ trials = Table(
     Column("at", String, nullable=False),
 )
 
-# Which version of the guidelines a rater has confirmed to have read.
+# Guideline versions that a rater has acknowledged.
 acknowledgements = Table(
     "acknowledgements",
     metadata,
@@ -241,7 +241,7 @@ accounts = Table(
     Column("at", String, nullable=False),
 )
 
-# Browsers that are signed in, and browsers that an account signed in from before: sha256 of what their cookies hold.
+# Sessions, and browsers known to an account, by the SHA-256 of their cookies' tokens.
 sessions = Table(
     "sessions",
     metadata,
@@ -302,7 +302,7 @@ guidelines = Table(
 
 settings = Table("settings", metadata, Column("name", String, primary_key=True), Column("value", JSON, nullable=False))
 
-# Two models compared blind. Its comparisons are listed in `matches`, and whatever makes labels passes them over.
+# Blind comparisons of two models. Their comparisons are listed in `matches` and excluded from labels.
 arenas = Table(
     "arenas",
     metadata,
@@ -335,7 +335,7 @@ replies = Table(
     Column("at", String, nullable=False),
 )
 
-# A row a call of a judge: what it cost, or while it is under way what it may cost at worst.
+# One row per judge call: its cost, or the maximum cost while it runs.
 spending = Table(
     "spending",
     metadata,

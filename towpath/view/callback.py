@@ -1,7 +1,6 @@
-"""The doctor inside a trainer of others: a callback for transformers' Trainer and whatever is built on it, TRL's
-trainers among them.
+"""DoctorCallback: the doctor inside transformers' Trainer and the trainers built on it, such as TRL's.
 
-from towpath.callback import DoctorCallback
+from towpath.view.callback import DoctorCallback
 trainer = GRPOTrainer(..., callbacks=[DoctorCallback(stop_on_critical=True)])
 
 """
@@ -15,10 +14,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from towpath.errors import DataError, RecipeError
 from towpath.records import Finding
 from towpath.view import doctor
-from towpath.view.foreign.log import Log, Raw, settings_as_facts, translated
-from towpath.view.report.findings import shown_step
+from towpath.view.doctor_report import step_from_one
+from towpath.view.foreign.log import Log, RawLog, settings_as_facts, translate
 
-ALGOS = {
+ALGORITHMS = {
     "PPOConfig": "ppo",
     "GRPOConfig": "grpo",
     "RLOOConfig": "rloo",
@@ -26,17 +25,15 @@ ALGOS = {
     "KTOConfig": "kto",
     "ORPOConfig": "orpo",
 }
-"""TRL's settings by the recipe's name of what they are for."""
+"""The algorithm of each of TRL's configurations."""
 
 
 class DoctorCallback(TrainerCallback):
-    """Diagnoses a run as it goes on: on every `every`-th log, and never for more than `share` of the time that
-    training has taken.
+    """Diagnoses a run while it trains: on every `every`-th log, in at most the share `share` of the training time.
 
-    New findings are said once, and again where they grow critical. `findings` holds the last diagnosis, `seen`
-    the numbers it was made from, `seconds` what all of them took.
-    With `stop_on_critical` a critical finding ends training, in trainers that heed `control.should_training_stop`.
-
+    A finding is reported once, and again when it becomes critical. `findings` holds the last diagnosis, `log` the
+    metrics it was made from, `seconds` the time of all diagnoses. With `stop_on_critical` a critical finding stops
+    training, in trainers that respect `control.should_training_stop`.
     """
 
     def __init__(
@@ -50,10 +47,10 @@ class DoctorCallback(TrainerCallback):
         share: float = 0.01,
     ) -> None:
         if act not in ("advise", "off"):
-            rule = "advise or off: another trainer's knobs are not the doctor's to turn"
-            raise RecipeError(f"act = {act!r}", rule, "stop_on_critical=True ends training where it is in danger")
+            rule = "advise or off: the doctor does not change settings of another trainer"
+            raise RecipeError(f"act = {act!r}", rule, "stop_on_critical=True stops training at a critical finding")
         if every < 1:
-            raise RecipeError(f"every = {every}", "1 or more logs between two looks", "every=1")
+            raise RecipeError(f"every = {every}", "1 or more logs between two diagnoses", "every=1")
         self.act = act
         self.every = every
         self.say = say
@@ -62,18 +59,18 @@ class DoctorCallback(TrainerCallback):
         self.facts = dict(facts or {})
         self.maps = dict(maps or {})
         self.findings: tuple[Finding, ...] = ()
-        self.blind: tuple[str, ...] = ()
-        self.seen: Log | None = None
+        self.missing_signals: tuple[str, ...] = ()
+        self.log: Log | None = None
         self.seconds = 0.0
-        self.looks = 0
-        self._said: dict[str, str] = {}
-        self._unread = ""
+        self.diagnoses = 0
+        self._reported: dict[str, str] = {}
+        self._error = ""
         self._logs = 0
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The clock that the cost is held against."""
-        self._begun = time.monotonic()
+        """Start the clock that the cost is compared with."""
+        self._start = time.monotonic()
 
     def on_log(
         self,
@@ -83,61 +80,61 @@ class DoctorCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Look at the run, where it is time to."""
+        """Diagnose if it is due."""
         self._logs += 1
-        affordable = self.seconds <= self.share * (time.monotonic() - self._begun)
+        affordable = self.seconds <= self.share * (time.monotonic() - self._start)
         if self._logs % self.every == 0 and affordable:
-            self._look(args, state, control)
+            self._diagnose(args, state, control)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A last look at all of it."""
+        """Diagnose the whole run."""
         if self._logs:
-            self._look(args, state, control)
-        if self._unread and self.act != "off":
-            self._say(state, f"the doctor could not read this run: {self._unread}")
+            self._diagnose(args, state, control)
+        if self._error and self.act != "off":
+            self._say(state, f"the doctor could not read this run: {self._error}")
 
-    def _look(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+    def _diagnose(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
         if self.act == "off":
             return
-        begun = time.monotonic()
+        start = time.monotonic()
         try:
-            self._diagnose(args, state)
-        except DataError as error:  # nothing that is known has been logged yet
-            self._unread = str(error)
-        except Exception as error:  # the border to somebody else's training, which a fault of ours must not end
+            self._read(args, state)
+        except DataError as error:  # no known metric has been logged yet
+            self._error = str(error)
+        except Exception as error:  # process boundary: a bug here must not stop the user's training
             self.act = "off"
-            self._say(state, f"the doctor failed, training goes on without it: {type(error).__name__}: {error}")
-        self.seconds += time.monotonic() - begun
-        self.looks += 1
-        self._tell(state)
+            self._say(state, f"the doctor failed, training continues without it: {type(error).__name__}: {error}")
+        self.seconds += time.monotonic() - start
+        self.diagnoses += 1
+        self._report(state)
         if self.stop_on_critical and any(finding.severity == "critical" for finding in self.findings):
             control.should_training_stop = True
 
-    def _diagnose(self, args: Any, state: TrainerState) -> None:
-        log = translated(Raw("trainer", state.log_history, {"max_steps": state.max_steps}), self.maps)
-        algo = ALGOS.get(type(args).__name__, "")
+    def _read(self, args: Any, state: TrainerState) -> None:
+        log = translate(RawLog("trainer", state.log_history, {"max_steps": state.max_steps}), self.maps)
+        algo = ALGORITHMS.get(type(args).__name__, "")
         facts = settings_as_facts(vars(args), log.kind, algo) | ({"policy.algo": algo} if algo else {})
-        found = doctor.told(log, facts | self.facts)
-        self.findings = found.findings
-        self.blind = found.blind
-        self.seen = found.log
-        self._unread = ""
+        diagnosis = doctor.diagnose_log(log, facts | self.facts)
+        self.findings = diagnosis.findings
+        self.missing_signals = diagnosis.missing_signals
+        self.log = diagnosis.log
+        self._error = ""
 
     def _say(self, state: TrainerState, line: str) -> None:
         if state.is_world_process_zero:
             self.say(line)
 
-    def _tell(self, state: TrainerState) -> None:
+    def _report(self, state: TrainerState) -> None:
         for finding in self.findings:
-            if self._said.get(finding.code) in (finding.severity, "critical"):
+            if self._reported.get(finding.code) in (finding.severity, "critical"):
                 continue
-            self._said[finding.code] = finding.severity
-            self._say(state, sentence(finding))
+            self._reported[finding.code] = finding.severity
+            self._say(state, finding_line(finding))
 
 
-def sentence(finding: Finding) -> str:
+def finding_line(finding: Finding) -> str:
     """A finding in one line."""
-    step = shown_step(finding.first_step)
+    step = step_from_one(finding.first_step)
     at = "" if step is None else f" from step {step}"
-    why = "; ".join(text for text in (finding.cause, finding.remedy) if text)
-    return f"{finding.severity}: {finding.code}{at}: {finding.evidence}" + (f". {why}" if why else "")
+    advice = "; ".join(text for text in (finding.cause, finding.remedy) if text)
+    return f"{finding.severity}: {finding.code}{at}: {finding.evidence}" + (f". {advice}" if advice else "")

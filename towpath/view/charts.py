@@ -1,4 +1,4 @@
-"""Charts as SVG that reads without a script; the page's script adds values under the pointer."""
+"""Chart engine: SVG charts that work without a script; the page's script adds tooltips."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from towpath.metrics import Form
 from towpath.view.format import number, percent
 
 Point = tuple[float, float]
@@ -20,13 +21,13 @@ class Series:
 
     name: str
     points: Sequence[Point]
-    look: Literal["line", "dashed", "dots", "area"] = "line"
+    style: Literal["line", "dashed", "dots", "area"] = "line"
     colour: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A line across the chart: a target, an alarm, the checkpoint that was kept."""
+class ReferenceLine:
+    """A line across the chart: a target, an alarm, the chosen checkpoint."""
 
     axis: Literal["x", "y"]
     at: float
@@ -37,13 +38,13 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What one chart shows."""
+    """A chart with its series, reference lines and limits."""
 
     title: str
     series: Sequence[Series]
-    marks: Sequence[Mark] = ()
+    references: Sequence[ReferenceLine] = ()
     x: str = "step"
-    form: Literal["number", "percent"] = "number"
+    form: Form = "number"
     low: float | None = None
     high: float | None = None
     note: str = ""
@@ -51,7 +52,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """From data to the units of the drawing: bounds of the data, box of the plot."""
+    """The mapping from data to drawing units: bounds of the data, box of the plot."""
 
     x0: float
     x1: float
@@ -65,11 +66,11 @@ class Plane:
     bottom: int = 32
 
     def x(self, value: float) -> float:
-        """Across, from the left."""
+        """The horizontal position, from the left."""
         return round(self.left + (value - self.x0) / (self.x1 - self.x0) * (self.width - self.left - self.right), 1)
 
     def y(self, value: float) -> float:
-        """Down, from the top."""
+        """The vertical position, from the top."""
         return round(
             self.height
             - self.bottom
@@ -79,15 +80,15 @@ class Plane:
 
 
 def draw(chart: Chart) -> Markup:
-    """A chart as a figure; nothing when there is nothing to show."""
+    """A chart as a figure; empty if it has no points."""
     series = _stacked([line for line in chart.series if line.points])
     if not series:
         return NOTHING
     plane = _plane(chart, series)
-    body = [axes(plane, chart.x, chart.form), *(_mark(plane, mark) for mark in chart.marks)]
-    # Layers of a stack are drawn from the highest down, so that each covers what the next ones take.
-    layers = sorted(enumerate(series), key=lambda item: -item[0] if item[1][0].look == "area" else item[0])
-    body += [_line(plane, place, line, shown) for place, (line, shown) in layers]
+    body = [axes(plane, chart.x, chart.form), *(_reference_line(plane, line) for line in chart.references)]
+    # Stacked layers are drawn from the highest down, so that each covers the ones above it.
+    layers = sorted(enumerate(series), key=lambda item: -item[0] if item[1][0].style == "area" else item[0])
+    body += [_series(plane, index, line, points) for index, (line, points) in layers]
     return figure(
         chart.title,
         Markup().join(body),
@@ -109,9 +110,9 @@ def figure(
     form: str,
     note: str = "",
     kind: str = "",
-    says: str = "",
+    description: str = "",
 ) -> Markup:
-    """A drawing with its title, legend, spoken description and the values the script shows."""
+    """A drawing with its title, legend, description for screen readers, and the values for tooltips."""
     data = {
         "plane": [
             plane.x0,
@@ -129,7 +130,7 @@ def figure(
             for line in series
         ],
     }
-    label = f"{title}. " + (says or " ".join(_spoken(line, form) for line in series))
+    label = f"{title}. " + (description or " ".join(_description(line, form) for line in series))
     return Markup(
         '<figure class="chart {kind}" tabindex="0" data-chart="{data}"><figcaption>{title}</figcaption>{legend}'
         '<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{body}</svg>{note}</figure>'
@@ -147,7 +148,7 @@ def figure(
 
 
 def axes(plane: Plane, x: str, form: str, y: str = "") -> Markup:
-    """Grid lines, ticks and the names of the axes."""
+    """Grid lines, ticks and axis titles."""
     bottom = plane.height - plane.bottom
     right = plane.width - plane.right
     rows = ticks(plane.y0, plane.y1, 4)
@@ -184,7 +185,7 @@ def axes(plane: Plane, x: str, form: str, y: str = "") -> Markup:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers between two ends, roughly that many."""
+    """Round numbers between two ends, about that many."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
@@ -201,7 +202,7 @@ def bar(
     high: float = 1.0,
     tone: str = "",
 ) -> Markup:
-    """A value on a scale, with its interval and the threshold it must pass; stretches with its column."""
+    """A value on a scale, with its interval and its threshold; as wide as its column."""
     if value is None:
         return NOTHING
 
@@ -232,66 +233,68 @@ def bar(
 
 
 def _stacked(series: Sequence[Series]) -> list[tuple[Series, Sequence[Point]]]:
-    """Each series with the points it is drawn at: layers stand on the layers before them."""
-    ground: dict[float, float] = {}
-    shown: list[tuple[Series, Sequence[Point]]] = []
+    """Each series with the points where it is drawn: stacked layers start on the layers before them."""
+    base: dict[float, float] = {}
+    stacked: list[tuple[Series, Sequence[Point]]] = []
     for line in series:
-        if line.look == "area":
-            points = [(x, ground.get(x, 0.0) + y) for x, y in line.points]
-            ground |= dict(points)
-            shown.append((line, points))
+        if line.style == "area":
+            points = [(x, base.get(x, 0.0) + y) for x, y in line.points]
+            base |= dict(points)
+            stacked.append((line, points))
         else:
-            shown.append((line, line.points))
-    return shown
+            stacked.append((line, line.points))
+    return stacked
 
 
 def _plane(chart: Chart, series: Iterable[tuple[Series, Sequence[Point]]]) -> Plane:
-    points = [point for _, shown in series for point in shown]
-    xs = [x for x, _ in points] + [mark.at for mark in chart.marks if mark.axis == "x"]
-    ys = [y for _, y in points] + [mark.at for mark in chart.marks if mark.axis == "y"]
+    points = [point for _, drawn_at in series for point in drawn_at]
+    xs = [x for x, _ in points] + [line.at for line in chart.references if line.axis == "x"]
+    ys = [y for _, y in points] + [line.at for line in chart.references if line.axis == "y"]
     low = min(ys) if chart.low is None else min(chart.low, *ys)
     high = max(ys) if chart.high is None else max(chart.high, *ys)
-    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    y0 = low if low == chart.low else low - room
-    y1 = high if high == chart.high else high + room
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    y0 = low if low == chart.low else low - margin
+    y1 = high if high == chart.high else high + margin
     return Plane(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1.0, y0, y1)
 
 
-def _line(plane: Plane, place: int, line: Series, shown: Sequence[Point]) -> Markup:
-    spots = [(plane.x(x), plane.y(y)) for x, y in shown]
-    path = "M" + "L".join(f"{x} {y}" for x, y in spots)
+def _series(plane: Plane, index: int, line: Series, points: Sequence[Point]) -> Markup:
+    positions = [(plane.x(x), plane.y(y)) for x, y in points]
+    path = "M" + "L".join(f"{x} {y}" for x, y in positions)
     group = Markup('<g class="series c{} {}" data-series="{}">{}</g>')
-    if line.look == "area" and len(spots) > 1:
+    if line.style == "area" and len(positions) > 1:
         floor = plane.y(max(plane.y0, 0.0))
-        body = Markup('<path class="layer" d="{}L{} {}L{} {}Z"/>').format(path, spots[-1][0], floor, spots[0][0], floor)
-    elif line.look == "dots" or len(spots) == 1:
-        body = Markup().join(Markup('<circle cx="{}" cy="{}" r="3.5"/>').format(x, y) for x, y in spots)
+        body = Markup('<path class="layer" d="{}L{} {}L{} {}Z"/>').format(
+            path, positions[-1][0], floor, positions[0][0], floor
+        )
+    elif line.style == "dots" or len(positions) == 1:
+        body = Markup().join(Markup('<circle cx="{}" cy="{}" r="3.5"/>').format(x, y) for x, y in positions)
     else:
         dots = (
-            Markup().join(Markup('<circle cx="{}" cy="{}" r="2.6"/>').format(x, y) for x, y in spots)
-            if line.look == "dashed"
+            Markup().join(Markup('<circle cx="{}" cy="{}" r="2.6"/>').format(x, y) for x, y in positions)
+            if line.style == "dashed"
             else NOTHING
         )
         body = Markup('<path d="{}"/>{}').format(path, dots)
-    return group.format(line.colour, line.look, place, body)
+    return group.format(line.colour, line.style, index, body)
 
 
-def _mark(plane: Plane, mark: Mark) -> Markup:
+def _reference_line(plane: Plane, line: ReferenceLine) -> Markup:
     bottom = plane.height - plane.bottom
     right = plane.width - plane.right
-    if mark.axis == "y":
-        at = plane.y(mark.at)
-        text, anchor = (right - 2, "end") if mark.side == "right" else (plane.left + 2, "start")
+    if line.axis == "y":
+        at = plane.y(line.at)
+        text, anchor = (right - 2, "end") if line.side == "right" else (plane.left + 2, "start")
         shape = Markup('<line x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" text-anchor="{}">{}</text>')
         return Markup('<g class="mark {}">{}</g>').format(
-            mark.tone, shape.format(plane.left, right, at, at, text, at - 4, anchor, mark.text)
+            line.tone, shape.format(plane.left, right, at, at, text, at - 4, anchor, line.text)
         )
-    at = plane.x(mark.at)
+    at = plane.x(line.at)
     anchor = "end" if at > (plane.left + right) / 2 else "start"
     shape = Markup('<line x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" text-anchor="{}">{}</text>')
     text = at + (4 if anchor == "end" else -4)
     return Markup('<g class="mark {}">{}</g>').format(
-        mark.tone, shape.format(at, at, plane.top - 5, bottom, text, plane.top - 8, anchor, mark.text)
+        line.tone, shape.format(at, at, plane.top - 5, bottom, text, plane.top - 8, anchor, line.text)
     )
 
 
@@ -299,12 +302,12 @@ def _legend(series: Sequence[Series]) -> Markup:
     if len(series) < 2:
         return NOTHING
     key = Markup('<button type="button" class="key c{} {}" data-series="{}" aria-pressed="true">{}</button>')
-    keys = (key.format(line.colour, line.look, place, line.name) for place, line in enumerate(series))
+    keys = (key.format(line.colour, line.style, index, line.name) for index, line in enumerate(series))
     return Markup('<div class="legend">{}</div>').format(Markup().join(keys))
 
 
-def _spoken(line: Series, form: str) -> str:
-    say = percent if form == "percent" else number
+def _description(line: Series, form: str) -> str:
+    write = percent if form == "percent" else number
     first = line.points[0]
     last = line.points[-1]
-    return f"{line.name}: {say(first[1])} at {number(first[0])}, {say(last[1])} at {number(last[0])}."
+    return f"{line.name}: {write(first[1])} at {number(first[0])}, {write(last[1])} at {number(last[0])}."

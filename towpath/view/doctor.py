@@ -1,4 +1,4 @@
-"""The doctor: a run's record in, what went wrong, why, and what to do."""
+"""Doctor: diagnoses a run or a log, with the cause and the remedy of each finding."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,89 +14,86 @@ from towpath.health.history import Curve, History
 from towpath.recipe import Limits, Recipe, aliases
 from towpath.recipe.reader import check, flatten, keys, override
 from towpath.store.publish import replace_file
+from towpath.view.doctor_report import Diagnosis, page
 from towpath.view.foreign.log import Log
 from towpath.view.foreign.names import KEYS, Kind
-from towpath.view.foreign.opening import opened
-from towpath.view.report.findings import Told, page
+from towpath.view.foreign.open_log import open_logs
 
 CLEAN = 0
-WARNED = 1
+WARNINGS = 1
 CRITICAL = 2
-LIMITS = "health.limits."
-ROLLOUTS: tuple[Kind, ...] = ("policy",)
-POLICIES: tuple[Kind, ...] = ("policy", "pairs")
-ALL: tuple[Kind, ...] = ("policy", "pairs", "sft", "reward", "training")
-NEEDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...], str], ...] = (
-    (ROLLOUTS, ("kl", "kl_k3", "kl_per_token"), "no KL: drift from where it began not judged"),
-    (ROLLOUTS, ("reward", "score"), "no reward: neither learning nor hacking judged"),
-    (ROLLOUTS, ("watched/",), "no score but the rewarded one (watched/…): hacking is judged by its traces only"),
-    (ROLLOUTS, ("length",), "no length of answers: growth by length not judged"),
+LIMITS_PREFIX = "health.limits."
+POLICY: tuple[Kind, ...] = ("policy",)
+POLICY_OR_PAIRS: tuple[Kind, ...] = ("policy", "pairs")
+ALL_KINDS: tuple[Kind, ...] = ("policy", "pairs", "sft", "reward", "training")
+SIGNALS: tuple[tuple[tuple[Kind, ...], tuple[str, ...], str], ...] = (
+    (POLICY, ("kl", "kl_k3", "kl_per_token"), "no KL: distance to the reference not checked"),
+    (POLICY, ("reward", "score"), "no reward: neither learning nor reward hacking checked"),
+    (POLICY, ("watched/",), "no score but the rewarded one (watched/…): reward hacking checked by its symptoms only"),
+    (POLICY, ("length",), "no answer length: length hacking not checked"),
     (
-        ROLLOUTS,
+        POLICY,
         ("reward_length_corr",),
-        "no correlation of score and length: whether length is rewarded is judged from step to step only",
+        "no correlation of score and length: length hacking checked from step to step only",
     ),
-    (ROLLOUTS, ("entropy", "distinct_2"), "neither entropy nor diversity of words: collapse not judged"),
-    (ROLLOUTS, ("repetition",), "no share of repeated words: repetition not judged"),
-    (ROLLOUTS, ("finish_rate",), "no share of answers that end: truncation not judged"),
-    (ROLLOUTS, ("clip_fraction", "approx_kl"), "neither clipping nor approximate KL: size of updates not judged"),
+    (POLICY, ("entropy", "distinct_2"), "neither entropy nor distinct words: diversity collapse not checked"),
+    (POLICY, ("repetition",), "no share of repeated words: repetition not checked"),
+    (POLICY, ("finish_rate",), "no finish rate: truncation not checked"),
+    (POLICY, ("clip_fraction", "approx_kl"), "neither clip fraction nor approximate KL: size of updates not checked"),
     (
-        ROLLOUTS,
+        POLICY,
         ("sampler_error",),
-        "no log-probabilities of the sampler beside the trainer's: their difference not judged",
+        "no log-probabilities of the sampler beside the trainer's: sampler mismatch not checked",
     ),
-    (ROLLOUTS, ("domain/", "reward/"), "no reward by domain: a domain left behind not judged"),
-    (POLICIES, ("harmful_refusal", "harmless_refusal", "refusal"), "refusals not counted: safety not judged"),
-    (("pairs", "reward"), ("accuracy", "pairs_accuracy"), "no accuracy on pairs: learning judged by the loss only"),
-    (("pairs", "sft", "reward", "training"), ("loss", "pairs_loss"), "no loss: learning not judged"),
-    (ALL, ("grad_norm",), "no gradient norm: unsteady updates judged by the other curves only"),
-    (ALL, ("learning_rate",), "no learning rate: whether it fits not judged"),
+    (POLICY, ("domain/", "reward/"), "no reward by domain: regressions of a domain not checked"),
+    (POLICY_OR_PAIRS, ("harmful_refusal", "harmless_refusal", "refusal"), "no refusal rates: safety not checked"),
+    (("pairs", "reward"), ("accuracy", "pairs_accuracy"), "no accuracy on pairs: learning checked by the loss only"),
+    (("pairs", "sft", "reward", "training"), ("loss", "pairs_loss"), "no loss: learning not checked"),
+    (ALL_KINDS, ("grad_norm",), "no gradient norm: unstable updates checked by the other curves only"),
+    (ALL_KINDS, ("learning_rate",), "no learning rate: whether it is usual not checked"),
 )
-"""What a detector needs and whose absence is to be told: kinds of training, names of which one is enough, and what
-follows."""
+"""Metrics that detectors need: kinds of training, names of which one is enough, and what is not checked without."""
 
 
-def examine(path: Path, maps: Sequence[str] = (), facts: Sequence[str] = ()) -> list[Told]:
-    """What is wrong with a run, finished or under way, as far as its record tells; a run of Towpath stage by stage."""
-    given = stated(facts)
-    return list(_once([told(log, given) for log in opened(path, _pairs(maps))]))
+def examine(path: Path, maps: Sequence[str] = (), facts: Sequence[str] = ()) -> list[Diagnosis]:
+    """Diagnose a run, finished or not, or a log; a run of Towpath stage by stage."""
+    stated = parse_facts(facts)
+    diagnoses = [diagnose_log(log, stated) for log in open_logs(path, _parse_maps(maps))]
+    return list(_without_repeats(diagnoses))
 
 
-def _once(found: Sequence[Told]) -> Iterator[Told]:
-    """What two stages show alike is told of the first."""
-    said: set[tuple[str, str]] = set()
-    for one in found:
-        fresh = tuple(finding for finding in one.findings if (finding.code, finding.evidence) not in said)
-        said |= {(finding.code, finding.evidence) for finding in fresh}
-        yield replace(one, findings=fresh)
+def _without_repeats(diagnoses: Sequence[Diagnosis]) -> Iterator[Diagnosis]:
+    """Diagnoses in which a finding of two stages is reported for the first only."""
+    reported: set[tuple[str, str]] = set()
+    for diagnosis in diagnoses:
+        new = tuple(f for f in diagnosis.findings if (f.code, f.evidence) not in reported)
+        reported |= {(finding.code, finding.evidence) for finding in new}
+        yield replace(diagnosis, findings=new)
 
 
-def told(log: Log, given: Mapping[str, Any] | None = None) -> Told:
-    """The findings on one log, with facts of the user's laid over what the log tells itself."""
-    facts = {**log.history.facts, **(given or {})}
-    log = replace(log, history=_weighted(History(log.history.train, log.history.looks, facts)))
-    found = diagnose(log.history, _limits(facts))
-    return Told(
-        log, tuple(replace(finding, remedy=_there(finding.remedy, log)) for finding in found), tuple(blind(log))
-    )
+def diagnose_log(log: Log, stated: Mapping[str, Any] | None = None) -> Diagnosis:
+    """The findings on one log; facts that the user states override those of the log."""
+    facts = {**log.history.facts, **(stated or {})}
+    log = replace(log, history=_with_kl_coef(History(log.history.train, log.history.validation, facts)))
+    findings = diagnose(log.history, _limits(facts))
+    findings = tuple(replace(finding, remedy=_translate_keys(finding.remedy, log.dialect)) for finding in findings)
+    return Diagnosis(log, findings, tuple(missing_signals(log)))
 
 
-def _there(remedy: str, log: Log) -> str:
-    """A remedy with what its keys are called where the log comes from."""
-    called = {
+def _translate_keys(remedy: str, dialect: str) -> str:
+    """A remedy with the names that its recipe keys have in another trainer."""
+    names = {
         key: theirs
-        for key, theirs in KEYS.get(log.dialect, {}).items()
+        for key, theirs in KEYS.get(dialect, {}).items()
         if re.search(rf"\b{re.escape(key)}\b(?![._]\w)", remedy)
     }
-    return (
-        f"{remedy}; in {log.dialect} " + ", ".join(f"{key} is {theirs}" for key, theirs in called.items())
-        if called
-        else remedy
-    )
+    if not names:
+        return remedy
+    return f"{remedy}; in {dialect} " + ", ".join(f"{key} is {theirs}" for key, theirs in names.items())
 
 
-def _weighted(history: History) -> History:
-    """Where the weight of the KL is known and was not logged, it stood still."""
+def _with_kl_coef(history: History) -> History:
+    """A history with a constant KL coefficient, if it is known and not logged."""
     kl = history.curve("kl")
     coef = history.facts.get("policy.kl.coef")
     if "kl_coef" in history.train or not len(kl) or not isinstance(coef, int | float):
@@ -104,66 +101,63 @@ def _weighted(history: History) -> History:
     return replace(history, train={**history.train, "kl_coef": Curve(kl.steps, np.full(len(kl), float(coef)))})
 
 
-def blind(log: Log) -> Iterator[str]:
-    """What could not be looked for, and for want of what."""
-    for kinds, wanted, text in NEEDS:
-        if log.kind in kinds and not log.has(*wanted):
+def missing_signals(log: Log) -> Iterator[str]:
+    """What could not be checked, and which metric is missing for it."""
+    for kinds, names, text in SIGNALS:
+        if log.kind in kinds and not log.has(*names):
             yield text
-    facts = log.history.facts
     if log.kind == "policy" and log.has("kl") and not log.has("kl_coef"):
-        yield "no KL coefficient: whether anything holds the policy not judged (--fact policy.kl.coef=…)"
-    if facts.get("policy.algo") == "ppo" and log.kind == "policy" and not log.has("explained_variance"):
-        yield "no explained variance: the critic not judged"
-    if not log.history.looks:
-        yield "no validation: overfitting, and gains on training prompts alone, not judged"
-    elif log.kind == "policy" and not log.history.look("reward").values.size:
-        yield "no reward in validation: gains on training prompts alone not judged"
+        yield "no KL coefficient: strength of the KL penalty not checked (--fact policy.kl.coef=…)"
+    is_ppo = log.history.facts.get("policy.algo") == "ppo"
+    if is_ppo and log.kind == "policy" and not log.has("explained_variance"):
+        yield "no explained variance: critic not checked"
+    if not log.history.validation:
+        yield "no validation: overfitting, and gains on training prompts alone, not checked"
+    elif log.kind == "policy" and not log.history.validation_curve("reward").values.size:
+        yield "no reward in validation: gains on training prompts alone not checked"
 
 
-def exit_code(found: Sequence[Told]) -> int:
-    """0 where all is well, 1 with warnings, 2 where a run is in danger."""
-    severities = {finding.severity for one in found for finding in one.findings}
-    return CRITICAL if severities & {"critical", "error"} else WARNED if "warning" in severities else CLEAN
+def exit_code(diagnoses: Sequence[Diagnosis]) -> int:
+    """0 without warnings, 1 with warnings, 2 with critical findings."""
+    severities = {finding.severity for diagnosis in diagnoses for finding in diagnosis.findings}
+    if severities & {"critical", "error"}:
+        return CRITICAL
+    return WARNINGS if "warning" in severities else CLEAN
 
 
-def write_page(file: Path, path: Path, found: Sequence[Told]) -> None:
-    """The findings as a page of its own, whole or not at all."""
+def write_page(file: Path, path: Path, diagnoses: Sequence[Diagnosis]) -> None:
+    """Write the findings as a page."""
     try:
-        replace_file(file, page(path.resolve().name, found))
+        replace_file(file, page(path.resolve().name, diagnoses))
     except OSError as error:
-        raise ResourceError(
-            f"--html {file}: {error.strerror}", "a file in a folder that can be written to", "name another place"
-        ) from None
+        rule = "a file in a folder that can be written to"
+        raise ResourceError(f"--html {file}: {error.strerror}", rule, "name another file") from None
 
 
 def _limits(facts: Mapping[str, Any]) -> Limits:
-    said = {key.removeprefix(LIMITS): value for key, value in facts.items() if key.startswith(LIMITS)}
-    return check(Limits, said, "health.limits") if said else Limits()
+    values = {key.removeprefix(LIMITS_PREFIX): value for key, value in facts.items() if key.startswith(LIMITS_PREFIX)}
+    return check(Limits, values, "health.limits") if values else Limits()
 
 
-def _pairs(maps: Sequence[str]) -> dict[str, str]:
-    found = {}
+def _parse_maps(maps: Sequence[str]) -> dict[str, str]:
+    names = {}
     for text in maps:
         theirs, equals, ours = (part.strip() for part in text.rpartition("="))
         if not equals or not theirs or not ours:
-            raise RecipeError(
-                f"--map {text}",
-                "a name of the log, =, and a name of the house",
-                "for example --map train/return=reward",
-            )
-        found[theirs] = ours
-    return found
+            rule = "a name of the log, =, and a metric of Towpath"
+            raise RecipeError(f"--map {text}", rule, "for example --map train/return=reward")
+        names[theirs] = ours
+    return names
 
 
-def stated(facts: Sequence[str]) -> dict[str, Any]:
-    """Facts as the user states them, `policy.kl.coef=0.05`: keys of the recipe, or results of earlier stages."""
+def parse_facts(facts: Sequence[str]) -> dict[str, Any]:
+    """Facts that the user states, `policy.kl.coef=0.05`: recipe keys, or results of earlier stages."""
+    known = [*keys(Recipe), "stage", "steps"]
     for text in facts:
         key, equals, _ = (part.strip() for part in text.partition("="))
-        known = [*keys(Recipe), "stage", "steps"]
         if not equals:
-            raise RecipeError(
-                f"--fact {text}", "a key of the recipe, =, and its value", "for example --fact policy.kl.coef=0.05"
-            )
+            rule = "a key of the recipe, =, and its value"
+            raise RecipeError(f"--fact {text}", rule, "for example --fact policy.kl.coef=0.05")
         if key not in known and ".result." not in key:
             fix = aliases.suggestion(key, known) or "`towpath explain` lists all"
             raise RecipeError(f"--fact {text}: no such key", "a key of the recipe", fix)

@@ -33,15 +33,17 @@ class Piece:
 
 def rendered_diff(left: str, right: str) -> tuple[str, str, DiffMode]:
     """Return both texts as safe HTML with `<mark>` around differences, and how they were compared."""
-    ours = _pieces(safe_html.markdown(left))
-    theirs = _pieces(safe_html.markdown(right))
-    one, two = ([piece for piece in side if piece.word] for side in (ours, theirs))
-    if [piece.html for piece in one] == [piece.html for piece in two]:
-        return _html(ours), _html(theirs), "same"
-    if max(len(one), len(two)) <= MAX_WORDS and _highlight_words(one, two, WORD_DIFF_RATIO):
-        return _html(ours), _html(theirs), "words"
-    matched = _highlight_sentences(_sentences(ours), _sentences(theirs))
-    return _html(ours), _html(theirs), "sentences" if matched else "unlike"
+    left_pieces = _pieces(safe_html.markdown(left))
+    right_pieces = _pieces(safe_html.markdown(right))
+    left_words, right_words = ([piece for piece in side if piece.word] for side in (left_pieces, right_pieces))
+    if [piece.html for piece in left_words] == [piece.html for piece in right_words]:
+        return _html(left_pieces), _html(right_pieces), "same"
+    if max(len(left_words), len(right_words)) <= MAX_WORDS and _highlight_words(
+        left_words, right_words, WORD_DIFF_RATIO
+    ):
+        return _html(left_pieces), _html(right_pieces), "words"
+    matched = _highlight_sentences(_sentences(left_pieces), _sentences(right_pieces))
+    return _html(left_pieces), _html(right_pieces), "sentences" if matched else "unlike"
 
 
 def _pieces(html: str) -> list[Piece]:
@@ -80,14 +82,14 @@ def _sentences(pieces: list[Piece]) -> list[list[Piece]]:
     return [sentence for sentence in sentences if sentence]
 
 
-def _highlight_sentences(ours: list[list[Piece]], theirs: list[list[Piece]]) -> int:
+def _highlight_sentences(left: list[list[Piece]], right: list[list[Piece]]) -> int:
     """Mark sentences that the other text lacks, and differing words in similar ones; return how many match."""
     matched = 0
-    free = list(theirs)
-    names = {id(sentence): [piece.html.lower() for piece in sentence] for sentence in [*ours, *theirs]}
-    for sentence in ours:
+    free = list(right)
+    names = {id(sentence): [piece.html.lower() for piece in sentence] for sentence in [*left, *right]}
+    for sentence in left:
         partner = _best_match(
-            names[id(sentence)], free, names, len(ours) <= MAX_SENTENCES and len(theirs) <= MAX_SENTENCES
+            names[id(sentence)], free, names, len(left) <= MAX_SENTENCES and len(right) <= MAX_SENTENCES
         )
         if partner is None:
             _highlight(sentence)
@@ -106,11 +108,11 @@ def _best_match(
     best = None
     share = 0.0
     for other in free:
-        theirs = names[id(other)]
-        if words == theirs:
+        other_words = names[id(other)]
+        if words == other_words:
             return other
         if alike:
-            both = len({*words} & {*theirs}) / max(1, len({*words} | {*theirs}))
+            both = len({*words} & {*other_words}) / max(1, len({*words} | {*other_words}))
             best, share = (other, both) if both >= SENTENCE_OVERLAP and both > share else (best, share)
     return best
 

@@ -91,7 +91,7 @@ class RateLimitedLog(logging.Filter):
         super().__init__()
         self._seconds = seconds
         self._last: dict[str, tuple[float, int]] = {}
-        """When a message was last let through, and how many like it came since."""
+        """Time of the last pass and number of suppressed messages, by message kind."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether no message of this kind passed recently."""

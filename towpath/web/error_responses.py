@@ -14,7 +14,7 @@ from towpath.web import pages
 from towpath.web.auth import NotAllowed, SignInNeeded, format_error
 from towpath.web.passwords import TooManyAttempts
 
-RETRY_AFTER_SECONDS = 5  # seconds
+RETRY_AFTER_SECONDS = 5
 
 LOG = logging.getLogger("towpath.web")
 

@@ -79,9 +79,7 @@ class Guard:
         try:
             response, receive = await self._before(scope, receive)
             await (response or self._app)(scope, receive, with_headers)
-        except (
-            Exception
-        ) as error:  # the server's boundary: whatever it is, it is logged and answered with the same headers
+        except Exception as error:  # server boundary: any error is logged and answered with the same headers
             if started:
                 raise
             await error_responses.internal_error(Request(scope), error)(scope, receive, with_headers)

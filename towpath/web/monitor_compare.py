@@ -49,8 +49,8 @@ def compare_page(
     """Show several runs side by side."""
     selected = _selected_runs(request, run, runs or [])
     metrics = compare.metric_names(selected.values(), stage)
-    shown = [name for name in names or [] if name in metrics]
-    shown = shown or [name for name in DEFAULT_METRICS if name in metrics] or metrics[:2]
+    displayed = [name for name in names or [] if name in metrics]
+    displayed = displayed or [name for name in DEFAULT_METRICS if name in metrics] or metrics[:2]
     final = {name: dict(compare.final_numbers(one)) for name, one in selected.items()}
     labels = list(dict.fromkeys(label for numbers in final.values() for label in numbers))
     differences = compare.differences({name: compare.settings(one) for name, one in selected.items()})
@@ -63,7 +63,7 @@ def compare_page(
         stage=stage,
         stages=TRAINING_STAGES,
         known=metrics,
-        shown=shown,
+        displayed=displayed,
         differing=compare.by_section(differences),
         endings=[(label, [final[name].get(label, "–") for name in selected]) for label in labels],
         most=compare.MAX_RUNS,

@@ -11,7 +11,7 @@ from towpath.records import Finding
 from towpath.store import rater_stats, review
 from towpath.store.store import Store
 
-CACHE_SECONDS = 15.0  # seconds
+CACHE_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)

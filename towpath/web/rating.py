@@ -33,8 +33,9 @@ async def require_page_owner(
 router = APIRouter(dependencies=[Depends(require_page_owner)])
 T = TypeVar("T")
 
-INLINE_CHARACTERS = 8000  # characters
-TWO_DAYS = 172_800.0  # seconds
+INLINE_CHARACTERS = 8000
+"""Longer texts are rendered in a thread."""
+TWO_DAYS = 172_800.0
 
 NO_TASK_MESSAGES = {
     "paused": ("Rating is paused", "The owner has paused rating. This page checks again every few seconds."),

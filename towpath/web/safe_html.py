@@ -150,15 +150,15 @@ def conversation_turns(prompt: str) -> list[tuple[str, str]]:
 
 def text_diff(left: str, right: str) -> tuple[str, str]:
     """Return both texts escaped, with differing words in `<mark>`."""
-    ours = _WORD.findall(left)
-    theirs = _WORD.findall(right)
-    quick = max(len(ours), len(theirs)) > MAX_EXACT_WORDS
-    matcher = SequenceMatcher(None, [word for word, _ in ours], [word for word, _ in theirs], autojunk=quick)
+    left_words = _WORD.findall(left)
+    right_words = _WORD.findall(right)
+    quick = max(len(left_words), len(right_words)) > MAX_EXACT_WORDS
+    matcher = SequenceMatcher(None, [word for word, _ in left_words], [word for word, _ in right_words], autojunk=quick)
     one = []
     two = []
     for kind, a, b, c, d in matcher.get_opcodes():
-        one.append(_mark_words(ours[a:b], kind != "equal"))
-        two.append(_mark_words(theirs[c:d], kind != "equal"))
+        one.append(_mark_words(left_words[a:b], kind != "equal"))
+        two.append(_mark_words(right_words[c:d], kind != "equal"))
     return "".join(one), "".join(two)
 
 

@@ -26,7 +26,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """How a team's server is reached: host names, a TLS certificate with its key, or the addresses of trusted proxies.
+    """How the server is reached: address and port, host names, a TLS certificate with its key, and trusted proxies.
 
     Only a trusted proxy's client address and scheme are used.
     """
@@ -35,48 +35,46 @@ class NetworkOptions:
     certificate: Path | None = None
     key: Path | None = None
     proxies: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
 
 
 def serve_run(
     run: Path,
     url: str | None,
-    host: str,
-    port: int,
     team: bool,
-    say: Callable[[str], None],
-    network: NetworkOptions | None = None,
-    assignments: Sequence[str] = (),
+    network: NetworkOptions,
+    print_line: Callable[[str], None],
+    overrides: Sequence[str] = (),
 ) -> None:
     """Serve a run's pages until stopped; `url` is a database other than the run's own file. Starts no stage."""
-    network = network or NetworkOptions()
+    host = network.host
     require_private(host, team, network)
     require_proxies(network.proxies, team)
     if not run.is_dir():
         raise ResourceError(f"{run}: no such folder", "a run is a folder created by `towpath new`", "correct the path")
-    with Store.open(url or run / "towpath.db") as store, open_socket(host, port) as listener:
+    with Store.open(url or run / "towpath.db") as store, open_socket(host, network.port) as listener:
         store.require_writable()
-        server, auth = create_server(store, team, host, network, run, assignments)
+        server, auth = create_server(store, team, network, run, overrides)
         scheme = "https" if network.certificate else "http"
         address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        say(startup_message(store, auth, address, network.proxies))
+        print_line(startup_message(store, auth, address, network.proxies))
         run_until_stopped(server, listener)
 
 
 def create_server(
     store: Store,
     team: bool,
-    host: str = "127.0.0.1",
     network: NetworkOptions | None = None,
     run: Path | None = None,
-    assignments: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> tuple[uvicorn.Server, Authenticator]:
-    """Return a server and its authenticator; `run` is the folder that the monitor shows, `assignments` override its
-    recipe."""
+    """Return a server and its authenticator; `run` is the folder that the monitor shows, with recipe `overrides`."""
     network = network or NetworkOptions()
     auth = Authenticator(store, team)
-    names = {*LOOPBACK, *network.names} | ({host, socket.gethostname()} if team else set())
+    names = {*LOOPBACK, *network.names} | ({network.host, socket.gethostname()} if team else set())
     app = application(store, auth, names, addresses=team)
-    monitor.open_run(app, run, assignments)
+    monitor.open_run(app, run, overrides)
     config = uvicorn.Config(
         ForwardedHeaders(app, network.proxies) if network.proxies else app,
         proxy_headers=False,

@@ -1,1 +1,1 @@
-"""One file a kind of trouble; every detector takes a history and limits, and gives findings."""
+"""Detectors, one file for each kind of fault: each takes a history and limits, and yields findings."""

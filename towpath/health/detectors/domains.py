@@ -1,26 +1,26 @@
-"""A domain is lost while the mean rises."""
+"""Regressions of one domain while the others improve."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from towpath.health.history import History
-from towpath.health.signals import change, last
+from towpath.health.signals import change, last_level
 from towpath.recipe import Limits
 from towpath.records import Finding
 
 MATERIAL = 0.2
-"""A fall, in deviations of the reward between answers, below which nothing is lost: a curve that always stood still
-has no noise of its own."""
+"""The smallest fall that counts, in standard deviations of the reward between answers: a constant curve has no noise
+to compare with."""
 
 
-def forgotten(history: History, limits: Limits) -> Iterator[Finding]:
-    """Scores of one domain fall while those of the others rise; or it is not rewarded at all."""
+def per_domain_regressions(history: History, limits: Limits) -> Iterator[Finding]:
+    """The domain whose score falls most while others rise, or that is not rewarded."""
     scores = history.family("domain/") or history.family("reward/")
     rewards = history.family("reward/")
     if len(scores) < 2:
         return
-    spread = np.nan_to_num(last(history.curve("reward_std").values))
+    spread = np.nan_to_num(last_level(history.curve("reward_std").values))
     worst: tuple[float, Finding] | None = None
     for domain, curve in scores.items():
         reward = rewards.get(domain)
@@ -31,15 +31,15 @@ def forgotten(history: History, limits: Limits) -> Iterator[Finding]:
         if not unpaid and not falling:
             continue
         words = (
-            f"fell by {-fell:.2g} ({-surprise:.1f} deviations) while others rose"
+            f"fell by {-fell:.2g} (z-score {-surprise:.1f}) while others rose"
             if falling
-            else "earns no reward, whatever the answer"
+            else "gets a reward of 0 for every answer"
         )
-        cause = "its reward counts for nothing" if unpaid else "what the others gain by costs this one"
+        cause = "its weight is 0" if unpaid else "what raises the other domains lowers this one"
         remedy = (
             f"set policy.rewards.domains.{domain} to 1"
             if unpaid
-            else f"raise policy.rewards.domains.{domain}, or add prompts and labels of it"
+            else f"raise policy.rewards.domains.{domain}, or add prompts and labels of this domain"
         )
         grave = "critical" if falling and surprise < -2 * limits.z_threshold else "warning"
         finding = Finding("domain-forgotten", grave, f"'{domain}' {words}", cause, remedy, int(curve.steps[0]))
@@ -49,4 +49,4 @@ def forgotten(history: History, limits: Limits) -> Iterator[Finding]:
         yield worst[1]
 
 
-DETECTORS = (forgotten,)
+DETECTORS = (per_domain_regressions,)

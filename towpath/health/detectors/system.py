@@ -1,37 +1,35 @@
-"""Numbers that are not finite, rewards and gradients that say nothing, time and memory."""
+"""Values that are not finite, constant rewards, zero gradients, throughput and memory."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from towpath.health.history import Curve, History
-from towpath.health.signals import last, since, start
+from towpath.health.signals import first_step_where, initial_level, last_level
 from towpath.recipe import Limits
 from towpath.records import Finding
 
-CRITICAL_NAMES = ("grad_norm", "loss", "policy_loss", "value_loss", "kl", "reward", "entropy")
+TRAINING_METRICS = ("grad_norm", "loss", "policy_loss", "value_loss", "kl", "reward", "entropy")
 
 
-def unfinite(history: History, _limits: Limits) -> Iterator[Finding]:
-    """Not-a-number or infinity where training reads it."""
-    for name in CRITICAL_NAMES:
+def not_finite(history: History, _limits: Limits) -> Iterator[Finding]:
+    """NaN or infinity in a metric that training depends on."""
+    for name in TRAINING_METRICS:
         curve = history.curve(name)
         bad = ~np.isfinite(curve.values)
         if bad.any():
             step = int(curve.steps[int(np.argmax(bad))])
             evidence = f"{name} is {curve.values[int(np.argmax(bad))]} at step {step + 1}"
             remedy = (
-                "go back to the last good checkpoint with a lower learning rate; use float32; bound the reward "
+                "continue from the last good checkpoint with a lower learning rate; use float32; bound the reward "
                 "(policy.rewards.clip)"
             )
-            yield Finding(
-                "not-finite", "critical", evidence, "a number grew beyond what its type can hold", remedy, step
-            )
+            yield Finding("not-finite", "critical", evidence, "a value overflowed its data type", remedy, step)
             return
 
 
-def constant(history: History, _limits: Limits) -> Iterator[Finding]:
-    """Every answer gets the same reward from the first step on."""
+def constant_reward(history: History, _limits: Limits) -> Iterator[Finding]:
+    """All answers to a prompt get the same reward, from the first step on."""
     reward, spread, ties = (history.curve(name) for name in ("reward", "reward_std", "zero_std_groups"))
     if len(reward) < 3 or not np.isfinite(reward.values).all():
         return
@@ -39,55 +37,55 @@ def constant(history: History, _limits: Limits) -> Iterator[Finding]:
     if not same:
         return
     varied = bool(np.ptp(reward.values))
-    evidence = f"the answers to a prompt never differ in reward, which is {last(reward.values):.3g}" + (
+    evidence = f"the answers to a prompt never differ in reward, which is {last_level(reward.values):.3g}" + (
         "" if varied else " in every step"
     )
-    cause = "the reward function gives all answers to a prompt the same number, so no advantage differs from 0"
+    cause = "the reward function gives all answers to a prompt the same number, so every advantage is 0"
     remedy = (
-        "print the reward of ten answers: a parser that never matches, a column that is missing, or a score that is "
-        "rounded away"
+        "print the reward of ten answers: a parser may never match, a column may be missing, a score may be rounded "
+        "away"
     )
     yield Finding("reward-constant", "critical", evidence, cause, remedy, int(reward.steps[0]))
 
 
-def still(history: History, _limits: Limits) -> Iterator[Finding]:
-    """No gradient at all, where the policy is meant to learn."""
+def zero_gradient(history: History, _limits: Limits) -> Iterator[Finding]:
+    """A gradient norm of exactly 0 while the policy should learn."""
     norm = history.curve("grad_norm")
     weight = history.curve("policy_weight")
     learning = ~np.isin(norm.steps, weight.steps[weight.values == 0]) if len(weight) else np.ones(len(norm), dtype=bool)
     values = norm.values[learning]
     if len(values) < 3 or values[-3:].any():
         return
-    step = since(Curve(norm.steps[learning], values), values == 0)
-    evidence = "the gradient's norm is exactly 0 in three steps running"
+    step = first_step_where(Curve(norm.steps[learning], values), values == 0)
+    evidence = "the gradient norm is exactly 0 in three steps in a row"
     severity = "critical"
-    cause = "nothing reaches the weights: they are frozen, every advantage is the same, or the loss is masked out"
+    cause = "no gradient reaches the weights: they are frozen, every advantage is the same, or the loss is masked out"
     reward = history.curve("reward")
-    if _solved(history):
+    if _is_solved(history):
         severity = "info"
         cause = (
-            f"answers have a reward of {last(reward.values):.3g}, near the highest there was: little is left to "
-            "learn from it"
+            f"answers have a reward of {last_level(reward.values):.3g}, near the highest of the run: little is left to "
+            "learn"
         )
     yield Finding(
-        "gradient-zero", severity, evidence, cause, "look at reward_std, at policy.group and at what is trained", step
+        "gradient-zero", severity, evidence, cause, "check reward_std, policy.group and which weights are trained", step
     )
 
 
-def _solved(history: History) -> bool:
-    """Whether rewards no longer differ because they are near the best that was ever reached."""
+def _is_solved(history: History) -> bool:
+    """Whether rewards no longer differ because they are near their maximum."""
     reward = history.curve("reward").values
     reward = reward[np.isfinite(reward)]
     if len(reward) < 6:
         return False
     least = float(reward.min())
     most = float(reward.max())
-    now = last(reward)
-    return now > start(reward) and now > most - 0.1 * (most - least)
+    now = last_level(reward)
+    return now > initial_level(reward) and now > most - 0.1 * (most - least)
 
 
-def slower(history: History, _limits: Limits) -> Iterator[Finding]:
-    """Steps take longer and longer, and answers are not longer by as much."""
+def falling_throughput(history: History, _limits: Limits) -> Iterator[Finding]:
+    """Steps take longer, by more than longer answers explain."""
     parts = [history.curve(f"seconds_{phase}") for phase in ("generate", "score", "optimise")]
     parts = [part.values for part in parts if len(part) >= 16]
     if not parts or len({len(part) for part in parts}) > 1:
@@ -108,31 +106,31 @@ def slower(history: History, _limits: Limits) -> Iterator[Finding]:
             "throughput-falling",
             "warning",
             evidence,
-            "the machine does something else, or memory runs short",
-            "look at memory and at other work",
+            "the machine is busy with other work, or memory is short",
+            "check memory and other processes",
             None,
         )
 
 
-def swelling(history: History, _limits: Limits) -> Iterator[Finding]:
-    """Memory that only ever grows, and not slower and slower: what longer rows need comes to an end."""
+def growing_memory(history: History, _limits: Limits) -> Iterator[Finding]:
+    """Memory that grows at a constant rate; growth from longer rows slows down."""
     curve = history.curve("memory_bytes")
     if len(curve) < 20:
         return
     later = curve.values[len(curve) // 3 :]
-    marks = [last(part) for part in np.array_split(later, 4)]
-    gained = np.diff(marks)
-    if gained.min() > 0 and gained[-1] >= 0.7 * gained.mean() and marks[-1] > 1.25 * marks[0]:
-        evidence = f"memory grew from {marks[0] / 2**30:.1f} to {marks[-1] / 2**30:.1f} GiB and goes on"
+    levels = [last_level(part) for part in np.array_split(later, 4)]
+    gained = np.diff(levels)
+    if gained.min() > 0 and gained[-1] >= 0.7 * gained.mean() and levels[-1] > 1.25 * levels[0]:
+        evidence = f"memory grew from {levels[0] / 2**30:.1f} to {levels[-1] / 2**30:.1f} GiB and still grows"
         yield Finding(
             "memory-growing",
             "warning",
             evidence,
-            "something is kept at every step",
-            "end and resume before it is spent",
+            "a memory leak: something is kept at every step",
+            "stop and resume before memory runs out",
             int(curve.steps[len(curve) // 3]),
         )
 
 
-DETECTORS = (unfinite, constant, still)
-RESOURCES = (slower, swelling)
+DETECTORS = (not_finite, constant_reward, zero_gradient)
+RESOURCES = (falling_throughput, growing_memory)

@@ -1,1 +1,1 @@
-"""Runs as others wrote them down: their files, their names, their units."""
+"""Logs of other trainers: their files, metric names and units."""

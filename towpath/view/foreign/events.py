@@ -6,29 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from towpath.errors import DataError
-from towpath.view.foreign.log import Raw
+from towpath.view.foreign.log import RawLog
 
-MARK = "tfevents"
+NAME_PART = "tfevents"
 SETTINGS = ("args/text_summary", "args")
-"""Where transformers' TensorBoardCallback leaves the trainer's arguments."""
+"""Tags of the trainer's arguments, as transformers' TensorBoardCallback writes them."""
 
 
 def files(folder: Path) -> list[Path]:
     """The event files of one run in a folder or below it, the oldest first."""
-    found = sorted(path for path in folder.rglob(f"*{MARK}*") if path.is_file())
-    places = sorted({path.parent for path in found})
-    if folder in places:
-        return [path for path in found if path.parent == folder]
-    if len(places) > 1:
-        told = ", ".join(str(place.relative_to(folder)) for place in places[:6])
+    paths = sorted(path for path in folder.rglob(f"*{NAME_PART}*") if path.is_file())
+    folders = sorted({path.parent for path in paths})
+    if folder in folders:
+        return [path for path in paths if path.parent == folder]
+    if len(folders) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in folders[:6])
         raise DataError(
-            f"{folder}: event files of {len(places)} runs", "the log of one run", f"name one of its folders: {told}"
+            f"{folder}: event files of {len(folders)} runs", "the log of one run", f"name one of its folders: {names}"
         )
-    return found
+    return paths
 
 
-def read(source: Path, paths: list[Path]) -> Raw:
-    """The scalars of event files; where several say something of one step, the later counts."""
+def read(source: Path, paths: list[Path]) -> RawLog:
+    """The scalars of event files; of several values for one step the later counts."""
     rows: dict[int, dict[str, Any]] = {}
     settings: dict[str, Any] = {}
     for path in paths:
@@ -38,14 +38,14 @@ def read(source: Path, paths: list[Path]) -> Raw:
             elif isinstance(value, str) and tag in SETTINGS:
                 settings |= _settings(value)
     if not rows:
-        fix = "wait until the first log, or name the folder that the writer was given"
+        fix = "wait until the first log, or name the folder of the writer"
         raise DataError(f"{source}: no scalars", "TensorBoard event files with scalars", fix)
-    return Raw(str(source), [rows[step] for step in sorted(rows)], settings)
+    return RawLog(str(source), [rows[step] for step in sorted(rows)], settings)
 
 
 def _values(path: Path) -> Iterator[tuple[int, str, float | str]]:
-    """(step, tag, number or text) of one file; its torn end is left out."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader  # a second to load
+    """(step, tag, number or text) of one file, without a truncated last event."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader  # takes a second to import
     from tensorboard.util import tensor_util
 
     for event in LegacyEventFileLoader(str(path)).Load():
@@ -53,16 +53,16 @@ def _values(path: Path) -> Iterator[tuple[int, str, float | str]]:
             if value.HasField("simple_value"):
                 yield event.step, value.tag, float(value.simple_value)
             elif value.HasField("tensor"):
-                held = tensor_util.make_ndarray(value.tensor).ravel()
-                if held.size == 1 and held.dtype.kind in "fiu":
-                    yield event.step, value.tag, float(held[0])
-                elif held.size == 1 and isinstance(held[0], bytes):
-                    yield event.step, value.tag, held[0].decode("utf-8", errors="replace")
+                array = tensor_util.make_ndarray(value.tensor).ravel()
+                if array.size == 1 and array.dtype.kind in "fiu":
+                    yield event.step, value.tag, float(array[0])
+                elif array.size == 1 and isinstance(array[0], bytes):
+                    yield event.step, value.tag, array[0].decode("utf-8", errors="replace")
 
 
 def _settings(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,8 +1,7 @@
-"""What others call their numbers, what each of them is, and what it is called here: units are where readings go
-wrong.
+"""Dialects: the metric names of other trainers, with their units and the metrics of Towpath that they are.
 
-A KL per answer is the sum over an answer's tokens, of those drawn by the policy, to the reference. A KL per token is
-its mean over tokens. `approx_kl` is another thing: the policy after an update against the policy that drew.
+KL per answer is the sum over the tokens of an answer sampled by the policy, to the reference; KL per token is its mean
+over tokens. `approx_kl` is the KL of the policy after an update to the policy that sampled.
 """
 
 import re
@@ -10,16 +9,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from towpath.view.foreign.ours import OURS
+from towpath.metrics import FAMILIES, METRICS
 
 Kind = Literal["policy", "pairs", "sft", "reward", "training"]
-"""What was trained: a policy on its own answers, a policy on pairs, a model on demonstrations, a reward model; or
-nothing says."""
+"""What was trained: a policy on its own answers, a policy on pairs, a model on demonstrations, a reward model, or
+unknown."""
 
-FAMILIES = ("reward/", "domain/", "score/", "watched/", "domain_weight/")
-"""Names that go on with a domain or a source."""
-ON_PAIRS = {"loss": "pairs_loss", "accuracy": "pairs_accuracy"}
-"""What validation is called where a policy learns from pairs."""
+VALIDATION_ON_PAIRS = {"loss": "pairs_loss", "accuracy": "pairs_accuracy"}
+"""Validation metrics of a policy that learns from pairs."""
 
 STEPS = (
     "train/global_step",
@@ -32,35 +29,34 @@ STEPS = (
     "iteration",
     "_step",
 )
-"""Columns that count steps, the truest first: `_step` of Weights & Biases counts calls of its log, not updates."""
+"""Columns that count steps, the most reliable first: `_step` of Weights & Biases counts calls of the logger."""
 BOOKKEEPING = re.compile(
     r"(train/|eval/|eval_|test_)?(epoch|episode|eps|num_tokens|num_input_tokens_seen|num_samples|step_time|total_flos|total_steps|runtime|train_loss"
     r"|train_runtime|[a-z_]*_per_second|steps_per_second|global_step|step|_step|Step|iteration|_timestamp|_runtime|_wandb.*|phase"
     r"|.*__(MIN|MAX)|timing.*|time/.*|perf/.*|global_seqlen/.*|system/.*|prompt_length/.*|num_turns/.*|training/.*|generated_samples"
     r"|seconds_.*|Unnamed.*|)"
 )
-"""Columns that are counts of steps, clocks and sums: nothing to judge, and nobody misses them."""
-BEFORE_TRAINING = ("train/",)
-BEFORE_VALIDATION = ("eval/", "eval_", "validation/", "valid/", "val/", "test/", "test_")
+"""Columns of counts, clocks and sums, which are not reported as unknown."""
+TRAIN_PREFIXES = ("train/",)
+VALIDATION_PREFIXES = ("eval/", "eval_", "validation/", "valid/", "val/", "test/", "test_")
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a number is: its name here, or none where it is known and of no use; and its unit, or why it is of no
-    use."""
+    """The metric of a column, or none if it is known and not used; and its unit, or why it is not used."""
 
     ours: str = ""
-    says: str = ""
-    rest: bool = False
-    """Whether it is the rest to one: the share cut off, for the share that ended."""
+    description: str = ""
+    complement: bool = False
+    """Whether the metric is 1 minus the column: the finish rate, of the truncated share."""
     scale: float = 1.0
-    """What the logged number is multiplied with."""
+    """The factor on the column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The names of one trainer. Any one of `signs` betrays it: all of its names are there; one with a stroke at its
-    end begins a name."""
+    """The names of one trainer. It is recognised by any of `signs`, if all of its names are logged; a name that ends
+    in `/` is a prefix."""
 
     name: str
     kind: Kind
@@ -68,7 +64,7 @@ class Dialect:
     names: Mapping[str, Meaning]
     algo: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
-    """What keys of the recipe, which remedies speak of, are called there."""
+    """Names of recipe keys in this trainer, for remedies."""
 
 
 def _unused(why: str) -> Meaning:
@@ -76,11 +72,11 @@ def _unused(why: str) -> Meaning:
 
 
 COMMON = {
-    "loss": Meaning("loss", "what was descended"),
+    "loss": Meaning("loss", "the training loss"),
     "grad_norm": Meaning("grad_norm", "before clipping"),
     "learning_rate": Meaning("learning_rate"),
     "lr": Meaning("learning_rate"),
-    "lr(1e-3)": Meaning("learning_rate", "verl's SFT logs it in thousandths", scale=1e-3),
+    "lr(1e-3)": Meaning("learning_rate", "logged in thousandths by verl's SFT", scale=1e-3),
     "entropy_coef": _unused("a setting"),
     "aux_loss": _unused("balance of experts"),
     "train_loss": _unused("a mean over the whole run"),
@@ -88,43 +84,41 @@ COMMON = {
 
 TRL_PPO = {
     "objective/kl": Meaning("kl", "nats per answer: summed over its tokens"),
-    "objective/scores": Meaning("reward", "the score with the penalty for a missing end, KL not taken off"),
-    "objective/rlhf_reward": Meaning(
-        "reward", "the score less the KL penalty: taken only where the score is not logged"
-    ),
-    "objective/non_score_reward": _unused("the KL penalty; with the KL it tells the coefficient"),
+    "objective/scores": Meaning("reward", "the score with the penalty for a missing EOS, without the KL penalty"),
+    "objective/rlhf_reward": Meaning("reward", "the score minus the KL penalty: used only if the score is not logged"),
+    "objective/non_score_reward": _unused("the KL penalty; with the KL it gives the coefficient"),
     "policy/entropy_avg": Meaning("entropy", "nats a token"),
     "objective/entropy": _unused("summed over an answer's tokens, so it grows with length"),
-    "policy/approxkl_avg": Meaning("approx_kl", "new against old policy: half the squared log-ratio, a token"),
+    "policy/approxkl_avg": Meaning("approx_kl", "new policy to old policy: half the squared log-ratio, a token"),
     "policy/clipfrac_avg": Meaning("clip_fraction"),
     "loss/policy_avg": Meaning("policy_loss"),
     "loss/value_avg": Meaning("value_loss"),
-    "val/ratio": Meaning("ratio", "of the policy, in spite of its name"),
+    "val/ratio": Meaning("ratio", "of the policy, despite its name"),
     "val/ratio_var": _unused("variance between minibatches"),
     "val/clipfrac_avg": _unused("clipping of the critic"),
-    "val/num_eos_tokens": _unused("a count of tokens, several an answer"),
+    "val/num_eos_tokens": _unused("a count of tokens"),
     "objective/kl_coef": Meaning("kl_coef"),
     "objective/scores_margin": _unused("between two answers of one prompt"),
-    "rewards/accuracies": _unused("pairs are drawn anew each step"),
-    "rewards/margins": _unused("pairs are drawn anew each step"),
-    "rewards/chosen": _unused("pairs are drawn anew each step"),
-    "rewards/rejected": _unused("pairs are drawn anew each step"),
+    "rewards/accuracies": _unused("pairs are sampled again at each step"),
+    "rewards/margins": _unused("pairs are sampled again at each step"),
+    "rewards/chosen": _unused("pairs are sampled again at each step"),
+    "rewards/rejected": _unused("pairs are sampled again at each step"),
     "logps/chosen": _unused("grows with length"),
     "logps/rejected": _unused("grows with length"),
     "beta": Meaning("kl_coef"),
 }
 TRL_PPO_BEFORE = {
     "objective/kl": Meaning("kl", "nats per answer: summed over its tokens"),
-    "ppo/mean_scores": Meaning("reward", "the score, KL not taken off"),
-    "env/reward_mean": Meaning("reward", "the score, KL not taken off"),
+    "ppo/mean_scores": Meaning("reward", "the score, without the KL penalty"),
+    "env/reward_mean": Meaning("reward", "the score, without the KL penalty"),
     "ppo/std_scores": Meaning("reward_std"),
     "env/reward_std": Meaning("reward_std"),
     "ppo/mean_non_score_reward": _unused("the KL penalty"),
     "objective/kl_coef": Meaning("kl_coef"),
     "ppo/policy/entropy": Meaning("entropy", "nats a token"),
     "objective/entropy": _unused("summed over an answer's tokens, so it grows with length"),
-    "ppo/policy/approxkl": Meaning("approx_kl", "new against old policy, a token"),
-    "ppo/policy/policykl": _unused("new against old policy, by another estimator"),
+    "ppo/policy/approxkl": Meaning("approx_kl", "new policy to old policy, a token"),
+    "ppo/policy/policykl": _unused("new policy to old policy, by another estimator"),
     "ppo/policy/clipfrac": Meaning("clip_fraction"),
     "ppo/loss/policy": Meaning("policy_loss"),
     "ppo/loss/value": Meaning("value_loss"),
@@ -134,7 +128,7 @@ TRL_PPO_BEFORE = {
     "tokens/responses_len_mean": Meaning("length"),
 }
 TRL_GROUPS = {
-    "reward": Meaning("reward", "weighted sum of the reward functions, KL not taken off"),
+    "reward": Meaning("reward", "weighted sum of the reward functions, without the KL penalty"),
     "reward_std": Meaning("reward_std"),
     "frac_reward_zero_std": Meaning("zero_std_groups"),
     "kl": Meaning("kl_per_token", "nats a token, by the k3 estimator"),
@@ -142,7 +136,9 @@ TRL_GROUPS = {
     "policy_loss": Meaning("policy_loss"),
     "completions/mean_length": Meaning("length"),
     "completion_length": Meaning("length"),
-    "completions/clipped_ratio": Meaning("finish_rate", "share of answers cut off, taken from one", rest=True),
+    "completions/clipped_ratio": Meaning(
+        "finish_rate", "share of truncated answers, subtracted from 1", complement=True
+    ),
     "clip_ratio/region_mean": Meaning("clip_fraction"),
     "clip_ratio": Meaning("clip_fraction"),
     "cispo_clip_ratio": Meaning("clip_fraction"),
@@ -154,16 +150,16 @@ TRL_PAIRS = {
     "rewards/margins": Meaning("gap", "beta times the log-ratio"),
     "rewards/chosen": Meaning("chosen", "beta times the log-ratio"),
     "rewards/rejected": Meaning("rejected", "beta times the log-ratio"),
-    "entropy": _unused("of answers that were given: no sign of sameness"),
-    "kl": _unused("the reference point of KTO, of answers put to other prompts: no drift of the policy"),
+    "entropy": _unused("of given answers: no sign of low diversity"),
+    "kl": _unused("the reference point of KTO: no KL of the policy"),
     "logps/chosen": Meaning("chosen_logp", "summed over tokens"),
     "logps/rejected": _unused("grows with length"),
-    "logits/chosen": _unused("of no known scale"),
-    "logits/rejected": _unused("of no known scale"),
+    "logits/chosen": _unused("of unknown scale"),
+    "logits/rejected": _unused("of unknown scale"),
     "mean_token_accuracy": _unused("of the chosen answers' tokens"),
-    "nll_loss": _unused("the likelihood part of the loss"),
-    "log_odds_ratio": _unused("the odds part of the loss"),
-    "log_odds_chosen": _unused("the odds part of the loss"),
+    "nll_loss": _unused("the likelihood term of the loss"),
+    "log_odds_ratio": _unused("the odds-ratio term of the loss"),
+    "log_odds_chosen": _unused("the odds-ratio term of the loss"),
 }
 TRL_REWARD = {
     "accuracy": Meaning("accuracy"),
@@ -174,20 +170,20 @@ TRL_REWARD = {
 }
 TRL_SFT = {
     "mean_token_accuracy": Meaning("token_accuracy"),
-    "entropy": Meaning("token_entropy", "of answers that were given: no sign of sameness"),
+    "entropy": Meaning("token_entropy", "of given answers: no sign of low diversity"),
 }
 VERL = {
-    "critic/score/mean": Meaning("reward", "of an answer, KL not taken off"),
+    "critic/score/mean": Meaning("reward", "of an answer, without the KL penalty"),
     "critic/rewards/mean": Meaning(
-        "reward", "less the KL penalty, where it is in the reward: taken only where the score is not logged"
+        "reward", "minus the KL penalty, if it is in the reward: used only if the score is not logged"
     ),
-    "actor/reward_kl_penalty": Meaning("kl_per_token", "to the reference, a token, though it is logged as a penalty"),
+    "actor/reward_kl_penalty": Meaning("kl_per_token", "to the reference, a token, although it is logged as a penalty"),
     "actor/kl_loss": Meaning("kl_per_token", "to the reference, a token"),
     "actor/reward_kl_penalty_coeff": Meaning("kl_coef"),
     "actor/kl_coef": Meaning("kl_coef"),
-    "actor/ppo_kl": Meaning("approx_kl", "old against new policy, a token: no distance to the reference"),
+    "actor/ppo_kl": Meaning("approx_kl", "old policy to new policy, a token: not to the reference"),
     "actor/pg_clipfrac": Meaning("clip_fraction"),
-    "actor/pg_clipfrac_lower": _unused("the second clip of bad answers"),
+    "actor/pg_clipfrac_lower": _unused("the second clip for negative advantages"),
     "actor/pg_loss": Meaning("policy_loss"),
     "actor/loss": _unused("the sum of its parts"),
     "actor/entropy": Meaning("entropy", "nats a token"),
@@ -201,16 +197,16 @@ VERL = {
     "critic/lr": _unused("the critic's"),
     "response_length/mean": Meaning("length"),
     "response_length/clip_ratio": Meaning(
-        "finish_rate", "share of answers as long as may be, taken from one", rest=True
+        "finish_rate", "share of answers of maximal length, subtracted from 1", complement=True
     ),
-    "rollout_corr/kl": _unused("the sampler against the trainer: no distance to the reference"),
-    "rollout_corr/k3_kl": _unused("the sampler against the trainer: no distance to the reference"),
+    "rollout_corr/kl": _unused("sampler to trainer: not to the reference"),
+    "rollout_corr/k3_kl": _unused("sampler to trainer: not to the reference"),
     "training/rollout_probs_diff_mean": _unused("difference of probabilities, not of their logarithms"),
 }
 OPENRLHF = {
-    "reward": Meaning("reward", "with penalties for length, KL not taken off"),
+    "reward": Meaning("reward", "with penalties for length, without the KL penalty"),
     "score": Meaning("score"),
-    "return": _unused("the reward less baseline and KL penalty"),
+    "return": _unused("the reward minus baseline and KL penalty"),
     "group_reward_std": Meaning("reward_std", "within the answers to one prompt"),
     "kl": Meaning("kl_per_token", "to the reference: mean over an answer's tokens"),
     "logprobs_diff": _unused("the KL by another estimator"),
@@ -220,33 +216,33 @@ OPENRLHF = {
     "entropy_loss": Meaning("entropy", "nats a token"),
     "ppo_clip_ratio": Meaning("clip_fraction"),
     "clip_ratio": Meaning("clip_fraction"),
-    "ppo_kl": Meaning("approx_kl", "old against new policy, a token: no distance to the reference"),
-    "vllm_kl": _unused("the sampler against the trainer: no distance to the reference"),
+    "ppo_kl": Meaning("approx_kl", "old policy to new policy, a token: not to the reference"),
+    "vllm_kl": _unused("sampler to trainer: not to the reference"),
     "response_length": Meaning("length"),
     "total_length": _unused("prompt and answer"),
-    "truncated": Meaning("finish_rate", "share of answers cut off, taken from one", rest=True),
-    "response_clip_ratio": Meaning("finish_rate", "share of answers cut off, taken from one", rest=True),
-    "truncated_rate": Meaning("finish_rate", "share of answers cut off, taken from one", rest=True),
+    "truncated": Meaning("finish_rate", "share of truncated answers, subtracted from 1", complement=True),
+    "response_clip_ratio": Meaning("finish_rate", "share of truncated answers, subtracted from 1", complement=True),
+    "truncated_rate": Meaning("finish_rate", "share of truncated answers, subtracted from 1", complement=True),
     "response_length_mean": Meaning("length"),
     "actor_lr": Meaning("learning_rate"),
     "actor_grad_norm": Meaning("grad_norm"),
     "critic_lr": _unused("the critic's"),
     "critic_grad_norm": _unused("the critic's"),
-    "values": _unused("what the critic foresees"),
+    "values": _unused("predictions of the critic"),
     "dynamic_filtering_pass_rate": _unused("share of prompts kept"),
 }
 OPENRLHF_PAIRS = {
     "acc": Meaning("accuracy"),
-    "acc_mean": Meaning("accuracy", "in training a running mean: taken only in validation"),
+    "acc_mean": Meaning("accuracy", "in training a running mean: used only in validation"),
     "loss_mean": _unused("a running mean"),
     "chosen_reward": Meaning("chosen", "beta times the log-ratio"),
     "reject_reward": Meaning("rejected", "beta times the log-ratio"),
-    "nll_loss": _unused("the likelihood part of the loss"),
+    "nll_loss": _unused("the likelihood term of the loss"),
     "eval_loss": Meaning("loss"),
 }
 
 OPENRLHF_SFT = {
-    "gpt_loss": Meaning("loss", "what was descended"),
+    "gpt_loss": Meaning("loss", "the training loss"),
     "eval gpt_loss": Meaning("loss", "held out"),
     "loss_mean": _unused("a running mean"),
     "ptx_loss": _unused("of the pretraining mix"),
@@ -334,7 +330,7 @@ DIALECTS = (
     Dialect("TRL's SFT", "sft", (("mean_token_accuracy", "loss"),), TRL_SFT),
     Dialect("plain names", "training", ((),), {}),
 )
-"""In this order: the first whose sign is seen."""
+"""The first dialect that is recognised is used."""
 PLAIN = DIALECTS[-1]
 KEYS = {dialect.name: dialect.keys for dialect in DIALECTS}
 PATTERNS = (
@@ -347,25 +343,24 @@ PATTERNS = (
     (re.compile(r"response_length\w*/.+|response/.+|rollout_corr/.+|rollout/.+"), ""),
     (re.compile(r"(completions|clip_ratio|sampling|tools|vespo|tokens|ppo|time|objective)/.+"), ""),
 )
-"""Names that go on with something of the user's own, or that are one of a large family of which a table names the
-useful."""
+"""Names that contain a name of the user, or belong to a large family whose useful members are in the tables."""
 
 
 def dialect_of(columns: Collection[str]) -> Dialect:
-    """The dialect these names are of."""
-    seen = {bare(column)[0] for column in columns}
+    """The dialect of these columns."""
+    logged = {split_phase(column)[0] for column in columns}
 
-    def there(sign: str) -> bool:
-        return any(name.startswith(sign) for name in seen) if sign.endswith("/") else sign in seen
+    def is_logged(sign: str) -> bool:
+        return any(name.startswith(sign) for name in logged) if sign.endswith("/") else sign in logged
 
-    return next(dialect for dialect in DIALECTS if any(all(map(there, signs)) for signs in dialect.signs))
+    return next(dialect for dialect in DIALECTS if any(all(map(is_logged, signs)) for signs in dialect.signs))
 
 
-def bare(column: str) -> tuple[str, str]:
-    """A name without what says that it is of training or of validation, and which of the two."""
+def split_phase(column: str) -> tuple[str, str]:
+    """A name without its prefix for training or validation, and the phase."""
     if column in TRL_PPO:  # `val/ratio` is of training
         return column, ""
-    for prefixes, phase in ((BEFORE_TRAINING, "train"), (BEFORE_VALIDATION, "validation")):
+    for prefixes, phase in ((TRAIN_PREFIXES, "train"), (VALIDATION_PREFIXES, "validation")):
         for prefix in prefixes:
             if column.startswith(prefix) and len(column) > len(prefix):
                 return column.removeprefix(prefix), phase
@@ -373,24 +368,25 @@ def bare(column: str) -> tuple[str, str]:
 
 
 def meaning(column: str, dialect: Dialect) -> tuple[Meaning | None, str]:
-    """What a name means in a dialect, None where nobody knows; and whether it is of training or of validation, where
-    it says."""
-    name, phase = bare(column)
+    """The meaning of a column in a dialect, None if it is unknown; and its phase, if the name has a prefix."""
+    name, phase = split_phase(column)
     for known in (dialect.names, COMMON):
         if name in known:
             return known[name], phase
     if is_ours(name):
-        return Meaning(name, OURS.get(name, "")), phase
+        return Meaning(name, METRICS[name].description if name in METRICS else ""), phase
     for pattern, family in PATTERNS:
-        found = pattern.fullmatch(name)
-        if found:
+        match = pattern.fullmatch(name)
+        if match:
             phase = "validation" if name.startswith("val-") else phase
             return (
-                Meaning(f"{family}{found[1]}") if family else _unused("one of many; the table names those of use")
+                Meaning(f"{family}{match[1]}")
+                if family
+                else _unused("one of a family; the tables hold the useful ones")
             ), phase
     return None, phase
 
 
 def is_ours(name: str) -> bool:
-    """Whether this is a name of the house."""
-    return name in OURS or (name.startswith(FAMILIES) and not name.endswith("/"))
+    """Whether this is a metric of Towpath."""
+    return (name in METRICS and not name.endswith(("/", "_"))) or (name.startswith(FAMILIES) and not name.endswith("/"))

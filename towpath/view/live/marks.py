@@ -10,20 +10,24 @@ from towpath.store.jsonl import is_number
 def stage_marks(stage: LiveStage) -> list[dict[str, Any]]:
     """The marks of a stage in the order of their steps."""
     marks = [
-        _mark(row["step"], "knob", intervention_label(row), str(row.get("reason") or ""), str(row.get("finding") or ""))
+        _axis_mark(
+            row["step"], "knob", intervention_label(row), str(row.get("reason") or ""), str(row.get("finding") or "")
+        )
         for row in stage.interventions
     ]
     for row in stage.findings:
         if is_number(row.get("first_step")):
             reason = " ".join(_sentence(str(row[key])) for key in ("evidence", "cause") if row.get(key))
-            marks.append(_mark(row["first_step"], str(row.get("severity") or "info"), str(row.get("code")), reason))
+            marks.append(
+                _axis_mark(row["first_step"], str(row.get("severity") or "info"), str(row.get("code")), reason)
+            )
     best = stage.result.get("best_step")
     if is_number(best) and best > 0:
-        marks.append(_mark(best, "kept", "kept", "The weights after this step were kept."))
-    return sorted(marks, key=lambda mark: mark["step"])
+        marks.append(_axis_mark(best, "kept", "kept", "The weights after this step were kept."))
+    return sorted(marks, key=lambda row: row["step"])
 
 
-def _mark(step: float, kind: str, label: str, reason: str, finding: str = "") -> dict[str, Any]:
+def _axis_mark(step: float, kind: str, label: str, reason: str, finding: str = "") -> dict[str, Any]:
     return {"step": int(step), "kind": kind, "label": label, "reason": reason, "finding": finding}
 
 

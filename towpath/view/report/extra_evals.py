@@ -1,5 +1,5 @@
-"""What the report says beyond the win rate: blind arenas, safety in pairs and in disguise, perplexity, the reward
-model against the labels."""
+"""Further evaluations of the report: blind arenas, paired safety tests, jailbreaks, perplexity, and label
+disagreements."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,34 +14,34 @@ from towpath.view.report.tables import Row
 
 SIDES = {
     "harmful": "Harmful requests declined",
-    "transformed": "The same in disguise",
+    "transformed": "Jailbreaks declined",
     "harmless": "Harmless requests declined",
 }
 
 
-def told(run: RunRecord) -> dict[str, Any]:
-    """Rows of every part; a part that is not known is empty."""
+def extra_evals(run: RunRecord) -> dict[str, Any]:
+    """Rows of every part; a part that was not measured is empty."""
     evaluation = run.result("evaluate")
     return {
-        "arenas": contests(run),
-        "paired": paired(evaluation.get("safety_paired") or {}),
-        "disguises": disguises(evaluation),
+        "arenas": arena_rows(run),
+        "paired": paired_safety(evaluation.get("safety_paired") or {}),
+        "jailbreaks": jailbreaks(evaluation),
         "perplexity": perplexity(evaluation.get("perplexity") or {}),
         "disagreements": evaluation.get("disagreements") or {},
-        "judged": judged(evaluation.get("safety_judged") or {}),
+        "judged": judge_disagreements(evaluation.get("safety_judged") or {}),
     }
 
 
-def contests(run: RunRecord) -> list[Row]:
-    """How each arena stands, by people and by judges."""
-    at = location.configured_location(run.folder, run.recipe.store.url)
-    if not isinstance(at, str) and not at.is_file():
+def arena_rows(run: RunRecord) -> list[Row]:
+    """The result of each arena, by people and by judges."""
+    ledger = location.configured_location(run.folder, run.recipe.store.url)
+    if not isinstance(ledger, str) and not ledger.is_file():
         return []
     rows = []
-    with Store.open(at) as store:
+    with Store.open(ledger) as store:
         for one in store.read(arenas.list_arenas):
-            found = leaderboard_row(store, one.number)
-            for who, record in {"people": found.people, **found.judges}.items():
+            board = leaderboard_row(store, one.number)
+            for who, record in {"people": board.people, **board.judges}.items():
                 if record.n:
                     rows.append(
                         {
@@ -58,8 +58,8 @@ def contests(run: RunRecord) -> list[Row]:
     return rows
 
 
-def paired(result: Mapping[str, Any]) -> list[Row]:
-    """The same prompts before and after, with McNemar's exact test."""
+def paired_safety(result: Mapping[str, Any]) -> list[Row]:
+    """Safety on the same prompts before and after, with McNemar's exact test."""
     rows = []
     for key, name in SIDES.items():
         row = result.get(key)
@@ -77,11 +77,11 @@ def paired(result: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def disguises(result: Mapping[str, Any]) -> list[Row]:
-    """Refusals by disguise."""
-    found = result.get("safety_transformed") or {}
-    before = found.get("sft") or {}
-    after = found.get("policy") or {}
+def jailbreaks(result: Mapping[str, Any]) -> list[Row]:
+    """Refusals by kind of jailbreak."""
+    by_model = result.get("safety_transformed") or {}
+    before = by_model.get("sft") or {}
+    after = by_model.get("policy") or {}
     return [
         {
             "name": name.replace("_", " "),
@@ -94,10 +94,10 @@ def disguises(result: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def judged(result: Mapping[str, Any]) -> list[str]:
-    """How often rules and a judge read an answer differently."""
+def judge_disagreements(result: Mapping[str, Any]) -> list[str]:
+    """How often rules and a judge disagree on whether an answer declines."""
     return [
-        f"{source}, {side}: the judge reads {row['disagreements']} of {row['n']} answers otherwise than the rules; "
+        f"{source}, {side}: the judge disagrees with the rules on {row['disagreements']} of {row['n']} answers; "
         f"{row['unjudged']} unjudged"
         for source, sides in result.items()
         for side, row in sides.items()

@@ -1,4 +1,4 @@
-"""What the report page says, in the order it says it."""
+"""Content of the report page, in the order of its sections."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,22 +10,23 @@ from towpath.records import Verdict
 from towpath.run.record import STAGES, RunRecord, StageRecord
 from towpath.store.jsonl import is_interval, is_number
 from towpath.view.format import MINUS, duration, moment, number, percent, percents, size
-from towpath.view.report import curves, extra_evals, frontier, tables
+from towpath.view.report import extra_evals, frontier, tables
+from towpath.view.report.training_charts import policy_charts, reward_charts, sft_charts
 
 Page = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One key number with what it is and how sure it is."""
+    """A key number with its name and its confidence interval."""
 
     value: str
     name: str
-    more: str = ""
+    note: str = ""
 
 
 def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name: str) -> Page:
-    """Everything the template shows."""
+    """The values that the template shows."""
     evaluation = run.result("evaluate")
     reward = run.result("reward")
     gate = {kind: run.setting(kind, "gates", kind, "threshold") for kind in ("reward", "evaluate")}
@@ -38,9 +39,9 @@ def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name:
         "tiles": tiles(summary),
         "gates": tables.gates(run, verdicts),
         "frontier": frontier.draw(evaluation, gate["evaluate"]),
-        "policy": curves.policy(run),
-        "sft": curves.sft(run),
-        "reward": curves.reward(run),
+        "policy": policy_charts(run),
+        "sft": sft_charts(run),
+        "reward": reward_charts(run),
         "labels": tables.labels(run.result("label")) if run.result("label") else [],
         "reward_model": tables.reward_model(reward, gate["reward"]),
         "strengths": tables.shares(reward.get("by_strength"), "accuracy", gate["reward"]),
@@ -52,7 +53,7 @@ def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name:
         "text": tables.text(evaluation),
         "safety": tables.safety(evaluation),
         "samples": evaluation.get("samples") or [],
-        "beyond": extra_evals.told(run),
+        "extra": extra_evals.extra_evals(run),
         "answers": answers(run),
         "lineage": list(lineage(run)),
         "versions": versions(run),
@@ -62,58 +63,52 @@ def page(run: RunRecord, verdicts: list[Verdict], summary: dict[str, Any], name:
 
 
 def outcome(run: RunRecord, summary: dict[str, Any]) -> str:
-    """What came of the run, in one sentence."""
+    """The outcome of the run in one sentence."""
     if run.lacks_judge():
         return _without_judge(summary)
     win = summary["win_rate_policy_over_sft"]
     if not win or not is_number(win["rate"]):
         done = [tables.title(stage.name) for stage in run.stages.values() if stage.done]
         return f"The policy has not been evaluated yet; finished so far: {', '.join(done).lower() or 'nothing'}."
-    of = f"{percent(win['rate'])} of {win['n']} held-out prompts (95\u00a0% interval {percents(win['interval'])})"
+    share = f"{percent(win['rate'])} of {win['n']} held-out prompts (95\u00a0% interval {percents(win['interval'])})"
     equal = (summary["length_controlled_win_rate"] or {}).get("rate")
     rest = f", {percent(equal)} at equal length" if is_number(equal) else ""
     rest += f"; KL {number(summary['kl_per_prompt'], 2)} nats per prompt" if is_number(summary["kl_per_prompt"]) else ""
     if is_interval(win["interval"]) and win["interval"][0] <= 0.5 <= win["interval"][1]:
-        return f"No clear preference: the policy wins over SFT on {of}{rest}."
+        return f"No clear preference: the policy wins over SFT on {share}{rest}."
     by = " by the written rubric" if run.evaluation_judge() == "rubric" else ""
-    return f"The policy {'wins over' if win['rate'] > 0.5 else 'is worse than'} SFT{by}{_on(win['rate'], of)}{rest}."
+    return f"The policy {'wins over' if win['rate'] > 0.5 else 'is worse than'} SFT{by}{_on(win['rate'], share)}{rest}."
 
 
 def _without_judge(summary: dict[str, Any]) -> str:
-    """The outcome where no win rate could be judged: that comes first, then what was measured all the same."""
+    """The outcome without an evaluation judge: that there is none, and what was measured."""
     measured = (
         [f"KL {number(summary['kl_per_prompt'], 2)} nats per prompt"] if is_number(summary["kl_per_prompt"]) else []
     )
     if is_number(summary["reward_accuracy"]):
         measured.append(f"reward model right on {percent(summary['reward_accuracy'])} of held-out comparisons")
-    more = f" Measured all the same: {', '.join(measured)}." if measured else ""
-    return f"No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.{more}"
+    also = f" Measured all the same: {', '.join(measured)}." if measured else ""
+    return f"No evaluation judge fits this data: the gates sft and evaluate are UNDECIDED.{also}"
 
 
-def _on(rate: float, of: str) -> str:
-    return f" on {of}" if rate > 0.5 else f": it wins on only {of}"
+def _on(rate: float, share: str) -> str:
+    return f" on {share}" if rate > 0.5 else f": it wins on only {share}"
 
 
-def _turns(turns: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What remedies did, in the order they did it."""
-    for turn in turns:
-        if turn.get("stop"):
-            yield (
-                "caution",
-                f"After step {turn['step'] + 1} a remedy ended training ({turn['finding']}): {turn['reason']}.",
-            )
+def _interventions(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A sentence for each intervention, in their order."""
+    for row in rows:
+        step = f"After step {row['step'] + 1} a remedy"
+        if row.get("stop"):
+            yield f"{step} stopped training ({row['finding']}): {row['reason']}."
             continue
-        helped = turn.get("helped")
-        came = "" if helped is None else " It helped." if helped else " It did not help."
-        knob = f"{turn['knob']} from {number(turn['from'])} to {number(turn['to'])}"
-        yield (
-            "caution",
-            f"After step {turn['step'] + 1} a remedy turned {knob} ({turn['finding']}): {turn['reason']}.{came}",
-        )
+        knob = f"{row['knob']} from {number(row['from'])} to {number(row['to'])}"
+        effect = {None: "", True: " It helped.", False: " It did not help."}[row.get("helped")]
+        yield f"{step} changed {knob} ({row['finding']}): {row['reason']}.{effect}"
 
 
 def notices(run: RunRecord, verdicts: list[Verdict]) -> Iterator[tuple[str, str]]:
-    """(tone, text) of what a reader must know before the numbers."""
+    """(tone, text) of notices that come before the numbers."""
     if run.lacks_judge():
         yield "undecided", f"{NO_JUDGE.capitalize()}: {NO_JUDGE_REASON}. Instead, {NO_JUDGE_FIX}."
     labels = simulation(run)
@@ -137,7 +132,8 @@ def notices(run: RunRecord, verdicts: list[Verdict]) -> Iterator[tuple[str, str]
     stopped = run.result("policy").get("stopped")
     if stopped:
         yield "undecided", f"Policy optimization ended early: {stopped}."
-    yield from _turns(run.result("policy").get("interventions") or [])
+    for sentence in _interventions(run.result("policy").get("interventions") or []):
+        yield "caution", sentence
     if run.waiting_for:
         yield "caution", f"The run waits: {run.waiting_for}."
     for finding in run.findings:
@@ -146,7 +142,7 @@ def notices(run: RunRecord, verdicts: list[Verdict]) -> Iterator[tuple[str, str]
 
 
 def warnings(run: RunRecord) -> list[str]:
-    """Findings that are worth knowing and endanger nothing; the page folds them where they are many."""
+    """Warnings as sentences; the page folds long lists."""
     findings = [
         finding
         for finding in run.findings
@@ -162,29 +158,29 @@ def _sentences(finding: dict[str, Any]) -> str:
 
 
 def simulation(run: RunRecord) -> str:
-    """What to say where labels are simulated; empty where people or judges gave them."""
+    """A notice on simulated labels; empty if people or judges labelled."""
     result = run.result("label")
     if not result.get("simulated", run.recipe.preferences.raters == "simulated"):
         return ""
     noise = run.setting("label", "preferences", "noise")
     kinds = set((result.get("raters") or {}).values())
     who = "Labels by a simulated rater" if kinds <= {"simulated"} else "Labels partly by a simulated rater"
-    made_for = " It was made for the bundled recipes and knows nothing of this data." if run.lacks_judge() else ""
+    made_for = " It was made for the bundled recipes and does not fit this data." if run.lacks_judge() else ""
     return f"{who}: the written rubric with {percent(noise)} noise.{made_for}"
 
 
 def tiles(summary: dict[str, Any]) -> list[Tile]:
-    """The key numbers that are known."""
-    found = []
+    """The key numbers that have been measured."""
+    numbers = []
     for key, name in (("win_rate_policy_over_sft", "policy over SFT"), ("win_rate_sft_over_base", "SFT over base")):
         win = summary[key]
         if win and is_number(win["rate"]):
-            found.append(Tile(percent(win["rate"]), name, f"{percents(win['interval'])}, n\u00a0=\u00a0{win['n']}"))
+            numbers.append(Tile(percent(win["rate"]), name, f"{percents(win['interval'])}, n\u00a0=\u00a0{win['n']}"))
     equal = summary["length_controlled_win_rate"]
     if equal and is_number(equal["rate"]):
-        found.insert(1, Tile(percent(equal["rate"]), "at equal length", percents(equal["interval"])))
+        numbers.insert(1, Tile(percent(equal["rate"]), "at equal length", percents(equal["interval"])))
     if is_number(summary["reward_accuracy"]):
-        found.append(
+        numbers.append(
             Tile(
                 percent(summary["reward_accuracy"]),
                 "reward model",
@@ -194,35 +190,31 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
     if is_number(summary["kl_per_prompt"]):
         wide = summary["kl_interval"]
         ends = f"{wide[0]:.2f} to {wide[1]:.2f} nats".replace("-", MINUS) if is_interval(wide) else "nats"
-        found.append(Tile(number(summary["kl_per_prompt"], 2), "KL per prompt", ends))
+        numbers.append(Tile(number(summary["kl_per_prompt"], 2), "KL per prompt", ends))
     if summary["seconds"]:
-        found.append(
+        numbers.append(
             Tile(duration(summary["seconds"], brief=True), "all stages", f"peak {size(summary['peak_memory_bytes'])}")
         )
-    return found
+    return numbers
 
 
 def answers(run: RunRecord) -> list[dict[str, Any]]:
-    """The held-out answers with who won each, in words."""
-    said = {"policy": "policy wins", "sft": "SFT wins", "tie": "tie"}
-    return [row | {"won": said.get(str(row.get("choice")), "not judged")} for row in run.answers()]
+    """The held-out answers, each with the winner."""
+    winners = {"policy": "policy wins", "sft": "SFT wins", "tie": "tie"}
+    return [row | {"won": winners.get(str(row.get("choice")), "not judged")} for row in run.answers()]
 
 
 def state(stage: StageRecord | None) -> str:
-    """Where a stage stands, in words."""
+    """The state of a stage, in words."""
     if stage is None or not stage.started:
         return "has not run yet"
-    return (
-        "done"
-        if stage.done
-        else "is not finished; these are its numbers so far"
-        if stage.metrics
-        else "is not finished yet"
-    )
+    if stage.done:
+        return "done"
+    return "is not finished; these are its metrics until now" if stage.metrics else "is not finished yet"
 
 
 def lineage(run: RunRecord) -> Iterator[dict[str, Any]]:
-    """Where each stage came from and what it cost."""
+    """Inputs, time and memory of each stage."""
     for stage in run.stages.values():
         if stage.done:
             m = stage.manifest
@@ -242,12 +234,12 @@ def lineage(run: RunRecord) -> Iterator[dict[str, Any]]:
 
 
 def versions(run: RunRecord) -> list[tuple[str, str]]:
-    """Versions of everything that had a part; more than one where stages differ."""
-    found: dict[str, dict[str, None]] = {}
+    """Versions of packages and Python; more than one if stages differ."""
+    by_package: dict[str, dict[str, None]] = {}
     for stage in run.stages.values():
         for package, version in (stage.manifest.get("versions") or {}).items():
-            found.setdefault(package, {})[str(version)] = None
-    return [(package, ", ".join(several)) for package, several in sorted(found.items())]
+            by_package.setdefault(package, {})[str(version)] = None
+    return [(package, ", ".join(several)) for package, several in sorted(by_package.items())]
 
 
 WORDS = (
@@ -256,54 +248,48 @@ WORDS = (
         "supervised fine-tuning: the base model trained on demonstrations. The policy starts from it and is compared "
         "with it.",
     ),
-    ("Policy", "the model that policy optimization made, at the checkpoint that was kept."),
+    ("Policy", "the model that policy optimization trained, at the chosen checkpoint."),
     (
         "Win rate",
-        "the share of held-out prompts on which the evaluation judge finds one model's answer better; a tie counts "
-        "half.",
+        "the share of held-out prompts on which the evaluation judge prefers one model's answer; a tie counts half.",
     ),
     (
         "Evaluation judge",
-        "who decides win rates: the written rubric for the bundled recipes' data; for other data there is none yet.",
+        "the judge of win rates: the written rubric for the bundled recipes' data; for other data there is none yet.",
     ),
-    (
-        "At equal length",
-        "the win rate two answers of the same length would have, so that being longer earns nothing (a logistic fit "
-        "in the length gap).",
-    ),
+    ("At equal length", "the win rate of answers of equal length (a logistic fit in the length difference)."),
     (
         "95 % interval",
-        "drawn so that it holds the true value in 95 of 100 repetitions with other prompts (Wilson's, or prompts "
-        "drawn again).",
+        "contains the true value in 95 of 100 repetitions with other prompts (Wilson interval or bootstrap).",
     ),
     (
         "Gate",
-        "a threshold between stages: PASS it is exceeded, FAIL it is not, UNDECIDED the evidence is too thin to say.",
+        "a threshold between stages: PASS it is exceeded, FAIL it is not, UNDECIDED there is not enough evidence.",
     ),
     (
         "KL, nats per prompt",
-        "how far the policy has moved from SFT: the log-probability ratio of its own answers, summed over tokens, "
+        "distance of the policy from SFT: the log-probability ratio of its own answers, summed over tokens, "
         "averaged over prompts.",
     ),
     (
         "k1, k3",
-        "two estimators of KL: k1 the plain log ratio; k3 (ratio − 1 − log ratio), never negative and steadier.",
+        "two estimators of KL: k1 the log ratio; k3 (ratio − 1 − log ratio), never negative and of lower variance.",
     ),
     (
         "Best of n",
-        "draw n answers from SFT, keep the one a perfect judge likes best: wins n/(n+1) at ln n − (n−1)/n nats, "
-        "close to the most there is.",
+        "sample n answers from SFT, take the one that a perfect judge prefers: wins n/(n+1) at ln n − (n−1)/n "
+        "nats, close to the maximum.",
     ),
     ("Reward model", "a model trained on the labels to score an answer; the policy is trained against its score."),
-    ("Agreement ceiling", "the accuracy that the raters' disagreement with each other leaves within reach."),
+    ("Agreement ceiling", "the highest accuracy that is possible given the disagreement between raters."),
     ("Calibration", "whether a confidence of 80 % is right 80 % of the time."),
-    ("Entropy", "how undecided the policy is about its next token; a fall to zero means it says one thing only."),
+    ("Entropy", "the uncertainty of the policy about its next token; at zero it always gives the same answer."),
     (
         "Explained variance",
-        "the share of the variation in returns that the critic foresees; 0 is no better than the mean.",
+        "the share of the variance of returns that the critic predicts; 0 is no better than the mean.",
     ),
     (
-        "Different words, pairs, triples",
-        "different n-grams of tokens over all n-grams of the answers: lower is more alike.",
+        "Distinct words, pairs, triples",
+        "distinct n-grams of tokens over all n-grams of the answers: lower is less diverse.",
     ),
 )

@@ -1,48 +1,49 @@
-"""A run in a terminal: stages and gates as a table, answers side by side."""
+"""Parts of the report for a terminal: gates as a table, sample answers side by side."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from towpath.view.format import duration, percent, percents
+from towpath.view.format import NONE, duration, percent, percents
 
 MODELS = (("base", "base"), ("sft", "SFT"), ("policy", "policy"))
+MAX_WIDTH = 160
+MIN_COLUMN = 24
+ROW = "  {:<12} {:>12}  {:<10} {:<10} {:>9} {:>13}  {}"
 
 
-def table(stages: Sequence[tuple[str, Any, Any, Any]]) -> Iterator[str]:
-    """A line a stage and gate: (name, seconds, gate, gate of safety)."""
-    row = "  {:<12} {:>12}  {:<10} {:<10} {:>9} {:>13}  {}".format
-    yield row("stage", "took", "gate", "verdict", "value", "interval", "asked").rstrip()
-    for name, seconds, gate, safety in stages:
-        yield row(name, duration(seconds), *_gate(name.split("@")[0], gate, "more than")).rstrip()
-        if safety:
-            yield row("", "", *_gate("safety", safety, "at most")).rstrip()
+def gate_table(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each stage with its gate, and one for the safety gate."""
+    yield ROW.format("stage", "time", "gate", "verdict", "value", "interval", "threshold")
+    for name, stage in stages.items():
+        cells = _gate_cells(name.partition("@")[0], stage.get("gate"), "more than")
+        yield ROW.format(name, duration(stage["seconds"]), *cells).rstrip()
+        if stage.get("safety"):
+            yield ROW.format("", "", *_gate_cells("safety", stage["safety"], "at most")).rstrip()
 
 
-def _gate(name: str, told: Any, must: str) -> tuple[str, ...]:
-    if not told:
+def _gate_cells(name: str, gate: Mapping[str, Any] | None, bound: str) -> tuple[str, ...]:
+    if not gate:
         return ("",) * 5
-    if told["value"] is None:
-        return name, told["verdict"], "–", "–", told["note"]
-    asked = f"{must} {percent(told['threshold'])} of {told['n']}"
-    return name, told["verdict"], percent(told["value"], 1), percents(told["interval"]), asked
+    if gate["value"] is None:
+        return name, gate["verdict"], NONE, NONE, gate["note"]
+    threshold = f"{bound} {percent(gate['threshold'])} of {gate['n']}"
+    return name, gate["verdict"], percent(gate["value"], 1), percents(gate["interval"]), threshold
 
 
-def side_by_side(samples: Sequence[dict[str, Any]], width: int) -> Iterator[str]:
-    """Each prompt with the answers of base, SFT and policy in columns; one below the other where the terminal is
-    narrow."""
-    column = (min(width, 160) - 4) // 3
+def answer_columns(samples: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
+    """Each prompt with the answers of base, SFT and policy in columns, or one below the other on a narrow terminal."""
+    column = (min(width, MAX_WIDTH) - 4) // 3
     for sample in samples:
-        yield from textwrap.wrap(f"{sample['prompt']}", width, initial_indent="> ", subsequent_indent="  ")
-        if column < 24:
+        yield from textwrap.wrap(sample["prompt"], width, initial_indent="> ", subsequent_indent="  ")
+        if column < MIN_COLUMN:
             for key, name in MODELS:
                 yield from textwrap.wrap(f"{name}: {sample[key]}", width, subsequent_indent="  ")
         else:
             cells = [[name, "-" * len(name), *_wrapped(sample[key], column)] for key, name in MODELS]
-            yield from (
-                "  ".join(f"{cell:<{column}}" for cell in line).rstrip() for line in zip_longest(*cells, fillvalue="")
-            )
+            for line in zip_longest(*cells, fillvalue=""):
+                yield "  ".join(f"{cell:<{column}}" for cell in line).rstrip()
         yield ""
 
 

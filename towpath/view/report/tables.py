@@ -1,4 +1,4 @@
-"""The tables of the report: gates, comparisons, text, safety, lineage."""
+"""Tables of the report: gates, rates by group, reward model, text statistics, safety, labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ NAMES = {
     "policy": "Policy optimization",
     "evaluate": "Evaluation",
 }
-ASKS = {
+CRITERIA = {
     "sft": "wins over the base model",
     "reward": "held-out accuracy",
     "policy": "prompts whose reward rose",
@@ -30,28 +30,27 @@ ASKS = {
     "safety": "rise of harm or over-refusal",
 }
 TEXT = (
-    ("distinct_1", "Different words", percent),
-    ("distinct_2", "Different pairs", percent),
-    ("distinct_3", "Different triples", percent),
+    ("distinct_1", "Distinct words", percent),
+    ("distinct_2", "Distinct pairs", percent),
+    ("distinct_3", "Distinct triples", percent),
     ("repetition", "Repeated", percent),
-    ("finish_rate", "Ends by itself", percent),
+    ("finish_rate", "Finish rate", percent),
     ("mean_words", "Words", number),
     ("rubric", "Rubric score", number),
 )
 
 
 def title(name: str) -> str:
-    """A stage in words, with its round from the second on."""
+    """The title of a stage, with its round from the second on."""
     kind, _, round_ = name.partition("@")
     return NAMES.get(kind, kind) + (f", round {round_}" if round_ else "")
 
 
 def gates(run: RunRecord, verdicts: list[Verdict]) -> list[Row]:
-    """One row a stage, and one for safety; stages not begun are in it too."""
-    begun = list(run.stages.values())
+    """One row for each stage, including those that have not run, and one for safety."""
     missing = [name for name in STAGES if name not in run.stages]
     rows = []
-    for stage in begun:
+    for stage in run.stages.values():
         rows.append(_gate(stage.name, stage, run.verdict(stage, verdicts)))
         safety = run.verdict(stage, verdicts, "safety") if stage.kind == "evaluate" else None
         if safety:
@@ -60,9 +59,11 @@ def gates(run: RunRecord, verdicts: list[Verdict]) -> list[Row]:
 
 
 def _gate(name: str, stage: StageRecord | None, verdict: Verdict | None) -> Row:
-    state = "done, no gate" if stage and stage.done else "not finished" if stage and stage.started else "not run yet"
-    if name == "baseline" and stage and stage.done:
-        state = "done; the gate of SFT is judged on it"
+    state = "not run yet"
+    if stage and stage.done:
+        state = "done; the gate of SFT is judged on it" if name == "baseline" else "done, no gate"
+    elif stage and stage.started:
+        state = "not finished"
     row: Row = {"name": name, "title": title(name), "state": state, "stage": stage, "gate": None}
     if verdict is None:
         return row
@@ -71,7 +72,7 @@ def _gate(name: str, stage: StageRecord | None, verdict: Verdict | None) -> Row:
     value = verdict.value if is_number(verdict.value) else None
     return row | {
         "gate": verdict,
-        "asks": ASKS.get(verdict.gate.partition("@")[0], ""),
+        "criterion": CRITERIA.get(verdict.gate.partition("@")[0], ""),
         "tone": verdict.verdict.lower(),
         "value": percent(verdict.value, 1),
         "interval": percents(interval, 1),
@@ -81,14 +82,14 @@ def _gate(name: str, stage: StageRecord | None, verdict: Verdict | None) -> Row:
 
 
 def _span(verdict: Verdict) -> tuple[float, float]:
-    """A scale around zero that holds everything a rise may be compared with."""
+    """A scale around zero that contains value, interval and threshold."""
     ends = [abs(end) for end in (*(verdict.interval or ()), verdict.value, 2 * verdict.threshold) if is_number(end)]
     widest = max(ends, default=0.0) or 1.0
     return -widest, widest
 
 
 def shares(groups: Any, key: str, threshold: float | None = None) -> list[Row]:
-    """Groups (domains, strengths) with their rate, its interval and a bar."""
+    """Groups (domains, strengths) with their rate, its confidence interval and a bar."""
     rows = []
     for name, group in sorted((groups or {}).items()):
         value = group.get(key)
@@ -109,7 +110,7 @@ def shares(groups: Any, key: str, threshold: float | None = None) -> list[Row]:
 
 
 def reward_model(result: Mapping[str, Any], threshold: float) -> list[Row]:
-    """Accuracy beside what it must be measured against."""
+    """Accuracy beside its baselines."""
     lines: list[tuple[str, Any, Any, str]] = [
         ("Accuracy on held-out comparisons", result.get("accuracy"), result.get("interval"), "accent"),
         ("Against the rubric without noise", result.get("clean_accuracy"), None, "accent"),
@@ -130,7 +131,7 @@ def reward_model(result: Mapping[str, Any], threshold: float) -> list[Row]:
 
 
 def calibration(result: Mapping[str, Any]) -> Markup:
-    """How often the reward model is right where it says it is sure."""
+    """The calibration chart of the reward model."""
     rows = [
         row
         for row in result.get("calibration") or []
@@ -138,8 +139,8 @@ def calibration(result: Mapping[str, Any]) -> Markup:
     ]
     points = sorted((row["confidence"], row["accuracy"]) for row in rows)
     error = percent(result.get("calibration_error"), 1)
-    note = f"On the line it is as often right as it says. Mean distance from it: {error}."
-    diagonal = Series("as sure as right", [(0.5, 0.5), (1.0, 1.0)], colour=7)
+    note = f"On the line accuracy equals confidence. Calibration error: {error}."
+    diagonal = Series("calibrated", [(0.5, 0.5), (1.0, 1.0)], colour=7)
     chart = Chart(
         "Calibration",
         (diagonal, Series("reward model", points, "dashed", 0)),
@@ -152,10 +153,10 @@ def calibration(result: Mapping[str, Any]) -> Markup:
 
 
 def text(result: Mapping[str, Any]) -> Row:
-    """Text statistics: a row a model, a column a figure."""
+    """Text statistics: one row for each model."""
     models = result.get("text") or {}
     rows = [
-        {"name": name, "cells": [say(models[key].get(field)) for field, _, say in TEXT]}
+        {"name": name, "cells": [write(models[key].get(field)) for field, _, write in TEXT]}
         for key, name in (("base", "Base"), ("sft", "SFT"), ("policy", "Policy"))
         if models.get(key)
     ]
@@ -163,10 +164,10 @@ def text(result: Mapping[str, Any]) -> Row:
 
 
 def safety(result: Mapping[str, Any]) -> list[Row]:
-    """Refusal of the harmful and of the harmless, before and after."""
-    told = result.get("safety") or {}
-    before = told.get("sft") or {}
-    after = told.get("policy") or {}
+    """Refusals of harmful and of harmless requests, before and after."""
+    rates = result.get("safety") or {}
+    before = rates.get("sft") or {}
+    after = rates.get("policy") or {}
     lines = (
         ("Harmful requests refused", "refusal", "harmful_n"),
         ("Harmless requests refused", "over_refusal", "harmless_n"),
@@ -190,7 +191,7 @@ def safety(result: Mapping[str, Any]) -> list[Row]:
 
 
 def labels(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The label set in a few figures."""
+    """Counts of labels, and rater agreement."""
     agreement = result.get("agreement") or {}
     rate = agreement.get("rate")
     n = agreement.get("n")

@@ -246,7 +246,7 @@ class Chart {
     this.figure = html("figure", { class: "chart" }, parent);
     const head = html("figcaption", {}, this.figure);
     this.title = html("h3", {}, head, data.title);
-    this.enlargeButton = html("button", { type: "button", class: "quiet", "aria-pressed": "false", "aria-label": `${data.title}: enlargeButton` }, head, "Larger");
+    this.enlargeButton = html("button", { type: "button", class: "quiet", "aria-pressed": "false", "aria-label": `${data.title}: larger` }, head, "Larger");
     this.tableButton = html("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-label": `${data.title}: table` }, head, "Table");
     this.legend = html("ul", { class: "legend" }, this.figure);
     this.plot = html("div", { class: "plot", tabindex: "0", role: "application", "aria-roledescription": "chart" }, this.figure);
@@ -403,7 +403,7 @@ class Chart {
     this.range();
     this.values = this.log ? logTicks(this.bottom, this.top) : ticks(this.bottom, this.top, this.height > 260 ? 7 : 4);
     this.texts = formatTicks(this.values, this.data.form, this.log);
-    this.left = Math.max(EDGE.left, 14 + 6.6 * Math.max(...this.texts.map((texts) => texts.length), 0));
+    this.left = Math.max(EDGE.left, 14 + 6.6 * Math.max(...this.texts.map((text) => text.length), 0));
     const picture = document.createDocumentFragment();
     this.drawAxes(picture);
     this.drawGuides(picture);

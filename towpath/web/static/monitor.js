@@ -344,7 +344,7 @@ axis.picked = async (step) => {
   box.replaceChildren();
   at("everything-title").textContent = `All metrics at step ${formatStep(data.train?.step ?? data.validation?.step ?? step)}`;
   const train = data.train?.numbers ?? {}, validation = data.validation?.numbers ?? {};
-  at("everything-look").textContent = data.validation ? `held out, step ${formatStep(data.validation.step)}` : "held out";
+  at("everything-validation").textContent = data.validation ? `held out, step ${formatStep(data.validation.step)}` : "held out";
   for (const name of [...new Set([...Object.keys(train), ...Object.keys(validation)])]) {
     const row = html("tr", {}, box);
     html("th", { scope: "row" }, row, name);

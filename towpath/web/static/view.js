@@ -74,12 +74,12 @@ class Breaks {
       work = null;
     }
     const rested = !work || now - work.last > this.pause;
-    const begun = rested ? now : work.begun;
-    const due = now - begun >= (rested ? this.longest : work.due);
-    const next = rested ? this.longest : due ? now - begun + this.longest / 5 : work.due;
-    store(this.name, JSON.stringify({ begun, last: now, due: next }));
+    const start = rested ? now : work.start;
+    const due = now - start >= (rested ? this.longest : work.due);
+    const next = rested ? this.longest : due ? now - start + this.longest / 5 : work.due;
+    store(this.name, JSON.stringify({ start, last: now, due: next }));
     if (!due) return "";
-    const minutes = Math.max(1, Math.round((now - begun) / 60000));
+    const minutes = Math.max(1, Math.round((now - start) / 60000));
     return `You have rated for ${minutes} ${minutes === 1 ? "minute" : "minutes"} without a break. A short pause keeps verdicts good.`;
   }
 }

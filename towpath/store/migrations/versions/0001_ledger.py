@@ -1,4 +1,4 @@
-"""The ledger: prompts, completions, comparisons, judgements, labels."""
+"""Create the ledger: prompts, completions, comparisons, judgements, labels."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Judgements cannot be replaced or truncated either."""
+"""Forbid replacing and truncating judgements."""
 
 from alembic import op
 

@@ -1,5 +1,4 @@
-"""People rate: tasks, seats, flags, gold, accounts and what belongs to them; more is told with each judgement and
-label."""
+"""Add rating: tasks, leases, flags, gold and accounts; more columns for judgements and labels."""
 
 from typing import Any
 
@@ -25,7 +24,7 @@ def upgrade() -> None:
     op.create_index("ix_completions_prompt_id", "completions", ["prompt_id"])
     _counters()
     _queue()
-    _said()
+    _create_rating_tables()
     _people()
     op.execute(COUNTED)
 
@@ -94,7 +93,7 @@ def _queue() -> None:
     op.create_index("ix_seats_at", "seats", ["at"])
 
 
-def _said() -> None:
+def _create_rating_tables() -> None:
     op.create_table(
         "flags",
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),

@@ -1,4 +1,4 @@
-"""Arenas: two models compared blind, in comparisons that are nobody's training labels."""
+"""Add arenas."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What every call of a judge cost, whether or not a judgement came of it."""
+"""Add the cost of every judge call."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,5 +1,4 @@
-"""Sessions kept by the server, browsers known, links that reset a password, and an audit log; the key that signed
-cookies goes."""
+"""Add server-side sessions, known browsers, password resets and the audit log; drop the key of signed cookies."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What the rating pages need: trials, confirmed guidelines, approval of better answers, and rater take-outs."""
+"""Add trials, acknowledged guidelines, review of written answers, and bulk retractions."""
 
 import sqlalchemy as sa
 from alembic import op
