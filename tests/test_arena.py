@@ -492,5 +492,5 @@ def test_report_shows_arenas(run):
         create_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=0.0))
         vote(store, "ann", for_policy)
     html = report.write(run, []).read_text()
-    assert "Compared blind" in html
+    assert "Blind arenas" in html
     assert "policy over sft, by people" in html
