@@ -554,7 +554,7 @@ def test_every_code_has_a_section_with_all_that_belongs_to_it() -> None:
     sections = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
     assert sections.keys() == known
     for code, section in sections.items():
-        for word in ("**Seen.**", "**Cause.**", "**Told apart.**", "**Do.**"):
+        for word in ("**Signs.**", "**Cause.**", "**Distinguish.**", "**Remedy.**"):
             assert word in section, f"docs/findings.md: {code} says nothing under {word}"
     table = (Path(__file__).parent.parent / "docs" / "health.md").read_text()
     assert all(f"`{code}`" in table for code in known)

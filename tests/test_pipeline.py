@@ -1,6 +1,7 @@
 """What a stage's fingerprint depends on, read from the plan: nothing is run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,25 @@ def test_another_rubric_judges_anew_what_it_judged_and_nothing_else(tmp_path, mo
     monkeypatch.setattr(simulated_rater, "GUIDELINE", "another rubric")
     after = fingerprints(tmp_path, raters, corpus)
     assert {name for name in before if before[name] != after[name]} == again
+
+
+@pytest.mark.parametrize(
+    ("values", "changed"),
+    [
+        ({"grpo": {"clip_low": 0.15}}, set()),
+        ({"dpo": {"beta": 0.2}}, set()),
+        ({"rewards": {"watch": ["rule:words:8-35"]}}, set()),
+        ({"ppo": {"clip": 0.15}}, {"policy", "evaluate"}),
+        ({"epochs": 2}, {"policy", "evaluate"}),
+    ],
+)
+def test_a_fingerprint_holds_only_what_the_stage_uses(tmp_path, values, changed):
+    """A setting of another algorithm does not run a finished PPO again."""
+
+    def by_stage(policy: dict[str, Any]) -> dict[str, str]:
+        recipe = Recipe.model_validate({"policy": policy})
+        return {stage.name: stage.fingerprint for stage in fingerprint.plan_stages(recipe, tmp_path, BUNDLED, None)}
+
+    before = by_stage({})
+    after = by_stage(values)
+    assert {name for name in before if before[name] != after[name]} == changed

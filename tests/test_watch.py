@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import towpath as tp
+from towpath import metrics
 from towpath.data.corpus import Corpus
 from towpath.errors import TrainingError
 from towpath.health import remedies
@@ -236,3 +237,13 @@ def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
             ("money", 20)
         ]
     assert [f.code for f in job.findings] == ["exploited-queued"] * 2
+
+
+def test_every_metric_of_a_stage_is_documented(tmp_path: Path) -> None:
+    pairs = [(prompt, f"Good answer {i}.", f"Bad {i}.") for i, prompt in enumerate(PROMPTS)]
+    rewarded = train(tmp_path / "ppo", steps=2, rewards__watch=["rule:words:8-35"])
+    settings = {"model": "tiny", "pairs": pairs, "max_new_tokens": 8, "batch": 8, "epochs": 1}
+    on_pairs = [tp.train(algo, folder=tmp_path / algo, **settings) for algo in ("kto", "orpo")]
+    for trained in (rewarded, *on_pairs):
+        assert metrics.undocumented({name for row in trained.metrics for name in row}) == []
+    assert metrics.undocumented(["reward/cooking", "pairs_gap", "surprise"]) == ["surprise"]

@@ -338,7 +338,7 @@ def _check_evidence(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
 
 def _more_heldout(recipe: Recipe, corpus: Corpus) -> str:
     """How to get more held-out prompts: `data.heldout` applies only where rows name no split."""
-    if corpus.drawn:
+    if corpus.random_splits:
         return f"raise data.heldout (now {recipe.data.heldout:g}), add prompts, or give some split = 'heldout'"
     return "give more prompts split = 'heldout': every row names its split, so data.heldout has no effect"
 
