@@ -1,4 +1,4 @@
-"""Keys explained and unknown keys understood: sections, other libraries' words, case."""
+"""Keys explain and unknown keys understood: sections, other libraries' words, case."""
 
 import pytest
 from typer.testing import CliRunner
@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from towpath import __version__, algos
 from towpath.cli.app import app
 from towpath.errors import RecipeError
-from towpath.recipe import Recipe, aliases, explained
+from towpath.recipe import Recipe, aliases, explain
 from towpath.recipe.reader import check, keys
 
 KNOWN = keys(Recipe)
@@ -17,7 +17,7 @@ SECTIONS = [
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_is_explained_by_its_keys(section: str) -> None:
-    rows = explained(section)
+    rows = explain(section)
     assert rows and all(row["key"].startswith(f"{section}.") for row in rows)
 
 
@@ -28,8 +28,8 @@ def test_explain_prints_the_documented_example() -> None:
 
 
 def test_a_key_of_the_same_name_is_not_hidden_by_its_section() -> None:
-    assert [row["key"] for row in explained("policy.kl.coef")] == ["policy.kl.coef"]
-    assert {row["key"] for row in explained("num_generations")} == {"policy.group"}
+    assert [row["key"] for row in explain("policy.kl.coef")] == ["policy.kl.coef"]
+    assert {row["key"] for row in explain("num_generations")} == {"policy.group"}
 
 
 def test_the_version_is_told() -> None:
