@@ -37,7 +37,7 @@ def read(path: Path, *rows: Any, **more: Any) -> Imported:
     return read_preferences(put(path, *rows), **more)
 
 
-def told(imported: Imported) -> list[tuple[str, str, str]]:
+def imported_rows(imported: Imported) -> list[tuple[str, str, str]]:
     """Prompt, better and worse answer of every judgement, in words."""
     texts = {c.id: c.text for c in imported.completions}
     prompts = {p.id: p.prompt for p in imported.prompts}
