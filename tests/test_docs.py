@@ -21,11 +21,11 @@ COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 def settings() -> Iterator[tuple[str, Any, str]]:
     """Every key of the recipe with the default it really has, and its meaning."""
     for key, info in keys(Recipe).items():
-        place: Any = Recipe()
+        value: Any = Recipe()
         for part in key.split("."):
-            place = getattr(place, part)
-        if not isinstance(place, Section):
-            yield key, place, info.description
+            value = getattr(value, part)
+        if not isinstance(value, Section):
+            yield key, value, info.description
     for name, info in Decoding.model_fields.items():
         yield f"preferences.decodings[].{name}", info.default, info.description or ""
 
@@ -84,9 +84,9 @@ def test_every_command_is_documented(words: str, command: Any):
 
 
 def test_recipes_that_come_along_are_valid():
-    found = sorted((ROOT / "recipes").glob("*.toml"))
-    assert found
-    for path in found:
+    recipes = sorted((ROOT / "recipes").glob("*.toml"))
+    assert recipes
+    for path in recipes:
         recipe.load(path)
 
 
