@@ -140,13 +140,15 @@ def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Sa
     models = [base.load(folder, torch.float32, "grouped") for folder in (policy, start)]
     batch = Batch([make_row(ids, answer.token_ids) for ids, answer in zip(asked, answers, strict=True)])
     total = 0.0
-    for part in batch.passes(4096):
+    for part in batch.micro_batches(4096):
         packed = pack(part.rows, 0)
         lines = PackedBatch(
             *map(torch.from_numpy, (packed.ids_PL, packed.position_PL, packed.segment_PL, packed.parent_PL))
         )
         read_N = torch.from_numpy(
-            np.concatenate([place[r.start - 1 : -1] for place, r in zip(packed.places, part.rows, strict=True)])
+            np.concatenate(
+                [place[r.start - 1 : -1] for place, r in zip(packed.token_positions, part.rows, strict=True)]
+            )
         )
         ours, theirs = (
             (lm.hidden(model, lines, read_N) @ model.get_output_embeddings().weight.T).log_softmax(-1)

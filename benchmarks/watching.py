@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from towpath.data import sources
+from towpath.data import corpus_reader
 from towpath.data.draws import uniforms
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check
@@ -37,7 +37,7 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
     rows = jsonl.read(places["policy"] / "metrics.jsonl")
     looks = sum(row["phase"] == "validation" for row in rows)
     recipe = check(Recipe, manifest["recipe"], "manifest.json")
-    corpus = sources.read(run, recipe.data, recipe.seed)
+    corpus = corpus_reader.read_corpus(run, recipe.data, recipe.seed)
     with Store.open(run / "towpath.db") as store:
         job = Job(recipe, run, "policy", places["policy"], {}, store, corpus)
         runtime = job.launch(training=False)

@@ -133,8 +133,8 @@ BREAKAGES = [
     Breakage(
         "answers end at the limit of rows",
         D + "batch.py",
-        "if total > tokens and place > begin:",
-        "if total > tokens + 8 and place > begin:",
+        "if total > tokens and index > begin:",
+        "if total > tokens + 8 and index > begin:",
         "tests/test_models.py -k passes",
     ),
     Breakage(
@@ -183,7 +183,7 @@ BREAKAGES = [
     Breakage(
         "held-out prompts are trained on",
         D + "corpus_reader.py",
-        'if any(p.split == "heldout" for p in (*owners, *same[text])):',
+        'if any(p.split == "heldout" for p in (*owners, *by_text[text])):',
         "if False:",
         "tests/test_data.py -k heldout",
     ),
@@ -266,14 +266,14 @@ BREAKAGES = [
     Breakage(
         "a later round is not heard",
         F + "aggregation.py",
-        ">= said[judgement.rater].round",
-        "< said[judgement.rater].round",
+        ">= by_rater[judgement.rater].round",
+        "< by_rater[judgement.rater].round",
         "tests/test_feedback.py",
     ),
     Breakage(
         "even split goes to the first",
         F + "aggregation.py",
-        'choice = "tie" if even else ranked[0][0]',
+        'choice = "tie" if tied else ranked[0][0]',
         "choice = ranked[0][0]",
         "tests/test_feedback.py",
     ),
@@ -298,7 +298,9 @@ BREAKAGES = [
         "reply.body",
         "tests/test_outside.py -k echoed tests/test_judge.py",
     ),
-    Breakage("best of n", "towpath/evals/winrate.py", "n / (n + 1)", "n / (n + 2)", "tests/test_evals.py"),
+    Breakage(
+        "best of n", "towpath/evals/winrate.py", '"rate": n / (n + 1)', '"rate": n / (n + 2)', "tests/test_evals.py"
+    ),
     Breakage(
         "length is not controlled",
         "towpath/evals/winrate.py",

@@ -117,7 +117,7 @@ def test_micro_batches_add_up(name):
     cfg = CONFIG.get(name)
     prepared = algo.prepare(batch, cfg, KNOBS)
     whole = algo.loss(outputs(prepared)[0], prepared, cfg, KNOBS)[0]
-    parts = [algo.loss(outputs(p)[0], p, cfg, KNOBS)[0] for p in prepared.passes(1)]
+    parts = [algo.loss(outputs(p)[0], p, cfg, KNOBS)[0] for p in prepared.micro_batches(1)]
     assert len(parts) == prepared.groups
     assert sum(part.item() for part in parts) == pytest.approx(whole.item(), abs=1e-9)
 

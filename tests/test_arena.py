@@ -75,13 +75,13 @@ def take_lease(store, rater, at=NOW):
 def vote(store, rater, prefers, most=1000, at=NOW):
     """Judge assigned pairs and return how many; `prefers` maps the shown texts to a side."""
     for number in range(most):
-        seat = take_lease(store, rater, at)
-        if not isinstance(seat, Lease):
+        lease = take_lease(store, rater, at)
+        if not isinstance(lease, Lease):
             return number
-        side = prefers(*store.read(task_queue.task_view, seat).answers)
+        side = prefers(*store.read(task_queue.task_view, lease).answers)
         store.submit_write(
             verdicts.judge,
-            Submission(f"key-{seat.comparison}-{rater}", seat.comparison, rater, StoredVerdict(side)),
+            Submission(f"key-{lease.comparison}-{rater}", lease.comparison, rater, StoredVerdict(side)),
             at,
         ).result()
     return most
@@ -203,10 +203,10 @@ def test_arena_is_blind_and_skips_identical_answers(store, run):
     assert [m.prompt_id for m in matches] != [f"p{i}" for i in range(COUNT)]
     assert all(("lock" in (m.a if m.ours == "a" else m.b)) != m.same for m in matches)
     assert sum(m.same for m in matches) == 2
-    seat = take_lease(store, "ann")
-    task = store.read(task_queue.task_view, seat)
+    lease = take_lease(store, "ann")
+    task = store.read(task_queue.task_view, lease)
     assert task.domain == "work"
-    visible = json.dumps([seat.comparison, task.prompt, list(task.answers), seat.order])
+    visible = json.dumps([lease.comparison, task.prompt, list(task.answers), lease.order])
     assert "policy" not in visible
     assert "sft" not in visible
     assert vote(store, "ann", for_policy) == COUNT - 2
@@ -232,14 +232,14 @@ def test_decided_arena_closes_its_tasks(store, run):
 def test_verdict_of_a_decided_arena_is_final(store, run):
     write_answers(run, 80)
     made = create_arena(store, run, ArenaSpec("policy", "sft", overlap=0.0))
-    seat = take_lease(store, "bob")
+    lease = take_lease(store, "bob")
     while not close_decided(store):
         vote(store, "ann", for_policy, 1)
     late = Submission(
         "late-00000",
-        seat.comparison,
+        lease.comparison,
         "bob",
-        StoredVerdict("left" if for_policy(*store.read(task_queue.task_view, seat).answers) == "right" else "right"),
+        StoredVerdict("left" if for_policy(*store.read(task_queue.task_view, lease).answers) == "right" else "right"),
     )
     store.submit_write(verdicts.judge, late, NOW).result()
     assert close_decided(store) == []
@@ -411,8 +411,8 @@ def test_decided_arena_closes_without_a_page_view(team):
     store.add_completions([Completion(f"s1.t0.{k}", "t0", "sft", f"Text {k}", (1,), (-0.1,), "stop") for k in range(2)])
     assert store.read(arenas.get_arena, made.number).state == "open"
     with signed_in(url, "ann") as rater:
-        seat = rater.get("/rate/next").json()
-        body = {"key": "abcdefgh12", "comparison": seat["comparison"], "side": "left"}
+        lease = rater.get("/rate/next").json()
+        body = {"key": "abcdefgh12", "comparison": lease["comparison"], "side": "left"}
         assert rater.post("/rate/judge", json=body).status_code == 200
         until = time() + 10
         while store.read(arenas.get_arena, made.number).state == "open" and time() < until:
@@ -492,5 +492,5 @@ def test_report_shows_arenas(run):
         create_arena(store, run, ArenaSpec("policy", "sft", prompts=6, overlap=0.0))
         vote(store, "ann", for_policy)
     html = report.write(run, []).read_text()
-    assert "Compared blind" in html
+    assert "Blind arenas" in html
     assert "policy over sft, by people" in html

@@ -381,7 +381,7 @@ def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", {"id": "d1", "prompt": long + "!?x", "prompt_id": "t4", "response": "So."})
     write(tmp_path / "s.jsonl", {"id": "s1", "prompt": "harm", "harmful": True})
     found = curate.overlaps(read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl")).leaks
-    assert {(x.between, x.learned, x.judged, x.exact) for x in found} == {
+    assert {(x.between, x.trained, x.evaluated, x.exact) for x in found} == {
         ("train-heldout", "t1", "h1", True),
         ("train-heldout", "t4", "h2", False),
         ("demonstrations-heldout", "d1", "h2", False),
@@ -418,7 +418,7 @@ def test_a_foreign_column_name_is_told(tmp_path: Path) -> None:
 def test_a_prompt_near_one_that_is_on_both_sides_leaks_too() -> None:
     long = "Explain in plain words how a bill becomes a law in the parliament of a small country"
     prompts = (Prompt("t1", long), Prompt("h1", long, split="heldout"), Prompt("t2", f"{long} so"))
-    assert {(x.learned, x.judged) for x in curate.overlaps(Corpus(prompts)).leaks} == {("t1", "h1"), ("t2", "h1")}
+    assert {(x.trained, x.evaluated) for x in curate.overlaps(Corpus(prompts)).leaks} == {("t1", "h1"), ("t2", "h1")}
 
 
 def test_draws_belong_to_their_seed_stream_and_counters() -> None:

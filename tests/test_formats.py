@@ -214,7 +214,7 @@ def test_a_place_is_the_line_of_the_file(tmp_path: Path):
         (
             "p.json",
             b'[{"prompt": "Why?", "chosen": "x", "rejected": "y"}\n{}]',
-            "p.json:2: not JSON: the list goes on without a comma",
+            "p.json:2: not JSON: a comma is missing",
         ),
         ("p.json", b'[{"prompt": "Why?", "chosen": "x", "rejected": "y"}]\n[]', "text after the end of the list"),
         (
@@ -413,7 +413,7 @@ def test_doubles_and_contradictions_are_told_and_raters_keep_them_apart(tmp_path
         tmp_path / "p.jsonl", PLAIN, PLAIN, turned, turned | {"rater": "ann", "strength": 3}, turned | {"annotator": 7}
     )
     assert found.refused == ["p.jsonl:2: the same judgement as p.jsonl:1", found.refused[1]]
-    assert found.refused[1].startswith("p.jsonl:3: p.jsonl:1 says ") and "`rater`" in found.refused[1]
+    assert found.refused[1].startswith("p.jsonl:3: p.jsonl:1 has choice ") and "`rater`" in found.refused[1]
     assert [(j.rater, j.strength) for j in found.judgements] == [("import:p", 1), ("ann", 3), ("7", 1)]
 
 

@@ -203,7 +203,7 @@ def test_judge_labels_and_people_get_routed_pairs(sampled, tmp_path):
         assert label["raters"]["judge:longer"] == "judge" and label["raters"]["ann"] == "person" and label["cost"] > 0
         assert label["judge"] is not None and 0 <= label["judge"]["accuracy"]["value"] <= 1
         stats = towpath("label", "stats", run, *options)
-        assert stats.returncode == 0 and "judge:longer beside people" in stats.stdout, stats.stderr
+        assert stats.returncode == 0 and "judge:longer against people" in stats.stdout, stats.stderr
     labels = json.loads(next((run / "stages" / "label").glob("*/labels.json")).read_text())
     assert all(row["chance"] is not None and row["by"].startswith("people") for row in labels)
 
@@ -213,7 +213,7 @@ def test_plan_reports_hours_days_and_dollars(sampled):
     plan = json.loads(towpath("plan", sampled, *options, "--json").stdout)
     assert round(plan["plan"]["hours"]) == 833 and plan["plan"]["days"] == 105 and plan["measured"] == 0
     output = towpath("plan", sampled, *options, "--set", "budget.dollars=1000").stdout
-    assert "833 hours" in output and "over the ceiling" in output and "assumed" in output
+    assert "833 hours" in output and "above the limit" in output and "assumed" in output
 
 
 def test_run_serves_the_page_and_resumes(sampled, tmp_path):

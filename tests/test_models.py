@@ -283,7 +283,7 @@ def test_writing_checkpoints_takes_a_twentieth_of_the_time_at_most():
 
 def test_packing_keeps_every_token_once():
     packed = pack(ROWS, pad=0, width=24)
-    for row, place in zip(ROWS, packed.places, strict=True):
+    for row, place in zip(ROWS, packed.token_positions, strict=True):
         assert packed.ids_PL.flatten()[place].tolist() == row.ids.tolist()
         assert packed.position_PL.flatten()[place].tolist() == list(range(len(row.ids)))
     assert (packed.segment_PL > 0).sum() == sum(len(row.ids) for row in ROWS)
@@ -306,7 +306,7 @@ SHARING = [
 def test_rows_of_one_prompt_share_its_tokens(width):
     packed = pack(SHARING, pad=0, width=width)
     assert (packed.segment_PL > 0).sum() == 20 + 12 + sum(row.answer_length for row in SHARING)
-    for row, place in zip(SHARING, packed.places, strict=True):
+    for row, place in zip(SHARING, packed.token_positions, strict=True):
         assert packed.ids_PL.flatten()[place].tolist() == row.ids.tolist()
         assert packed.position_PL.flatten()[place].tolist() == list(range(len(row.ids)))
     # long answers to a short prompt are cheaper apart
@@ -330,7 +330,7 @@ def test_passes_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be():
         ]
         batch = Batch(rows, {"row": np.arange(len(rows))}, sizes)
         tokens = int(draw.integers(10, 400))
-        passes = list(batch.passes(tokens))
+        passes = list(batch.micro_batches(tokens))
         order = [index for part in passes for index in part.columns["row"]]
         assert sorted(order) == list(range(len(rows)))
         groups = [rows[begin : begin + size] for begin, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True)]
@@ -344,7 +344,7 @@ def test_passes_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be():
             if all(cost <= tokens or len(part) == 1 for cost, part in zip(costs, parts, strict=True)):
                 best = min(best, (len(parts), max(costs)))
         assert (len(passes), max(read_at_once(part.rows) for part in passes)) == best
-    assert not list(Batch([]).passes(100))
+    assert not list(Batch([]).micro_batches(100))
 
 
 @pytest.mark.parametrize("family", ["ours", "theirs"])
@@ -354,7 +354,7 @@ def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, fami
         monkeypatch.setattr(layers, "is_supported", lambda _model: False)
 
     def measured(cost):
-        monkeypatch.setattr(data_batch, "CROSSING", cost)
+        monkeypatch.setattr(data_batch, "ATTENTION_CROSSOVER", cost)
         local = runtime(copy.deepcopy(tiny), lora=False, pack_width=width)
         local.roles |= {"policy": Role(trains=("trunk",)), "reward": Role(head=ScalarHead(tiny.config.hidden_size, 0))}
         local.start({"policy": 1e-3})
@@ -396,7 +396,9 @@ def test_lines_of_a_row_each_come_longest_first():
     rows = [Row(np.arange(number, number + size), 1) for number, size in enumerate((7, 30, 12, 30, 5))]
     packed = pack(rows, pad=0)
     assert (packed.segment_PL > 0).sum(1).tolist() == [30, 30, 12, 7, 5]
-    assert [packed.ids_PL.flatten()[place].tolist() for place in packed.places] == [row.ids.tolist() for row in rows]
+    assert [packed.ids_PL.flatten()[place].tolist() for place in packed.token_positions] == [
+        row.ids.tolist() for row in rows
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -105,7 +105,7 @@ def test_one_pass_finds_what_is_there_twice_in_every_part(prompts: list[str]) ->
     found = curate.overlaps(corpus)
     assert {frozenset(pair) for pair in found.duplicates} == {frozenset(("t", "h")), frozenset(("u", "u2"))}
     assert found.safety_duplicates == [("s2", "s3")]
-    assert {(x.between, x.learned, x.judged, x.exact) for x in found.leaks} == {
+    assert {(x.between, x.trained, x.evaluated, x.exact) for x in found.leaks} == {
         ("train-heldout", "t", "h", False),
         ("demonstrations-heldout", "d", "h", False),
         ("safety-train", "u", "s", False),

@@ -55,15 +55,15 @@ def take_lease(store, rater, at=NOW):
     return store.submit_write(task_queue.next_lease, rater, at).result()
 
 
-def judge(store, seat, side="left", at=NOW, key="", **more):
+def judge(store, lease, side="left", at=NOW, key="", **more):
     submission = Submission(
-        key or f"key-{seat.comparison}-{seat.rater}-{at}", seat.comparison, seat.rater, StoredVerdict(side), **more
+        key or f"key-{lease.comparison}-{lease.rater}-{at}", lease.comparison, lease.rater, StoredVerdict(side), **more
     )
     return store.submit_write(verdicts.judge, submission, at).result()
 
 
-def undo(store, seat, at=NOW):
-    return store.submit_write(verdicts.undo, seat.comparison, seat.rater, at).result()
+def undo(store, lease, at=NOW):
+    return store.submit_write(verdicts.undo, lease.comparison, lease.rater, at).result()
 
 
 def save_settings(store, **changed):
@@ -73,9 +73,9 @@ def save_settings(store, **changed):
 def rate_all(store, rater, at=NOW):
     """Judge all pairs that a rater is assigned, and return them."""
     names = []
-    while isinstance(seat := take_lease(store, rater, at), Lease):
-        names.append(seat.comparison)
-        judge(store, seat, at=at)
+    while isinstance(lease := take_lease(store, rater, at), Lease):
+        names.append(lease.comparison)
+        judge(store, lease, at=at)
     return names
 
 
@@ -121,18 +121,18 @@ def test_choice_of_side(side, order, choice):
 def test_stored_choice_matches_the_shown_side(store):
     store.add_tasks(tasks(6))
     for _ in range(6):
-        seat = take_lease(store, "ann")
-        left = store.read(task_queue.task_view, seat).answers[0]
+        lease = take_lease(store, "ann")
+        left = store.read(task_queue.task_view, lease).answers[0]
         judge(
-            store, seat, "left", NOW + 1, milliseconds=900, guideline="3", comment="so", safety=StoredVerdict("right")
+            store, lease, "left", NOW + 1, milliseconds=900, guideline="3", comment="so", safety=StoredVerdict("right")
         )
         judgement = store.judgements()[-1]
-        comparison = next(c for c in store.comparisons() if c.id == seat.comparison)
+        comparison = next(c for c in store.comparisons() if c.id == lease.comparison)
         chosen, other = (comparison.a, comparison.b) if judgement.choice == "a" else (comparison.b, comparison.a)
         assert store.completions()[chosen].text == left
         assert judgement.details == {"safety": {"choice": "b" if judgement.choice == "a" else "a", "strength": 1}}
         assert (judgement.shown, judgement.kind, judgement.milliseconds, judgement.guideline, judgement.comment) == (
-            seat.order,
+            lease.order,
             "person",
             900,
             "3",
@@ -156,12 +156,12 @@ def test_expired_lease_is_reassigned_and_a_late_verdict_counts(store):
 
 def test_repeated_verdict_is_idempotent_and_a_conflict_is_refused(store):
     store.add_tasks(tasks(2))
-    seat = take_lease(store, "ann")
-    assert not judge(store, seat, "left", key="the-first-key").again
-    assert judge(store, seat, "left", key="the-first-key").again
-    assert judge(store, seat, "left", key="another-tab").again
+    lease = take_lease(store, "ann")
+    assert not judge(store, lease, "left", key="the-first-key").again
+    assert judge(store, lease, "left", key="the-first-key").again
+    assert judge(store, lease, "left", key="another-tab").again
     with pytest.raises(DataError, match="undo first"):
-        judge(store, seat, "right", key="a-third-key")
+        judge(store, lease, "right", key="a-third-key")
     with pytest.raises(DataError, match="key of another"):
         judge(store, take_lease(store, "bob"), key="the-first-key")
     assert len(store.judgements()) == 1
@@ -175,17 +175,17 @@ def test_unassigned_pair_cannot_be_judged(store):
 
 def test_undo_retracts_and_starts_a_new_round(store):
     store.add_tasks(tasks(2))
-    seat = take_lease(store, "ann")
-    judge(store, seat, "left")
+    lease = take_lease(store, "ann")
+    judge(store, lease, "left")
     other = take_lease(store, "ann", NOW + 1)
-    assert store.read(verdicts.last_settled, "ann") == (seat.comparison, "judged")
-    assert undo(store, seat, NOW + 2).judgements == 1
-    assert undo(store, seat, NOW + 2).again
+    assert store.read(verdicts.last_settled, "ann") == (lease.comparison, "judged")
+    assert undo(store, lease, NOW + 2).judgements == 1
+    assert undo(store, lease, NOW + 2).again
     assert store.judgements() == []
-    assert take_lease(store, "ann", NOW + 3).comparison == seat.comparison
-    judge(store, seat, "right", NOW + 4)
+    assert take_lease(store, "ann", NOW + 3).comparison == lease.comparison
+    judge(store, lease, "right", NOW + 4)
     assert take_lease(store, "ann", NOW + 5).comparison == other.comparison
-    assert [(j.comparison, j.round) for j in store.judgements()] == [(seat.comparison, 2)]
+    assert [(j.comparison, j.round) for j in store.judgements()] == [(lease.comparison, 2)]
     assert store.counts()["judgements"] == 2
     stats = store.read(rater_stats.rating_stats, NOW + 5).raters[0]
     assert (stats.judgements, stats.retracted) == (1, 1)
@@ -193,31 +193,31 @@ def test_undo_retracts_and_starts_a_new_round(store):
 
 def test_skipped_pair_goes_to_others(store):
     store.add_tasks(tasks(1))
-    seat = take_lease(store, "ann")
-    store.submit_write(verdicts.skip, seat.comparison, "ann", NOW).result()
-    assert store.submit_write(verdicts.skip, seat.comparison, "ann", NOW).result().again
+    lease = take_lease(store, "ann")
+    store.submit_write(verdicts.skip, lease.comparison, "ann", NOW).result()
+    assert store.submit_write(verdicts.skip, lease.comparison, "ann", NOW).result().again
     assert take_lease(store, "ann") == "empty"
-    undo(store, seat)
-    assert take_lease(store, "ann").comparison == seat.comparison
-    store.submit_write(verdicts.skip, seat.comparison, "ann", NOW).result()
-    assert take_lease(store, "bob").comparison == seat.comparison
+    undo(store, lease)
+    assert take_lease(store, "ann").comparison == lease.comparison
+    store.submit_write(verdicts.skip, lease.comparison, "ann", NOW).result()
+    assert take_lease(store, "bob").comparison == lease.comparison
 
 
 @pytest.mark.parametrize("how", ["returned", "dropped", "rate"])
 def test_flagged_pair_goes_to_the_owner(store, how):
     store.add_tasks(tasks(1))
-    seat = take_lease(store, "ann")
-    store.submit_write(verdicts.flag, seat.comparison, "ann", "no question", NOW).result()
-    assert store.submit_write(verdicts.flag, seat.comparison, "ann", "no question", NOW).result().again
+    lease = take_lease(store, "ann")
+    store.submit_write(verdicts.flag, lease.comparison, "ann", "no question", NOW).result()
+    assert store.submit_write(verdicts.flag, lease.comparison, "ann", "no question", NOW).result().again
     assert [take_lease(store, name) for name in ("ann", "bob")] == ["empty", "empty"]
     with pytest.raises(DataError, match="have flagged"):
-        judge(store, seat)
+        judge(store, lease)
     assert [row["reason"] for row in store.read(rater_stats.flagged_pairs)] == ["no question"]
     if how == "rate":
-        store.submit_write(verdicts.adjudicate, seat.comparison, "owner", NOW).result()
+        store.submit_write(verdicts.adjudicate, lease.comparison, "owner", NOW).result()
         judge(store, take_lease(store, "owner"))
     else:
-        store.submit_write(verdicts.settle_flags, seat.comparison, how).result()
+        store.submit_write(verdicts.settle_flags, lease.comparison, how).result()
     assert store.read(rater_stats.flagged_pairs) == []
     assert take_lease(store, "ann") == "empty"
     queue = store.read(rater_stats.rating_stats, NOW).queues[0]
@@ -227,17 +227,17 @@ def test_flagged_pair_goes_to_the_owner(store, how):
 
 def test_undo_of_a_flag(store):
     store.add_tasks(tasks(1))
-    seat = take_lease(store, "ann")
-    store.submit_write(verdicts.flag, seat.comparison, "ann", "by mistake", NOW).result()
-    undo(store, seat)
+    lease = take_lease(store, "ann")
+    store.submit_write(verdicts.flag, lease.comparison, "ann", "by mistake", NOW).result()
+    undo(store, lease)
     assert store.read(rater_stats.flagged_pairs) == []
     judge(store, take_lease(store, "ann"))
     assert len(store.judgements()) == 1
 
 
-def submit_ranking(store, seat, places, key="rank-key"):
+def submit_ranking(store, lease, places, key="rank-key"):
     return store.submit_write(
-        verdicts.rank, RankingSubmission(key, seat.comparison, seat.rater, places, 60_000, "2", "well"), NOW + 60
+        verdicts.rank, RankingSubmission(key, lease.comparison, lease.rater, places, 60_000, "2", "well"), NOW + 60
     ).result()
 
 
@@ -245,12 +245,12 @@ def test_ranking_yields_judgements_of_all_pairs(store):
     members = tuple(f"s1.p0.{k}" for k in range(4))
     assert store.add_groups([RankingGroup("g1", "p0", members, "work")]) == 1
     assert store.add_groups([RankingGroup("g1", "p0", members, "work")]) == 0
-    seat = take_lease(store, "ann")
-    answers = store.read(task_queue.task_view, seat).answers
+    lease = take_lease(store, "ann")
+    answers = store.read(task_queue.task_view, lease).answers
     assert sorted(answers) == ["0 0", "0 1", "0 2", "0 3"]
     wanted = {"0 3": 1, "0 1": 2, "0 0": 2, "0 2": 4}
-    assert submit_ranking(store, seat, tuple(wanted[answer] for answer in answers)).judgements == 6
-    assert submit_ranking(store, seat, tuple(wanted[answer] for answer in answers)).again
+    assert submit_ranking(store, lease, tuple(wanted[answer] for answer in answers)).judgements == 6
+    assert submit_ranking(store, lease, tuple(wanted[answer] for answer in answers)).again
     by_pair = {j.comparison.rpartition(".")[2]: j for j in store.judgements()}
     assert {pair: j.choice for pair, j in by_pair.items()} == {
         "0-1": "tie",
@@ -262,7 +262,7 @@ def test_ranking_yields_judgements_of_all_pairs(store):
     }
     assert all(j.details["group"] == "g1" and j.milliseconds == 10_000 for j in by_pair.values())
     assert by_pair["0-3"].shown == ("ab" if answers.index("0 0") < answers.index("0 3") else "ba")
-    assert undo(store, seat).judgements == 6
+    assert undo(store, lease).judgements == 6
     assert store.judgements() == []
     submit_ranking(store, take_lease(store, "ann"), (1, 2, 3, 4), "rank-again")
     assert {j.round for j in store.judgements()} == {2}
@@ -293,9 +293,9 @@ def test_gold_is_assigned_and_counted(store):
     save_settings(store, gold_share=1.0)
     for name in ("ann", "bob"):
         for wanted in ("k10", "k11"):
-            seat = take_lease(store, name)
-            assert seat.comparison == wanted
-            judge(store, seat, "left" if seat.order == "ab" else "right")
+            lease = take_lease(store, name)
+            assert lease.comparison == wanted
+            judge(store, lease, "left" if lease.order == "ab" else "right")
         assert take_lease(store, name).comparison not in ("k10", "k11")
     stats = store.read(rater_stats.rating_stats, NOW)
     assert [(rater.name, rater.gold) for rater in stats.raters] == [("ann", (1, 2)), ("bob", (1, 2))]
@@ -335,9 +335,9 @@ def test_pause_budget_and_paused_domain(store):
     store.submit_write(task_queue.pause_domain, "work", True).result()
     assert rate_all(store, "ann") == ["k01", "k03"]
     store.submit_write(task_queue.pause_domain, "work", False).result()
-    seat = take_lease(store, "ann")
+    lease = take_lease(store, "ann")
     save_settings(store, hours=0.5)
-    judge(store, seat, at=NOW + 600, milliseconds=600_000)
+    judge(store, lease, at=NOW + 600, milliseconds=600_000)
     judge(store, take_lease(store, "ann"), at=NOW + 600, milliseconds=600_000)
     store.add_tasks([Task("k04"), Task("k05")])
     judge(store, take_lease(store, "ann"), at=NOW + 3600, milliseconds=3_600_000)
@@ -363,7 +363,7 @@ def test_counters_match_a_recount(store):
     for step in range(400):
         rater = rng.choice(["ann", "bob", "cid"])
         at = NOW + 10 * step
-        seat = take_lease(store, rater, at)
+        lease = take_lease(store, rater, at)
         last = store.read(verdicts.last_settled, rater)
         act = rng.choice(["judge", "judge", "skip", "flag", "undo", "nothing", "return"])
         if act == "undo" and last:
@@ -371,17 +371,17 @@ def test_counters_match_a_recount(store):
         elif act == "return":
             for row in store.read(rater_stats.flagged_pairs):
                 store.submit_write(verdicts.settle_flags, row["comparison"], "returned").result()
-        elif isinstance(seat, Lease) and act == "judge" and seat.group:
+        elif isinstance(lease, Lease) and act == "judge" and lease.group:
             store.submit_write(
-                verdicts.rank, RankingSubmission(f"key-{step}", seat.comparison, rater, (1, 2, 3, 4, 5)), at
+                verdicts.rank, RankingSubmission(f"key-{step}", lease.comparison, rater, (1, 2, 3, 4, 5)), at
             ).result()
-        elif isinstance(seat, Lease) and act == "judge":
-            judge(store, seat, rng.choice(["left", "right", "tie", "both_bad"]), at, f"key-{step}")
-        elif isinstance(seat, Lease) and act in ("skip", "flag"):
+        elif isinstance(lease, Lease) and act == "judge":
+            judge(store, lease, rng.choice(["left", "right", "tie", "both_bad"]), at, f"key-{step}")
+        elif isinstance(lease, Lease) and act in ("skip", "flag"):
             work = (
-                (verdicts.skip, seat.comparison, rater, at)
+                (verdicts.skip, lease.comparison, rater, at)
                 if act == "skip"
-                else (verdicts.flag, seat.comparison, rater, "odd", at)
+                else (verdicts.flag, lease.comparison, rater, "odd", at)
             )
             store.submit_write(*work).result()
     assert_counters(store)
@@ -393,7 +393,7 @@ def assert_counters(store):
     rows = store.read(lambda c: c.execute(select(schema.tasks)).all())
     seats = store.read(lambda c: c.execute(select(schema.seats)).all())
     for task in rows:
-        states = Counter(seat.state for seat in seats if seat.comparison == task.comparison)
+        states = Counter(lease.state for lease in seats if lease.comparison == task.comparison)
         assert task.taken == states["leased"] + states["judged"], task
         assert task.judged == states["judged"], task
         assert task.lane == (0 if task.state != "open" or task.taken >= task.seats else 2 if task.taken else 1), task
@@ -413,12 +413,12 @@ def test_concurrent_stores_lose_and_duplicate_nothing(store, location):
 
     def work(number):
         at = [store, other][number % 2]
-        seat = take_lease(at, f"r{number}", time())
-        if not isinstance(seat, Lease):
+        lease = take_lease(at, f"r{number}", time())
+        if not isinstance(lease, Lease):
             return None
         for _ in range(2):
-            judge(at, seat, "left", time(), key=f"the-key-of-{number}")
-        return seat.comparison
+            judge(at, lease, "left", time(), key=f"the-key-of-{number}")
+        return lease.comparison
 
     with Store.open(location) as other, ThreadPoolExecutor(20) as pool:
         names = [name for name in pool.map(work, range(20)) if name]
@@ -478,9 +478,9 @@ def test_killed_writer_has_acknowledged_only_committed_jobs(store, location, cou
         "towpath.store.store import Store\n"
         "location = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(location)\n"
         "for i in range(8):\n"
-        "    seat = store.submit_write(task_queue.next_lease, 'ann', time.time()).result()\n"
-        "    given = verdicts.Submission(f'a-key-of-{i}', seat.comparison, 'ann', verdicts.StoredVerdict('left'))\n"
-        "    store.submit_write(verdicts.judge, given, time.time()).result(); print(given.key, flush=True)\n"
+        "    lease = store.submit_write(task_queue.next_lease, 'ann', time.time()).result()\n"
+        "    submission = verdicts.Submission(f'a-key-of-{i}', lease.comparison, 'ann', verdicts.StoredVerdict('left'))\n"
+        "    store.submit_write(verdicts.judge, submission, time.time()).result(); print(submission.key, flush=True)\n"
     )
     environment = os.environ | {"TOWPATH_FAULT": f"commit:{2 * count}"}
     done = subprocess.run(
@@ -495,10 +495,12 @@ def test_killed_writer_has_acknowledged_only_committed_jobs(store, location, cou
 
 def test_approved_answer_becomes_a_demonstration(store):
     store.add_tasks(tasks(1))
-    seat = take_lease(store, "ann")
-    assert store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Because so.").result()
+    lease = take_lease(store, "ann")
+    assert store.submit_write(
+        verdicts.save_written_answer, "write-key", lease.comparison, "ann", "Because so."
+    ).result()
     assert not store.submit_write(
-        verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Because so."
+        verdicts.save_written_answer, "write-key", lease.comparison, "ann", "Because so."
     ).result()
     assert store.written_demonstrations() == []
     store.submit_write(verdicts.review_written_answer, "write-key", "approved").result()

@@ -303,10 +303,10 @@ def test_draft_stays_with_its_pair(visit, store):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_on_owner_pages(visit, store, axe, scheme, width):
     for i in range(3):
-        seat = store.submit_write(rater_stats.rating_page, "ann", 1_800_000_000.0 + i).result().task
+        lease = store.submit_write(rater_stats.rating_page, "ann", 1_800_000_000.0 + i).result().task
         submission = verdicts.Submission(
             f"key-of-{i}",
-            seat.comparison,
+            lease.comparison,
             "ann",
             verdicts.StoredVerdict("left"),
             400,
@@ -315,7 +315,7 @@ def test_axe_on_owner_pages(visit, store, axe, scheme, width):
             criteria={"y": "left"},
         )
         store.submit_write(verdicts.judge, submission, 1_800_000_001.0 + i).result()
-    store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "**Better**").result()
+    store.submit_write(verdicts.save_written_answer, "write-key", lease.comparison, "ann", "**Better**").result()
     page = visit("olga", "/owner", viewport={"width": width, "height": 800}, color_scheme=scheme)
     violations = serious(page, axe)
     for path in ("/owner/pairs?having=written", "/owner/answers", "/owner/settings", "/owner/people"):

@@ -89,9 +89,9 @@ def test_trial_pairs_come_first_and_never_become_judgements(store):
     met = set(store.read(lambda c: c.scalars(select(schema.trials.c.comparison)).all()))
     save_settings(store, gold_share=1.0, trial_pairs=3, trial_threshold=0.99)
     pairs = []
-    while isinstance(seat := take_lease(store, "ann"), Lease):
-        pairs.append(seat.comparison)
-        judge(store, seat)
+    while isinstance(lease := take_lease(store, "ann"), Lease):
+        pairs.append(lease.comparison)
+        judge(store, lease)
     assert not met & set(pairs), "a pair whose answer was told is neither work nor gold"
     assert {"k00", "k01"} <= set(pairs)
     name = next(iter(met))
@@ -133,10 +133,10 @@ def test_each_guideline_version_is_acknowledged_once(store):
 
 def test_newest_approved_written_answer_counts(store):
     store.add_tasks(tasks(1))
-    seat = take_lease(store, "ann")
+    lease = take_lease(store, "ann")
     for number in (1, 2):
         store.submit_write(
-            verdicts.save_written_answer, f"write-{number}", seat.comparison, "ann", f"Answer {number}."
+            verdicts.save_written_answer, f"write-{number}", lease.comparison, "ann", f"Answer {number}."
         ).result()
     assert store.written_demonstrations() == [], "nothing trains without approval"
     assert [row["text"] for row in store.read(review.list_written_answers, "waiting")[0]] == ["Answer 2."]
@@ -144,7 +144,7 @@ def test_newest_approved_written_answer_counts(store):
         store.submit_write(verdicts.review_written_answer, "write-1", "approved").result()
     store.submit_write(verdicts.review_written_answer, "write-2", "approved").result()
     assert [d.response for d in store.written_demonstrations()] == ["Answer 2."]
-    store.submit_write(verdicts.save_written_answer, "write-3", seat.comparison, "ann", "Answer 3.").result()
+    store.submit_write(verdicts.save_written_answer, "write-3", lease.comparison, "ann", "Answer 3.").result()
     assert store.written_demonstrations() == []
     assert store.read(rater_stats.rating_stats, NOW).unreviewed == 1
     store.submit_write(verdicts.review_written_answer, "write-3", "declined").result()
@@ -185,14 +185,14 @@ def test_rename_and_remove_a_person_everywhere(store):
     store.add_tasks(tasks(3))
     store.submit_write(people.add_account, "olga", "owner", "hash").result()
     store.submit_write(people.add_account, "ann", "rater", "hash").result()
-    seat = take_lease(store, "ann")
-    judge(store, seat, key="first-key")
-    store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "So.").result()
+    lease = take_lease(store, "ann")
+    judge(store, lease, key="first-key")
+    store.submit_write(verdicts.save_written_answer, "write-key", lease.comparison, "ann", "So.").result()
     store.submit_write(pseudonyms.rename, "ann", "anna").result()
     assert [j.rater for j in store.judgements()] == ["anna"]
     assert store.read(people.get_account, "anna").role == "rater"
     assert store.read(rater_stats.rating_stats, NOW).raters[0].name == "anna"
-    assert undo(store, Lease(seat.comparison, "anna", seat.order, 0.0)).judgements == 1
+    assert undo(store, Lease(lease.comparison, "anna", lease.order, 0.0)).judgements == 1
     judge(store, take_lease(store, "anna"), at=NOW + 5, key="second-key")
     name = store.submit_write(pseudonyms.remove, "anna").result()
     assert re.fullmatch(r"person-[0-9a-f]{8}", name)
@@ -215,10 +215,12 @@ def test_rename_and_remove_a_person_everywhere(store):
 def test_judged_pairs_search_and_filters(store):
     store.add_tasks(tasks(6))
     for i in range(6):
-        seat = take_lease(store, "ann" if i < 3 else "bob", NOW + i)
-        judge(store, seat, "tie" if i == 0 else "left", NOW + i, comment="100%_sure" if i == 1 else "")
+        lease = take_lease(store, "ann" if i < 3 else "bob", NOW + i)
+        judge(store, lease, "tie" if i == 0 else "left", NOW + i, comment="100%_sure" if i == 1 else "")
         if i == 2:
-            store.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "Better so.").result()
+            store.submit_write(
+                verdicts.save_written_answer, "write-key", lease.comparison, "ann", "Better so."
+            ).result()
 
     def names(**wanted):
         return [pair.comparison for pair in store.read(review.list_judged_pairs, PairFilter(**wanted)).pairs]
@@ -240,27 +242,27 @@ def test_judged_pairs_search_and_filters(store):
 def test_reasons_and_criteria_are_stored_and_exported(store):
     store.add_tasks(tasks(2))
     for i in range(2):
-        seat = take_lease(store, "ann", NOW + i)
-        judge(store, seat, "left", NOW + i, reasons=("too long",), criteria={"helpful": "right", "style": "tie"})
+        lease = take_lease(store, "ann", NOW + i)
+        judge(store, lease, "left", NOW + i, reasons=("too long",), criteria={"helpful": "right", "style": "tie"})
         row = store.read(rater_stats.judgement_rows, 0)[-1]
         assert row["details"] == {
             "reasons": ["too long"],
-            "criteria": {"helpful": sides.choice_of("right", seat.order), "style": "tie"},
+            "criteria": {"helpful": sides.choice_of("right", lease.order), "style": "tie"},
         }
 
 
 def test_messages_to_raters_contain_no_ids(store):
     store.add_tasks(tasks(2))
-    seat = take_lease(store, "ann")
-    judge(store, seat, "left", key="the-first-key")
+    lease = take_lease(store, "ann")
+    judge(store, lease, "left", key="the-first-key")
     messages = []
     attempts = [
-        lambda: judge(store, seat, "right", key="other-key-1"),
+        lambda: judge(store, lease, "right", key="other-key-1"),
         lambda: judge(store, Lease("k01", "eve", "ab", 0.0)),
         lambda: judge(store, Lease("k01", "bob", "ab", 0.0), key="the-first-key"),
-        lambda: store.submit_write(verdicts.flag, seat.comparison, "ann", "odd", NOW).result(),
+        lambda: store.submit_write(verdicts.flag, lease.comparison, "ann", "odd", NOW).result(),
         lambda: store.submit_write(
-            verdicts.rank, verdicts.RankingSubmission("rank-key", seat.comparison, "ann", (1, 2, 3, 4)), NOW
+            verdicts.rank, verdicts.RankingSubmission("rank-key", lease.comparison, "ann", (1, 2, 3, 4)), NOW
         ).result(),
     ]
     for attempt in attempts:
@@ -327,9 +329,9 @@ def test_rater_findings_on_the_owner_page(team, light):
 def test_owner_review_actions_over_http(team, light):
     save_settings(light)
     light.add_tasks(tasks(2))
-    seat = take_lease(light, "ann")
-    judge(light, seat)
-    light.submit_write(verdicts.save_written_answer, "write-key", seat.comparison, "ann", "**Better**.").result()
+    lease = take_lease(light, "ann")
+    judge(light, lease)
+    light.submit_write(verdicts.save_written_answer, "write-key", lease.comparison, "ann", "**Better**.").result()
     with signed_in(team, "olga") as owner, signed_in(team, "ann") as ann:
         for path in ("/owner/takeout", "/owner/restore", "/owner/rename", "/owner/remove", "/owner/answers"):
             assert ann.post(path, data={}).status_code == 403, path
@@ -481,9 +483,9 @@ def test_marks_never_cross_tags_or_formulas():
 
 def test_submission_is_stored_completely(store):
     store.add_tasks(tasks(1))
-    seat = take_lease(store, "ann")
+    lease = take_lease(store, "ann")
     submission = Submission(
-        "a-key-1", seat.comparison, "ann", StoredVerdict("left"), reasons=("x",), safety=StoredVerdict("tie")
+        "a-key-1", lease.comparison, "ann", StoredVerdict("left"), reasons=("x",), safety=StoredVerdict("tie")
     )
     assert store.submit_write(verdicts.judge, submission, NOW).result().judgements == 1
     assert set(store.judgements()[0].details) == {"reasons", "safety"}

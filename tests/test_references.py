@@ -10,7 +10,7 @@ import torch
 from towpath.algos.contract import Outputs
 from towpath.data.batch import Batch, Row
 from towpath.recipe import Policy, Reward
-from towpath.stages.comparisons import crossed
+from towpath.stages.comparisons import mismatch_prompts
 
 LENGTHS = (5, 2, 7, 1, 4, 3)
 GROUP = np.array([0, 0, 0, 1, 1, 1])
@@ -264,14 +264,14 @@ def test_what_orpo_reports_as_its_loss_is_what_it_lowers():
 def test_ktos_reference_point_puts_every_answer_under_another_prompt():
     asked = [np.array([3, 4]), np.array([3, 4]), np.array([5]), np.array([3, 4]), np.array([6, 7])]
     rows = [Row(np.concatenate([prompt, [10 + i, 2]]), len(prompt)) for i, prompt in enumerate(asked)]
-    for row, mixed, own in zip(rows, crossed(rows), asked, strict=True):
+    for row, mixed, own in zip(rows, mismatch_prompts(rows), asked, strict=True):
         assert mixed.ids[mixed.start :].tolist() == row.ids[row.start :].tolist()
         assert mixed.ids[: mixed.start].tolist() in [
             prompt.tolist() for prompt in asked if prompt.tolist() != own.tolist()
         ]
-    assert crossed(rows[:2]) == crossed(rows[:1]) == []
+    assert mismatch_prompts(rows[:2]) == mismatch_prompts(rows[:1]) == []
     for count in range(2, 6):  # the nearest before, round the circle, by looking at each
-        for i, mixed in enumerate(crossed(rows[:count])):
+        for i, mixed in enumerate(mismatch_prompts(rows[:count])):
             nearest = next(
                 asked[:count][i - back]
                 for back in range(1, count)

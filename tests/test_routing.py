@@ -2,16 +2,25 @@
 
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from towpath.data.corpus import Corpus
 from towpath.data.draws import generator
 from towpath.errors import DataError
 from towpath.feedback import calibration, label_budget
 from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
 from towpath.feedback.routing import RoutingConfig, Signals, label_doubt, route_comparisons
-from towpath.records import Judgement
+from towpath.recipe import Recipe
+from towpath.records import Comparison, Completion, Judgement, Prompt
+from towpath.run.fingerprint import plan_stages
+from towpath.stages import annotate, reward_margins
+from towpath.store.store import Store
+from towpath.store.task_queue import Gold
 
 
 def drawn(seed=0, count=2000, **more):
@@ -266,3 +275,90 @@ def test_money_goes_where_it_helps():
     assert label_budget.best_split(1000, 0, RaterAccuracy(0.8, 0.9)).error == 0.5
     with pytest.raises(DataError, match="right"):
         label_budget.best_split(10, 10, RaterAccuracy(1.0, 0.8))
+
+
+def blend_job(tmp_path, monkeypatch, comparisons, *, domains=(), gold=(), margins=(), round_=1):
+    """A label stage whose judge prefers a with certainty on every comparison; returns the route of each."""
+    store = Store.open(tmp_path / "ledger.db")
+    prompts = [Prompt(f"p-{c.id}", f"What about {c.id}?", dict(domains).get(c.id, "home")) for c in comparisons]
+    store.add_prompts(prompts)
+    for side in "ab":
+        store.add_completions([Completion(f"{side}-{p.id}", p.id, "sft", side, (), (), "stop") for p in prompts])
+    store.add_comparisons(comparisons)
+    store.put_gold([Gold(name, "a") for name in gold])
+    monkeypatch.setattr(annotate, "reward_margins", lambda _job, _comparisons: dict(margins))
+    recipe = Recipe.model_validate({"preferences": {"human_share": 0.12, "audit_share": 0.1, "overlap": 0.0}})
+    job: Any = SimpleNamespace(recipe=recipe, store=store, round=round_)
+    judgements = [
+        Judgement(f"{c.id}/judge", c.id, "judge:m", "judge", "a", strength=3, details={"confidence": 1.0})
+        for c in comparisons
+    ]
+    return {route.comparison: route for route in annotate._routes(job, comparisons, judgements)}
+
+
+def pairs(count, round_=1):
+    names = [f"r{round_}k{i}" for i in range(count)]
+    return [Comparison(name, f"p-{name}", f"a-p-{name}", f"b-p-{name}", round_) for name in names]
+
+
+def test_the_label_stage_sends_gold_comparisons_of_the_store_to_people(tmp_path, monkeypatch):
+    routes = blend_job(tmp_path, monkeypatch, pairs(60), gold=["r1k7"])
+    assert routes["r1k7"].reasons[0] == "gold" and routes["r1k7"].seats == 3 and routes["r1k7"].propensity == 1.0
+    assert not any("gold" in route.reasons for name, route in routes.items() if name != "r1k7")
+
+
+def test_the_label_stage_sends_what_the_reward_model_contradicts(tmp_path, monkeypatch):
+    margins = {f"r1k{i}": -4.0 if i == 7 else 2.0 for i in range(60)}
+    routes = blend_job(tmp_path, monkeypatch, pairs(60), margins=margins)
+    assert "reward model differs" in routes["r1k7"].reasons and routes["r1k7"].propensity == 1.0
+    assert sum("reward model differs" in route.reasons for route in routes.values()) == 1
+
+
+def test_the_label_stage_sends_domains_without_labels_of_earlier_rounds(tmp_path, monkeypatch):
+    comparisons = [*pairs(30, 1), *pairs(30, 2)]
+    routes = blend_job(tmp_path, monkeypatch, comparisons, domains={"r2k3": "law"}, round_=2)
+    assert "new domain" in routes["r2k3"].reasons and routes["r2k3"].propensity == 1.0
+    assert sum("new domain" in route.reasons for route in routes.values()) == 1
+
+
+def test_in_the_first_round_no_domain_is_new(tmp_path, monkeypatch):
+    routes = blend_job(tmp_path, monkeypatch, pairs(60), domains={"r1k3": "law"})
+    assert not any("new domain" in route.reasons for route in routes.values())
+
+
+def test_a_later_label_stage_gets_the_reward_model_of_the_round_before(tmp_path):
+    recipe = Recipe.model_validate({"rounds": 2, "preferences": {"raters": "blend"}})
+    inputs = {stage.name: stage.inputs for stage in plan_stages(recipe, tmp_path, Corpus(()), None)}
+    assert "reward" not in inputs["label"] and {"sft", "reward"} <= set(inputs["label@2"])
+
+
+def test_a_margin_is_the_score_of_a_over_that_of_b_and_is_computed_once(tmp_path, monkeypatch):
+    store = Store.open(tmp_path / "ledger.db")
+    comparisons = pairs(3)
+    store.add_prompts([Prompt(c.prompt_id, f"What about {c.id}?") for c in comparisons])
+    texts = {name: "x" * (5 if name.startswith("a") else 2) for c in comparisons for name in (c.a, c.b)}
+    store.add_completions(
+        [Completion(name, name[2:], "sft", text, (1,) * len(text), (), "stop") for name, text in texts.items()]
+    )
+    scored = []
+
+    def score(_role, batch, _wants):
+        scored.append(len(batch))
+        return SimpleNamespace(score_B=torch.tensor([float(row.answer_length) for row in batch.rows]))
+
+    job: Any = SimpleNamespace(
+        run=tmp_path,
+        inputs={"sft": tmp_path / "sft", "reward": tmp_path / "abc123"},
+        recipe=Recipe(),
+        store=store,
+        chat=SimpleNamespace(prompt=lambda _text: [1, 2]),
+        tokens=lambda completion: completion.token_ids,
+        launch=lambda training: SimpleNamespace(open=lambda _roles: None, score=score),
+    )
+    monkeypatch.setattr(reward_margins.manifest, "read", lambda _folder: {"result": {"std": 2.0}})
+    margins = reward_margins.reward_margins(job, comparisons[:2])
+    assert margins == {"r1k0": 6.0, "r1k1": 6.0}
+    assert reward_margins.reward_margins(job, comparisons) == margins | {"r1k2": 6.0}
+    assert scored == [4, 2], "only the new comparison is scored again"
+    del job.inputs["reward"]
+    assert reward_margins.reward_margins(job, comparisons) == {}

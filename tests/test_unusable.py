@@ -378,7 +378,7 @@ def test_files_that_nothing_reads_are_named(tmp_path: Path, chat: Chat) -> None:
 def test_prompts_of_demonstrations_are_held_out_too_and_leak_nothing(tmp_path: Path) -> None:
     put(tmp_path / "d.jsonl", *({"prompt": f"What is {i}?", "response": f"{i}."} for i in range(200)))
     corpus = read(tmp_path, demonstrations="d.jsonl", heldout=0.3)
-    assert 40 < len(corpus.heldout) < 80 and corpus.drawn == 200
+    assert 40 < len(corpus.heldout) < 80 and corpus.random_splits == 200
     held = {p.id for p in corpus.heldout}
     assert len(corpus.demonstrations) == 200 - len(held) and not held & {d.prompt_id for d in corpus.demonstrations}
     put(tmp_path / "d.jsonl", *({"prompt": f"What is {i}?", "response": f"{i}.", "split": "train"} for i in range(200)))

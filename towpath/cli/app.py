@@ -275,7 +275,7 @@ def explain(
     """Explain a recipe key: meaning, default, usual range and reason."""
     from towpath import recipe
 
-    rows = recipe.explained(key)
+    rows = recipe.explain(key)
     if as_json:
         print_output(json.dumps(rows, indent=1, default=str))
         return

@@ -1,4 +1,4 @@
-"""The records of Argilla and the tasks of Label Studio, in and out."""
+"""Import and export of Argilla records and Label Studio tasks."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,128 +15,146 @@ _TIES = ("tie", "both_bad")
 
 
 def read_argilla(cells: Cells) -> Iterator[PreferencePair | str]:
-    """A record of Argilla, version 2 or 1: two text fields beside the prompt, and what each user answered."""
+    """An Argilla record, version 2 or 1: two text fields beside the prompt, and each user's response."""
     fields = cells.get("fields")
     metadata = cells.get("metadata") or {}
     if not isinstance(fields, dict) or not isinstance(metadata, dict):
         raise UnusableRow("fields and metadata are not objects")
     left, right = answer_columns(fields)
-    said: list[Judgement] = []
+    judgements: list[Judgement] = []
     for user, status, answers in _responses(cells.get("responses")):
         if status not in ("", "submitted"):
             yield f"the response of {user} is {status}: not counted"
             continue
-        choice = _named(answers, (left, right))
+        choice = _first_choice(answers, (left, right))
         if choice is None:
             yield f"the response of {user} names no answer: {str(answers)[:80]}"
             continue
         note = answers.get(COMMENT)
-        said.append(draft_judgement(choice, f"argilla:{user}", comment=note if isinstance(note, str) else ""))
+        judgements.append(draft_judgement(choice, f"argilla:{user}", comment=note if isinstance(note, str) else ""))
     known = parse_provenance(metadata.get("provenance"))
     yield PreferencePair(
         prompt_text(fields),
         text_cell(fields, left),
         text_cell(fields, right),
         None,
-        tuple(said),
+        tuple(judgements),
         group=text_cell(metadata, "group"),
         known=known,
     )
 
 
-def argilla_row(s: PreferenceRecord) -> Cells:
-    """A record for `dataset.records.from_json`; what the ledger holds already is a suggestion."""
-    said = (
-        {QUESTION: {"value": s.choice, "score": round(max(s.chance, 1 - s.chance), 6), "agent": s.source}}
-        if s.choice
+def argilla_row(record: PreferenceRecord) -> Cells:
+    """A record for `dataset.records.from_json`; the ledger's label is a suggestion."""
+    suggestions = (
+        {
+            QUESTION: {
+                "value": record.choice,
+                "score": round(max(record.chance, 1 - record.chance), 6),
+                "agent": record.source,
+            }
+        }
+        if record.choice
         else {}
     )
     return {
-        "id": s.known.comparison.id,
-        "fields": {"prompt": s.prompt.prompt, "answer_a": s.known.a.text, "answer_b": s.known.b.text},
-        "metadata": {"domain": s.prompt.domain, "group": s.group, "provenance": s.provenance(tokens=False)},
-        "suggestions": said,
+        "id": record.known.comparison.id,
+        "fields": {"prompt": record.prompt.prompt, "answer_a": record.known.a.text, "answer_b": record.known.b.text},
+        "metadata": {
+            "domain": record.prompt.domain,
+            "group": record.group,
+            "provenance": record.provenance(tokens=False),
+        },
+        "suggestions": suggestions,
         "responses": {},
         "vectors": {},
     }
 
 
 def read_label_studio(cells: Cells) -> Iterator[PreferencePair | str]:
-    """A task of Label Studio with its annotations: a Pairwise tag, and a Choices tag for what it cannot say."""
+    """A Label Studio task with its annotations: a Pairwise tag, and a Choices tag for ties."""
     data = cells.get("data")
     annotations = cells.get("annotations") or []
     if not isinstance(data, dict) or not isinstance(annotations, list):
         raise UnusableRow("data is not an object, or annotations are not a list")
     left, right = answer_columns(data)
-    said: list[Judgement] = []
+    judgements: list[Judgement] = []
     for annotation in annotations:
-        who = _annotator(annotation)
+        user = _annotator(annotation)
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
-            yield f"the annotation of {who} was cancelled: not counted"
+            yield f"the annotation of {user} was cancelled: not counted"
             continue
-        choice, note = _selected(annotation.get("result"))
+        choice, note = _parse_result(annotation.get("result"))
         if choice is None:
-            yield f"the annotation of {who} names no answer"
+            yield f"the annotation of {user} names no answer"
             continue
-        spent = annotation.get("lead_time")
+        lead_time = annotation.get("lead_time")
         at = annotation.get("created_at")
-        milliseconds = round(1000 * spent) if isinstance(spent, int | float) else None
+        milliseconds = round(1000 * lead_time) if isinstance(lead_time, int | float) else None
         at = at if isinstance(at, str) and is_iso_time(at) else ""
-        said.append(draft_judgement(choice, f"label-studio:{who}", milliseconds=milliseconds, at=at, comment=note))
+        judgements.append(
+            draft_judgement(choice, f"label-studio:{user}", milliseconds=milliseconds, at=at, comment=note)
+        )
     known = parse_provenance(data.get("provenance"))
     yield PreferencePair(
         prompt_text(data),
         text_cell(data, left),
         text_cell(data, right),
         None,
-        tuple(said),
+        tuple(judgements),
         group=text_cell(data, "group"),
         known=known,
     )
 
 
-def label_studio_row(s: PreferenceRecord) -> Cells:
-    """A task to import; what the ledger holds already is a prediction."""
-    data = {"prompt": s.prompt.prompt, "text1": s.known.a.text, "text2": s.known.b.text}
-    data |= {"comparison": s.known.comparison.id, "group": s.group, "provenance": s.provenance(tokens=False)}
+def label_studio_row(record: PreferenceRecord) -> Cells:
+    """A task to import; the ledger's label is a prediction."""
+    data = {"prompt": record.prompt.prompt, "text1": record.known.a.text, "text2": record.known.b.text}
+    data |= {
+        "comparison": record.known.comparison.id,
+        "group": record.group,
+        "provenance": record.provenance(tokens=False),
+    }
     row: Cells = {"data": data}
-    if s.choice:
-        score = round(max(s.chance, 1 - s.chance), 6)
-        row["predictions"] = [{"model_version": s.source or "towpath", "score": score, "result": [_result(s.choice)]}]
+    if record.choice:
+        score = round(max(record.chance, 1 - record.chance), 6)
+        row["predictions"] = [
+            {"model_version": record.source or "towpath", "score": score, "result": [_result(record.choice)]}
+        ]
     return row
 
 
-def _responses(found: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """User, status and answers by question; version 2 keeps them by question, version 1 by user."""
-    if isinstance(found, dict):
+def _responses(responses: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """User, status and answers by question; version 2 groups responses by question, version 1 by user."""
+    if isinstance(responses, dict):
         by_user: dict[str, tuple[str, dict[str, Any]]] = {}
-        for name, told in found.items():
-            for response in _objects(told):
+        for name, values_ in responses.items():
+            for response in _objects(values_):
                 user = str(response.get("user_id") or "unknown")
                 by_user.setdefault(user, (str(response.get("status") or ""), {}))[1][name] = response.get("value")
         yield from ((user, status, answers) for user, (status, answers) in by_user.items())
         return
-    for response in _objects(found):
+    for response in _objects(responses):
         values = response.get("values")
-        told = values.items() if isinstance(values, dict) else ()
-        answers = {str(name): value.get("value") if isinstance(value, dict) else value for name, value in told}
+        values_ = values.items() if isinstance(values, dict) else ()
+        answers = {str(name): value.get("value") if isinstance(value, dict) else value for name, value in values_}
         yield str(response.get("user_id") or "unknown"), str(response.get("status") or ""), answers
 
 
-def _objects(found: Any) -> list[dict[str, Any]]:
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _named(answers: dict[str, Any], names: tuple[str, str]) -> Choice | None:
-    """The choice in the first question that tells one."""
+def _first_choice(answers: dict[str, Any], names: tuple[str, str]) -> Choice | None:
+    """The choice in the first question that has one."""
     for question_name, value in answers.items():
-        choice = None if question_name == COMMENT else _chosen(value, names)
+        choice = None if question_name == COMMENT else _parse_answer(value, names)
         if choice:
             return choice
     return None
 
 
-def _chosen(value: Any, names: tuple[str, str]) -> Choice | None:
+def _parse_answer(value: Any, names: tuple[str, str]) -> Choice | None:
     """The choice in the value of a label, rating or ranking question."""
     if isinstance(value, list):
         ranks = {item.get("value"): item.get("rank") for item in value if isinstance(item, dict)}
@@ -155,8 +173,8 @@ def _annotator(annotation: Any) -> str:
     return "unknown" if who is None else str(who)
 
 
-def _selected(result: Any) -> tuple[Choice | None, str]:
-    """The choice and the comment among the results of an annotation; a tie said beside a side counts."""
+def _parse_result(result: Any) -> tuple[Choice | None, str]:
+    """The choice and the comment among the results of an annotation; a tie overrides a side."""
     choice: Choice | None = None
     note = ""
     for item in result if isinstance(result, list) else ():
@@ -164,12 +182,12 @@ def _selected(result: Any) -> tuple[Choice | None, str]:
         if not isinstance(value, dict):
             continue
         picked = value.get("choices")
-        told = picked[0] if isinstance(picked, list) and picked else value.get("selected")
-        found = parse_choice(told)
-        if found and (choice not in _TIES):
-            choice = found
-        written = value.get("text")
-        note = " ".join(map(str, written)) if isinstance(written, list) else str(written or note)
+        selected = picked[0] if isinstance(picked, list) and picked else value.get("selected")
+        parsed = parse_choice(selected)
+        if parsed and (choice not in _TIES):
+            choice = parsed
+        comment = value.get("text")
+        note = " ".join(map(str, comment)) if isinstance(comment, list) else str(comment or note)
     return choice, note
 
 

@@ -1,4 +1,4 @@
-"""Rows of tokens, packed into lines without mixing; columns that travel with the rows.
+"""Batches of token rows in host memory, and packing of rows into lines without attention between them.
 
 P lines, L tokens of a line, B rows, T answer tokens.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Prompt and answer in one array; the answer begins at `start`."""
+    """Prompt and answer tokens in one array; the answer begins at `start`."""
 
     ids: np.ndarray
     start: int
@@ -24,20 +24,20 @@ class Row:
 
     @property
     def prompt(self) -> bytes:
-        """The prompt's tokens, to compare by."""
+        """The prompt's tokens, as a key."""
         return self.ids[: self.start].tobytes()
 
 
 def make_row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
-    """One row of prompt and answer tokens."""
+    """A row of prompt and answer tokens."""
     return Row(np.asarray([*prompt, *answer], dtype=np.int64), len(prompt))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows and their columns: first axis B; a second axis is T, but for the columns named `fixed`.
+    """Rows and their columns: the first axis is B, the second is T except in columns named in `fixed`.
 
-    Rows of one group are never parted; without `sizes` every row is a group of its own.
+    Rows of one group stay together; without `sizes` (rows per group) every row is a group.
     """
 
     rows: list[Row]
@@ -61,7 +61,7 @@ class Batch:
         return np.arange(lengths.max(initial=0))[None, :] < lengths[:, None]
 
     def take(self, groups: Sequence[int] | np.ndarray) -> "Batch":
-        """The named groups of rows, in that order, columns cut to their longest answer."""
+        """The groups with these indices, in that order, with columns cut to their longest answer."""
         sizes = np.array(self.sizes or [1] * len(self.rows))
         starts = np.cumsum(sizes) - sizes
         index = np.concatenate([starts[g] + np.arange(sizes[g]) for g in groups])
@@ -74,17 +74,19 @@ class Batch:
         )
 
     def with_columns(self, **columns: Any) -> "Batch":
-        """The same rows with more columns."""
+        """The same rows with further columns."""
         return replace(self, columns={**self.columns, **columns})
 
     def with_handle(self, name: str, handle: Any) -> "Batch":
-        """The same rows with a handle to what a runtime keeps of them."""
+        """The same rows with a handle to data that a runtime keeps for them."""
         cached_row = self.columns.get("cached_row", np.arange(len(self)))
         return replace(self, columns={**self.columns, "cached_row": cached_row}, handles={**self.handles, name: handle})
 
-    def passes(self, tokens: int) -> Iterator["Batch"]:
-        """Micro-batches of about so many tokens, as few as that allows and of about one size, of similar length,
-        rows of one prompt together; their losses add up to the whole."""
+    def micro_batches(self, tokens: int) -> Iterator["Batch"]:
+        """Split into as few micro-batches of at most about `tokens` as possible, of similar size and length.
+
+        Rows of one prompt stay together where possible. The losses of all parts add up to the loss of the whole.
+        """
         sizes = np.array(self.sizes or [1] * len(self.rows))
         starts = np.cumsum(sizes) - sizes
         groups = [self.rows[start : start + size] for start, size in zip(starts, sizes, strict=True)]
@@ -94,65 +96,67 @@ class Batch:
             longest[prompt] = max(longest.get(prompt, 0), *(len(row.ids) for row in rows))
         order = sorted(range(len(groups)), key=lambda i: (-longest[prompts[i]], prompts[i]))
         costs = [(prompts[i], groups[i][0].start, sum(row.answer_length for row in groups[i])) for i in order]
-        fewest = len(_cut(costs, tokens))
-        even = bisect_left(range(tokens), -fewest, key=lambda limit: -len(_cut(costs, limit)))
-        for part in _cut(costs, even):
+        fewest_parts = len(_split_by_tokens(costs, tokens))
+        even_limit = bisect_left(range(tokens), -fewest_parts, key=lambda limit: -len(_split_by_tokens(costs, limit)))
+        for part in _split_by_tokens(costs, even_limit):
             yield self.take(order[part])
 
 
-def _cut(costs: Sequence[tuple[bytes, int, int]], tokens: int) -> list[slice]:
-    """Neighbours that one pass takes: each has a prompt, of so many tokens but read once a pass, and answers of so
-    many."""
-    found: list[slice] = []
+def _split_by_tokens(costs: Sequence[tuple[bytes, int, int]], tokens: int) -> list[slice]:
+    """Split consecutive rows at `tokens`: each has a prompt of `length` tokens, read once per part, and answer
+    tokens."""
+    parts: list[slice] = []
     begin = 0
     total = 0
-    read = set[bytes]()
-    for place, (prompt, length, answers) in enumerate(costs):
-        total += answers + (0 if prompt in read else length)
-        read.add(prompt)
-        if total > tokens and place > begin:
-            found.append(slice(begin, place))
-            begin = place
+    prompts = set[bytes]()
+    for index, (prompt, length, answers) in enumerate(costs):
+        total += answers + (0 if prompt in prompts else length)
+        prompts.add(prompt)
+        if total > tokens and index > begin:
+            parts.append(slice(begin, index))
+            begin = index
             total = answers + length
-            read = {prompt}
-    return [*found, slice(begin, len(costs))] if costs else found
+            prompts = {prompt}
+    return [*parts, slice(begin, len(costs))] if costs else parts
 
 
-CROSSING = 1500
+ATTENTION_CROSSOVER = 1500
 """Tokens of a line at which attention costs about as much as the linear layers."""
-WIDTHS = 32
-"""How many widths of lines are tried."""
+WIDTH_CANDIDATES = 32
+"""How many line widths are tried."""
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows laid into lines; rows of one prompt may share its tokens.
+    """Rows packed into lines; rows with the same prompt may share its tokens.
 
-    Segment 0 is padding, every prompt and every answer of a line has a number of its own; the `parent` of an
-    answer's segment is its prompt's, which it sees beside itself.
+    Segment 0 is padding; every prompt and every answer of a line has its own segment. The `parent` of an answer's
+    segment is its prompt's, which it attends to besides itself.
     """
 
     ids_PL: np.ndarray
     position_PL: np.ndarray
     segment_PL: np.ndarray
     parent_PL: np.ndarray
-    places: list[np.ndarray]
-    """Where every token of each row lies in the lines, one behind the other."""
+    token_positions: list[np.ndarray]
+    """For each row, the indices of its tokens in the flattened lines."""
 
 
 def pack(rows: Sequence[Row], pad: int, width: int = 0) -> PackedRows:
-    """Rows laid into lines at most as wide as `width`, or as the longest row; 0 gives a line to each row, or to
-    several that share a prompt where that is less work, the longest first."""
-    bundles = _bundles(rows)
+    """Pack rows into lines of at most `width` tokens or the longest row; 0 gives each row its own line.
+
+    Rows with the same prompt share a line where that costs less. Longest rows come first.
+    """
+    bundles = _group_by_prompt(rows)
     sizes = [rows[bundle[0]].start + sum(rows[i].answer_length for i in bundle) for bundle in bundles]
-    lines, width = _lines(sizes, width) if width else (np.argsort(_longest_first(sizes)).tolist(), max(sizes))
+    lines, width = _choose_width(sizes, width) if width else (np.argsort(_longest_first(sizes)).tolist(), max(sizes))
     used = [0] * (max(lines) + 1)
     count = [0] * (max(lines) + 1)
     ids_PL = np.full((len(used), width), pad, dtype=np.int64)
     position_PL, segment_PL, parent_PL = (np.zeros_like(ids_PL) for _ in range(3))
-    places = [np.zeros(0, dtype=np.int64)] * len(rows)
+    positions = [np.zeros(0, dtype=np.int64)] * len(rows)
 
-    def lay(line: int, ids: np.ndarray, first: int, parent: int) -> np.ndarray:
+    def write_segment(line: int, ids: np.ndarray, first: int, parent: int) -> np.ndarray:
         begin, count[line] = used[line], count[line] + 1
         end = used[line] = begin + len(ids)
         ids_PL[line, begin:end] = ids
@@ -164,49 +168,48 @@ def pack(rows: Sequence[Row], pad: int, width: int = 0) -> PackedRows:
     for number in _longest_first(sizes):
         line = lines[number]
         start = rows[bundles[number][0]].start
-        prompt = lay(line, rows[bundles[number][0]].ids[:start], 0, 0)
+        prompt = write_segment(line, rows[bundles[number][0]].ids[:start], 0, 0)
         parent = count[line]
         for index in bundles[number]:
-            places[index] = np.concatenate([prompt, lay(line, rows[index].ids[start:], start, parent)])
-    return PackedRows(ids_PL, position_PL, segment_PL, parent_PL, places)
+            positions[index] = np.concatenate([prompt, write_segment(line, rows[index].ids[start:], start, parent)])
+    return PackedRows(ids_PL, position_PL, segment_PL, parent_PL, positions)
 
 
-def _bundles(rows: Sequence[Row]) -> list[list[int]]:
-    """Rows that share a prompt's tokens, as long as reading the prompt again would cost more than the longer line
-    does."""
+def _group_by_prompt(rows: Sequence[Row]) -> list[list[int]]:
+    """Group rows that share a prompt, as long as repeating the prompt would cost more than the longer line."""
 
     def cost(tokens: int) -> int:
-        return tokens * (CROSSING + tokens)
+        return tokens * (ATTENTION_CROSSOVER + tokens)
 
-    found: list[list[int]] = []
+    bundles: list[list[int]] = []
     latest: dict[bytes, tuple[list[int], int]] = {}
     for index, row in enumerate(rows):
         bundle, size = latest.get(row.prompt, ([], 0))
         if not bundle or cost(size + row.answer_length) - cost(size) > cost(len(row.ids)):
             bundle = []
             size = row.start
-            found.append(bundle)
+            bundles.append(bundle)
         bundle.append(index)
         latest[row.prompt] = bundle, size + row.answer_length
-    return found
+    return bundles
 
 
-def _lines(sizes: Sequence[int], most: int) -> tuple[list[int], int]:
-    """The line of every row, and the width, at which padding and attention together cost least; no wider than
-    `most`, if rows allow."""
+def _choose_width(sizes: Sequence[int], most: int) -> tuple[list[int], int]:
+    """The line of every row, and the width with the lowest cost of padding and attention, at most `most` if rows
+    allow."""
     least = max(sizes)
     order = _longest_first(sizes)
-    widths = sorted({round(width) for width in np.linspace(least, max(most, least), WIDTHS)})
+    widths = sorted({round(width) for width in np.linspace(least, max(most, least), WIDTH_CANDIDATES)})
     return min(
-        (_fitted(sizes, order, width) for width in widths),
-        key=lambda found: (max(found[0]) + 1) * found[1] * (CROSSING + found[1]),
+        (_best_fit(sizes, order, width) for width in widths),
+        key=lambda packing: (max(packing[0]) + 1) * packing[1] * (ATTENTION_CROSSOVER + packing[1]),
     )
 
 
-def _fitted(sizes: Sequence[int], order: Sequence[int], width: int) -> tuple[list[int], int]:
-    """The longest rows first, each into the fullest line that has room; the line of every row, and the width that is
-    used."""
-    room: list[tuple[int, int]] = []  # what is left of each line, least first
+def _best_fit(sizes: Sequence[int], order: Sequence[int], width: int) -> tuple[list[int], int]:
+    """Best-fit decreasing: longest rows first, each into the fullest line with room; returns lines and the used
+    width."""
+    room: list[tuple[int, int]] = []  # (free tokens, line), least free first
     lines = [0] * len(sizes)
     for index in order:
         at = bisect_left(room, (sizes[index], -1))

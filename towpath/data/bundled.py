@@ -1,4 +1,4 @@
-"""The recipes that come with the package, and whether a corpus consists of their data."""
+"""The bundled recipes, and whether a corpus consists of their data."""
 
 import json
 from functools import cache
@@ -10,14 +10,14 @@ from towpath.data.texts import normalise
 
 
 def recipes_folder() -> Path:
-    """The folder of recipes: in the package when installed, beside it in a checkout."""
+    """The folder of recipes: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def is_bundled(corpus: Corpus | DataSummary) -> bool:
-    """Whether every prompt and every demonstration of a corpus comes from a bundled recipe."""
+    """Whether every prompt and demonstration of a corpus comes from a bundled recipe."""
     if isinstance(corpus, DataSummary):
         return corpus.bundled
     prompts, answers = _bundled()

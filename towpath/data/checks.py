@@ -1,5 +1,4 @@
-"""What is wrong with the data of a run, as findings: overlaps, lengths, the safety set, preferences, and files that
-nothing reads."""
+"""Findings on the data of a run: overlaps, lengths, the safety set, preferences, and unread files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,14 +13,14 @@ from towpath.errors import DataError, TowpathError
 from towpath.recipe import Recipe
 from towpath.records import Finding, Prompt
 
-NAMED = 10
+MAX_NAMES = 10
 
 
 def check_data(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, context: int | None) -> list[Finding]:
-    """Findings on the data; rows that cannot be used are written to a file of the run. Lengths need a chat."""
+    """Findings on the data; unusable rows are written to a file of the run. Lengths need a chat."""
     lengths = TokenLengths(chat, cache_file(run, "token_lengths"), model_key(recipe), context)
     long = find_too_long(corpus, lengths, limits_of(recipe, context)) if chat else []
-    survey, findings = _survey(recipe, run, corpus, lengths)
+    survey, findings = _count_preferences(recipe, run, corpus, lengths)
     listed = refused.write_refused_rows(
         run, [*corpus.refused, *refused_rows(corpus, long), *survey.refused, *survey.long]
     )
@@ -29,7 +28,7 @@ def check_data(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, con
     findings += [
         *_overlaps(curate.overlaps(corpus, cache_file(run, "near_duplicates"))),
         *_safety(corpus.safety),
-        *_unread(recipe, run),
+        *_unread_files(recipe, run),
     ]
     findings += _lengths(recipe, corpus, lengths, long, listed) if chat else []
     lengths.save()
@@ -38,7 +37,7 @@ def check_data(recipe: Recipe, run: Path, corpus: Corpus, chat: Chat | None, con
 
 def first_names(names: Sequence[str]) -> str:
     """The first few names."""
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    return ", ".join(names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
 
 
 def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
@@ -62,7 +61,7 @@ def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
     for between in dict.fromkeys(leak.between for leak in overlaps.leaks):
         some = [leak for leak in overlaps.leaks if leak.between == between]
         exact = sum(leak.exact for leak in some)
-        pairs = first_names([f"{x.learned} = {x.judged}" for x in some])
+        pairs = first_names([f"{x.trained} = {x.evaluated}" for x in some])
         evidence = f"{least}{len(some)} leaks {between.replace('-', ' to ')} ({exact} exact): {pairs}"
         remedy = "remove one of each pair, or put both into one split"
         severity = "error" if between == "train-heldout" else "warning"
@@ -70,10 +69,10 @@ def _overlaps(overlaps: curate.Overlaps) -> list[Finding]:
     return findings
 
 
-def _survey(
+def _count_preferences(
     recipe: Recipe, run: Path, corpus: Corpus, lengths: TokenLengths
 ) -> tuple[recorded_preferences.RecordedCounts, list[Finding]]:
-    """What the files of preferences hold where the recipe reads them, or why they cannot be read."""
+    """Counts of the recorded preferences, or the finding why they cannot be read."""
     if recipe.preferences.raters != "recorded":
         return recorded_preferences.RecordedCounts(), []
     try:
@@ -85,7 +84,7 @@ def _survey(
 
 
 def _preferences(recipe: Recipe, survey: recorded_preferences.RecordedCounts, listed: str) -> Iterator[Finding]:
-    """Rows of preferences that cannot be used, and whether what is left is enough."""
+    """Findings on unusable preference rows, and on too few usable ones."""
     if recipe.preferences.raters != "recorded":
         return
     severity = "warning" if recipe.data.unusable == "skip" else "error"
@@ -95,7 +94,11 @@ def _preferences(recipe: Recipe, survey: recorded_preferences.RecordedCounts, li
     ):
         if rows:
             evidence = f"{len(rows)} {what}: {refused.format_summary(rows)}; {listed}"
-            cause = "none is left out unasked" if severity == "error" else "data.unusable = 'skip' leaves them out"
+            cause = (
+                "data.unusable = 'stop' leaves none out"
+                if severity == "error"
+                else "data.unusable = 'skip' leaves them out"
+            )
             yield Finding(
                 "preferences",
                 severity,
@@ -115,8 +118,8 @@ def _preferences(recipe: Recipe, survey: recorded_preferences.RecordedCounts, li
         yield Finding("labels", "error", evidence, cause, "lower preferences.min_labels, or add preferences")
 
 
-def _unread(recipe: Recipe, run: Path) -> Iterator[Finding]:
-    """Files that lie where data is read from, and are not read."""
+def _unread_files(recipe: Recipe, run: Path) -> Iterator[Finding]:
+    """Findings on files beside the data that no setting reads."""
     cfg = recipe.data
     use = recipe.preferences.raters == "recorded"
     patterns = {part: getattr(cfg, part) for part in ("prompts", "demonstrations", "safety", "preferences")}
@@ -132,7 +135,7 @@ def _unread(recipe: Recipe, run: Path) -> Iterator[Finding]:
             cause,
             "set preferences.raters = 'recorded', or data.preferences = ''",
         )
-    # Folders outside the run hold other people's files too.
+    # folders outside the run may contain unrelated files
     folders = {
         folder for pattern in patterns.values() if pattern and (folder := (run / pattern).parent).is_relative_to(run)
     }
@@ -189,8 +192,7 @@ def _safety(safety: Sequence[Prompt]) -> list[Finding]:
 def _lengths(
     recipe: Recipe, corpus: Corpus, lengths: TokenLengths, long: Sequence[TooLong], listed: str
 ) -> list[Finding]:
-    """Prompts and demonstrations that are too long for the recipe or the model, and answers longer than the policy
-    may draw."""
+    """Findings on prompts and demonstrations that are too long, and on answers longer than the policy may sample."""
     cfg = recipe.data
     limits = limits_of(recipe, lengths.context)
     skip = "or leave them out with data.unusable = 'skip'"

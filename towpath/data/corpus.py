@@ -1,4 +1,4 @@
-"""All the data of a run, as records."""
+"""All data of a run, as records."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from towpath.records import Demonstration, Finding, Prompt
 
 @dataclass(frozen=True)
 class Digests:
-    """Hashes of the parts of a corpus that the fingerprints of stages depend on."""
+    """Content hashes of the parts of a corpus, for the fingerprints of stages."""
 
     demonstrations: str
     train: str
@@ -24,7 +24,7 @@ class Digests:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All that a run was given to learn from and to be judged on."""
+    """The prompts, demonstrations and safety set of a run."""
 
     prompts: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...] = ()
@@ -33,31 +33,31 @@ class Corpus:
     files: dict[str, str] = field(default_factory=dict)
     refused: tuple[RefusedRow, ...] = ()
     """Rows that were left out because they cannot be used."""
-    places: dict[tuple[str, str], str] = field(default_factory=dict)
+    locations: dict[tuple[str, str], str] = field(default_factory=dict)
     """File and line of each record, by part and id."""
-    drawn: int = 0
-    """Prompts whose split is drawn by `data.heldout` because their rows name none."""
+    random_splits: int = 0
+    """Prompts whose split was assigned at random (`data.heldout`), since their rows name none."""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Further columns of the prompts' rows, by prompt id, for reward functions."""
+    """Extra columns of the prompts' rows, by prompt id, for reward functions."""
 
     @cached_property
     def column_names(self) -> frozenset[str]:
-        """The names of all further columns."""
+        """The names of all extra columns."""
         return frozenset(name for row in self.columns.values() for name in row)
 
     def columns_of(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-        """The further columns of these prompts, None where a row has no such column."""
+        """The extra columns of these prompts; None where a row has no such column."""
         rows = [self.columns.get(p.id, {}) for p in prompts]
         return {name: [row.get(name) for row in rows] for name in sorted(self.column_names)}
 
     @cached_property
     def train(self) -> tuple[Prompt, ...]:
-        """Prompts that may be trained on."""
+        """Training prompts."""
         return tuple(p for p in self.prompts if p.split == "train")
 
     @cached_property
     def heldout(self) -> tuple[Prompt, ...]:
-        """Prompts that only evaluation sees."""
+        """Held-out prompts, used only for evaluation."""
         return tuple(p for p in self.prompts if p.split == "heldout")
 
     @cached_property
@@ -67,7 +67,7 @@ class Corpus:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """How many records of each part there are, and how many rows were left out."""
+        """Number of records per part, and of rows left out."""
         parts = {
             "prompts": self.train,
             "heldout": self.heldout,
@@ -78,14 +78,14 @@ class Corpus:
 
     @cached_property
     def digests(self) -> Digests:
-        """Hashes of the content, computed once."""
+        """Content hashes, computed once."""
         train = digest(self.train)
         evaluated = digest([self.heldout, self.safety])
         return Digests(digest(self.demonstrations), train, evaluated, digest([train, evaluated]))
 
 
 def digest(content: Any) -> str:
-    """A hash of records and plain values, by content."""
+    """Content hash of records and plain values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Files of prompts, demonstrations and the safety set, read into one corpus; every row that cannot be used is named."""
+"""Read the files of prompts, demonstrations and the safety set into a corpus; every unusable row is listed."""
 
 import glob
 import hashlib
@@ -25,36 +25,35 @@ R = TypeVar("R", Prompt, Demonstration)
 
 
 def read_corpus(run: Path, data: Data, seed: int) -> Corpus:
-    """The files a recipe names as one corpus. A row that cannot be used stops the reading, or is left out where
-    `data.unusable` is "skip"."""
+    """Read the files of a recipe. An unusable row raises DataError, or is left out if `data.unusable` is "skip"."""
     reader = _Reader(run, data, seed)
-    places: dict[str, str] = {}
-    prompts = reader.identified("prompts", reader.records("prompts", data.prompts, reader.prompt), places)
-    guarded, renamed = _apart(reader.records("safety", data.safety, reader.guarded), places)
-    safety = reader.identified("safety", guarded, places)
-    shown = reader.identified(
+    locations: dict[str, str] = {}
+    prompts = reader.assign_ids("prompts", reader.records("prompts", data.prompts, reader.prompt), locations)
+    safety_rows, renamed = _separate_ids(reader.records("safety", data.safety, reader.safety_prompt), locations)
+    safety = reader.assign_ids("safety", safety_rows, locations)
+    demonstration_rows = reader.assign_ids(
         "demonstrations", reader.records("demonstrations", data.demonstrations, reader.demonstration), {}
     )
-    demonstrations, added, findings = reader.linked(shown, prompts, {p.id for p in safety})
+    demonstrations, added, findings = reader.link_demonstrations(demonstration_rows, prompts, {p.id for p in safety})
     if reader.refused and data.unusable == "stop":
         raise _unusable(run, reader.refused)
     if not prompts and not added:
         raise _no_prompts(reader.refused)
-    found = (*renamed, *findings)
+    all_findings = (*renamed, *findings)
     return Corpus(
         (*prompts, *added),
         tuple(demonstrations),
         tuple(safety),
-        found,
+        all_findings,
         reader.files,
         tuple(reader.refused),
-        reader.places,
-        reader.drawn,
+        reader.locations,
+        reader.random_splits,
     )
 
 
 def match_files(run: Path, key: str, pattern: str) -> list[Path]:
-    """The files that a pattern of the recipe names; none where it is empty."""
+    """The files that match a pattern of the recipe; none if it is empty."""
     if not pattern:
         return []
     names = sorted(glob.glob(str(Path(pattern).expanduser()), root_dir=run, recursive=True))  # noqa: PTH207 - takes absolute patterns too
@@ -66,42 +65,42 @@ def match_files(run: Path, key: str, pattern: str) -> list[Path]:
 
 
 def relative_name(run: Path, path: Path) -> str:
-    """The name of a file in messages: relative to the run folder where it lies there."""
+    """The name of a file in messages: relative to the run folder if it is inside."""
     return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
 
 
 @dataclass
 class _Reader:
-    """Reads rows, remembering the files read and every row that could not be used."""
+    """Reads rows and records the files read and every unusable row."""
 
     run: Path
     data: Data
     seed: int
     refused: list[RefusedRow] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
-    places: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Where each record stands, by part and id."""
-    drawn: int = 0
-    """How many prompts name no split."""
+    locations: dict[tuple[str, str], str] = field(default_factory=dict)
+    """File and line of each record, by part and id."""
+    random_splits: int = 0
+    """Number of prompts without a named split."""
     _named_splits: dict[str, Split] = field(default_factory=dict)
     """Splits that demonstrations name for their prompts."""
 
     def records(self, part: Part, pattern: str, make: Callable[[Cells, str], Iterator[R]]) -> list[tuple[str, R]]:
-        """The records in the usable rows of the files of a pattern, each with its place."""
-        made = []
+        """The records in the usable rows of the files of a pattern, each with its location."""
+        records = []
         paths = match_files(self.run, f"data.{part}", pattern)
         if part == "safety":
             self._require_known(paths)
         for path in paths:
             name = relative_name(self.run, path)
-            for place, cells in self._rows(part, path, name):
+            for location, cells in self._rows(part, path, name):
                 try:
                     if isinstance(cells, str):
                         raise UnusableRow(cells)
-                    made += [(place, record) for record in make(cells, name)]
+                    records += [(location, record) for record in make(cells, name)]
                 except UnusableRow as reason:
-                    self.refused.append(refused_row(part, place, str(reason)))
-        return made
+                    self.refused.append(refused_row(part, location, str(reason)))
+        return records
 
     def _rows(self, part: Part, path: Path, name: str) -> Iterator[tuple[str, Cells | str]]:
         content = row_files.read_bytes(path)
@@ -114,9 +113,9 @@ class _Reader:
             self.refused.append(RefusedRow(part, name, 0, "the file has no rows"))
 
     def _require_known(self, paths: Sequence[Path]) -> None:
-        """Every file that `data.safety_harmful` names is one of the safety set."""
+        """RecipeError if `data.safety_harmful` names a file that is not in the safety set."""
         names = [relative_name(self.run, path) for path in paths]
-        unknown = [key for key in self.data.safety_harmful if not any(_is_called(name, key) for name in names)]
+        unknown = [key for key in self.data.safety_harmful if not any(_matches_name(name, key) for name in names)]
         if unknown:
             value = f"data.safety_harmful names {unknown[0]!r}, which is no file of the safety set"
             raise RecipeError(
@@ -126,11 +125,11 @@ class _Reader:
     def prompt(self, cells: Cells, _file: str) -> Iterator[Prompt]:
         """The prompts of a row."""
         for text, _ in fields.prompts_and_answers(cells, multi_turn=False):
-            yield _prompt(cells, text, bool(fields.harmful_flag(cells)), _split(cells) or self.draw(text))
+            yield _prompt(cells, text, bool(fields.harmful_flag(cells)), _split(cells) or self.random_split(text))
 
-    def guarded(self, cells: Cells, file: str) -> Iterator[Prompt]:
+    def safety_prompt(self, cells: Cells, file: str) -> Iterator[Prompt]:
         """The prompts of a row of the safety set, which must say whether they are harmful."""
-        rule = next((value for key, value in self.data.safety_harmful.items() if _is_called(file, key)), None)
+        rule = next((value for key, value in self.data.safety_harmful.items() if _matches_name(file, key)), None)
         harmful = fields.resolve_harmful(cells, rule, file)
         for text, _ in fields.prompts_and_answers(cells, multi_turn=False):
             _split(cells)
@@ -144,79 +143,81 @@ class _Reader:
                 raise UnusableRow(f"no response (keys: {column_names(cells)})")
             require_text("response", response)
             key = normalise(text)
-            if split and self._named_splits.get(key) != "heldout":  # one row that withholds a prompt is enough
+            if split and self._named_splits.get(key) != "heldout":  # heldout wins over train
                 self._named_splits[key] = split
             named = fields.parse_name(cells, "prompt_id")
             style = fields.storable_text(cells, "style")
             domain = fields.storable_text(cells, "domain")
             yield Demonstration(_id(cells), text, response, named, style, domain)
 
-    def draw(self, text: str) -> Split:
-        """The split of a prompt whose row names none: by its text alone, so that it stays when rows are added."""
-        self.drawn += 1
+    def random_split(self, text: str) -> Split:
+        """The split of a prompt without a named one, from its text alone, so that it is stable when rows are added."""
+        self.random_splits += 1
         return "heldout" if hash_uniform(self.seed, "heldout", normalise(text)) < self.data.heldout else "train"
 
-    def identified(self, part: Part, made: list[tuple[str, R]], places: dict[str, str]) -> list[R]:
-        """Records under ids used once: their own, or made from their content."""
-        kept = []
-        for place, record in made:
-            if record.id and record.id in places:
+    def assign_ids(self, part: Part, records: list[tuple[str, R]], locations: dict[str, str]) -> list[R]:
+        """Give every record a unique id: its own, or one derived from its content."""
+        accepted = []
+        for location, record in records:
+            if record.id and record.id in locations:
                 self.refused.append(
-                    refused_row(part, place, f"id {record.id!r} is used already at {places[record.id]}")
+                    refused_row(part, location, f"id {record.id!r} is used already at {locations[record.id]}")
                 )
                 continue
             if record.id:
-                places[record.id] = place
-            kept.append((place, record))
+                locations[record.id] = location
+            accepted.append((location, record))
         named = []
-        for place, record in kept:
+        for location, record in accepted:
             if not record.id:
-                record = replace(record, id=_free(part[0], record, places))
-                places[record.id] = place
+                record = replace(record, id=_unused_id(part[0], record, locations))
+                locations[record.id] = location
             named.append(record)
-            self.places[part, record.id] = place
+            self.locations[part, record.id] = location
         return named
 
-    def linked(
-        self, shown: list[Demonstration], prompts: list[Prompt], guarded: set[str]
+    def link_demonstrations(
+        self, demonstrations: list[Demonstration], prompts: list[Prompt], safety_ids: set[str]
     ) -> tuple[list[Demonstration], list[Prompt], list[Finding]]:
-        """Demonstrations with their prompts; those of held-out prompts are left out, and that is said."""
+        """Link demonstrations to prompts, and leave out those of held-out prompts, with a finding."""
         by_id = {p.id: p for p in prompts}
-        same = _by_text(prompts)
+        by_text = _by_text(prompts)
         added = []
-        kept = []
+        linked = []
         dropped = []
-        taken = dict.fromkeys([*by_id, *guarded], "")
-        for demonstration in shown:
+        taken = dict.fromkeys([*by_id, *safety_ids], "")
+        for demonstration in demonstrations:
             text = normalise(demonstration.prompt)
             name = demonstration.prompt_id
-            place = self.places["demonstrations", demonstration.id]
-            if name in guarded:
+            location = self.locations["demonstrations", demonstration.id]
+            if name in safety_ids:
                 self.refused.append(
-                    refused_row("demonstrations", place, f"prompt_id {name!r} belongs to the safety set")
+                    refused_row("demonstrations", location, f"prompt_id {name!r} belongs to the safety set")
                 )
                 continue
             if name in by_id and normalise(by_id[name].prompt) != text:
-                self.refused.append(refused_row("demonstrations", place, f"prompt_id {name!r} has another prompt"))
+                self.refused.append(refused_row("demonstrations", location, f"prompt_id {name!r} has another prompt"))
                 continue
-            owners = [by_id[name]] if name in by_id else same.get(text, [])
+            owners = [by_id[name]] if name in by_id else by_text.get(text, [])
             if not owners:
-                split = self._named_splits.get(text) or self.draw(demonstration.prompt)
+                split = self._named_splits.get(text) or self.random_split(demonstration.prompt)
                 prompt = Prompt(name, demonstration.prompt, demonstration.domain or "general", split=split)
-                prompt = prompt if name else replace(prompt, id=_free("p", prompt, taken))
-                by_id[prompt.id], same[text], taken[prompt.id] = prompt, [prompt], ""
-                self.places["prompts", prompt.id] = place
+                prompt = prompt if name else replace(prompt, id=_unused_id("p", prompt, taken))
+                by_id[prompt.id], by_text[text], taken[prompt.id] = prompt, [prompt], ""
+                self.locations["prompts", prompt.id] = location
                 added.append(prompt)
                 owners = [prompt]
-            if any(p.split == "heldout" for p in (*owners, *same[text])):
+            if any(p.split == "heldout" for p in (*owners, *by_text[text])):
                 dropped.append(demonstration.id)
                 continue
-            kept.append(replace(demonstration, prompt_id=owners[0].id, domain=demonstration.domain or owners[0].domain))
-        return kept, added, [_left_out(dropped, len(shown))] if dropped else []
+            linked.append(
+                replace(demonstration, prompt_id=owners[0].id, domain=demonstration.domain or owners[0].domain)
+            )
+        return linked, added, [_heldout_finding(dropped, len(demonstrations))] if dropped else []
 
 
 def _unusable(run: Path, rows: list[RefusedRow]) -> DataError:
-    """The error that names rows that cannot be used, after all of them are written to the run's file."""
+    """The error for unusable rows, after writing all of them to the run's file."""
     where = refused.write_refused_rows(run, rows)
     value = f"{len(rows)} unusable row{'s' * (len(rows) > 1)}: {refused.format_listing(rows)}\n  {where}"
     fix = "fix these rows, or leave them out with data.unusable = 'skip'"
@@ -226,11 +227,7 @@ def _unusable(run: Path, rows: list[RefusedRow]) -> DataError:
         fix = "give the rows of the safety set `harmful` (true or false) or `label` (safe or unsafe), or set "
         fix += f"data.safety_harmful = {{ {entries} }} where all are harmful, false where none is, "
         fix += "or the name of the column that says so"
-    return DataError(
-        value,
-        "each row must be usable, and one of the safety set says whether it is harmful; none is left out unasked",
-        fix,
-    )
+    return DataError(value, "every row must be usable, and rows of the safety set say whether they are harmful", fix)
 
 
 def _no_prompts(rows: list[RefusedRow]) -> DataError:
@@ -243,8 +240,10 @@ def _no_prompts(rows: list[RefusedRow]) -> DataError:
     return DataError("no prompts at all", "a run needs prompts", "name files in data.prompts or data.demonstrations")
 
 
-def _apart(safety: list[tuple[str, Prompt]], taken: dict[str, str]) -> tuple[list[tuple[str, Prompt]], list[Finding]]:
-    """The safety set under ids that no prompt has: public sets often count from 1."""
+def _separate_ids(
+    safety: list[tuple[str, Prompt]], taken: dict[str, str]
+) -> tuple[list[tuple[str, Prompt]], list[Finding]]:
+    """The safety set with ids that no prompt has, since public data sets often count from 1."""
     clashing = {p.id for _, p in safety if p.id in taken}
     if not clashing:
         return safety, []
@@ -257,7 +256,7 @@ def _apart(safety: list[tuple[str, Prompt]], taken: dict[str, str]) -> tuple[lis
         "read as 'safety-…'"
     )
     finding = Finding("safety-ids", "info", evidence, "an id names one prompt", "give the safety set ids of its own")
-    return [(place, replace(p, id=renamed(p.id), twin=renamed(p.twin))) for place, p in safety], [finding]
+    return [(location, replace(p, id=renamed(p.id), twin=renamed(p.twin))) for location, p in safety], [finding]
 
 
 def _by_text(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
@@ -267,15 +266,15 @@ def _by_text(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
     return same
 
 
-def _left_out(dropped: list[str], count: int) -> Finding:
+def _heldout_finding(dropped: list[str], count: int) -> Finding:
     listed = ", ".join(dropped[:10]) + (", …" if len(dropped) > 10 else "")
     evidence = f"{len(dropped)} of {count} demonstrations answer held-out prompts and are left out: {listed}"
     remedy = "remove them, give their rows split = 'train', or lower data.heldout"
     return Finding("demonstrations-heldout", "warning", evidence, "a held-out prompt must not be trained on", remedy)
 
 
-def _free(prefix: str, record: Any, taken: dict[str, str]) -> str:
-    """An id made from content; equal rows are told apart by a number."""
+def _unused_id(prefix: str, record: Any, taken: dict[str, str]) -> str:
+    """An id derived from content, with a number if it is taken."""
     content = json.dumps([record.prompt, getattr(record, "response", "")])
     stem = f"{prefix}-{hashlib.blake2b(content.encode(), digest_size=6).hexdigest()}"
     name = stem
@@ -312,5 +311,5 @@ def _split(cells: Cells) -> Split | None:
     return named or None
 
 
-def _is_called(file: str, pattern: str) -> bool:
+def _matches_name(file: str, pattern: str) -> bool:
     return fnmatch(file, pattern) or fnmatch(Path(file).name, pattern)

@@ -1,4 +1,4 @@
-"""What is wrong or lopsided in a corpus: duplicates, leaks between the parts, counts. Nothing is changed here."""
+"""Duplicates and train-test leaks in a corpus, and its counts. Nothing is changed here."""
 
 import hashlib
 import json
@@ -21,29 +21,27 @@ Groups = dict[str, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One question on both sides of a line that must keep them apart."""
+    """One question on both sides of a split."""
 
     between: Between
-    learned: str
-    judged: str
+    trained: str
+    evaluated: str
     exact: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """What is there twice: within the prompts, within the safety set, and across the lines that must keep parts
-    apart."""
+    """Duplicates within the prompts and within the safety set, and leaks between parts."""
 
     duplicates: list[tuple[str, str]]
     safety_duplicates: list[tuple[str, str]]
     leaks: list[Leak]
     complete: bool
-    """Whether every pair is listed; of thousands of prompts that are alike only some are."""
+    """Whether every pair is listed; among thousands of similar prompts only some are."""
 
 
 def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
-    """Equal and nearly equal questions in all parts of a corpus, found in one pass; `cache` is the file that keeps
-    the pairs."""
+    """Find equal and nearly equal questions in all parts of a corpus; `cache` is a file that stores the pairs."""
     train, heldout = (_grouped((p.prompt, p.id) for p in prompts) for prompts in (corpus.train, corpus.heldout))
     prompts, safety = (_grouped((p.prompt, p.id) for p in part) for part in (corpus.prompts, corpus.safety))
     demonstrations = _grouped((d.prompt, d.id) for d in corpus.demonstrations)
@@ -57,7 +55,7 @@ def overlaps(corpus: Corpus, cache: Path | None = None) -> Overlaps:
 def describe_corpus(corpus: Corpus) -> dict[str, Any]:
     """Counts by domain, difficulty, split and style, and lengths in words."""
     prompts = corpus.prompts
-    shown = corpus.demonstrations
+    demonstrations = corpus.demonstrations
     safety = corpus.safety
     return {
         "prompts": {
@@ -70,10 +68,10 @@ def describe_corpus(corpus: Corpus) -> dict[str, Any]:
             "words": _lengths(p.prompt for p in prompts),
         },
         "demonstrations": {
-            "count": len(shown),
-            "domain": _counts(d.domain for d in shown),
-            "style": _counts(d.style or "(none)" for d in shown),
-            "words": _lengths(d.response for d in shown),
+            "count": len(demonstrations),
+            "domain": _counts(d.domain for d in demonstrations),
+            "style": _counts(d.style or "(none)" for d in demonstrations),
+            "words": _lengths(d.response for d in demonstrations),
         },
         "safety": {
             "count": len(safety),
@@ -85,13 +83,15 @@ def describe_corpus(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _leaks(between: Between, learned: Groups, judged: Groups, similar: Iterable[tuple[str, str]]) -> list[Leak]:
-    exact = [Leak(between, learned[text][0], name, True) for text in judged if text in learned for name in judged[text]]
+def _leaks(between: Between, trained: Groups, evaluated: Groups, similar: Iterable[tuple[str, str]]) -> list[Leak]:
+    exact = [
+        Leak(between, trained[text][0], name, True) for text in evaluated if text in trained for name in evaluated[text]
+    ]
     near = [
-        Leak(between, learned[one][0], judged[other][0], False)
+        Leak(between, trained[one][0], evaluated[other][0], False)
         for pair in similar
         for one, other in (pair, pair[::-1])
-        if one in learned and other in judged
+        if one in trained and other in evaluated
     ]
     return exact + near
 
@@ -102,8 +102,7 @@ def _duplicates(groups: Groups, similar: Iterable[tuple[str, str]]) -> list[tupl
 
 
 def _similar(texts: Sequence[str], cache: Path | None) -> tuple[list[tuple[str, str]], bool]:
-    """Pairs of texts that are nearly the same and whether those are all, from the cache where it was made of these
-    very texts."""
+    """Pairs of nearly equal texts and whether they are all; from the cache if the texts are unchanged."""
     content = hashlib.sha256(json.dumps([near.VERSION, *texts]).encode()).hexdigest()
     cached = read_cache(cache)
     if cached.get("content") == content:

@@ -1,8 +1,6 @@
-"""What the state of a run depends on of its data, kept by size and time of the files, so that looking at a run reads
-none of them.
+"""Cached digests of a run's data by file size and time, so that `towpath status` reads no data.
 
-A stage that runs reads the files: their content alone decides its fingerprint.
-
+A stage that runs always reads the files: only their content decides its fingerprint.
 """
 
 import hashlib
@@ -19,21 +17,20 @@ from towpath.recipe import Recipe
 
 PARTS = ("prompts", "demonstrations", "safety")
 MAX_RECIPES = 8
-"""Recipes whose digests are kept: looks with other `--set` values do not push each other out."""
+"""Recipes whose digests are cached, so that different `--set` values do not evict each other."""
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a plan needs of a corpus, without the corpus."""
+    """What a plan needs to know of a corpus."""
 
     digests: Digests
     bundled: bool
-    """Whether it is the data of a recipe that comes with the package."""
+    """Whether it is the data of a bundled recipe."""
 
 
 def summary_key(run: Path, recipe: Recipe) -> str:
-    """Names the files of a recipe by size, time and inode, the settings that decide what is read of them, and the
-    code that reads."""
+    """Cache key: files by size, time and inode, the settings that affect reading, and the code that reads."""
     stamps = {
         part: [_stamp(run, path) for path in match_files(run, f"data.{part}", getattr(recipe.data, part))]
         for part in PARTS
@@ -48,14 +45,14 @@ def summary_key(run: Path, recipe: Recipe) -> str:
 
 
 def save_summary(run: Path, name: str, summary: DataSummary) -> None:
-    """Keep the summary of a corpus that was read after `key` gave this name."""
+    """Cache the summary of a corpus under its key."""
     path = cache_file(run, "data_summary")
     cached = {known: value for known, value in read_cache(path).items() if known != name}
     write_cache(path, dict(list(cached.items())[1 - MAX_RECIPES :]) | {name: asdict(summary)})
 
 
 def load_summary(run: Path, recipe: Recipe) -> DataSummary | None:
-    """The summary of a recipe's data where it is known."""
+    """The cached summary of a recipe's data, or None."""
     known = read_cache(cache_file(run, "data_summary")).get(summary_key(run, recipe))
     try:
         return DataSummary(Digests(**known["digests"]), known["bundled"]) if known else None
@@ -64,7 +61,7 @@ def load_summary(run: Path, recipe: Recipe) -> DataSummary | None:
 
 
 def file_hashes(run: Path, paths: Iterable[Path], trust: bool) -> dict[str, str]:
-    """The SHA-256 of files by name; with `trust` what is kept of a file of the same size, time and inode counts."""
+    """SHA-256 of files by name; with `trust`, cached hashes of files with the same size, time and inode are used."""
     path = cache_file(run, "file_hashes")
     cached = read_cache(path)
     known = dict(cached)

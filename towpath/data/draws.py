@@ -1,4 +1,4 @@
-"""Randomness without state: every draw is a function of (seed, stream, step, sample)."""
+"""Counter-based randomness: every draw is a function of (seed, stream, step, sample)."""
 
 import hashlib
 
@@ -6,23 +6,23 @@ import numpy as np
 
 
 def generator(seed: int, stream: str, *counters: int | str) -> np.random.Generator:
-    """A generator that belongs to this draw alone."""
+    """A generator for one draw."""
     text = "/".join([str(seed), stream, *map(str, counters)])
     key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def uniforms(count: int, seed: int, stream: str, *counters: int | str) -> np.ndarray:
-    """`count` numbers in [0, 1)."""
+    """`count` uniform numbers in [0, 1)."""
     return generator(seed, stream, *counters).random(count)
 
 
 def permutation(count: int, seed: int, stream: str, *counters: int | str) -> np.ndarray:
-    """An order of `count` things."""
+    """A random permutation of `count` items."""
     return generator(seed, stream, *counters).permutation(count)
 
 
 def hash_uniform(seed: int, stream: str, name: str) -> float:
-    """A number in [0, 1) that belongs to a name: the same whatever else is in the set."""
+    """A uniform number in [0, 1) by hash of a name, independent of the other names."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64

@@ -1,4 +1,4 @@
-"""Prompts and demonstrations from files of others, made into records, and records into files that a run reads."""
+"""Import prompts and demonstrations from files of other tools, and export them to files that a run reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +14,7 @@ from towpath.records import Demonstration, Prompt, as_row
 
 @dataclass(frozen=True)
 class Examples:
-    """Prompts, the answers that people wrote to them, and every row that could not be used with its place and
-    reason."""
+    """Prompts, demonstrations, and every unusable row with its location and reason."""
 
     prompts: tuple[Prompt, ...] = ()
     demonstrations: tuple[Demonstration, ...] = ()
@@ -25,29 +24,29 @@ class Examples:
 def read_examples(path: Path, columns: Mapping[str, str] | None = None, harmful: bool | str | None = None) -> Examples:
     """Prompts, with answers where the rows have them, from a file or a folder.
 
-    `columns` gives a column another name: {"theirs": "prompt"}. `harmful` says which prompts should be declined
-    where the rows do not: all of them (True), none (False), or the name of a column that says so.
+    `columns` renames columns: {"question": "prompt"}. `harmful` says which prompts should be declined where the rows
+    do not: all (True), none (False), or the name of a column.
     """
-    kept = _Kept()
+    collected = _Collected()
     for file in list_files(path):
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         for line, cells in read_rows(file):
-            place = f"{name}:{line}"
+            location = f"{name}:{line}"
             try:
                 for prompt, answer in _examples(cells, columns or {}, harmful):
-                    kept.add(place, prompt, answer)
+                    collected.add(location, prompt, answer)
             except UnusableRow as reason:
-                kept.refused.append(f"{place}: {reason}")
-    if not kept.prompts and not kept.refused:
+                collected.refused.append(f"{location}: {reason}")
+    if not collected.prompts and not collected.refused:
         raise DataError(f"{path}: no rows in it", "one or more rows", "name another file")
-    return Examples(tuple(kept.prompts.values()), tuple(kept.shown.values()), kept.refused)
+    return Examples(tuple(collected.prompts.values()), tuple(collected.demonstrations.values()), collected.refused)
 
 
 def write_examples(path: Path, records: Sequence[Prompt] | Sequence[Demonstration]) -> None:
-    """Prompts or demonstrations as a file that a recipe reads.
+    """Write prompts or demonstrations to a file that a recipe reads.
 
-    `harmful` is written where some prompts are: without one, the rows may not have said so, and a safety set must
-    not take them for harmless.
+    `harmful` is written only if some prompts are: otherwise the rows may not have said so, and a safety set must not
+    treat them as harmless.
     """
     if not records:
         raise DataError(f"nothing to write to {path}", "one or more records", "look at what was refused")
@@ -62,32 +61,34 @@ def write_examples(path: Path, records: Sequence[Prompt] | Sequence[Demonstratio
 
 
 @dataclass
-class _Kept:
-    """What was read so far, and where."""
+class _Collected:
+    """The records that were read, and their locations."""
 
     prompts: dict[str, Prompt] = field(default_factory=dict)
-    shown: dict[str, Demonstration] = field(default_factory=dict)
+    demonstrations: dict[str, Demonstration] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
-    _places: dict[str, str] = field(default_factory=dict)
+    _locations: dict[str, str] = field(default_factory=dict)
 
-    def add(self, place: str, prompt: Prompt, answer: str | None) -> None:
-        """One more prompt, with or without an answer."""
+    def add(self, location: str, prompt: Prompt, answer: str | None) -> None:
+        """Add a prompt, with or without an answer."""
         if self.prompts.get(prompt.id, prompt).prompt != prompt.prompt:
-            raise UnusableRow(f"id {prompt.id!r} belongs to another prompt, at {self._places[prompt.id]}")
-        made = (
+            raise UnusableRow(f"id {prompt.id!r} belongs to another prompt, at {self._locations[prompt.id]}")
+        demonstration = (
             None
             if answer is None
             else Demonstration(
                 f"d-{content_id(prompt.prompt, answer)}", prompt.prompt, answer, prompt.id, domain=prompt.domain
             )
         )
-        name = prompt.id if made is None else made.id
-        if name in self._places:
-            raise UnusableRow(f"the same {'prompt' if made is None else 'prompt and answer'} as {self._places[name]}")
+        name = prompt.id if demonstration is None else demonstration.id
+        if name in self._locations:
+            raise UnusableRow(
+                f"the same {'prompt' if demonstration is None else 'prompt and answer'} as {self._locations[name]}"
+            )
         self.prompts.setdefault(prompt.id, prompt)
-        self._places.setdefault(prompt.id, place)
-        if made is not None:
-            self.shown[made.id], self._places[made.id] = made, place
+        self._locations.setdefault(prompt.id, location)
+        if demonstration is not None:
+            self.demonstrations[demonstration.id], self._locations[demonstration.id] = demonstration, location
 
 
 def _examples(

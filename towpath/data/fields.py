@@ -1,5 +1,4 @@
-"""What one row of prompts, demonstrations or the safety set says, whatever tool wrote it: the only reader of such
-rows."""
+"""Parse one row of prompts, demonstrations or the safety set, in any supported format. The only reader of such rows."""
 
 import re
 from collections.abc import Mapping
@@ -16,17 +15,17 @@ _TRUTH = {
     **dict.fromkeys(("false", "no", "0", "0.0", "safe", "harmless"), False),
 }
 _LABELS = ("safe", "unsafe", "harmful", "harmless")
-"""Words of a column `label` that say whether a prompt is harmful; other labels are about something else."""
+"""Values of a column `label` that say whether a prompt is harmful; other labels mean something else."""
 ONE_TURN = "one user turn and at most one answer"
 UNSTATED = "nothing says whether it is harmful"
 
 Example = tuple[str, str | None]
-"""A prompt, and its answer where the row has one."""
+"""A prompt, and its answer if the row has one."""
 
 
 def prompts_and_answers(cells: Cells, multi_turn: bool) -> list[Example]:
-    """The prompts of a row with their answers; conversations become transcripts where `multi_turn` allows it and are
-    refused otherwise."""
+    """The prompts of a row with their answers; multi-turn conversations become transcripts if `multi_turn`, else
+    UnusableRow."""
     rows = _examples(cells, multi_turn)
     for prompt, _ in rows:
         require_text("prompt", prompt)
@@ -34,8 +33,7 @@ def prompts_and_answers(cells: Cells, multi_turn: bool) -> list[Example]:
 
 
 def harmful_flag(cells: Cells) -> bool | None:
-    """Whether the row says that its prompt should be declined: `harmful`, or `label` safe or unsafe; None where it
-    says nothing."""
+    """Whether the prompt should be declined, from `harmful` or `label`; None if the row does not say."""
     by_column = parse_bool(cells, "harmful")
     label = str(cells.get("label")).strip().lower()
     by_label = _TRUTH[label] if label in _LABELS else None
@@ -45,8 +43,7 @@ def harmful_flag(cells: Cells) -> bool | None:
 
 
 def resolve_harmful(cells: Cells, rule: bool | str | None, file: str) -> bool:
-    """Whether a row of the safety set is harmful, where `rule` says so for its file: a value for all its rows, or
-    the name of a column."""
+    """Whether a row of the safety set is harmful; `rule` gives a value for all rows of its file, or names a column."""
     stated = harmful_flag(cells)
     value = parse_bool(cells, rule) if isinstance(rule, str) else rule
     if isinstance(rule, str) and value is None:
@@ -62,7 +59,7 @@ def resolve_harmful(cells: Cells, rule: bool | str | None, file: str) -> bool:
 
 
 def parse_bool(cells: Cells, key: str) -> bool | None:
-    """A cell that is true or false; None where it is absent or empty."""
+    """A boolean cell; None if absent or empty."""
     value = cells.get(key)
     if value is None or value == "":
         return None
@@ -73,13 +70,13 @@ def parse_bool(cells: Cells, key: str) -> bool | None:
 
 
 def parse_name(cells: Cells, key: str) -> str:
-    """A cell that names something: text or a whole number."""
+    """A cell that is a name: text or an integer."""
     value = cells.get(key)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else storable_text(cells, key).strip()
 
 
 def storable_text(cells: Cells, key: str) -> str:
-    """A cell of text that a ledger can hold; an absent one is empty."""
+    """A text cell without characters that a database cannot store; empty if absent."""
     if cells.get(key) is None:
         return ""
     value = text_cell(cells, key)
@@ -98,12 +95,12 @@ def parse_words(cells: Cells, key: str) -> tuple[str, ...]:
 
 
 def rename_columns(cells: Cells, columns: Mapping[str, str]) -> Cells:
-    """The row with columns under other names: {"theirs": "prompt"}."""
+    """The row with renamed columns: {"question": "prompt"}."""
     return {columns.get(key, key): value for key, value in cells.items()}
 
 
 def has_several_examples(cells: Cells) -> bool:
-    """Whether the row holds more than one example, so that its id names none of them."""
+    """Whether the row has more than one example, so that its id names none of them."""
     instances = cells.get("instances")
     return isinstance(instances, list) and len(instances) > 1
 

@@ -1,4 +1,4 @@
-"""Small results kept in a hidden folder of the run, so that a second look is quick; removing them costs time alone."""
+"""Small JSON caches in a hidden folder of the run; deleting them only costs time."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ FOLDER = ".cache"
 
 
 def cache_file(run: Path, name: str) -> Path:
-    """Where a result of that name is kept."""
+    """The path of a cache."""
     return run / FOLDER / f"{name}.json"
 
 
 def read_cache(path: Path | None) -> dict[str, Any]:
-    """What a file keeps; empty where there is none or it is damaged."""
+    """The content of a cache; empty if missing or damaged."""
     try:
         value = json.loads(path.read_bytes()) if path else {}
     except (OSError, ValueError):
@@ -26,14 +26,14 @@ def read_cache(path: Path | None) -> dict[str, Any]:
 
 
 def write_cache(path: Path | None, value: dict[str, Any]) -> None:
-    """Keep a result; a folder that cannot be written to only makes the next look slower."""
+    """Write a cache; errors are ignored, since a cache only saves time."""
     if path is None:
         return
     aside = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(exist_ok=True)
         aside.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
-        aside.replace(path)  # no fsync: a cache that is lost is made again
+        aside.replace(path)  # no fsync: a lost cache is recreated
     except OSError:
         with suppress(OSError):
             aside.unlink()
@@ -41,7 +41,7 @@ def write_cache(path: Path | None, value: dict[str, Any]) -> None:
 
 @cache
 def code_fingerprint() -> str:
-    """The modules that read and tokenise data: what other code made of the same files is not read."""
+    """Hash of the code that reads and tokenises data, so that caches of other versions are not used."""
     return hashlib.sha256(
         b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     ).hexdigest()

@@ -1,4 +1,4 @@
-"""Preferences in the formats of others, into records of the ledger and out of it."""
+"""Import and export of preferences in the formats of other tools."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,12 +30,12 @@ ImportFormat = Literal["pairs", "comparisons", "rankings", "trees", "argilla", "
 ExportFormat = Literal["pairs", "conversational", "transcripts", "comparisons", "argilla", "label-studio"]
 
 _READERS: dict[str, Callable[[Rows], Iterator[tuple[int, PreferencePair | str]]]] = {
-    "pairs": lambda found: read_each(found, read_chosen_rejected),
-    "comparisons": lambda found: read_each(found, read_comparison),
-    "rankings": lambda found: read_each(found, read_ranking),
+    "pairs": lambda rows: read_each(rows, read_chosen_rejected),
+    "comparisons": lambda rows: read_each(rows, read_comparison),
+    "rankings": lambda rows: read_each(rows, read_ranking),
     "trees": read_trees,
-    "argilla": lambda found: read_each(found, read_argilla),
-    "label-studio": lambda found: read_each(found, read_label_studio),
+    "argilla": lambda rows: read_each(rows, read_argilla),
+    "label-studio": lambda rows: read_each(rows, read_label_studio),
 }
 _WRITERS: dict[str, Callable[[PreferenceRecord], Cells]] = {
     "pairs": plain_row,
@@ -55,7 +55,7 @@ _NESTED = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """How many comparisons went into a file, and each one that did not, with the reason."""
+    """Number of exported comparisons, and those left out with the reason."""
 
     rows: int
     left_out: list[str] = field(default_factory=list)
@@ -69,30 +69,27 @@ def read_preferences(
     rater: str = "",
     prompts: Iterable[Prompt] = (),
 ) -> Imported:
-    """The preferences in a file, or in the files of a folder, as records; every row that cannot be used is named
-    with its reason.
+    """Read preferences from a file or a folder; every unusable row is listed with its reason.
 
-    `name` is what the source is called (the file's name otherwise), `rater` who judged where rows do not say,
-    `prompts` those that the run
-    has: a question among them keeps its id and its side of the split.
-
+    `name` is the name of the source (default: the file's), `rater` the rater where rows name none. `prompts` are the
+    run's prompts: a question among them keeps its id and its split.
     """
     if format != "auto" and format not in _READERS:
         raise DataError(f"format {format!r}", "auto, " + ", ".join(get_args(ImportFormat)), "name one of these")
-    gathering = PairImporter(f"import:{name or _stem(path)}", kind, rater, prompts)
-    seen = 0
+    importer = PairImporter(f"import:{name or _stem(path)}", kind, rater, prompts)
+    row_count = 0
     for file in list_files(path):
-        place = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        name_of_file = file.relative_to(path).as_posix() if path.is_dir() else file.name
         for line, pair in _read(file, format):
-            seen += 1
-            gathering.add(f"{place}:{line}", pair)
-    if not seen:
+            row_count += 1
+            importer.add(f"{name_of_file}:{line}", pair)
+    if not row_count:
         raise DataError(f"{path}: no preferences in it", "one or more rows", "name another file")
-    return gathering.imported()
+    return importer.imported()
 
 
 def write_preferences(store: Store, path: Path, format: ExportFormat = "pairs") -> ExportResult:
-    """The comparisons of a Store in a format of others, with weight, margin, source and the records behind each row."""
+    """Export the comparisons of a Store, with weight, margin, source and the records behind each row."""
     if format not in _WRITERS:
         raise DataError(f"format {format!r}", ", ".join(get_args(ExportFormat)), "name one of these")
     allowed = _NESTED.get(format, (".jsonl", ".json", ".csv", ".parquet"))
@@ -104,11 +101,11 @@ def write_preferences(store: Store, path: Path, format: ExportFormat = "pairs") 
         )
     made: list[Cells] = []
     left_out: list[str] = []
-    for standing in preference_records(store):
+    for record in preference_records(store):
         try:
-            made.append(_row(standing, format))
+            made.append(_row(record, format))
         except UnusableRow as reason:
-            left_out.append(f"{standing.known.comparison.id}: {reason}")
+            left_out.append(f"{record.known.comparison.id}: {reason}")
     if not made:
         raise DataError(
             f"nothing to write: {len(left_out)} comparisons, none decided",
@@ -120,8 +117,8 @@ def write_preferences(store: Store, path: Path, format: ExportFormat = "pairs") 
 
 
 def add_to_store(store: Store, imported: Imported) -> dict[str, int]:
-    """Put imported records into a Store, all or none; how many of each kind were new. An id that means something
-    else there is refused."""
+    """Add imported records to a Store in one transaction; returns new records per kind. A conflicting id raises
+    DataError."""
     before = store.counts()
     _require_same(store, imported)
     with store.transaction():
@@ -134,20 +131,20 @@ def add_to_store(store: Store, imported: Imported) -> dict[str, int]:
 
 
 def _read(file: Path, format: str) -> Iterator[tuple[int, PreferencePair | str]]:
-    found = read_rows(file)
+    rows = read_rows(file)
     early: list[tuple[int, Cells | str]] = []
     while format == "auto":
-        first = next(found, None)
+        first = next(rows, None)
         if first is None:
-            return iter([(line, str(told)) for line, told in early])
+            return iter([(line, str(problem)) for line, problem in early])
         early.append(first)
         if not isinstance(first[1], str):
-            format = _shape(file, first[1])
-    return _READERS[format](chain(early, found))
+            format = _detect_format(file, first[1])
+    return _READERS[format](chain(early, rows))
 
 
-def _shape(file: Path, cells: Cells) -> ImportFormat:
-    """What a file holds, by the columns of its first row."""
+def _detect_format(file: Path, cells: Cells) -> ImportFormat:
+    """The format of a file, from the columns of its first row."""
     if "message_id" in cells or "message_tree_id" in cells:
         return "trees"
     if isinstance(cells.get("fields"), dict):
@@ -164,22 +161,22 @@ def _shape(file: Path, cells: Cells) -> ImportFormat:
     raise DataError(f"{file}: no preferences under {column_names(cells)}", rule, "rename the columns")
 
 
-def _row(standing: PreferenceRecord, format: str) -> Cells:
-    if format in _DECIDED and standing.choice not in ("a", "b"):
+def _row(record: PreferenceRecord, format: str) -> Cells:
+    if format in _DECIDED and record.choice not in ("a", "b"):
         raise UnusableRow(
-            "nobody judged it" if standing.choice is None else f"neither answer is better ({standing.choice})"
+            "it has no judgement" if record.choice is None else f"neither answer is better ({record.choice})"
         )
-    return _WRITERS[format](standing)
+    return _WRITERS[format](record)
 
 
 def _require_same(store: Store, imported: Imported) -> None:
     counts = store.counts()
-    kept: list[tuple[dict[str, Any], Iterable[Any], tuple[str, ...]]] = [
+    checks: list[tuple[dict[str, Any], Iterable[Any], tuple[str, ...]]] = [
         (store.prompts() if counts["prompts"] else {}, imported.prompts, ("prompt",)),
         (store.completions() if counts["completions"] else {}, imported.completions, ("prompt_id", "text")),
         ({c.id: c for c in store.comparisons()}, imported.comparisons, ("prompt_id", "a", "b")),
     ]
-    for known, records, names in kept:
+    for known, records, names in checks:
         for record in records:
             other = known.get(record.id, record)
             if any(getattr(other, name) != getattr(record, name) for name in names):

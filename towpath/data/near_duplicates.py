@@ -1,6 +1,6 @@
-"""Near-duplicate texts: MinHash and locality-sensitive hashing find candidates, their exact Jaccard similarity decides.
+"""Near-duplicate texts: MinHash with locality-sensitive hashing finds candidates, exact Jaccard similarity decides.
 
-N texts, K hash functions, B bands of R rows. The time grows with the length of all texts together, not with its square.
+N texts, K hash functions, B bands of R rows. Time grows with the total length of the texts, not with its square.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,32 +16,30 @@ BANDS = 16
 ROWS = 8
 """Two texts of similarity s share a band with probability 1 - (1 - s^R)^B: 0.9999 at 0.9."""
 ESTIMATE_MARGIN = 0.15
-"""A candidate whose signatures agree on less than SIMILAR by five standard errors is not compared exactly."""
+"""Candidates whose signature agreement is five standard errors below SIMILAR are not compared exactly."""
 WHOLE_BUCKET = 64
 NEIGHBOURS = 2
-"""In a larger bucket a text is compared only with the texts next to it in length."""
+"""In a larger bucket a text is compared only with its neighbours in length."""
 MOST_CANDIDATES = 100_000
-"""Beyond so many candidates, or two a text, each text keeps a few: thousands of prompts of one template have a
-square of pairs that nobody reads."""
+"""Above so many candidates (or two per text) each text keeps a few: similar prompts have quadratically many pairs."""
 SETS_KEPT = 2048
 CHUNK = 1 << 17
-"""Characters hashed at once: what fits the processor's cache."""
+"""Characters hashed at once, to fit the processor's cache."""
 SEED = 20_000_003
 VERSION = 1
-"""Raised where other pairs would be found, so that a cache of the old ones is not read."""
+"""Increment when other pairs would be found, so that old caches are not used."""
 
 
 @dataclass(frozen=True, slots=True)
 class NearPairs:
-    """Pairs of positions, first below second; not complete where so many texts are alike that only some pairs of
-    each are listed."""
+    """Pairs of indices, first below second; not complete if so many texts are alike that only some pairs are listed."""
 
     pairs: list[tuple[int, int]]
     complete: bool
 
 
 def near_pairs(texts: Sequence[str]) -> NearPairs:
-    """Pairs of texts whose shingles overlap by SIMILAR or more."""
+    """Pairs of texts whose shingles have a Jaccard similarity of at least SIMILAR."""
     if len(texts) < 2:
         return NearPairs([], True)
     signature_NK = _signatures(texts)
@@ -57,7 +55,7 @@ def near_pairs(texts: Sequence[str]) -> NearPairs:
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Every run of SHINGLE letters."""
+    """All substrings of SHINGLE characters."""
     return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
 
 
@@ -68,7 +66,7 @@ def jaccard(one: frozenset[str], two: frozenset[str]) -> float:
 
 
 def _signatures(texts: Sequence[str]) -> np.ndarray:
-    """For each text the least value of each hash function over its shingles, (N, K)."""
+    """MinHash signature of each text, (N, K)."""
     random = np.random.Generator(np.random.Philox(SEED))
     factor_K, offset_K = (random.integers(0, 2**64, BANDS * ROWS, dtype=np.uint64) for _ in range(2))
     factor_K |= np.uint64(1)
@@ -93,7 +91,7 @@ def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def _hashed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """A 64-bit hash of every shingle, and where the shingles of each text begin."""
+    """A 64-bit hash of every shingle, and the start of each text's shingles."""
     pad = "\0" * (SHINGLE - 1)  # a text shorter than a shingle is one shingle
     letters = np.frombuffer(
         "".join(text + pad for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32
@@ -109,14 +107,14 @@ def _hashed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64: every bit of the input reaches every bit of the output."""
+    """The SplitMix64 finalizer: every bit of the input affects every bit of the output."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def _candidates(signature_NK: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, bool]:
-    """Pairs that share a band, as first * N + second, in order; and whether every pair of every band is among them."""
+    """Pairs that share a band, as first * N + second, sorted; and whether all pairs of all bands are included."""
     count = len(signature_NK)
     codes = [np.empty(0, np.int64)]
     complete = True
@@ -130,17 +128,17 @@ def _candidates(signature_NK: np.ndarray, lengths: Sequence[int]) -> tuple[np.nd
 
 
 def _bounded(code_P: np.ndarray, complete: bool, count: int) -> tuple[np.ndarray, bool]:
-    """Not more candidates than can be compared in seconds: where there are, the same number of each text."""
+    """Limit the candidates: beyond the maximum, each text keeps the same number."""
     most = max(MOST_CANDIDATES, 2 * count)
     if len(code_P) <= most:
         return code_P, complete
     rank_P = _rank(code_P // count)
-    total = np.cumsum(np.bincount(rank_P))  # pairs that are left where each text keeps so many, and one more
+    total = np.cumsum(np.bincount(rank_P))  # pairs that remain if each text keeps so many
     return code_P[rank_P <= max(0, np.searchsorted(total, most, "right") - 1)], False
 
 
 def _buckets(band_NR: np.ndarray, position_N: np.ndarray) -> Iterator[np.ndarray]:
-    """Positions whose rows of a band are equal, two or more each, in the order given."""
+    """Indices whose rows of a band are equal, two or more each, in the given order."""
     key_N = np.zeros(len(band_NR), np.uint64)
     for column in band_NR.T:
         key_N = _mix(key_N ^ column)
@@ -154,20 +152,20 @@ def _buckets(band_NR: np.ndarray, position_N: np.ndarray) -> Iterator[np.ndarray
 
 
 def _bucket_pairs(members: np.ndarray, width: int, count: int) -> np.ndarray:
-    """Each member with the next `width` of them, as first * N + second."""
+    """Each member with the next `width` members, as first * N + second."""
     pairs = [np.sort(np.stack([members[:-step], members[step:]]), axis=0) for step in range(1, width + 1)]
     lower, upper = np.concatenate(pairs, axis=1)
     return lower.astype(np.int64) * count + upper
 
 
 def _rank(sorted_P: np.ndarray) -> np.ndarray:
-    """How many equal values stand before each."""
+    """Number of equal values before each."""
     begins = np.flatnonzero(np.append(True, np.diff(sorted_P) != 0)) if len(sorted_P) else np.empty(0, np.int64)
     return np.arange(len(sorted_P)) - np.repeat(begins, np.diff(np.append(begins, len(sorted_P))))
 
 
 def _likely(signature_NK: np.ndarray, code_P: np.ndarray, size: int = 1 << 16) -> np.ndarray:
-    """The candidates whose signatures agree on nearly SIMILAR: the share on which they do estimates the similarity."""
+    """Candidates whose signature agreement, an estimate of the similarity, is close to SIMILAR or above."""
     likely = [np.empty(0, np.int64)]
     for begin in range(0, len(code_P), size):
         part = code_P[begin : begin + size]

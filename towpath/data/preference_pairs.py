@@ -1,4 +1,4 @@
-"""What files of other tools say of two answers, made into records of the ledger; what cannot be used is named."""
+"""Convert imported pairs of answers to records of the ledger; unusable rows are listed with their reason."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from towpath.data.texts import normalise, require_text
 from towpath.records import Choice, Comparison, Completion, Judgement, Prompt, Split, as_row
 
 Kind = Literal["person", "judge", "rule", "simulated"]
-_OTHER: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "both_bad": "both_bad"}
+_OPPOSITE: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "both_bad": "both_bad"}
 
 
 @dataclass(frozen=True)
 class SourceRecords:
-    """The records that a row was made from, as the ledger that wrote it had them."""
+    """The ledger records from which a row was exported."""
 
     prompt: Prompt
     a: Completion
@@ -28,21 +28,20 @@ class SourceRecords:
     choice: Choice | None = None
 
     def light(self) -> "SourceRecords":
-        """Without the tokens of the answers, for tools that have no use for them."""
+        """Without the tokens of the answers, for tools that do not use them."""
         bare = [replace(c, token_ids=(), logprobs=()) for c in (self.a, self.b)]
         return replace(self, a=bare[0], b=bare[1])
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """Two answers to one prompt, the row's own verdict, and what named raters said; judgements here have no key and
-    comparison yet."""
+    """Two answers to one prompt, the row's own verdict, and judgements of named raters, without key and comparison."""
 
     prompt: str
     a: str
     b: str
     verdict: Judgement | None = None
-    said: tuple[Judgement, ...] = ()
+    judgements: tuple[Judgement, ...] = ()
     domain: str = ""
     group: str = ""
     known: SourceRecords | None = None
@@ -50,36 +49,36 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class Imported:
-    """The records in files, ready for a Store, and every row that could not be used with its place and reason."""
+    """The imported records, ready for a Store, and every unusable row with its location and reason."""
 
     prompts: tuple[Prompt, ...] = ()
     completions: tuple[Completion, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     judgements: tuple[Judgement, ...] = ()
     refused: list[str] = field(default_factory=list)
-    places: dict[str, str] = field(default_factory=dict)
+    locations: dict[str, str] = field(default_factory=dict)
     """File and line of the first row of each comparison."""
 
 
 def draft_judgement(choice: Choice, rater: str = "", **more: Any) -> Judgement:
-    """What somebody said of a pair, before it is known which comparison that is."""
+    """A judgement whose comparison is not known yet."""
     return Judgement("", "", rater, more.pop("kind", "person"), choice, **more)
 
 
 def format_provenance(known: SourceRecords) -> str:
-    """The records behind a row, as the text that travels with it."""
-    told = {
+    """The records behind a row, as JSON text in a cell of the row."""
+    rows = {
         "prompt": as_row(known.prompt),
         "a": as_row(known.a),
         "b": as_row(known.b),
         "comparison": as_row(known.comparison),
     }
-    judged = [as_row(j) for j in known.judgements]
-    return json.dumps(told | {"judgements": judged, "choice": known.choice}, ensure_ascii=False)
+    judgements = [as_row(j) for j in known.judgements]
+    return json.dumps(rows | {"judgements": judgements, "choice": known.choice}, ensure_ascii=False)
 
 
 def parse_provenance(text: Any) -> SourceRecords | None:
-    """The records in a row's provenance; none where it has none, Unusable where it is broken."""
+    """The records in a row's provenance; None if absent, UnusableRow if damaged."""
     if text is None or text == "":
         return None
     try:
@@ -96,12 +95,12 @@ _KNOWN = TypeAdapter(SourceRecords)
 
 
 def content_id(*parts: str) -> str:
-    """A short name made from content."""
+    """A short id derived from content."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
 class PairImporter:
-    """Takes pairs one by one and makes of them records that fit together."""
+    """Converts pairs to consistent records, one at a time."""
 
     def __init__(self, source: str, kind: Kind = "person", rater: str = "", prompts: Iterable[Prompt] = ()) -> None:
         self.source = source
@@ -116,38 +115,40 @@ class PairImporter:
         self._comparisons: dict[str, Comparison] = {}
         self._turns: dict[tuple[str, str, int], tuple[str, Judgement]] = {}
         self._refused: list[str] = []
-        self._places: dict[str, str] = {}
+        self._locations: dict[str, str] = {}
 
-    def add(self, place: str, pair: PreferencePair | str) -> None:
-        """One more pair, or why there is none at that place."""
+    def add(self, location: str, pair: PreferencePair | str) -> None:
+        """Add a pair, or the reason why there is none at this location."""
         if isinstance(pair, str):
-            return self._refuse(place, pair)
+            return self._refuse(location, pair)
         try:
             _require_texts(pair)
-            comparison, swapped, ours = self._placed(pair)
-            self._places.setdefault(comparison.id, place)
-            self._hear(place, pair, comparison, swapped, ours)
+            comparison, swapped, ours = self._comparison_of(pair)
+            self._locations.setdefault(comparison.id, location)
+            self._add_judgements(location, pair, comparison, swapped, ours)
         except UnusableRow as reason:
-            self._refuse(place, str(reason))
+            self._refuse(location, str(reason))
 
     def imported(self) -> Imported:
-        """All that was gathered."""
+        """All records."""
         judgements = tuple(j for _, j in self._turns.values())
         prompts = self._prompts.values()
         completions = self._completions.values()
         comparisons = self._comparisons.values()
-        return Imported(tuple(prompts), tuple(completions), tuple(comparisons), judgements, self._refused, self._places)
+        return Imported(
+            tuple(prompts), tuple(completions), tuple(comparisons), judgements, self._refused, self._locations
+        )
 
-    def _refuse(self, place: str, reason: str) -> None:
-        told = f"{place}: {reason}"
-        if told not in self._refused[-1:]:
-            self._refused.append(told)
+    def _refuse(self, location: str, reason: str) -> None:
+        row = f"{location}: {reason}"
+        if row not in self._refused[-1:]:
+            self._refused.append(row)
 
-    def _placed(self, pair: PreferencePair) -> tuple[Comparison, bool, SourceRecords | None]:
-        """The comparison of a pair, whether its sides are the other way round there, and its own records where the
-        texts are still theirs."""
+    def _comparison_of(self, pair: PreferencePair) -> tuple[Comparison, bool, SourceRecords | None]:
+        """The comparison of a pair, whether its sides are swapped, and the source records if their texts are
+        unchanged."""
         known = pair.known
-        if known is not None and _fits(known, pair):
+        if known is not None and _matches_texts(known, pair):
             prompt = known.prompt
             a = known.a
             b = known.b
@@ -157,16 +158,16 @@ class PairImporter:
             known = None
             prompt = self._prompt(pair)
             sides = [self._completion(prompt, text) for text in (pair.a, pair.b)]
-            a, b = sorted(sides, key=lambda c: c.id)  # by content, so that the better answer stands on either side
+            a, b = sorted(sides, key=lambda c: c.id)  # sorted by content: the better answer may be a or b
             swapped = a is not sides[0]
             comparison = Comparison(f"i-{content_id(prompt.id, a.id, b.id)}", prompt.id, a.id, b.id)
-        for kept, record in (
+        for stored, record in (
             (self._prompts, prompt),
             (self._completions, a),
             (self._completions, b),
             (self._comparisons, comparison),
         ):
-            if kept.get(record.id, record) != record:
+            if stored.get(record.id, record) != record:
                 raise UnusableRow(f"id {record.id!r} is used already for something else")
         self._prompts[prompt.id], self._completions[a.id], self._completions[b.id] = prompt, a, b
         self._comparisons[comparison.id] = comparison
@@ -182,47 +183,48 @@ class PairImporter:
     def _completion(self, prompt: Prompt, text: str) -> Completion:
         return Completion(f"c-{content_id(prompt.id, text)}", prompt.id, self.source, text, (), (), "stop")
 
-    def _hear(
-        self, place: str, pair: PreferencePair, comparison: Comparison, swapped: bool, known: SourceRecords | None
+    def _add_judgements(
+        self, location: str, pair: PreferencePair, comparison: Comparison, swapped: bool, known: SourceRecords | None
     ) -> None:
         for j in known.judgements if known else ():
-            self._keep(place, j)
-        told = list(pair.said)
-        if pair.verdict and not (known and known.choice == _seen(pair.verdict, swapped).choice):
-            told.append(pair.verdict)
-        for j in told:
-            said = _seen(j, swapped)
-            details = said.details | ({"group": pair.group} if pair.group else {}) | {"import": self.source}
-            kind = self.kind if said.kind == "person" else said.kind
-            said = replace(
-                said,
+            self._add_judgement(location, j)
+        judgements = list(pair.judgements)
+        if pair.verdict and not (known and known.choice == _swap_sides(pair.verdict, swapped).choice):
+            judgements.append(pair.verdict)
+        for j in judgements:
+            judgement = _swap_sides(j, swapped)
+            details = judgement.details | ({"group": pair.group} if pair.group else {}) | {"import": self.source}
+            kind = self.kind if judgement.kind == "person" else judgement.kind
+            judgement = replace(
+                judgement,
                 comparison=comparison.id,
-                rater=said.rater or self.rater,
+                rater=judgement.rater or self.rater,
                 kind=kind,
                 round=comparison.round,
                 details=details,
             )
-            self._keep(place, said, known.judgements if known else ())
+            self._add_judgement(location, judgement, known.judgements if known else ())
 
-    def _keep(self, place: str, said: Judgement, before: Sequence[Judgement] = ()) -> None:
-        """One turn of a rater; beside what the ledger that wrote the row knows of them, a change of mind is a new
-        round."""
-        earlier = [j for j in before if j.rater == said.rater]
-        if any(j.choice == said.choice for j in earlier[-1:]):
+    def _add_judgement(self, location: str, judgement: Judgement, before: Sequence[Judgement] = ()) -> None:
+        """Add one judgement; a changed choice of a rater in the source ledger becomes a new round."""
+        earlier = [j for j in before if j.rater == judgement.rater]
+        if any(j.choice == judgement.choice for j in earlier[-1:]):
             return
         if earlier:
-            said = replace(said, round=max(j.round for j in earlier) + 1)
-        said = said if said.key else replace(said, key=f"{said.comparison}/{said.rater}/{said.round}")
-        turn = (said.comparison, said.rater, said.round)
+            judgement = replace(judgement, round=max(j.round for j in earlier) + 1)
+        judgement = (
+            judgement
+            if judgement.key
+            else replace(judgement, key=f"{judgement.comparison}/{judgement.rater}/{judgement.round}")
+        )
+        turn = (judgement.comparison, judgement.rater, judgement.round)
         if turn in self._turns:
             where, other = self._turns[turn]
-            if other.choice != said.choice:
-                raise UnusableRow(
-                    f"{where} says {other.choice} of this pair and here it is {said.choice}; a column `rater` keeps "
-                    "both"
-                )
+            if other.choice != judgement.choice:
+                conflict = f"{where} has choice {other.choice} for this pair, this row {judgement.choice}"
+                raise UnusableRow(f"{conflict}; a column `rater` keeps both")
             raise UnusableRow(f"the same judgement as {where}")
-        self._turns[turn] = (place, said)
+        self._turns[turn] = (location, judgement)
 
 
 def _require_texts(pair: PreferencePair) -> None:
@@ -232,8 +234,8 @@ def _require_texts(pair: PreferencePair) -> None:
         raise UnusableRow("identical answers")
 
 
-def _fits(known: SourceRecords, pair: PreferencePair) -> bool:
-    """Whether the records of a row belong to each other and to its texts, blanks around them aside."""
+def _matches_texts(known: SourceRecords, pair: PreferencePair) -> bool:
+    """Whether a row's source records are consistent and match its texts, ignoring surrounding blanks."""
     c = known.comparison
     whole = (c.prompt_id, c.a, c.b) == (
         known.prompt.id,
@@ -245,9 +247,9 @@ def _fits(known: SourceRecords, pair: PreferencePair) -> bool:
     return whole and known.prompt.prompt.strip() == pair.prompt.strip() and texts[0] == texts[1]
 
 
-def _seen(j: Judgement, swapped: bool) -> Judgement:
-    """A judgement from the other side; where nobody knows which answer stood first, that stays so."""
+def _swap_sides(j: Judgement, swapped: bool) -> Judgement:
+    """A judgement with sides swapped; an unknown display order stays unknown."""
     if not swapped:
         return j
-    turned = replace(j, choice=_OTHER[j.choice])
+    turned = replace(j, choice=_OPPOSITE[j.choice])
     return turned if j.details.get("shown") == "unknown" else replace(turned, shown="ba" if j.shown == "ab" else "ab")

@@ -1,4 +1,4 @@
-"""Rows that hold two answers: chosen and rejected, plain, as messages or as HH transcripts; or a, b and a choice."""
+"""Rows with two answers: chosen and rejected (text, messages or HH transcripts), or a, b and a choice."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ ANSWER_COLUMNS = (
     ("answer1", "answer2"),
     ("text1", "text2"),
 )
-"""Names under which other tools keep the two answers."""
+"""Column names of the two answers in other tools."""
 _CHOICES: dict[str, Choice] = {
     "a": "a",
     "b": "b",
@@ -54,52 +54,52 @@ _NUMBERS = ("margin", "weight", "chance", "score_chosen", "score_rejected")
 def read_each(
     rows: Rows, read: Callable[[Cells], Iterator[PreferencePair | str]]
 ) -> Iterator[tuple[int, PreferencePair | str]]:
-    """The pairs of every row with the row's line, and in place of a pair why there is none."""
+    """The pairs of every row with the row's line; a string instead of a pair is the reason why there is none."""
     for line, cells in rows:
         if isinstance(cells, str):
             yield line, cells
             continue
         try:
-            for found in read(cells):
-                yield line, found
+            for item in read(cells):
+                yield line, item
         except UnusableRow as reason:
             yield line, str(reason)
 
 
 def read_chosen_rejected(cells: Cells) -> Iterator[PreferencePair]:
-    """A row with `chosen` and `rejected`, with a prompt or with the one that both begin with."""
-    prompt, better, worse = _prompted(cells)
-    yield _whole(cells, prompt, better, worse, _verdict(cells, "a"))
+    """A row with `chosen` and `rejected`, with a prompt or with a shared beginning."""
+    prompt, better, worse = _prompt_and_answers(cells)
+    yield _build_pair(cells, prompt, better, worse, _verdict(cells, "a"))
 
 
 def read_comparison(cells: Cells) -> Iterator[PreferencePair]:
-    """A row with two answers and who won; one that nobody judged is a pair without a verdict."""
+    """A row with two answers and a winner; without a winner the pair has no verdict."""
     left, right = answer_columns(cells)
     one = cells[left]
     two = cells[right]
     if isinstance(one, list) or isinstance(two, list):
-        prompt, first, second = _common(parse_messages(one, left), parse_messages(two, right), (left, right))
+        prompt, first, second = _shared_prompt(parse_messages(one, left), parse_messages(two, right), (left, right))
     else:
         prompt = prompt_text(cells)
         first = text_cell(cells, left)
         second = text_cell(cells, right)
-    won = str(cells.get("choice", cells.get("winner")) or "").strip()
-    found = parse_choice(won, (left, right))
-    if won and not found:
-        raise UnusableRow(f"choice {won!r} is not one of a, b, tie, both_bad")
-    yield _whole(cells, prompt, first, second, _verdict(cells, found) if found else None)
+    winner = str(cells.get("choice", cells.get("winner")) or "").strip()
+    choice = parse_choice(winner, (left, right))
+    if winner and not choice:
+        raise UnusableRow(f"choice {winner!r} is not one of a, b, tie, both_bad")
+    yield _build_pair(cells, prompt, first, second, _verdict(cells, choice) if choice else None)
 
 
 def answer_columns(cells: Cells) -> tuple[str, str]:
-    """The names under which a row keeps its two answers."""
-    found = next((pair for pair in ANSWER_COLUMNS if all(name in cells for name in pair)), None)
-    if found is None:
+    """The names of the row's two answer columns."""
+    columns = next((pair for pair in ANSWER_COLUMNS if all(name in cells for name in pair)), None)
+    if columns is None:
         raise UnusableRow(f"no two answers (keys: {column_names(cells)})")
-    return found
+    return columns
 
 
 def prompt_text(cells: Cells) -> str:
-    """What a row asks, as text; messages become a transcript where there is more than one."""
+    """The prompt of a row as text; several messages become a transcript."""
     key = next((key for key in PROMPT_COLUMNS if key in cells), None)
     if key is None:
         raise UnusableRow(f"no prompt (keys: {column_names(cells)})")
@@ -112,30 +112,30 @@ def prompt_text(cells: Cells) -> str:
 
 
 def text_cell(cells: Cells, key: str) -> str:
-    """A cell that must be text; an absent one is empty."""
-    found = cells.get(key)
-    if found is None:
+    """A text cell; empty if absent."""
+    value = cells.get(key)
+    if value is None:
         return ""
-    if not isinstance(found, str):
-        raise UnusableRow(f"{key} is not text but {json_type(found)}")
-    return found
+    if not isinstance(value, str):
+        raise UnusableRow(f"{key} is not text but {json_type(value)}")
+    return value
 
 
 def column_names(cells: Cells) -> str:
-    """The names of a row's columns, the first few."""
+    """The row's first few column names."""
     return ", ".join(map(str, list(cells)[:8])) or "none"
 
 
 def parse_choice(value: Any, names: tuple[str, str] | None = None) -> Choice | None:
-    """The choice that a word of another tool stands for, if it stands for one; the names of the two answers stand
-    for themselves."""
-    told = str(value).strip()
-    if names and told in names:
-        return "a" if told == names[0] else "b"
-    return _CHOICES.get(told.lower())
+    """The choice that a word stands for in other tools, or None; the column names of the answers stand for
+    themselves."""
+    word = str(value).strip()
+    if names and word in names:
+        return "a" if word == names[0] else "b"
+    return _CHOICES.get(word.lower())
 
 
-def _prompted(cells: Cells) -> tuple[str, str, str]:
+def _prompt_and_answers(cells: Cells) -> tuple[str, str, str]:
     if "chosen" not in cells or "rejected" not in cells:
         raise UnusableRow(f"no chosen and rejected (keys: {column_names(cells)})")
     better = cells["chosen"]
@@ -143,19 +143,19 @@ def _prompted(cells: Cells) -> tuple[str, str, str]:
     if isinstance(better, list) and isinstance(worse, list):
         turns = parse_messages(better, "chosen"), parse_messages(worse, "rejected")
         if all(len(one) == 1 for one in turns):
-            return prompt_text(cells), _alone(turns[0], "chosen"), _alone(turns[1], "rejected")
-        return _common(*turns, ("chosen", "rejected"))
+            return prompt_text(cells), _single_answer(turns[0], "chosen"), _single_answer(turns[1], "rejected")
+        return _shared_prompt(*turns, ("chosen", "rejected"))
     one = text_cell(cells, "chosen")
     two = text_cell(cells, "rejected")
     if any(cells.get(key) for key in PROMPT_COLUMNS):
         return prompt_text(cells), one, two
-    for what, told in (("chosen", one), ("rejected", two)):
-        if not told.strip():
+    for what, answer in (("chosen", one), ("rejected", two)):
+        if not answer.strip():
             raise UnusableRow(f"{what} is empty")
-    return _common(parse_transcript(one), parse_transcript(two), ("chosen", "rejected"))
+    return _shared_prompt(parse_transcript(one), parse_transcript(two), ("chosen", "rejected"))
 
 
-def _common(one: list[Turn], two: list[Turn], names: tuple[str, str]) -> tuple[str, str, str]:
+def _shared_prompt(one: list[Turn], two: list[Turn], names: tuple[str, str]) -> tuple[str, str, str]:
     """The prompt that two conversations share, and their last answers."""
     (before, first), (other, second) = split_last_answer(one, names[0]), split_last_answer(two, names[1])
     if before != other:
@@ -163,7 +163,7 @@ def _common(one: list[Turn], two: list[Turn], names: tuple[str, str]) -> tuple[s
     return join_turns(before), first, second
 
 
-def _alone(turns: list[Turn], what: str) -> str:
+def _single_answer(turns: list[Turn], what: str) -> str:
     if turns[0][0] != "assistant":
         raise UnusableRow(f"{what}: roles out of order: {turns[0][0]} where the assistant should answer")
     return turns[0][1]
@@ -173,7 +173,7 @@ def _question_turns(turns: list[Turn]) -> list[Turn]:
     return split_last_answer([*turns, ("assistant", "")], "prompt")[0]
 
 
-def _whole(cells: Cells, prompt: str, a: str, b: str, verdict: Judgement | None) -> PreferencePair:
+def _build_pair(cells: Cells, prompt: str, a: str, b: str, verdict: Judgement | None) -> PreferencePair:
     group = cells.get("group")
     return PreferencePair(
         prompt,
@@ -188,28 +188,28 @@ def _whole(cells: Cells, prompt: str, a: str, b: str, verdict: Judgement | None)
 
 
 def _verdict(cells: Cells, choice: Choice) -> Judgement:
-    """The row's own word on its pair, with what it tells of who said so."""
+    """The row's own judgement of its pair."""
     rater = next((str(cells[key]) for key in _RATERS if cells.get(key) not in (None, "")), "")
-    shown, kind, at = (text_cell(cells, key) for key in ("shown", "kind", "at"))
+    order, kind, at = (text_cell(cells, key) for key in ("shown", "kind", "at"))
     strength = _whole_number(cells, "strength")
-    spent = _whole_number(cells, "milliseconds")
+    milliseconds = _whole_number(cells, "milliseconds")
     if kind and kind not in get_args(Kind):
         raise UnusableRow(f"kind {kind!r} is not one of {', '.join(get_args(Kind))}")
-    if shown not in ("", "ab", "ba"):
-        raise UnusableRow(f"shown {shown!r} is not ab or ba")
+    if order not in ("", "ab", "ba"):
+        raise UnusableRow(f"shown {order!r} is not ab or ba")
     if strength not in (None, 1, 2, 3):
         raise UnusableRow(f"strength {cells['strength']!r} is not 1, 2 or 3")
     if at and not is_iso_time(at):
         raise UnusableRow(f"at {at!r} is not an ISO 8601 time")
     details: dict[str, Any] = {key: _number(cells, key) for key in _NUMBERS if cells.get(key) not in (None, "")}
-    details |= {} if shown else {"shown": "unknown"}
+    details |= {} if order else {"shown": "unknown"}
     return draft_judgement(
         choice,
         rater,
         kind=kind or "person",
-        shown=shown or "ab",
+        shown=order or "ab",
         strength=strength or 1,
-        milliseconds=spent,
+        milliseconds=milliseconds,
         at=at,
         guideline=text_cell(cells, "guideline"),
         comment=text_cell(cells, "comment"),
@@ -217,10 +217,10 @@ def _verdict(cells: Cells, choice: Choice) -> Judgement:
     )
 
 
-def is_iso_time(told: str) -> bool:
+def is_iso_time(text: str) -> bool:
     """Whether a text is an ISO 8601 time."""
     try:
-        datetime.fromisoformat(told)
+        datetime.fromisoformat(text)
     except ValueError:
         return False
     return True
@@ -228,64 +228,71 @@ def is_iso_time(told: str) -> bool:
 
 def _number(cells: Cells, key: str) -> float:
     try:
-        found = float(cells[key])
+        number = float(cells[key])
     except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
+        number = math.nan
+    if not math.isfinite(number):
         raise UnusableRow(f"{key} {cells[key]!r} is not a number")
-    return found
+    return number
 
 
 def _whole_number(cells: Cells, key: str) -> int | None:
     if cells.get(key) in (None, ""):
         return None
-    found = _number(cells, key)
-    if not found.is_integer():
+    number = _number(cells, key)
+    if not number.is_integer():
         raise UnusableRow(f"{key} {cells[key]!r} is not a whole number")
-    return int(found)
+    return int(number)
 
 
-def plain_row(s: PreferenceRecord) -> Cells:
+def plain_row(record: PreferenceRecord) -> Cells:
     """prompt, chosen, rejected as text."""
-    better, worse = s.ordered
-    return {"prompt": s.prompt.prompt, "chosen": better.text, "rejected": worse.text} | _extras(s)
+    better, worse = record.ordered
+    return {"prompt": record.prompt.prompt, "chosen": better.text, "rejected": worse.text} | _extras(record)
 
 
-def conversational_row(s: PreferenceRecord) -> Cells:
+def conversational_row(record: PreferenceRecord) -> Cells:
     """prompt, chosen, rejected as lists of {role, content}."""
-    better, worse = (to_messages([("assistant", c.text)]) for c in s.ordered)
-    return {"prompt": to_messages(split_turns(s.prompt.prompt)), "chosen": better, "rejected": worse} | _extras(s)
+    better, worse = (to_messages([("assistant", c.text)]) for c in record.ordered)
+    return {"prompt": to_messages(split_turns(record.prompt.prompt)), "chosen": better, "rejected": worse} | _extras(
+        record
+    )
 
 
-def transcript_row(s: PreferenceRecord) -> Cells:
+def transcript_row(record: PreferenceRecord) -> Cells:
     """chosen and rejected as whole transcripts, as in HH."""
-    turns = [[*split_turns(s.prompt.prompt), ("assistant", c.text)] for c in s.ordered]
+    turns = [[*split_turns(record.prompt.prompt), ("assistant", c.text)] for c in record.ordered]
     if any(role == "system" for role, _ in turns[0]):
         raise UnusableRow("a system message has no place in a transcript")
     better, worse = (format_transcript(one) for one in turns)
     if any(
-        parse_transcript(told) != [(role, said.strip()) for role, said in one]
-        for told, one in zip((better, worse), turns, strict=True)
+        parse_transcript(transcript) != [(role, content.strip()) for role, content in one]
+        for transcript, one in zip((better, worse), turns, strict=True)
     ):
         raise UnusableRow("a text holds the mark of another turn (a blank line, then Human: or Assistant:)")
-    return {"chosen": better, "rejected": worse} | _extras(s)
+    return {"chosen": better, "rejected": worse} | _extras(record)
 
 
-def comparison_row(s: PreferenceRecord) -> Cells:
-    """prompt, a, b and the choice, ties and unjudged pairs too."""
-    return {"prompt": s.prompt.prompt, "a": s.known.a.text, "b": s.known.b.text, "choice": s.choice or ""} | _extras(s)
-
-
-def _extras(s: PreferenceRecord) -> Cells:
-    chance = 1 - s.chance if s.choice == "b" else s.chance
+def comparison_row(record: PreferenceRecord) -> Cells:
+    """prompt, a, b and the choice, including ties and pairs without judgements."""
     return {
-        "weight": round(s.weight, 6),
-        "margin": round(s.margin, 6),
+        "prompt": record.prompt.prompt,
+        "a": record.known.a.text,
+        "b": record.known.b.text,
+        "choice": record.choice or "",
+    } | _extras(record)
+
+
+def _extras(record: PreferenceRecord) -> Cells:
+    chance = 1 - record.chance if record.choice == "b" else record.chance
+    return {
+        "weight": round(record.weight, 6),
+        "margin": round(record.margin, 6),
         "chance": round(chance, 6),
-        "source": s.source,
-        "group": s.group,
-        "domain": s.prompt.domain,
-        "split": s.prompt.split,
-        "comparison": s.known.comparison.id,
-        "provenance": s.provenance(),
+        "source": record.source,
+        "group": record.group,
+        "domain": record.prompt.domain,
+        "split": record.prompt.split,
+        "comparison": record.known.comparison.id,
+        "provenance": record.provenance(),
     }

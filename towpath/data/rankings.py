@@ -1,5 +1,4 @@
-"""Answers in order of merit, in one row or as a tree of messages: every two of them are a pair, and the pairs stay
-together."""
+"""Ranked answers, in one row or as a message tree: every two answers form a pair, and the pairs share a group."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,53 +18,51 @@ _SCORES = ("score", "overall_score", "rating")
 
 
 def read_ranking(cells: Cells) -> Iterator[PreferencePair]:
-    """The K (K - 1) / 2 pairs of a row that has a prompt and K answers: best first, or with ranks or scores."""
+    """The K (K - 1) / 2 pairs of a row with K answers: best first, or with ranks or scores."""
     prompt = prompt_text(cells)
     key = next((key for key in ANSWERS if isinstance(cells.get(key), list)), None)
     if key is None:
         raise UnusableRow(f"no list of answers (keys: {column_names(cells)})")
-    answers = [_answer(found) for found in cells[key]]
+    answers = [_answer(answer) for answer in cells[key]]
     if len(answers) < 2:
         raise UnusableRow(f"{len(answers)} answers: a ranking has two or more")
-    places = _places(cells, cells[key])
+    ranks = _ranks(cells, cells[key])
     group = str(cells.get("group") or content_id("ranking", prompt, *answers))
     for i, j in combinations(range(len(answers)), 2):
-        yield _pair(prompt, (answers[i], answers[j]), (places[i], places[j]), group, text_cell(cells, "domain"))
+        yield _pair(prompt, (answers[i], answers[j]), (ranks[i], ranks[j]), group, text_cell(cells, "domain"))
 
 
 def _pair(
-    prompt: str, answers: tuple[str, str], places: tuple[float, float], group: str, domain: str = ""
+    prompt: str, answers: tuple[str, str], ranks: tuple[float, float], group: str, domain: str = ""
 ) -> PreferencePair:
-    choice: Choice = "a" if places[0] < places[1] else "b" if places[0] > places[1] else "tie"
-    said = draft_judgement(choice, details={"gap": abs(places[0] - places[1]), "shown": "unknown"})
-    return PreferencePair(prompt, *answers, said, domain=domain, group=group)
+    choice: Choice = "a" if ranks[0] < ranks[1] else "b" if ranks[0] > ranks[1] else "tie"
+    judgement = draft_judgement(choice, details={"gap": abs(ranks[0] - ranks[1]), "shown": "unknown"})
+    return PreferencePair(prompt, *answers, judgement, domain=domain, group=group)
 
 
-def _answer(found: Any) -> str:
-    if isinstance(found, dict):
-        found = next((found[key] for key in _TEXTS if key in found), None)
-    if not isinstance(found, str):
+def _answer(value: Any) -> str:
+    if isinstance(value, dict):
+        value = next((value[key] for key in _TEXTS if key in value), None)
+    if not isinstance(value, str):
         raise UnusableRow("an answer is not text")
-    return found
+    return value
 
 
-def _places(cells: Cells, answers: list[Any]) -> list[float]:
-    """A lower place is a better answer."""
+def _ranks(cells: Cells, answers: list[Any]) -> list[float]:
+    """The rank of each answer; lower is better."""
     for names, sign in ((_RANKS, 1), (_SCORES, -1)):
         inner = [
-            next((found[name] for name in names if name in found), None) if isinstance(found, dict) else None
-            for found in answers
+            next((answer[name] for name in names if name in answer), None) if isinstance(answer, dict) else None
+            for answer in answers
         ]
         outer = next((cells[f"{name}s"] for name in names if isinstance(cells.get(f"{name}s"), list)), None)
-        given = inner if any(place is not None for place in inner) else outer
-        if given is not None:
-            numbers = [
-                float(place) for place in given if isinstance(place, int | float) and not isinstance(place, bool)
-            ]
-            if not len(numbers) == len(given) == len(answers):
+        values = inner if any(value is not None for value in inner) else outer
+        if values is not None:
+            numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+            if not len(numbers) == len(values) == len(answers):
                 raise UnusableRow(f"not every answer has a number as its {names[0]}")
-            return [sign * place for place in numbers]
-    return [float(place) for place in range(len(answers))]
+            return [sign * number for number in numbers]
+    return [float(number) for number in range(len(answers))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,70 +76,70 @@ class _Message:
 
 
 def read_trees(rows: Rows) -> Iterator[tuple[int, PreferencePair | str]]:
-    """Pairs of ranked replies in trees of messages as in OASST, flat with `parent_id` or nested with `replies`."""
-    found: dict[str, _Message] = {}
+    """Pairs of ranked replies in message trees as in OASST, flat with `parent_id` or nested with `replies`."""
+    messages: dict[str, _Message] = {}
     for line, cells in rows:
         for message in [cells] if isinstance(cells, str) else _messages(line, cells):
             if isinstance(message, str):
                 yield line, message
-            elif message.id in found:
-                yield line, f"message_id {message.id!r} is there already, in line {found[message.id].line}"
+            elif message.id in messages:
+                yield line, f"message_id {message.id!r} is there already, in line {messages[message.id].line}"
             else:
-                found[message.id] = message
+                messages[message.id] = message
     replies: dict[str, list[_Message]] = {}
-    for message in found.values():
-        if message.parent and message.parent not in found:
+    for message in messages.values():
+        if message.parent and message.parent not in messages:
             yield message.line, f"its parent {message.parent!r} is not in the file, or cannot be used"
         elif message.parent and message.role == "assistant":
             replies.setdefault(message.parent, []).append(message)
     for parent, siblings in replies.items():
         if len(siblings) > 1:
-            yield from _siblings(found, parent, siblings)
+            yield from _siblings(messages, parent, siblings)
 
 
 def _siblings(
-    found: dict[str, _Message], parent: str, siblings: list[_Message]
+    messages: dict[str, _Message], parent: str, siblings: list[_Message]
 ) -> Iterator[tuple[int, PreferencePair | str]]:
-    prompt = _conversation(found, parent)
+    prompt = _conversation(messages, parent)
     if isinstance(prompt, UnusableRow):
         yield from ((message.line, str(prompt)) for message in siblings)
         return
-    placed = [(message, message.rank) for message in siblings if message.rank is not None]
+    ranked = [(message, message.rank) for message in siblings if message.rank is not None]
     yield from ((message.line, "no rank, beside other replies") for message in siblings if message.rank is None)
-    for (one, first), (two, second) in combinations(placed, 2):
+    for (one, first), (two, second) in combinations(ranked, 2):
         yield max(one.line, two.line), _pair(prompt, (one.text, two.text), (first, second), parent)
 
 
 def _messages(line: int, cells: Cells) -> Iterator[_Message | str]:
-    """The messages of a row, those nested under it too."""
-    waiting: list[tuple[Any, Any]] = [(cells.get("prompt") if isinstance(cells.get("prompt"), dict) else cells, "")]
-    while waiting:
-        told, above = waiting.pop()
-        if not isinstance(told, dict):
+    """The messages of a row, including nested ones."""
+    stack: list[tuple[Any, Any]] = [(cells.get("prompt") if isinstance(cells.get("prompt"), dict) else cells, "")]
+    while stack:
+        node, parent_id = stack.pop()
+        if not isinstance(node, dict):
             yield "a reply is not an object"
             continue
-        name, role, said = (told.get(key) for key in ("message_id", "role", "text"))
-        rank = told.get("rank")
-        parent = told.get("parent_id") or above
+        name, role, text = (node.get(key) for key in ("message_id", "role", "text"))
+        rank = node.get("rank")
+        parent = node.get("parent_id") or parent_id
         if not isinstance(name, str) or not name:
-            yield f"no message_id (keys: {column_names(told)})"
+            yield f"no message_id (keys: {column_names(node)})"
         elif role not in ("prompter", "assistant"):
             yield f"message {name}: role {role!r} is not prompter or assistant"
-        elif not isinstance(said, str) or not said.strip():
+        elif not isinstance(text, str) or not text.strip():
             yield f"message {name}: empty text"
         elif rank is not None and not (isinstance(rank, int | float) and float(rank).is_integer()):
             yield f"message {name}: rank {rank!r} is not a whole number"
         else:
-            yield _Message(line, name, str(parent), role, said, None if rank is None else int(rank))
-        nested = told.get("replies")
-        waiting += [(reply, name) for reply in reversed(nested if isinstance(nested, list) else [])]
+            yield _Message(line, name, str(parent), role, text, None if rank is None else int(rank))
+        nested = node.get("replies")
+        stack += [(reply, name) for reply in reversed(nested if isinstance(nested, list) else [])]
 
 
-def _conversation(found: dict[str, _Message], last: str) -> str | UnusableRow:
-    """The prompt that ends with a message: all that led to it."""
+def _conversation(messages: dict[str, _Message], last: str) -> str | UnusableRow:
+    """The prompt that ends with a message: the conversation up to it."""
     turns: list[tuple[str, str]] = []
-    while last and len(turns) <= len(found):
-        message = found.get(last)
+    while last and len(turns) <= len(messages):
+        message = messages.get(last)
         if message is None:
             return UnusableRow(f"the conversation before it is not whole: {last!r} is not there")
         turns.append(("user" if message.role == "prompter" else "assistant", message.text))

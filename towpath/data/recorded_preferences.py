@@ -19,45 +19,48 @@ Length = Callable[[str], int | None]
 
 @dataclass
 class RecordedCounts:
-    """What the files of preferences hold, counted."""
+    """Counts of the recorded preferences."""
 
     comparisons: int = 0
     decided: int = 0
-    """Comparisons that may be used and that somebody decided."""
+    """Usable comparisons with a decided judgement."""
     left_out: Counter[str] = field(default_factory=Counter)
     refused: list[RefusedRow] = field(default_factory=list)
     long: list[RefusedRow] = field(default_factory=list)
 
 
 def read_recorded(run: Path, pattern: str, corpus: Corpus) -> Iterator[tuple[Imported, list[RefusedRow]]]:
-    """The preferences of each file with their places in the run, and its rows that cannot be used."""
+    """The preferences of each file with their locations in the run, and its unusable rows."""
     for path in match_files(run, "data.preferences", pattern):
         name = relative_name(run, path)
         imported = formats.read_preferences(path, prompts=corpus.prompts)
-        places = {key: place.replace(path.name, name, 1) for key, place in imported.places.items()}
+        locations = {key: location.replace(path.name, name, 1) for key, location in imported.locations.items()}
         rows = [row.replace(path.name, name, 1).partition(": ") for row in imported.refused]
-        yield replace(imported, places=places), [refused_row("preferences", place, reason) for place, _, reason in rows]
+        yield (
+            replace(imported, locations=locations),
+            [refused_row("preferences", location, reason) for location, _, reason in rows],
+        )
 
 
 def held_out_prompts(corpus: Corpus) -> set[str]:
-    """Questions that no comparison may be about: what is judged by is not trained on."""
+    """Normalised prompts of the held-out and safety sets, which no training comparison may use."""
     return {normalise(p.prompt) for p in (*corpus.heldout, *corpus.safety)}
 
 
 def too_long_reason(limit: int) -> str:
-    """Why a comparison is left out whose prompt has more tokens than the recipe allows."""
+    """The reason for comparisons with prompts longer than the recipe allows."""
     return f"prompts of more than data.max_prompt_tokens = {limit}"
 
 
 def exclusion_reason(prompt: str, held: set[str], limit: int, length: Length) -> str:
-    """Why a comparison of this prompt may not be used; empty where it may."""
+    """Why a comparison of this prompt may not be used; empty if it may."""
     if normalise(prompt) in held:
         return HELD_OUT
     return too_long_reason(limit) if (length(prompt) or 0) > limit else ""
 
 
 def count_recorded(run: Path, pattern: str, corpus: Corpus, limit: int, length: Length) -> RecordedCounts:
-    """Count what the files hold and what of it may be used."""
+    """Count all and usable comparisons in the files."""
     total = RecordedCounts()
     held = held_out_prompts(corpus)
     for imported, refused in read_recorded(run, pattern, corpus):
@@ -69,7 +72,7 @@ def count_recorded(run: Path, pattern: str, corpus: Corpus, limit: int, length: 
             total.comparisons += 1
             total.decided += not reason and comparison.id in decided
             if reason == too_long_reason(limit):
-                total.long.append(refused_row("preferences", imported.places[comparison.id], reason))
+                total.long.append(refused_row("preferences", imported.locations[comparison.id], reason))
             elif reason:
                 total.left_out[reason] += 1
     return total

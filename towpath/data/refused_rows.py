@@ -1,5 +1,4 @@
-"""Rows that cannot be used: each with its file, line and reason, counted by reason, and all of them in a file of the
-run."""
+"""Unusable rows with file, line and reason: counted by reason, and all of them written to a file of the run."""
 
 import json
 import re
@@ -16,7 +15,7 @@ from towpath.store.publish import replace_file
 
 FILE = "reports/refused_rows.jsonl"
 IMPORT_FILE = "reports/refused_import.jsonl"
-"""Rows of the last `towpath label import` that could not be used."""
+"""Unusable rows of the last `towpath label import`."""
 SHOWN = 20
 SHOWN_OF_A_REASON = 5
 SHOWN_REASONS = 8
@@ -26,7 +25,7 @@ Part = Literal["prompts", "demonstrations", "safety", "preferences"]
 
 @dataclass(frozen=True, slots=True)
 class RefusedRow:
-    """A row that cannot be used and why; the line is 0 where the file as a whole is meant."""
+    """An unusable row and the reason; line 0 means the whole file."""
 
     part: Part
     file: str
@@ -38,24 +37,24 @@ class RefusedRow:
 
 
 def refused_row(part: Part, position: str, reason: str) -> RefusedRow:
-    """A refused row at a position such as `file:line`."""
+    """A refused row at a position `file:line`."""
     file, _, line = position.rpartition(":")
-    # of a million rows, most have a file and a reason in common
+    # interned, since most of a million rows share file and reason
     return RefusedRow(part, sys.intern(file), int(line), sys.intern(reason))
 
 
 def count_by_reason(rows: Iterable[RefusedRow]) -> Counter[str]:
-    """How many rows have each kind of reason; what differs from row to row is left out of it."""
+    """Number of rows per kind of reason, ignoring what differs between rows."""
     return Counter(_kind(row.reason) for row in rows)
 
 
 def count_by_part(rows: Iterable[RefusedRow]) -> dict[str, int]:
-    """How many rows of prompts, demonstrations, the safety set and preferences."""
+    """Number of rows per part: prompts, demonstrations, safety, preferences."""
     return dict(Counter(row.part for row in rows))
 
 
 def format_listing(rows: Sequence[RefusedRow]) -> str:
-    """Counts by reason, the first few rows of each, and how many there are besides."""
+    """Counts by reason, the first rows of each, and the number of further rows."""
     reasons = count_by_reason(rows).most_common()
     counts = [f"{count} × {reason}" for reason, count in reasons[:SHOWN_REASONS]]
     counts += [f"… and {len(reasons) - SHOWN_REASONS} more reasons"] if len(reasons) > SHOWN_REASONS else []
@@ -70,7 +69,7 @@ def format_listing(rows: Sequence[RefusedRow]) -> str:
 
 
 def format_summary(rows: Sequence[RefusedRow], places_shown: int = 3) -> str:
-    """The same in one line: counts by reason, each with its first places."""
+    """The same in one line: counts by reason, each with its first locations."""
     parts = []
     for reason, count in count_by_reason(rows).most_common(SHOWN_REASONS):
         places = [f"{row.file}:{row.line}" for row in rows if _kind(row.reason) == reason][:places_shown]
@@ -79,7 +78,7 @@ def format_summary(rows: Sequence[RefusedRow], places_shown: int = 3) -> str:
 
 
 def skipped_findings(rows: Sequence[RefusedRow]) -> list[Finding]:
-    """The warning that rows are left out; none where all are used."""
+    """A warning if rows were left out."""
     if not rows:
         return []
     count = f"{len(rows)} row{'s are' if len(rows) > 1 else ' is'} left out"
@@ -88,7 +87,7 @@ def skipped_findings(rows: Sequence[RefusedRow]) -> list[Finding]:
 
 
 def write_refused_rows(run: Path, rows: Sequence[RefusedRow], name: str = FILE) -> str:
-    """Write all rows to a file of the run and return what to say of it; without rows an older file is removed."""
+    """Write all rows to a file of the run and return where they are; without rows the old file is removed."""
     path = run / name
     try:
         if rows:
@@ -102,7 +101,7 @@ def write_refused_rows(run: Path, rows: Sequence[RefusedRow], name: str = FILE) 
 
 @lru_cache(maxsize=4096)
 def _kind(reason: str) -> str:
-    """A reason without the values, names and notes that differ from row to row; limits of the recipe stay."""
+    """A reason without values, names and notes that differ between rows; limits of the recipe are kept."""
     plain = re.sub(r" \([^)]*\)", "", reason)
     plain = re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", plain)
     column, _, rest = plain.partition(": ")

@@ -1,4 +1,4 @@
-"""Rows of files with the line each begins on, and rows into files: JSON lines, JSON, CSV, Parquet."""
+"""Read and write files of rows: JSON lines, JSON, CSV, Parquet. Rows come with their line number."""
 
 import gzip
 import json
@@ -13,43 +13,43 @@ from towpath.store.exchange import csv_rows, json_rows, write_csv
 
 Cells = dict[str, Any]
 Rows = Iterator[tuple[int, Cells | str]]
-"""A string in place of a row says why there is none."""
+"""A string instead of a row is the reason why there is none."""
 
 _SPACE = " \t\r\n"
 
 
 class UnusableRow(Exception):
-    """Why a row cannot be used."""
+    """A row that cannot be used, and why."""
 
 
 def list_files(path: Path) -> list[Path]:
-    """The file itself, or those of a folder that can be read, in order of their names."""
+    """The file itself, or the readable files of a folder, sorted by name."""
     if path.is_dir():
-        found = sorted(inner for inner in path.rglob("*") if inner.is_file() and file_type(inner) in _READERS)
-        if not found:
+        files = sorted(inner for inner in path.rglob("*") if inner.is_file() and file_type(inner) in _READERS)
+        if not files:
             raise DataError(
                 f"{path}: no file to read in this folder",
                 "one of " + ", ".join(_READERS),
                 "convert the files, or name another folder",
             )
-        return found
+        return files
     if not path.is_file():
-        raise DataError(f"{path}: no such file", "rows come from a file or a folder of files", "mend the path")
+        raise DataError(f"{path}: no such file", "rows come from a file or a folder of files", "fix the path")
     return [path]
 
 
 def file_type(path: Path) -> str:
-    """What a file holds by its name; `.gz` does not count."""
+    """The file type by suffix, ignoring `.gz`."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def read_rows(path: Path) -> Rows:
-    """Each row of a file with the line, or in Parquet the number, it has there."""
+    """Each row of a file with its line, or its number in Parquet."""
     return parse_rows(path, read_bytes(path))
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file of rows, as they are on disk."""
+    """The raw bytes of a file."""
     if not is_supported(path):
         raise DataError(
             f"{path}: files of type {file_type(path) or '(none)'} are not read",
@@ -63,44 +63,44 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_rows(path: Path, content: bytes) -> Rows:
-    """The rows in the bytes of a file whose name says of what kind they are."""
+    """The rows in the bytes of a file, by the type of its name."""
     try:
-        plain = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
+        decompressed = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: {error}", "the file must be readable", "fix the file") from None
-    return _READERS[file_type(path)](plain)
+    return _READERS[file_type(path)](decompressed)
 
 
 def is_supported(path: Path) -> bool:
-    """Whether files of this type are read."""
+    """Whether files of this type can be read."""
     return file_type(path) in _READERS
 
 
 def json_type(value: Any) -> str:
-    """What a cell holds in place of what was expected."""
+    """The type of a cell, for errors."""
     names = {dict: "an object", list: "a list", bool: "true/false", str: "text", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-def write_rows(path: Path, found: Sequence[Cells]) -> None:
-    """Rows with the same columns into a file that is there whole or not at all."""
-    put = _WRITERS.get(path.suffix.lower())
-    if put is None:
+def write_rows(path: Path, rows: Sequence[Cells]) -> None:
+    """Write rows with the same columns to a file atomically."""
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
         raise DataError(
             f"{path}: files of type {path.suffix or '(none)'} are not written",
             "one of " + ", ".join(_WRITERS),
             "name it so",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
     try:
-        put(aside, found)
-        aside.replace(path)
+        writer(temporary, rows)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _csv(content: bytes) -> Rows:
+def _parse_csv(content: bytes) -> Rows:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -109,52 +109,52 @@ def _csv(content: bytes) -> Rows:
     return csv_rows(text, short_rows=False)
 
 
-def _json(content: bytes) -> Rows:
-    """A list of objects; what does not begin like a list is read as JSON lines, which many call .json."""
+def _parse_json(content: bytes) -> Rows:
+    """A JSON list of objects, or JSON lines in a file named .json."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return json_rows(content)
-    return _listed(text) if text.lstrip(_SPACE).startswith("[") else json_rows(content)
+    return _parse_json_list(text) if text.lstrip(_SPACE).startswith("[") else json_rows(content)
 
 
-def _listed(text: str) -> Rows:
+def _parse_json_list(text: str) -> Rows:
     decoder = json.JSONDecoder()
     line = 1
     counted = 0
-    place = text.index("[") + 1
+    position = text.index("[") + 1
     while True:
-        place = _past(text, place)
-        line = line + text.count("\n", counted, place)
-        counted = place
-        if text[place : place + 1] == "]":
-            if _past(text, place + 1) < len(text):
+        position = _skip_space(text, position)
+        line = line + text.count("\n", counted, position)
+        counted = position
+        if text[position : position + 1] == "]":
+            if _skip_space(text, position + 1) < len(text):
                 yield line, "text after the end of the list; it was not read"
             return
         try:
-            row, place = decoder.raw_decode(text, place)
+            row, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             yield line, f"not JSON: {getattr(error, 'msg', 'too deep')}; the rows from here on were not read"
             return
         yield line, row if isinstance(row, dict) else "not an object"
-        place = _past(text, place)
-        if text[place : place + 1] == ",":
-            place += 1
-        elif text[place : place + 1] != "]":
+        position = _skip_space(text, position)
+        if text[position : position + 1] == ",":
+            position += 1
+        elif text[position : position + 1] != "]":
             yield (
-                line + text.count("\n", counted, place),
-                "not JSON: the list goes on without a comma; the rows from here on were not read",
+                line + text.count("\n", counted, position),
+                "not JSON: a comma is missing; the rows from here on were not read",
             )
             return
 
 
-def _past(text: str, place: int) -> int:
-    while text[place : place + 1] and text[place] in _SPACE:
-        place += 1
-    return place
+def _skip_space(text: str, position: int) -> int:
+    while text[position : position + 1] and text[position] in _SPACE:
+        position += 1
+    return position
 
 
-def _parquet(content: bytes) -> Rows:
+def _parse_parquet(content: bytes) -> Rows:
     import pyarrow  # slow to import, and few files need it
     from pyarrow import parquet
 
@@ -176,32 +176,37 @@ def _parquet(content: bytes) -> Rows:
         )
 
 
-def _put_jsonl(path: Path, found: Iterable[Cells]) -> None:
+def _write_jsonl(path: Path, rows: Iterable[Cells]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _put_json(path: Path, found: Iterable[Cells]) -> None:
+def _write_json(path: Path, rows: Iterable[Cells]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in found) + "\n]\n")
+        file.write("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
 
 
-def _put_csv(path: Path, found: Sequence[Cells]) -> None:
+def _write_csv(path: Path, rows: Sequence[Cells]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        write_csv(file, found, list(found[0]) if found else [])
+        write_csv(file, rows, list(rows[0]) if rows else [])
 
 
-def _put_parquet(path: Path, found: Sequence[Cells]) -> None:
+def _write_parquet(path: Path, rows: Sequence[Cells]) -> None:
     import pyarrow  # slow to import, and few files need it
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist(list(found)), path)
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
-_READERS: dict[str, Callable[[bytes], Rows]] = {".jsonl": json_rows, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+_READERS: dict[str, Callable[[bytes], Rows]] = {
+    ".jsonl": json_rows,
+    ".json": _parse_json,
+    ".csv": _parse_csv,
+    ".parquet": _parse_parquet,
+}
 _WRITERS: dict[str, Callable[[Path, Sequence[Cells]], None]] = {
-    ".jsonl": _put_jsonl,
-    ".json": _put_json,
-    ".csv": _put_csv,
-    ".parquet": _put_parquet,
+    ".jsonl": _write_jsonl,
+    ".json": _write_json,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
 }

@@ -1,5 +1,4 @@
-"""Tokenise text that a chat template and a user wrote together, in one pass: control tokens come from the template
-alone."""
+"""Tokenise text from a chat template and a user in one pass; only the template can produce control tokens."""
 
 import copy
 import re
@@ -16,18 +15,17 @@ ATTEMPTS = 20
 
 
 class Part(NamedTuple):
-    """A stretch of rendered text, and whether the template wrote it."""
+    """A piece of rendered text, and whether the template wrote it."""
 
     text: str
     trusted: bool = False
 
 
 class TemplateEncoder:
-    """A copy of a tokenizer in which the template's control tokens go by random aliases.
+    """A copy of a tokenizer in which the template's control tokens have random aliases.
 
-    The text is tokenised whole, as `apply_chat_template(tokenize=True)` does it, so prefix spaces and merges fall
-    where they fall there. A user cannot write an alias, so `<|im_end|>` in a user's text is read as ordinary
-    characters.
+    The text is tokenised as a whole, like `apply_chat_template(tokenize=True)`, so prefix spaces and merges are the
+    same. A user cannot guess an alias, so `<|im_end|>` in a user's text is read as ordinary characters.
     """
 
     def __init__(self, tokenizer: Any, template_text: str = "") -> None:
@@ -60,25 +58,24 @@ class TemplateEncoder:
 
     def encode(self, parts: Sequence[Part]) -> list[int]:
         """Token ids of the parts as one text."""
-        return self._encode(self._joined(parts))
+        return self._encode(self._join(parts))
 
     def encode_after(self, parts: Sequence[Part], following: Sequence[Part]) -> list[int]:
-        """Token ids of what follows the parts, where no token may reach across the seam."""
-        head = self._joined(parts)
-        return self._encode(head + self._split + self._joined(following))[len(self._encode(head)) :]
+        """Token ids of `following` after the parts, with no token across the boundary."""
+        head = self._join(parts)
+        return self._encode(head + self._split + self._join(following))[len(self._encode(head)) :]
 
     def closing(self, text: str) -> str:
-        """Template text up to and with the control token that it begins with, after white space at most; empty where
-        it begins with none."""
+        """The text up to and including its leading control token, after white space at most; empty if there is none."""
         match = re.match(rf"\s*(?:{self._pattern.pattern})", text) if self._pattern else None
         return match.group() if match else ""
 
     def markers(self, text: str) -> list[tuple[int, int]]:
-        """Where control tokens stand in template text: begin and end of each."""
+        """Start and end of each control token in template text."""
         return [match.span() for match in self._pattern.finditer(text)] if self._pattern else []
 
     def holds_control(self, text: str) -> bool:
-        """Whether a control token stands in a text."""
+        """Whether a text contains the text of a control token."""
         return bool(self._pattern and self._pattern.search(text))
 
     def _id(self, added: str) -> int:
@@ -86,14 +83,14 @@ class TemplateEncoder:
         assert number is not None, added
         return number
 
-    def _joined(self, parts: Sequence[Part]) -> str:
+    def _join(self, parts: Sequence[Part]) -> str:
         return "".join(self._aliased(part.text) if part.trusted else part.text for part in parts)
 
     def _aliased(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._alias[match.group()], text) if self._pattern else text
 
     def _encode(self, text: str) -> list[int]:
-        """Where the vocabulary itself holds a control token's text, the text is split inside it."""
+        """Tokenise; if the vocabulary itself contains a control token's text, split the text inside it."""
         forbidden = set(self.controls.values()) - self._harmless
         read = ""
         for _attempt in range(ATTEMPTS):
@@ -107,8 +104,8 @@ class TemplateEncoder:
                 ids: list[int] = encoding.ids
                 return [self._number.get(number, number) for number in ids if number != self._dropped]
             read = text[leaks[0] - 1 : leaks[0] + 20]
-            for place in sorted(set(leaks), reverse=True):
-                text = text[:place] + self._split + text[place:]
+            for position in sorted(set(leaks), reverse=True):
+                text = text[:position] + self._split + text[position:]
         rule = "special tokens in a user's text are read as ordinary characters"
         raise ModelError(
             f"the tokenizer reads a special token in {read!r}", rule, "remove that text, or use another tokenizer"
@@ -116,7 +113,7 @@ class TemplateEncoder:
 
 
 def _is_marker(content: str, template_text: str) -> bool:
-    """A token such as <|user|> or [INST] that the template writes and the tokenizer does not mark as special."""
+    """Whether a token such as <|user|> or [INST] is used by the template but not marked as special."""
     return bool(re.fullmatch(r"<\S+>|\[\S+\]", content)) and content in template_text
 
 

@@ -1,4 +1,4 @@
-"""Chat templates rendered in a process of their own, which is ended where a template takes too long or too much."""
+"""Render chat templates in a separate process, which is killed if a template takes too much time or memory."""
 
 import json
 import os
@@ -16,57 +16,64 @@ from towpath.data import template_worker
 from towpath.errors import ModelError
 
 WORKER = Path(template_worker.__file__)
-WALL = 60.0
-"""Seconds for a reply by the clock: the worker limits its processor time; a machine with much else to do may take
-far longer."""
-LARGEST_REPLY = 64 * 2**20
+WALL_SECONDS = 60.0
+"""Wall-clock limit of a reply. The worker limits its CPU time itself; a loaded machine may take far longer."""
+MAX_REPLY = 64 * 2**20
 RULE = "a chat template renders a user's message, within 2 s and 512 MiB"
 FIX = "use model.template = 'chatml', or a Jinja file that renders one user turn"
 
 
 class Renderer:
-    """One worker, started when it is first asked and again after it was ended."""
+    """One worker process, started on first use and restarted after it was killed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Any = None
-        self._asking = threading.Lock()
+        self._lock = threading.Lock()
 
     def render(
         self,
         template: str,
-        place: str,
+        template_name: str,
         messages: Sequence[Mapping[str, str]],
-        waits: bool,
+        add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> str:
-        """The template's text of a conversation; `waits` for an answer, or not. `place` is what errors call the
-        template."""
-        request = {"template": template, "messages": list(messages), "waits": waits, "variables": dict(variables)}
-        with self._asking:
-            reply = self._asked(json.dumps(request).encode() + b"\n")
+        """The template's text of a conversation; `template_name` is for errors."""
+        request = {
+            "template": template,
+            "messages": list(messages),
+            "add_generation_prompt": add_generation_prompt,
+            "variables": dict(variables),
+        }
+        with self._lock:
+            reply = self._exchange(json.dumps(request).encode() + b"\n")
         if "text" in reply:
             return reply["text"]
         line = f", line {reply['line']}" if reply.get("line") else ""
         kind = TemplateRaised if reply.get("raised") else TemplateFailed
-        raise kind(f"the chat template fails ({place}{line}): {reply['error']}", RULE, FIX)
+        raise kind(f"the chat template fails ({template_name}{line}): {reply['error']}", RULE, FIX)
 
-    def _asked(self, request: bytes) -> dict[str, Any]:
+    def _exchange(self, request: bytes) -> dict[str, Any]:
         process = self._started()
         assert process.stdin and process.stdout
         try:
             process.stdin.write(request)
             process.stdin.flush()
-            reply = _line(process)
+            reply = _read_line(process)
         except BrokenPipeError:
             reply = b""
         except BaseException:
-            self._stop()  # what it still says would be taken for the answer to the next question
+            self._stop()  # its late reply would be taken for the reply to the next request
             raise
         if reply is None or not reply.endswith(b"\n"):
             status = self._stop()
             slow = reply is None or status == -signal.SIGPROF
-            limit = f"{template_worker.SECONDS:.0f} s" if status == -signal.SIGPROF else f"{WALL:.0f} s by the clock"
+            limit = (
+                f"{template_worker.SECONDS:.0f} s"
+                if status == -signal.SIGPROF
+                else f"{WALL_SECONDS:.0f} s by the clock"
+            )
             return {
                 "error": f"it has not ended within {limit}"
                 if slow
@@ -85,13 +92,13 @@ class Renderer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for this process alone
+            start_new_session=True,  # so that Ctrl-C does not reach the worker
         )
         self._process, self._end = process, weakref.finalize(self, _end, process, os.getpid())
         return process
 
     def _stop(self) -> int:
-        """End the worker; its exit status."""
+        """Kill the worker and return its exit status."""
         assert self._process is not None
         process = self._process
         self._process = None
@@ -100,33 +107,32 @@ class Renderer:
 
 
 class TemplateFailed(ModelError):
-    """A chat template cannot render what it is given."""
+    """A chat template cannot render a conversation."""
 
 
 class TemplateRaised(TemplateFailed):
-    """A chat template raises an error, as some do at a conversation they are not made for."""
+    """A chat template raises an error, as some do for conversations they do not support."""
 
 
-def _line(process: "subprocess.Popen[bytes]") -> bytes | None:
-    """A line of the worker's; None where it takes too long or says too much; without its end where the worker has
-    ended."""
+def _read_line(process: "subprocess.Popen[bytes]") -> bytes | None:
+    """One line from the worker; None after the time or size limit; without a line end if the worker ended."""
     assert process.stdout
-    found = bytearray()
+    line = bytearray()
     poll = select.poll()
     poll.register(process.stdout, select.POLLIN | select.POLLHUP)
-    while not found.endswith(b"\n"):
-        if not poll.poll(WALL * 1000) or len(found) > LARGEST_REPLY:
+    while not line.endswith(b"\n"):
+        if not poll.poll(WALL_SECONDS * 1000) or len(line) > MAX_REPLY:
             return None
         part = os.read(process.stdout.fileno(), 2**20)
         if not part:
             process.wait()
             break
-        found += part
-    return bytes(found)
+        line += part
+    return bytes(line)
 
 
 def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
-    """End the worker; in a process that was forked from the one that started it there is nothing to end."""
+    """Kill the worker; does nothing in a forked child of the process that started it."""
     if os.getpid() != owner:
         return
     assert process.stdin and process.stdout
@@ -144,7 +150,7 @@ _renderer: Renderer | None = None
 
 
 def get_renderer() -> Renderer:
-    """The one of this process; a process that was forked has its own."""
+    """The renderer of this process; a forked process has its own."""
     global _renderer
     if _renderer is None:
         _renderer = Renderer()

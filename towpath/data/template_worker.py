@@ -1,9 +1,8 @@
-"""A process that renders chat templates and nothing else, with little time and memory: templates are programs that
-strangers wrote.
+"""Worker process that renders chat templates with limited time and memory, since templates are untrusted code.
 
-Requests and replies are JSON lines: {"template", "messages", "waits", "variables"} in; {"text"} or {"error", "line"}
-out. It renders by the very function of `apply_chat_template`, in the sandbox of transformers, which is loaded
-without torch.
+Requests and replies are JSON lines: {"template", "messages", "add_generation_prompt", "variables"} in; {"text"} or
+{"error", "line"} out. It uses the function of `apply_chat_template` in the sandbox of transformers, loaded without
+torch.
 """
 
 import json
@@ -15,33 +14,32 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 2.0
-"""Processor time for one rendering."""
+"""CPU time per rendering."""
 MEMORY = 512 * 2**20
-"""Bytes that rendering may take beyond what the process has before."""
-LONGEST = 2**20
+"""Bytes that rendering may use beyond the process's initial memory."""
+EXTRA_CHARACTERS = 2**20
 """Characters that a rendering may have beyond sixteen times its messages."""
 
 
 def main() -> None:
     """Answer requests until standard input ends."""
-    sys.modules["torch"] = None  # type: ignore[assignment]  # not needed here, slow, and large
+    sys.modules["torch"] = None  # type: ignore[assignment]  # not needed here and slow to import
     from transformers.utils.chat_template_utils import render_jinja_template
 
     replies = sys.stdout
-    sys.stdout = sys.stderr  # what a library prints is no reply
+    sys.stdout = sys.stderr  # keeps prints of libraries out of the replies
     _limit_memory()
     for line in sys.stdin:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its default is the end of the process, whatever it is doing
-        reply = _rendered(render_jinja_template, request)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # the signal kills the process by default
+        reply = _render(render_jinja_template, request)
         signal.setitimer(signal.ITIMER_PROF, 0)
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
 
 def _limit_memory() -> None:
-    """Beyond what is mapped now; where that is not known, or no limit can be set, the caller's own watch is what
-    there is."""
+    """Limit memory beyond what is mapped now; if that is impossible, only the caller's limits apply."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + MEMORY
@@ -50,18 +48,21 @@ def _limit_memory() -> None:
         return
 
 
-def _rendered(render: Any, request: dict[str, Any]) -> dict[str, Any]:
+def _render(render: Any, request: dict[str, Any]) -> dict[str, Any]:
     messages = request["messages"]
     template = request["template"]
     try:
         texts, _ = render(
-            [messages], chat_template=template, add_generation_prompt=request["waits"], **request["variables"]
+            [messages],
+            chat_template=template,
+            add_generation_prompt=request["add_generation_prompt"],
+            **request["variables"],
         )
     except MemoryError:
         return {"error": f"it takes more than {MEMORY // 2**20} MiB", "line": None}
     except RecursionError:
         return {"error": "it calls itself without end", "line": None}
-    except Exception as error:  # whatever a template raises
+    except Exception as error:  # a template may raise anything
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
@@ -69,10 +70,10 @@ def _rendered(render: Any, request: dict[str, Any]) -> dict[str, Any]:
         ]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "line": line, "raised": True}
-    longest = LONGEST + 16 * sum(len(message["content"]) for message in messages)
+    longest = EXTRA_CHARACTERS + 16 * sum(len(message["content"]) for message in messages)
     if len(texts[0]) > longest:
         return {
-            "error": f"it writes {len(texts[0]):,} characters for messages of {(longest - LONGEST) // 16:,}",
+            "error": f"it writes {len(texts[0]):,} characters for messages of {(longest - EXTRA_CHARACTERS) // 16:,}",
             "line": None,
         }
     return {"text": texts[0]}

@@ -1,4 +1,4 @@
-"""Text of prompts and answers: the form in which two questions are the same, and what a ledger can hold."""
+"""Normalised text, by which two prompts are the same question, and checks of text."""
 
 import unicodedata
 
@@ -6,20 +6,20 @@ from towpath.data.row_files import UnusableRow
 
 
 def normalise(text: str) -> str:
-    """Text without what does not change a question: case, spacing, forms of a letter, the mark at its end."""
+    """Remove what does not change a question: case, spacing, Unicode variants, the final punctuation mark."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return plain.rstrip(" .?!") or plain
 
 
 def require_text(what: str, text: str) -> None:
-    """Text that a ledger can hold, and that says something."""
+    """Raise UnusableRow for blank text, or text that a ledger cannot store."""
     if not text.strip():
         raise UnusableRow(f"empty {what}")
     require_characters(what, text)
 
 
 def require_characters(what: str, text: str) -> None:
-    """No character that a database or UTF-8 cannot hold."""
+    """Raise UnusableRow for characters that a database or UTF-8 cannot store."""
     if "\x00" in text:
         raise UnusableRow(f"{what} holds a NUL character")
     try:

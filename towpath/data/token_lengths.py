@@ -1,5 +1,4 @@
-"""Token counts of prompts and answers, kept in the run folder by content, and the rows that are too long for a
-recipe."""
+"""Token counts of prompts and answers, cached in the run folder, and records that exceed a limit."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,14 +13,14 @@ from towpath.data.refused_rows import Part, RefusedRow, refused_row
 from towpath.recipe import Recipe
 
 MAX_CACHED = 100_000
-"""Texts of other data whose counts are kept; rows that are skipped are among them, which `status` asks for."""
+"""Cached counts of texts not in the current data; skipped rows are among them, which `status` needs."""
 
 Limit = Literal["prompt", "context", "row"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Tokens that a prompt, a prompt with a new answer, and a prompt with its demonstration may have."""
+    """Token limits of a prompt, of a prompt with a new answer, and of a prompt with its demonstration."""
 
     prompt: int
     new_tokens: int
@@ -30,7 +29,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class TooLong:
-    """A record that is longer than a limit allows."""
+    """A record that exceeds a limit."""
 
     part: Part
     id: str
@@ -40,18 +39,18 @@ class TooLong:
 
 
 def limits_of(recipe: Recipe, context: int | None) -> Limits:
-    """The limits of a recipe with a model that reads `context` tokens."""
+    """The limits of a recipe with a model of `context` tokens."""
     longest = max(recipe.policy.max_new_tokens, recipe.preferences.max_new_tokens, recipe.evaluate.max_new_tokens)
     return Limits(recipe.data.max_prompt_tokens, longest, context)
 
 
 def model_key(recipe: Recipe) -> str:
-    """What names the tokenizer and the template of a recipe."""
+    """Identifies the tokenizer and the template of a recipe."""
     return f"{recipe.model.source} {recipe.model.template}"
 
 
 class TokenLengths:
-    """Token counts by text. Without a chat only those are known that were counted before; they are None otherwise."""
+    """Token counts by text. Without a chat only cached counts are known; others are None."""
 
     def __init__(
         self, chat: Chat | None, cache: Path | None = None, model: str = "", context: int | None = None
@@ -68,15 +67,15 @@ class TokenLengths:
         self._stale = not fits or any(cached.get(key) != value for key, value in self._head.items())
 
     def prompt(self, text: str) -> int | None:
-        """Tokens of a prompt, template included."""
+        """Tokens of a prompt, including the template."""
         return self._count("p", text, self._chat.prompt if self._chat else None)
 
     def answer(self, text: str) -> int | None:
-        """Tokens of an answer, its EOS included."""
+        """Tokens of an answer, including EOS."""
         return self._count("a", text, self._chat.answer if self._chat else None)
 
     def save(self) -> None:
-        """Keep what was counted, and what was kept before while that is not mostly of other data."""
+        """Cache the counts; counts of other data are dropped if they are most of the cache."""
         tokens = self._cached | self._used
         if len(tokens) > MAX_CACHED + 2 * len(self._used):
             tokens = self._used
@@ -94,7 +93,7 @@ class TokenLengths:
 
 
 def find_too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list[TooLong]:
-    """Every record that is too long, once for each limit it breaks."""
+    """Every record that exceeds a limit, once per limit."""
     parts: tuple[tuple[Part, Sequence], ...] = (("prompts", corpus.prompts), ("safety", corpus.safety))
     records = [
         one
@@ -118,7 +117,7 @@ def find_too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list
 
 
 def drop_too_long(corpus: Corpus, long: Sequence[TooLong]) -> Corpus:
-    """The corpus without records that are too long and without demonstrations of their prompts."""
+    """The corpus without records that are too long, and without demonstrations of their prompts."""
     if not long:
         return corpus
     left_out = {(one.part, one.id) for one in long}
@@ -140,14 +139,14 @@ def drop_too_long(corpus: Corpus, long: Sequence[TooLong]) -> Corpus:
 
 
 def refused_rows(corpus: Corpus, long: Sequence[TooLong]) -> list[RefusedRow]:
-    """Records that are too long, as rows of their files, each once."""
+    """Records that are too long as refused rows, each once."""
     return list({(one.part, one.id): _row(corpus, one.part, one.id, one.reason) for one in reversed(long)}.values())[
         ::-1
     ]
 
 
 def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
-    return refused_row(part, corpus.places.get((part, name), f"{name}:0"), reason)
+    return refused_row(part, corpus.locations.get((part, name), f"{name}:0"), reason)
 
 
 def _prompt(part: Part, name: str, tokens: int, limits: Limits) -> list[TooLong]:
@@ -165,6 +164,6 @@ def _prompt(part: Part, name: str, tokens: int, limits: Limits) -> list[TooLong]
 
 
 def _fingerprint(chat: Chat) -> str:
-    """What decides how a chat counts: its tokenizer, its template, and the code that applies them."""
+    """Hash of what decides token counts: tokenizer, template, and the code that applies them."""
     content = [chat.tokenizer.backend_tokenizer.to_str(), chat.template, str(chat.eos), code_fingerprint()]
     return hashlib.sha256("\0".join(content).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Conversations as one text and back: a prompt of several turns is a transcript that ends with the user's."""
+"""Multi-turn conversations as one text and back; a prompt of several turns ends with the user's."""
 
 import re
 from collections.abc import Sequence
@@ -7,36 +7,36 @@ from typing import Any
 from towpath.data.row_files import UnusableRow
 
 Turn = tuple[str, str]
-"""Who spoke (system, user, assistant) and what was said."""
+"""Role (system, user, assistant) and content."""
 
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _ROLES = {name: role for role, name in _NAMES.items()}
-_CALLED = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_OURS = re.compile(r"(?:\A|\n\n)(System|Human|Assistant): ")
-_THEIRS = re.compile(r"\n\n(Human|Assistant):")
+_ROLE_ALIASES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_TURN_MARKER = re.compile(r"(?:\A|\n\n)(System|Human|Assistant): ")
+_HH_MARKER = re.compile(r"\n\n(Human|Assistant):")
 
 
 def join_turns(turns: Sequence[Turn]) -> str:
-    """The text of a prompt: what the user said, or the transcript where there was more."""
+    """The text of a prompt: the user's message, or a transcript of several turns."""
     if len(turns) == 1:
         return turns[0][1]
-    text = "\n\n".join(f"{_NAMES[role]}: {said}" for role, said in turns)
+    text = "\n\n".join(f"{_NAMES[role]}: {content}" for role, content in turns)
     if split_turns(text) != list(turns):
         raise UnusableRow("a turn holds the mark of another turn (a blank line, then Human: or Assistant:)")
     return text
 
 
 def split_turns(prompt: str) -> list[Turn]:
-    """The turns of a prompt's text; a plain one is a single turn of the user. `asked` of them is the prompt again."""
-    before, *parts = _OURS.split(prompt)
-    turns = [(_ROLES[name], said) for name, said in zip(parts[::2], parts[1::2], strict=True)]
-    if before or len(turns) < 2 or role_error(turns) or not all(said.strip() for _, said in turns):
+    """The turns of a prompt's text, the inverse of `join_turns`; a plain text is one user turn."""
+    before, *parts = _TURN_MARKER.split(prompt)
+    turns = [(_ROLES[name], content) for name, content in zip(parts[::2], parts[1::2], strict=True)]
+    if before or len(turns) < 2 or role_error(turns) or not all(content.strip() for _, content in turns):
         return [("user", prompt)]
     return turns
 
 
 def role_error(turns: Sequence[Turn]) -> str:
-    """What is wrong with the order of a conversation that should end with the user; empty when nothing is."""
+    """What is wrong with the order of roles of a conversation that should end with the user; empty if nothing."""
     roles = [role for role, _ in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if spoken and len(spoken) % 2 and spoken == ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
@@ -45,48 +45,48 @@ def role_error(turns: Sequence[Turn]) -> str:
 
 
 def parse_transcript(text: str) -> list[Turn]:
-    """The turns of a transcript as in HH: each begins with a blank line and `Human:` or `Assistant:`."""
-    before, *parts = _THEIRS.split(text if text.startswith("\n\n") else f"\n\n{text}")
+    """The turns of an HH transcript: each begins with a blank line and `Human:` or `Assistant:`."""
+    before, *parts = _HH_MARKER.split(text if text.startswith("\n\n") else f"\n\n{text}")
     if before.strip() or not parts:
         raise UnusableRow("no transcript: it does not begin with Human:")
-    return [(_ROLES[name], said.strip()) for name, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [(_ROLES[name], content.strip()) for name, content in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def format_transcript(turns: Sequence[Turn]) -> str:
-    """Turns as HH writes them."""
-    return "".join(f"\n\n{_NAMES[role]}: {said}" for role, said in turns)
+    """Turns as an HH transcript."""
+    return "".join(f"\n\n{_NAMES[role]}: {content}" for role, content in turns)
 
 
 def to_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
     """Turns as a list of {role, content}."""
-    return [{"role": role, "content": said} for role, said in turns]
+    return [{"role": role, "content": content} for role, content in turns]
 
 
-def parse_messages(found: Any, what: str) -> list[Turn]:
+def parse_messages(value: Any, what: str) -> list[Turn]:
     """The turns in a list of {role, content}, or of {from, value}."""
-    if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise UnusableRow(f"{what} is not a list of {{role, content}}")
-    return [_turn(turn, what) for turn in found]
+    return [_turn(turn, what) for turn in value]
 
 
 def split_last_answer(turns: list[Turn], what: str) -> tuple[list[Turn], str]:
-    """A conversation that ends with an answer, as what came before and the answer."""
+    """A conversation that ends with an answer, split into what came before and the answer."""
     if not turns or turns[-1][0] != "assistant":
         raise UnusableRow(f"{what} does not end with an answer of the assistant")
     wrong = role_error(turns[:-1])
     if wrong:
         raise UnusableRow(f"{what}: roles out of order: {', '.join(role for role, _ in turns)}")
-    if not all(said.strip() for _, said in turns[:-1]):
+    if not all(content.strip() for _, content in turns[:-1]):
         raise UnusableRow(f"{what} has an empty turn")
     return turns[:-1], turns[-1][1]
 
 
 def _turn(turn: dict[str, Any], what: str) -> Turn:
     role = turn.get("role", turn.get("from"))
-    said = turn.get("content", turn.get("value"))
-    role = _CALLED.get(role, role) if isinstance(role, str) else role
+    content = turn.get("content", turn.get("value"))
+    role = _ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in _NAMES:
         raise UnusableRow(f"{what}: unknown role {role!r}")
-    if not isinstance(said, str):
+    if not isinstance(content, str):
         raise UnusableRow(f"{what}: the content of a turn is not text")
-    return str(role), said
+    return str(role), content

@@ -171,7 +171,7 @@ def without_rater_error(
         return None
     share, n = agreement
     alike = generator(seed, "bootstrap/agreement/arena").beta(share * n + 0.5, (1 - share) * n + 0.5, len(rate_B))
-    skill_B = np.sqrt(np.maximum(0.0, 2 * alike - 1))  # twice the accuracy less one
+    skill_B = np.sqrt(np.maximum(0.0, 2 * alike - 1))  # twice the accuracy minus one
     skill = 2 * accuracy_ceiling(share) - 1
     if min(skill, float(np.quantile(skill_B, 0.025))) < MIN_SKILL:
         return None

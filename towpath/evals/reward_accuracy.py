@@ -32,7 +32,7 @@ def pair_accuracy(gap: np.ndarray, prompts: Sequence[str], seed: int = 0, resamp
     draws = generator(seed, "bootstrap/reward").integers(0, len(names), (resamples, len(names)))
     rates = sums[draws].sum(1) / counts[draws].sum(1)
     low, high = np.quantile(rates, [0.025, 0.975])
-    if low == high:  # no pair was wrong (or none right): resampling cannot see what was never drawn
+    if low == high:  # all pairs right (or all wrong): all resamples are equal
         low, high = wilson(float(right.sum()), len(right))
     return {
         "accuracy": float(right.mean()),

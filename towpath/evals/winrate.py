@@ -72,7 +72,7 @@ def best_of_n(kl: float) -> dict[str, float]:
     """The n whose best-of-n policy has this KL, and its win rate n / (n + 1), as a theoretical reference."""
     if kl <= 0:
         return {"n": 1.0, "kl": 0.0, "rate": 0.5}
-    from scipy.optimize import minimize_scalar  # takes a third of a second to import, which `towpath status` would pay
+    from scipy.optimize import minimize_scalar  # slow to import, and `towpath status` does not need it
 
     result = minimize_scalar(
         lambda log_n: (log_n - (1 - np.exp(-log_n)) - kl) ** 2, bounds=(0.0, max(2.0, kl + 2)), method="bounded"

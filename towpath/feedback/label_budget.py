@@ -275,8 +275,8 @@ def _label_error(chances: np.ndarray, person: float, overlap: bool) -> np.ndarra
     right = person
     wrong = 1 - person
     split = 2 * person * (1 - person)
-    likelihoods = [(right, wrong), (wrong, right)]  # how likely where a is true, and where b is
-    if overlap:  # both agree; or they differ, and the third decides
+    likelihoods = [(right, wrong), (wrong, right)]  # of a judgement, if a is better and if b is better
+    if overlap:  # both agree, or they differ and a third decides
         likelihoods = [
             (right**2, wrong**2),
             (wrong**2, right**2),

@@ -13,7 +13,7 @@ from towpath.health.diagnosis import diagnose
 from towpath.health.history import History, Recorder
 from towpath.progress import print_note
 from towpath.recipe import Health, Recipe
-from towpath.recipe.reader import flat
+from towpath.recipe.reader import flatten
 from towpath.records import Finding, finding_of
 from towpath.store import jsonl, manifest
 from towpath.store.publish import replace_file
@@ -150,7 +150,7 @@ def is_worse(now: Finding, before: Finding) -> bool:
 
 def stage_facts(recipe: Recipe, stage: str, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """The recipe's values by dotted key, and the results of input stages as `STAGE.result.NAME`."""
-    facts = flat(recipe.model_dump(mode="json"))
+    facts = flatten(recipe.model_dump(mode="json"))
     for name, folder in inputs.items():
         if (folder / manifest.NAME).is_file():
             result = manifest.read(folder)["result"]

@@ -1,4 +1,4 @@
-"""TOML and key=value to a checked model; errors name the file, the key, the rule and the nearest match."""
+"""Read TOML and key=value overrides into a validated model; errors name file, key, rule and nearest key."""
 
 import json
 import os
@@ -19,8 +19,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def standard(cls, tables: Mapping[str, Any]) -> dict[str, Any]:
-        """What holds where the tables say nothing."""
+    def defaults(cls, tables: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of keys that the tables do not set."""
         return cls().model_dump()
 
 
@@ -43,34 +43,34 @@ def read_toml(path: Path) -> dict[str, Any]:
         fix = "name a run folder made by `towpath new`, or a recipe file"
         raise RecipeError(f"{path}: no such file", "a run needs a recipe", fix) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: {error}", "a recipe is a TOML file", "mend the line named above") from None
+        raise RecipeError(f"{path}: {error}", "a recipe is a TOML file", "fix the line named above") from None
 
 
 def override(tables: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """Tables with `a.b.c=value` assignments laid over them; values are TOML, bare words are strings."""
-    said: dict[str, Any] = {}
+    """Tables with `a.b.c=value` overrides; values are TOML, bare words are strings."""
+    values: dict[str, Any] = {}
     for assignment in assignments:
-        key, found, text = assignment.partition("=")
-        if not found:
-            raise RecipeError(f"--set {assignment}", "an assignment is key=value", "for example --set policy.steps=20")
-        said[key.strip()] = _toml_value(text.strip())
-    return laid(tables, said)
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {assignment}", "an override is key=value", "for example --set policy.steps=20")
+        values[key.strip()] = _toml_value(text.strip())
+    return merge(tables, values)
 
 
-def laid(tables: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables with values of dotted keys laid over them."""
-    over = json.loads(json.dumps(tables))
-    for key, item in said.items():
-        place = over
+def merge(tables: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables with the values of dotted keys set."""
+    merged = json.loads(json.dumps(tables))
+    for key, item in values.items():
+        table = merged
         *parents, last = key.split(".")
         for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
                 raise RecipeError(
                     f"{key}: {parent} is a value", "a key's last part alone has a value", "see `towpath explain KEY`"
                 )
-        place[last] = item
-    return over
+        table[last] = item
+    return merged
 
 
 def _toml_value(text: str) -> Any:
@@ -81,20 +81,20 @@ def _toml_value(text: str) -> Any:
 
 
 def check(model: type[M], tables: dict[str, Any], origin: str) -> M:
-    """The tables laid over the model's defaults, or one error that names every key at fault."""
+    """The tables merged with the model's defaults, or one error that names every invalid key."""
     try:
-        return model.model_validate(_over(model.standard(tables), tables))
+        return model.model_validate(deep_merge(model.defaults(tables), tables))
     except ValidationError as error:
         problems = [_problem(model, item) for item in error.errors()]
         raise RecipeError(
-            f"{origin}: " + "; ".join(problems), "see `towpath explain KEY`", "mend the keys named"
+            f"{origin}: " + "; ".join(problems), "see `towpath explain KEY`", "fix the keys named"
         ) from None
 
 
-def _over(defaults: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
-    """Defaults with tables over them, key by key: to name one key of a gate leaves its other keys as they were."""
+def deep_merge(defaults: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+    """Defaults overridden by tables, key by key: setting one key of a gate keeps its other keys."""
     both = {
-        key: _over(defaults[key], value)
+        key: deep_merge(defaults[key], value)
         for key, value in tables.items()
         if isinstance(value, dict) and isinstance(defaults.get(key), dict)
     }
@@ -109,17 +109,17 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     return f"unknown key {key}" + (f", {near}" if near else "")
 
 
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as dotted keys; an empty table is a value."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, item in tables.items():
         inner = item.model_dump(mode="json") if isinstance(item, BaseModel) else item
-        found |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) and inner else {f"{prefix}{key}": inner}
-    return found
+        flat |= flatten(inner, f"{prefix}{key}.") if isinstance(inner, dict) and inner else {f"{prefix}{key}": inner}
+    return flat
 
 
 def secret(reference: str, key: str) -> str:
-    """What `env:NAME` or `file:PATH` refers to; other text is meant as it stands."""
+    """The text that `env:NAME` or `file:PATH` refers to; other text is returned as it is."""
     kind, _, name = reference.partition(":")
     if kind == "env":
         if not os.environ.get(name):
@@ -135,15 +135,15 @@ def secret(reference: str, key: str) -> str:
         return Path(name).expanduser().read_text(encoding="utf-8").strip()
     except OSError as error:
         raise RecipeError(
-            f"{key} = {reference!r}: {error.strerror}", "file:PATH names a file of one line", "mend the path"
+            f"{key} = {reference!r}: {error.strerror}", "file:PATH names a file of one line", "fix the path"
         ) from None
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Every key of a model with its field, dotted."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        found[prefix + name] = info
+        fields[prefix + name] = info
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            found |= keys(info.annotation, f"{prefix}{name}.")
-    return found
+            fields |= keys(info.annotation, f"{prefix}{name}.")
+    return fields

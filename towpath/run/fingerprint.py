@@ -99,7 +99,11 @@ class _Planner:
                 settings = {key: self.values["preferences"][key] for key in SAMPLE_KEYS}
                 config = {"drawing": settings, "prompts": self.corpus.digests.train} | self.engine
                 self._add("sample", number, config, "sft", *previous_policy)
-            self._add("label", number, self._label_config(samples), *samples)
+            # routing asks the reward model of the previous round
+            routed_by = []
+            if number > 1 and needs_reward_model and recipe.preferences.raters == "blend":
+                routed_by = ["sft", _stage_name("reward", number - 1)]
+            self._add("label", number, self._label_config(samples), *samples, *routed_by)
             learns_from = [*samples, _stage_name("label", number)]
         reward = []
         if needs_reward_model:

@@ -12,7 +12,7 @@ from typing import Any
 
 from towpath.errors import ResourceError, TowpathError
 from towpath.recipe import Recipe, load
-from towpath.recipe.reader import flat
+from towpath.recipe.reader import flatten
 from towpath.run.metric_columns import MetricColumns
 from towpath.run.record import (
     CURRENT,
@@ -99,7 +99,7 @@ class LiveStage:
     def facts(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of this stage by dotted key; until it has finished, the present recipe."""
         recipe = self.manifest.get("recipe")
-        return flat(recipe) if isinstance(recipe, dict) else dict(settings)
+        return flatten(recipe) if isinstance(recipe, dict) else dict(settings)
 
 
 class LiveRun:
@@ -140,9 +140,9 @@ class LiveRun:
             return
         self._modified = modified
         try:
-            self.settings = flat(load(self.run, self._assignments).model_dump(mode="json"))
+            self.settings = flatten(load(self.run, self._assignments).model_dump(mode="json"))
         except TowpathError:  # the recipe is being edited
-            self.settings = self.settings or flat(Recipe().model_dump(mode="json"))
+            self.settings = self.settings or flatten(Recipe().model_dump(mode="json"))
         current = read_current(self.run, quiet=True)
         self.waiting_for = current.waiting_for
         self.findings = _findings(current.findings)

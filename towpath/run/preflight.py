@@ -18,7 +18,7 @@ from towpath.evals.evaluator import NO_JUDGE, NO_JUDGE_CODE, NO_JUDGE_FIX, NO_JU
 from towpath.feedback import judge_runner, rules
 from towpath.models.cpu import build
 from towpath.models.memory import memory_available
-from towpath.recipe import SUITED, Method, Policy, Recipe
+from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe
 from towpath.records import Finding, Severity
 from towpath.rewards import sources
 from towpath.run import model_checks, plan, trackers
@@ -266,12 +266,12 @@ def _check_groups(policy: Policy) -> Iterator[Finding]:
         evidence = f"policy.rollout = {policy.rollout} is no multiple of policy.group = {policy.group}"
         fix = f"set policy.rollout to {max(1, policy.rollout // policy.group) * policy.group}"
         yield Finding("group", "error", evidence, "a rollout is made of whole groups", fix)
-    if "group" in SUITED.get(policy.algo, {}) and policy.group < 2:
+    if "group" in ALGORITHM_DEFAULTS.get(policy.algo, {}) and policy.group < 2:
         cause = "an answer is compared with others to the same prompt"
         yield Finding(
             "group", "error", f"{algo} with policy.group = {policy.group}", cause, "set policy.group to 4 or more"
         )
-    if "epochs" in SUITED.get(policy.algo, {}) and policy.epochs > MAX_EPOCHS:
+    if "epochs" in ALGORITHM_DEFAULTS.get(policy.algo, {}) and policy.epochs > MAX_EPOCHS:
         evidence = f"{algo} with policy.epochs = {policy.epochs}"
         cause = "one reward an answer is noisy credit: repeated passes buy KL, not reward (docs/performance.md)"
         yield Finding("epochs", "warning", evidence, cause, f"set policy.epochs to 1, or {MAX_EPOCHS} at most")
@@ -338,7 +338,7 @@ def _check_evidence(recipe: Recipe, corpus: Corpus) -> Iterator[Finding]:
 
 def _more_heldout(recipe: Recipe, corpus: Corpus) -> str:
     """How to get more held-out prompts: `data.heldout` applies only where rows name no split."""
-    if corpus.drawn:
+    if corpus.random_splits:
         return f"raise data.heldout (now {recipe.data.heldout:g}), add prompts, or give some split = 'heldout'"
     return "give more prompts split = 'heldout': every row names its split, so data.heldout has no effect"
 

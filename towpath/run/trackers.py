@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from towpath.errors import ResourceError
 from towpath.recipe import Recipe, Track
-from towpath.recipe.reader import flat
+from towpath.recipe.reader import flatten
 from towpath.records import Finding
 from towpath.store.jsonl import JsonlTail, objects
 from towpath.terminal import print_status
@@ -226,7 +226,7 @@ class _Mlflow:
             return
         tags = {"towpath": names.id, "stage": names.stage}
         self._id = self._client.create_run(number, run_name=names.name, tags=tags).info.run_id
-        for key, value in flat(names.config).items():
+        for key, value in flatten(names.config).items():
             self._client.log_param(self._id, key, str(value)[:500])
 
     def log(self, step: int, phase: str, metrics: Mapping[str, float]) -> None:
@@ -244,7 +244,7 @@ class _Mlflow:
 class _Trackio:
     def __init__(self, names: RunNames) -> None:
         trackio: Any = import_module("trackio")
-        config = {key: str(value) for key, value in flat(names.config).items()}
+        config = {key: str(value) for key, value in flatten(names.config).items()}
         with redirect_stdout(sys.stderr):  # standard output is for results
             self._run = trackio.init(
                 project=_safe(names.project).replace("/", "-"),

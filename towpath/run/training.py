@@ -12,8 +12,8 @@ from towpath.algos import data_of
 from towpath.data.corpus import Corpus
 from towpath.errors import DataError, RecipeError
 from towpath.models import base, content
-from towpath.recipe import SUITED, Decoding, Recipe
-from towpath.recipe.reader import check, flat, laid
+from towpath.recipe import ALGORITHM_DEFAULTS, Decoding, Recipe
+from towpath.recipe.reader import check, flatten, merge
 from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
 from towpath.run import arguments, model_checks, preflight, trackers
 from towpath.run.record import METRICS
@@ -190,9 +190,9 @@ def _recipe(
 ) -> Recipe:
     """A recipe with defaults for so many prompts: a tenth of them, at most 32, validate."""
     named = {key.replace("__", "."): value for key, value in settings.items()}
-    values = flat({key: arguments.setting(f"policy.{key}", value) for key, value in named.items()})
+    values = flatten({key: arguments.setting(f"policy.{key}", value) for key, value in named.items()})
     validation = max(MIN_VALIDATION_PROMPTS, min(MAX_VALIDATION_PROMPTS, prompts // 10))
-    group = values.get("group", SUITED.get(algo, {}).get("group", 1))
+    group = values.get("group", ALGORITHM_DEFAULTS.get(algo, {}).get("group", 1))
     group = max(1, group) if isinstance(group, int) else 1  # other types are refused below
     trainable = (prompts - validation) * group
     if trainable < 1:
@@ -208,7 +208,7 @@ def _recipe(
         "validation_prompts": validation,
     }
     overrides = {f"policy.{key}": value for key, value in (defaults | values).items()}
-    recipe = check(Recipe, laid(tables, overrides), "train()")
+    recipe = check(Recipe, merge(tables, overrides), "train()")
     for finding in (*preflight.check_rollouts(recipe.policy, prompts, columns), *preflight.check_engine(recipe)):
         if finding.severity == "error":
             raise RecipeError(finding.evidence, finding.cause, finding.remedy)

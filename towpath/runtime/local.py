@@ -239,7 +239,7 @@ class Local:
         numbered = Batch(batch.rows, {"row": np.arange(len(batch)), **cached}, handles=batch.handles)
         parts = []
         with progress(f"scoring by {name}", _tokens(batch), "tokens") as work:
-            for part in numbered.passes(self.tokens_per_pass):
+            for part in numbered.micro_batches(self.tokens_per_pass):
                 parts.append((part.columns["row"], self._forward(name, part, wants, temperature)))
                 work.advance(_tokens(part))
         return passes.join(parts, torch.from_numpy(batch.mask_BT).to(self.device))
@@ -248,7 +248,7 @@ class Local:
         """Metrics of a loss, without gradient."""
         metrics: Metrics = {}
         with torch.no_grad():
-            for part in batch.passes(self.tokens_per_pass):
+            for part in batch.micro_batches(self.tokens_per_pass):
                 for name, wants in needs.items():
                     add(metrics, loss(self._forward(name, part, wants, temperature), self._on_device(part))[1])
         return metrics
@@ -294,7 +294,7 @@ class Local:
         count: Callable[[int], None],
     ) -> Metrics:
         metrics: Metrics = {}
-        for part in batch.passes(self.tokens_per_pass):
+        for part in batch.micro_batches(self.tokens_per_pass):
             if self.optimizer is not None:
                 self.optimizer.accumulate()
             on_device = self._on_device(part)
@@ -369,11 +369,11 @@ class Local:
 
     def _halve(self, batch: Batch) -> None:
         """Fewer tokens a pass from now on: as many as make more passes of this batch."""
-        before = sum(1 for _ in batch.passes(self.tokens_per_pass))
+        before = sum(1 for _ in batch.micro_batches(self.tokens_per_pass))
         tokens = min(self.tokens_per_pass, _tokens(batch))
         while tokens > FEWEST_TOKENS:
             tokens //= 2
-            if sum(1 for _ in batch.passes(tokens)) > before:
+            if sum(1 for _ in batch.micro_batches(tokens)) > before:
                 print_note(
                     f"out of memory: {tokens} tokens a pass from here on, which gives the same gradient; set "
                     f"model.tokens_per_pass = {tokens}"
@@ -412,11 +412,11 @@ class Local:
             return None
         states_BSD = torch.zeros(shape, dtype=model.dtype, device=self.device)
         with progress("lower layers", _tokens(batch), "tokens") as work:
-            for part in Batch(batch.rows, {"row": np.arange(len(batch))}).passes(self.tokens_per_pass):
+            for part in Batch(batch.rows, {"row": np.arange(len(batch))}).micro_batches(self.tokens_per_pass):
                 packed = lm.pack_rows(model, part.rows, self.pad)
                 lines = passes.packed_batch(packed, self.device)
                 states_ND = lm.run_lower_layers(model, lines, depth)
-                for row, positions in zip(part.columns["row"], packed.places, strict=True):
+                for row, positions in zip(part.columns["row"], packed.token_positions, strict=True):
                     states_BSD[row, : len(positions)] = states_ND[torch.from_numpy(positions).to(self.device)]
                 work.advance(_tokens(part))
         return states_BSD

@@ -15,6 +15,7 @@ from towpath.feedback.rater_quality import PEOPLE
 from towpath.feedback.routing import Route, RoutingConfig, Signals
 from towpath.records import Choice, Comparison, Finding, Judgement
 from towpath.stages.job import Job
+from towpath.stages.reward_margins import reward_margins
 from towpath.store import rater_stats, rating_settings
 from towpath.store.task_queue import Task
 
@@ -74,7 +75,7 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
         kept = [c for c in found.comparisons if not why[c.id]]
         left_out.update(reason for reason in why.values() if reason)
         long += [
-            refused_row("preferences", found.places[name], reason)
+            refused_row("preferences", found.locations[name], reason)
             for name, reason in why.items()
             if reason == recordings.too_long_reason(limit)
         ]
@@ -203,29 +204,33 @@ def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement
 
 
 def _routes(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Route]:
+    """Routes from all signals: judge, rules, the previous round's reward model, domains, safety and gold."""
     cfg = job.recipe.preferences
     prompts = job.store.prompts()
-    said = {j.comparison: j for j in judgements if j.kind == "judge"}
+    verdicts = {j.comparison: j for j in judgements if j.kind == "judge"}
     rules: dict[str, Choice] = {j.comparison: j.choice for j in judgements if j.kind == "rule"}
+    gold = {row["comparison"] for row in job.store.read(rater_stats.list_gold)}
+    margins = reward_margins(job, comparisons)
+    # labels of earlier rounds cover these domains; in the first round nothing is known of any
+    known_domains = {prompts[c.prompt_id].domain for c in comparisons if c.round < job.round} or None
     signals = []
     for c in comparisons:
-        verdict = said.get(c.id)
-        choice, sure = (verdict.choice, calibration.certainty(verdict)) if verdict else (None, None)
-        steady = bool(verdict.details.get("consistent", True)) if verdict else True
+        verdict = verdicts.get(c.id)
         signals.append(
             Signals(
                 c.id,
                 prompts[c.prompt_id].domain,
-                choice,
-                sure,
-                steady,
+                verdict.choice if verdict else None,
+                calibration.certainty(verdict) if verdict else None,
+                bool(verdict.details.get("consistent", True)) if verdict else True,
                 rules.get(c.id),
+                margins.get(c.id),
                 safety=prompts[c.prompt_id].harmful,
+                gold=c.id in gold,
             )
         )
-    return routing.route_comparisons(
-        signals, RoutingConfig(cfg.human_share, cfg.audit_share, cfg.overlap), seed=job.recipe.seed
-    )
+    config = RoutingConfig(cfg.human_share, cfg.audit_share, cfg.overlap)
+    return routing.route_comparisons(signals, config, known_domains, job.recipe.seed)
 
 
 def _heard(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:

@@ -12,7 +12,7 @@ from towpath.errors import RecipeError, ResourceError
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import Curve, History
 from towpath.recipe import Limits, Recipe, aliases
-from towpath.recipe.reader import check, flat, keys, override
+from towpath.recipe.reader import check, flatten, keys, override
 from towpath.store.publish import replace_file
 from towpath.view.doctor_report import Diagnosis, page
 from towpath.view.foreign.log import Log
@@ -161,4 +161,4 @@ def parse_facts(facts: Sequence[str]) -> dict[str, Any]:
         if key not in known and ".result." not in key:
             fix = aliases.suggestion(key, known) or "`towpath explain` lists all"
             raise RecipeError(f"--fact {text}: no such key", "a key of the recipe", fix)
-    return flat(override({}, list(facts)))
+    return flatten(override({}, list(facts)))

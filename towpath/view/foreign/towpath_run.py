@@ -8,7 +8,7 @@ from towpath.errors import DataError
 from towpath.health.history import history_from_rows
 from towpath.metrics import METRICS as REGISTRY
 from towpath.recipe import load
-from towpath.recipe.reader import flat
+from towpath.recipe.reader import flatten
 from towpath.run.record import METRICS, read_current, read_manifest, stage_folders, stage_kind, stage_round
 from towpath.store import jsonl
 from towpath.view.foreign.log import Log, MappedColumn
@@ -74,7 +74,7 @@ def _facts(folder: Path, name: str) -> dict[str, Any]:
     manifest = read_manifest(folder)
     result = manifest.get("result") or {}
     recipe = manifest.get("recipe") or (load(run).model_dump(mode="json") if is_run(run) else {})
-    facts = flat(recipe)
+    facts = flatten(recipe)
     inputs = manifest.get("inputs") or {
         other: fingerprint for other, fingerprint in read_current(run, quiet=True).stages.items() if other != name
     }

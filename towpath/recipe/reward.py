@@ -1,0 +1,41 @@
+"""`[reward]`: the reward model."""
+
+from typing import Literal
+
+from towpath.recipe.model import Lora, Method
+from towpath.recipe.reader import Section, value
+
+
+class Reward(Section):
+    """Training of the reward model."""
+
+    use: Literal["auto", "always"] = value(
+        "auto", "auto trains a reward model if the policy's rewards name one; always trains one in any case"
+    )
+    method: Method = value("lora", "LoRA adapter on the tuned model, or all weights")
+    learning_rate: float = value(2e-4, "peak learning rate", "5e-5-2e-4 with LoRA", gt=0)
+    fit_head: float = value(
+        300.0,
+        "ridge of the logistic regression that initialises the head on frozen features; 0 keeps a random head",
+        "30-1500",
+        "a fitted head does not distort the pretrained features (arXiv 2202.10054)",
+        ge=0,
+    )
+    head_rate: float = value(
+        1.0, "learning rate of the head, as a multiple of the adapter's", "1-30", "a random head has far to go", gt=0
+    )
+    epochs: float = value(1.0, "passes over the comparisons", "1-3", "more overfits", gt=0)
+    batch: int = value(16, "comparisons in one optimizer step", "8-64", ge=1)
+    warmup: float = value(0.1, "share of steps with a rising learning rate", "0.03-0.1", ge=0, lt=1)
+    max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", gt=0)
+    weight_decay: float = value(0.0, "decoupled weight decay", "0-0.1", ge=0)
+    validation: float = value(0.25, "share of prompts whose comparisons are held out", "0.1-0.3", gt=0, lt=0.6)
+    margin: bool = value(False, "subtract a margin that grows with the strength of the preference (Llama 2)")
+    center: float = value(
+        0.01, "weight of a term that centres the scores of a pair", "0-0.1", "scores do not drift", ge=0
+    )
+    label_smoothing: float = value(0.0, "probability that a label is wrong", "0-0.1", "label noise", ge=0, lt=0.5)
+    ensemble_size: int = value(
+        1, "reward models, each from its own seed and data order", "1-5", "their disagreement shows uncertainty", ge=1
+    )
+    lora: Lora = value(Lora(), "LoRA of this stage")

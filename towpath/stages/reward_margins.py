@@ -1,0 +1,38 @@
+"""Margins of the previous round's reward model on comparisons, for routing them to people."""
+
+from collections.abc import Sequence
+
+from towpath.data.batch import Batch
+from towpath.data.file_cache import cache_file, read_cache, write_cache
+from towpath.records import Comparison
+from towpath.rollout.reward_models import RewardModels, reward_roles
+from towpath.stages.job import Job
+from towpath.stages.labelled_pairs import completion_row
+from towpath.store import manifest
+
+
+def reward_margins(job: Job, comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """The score of a minus that of b, in log odds, by comparison; empty in the first round.
+
+    Margins are cached, since the stage runs again whenever people have judged.
+    """
+    reward = next((folder for stage, folder in job.inputs.items() if stage.startswith("reward")), None)
+    if reward is None:
+        return {}
+    cache = cache_file(job.run, "reward_margins")
+    cached = read_cache(cache)
+    margins = cached.get("margins", {}) if cached.get("reward") == reward.name else {}
+    missing = [c for c in comparisons if c.id not in margins]
+    if missing:
+        completions = job.store.completions()
+        prompts = job.store.prompts()
+        roles = reward_roles(job.recipe.reward, job.inputs["sft"] / "weights", reward)
+        runtime = job.launch(training=False)
+        runtime.open(roles)
+        rows = [completion_row(job, prompts[c.prompt_id], completions[x]) for c in missing for x in (c.a, c.b)]
+        score_B = RewardModels(runtime, tuple(roles)).score(Batch(rows), job.recipe.policy.rewards).score_B
+        # scores are normalised: times their standard deviation the difference is in log odds
+        margin_C = (score_B[0::2] - score_B[1::2]) * manifest.read(reward)["result"]["std"]
+        margins |= dict(zip([c.id for c in missing], margin_C.tolist(), strict=True))
+        write_cache(cache, {"reward": reward.name, "margins": margins})
+    return {c.id: margins[c.id] for c in comparisons}
