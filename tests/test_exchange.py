@@ -131,7 +131,7 @@ def test_omitted_rows_are_listed_with_reasons(ledger: Store, tmp_path: Path):
     ledger.add_comparisons([Comparison("k9", "p1", "c10", "c12")])
     left = write_preferences(ledger, tmp_path / "out.jsonl").left_out
     assert "k1.2: neither answer is better (tie)" in left and "k1.3: neither answer is better (both_bad)" in left
-    assert "k1.4: neither answer is better (tie)" in left and "k9: nobody judged it" in left
+    assert "k1.4: neither answer is better (tie)" in left and "k9: it has no judgement" in left
     ledger.add_prompts([Prompt("p4", "System: x\n\nHuman: Why?")])
     ledger.add_completions(
         [Completion(n, "p4", "sft", t, (), (), "stop") for n, t in (("x", "a\n\nHuman: b"), ("y", "z"))]
