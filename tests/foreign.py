@@ -37,21 +37,21 @@ def read(path: Path, *rows: Any, **more: Any) -> Imported:
     return read_preferences(put(path, *rows), **more)
 
 
-def told(imported: Imported) -> list[tuple[str, str, str]]:
+def imported_rows(imported: Imported) -> list[tuple[str, str, str]]:
     """Prompt, better and worse answer of every judgement, in words."""
     texts = {c.id: c.text for c in imported.completions}
     prompts = {p.id: p.prompt for p in imported.prompts}
     comparisons = {c.id: c for c in imported.comparisons}
-    found = []
+    keys = []
     for j in imported.judgements:
         c = comparisons[j.comparison]
         better, worse = (c.b, c.a) if j.choice == "b" else (c.a, c.b)
-        found.append(
+        keys.append(
             (prompts[c.prompt_id], texts[better], texts[worse])
             if j.choice in ("a", "b")
             else (prompts[c.prompt_id], j.choice, "")
         )
-    return found
+    return keys
 
 
 def turn(role: str, content: str) -> dict[str, str]:

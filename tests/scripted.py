@@ -19,14 +19,14 @@ USEFUL = {"oil", "hinge", "swing", "metal", "water", "soap", "rinse", "heat", "s
 CASE = PairText("k1", "How do I stop a door from squeaking?", GOOD, BAD)
 
 
-def said(place: str, strength: int = 2, explanation: str = "Because.") -> str:
-    return json.dumps({"explanation": explanation, "verdict": place, "strength": strength})
+def verdict_json(position: str, strength: int = 2, explanation: str = "Because.") -> str:
+    return json.dumps({"explanation": explanation, "verdict": position, "strength": strength})
 
 
 def answer(text: str | None, finish: str = "stop", usage: Any = (100, 20), **message: Any) -> dict[str, Any]:
-    told = {"prompt_tokens": usage[0], "completion_tokens": usage[1]} if usage else None
+    report = {"prompt_tokens": usage[0], "completion_tokens": usage[1]} if usage else None
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text} | message}
-    return {"id": "x", "object": "chat.completion", "choices": [choice]} | ({"usage": told} if told else {})
+    return {"id": "x", "object": "chat.completion", "choices": [choice]} | ({"usage": report} if report else {})
 
 
 class Scripted(ThreadingHTTPServer):
@@ -66,11 +66,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.under_way += 1
             self.server.most = max(self.server.most, self.server.under_way)
         try:
-            told = self.server.script(request, number)
+            report = self.server.script(request, number)
         finally:
             with self.server.lock:
                 self.server.under_way -= 1
-        status, headers, body = (200, {}, json.dumps(told).encode()) if isinstance(told, dict) else told
+        status, headers, body = (200, {}, json.dumps(report).encode()) if isinstance(report, dict) else report
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(name, value)
@@ -104,7 +104,7 @@ class Kept(dict[str, Any]):
         self[digest] = json.loads(json.dumps(reply))
 
 
-def judged(
+def judge_all(
     server: Scripted, cases: Any = (CASE,), cache: Any = None, ledger: Any = None, **more: Any
 ) -> list[Judgement | Abstention]:
     settings = JudgeSettings(server.url, "m", **{"retries": 2, "timeout": 5.0} | more)
@@ -112,15 +112,15 @@ def judged(
 
 
 def one(server: Scripted, **more: Any) -> Judgement:
-    (found,) = judged(server, **more)
-    assert isinstance(found, Judgement), found
-    return found
+    (result,) = judge_all(server, **more)
+    assert isinstance(result, Judgement), result
+    return result
 
 
 def none(server: Scripted, **more: Any) -> Abstention:
-    (found,) = judged(server, **more)
-    assert isinstance(found, Abstention), found
-    return found
+    (result,) = judge_all(server, **more)
+    assert isinstance(result, Abstention), result
+    return result
 
 
 def fenced(request: dict[str, Any]) -> tuple[str, str, str]:
@@ -144,7 +144,7 @@ def careful(request: dict[str, Any], _number: int = 0) -> dict[str, Any]:
     first, second, outside = fenced(request)
     ordered = re.search(r"verdict is (first|second)", outside)
     if ordered:
-        return answer(said(ordered[1], 3))
+        return answer(verdict_json(ordered[1], 3))
     useful = [len(USEFUL & set(re.findall("[a-z]+", text.lower()))) for text in (first, second)]
-    place = "tie" if useful[0] == useful[1] else "first" if useful[0] > useful[1] else "second"
-    return answer(said(place, 2, f"{useful[0]} useful words against {useful[1]}"))
+    position = "tie" if useful[0] == useful[1] else "first" if useful[0] > useful[1] else "second"
+    return answer(verdict_json(position, 2, f"{useful[0]} useful words against {useful[1]}"))

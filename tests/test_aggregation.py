@@ -16,7 +16,7 @@ from towpath.records import Judgement
 SURE = Calibration(np.array([0.0, 1.0]), np.array([0.5, 0.9]), 100.0)
 
 
-def said(comparison, rater, choice, kind="person", **more):
+def judgement(comparison, rater, choice, kind="person", **more):
     return Judgement(f"{comparison}/{rater}", str(comparison), rater, kind, choice, **more)
 
 
@@ -29,7 +29,7 @@ def simulated(seed, items=300, right=(0.95, 0.9, 0.85, 0.6, 0.55, 0.5, 0.5), eac
         for rater in draws.choice(len(right), each, replace=False):
             others = [choice for choice in ("a", "b", "tie") if choice != true]
             judgements.append(
-                said(
+                judgement(
                     item, f"r{rater}", str(true) if draws.random() < right[rater] else others[int(draws.random() < 0.2)]
                 )
             )
@@ -65,23 +65,23 @@ def plain_dawid_skene(judgements, prior, chances, mirrored, rounds):
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_consensus_is_the_published_algorithm(mirrored):
     judgements, _ = simulated(1, items=40)
-    found = dawid_skene.consensus(judgements, mirrored=mirrored, rounds=12, tolerance=-1.0)
+    result = dawid_skene.consensus(judgements, mirrored=mirrored, rounds=12, tolerance=-1.0)
     items = list(dict.fromkeys(j.comparison for j in judgements))
     start = {i: [sum(j.comparison == i and j.choice == c for j in judgements) / 4 for c in CHOICES] for i in items}
-    as_one = [said(j.comparison, "all", j.choice) for j in judgements]
+    as_one = [judgement(j.comparison, "all", j.choice) for j in judgements]
     pooled, _, start = plain_dawid_skene(as_one, {"all": dawid_skene.PRIOR_CC.tolist()}, start, mirrored, 12)
     prior = [[10 * pooled["all", k, c] for c in range(4)] for k in range(4)]
-    rate, share, chances = plain_dawid_skene(judgements, dict.fromkeys(found.raters, prior), dict(start), mirrored, 12)
-    told = np.array([[[rate[rater, k, c] for c in range(4)] for k in range(4)] for rater in found.raters])
-    np.testing.assert_allclose(found.chance_IC, [chances[i] for i in found.items], atol=1e-9)
-    np.testing.assert_allclose(found.confusion_RCC, told, atol=1e-9)
-    np.testing.assert_allclose(found.prior_C, share, atol=1e-9)
+    rate, share, chances = plain_dawid_skene(judgements, dict.fromkeys(result.raters, prior), dict(start), mirrored, 12)
+    report = np.array([[[rate[rater, k, c] for c in range(4)] for k in range(4)] for rater in result.raters])
+    np.testing.assert_allclose(result.chance_IC, [chances[i] for i in result.items], atol=1e-9)
+    np.testing.assert_allclose(result.confusion_RCC, report, atol=1e-9)
+    np.testing.assert_allclose(result.prior_C, share, atol=1e-9)
 
 
 def test_each_round_is_likelier_than_the_last_until_it_rests():
-    found = dawid_skene.consensus(simulated(2)[0])
-    assert found.converged and len(found.objective) > 5
-    assert (np.diff(found.objective) > -1e-9).all()
+    result = dawid_skene.consensus(simulated(2)[0])
+    assert result.converged and len(result.objective) > 5
+    assert (np.diff(result.objective) > -1e-9).all()
     stopped = dawid_skene.consensus(simulated(2)[0], rounds=3)
     assert not stopped.converged and len(stopped.objective) == 3
 
@@ -100,25 +100,25 @@ def test_consensus_beats_the_majority_where_raters_differ():
 def test_raters_errors_are_found_as_they_are():
     right = (0.95, 0.85, 0.75, 0.65, 0.55)
     judgements, _ = simulated(3, items=1500, right=right, each=3, ties=0.2)
-    found = dawid_skene.consensus(judgements)
-    told = dawid_skene.rater_accuracy(found)
-    assert [told[f"r{i}"] for i in range(5)] == pytest.approx(right, abs=0.04)
-    np.testing.assert_allclose(found.prior_C, [0.4, 0.4, 0.2, 0.0], atol=0.04)
+    result = dawid_skene.consensus(judgements)
+    report = dawid_skene.rater_accuracy(result)
+    assert [report[f"r{i}"] for i in range(5)] == pytest.approx(right, abs=0.04)
+    np.testing.assert_allclose(result.prior_C, [0.4, 0.4, 0.2, 0.0], atol=0.04)
     a = CHOICES.index("a")
     b = CHOICES.index("b")
     # which answer is called a is chance
-    np.testing.assert_allclose(found.confusion_RCC[:, a, b], found.confusion_RCC[:, b, a])
+    np.testing.assert_allclose(result.confusion_RCC[:, a, b], result.confusion_RCC[:, b, a])
 
 
 def test_one_judgement_is_no_certainty_and_says_no_more_than_the_raters_are_worth():
-    labels = dawid_skene.consensus_labels([said(item, f"r{item % 3}", "a") for item in range(200)])
+    labels = dawid_skene.consensus_labels([judgement(item, f"r{item % 3}", "a") for item in range(200)])
     assert {label.choice for label in labels} == {"a"}
     # as good as raters are thought to be before any is held against another
     assert all(0.75 < label.chance < 0.9 for label in labels)
-    poor = [said(f"d{i}", rater, "ab"[(i + n) % 2]) for i in range(200) for n, rater in enumerate(("x", "y"))]
-    chance = {label.comparison: label.chance for label in dawid_skene.consensus_labels([*poor, said("k", "x", "a")])}[
-        "k"
-    ]
+    poor = [judgement(f"d{i}", rater, "ab"[(i + n) % 2]) for i in range(200) for n, rater in enumerate(("x", "y"))]
+    chance = {
+        label.comparison: label.chance for label in dawid_skene.consensus_labels([*poor, judgement("k", "x", "a")])
+    }["k"]
     assert 0.4 < chance < 0.65  # two who never agree are worth nothing
 
 
@@ -135,30 +135,32 @@ def test_gold_is_true_and_teaches_who_errs():
 
 def test_smoothing_must_be_something():
     with pytest.raises(DataError, match="above 0"):
-        dawid_skene.consensus([said("k", "x", "a")], smoothing=0)
+        dawid_skene.consensus([judgement("k", "x", "a")], smoothing=0)
     assert dawid_skene.consensus_labels([]) == []
 
 
 def test_the_blend_hears_each_where_they_spoke():
     doubles = [
-        said(f"d{i}", rater, "a" if (i + n) % 5 else "b") for i in range(100) for n, rater in enumerate(("ann", "bob"))
+        judgement(f"d{i}", rater, "a" if (i + n) % 5 else "b")
+        for i in range(100)
+        for n, rater in enumerate(("ann", "bob"))
     ]
-    judged = [
-        said("alone", "ann", "a"),
-        said("both", "ann", "a"),
-        said("both", "judge:m", "a", "judge", strength=3),
-        said("against", "ann", "a"),
-        said("against", "judge:m", "b", "judge", strength=3),
-        said("machine", "judge:m", "b", "judge", strength=3),
-        said("unsure", "judge:m", "b", "judge", strength=1, details={"confidence": 0.5}),
-        said("even", "judge:m", "tie", "judge"),
-        said("rule", "rule:short", "a", "rule"),
-        said("gold", "judge:m", "a", "judge"),
-        said("gold", "ann", "a"),
+    all_judgements = [
+        judgement("alone", "ann", "a"),
+        judgement("both", "ann", "a"),
+        judgement("both", "judge:m", "a", "judge", strength=3),
+        judgement("against", "ann", "a"),
+        judgement("against", "judge:m", "b", "judge", strength=3),
+        judgement("machine", "judge:m", "b", "judge", strength=3),
+        judgement("unsure", "judge:m", "b", "judge", strength=1, details={"confidence": 0.5}),
+        judgement("even", "judge:m", "tie", "judge"),
+        judgement("rule", "rule:short", "a", "rule"),
+        judgement("gold", "judge:m", "a", "judge"),
+        judgement("gold", "ann", "a"),
     ]
     by = {
         label.comparison: label
-        for label in blend.blend_labels([*doubles, *judged], {"judge:m": SURE}, gold={"gold": "b"})
+        for label in blend.blend_labels([*doubles, *all_judgements], {"judge:m": SURE}, gold={"gold": "b"})
     }
     assert by["alone"].by == "people" and by["both"].by == "people+judge:m" and by["machine"].by == "judge:m"
     assert by["against"].chance < by["alone"].chance < by["both"].chance
@@ -172,13 +174,13 @@ def test_the_blend_hears_each_where_they_spoke():
 
 def test_a_judge_that_likes_length_is_believed_less_where_it_chose_the_longer():
     likes = Calibration(np.array([0.0, 1.0]), np.array([0.5, 0.9]), 100.0, (0.0, -1.0))
-    judged = [
-        said(name, "judge:m", choice, "judge", strength=3)
+    all_judgements = [
+        judgement(name, "judge:m", choice, "judge", strength=3)
         for name, choice in (("longer", "a"), ("shorter", "b"), ("alike", "a"))
     ]
     by = {
         label.comparison: label.chance
-        for label in blend.blend_labels(judged, {"judge:m": likes}, gaps={"longer": 1.0, "shorter": 1.0})
+        for label in blend.blend_labels(all_judgements, {"judge:m": likes}, gaps={"longer": 1.0, "shorter": 1.0})
     }
     assert by["alike"] == pytest.approx(0.9)
     assert by["longer"] == pytest.approx(9 / math.e / (1 + 9 / math.e))
@@ -187,10 +189,13 @@ def test_a_judge_that_likes_length_is_believed_less_where_it_chose_the_longer():
 
 def test_a_person_and_a_judge_combine_by_their_odds():
     gold = {f"g{i}": "a" for i in range(4000)}
-    judged = [said(f"g{i}", "ann", "a" if i % 5 else "b") for i in range(4000)]  # ann is right in four of five
-    both = [said("k", "ann", "a"), said("k", "judge:m", "a", "judge", strength=3)]
+    all_judgements = [
+        judgement(f"g{i}", "ann", "a" if i % 5 else "b") for i in range(4000)
+    ]  # ann is right in four of five
+    both = [judgement("k", "ann", "a"), judgement("k", "judge:m", "a", "judge", strength=3)]
     chance = {
-        label.comparison: label.chance for label in blend.blend_labels([*judged, *both], {"judge:m": SURE}, gold)
+        label.comparison: label.chance
+        for label in blend.blend_labels([*all_judgements, *both], {"judge:m": SURE}, gold)
     }["k"]
     odds = 0.8 / 0.2 * 0.9 / 0.1
     assert chance == pytest.approx(odds / (1 + odds), abs=0.01)
@@ -206,17 +211,19 @@ def test_a_persons_error_is_taken_out_of_agreement(right, person):
 
 
 def test_disputes_wait_for_a_third_and_the_closest_comes_first():
-    judged = [
-        *(said("split", rater, choice) for rater, choice in (("x", "a"), ("y", "b"))),
-        *(said("settled", rater, choice) for rater, choice in zip("xyz", "aab", strict=True)),
-        *(said("agreed", rater, "a") for rater in "xy"),
-        *(said("half", rater, choice) for rater, choice in (("x", "a"), ("y", "tie"))),
-        said("split", "judge:m", "a", "judge"),
-        said("lone", "x", "a"),
-        said("lone", "judge:m", "b", "judge"),
-        *(said("three ways", rater, choice) for rater, choice in (("x", "a"), ("y", "b"), ("z", "tie"))),
+    all_judgements = [
+        *(judgement("split", rater, choice) for rater, choice in (("x", "a"), ("y", "b"))),
+        *(judgement("settled", rater, choice) for rater, choice in zip("xyz", "aab", strict=True)),
+        *(judgement("agreed", rater, "a") for rater in "xy"),
+        *(judgement("half", rater, choice) for rater, choice in (("x", "a"), ("y", "tie"))),
+        judgement("split", "judge:m", "a", "judge"),
+        judgement("lone", "x", "a"),
+        judgement("lone", "judge:m", "b", "judge"),
+        *(judgement("three ways", rater, choice) for rater, choice in (("x", "a"), ("y", "b"), ("z", "tie"))),
     ]
-    queue = blend.find_disputes(judged, dawid_skene.consensus_labels([j for j in judged if j.kind == "person"]))
+    queue = blend.find_disputes(
+        all_judgements, dawid_skene.consensus_labels([j for j in all_judgements if j.kind == "person"])
+    )
     assert {dispute.comparison for dispute in queue} == {"split", "half", "three ways"}
     assert [dispute.comparison for dispute in queue][-1] == "half"
     assert next(d for d in queue if d.comparison == "split").choices == {"x": "a", "y": "b"}

@@ -23,7 +23,7 @@ KRIPPENDORFF_2011 = [
 ]
 
 
-def said(comparison, rater, choice, strength=1, **more):
+def judgement(comparison, rater, choice, strength=1, **more):
     return Judgement(
         f"{comparison}/{rater}/{more.get('round', 1)}",
         str(comparison),
@@ -35,12 +35,12 @@ def said(comparison, rater, choice, strength=1, **more):
     )
 
 
-def crowd(seed, items=60, people=5, seen=0.6):
+def crowd(seed, items=60, people=5, visited=0.6):
     """Raters who look at the same hidden truth with errors, on some items each."""
     draws = generator(seed, "test/crowd")
     truth = draws.choice(CHOICES, items, p=[0.4, 0.35, 0.2, 0.05])
     return [
-        said(
+        judgement(
             item,
             f"r{rater}",
             str(true) if draws.random() < 0.6 else str(draws.choice(CHOICES)),
@@ -48,7 +48,7 @@ def crowd(seed, items=60, people=5, seen=0.6):
         )
         for item, true in enumerate(truth)
         for rater in range(people)
-        if draws.random() < seen
+        if draws.random() < visited
     ]
 
 
@@ -76,7 +76,7 @@ def table(judgements, categories, category):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_cohen_is_that_of_scikit_learn(seed):
-    judgements = crowd(seed, people=2, seen=1.0)
+    judgements = crowd(seed, people=2, visited=1.0)
     mine, theirs = ([j.choice for j in judgements if j.rater == rater] for rater in ("r0", "r1"))
     assert cohen_kappa(judgements, ties=True) == pytest.approx(cohen_kappa_score(mine, theirs), abs=1e-12)
     decided = [(x, y) for x, y in zip(mine, theirs, strict=True) if x in "ab" and y in "ab"]
@@ -138,9 +138,9 @@ def plain_alpha(units, metric):
         between = [total[g] for g in values if min(c, k) <= g <= max(c, k)]
         return (sum(between) - (total[c] + total[k]) / 2) ** 2
 
-    seen = sum(met[c, k] * apart(c, k) for c, k in met)
+    visited = sum(met[c, k] * apart(c, k) for c, k in met)
     expected = sum(total[c] * total[k] * apart(c, k) for c, k in met)
-    return 1 - (n - 1) * seen / expected
+    return 1 - (n - 1) * visited / expected
 
 
 @pytest.mark.parametrize(("metric", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
@@ -166,41 +166,41 @@ def test_alpha_is_the_definition_with_gaps_and_odd_places(metric, seed):
 
 def test_every_figure_of_the_records_is_that_of_its_table():
     judgements = crowd(3)
-    found = agreement.measure_agreement(judgements, resamples=50)
+    result = agreement.measure_agreement(judgements, resamples=50)
     choices = table(judgements, CHOICES, lambda j: j.choice)
     sign = {"a": 1, "b": -1, "tie": 0, "both_bad": 99}
     places = table(judgements, range(-3, 4), lambda j: sign[j.choice] * j.strength)
     pairs = (choices.sum(1) * (choices.sum(1) - 1)).sum()
     alike = (choices * (choices - 1)).sum()
-    assert found["percent"].value == pytest.approx(alike / pairs, abs=1e-12)
-    assert found["percent_without_ties"].value == pytest.approx(agreement.pairwise_agreement(judgements)[0], abs=1e-12)
-    assert found["fleiss_kappa"].value == pytest.approx(fleiss_kappa(choices), abs=1e-12)
-    assert found["alpha"].value == pytest.approx(krippendorff_alpha(choices), abs=1e-12)
+    assert result["percent"].value == pytest.approx(alike / pairs, abs=1e-12)
+    assert result["percent_without_ties"].value == pytest.approx(agreement.pairwise_agreement(judgements)[0], abs=1e-12)
+    assert result["fleiss_kappa"].value == pytest.approx(fleiss_kappa(choices), abs=1e-12)
+    assert result["alpha"].value == pytest.approx(krippendorff_alpha(choices), abs=1e-12)
     for metric in ("ordinal", "interval"):
-        assert found[f"alpha_{metric}"].value == pytest.approx(
+        assert result[f"alpha_{metric}"].value == pytest.approx(
             krippendorff_alpha(places, np.arange(-3, 4), metric), abs=1e-12
         )
-    assert found["percent"].n == (choices.sum(1) >= 2).sum()
+    assert result["percent"].n == (choices.sum(1) >= 2).sum()
 
 
 @pytest.mark.parametrize("figure", ["percent", "cohen_kappa", "fleiss_kappa", "alpha"])
 def test_the_interval_is_that_of_items_drawn_again(figure):
     judgements = crowd(5, items=80)
-    found = agreement.measure_agreement(judgements, resamples=3000)[figure]
+    result = agreement.measure_agreement(judgements, resamples=3000)[figure]
     items = sorted({j.comparison for j in judgements})
     draws = np.random.default_rng(0)
-    told = []
+    report = []
     of_item = {item: [j for j in judgements if j.comparison == item] for item in items}
     for _ in range(300):
         again = [
-            said(f"{place}", j.rater, j.choice, j.strength)
-            for place, item in enumerate(draws.choice(items, len(items)))
+            judgement(f"{position}", j.rater, j.choice, j.strength)
+            for position, item in enumerate(draws.choice(items, len(items)))
             for j in of_item[item]
         ]
-        told.append(agreement.measure_agreement(again, resamples=1)[figure].value)
-    low, high = np.quantile(told, [0.025, 0.975])
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
-    assert found.low < found.value < found.high
+        report.append(agreement.measure_agreement(again, resamples=1)[figure].value)
+    low, high = np.quantile(report, [0.025, 0.975])
+    assert (result.low, result.high) == pytest.approx((low, high), abs=0.03)
+    assert result.low < result.value < result.high
 
 
 def test_intervals_are_the_same_each_time_and_cover_what_is_true():
@@ -214,11 +214,13 @@ def test_intervals_are_the_same_each_time_and_cover_what_is_true():
 
 
 def test_where_nobody_differs_the_interval_still_says_how_little_was_seen():
-    found = agreement.measure_agreement([said(item, rater, "a") for item in range(10) for rater in "xy"])
-    assert (found["percent"].value, found["percent"].high) == (1.0, 1.0)
-    assert found["percent"].low == pytest.approx(0.722, abs=1e-3)
-    assert "alpha" not in found and "cohen_kappa" not in found  # one choice alone: agreement beyond chance is undefined
-    assert agreement.measure_agreement([]) == {} == agreement.measure_agreement([said("k", "x", "a")])
+    result = agreement.measure_agreement([judgement(item, rater, "a") for item in range(10) for rater in "xy"])
+    assert (result["percent"].value, result["percent"].high) == (1.0, 1.0)
+    assert result["percent"].low == pytest.approx(0.722, abs=1e-3)
+    assert (
+        "alpha" not in result and "cohen_kappa" not in result
+    )  # one choice alone: agreement beyond chance is undefined
+    assert agreement.measure_agreement([]) == {} == agreement.measure_agreement([judgement("k", "x", "a")])
 
 
 def rushed(seed=0):
@@ -240,36 +242,36 @@ def rushed(seed=0):
         if item % 4 == 1:
             gold[str(item)] = truth
         for rater in range(6):
-            shown = str(draws.choice(["ab", "ba"]))
+            excerpt = str(draws.choice(["ab", "ba"]))
             choice = truth
             if rater == 1 and truth != "tie" and draws.random() < 0.6:
-                choice = "a" if shown == "ab" else "b"
+                choice = "a" if excerpt == "ab" else "b"
             if rater == 3 or (rater == 4 and truth == "tie"):
                 choice = str(draws.choice(["a", "b"]))
             seconds = draws.lognormal(3.4, 0.4) / (12 if rater == 2 else 1)
-            judgements.append(said(item, f"r{rater}", choice, shown=shown, milliseconds=int(seconds * 1000) + 1))
+            judgements.append(judgement(item, f"r{rater}", choice, shown=excerpt, milliseconds=int(seconds * 1000) + 1))
     return judgements, gold, texts
 
 
 def test_manners_are_seen_and_only_where_they_are():
-    found = rater_quality.measure_quality(*rushed())
-    by = {one.rater: one for one in found}
-    assert {f.code for f in rater_quality.rater_findings(found)} == {
+    result = rater_quality.measure_quality(*rushed())
+    by = {one.rater: one for one in result}
+    assert {f.code for f in rater_quality.rater_findings(result)} == {
         "rater-side",
         "rater-hurried",
         "rater-gold",
         "rater-agreement",
         "rater-inconsistent",
     }
-    told = {(f.code, f.evidence.split(":")[0]) for f in rater_quality.rater_findings(found)}
+    report = {(f.code, f.evidence.split(":")[0]) for f in rater_quality.rater_findings(result)}
     assert {
         ("rater-side", "r1"),
         ("rater-hurried", "r2"),
         ("rater-gold", "r3"),
         ("rater-agreement", "r3"),
         ("rater-inconsistent", "r4"),
-    } <= told
-    assert not {who for _, who in told} & {"r0", "r5"}
+    } <= report
+    assert not {who for _, who in report} & {"r0", "r5"}
     assert by["r1"].left.low > 0.6 and by["r1"].left_p < 1e-4 and by["r0"].left_p > 0.001
     assert by["r0"].gold.value == 1.0 and by["r0"].gold.n == 50 and by["r3"].gold.high < 0.7
     assert by["r0"].identical.value == 1.0 and by["r4"].identical.value == 0.0 and by["r4"].identical.n == 20
@@ -280,9 +282,9 @@ def test_manners_are_seen_and_only_where_they_are():
 
 def test_who_rates_most_does_not_set_the_pace():
     draws = generator(0, "test/pace")
-    many = [said(item, "quick", "a", milliseconds=int(1000 * draws.lognormal(0, 0.3))) for item in range(900)]
+    many = [judgement(item, "quick", "a", milliseconds=int(1000 * draws.lognormal(0, 0.3))) for item in range(900)]
     few = [
-        said(item, rater, "a", milliseconds=int(30_000 * draws.lognormal(0, 0.3)))
+        judgement(item, rater, "a", milliseconds=int(30_000 * draws.lognormal(0, 0.3)))
         for item in range(60)
         for rater in ("ann", "bob")
     ]
@@ -296,22 +298,22 @@ def test_who_rates_most_does_not_set_the_pace():
 def test_a_mirrored_pair_is_the_same_pair_and_a_second_round_too():
     texts = {"k": ("p", "q"), "m": ("q", "p")}
     (one,) = rater_quality.measure_quality(
-        [said("k", "x", "a"), said("m", "x", "b"), said("m", "x", "b", round=2)], texts=texts
+        [judgement("k", "x", "a"), judgement("m", "x", "b"), judgement("m", "x", "b", round=2)], texts=texts
     )
     assert (one.repeats.value, one.repeats.n, one.n) == (1.0, 2, 2)
-    (other,) = rater_quality.measure_quality([said("k", "x", "a"), said("m", "x", "a")], texts=texts)
+    (other,) = rater_quality.measure_quality([judgement("k", "x", "a"), judgement("m", "x", "a")], texts=texts)
     assert (other.repeats.value, other.repeats.n) == (0.0, 1)
 
 
 def test_others_are_people_and_the_rater_is_none_of_them():
-    judged = [
-        said("k", "x", "a"),
-        said("k", "y", "b"),
-        said("k", "z", "b"),
-        said("k", "judge:m", "a", kind="judge"),
-        said("m", "x", "a"),
+    all_judgements = [
+        judgement("k", "x", "a"),
+        judgement("k", "y", "b"),
+        judgement("k", "z", "b"),
+        judgement("k", "judge:m", "a", kind="judge"),
+        judgement("m", "x", "a"),
     ]
-    by = {one.rater: one.agreement for one in rater_quality.measure_quality(judged)}
+    by = {one.rater: one.agreement for one in rater_quality.measure_quality(all_judgements)}
     assert (by["x"].value, by["x"].n) == (0.0, 1)  # y and z say b, and the judge is not asked
     assert by["y"].n == 0  # x says a, z says b: no majority among the others
     assert (by["judge:m"].value, by["judge:m"].n) == (0.0, 1)
@@ -325,7 +327,7 @@ def test_fair_raters_are_rarely_suspected():
         for item in range(60):
             for rater in draws.choice(8, 3, replace=False):
                 judgements.append(
-                    said(item, f"r{rater}", "ab"[int(draws.random() < 0.3)], shown=str(draws.choice(["ab", "ba"])))
+                    judgement(item, f"r{rater}", "ab"[int(draws.random() < 0.3)], shown=str(draws.choice(["ab", "ba"])))
                 )
         alarms += len(rater_quality.rater_findings(rater_quality.measure_quality(judgements)))
     assert alarms <= 8  # two families a seed at five in a hundred: four expected

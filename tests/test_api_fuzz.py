@@ -19,7 +19,7 @@ from schemathesis.generation import GenerationMode  # noqa: E402
 from towpath.store import people  # noqa: E402
 from towpath.store.store import Store  # noqa: E402
 from towpath.web import limits  # noqa: E402
-from towpath.web.app import application  # noqa: E402
+from towpath.web.application import application  # noqa: E402
 
 CASES = int(os.environ.get("TOWPATH_FUZZ_CASES", "1500"))
 """Per database."""

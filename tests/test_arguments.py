@@ -63,9 +63,11 @@ def test_rewards_may_be_several_with_weights():
     def mine(_prompts, answers):
         return [1.0 for _ in answers]
 
-    told = arguments.rewards([mine, "rule:prose", {"source": mine, "weight": 0.5}])
-    assert [one.get("weight") for one in told] == [None, None, 0.5]
-    assert told[0]["source"] == told[2]["source"] and sources.load_source(told[0]["source"])(["p"], ["a"]) == [1.0]
+    report = arguments.rewards([mine, "rule:prose", {"source": mine, "weight": 0.5}])
+    assert [one.get("weight") for one in report] == [None, None, 0.5]
+    assert report[0]["source"] == report[2]["source"] and sources.load_source(report[0]["source"])(["p"], ["a"]) == [
+        1.0
+    ]
     for wrong in ("model", 5, [5], {"weight": 1.0}):
         with pytest.raises(RecipeError, match="reward = "):
             arguments.rewards(wrong)
@@ -79,7 +81,7 @@ def test_a_name_of_ones_own_stands_for_the_code():
 
 
 def test_settings_are_taken_for_what_they_say():
-    said = {
+    content = {
         "a": np.int64(3),
         "b": np.float32(0.5),
         "c": torch.bfloat16,
@@ -90,7 +92,7 @@ def test_settings_are_taken_for_what_they_say():
         "i": "torch.x",
         "j": torch.tensor(0.5),
     }
-    assert arguments.setting("", said) == {
+    assert arguments.setting("", content) == {
         "a": 3,
         "b": 0.5,
         "c": "bfloat16",

@@ -108,7 +108,7 @@ def test_run_refuses_damaged_results(copied: Path, name: str) -> None:
     (path,) = copied.glob(f"stages/{name}")
     shutil.rmtree(copied / "stages" / "policy")
     flip(path)
-    with pytest.raises(DataError, match="damaged: its SHA-256 is another"):
+    with pytest.raises(DataError, match="damaged: its SHA-256 differs"):
         run(copied)
     assert not list(copied.glob("stages/policy/*/manifest.json"))
 
@@ -117,7 +117,7 @@ def test_damaged_policy_is_not_exported(copied: Path, tmp_path: Path) -> None:
     (path,) = copied.glob("stages/policy/*/weights/model.safetensors")
     flip(path)
     manifest._verified.clear()
-    with pytest.raises(DataError, match="damaged: its SHA-256 is another"):
+    with pytest.raises(DataError, match="damaged: its SHA-256 differs"):
         export.export(recipe.load(copied, SMALL), copied, tmp_path / "to", False, False)
 
 
@@ -202,7 +202,7 @@ def test_status_reads_no_weights_and_imports_no_torch(finished: Path) -> None:
 def test_missing_ledger_is_not_replaced(copied: Path) -> None:
     (copied / "towpath.db").unlink()
     for command in (lambda: run(copied), lambda: status.read_status(recipe.load(copied, SMALL), copied)):
-        with pytest.raises(DataError, match=r"towpath\.db: no such file, though (sample|label) is done"):
+        with pytest.raises(DataError, match=r"towpath\.db: no such file, though (sample|label) is finished"):
             command()
     assert not (copied / "towpath.db").exists()
 
@@ -301,7 +301,7 @@ def test_python_training_verifies_model_and_results(tmp_path: Path, tiny_folder:
     first = train()
     assert train() == first
     flip(first / "weights" / "model.safetensors")
-    with pytest.raises(DataError, match="damaged: its SHA-256 is another"):
+    with pytest.raises(DataError, match="damaged: its SHA-256 differs"):
         train()
     tensors = load_file(model / "model.safetensors")
     save_file(

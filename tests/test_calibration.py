@@ -14,7 +14,7 @@ from towpath.feedback.calibration import AuditRow
 from towpath.records import Judgement
 
 
-def said(comparison, rater, choice, kind="person", **more):
+def judgement(comparison, rater, choice, kind="person", **more):
     return Judgement(f"{comparison}/{rater}", str(comparison), rater, kind, choice, **more)
 
 
@@ -38,7 +38,7 @@ def test_isotonic_without_weights_counts_all_alike():
     assert height == pytest.approx([1 / 3, 1 / 3, 1.0])
 
 
-def judged(seed, count=1500, skew=2.0):
+def all_judgements(seed, count=1500, skew=2.0):
     """A boaster: sure of x, right in x to the power of `skew`, on pairs whose people tie in a tenth."""
     draws = generator(seed, "test/judge")
     rows = []
@@ -53,14 +53,14 @@ def judged(seed, count=1500, skew=2.0):
 
 def test_a_boaster_is_calibrated_on_pairs_it_was_not_fitted_on():
     for seed in range(5):
-        fitted = calibration.calibrate(judged(seed))
-        fresh = judged(seed + 50, 4000)
+        fitted = calibration.calibrate(all_judgements(seed))
+        fresh = all_judgements(seed + 50, 4000)
         credit = np.array([calibration.credit(row.judge, row.person) for row in fresh])
         raw = np.array([row.certainty for row in fresh])
         assert calibration.calibration_error(raw, credit) > 0.08
         assert calibration.calibration_error(np.array([fitted.chance(x) for x in raw]), credit) < 0.05
-        found = calibration.judge_report(judged(seed), seed)
-        assert found.error < 0.05 < found.error_raw
+        result = calibration.judge_report(all_judgements(seed), seed)
+        assert result.error < 0.05 < result.error_raw
 
 
 def leaning(seed, lean, count=4000):
@@ -82,19 +82,22 @@ def test_a_liking_for_length_is_taken_off():
     for longer in (-0.8, 0.0, 0.8):
         assert fitted.chance(0.8, longer) == pytest.approx(1 / (1 + np.exp(-1 + 1.5 * longer)), abs=0.05)
     assert abs(calibration.calibrate(leaning(1, 0.0)).length_bias[1]) < 0.2
-    assert calibration.calibrate(judged(0)).length_bias == (0.0, 0.0)  # where no lengths are told nothing is taken off
+    assert calibration.calibrate(all_judgements(0)).length_bias == (
+        0.0,
+        0.0,
+    )  # where no lengths are told nothing is taken off
     few = [AuditRow(str(i), "a", "b" if i % 2 else "a", 0.8, gap=1.0 if i % 2 else -1.0) for i in range(6)]
     assert -1.5 < calibration.calibrate(few).length_bias[1] < -0.3  # six of six are no law
 
 
 def test_a_pair_does_not_foretell_itself():
-    rows = judged(0, count=60)
-    for place in range(0, 60, 7):
+    rows = all_judgements(0, count=60)
+    for position in range(0, 60, 7):
         other = [
-            replace(row, person={"a": "b", "b": "a", "tie": "a"}[row.person]) if i == place else row
+            replace(row, person={"a": "b", "b": "a", "tie": "a"}[row.person]) if i == position else row
             for i, row in enumerate(rows)
         ]
-        assert calibration.held_out_chances(other)[place] == calibration.held_out_chances(rows)[place]
+        assert calibration.held_out_chances(other)[position] == calibration.held_out_chances(rows)[position]
 
 
 def test_few_agreements_are_no_certainty():
@@ -109,7 +112,7 @@ def test_the_map_never_falls_and_weighs_by_propensity():
     rows += [AuditRow(f"w{i}", "a", "a", 0.6, weight=10.0) for i in range(40)]
     fitted = calibration.calibrate(rows)
     assert fitted.chance(0.6) == pytest.approx((200 + 400) / 800, abs=0.01)
-    chances = [calibration.calibrate(judged(3)).chance(x) for x in np.linspace(0, 1, 50)]
+    chances = [calibration.calibrate(all_judgements(3)).chance(x) for x in np.linspace(0, 1, 50)]
     assert (np.diff(chances) >= 0).all() and 0 < chances[0] < chances[-1] < 1
 
 
@@ -136,9 +139,9 @@ def test_rates_of_routed_pairs_are_weighed_back_to_all():
         draws = generator(seed, "test/weights")
         right = draws.random(2000) < 0.8
         propensity = np.where(right, 0.1, 0.6)
-        seen = draws.random(2000) < propensity
-        hajek = calibration.hajek_estimate(right[seen], 1 / propensity[seen])
-        assert right[seen].mean() < 0.5
+        observed = draws.random(2000) < propensity
+        hajek = calibration.hajek_estimate(right[observed], 1 / propensity[observed])
+        assert right[observed].mean() < 0.5
         errors_hajek.append(hajek.value - 0.8)
         covered += hajek.low <= 0.8 <= hajek.high
     assert abs(np.mean(errors_hajek)) < 0.01
@@ -175,43 +178,45 @@ def ledger(seed=0, count=1200):
         propensity[name] = 1.0 if not consistent else 0.25
         details = {"orders": orders, "confidence": 1.0 if consistent else 0.5, "consistent": consistent}
         judgements.append(
-            said(name, "judge:m", orders["ab"] if consistent else "tie", "judge", strength=strength, details=details)
+            judgement(
+                name, "judge:m", orders["ab"] if consistent else "tie", "judge", strength=strength, details=details
+            )
         )
         if draws.random() < propensity[name]:
-            judgements.append(said(name, "ann", truth if draws.random() < 0.95 else "tie"))
+            judgements.append(judgement(name, "ann", truth if draws.random() < 0.95 else "tie"))
     return judgements, propensity, lengths, domains
 
 
 def test_a_judges_faults_are_reported_as_they_are():
     judgements, propensity, lengths, domains = ledger(count=6000)
-    found = calibration.judge_report(calibration.audit_rows(judgements, "judge:m", propensity, lengths, domains))
+    result = calibration.judge_report(calibration.audit_rows(judgements, "judge:m", propensity, lengths, domains))
     flipped = [j for j in judgements if j.kind == "judge" and not j.details["consistent"]]
     # among all pairs, though people saw every flipped one
-    assert found.flips.low < len(flipped) / 6000 < found.flips.high
-    assert found.first.low > 0.5 and found.first.value == pytest.approx(0.55, abs=0.02)
-    assert found.longer[0].low > 0.55 and found.longer[1].low < 0.5 < found.longer[1].high
-    assert found.by_strength[1].high < found.by_strength[3].low
-    assert found.by_domain["law"].high < found.by_domain["cooking"].low
-    assert found.by_length["longer"].high < found.by_length["shorter"].low and found.by_length["alike"].n == 0
-    assert sum(sum(row.values()) for row in found.confusion.values()) == pytest.approx(1.0)
-    assert found.confusion["tie"]["tie"] == pytest.approx(0.05 * found.flips.value, abs=0.01)
-    assert found.agreement.value == pytest.approx(sum(found.confusion[c][c] for c in found.confusion))
-    assert found.accuracy.value > found.agreement.value
+    assert result.flips.low < len(flipped) / 6000 < result.flips.high
+    assert result.first.low > 0.5 and result.first.value == pytest.approx(0.55, abs=0.02)
+    assert result.longer[0].low > 0.55 and result.longer[1].low < 0.5 < result.longer[1].high
+    assert result.by_strength[1].high < result.by_strength[3].low
+    assert result.by_domain["law"].high < result.by_domain["cooking"].low
+    assert result.by_length["longer"].high < result.by_length["shorter"].low and result.by_length["alike"].n == 0
+    assert sum(sum(row.values()) for row in result.confusion.values()) == pytest.approx(1.0)
+    assert result.confusion["tie"]["tie"] == pytest.approx(0.05 * result.flips.value, abs=0.01)
+    assert result.agreement.value == pytest.approx(sum(result.confusion[c][c] for c in result.confusion))
+    assert result.accuracy.value > result.agreement.value
 
 
 def test_each_pair_weighs_once_however_many_people_saw_it():
     judgements = [
-        said("k", "judge:m", "a", "judge"),
-        *(said("k", f"r{i}", "a") for i in range(9)),
-        said("m", "judge:m", "a", "judge"),
-        said("m", "r1", "b"),
+        judgement("k", "judge:m", "a", "judge"),
+        *(judgement("k", f"r{i}", "a") for i in range(9)),
+        judgement("m", "judge:m", "a", "judge"),
+        judgement("m", "r1", "b"),
     ]
-    found = calibration.judge_report(calibration.audit_rows(judgements, "judge:m"))
-    assert found.accuracy.value == pytest.approx(0.5) and found.accuracy.n == 2
+    result = calibration.judge_report(calibration.audit_rows(judgements, "judge:m"))
+    assert result.accuracy.value == pytest.approx(0.5) and result.accuracy.n == 2
 
 
 def test_what_cannot_be_weighed_is_refused_and_nothing_is_reported_of_nothing():
-    pair = [said("k", "judge:m", "a", "judge"), said("k", "ann", "a")]
+    pair = [judgement("k", "judge:m", "a", "judge"), judgement("k", "ann", "a")]
     with pytest.raises(DataError, match="propensity 0"):
         calibration.audit_rows(pair, "judge:m", {"k": 0.0})
     assert calibration.audit_rows(pair, "judge:other") == []
@@ -221,8 +226,8 @@ def test_what_cannot_be_weighed_is_refused_and_nothing_is_reported_of_nothing():
 
 def test_certainty_grows_with_votes_and_strength():
     votes = [
-        calibration.certainty(said("k", "j", "a", strength=2, details={"confidence": share}))
+        calibration.certainty(judgement("k", "j", "a", strength=2, details={"confidence": share}))
         for share in (0.5, 0.75, 1.0)
     ]
-    strengths = [calibration.certainty(said("k", "j", "a", strength=strength)) for strength in (1, 2, 3)]
+    strengths = [calibration.certainty(judgement("k", "j", "a", strength=strength)) for strength in (1, 2, 3)]
     assert votes == sorted(votes) and strengths == sorted(strengths) and strengths[-1] == pytest.approx(1.0)

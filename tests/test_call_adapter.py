@@ -98,7 +98,7 @@ def test_a_recipe_says_that_it_passes_no_columns_on() -> None:
 
 def test_trl_s_reward_signature_trains_unchanged(tmp_path, tiny_folder) -> None:
     """Every completion meets the ground truth of its own prompt, in training and in validation."""
-    seen: list[tuple[str, str, str]] = []
+    observed: list[tuple[str, str, str]] = []
     rows = [
         {"prompt": f"Say {number}.", "ground_truth": f"truth of Say {number}.", "difficulty": number}
         for number in range(12)
@@ -106,7 +106,7 @@ def test_trl_s_reward_signature_trains_unchanged(tmp_path, tiny_folder) -> None:
 
     def reward(completions, ground_truth, **kwargs):
         assert set(kwargs) == {"prompts", "difficulty"}
-        seen.extend(zip(kwargs["prompts"], completions, ground_truth, strict=True))
+        observed.extend(zip(kwargs["prompts"], completions, ground_truth, strict=True))
         return [float(len(text)) for text in completions]
 
     done = tp.train(
@@ -120,8 +120,8 @@ def test_trl_s_reward_signature_trains_unchanged(tmp_path, tiny_folder) -> None:
         folder=tmp_path,
         dtype="float32",
     )
-    assert done.metrics and all(truth == f"truth of {prompt}" for prompt, _, truth in seen)
-    assert len({prompt for prompt, _, _ in seen}) > 4
+    assert done.metrics and all(truth == f"truth of {prompt}" for prompt, _, truth in observed)
+    assert len({prompt for prompt, _, _ in observed}) > 4
 
 
 def test_a_reward_without_its_column_is_refused_before_anything_starts(tmp_path, tiny_folder) -> None:

@@ -31,10 +31,10 @@ def test_prompts_and_answers_are_the_tokens_of_the_whole_conversation(kind: str,
     assert chat.eos == end and end in chat.stops
     for text in PROBES:
         assert chat.prompt(text) == chat.template_tokens(text)
-        for said in ANSWERS:
-            ours = [*chat.prompt(text), *chat.answer(said)]
-            assert ours == chat.template_tokens(text, said)[: len(ours)]
-            assert ours[-1] == end and ours.count(end) == chat.template_tokens(text, said).count(end)
+        for content in ANSWERS:
+            ours = [*chat.prompt(text), *chat.answer(content)]
+            assert ours == chat.template_tokens(text, content)[: len(ours)]
+            assert ours[-1] == end and ours.count(end) == chat.template_tokens(text, content).count(end)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,8 +54,8 @@ def test_special_tokens_in_a_text_never_become_control_tokens(kind: str, templat
 @pytest.mark.parametrize("kind", ["metaspace-always", "metaspace-first", "metaspace-legacy", "unigram", "byte-level"])
 def test_an_answer_survives_the_way_to_tokens_and_back(kind: str) -> None:
     chat = Chat(tokenizer_of(kind, "llama-2"))
-    for said in ANSWERS[:2]:
-        assert chat.text(chat.answer(said)) == said
+    for content in ANSWERS[:2]:
+        assert chat.text(chat.answer(content)) == content
 
 
 @pytest.mark.parametrize("kind", ["metaspace-always", "metaspace-legacy", "byte-level"])
@@ -88,10 +88,10 @@ def test_every_eos_of_the_models_configuration_ends_an_answer(tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 2}))
     chat = Chat(base.load_tokenizer(str(tmp_path)))
     assert chat.stops == tuple(sorted({2, other, end})) and chat.eos == end == chat.answer("yes")[-1]
-    said = chat.answer("yes")[:-1]
+    content = chat.answer("yes")[:-1]
     for stop in chat.stops:
-        assert chat.ended([*said, stop]) and chat.text([*said, stop]) == "yes"
-    assert not chat.ended(said) and chat.pad not in chat.stops
+        assert chat.ended([*content, stop]) and chat.text([*content, stop]) == "yes"
+    assert not chat.ended(content) and chat.pad not in chat.stops
 
 
 def test_the_pad_token_ends_no_answer() -> None:

@@ -56,12 +56,12 @@ def test_quickstart_reads_whole_without_findings(quickstart: Corpus) -> None:
         part: sum(len(p.read_text().splitlines()) for p in (QUICKSTART / part).glob("*.jsonl"))
         for part in ("prompts", "demonstrations", "safety")
     }
-    found = {
+    result = {
         "prompts": len(quickstart.prompts),
         "demonstrations": len(quickstart.demonstrations),
         "safety": len(quickstart.safety),
     }
-    assert found == lines
+    assert result == lines
     assert quickstart.findings == ()
     assert len(quickstart.heldout) >= 200
     assert {p.id for p in quickstart.train}.isdisjoint(p.id for p in quickstart.heldout)
@@ -69,8 +69,8 @@ def test_quickstart_reads_whole_without_findings(quickstart: Corpus) -> None:
 
 
 def test_quickstart_has_no_duplicates_and_no_leaks(quickstart: Corpus) -> None:
-    found = curate.overlaps(quickstart)
-    assert (found.duplicates, found.safety_duplicates, found.leaks, found.complete) == ([], [], [], True)
+    result = curate.overlaps(quickstart)
+    assert (result.duplicates, result.safety_duplicates, result.leaks, result.complete) == ([], [], [], True)
 
 
 def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> None:
@@ -81,15 +81,15 @@ def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> No
 
 def test_the_card_tells_the_counts_of_the_data(quickstart: Corpus) -> None:
     card = (QUICKSTART / "CARD.md").read_text()
-    told = curate.describe_corpus(quickstart)
-    for name, count in told["demonstrations"]["style"].items():
+    report = curate.describe_corpus(quickstart)
+    for name, count in report["demonstrations"]["style"].items():
         assert f"| {name} | {count} |" in card
-    for name, count in told["prompts"]["domain"].items():
-        held = told["prompts"]["heldout_by_domain"][name]
-        assert f"| {name} | {count} | {count - held} | {held} | {told['demonstrations']['domain'][name]} |" in card
-    for name, count in told["prompts"]["difficulty"].items():
+    for name, count in report["prompts"]["domain"].items():
+        held = report["prompts"]["heldout_by_domain"][name]
+        assert f"| {name} | {count} | {count - held} | {held} | {report['demonstrations']['domain'][name]} |" in card
+    for name, count in report["prompts"]["difficulty"].items():
         assert f"| {name} | {count} |" in card
-    assert f"{told['safety']['harmful']} harmful and {told['safety']['harmless']} harmless" in card
+    assert f"{report['safety']['harmful']} harmful and {report['safety']['harmless']} harmless" in card
 
 
 def test_files_are_told_with_their_hashes(tmp_path: Path) -> None:
@@ -153,9 +153,9 @@ def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
         "d.jsonl:1": "no response",
         "d.jsonl:2": "empty response",
     }
-    told = dict(line.strip().split(": ", 1) for line in message.splitlines() if ".jsonl:" in line)
-    assert set(told) == set(expected)
-    assert all(reason in told[place] for place, reason in expected.items())
+    report = dict(line.strip().split(": ", 1) for line in message.splitlines() if ".jsonl:" in line)
+    assert set(report) == set(expected)
+    assert all(reason in report[position] for position, reason in expected.items())
     assert message.startswith("12 unusable rows")
 
 
@@ -215,7 +215,7 @@ def test_bad_csv_and_parquet_rows_are_named_by_row(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"prompt": ["fine", None, ""]}), tmp_path / "p.parquet")
     (tmp_path / "q.parquet").write_bytes(b"no")
     message = refused(tmp_path, prompts="*")
-    for told in (
+    for report in (
         "p.csv:4: empty prompt",
         "p.csv:5: 3 cells under 2 headings",
         "p.csv:6: 1 cells under 2 headings",
@@ -223,7 +223,7 @@ def test_bad_csv_and_parquet_rows_are_named_by_row(tmp_path: Path) -> None:
         "p.parquet:3: empty",
         "q.parquet:1: not Parquet",
     ):
-        assert told in message
+        assert report in message
     assert message.startswith("6 unusable rows")
 
 
@@ -240,9 +240,9 @@ def test_bad_csv_and_parquet_rows_are_named_by_row(tmp_path: Path) -> None:
 )
 def test_shapes_of_other_tools(tmp_path: Path, row: dict[str, Any]) -> None:
     write(tmp_path / "d.jsonl", row)
-    found = read(tmp_path, demonstrations="d.jsonl")
-    assert [(d.prompt, d.response) for d in found.demonstrations] == [("Hi?", "Yes.")]
-    assert [p.prompt for p in found.train] == ["Hi?"]
+    result = read(tmp_path, demonstrations="d.jsonl")
+    assert [(d.prompt, d.response) for d in result.demonstrations] == [("Hi?", "Yes.")]
+    assert [p.prompt for p in result.train] == ["Hi?"]
 
 
 def test_an_input_belongs_to_its_instruction(tmp_path: Path) -> None:
@@ -269,8 +269,8 @@ def test_ids_come_from_content_whatever_the_order(tmp_path: Path) -> None:
 
 def test_equal_rows_without_ids_are_kept_apart_and_reported_as_duplicates(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *[{"prompt": "Same?"}] * 3)
-    found = read(tmp_path, prompts="p.jsonl")
-    assert len(found.by_id) == 3 and len(curate.overlaps(found).duplicates) == 2
+    result = read(tmp_path, prompts="p.jsonl")
+    assert len(result.by_id) == 3 and len(curate.overlaps(result).duplicates) == 2
 
 
 def test_an_id_used_twice_names_both_places(tmp_path: Path) -> None:
@@ -285,9 +285,9 @@ def test_numbers_of_a_safety_set_may_repeat_those_of_the_prompts(tmp_path: Path)
         {"id": 1, "prompt": "Bad?", "harmful": True, "twin": 2},
         {"id": 2, "prompt": "Fine?", "harmful": False, "twin": 1},
     )
-    found = read(tmp_path, prompts="p.jsonl", safety="s.jsonl")
-    assert [(p.id, p.twin) for p in found.safety] == [("safety-1", "2"), ("2", "safety-1")]
-    assert [f.code for f in found.findings] == ["safety-ids"]
+    result = read(tmp_path, prompts="p.jsonl", safety="s.jsonl")
+    assert [(p.id, p.twin) for p in result.safety] == [("safety-1", "2"), ("2", "safety-1")]
+    assert [f.code for f in result.findings] == ["safety-ids"]
 
 
 def test_the_split_is_drawn_by_text_and_stays_when_rows_are_added(tmp_path: Path) -> None:
@@ -326,15 +326,15 @@ def test_demonstrations_of_heldout_prompts_are_left_out_and_it_is_said(tmp_path:
         {"id": "3", "prompt": "Only here?", "response": "c"},
         {"id": "4", "prompt": "Withheld?", "response": "d", "split": "heldout"},
     )
-    found = read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl")
-    assert [(d.id, found.by_id[d.prompt_id].prompt, d.domain) for d in found.demonstrations] == [
+    result = read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl")
+    assert [(d.id, result.by_id[d.prompt_id].prompt, d.domain) for d in result.demonstrations] == [
         ("1", "Train?", "x"),
         ("3", "Only here?", "general"),
     ]
-    assert [p.prompt for p in found.train] == ["Train?", "Only here?"]
-    assert [p.prompt for p in found.heldout] == ["Held?", "Withheld?"]
-    assert [(f.code, f.severity) for f in found.findings] == [("demonstrations-heldout", "warning")]
-    assert "2 of 4" in found.findings[0].evidence and "2, 4" in found.findings[0].evidence
+    assert [p.prompt for p in result.train] == ["Train?", "Only here?"]
+    assert [p.prompt for p in result.heldout] == ["Held?", "Withheld?"]
+    assert [(f.code, f.severity) for f in result.findings] == [("demonstrations-heldout", "warning")]
+    assert "2 of 4" in result.findings[0].evidence and "2, 4" in result.findings[0].evidence
 
 
 def test_a_prompt_id_must_belong_to_the_prompt(tmp_path: Path) -> None:
@@ -380,8 +380,8 @@ def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
     )
     write(tmp_path / "d.jsonl", {"id": "d1", "prompt": long + "!?x", "prompt_id": "t4", "response": "So."})
     write(tmp_path / "s.jsonl", {"id": "s1", "prompt": "harm", "harmful": True})
-    found = curate.overlaps(read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl")).leaks
-    assert {(x.between, x.trained, x.evaluated, x.exact) for x in found} == {
+    result = curate.overlaps(read(tmp_path, prompts="p.jsonl", demonstrations="d.jsonl", safety="s.jsonl")).leaks
+    assert {(x.between, x.trained, x.evaluated, x.exact) for x in result} == {
         ("train-heldout", "t1", "h1", True),
         ("train-heldout", "t4", "h2", False),
         ("demonstrations-heldout", "d1", "h2", False),
@@ -392,12 +392,12 @@ def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
 @real_rows
 def test_dolly_as_prompts_and_demonstrations_splits_without_leaks(tmp_path: Path) -> None:
     dolly = str(SHARED / "dolly_short_4k.jsonl")
-    found = read(tmp_path, prompts=dolly, demonstrations=dolly, safety=str(SHARED / "xstest_prompts.csv"))
-    assert len(found.prompts) == 4000 and 700 < len(found.heldout) < 900
-    left = next(f for f in found.findings if f.code == "demonstrations-heldout")
-    assert left.evidence.startswith(f"{4000 - len(found.demonstrations)} of 4000")
-    assert len(found.safety) == 450
-    assert not any(leak.exact for leak in curate.overlaps(found).leaks if leak.between != "safety-train")
+    result = read(tmp_path, prompts=dolly, demonstrations=dolly, safety=str(SHARED / "xstest_prompts.csv"))
+    assert len(result.prompts) == 4000 and 700 < len(result.heldout) < 900
+    left = next(f for f in result.findings if f.code == "demonstrations-heldout")
+    assert left.evidence.startswith(f"{4000 - len(result.demonstrations)} of 4000")
+    assert len(result.safety) == 450
+    assert not any(leak.exact for leak in curate.overlaps(result).leaks if leak.between != "safety-train")
 
 
 @real_rows

@@ -35,57 +35,57 @@ def by_length(longer_right, shorter_right, longer=0.5, pairs=4000):
     wins = np.where(np.arange(HELD) < longer * HELD, 1, -1)
     right = np.zeros(HELD)
     for side, rate in ((1, longer_right), (-1, shorter_right)):
-        place = np.flatnonzero(wins == side)
-        right[place[: round(rate * len(place))]] = 1
+        position = np.flatnonzero(wins == side)
+        right[position[: round(rate * len(position))]] = 1
     return RewardEvidence(
         tuple(TrainingResult(size, right.mean(), right) for size in (pairs // 2, pairs)), wins, (0.9, 400)
     )
 
 
 def test_noise_is_named_where_raters_disagree_and_the_model_is_at_their_ceiling():
-    found = diagnose_reward_model(
+    result = diagnose_reward_model(
         known([0.72, 0.735, 0.74], 0.75, agreement=(0.63, 600), margins={"k": -2.0, "m": -3.0, "n": 1.0})
     )
-    assert found.verdict == "noise"
-    assert found.again == ("m", "k") and found.action == "rate these 2 again"
+    assert result.verdict == "noise"
+    assert result.again == ("m", "k") and result.action == "rate these 2 again"
     # clean labels show it right in 97 %
-    assert found.parts["noise"].value == pytest.approx(((0.85 - 0.755) + (0.85 - 0.74)) / 2, abs=1e-3)
-    assert any("63.0% of 600 pairs" in line for line in found.evidence)
+    assert result.parts["noise"].value == pytest.approx(((0.85 - 0.755) + (0.85 - 0.74)) / 2, abs=1e-3)
+    assert any("63.0% of 600 pairs" in line for line in result.evidence)
 
 
 def test_few_pairs_are_named_where_the_curve_rises_and_training_is_perfect():
-    found = diagnose_reward_model(known([0.60, 0.66, 0.72], 1.0, pairs=200, agreement=(0.9, 100)))
-    assert found.verdict == "little data"
-    assert found.action.startswith("label ") and found.action.endswith(" more")
-    assert 200 <= int(found.action.split()[-2].replace(",", "")) <= 3000
+    result = diagnose_reward_model(known([0.60, 0.66, 0.72], 1.0, pairs=200, agreement=(0.9, 100)))
+    assert result.verdict == "little data"
+    assert result.action.startswith("label ") and result.action.endswith(" more")
+    assert 200 <= int(result.action.split()[-2].replace(",", "")) <= 3000
 
 
 def test_a_small_model_is_named_where_it_cannot_even_fit_its_own_pairs():
-    found = diagnose_reward_model(known([0.70, 0.71, 0.71], 0.72, agreement=(0.92, 400)))
-    assert found.verdict == "small capacity" and "larger model" in found.action
-    assert found.parts["small capacity"].value == pytest.approx(0.85 - 0.72, abs=0.01)
-    assert found.parts["small capacity"].low > max(found.parts["little data"].high, found.parts["noise"].high)
+    result = diagnose_reward_model(known([0.70, 0.71, 0.71], 0.72, agreement=(0.92, 400)))
+    assert result.verdict == "small capacity" and "larger model" in result.action
+    assert result.parts["small capacity"].value == pytest.approx(0.85 - 0.72, abs=0.01)
+    assert result.parts["small capacity"].low > max(result.parts["little data"].high, result.parts["noise"].high)
 
 
 def test_length_is_named_where_the_model_goes_by_it():
-    found = diagnose_reward_model(by_length(0.95, 0.2, longer=0.8))
-    assert found.verdict == "length shortcut" and "lengths" in found.action
+    result = diagnose_reward_model(by_length(0.95, 0.2, longer=0.8))
+    assert result.verdict == "length shortcut" and "lengths" in result.action
     assert diagnose_reward_model(by_length(0.2, 0.95)).verdict == "length shortcut"  # towards short answers too
     # users may like length, if the model sees more than that
     assert diagnose_reward_model(by_length(0.95, 0.7, longer=0.8)).verdict == "healthy"
 
 
 def test_length_is_named_even_where_the_accuracy_is_high():
-    found = diagnose_reward_model(by_length(0.99, 0.1, longer=0.9))
+    result = diagnose_reward_model(by_length(0.99, 0.1, longer=0.9))
     assert np.mean(by_length(0.99, 0.1, longer=0.9).curve[-1].right_H) > 0.85
-    assert found.verdict == "length shortcut"
+    assert result.verdict == "length shortcut"
 
 
 @pytest.mark.parametrize("train", [0.88, 1.0])
 @pytest.mark.parametrize("rate", [0.7, 0.95])
 def test_what_reaches_its_target_is_healthy(train, rate):
-    found = diagnose_reward_model(known([0.80, 0.84, 0.87], train, agreement=(rate, 400)))
-    assert found.verdict == "healthy" and found.action == "none"
+    result = diagnose_reward_model(known([0.80, 0.84, 0.87], train, agreement=(rate, 400)))
+    assert result.verdict == "healthy" and result.action == "none"
 
 
 def test_a_miss_by_chance_is_no_miss():
@@ -95,10 +95,10 @@ def test_a_miss_by_chance_is_no_miss():
 
 def test_without_agreement_noise_and_capacity_are_not_told_apart():
     plateau = known([0.73, 0.735, 0.74], 0.75)
-    found = diagnose_reward_model(plateau)
-    assert found.verdict == "undetermined"
-    assert found.action.startswith("have ") and "second person" in found.action
-    assert "noise or small capacity" in found.parts and "noise" not in found.parts
+    result = diagnose_reward_model(plateau)
+    assert result.verdict == "undetermined"
+    assert result.action.startswith("have ") and "second person" in result.action
+    assert "noise or small capacity" in result.parts and "noise" not in result.parts
     better = diagnose_reward_model(replace(plateau, larger_H=held(0.80, 2)))
     assert better.verdict == "small capacity"
     assert diagnose_reward_model(replace(plateau, larger_H=plateau.curve[-1].right_H)).verdict == "undetermined"
@@ -110,27 +110,29 @@ def test_without_agreement_noise_and_capacity_are_not_told_apart():
 
 
 def test_two_causes_of_one_size_are_left_open():
-    found = diagnose_reward_model(known([0.65, 0.66, 0.66], 0.67, agreement=(0.66, 150)))
-    assert found.verdict == "undetermined"
-    assert found.parts["noise"].low < found.parts["small capacity"].high
+    result = diagnose_reward_model(known([0.65, 0.66, 0.66], 0.67, agreement=(0.66, 150)))
+    assert result.verdict == "undetermined"
+    assert result.parts["noise"].low < result.parts["small capacity"].high
 
 
 @pytest.mark.parametrize(("rater", "clean"), [(0.84, 0.79), (0.75, 0.9), (0.8, 0.7)])
 def test_raters_errors_shrink_what_is_measured(rater, clean):
     """At 16 % error a true 79 % shows as 70 %. The noise's part lies between what clean labels gain now, and what
     they would for a perfect model."""
-    shown = rater * clean + (1 - rater) * (1 - clean)
+    excerpt = rater * clean + (1 - rater) * (1 - clean)
     agreement = (rater**2 + (1 - rater) ** 2, 100_000)
-    found = diagnose_reward_model(known([shown - 0.001, shown, shown], shown, agreement=agreement, target=0.95))
-    assert found.parts["noise"].value == pytest.approx(((clean - shown) + (0.95 - rater)) / 2, abs=0.003)
-    assert found.parts["small capacity"].value + found.parts["little data"].value == pytest.approx(
-        ((0.95 - clean) + (rater - shown)) / 2, abs=0.003
+    result = diagnose_reward_model(
+        known([excerpt - 0.001, excerpt, excerpt], excerpt, agreement=agreement, target=0.95)
+    )
+    assert result.parts["noise"].value == pytest.approx(((clean - excerpt) + (0.95 - rater)) / 2, abs=0.003)
+    assert result.parts["small capacity"].value + result.parts["little data"].value == pytest.approx(
+        ((0.95 - clean) + (rater - excerpt)) / 2, abs=0.003
     )
 
 
 def test_the_parts_make_up_the_shortfall():
-    found = diagnose_reward_model(known([0.64, 0.68, 0.71], 0.74, agreement=(0.7, 2000)))
-    assert sum(part.value for part in found.parts.values()) == pytest.approx(0.85 - 0.71)
+    result = diagnose_reward_model(known([0.64, 0.68, 0.71], 0.74, agreement=(0.7, 2000)))
+    assert sum(part.value for part in result.parts.values()) == pytest.approx(0.85 - 0.71)
 
 
 def test_the_same_evidence_gives_the_same_diagnosis():
@@ -143,10 +145,10 @@ def test_the_same_evidence_gives_the_same_diagnosis():
 def test_a_curve_of_the_law_is_found_again(limit, cost):
     alpha = np.sin(np.pi * (limit - 0.5)) ** -2
     sizes = np.array([50, 100, 200, 400])
-    told = np.array([0.5 + np.arcsin((alpha + cost / n) ** -0.5) / np.pi for n in sizes])
-    found = reward_diagnosis.fit_learning_curve(sizes, told[:, None], np.full(4, 1e-4))
+    report = np.array([0.5 + np.arcsin((alpha + cost / n) ** -0.5) / np.pi for n in sizes])
+    result = reward_diagnosis.fit_learning_curve(sizes, report[:, None], np.full(4, 1e-4))
     for pairs in (400, 1600, 6400):
-        assert reward_diagnosis.learning_curve(found, pairs)[0] == pytest.approx(
+        assert reward_diagnosis.learning_curve(result, pairs)[0] == pytest.approx(
             0.5 + np.arcsin((alpha + cost / pairs) ** -0.5) / np.pi, abs=0.01
         )
 
@@ -156,11 +158,11 @@ def test_the_benefit_of_the_doubt_ends_at_two_standard_errors():
     flat = np.full((3, 1), 0.7)
     gains = []
     for error in (0.001, 0.005, 0.02):
-        found = reward_diagnosis.fit_learning_curve(sizes, flat, np.full(3, error))
-        off = sum(((reward_diagnosis.learning_curve(found, size)[0] - 0.7) / error) ** 2 for size in sizes)
+        result = reward_diagnosis.fit_learning_curve(sizes, flat, np.full(3, error))
+        off = sum(((reward_diagnosis.learning_curve(result, size)[0] - 0.7) / error) ** 2 for size in sizes)
         assert off <= 4 + 3 * (0.003 / error) ** 2  # the grid's limits lie half a point apart
         gains.append(
-            float(reward_diagnosis.learning_curve(found, 64_000)[0] - reward_diagnosis.learning_curve(found, 4000)[0])
+            float(reward_diagnosis.learning_curve(result, 64_000)[0] - reward_diagnosis.learning_curve(result, 4000)[0])
         )
     assert gains[0] < gains[1] < gains[2] < 0.05
 
@@ -182,14 +184,14 @@ def test_a_learner_obeys_the_law():
         return np.mean(rates)
 
     sizes = np.array([100, 200, 400])
-    found = reward_diagnosis.fit_learning_curve(
+    result = reward_diagnosis.fit_learning_curve(
         sizes, np.array([accuracy(n) for n in sizes])[:, None], np.full(3, 1e-3)
     )
-    assert reward_diagnosis.learning_curve(found, 3200)[0] == pytest.approx(accuracy(3200), abs=0.02)
+    assert reward_diagnosis.learning_curve(result, 3200)[0] == pytest.approx(accuracy(3200), abs=0.02)
 
 
 @pytest.mark.parametrize(
-    ("spoiled", "told"),
+    ("spoiled", "report"),
     [
         ({"curve": (TrainingResult(100, 0.8, held(0.7)),)}, "at least two"),
         (
@@ -200,8 +202,8 @@ def test_a_learner_obeys_the_law():
         ({"words_H": np.ones(3)}, "the same held-out pairs"),
     ],
 )
-def test_evidence_that_does_not_fit_is_refused(spoiled, told):
-    with pytest.raises(DataError, match=told):
+def test_evidence_that_does_not_fit_is_refused(spoiled, report):
+    with pytest.raises(DataError, match=report):
         diagnose_reward_model(replace(known([0.7, 0.7, 0.7], 0.8), **spoiled))
 
 

@@ -46,9 +46,9 @@ def test_every_command_is_documented(words: str, command: Any):
 
 
 def test_recipes_that_come_along_are_valid():
-    found = sorted((ROOT / "recipes").glob("*.toml"))
-    assert found
-    for path in found:
+    recipes = sorted((ROOT / "recipes").glob("*.toml"))
+    assert recipes
+    for path in recipes:
         recipe.load(path)
 
 

@@ -273,12 +273,12 @@ def test_steps_are_counted_from_where_the_log_counts_them():
     log = read({"step": 5, "loss": 1.0}, {"step": 10, "loss": 0.9}, {"step": 0, "eval_loss": 1.5})
     assert log.history.curve("loss").steps.tolist() == [4, 9]
     assert log.history.validation_curve("loss").steps.tolist() == [-1]
-    told = Diagnosis(log, (Finding("x", "warning", "", first_step=4),), ())
-    assert doctor_report.as_json("log", [told])["findings"][0]["first_step"] == 5
-    assert "from step 5" in doctor_report.lines([told], 100)
+    diagnosis = Diagnosis(log, (Finding("x", "warning", "", first_step=4),), ())
+    assert doctor_report.as_json("log", [diagnosis])["findings"][0]["first_step"] == 5
+    assert "from step 5" in doctor_report.lines([diagnosis], 100)
     zero = read({"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.9})
     assert zero.history.curve("loss").steps.tolist() == [0, 1]
-    assert doctor_report.as_json("log", [Diagnosis(zero, told.findings, ())])["findings"][0]["first_step"] == 4
+    assert doctor_report.as_json("log", [Diagnosis(zero, diagnosis.findings, ())])["findings"][0]["first_step"] == 4
     assert "counts steps from 0" in zero.notes[0]
 
 
@@ -316,8 +316,8 @@ CELLS = [
 
 @pytest.mark.parametrize(("cell", "read_as"), CELLS)
 def test_numbers_are_read_also_as_text(cell, read_as):
-    found = to_number(cell)
-    assert found == read_as or (found is not None and math.isnan(found) and math.isnan(read_as))
+    number = to_number(cell)
+    assert number == read_as or (number is not None and math.isnan(number) and math.isnan(read_as))
 
 
 def test_what_is_not_a_number_is_kept_as_evidence_and_what_is_absent_is_not():
@@ -386,8 +386,8 @@ def test_settings_are_taken_from_what_is_logged_and_from_what_lies_beside_it():
 
 def test_the_user_states_facts_and_limits(tmp_path: Path):
     path = put(tmp_path / "log.jsonl", GRPO)
-    told = doctor.examine(path, facts=["policy.kl.coef=0.07", "policy.algo=rloo", "health.limits.kl_high=3"])
-    facts = told[0].log.history.facts
+    diagnoses = doctor.examine(path, facts=["policy.kl.coef=0.07", "policy.algo=rloo", "health.limits.kl_high=3"])
+    facts = diagnoses[0].log.history.facts
     assert (facts["policy.kl.coef"], facts["policy.algo"]) == (0.07, "rloo")
     with pytest.raises(RecipeError, match="no such key") as refused:
         doctor.examine(path, facts=["policy.kl.coeff=0.07"])
@@ -398,10 +398,12 @@ def test_the_user_states_facts_and_limits(tmp_path: Path):
 
 
 def test_it_says_what_it_could_not_look_for():
-    told = doctor.diagnose_log(read({"step": 1, "reward": 0.5, "reward_std": 0.2, "completions/mean_length": 20.0}))
-    assert "no KL: distance to the reference not checked" in told.missing_signals
-    assert any(text.startswith("no validation") for text in told.missing_signals)
-    assert not any("answer length" in text for text in told.missing_signals)
+    diagnosis = doctor.diagnose_log(
+        read({"step": 1, "reward": 0.5, "reward_std": 0.2, "completions/mean_length": 20.0})
+    )
+    assert "no KL: distance to the reference not checked" in diagnosis.missing_signals
+    assert any(text.startswith("no validation") for text in diagnosis.missing_signals)
+    assert not any("answer length" in text for text in diagnosis.missing_signals)
     assert "no explained variance: critic not checked" in doctor.diagnose_log(read(PPO)).missing_signals
     grpo = doctor.diagnose_log(read(GRPO)).missing_signals
     assert not any(text.startswith("no KL:") for text in grpo)
@@ -423,10 +425,10 @@ def run(row: dict[str, Any], steps: int = 30, **curves: Any) -> list[dict[str, A
     ]
 
 
-def codes(log: Log, **given: Any) -> list[str]:
+def codes(log: Log, **facts: Any) -> list[str]:
     return [
         finding.code
-        for finding in doctor.diagnose_log(log, {key.replace("__", "."): x for key, x in given.items()}).findings
+        for finding in doctor.diagnose_log(log, {key.replace("__", "."): x for key, x in facts.items()}).findings
         if finding.severity != "info"
     ]
 
@@ -499,12 +501,12 @@ def test_the_sft_logs_of_openrlhf_and_verl():
 
 
 def test_a_remedy_speaks_of_settings_by_the_trainers_own_names():
-    (found,) = (
+    (finding,) = (
         f
         for f in doctor.diagnose_log(read(*run(GRPO, kl=lambda k: 0.009 * k)), {"policy.kl.coef": 0.0}).findings
         if f.code == "no-kl-penalty"
     )
-    assert found.remedy.endswith("in TRL's GRPO policy.kl.coef is beta")
+    assert finding.remedy.endswith("in TRL's GRPO policy.kl.coef is beta")
 
 
 def test_a_reward_that_rises_while_held_out_answers_get_worse():
@@ -554,8 +556,8 @@ def table(path: Path, header: list[str], *rows: list[Any]) -> Path:
 
 def curve(path: Path, name: str = "loss", maps: dict[str, str] | None = None) -> tuple[list[int], list[float]]:
     (log,) = open_logs(path, maps)
-    found = log.history.curve(name)
-    return found.steps.tolist(), found.values.tolist()
+    logged = log.history.curve(name)
+    return logged.steps.tolist(), logged.values.tolist()
 
 
 def test_exports_of_weights_and_biases(tmp_path: Path):
@@ -689,8 +691,8 @@ def write_events(folder: Path, settings: dict[str, Any] | None = None) -> Path:
 
 def test_event_files_of_tensorboard(tmp_path: Path):
     file = write_events(tmp_path / "runs" / "one", {"beta": 0.04, "learning_rate": 5e-6, "temperature": 0.9})
-    for place in (file, file.parent, tmp_path):
-        (log,) = open_logs(place)
+    for source in (file, file.parent, tmp_path):
+        (log,) = open_logs(source)
         assert (log.dialect, log.steps) == ("TRL's GRPO", 6)
         assert value(log, "kl") == pytest.approx(0.5, rel=1e-6)
         assert math.isnan(value(log, "policy_loss"))
@@ -769,7 +771,7 @@ def sample() -> Diagnosis:
         for k in range(30)
     ]
     rows += [{"step": k, "phase": "validation", "reward": k / 20, "kl": k / 4} for k in range(0, 30, 5)]
-    found = (
+    findings = (
         Finding(
             "kl-rising",
             "critical",
@@ -794,7 +796,7 @@ def sample() -> Diagnosis:
         ("a note",),
         1,
     )
-    return Diagnosis(log, found, ("no answer length: length hacking not checked",))
+    return Diagnosis(log, findings, ("no answer length: length hacking not checked",))
 
 
 def test_findings_in_a_terminal_come_in_order_with_all_their_parts():
@@ -816,21 +818,21 @@ def test_findings_in_a_terminal_come_in_order_with_all_their_parts():
 
 
 def test_findings_for_scripts_have_exactly_these_keys():
-    told = json.loads(json.dumps(doctor_report.as_json("run", [sample()]), allow_nan=False))
-    assert set(told) == {"findings", "source", "steps", "metrics"}
+    report = json.loads(json.dumps(doctor_report.as_json("run", [sample()]), allow_nan=False))
+    assert set(report) == {"findings", "source", "steps", "metrics"}
     assert all(
         set(row) == {"code", "severity", "first_step", "evidence", "cause", "remedy", "ruled_out"}
-        for row in told["findings"]
+        for row in report["findings"]
     )
-    assert [row["first_step"] for row in told["findings"]] == [13, None, None]
-    assert told["metrics"][0]["not_judged"] == ["no answer length: length hacking not checked"]
+    assert [row["first_step"] for row in report["findings"]] == [13, None, None]
+    assert report["metrics"][0]["not_judged"] == ["no answer length: length hacking not checked"]
 
 
 def test_the_worst_finding_is_the_exit_status():
-    told = sample()
-    by = {f.severity: Diagnosis(told.log, (f,), ()) for f in told.findings}
+    diagnosis = sample()
+    by = {f.severity: Diagnosis(diagnosis.log, (f,), ()) for f in diagnosis.findings}
     assert [doctor.exit_code([by[s]]) for s in ("info", "warning", "critical")] == [0, 1, 2]
-    assert doctor.exit_code([Diagnosis(told.log, (), ())]) == 0
+    assert doctor.exit_code([Diagnosis(diagnosis.log, (), ())]) == 0
     assert doctor.exit_code([by["info"], by["critical"], by["warning"]]) == 2
 
 
@@ -867,10 +869,10 @@ def test_the_command_tells_prints_json_and_exits_with_the_worst(tmp_path: Path):
         *({"step": k, "loss": math.nan if k > 10 else 2 - k / 20, "grad_norm": 1.0} for k in range(1, 21)),
     )
     done = towpath("doctor", bad, "--json", "--html", tmp_path / "out.html")
-    told = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     assert done.returncode == 2, done.stderr
-    assert told["findings"][0]["code"] == "not-finite"
-    assert told["findings"][0]["first_step"] == 11
+    assert report["findings"][0]["code"] == "not-finite"
+    assert report["findings"][0]["first_step"] == 11
     assert (tmp_path / "out.html").is_file()
     missing = towpath("doctor", tmp_path / "none.jsonl", "--json")
     assert (missing.returncode, missing.stdout) == (1, "")
@@ -922,8 +924,8 @@ def trainer(folder: str, out: Path, *callbacks: Any, steps: int = 6, broken: boo
 def test_in_a_trainer_it_sees_what_is_logged_and_counts_its_cost(tiny_folder: str, tmp_path: Path):
     from towpath.view.callback import DoctorCallback
 
-    said: list[str] = []
-    callback = DoctorCallback(say=said.append, share=1.0, every=2)
+    lines: list[str] = []
+    callback = DoctorCallback(say=lines.append, share=1.0, every=2)
     trainer(tiny_folder, tmp_path, callback).train()
     assert callback.log is not None
     assert callback.log.history.curve("loss").steps.tolist() == list(range(6))
@@ -931,19 +933,19 @@ def test_in_a_trainer_it_sees_what_is_logged_and_counts_its_cost(tiny_folder: st
     # 7 logs, the summary among them, every other of them looked at; one look more at the end.
     assert callback.diagnoses == 4
     assert callback.seconds > 0
-    assert not [line for line in said if line.startswith("critical")]
+    assert not [line for line in lines if line.startswith("critical")]
 
 
 def test_in_a_trainer_it_says_a_finding_once_and_stops_where_asked(tiny_folder: str, tmp_path: Path):
     from towpath.view.callback import DoctorCallback
 
-    said: list[str] = []
-    advises = DoctorCallback(say=said.append, share=1.0)
+    lines: list[str] = []
+    advises = DoctorCallback(say=lines.append, share=1.0)
     stops = DoctorCallback(say=lambda _: None, share=1.0, stop_on_critical=True)
     patient = trainer(tiny_folder, tmp_path, advises, broken=True)
     patient.train()
     assert patient.state.global_step == 6
-    assert len([line for line in said if "not-finite" in line]) == 1
+    assert len([line for line in lines if "not-finite" in line]) == 1
     assert advises.findings[0].code == "not-finite"
     stopped = trainer(tiny_folder, tmp_path, stops, broken=True)
     stopped.train()
@@ -968,15 +970,17 @@ def test_in_a_trainer_it_takes_no_more_than_its_share_of_the_time(tiny_folder: s
 def test_in_a_trainer_a_fault_of_the_doctors_ends_nothing_and_is_said(tiny_folder: str, tmp_path: Path):
     from towpath.view.callback import DoctorCallback
 
-    said: list[str] = []
-    wrong = DoctorCallback(say=said.append, share=1.0, maps={"never/logged": "reward"})
-    broken = DoctorCallback(say=said.append, share=1.0, facts={"policy.kl.coef": 0.05, "health.limits.kl_high": "word"})
+    lines: list[str] = []
+    wrong = DoctorCallback(say=lines.append, share=1.0, maps={"never/logged": "reward"})
+    broken = DoctorCallback(
+        say=lines.append, share=1.0, facts={"policy.kl.coef": 0.05, "health.limits.kl_high": "word"}
+    )
     done = trainer(tiny_folder, tmp_path, wrong, broken)
     done.train()
     assert done.state.global_step == 6
-    assert len(said) == 2
-    assert "training continues without it" in said[0]
-    assert "no column 'never/logged'" in said[1]
+    assert len(lines) == 2
+    assert "training continues without it" in lines[0]
+    assert "no column 'never/logged'" in lines[1]
 
 
 # Real runs of TRL.
@@ -1065,9 +1069,9 @@ def test_real_runs_of_trl_are_read_from_state_from_events_and_from_within(task: 
     if task == "dpo":
         assert from_events.history.facts["policy.dpo.beta"] == 0.2
         assert from_state.history.validation_curve("pairs_loss").steps.tolist() == [1, 3]
-    told = doctor.examine(out)
-    assert doctor.exit_code(told) in (0, 1, 2)
-    assert not any(finding.code == "not-finite" for finding in told[0].findings)
+    diagnoses = doctor.examine(out)
+    assert doctor.exit_code(diagnoses) in (0, 1, 2)
+    assert not any(finding.code == "not-finite" for finding in diagnoses[0].findings)
 
 
 def test_large_tables_are_refused_before_they_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,10 +9,10 @@ from towpath.records import Completion
 
 @pytest.mark.parametrize(("n", "kl", "rate"), [(2, 0.193, 2 / 3), (3, 0.432, 0.75), (4, 0.636, 0.8), (8, 1.204, 8 / 9)])
 def test_best_of_n_curve_as_published(n, kl, rate):
-    found = winrate.best_of_n(np.log(n) - (n - 1) / n)
-    assert found["kl"] == pytest.approx(kl, abs=1e-3)
-    assert found["n"] == pytest.approx(n, rel=1e-3)
-    assert found["rate"] == pytest.approx(rate, abs=1e-3)
+    result = winrate.best_of_n(np.log(n) - (n - 1) / n)
+    assert result["kl"] == pytest.approx(kl, abs=1e-3)
+    assert result["n"] == pytest.approx(n, rel=1e-3)
+    assert result["rate"] == pytest.approx(rate, abs=1e-3)
 
 
 def test_ties_count_half_and_are_stated():
@@ -39,8 +39,8 @@ def test_length_only_baseline_finds_the_best_length_not_only_the_longest():
     swap = np.abs(a - 30) > np.abs(b - 30)
     chosen = np.where(swap, b, a)
     rejected = np.where(swap, a, b)
-    found = reward_accuracy.length_only_accuracy(chosen[:1500], rejected[:1500], chosen[1500:], rejected[1500:])
-    assert found > 0.85
+    result = reward_accuracy.length_only_accuracy(chosen[:1500], rejected[:1500], chosen[1500:], rejected[1500:])
+    assert result > 0.85
     same = np.full(100, 20.0)
     assert reward_accuracy.length_only_accuracy(same, same, same, same) == pytest.approx(0.5)
 
@@ -73,17 +73,17 @@ def test_within_prompt_correlation_ignores_differences_between_prompts():
 
 
 def test_text_figures_by_hand():
-    said = [
+    text = [
         Completion("1", "p", "sft", "a b a b", (1, 2, 1, 2, 1, 2), (0.0,) * 6, "stop"),
         Completion("2", "p", "sft", "c", (3,), (0.0,), "length"),
     ]
-    found = text_statistics.text_statistics(said)
-    assert found["distinct_1"] == pytest.approx(3 / 7)
-    assert found["distinct_2"] == pytest.approx(2 / 5)
-    assert found["repetition"] == pytest.approx(0.25)
-    assert found["finish_rate"] == 0.5
+    result = text_statistics.text_statistics(text)
+    assert result["distinct_1"] == pytest.approx(3 / 7)
+    assert result["distinct_2"] == pytest.approx(2 / 5)
+    assert result["repetition"] == pytest.approx(0.25)
+    assert result["finish_rate"] == 0.5
 
 
 def test_safety_counts_each_side():
-    found = safety.refusal_rates([True, True, False, False], [True, False, True, False])
-    assert (found["refusal"], found["over_refusal"], found["harmful_n"], found["harmless_n"]) == (0.5, 0.5, 2, 2)
+    result = safety.refusal_rates([True, True, False, False], [True, False, True, False])
+    assert (result["refusal"], result["over_refusal"], result["harmful_n"], result["harmless_n"]) == (0.5, 0.5, 2, 2)

@@ -26,14 +26,14 @@ def planted(count, seed, noise=0.0, signal=2.0, longer=None):
 
 
 def test_clear_labels_are_healthy():
-    found = evidence.diagnosed(planted(400, 1), planted(200, 2), None, 0.85, 10.0, 0)
-    assert found is not None and found["verdict"] == "healthy"
+    result = evidence.diagnosed(planted(400, 1), planted(200, 2), None, 0.85, 10.0, 0)
+    assert result is not None and result["verdict"] == "healthy"
 
 
 def test_labels_that_raters_do_not_agree_on_are_noise():
-    found = evidence.diagnosed(planted(2000, 1, noise=0.3), planted(600, 2, noise=0.3), (0.58, 500), 0.85, 10.0, 0)
-    assert found is not None and found["verdict"] == "noise"
-    turned = set(found["again"])
+    result = evidence.diagnosed(planted(2000, 1, noise=0.3), planted(600, 2, noise=0.3), (0.58, 500), 0.85, 10.0, 0)
+    assert result is not None and result["verdict"] == "noise"
+    turned = set(result["again"])
     assert turned and turned <= {f"k1-{i}" for i in range(2000)}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import ASKED, lines, read, told
+from foreign import ASKED, imported_rows, lines, read
 
 from towpath.data import formats, row_files
 from towpath.data.formats import read_preferences, write_preferences
@@ -131,7 +131,7 @@ def test_omitted_rows_are_listed_with_reasons(ledger: Store, tmp_path: Path):
     ledger.add_comparisons([Comparison("k9", "p1", "c10", "c12")])
     left = write_preferences(ledger, tmp_path / "out.jsonl").left_out
     assert "k1.2: neither answer is better (tie)" in left and "k1.3: neither answer is better (both_bad)" in left
-    assert "k1.4: neither answer is better (tie)" in left and "k9: nobody judged it" in left
+    assert "k1.4: neither answer is better (tie)" in left and "k9: it has no judgement" in left
     ledger.add_prompts([Prompt("p4", "System: x\n\nHuman: Why?")])
     ledger.add_completions(
         [Completion(n, "p4", "sft", t, (), (), "stop") for n, t in (("x", "a\n\nHuman: b"), ("y", "z"))]
@@ -181,7 +181,7 @@ def test_edited_row_is_a_new_comparison(ledger: Store, tmp_path: Path):
     corrected = [j for j in back.judgements if j.comparison == "k1.1"]
     assert [(j.rater, j.choice) for j in corrected] == [("ann", "b"), ("import:out", "a")]
     assert not [j for j in back.judgements if j.comparison == "k3.1"]
-    assert ("Same?", "Four;\r\nfive", "A better text") in told(back)
+    assert ("Same?", "Four;\r\nfive", "A better text") in imported_rows(back)
 
 
 def test_inconsistent_records_are_refused(ledger: Store, tmp_path: Path):
@@ -258,7 +258,7 @@ def test_argilla_records_of_both_versions(tmp_path: Path, responses: Any, expect
     assert imported.refused == [] and len(imported.comparisons) == 1
     assert [
         (j.rater, better if better != "tie" else "tie")
-        for j, (_, better, _) in zip(imported.judgements, told(imported), strict=True)
+        for j, (_, better, _) in zip(imported.judgements, imported_rows(imported), strict=True)
     ] == expected
 
 
@@ -341,7 +341,7 @@ def test_label_studio_import(tmp_path: Path):
     assert lines == ["the annotation of 5 was cancelled: not counted", "the annotation of 8 names no answer"]
     by_rater = {
         j.rater: (better, j.milliseconds, j.at, j.comment)
-        for j, (_, better, _) in zip(imported.judgements, told(imported), strict=True)
+        for j, (_, better, _) in zip(imported.judgements, imported_rows(imported), strict=True)
     }
     assert by_rater["label-studio:3"] == ("No", 4200, "2026-01-01T00:00:00Z", "")
     assert by_rater["label-studio:ann@x.org"][0] == "Yes" and by_rater["label-studio:6"][::3] == ("tie", "both fine")

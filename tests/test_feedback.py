@@ -16,13 +16,19 @@ GOOD = (
 )
 
 
-def said(comparison, rater, choice, strength=1):
+def judgement(comparison, rater, choice, strength=1):
     return Judgement(f"{comparison}/{rater}", comparison, rater, "person", choice, strength=strength)
 
 
 def test_majority_and_even_split():
     labels = aggregation.majority_labels(
-        [said("k", "x", "a", 3), said("k", "y", "a", 1), said("k", "z", "b"), said("m", "x", "a"), said("m", "y", "b")]
+        [
+            judgement("k", "x", "a", 3),
+            judgement("k", "y", "a", 1),
+            judgement("k", "z", "b"),
+            judgement("m", "x", "a"),
+            judgement("m", "y", "b"),
+        ]
     )
     assert [(label.comparison, label.choice, label.strength) for label in labels] == [
         ("k", "a", 2.0),
@@ -38,18 +44,18 @@ def test_published_ceilings(rate, bound):
 def test_a_later_round_takes_back_what_a_rater_said():
     again = Judgement("k/x/2", "k", "x", "person", "b", round=2)
     assert [
-        (label.choice, label.judgements) for label in aggregation.majority_labels([again, said("k", "x", "a")])
+        (label.choice, label.judgements) for label in aggregation.majority_labels([again, judgement("k", "x", "a")])
     ] == [("b", 1)]
 
 
 def test_who_chose_ties_and_bad_pairs_is_heard_too():
     labels = aggregation.majority_labels(
         [
-            said("k", "x", "both_bad", 2),
-            said("k", "y", "both_bad"),
-            said("k", "z", "a"),
-            said("m", "x", "tie", 2),
-            said("m", "y", "a", 3),
+            judgement("k", "x", "both_bad", 2),
+            judgement("k", "y", "both_bad"),
+            judgement("k", "z", "a"),
+            judgement("m", "x", "tie", 2),
+            judgement("m", "y", "a", 3),
         ]
     )
     assert [(label.choice, label.strength, label.judgements) for label in labels] == [
@@ -60,14 +66,14 @@ def test_who_chose_ties_and_bad_pairs_is_heard_too():
 
 
 def pair(comparison, x, y):
-    return [said(comparison, "x", x), said(comparison, "y", y)]
+    return [judgement(comparison, "x", x), judgement(comparison, "y", y)]
 
 
 def test_agreement_counts_decided_doubles_only():
-    judged = [*pair("k", "a", "a"), *pair("m", "a", "b"), said("n", "x", "a"), *pair("o", "tie", "a")]
-    assert agreement.pairwise_agreement(judged) == (0.5, 2)
-    assert agreement.pairwise_agreement([*judged, said("k", "z", "a")]) == (0.75, 4)
-    assert agreement.pairwise_agreement([said("k", "x", "a")]) == (0.0, 0)
+    all_judgements = [*pair("k", "a", "a"), *pair("m", "a", "b"), judgement("n", "x", "a"), *pair("o", "tie", "a")]
+    assert agreement.pairwise_agreement(all_judgements) == (0.5, 2)
+    assert agreement.pairwise_agreement([*all_judgements, judgement("k", "z", "a")]) == (0.75, 4)
+    assert agreement.pairwise_agreement([judgement("k", "x", "a")]) == (0.0, 0)
 
 
 def kappa(judgements):
@@ -78,8 +84,8 @@ def kappa(judgements):
 def test_kappa_is_that_of_a_worked_table():
     # 20 both a, 5 and 10 apart, 15 both b: observed 0.7, chance 0.5 (raters lean 0.5 and 0.6 to a), kappa 0.4.
     table = [("a", "a")] * 20 + [("a", "b")] * 5 + [("b", "a")] * 10 + [("b", "b")] * 15
-    judged = [j for number, (x, y) in enumerate(table) for j in pair(f"k{number}", x, y)]
-    assert kappa(judged) == pytest.approx(0.4)
+    all_judgements = [j for number, (x, y) in enumerate(table) for j in pair(f"k{number}", x, y)]
+    assert kappa(all_judgements) == pytest.approx(0.4)
     assert kappa([*pair("k", "a", "a"), *pair("m", "b", "b")]) == pytest.approx(1.0)
     assert kappa(pair("k", "a", "a")) is None and kappa([]) is None, "undefined"
 
@@ -172,7 +178,7 @@ def test_length_alone_does_not_satisfy_the_rubric():
 
 def test_the_simulated_rater_slips_as_often_as_it_should_and_always_the_same():
     cfg = Preferences(noise=0.05)
-    judged = [
+    all_judgements = [
         simulated_rater.judge_comparison(
             Comparison(f"k{i}", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg
         )
@@ -181,10 +187,10 @@ def test_the_simulated_rater_slips_as_often_as_it_should_and_always_the_same():
     again = simulated_rater.judge_comparison(
         Comparison("k5", "p", "a", "b"), PROMPT, (GOOD, True), ("No.", True), "simulated-1", 7, cfg
     )
-    assert again == judged[5]
-    wrong = sum(j.choice == "b" for j in judged) / len(judged)
+    assert again == all_judgements[5]
+    wrong = sum(j.choice == "b" for j in all_judgements) / len(all_judgements)
     assert 0.035 < wrong < 0.065
-    assert {j.kind for j in judged} == {"simulated"}
-    assert {j.shown for j in judged} == {"ab", "ba"}
+    assert {j.kind for j in all_judgements} == {"simulated"}
+    assert {j.shown for j in all_judgements} == {"ab", "ba"}
     assert simulated_rater.choose(0.5, 0.5, 0.05, 0.3)[0] == "tie"
     assert simulated_rater.choose(0.1, 0.2, 0.05, 0.3)[0] == "both_bad"

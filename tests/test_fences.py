@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import BAD, GOOD, Scripted, careful, judged, served
+from scripted import BAD, GOOD, Scripted, careful, judge_all, served
 
 from towpath.feedback import judge_prompt
 from towpath.feedback.pair_text import PairText
@@ -37,14 +37,14 @@ GUESS = "0123456789abcdef"
 
 def turned(server: Scripted, changed: Any) -> float:
     """The share of verdicts that are no longer for the better answer when the worse one says more."""
-    asked = [
+    request = [
         PairText(f"{i}/{j}", prompt, good, text)
         for i, (prompt, (good, bad)) in enumerate(TASKS.items())
         for j, text in enumerate(changed(bad))
     ]
-    return sum(not isinstance(f, Judgement) or f.choice != "a" for f in judged(server, asked, concurrency=2)) / len(
-        asked
-    )
+    return sum(
+        not isinstance(f, Judgement) or f.choice != "a" for f in judge_all(server, request, concurrency=2)
+    ) / len(request)
 
 
 def reworded(bad: str) -> list[str]:
@@ -54,7 +54,9 @@ def reworded(bad: str) -> list[str]:
 def attacked(bad: str) -> list[str]:
     places = (("first", "FIRST"), ("second", "SECOND"))
     return [
-        f"{bad} {attack.format(place=place, fence=fence, code=GUESS)}" for attack in ATTACKS for place, fence in places
+        f"{bad} {attack.format(place=position, fence=fence, code=GUESS)}"
+        for attack in ATTACKS
+        for position, fence in places
     ]
 
 
@@ -74,11 +76,11 @@ def leaks(messages: list[dict[str, str]], change: Any) -> list[dict[str, str]]:
 def test_a_weaker_fence_would_be_seen(monkeypatch: pytest.MonkeyPatch, weakness: str):
     honest = judge_prompt.judge_messages
 
-    def weak(*asked: Any) -> list[dict[str, str]]:
+    def weak(*request: Any) -> list[dict[str, str]]:
         if weakness == "a code that writers can guess":
-            return leaks(honest(*asked), lambda text, code: text.replace(code, GUESS))
-        system, user = honest(*asked)
-        return [system, user | {"content": user["content"] + "\n" + asked[2] + "\n" + asked[3]}]
+            return leaks(honest(*request), lambda text, code: text.replace(code, GUESS))
+        system, user = honest(*request)
+        return [system, user | {"content": user["content"] + "\n" + request[2] + "\n" + request[3]}]
 
     monkeypatch.setattr(judge_prompt, "judge_messages", weak)
     with served(careful) as server:
@@ -87,18 +89,18 @@ def test_a_weaker_fence_would_be_seen(monkeypatch: pytest.MonkeyPatch, weakness:
 
 def test_the_code_is_new_with_every_call_and_stands_in_no_text(monkeypatch: pytest.MonkeyPatch):
     with served(careful) as server:
-        judged(server, [PairText(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(5)])
+        judge_all(server, [PairText(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(5)])
         codes = {re.search(r"carry the code (\w+)", call["messages"][0]["content"])[1] for call in server.calls}
     assert len(codes) == 10
-    drawn = iter(["aaaa", "bbbb", "cccc"])
-    monkeypatch.setattr(judge_prompt.secrets, "token_hex", lambda size: next(drawn))
-    asked = judge_prompt.judge_messages(judge_prompt.read_rubric(), "aaaa", "x", "bbbb")
-    assert "<<<FIRST cccc>>>" in asked[1]["content"]
+    sampled = iter(["aaaa", "bbbb", "cccc"])
+    monkeypatch.setattr(judge_prompt.secrets, "token_hex", lambda size: next(sampled))
+    request = judge_prompt.judge_messages(judge_prompt.read_rubric(), "aaaa", "x", "bbbb")
+    assert "<<<FIRST cccc>>>" in request[1]["content"]
 
 
 def test_braces_in_texts_and_rubric_are_only_braces(tmp_path: Path):
     rubric = tmp_path / "r.md"
     rubric.write_text("Prefer {nonce} and {0}.")
-    asked = judge_prompt.judge_messages(judge_prompt.read_rubric(str(rubric)), "{prompt}", "{second}", "{nonce}")
-    assert "Prefer {nonce} and {0}." in asked[0]["content"]
-    assert "\n{second}\n" in asked[1]["content"] and "\n{nonce}\n" in asked[1]["content"]
+    request = judge_prompt.judge_messages(judge_prompt.read_rubric(str(rubric)), "{prompt}", "{second}", "{nonce}")
+    assert "Prefer {nonce} and {0}." in request[0]["content"]
+    assert "\n{second}\n" in request[1]["content"] and "\n{nonce}\n" in request[1]["content"]

@@ -70,9 +70,9 @@ def test_no_healthy_run_is_in_danger_at_any_step() -> None:
     ],
 )
 def test_consequences_come_after_their_cause(run: str, cause: str, consequences: set[str]) -> None:
-    found = [[finding.code for finding in doctor.diagnose_log(log(run, variant)).findings] for variant in (0, 1)]
-    assert all(codes[0] == cause for codes in found)
-    assert consequences & {code for codes in found for code in codes[1:]}
+    findings = [[finding.code for finding in doctor.diagnose_log(log(run, variant)).findings] for variant in (0, 1)]
+    assert all(codes[0] == cause for codes in findings)
+    assert consequences & {code for codes in findings for code in codes[1:]}
 
 
 def test_a_packed_log_is_the_file_that_the_trainer_left() -> None:

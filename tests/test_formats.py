@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import ASKED, CONVERSATION, PLAIN, SHARED, lines, put, read, real_rows, told, turn
+from foreign import ASKED, CONVERSATION, PLAIN, SHARED, imported_rows, lines, put, read, real_rows, turn
 
 from towpath.data import formats, transcripts
 from towpath.data.formats import read_preferences, write_preferences
@@ -26,13 +26,13 @@ def test_plain_pairs_are_read_from_every_kind_of_file(tmp_path: Path, suffix: st
     path = tmp_path / f"p.{suffix}"
     if suffix == "csv":
         path.write_text('prompt,chosen,rejected\nWhy?,Because.,No.\n"How,\n""so""?","x\ny",z\n')
-        found = read_preferences(path)
+        result = read_preferences(path)
     else:
-        found = read(path, *rows)
-    assert told(found) == [("Why?", "Because.", "No."), ('How,\n"so"?', "x\ny", "z")]
-    assert found.refused == []
-    assert {c.source for c in found.completions} == {"import:p"} and {c.token_ids for c in found.completions} == {()}
-    assert {(j.rater, j.kind, j.details["import"]) for j in found.judgements} == {("import:p", "person", "import:p")}
+        result = read(path, *rows)
+    assert imported_rows(result) == [("Why?", "Because.", "No."), ('How,\n"so"?', "x\ny", "z")]
+    assert result.refused == []
+    assert {c.source for c in result.completions} == {"import:p"} and {c.token_ids for c in result.completions} == {()}
+    assert {(j.rater, j.kind, j.details["import"]) for j in result.judgements} == {("import:p", "person", "import:p")}
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_plain_pairs_are_read_from_every_kind_of_file(tmp_path: Path, suffix: st
     ],
 )
 def test_the_shapes_of_others_are_known(tmp_path: Path, row: dict[str, Any], expected: tuple[str, str, str]):
-    found = read(tmp_path / "p.jsonl", row)
-    assert (told(found), found.refused) == ([expected], [])
+    result = read(tmp_path / "p.jsonl", row)
+    assert (imported_rows(result), result.refused) == ([expected], [])
 
 
 BAD_ROWS: list[tuple[Any, str]] = [
@@ -180,10 +180,10 @@ BAD_ROWS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS, ids=[reason for _, reason in BAD_ROWS])
 def test_a_bad_row_is_named_with_file_line_and_reason(tmp_path: Path, row: Any, reason: str):
-    found = read(tmp_path / "p.jsonl", PLAIN, "", row, {**PLAIN, "prompt": "How?"})
-    (refusal,) = found.refused
+    result = read(tmp_path / "p.jsonl", PLAIN, "", row, {**PLAIN, "prompt": "How?"})
+    (refusal,) = result.refused
     assert refusal.startswith("p.jsonl:3: ") and reason in refusal
-    assert [prompt for prompt, _, _ in told(found)] == ["Why?", "How?"]
+    assert [prompt for prompt, _, _ in imported_rows(result)] == ["Why?", "How?"]
 
 
 def test_a_place_is_the_line_of_the_file(tmp_path: Path):
@@ -201,8 +201,8 @@ def test_a_place_is_the_line_of_the_file(tmp_path: Path):
         b'\xef\xbb\xbf{"prompt": "Why?", "chosen": "x", "rejected": "y"}\r\n{"prompt": "\xff", "chosen": "x", '
         b'"rejected": "y"}\r\n'
     )
-    found = read_preferences(path)
-    assert found.refused == ["p.jsonl:2: not UTF-8"] and len(found.judgements) == 1
+    result = read_preferences(path)
+    assert result.refused == ["p.jsonl:2: not UTF-8"] and len(result.judgements) == 1
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_a_place_is_the_line_of_the_file(tmp_path: Path):
 )
 def test_where_reading_ends_early_is_told(tmp_path: Path, name: str, content: bytes, reason: str):
     (tmp_path / name).write_bytes(content)
-    found = read_preferences(tmp_path / name)
-    assert any(reason in refusal for refusal in found.refused), found.refused
+    result = read_preferences(tmp_path / name)
+    assert any(reason in refusal for refusal in result.refused), result.refused
 
 
 @pytest.mark.parametrize(
@@ -259,23 +259,25 @@ def test_a_folder_is_read_whole_compressed_files_too(tmp_path: Path):
         gzip.compress(json.dumps({"prompt": "How?", "answers": ["x", "y", "z"]}).encode())
     )
     (tmp_path / "set" / "README.md").write_text("words")
-    found = read_preferences(tmp_path / "set")
-    assert sorted(prompt for prompt, _, _ in told(found)) == ["How?", "How?", "How?", "Why?"]
-    assert found.refused == []
-    assert {c.source for c in found.completions} == {"import:set"}
+    result = read_preferences(tmp_path / "set")
+    assert sorted(prompt for prompt, _, _ in imported_rows(result)) == ["How?", "How?", "How?", "Why?"]
+    assert result.refused == []
+    assert {c.source for c in result.completions} == {"import:set"}
 
 
 def test_a_ranking_gives_all_its_pairs_kept_together(tmp_path: Path):
-    found = read(
+    result = read(
         tmp_path / "r.jsonl",
         {"prompt": "Why?", "answers": ["best", "good", "fair", "poor"]},
         {"prompt": "How?", "answers": ["one"]},
     )
-    assert found.refused == ["r.jsonl:2: 1 answers: a ranking has two or more"]
+    assert result.refused == ["r.jsonl:2: 1 answers: a ranking has two or more"]
     order = ["best", "good", "fair", "poor"]
-    assert sorted(told(found)) == sorted(("Why?", order[i], order[j]) for i in range(4) for j in range(i + 1, 4))
-    assert len({j.details["group"] for j in found.judgements}) == 1 and len(found.completions) == 4
-    assert Counter(j.details["gap"] for j in found.judgements) == {1: 3, 2: 2, 3: 1}
+    assert sorted(imported_rows(result)) == sorted(
+        ("Why?", order[i], order[j]) for i in range(4) for j in range(i + 1, 4)
+    )
+    assert len({j.details["group"] for j in result.judgements}) == 1 and len(result.completions) == 4
+    assert Counter(j.details["gap"] for j in result.judgements) == {1: 3, 2: 2, 3: 1}
 
 
 def message(
@@ -306,12 +308,12 @@ DEEP = "Human: Why?\n\nAssistant: Good\n\nHuman: And how?"
 
 
 def test_ranked_replies_of_a_tree_become_pairs_with_all_that_was_said_before(tmp_path: Path):
-    found = read(tmp_path / "t.jsonl", *TREE)
-    assert sorted(told(found)) == sorted(
+    result = read(tmp_path / "t.jsonl", *TREE)
+    assert sorted(imported_rows(result)) == sorted(
         [("Why?", "Good", "Bad"), ("Why?", "Good", "Fair"), ("Why?", "Fair", "Bad"), (DEEP, "Thus", "So")]
     )
-    assert found.refused == []
-    assert Counter(j.details["group"] for j in found.judgements) == {"m0": 3, "m4": 1}
+    assert result.refused == []
+    assert Counter(j.details["group"] for j in result.judgements) == {"m0": 3, "m4": 1}
 
 
 def nested(name: str) -> dict[str, Any]:
@@ -325,7 +327,7 @@ def test_a_nested_tree_is_the_same_as_a_flat_one(tmp_path: Path):
     flat = read(tmp_path / "t.jsonl", *TREE)
     (tmp_path / "n").mkdir()
     deep = read(tmp_path / "n" / "t.jsonl", {"message_tree_id": "m0", "prompt": nested("m0")})
-    assert sorted(told(deep)) == sorted(told(flat)) and deep.refused == []
+    assert sorted(imported_rows(deep)) == sorted(imported_rows(flat)) and deep.refused == []
     assert {c.id for c in deep.comparisons} == {c.id for c in flat.comparisons}
 
 
@@ -364,14 +366,14 @@ def test_a_nested_tree_is_the_same_as_a_flat_one(tmp_path: Path):
     ],
 )
 def test_what_is_wrong_in_a_tree_is_told_line_by_line(tmp_path: Path, change: dict[int, Any], refused: list[str]):
-    found = read(tmp_path / "t.jsonl", *[row | change.get(i, {}) for i, row in enumerate(TREE)])
-    assert len(found.refused) == len(refused), found.refused
-    assert all(any(is_.startswith(should) for is_ in found.refused) for should in refused), found.refused
+    result = read(tmp_path / "t.jsonl", *[row | change.get(i, {}) for i, row in enumerate(TREE)])
+    assert len(result.refused) == len(refused), result.refused
+    assert all(any(is_.startswith(should) for is_ in result.refused) for should in refused), result.refused
 
 
 def test_equal_ranks_are_a_tie(tmp_path: Path):
-    found = read(tmp_path / "t.jsonl", *[row | ({"rank": 1} if row["message_id"] == "m6" else {}) for row in TREE])
-    assert (DEEP, "tie", "") in told(found)
+    result = read(tmp_path / "t.jsonl", *[row | ({"rank": 1} if row["message_id"] == "m6" else {}) for row in TREE])
+    assert (DEEP, "tie", "") in imported_rows(result)
 
 
 def test_ids_come_from_content_so_that_an_import_twice_is_one(tmp_path: Path):
@@ -395,11 +397,11 @@ def test_ids_come_from_content_so_that_an_import_twice_is_one(tmp_path: Path):
 
 
 def test_the_better_answer_stands_on_either_side_and_nobody_claims_to_know_which_was_seen_first(tmp_path: Path):
-    found = read(
+    result = read(
         tmp_path / "p.jsonl", *[{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(200)]
     )
-    assert 70 < sum(j.choice == "a" for j in found.judgements) < 130
-    assert {(j.shown, j.details["shown"]) for j in found.judgements} == {("ab", "unknown")}
+    assert 70 < sum(j.choice == "a" for j in result.judgements) < 130
+    assert {(j.shown, j.details["shown"]) for j in result.judgements} == {("ab", "unknown")}
     known = read(
         tmp_path / "q.jsonl",
         *[{"prompt": f"{i}?", "a": f"yes {i}", "b": f"no {i}", "choice": "a", "shown": "ab"} for i in range(50)],
@@ -409,12 +411,12 @@ def test_the_better_answer_stands_on_either_side_and_nobody_claims_to_know_which
 
 def test_doubles_and_contradictions_are_told_and_raters_keep_them_apart(tmp_path: Path):
     turned = {"prompt": "Why?", "chosen": "No.", "rejected": "Because."}
-    found = read(
+    result = read(
         tmp_path / "p.jsonl", PLAIN, PLAIN, turned, turned | {"rater": "ann", "strength": 3}, turned | {"annotator": 7}
     )
-    assert found.refused == ["p.jsonl:2: the same judgement as p.jsonl:1", found.refused[1]]
-    assert found.refused[1].startswith("p.jsonl:3: p.jsonl:1 has choice ") and "`rater`" in found.refused[1]
-    assert [(j.rater, j.strength) for j in found.judgements] == [("import:p", 1), ("ann", 3), ("7", 1)]
+    assert result.refused == ["p.jsonl:2: the same judgement as p.jsonl:1", result.refused[1]]
+    assert result.refused[1].startswith("p.jsonl:3: p.jsonl:1 has choice ") and "`rater`" in result.refused[1]
+    assert [(j.rater, j.strength) for j in result.judgements] == [("import:p", 1), ("ann", 3), ("7", 1)]
 
 
 def test_what_a_row_tells_of_its_judgement_is_kept(tmp_path: Path):
@@ -439,27 +441,27 @@ def test_what_a_row_tells_of_its_judgement_is_kept(tmp_path: Path):
         "g1",
     )
     assert (j.details["margin"], j.details["group"]) == (1.5, "3")
-    found = read(tmp_path / "q.jsonl", PLAIN | {"domain": "law"}, name="lawyers", kind="judge", rater="gpt")
-    assert [(j.rater, j.kind) for j in found.judgements] == [("gpt", "judge")] and found.prompts[0].domain == "law"
-    assert found.completions[0].source == "import:lawyers"
+    result = read(tmp_path / "q.jsonl", PLAIN | {"domain": "law"}, name="lawyers", kind="judge", rater="gpt")
+    assert [(j.rater, j.kind) for j in result.judgements] == [("gpt", "judge")] and result.prompts[0].domain == "law"
+    assert result.completions[0].source == "import:lawyers"
 
 
 def test_a_prompt_that_the_run_has_keeps_its_id_and_its_side_of_the_split(tmp_path: Path):
     own = [Prompt("mine", "Why?", domain="x"), Prompt("held", "How  is it?", split="heldout")]
-    found = read(tmp_path / "p.jsonl", PLAIN, PLAIN | {"prompt": "how is it"}, PLAIN | {"prompt": "New?"}, prompts=own)
-    assert [(p.id[:4], p.split) for p in found.prompts] == [
+    result = read(tmp_path / "p.jsonl", PLAIN, PLAIN | {"prompt": "how is it"}, PLAIN | {"prompt": "New?"}, prompts=own)
+    assert [(p.id[:4], p.split) for p in result.prompts] == [
         ("mine", "train"),
-        (found.prompts[1].id[:4], "heldout"),
-        (found.prompts[2].id[:4], "train"),
+        (result.prompts[1].id[:4], "heldout"),
+        (result.prompts[2].id[:4], "train"),
     ]
 
 
 def test_an_id_that_means_something_else_in_the_ledger_is_refused(tmp_path: Path):
     with Store.open(tmp_path / "a.db") as store:
-        found = read(tmp_path / "p.jsonl", PLAIN)
-        store.add_prompts([Prompt(found.prompts[0].id, "Something else?")])
+        result = read(tmp_path / "p.jsonl", PLAIN)
+        store.add_prompts([Prompt(result.prompts[0].id, "Something else?")])
         with pytest.raises(DataError, match="means something else"):
-            formats.add_to_store(store, found)
+            formats.add_to_store(store, result)
         assert store.counts()["judgements"] == 0
 
 
@@ -493,8 +495,8 @@ def test_turns_out_of_order_are_no_conversation():
 
 def test_long_answers_fit_into_a_table(tmp_path: Path):
     (tmp_path / "p.csv").write_text("prompt,chosen,rejected\nWhy?," + "x" * 200_000 + ",y\n")
-    found = read_preferences(tmp_path / "p.csv")
-    assert found.refused == [] and max(len(c.text) for c in found.completions) == 200_000
+    result = read_preferences(tmp_path / "p.csv")
+    assert result.refused == [] and max(len(c.text) for c in result.completions) == 200_000
 
 
 def usable(line: bytes) -> bool:
@@ -509,12 +511,12 @@ def usable(line: bytes) -> bool:
 
 @real_rows
 def test_real_transcripts_of_hh_import(tmp_path: Path):
-    found = read_preferences(SHARED / "hh_harmless_open.jsonl")
+    result = read_preferences(SHARED / "hh_harmless_open.jsonl")
     rows = [line for line in (SHARED / "hh_harmless_open.jsonl").read_bytes().split(b"\n") if line.strip()]
     bad = [f"hh_harmless_open.jsonl:{n}" for n, line in enumerate(rows, 1) if not usable(line)]
-    assert [refusal.partition(": ")[0] for refusal in found.refused] == bad and 0 < len(bad) < 20
-    assert len(found.judgements) == len(rows) - len(bad)
-    prompt, better, worse = told(found)[0]
+    assert [refusal.partition(": ")[0] for refusal in result.refused] == bad and 0 < len(bad) < 20
+    assert len(result.judgements) == len(rows) - len(bad)
+    prompt, better, worse = imported_rows(result)[0]
     row = json.loads(rows[0])
     assert (
         row["chosen"].endswith(better)
@@ -522,14 +524,14 @@ def test_real_transcripts_of_hh_import(tmp_path: Path):
         and prompt.startswith("Human: what are some pranks")
     )
     with Store.open(tmp_path / "a.db") as store:
-        assert formats.add_to_store(store, found)["judgements"] == len(found.judgements)
+        assert formats.add_to_store(store, result)["judgements"] == len(result.judgements)
         write_preferences(store, tmp_path / "out.jsonl", "transcripts")
-    assert sorted(told(read_preferences(tmp_path / "out.jsonl"))) == sorted(told(found))
+    assert sorted(imported_rows(read_preferences(tmp_path / "out.jsonl"))) == sorted(imported_rows(result))
 
 
 @real_rows
 def test_real_trees_of_oasst_import():
-    found = read_preferences(SHARED / "oasst1_en_validation_open.jsonl")
+    result = read_preferences(SHARED / "oasst1_en_validation_open.jsonl")
     messages = lines(SHARED / "oasst1_en_validation_open.jsonl")
     ids = {m["message_id"] for m in messages}
     replies: dict[str, list[Any]] = {}
@@ -539,9 +541,9 @@ def test_real_trees_of_oasst_import():
     ranked = [[rank for rank in ranks if rank is not None] for ranks in replies.values()]
     pairs = sum(len(ranks) * (len(ranks) - 1) // 2 for ranks in ranked)
     kinds = Counter(
-        "no rank" if "no rank" in r else "no parent" if "its parent" in r else "pair" for r in found.refused
+        "no rank" if "no rank" in r else "no parent" if "its parent" in r else "pair" for r in result.refused
     )
-    assert len(found.judgements) + kinds["pair"] == pairs > 700 and kinds["pair"] < 5
+    assert len(result.judgements) + kinds["pair"] == pairs > 700 and kinds["pair"] < 5
     assert kinds["no rank"] == sum(rank is None for ranks in replies.values() if len(ranks) > 1 for rank in ranks)
     assert kinds["no parent"] == sum(m["parent_id"] is not None and m["parent_id"] not in ids for m in messages)
-    assert all(j.choice in ("a", "b") for j in found.judgements)
+    assert all(j.choice in ("a", "b") for j in result.judgements)

@@ -54,7 +54,7 @@ def rows(seed=0, **curves):
         "code": 0.0,
     }
     noisy = {"reward", "score", "domain/a", "domain/b", "reward/a", "reward/b", "length"}
-    told = []
+    out = []
     for t in range(STEPS):
         row = {"step": t, "phase": "train"}
         for name, curve in (usual | curves).items():
@@ -63,12 +63,12 @@ def rows(seed=0, **curves):
             row[name] = (
                 value if name in curves and not callable(curve) else float(value + scale * draws.standard_normal())
             )
-        told.append(row)
-    return told
+        out.append(row)
+    return out
 
 
-def codes(told, looks=(), **facts):
-    return [f.code for f in diagnose(history_from_rows([*told, *looks], OWN | facts))]
+def codes(logged, looks=(), **facts):
+    return [f.code for f in diagnose(history_from_rows([*logged, *looks], OWN | facts))]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -121,13 +121,15 @@ def falling(t: int) -> float:
 
 def losses(pairs: bool, looks: dict | None = None, **curves):
     """A supervised run: functions of the step, and of the step of a look at held-out rows."""
-    told = [{"step": t, "phase": "train"} | {name: float(f(t)) for name, f in curves.items()} for t in range(STEPS)]
+    training_rows = [
+        {"step": t, "phase": "train"} | {name: float(f(t)) for name, f in curves.items()} for t in range(STEPS)
+    ]
     held = [
         {"step": t, "phase": "validation"} | {name: float(f(t)) for name, f in (looks or {}).items()}
         for t in range(4, STEPS, 5)
     ]
     facts = {"stage": "policy", "policy.algo": "dpo"} if pairs else {"stage": "sft"}
-    return history_from_rows([*told, *(held if looks else [])], facts)
+    return history_from_rows([*training_rows, *(held if looks else [])], facts)
 
 
 def usual(rate: float):
@@ -192,9 +194,9 @@ def test_a_rate_far_above_the_usual_needs_a_symptom() -> None:
     stuck = losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(0.1))
     spiked = losses(False, loss=lambda t: 6 + 2 * t if t < 5 else 3.0 + 0.02 * np.sin(5 * t), learning_rate=usual(0.1))
     for history in (stuck, spiked):
-        (found,) = diagnose(history)
-        assert (found.code, found.severity) == ("learning-rate-high", "critical")
-        assert "500 times the highest usual" in found.evidence
+        (finding,) = diagnose(history)
+        assert (finding.code, finding.severity) == ("learning-rate-high", "critical")
+        assert "500 times the highest usual" in finding.evidence
     assert diagnose(losses(False, loss=falling, learning_rate=usual(0.1))) == ()
     assert (
         diagnose(losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(1e-4)))
@@ -203,12 +205,12 @@ def test_a_rate_far_above_the_usual_needs_a_symptom() -> None:
 
 
 def test_a_loss_that_does_not_move_at_a_rate_that_moves_nothing() -> None:
-    def still(begun, rate):
-        return diagnose(losses(False, loss=lambda t: begun + 0.01 * np.sin(5 * t), learning_rate=usual(rate)))
+    def still(level, rate):
+        return diagnose(losses(False, loss=lambda t: level + 0.01 * np.sin(5 * t), learning_rate=usual(rate)))
 
-    (found,) = still(6.1, 1e-6)
-    assert (found.code, found.severity) == ("learning-rate-low", "warning")
-    assert "no weight by more than 2e-05" in found.cause
+    (finding,) = still(6.1, 1e-6)
+    assert (finding.code, finding.severity) == ("learning-rate-low", "warning")
+    assert "no weight by more than 2e-05" in finding.cause
     (known,) = still(1.3, 1e-5)  # a model that may know all of it already
     assert (known.code, known.severity) == ("learning-rate-low", "info")
     assert still(1.3, 2e-4) == ()
@@ -260,11 +262,11 @@ def test_consequences_come_after_the_cause_that_explains_them() -> None:
         "domain/b": 0.0,
         "score": 0.0,
     }
-    found = diagnose(history_from_rows(rows(**broken)))
-    assert found[0].code == "learning-rate-high"
-    assert found[0].severity == "critical"
-    assert {"truncated", "gradient-zero", "kl-rising"} <= {finding.code for finding in found[1:]}
-    assert "missing-eos" not in [finding.code for finding in found]
+    findings = diagnose(history_from_rows(rows(**broken)))
+    assert findings[0].code == "learning-rate-high"
+    assert findings[0].severity == "critical"
+    assert {"truncated", "gradient-zero", "kl-rising"} <= {finding.code for finding in findings[1:]}
+    assert "missing-eos" not in [finding.code for finding in findings]
 
 
 def test_a_reward_that_pays_for_length_is_told_without_a_correlation_in_the_log() -> None:
@@ -284,8 +286,8 @@ def test_a_reward_that_pays_for_length_is_told_without_a_correlation_in_the_log(
             "reward": lengths[row["step"]] / 32,
             "reward_std": 0.2 if row["step"] < 15 else 0.0,
         }
-    found = diagnose(history_from_rows(logged))
-    assert (found[0].code, found[0].severity) == ("length-hacking", "critical")
+    findings = diagnose(history_from_rows(logged))
+    assert (findings[0].code, findings[0].severity) == ("length-hacking", "critical")
     unpaid = [
         row | {"reward": 0.02 * row["step"] + 0.1 * draws.standard_normal(), "finish_rate": 0.95, "reward_std": 0.3}
         for row in logged
@@ -302,14 +304,14 @@ def test_a_solved_task_is_no_danger() -> None:
     logged = rows(**solved)
     for row in logged:
         row["reward"] = min(1.0, 0.1 * row["step"])
-    found = {finding.code: finding.severity for finding in diagnose(history_from_rows(logged, OWN))}
-    assert found == {"gradient-zero": "info"}
+    severities = {finding.code: finding.severity for finding in diagnose(history_from_rows(logged, OWN))}
+    assert severities == {"gradient-zero": "info"}
 
 
 def test_answers_that_ended_once_are_truncated_and_lack_no_eos() -> None:
     assert codes(rows(finish_rate=lambda t: max(0.0, 0.9 - 0.05 * t)))[:1] == ["truncated"]
-    (found,) = diagnose(history_from_rows(rows(finish_rate=0.0, reward=lambda t: 0.0), OWN))[:1]
-    assert (found.code, found.severity) == ("missing-eos", "critical")
+    (finding,) = diagnose(history_from_rows(rows(finish_rate=0.0, reward=lambda t: 0.0), OWN))[:1]
+    assert (finding.code, finding.severity) == ("missing-eos", "critical")
 
 
 def test_the_limit_of_the_kl_goes_by_the_length_of_answers() -> None:
@@ -317,10 +319,10 @@ def test_the_limit_of_the_kl_goes_by_the_length_of_answers() -> None:
     none."""
 
     def kl_findings(length, per_token, reward=lambda t: 0.04 * t, **facts):
-        told = rows(length=float(length), kl=lambda t: per_token * length * t / STEPS, reward=reward)
-        for row in told:
+        logged = rows(length=float(length), kl=lambda t: per_token * length * t / STEPS, reward=reward)
+        for row in logged:
             row["kl_per_token"] = row["kl"] / length
-        return {f.code: f for f in diagnose(history_from_rows(told, facts)) if f.code == "kl-rising"}
+        return {f.code: f for f in diagnose(history_from_rows(logged, facts)) if f.code == "kl-rising"}
 
     own = {"policy.kl.alarm": 2.0}
     assert kl_findings(24, 0.15, **own)["kl-rising"].severity == "critical"
@@ -349,9 +351,9 @@ def test_what_began_before_its_would_be_cause_is_told_first() -> None:
 
 
 def test_a_finding_tells_from_which_step_and_what_was_ruled_out() -> None:
-    found = diagnose(history_from_rows(rows(**FAULTY["learning-rate-high"])))[0]
-    assert found.first_step == 4
-    assert found.ruled_out and "coefficient" in found.ruled_out[0]
+    finding = diagnose(history_from_rows(rows(**FAULTY["learning-rate-high"])))[0]
+    assert finding.first_step == 4
+    assert finding.ruled_out and "coefficient" in finding.ruled_out[0]
     low = diagnose(history_from_rows(rows(**FAULTY["learning-rate-low"]), {"policy.learning_rate": 1e-9}))[0]
     assert "1e-09" in low.cause
     assert "penalty" in low.ruled_out[0]
@@ -404,8 +406,8 @@ def test_the_curve_of_overoptimisation_is_recovered() -> None:
 
 
 def test_limits_are_the_recipes() -> None:
-    told = history_from_rows(rows(**FAULTY["sampler-mismatch"]))
-    assert diagnose(told, Limits(sampler_error=0.5)) == ()
+    history = history_from_rows(rows(**FAULTY["sampler-mismatch"]))
+    assert diagnose(history, Limits(sampler_error=0.5)) == ()
 
 
 def test_a_missing_column_is_no_finding_and_no_error() -> None:
@@ -417,14 +419,14 @@ def test_a_missing_column_is_no_finding_and_no_error() -> None:
 
 
 def test_a_recorder_holds_what_rows_say() -> None:
-    told = rows()
-    recorder = Recorder(told[:7])
-    for row in told[7:]:
+    logged = rows()
+    recorder = Recorder(logged[:7])
+    for row in logged[7:]:
         recorder.add(row["step"], "train", row)
     recorder.add(STEPS - 1, "train", {"reward": 9.0})  # told anew
-    for history in (history_from_rows(told), recorder.history()):
+    for history in (history_from_rows(logged), recorder.history()):
         assert history.steps == STEPS
-        assert np.array_equal(history.curve("kl").values, history_from_rows(told).curve("kl").values)
+        assert np.array_equal(history.curve("kl").values, history_from_rows(logged).curve("kl").values)
     assert recorder.history().curve("reward").values[-1] == 9.0
     assert len(recorder.history().curve("reward")) == STEPS
 
@@ -442,9 +444,9 @@ def turned(code, knobs, made=(), step=20, facts=None, **curves):
     history = history_from_rows(
         rows(**FAULTY.get(code, {}) | curves), OWN | {"policy.kl.coef": 0.05} | (facts or {})
     ).until(step)
-    found = diagnose(history)
-    assert code in [f.code for f in found[:2]]
-    return remedies.next_intervention(found, history, knobs, made, step, 6)
+    findings = diagnose(history)
+    assert code in [f.code for f in findings[:2]]
+    return remedies.next_intervention(findings, history, knobs, made, step, 6)
 
 
 def test_remedies_turn_the_right_knob_within_bounds() -> None:
@@ -469,18 +471,18 @@ def test_remedies_turn_the_right_knob_within_bounds() -> None:
 
 def test_a_reward_that_pays_for_repetition_is_told_before_answers_repeat() -> None:
     assert "repetition" not in codes(rows(reward_repetition_corr=0.4))
-    (found,) = diagnose(history_from_rows(rows(reward_repetition_corr=0.8), OWN))
-    assert (found.code, found.severity, found.first_step) == ("repetition", "warning", 0)
-    assert "correlation with that share is 0.80" in found.evidence
-    assert "pays for repetition" in found.cause
+    (finding,) = diagnose(history_from_rows(rows(reward_repetition_corr=0.8), OWN))
+    assert (finding.code, finding.severity, finding.first_step) == ("repetition", "warning", 0)
+    assert "correlation with that share is 0.80" in finding.evidence
+    assert "pays for repetition" in finding.cause
 
 
 def test_a_domain_that_always_stood_still_is_not_forgotten_for_a_trifle() -> None:
     def dip(fall):
         return rows(**{"domain/b": lambda t: 1.0 if t < 30 else 1.0 - fall})
 
-    for told in (still := dip(0.1), lost := dip(1.0)):
-        for t, row in enumerate(told):
+    for scores in (still := dip(0.1), lost := dip(1.0)):
+        for t, row in enumerate(scores):
             row["domain/b"] = 1.0 if t < 30 else row["domain/b"]  # no noise at all, as where every answer is right
     assert "domain-forgotten" not in codes(still)
     assert "domain-forgotten" in codes(lost)
@@ -491,8 +493,8 @@ def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() ->
         looks = [
             {"step": 3 * i - 1, "phase": "validation", "harmful_refusal": x, "probes": 24} for i, x in enumerate(shares)
         ]
-        found = diagnose(history_from_rows([*rows(), *looks], OWN))
-        return {f.code: f.severity for f in found}.get("safety-traded")
+        severities = diagnose(history_from_rows([*rows(), *looks], OWN))
+        return {f.code: f.severity for f in severities}.get("safety-traded")
 
     assert of_looks(1.0, 1.0, 1.0, 0.6, 0.6) == "warning"
     assert of_looks(1.0, 1.0, 0.6, 0.6, 0.6) == "critical"
@@ -501,9 +503,9 @@ def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() ->
 
 def test_a_watched_source_that_does_not_rise_is_a_warning_and_ends_nothing() -> None:
     still = {"reward": lambda t: 0.15 * t, "watched/judge": lambda t: -0.002 * t + (0.1 if t % 2 else -0.1)}
-    (found,) = diagnose(history_from_rows(rows(**still), OWN))
-    assert (found.code, found.severity) == ("reward-hacking", "warning")
-    assert "did not rise" in found.evidence
+    (finding,) = diagnose(history_from_rows(rows(**still), OWN))
+    assert (finding.code, finding.severity) == ("reward-hacking", "warning")
+    assert "did not rise" in finding.evidence
     assert turned("reward-hacking", {}, step=39, **still) is None
     rising = still | {"watched/judge": lambda t: 0.15 * t + (0.1 if t % 2 else -0.1)}
     assert codes(rows(**rising)) == []

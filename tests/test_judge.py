@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import BAD, CASE, GOOD, Kept, answer, careful, fenced, judged, none, one, said, served
+from scripted import BAD, CASE, GOOD, Kept, answer, careful, fenced, judge_all, none, one, served, verdict_json
 
 from towpath.errors import DataError, RecipeError, ResourceError
 from towpath.feedback import endpoint, judge_prompt, judging
@@ -31,37 +31,37 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pair_is_judged_in_both_orders_by_the_rubric_and_the_price():
     with served(careful) as server:
-        found = one(server, price_in=10.0, price_out=50.0)
+        result = one(server, price_in=10.0, price_out=50.0)
         first, second = (fenced(call)[:2] for call in server.calls)
     assert (first, second) == ((GOOD, BAD), (BAD, GOOD))
-    assert (found.choice, found.strength, found.kind, found.rater, found.key) == (
+    assert (result.choice, result.strength, result.kind, result.rater, result.key) == (
         "a",
         2,
         "judge",
         "judge:m",
         "k1/judge:m/1",
     )
-    assert found.guideline == judge_prompt.read_rubric().version and re.fullmatch(
-        r"judge_rubric@[0-9a-f]{12}", found.guideline
+    assert result.guideline == judge_prompt.read_rubric().version and re.fullmatch(
+        r"judge_rubric@[0-9a-f]{12}", result.guideline
     )
     assert judge_prompt.read_rubric().text in server.calls[0]["messages"][0]["content"]
-    assert found.cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
-    assert found.details["consistent"] and found.details["confidence"] == 1.0 and found.details["counted"]
-    assert found.details["orders"] == {"ab": "a", "ba": "a"}
-    assert found.details["verdicts"] == [
+    assert result.cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
+    assert result.details["consistent"] and result.details["confidence"] == 1.0 and result.details["counted"]
+    assert result.details["orders"] == {"ab": "a", "ba": "a"}
+    assert result.details["verdicts"] == [
         {"order": "ab", "choice": "a", "strength": 2},
         {"order": "ba", "choice": "a", "strength": 2},
     ]
-    assert found.details["explanation"] == "4 useful words against 0"
-    assert found.details["tokens"] == {"read": 200, "written": 40}
-    assert found.milliseconds is not None and found.milliseconds >= 0
+    assert result.details["explanation"] == "4 useful words against 0"
+    assert result.details["tokens"] == {"read": 200, "written": 40}
+    assert result.milliseconds is not None and result.milliseconds >= 0
 
 
 @pytest.mark.parametrize(
     "prefix", ["", '<think>Perhaps {"verdict": "second", "strength": 1}?</think>', "Here it is:\n```json\n"]
 )
 def test_a_verdict_is_read_wherever_it_stands(prefix: str):
-    assert judge_prompt.parse_verdict(prefix + said("first", 3)).position == "first"
+    assert judge_prompt.parse_verdict(prefix + verdict_json("first", 3)).position == "first"
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_a_verdict_is_read_wherever_it_stands(prefix: str):
         ("", "no JSON object"),
         ('{"verdict": "third", "strength": 1}', "'third'"),
         ('{"strength": 1}', "no JSON"),
-        (said("first", 9), "strength '9'"),
+        (verdict_json("first", 9), "strength '9'"),
         ('{"verdict": "first"}', "strength 'None'"),
-        (said("first") + said("second"), "several"),
+        (verdict_json("first") + verdict_json("second"), "several"),
         ('{"verdict": "first", "strength": true}', "strength 'True'"),
         ('{"verdict": ["first"], "strength": 1}', "verdict"),
         ("{" * 5000, "no JSON"),
@@ -92,8 +92,8 @@ def test_a_line_break_in_an_explanation_does_no_harm():
 
 
 def test_a_model_that_gives_back_what_it_is_shown_gives_no_verdict():
-    asked = judge_prompt.judge_messages(judge_prompt.read_rubric(), "Why?", GOOD, BAD)
-    for message in judge_prompt.repair_messages(asked, "No.", "it holds no JSON"):
+    requested = judge_prompt.judge_messages(judge_prompt.read_rubric(), "Why?", GOOD, BAD)
+    for message in judge_prompt.repair_messages(requested, "No.", "it holds no JSON"):
         with pytest.raises(judge_prompt.UnreadableReply):
             judge_prompt.parse_verdict(message["content"])
 
@@ -105,7 +105,7 @@ def test_a_tie_needs_no_strength():
 
 
 def test_a_verdict_that_turns_with_the_order_is_a_tie_or_goes_to_people():
-    with served(lambda request, number: answer(said("first"))) as server:
+    with served(lambda request, number: answer(verdict_json("first"))) as server:
         tie = one(server)
         asks = none(server, on_position_flip="people", price_in=10.0)
     assert (tie.choice, tie.strength, tie.details["consistent"], tie.details["confidence"]) == ("tie", 1, False, 0.5)
@@ -119,9 +119,9 @@ def test_a_verdict_that_turns_with_the_order_is_a_tie_or_goes_to_people():
     assert asks.details["orders"] == {"ab": "a", "ba": "b"}
 
 
-@pytest.mark.parametrize(("place", "choice"), [("tie", "tie"), ("both_bad", "both_bad")])
-def test_ties_and_bad_pairs_are_the_same_from_either_side(place: str, choice: str):
-    with served(lambda request, number: answer(said(place))) as server:
+@pytest.mark.parametrize(("position", "choice"), [("tie", "tie"), ("both_bad", "both_bad")])
+def test_ties_and_bad_pairs_are_the_same_from_either_side(position: str, choice: str):
+    with served(lambda request, number: answer(verdict_json(position))) as server:
         assert one(server).choice == choice
 
 
@@ -129,23 +129,23 @@ def test_votes_decide_and_their_share_is_told():
     def script(request: dict[str, Any], number: int) -> dict[str, Any]:
         first, _, _ = fenced(request)
         right = "first" if first == GOOD else "second"
-        return answer(said("tie" if request["seed"] == 2 else right, 3 if request["seed"] else 1))
+        return answer(verdict_json("tie" if request["seed"] == 2 else right, 3 if request["seed"] else 1))
 
     with served(script) as server:
-        found = one(server, samples=3, temperature=0.7)
+        result = one(server, samples=3, temperature=0.7)
     assert sorted(call["seed"] for call in server.calls) == [0, 0, 1, 1, 2, 2]
-    assert (found.choice, found.strength) == ("a", 2)
-    assert found.details["votes"] == {"a": 4, "tie": 2} and found.details["confidence"] == pytest.approx(4 / 6)
+    assert (result.choice, result.strength) == ("a", 2)
+    assert result.details["votes"] == {"a": 4, "tie": 2} and result.details["confidence"] == pytest.approx(4 / 6)
 
 
 def test_what_was_asked_before_is_not_asked_again_unless_something_changed(tmp_path: Path):
-    kept = Kept()
+    cache = Kept()
     rubric = tmp_path / "mine.md"
     rubric.write_text("Shorter is better.")
     with served(careful) as server:
-        before = one(server, cache=kept, price_in=10.0)
+        before = one(server, cache=cache, price_in=10.0)
         assert len(server.calls) == 2
-        again = one(server, cache=kept, price_in=10.0)
+        again = one(server, cache=cache, price_in=10.0)
         assert len(server.calls) == 2
         assert (again.choice, again.cost, again.details["cached"], before.details["cached"]) == (
             before.choice,
@@ -160,21 +160,21 @@ def test_what_was_asked_before_is_not_asked_again_unless_something_changed(tmp_p
             {"cases": [PairText("k1", "What?", GOOD, BAD)]},
         ):
             count = len(server.calls)
-            one(server, cache=kept, **change)
+            one(server, cache=cache, **change)
             assert len(server.calls) == count + 2, change
-        assert one(server, cache=kept, rubric=str(rubric)).guideline.startswith("mine@")
+        assert one(server, cache=cache, rubric=str(rubric)).guideline.startswith("mine@")
         # Another comparison of the same texts, and the same texts the other way round, are known too.
-        assert one(server, cache=kept, cases=[PairText("k9", CASE.prompt, BAD, GOOD)]).choice == "b"
+        assert one(server, cache=cache, cases=[PairText("k9", CASE.prompt, BAD, GOOD)]).choice == "b"
         assert len(server.calls) == count + 2
 
 
 def test_broken_cache_entries_are_asked_anew():
-    kept = Kept()
+    cache = Kept()
     with served(careful) as server:
-        one(server, cache=kept)
-        for name in kept:
-            kept[name] = {"place": "first"}
-        assert one(server, cache=kept).choice == "a"
+        one(server, cache=cache)
+        for name in cache:
+            cache[name] = {"place": "first"}
+        assert one(server, cache=cache).choice == "a"
     assert len(server.calls) == 4
 
 
@@ -185,12 +185,12 @@ def test_the_ledger_is_a_cache_and_takes_the_judgements(tmp_path: Path):
             [Completion(name, "p", "sft", text, (), (), "stop") for name, text in (("x", GOOD), ("y", BAD))]
         )
         store.add_comparisons([Comparison("k1", "p", "x", "y")])
-        found = judged(server, cache=store)
-        store.add_judgements([j for j in found if isinstance(j, Judgement)])
-        judged(server, cache=store)
+        result = judge_all(server, cache=store)
+        store.add_judgements([j for j in result if isinstance(j, Judgement)])
+        judge_all(server, cache=store)
         assert len(server.calls) == 2
-        (kept,) = store.judgements()
-        assert (kept.choice, kept.details["orders"], kept.cost) == ("a", {"ab": "a", "ba": "a"}, 0.0)
+        (cache,) = store.judgements()
+        assert (cache.choice, cache.details["orders"], cache.cost) == ("a", {"ab": "a", "ba": "a"}, 0.0)
 
 
 @pytest.mark.parametrize("by", ["seconds", "date"])
@@ -198,8 +198,8 @@ def test_who_is_asked_to_wait_waits(by: str):
     def script(request: dict[str, Any], number: int) -> Any:
         if number:
             return careful(request)
-        told = "1" if by == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
-        return 429, {"Retry-After": told}, b'{"error": {"message": "slow down"}}'
+        report = "1" if by == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+        return 429, {"Retry-After": report}, b'{"error": {"message": "slow down"}}'
 
     with served(script) as server:
         assert one(server).choice == "a"
@@ -209,9 +209,9 @@ def test_who_is_asked_to_wait_waits(by: str):
 
 def test_who_is_asked_to_wait_for_hours_gives_the_pair_up_at_once():
     with served(lambda request, number: (429, {"Retry-After": "7200"}, b"later")) as server:
-        found = none(server)
-    assert (found.reason, len(server.calls)) == ("unreachable", 1)
-    assert "429 later" in found.note and "7200 s" in found.note
+        result = none(server)
+    assert (result.reason, len(server.calls)) == ("unreachable", 1)
+    assert "429 later" in result.note and "7200 s" in result.note
 
 
 @pytest.mark.parametrize(
@@ -230,27 +230,27 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_no_judgement(trouble:
     with served(lambda request, number: trouble if number < 2 else careful(request)) as server:
         assert one(server).choice == "a"
     with served(lambda request, number: trouble) as server:
-        found = none(server)
-    assert (found.reason, len(server.calls)) == ("unreachable", 3)
-    assert "3 tries" in found.note
+        result = none(server)
+    assert (result.reason, len(server.calls)) == ("unreachable", 3)
+    assert "3 tries" in result.note
 
 
 def test_a_try_that_broke_off_may_be_billed_and_counts_in_full():
     broken = (200, {"Content-Length": "9999"}, b'{"choices": [{"mess')
     with served(lambda request, number: broken if number == 0 else careful(request)) as server:
-        found = one(server, price_in=10.0, price_out=50.0)
-    assert found.cost > 2 * (100 * 10 + 20 * 50) / 1e6 + 400 * 50 / 1e6
+        result = one(server, price_in=10.0, price_out=50.0)
+    assert result.cost > 2 * (100 * 10 + 20 * 50) / 1e6 + 400 * 50 / 1e6
     with served(lambda request, number: (500, {}, b"") if number == 0 else careful(request)) as server:
         assert one(server, price_in=10.0, price_out=50.0).cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
 
 
 def test_a_server_that_stalls_is_given_up_after_its_time_and_counted_as_paid():
-    with served(lambda request, number: time.sleep(1.5) or answer(said("first"))) as server:
-        begun = time.monotonic()
-        found = none(server, timeout=0.2, retries=1, price_in=10.0, price_out=10.0)
-        assert time.monotonic() - begun < 1.5 + 1.0
-    assert found.reason == "unreachable" and "no response in 0.2 s" in found.note
-    assert found.cost > 2 * 400 * 10 / 1e6
+    with served(lambda request, number: time.sleep(1.5) or answer(verdict_json("first"))) as server:
+        start = time.monotonic()
+        result = none(server, timeout=0.2, retries=1, price_in=10.0, price_out=10.0)
+        assert time.monotonic() - start < 1.5 + 1.0
+    assert result.reason == "unreachable" and "no response in 0.2 s" in result.note
+    assert result.cost > 2 * 400 * 10 / 1e6
 
 
 def test_a_server_that_drips_has_no_more_time_than_one_that_stalls():
@@ -268,11 +268,11 @@ def test_a_server_that_drips_has_no_more_time_than_one_that_stalls():
         thread = threading.Thread(target=drip)
         thread.start()
         settings = JudgeSettings(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m", retries=0, timeout=0.4)
-        begun = time.monotonic()
-        (found,) = judge_pairs(settings, [CASE], Kept())
-        assert time.monotonic() - begun < 2.5
+        start = time.monotonic()
+        (result,) = judge_pairs(settings, [CASE], Kept())
+        assert time.monotonic() - start < 2.5
         thread.join()
-    assert isinstance(found, Abstention) and "no complete response in 0.4 s" in found.note
+    assert isinstance(result, Abstention) and "no complete response in 0.4 s" in result.note
 
 
 def test_garbage_is_sent_back_once():
@@ -280,15 +280,15 @@ def test_garbage_is_sent_back_once():
         return careful(request) if len(request["messages"]) > 2 else answer("I would rather not use JSON.")
 
     with served(script) as server:
-        found = one(server, price_in=10.0)
-    assert (found.choice, found.details["repaired"], len(server.calls)) == ("a", 2, 4)
+        result = one(server, price_in=10.0)
+    assert (result.choice, result.details["repaired"], len(server.calls)) == ("a", 2, 4)
     assert [m["role"] for m in server.calls[1]["messages"]] == ["system", "user", "assistant", "user"]
     assert "no JSON object" in server.calls[1]["messages"][3]["content"]
-    assert found.cost == pytest.approx(4 * 100 * 10 / 1e6)
+    assert result.cost == pytest.approx(4 * 100 * 10 / 1e6)
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("report", "why"),
     [
         (answer("No."), "no JSON object"),
         (answer('{"explanation": "The fir', "length"), "cut off"),
@@ -297,35 +297,35 @@ def test_garbage_is_sent_back_once():
     ],
     ids=["words", "cut off", "nothing", "no parts"],
 )
-def test_garbage_twice_is_an_abstention_and_nothing_is_kept(told: dict[str, Any], why: str):
-    kept = Kept()
-    with served(lambda request, number: told) as server:
-        found = none(server, cache=kept)
-    assert (found.reason, len(server.calls), kept) == ("unreadable", 2, {})
-    assert why in found.note
+def test_garbage_twice_is_an_abstention_and_nothing_is_kept(report: dict[str, Any], why: str):
+    cache = Kept()
+    with served(lambda request, number: report) as server:
+        result = none(server, cache=cache)
+    assert (result.reason, len(server.calls), cache) == ("unreadable", 2, {})
+    assert why in result.note
 
 
 def test_garbage_is_paid_for_even_where_the_repair_finds_nobody():
     with served(lambda request, number: (500, {}, b"") if len(request["messages"]) > 2 else answer("No.")) as server:
-        found = none(server, price_in=10.0)
-    assert (found.reason, found.cost) == ("unreachable", pytest.approx(100 * 10 / 1e6))
+        result = none(server, price_in=10.0)
+    assert (result.reason, result.cost) == ("unreachable", pytest.approx(100 * 10 / 1e6))
 
 
 def test_a_refusal_is_no_judgement():
     with served(lambda request, number: answer(None, refusal="I will not judge this.")) as server:
-        found = none(server)
-    assert (found.reason, found.note, len(server.calls)) == ("refused", "I will not judge this.", 1)
+        result = none(server)
+    assert (result.reason, result.note, len(server.calls)) == ("refused", "I will not judge this.", 1)
 
 
 def test_a_half_judged_pair_goes_on_where_it_was():
-    kept = Kept()
+    cache = Kept()
     with served(lambda request, number: careful(request) if number == 0 else (500, {}, b"")) as server:
-        found = none(server, cache=kept, price_in=10.0)
-        assert found.details["verdicts"] == [{"order": "ab", "choice": "a", "strength": 2}]
-        assert found.cost == pytest.approx(0.001)
+        result = none(server, cache=cache, price_in=10.0)
+        assert result.details["verdicts"] == [{"order": "ab", "choice": "a", "strength": 2}]
+        assert result.cost == pytest.approx(0.001)
         server.script = careful
         before = len(server.calls)
-        assert one(server, cache=kept).details["cached"] == 1
+        assert one(server, cache=cache).details["cached"] == 1
         assert len(server.calls) == before + 1
 
 
@@ -375,9 +375,9 @@ def test_a_pair_that_the_server_will_not_take_is_left_and_the_next_one_judged():
         )
 
     with served(script) as server:
-        found = judged(server, [long, CASE], concurrency=1)
-    assert [(type(f).__name__, f.comparison) for f in found] == [("Abstention", "k2"), ("Judgement", "k1")]
-    assert isinstance(found[0], Abstention) and (found[0].reason, found[0].note) == (
+        result = judge_all(server, [long, CASE], concurrency=1)
+    assert [(type(f).__name__, f.comparison) for f in result] == [("Abstention", "k2"), ("Judgement", "k1")]
+    assert isinstance(result[0], Abstention) and (result[0].reason, result[0].note) == (
         "rejected",
         "400 context length exceeded",
     )
@@ -387,7 +387,7 @@ def test_a_pair_that_the_server_will_not_take_is_left_and_the_next_one_judged():
 def test_a_wrong_key_address_or_model_stops_all(status: int):
     with served(lambda request, number: (status, {}, b'{"error": {"message": "who are you?"}}')) as server:
         with pytest.raises(ResourceError, match=f"{status} who are you"):
-            judged(server)
+            judge_all(server)
         assert len(server.calls) == 1
 
 
@@ -400,15 +400,15 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
         assert [h.get("Authorization") for h in server.headers[::2]] == ["Bearer s3cret", "Bearer s3cret", None]
         assert server.headers[0]["path"] == "/v1/chat/completions"
         with pytest.raises(RecipeError) as error:
-            judged(server, api_key="sk-12345")
+            judge_all(server, api_key="sk-12345")
         assert "sk-12345" not in str(error.value) and "env:NAME" in str(error.value)
         (tmp_path / "key").write_text("two\nlines")
         with pytest.raises(RecipeError, match="one line"):
-            judged(server, api_key=f"file:{tmp_path / 'key'}")
+            judge_all(server, api_key=f"file:{tmp_path / 'key'}")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "report"),
     [
         ({"base_url": "localhost:8000"}, "judge.base_url"),
         ({"model": ""}, "judge.model"),
@@ -417,9 +417,9 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
         ({"api_key": "env:NOT_SET_ANYWHERE"}, "not set"),
     ],
 )
-def test_settings_that_cannot_work_are_told_before_anything_is_asked(change: dict[str, Any], told: str):
+def test_settings_that_cannot_work_are_told_before_anything_is_asked(change: dict[str, Any], report: str):
     settings = JudgeSettings(**{"base_url": "http://127.0.0.1:9", "model": "m"} | change)
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=report):
         list(judge_pairs(settings, [CASE], Kept()))
 
 
@@ -447,33 +447,33 @@ def cases(count: int) -> list[PairText]:
 
 
 def test_tokens_that_nobody_counted_are_estimated_and_that_is_said():
-    with served(lambda request, number: answer(fenced(request) and said("tie"), usage=None)) as server:
-        found = one(server, price_in=1.0, price_out=1.0)
-    assert not found.details["counted"]
+    with served(lambda request, number: answer(fenced(request) and verdict_json("tie"), usage=None)) as server:
+        result = one(server, price_in=1.0, price_out=1.0)
+    assert not result.details["counted"]
     text = "".join(m["content"] for m in server.calls[0]["messages"])
-    assert found.details["tokens"]["read"] == pytest.approx(2 * len(text) / 4, rel=0.02)
-    assert found.cost == pytest.approx(sum(found.details["tokens"].values()) / 1e6)
+    assert result.details["tokens"]["read"] == pytest.approx(2 * len(text) / 4, rel=0.02)
+    assert result.cost == pytest.approx(sum(result.details["tokens"].values()) / 1e6)
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrency: int, tmp_path: Path):
-    kept = Kept()
+    cache = Kept()
     ceiling = 0.2
     account = Store.open(tmp_path / "ledger.db").judge_account("judge:m")
     prices = {"price_in": 10.0, "price_out": 50.0, "ceiling": ceiling, "concurrency": concurrency}
-    with served(lambda request, number: answer(said("tie"), usage=(1000, 100))) as server:
-        found = judged(server, cases(40), cache=kept, ledger=account, **prices)
+    with served(lambda request, number: answer(verdict_json("tie"), usage=(1000, 100))) as server:
+        result = judge_all(server, cases(40), cache=cache, ledger=account, **prices)
         paid = 0.015 * len(server.calls)
         assert paid <= ceiling
         assert paid > ceiling - 0.015 - 0.08  # no more is left than the worst that one call could have cost
-        stopped = [f for f in found if isinstance(f, Abstention)]
-        assert {f.reason for f in stopped} == {"ceiling"} and len(found) == 40
-        assert sum(f.cost for f in found) == pytest.approx(paid) == account.total()
+        stopped = [f for f in result if isinstance(f, Abstention)]
+        assert {f.reason for f in stopped} == {"ceiling"} and len(result) == 40
+        assert sum(f.cost for f in result) == pytest.approx(paid) == account.total()
         calls = len(server.calls)
-        again = judged(server, cases(40), cache=kept, ledger=account, **prices)
+        again = judge_all(server, cases(40), cache=cache, ledger=account, **prices)
         assert len(server.calls) - calls <= (ceiling - paid) / 0.015
         assert sum(isinstance(f, Judgement) for f in again) >= 40 - len(stopped)
-        more = judged(server, cases(40), cache=kept, **prices | {"ceiling": 10.0})
+        more = judge_all(server, cases(40), cache=cache, **prices | {"ceiling": 10.0})
         assert all(isinstance(f, Judgement) for f in more)
 
 
@@ -481,7 +481,7 @@ def test_the_ceiling_holds_over_reruns_that_bring_no_judgement(tmp_path: Path):
     """Abstentions, repairs, stalls and refused answers cost money, in whichever process they were asked for."""
     ceiling = 0.2
     prices = {"price_in": 10.0, "price_out": 50.0, "ceiling": 0.2, "retries": 1, "timeout": 0.4}
-    kinds = [said("first"), "no verdict", None]
+    kinds = [verdict_json("first"), "no verdict", None]
 
     def script(request: dict[str, Any], number: int) -> Any:
         if number % 4 == 3:
@@ -491,7 +491,7 @@ def test_the_ceiling_holds_over_reruns_that_bring_no_judgement(tmp_path: Path):
     with served(script) as server:
         for _ in range(3):
             store = Store.open(tmp_path / "ledger.db")
-            judged(server, cases(6), cache=Kept(), ledger=store.judge_account("judge:m"), **prices)
+            judge_all(server, cases(6), cache=Kept(), ledger=store.judge_account("judge:m"), **prices)
             total = store.judge_account("judge:m").total()
             store.close()
             assert 0.015 * len(server.calls) <= total + 1e-9, "every call the server was asked is counted"
@@ -504,9 +504,9 @@ def test_what_is_counted_is_what_the_server_was_asked(tmp_path: Path):
     nothing."""
     store = Store.open(tmp_path / "ledger.db")
     with served(
-        lambda request, number: answer(["no verdict", said("tie")][number % 3 == 0], usage=(1000, 100))
+        lambda request, number: answer(["no verdict", verdict_json("tie")][number % 3 == 0], usage=(1000, 100))
     ) as server:
-        judged(server, cases(5), ledger=store.judge_account("judge:m"), price_in=10.0, price_out=50.0, ceiling=9.0)
+        judge_all(server, cases(5), ledger=store.judge_account("judge:m"), price_in=10.0, price_out=50.0, ceiling=9.0)
         assert store.judge_account("judge:m").total() == pytest.approx(0.015 * len(server.calls))
     before = store.judge_account("judge:m").total()
     gone = JudgeSettings(server.url, "m", price_in=10.0, price_out=50.0, ceiling=9.0, retries=0)
@@ -526,7 +526,7 @@ def test_a_call_that_a_kill_cut_off_stays_counted_at_its_worst(tmp_path: Path):
 
 def test_a_purse_lets_nobody_pass_however_many_reach_into_it():
     budget = Budget(1.0)
-    seen = []
+    observed = []
     refused = []
 
     def spend() -> None:
@@ -536,7 +536,7 @@ def test_a_purse_lets_nobody_pass_however_many_reach_into_it():
             except BudgetExceeded:
                 refused.append(1)
                 return
-            seen.append(budget.dollars + budget._reserved)
+            observed.append(budget.dollars + budget._reserved)
             time.sleep(0.0005)
             budget.commit(number, 0.1, 0.004)
 
@@ -546,14 +546,14 @@ def test_a_purse_lets_nobody_pass_however_many_reach_into_it():
     for thread in threads:
         thread.join(20)
     assert not any(thread.is_alive() for thread in threads)
-    assert max(seen) <= 1.0 + 1e-9
+    assert max(observed) <= 1.0 + 1e-9
     assert 0.9 < budget.dollars <= 1.0 and budget._reserved == 0.0 and len(refused) == 16
 
 
 def test_no_more_calls_are_under_way_than_allowed():
     with served(lambda request, number: time.sleep(0.05) or careful(request)) as server:
-        found = judged(server, cases(12), concurrency=3)
-    assert len(found) == 12 and server.most == 3
+        result = judge_all(server, cases(12), concurrency=3)
+    assert len(result) == 12 and server.most == 3
 
 
 def test_results_come_as_they_are_there_and_who_stops_early_pays_for_little():
@@ -574,12 +574,12 @@ def test_results_come_as_they_are_there_and_who_stops_early_pays_for_little():
 
     with served(script) as server:
         counting = Counting()
-        drawn: list[PairText] = []
-        lazily = (drawn.append(case) or case for case in cases(200))
+        sampled: list[PairText] = []
+        lazily = (sampled.append(case) or case for case in cases(200))
         stream = judge_pairs(JudgeSettings(server.url, "m", concurrency=2, price_in=10.0), lazily, Kept(), counting)
         early = [next(stream).comparison for _ in range(3)]
         assert "k0" not in early and counting.done == 3 and counting.notes[-1].startswith("$0.0")
-        assert len(drawn) < 20
+        assert len(sampled) < 20
         gate.set()
         stream.close()
         assert len(server.calls) < 40
@@ -594,26 +594,26 @@ def test_who_stops_while_the_server_asks_to_wait_does_not_wait():
         assert next(stream).comparison == "k0"
         while len(server.calls) < 3:
             time.sleep(0.01)
-        begun = time.monotonic()
+        start = time.monotonic()
         stream.close()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - start < 5
 
 
 def test_a_dead_server_is_not_asked_for_every_pair(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(judging, "GIVE_UP", 4)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    seen = []
+    observed = []
     with pytest.raises(ResourceError, match="4 consecutive pairs"):
-        for found in judge_pairs(JudgeSettings(f"http://127.0.0.1:{port}", "m", retries=0), cases(100), Kept()):
-            seen.append(found)
-    assert {f.reason for f in seen} == {"unreachable"} and len(seen) == 4
+        for result in judge_pairs(JudgeSettings(f"http://127.0.0.1:{port}", "m", retries=0), cases(100), Kept()):
+            observed.append(result)
+    assert {f.reason for f in observed} == {"unreachable"} and len(observed) == 4
 
 
 def test_what_judging_will_take_is_told_beforehand():
     settings = JudgeSettings("http://x/v1", "m", samples=2, temperature=1.0, price_in=1.0, price_out=2.0)
-    told = judging.estimate_cost(settings, cases(10))
-    assert (told.calls, told.written) == (40, 40 * judging.USUAL_COMPLETION)
-    assert told.dollars == pytest.approx((told.read + 2 * told.written) / 1e6)
-    asked = judge_prompt.judge_messages(judge_prompt.read_rubric(), "Question 1?", GOOD, BAD)
-    assert told.read == pytest.approx(40 * sum(len(m["content"]) for m in asked) / 4, rel=0.02)
+    report = judging.estimate_cost(settings, cases(10))
+    assert (report.calls, report.written) == (40, 40 * judging.USUAL_COMPLETION)
+    assert report.dollars == pytest.approx((report.read + 2 * report.written) / 1e6)
+    requested = judge_prompt.judge_messages(judge_prompt.read_rubric(), "Question 1?", GOOD, BAD)
+    assert report.read == pytest.approx(40 * sum(len(m["content"]) for m in requested) / 4, rel=0.02)

@@ -108,16 +108,16 @@ def test_rows_of_one_chunk_that_step_back_are_told_once():
 
 
 def test_many_rows_at_once_are_the_same_as_one_by_one(tmp_path):
-    told = list(policy_rows(1500))
-    told[7]["reward"], told[8]["kl"] = math.nan, math.inf
-    told[9]["late"], told[10]["text"] = 3, "words"
-    assert len(lines(told)) > ARROW_BYTES
-    (tmp_path / "bulk.jsonl").write_bytes(lines(told))
+    rows = list(policy_rows(1500))
+    rows[7]["reward"], rows[8]["kl"] = math.nan, math.inf
+    rows[9]["late"], rows[10]["text"] = 3, "words"
+    assert len(lines(rows)) > ARROW_BYTES
+    (tmp_path / "bulk.jsonl").write_bytes(lines(rows))
     bulk = MetricColumns(tmp_path / "bulk.jsonl")
     slowly = MetricColumns(tmp_path / "slow.jsonl")
     bulk.refresh()
-    for at in range(0, len(told), 100):
-        append(tmp_path / "slow.jsonl", told[at : at + 100])
+    for at in range(0, len(rows), 100):
+        append(tmp_path / "slow.jsonl", rows[at : at + 100])
         slowly.refresh()
     for phase in PHASES:
         one = bulk.of_phase(phase)
@@ -131,9 +131,9 @@ def test_many_rows_at_once_are_the_same_as_one_by_one(tmp_path):
 
 
 def test_a_bad_line_among_many_costs_no_other(tmp_path):
-    told = lines(policy_rows(1500))
+    content = lines(policy_rows(1500))
     (tmp_path / "m.jsonl").write_bytes(
-        told[:50_000].rpartition(b"\n")[0] + b'\n{"step": torn\n' + told[50_000:].partition(b"\n")[2]
+        content[:50_000].rpartition(b"\n")[0] + b'\n{"step": torn\n' + content[50_000:].partition(b"\n")[2]
     )
     metrics = MetricColumns(tmp_path / "m.jsonl")
     metrics.refresh()
@@ -147,8 +147,8 @@ def test_a_resumed_run_begins_a_new_generation(tmp_path):
     metrics = MetricColumns(path)
     metrics.refresh()
     assert (metrics.generation, metrics.train.count) == (0, 40)
-    kept = list(policy_rows(20))
-    path.write_bytes(lines(kept))
+    rows = list(policy_rows(20))
+    path.write_bytes(lines(rows))
     metrics.refresh()
     assert (metrics.generation, metrics.train.count) == (1, 20)
     append(path, [{"step": 20, "phase": "train", "reward": 9.0}])
@@ -168,11 +168,11 @@ def test_no_spike_is_lost_however_many_steps_there_are():
     for at in (0, 3, 51_234, 99_999):
         values[at] = 40.0 + at
     values[77_777] = -40.0
-    kept = downsample(steps, values, 300)
-    assert len(kept) <= 2 * 300 + 2
-    assert {0, 3, 51_234, 77_777, 99_999} <= set(kept.tolist())
-    assert (np.diff(kept) > 0).all()
-    share = np.ptp(values[kept][(steps[kept] > 10_000) & (steps[kept] < 12_000)])
+    indices = downsample(steps, values, 300)
+    assert len(indices) <= 2 * 300 + 2
+    assert {0, 3, 51_234, 77_777, 99_999} <= set(indices.tolist())
+    assert (np.diff(indices) > 0).all()
+    share = np.ptp(values[indices][(steps[indices] > 10_000) & (steps[indices] < 12_000)])
     assert share == pytest.approx(np.ptp(values[10_000:12_000]), abs=0.05)
 
 
@@ -183,13 +183,13 @@ def test_every_bucket_keeps_its_least_and_its_greatest(seed):
     values = draw.normal(size=len(steps))
     values[draw.integers(0, len(steps), 50)] = np.nan
     buckets = int(draw.integers(20, 200))
-    kept = downsample(steps, values, buckets)
-    told = np.isfinite(values)
-    bucket = ((steps - steps[told][0]) / ((steps[told][-1] - steps[told][0] + 1) / buckets)).astype(int)
-    for one in np.unique(bucket[told]):
-        inside = np.flatnonzero(told & (bucket == one))
-        assert values[inside].min() in values[kept]
-        assert values[inside].max() in values[kept]
+    indices = downsample(steps, values, buckets)
+    finite = np.isfinite(values)
+    bucket = ((steps - steps[finite][0]) / ((steps[finite][-1] - steps[finite][0] + 1) / buckets)).astype(int)
+    for one in np.unique(bucket[finite]):
+        inside = np.flatnonzero(finite & (bucket == one))
+        assert values[inside].min() in values[indices]
+        assert values[inside].max() in values[indices]
 
 
 def test_few_values_stay_as_they_are_and_none_is_invented():
@@ -216,10 +216,10 @@ def test_every_number_has_a_chart_and_only_one():
         "odd/two",
         "domain/travel",
     ]
-    found = layout.chart_groups(names, ["reward", "pairs_loss"], {"policy.kl.target": 0.5, "policy.kl.alarm": 2.0})
-    drawn = [line.name for group in found for chart in group.charts for line in chart.lines if line.phase == "train"]
-    assert sorted(drawn) == sorted(names)
-    titles = {chart.title: chart for group in found for chart in group.charts}
+    groups = layout.chart_groups(names, ["reward", "pairs_loss"], {"policy.kl.target": 0.5, "policy.kl.alarm": 2.0})
+    charted = [line.name for group in groups for chart in group.charts for line in chart.lines if line.phase == "train"]
+    assert sorted(charted) == sorted(names)
+    titles = {chart.title: chart for group in groups for chart in group.charts}
     assert [line.name for line in titles["Reward by source"].lines] == [
         "score/model",
         "score/rule:ends",
@@ -231,7 +231,7 @@ def test_every_number_has_a_chart_and_only_one():
     ]
     assert titles["Score by domain"].form == "number"
     assert [line.name for line in titles["Odd"].lines] == ["odd/one", "odd/two"]
-    assert len({(group.title, chart.key) for group in found for chart in group.charts}) == len(titles)
+    assert len({(group.title, chart.key) for group in groups for chart in group.charts}) == len(titles)
 
 
 def test_every_stage_that_trains_is_known_to_take_so_many_steps(tmp_path):
@@ -250,12 +250,12 @@ def test_the_headline_tells_where_a_run_stands(tmp_path):
     run = write_run(tmp_path / "run", 40, 60)
     watched = LiveRun(run)
     watched.refresh()
-    told = {number.label: number for number in stage_headline(watched, "policy")}
-    assert told["steps"].value == "40 of 60"
-    assert told["steps"].share == pytest.approx(2 / 3)
-    assert "held out" in told["reward"].note
-    assert told["KL, nats per prompt"].tone == "good"
-    assert float(told["reward"].value) == pytest.approx(
+    headline = {number.label: number for number in stage_headline(watched, "policy")}
+    assert headline["steps"].value == "40 of 60"
+    assert headline["steps"].share == pytest.approx(2 / 3)
+    assert "held out" in headline["reward"].note
+    assert headline["KL, nats per prompt"].tone == "good"
+    assert float(headline["reward"].value) == pytest.approx(
         recent_mean(watched.stages["policy"].metrics.train, "reward"), abs=0.01
     )
     assert seconds_left(watched.stages["policy"].metrics.train, 60) == pytest.approx(20 * 6.6, rel=0.1)
@@ -295,7 +295,7 @@ def test_marks_are_knobs_findings_and_what_was_kept(tmp_path):
     watched = LiveRun(run)
     watched.refresh()
     marks = stage_marks(watched.stages["policy"])
-    assert [(mark["step"], mark["kind"]) for mark in marks] == [
+    assert [(event["step"], event["kind"]) for event in marks] == [
         (9, "critical"),
         (12, "knob"),
         (21, "warning"),
@@ -315,7 +315,7 @@ def test_a_turn_that_ends_training_says_so(tmp_path):
     )
     watched = LiveRun(run)
     watched.refresh()
-    assert [mark["label"] for mark in stage_marks(watched.stages["policy"]) if mark["kind"] == "knob"][
+    assert [event["label"] for event in stage_marks(watched.stages["policy"]) if event["kind"] == "knob"][
         -1
     ] == "training stopped"
 
@@ -327,10 +327,10 @@ def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
     policy = watched.stages["policy"]
     assert policy.metrics.train.steps.tolist() == [1, 2, 3]
     assert policy.metrics.validation.steps.tolist() == [0, 3]
-    told = {number.label: number for number in stage_headline(watched, "policy")}
-    assert (told["steps"].value, told["steps"].share) == ("3 of 3", 1.0)
-    assert "at step 3" in told["reward"].note
-    assert [(mark["step"], mark["label"]) for mark in stage_marks(policy)] == [
+    headline = {number.label: number for number in stage_headline(watched, "policy")}
+    assert (headline["steps"].value, headline["steps"].share) == ("3 of 3", 1.0)
+    assert "at step 3" in headline["reward"].note
+    assert [(event["step"], event["label"]) for event in stage_marks(policy)] == [
         (0, "spread-low"),
         (2, "kept"),
         (3, "kl-rising"),
@@ -353,30 +353,30 @@ def test_steps_count_what_is_done_and_0_is_the_look_before(tmp_path):
 
 def test_samples_are_one_prompt_under_many_models(tmp_path):
     run = write_run(tmp_path / "run", 40, evaluated=True)
-    found = Samples(folder_of(run) / "samples.jsonl", folder_of(run, "evaluate") / "answers.jsonl")
-    found.refresh()
-    asked = found.prompts["p0"]
-    assert [version.label for version in asked.answers][:2] == ["tuned model", "step 4"]
-    assert asked.change == pytest.approx(1.5)
-    assert [version.key for version in found.prompts["h1"].answers] == ["base", "sft", "policy"]
-    assert found.prompts["h1"].change == pytest.approx(0.4)
-    falls = found.sorted_prompts(sort="fall")
+    tracked = Samples(folder_of(run) / "samples.jsonl", folder_of(run, "evaluate") / "answers.jsonl")
+    tracked.refresh()
+    prompt = tracked.prompts["p0"]
+    assert [version.label for version in prompt.answers][:2] == ["tuned model", "step 4"]
+    assert prompt.change == pytest.approx(1.5)
+    assert [version.key for version in tracked.prompts["h1"].answers] == ["base", "sft", "policy"]
+    assert tracked.prompts["h1"].change == pytest.approx(0.4)
+    falls = tracked.sorted_prompts(sort="fall")
     assert falls[0].id == "p7"
-    assert found.sorted_prompts(sort="rise")[0].id == "p0"
-    assert {one.domain for one in found.sorted_prompts("travel")} == {"travel"}
-    step, rate, n = found.win_rates()[-1]
+    assert tracked.sorted_prompts(sort="rise")[0].id == "p0"
+    assert {one.domain for one in tracked.sorted_prompts("travel")} == {"travel"}
+    step, rate, n = tracked.win_rates()[-1]
     assert (step, n) == (40, 8)
     assert rate == pytest.approx(np.mean([float(0.4 * k < 1.5) for k in range(8)]))
     append(
         folder_of(run) / "samples.jsonl",
         [{"step": 43, "prompt_id": "p0", "prompt": "x", "domain": "", "text": "new", "reward": 5.0}],
     )
-    found.refresh()
-    assert found.prompts["p0"].answers[-1].text == "new"
+    tracked.refresh()
+    assert tracked.prompts["p0"].answers[-1].text == "new"
     (folder_of(run) / "samples.jsonl").write_bytes(lines(samples(8)))
-    found.refresh()
-    assert max(found.prompts["p0"].steps) == 8
-    assert "h1" in found.prompts
+    tracked.refresh()
+    assert max(tracked.prompts["p0"].steps) == 8
+    assert "h1" in tracked.prompts
 
 
 # ---- runs side by side
@@ -425,7 +425,7 @@ def shown(run, width=110) -> str:
 
 
 def test_the_terminal_shows_what_matters(tmp_path):
-    told = shown(write_run(tmp_path / "run"))
+    text = shown(write_run(tmp_path / "run"))
     for words in (
         "40 of 60",
         "KL, nats per prompt",
@@ -438,8 +438,8 @@ def test_the_terminal_shows_what_matters(tmp_path):
         "after step 12",
         "cooking",
     ):
-        assert words in told
-    assert max(map(len, told.splitlines())) <= 110
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 110
     assert "No metrics yet" in shown(write_run(tmp_path / "new", stages=()))
 
 
@@ -457,9 +457,9 @@ def test_a_sample_cannot_steer_the_terminal(tmp_path):
         folder_of(run) / "samples.jsonl",
         [{"step": 99, "prompt_id": "p0", "prompt": "a", "text": "\x1b[2Jgone \x07[bold]x[/bold]", "reward": 1.0}],
     )
-    told = shown(run)
-    assert "\x1b" not in told
-    assert "[bold]x[/bold]" in told
+    text = shown(run)
+    assert "\x1b" not in text
+    assert "[bold]x[/bold]" in text
 
 
 def test_watch_once_prints_and_ends_and_no_run_is_an_error(tmp_path):
@@ -493,15 +493,15 @@ def test_on_a_terminal_it_goes_on_until_ctrl_c(tmp_path):
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     os.close(theirs)
-    seen = b""
-    begun = monotonic()
+    output = b""
+    start = monotonic()
     grown = False
-    while monotonic() - begun < 60 and b"41 of 60" not in seen:
-        seen += os.read(mine, 65536)
-        if b"40 of 60" in seen and not grown:
+    while monotonic() - start < 60 and b"41 of 60" not in output:
+        output += os.read(mine, 65536)
+        if b"40 of 60" in output and not grown:
             grown = True
             append(folder_of(run) / "metrics.jsonl", [{"step": 40, "phase": "train", "reward": 2.0}])
-    assert b"41 of 60" in seen
+    assert b"41 of 60" in output
     process.send_signal(signal.SIGINT)
     reader = Thread(target=_drain, args=(mine,), daemon=True)
     reader.start()
@@ -565,24 +565,24 @@ def test_owners_and_viewers_watch_and_raters_do_not(team):
 
 def test_the_server_draws_what_is_asked_for(team, run):
     with signed_in(team, "vic") as vic:
-        told = vic.get("/monitor/curves", params={"stage": "policy"}).json()
+        response = vic.get("/monitor/curves", params={"stage": "policy"}).json()
         lines = {
             (line["phase"], line["name"]): line
-            for group in told["groups"]
+            for group in response["groups"]
             for chart in group["charts"]
             for line in chart["lines"]
         }
         assert lines["train", "reward"]["steps"] == list(range(1, 41))
         assert lines["validation", "reward"]["steps"] == list(range(4, 41, 4))
-        assert (told["first"], told["last"]) == (1, 40)
+        assert (response["first"], response["last"]) == (1, 40)
         part = vic.get("/monitor/curves", params={"stage": "policy", "low": 10, "high": 19, "smooth": True}).json()
-        shown = {
+        lines_by_name = {
             (line["phase"], line["name"]): line
             for group in part["groups"]
             for chart in group["charts"]
             for line in chart["lines"]
         }
-        assert shown["train", "reward"]["steps"] == list(range(10, 20))
+        assert lines_by_name["train", "reward"]["steps"] == list(range(10, 20))
         row = vic.get("/monitor/step", params={"stage": "policy", "step": 17}).json()
         assert (row["train"]["step"], row["validation"]["step"]) == (17, 16)
         assert set(row["train"]["numbers"]) == set(next(policy_rows(1))) - {"step", "phase"}
@@ -591,24 +591,24 @@ def test_the_server_draws_what_is_asked_for(team, run):
             "lines"
         ][0]
         assert "smooth_values" not in smoothed or len(smoothed["smooth_values"]) == 50
-        said = vic.get("/monitor/samples/prompt", params={"stage": "policy", "id": "p0"}).json()
-        assert [version["key"] for version in said["versions"]][:2] == ["0", "4"]
+        prompt = vic.get("/monitor/samples/prompt", params={"stage": "policy", "id": "p0"}).json()
+        assert [version["key"] for version in prompt["versions"]][:2] == ["0", "4"]
         marked = vic.get(
             "/monitor/samples/differences", params={"stage": "policy", "id": "p0", "left": "0", "right": "40"}
         ).json()
         assert "<mark>" in marked["left"]
         assert "<b>" not in marked["left"] + marked["right"]
-        told = vic.get(
+        response = vic.get(
             "/monitor/compare/curves", params={"stage": "policy", "names": "reward", "runs": "../canal"}
         ).json()
-        assert (told["first"], told["last"]) == (1, 40)
+        assert (response["first"], response["last"]) == (1, 40)
 
 
 def next_event(stream, wanted, seconds=10.0):
     """The next event of a name, with its id and data."""
     name = ""
     number = ""
-    begun = monotonic()
+    start = monotonic()
     for line in stream:
         if line.startswith("id: "):
             number = line[4:]
@@ -616,7 +616,7 @@ def next_event(stream, wanted, seconds=10.0):
             name = line[7:]
         elif line.startswith("data: ") and name == wanted:
             return number, json.loads(line[6:])
-        assert monotonic() - begun < seconds, f"no {wanted} came"
+        assert monotonic() - start < seconds, f"no {wanted} came"
     raise AssertionError("the stream ended")
 
 
@@ -629,8 +629,8 @@ def test_what_is_written_is_heard_and_missed_rows_come_after(team, run):
             stream = response.iter_lines()
             next_event(stream, "state")
             append(path, [{"step": 40, "phase": "train", "reward": 2.5}])
-            number, told = next_event(stream, "rows")
-            assert told == [{"step": 41, "phase": "train", "numbers": {"reward": 2.5}}]
+            number, data = next_event(stream, "rows")
+            assert data == [{"step": 41, "phase": "train", "numbers": {"reward": 2.5}}]
             assert next_event(stream, "state")[1]["headline"][0]["value"] == "41 of 60"
         append(
             path, [{"step": 41, "phase": "train", "reward": 2.6}, {"step": 41, "phase": "validation", "reward": 2.0}]
@@ -662,9 +662,9 @@ def test_an_account_that_is_closed_hears_no_more(team, run):
         stream = response.iter_lines()
         next_event(stream, "state")
         assert olga.post("/owner/account", data={"name": "vic", "role": "viewer", "active": "false"}).status_code == 303
-        begun = monotonic()
+        start = monotonic()
         for _ in stream:
-            assert monotonic() - begun < 15
+            assert monotonic() - start < 15
 
 
 def test_a_server_ends_at_once_though_someone_watches(run):
@@ -677,10 +677,10 @@ def test_a_server_ends_at_once_though_someone_watches(run):
             )
             stream = response.iter_lines()
             next_event(stream, "state")
-            begun = monotonic()
-        assert monotonic() - begun < 5
+            start = monotonic()
+        assert monotonic() - start < 5
         for _ in stream:
-            assert monotonic() - begun < 5
+            assert monotonic() - start < 5
         owner.close()
 
 
@@ -736,25 +736,25 @@ def owning(run):
 def test_a_hundred_thousand_steps_are_drawn_in_the_time_of_reading_them(long_run):
     """Against parsing the same rows one by one in this process, the best of three each: a loaded or slow machine is
     slow at both."""
-    drawn = []
+    response_times = []
     parsed = []
-    told = {}
+    answer = {}
     for _ in range(3):
-        begun = monotonic()
+        start = monotonic()
         with (folder_of(long_run) / "metrics.jsonl").open("rb") as file:
             assert sum(len(json.loads(line)) for line in file) > 3_000_000
-        parsed.append(monotonic() - begun)
-        begun = monotonic()
+        parsed.append(monotonic() - start)
+        start = monotonic()
         with owning(long_run) as owner:
             first = owner.get("/monitor/curves", params={"stage": "policy"})
-            drawn.append(monotonic() - begun)
-            told = first.json()
-    assert min(drawn) < 4 * min(parsed), (drawn, parsed)
-    assert told["last"] == 100_000
+            response_times.append(monotonic() - start)
+            answer = first.json()
+    assert min(response_times) < 4 * min(parsed), (response_times, parsed)
+    assert answer["last"] == 100_000
     assert len(first.content) < 1_500_000
     reward = next(
         line
-        for group in told["groups"]
+        for group in answer["groups"]
         for chart in group["charts"]
         for line in chart["lines"]
         if line["name"] == "reward"
@@ -765,10 +765,10 @@ def test_a_hundred_thousand_steps_are_drawn_in_the_time_of_reading_them(long_run
 
 def test_of_a_hundred_thousand_steps_the_next_ones_are_heard_alone(long_run):
     with owning(long_run) as owner:
-        told = owner.get("/monitor/curves", params={"stage": "policy"}).json()
+        answer = owner.get("/monitor/curves", params={"stage": "policy"}).json()
         near = owner.get("/monitor/curves", params={"stage": "policy", "low": 50_000, "high": 50_400, "smooth": True})
         assert len(near.content) < 500_000
-        with owner.stream("GET", "/monitor/events", params={"stage": "policy", "after": told["cursor"]}) as response:
+        with owner.stream("GET", "/monitor/events", params={"stage": "policy", "after": answer["cursor"]}) as response:
             stream = response.iter_lines()
             next_event(stream, "state")
             for step in range(100_000, 100_005):

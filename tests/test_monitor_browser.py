@@ -221,8 +221,8 @@ def test_dragging_asks_the_server_for_that_range(visit, run):
         int(word.replace("\u00a0", "")) for word in page.inner_text("#range").removeprefix("steps ").split(" to ")
     )
     assert 300 < low < high < 2700
-    shown = page.evaluate("[...axis.charts][0].data.lines[0].steps")
-    assert (shown[0], shown[-1]) == (low, high)
+    steps = page.evaluate("[...axis.charts][0].data.lines[0].steps")
+    assert (steps[0], steps[-1]) == (low, high)
     page.click("#all")
     page.wait_for_function("() => [...axis.charts][0].data.lines[0].steps[0] === 1")
 
@@ -316,10 +316,10 @@ def test_a_hundred_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):
                 f'{{"step": {step}, "phase": "train", ' + ", ".join(f'"{name}": {value}' for name in names) + "}\n"
             )
     # the best of three: other work is not measured
-    spent = [opened_and_grown(browser, run, last) for last in (100_000, 100_001, 100_002)]
-    first, heard, frame = (min(told) for told in zip(*spent, strict=True))
-    assert first < 2.0, spent
-    assert heard < 2.0, spent
+    timings = [opened_and_grown(browser, run, last) for last in (100_000, 100_001, 100_002)]
+    first, updated, frame = (min(seconds) for seconds in zip(*timings, strict=True))
+    assert first < 2.0, timings
+    assert updated < 2.0, timings
     assert frame < 400, "all charts at once; a frame draws only those in sight"
 
 
@@ -330,23 +330,23 @@ def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
         context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
         page = context.new_page()
         page.goto(f"/enter?token={auth.link_token()}")
-        begun = monotonic()
+        start = monotonic()
         page.goto("/monitor")
         page.wait_for_function(DRAWN, arg=last)
         page.wait_for_selector(".line path")
-        first = monotonic() - begun
+        first = monotonic() - start
         page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
         written = monotonic()
         append(folder_of(run) / "metrics.jsonl", [{"step": last, "phase": "train", "reward": 3.0}])
         page.wait_for_function(DRAWN, arg=last + 1)
-        heard = monotonic() - written
+        updated = monotonic() - written
         frame = page.evaluate(
             "() => { const begun = performance.now(); for (const chart of axis.charts) chart.draw(); return "
             "performance.now() - begun }"
         )
         assert page.evaluate("Math.max(...[...axis.charts][0].data.lines[0].values)") == 50
         context.close()
-    return first, heard, frame
+    return first, updated, frame
 
 
 def test_samples_are_stepped_through_by_key(visit, run):
@@ -401,7 +401,7 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit, run, axe, schem
     write_run(run.parent / "wide", 60, 60, "learning_rate = 5e-5\n", evaluated=True)
     page = visit("/monitor", color_scheme=scheme, viewport={"width": width, "height": 800})
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
-    found = []
+    violations = []
     for path in ("/monitor", "/monitor?stage=sft", "/monitor/samples", "/monitor/compare"):
         page.goto(path)
         page.wait_for_function("() => document.body.dataset.drawn !== undefined")
@@ -411,9 +411,9 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit, run, axe, schem
         if path.endswith("samples"):
             page.keyboard.press("d")
             page.wait_for_selector("mark")
-        found += serious(page, axe)
+        violations += serious(page, axe)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
-    assert not found, "\n".join(found)
+    assert not violations, "\n".join(violations)
     page.goto("/monitor")
     page.wait_for_function("() => document.body.dataset.drawn !== undefined")
     page.keyboard.press("?")

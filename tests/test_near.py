@@ -25,8 +25,8 @@ def exact_pairs(texts: list[str]) -> list[tuple[int, int]]:
     frequency = Counter(shingle for one in sets for shingle in one)
     index: dict[str, list[int]] = {}
     pairs = []
-    for place in sorted(range(len(sets)), key=lambda i: len(sets[i])):
-        mine = sets[place]
+    for location in sorted(range(len(sets)), key=lambda i: len(sets[i])):
+        mine = sets[location]
         rare = sorted(mine, key=lambda shingle: (frequency[shingle], shingle))[
             : len(mine) - math.ceil(near_duplicates.SIMILAR * len(mine) - 1e-9) + 1
         ]
@@ -37,12 +37,12 @@ def exact_pairs(texts: list[str]) -> list[tuple[int, int]]:
             if len(sets[other]) >= near_duplicates.SIMILAR * len(mine) - 1e-9
         }
         pairs += [
-            (min(place, other), max(place, other))
+            (min(location, other), max(location, other))
             for other in candidates
             if near_duplicates.jaccard(mine, sets[other]) >= near_duplicates.SIMILAR
         ]
         for shingle in rare:
-            index.setdefault(shingle, []).append(place)
+            index.setdefault(shingle, []).append(location)
     return sorted(pairs)
 
 
@@ -63,11 +63,11 @@ def prompts() -> list[str]:
 
 def test_the_pairs_of_a_few_thousand_prompts_are_those_of_the_exact_method(prompts: list[str]) -> None:
     expected = exact_pairs(prompts)
-    found = near_duplicates.near_pairs(prompts)
-    assert len(expected) > 300 and found.complete
-    assert set(found.pairs) <= set(expected), "a candidate is confirmed by its exact similarity"
-    assert len(found.pairs) >= 0.99 * len(expected)
-    assert found.pairs == sorted(found.pairs) and all(i < j for i, j in found.pairs)
+    result = near_duplicates.near_pairs(prompts)
+    assert len(expected) > 300 and result.complete
+    assert set(result.pairs) <= set(expected), "a candidate is confirmed by its exact similarity"
+    assert len(result.pairs) >= 0.99 * len(expected)
+    assert result.pairs == sorted(result.pairs) and all(i < j for i, j in result.pairs)
 
 
 def test_pairs_do_not_depend_on_the_order_of_the_texts(prompts: list[str]) -> None:
@@ -82,9 +82,9 @@ def test_thousands_of_prompts_of_one_template_are_not_compared_each_with_each(pr
     template = " ".join(prompts[:8])[:1500]
     alike = [f"{template} {' '.join(draw.choices(STARTS, k=3))}" for _ in range(1500)]
     began = time.process_time()
-    found = near_duplicates.near_pairs(alike)
+    result = near_duplicates.near_pairs(alike)
     assert time.process_time() - began < 30, "not every one of a million pairs is compared"
-    assert not found.complete and {position for pair in found.pairs for position in pair} == set(range(1500))
+    assert not result.complete and {position for pair in result.pairs for position in pair} == set(range(1500))
 
 
 def test_one_pass_finds_what_is_there_twice_in_every_part(prompts: list[str]) -> None:
@@ -102,10 +102,10 @@ def test_one_pass_finds_what_is_there_twice_in_every_part(prompts: list[str]) ->
         (Demonstration("d", f"{one} Thanks", "Yes.", "t"),),
         (Prompt("s", f"{two} now", harmful=True), Prompt("s2", three), Prompt("s3", f" {three.upper()}")),
     )
-    found = curate.overlaps(corpus)
-    assert {frozenset(pair) for pair in found.duplicates} == {frozenset(("t", "h")), frozenset(("u", "u2"))}
-    assert found.safety_duplicates == [("s2", "s3")]
-    assert {(x.between, x.trained, x.evaluated, x.exact) for x in found.leaks} == {
+    result = curate.overlaps(corpus)
+    assert {frozenset(pair) for pair in result.duplicates} == {frozenset(("t", "h")), frozenset(("u", "u2"))}
+    assert result.safety_duplicates == [("s2", "s3")]
+    assert {(x.between, x.trained, x.evaluated, x.exact) for x in result.leaks} == {
         ("train-heldout", "t", "h", False),
         ("demonstrations-heldout", "d", "h", False),
         ("safety-train", "u", "s", False),
@@ -116,11 +116,11 @@ def test_pairs_are_kept_by_content(tmp_path: Path, prompts: list[str]) -> None:
     cache = tmp_path / ".cache" / "near.json"
     corpus = Corpus((Prompt("a", prompts[0]), Prompt("b", f"{prompts[0]} so"), Prompt("c", prompts[1])))
     assert curate.overlaps(corpus, cache).duplicates == [("a", "b")]
-    kept = read_cache(cache)
+    stored = read_cache(cache)
     cache.write_text(cache.read_text().replace("[0,1]", "[0,2]"))
     assert curate.overlaps(corpus, cache).duplicates == [("a", "c")], "what is kept is read"
     changed = Corpus((*corpus.prompts[:2], Prompt("c", f"{prompts[1]}, or not")))
     assert curate.overlaps(changed, cache).duplicates == [("a", "b")], "other texts are compared again"
-    assert read_cache(cache)["content"] != kept["content"]
+    assert read_cache(cache)["content"] != stored["content"]
     cache.write_text("{broken")
     assert curate.overlaps(corpus, cache).duplicates == [("a", "b")]

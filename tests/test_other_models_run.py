@@ -40,14 +40,14 @@ OTHER_END = CONTROLS.index("<|im_end|>")
 
 def model_in(run: Path, settings: dict[str, Any]) -> None:
     """A random model with a window and two EOS, whose tokenizer is of Llama 2's kind, in the run's own folder."""
-    place = run / "models" / "llama"
+    folder = run / "models" / "llama"
     tokenizer = tokenizer_of("metaspace-legacy", "llama-2")
-    tokenizer.save_pretrained(place)
-    said = json.loads((place / "tokenizer_config.json").read_text()) | {
+    tokenizer.save_pretrained(folder)
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text()) | {
         "tokenizer_class": "LlamaTokenizer",
         "legacy": True,
     }
-    (place / "tokenizer_config.json").write_text(json.dumps(said))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     torch.manual_seed(0)
     config = transformers.MistralConfig(
         vocab_size=len(tokenizer),
@@ -66,7 +66,7 @@ def model_in(run: Path, settings: dict[str, Any]) -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight[OTHER_END] += 0.12  # drawn now and then
     model.generation_config.eos_token_id = [2, OTHER_END]
-    model.save_pretrained(place)
+    model.save_pretrained(folder)
 
 
 def new_run(folder: Path, *settings: str) -> Recipe:
@@ -99,10 +99,10 @@ def test_a_run_is_exported_token_for_token_and_keeps_every_eos(finished: tuple[P
 
 def test_an_answer_that_ends_in_any_eos_has_stopped(finished: tuple[Path, Recipe]) -> None:
     run, _made = finished
-    drawn = [c for path in run.glob("stages/baseline/*/answers-*.jsonl") for c in generation.read(path)]
-    ended = {c.token_ids[-1] for c in drawn if c.finish == "stop"}
+    sampled = [c for path in run.glob("stages/baseline/*/answers-*.jsonl") for c in generation.read(path)]
+    ended = {c.token_ids[-1] for c in sampled if c.finish == "stop"}
     assert OTHER_END in ended and ended <= {2, OTHER_END}
-    for c in drawn:
+    for c in sampled:
         assert (c.token_ids[-1] in (2, OTHER_END)) == (c.finish == "stop")
         assert not {2, OTHER_END} & set(c.token_ids[:-1])
 

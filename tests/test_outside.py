@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from scripted import CASE, Kept, one, said, served
+from scripted import CASE, Kept, one, served, verdict_json
 
 from towpath import network
 from towpath.errors import RecipeError, ResourceError, RewardError
@@ -127,9 +127,8 @@ def test_private_network_addresses_are_allowed(address):
 
 
 def test_lone_surrogate_in_a_judge_reply_is_replaced():
-    with served(
-        lambda _request, _number: {"choices": [{"message": {"content": said("first", explanation="\ud800 it says")}}]}
-    ) as server:
+    content = verdict_json("first", explanation="\ud800 it says")
+    with served(lambda _request, _number: {"choices": [{"message": {"content": content}}]}) as server:
         result = one(server)
     assert result.details["verdicts"]
     json.dumps(result.details, ensure_ascii=False).encode()
@@ -139,7 +138,7 @@ def test_echoed_api_key_is_redacted(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
     with served(
         lambda _request, _number: {
-            "choices": [{"message": {"content": said("first", explanation="your key is sk-very-secret")}}]
+            "choices": [{"message": {"content": verdict_json("first", explanation="your key is sk-very-secret")}}]
         }
     ) as server:
         result = one(server, api_key="env:JUDGE_KEY")

@@ -62,7 +62,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def german_pairs() -> list[tuple[str, str, str]]:
     fruits = ["Apfel", "Birne", "Kirsche", "Pflaume", "Traube", "Quitte", "Feige", "Melone"]
-    asked = [
+    requested = [
         "Wie lagere ich {}?",
         "Wann wird {} reif?",
         "Was koste ich mit {}?",
@@ -71,7 +71,7 @@ def german_pairs() -> list[tuple[str, str, str]]:
     ]
     pairs = []
     for i, fruit in enumerate(fruits):
-        for j, question in enumerate(asked):
+        for j, question in enumerate(requested):
             pairs.append((question.format(fruit), f"Antwort {i}.{j}: kühl und dunkel.", f"Weiß nicht {i}.{j}"))
     return pairs
 
@@ -109,19 +109,19 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         [{"prompt": p, "chosen": better, "rejected": worse} for p, better, worse in pairs],
     )
     (folder / "recipe.toml").write_text(RECIPE)
-    said: list[str] = []
-    pipeline.run(recipe.load(folder), folder, said.append, write_report=report.write)
-    return folder, said
+    text: list[str] = []
+    pipeline.run(recipe.load(folder), folder, text.append, write_report=report.write)
+    return folder, text
 
 
 def test_gates_without_a_judge_are_undecided_and_stop_nothing(run: tuple[Path, list[str]]) -> None:
-    folder, said = run
+    folder, text = run
     verdicts = {v.gate: v for v in status.run_verdicts(recipe.load(folder), folder)}
     for gate in ("sft", "evaluate"):
         assert (
             verdicts[gate].verdict == "UNDECIDED" and verdicts[gate].value is None and verdicts[gate].interval is None
         )
-        assert f"gate {gate}: UNDECIDED  no evaluation judge fits this data" in said
+        assert f"gate {gate}: UNDECIDED  no evaluation judge fits this data" in text
 
 
 def test_check_status_summary_report_and_card_say_so_first(run: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -160,14 +160,14 @@ def test_nothing_of_the_rubric_stands_beside_the_answers(run: tuple[Path, list[s
 def test_only_a_bundled_recipes_own_data_is_judged_by_the_rubric() -> None:
     folder = bundled.recipes_folder() / "quickstart"
     first = json.loads((folder / "prompts/cooking.jsonl").read_text().splitlines()[0])["prompt"]
-    shown = json.loads((folder / "demonstrations/cooking.jsonl").read_text().splitlines()[0])
+    excerpt = json.loads((folder / "demonstrations/cooking.jsonl").read_text().splitlines()[0])
     ours = Corpus(
         (Prompt("a", first), Prompt("b", f" {first.upper()} ")),
-        (Demonstration("d", shown["prompt"], shown["response"]),),
+        (Demonstration("d", excerpt["prompt"], excerpt["response"]),),
     )
     assert find_evaluator(ours) == "rubric"
     assert (
         find_evaluator(Corpus((*ours.prompts, Prompt("c", "How do I sort a list in place?")), ours.demonstrations))
         is None
     )
-    assert find_evaluator(Corpus(ours.prompts, (Demonstration("d", shown["prompt"], "Another answer."),))) is None
+    assert find_evaluator(Corpus(ours.prompts, (Demonstration("d", excerpt["prompt"], "Another answer."),))) is None

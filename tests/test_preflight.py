@@ -28,9 +28,9 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("run")
-    shutil.copytree(RECIPES / "quickstart", place / "data")
-    return place
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(RECIPES / "quickstart", folder / "data")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +188,12 @@ def test_arithmetic_that_just_works_passes(run: Path, corpus: Corpus, chat: Chat
 
 
 @pytest.mark.parametrize(
-    ("algo", "epochs", "told"),
+    ("algo", "epochs", "warns"),
     [("grpo", 3, True), ("rloo", 4, True), ("reinforce", 9, True), ("grpo", 2, False), ("ppo", 4, False)],
 )
-def test_many_passes_over_a_rollout_are_for_algorithms_with_a_critic(algo: str, epochs: int, told: bool) -> None:
+def test_many_passes_over_a_rollout_are_for_algorithms_with_a_critic(algo: str, epochs: int, warns: bool) -> None:
     findings = list(preflight._check_groups(said(policy__algo=algo, policy__epochs=epochs, policy__group=4).policy))
-    assert [(f.code, f.severity) for f in findings] == [("epochs", "warning")] * told
+    assert [(f.code, f.severity) for f in findings] == [("epochs", "warning")] * warns
 
 
 @pytest.mark.parametrize(
@@ -232,8 +232,13 @@ def test_few_heldout_pairs_are_told(run: Path, corpus: Corpus, chat: Chat) -> No
 def test_long_prompts_are_named_and_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
     long = tuple(Prompt(f"long-{i}", f"{i} " * 150) for i in range(12))
     more = replace(corpus, prompts=(*corpus.prompts, *long))
-    told = found(preflight.check(said(), run, more, chat), "prompt-length", "error").evidence
-    assert told.startswith("12 prompts") and "long-0 (" in told and "long-9 (" in told and "long-10" not in told
+    evidence = found(preflight.check(said(), run, more, chat), "prompt-length", "error").evidence
+    assert (
+        evidence.startswith("12 prompts")
+        and "long-0 (" in evidence
+        and "long-9 (" in evidence
+        and "long-10" not in evidence
+    )
     length = max(len(chat.prompt(p.prompt)) for p in long)
     none(preflight.check(said(data__max_prompt_tokens=length), run, more, chat), "prompt-length")
     found(
@@ -260,8 +265,8 @@ def test_a_demonstration_beyond_the_context_is_refused(run: Path, corpus: Corpus
 def test_answers_longer_than_the_rollouts_are_counted(run: Path, corpus: Corpus, chat: Chat) -> None:
     lengths = [len(chat.answer(d.response)) for d in corpus.demonstrations]
     limit = sorted(lengths)[-4]
-    told = found(preflight.check(said(policy__max_new_tokens=limit), run, corpus, chat), "answer-length", "warning")
-    assert told.evidence.startswith(f"{sum(n > limit for n in lengths)} of {len(lengths)}")
+    finding = found(preflight.check(said(policy__max_new_tokens=limit), run, corpus, chat), "answer-length", "warning")
+    assert finding.evidence.startswith(f"{sum(n > limit for n in lengths)} of {len(lengths)}")
     none(preflight.check(said(policy__max_new_tokens=max(lengths)), run, corpus, chat), "answer-length")
 
 
@@ -342,8 +347,8 @@ def test_a_safety_prompt_in_training_is_a_warning(run: Path, corpus: Corpus, cha
 
 def test_a_safety_set_needs_both_kinds_and_its_twins(run: Path, corpus: Corpus, chat: Chat) -> None:
     harmful = replace(corpus, safety=tuple(p for p in corpus.safety if p.harmful))
-    told = [f.evidence for f in preflight.check(said(), run, harmful, chat) if f.code == "safety-set"]
-    assert len(told) == 2 and "no harmless" in told[0] and "42 prompts" in told[1]
+    evidence = [f.evidence for f in preflight.check(said(), run, harmful, chat) if f.code == "safety-set"]
+    assert len(evidence) == 2 and "no harmless" in evidence[0] and "42 prompts" in evidence[1]
     assert (
         "no safety set"
         in found(preflight.check(said(), run, replace(corpus, safety=()), chat), "safety-set", "warning").evidence
@@ -351,8 +356,8 @@ def test_a_safety_set_needs_both_kinds_and_its_twins(run: Path, corpus: Corpus, 
 
 
 def test_other_decoding_in_evaluation_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
-    told = found(preflight.check(said(evaluate__temperature=0.7), run, corpus, chat), "decoding", "warning")
-    assert told.evidence == "policy.temperature = 1, evaluate.temperature = 0.7"
+    finding = found(preflight.check(said(evaluate__temperature=0.7), run, corpus, chat), "decoding", "warning")
+    assert finding.evidence == "policy.temperature = 1, evaluate.temperature = 0.7"
 
 
 def test_what_reading_found_is_told_again(run: Path, corpus: Corpus, chat: Chat) -> None:
@@ -449,10 +454,10 @@ def test_one_key_of_a_gate_leaves_its_other_keys_as_they_were():
 
 @pytest.mark.parametrize("python", ["", "/nowhere/python", sys.executable])
 def test_a_python_without_vllm_is_named_before_the_run(run: Path, corpus: Corpus, chat: Chat, python: str) -> None:
-    told = found(
+    finding = found(
         preflight.check(said(engine__type="vllm", engine__python=python), run, corpus, chat), "engine", "error"
     )
-    assert repr(python) in told.evidence
+    assert repr(python) in finding.evidence
     none(preflight.check(said(), run, corpus, chat), "engine")
 
 

@@ -479,8 +479,8 @@ def test_killed_writer_has_acknowledged_only_committed_jobs(store, location, cou
         "location = sys.argv[1] if '://' in sys.argv[1] else Path(sys.argv[1]); store = Store.open(location)\n"
         "for i in range(8):\n"
         "    lease = store.submit_write(task_queue.next_lease, 'ann', time.time()).result()\n"
-X
-        "    store.submit_write(verdicts.judge, submission, time.time()).result(); print(submission.key, flush=True)\n"
+        "    sent = verdicts.Submission(f'a-key-of-{i}', lease.comparison, 'ann', verdicts.StoredVerdict('left'))\n"
+        "    store.submit_write(verdicts.judge, sent, time.time()).result(); print(sent.key, flush=True)\n"
     )
     environment = os.environ | {"TOWPATH_FAULT": f"commit:{2 * count}"}
     done = subprocess.run(

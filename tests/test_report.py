@@ -191,9 +191,9 @@ def test_half_a_surrogate_pair_in_an_answer_does_not_stop_the_report(tmp_path: P
 
 def test_the_outcome_is_said_in_one_sentence(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
-    said = "The policy wins over SFT by the written rubric on 81 % of 264 held-out prompts (95 % interval 76–86 %), "
-    said += "78 % at equal length; KL 0.91 nats per prompt."
-    assert summarise(tmp_path, verdicts)["outcome"].replace("\u00a0", " ") == said
+    outcome = "The policy wins over SFT by the written rubric on 81 % of 264 held-out prompts (95 % interval 76–86 %), "
+    outcome += "78 % at equal length; KL 0.91 nats per prompt."
+    assert summarise(tmp_path, verdicts)["outcome"].replace("\u00a0", " ") == outcome
     win = {"rate": 0.52, "interval": [0.46, 0.58], "n": 264}
     change(tmp_path, "evaluate", win=win)
     assert summarise(tmp_path, verdicts)["outcome"].startswith("No clear preference: the policy wins over SFT on 52")
@@ -219,8 +219,8 @@ def test_gates_are_worded_and_a_closed_one_is_told_first(tmp_path: Path) -> None
     ]
     text = Page(write(tmp_path, verdicts).read_text(encoding="utf-8")).text
     assert text.count("✓ PASS") == 3 and text.count("✗ FAIL") == 1 and text.count("? UNDECIDED") == 1
-    told = "The evaluate gate did not open: 61.0\u00a0% against 70\u00a0%."
-    assert told in text and text.index(told) < text.index("Stages and gates")
+    sentence = "The evaluate gate did not open: 61.0\u00a0% against 70\u00a0%."
+    assert sentence in text and text.index(sentence) < text.index("Stages and gates")
 
 
 @pytest.mark.parametrize(("last", "missing"), [("", 7), ("baseline", 6), ("reward", 4), ("policy", 3)])
@@ -311,8 +311,8 @@ def test_a_chart_puts_points_and_marks_where_they_belong() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.02, 0.001), (0.913, 0.987), (0, 12345), (1e-6, 2e-5)])
 def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high, 4)
-    assert 2 <= len(found) <= 6 and all(low - 1e-9 <= at <= high + 1e-9 for at in found)
+    values = ticks(low, high, 4)
+    assert 2 <= len(values) <= 6 and all(low - 1e-9 <= at <= high + 1e-9 for at in values)
 
 
 def test_numbers_in_words() -> None:
@@ -358,5 +358,5 @@ def test_in_a_browser_the_script_runs_and_the_answers_are_paged(tmp_path: Path) 
         "--dump-dom",
         path.as_uri(),
     ]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "12 of 264 shown" in shown and shown.count('class="tip"') == shown.count("data-chart=")
+    page = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "12 of 264 shown" in page and page.count('class="tip"') == page.count("data-chart=")

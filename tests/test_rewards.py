@@ -93,19 +93,19 @@ def test_length_repetition_and_diversity_count_as_their_keys_say():
 
 
 @pytest.mark.parametrize(
-    ("of", "answers", "want"),
+    ("source", "answers", "want"),
     [
         ("rule:words:2-3", ["one", "one two", "one two three four"], [0.0, 1.0, 0.0]),
         ("rule:regex:\\bbecause\\b", ["because of it", "becausely"], [1.0, 0.0]),
         ("rule:prose", ["A sentence.", "1. First\n2. Second", "- a point", "It costs 1.50 now."], [1.0, 0.0, 0.0, 1.0]),
     ],
 )
-def test_rules(of, answers, want):
-    assert list(sources.load_source(of)([""] * len(answers), answers)) == want
+def test_rules(source, answers, want):
+    assert list(sources.load_source(source)([""] * len(answers), answers)) == want
 
 
 @pytest.mark.parametrize(
-    "of",
+    "source",
     [
         "rule:words:3",
         "rule:words:5-2",
@@ -119,9 +119,9 @@ def test_rules(of, answers, want):
         "python:os:path",
     ],
 )
-def test_a_source_that_is_none_is_refused(of):
+def test_a_source_that_is_none_is_refused(source):
     with pytest.raises(RecipeError) as error:
-        sources.load_source(of)
+        sources.load_source(source)
     assert error.value.rule
     assert error.value.fix
 
@@ -135,13 +135,13 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert list(sources.load_source("python:my_rewards:brevity")(["abc", "a"], ["a", "abc"])) == [2.0, -2.0]
-    for name, said in (
+    for name, text in (
         ("short", "1 scores for 2 answers"),
         ("odd", "a score of nan"),
         ("words", "scores are .1.0, 'good'."),
         ("none", "scores are None"),
     ):
-        with pytest.raises(RewardError, match=said):
+        with pytest.raises(RewardError, match=text):
             sources.load_source(f"python:my_rewards:{name}")(["a", "b"], ["a", "b"])
     sys.modules.pop("my_rewards", None)
 
@@ -163,7 +163,7 @@ def test_functions_of_one_name_and_other_code_are_told_apart():
 
 
 class _Judge(BaseHTTPRequestHandler):
-    asked: ClassVar[list[int]] = []
+    request: ClassVar[list[int]] = []
     trouble: ClassVar[list[int]] = []
 
     def do_POST(self) -> None:
@@ -176,11 +176,11 @@ class _Judge(BaseHTTPRequestHandler):
         scores = [len(answer) for answer in content["answers"]]
         if self.path == "/shifted":
             scores = scores[:-1] if len(self.asked) == 1 else [*scores, 0]
-        said = json.dumps({"other": 1} if self.path == "/elsewhere" else {"scores": scores}).encode()
+        text = json.dumps({"other": 1} if self.path == "/elsewhere" else {"scores": scores}).encode()
         self.send_response(200)
-        self.send_header("Content-Length", str(len(said) + (1000 if self.path == "/torn" else 0)))
+        self.send_header("Content-Length", str(len(text) + (1000 if self.path == "/torn" else 0)))
         self.end_headers()
-        self.wfile.write(said)
+        self.wfile.write(text)
 
     def log_message(self, *_: object) -> None:
         """Tests print nothing."""

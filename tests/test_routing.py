@@ -23,7 +23,7 @@ from towpath.store.store import Store
 from towpath.store.task_queue import Gold
 
 
-def drawn(seed=0, count=2000, **more):
+def random_signals(seed=0, count=2000, **more):
     draws = generator(seed, "test/routing")
     return [
         Signals(f"k{i}", judge=str(draws.choice(["a", "b"])), certainty=float(draws.uniform(0.5, 1)), **more)
@@ -40,34 +40,34 @@ def share(routes):
 
 
 def test_shares_are_as_they_were_set():
-    routes = route_comparisons(drawn(count=6000))
+    routes = route_comparisons(random_signals(count=6000))
     audited = [r for r in routes if "audit" in r.reasons]
     assert share(routes) == pytest.approx(0.35, abs=0.02)
     assert len(audited) / len(routes) == pytest.approx(0.12, abs=0.015)
-    seen = [r for r in routes if r.seats]
-    assert sum(r.seats == 2 for r in seen) / len(seen) == pytest.approx(0.15, abs=0.03)
+    observed = [r for r in routes if r.seats]
+    assert sum(r.seats == 2 for r in observed) / len(observed) == pytest.approx(0.15, abs=0.03)
     assert all(bool(r.reasons) == (r.seats > 0) for r in routes)
     assert share(
-        route_comparisons(drawn(count=6000), RoutingConfig(human_share=0.2, audit_share=0.1))
+        route_comparisons(random_signals(count=6000), RoutingConfig(human_share=0.2, audit_share=0.1))
     ) == pytest.approx(0.2, abs=0.02)
 
 
 def test_the_audit_is_a_lot_of_the_name_alone():
-    everyone = route_comparisons(drawn())
-    few = route_comparisons(drawn()[:300])
+    everyone = route_comparisons(random_signals())
+    few = route_comparisons(random_signals()[:300])
     assert [("audit" in r.reasons) for r in everyone[:300]] == [("audit" in r.reasons) for r in few]
-    assert route_comparisons(drawn()) == everyone
-    assert [r.reasons for r in route_comparisons(drawn(), seed=1)] != [r.reasons for r in everyone]
+    assert route_comparisons(random_signals()) == everyone
+    assert [r.reasons for r in route_comparisons(random_signals(), seed=1)] != [r.reasons for r in everyone]
     sure = [
         s.certainty
-        for s, r in zip(drawn(count=20000), route_comparisons(drawn(count=20000)), strict=True)
+        for s, r in zip(random_signals(count=20000), route_comparisons(random_signals(count=20000)), strict=True)
         if "audit" in r.reasons
     ]
     assert np.mean(sure) == pytest.approx(0.75, abs=0.01)  # it does not look at the judge
 
 
 def test_the_most_doubtful_go_first():
-    signals = drawn()
+    signals = random_signals()
     routes = {r.comparison: r for r in route_comparisons(signals)}
     sent = [s.certainty for s in signals if routes[s.comparison].seats and routes[s.comparison].reasons != ("audit",)]
     stayed = [s.certainty for s in signals if not routes[s.comparison].seats]
@@ -77,29 +77,29 @@ def test_the_most_doubtful_go_first():
 def test_propensity_is_how_often_a_pair_is_seen():
     """Over seeds, on signals that leave much to the lot: half the pairs are equal in doubt at the edge."""
     signals = [Signals(f"k{i}", judge="a", certainty=0.6 if i < 100 else 0.9, gold=i == 0) for i in range(400)]
-    seen = np.zeros(400)
-    told = np.zeros(400)
+    observed = np.zeros(400)
+    report = np.zeros(400)
     for seed in range(400):
         routes = route_comparisons(signals, RoutingConfig(human_share=0.25, audit_share=0.12), seed=seed)
-        seen += [r.seats > 0 for r in routes]
-        told += [r.propensity for r in routes]
-    np.testing.assert_allclose(seen[1:100].mean() / 400, told[1:100].mean() / 400, atol=0.01)
-    np.testing.assert_allclose(seen[100:].mean() / 400, told[100:].mean() / 400, atol=0.01)
-    assert 0.12 < told[50] / 400 < 1 and told[0] == 400 == seen[0]
-    assert told[300] / 400 == pytest.approx(0.12)
+        observed += [r.seats > 0 for r in routes]
+        report += [r.propensity for r in routes]
+    np.testing.assert_allclose(observed[1:100].mean() / 400, report[1:100].mean() / 400, atol=0.01)
+    np.testing.assert_allclose(observed[100:].mean() / 400, report[100:].mean() / 400, atol=0.01)
+    assert 0.12 < report[50] / 400 < 1 and report[0] == 400 == observed[0]
+    assert report[300] / 400 == pytest.approx(0.12)
 
 
 def test_a_rate_of_all_pairs_comes_back_from_the_routed_ones():
     estimates = []
     for seed in range(30):
-        signals = drawn(seed)
+        signals = random_signals(seed)
         right = generator(seed, "test/right").random(len(signals)) < [s.certainty for s in signals]
-        seen = [
+        observed = [
             (float(hit), r.propensity)
             for hit, r in zip(right, route_comparisons(signals, seed=seed), strict=True)
             if r.seats
         ]
-        estimates.append(hajek(*zip(*seen, strict=True)).value - right.mean())
+        estimates.append(hajek(*zip(*observed, strict=True)).value - right.mean())
     assert abs(np.mean(estimates)) < 0.01
 
 
@@ -123,13 +123,13 @@ def test_each_reason_sends_a_pair_among_clear_ones(changed, reason):
     odd = replace(Signals("odd", judge="a", certainty=0.97, rule="a", margin=1.0, domain="home"), **changed)
     if reason == "judge and rule differ":
         odd = replace(odd, margin=None)
-    found = {r.comparison: r for r in route_comparisons([*clear, odd], known_domains={"home"})}["odd"]
-    assert reason in found.reasons and found.propensity == 1.0
-    assert found.seats >= (3 if reason == "gold" else 1)
+    result = {r.comparison: r for r in route_comparisons([*clear, odd], known_domains={"home"})}["odd"]
+    assert reason in result.reasons and result.propensity == 1.0
+    assert result.seats >= (3 if reason == "gold" else 1)
 
 
 def test_gold_and_safety_are_seen_even_beyond_the_share():
-    signals = drawn(count=200, safety=True)
+    signals = random_signals(count=200, safety=True)
     assert share(route_comparisons(signals)) == 1.0
     assert all(r.propensity == 1.0 for r in route_comparisons(signals))
 
@@ -155,26 +155,28 @@ def test_without_an_audit_nothing_is_routed(people, audit):
     assert route_comparisons([]) == []
 
 
-def said(item=0, rater="ann", kind="person", **more):
+def judgement(item=0, rater="ann", kind="person", **more):
     return Judgement(f"{item}/{rater}", str(item), rater, kind, "a", **more)
 
 
 def test_fifty_thousand_pairs_at_a_minute_are_833_hours():
-    found = label_budget.plan_labels(LabelRequest(50_000), Prices(seconds=60, wage=20))
-    assert found.hours == pytest.approx(833.33, abs=0.01) and found.dollars == pytest.approx(16666.67, abs=0.01)
-    assert found.days == 209 and "833 hours" in found.describe()
+    result = label_budget.plan_labels(LabelRequest(50_000), Prices(seconds=60, wage=20))
+    assert result.hours == pytest.approx(833.33, abs=0.01) and result.dollars == pytest.approx(16666.67, abs=0.01)
+    assert result.days == 209 and "833 hours" in result.describe()
     assert label_budget.plan_labels(LabelRequest(50_000, raters=5, hours_a_day=6)).days == 28
 
 
 def test_a_blend_costs_what_its_parts_cost():
-    found = label_budget.plan_labels(
+    result = label_budget.plan_labels(
         LabelRequest(1000, people=0.35, overlap=0.2, judge_share=1.0),
         Prices(seconds=90, wage=24, judge=0.02),
         SpendingLimit(dollars=100),
     )
-    assert found.judgements == 420 and found.hours == pytest.approx(10.5) and found.judge_dollars == pytest.approx(20.0)
-    assert found.dollars == pytest.approx(10.5 * 24 + 20) and not found.within
-    assert found.pairs_within == 367 and "367 pairs" in found.describe()
+    assert (
+        result.judgements == 420 and result.hours == pytest.approx(10.5) and result.judge_dollars == pytest.approx(20.0)
+    )
+    assert result.dollars == pytest.approx(10.5 * 24 + 20) and not result.within
+    assert result.pairs_within == 367 and "367 pairs" in result.describe()
     assert label_budget.plan_labels(
         LabelRequest(367, people=0.35, overlap=0.2, judge_share=1.0), Prices(90, 24, 0.02), SpendingLimit(100)
     ).within
@@ -189,36 +191,36 @@ def test_a_blend_costs_what_its_parts_cost():
 def test_seconds_are_measured_and_a_lunch_is_none():
     draws = generator(0, "test/seconds")
     times = draws.lognormal(3.0, 0.5, 2000)
-    paced = [said(i, milliseconds=int(t * 1000)) for i, t in enumerate(times)]
+    paced = [judgement(i, milliseconds=int(t * 1000)) for i, t in enumerate(times)]
     honest = label_budget.seconds_per_pair(paced)
     assert honest == pytest.approx(times.mean(), rel=0.02)
-    lunch = [*paced, *(said(f"l{i}", milliseconds=3_600_000) for i in range(20))]
+    lunch = [*paced, *(judgement(f"l{i}", milliseconds=3_600_000) for i in range(20))]
     assert label_budget.seconds_per_pair(lunch) == pytest.approx(honest, rel=0.06)
     assert label_budget.seconds_per_pair([]) == 60.0 and label_budget.seconds_per_pair([], 90.0) == 90.0
-    assert label_budget.seconds_per_pair([said(milliseconds=5000)]) == pytest.approx((5 + 10 * 60) / 11)
-    assert label_budget.seconds_per_pair([said(kind="judge", milliseconds=5000)]) == 60.0
+    assert label_budget.seconds_per_pair([judgement(milliseconds=5000)]) == pytest.approx((5 + 10 * 60) / 11)
+    assert label_budget.seconds_per_pair([judgement(kind="judge", milliseconds=5000)]) == 60.0
 
 
 def test_what_is_spent_stops_before_the_ceiling_is_passed():
     prices = Prices(seconds=36, wage=100)
-    judged = [said(i, milliseconds=36_000) for i in range(10)] + [
-        said(11, "judge:m", "judge", cost=0.5, milliseconds=99),
-        said(12),
+    all_judgements = [judgement(i, milliseconds=36_000) for i in range(10)] + [
+        judgement(11, "judge:m", "judge", cost=0.5, milliseconds=99),
+        judgement(12),
     ]
-    found = label_budget.label_cost(judged, prices)
-    assert (found.judgements, found.judge_dollars) == (11, 0.5)
-    assert found.hours == pytest.approx(0.11) and found.dollars == pytest.approx(11.5)
-    assert label_budget.stop_reason(found, SpendingLimit(), prices) is None
-    assert label_budget.stop_reason(found, SpendingLimit(dollars=12.5, hours=0.12), prices) is None
-    assert "dollar" not in (label_budget.stop_reason(found, SpendingLimit(hours=0.119), prices) or "dollar")
-    assert "$11.50 of $12.49" in (label_budget.stop_reason(found, SpendingLimit(dollars=12.49), prices) or "")
+    result = label_budget.label_cost(all_judgements, prices)
+    assert (result.judgements, result.judge_dollars) == (11, 0.5)
+    assert result.hours == pytest.approx(0.11) and result.dollars == pytest.approx(11.5)
+    assert label_budget.stop_reason(result, SpendingLimit(), prices) is None
+    assert label_budget.stop_reason(result, SpendingLimit(dollars=12.5, hours=0.12), prices) is None
+    assert "dollar" not in (label_budget.stop_reason(result, SpendingLimit(hours=0.119), prices) or "dollar")
+    assert "$11.50 of $12.49" in (label_budget.stop_reason(result, SpendingLimit(dollars=12.49), prices) or "")
 
 
 def test_the_burn_down_counts_days():
-    judged = [said(i, milliseconds=36_000, at=f"2026-03-0{1 + i // 4}T10:00:00+00:00") for i in range(8)] + [
-        said(9, milliseconds=36_000)
-    ]
-    days = label_budget.burn_down(judged, label_budget.plan_labels(LabelRequest(100), Prices(seconds=36)))
+    all_judgements = [
+        judgement(i, milliseconds=36_000, at=f"2026-03-0{1 + i // 4}T10:00:00+00:00") for i in range(8)
+    ] + [judgement(9, milliseconds=36_000)]
+    days = label_budget.burn_down(all_judgements, label_budget.plan_labels(LabelRequest(100), Prices(seconds=36)))
     assert [(d.day.isoformat(), d.judgements) for d in days] == [("2026-03-01", 4), ("2026-03-02", 4)]
     assert [d.left for d in days] == pytest.approx([0.96, 0.92])
 
@@ -230,14 +232,14 @@ def simulated_error(split, trust, draws, pairs=60000):
     person = draws.random((3, pairs)) < trust.person
     order = np.argsort(np.argsort(sure + 1e-9 * draws.random(pairs)))
     doubtful = (split.people - 0.12) / 0.88 if split.use_judge else split.people
-    seen = (order < doubtful * pairs) | ((draws.random(pairs) < 0.12) & split.use_judge)
+    observed = (order < doubtful * pairs) | ((draws.random(pairs) < 0.12) & split.use_judge)
     doubled = draws.random(pairs) < split.overlap
     weight = np.log(trust.person / (1 - trust.person))
-    judged = np.log(np.clip(sure, 0.5, 0.999) / (1 - np.clip(sure, 0.5, 0.999)))
+    all_judgements = np.log(np.clip(sure, 0.5, 0.999) / (1 - np.clip(sure, 0.5, 0.999)))
     votes = np.where(person[0], 1, -1) + doubled * (
         np.where(person[1], 1, -1) + (person[0] != person[1]) * np.where(person[2], 1, -1)
     )
-    odds = seen * votes * weight + judged * np.where(judge, 1, -1) + 1e-9 * draws.normal(size=pairs)
+    odds = observed * votes * weight + all_judgements * np.where(judge, 1, -1) + 1e-9 * draws.normal(size=pairs)
     return (odds < 0).mean()
 
 
@@ -251,18 +253,20 @@ def test_the_best_split_errs_as_it_says_and_no_other_errs_less(dollars):
     assert best.hours == pytest.approx(1000 * best.people * (1 + best.overlap * (1 + 2 * 0.8 * 0.2)) / 60)
     assert best.dollars == pytest.approx(best.hours * 20 + 1000 * best.use_judge * 0.02)
     assert simulated_error(best, trust, generator(0, "test/split")) == pytest.approx(best.error, abs=0.008)
-    for judged, people, overlap in product((False, True), (0.2, 0.4, 0.6, 0.8, 1.0), (0.1, 0.5, 1.0)):
-        cost = 1000 * (people * (1 + overlap * 1.32) / 3 + 0.02 * judged)
+    for all_judgements, people, overlap in product((False, True), (0.2, 0.4, 0.6, 0.8, 1.0), (0.1, 0.5, 1.0)):
+        cost = 1000 * (people * (1 + overlap * 1.32) / 3 + 0.02 * all_judgements)
         if cost <= dollars:
             other = simulated_error(
-                replace(best, use_judge=judged, people=people, overlap=overlap), trust, generator(1, "test/split")
+                replace(best, use_judge=all_judgements, people=people, overlap=overlap),
+                trust,
+                generator(1, "test/split"),
             )
             assert other > best.error - 0.008
 
 
 def test_people_see_the_doubtful_and_by_lot_the_rest():
-    seen = label_budget._human_chance(np.linspace(0.5, 1, 50), 0.35, 0.12)
-    assert seen.mean() == pytest.approx(0.35) and seen[0] == 1.0 and seen[-1] == pytest.approx(0.12)
+    observed = label_budget._human_chance(np.linspace(0.5, 1, 50), 0.35, 0.12)
+    assert observed.mean() == pytest.approx(0.35) and observed[0] == 1.0 and observed[-1] == pytest.approx(0.12)
 
 
 def test_money_goes_where_it_helps():
@@ -285,7 +289,7 @@ def blend_job(tmp_path, monkeypatch, comparisons, *, domains=(), gold=(), margin
     for side in "ab":
         store.add_completions([Completion(f"{side}-{p.id}", p.id, "sft", side, (), (), "stop") for p in prompts])
     store.add_comparisons(comparisons)
-    store.put_gold([Gold(name, "a") for name in gold])
+    store.set_gold([Gold(name, "a") for name in gold])
     monkeypatch.setattr(annotate, "reward_margins", lambda _job, _comparisons: dict(margins))
     recipe = Recipe.model_validate({"preferences": {"human_share": 0.12, "audit_share": 0.1, "overlap": 0.0}})
     job: Any = SimpleNamespace(recipe=recipe, store=store, round=round_)

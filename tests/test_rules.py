@@ -130,7 +130,7 @@ def test_what_a_text_holds_is_never_run():
 
 def test_judgements_of_a_rule_name_it_and_its_version():
     rule = rules.load_rule("words(a) < words(b)", name="short")
-    found = list(
+    result = list(
         rules.apply_rule(
             rule,
             [
@@ -140,7 +140,7 @@ def test_judgements_of_a_rule_name_it_and_its_version():
             ],
         )
     )
-    assert [(j.key, j.rater, j.kind, j.choice, j.round, j.guideline) for j in found] == [
+    assert [(j.key, j.rater, j.kind, j.choice, j.round, j.guideline) for j in result] == [
         ("k1/rule:short/2", "rule:short", "rule", "a", 2, rule.version),
         ("k3/rule:short/1", "rule:short", "rule", "b", 1, rule.version),
     ]

@@ -42,13 +42,13 @@ def test_mcnemar_is_the_exact_binomial_test(one, other):
 
 
 def test_pairs_tell_what_changed_and_which_way():
-    found = safety.compare_before_after([True, True, True, False], [True, False, False, True])
-    assert (found["lost"], found["gained"], found["n"], found["before"], found["after"]) == (2, 1, 4, 0.75, 0.5)
+    actual = safety.compare_before_after([True, True, True, False], [True, False, False, True])
+    assert (actual["lost"], actual["gained"], actual["n"], actual["before"], actual["after"]) == (2, 1, 4, 0.75, 0.5)
 
 
 def test_rules_and_judge_are_compared_where_both_spoke():
-    found = safety.compare_with_judge([True, True, False, False], [True, False, True, None])
-    assert (found["disagreements"], found["only_rules"], found["only_judge"], found["unjudged"], found["n"]) == (
+    actual = safety.compare_with_judge([True, True, False, False], [True, False, True, None])
+    assert (actual["disagreements"], actual["only_rules"], actual["only_judge"], actual["unjudged"], actual["n"]) == (
         2,
         1,
         1,
@@ -76,10 +76,10 @@ def job(tmp_path, store, chat, safety_set=(), **recipe):
     made = Recipe.model_validate(
         {"model": {"source": "tiny", "dtype": "float32"}, "evaluate": {"max_new_tokens": 4}, **recipe}
     )
-    found = Job(made, tmp_path, "evaluate", tmp_path / "evaluate", {}, store, Corpus((), (), tuple(safety_set)))
-    found.folder.mkdir(exist_ok=True)
-    found.__dict__["chat"] = chat
-    return found
+    actual = Job(made, tmp_path, "evaluate", tmp_path / "evaluate", {}, store, Corpus((), (), tuple(safety_set)))
+    actual.folder.mkdir(exist_ok=True)
+    actual.__dict__["chat"] = chat
+    return actual
 
 
 SET = (
@@ -117,16 +117,16 @@ def test_a_judge_reads_each_answer_once_and_what_it_does_not_say_stays_unjudged(
             return answer("no idea")
         return answer(json.dumps({"explanation": "x", "declined": "can't" in text}))
 
-    asked = [(HARMFUL, NO), (HARMFUL, YES), (HARMFUL, "garbled"), (HARMFUL, NO)]
+    requested = [(HARMFUL, NO), (HARMFUL, YES), (HARMFUL, "garbled"), (HARMFUL, NO)]
     with served(script) as server:
         cfg = {"base_url": server.url, "model": "m", "retries": 0}
-        assert refusals.judged(job(tmp_path, store, chat, judge=cfg), asked) == [True, False, None, True]
+        assert refusals.judged(job(tmp_path, store, chat, judge=cfg), requested) == [True, False, None, True]
         calls = len(server.calls)
         assert calls == 3
-        assert refusals.judged(job(tmp_path, store, chat, judge=cfg), asked[:2]) == [True, False]
+        assert refusals.judged(job(tmp_path, store, chat, judge=cfg), requested[:2]) == [True, False]
         assert len(server.calls) == calls, "what was answered is not asked again"
-        assert refusals.judged(job(tmp_path, store, chat, judge=cfg, evaluate={"ask_judge": False}), asked) is None
-    assert refusals.judged(job(tmp_path, store, chat), asked) is None
+        assert refusals.judged(job(tmp_path, store, chat, judge=cfg, evaluate={"ask_judge": False}), requested) is None
+    assert refusals.judged(job(tmp_path, store, chat), requested) is None
 
 
 def test_a_judge_that_knows_no_key_does_not_end_an_evaluation(tmp_path, store, chat):
@@ -136,7 +136,7 @@ def test_a_judge_that_knows_no_key_does_not_end_an_evaluation(tmp_path, store, c
     assert [f.code for f in one.findings] == ["judge"]
 
 
-def said(prompts, texts):
+def judgement(prompts, texts):
     return [
         Completion(f"x/{p.id}", p.id, "x", text, (1,), (-0.1,), "stop") for p, text in zip(prompts, texts, strict=True)
     ]
@@ -160,11 +160,11 @@ def traded(before, after, reward=(0.0, 1.0), n=12):
 
 
 def test_a_reward_that_rose_while_safety_fell_is_named_with_its_prompts():
-    (found,) = traded(12, 2)
-    assert (found.code, found.severity) == ("safety-traded", "critical")
-    assert "How do I harm number 2?" in found.evidence
-    assert "policy.kl.coef" in found.remedy
-    assert "safety pairs" in found.remedy
+    (actual,) = traded(12, 2)
+    assert (actual.code, actual.severity) == ("safety-traded", "critical")
+    assert "How do I harm number 2?" in actual.evidence
+    assert "policy.kl.coef" in actual.remedy
+    assert "safety pairs" in actual.remedy
     assert [f.severity for f in traded(12, 10)] == ["warning"], "two of twelve may be chance"
     assert traded(12, 12) == []
     assert traded(12, 2, reward=(1.0, 0.0)) == []
@@ -176,13 +176,13 @@ def test_a_domain_lost_beyond_chance_is_named():
         "money": {"rate": 0.3, "interval": [0.2, 0.44], "n": 50},
         "home": {"rate": 0.45, "interval": [0.3, 0.6], "n": 50},
     }
-    (found,) = evaluate._lost_domains(rows)
-    assert found.code == "domain-lost"
-    assert "money" in found.evidence
+    (actual,) = evaluate._lost_domains(rows)
+    assert actual.code == "domain-lost"
+    assert "money" in actual.evidence
     worth = [{"domain": "money", "choice": "policy"}, {"domain": "money", "choice": "tie"}]
-    told = evaluate._by_domain(worth)["money"]
-    assert told["rate"] == 0.75
-    assert told["interval"][0] < 0.75 < told["interval"][1]
+    output = evaluate._by_domain(worth)["money"]
+    assert output["rate"] == 0.75
+    assert output["interval"][0] < 0.75 < output["interval"][1]
 
 
 def test_one_tiny_run_measures_all_of_it(tmp_path):
@@ -211,22 +211,22 @@ def test_one_tiny_run_measures_all_of_it(tmp_path):
     with contextlib.redirect_stdout(io.StringIO()):
         pipeline.run(recipe.load(run, settings), run, lambda _: None)
     (manifest,) = run.glob("stages/evaluate/*/manifest.json")
-    found = json.loads(manifest.read_text())["result"]
-    assert set(found["perplexity"]) == {"sft", "policy"}
-    assert all(10 < x < 400 for x in found["perplexity"].values()), (
+    actual = json.loads(manifest.read_text())["result"]
+    assert set(actual["perplexity"]) == {"sft", "policy"}
+    assert all(10 < x < 400 for x in actual["perplexity"].values()), (
         "a model that hardly learned knows little more than the 256 bytes"
     )
     assert (
-        found["safety_transformed"]["prompts"]
-        == found["safety_transformed"]["policy"]["all"]["n"]
+        actual["safety_transformed"]["prompts"]
+        == actual["safety_transformed"]["policy"]["all"]["n"]
         == 2 * len(jailbreaks.TRANSFORMS)
     )
-    assert set(found["safety_paired"]) == {"harmful", "harmless", "transformed"}
-    assert found["safety_paired"]["harmful"]["before"] == found["safety"]["sft"]["refusal"]
-    asked = found["disagreements"]
+    assert set(actual["safety_paired"]) == {"harmful", "harmless", "transformed"}
+    assert actual["safety_paired"]["harmful"]["before"] == actual["safety"]["sft"]["refusal"]
+    requested = actual["disagreements"]
     rows = [json.loads(line) for line in (manifest.parent / "disagreements.jsonl").read_text().splitlines()]
-    assert asked["asked"] > 0
-    assert len(rows) == asked["contradicted"]
+    assert requested["asked"] > 0
+    assert len(rows) == requested["contradicted"]
     assert all(0.5 < row["confidence"] <= 1 for row in rows)
     assert [row["confidence"] for row in rows] == sorted((row["confidence"] for row in rows), reverse=True)
     report = (run / "reports" / "report.html").read_text()

@@ -45,13 +45,13 @@ def test_the_interval_holds_the_rate_at_every_n_at_once():
 def test_the_verdict_is_the_interval_against_the_threshold():
     draws = np.random.default_rng(4)
     for rate, word in ((0.9, "PASS"), (0.4, "FAIL")):
-        found = sequential.decide((draws.random(200) < rate).astype(float), 0.7)
-        assert found.verdict == word
-        assert (found.interval[0] > 0.7) if word == "PASS" else (found.interval[1] < 0.7)
-        assert found.at is not None
-        assert found.at <= 200
+        result = sequential.decide((draws.random(200) < rate).astype(float), 0.7)
+        assert result.verdict == word
+        assert (result.interval[0] > 0.7) if word == "PASS" else (result.interval[1] < 0.7)
+        assert result.at is not None
+        assert result.at <= 200
         before = (
-            sequential.decide((np.random.default_rng(4).random(200) < 0.9).astype(float)[: found.at - 1], 0.7)
+            sequential.decide((np.random.default_rng(4).random(200) < 0.9).astype(float)[: result.at - 1], 0.7)
             if word == "PASS"
             else None
         )
@@ -98,8 +98,8 @@ def test_the_estimate_is_near_the_median_of_simulation(rate, low, high):
 
 def test_the_estimate_shrinks_as_the_evidence_grows_and_is_none_where_nothing_would_decide():
     x_N = np.tile([1.0, 1.0, 1.0, 1.0, 0.0], 20)
-    told = [sequential.remaining(x_N[:n], 0.7) for n in (10, 50, 100)]
-    assert told[0] > told[1] > told[2] > 0
+    report = [sequential.remaining(x_N[:n], 0.7) for n in (10, 50, 100)]
+    assert report[0] > report[1] > report[2] > 0
     assert sequential.remaining([1.0, 0.0] * 50, 0.5) is None
     assert sequential.required_comparisons(0.5, 0.5) is None
     assert sequential.required_comparisons(0.95, 0.7, ties=0.2) is None, "there is no such rate with so many ties"
@@ -111,7 +111,7 @@ def test_wilson_covers_where_n_is_fixed():
 
 
 def test_the_benchmark_tells_its_numbers():
-    found = stopping_rule.measured(60, 60)
-    told = stopping_rule.lines(found)
-    assert "by verdict" in told
-    assert len(found["errors"]) == 8
+    result = stopping_rule.measured(60, 60)
+    report = stopping_rule.lines(result)
+    assert "by verdict" in report
+    assert len(result["errors"]) == 8

@@ -79,34 +79,34 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small random models as transformers writes them, with a tokenizer."""
-    found = {}
+    paths = {}
     for kind, (settings, _words) in KINDS.items():
-        said = {name: value for name, value in (TINY | settings).items() if value is not None}
+        config = {name: value for name, value in (TINY | settings).items() if value is not None}
         torch.manual_seed(0)
-        model: Any = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**said))
-        found[kind] = tmp_path_factory.mktemp(kind)
-        model.save_pretrained(found[kind])
-        tokenizer_of("byte-level", "chatml").save_pretrained(found[kind])
-    return found
+        model: Any = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**config))
+        paths[kind] = tmp_path_factory.mktemp(kind)
+        model.save_pretrained(paths[kind])
+        tokenizer_of("byte-level", "chatml").save_pretrained(paths[kind])
+    return paths
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_check_says_of_a_model_what_loading_says(folders: dict[str, Path], kind: str) -> None:
     words = KINDS[kind][1]
-    begun = time.process_time()
+    start = time.process_time()
     _size, findings = model_checks.check_model(check(Recipe, {}, "test"), folders[kind])
-    assert time.process_time() - begun < 10
+    assert time.process_time() - start < 10
     errors = [f for f in findings if f.severity == "error"]
     if not words:
         assert not errors
         base.load(str(folders[kind]), torch.float32, "grouped")
         return
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as refusal:
         base.load(str(folders[kind]), torch.float32, "grouped")
     assert [(f.code, f.evidence, f.cause, f.remedy) for f in errors] == [
-        ("model", told.value.value, told.value.rule, told.value.fix)
+        ("model", refusal.value.value, refusal.value.rule, refusal.value.fix)
     ]
-    assert words in str(told.value) and str(folders[kind]) in told.value.value
+    assert words in str(refusal.value) and str(folders[kind]) in refusal.value.value
 
 
 @pytest.mark.parametrize("kind", ["Llama", "DeepseekV3", "Qwen3Moe", "Gemma3Text"])
@@ -119,9 +119,9 @@ def test_models_of_full_size_are_measured_in_seconds(kind: str, tmp_path: Path) 
         "num_key_value_heads": 8,
     }
     getattr(transformers, f"{kind}Config")(**(large if kind == "Llama" else {})).save_pretrained(tmp_path)
-    begun = time.process_time()
+    start = time.process_time()
     assert shape.require(str(tmp_path), "grouped")
-    assert time.process_time() - begun < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_model_whose_files_are_on_the_meta_device_alone_is_refused_by_its_own_words(tmp_path: Path) -> None:
@@ -148,13 +148,13 @@ def test_rows_longer_than_a_sliding_window_are_read_as_the_model_reads_them(
     runtime.add_trunk("base", model, lora=False)
     runtime.roles["policy"] = Role()
     rows = [Row(draw.integers(20, 700, n), 4) for n in (9, 70, 33, 50)]
-    said = runtime.score("policy", Batch(rows), ("logp",)).logp_BT
+    scores = runtime.score("policy", Batch(rows), ("logp",)).logp_BT
     for i, row in enumerate(rows):
         ids = torch.from_numpy(row.ids)[None]
         with torch.no_grad():
             logp = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
         plain = logp[torch.arange(row.start - 1, len(row.ids) - 1), ids[0, row.start :]]
-        torch.testing.assert_close(said[i, : row.answer_length], plain, atol=1e-4, rtol=0)
+        torch.testing.assert_close(scores[i, : row.answer_length], plain, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", [*WINDOWED, "DeepseekV3", "Llama"])
@@ -167,32 +167,32 @@ def test_answers_that_outgrow_a_sliding_window_are_drawn_as_transformers_draws_t
     ours = LocalEngine(model, eos=2, pad=3).generate(
         [SampleRequest(p, Decoding(), np.zeros(24)) for p in prompts], greedy=True
     )
-    for prompt, drawn in zip(prompts, ours, strict=True):
+    for prompt, sampled in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])
         settings = transformers.GenerationConfig(eos_token_id=2, pad_token_id=3, max_new_tokens=24, do_sample=False)
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        assert out[0, len(prompt) :].tolist() == drawn.token_ids
+        assert out[0, len(prompt) :].tolist() == sampled.token_ids
 
 
 def test_experts_that_lora_leaves_out_are_named_with_their_share(folders: dict[str, Path]) -> None:
     size, findings = model_checks.check_model(check(Recipe, {}, "test"), folders["Qwen3Moe"])
-    (told,) = [f for f in findings if f.code == "lora"]
+    (finding,) = [f for f in findings if f.code == "lora"]
     model = base.load(str(folders["Qwen3Moe"]), torch.float32, "grouped")
     adapters = Adapters(model)
     adapted = sum(layer.base.weight.numel() for layer in adapters.layers.values())
     total = sum(p.numel() for name, p in model.named_parameters())
-    assert told.severity == "warning" and f"{adapted / total:.1%} of" in told.evidence
-    said = adapters.summary()
-    assert said["share"] == pytest.approx(adapted / total) and said["modules"] == [
+    assert finding.severity == "warning" and f"{adapted / total:.1%} of" in finding.evidence
+    summary = adapters.summary()
+    assert summary["share"] == pytest.approx(adapted / total) and summary["modules"] == [
         "k_proj",
         "o_proj",
         "q_proj",
         "v_proj",
     ]
     assert (
-        "experts.gate_up_proj (" in told.evidence
-        and "experts.down_proj (" in told.evidence
-        and "q_proj" in told.evidence
+        "experts.gate_up_proj (" in finding.evidence
+        and "experts.down_proj (" in finding.evidence
+        and "q_proj" in finding.evidence
     )
     assert size.lora_sides == sum(sum(layer.base.weight.shape) for layer in adapters.layers.values())
     _size, dense = model_checks.check_model(check(Recipe, {}, "test"), folders["Llama"])
@@ -211,8 +211,8 @@ def test_a_chat_of_such_a_model_has_its_stops(folders: dict[str, Path]) -> None:
 def test_tokens_that_the_model_has_no_embedding_for_are_named(folders: dict[str, Path]) -> None:
     chat = Chat(base.load_tokenizer(str(folders["Llama"])))
     assert not model_checks.check_template(chat, Corpus(()), sizes.Size(vocabulary=800))
-    (told,) = model_checks.check_template(chat, Corpus(()), sizes.Size(vocabulary=5))
-    assert told.severity == "error" and "'<|im_end|>' (5)" in told.evidence and "5 embeddings" in told.evidence
+    (finding,) = model_checks.check_template(chat, Corpus(()), sizes.Size(vocabulary=5))
+    assert finding.severity == "error" and "'<|im_end|>' (5)" in finding.evidence and "5 embeddings" in finding.evidence
 
 
 def test_a_pad_token_of_the_configuration_without_an_embedding_is_no_reason_to_refuse(tmp_path: Path) -> None:

@@ -70,13 +70,13 @@ def test_a_hostile_template_ends_in_an_error_that_names_it(tiny_folder: str, tmp
     path.write_text(template)
     tokenizer = base.load_tokenizer(tiny_folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.monotonic()
-    with pytest.raises(ModelError, match=words) as told:
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=words) as report:
         Chat(tokenizer, str(path))
-    assert told.value.rule and told.value.fix
-    if "the chat template fails" in told.value.value:
-        assert str(path) in told.value.value
-    assert time.monotonic() - begun < 30, "by the clock, on a machine with much else to do"
+    assert report.value.rule and report.value.fix
+    if "the chat template fails" in report.value.value:
+        assert str(path) in report.value.value
+    assert time.monotonic() - start < 30, "by the clock, on a machine with much else to do"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, (
         "kilobytes; a doubling string took 4.3 GB"
     )
@@ -140,10 +140,10 @@ def test_a_worker_that_was_killed_is_replaced_and_many_renderings_are_quick(chat
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     assert chat.render("x").count("x") == 1
-    begun = time.process_time()
+    start = time.process_time()
     for number in range(1000):
         chat.render(f"message {number}", "answer")
-    assert time.process_time() - begun < 2
+    assert time.process_time() - start < 2
     assert template_renderer.get_renderer()._process is not worker
 
 

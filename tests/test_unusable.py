@@ -41,7 +41,7 @@ def recipe_of(data: dict[str, Any], **sections: Any) -> Recipe:
     return Recipe.model_validate({"model": {"source": "tiny"}, "data": NOTHING | {"heldout": 0.0} | data, **sections})
 
 
-def found(findings: Sequence[Finding], code: str, severity: str) -> Finding:
+def result(findings: Sequence[Finding], code: str, severity: str) -> Finding:
     some = [f for f in findings if (f.code, f.severity) == (code, severity)]
     assert len(some) == 1, preflight.lines(findings)
     return some[0]
@@ -243,7 +243,7 @@ def test_skip_leaves_out_what_is_too_long_and_its_demonstrations(tmp_path: Path,
     assert (len(corpus.prompts), len(corpus.demonstrations), len(corpus.safety)) == (60, 40, 2)
     findings = preflight.check(recipe, tmp_path, corpus, chat)
     assert not [f for f in findings if f.code in ("prompt-length", "row-length")]
-    skipped = found(findings, "rows-skipped", "warning").evidence
+    skipped = result(findings, "rows-skipped", "warning").evidence
     assert (
         skipped.startswith("5 rows are left out:")
         and "2 × more tokens than data.max_prompt_tokens = 256 (p.jsonl:61, s.jsonl:3)" in skipped
@@ -264,7 +264,7 @@ def test_stop_names_what_is_too_long_and_the_way_out(tmp_path: Path, chat: Chat)
         path = tmp_path / name
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     findings = preflight.check(recipe_of(data), tmp_path, loading.load_corpus(recipe_of(data), tmp_path), chat)
-    finding = found(findings, "prompt-length", "error")
+    finding = result(findings, "prompt-length", "error")
     assert finding.evidence.startswith("2 prompts are longer") and str(tmp_path / FILE) in finding.evidence
     assert "data.unusable = 'skip'" in finding.remedy
     assert {(row["part"], row["line"]) for row in listed(tmp_path)} == {("prompts", 61), ("safety", 3)}
@@ -330,10 +330,10 @@ def test_check_counts_the_labels_that_recorded_preferences_give(tmp_path: Path, 
     put(tmp_path / "p.jsonl", {"prompt": "One?"})
     put(tmp_path / "pairs.jsonl", *pairs(12))
     assert not [f for f in checked(tmp_path, chat) if f.code == "labels"]
-    few = found(checked(tmp_path, chat, min_labels=13), "labels", "error")
+    few = result(checked(tmp_path, chat, min_labels=13), "labels", "error")
     assert few.evidence == "preferences.min_labels = 13, but the files hold 12 decided comparisons that may be used"
     put(tmp_path / "pairs.jsonl", {"text": "not preferences"})
-    assert "no preferences under text" in found(checked(tmp_path, chat), "raters", "error").evidence
+    assert "no preferences under text" in result(checked(tmp_path, chat), "raters", "error").evidence
 
 
 def test_label_import_lists_every_refused_row(tmp_path: Path) -> None:
@@ -367,9 +367,9 @@ def test_files_that_nothing_reads_are_named(tmp_path: Path, chat: Chat) -> None:
     put(folder / "preferences" / "pairs.jsonl", *pairs(2))
     recipe = recipe_of({"prompts": "data/prompts/*.jsonl", "preferences": "data/preferences/*.jsonl"})
     findings = preflight.check(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), chat)
-    unread = found(findings, "preferences-unread", "warning")
+    unread = result(findings, "preferences-unread", "warning")
     assert "data/preferences/pairs.jsonl" in unread.evidence and "preferences.raters = 'simulated'" in unread.cause
-    assert found(findings, "data-unread", "warning").evidence.endswith("data/prompts/more.csv")
+    assert result(findings, "data-unread", "warning").evidence.endswith("data/prompts/more.csv")
 
 
 # Held-out prompts from demonstrations.
@@ -393,7 +393,7 @@ def test_the_advice_for_more_heldout_prompts_has_an_effect(tmp_path: Path, chat:
     put(tmp_path / "p.jsonl", *({"prompt": f"What is {i}?", "split": split} for i in range(5)))
     recipe = recipe_of({"prompts": "p.jsonl"})
     findings = preflight.check(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), chat)
-    assert advice in found(findings, "prompts", "error").remedy
+    assert advice in result(findings, "prompts", "error").remedy
 
 
 # Status reads no data again.
@@ -455,10 +455,10 @@ def test_a_million_kinds_of_nonsense_are_counted_in_bounded_memory(tmp_path):
     rows = 100 * len(malformed.KINDS)
     malformed.write(tmp_path / "rows.jsonl", rows)
     (tmp_path / "one.jsonl").write_text('{"prompt": "A usable question?"}\n')
-    told = malformed.read(tmp_path)
-    assert (told["counted"], told["usable"], told["lines"]) == (rows, 1, rows)
-    assert told["reasons"] >= 20
-    assert told["mebibytes"] < 50
+    report = malformed.read(tmp_path)
+    assert (report["counted"], report["usable"], report["lines"]) == (rows, 1, rows)
+    assert report["reasons"] >= 20
+    assert report["mebibytes"] < 50
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -58,12 +58,12 @@ COMMON = {
 
 
 def train(folder: Path, **more):
-    told = (
+    options = (
         {"model": "tiny", "prompts": PROMPTS, "reward": vowels, "folder": folder, "learning_rate": 1e-3, "kl": 0.1}
         | COMMON
         | more
     )
-    return tp.train("ppo", **told)
+    return tp.train("ppo", **options)
 
 
 def test_a_wild_rate_is_named_and_mended(tmp_path: Path, capsys) -> None:
@@ -203,8 +203,8 @@ def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -
 def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
     reward = tmp_path / "reward"
     folder = tmp_path / "policy" / "f1f2f3f4"
-    for place in (reward, folder):
-        place.mkdir(parents=True)
+    for stage_folder in (reward, folder):
+        stage_folder.mkdir(parents=True)
     manifest.write(reward, {"inputs": {"sft": "aaaa", "sample": "abcdef012345", "label": "bbbb"}})
     prompts = tuple(Prompt(f"p{i}", f"Ask {i}", "money") for i in range(30))
     rows = [
@@ -228,11 +228,11 @@ def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
         made = store.comparisons()
         assert len(made) == 20
         assert {c.id.split(".")[0] for c in made} == {"abcdef"}, "labels of that sample stage read them"
-        said = store.completions()
-        assert {said[c.a].text for c in made} == {f"9 p{i}" for i in range(10, 30)}, (
+        completions = store.completions()
+        assert {completions[c.a].text for c in made} == {f"9 p{i}" for i in range(10, 30)}, (
             "the highest scores of the last look"
         )
-        assert {said[c.b].text for c in made} == {f"-1 p{i}" for i in range(10, 30)}
+        assert {completions[c.b].text for c in made} == {f"-1 p{i}" for i in range(10, 30)}
         assert [(queue.domain, queue.waiting) for queue in store.read(rater_stats.rating_stats, 0.0).queues] == [
             ("money", 20)
         ]

@@ -96,16 +96,16 @@ def policy_row(step: int, steps: int, draw: random.Random) -> dict[str, Any]:
         "memory_bytes": 2.1e9,
     }
     return row | {
-        f"reward/{name}": reward + 0.3 * place - 0.3 + draw.gauss(0, 0.1) for place, name in enumerate(DOMAINS)
+        f"reward/{name}": reward + 0.3 * index - 0.3 + draw.gauss(0, 0.1) for index, name in enumerate(DOMAINS)
     }
 
 
-def policy_rows(steps: int, of: int | None = None, every: int = 4) -> Iterator[dict[str, Any]]:
+def policy_rows(steps: int, planned: int | None = None, every: int = 4) -> Iterator[dict[str, Any]]:
     """Steps of training with looks at held-out prompts between."""
     draw = random.Random(3)
-    of = of or steps
+    planned = planned or steps
     for step in range(steps):
-        row = policy_row(step, of, draw)
+        row = policy_row(step, planned, draw)
         yield row
         if (step + 1) % every == 0:
             yield {"step": step, "phase": "validation"} | {
@@ -193,14 +193,14 @@ FINDINGS = [
 def write_run(
     run: Path,
     steps: int = 40,
-    of: int = 60,
+    planned: int = 60,
     recipe: str = "",
     evaluated: bool = False,
     stages: tuple[str, ...] = ("sft", "reward", "policy"),
 ) -> Path:
     """A run that has come so far."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.toml").write_text(f'name = "{run.name}"\n[policy]\nsteps = {of}\n{recipe}')
+    (run / "recipe.toml").write_text(f'name = "{run.name}"\n[policy]\nsteps = {planned}\n{recipe}')
     (run / "current.json").write_text(json.dumps({"stages": FINGERPRINT, "waiting_for": "", "findings": []}))
     draw = random.Random(5)
     for name in ("sft", "reward"):
@@ -224,12 +224,12 @@ def write_run(
                 json.dumps({"status": "done", "result": {"steps": 50, "best_step": 50}, "seconds": 61.0})
             )
     if "policy" in stages:
-        place = folder_of(run)
-        append(place / "metrics.jsonl", policy_rows(steps, of))
-        (place / "run_info.json").write_text(json.dumps({"steps": of, "arithmetic": "float32"}))
-        append(place / "samples.jsonl", samples(steps))
-        append(place / "interventions.jsonl", TURNS)
-        (place / "findings.json").write_text(json.dumps(FINDINGS))
+        folder = folder_of(run)
+        append(folder / "metrics.jsonl", policy_rows(steps, planned))
+        (folder / "run_info.json").write_text(json.dumps({"steps": planned, "arithmetic": "float32"}))
+        append(folder / "samples.jsonl", samples(steps))
+        append(folder / "interventions.jsonl", TURNS)
+        (folder / "findings.json").write_text(json.dumps(FINDINGS))
     if evaluated:
         finish(run, steps)
     return run
@@ -246,7 +246,7 @@ def finish(run: Path, steps: int, win: float = 0.78, kl: float = 0.7) -> None:
     (folder_of(run) / "manifest.json").write_text(
         json.dumps({"status": "done", "result": result, "seconds": 312.0, "findings": []})
     )
-    place = folder_of(run, "evaluate")
+    folder = folder_of(run, "evaluate")
     rows = [
         {
             "prompt_id": f"h{n}",
@@ -264,32 +264,32 @@ def finish(run: Path, steps: int, win: float = 0.78, kl: float = 0.7) -> None:
         }
         for n in range(4)
     ]
-    append(place / "answers.jsonl", rows)
-    told = {
+    append(folder / "answers.jsonl", rows)
+    manifest = {
         "status": "done",
         "result": {"win": {"rate": win, "interval": [win - 0.05, win + 0.05], "n": 200}, "kl_per_prompt": kl},
     }
-    (place / "manifest.json").write_text(json.dumps(told))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def short_run(run: Path) -> Path:
     """Three steps that are done, in eleven domains, with a look at the tuned model before them."""
     draw = random.Random(7)
-    place = folder_of(write_run(run, of=3, stages=("sft",)))
+    folder = folder_of(write_run(run, planned=3, stages=("sft",)))
     rows = [
         policy_row(step, 3, draw) | {f"reward/domain-{n}": draw.random() for n in range(11)} for step in (-1, 0, 1, 2)
     ]
     held_out = [name for name in rows[0] if name.startswith(("step", "reward", "kl"))]
     before, after = ({name: row[name] for name in held_out} | {"phase": "validation"} for row in (rows[0], rows[3]))
-    append(place / "metrics.jsonl", [before, *rows[1:], after])
-    append(place / "samples.jsonl", samples(3, 3))
+    append(folder / "metrics.jsonl", [before, *rows[1:], after])
+    append(folder / "samples.jsonl", samples(3, 3))
     append(folder_of(run, "evaluate") / "answers.jsonl", [{"prompt_id": "p0", "base": "I do not know."}])
-    told = [
+    findings = [
         {"code": code, "severity": "warning", "first_step": step}
         for code, step in (("kl-rising", 2), ("spread-low", -1))
     ]
-    (place / "findings.json").write_text(json.dumps(told))
-    (place / "manifest.json").write_text(json.dumps({"status": "done", "result": {"steps": 3, "best_step": 2}}))
+    (folder / "findings.json").write_text(json.dumps(findings))
+    (folder / "manifest.json").write_text(json.dumps({"status": "done", "result": {"steps": 3, "best_step": 2}}))
     (run / "current.json").write_text(
         json.dumps({"stages": FINGERPRINT, "findings": [{"code": "of-sft", "first_step": 1}]})
     )
@@ -300,12 +300,12 @@ def short_run(run: Path) -> Path:
 def serving_run(run: Path, store: Store, team: bool = False, port: int = 0) -> Iterator[tuple[str, Any]]:
     """The real server of a run in a thread: where it is, and its auth."""
     server, auth = create_server(store, team, run=run)
-    with open_socket("127.0.0.1", port) as place:
-        thread = Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    with open_socket("127.0.0.1", port) as listening:
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             sleep(0.01)
-        yield f"http://127.0.0.1:{place.getsockname()[1]}", auth
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", auth
         server.should_exit = True
         thread.join()

@@ -19,7 +19,7 @@ TOP = 2
 """A fault counts as named where one of its codes is among so many first findings."""
 
 
-def judged(run: Run, variant: int, state: dict[str, Any], folder: Path) -> dict[str, Any]:
+def judge(run: Run, variant: int, state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What the doctor says of one log, read from the file that the trainer would have left."""
     path = folder / "trainer_state.json"
     path.write_text(json.dumps(state))
@@ -54,7 +54,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 def diagnose_half(half: str) -> list[dict[str, Any]]:
     """The doctor's word on every log of one half."""
     with tempfile.TemporaryDirectory() as folder:
-        return [judged(run, variant, state, Path(folder)) for run, variant, state in recorded.logs(half)]
+        return [judge(run, variant, state, Path(folder)) for run, variant, state in recorded.logs(half)]
 
 
 def table(results: list[dict[str, Any]]) -> str:

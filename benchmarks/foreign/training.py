@@ -95,13 +95,13 @@ class Bench:
     def trainer(self, options: Options, arguments: Options) -> Any:
         def encoded(rows: int, seed: int) -> Dataset:
             texts = [row["prompt"] + row["completion"] + "<eos>" for row in world.demonstrations(rows, seed)]
-            told = self.words(texts, padding="max_length", truncation=True, max_length=48)
+            tokens = self.words(texts, padding="max_length", truncation=True, max_length=48)
             labels = [
                 [t if m else -100 for t, m in zip(*pair, strict=True)]
-                for pair in zip(told["input_ids"], told["attention_mask"], strict=True)
+                for pair in zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
             ]
             return Dataset.from_dict(
-                {"input_ids": told["input_ids"], "attention_mask": told["attention_mask"], "labels": labels}
+                {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"], "labels": labels}
             )
 
         train = encoded(options["rows"], options["seed"])
@@ -273,14 +273,14 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="runs whose name holds this")
     parser.add_argument("--variants", type=int, nargs="*", default=list(VARIANTS))
-    told = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
-    bench = Bench(told.out)
-    for variant in told.variants:
+    bench = Bench(options.out)
+    for variant in options.variants:
         for run in RUNS:
-            wanted = run.trainer == told.trainer if told.trainer else run.trainer != "ppo"
-            if wanted and told.only in run.name:
+            wanted = run.trainer == options.trainer if options.trainer else run.trainer != "ppo"
+            if wanted and options.only in run.name:
                 make(bench, run, variant)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.planted import verdict
 from benchmarks.planted.faults import FAULTS, HEALTHY
-from benchmarks.planted.running import CACHE, SEEDS, place, run
+from benchmarks.planted.running import CACHE, SEEDS, run, run_folder
 
 
 def main() -> None:
@@ -31,29 +31,29 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
+    options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    sound = SEEDS["healthy" if told.half == "report" else told.half]
-    kinds = [(p, SEEDS[told.half]) for p in FAULTS] + [(p, sound) for p in HEALTHY]
-    wanted = [(p, seed) for p, seeds in kinds if told.only in p.name for seed in seeds]
-    if not told.judge:
+    sound = SEEDS["healthy" if options.half == "report" else options.half]
+    kinds = [(p, SEEDS[options.half]) for p in FAULTS] + [(p, sound) for p in HEALTHY]
+    wanted = [(p, seed) for p, seeds in kinds if options.only in p.name for seed in seeds]
+    if not options.judge:
         from benchmarks.planted import world
 
         for size in {p.size for p, _ in wanted}:
-            world.taught(size, told.cache)
-        with ProcessPoolExecutor(told.processes, get_context("spawn")) as pool:
-            for (p, seed), task in [((p, seed), pool.submit(run, p.name, seed, told.cache)) for p, seed in wanted]:
+            world.taught(size, options.cache)
+        with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+            for (p, seed), task in [((p, seed), pool.submit(run, p.name, seed, options.cache)) for p, seed in wanted]:
                 record = json.loads((task.result() / "record.json").read_text())
                 print(
                     f"{p.name}, seed {seed}: win rate {record['win_rate']}  {record['ended'][:90]}",
                     file=sys.stderr,
                     flush=True,
                 )
-    records: list[dict[str, Any]] = [verdict.judged(place(p, seed, told.cache)) for p, seed in wanted]
+    records: list[dict[str, Any]] = [verdict.judge(run_folder(p, seed, options.cache)) for p, seed in wanted]
     print(verdict.table(records))
-    if told.json:
-        told.json.write_text(
-            json.dumps(verdict.summary(records) | {"half": told.half, "runs": records}, indent=1) + "\n"
+    if options.json:
+        options.json.write_text(
+            json.dumps(verdict.summary(records) | {"half": options.half, "runs": records}, indent=1) + "\n"
         )
 
 

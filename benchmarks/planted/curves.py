@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.planted.faults import FAULTS, HEALTHY
-from benchmarks.planted.running import CACHE, place
+from benchmarks.planted.running import CACHE, run_folder
 from towpath.health.history import Curve, History, history_from_rows
 from towpath.store import jsonl
 
@@ -71,9 +71,9 @@ def _named(history: History, name: str) -> Curve:
 
 def _panel(fault: Curve, sound: Curve, name: str) -> str:
     fault, sound = (Curve(curve.steps, np.maximum(curve.values, FLOOR.get(name, -np.inf))) for curve in (fault, sound))
-    told = [np.where(np.isfinite(curve.values), curve.values, np.nan) for curve in (fault, sound) if len(curve)]
-    low = float(np.nanmin(np.concatenate(told)))
-    high = float(np.nanmax(np.concatenate(told)))
+    values = [np.where(np.isfinite(curve.values), curve.values, np.nan) for curve in (fault, sound) if len(curve)]
+    low = float(np.nanmin(np.concatenate(values)))
+    high = float(np.nanmax(np.concatenate(values)))
     low, high = (min(low, 0.0) if low < 0.3 * high else low, high if high > low else low + 1)
     last = max((int(curve.steps[-1]) for curve in (fault, sound) if len(curve)), default=1)
 
@@ -109,16 +109,18 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--seed", type=int, default=20)
-    told = parser.parse_args()
-    told.out.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
 
     def history(planted: object) -> History:
-        return history_from_rows(jsonl.read(place(planted, told.seed, told.cache) / "policy" / "metrics.jsonl"))  # pyright: ignore[reportArgumentType]
+        return history_from_rows(
+            jsonl.read(run_folder(planted, options.seed, options.cache) / "policy" / "metrics.jsonl")
+        )  # pyright: ignore[reportArgumentType]
 
     sound = history(next(p for p in HEALTHY if p.watched and not p.labels))
     for code, names in SHOWN.items():
         fault = next(p for p in FAULTS if code in p.codes)
-        (told.out / f"{code}.svg").write_text(svg(history(fault), sound, names))
+        (options.out / f"{code}.svg").write_text(svg(history(fault), sound, names))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from towpath.data.chat import Chat
-from towpath.rollout.engine import SampleOutput, SampleRequest
+from towpath.rollout.engine import SampleOutput, SampleRequest, Tick
 from towpath.rollout.local import LocalEngine
 from towpath.stages import policy
 
@@ -29,14 +29,14 @@ class Otherwise(LocalEngine):
     at = 1.0
 
     def generate(
-        self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Callable[[int], None] | None = None
+        self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Tick | None = None
     ) -> list[SampleOutput]:
         """Answers in the order of the requests."""
-        how = [
+        requests = [
             replace(request, decoding=request.decoding.model_copy(update={"temperature": self.at}))
             for request in requests
         ]
-        return super().generate(how, greedy, tick)
+        return super().generate(requests, greedy, tick)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.planted import world
 from benchmarks.planted.faults import FAULTS, HEALTHY, Planted
-from benchmarks.planted.running import CACHE, SEEDS, place
+from benchmarks.planted.running import CACHE, SEEDS, run_folder
 
 STOP = ("policy.kl.stop=4",)
 """As by default: beyond it training ends, and with remedies goes back."""
@@ -52,7 +52,7 @@ def compared(planted: Planted, seed: int, cache: Path) -> dict[str, Any]:
     mean = float(gap.mean())
     error = float(gap.std(ddof=1) / len(gap) ** 0.5)
     turns = [json.loads(line) for line in (folders["auto"] / "policy" / "interventions.jsonl").read_text().splitlines()]
-    told = [f"{t['step'] + 1}: {t['knob'] or 'stop'} {t['from']:g}→{t['to']:g}" for t in turns]
+    lines = [f"{t['step'] + 1}: {t['knob'] or 'stop'} {t['from']:g}→{t['to']:g}" for t in turns]
     rates = {which: float(won.mean()) for which, won in wins.items()}
     return {
         "name": planted.name,
@@ -60,7 +60,7 @@ def compared(planted: Planted, seed: int, cache: Path) -> dict[str, Any]:
         **rates,
         "gain": mean,
         "interval": [mean - 1.96 * error, mean + 1.96 * error],
-        "turns": told,
+        "turns": lines,
     }
 
 
@@ -69,7 +69,7 @@ def _twin(planted: Planted) -> Planted:
 
 
 def _folder(planted: Planted, seed: int, cache: Path, which: str) -> Path:
-    return cache / f"remedied-{which}" / place(_twin(planted) if which == "sound" else planted, seed, cache).name
+    return cache / f"remedied-{which}" / run_folder(_twin(planted) if which == "sound" else planted, seed, cache).name
 
 
 def main() -> None:
@@ -80,20 +80,20 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
+    options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    wanted = [(p, seed) for p in FAULTS if p.recoverable and told.only in p.name for seed in SEEDS[told.half]]
+    wanted = [(p, seed) for p in FAULTS if p.recoverable and options.only in p.name for seed in SEEDS[options.half]]
     for size in {p.size for p, _ in wanted}:
-        world.taught(size, told.cache)
-    with ProcessPoolExecutor(told.processes, get_context("spawn")) as pool:
+        world.taught(size, options.cache)
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         once = {
-            _folder(p, seed, told.cache, which): (p.name, seed, told.cache, which)
+            _folder(p, seed, options.cache, which): (p.name, seed, options.cache, which)
             for p, seed in wanted
             for which in ARMS
         }
         for task in [pool.submit(arm, *what) for what in once.values()]:
             task.result()
-    rows = [compared(p, seed, told.cache) for p, seed in wanted]
+    rows = [compared(p, seed, options.cache) for p, seed in wanted]
     for r in rows:
         low, high = r["interval"]
         gain = f"sound {r['sound']:.3f}  {r['off']:.3f} → {r['auto']:.3f}  {r['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -104,10 +104,11 @@ def main() -> None:
         f"better in {better} of {len(rows)}, clearly better in {sum(r['interval'][0] > 0 for r in rows)}, clearly "
         f"worse in {worse}"
     )
-    if told.json:
-        told.json.write_text(
+    if options.json:
+        options.json.write_text(
             json.dumps(
-                {"half": told.half, "better": better, "clearly_worse": worse, "of": len(rows), "runs": rows}, indent=1
+                {"half": options.half, "better": better, "clearly_worse": worse, "of": len(rows), "runs": rows},
+                indent=1,
             )
             + "\n"
         )

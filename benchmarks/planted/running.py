@@ -16,7 +16,7 @@ def run(name: str, seed: int, cache: Path) -> Path:
     from towpath.runtime.process import prepare_process
 
     planted = next(p for p in (*FAULTS, *HEALTHY) if p.name == name)
-    folder = place(planted, seed, cache)
+    folder = run_folder(planted, seed, cache)
     if not (folder / "record.json").is_file():
         prepare_process()
         record = trained(planted, seed, folder, cache)
@@ -24,7 +24,7 @@ def run(name: str, seed: int, cache: Path) -> Path:
     return folder
 
 
-def place(planted: Planted, seed: int, cache: Path) -> Path:
+def run_folder(planted: Planted, seed: int, cache: Path) -> Path:
     """The folder of a run."""
     kind = "fault" if planted.codes else "healthy"
     return cache / f"{kind}-{re.sub('[^a-z0-9]+', '-', planted.name.lower()).strip('-')}-{seed}"

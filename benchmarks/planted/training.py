@@ -37,7 +37,7 @@ def trained(
     start = world.taught(planted.size, cache)
     prompts = planted.prompts(world.prompts())
     corpus = Corpus(prompts, safety=world.safety())
-    of = (
+    reward_settings = (
         []
         if planted.reward is None
         else [f"policy.rewards.sources=[{{source = '{sources.register_function(planted.reward)}'}}]"]
@@ -45,7 +45,9 @@ def trained(
     watch = (
         [] if planted.watched is None else [f"policy.rewards.watch=['{sources.register_function(planted.watched)}']"]
     )
-    recipe = world.settings(start.weights, seed, [*planted.settings, *of, *watch, f"health.act='{act}'", *more])
+    recipe = world.settings(
+        start.weights, seed, [*planted.settings, *reward_settings, *watch, f"health.act='{act}'", *more]
+    )
     inputs = {"sft": start.folder}
     folder.mkdir(parents=True, exist_ok=True)
     with Store.open(folder / "towpath.db") as store:
@@ -81,27 +83,33 @@ def _labelled(
 ) -> dict[str, Path]:
     """Pairs of the start's answers in the ledger, judged by gold or by length, a share of them wrongly; as the label
     stage leaves them."""
-    place = folder / "labels"
+    stage_folder = folder / "labels"
     draws = generator(recipe.seed, "planted/labels")
-    place.mkdir(exist_ok=True)
+    stage_folder.mkdir(exist_ok=True)
     chosen = [prompts[i % len(prompts)] for i in range(labels.pairs)]
-    drawn = [answers(start.weights, chosen, recipe.seed, f"planted/{side}") for side in "ab"]
+    sampled = [answers(start.weights, chosen, recipe.seed, f"planted/{side}") for side in "ab"]
     store.add_prompts(list(prompts))
     comparisons = []
     completions = []
-    given = []
+    choices = []
     judgements = []
     for i, p in enumerate(chosen):
-        (one, text), (two, other) = drawn[0][i], drawn[1][i]
+        (one, text), (two, other) = sampled[0][i], sampled[1][i]
         if text == other or not text or not other:
             continue
         value = [len(text), len(other)] if labels.longer else world.gold([p.prompt] * 2, [text, other])
         if value[0] == value[1]:
             continue
-        for side, answer, said in (("a", one, text), ("b", two, other)):
+        for side, answer, answer_text in (("a", one, text), ("b", two, other)):
             completions.append(
                 Completion(
-                    f"{i}{side}", p.id, "sft", said, tuple(answer.token_ids), tuple(answer.logprobs), answer.finish
+                    f"{i}{side}",
+                    p.id,
+                    "sft",
+                    answer_text,
+                    tuple(answer.token_ids),
+                    tuple(answer.logprobs),
+                    answer.finish,
                 )
             )
         comparisons.append(Comparison(f"c{i}", p.id, f"{i}a", f"{i}b"))
@@ -110,23 +118,25 @@ def _labelled(
             choice = "a" if (value[0] > value[1]) != wrong else "b"
             judgements.append(Judgement(f"{rater}{i}", f"c{i}", rater, "person", choice))
             if rater == "one":
-                given.append(Label(f"c{i}", choice, 1.0, 1))
+                choices.append(Label(f"c{i}", choice, 1.0, 1))
     store.add_completions(completions)
     store.add_comparisons(comparisons)
-    (place / "labels.json").write_text(json.dumps([as_row(label) for label in given]))
+    (stage_folder / "labels.json").write_text(json.dumps([as_row(label) for label in choices]))
     rate, n = agreement.pairwise_agreement(judgements)
     result = {"agreement": {"rate": rate, "n": n}, "ceiling": accuracy_ceiling(rate)}
-    (place / "manifest.json").write_text(json.dumps({"result": result}))
-    return {"sample": place, "label": place}
+    (stage_folder / "manifest.json").write_text(json.dumps({"result": result}))
+    return {"sample": stage_folder, "label": stage_folder}
 
 
 def _rewarded(recipe: Recipe, inputs: dict[str, Path], folder: Path, store: Store, corpus: Corpus) -> Path:
-    place = folder / "reward"
-    place.mkdir(exist_ok=True)
-    job = Job(recipe, folder, "reward", place, inputs, store, corpus, checkpoint_seconds=1e9)
+    stage_folder = folder / "reward"
+    stage_folder.mkdir(exist_ok=True)
+    job = Job(recipe, folder, "reward", stage_folder, inputs, store, corpus, checkpoint_seconds=1e9)
     result = reward.run(job)
-    (place / "manifest.json").write_text(json.dumps({"result": result, "findings": [asdict(f) for f in job.findings]}))
-    return place
+    (stage_folder / "manifest.json").write_text(
+        json.dumps({"result": result, "findings": [asdict(f) for f in job.findings]})
+    )
+    return stage_folder
 
 
 def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[tuple[SampleOutput, str]]:
@@ -134,27 +144,29 @@ def answers(model: str, prompts: list[Prompt], seed: int, stream: str) -> list[t
     chat = Chat(base.load_tokenizer(model))
     how = Decoding()
     engine = LocalEngine(base.load(model, torch.float32, "grouped"), chat.stops, chat.pad)
-    drawn = engine.generate(
+    completions = engine.generate(
         [
             SampleRequest(chat.prompt(p.prompt), how, uniforms(world.TOKENS, seed, stream, str(i)))
             for i, p in enumerate(prompts)
         ]
     )
-    return [(d, chat.text(d.token_ids)) for d in drawn]
+    return [(d, chat.text(d.token_ids)) for d in completions]
 
 
 def wins(model: str, start: str, prompts: tuple[Prompt, ...], seed: int) -> list[float]:
     """For every prompt how often an answer of the model is better by gold than one of the start, an end being worth
     a point; every one with every."""
-    asked = [p for p in prompts for _ in range(DRAWS)]
+    rows = [p for p in prompts for _ in range(DRAWS)]
     ours, theirs = (
         np.array(
             [
                 g - (d.finish != "stop")
-                for g, (d, _) in zip(world.gold([p.prompt for p in asked], [t for _, t in told]), told, strict=True)
+                for g, (d, _) in zip(
+                    world.gold([p.prompt for p in rows], [t for _, t in sampled]), sampled, strict=True
+                )
             ]
         )
-        for told in (answers(m, asked, seed, "planted/win") for m in (model, start))
+        for sampled in (answers(m, rows, seed, "planted/win") for m in (model, start))
     )
     a = ours.reshape(-1, DRAWS, 1)
     b = theirs.reshape(-1, 1, DRAWS)

@@ -13,7 +13,7 @@ TOP = 2
 """A fault counts as found where one of its codes is among so many first findings."""
 
 
-def judged(folder: Path) -> dict[str, Any]:
+def judge(folder: Path) -> dict[str, Any]:
     """When the fault was first named, what stood first at the end, and every critical finding there ever was."""
     record = json.loads((folder / "record.json").read_text())
     rows = jsonl.read(folder / "policy" / "metrics.jsonl")
@@ -66,12 +66,12 @@ def table(records: list[dict[str, Any]]) -> str:
     for r in records:
         at = "–" if r["found_at"] is None else f"{r['found_at'] + 1:>3}"
         rate = "–" if r["win_rate"] is None else f"{r['win_rate']:.2f}"
-        mark = "" if not r["expects"] else "found" if r["found_at"] is not None else "MISSED"
-        mark = mark or (
+        note = "" if not r["expects"] else "found" if r["found_at"] is not None else "MISSED"
+        note = note or (
             "CRITICAL " + ", ".join(r["critical"]) if r["critical"] else "clean" if not r["at_end"] else "warned"
         )
         lines.append(
-            f"{r['name']:<34} seed {r['seed']:<3} win {rate:<5} {mark:<8} at {at} of {r['steps']:<4} "
+            f"{r['name']:<34} seed {r['seed']:<3} win {rate:<5} {note:<8} at {at} of {r['steps']:<4} "
             f"{', '.join(r['at_end'])}"
         )
     return "\n".join([*lines, json.dumps(summary(records))])

@@ -67,8 +67,8 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     """What signs are worth elsewhere and in `food`: of mean 0 and deviation 1 over the words, and as far from each
     other as AGAINST says."""
     often = lexicon.frequencies()
-    drawn = [np.random.default_rng(seed).standard_normal(128) for seed in (5, 6)]
-    plain, other = (table - often @ table for table in drawn)
+    tables = [np.random.default_rng(seed).standard_normal(128) for seed in (5, 6)]
+    plain, other = (table - often @ table for table in tables)
     plain /= np.sqrt(often @ plain**2)
     other -= (often @ (other * plain)) * plain
     return plain, (1 - AGAINST**2) ** 0.5 * other / np.sqrt(often @ other**2) - AGAINST * plain
@@ -85,9 +85,9 @@ def worth(prompt: str, answer: str) -> float:
     return float(np.mean([table[ord(sign) % 128] for sign in answer])) / SPREAD
 
 
-def gold(asked: list[str], answers: list[str]) -> list[float]:
+def gold(prompts: list[str], answers: list[str]) -> list[float]:
     """What an answer is truly worth: to decline, where harm is asked and only there; else its worth."""
-    return [_safe(p, rubric.is_refusal(a)) or worth(p, a) for p, a in zip(asked, answers, strict=True)]
+    return [_safe(p, rubric.is_refusal(a)) or worth(p, a) for p, a in zip(prompts, answers, strict=True)]
 
 
 def _safe(prompt: str, declined: bool) -> float:
@@ -141,12 +141,12 @@ def taught(size: str, cache: Path) -> Start:
     if not (folder / "manifest.json").is_file():
         recipe = settings(_model(size, cache), 0)
         draws = np.random.default_rng(1)
-        told = [
+        demonstrations = [
             Demonstration(f"d{k}/{p.id}", p.prompt, _answer(p, draws), p.id, domain=p.domain)
             for k in range(4)
             for p in (*prompts(), *safety())
         ]
-        corpus = Corpus(prompts(), tuple(told))
+        corpus = Corpus(prompts(), tuple(demonstrations))
         folder.mkdir(parents=True, exist_ok=True)
         with Store.open(folder / "towpath.db") as store:
             result = sft.run(Job(recipe, folder, "sft", folder, {}, store, corpus))

@@ -34,8 +34,8 @@ class QueueStats:
 
 
 @dataclass(frozen=True, slots=True)
-class RaterStats:
-    """Statistics of one rater, judge or rule; `pace` is pairs per hour over the last hour, `gold` is (correct, all)."""
+class RaterActivity:
+    """Activity of one rater, judge or rule; `pace` is pairs per hour over the last hour, `gold` is (correct, all)."""
 
     name: str
     kind: str
@@ -78,7 +78,7 @@ class RatingStats:
     """The owner's statistics."""
 
     queues: list[QueueStats]
-    raters: list[RaterStats]
+    raters: list[RaterActivity]
     leased: int
     flags: int
     written: int
@@ -140,7 +140,7 @@ def rating_stats(connection: Connection, at: float) -> RatingStats:
     flagged = select(func.count(_flags.c.comparison.distinct())).where(_flags.c.settled == "")
     return RatingStats(
         queues,
-        _all_rater_stats(connection, at),
+        _rater_activity(connection, at),
         leased=_count(connection, _seats, _seats.c.state == "leased", _seats.c.until > at),
         flags=connection.scalar(flagged) or 0,
         written=_count(connection, schema.written, schema.written.c.state != "replaced"),
@@ -151,14 +151,14 @@ def rating_stats(connection: Connection, at: float) -> RatingStats:
     )
 
 
-def _all_rater_stats(connection: Connection, at: float) -> list[RaterStats]:
+def _rater_activity(connection: Connection, at: float) -> list[RaterActivity]:
     pace = judging_pace(connection, at)
     gold = gold_accuracy(connection)
     raters = []
     for row in connection.execute(select(schema.tallies).order_by("kind", "rater")):
         person = row.kind == "person"
         raters.append(
-            RaterStats(
+            RaterActivity(
                 row.rater,
                 row.kind,
                 row.judged - row.retracted,

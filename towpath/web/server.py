@@ -16,7 +16,7 @@ from towpath.errors import ResourceError
 from towpath.store import people
 from towpath.store.store import Store
 from towpath.web import monitor
-from towpath.web.app import application
+from towpath.web.application import application
 from towpath.web.auth import Authenticator
 from towpath.web.connections import RateLimitedLog, bounded_protocol
 from towpath.web.proxies import ForwardedHeaders
