@@ -168,14 +168,14 @@ class _Judge(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append(len(content["answers"]))
+        self.batch_sizes.append(len(content["answers"]))
         if self.trouble:
             self.send_response(self.trouble.pop(0))
             self.end_headers()
             return
         scores = [len(answer) for answer in content["answers"]]
         if self.path == "/shifted":
-            scores = scores[:-1] if len(self.asked) == 1 else [*scores, 0]
+            scores = scores[:-1] if len(self.batch_sizes) == 1 else [*scores, 0]
         text = json.dumps({"other": 1} if self.path == "/elsewhere" else {"scores": scores}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(text) + (1000 if self.path == "/torn" else 0)))
@@ -188,7 +188,7 @@ class _Judge(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def judge(monkeypatch):
-    _Judge.asked = []
+    _Judge.batch_sizes = []
     _Judge.trouble = []
     monkeypatch.setattr(sources.time, "sleep", lambda _seconds: None)
     server = HTTPServer(("127.0.0.1", 0), _Judge)
@@ -202,7 +202,7 @@ def test_an_endpoint_scores_in_parts_and_is_asked_again_when_busy(judge):
     _Judge.trouble = [503, 429]
     answers = ["x" * i for i in range(100)]
     assert list(sources.load_source(f"{judge}/score")([""] * 100, answers)) == list(range(100))
-    assert _Judge.asked == [64, 64, 64, 36]
+    assert _Judge.batch_sizes == [64, 64, 64, 36]
 
 
 def test_every_part_of_an_endpoints_answer_has_its_own_count(judge):
@@ -231,11 +231,11 @@ def test_an_endpoint_that_fails_is_named(judge):
     _Judge.trouble = [400]
     with pytest.raises(RewardError, match="400"):
         sources.load_source(f"{judge}/score")([""], ["a"])
-    assert _Judge.asked == [1], "a refusal is not asked again"
+    assert _Judge.batch_sizes == [1], "a refusal is not asked again"
     with pytest.raises(RewardError, match="KeyError"):
         sources.load_source(f"{judge}/elsewhere")([""], ["a"])
     with pytest.raises(RewardError, match="the connection broke"):
         sources.load_source(f"{judge}/torn")([""], ["a"])
-    assert _Judge.asked == [1] * 7, "what breaks off is asked for three times"
+    assert _Judge.batch_sizes == [1] * 7, "what breaks off is asked for three times"
     with pytest.raises(RewardError, match=r"refused|Connect call failed"):
         sources.load_source("http://127.0.0.1:9/score")([""], ["a"])

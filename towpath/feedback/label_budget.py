@@ -53,7 +53,7 @@ class LabelRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelPlan:
+class PlannedLabels:
     """Judgements, hours, dollars and working days of a request, and whether it is within the limit."""
 
     judgements: int
@@ -126,7 +126,7 @@ def seconds_per_pair(judgements: Iterable[Judgement], assumed: float = ASSUMED_S
 
 def plan_labels(
     request: LabelRequest, prices: Prices | None = None, spending_limit: SpendingLimit | None = None
-) -> LabelPlan:
+) -> PlannedLabels:
     """Hours, dollars and days of a request."""
     price = prices or Prices()
     limit = spending_limit or SpendingLimit()
@@ -142,7 +142,7 @@ def plan_labels(
     pairs_by_hours = limit.hours / hours_per_pair if hours_per_pair else inf
     pairs_by_dollars = limit.dollars / dollars_per_pair if dollars_per_pair else inf
     allowed_pairs = min(pairs_by_hours, pairs_by_dollars)
-    return LabelPlan(
+    return PlannedLabels(
         round(request.pairs * human_per_pair),
         hours,
         dollars,
@@ -173,7 +173,7 @@ def stop_reason(cost: LabelCost, limit: SpendingLimit, prices: Prices | None = N
     return None
 
 
-def burn_down(judgements: Iterable[Judgement], plan: LabelPlan, prices: Prices | None = None) -> list[BurnDownDay]:
+def burn_down(judgements: Iterable[Judgement], plan: PlannedLabels, prices: Prices | None = None) -> list[BurnDownDay]:
     """Judgements and hours per day, and planned hours left; judgements without a date are left out."""
     price = prices or Prices()
     people = [j for j in judgements if j.kind in PEOPLE and j.at]

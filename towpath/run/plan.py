@@ -35,7 +35,7 @@ class LabelPlan:
     seconds: float
     measured: int
     """Judgements of people that `seconds` was measured on; 0 where it is assumed."""
-    plan: label_budget.LabelPlan
+    plan: label_budget.PlannedLabels
     costs: label_budget.LabelCost
     burn_down: tuple[label_budget.BurnDownDay, ...]
     stopped: str | None
