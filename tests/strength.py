@@ -249,6 +249,20 @@ BREAKAGES = [
     ),
     # runtime
     Breakage(
+        "a gradient that is not finite moves weights",
+        "towpath/runtime/local.py",
+        "if np.isfinite(norm):",
+        "if True:",
+        "tests/test_models.py -k nan",
+    ),
+    Breakage(
+        "the loss is not divided by the step's weight",
+        "towpath/runtime/local.py",
+        "(total / weight).backward()",
+        "total.backward()",
+        "tests/test_by_hand.py",
+    ),
+    Breakage(
         "no bias correction",
         "towpath/models/cpu/optimizer.py",
         "rate / (1 - beta1**count)",
