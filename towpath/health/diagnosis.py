@@ -1,41 +1,43 @@
 """Diagnosis: runs all detectors on a history and orders their findings, the most likely cause first."""
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 
-from towpath.health.detectors import (
-    diversity,
-    domains,
-    kl,
-    preference_pairs,
-    reward_hacking,
-    reward_model_quality,
-    rollouts,
-    stalled_policy,
-    step_size,
-    supervised,
-    system,
-)
+from towpath.health import detectors
 from towpath.health.history import History
 from towpath.recipe import Limits
 from towpath.records import Finding
 
 Detector = Callable[[History, Limits], Iterator[Finding]]
-_MODULES = (
-    system,
-    rollouts,
-    reward_model_quality,
-    preference_pairs,
-    step_size,
-    stalled_policy,
-    supervised,
-    kl,
-    reward_hacking,
-    diversity,
-    domains,
+_FIRST = (
+    "system",
+    "rollouts",
+    "reward_model_quality",
+    "preference_pairs",
+    "step_size",
+    "stalled_policy",
+    "supervised",
+    "kl",
+    "reward_hacking",
+    "diversity",
+    "domains",
 )
+"""Files of `detectors` whose findings come first among equals; those of other files follow by name."""
+
+
+def _modules() -> list[ModuleType]:
+    """Every file of `detectors`."""
+    names = sorted(module.name for module in pkgutil.iter_modules(detectors.__path__))
+    ordered = [*_FIRST, *(name for name in names if name not in _FIRST)]
+    return [importlib.import_module(f"{detectors.__name__}.{name}") for name in ordered]
+
+
+_MODULES = _modules()
 DETECTORS: tuple[Detector, ...] = (
     *(detector for module in _MODULES for detector in module.DETECTORS),
-    *system.RESOURCES,
+    *(detector for module in _MODULES for detector in getattr(module, "RESOURCES", ())),
 )
 POSSIBLE_CAUSES: Mapping[str, set[str]] = {
     "not-finite": {"learning-rate-high", "reward-unbounded"},

@@ -1,6 +1,6 @@
 """`[engine]`: what samples completions."""
 
-from typing import Literal
+from typing import Any
 
 from towpath.recipe.reader import Section, value
 
@@ -8,9 +8,12 @@ from towpath.recipe.reader import Section, value
 class Engine(Section):
     """Sampling engine."""
 
-    type: Literal["local", "vllm"] = value(
-        "local", "engine: this process, or vLLM in an environment of its own", why="see docs/engines.md"
+    type: str = value(
+        "local",
+        "local (this process), vllm (in an environment of its own), or an import path of your own engine",
+        why="see docs/engines.md",
     )
+    settings: dict[str, Any] = value({}, "settings of your own engine", why="see docs/extending.md")
     python: str = value("", "path of the Python of the environment that has vLLM")
     cache: float = value(2.0, "GiB of key-value cache of vLLM", "2-40", gt=0)
     correction: float = value(

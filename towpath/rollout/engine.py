@@ -1,11 +1,17 @@
-"""The contract of engines: tokens, their log-probabilities, and why each completion ended."""
+"""The contract of engines: tokens, their log-probabilities, and why each completion ended.
 
+An engine is a module with `open_engine`: a file of this package, or an import path of your own.
+"""
+
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from towpath.errors import RecipeError
 from towpath.recipe import Decoding
 
 
@@ -46,3 +52,16 @@ class Engine(Protocol):
     def refresh(self, model: Any, version: int = 0) -> None:
         """Sample from this model, with the weights that it has now; `version` numbers them."""
         ...
+
+
+def engine_module(name: str) -> str:
+    """The import path of the engine that a recipe names."""
+    if "." in name:
+        return name
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    known = [path.stem for path in files if "\ndef open_engine(" in path.read_text(encoding="utf-8")]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or ["local"]
+        rule = f"one of {', '.join(known)}, or an import path of a module with open_engine"
+        raise RecipeError(f"engine.type = {name!r}: no such engine", rule, f"use {near[0]!r}")
+    return f"{__package__}.{name}"

@@ -1,5 +1,6 @@
 """Completions of one engine, with progress, in as many parts as memory asks for."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,17 +8,13 @@ from towpath.data.chat import Chat
 from towpath.errors import ResourceError
 from towpath.progress import print_note, progress
 from towpath.recipe import Engine as EngineSection
-from towpath.rollout.engine import Engine, SampleOutput, SampleRequest
-from towpath.rollout.local import LocalEngine
-from towpath.rollout.vllm import VllmEngine
+from towpath.rollout.engine import Engine, SampleOutput, SampleRequest, engine_module
 from towpath.runtime.out_of_memory import with_less
 
 
 def open_engine(section: EngineSection, chat: Chat, folder: Path, max_tokens: int) -> Engine:
     """The engine that a recipe names, for rows of at most so many tokens; weights come by `Runtime.publish`."""
-    if section.type == "local":
-        return LocalEngine(None, chat.stops, chat.pad)
-    return VllmEngine(None, chat.stops, folder / "vllm", section.python, max_tokens, section.cache)
+    return importlib.import_module(engine_module(section.type)).open_engine(section, chat, folder, max_tokens)
 
 
 def generate(engine: Engine, requests: Sequence[SampleRequest], title: str, greedy: bool = False) -> list[SampleOutput]:

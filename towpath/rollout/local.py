@@ -1,6 +1,7 @@
 """The engine in this process: any transformers model, batched decoding, finished rows leave the batch."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,18 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from towpath.data.chat import Chat
 from towpath.models.cpu import kernels, layers, native
 from towpath.models.packed_batch import attention_mask, cache_name, windowed
+from towpath.recipe import Engine as EngineSection
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
 from towpath.rollout.engine import SampleOutput, SampleRequest, Tick
+
+
+def open_engine(section: EngineSection, chat: Chat, folder: Path, max_tokens: int) -> "LocalEngine":
+    """The engine in this process; `refresh` gives it a model."""
+    return LocalEngine(None, chat.stops, chat.pad)
 
 
 class LocalEngine:

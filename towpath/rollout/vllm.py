@@ -16,10 +16,17 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from towpath.data.chat import Chat
 from towpath.errors import RecipeError, ResourceError
+from towpath.recipe import Engine as EngineSection
 from towpath.rollout.engine import SampleOutput, SampleRequest, Tick
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
+
+
+def open_engine(section: EngineSection, chat: Chat, folder: Path, max_tokens: int) -> "VllmEngine":
+    """vLLM in the Python that the recipe names; `refresh` gives it a model."""
+    return VllmEngine(None, chat.stops, folder / "vllm", section.python, max_tokens, section.cache)
 
 
 class VllmEngine:

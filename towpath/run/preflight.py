@@ -21,6 +21,7 @@ from towpath.models.memory import memory_available
 from towpath.recipe import ALGORITHM_DEFAULTS, Method, Policy, Recipe
 from towpath.records import Finding, Severity
 from towpath.rewards import sources
+from towpath.rollout.engine import engine_module
 from towpath.run import model_checks, plan, trackers
 from towpath.run.sizes import Size, disk_needed, memory_needed
 
@@ -187,7 +188,11 @@ def _check_rate_ratio(recipe: Recipe) -> Iterator[Finding]:
 
 def check_engine(recipe: Recipe) -> list[Finding]:
     """Whether the Python of the vLLM engine exists and has vLLM."""
-    if recipe.engine.type == "local":
+    try:
+        engine_module(recipe.engine.type)
+    except RecipeError as error:
+        return [Finding("engine", "error", error.value, error.rule, error.fix)]
+    if recipe.engine.type != "vllm":
         return []
     fix = "python -m venv ENV; ENV/bin/pip install vllm; engine.python = 'ENV/bin/python'"
     if not recipe.engine.python:

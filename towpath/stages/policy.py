@@ -32,7 +32,8 @@ VALUE_FEATURES = "value_features.safetensors"
 def run(job: Job) -> dict[str, Any]:
     """Train, choose the checkpoint, save."""
     cfg = job.recipe.policy
-    algo = importlib.import_module(algos.place(cfg.algo))
+    algo = importlib.import_module(algos.module_name(cfg.algo))
+    algos.require_settings(algo, cfg.settings)
     runtime, roles = open_runtime(job, algo)
     experience = _experience(job, runtime, roles)
     pairs = Comparisons(job, runtime, algo) if algos.data_of(cfg.algo) == "comparisons" else None

@@ -1,0 +1,74 @@
+"""The examples of docs/extending.md, run as they stand."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import towpath as tp
+from towpath.errors import RecipeError
+from towpath.health import diagnosis
+from towpath.health.history import history_from_rows
+from towpath.recipe import Limits
+
+PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
+PROMPTS = [f"Say {word}." for word in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")]
+
+
+@pytest.fixture
+def team(tmp_path, monkeypatch):
+    """The examples as modules of a package that is no part of Towpath."""
+    folder = tmp_path / "my_team"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    for name, source in EXAMPLES.items():
+        (folder / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield lambda name: importlib.import_module(f"my_team.{name}")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_team"]:
+        del sys.modules[name]
+
+
+def train(team, folder, algo="my_team.my_awr", **settings):
+    common = {"model": "tiny", "dtype": "float32", "method": "full", "max_new_tokens": 6, "steps": 2, "rollout": 6}
+    return tp.train(algo, prompts=PROMPTS, reward=team("my_rewards").polite, folder=folder, **common | settings)
+
+
+def test_the_page_has_an_example_of_each():
+    assert set(EXAMPLES) == {"my_rewards", "my_awr", "my_engine", "answers_empty"}
+
+
+def test_an_algorithm_from_outside_trains_with_its_own_settings(team, tmp_path):
+    trained = train(team, tmp_path / "run", settings={"temperature": 0.5})
+    weights = [row["awr_weight"] for row in trained.metrics if row["phase"] == "train"]
+    assert len(weights) == 2 and all(weight > 0 for weight in weights)
+
+
+def test_an_unknown_setting_of_an_algorithm_from_outside_is_refused(team, tmp_path):
+    with pytest.raises(RecipeError, match=r"policy\.settings: unknown key temprature"):
+        train(team, tmp_path / "run", settings={"temprature": 0.5})
+
+
+def test_an_engine_from_outside_samples_the_same_completions(team, tmp_path):
+    """It reads the same uniform numbers, so that in float32 the whole training is the same."""
+    ours, theirs = (train(team, tmp_path / kind, "reinforce", engine=kind) for kind in ("local", "my_team.my_engine"))
+    for one, other in zip(ours.metrics, theirs.metrics, strict=True):
+        assert other["length"] == one["length"]
+        assert other["kl"] == pytest.approx(one["kl"], abs=1e-4)
+
+
+def test_a_detector_finds(team):
+    (detector,) = team("answers_empty").DETECTORS
+    rows = [{"step": step, "phase": "train", "length": 5.0 - step} for step in range(7)]
+    (finding,) = detector(history_from_rows(rows), Limits())
+    assert finding.code == "answers-empty" and finding.first_step == 4
+    assert not list(detector(history_from_rows(rows[:6]), Limits()))
+
+
+def test_every_file_of_detectors_is_used():
+    folder = Path(diagnosis.__file__).parent / "detectors"
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert {module.__name__.rpartition(".")[2] for module in diagnosis._MODULES} == names
