@@ -103,7 +103,8 @@ def test_a_gradient_that_is_none_ends_training_and_names_the_weights(tmp_path: P
     def once(prompts, answers):
         return (unbounded if next(calls) == 1 else vowels)(prompts, answers)  # the first rollout, after the first look
 
-    mended = train(tmp_path / "mended", reward=once, health={"act": "auto", "max_interventions": 1})
+    reward = {"source": once, "name": "once"}
+    mended = train(tmp_path / "mended", reward=reward, health={"act": "auto", "max_interventions": 1})
     made = jsonl.read(mended.job.folder / "interventions.jsonl")
     assert [(turn["knob"], turn["back"]) for turn in made] == [("learning_rate_scale", True)]
     assert {"not-finite", "reward-unbounded"} <= {f.code for f in mended.findings}
