@@ -26,8 +26,9 @@ from towpath.rollout import experience
 from towpath.rollout.engine import SampleOutput
 from towpath.rollout.local import LocalEngine
 from towpath.run import training
+from towpath.runtime import checkpoints
 from towpath.runtime.local import Local
-from towpath.stages import job, reward
+from towpath.stages import reward
 from towpath.stages.comparisons import Comparisons
 from towpath.store import publish
 
@@ -345,7 +346,7 @@ def test_from_python_what_cannot_work_is_refused(tmp_path):
         tp.train("pppo", model="tiny", prompts=["a"], reward=letters, folder=tmp_path)
     with pytest.raises(RecipeError, match="prompts"):
         tp.train("ppo", model="tiny", prompts=["a"], reward=letters, folder=tmp_path)
-    with pytest.raises(DataError, match=r"tokens with max_new_tokens = 80\n.*the model reads 1024"):
+    with pytest.raises(DataError, match=r"tokens with max_new_tokens = 80\n.*the model's context is 1024"):
         tp.train("ppo", model="tiny", prompts=[*"abcdefghi", "word " * 200], reward=letters, folder=tmp_path)
     with pytest.raises(DataError, match="tokens with its prompt"):
         tp.train("dpo", model="tiny", pairs=[(f"a{i}", "word " * 250, "c") for i in range(20)], folder=tmp_path)
@@ -379,7 +380,7 @@ def test_a_reward_model_whose_first_checkpoint_fails_begins_at_the_fitted_head_a
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "save_file", full)
+        patched.setattr(checkpoints, "save_file", full)
         with pytest.raises(ResourceError):
             trained(tmp_path / "torn")
     torch.testing.assert_close(trained(tmp_path / "torn"), trained(tmp_path / "whole"))
@@ -411,7 +412,7 @@ def test_another_reward_is_another_training_and_a_model_given_meanwhile_another_
     recipe = check(Recipe, {"model": {"source": str(other)}}, "test")
     told = [
         tp.train("grpo", model="tiny", reward=reward, **settings)
-        for reward in (valued(1.0), valued(-1.0), meanwhile, valued(1.0))
+        for reward in (valued(1.0), valued(-1.0), {"source": meanwhile, "name": "meanwhile"}, valued(1.0))
     ]
     assert len({one.folder for one in told}) == 3 and told[0].result == told[3].result
     assert [

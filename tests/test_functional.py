@@ -131,10 +131,10 @@ def test_value_loss_is_the_worse_of_free_and_held():
 
 
 def test_adaptive_coefficient_follows_the_target():
-    assert F.controlled(0.1, 1.0, 0.5, 0.1) == pytest.approx(0.11)
-    assert F.controlled(0.1, 0.0, 0.5, 0.1) == pytest.approx(0.09)
-    assert F.controlled(0.1, 9.0, 0.5, 0.1) == pytest.approx(0.11)
-    assert F.controlled(0.1, 9.0, 0.0, 0.1) == 0.1
+    assert F.adaptive_kl_coef(0.1, 1.0, 0.5, 0.1) == pytest.approx(0.11)
+    assert F.adaptive_kl_coef(0.1, 0.0, 0.5, 0.1) == pytest.approx(0.09)
+    assert F.adaptive_kl_coef(0.1, 9.0, 0.5, 0.1) == pytest.approx(0.11)
+    assert F.adaptive_kl_coef(0.1, 9.0, 0.0, 0.1) == 0.1
 
 
 def test_bradley_terry_against_numpy():

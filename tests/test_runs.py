@@ -278,7 +278,7 @@ def test_a_policy_that_leaves_its_bounds_stops_and_the_last_good_weights_are_kep
         "policy.kl.stop=1e-6",
         "policy.steps=6",
         "policy.lora.alpha=4000",
-        "policy.learning_rate=5e-4",
+        "policy.learning_rate=5e-2",
         "policy.ppo.critic_warmup=0",
         "gates.policy.action=warn",
     ]

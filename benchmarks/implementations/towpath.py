@@ -31,7 +31,7 @@ from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check, override
 from towpath.records import Prompt
-from towpath.rollout import generate
+from towpath.rollout import local as local_engine
 from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.rollout.reward_models import WEIGHTS
@@ -202,7 +202,7 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
     clock = Clock()
     Prescribed.workload = workload
     Prescribed.counts = clock.counts
-    generate.LocalEngine = Prescribed
+    local_engine.LocalEngine = Prescribed
     policy.run(job)
     rows = [line for line in jsonl.read(job.folder / "metrics.jsonl") if line["phase"] == "train"]
     phases = {name: sum(line[f"seconds_{name}"] for line in rows) for name in ("generate", "score", "optimise")}
