@@ -356,7 +356,7 @@ def test_from_python_what_cannot_work_is_refused(tmp_path):
         )
     with pytest.raises(RecipeError, match="did you mean"):
         tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, learning_rat=1e-5)
-    with pytest.raises(RecipeError, match="said once"):
+    with pytest.raises(RecipeError, match="one place"):
         tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, rewards__sources=[])
     with pytest.raises(RecipeError, match="steps is a value"):
         tp.train("ppo", model="tiny", prompts=[*"abcdefghi"], reward=letters, folder=tmp_path, steps__x=1)
@@ -372,8 +372,8 @@ def test_a_reward_model_whose_first_checkpoint_fails_begins_at_the_fitted_head_a
     def trained(place: Path) -> torch.Tensor:
         stage = replace(training._job(recipe, place, corpus, pairs), name="reward")
         stage.folder.mkdir(exist_ok=True)
-        decided = reward.decided(stage)
-        reward._member(stage, 1, decided[6:], decided[:6])
+        decided = reward.decided_pairs(stage)
+        reward._train_member(stage, 1, decided[6:], decided[:6])
         return load_file(stage.folder / "weights" / "reward.safetensors")["head.weight"]
 
     def full(*_told: object) -> None:

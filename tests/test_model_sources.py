@@ -281,6 +281,6 @@ def test_locating_a_model_loads_no_torch(tiny_folder: str) -> None:
 
     code = (
         f"import sys; from towpath.models import locate; locate.find({tiny_folder!r}); assert not {{'torch', "
-        "'transformers'}} & set(sys.modules)"
+        "'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -277,8 +277,8 @@ def test_a_policy_that_leaves_its_bounds_stops_and_the_last_good_weights_are_kep
         "policy.kl.alarm=1e-7",
         "policy.kl.stop=1e-6",
         "policy.steps=6",
-        "policy.lora.alpha=4000",
-        "policy.learning_rate=5e-2",
+        "policy.lora.alpha=400000",
+        "policy.learning_rate=5e-4",
         "policy.ppo.critic_warmup=0",
         "gates.policy.action=warn",
     ]
