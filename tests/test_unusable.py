@@ -64,7 +64,7 @@ def test_a_safety_row_that_does_not_say_whether_it_is_harmful_is_refused(tmp_pat
         "2 unusable rows: 2 × nothing says whether it is harmful" in error.value.value
         and "s.jsonl:2" in error.value.value
     )
-    assert "says whether it is harmful" in error.value.rule
+    assert "say whether they are harmful" in error.value.rule
     assert '`label` (safe or unsafe), or set data.safety_harmful = { "s.jsonl" = true }' in error.value.fix
 
 
@@ -473,4 +473,4 @@ def test_two_columns_of_one_name_are_refused(tmp_path, suffix):
         from pyarrow import parquet
 
         parquet.write_table(pyarrow.table([["why"], ["so"], ["how"]], names=["prompt", "response", "prompt"]), path)
-    assert list(row_files.read_rows(path)) == [(1, "two columns are called 'prompt'; no row of this file was read")]
+    assert list(row_files.read_rows(path)) == [(1, "two columns are named 'prompt'; no row of this file was read")]

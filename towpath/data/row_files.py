@@ -163,7 +163,7 @@ def _parse_parquet(content: bytes) -> Rows:
         file = parquet.ParquetFile(pyarrow.BufferReader(content))
         names = file.schema_arrow.names
         if twice := next((name for name in names if names.count(name) > 1), None):
-            yield 1, f"two columns are called {twice!r}; no row of this file was read"
+            yield 1, f"two columns are named {twice!r}; no row of this file was read"
             return
         for batch in file.iter_batches():
             for row in batch.to_pylist():
