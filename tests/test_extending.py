@@ -11,7 +11,9 @@ import towpath as tp
 from towpath.errors import RecipeError
 from towpath.health import diagnosis
 from towpath.health.history import history_from_rows
-from towpath.recipe import Limits
+from towpath.recipe import Limits, Policy, Recipe
+from towpath.recipe.reader import check
+from towpath.run import fingerprint, preflight
 from towpath.store import jsonl
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
@@ -76,3 +78,37 @@ def test_every_file_of_detectors_is_used():
     folder = Path(diagnosis.__file__).parent / "detectors"
     names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert {module.__name__.rpartition(".")[2] for module in diagnosis._MODULES} == names
+
+
+@pytest.mark.parametrize(
+    ("settings", "evidence"),
+    [
+        ({"engine": {"type": "my_team.no_engine"}}, "engine.type = 'my_team.no_engine': no such engine"),
+        ({"engine": {"type": "my_team.my_awr"}}, "engine.type = 'my_team.my_awr': no such engine"),
+        ({"engine": {"type": "locl"}}, "engine.type = 'locl': no such engine"),
+        ({"engine": {"settings": {"x": 1}}}, "engine.settings with engine.type = 'local'"),
+        ({"policy": {"settings": {"x": 1}}}, "policy.settings with policy.algo = 'ppo'"),
+    ],
+)
+def test_the_check_before_a_run_refuses_what_does_not_exist(team, settings, evidence):
+    recipe = check(Recipe, settings, "test")
+    findings = [*preflight.check_engine(recipe), *preflight.check_rollouts(recipe.policy, 1000)]
+    assert [finding.evidence for finding in findings if finding.severity == "error"] == [evidence]
+
+
+def test_the_check_before_a_run_reads_settings_of_an_algorithm_from_outside(team):
+    for settings in ({"temperature": 0.5}, {"temprature": 0.5}):
+        policy = Policy(algo="my_team.my_awr", settings=settings)
+        if "temperature" in settings:
+            assert not [f for f in preflight.check_rollouts(policy, 1000) if f.severity == "error"]
+        else:
+            with pytest.raises(RecipeError, match="temprature"):
+                list(preflight.check_rollouts(policy, 1000))
+
+
+def test_another_engine_code_is_another_fingerprint(team, tmp_path):
+    recipe = check(Recipe, {"engine": {"type": "my_team.my_engine"}}, "test")
+    before = fingerprint._engine_config(recipe)
+    path = tmp_path / "my_team" / "my_engine.py"
+    path.write_text(path.read_text() + "\n# changed\n")
+    assert fingerprint._engine_config(recipe) != before

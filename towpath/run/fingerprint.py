@@ -22,7 +22,7 @@ from towpath.run.record import stage_kind
 from towpath.store import manifest
 from towpath.store.store import Store
 
-FORMAT = 4
+FORMAT = 5
 """Version of what a stage leaves; stages of another version are run again."""
 ALGORITHM_SECTIONS = ("ppo", "grpo", "rloo", "reinforce", "dpo", "ipo", "kto", "orpo")
 SAMPLE_KEYS = ("prompts", "completions", "base_share", "max_new_tokens", "decodings")
@@ -70,7 +70,7 @@ class _Planner:
         self.corpus = corpus
         self.store = store
         self.values = recipe.model_dump(mode="json")
-        self.engine = {} if recipe.engine.type == "local" else {"engine": recipe.engine.type}
+        self.engine = _engine_config(recipe)
         # Another rubric is another evaluation judge.
         self.judge = {"rubric": simulated_rater.GUIDELINE if find_evaluator(corpus) else None}
         self.stages: dict[str, PlannedStage] = {}
@@ -197,16 +197,31 @@ def _unused_sections(algo: str) -> set[str]:
     return set() if "." in algo else {name for name in ALGORITHM_SECTIONS if name != algo}
 
 
+def _engine_config(recipe: Recipe) -> dict[str, Any]:
+    """What completions depend on of an engine other than the local one; of the user's own engine its code too."""
+    engine = recipe.engine
+    if engine.type == "local":
+        return {}
+    config: dict[str, Any] = {"engine": engine.type}
+    if "." in engine.type:
+        config |= {"engine_settings": engine.settings, "engine_code": _code_hashes([engine.type])}
+    return config
+
+
 def _user_code(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Hashes of the user's modules that the recipe names."""
+    """Hashes of the user's modules that the policy stage uses."""
     rewards = [
         source.source.split(":")[1] for source in recipe.policy.rewards.sources if source.source.startswith("python:")
     ]
     modules = [*rewards, *([recipe.policy.algo] if "." in recipe.policy.algo else [])]
-    hashes = {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name in modules if (path := algos.source_of(name))
-    }
+    hashes = _code_hashes(modules)
     return {"code": hashes} if hashes else {}
+
+
+def _code_hashes(modules: Sequence[str]) -> dict[str, str]:
+    """Hashes of the files of modules, which are not run."""
+    files = {name: algos.source_of(name) for name in modules}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in files.items() if path}
 
 
 def import_from_run_folder(run: Path) -> None:

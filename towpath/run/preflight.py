@@ -1,6 +1,7 @@
 """Preflight checks: what can go wrong is found before a run starts, in data, template, learning rates, batches, disk
 and memory."""
 
+import importlib
 import math
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from towpath import algos
 from towpath.algos import data_of
 from towpath.data import checks
 from towpath.data.chat import Chat
@@ -187,12 +189,21 @@ def _check_rate_ratio(recipe: Recipe) -> Iterator[Finding]:
 
 
 def check_engine(recipe: Recipe) -> list[Finding]:
-    """Whether the Python of the vLLM engine exists and has vLLM."""
+    """Whether the engine exists: a module with `open_engine`, and for vLLM a Python that has it."""
+    engine = recipe.engine
     try:
-        engine_module(recipe.engine.type)
+        path = algos.source_of(engine_module(engine.type))
     except RecipeError as error:
         return [Finding("engine", "error", error.value, error.rule, error.fix)]
-    if recipe.engine.type != "vllm":
+    if path is None or "def open_engine(" not in path.read_text(encoding="utf-8"):
+        cause = "an import path names a module with open_engine, in the run folder or the working directory"
+        return [Finding("engine", "error", f"engine.type = {engine.type!r}: no such engine", cause, "fix the path")]
+    if engine.settings and "." not in engine.type:
+        evidence = f"engine.settings with engine.type = {engine.type!r}"
+        return [
+            Finding("engine", "error", evidence, "settings are for an engine of your own", "remove engine.settings")
+        ]
+    if engine.type != "vllm":
         return []
     fix = "python -m venv ENV; ENV/bin/pip install vllm; engine.python = 'ENV/bin/python'"
     if not recipe.engine.python:
@@ -261,6 +272,7 @@ def check_rollouts(policy: Policy, prompts: int, columns: Collection[str] = ()) 
         fix += f", or set policy.rollout to {trainable * policy.group} or less" if trainable > 0 else ""
         yield Finding("rollout", "error", evidence, cause, fix)
     yield from _check_groups(policy)
+    yield from _check_settings(policy)
     yield from _check_rewards(policy, columns)
 
 
@@ -283,6 +295,18 @@ def _check_groups(policy: Policy) -> Iterator[Finding]:
     if data_of(policy.algo) == "comparisons" and policy.batch < 2:
         evidence = f"policy.batch = {policy.batch}"
         yield Finding("batch", "error", evidence, "a pair is two completions", "set policy.batch to 2 or more")
+
+
+def _check_settings(policy: Policy) -> Iterator[Finding]:
+    """Whether `policy.settings` are those of an algorithm of the user's own."""
+    if not policy.settings:
+        return
+    if "." not in policy.algo:
+        evidence = f"policy.settings with policy.algo = {policy.algo!r}"
+        fix = f"set keys of [policy.{policy.algo}] instead"
+        yield Finding("algorithm", "error", evidence, "settings are for an algorithm of your own", fix)
+        return
+    algos.require_settings(importlib.import_module(policy.algo), policy.settings)
 
 
 def _check_rewards(policy: Policy, columns: Collection[str]) -> Iterator[Finding]:
