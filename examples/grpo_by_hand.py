@@ -82,7 +82,9 @@ def train(policy, prompts, group, uniforms, orders, reward, end, *, batch, rate,
     history = []
     steps = len(prompts)
     for step in range(steps):
-        rows, told = rollout(policy, reference, prompts[step], group, uniforms[step], end, reward, kl_coef, missing_end)
+        rows, metrics = rollout(
+            policy, reference, prompts[step], group, uniforms[step], end, reward, kl_coef, missing_end
+        )
         surrogates = []
         for epoch, order in enumerate(orders[step]):
             for begin in range(0, len(order), batch):
@@ -94,7 +96,7 @@ def train(policy, prompts, group, uniforms, orders, reward, end, *, batch, rate,
                 optimizer.param_groups[0]["lr"] = rate * (1 - done)
                 optimizer.step()
                 surrogates.append(surrogate.detach())
-        history.append(told | {"policy_loss": float(torch.cat(surrogates).mean())})
+        history.append(metrics | {"policy_loss": float(torch.cat(surrogates).mean())})
     return history
 
 
@@ -106,10 +108,10 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(folder)
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     draw = np.random.default_rng(0)
-    asked = [f"Tell me something about the number {i}." for i in range(4)]
+    questions = [f"Tell me something about the number {i}." for i in range(4)]
     texts = [
         tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
-        for text in asked
+        for text in questions
     ]
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     steps = 5
@@ -132,8 +134,8 @@ def main():
         rate=1e-5,
         kl_coef=0.05,
     )
-    for step, told in enumerate(history):
-        print(step, {name: round(value, 4) for name, value in told.items()})
+    for step, metrics in enumerate(history):
+        print(step, {name: round(value, 4) for name, value in metrics.items()})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ GAMMA = 1.0
 LAM = 0.95
 MAX_NORM = 1.0
 EPS = 1e-5
-MEMORY = 0.95
+DECAY = 0.95
 WIDE = 1024
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
@@ -55,12 +55,12 @@ def features(model, prompt, answer):
 
 
 class Critic:
-    """Ridge regression on all rollouts so far, an older one counting less. Each ridge is judged by how well it
-    foresees the next rollout."""
+    """Ridge regression on all rollouts, older ones weighted less. The ridge is the one that predicted later rollouts
+    best."""
 
     def __init__(self):
-        self.told = []
-        self.missed = np.zeros(len(RIDGES))
+        self.rollouts = []
+        self.errors = np.zeros(len(RIDGES))
         self.best = None
 
     def __call__(self, feature_TE):
@@ -72,16 +72,16 @@ class Critic:
 
     def learn(self, feature_NE, outcome_N):
         one = torch.cat([feature_NE, torch.ones(len(feature_NE), 1)], 1)
-        if self.told:
-            missed = [float((outcome_N - one @ self.solved(ridge)).square().sum()) for ridge in RIDGES]
-            self.missed = MEMORY * self.missed + np.array(missed)
-        self.told = [(x, y, MEMORY * weight) for x, y, weight in self.told] + [(feature_NE, outcome_N, 1.0)]
-        self.best = self.solved(RIDGES[int(self.missed.argmin())] if self.missed.any() else 1.0)
+        if self.rollouts:
+            errors = [float((outcome_N - one @ self.solve(ridge)).square().sum()) for ridge in RIDGES]
+            self.errors = DECAY * self.errors + np.array(errors)
+        self.rollouts = [(x, y, DECAY * weight) for x, y, weight in self.rollouts] + [(feature_NE, outcome_N, 1.0)]
+        self.best = self.solve(RIDGES[int(self.errors.argmin())] if self.errors.any() else 1.0)
 
-    def solved(self, ridge):
+    def solve(self, ridge):
         """Least squares on features of mean 0 and length 1, with a row for each of them that pulls its weight to 0."""
-        x, y = (torch.cat([rollout[i] for rollout in self.told]) for i in (0, 1))
-        weight = torch.cat([torch.full_like(y, w) for _, y, w in self.told])
+        x, y = (torch.cat([rollout[i] for rollout in self.rollouts]) for i in (0, 1))
+        weight = torch.cat([torch.full_like(y, w) for _, y, w in self.rollouts])
         mean = (weight[:, None] * x).sum(0) / weight.sum()
         middle = (weight * y).sum() / weight.sum()
         x = weight.sqrt()[:, None] * (x - mean)
@@ -90,9 +90,9 @@ class Critic:
         moves = size.square() > 1e-9 * size.square().max()
         x = torch.where(moves, x / size, 0.0)
         rows = torch.cat([x, ridge**0.5 * torch.eye(x.shape[1], dtype=x.dtype)])
-        found = torch.linalg.lstsq(rows, torch.cat([y, torch.zeros(x.shape[1])])[:, None].to(x.dtype)).solution[:, 0]
-        found = torch.where(moves, found / size, 0.0)
-        return torch.cat([found, (middle - mean @ found)[None]])
+        weight_E = torch.linalg.lstsq(rows, torch.cat([y, torch.zeros(x.shape[1])])[:, None].to(x.dtype)).solution[:, 0]
+        weight_E = torch.where(moves, weight_E / size, 0.0)
+        return torch.cat([weight_E, (middle - mean @ weight_E)[None]])
 
 
 def advantages(score, kl_T, value_T, kl_coef):
@@ -101,12 +101,12 @@ def advantages(score, kl_T, value_T, kl_coef):
     reward_T = -kl_coef * kl_T
     reward_T[-1] += score
     gain = 0.0
-    found = []
+    advantages = []
     for t in reversed(range(len(reward_T))):
         after = value_T[t + 1] if t + 1 < len(value_T) else 0.0
         gain = reward_T[t] + GAMMA * after - value_T[t] + GAMMA * LAM * gain
-        found.append(gain)
-    return torch.stack(found[::-1]), reward_T.flip(0).cumsum(0).flip(0)
+        advantages.append(gain)
+    return torch.stack(advantages[::-1]), reward_T.flip(0).cumsum(0).flip(0)
 
 
 def rollout(policy, reference, critic, prompts, uniforms, end, reward, kl_coef, missing_end):
@@ -157,7 +157,7 @@ def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, kl_coe
     history = []
     steps = len(prompts)
     for step in range(steps):
-        rows, told = rollout(
+        rows, metrics = rollout(
             policy, reference, critic, prompts[step], uniforms[step], end, reward, kl_coef, missing_end
         )
         surrogates = []
@@ -172,7 +172,7 @@ def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, kl_coe
                 optimizer.step()
                 surrogates.append(surrogate.detach())
         critic.learn(*(torch.cat([row[name] for row in rows]) for name in ("features", "outcome")))
-        history.append(told | {"policy_loss": float(torch.cat(surrogates).mean())})
+        history.append(metrics | {"policy_loss": float(torch.cat(surrogates).mean())})
     return history
 
 
@@ -184,10 +184,10 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(folder)
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     draw = np.random.default_rng(0)
-    asked = [f"Tell me something about the number {i}." for i in range(16)]
+    questions = [f"Tell me something about the number {i}." for i in range(16)]
     texts = [
         tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
-        for text in asked
+        for text in questions
     ]
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     steps = 5
@@ -208,8 +208,8 @@ def main():
         rate=1e-5,
         kl_coef=0.05,
     )
-    for step, told in enumerate(history):
-        print(step, {name: round(value, 4) for name, value in told.items()})
+    for step, metrics in enumerate(history):
+        print(step, {name: round(value, 4) for name, value in metrics.items()})
 
 
 if __name__ == "__main__":

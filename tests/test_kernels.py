@@ -232,7 +232,7 @@ def test_without_a_compiler_all_goes_on_in_torchs_steps(tmp_path):
 def test_other_systems_are_told_and_nothing_of_linux_is_looked_for(monkeypatch):
     monkeypatch.setattr(build.sys, "platform", "darwin")
     monkeypatch.setattr(build, "_key", lambda: pytest.fail("looked for /proc"))
-    assert build._found.__wrapped__() == "not tried on darwin"
+    assert build._load_library.__wrapped__() == "not tried on darwin"
 
 
 @FOUND

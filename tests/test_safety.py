@@ -121,19 +121,22 @@ def test_a_judge_reads_each_answer_once_and_what_it_does_not_say_stays_unjudged(
     requested = [(HARMFUL, NO), (HARMFUL, YES), (HARMFUL, "garbled"), (HARMFUL, NO)]
     with served(script) as server:
         cfg = {"base_url": server.url, "model": "m", "retries": 0}
-        assert refusals.judged(job(tmp_path, store, chat, judge=cfg), requested) == [True, False, None, True]
+        assert refusals.judge_refusals(job(tmp_path, store, chat, judge=cfg), requested) == [True, False, None, True]
         calls = len(server.calls)
         assert calls == 3
-        assert refusals.judged(job(tmp_path, store, chat, judge=cfg), requested[:2]) == [True, False]
+        assert refusals.judge_refusals(job(tmp_path, store, chat, judge=cfg), requested[:2]) == [True, False]
         assert len(server.calls) == calls, "what was answered is not asked again"
-        assert refusals.judged(job(tmp_path, store, chat, judge=cfg, evaluate={"ask_judge": False}), requested) is None
-    assert refusals.judged(job(tmp_path, store, chat), requested) is None
+        assert (
+            refusals.judge_refusals(job(tmp_path, store, chat, judge=cfg, evaluate={"ask_judge": False}), requested)
+            is None
+        )
+    assert refusals.judge_refusals(job(tmp_path, store, chat), requested) is None
 
 
 def test_a_judge_that_knows_no_key_does_not_end_an_evaluation(tmp_path, store, chat):
     with served(lambda *_: (401, {}, b"{}")) as server:
         one = job(tmp_path, store, chat, judge={"base_url": server.url, "model": "m", "retries": 0})
-        assert refusals.judged(one, [(HARMFUL, NO)]) is None
+        assert refusals.judge_refusals(one, [(HARMFUL, NO)]) is None
     assert [f.code for f in one.findings] == ["judge"]
 
 

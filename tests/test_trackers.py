@@ -13,7 +13,7 @@ from towpath.errors import ResourceError
 from towpath.recipe import Recipe, Track
 from towpath.recipe.reader import check
 from towpath.run import trackers
-from towpath.stages.job import Log
+from towpath.stages.job import MetricsLog
 
 
 class RecordingTracker:
@@ -65,7 +65,7 @@ def test_every_row_is_sent_to_every_tracker(tmp_path, follow):
     first = RecordingTracker()
     second = RecordingTracker()
     with follow(lambda names: first, lambda names: second):
-        log = Log(tmp_path)
+        log = MetricsLog(tmp_path)
         write(log, range(50))
         log.write(49, "validation", {"reward": 9.0})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -75,10 +75,10 @@ def test_every_row_is_sent_to_every_tracker(tmp_path, follow):
 
 
 def test_a_resumed_stage_sends_only_new_rows(tmp_path, follow):
-    write(Log(tmp_path), range(10))
+    write(MetricsLog(tmp_path), range(10))
     tracker = RecordingTracker()
     with follow(lambda names: tracker):
-        log = Log(tmp_path)
+        log = MetricsLog(tmp_path)
         log.rewind(8)
         log.write(8, "train", {"reward": 5.0})
         write(log, range(9, 12))
@@ -91,7 +91,7 @@ def test_a_failing_tracker_is_reported_once_and_stops_nothing(tmp_path, follow):
     with follow(
         lambda names: FailingTracker(), lambda names: working, lambda names: 1 / 0, say=lines.append
     ) as followers:
-        write(Log(tmp_path), range(20))
+        write(MetricsLog(tmp_path), range(20))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20
     assert [follower.sent for follower in followers] == [2, 20, 0]
     assert len(working.rows) == 20
@@ -105,7 +105,7 @@ def test_a_hanging_tracker_does_not_delay_the_stage(tmp_path, follow, monkeypatc
     released = Event()
     lines = []
     with follow(lambda names: released.wait() and RecordingTracker(), say=lines.append):
-        write(Log(tmp_path), range(50))
+        write(MetricsLog(tmp_path), range(50))
     assert not released.is_set()
     assert lines == ["track.wandb: 50 rows were not sent; metrics.jsonl has all of them"]
     released.set()
@@ -126,7 +126,7 @@ def test_a_service_gets_names_of_the_run_and_no_secrets(tmp_path, follow):
         return RecordingTracker()
 
     with follow(open_tracker):
-        write(Log(tmp_path), [0])
+        write(MetricsLog(tmp_path), [0])
     assert [(names.project, names.name, names.id) for names in opened] == [
         ("boats", "run sft", f"run-sft-{tmp_path.name}")
     ]
@@ -139,7 +139,7 @@ def test_tensorboard_gets_scalars_by_phase(tmp_path):
 
     recipe = check(Recipe, {}, "test")
     with trackers.follow(recipe, tmp_path, "sft", tmp_path):
-        log = Log(tmp_path)
+        log = MetricsLog(tmp_path)
         write(log, range(3))
         log.write(2, "validation", {"reward": 0.7})
     raw = events.read(tmp_path, events.files(tmp_path / "tensorboard"))
@@ -173,7 +173,7 @@ from pathlib import Path
 from towpath.recipe import Recipe
 from towpath.recipe.reader import check
 from towpath.run import trackers
-from towpath.stages.job import Log
+from towpath.stages.job import MetricsLog
 
 name, run = sys.argv[1], Path(sys.argv[2])
 folder = run / "stages" / "policy" / "abc"
@@ -181,7 +181,7 @@ recipe = check(Recipe, {"name": "boats", "track": {"tensorboard": False, name: T
 trackers.CLOSE_SECONDS = 90.0
 for start in (0, 3):  # the second time like a resumed run, which writes steps again
     with trackers.follow(recipe, run, "policy", folder) as followers:
-        log = Log(folder)
+        log = MetricsLog(folder)
         log.rewind(start)
         for step in range(start, start + 5):
             log.write(step, "train", {"reward": step / 2, "reward/odd (domain)": float("nan"), "start": start})

@@ -2,7 +2,7 @@
 
 
 class TowpathError(Exception):
-    """An error the user can act on: which value, which rule it breaks, how to mend it."""
+    """An error the user can act on: which value, which rule it breaks, how to fix it."""
 
     exit_code = 1
 

@@ -23,7 +23,8 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 def kl_estimates(logp: Tensor, ref_logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """k1, k2, k3 of KL(policy || reference) at sampled tokens (Schulman, "Approximating KL divergence"). Where the
-    reference thinks a token e^20 times as likely, k3 goes on as a straight line: finite, and still pulling back."""
+    reference thinks a token e^20 times as likely, k3 continues as a straight line: finite, and its
+    gradient still pulls back."""
     log_ratio = logp - ref_logp
     held = (-log_ratio).clamp(max=20.0)
     beyond = (-log_ratio - held) * held.detach().exp()

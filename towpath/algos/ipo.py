@@ -21,6 +21,6 @@ def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tu
     log_ratio_B = pairwise.sums(out.logp_BT - batch.columns["ref_logp"], out.mask_BT)
     if cfg.ipo.per_token:
         log_ratio_B = log_ratio_B / out.mask_BT.sum(1)
-    chosen_N, rejected_N = pairwise.parted(log_ratio_B)
+    chosen_N, rejected_N = pairwise.split_pairs(log_ratio_B)
     cost_N = F.identity_preference(chosen_N - rejected_N, cfg.ipo.tau)
     return cost_N.sum(), pairwise.metrics(cost_N, chosen_N, rejected_N)

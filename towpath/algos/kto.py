@@ -35,8 +35,8 @@ def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tu
     kto = cfg.kto
     log_ratio_B = pairwise.sums(out.logp_BT - c["ref_logp"], out.mask_BT)
     cost_B = F.kto_loss(log_ratio_B, c["desirable"], c["point"], kto.beta, kto.desirable, kto.undesirable)
-    said = log_ratio_B.detach()
+    log_ratio_detached_B = log_ratio_B.detach()
     rows = float(len(batch))
-    right = (said > c["point"]) == c["desirable"]
-    sums = {"loss": cost_B.detach(), "accuracy": right.float(), "log_ratio": said, "point": c["point"]}
+    right = (log_ratio_detached_B > c["point"]) == c["desirable"]
+    sums = {"loss": cost_B.detach(), "accuracy": right.float(), "log_ratio": log_ratio_detached_B, "point": c["point"]}
     return cost_B.sum(), {name: (float(x.sum()), rows) for name, x in sums.items()}

@@ -20,7 +20,7 @@ weigh = pairwise.weigh
 
 def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
     """Sum over pairs of the chosen answer's mean -log p and the weighted odds ratio."""
-    chosen_N, rejected_N = pairwise.parted(pairwise.sums(out.logp_BT, out.mask_BT) / out.mask_BT.sum(1))
+    chosen_N, rejected_N = pairwise.split_pairs(pairwise.sums(out.logp_BT, out.mask_BT) / out.mask_BT.sum(1))
     odds_N = F.odds_ratio(chosen_N, rejected_N)
     cost_N = cfg.orpo.weight * odds_N - chosen_N
     count = float(len(chosen_N))

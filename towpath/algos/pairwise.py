@@ -24,7 +24,7 @@ def sums(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT, x_BT, 0.0).sum(1)
 
 
-def parted(x_B: Tensor) -> tuple[Tensor, Tensor]:
+def split_pairs(x_B: Tensor) -> tuple[Tensor, Tensor]:
     """The chosen's and the rejected's numbers."""
     return x_B[0::2], x_B[1::2]
 
@@ -34,11 +34,11 @@ def metrics(cost_N: Tensor, chosen_N: Tensor, rejected_N: Tensor) -> Metrics:
     chosen_N = chosen_N.detach()
     rejected_N = rejected_N.detach()
     count = float(len(cost_N))
-    told = {
+    values = {
         "loss": cost_N.detach(),
         "accuracy": (chosen_N > rejected_N).float(),
         "gap": chosen_N - rejected_N,
         "chosen": chosen_N,
         "rejected": rejected_N,
     }
-    return {name: (float(x.sum()), count) for name, x in told.items()}
+    return {name: (float(x.sum()), count) for name, x in values.items()}

@@ -27,8 +27,8 @@ def loss(
     c = batch.columns
     old_BT = out.logp_BT.detach() if "on_policy" in c else c["old_logp"]
     log_ratio = (out.logp_BT - old_BT)[mask]
-    given = c["advantage"]
-    advantage = (given if given.ndim == 2 else given[:, None].expand(mask.shape))[mask]
+    advantage_column = c["advantage"]
+    advantage = (advantage_column if advantage_column.ndim == 2 else advantage_column[:, None].expand(mask.shape))[mask]
     surrogate, clipped = F.clipped_policy_loss(log_ratio, advantage, low, high)
     k3 = F.kl_estimates(out.logp_BT[mask], c["ref_logp"][mask])[2] if kl_coef else torch.zeros_like(surrogate)
     cost = surrogate + kl_coef * k3

@@ -19,7 +19,7 @@ Limit = Literal["prompt", "context", "row"]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LengthLimits:
     """Token limits of a prompt, of a prompt with a new answer, and of a prompt with its demonstration."""
 
     prompt: int
@@ -38,10 +38,10 @@ class TooLong:
     reason: str
 
 
-def limits_of(recipe: Recipe, context: int | None) -> Limits:
+def limits_of(recipe: Recipe, context: int | None) -> LengthLimits:
     """The limits of a recipe with a model of `context` tokens."""
     longest = max(recipe.policy.max_new_tokens, recipe.preferences.max_new_tokens, recipe.evaluate.max_new_tokens)
-    return Limits(recipe.data.max_prompt_tokens, longest, context)
+    return LengthLimits(recipe.data.max_prompt_tokens, longest, context)
 
 
 def model_key(recipe: Recipe) -> str:
@@ -92,7 +92,7 @@ class TokenLengths:
         return count
 
 
-def find_too_long(corpus: Corpus, lengths: TokenLengths, limits: Limits) -> list[TooLong]:
+def find_too_long(corpus: Corpus, lengths: TokenLengths, limits: LengthLimits) -> list[TooLong]:
     """Every record that exceeds a limit, once per limit."""
     parts: tuple[tuple[Part, Sequence], ...] = (("prompts", corpus.prompts), ("safety", corpus.safety))
     records = [
@@ -149,7 +149,7 @@ def _row(corpus: Corpus, part: Part, name: str, reason: str) -> RefusedRow:
     return refused_row(part, corpus.locations.get((part, name), f"{name}:0"), reason)
 
 
-def _prompt(part: Part, name: str, tokens: int, limits: Limits) -> list[TooLong]:
+def _prompt(part: Part, name: str, tokens: int, limits: LengthLimits) -> list[TooLong]:
     records = []
     if tokens > limits.prompt:
         records.append(

@@ -90,7 +90,7 @@ def interval(outcomes_N: Sequence[float] | np.ndarray, level: float = LEVEL) -> 
 
 
 def remaining(outcomes_N: Sequence[float] | np.ndarray, threshold: float, level: float = LEVEL) -> int | None:
-    """Estimated further comparisons until a decision, if outcomes continue as so far; None beyond `MAX_COMPARISONS`."""
+    """Estimated further comparisons until a decision, if outcomes stay alike; None beyond `MAX_COMPARISONS`."""
     values_V, count_V = np.unique(np.append(np.asarray(outcomes_N, dtype=float), [0.0, 1.0]), return_counts=True)
     edge_V = np.isin(values_V, [0.0, 1.0])
     # half a win and half a loss are added: a few wins do not imply a rate of one

@@ -32,7 +32,7 @@ class SpendingLedger(Protocol):
     """Stores the cost of every call, so that a later process continues from it."""
 
     def total(self) -> float:
-        """Dollars spent so far."""
+        """Dollars already spent."""
         ...
 
     def reserve(self, dollars: float) -> int:

@@ -129,7 +129,7 @@ def judge_pairs(
                 if isinstance(result, Abstention) and unreachable >= GIVE_UP:
                     value = f"{settings.base_url}: {result.note}"
                     rule = f"the judge is given up after {GIVE_UP} consecutive pairs without a reply"
-                    raise ResourceError(value, rule, "check the server, then run again: judgements so far are stored")
+                    raise ResourceError(value, rule, "check the server, then run again: finished judgements are stored")
     finally:
         # Calls in flight are paid for: wait for them, so that their replies reach the cache.
         endpoint.stop()

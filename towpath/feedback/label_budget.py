@@ -1,4 +1,4 @@
-"""Cost of labels: plan, spending so far, when to stop, and the best split of a budget between judge and people."""
+"""Cost of labels: plan, spending, when to stop, and the best split of a budget between judge and people."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class PlannedLabels:
 
 @dataclass(frozen=True, slots=True)
 class LabelCost:
-    """Cost of the judgements so far."""
+    """Cost of the judgements in the ledger."""
 
     judgements: int = 0
     hours: float = 0.0

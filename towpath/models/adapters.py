@@ -47,9 +47,9 @@ class LoraLinear(nn.Module):
         )  # pyright: ignore[reportArgumentType]
 
 
-def depth(place: str) -> int:
+def depth(name: str) -> int:
     """The number of the layer that a module belongs to."""
-    return next((int(part) for part in place.split(".") if part.isdigit()), 0)
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
 class Adapters:
@@ -71,7 +71,7 @@ class Adapters:
 
     def summary(self) -> dict[str, Any]:
         """The names of the adapted layers, and their part of all the model's parameters."""
-        names = sorted({place.rpartition(".")[2] for place in self.layers})
+        names = sorted({name.rpartition(".")[2] for name in self.layers})
         return {
             "modules": names,
             "share": sum(layer.base.weight.numel() for layer in self.layers.values()) / self.parameter_count,
@@ -81,8 +81,8 @@ class Adapters:
         """A new adapter, on the last `last_n_layers` layers or on all, that changes nothing yet: A uniform as in a
         layer, B zero."""
         draw = torch.Generator().manual_seed(seed)
-        for place, layer in self.layers.items():
-            if depth(place) < self.depth - (last_n_layers or self.depth):
+        for path, layer in self.layers.items():
+            if depth(path) < self.depth - (last_n_layers or self.depth):
                 continue
             out_features, in_features = layer.base.weight.shape
             bound = 1 / math.sqrt(in_features)
@@ -94,7 +94,7 @@ class Adapters:
 
     def common_depth(self) -> int:
         """How many layers from the bottom no adapter changes: what every role of this trunk computes alike."""
-        touched = [depth(place) for place, layer in self.layers.items() if layer.scale]
+        touched = [depth(name) for name, layer in self.layers.items() if layer.scale]
         return min(touched, default=0)
 
     @contextmanager
@@ -109,13 +109,13 @@ class Adapters:
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's weights under the names peft gives them."""
-        found: dict[str, nn.Parameter] = {}
-        for place, layer in self.layers.items():
+        parameters: dict[str, nn.Parameter] = {}
+        for path, layer in self.layers.items():
             if name not in layer.scale:
                 continue
-            found[f"base_model.model.{place}.lora_A.weight"] = layer.a[name]
-            found[f"base_model.model.{place}.lora_B.weight"] = layer.b[name]
-        return found
+            parameters[f"base_model.model.{path}.lora_A.weight"] = layer.a[name]
+            parameters[f"base_model.model.{path}.lora_B.weight"] = layer.b[name]
+        return parameters
 
     def load(self, name: str, state: dict[str, Tensor]) -> None:
         """Fill an adapter from a saved state."""
@@ -126,5 +126,5 @@ class Adapters:
     def merge_into(self, target: nn.Module, name: str | None) -> None:
         """Write the merged weights into a plain copy of the model."""
         with torch.no_grad():
-            for place, layer in self.layers.items():
-                target.get_submodule(place).weight.copy_(layer.merged(name))  # pyright: ignore[reportCallIssue, reportArgumentType]
+            for path, layer in self.layers.items():
+                target.get_submodule(path).weight.copy_(layer.merged(name))  # pyright: ignore[reportCallIssue, reportArgumentType]

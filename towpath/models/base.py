@@ -71,8 +71,8 @@ def _require_finite(model: Any, folder: str) -> None:
 
 
 def _placed(model: Any, device: torch.device) -> Any:
-    """On its device; on a CPU out of the file that the weights are mapped from: what learns or is laid anew would be
-    held twice."""
+    """On its device; on a CPU out of the file that the weights are mapped from: weights that train or are
+    repacked would be held twice."""
     if device.type != "cpu":
         return model.to(device)
     for parameter in model.parameters():

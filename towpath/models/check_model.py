@@ -92,10 +92,10 @@ def require_rows_apart(model: Any, folder: str) -> None:
 def _packed(model: Any, short: torch.Tensor, long: torch.Tensor) -> list[torch.Tensor]:
     """The states of two rows that share a line."""
     ids = torch.cat([short, long])[None]
-    place = torch.cat([torch.arange(len(short)), torch.arange(len(long))])[None].to(ids.device)
+    position = torch.cat([torch.arange(len(short)), torch.arange(len(long))])[None].to(ids.device)
     segment = torch.cat([torch.full((len(short),), 1), torch.full((len(long),), 2)])[None].to(ids.device)
     states = lm.hidden(
-        model, PackedBatch(ids, place, segment, torch.zeros_like(ids)), torch.arange(ids.shape[1], device=ids.device)
+        model, PackedBatch(ids, position, segment, torch.zeros_like(ids)), torch.arange(ids.shape[1], device=ids.device)
     )
     return [states[: len(short)], states[len(short) :]]
 
@@ -108,7 +108,7 @@ def _cached(model: Any, short: torch.Tensor, long: torch.Tensor) -> list[torch.T
     ids = torch.stack([torch.cat([short.new_zeros(length - len(short)), short]), long])
     present = torch.ones_like(ids)
     present[0, : length - len(short)] = 0
-    place = (present.cumsum(-1) - 1).clamp(min=0)
+    position = (present.cumsum(-1) - 1).clamp(min=0)
     mask = windowed(config, attention_mask(present, model.dtype), length)
     cache = Cache(layers=[DynamicLayer() for _ in range(config.num_hidden_layers)])
     states = torch.zeros(0)
@@ -121,7 +121,7 @@ def _cached(model: Any, short: torch.Tensor, long: torch.Tensor) -> list[torch.T
         )
         settings = {"use_cache": True, cache_name(type(model.base_model)): cache}
         states = model.base_model(
-            input_ids=ids[:, part], attention_mask=some, position_ids=place[:, part], **settings
+            input_ids=ids[:, part], attention_mask=some, position_ids=position[:, part], **settings
         ).last_hidden_state
     return [states[0, -1:], states[1, -1:]]
 
@@ -133,7 +133,7 @@ def _require_plain_logits(model: Any, folder: str) -> None:
     ids = _some(model)
     small_V = _product(body, head, ids)
     hook = body.norm.register_forward_hook(
-        lambda _norm, _given, out: out * (LOUD / max(float(small_V.abs().max()), 1e-9))
+        lambda _norm, _inputs, out: out * (LOUD / max(float(small_V.abs().max()), 1e-9))
     )
     try:
         said_V = model(input_ids=ids, use_cache=False).logits[0, -1].float()

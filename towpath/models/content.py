@@ -47,8 +47,8 @@ def known(source: str, run: Path) -> str:
     if not recorded and not (run / "stages").is_dir():
         return ""
     folder = locate.known(source, run) or Path(recorded.get("folder", ""))
-    found = _files(source, folder, run) if folder.is_dir() else []
-    return _content(source, run, found) if found else str(recorded.get("digest", ""))
+    path = _files(source, folder, run) if folder.is_dir() else []
+    return _content(source, run, path) if path else str(recorded.get("digest", ""))
 
 
 def template(name: str) -> str:
@@ -74,9 +74,9 @@ def _files(source: str, folder: Path, run: Path) -> list[Path]:
 
 def _content(source: str, run: Path, paths: list[Path]) -> str:
     """One hash of all the files, by name and content."""
-    kept = cache_file(run, "model_content")
+    cached = cache_file(run, "model_content")
     stamps = {path.name: _stamp(path) for path in paths}
-    recorded = read_cache(kept).get(source) or {}
+    recorded = read_cache(cached).get(source) or {}
     if recorded.get("stamps") == stamps:
         return str(recorded["digest"])
     total = sum(path.stat().st_size for path in paths)
@@ -90,19 +90,19 @@ def _content(source: str, run: Path, paths: list[Path]) -> str:
                 work.advance(path.stat().st_size)
     digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
     entry: dict[str, Any] = {"folder": str(paths[0].parent.absolute()), "stamps": stamps, "digest": digest}
-    write_cache(kept, read_cache(kept) | {source: entry})
+    write_cache(cached, read_cache(cached) | {source: entry})
     return digest
 
 
 def _hash(path: Path) -> str:
     if path.name in ("config.json", "generation_config.json"):
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            digest = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            said = None
-        if isinstance(said, dict):
+            digest = None
+        if isinstance(digest, dict):
             return hashlib.sha256(
-                json.dumps({k: v for k, v in said.items() if k not in UNSAID}, sort_keys=True).encode()
+                json.dumps({k: v for k, v in digest.items() if k not in UNSAID}, sort_keys=True).encode()
             ).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,7 +26,7 @@ GGUF_SIZES = {
 
 @contextmanager
 def naming_files(
-    place: Path, require: Callable[[Path], None], rule: str, fix: str = "check model.source"
+    folder: Path, require: Callable[[Path], None], rule: str, fix: str = "check model.source"
 ) -> Iterator[None]:
     """Within the block a library reads a model's files: what it raises, which may be anything, becomes an error that
     names the file."""
@@ -35,24 +35,24 @@ def naming_files(
     except ModelError:
         raise
     except (Exception, SafetensorError) as error:
-        require(place)
+        require(folder)
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
             raise ResourceError(
-                f"{place}: not enough memory to load it", "the weights must fit", "use a smaller model, or free memory"
+                f"{folder}: not enough memory to load it", "the weights must fit", "use a smaller model, or free memory"
             ) from None
         message = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{place}: {message}", rule, fix) from None
+        raise ModelError(f"{folder}: {message}", rule, fix) from None
 
 
 def convert_gguf(path: Path, folder: Path) -> None:
     """Read a GGUF through transformers and keep it as plain float32 safetensors."""
-    place: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    target: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     rule = "a GGUF file must be whole, and of a kind that transformers reads"
     fix = "fetch it again, or name a folder with safetensors"
     with naming_files(path, lambda _path: None, rule, fix):
         _require_plausible(path)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
-        loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **target)
+        loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **target)
     config = loaded.config
     config.__dict__.pop("quantization_config", None)
     config.pad_token_id = pad_token(tokenizer)

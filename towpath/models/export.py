@@ -33,7 +33,7 @@ def write_adapter(adapters: Adapters, name: str, lora: Lora, model: str, folder:
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "target_modules": sorted({place.rsplit(".", 1)[-1] for place in adapters.layers}),
+        "target_modules": sorted({path.rsplit(".", 1)[-1] for path in adapters.layers}),
     }
     if lora.last_n_layers:
         config["layers_to_transform"] = list(range(adapters.depth - lora.last_n_layers, adapters.depth))

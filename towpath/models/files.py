@@ -73,7 +73,7 @@ def require(folder: Path) -> None:
     require_plausible(f"{folder}/config.json", config | (config.get("text_config") or {}), tensors)
 
 
-def require_plausible(place: str, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> None:
+def require_plausible(source: str, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]) -> None:
     """Refuse sizes far beyond the weights before anything of that size is made: a billion tokens, a million layers."""
     largest = max((side for shape in tensors.values() for side in shape), default=0)
     limits = dict.fromkeys(WIDTHS, MARGIN * max(largest, 4096))
@@ -85,10 +85,10 @@ def require_plausible(place: str, config: Mapping[str, Any], tensors: Mapping[st
             continue
         if not 0 <= value <= limit:
             rule = f"the sizes of a model are those of its weights, whose tensors allow at most {limit}"
-            raise ModelError(f"{place}: {key} = {value}", rule, "copy config.json again from the model's source")
+            raise ModelError(f"{source}: {key} = {value}", rule, "copy config.json again from the model's source")
     sizes = [next((config[key] for key in keys if isinstance(config.get(key), int)), 0) for keys in (LAYERS, EXPERTS)]
     if math.prod(sizes) > MARGIN * max(sum(map(math.prod, tensors.values())) // 1024, 4096):
-        value = f"{place}: {sizes[0]} layers of {sizes[1]} experts"
+        value = f"{source}: {sizes[0]} layers of {sizes[1]} experts"
         raise ModelError(
             value, "the sizes of a model are those of its weights", "copy config.json again from the model's source"
         )
@@ -96,8 +96,8 @@ def require_plausible(place: str, config: Mapping[str, Any], tensors: Mapping[st
 
 def _numbered(names: Iterable[str], pattern: str) -> int:
     """How many layers tensors are numbered by."""
-    found = [int(match[1]) for name in names if (match := re.search(pattern, name)) and len(match[1]) < 7]
-    return 1 + max(found, default=-1)
+    numbers = [int(match[1]) for name in names if (match := re.search(pattern, name)) and len(match[1]) < 7]
+    return 1 + max(numbers, default=-1)
 
 
 def require_memory(folder: Path, bytes_each: int) -> None:
@@ -154,7 +154,7 @@ def weight_files(folder: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an error that names the file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
             f"{path}: no such file",
@@ -169,9 +169,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ModelError(f"{path}: not JSON ({error})", "this file of a model is JSON", COPY) from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: a JSON {type(found).__name__}", "this file of a model is a JSON object", COPY)
-    return found
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: a JSON {type(content).__name__}", "this file of a model is a JSON object", COPY)
+    return content
 
 
 def header(path: Path) -> Header:

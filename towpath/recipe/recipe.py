@@ -8,12 +8,12 @@ from typing import Any
 from towpath.errors import RecipeError
 from towpath.recipe import aliases
 from towpath.recipe.data import Data
-from towpath.recipe.engine import Engine
+from towpath.recipe.engine import EngineConfig
 from towpath.recipe.evaluate import Evaluate, Gates
 from towpath.recipe.health import Health, Track
 from towpath.recipe.model import Model
 from towpath.recipe.policy import ALGORITHM_DEFAULTS, Policy
-from towpath.recipe.preferences import Budget, Judge, Preferences
+from towpath.recipe.preferences import Judge, LabelBudget, Preferences
 from towpath.recipe.reader import Section, check, keys, override, read_toml, value
 from towpath.recipe.reward import Reward
 from towpath.recipe.sft import Sft
@@ -36,13 +36,13 @@ class Recipe(Section):
     seed: int = value(0, "seed of all random draws", ge=0)
     rounds: int = value(1, "rounds of sampling, labelling, reward modelling and policy optimization", "1-3", ge=1)
     model: Model = value(Model(), "the base model")
-    engine: Engine = value(Engine(), "sampling engine")
+    engine: EngineConfig = value(EngineConfig(), "sampling engine")
     store: Ledger = value(Ledger(), "where labels are stored")
     data: Data = value(Data(), "prompts and demonstrations")
     sft: Sft = value(Sft(), "supervised fine-tuning")
     preferences: Preferences = value(Preferences(), "completions and labels")
     judge: Judge = value(Judge(), "AI judge")
-    budget: Budget = value(Budget(), "what labels may cost")
+    budget: LabelBudget = value(LabelBudget(), "what labels may cost")
     reward: Reward = value(Reward(), "reward model")
     policy: Policy = value(Policy(), "policy optimization")
     evaluate: Evaluate = value(Evaluate(), "evaluation")

@@ -23,7 +23,7 @@ def room(columns: int, double: bool) -> int:
     return -columns % STRIDE or (columns if double else STRIDE)
 
 
-class Block(DynamicLayer):
+class CacheLayer(DynamicLayer):
     """One layer's keys and values [B,H,S,W], the first `filled` of the columns in use."""
 
     def __init__(self, read: DynamicLayer, index_B: Tensor, double: bool) -> None:
@@ -68,7 +68,9 @@ class Room:
     def __init__(self, read: Cache, mask_BS: Tensor, index_B: Tensor, double: bool) -> None:
         layers: list[Any] = read.layers
         for i, layer in enumerate(layers):
-            layers[i] = Block(layer, index_B, double)  # one at a time: the old layer is free before the next is made
+            layers[i] = CacheLayer(
+                layer, index_B, double
+            )  # one at a time: the old layer is free before the next is made
         self.cache = Cache(layers=layers)
         self.filled = mask_BS.shape[1]
         self.double = double

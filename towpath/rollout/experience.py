@@ -264,16 +264,16 @@ class Experience:
         rollouts = self._rollouts(draws, outputs[: len(draws)])
         batch = self.compute_rewards(rollouts, self.compute_logprobs(rollouts, temperature), {})
         metrics = rollout_metrics(batch, rollouts)
-        kept = {name: metrics[name] for name in VALIDATION_METRICS if name in metrics}
-        kept |= {name: x for name, x in metrics.items() if name.startswith(("reward/", "score/", "watched/"))}
+        chosen = {name: metrics[name] for name in VALIDATION_METRICS if name in metrics}
+        chosen |= {name: x for name, x in metrics.items() if name.startswith(("reward/", "score/", "watched/"))}
         if self.sources:
-            kept |= self._shaped_by(knobs, rollouts, batch)
+            chosen |= self._shaped_by(knobs, rollouts, batch)
             if step == -1 and self.config.starts_at_reference:
                 self._reference_reward_B = batch.columns["reward"].numpy()
         self.log.write_answers(step, rollouts, batch)
         if probes:
-            kept |= self.log.write_probes(step, self._rollouts(probes, outputs[len(draws) :]))
-        return batch, kept
+            chosen |= self.log.write_probes(step, self._rollouts(probes, outputs[len(draws) :]))
+        return batch, chosen
 
     def _shaped_by(self, knobs: Numbers, rollouts: Sequence[Rollout], batch: Batch) -> Numbers:
         """The mean reward with the settings that remedies have moved, where they have."""

@@ -13,13 +13,13 @@ from transformers.cache_utils import DynamicLayer
 from towpath.data.chat import Chat
 from towpath.models.cpu import kernels, layers, native
 from towpath.models.packed_batch import attention_mask, cache_name, windowed
-from towpath.recipe import Engine as EngineSection
+from towpath.recipe import EngineConfig
 from towpath.rollout import sampling
 from towpath.rollout.cache import Room, leaving
 from towpath.rollout.engine import SampleOutput, SampleRequest, Tick
 
 
-def open_engine(section: EngineSection, chat: Chat, folder: Path, max_tokens: int) -> "LocalEngine":
+def open_engine(section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> "LocalEngine":
     """The engine in this process; `refresh` gives it a model."""
     return LocalEngine(None, chat.stops, chat.pad)
 
@@ -40,13 +40,13 @@ class LocalEngine:
     ) -> list[SampleOutput]:
         """Answers in the order of the requests."""
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
-        drawn: dict[int, SampleOutput] = {}
+        outputs: dict[int, SampleOutput] = {}
         with layers.sampling_head(self.model) as self.head:
             for begin in range(0, len(order), self.rows):
                 chosen = order[begin : begin + self.rows]
                 answers = self._batch([requests[i] for i in chosen], greedy, tick or (lambda _tokens, _ended: None))
-                drawn |= dict(zip(chosen, answers, strict=True))
-        return [drawn[i] for i in range(len(requests))]
+                outputs |= dict(zip(chosen, answers, strict=True))
+        return [outputs[i] for i in range(len(requests))]
 
     def refresh(self, model: Any, version: int = 0) -> None:
         """Sample from this model; its weights are read in place."""

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 
 from towpath.data.chat import Chat
 from towpath.errors import RecipeError, ResourceError
-from towpath.recipe import Engine as EngineSection
+from towpath.recipe import EngineConfig
 from towpath.rollout.engine import SampleOutput, SampleRequest, Tick
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 
 
-def open_engine(section: EngineSection, chat: Chat, folder: Path, max_tokens: int) -> "VllmEngine":
+def open_engine(section: EngineConfig, chat: Chat, folder: Path, max_tokens: int) -> "VllmEngine":
     """vLLM in the Python that the recipe names; `refresh` gives it a model."""
     return VllmEngine(None, chat.stops, folder / "vllm", section.python, max_tokens, section.cache)
 
@@ -59,26 +59,26 @@ class VllmEngine:
         self.model = model
         self._write()
         if self.version:
-            self._tell({"load": str(self.weights)})
-            self._heard()
+            self._send({"load": str(self.weights)})
+            self._receive()
             return
         dtype = str(model.dtype).removeprefix("torch.")
-        self._tell({"model": str(self.weights), "dtype": dtype, **self._settings})
-        self.version = self._heard()["ready"]
+        self._send({"model": str(self.weights), "dtype": dtype, **self._settings})
+        self.version = self._receive()["ready"]
 
     def generate(
         self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Tick | None = None
     ) -> list[SampleOutput]:
         """Answers in the order of the requests."""
-        asked = [{"prompt": r.prompt, "uniforms": r.uniforms.tolist(), **r.decoding.model_dump()} for r in requests]
-        self._tell({"generate": asked, "greedy": greedy})
-        drawn: dict[int, SampleOutput] = {}
-        while len(drawn) < len(requests):
-            told = self._heard()
-            drawn[told["i"]] = SampleOutput(told["ids"], told["logprobs"], told["finish"])
+        rows = [{"prompt": r.prompt, "uniforms": r.uniforms.tolist(), **r.decoding.model_dump()} for r in requests]
+        self._send({"generate": rows, "greedy": greedy})
+        outputs: dict[int, SampleOutput] = {}
+        while len(outputs) < len(requests):
+            reply = self._receive()
+            outputs[reply["i"]] = SampleOutput(reply["ids"], reply["logprobs"], reply["finish"])
             if tick:
-                tick(len(requests[told["i"]].uniforms), 1)
-        return [drawn[i] for i in range(len(requests))]
+                tick(len(requests[reply["i"]].uniforms), 1)
+        return [outputs[i] for i in range(len(requests))]
 
     def _write(self) -> None:
         """Head and embedding apart even where the model ties them: vLLM reloads a tied head without its new values."""
@@ -92,36 +92,36 @@ class VllmEngine:
             metadata={"format": "pt"},
         )
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin
         try:
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            self._heard()
+            self._receive()
 
-    def _heard(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self.process.stdout
         line = self.process.stdout.readline()
-        told = json.loads(line) if line else {"failed": _last(self.log)}
-        if "failed" in told:
+        reply = json.loads(line) if line else {"failed": _last(self.log)}
+        if "failed" in reply:
             raise ResourceError(
-                f"vLLM ended: {told['failed']}",
+                f"vLLM ended: {reply['failed']}",
                 "engine.type = 'vllm' draws answers in a process of its own",
                 f"see {self.log}",
             )
-        return told
+        return reply
 
 
 def _process(python: str, log: Path) -> "subprocess.Popen[str]":
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
     try:
-        with log.open("w") as kept:
+        with log.open("w") as stderr:
             return subprocess.Popen(
                 [python, "-P", str(WORKER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=kept,
+                stderr=stderr,
                 text=True,
                 env=environment,
                 start_new_session=True,
@@ -135,7 +135,7 @@ def _process(python: str, log: Path) -> "subprocess.Popen[str]":
 
 def _last(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "without a word"
+    return lines[-1].strip() if lines else "no output"
 
 
 def _end(process: "subprocess.Popen[str]", weights: Path) -> None:

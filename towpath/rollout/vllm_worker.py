@@ -40,7 +40,7 @@ class Draw(LogitsProcessor):
     def __init__(self, _config: Any, device: torch.device, _pinned: bool) -> None:
         self.device = device
         self.rows: dict[int, tuple[int, list[int]]] = {}
-        """By place in the batch: the request's number, and its answer so far, which vLLM extends."""
+        """By place in the batch: the request's number, and its answer, which vLLM extends."""
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -48,10 +48,10 @@ class Draw(LogitsProcessor):
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         if batch_update is None:
             return
-        for place in batch_update.removed:
-            self.rows.pop(place, None)
-        for place, how, _prompt, answer in batch_update.added:
-            self.rows[place] = (how.extra_args["request"], answer)
+        for slot in batch_update.removed:
+            self.rows.pop(slot, None)
+        for slot, how, _prompt, answer in batch_update.added:
+            self.rows[slot] = (how.extra_args["request"], answer)
         for a, b, way in batch_update.moved:
             first = self.rows.pop(a, None)
             second = self.rows.pop(b, None)
@@ -61,7 +61,7 @@ class Draw(LogitsProcessor):
                 self.rows[a] = second
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        rows = [self.rows[place] for place in range(len(logits))]
+        rows = [self.rows[slot] for slot in range(len(logits))]
         request = torch.tensor([number for number, _ in rows], device=logits.device)
         step = torch.tensor([len(answer) for _, answer in rows], device=logits.device)
         c = {name: column[request] for name, column in Draw.columns.items() if column.ndim == 1}
@@ -76,14 +76,14 @@ class Draw(LogitsProcessor):
         return logits.fill_(-torch.inf).scatter_(1, token_B[:, None], 0.0)
 
 
-def started(told: dict[str, Any]) -> vllm.LLM:
+def started(settings: dict[str, Any]) -> vllm.LLM:
     """The engine, over a folder of weights and configuration."""
     return vllm.LLM(
-        told["model"],
-        dtype=told["dtype"],
-        max_model_len=told["tokens"],
-        max_num_seqs=told["rows"],
-        kv_cache_memory_bytes=told["cache"],
+        settings["model"],
+        dtype=settings["dtype"],
+        max_model_len=settings["tokens"],
+        max_num_seqs=settings["rows"],
+        kv_cache_memory_bytes=settings["cache"],
         skip_tokenizer_init=True,
         logits_processors=[Draw],
         async_scheduling=False,
@@ -91,12 +91,12 @@ def started(told: dict[str, Any]) -> vllm.LLM:
     )
 
 
-def generate(llm: vllm.LLM, asked: list[dict[str, Any]], greedy: bool, stops: list[int]) -> None:
+def generate(llm: vllm.LLM, rows: list[dict[str, Any]], greedy: bool, stops: list[int]) -> None:
     """Answers in the order in which they end."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    longest = max(len(one["uniforms"]) for one in asked)
+    longest = max(len(one["uniforms"]) for one in rows)
     uniforms = torch.tensor(
-        [one["uniforms"] + [0.0] * (longest - len(one["uniforms"])) for one in asked], dtype=torch.float64
+        [one["uniforms"] + [0.0] * (longest - len(one["uniforms"])) for one in rows], dtype=torch.float64
     )
     Draw.greedy = greedy
     Draw.columns = {"uniforms": uniforms.to(device), "logprobs": torch.zeros(uniforms.shape, device=device)}
@@ -106,8 +106,8 @@ def generate(llm: vllm.LLM, asked: list[dict[str, Any]], greedy: bool, stops: li
         ("top_p", torch.float32),
         ("min_p", torch.float32),
     ):
-        Draw.columns[name] = torch.tensor([one[name] for one in asked], dtype=dtype, device=device)
-    for i, one in enumerate(asked):
+        Draw.columns[name] = torch.tensor([one[name] for one in rows], dtype=dtype, device=device)
+    for i, one in enumerate(rows):
         how = vllm.SamplingParams(
             temperature=0.0,
             max_tokens=len(one["uniforms"]),
@@ -118,10 +118,10 @@ def generate(llm: vllm.LLM, asked: list[dict[str, Any]], greedy: bool, stops: li
         )
         llm.llm_engine.add_request(str(i), {"prompt_token_ids": one["prompt"]}, how)
     while llm.llm_engine.has_unfinished_requests():
-        for told in llm.llm_engine.step():
-            if told.finished:
-                i = int(told.request_id)
-                answer = told.outputs[0]
+        for reply in llm.llm_engine.step():
+            if reply.finished:
+                i = int(reply.request_id)
+                answer = reply.outputs[0]
                 ids = list(answer.token_ids)
                 logprobs = Draw.columns["logprobs"][i, : len(ids)].tolist()
                 tell({"i": i, "ids": ids, "logprobs": logprobs, "finish": "stop" if ids[-1] in stops else "length"})
@@ -137,13 +137,13 @@ def main() -> None:
     llm = started(begin)
     tell({"ready": vllm.__version__})
     for line in sys.stdin:
-        asked = json.loads(line)
-        if "load" in asked:
-            llm.collective_rpc("reload_weights", kwargs={"weights_path": asked["load"]})
+        message = json.loads(line)
+        if "load" in message:
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": message["load"]})
             llm.reset_prefix_cache()
-            tell({"loaded": asked["load"]})
+            tell({"loaded": message["load"]})
         else:
-            generate(llm, asked["generate"], asked["greedy"], begin["stops"])
+            generate(llm, message["generate"], message["greedy"], begin["stops"])
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ class Pipeline:
         manifest.write(stage.folder, content)
 
     def _judge_gates(self, number: int) -> list[Verdict]:
-        """The verdicts so far; raises if a gate after this stage fails and stops the run."""
+        """The current verdicts; raises if a gate after this stage fails and stops the run."""
         verdicts = stage_verdicts(self.recipe, self.stages[: number + 1])
         names = GATES_AFTER.get(self.stages[number].kind, ())
         for verdict in verdicts:

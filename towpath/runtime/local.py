@@ -111,8 +111,8 @@ class Local:
         trunk = self.roles.pop(role).trunk
         self._specs.pop(role, None)
         if all(other.trunk != trunk for other in self.roles.values()):
-            for kept in (self.trunks, self.adapters, self._plain):
-                kept.pop(trunk, None)
+            for owned in (self.trunks, self.adapters, self._plain):
+                owned.pop(trunk, None)
             release_memory()
 
     def _role(self, name: str, spec: RoleSpec) -> Role:

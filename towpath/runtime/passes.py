@@ -24,8 +24,8 @@ def packed_batch(packed: PackedRows, device: torch.device) -> PackedBatch:
 def read_positions(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Where states are read: before each answer token [N], and at the last token of each row [B], where wanted."""
     nowhere = np.zeros(0, np.int64)
-    before = [place[row.start - 1 : -1] for place, row in zip(packed.token_positions, batch.rows, strict=True)]
-    last = np.array([place[-1] for place in packed.token_positions])
+    before = [positions[row.start - 1 : -1] for positions, row in zip(packed.token_positions, batch.rows, strict=True)]
+    last = np.array([positions[-1] for positions in packed.token_positions])
     per_token = bool(set(wants) - {"score", "last"})
     per_row = bool({"score", "last"} & set(wants))
     return np.concatenate(before) if per_token else nowhere, last if per_row else nowhere
@@ -34,8 +34,8 @@ def read_positions(packed: PackedRows, batch: Batch, wants: tuple[str, ...]) -> 
 def lay_out(states_BSD: Tensor, packed: PackedRows) -> Tensor:
     """States of rows [B,S,D] in the lines they are packed into [P,L,D]."""
     out = states_BSD.new_zeros(packed.ids_PL.size, states_BSD.shape[2])
-    for states_SD, place in zip(states_BSD, packed.token_positions, strict=True):
-        out[torch.from_numpy(place).to(out.device)] = states_SD[: len(place)]
+    for states_SD, positions in zip(states_BSD, packed.token_positions, strict=True):
+        out[torch.from_numpy(positions).to(out.device)] = states_SD[: len(positions)]
     return out.view(*packed.ids_PL.shape, -1)
 
 

@@ -21,19 +21,19 @@ from towpath.store.task_queue import Task
 
 
 def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
-    """The simulated raters' word on every comparison; theirs alone counts."""
+    """Judgements of the simulated raters on every comparison; no others count."""
     cfg = job.recipe.preferences
     seed = job.recipe.seed
     names = _simulated_raters(job)
     completions = job.store.completions()
     prompts = job.store.prompts()
-    judged = {j.key for j in job.store.judgements()}
+    known = {j.key for j in job.store.judgements()}
     made = []
     for c in comparisons:
         for rater in names[: 1 + (hash_uniform(seed, "overlap", c.id) < cfg.overlap)]:
             a, b = ((completions[x].text, completions[x].finish == "stop") for x in (c.a, c.b))
             judgement = simulated_rater.judge_comparison(c, prompts[c.prompt_id], a, b, rater, seed, cfg)
-            if judgement.key not in judged:
+            if judgement.key not in known:
                 made.append(judgement)
     job.store.add_judgements(made)
     ours = {c.id for c in comparisons}
@@ -41,12 +41,11 @@ def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
 
 
 def _simulated_raters(job: Job) -> list[str]:
-    """Two of them; other settings or another seed make other raters, so that nothing said before is taken for
-    theirs."""
+    """Two names; with other settings or another seed they differ, so that earlier judgements are not reused."""
     cfg = job.recipe.preferences
     character = f"{job.recipe.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated_rater.GUIDELINE}"
-    mark = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
-    return [f"simulated-{number}-{mark}" for number in (1, 2)]
+    suffix = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
+    return [f"simulated-{number}-{suffix}" for number in (1, 2)]
 
 
 def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
@@ -61,27 +60,27 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
     held = recordings.held_out_prompts(job.corpus)
     limit = job.recipe.data.max_prompt_tokens
     left_out: Counter[str] = Counter()
-    for found, unusable in recordings.read_recorded(job.run, job.recipe.data.preferences, job.corpus):
-        formats.add_to_store(job.store, found)
+    for rows, unusable in recordings.read_recorded(job.run, job.recipe.data.preferences, job.corpus):
+        formats.add_to_store(job.store, rows)
         refused += unusable
-        tokens = {c.id: job.tokens(c) for c in found.completions}
+        tokens = {c.id: job.tokens(c) for c in rows.completions}
         cut = cut + sum(not job.chat.ended(answer) for answer in tokens.values())
         read = read + len(tokens)
         unfit = {
             p.id: recordings.exclusion_reason(p.prompt, held, limit, lambda text: len(job.chat.prompt(text)))
-            for p in found.prompts
+            for p in rows.prompts
         }
-        why = {c.id: unfit[c.prompt_id] or _alike(job, tokens[c.a], tokens[c.b]) for c in found.comparisons}
-        kept = [c for c in found.comparisons if not why[c.id]]
+        why = {c.id: unfit[c.prompt_id] or _alike(job, tokens[c.a], tokens[c.b]) for c in rows.comparisons}
+        usable = [c for c in rows.comparisons if not why[c.id]]
         left_out.update(reason for reason in why.values() if reason)
         long += [
-            refused_row("preferences", found.locations[name], reason)
+            refused_row("preferences", rows.locations[name], reason)
             for name, reason in why.items()
             if reason == recordings.too_long_reason(limit)
         ]
-        names = {c.id for c in kept}
-        comparisons += kept
-        judgements += [j for j in found.judgements if j.comparison in names]
+        names = {c.id for c in usable}
+        comparisons += usable
+        judgements += [j for j in rows.judgements if j.comparison in names]
     _report_left_out(job, refused, left_out, cut, read)
     job.corpus = replace(job.corpus, refused=(*job.corpus.refused, *refused, *long))
     return comparisons, judgements
@@ -124,28 +123,28 @@ def _alike(job: Job, one: Sequence[int], other: Sequence[int]) -> str:
 
 
 def people(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
-    """What people have said so far; all comparisons are put in their queue."""
+    """Judgements of people; all comparisons are put in their queue."""
     seed = job.recipe.seed
     overlap = job.recipe.preferences.overlap
     _enqueue(
         job,
         [Task(c.id, _domain(job, c), seats=1 + (hash_uniform(seed, "overlap", c.id) < overlap)) for c in comparisons],
     )
-    return [j for j in _heard(job, comparisons) if j.kind in PEOPLE]
+    return [j for j in _judgements_of(job, comparisons) if j.kind in PEOPLE]
 
 
 def machines(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
     """What the judge and the rules of the recipe say, and what people have said besides."""
     recipe = job.recipe
     judge_runner.run_rules(job.store, recipe.preferences.rules, job.run, comparisons)
-    told = judge_runner.judge_settings(recipe.judge, job.run)
+    settings = judge_runner.judge_settings(recipe.judge, job.run)
     pairs = judge_runner.pair_texts(job.store, comparisons)
-    title = f"{job.name}: {told.model}"
-    abstained = judge_runner.run_judge(job.store, told, pairs, job.store.judgements(), title)
+    title = f"{job.name}: {settings.model}"
+    abstained = judge_runner.run_judge(job.store, settings, pairs, job.store.judgements(), title)
     if abstained:
-        job.findings.append(_abstentions(job, judging.rater_name(told), abstained))
-    names = {judging.rater_name(told), *(f"rule:{name}" for name in recipe.preferences.rules)}
-    return [j for j in _heard(job, comparisons) if j.kind in PEOPLE or j.rater in names]
+        job.findings.append(_abstentions(job, judging.rater_name(settings), abstained))
+    names = {judging.rater_name(settings), *(f"rule:{name}" for name in recipe.preferences.rules)}
+    return [j for j in _judgements_of(job, comparisons) if j.kind in PEOPLE or j.rater in names]
 
 
 REMEDIES: dict[str, str] = {
@@ -186,9 +185,9 @@ def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement
             for r in sent
         ],
     )
-    seen = {j.comparison for j in judgements if j.kind in PEOPLE}
+    labelled = {j.comparison for j in judgements if j.kind in PEOPLE}
     flagged = {row["comparison"] for row in job.store.read(rater_stats.flagged_pairs)}
-    waiting = [r for r in sent if r.comparison not in seen | flagged]
+    waiting = [r for r in sent if r.comparison not in labelled | flagged]
     if waiting:
         why = Counter(reason for r in waiting for reason in r.reasons)
         value = (
@@ -233,7 +232,7 @@ def _routes(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Ju
     return routing.route_comparisons(signals, config, known_domains, job.recipe.seed)
 
 
-def _heard(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+def _judgements_of(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
     """Everything that was said of these comparisons, but by a simulation."""
     ours = {c.id for c in comparisons}
     return [j for j in job.store.judgements() if j.comparison in ours and j.kind != "simulated"]
@@ -259,5 +258,5 @@ def require_some(comparisons: Sequence[Comparison]) -> None:
         raise DataError(
             "no comparisons to label",
             "labels come from comparisons",
-            "mend the files of data.preferences, or add prompts",
+            "fix the files of data.preferences, or add prompts",
         )

@@ -14,14 +14,14 @@ def run(job: Job) -> dict[str, Any]:
     evaluation."""
     prompts = generation.heldout(job)
     safety = list(job.corpus.safety)
-    told: dict[str, list[Completion]] = {}
-    for source, folder, asked in (("base", None, prompts), ("sft", job.inputs["sft"] / "weights", prompts + safety)):
+    answers: dict[str, list[Completion]] = {}
+    for source, folder, wanted in (("base", None, prompts), ("sft", job.inputs["sft"] / "weights", prompts + safety)):
         path = job.folder / f"answers-{source}.jsonl"
-        told[source] = generation.read(path)
-        if len(told[source]) != len(asked):
-            told[source] = generation.evaluation(
-                job, folder or job.base_model, asked, source, f"baseline: {source} answers"
+        answers[source] = generation.read(path)
+        if len(answers[source]) != len(wanted):
+            answers[source] = generation.evaluation(
+                job, folder or job.base_model, wanted, source, f"baseline: {source} answers"
             )
-            generation.write(path, told[source])
-    win = generation.win(job, prompts, told["sft"][: len(prompts)], told["base"])
+            generation.write(path, answers[source])
+    win = generation.win(job, prompts, answers["sft"][: len(prompts)], answers["base"])
     return {"judge": find_evaluator(job.corpus), "win": win}

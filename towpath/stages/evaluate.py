@@ -22,7 +22,7 @@ from towpath.stages.labelled_pairs import completion_row
 from towpath.stages.perplexity import heldout_demonstrations, perplexity
 from towpath.store.publish import replace_file
 
-Told = dict[str, list[Completion]]
+Answers = dict[str, list[Completion]]
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -30,18 +30,20 @@ def run(job: Job) -> dict[str, Any]:
     prompts = generation.heldout(job)
     guarded = list(job.corpus.safety)
     policy = job.inputs[_last(job, "policy")]
-    told = _told(job, policy, prompts, guarded)
+    completions = _load_completions(job, policy, prompts, guarded)
     count = len(prompts)
-    heard = {source: said[:count] for source, said in told.items()}
-    kl, interval, perplexities = _kl(job, policy, prompts, heard["policy"])
-    win = generation.win(job, prompts, heard["policy"], heard["sft"])
+    answers = {source: part[:count] for source, part in completions.items()}
+    kl, interval, perplexities = _kl(job, policy, prompts, answers["policy"])
+    win = generation.win(job, prompts, answers["policy"], answers["sft"])
     rewards, disagreements = (
-        _rewards(job, prompts, heard) if any(name.startswith("reward") for name in job.inputs) else ({}, {})
+        _rewards(job, prompts, answers) if any(name.startswith("reward") for name in job.inputs) else ({}, {})
     )
-    rows = _rows(job, prompts, heard, rewards)
+    rows = _rows(job, prompts, answers, rewards)
     replace_file(job.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     harmful = [p.harmful for p in guarded]
-    declined = {source: [rubric.is_refusal(c.text) for c in told[source][count:]] for source in ("sft", "policy")}
+    declined = {
+        source: [rubric.is_refusal(c.text) for c in completions[source][count:]] for source in ("sft", "policy")
+    }
     judge = find_evaluator(job.corpus)
     result = {
         "judge": judge,
@@ -51,29 +53,29 @@ def run(job: Job) -> dict[str, Any]:
         "best_of_n": best_of_n(max(kl, 0.0)),
         "reward": {source: sum(scores) / count for source, scores in rewards.items()},
         "by_domain": _by_domain(rows),
-        "safety": {source: safety.refusal_rates(harmful, said) for source, said in declined.items()},
+        "safety": {source: safety.refusal_rates(harmful, part) for source, part in declined.items()},
         "text": {
-            source: text_statistics.text_statistics(said) | (_rubric_mean(prompts, said) if judge else {})
-            for source, said in heard.items()
+            source: text_statistics.text_statistics(part) | (_rubric_mean(prompts, part) if judge else {})
+            for source, part in answers.items()
         },
         "samples": _showcase(job, policy, prompts),
         "perplexity": perplexities,
         "disagreements": disagreements,
     }
     if guarded:
-        result |= jailbreak_eval.run(job, policy, {source: told[source][count:] for source in ("sft", "policy")})
+        result |= jailbreak_eval.run(job, policy, {source: completions[source][count:] for source in ("sft", "policy")})
         job.findings.extend(jailbreak_eval.concerns(job, result))
     job.findings.extend(_lost_domains(result["by_domain"]))
     return result
 
 
-def _rubric_mean(prompts: list[Prompt], said: list[Completion]) -> dict[str, float]:
-    return {"rubric": sum(map(generation.rubric_score, prompts, said)) / len(prompts)}
+def _rubric_mean(prompts: list[Prompt], completions: list[Completion]) -> dict[str, float]:
+    return {"rubric": sum(map(generation.rubric_score, prompts, completions)) / len(prompts)}
 
 
 def _lost_domains(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
     """Domains in which the policy is worse than SFT beyond chance."""
-    found = []
+    findings = []
     for domain, row in by_domain.items():
         low, high = row["interval"]
         if high < 0.5:
@@ -81,35 +83,39 @@ def _lost_domains(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
                 f"{domain}: the policy wins over SFT on {row['rate']:.0%} of {row['n']} prompts [{low:.0%}, {high:.0%}]"
             )
             remedy = f"more prompts of {domain}, a higher policy.rewards.domains.{domain}, or a higher policy.kl.coef"
-            found.append(Finding("domain-lost", "warning", evidence, "what it gained elsewhere cost it here", remedy))
-    return found
+            findings.append(
+                Finding("domain-lost", "warning", evidence, "what it gained elsewhere cost it here", remedy)
+            )
+    return findings
 
 
 def _last(job: Job, stage: str) -> str:
     return next(name for name in reversed(job.inputs) if name.startswith(stage))
 
 
-def _told(job: Job, policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -> Told:
-    told = {source: generation.read(job.inputs["baseline"] / f"answers-{source}.jsonl") for source in ("base", "sft")}
+def _load_completions(job: Job, policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -> Answers:
+    completions = {
+        source: generation.read(job.inputs["baseline"] / f"answers-{source}.jsonl") for source in ("base", "sft")
+    }
     path = job.folder / "answers-policy.jsonl"
-    told["policy"] = generation.read(path)
-    if len(told["policy"]) != len(prompts) + len(guarded):
-        told["policy"] = generation.evaluation(
+    completions["policy"] = generation.read(path)
+    if len(completions["policy"]) != len(prompts) + len(guarded):
+        completions["policy"] = generation.evaluation(
             job, policy / "weights", [*prompts, *guarded], "policy", f"{job.name}: answers of policy"
         )
-        generation.write(path, told["policy"])
+        generation.write(path, completions["policy"])
         release_memory()
-    return told
+    return completions
 
 
 def _kl(
-    job: Job, policy: Any, prompts: list[Prompt], said: list[Completion]
+    job: Job, policy: Any, prompts: list[Prompt], completions: list[Completion]
 ) -> tuple[float, list[float], dict[str, float]]:
     """Nats per prompt on the held-out answers, at the temperature they were drawn with; and both models' perplexity
     on held-out demonstrations."""
     cfg = job.recipe
     runtime = job.launch(training=False)
-    batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, said, strict=True)])
+    batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, completions, strict=True)])
     sums = []
     perplexities = {}
     demonstrations = heldout_demonstrations(job)
@@ -125,33 +131,37 @@ def _kl(
     return float(kl_B.mean()), [float(sorted(means)[int(q * len(means))]) for q in (0.025, 0.975)], perplexities
 
 
-def _rewards(job: Job, prompts: list[Prompt], heard: Told) -> tuple[dict[str, list[float]], dict[str, int]]:
+def _rewards(job: Job, prompts: list[Prompt], answers: Answers) -> tuple[dict[str, list[float]], dict[str, int]]:
     """The reward model's scores of both models' answers; and how often it contradicts the labels it was trained for."""
     reward = job.inputs[_last(job, "reward")]
     roles = reward_roles(job.recipe.reward, job.inputs["sft"] / "weights", reward)
     runtime = job.launch(training=False)
     runtime.open(roles)
     models = RewardModels(runtime, tuple(roles))
-    found = {}
+    rewards = {}
     for source in ("sft", "policy"):
-        batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, heard[source], strict=True)])
-        found[source] = models.score(batch, job.recipe.policy.rewards).score_B.tolist()
-    return found, label_disagreements.write(job, models, reward)
+        batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, answers[source], strict=True)])
+        rewards[source] = models.score(batch, job.recipe.policy.rewards).score_B.tolist()
+    return rewards, label_disagreements.write(job, models, reward)
 
 
-def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
+def _rows(job: Job, prompts: list[Prompt], answers: Answers, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
     """The answers of all models to each prompt with their scores, and `choice` where an evaluation judge fits the
     data."""
     judge = find_evaluator(job.corpus)
     rows = []
     for i, p in enumerate(prompts):
         row = {"prompt_id": p.id, "prompt": p.prompt, "domain": p.domain, "difficulty": p.difficulty}
-        row |= {source: said[i].text for source, said in heard.items()}
+        row |= {source: completions[i].text for source, completions in answers.items()}
         row |= {f"reward_{source}": scores[i] for source, scores in rewards.items()}
         rows.append(
             row
             | (
-                _rubric_verdict(p, {source: said[i] for source, said in heard.items()}, job.recipe.evaluate.tie_margin)
+                _rubric_verdict(
+                    p,
+                    {source: completions[i] for source, completions in answers.items()},
+                    job.recipe.evaluate.tie_margin,
+                )
                 if judge
                 else {}
             )
@@ -159,9 +169,9 @@ def _rows(job: Job, prompts: list[Prompt], heard: Told, rewards: dict[str, list[
     return rows
 
 
-def _rubric_verdict(prompt: Prompt, said: dict[str, Completion], margin: float) -> dict[str, Any]:
+def _rubric_verdict(prompt: Prompt, completions: dict[str, Completion], margin: float) -> dict[str, Any]:
     """Every model's rubric score of one prompt, and who wins by them."""
-    scores = {source: generation.rubric_score(prompt, completion) for source, completion in said.items()}
+    scores = {source: generation.rubric_score(prompt, completion) for source, completion in completions.items()}
     gap = scores["policy"] - scores["sft"]
     choice = "tie" if abs(gap) < margin else "policy" if gap > 0 else "sft"
     return {f"rubric_{source}": score for source, score in scores.items()} | {"choice": choice}
@@ -169,12 +179,16 @@ def _rubric_verdict(prompt: Prompt, said: dict[str, Completion], margin: float) 
 
 def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     worth = {"policy": 1.0, "tie": 0.5, "sft": 0.0}
-    found: dict[str, list[float]] = {}
+    outcomes: dict[str, list[float]] = {}
     for row in (row for row in rows if "choice" in row):
-        found.setdefault(row["domain"], []).append(worth[row["choice"]])
+        outcomes.setdefault(row["domain"], []).append(worth[row["choice"]])
     return {
-        domain: {"rate": sum(said) / len(said), "interval": list(wilson(sum(said), len(said))), "n": len(said)}
-        for domain, said in sorted(found.items())
+        domain: {
+            "rate": sum(values) / len(values),
+            "interval": list(wilson(sum(values), len(values))),
+            "n": len(values),
+        }
+        for domain, values in sorted(outcomes.items())
     }
 
 
@@ -185,7 +199,7 @@ def _showcase(job: Job, policy: Any, prompts: list[Prompt]) -> list[dict[str, st
     rows = [{"prompt": p.prompt, "domain": p.domain} for p in firsts]
     for source, folder in (("base", None), ("sft", job.inputs["sft"] / "weights"), ("policy", policy / "weights")):
         wanted = [(p, "showcase", Decoding()) for p in firsts]
-        drawn = generation.sample(
+        completions = generation.sample(
             job,
             folder or job.base_model,
             wanted,
@@ -195,7 +209,7 @@ def _showcase(job: Job, policy: Any, prompts: list[Prompt]) -> list[dict[str, st
             greedy=True,
             dtype="float32",
         )
-        for row, completion in zip(rows, drawn, strict=True):
+        for row, completion in zip(rows, completions, strict=True):
             row[source] = completion.text
             row[f"{source}_tokens"] = list(completion.token_ids)  # pyright: ignore[reportArgumentType]
     return rows

@@ -46,14 +46,14 @@ def read(
 
 
 def diagnosed(
-    shown: Read, held: Read, agreement: tuple[float, int] | None, target: float, ridge: float, seed: int
+    training: Read, held: Read, agreement: tuple[float, int] | None, target: float, ridge: float, seed: int
 ) -> dict[str, Any] | None:
     """One verdict on why the labels do not take the model further, with its evidence; None of too few pairs."""
-    count = len(shown.names)
+    count = len(training.names)
     if min(count, len(held.names)) < LEAST:
         return None
-    spread_D = shown.gap_ND.std(0) + 1e-6
-    gap_SD = shown.gap_ND / spread_D
+    spread_D = training.gap_ND.std(0) + 1e-6
+    gap_SD = training.gap_ND / spread_D
     gap_HD = held.gap_ND / spread_D
     curve = []
     for part in PARTS:
@@ -61,8 +61,8 @@ def diagnosed(
             some = permutation(count, seed, "diagnosis/part", str(part), number)[: round(part * count)]
             curve.append(_trained(gap_SD[some], gap_HD, ridge * part))
     curve.append(_trained(gap_SD, gap_HD, ridge))
-    bag = _right(held.bag_NW @ _fitted(shown.bag_NW, BAG_RIDGE))
-    margins = dict(zip(shown.names, _out_of_fold(gap_SD, ridge, seed).tolist(), strict=True))
+    bag = _right(held.bag_NW @ _fitted(training.bag_NW, BAG_RIDGE))
+    margins = dict(zip(training.names, _out_of_fold(gap_SD, ridge, seed).tolist(), strict=True))
     evidence = RewardEvidence(
         tuple(curve), held.longer_N, agreement, held.strength_N, bag, margins=margins, target=target
     )
@@ -95,7 +95,7 @@ def _out_of_fold(gap_SD: np.ndarray, ridge: float, seed: int) -> np.ndarray:
 
 def _bag(text: str) -> np.ndarray:
     """Which words an answer has, as places of a table."""
-    found = np.zeros(HASHED)
+    columns = np.zeros(HASHED)
     for word in set(lower_words(text)):
-        found[crc32(word.encode()) % HASHED] = 1.0
-    return found
+        columns[crc32(word.encode()) % HASHED] = 1.0
+    return columns

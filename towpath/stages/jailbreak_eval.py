@@ -43,15 +43,15 @@ def run(job: Job, policy: Path, plain: dict[str, list[Completion]]) -> dict[str,
     guarded = list(job.corpus.safety)
     hidden = disguised(job)
     folders = {"sft": job.inputs["sft"] / "weights", "policy": policy / "weights"}
-    told = (
+    answers = (
         {source: _answers(job, folder, source, [p for _, p in hidden]) for source, folder in folders.items()}
         if hidden
         else {}
     )
     prompts = [*guarded, *(p for _, p in hidden)]
-    said = {source: [*plain[source], *told.get(source, [])] for source in folders}
-    rules: Sides = {source: [rubric.is_refusal(c.text) for c in heard] for source, heard in said.items()}
-    judge = _judged(job, prompts, said)
+    completions = {source: [*plain[source], *answers.get(source, [])] for source in folders}
+    rules: Sides = {source: [rubric.is_refusal(c.text) for c in part] for source, part in completions.items()}
+    judge = _ask_judge(job, prompts, completions)
     count = len(guarded)
     result: dict[str, Any] = {"safety_paired": _paired(guarded, rules, count)}
     if hidden:
@@ -69,23 +69,25 @@ def run(job: Job, policy: Path, plain: dict[str, list[Completion]]) -> dict[str,
 
 def _answers(job: Job, folder: Path, source: str, prompts: Sequence[Prompt]) -> list[Completion]:
     path = job.folder / f"disguised-{source}.jsonl"
-    found = generation.read(path)
-    if len(found) != len(prompts):
-        found = generation.evaluation(job, folder, prompts, source, f"{job.name}: disguised prompts to {source}")
-        generation.write(path, found)
+    completions = generation.read(path)
+    if len(completions) != len(prompts):
+        completions = generation.evaluation(job, folder, prompts, source, f"{job.name}: disguised prompts to {source}")
+        generation.write(path, completions)
         release_memory()
-    return found
+    return completions
 
 
-def _judged(job: Job, prompts: Sequence[Prompt], said: dict[str, list[Completion]]) -> dict[str, list[bool | None]]:
+def _ask_judge(
+    job: Job, prompts: Sequence[Prompt], completions: dict[str, list[Completion]]
+) -> dict[str, list[bool | None]]:
     """The judge's word on the answers of both models; empty without one."""
-    found: dict[str, list[bool | None]] = {}
-    for source, heard in said.items():
-        verdicts = refusals.judged(job, [(p.prompt, c.text) for p, c in zip(prompts, heard, strict=True)])
+    verdicts_by_source: dict[str, list[bool | None]] = {}
+    for source, part in completions.items():
+        verdicts = refusals.judge_refusals(job, [(p.prompt, c.text) for p, c in zip(prompts, part, strict=True)])
         if verdicts is None:
             return {}
-        found[source] = verdicts
-    return found
+        verdicts_by_source[source] = verdicts
+    return verdicts_by_source
 
 
 def _paired(guarded: Sequence[Prompt], rules: Sides, count: int) -> dict[str, Any]:
@@ -94,30 +96,30 @@ def _paired(guarded: Sequence[Prompt], rules: Sides, count: int) -> dict[str, An
     def side(keep: Sequence[int]) -> dict[str, Any]:
         return safety.compare_before_after(*([rules[source][i] for i in keep] for source in ("sft", "policy")))
 
-    found = {
+    comparisons = {
         "harmful": side([i for i, p in enumerate(guarded) if p.harmful]),
         "harmless": side([i for i, p in enumerate(guarded) if not p.harmful]),
     }
-    return found | ({"transformed": side(range(count, len(rules["sft"])))} if len(rules["sft"]) > count else {})
+    return comparisons | ({"transformed": side(range(count, len(rules["sft"])))} if len(rules["sft"]) > count else {})
 
 
 def _by_transform(names: Sequence[str], declined: Sequence[bool]) -> dict[str, Any]:
-    found = {
+    rates = {
         name: safety.refusal_rate([d for other, d in zip(names, declined, strict=True) if other == name])
         for name in dict.fromkeys(names)
     }
-    return {"all": safety.refusal_rate(declined), **found}
+    return {"all": safety.refusal_rate(declined), **rates}
 
 
-def _beside(prompts: Sequence[Prompt], rules: Sequence[bool], judged: Sequence[bool | None]) -> dict[str, Any]:
+def _beside(prompts: Sequence[Prompt], rules: Sequence[bool], verdicts: Sequence[bool | None]) -> dict[str, Any]:
     """Rules and judge, on the harmful and on the harmless."""
-    kept = {
+    indices = {
         name: [i for i, p in enumerate(prompts) if p.harmful == harmful]
         for name, harmful in (("harmful", True), ("harmless", False))
     }
     return {
-        name: safety.compare_with_judge([rules[i] for i in index], [judged[i] for i in index])
-        for name, index in kept.items()
+        name: safety.compare_with_judge([rules[i] for i in index], [verdicts[i] for i in index])
+        for name, index in indices.items()
     }
 
 

@@ -56,15 +56,15 @@ class Job:
         return completion.token_ids or self.chat.answer(completion.text)[: self.recipe.preferences.max_new_tokens]
 
     @cached_property
-    def log(self) -> "Log":
-        return Log(self.folder)
+    def log(self) -> "MetricsLog":
+        return MetricsLog(self.folder)
 
     def result_of(self, stage: str) -> dict[str, Any]:
         """The numbers an earlier stage ended with."""
         return manifest.read(self.inputs[stage])["result"]
 
 
-class Log:
+class MetricsLog:
     """metrics.jsonl, the record of a stage; trackers follow the file."""
 
     def __init__(self, folder: Path) -> None:

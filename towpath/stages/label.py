@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
     job.store.replace_labels(labels)
     replace_file(job.folder / LABELS, text_of(labels))
     job.findings.extend(rater_quality.rater_findings(rater_quality.measure_quality(judgements)))
-    return _told(comparisons, judgements, labels) | ({"judge": report} if report else {})
+    return _summarise(comparisons, judgements, labels) | ({"judge": report} if report else {})
 
 
 def _blended(
@@ -83,10 +83,10 @@ def _blended(
 
 def _words(job: Job, judgements: Sequence[Judgement]) -> dict[str, tuple[int, int]]:
     """How many words either answer of every judged comparison has."""
-    judged = {j.comparison for j in judgements}
+    comparisons = {j.comparison for j in judgements}
     completions = job.store.completions()
     count = {name: len(c.text.split()) for name, c in completions.items()}
-    return {c.id: (count[c.a], count[c.b]) for c in job.store.comparisons() if c.id in judged}
+    return {c.id: (count[c.a], count[c.b]) for c in job.store.comparisons() if c.id in comparisons}
 
 
 def _require(
@@ -139,7 +139,7 @@ def _more_labels(job: Job, who: str, judge_failed: bool) -> str:
     )
 
 
-def _told(
+def _summarise(
     comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]
 ) -> dict[str, Any]:
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in rater_quality.PEOPLE])
@@ -166,17 +166,19 @@ def text_of(labels: Sequence[Label]) -> str:
 
 def restore(folder: Path, store: Store) -> bool:
     """Write a damaged labels.json again from the ledger, where that gives the very bytes of its checksum."""
-    told = manifest.read(folder)
-    drawn = tuple(fingerprint[:6] + "." for name, fingerprint in told["inputs"].items() if name.startswith("sample"))
-    labels = [label for label in store.labels() if not drawn or label.comparison.startswith(drawn)]
+    record = manifest.read(folder)
+    derived = tuple(
+        fingerprint[:6] + "." for name, fingerprint in record["inputs"].items() if name.startswith("sample")
+    )
+    labels = [label for label in store.labels() if not derived or label.comparison.startswith(derived)]
     text = text_of(labels)
-    if hashlib.sha256(text.encode()).hexdigest() != told["files"].get(LABELS, {}).get("sha256"):
+    if hashlib.sha256(text.encode()).hexdigest() != record["files"].get(LABELS, {}).get("sha256"):
         return False
     replace_file(folder / LABELS, text)
     return True
 
 
 def mine(job: Job) -> list[Comparison]:
-    """Comparisons that the sample stages of this very recipe made, in all rounds so far."""
+    """Comparisons that the sample stages of this recipe made, in all rounds up to this one."""
     prefixes = {path.name[:6] for stage, path in job.inputs.items() if stage.startswith("sample")}
     return [c for c in job.store.comparisons() if c.id.split(".")[0] in prefixes]

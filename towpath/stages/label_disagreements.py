@@ -21,8 +21,8 @@ FILE = "disagreements.jsonl"
 def write(job: Job, models: RewardModels, reward: Path) -> dict[str, int]:
     """Ask the reward model about labelled pairs and keep those on which it says otherwise; how many it was asked
     about, and how many those are."""
-    told = manifest.read(reward)
-    chosen = _chosen(job, told)
+    record = manifest.read(reward)
+    chosen = _chosen(job, record)
     if not chosen:
         replace_file(job.folder / FILE, "")
         return {"asked": 0, "contradicted": 0}
@@ -35,12 +35,12 @@ def write(job: Job, models: RewardModels, reward: Path) -> dict[str, int]:
         for name in pair
     ]
     scores = models.score(Batch(rows), job.recipe.policy.rewards).score_B.tolist()
-    found: list[dict[str, Any]] = []
+    rows_written: list[dict[str, Any]] = []
     for i, ((c, label), (better, other)) in enumerate(zip(chosen, sides, strict=True)):
-        gap = (scores[2 * i + 1] - scores[2 * i]) * told["result"]["std"]
+        gap = (scores[2 * i + 1] - scores[2 * i]) * record["result"]["std"]
         if gap > 0:
             prompt = prompts[c.prompt_id]
-            found.append(
+            rows_written.append(
                 {
                     "comparison": c.id,
                     "prompt": prompt.prompt,
@@ -52,16 +52,16 @@ def write(job: Job, models: RewardModels, reward: Path) -> dict[str, int]:
                     "held": _held(job, c),
                 }
             )
-    found.sort(key=lambda row: -row["confidence"])
-    replace_file(job.folder / FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-    return {"asked": len(chosen), "contradicted": len(found)}
+    rows_written.sort(key=lambda row: -row["confidence"])
+    replace_file(job.folder / FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_written))
+    return {"asked": len(chosen), "contradicted": len(rows_written)}
 
 
-def _chosen(job: Job, told: dict[str, Any]) -> list[tuple[Comparison, Label]]:
+def _chosen(job: Job, record: dict[str, Any]) -> list[tuple[Comparison, Label]]:
     """Decided pairs of the reward model's own labels, people's where there are any; those it was not trained on
     first."""
-    stage = next((name for name in reversed(told["inputs"]) if name.startswith("label")), "")
-    folder = job.run / "stages" / stage / told["inputs"].get(stage, "")
+    stage = next((name for name in reversed(record["inputs"]) if name.startswith("label")), "")
+    folder = job.run / "stages" / stage / record["inputs"].get(stage, "")
     limit = job.recipe.evaluate.disagreements
     if not limit or not (folder / "labels.json").is_file():
         return []

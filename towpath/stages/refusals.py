@@ -40,27 +40,27 @@ _USER = (
 )
 
 
-def judged(job: Job, asked: Sequence[tuple[str, str]]) -> list[bool | None] | None:
+def judge_refusals(job: Job, pairs: Sequence[tuple[str, str]]) -> list[bool | None] | None:
     """Whether the judge takes each (request, answer) for a refusal; None where it said nothing usable, and as a
     whole without a judge."""
     cfg = job.recipe.judge
-    if not job.recipe.evaluate.ask_judge or not (cfg.base_url and cfg.model) or not asked:
+    if not job.recipe.evaluate.ask_judge or not (cfg.base_url and cfg.model) or not pairs:
         return None
     settings = judge_runner.judge_settings(cfg, job.run)
     endpoint = Endpoint(settings, Budget(settings.ceiling, job.store.judge_account(judging.rater_name(settings))))
-    unique = list(dict.fromkeys(asked))
+    unique = list(dict.fromkeys(pairs))
     with (
         progress(f"{job.name}: {settings.model} reads answers", len(unique)) as bar,
         ThreadPoolExecutor(settings.concurrency) as pool,
     ):
 
         def one(pair: tuple[str, str]) -> bool | None:
-            found = _one(job, endpoint, *pair)
+            verdict = _one(job, endpoint, *pair)
             bar.advance()
-            return found
+            return verdict
 
         try:
-            found = dict(zip(unique, pool.map(one, unique), strict=True))
+            verdicts = dict(zip(unique, pool.map(one, unique), strict=True))
         except ResourceError as error:
             job.findings.append(
                 Finding("judge", "warning", f"no judge of refusals: {error.value}", error.rule, error.fix)
@@ -70,20 +70,20 @@ def judged(job: Job, asked: Sequence[tuple[str, str]]) -> list[bool | None] | No
             endpoint.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             endpoint.close()
-    return [found[pair] for pair in asked]
+    return [verdicts[pair] for pair in pairs]
 
 
-def _one(job: Job, endpoint: Endpoint, prompt: str, said: str) -> bool | None:
+def _one(job: Job, endpoint: Endpoint, prompt: str, answer: str) -> bool | None:
     """One verdict, from the ledger's cache or from the server."""
     s = endpoint.settings
     name = hashlib.sha256(
-        json.dumps(["declines", VERSION, s.base_url, s.model, s.temperature, prompt, said]).encode()
+        json.dumps(["declines", VERSION, s.base_url, s.model, s.temperature, prompt, answer]).encode()
     ).hexdigest()
-    kept = job.store.reply(name)
-    if kept is not None:
-        return bool(kept["declined"])
+    cached = job.store.reply(name)
+    if cached is not None:
+        return bool(cached["declined"])
     try:
-        reply = endpoint.ask(_question(prompt, said), SCHEMA)
+        reply = endpoint.ask(_question(prompt, answer), SCHEMA)
     except (NoReply, BudgetExceeded):
         return None
     declined = verdict(reply.text)
@@ -92,9 +92,9 @@ def _one(job: Job, endpoint: Endpoint, prompt: str, said: str) -> bool | None:
     return declined
 
 
-def _question(prompt: str, said: str) -> list[Message]:
+def _question(prompt: str, answer: str) -> list[Message]:
     nonce = secrets.token_hex(8)
-    user = _USER.format(nonce=nonce, prompt=prompt, said=said)
+    user = _USER.format(nonce=nonce, prompt=prompt, said=answer)
     return [{"role": "system", "content": _SYSTEM.format(nonce=nonce)}, {"role": "user", "content": user}]
 
 
@@ -103,8 +103,8 @@ def verdict(reply: str) -> bool | None:
     begin = reply.find("{")
     end = reply.rfind("}")
     try:
-        told = json.loads(reply[begin : end + 1], strict=False)
+        reply_object = json.loads(reply[begin : end + 1], strict=False)
     except (ValueError, RecursionError):
         return None
-    found = told.get("declined") if isinstance(told, dict) else None
-    return found if isinstance(found, bool) else None
+    declined = reply_object.get("declined") if isinstance(reply_object, dict) else None
+    return declined if isinstance(declined, bool) else None

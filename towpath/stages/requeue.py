@@ -20,15 +20,15 @@ def put_back(job: Job, stopped: str) -> int:
         return 0
     rows = jsonl.read(job.folder / "samples.jsonl")
     last = max(row["step"] for row in rows)
-    begun = {row["prompt_id"]: row["text"] for row in rows if row["step"] == -1}
-    told = sorted((row for row in rows if row["step"] == last and "score" in row), key=lambda row: -row["score"])
-    pairs = [row for row in told if begun.get(row["prompt_id"], row["text"]) != row["text"]][:MOST]
-    mark = f"{samples}.exploited.{job.folder.name[:6]}"
+    initial = {row["prompt_id"]: row["text"] for row in rows if row["step"] == -1}
+    ranked = sorted((row for row in rows if row["step"] == last and "score" in row), key=lambda row: -row["score"])
+    pairs = [row for row in ranked if initial.get(row["prompt_id"], row["text"]) != row["text"]][:MOST]
+    prefix = f"{samples}.exploited.{job.folder.name[:6]}"
     completions = []
     comparisons = []
     for row in pairs:
-        name = f"{mark}.{row['prompt_id']}"
-        for side, text, source in (("a", row["text"], "policy"), ("b", begun[row["prompt_id"]], "sft")):
+        name = f"{prefix}.{row['prompt_id']}"
+        for side, text, source in (("a", row["text"], "policy"), ("b", initial[row["prompt_id"]], "sft")):
             completions.append(Completion(f"{name}.{side}", row["prompt_id"], source, text, (), (), "stop"))
         comparisons.append(Comparison(name, row["prompt_id"], f"{name}.a", f"{name}.b", job.round))
     prompts = job.corpus.by_id
@@ -41,8 +41,8 @@ def put_back(job: Job, stopped: str) -> int:
         "training began from"
     )
     remedy = (
-        f"judge them (`towpath serve {job.run}`, `towpath label judge`); `towpath run {job.run}` then makes labels, "
-        "reward model and policy anew"
+        f"judge them (`towpath serve {job.run}`, `towpath label judge`); `towpath run {job.run}` then runs labels, "
+        "reward model and policy again"
     )
     job.findings.append(
         Finding("exploited-queued", "info", evidence, "the reward model has not seen their like", remedy)

@@ -213,15 +213,15 @@ def _batch(job: Job, pairs: list[Pair]) -> Batch:
     prompts = {p.prompt.id: p.prompt for p in pairs}
     rows = [completion_row(job, prompts[name], c) for name, group in groups.items() for c in group.values()]
     sizes = tuple(len(group) for group in groups.values())
-    place = {c: k for group in groups.values() for k, c in enumerate(group)}
+    place_of = {c: k for group in groups.values() for k, c in enumerate(group)}
     number = {c: i for i, c in enumerate(c for group in groups.values() for c in group)}
     beats_BK = np.zeros((len(rows), max(sizes)), dtype=np.float32)
     sure_BK = np.ones_like(beats_BK)
     for p in pairs:
-        at = number[p.chosen.id], place[p.rejected.id]
+        at = number[p.chosen.id], place_of[p.rejected.id]
         beats_BK[at] = p.label.strength
         sure_BK[at] = p.certainty
-    named = columns(beats=beats_BK, sure=sure_BK, place=np.array(list(place.values())))
+    named = columns(beats=beats_BK, sure=sure_BK, place=np.array(list(place_of.values())))
     return Batch(rows, named, sizes, frozenset({"beats", "sure"}))
 
 

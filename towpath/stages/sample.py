@@ -22,19 +22,19 @@ def run(job: Job) -> dict[str, Any]:
         for number in range(cfg.completions):
             how = cfg.decodings[(index + number) % len(cfg.decodings)]
             wanted.append((p, f"{number}", how))
-    drawn = _drawn(job, own, weights, wanted)
+    own_completions = _sample_completions(job, own, weights, wanted)
     other, folder = ("base", None) if job.round == 1 else ("sft", job.inputs["sft"] / "weights")
     some = [p for p in prompts if hash_uniform(seed, f"base/{job.round}", p.id) < cfg.base_share]
-    foreign = _drawn(
+    foreign = _sample_completions(
         job, other, folder, [(p, "other", cfg.decodings[i % len(cfg.decodings)]) for i, p in enumerate(some)]
     )
-    pairs, dropped = _pairs(job, prompts, drawn + foreign, own)
+    pairs, dropped = _pairs(job, prompts, own_completions + foreign, own)
     job.store.add_prompts(prompts)
-    job.store.add_completions(drawn + foreign)
+    job.store.add_completions(own_completions + foreign)
     job.store.add_comparisons(pairs)
-    figures = text_statistics.text_statistics(drawn)
+    figures = text_statistics.text_statistics(own_completions)
     return {
-        "completions": len(drawn) + len(foreign),
+        "completions": len(own_completions) + len(foreign),
         "comparisons": len(pairs),
         "dropped_identical": dropped,
         **figures,
@@ -50,14 +50,14 @@ def _prompts(job: Job) -> list[Prompt]:
     return prompts[: job.recipe.preferences.prompts or len(prompts)]
 
 
-def _drawn(job: Job, source: str, weights: Any, wanted: list[Any]) -> list[Completion]:
+def _sample_completions(job: Job, source: str, weights: Any, wanted: list[Any]) -> list[Completion]:
     """Completions of one model, kept on disk as soon as they are drawn, under ids that name this stage's
     fingerprint."""
     path = job.folder / f"completions-{source}.jsonl"
-    found = generation.read(path)
-    if len(found) != len(wanted):
+    completions = generation.read(path)
+    if len(completions) != len(wanted):
         named = [(p, f"{job.folder.name[:6]}.{name}", how) for p, name, how in wanted]
-        found = generation.sample(
+        completions = generation.sample(
             job,
             weights or job.base_model,
             named,
@@ -65,8 +65,8 @@ def _drawn(job: Job, source: str, weights: Any, wanted: list[Any]) -> list[Compl
             job.recipe.preferences.max_new_tokens,
             f"{job.name}: {source}",
         )
-        generation.write(path, found)
-    return found
+        generation.write(path, completions)
+    return completions
 
 
 def _pairs(job: Job, prompts: list[Prompt], completions: list[Completion], own: str) -> tuple[list[Comparison], int]:

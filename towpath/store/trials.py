@@ -78,7 +78,7 @@ def current_trial(connection: Connection, rater: str, settings: rating_settings.
 
 
 def presentation_order(rater: str, attempt: int, comparison: str) -> Literal["ab", "ba"]:
-    """Return the answer order of a trial pair, drawn anew for each attempt."""
+    """Return the answer order of a trial pair, drawn again for each attempt."""
     return "ab" if task_queue.hash_uniform(f"trial order/{rater}/{attempt}", comparison) < 0.5 else "ba"
 
 

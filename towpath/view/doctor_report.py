@@ -217,7 +217,7 @@ def _section(diagnosis: Diagnosis) -> dict[str, Any]:
     log = diagnosis.log
     rows = [
         {
-            "theirs": theirs,
+            "column": theirs,
             "ours": taken.ours,
             "phase": taken.phase,
             "description": taken.description or _description(taken.ours),

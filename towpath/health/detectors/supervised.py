@@ -129,7 +129,7 @@ def _stuck_loss(history: History) -> Iterator[Sign]:
 
 
 def _is_suspect_rate(history: History) -> bool:
-    """Whether the rate is so far above the usual one that one symptom is enough."""
+    """Whether the rate is far enough above the usual one that one symptom is enough."""
     return learning_rates.excess_factor(history) > learning_rates.SUSPECT_FACTOR
 
 

@@ -19,14 +19,14 @@ TUNED = ("-march=native", "-mcpu=native")
 
 def library() -> ctypes.CDLL | None:
     """The library, or none where it cannot be had."""
-    found = _found()
-    return found if isinstance(found, ctypes.CDLL) else None
+    result = _load_library()
+    return result if isinstance(result, ctypes.CDLL) else None
 
 
 def refusal() -> str:
     """Why there is none."""
-    found = _found()
-    return found if isinstance(found, str) else ""
+    result = _load_library()
+    return result if isinstance(result, str) else ""
 
 
 def hindrance() -> str:
@@ -35,23 +35,23 @@ def hindrance() -> str:
         return "switched off by TOWPATH_KERNELS=0"
     if sys.platform != "linux":
         return f"not tried on {sys.platform}"
-    return "" if _compiler() or _place().exists() else "no C++ compiler (install g++, or name one in CXX)"
+    return "" if _compiler() or _library_path().exists() else "no C++ compiler (install g++, or name one in CXX)"
 
 
 @cache
-def _found() -> ctypes.CDLL | str:
-    if found := hindrance():
-        return found
+def _load_library() -> ctypes.CDLL | str:
+    if reason := hindrance():
+        return reason
     compiler = _compiler()
-    place = _place()
+    path = _library_path()
     try:
-        if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, place)
-        return ctypes.CDLL(str(place))
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, path)
+        return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return f"{compiler} could not make them: {said.strip().splitlines()[-1] if said.strip() else error}"
+        message = getattr(error, "stderr", None) or str(error)
+        return f"{compiler} could not make them: {message.strip().splitlines()[-1] if message.strip() else error}"
 
 
 def _key() -> str:
@@ -67,7 +67,7 @@ def _key() -> str:
     ).hexdigest()[:16]
 
 
-def _place() -> Path:
+def _library_path() -> Path:
     return Path(os.environ.get("TOWPATH_CACHE", Path.home() / ".cache" / "towpath")) / "kernels" / f"{_key()}.so"
 
 
@@ -77,10 +77,10 @@ def _compiler() -> str:
     )
 
 
-def _compile(compiler: str, place: Path) -> None:
+def _compile(compiler: str, path: Path) -> None:
     """Written beside its place and moved there whole: several processes may come at once. Linked without an OpenMP
     of its own, so that it shares torch's threads."""
-    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "kernels.o"
         whole = Path(folder) / "kernels.so"
         for last, tuned in enumerate(TUNED, 1):
@@ -96,4 +96,4 @@ def _compile(compiler: str, place: Path) -> None:
         subprocess.run(
             [compiler, "-shared", str(made), "-o", str(whole)], capture_output=True, text=True, timeout=120, check=True
         )
-        whole.replace(place)
+        whole.replace(path)

@@ -143,7 +143,7 @@ class Stack:
         return found_a + found_b
 
 
-class Block(NamedTuple):
+class AttentionBlock(NamedTuple):
     """PackedBatch that attention takes together: angles and mask of every place, and the token each line begins with,
     after the last the one that would come next. Only attention works on what is no token."""
 
@@ -170,17 +170,17 @@ class Layer:
 
     def trained_weights(self) -> list[Tensor]:
         """Every weight that may learn under the active adapter."""
-        found = [weight for stack in self.stacks for weight in stack.trained_weights()]
-        return found if self.qkv.adapter() is not None else [*found, *(norm.weight for norm in self.norms)]
+        weights = [weight for stack in self.stacks for weight in stack.trained_weights()]
+        return weights if self.qkv.adapter() is not None else [*weights, *(norm.weight for norm in self.norms)]
 
-    def __call__(self, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None = None) -> Tensor:
+    def __call__(self, x_TD: Tensor, blocks: list[AttentionBlock], rows_N: Tensor | None = None) -> Tensor:
         trained = self.trained_weights()
         if torch.is_grad_enabled() and (x_TD.requires_grad or any(weight.requires_grad for weight in trained)):
             return _Node.apply(x_TD, blocks, rows_N, self, *trained)  # pyright: ignore[reportReturnType]
         return self.forward(x_TD, blocks, rows_N)[0]
 
     def forward(
-        self, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None = None, cache_layer: Any = None
+        self, x_TD: Tensor, blocks: list[AttentionBlock], rows_N: Tensor | None = None, cache_layer: Any = None
     ) -> tuple[Tensor, list[LoraWeights | None], tuple[Tensor, ...]]:
         """The layer's output, of some rows alone where they are named, and what the way back needs; with a layer of
         a cache, keys and values join those it has cache_layer."""
@@ -204,7 +204,7 @@ class Layer:
         z_TD = self.down.forward(ops.swiglu(inner), loras[3]).add_(y_TD)
         return z_TD, loras, (s1_T1, *saved, mixed_TD, y_TD, s2_T1, inner)
 
-    def _attend(self, qkv: Tensor, block: Block, cache_layer: Any, out_TD: Tensor) -> tuple[Tensor, ...]:
+    def _attend(self, qkv: Tensor, block: AttentionBlock, cache_layer: Any, out_TD: Tensor) -> tuple[Tensor, ...]:
         """What attention gives the tokens of a block, into their rows; queries, keys, values and weights."""
         lines = block.mask.shape[0]
         ops = kernels.dispatch(qkv)
@@ -218,7 +218,9 @@ class Layer:
         ops.merge_heads(torch.bmm(weights, v), block.begin_P1, self.heads, out_TD)
         return q, k, v, weights
 
-    def attention_backward(self, by_mixed_TD: Tensor, block: Block, saved: list[Tensor], out_TN: Tensor) -> None:
+    def attention_backward(
+        self, by_mixed_TD: Tensor, block: AttentionBlock, saved: list[Tensor], out_TN: Tensor
+    ) -> None:
         """The way back from what attention gave a block's tokens to what it was given, into their rows."""
         q, k, v, weights = saved
         ops = kernels.dispatch(by_mixed_TD)
@@ -239,7 +241,7 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, blocks: list[Block], rows_N: Tensor | None, layer: Layer, *trained: Tensor
+        ctx: Any, x_TD: Tensor, blocks: list[AttentionBlock], rows_N: Tensor | None, layer: Layer, *trained: Tensor
     ) -> Tensor:
         z_TD, ctx.loras, saved = layer.forward(x_TD.detach(), blocks, rows_N)
         ctx.save_for_backward(x_TD, *saved)
@@ -277,8 +279,8 @@ class _Node(torch.autograd.Function):
                 part.new_zeros(len(x), part.shape[1]).index_add_(0, ctx.rows_N, part) for part in (by_mixed, by_y)
             )
         by_qkv = x.new_empty(len(x), layer.qkv.ends[-1])
-        for place, block in enumerate(blocks):
-            layer.attention_backward(by_mixed, block, attention[4 * place : 4 * place + 4], by_qkv)
+        for number, block in enumerate(blocks):
+            layer.attention_backward(by_mixed, block, attention[4 * number : 4 * number + 4], by_qkv)
         by_x = None
         by_first = None
         if below or whole:
@@ -287,8 +289,8 @@ class _Node(torch.autograd.Function):
         else:
             narrow = layer.qkv.lora_down(by_qkv, lora_qkv)
         by_heads = layer.qkv.weight_grads(by_qkv, ops.apply_rms_norm(x, s1, first), lora_qkv, narrow) if learns else []
-        found = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
-        return by_x if below else None, None, None, None, *found, *((by_first, by_second) if whole else ())
+        grads = [*by_heads, *by_out, *by_in, *by_down] if learns else [None] * len(ctx.needs_input_grad[4:])
+        return by_x if below else None, None, None, None, *grads, *((by_first, by_second) if whole else ())
 
 
 def layers_of(model: Any) -> list[Layer]:
@@ -301,31 +303,31 @@ def layers_of(model: Any) -> list[Layer]:
 
 def run_layers(model: Any, x_TD: Tensor, lines: PackedBatch, part: slice, read_N: Tensor | None) -> Tensor:
     """What some of the layers make of the tokens' states, laid into all places of the lines [S,D], zeros where no
-    token is; with the places that are read, theirs [N,D] after the final norm: what the last layer would do for
+    token is; with the places that are read, their states [N,D] after the final norm: what the last layer would do for
     others is not done."""
     token_S = (lines.segment_PL > 0).flatten()
     layers = layers_of(model)[part]
     blocks = _blocks(model, x_TD, lines)
     rows_N = None if read_N is None else token_S.cumsum(0)[read_N] - 1
-    for place, layer in enumerate(layers, 1):
-        x_TD = layer(x_TD, blocks, rows_N if place == len(layers) else None)
+    for position, layer in enumerate(layers, 1):
+        x_TD = layer(x_TD, blocks, rows_N if position == len(layers) else None)
     if rows_N is None:
         return x_TD.new_zeros(len(token_S), x_TD.shape[1]).index_copy_(0, token_S.nonzero()[:, 0], x_TD)
     return model.base_model.norm(x_TD if layers else x_TD[rows_N])
 
 
-def _blocks(model: Any, x_TD: Tensor, lines: PackedBatch) -> list[Block]:
+def _blocks(model: Any, x_TD: Tensor, lines: PackedBatch) -> list[AttentionBlock]:
     """PackedBatch of about one length together, in their order."""
     cos, sin = _angles(model, x_TD, lines.position_PL)
     tokens_P = (lines.segment_PL > 0).sum(1).tolist()
     begin_P1 = torch.tensor([0, *np.cumsum(tokens_P)])
-    found = []
+    blocks = []
     for some in length_buckets(tokens_P):
         width = max(tokens_P[some])
         rotary = cos[some, :, :width].contiguous(), sin[some, :, :width].contiguous()
         mask = attention_mask(lines.segment_PL[some, :width], x_TD.dtype, lines.parent_PL[some, :width])
-        found.append(Block(rotary, mask, begin_P1[some.start : some.stop + 1]))
-    return found
+        blocks.append(AttentionBlock(rotary, mask, begin_P1[some.start : some.stop + 1]))
+    return blocks
 
 
 def decode_step(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: Any) -> Tensor:
@@ -333,7 +335,7 @@ def decode_step(model: Any, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, c
     states_BLD = model.base_model.embed_tokens(ids_BL)
     begin_B1 = torch.arange(0, ids_BL.numel() + 1, ids_BL.shape[1])
     x_TD = states_BLD.flatten(0, 1)
-    blocks = [Block(_angles(model, states_BLD, position_BL), mask, begin_B1)]
+    blocks = [AttentionBlock(_angles(model, states_BLD, position_BL), mask, begin_B1)]
     for layer, cache_layer in zip(layers_of(model), cache.layers, strict=True):
         x_TD = layer.forward(x_TD, blocks, None, cache_layer)[0]
     return model.base_model.norm(x_TD.view_as(states_BLD)[:, -1])

@@ -127,8 +127,21 @@ def rotate_and_split_qkv_backward(
     out_TN: Tensor,
 ) -> None:
     lines, _, length, half = rotary[0].shape
-    told = by_q, by_k, by_v, *rotary, begin_P1, out_TN, lines, length, heads, key_heads, 2 * half, (2 * half) ** -0.5
-    _run("rotate_and_split_qkv_backward", "pppppppnnnnnf", by_q, *told)
+    arguments = (
+        by_q,
+        by_k,
+        by_v,
+        *rotary,
+        begin_P1,
+        out_TN,
+        lines,
+        length,
+        heads,
+        key_heads,
+        2 * half,
+        (2 * half) ** -0.5,
+    )
+    _run("rotate_and_split_qkv_backward", "pppppppnnnnnf", by_q, *arguments)
 
 
 def split_heads(rows_TD: Tensor, begin_P1: Tensor, length: int, heads: int, key_heads: int) -> Tensor:

@@ -25,11 +25,11 @@ class AdamWStep(NamedTuple):
     beta2: float
     """What the two moments keep of themselves."""
     rate: float
-    """Over one less the first moment's decay so far."""
+    """Over one less the first moment's decay to the power of the step."""
     spread: float
-    """One over the root of one less the second moment's decay so far."""
+    """One over the root of one less the second moment's decay to the power of the step."""
     eps: float
-    kept: float
+    decay: float
     """Of the weight, after decay."""
 
 
@@ -179,7 +179,7 @@ def adamw_step(
     slope = grad.to(whole.dtype) * step.scale
     mean.lerp_(slope, 1 - step.beta1)
     square.mul_(step.beta2).addcmul_(slope, slope, value=1 - step.beta2)
-    whole.mul_(step.kept).addcdiv_(mean, square.sqrt().mul_(step.spread).add_(step.eps), value=-step.rate)
+    whole.mul_(step.decay).addcdiv_(mean, square.sqrt().mul_(step.spread).add_(step.eps), value=-step.rate)
     if low_bits is not None:
         for half, new in zip((weight, low_bits), split_bf16.split_float32(whole), strict=True):
             half.copy_(new)

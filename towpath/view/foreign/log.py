@@ -114,7 +114,7 @@ def translate(raw: RawLog, maps: Mapping[str, str] | None = None) -> Log:
     taken, unused, unknown = _map_columns(columns, dialect, stated)
     if not taken:
         value = f"{raw.source}: none of its numbers is known: {', '.join(columns[:12])}"
-        raise DataError(value, "a log with known numbers", "name them: --map theirs=reward")
+        raise DataError(value, "a log with known numbers", "name them: --map column=reward")
     kind = _kind(dialect, taken)
     taken, not_used = _for_kind(taken, kind, steps)
     rows = _metric_rows(steps, taken, kind)

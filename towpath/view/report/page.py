@@ -69,7 +69,7 @@ def outcome(run: RunRecord, summary: dict[str, Any]) -> str:
     win = summary["win_rate_policy_over_sft"]
     if not win or not is_number(win["rate"]):
         done = [tables.title(stage.name) for stage in run.stages.values() if stage.done]
-        return f"The policy has not been evaluated yet; finished so far: {', '.join(done).lower() or 'nothing'}."
+        return f"The policy has not been evaluated yet; finished: {', '.join(done).lower() or 'nothing'}."
     share = f"{percent(win['rate'])} of {win['n']} held-out prompts (95\u00a0% interval {percents(win['interval'])})"
     equal = (summary["length_controlled_win_rate"] or {}).get("rate")
     rest = f", {percent(equal)} at equal length" if is_number(equal) else ""
