@@ -1,4 +1,4 @@
-"""Other libraries' words for recipe keys, so that an unknown key names the one that is meant."""
+"""Other libraries' words, and earlier words, for recipe keys, so that an unknown key names the one that is meant."""
 
 import difflib
 from collections.abc import Collection
@@ -110,6 +110,18 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "grad_clip": ("policy.max_grad_norm",),
     "project_name": ("name",),
     "experiment_name": ("name",),
+    # Towpath before its first release
+    "people": ("preferences.human_share",),
+    "audit": ("preferences.audit_share",),
+    "inconsistent": ("judge.on_position_flip",),
+    "hourly": ("budget.wage",),
+    "top": _LAST,
+    "members": ("reward.ensemble_size",),
+    "caution": ("policy.rewards.std_penalty",),
+    "critic_memory": ("policy.ppo.critic_decay",),
+    "turns": ("health.max_interventions",),
+    "surprise": ("health.limits.z_threshold",),
+    "of": ("engine.type", "policy.rewards.sources[].source"),
     # Common words
     "lr": _RATE,
     "batch_size": _BATCH,

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -87,7 +88,7 @@ def check(model: type[M], tables: dict[str, Any], origin: str) -> M:
     except ValidationError as error:
         problems = [_problem(model, item) for item in error.errors()]
         raise RecipeError(
-            f"{origin}: " + "; ".join(problems), "see `towpath explain KEY`", "fix the keys named"
+            f"{origin}: " + "; ".join(problems), "see `towpath explain KEY`", "correct or remove the keys named"
         ) from None
 
 
@@ -105,7 +106,7 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{key} = {item['input']!r}: {item['msg'].lower()}"
-    near = aliases.suggestion(key, keys(model))
+    near = aliases.suggestion(re.sub(r"\.\d+\.", "[].", key), [*keys(model), *_item_keys(model)])
     return f"unknown key {key}" + (f", {near}" if near else "")
 
 
@@ -147,3 +148,13 @@ def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             fields |= keys(info.annotation, f"{prefix}{name}.")
     return fields
+
+
+def _item_keys(model: type[BaseModel]) -> list[str]:
+    """Keys of tables in a list: `policy.rewards.sources[].weight`."""
+    names = []
+    for key, info in keys(model).items():
+        for item in get_args(info.annotation):
+            if isinstance(item, type) and issubclass(item, BaseModel):
+                names += [f"{key}[].{name}" for name in item.model_fields]
+    return names
