@@ -9,7 +9,7 @@ from towpath.data.corpus import Corpus
 from towpath.feedback import simulated_rater
 from towpath.recipe import Recipe
 from towpath.records import Prompt
-from towpath.run import fingerprint
+from towpath.run import fingerprint, gates
 
 BUNDLED = Corpus(
     (
@@ -60,3 +60,12 @@ def test_a_fingerprint_holds_only_what_the_stage_uses(tmp_path, values, changed)
     before = by_stage({})
     after = by_stage(values)
     assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_failed_gate_says_what_would_change_it() -> None:
+    """Far from the threshold nothing but the numbers; at the threshold that it must be exceeded."""
+    notes = [
+        gates._note("FAIL", value, interval, 0.7, 24) for value, interval in ((0.5, (0.3, 0.69)), (0.7, (0.6, 0.8)))
+    ]
+    assert notes == ["", "the value must exceed the threshold"]
+    assert gates._note("FAIL", 0.65, (0.5, 0.8), 0.7, 24).startswith("the interval contains the threshold: about ")

@@ -52,7 +52,7 @@ def _note(outcome: Outcome, value: float, interval: tuple[float, float], thresho
     if low <= threshold <= high and value != threshold:
         needed = int(n * ((high - low) / 2 / abs(value - threshold)) ** 2) + 1
         return f"the interval contains the threshold: about {needed} judged prompts would decide it"
-    return "" if outcome != "FAIL" else f"{threshold:.0%} is needed"
+    return "the value must exceed the threshold" if value == threshold and outcome == "FAIL" else ""
 
 
 def _safety_verdict(gate: Gate, safety: dict[str, dict[str, float]]) -> Verdict:

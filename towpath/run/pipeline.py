@@ -105,7 +105,8 @@ class Pipeline:
         # The judgements it collected are part of its fingerprint, and of those after it.
         if is_new and self.stages[number].kind == "label":
             self._replan(self.stages[number])
-        self.findings += self.stages[number].findings()
+        # a finding on the reward model is repeated by the stages that use it
+        self.findings += [finding for finding in self.stages[number].findings() if finding not in self.findings]
         self._write_current()
         verdicts = self._judge_gates(number)
         if self.write_report:
@@ -146,7 +147,7 @@ class Pipeline:
             fault_point(f"end-{stage.name}")
         except TowpathError:
             self._say_findings(job.findings)
-            self.findings += job.findings
+            self.findings += [finding for finding in job.findings if finding not in self.findings]
             raise
         finally:
             (stage.folder / "seconds").write_text(f"{earlier + time.monotonic() - start:.1f}")
