@@ -22,8 +22,8 @@ GAMMA = 1.0
 LAM = 0.95
 MAX_NORM = 1.0
 EPS = 1e-5
-DECAY = 0.95
-WIDE = 1024
+DECAY = 0.95  # weight of a rollout in the critic's fit, relative to the next one
+WIDE = 1024  # random features of a state
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
@@ -74,7 +74,7 @@ class Critic:
 
     def learn(self, feature_NE, outcome_N):
         one = torch.cat([feature_NE, torch.ones(len(feature_NE), 1)], 1)
-        if self.rollouts:
+        if self.rollouts:  # each ridge predicts the new rollout before it is learned from
             errors = [float((outcome_N - one @ self.solve(ridge)).square().sum()) for ridge in RIDGES]
             self.errors = DECAY * self.errors + np.array(errors)
         self.rollouts = [(x, y, DECAY * weight) for x, y, weight in self.rollouts] + [(feature_NE, outcome_N, 1.0)]
@@ -89,6 +89,7 @@ class Critic:
         x = weight.sqrt()[:, None] * (x - mean)
         y = weight.sqrt() * (y - middle)
         size = x.norm(dim=0)
+        # features that never change get weight 0
         moves = size.square() > 1e-9 * size.square().max()
         x = torch.where(moves, x / size, 0.0)
         rows = torch.cat([x, ridge**0.5 * torch.eye(x.shape[1], dtype=x.dtype)])
@@ -169,6 +170,7 @@ def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, kl_coe
                 optimizer.zero_grad()
                 surrogate.mean().backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_NORM)
+                # learning rate: linear to 0 over all updates
                 done = (step + (epoch * len(order) + begin) / (len(orders[step]) * len(order))) / steps
                 optimizer.param_groups[0]["lr"] = rate * (1 - done)
                 optimizer.step()
