@@ -13,8 +13,8 @@ from pyarrow import parquet
 
 from towpath.data import corpus_reader, curate, texts
 from towpath.data.corpus import Corpus
-from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
+from towpath.hashing import hash_uniform
 from towpath.recipe import Data
 from towpath.records import Prompt
 
