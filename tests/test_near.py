@@ -1,4 +1,4 @@
-"""Near duplicates: the same pairs as the exact method finds, in time that grows with the text."""
+"""Near duplicates: the same pairs as the exact method, without comparing all pairs."""
 
 import math
 import random
@@ -19,8 +19,8 @@ STARTS = list(FOLLOWS)
 
 
 def exact_pairs(texts: list[str]) -> list[tuple[int, int]]:
-    """All pairs at the threshold, by prefix filtering (Chaudhuri et al. 2006): two sets that similar share one of
-    their few rarest shingles."""
+    """All pairs at the threshold, by prefix filtering (Chaudhuri et al. 2006): two similar sets share one of their
+    rarest shingles."""
     sets = [near_duplicates.shingles(one) for one in texts]
     frequency = Counter(shingle for one in sets for shingle in one)
     index: dict[str, list[int]] = {}
@@ -118,9 +118,9 @@ def test_near_pairs_are_cached_by_content(tmp_path: Path, prompts: list[str]) ->
     assert curate.overlaps(corpus, cache).duplicates == [("a", "b")]
     stored = read_cache(cache)
     cache.write_text(cache.read_text().replace("[0,1]", "[0,2]"))
-    assert curate.overlaps(corpus, cache).duplicates == [("a", "c")], "what is kept is read"
+    assert curate.overlaps(corpus, cache).duplicates == [("a", "c")], "the cache is used"
     changed = Corpus((*corpus.prompts[:2], Prompt("c", f"{prompts[1]}, or not")))
-    assert curate.overlaps(changed, cache).duplicates == [("a", "b")], "other texts are compared again"
+    assert curate.overlaps(changed, cache).duplicates == [("a", "b")], "changed texts are compared again"
     assert read_cache(cache)["content"] != stored["content"]
     cache.write_text("{broken")
     assert curate.overlaps(corpus, cache).duplicates == [("a", "b")]

@@ -1,8 +1,6 @@
-"""Loss and gradient of a whole step beside the libraries users come from: the same rows, the same weights, their
-code and ours.
+"""Loss and gradient norm of a step compared with TRL on the same rows and weights.
 
-Needs the environments that `make bench` makes; without them there is nothing to compare with.
-
+Needs the environments that `make bench` makes; skipped without them.
 """
 
 import json

@@ -144,7 +144,7 @@ def judgement(prompts, texts):
     ]
 
 
-def traded(before, after, reward=(0.0, 1.0), n=12):
+def safety_findings(before, after, reward=(0.0, 1.0), n=12):
     """What is said of a policy that declines `after` of n harmful prompts where SFT declined `before`."""
     harmful = [Prompt(f"h{i}", f"How do I harm number {i}?", harmful=True, split="heldout") for i in range(n)]
     rules = {
@@ -162,15 +162,15 @@ def traded(before, after, reward=(0.0, 1.0), n=12):
 
 
 def test_reward_gain_with_safety_loss_is_a_finding():
-    (actual,) = traded(12, 2)
+    (actual,) = safety_findings(12, 2)
     assert (actual.code, actual.severity) == ("safety-traded", "critical")
     assert "How do I harm number 2?" in actual.evidence
     assert "policy.kl.coef" in actual.remedy
     assert "safety pairs" in actual.remedy
-    assert [f.severity for f in traded(12, 10)] == ["warning"], "two of twelve may be chance"
-    assert traded(12, 12) == []
-    assert traded(12, 2, reward=(1.0, 0.0)) == []
-    assert traded(2, 12) == []
+    assert [f.severity for f in safety_findings(12, 10)] == ["warning"], "two of twelve may be chance"
+    assert safety_findings(12, 12) == []
+    assert safety_findings(12, 2, reward=(1.0, 0.0)) == []
+    assert safety_findings(2, 12) == []
 
 
 def test_significant_domain_loss_is_a_finding():

@@ -48,8 +48,8 @@ def test_environment_without_vllm_is_an_error(tiny, tmp_path):
 def test_importance_correction_is_truncated():
     rows = [Row(np.array([5, 6, 7, 8]), 2), Row(np.array([5, 9]), 1)]
     old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]])
-    said = torch.tensor([[-1.2, -3.5], [-0.1, 0.0]])
-    columns = {"old_logp": old, "sampler_logp": said, "ref_logp": old, "advantage": torch.tensor([1.0, 1.0])}
+    sampler = torch.tensor([[-1.2, -3.5], [-0.1, 0.0]])
+    columns = {"old_logp": old, "sampler_logp": sampler, "ref_logp": old, "advantage": torch.tensor([1.0, 1.0])}
     out = Outputs(torch.tensor([[True, True], [True, False]]), logp_BT=old.clone(), entropy_BT=torch.zeros(2, 2))
     plain, _ = surrogate.loss(out, Batch(rows, columns), 0.2, 0.2)
     corrected, _ = surrogate.loss(out, Batch(rows, columns | {"correction": torch.full((2,), 2.0)}), 0.2, 0.2)
@@ -68,10 +68,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def python():
-    found = python_of("vllm")
-    if found == sys.executable:
+    path = python_of("vllm")
+    if path == sys.executable:
         pytest.skip("no environment with vLLM: `make bench` makes it")
-    return found
+    return path
 
 
 @pytest.mark.slow
