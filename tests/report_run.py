@@ -1,4 +1,4 @@
-"""A run folder like one that `towpath run` leaves behind, for tests of what reads it."""
+"""A run folder like one that `towpath run` writes, for tests of reports and doctor."""
 
 import json
 import math
@@ -40,7 +40,7 @@ HOSTILE = (
 
 
 def write_run(run: Path, last: str = "evaluate", answers: int = 264) -> list[Verdict]:
-    """Write the stages up to `last`; return the verdicts that belong to them."""
+    """Write the stages up to `last` and return their gate verdicts."""
     draws = random.Random(7)
     done = STAGES[: STAGES.index(last) + 1] if last else ()
     run.mkdir(parents=True, exist_ok=True)

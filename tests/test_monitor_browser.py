@@ -1,5 +1,5 @@
-"""The monitor in a real browser: curves that grow by themselves, zoom, keys, a lost connection, samples, runs side
-by side, phone, dark, axe."""
+"""The monitor in a real browser: live curves, zoom, keyboard, reconnection, samples, run comparison, phone and dark
+layout, axe."""
 
 import json
 import shutil
@@ -30,8 +30,7 @@ def server(run):
 
 @pytest.fixture
 def visit(browser, server):
-    """Opens pages for the owner; what a console reports as an error, and any address that is not this server's,
-    fails the test."""
+    """Opens pages for the owner; a console error or a request to another server fails the test."""
     url, auth = server
     contexts = []
     errors = []
@@ -63,7 +62,7 @@ def chart(page, title):
 
 
 def axis_of(page, title) -> tuple[str, str]:
-    """The numbers at both ends of a chart's axis, when no line begins to the left of it."""
+    """The numbers at both ends of a chart's axis; no line may begin to the left of it."""
     chart(page, title).locator(".line path").first.wait_for(state="attached")
     assert page.evaluate(
         "[...axis.charts].every(chart => chart.visibleLines().every(line => chart.x(line.steps[0]) >= chart.left))"
@@ -121,7 +120,7 @@ def test_axis_range_and_step_counts(visit):
     assert tip(page).startswith("step 0")
     page.keyboard.press("ArrowRight")
     assert tip(page).startswith("step 1")
-    assert "(step 0)" in tip(page)  # what is held out was told before
+    assert "(step 0)" in tip(page)  # the held-out value is of the validation at step 0
     page.goto("/monitor?stage=sft")
     assert axis_of(page, "Loss") == ("1", "50")
     page.goto("/monitor/compare?names=reward&names=kl")
@@ -158,7 +157,7 @@ def test_long_legend_scrolls_without_gaps(visit, axe, width):
     assert around["y"] <= box["y"] < box["y"] + box["height"] <= around["y"] + around["height"] + 1
     page.keyboard.press("Enter")
     assert entries.last.get_attribute("aria-pressed") == "false"
-    assert figure.locator(".line").count() == 26  # the line is gone, and its rings
+    assert figure.locator(".line").count() == 26  # the line and its validation markers are hidden
     assert not serious(page, axe)
     figure.get_by_role("button", name="Larger").click()
     assert legend.evaluate("it => it.scrollHeight === it.clientHeight")
@@ -262,14 +261,14 @@ def test_smoothed_lines_are_drawn_over_the_raw_ones(visit, run):
     page.wait_for_selector(".line .smooth")
     assert page.locator(".line .faint").count() > 0
     page.reload()
-    page.wait_for_selector(".line .smooth")  # the choice is kept
+    page.wait_for_selector(".line .smooth")  # the setting survives a reload
 
 
 def test_lost_connection_is_shown_and_restored(visit, run):
     page = visit()
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     page.context.set_offline(True)
-    page.evaluate("source.close(); heard = 1")  # a browser keeps open streams while it plays offline
+    page.evaluate("source.close(); heard = 1")  # offline mode keeps open streams alive
     page.wait_for_function(
         "() => document.getElementById('link').innerText.includes('Connection lost')", timeout=15_000
     )
@@ -357,7 +356,7 @@ def test_samples_by_keyboard(visit, run):
     assert page.input_value("#right") == "36"
     page.keyboard.press("d")
     page.wait_for_selector("#right-text mark")
-    assert page.locator("#left-text b").count() == 0  # what a model says is no markup
+    assert page.locator("#left-text b").count() == 0  # model output is not markup
     page.keyboard.press("j")
     page.wait_for_function("() => document.getElementById('prompt').textContent.includes('(1)')")
     assert page.input_value("#right") == "36"

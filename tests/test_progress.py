@@ -21,7 +21,7 @@ from towpath.rollout.local import LocalEngine
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that the test moves."""
+    """A clock that the test sets."""
     now = [100.0]
     monkeypatch.setattr(showing.time, "monotonic", lambda: now[0])
     return now
@@ -33,14 +33,14 @@ def test_time_left_estimate_decreases(clock: list[float]) -> None:
     assert work.seconds_left() is None and work.line() == "samples 0 %"
     work.advance(3)
     assert work.seconds_left() is None and work.line() == "samples 1 %", (
-        "what came before the first tokens says nothing of the pace"
+        "the time before the first tokens does not count"
     )
     lefts = []
     for _ in range(78):
         clock[0] += 1
         work.advance(3)
         lefts.append(work.seconds_left())
-        clock[0] += 0.5  # between two pieces of work it falls with the clock
+        clock[0] += 0.5  # between two advances the estimate decreases with the clock
         assert work.seconds_left() <= lefts[-1]
     assert lefts[40:] == sorted(lefts[40:], reverse=True) and lefts[-1] < 5
     assert work.line().startswith("samples 99 %")

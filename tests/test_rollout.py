@@ -1,4 +1,4 @@
-"""Sampling and decoding: exact distributions, greedy equality with transformers, independence of the batch."""
+"""Sampling and decoding: exact distributions, greedy decoding equal to transformers, independence of the batch."""
 
 import copy
 
@@ -81,7 +81,7 @@ def test_top_k_beyond_the_vocabulary_keeps_all():
 
 
 def plain_filter(p: torch.Tensor, how: Decoding) -> torch.Tensor:
-    """The same filters by a full sort."""
+    """top-k, min-p and top-p by a full sort."""
     order = p.argsort(descending=True)
     if how.top_k:
         p = torch.where(p < p[order[how.top_k - 1]], 0.0, p)
@@ -147,7 +147,7 @@ def test_rows_of_different_lengths_with_shared_prompts_match_single_rows(tiny):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cpu_decoder_matches_the_transformers_path(tiny, monkeypatch, dtype):
-    """The layers written out, their weights packed in bfloat16, against the model's own."""
+    """The CPU decoder, with weights packed in bfloat16, against the model's own layers."""
     model = copy.deepcopy(tiny).to(dtype)
     wanted = [SampleRequest(PROMPTS[i % 3], Decoding(), np.random.default_rng(i).random(12)) for i in range(6)]
     ours = LocalEngine(model, eos=2, pad=0).generate(wanted)
@@ -155,8 +155,7 @@ def test_cpu_decoder_matches_the_transformers_path(tiny, monkeypatch, dtype):
     theirs = LocalEngine(model, eos=2, pad=0).generate(wanted)
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     same = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.token_ids == b.token_ids]
-    assert len(same) == len(wanted) or dtype == torch.bfloat16
-    assert len(same) >= 4
+    assert len(same) >= (len(wanted) if dtype == torch.float32 else 4)
     assert all(a.logprobs == pytest.approx(b.logprobs, abs=tolerance) for a, b in same)
 
 
@@ -183,7 +182,7 @@ def test_completions_stop_at_eos_and_at_the_limit(tiny):
 
 
 def test_active_adapter_changes_logprobs(tiny):
-    """Weights are packed for drawing only where no adapter adds to them."""
+    """Weights are packed for sampling only if no adapter is active."""
     model = copy.deepcopy(tiny).bfloat16()
     adapters = Adapters(model)
     adapters.add("policy", 4, 8.0, seed=0)
@@ -200,7 +199,7 @@ def test_active_adapter_changes_logprobs(tiny):
 
 
 def test_completion_ends_at_any_eos_token(tiny):
-    """As transformers does with a list in its generation configuration."""
+    """As in transformers with a list of EOS tokens in the generation configuration."""
     whole = LocalEngine(tiny, eos=[], pad=0).generate(requests(tokens=40))
     stops = [2, whole[0].token_ids[9], whole[2].token_ids[17]]
     completions = LocalEngine(tiny, eos=stops, pad=0).generate(requests(tokens=40))

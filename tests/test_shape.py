@@ -1,4 +1,4 @@
-"""A model's kind, measured on a small copy: `check` refuses what loading refuses; sliding windows; what LoRA adapts."""
+"""Model architectures: `check` refuses what loading refuses, sliding windows, and the share of weights with LoRA."""
 
 import time
 from pathlib import Path
@@ -73,12 +73,12 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "Cohere": ({}, "no scale, no cap"),
     "Mamba": ({}, "layers, a final norm and a head"),
 }
-"""Settings of a small model, and what is said of it where it is refused."""
+"""Settings of a small model, and words of the error if it is refused."""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Small random models as transformers writes them, with a tokenizer."""
+    """Folders of small random models saved by transformers, with a tokenizer."""
     paths = {}
     for kind, (settings, _words) in KINDS.items():
         config = {name: value for name, value in (TINY | settings).items() if value is not None}

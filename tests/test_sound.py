@@ -1,5 +1,5 @@
-"""What a model must be to be trained and drawn from as it is; small random models of other families, as transformers
-writes them."""
+"""Requirements on models: small random models of several families are accepted or refused, and split into layers only
+if that changes nothing."""
 
 import numpy as np
 import pytest

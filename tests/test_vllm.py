@@ -1,4 +1,4 @@
-"""vLLM as the engine, for real where its environment is at hand: the same draws as the engine of this process."""
+"""The vLLM engine: the same completions as the local engine; needs the environment that `make bench` makes."""
 
 import copy
 import subprocess
@@ -58,7 +58,7 @@ def test_importance_correction_is_truncated():
 
 
 SHAPE = {"layers": 2, "width": 64, "heads": 2, "inner": 128, "vocabulary": 512}
-"""Heads of 32: vLLM has no smaller on a CPU."""
+"""Heads of 32, the smallest that vLLM supports on a CPU."""
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def python():
 
 @pytest.mark.slow
 def test_vllm_matches_the_local_engine(model, tmp_path, python):
-    """Rows come, move and leave as vLLM likes; each is drawn by its own numbers."""
+    """vLLM schedules rows in any order; each row uses its own uniform numbers."""
     model = copy.deepcopy(model)
     stops = [2, 30]
     engine = VllmEngine(model, stops, tmp_path, python, 64, 0.1, rows=7)
@@ -88,7 +88,8 @@ def test_vllm_matches_the_local_engine(model, tmp_path, python):
         theirs = engine.generate(wanted(), tick=lambda _tokens, rows, ended=ended: ended.append(rows))
         ours = LocalEngine(model, eos=stops, pad=0).generate(wanted())
         assert sum(ended) == len(ours)
-        assert not change or {d.token_ids[-1] for d in ours if d.finish == "stop"} == set(stops)
+        if change:
+            assert {d.token_ids[-1] for d in ours if d.finish == "stop"} == set(stops)
         for a, b in zip(theirs, ours, strict=True):
             assert a.token_ids == b.token_ids
             assert a.finish == b.finish

@@ -1,4 +1,4 @@
-"""Names and messages in the field's words: a list of what must not appear, and one meaning for a class name."""
+"""The vocabulary: banned names, banned words in messages, and one meaning per class name."""
 
 import ast
 import re

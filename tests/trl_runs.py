@@ -1,8 +1,7 @@
-"""Tiny runs by TRL's own trainers, in the environments that `make bench` makes: what they log is what the doctor
-must read.
+"""Tiny runs of TRL's trainers in the environments that `make bench` makes, for tests of the doctor on their logs.
 
-python tests/trl_runs.py TASK MODEL OUT PACKAGES   (PACKAGES: where a tensorboard lies, which those environments
-lack)
+python tests/trl_runs.py TASK MODEL OUT PACKAGES   (PACKAGES: a site-packages folder with tensorboard, which those
+environments lack)
 """
 
 import json
@@ -131,7 +130,7 @@ def ppo() -> Any:
 
 
 def main() -> None:
-    """Train, and leave the trainer's state, event files and what the callback found."""
+    """Train; write the trainer's state, event files and the results of the callback."""
     torch.set_num_threads(1)
     trainer = {"grpo": grpo, "dpo": dpo, "sft": sft, "reward": reward, "ppo": ppo}[sys.argv[1]]()
     lines: list[str] = []
