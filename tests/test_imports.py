@@ -1,8 +1,6 @@
 """The package order, read from the code: imports go one way, and torch-free packages load no torch."""
 
 import ast
-import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,19 +170,8 @@ def test_import_scanner(code, loaded, all_):
     assert [t for t, _ in imports(ast.parse(code))] == all_
 
 
-def test_help_takes_less_than_half_a_second_of_cpu_time():
-    """Processor time, which equals wall time on an idle machine and does not grow with other load."""
-    seconds = []
-    for _ in range(5):
-        process = subprocess.Popen([sys.executable, "-m", "towpath", "--help"], stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
-        seconds.append(used.ru_utime + used.ru_stime)
-    assert statistics.median(seconds) < 0.5, seconds
-
-
-def test_help_loads_no_torch():
+def test_help_loads_few_modules():
+    """The start time of `towpath --help` is that of typer and rich: no other dependency is loaded."""
     script = """
 import sys
 sys.argv = ["towpath", "--help"]
@@ -192,8 +179,12 @@ from towpath.cli.app import main
 try:
     main()
 finally:
-    loaded = {"torch", "transformers", "peft"} & set(sys.modules)
-    assert not loaded, loaded
+    print("\\n".join(sorted(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    modules = done.stderr.split()
+    slow = {"numpy", "scipy", "pyarrow", "pydantic", "sqlalchemy", "alembic", "fastapi", "uvicorn", "httpx", "jinja2"}
+    assert not (HEAVY | slow) & set(modules)
+    assert "towpath.cli.app" in modules
+    assert sum(name.startswith("towpath") for name in modules) < 20

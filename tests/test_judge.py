@@ -258,33 +258,36 @@ def test_interrupted_reply_is_counted_at_its_maximum_cost():
 
 
 def test_stalled_request_times_out_and_is_counted_at_its_maximum_cost():
-    with served(lambda request, number: time.sleep(1.5) or answer(verdict_json("first"))) as server:
-        start = time.monotonic()
+    released = threading.Event()
+    with served(lambda request, number: released.wait(60) and answer(verdict_json("first"))) as server:
         result = none(server, timeout=0.2, retries=1, price_in=10.0, price_out=10.0)
-        assert time.monotonic() - start < 1.5 + 1.0
+        assert len(server.calls) == server.in_flight == 2, "both requests were abandoned before the server replied"
+        released.set()
     assert result.reason == "unreachable" and "no response in 0.2 s" in result.note
     assert result.cost > 2 * 400 * 10 / 1e6
 
 
 def test_timeout_covers_a_dripping_response():
+    parts_sent = 0
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def drip() -> None:
+            nonlocal parts_sent
             connection, _ = listening.accept()
             with connection, suppress(OSError):
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-                for _ in range(100):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                for _ in range(1000):
                     connection.sendall(b" ")
+                    parts_sent += 1
                     time.sleep(0.05)
 
         thread = threading.Thread(target=drip)
         thread.start()
         settings = JudgeSettings(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m", retries=0, timeout=0.4)
-        start = time.monotonic()
         (result,) = judge_pairs(settings, [CASE], ReplyCache())
-        assert time.monotonic() - start < 2.5
         thread.join()
+    assert 0 < parts_sent < 1000, "the client hangs up while the server is still sending"
     assert isinstance(result, Abstention) and "no complete response in 0.4 s" in result.note
 
 
@@ -498,7 +501,7 @@ def test_cost_ceiling_holds_over_reruns_without_judgements(tmp_path: Path):
 
     def script(request: dict[str, Any], number: int) -> Any:
         if number % 4 == 3:
-            time.sleep(0.6)  # asked, perhaps billed, and never heard of again
+            time.sleep(0.6)  # times out, and may be billed
         return answer(kinds[number % 3], usage=(1000, 100), **({"refusal": "no"} if number % 3 == 2 else {}))
 
     with served(script) as server:
@@ -608,9 +611,9 @@ def test_closing_the_stream_interrupts_a_retry_wait():
         assert next(stream).comparison == "k0"
         while len(server.calls) < 3:
             time.sleep(0.01)
-        start = time.monotonic()
+        calls = len(server.calls)
         stream.close()
-        assert time.monotonic() - start < 5
+        assert len(server.calls) == calls, "waiting for Retry-After would have been followed by another request"
 
 
 def test_unreachable_server_stops_after_consecutive_failures(monkeypatch: pytest.MonkeyPatch):

@@ -4,7 +4,6 @@ import json
 import pickle
 import shutil
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -207,13 +206,12 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("key", ABSURD)
-def test_absurd_sizes_are_refused_before_allocation(folder: Path, key: str) -> None:
+def test_absurd_sizes_are_refused_before_allocation(folder: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: ABSURD[key]}))
-    begun = time.monotonic()
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_args, **_kwargs: pytest.fail("a module is built"))
     with pytest.raises(ModelError, match=f"config.json: {key} = {ABSURD[key]}"):
         base.load(str(folder), torch.float32, "grouped")
-    assert time.monotonic() - begun < 2
 
 
 def test_absurd_number_of_experts_is_refused(folder: Path) -> None:
@@ -237,10 +235,9 @@ def test_absurd_sizes_in_a_gguf_file_are_refused_before_allocation(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    begun = time.monotonic()
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_args, **_kwargs: pytest.fail("a module is built"))
     with pytest.raises(ModelError, match=r"absurd\.gguf: (num_hidden_layers|hidden_size) = "):
         base.find(f"gguf:{path}")
-    assert time.monotonic() - begun < 10
 
 
 def test_weights_larger_than_memory_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,12 +57,15 @@ def test_plain_progress_line_every_few_seconds(capsys, monkeypatch) -> None:
     assert showing.LINE_INTERVAL <= 9
     monkeypatch.setattr(showing, "LINE_INTERVAL", 0.05)
     with progress("evaluate"), progress("evaluate: answers", 10) as work:
-        work.advance(2, "so far")
-        time.sleep(0.3)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) >= 3 and re.fullmatch(r"  evaluate 0 s; answers 2/10, \d+ s left, so far", lines[0])
-    time.sleep(0.1)
-    assert not capsys.readouterr().err, "nothing is said once the work has ended"
+        work.advance(2, "a note")
+        output = ""
+        while output.count("\n") < 3:
+            time.sleep(0.01)
+            output += capsys.readouterr().err
+    assert re.fullmatch(r"  evaluate 0 s; answers 2/10, \d+ s left, a note", output.splitlines()[0])
+    capsys.readouterr()
+    time.sleep(2 * showing.LINE_INTERVAL)
+    assert not capsys.readouterr().err, "nothing is printed after the end"
 
 
 def test_generation_progress_advances_with_every_token(tiny) -> None:

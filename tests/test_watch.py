@@ -16,7 +16,7 @@ import towpath as tp
 from towpath import metrics
 from towpath.data.corpus import Corpus
 from towpath.errors import TrainingError
-from towpath.health import remedies
+from towpath.health import monitor, remedies
 from towpath.health.monitor import Action
 from towpath.models.heads import RidgeHead, ScalarHead
 from towpath.recipe import Recipe
@@ -163,16 +163,17 @@ def test_watched_source_is_logged_and_never_rewarded(tmp_path: Path) -> None:
     assert all(f"watched/{name}" in row for row in watched.metrics)
 
 
-def test_health_checks_run_once_a_step(tmp_path: Path) -> None:
-    trained = train(tmp_path, steps=12, rollout=32, batch=16)
-    seconds = sum(
-        row[key]
-        for row in trained.metrics
-        if row["phase"] == "train"
-        for key in ("seconds_generate", "seconds_score", "seconds_optimise")
-    )
-    # of a training of seconds; of real ones see docs/performance.md
-    assert sum(row["seconds_watch"] for row in trained.metrics if row["phase"] == "train") < 0.1 * seconds
+def test_number_of_diagnoses_is_limited(tmp_path: Path, monkeypatch) -> None:
+    diagnosed = []
+    diagnose = monitor.diagnose
+    monkeypatch.setattr(monitor, "diagnose", lambda *arguments: diagnosed.append(1) or diagnose(*arguments))
+    trained = train(tmp_path / "every")
+    assert len(diagnosed) == COMMON["steps"]
+    assert all("seconds_watch" in row for row in trained.metrics if row["phase"] == "train")
+    diagnosed.clear()
+    monkeypatch.setattr(monitor, "MAX_DIAGNOSES", 4)
+    train(tmp_path / "limited")
+    assert len(diagnosed) == 4
 
 
 BROKEN_OFF = """
