@@ -44,6 +44,7 @@ from towpath.data.draws import uniforms
 from towpath.models import base, lm
 from towpath.models.packed_batch import PackedBatch
 from towpath.recipe import Decoding, load
+from towpath.recipe.stage_configs import SftConfig
 from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.run.new_run import create_run
@@ -103,7 +104,7 @@ def taught(folder: Path) -> str:
     ]
     recipe = load(folder, settings)
     job = Job(
-        recipe,
+        SftConfig.from_recipe(recipe),
         folder,
         "sft",
         folder / "sft",

@@ -17,6 +17,7 @@ from towpath.data import corpus_reader
 from towpath.data.draws import uniforms
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check
+from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Prompt
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.experience import PROBE_TOKENS
@@ -39,7 +40,7 @@ def cost(run: Path, turns: int) -> dict[str, Any]:
     recipe = check(Recipe, manifest["recipe"], "manifest.json")
     corpus = corpus_reader.read_corpus(run, recipe.data, recipe.seed)
     with Store.open(run / "towpath.db") as store:
-        job = Job(recipe, run, "policy", places["policy"], {}, store, corpus)
+        job = Job(PolicyConfig.from_recipe(recipe), run, "policy", places["policy"], {}, store, corpus)
         runtime = job.launch(training=False)
         runtime.open({"tuned": RoleSpec(str(places["sft"] / "weights"))})
         most = recipe.data.max_prompt_tokens + recipe.policy.max_new_tokens

@@ -108,7 +108,7 @@ def test_preflight_validates_settings_of_an_external_algorithm(team):
 
 def test_engine_code_is_part_of_the_fingerprint(team, tmp_path):
     recipe = check(Recipe, {"engine": {"type": "my_team.my_engine"}}, "test")
-    before = fingerprint._engine_config(recipe)
+    before = fingerprint._engine_settings(recipe.engine)
     path = tmp_path / "my_team" / "my_engine.py"
     path.write_text(path.read_text() + "\n# changed\n")
-    assert fingerprint._engine_config(recipe) != before
+    assert fingerprint._engine_settings(recipe.engine) != before

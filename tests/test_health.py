@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from towpath.health import diagnosis, overoptimisation, remedies, signals
+from towpath.health import diagnosis, learning_rates, overoptimisation, remedies, signals
 from towpath.health.diagnosis import DETECTORS, POSSIBLE_CAUSES, diagnose
 from towpath.health.history import Curve, History, Recorder, history_from_rows
 from towpath.recipe import Limits
@@ -117,6 +117,12 @@ FAULTY = {
 def falling(t: int) -> float:
     """A loss that falls within a few steps, with some noise."""
     return 0.2 + 0.5 * np.exp(-t / 8) + 0.02 * np.sin(7 * t)
+
+
+def test_usual_learning_rates_of_an_sft_stage_in_a_dpo_recipe() -> None:
+    for stage, kind in (("sft", "sft"), ("reward", "reward"), ("policy", "pairs")):
+        facts = {"stage": stage, "policy.algo": "dpo"}
+        assert learning_rates.training_kind(History(facts=facts)) == kind
 
 
 def losses(pairs: bool, looks: dict | None = None, **curves):

@@ -17,6 +17,7 @@ from towpath.errors import ModelError
 from towpath.models import base
 from towpath.recipe import Lora, Recipe
 from towpath.recipe.reader import check
+from towpath.recipe.stage_configs import SftConfig
 from towpath.runtime import process
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import RoleSpec
@@ -26,7 +27,7 @@ from towpath.stages.job import Job
 def curve(tmp_path, compiled: bool) -> list[float]:
     """Losses and gradient norms of four steps on ragged rows."""
     tables = {"model": {"source": "tiny", "dtype": "float32", "attention": "sdpa", "compile": {"on": compiled}}}
-    job = Job(check(Recipe, tables, "test"), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
+    job = Job(SftConfig.from_recipe(check(Recipe, tables, "test")), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
     runtime = job.launch()
     runtime.tokens_per_pass = 256
     runtime.open({"policy": RoleSpec(job.base_model, Lora(rank=4, alpha=8.0), learning_rate=1e-2)})

@@ -16,6 +16,7 @@ from towpath.feedback import calibration, label_budget
 from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
 from towpath.feedback.routing import RoutingConfig, Signals, label_doubt, route_comparisons
 from towpath.recipe import Recipe
+from towpath.recipe.stage_configs import LabelConfig
 from towpath.records import Comparison, Completion, Judgement, Prompt
 from towpath.run.fingerprint import plan_stages
 from towpath.stages import annotate, reward_margins
@@ -292,7 +293,7 @@ def blend_job(tmp_path, monkeypatch, comparisons, *, domains=(), gold=(), margin
     store.set_gold([Gold(name, "a") for name in gold])
     monkeypatch.setattr(annotate, "reward_margins", lambda _job, _comparisons: dict(margins))
     recipe = Recipe.model_validate({"preferences": {"human_share": 0.12, "audit_share": 0.1, "overlap": 0.0}})
-    job: Any = SimpleNamespace(recipe=recipe, store=store, round=round_)
+    job: Any = SimpleNamespace(config=LabelConfig.from_recipe(recipe), store=store, round=round_)
     judgements = [
         Judgement(f"{c.id}/judge", c.id, "judge:m", "judge", "a", strength=3, details={"confidence": 1.0})
         for c in comparisons
@@ -353,7 +354,7 @@ def test_reward_margins_are_computed_once(tmp_path, monkeypatch):
     job: Any = SimpleNamespace(
         run=tmp_path,
         inputs={"sft": tmp_path / "sft", "reward": tmp_path / "abc123"},
-        recipe=Recipe(),
+        config=LabelConfig.from_recipe(Recipe()),
         store=store,
         chat=SimpleNamespace(prompt=lambda _text: [1, 2]),
         tokens=lambda completion: completion.token_ids,

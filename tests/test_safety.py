@@ -12,6 +12,7 @@ from towpath.data.corpus import Corpus
 from towpath.evals import jailbreaks, safety
 from towpath.feedback import rubric
 from towpath.recipe import Recipe
+from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Prompt
 from towpath.stages import evaluate, jailbreak_eval, refusals
 from towpath.stages.job import Job
@@ -77,7 +78,8 @@ def job(tmp_path, store, chat, safety_set=(), **recipe):
     made = Recipe.model_validate(
         {"model": {"source": "tiny", "dtype": "float32"}, "evaluate": {"max_new_tokens": 4}, **recipe}
     )
-    actual = Job(made, tmp_path, "evaluate", tmp_path / "evaluate", {}, store, Corpus((), (), tuple(safety_set)))
+    config = EvaluateConfig.from_recipe(made)
+    actual = Job(config, tmp_path, "evaluate", tmp_path / "evaluate", {}, store, Corpus((), (), tuple(safety_set)))
     actual.folder.mkdir(exist_ok=True)
     actual.__dict__["chat"] = chat
     return actual
@@ -157,7 +159,7 @@ def safety_findings(before, after, reward=(0.0, 1.0), n=12):
         "safety_paired": jailbreak_eval._paired(harmful, rules, n),
         "safety_lost": jailbreak_eval._lost(harmful, ["plain"] * n, rules),
     }
-    one = Job(Recipe(), None, "evaluate", None, {}, None, None)  # pyright: ignore[reportArgumentType]
+    one = Job(EvaluateConfig.from_recipe(Recipe()), None, "evaluate", None, {}, None, None)  # pyright: ignore[reportArgumentType]
     return jailbreak_eval.concerns(one, result)
 
 

@@ -20,6 +20,7 @@ from towpath.health import monitor, remedies
 from towpath.health.monitor import Action
 from towpath.models.heads import RidgeHead, ScalarHead
 from towpath.recipe import Recipe
+from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Prompt
 from towpath.runtime.local import Local, Role
 from towpath.stages import loop as train_loop
@@ -224,7 +225,9 @@ def test_exploited_answers_are_requeued(tmp_path: Path) -> None:
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with Store.open(tmp_path / "towpath.db") as store:
-        job = Job(Recipe(), tmp_path, "policy", folder, {"reward": reward}, store, Corpus(prompts))
+        job = Job(
+            PolicyConfig.from_recipe(Recipe()), tmp_path, "policy", folder, {"reward": reward}, store, Corpus(prompts)
+        )
         assert requeue.put_back(job, "no gain in 3 validations") == 0
         assert requeue.put_back(job, "reward-hacking: it is exploited") == 20
         assert requeue.put_back(job, "reward-hacking: it is exploited") == 20  # idempotent

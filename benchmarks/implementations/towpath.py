@@ -30,6 +30,7 @@ from towpath.data.draws import uniforms
 from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check, override
+from towpath.recipe.stage_configs import PolicyConfig, RewardConfig, SftConfig, StageConfig
 from towpath.records import Prompt
 from towpath.rollout import local as local_engine
 from towpath.rollout.engine import SampleOutput, SampleRequest
@@ -137,7 +138,14 @@ class Clock:
         loop._step = timed
 
 
-def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str], spare: int = 0) -> Job:
+def job_of(
+    workload: Workload,
+    model: Path,
+    folder: Path,
+    settings: Sequence[str],
+    spare: int = 0,
+    config: type[StageConfig] = PolicyConfig,
+) -> Job[Any]:
     """A stage of a run made for the workload."""
     shared = [
         f'model.source="{model}"',
@@ -154,7 +162,7 @@ def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str
     start.mkdir()
     (start / "weights").symlink_to(model)
     job = Job(
-        recipe,
+        config.from_recipe(recipe),
         folder,
         workload.task,
         folder / workload.task,
@@ -238,7 +246,7 @@ def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> P
 
 
 def _elsewhere(job: Job, folder: Path, inputs: dict[str, Path]) -> Job:
-    other = Job(job.recipe, job.run, job.name, folder, inputs, job.store, job.corpus)
+    other = Job(job.config, job.run, job.name, folder, inputs, job.store, job.corpus)
     other.__dict__["chat"] = job.chat
     return other
 
@@ -247,7 +255,7 @@ def _course(
     clock: Clock, job: Job, runtime: Runtime, algo: Any, config: Any, batch: Batch, size: int
 ) -> dict[str, float]:
     """The loop over a batch, in minibatches of so many groups."""
-    steps = loop.minibatches(batch.groups, size, 1, job.recipe.seed, "benchmark")
+    steps = loop.minibatches(batch.groups, size, 1, job.config.seed, "benchmark")
     course = loop.LoopConfig(
         algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.warmup_then_linear(0.1)
     )
@@ -258,7 +266,7 @@ def _course(
 
 def supervised(workload: Workload, model: Path, folder: Path) -> Told:
     """Fine-tuning by the loop: every row once."""
-    job = job_of(workload, model, folder, [f"sft.method={_toml(workload.method)}"])
+    job = job_of(workload, model, folder, [f"sft.method={_toml(workload.method)}"], config=SftConfig)
     clock = Clock()
     runtime = sft.open_runtime(job)
     rows = workload.rows(len(job.chat.tokenizer))
@@ -267,7 +275,7 @@ def supervised(workload: Workload, model: Path, folder: Path) -> Told:
         job,
         runtime,
         sft_algo,
-        job.recipe.sft,
+        job.config.sft,
         Batch([make_row(prompt, answer) for prompt, (answer,) in rows]),
         workload.minibatch,
     )
@@ -285,13 +293,13 @@ def pairs(workload: Workload, model: Path, folder: Path) -> Told:
     begin = time.perf_counter()
     batch = batch.with_columns(ref_logp=runtime.score("reference", batch, ("logp",)).logp_BT)
     score = time.perf_counter() - begin
-    numbers = _course(clock, job, runtime, dpo_algo, job.recipe.policy, batch, workload.minibatch)
+    numbers = _course(clock, job, runtime, dpo_algo, job.config.policy, batch, workload.minibatch)
     return Told({"score": score, "optimise": clock.seconds}, dict(clock.work), numbers)
 
 
 def judged(workload: Workload, model: Path, folder: Path) -> Told:
     """The reward model by the loop."""
-    job = job_of(workload, model, folder, [f"reward.method={_toml(workload.method)}"])
+    job = job_of(workload, model, folder, [f"reward.method={_toml(workload.method)}"], config=RewardConfig)
     clock = Clock()
     runtime = reward.open_runtime(job)
     rows = workload.rows(len(job.chat.tokenizer), 2)
@@ -303,7 +311,7 @@ def judged(workload: Workload, model: Path, folder: Path) -> Told:
         (2,) * len(rows),
         frozenset({"beats"}),
     )
-    numbers = _course(clock, job, runtime, reward_model, job.recipe.reward, batch, workload.minibatch)
+    numbers = _course(clock, job, runtime, reward_model, job.config.reward, batch, workload.minibatch)
     return Told({"optimise": clock.seconds}, dict(clock.work), numbers)
 
 
