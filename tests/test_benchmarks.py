@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import frontier
 from benchmarks.machine import optimise_flops
-from benchmarks.run import compared, rates
+from benchmarks.run import compare_runs, rates
 from benchmarks.workload import EOS, Workload
 from towpath.view.report.frontier import best_of_n
 
@@ -53,7 +53,7 @@ def run_result(seconds: float, tokens: int) -> dict:
 
 def test_ratios_use_medians_and_unequal_work_is_refused():
     workload = Workload("w", "sft")
-    result = compared(
+    result = compare_runs(
         workload,
         {
             "a": [run_result(1.0, 9), run_result(3.0, 9), run_result(2.0, 9)],
@@ -62,7 +62,7 @@ def test_ratios_use_medians_and_unequal_work_is_refused():
     )
     assert result["ratios"]["b"]["speed"] == 4.0
     with pytest.raises(SystemExit, match="unequal work: tokens_optimised"):
-        compared(workload, {"a": [run_result(1.0, 9)], "b": [run_result(6.0, 8)]})
+        compare_runs(workload, {"a": [run_result(1.0, 9)], "b": [run_result(6.0, 8)]})
 
 
 def test_optimise_flops_match_a_hand_count(tmp_path: Path):
@@ -136,7 +136,7 @@ def test_small_workload_runs(tmp_path: Path, task: dict, work: dict):
 
 @pytest.mark.parametrize("n", [1.5, 2.0, 5.0, 20.0])
 def test_best_of_n_has_gain_share_one(n: float):
-    assert frontier.share(*best_of_n(n)) == pytest.approx(1.0, abs=1e-9)
+    assert frontier.gain_share(*best_of_n(n)) == pytest.approx(1.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(("strength", "rate"), [(1.0, 0.7602), (2.0, 0.6382)])
@@ -144,10 +144,10 @@ def test_optimum_of_a_normal_reward_matches_the_closed_form(
     monkeypatch: pytest.MonkeyPatch, strength: float, rate: float
 ):
     """A normal tilted by e^(reward / strength) moves by d = 1 / strength: KL is d^2 / 2, win rate Phi(d / sqrt 2)."""
-    monkeypatch.setattr(frontier, "drawn", lambda start, prompts, seed, stream: (None, None, prompts))
+    monkeypatch.setattr(frontier, "sample", lambda start, prompts, seed, stream: (None, None, prompts))
     monkeypatch.setattr(
         frontier, "gold", lambda prompts, answers: np.random.default_rng(0).standard_normal(len(answers)).tolist()
     )
-    point = frontier.tilted("", strength, 0)
+    point = frontier.tilted_optimum("", strength, 0)
     assert point["kl"] == pytest.approx(0.5 / strength**2, rel=0.02)
     assert point["win_rate"] == pytest.approx(rate, abs=0.003)

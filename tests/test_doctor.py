@@ -17,7 +17,7 @@ from foreign import put
 from report_run import write_run
 from test_report import Page
 
-from benchmarks.models import prepared
+from benchmarks.models import prepare_model
 from benchmarks.run import python_of
 from towpath.errors import DataError, RecipeError, TowpathError
 from towpath.health import history
@@ -990,7 +990,7 @@ def trl_run(task: str, folder: Path) -> Path:
     peer = "trl110" if task == "ppo" else "trl"
     if python_of(peer) == sys.executable:
         pytest.skip(f"no environment with TRL ({peer}): `make bench` makes it")
-    model = prepared(SHAPE, folder / "models")
+    model = prepare_model(SHAPE, folder / "models")
     out = folder / task
     packages = Path(pytest.__file__).parent.parent
     command = [python_of(peer), "-m", "tests.trl_runs", task, model, out, packages]

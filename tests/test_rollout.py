@@ -191,7 +191,7 @@ def test_active_adapter_changes_logprobs(tiny):
 
     def logprobs():
         wanted = [SampleRequest(PROMPTS[i % 3], Decoding(), np.random.default_rng(i).random(6)) for i in range(4)]
-        return [drawn.logprobs for drawn in LocalEngine(model, eos=2, pad=0).generate(wanted)]
+        return [completion.logprobs for completion in LocalEngine(model, eos=2, pad=0).generate(wanted)]
 
     plain = logprobs()
     with adapters.acting("policy"):

@@ -11,7 +11,7 @@ LONGEST = 300
 
 
 def wrong(x_RN, threshold):
-    return stopping_rule.crossed(x_RN, threshold).mean()
+    return stopping_rule.anytime_decides(x_RN, threshold).mean()
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
@@ -20,16 +20,16 @@ def test_sequential_test_error_rate_is_at_most_five_percent(threshold, ties):
     x_RN = stopping_rule.outcomes(threshold, ties, (SEQUENCES, LONGEST), "test")
     assert x_RN.mean() == pytest.approx(threshold, abs=0.005)
     assert wrong(x_RN, threshold) <= 0.05
-    assert stopping_rule.naive(x_RN, threshold)["wilson"].mean() > (0.15 if ties == 0 else 0.08), (
+    assert stopping_rule.fixed_n_decides(x_RN, threshold)["wilson"].mean() > (0.15 if ties == 0 else 0.08), (
         "a test for one fixed n errs far more often if it is applied after every comparison"
     )
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
 def test_verdicts_of_one_prompt_are_averaged(threshold):
-    said_RPK = stopping_rule.clustered(threshold, 3, (SEQUENCES, LONGEST // 3), "test")
-    assert wrong(said_RPK.mean(2), threshold) <= 0.05
-    assert wrong(said_RPK.reshape(SEQUENCES, -1), threshold) > 0.05, (
+    verdicts_RPK = stopping_rule.clustered_outcomes(threshold, 3, (SEQUENCES, LONGEST // 3), "test")
+    assert wrong(verdicts_RPK.mean(2), threshold) <= 0.05
+    assert wrong(verdicts_RPK.reshape(SEQUENCES, -1), threshold) > 0.05, (
         "verdicts of one prompt are correlated, so counting each errs more often"
     )
 
@@ -87,7 +87,10 @@ def test_little_evidence_is_undecided():
 
 @pytest.mark.parametrize(("rate", "low", "high"), [(0.75, 400, 900), (0.8, 110, 240), (0.85, 50, 110)])
 def test_required_comparisons_match_the_simulated_median(rate, low, high):
-    won = sequential.log_wealth(stopping_rule.outcomes(rate, 0.0, (400, 2000), "estimate"), 0.7) >= stopping_rule.PRIZE
+    won = (
+        sequential.log_wealth(stopping_rule.outcomes(rate, 0.0, (400, 2000), "estimate"), 0.7)
+        >= stopping_rule.DECISION_LOG_WEALTH
+    )
     median = np.median(np.where(won.any(1), won.argmax(1) + 1, 2000))
     assert low < median < high
     assert 0.75 < sequential.required_comparisons(rate, 0.7) / median < 1.4
@@ -111,7 +114,7 @@ def test_wilson_coverage_at_fixed_n():
 
 
 def test_stopping_rule_benchmark_runs():
-    result = stopping_rule.measured(60, 60)
-    report = stopping_rule.lines(result)
+    result = stopping_rule.measure(60, 60)
+    report = stopping_rule.markdown_tables(result)
     assert "by verdict" in report
     assert len(result["errors"]) == 8

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.models import prepared
+from benchmarks.models import prepare_model
 from benchmarks.run import python_of
 from towpath.algos import surrogate
 from towpath.algos.contract import Outputs
@@ -63,7 +63,7 @@ SHAPE = {"layers": 2, "width": 64, "heads": 2, "inner": 128, "vocabulary": 512}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return base.load(str(prepared(SHAPE, tmp_path_factory.mktemp("models"))), torch.float32, "grouped")
+    return base.load(str(prepare_model(SHAPE, tmp_path_factory.mktemp("models"))), torch.float32, "grouped")
 
 
 @pytest.fixture(scope="module")
