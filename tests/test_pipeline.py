@@ -1,4 +1,4 @@
-"""What a stage's fingerprint depends on, read from the plan: nothing is run."""
+"""Stage fingerprints of a plan, without running it, and notes of gates."""
 
 from collections.abc import Iterator
 from operator import attrgetter
@@ -35,7 +35,7 @@ def fingerprints(tmp_path: Path, raters: str, corpus: Corpus) -> dict[str, str]:
     [
         ("simulated", BUNDLED, {"baseline", "label", "reward", "policy", "evaluate"}),
         ("people", BUNDLED, {"baseline", "evaluate"}),
-        ("people", OWN, set()),  # the rubric judges nothing there
+        ("people", OWN, set()),  # the rubric is not used on own data
     ],
 )
 def test_changed_rubric_changes_fingerprints_of_stages_that_use_it(tmp_path, monkeypatch, raters, corpus, again):
@@ -56,7 +56,7 @@ def test_changed_rubric_changes_fingerprints_of_stages_that_use_it(tmp_path, mon
     ],
 )
 def test_fingerprint_contains_only_settings_of_the_stage(tmp_path, values, changed):
-    """A setting of another algorithm does not run a finished PPO again."""
+    """A setting of another algorithm does not change the fingerprint of PPO."""
 
     def by_stage(policy: dict[str, Any]) -> dict[str, str]:
         recipe = Recipe.model_validate({"policy": policy})
@@ -149,7 +149,7 @@ def test_a_stage_has_no_other_sections() -> None:
 
 
 def test_note_of_a_failed_gate() -> None:
-    """Far from the threshold nothing but the numbers; at the threshold that it must be exceeded."""
+    """No note far from the threshold; at the threshold a note that the value must exceed it."""
     notes = [
         gates._note("FAIL", value, interval, 0.7, 24) for value, interval in ((0.5, (0.3, 0.69)), (0.7, (0.6, 0.8)))
     ]
