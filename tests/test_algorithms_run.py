@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from command import SETTINGS, towpath
 from safetensors.torch import load_file
-from test_runs import SETTINGS, results, towpath
+from test_runs import results
 
 import towpath as tp
 from towpath.algos import dpo
