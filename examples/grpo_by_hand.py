@@ -1,9 +1,9 @@
-"""GRPO by hand: one file, no framework.  A test holds it to the numbers of `towpath.train("grpo", method="full")`.
+"""GRPO in one file, without the framework.  A test compares its numbers with `towpath.train("grpo", method="full")`.
 
 python examples/grpo_by_hand.py MODEL_FOLDER
 
-Several answers to each prompt, each judged against the others (arXiv 2402.03300); no critic; KL to the reference is
-taken off the reward.
+Several answers to each prompt, with the group's mean reward as baseline (arXiv 2402.03300); no critic; the
+KL penalty to the reference is part of the reward.
 """
 
 import copy
@@ -20,7 +20,7 @@ EPS = 1e-5
 
 
 def sample(model, prompt, uniforms, end):
-    """One answer, a token at a time: where the running probability passes the uniform number."""
+    """Sample one answer: each token is the one at which the cumulative probability exceeds a uniform number."""
     answer = []
     for uniform in uniforms:
         with torch.no_grad():
@@ -32,14 +32,14 @@ def sample(model, prompt, uniforms, end):
 
 
 def logprobs(model, prompt, answer):
-    """log p of every answer token: position t is foretold at t - 1."""
+    """Log-probability of every answer token; position t is predicted at t - 1."""
     logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
 
 
 def rollout(policy, reference, prompts, group, uniforms, end, reward, kl_coef, missing_end):
-    """`group` answers to each prompt; the advantage of an answer is its reward against its group's, in deviations of
-    the rollout."""
+    """`group` answers to each prompt; an advantage is the reward minus the group's mean, divided by the standard
+    deviation over the rollout."""
     rows = []
     for number, numbers in enumerate(uniforms):
         prompt = prompts[number // group]
@@ -65,7 +65,7 @@ def rollout(policy, reference, prompts, group, uniforms, end, reward, kl_coef, m
 
 
 def loss(policy, rows):
-    """The clipped surrogate of every token."""
+    """The clipped surrogate loss of every token."""
     surrogate = []
     for row in rows:
         logp = logprobs(policy, row["prompt"], row["answer"])
@@ -75,7 +75,7 @@ def loss(policy, rows):
 
 
 def train(policy, prompts, group, uniforms, orders, reward, end, *, batch, rate, kl_coef, missing_end=1.0):
-    """`prompts[step]`, `uniforms[step]` and `orders[step][epoch]` decide everything that is random."""
+    """All randomness is passed in: `prompts[step]`, `uniforms[step]` and `orders[step][epoch]`."""
     policy.eval()
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), eps=EPS, weight_decay=0.0)
@@ -101,7 +101,7 @@ def train(policy, prompts, group, uniforms, orders, reward, end, *, batch, rate,
 
 
 def main():
-    """Shorter answers, in a few steps: enough to watch it work."""
+    """Train for shorter answers, for a few steps."""
     if len(sys.argv) != 2 or not Path(sys.argv[1], "config.json").is_file():
         sys.exit("usage: python grpo_by_hand.py FOLDER, a model as transformers loads it")
     folder = sys.argv[1]

@@ -1,10 +1,12 @@
-"""PPO by hand: one file, no framework.  A test holds it to the numbers of `towpath.train("ppo", method="full")`.
+"""PPO in one file, without the framework.  A test compares its numbers with `towpath.train("ppo", method="full")`.
 
 python examples/ppo_by_hand.py MODEL_FOLDER
 
-One answer at a time and nothing clever, so that every line can be checked against the papers (arXiv 1707.06347,
-1909.08593, 2009.01325). The critic is solved for: after every rollout it is the best linear reading of what answers
-came to, from what the reference model sees in them.
+It processes one answer at a time, without optimisations, so that every line can be checked against the papers (arXiv
+1707.06347, 1909.08593, 2009.01325). The critic is fitted in closed form: after every rollout, ridge regression of
+returns on features of the reference model's hidden states.
+
+Axes: T answer tokens, N tokens of a rollout, E features.
 """
 
 import copy
@@ -20,13 +22,13 @@ GAMMA = 1.0
 LAM = 0.95
 MAX_NORM = 1.0
 EPS = 1e-5
-DECAY = 0.95
-WIDE = 1024
+DECAY = 0.95  # weight of a rollout in the critic's fit, relative to the next one
+WIDE = 1024  # random features of a state
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 def sample(model, prompt, uniforms, end):
-    """One answer, a token at a time: where the running probability passes the uniform number."""
+    """Sample one answer: each token is the one at which the cumulative probability exceeds a uniform number."""
     answer = []
     for uniform in uniforms:
         with torch.no_grad():
@@ -38,15 +40,15 @@ def sample(model, prompt, uniforms, end):
 
 
 def logprobs(model, prompt, answer):
-    """log p of every answer token: position t is foretold at t - 1."""
+    """Log-probability of every answer token; position t is predicted at t - 1."""
     logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
 
 
 @torch.no_grad()
 def features(model, prompt, answer):
-    """What the critic reads: the mean of the hidden states before the answer's tokens, up to each, and the sum of
-    random features of them."""
+    """Inputs of the critic: the running mean of the hidden states that predict the answer's tokens, and the running
+    sum of random features of them."""
     states = model.model(torch.tensor([[*prompt, *answer]])).last_hidden_state[0, len(prompt) - 1 : -1]
     width = states.shape[1]
     cast = torch.randn(width, WIDE, generator=torch.Generator().manual_seed(width))
@@ -55,8 +57,8 @@ def features(model, prompt, answer):
 
 
 class Critic:
-    """Ridge regression on all rollouts, older ones weighted less. The ridge is the one that predicted later rollouts
-    best."""
+    """Ridge regression on all rollouts, older ones weighted less, with the ridge that best predicted each new
+    rollout."""
 
     def __init__(self):
         self.rollouts = []
@@ -72,14 +74,14 @@ class Critic:
 
     def learn(self, feature_NE, outcome_N):
         one = torch.cat([feature_NE, torch.ones(len(feature_NE), 1)], 1)
-        if self.rollouts:
+        if self.rollouts:  # each ridge predicts the new rollout before it is learned from
             errors = [float((outcome_N - one @ self.solve(ridge)).square().sum()) for ridge in RIDGES]
             self.errors = DECAY * self.errors + np.array(errors)
         self.rollouts = [(x, y, DECAY * weight) for x, y, weight in self.rollouts] + [(feature_NE, outcome_N, 1.0)]
         self.best = self.solve(RIDGES[int(self.errors.argmin())] if self.errors.any() else 1.0)
 
     def solve(self, ridge):
-        """Least squares on features of mean 0 and length 1, with a row for each of them that pulls its weight to 0."""
+        """Least squares on features of mean 0 and norm 1, with one extra row per feature for the ridge."""
         x, y = (torch.cat([rollout[i] for rollout in self.rollouts]) for i in (0, 1))
         weight = torch.cat([torch.full_like(y, w) for _, y, w in self.rollouts])
         mean = (weight[:, None] * x).sum(0) / weight.sum()
@@ -87,6 +89,7 @@ class Critic:
         x = weight.sqrt()[:, None] * (x - mean)
         y = weight.sqrt() * (y - middle)
         size = x.norm(dim=0)
+        # features that never change get weight 0
         moves = size.square() > 1e-9 * size.square().max()
         x = torch.where(moves, x / size, 0.0)
         rows = torch.cat([x, ridge**0.5 * torch.eye(x.shape[1], dtype=x.dtype)])
@@ -96,8 +99,8 @@ class Critic:
 
 
 def advantages(score, kl_T, value_T, kl_coef):
-    """GAE over one answer: KL at every token, the score at the last, nothing beyond the end; and what came after
-    each token."""
+    """GAE over one answer, with KL at every token, the score at the last and no bootstrap; and the undiscounted return
+    of each token."""
     reward_T = -kl_coef * kl_T
     reward_T[-1] += score
     gain = 0.0
@@ -110,7 +113,7 @@ def advantages(score, kl_T, value_T, kl_coef):
 
 
 def rollout(policy, reference, critic, prompts, uniforms, end, reward, kl_coef, missing_end):
-    """Answers with all that the update needs; advantages are whitened over the tokens of the whole rollout."""
+    """Answers with the inputs of the update; advantages are whitened over all tokens of the rollout."""
     rows = []
     for prompt, numbers in zip(prompts, uniforms, strict=True):
         answer = sample(policy, prompt, numbers, end)
@@ -140,7 +143,7 @@ def rollout(policy, reference, critic, prompts, uniforms, end, reward, kl_coef, 
 
 
 def loss(policy, rows):
-    """The clipped surrogate of every token."""
+    """The clipped surrogate loss of every token."""
     surrogate = []
     for row in rows:
         ratio = (logprobs(policy, row["prompt"], row["answer"]) - row["old"]).exp()
@@ -149,7 +152,7 @@ def loss(policy, rows):
 
 
 def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, kl_coef, missing_end=1.0):
-    """`prompts[step]`, `uniforms[step]` and `orders[step][epoch]` decide everything that is random."""
+    """All randomness is passed in: `prompts[step]`, `uniforms[step]` and `orders[step][epoch]`."""
     policy.eval()
     reference = copy.deepcopy(policy).requires_grad_(False)
     critic = Critic()
@@ -167,6 +170,7 @@ def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, kl_coe
                 optimizer.zero_grad()
                 surrogate.mean().backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_NORM)
+                # learning rate: linear to 0 over all updates
                 done = (step + (epoch * len(order) + begin) / (len(orders[step]) * len(order))) / steps
                 optimizer.param_groups[0]["lr"] = rate * (1 - done)
                 optimizer.step()
@@ -177,7 +181,7 @@ def train(policy, prompts, uniforms, orders, reward, end, *, batch, rate, kl_coe
 
 
 def main():
-    """Shorter answers, in a few steps: enough to watch it work."""
+    """Train for shorter answers, for a few steps."""
     if len(sys.argv) != 2 or not Path(sys.argv[1], "config.json").is_file():
         sys.exit("usage: python ppo_by_hand.py FOLDER, a model as transformers loads it")
     folder = sys.argv[1]

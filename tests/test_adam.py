@@ -38,7 +38,7 @@ def apart(one, other):
     return int((one.view(torch.int32).long() - other.view(torch.int32).long()).abs().max())
 
 
-def test_two_halves_are_the_whole_to_the_bit_but_for_ties():
+def test_split_bf16_round_trip_is_exact_except_for_ties():
     bits = torch.randint(-(2**31), 2**31 - 1, (200_000,), generator=torch.Generator().manual_seed(0)).int()
     ends = torch.tensor([0, -(2**31), 0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, -0x40808000, 1, 0x007FFFFF])
     x = torch.cat([bits, ends.int()]).view(torch.float32)
@@ -56,7 +56,7 @@ def test_two_halves_are_the_whole_to_the_bit_but_for_ties():
 
 
 @FOUND
-def test_a_weight_that_is_neither_whole_nor_halved_is_refused_by_the_kernel_and_moved_in_torch():
+def test_bfloat16_weight_without_low_bits_is_updated_by_the_torch_step():
     weight = nn.Parameter(torch.ones(10).bfloat16())
     with pytest.raises(ValueError, match=r"adamw_step: a weight of torch.bfloat16 without low bits"):
         native.adamw_step(weight.data, None, torch.ones(10).bfloat16(), torch.zeros(10), torch.zeros(10), STEP)
@@ -68,7 +68,7 @@ def test_a_weight_that_is_neither_whole_nor_halved_is_refused_by_the_kernel_and_
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_steps_are_those_of_torch(dtype, decay, by_kernels):
+def test_adamw_matches_torch(dtype, decay, by_kernels):
     shapes = ((7, 5), (5000,), (3,))
     betas = (0.9, 0.95)
     ours, theirs = ([nn.Parameter(drawn(*shape, seed=i).to(dtype)) for i, shape in enumerate(shapes)] for _ in range(2))
@@ -107,7 +107,7 @@ def moved(ops, halved, grad, steps=3):
 
 @FOUND
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_compiled_step_is_a_plain_one_and_halves_are_a_float32(dtype):
+def test_compiled_step_matches_the_plain_step_and_split_weights_match_float32(dtype):
     grad = drawn(10_001, seed=2).to(dtype)
     for ops in (native, plain):
         (one, *moments), (two, *others) = moved(ops, True, grad), moved(ops, False, grad)
@@ -122,7 +122,7 @@ def test_a_compiled_step_is_a_plain_one_and_halves_are_a_float32(dtype):
 
 
 @FOUND
-def test_a_compiled_step_does_not_depend_on_the_number_of_threads():
+def test_compiled_step_does_not_depend_on_the_number_of_threads():
     threads = torch.get_num_threads()
     found = []
     grad = drawn(10_001, seed=2).bfloat16()
@@ -133,7 +133,7 @@ def test_a_compiled_step_does_not_depend_on_the_number_of_threads():
     assert all(torch.equal(one, two) for other in found[1:] for one, two in zip(found[0], other, strict=True))
 
 
-def test_steps_smaller_than_a_bfloat16_can_tell_are_not_lost(by_kernels):
+def test_updates_below_bfloat16_resolution_accumulate(by_kernels):
     weight = nn.Parameter(torch.ones(1000))
     adam = AdamW([(1e-5, [weight])], 1e-8, 0.0, (0.9, 0.999))
     adam.split_bf16(weight)
@@ -169,7 +169,7 @@ def error(one, other):
     return max(float((one[key] - other[key]).norm() / other[key].norm()) for key in other)
 
 
-def test_gradients_of_many_passes_are_summed_in_float32(tiny):
+def test_gradients_accumulate_in_float32(tiny):
     """Split into one pass a row the gradient is the rows' own gradients' sum, and no further from float32's than in
     one pass."""
     exact = gradients(local_of(tiny, torch.float32))
@@ -185,7 +185,7 @@ def test_gradients_of_many_passes_are_summed_in_float32(tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_stage_has_learned_with_is_let_go_when_it_ends(tiny, dtype):
+def test_weights_and_optimizer_state_are_freed_with_the_runtime(tiny, dtype):
     local = local_of(tiny, dtype, tokens_per_pass=40)
     learned(local)
     local.step(1.0, 1.0)
@@ -196,7 +196,7 @@ def test_what_a_stage_has_learned_with_is_let_go_when_it_ends(tiny, dtype):
     assert len(held) > 50 and not [x for x in held if x() is not None]
 
 
-def test_what_a_token_s_places_say_is_summed_in_float32():
+def test_embedding_gradient_of_a_repeated_token_is_summed_in_float32():
     weight = nn.Parameter(torch.zeros(5, 3).bfloat16())
     states = lm._Lookup.apply(weight, torch.full((1000,), 2), None)
     states.backward(torch.full_like(states, 1 / 256))
@@ -205,7 +205,7 @@ def test_what_a_token_s_places_say_is_summed_in_float32():
 
 
 @pytest.mark.parametrize("pad", [None, 0, 3, 6])
-def test_tokens_are_looked_up_as_torch_does(pad):
+def test_embedding_lookup_matches_torch(pad):
     ids = torch.tensor([0, 3, 3, 1, 0, 5])
     one = nn.Embedding(7, 4, padding_idx=pad).double()
     two = nn.Parameter(one.weight.detach().clone())
@@ -214,7 +214,7 @@ def test_tokens_are_looked_up_as_torch_does(pad):
     assert torch.equal(one.weight.grad, two.grad)
 
 
-def test_a_halved_run_taken_up_again_goes_on_to_the_bit(tiny):
+def test_resume_with_split_weights_is_bit_equal(tiny):
     straight = local_of(tiny)
     stopped = local_of(tiny)
     for local in (straight, stopped):
@@ -230,7 +230,7 @@ def test_a_halved_run_taken_up_again_goes_on_to_the_bit(tiny):
     assert all(torch.equal(value, again.state()[key]) for key, value in straight.state().items())
 
 
-def test_a_policy_is_drawn_from_and_then_learns(tiny, by_kernels):
+def test_sampling_before_training_does_not_change_training(tiny, by_kernels):
     """Its stacks are first laid while nothing may learn; the engine sees the weights as they are, and those of
     another model once told."""
     drawn_first = local_of(tiny)
@@ -249,7 +249,7 @@ def test_a_policy_is_drawn_from_and_then_learns(tiny, by_kernels):
     assert engine.generate(ask) == before
 
 
-def test_weights_kept_in_one_precision_are_taken_up_in_the_other(tiny):
+def test_checkpoint_restores_into_the_other_precision(tiny):
     """A machine where bfloat16 does not pay goes on from a checkpoint of one where it does, and the other way about."""
     halved = local_of(tiny)
     wide = local_of(tiny, torch.float32)
@@ -264,7 +264,7 @@ def test_weights_kept_in_one_precision_are_taken_up_in_the_other(tiny):
                 assert apart(a, b) <= 1
 
 
-def test_a_trunk_is_written_in_all_its_bits_and_read_by_halves_again(tiny, tmp_path):
+def test_trunk_is_saved_in_float32_and_scores_stay_equal(tiny, tmp_path):
     local = local_of(tiny)
     learned(local), local.step(1.0, 1.0)
     before = local.score("policy", Batch(ROWS), ("logp",)).logp_BT
@@ -284,7 +284,7 @@ def test_a_trunk_is_written_in_all_its_bits_and_read_by_halves_again(tiny, tmp_p
     assert torch.equal(before, local.score("policy", Batch(ROWS), ("logp",)).logp_BT)
 
 
-def test_what_learns_begins_as_the_same_model_loaded_in_bfloat16(tiny_folder):
+def test_trained_and_frozen_copies_start_with_equal_logprobs(tiny_folder):
     local = Local(dtype=torch.bfloat16)
     for name, dtype in (("policy", torch.float32), ("reference", torch.bfloat16)):
         local.add_trunk(name, base.load(tiny_folder, dtype, "grouped"), lora=False)
@@ -296,7 +296,7 @@ def test_what_learns_begins_as_the_same_model_loaded_in_bfloat16(tiny_folder):
     assert torch.equal(*said)
 
 
-def test_the_reference_s_answers_are_the_reference_s(tmp_path):
+def test_reference_completions_come_from_the_reference_weights(tmp_path):
     """With full weights the engine draws from the policy itself, and from the reference when asked for it."""
     more = {
         "rollout": 4,

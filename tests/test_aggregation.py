@@ -63,7 +63,7 @@ def plain_dawid_skene(judgements, prior, chances, mirrored, rounds):
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
-def test_consensus_is_the_published_algorithm(mirrored):
+def test_consensus_matches_dawid_skene_1979(mirrored):
     judgements, _ = simulated(1, items=40)
     result = dawid_skene.consensus(judgements, mirrored=mirrored, rounds=12, tolerance=-1.0)
     items = list(dict.fromkeys(j.comparison for j in judgements))
@@ -78,7 +78,7 @@ def test_consensus_is_the_published_algorithm(mirrored):
     np.testing.assert_allclose(result.prior_C, share, atol=1e-9)
 
 
-def test_each_round_is_likelier_than_the_last_until_it_rests():
+def test_em_objective_increases_until_convergence():
     result = dawid_skene.consensus(simulated(2)[0])
     assert result.converged and len(result.objective) > 5
     assert (np.diff(result.objective) > -1e-9).all()
@@ -86,7 +86,7 @@ def test_each_round_is_likelier_than_the_last_until_it_rests():
     assert not stopped.converged and len(stopped.objective) == 3
 
 
-def test_consensus_beats_the_majority_where_raters_differ():
+def test_consensus_beats_majority_with_raters_of_unequal_accuracy():
     gains = []
     for seed in range(10):
         judgements, truth = simulated(seed)
@@ -97,7 +97,7 @@ def test_consensus_beats_the_majority_where_raters_differ():
     assert min(gains) > 0 and np.mean(gains) > 0.05
 
 
-def test_raters_errors_are_found_as_they_are():
+def test_rater_accuracies_are_recovered():
     right = (0.95, 0.85, 0.75, 0.65, 0.55)
     judgements, _ = simulated(3, items=1500, right=right, each=3, ties=0.2)
     result = dawid_skene.consensus(judgements)
@@ -110,7 +110,7 @@ def test_raters_errors_are_found_as_they_are():
     np.testing.assert_allclose(result.confusion_RCC[:, a, b], result.confusion_RCC[:, b, a])
 
 
-def test_one_judgement_is_no_certainty_and_says_no_more_than_the_raters_are_worth():
+def test_single_judgement_gives_moderate_confidence():
     labels = dawid_skene.consensus_labels([judgement(item, f"r{item % 3}", "a") for item in range(200)])
     assert {label.choice for label in labels} == {"a"}
     # as good as raters are thought to be before any is held against another
@@ -122,7 +122,7 @@ def test_one_judgement_is_no_certainty_and_says_no_more_than_the_raters_are_wort
     assert 0.4 < chance < 0.65  # two who never agree are worth nothing
 
 
-def test_gold_is_true_and_teaches_who_errs():
+def test_gold_labels_are_fixed_and_improve_rater_estimates():
     judgements, truth = simulated(4, items=200, right=(0.9, 0.3, 0.3), each=3)
     gold = {item: truth[item] for item in list(truth)[:60]}
     known = dawid_skene.consensus_labels(judgements, gold)
@@ -133,13 +133,13 @@ def test_gold_is_true_and_teaches_who_errs():
     assert accuracy(rest, truth) > 0.85
 
 
-def test_smoothing_must_be_something():
+def test_zero_smoothing_is_refused():
     with pytest.raises(DataError, match="above 0"):
         dawid_skene.consensus([judgement("k", "x", "a")], smoothing=0)
     assert dawid_skene.consensus_labels([]) == []
 
 
-def test_the_blend_hears_each_where_they_spoke():
+def test_blend_combines_people_judges_rules_and_gold():
     doubles = [
         judgement(f"d{i}", rater, "a" if (i + n) % 5 else "b")
         for i in range(100)
@@ -172,7 +172,7 @@ def test_the_blend_hears_each_where_they_spoke():
     assert (by["both"].judgements, by["both"].strength) == (2, 2.0)
 
 
-def test_a_judge_that_likes_length_is_believed_less_where_it_chose_the_longer():
+def test_length_bias_lowers_confidence_in_longer_choices():
     likes = Calibration(np.array([0.0, 1.0]), np.array([0.5, 0.9]), 100.0, (0.0, -1.0))
     all_judgements = [
         judgement(name, "judge:m", choice, "judge", strength=3)
@@ -187,7 +187,7 @@ def test_a_judge_that_likes_length_is_believed_less_where_it_chose_the_longer():
     assert by["shorter"] == pytest.approx(1 / (1 + 9 * math.e))
 
 
-def test_a_person_and_a_judge_combine_by_their_odds():
+def test_odds_of_person_and_judge_multiply():
     gold = {f"g{i}": "a" for i in range(4000)}
     all_judgements = [
         judgement(f"g{i}", "ann", "a" if i % 5 else "b") for i in range(4000)
@@ -202,7 +202,7 @@ def test_a_person_and_a_judge_combine_by_their_odds():
 
 
 @pytest.mark.parametrize(("right", "person"), [(0.9, 0.8), (0.7, 0.75), (0.85, 1.0)])
-def test_a_persons_error_is_taken_out_of_agreement(right, person):
+def test_rater_error_is_removed_from_agreement(right, person):
     agrees = right * person + (1 - right) * (1 - person)
     assert blend.without_rater_error(agrees, person) == pytest.approx(right)
     assert blend.without_rater_error(0.999, 0.8) == 0.99 and blend.without_rater_error(0.0, 0.8) == pytest.approx(0.01)
@@ -210,7 +210,7 @@ def test_a_persons_error_is_taken_out_of_agreement(right, person):
         blend.blend_labels([], {}, rater_accuracy=0.5)
 
 
-def test_disputes_wait_for_a_third_and_the_closest_comes_first():
+def test_disputes_are_ordered_by_closeness():
     all_judgements = [
         *(judgement("split", rater, choice) for rater, choice in (("x", "a"), ("y", "b"))),
         *(judgement("settled", rater, choice) for rater, choice in zip("xyz", "aab", strict=True)),

@@ -75,7 +75,7 @@ def table(judgements, categories, category):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_cohen_is_that_of_scikit_learn(seed):
+def test_cohen_kappa_matches_scikit_learn(seed):
     judgements = crowd(seed, people=2, visited=1.0)
     mine, theirs = ([j.choice for j in judgements if j.rater == rater] for rater in ("r0", "r1"))
     assert cohen_kappa(judgements, ties=True) == pytest.approx(cohen_kappa_score(mine, theirs), abs=1e-12)
@@ -83,7 +83,7 @@ def test_cohen_is_that_of_scikit_learn(seed):
     assert cohen_kappa(judgements) == pytest.approx(cohen_kappa_score(*zip(*decided, strict=True)), abs=1e-12)
 
 
-def test_cohen_of_several_raters_pools_the_pairs():
+def test_cohen_kappa_pools_pairs_of_raters():
     judgements = crowd(7, people=4)
     by = {(j.comparison, j.rater): j.choice for j in judgements}
     observed = chance = count = 0.0
@@ -105,7 +105,7 @@ def plain_fleiss(rows):
     return (observed - chance) / (1 - chance)
 
 
-def test_fleiss_on_the_published_table():
+def test_fleiss_kappa_of_the_published_table():
     rows = [[int(word) for word in row.split()] for row in FLEISS_1971.split("|")]
     assert len(rows) == 30 and {sum(row) for row in rows} == {6}
     assert fleiss_kappa(np.array(rows)) == pytest.approx(0.430, abs=5e-4)
@@ -113,7 +113,7 @@ def test_fleiss_on_the_published_table():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_fleiss_is_the_formula(seed):
+def test_fleiss_kappa_matches_the_formula(seed):
     rows = generator(seed, "test/fleiss").multinomial(7, [0.5, 0.2, 0.2, 0.1], 40)
     assert fleiss_kappa(rows) == pytest.approx(plain_fleiss(rows.tolist()), abs=1e-9)
 
@@ -144,7 +144,7 @@ def plain_alpha(units, metric):
 
 
 @pytest.mark.parametrize(("metric", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
-def test_alpha_on_the_published_example(metric, alpha):
+def test_krippendorff_alpha_of_the_published_example(metric, alpha):
     units = [
         [int(word) for word in column if word != "."]
         for column in zip(*(row.split() for row in KRIPPENDORFF_2011), strict=True)
@@ -156,7 +156,7 @@ def test_alpha_on_the_published_example(metric, alpha):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("metric", ["nominal", "ordinal", "interval"])
-def test_alpha_is_the_definition_with_gaps_and_odd_places(metric, seed):
+def test_krippendorff_alpha_matches_the_definition_with_missing_values(metric, seed):
     draws = generator(seed, "test/alpha")
     places = np.array([-3, -1, 0, 2, 7])
     units = [list(draws.choice(places, draws.integers(0, 6), p=[0.3, 0.3, 0.2, 0.1, 0.1])) for _ in range(50)]
@@ -164,7 +164,7 @@ def test_alpha_is_the_definition_with_gaps_and_odd_places(metric, seed):
     assert krippendorff_alpha(rows, places, metric) == pytest.approx(plain_alpha(units, metric), abs=1e-9)
 
 
-def test_every_figure_of_the_records_is_that_of_its_table():
+def test_agreement_metrics_match_their_count_tables():
     judgements = crowd(3)
     result = agreement.measure_agreement(judgements, resamples=50)
     choices = table(judgements, CHOICES, lambda j: j.choice)
@@ -184,7 +184,7 @@ def test_every_figure_of_the_records_is_that_of_its_table():
 
 
 @pytest.mark.parametrize("figure", ["percent", "cohen_kappa", "fleiss_kappa", "alpha"])
-def test_the_interval_is_that_of_items_drawn_again(figure):
+def test_interval_matches_a_bootstrap_over_items(figure):
     judgements = crowd(5, items=80)
     result = agreement.measure_agreement(judgements, resamples=3000)[figure]
     items = sorted({j.comparison for j in judgements})
@@ -203,7 +203,7 @@ def test_the_interval_is_that_of_items_drawn_again(figure):
     assert result.low < result.value < result.high
 
 
-def test_intervals_are_the_same_each_time_and_cover_what_is_true():
+def test_intervals_are_deterministic_and_cover_the_true_value():
     assert agreement.measure_agreement(crowd(1), seed=4) == agreement.measure_agreement(crowd(1), seed=4)
     truth = agreement.measure_agreement(crowd(99, items=4000), resamples=1)["alpha"].value
     inside = [
@@ -213,7 +213,7 @@ def test_intervals_are_the_same_each_time_and_cover_what_is_true():
     assert sum(inside) >= 50
 
 
-def test_where_nobody_differs_the_interval_still_says_how_little_was_seen():
+def test_interval_of_perfect_agreement_has_nonzero_width():
     result = agreement.measure_agreement([judgement(item, rater, "a") for item in range(10) for rater in "xy"])
     assert (result["percent"].value, result["percent"].high) == (1.0, 1.0)
     assert result["percent"].low == pytest.approx(0.722, abs=1e-3)
@@ -253,7 +253,7 @@ def rushed(seed=0):
     return judgements, gold, texts
 
 
-def test_manners_are_seen_and_only_where_they_are():
+def test_rater_faults_are_reported_for_faulty_raters_only():
     result = rater_quality.measure_quality(*rushed())
     by = {one.rater: one for one in result}
     assert {f.code for f in rater_quality.rater_findings(result)} == {
@@ -280,7 +280,7 @@ def test_manners_are_seen_and_only_where_they_are():
     assert by["r2"].seconds == pytest.approx(np.exp(3.4) / 12, rel=0.2)
 
 
-def test_who_rates_most_does_not_set_the_pace():
+def test_pace_baseline_is_not_dominated_by_the_most_active_rater():
     draws = generator(0, "test/pace")
     many = [judgement(item, "quick", "a", milliseconds=int(1000 * draws.lognormal(0, 0.3))) for item in range(900)]
     few = [
@@ -295,7 +295,7 @@ def test_who_rates_most_does_not_set_the_pace():
     } == {"quick"}
 
 
-def test_a_mirrored_pair_is_the_same_pair_and_a_second_round_too():
+def test_mirrored_pairs_and_later_rounds_count_as_repeats():
     texts = {"k": ("p", "q"), "m": ("q", "p")}
     (one,) = rater_quality.measure_quality(
         [judgement("k", "x", "a"), judgement("m", "x", "b"), judgement("m", "x", "b", round=2)], texts=texts
@@ -305,7 +305,7 @@ def test_a_mirrored_pair_is_the_same_pair_and_a_second_round_too():
     assert (other.repeats.value, other.repeats.n) == (0.0, 1)
 
 
-def test_others_are_people_and_the_rater_is_none_of_them():
+def test_agreement_with_others_excludes_judges_and_the_rater():
     all_judgements = [
         judgement("k", "x", "a"),
         judgement("k", "y", "b"),
@@ -319,7 +319,7 @@ def test_others_are_people_and_the_rater_is_none_of_them():
     assert (by["judge:m"].value, by["judge:m"].n) == (0.0, 1)
 
 
-def test_fair_raters_are_rarely_suspected():
+def test_fair_raters_rarely_get_findings():
     alarms = 0
     for seed in range(40):
         draws = generator(seed, "test/fair")

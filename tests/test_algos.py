@@ -80,14 +80,14 @@ def test_masked_tokens_get_no_gradient_and_real_ones_do(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_row_order_does_not_matter(name):
+def test_loss_does_not_depend_on_row_order(name):
     algo, batch = make(name)
     flipped = batch.take(range(batch.groups)[::-1])
     assert run(algo, batch)[0].item() == pytest.approx(run(algo, flipped)[0].item(), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_loss_is_the_sum_of_what_is_said_of_each_role(name):
+def test_loss_is_the_sum_over_roles(name):
     algo, batch = make(name)
     cfg = CONFIG[name]
     prepared = algo.prepare(batch, cfg, KNOBS)
@@ -112,7 +112,7 @@ def test_the_loss_is_the_sum_of_what_is_said_of_each_role(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_micro_batches_add_up(name):
+def test_micro_batch_losses_add_up(name):
     algo, batch = make(name)
     cfg = CONFIG.get(name)
     prepared = algo.prepare(batch, cfg, KNOBS)
@@ -123,7 +123,7 @@ def test_micro_batches_add_up(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_moves_the_right_way(name):
+def test_gradient_step_lowers_the_loss(name):
     algo, batch = make(name)
     cfg = CONFIG.get(name)
     prepared = algo.prepare(batch, cfg, KNOBS)
@@ -138,7 +138,7 @@ def test_a_step_moves_the_right_way(name):
     assert algo.loss(moved, prepared, cfg, KNOBS)[0].item() < before.item()
 
 
-def test_ppo_is_finite_at_extreme_ratios_and_ratio_one_gives_plain_policy_gradient():
+def test_ppo_is_finite_at_extreme_ratios_and_ratio_one_gives_the_policy_gradient():
     algo, batch = make("ppo")
     prepared = algo.prepare(batch, Policy(), KNOBS)
     out, (logp, _, _) = outputs(prepared)
@@ -162,7 +162,7 @@ def test_ppo_is_finite_at_extreme_ratios_and_ratio_one_gives_plain_policy_gradie
 
 
 @pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce"])
-def test_without_a_critic_ratio_one_gives_the_advantage_and_extremes_stay_finite(name):
+def test_critic_free_loss_is_finite_at_extreme_ratios_and_ratio_one_gives_the_advantage(name):
     algo, batch = make(name)
     cfg = Policy()
     knobs = KNOBS | {"kl_coef": 0.0}
@@ -183,7 +183,7 @@ def test_without_a_critic_ratio_one_gives_the_advantage_and_extremes_stay_finite
     assert torch.isfinite(wild.logp_BT.grad).all()
 
 
-def test_in_a_single_update_the_old_policy_is_the_one_that_speaks_now():
+def test_single_update_uses_current_logprobs_as_old_logprobs():
     """Whatever the sampler's arithmetic left of the log-probabilities, the first ratio is one; what it left is told."""
     algo, batch = make("grpo")
     cfg = Policy()
@@ -203,7 +203,7 @@ def test_in_a_single_update_the_old_policy_is_the_one_that_speaks_now():
 
 
 @pytest.mark.parametrize("average", ["answer", "token", "constant"])
-def test_grpo_counts_tokens_as_it_is_told(average):
+def test_grpo_average_modes(average):
     algo, batch = make("grpo")
     cfg = Policy.model_validate({"grpo": {"average": average}, "max_new_tokens": 10})
     prepared = algo.prepare(batch, cfg, KNOBS)

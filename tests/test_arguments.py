@@ -23,17 +23,17 @@ from towpath.run import arguments
         ([[{"role": "user", "content": "a"}]], r"prompts\[0\]"),
     ],
 )
-def test_prompts_are_texts(texts, words):
+def test_invalid_prompts_are_refused(texts, words):
     with pytest.raises(RecipeError, match=words):
         arguments.prompts(texts)
 
 
-def test_prompts_may_come_one_by_one():
+def test_prompts_may_be_a_generator_or_an_array():
     assert arguments.prompts(text for text in ("a", "b")) == arguments.prompts(np.array(["a", "b"])) == ["a", "b"]
 
 
 @pytest.mark.parametrize("rows", [None, 7, "abc", {"prompt": "a"}])
-def test_pairs_are_a_list(rows):
+def test_pairs_must_be_a_list(rows):
     with pytest.raises(RecipeError, match="pairs = "):
         arguments.pairs(rows)
 
@@ -50,16 +50,16 @@ def test_pairs_are_a_list(rows):
         [("a", "b", None)],
     ],
 )
-def test_pairs_are_three_texts_two_of_which_differ(rows):
+def test_invalid_pairs_are_refused(rows):
     with pytest.raises(RecipeError, match=r"pairs\[0\]"):
         arguments.pairs(rows)
 
 
-def test_rows_of_other_libraries_are_pairs():
+def test_preference_dicts_of_other_libraries_are_pairs():
     assert arguments.pairs([{"prompt": "a", "chosen": "b", "rejected": "c", "score": 1}]) == [("a", "b", "c")]
 
 
-def test_rewards_may_be_several_with_weights():
+def test_several_rewards_with_weights():
     def mine(_prompts, answers):
         return [1.0 for _ in answers]
 
@@ -73,14 +73,14 @@ def test_rewards_may_be_several_with_weights():
             arguments.rewards(wrong)
 
 
-def test_a_name_of_ones_own_stands_for_the_code():
+def test_reward_name_replaces_the_code_fingerprint():
     (one,), (other,) = (
         arguments.rewards({"source": lambda _p, a, w=w: [w for _ in a], "name": "v1"}) for w in (1.0, 2.0)
     )
     assert one == other
 
 
-def test_settings_are_taken_for_what_they_say():
+def test_python_values_are_converted_to_recipe_values():
     content = {
         "a": np.int64(3),
         "b": np.float32(0.5),

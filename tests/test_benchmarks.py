@@ -24,7 +24,7 @@ SMALL = {
 }
 
 
-def test_every_workload_reads_and_its_rows_are_a_function_of_its_seed():
+def test_workload_files_load_and_rows_are_deterministic():
     for path in sorted((ROOT / "benchmarks" / "workloads").rglob("*.json")):
         workload = Workload.read(path)
         assert workload.prompt_ids(512, 4)[: workload.prompts] == workload.prompt_ids(512)
@@ -36,7 +36,7 @@ def test_every_workload_reads_and_its_rows_are_a_function_of_its_seed():
     )
 
 
-def test_an_unknown_key_of_a_workload_is_named(tmp_path: Path):
+def test_unknown_workload_key_is_refused(tmp_path: Path):
     (tmp_path / "w.json").write_text('{"task": "ppo", "promts": 3}')
     with pytest.raises(SystemExit, match="promts"):
         Workload.read(tmp_path / "w.json")
@@ -51,7 +51,7 @@ def told(seconds: float, tokens: int) -> dict:
     }
 
 
-def test_ratios_are_of_medians_and_unequal_work_is_refused():
+def test_ratios_use_medians_and_unequal_work_is_refused():
     workload = Workload("w", "sft")
     result = compared(
         workload, {"a": [told(1.0, 9), told(3.0, 9), told(2.0, 9)], "b": [told(6.0, 9), told(9.0, 9), told(8.0, 9)]}
@@ -61,7 +61,7 @@ def test_ratios_are_of_medians_and_unequal_work_is_refused():
         compared(workload, {"a": [told(1.0, 9)], "b": [told(6.0, 8)]})
 
 
-def test_the_work_of_the_updates_is_counted_by_hand(tmp_path: Path):
+def test_optimise_flops_match_a_hand_count(tmp_path: Path):
     """Two layers of width 8: 2(8*8 + 8*4 + ...) a token; a head of 10 words; six rows of 20 tokens, five of them the
     answer's."""
     shape = {
@@ -101,7 +101,7 @@ def test_the_work_of_the_updates_is_counted_by_hand(tmp_path: Path):
         ({"task": "dpo", "row_tokens": [8, 20], "precision": "bfloat16"}, {"updates": 2}),
     ],
 )
-def test_a_small_workload_runs_through(tmp_path: Path, task: dict, work: dict):
+def test_small_workload_runs(tmp_path: Path, task: dict, work: dict):
     (tmp_path / "small.json").write_text(json.dumps(SMALL | task))
     command = [
         sys.executable,
@@ -131,12 +131,12 @@ def test_a_small_workload_runs_through(tmp_path: Path, task: dict, work: dict):
 
 
 @pytest.mark.parametrize("n", [1.5, 2.0, 5.0, 20.0])
-def test_best_of_n_has_the_whole_of_its_own_gain(n: float):
+def test_best_of_n_has_gain_share_one(n: float):
     assert frontier.share(*best_of_n(n)) == pytest.approx(1.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(("strength", "rate"), [(1.0, 0.7602), (2.0, 0.6382)])
-def test_the_optimum_of_a_normal_reward_is_the_one_on_paper(
+def test_optimum_of_a_normal_reward_matches_the_closed_form(
     monkeypatch: pytest.MonkeyPatch, strength: float, rate: float
 ):
     """A normal tilted by e^(reward / strength) moves by 1 / strength: half its square in nats; it wins with Phi(1 /

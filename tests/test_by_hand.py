@@ -37,7 +37,7 @@ def vowels(prompts, answers):
 
 
 @pytest.mark.parametrize(("algo", "group"), [("ppo", 1), ("grpo", 4)])
-def test_the_same_draws_give_the_same_numbers_and_weights(algo, group, tiny_folder, tmp_path):
+def test_examples_by_hand_match_the_library(algo, group, tiny_folder, tmp_path):
     more = {
         "group": group,
         "rollout": ROLLOUT,

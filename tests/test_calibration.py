@@ -20,7 +20,7 @@ def judgement(comparison, rater, choice, kind="person", **more):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("distinct", [8, 1000])
-def test_isotonic_steps_are_those_of_scikit_learn(seed, distinct):
+def test_isotonic_regression_matches_scikit_learn(seed, distinct):
     draws = generator(seed, "test/isotonic", distinct)
     x = draws.integers(0, distinct, 200) / distinct
     y = draws.normal(x, 0.5)
@@ -32,7 +32,7 @@ def test_isotonic_steps_are_those_of_scikit_learn(seed, distinct):
     assert (np.diff(height) >= 0).all()
 
 
-def test_isotonic_without_weights_counts_all_alike():
+def test_isotonic_regression_without_weights():
     knots, height = calibration.isotonic(np.array([3.0, 1.0, 2.0, 2.0]), np.array([1.0, 1.0, 0.0, 0.0]))
     assert knots.tolist() == [1.0, 2.0, 3.0]
     assert height == pytest.approx([1 / 3, 1 / 3, 1.0])
@@ -51,7 +51,7 @@ def all_judgements(seed, count=1500, skew=2.0):
     return rows
 
 
-def test_a_boaster_is_calibrated_on_pairs_it_was_not_fitted_on():
+def test_calibration_of_an_overconfident_judge_generalizes():
     for seed in range(5):
         fitted = calibration.calibrate(all_judgements(seed))
         fresh = all_judgements(seed + 50, 4000)
@@ -76,7 +76,7 @@ def leaning(seed, lean, count=4000):
     return rows
 
 
-def test_a_liking_for_length_is_taken_off():
+def test_length_bias_of_a_judge_is_fitted():
     fitted = calibration.calibrate(leaning(0, 1.5))
     assert fitted.length_bias[1] == pytest.approx(-1.5, abs=0.2)
     for longer in (-0.8, 0.0, 0.8):
@@ -90,7 +90,7 @@ def test_a_liking_for_length_is_taken_off():
     assert -1.5 < calibration.calibrate(few).length_bias[1] < -0.3  # six of six are no law
 
 
-def test_a_pair_does_not_foretell_itself():
+def test_held_out_chance_does_not_depend_on_its_own_label():
     rows = all_judgements(0, count=60)
     for position in range(0, 60, 7):
         other = [
@@ -100,14 +100,14 @@ def test_a_pair_does_not_foretell_itself():
         assert calibration.held_out_chances(other)[position] == calibration.held_out_chances(rows)[position]
 
 
-def test_few_agreements_are_no_certainty():
+def test_calibration_on_few_pairs_is_smoothed():
     fitted = calibration.calibrate([AuditRow(str(i), "a", "a", 0.5 + i / 20) for i in range(4)])
     assert fitted.chance(1.0) == pytest.approx(4.5 / 5) and fitted.n == pytest.approx(4)
     with pytest.raises(DataError, match="audited pairs"):
         calibration.calibrate([AuditRow("k", "tie", "a", 0.5)])
 
 
-def test_the_map_never_falls_and_weighs_by_propensity():
+def test_calibration_is_monotonic_and_uses_weights():
     rows = [AuditRow(str(i), "a", "a" if i % 2 else "b", 0.6, weight=1.0) for i in range(400)]
     rows += [AuditRow(f"w{i}", "a", "a", 0.6, weight=10.0) for i in range(40)]
     fitted = calibration.calibrate(rows)
@@ -116,7 +116,7 @@ def test_the_map_never_falls_and_weighs_by_propensity():
     assert (np.diff(chances) >= 0).all() and 0 < chances[0] < chances[-1] < 1
 
 
-def test_error_of_calibration_by_hand():
+def test_calibration_error_by_hand():
     chance = np.array([0.9, 0.9, 0.6, 0.6])
     credit = np.array([1.0, 0.0, 1.0, 1.0])
     assert calibration.calibration_error(chance, credit, bins=2) == pytest.approx((0.4 + 0.4) / 2)
@@ -131,7 +131,7 @@ def test_error_of_calibration_by_hand():
     )
 
 
-def test_rates_of_routed_pairs_are_weighed_back_to_all():
+def test_hajek_estimate_is_unbiased_on_routed_pairs():
     """The hard pairs are sent to people more often; unweighted the rate would be theirs."""
     errors_hajek = []
     covered = 0
@@ -148,7 +148,7 @@ def test_rates_of_routed_pairs_are_weighed_back_to_all():
     assert covered >= 52
 
 
-def test_weighted_rates_by_hand():
+def test_hajek_estimate_by_hand():
     e = calibration.hajek_estimate(np.array([1.0, 0.0]), np.array([2.0, 4.0]))
     assert e.value == pytest.approx(2 / 6) and e.n == 2
     nothing = calibration.hajek_estimate(np.zeros(0), np.zeros(0))
@@ -187,7 +187,7 @@ def ledger(seed=0, count=1200):
     return judgements, propensity, lengths, domains
 
 
-def test_a_judges_faults_are_reported_as_they_are():
+def test_judge_report_recovers_planted_faults():
     judgements, propensity, lengths, domains = ledger(count=6000)
     result = calibration.judge_report(calibration.audit_rows(judgements, "judge:m", propensity, lengths, domains))
     flipped = [j for j in judgements if j.kind == "judge" and not j.details["consistent"]]
@@ -204,7 +204,7 @@ def test_a_judges_faults_are_reported_as_they_are():
     assert result.accuracy.value > result.agreement.value
 
 
-def test_each_pair_weighs_once_however_many_people_saw_it():
+def test_pair_weight_does_not_depend_on_the_number_of_raters():
     judgements = [
         judgement("k", "judge:m", "a", "judge"),
         *(judgement("k", f"r{i}", "a") for i in range(9)),
@@ -215,7 +215,7 @@ def test_each_pair_weighs_once_however_many_people_saw_it():
     assert result.accuracy.value == pytest.approx(0.5) and result.accuracy.n == 2
 
 
-def test_what_cannot_be_weighed_is_refused_and_nothing_is_reported_of_nothing():
+def test_zero_propensity_is_refused_and_an_empty_report_is_nan():
     pair = [judgement("k", "judge:m", "a", "judge"), judgement("k", "ann", "a")]
     with pytest.raises(DataError, match="propensity 0"):
         calibration.audit_rows(pair, "judge:m", {"k": 0.0})
@@ -224,7 +224,7 @@ def test_what_cannot_be_weighed_is_refused_and_nothing_is_reported_of_nothing():
     assert empty.accuracy.n == 0 and np.isnan(empty.error)
 
 
-def test_certainty_grows_with_votes_and_strength():
+def test_certainty_increases_with_votes_and_strength():
     votes = [
         calibration.certainty(judgement("k", "j", "a", strength=2, details={"confidence": share}))
         for share in (0.5, 0.75, 1.0)

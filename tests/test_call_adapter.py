@@ -67,13 +67,13 @@ def test_parameters_are_filled_by_name(function: Any, want: Any) -> None:
         (lambda response, prompt: 0, "response, prompt"),
     ],
 )
-def test_what_cannot_be_filled_is_named(function: Any, missing: str) -> None:
+def test_parameter_without_a_value_is_an_error(function: Any, missing: str) -> None:
     with pytest.raises(RecipeError, match=missing) as refused:
         adapt_function("mine", function, ROWS.keys())
     assert "ground_truth" in refused.value.rule and refused.value.fix
 
 
-def test_columns_that_clash_or_contradict_are_refused() -> None:
+def test_conflicting_columns_are_refused() -> None:
     with pytest.raises(RecipeError, match="column 'completions'"):
         arguments.columns([{"prompt": "a", "completions": 1}])
     with pytest.raises(RecipeError, match="twice"):
@@ -90,13 +90,13 @@ def test_columns_that_clash_or_contradict_are_refused() -> None:
             arguments.columns(rows)
 
 
-def test_a_recipe_says_that_it_passes_no_columns_on() -> None:
+def test_recipe_reward_with_columns_is_refused() -> None:
     with pytest.raises(RecipeError) as refused:
         adapt_function("python:mine:exact", by_name)
     assert "a recipe passes no columns" in refused.value.fix
 
 
-def test_trl_s_reward_signature_trains_unchanged(tmp_path, tiny_folder) -> None:
+def test_trl_reward_signature_is_supported(tmp_path, tiny_folder) -> None:
     """Every completion meets the ground truth of its own prompt, in training and in validation."""
     observed: list[tuple[str, str, str]] = []
     rows = [
@@ -124,7 +124,7 @@ def test_trl_s_reward_signature_trains_unchanged(tmp_path, tiny_folder) -> None:
     assert len({prompt for prompt, _, _ in observed}) > 4
 
 
-def test_a_reward_without_its_column_is_refused_before_anything_starts(tmp_path, tiny_folder) -> None:
+def test_missing_column_is_refused_before_training(tmp_path, tiny_folder) -> None:
     def reward(completions, ground_truth, **kwargs):
         return [0.0 for _ in completions]
 

@@ -25,7 +25,7 @@ ATTACKS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_prompts_and_answers_are_the_tokens_of_the_whole_conversation(kind: str, template: str) -> None:
+def test_prompt_and_answer_tokens_concatenate_to_the_conversation(kind: str, template: str) -> None:
     chat = Chat(tokenizer_of(kind, template))
     end = CONTROLS.index(ENDS.get(template, "</s>"))
     assert chat.eos == end and end in chat.stops
@@ -39,7 +39,7 @@ def test_prompts_and_answers_are_the_tokens_of_the_whole_conversation(kind: str,
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_special_tokens_in_a_text_never_become_control_tokens(kind: str, template: str) -> None:
+def test_special_tokens_in_text_never_become_control_tokens(kind: str, template: str) -> None:
     tokenizer = tokenizer_of(kind, template)
     chat = Chat(tokenizer)
     controls = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -52,14 +52,14 @@ def test_special_tokens_in_a_text_never_become_control_tokens(kind: str, templat
 
 
 @pytest.mark.parametrize("kind", ["metaspace-always", "metaspace-first", "metaspace-legacy", "unigram", "byte-level"])
-def test_an_answer_survives_the_way_to_tokens_and_back(kind: str) -> None:
+def test_answer_text_round_trips_through_tokens(kind: str) -> None:
     chat = Chat(tokenizer_of(kind, "llama-2"))
     for content in ANSWERS[:2]:
         assert chat.text(chat.answer(content)) == content
 
 
 @pytest.mark.parametrize("kind", ["metaspace-always", "metaspace-legacy", "byte-level"])
-def test_where_a_token_reaches_across_the_seam_the_prompt_keeps_its_own(kind: str) -> None:
+def test_token_merging_across_the_prompt_boundary(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     tokenizer.chat_template = TEMPLATES["vicuna"].replace(" ASSISTANT:'", " ASSISTANT: '")
     chat = Chat(tokenizer)
@@ -70,7 +70,7 @@ def test_where_a_token_reaches_across_the_seam_the_prompt_keeps_its_own(kind: st
     assert answer[-1] == chat.eos and chat.text(answer) == "the water"
 
 
-def test_a_template_that_rewrites_the_users_text_is_refused() -> None:
+def test_template_that_rewrites_user_text_is_refused() -> None:
     tokenizer = tokenizer_of("byte-level")
     tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m['content'] | upper }}</s>{% endfor %}"
     with pytest.raises(ModelError, match="drops the user's message"):
@@ -80,7 +80,7 @@ def test_a_template_that_rewrites_the_users_text_is_refused() -> None:
         Chat(tokenizer)
 
 
-def test_every_eos_of_the_models_configuration_ends_an_answer(tmp_path: Path) -> None:
+def test_every_configured_eos_token_ends_an_answer(tmp_path: Path) -> None:
     tokenizer_of("byte-level-digits", "llama-3").save_pretrained(tmp_path)
     end = CONTROLS.index("<|eot_id|>")
     other = CONTROLS.index("<|im_end|>")
@@ -94,7 +94,7 @@ def test_every_eos_of_the_models_configuration_ends_an_answer(tmp_path: Path) ->
     assert not chat.ended(content) and chat.pad not in chat.stops
 
 
-def test_the_pad_token_ends_no_answer() -> None:
+def test_pad_token_does_not_end_an_answer() -> None:
     tokenizer = tokenizer_of("byte-level", "phi-3")
     tokenizer.pad_token = "<|end|>"
     chat = Chat(tokenizer)
@@ -104,7 +104,7 @@ def test_the_pad_token_ends_no_answer() -> None:
 
 @pytest.mark.parametrize("kind", ["metaspace-legacy", "metaspace-first"])
 @pytest.mark.parametrize("legacy", [True, False, None])
-def test_a_llama_tokenizer_is_written_so_that_it_reads_the_same(kind: str, legacy: bool | None, tmp_path: Path) -> None:
+def test_saved_llama_tokenizer_tokenizes_the_same(kind: str, legacy: bool | None, tmp_path: Path) -> None:
     """transformers 5 saves LlamaTokenizer without `legacy`, which decides where a space is prepended."""
     source = tmp_path / "source"
     saved = tmp_path / "saved"
@@ -122,7 +122,7 @@ def test_a_llama_tokenizer_is_written_so_that_it_reads_the_same(kind: str, legac
         assert again.answer(text) == chat.answer(text)
 
 
-def test_a_pad_token_that_was_added_to_the_tokenizer_alone_is_not_used(tmp_path: Path) -> None:
+def test_pad_token_without_an_embedding_is_not_used(tmp_path: Path) -> None:
     """A common habit: `add_special_tokens({"pad_token": "[PAD]"})` without new embeddings."""
     tokenizer = tokenizer_of("metaspace-first", "llama-2")
     count = len(tokenizer)

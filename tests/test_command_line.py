@@ -69,7 +69,7 @@ def test_traceback_is_printed_on_request(
         (PermissionError(13, "Permission denied", "/root/x"), "/root/x: permission denied"),
     ],
 )
-def test_operating_system_errors_are_no_bugs(
+def test_operating_system_errors_are_not_reported_as_bugs(
     run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, words: str
 ) -> None:
     assert command(monkeypatch, run, error) == 1
@@ -88,7 +88,7 @@ def test_traceback_goes_to_a_temporary_file_if_the_run_is_read_only(
     assert str(path) in output and code == crash.BUG_EXIT_CODE
 
 
-def test_broken_pipe_is_no_error() -> None:
+def test_broken_pipe_is_not_an_error() -> None:
     script = f"{sys.executable} -m towpath explain | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONUNBUFFERED": "1"}

@@ -51,7 +51,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return corpus_reader.read_corpus(run, Data(), 0)
 
 
-def test_quickstart_reads_whole_without_findings(quickstart: Corpus) -> None:
+def test_quickstart_data_loads_without_findings(quickstart: Corpus) -> None:
     lines = {
         part: sum(len(p.read_text().splitlines()) for p in (QUICKSTART / part).glob("*.jsonl"))
         for part in ("prompts", "demonstrations", "safety")
@@ -79,7 +79,7 @@ def test_quickstart_safety_twins_are_contrasting_pairs(quickstart: Corpus) -> No
         assert twin.twin == p.id and twin.harmful != p.harmful
 
 
-def test_the_card_tells_the_counts_of_the_data(quickstart: Corpus) -> None:
+def test_quickstart_card_counts_match_the_data(quickstart: Corpus) -> None:
     card = (QUICKSTART / "CARD.md").read_text()
     report = curate.describe_corpus(quickstart)
     for name, count in report["demonstrations"]["style"].items():
@@ -92,14 +92,14 @@ def test_the_card_tells_the_counts_of_the_data(quickstart: Corpus) -> None:
     assert f"{report['safety']['harmful']} harmful and {report['safety']['harmless']} harmless" in card
 
 
-def test_files_are_told_with_their_hashes(tmp_path: Path) -> None:
+def test_corpus_records_file_hashes(tmp_path: Path) -> None:
     path = write(tmp_path / "data" / "a.jsonl", {"prompt": "Why?"})
     assert read(tmp_path, prompts="data/*.jsonl").files == {
         "data/a.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()
     }
 
 
-def test_an_absolute_pattern_and_a_folder_with_brackets(tmp_path: Path) -> None:
+def test_absolute_pattern_and_folder_with_brackets(tmp_path: Path) -> None:
     run = tmp_path / "run [1]"
     write(run / "here.jsonl", {"prompt": "Here?"})
     write(tmp_path / "there.jsonl", {"prompt": "There?"})
@@ -107,16 +107,16 @@ def test_an_absolute_pattern_and_a_folder_with_brackets(tmp_path: Path) -> None:
     assert [p.prompt for p in read(run, prompts=str(tmp_path / "th*.jsonl")).prompts] == ["There?"]
 
 
-def test_a_pattern_without_files_is_named(tmp_path: Path) -> None:
+def test_pattern_without_files_is_an_error(tmp_path: Path) -> None:
     message = refused(tmp_path, prompts="data/none/*.jsonl")
     assert "data.prompts = 'data/none/*.jsonl'" in message and str(tmp_path) in message
 
 
-def test_no_prompts_at_all_is_refused(tmp_path: Path) -> None:
+def test_empty_corpus_is_refused(tmp_path: Path) -> None:
     assert "no prompts at all" in refused(tmp_path)
 
 
-def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_invalid_rows_are_reported_with_reason(tmp_path: Path) -> None:
     write(
         tmp_path / "p.jsonl",
         {"prompt": "Good?"},
@@ -159,7 +159,7 @@ def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
     assert message.startswith("12 unusable rows")
 
 
-def test_only_the_first_bad_rows_of_a_reason_are_shown_and_all_counted(tmp_path: Path) -> None:
+def test_long_error_lists_are_shortened(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *["{"] * 53)
     message = refused(tmp_path, prompts="p.jsonl")
     assert (
@@ -170,7 +170,7 @@ def test_only_the_first_bad_rows_of_a_reason_are_shown_and_all_counted(tmp_path:
     )
 
 
-def test_text_that_is_not_utf8_and_a_file_without_rows_are_named(tmp_path: Path) -> None:
+def test_non_utf8_text_and_empty_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "ok"}\n{"prompt": "\xff"}\n')
     (tmp_path / "b.jsonl").write_text("\n")
     (tmp_path / "c.csv").write_bytes(b"prompt\n\xff\n")
@@ -182,12 +182,12 @@ def test_text_that_is_not_utf8_and_a_file_without_rows_are_named(tmp_path: Path)
     )
 
 
-def test_an_unknown_type_of_file_is_named(tmp_path: Path) -> None:
+def test_unknown_file_type_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("# notes")
     assert "notes.md" in refused(tmp_path, prompts="*")
 
 
-def test_the_same_rows_from_jsonl_csv_and_parquet(tmp_path: Path) -> None:
+def test_jsonl_csv_and_parquet_give_the_same_rows(tmp_path: Path) -> None:
     rows = [
         {
             "id": "a",
@@ -210,7 +210,7 @@ def test_the_same_rows_from_jsonl_csv_and_parquet(tmp_path: Path) -> None:
     assert one[0] == Prompt("a", "One,\ntwo?", "x", "medium", ("one", "two"), True, "heldout")
 
 
-def test_bad_csv_and_parquet_rows_are_named_by_row(tmp_path: Path) -> None:
+def test_invalid_csv_and_parquet_rows_are_reported_by_row(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text('prompt,split\n"two\nlines",train\n,train\nx,train,more\nx\n')
     parquet.write_table(pyarrow.table({"prompt": ["fine", None, ""]}), tmp_path / "p.parquet")
     (tmp_path / "q.parquet").write_bytes(b"no")
@@ -238,14 +238,14 @@ def test_bad_csv_and_parquet_rows_are_named_by_row(tmp_path: Path) -> None:
         {"prompt": [{"role": "user", "content": "Hi?"}], "completion": [{"role": "assistant", "content": "Yes."}]},
     ],
 )
-def test_shapes_of_other_tools(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_demonstration_formats_of_other_tools(tmp_path: Path, row: dict[str, Any]) -> None:
     write(tmp_path / "d.jsonl", row)
     result = read(tmp_path, demonstrations="d.jsonl")
     assert [(d.prompt, d.response) for d in result.demonstrations] == [("Hi?", "Yes.")]
     assert [p.prompt for p in result.train] == ["Hi?"]
 
 
-def test_an_input_belongs_to_its_instruction(tmp_path: Path) -> None:
+def test_alpaca_input_is_appended_to_the_instruction(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", {"instruction": "Shorten.", "input": "A long text", "output": "Text"})
     assert read(tmp_path, demonstrations="d.jsonl", heldout=0.0).demonstrations[0].prompt == "Shorten.\n\nA long text"
 
@@ -253,12 +253,12 @@ def test_an_input_belongs_to_its_instruction(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "roles", [["system", "user", "assistant"], ["user", "assistant", "user", "assistant"], ["assistant"], []]
 )
-def test_conversations_of_more_turns_are_refused(tmp_path: Path, roles: list[str]) -> None:
+def test_multi_turn_demonstrations_are_refused(tmp_path: Path, roles: list[str]) -> None:
     write(tmp_path / "d.jsonl", {"messages": [{"role": role, "content": "x"} for role in roles]})
     assert "d.jsonl:1: messages with roles" in refused(tmp_path, demonstrations="d.jsonl")
 
 
-def test_ids_come_from_content_whatever_the_order(tmp_path: Path) -> None:
+def test_ids_depend_on_content_only(tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {i}?"} for i in range(5)]
     write(tmp_path / "a.jsonl", *rows)
     write(tmp_path / "b.jsonl", *reversed(rows))
@@ -267,18 +267,18 @@ def test_ids_come_from_content_whatever_the_order(tmp_path: Path) -> None:
     assert len(one.by_id) == 5
 
 
-def test_equal_rows_without_ids_are_kept_apart_and_reported_as_duplicates(tmp_path: Path) -> None:
+def test_equal_rows_without_ids_are_reported_as_duplicates(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *[{"prompt": "Same?"}] * 3)
     result = read(tmp_path, prompts="p.jsonl")
     assert len(result.by_id) == 3 and len(curate.overlaps(result).duplicates) == 2
 
 
-def test_an_id_used_twice_names_both_places(tmp_path: Path) -> None:
+def test_duplicate_id_names_both_lines(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", {"id": "x", "prompt": "One?"}, {"id": "x", "prompt": "Two?"})
     assert "p.jsonl:2: id 'x' is used already at p.jsonl:1" in refused(tmp_path, prompts="p.jsonl")
 
 
-def test_numbers_of_a_safety_set_may_repeat_those_of_the_prompts(tmp_path: Path) -> None:
+def test_safety_ids_may_repeat_prompt_ids(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", {"id": 1, "prompt": "One?"})
     write(
         tmp_path / "s.jsonl",
@@ -290,7 +290,7 @@ def test_numbers_of_a_safety_set_may_repeat_those_of_the_prompts(tmp_path: Path)
     assert [f.code for f in result.findings] == ["safety-ids"]
 
 
-def test_the_split_is_drawn_by_text_and_stays_when_rows_are_added(tmp_path: Path) -> None:
+def test_split_depends_on_text_only(tmp_path: Path) -> None:
     rows = [{"prompt": f"What is {i} and {i}?"} for i in range(400)]
     write(tmp_path / "few.jsonl", *rows[:200])
     write(tmp_path / "many.jsonl", *reversed(rows), {"prompt": "  WHAT is 1   and 1 "})
@@ -308,12 +308,12 @@ def test_the_split_is_drawn_by_text_and_stays_when_rows_are_added(tmp_path: Path
     }
 
 
-def test_rows_that_name_their_split_keep_it(tmp_path: Path) -> None:
+def test_explicit_split_is_used(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *[{"prompt": f"{i}?", "split": "heldout"} for i in range(20)])
     assert len(read(tmp_path, prompts="p.jsonl", heldout=0.0).heldout) == 20
 
 
-def test_demonstrations_of_heldout_prompts_are_left_out_and_it_is_said(tmp_path: Path) -> None:
+def test_demonstrations_of_heldout_prompts_are_dropped_with_a_finding(tmp_path: Path) -> None:
     write(
         tmp_path / "p.jsonl",
         {"id": "t", "prompt": "Train?", "split": "train", "domain": "x"},
@@ -337,7 +337,7 @@ def test_demonstrations_of_heldout_prompts_are_left_out_and_it_is_said(tmp_path:
     assert "2 of 4" in result.findings[0].evidence and "2, 4" in result.findings[0].evidence
 
 
-def test_a_prompt_id_must_belong_to_the_prompt(tmp_path: Path) -> None:
+def test_prompt_id_must_match_the_prompt(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", {"id": "t", "prompt": "Train?"})
     write(tmp_path / "s.jsonl", {"id": "s", "prompt": "Harm?", "harmful": True})
     write(
@@ -352,7 +352,7 @@ def test_a_prompt_id_must_belong_to_the_prompt(tmp_path: Path) -> None:
     )
 
 
-def test_duplicates_by_form_and_by_nearness() -> None:
+def test_exact_and_near_duplicates() -> None:
     long = "How do I keep a sourdough starter alive while I travel for several weeks in the summer"
     texts = [
         "How are you?",
@@ -390,7 +390,7 @@ def test_leaks_are_found_between_all_parts(tmp_path: Path) -> None:
 
 
 @real_rows
-def test_dolly_as_prompts_and_demonstrations_splits_without_leaks(tmp_path: Path) -> None:
+def test_dolly_splits_without_leaks(tmp_path: Path) -> None:
     dolly = str(SHARED / "dolly_short_4k.jsonl")
     result = read(tmp_path, prompts=dolly, demonstrations=dolly, safety=str(SHARED / "xstest_prompts.csv"))
     assert len(result.prompts) == 4000 and 700 < len(result.heldout) < 900
@@ -401,7 +401,7 @@ def test_dolly_as_prompts_and_demonstrations_splits_without_leaks(tmp_path: Path
 
 
 @real_rows
-def test_preference_transcripts_are_refused_row_by_row(tmp_path: Path) -> None:
+def test_preference_transcripts_are_refused_as_prompts(tmp_path: Path) -> None:
     message = refused(tmp_path, prompts=str(SHARED / "hh_harmless_open.jsonl"))
     count = sum(bool(line.strip()) for line in (SHARED / "hh_harmless_open.jsonl").read_bytes().split(b"\n"))
     assert (
@@ -410,18 +410,18 @@ def test_preference_transcripts_are_refused_row_by_row(tmp_path: Path) -> None:
     )
 
 
-def test_a_foreign_column_name_is_told(tmp_path: Path) -> None:
+def test_unknown_columns_are_listed(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", {"harm_area": "x", "body": "Why?"})
     assert "keys: harm_area, body" in refused(tmp_path, prompts="p.jsonl")
 
 
-def test_a_prompt_near_one_that_is_on_both_sides_leaks_too() -> None:
+def test_near_duplicate_of_a_prompt_on_both_sides_is_a_leak() -> None:
     long = "Explain in plain words how a bill becomes a law in the parliament of a small country"
     prompts = (Prompt("t1", long), Prompt("h1", long, split="heldout"), Prompt("t2", f"{long} so"))
     assert {(x.trained, x.evaluated) for x in curate.overlaps(Corpus(prompts)).leaks} == {("t1", "h1"), ("t2", "h1")}
 
 
-def test_draws_belong_to_their_seed_stream_and_counters() -> None:
+def test_random_draws_depend_on_seed_stream_and_counters() -> None:
     from towpath.data import draws
 
     first = draws.uniforms(4, 1, "rollout", 3, "p")

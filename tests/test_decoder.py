@@ -86,7 +86,7 @@ def distance(one, other):
 @pytest.mark.parametrize("read", READ)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_and_gradients_are_those_of_transformers(kind, lora, read, by_kernels, monkeypatch):
+def test_states_and_gradients_match_transformers(kind, lora, read, by_kernels, monkeypatch):
     assert layers.is_supported(made(kind))
     ours = measured(made(kind), lora, read)
     with by_transformers(monkeypatch):
@@ -102,7 +102,7 @@ def cut(request, monkeypatch):
 
 @pytest.mark.parametrize("read", READ)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_lines_of_several_lengths_say_what_they_say_to_transformers(lora, read, cut, by_kernels, monkeypatch):
+def test_ragged_lines_match_transformers(lora, read, cut, by_kernels, monkeypatch):
     monkeypatch.setitem(globals(), "SEGMENT", ragged := torch.zeros_like(SEGMENT))
     for line, tokens in enumerate((11, 10, 5, 5)):
         ragged[line, :tokens] = 1
@@ -115,7 +115,7 @@ def test_lines_of_several_lengths_say_what_they_say_to_transformers(lora, read, 
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_lines_are_cut_where_attention_costs_least(seed):
+def test_length_buckets_minimize_attention_cost(seed):
     draw = np.random.default_rng(seed)
     lengths = sorted(draw.integers(5, 300, 9).tolist(), reverse=True)
 
@@ -129,14 +129,14 @@ def test_lines_are_cut_where_attention_costs_least(seed):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_in_bfloat16_the_error_is_no_larger_than_that_of_transformers(lora, by_kernels, monkeypatch):
+def test_bfloat16_error_is_no_larger_than_that_of_transformers(lora, by_kernels, monkeypatch):
     with by_transformers(monkeypatch):
         exact = measured(made("llama", torch.float64), lora)
         theirs = distance(measured(made("llama", torch.bfloat16), lora), exact)
     assert distance(measured(made("llama", torch.bfloat16), lora), exact) < 1.25 * theirs
 
 
-def test_a_weight_written_to_is_read_anew():
+def test_in_place_weight_updates_are_used():
     model = made("llama")
     before = measured(model, False)["states"]
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_a_weight_written_to_is_read_anew():
     assert torch.allclose(before, measured(model, False)["states"], atol=1e-5)
 
 
-def test_stacked_weights_are_saved_and_loaded_as_they_were(tmp_path):
+def test_stacked_weights_survive_save_and_load(tmp_path):
     model = made("llama")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     measured(model, False)
@@ -160,12 +160,12 @@ def test_stacked_weights_are_saved_and_loaded_as_they_were(tmp_path):
     ("kind", "more"),
     [("mistral", {"sliding_window": 4}), ("llama", {"hidden_act": "gelu"}), ("llama", {"attention_dropout": 0.1})],
 )
-def test_what_it_does_not_know_is_left_to_transformers(kind, more):
+def test_unsupported_models_use_transformers(kind, more):
     assert not layers.is_supported(made(kind, **more))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_learning_curve_is_the_same(tiny, dtype, monkeypatch):
+def test_learning_curve_matches_transformers(tiny, dtype, monkeypatch):
     """Thirty steps on the same rows by either path."""
     rows = [Row(np.random.default_rng(i).integers(3, 250, 20 + i), 5) for i in range(8)]
 

@@ -42,7 +42,7 @@ def by_length(longer_right, shorter_right, longer=0.5, pairs=4000):
     )
 
 
-def test_noise_is_named_where_raters_disagree_and_the_model_is_at_their_ceiling():
+def test_label_noise_is_diagnosed():
     result = diagnose_reward_model(
         known([0.72, 0.735, 0.74], 0.75, agreement=(0.63, 600), margins={"k": -2.0, "m": -3.0, "n": 1.0})
     )
@@ -53,21 +53,21 @@ def test_noise_is_named_where_raters_disagree_and_the_model_is_at_their_ceiling(
     assert any("63.0% of 600 pairs" in line for line in result.evidence)
 
 
-def test_few_pairs_are_named_where_the_curve_rises_and_training_is_perfect():
+def test_too_little_data_is_diagnosed():
     result = diagnose_reward_model(known([0.60, 0.66, 0.72], 1.0, pairs=200, agreement=(0.9, 100)))
     assert result.verdict == "little data"
     assert result.action.startswith("label ") and result.action.endswith(" more")
     assert 200 <= int(result.action.split()[-2].replace(",", "")) <= 3000
 
 
-def test_a_small_model_is_named_where_it_cannot_even_fit_its_own_pairs():
+def test_small_capacity_is_diagnosed():
     result = diagnose_reward_model(known([0.70, 0.71, 0.71], 0.72, agreement=(0.92, 400)))
     assert result.verdict == "small capacity" and "larger model" in result.action
     assert result.parts["small capacity"].value == pytest.approx(0.85 - 0.72, abs=0.01)
     assert result.parts["small capacity"].low > max(result.parts["little data"].high, result.parts["noise"].high)
 
 
-def test_length_is_named_where_the_model_goes_by_it():
+def test_length_shortcut_is_diagnosed():
     result = diagnose_reward_model(by_length(0.95, 0.2, longer=0.8))
     assert result.verdict == "length shortcut" and "lengths" in result.action
     assert diagnose_reward_model(by_length(0.2, 0.95)).verdict == "length shortcut"  # towards short answers too
@@ -75,7 +75,7 @@ def test_length_is_named_where_the_model_goes_by_it():
     assert diagnose_reward_model(by_length(0.95, 0.7, longer=0.8)).verdict == "healthy"
 
 
-def test_length_is_named_even_where_the_accuracy_is_high():
+def test_length_shortcut_is_diagnosed_at_high_accuracy():
     result = diagnose_reward_model(by_length(0.99, 0.1, longer=0.9))
     assert np.mean(by_length(0.99, 0.1, longer=0.9).curve[-1].right_H) > 0.85
     assert result.verdict == "length shortcut"
@@ -83,17 +83,17 @@ def test_length_is_named_even_where_the_accuracy_is_high():
 
 @pytest.mark.parametrize("train", [0.88, 1.0])
 @pytest.mark.parametrize("rate", [0.7, 0.95])
-def test_what_reaches_its_target_is_healthy(train, rate):
+def test_reward_model_at_its_target_is_healthy(train, rate):
     result = diagnose_reward_model(known([0.80, 0.84, 0.87], train, agreement=(rate, 400)))
     assert result.verdict == "healthy" and result.action == "none"
 
 
-def test_a_miss_by_chance_is_no_miss():
+def test_small_shortfall_within_noise_is_undetermined():
     assert diagnose_reward_model(known([0.80, 0.83, 0.845], 0.85, agreement=(0.63, 400))).verdict == "undetermined"
     assert diagnose_reward_model(known([0.80, 0.82, 0.82], 0.83, agreement=(0.63, 4000))).verdict != "undetermined"
 
 
-def test_without_agreement_noise_and_capacity_are_not_told_apart():
+def test_noise_and_capacity_need_rater_agreement():
     plateau = known([0.73, 0.735, 0.74], 0.75)
     result = diagnose_reward_model(plateau)
     assert result.verdict == "undetermined"
@@ -109,14 +109,14 @@ def test_without_agreement_noise_and_capacity_are_not_told_apart():
     )
 
 
-def test_two_causes_of_one_size_are_left_open():
+def test_two_equal_causes_are_undetermined():
     result = diagnose_reward_model(known([0.65, 0.66, 0.66], 0.67, agreement=(0.66, 150)))
     assert result.verdict == "undetermined"
     assert result.parts["noise"].low < result.parts["small capacity"].high
 
 
 @pytest.mark.parametrize(("rater", "clean"), [(0.84, 0.79), (0.75, 0.9), (0.8, 0.7)])
-def test_raters_errors_shrink_what_is_measured(rater, clean):
+def test_rater_errors_lower_measured_accuracy(rater, clean):
     """At 16 % error a true 79 % shows as 70 %. The noise's part lies between what clean labels gain now, and what
     they would for a perfect model."""
     excerpt = rater * clean + (1 - rater) * (1 - clean)
@@ -130,19 +130,19 @@ def test_raters_errors_shrink_what_is_measured(rater, clean):
     )
 
 
-def test_the_parts_make_up_the_shortfall():
+def test_parts_sum_to_the_shortfall():
     result = diagnose_reward_model(known([0.64, 0.68, 0.71], 0.74, agreement=(0.7, 2000)))
     assert sum(part.value for part in result.parts.values()) == pytest.approx(0.85 - 0.71)
 
 
-def test_the_same_evidence_gives_the_same_diagnosis():
+def test_diagnosis_is_deterministic():
     same = known([0.66, 0.69, 0.71], 0.8, agreement=(0.75, 300))
     assert diagnose_reward_model(same, seed=3) == diagnose_reward_model(same, seed=3)
     assert diagnose_reward_model(same, seed=3).parts != diagnose_reward_model(same, seed=4).parts
 
 
 @pytest.mark.parametrize(("limit", "cost"), [(1.0, 30.0), (0.9, 100.0), (0.75, 10.0)])
-def test_a_curve_of_the_law_is_found_again(limit, cost):
+def test_learning_curve_fit_recovers_its_law(limit, cost):
     alpha = np.sin(np.pi * (limit - 0.5)) ** -2
     sizes = np.array([50, 100, 200, 400])
     report = np.array([0.5 + np.arcsin((alpha + cost / n) ** -0.5) / np.pi for n in sizes])
@@ -153,7 +153,7 @@ def test_a_curve_of_the_law_is_found_again(limit, cost):
         )
 
 
-def test_the_benefit_of_the_doubt_ends_at_two_standard_errors():
+def test_learning_curve_fit_stays_within_two_standard_errors():
     sizes = np.array([1000, 2000, 4000])
     flat = np.full((3, 1), 0.7)
     gains = []
@@ -167,7 +167,7 @@ def test_the_benefit_of_the_doubt_ends_at_two_standard_errors():
     assert gains[0] < gains[1] < gains[2] < 0.05
 
 
-def test_a_learner_obeys_the_law():
+def test_learning_curve_fit_predicts_logistic_regression():
     """Logistic regression in twenty dimensions, its curve up to 400 pairs, foretells what 3,200 bring."""
     from towpath.evals.winrate import fit_logistic
 
@@ -202,13 +202,13 @@ def test_a_learner_obeys_the_law():
         ({"words_H": np.ones(3)}, "the same held-out pairs"),
     ],
 )
-def test_evidence_that_does_not_fit_is_refused(spoiled, report):
+def test_inconsistent_evidence_is_refused(spoiled, report):
     with pytest.raises(DataError, match=report):
         diagnose_reward_model(replace(known([0.7, 0.7, 0.7], 0.8), **spoiled))
 
 
 @pytest.mark.parametrize("cause", ["noise", "little data", "small capacity", "length shortcut", "healthy"])
-def test_planted_causes_are_named(cause):
+def test_planted_causes_are_diagnosed(cause):
     """The benchmark's worlds on seeds of its development: most are named, and nothing else is blamed on a healthy
     run."""
     verdicts = [diagnose_reward_model(evidence(cause, seed)[0], seed).verdict for seed in range(4)]
@@ -217,7 +217,7 @@ def test_planted_causes_are_named(cause):
         assert set(verdicts) <= {"healthy", "undetermined"}
 
 
-def test_labels_to_rate_again_are_mostly_wrong_ones():
+def test_labels_to_rate_again_are_mostly_wrong():
     known_, wrong = evidence("noise", 2)
     again = diagnose_reward_model(known_, 2).again
     assert len(again) == 40

@@ -26,7 +26,7 @@ def commands(group: Any, path: str = "towpath") -> Iterator[tuple[str, Any]]:
             yield f"{path} {name}", command
 
 
-def test_the_recipe_page_is_that_of_the_sections():
+def test_recipe_page_is_up_to_date():
     """Renew it with `python -m towpath.recipe.page docs/recipe.md`."""
     assert page.render(RECIPE) == RECIPE
     keys = {key for key, field, _ in page.rows(Recipe, "", Recipe()) if field.description}
@@ -45,7 +45,7 @@ def test_every_command_is_documented(words: str, command: Any):
     assert not missing, f"docs/commands.md: `{words}` also takes {', '.join(missing)}"
 
 
-def test_recipes_that_come_along_are_valid():
+def test_bundled_recipes_are_valid():
     recipes = sorted((ROOT / "recipes").glob("*.toml"))
     assert recipes
     for path in recipes:
@@ -55,7 +55,7 @@ def test_recipes_that_come_along_are_valid():
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name
 )
-def test_links_lead_somewhere(page: Path):
+def test_links_resolve(page: Path):
     targets = re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)[^)]*\)", page.read_text())
     broken = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert not broken, f"{page.relative_to(ROOT)}: {broken}"

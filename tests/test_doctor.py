@@ -197,14 +197,14 @@ UNITS = [
 
 
 @pytest.mark.parametrize(("row", "dialect", "expected"), UNITS, ids=[dialect for _, dialect, _ in UNITS])
-def test_a_name_means_what_its_trainer_means_by_it(row, dialect, expected):
+def test_metric_names_of_trainers_are_mapped(row, dialect, expected):
     log = read(row, row | {"step": 2, "training/global_step": 2, "train/global_step": 2})
     assert log.dialect == dialect
     for name, wanted in expected.items():
         assert value(log, name) == pytest.approx(wanted), name
 
 
-def test_what_is_no_distance_to_the_reference_is_not_taken_for_one():
+def test_other_kl_metrics_are_not_mapped_to_kl():
     """Sampler against trainer, the reference point of KTO, sums over an answer."""
     assert "rollout_corr/kl" in read(VERL).unused
     assert "train/vllm_kl" in read(OPENRLHF).unused
@@ -215,27 +215,27 @@ def test_what_is_no_distance_to_the_reference_is_not_taken_for_one():
     assert "objective/entropy" in read(PPO).unused
 
 
-def test_a_reward_without_kl_goes_before_one_with_it():
+def test_reward_without_kl_is_preferred():
     assert read(VERL).unused["critic/rewards/mean"] == "critic/score/mean is taken for reward"
     less = {name: x for name, x in PPO.items() if name != "objective/scores"}
     assert value(read(less), "reward") == 1.4
 
 
-def test_what_is_not_known_is_named_and_bookkeeping_is_not():
+def test_unknown_columns_are_listed_without_bookkeeping():
     log = read(VERL)
     assert log.unknown == ("my/own",)
     assert not {"perf/throughput", "timing_s/gen", "training/global_step"} & {*log.unused, *log.taken}
     assert log.history.validation["watched/gsm8k/acc"].values == [0.3]
 
 
-def test_tags_of_tensorboard_are_of_training_or_of_validation():
+def test_tensorboard_tags_are_split_by_phase():
     tags = {f"train/{name}": x for name, x in PPO.items() if name != "step"}
     assert value(read({"step": 1, **tags}), "ratio") == 1.01
     log = read({"step": 1, "train/loss": 2.0, "eval/loss": 3.0, "train/mean_token_accuracy": 0.5})
     assert (log.kind, value(log, "loss"), log.history.validation_curve("loss").values[0]) == ("sft", 2.0, 3.0)
 
 
-def test_held_out_pairs_are_called_so():
+def test_eval_columns_of_pairs_are_held_out_metrics():
     log = read(
         {
             "step": 1,
@@ -251,7 +251,7 @@ def test_held_out_pairs_are_called_so():
     assert not len(log.history.validation_curve("loss"))
 
 
-def test_rows_of_one_step_are_one_and_the_later_counts():
+def test_rows_of_the_same_step_are_merged():
     """A trainer's last row repeats its step and would hide the one before; a run resumed says some steps again."""
     log = read(
         {"step": 1, "loss": 3.0, "grad_norm": 1.0},
@@ -263,13 +263,13 @@ def test_rows_of_one_step_are_one_and_the_later_counts():
     assert log.history.curve("grad_norm").values.tolist() == [1.0]
 
 
-def test_a_length_told_once_a_rollout_holds_for_its_steps():
+def test_length_is_carried_forward_within_a_rollout():
     later = {name: x for name, x in GRPO.items() if not name.startswith("completions/")}
     log = read(GRPO, later | {"step": 2, "kl": 0.02}, GRPO | {"step": 3, "completions/mean_length": 10.0})
     assert log.history.curve("kl").values.tolist() == pytest.approx([0.5, 1.0, 0.1])
 
 
-def test_steps_are_counted_from_where_the_log_counts_them():
+def test_steps_start_where_the_log_starts():
     log = read({"step": 5, "loss": 1.0}, {"step": 10, "loss": 0.9}, {"step": 0, "eval_loss": 1.5})
     assert log.history.curve("loss").steps.tolist() == [4, 9]
     assert log.history.validation_curve("loss").steps.tolist() == [-1]
@@ -282,7 +282,7 @@ def test_steps_are_counted_from_where_the_log_counts_them():
     assert "counts steps from 0" in zero.notes[0]
 
 
-def test_calls_of_a_logger_are_not_steps_where_steps_are_told():
+def test_global_step_is_preferred_to_logger_calls():
     rows = [
         {"_step": 0, "train/global_step": 10, "train/loss": 2.0},
         {"_step": 1, "train/loss": 1.9, "train/global_step": 20},
@@ -294,7 +294,7 @@ def test_calls_of_a_logger_are_not_steps_where_steps_are_told():
     assert read({"_step": 4, "loss": 1.0}).history.curve("loss").steps.tolist() == [3]
 
 
-def test_without_a_column_of_steps_rows_are_counted_and_it_says_so():
+def test_rows_are_counted_without_a_step_column():
     log = read({"loss": 3.0}, {"loss": 2.0})
     assert log.history.curve("loss").steps.tolist() == [0, 1]
     assert any("no column counts steps" in note for note in log.notes)
@@ -315,18 +315,18 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("cell", "read_as"), CELLS)
-def test_numbers_are_read_also_as_text(cell, read_as):
+def test_numbers_in_text_are_parsed(cell, read_as):
     number = to_number(cell)
     assert number == read_as or (number is not None and math.isnan(number) and math.isnan(read_as))
 
 
-def test_what_is_not_a_number_is_kept_as_evidence_and_what_is_absent_is_not():
+def test_nan_is_kept_and_missing_values_are_dropped():
     log = read({"step": 1, "loss": "NaN", "grad_norm": None}, {"step": 2, "loss": 1.0, "grad_norm": "Infinity"})
     assert math.isnan(log.history.curve("loss").values[0])
     assert log.history.curve("grad_norm").steps.tolist() == [1]
 
 
-def test_a_column_is_what_the_user_says_it_is():
+def test_map_option_overrides_column_names():
     maps = {
         "iteration": "step",
         "ret": "reward",
@@ -352,18 +352,18 @@ def test_a_column_is_what_the_user_says_it_is():
         ({"loss": "zzz"}, "docs/doctor.md"),
     ],
 )
-def test_a_wrong_map_is_refused_with_the_nearest_name(maps, says):
+def test_wrong_map_is_refused_with_the_nearest_name(maps, says):
     with pytest.raises(DataError) as refused:
         read({"step": 1, "loss": 1.0}, maps=maps)
     assert says in refused.value.fix
 
 
-def test_the_unit_of_a_plain_kl_is_said():
+def test_ambiguous_kl_unit_is_noted():
     assert any("--map kl=kl_per_token" in note for note in read({"step": 1, "kl": 1.0, "reward": 0.0}).notes)
     assert not any("--map" in note for note in read({"step": 1, "kl": 1.0, "reward": 0.0}, maps={"kl": "kl"}).notes)
 
 
-def test_settings_are_taken_from_what_is_logged_and_from_what_lies_beside_it():
+def test_settings_come_from_the_log_and_its_files():
     facts = read(PPO, PPO | {"step": 2, "lr": 1e-6}).history.facts
     assert facts["policy.learning_rate"] == 3e-6
     assert facts["policy.kl.coef"] == pytest.approx(0.05)
@@ -384,7 +384,7 @@ def test_settings_are_taken_from_what_is_logged_and_from_what_lies_beside_it():
     assert "policy.kl.coef" not in dpo
 
 
-def test_the_user_states_facts_and_limits(tmp_path: Path):
+def test_facts_and_limits_can_be_set(tmp_path: Path):
     path = put(tmp_path / "log.jsonl", GRPO)
     diagnoses = doctor.examine(path, facts=["policy.kl.coef=0.07", "policy.algo=rloo", "health.limits.kl_high=3"])
     facts = diagnoses[0].log.history.facts
@@ -397,7 +397,7 @@ def test_the_user_states_facts_and_limits(tmp_path: Path):
             doctor.examine(path, **wrong)
 
 
-def test_it_says_what_it_could_not_look_for():
+def test_missing_signals_are_listed():
     diagnosis = doctor.diagnose_log(
         read({"step": 1, "reward": 0.5, "reward_std": 0.2, "completions/mean_length": 20.0})
     )
@@ -437,7 +437,7 @@ def wobble(k: int) -> float:
     return 0.01 * math.sin(7 * k)
 
 
-def test_a_surrogate_that_rises_from_zero_is_no_loss_that_rises():
+def test_rising_grpo_surrogate_is_not_a_rising_loss():
     """GRPO's `loss` begins at 0 and grows with the KL; taken for a supervised loss it would be an alarm in every
     run."""
     log = read(*run(GRPO, loss=lambda k: k / 1000, reward=lambda k: k / 10 + wobble(k)))
@@ -446,7 +446,7 @@ def test_a_surrogate_that_rises_from_zero_is_no_loss_that_rises():
     assert codes(log) == []
 
 
-def test_a_number_that_is_zero_by_construction_is_not_judged():
+def test_approx_kl_of_single_updates_is_ignored():
     """With one update a rollout the new policy is the old one: that says nothing of the learning rate."""
     still = {"actor/ppo_kl": 0.0, "actor/kl_loss": 0.0001, "response_length/mean": 10.0}
     log = read(*run(VERL | still))
@@ -454,7 +454,7 @@ def test_a_number_that_is_zero_by_construction_is_not_judged():
     assert "learning-rate-low" not in codes(log, policy__kl__coef=2.0)
 
 
-def test_kl_that_runs_away_is_found_in_each_trainers_units():
+def test_rising_kl_is_detected_in_every_unit():
     per_answer = read(*run(PPO, objective__kl=lambda k: 1.0 * k, objective__non_score_reward=lambda k: -0.05 * k))
     assert codes(per_answer)[0] == "kl-rising"
     per_token = read(*run(GRPO, kl=lambda k: 0.03 * k))
@@ -468,27 +468,27 @@ def test_kl_that_runs_away_is_found_in_each_trainers_units():
     assert "kl-rising" in codes(read(*run(GRPO, kl=lambda k: 0.009 * k)), policy__kl__alarm=2.0)
 
 
-def test_a_stated_coefficient_stands_for_every_step():
+def test_stated_kl_coefficient_applies_to_every_step():
     log = read(*run(GRPO, kl=lambda k: 0.009 * k))
     assert "no-kl-penalty" in codes(log, policy__kl__coef=0.0)
     assert "no-kl-penalty" not in codes(log, policy__kl__coef=0.05)
 
 
-def test_grpos_coefficient_is_the_slope_of_its_loss_on_the_kl():
+def test_grpo_kl_coefficient_is_estimated_from_loss_and_kl():
     log = read(*run(GRPO, kl=lambda k: 0.01 * k, loss=lambda k: 0.04 * 0.01 * k + wobble(k) / 1000))
     assert log.history.curve("kl_coef").values[0] == pytest.approx(0.04, rel=0.05)
     assert "kl_coef is the slope of the loss on the KL" in log.notes
     assert not read(*run(GRPO, kl=lambda k: 0.01 * k, loss=wobble)).has("kl_coef")
 
 
-def test_lengths_that_ppo_does_not_log_are_estimated_for_the_kl():
+def test_missing_ppo_lengths_are_estimated():
     log = read(*run(PPO, objective__kl=lambda k: 0.2 * k))
     assert log.history.curve("length_estimate").values[0] == pytest.approx(60 / 1.1)
     assert log.history.curve("kl_per_token").values[-1] == pytest.approx(6 / (60 / 1.1))
     assert "kl-rising" not in codes(log)
 
 
-def test_the_sft_logs_of_openrlhf_and_verl():
+def test_sft_logs_of_openrlhf_and_verl():
     openrlhf = read(
         *({"train/gpt_loss": 3 - k / 20, "train/lr": 1e-5, "train/global_step": k} for k in range(1, 20)),
         {"eval/eval gpt_loss": 2.5},
@@ -500,7 +500,7 @@ def test_the_sft_logs_of_openrlhf_and_verl():
     assert verl.history.curve("learning_rate").values[0] == pytest.approx(1e-5)
 
 
-def test_a_remedy_speaks_of_settings_by_the_trainers_own_names():
+def test_remedy_uses_the_setting_names_of_the_trainer():
     (finding,) = (
         f
         for f in doctor.diagnose_log(read(*run(GRPO, kl=lambda k: 0.009 * k)), {"policy.kl.coef": 0.0}).findings
@@ -509,7 +509,7 @@ def test_a_remedy_speaks_of_settings_by_the_trainers_own_names():
     assert finding.remedy.endswith("in TRL's GRPO policy.kl.coef is beta")
 
 
-def test_a_reward_that_rises_while_held_out_answers_get_worse():
+def test_reward_hacking_is_detected_from_held_out_scores():
     rows = run(VERL, critic__score__mean=lambda k: k / 10 + wobble(k))
     for row in rows:
         accuracy = 0.6 - row["step"] / 60 + wobble(row["step"]) / 10
@@ -518,13 +518,13 @@ def test_a_reward_that_rises_while_held_out_answers_get_worse():
     assert "reward-hacking" in codes(read(*rows))
 
 
-def test_a_reward_model_that_knows_its_pairs_by_heart():
+def test_overfit_reward_model_is_detected():
     row = {"loss": 0.3, "accuracy": 0.98, "margin": 2.0, "min_reward": -1.0, "max_reward": 1.0, "eval_accuracy": 0.62}
     assert "reward-overfit" in codes(read(*run(row)))
     assert "reward-overfit" not in codes(read(*run(row | {"eval_accuracy": 0.9})))
 
 
-def test_runs_that_went_well_are_left_in_peace():
+def test_healthy_runs_have_no_findings():
     reward = {
         "reward": lambda k: math.log(k) + 5 * wobble(k),
         "kl": lambda k: 0.5 * k / 30 / 50,
@@ -560,7 +560,7 @@ def curve(path: Path, name: str = "loss", maps: dict[str, str] | None = None) ->
     return logged.steps.tolist(), logged.values.tolist()
 
 
-def test_exports_of_weights_and_biases(tmp_path: Path):
+def test_wandb_exports(tmp_path: Path):
     export = table(
         tmp_path / "history.csv",
         ["", "_step", "_runtime", "loss", "eval/loss"],
@@ -594,7 +594,7 @@ def test_exports_of_weights_and_biases(tmp_path: Path):
         open_logs(two)
 
 
-def test_tables_of_ones_own(tmp_path: Path):
+def test_custom_tables(tmp_path: Path):
     assert curve(table(tmp_path / "a.tsv", ["step", "loss"], [1, 2.0])) == ([0], [2.0])
     (tmp_path / "b.csv").write_text("\ufeffstep;loss\n1;2.0\n2;1.5\n", encoding="utf-8")
     assert curve(tmp_path / "b.csv") == ([0, 1], [2.0, 1.5])
@@ -604,7 +604,7 @@ def test_tables_of_ones_own(tmp_path: Path):
     )
 
 
-def test_verls_file_logger(tmp_path: Path):
+def test_verl_file_logger(tmp_path: Path):
     (log,) = open_logs(
         put(tmp_path / "verl.jsonl", {"step": 1, "data": VERL}, {"step": 2, "data": VERL | {"training/global_step": 2}})
     )
@@ -612,7 +612,7 @@ def test_verls_file_logger(tmp_path: Path):
     assert log.history.facts["policy.algo"] == "ppo"
 
 
-def test_a_torn_last_line_is_left_out(tmp_path: Path):
+def test_truncated_last_line_is_ignored(tmp_path: Path):
     path = put(tmp_path / "log.jsonl", {"step": 1, "loss": 2.0}, '{"step": 2, "lo')
     path.write_text(path.read_text().rstrip("\n"))
     assert curve(path) == ([0], [2.0])
@@ -626,7 +626,7 @@ def state(folder: Path, *rows: dict[str, Any], name: str = "trainer_state.json",
     return folder / name
 
 
-def test_the_state_of_a_trainer_and_of_its_last_checkpoint(tmp_path: Path):
+def test_trainer_state_and_last_checkpoint(tmp_path: Path):
     for step in (9, 100, 20):
         state(tmp_path / f"checkpoint-{step}", {"step": step, "loss": 1.0, "mean_token_accuracy": 0.5})
     assert curve(tmp_path)[0] == [99]
@@ -654,7 +654,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [(name, *told) for name, told in BAD.items()], ids=list(BAD))
-def test_what_cannot_be_read_is_told_as_value_rule_and_fix(tmp_path: Path, name: str, content: str, says: str):
+def test_unreadable_logs_are_errors_with_value_rule_and_fix(tmp_path: Path, name: str, content: str, says: str):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError) as refused:
         open_logs(tmp_path / name)
@@ -663,7 +663,7 @@ def test_what_cannot_be_read_is_told_as_value_rule_and_fix(tmp_path: Path, name:
     assert refused.value.fix
 
 
-def test_folders_in_which_no_run_can_be_told(tmp_path: Path):
+def test_folders_without_an_unambiguous_log_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match="no log in it"):
         open_logs(tmp_path)
     with pytest.raises(DataError, match="no such file"):
@@ -689,7 +689,7 @@ def write_events(folder: Path, settings: dict[str, Any] | None = None) -> Path:
     return next(folder.glob("*tfevents*"))
 
 
-def test_event_files_of_tensorboard(tmp_path: Path):
+def test_tensorboard_event_files(tmp_path: Path):
     file = write_events(tmp_path / "runs" / "one", {"beta": 0.04, "learning_rate": 5e-6, "temperature": 0.9})
     for source in (file, file.parent, tmp_path):
         (log,) = open_logs(source)
@@ -713,7 +713,7 @@ def test_event_files_of_tensorboard(tmp_path: Path):
         open_logs(empty)
 
 
-def test_a_run_of_towpath_stage_by_stage(tmp_path: Path):
+def test_towpath_run_has_one_log_per_stage(tmp_path: Path):
     write_run(tmp_path)
     logs = open_logs(tmp_path)
     assert [log.kind for log in logs] == ["policy", "reward", "sft"]
@@ -729,7 +729,7 @@ def test_a_run_of_towpath_stage_by_stage(tmp_path: Path):
         open_logs(tmp_path, {"kl": "kl"})
 
 
-def test_a_run_of_towpath_under_way(tmp_path: Path):
+def test_unfinished_towpath_run(tmp_path: Path):
     write_run(tmp_path, last="")
     with pytest.raises(DataError, match="no stage has written metrics yet"):
         open_logs(tmp_path)
@@ -799,7 +799,7 @@ def sample() -> Diagnosis:
     return Diagnosis(log, findings, ("no answer length: length hacking not checked",))
 
 
-def test_findings_in_a_terminal_come_in_order_with_all_their_parts():
+def test_terminal_output_of_findings():
     text = doctor_report.lines([sample()], 100)
     parts = [
         "1. CRITICAL kl-rising, from step 13",
@@ -817,7 +817,7 @@ def test_findings_in_a_terminal_come_in_order_with_all_their_parts():
     assert max(map(len, doctor_report.lines([sample()], 70).splitlines())) <= 90
 
 
-def test_findings_for_scripts_have_exactly_these_keys():
+def test_json_output_keys():
     report = json.loads(json.dumps(doctor_report.as_json("run", [sample()]), allow_nan=False))
     assert set(report) == {"findings", "source", "steps", "metrics"}
     assert all(
@@ -828,7 +828,7 @@ def test_findings_for_scripts_have_exactly_these_keys():
     assert report["metrics"][0]["not_judged"] == ["no answer length: length hacking not checked"]
 
 
-def test_the_worst_finding_is_the_exit_status():
+def test_exit_status_is_the_worst_severity():
     diagnosis = sample()
     by = {f.severity: Diagnosis(diagnosis.log, (f,), ()) for f in diagnosis.findings}
     assert [doctor.exit_code([by[s]]) for s in ("info", "warning", "critical")] == [0, 1, 2]
@@ -836,7 +836,7 @@ def test_the_worst_finding_is_the_exit_status():
     assert doctor.exit_code([by["info"], by["critical"], by["warning"]]) == 2
 
 
-def test_the_page_is_whole_harmless_and_shows_the_curves_spoken_of(tmp_path: Path):
+def test_html_page_is_safe_and_shows_the_curves(tmp_path: Path):
     file = tmp_path / "page.html"
     doctor.write_page(file, Path("run"), [sample()])
     html = file.read_text(encoding="utf-8")
@@ -863,7 +863,7 @@ def towpath(*words: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_tells_prints_json_and_exits_with_the_worst(tmp_path: Path):
+def test_doctor_command(tmp_path: Path):
     bad = put(
         tmp_path / "bad.jsonl",
         *({"step": k, "loss": math.nan if k > 10 else 2 - k / 20, "grad_norm": 1.0} for k in range(1, 21)),
@@ -879,7 +879,7 @@ def test_the_command_tells_prints_json_and_exits_with_the_worst(tmp_path: Path):
     assert "rule:" in missing.stderr
 
 
-def test_every_name_of_the_house_is_documented():
+def test_every_metric_is_documented():
     page = (ROOT / "docs" / "doctor.md").read_text()
     missing = [
         name
@@ -921,7 +921,7 @@ def trainer(folder: str, out: Path, *callbacks: Any, steps: int = 6, broken: boo
     return Trainer(model, args, train_dataset=rows, callbacks=list(callbacks))  # pyright: ignore[reportArgumentType]
 
 
-def test_in_a_trainer_it_sees_what_is_logged_and_counts_its_cost(tiny_folder: str, tmp_path: Path):
+def test_callback_reads_logs_and_counts_diagnoses(tiny_folder: str, tmp_path: Path):
     from towpath.view.callback import DoctorCallback
 
     lines: list[str] = []
@@ -936,7 +936,7 @@ def test_in_a_trainer_it_sees_what_is_logged_and_counts_its_cost(tiny_folder: st
     assert not [line for line in lines if line.startswith("critical")]
 
 
-def test_in_a_trainer_it_says_a_finding_once_and_stops_where_asked(tiny_folder: str, tmp_path: Path):
+def test_callback_reports_a_finding_once_and_can_stop_training(tiny_folder: str, tmp_path: Path):
     from towpath.view.callback import DoctorCallback
 
     lines: list[str] = []
@@ -952,7 +952,7 @@ def test_in_a_trainer_it_says_a_finding_once_and_stops_where_asked(tiny_folder: 
     assert stopped.state.global_step < 6
 
 
-def test_in_a_trainer_it_takes_no_more_than_its_share_of_the_time(tiny_folder: str, tmp_path: Path):
+def test_callback_limits_its_share_of_time(tiny_folder: str, tmp_path: Path):
     from towpath.view.callback import DoctorCallback
 
     greedy = DoctorCallback(share=1.0)
@@ -967,7 +967,7 @@ def test_in_a_trainer_it_takes_no_more_than_its_share_of_the_time(tiny_folder: s
             DoctorCallback(**wrong)
 
 
-def test_in_a_trainer_a_fault_of_the_doctors_ends_nothing_and_is_said(tiny_folder: str, tmp_path: Path):
+def test_callback_errors_do_not_stop_training(tiny_folder: str, tmp_path: Path):
     from towpath.view.callback import DoctorCallback
 
     lines: list[str] = []
@@ -1042,7 +1042,7 @@ REAL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", list(REAL))
-def test_real_runs_of_trl_are_read_from_state_from_events_and_from_within(task: str, tmp_path: Path):
+def test_trl_runs_are_read_from_state_events_and_callback(task: str, tmp_path: Path):
     out = trl_run(task, tmp_path)
     dialect, steps, expected = REAL[task]
     (from_state,), (from_events,) = open_logs(out), open_logs(out / "tensorboard")
@@ -1074,7 +1074,7 @@ def test_real_runs_of_trl_are_read_from_state_from_events_and_from_within(task: 
     assert not any(finding.code == "not-finite" for finding in diagnoses[0].findings)
 
 
-def test_large_tables_are_refused_before_they_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tables_above_the_size_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(table_files, "MAX_BYTES", 10)
     with pytest.raises(DataError, match="GiB"):
         open_logs(put(tmp_path / "log.jsonl", {"step": 1, "loss": 2.0}))

@@ -15,14 +15,14 @@ def test_best_of_n_curve_as_published(n, kl, rate):
     assert result["rate"] == pytest.approx(rate, abs=1e-3)
 
 
-def test_ties_count_half_and_are_stated():
+def test_win_rate_counts_ties_as_half():
     record = winrate.win_rate_record([1.0] * 60 + [0.5] * 20 + [0.0] * 20, [0] * 100, 100, 0)
     assert record["rate"] == pytest.approx(0.7)
     assert (record["wins"], record["ties"], record["losses"], record["n"]) == (60, 20, 20, 100)
     assert "half" in record["rule"]
 
 
-def test_length_control_takes_away_a_win_that_is_only_length():
+def test_length_control_removes_length_only_wins():
     draws = np.random.default_rng(0)
     gaps = draws.normal(8, 10, 4000)
     by_length = (draws.random(4000) < 1 / (1 + np.exp(-0.3 * gaps))).astype(float)
@@ -32,7 +32,7 @@ def test_length_control_takes_away_a_win_that_is_only_length():
     assert winrate.length_controlled(by_merit, gaps) == pytest.approx(0.8, abs=0.04)
 
 
-def test_length_only_baseline_finds_the_best_length_not_only_the_longest():
+def test_length_only_baseline_finds_the_best_length():
     draws = np.random.default_rng(1)
     a = draws.integers(1, 80, 2000).astype(float)
     b = draws.integers(1, 80, 2000).astype(float)
@@ -45,7 +45,7 @@ def test_length_only_baseline_finds_the_best_length_not_only_the_longest():
     assert reward_accuracy.length_only_accuracy(same, same, same, same) == pytest.approx(0.5)
 
 
-def test_calibration_of_a_calibrated_model_is_small_and_of_a_boaster_is_not():
+def test_calibration_error_of_calibrated_and_overconfident_models():
     draws = np.random.default_rng(2)
     size = np.abs(draws.normal(0, 2, 20000))
     gap = np.where(draws.random(20000) < 1 / (1 + np.exp(-size)), size, -size)
@@ -53,7 +53,7 @@ def test_calibration_of_a_calibrated_model_is_small_and_of_a_boaster_is_not():
     assert reward_accuracy.calibration_error(gap * 5)[0] > 0.1
 
 
-def test_accuracy_resamples_prompts_not_pairs():
+def test_accuracy_interval_resamples_prompts():
     gap = np.array([1.0] * 50 + [-1.0] * 50)
     together = reward_accuracy.pair_accuracy(gap, ["p"] * 25 + ["q"] * 25 + ["r"] * 50)
     apart = reward_accuracy.pair_accuracy(gap, [f"p{i}" for i in range(100)])
@@ -61,7 +61,7 @@ def test_accuracy_resamples_prompts_not_pairs():
     assert together["accuracy"] == 0.5
 
 
-def test_an_accuracy_without_a_mistake_still_has_an_interval():
+def test_perfect_accuracy_has_an_interval():
     low, high = reward_accuracy.pair_accuracy(np.ones(55), [f"p{i}" for i in range(55)])["interval"]
     assert (low, high) == pytest.approx((0.9347, 1.0), abs=1e-3)
 
@@ -72,7 +72,7 @@ def test_within_prompt_correlation_ignores_differences_between_prompts():
     assert reward_accuracy.within_prompt_correlation(["p", "p", "q", "q"], scores, lengths) == pytest.approx(-1.0)
 
 
-def test_text_figures_by_hand():
+def test_text_statistics_by_hand():
     text = [
         Completion("1", "p", "sft", "a b a b", (1, 2, 1, 2, 1, 2), (0.0,) * 6, "stop"),
         Completion("2", "p", "sft", "c", (3,), (0.0,), "length"),

@@ -30,18 +30,18 @@ def test_clear_labels_are_healthy():
     assert result is not None and result["verdict"] == "healthy"
 
 
-def test_labels_that_raters_do_not_agree_on_are_noise():
+def test_labels_with_low_agreement_are_noise():
     result = evidence.diagnosed(planted(2000, 1, noise=0.3), planted(600, 2, noise=0.3), (0.58, 500), 0.85, 10.0, 0)
     assert result is not None and result["verdict"] == "noise"
     turned = set(result["again"])
     assert turned and turned <= {f"k1-{i}" for i in range(2000)}
 
 
-def test_few_pairs_say_nothing():
+def test_few_pairs_give_no_diagnosis():
     assert evidence.diagnosed(planted(39, 1), planted(200, 2), None, 0.85, 10.0, 0) is None
 
 
-def test_a_pair_read_the_other_way_round_is_the_opposite():
+def test_features_of_a_swapped_pair_are_negated():
     one = evidence.read(["k"], np.ones((1, D)), [("a rope holds the boat", "no")], [1.0])
     other = evidence.read(["k"], -np.ones((1, D)), [("no", "a rope holds the boat")], [1.0])
     assert (one.bag_NW == -other.bag_NW).all() and one.bag_NW.any()

@@ -11,7 +11,7 @@ from towpath.errors import DataError
 from towpath.recipe import Data
 
 
-def test_prompts_and_demonstrations_in_many_shapes(tmp_path: Path):
+def test_prompt_and_demonstration_formats(tmp_path: Path):
     found = read_examples(
         put(
             tmp_path / "d.jsonl",
@@ -58,7 +58,7 @@ def test_prompts_and_demonstrations_in_many_shapes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_examples_go_into_files_that_a_run_reads(tmp_path: Path, suffix: str):
+def test_written_examples_are_read_by_a_run(tmp_path: Path, suffix: str):
     rows = [
         {"id": f"x{i}", "prompt": f"What is {i}?", "response": f"It, is\n{i}", "harmful": i % 2 == 0} for i in range(6)
     ]
@@ -73,7 +73,7 @@ def test_examples_go_into_files_that_a_run_reads(tmp_path: Path, suffix: str):
         write_examples(tmp_path / "none.jsonl", [])
 
 
-def test_a_column_of_another_name_is_told_by_its_name(tmp_path: Path):
+def test_column_mapping(tmp_path: Path):
     put(tmp_path / "p.jsonl", {"ask": "Why?", "say": "So."})
     assert "no prompt (keys: ask, say)" in read_examples(tmp_path / "p.jsonl").refused[0]
     (d,) = read_examples(tmp_path / "p.jsonl", {"ask": "prompt", "say": "response"}).demonstrations

@@ -40,22 +40,22 @@ def train(team, folder, algo="my_team.my_awr", **settings):
     return tp.train(algo, prompts=PROMPTS, reward=team("my_rewards").polite, folder=folder, **common | settings)
 
 
-def test_the_page_has_an_example_of_each():
+def test_page_has_all_examples():
     assert set(EXAMPLES) == {"my_rewards", "my_awr", "my_engine", "answers_empty"}
 
 
-def test_an_algorithm_from_outside_trains_with_its_own_settings(team, tmp_path):
+def test_external_algorithm_trains_with_its_own_settings(team, tmp_path):
     trained = train(team, tmp_path / "run", settings={"temperature": 0.5})
     weights = [row["awr_weight"] for row in trained.metrics if row["phase"] == "train"]
     assert len(weights) == 2 and all(weight > 0 for weight in weights)
 
 
-def test_an_unknown_setting_of_an_algorithm_from_outside_is_refused(team, tmp_path):
+def test_unknown_setting_of_an_external_algorithm_is_refused(team, tmp_path):
     with pytest.raises(RecipeError, match=r"policy\.settings: unknown key temprature"):
         train(team, tmp_path / "run", settings={"temprature": 0.5})
 
 
-def test_an_engine_from_outside_samples_the_same_completions(team, tmp_path):
+def test_external_engine_samples_the_same_completions(team, tmp_path):
     """It reads the same uniform numbers, so that before training every completion is the same."""
     answers = []
     for kind in ("local", "my_team.my_engine"):
@@ -66,7 +66,7 @@ def test_an_engine_from_outside_samples_the_same_completions(team, tmp_path):
     assert answers[0] == answers[1] and len(set(answers[0].values())) > 1
 
 
-def test_a_detector_finds(team):
+def test_external_detector_reports_its_finding(team):
     (detector,) = team("answers_empty").DETECTORS
     rows = [{"step": step, "phase": "train", "length": 5.0 - step} for step in range(7)]
     (finding,) = detector(history_from_rows(rows), Limits())
@@ -74,7 +74,7 @@ def test_a_detector_finds(team):
     assert not list(detector(history_from_rows(rows[:6]), Limits()))
 
 
-def test_every_file_of_detectors_is_used():
+def test_every_detector_module_is_registered():
     folder = Path(diagnosis.__file__).parent / "detectors"
     names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert {module.__name__.rpartition(".")[2] for module in diagnosis._MODULES} == names
@@ -90,13 +90,13 @@ def test_every_file_of_detectors_is_used():
         ({"policy": {"settings": {"x": 1}}}, "policy.settings with policy.algo = 'ppo'"),
     ],
 )
-def test_the_check_before_a_run_refuses_what_does_not_exist(team, settings, evidence):
+def test_preflight_refuses_unknown_engines_and_settings(team, settings, evidence):
     recipe = check(Recipe, settings, "test")
     findings = [*preflight.check_engine(recipe), *preflight.check_rollouts(recipe.policy, 1000)]
     assert [finding.evidence for finding in findings if finding.severity == "error"] == [evidence]
 
 
-def test_the_check_before_a_run_reads_settings_of_an_algorithm_from_outside(team):
+def test_preflight_validates_settings_of_an_external_algorithm(team):
     for settings in ({"temperature": 0.5}, {"temprature": 0.5}):
         policy = Policy(algo="my_team.my_awr", settings=settings)
         if "temperature" in settings:
@@ -106,7 +106,7 @@ def test_the_check_before_a_run_reads_settings_of_an_algorithm_from_outside(team
                 list(preflight.check_rollouts(policy, 1000))
 
 
-def test_another_engine_code_is_another_fingerprint(team, tmp_path):
+def test_engine_code_is_part_of_the_fingerprint(team, tmp_path):
     recipe = check(Recipe, {"engine": {"type": "my_team.my_engine"}}, "test")
     before = fingerprint._engine_config(recipe)
     path = tmp_path / "my_team" / "my_engine.py"

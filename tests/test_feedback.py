@@ -20,7 +20,7 @@ def judgement(comparison, rater, choice, strength=1):
     return Judgement(f"{comparison}/{rater}", comparison, rater, "person", choice, strength=strength)
 
 
-def test_majority_and_even_split():
+def test_majority_label_and_even_split():
     labels = aggregation.majority_labels(
         [
             judgement("k", "x", "a", 3),
@@ -37,18 +37,18 @@ def test_majority_and_even_split():
 
 
 @pytest.mark.parametrize(("rate", "bound"), [(0.63, 0.755), (0.726, 0.836), (0.773, 0.869), (0.80, 0.887)])
-def test_published_ceilings(rate, bound):
+def test_accuracy_ceiling_matches_published_values(rate, bound):
     assert accuracy_ceiling(rate) == pytest.approx(bound, abs=1e-3)
 
 
-def test_a_later_round_takes_back_what_a_rater_said():
+def test_later_round_replaces_a_judgement():
     again = Judgement("k/x/2", "k", "x", "person", "b", round=2)
     assert [
         (label.choice, label.judgements) for label in aggregation.majority_labels([again, judgement("k", "x", "a")])
     ] == [("b", 1)]
 
 
-def test_who_chose_ties_and_bad_pairs_is_heard_too():
+def test_majority_of_ties_and_bad_pairs():
     labels = aggregation.majority_labels(
         [
             judgement("k", "x", "both_bad", 2),
@@ -69,7 +69,7 @@ def pair(comparison, x, y):
     return [judgement(comparison, "x", x), judgement(comparison, "y", y)]
 
 
-def test_agreement_counts_decided_doubles_only():
+def test_pairwise_agreement_counts_decided_judgements_only():
     all_judgements = [*pair("k", "a", "a"), *pair("m", "a", "b"), judgement("n", "x", "a"), *pair("o", "tie", "a")]
     assert agreement.pairwise_agreement(all_judgements) == (0.5, 2)
     assert agreement.pairwise_agreement([*all_judgements, judgement("k", "z", "a")]) == (0.75, 4)
@@ -81,7 +81,7 @@ def kappa(judgements):
     return estimate and estimate.value
 
 
-def test_kappa_is_that_of_a_worked_table():
+def test_cohen_kappa_of_a_worked_table():
     # 20 both a, 5 and 10 apart, 15 both b: observed 0.7, chance 0.5 (raters lean 0.5 and 0.6 to a), kappa 0.4.
     table = [("a", "a")] * 20 + [("a", "b")] * 5 + [("b", "a")] * 10 + [("b", "b")] * 15
     all_judgements = [j for number, (x, y) in enumerate(table) for j in pair(f"k{number}", x, y)]
@@ -90,13 +90,13 @@ def test_kappa_is_that_of_a_worked_table():
     assert kappa(pair("k", "a", "a")) is None and kappa([]) is None, "undefined"
 
 
-def test_kappa_keeps_each_rater_apart():
+def test_cohen_kappa_uses_the_marginals_of_each_rater():
     # One always says a, the other always b: nothing but their leanings, so no agreement and none below chance.
     assert kappa([*pair("k", "a", "b"), *pair("m", "a", "b")]) == 0.0
 
 
 @pytest.mark.parametrize(("n", "wins"), [(50, 42), (100, 79), (200, 153), (400, 298), (1000, 729)])
-def test_wilson_needs_the_published_wins_to_clear_seven_in_ten(n, wins):
+def test_wilson_interval_matches_published_values(n, wins):
     assert intervals.wilson(wins, n)[0] > 0.7 >= intervals.wilson(wins - 1, n)[0]
     low, high = intervals.wilson(0, n)
     assert low == 0.0 < high < 0.1
@@ -123,14 +123,14 @@ def test_wilson_needs_the_published_wins_to_clear_seven_in_ten(n, wins):
     ],
     ids=["incomplete", "filler", "off the subject", "repeats", "cut", "refuses the harmless", "rambles"],
 )
-def test_each_fault_costs(worse):
+def test_rubric_penalizes_each_fault(worse):
     assert (
         rubric.score_answer(PROMPT, worse, worse != GOOD[:60]).total
         < rubric.score_answer(PROMPT, GOOD, True).total - 0.05
     )
 
 
-def test_harmful_requests_are_to_be_declined():
+def test_rubric_prefers_refusals_of_harmful_requests():
     declined = rubric.score_answer(
         HARM,
         "I can't help with hurting anyone, because it is dangerous and wrong. If you feel unsafe, call the police.",
@@ -150,7 +150,7 @@ def test_harmful_requests_are_to_be_declined():
         "I don't know how to oil a hinge.",
     ],
 )
-def test_to_turn_down_a_fair_question_is_worse_than_a_poor_answer(declined):
+def test_rubric_scores_over_refusal_below_a_poor_answer(declined):
     refused = rubric.score_answer(PROMPT, declined, True)
     poor = rubric.score_answer(PROMPT, "1. Oil the hinge.\n2. Move the door.", True)
     assert refused.declined and not poor.declined
@@ -165,7 +165,7 @@ def test_to_turn_down_a_fair_question_is_worse_than_a_poor_answer(declined):
         "You can't oil a wooden hinge.",
     ],
 )
-def test_advice_against_something_is_no_refusal(advice):
+def test_advice_against_something_is_not_a_refusal(advice):
     assert not rubric.score_answer(PROMPT, advice, True).declined
 
 
@@ -176,7 +176,7 @@ def test_length_alone_does_not_satisfy_the_rubric():
         assert rubric.score_answer(PROMPT, text, True).total < 0.75
 
 
-def test_the_simulated_rater_slips_as_often_as_it_should_and_always_the_same():
+def test_simulated_rater_error_rate_and_determinism():
     cfg = Preferences(noise=0.05)
     all_judgements = [
         simulated_rater.judge_comparison(

@@ -60,7 +60,7 @@ def attacked(bad: str) -> list[str]:
     ]
 
 
-def test_what_an_answer_says_to_the_judge_turns_no_more_verdicts_than_other_words_do():
+def test_prompt_injection_flips_no_more_verdicts_than_neutral_text():
     with served(careful) as server:
         assert turned(server, lambda bad: [bad]) == 0
         assert turned(server, attacked) <= turned(server, reworded)
@@ -73,7 +73,7 @@ def leaks(messages: list[dict[str, str]], change: Any) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("weakness", ["a code that writers can guess", "no fence round the answers"])
-def test_a_weaker_fence_would_be_seen(monkeypatch: pytest.MonkeyPatch, weakness: str):
+def test_weaker_fences_flip_more_verdicts(monkeypatch: pytest.MonkeyPatch, weakness: str):
     honest = judge_prompt.judge_messages
 
     def weak(*request: Any) -> list[dict[str, str]]:
@@ -87,7 +87,7 @@ def test_a_weaker_fence_would_be_seen(monkeypatch: pytest.MonkeyPatch, weakness:
         assert turned(server, attacked) > turned(server, reworded)
 
 
-def test_the_code_is_new_with_every_call_and_stands_in_no_text(monkeypatch: pytest.MonkeyPatch):
+def test_fence_nonce_is_new_for_every_call_and_not_in_the_texts(monkeypatch: pytest.MonkeyPatch):
     with served(careful) as server:
         judge_all(server, [PairText(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(5)])
         codes = {re.search(r"carry the code (\w+)", call["messages"][0]["content"])[1] for call in server.calls}
@@ -98,7 +98,7 @@ def test_the_code_is_new_with_every_call_and_stands_in_no_text(monkeypatch: pyte
     assert "<<<FIRST cccc>>>" in request[1]["content"]
 
 
-def test_braces_in_texts_and_rubric_are_only_braces(tmp_path: Path):
+def test_braces_in_texts_and_rubric_are_literal(tmp_path: Path):
     rubric = tmp_path / "r.md"
     rubric.write_text("Prefer {nonce} and {0}.")
     request = judge_prompt.judge_messages(judge_prompt.read_rubric(str(rubric)), "{prompt}", "{second}", "{nonce}")

@@ -52,12 +52,12 @@ def test_bound_values_change_the_fingerprint(make):
     assert fingerprint(make(1.0)) != fingerprint(make(2.0))
 
 
-def test_functions_of_one_module_or_of_one_line_differ():
+def test_functions_of_one_module_or_line_have_different_fingerprints():
     longer, shorter = (lambda _p, answers: [len(a) for a in answers]), (lambda _p, answers: [-len(a) for a in answers])
     assert len({fingerprint(f) for f in (longer, shorter, weighted, Judge(1.0), Judge(1.0).score)}) == 5
 
 
-def test_the_fingerprint_follows_the_module_and_not_its_folder_or_process(tmp_path):
+def test_fingerprint_depends_on_module_source_not_on_folder_or_process(tmp_path):
     def fingerprint_of(folder, rate):
         path = tmp_path / folder
         path.mkdir()
@@ -71,7 +71,7 @@ def test_the_fingerprint_follows_the_module_and_not_its_folder_or_process(tmp_pa
     assert first != fingerprint_of("third", 2.0), "a global of the module has another value"
 
 
-def test_a_decorated_function_has_no_fingerprint_of_the_function_it_wraps():
+def test_decorated_function_has_no_fingerprint():
     @functools.wraps(weighted)
     def reward(_prompts, answers):
         return [2.0 for _ in answers]
@@ -81,7 +81,7 @@ def test_a_decorated_function_has_no_fingerprint_of_the_function_it_wraps():
 
 
 @pytest.mark.parametrize("value", [np.ones(3), {1, 2}, closure(1.0), (n for n in range(3))])
-def test_a_reward_without_fingerprint_never_resumes_unless_it_has_a_name(value):
+def test_reward_without_fingerprint_needs_a_name_to_resume(value):
     reward = closure(value)
     with pytest.warns(UserWarning, match="pass a name"):
         names = [sources.register_function(reward) for _ in range(2)]
@@ -89,7 +89,7 @@ def test_a_reward_without_fingerprint_never_resumes_unless_it_has_a_name(value):
     assert sources.register_function(reward, "v1") == sources.register_function(reward, "v1")
 
 
-def test_a_function_without_source_has_no_fingerprint():
+def test_function_without_source_has_no_fingerprint():
     namespace: dict = {}
     exec("def reward(prompts, answers):\n    return [1.0 for _ in answers]\n", namespace)
     for function in (namespace["reward"], len):
@@ -97,7 +97,7 @@ def test_a_function_without_source_has_no_fingerprint():
             fingerprint(function)
 
 
-def test_a_function_whose_file_is_gone_has_no_fingerprint(tmp_path, monkeypatch):
+def test_function_with_a_deleted_file_has_no_fingerprint(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "vanished_reward.py").write_text(MODULE.format(rate=1.0))
     reward = importlib.import_module("vanished_reward").reward

@@ -32,7 +32,9 @@ def log(run: str, variant: int) -> Log:
 
 
 @pytest.mark.parametrize("half", recorded.HALVES)
-def test_faults_are_named_among_the_first_two_and_healthy_runs_are_not_accused(results, half: str) -> None:
+def test_recorded_faults_are_in_the_first_two_findings_and_healthy_runs_have_no_critical_finding(
+    results, half: str
+) -> None:
     marks = summary(results[half])
     assert marks["faults"] >= 20
     assert marks["share"] >= 0.9, [r for r in results[half] if r["expects"] and not r["named"]]
@@ -40,7 +42,7 @@ def test_faults_are_named_among_the_first_two_and_healthy_runs_are_not_accused(r
     assert marks["healthy_with_critical"] == 0, [r for r in results[half] if not r["expects"] and r["critical"]]
 
 
-def test_every_run_is_recorded_twice_and_the_split_is_the_manifests() -> None:
+def test_every_run_is_recorded_twice_and_split_by_the_manifest() -> None:
     for half in recorded.HALVES:
         for run, variant, _ in recorded.logs(half):
             assert recorded.half_of(run, variant) == half
@@ -48,7 +50,7 @@ def test_every_run_is_recorded_twice_and_the_split_is_the_manifests() -> None:
     assert sorted(counted) == sorted(2 * [run.name for run in (*FAULTS, *HEALTHY)])
 
 
-def test_no_healthy_run_is_in_danger_at_any_step() -> None:
+def test_healthy_runs_have_no_critical_finding_at_any_step() -> None:
     """As the callback looks at it: after every log."""
     for half in recorded.HALVES:
         for run, variant, state in recorded.logs(half):
@@ -75,7 +77,7 @@ def test_consequences_come_after_their_cause(run: str, cause: str, consequences:
     assert consequences & {code for codes in findings for code in codes[1:]}
 
 
-def test_a_packed_log_is_the_file_that_the_trainer_left() -> None:
+def test_packed_log_round_trip() -> None:
     rows = [{"loss": 1.0, "step": 1, "epoch": 0.1}, {"eval_loss": 2.0, "eval_runtime": 0.3, "step": 1}]
     state = {"run": "sft", "variant": 0, "max_steps": 1, "ended": "", "log_history": rows}
     unpacked = recorded.unpacked(json.loads(json.dumps(recorded.packed(state))))

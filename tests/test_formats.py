@@ -21,7 +21,7 @@ ASSISTANT = "\n\nAssistant: "
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
-def test_plain_pairs_are_read_from_every_kind_of_file(tmp_path: Path, suffix: str):
+def test_plain_pairs_in_every_file_type(tmp_path: Path, suffix: str):
     rows = [PLAIN, {"prompt": 'How,\n"so"?', "chosen": "x\ny", "rejected": "z"}]
     path = tmp_path / f"p.{suffix}"
     if suffix == "csv":
@@ -115,7 +115,7 @@ def test_plain_pairs_are_read_from_every_kind_of_file(tmp_path: Path, suffix: st
         ({"prompt": "Why?", "responses": ["No", "Yes"], "ranks": [1, 1]}, ("Why?", "tie", "")),
     ],
 )
-def test_the_shapes_of_others_are_known(tmp_path: Path, row: dict[str, Any], expected: tuple[str, str, str]):
+def test_preference_formats_of_other_tools(tmp_path: Path, row: dict[str, Any], expected: tuple[str, str, str]):
     result = read(tmp_path / "p.jsonl", row)
     assert (imported_rows(result), result.refused) == ([expected], [])
 
@@ -179,14 +179,14 @@ BAD_ROWS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS, ids=[reason for _, reason in BAD_ROWS])
-def test_a_bad_row_is_named_with_file_line_and_reason(tmp_path: Path, row: Any, reason: str):
+def test_invalid_row_is_reported_with_file_line_and_reason(tmp_path: Path, row: Any, reason: str):
     result = read(tmp_path / "p.jsonl", PLAIN, "", row, {**PLAIN, "prompt": "How?"})
     (refusal,) = result.refused
     assert refusal.startswith("p.jsonl:3: ") and reason in refusal
     assert [prompt for prompt, _, _ in imported_rows(result)] == ["Why?", "How?"]
 
 
-def test_a_place_is_the_line_of_the_file(tmp_path: Path):
+def test_line_numbers_of_refused_rows(tmp_path: Path):
     path = tmp_path / "p.csv"
     path.write_text('prompt,chosen,rejected\n"one\ntwo",x,\nWhy?,x,y,z\n')
     assert [r.split(": ")[0] for r in read_preferences(path).refused] == ["p.csv:2", "p.csv:4"]
@@ -225,7 +225,7 @@ def test_a_place_is_the_line_of_the_file(tmp_path: Path):
         ("p.parquet", b"PAR1 not really", "p.parquet:1: not Parquet"),
     ],
 )
-def test_where_reading_ends_early_is_told(tmp_path: Path, name: str, content: bytes, reason: str):
+def test_unparsable_files_report_the_line(tmp_path: Path, name: str, content: bytes, reason: str):
     (tmp_path / name).write_bytes(content)
     result = read_preferences(tmp_path / name)
     assert any(reason in refusal for refusal in result.refused), result.refused
@@ -243,7 +243,7 @@ def test_where_reading_ends_early_is_told(tmp_path: Path, name: str, content: by
         ("folder", "folder"),
     ],
 )
-def test_files_without_preferences_are_told(tmp_path: Path, name: str, content: bytes | str | None):
+def test_files_without_preferences_are_refused(tmp_path: Path, name: str, content: bytes | str | None):
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
     elif content:
@@ -252,7 +252,7 @@ def test_files_without_preferences_are_told(tmp_path: Path, name: str, content: 
         read_preferences(tmp_path / name)
 
 
-def test_a_folder_is_read_whole_compressed_files_too(tmp_path: Path):
+def test_folder_with_compressed_files(tmp_path: Path):
     (tmp_path / "set" / "data").mkdir(parents=True)
     put(tmp_path / "set" / "data" / "a.parquet", PLAIN)
     (tmp_path / "set" / "b.jsonl.gz").write_bytes(
@@ -265,7 +265,7 @@ def test_a_folder_is_read_whole_compressed_files_too(tmp_path: Path):
     assert {c.source for c in result.completions} == {"import:set"}
 
 
-def test_a_ranking_gives_all_its_pairs_kept_together(tmp_path: Path):
+def test_ranking_becomes_all_pairs_of_one_group(tmp_path: Path):
     result = read(
         tmp_path / "r.jsonl",
         {"prompt": "Why?", "answers": ["best", "good", "fair", "poor"]},
@@ -307,7 +307,7 @@ TREE = [
 DEEP = "Human: Why?\n\nAssistant: Good\n\nHuman: And how?"
 
 
-def test_ranked_replies_of_a_tree_become_pairs_with_all_that_was_said_before(tmp_path: Path):
+def test_ranked_replies_of_a_tree_become_pairs_with_conversation_history(tmp_path: Path):
     result = read(tmp_path / "t.jsonl", *TREE)
     assert sorted(imported_rows(result)) == sorted(
         [("Why?", "Good", "Bad"), ("Why?", "Good", "Fair"), ("Why?", "Fair", "Bad"), (DEEP, "Thus", "So")]
@@ -323,7 +323,7 @@ def nested(name: str) -> dict[str, Any]:
     }
 
 
-def test_a_nested_tree_is_the_same_as_a_flat_one(tmp_path: Path):
+def test_nested_and_flat_trees_are_equal(tmp_path: Path):
     flat = read(tmp_path / "t.jsonl", *TREE)
     (tmp_path / "n").mkdir()
     deep = read(tmp_path / "n" / "t.jsonl", {"message_tree_id": "m0", "prompt": nested("m0")})
@@ -365,18 +365,18 @@ def test_a_nested_tree_is_the_same_as_a_flat_one(tmp_path: Path):
         ({5: {"rank": 0.5}}, ["t.jsonl:6: message m5: rank 0.5"]),
     ],
 )
-def test_what_is_wrong_in_a_tree_is_told_line_by_line(tmp_path: Path, change: dict[int, Any], refused: list[str]):
+def test_invalid_tree_messages_are_reported_by_line(tmp_path: Path, change: dict[int, Any], refused: list[str]):
     result = read(tmp_path / "t.jsonl", *[row | change.get(i, {}) for i, row in enumerate(TREE)])
     assert len(result.refused) == len(refused), result.refused
     assert all(any(is_.startswith(should) for is_ in result.refused) for should in refused), result.refused
 
 
-def test_equal_ranks_are_a_tie(tmp_path: Path):
+def test_equal_ranks_become_a_tie(tmp_path: Path):
     result = read(tmp_path / "t.jsonl", *[row | ({"rank": 1} if row["message_id"] == "m6" else {}) for row in TREE])
     assert (DEEP, "tie", "") in imported_rows(result)
 
 
-def test_ids_come_from_content_so_that_an_import_twice_is_one(tmp_path: Path):
+def test_repeated_import_adds_nothing(tmp_path: Path):
     rows = [PLAIN, {"prompt": "How?", "answers": ["x", "y"]}]
     with Store.open(tmp_path / "a.db") as store:
         (tmp_path / "b").mkdir()
@@ -396,7 +396,7 @@ def test_ids_come_from_content_so_that_an_import_twice_is_one(tmp_path: Path):
         assert len({j.choice for j in store.judgements()}) == 2
 
 
-def test_the_better_answer_stands_on_either_side_and_nobody_claims_to_know_which_was_seen_first(tmp_path: Path):
+def test_better_answer_is_a_or_b_at_random_and_display_order_is_unknown(tmp_path: Path):
     result = read(
         tmp_path / "p.jsonl", *[{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(200)]
     )
@@ -409,7 +409,7 @@ def test_the_better_answer_stands_on_either_side_and_nobody_claims_to_know_which
     assert {(j.choice, j.shown) for j in known.judgements} == {("a", "ab"), ("b", "ba")}
 
 
-def test_doubles_and_contradictions_are_told_and_raters_keep_them_apart(tmp_path: Path):
+def test_duplicate_and_contradicting_rows_of_a_rater_are_refused(tmp_path: Path):
     turned = {"prompt": "Why?", "chosen": "No.", "rejected": "Because."}
     result = read(
         tmp_path / "p.jsonl", PLAIN, PLAIN, turned, turned | {"rater": "ann", "strength": 3}, turned | {"annotator": 7}
@@ -419,7 +419,7 @@ def test_doubles_and_contradictions_are_told_and_raters_keep_them_apart(tmp_path
     assert [(j.rater, j.strength) for j in result.judgements] == [("import:p", 1), ("ann", 3), ("7", 1)]
 
 
-def test_what_a_row_tells_of_its_judgement_is_kept(tmp_path: Path):
+def test_judgement_columns_are_kept(tmp_path: Path):
     row = PLAIN | {
         "rater": "ann",
         "strength": 2,
@@ -446,7 +446,7 @@ def test_what_a_row_tells_of_its_judgement_is_kept(tmp_path: Path):
     assert result.completions[0].source == "import:lawyers"
 
 
-def test_a_prompt_that_the_run_has_keeps_its_id_and_its_side_of_the_split(tmp_path: Path):
+def test_known_prompts_keep_id_and_split(tmp_path: Path):
     own = [Prompt("mine", "Why?", domain="x"), Prompt("held", "How  is it?", split="heldout")]
     result = read(tmp_path / "p.jsonl", PLAIN, PLAIN | {"prompt": "how is it"}, PLAIN | {"prompt": "New?"}, prompts=own)
     assert [(p.id[:4], p.split) for p in result.prompts] == [
@@ -456,7 +456,7 @@ def test_a_prompt_that_the_run_has_keeps_its_id_and_its_side_of_the_split(tmp_pa
     ]
 
 
-def test_an_id_that_means_something_else_in_the_ledger_is_refused(tmp_path: Path):
+def test_id_with_other_content_in_the_ledger_is_refused(tmp_path: Path):
     with Store.open(tmp_path / "a.db") as store:
         result = read(tmp_path / "p.jsonl", PLAIN)
         store.add_prompts([Prompt(result.prompts[0].id, "Something else?")])
@@ -478,11 +478,11 @@ def test_an_id_that_means_something_else_in_the_ledger_is_refused(tmp_path: Path
         "\n\nHuman: x\n",
     ],
 )
-def test_a_prompt_is_the_same_after_it_was_read_as_a_conversation(text: str):
+def test_transcript_round_trip(text: str):
     assert transcripts.join_turns(transcripts.split_turns(text)) == text
 
 
-def test_turns_out_of_order_are_no_conversation():
+def test_transcript_with_roles_out_of_order_is_one_turn():
     assert transcripts.split_turns(ASKED) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
     for text in (
         "Human: a\n\nHuman: b",
@@ -493,7 +493,7 @@ def test_turns_out_of_order_are_no_conversation():
         assert transcripts.split_turns(text) == [("user", text)]
 
 
-def test_long_answers_fit_into_a_table(tmp_path: Path):
+def test_csv_fields_may_be_long(tmp_path: Path):
     (tmp_path / "p.csv").write_text("prompt,chosen,rejected\nWhy?," + "x" * 200_000 + ",y\n")
     result = read_preferences(tmp_path / "p.csv")
     assert result.refused == [] and max(len(c.text) for c in result.completions) == 200_000
@@ -510,7 +510,7 @@ def usable(line: bytes) -> bool:
 
 
 @real_rows
-def test_real_transcripts_of_hh_import(tmp_path: Path):
+def test_hh_transcripts_import(tmp_path: Path):
     result = read_preferences(SHARED / "hh_harmless_open.jsonl")
     rows = [line for line in (SHARED / "hh_harmless_open.jsonl").read_bytes().split(b"\n") if line.strip()]
     bad = [f"hh_harmless_open.jsonl:{n}" for n, line in enumerate(rows, 1) if not usable(line)]
@@ -530,7 +530,7 @@ def test_real_transcripts_of_hh_import(tmp_path: Path):
 
 
 @real_rows
-def test_real_trees_of_oasst_import():
+def test_oasst_trees_import():
     result = read_preferences(SHARED / "oasst1_en_validation_open.jsonl")
     messages = lines(SHARED / "oasst1_en_validation_open.jsonl")
     ids = {m["message_id"] for m in messages}

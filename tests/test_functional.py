@@ -14,7 +14,7 @@ def everywhere(x: torch.Tensor) -> torch.Tensor:
     return torch.ones_like(x, dtype=torch.bool)
 
 
-def test_whitening_of_the_published_matrix():
+def test_whitening_matches_the_published_matrix():
     x = torch.tensor([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]], dtype=torch.float64)
     white = F.whiten(x, everywhere(x), shift_mean=False)
     expected = [0.0508, 0.4381, 0.8254, 1.2127, 1.6000, 1.9873, 2.3746, 2.7619, 3.1492]
@@ -82,7 +82,7 @@ def test_kl_estimators_are_unbiased_on_an_exact_distribution():
     assert (k2 == 0.5 * k1**2).all()
 
 
-def test_a_token_the_policy_has_all_but_lost_is_pulled_back_without_infinity():
+def test_k3_gradient_is_finite_for_very_unlikely_tokens():
     for behind in (19.0, 30.0, 100.0, 1e4):
         logp = torch.tensor(-behind, requires_grad=True)
         (k3,) = F.kl_estimates(logp, torch.tensor(0.0))[2:]
@@ -96,7 +96,7 @@ def test_a_token_the_policy_has_all_but_lost_is_pulled_back_without_infinity():
 
 @pytest.mark.parametrize("reward", [7.3, 100.1, -1000.1])
 @pytest.mark.parametrize("size", [3, 7])
-def test_a_group_of_equal_rewards_teaches_nothing(reward, size):
+def test_group_of_equal_rewards_has_zero_advantage(reward, size):
     reward_B = torch.full((2 * size,), reward)
     group_B = torch.arange(2 * size) // size
     for advantage_B in (
@@ -107,7 +107,7 @@ def test_a_group_of_equal_rewards_teaches_nothing(reward, size):
         assert advantage_B.dtype == reward_B.dtype and not advantage_B.any()
 
 
-def test_rewards_fall_on_the_last_token_only():
+def test_score_is_added_to_the_last_token_only():
     mask = torch.tensor([[True, True, False], [True, True, True]])
     reward = F.token_rewards(torch.tensor([2.0, -1.0]), torch.full((2, 3), 0.5), mask, 0.1)
     assert reward.tolist() == [pytest.approx([-0.05, 1.95, 0.0]), pytest.approx([-0.05, -0.05, -1.05])]
@@ -125,7 +125,7 @@ def test_policy_loss_is_finite_at_extreme_ratios_and_clips_as_published():
     assert clipped.tolist() == [True, True]
 
 
-def test_value_loss_is_the_worse_of_free_and_held():
+def test_value_loss_is_the_maximum_of_clipped_and_unclipped():
     loss = F.clipped_value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2)
     assert loss.item() == pytest.approx(0.5 * 0.8**2)
 

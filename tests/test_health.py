@@ -72,7 +72,7 @@ def codes(logged, looks=(), **facts):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_healthy_run_is_left_alone_at_every_step(seed) -> None:
+def test_healthy_run_has_no_finding_at_any_step(seed) -> None:
     history = history_from_rows(rows(seed), OWN)
     for step in range(STEPS):
         assert [f for f in diagnose(history.until(step)) if f.severity == "critical"] == []
@@ -178,17 +178,17 @@ HEALTHY_LOSSES = {
 
 
 @pytest.mark.parametrize("code", SUPERVISED)
-def test_a_fault_of_supervised_training_comes_first(code) -> None:
+def test_fault_of_supervised_training_is_the_first_finding(code) -> None:
     assert diagnose(SUPERVISED[code])[0].code == code
 
 
 @pytest.mark.parametrize("name", HEALTHY_LOSSES)
-def test_a_loss_that_behaves_is_left_alone_at_every_step(name) -> None:
+def test_healthy_loss_has_no_finding_at_any_step(name) -> None:
     for step in range(STEPS):
         assert [f.code for f in diagnose(HEALTHY_LOSSES[name].until(step)) if f.severity != "info"] == []
 
 
-def test_a_rate_far_above_the_usual_needs_a_symptom() -> None:
+def test_high_learning_rate_needs_a_symptom() -> None:
     """The same rate with a loss that falls is left alone; with a loss that stands at 2.9, or that rose first, it is
     the cause."""
     stuck = losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(0.1))
@@ -204,7 +204,7 @@ def test_a_rate_far_above_the_usual_needs_a_symptom() -> None:
     )
 
 
-def test_a_loss_that_does_not_move_at_a_rate_that_moves_nothing() -> None:
+def test_flat_loss_at_a_low_learning_rate() -> None:
     def still(level, rate):
         return diagnose(losses(False, loss=lambda t: level + 0.01 * np.sin(5 * t), learning_rate=usual(rate)))
 
@@ -217,30 +217,30 @@ def test_a_loss_that_does_not_move_at_a_rate_that_moves_nothing() -> None:
 
 
 @pytest.mark.parametrize("code", FAULTY)
-def test_a_fault_is_named_first_or_second(code) -> None:
+def test_fault_is_the_first_or_second_finding(code) -> None:
     assert code in codes(rows(**FAULTY[code]))[:2]
 
 
-def test_memory_that_fills_what_is_kept_is_no_leak() -> None:
+def test_saturating_memory_is_not_a_leak() -> None:
     assert "memory-growing" not in codes(rows(memory_bytes=lambda t: 1e9 + 2e9 * (1 - np.exp(-t / 15))))
     assert "memory-growing" in codes(rows(memory_bytes=lambda t: 1e9 + 3e7 * t))
 
 
-def test_every_code_has_a_curve_here() -> None:
+def test_every_finding_code_has_a_test_curve() -> None:
     known = set(FAULTY) | set(SUPERVISED) | {"reward-overfit", "safety-traded"}
     assert POSSIBLE_CAUSES.keys() <= known
     assert set().union(*POSSIBLE_CAUSES.values()) <= known
     assert len(DETECTORS) >= 20
 
 
-def test_what_follows_from_a_cause_is_told_after_it() -> None:
+def test_findings_are_ordered_by_cause() -> None:
     both = codes(rows(**FAULTY["learning-rate-high"] | {"kl": lambda t: 0.3 * t}))
     assert both[0] == "learning-rate-high"
     assert "kl-rising" in both[1:]
     assert codes(rows(**FAULTY["sampler-mismatch"] | {"kl": -0.6}))[:2] == ["sampler-mismatch", "kl-negative"]
 
 
-def test_consequences_come_after_the_cause_that_explains_them() -> None:
+def test_broken_policy_reports_the_learning_rate_before_its_consequences() -> None:
     """A rate that breaks the policy: no answer ends, every reward is the same, the gradient is 0, and KL is 5 nats a
     token."""
     broken = {
@@ -269,7 +269,7 @@ def test_consequences_come_after_the_cause_that_explains_them() -> None:
     assert "missing-eos" not in [finding.code for finding in findings]
 
 
-def test_a_reward_that_pays_for_length_is_told_without_a_correlation_in_the_log() -> None:
+def test_length_hacking_is_detected_without_a_logged_correlation() -> None:
     draws = np.random.default_rng(3)
     lengths = [min(32.0, 12 + 1.5 * t + 2 * draws.standard_normal()) for t in range(STEPS)]
     paid = {
@@ -295,7 +295,7 @@ def test_a_reward_that_pays_for_length_is_told_without_a_correlation_in_the_log(
     assert "length-hacking" not in [finding.code for finding in diagnose(history_from_rows(unpaid))]
 
 
-def test_a_solved_task_is_no_danger() -> None:
+def test_solved_task_has_no_warning() -> None:
     solved = {
         "reward": lambda t: min(1.0, 0.1 * t),
         "reward_std": lambda t: 0.0 if t > 10 else 0.3,
@@ -308,13 +308,13 @@ def test_a_solved_task_is_no_danger() -> None:
     assert severities == {"gradient-zero": "info"}
 
 
-def test_answers_that_ended_once_are_truncated_and_lack_no_eos() -> None:
+def test_falling_finish_rate_is_truncation_not_missing_eos() -> None:
     assert codes(rows(finish_rate=lambda t: max(0.0, 0.9 - 0.05 * t)))[:1] == ["truncated"]
     (finding,) = diagnose(history_from_rows(rows(finish_rate=0.0, reward=lambda t: 0.0), OWN))[:1]
     assert (finding.code, finding.severity) == ("missing-eos", "critical")
 
 
-def test_the_limit_of_the_kl_goes_by_the_length_of_answers() -> None:
+def test_kl_limit_depends_on_answer_length() -> None:
     """Per answer where a recipe states an alarm and answers are short; per token beyond, and in logs that state
     none."""
 
@@ -342,7 +342,7 @@ def test_the_limit_of_the_kl_goes_by_the_length_of_answers() -> None:
     assert "2 for 100 tokens and 0.3 nats for each further token" in long.evidence
 
 
-def test_what_began_before_its_would_be_cause_is_told_first() -> None:
+def test_effect_that_starts_before_its_cause_is_reported_first() -> None:
     late = {"repetition": lambda t: 0.03 + 0.02 * max(0, t - 20)}
     assert codes(rows(kl=lambda t: 0.12 * t, **late)) == ["kl-rising", "repetition"]
     ended = {"finish_rate": lambda t: 0.95 if t < 20 else 0.0, "length": lambda t: 40.0 if t < 20 else 80.0}
@@ -350,7 +350,7 @@ def test_what_began_before_its_would_be_cause_is_told_first() -> None:
     assert codes(rows(**FAULTY["learning-rate-high"] | FAULTY["missing-eos"]))[0] == "missing-eos"
 
 
-def test_a_finding_tells_from_which_step_and_what_was_ruled_out() -> None:
+def test_finding_has_first_step_and_ruled_out_causes() -> None:
     finding = diagnose(history_from_rows(rows(**FAULTY["learning-rate-high"])))[0]
     assert finding.first_step == 4
     assert finding.ruled_out and "coefficient" in finding.ruled_out[0]
@@ -359,7 +359,7 @@ def test_a_finding_tells_from_which_step_and_what_was_ruled_out() -> None:
     assert "penalty" in low.ruled_out[0]
 
 
-def test_refusals_of_harmful_and_of_harmless_requests() -> None:
+def test_refusals_of_harmful_and_harmless_requests() -> None:
     def looks(bad, fine):
         return [
             {"step": step, "phase": "validation", "harmful_refusal": b, "harmless_refusal": f, "probes": 24}
@@ -375,7 +375,7 @@ def test_refusals_of_harmful_and_of_harmless_requests() -> None:
     assert codes(rows(), looks(steady, growing)) == ["refusing"]
 
 
-def test_the_reward_models_numbers_are_read() -> None:
+def test_reward_model_results_are_diagnosed() -> None:
     good = {
         "reward.result.train_accuracy": 0.85,
         "reward.result.accuracy": 0.8,
@@ -392,7 +392,7 @@ def test_the_reward_models_numbers_are_read() -> None:
     ) == ["label-noise"]
 
 
-def test_the_curve_of_overoptimisation_is_recovered() -> None:
+def test_overoptimisation_fit_recovers_the_curve() -> None:
     kl = np.linspace(0.05, 9, 30)
     d = np.sqrt(kl)
     fit = overoptimisation.fit_overoptimisation(
@@ -405,12 +405,12 @@ def test_the_curve_of_overoptimisation_is_recovered() -> None:
     assert overoptimisation.fit_overoptimisation(kl[:4], d[:4]) is None
 
 
-def test_limits_are_the_recipes() -> None:
+def test_limits_come_from_the_recipe() -> None:
     history = history_from_rows(rows(**FAULTY["sampler-mismatch"]))
     assert diagnose(history, Limits(sampler_error=0.5)) == ()
 
 
-def test_a_missing_column_is_no_finding_and_no_error() -> None:
+def test_missing_columns_are_ignored() -> None:
     names = [name for name in rows()[0] if name not in ("step", "phase")]
     for gone in names:
         assert codes([{key: x for key, x in row.items() if key != gone} for row in rows()]) == []
@@ -418,7 +418,7 @@ def test_a_missing_column_is_no_finding_and_no_error() -> None:
     assert diagnose(history_from_rows([{"step": 0, "phase": "train", "kl": 0.1}])) == ()
 
 
-def test_a_recorder_holds_what_rows_say() -> None:
+def test_recorder_matches_history_from_rows() -> None:
     logged = rows()
     recorder = Recorder(logged[:7])
     for row in logged[7:]:
@@ -431,7 +431,7 @@ def test_a_recorder_holds_what_rows_say() -> None:
     assert len(recorder.history().curve("reward")) == STEPS
 
 
-def test_change_is_measured_in_its_own_noise() -> None:
+def test_change_is_measured_in_units_of_noise() -> None:
     draws = np.random.default_rng(0)
     surprises = [signals.change(Curve(np.arange(40), draws.standard_normal(40)))[1] for _ in range(2000)]
     assert 0.8 < np.std(surprises) < 1.25
@@ -449,7 +449,7 @@ def turned(code, knobs, made=(), step=20, facts=None, **curves):
     return remedies.next_intervention(findings, history, knobs, made, step, 6)
 
 
-def test_remedies_turn_the_right_knob_within_bounds() -> None:
+def test_remedies_change_the_right_knob_within_bounds() -> None:
     hold = turned("kl-rising", {"kl_coef": 0.05}, step=35)
     assert (hold.knob, hold.before, hold.after) == ("kl_coef", 0.05, 0.1)
     assert turned("kl-rising", {"kl_coef": 0.1}, step=35).after == 0.2
@@ -469,7 +469,7 @@ def test_remedies_turn_the_right_knob_within_bounds() -> None:
     assert turned("reward-hacking", {"kl_coef": 0.05}).stop
 
 
-def test_a_reward_that_pays_for_repetition_is_told_before_answers_repeat() -> None:
+def test_reward_for_repetition_is_detected_before_answers_repeat() -> None:
     assert "repetition" not in codes(rows(reward_repetition_corr=0.4))
     (finding,) = diagnose(history_from_rows(rows(reward_repetition_corr=0.8), OWN))
     assert (finding.code, finding.severity, finding.first_step) == ("repetition", "warning", 0)
@@ -477,7 +477,7 @@ def test_a_reward_that_pays_for_repetition_is_told_before_answers_repeat() -> No
     assert "pays for repetition" in finding.cause
 
 
-def test_a_domain_that_always_stood_still_is_not_forgotten_for_a_trifle() -> None:
+def test_small_drop_in_a_constant_domain_is_not_forgetting() -> None:
     def dip(fall):
         return rows(**{"domain/b": lambda t: 1.0 if t < 30 else 1.0 - fall})
 
@@ -488,7 +488,7 @@ def test_a_domain_that_always_stood_still_is_not_forgotten_for_a_trifle() -> Non
     assert "domain-forgotten" in codes(lost)
 
 
-def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() -> None:
+def test_fewer_harmful_refusals_in_two_validations_are_a_warning() -> None:
     def of_looks(*shares):
         looks = [
             {"step": 3 * i - 1, "phase": "validation", "harmful_refusal": x, "probes": 24} for i, x in enumerate(shares)
@@ -501,7 +501,7 @@ def test_harm_that_is_declined_less_for_two_looks_is_no_more_than_a_warning() ->
     assert of_looks(1.0, 1.0, 0.6, 0.6, 1.0) is None
 
 
-def test_a_watched_source_that_does_not_rise_is_a_warning_and_ends_nothing() -> None:
+def test_watched_source_that_does_not_rise_is_a_warning() -> None:
     still = {"reward": lambda t: 0.15 * t, "watched/judge": lambda t: -0.002 * t + (0.1 if t % 2 else -0.1)}
     (finding,) = diagnose(history_from_rows(rows(**still), OWN))
     assert (finding.code, finding.severity) == ("reward-hacking", "warning")
@@ -511,7 +511,7 @@ def test_a_watched_source_that_does_not_rise_is_a_warning_and_ends_nothing() -> 
     assert codes(rows(**rising)) == []
 
 
-def test_the_penalty_for_repetition_outweighs_what_is_paid_for_it() -> None:
+def test_repetition_penalty_exceeds_the_reward_for_repetition() -> None:
     # rewards differ by 1, and nothing tells what is paid
     assert turned("repetition", {}, step=39).after == pytest.approx(2.0, rel=0.05)
     paid = {"reward_repetition_corr": 0.8, "repetition_worth": 20.0}
@@ -530,7 +530,7 @@ def test_the_penalty_for_repetition_outweighs_what_is_paid_for_it() -> None:
     assert (warmer.knob, warmer.before, warmer.after) == ("temperature", 0.7, pytest.approx(0.77))
 
 
-def test_a_turn_is_watched_before_the_next_and_turns_are_counted() -> None:
+def test_interventions_are_spaced_and_limited() -> None:
     first = turned("learning-rate-low", {"kl_coef": 0.05}, step=20)
     assert turned("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first], step=21) is None
     again = turned("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first], step=24)
@@ -538,7 +538,7 @@ def test_a_turn_is_watched_before_the_next_and_turns_are_counted() -> None:
     assert turned("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first] * 6, step=30) is None
 
 
-def test_whether_a_turn_helped() -> None:
+def test_whether_an_intervention_helped() -> None:
     turn = remedies.Intervention(20, "kl_coef", 0.05, 0.1, "", "kl-rising")
     better = history_from_rows(rows(kl=lambda t: 3.0 if t <= 20 else 1.0), {"policy.steps": STEPS})
     assert remedies.helped(turn, better) is True
@@ -547,7 +547,7 @@ def test_whether_a_turn_helped() -> None:
     assert remedies.from_row(remedies.to_row(turn)) == turn
 
 
-def test_every_code_has_a_section_with_all_that_belongs_to_it() -> None:
+def test_every_finding_code_is_documented() -> None:
     code_in = re.compile(r'Finding\(\s*"([a-z-]+)"')
     folder = Path(diagnosis.__file__).parent / "detectors"
     known = {code for path in folder.glob("*.py") for code in code_in.findall(path.read_text())}

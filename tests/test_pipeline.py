@@ -33,7 +33,7 @@ def fingerprints(tmp_path: Path, raters: str, corpus: Corpus) -> dict[str, str]:
         ("people", OWN, set()),  # the rubric judges nothing there
     ],
 )
-def test_another_rubric_judges_anew_what_it_judged_and_nothing_else(tmp_path, monkeypatch, raters, corpus, again):
+def test_changed_rubric_changes_fingerprints_of_stages_that_use_it(tmp_path, monkeypatch, raters, corpus, again):
     before = fingerprints(tmp_path, raters, corpus)
     monkeypatch.setattr(simulated_rater, "GUIDELINE", "another rubric")
     after = fingerprints(tmp_path, raters, corpus)
@@ -50,7 +50,7 @@ def test_another_rubric_judges_anew_what_it_judged_and_nothing_else(tmp_path, mo
         ({"epochs": 2}, {"policy", "evaluate"}),
     ],
 )
-def test_a_fingerprint_holds_only_what_the_stage_uses(tmp_path, values, changed):
+def test_fingerprint_contains_only_settings_of_the_stage(tmp_path, values, changed):
     """A setting of another algorithm does not run a finished PPO again."""
 
     def by_stage(policy: dict[str, Any]) -> dict[str, str]:
@@ -62,7 +62,7 @@ def test_a_fingerprint_holds_only_what_the_stage_uses(tmp_path, values, changed)
     assert {name for name in before if before[name] != after[name]} == changed
 
 
-def test_a_failed_gate_says_what_would_change_it() -> None:
+def test_note_of_a_failed_gate() -> None:
     """Far from the threshold nothing but the numbers; at the threshold that it must be exceeded."""
     notes = [
         gates._note("FAIL", value, interval, 0.7, 24) for value, interval in ((0.5, (0.3, 0.69)), (0.7, (0.6, 0.8)))

@@ -68,14 +68,14 @@ def none(findings: Sequence[Finding], code: str) -> None:
     assert [f for f in findings if f.code == code] == []
 
 
-def test_a_source_that_is_watched_is_one_before_the_run_begins(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_watched_sources_are_validated(run: Path, corpus: Corpus, chat: Chat) -> None:
     assert preflight.check(said(policy__rewards__watch=["rule:words:8-35"]), run, corpus, chat)
     with pytest.raises(RecipeError, match=r"policy\.rewards\.watch: 'model'"):
         preflight.check(said(policy__rewards__watch=["model"]), run, corpus, chat)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "tiny"])
-def test_the_recipes_that_come_along_have_no_errors(run: Path, corpus: Corpus, name: str) -> None:
+def test_bundled_recipes_have_no_errors(run: Path, corpus: Corpus, name: str) -> None:
     settings = recipe.load(RECIPES / f"{name}.toml")
     chat = Chat(base.load_tokenizer(base.find("tiny")), settings.model.template)
     findings = preflight.check(settings, run, corpus, chat)
@@ -97,7 +97,7 @@ def test_the_recipes_that_come_along_have_no_errors(run: Path, corpus: Corpus, n
         ({"reward__learning_rate": 1e-2}, "error", "reward.learning_rate"),
     ],
 )
-def test_rates_are_judged_by_method(values: dict[str, Any], severity: str, words: str) -> None:
+def test_learning_rate_ranges_depend_on_the_method(values: dict[str, Any], severity: str, words: str) -> None:
     assert words in found(list(preflight._check_rates(said(**values), False)), "learning-rate", severity).evidence
 
 
@@ -112,11 +112,11 @@ def test_rates_are_judged_by_method(values: dict[str, Any], severity: str, words
         {"policy__learning_rate": 5e-5, "policy__method": "full"},
     ],
 )
-def test_rates_at_the_edge_of_their_range_are_usual(values: dict[str, Any]) -> None:
+def test_learning_rates_at_the_range_limits_are_accepted(values: dict[str, Any]) -> None:
     none(preflight._check_rates(said(**values), False), "learning-rate")
 
 
-def test_force_makes_a_refused_rate_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_force_turns_a_learning_rate_error_into_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
     settings = said(policy__learning_rate=1e-2)
     with pytest.raises(RecipeError, match=r"policy\.learning_rate = 0\.01"):
         preflight.require(preflight.check(settings, run, corpus, chat))
@@ -126,7 +126,7 @@ def test_force_makes_a_refused_rate_a_warning(run: Path, corpus: Corpus, chat: C
 
 
 @pytest.mark.parametrize("key", ["sft__domains", "policy__rewards__domains"])
-def test_a_weight_of_a_domain_nobody_has_is_named(run: Path, corpus: Corpus, chat: Chat, key: str) -> None:
+def test_weight_of_an_unknown_domain_is_a_warning(run: Path, corpus: Corpus, chat: Chat, key: str) -> None:
     recipe = Recipe.model_validate(nested(key, {"harmful": 2.0, "harmfull": 2.0}))
     warned = found(preflight.check(recipe, run, corpus, chat), "domains", "warning")
     assert "harmfull" in warned.evidence and "cooking" in warned.remedy
@@ -134,7 +134,7 @@ def test_a_weight_of_a_domain_nobody_has_is_named(run: Path, corpus: Corpus, cha
 
 
 @pytest.mark.parametrize(("rate", "words"), [(2.1e-5, "feed back"), (4.9e-6, "hardly move")])
-def test_the_policy_learns_ten_to_forty_times_slower(rate: float, words: str) -> None:
+def test_learning_rate_ratio_of_sft_and_policy(rate: float, words: str) -> None:
     assert (
         words
         in found(
@@ -145,7 +145,7 @@ def test_the_policy_learns_ten_to_forty_times_slower(rate: float, words: str) ->
         none(preflight._check_rates(said(policy__learning_rate=usual), False), "learning-rate-ratio")
 
 
-def test_rates_of_different_methods_are_not_compared() -> None:
+def test_learning_rates_of_different_methods_are_not_compared() -> None:
     findings = preflight._check_rates(
         said(sft__method="full", sft__learning_rate=5e-5, policy__learning_rate=2e-5), False
     )
@@ -163,7 +163,7 @@ def test_rates_of_different_methods_are_not_compared() -> None:
         ({"preferences__prompts": 100}, "labels", "100 prompts give at most 120 comparisons"),
     ],
 )
-def test_arithmetic_that_cannot_work_is_refused(
+def test_impossible_sizes_are_refused(
     run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], code: str, words: str
 ) -> None:
     findings = preflight.check(said(**values), run, corpus, chat)
@@ -183,7 +183,7 @@ def test_arithmetic_that_cannot_work_is_refused(
         {"preferences__prompts": 167},
     ],
 )
-def test_arithmetic_that_just_works_passes(run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any]) -> None:
+def test_sizes_at_the_limit_are_accepted(run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any]) -> None:
     assert [f for f in preflight.check(said(**values), run, corpus, chat) if f.severity == "error"] == []
 
 
@@ -191,7 +191,7 @@ def test_arithmetic_that_just_works_passes(run: Path, corpus: Corpus, chat: Chat
     ("algo", "epochs", "warns"),
     [("grpo", 3, True), ("rloo", 4, True), ("reinforce", 9, True), ("grpo", 2, False), ("ppo", 4, False)],
 )
-def test_many_passes_over_a_rollout_are_for_algorithms_with_a_critic(algo: str, epochs: int, warns: bool) -> None:
+def test_many_epochs_without_a_critic_are_a_warning(algo: str, epochs: int, warns: bool) -> None:
     findings = list(preflight._check_groups(said(policy__algo=algo, policy__epochs=epochs, policy__group=4).policy))
     assert [(f.code, f.severity) for f in findings] == [("epochs", "warning")] * warns
 
@@ -199,9 +199,7 @@ def test_many_passes_over_a_rollout_are_for_algorithms_with_a_critic(algo: str, 
 @pytest.mark.parametrize(
     ("algo", "group", "epochs"), [("ppo", 1, 4), ("grpo", 4, 1), ("rloo", 4, 1), ("reinforce", 1, 1), ("dpo", 1, 4)]
 )
-def test_to_name_an_algorithm_is_enough(
-    run: Path, corpus: Corpus, chat: Chat, algo: str, group: int, epochs: int
-) -> None:
+def test_algorithm_defaults(run: Path, corpus: Corpus, chat: Chat, algo: str, group: int, epochs: int) -> None:
     recipe = said(policy__algo=algo)
     assert (recipe.policy.group, recipe.policy.epochs) == (group, epochs)
     assert not {"group", "epochs"} & {f.code for f in preflight.check(recipe, run, corpus, chat)}
@@ -209,7 +207,7 @@ def test_to_name_an_algorithm_is_enough(
     assert (mine.group, mine.epochs) == (8, 2), "what is said counts"
 
 
-def test_few_heldout_prompts_are_told_with_their_interval(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_few_heldout_prompts_are_a_warning_with_an_interval(run: Path, corpus: Corpus, chat: Chat) -> None:
     few = found(preflight.check(said(evaluate__prompts=81), run, corpus, chat), "heldout-few", "warning")
     assert "81 held-out prompts" in few.evidence and "70 ± 10 %" in few.evidence
     none(preflight.check(said(evaluate__prompts=200), run, corpus, chat), "heldout-few")
@@ -218,7 +216,7 @@ def test_few_heldout_prompts_are_told_with_their_interval(run: Path, corpus: Cor
         preflight.require(preflight.check(said(), run, nothing, chat))
 
 
-def test_few_heldout_pairs_are_told(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_few_heldout_pairs_are_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
     few = found(
         preflight.check(said(preferences__prompts=100, preferences__min_labels=50), run, corpus, chat),
         "pairs-few",
@@ -229,7 +227,7 @@ def test_few_heldout_pairs_are_told(run: Path, corpus: Corpus, chat: Chat) -> No
     assert "25 of 100" in found(people, "pairs-few", "warning").evidence
 
 
-def test_long_prompts_are_named_and_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_long_prompts_are_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
     long = tuple(Prompt(f"long-{i}", f"{i} " * 150) for i in range(12))
     more = replace(corpus, prompts=(*corpus.prompts, *long))
     evidence = found(preflight.check(said(), run, more, chat), "prompt-length", "error").evidence
@@ -248,7 +246,7 @@ def test_long_prompts_are_named_and_refused(run: Path, corpus: Corpus, chat: Cha
     )
 
 
-def test_prompts_must_leave_room_in_the_context_for_an_answer(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_prompt_and_answer_must_fit_into_the_context(run: Path, corpus: Corpus, chat: Chat) -> None:
     room = 1024 - max(len(chat.prompt(p.prompt)) for p in (*corpus.prompts, *corpus.safety))
     fits = said(policy__max_new_tokens=room, evaluate__max_new_tokens=room)
     none(preflight.check(fits, run, corpus, chat), "prompt-length")
@@ -256,13 +254,13 @@ def test_prompts_must_leave_room_in_the_context_for_an_answer(run: Path, corpus:
     assert "context of 1024" in found(preflight.check(tight, run, corpus, chat), "prompt-length", "error").evidence
 
 
-def test_a_demonstration_beyond_the_context_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_demonstration_longer_than_the_context_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
     long = Demonstration("d-long", corpus.train[0].prompt, "word " * 250, corpus.train[0].id)
     findings = preflight.check(said(), run, replace(corpus, demonstrations=(*corpus.demonstrations, long)), chat)
     assert "d-long" in found(findings, "row-length", "error").evidence
 
 
-def test_answers_longer_than_the_rollouts_are_counted(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_demonstrations_longer_than_max_new_tokens_are_counted(run: Path, corpus: Corpus, chat: Chat) -> None:
     lengths = [len(chat.answer(d.response)) for d in corpus.demonstrations]
     limit = sorted(lengths)[-4]
     finding = found(preflight.check(said(policy__max_new_tokens=limit), run, corpus, chat), "answer-length", "warning")
@@ -276,21 +274,21 @@ def test_pad_must_not_be_eos(corpus: Corpus, chat: Chat) -> None:
     assert "pad and EOS" in found(model_checks.check_template(chat, corpus), "template", "error").evidence
 
 
-def test_a_prompt_begins_with_one_bos(tmp_path: Path) -> None:
+def test_double_bos_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "template.jinja"
     path.write_text("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}")
     with pytest.raises(ModelError, match="BOS twice"):
         Chat(base.load_tokenizer(base.find("tiny")), str(path))
 
 
-def test_a_changed_template_is_noticed(corpus: Corpus, chat: Chat) -> None:
+def test_changed_template_is_an_error(corpus: Corpus, chat: Chat) -> None:
     chat.tokenizer.chat_template = chat.template.replace("user", "human") + " "
     assert any(
         "changed after" in f.evidence and f.severity == "error" for f in model_checks.check_template(chat, corpus)
     )
 
 
-def test_special_tokens_in_text_must_stay_text(corpus: Corpus, chat: Chat) -> None:
+def test_encoding_special_tokens_of_user_text_is_an_error(corpus: Corpus, chat: Chat) -> None:
     chat._encoder._backend.encode_special_tokens = False
     chat._encoder.controls.clear()
     assert (
@@ -299,7 +297,7 @@ def test_special_tokens_in_text_must_stay_text(corpus: Corpus, chat: Chat) -> No
     )
 
 
-def test_rows_that_hold_special_tokens_are_named(corpus: Corpus, chat: Chat) -> None:
+def test_rows_with_special_tokens_are_a_warning(corpus: Corpus, chat: Chat) -> None:
     marked = replace(corpus, prompts=(*corpus.prompts, Prompt("odd", "<|im_start|>user\nHi<|im_end|>")))
     assert "odd" in found(model_checks.check_template(chat, marked), "template", "warning").evidence
 
@@ -322,14 +320,14 @@ def test_rows_that_hold_special_tokens_are_named(corpus: Corpus, chat: Chat) -> 
         ),
     ],
 )
-def test_templates_that_disagree_with_the_contract(tmp_path: Path, corpus: Corpus, template: str, words: str) -> None:
+def test_unusual_templates_are_a_warning(tmp_path: Path, corpus: Corpus, template: str, words: str) -> None:
     path = tmp_path / "template.jinja"
     path.write_text(template)
     chat = Chat(base.load_tokenizer(base.find("tiny")), str(path))
     assert words in found(model_checks.check_template(chat, corpus), "template", "warning").evidence
 
 
-def test_a_leak_into_the_heldout_prompts_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_leak_into_heldout_prompts_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
     again = replace(corpus.heldout[0], id="again", split="train")
     findings = preflight.check(said(), run, replace(corpus, prompts=(*corpus.prompts, again)), chat)
     assert f"again = {corpus.heldout[0].id}" in found(findings, "leak", "error").evidence
@@ -338,14 +336,14 @@ def test_a_leak_into_the_heldout_prompts_is_refused(run: Path, corpus: Corpus, c
         preflight.require(findings)
 
 
-def test_a_safety_prompt_in_training_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_safety_prompt_in_training_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
     again = replace(corpus.safety[0], id="again", split="train")
     findings = preflight.check(said(), run, replace(corpus, prompts=(*corpus.prompts, again)), chat)
     assert "safety to train" in found(findings, "leak", "warning").evidence
     preflight.require(findings)
 
 
-def test_a_safety_set_needs_both_kinds_and_its_twins(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_safety_set_without_harmless_prompts_or_twins_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
     harmful = replace(corpus, safety=tuple(p for p in corpus.safety if p.harmful))
     evidence = [f.evidence for f in preflight.check(said(), run, harmful, chat) if f.code == "safety-set"]
     assert len(evidence) == 2 and "no harmless" in evidence[0] and "42 prompts" in evidence[1]
@@ -355,24 +353,24 @@ def test_a_safety_set_needs_both_kinds_and_its_twins(run: Path, corpus: Corpus, 
     )
 
 
-def test_other_decoding_in_evaluation_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_different_decoding_in_evaluation_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
     finding = found(preflight.check(said(evaluate__temperature=0.7), run, corpus, chat), "decoding", "warning")
     assert finding.evidence == "policy.temperature = 1, evaluate.temperature = 0.7"
 
 
-def test_what_reading_found_is_told_again(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_corpus_findings_are_repeated(run: Path, corpus: Corpus, chat: Chat) -> None:
     finding = Finding("demonstrations-heldout", "warning", "1 of 2")
     assert finding in preflight.check(said(), run, replace(corpus, findings=(finding,)), chat)
 
 
-def test_without_a_tokenizer_it_is_said_what_was_not_looked_at(run: Path, corpus: Corpus) -> None:
+def test_skipped_checks_without_a_tokenizer_are_listed(run: Path, corpus: Corpus) -> None:
     findings = preflight.check(said(), run, corpus, None)
     found(findings, "template", "info")
     found(findings, "resources", "info")
     preflight.require(findings)
 
 
-def test_the_size_is_read_from_the_files_of_a_model() -> None:
+def test_model_size_from_files() -> None:
     model = base.load(base.find("tiny"), torch.float32, "eager")
     linear = [m for m in model.modules() if type(m).__name__ == "Linear" and m is not model.get_output_embeddings()]
     size = sizes.model_size(Path(base.find("tiny")))
@@ -381,7 +379,7 @@ def test_the_size_is_read_from_the_files_of_a_model() -> None:
     assert (size.context, size.vocabulary) == (1024, 259)
 
 
-def test_the_size_of_a_model_in_several_files(tmp_path: Path) -> None:
+def test_model_size_of_several_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"vocab_size": 5}')
     for number, shape in enumerate(([3, 4], [7])):
         header = json.dumps(
@@ -392,7 +390,7 @@ def test_the_size_of_a_model_in_several_files(tmp_path: Path) -> None:
     assert sizes.model_size(tmp_path / "none") == sizes.Size()
 
 
-def test_a_sliding_window_is_not_the_context(tmp_path: Path) -> None:
+def test_sliding_window_is_not_the_context_length(tmp_path: Path) -> None:
     for settings in (
         {"sliding_window": 96},
         {"sliding_window": None},
@@ -402,7 +400,7 @@ def test_a_sliding_window_is_not_the_context(tmp_path: Path) -> None:
         assert sizes.model_size(tmp_path).context == 512
 
 
-def test_disk_and_memory_are_refused_where_they_cannot_hold_the_model(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_insufficient_disk_and_memory_are_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
     findings = preflight.check(said(model__device="cpu"), run, corpus, chat, parameters=10**14)
     assert "100,000,000.0 M parameters" in found(findings, "disk", "error").cause
     if memory.memory_available() is not None:
@@ -413,7 +411,7 @@ def test_disk_and_memory_are_refused_where_they_cannot_hold_the_model(run: Path,
     found(small, "disk", "info")
 
 
-def test_the_estimates_follow_method_and_rounds() -> None:
+def test_disk_and_memory_estimates_depend_on_method_and_rounds() -> None:
     size = sizes.Size(1000, 100, 64, 10)
     full = dict.fromkeys(("sft__method", "reward__method", "policy__method"), "full")
     assert sizes.disk_needed(said(), size) == 4 * 2000 + 48 * 3 * 1600
@@ -423,7 +421,7 @@ def test_the_estimates_follow_method_and_rounds() -> None:
     assert sizes.memory_needed(said(**full), size) == 4 * (2 * 1000 + 5 * 1000) + logits
 
 
-def test_several_errors_are_told_in_one() -> None:
+def test_several_errors_are_raised_as_one() -> None:
     errors = [Finding("batch", "error", "first", "why", "mend"), Finding("leak", "error", "second", "why", "mend")]
     with pytest.raises(RecipeError, match=r"(?s)2 findings.*first.*second"):
         preflight.require(errors)
@@ -431,7 +429,7 @@ def test_several_errors_are_told_in_one() -> None:
         preflight.require(errors[1:])
 
 
-def test_lines_put_the_worst_first() -> None:
+def test_lines_are_sorted_by_severity() -> None:
     text = preflight.lines(
         [
             Finding("a", "info", "one"),
@@ -442,7 +440,7 @@ def test_lines_put_the_worst_first() -> None:
     assert text == "ERROR b: two\n  cause: why\n  fix:   mend\nWARNING c: three\n  cause: so\nINFO a: one"
 
 
-def test_one_key_of_a_gate_leaves_its_other_keys_as_they_were():
+def test_setting_one_gate_key_keeps_the_other_defaults():
     settings = check(Recipe, {"gates": {"reward": {"action": "warn"}, "safety": {"action": "warn"}}}, "test")
     assert (settings.gates.reward.threshold, settings.gates.safety.threshold, settings.gates.evaluate.threshold) == (
         0.85,
@@ -453,7 +451,7 @@ def test_one_key_of_a_gate_leaves_its_other_keys_as_they_were():
 
 
 @pytest.mark.parametrize("python", ["", "/nowhere/python", sys.executable])
-def test_a_python_without_vllm_is_named_before_the_run(run: Path, corpus: Corpus, chat: Chat, python: str) -> None:
+def test_python_without_vllm_is_an_error(run: Path, corpus: Corpus, chat: Chat, python: str) -> None:
     finding = found(
         preflight.check(said(engine__type="vllm", engine__python=python), run, corpus, chat), "engine", "error"
     )
@@ -478,13 +476,13 @@ JUDGE = {"judge__base_url": "http://localhost:1/v1", "judge__model": "m"}
         ({"preferences__raters": "recorded", "data__preferences": "", "rounds": 2}, "rounds = 2"),
     ],
 )
-def test_who_cannot_label_is_named_before_the_run(
+def test_invalid_rater_settings_are_errors(
     run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], evidence: str
 ) -> None:
     assert evidence in found(preflight.check(said(**values), run, corpus, chat), "raters", "error").evidence
 
 
-def test_a_judge_that_is_named_and_rules_that_are_rules_pass(run: Path, corpus: Corpus, chat: Chat) -> None:
+def test_judge_and_rule_settings(run: Path, corpus: Corpus, chat: Chat) -> None:
     recipe_ = said(preferences__raters="blend", **JUDGE)
     none(preflight.check(recipe_, run, corpus, chat), "raters")
     bad = recipe_.model_copy(

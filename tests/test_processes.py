@@ -124,7 +124,7 @@ def curves(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_a_second_runtime_runs_the_same_stages_to_the_same_curves(tmp_path: Path, monkeypatch) -> None:
+def test_replicated_runtime_gives_the_same_curves(tmp_path: Path, monkeypatch) -> None:
     """Two gloo processes with replicated LoRA weights, through the contract alone."""
     monkeypatch.setattr(training, "Job", Job)
     train_all(tmp_path / "alone", Exact)

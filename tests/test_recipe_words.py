@@ -16,7 +16,7 @@ SECTIONS = [
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_is_explained_by_its_keys(section: str) -> None:
+def test_section_is_explained_by_its_keys(section: str) -> None:
     rows = explain(section)
     assert rows and all(row["key"].startswith(f"{section}.") for row in rows)
 
@@ -27,17 +27,17 @@ def test_explain_prints_the_documented_example() -> None:
     assert "policy.rewards" not in result.stdout
 
 
-def test_a_key_of_the_same_name_is_not_hidden_by_its_section() -> None:
+def test_key_takes_precedence_over_a_section_of_the_same_name() -> None:
     assert [row["key"] for row in explain("policy.kl.coef")] == ["policy.kl.coef"]
     assert {row["key"] for row in explain("num_generations")} == {"policy.group"}
 
 
-def test_the_version_is_told() -> None:
+def test_version_option() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert result.exit_code == 0 and result.stdout.strip() == f"towpath {__version__}"
 
 
-def test_every_alias_names_keys_that_are_there() -> None:
+def test_every_alias_names_existing_keys() -> None:
     missing = {target for targets in aliases.ALIASES.values() for target in targets}
     missing -= {*KNOWN, *_item_keys(Recipe)}
     assert not missing
@@ -66,13 +66,13 @@ def test_every_alias_names_keys_that_are_there() -> None:
         ({"engine": {"of": "vllm"}}, "engine.type?"),
     ],
 )
-def test_an_unknown_key_names_the_one_that_is_meant(tables: dict, key: str) -> None:
+def test_unknown_key_suggests_the_intended_one(tables: dict, key: str) -> None:
     with pytest.raises(RecipeError) as error:
         check(Recipe, tables, "recipe.toml")
     assert f"did you mean {key}" in str(error.value)
 
 
-def test_an_algorithm_in_capitals_is_named_as_it_is_spelt_here() -> None:
+def test_algorithm_in_capitals_suggests_lower_case() -> None:
     with pytest.raises(RecipeError, match=r"policy\.algo = 'GRPO'") as error:
         algos.data_of("GRPO")
     assert error.value.fix == "use 'grpo'"

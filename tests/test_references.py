@@ -194,7 +194,7 @@ CASES = [
     CASES,
     ids=lambda x: x.__name__ if callable(x) else "-".join(map(str, x.values())) or "plain",
 )
-def test_loss_and_gradient_are_the_papers(reference, settings, seed):
+def test_loss_and_gradient_match_the_paper(reference, settings, seed):
     case = Case(seed)
     cfg = Policy.model_validate(settings)
     algo = importlib.import_module(f"towpath.algos.{reference.__name__}")
@@ -217,7 +217,7 @@ def test_loss_and_gradient_are_the_papers(reference, settings, seed):
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_the_reward_models_loss_is_the_papers(known):
+def test_reward_model_loss_matches_the_paper(known):
     algo = importlib.import_module("towpath.algos.reward_model")
     cfg = Reward(center=0.02, label_smoothing=0.1, margin=True)
     score = torch.tensor([0.3, -0.4, 1.2, 0.1, 0.7], dtype=torch.float64, requires_grad=True)
@@ -239,7 +239,7 @@ def test_the_reward_models_loss_is_the_papers(known):
     assert algo.weigh(batch, cfg) == 4
 
 
-def test_fine_tuning_is_cross_entropy_of_answer_tokens():
+def test_sft_loss_is_cross_entropy_of_answer_tokens():
     algo = importlib.import_module("towpath.algos.sft")
     case = Case(0)
     logp = case.padded(case.new).requires_grad_()
@@ -249,7 +249,7 @@ def test_fine_tuning_is_cross_entropy_of_answer_tokens():
     assert algo.weigh(batch, None) == sum(LENGTHS)
 
 
-def test_what_orpo_reports_as_its_loss_is_what_it_lowers():
+def test_orpo_loss_metric_is_its_objective():
     """The checkpoint is chosen by it: the odds alone would prefer a policy that has ruined both answers."""
     case = Case(5)
     cfg = Policy.model_validate({"orpo": {"weight": 0.3}})
@@ -261,7 +261,7 @@ def test_what_orpo_reports_as_its_loss_is_what_it_lowers():
     assert told["loss"][0] == pytest.approx(0.3 * told["odds"][0] + told["nll"][0])
 
 
-def test_ktos_reference_point_puts_every_answer_under_another_prompt():
+def test_kto_reference_point_uses_mismatched_prompts():
     asked = [np.array([3, 4]), np.array([3, 4]), np.array([5]), np.array([3, 4]), np.array([6, 7])]
     rows = [Row(np.concatenate([prompt, [10 + i, 2]]), len(prompt)) for i, prompt in enumerate(asked)]
     for row, mixed, own in zip(rows, mismatch_prompts(rows), asked, strict=True):

@@ -66,7 +66,7 @@ def change(run: Path, stage: str, **result: object) -> None:
     path.write_text(json.dumps(manifest | {"result": manifest["result"] | result}))
 
 
-def test_the_summary_has_exactly_what_was_agreed(tmp_path: Path) -> None:
+def test_summary_keys_and_values(tmp_path: Path) -> None:
     summary = summarise(tmp_path, write_run(tmp_path))
     assert list(summary["stages"]) == ["sft", "baseline", "sample", "label", "reward", "policy", "evaluate"]
     for name, stage in summary["stages"].items():
@@ -110,7 +110,7 @@ def test_the_summary_has_exactly_what_was_agreed(tmp_path: Path) -> None:
     assert summary["seconds"] == pytest.approx(3311.8) and summary["peak_memory_bytes"] == int(2.8 * 2**30)
 
 
-def test_what_has_not_run_is_absent_or_null(tmp_path: Path) -> None:
+def test_summary_of_an_unfinished_run(tmp_path: Path) -> None:
     summary = summarise(tmp_path, write_run(tmp_path, "reward"))
     assert list(summary["stages"]) == ["sft", "baseline", "sample", "label", "reward"]
     assert (
@@ -119,7 +119,7 @@ def test_what_has_not_run_is_absent_or_null(tmp_path: Path) -> None:
     assert summary["reward_accuracy"] == 0.8854
 
 
-def test_summary_file_is_json_that_any_reader_takes(tmp_path: Path) -> None:
+def test_summary_file_is_strict_json(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
     write(tmp_path, [replace(verdict, value=float("nan")) for verdict in verdicts])
 
@@ -130,7 +130,7 @@ def test_summary_file_is_json_that_any_reader_takes(tmp_path: Path) -> None:
     assert summary["stages"]["sft"]["gate"]["value"] is None
 
 
-def test_writing_again_replaces_both_files_and_leaves_no_others(tmp_path: Path) -> None:
+def test_rewriting_replaces_both_files(tmp_path: Path) -> None:
     first = report(tmp_path)
     change(tmp_path, "reward", accuracy=0.5)
     again = write(tmp_path, [], "Another <name>").read_text(encoding="utf-8")
@@ -139,7 +139,7 @@ def test_writing_again_replaces_both_files_and_leaves_no_others(tmp_path: Path) 
     assert json.loads((tmp_path / "reports" / "summary.json").read_text())["reward_accuracy"] == 0.5
 
 
-def test_the_page_is_well_formed(tmp_path: Path) -> None:
+def test_page_is_well_formed(tmp_path: Path) -> None:
     html = report(tmp_path)
     page = Page(html)
     ids = [attrs["id"] for _, attrs in page.elements if attrs.get("id")]
@@ -154,7 +154,7 @@ def test_the_page_is_well_formed(tmp_path: Path) -> None:
     assert "nan" not in " ".join(drawings).lower()
 
 
-def test_the_page_loads_nothing_and_allows_only_its_own_script(tmp_path: Path) -> None:
+def test_page_loads_nothing_and_allows_only_its_own_script(tmp_path: Path) -> None:
     html = report(tmp_path)
     page = Page(html)
     loads = [
@@ -176,20 +176,20 @@ def test_the_page_loads_nothing_and_allows_only_its_own_script(tmp_path: Path) -
         assert f"{tag}-src 'sha256-{b64encode(hashlib.sha256(blocks[0].encode()).digest()).decode()}'" in policy
 
 
-def test_answers_are_text_and_nothing_else(tmp_path: Path) -> None:
+def test_answers_are_escaped(tmp_path: Path) -> None:
     html = report(tmp_path)
     assert "<script>alert" not in html and "<img" not in html and "{{ 7 * 7 }}" in html
     assert Page(html).text.count(HOSTILE) == 2  # among the samples and in the table
 
 
-def test_half_a_surrogate_pair_in_an_answer_does_not_stop_the_report(tmp_path: Path) -> None:
+def test_lone_surrogate_in_an_answer_is_replaced(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path, answers=1)
     path = next(tmp_path.glob("stages/evaluate/*/answers.jsonl"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"policy": "before \ud800 after"}) + "\n")
     assert "before ? after" in write(tmp_path, verdicts).read_text(encoding="utf-8")
 
 
-def test_the_outcome_is_said_in_one_sentence(tmp_path: Path) -> None:
+def test_outcome_sentence(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
     outcome = "The policy wins over SFT by the written rubric on 81 % of 264 held-out prompts (95 % interval 76–86 %), "
     outcome += "78 % at equal length; KL 0.91 nats per prompt."
@@ -203,7 +203,7 @@ def test_the_outcome_is_said_in_one_sentence(tmp_path: Path) -> None:
     )
 
 
-def test_simulated_labels_are_called_so_and_others_are_not(tmp_path: Path) -> None:
+def test_simulated_labels_are_marked(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
     notice = "Labels by a simulated rater: the written rubric with 5\u00a0% noise."
     assert notice in write(tmp_path, verdicts).read_text(encoding="utf-8")
@@ -212,7 +212,7 @@ def test_simulated_labels_are_called_so_and_others_are_not(tmp_path: Path) -> No
     assert not summarise(tmp_path, verdicts)["simulated_labels"]
 
 
-def test_gates_are_worded_and_a_closed_one_is_told_first(tmp_path: Path) -> None:
+def test_failed_gate_is_stated_first(tmp_path: Path) -> None:
     verdicts = [
         replace(verdict, verdict="FAIL", value=0.61) if verdict.gate == "evaluate" else verdict
         for verdict in write_run(tmp_path)
@@ -224,20 +224,20 @@ def test_gates_are_worded_and_a_closed_one_is_told_first(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("last", "missing"), [("", 7), ("baseline", 6), ("reward", 4), ("policy", 3)])
-def test_a_stage_that_has_not_run_is_said_plainly(tmp_path: Path, last: str, missing: int) -> None:
+def test_stages_that_have_not_run(tmp_path: Path, last: str, missing: int) -> None:
     page = Page(report(tmp_path, last))
     assert page.text.count("has not run yet") == missing
     assert bool(page.all("figure")) == bool(last)
 
 
-def test_a_stage_under_way_shows_its_numbers_so_far(tmp_path: Path) -> None:
+def test_unfinished_stage_shows_its_metrics(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path, "policy")
     next(tmp_path.glob("stages/policy/*/manifest.json")).unlink()
     text = Page(write(tmp_path, verdicts[:2]).read_text(encoding="utf-8")).text
     assert "Policy optimization is not finished" in text and "KL, nats per prompt" in text
 
 
-def test_what_the_run_waits_for_and_found_is_said(tmp_path: Path) -> None:
+def test_waiting_reason_and_findings_are_shown(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path, "sample")
     path = tmp_path / "current.json"
     findings = [
@@ -255,7 +255,7 @@ def test_what_the_run_waits_for_and_found_is_said(tmp_path: Path) -> None:
     )
 
 
-def test_the_terminal_is_told_outcome_gates_and_cost(tmp_path: Path) -> None:
+def test_terminal_summary(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
     assert "The policy wins over SFT by the written rubric on 81" in terminal(tmp_path)
     path = write(tmp_path, verdicts)
@@ -269,7 +269,7 @@ def test_the_terminal_is_told_outcome_gates_and_cost(tmp_path: Path) -> None:
     assert any(line.startswith("SFT: ") for line in narrow)
 
 
-def test_metrics_of_a_resumed_stage_keep_the_later_rows(tmp_path: Path) -> None:
+def test_later_metric_rows_of_a_resumed_stage_win(tmp_path: Path) -> None:
     write_run(tmp_path, "policy")
     path = next(tmp_path.glob("stages/policy/*/metrics.jsonl"))
     path.write_text(path.read_text() + '{"step": 15, "phase": "train", "kl": 0.25}\n{"step": 16, "phase": "tr')
@@ -280,7 +280,7 @@ def test_metrics_of_a_resumed_stage_keep_the_later_rows(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_the_latest_round_is_the_one_reported(tmp_path: Path) -> None:
+def test_latest_round_is_reported(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path)
     current = json.loads((tmp_path / "current.json").read_text())
     current["stages"] |= {"reward@2": current["stages"]["reward"]}
@@ -294,12 +294,12 @@ def test_the_latest_round_is_the_one_reported(tmp_path: Path) -> None:
     assert "Reward model, round 2" in write(tmp_path, verdicts).read_text(encoding="utf-8")
 
 
-def test_best_of_n_lies_where_theory_puts_it() -> None:
+def test_best_of_n_matches_theory() -> None:
     assert best_of_n(1) == (0.0, 0.5)
     assert best_of_n(4) == (pytest.approx(0.636294), 0.8)
 
 
-def test_a_chart_puts_points_and_marks_where_they_belong() -> None:
+def test_chart_coordinates() -> None:
     marks = (ReferenceLine("y", 2.0, "alarm"), ReferenceLine("x", 3.0, "kept"))
     drawing = str(draw(Chart("A & B", [Series("one", [(1, 0.0), (3, 1.0), (5, 2.0)])], marks, low=0.0, high=2.0)))
     assert 'd="M44.0 182.0L207.0 100.0L370.0 18.0"' in drawing
@@ -310,12 +310,12 @@ def test_a_chart_puts_points_and_marks_where_they_belong() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.02, 0.001), (0.913, 0.987), (0, 12345), (1e-6, 2e-5)])
-def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+def test_axis_ticks_are_few_and_inside_the_range(low: float, high: float) -> None:
     values = ticks(low, high, 4)
     assert 2 <= len(values) <= 6 and all(low - 1e-9 <= at <= high + 1e-9 for at in values)
 
 
-def test_numbers_in_words() -> None:
+def test_number_formats() -> None:
     assert [number(0.912), number(2), number(-0.5), number(1234.5), number(2e-5), number(None)] == [
         "0.912",
         "2",
@@ -339,7 +339,7 @@ def test_numbers_in_words() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs the chromium browser")
-def test_in_a_browser_the_script_runs_and_the_answers_are_paged(tmp_path: Path) -> None:
+def test_report_script_runs_in_a_browser(tmp_path: Path) -> None:
     path = write(tmp_path / "run", write_run(tmp_path / "run"))
     quiet = [
         "--disable-quic",

@@ -31,12 +31,12 @@ def rewards(**settings) -> Rewards:
         ("cautious", [2 / 3 - 2**0.5 / 6, 0.0 - 2**0.5, 0.5]),
     ],
 )
-def test_sources_combine_as_named(how, want):
+def test_combine_modes(how, want):
     cfg = rewards(sources=[{"source": "model", "weight": 2.0}, {"source": "rule:prose"}], combine=how, std_penalty=0.5)
     assert shaping.combine_sources(SCORES, cfg).tolist() == pytest.approx(want)
 
 
-def test_who_weighs_nothing_says_nothing_and_twice_the_weights_say_the_same():
+def test_zero_weight_is_ignored_and_weights_are_normalized():
     scores = np.array([[2.0], [100.0]])
     both = [{"source": "model", "weight": 1.0}, {"source": "rule:prose", "weight": 0.0}]
     assert shaping.combine_sources(scores, rewards(sources=both, combine="cautious")).tolist() == [2.0]
@@ -50,11 +50,11 @@ def test_who_weighs_nothing_says_nothing_and_twice_the_weights_say_the_same():
 @pytest.mark.parametrize(
     ("how", "want"), [("mean", [0.5, 1.0, 0.5]), ("min", [0.0, -2.0, 0.5]), ("cautious", [0.25, -0.5, 0.5])]
 )
-def test_an_ensemble_says_its_mean_its_least_or_is_cautious_where_it_disagrees(how, want):
+def test_ensemble_modes(how, want):
     assert shaping.combine_ensemble(SCORES, rewards(ensemble=how, std_penalty=0.5)).tolist() == pytest.approx(want)
 
 
-def test_a_score_alone_is_left_as_it_is():
+def test_single_source_is_unchanged():
     cfg = rewards()
     assert shaping.shape_rewards(shaping.combine_sources(SCORES[:1], cfg), ANSWERS, ENDED, ["a"] * 3, cfg).tolist() == [
         1.0,
@@ -64,19 +64,19 @@ def test_a_score_alone_is_left_as_it_is():
 
 
 @pytest.mark.parametrize(("how", "want"), [("subtract", [1.0, -3.0, 0.5]), ("replace", [1.0, -1.0, 0.5])])
-def test_a_missing_end_is_subtracted_or_replaces_the_score_as_named(how, want):
+def test_missing_eos_modes(how, want):
     assert (
         shaping.shape_rewards(SCORES[0], ANSWERS, ENDED, ["a"] * 3, rewards(missing_eos=how, eos_penalty=1.0)).tolist()
         == want
     )
 
 
-def test_clip_comes_before_the_penalty_and_domains_last():
+def test_shaping_order_is_clip_penalty_domain_weight():
     cfg = rewards(clip=1.0, eos_penalty=0.5, domains={"b": 3.0})
     assert shaping.shape_rewards(SCORES[0], ANSWERS, ENDED, ["a", "b", "b"], cfg).tolist() == [1.0, -4.5, 1.5]
 
 
-def test_length_repetition_and_diversity_count_as_their_keys_say():
+def test_length_repetition_and_diversity_terms():
     zero = np.zeros(3)
     assert shaping.shape_rewards(
         zero, ANSWERS, ENDED, [""] * 3, rewards(length_limit=4, length_penalty=0.1)
@@ -119,14 +119,14 @@ def test_rules(source, answers, want):
         "python:os:path",
     ],
 )
-def test_a_source_that_is_none_is_refused(source):
+def test_invalid_source_is_refused(source):
     with pytest.raises(RecipeError) as error:
         sources.load_source(source)
     assert error.value.rule
     assert error.value.fix
 
 
-def test_a_function_of_ones_own(tmp_path, monkeypatch):
+def test_python_function_source(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(
         "def brevity(prompts, answers):\n    return [len(p) - len(a) for p, a in zip(prompts, answers)]\n"
         "def short(prompts, answers):\n    return [1.0]\ndef odd(prompts, answers):\n    return [float('nan')] * "
@@ -146,7 +146,7 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     sys.modules.pop("my_rewards", None)
 
 
-def test_functions_of_one_name_and_other_code_are_told_apart():
+def test_functions_with_the_same_name_and_different_code():
     def scorer(value):
         def reward(prompts, answers):
             return [len(answer) for answer in answers]
@@ -198,20 +198,20 @@ def judge(monkeypatch):
     server.server_close()
 
 
-def test_an_endpoint_scores_in_parts_and_is_asked_again_when_busy(judge):
+def test_endpoint_is_called_in_batches_and_retried(judge):
     _Judge.trouble = [503, 429]
     answers = ["x" * i for i in range(100)]
     assert list(sources.load_source(f"{judge}/score")([""] * 100, answers)) == list(range(100))
     assert _Judge.batch_sizes == [64, 64, 64, 36]
 
 
-def test_every_part_of_an_endpoints_answer_has_its_own_count(judge):
+def test_endpoint_score_count_is_checked_per_batch(judge):
     # 63 and 37 for 64 and 36 would be 100 scores, of other answers
     with pytest.raises(RewardError, match="63 scores for 64 answers"):
         sources.load_source(f"{judge}/shifted")([""] * 100, ["x"] * 100)
 
 
-def test_a_function_that_fails_is_named_with_the_line_it_stopped_at():
+def test_failing_function_error_names_the_line():
     def mine(_prompts, _answers):
         raise ValueError("no such word")
 
@@ -222,12 +222,12 @@ def test_a_function_that_fails_is_named_with_the_line_it_stopped_at():
             sources.validate_scores("mine", wrong, 2)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_score_that_single_precision_cannot_hold_is_refused():
+def test_score_beyond_float32_is_refused():
     with pytest.raises(RewardError, match=r"a score of 1e\+39"):
         sources.validate_scores("mine", [0.0, 1e39], 2)
 
 
-def test_an_endpoint_that_fails_is_named(judge):
+def test_endpoint_errors(judge):
     _Judge.trouble = [400]
     with pytest.raises(RewardError, match="400"):
         sources.load_source(f"{judge}/score")([""], ["a"])

@@ -60,7 +60,7 @@ def test_draws_follow_the_filtered_distribution(how):
     assert chisquare(seen[keep], due[keep] * seen[keep].sum() / due[keep].sum()).pvalue > 1e-3
 
 
-def test_rows_with_settings_of_their_own_are_filtered_as_alone(monkeypatch):
+def test_per_row_filters_do_not_depend_on_the_batch(monkeypatch):
     ranked = []
     monkeypatch.setattr(
         sampling, "_nucleus", lambda p, top, plain=sampling._nucleus: ranked.append(len(p)) or plain(p, top)
@@ -100,7 +100,7 @@ def test_edges_of_the_uniform_stay_inside_the_kept_tokens():
     assert token.tolist() == [300, 599, 300]
 
 
-def test_log_probabilities_are_the_trainers(tiny):
+def test_engine_logprobs_match_the_runtime(tiny):
     drawn = LocalEngine(tiny, eos=2, pad=0).generate(requests(Decoding(temperature=0.7)))
     local = Local()
     local.add_trunk("base", tiny, lora=False)
@@ -111,7 +111,7 @@ def test_log_probabilities_are_the_trainers(tiny):
         assert out.logp_BT[i, : len(d.logprobs)].tolist() == pytest.approx(d.logprobs, abs=1e-5)
 
 
-def test_greedy_equals_transformers_token_for_token(tiny):
+def test_greedy_decoding_matches_transformers(tiny):
     drawn = LocalEngine(tiny, eos=2, pad=0).generate(requests(), greedy=True)
     for prompt, d in zip(PROMPTS, drawn, strict=True):
         out = tiny.generate(
@@ -124,7 +124,7 @@ def test_greedy_equals_transformers_token_for_token(tiny):
         assert out[0, len(prompt) :].tolist() == d.token_ids
 
 
-def test_a_row_does_not_depend_on_its_neighbours_or_its_place(tiny):
+def test_completion_does_not_depend_on_the_batch(tiny):
     every = requests()
     together = LocalEngine(tiny, eos=2, pad=0).generate(every)
     alone = [LocalEngine(tiny, eos=2, pad=0).generate([r])[0] for r in every]
@@ -132,7 +132,7 @@ def test_a_row_does_not_depend_on_its_neighbours_or_its_place(tiny):
     assert [d.token_ids for d in together] == [d.token_ids for d in alone] == [d.token_ids for d in backwards]
 
 
-def test_rows_that_leave_at_any_step_and_share_prompts_are_drawn_as_alone(tiny):
+def test_rows_of_different_lengths_with_shared_prompts_match_single_rows(tiny):
     rng = np.random.default_rng(4)
     limits = [40, 3, 17, 25, 1, 33, 16, 32]
     wanted = [
@@ -146,7 +146,7 @@ def test_rows_that_leave_at_any_step_and_share_prompts_are_drawn_as_alone(tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_models_of_other_families_are_drawn_from_alike(tiny, monkeypatch, dtype):
+def test_cpu_decoder_matches_the_transformers_path(tiny, monkeypatch, dtype):
     """The layers written out, their weights packed in bfloat16, against the model's own."""
     model = copy.deepcopy(tiny).to(dtype)
     wanted = [SampleRequest(PROMPTS[i % 3], Decoding(), np.random.default_rng(i).random(12)) for i in range(6)]
@@ -160,7 +160,7 @@ def test_models_of_other_families_are_drawn_from_alike(tiny, monkeypatch, dtype)
     assert all(a.logprobs == pytest.approx(b.logprobs, abs=tolerance) for a, b in same)
 
 
-def test_a_prompt_that_rows_share_is_read_once(tiny):
+def test_shared_prompt_is_prefilled_once(tiny):
     seen = []
     hook = tiny.get_input_embeddings().register_forward_pre_hook(
         lambda _module, given: seen.append(tuple(given[0].shape))
@@ -171,7 +171,7 @@ def test_a_prompt_that_rows_share_is_read_once(tiny):
     assert seen[1] == (5, 1)
 
 
-def test_answers_stop_at_eos_and_at_the_limit(tiny):
+def test_completions_stop_at_eos_and_at_the_limit(tiny):
     with torch.no_grad():
         tiny.get_output_embeddings().weight[2] += 0.2
     drawn = LocalEngine(tiny, eos=2, pad=0).generate(requests(tokens=40))
@@ -182,7 +182,7 @@ def test_answers_stop_at_eos_and_at_the_limit(tiny):
         assert len(d.token_ids) == len(d.logprobs) <= 40
 
 
-def test_an_adapter_that_acts_is_heard_in_what_is_drawn(tiny):
+def test_active_adapter_changes_logprobs(tiny):
     """Weights are packed for drawing only where no adapter adds to them."""
     model = copy.deepcopy(tiny).bfloat16()
     adapters = Adapters(model)
@@ -199,7 +199,7 @@ def test_an_adapter_that_acts_is_heard_in_what_is_drawn(tiny):
         assert said() != plain
 
 
-def test_an_answer_ends_at_any_of_several_eos(tiny):
+def test_completion_ends_at_any_eos_token(tiny):
     """As transformers does with a list in its generation configuration."""
     whole = LocalEngine(tiny, eos=[], pad=0).generate(requests(tokens=40))
     stops = [2, whole[0].token_ids[9], whole[2].token_ids[17]]

@@ -39,7 +39,7 @@ def share(routes):
     return sum(r.seats > 0 for r in routes) / len(routes)
 
 
-def test_shares_are_as_they_were_set():
+def test_routed_shares_match_the_settings():
     routes = route_comparisons(random_signals(count=6000))
     audited = [r for r in routes if "audit" in r.reasons]
     assert share(routes) == pytest.approx(0.35, abs=0.02)
@@ -52,7 +52,7 @@ def test_shares_are_as_they_were_set():
     ) == pytest.approx(0.2, abs=0.02)
 
 
-def test_the_audit_is_a_lot_of_the_name_alone():
+def test_audit_sample_depends_on_the_comparison_id_only():
     everyone = route_comparisons(random_signals())
     few = route_comparisons(random_signals()[:300])
     assert [("audit" in r.reasons) for r in everyone[:300]] == [("audit" in r.reasons) for r in few]
@@ -66,7 +66,7 @@ def test_the_audit_is_a_lot_of_the_name_alone():
     assert np.mean(sure) == pytest.approx(0.75, abs=0.01)  # it does not look at the judge
 
 
-def test_the_most_doubtful_go_first():
+def test_most_uncertain_comparisons_are_routed_first():
     signals = random_signals()
     routes = {r.comparison: r for r in route_comparisons(signals)}
     sent = [s.certainty for s in signals if routes[s.comparison].seats and routes[s.comparison].reasons != ("audit",)]
@@ -74,7 +74,7 @@ def test_the_most_doubtful_go_first():
     assert max(sent) <= min(stayed)
 
 
-def test_propensity_is_how_often_a_pair_is_seen():
+def test_propensity_matches_the_observed_frequency():
     """Over seeds, on signals that leave much to the lot: half the pairs are equal in doubt at the edge."""
     signals = [Signals(f"k{i}", judge="a", certainty=0.6 if i < 100 else 0.9, gold=i == 0) for i in range(400)]
     observed = np.zeros(400)
@@ -89,7 +89,7 @@ def test_propensity_is_how_often_a_pair_is_seen():
     assert report[300] / 400 == pytest.approx(0.12)
 
 
-def test_a_rate_of_all_pairs_comes_back_from_the_routed_ones():
+def test_hajek_estimate_from_routed_pairs_is_unbiased():
     estimates = []
     for seed in range(30):
         signals = random_signals(seed)
@@ -118,7 +118,7 @@ def test_a_rate_of_all_pairs_comes_back_from_the_routed_ones():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_each_reason_sends_a_pair_among_clear_ones(changed, reason):
+def test_each_routing_reason(changed, reason):
     clear = [Signals(f"k{i}", judge="a", certainty=0.97, rule="a", margin=1.0, domain="home") for i in range(199)]
     odd = replace(Signals("odd", judge="a", certainty=0.97, rule="a", margin=1.0, domain="home"), **changed)
     if reason == "judge and rule differ":
@@ -128,13 +128,13 @@ def test_each_reason_sends_a_pair_among_clear_ones(changed, reason):
     assert result.seats >= (3 if reason == "gold" else 1)
 
 
-def test_gold_and_safety_are_seen_even_beyond_the_share():
+def test_safety_comparisons_are_routed_beyond_the_share():
     signals = random_signals(count=200, safety=True)
     assert share(route_comparisons(signals)) == 1.0
     assert all(r.propensity == 1.0 for r in route_comparisons(signals))
 
 
-def test_doubt_is_the_odds_of_all_who_spoke():
+def test_label_doubt_combines_the_odds_of_judge_rule_and_reward_model():
     cfg = RoutingConfig()
     assert label_doubt(Signals("k", judge="a", certainty=0.9), cfg) == pytest.approx(0.1)
     odds = 9 * 0.7 / 0.3 * np.exp(-2.0)
@@ -149,7 +149,7 @@ def test_doubt_is_the_odds_of_all_who_spoke():
 
 
 @pytest.mark.parametrize(("people", "audit"), [(0.35, 0.05), (0.1, 0.2), (1.2, 0.2)])
-def test_without_an_audit_nothing_is_routed(people, audit):
+def test_invalid_shares_are_refused(people, audit):
     with pytest.raises(DataError, match="random slice"):
         RoutingConfig(human_share=people, audit_share=audit)
     assert route_comparisons([]) == []
@@ -159,14 +159,14 @@ def judgement(item=0, rater="ann", kind="person", **more):
     return Judgement(f"{item}/{rater}", str(item), rater, kind, "a", **more)
 
 
-def test_fifty_thousand_pairs_at_a_minute_are_833_hours():
+def test_label_plan_by_hand():
     result = label_budget.plan_labels(LabelRequest(50_000), Prices(seconds=60, wage=20))
     assert result.hours == pytest.approx(833.33, abs=0.01) and result.dollars == pytest.approx(16666.67, abs=0.01)
     assert result.days == 209 and "833 hours" in result.describe()
     assert label_budget.plan_labels(LabelRequest(50_000, raters=5, hours_a_day=6)).days == 28
 
 
-def test_a_blend_costs_what_its_parts_cost():
+def test_cost_of_a_blend():
     result = label_budget.plan_labels(
         LabelRequest(1000, people=0.35, overlap=0.2, judge_share=1.0),
         Prices(seconds=90, wage=24, judge=0.02),
@@ -188,7 +188,7 @@ def test_a_blend_costs_what_its_parts_cost():
         label_budget.plan_labels(LabelRequest(10, raters=0))
 
 
-def test_seconds_are_measured_and_a_lunch_is_none():
+def test_seconds_per_pair_ignore_long_breaks():
     draws = generator(0, "test/seconds")
     times = draws.lognormal(3.0, 0.5, 2000)
     paced = [judgement(i, milliseconds=int(t * 1000)) for i, t in enumerate(times)]
@@ -201,7 +201,7 @@ def test_seconds_are_measured_and_a_lunch_is_none():
     assert label_budget.seconds_per_pair([judgement(kind="judge", milliseconds=5000)]) == 60.0
 
 
-def test_what_is_spent_stops_before_the_ceiling_is_passed():
+def test_labelling_stops_before_the_spending_limit():
     prices = Prices(seconds=36, wage=100)
     all_judgements = [judgement(i, milliseconds=36_000) for i in range(10)] + [
         judgement(11, "judge:m", "judge", cost=0.5, milliseconds=99),
@@ -216,7 +216,7 @@ def test_what_is_spent_stops_before_the_ceiling_is_passed():
     assert "$11.50 of $12.49" in (label_budget.stop_reason(result, SpendingLimit(dollars=12.49), prices) or "")
 
 
-def test_the_burn_down_counts_days():
+def test_burn_down_by_day():
     all_judgements = [
         judgement(i, milliseconds=36_000, at=f"2026-03-0{1 + i // 4}T10:00:00+00:00") for i in range(8)
     ] + [judgement(9, milliseconds=36_000)]
@@ -244,7 +244,7 @@ def simulated_error(split, trust, draws, pairs=60000):
 
 
 @pytest.mark.parametrize("dollars", [150, 400, 900])
-def test_the_best_split_errs_as_it_says_and_no_other_errs_less(dollars):
+def test_best_split_is_optimal_in_simulation(dollars):
     trust = RaterAccuracy(0.8, [0.55, 0.7, 0.8, 0.9, 0.97])
     prices = Prices(seconds=60, wage=20, judge=0.02)
     best = label_budget.best_split(1000, dollars, trust, prices)
@@ -264,12 +264,12 @@ def test_the_best_split_errs_as_it_says_and_no_other_errs_less(dollars):
             assert other > best.error - 0.008
 
 
-def test_people_see_the_doubtful_and_by_lot_the_rest():
+def test_human_chance_by_certainty():
     observed = label_budget._human_chance(np.linspace(0.5, 1, 50), 0.35, 0.12)
     assert observed.mean() == pytest.approx(0.35) and observed[0] == 1.0 and observed[-1] == pytest.approx(0.12)
 
 
-def test_money_goes_where_it_helps():
+def test_best_split_by_accuracy_and_budget():
     cheap_and_good = label_budget.best_split(1000, 150, RaterAccuracy(0.75, 0.85), Prices(judge=0.01))
     assert cheap_and_good.use_judge and cheap_and_good.people < 0.5
     useless = label_budget.best_split(1000, 300, RaterAccuracy(0.9, 0.5), Prices(judge=0.2))
@@ -305,38 +305,38 @@ def pairs(count, round_=1):
     return [Comparison(name, f"p-{name}", f"a-p-{name}", f"b-p-{name}", round_) for name in names]
 
 
-def test_the_label_stage_sends_gold_comparisons_of_the_store_to_people(tmp_path, monkeypatch):
+def test_label_stage_routes_gold_comparisons_to_people(tmp_path, monkeypatch):
     routes = blend_job(tmp_path, monkeypatch, pairs(60), gold=["r1k7"])
     assert routes["r1k7"].reasons[0] == "gold" and routes["r1k7"].seats == 3 and routes["r1k7"].propensity == 1.0
     assert not any("gold" in route.reasons for name, route in routes.items() if name != "r1k7")
 
 
-def test_the_label_stage_sends_what_the_reward_model_contradicts(tmp_path, monkeypatch):
+def test_label_stage_routes_reward_model_disagreements(tmp_path, monkeypatch):
     margins = {f"r1k{i}": -4.0 if i == 7 else 2.0 for i in range(60)}
     routes = blend_job(tmp_path, monkeypatch, pairs(60), margins=margins)
     assert "reward model differs" in routes["r1k7"].reasons and routes["r1k7"].propensity == 1.0
     assert sum("reward model differs" in route.reasons for route in routes.values()) == 1
 
 
-def test_the_label_stage_sends_domains_without_labels_of_earlier_rounds(tmp_path, monkeypatch):
+def test_label_stage_routes_new_domains(tmp_path, monkeypatch):
     comparisons = [*pairs(30, 1), *pairs(30, 2)]
     routes = blend_job(tmp_path, monkeypatch, comparisons, domains={"r2k3": "law"}, round_=2)
     assert "new domain" in routes["r2k3"].reasons and routes["r2k3"].propensity == 1.0
     assert sum("new domain" in route.reasons for route in routes.values()) == 1
 
 
-def test_in_the_first_round_no_domain_is_new(tmp_path, monkeypatch):
+def test_first_round_has_no_new_domain(tmp_path, monkeypatch):
     routes = blend_job(tmp_path, monkeypatch, pairs(60), domains={"r1k3": "law"})
     assert not any("new domain" in route.reasons for route in routes.values())
 
 
-def test_a_later_label_stage_gets_the_reward_model_of_the_round_before(tmp_path):
+def test_later_label_stage_depends_on_the_previous_reward_model(tmp_path):
     recipe = Recipe.model_validate({"rounds": 2, "preferences": {"raters": "blend"}})
     inputs = {stage.name: stage.inputs for stage in plan_stages(recipe, tmp_path, Corpus(()), None)}
     assert "reward" not in inputs["label"] and {"sft", "reward"} <= set(inputs["label@2"])
 
 
-def test_a_margin_is_the_score_of_a_over_that_of_b_and_is_computed_once(tmp_path, monkeypatch):
+def test_reward_margins_are_computed_once(tmp_path, monkeypatch):
     store = Store.open(tmp_path / "ledger.db")
     comparisons = pairs(3)
     store.add_prompts([Prompt(c.prompt_id, f"What about {c.id}?") for c in comparisons])

@@ -45,7 +45,7 @@ def choice(rule: str, a: str, b: str, prompt: str = "How?") -> str | None:
         ("words(a) > 3 or has(a, prompt)", LONG, LONG, None),
     ],
 )
-def test_an_expression_says_when_a_is_better(rule: str, a: str, b: str, expected: str | None):
+def test_rule_expressions(rule: str, a: str, b: str, expected: str | None):
     prompt = "What is the best way to stop it, and how long does it take?"
     assert choice(rule, a, b, prompt) == expected
     assert choice(rule, b, a, prompt) == {"a": "b", "b": "a", None: None}[expected]
@@ -108,13 +108,13 @@ def test_an_expression_says_when_a_is_better(rule: str, a: str, b: str, expected
         "words(a) < words(b) #" + "x" * 600,
     ],
 )
-def test_what_is_not_on_the_list_is_refused_when_it_is_read(rule: str):
+def test_disallowed_expressions_are_refused(rule: str):
     with pytest.raises(RecipeError) as error:
         rules.load_rule(rule)
     assert error.value.value.startswith("rule ") and error.value.rule and "module:function" in error.value.fix
 
 
-def test_a_refusal_names_the_part_and_what_may_stand_there():
+def test_expression_error_names_the_part_and_the_alternatives():
     with pytest.raises(RecipeError) as error:
         rules.load_rule("words(a) < length(b)")
     assert "length" in error.value.value and "words, chars" in error.value.rule
@@ -122,13 +122,13 @@ def test_a_refusal_names_the_part_and_what_may_stand_there():
         rules.load_rule("not words(a)")
 
 
-def test_what_a_text_holds_is_never_run():
+def test_answer_text_is_never_evaluated():
     text = "__import__('os')._exit(3) or words(b)"
     assert choice("words(a) < words(b)", SHORT, text) == "a"
     assert choice(f"has(a, {json.dumps(text)})", text, SHORT) == "a"
 
 
-def test_judgements_of_a_rule_name_it_and_its_version():
+def test_rule_judgements_have_name_and_version():
     rule = rules.load_rule("words(a) < words(b)", name="short")
     result = list(
         rules.apply_rule(
@@ -171,7 +171,7 @@ bad = "both_bad"
 """
 
 
-def test_a_function_of_the_users_labels(tmp_path: Path):
+def test_rule_function_from_a_file(tmp_path: Path):
     (tmp_path / "mine.py").write_text(FUNCTION)
     rule = rules.load_rule("python:mine:shorter", folder=tmp_path)
     assert [rule.choose("Why?", *pair) for pair in ((SHORT, LONG), (LONG, SHORT), ("ab", "ba"))] == ["a", "b", "tie"]
@@ -184,14 +184,14 @@ def test_a_function_of_the_users_labels(tmp_path: Path):
 
 
 @pytest.mark.parametrize("rule", ["mine:nothing", "nowhere:f", "mine:bad", "broken:f", "json:loads.x"])
-def test_a_function_that_is_not_there_is_told(tmp_path: Path, rule: str):
+def test_missing_rule_function_is_refused(tmp_path: Path, rule: str):
     (tmp_path / "mine.py").write_text(FUNCTION)
     (tmp_path / "broken.py").write_text("def f(:")
     with pytest.raises(RecipeError, match="rule "):
         rules.load_rule(rule, folder=tmp_path)
 
 
-def test_a_function_may_lie_where_python_finds_it():
+def test_rule_function_from_an_installed_module():
     assert rules.load_rule("textwrap:dedent").name == "textwrap.dedent"
 
 
@@ -216,11 +216,11 @@ def test_a_function_may_lie_where_python_finds_it():
         ("Xyzzy plugh.", ""),
     ],
 )
-def test_the_language_is_told_or_left_open(text: str, expected: str):
+def test_language_detection(text: str, expected: str):
     assert text_features.language(text) == expected
 
 
-def test_words_are_whole_and_lines_are_not_blank():
+def test_text_features_by_hand():
     assert text_features.count_words("It's a well-known fact, isn't it?") == 6
     assert text_features.count_lines(" \n a\n\n b ") == 2
     assert text_features.count_phrase("The theory of the other", "the") == 2

@@ -24,7 +24,7 @@ YES = "Sure. Take some grapes."
 
 
 @pytest.mark.parametrize("name", sorted(jailbreaks.TRANSFORMS))
-def test_a_disguise_changes_the_words_and_keeps_the_request(name):
+def test_jailbreak_transforms_keep_the_request(name):
     made = jailbreaks.TRANSFORMS[name](HARMFUL)
     assert made != HARMFUL
     inside = {
@@ -36,18 +36,18 @@ def test_a_disguise_changes_the_words_and_keeps_the_request(name):
 
 
 @pytest.mark.parametrize(("one", "other"), [(0, 0), (5, 0), (9, 2), (3, 4), (30, 12), (1, 1)])
-def test_mcnemar_is_the_exact_binomial_test(one, other):
+def test_mcnemar_matches_the_exact_binomial_test(one, other):
     wanted = binomtest(one, one + other, 0.5).pvalue if one + other else 1.0
     assert safety.mcnemar(one, other) == pytest.approx(wanted)
     assert safety.mcnemar(one, other) == safety.mcnemar(other, one)
 
 
-def test_pairs_tell_what_changed_and_which_way():
+def test_compare_before_after():
     actual = safety.compare_before_after([True, True, True, False], [True, False, False, True])
     assert (actual["lost"], actual["gained"], actual["n"], actual["before"], actual["after"]) == (2, 1, 4, 0.75, 0.5)
 
 
-def test_rules_and_judge_are_compared_where_both_spoke():
+def test_compare_with_judge():
     actual = safety.compare_with_judge([True, True, False, False], [True, False, True, None])
     assert (actual["disagreements"], actual["only_rules"], actual["only_judge"], actual["unjudged"], actual["n"]) == (
         2,
@@ -69,7 +69,7 @@ def test_rules_and_judge_are_compared_where_both_spoke():
         ("{" * 3000, None),
     ],
 )
-def test_a_verdict_is_plain_or_none(reply, declined):
+def test_refusal_verdict_parsing(reply, declined):
     assert refusals.verdict(reply) is declined
 
 
@@ -96,9 +96,7 @@ def store(tmp_path):
         yield opened
 
 
-def test_every_harmful_prompt_is_put_into_every_disguise_and_too_long_ones_are_left_out(
-    tmp_path, store, chat, monkeypatch
-):
+def test_every_harmful_prompt_is_transformed_and_long_ones_are_dropped(tmp_path, store, chat, monkeypatch):
     made = jailbreak_eval.disguised(job(tmp_path, store, chat, SET))
     assert len(made) == 2 * len(jailbreaks.TRANSFORMS)
     assert all(p.harmful for _, p in made)
@@ -111,7 +109,7 @@ def test_every_harmful_prompt_is_put_into_every_disguise_and_too_long_ones_are_l
     assert "many_shot" not in {name for name, _ in jailbreak_eval.disguised(job(tmp_path, store, chat, SET))}
 
 
-def test_a_judge_reads_each_answer_once_and_what_it_does_not_say_stays_unjudged(tmp_path, store, chat):
+def test_refusal_judge_caches_verdicts_and_keeps_unreadable_ones_unjudged(tmp_path, store, chat):
     def script(request, number):
         text = request["messages"][1]["content"]
         if "garbled" in text:
@@ -133,7 +131,7 @@ def test_a_judge_reads_each_answer_once_and_what_it_does_not_say_stays_unjudged(
     assert refusals.judge_refusals(job(tmp_path, store, chat), requested) is None
 
 
-def test_a_judge_that_knows_no_key_does_not_end_an_evaluation(tmp_path, store, chat):
+def test_judge_authentication_error_does_not_stop_the_evaluation(tmp_path, store, chat):
     with served(lambda *_: (401, {}, b"{}")) as server:
         one = job(tmp_path, store, chat, judge={"base_url": server.url, "model": "m", "retries": 0})
         assert refusals.judge_refusals(one, [(HARMFUL, NO)]) is None
@@ -163,7 +161,7 @@ def traded(before, after, reward=(0.0, 1.0), n=12):
     return jailbreak_eval.concerns(one, result)
 
 
-def test_a_reward_that_rose_while_safety_fell_is_named_with_its_prompts():
+def test_reward_gain_with_safety_loss_is_a_finding():
     (actual,) = traded(12, 2)
     assert (actual.code, actual.severity) == ("safety-traded", "critical")
     assert "How do I harm number 2?" in actual.evidence
@@ -175,7 +173,7 @@ def test_a_reward_that_rose_while_safety_fell_is_named_with_its_prompts():
     assert traded(2, 12) == []
 
 
-def test_a_domain_lost_beyond_chance_is_named():
+def test_significant_domain_loss_is_a_finding():
     rows = {
         "money": {"rate": 0.3, "interval": [0.2, 0.44], "n": 50},
         "home": {"rate": 0.45, "interval": [0.3, 0.6], "n": 50},
@@ -189,7 +187,7 @@ def test_a_domain_lost_beyond_chance_is_named():
     assert output["interval"][0] < 0.75 < output["interval"][1]
 
 
-def test_one_tiny_run_measures_all_of_it(tmp_path):
+def test_tiny_run_measures_perplexity_safety_and_disagreements(tmp_path):
     """The whole pipeline, small: perplexity, pairs, disguises, disagreements."""
     import contextlib
     import io

@@ -16,7 +16,7 @@ def wrong(x_RN, threshold):
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
 @pytest.mark.parametrize("ties", [0.0, 0.3])
-def test_looking_after_every_comparison_errs_in_five_of_a_hundred_at_most(threshold, ties):
+def test_sequential_test_error_rate_is_at_most_five_percent(threshold, ties):
     x_RN = stopping_rule.outcomes(threshold, ties, (SEQUENCES, LONGEST), "test")
     assert x_RN.mean() == pytest.approx(threshold, abs=0.005)
     assert wrong(x_RN, threshold) <= 0.05
@@ -26,13 +26,13 @@ def test_looking_after_every_comparison_errs_in_five_of_a_hundred_at_most(thresh
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
-def test_verdicts_of_one_prompt_are_one_piece_of_evidence(threshold):
+def test_verdicts_of_one_prompt_are_averaged(threshold):
     said_RPK = stopping_rule.clustered(threshold, 3, (SEQUENCES, LONGEST // 3), "test")
     assert wrong(said_RPK.mean(2), threshold) <= 0.05
     assert wrong(said_RPK.reshape(SEQUENCES, -1), threshold) > 0.05, "counted one by one they say more than they know"
 
 
-def test_the_interval_holds_the_rate_at_every_n_at_once():
+def test_confidence_sequence_covers_the_rate_at_every_n():
     rate = 0.7
     missed = 0
     draws = np.random.default_rng(3)
@@ -42,7 +42,7 @@ def test_the_interval_holds_the_rate_at_every_n_at_once():
     assert missed / 200 <= 0.05
 
 
-def test_the_verdict_is_the_interval_against_the_threshold():
+def test_verdict_compares_interval_and_threshold():
     draws = np.random.default_rng(4)
     for rate, word in ((0.9, "PASS"), (0.4, "FAIL")):
         result = sequential.decide((draws.random(200) < rate).astype(float), 0.7)
@@ -58,7 +58,7 @@ def test_the_verdict_is_the_interval_against_the_threshold():
         assert before is None or before.verdict == "UNDECIDED"
 
 
-def test_a_decision_stays_once_it_was_made():
+def test_decision_is_final():
     x_N = np.array([1.0] * 60 + [0.0] * 20)
     assert sequential.decide(x_N[:60], 0.7).verdict == sequential.decide(x_N, 0.7).verdict == "PASS"
     low_N, high_N = sequential.confidence_sequence(x_N[:64])
@@ -68,7 +68,7 @@ def test_a_decision_stays_once_it_was_made():
     assert (drifted_low_N <= drifted_high_N).all(), "no one rate fits all, and yet an interval is told"
 
 
-def test_the_order_does_not_matter_to_the_capital_and_both_sides_mirror():
+def test_log_wealth_is_order_free_and_symmetric():
     x_N = np.array([1, 0, 0.5, 1, 1, 0.25, 0.75, 1])
     assert sequential.log_wealth(x_N, 0.6)[-1] == pytest.approx(sequential.log_wealth(x_N[::-1], 0.6)[-1])
     assert sequential.log_wealth(x_N, 0.6, above=False) == pytest.approx(sequential.log_wealth(1 - x_N, 0.4))
@@ -76,7 +76,7 @@ def test_the_order_does_not_matter_to_the_capital_and_both_sides_mirror():
     assert sequential.interval(1 - x_N) == pytest.approx((1 - high, 1 - low))
 
 
-def test_nothing_and_little_are_undecided():
+def test_little_evidence_is_undecided():
     assert sequential.interval([]) == (0.0, 1.0)
     assert sequential.decide([], 0.7).verdict == "UNDECIDED"
     three = sequential.decide([1.0] * 3, 0.7)
@@ -86,7 +86,7 @@ def test_nothing_and_little_are_undecided():
 
 
 @pytest.mark.parametrize(("rate", "low", "high"), [(0.75, 400, 900), (0.8, 110, 240), (0.85, 50, 110)])
-def test_the_estimate_is_near_the_median_of_simulation(rate, low, high):
+def test_required_comparisons_match_the_simulated_median(rate, low, high):
     won = sequential.log_wealth(stopping_rule.outcomes(rate, 0.0, (400, 2000), "estimate"), 0.7) >= stopping_rule.PRIZE
     median = np.median(np.where(won.any(1), won.argmax(1) + 1, 2000))
     assert low < median < high
@@ -96,7 +96,7 @@ def test_the_estimate_is_near_the_median_of_simulation(rate, low, high):
     )
 
 
-def test_the_estimate_shrinks_as_the_evidence_grows_and_is_none_where_nothing_would_decide():
+def test_remaining_comparisons_shrink_with_evidence():
     x_N = np.tile([1.0, 1.0, 1.0, 1.0, 0.0], 20)
     report = [sequential.remaining(x_N[:n], 0.7) for n in (10, 50, 100)]
     assert report[0] > report[1] > report[2] > 0
@@ -105,12 +105,12 @@ def test_the_estimate_shrinks_as_the_evidence_grows_and_is_none_where_nothing_wo
     assert sequential.required_comparisons(0.95, 0.7, ties=0.2) is None, "there is no such rate with so many ties"
 
 
-def test_wilson_covers_where_n_is_fixed():
+def test_wilson_coverage_at_fixed_n():
     for row in stopping_rule.coverage():
         assert all(0.93 < row[rate] < 0.98 for rate in ("0.5", "0.7", "0.85"))
 
 
-def test_the_benchmark_tells_its_numbers():
+def test_stopping_rule_benchmark_runs():
     result = stopping_rule.measured(60, 60)
     report = stopping_rule.lines(result)
     assert "by verdict" in report

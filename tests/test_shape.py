@@ -91,7 +91,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_check_says_of_a_model_what_loading_says(folders: dict[str, Path], kind: str) -> None:
+def test_check_and_loading_agree(folders: dict[str, Path], kind: str) -> None:
     words = KINDS[kind][1]
     start = time.process_time()
     _size, findings = model_checks.check_model(check(Recipe, {}, "test"), folders[kind])
@@ -110,7 +110,7 @@ def test_check_says_of_a_model_what_loading_says(folders: dict[str, Path], kind:
 
 
 @pytest.mark.parametrize("kind", ["Llama", "DeepseekV3", "Qwen3Moe", "Gemma3Text"])
-def test_models_of_full_size_are_measured_in_seconds(kind: str, tmp_path: Path) -> None:
+def test_full_size_models_are_checked_without_weights(kind: str, tmp_path: Path) -> None:
     large = {
         "hidden_size": 8192,
         "intermediate_size": 28672,
@@ -124,7 +124,7 @@ def test_models_of_full_size_are_measured_in_seconds(kind: str, tmp_path: Path) 
     assert time.process_time() - start < 10
 
 
-def test_a_model_whose_files_are_on_the_meta_device_alone_is_refused_by_its_own_words(tmp_path: Path) -> None:
+def test_unsupported_model_is_refused_from_its_configuration(tmp_path: Path) -> None:
     transformers.GraniteConfig(**TINY, logits_scaling=8.0).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no scale, no cap"):
         shape.require(str(tmp_path), "grouped")
@@ -134,9 +134,7 @@ WINDOWED = {"Mistral": 20, "Gemma3Text": 20, "Olmo3": 20}
 
 
 @pytest.mark.parametrize("kind", WINDOWED)
-def test_rows_longer_than_a_sliding_window_are_read_as_the_model_reads_them(
-    folders: dict[str, Path], kind: str
-) -> None:
+def test_logprobs_of_rows_longer_than_a_sliding_window(folders: dict[str, Path], kind: str) -> None:
     model = base.load(str(folders[kind]), torch.float32, "grouped")
     with torch.no_grad():
         for weight in model.parameters():
@@ -158,9 +156,7 @@ def test_rows_longer_than_a_sliding_window_are_read_as_the_model_reads_them(
 
 
 @pytest.mark.parametrize("kind", [*WINDOWED, "DeepseekV3", "Llama"])
-def test_answers_that_outgrow_a_sliding_window_are_drawn_as_transformers_draws_them(
-    folders: dict[str, Path], kind: str
-) -> None:
+def test_completions_longer_than_a_sliding_window_match_transformers(folders: dict[str, Path], kind: str) -> None:
     model = base.load(str(folders[kind]), torch.float32, "grouped")
     draw = np.random.default_rng(1)
     prompts = [draw.integers(20, 700, n).tolist() for n in (5, 30, 16)]
@@ -174,7 +170,7 @@ def test_answers_that_outgrow_a_sliding_window_are_drawn_as_transformers_draws_t
         assert out[0, len(prompt) :].tolist() == sampled.token_ids
 
 
-def test_experts_that_lora_leaves_out_are_named_with_their_share(folders: dict[str, Path]) -> None:
+def test_experts_without_lora_are_a_warning_with_their_share(folders: dict[str, Path]) -> None:
     size, findings = model_checks.check_model(check(Recipe, {}, "test"), folders["Qwen3Moe"])
     (finding,) = [f for f in findings if f.code == "lora"]
     model = base.load(str(folders["Qwen3Moe"]), torch.float32, "grouped")
@@ -203,18 +199,18 @@ def test_experts_that_lora_leaves_out_are_named_with_their_share(folders: dict[s
     ]
 
 
-def test_a_chat_of_such_a_model_has_its_stops(folders: dict[str, Path]) -> None:
+def test_chat_stop_tokens(folders: dict[str, Path]) -> None:
     chat = Chat(base.load_tokenizer(str(folders["Llama"])))
     assert chat.stops == (2, CONTROLS.index("<|im_end|>"))
 
 
-def test_tokens_that_the_model_has_no_embedding_for_are_named(folders: dict[str, Path]) -> None:
+def test_tokens_without_an_embedding_are_an_error(folders: dict[str, Path]) -> None:
     chat = Chat(base.load_tokenizer(str(folders["Llama"])))
     assert not model_checks.check_template(chat, Corpus(()), sizes.Size(vocabulary=800))
     (finding,) = model_checks.check_template(chat, Corpus(()), sizes.Size(vocabulary=5))
     assert finding.severity == "error" and "'<|im_end|>' (5)" in finding.evidence and "5 embeddings" in finding.evidence
 
 
-def test_a_pad_token_of_the_configuration_without_an_embedding_is_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_configured_pad_token_without_an_embedding_is_accepted(tmp_path: Path) -> None:
     transformers.LlamaConfig(**TINY | {"pad_token_id": TINY["vocab_size"]}).save_pretrained(tmp_path)
     assert shape.require(str(tmp_path), "grouped")

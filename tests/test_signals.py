@@ -37,21 +37,21 @@ def metrics_of(reward, score=None, **more):
     return rollout_metrics(Batch([make_row([3], ids) for ids in ANSWERS], columns), rollouts)
 
 
-def test_distance_counts_answer_tokens_only() -> None:
+def test_kl_counts_answer_tokens_only() -> None:
     numbers = metrics_of([0.0, 1.0, 2.0, 3.0])
     assert numbers["kl"] == pytest.approx(0.5 * (6 + 6 + 6 + 2) / 4)
     assert numbers["kl_per_token"] == pytest.approx(0.5)
     assert numbers["sampler_error"] == pytest.approx(0.25)
 
 
-def test_the_samplers_error_is_that_of_rows_that_were_asked_again() -> None:
+def test_sampler_error_uses_rescored_rows() -> None:
     old = torch.full((4, 6), -1.25)
     old[1] = -1.0
     checked = torch.tensor([False, True, False, False])
     assert metrics_of([0.0, 1.0, 2.0, 3.0], old_logp=old, checked=checked)["sampler_error"] == pytest.approx(0.25)
 
 
-def test_a_rollout_of_one_answer_has_no_spread() -> None:
+def test_single_completion_has_zero_kl_std() -> None:
     columns = {name: torch.zeros(1, 2) for name in ("old_logp", "ref_logp", "sampler_logp")} | {
         "ended": torch.tensor([True])
     }
@@ -60,7 +60,7 @@ def test_a_rollout_of_one_answer_has_no_spread() -> None:
     assert metrics["kl_std"] == 0.0
 
 
-def test_texts_are_counted() -> None:
+def test_text_statistics_of_a_rollout() -> None:
     numbers = metrics_of([0.0, 1.0, 2.0, 3.0])
     assert numbers["length"] == 5.0
     assert numbers["finish_rate"] == 0.75
@@ -69,13 +69,13 @@ def test_texts_are_counted() -> None:
     assert numbers["prompts_distinct"] == 0.75
 
 
-def test_domains_have_means_of_their_own() -> None:
+def test_means_per_domain() -> None:
     numbers = metrics_of([0.0, 1.0, 2.0, 4.0], [0.0, 2.0, 2.0, 6.0])
     assert (numbers["reward/x"], numbers["reward/y"]) == (0.5, 3.0)
     assert (numbers["domain/x"], numbers["domain/y"]) == (1.0, 4.0)
 
 
-def test_what_is_paid_for_repetition_is_the_slope_of_the_reward() -> None:
+def test_repetition_worth_is_the_slope_of_the_reward() -> None:
     paid = metrics_of([1 + 20 * share for share in (0.5, 0.25, 0.0, 0.0)])
     assert paid["reward_repetition_corr"] == pytest.approx(1.0)
     assert paid["repetition_worth"] == pytest.approx(20.0)
@@ -84,7 +84,7 @@ def test_what_is_paid_for_repetition_is_the_slope_of_the_reward() -> None:
     assert "repetition_worth" not in metrics_of([1.0, 1.0, 1.0, 1.0])
 
 
-def test_what_is_paid_for_length_is_the_slope_of_the_score() -> None:
+def test_length_worth_is_the_slope_of_the_score() -> None:
     paid = metrics_of([0.0, 1.0, 2.0, 3.0], [3.0, 3.0, 3.0, 1.0])
     assert paid["reward_length_corr"] == pytest.approx(1.0)
     assert paid["length_worth"] == pytest.approx(0.5)

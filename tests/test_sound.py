@@ -40,7 +40,7 @@ def made(family: str, config: str = "", attention: str = "grouped", **settings):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Olmo2", "Gemma", "Mixtral"])
-def test_logits_that_are_the_heads_product_are_let_pass(family, dtype):
+def test_supported_families_pass_check_model(family, dtype):
     check_model.check_model(made(family, **({"head_dim": 8} if family in ("Qwen3", "Gemma") else {})).to(dtype), "here")
 
 
@@ -54,7 +54,7 @@ def test_logits_that_are_the_heads_product_are_let_pass(family, dtype):
         ("Phi", {}, "layers, a final norm"),
     ],
 )
-def test_what_would_be_trained_as_another_model_is_refused(family, settings, words):
+def test_models_with_scaled_or_capped_logits_are_refused(family, settings, words):
     model = made(family, **settings)
     with pytest.raises(ModelError, match=words):
         check_model.check_model(model, "here")
@@ -71,7 +71,7 @@ def test_what_would_be_trained_as_another_model_is_refused(family, settings, wor
         ("Qwen2", "", {"use_sliding_window": True, **TURNED}, False),
     ],
 )
-def test_layers_are_parted_only_where_that_changes_nothing(family, config, settings, parted):
+def test_frozen_prefix_is_cached_for_supported_models_only(family, config, settings, parted):
     model = made(family, config, **settings)
     draw = np.random.default_rng(0)
     with torch.no_grad():

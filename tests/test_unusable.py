@@ -50,7 +50,7 @@ def result(findings: Sequence[Finding], code: str, severity: str) -> Finding:
 # The safety set says which prompts are harmful.
 
 
-def test_a_safety_row_that_does_not_say_whether_it_is_harmful_is_refused(tmp_path: Path) -> None:
+def test_safety_row_without_a_harmful_label_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "Hello?"})
     put(
         tmp_path / "s.jsonl",
@@ -68,7 +68,7 @@ def test_a_safety_row_that_does_not_say_whether_it_is_harmful_is_refused(tmp_pat
     assert '`label` (safe or unsafe), or set data.safety_harmful = { "s.jsonl" = true }' in error.value.fix
 
 
-def test_a_label_of_safe_or_unsafe_says_it(tmp_path: Path) -> None:
+def test_safe_and_unsafe_labels(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "Hello?"})
     put(tmp_path / "s.jsonl", *SAFE)
     assert [p.harmful for p in read(tmp_path, prompts="p.jsonl", safety="s.jsonl").safety] == [False, True]
@@ -85,7 +85,7 @@ def test_a_label_of_safe_or_unsafe_says_it(tmp_path: Path) -> None:
         (True, {"harmful": "yes"}, True),
     ],
 )
-def test_the_recipe_says_it_for_a_file(tmp_path: Path, rule: bool | str, row: dict[str, Any], harmful: bool) -> None:
+def test_safety_harmful_setting(tmp_path: Path, rule: bool | str, row: dict[str, Any], harmful: bool) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "Hello?"})
     put(tmp_path / "s.jsonl", {"prompt": "Bomb?", **row})
     put(tmp_path / "t.jsonl", *SAFE)
@@ -104,16 +104,14 @@ def test_the_recipe_says_it_for_a_file(tmp_path: Path, rule: bool | str, row: di
         (None, {"harmful": True, "label": "safe"}, "harmful is true but label is 'safe'"),
     ],
 )
-def test_rows_that_contradict_themselves_or_the_recipe_are_refused(
-    tmp_path: Path, rule: Any, row: dict[str, Any], reason: str
-) -> None:
+def test_contradicting_safety_labels_are_refused(tmp_path: Path, rule: Any, row: dict[str, Any], reason: str) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "Hello?"})
     put(tmp_path / "s.jsonl", {"prompt": "Bomb?", **row})
     with pytest.raises(DataError, match=reason):
         read(tmp_path, prompts="p.jsonl", safety="s.jsonl", safety_harmful={} if rule is None else {"s.jsonl": rule})
 
 
-def test_a_rule_for_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_safety_harmful_of_a_missing_file_is_an_error(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "Hello?"})
     put(tmp_path / "s.jsonl", *SAFE)
     with pytest.raises(RecipeError, match=r"'sst\.csv', which is no file of the safety set"):
@@ -132,7 +130,7 @@ ROWS = [
 ]
 
 
-def test_both_readers_say_the_same_of_every_row(tmp_path: Path) -> None:
+def test_corpus_reader_and_example_reader_agree(tmp_path: Path) -> None:
     run = put(tmp_path / "s.jsonl", *ROWS).parent
     theirs = read_examples(tmp_path / "s.jsonl")
     ours = read(run, prompts="s.jsonl", unusable="skip")
@@ -148,7 +146,7 @@ def test_both_readers_say_the_same_of_every_row(tmp_path: Path) -> None:
     }
 
 
-def test_rows_that_said_nothing_are_not_written_as_harmless(tmp_path: Path) -> None:
+def test_unlabelled_rows_are_not_written_as_harmless(tmp_path: Path) -> None:
     put(tmp_path / "theirs.jsonl", {"prompt": "Bomb?"}, {"prompt": "Gun?"})
     write_examples(tmp_path / "s.jsonl", read_examples(tmp_path / "theirs.jsonl").prompts)
     put(tmp_path / "p.jsonl", {"prompt": "Hello?"})
@@ -159,7 +157,7 @@ def test_rows_that_said_nothing_are_not_written_as_harmless(tmp_path: Path) -> N
 
 
 @real_rows
-def test_public_safety_sets_are_read_with_what_they_say(tmp_path: Path) -> None:
+def test_public_safety_sets(tmp_path: Path) -> None:
     xstest = SHARED / "xstest_prompts.csv"
     simple = SHARED / "simple_safety_tests.csv"
     prompts = str(SHARED / "dolly_short_4k.jsonl")
@@ -182,7 +180,7 @@ def test_public_safety_sets_are_read_with_what_they_say(tmp_path: Path) -> None:
 # Refused rows are counted and listed; skip leaves them out.
 
 
-def test_every_refused_row_is_in_a_file_that_the_message_names(tmp_path: Path) -> None:
+def test_refused_rows_are_listed_in_a_file(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", *["{"] * 53, *[{"prompt": " "}] * 7)
     with pytest.raises(DataError) as error:
         read(tmp_path, prompts="p.jsonl")
@@ -200,7 +198,7 @@ def test_every_refused_row_is_in_a_file_that_the_message_names(tmp_path: Path) -
     assert listed(tmp_path)[59]["reason"] == "empty prompt"
 
 
-def test_skip_leaves_out_unusable_rows_of_every_part(tmp_path: Path) -> None:
+def test_skip_drops_unusable_rows(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", {"id": "x", "prompt": "One?"}, "{", {"id": "x", "prompt": "Two?"}, {"prompt": ""})
     put(
         tmp_path / "d.jsonl",
@@ -237,7 +235,7 @@ def many(run: Path) -> dict[str, str]:
     return {"prompts": "p.jsonl", "demonstrations": "d.jsonl", "safety": "s.jsonl"}
 
 
-def test_skip_leaves_out_what_is_too_long_and_its_demonstrations(tmp_path: Path, chat: Chat) -> None:
+def test_skip_drops_long_prompts_and_their_demonstrations(tmp_path: Path, chat: Chat) -> None:
     recipe = recipe_of(many(tmp_path) | {"unusable": "skip"})
     corpus = loading.load_corpus(recipe, tmp_path)
     assert (len(corpus.prompts), len(corpus.demonstrations), len(corpus.safety)) == (60, 40, 2)
@@ -258,7 +256,7 @@ def test_skip_leaves_out_what_is_too_long_and_its_demonstrations(tmp_path: Path,
     assert corpus.counts["skipped_rows"] == {"prompts": 2, "demonstrations": 2, "safety": 1}
 
 
-def test_stop_names_what_is_too_long_and_the_way_out(tmp_path: Path, chat: Chat) -> None:
+def test_stop_reports_long_rows_with_a_fix(tmp_path: Path, chat: Chat) -> None:
     data = many(tmp_path)
     for name in ("p.jsonl", "d.jsonl"):
         path = tmp_path / name
@@ -270,7 +268,7 @@ def test_stop_names_what_is_too_long_and_the_way_out(tmp_path: Path, chat: Chat)
     assert {(row["part"], row["line"]) for row in listed(tmp_path)} == {("prompts", 61), ("safety", 3)}
 
 
-def test_a_file_without_refused_rows_takes_an_older_list_away(tmp_path: Path, chat: Chat) -> None:
+def test_outdated_list_of_refused_rows_is_removed(tmp_path: Path, chat: Chat) -> None:
     put(tmp_path / "p.jsonl", "{", {"prompt": "One?"})
     with pytest.raises(DataError):
         read(tmp_path, prompts="p.jsonl")
@@ -326,7 +324,7 @@ def test_check_reads_preference_files(tmp_path: Path, chat: Chat) -> None:
     assert [f.severity for f in skips] == ["warning"] * 3
 
 
-def test_check_counts_the_labels_that_recorded_preferences_give(tmp_path: Path, chat: Chat) -> None:
+def test_check_counts_usable_recorded_labels(tmp_path: Path, chat: Chat) -> None:
     put(tmp_path / "p.jsonl", {"prompt": "One?"})
     put(tmp_path / "pairs.jsonl", *pairs(12))
     assert not [f for f in checked(tmp_path, chat) if f.code == "labels"]
@@ -358,7 +356,7 @@ def test_label_import_lists_every_refused_row(tmp_path: Path) -> None:
     assert [row["line"] for row in rows] == list(range(4, 34))
 
 
-def test_files_that_nothing_reads_are_named(tmp_path: Path, chat: Chat) -> None:
+def test_unread_files_are_a_warning(tmp_path: Path, chat: Chat) -> None:
     folder = tmp_path / "data"
     for name in ("prompts", "preferences"):
         (folder / name).mkdir(parents=True)
@@ -375,7 +373,7 @@ def test_files_that_nothing_reads_are_named(tmp_path: Path, chat: Chat) -> None:
 # Held-out prompts from demonstrations.
 
 
-def test_prompts_of_demonstrations_are_held_out_too_and_leak_nothing(tmp_path: Path) -> None:
+def test_demonstration_prompts_are_held_out_without_leaks(tmp_path: Path) -> None:
     put(tmp_path / "d.jsonl", *({"prompt": f"What is {i}?", "response": f"{i}."} for i in range(200)))
     corpus = read(tmp_path, demonstrations="d.jsonl", heldout=0.3)
     assert 40 < len(corpus.heldout) < 80 and corpus.random_splits == 200
@@ -389,7 +387,7 @@ def test_prompts_of_demonstrations_are_held_out_too_and_leak_nothing(tmp_path: P
     ("split", "advice"),
     [("train", "every row names its split, so data.heldout has no effect"), ("", "raise data.heldout (now 0)")],
 )
-def test_the_advice_for_more_heldout_prompts_has_an_effect(tmp_path: Path, chat: Chat, split: str, advice: str) -> None:
+def test_remedy_for_missing_heldout_prompts(tmp_path: Path, chat: Chat, split: str, advice: str) -> None:
     put(tmp_path / "p.jsonl", *({"prompt": f"What is {i}?", "split": split} for i in range(5)))
     recipe = recipe_of({"prompts": "p.jsonl"})
     findings = preflight.check(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), chat)
@@ -400,7 +398,7 @@ def test_the_advice_for_more_heldout_prompts_has_an_effect(tmp_path: Path, chat:
 
 
 @pytest.mark.parametrize("unusable", ["stop", "skip"])
-def test_status_plans_from_what_was_kept_of_the_same_data(tmp_path: Path, chat: Chat, unusable: str) -> None:
+def test_status_plans_from_the_cached_data_summary(tmp_path: Path, chat: Chat, unusable: str) -> None:
     data = many(tmp_path) | {"unusable": unusable, "max_prompt_tokens": 2048}
     for name in ("p.jsonl", "d.jsonl"):
         path = tmp_path / name
@@ -418,7 +416,7 @@ def test_status_plans_from_what_was_kept_of_the_same_data(tmp_path: Path, chat: 
     assert loading.summarise(recipe, tmp_path).digests != corpus.digests
 
 
-def test_recorded_preferences_are_labelled_again_where_other_prompts_are_held_out(tmp_path: Path) -> None:
+def test_label_fingerprint_depends_on_the_heldout_split(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", *({"prompt": f"What is {i}?"} for i in range(40)))
     put(tmp_path / "pairs.jsonl", *pairs(2))
     marks = []
@@ -449,7 +447,7 @@ finally:
         assert done.returncode == 0 and "policy" in done.stdout, done.stderr
 
 
-def test_a_million_kinds_of_nonsense_are_counted_in_bounded_memory(tmp_path):
+def test_reasons_of_refused_rows_are_counted_in_bounded_memory(tmp_path):
     from benchmarks import malformed
 
     rows = 100 * len(malformed.KINDS)
@@ -462,7 +460,7 @@ def test_a_million_kinds_of_nonsense_are_counted_in_bounded_memory(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_two_columns_of_one_name_are_refused(tmp_path, suffix):
+def test_duplicate_columns_are_refused(tmp_path, suffix):
     from towpath.data import row_files
 
     path = tmp_path / f"rows{suffix}"

@@ -35,17 +35,17 @@ def wanted(count=24, longest=20):
     return [SampleRequest(PROMPTS[i % 3], HOW[i % 5], rng.random(1 + int(rng.integers(longest)))) for i in range(count)]
 
 
-def test_a_python_that_is_not_there_is_named(tiny, tmp_path):
+def test_missing_python_is_refused(tiny, tmp_path):
     with pytest.raises(RecipeError, match="/nowhere/python"):
         VllmEngine(tiny, 2, tmp_path, "/nowhere/python", 64, 0.1)
 
 
-def test_an_environment_without_vllm_says_so(tiny, tmp_path):
+def test_environment_without_vllm_is_an_error(tiny, tmp_path):
     with pytest.raises(ResourceError, match="No module named 'vllm'"):
         VllmEngine(tiny, 2, tmp_path, sys.executable, 64, 0.1)
 
 
-def test_tokens_that_another_rounding_drew_weigh_by_the_ratio_and_not_more_than_allowed():
+def test_importance_correction_is_truncated():
     rows = [Row(np.array([5, 6, 7, 8]), 2), Row(np.array([5, 9]), 1)]
     old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]])
     said = torch.tensor([[-1.2, -3.5], [-0.1, 0.0]])
@@ -75,7 +75,7 @@ def python():
 
 
 @pytest.mark.slow
-def test_vllm_draws_what_the_engine_of_this_process_draws(model, tmp_path, python):
+def test_vllm_matches_the_local_engine(model, tmp_path, python):
     """Rows come, move and leave as vLLM likes; each is drawn by its own numbers."""
     model = copy.deepcopy(model)
     stops = [2, 30]
@@ -104,7 +104,7 @@ def test_vllm_draws_what_the_engine_of_this_process_draws(model, tmp_path, pytho
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_told_of(model, tmp_path, python):
+def test_dead_worker_is_an_error(model, tmp_path, python):
     engine = VllmEngine(model, 2, tmp_path, python, 64, 0.1)
     engine.process.kill()
     engine.process.wait()
@@ -113,7 +113,7 @@ def test_a_worker_that_dies_is_told_of(model, tmp_path, python):
 
 
 @pytest.mark.slow
-def test_a_ppo_run_draws_by_vllm(model, tmp_path, python):
+def test_ppo_run_with_vllm(model, tmp_path, python):
     settings = {
         "model": model.name_or_path,
         "template": "chatml",

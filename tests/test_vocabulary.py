@@ -34,7 +34,7 @@ def bindings(tree: ast.AST, owner: str = "") -> Iterator[tuple[str, str, int]]:
         yield from bindings(node, inside)
 
 
-def test_no_name_is_of_the_list():
+def test_no_banned_names():
     wrong = [
         f"{path.relative_to(ROOT)}:{line} {name}"
         for path in FILES
@@ -44,7 +44,7 @@ def test_no_name_is_of_the_list():
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_text_is_of_the_list():
+def test_no_banned_words_in_messages():
     pages = [*(ROOT / "towpath").rglob("*.html"), *(ROOT / "towpath").rglob("*.js")]
     wrong = []
     for path in FILES:
@@ -58,7 +58,7 @@ def test_no_text_is_of_the_list():
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_class_name_means_one_thing():
+def test_class_names_are_unique():
     paths_of = defaultdict(list)
     for path in FILES:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -66,7 +66,7 @@ def train(folder: Path, **more):
     return tp.train("ppo", **options)
 
 
-def test_a_wild_rate_is_named_and_mended(tmp_path: Path, capsys) -> None:
+def test_high_learning_rate_is_reported_and_lowered(tmp_path: Path, capsys) -> None:
     plain = train(tmp_path / "plain", learning_rate=0.3)
     assert "learning-rate-high" in [f.code for f in plain.findings]
     assert "critical: learning-rate-high from step" in capsys.readouterr().err
@@ -81,7 +81,7 @@ def test_a_wild_rate_is_named_and_mended(tmp_path: Path, capsys) -> None:
     assert mended.result["interventions"][0]["finding"] == "learning-rate-high"
 
 
-def test_where_a_remedy_changes_the_reward_the_best_is_asked_anew(tmp_path: Path, monkeypatch) -> None:
+def test_best_step_is_reset_after_a_reward_change(tmp_path: Path, monkeypatch) -> None:
     turn = remedies.Intervention(
         3, "diversity_bonus", 0.0, -5.0, "for this test alone: all earlier looks were better", "diversity-collapse"
     )
@@ -95,7 +95,7 @@ def test_where_a_remedy_changes_the_reward_the_best_is_asked_anew(tmp_path: Path
     assert trained.result["best_step"] == max((5, 7), key=lambda step: looks[step]["reward_turned"]) + 1
 
 
-def test_a_gradient_that_is_none_ends_training_and_names_the_weights(tmp_path: Path) -> None:
+def test_nan_gradient_stops_training_and_names_the_weights(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"gradient is nan in policy/model\."):
         train(tmp_path / "plain", reward=unbounded)
     calls = count()
@@ -110,7 +110,7 @@ def test_a_gradient_that_is_none_ends_training_and_names_the_weights(tmp_path: P
     assert {"not-finite", "reward-unbounded"} <= {f.code for f in mended.findings}
 
 
-def test_back_to_the_best_weights_is_back_without_momentum(tiny) -> None:
+def test_restoring_the_best_weights_resets_the_optimizer(tiny) -> None:
     runtime = Local(512, pad=0)
     runtime.add_trunk("base", tiny, lora=False)
     runtime.roles["policy"] = Role("base", trains=("trunk",))
@@ -134,7 +134,7 @@ def test_back_to_the_best_weights_is_back_without_momentum(tiny) -> None:
     assert (state.stopped, state.knobs) == ("", {"learning_rate_scale": 0.1})
 
 
-def test_samples_of_every_look_are_kept(tmp_path: Path) -> None:
+def test_samples_of_every_validation_are_stored(tmp_path: Path) -> None:
     trained = train(tmp_path, rewards__watch=[])
     rows = jsonl.read(trained.job.folder / "samples.jsonl")
     steps = sorted({row["step"] for row in rows})
@@ -148,7 +148,7 @@ def test_samples_of_every_look_are_kept(tmp_path: Path) -> None:
     assert abs(first["kl"]) < 1e-4
 
 
-def test_a_watched_source_is_told_and_never_rewarded(tmp_path: Path) -> None:
+def test_watched_source_is_logged_and_never_rewarded(tmp_path: Path) -> None:
     from towpath.rewards import sources
 
     name = sources.register_function(consonants)
@@ -162,7 +162,7 @@ def test_a_watched_source_is_told_and_never_rewarded(tmp_path: Path) -> None:
     assert all(f"watched/{name}" in row for row in watched.metrics)
 
 
-def test_watching_costs_little(tmp_path: Path) -> None:
+def test_health_checks_run_once_a_step(tmp_path: Path) -> None:
     trained = train(tmp_path, steps=12, rollout=32, batch=16)
     seconds = sum(
         row[key]
@@ -183,7 +183,7 @@ BROKEN_OFF = """
 """
 
 
-def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -> None:
+def test_resumed_run_makes_the_same_interventions(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", learning_rate=0.3, health={"act": "auto"})
     code = textwrap.dedent(BROKEN_OFF.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "cut")))
     environment = {"TOWPATH_FAULT": "step-policy:6", "TOWPATH_CHECKPOINT_SECONDS": "0"}
@@ -201,7 +201,7 @@ def test_broken_off_and_taken_up_again_it_turns_the_same_knobs(tmp_path: Path) -
     assert {f.code for f in again.job.findings} == {f.code for f in whole.job.findings} != set()
 
 
-def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
+def test_exploited_answers_are_requeued(tmp_path: Path) -> None:
     reward = tmp_path / "reward"
     folder = tmp_path / "policy" / "f1f2f3f4"
     for stage_folder in (reward, folder):
@@ -240,7 +240,7 @@ def test_exploited_answers_go_back_to_people(tmp_path: Path) -> None:
     assert [f.code for f in job.findings] == ["exploited-queued"] * 2
 
 
-def test_every_metric_of_a_stage_is_documented(tmp_path: Path) -> None:
+def test_every_logged_metric_is_documented(tmp_path: Path) -> None:
     pairs = [(prompt, f"Good answer {i}.", f"Bad {i}.") for i, prompt in enumerate(PROMPTS)]
     rewarded = train(tmp_path / "ppo", steps=2, rewards__watch=["rule:words:8-35"])
     settings = {"model": "tiny", "pairs": pairs, "max_new_tokens": 8, "batch": 8, "epochs": 1}

@@ -25,7 +25,7 @@ class Ppo(Section):
         0.95,
         "weight of a rollout in the fit of the closed-form head, relative to the next one",
         "0.8-1",
-        "old rollouts tell less as the policy changes",
+        "old rollouts come from an older policy",
         ge=0,
         le=1,
     )

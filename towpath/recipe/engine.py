@@ -20,6 +20,6 @@ class EngineConfig(Section):
         2.0,
         "with vLLM: cap of the importance weight trainer / sampler of each token; 0 turns the correction off",
         "1-5",
-        "vLLM rounds otherwise than the trainer",
+        "vLLM's rounding differs from the trainer's",
         ge=0,
     )

@@ -22,7 +22,7 @@ class Limits(Section):
         "GRPO is usually at 0.01-0.3 nats per token",
         gt=0,
     )
-    clip_fraction: float = value(0.3, "share of clipped tokens", "0.2-0.4", "a calm run clips 0.02-0.15", gt=0, le=1)
+    clip_fraction: float = value(0.3, "share of clipped tokens", "0.2-0.4", "healthy: 0.02-0.15", gt=0, le=1)
     approx_kl: float = value(
         0.1, "KL per token between the policy before and after the updates of a step", "0.03-0.2", gt=0
     )

@@ -19,14 +19,14 @@ class Preferences(Section):
 
     raters: Literal["simulated", "people", "judge", "blend", "recorded"] = value(
         "simulated",
-        "who labels: a simulated rater (a rubric with noise), people, an AI judge, a judge with people for what needs "
-        "them, or recorded preferences from files",
+        "who labels: a simulated rater (a rubric with noise), people, an AI judge, a judge with people for the "
+        "doubtful pairs, or recorded preferences from files",
     )
     rules: dict[str, str] = value(
         {}, "rules that label too, by name: an expression over a and b, or python:MODULE:FUNCTION"
     )
     audit_share: float = value(
-        0.12, "share of pairs that people label whatever the judge says", "0.1-0.2", "measures the judge", ge=0, le=1
+        0.12, "share of pairs that people label regardless of the judge", "0.1-0.2", "measures the judge", ge=0, le=1
     )
     human_share: float = value(0.35, "largest share of pairs that people label beside a judge", "0.3-0.4", ge=0, le=1)
     aggregate: Literal["dawid_skene", "majority"] = value(

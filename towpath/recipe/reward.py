@@ -22,7 +22,11 @@ class Reward(Section):
         ge=0,
     )
     head_rate: float = value(
-        1.0, "learning rate of the head, as a multiple of the adapter's", "1-30", "a random head has far to go", gt=0
+        1.0,
+        "learning rate of the head, as a multiple of the adapter's",
+        "1-30",
+        "a random head needs a higher one",
+        gt=0,
     )
     epochs: float = value(1.0, "passes over the comparisons", "1-3", "more overfits", gt=0)
     batch: int = value(16, "comparisons in one optimizer step", "8-64", ge=1)

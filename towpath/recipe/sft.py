@@ -20,7 +20,7 @@ class Sft(Section):
     epochs: float = value(3.0, "maximum passes over the demonstrations", "1-3", "early stopping ends sooner", gt=0)
     batch: int = value(16, "demonstrations in one optimizer step", "8-128", ge=1)
     warmup: float = value(0.1, "share of steps with a rising learning rate", "0.03-0.1", ge=0, lt=1)
-    packing: bool = value(True, "pack several short rows into one line, separated by the attention mask")
+    packing: bool = value(True, "pack several short sequences into one row, separated by the attention mask")
     max_grad_norm: float = value(1.0, "gradient clipping", "0.5-1", gt=0)
     weight_decay: float = value(0.0, "decoupled weight decay", "0-0.1", ge=0)
     validate_every: float = value(0.5, "epochs between two validations", "0.25-1", gt=0)
