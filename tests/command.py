@@ -18,6 +18,7 @@ from pathlib import Path
 SMALL = [
     "sft.epochs=0.3",
     "evaluate.prompts=12",
+    "evaluate.jailbreak_prompts=2",
     "preferences.prompts=30",
     "preferences.min_labels=8",
     "policy.steps=3",
