@@ -54,7 +54,7 @@ system:
 prove: setup
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.kills
 	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name sqlite
-	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name postgresql --place postgresql
+	$(PY) -m benchmarks.rating kills --kills 100 --raters 40 --think 0.6 --json benchmarks/results/server_kills.json --name postgresql --location postgresql
 	$(PY) -m benchmarks.malformed --json benchmarks/results/malformed.json
 	$(PY) -m benchmarks.quickstart_seeds
 

@@ -1,5 +1,4 @@
-"""Compare this checkout with another revision: the same runs must give the same weights and the same metric values,
-bit for bit.
+"""Compare this checkout with another revision: the same runs must give bit-equal weights and metric values.
 
 `python -m benchmarks.bit_equal REVISION` runs the tiny recipe with every algorithm, and the first step of the
 quickstart, with the code of both sides on this machine. Names may differ between the two (metrics, files, recipe
@@ -19,9 +18,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RENAMED: dict[str, str] = {"reward.ensemble_size": "reward.members", "policy.lora.last_n_layers": "policy.lora.top"}
-"""Recipe keys of this checkout and what earlier revisions call them."""
+"""Recipe keys of this checkout and their names in earlier revisions."""
 TIMED = ("seconds", "memory", "tokens_per_second", "time")
-"""Metrics whose name begins so measure the machine."""
+"""Prefixes of metrics that measure the machine."""
 COMMAND = """
 import sys
 import towpath.data.corpus as corpus
@@ -41,7 +40,7 @@ except ImportError:
     from towpath.cli import main
 main()
 """
-"""The command line, with fingerprints of stages that depend on their names alone: random streams are named by them."""
+"""The command line with stage fingerprints that depend on the stage names only, as random streams include them."""
 SHORT = [
     "sft.epochs=0.3",
     "evaluate.prompts=12",
@@ -83,7 +82,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
 
 
 def digest(run: Path) -> dict[str, Any]:
-    """Hashes of the final tensors of every stage and the values of its metrics, free of names."""
+    """Hashes of the final tensors and the metric values of every stage, without names."""
     stages: dict[str, Any] = {}
     for folder in sorted(run.glob("stages/*/*")):
         tensors = sorted(
@@ -125,7 +124,7 @@ def _flat(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_key(key: str) -> bool:
-    """Whether the recipe of the code at hand has this key."""
+    """Whether the recipe of the imported code has this key."""
     explained = subprocess.run(
         [sys.executable, "-m", "towpath", "explain", key, "--json"], capture_output=True, text=True
     )
@@ -133,7 +132,7 @@ def _is_key(key: str) -> bool:
 
 
 def run_all(work: Path, names: list[str]) -> None:
-    """Make every run with the code that is imported from the current folder; leave a digest of each."""
+    """Run every recipe with the code of the current folder and write a digest of each."""
     known = {key: _is_key(key) for key in RENAMED}
     for name in names:
         recipe, settings = RUNS[name]
@@ -181,9 +180,7 @@ def compare(ours: Path, theirs: Path, names: list[str]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "revision", help="the revision to compare with; its runs are kept in .bench/bit_equal and made once"
-    )
+    parser.add_argument("revision", help="the revision to compare with; its digests are stored in .bench/bit_equal")
     parser.add_argument(
         "--only", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="RUN", help="some of the runs"
     )

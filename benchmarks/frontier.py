@@ -1,17 +1,15 @@
-"""How much win rate an algorithm buys for its nats where the gold reward is known, beside best-of-n.
+"""Win rate against KL of every algorithm with a known gold reward, compared with best-of-n.
 
-A small model, taught to write by the quickstart's demonstrations sign by sign; the reward is a fixed number for
-every sign of an answer, so that it is known, without noise and without ties. Every algorithm draws the same number
-of completions; DPO gets as many from the starting policy, as pairs judged by the same reward. A win is a higher
-reward than that of the start's answer to the same held-out prompt; every answer of one is compared with every answer
-of the other.
+The start model is a small byte-level model, fine-tuned on the quickstart demonstrations. The reward is a fixed value
+per character of an answer: known, without noise and without ties. Every algorithm samples the same number of
+completions; DPO gets as many from the start model, as pairs labelled by the same reward. A win is a higher reward than
+the start model's answer to the same held-out prompt; all answers of both are compared.
 
-`optimum` is the start tilted by the reward, which no algorithm with that KL penalty can surpass: its answers are the
-start's, weighed anew.
+`optimum` is the start distribution tilted by the reward, the upper bound of every algorithm with that KL penalty; it
+is estimated by reweighting answers of the start model.
 
-TRL's PPO and GRPO, as `trl-ppo` and `trl-grpo`, run in the environments that `make bench` makes, with the same
-start, prompts, reward, rollouts, passes, minibatches, strengths and rate (`trl-ppo-slow` and `trl-grpo-slow`: three
-tenths of it).
+`trl-ppo` and `trl-grpo` are TRL's PPO and GRPO in the environments that `make bench` makes, with the same start,
+prompts, reward, rollouts, epochs, minibatches, strengths and learning rate (`-slow`: 0.3 times the rate).
 
 python -m benchmarks.frontier [--algorithms ppo,grpo,rloo,dpo] [--seeds 0,1,2] [--steps 360] [--epochs N]
 [--processes 2] [--json OUT] [--svg OUT]
@@ -44,6 +42,7 @@ from towpath.data.draws import uniforms
 from towpath.models import base, lm
 from towpath.models.packed_batch import PackedBatch
 from towpath.recipe import Decoding, load
+from towpath.recipe.stage_configs import SftConfig
 from towpath.rollout.engine import SampleOutput, SampleRequest
 from towpath.rollout.local import LocalEngine
 from towpath.run.new_run import create_run
@@ -58,14 +57,14 @@ ROLLOUT = 128
 GROUP = 8
 DRAWS = 64
 TILTED = 384
-WORTH = np.random.default_rng(7).standard_normal(997)
-ASKED = [
+LETTER_VALUES = np.random.default_rng(7).standard_normal(997)
+PROMPTS = [
     f"{ask} the number {i}{end}"
     for i in range(176)
     for ask, end in (("Tell me something about", "."), ("What do you think of", "?"), ("Why is", " odd?"))
 ]
-TRAIN = ASKED[:400]
-HELD = ASKED[400:]
+TRAIN = PROMPTS[:400]
+HELDOUT = PROMPTS[400:]
 STRENGTHS = {
     "optimum": (0.5, 0.7, 1.2),
     "ppo": (0.5, 0.7, 1.2),
@@ -74,24 +73,26 @@ STRENGTHS = {
     "dpo": (1.0, 2.0, 4.0),
 }
 PEERS = {f"trl-{algo}{rate}": STRENGTHS[algo] for algo in ("ppo", "grpo") for rate in ("", "-slow")}
-"""Weights of the KL (beta of DPO), strongest hold last."""
+"""KL coefficients (beta of DPO), the strongest last."""
 EPOCHS = {"ppo": 2, "grpo": 1, "rloo": 1, "dpo": 2}
-"""Passes over a rollout, or over DPO's pairs, where no others are asked for."""
+"""Default epochs over a rollout, or over DPO's pairs."""
 
 
-def kind(name: str) -> str:
-    """The algorithm, whoever's it is."""
+def algorithm_of(name: str) -> str:
+    """The algorithm without the name of its implementation."""
     return name.split("-")[1] if name in PEERS else name
 
 
 def gold(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """The known reward: the sum of what the signs of an answer are worth, near unit scale."""
-    return [sum(WORTH[ord(sign) % len(WORTH)] for sign in answer) / math.sqrt(TOKENS) for answer in answers]
+    """The gold reward: the sum of the values of an answer's characters, scaled to about unit variance."""
+    return [
+        sum(LETTER_VALUES[ord(sign) % len(LETTER_VALUES)] for sign in answer) / math.sqrt(TOKENS) for answer in answers
+    ]
 
 
-def taught(folder: Path) -> str:
-    """The start: the tiny model after a minute of supervised fine-tuning, about as sure of its next sign as a
-    language model is."""
+def train_start_model(folder: Path) -> str:
+    """The weights of the start model: the tiny model after a minute of supervised fine-tuning, with about the entropy
+    per token of a language model."""
     create_run(folder, "quickstart")
     settings = [
         "model.source=tiny",
@@ -103,7 +104,7 @@ def taught(folder: Path) -> str:
     ]
     recipe = load(folder, settings)
     job = Job(
-        recipe,
+        SftConfig.from_recipe(recipe),
         folder,
         "sft",
         folder / "sft",
@@ -111,34 +112,37 @@ def taught(folder: Path) -> str:
         Store.open(folder / "towpath.db"),
         corpus_reader.read_corpus(folder, recipe.data, recipe.seed),
     )
-    told = sft.run(job)
-    print(f"the start: {told['validation_loss']:.2f} nats a sign on held-out demonstrations", file=sys.stderr)
+    result = sft.run(job)
+    print(f"start model: {result['validation_loss']:.2f} nats per token on held-out demonstrations", file=sys.stderr)
     return str(job.folder / "weights")
 
 
 def digest(weights: Path) -> str:
-    """Machines round otherwise, and teach another start: points of one are not to stand beside another's."""
+    """Hash of the start model: points of different start models, as of machines that round differently, must not be
+    mixed."""
     return hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
-def drawn(
+def sample(
     folder: str, prompts: Sequence[str], seed: int, stream: str
 ) -> tuple[list[list[int]], list[SampleOutput], list[str]]:
-    """Prompt tokens, answers at temperature 1, and their texts."""
+    """Prompt tokens, completions at temperature 1, and their texts."""
     chat = Chat(base.load_tokenizer(folder))
     engine = LocalEngine(base.load(folder, torch.float32, "grouped"), chat.stops, chat.pad)
     how = Decoding()
-    asked = [(chat.prompt(prompt), i) for i, prompt in enumerate(prompts)]
-    told = engine.generate([SampleRequest(ids, how, uniforms(TOKENS, seed, stream, str(i))) for ids, i in asked])
-    return [ids for ids, _ in asked], told, [chat.text(answer.token_ids) for answer in told]
+    prompt_ids = [(chat.prompt(prompt), i) for i, prompt in enumerate(prompts)]
+    outputs = engine.generate(
+        [SampleRequest(ids, how, uniforms(TOKENS, seed, stream, str(i))) for ids, i in prompt_ids]
+    )
+    return [ids for ids, _ in prompt_ids], outputs, [chat.text(answer.token_ids) for answer in outputs]
 
 
 @torch.no_grad()
-def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[SampleOutput]) -> float:
-    """Nats per prompt from the start, on the policy's own answers: at every sign that of the two whole
-    distributions, whose mean is the same as that of the drawn signs' log-ratios, and wavers less than half as much."""
+def kl(policy: str, start: str, prompt_ids: Sequence[list[int]], answers: Sequence[SampleOutput]) -> float:
+    """KL to the start model in nats per prompt, on the policy's answers, with the exact KL of the two distributions at
+    every token; its variance is less than half of that of sampled log-ratios."""
     models = [base.load(folder, torch.float32, "grouped") for folder in (policy, start)]
-    batch = Batch([make_row(ids, answer.token_ids) for ids, answer in zip(asked, answers, strict=True)])
+    batch = Batch([make_row(ids, answer.token_ids) for ids, answer in zip(prompt_ids, answers, strict=True)])
     total = 0.0
     for part in batch.micro_batches(4096):
         packed = pack(part.rows, 0)
@@ -147,7 +151,7 @@ def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Sa
         )
         read_N = torch.from_numpy(
             np.concatenate(
-                [place[r.start - 1 : -1] for place, r in zip(packed.token_positions, part.rows, strict=True)]
+                [positions[r.start - 1 : -1] for positions, r in zip(packed.token_positions, part.rows, strict=True)]
             )
         )
         ours, theirs = (
@@ -158,13 +162,13 @@ def kl(policy: str, start: str, asked: Sequence[list[int]], answers: Sequence[Sa
     return total / len(batch)
 
 
-def peer(start: str, name: str, strength: float, steps: int, epochs: int, seed: int, folder: Path) -> str:
-    """TRL's algorithm, in its own environment; `-slow` at three tenths of the rate."""
-    algo = kind(name)
+def train_with_trl(start: str, name: str, strength: float, steps: int, epochs: int, seed: int, folder: Path) -> str:
+    """Train with TRL in its own environment; `-slow` uses 0.3 times the learning rate."""
+    algo = algorithm_of(name)
     python = python_of("trl110" if algo == "ppo" else "trl")
-    told = folder / "told.json"
+    path = folder / "settings.json"
     chat = Chat(base.load_tokenizer(start))
-    asked = {
+    settings = {
         "algo": algo,
         "start": start,
         "folder": str(folder / "weights"),
@@ -176,21 +180,21 @@ def peer(start: str, name: str, strength: float, steps: int, epochs: int, seed: 
         "rollout": ROLLOUT,
         "group": GROUP,
         "tokens": TOKENS,
-        "worth": WORTH.tolist(),
+        "worth": LETTER_VALUES.tolist(),
         "prompts": [chat.prompt(text) for text in TRAIN],
     }
-    told.write_text(json.dumps(asked))
-    command = [python, "-m", "benchmarks.implementations.frontier_trl", str(told)]
+    path.write_text(json.dumps(settings))
+    command = [python, "-m", "benchmarks.implementations.frontier_trl", str(path)]
     done = subprocess.run(
         command, cwd=HERE.parent, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return asked["folder"]
+    return settings["folder"]
 
 
-def trained(start: str, algo: str, strength: float, steps: int, epochs: int, seed: int, folder: Path) -> Any:
-    """The algorithm at one strength of its hold on the start."""
+def train_policy(start: str, algo: str, strength: float, steps: int, epochs: int, seed: int, folder: Path) -> Any:
+    """Train an algorithm at one KL coefficient."""
     settings = {
         "model": start,
         "folder": folder,
@@ -211,7 +215,7 @@ def trained(start: str, algo: str, strength: float, steps: int, epochs: int, see
         prompts = [prompt for prompt in TRAIN for _ in range(math.ceil(steps * ROLLOUT / len(TRAIN)))][
             : steps * ROLLOUT
         ]
-        _, _, texts = drawn(start, prompts, seed, "frontier/pairs")
+        _, _, texts = sample(start, prompts, seed, "frontier/pairs")
         worth = gold(prompts, texts)
         pairs = [
             (prompts[i], *(texts[i + k] for k in ((0, 1) if worth[i] > worth[i + 1] else (1, 0))))
@@ -220,8 +224,8 @@ def trained(start: str, algo: str, strength: float, steps: int, epochs: int, see
         pairs = [
             pair for pair, i in zip(pairs, range(0, len(prompts), 2), strict=False) if prompts[i] == prompts[i + 1]
         ]
-        pairs = [pair for pair in pairs if all(pair)]  # an answer of no signs is none
-        # at 1e-3 no beta holds it
+        pairs = [pair for pair in pairs if all(pair)]  # an empty answer is not a valid pair
+        # at 1e-3 the policy leaves the start model with every beta
         return tp.train("dpo", pairs=pairs, dpo__beta=strength, **settings | {"learning_rate": 2e-4})
     group = 1 if algo == "ppo" else GROUP
     return tp.train(
@@ -229,43 +233,44 @@ def trained(start: str, algo: str, strength: float, steps: int, epochs: int, see
     )
 
 
-def point(start: str, algo: str, strength: float, steps: int, epochs: int, seed: int) -> dict[str, float]:
-    """KL and gold win rate on held-out prompts, and the share of best-of-n's gain at that KL."""
+def measure_point(start: str, algo: str, strength: float, steps: int, epochs: int, seed: int) -> dict[str, float]:
+    """KL and win rate by the gold reward on held-out prompts, and the share of best-of-n's gain at that KL."""
     if algo == "optimum":
-        return {"strength": strength, "seed": seed, **tilted(start, strength, seed)}
-    prompts = HELD * DRAWS
+        return {"strength": strength, "seed": seed, **tilted_optimum(start, strength, seed)}
+    prompts = HELDOUT * DRAWS
     with tempfile.TemporaryDirectory() as folder:
         how = (start, algo, strength, steps, epochs, seed, Path(folder))
-        policy = peer(*how) if algo in PEERS else str(trained(*how).folder)
-        asked, answers, texts = drawn(policy, prompts, seed, "frontier/policy")
-        _, _, before = drawn(start, prompts, seed, "frontier/start")
-        nats = kl(policy, start, asked, answers)
-    ours, theirs = (np.array(gold(prompts, said)).reshape(DRAWS, len(HELD)) for said in (texts, before))
+        policy = train_with_trl(*how) if algo in PEERS else str(train_policy(*how).folder)
+        prompt_ids, answers, texts = sample(policy, prompts, seed, "frontier/policy")
+        _, _, before = sample(start, prompts, seed, "frontier/start")
+        nats = kl(policy, start, prompt_ids, answers)
+    ours, theirs = (
+        np.array(gold(prompts, answer_texts)).reshape(DRAWS, len(HELDOUT)) for answer_texts in (texts, before)
+    )
     # every pair of answers to a prompt
     rate = float(np.where(ours[:, None] == theirs[None], 0.5, ours[:, None] > theirs[None]).mean())
-    return {"strength": strength, "seed": seed, "kl": nats, "win_rate": rate, "share": share(nats, rate)}
+    return {"strength": strength, "seed": seed, "kl": nats, "win_rate": rate, "share": gain_share(nats, rate)}
 
 
-def tilted(start: str, strength: float, seed: int) -> dict[str, float]:
-    """The same of the start's distribution times e^(reward / strength), from as many answers to every prompt as its
-    weights ask for."""
-    prompts = HELD * TILTED
-    reward = np.array(gold(prompts, drawn(start, prompts, seed, "frontier/tilted")[2])).reshape(TILTED, len(HELD))
+def tilted_optimum(start: str, strength: float, seed: int) -> dict[str, float]:
+    """The same for the start distribution times e^(reward / strength), by importance weights on its answers."""
+    prompts = HELDOUT * TILTED
+    reward = np.array(gold(prompts, sample(start, prompts, seed, "frontier/tilted")[2])).reshape(TILTED, len(HELDOUT))
     weight = np.exp((reward - reward.max(0)) / strength)
     weight /= weight.sum(0)
     nats = float((weight * np.log(np.maximum(weight * TILTED, 1e-300))).sum(0).mean())
     beaten = np.stack([((one[:, None] > one).mean(1) + (one[:, None] == one).mean(1) / 2) for one in reward.T], 1)
     rate = float((weight * beaten).sum(0).mean())
-    return {"kl": nats, "win_rate": rate, "share": share(nats, rate)}
+    return {"kl": nats, "win_rate": rate, "share": gain_share(nats, rate)}
 
 
-def share(nats: float, rate: float) -> float:
-    """Of what best-of-n gains over a half at so many nats."""
-    return (rate - 0.5) / (bound(nats) - 0.5) if nats > 0 else 0.0
+def gain_share(nats: float, rate: float) -> float:
+    """The gain over a win rate of 0.5, as a share of best-of-n's gain at the same KL."""
+    return (rate - 0.5) / (best_of_n_win_rate(nats) - 0.5) if nats > 0 else 0.0
 
 
-def bound(nats: float) -> float:
-    """Best-of-n's win rate at so many nats."""
+def best_of_n_win_rate(nats: float) -> float:
+    """Best-of-n's win rate at a KL, by bisection over n."""
     low = 1.0
     high = 1e6
     for _ in range(80):
@@ -279,17 +284,16 @@ HIGH = 380
 LEFT = 52
 TOP = 28
 FAR = 2.4
-"""The size of a picture, where its numbers begin, and how many nats it shows."""
+"""Size and margins of a panel, and the largest KL shown."""
 COLOURS = {"optimum": "#333", "ppo": "#0b6e99", "grpo": "#b4541a", "rloo": "#3f7d3a", "dpo": "#7a4a9e"}
 
 
 def svg(points: dict[str, list[dict[str, float]]]) -> str:
-    """Points of every algorithm on best-of-n's curve, and beside it what they reach of it; a peer's points are
-    rings."""
-    looks = {}
+    """A panel with win rates and best-of-n's curve, and a panel with shares of its gain; TRL's points are rings."""
+    styles = {}
     for algo in points:
-        colour = COLOURS[kind(algo)]
-        looks[algo] = (
+        colour = COLOURS[algorithm_of(algo)]
+        styles[algo] = (
             f'r="4" fill="none" stroke="{colour}" stroke-width="1.5"'
             if algo in PEERS
             else f'r="4" fill="{colour}" fill-opacity="0.75"'
@@ -300,12 +304,12 @@ def svg(points: dict[str, list[dict[str, float]]]) -> str:
         ([(nats, 0.5 + share * (rate - 0.5)) for nats, rate in curve], dashes, name) for share, dashes, name in shares
     ]
     flat = [([(0.0, share), (FAR, share)], dashes, name) for share, dashes, name in shares]
-    rates = panel(points, looks, "win_rate", "win rate over the start by the known reward", 0.5, 1.0, lines)
-    told = panel(points, looks, "share", "share of best-of-n's gain at the same KL", 0.85, 1.0, flat)
+    rate_panel = panel(points, styles, "win_rate", "win rate over the start by the known reward", 0.5, 1.0, lines)
+    share_panel = panel(points, styles, "share", "share of best-of-n's gain at the same KL", 0.85, 1.0, flat)
     legend = [
-        f'<circle cx="{LEFT + 84 * i}" cy="{HIGH + 14}" {look}/><text x="{LEFT + 9 + 84 * i}" '
+        f'<circle cx="{LEFT + 84 * i}" cy="{HIGH + 14}" {style}/><text x="{LEFT + 9 + 84 * i}" '
         f'y="{HIGH + 18}">{algo.upper()}</text>'
-        for i, (algo, look) in enumerate(looks.items())
+        for i, (algo, style) in enumerate(styles.items())
     ]
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * PANEL} {HIGH + 30}" font-family="sans-serif" '
@@ -315,9 +319,9 @@ def svg(points: dict[str, list[dict[str, float]]]) -> str:
         [
             head,
             '<rect width="100%" height="100%" fill="white"/>',
-            *rates,
+            *rate_panel,
             f'<g transform="translate({PANEL})">',
-            *told,
+            *share_panel,
             "</g>",
             *legend,
             "</svg>\n",
@@ -326,9 +330,9 @@ def svg(points: dict[str, list[dict[str, float]]]) -> str:
 
 
 def panel(
-    points: Any, looks: dict[str, str], what: str, title: str, low: float, high: float, lines: Sequence[Any]
+    points: Any, styles: dict[str, str], what: str, title: str, low: float, high: float, lines: Sequence[Any]
 ) -> list[str]:
-    """One picture: a number against KL, and lines to hold it against."""
+    """One panel: a value against KL, and reference lines."""
 
     def at(nats: float, number: float) -> tuple[float, float]:
         return LEFT + nats / FAR * (PANEL - LEFT - 16), HIGH - 44 - (number - low) / (high - low) * (HIGH - 44 - TOP)
@@ -345,23 +349,23 @@ def panel(
         parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{nats}</text>')
     parts.append(f'<text x="{PANEL / 2}" y="{HIGH - 8}" text-anchor="middle">KL to the start, nats per prompt</text>')
     for through, dashes, name in lines:
-        shown = [at(nats, number) for nats, number in through if nats <= FAR]
+        coordinates = [at(nats, number) for nats, number in through if nats <= FAR]
         parts.append(
-            f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in shown)}" fill="none" stroke="#333" '
+            f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in coordinates)}" fill="none" stroke="#333" '
             f'stroke-width="1.5"{dashes}/>'
         )
         parts.append(
-            f'<text x="{shown[-1][0]:.0f}" y="{shown[-1][1] + (30 if dashes else -7):.0f}" '
+            f'<text x="{coordinates[-1][0]:.0f}" y="{coordinates[-1][1] + (30 if dashes else -7):.0f}" '
             f'text-anchor="end">{name}</text>'
         )
-    for algo, found in points.items():
-        places = [at(point["kl"], point[what]) for point in found if point["kl"] <= FAR]
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" {looks[algo]}/>' for x, y in places]
+    for algo, rows in points.items():
+        circles = [at(point["kl"], point[what]) for point in rows if point["kl"] <= FAR]
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" {styles[algo]}/>' for x, y in circles]
     return parts
 
 
 def main() -> None:
-    """Every algorithm at every strength with every seed; points that the file has already are kept."""
+    """Measure every algorithm at every strength with every seed; points that the file already has are not repeated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", default=",".join(STRENGTHS))
     parser.add_argument("--seeds", default="0,1,2")
@@ -372,47 +376,49 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="points at a time, a thread each")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
-    told = parser.parse_args()
+    options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(told.processes, get_context("spawn"), prepare_process) as pool,
+        ProcessPoolExecutor(options.processes, get_context("spawn"), prepare_process) as pool,
     ):
-        start = pool.submit(taught, Path(folder)).result()
-        said: dict[str, Any] = {"steps": told.steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS}
-        said |= {"epochs": told.epochs or EPOCHS, "start": digest(Path(start))}
-        before = json.loads(told.json.read_text()) if told.json and told.json.is_file() else {}
-        other = [name for name in said if before and before.get(name) != said[name]]
-        if other:
+        start = pool.submit(train_start_model, Path(folder)).result()
+        settings: dict[str, Any] = {"steps": options.steps, "rollout": ROLLOUT, "group": GROUP, "tokens": TOKENS}
+        settings |= {"epochs": options.epochs or EPOCHS, "start": digest(Path(start))}
+        before = json.loads(options.json.read_text()) if options.json and options.json.is_file() else {}
+        differing = [name for name in settings if before and before.get(name) != settings[name]]
+        if differing:
             raise SystemExit(
-                f"{told.json} holds points of another {', '.join(other)}; points of one are not to stand beside "
-                "another's: name another file"
+                f"{options.json} has points with a different {', '.join(differing)}, which must not be mixed: name "
+                "another file"
             )
         points: dict[str, list[Any]] = before.get("points", {})
-        asked = []
-        for algo in told.algorithms.split(","):
+        jobs = []
+        for algo in options.algorithms.split(","):
             have = {(p["strength"], p["seed"]) for p in points.setdefault(algo, [])}
-            epochs = told.epochs or EPOCHS.get(kind(algo), 1)
-            wanted = [(strength, int(seed)) for strength in (STRENGTHS | PEERS)[algo] for seed in told.seeds.split(",")]
-            asked += [
-                (algo, pool.submit(point, start, algo, at, told.steps, epochs, seed))
+            epochs = options.epochs or EPOCHS.get(algorithm_of(algo), 1)
+            wanted = [
+                (strength, int(seed)) for strength in (STRENGTHS | PEERS)[algo] for seed in options.seeds.split(",")
+            ]
+            jobs += [
+                (algo, pool.submit(measure_point, start, algo, at, options.steps, epochs, seed))
                 for at, seed in wanted
                 if (at, seed) not in have
             ]
-        for algo, answer in asked:
+        for algo, answer in jobs:
             points[algo].append(answer.result())
             print(algo, {key: round(value, 3) for key, value in answer.result().items()}, file=sys.stderr, flush=True)
-            if told.json:
-                told.json.write_text(json.dumps(said | {"points": points}, indent=1) + "\n")
-    for algo, found in points.items():
-        shares = [p["share"] for p in found if 0.2 <= p["kl"] <= 2.0]
+            if options.json:
+                options.json.write_text(json.dumps(settings | {"points": points}, indent=1) + "\n")
+    for algo, rows in points.items():
+        shares = [p["share"] for p in rows if 0.2 <= p["kl"] <= 2.0]
         if shares:
             print(
                 f"{algo}: median {statistics.median(shares):.0%} of best-of-n's gain at equal KL, least "
                 f"{min(shares):.0%}, {len(shares)} points"
             )
-    if told.svg:
-        told.svg.write_text(svg(points))
+    if options.svg:
+        options.svg.write_text(svg(points))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A reward model of SmolLM2 on real human preferences, beside what length alone says. Restartable: a finished stage
+"""A reward model of SmolLM2 on human preferences, compared with a length-only baseline. Restartable: a finished stage
 is not run again.
 
 python -m benchmarks.human_pairs [--data DIR] [--sets harmless,oasst] [--json OUT]
 
-DIR holds `hh_harmless_open.jsonl`, `oasst1_en_validation_open.jsonl` and `dolly_short_4k.jsonl`. The model is tuned
-for a moment on Dolly's short answers, so that it is a run like any other; labels come from the file as they are.
+DIR holds `hh_harmless_open.jsonl`, `oasst1_en_validation_open.jsonl` and `dolly_short_4k.jsonl`. The model is
+fine-tuned briefly on Dolly's short answers; labels come from the file unchanged.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RUNS = Path("runs")
 FILES = {"harmless": "hh_harmless_open.jsonl", "oasst": "oasst1_en_validation_open.jsonl"}
-SHOWN = 400
+DEMONSTRATIONS = 400
 RECIPE = """name = "{name}"
 [data]
 demonstrations = "data/demonstrations/*.jsonl"
@@ -39,33 +39,34 @@ reward = {{ threshold = 0.5, action = "warn" }}
 """
 
 
-def made(name: str, data: Path) -> Path:
-    """A run's folder with a recipe and a few of Dolly's rows."""
+def make_run(name: str, data: Path) -> Path:
+    """A run folder with a recipe and some rows of Dolly."""
     folder = RUNS / f"human-{name}"
     rows = [
-        json.loads(line) for line in (data / "dolly_short_4k.jsonl").read_text(encoding="utf-8").splitlines()[:SHOWN]
+        json.loads(line)
+        for line in (data / "dolly_short_4k.jsonl").read_text(encoding="utf-8").splitlines()[:DEMONSTRATIONS]
     ]
     for part, keys in (("prompts", ("prompt",)), ("demonstrations", ("prompt", "response"))):
-        place = folder / "data" / part / "dolly.jsonl"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text("".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows), encoding="utf-8")
+        path = folder / "data" / part / "dolly.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows), encoding="utf-8")
     (folder / "recipe.toml").write_text(RECIPE.format(name=name, file=(data / FILES[name]).resolve()), encoding="utf-8")
     return folder
 
 
-def measured(name: str, data: Path) -> dict[str, Any]:
-    """Accuracy on held-out prompts with its interval, length's accuracy on the same, and what was refused."""
-    folder = made(name, data)
+def measure(name: str, data: Path) -> dict[str, Any]:
+    """Accuracy on held-out prompts with its interval, the length-only accuracy, and counts of the label stage."""
+    folder = make_run(name, data)
     for stage in ("sft", "label", "reward"):
         subprocess.run([sys.executable, "-m", "towpath", "stage", stage, folder], check=True)
     current = json.loads((folder / "current.json").read_text())["stages"]
 
-    def told(stage: str) -> dict[str, Any]:
+    def read_manifest(stage: str) -> dict[str, Any]:
         return json.loads((folder / "stages" / stage / current[stage] / "manifest.json").read_text())
 
-    reward = told("reward")
-    label = told("label")
-    kept = (
+    reward = read_manifest("reward")
+    label = read_manifest("label")
+    keys = (
         "accuracy",
         "interval",
         "n",
@@ -76,19 +77,19 @@ def measured(name: str, data: Path) -> dict[str, Any]:
         "length_correlation",
         "diagnosis",
     )
-    figures = {key: reward["result"][key] for key in kept if key in reward["result"]}
+    figures = {key: reward["result"][key] for key in keys if key in reward["result"]}
     return figures | {"seconds": reward["seconds"], "label": label["result"], "versions": reward["versions"]}
 
 
 def main() -> None:
-    """Every set, told and kept."""
+    """Measure every set, print and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--sets", default=",".join(FILES))
     parser.add_argument("--json", type=Path, default=None)
-    asked = parser.parse_args()
-    found = {name: measured(name, asked.data) for name in asked.sets.split(",")}
-    for name, figures in found.items():
+    options = parser.parse_args()
+    results = {name: measure(name, options.data) for name in options.sets.split(",")}
+    for name, figures in results.items():
         low, high = figures["interval"]
         print(
             f"{name}: accuracy {figures['accuracy']:.3f} [{low:.3f}, {high:.3f}] of {figures['n']} held-out pairs",
@@ -98,8 +99,8 @@ def main() -> None:
             f"by length alone: {figures['length_only_accuracy']:.3f}; trained on {figures['pairs']} pairs in "
             f"{figures['seconds']:.0f} s"
         )
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Kill a run of the tiny recipe, again and again, and resume it: in the end it is the run that was never killed, bit
-for bit.
+"""Kill runs of the tiny recipe repeatedly and resume them: the results must be bit-equal to those of an uninterrupted
+run.
 
-`python -m benchmarks.kills` kills at 200 random moments and at every named fault point (`fault(...)` in the code).
-It goes on where it stopped; the result is benchmarks/results/kills.json. SIGTERM at 20 moments is part of it.
+`python -m benchmarks.kills` kills at 200 random moments, at every named fault point (`fault_point(...)` in the code),
+and sends SIGTERM at 20 moments. It continues where it stopped; the result is benchmarks/results/kills.json.
 """
 
 import argparse
@@ -38,12 +38,12 @@ SETTINGS = [
 STAGES = ("sft", "baseline", "sample", "label", "reward", "policy", "evaluate")
 TRAINED = ("sft", "reward", "policy")
 LIMIT = 300.0
-"""Seconds after which an attempt hangs."""
+"""Seconds after which an attempt counts as hanging."""
 
 
 @dataclass
 class Tally:
-    """What was done so far; kept after every run, so that the next start goes on."""
+    """Counts of kills and runs; stored after every run, so that the benchmark continues after a restart."""
 
     kills: int = 0
     terms: int = 0
@@ -56,20 +56,19 @@ class Tally:
 
 
 def fault_points() -> list[str]:
-    """The names of all fault points in the code."""
+    """The names of all fault points in the code, one per stage where the name contains a stage."""
     names: set[str] = set()
     for path in (ROOT / "towpath").rglob("*.py"):
-        names |= set(re.findall(r'\bfault\(f?"([^"]+)"\)', path.read_text(encoding="utf-8")))
-    found = []
+        names |= set(re.findall(r'\bfault_point\(f?"([^"]+)"\)', path.read_text(encoding="utf-8")))
+    points = []
     for name in sorted(names):
         stages = TRAINED if name.startswith("step-") else STAGES
-        found += [re.sub(r"\{.*\}", stage, name) for stage in stages] if "{" in name else [name]
-    return found
+        points += [re.sub(r"\{.*\}", stage, name) for stage in stages] if "{" in name else [name]
+    return points
 
 
-def attempt(run: Path, sent: int = 0, after: float = 0.0, **environment: str) -> int:
-    """`towpath run` in a process of its own, forked from this one to save the imports; its exit status, negative
-    where a signal ended it."""
+def run_once(run: Path, sent: int = 0, after: float = 0.0, **environment: str) -> int:
+    """Run `towpath run` in a forked process, which saves the imports; return its exit status, or minus the signal."""
     pid = os.fork()
     if not pid:
         os.environ.update({"TOWPATH_CHECKPOINT_SECONDS": "0", **environment})
@@ -90,12 +89,12 @@ def attempt(run: Path, sent: int = 0, after: float = 0.0, **environment: str) ->
         except SystemExit as done:
             os._exit(done.code if isinstance(done.code, int) else 1)
         os._exit(0)
-    begun = time.monotonic()
+    start = time.monotonic()
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        now = time.monotonic() - begun
+        now = time.monotonic() - start
         if sent and now >= after:
             os.kill(pid, sent)
             sent = 0
@@ -106,24 +105,27 @@ def attempt(run: Path, sent: int = 0, after: float = 0.0, **environment: str) ->
         time.sleep(0.005)
 
 
-def outcome(run: Path) -> dict[str, Any]:
-    """All that a run came to: every result file, the numbers of every stage, and the ledger."""
+def run_outcome(run: Path) -> dict[str, Any]:
+    """The results of a run: digests of result files, stage results, and the content of the ledger."""
     from towpath.store import manifest
     from towpath.store.store import Store
 
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for path in sorted(run.glob("stages/*/*/manifest.json")):
         manifest.verify(path.parent)
-        told = manifest.read(path.parent)
-        found[f"{told['stage']}/{told['fingerprint']}"] = [manifest.results_digest(path.parent), told["result"]]
+        content = manifest.read(path.parent)
+        result[f"{content['stage']}/{content['fingerprint']}"] = [
+            manifest.results_digest(path.parent),
+            content["result"],
+        ]
     with Store.open(run / "towpath.db") as store:
         rows = [store.prompts(), store.completions(), store.comparisons(), store.labels()]
         rows.append(sorted((j.comparison, j.rater, j.choice, j.strength) for j in store.judgements()))
-    found["ledger"] = hashlib.sha256(repr(rows).encode()).hexdigest()
-    return json.loads(json.dumps(found))
+    result["ledger"] = hashlib.sha256(repr(rows).encode()).hexdigest()
+    return json.loads(json.dumps(result))
 
 
-def new(work: Path, name: str) -> Path:
+def new_run(work: Path, name: str) -> Path:
     """An empty run of the tiny recipe."""
     from towpath.run.new_run import create_run
 
@@ -134,41 +136,41 @@ def new(work: Path, name: str) -> Path:
     return run
 
 
-def reference(work: Path) -> tuple[dict[str, Any], float]:
-    """What the run that is never killed comes to, and how long it takes."""
-    kept = work / "reference.json"
-    if kept.is_file():
-        found = json.loads(kept.read_text())
-        return found["outcome"], found["seconds"]
-    run = new(work, "reference")
-    begun = time.monotonic()
-    status = attempt(run)
+def run_reference(work: Path) -> tuple[dict[str, Any], float]:
+    """The outcome of an uninterrupted run, and its seconds."""
+    path = work / "reference.json"
+    if path.is_file():
+        result = json.loads(path.read_text())
+        return result["outcome"], result["seconds"]
+    run = new_run(work, "reference")
+    start = time.monotonic()
+    status = run_once(run)
     if status:
-        raise SystemExit(f"the run that is not killed ended with status {status}: {run.with_suffix('.log')}")
-    found = {"seconds": time.monotonic() - begun, "outcome": outcome(run)}
-    kept.write_text(json.dumps(found))
-    return found["outcome"], found["seconds"]
+        raise SystemExit(f"the uninterrupted run ended with status {status}: {run.with_suffix('.log')}")
+    result = {"seconds": time.monotonic() - start, "outcome": run_outcome(run)}
+    path.write_text(json.dumps(result))
+    return result["outcome"], result["seconds"]
 
 
 def _when(fault: tuple[str, int]) -> tuple[int, bool]:
-    """About when a fault point is passed, so that one run dies at as many as possible."""
+    """Sort key: approximate order in which fault points are passed, so that one run is killed at many of them."""
     name = "step-policy" if fault[0] == "rollout" else fault[0]
     return next((i for i, stage in enumerate(STAGES) if name.endswith(stage)), -1), name.startswith("end-")
 
 
 class Proof:
-    """Runs that are killed, compared with the one that is not."""
+    """Killed and resumed runs, compared with an uninterrupted run."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
-        self.kept = work / "tally.json"
-        self.wanted, self.span = reference(work)
-        self.tally = Tally(**json.loads(self.kept.read_text())) if self.kept.is_file() else Tally()
+        self.tally_path = work / "tally.json"
+        self.wanted, self.span = run_reference(work)
+        self.tally = Tally(**json.loads(self.tally_path.read_text())) if self.tally_path.is_file() else Tally()
 
-    def keep(self, run: Path, begun: float) -> None:
-        """Resume to the end, compare, and remember."""
-        status = attempt(run)
-        same = not status and outcome(run) == self.wanted
+    def resume_and_compare(self, run: Path, start: float) -> None:
+        """Resume a run to its end, compare its outcome, and store the tally."""
+        status = run_once(run)
+        same = not status and run_outcome(run) == self.wanted
         self.tally.runs += 1
         self.tally.equal += same
         if same:
@@ -176,59 +178,59 @@ class Proof:
         else:
             self.tally.unequal.append(f"{run.name}: exit status {status}")
             run.rename(run.with_name(f"unequal-{self.tally.runs}"))
-        self.tally.seconds += time.monotonic() - begun
-        self.kept.write_text(json.dumps(asdict(self.tally)))
+        self.tally.seconds += time.monotonic() - start
+        self.tally_path.write_text(json.dumps(asdict(self.tally)))
         print(self.line(), flush=True)
 
     def random_kills(self, count: int, seed: int) -> None:
-        """SIGKILL at random moments: as many in one run as it takes to reach its end."""
+        """Send SIGKILL at random moments, repeatedly until a run reaches its end."""
         while self.tally.kills < count:
             draw = random.Random(f"{seed}/{self.tally.runs}")
-            run = new(self.work, "killed")
-            begun = time.monotonic()
+            run = new_run(self.work, "killed")
+            start = time.monotonic()
             killed = 0
             while self.tally.kills + killed < count:
-                if attempt(run, signal.SIGKILL, draw.uniform(0.0, self.span)) != -signal.SIGKILL:
+                if run_once(run, signal.SIGKILL, draw.uniform(0.0, self.span)) != -signal.SIGKILL:
                     break
                 killed += 1
             self.tally.kills += killed
-            self.keep(run, begun)
+            self.resume_and_compare(run, start)
 
     def faults(self, names: list[str]) -> None:
-        """Every fault point, the first time it is passed and a later one."""
+        """Kill at every fault point, at its first pass and for some at a later one."""
         later = {"write": 9, "fsync": 7, "rename": 8, "commit": 3, "rollout": 2, "step-sft": 2, "step-policy": 2}
         wanted = [(name, n) for name in names for n in (1, *([later[name]] if name in later else []))]
         todo = [(name, n) for name, n in wanted if not self.tally.faults.get(f"{name}:{n}")]
         todo.sort(key=_when)
         while todo:
-            run = new(self.work, "faults")
-            begun = time.monotonic()
+            run = new_run(self.work, "faults")
+            start = time.monotonic()
             missed = []
             for name, n in todo:
-                status = attempt(run, TOWPATH_FAULT=f"{name}:{n}")
+                status = run_once(run, TOWPATH_FAULT=f"{name}:{n}")
                 if status == -signal.SIGKILL:
                     self.tally.faults[f"{name}:{n}"] = 1
                 else:
                     missed.append((name, n))
-            self.keep(run, begun)
+            self.resume_and_compare(run, start)
             if len(missed) == len(todo):
                 self.tally.unequal += [f"fault point {name}:{n} is never passed" for name, n in missed]
                 break
             todo = missed
 
     def terms(self, count: int, seed: int) -> None:
-        """SIGTERM at moments spread over the run: it ends with status 75, and the run goes on to the same end."""
+        """Send SIGTERM at random moments: the run exits with status 75 and can be resumed."""
         draw = random.Random(f"{seed}/term")
         while self.tally.terms < count:
-            run = new(self.work, "terms")
-            begun = time.monotonic()
+            run = new_run(self.work, "terms")
+            start = time.monotonic()
             while self.tally.terms < count:
-                status = attempt(run, signal.SIGTERM, draw.uniform(0.3, self.span))
+                status = run_once(run, signal.SIGTERM, draw.uniform(0.3, self.span))
                 if status == 0:
                     break
                 self.tally.terms += 1
                 self.tally.term_status[str(status)] = self.tally.term_status.get(str(status), 0) + 1
-            self.keep(run, begun)
+            self.resume_and_compare(run, start)
 
     def line(self) -> str:
         """The result in one line."""
@@ -248,20 +250,21 @@ def main() -> None:
         "--work", type=Path, default=ROOT / ".bench" / "kills", help="where runs are made, and what was done is kept"
     )
     parser.add_argument("--json", type=Path, default=RESULT)
-    told = parser.parse_args()
-    told.work.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
     import transformers  # noqa: F401
 
     import towpath.run.pipeline
     import towpath.runtime.local  # noqa: F401
 
     names = fault_points()
-    proof = Proof(told.work)
+    proof = Proof(options.work)
     proof.faults(names)
-    proof.terms(told.terms, told.seed)
-    proof.random_kills(told.kills, told.seed)
-    told.json.write_text(
-        json.dumps(asdict(proof.tally) | {"fault_points": names, "machine": machine.described()}, indent=1) + "\n"
+    proof.terms(options.terms, options.seed)
+    proof.random_kills(options.kills, options.seed)
+    options.json.write_text(
+        json.dumps(asdict(proof.tally) | {"fault_points": names, "machine": machine.describe_machine()}, indent=1)
+        + "\n"
     )
     print(proof.line())
     sys.exit(bool(proof.tally.unequal or proof.tally.equal != proof.tally.runs))

@@ -1,8 +1,8 @@
 """Time of `towpath check` and `towpath status` on a large set of generated prompts.
 
-The text is drawn from a bigram chain over the quickstart's demonstrations, so that words, lengths and shared letters
-are those of English. One prompt in a hundred repeats another exactly, one in a hundred nearly, and a few held-out
-prompts leak into training.
+The text is sampled from a bigram chain over the quickstart demonstrations, so that words and shingles have the
+frequencies of English. One prompt in a hundred is an exact duplicate, one in a hundred a near duplicate, and a few
+held-out prompts leak into training.
 
 python -m benchmarks.large_data [--prompts 50000] [--folder RUN] [--root CHECKOUT] [--json OUT]
 
@@ -28,11 +28,11 @@ NEARLY = 0.01
 LEAKED = 0.001
 DEMONSTRATIONS = 0.1
 SAFETY = 0.01
-"""Sizes beside that of the prompts."""
+"""Shares of the number of prompts."""
 
 
 def chain() -> dict[str, list[str]]:
-    """For each word the words that follow it in the quickstart's demonstrations."""
+    """The words that follow each word in the quickstart demonstrations."""
     follows: dict[str, list[str]] = {}
     for path in sorted(QUICKSTART.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -44,7 +44,7 @@ def chain() -> dict[str, list[str]]:
 
 
 def text(draw: random.Random, follows: dict[str, list[str]], starts: list[str]) -> str:
-    """One prompt of the usual length."""
+    """One prompt of usual length."""
     words = [draw.choice(starts)]
     for _ in range(draw.randint(*WORDS) - 1):
         words.append(draw.choice(follows.get(words[-1]) or starts))
@@ -52,7 +52,7 @@ def text(draw: random.Random, follows: dict[str, list[str]], starts: list[str]) 
 
 
 def changed(draw: random.Random, prompt: str) -> str:
-    """The same prompt with one word in another form: most often alike enough to count as a near duplicate."""
+    """The prompt with one word reversed: usually a near duplicate."""
     words = prompt.split()
     position = draw.randrange(len(words))
     words[position] = words[position][::-1]
@@ -60,7 +60,7 @@ def changed(draw: random.Random, prompt: str) -> str:
 
 
 def prompts(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of prompts: new ones, and some that repeat an earlier one or nearly do, on either side of the split."""
+    """Prompt rows: new ones, and exact and near duplicates of earlier rows on both sides of the split."""
     draw = random.Random(seed)
     follows = chain()
     starts = list(follows)
@@ -86,7 +86,7 @@ def prompts(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_run(folder: Path, count: int, seed: int = 0) -> None:
-    """A run folder with so many prompts, and demonstrations and a safety set in proportion."""
+    """Write a run folder with `count` prompts, and demonstrations and a safety set in proportion."""
     draw = random.Random(seed + 1)
     rows = prompts(count, seed)
     answered = draw.sample(rows, round(DEMONSTRATIONS * count))
@@ -104,7 +104,7 @@ def write_run(folder: Path, count: int, seed: int = 0) -> None:
 
 
 def timed(root: Path, *words: str) -> dict[str, Any]:
-    """Seconds on the clock and of the processor that one command takes."""
+    """Wall and processor seconds, and peak memory, of one command."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "towpath", *words]
     process = subprocess.Popen(
@@ -130,7 +130,7 @@ def timed(root: Path, *words: str) -> dict[str, Any]:
 
 
 def measure(root: Path, folder: Path) -> Iterator[dict[str, Any]]:
-    """The commands on a folder, twice each: the second time with what the first has left."""
+    """Run each command twice on a folder: without and with caches."""
     for command in ("check", "check", "status", "status"):
         row = timed(root, command, str(folder))
         print(json.dumps(row), flush=True)
@@ -138,7 +138,7 @@ def measure(root: Path, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Generate, time, and print one row a command."""
+    """Generate the data, time the commands, and print one row per command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=50_000)
     parser.add_argument("--folder", type=Path, help="a run folder to use and keep; generated where it is not there")

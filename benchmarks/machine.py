@@ -1,5 +1,5 @@
-"""What this machine can do: the rate of matrix products, measured beside every benchmark; and a model's
-floating-point work."""
+"""The matrix multiplication rate of this machine, measured with every benchmark, and the floating-point operations of
+a workload."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from towpath.runtime.process import products_round
 
 
 def gemm(dtype: torch.dtype, size: int = 2048, tries: int = 12) -> float:
-    """The best rate of a square product, in floating-point operations a second."""
+    """The best rate of a square matrix product, in floating-point operations per second."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -27,7 +27,7 @@ def gemm(dtype: torch.dtype, size: int = 2048, tries: int = 12) -> float:
     return 2 * size**3 / best
 
 
-def described() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Processor or GPU, threads, versions and rates."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     rates = {"float32": gemm(torch.float32), "bfloat16": gemm(torch.bfloat16)}
@@ -42,9 +42,9 @@ def _processor() -> str:
 
 
 def optimise_flops(workload: Workload, model: Path, work: dict[str, int]) -> float:
-    """Floating-point operations that the updates of a workload ask for: every token of every row once an epoch,
-    forward and back, whether or not an implementation shares prompts or computes on padding. Linear layers, causal
-    attention, and the head on answer tokens."""
+    """Floating-point operations of a workload's updates: every token of every row once per epoch, forward and backward,
+    whether or not an implementation shares prompts or computes on padding. Counts linear layers, causal attention, and
+    the head on answer tokens."""
     c = json.loads((model / "config.json").read_text())
     width = c["hidden_size"]
     inner = c["intermediate_size"]
@@ -57,14 +57,14 @@ def optimise_flops(workload: Workload, model: Path, work: dict[str, int]) -> flo
         rows = work["answers"] * workload.epochs
     else:
         both = workload.rows(c["vocab_size"], 1 if workload.task == "sft" else 2)
-        answers = sum(len(ids) for _, found in both for ids in found)
-        rows = sum(len(found) for _, found in both)
+        answers = sum(len(ids) for _, ids_ in both for ids in ids_)
+        rows = sum(len(ids_) for _, ids_ in both)
     linear = layers * (2 * width * width + 2 * width * keys + 3 * width * inner)
     trunk = 2.0 * tokens * (linear + layers * width * tokens / rows)
     head = 0.0 if workload.task == "reward" else 2.0 * answers * width * c["vocab_size"]
-    passes = 3 if workload.method == "full" else 2  # with frozen weights nothing is computed for their gradients
+    passes = 3 if workload.method == "full" else 2  # frozen weights need no weight gradients
     return passes * (trunk * (2 if workload.task == "ppo" and workload.method == "full" else 1) + head)
 
 
 if __name__ == "__main__":
-    json.dump(described(), sys.stdout)
+    json.dump(describe_machine(), sys.stdout)

@@ -1,4 +1,4 @@
-"""A million malformed rows in 35 kinds: every one is counted, in bounded time and memory.
+"""A million malformed rows of 35 kinds: every row is counted, in bounded time and memory.
 
 python -m benchmarks.malformed --json benchmarks/results/malformed.json
 """
@@ -58,7 +58,7 @@ KINDS: list[bytes] = [
 
 
 def write(path: Path, rows: int) -> None:
-    """Rows of all kinds by turns; what can differ from row to row does."""
+    """Write rows of all kinds in turn; prompts differ from row to row."""
     with path.open("wb") as file:
         for number in range(rows):
             kind = KINDS[number % len(KINDS)]
@@ -66,13 +66,12 @@ def write(path: Path, rows: int) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read the file as a recipe's prompts with unusable rows left out; what was counted, and what it took beyond the
-    imports."""
+    """Read the file as prompts with `data.unusable = "skip"`; return counts, seconds and memory without imports."""
     from towpath.data import corpus_reader, refused_rows
     from towpath.recipe import Data
 
     before = _peak()
-    begun = time.monotonic()
+    start = time.monotonic()
     corpus = corpus_reader.read_corpus(
         folder,
         Data.model_validate({"prompts": "*.jsonl", "demonstrations": "", "safety": "", "unusable": "skip"}),
@@ -86,7 +85,7 @@ def read(folder: Path) -> dict[str, Any]:
         "counted": len(corpus.refused),
         "usable": len(corpus.prompts),
         "reasons": len(counted),
-        "seconds": time.monotonic() - begun,
+        "seconds": time.monotonic() - start,
         "mebibytes": (_peak() - before) / 1024,
         "listed": listed,
         "lines": lines,
@@ -113,16 +112,16 @@ def main() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.malformed", "--read", folder], check=True, capture_output=True, text=True
         )
-    told = json.loads(done.stdout) | {
+    report = json.loads(done.stdout) | {
         "rows": arguments.rows,
         "kinds": len(KINDS),
         "marks": {"seconds": SECONDS, "mebibytes": MEBIBYTES},
     }
-    print(json.dumps(told, indent=1))
+    print(json.dumps(report, indent=1))
     if arguments.json:
-        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
-    if told["counted"] != arguments.rows or told["seconds"] > SECONDS or told["mebibytes"] > MEBIBYTES:
-        sys.exit("a mark was missed")
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if report["counted"] != arguments.rows or report["seconds"] > SECONDS or report["mebibytes"] > MEBIBYTES:
+        sys.exit("a limit was exceeded or rows were not counted")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Models to benchmark on: real or random weights, with a tokenizer that spells every token as a word of its own."""
+"""Models to benchmark on: real or random weights, with a tokenizer in which every token is one word."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from benchmarks.workload import EOS, PAD, SPECIAL, word
 from towpath.models import base
 
 
-def prepared(source: Any, cache: Path) -> Path:
-    """A folder that transformers loads; made once."""
+def prepare_model(source: Any, cache: Path) -> Path:
+    """The folder of a model that transformers loads; created once."""
     name = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / name
     if (folder / "ready").exists():
@@ -31,8 +31,8 @@ def prepared(source: Any, cache: Path) -> Path:
 
 
 def _real(source: str) -> Any:
-    place = os.fspath(base.find(source))
-    return AutoModelForCausalLM.from_pretrained(place, config=AutoConfig.from_pretrained(place), dtype=torch.float32)
+    path = os.fspath(base.find(source))
+    return AutoModelForCausalLM.from_pretrained(path, config=AutoConfig.from_pretrained(path), dtype=torch.float32)
 
 
 def _random(shape: dict[str, int]) -> Any:

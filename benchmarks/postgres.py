@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests and benchmarks, in a folder and on a port of its own."""
+"""A PostgreSQL server for tests and benchmarks, in its own folder and on its own port."""
 
 import os
 import random
@@ -12,17 +12,15 @@ from uuid import uuid4
 
 
 class Postgres:
-    """A PostgreSQL server of our own on a free port; root may not run one, so it runs as `postgres`."""
+    """A temporary PostgreSQL server on a free port; if the user is root, it runs as `postgres`."""
 
     def __init__(self) -> None:
         if not self.installed():
             raise SystemExit("Debian's postgresql is not installed")
         self._user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-        self._folder, self._binaries, port = (
-            Path(tempfile.mkdtemp(prefix="towpath-postgres-")),
-            self.installed()[-1].parent,
-            free_port(),
-        )
+        self._folder = Path(tempfile.mkdtemp(prefix="towpath-postgres-"))
+        self._binaries = self.installed()[-1].parent
+        port = free_port()
         if self._user:
             shutil.chown(self._folder, "postgres", "postgres")
         self._options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
@@ -31,7 +29,7 @@ class Postgres:
 
     @staticmethod
     def installed() -> list[Path]:
-        """Debian's versions of the server, the newest last."""
+        """The initdb programs of Debian's PostgreSQL versions, the newest last."""
         return sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
     def __enter__(self) -> "Postgres":
@@ -56,7 +54,7 @@ class Postgres:
 
 
 def new_database(server: str) -> str:
-    """The URL of an empty database of a server."""
+    """Create an empty database and return its URL."""
     import psycopg
 
     name = f"t{uuid4().hex[:12]}"
@@ -66,8 +64,7 @@ def new_database(server: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens at, below those that the system gives to connections: it stays free while a server
-    is restarted."""
+    """A free port below the ephemeral range, so that it stays free while a server is restarted."""
     while True:
         port = random.SystemRandom().randrange(15_000, 30_000)
         with socket.socket() as probe, suppress(OSError):

@@ -1,8 +1,7 @@
-"""The quickstart with several seeds: the median must pass every gate, none may collapse. Restartable: a finished
+"""The quickstart with several seeds: the median must pass every gate, and no seed may collapse. Restartable: a finished
 seed is not run again.
 
 python -m benchmarks.quickstart_seeds [SEED ...]
-
 """
 
 import json
@@ -16,7 +15,7 @@ RUNS = Path("runs")
 
 
 def run(seed: int) -> dict:
-    """One seed to its end, gates warning only, so that a poor seed is measured and not hidden."""
+    """Run one seed to its end; gates only warn, so that a poor seed is measured, too."""
     folder = RUNS / f"quickstart-seed{seed}"
     towpath = [sys.executable, "-m", "towpath"]
     if not (folder / "recipe.toml").exists():
@@ -33,14 +32,14 @@ def run(seed: int) -> dict:
 
 
 def main() -> None:
-    """Every seed, then the medians."""
+    """Run every seed and print the medians."""
     seeds = [int(word) for word in sys.argv[1:]] or [0, 1, 2]
-    told = [run(seed) for seed in seeds]
+    summaries = [run(seed) for seed in seeds]
     for name in ("win_rate_policy_over_sft", "length_controlled_win_rate", "win_rate_sft_over_base", "reward_accuracy"):
-        rates = [summary[name]["rate"] if isinstance(summary[name], dict) else summary[name] for summary in told]
+        rates = [summary[name]["rate"] if isinstance(summary[name], dict) else summary[name] for summary in summaries]
         print(f"{name}: median {statistics.median(rates):.3f}  of {[round(rate, 3) for rate in rates]}")
     for name in ("kl_per_prompt", "length_only_accuracy", "seconds", "peak_memory_bytes"):
-        print(f"{name}: {[summary[name] for summary in told]}")
+        print(f"{name}: {[summary[name] for summary in summaries]}")
 
 
 if __name__ == "__main__":

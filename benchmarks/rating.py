@@ -1,9 +1,9 @@
 """The rating page under load: `python -m benchmarks.rating load|doubles|kills|figures [--json FILE]`.
 
-The server is the real one in a process of its own; the clients speak HTTP over sockets from this process, on the
-same machine and the same cores. `load` lets 200 raters think and submit for a minute; `doubles` sends every submit
-twice at once; `kills` ends the server with SIGKILL `--kills` times meanwhile; `figures` fills a ledger with a
-million prompts (`--fill` does only that) and times the next pair and the figures page.
+The product's server runs in its own process; the clients send HTTP requests from this process, on the same machine and
+cores. `load` simulates 200 raters for a minute; `doubles` sends every submission twice at once; `kills` stops the
+server with SIGKILL `--kills` times under load; `figures` fills a ledger with a million prompts (`--fill` does only
+that) and times the next pair and the owner's figures page.
 """
 
 import argparse
@@ -50,7 +50,7 @@ START = 1_700_000_000.0
 
 @dataclass
 class Client:
-    """One rater's connection: HTTP/1.1 by hand, for a client that costs little."""
+    """The connection of one rater: a minimal HTTP/1.1 client with little overhead."""
 
     port: int
     cookie: str
@@ -58,7 +58,7 @@ class Client:
     _streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-        """One request and its answer; OSError or EOFError where the connection fails."""
+        """Send one request and return status and body; OSError or EOFError if the connection fails."""
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self._streams
@@ -73,15 +73,15 @@ class Client:
             writer.write(head.encode() + payload)
             await writer.drain()
             lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            told = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
-            answer = await reader.readexactly(int(told["content-length"]))
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+            answer = await reader.readexactly(int(headers["content-length"]))
         except (OSError, EOFError, asyncio.IncompleteReadError):
             self.close()
             raise
-        return int(lines[0].split(" ")[1]), json.loads(answer) if "json" in told.get("content-type", "") else answer
+        return int(lines[0].split(" ")[1]), json.loads(answer) if "json" in headers.get("content-type", "") else answer
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
@@ -89,41 +89,50 @@ class Client:
 
 @dataclass
 class Server:
-    """The server in a process of its own."""
+    """The server in its own process."""
 
-    place: str
+    location: str
     port: int = 0
     process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start, and return when it listens; the port stays the same over restarts."""
-        command = [sys.executable, "-m", "benchmarks.rating", "serve", "--place", self.place, "--port", str(self.port)]
+        """Start the server and return when it listens; the port stays the same over restarts."""
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.rating",
+            "serve",
+            "--location",
+            self.location,
+            "--port",
+            str(self.port),
+        ]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it, gently or not."""
+        """Stop the server with a signal."""
         assert self.process is not None
         self.process.send_signal(how)
         self.process.wait()
 
 
-def serve(place: str, port: int) -> None:
-    """The server's side of the benchmark: the product's own server."""
-    with Store.open(place) as store, open_socket("127.0.0.1", port) as socket:
+def serve(location: str, port: int) -> None:
+    """Run the product's server."""
+    with Store.open(location) as store, open_socket("127.0.0.1", port) as socket:
         server, _ = create_server(store, team=True)
         print(socket.getsockname()[1], flush=True)
         run_until_stopped(server, socket)
 
 
 def sentence(rng: random.Random, words: int) -> str:
-    """Plain words."""
+    """A sentence of random words."""
     return " ".join(rng.choices(WORDS, k=words)).capitalize() + "."
 
 
-def small(store: Store, pairs: int) -> None:
-    """So many pairs in the queue."""
+def fill_small(store: Store, pairs: int) -> None:
+    """Fill the queue with `pairs` pairs."""
     rng = random.Random(1)
     store.add_prompts(Prompt(f"p{i}", sentence(rng, 12), domain=f"d{i % DOMAINS:02}") for i in range(pairs))
     made = (
@@ -138,76 +147,78 @@ def small(store: Store, pairs: int) -> None:
 
 
 def clients(store: Store, count: int, port: int) -> list[Client]:
-    """Raters who are signed in."""
+    """Clients of signed-in raters."""
     hashed = Hasher().hash("a password of the benchmark")
     made = [store.submit_write(people.add_account, f"r{i:03}", "rater", hashed).result() for i in range(count)]
-    return [signed_in(store, account, port) for account in made]
+    return [sign_in(store, account, port) for account in made]
 
 
-def signed_in(store: Store, account: people.Account, port: int) -> Client:
-    """A rater with a session."""
+def sign_in(store: Store, account: people.Account, port: int) -> Client:
+    """The client of a rater with a session."""
     return Client(port, store.submit_write(people.start_session, account, time()).result())
 
 
-async def rate(client: Client, rng: random.Random, until: float, think: float, kept: list[str]) -> None:
-    """One rater: look, think, submit; a submit that fails is sent again with its key until it is acknowledged."""
+async def rate(client: Client, rng: random.Random, until: float, think: float, acknowledged: list[str]) -> None:
+    """One rater: get a pair, wait, submit; a failed submission is repeated with its key until it is acknowledged."""
     await asyncio.sleep(rng.random() * think)
     while perf_counter() < until:
-        _, shown = await patiently(lambda: client.ask("GET", "/rate/next"), until)
-        if shown is None or not shown["comparison"]:
+        _, task = await retry(lambda: client.ask("GET", "/rate/next"), until)
+        if task is None or not task["comparison"]:
             return
         await asyncio.sleep(think * (0.5 + rng.random()))
         key = rng.randbytes(16).hex()
         side = rng.choice(["left", "right", "tie"])
-        body = {"key": key, "comparison": shown["comparison"], "side": side, "milliseconds": 1000 * int(think)}
+        body = {"key": key, "comparison": task["comparison"], "side": side, "milliseconds": 1000 * int(think)}
         begin = perf_counter()
-        status, _ = await patiently(lambda body=body: client.ask("POST", "/rate/judge", body), until + 60)
+        status, _ = await retry(lambda body=body: client.ask("POST", "/rate/judge", body), until + 60)
         if status == 200:
             client.timings.append(perf_counter() - begin)
-            kept.append(key)
+            acknowledged.append(key)
         elif status:
             raise SystemExit(f"a submit was answered with {status}")
 
 
-async def patiently(ask: Callable[[], Awaitable[tuple[int, Any]]], until: float) -> tuple[int, Any]:
-    """Ask again until there is an answer, as the page does."""
+async def retry(ask: Callable[[], Awaitable[tuple[int, Any]]], until: float) -> tuple[int, Any]:
+    """Repeat a request until it is answered, as the page does."""
     while perf_counter() < until:
         try:
-            status, told = await ask()
+            status, reply = await ask()
         except (OSError, EOFError):
             await asyncio.sleep(0.1)
             continue
         if status < 500 and status != 429:
-            return status, told
+            return status, reply
         await asyncio.sleep(0.1)
     return 0, None
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds below which so many lie."""
+    """Percentiles in milliseconds."""
     cuts = statistics.quantiles(seconds, n=1000, method="inclusive")
     named = {"p50": cuts[499], "p95": cuts[949], "p99": cuts[989], "max": max(seconds)}
     return {f"{name}_ms": round(1000 * value, 2) for name, value in named.items()}
 
 
-def load(place: str, raters: int, seconds: float, think: float) -> dict[str, Any]:
-    """Raters who look, think and submit; how long a submit takes to be acknowledged."""
-    with Store.open(place) as store:
-        small(store, int(raters * (seconds / max(think, 0.1) * 1.5 + 50)))
-        server = Server(place)
+def load(location: str, raters: int, seconds: float, think: float) -> dict[str, Any]:
+    """Raters under load: the time until a submission is acknowledged."""
+    with Store.open(location) as store:
+        fill_small(store, int(raters * (seconds / max(think, 0.1) * 1.5 + 50)))
+        server = Server(location)
         server.start()
-        found = clients(store, raters, server.port)
-        kept = list[str]()
+        connections = clients(store, raters, server.port)
+        acknowledged = list[str]()
     begin = perf_counter()
 
     async def all_of_them() -> None:
-        await asyncio.gather(*(rate(c, random.Random(i), begin + seconds, think, kept) for i, c in enumerate(found)))
+        await asyncio.gather(
+            *(rate(c, random.Random(i), begin + seconds, think, acknowledged) for i, c in enumerate(connections))
+        )
 
     asyncio.run(all_of_them())
     wall = perf_counter() - begin
     server.stop()
-    timings = [t for client in found for t in client.timings]
-    told = {
+    timings = [t for client in connections for t in client.timings]
+    result = {
         "raters": raters,
         "seconds": seconds,
         "think_seconds_mean": think,
@@ -215,24 +226,28 @@ def load(place: str, raters: int, seconds: float, think: float) -> dict[str, Any
         "submits_per_second": round(len(timings) / wall, 1),
     }
     return (
-        told
+        result
         | {"pairs_an_hour_each": round(3600 * len(timings) / wall / raters)}
         | percentiles(timings)
-        | verified(place, kept)
+        | verify(location, acknowledged)
     )
 
 
-def verified(place: str, kept: list[str]) -> dict[str, int]:
-    """What was acknowledged against what is in the ledger."""
-    with Store.open(place) as store:
+def verify(location: str, acknowledged: list[str]) -> dict[str, int]:
+    """Compare acknowledged submissions with the ledger."""
+    with Store.open(location) as store:
         there = Counter(store.read(lambda c: c.scalars(select(schema.judgements.c.key)).all()))
         doubled = store.read(_doubled)
         if (
-            not place.startswith("postgresql")
+            not location.startswith("postgresql")
             and store.read(lambda c: c.execute(text("PRAGMA integrity_check")).scalar()) != "ok"
         ):
             raise SystemExit("the file is damaged")
-    return {"acknowledged": len(kept), "lost": sum(key not in there for key in kept), "doubled": doubled}
+    return {
+        "acknowledged": len(acknowledged),
+        "lost": sum(key not in there for key in acknowledged),
+        "doubled": doubled,
+    }
 
 
 def _doubled(connection: Any) -> int:
@@ -246,10 +261,10 @@ def _doubled(connection: Any) -> int:
     return connection.scalar(select(func.count()).select_from(twice)) or 0
 
 
-def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
-    """Every submit sent twice at once, over two connections."""
-    with Store.open(place) as store:
-        small(store, submits)
+def doubles(location: str, submits: int, raters: int = 100) -> dict[str, Any]:
+    """Send every submission twice at once, over two connections."""
+    with Store.open(location) as store:
+        fill_small(store, submits)
         house = store.read(rating_settings.read)
 
         def seat(connection: Any) -> list[task_queue.Lease]:
@@ -259,7 +274,7 @@ def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
             ]
 
         seats = store.submit_write(seat).result()
-        server = Server(place)
+        server = Server(location)
         server.start()
         ones = clients(store, raters, server.port)
     twos = [Client(client.port, client.cookie) for client in ones]
@@ -270,7 +285,7 @@ def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
             body = {"key": f"double-{i:08}", "comparison": seats[i].comparison, "side": "left"}
             both = (ones[number], twos[number])
             answers.extend(
-                await asyncio.gather(*(patiently(partial(one.ask, "POST", "/rate/judge", body), inf) for one in both))
+                await asyncio.gather(*(retry(partial(one.ask, "POST", "/rate/judge", body), inf) for one in both))
             )
 
     async def everyone() -> None:
@@ -280,37 +295,38 @@ def doubles(place: str, submits: int, raters: int = 100) -> dict[str, Any]:
     asyncio.run(everyone())
     wall = perf_counter() - begin
     server.stop()
-    again = sum(bool(told["again"]) for status, told in answers if status == 200)
-    told = {
+    again = sum(bool(result["again"]) for status, result in answers if status == 200)
+    result = {
         "submits": submits,
         "sent": len(answers),
         "answered_200": sum(status == 200 for status, _ in answers),
         "answered_as_told_before": again,
     }
-    return told | {"seconds": round(wall, 1)} | verified(place, [f"double-{i:08}" for i in range(submits)])
+    return result | {"seconds": round(wall, 1)} | verify(location, [f"double-{i:08}" for i in range(submits)])
 
 
-def kills(place: str, times: int, raters: int, think: float) -> dict[str, Any]:
-    """The server killed and started again under load; the clients go on as the page does."""
+def kills(location: str, times: int, raters: int, think: float) -> dict[str, Any]:
+    """Kill and restart the server under load; the clients retry as the page does."""
     rng = random.Random(3)
     waits = [1.5 + 2 * rng.random() for _ in range(times)]
-    with Store.open(place) as store:
-        small(store, int(raters * (5 * times + 10) / think) + 1000)
-        server = Server(place)
+    with Store.open(location) as store:
+        fill_small(store, int(raters * (5 * times + 10) / think) + 1000)
+        server = Server(location)
         server.start()
-        found = clients(store, raters, server.port)
-        kept = list[str]()
+        connections = clients(store, raters, server.port)
+        acknowledged = list[str]()
     counted: list[int] = []
 
     async def everyone() -> None:
         ended = asyncio.Event()
         raters_ = [
-            asyncio.create_task(rate_until(ended, c, random.Random(i), think, kept)) for i, c in enumerate(found)
+            asyncio.create_task(rate_until(ended, c, random.Random(i), think, acknowledged))
+            for i, c in enumerate(connections)
         ]
         for wait in waits:
             await asyncio.sleep(wait)
             await asyncio.to_thread(server.stop, signal.SIGKILL)
-            counted.append(len(kept))
+            counted.append(len(acknowledged))
             await asyncio.to_thread(server.start)
         await asyncio.sleep(1.5)
         ended.set()
@@ -323,19 +339,20 @@ def kills(place: str, times: int, raters: int, think: float) -> dict[str, Any]:
         "raters": raters,
         "think_seconds_mean": think,
         "acknowledged_at_some_kills": counted[:: max(1, times // 20)],
-    } | verified(place, kept)
+    } | verify(location, acknowledged)
 
 
-async def rate_until(ended: asyncio.Event, client: Client, rng: random.Random, think: float, kept: list[str]) -> None:
-    """Rate in short stretches until it is over."""
+async def rate_until(
+    ended: asyncio.Event, client: Client, rng: random.Random, think: float, acknowledged: list[str]
+) -> None:
+    """Rate in short periods until `ended` is set."""
     while not ended.is_set():
-        await rate(client, rng, perf_counter() + 2 * think, think, kept)
+        await rate(client, rng, perf_counter() + 2 * think, think, acknowledged)
 
 
-def fill(place: str, prompts: int) -> None:
-    """A ledger with so many prompts, three times as many completions, as many judgements, and a quarter as many
-    pairs that wait."""
-    with Store.open(place) as store:
+def fill(location: str, prompts: int) -> None:
+    """Fill a ledger: per prompt three completions and one judgement, and a waiting pair for every fourth prompt."""
+    with Store.open(location) as store:
         store.submit_write(rating_settings.save, RatingSettings(gold_share=0.05)).result()
         for table, rows in _bulk(prompts):
             begin = perf_counter()
@@ -458,7 +475,7 @@ def _bulk(prompts: int) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
             for d in range(DOMAINS)
         ),
     )
-    judged = Counter(raters[i * 7 % 200] for i in everyone)
+    judgement_counts = Counter(raters[i * 7 % 200] for i in everyone)
     yield (
         schema.tallies,
         (
@@ -470,22 +487,22 @@ def _bulk(prompts: int) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
                 "milliseconds": 18_000 * count,
                 "cost": 0.0,
             }
-            for name, count in judged.items()
+            for name, count in judgement_counts.items()
         ),
     )
 
 
-def figures(place: str, prompts: int, times: int = 300) -> dict[str, Any]:
-    """The next pair and the figures page over HTTP, on a full ledger."""
-    with Store.open(place) as store:
+def figures(location: str, prompts: int, times: int = 300) -> dict[str, Any]:
+    """Time the next pair, submissions and the figures page over HTTP on a large ledger."""
+    with Store.open(location) as store:
         if not store.read(lambda c: c.scalar(select(schema.prompts.c.id).limit(1))):
-            fill(place, prompts)
-        server = Server(place)
+            fill(location, prompts)
+        server = Server(location)
         server.start()
         if store.read(people.get_account, "r000") is None:
-            found = clients(store, 10, server.port)
+            connections = clients(store, 10, server.port)
             store.submit_write(people.change_account, "r000", "owner").result()
-        found = [signed_in(store, account, server.port) for account in store.read(people.list_accounts)]
+        connections = [sign_in(store, account, server.port) for account in store.read(people.list_accounts)]
         counts = store.counts()
 
     async def measure() -> tuple[list[float], list[float], list[float]]:
@@ -493,31 +510,31 @@ def figures(place: str, prompts: int, times: int = 300) -> dict[str, Any]:
         nexts = list[float]()
         submits = list[float]()
         for _ in range(20):
-            pages.append(await timed(found[0], "GET", "/owner"))
+            pages.append(await timed(connections[0], "GET", "/owner"))
         for i in range(times):
-            client = found[1 + i % (len(found) - 1)]
+            client = connections[1 + i % (len(connections) - 1)]
             nexts.append(await timed(client, "GET", "/rate/next"))
-            _, shown = await client.ask("GET", "/rate/next")
+            _, task = await client.ask("GET", "/rate/next")
             submits.append(
                 await timed(
                     client,
                     "POST",
                     "/rate/judge",
-                    {"key": os.urandom(16).hex(), "comparison": shown["comparison"], "side": "left"},
+                    {"key": os.urandom(16).hex(), "comparison": task["comparison"], "side": "left"},
                 )
             )
         return pages, nexts, submits
 
     pages, nexts, submits = asyncio.run(measure())
     server.stop()
-    told: dict[str, Any] = {"rows": counts, "times": times}
-    told["next_pair"] = percentiles(nexts)
-    told["submit"] = percentiles(submits)
-    return told | {"figures_page": percentiles(pages), "figures_page_first_ms": round(1000 * pages[0], 1)}
+    result: dict[str, Any] = {"rows": counts, "times": times}
+    result["next_pair"] = percentiles(nexts)
+    result["submit"] = percentiles(submits)
+    return result | {"figures_page": percentiles(pages), "figures_page_first_ms": round(1000 * pages[0], 1)}
 
 
 async def timed(client: Client, method: str, path: str, body: dict[str, Any] | None = None) -> float:
-    """Seconds of one request."""
+    """The seconds of one request."""
     begin = perf_counter()
     status, _ = await client.ask(method, path, body)
     if status != 200:
@@ -526,44 +543,44 @@ async def timed(client: Client, method: str, path: str, body: dict[str, Any] | N
 
 
 def main() -> None:
-    """Measure one thing, print it, and keep it under its name."""
+    """Run one measurement, print the result, and store it under its name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["load", "doubles", "kills", "figures", "serve"], nargs="?", default="figures")
     parser.add_argument(
-        "--place",
+        "--location",
         default="",
-        help="a path, the URL of an empty PostgreSQL database, or `postgresql` for a server of its own; a new file "
-        "where left out",
+        help="a path, the URL of an empty PostgreSQL database, or `postgresql` for a temporary server; default: a new "
+        "file",
     )
-    parser.add_argument("--json", type=Path, help="a file in which the result is kept under its name")
-    parser.add_argument("--name", default="", help="the name it is kept under")
+    parser.add_argument("--json", type=Path, help="a file to which the result is added")
+    parser.add_argument("--name", default="", help="the key of the result in that file")
     parser.add_argument("--fill", action="store_true", help="fill the ledger and stop")
     parser.add_argument("--prompts", type=int, default=1_000_000)
     parser.add_argument("--raters", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--think", type=float, default=2.0, help="seconds that a rater thinks, on average")
+    parser.add_argument("--think", type=float, default=2.0, help="mean seconds that a rater waits before submitting")
     parser.add_argument("--submits", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=10, help="how often the server is killed")
     parser.add_argument("--port", type=int, default=0)
-    asked = parser.parse_args()
-    if asked.what == "serve":
-        return serve(asked.place, asked.port)
+    options = parser.parse_args()
+    if options.what == "serve":
+        return serve(options.location, options.port)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        own = running.enter_context(Postgres()) if asked.place == "postgresql" else None
-        place = new_database(own.url) if own else asked.place or str(Path(folder) / "towpath.db")
-        if asked.fill:
-            return fill(place, asked.prompts)
+        own = running.enter_context(Postgres()) if options.location == "postgresql" else None
+        location = new_database(own.url) if own else options.location or str(Path(folder) / "towpath.db")
+        if options.fill:
+            return fill(location, options.prompts)
         measured = {
-            "load": lambda: load(place, asked.raters, asked.seconds, asked.think),
-            "doubles": lambda: doubles(place, asked.submits),
-            "kills": lambda: kills(place, asked.kills, asked.raters, asked.think),
-            "figures": lambda: figures(place, asked.prompts),
-        }[asked.what]()
-    told = {"database": "postgresql" if "://" in place else "sqlite", "cores": os.cpu_count(), **measured}
-    print(json.dumps(told, indent=1))
-    if asked.json:
-        known = json.loads(asked.json.read_text()) if asked.json.is_file() else {}
-        asked.json.write_text(json.dumps(known | {asked.name or asked.what: told}, indent=1) + "\n")
+            "load": lambda: load(location, options.raters, options.seconds, options.think),
+            "doubles": lambda: doubles(location, options.submits),
+            "kills": lambda: kills(location, options.kills, options.raters, options.think),
+            "figures": lambda: figures(location, options.prompts),
+        }[options.what]()
+    result = {"database": "postgresql" if "://" in location else "sqlite", "cores": os.cpu_count(), **measured}
+    print(json.dumps(result, indent=1))
+    if options.json:
+        known = json.loads(options.json.read_text()) if options.json.is_file() else {}
+        options.json.write_text(json.dumps(known | {options.name or options.what: result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""One workload by several implementations, each in its own environment, in turn within one run; the ratio is the
-result.
+"""One workload by several implementations, each in its own environment, alternating within one run; the result is
+their ratio.
 
 python -m benchmarks.run WORKLOAD [--implementations towpath,trl] [--turns 2] [--warm] [--json OUT]
 
-An implementation is a module of benchmarks.implementations, with `@medium` behind it for float32 products through
-oneDNN (of transformers: `@compiled`, `@continuous`). Its Python is .bench/NAME/bin/python where that exists, else
-this one; `make bench` makes those environments.
+An implementation is a module of benchmarks.implementations; the suffix `@medium` lets oneDNN round float32 products
+(of transformers: `@compiled`, `@continuous`). Its Python is .bench/NAME/bin/python if that exists, else this one;
+`make bench` makes these environments.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import optimise_flops
-from benchmarks.models import prepared
+from benchmarks.models import prepare_model
 from benchmarks.workload import Workload
 
 HERE = Path(__file__).parent
@@ -32,13 +32,13 @@ def python_of(implementation: str) -> str:
     return str(own) if own.exists() else sys.executable
 
 
-def turn(implementation: str, workload: Workload, model: Path, limit: float, warm: bool = False) -> dict[str, Any]:
-    """One run of one implementation in a process of its own; warm: the second time that the process does the work."""
+def run_once(implementation: str, workload: Workload, model: Path, limit: float, warm: bool = False) -> dict[str, Any]:
+    """One run of one implementation in its own process; warm: the second run of the work within the process."""
     name, _, how = implementation.partition("@")
     with tempfile.TemporaryDirectory() as scratch:
-        told = Path(scratch) / f"{workload.name}.json"
-        out = Path(scratch) / "told.json"
-        workload.write(told)
+        workload_path = Path(scratch) / f"{workload.name}.json"
+        out = Path(scratch) / "result.json"
+        workload.write(workload_path)
         environment = {
             **os.environ,
             "BENCH_HOW": how,
@@ -46,7 +46,14 @@ def turn(implementation: str, workload: Workload, model: Path, limit: float, war
             "TOKENIZERS_PARALLELISM": "false",
             "BENCH_WARM": "1" if warm else "",
         }
-        command = [python_of(name), "-m", f"benchmarks.implementations.{name}", str(told), str(model), str(out)]
+        command = [
+            python_of(name),
+            "-m",
+            f"benchmarks.implementations.{name}",
+            str(workload_path),
+            str(model),
+            str(out),
+        ]
         done = subprocess.run(
             command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=limit, check=False
         )
@@ -55,12 +62,12 @@ def turn(implementation: str, workload: Workload, model: Path, limit: float, war
         return json.loads(out.read_text())
 
 
-def compared(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians of each, and the first against the others; refused where they did not do the same work."""
-    work = {name: told[0]["work"] for name, told in runs.items()}
-    for name, told in runs.items():
-        shared = {key for key in told[0]["work"] if all(key in other for other in work.values())}
-        for one in told:
+def compare_runs(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians of each implementation, and ratios to the first; unequal work is an error."""
+    work = {name: results[0]["work"] for name, results in runs.items()}
+    for name, results in runs.items():
+        shared = {key for key in results[0]["work"] if all(key in other for other in work.values())}
+        for one in results:
             for key in shared:
                 if one["work"][key] != work[next(iter(work))][key]:
                     raise SystemExit(
@@ -68,11 +75,11 @@ def compared(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> dict[
                     )
     medians = {
         name: {
-            "seconds": statistics.median(one["seconds"] for one in told),
-            **{phase: statistics.median(one["phases"][phase] for one in told) for phase in told[0]["phases"]},
-            "peak_memory_bytes": max(one["peak_memory_bytes"] for one in told),
+            "seconds": statistics.median(one["seconds"] for one in results),
+            **{phase: statistics.median(one["phases"][phase] for one in results) for phase in results[0]["phases"]},
+            "peak_memory_bytes": max(one["peak_memory_bytes"] for one in results),
         }
-        for name, told in runs.items()
+        for name, results in runs.items()
     }
     ours, *others = medians
     ratios = {
@@ -86,8 +93,8 @@ def compared(workload: Workload, runs: dict[str, list[dict[str, Any]]]) -> dict[
 
 
 def rates(workload: Workload, model: Path, machine: dict[str, Any], result: dict[str, Any]) -> None:
-    """Adds tokens and completions a second to every median, and the share that the updates reach of the machine's
-    rate of products in the workload's precision."""
+    """Add tokens and completions per second to every median, and the updates' share of the machine's peak rate in the
+    workload's precision."""
     peak = max(machine["gemm_flops"].get(name, 0.0) for name in (workload.precision, f"{workload.precision}, medium"))
     for name, row in result["medians"].items():
         work = result["work"][name]
@@ -102,8 +109,8 @@ def rates(workload: Workload, model: Path, machine: dict[str, Any], result: dict
             row["flops_optimise"], row["share_of_peak"] = flops, flops / peak
 
 
-def printed(result: dict[str, Any]) -> str:
-    """A table for people."""
+def format_table(result: dict[str, Any]) -> str:
+    """The result as a text table."""
     lines = [f"{result['workload']['name']}: {result['machine']['device']}"]
     for name, row in result["medians"].items():
         phases = "  ".join(f"{phase} {row[phase]:.1f}" for phase in ("generate", "score", "optimise") if phase in row)
@@ -123,46 +130,46 @@ def printed(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Read, run in turn, compare, keep."""
+    """Run the implementations in turn, compare them, and store the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", help="a name of benchmarks/workloads, or a path")
     parser.add_argument(
         "--implementations",
         default="",
-        help="comma-separated, ours first; by default towpath and those the workload names",
+        help="comma-separated; ratios are to the first; default: towpath and those of the workload",
     )
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument(
         "--warm",
         action="store_true",
-        help="time the second time a process does the work: memory has been touched, as in a long run",
+        help="time the second run within each process, when memory is allocated as in a long run",
     )
-    parser.add_argument("--limit", type=float, default=3600, help="seconds that one turn may take")
+    parser.add_argument("--limit", type=float, default=3600, help="time limit of one run in seconds")
     parser.add_argument("--json", type=Path, default=None)
-    told = parser.parse_args()
-    path = Path(told.workload)
-    workload = Workload.read(path if path.is_file() else HERE / "workloads" / f"{told.workload}.json")
-    model = prepared(workload.model, ENVIRONMENTS / "models")
+    options = parser.parse_args()
+    path = Path(options.workload)
+    workload = Workload.read(path if path.is_file() else HERE / "workloads" / f"{options.workload}.json")
+    model = prepare_model(workload.model, ENVIRONMENTS / "models")
     measured = subprocess.run(
         [sys.executable, "-m", "benchmarks.machine"], cwd=HERE.parent, capture_output=True, text=True, check=True
     )
-    names = told.implementations.split(",") if told.implementations else ["towpath", *workload.against]
+    names = options.implementations.split(",") if options.implementations else ["towpath", *workload.against]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for number in range(told.turns):
+    for number in range(options.turns):
         for name in names:
-            runs[name].append(turn(name, workload, model, told.limit, told.warm))
+            runs[name].append(run_once(name, workload, model, options.limit, options.warm))
             print(f"  turn {number + 1}, {name}: {runs[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     result = {
-        "warm": told.warm,
+        "warm": options.warm,
         "workload": {"name": workload.name, **json.loads(json.dumps(workload.__dict__))},
         "machine": json.loads(measured.stdout),
-        **compared(workload, runs),
+        **compare_runs(workload, runs),
         "turns": runs,
     }
     rates(workload, model, result["machine"], result)
-    print(printed(result))
-    if told.json:
-        told.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(format_table(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""How the cost of a PPO run grows with prompts, length, model and vocabulary, and its memory with prompts.
+"""Scaling of time and memory of a PPO run with prompts, answer length, model size and vocabulary.
 
-Small Llamas of random weights, LoRA, rollouts of 32 answers; one value at a time is doubled. The exponent is the
-slope in logarithms: 1 doubles with the value, 0 does not grow.
+Small Llamas with random weights, LoRA, rollouts of 32 answers; one value at a time is doubled. The exponent is the
+slope in log-log scale: 1 is linear growth, 0 is no growth.
 
 python -m benchmarks.scaling [--json OUT] [--svg OUT]
-
 """
 
 import argparse
@@ -15,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import prepared
-from benchmarks.run import ENVIRONMENTS, turn
+from benchmarks.models import prepare_model
+from benchmarks.run import ENVIRONMENTS, run_once
 from benchmarks.workload import Workload
 
 SHAPE = {"layers": 4, "width": 256, "heads": 4, "inner": 768, "vocabulary": 16384}
@@ -52,43 +51,43 @@ def workload(what: str, value: int) -> Workload:
 
 
 def slope(rows: list[dict[str, float]], key: str) -> float:
-    """The exponent between the last two values, where what is constant weighs least."""
+    """The exponent between the last two values, where constant cost matters least."""
     a, b = rows[-2:]
     return math.log(b[key] / a[key]) / math.log(b["value"] / a["value"])
 
 
-def measured(what: str) -> list[dict[str, float]]:
+def measure(what: str) -> list[dict[str, float]]:
     """Seconds and memory at every value."""
     rows = []
     for value in VALUES[what]:
-        asked = workload(what, value)
-        told = turn("towpath", asked, prepared(asked.model, ENVIRONMENTS / "models"), 1800)
+        workload_ = workload(what, value)
+        result = run_once("towpath", workload_, prepare_model(workload_.model, ENVIRONMENTS / "models"), 1800)
         rows.append(
             {
                 "value": value,
-                "seconds": told["seconds"],
-                "peak_memory_bytes": told["peak_memory_bytes"],
-                **told["phases"],
+                "seconds": result["seconds"],
+                "peak_memory_bytes": result["peak_memory_bytes"],
+                **result["phases"],
             }
         )
         print(
-            f"  {what} {value}: {told['seconds']:.1f} s, {told['peak_memory_bytes'] / 2**30:.2f} GiB",
+            f"  {what} {value}: {result['seconds']:.1f} s, {result['peak_memory_bytes'] / 2**30:.2f} GiB",
             file=sys.stderr,
             flush=True,
         )
     return rows
 
 
-def svg(found: dict[str, list[dict[str, float]]]) -> str:
-    """A panel for each value: seconds, in logarithms on both axes, beside a straight doubling."""
+def svg(results: dict[str, list[dict[str, float]]]) -> str:
+    """A log-log panel of seconds for each value, with a line of linear growth."""
     panel = 190
     height = 220
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {panel * len(found)} {height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {panel * len(results)} {height}" '
         'font-family="sans-serif" font-size="11">'
     ]
-    parts.append(f'<rect width="{panel * len(found)}" height="{height}" fill="white"/>')
-    for number, (what, rows) in enumerate(found.items()):
+    parts.append(f'<rect width="{panel * len(results)}" height="{height}" fill="white"/>')
+    for number, (what, rows) in enumerate(results.items()):
         left = panel * number + 34
         low = math.log2(rows[0]["seconds"])
         span = max(3.2, math.log2(max(row["seconds"] for row in rows)) - low)
@@ -105,9 +104,9 @@ def svg(found: dict[str, list[dict[str, float]]]) -> str:
         straight = [at({"value": row["value"], "seconds": 2**low * row["value"] / rows[0]["value"]}) for row in rows]
         dashed = 'stroke="#bbb" stroke-dasharray="3 3"'
         solid = 'stroke="#0b6e99" stroke-width="1.5"'
-        for points, look in ((straight, dashed), ([at(row) for row in rows], solid)):
+        for points, style in ((straight, dashed), ([at(row) for row in rows], solid)):
             line = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-            parts.append(f'<path d="M{line}" fill="none" {look}/>')
+            parts.append(f'<path d="M{line}" fill="none" {style}/>')
         for row in rows:
             x, y = at(row)
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#0b6e99"/>')
@@ -121,21 +120,21 @@ def svg(found: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Every value in turn."""
+    """Measure every value, print the exponents, and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
-    told = parser.parse_args()
-    found: dict[str, Any] = {what: measured(what) for what in VALUES}
-    for what, rows in found.items():
+    options = parser.parse_args()
+    results: dict[str, Any] = {what: measure(what) for what in VALUES}
+    for what, rows in results.items():
         print(
             f"{what}: seconds grow with exponent {slope(rows, 'seconds'):.2f}, memory with "
             f"{slope(rows, 'peak_memory_bytes'):.2f}"
         )
-    if told.json:
-        told.json.write_text(json.dumps(found, indent=1) + "\n")
-    if told.svg:
-        told.svg.write_text(svg(found))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    if options.svg:
+        options.svg.write_text(svg(results))
 
 
 if __name__ == "__main__":

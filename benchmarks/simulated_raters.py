@@ -1,10 +1,9 @@
-"""The statistics of feedback on raters whose errors are known: consensus against majority, blended against human
-labels, calibration, diagnosis.
+"""Feedback statistics on simulated raters with known errors: consensus against majority, blended against human labels,
+calibration, and diagnosis.
 
 python -m benchmarks.simulated_raters [--first 100] [--seeds 20] [--json OUT]
 
-Seeds 0 to 9 are for development; what is reported is 100 to 119. Everything is drawn from the seed, so two runs
-print the same.
+Seeds 0 to 9 are for development, 100 to 119 for the reported results. Results depend on the seeds only.
 """
 
 import argparse
@@ -27,8 +26,8 @@ from towpath.feedback.reward_diagnosis import Cause, RewardEvidence, TrainingRes
 from towpath.feedback.routing import Route, RoutingConfig, Signals, route_comparisons
 from towpath.records import Choice, Judgement
 
-JUDGE = 0.85  # correlation of what the judge sees with what is true: right in ½ + asin(0.85)/π = 82 % of pairs
-PEOPLE = 0.39  # share of pairs that people see of a blend: at most 40 % of the cost of labelling all
+JUDGE = 0.85  # correlation of the judge's score with the true quality: accuracy ½ + asin(0.85)/π = 82 %
+PEOPLE = 0.39  # share of pairs routed to people: at most 40 % of the cost of labelling all
 JUDGES = {"errors by chance": 1.0, "a liking for length": 0.95, "a strong liking for length": 0.85}
 CAUSES: tuple[Cause, ...] = ("noise", "little data", "small capacity", "length shortcut", "healthy")
 
@@ -47,14 +46,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def said(comparison: int, rater: str, choice: Choice, **more: Any) -> Judgement:
-    """One judgement, by a person unless told."""
+def judgement(comparison: int, rater: str, choice: Choice, **more: Any) -> Judgement:
+    """One judgement, by default of a person."""
     return Judgement(f"{comparison}/{rater}", str(comparison), rater, more.pop("kind", "person"), choice, **more)
 
 
-def by_consensus(seed: int) -> dict[str, float]:
-    """400 pairs, a tenth of them ties, three of twelve raters each, right from 45 to 95 %: how often each way of
-    counting finds the truth."""
+def consensus_study(seed: int) -> dict[str, float]:
+    """Accuracy of consensus and majority on 400 pairs, a tenth of them ties, with three of twelve raters each, whose
+    accuracies are from 45 to 95 %."""
     draws = generator(seed, "bench/consensus")
     right = np.linspace(0.45, 0.95, 12)
     truth = draws.choice(["a", "b", "tie"], 400, p=[0.45, 0.45, 0.1])
@@ -63,14 +62,16 @@ def by_consensus(seed: int) -> dict[str, float]:
         for rater in draws.choice(12, 3, replace=False):
             others = [choice for choice in ("a", "b", "tie") if choice != true]
             choice = str(true) if draws.random() < right[rater] else others[int(draws.random() < 0.25)]
-            judgements.append(said(item, f"r{rater}", choice))  # pyright: ignore[reportArgumentType]
+            judgements.append(judgement(item, f"r{rater}", choice))  # pyright: ignore[reportArgumentType]
 
     def accuracy(labels: Sequence[Any]) -> float:
         return float(np.mean([label.choice == truth[int(label.comparison)] for label in labels]))
 
-    found = dawid_skene.consensus(judgements)
-    told = dawid_skene.rater_accuracy(found)
-    off = float(np.mean([abs(told[f"r{rater}"] - right[rater]) for rater in range(12) if f"r{rater}" in told]))
+    consensus = dawid_skene.consensus(judgements)
+    accuracies = dawid_skene.rater_accuracy(consensus)
+    off = float(
+        np.mean([abs(accuracies[f"r{rater}"] - right[rater]) for rater in range(12) if f"r{rater}" in accuracies])
+    )
     weighed = accuracy(dawid_skene.consensus_labels(judgements))
     counted = accuracy(aggregation.majority_labels(judgements))
     return {
@@ -78,29 +79,29 @@ def by_consensus(seed: int) -> dict[str, float]:
         "majority": counted,
         "gain": weighed - counted,
         "error_of_rater_accuracy": off,
-        "converged": float(found.converged),
+        "converged": float(consensus.converged),
     }
 
 
 @dataclass(frozen=True)
 class World:
-    """Pairs as differences of features, a true direction, people who slip, and a judge who sees dimly and perhaps
-    askew."""
+    """Pairs as feature differences, a true direction, people with random errors, and a judge with noise and possibly a
+    bias in direction."""
 
     seed: int
     features_ND: np.ndarray
     true_D: np.ndarray
     askew_D: np.ndarray
     lengths: dict[str, tuple[int, int]]
-    """Of both answers of each pair: what the judge's direction is askew by."""
+    """Lengths of both answers of each pair; the judge's direction may be biased towards length."""
     dim: float
-    """Deviation of what the judge mistakes by chance, pair by pair, beside a true deviation of 1."""
+    """Standard deviation of the judge's noise per pair; that of the true quality is 1."""
     slips_R: np.ndarray
 
     @classmethod
-    def drawn(cls, seed: int, pairs: int, cosine: float = 1.0, features: int = 20, raters: int = 8) -> "World":
-        """People who slip in 10 to 25 % of pairs, and a judge right in 82 %, its direction at this cosine to the
-        true one, the rest chance."""
+    def sample(cls, seed: int, pairs: int, cosine: float = 1.0, features: int = 20, raters: int = 8) -> "World":
+        """A world with people who err in 10 to 25 % of pairs, and a judge with an accuracy of 82 % whose direction has
+        this cosine to the true one."""
         draws = generator(seed, "bench/world")
         true, other = np.linalg.qr(draws.normal(size=(features, 2)))[0].T
         askew = cosine * true + np.sqrt(1 - cosine**2) * other
@@ -113,37 +114,37 @@ class World:
         return cls(seed, features_ND, true, askew, lengths, float(dim), np.linspace(0.1, 0.25, raters))
 
     def people(self, seats: dict[int, int], stream: str) -> list[Judgement]:
-        """So many people on each of these pairs, drawn from the raters."""
+        """Judgements of each pair by the given number of random raters."""
         judgements = []
-        for pair, many in seats.items():
+        for pair, count in seats.items():
             draws = generator(self.seed, f"bench/{stream}", pair)
-            for rater in draws.choice(len(self.slips_R), many, replace=False):
+            for rater in draws.choice(len(self.slips_R), count, replace=False):
                 first = (self.features_ND[pair] @ self.true_D > 0) != (draws.random() < self.slips_R[rater])
-                judgements.append(said(pair, f"r{rater}", "a" if first else "b"))
+                judgements.append(judgement(pair, f"r{rater}", "a" if first else "b"))
         return judgements
 
     def judge(self) -> list[Judgement]:
-        """Every pair twice in each order, with a lean to what is shown first; confidence is the share of votes, a
-        turned verdict a tie."""
+        """Judgements of every pair by two votes in each order, with a bias to the first answer; confidence is the share
+        of votes, and an inconsistent verdict is a tie."""
         judgements = []
         draws = generator(self.seed, "bench/judge")
-        seen_N = self.features_ND @ self.askew_D + draws.normal(0, self.dim, len(self.features_ND))
-        noise_N4 = draws.normal(0, 0.5, (len(seen_N), 4))
-        for pair, seen in enumerate(seen_N):
-            votes = seen + noise_N4[pair] + np.array([0.15, 0.15, -0.15, -0.15]) > 0
+        perceived_N = self.features_ND @ self.askew_D + draws.normal(0, self.dim, len(self.features_ND))
+        noise_N4 = draws.normal(0, 0.5, (len(perceived_N), 4))
+        for pair, perceived in enumerate(perceived_N):
+            votes = perceived + noise_N4[pair] + np.array([0.15, 0.15, -0.15, -0.15]) > 0
             firsts = int(votes.sum())
             orders = (votes[:2].mean(), votes[2:].mean())
             consistent = (orders[0] > 0.5) == (orders[1] > 0.5) and 0.5 not in orders
             choice: Choice = ("a" if firsts > 2 else "b") if consistent else "tie"
-            strength = 1 + int(abs(seen) > 0.7) + int(abs(seen) > 1.4)
+            strength = 1 + int(abs(perceived) > 0.7) + int(abs(perceived) > 1.4)
             details = {"confidence": max(firsts, 4 - firsts) / 4, "consistent": consistent}
             judgements.append(
-                said(pair, "judge:j", choice, kind="judge", strength=strength, details=details, cost=0.014)
+                judgement(pair, "judge:j", choice, kind="judge", strength=strength, details=details, cost=0.014)
             )
         return judgements
 
     def accuracy(self, labels: Sequence[Any]) -> float:
-        """A linear reward model trained on these labels: how often right, by the truth, on pairs it never saw."""
+        """True accuracy of a linear reward model trained on these labels, on new pairs."""
         chance_N = np.array(
             [aggregation.PREFERENCE[label.choice] if label.chance is None else label.chance for label in labels]
         )
@@ -152,51 +153,57 @@ class World:
         return float(((fresh_ND @ trained > 0) == (fresh_ND @ self.true_D > 0)).mean())
 
 
-def routed(world: World, verdicts: list[Judgement]) -> tuple[list[Route], list[Judgement], calibration.Calibration]:
-    """The audit first; with the judge calibrated on it, all that people are to see; and the calibration on these."""
-    _, _, fitted = sent(world, verdicts, 0.12, {})
+def route_in_two_rounds(
+    world: World, verdicts: list[Judgement]
+) -> tuple[list[Route], list[Judgement], calibration.Calibration]:
+    """Route the audit sample, calibrate the judge on it, then route all pairs and calibrate again."""
+    _, _, fitted = route_and_judge(world, verdicts, 0.12, {})
     sure = {j.comparison: fitted.chance(calibration.certainty(j), longer(world, j)) for j in verdicts}
-    return sent(world, verdicts, PEOPLE, sure)
+    return route_and_judge(world, verdicts, PEOPLE, sure)
 
 
-def sent(
+def route_and_judge(
     world: World, verdicts: list[Judgement], people: float, sure: dict[str, float]
 ) -> tuple[list[Route], list[Judgement], calibration.Calibration]:
-    """One round of routing, what people said of what they were sent, and the judge calibrated on it."""
+    """One round of routing, the human judgements of the routed pairs, and the judge's calibration on them."""
     signals = [
         Signals(j.comparison, judge=j.choice, certainty=sure.get(j.comparison), consistent=j.details["consistent"])
         for j in verdicts
     ]
     routes = route_comparisons(signals, RoutingConfig(human_share=people, audit_share=0.12), seed=world.seed)
-    seen = world.people({int(r.comparison): r.seats for r in routes if r.seats}, "routed")
+    human_judgements = world.people({int(r.comparison): r.seats for r in routes if r.seats}, "routed")
     rows = calibration.audit_rows(
-        [*seen, *verdicts], "judge:j", {r.comparison: r.propensity for r in routes}, world.lengths
+        [*human_judgements, *verdicts], "judge:j", {r.comparison: r.propensity for r in routes}, world.lengths
     )
-    return routes, seen, calibration.calibrate(rows)
+    return routes, human_judgements, calibration.calibrate(rows)
 
 
 def gap(world: World, comparison: str) -> float:
-    """How much longer a is than b, in parts of their mean."""
+    """Length of a minus length of b, relative to their mean."""
     a, b = world.lengths[comparison]
     return 2 * (a - b) / (a + b)
 
 
 def longer(world: World, judgement: Judgement) -> float:
-    """How much longer the chosen answer is."""
+    """Relative length of the chosen answer minus that of the other."""
     return gap(world, judgement.comparison) * {"a": 1, "b": -1}.get(judgement.choice, 0)
 
 
-def blended(seed: int, cosine: float, pairs: int = 4000) -> dict[str, float]:
-    """One world labelled by people alone (15 % seen twice) and blended; cost in people's judgements. And the judge's
-    calibration, held out."""
-    world = World.drawn(seed, pairs, cosine)
+def blend_study(seed: int, cosine: float, pairs: int = 4000) -> dict[str, float]:
+    """Reward-model accuracy in one world labelled by people alone (15 % twice) and by a blend, the cost in human
+    judgements, and the judge's held-out calibration error."""
+    world = World.sample(seed, pairs, cosine)
     overlap = generator(seed, "bench/overlap").random(pairs) < 0.15
     by_people = world.people({pair: 1 + int(overlap[pair]) for pair in range(pairs)}, "people")
     verdicts = world.judge()
-    routes, seen, fitted = routed(world, verdicts)
-    right = max(accuracy_ceiling(agreement.pairwise_agreement(seen)[0]), 0.6)
+    routes, human_judgements, fitted = route_in_two_rounds(world, verdicts)
+    right = max(accuracy_ceiling(agreement.pairwise_agreement(human_judgements)[0]), 0.6)
     labels = blend.blend_labels(
-        [*seen, *verdicts], {"judge:j": fitted}, None, right, {name: gap(world, name) for name in world.lengths}
+        [*human_judgements, *verdicts],
+        {"judge:j": fitted},
+        None,
+        right,
+        {name: gap(world, name) for name in world.lengths},
     )
     others = world.people({int(r.comparison): 1 for r in routes if not r.seats}, "unseen")
     fresh = [
@@ -205,26 +212,25 @@ def blended(seed: int, cosine: float, pairs: int = 4000) -> dict[str, float]:
         if row.judge in ("a", "b")
     ]
     credit_N = np.array([calibration.credit(row.judge, row.person) for row in fresh])
-    raw_N, told_N = (
+    raw_N, calibrated_N = (
         np.array(x)
         for x in zip(*((row.certainty, fitted.chance(row.certainty, row.longer)) for row in fresh), strict=True)
     )
-    told = {
+    result = {
         "people": world.accuracy(dawid_skene.consensus_labels(by_people)),
         "blend": world.accuracy(labels),
         "judge": world.accuracy(aggregation.majority_labels(verdicts)),
-        "people_at_the_same_cost": world.accuracy(dawid_skene.consensus_labels(by_people[: len(seen)])),
-        "cost": len(seen) / len(by_people),
-        "calibration_error": calibration.calibration_error(told_N, credit_N),
+        "people_at_the_same_cost": world.accuracy(dawid_skene.consensus_labels(by_people[: len(human_judgements)])),
+        "cost": len(human_judgements) / len(by_people),
+        "calibration_error": calibration.calibration_error(calibrated_N, credit_N),
         "calibration_error_raw": calibration.calibration_error(raw_N, credit_N),
-        "lean": fitted.lean[1],
+        "lean": fitted.length_bias[1],
     }
-    return told | {"loss": told["people"] - told["blend"]}
+    return result | {"loss": result["people"] - result["blend"]}
 
 
 def features(answers_ND: np.ndarray, rich: bool) -> np.ndarray:
-    """What a model sees of an answer: ten qualities, and if it is rich all their products. The last column is
-    length."""
+    """Features of an answer: ten qualities, with `rich` all their products, and in the last column the length."""
     first, second = np.triu_indices(10)
     products = answers_ND[:, first] * answers_ND[:, second] if rich else answers_ND[:, :0]
     return np.concatenate([answers_ND[:, :10], products, answers_ND[:, -1:]], axis=1)
@@ -232,20 +238,19 @@ def features(answers_ND: np.ndarray, rich: bool) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Planted:
-    """A cause planted in a world: how many pairs, how often raters slip, whether the model is rich, whose labels go
-    by length."""
+    """A planted cause: number of pairs, error rate of raters, whether the model is rich, and labels by length."""
 
     pairs: int
     slips: float
     rich: bool = True
     longer: float = 0.0
-    """Chance that a label goes to the longer answer whatever its quality."""
+    """Probability that a label prefers the longer answer whatever its quality."""
     longer_held: float = 0.0
 
     @classmethod
-    def of(cls, cause: Cause, seed: int) -> "Planted":
-        """Each seed another degree of the cause. Length misleads in two ways: raters like it, or only who labelled
-        the training pairs did."""
+    def sample(cls, cause: Cause, seed: int) -> "Planted":
+        """The cause at a degree that depends on the seed. With a length shortcut all raters prefer length (even seeds),
+        or only those of the training pairs."""
         draws = generator(seed, "bench/planted", cause)
         slips = draws.uniform(0.01, 0.05)
         pairs = int(draws.integers(2000, 4000))
@@ -262,8 +267,8 @@ class Planted:
 
 
 def evidence(cause: Cause, seed: int, held: int = 800) -> tuple[RewardEvidence, set[str]]:
-    """What a team would know of such a run, and which of its training labels really are wrong."""
-    plan = Planted.of(cause, seed)
+    """The evidence that a team would have, and the ids of wrong training labels."""
+    plan = Planted.sample(cause, seed)
     draws = generator(seed, "bench/diagnosis", cause)
     size = plan.pairs + held
     weights = draws.normal(size=10)
@@ -306,29 +311,28 @@ def evidence(cause: Cause, seed: int, held: int = 800) -> tuple[RewardEvidence, 
 
 
 def out_of_fold(x_ND: np.ndarray, label_N: np.ndarray, folds: int = 5) -> dict[str, float]:
-    """The margin towards each label by a model that did not see it."""
-    place = np.arange(len(label_N)) % folds
-    found = {}
+    """The margin towards each label by a model that was not trained on it."""
+    fold_N = np.arange(len(label_N)) % folds
+    margins = {}
     for fold in range(folds):
-        w = fit_logistic(x_ND[place != fold], label_N[place != fold].astype(float), ridge=1.0)
-        for pair in np.flatnonzero(place == fold):
-            found[str(pair)] = float((x_ND[pair] @ w) * (1 if label_N[pair] else -1))
-    return found
+        w = fit_logistic(x_ND[fold_N != fold], label_N[fold_N != fold].astype(float), ridge=1.0)
+        for pair in np.flatnonzero(fold_N == fold):
+            margins[str(pair)] = float((x_ND[pair] @ w) * (1 if label_N[pair] else -1))
+    return margins
 
 
-def diagnosed(seeds: Sequence[int]) -> dict[str, Any]:
-    """Every cause planted once a seed: what was named; and of the labels to rate again in noisy worlds, how many are
-    wrong."""
+def diagnosis_study(seeds: Sequence[int]) -> dict[str, Any]:
+    """Diagnoses of every cause with every seed, and the share of wrong labels among those to rate again."""
     named: dict[str, list[str]] = {}
     wrong = []
     for cause in CAUSES:
         named[cause] = []
         for seed in seeds:
             known, truly = evidence(cause, seed)
-            found = diagnose_reward_model(known, seed)
-            named[cause].append(found.verdict)
+            diagnosis = diagnose_reward_model(known, seed)
+            named[cause].append(diagnosis.verdict)
             if cause == "noise":
-                wrong.append(np.mean([name in truly for name in found.again]))
+                wrong.append(np.mean([name in truly for name in diagnosis.again]))
     right = {cause: sum(verdict == cause for verdict in verdicts) for cause, verdicts in named.items()}
     blamed = sum(verdict not in ("healthy", "undetermined") for verdict in named["healthy"])
     return {
@@ -340,37 +344,39 @@ def diagnosed(seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def over(seeds: Sequence[int], study: Callable[[int], dict[str, float]]) -> dict[str, dict[str, float]]:
-    """A study's figures over seeds."""
+def over_seeds(seeds: Sequence[int], study: Callable[[int], dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The metrics of a study over seeds."""
     rows = [study(seed) for seed in seeds]
     return {name: spread([row[name] for row in rows]) for name in rows[0]}
 
 
 def main() -> None:
-    """Every study over the seeds, told and kept."""
+    """Run every study over the seeds, print and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--first", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
-    seeds = range(told.first, told.first + told.seeds)
-    begun = perf_counter()
-    studies = {"consensus": over(seeds, by_consensus)}
-    studies |= {f"blend, {name}": over(seeds, partial(blended, cosine=cosine)) for name, cosine in JUDGES.items()}
+    options = parser.parse_args()
+    seeds = range(options.first, options.first + options.seeds)
+    start = perf_counter()
+    studies = {"consensus": over_seeds(seeds, consensus_study)}
+    studies |= {
+        f"blend, {name}": over_seeds(seeds, partial(blend_study, cosine=cosine)) for name, cosine in JUDGES.items()
+    }
     for study, figures in studies.items():
         for name, e in figures.items():
             print(
                 f"{study:32} {name:24} {e['mean']:+.4f} [{e['low']:+.4f}, {e['high']:+.4f}]  from {e['least']:+.4f} "
                 f"to {e['most']:+.4f}"
             )
-    diagnosis = diagnosed(seeds)
+    diagnosis = diagnosis_study(seeds)
     for cause in CAUSES:
-        print(f"{'diagnosis':32} {cause:24} {diagnosis['named'][cause]} of {told.seeds}")
-    print(f"{'diagnosis':32} {'healthy runs blamed':24} {diagnosis['healthy_blamed']} of {told.seeds}")
-    found = {"seeds": [seeds[0], seeds[-1]], **studies, "diagnosis": diagnosis}
-    print(f"{perf_counter() - begun:.0f} s")
-    if told.json:
-        told.json.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"{'diagnosis':32} {cause:24} {diagnosis['named'][cause]} of {options.seeds}")
+    print(f"{'diagnosis':32} {'healthy runs blamed':24} {diagnosis['healthy_blamed']} of {options.seeds}")
+    results = {"seeds": [seeds[0], seeds[-1]], **studies, "diagnosis": diagnosis}
+    print(f"{perf_counter() - start:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files as other tools write them, and what was read from them in words."""
+"""Files in the formats of other tools, and readable rows of what was imported."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ real_rows = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public sets are
 
 
 def put(path: Path, *rows: Any) -> Path:
-    """Rows into a file of the kind its name says; text is written as it is."""
+    """Write rows in the format of the file suffix; strings are written unchanged."""
     if path.suffix == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
     elif path.suffix == ".json":
@@ -29,7 +29,7 @@ def put(path: Path, *rows: Any) -> Path:
 
 
 def lines(path: Path) -> list[Any]:
-    """The objects in JSON lines; a line ends with a line feed and nothing else."""
+    """The objects of a JSON lines file; only a line feed ends a line."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
 
 
@@ -38,7 +38,7 @@ def read(path: Path, *rows: Any, **more: Any) -> Imported:
 
 
 def imported_rows(imported: Imported) -> list[tuple[str, str, str]]:
-    """Prompt, better and worse answer of every judgement, in words."""
+    """(prompt, better answer, worse answer) of every judgement; (prompt, choice, "") for ties and bad pairs."""
     texts = {c.id: c.text for c in imported.completions}
     prompts = {p.id: p.prompt for p in imported.prompts}
     comparisons = {c.id: c for c in imported.comparisons}
@@ -60,4 +60,4 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 PLAIN = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
 CONVERSATION = [turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "Why?")]
-ASKED = "Human: Hi\n\nAssistant: Hello\n\nHuman: Why?"
+TRANSCRIPT = "Human: Hi\n\nAssistant: Hello\n\nHuman: Why?"

@@ -1,4 +1,4 @@
-"""More than five hundred payloads that try to run a script or leave the page: vectors, events and obfuscations."""
+"""More than five hundred payloads that try to run a script or to leave the page: vectors, events and obfuscations."""
 
 from html import escape
 from itertools import product

@@ -1,5 +1,5 @@
-"""A second runtime: replicated weights on several gloo processes, each with its share of the rows. Proves the contract;
-not for use."""
+"""A second implementation of the runtime contract, for tests: replicated weights on several gloo processes, each with
+its share of the rows."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from towpath.runtime.local import PACK_WIDTH, Local
 
 
 class Exact(Local):
-    """`Local` in float64: sums in another order must not hide a difference between two runtimes, nor make one."""
+    """`Local` in float64, so that the order of summation makes no visible difference between two runtimes."""
 
     def open(self, roles, optimizer=None):
         super().open(roles, optimizer)
@@ -25,7 +25,7 @@ class Replicated(Exact):
 
     def score(self, role, batch, wants, temperature=1.0):
         if "features" in wants or self.roles[role].closed_form_head is not None:
-            return super().score(role, batch, wants, temperature)  # what stays in a runtime is replicated
+            return super().score(role, batch, wants, temperature)  # state inside the runtime is replicated
         order = np.arange(len(batch))
         starts = order[dist.get_rank() :: dist.get_world_size()]
         rows = batch if batch.sizes == () else _ungrouped(batch)

@@ -1,4 +1,4 @@
-"""A run folder like one that `towpath run` leaves behind, for tests of what reads it."""
+"""A run folder like one that `towpath run` writes, for tests of reports and doctor."""
 
 import json
 import math
@@ -40,7 +40,7 @@ HOSTILE = (
 
 
 def write_run(run: Path, last: str = "evaluate", answers: int = 264) -> list[Verdict]:
-    """Write the stages up to `last`; return the verdicts that belong to them."""
+    """Write the stages up to `last` and return their gate verdicts."""
     draws = random.Random(7)
     done = STAGES[: STAGES.index(last) + 1] if last else ()
     run.mkdir(parents=True, exist_ok=True)
@@ -271,8 +271,8 @@ def _policy_metrics(draws: random.Random) -> list[dict[str, Any]]:
                 "seconds_optimise": 62 + 3 * draws.random(),
                 "tokens_per_second": 230 + draws.gauss(0, 6),
                 **{
-                    f"reward/{domain}": 0.3 + 0.02 * place + 1.5 * up + draws.gauss(0, 0.15)
-                    for place, domain in enumerate(DOMAINS)
+                    f"reward/{domain}": 0.3 + 0.02 * index + 1.5 * up + draws.gauss(0, 0.15)
+                    for index, domain in enumerate(DOMAINS)
                 },
             }
         )

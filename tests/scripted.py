@@ -1,4 +1,4 @@
-"""A real local server that answers as a script says, a judge that minds its fences, and a cache in memory."""
+"""A local HTTP server whose replies come from a script, a judge that respects fences, and a reply cache in memory."""
 
 import json
 import re
@@ -29,9 +29,8 @@ def answer(text: str | None, finish: str = "stop", usage: Any = (100, 20), **mes
     return {"id": "x", "object": "chat.completion", "choices": [choice]} | ({"usage": report} if report else {})
 
 
-class Scripted(ThreadingHTTPServer):
-    """A server that answers each request as its script says: a dict is an answer, (status, headers, body) goes out
-    as it is."""
+class ScriptedServer(ThreadingHTTPServer):
+    """A server with scripted replies: a dict is sent as JSON, (status, headers, body) unchanged."""
 
     daemon_threads = True
 
@@ -42,11 +41,11 @@ class Scripted(ThreadingHTTPServer):
         self.headers = []
         self.times = []
         self.lock = threading.Lock()
-        self.under_way = 0
-        self.most = 0
+        self.in_flight = 0
+        self.max_in_flight = 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the play."""
+        """Clients that close the connection are expected."""
 
     @property
     def url(self) -> str:
@@ -54,7 +53,7 @@ class Scripted(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Scripted
+    server: ScriptedServer
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -63,13 +62,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.calls.append(request)
             self.server.headers.append(dict(self.headers) | {"path": self.path})
             self.server.times.append(time.monotonic())
-            self.server.under_way += 1
-            self.server.most = max(self.server.most, self.server.under_way)
+            self.server.in_flight += 1
+            self.server.max_in_flight = max(self.server.max_in_flight, self.server.in_flight)
         try:
             report = self.server.script(request, number)
         finally:
             with self.server.lock:
-                self.server.under_way -= 1
+                self.server.in_flight -= 1
         status, headers, body = (200, {}, json.dumps(report).encode()) if isinstance(report, dict) else report
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | headers).items():
@@ -79,12 +78,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silent."""
+        """Log nothing."""
 
 
 @contextmanager
-def served(script: Any) -> Iterator[Scripted]:
-    with Scripted(script) as server:
+def served(script: Any) -> Iterator[ScriptedServer]:
+    with ScriptedServer(script) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -94,8 +93,8 @@ def served(script: Any) -> Iterator[Scripted]:
             thread.join()
 
 
-class Kept(dict[str, Any]):
-    """A cache in memory."""
+class ReplyCache(dict[str, Any]):
+    """A reply cache in memory."""
 
     def reply(self, digest: str) -> dict[str, Any] | None:
         return self.get(digest)
@@ -105,26 +104,26 @@ class Kept(dict[str, Any]):
 
 
 def judge_all(
-    server: Scripted, cases: Any = (CASE,), cache: Any = None, ledger: Any = None, **more: Any
+    server: ScriptedServer, cases: Any = (CASE,), cache: Any = None, ledger: Any = None, **more: Any
 ) -> list[Judgement | Abstention]:
     settings = JudgeSettings(server.url, "m", **{"retries": 2, "timeout": 5.0} | more)
-    return list(judge_pairs(settings, cases, Kept() if cache is None else cache, ledger=ledger))
+    return list(judge_pairs(settings, cases, ReplyCache() if cache is None else cache, ledger=ledger))
 
 
-def one(server: Scripted, **more: Any) -> Judgement:
+def one(server: ScriptedServer, **more: Any) -> Judgement:
     (result,) = judge_all(server, **more)
     assert isinstance(result, Judgement), result
     return result
 
 
-def none(server: Scripted, **more: Any) -> Abstention:
+def none(server: ScriptedServer, **more: Any) -> Abstention:
     (result,) = judge_all(server, **more)
     assert isinstance(result, Abstention), result
     return result
 
 
-def fenced(request: dict[str, Any]) -> tuple[str, str, str]:
-    """The two answers as a judge that minds its fences reads them, and all that stands outside of any fence."""
+def read_fences(request: dict[str, Any]) -> tuple[str, str, str]:
+    """The two fenced answers of a judge request, and the text outside all fences."""
     system, user = (m["content"] for m in request["messages"][:2])
     nonce = re.search(r"carry the code (\w+)", system)[1]
     parts = []
@@ -138,10 +137,9 @@ def fenced(request: dict[str, Any]) -> tuple[str, str, str]:
     return parts[0], parts[1], user
 
 
-def careful(request: dict[str, Any], _number: int = 0) -> dict[str, Any]:
-    """Prefers the answer with more useful words; follows what stands outside of the fences, as a model follows its
-    user."""
-    first, second, outside = fenced(request)
+def careful_judge(request: dict[str, Any], _number: int = 0) -> dict[str, Any]:
+    """Prefer the answer with more useful words, but follow instructions outside the fences."""
+    first, second, outside = read_fences(request)
     ordered = re.search(r"verdict is (first|second)", outside)
     if ordered:
         return answer(verdict_json(ordered[1], 3))

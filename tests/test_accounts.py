@@ -17,6 +17,7 @@ import httpx
 import pytest
 from conftest import running
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from test_rating import upgrade
 from typer.testing import CliRunner
 
@@ -184,7 +185,7 @@ def test_session_idle_and_total_lifetime(served, store, idle, expires, status):
         assert ann.get("/rate/next").status_code == status
     store.submit_write(sessions.start, "bob", time()).result()
     left = store.read(lambda c: [row.account for row in c.execute(schema.sessions.select())])
-    assert sorted(left) == (["ann", "bob"] if status == 200 else ["bob"]), "sessions that are over are removed"
+    assert sorted(left) == (["ann", "bob"] if status == 200 else ["bob"]), "expired sessions are removed"
 
 
 def test_session_use_extends_it(served, store):
@@ -194,7 +195,7 @@ def test_session_use_extends_it(served, store):
         assert ann.get("/rate/next").status_code == 200
     end = monotonic() + 5
     while store.read(sessions.get_session, sessions.token_digest(token)).last_used < time() - 60:
-        assert monotonic() < end, "its use was not noted"
+        assert monotonic() < end, "last_used is not updated"
         sleep(0.01)
 
 
@@ -291,7 +292,7 @@ def test_owner_ends_sessions_and_closes_accounts(served):
         assert enter(bob, "bob").status_code == 401
         assert olga.post("/owner/reset", data={"name": "bob"}).status_code == 409
         olga.post("/owner/account", data={"name": "bob", "role": "rater", "active": "true"})
-        assert bob.get("/rate/next").status_code == 401, "the session of before stays ended"
+        assert bob.get("/rate/next").status_code == 401, "earlier sessions stay ended"
         assert enter(bob, "bob").status_code == 303
 
 
@@ -335,7 +336,7 @@ def test_strong_passwords_are_accepted(password):
     passwords.validate(password, "marianne")
 
 
-# ---- how often one may try
+# ---- throttling
 
 
 def test_concurrent_sign_ins_are_throttled_before_hashing(served, store):
@@ -360,13 +361,13 @@ def test_known_browser_is_not_locked_out_by_attackers(served):
         ann.post("/sign-out")
         statuses = [enter(attacker, "ann", f"wrong password {i}").status_code for i in range(FREE + 3)]
         assert statuses == [401] * FREE + [429] * 3
-        assert enter(attacker, "ann").status_code == 429, "from there even the right password must wait"
+        assert enter(attacker, "ann").status_code == 429, "even the correct password is throttled for this network"
         assert enter(ann, "ann").status_code == 303
         ann.post("/sign-out")
         assert [enter(ann, "ann", f"wrong {i}").status_code for i in range(FREE + 1)] == [401] * FREE + [429], (
             "a known browser has its own limit"
         )
-        assert enter(ann, "bob").status_code == 303, "it is known for one account only, and others are not held up"
+        assert enter(ann, "bob").status_code == 303, "accounts that do not know the browser are not throttled"
 
 
 def test_backoff_grows_and_refused_attempts_do_not_extend_it():
@@ -464,38 +465,36 @@ def test_one_hash_slot_for_unknown_and_one_for_known_browsers(served):
     def hold():
         with auth.hasher._lane(False):
             busy.set()
-            release.wait(20)
+            release.wait(60)
 
     holder = Thread(target=hold)
     holder.start()
     busy.wait(5)
     try:
         with ThreadPoolExecutor(30) as pool:
-            started = monotonic()
-            statuses = list(pool.map(attempt, range(20)))
-            assert {answer.status_code for answer in statuses} == {429}
-            assert all(int(answer.headers["retry-after"]) >= 1 for answer in statuses)
-            assert monotonic() - started < 3 * passwords.HASH_TIMEOUT, "no queue without end"
+            answers = list(pool.map(attempt, range(20)))
+            assert {answer.status_code for answer in answers} == {429}
+            assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
+            assert holder.is_alive(), "requests are refused while the slot is taken, not queued until it is free"
         assert auth.hasher.verify(HASHED, PASSWORD, known=True)
     finally:
         release.set()
         holder.join()
     with client(url) as ann:
-        assert enter(ann, "ann").status_code == 303, "tries that were not made are not counted"
+        assert enter(ann, "ann").status_code == 303, "refused requests do not count as attempts"
 
 
 def test_invitation_is_checked_before_hashing(served, store):
     url, auth = served
     token = store.submit_write(people.create_invitation, "rater", "olga", time()).result()
     with client(url) as new, auth.hasher._lane(True), auth.hasher._lane(False):
-        started = monotonic()
         data = {"name": "dan", "password": OTHER}
         assert new.post("/join/nonsense", data=data).status_code == 410
         assert new.post("/reset/nonsense", data=data).status_code == 410
         for name in ("ann", "Аnn", "owner", "judge:x"):
             assert new.post(f"/join/{token}", data=data | {"name": name}).status_code == 409
         assert new.post(f"/join/{token}", data=data | {"password": "short"}).status_code == 409
-        assert monotonic() - started < passwords.HASH_TIMEOUT, "no one waited for a hash"
+        # only a request that passed all these checks waits for a hash slot, and none is free
         late = new.post(f"/join/{token}", data=data)
         assert (late.status_code, "retry-after" in late.headers) == (429, True)
     with client(url) as new:
@@ -516,7 +515,7 @@ def test_forwarded_address_is_used_from_trusted_proxies_only(served, store):
         running(store, team=True, network=server.NetworkOptions(proxies=("127.0.0.1",))) as (behind, _),
         client(behind) as proxy,
     ):
-        for i in range(2):  # what a client claims stands left of what the proxy adds
+        for i in range(2):  # addresses claimed by the client are to the left of the one that the proxy adds
             statuses = [
                 enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"1.1.1.{j}, 10.0.0.{i}"}).status_code
                 for j in range(FREE + 1)
@@ -527,7 +526,7 @@ def test_forwarded_address_is_used_from_trusted_proxies_only(served, store):
             enter(proxy, "ann", "wrong", **{"x-forwarded-for": f"10.9.9.{i}, 127.0.0.1"}).status_code
             for i in range(FREE + 1)
         ]
-        assert statuses == [401] * FREE + [429], "a client with the proxy's own address claims no other"
+        assert statuses == [401] * FREE + [429], "a client on the proxy's address cannot claim another one"
 
 
 def test_host_cookies_behind_a_trusted_tls_proxy(store):
@@ -590,7 +589,7 @@ def test_host_cookies_with_own_certificate(store, certificate):
         assert "strict-transport-security" in answer.headers
         assert ann.get("/rate/next").status_code == 200
         local = ann.get("/sign-in", headers={"host": f"localhost:{url.rpartition(':')[2]}"})
-        assert "strict-transport-security" not in local.headers, "it would bind every server of this machine"
+        assert "strict-transport-security" not in local.headers, "HSTS on localhost would apply to every local server"
 
 
 @pytest.mark.parametrize(
@@ -800,7 +799,7 @@ def test_audit_log_is_append_only(location):
                 'INSERT OR REPLACE INTO audit SELECT number, at, \'ann\', action, object, "before", "after" FROM audit'
             )
         for statement in wrong:
-            with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
+            with pytest.raises(DBAPIError, match="append-only"), ledger.transaction(store._engine) as connection:
                 connection.execute(text(statement))
         store.submit_write(rating_settings.save, RatingSettings(paused=True), "olga").result()
         assert [row.account for row in store.read(audit.list_entries)] == ["olga", "olga"]
@@ -855,7 +854,7 @@ def test_people_commands(served, store, tmp_path):
         assert towpath("people", "reset", tmp_path, "ann", "--ask", input=f"{OTHER}\n").exit_code == 0
         end = monotonic() + 8
         while ann.get("/rate/next").status_code == 200:
-            assert monotonic() < end, "another process ended the session long ago"
+            assert monotonic() < end, "the session was ended by another process and is still valid"
             sleep(0.1)
         assert enter(ann, "ann", OTHER).status_code == 303
         assert ann.get(link).status_code == 410

@@ -1,5 +1,5 @@
-"""Many judgements to one label: consensus and rankings against plain loops and known truths, and the blend of people
-and machines."""
+"""Aggregation of judgements to labels: Dawid-Skene against a plain implementation and known truths, and the blend of
+people and judges."""
 
 import math
 
@@ -21,7 +21,7 @@ def judgement(comparison, rater, choice, kind="person", **more):
 
 
 def simulated(seed, items=300, right=(0.95, 0.9, 0.85, 0.6, 0.55, 0.5, 0.5), each=4, ties=0.1):
-    """Judgements by raters who are right this often, and the truth."""
+    """Judgements by raters of these accuracies, and the true choices."""
     draws = generator(seed, "test/consensus")
     truth = draws.choice(["a", "b", "tie"], items, p=[(1 - ties) / 2, (1 - ties) / 2, ties])
     judgements = []
@@ -106,20 +106,20 @@ def test_rater_accuracies_are_recovered():
     np.testing.assert_allclose(result.prior_C, [0.4, 0.4, 0.2, 0.0], atol=0.04)
     a = CHOICES.index("a")
     b = CHOICES.index("b")
-    # which answer is called a is chance
+    # the order of a and b is random, so the confusion matrix is symmetric
     np.testing.assert_allclose(result.confusion_RCC[:, a, b], result.confusion_RCC[:, b, a])
 
 
 def test_single_judgement_gives_moderate_confidence():
     labels = dawid_skene.consensus_labels([judgement(item, f"r{item % 3}", "a") for item in range(200)])
     assert {label.choice for label in labels} == {"a"}
-    # as good as raters are thought to be before any is held against another
+    # the prior accuracy of raters whose judgements were never compared
     assert all(0.75 < label.chance < 0.9 for label in labels)
     poor = [judgement(f"d{i}", rater, "ab"[(i + n) % 2]) for i in range(200) for n, rater in enumerate(("x", "y"))]
     chance = {
         label.comparison: label.chance for label in dawid_skene.consensus_labels([*poor, judgement("k", "x", "a")])
     }["k"]
-    assert 0.4 < chance < 0.65  # two who never agree are worth nothing
+    assert 0.4 < chance < 0.65  # raters who never agree carry no information
 
 
 def test_gold_labels_are_fixed_and_improve_rater_estimates():

@@ -1,5 +1,5 @@
-"""Agreement and raters: against scikit-learn, plain loops from the papers, published tables, and raters whose
-manners are known."""
+"""Agreement and rater quality: against scikit-learn, plain implementations of the papers, published tables, and
+simulated raters with known faults."""
 
 from itertools import combinations, permutations, product
 
@@ -35,8 +35,8 @@ def judgement(comparison, rater, choice, strength=1, **more):
     )
 
 
-def crowd(seed, items=60, people=5, visited=0.6):
-    """Raters who look at the same hidden truth with errors, on some items each."""
+def noisy_raters(seed, items=60, people=5, visited=0.6):
+    """Judgements by raters who see the same hidden truth with errors, on some items each."""
     draws = generator(seed, "test/crowd")
     truth = draws.choice(CHOICES, items, p=[0.4, 0.35, 0.2, 0.05])
     return [
@@ -76,7 +76,7 @@ def table(judgements, categories, category):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_cohen_kappa_matches_scikit_learn(seed):
-    judgements = crowd(seed, people=2, visited=1.0)
+    judgements = noisy_raters(seed, people=2, visited=1.0)
     mine, theirs = ([j.choice for j in judgements if j.rater == rater] for rater in ("r0", "r1"))
     assert cohen_kappa(judgements, ties=True) == pytest.approx(cohen_kappa_score(mine, theirs), abs=1e-12)
     decided = [(x, y) for x, y in zip(mine, theirs, strict=True) if x in "ab" and y in "ab"]
@@ -84,7 +84,7 @@ def test_cohen_kappa_matches_scikit_learn(seed):
 
 
 def test_cohen_kappa_pools_pairs_of_raters():
-    judgements = crowd(7, people=4)
+    judgements = noisy_raters(7, people=4)
     by = {(j.comparison, j.rater): j.choice for j in judgements}
     observed = chance = count = 0.0
     for first, second in combinations(["r0", "r1", "r2", "r3"], 2):
@@ -96,7 +96,7 @@ def test_cohen_kappa_pools_pairs_of_raters():
 
 
 def plain_fleiss(rows):
-    """Fleiss 1971, formulas 2 to 8, letter by letter."""
+    """Fleiss 1971, formulas 2 to 8, without vectorization."""
     subjects = len(rows)
     n = sum(rows[0])
     p = [sum(row[j] for row in rows) / (subjects * n) for j in range(len(rows[0]))]
@@ -119,8 +119,7 @@ def test_fleiss_kappa_matches_the_formula(seed):
 
 
 def plain_alpha(units, metric):
-    """Krippendorff 2011, steps B to F: every ordered pair of values within a unit, weighted by one over its values
-    less one."""
+    """Krippendorff 2011, steps B to F: every ordered pair of values within a unit, weighted by 1 / (values - 1)."""
     units = [unit for unit in units if len(unit) > 1]
     values = sorted({value for unit in units for value in unit})
     met = dict.fromkeys(product(values, values), 0.0)
@@ -165,7 +164,7 @@ def test_krippendorff_alpha_matches_the_definition_with_missing_values(metric, s
 
 
 def test_agreement_metrics_match_their_count_tables():
-    judgements = crowd(3)
+    judgements = noisy_raters(3)
     result = agreement.measure_agreement(judgements, resamples=50)
     choices = table(judgements, CHOICES, lambda j: j.choice)
     sign = {"a": 1, "b": -1, "tie": 0, "both_bad": 99}
@@ -185,7 +184,7 @@ def test_agreement_metrics_match_their_count_tables():
 
 @pytest.mark.parametrize("figure", ["percent", "cohen_kappa", "fleiss_kappa", "alpha"])
 def test_interval_matches_a_bootstrap_over_items(figure):
-    judgements = crowd(5, items=80)
+    judgements = noisy_raters(5, items=80)
     result = agreement.measure_agreement(judgements, resamples=3000)[figure]
     items = sorted({j.comparison for j in judgements})
     draws = np.random.default_rng(0)
@@ -204,11 +203,13 @@ def test_interval_matches_a_bootstrap_over_items(figure):
 
 
 def test_intervals_are_deterministic_and_cover_the_true_value():
-    assert agreement.measure_agreement(crowd(1), seed=4) == agreement.measure_agreement(crowd(1), seed=4)
-    truth = agreement.measure_agreement(crowd(99, items=4000), resamples=1)["alpha"].value
+    assert agreement.measure_agreement(noisy_raters(1), seed=4) == agreement.measure_agreement(noisy_raters(1), seed=4)
+    truth = agreement.measure_agreement(noisy_raters(99, items=4000), resamples=1)["alpha"].value
     inside = [
         e.low <= truth <= e.high
-        for e in (agreement.measure_agreement(crowd(seed, items=150), resamples=400)["alpha"] for seed in range(60))
+        for e in (
+            agreement.measure_agreement(noisy_raters(seed, items=150), resamples=400)["alpha"] for seed in range(60)
+        )
     ]
     assert sum(inside) >= 50
 
@@ -223,9 +224,8 @@ def test_interval_of_perfect_agreement_has_nonzero_width():
     assert agreement.measure_agreement([]) == {} == agreement.measure_agreement([judgement("k", "x", "a")])
 
 
-def rushed(seed=0):
-    """Six people of one kind, but: r1 takes the left, r2 hurries, r3 guesses, r4 finds differences between equal
-    texts."""
+def faulty_raters(seed=0):
+    """Six raters: r1 prefers the left side, r2 hurries, r3 guesses, r4 sees differences between identical texts."""
     draws = generator(seed, "test/raters")
     judgements = []
     texts = {}
@@ -254,7 +254,7 @@ def rushed(seed=0):
 
 
 def test_rater_faults_are_reported_for_faulty_raters_only():
-    result = rater_quality.measure_quality(*rushed())
+    result = rater_quality.measure_quality(*faulty_raters())
     by = {one.rater: one for one in result}
     assert {f.code for f in rater_quality.rater_findings(result)} == {
         "rater-side",
@@ -314,8 +314,8 @@ def test_agreement_with_others_excludes_judges_and_the_rater():
         judgement("m", "x", "a"),
     ]
     by = {one.rater: one.agreement for one in rater_quality.measure_quality(all_judgements)}
-    assert (by["x"].value, by["x"].n) == (0.0, 1)  # y and z say b, and the judge is not asked
-    assert by["y"].n == 0  # x says a, z says b: no majority among the others
+    assert (by["x"].value, by["x"].n) == (0.0, 1)  # y and z chose b; the judge does not count
+    assert by["y"].n == 0  # x chose a, z chose b: no majority among the others
     assert (by["judge:m"].value, by["judge:m"].n) == (0.0, 1)
 
 
@@ -330,4 +330,4 @@ def test_fair_raters_rarely_get_findings():
                     judgement(item, f"r{rater}", "ab"[int(draws.random() < 0.3)], shown=str(draws.choice(["ab", "ba"])))
                 )
         alarms += len(rater_quality.rater_findings(rater_quality.measure_quality(judgements)))
-    assert alarms <= 8  # two families a seed at five in a hundred: four expected
+    assert alarms <= 8  # two families of tests per seed at 5 %: four are expected

@@ -1,4 +1,4 @@
-"""One contract for every algorithm: what masking, order, padding and splitting may not change."""
+"""The contract of every algorithm: masking, row order, padding and micro-batches do not change the loss."""
 
 import importlib
 import pkgutil
@@ -19,7 +19,7 @@ KNOBS = {"kl_coef": 0.05, "policy_weight": 1.0}
 
 
 def make(name, lengths=(5, 2, 4, 3), extra=0, seed=0):
-    """A prepared batch and outputs that carry gradients; `extra` widens the padding."""
+    """The algorithm and an unprepared batch; `extra` widens the padding."""
     algo = importlib.import_module(f"towpath.algos.{name}")
     draw = np.random.default_rng(seed)
     rows = [Row(draw.integers(0, 9, 3 + n), 3) for n in lengths]
@@ -95,18 +95,18 @@ def test_loss_is_the_sum_over_roles(name):
     whole, metrics = algo.loss(out, prepared, cfg, KNOBS)
     slopes = torch.autograd.grad(whole, leaves, allow_unused=True)
     summed = 0.0
-    told = {}
+    metrics_of_roles = {}
     for wants in algo.TRAINS.values():
         part = Outputs(out.mask_BT)
         for want in wants:
             field = f"{want}_B" if want == "score" else f"{want}_BT"
             setattr(part, field, getattr(out, field))
         cost, more = algo.loss(part, prepared, cfg, KNOBS)
-        assert not told.keys() & more.keys()
+        assert not metrics_of_roles.keys() & more.keys()
         summed = summed + cost
-        told = told | more
+        metrics_of_roles = metrics_of_roles | more
     torch.testing.assert_close(summed, whole)
-    assert told == metrics
+    assert metrics_of_roles == metrics
     for one, other in zip(torch.autograd.grad(summed, leaves, allow_unused=True), slopes, strict=True):
         assert one is other is None or torch.equal(one, other)
 
@@ -184,7 +184,7 @@ def test_critic_free_loss_is_finite_at_extreme_ratios_and_ratio_one_gives_the_ad
 
 
 def test_single_update_uses_current_logprobs_as_old_logprobs():
-    """Whatever the sampler's arithmetic left of the log-probabilities, the first ratio is one; what it left is told."""
+    """Rounding of the sampler does not change the first ratio, which is one; it is reported as sampler_error."""
     algo, batch = make("grpo")
     cfg = Policy()
     knobs = KNOBS | {"kl_coef": 0.0}

@@ -1,4 +1,4 @@
-"""What a caller of Python gives: taken as it is meant, or refused by its name."""
+"""Arguments of the Python interface: prompts, pairs, rewards and settings are converted or refused by name."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""The benchmark harness: workloads mean the same rows to everyone, unequal work is refused, and a small one runs
-through."""
+"""The benchmark harness: workloads give every implementation the same rows, unequal work is refused, and a small
+workload runs."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import frontier
 from benchmarks.machine import optimise_flops
-from benchmarks.run import compared, rates
+from benchmarks.run import compare_runs, rates
 from benchmarks.workload import EOS, Workload
 from towpath.view.report.frontier import best_of_n
 
@@ -42,7 +42,7 @@ def test_unknown_workload_key_is_refused(tmp_path: Path):
         Workload.read(tmp_path / "w.json")
 
 
-def told(seconds: float, tokens: int) -> dict:
+def run_result(seconds: float, tokens: int) -> dict:
     return {
         "seconds": seconds,
         "phases": {"optimise": seconds},
@@ -53,17 +53,21 @@ def told(seconds: float, tokens: int) -> dict:
 
 def test_ratios_use_medians_and_unequal_work_is_refused():
     workload = Workload("w", "sft")
-    result = compared(
-        workload, {"a": [told(1.0, 9), told(3.0, 9), told(2.0, 9)], "b": [told(6.0, 9), told(9.0, 9), told(8.0, 9)]}
+    result = compare_runs(
+        workload,
+        {
+            "a": [run_result(1.0, 9), run_result(3.0, 9), run_result(2.0, 9)],
+            "b": [run_result(6.0, 9), run_result(9.0, 9), run_result(8.0, 9)],
+        },
     )
     assert result["ratios"]["b"]["speed"] == 4.0
     with pytest.raises(SystemExit, match="unequal work: tokens_optimised"):
-        compared(workload, {"a": [told(1.0, 9)], "b": [told(6.0, 8)]})
+        compare_runs(workload, {"a": [run_result(1.0, 9)], "b": [run_result(6.0, 8)]})
 
 
 def test_optimise_flops_match_a_hand_count(tmp_path: Path):
-    """Two layers of width 8: 2(8*8 + 8*4 + ...) a token; a head of 10 words; six rows of 20 tokens, five of them the
-    answer's."""
+    """Two layers of width 8: 2(8*8 + 8*4 + ...) per token; a head of 10 tokens; six rows of 20 tokens, five of them
+    answer tokens."""
     shape = {
         "hidden_size": 8,
         "intermediate_size": 12,
@@ -84,12 +88,12 @@ def test_optimise_flops_match_a_hand_count(tmp_path: Path):
     result = {"medians": {"a": {"seconds": 4.0, "generate": 2.0, "optimise": 2.0}}, "work": {"a": work}}
     peaks = {"gemm_flops": {"float32": once, "float32, medium": 3 * once, "bfloat16": 9 * once}}
     rates(Workload("w", "grpo", projected_to=5400), tmp_path, peaks, result)
-    told = result["medians"]["a"]
+    medians = result["medians"]["a"]
     assert (
-        told["share_of_peak"],
-        told["tokens_per_second_generate"],
-        told["completions_per_second"],
-        told["projected_hours"],
+        medians["share_of_peak"],
+        medians["tokens_per_second_generate"],
+        medians["completions_per_second"],
+        medians["projected_hours"],
     ) == (0.5, 15, 1.5, 1.0)
 
 
@@ -132,19 +136,18 @@ def test_small_workload_runs(tmp_path: Path, task: dict, work: dict):
 
 @pytest.mark.parametrize("n", [1.5, 2.0, 5.0, 20.0])
 def test_best_of_n_has_gain_share_one(n: float):
-    assert frontier.share(*best_of_n(n)) == pytest.approx(1.0, abs=1e-9)
+    assert frontier.gain_share(*best_of_n(n)) == pytest.approx(1.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(("strength", "rate"), [(1.0, 0.7602), (2.0, 0.6382)])
 def test_optimum_of_a_normal_reward_matches_the_closed_form(
     monkeypatch: pytest.MonkeyPatch, strength: float, rate: float
 ):
-    """A normal tilted by e^(reward / strength) moves by 1 / strength: half its square in nats; it wins with Phi(1 /
-    (sqrt 2 strength))."""
-    monkeypatch.setattr(frontier, "drawn", lambda start, prompts, seed, stream: (None, None, prompts))
+    """A normal tilted by e^(reward / strength) moves by d = 1 / strength: KL is d^2 / 2, win rate Phi(d / sqrt 2)."""
+    monkeypatch.setattr(frontier, "sample", lambda start, prompts, seed, stream: (None, None, prompts))
     monkeypatch.setattr(
         frontier, "gold", lambda prompts, answers: np.random.default_rng(0).standard_normal(len(answers)).tolist()
     )
-    found = frontier.tilted("", strength, 0)
-    assert found["kl"] == pytest.approx(0.5 / strength**2, rel=0.02)
-    assert found["win_rate"] == pytest.approx(rate, abs=0.003)
+    point = frontier.tilted_optimum("", strength, 0)
+    assert point["kl"] == pytest.approx(0.5 / strength**2, rel=0.02)
+    assert point["win_rate"] == pytest.approx(rate, abs=0.003)

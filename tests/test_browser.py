@@ -268,7 +268,7 @@ def test_shortcuts_and_immediate_save_can_be_turned_off(visit, store):
     page.uncheck("#keys-on")
     page.keyboard.press("Escape")
     page.keyboard.press("1")
-    page.wait_for_timeout(200)
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert page.locator("#scale [aria-pressed=true]").count() == 0
     page.focus("#scale button")
     page.keyboard.press("Enter")
@@ -330,11 +330,12 @@ def test_answers_scroll_together(visit):
     while "Paragraph" not in "".join(answers(page)):
         press(page, "3", "Saved")
         page.evaluate("document.getElementById('message').textContent = ''")
-    tops = [page.locator("#answers article").nth(i).bounding_box()["y"] for i in (0, 1)]
+    both_tops = "[...document.querySelectorAll('#answers article')].map(one => one.getBoundingClientRect().y)"
+    tops = page.evaluate(both_tops)
     page.keyboard.press("PageDown")
     page.wait_for_function("() => document.getElementById('answers').scrollTop > 100")
-    page.wait_for_timeout(300)
-    after = [page.locator("#answers article").nth(i).bounding_box()["y"] for i in (0, 1)]
+    after = page.evaluate(both_tops)  # in one call, as the scrolling may still be in progress
+    assert len(tops) == 2
     assert after[0] < tops[0]
     assert after[0] - tops[0] == after[1] - tops[1]
     assert page.locator("#scale").is_visible()

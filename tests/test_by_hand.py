@@ -1,4 +1,4 @@
-"""The examples without the framework and the library: the same draws give the same numbers and the same weights."""
+"""The framework-free examples against the library: the same random draws give the same metrics and weights."""
 
 import importlib.util
 from pathlib import Path
@@ -20,12 +20,12 @@ STEPS = 3
 EPOCHS = 2
 ROLLOUT = 8
 BATCH = 4
-LONGEST = 9
-KEPT = 4
+MAX_NEW_TOKENS = 9
+VALIDATION_PROMPTS = 4
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def by_hand(name: str):
+def load_example(name: str):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -43,8 +43,8 @@ def test_examples_by_hand_match_the_library(algo, group, tiny_folder, tmp_path):
         "rollout": ROLLOUT,
         "batch": BATCH,
         "epochs": EPOCHS,
-        "max_new_tokens": LONGEST,
-        "validation_prompts": KEPT,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "validation_prompts": VALIDATION_PROMPTS,
     }
     trained = tp.train(
         algo,
@@ -64,30 +64,30 @@ def test_examples_by_hand_match_the_library(algo, group, tiny_folder, tmp_path):
     )
     chat = Chat(base.load_tokenizer(tiny_folder))
     names = {f"p{i}": text for i, text in enumerate(PROMPTS)}
-    left = sorted(names, key=lambda name: hash_uniform(0, "policy/validation", name))[KEPT:]
-    chosen = []
+    left = sorted(names, key=lambda name: hash_uniform(0, "policy/validation", name))[VALIDATION_PROMPTS:]
+    prompt_ids = []
     numbers = []
     orders = []
     for step in range(STEPS):
-        met = [divmod(place, len(left)) for place in range(step * ROLLOUT // group, (step + 1) * ROLLOUT // group)]
-        ids = [(str(epoch), left[permutation(len(left), 0, "policy/prompts", epoch)[place]]) for epoch, place in met]
-        chosen.append([chat.prompt(names[name]) for _, name in ids])
+        visits = [divmod(visit, len(left)) for visit in range(step * ROLLOUT // group, (step + 1) * ROLLOUT // group)]
+        ids = [(str(epoch), left[permutation(len(left), 0, "policy/prompts", epoch)[i]]) for epoch, i in visits]
+        prompt_ids.append([chat.prompt(names[name]) for _, name in ids])
         draws = [(epoch if copy == 0 else f"{epoch}.{copy}", name) for epoch, name in ids for copy in range(group)]
-        numbers.append([uniforms(LONGEST, 0, f"policy/{step}", epoch, name) for epoch, name in draws])
+        numbers.append([uniforms(MAX_NEW_TOKENS, 0, f"policy/{step}", epoch, name) for epoch, name in draws])
         orders.append([permutation(ROLLOUT, 0, "policy/minibatch", step, epoch) for epoch in range(EPOCHS)])
     policy = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
 
     def reward(rows):
         return vowels(None, [chat.text(row["answer"]) for row in rows])
 
-    module = by_hand(f"{algo}_by_hand")
-    place = (group,) if algo == "grpo" else ()
+    module = load_example(f"{algo}_by_hand")
+    group_size = (group,) if algo == "grpo" else ()
     history = module.train(
-        policy, chosen, *place, numbers, orders, reward, chat.eos, batch=BATCH, rate=1e-3, kl_coef=0.1
+        policy, prompt_ids, *group_size, numbers, orders, reward, chat.eos, batch=BATCH, rate=1e-3, kl_coef=0.1
     )
     ours = [row for row in trained.metrics if row["phase"] == "train"]
-    for told, row in zip(history, ours, strict=True):
-        for name, value in told.items():
+    for expected, row in zip(history, ours, strict=True):
+        for name, value in expected.items():
             assert row[name] == pytest.approx(value, abs=2e-5), name
     saved = load_file(trained.folder / "model.safetensors")
     for name, weight in policy.state_dict().items():

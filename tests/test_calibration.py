@@ -1,5 +1,5 @@
-"""A judge beside people: isotonic steps against scikit-learn, weights against known selections, and a judge whose
-faults are known."""
+"""Calibration of judges: isotonic regression against scikit-learn, weights against known sampling, and a simulated
+judge with known faults."""
 
 from dataclasses import replace
 
@@ -38,8 +38,8 @@ def test_isotonic_regression_without_weights():
     assert height == pytest.approx([1 / 3, 1 / 3, 1.0])
 
 
-def all_judgements(seed, count=1500, skew=2.0):
-    """A boaster: sure of x, right in x to the power of `skew`, on pairs whose people tie in a tenth."""
+def overconfident_judge(seed, count=1500, skew=2.0):
+    """Audit rows of a judge whose accuracy is its certainty to the power of `skew`; people tie in a tenth of pairs."""
     draws = generator(seed, "test/judge")
     rows = []
     for number in range(count):
@@ -53,18 +53,18 @@ def all_judgements(seed, count=1500, skew=2.0):
 
 def test_calibration_of_an_overconfident_judge_generalizes():
     for seed in range(5):
-        fitted = calibration.calibrate(all_judgements(seed))
-        fresh = all_judgements(seed + 50, 4000)
+        fitted = calibration.calibrate(overconfident_judge(seed))
+        fresh = overconfident_judge(seed + 50, 4000)
         credit = np.array([calibration.credit(row.judge, row.person) for row in fresh])
         raw = np.array([row.certainty for row in fresh])
         assert calibration.calibration_error(raw, credit) > 0.08
         assert calibration.calibration_error(np.array([fitted.chance(x) for x in raw]), credit) < 0.05
-        result = calibration.judge_report(all_judgements(seed), seed)
+        result = calibration.judge_report(overconfident_judge(seed), seed)
         assert result.error < 0.05 < result.error_raw
 
 
-def leaning(seed, lean, count=4000):
-    """A judge of one certainty that is wrong the oftener, the longer its choice is."""
+def length_biased_judge(seed, lean, count=4000):
+    """Audit rows of a judge whose error rate grows with the relative length of its choice."""
     draws = generator(seed, "test/lean")
     rows = []
     for number in range(count):
@@ -77,21 +77,21 @@ def leaning(seed, lean, count=4000):
 
 
 def test_length_bias_of_a_judge_is_fitted():
-    fitted = calibration.calibrate(leaning(0, 1.5))
+    fitted = calibration.calibrate(length_biased_judge(0, 1.5))
     assert fitted.length_bias[1] == pytest.approx(-1.5, abs=0.2)
     for longer in (-0.8, 0.0, 0.8):
         assert fitted.chance(0.8, longer) == pytest.approx(1 / (1 + np.exp(-1 + 1.5 * longer)), abs=0.05)
-    assert abs(calibration.calibrate(leaning(1, 0.0)).length_bias[1]) < 0.2
-    assert calibration.calibrate(all_judgements(0)).length_bias == (
+    assert abs(calibration.calibrate(length_biased_judge(1, 0.0)).length_bias[1]) < 0.2
+    assert calibration.calibrate(overconfident_judge(0)).length_bias == (
         0.0,
         0.0,
-    )  # where no lengths are told nothing is taken off
+    )  # without lengths there is no correction
     few = [AuditRow(str(i), "a", "b" if i % 2 else "a", 0.8, gap=1.0 if i % 2 else -1.0) for i in range(6)]
-    assert -1.5 < calibration.calibrate(few).length_bias[1] < -0.3  # six of six are no law
+    assert -1.5 < calibration.calibrate(few).length_bias[1] < -0.3  # six pairs are not enough for a steep slope
 
 
 def test_held_out_chance_does_not_depend_on_its_own_label():
-    rows = all_judgements(0, count=60)
+    rows = overconfident_judge(0, count=60)
     for position in range(0, 60, 7):
         other = [
             replace(row, person={"a": "b", "b": "a", "tie": "a"}[row.person]) if i == position else row
@@ -112,7 +112,7 @@ def test_calibration_is_monotonic_and_uses_weights():
     rows += [AuditRow(f"w{i}", "a", "a", 0.6, weight=10.0) for i in range(40)]
     fitted = calibration.calibrate(rows)
     assert fitted.chance(0.6) == pytest.approx((200 + 400) / 800, abs=0.01)
-    chances = [calibration.calibrate(all_judgements(3)).chance(x) for x in np.linspace(0, 1, 50)]
+    chances = [calibration.calibrate(overconfident_judge(3)).chance(x) for x in np.linspace(0, 1, 50)]
     assert (np.diff(chances) >= 0).all() and 0 < chances[0] < chances[-1] < 1
 
 
@@ -132,7 +132,7 @@ def test_calibration_error_by_hand():
 
 
 def test_hajek_estimate_is_unbiased_on_routed_pairs():
-    """The hard pairs are sent to people more often; unweighted the rate would be theirs."""
+    """Hard pairs are sent to people more often; the unweighted rate would be theirs."""
     errors_hajek = []
     covered = 0
     for seed in range(60):
@@ -155,9 +155,9 @@ def test_hajek_estimate_by_hand():
     assert np.isnan(nothing.value) and (nothing.low, nothing.high, nothing.n) == (0.0, 1.0, 0)
 
 
-def ledger(seed=0, count=1200):
-    """A judge that likes the longer answer and the first shown, worse in law, better where it is sure; people who
-    like neither."""
+def faulty_judge(seed=0, count=1200):
+    """Judgements of a judge that prefers the longer and the first answer, is worse in law and better if certain, and
+    of people without these biases."""
     draws = generator(seed, "test/report")
     judgements = []
     lengths = {}
@@ -188,10 +188,10 @@ def ledger(seed=0, count=1200):
 
 
 def test_judge_report_recovers_planted_faults():
-    judgements, propensity, lengths, domains = ledger(count=6000)
+    judgements, propensity, lengths, domains = faulty_judge(count=6000)
     result = calibration.judge_report(calibration.audit_rows(judgements, "judge:m", propensity, lengths, domains))
     flipped = [j for j in judgements if j.kind == "judge" and not j.details["consistent"]]
-    # among all pairs, though people saw every flipped one
+    # the rate is of all pairs, although people saw every flipped one
     assert result.flips.low < len(flipped) / 6000 < result.flips.high
     assert result.first.low > 0.5 and result.first.value == pytest.approx(0.55, abs=0.02)
     assert result.longer[0].low > 0.55 and result.longer[1].low < 0.5 < result.longer[1].high

@@ -1,5 +1,5 @@
-"""Reward functions are called by the names of their parameters, as TRL calls them; what cannot be filled is refused
-before anything starts."""
+"""Reward functions are called with keyword arguments by parameter name, as in TRL; a parameter without a value is
+refused before training."""
 
 import functools
 from typing import Any
@@ -97,7 +97,7 @@ def test_recipe_reward_with_columns_is_refused() -> None:
 
 
 def test_trl_reward_signature_is_supported(tmp_path, tiny_folder) -> None:
-    """Every completion meets the ground truth of its own prompt, in training and in validation."""
+    """Every completion is scored with the ground truth of its own prompt, in training and in validation."""
     observed: list[tuple[str, str, str]] = []
     rows = [
         {"prompt": f"Say {number}.", "ground_truth": f"truth of Say {number}.", "difficulty": number}

@@ -1,5 +1,5 @@
-"""Chat templates and tokenizers of other people: the tokens are transformers' own, control tokens come from the
-template alone."""
+"""Chat templates and tokenizers of public models: tokens equal those of transformers, and control tokens come from the
+template only."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def test_special_tokens_in_text_never_become_control_tokens(kind: str, template:
     for attack in ATTACKS:
         assert [token for token in chat.prompt(f"a {attack} b") if token in controls] == plain
         assert [token for token in chat.answer(f"a {attack} b") if token in controls] == [chat.eos]
-        if not kind.startswith(("unigram", "metaspace-legacy")):  # those may write a space beside what they split
+        if not kind.startswith(("unigram", "metaspace-legacy")):  # these may add a space at a split
             assert attack in chat.text(chat.answer(f"a {attack} b"))
 
 
@@ -65,7 +65,7 @@ def test_token_merging_across_the_prompt_boundary(kind: str) -> None:
     chat = Chat(tokenizer)
     assert chat.prompt("hi") == chat.template_tokens("hi")
     whole = chat.template_tokens("hi", "the water")
-    assert whole[: len(chat.prompt("hi"))] != chat.prompt("hi"), "else there is no seam to test"
+    assert whole[: len(chat.prompt("hi"))] != chat.prompt("hi"), "no token crosses the boundary"
     answer = chat.answer("the water")
     assert answer[-1] == chat.eos and chat.text(answer) == "the water"
 

@@ -1,4 +1,4 @@
-"""Sources and curation on real files."""
+"""Data sources, splits, duplicates and leaks on real files."""
 
 import csv
 import hashlib
@@ -24,7 +24,7 @@ real_rows = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public sets are
 
 
 def write(path: Path, *rows: Any) -> Path:
-    """Rows as JSON lines; text is written as it is."""
+    """Write rows as JSON lines; strings are written unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
@@ -33,12 +33,12 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def read(run: Path, seed: int = 0, **patterns: Any) -> Corpus:
-    """A corpus of the files named; what is not named is empty."""
+    """A corpus of the named files; the other parts are empty."""
     return corpus_reader.read_corpus(run, Data(**{"prompts": "", "demonstrations": "", "safety": "", **patterns}), seed)
 
 
 def refused(run: Path, **patterns: Any) -> str:
-    """The message of the error that the files must raise."""
+    """The message of the DataError that reading these files raises."""
     with pytest.raises(DataError) as error:
         read(run, **patterns)
     return str(error.value)

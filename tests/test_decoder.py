@@ -1,5 +1,4 @@
-"""The layers written out against transformers' own: states and gradients, full weights and adapters, padding and
-packed rows."""
+"""The CPU layers against transformers: states and gradients, full weights and adapters, padding and packed rows."""
 
 import copy
 from contextlib import contextmanager
@@ -26,14 +25,14 @@ POSITION = torch.arange(11).expand(4, -1).contiguous()
 SEGMENT = torch.ones(4, 11, dtype=torch.long)
 SEGMENT[1, 7:], SEGMENT[2, 5:] = 0, 2
 READ = {"all": (SEGMENT > 0).flatten().nonzero()[:, 0], "some": torch.tensor([2, 3, 9, 14, 14, 25, 30, 43])}
-"""Tokens whose states are read; one of the few twice."""
+"""Indices of the tokens whose states are read; `some` reads one token twice."""
 
 
-def made(kind, dtype=torch.float32, **more):
+def make_model(kind, dtype=torch.float32, **more):
     more = {"sliding_window": None, **more} if kind == "mistral" else more
     attention.register()
     torch.manual_seed(0)
-    of, config = KINDS[kind]
+    model_class, config = KINDS[kind]
     shape = {
         "vocab_size": 97,
         "hidden_size": 48,
@@ -42,7 +41,7 @@ def made(kind, dtype=torch.float32, **more):
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
     }
-    model = of(
+    model = model_class(
         config(**shape, max_position_embeddings=128, tie_word_embeddings=True, attn_implementation="grouped", **more)
     )
     for name, weight in model.named_parameters():
@@ -58,8 +57,8 @@ def by_transformers(monkeypatch):
         yield
 
 
-def measured(model, lora, read="all"):
-    """Last states and every learned weight's gradient for a loss that reads them all."""
+def states_and_gradients(model, lora, read="all"):
+    """Last hidden states, and the gradients of all trained weights for a loss over these states."""
     ids = torch.randint(3, 97, (4, 11), generator=torch.Generator().manual_seed(1))
     if lora:
         adapters = Adapters(model)
@@ -79,7 +78,7 @@ def measured(model, lora, read="all"):
 
 
 def distance(one, other):
-    """The largest relative distance of any of the tensors."""
+    """The largest relative distance over all tensors."""
     return max(float((one[key].double() - other[key].double()).norm() / other[key].double().norm()) for key in other)
 
 
@@ -87,15 +86,15 @@ def distance(one, other):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_and_gradients_match_transformers(kind, lora, read, by_kernels, monkeypatch):
-    assert layers.is_supported(made(kind))
-    ours = measured(made(kind), lora, read)
+    assert layers.is_supported(make_model(kind))
+    ours = states_and_gradients(make_model(kind), lora, read)
     with by_transformers(monkeypatch):
-        assert distance(ours, measured(made(kind), lora, read)) < 2e-5
+        assert distance(ours, states_and_gradients(make_model(kind), lora, read)) < 2e-5
 
 
 @pytest.fixture(params=["together", "apart"])
 def cut(request, monkeypatch):
-    """Attention over all lines at once, or over each length by itself."""
+    """The number of length buckets: attention over all lines at once, or per length."""
     monkeypatch.setattr(packed_batch, "APART", 1 if request.param == "apart" else 10**9)
     return {"together": 1, "apart": 3}[request.param]
 
@@ -109,9 +108,9 @@ def test_ragged_lines_match_transformers(lora, read, cut, by_kernels, monkeypatc
     monkeypatch.setitem(READ, "all", (ragged > 0).flatten().nonzero()[:, 0])
     monkeypatch.setitem(READ, "some", torch.tensor([2, 3, 9, 14, 14, 25, 33, 37]))
     assert len(packed_batch.length_buckets([11, 10, 5, 5])) == cut
-    ours = measured(made("llama"), lora, read)
+    ours = states_and_gradients(make_model("llama"), lora, read)
     with by_transformers(monkeypatch):
-        assert distance(ours, measured(made("llama"), lora, read)) < 2e-5
+        assert distance(ours, states_and_gradients(make_model("llama"), lora, read)) < 2e-5
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -123,34 +122,34 @@ def test_length_buckets_minimize_attention_cost(seed):
         return sum(packed_batch.APART + (end - begin) * lengths[begin] ** 2 for begin, end in pairwise((0, *cuts, 9)))
 
     least = min(cost(cuts) for some in range(9) for cuts in combinations(range(1, 9), some))
-    found = packed_batch.length_buckets(lengths)
-    assert cost([part.start for part in found[1:]]) == least
-    assert [i for part in found for i in range(9)[part]] == list(range(9))
+    buckets = packed_batch.length_buckets(lengths)
+    assert cost([part.start for part in buckets[1:]]) == least
+    assert [i for part in buckets for i in range(9)[part]] == list(range(9))
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_bfloat16_error_is_no_larger_than_that_of_transformers(lora, by_kernels, monkeypatch):
     with by_transformers(monkeypatch):
-        exact = measured(made("llama", torch.float64), lora)
-        theirs = distance(measured(made("llama", torch.bfloat16), lora), exact)
-    assert distance(measured(made("llama", torch.bfloat16), lora), exact) < 1.25 * theirs
+        exact = states_and_gradients(make_model("llama", torch.float64), lora)
+        theirs = distance(states_and_gradients(make_model("llama", torch.bfloat16), lora), exact)
+    assert distance(states_and_gradients(make_model("llama", torch.bfloat16), lora), exact) < 1.25 * theirs
 
 
 def test_in_place_weight_updates_are_used():
-    model = made("llama")
-    before = measured(model, False)["states"]
+    model = make_model("llama")
+    before = states_and_gradients(model, False)["states"]
     with torch.no_grad():
         model.model.layers[1].self_attn.k_proj.weight.mul_(1.5)
-    written = measured(model, False)["states"]
+    written = states_and_gradients(model, False)["states"]
     assert not torch.equal(before, written)
     model.model.layers[1].self_attn.k_proj.weight.data = model.model.layers[1].self_attn.k_proj.weight.data / 1.5
-    assert torch.allclose(before, measured(model, False)["states"], atol=1e-5)
+    assert torch.allclose(before, states_and_gradients(model, False)["states"], atol=1e-5)
 
 
 def test_stacked_weights_survive_save_and_load(tmp_path):
-    model = made("llama")
+    model = make_model("llama")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    measured(model, False)
+    states_and_gradients(model, False)
     model.save_pretrained(tmp_path)
     again = LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(again[name], weight) for name, weight in before.items())
@@ -161,12 +160,12 @@ def test_stacked_weights_survive_save_and_load(tmp_path):
     [("mistral", {"sliding_window": 4}), ("llama", {"hidden_act": "gelu"}), ("llama", {"attention_dropout": 0.1})],
 )
 def test_unsupported_models_use_transformers(kind, more):
-    assert not layers.is_supported(made(kind, **more))
+    assert not layers.is_supported(make_model(kind, **more))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_learning_curve_matches_transformers(tiny, dtype, monkeypatch):
-    """Thirty steps on the same rows by either path."""
+    """Thirty steps on the same rows with the CPU layers and with transformers."""
     rows = [Row(np.random.default_rng(i).integers(3, 250, 20 + i), 5) for i in range(8)]
 
     def curve():
@@ -176,13 +175,13 @@ def test_learning_curve_matches_transformers(tiny, dtype, monkeypatch):
         local.start({"policy": 1e-3})
         losses = []
         for _ in range(30):
-            said = local.forward_backward(
+            metrics = local.forward_backward(
                 {"policy": ("logp",)},
                 Batch(rows),
                 lambda out, _: (-out.logp_BT.sum(), {"loss": (-float(out.logp_BT.detach().sum()), 200.0)}),
                 200.0,
             )
-            losses.append(said["loss"][0] / said["loss"][1])
+            losses.append(metrics["loss"][0] / metrics["loss"][1])
             local.step(1.0, 1.0)
         return torch.tensor(losses)
 

@@ -1,4 +1,4 @@
-"""Documentation held to the code: every recipe key with its default and meaning, every command with its options."""
+"""Documentation against the code: every recipe key with default and meaning, every command with its options."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 
 
 def commands(group: Any, path: str = "towpath") -> Iterator[tuple[str, Any]]:
-    """Every command by the words one types."""
+    """(full command line name, command) of every command."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, f"{path} {name}")
@@ -27,7 +27,7 @@ def commands(group: Any, path: str = "towpath") -> Iterator[tuple[str, Any]]:
 
 
 def test_recipe_page_is_up_to_date():
-    """Renew it with `python -m towpath.recipe.page docs/recipe.md`."""
+    """Update the page with `python -m towpath.recipe.page docs/recipe.md`."""
     assert page.render(RECIPE) == RECIPE
     keys = {key for key, field, _ in page.rows(Recipe, "", Recipe()) if field.description}
     assert keys == set(re.findall(r"^\| `([a-z_.\[\]0-9]+)` \|", RECIPE, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""Win rates, length control, reward measures: against theory and by construction."""
+"""Win rates, length control and reward accuracy: against theory and constructed data."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a diagnosis stands on, from planted features."""
+"""Evidence for the diagnosis of a reward model, computed from planted features."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ D = 24
 
 
 def planted(count, seed, noise=0.0, signal=2.0, longer=None):
-    """Pairs whose difference of features leans along one direction; so many labels are turned round."""
+    """Pairs whose feature differences lie along one direction; a share `noise` of the labels is flipped."""
     draws = np.random.default_rng(seed)
     direction = np.ones(D) / np.sqrt(D)
     gap = draws.normal(size=(count, D))

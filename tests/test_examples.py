@@ -1,9 +1,9 @@
-"""Prompts and demonstrations of other tools, and files that a run reads."""
+"""Prompt and demonstration files of other tools, and the files that a run reads."""
 
 from pathlib import Path
 
 import pytest
-from foreign import ASKED, CONVERSATION, SHARED, put, real_rows, turn
+from foreign import CONVERSATION, SHARED, TRANSCRIPT, put, real_rows, turn
 
 from towpath.data import corpus_reader
 from towpath.data.examples import read_examples, write_examples
@@ -12,7 +12,7 @@ from towpath.recipe import Data
 
 
 def test_prompt_and_demonstration_formats(tmp_path: Path):
-    found = read_examples(
+    examples = read_examples(
         put(
             tmp_path / "d.jsonl",
             {"id": 5, "prompt": "One?", "response": "1", "domain": "x"},
@@ -35,25 +35,25 @@ def test_prompt_and_demonstration_formats(tmp_path: Path):
             {"prompt": "Five?"},
         )
     )
-    assert [(d.prompt, d.response) for d in found.demonstrations] == [
+    assert [(d.prompt, d.response) for d in examples.demonstrations] == [
         ("One?", "1"),
         ("Two\n\nmore", "2"),
-        (ASKED, "Three"),
+        (TRANSCRIPT, "Three"),
         ("Six?", "6"),
         ("Seven?", "7"),
         ("Eight\n\na", "b"),
         ("Eight\n\nc", "d"),
     ]
-    assert [p.prompt for p in found.prompts if p.prompt in ("Four?", "Five?")] == ["Four?", "Five?"]
+    assert [p.prompt for p in examples.prompts if p.prompt in ("Four?", "Five?")] == ["Four?", "Five?"]
     assert (
-        {p.prompt for p in found.prompts if p.harmful} == {"Five?"}
-        and found.prompts[0].id == "5"
-        and found.demonstrations[0].prompt_id == "5"
+        {p.prompt for p in examples.prompts if p.harmful} == {"Five?"}
+        and examples.prompts[0].id == "5"
+        and examples.demonstrations[0].prompt_id == "5"
     )
-    assert [r.partition(": ")[0] for r in found.refused] == [f"d.jsonl:{n}" for n in (9, 10, 11, 12, 13, 14)]
+    assert [r.partition(": ")[0] for r in examples.refused] == [f"d.jsonl:{n}" for n in (9, 10, 11, 12, 13, 14)]
     assert (
-        "the same prompt and answer as d.jsonl:1" in found.refused[0]
-        and "belongs to another prompt, at d.jsonl:1" in found.refused[4]
+        "the same prompt and answer as d.jsonl:1" in examples.refused[0]
+        and "belongs to another prompt, at d.jsonl:1" in examples.refused[4]
     )
 
 
@@ -62,13 +62,13 @@ def test_written_examples_are_read_by_a_run(tmp_path: Path, suffix: str):
     rows = [
         {"id": f"x{i}", "prompt": f"What is {i}?", "response": f"It, is\n{i}", "harmful": i % 2 == 0} for i in range(6)
     ]
-    found = read_examples(put(tmp_path / "theirs.jsonl", *rows))
-    write_examples(tmp_path / f"p.{suffix}", found.prompts)
-    write_examples(tmp_path / f"d.{suffix}", found.demonstrations)
+    examples = read_examples(put(tmp_path / "theirs.jsonl", *rows))
+    write_examples(tmp_path / f"p.{suffix}", examples.prompts)
+    write_examples(tmp_path / f"d.{suffix}", examples.demonstrations)
     corpus = corpus_reader.read_corpus(
         tmp_path, Data(prompts=f"p.{suffix}", demonstrations=f"d.{suffix}", safety="", heldout=0.0), 0
     )
-    assert corpus.prompts == found.prompts and corpus.demonstrations == found.demonstrations
+    assert corpus.prompts == examples.prompts and corpus.demonstrations == examples.demonstrations
     with pytest.raises(DataError, match="nothing to write"):
         write_examples(tmp_path / "none.jsonl", [])
 
@@ -91,9 +91,12 @@ def test_column_mapping(tmp_path: Path):
     ],
 )
 def test_real_prompts_and_demonstrations_import(name: str, prompts: int, demonstrations: int):
-    found = read_examples(SHARED / name)
-    doubles = sum("the same prompt" in refusal for refusal in found.refused)
-    assert len(found.refused) == doubles < 3
-    assert (len(found.prompts), len(found.demonstrations)) == (prompts - doubles, max(0, demonstrations - doubles))
+    examples = read_examples(SHARED / name)
+    doubles = sum("the same prompt" in refusal for refusal in examples.refused)
+    assert len(examples.refused) == doubles < 3
+    assert (len(examples.prompts), len(examples.demonstrations)) == (
+        prompts - doubles,
+        max(0, demonstrations - doubles),
+    )
     if name.startswith("xstest"):
-        assert sum(p.harmful for p in found.prompts) == 200
+        assert sum(p.harmful for p in examples.prompts) == 200

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import ASKED, imported_rows, lines, read
+from foreign import TRANSCRIPT, imported_rows, lines, read
 
 from towpath.data import formats, row_files
 from towpath.data.formats import read_preferences, write_preferences
@@ -38,7 +38,7 @@ def ledger(tmp_path: Path) -> Iterator[Store]:
         store.add_prompts(
             [
                 Prompt("p1", 'Why,\n"so"?', "law", about=("x", "y"), split="heldout"),
-                Prompt("p2", ASKED),
+                Prompt("p2", TRANSCRIPT),
                 Prompt("p3", "Same?"),
             ]
         )

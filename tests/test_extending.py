@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, run as they stand."""
+"""The examples of docs/extending.md, run unchanged."""
 
 import importlib
 import re
@@ -23,7 +23,7 @@ PROMPTS = [f"Say {word}." for word in ("one", "two", "three", "four", "five", "s
 
 @pytest.fixture
 def team(tmp_path, monkeypatch):
-    """The examples as modules of a package that is no part of Towpath."""
+    """The examples as modules of an external package; returns the importer of one module."""
     folder = tmp_path / "my_team"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -56,7 +56,7 @@ def test_unknown_setting_of_an_external_algorithm_is_refused(team, tmp_path):
 
 
 def test_external_engine_samples_the_same_completions(team, tmp_path):
-    """It reads the same uniform numbers, so that before training every completion is the same."""
+    """Both engines use the same uniform numbers, so that completions before training are equal."""
     answers = []
     for kind in ("local", "my_team.my_engine"):
         trained = train(team, tmp_path / kind, "reinforce", engine=kind)
@@ -108,7 +108,7 @@ def test_preflight_validates_settings_of_an_external_algorithm(team):
 
 def test_engine_code_is_part_of_the_fingerprint(team, tmp_path):
     recipe = check(Recipe, {"engine": {"type": "my_team.my_engine"}}, "test")
-    before = fingerprint._engine_config(recipe)
+    before = fingerprint._engine_settings(recipe.engine)
     path = tmp_path / "my_team" / "my_engine.py"
     path.write_text(path.read_text() + "\n# changed\n")
-    assert fingerprint._engine_config(recipe) != before
+    assert fingerprint._engine_settings(recipe.engine) != before

@@ -1,4 +1,4 @@
-"""Raters, rubric, agreement."""
+"""Majority labels, agreement, the rubric and the simulated rater."""
 
 import pytest
 
@@ -82,7 +82,7 @@ def kappa(judgements):
 
 
 def test_cohen_kappa_of_a_worked_table():
-    # 20 both a, 5 and 10 apart, 15 both b: observed 0.7, chance 0.5 (raters lean 0.5 and 0.6 to a), kappa 0.4.
+    # 20 pairs a/a, 5 a/b, 10 b/a, 15 b/b: observed 0.7, chance 0.5 (raters choose a in 0.5 and 0.6), kappa 0.4.
     table = [("a", "a")] * 20 + [("a", "b")] * 5 + [("b", "a")] * 10 + [("b", "b")] * 15
     all_judgements = [j for number, (x, y) in enumerate(table) for j in pair(f"k{number}", x, y)]
     assert kappa(all_judgements) == pytest.approx(0.4)
@@ -91,7 +91,7 @@ def test_cohen_kappa_of_a_worked_table():
 
 
 def test_cohen_kappa_uses_the_marginals_of_each_rater():
-    # One always says a, the other always b: nothing but their leanings, so no agreement and none below chance.
+    # One rater always chooses a, the other always b: observed and chance agreement are both 0.
     assert kappa([*pair("k", "a", "b"), *pair("m", "a", "b")]) == 0.0
 
 

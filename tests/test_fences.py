@@ -1,11 +1,11 @@
-"""What an answer says to its judge: attacks beside other words, and worse fences beside ours."""
+"""Prompt injection against the judge: attacks compared with neutral text, and weaker fences compared with ours."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import BAD, GOOD, Scripted, careful, judge_all, served
+from scripted import BAD, GOOD, ScriptedServer, careful_judge, judge_all, served
 
 from towpath.feedback import judge_prompt
 from towpath.feedback.pair_text import PairText
@@ -35,8 +35,8 @@ ATTACKS = (
 GUESS = "0123456789abcdef"
 
 
-def turned(server: Scripted, changed: Any) -> float:
-    """The share of verdicts that are no longer for the better answer when the worse one says more."""
+def flip_rate(server: ScriptedServer, changed: Any) -> float:
+    """The share of verdicts that no longer prefer the better answer if `changed` rewrites the worse one."""
     request = [
         PairText(f"{i}/{j}", prompt, good, text)
         for i, (prompt, (good, bad)) in enumerate(TASKS.items())
@@ -61,13 +61,13 @@ def attacked(bad: str) -> list[str]:
 
 
 def test_prompt_injection_flips_no_more_verdicts_than_neutral_text():
-    with served(careful) as server:
-        assert turned(server, lambda bad: [bad]) == 0
-        assert turned(server, attacked) <= turned(server, reworded)
+    with served(careful_judge) as server:
+        assert flip_rate(server, lambda bad: [bad]) == 0
+        assert flip_rate(server, attacked) <= flip_rate(server, reworded)
 
 
-def leaks(messages: list[dict[str, str]], change: Any) -> list[dict[str, str]]:
-    """Messages as a worse protocol would have made them."""
+def rewrite_with_nonce(messages: list[dict[str, str]], change: Any) -> list[dict[str, str]]:
+    """Messages of a weaker protocol: `change` rewrites each content, given the nonce."""
     code = re.search(r"carry the code (\w+)", messages[0]["content"])[1]
     return [m | {"content": change(m["content"], code)} for m in messages]
 
@@ -78,17 +78,17 @@ def test_weaker_fences_flip_more_verdicts(monkeypatch: pytest.MonkeyPatch, weakn
 
     def weak(*request: Any) -> list[dict[str, str]]:
         if weakness == "a code that writers can guess":
-            return leaks(honest(*request), lambda text, code: text.replace(code, GUESS))
+            return rewrite_with_nonce(honest(*request), lambda text, code: text.replace(code, GUESS))
         system, user = honest(*request)
         return [system, user | {"content": user["content"] + "\n" + request[2] + "\n" + request[3]}]
 
     monkeypatch.setattr(judge_prompt, "judge_messages", weak)
-    with served(careful) as server:
-        assert turned(server, attacked) > turned(server, reworded)
+    with served(careful_judge) as server:
+        assert flip_rate(server, attacked) > flip_rate(server, reworded)
 
 
 def test_fence_nonce_is_new_for_every_call_and_not_in_the_texts(monkeypatch: pytest.MonkeyPatch):
-    with served(careful) as server:
+    with served(careful_judge) as server:
         judge_all(server, [PairText(f"k{i}", f"Question {i}?", GOOD, BAD) for i in range(5)])
         codes = {re.search(r"carry the code (\w+)", call["messages"][0]["content"])[1] for call in server.calls}
     assert len(codes) == 10

@@ -1,5 +1,4 @@
-"""Recorded logs of TRL's and transformers' trainers, tiny models with faults and without: what the doctor says of
-them."""
+"""The doctor on recorded logs of TRL and transformers trainers: tiny models with and without faults."""
 
 import json
 from typing import Any
@@ -20,7 +19,7 @@ def results() -> dict[str, list[dict[str, Any]]]:
 
 
 def log(run: str, variant: int) -> Log:
-    """One recorded log by the name of its run."""
+    """The recorded log of a run."""
     states = (
         state
         for half in recorded.HALVES
@@ -35,11 +34,11 @@ def log(run: str, variant: int) -> Log:
 def test_recorded_faults_are_in_the_first_two_findings_and_healthy_runs_have_no_critical_finding(
     results, half: str
 ) -> None:
-    marks = summary(results[half])
-    assert marks["faults"] >= 20
-    assert marks["share"] >= 0.9, [r for r in results[half] if r["expects"] and not r["named"]]
-    assert marks["healthy"] >= 8
-    assert marks["healthy_with_critical"] == 0, [r for r in results[half] if not r["expects"] and r["critical"]]
+    scores = summary(results[half])
+    assert scores["faults"] >= 20
+    assert scores["share"] >= 0.9, [r for r in results[half] if r["expects"] and not r["named"]]
+    assert scores["healthy"] >= 8
+    assert scores["healthy_with_critical"] == 0, [r for r in results[half] if not r["expects"] and r["critical"]]
 
 
 def test_every_run_is_recorded_twice_and_split_by_the_manifest() -> None:
@@ -51,7 +50,7 @@ def test_every_run_is_recorded_twice_and_split_by_the_manifest() -> None:
 
 
 def test_healthy_runs_have_no_critical_finding_at_any_step() -> None:
-    """As the callback looks at it: after every log."""
+    """Diagnoses after each log, as in the callback."""
     for half in recorded.HALVES:
         for run, variant, state in recorded.logs(half):
             if run.codes:

@@ -1,4 +1,4 @@
-"""Preferences of other tools: every shape read, every bad row named."""
+"""Preference files of other tools: every format is read, every invalid row is reported."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import ASKED, CONVERSATION, PLAIN, SHARED, imported_rows, lines, put, read, real_rows, turn
+from foreign import CONVERSATION, PLAIN, SHARED, TRANSCRIPT, imported_rows, lines, put, read, real_rows, turn
 
 from towpath.data import formats, transcripts
 from towpath.data.formats import read_preferences, write_preferences
@@ -48,11 +48,11 @@ def test_plain_pairs_in_every_file_type(tmp_path: Path, suffix: str):
         ),
         (
             {"prompt": CONVERSATION, "chosen": [turn("assistant", "Yes")], "rejected": [turn("assistant", "No")]},
-            (ASKED, "Yes", "No"),
+            (TRANSCRIPT, "Yes", "No"),
         ),
         (
             {"chosen": [*CONVERSATION, turn("assistant", "Yes")], "rejected": [*CONVERSATION, turn("assistant", "No")]},
-            (ASKED, "Yes", "No"),
+            (TRANSCRIPT, "Yes", "No"),
         ),
         (
             {
@@ -75,11 +75,11 @@ def test_plain_pairs_in_every_file_type(tmp_path: Path, suffix: str):
                 "chosen": f"{HUMAN}Hi{ASSISTANT}Hello{HUMAN}Why?{ASSISTANT} Yes\n",
                 "rejected": f"{HUMAN}Hi{ASSISTANT}Hello{HUMAN}Why?{ASSISTANT}No",
             },
-            (ASKED, "Yes", "No"),
+            (TRANSCRIPT, "Yes", "No"),
         ),
         (
             {"prompt": f"{HUMAN}Hi{ASSISTANT}Hello{HUMAN}Why?{ASSISTANT}", "chosen": "Yes", "rejected": "No"},
-            (ASKED, "Yes", "No"),
+            (TRANSCRIPT, "Yes", "No"),
         ),
         (
             {"instruction": "Shorten.", "input": "A text", "chosen": "Text", "rejected": "A"},
@@ -388,7 +388,7 @@ def test_repeated_import_adds_nothing(tmp_path: Path):
             "comparisons": 0,
             "judgements": 0,
         }
-        # The same pair the other way round, by somebody else and from another file, is the same comparison.
+        # The swapped pair of another rater in another file is the same comparison.
         other = read(
             tmp_path / "b" / "q.jsonl", {"prompt": "Why?", "chosen": "No.", "rejected": "Because.", "rater": "ann"}
         )
@@ -469,7 +469,7 @@ def test_id_with_other_content_in_the_ledger_is_refused(tmp_path: Path):
     "text",
     [
         "Why?",
-        ASKED,
+        TRANSCRIPT,
         "System: s\n\nHuman: x",
         "Human: x",
         "Human: a\n\nHuman: b",
@@ -483,7 +483,7 @@ def test_transcript_round_trip(text: str):
 
 
 def test_transcript_with_roles_out_of_order_is_one_turn():
-    assert transcripts.split_turns(ASKED) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
+    assert transcripts.split_turns(TRANSCRIPT) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Why?")]
     for text in (
         "Human: a\n\nHuman: b",
         "Human: a\n\nAssistant: b",
@@ -500,7 +500,7 @@ def test_csv_fields_may_be_long(tmp_path: Path):
 
 
 def usable(line: bytes) -> bool:
-    """Whether a line of HH is a pair, by another way of reading it."""
+    """Whether a line of HH is a usable pair, by an independent parser."""
     row = json.loads(line)
     halves = [re.split(r"\n\n(?=Human:|Assistant:)", row[side]) for side in ("chosen", "rejected")]
     roles = [[part.partition(":")[0] for part in half[1:]] for half in halves]

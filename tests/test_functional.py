@@ -1,4 +1,4 @@
-"""The mathematics against published numbers, brute force and hand calculation."""
+"""The functions of algos/functional.py against published numbers, brute force and hand calculation."""
 
 import itertools
 import math
@@ -147,7 +147,7 @@ def test_bradley_terry_against_numpy():
 
 
 def test_adam_epsilon_placement_matters_early():
-    """PyTorch adds epsilon after the bias correction; TensorFlow's form makes the first steps smaller by about
+    """PyTorch adds epsilon after the bias correction; in TensorFlow's form the first steps are smaller by about
     sqrt(1 - beta2)."""
     gradient = 1e-5
     eps = 1e-5

@@ -1,4 +1,4 @@
-"""What the health checks find in curves made for it, and what they leave alone."""
+"""Health detectors on synthetic curves: faults are found, healthy runs have no findings."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from towpath.health import diagnosis, overoptimisation, remedies, signals
+from towpath.health import diagnosis, learning_rates, overoptimisation, remedies, signals
 from towpath.health.diagnosis import DETECTORS, POSSIBLE_CAUSES, diagnose
 from towpath.health.history import Curve, History, Recorder, history_from_rows
 from towpath.recipe import Limits
 
 STEPS = 40
 OWN = {"policy.rollout": 64, "policy.steps": STEPS, "policy.kl.alarm": 2.0}
-"""What a run of Towpath states of itself."""
+"""Facts of a Towpath run: recipe values that logs of other trainers may lack."""
 
 
 def rows(seed=0, **curves):
-    """A healthy run's rows, with curves laid over it: a value, or a function of the step."""
+    """Rows of a healthy run; `curves` override metrics by a value or a function of the step."""
     draws = np.random.default_rng(seed)
     usual = {
         "kl": lambda t: 0.6 * (1 - np.exp(-t / 8)),
@@ -115,12 +115,18 @@ FAULTY = {
 
 
 def falling(t: int) -> float:
-    """A loss that is learned in a few steps, with some noise."""
+    """A loss that falls within a few steps, with some noise."""
     return 0.2 + 0.5 * np.exp(-t / 8) + 0.02 * np.sin(7 * t)
 
 
+def test_usual_learning_rates_of_an_sft_stage_in_a_dpo_recipe() -> None:
+    for stage, kind in (("sft", "sft"), ("reward", "reward"), ("policy", "pairs")):
+        facts = {"stage": stage, "policy.algo": "dpo"}
+        assert learning_rates.training_kind(History(facts=facts)) == kind
+
+
 def losses(pairs: bool, looks: dict | None = None, **curves):
-    """A supervised run: functions of the step, and of the step of a look at held-out rows."""
+    """A supervised run: `curves` are training metrics and `looks` validation metrics, as functions of the step."""
     training_rows = [
         {"step": t, "phase": "train"} | {name: float(f(t)) for name, f in curves.items()} for t in range(STEPS)
     ]
@@ -132,23 +138,23 @@ def losses(pairs: bool, looks: dict | None = None, **curves):
     return history_from_rows([*training_rows, *(held if looks else [])], facts)
 
 
-def usual(rate: float):
-    """A linear schedule."""
+def linear_schedule(rate: float):
+    """A linear learning-rate schedule from `rate` to 0."""
     return lambda t: rate * (1 - t / STEPS)
 
 
 def coin(t: int) -> float:
-    """An accuracy on sixteen pairs that is chance."""
+    """An accuracy on sixteen pairs at chance level."""
     return 0.5 + 0.1 * np.sin(17 * t)
 
 
 SUPERVISED = {
-    "overfit": losses(False, {"loss": lambda t: 1.0 + 0.02 * t}, loss=falling, learning_rate=usual(1e-4)),
+    "overfit": losses(False, {"loss": lambda t: 1.0 + 0.02 * t}, loss=falling, learning_rate=linear_schedule(1e-4)),
     "labels-swapped": losses(
         True, {"pairs_accuracy": lambda t: 0.2}, loss=falling, accuracy=lambda t: min(0.95, 0.5 + 0.02 * t)
     ),
     "label-noise": losses(
-        True, loss=lambda t: 0.69, accuracy=coin, chosen=lambda t: 0.05 * np.sin(t), learning_rate=usual(5e-6)
+        True, loss=lambda t: 0.69, accuracy=coin, chosen=lambda t: 0.05 * np.sin(t), learning_rate=linear_schedule(5e-6)
     ),
     "likelihood-displacement": losses(
         True,
@@ -156,14 +162,20 @@ SUPERVISED = {
         chosen=lambda t: -0.1 * t,
         gap=lambda t: 0.1 * t,
         chosen_logp=lambda t: -20.0 - t,
-        learning_rate=usual(5e-6),
+        learning_rate=linear_schedule(5e-6),
     ),
 }
 HEALTHY_LOSSES = {
     "learned": losses(
-        False, {"loss": lambda t: falling(t) + 0.02}, loss=falling, token_entropy=falling, learning_rate=usual(2e-3)
+        False,
+        {"loss": lambda t: falling(t) + 0.02},
+        loss=falling,
+        token_entropy=falling,
+        learning_rate=linear_schedule(2e-3),
     ),
-    "nothing left to learn": losses(False, loss=lambda t: 1.3 + 0.05 * np.sin(7 * t), learning_rate=usual(2e-5)),
+    "nothing left to learn": losses(
+        False, loss=lambda t: 1.3 + 0.05 * np.sin(7 * t), learning_rate=linear_schedule(2e-5)
+    ),
     "pairs": losses(
         True,
         {"pairs_accuracy": lambda t: 0.8, "pairs_loss": falling},
@@ -172,7 +184,7 @@ HEALTHY_LOSSES = {
         chosen=lambda t: -0.01 * t,
         chosen_logp=lambda t: -20 - 0.05 * t,
         gap=lambda t: 0.05 * t,
-        learning_rate=usual(5e-6),
+        learning_rate=linear_schedule(5e-6),
     ),
 }
 
@@ -189,29 +201,36 @@ def test_healthy_loss_has_no_finding_at_any_step(name) -> None:
 
 
 def test_high_learning_rate_needs_a_symptom() -> None:
-    """The same rate with a loss that falls is left alone; with a loss that stands at 2.9, or that rose first, it is
-    the cause."""
-    stuck = losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(0.1))
-    spiked = losses(False, loss=lambda t: 6 + 2 * t if t < 5 else 3.0 + 0.02 * np.sin(5 * t), learning_rate=usual(0.1))
+    """A very high rate is a finding if the loss stays at 2.9 or rises first, and none if the loss falls."""
+    stuck = losses(
+        False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=linear_schedule(0.1)
+    )
+    spiked = losses(
+        False, loss=lambda t: 6 + 2 * t if t < 5 else 3.0 + 0.02 * np.sin(5 * t), learning_rate=linear_schedule(0.1)
+    )
     for history in (stuck, spiked):
         (finding,) = diagnose(history)
         assert (finding.code, finding.severity) == ("learning-rate-high", "critical")
         assert "500 times the highest usual" in finding.evidence
-    assert diagnose(losses(False, loss=falling, learning_rate=usual(0.1))) == ()
+    assert diagnose(losses(False, loss=falling, learning_rate=linear_schedule(0.1))) == ()
     assert (
-        diagnose(losses(False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=usual(1e-4)))
+        diagnose(
+            losses(
+                False, loss=lambda t: 2.9 + 3 * np.exp(-t) + 0.02 * np.sin(5 * t), learning_rate=linear_schedule(1e-4)
+            )
+        )
         == ()
     )
 
 
 def test_flat_loss_at_a_low_learning_rate() -> None:
     def still(level, rate):
-        return diagnose(losses(False, loss=lambda t: level + 0.01 * np.sin(5 * t), learning_rate=usual(rate)))
+        return diagnose(losses(False, loss=lambda t: level + 0.01 * np.sin(5 * t), learning_rate=linear_schedule(rate)))
 
     (finding,) = still(6.1, 1e-6)
     assert (finding.code, finding.severity) == ("learning-rate-low", "warning")
     assert "no weight by more than 2e-05" in finding.cause
-    (known,) = still(1.3, 1e-5)  # a model that may know all of it already
+    (known,) = still(1.3, 1e-5)  # the model may have nothing left to learn
     assert (known.code, known.severity) == ("learning-rate-low", "info")
     assert still(1.3, 2e-4) == ()
 
@@ -241,7 +260,7 @@ def test_findings_are_ordered_by_cause() -> None:
 
 
 def test_broken_policy_reports_the_learning_rate_before_its_consequences() -> None:
-    """A rate that breaks the policy: no answer ends, every reward is the same, the gradient is 0, and KL is 5 nats a
+    """The learning rate breaks the policy: no answer ends, rewards are constant, the gradient is 0, KL is 5 nats per
     token."""
     broken = {
         "reward": lambda t: 0.3 if t < 3 else 0.0,
@@ -280,7 +299,7 @@ def test_length_hacking_is_detected_without_a_logged_correlation() -> None:
     logged = [
         {name: x for name, x in row.items() if name in (*paid, "step", "phase", "reward_std")} for row in rows(**paid)
     ]
-    for row in logged:  # as it was logged, without the noise of `rows`
+    for row in logged:  # without the noise of `rows`
         row |= {
             "length": lengths[row["step"]],
             "reward": lengths[row["step"]] / 32,
@@ -315,8 +334,7 @@ def test_falling_finish_rate_is_truncation_not_missing_eos() -> None:
 
 
 def test_kl_limit_depends_on_answer_length() -> None:
-    """Per answer where a recipe states an alarm and answers are short; per token beyond, and in logs that state
-    none."""
+    """The limit is per answer if the recipe has an alarm and answers are short, else per token."""
 
     def kl_findings(length, per_token, reward=lambda t: 0.04 * t, **facts):
         logged = rows(length=float(length), kl=lambda t: per_token * length * t / STEPS, reward=reward)
@@ -330,13 +348,13 @@ def test_kl_limit_depends_on_answer_length() -> None:
     for length, per_token in ((1000, 0.02), (1000, 0.05), (4000, 0.02)):  # tens of nats
         assert kl_findings(length, per_token, **own) == {}
         assert kl_findings(length, per_token) == {}
-    for length in (16, 32, 64, 256):  # as GRPO is
+    for length in (16, 32, 64, 256):  # usual with GRPO
         for per_token in (0.01, 0.1, 0.28):
             assert kl_findings(length, per_token) == {}
     lost = kl_findings(200, 1.0, reward=lambda t: 0.0)["kl-rising"]
     assert lost.severity == "critical"
     assert "limit per token: 0.3 in answers of 200 tokens" in lost.evidence
-    assert kl_findings(200, 1.0)["kl-rising"].severity == "warning"  # it buys reward
+    assert kl_findings(200, 1.0)["kl-rising"].severity == "warning"  # the reward rises, too
     assert "limit per answer: 1" in kl_findings(2, 1.0, reward=lambda t: 0.0)["kl-rising"].evidence
     long = kl_findings(200, 0.3, **own)["kl-rising"]
     assert "2 for 100 tokens and 0.3 nats for each further token" in long.evidence
@@ -423,7 +441,7 @@ def test_recorder_matches_history_from_rows() -> None:
     recorder = Recorder(logged[:7])
     for row in logged[7:]:
         recorder.add(row["step"], "train", row)
-    recorder.add(STEPS - 1, "train", {"reward": 9.0})  # told anew
+    recorder.add(STEPS - 1, "train", {"reward": 9.0})  # replaces the value of this step
     for history in (history_from_rows(logged), recorder.history()):
         assert history.steps == STEPS
         assert np.array_equal(history.curve("kl").values, history_from_rows(logged).curve("kl").values)
@@ -440,7 +458,7 @@ def test_change_is_measured_in_units_of_noise() -> None:
     assert sure > 10
 
 
-def turned(code, knobs, made=(), step=20, facts=None, **curves):
+def intervention_for(code, knobs, made=(), step=20, facts=None, **curves):
     history = history_from_rows(
         rows(**FAULTY.get(code, {}) | curves), OWN | {"policy.kl.coef": 0.05} | (facts or {})
     ).until(step)
@@ -450,23 +468,23 @@ def turned(code, knobs, made=(), step=20, facts=None, **curves):
 
 
 def test_remedies_change_the_right_knob_within_bounds() -> None:
-    hold = turned("kl-rising", {"kl_coef": 0.05}, step=35)
+    hold = intervention_for("kl-rising", {"kl_coef": 0.05}, step=35)
     assert (hold.knob, hold.before, hold.after) == ("kl_coef", 0.05, 0.1)
-    assert turned("kl-rising", {"kl_coef": 0.1}, step=35).after == 0.2
-    assert turned("kl-rising", {"kl_coef": 0.2}, step=35) is None
-    gone = turned("kl-rising", {"kl_coef": 0.1}, step=35, facts={"policy.kl.stop": 3})
+    assert intervention_for("kl-rising", {"kl_coef": 0.1}, step=35).after == 0.2
+    assert intervention_for("kl-rising", {"kl_coef": 0.2}, step=35) is None
+    gone = intervention_for("kl-rising", {"kl_coef": 0.1}, step=35, facts={"policy.kl.stop": 3})
     assert (gone.after, gone.restore_best) == (0.2, True)
-    smaller = turned("kl-rising", {"kl_coef": 0.2}, [gone], step=35, facts={"policy.kl.stop": 3})
+    smaller = intervention_for("kl-rising", {"kl_coef": 0.2}, [gone], step=35, facts={"policy.kl.stop": 3})
     assert (smaller.knob, smaller.after, smaller.restore_best) == ("learning_rate_scale", 0.1, True)
-    calm = turned("learning-rate-high", {"kl_coef": 0.05})
+    calm = intervention_for("learning-rate-high", {"kl_coef": 0.05})
     assert (calm.knob, calm.after, calm.restore_best) == ("learning_rate_scale", 0.1, True)
-    assert turned("learning-rate-low", {"kl_coef": 0.05}).after == 10
-    # rewards differ by 1
-    assert turned("kl-penalty-too-strong", {"kl_coef": 5.0}).after == pytest.approx(0.25, rel=0.1)
-    assert turned("kl-penalty-too-strong", {"kl_coef": 0.6}).after == pytest.approx(0.12)
-    assert turned("kl-penalty-too-strong", {"kl_coef": 0.01}) is None
-    assert turned("domain-forgotten", {"kl_coef": 0.05}).knob == "domain_weight/b"
-    assert turned("reward-hacking", {"kl_coef": 0.05}).stop
+    assert intervention_for("learning-rate-low", {"kl_coef": 0.05}).after == 10
+    # the standard deviation of rewards is 1
+    assert intervention_for("kl-penalty-too-strong", {"kl_coef": 5.0}).after == pytest.approx(0.25, rel=0.1)
+    assert intervention_for("kl-penalty-too-strong", {"kl_coef": 0.6}).after == pytest.approx(0.12)
+    assert intervention_for("kl-penalty-too-strong", {"kl_coef": 0.01}) is None
+    assert intervention_for("domain-forgotten", {"kl_coef": 0.05}).knob == "domain_weight/b"
+    assert intervention_for("reward-hacking", {"kl_coef": 0.05}).stop
 
 
 def test_reward_for_repetition_is_detected_before_answers_repeat() -> None:
@@ -483,7 +501,7 @@ def test_small_drop_in_a_constant_domain_is_not_forgetting() -> None:
 
     for scores in (still := dip(0.1), lost := dip(1.0)):
         for t, row in enumerate(scores):
-            row["domain/b"] = 1.0 if t < 30 else row["domain/b"]  # no noise at all, as where every answer is right
+            row["domain/b"] = 1.0 if t < 30 else row["domain/b"]  # constant without noise: every answer is correct
     assert "domain-forgotten" not in codes(still)
     assert "domain-forgotten" in codes(lost)
 
@@ -506,20 +524,20 @@ def test_watched_source_that_does_not_rise_is_a_warning() -> None:
     (finding,) = diagnose(history_from_rows(rows(**still), OWN))
     assert (finding.code, finding.severity) == ("reward-hacking", "warning")
     assert "did not rise" in finding.evidence
-    assert turned("reward-hacking", {}, step=39, **still) is None
+    assert intervention_for("reward-hacking", {}, step=39, **still) is None
     rising = still | {"watched/judge": lambda t: 0.15 * t + (0.1 if t % 2 else -0.1)}
     assert codes(rows(**rising)) == []
 
 
 def test_repetition_penalty_exceeds_the_reward_for_repetition() -> None:
-    # rewards differ by 1, and nothing tells what is paid
-    assert turned("repetition", {}, step=39).after == pytest.approx(2.0, rel=0.05)
+    # the standard deviation of rewards is 1, and the reward for repetition is not logged
+    assert intervention_for("repetition", {}, step=39).after == pytest.approx(2.0, rel=0.05)
     paid = {"reward_repetition_corr": 0.8, "repetition_worth": 20.0}
-    first = turned("repetition", {}, **paid)
+    first = intervention_for("repetition", {}, **paid)
     assert (first.knob, first.before, first.after) == ("repetition_penalty", 0.0, 30.0)
-    again = turned("repetition", {"repetition_penalty": 30.0}, [first], step=30, **paid)
+    again = intervention_for("repetition", {"repetition_penalty": 30.0}, [first], step=30, **paid)
     assert (again.knob, again.after) == ("repetition_penalty", 60.0)
-    warmer = turned(
+    warmer = intervention_for(
         "repetition",
         {"repetition_penalty": 30.0},
         [first],
@@ -531,11 +549,16 @@ def test_repetition_penalty_exceeds_the_reward_for_repetition() -> None:
 
 
 def test_interventions_are_spaced_and_limited() -> None:
-    first = turned("learning-rate-low", {"kl_coef": 0.05}, step=20)
-    assert turned("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first], step=21) is None
-    again = turned("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first], step=24)
+    first = intervention_for("learning-rate-low", {"kl_coef": 0.05}, step=20)
+    assert (
+        intervention_for("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first], step=21) is None
+    )
+    again = intervention_for("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first], step=24)
     assert (again.before, again.after) == (10, 100)
-    assert turned("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first] * 6, step=30) is None
+    assert (
+        intervention_for("learning-rate-low", {"kl_coef": 0.05, "learning_rate_scale": 10.0}, [first] * 6, step=30)
+        is None
+    )
 
 
 def test_whether_an_intervention_helped() -> None:
@@ -557,7 +580,7 @@ def test_every_finding_code_is_documented() -> None:
     assert sections.keys() == known
     for code, section in sections.items():
         for word in ("**Signs.**", "**Cause.**", "**Distinguish.**", "**Remedy.**"):
-            assert word in section, f"docs/findings.md: {code} says nothing under {word}"
+            assert word in section, f"docs/findings.md: {code} has no part {word}"
     table = (Path(__file__).parent.parent / "docs" / "health.md").read_text()
     assert all(f"`{code}`" in table for code in known)
     for image in re.findall(r"\((images/[^)]+)\)", text):

@@ -97,7 +97,7 @@ def test_run_stopped_by_signals_resumes_bit_exactly(tmp_path: Path, capsys: pyte
         assert saved in output
     run(stopped)
     run(whole)
-    assert kills.outcome(stopped) == kills.outcome(whole)
+    assert kills.run_outcome(stopped) == kills.run_outcome(whole)
     (metrics,) = stopped.glob("stages/policy/*/metrics.jsonl")
     assert [row["step"] for row in jsonl.read(metrics) if row["phase"] == "train"] == [0, 1, 2, 3]
 

@@ -1,4 +1,4 @@
-"""What a stage is given."""
+"""The runtime and the model of a stage: loading, dtype, compilation and checkpoints."""
 
 import os
 import shutil
@@ -17,6 +17,7 @@ from towpath.errors import ModelError
 from towpath.models import base
 from towpath.recipe import Lora, Recipe
 from towpath.recipe.reader import check
+from towpath.recipe.stage_configs import SftConfig
 from towpath.runtime import process
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.runtime.contract import RoleSpec
@@ -26,7 +27,7 @@ from towpath.stages.job import Job
 def curve(tmp_path, compiled: bool) -> list[float]:
     """Losses and gradient norms of four steps on ragged rows."""
     tables = {"model": {"source": "tiny", "dtype": "float32", "attention": "sdpa", "compile": {"on": compiled}}}
-    job = Job(check(Recipe, tables, "test"), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
+    job = Job(SftConfig.from_recipe(check(Recipe, tables, "test")), tmp_path, "sft", tmp_path, {}, None, Corpus(()))  # pyright: ignore[reportArgumentType]
     runtime = job.launch()
     runtime.tokens_per_pass = 256
     runtime.open({"policy": RoleSpec(job.base_model, Lora(rank=4, alpha=8.0), learning_rate=1e-2)})
@@ -47,16 +48,15 @@ def curve(tmp_path, compiled: bool) -> list[float]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_loaded_weights_do_not_map_the_file(tmp_path):
-    shutil.copytree(base.find("tiny"), tmp_path / "kept")
+    shutil.copytree(base.find("tiny"), tmp_path / "model")
     for dtype in (torch.float32, torch.bfloat16):
-        model = base.load(str(tmp_path / "kept"), dtype, "grouped")
+        model = base.load(str(tmp_path / "model"), dtype, "grouped")
         assert model.dtype == dtype and model.lm_head.weight is model.model.embed_tokens.weight
-        assert str(tmp_path / "kept") not in Path("/proc/self/maps").read_text()
+        assert str(tmp_path / "model") not in Path("/proc/self/maps").read_text()
 
 
 def can_compile() -> bool:
-    """On a CPU torch.compile needs g++ and Python's headers, and torch in a place without spaces, which it does not
-    quote."""
+    """On a CPU torch.compile needs g++, Python's headers, and a torch path without spaces, which it does not quote."""
     return (
         bool(shutil.which("g++"))
         and Path(sysconfig.get_path("include"), "Python.h").is_file()
@@ -96,14 +96,14 @@ def test_missing_tokenizer_error_names_the_file(tmp_path):
 
 
 def test_saving_after_a_rewind_removes_later_rollouts(tmp_path):
-    """A run that died at step 6 goes on from 3: what was in flight at 6 was drawn by a policy that is no more."""
-    kept = Checkpoints(tmp_path)
+    """A run that stopped at step 6 resumes at 3: a rollout saved at step 6 is of a policy that no longer exists."""
+    checkpoints = Checkpoints(tmp_path)
     for step in (5, 6):
-        kept.save(step, {"x": torch.tensor([step])}, {}, prefix="rollout", keep=1)
-        kept.save(step, {"x": torch.tensor([step])}, {})
-    kept.save(3, {"x": torch.tensor([3])}, {}, prefix="rollout", keep=1)
-    assert kept.newest("rollout")[0] == 3
-    assert kept.newest()[0] == 6 and sorted(path.name for path in kept.folder.iterdir()) == [
+        checkpoints.save(step, {"x": torch.tensor([step])}, {}, prefix="rollout", keep=1)
+        checkpoints.save(step, {"x": torch.tensor([step])}, {})
+    checkpoints.save(3, {"x": torch.tensor([3])}, {}, prefix="rollout", keep=1)
+    assert checkpoints.newest("rollout")[0] == 3
+    assert checkpoints.newest()[0] == 6 and sorted(path.name for path in checkpoints.folder.iterdir()) == [
         "rollout_3",
         "step_5",
         "step_6",

@@ -1,5 +1,4 @@
-"""The compiled kernels against the same in torch's steps, and against either in float64; how they are built, and
-what happens where they cannot be."""
+"""The compiled CPU kernels against plain torch and float64; how they are built, and the fallback without a compiler."""
 
 import os
 import subprocess
@@ -21,35 +20,37 @@ HALF = 9
 TOKENS = LINES * LENGTH
 WIDTH = 70
 INNER = 45
-FOUND = pytest.mark.skipif(build.library() is None, reason=build.refusal())
+needs_kernels = pytest.mark.skipif(build.library() is None, reason=build.refusal())
 
 
-def drawn(*shape, seed=0, scale=1.0):
+def normal(*shape, seed=0, scale=1.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double() * scale
 
 
 def mask():
-    """Causal, the second line's first four columns nobody's but each other's."""
-    told = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().repeat(LINES, 1, 1)
-    told[1, 4:, :4] = False
-    return torch.zeros(LINES, 1, LENGTH, LENGTH).masked_fill_(~told[:, None], torch.finfo(torch.bfloat16).min).double()
+    """A causal mask; in the second line the first four columns are a segment of their own."""
+    visible = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().repeat(LINES, 1, 1)
+    visible[1, 4:, :4] = False
+    return (
+        torch.zeros(LINES, 1, LENGTH, LENGTH).masked_fill_(~visible[:, None], torch.finfo(torch.bfloat16).min).double()
+    )
 
 
 def rotary(lines, length):
-    angles = drawn(lines, 1, length, HALF, seed=9)
+    angles = normal(lines, 1, length, HALF, seed=9)
     return angles.cos(), angles.sin()
 
 
-def jobs():
-    """What each kernel is asked, as float64 arguments."""
+def kernel_arguments():
+    """float64 arguments of each kernel."""
     batch = LINES * KEY_HEADS
     group = HEADS // KEY_HEADS
-    x, grad, more, weight = (drawn(TOKENS, WIDTH, seed=i) for i in (1, 2, 3, 4))
+    x, grad, more, weight = (normal(TOKENS, WIDTH, seed=i) for i in (1, 2, 3, 4))
     scale = plain.rms_norm(x, weight[0], 1e-5)[1]
-    q = drawn(batch, group * LENGTH, 2 * HALF, seed=5)
-    k = drawn(batch, LENGTH, 2 * HALF, seed=6)
+    q = normal(batch, group * LENGTH, 2 * HALF, seed=5)
+    k = normal(batch, LENGTH, 2 * HALF, seed=6)
     shape = (HEADS + 2 * KEY_HEADS) * 2 * HALF
-    cache = drawn(LINES, KEY_HEADS, 16, 2 * HALF, seed=7), drawn(LINES, KEY_HEADS, 16, 2 * HALF, seed=8)
+    cache = normal(LINES, KEY_HEADS, 16, 2 * HALF, seed=7), normal(LINES, KEY_HEADS, 16, 2 * HALF, seed=8)
     barred = torch.zeros(LINES, 1, 1, 16).double()
     barred[0, ..., :3], barred[..., 12:] = -1e38, -1e38
     begin = torch.tensor([2, 2 + LENGTH, 2 + LENGTH + 4, 2 + LENGTH + 4 + LENGTH - 1])
@@ -58,9 +59,9 @@ def jobs():
         "rms_norm": (x, weight[0], 1e-5),
         "apply_rms_norm": (x, scale, weight[0]),
         "rms_norm_backward": (grad, x, scale, weight[0], more, True),
-        "swiglu": (drawn(TOKENS, 2 * INNER, scale=3.0),),
-        "swiglu_backward": (drawn(TOKENS, INNER), drawn(TOKENS, 2 * INNER, seed=1, scale=3.0)),
-        "rotate_and_split_qkv": (drawn(TOKENS, shape), rotary(LINES, LENGTH), begin, HEADS, KEY_HEADS),
+        "swiglu": (normal(TOKENS, 2 * INNER, scale=3.0),),
+        "swiglu_backward": (normal(TOKENS, INNER), normal(TOKENS, 2 * INNER, seed=1, scale=3.0)),
+        "rotate_and_split_qkv": (normal(TOKENS, shape), rotary(LINES, LENGTH), begin, HEADS, KEY_HEADS),
         "rotate_and_split_qkv_backward": (
             q,
             k,
@@ -69,13 +70,13 @@ def jobs():
             begin,
             HEADS,
             KEY_HEADS,
-            drawn(TOKENS, shape),
+            normal(TOKENS, shape),
         ),
-        "split_heads": (drawn(TOKENS, HEADS * 2 * HALF), begin, LENGTH, HEADS, KEY_HEADS),
-        "merge_heads": (q, begin, HEADS, drawn(TOKENS, HEADS * 2 * HALF)),
-        "masked_softmax": (drawn(batch, group * LENGTH, LENGTH, scale=3.0), mask(), HEADS),
-        "decode_attention": (drawn(LINES, shape), rotary(LINES, 1), barred, *cache, 11, HEADS),
-        "token_logprobs": (drawn(10, 777, scale=4.0), target, 0.7, True, True),
+        "split_heads": (normal(TOKENS, HEADS * 2 * HALF), begin, LENGTH, HEADS, KEY_HEADS),
+        "merge_heads": (q, begin, HEADS, normal(TOKENS, HEADS * 2 * HALF)),
+        "masked_softmax": (normal(batch, group * LENGTH, LENGTH, scale=3.0), mask(), HEADS),
+        "decode_attention": (normal(LINES, shape), rotary(LINES, 1), barred, *cache, 11, HEADS),
+        "token_logprobs": (normal(10, 777, scale=4.0), target, 0.7, True, True),
     }
 
 
@@ -84,80 +85,80 @@ def flat(values):
         yield from flat(value) if isinstance(value, tuple) else (value,) if isinstance(value, torch.Tensor) else ()
 
 
-def asked(ops, name, dtype):
-    """What a kernel gives, and what it leaves of the tensors that it was given."""
+def run_kernel(ops, name, dtype):
+    """Outputs of a kernel, followed by its arguments, which it may change in place."""
 
-    def given(value):
+    def cast(value):
         if isinstance(value, tuple):
-            return tuple(given(v) for v in value)
+            return tuple(cast(v) for v in value)
         if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
             return value
-        # factors of rows stay wide
+        # per-row factors stay in float32
         return value.to(torch.float32 if value.shape[-1] == 1 and dtype != torch.float64 else dtype)
 
-    told = tuple(given(value) for value in jobs()[name])
-    found = list(flat(getattr(ops, name)(*told)))
-    return [x.double() for x in found + list(flat(told))]
+    arguments = tuple(cast(value) for value in kernel_arguments()[name])
+    outputs = list(flat(getattr(ops, name)(*arguments)))
+    return [x.double() for x in outputs + list(flat(arguments))]
 
 
 def distance(one, other):
     return max(float((a - b).norm() / b.norm()) for a, b in zip(one, other, strict=True))
 
 
-@FOUND
-@pytest.mark.parametrize("name", jobs())
+@needs_kernels
+@pytest.mark.parametrize("name", kernel_arguments())
 def test_compiled_kernel_matches_the_plain_one(name):
-    exact = asked(plain, name, torch.float64)
-    assert distance(asked(native, name, torch.float32), exact) < 1e-6
-    theirs, ours = (distance(asked(ops, name, torch.bfloat16), exact) for ops in (plain, native))
+    exact = run_kernel(plain, name, torch.float64)
+    assert distance(run_kernel(native, name, torch.float32), exact) < 1e-6
+    theirs, ours = (distance(run_kernel(ops, name, torch.bfloat16), exact) for ops in (plain, native))
     assert ours < 1.1 * theirs and theirs > 1e-4
 
 
-@FOUND
+@needs_kernels
 @pytest.mark.parametrize("dtype", native.NAMES)
-@pytest.mark.parametrize("name", jobs())
+@pytest.mark.parametrize("name", kernel_arguments())
 def test_kernels_do_not_depend_on_the_number_of_threads(name, dtype):
     threads = torch.get_num_threads()
-    found = []
+    results = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        found.append(asked(native, name, dtype))
+        results.append(run_kernel(native, name, dtype))
     torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
-@FOUND
-@pytest.mark.parametrize("seen", [0, 1, 15, 16, 40])
+@needs_kernels
+@pytest.mark.parametrize("position", [0, 1, 15, 16, 40])
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("dtype", native.NAMES)
-def test_decode_attention_with_grouped_heads_of_64(dtype, group, seen):
+def test_decode_attention_with_grouped_heads_of_64(dtype, group, position):
     lines = 3
     key_heads = 2
     columns = 48
     heads = group * key_heads
-    qkv = drawn(lines, (heads + 2 * key_heads) * 64)
-    angles = drawn(lines, 1, 1, 32, seed=1)
+    qkv = normal(lines, (heads + 2 * key_heads) * 64)
+    angles = normal(lines, 1, 1, 32, seed=1)
     barred = torch.zeros(lines, 1, 1, columns).double()
-    barred[1, ..., : seen // 2], barred[..., seen + 1 :] = -1e38, -1e38
+    barred[1, ..., : position // 2], barred[..., position + 1 :] = -1e38, -1e38
 
-    def answered(ops, dtype):
-        keys, values = (drawn(lines, key_heads, columns, 64, seed=seed).to(dtype) for seed in (2, 3))
-        turned = angles.cos().to(dtype), angles.sin().to(dtype)
+    def attend(ops, dtype):
+        keys, values = (normal(lines, key_heads, columns, 64, seed=seed).to(dtype) for seed in (2, 3))
+        cos_sin = angles.cos().to(dtype), angles.sin().to(dtype)
         return [
-            ops.decode_attention(qkv.to(dtype), turned, barred.to(dtype), keys, values, seen, heads).double(),
+            ops.decode_attention(qkv.to(dtype), cos_sin, barred.to(dtype), keys, values, position, heads).double(),
             keys.double(),
             values.double(),
         ]
 
-    exact = answered(plain, torch.float64)
-    assert distance(answered(native, dtype), exact) < (
-        1e-6 if dtype == torch.float32 else 1.1 * distance(answered(plain, dtype), exact)
+    exact = attend(plain, torch.float64)
+    assert distance(attend(native, dtype), exact) < (
+        1e-6 if dtype == torch.float32 else 1.1 * distance(attend(plain, dtype), exact)
     )
 
 
-@FOUND
+@needs_kernels
 def test_masked_positions_have_zero_weight():
-    scores = drawn(LINES * KEY_HEADS, HEADS // KEY_HEADS * LENGTH, LENGTH).float()
+    scores = normal(LINES * KEY_HEADS, HEADS // KEY_HEADS * LENGTH, LENGTH).float()
     weights = native.masked_softmax(scores.clone(), mask().float(), HEADS).view(LINES, HEADS, LENGTH, LENGTH)
     assert bool((weights[mask().expand_as(weights) < 0] == 0).all())
     wider = torch.nn.functional.pad(scores, (0, 5), value=7.0)
@@ -167,10 +168,10 @@ def test_masked_positions_have_zero_weight():
     )
 
 
-@FOUND
+@needs_kernels
 @pytest.mark.parametrize("dtype", native.NAMES)
 def test_sample_tokens_matches_torch_and_does_not_depend_on_the_batch(dtype):
-    logits = drawn(200, 1003, scale=4.0).to(dtype)
+    logits = normal(200, 1003, scale=4.0).to(dtype)
     warm = torch.linspace(0.5, 2, 200)
     uniform = torch.rand(200, generator=torch.Generator().manual_seed(3)).double()
     token, logp = native.sample_tokens(logits, warm, uniform)
@@ -180,7 +181,7 @@ def test_sample_tokens_matches_torch_and_does_not_depend_on_the_batch(dtype):
     assert torch.equal(native.sample_tokens(logits[7:8], warm[7:8], uniform[7:8])[0], token[7:8])
 
 
-@FOUND
+@needs_kernels
 def test_sample_tokens_at_the_ends_of_the_uniform_range():
     logits = torch.full((4, 600), -1e30)
     logits[:, 300:302] = 0.0
@@ -191,7 +192,7 @@ def test_sample_tokens_at_the_ends_of_the_uniform_range():
     torch.testing.assert_close(logp, torch.full((4,), 0.5).log())
 
 
-@FOUND
+@needs_kernels
 @pytest.mark.parametrize("dtype", native.NAMES)
 def test_nan_is_propagated(dtype):
     logits = torch.zeros(3, 50, dtype=dtype)
@@ -204,7 +205,7 @@ def test_nan_is_propagated(dtype):
     assert native.rms_norm(x, x[1], 1e-5)[0].isnan().all(1).tolist() == [True, False]
 
 
-@FOUND
+@needs_kernels
 @pytest.mark.parametrize("dtype", native.NAMES)
 def test_extreme_logits_give_finite_logprobs(dtype):
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e30, -1e30, -1e30]], dtype=dtype)
@@ -213,8 +214,8 @@ def test_extreme_logits_give_finite_logprobs(dtype):
     torch.testing.assert_close(entropy, torch.tensor([0.0, 1.0986123]))
 
 
-def told(tmp_path, **settings):
-    """What a fresh process says of its kernels."""
+def backend_of_a_process(tmp_path, **settings):
+    """The backend that a new process reports."""
     code = "from towpath.models.cpu import kernels; print(kernels.describe_backend())"
     env = {**os.environ, "TOWPATH_CACHE": str(tmp_path), **settings}
     return subprocess.run(
@@ -223,9 +224,12 @@ def told(tmp_path, **settings):
 
 
 def test_plain_backend_without_a_compiler(tmp_path):
-    assert told(tmp_path, PATH="/nonexistent", CXX="") == "plain: no C++ compiler (install g++, or name one in CXX)"
-    assert told(tmp_path, TOWPATH_KERNELS="0") == "plain: switched off by TOWPATH_KERNELS=0"
-    assert "could not make them" in told(tmp_path, CXX="/bin/false")
+    assert (
+        backend_of_a_process(tmp_path, PATH="/nonexistent", CXX="")
+        == "plain: no C++ compiler (install g++, or name one in CXX)"
+    )
+    assert backend_of_a_process(tmp_path, TOWPATH_KERNELS="0") == "plain: switched off by TOWPATH_KERNELS=0"
+    assert "could not make them" in backend_of_a_process(tmp_path, CXX="/bin/false")
     assert list((tmp_path / "kernels").iterdir()) == []
 
 
@@ -235,7 +239,7 @@ def test_kernels_are_not_built_on_other_systems(monkeypatch):
     assert build._load_library.__wrapped__() == "not tried on darwin"
 
 
-@FOUND
+@needs_kernels
 def test_non_contiguous_input_is_refused():
     with pytest.raises(ValueError, match=r"masked_softmax: .* is not contiguous"):
         native.masked_softmax(torch.zeros(4, 6, 6).transpose(1, 2), torch.zeros(2, 1, 6, 6), 2)
@@ -252,7 +256,7 @@ def test_preflight_reports_a_missing_compiler(monkeypatch, tmp_path):
     assert list(preflight._check_kernels(Recipe(model=Model(device="cpu")))) == []
 
 
-@FOUND
+@needs_kernels
 def test_concurrent_processes_build_one_library(tmp_path):
     command = [sys.executable, "-c", "from towpath.models.cpu import kernels; print(kernels.describe_backend())"]
     env = {**os.environ, "TOWPATH_CACHE": str(tmp_path)}

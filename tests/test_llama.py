@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from scripted import CASE, Kept
+from scripted import CASE, ReplyCache
 
 from towpath.feedback.endpoint import JudgeSettings
 from towpath.feedback.judging import judge_pairs
@@ -71,17 +71,17 @@ def test_small_model_judges_or_abstains_and_tokens_are_counted(llama: str):
     settings = JudgeSettings(
         llama, "smollm2", max_tokens=120, concurrency=1, timeout=240.0, retries=1, price_in=1.0, price_out=2.0
     )
-    asked = [CASE, PairText("k2", "What is the capital of France?", "Paris.", "Bananas are yellow.")]
-    kept = Kept()
-    found = list(judge_pairs(settings, asked, kept))
-    assert {f.comparison for f in found} == {"k1", "k2"}
-    for f in found:
+    pairs = [CASE, PairText("k2", "What is the capital of France?", "Paris.", "Bananas are yellow.")]
+    cache = ReplyCache()
+    results = list(judge_pairs(settings, pairs, cache))
+    assert {f.comparison for f in results} == {"k1", "k2"}
+    for f in results:
         if isinstance(f, Judgement):
             assert f.choice in ("a", "b", "tie", "both_bad") and f.details["counted"]
         else:
             assert f.reason == "unreadable", f
         assert f.cost > 0
     # What such a model says is its own affair, but under its grammar it says something that can be read.
-    assert kept and all(
-        reply["place"] in ("first", "second", "tie", "both_bad") and reply["read"] > 400 for reply in kept.values()
+    assert cache and all(
+        reply["place"] in ("first", "second", "tie", "both_bad") and reply["read"] > 400 for reply in cache.values()
     )

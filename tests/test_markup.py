@@ -1,4 +1,4 @@
-"""Untrusted texts in a real browser: nothing in them runs, loads or leaves the page."""
+"""Untrusted text in a real browser: nothing in it runs, loads a resource or leaves the page."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Memory that runs out, for real: the address space of a process is limited, and the gradient is the same."""
+"""Out-of-memory handling: with a limited address space passes are split and the gradient stays the same."""
 
 import json
 import subprocess
@@ -66,22 +66,22 @@ def test_out_of_memory_halves_the_passes_and_keeps_the_gradient(tiny_folder: str
         [sys.executable, "-c", PROGRAM, tiny_folder, "100"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    assert told["tokens"] < 36_000 and told["gap"] < 1e-5 * told["norm"], told
-    assert told["rows"] == 2 * 900, "rows of a pass that failed are not counted"
+    report = json.loads(done.stdout)
+    assert report["tokens"] < 36_000 and report["gap"] < 1e-5 * report["norm"], report
+    assert report["rows"] == 2 * 900, "rows of a pass that failed are not counted"
     lines = [line for line in done.stderr.splitlines() if "out of memory" in line]
-    assert lines and f"set model.tokens_per_pass = {told['tokens']}" in lines[-1] and len(lines) < 10
+    assert lines and f"set model.tokens_per_pass = {report['tokens']}" in lines[-1] and len(lines) < 10
 
 
-class Greedy(LocalEngine):
-    """An engine that has memory for so many rows."""
+class LimitedEngine(LocalEngine):
+    """An engine that runs out of memory above `capacity` rows."""
 
-    most = 0
+    capacity = 0
     calls = 0
 
     def generate(self, requests, greedy=False, tick=None):
         self.calls += 1
-        if len(requests) > self.most:
+        if len(requests) > self.capacity:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super().generate(requests, greedy, tick)
 
@@ -90,11 +90,11 @@ def test_out_of_memory_splits_generation(tiny, chat, capsys: pytest.CaptureFixtu
     draw = np.random.default_rng(0)
     requests = [SampleRequest(chat.prompt(f"Say {i}."), Decoding(), draw.random(12)) for i in range(11)]
     wanted = LocalEngine(tiny, chat.stops, chat.pad).generate(requests)
-    engine = Greedy(tiny, chat.stops, chat.pad)
-    engine.most = 3
+    engine = LimitedEngine(tiny, chat.stops, chat.pad)
+    engine.capacity = 3
     assert [d.token_ids for d in sampler.generate(engine, requests, "test")] == [d.token_ids for d in wanted]
     assert "answers are sampled 3 at a time" in capsys.readouterr().err
-    engine.most = 0
+    engine.capacity = 0
     with pytest.raises(ResourceError, match="out of memory while one answer is sampled"):
         sampler.generate(engine, requests, "test")
 

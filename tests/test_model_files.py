@@ -1,5 +1,4 @@
-"""Models that cannot be loaded: every one ends in an error that names the file and the fix, in check and in run
-alike."""
+"""Damaged models: check and run report an error that names the file and the fix."""
 
 import json
 import os
@@ -111,7 +110,7 @@ WEIGHTS = {
 
 
 def loaded(folder: Path) -> None:
-    """What a run does first and what it does next."""
+    """Load tokenizer and weights, as a run does."""
     Chat(base.load_tokenizer(str(folder)))
     base.load(str(folder), torch.float32, "grouped")
 
@@ -119,9 +118,9 @@ def loaded(folder: Path) -> None:
 @pytest.mark.parametrize(("damage", "words"), [*DAMAGE.values(), *WEIGHTS.values()], ids=[*DAMAGE, *WEIGHTS])
 def test_damaged_model_error_names_the_file(folder: Path, damage: Callable[[Path], None], words: str) -> None:
     damage(folder)
-    with pytest.raises(ModelError, match=words) as told:
+    with pytest.raises(ModelError, match=words) as error:
         loaded(folder)
-    assert str(folder) in str(told.value) and told.value.rule and told.value.fix
+    assert str(folder) in str(error.value) and error.value.rule and error.value.fix
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)
@@ -140,12 +139,12 @@ def test_check_reports_a_damaged_model(folder: Path, damage: Callable[[Path], No
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_unreadable_model_file_is_named(folder: Path, name: str) -> None:
     above = [
-        place
-        for place in folder.parents
-        if place.is_relative_to(tempfile.gettempdir()) and place != Path(tempfile.gettempdir())
+        parent
+        for parent in folder.parents
+        if parent.is_relative_to(tempfile.gettempdir()) and parent != Path(tempfile.gettempdir())
     ]
-    for place in (*above, folder):
-        place.chmod(0o755)
+    for parent in (*above, folder):
+        parent.chmod(0o755)
     (folder / name).chmod(0)
     root = os.getuid() == 0
     if root:
@@ -180,10 +179,10 @@ def test_model_lookup_order(tmp_path: Path, tiny_folder: str, monkeypatch: pytes
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as error:
         base.find("models/llama", run)
-    for place in (run / "models" / "llama", here / "models" / "llama", "Hugging Face hub"):
-        assert str(place) in str(told.value)
+    for location in (run / "models" / "llama", here / "models" / "llama", "Hugging Face hub"):
+        assert str(location) in str(error.value)
     shutil.copytree(tiny_folder, here / "models" / "llama")
     assert base.find("models/llama", run) == str(here / "models" / "llama") == base.find("models/llama")
     shutil.copytree(tiny_folder, run / "models" / "llama")
@@ -195,7 +194,7 @@ def test_model_lookup_order(tmp_path: Path, tiny_folder: str, monkeypatch: pytes
     with pytest.raises(ModelError, match="a file, not a folder"):
         base.find("models/llama/model.safetensors", run)
     shutil.copy(Path(tiny_folder) / "config.json", run / "x.gguf")
-    with pytest.raises(ModelError, match=r"x\.gguf"):  # found in the run's folder, and no GGUF
+    with pytest.raises(ModelError, match=r"x\.gguf"):  # exists in the run folder and is not a GGUF file
         base.find("gguf:x.gguf", run)
     with pytest.raises(ModelError, match=re.escape(f"looked at {run}/y.gguf, {here}/y.gguf")):
         base.find("gguf:y.gguf", run)

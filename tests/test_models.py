@@ -1,4 +1,4 @@
-"""The trunk and its readings against plain transformers: packing, padding, heads, adapters, the pad trap."""
+"""Log-probabilities, gradients, heads and adapters against plain transformers, for every packing and padding."""
 
 import copy
 import itertools
@@ -33,7 +33,7 @@ def runtime(model, lora=False, **kwargs) -> Local:
 
 
 def reference_logp(model, row: Row, temperature: float = 1.0) -> torch.Tensor:
-    """One row at a time through the plain model."""
+    """Log-probabilities of one row by the plain model."""
     ids = torch.from_numpy(row.ids)[None]
     logits = model(input_ids=ids).logits[0].float() / temperature
     return logits.log_softmax(-1)[torch.arange(row.start - 1, len(row.ids) - 1), ids[0, row.start :]]
@@ -113,7 +113,7 @@ def test_token_logprobs_gradient_matches_autograd(learned):
 
 
 def test_float32_matmul_is_not_rounded_to_bfloat16():
-    """oneDNN makes them of bfloat16 on processors with AMX, when it is allowed to."""
+    """On processors with AMX oneDNN computes them in bfloat16 at reduced precision settings."""
     before = torch.get_float32_matmul_precision()
     try:
         process.prepare_process()
@@ -196,9 +196,9 @@ def test_cached_frozen_prefix_changes_neither_scores_nor_gradients(tiny, width):
         runtime.forward_backward(
             {"policy": ("logp",)}, batch, lambda out, part: (out.logp_BT[out.mask_BT].sum(), {}), 3.0
         )
-        found = {key: p.grad.clone() for key, p in runtime.trained().items()}
+        grads = {key: p.grad.clone() for key, p in runtime.trained().items()}
         runtime.step(0.0, 1.0)
-        return found
+        return grads
 
     for role, want, field in (
         ("policy", "logp", "logp_BT"),
@@ -261,17 +261,19 @@ def test_checkpoint_does_not_copy_the_weights(tiny, tmp_path):
     local.forward_backward(sft.TRAINS, Batch(ROWS), lambda o, p: sft.loss(o, p, None, {}), 10.0)
     local.step(1.0, 1.0)
     state = local.state()
-    places = {p.data_ptr() for p in local.trained().values()}
+    addresses = {p.data_ptr() for p in local.trained().values()}
     assert {
         tensor.data_ptr() for key, tensor in state.items() if not key.startswith("adam:")
-    } == places  # no copy of what may be gigabytes
-    assert not places & {tensor.data_ptr() for tensor in local.snapshot().values()}  # these are to stay as they are
+    } == addresses  # the state may be gigabytes, so it shares memory with the weights
+    assert not addresses & {
+        tensor.data_ptr() for tensor in local.snapshot().values()
+    }  # a snapshot must not change with the weights
     Checkpoints(tmp_path).save(3, state, {})
-    step, found, _notes = Checkpoints(tmp_path).newest()
+    step, restored, _notes = Checkpoints(tmp_path).newest()
     assert (
         step == 3
-        and found.keys() == state.keys()
-        and all(torch.equal(tensor, found[key]) for key, tensor in state.items())
+        and restored.keys() == state.keys()
+        and all(torch.equal(tensor, restored[key]) for key, tensor in state.items())
     )
 
 
@@ -283,9 +285,9 @@ def test_checkpoint_interval_limits_the_share_of_time():
 
 def test_packing_keeps_every_token_once():
     packed = pack(ROWS, pad=0, width=24)
-    for row, place in zip(ROWS, packed.token_positions, strict=True):
-        assert packed.ids_PL.flatten()[place].tolist() == row.ids.tolist()
-        assert packed.position_PL.flatten()[place].tolist() == list(range(len(row.ids)))
+    for row, positions in zip(ROWS, packed.token_positions, strict=True):
+        assert packed.ids_PL.flatten()[positions].tolist() == row.ids.tolist()
+        assert packed.position_PL.flatten()[positions].tolist() == list(range(len(row.ids)))
     assert (packed.segment_PL > 0).sum() == sum(len(row.ids) for row in ROWS)
     assert packed.ids_PL.shape[0] < len(ROWS)
 
@@ -306,15 +308,15 @@ SHARING = [
 def test_packing_shares_prompt_tokens(width):
     packed = pack(SHARING, pad=0, width=width)
     assert (packed.segment_PL > 0).sum() == 20 + 12 + sum(row.answer_length for row in SHARING)
-    for row, place in zip(SHARING, packed.token_positions, strict=True):
-        assert packed.ids_PL.flatten()[place].tolist() == row.ids.tolist()
-        assert packed.position_PL.flatten()[place].tolist() == list(range(len(row.ids)))
-    # long answers to a short prompt are cheaper apart
+    for row, positions in zip(SHARING, packed.token_positions, strict=True):
+        assert packed.ids_PL.flatten()[positions].tolist() == row.ids.tolist()
+        assert packed.position_PL.flatten()[positions].tolist() == list(range(len(row.ids)))
+    # with a short prompt and long answers separate lines cost less attention
     assert len(pack([Row(np.arange(400), 2)] * 9, pad=0).ids_PL) == 9
 
 
 def read_at_once(rows) -> int:
-    """Tokens of a pass: of each prompt once, and of every answer."""
+    """Tokens of a pass: each distinct prompt once, and every answer."""
     return sum(len(prompt) // 8 for prompt in {row.prompt for row in rows}) + sum(row.answer_length for row in rows)
 
 
@@ -334,11 +336,11 @@ def test_micro_batches_are_as_few_and_as_even_passes_as_possible():
         order = [index for part in passes for index in part.columns["row"]]
         assert sorted(order) == list(range(len(rows)))
         groups = [rows[begin : begin + size] for begin, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True)]
-        begins = {int(begin): place for place, begin in enumerate(np.cumsum(sizes) - sizes)}
+        begins = {int(begin): group for group, begin in enumerate(np.cumsum(sizes) - sizes)}
         units = [groups[begins[index]] for index in order if index in begins]
         best = len(units) + 1, 0
         for cuts in itertools.product([False, True], repeat=len(units) - 1):
-            edges = [0, *(place for place, cut in enumerate(cuts, 1) if cut), len(units)]
+            edges = [0, *(edge for edge, cut in enumerate(cuts, 1) if cut), len(units)]
             parts = [units[a:b] for a, b in itertools.pairwise(edges)]
             costs = [read_at_once([row for unit in part for row in unit]) for part in parts]
             if all(cost <= tokens or len(part) == 1 for cost, part in zip(costs, parts, strict=True)):
@@ -358,13 +360,13 @@ def test_shared_prompts_change_neither_scores_nor_gradients(tiny, width, family,
         local = runtime(copy.deepcopy(tiny), lora=False, pack_width=width)
         local.roles |= {"policy": Role(trains=("trunk",)), "reward": Role(head=ScalarHead(tiny.config.hidden_size, 0))}
         local.start({"policy": 1e-3})
-        said = (
+        outputs = (
             local.score("policy", Batch(SHARING), ("logp", "entropy")),
             local.score("reward", Batch(SHARING), ("score",)),
         )
         local.forward_backward({"policy": ("logp",)}, Batch(SHARING), lambda out, part: (out.logp_BT.sum(), {}), 3.0)
         gradients = [p.grad for p in local.trained().values()]
-        return [said[0].logp_BT, said[0].entropy_BT, said[1].score_B, *gradients]
+        return [outputs[0].logp_BT, outputs[0].entropy_BT, outputs[1].score_B, *gradients]
 
     for shared, apart in zip(measured(1500), measured(-(10**9)), strict=True):
         torch.testing.assert_close(shared, apart, atol=2e-5, rtol=1e-4)
@@ -376,27 +378,27 @@ def test_backward_of_one_role_runs_before_the_forward_of_the_next(tiny, monkeypa
         local.adapters["base"].add(name, 4, 4.0, 0)
         local.roles[name] = Role(adapter=name, trains=("adapter",))
     local.start({"policy": 1e-3, "critic": 1e-3})
-    seen = []
+    forwards = []
     forward = Local._forward
 
     def recorded(self, name, batch, wants, temperature):
-        seen.append((name, sorted({key.split("/")[0] for key, p in self.trained().items() if p.grad is not None})))
+        forwards.append((name, sorted({key.split("/")[0] for key, p in self.trained().items() if p.grad is not None})))
         return forward(self, name, batch, wants, temperature)
 
     monkeypatch.setattr(Local, "_forward", recorded)
     local.forward_backward(
         {"policy": ("logp",), "critic": ("logp",)}, Batch(ROWS), lambda out, _: (out.logp_BT.sum(), {}), 1.0
     )
-    assert [name for name, _ in seen] == ["policy", "critic"] * (len(seen) // 2)
-    assert seen[0][1] == []
-    assert seen[1][1] == ["policy"]
+    assert [name for name, _ in forwards] == ["policy", "critic"] * (len(forwards) // 2)
+    assert forwards[0][1] == []
+    assert forwards[1][1] == ["policy"]
 
 
 def test_unpacked_lines_are_sorted_by_length():
     rows = [Row(np.arange(number, number + size), 1) for number, size in enumerate((7, 30, 12, 30, 5))]
     packed = pack(rows, pad=0)
     assert (packed.segment_PL > 0).sum(1).tolist() == [30, 30, 12, 7, 5]
-    assert [packed.ids_PL.flatten()[place].tolist() for place in packed.token_positions] == [
+    assert [packed.ids_PL.flatten()[positions].tolist() for positions in packed.token_positions] == [
         row.ids.tolist() for row in rows
     ]
 
@@ -414,14 +416,13 @@ def test_packing_limits_padding_and_attention_cost(seed):
 def test_packing_keeps_equal_rows_apart_and_long_rows_whole():
     assert pack([Row(np.arange(100), 1)] * 6, pad=0, width=256).ids_PL.shape == (6, 100)
     assert pack([Row(np.arange(n), 1) for n in (300, 40, 50)], pad=0, width=256).ids_PL.shape[1] == 300
-    # two lines of 190 hold no padding, and cost more attention than they save
+    # two lines of 190 have no padding but cost more attention than they save
     rows = [Row(np.arange(n), 1) for n in (100, 100, 90, 90)]
     assert pack(rows, pad=0, width=256).ids_PL.shape == (4, 100)
 
 
 def ridge_by_numpy(rollouts, ridge):
-    """Weighted least squares of [(x, y, weight)] on features brought to mean 0 and length 1, solved with rows that
-    pull to 0."""
+    """Weighted ridge regression of [(x, y, weight)] on features with mean 0 and norm 1, as augmented least squares."""
     x, y, w = (
         np.concatenate(parts)
         for parts in zip(*((x, y, np.full(len(y), weight)) for x, y, weight in rollouts), strict=True)
@@ -443,18 +444,18 @@ def test_solved_head_uses_the_ridge_with_the_best_predictions(monkeypatch):
     rollouts = [(x := draw.normal(1.0, 2.0, (n, 7)), x @ truth + draw.normal(0, 3.0, n) + 4) for n in (9, 30, 12, 25)]
     head = ScalarHead(7)
     fit = RidgeHead(head)
-    seen = []
+    history = []
     missed = np.zeros(len(RidgeHead.RIDGES))
     for x, y in rollouts:
-        if seen:
-            foretold = [ridge_by_numpy(seen, ridge) for ridge in RidgeHead.RIDGES]
-            missed = keep * missed + [np.square(y - x @ weight - bias).sum() for weight, bias in foretold]
-        seen = [(a, b, keep * w) for a, b, w in seen] + [(x, y, 1.0)]
-        weight, bias = ridge_by_numpy(seen, RidgeHead.RIDGES[int(missed.argmin())] if missed.any() else 1.0)
+        if history:
+            predictions = [ridge_by_numpy(history, ridge) for ridge in RidgeHead.RIDGES]
+            missed = keep * missed + [np.square(y - x @ weight - bias).sum() for weight, bias in predictions]
+        history = [(a, b, keep * w) for a, b, w in history] + [(x, y, 1.0)]
+        weight, bias = ridge_by_numpy(history, RidgeHead.RIDGES[int(missed.argmin())] if missed.any() else 1.0)
         fit.learn(torch.from_numpy(x).float(), torch.from_numpy(y).float(), keep)
         np.testing.assert_allclose(head.weight.detach(), weight, atol=1e-5)
         np.testing.assert_allclose(head.bias.detach(), bias, atol=1e-5)
-    monkeypatch.setattr(heads, "ROWS", 4)  # sums do not depend on how many rows are summed at a time
+    monkeypatch.setattr(heads, "ROWS", 4)  # the sums do not depend on the chunk size
     parts = RidgeHead(ScalarHead(7))
     for x, y in rollouts:
         parts.learn(torch.from_numpy(x).float(), torch.from_numpy(y).float(), keep)
@@ -482,12 +483,12 @@ def test_solved_head_is_saved_in_the_state(tiny):
         return local, local.roles["critic"].closed_form_head
 
     draw = torch.Generator().manual_seed(0)
-    seen = [(torch.randn(20, 6, generator=draw), torch.randn(20, generator=draw)) for _ in range(4)]
+    rollouts = [(torch.randn(20, 6, generator=draw), torch.randn(20, generator=draw)) for _ in range(4)]
     (one, fit), (two, again) = fresh(), fresh()
-    for x, y in seen[:2]:
+    for x, y in rollouts[:2]:
         fit.learn(x, y, 0.9)
     two.restore(one.state())
-    for x, y in seen[2:]:
+    for x, y in rollouts[2:]:
         fit.learn(x, y, 0.9), again.learn(x, y, 0.9)
     assert all(torch.equal(value, again.state()[name]) for name, value in fit.state().items())
 
@@ -518,11 +519,11 @@ def test_critic_features_are_running_means_of_the_states(tiny):
 
 
 def test_cached_hub_model_is_found_offline(tiny_folder, tmp_path):
-    kept = tmp_path / "models--own--small"
-    (kept / "refs").mkdir(parents=True)
-    (kept / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(tiny_folder, kept / "snapshots" / ("0" * 40))
-    said = [
+    repository = tmp_path / "models--own--small"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tiny_folder, repository / "snapshots" / ("0" * 40))
+    outputs = [
         subprocess.run(
             [sys.executable, "-c", f"from towpath.models import base; print(base.find({name!r}))"],
             capture_output=True,
@@ -531,5 +532,5 @@ def test_cached_hub_model_is_found_offline(tiny_folder, tmp_path):
         )
         for name in ("own/small", "own/other")
     ]
-    assert said[0].stdout.strip() == str(kept / "snapshots" / ("0" * 40)), said[0].stderr
-    assert "ModelError: model.source = 'own/other'" in said[1].stderr
+    assert outputs[0].stdout.strip() == str(repository / "snapshots" / ("0" * 40)), outputs[0].stderr
+    assert "ModelError: model.source = 'own/other'" in outputs[1].stderr

@@ -1,9 +1,8 @@
-"""The monitor in a real browser: curves that grow by themselves, zoom, keys, a lost connection, samples, runs side
-by side, phone, dark, axe."""
+"""The monitor in a real browser: live curves, zoom, keyboard, reconnection, samples, run comparison, phone and dark
+layout, axe."""
 
 import json
 import shutil
-from time import monotonic
 
 import pytest
 from conftest import serious
@@ -30,8 +29,7 @@ def server(run):
 
 @pytest.fixture
 def visit(browser, server):
-    """Opens pages for the owner; what a console reports as an error, and any address that is not this server's,
-    fails the test."""
+    """Opens pages for the owner; a console error or a request to another server fails the test."""
     url, auth = server
     contexts = []
     errors = []
@@ -63,7 +61,7 @@ def chart(page, title):
 
 
 def axis_of(page, title) -> tuple[str, str]:
-    """The numbers at both ends of a chart's axis, when no line begins to the left of it."""
+    """The numbers at both ends of a chart's axis; no line may begin to the left of it."""
     chart(page, title).locator(".line path").first.wait_for(state="attached")
     assert page.evaluate(
         "[...axis.charts].every(chart => chart.visibleLines().every(line => chart.x(line.steps[0]) >= chart.left))"
@@ -87,8 +85,12 @@ def test_new_step_is_drawn(visit, run):
     append(folder_of(run) / "metrics.jsonl", list(policy_rows(41, 60))[-1:])
     page.wait_for_function(DRAWN, arg=41)
     page.wait_for_function("() => document.getElementById('headline').innerText.includes('41 of 60')")
-    page.wait_for_timeout(200)
-    assert chart(page, "Reward").locator(".line.c0 path").first.get_attribute("d") != before
+    page.wait_for_function(
+        """([title, before]) => [...document.querySelectorAll("figure.chart")]
+        .find(one => one.querySelector("h3").textContent === title)
+        .querySelector(".line.c0 path").getAttribute("d") !== before""",
+        arg=["Reward", before],
+    )
     assert page.locator("figure.chart").count() > 25
 
 
@@ -121,7 +123,7 @@ def test_axis_range_and_step_counts(visit):
     assert tip(page).startswith("step 0")
     page.keyboard.press("ArrowRight")
     assert tip(page).startswith("step 1")
-    assert "(step 0)" in tip(page)  # what is held out was told before
+    assert "(step 0)" in tip(page)  # the held-out value is of the validation at step 0
     page.goto("/monitor?stage=sft")
     assert axis_of(page, "Loss") == ("1", "50")
     page.goto("/monitor/compare?names=reward&names=kl")
@@ -158,7 +160,7 @@ def test_long_legend_scrolls_without_gaps(visit, axe, width):
     assert around["y"] <= box["y"] < box["y"] + box["height"] <= around["y"] + around["height"] + 1
     page.keyboard.press("Enter")
     assert entries.last.get_attribute("aria-pressed") == "false"
-    assert figure.locator(".line").count() == 26  # the line is gone, and its rings
+    assert figure.locator(".line").count() == 26  # the line and its validation markers are hidden
     assert not serious(page, axe)
     figure.get_by_role("button", name="Larger").click()
     assert legend.evaluate("it => it.scrollHeight === it.clientHeight")
@@ -216,13 +218,15 @@ def test_drag_zoom_requests_the_range(visit, run):
         page.mouse.move(box["x"] + 220, box["y"] + 60, steps=4)
         page.mouse.up()
     page.wait_for_function("() => document.getElementById('range').textContent.startsWith('steps')")
-    page.wait_for_timeout(300)
     low, high = (
         int(word.replace("\u00a0", "")) for word in page.inner_text("#range").removeprefix("steps ").split(" to ")
     )
     assert 300 < low < high < 2700
-    steps = page.evaluate("[...axis.charts][0].data.lines[0].steps")
-    assert (steps[0], steps[-1]) == (low, high)
+    page.wait_for_function(
+        "range => { const steps = [...axis.charts][0].data.lines[0].steps; "
+        "return steps[0] === range[0] && steps.at(-1) === range[1] }",
+        arg=[low, high],
+    )
     page.click("#all")
     page.wait_for_function("() => [...axis.charts][0].data.lines[0].steps[0] === 1")
 
@@ -243,8 +247,7 @@ def test_smoothing_log_scale_search_and_tables(visit):
     page.click("#smooth")
     page.wait_for_function("() => document.body.dataset.drawn")
     page.click("#log")
-    page.wait_for_timeout(300)
-    assert page.evaluate("[...axis.charts].find(chart => chart.data.title === 'Loss').log") is True
+    page.wait_for_function("() => [...axis.charts].find(chart => chart.data.title === 'Loss').log === true")
     page.keyboard.press("/")
     page.keyboard.type("gradient")
     assert page.locator("figure.chart:visible h3").all_inner_texts() == ["Gradient norm"]
@@ -262,14 +265,14 @@ def test_smoothed_lines_are_drawn_over_the_raw_ones(visit, run):
     page.wait_for_selector(".line .smooth")
     assert page.locator(".line .faint").count() > 0
     page.reload()
-    page.wait_for_selector(".line .smooth")  # the choice is kept
+    page.wait_for_selector(".line .smooth")  # the setting survives a reload
 
 
 def test_lost_connection_is_shown_and_restored(visit, run):
     page = visit()
     page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
     page.context.set_offline(True)
-    page.evaluate("source.close(); heard = 1")  # a browser keeps open streams while it plays offline
+    page.evaluate("source.close(); heard = 1")  # offline mode keeps open streams alive
     page.wait_for_function(
         "() => document.getElementById('link').innerText.includes('Connection lost')", timeout=15_000
     )
@@ -315,38 +318,24 @@ def test_hundred_thousand_steps_are_downsampled(browser, tmp_path):
             file.write(
                 f'{{"step": {step}, "phase": "train", ' + ", ".join(f'"{name}": {value}' for name in names) + "}\n"
             )
-    # the best of three: other work is not measured
-    timings = [opened_and_grown(browser, run, last) for last in (100_000, 100_001, 100_002)]
-    first, updated, frame = (min(seconds) for seconds in zip(*timings, strict=True))
-    assert first < 2.0, timings
-    assert updated < 2.0, timings
-    assert frame < 400, "all charts at once; a frame draws only those in sight"
-
-
-def opened_and_grown(browser, run, last) -> tuple[float, float, float]:
-    """Seconds to the first picture of a server that begins, seconds until the next step is there, milliseconds to
-    draw every chart."""
     with Store.open(run / "towpath.db") as store, serving_run(run, store) as (url, auth):
         context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
         page = context.new_page()
         page.goto(f"/enter?token={auth.link_token()}")
-        start = monotonic()
         page.goto("/monitor")
-        page.wait_for_function(DRAWN, arg=last)
+        page.wait_for_function(DRAWN, arg=100_000)
         page.wait_for_selector(".line path")
-        first = monotonic() - start
         page.wait_for_function("() => document.getElementById('link').dataset.state === 'live'")
-        written = monotonic()
-        append(folder_of(run) / "metrics.jsonl", [{"step": last, "phase": "train", "reward": 3.0}])
-        page.wait_for_function(DRAWN, arg=last + 1)
-        updated = monotonic() - written
-        frame = page.evaluate(
-            "() => { const begun = performance.now(); for (const chart of axis.charts) chart.draw(); return "
-            "performance.now() - begun }"
-        )
-        assert page.evaluate("Math.max(...[...axis.charts][0].data.lines[0].values)") == 50
+        counts = page.evaluate("[...axis.charts].flatMap(chart => chart.data.lines.map(line => line.steps.length))")
+        assert 100 < max(counts) <= 2000
+        assert page.evaluate("Math.max(...[...axis.charts][0].data.lines[0].values)") == 50, "the spike is kept"
+
+        requests = []
+        page.on("request", lambda request: requests.append(request.url))
+        append(folder_of(run) / "metrics.jsonl", [{"step": 100_000, "phase": "train", "reward": 3.0}])
+        page.wait_for_function(DRAWN, arg=100_001)
+        assert requests == [], "a new step arrives on the open stream"
         context.close()
-    return first, updated, frame
 
 
 def test_samples_by_keyboard(visit, run):
@@ -357,7 +346,7 @@ def test_samples_by_keyboard(visit, run):
     assert page.input_value("#right") == "36"
     page.keyboard.press("d")
     page.wait_for_selector("#right-text mark")
-    assert page.locator("#left-text b").count() == 0  # what a model says is no markup
+    assert page.locator("#left-text b").count() == 0  # model output is not markup
     page.keyboard.press("j")
     page.wait_for_function("() => document.getElementById('prompt').textContent.includes('(1)')")
     assert page.input_value("#right") == "36"

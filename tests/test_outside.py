@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from scripted import CASE, Kept, one, served, verdict_json
+from scripted import CASE, ReplyCache, one, served, verdict_json
 
 from towpath import network
 from towpath.errors import RecipeError, ResourceError, RewardError
@@ -68,7 +68,7 @@ def test_server_that_drips_headers_or_body_times_out(opening):
 def test_judge_that_drips_headers_times_out():
     with saying(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", pause=0.05) as address:
         settings = JudgeSettings(f"{address}/v1", "m", retries=0, timeout=0.4)
-        (result,) = judge_pairs(settings, [CASE], Kept())
+        (result,) = judge_pairs(settings, [CASE], ReplyCache())
     assert result.reason == "unreachable"
 
 
@@ -105,7 +105,7 @@ def test_link_local_and_metadata_addresses_are_refused_before_a_run(address):
     with pytest.raises(RecipeError, match="link-local or metadata"):
         sources.load_source(address)
     with pytest.raises(RecipeError, match="link-local or metadata"):
-        list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], Kept()))
+        list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], ReplyCache()))
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
@@ -115,7 +115,7 @@ def test_host_name_of_a_metadata_address_is_refused(address, monkeypatch):
     with pytest.raises(RewardError, match="link-local or metadata"):
         sources.load_source(address)(["p"], ["a"])
     with pytest.raises(ResourceError, match="link-local or metadata"):
-        list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], Kept()))
+        list(judge_pairs(JudgeSettings(address, "m", retries=0), [CASE], ReplyCache()))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""Runs on data that no bundled recipe has: no gate is judged by the bundled recipes' rubric, and every place says so
-first."""
+"""Runs on own data: the rubric of the bundled recipes judges no gate, and every view states this first."""
 
 import json
 from pathlib import Path
@@ -97,7 +96,7 @@ def harmless_pairs() -> list[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module", params=[german_pairs, harmless_pairs])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A finished run on own data with recorded preferences, and what it said."""
+    """A finished run on own data with recorded preferences, and its messages."""
     folder = tmp_path_factory.mktemp("own") / "run"
     pairs = request.param()
     write_rows(

@@ -1,8 +1,6 @@
-"""Loss and gradient of a whole step beside the libraries users come from: the same rows, the same weights, their
-code and ours.
+"""Loss and gradient norm of a step compared with TRL on the same rows and weights.
 
-Needs the environments that `make bench` makes; without them there is nothing to compare with.
-
+Needs the environments that `make bench` makes; skipped without them.
 """
 
 import json
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.models import prepared
+from benchmarks.models import prepare_model
 from benchmarks.run import python_of
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +28,7 @@ def step_of(implementation: str, workload: dict, folder: Path) -> dict[str, floa
         "-m",
         f"benchmarks.implementations.{implementation}",
         path,
-        prepared(SHAPE, folder / "models"),
+        prepare_model(SHAPE, folder / "models"),
         out,
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

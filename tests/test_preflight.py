@@ -1,4 +1,4 @@
-"""The check before a run, on the quickstart's data and a real tokenizer."""
+"""Preflight checks on the quickstart data with a real tokenizer."""
 
 import json
 import shutil
@@ -43,35 +43,35 @@ def chat() -> Chat:
     return Chat(base.load_tokenizer(base.find("tiny")))
 
 
-def said(**values: Any) -> Recipe:
-    """The default recipe with values such as policy__batch=8."""
+def recipe_with(**values: Any) -> Recipe:
+    """The default recipe with overrides such as policy__batch=8."""
     return check(
         Recipe, override({}, [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items()]), "test"
     )
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
-    """Tables that hold one value, the key's parts joined by __."""
+    """Nested tables with one value; the parts of the key are separated by __."""
     for part in reversed(key.split("__")):
         value = {part: value}
     return value
 
 
-def found(findings: Sequence[Finding], code: str, severity: str) -> Finding:
+def find_one(findings: Sequence[Finding], code: str, severity: str) -> Finding:
     """The one finding of that code and severity."""
     some = [f for f in findings if (f.code, f.severity) == (code, severity)]
     assert len(some) == 1, preflight.lines(findings)
     return some[0]
 
 
-def none(findings: Sequence[Finding], code: str) -> None:
+def assert_none(findings: Sequence[Finding], code: str) -> None:
     assert [f for f in findings if f.code == code] == []
 
 
 def test_watched_sources_are_validated(run: Path, corpus: Corpus, chat: Chat) -> None:
-    assert preflight.check(said(policy__rewards__watch=["rule:words:8-35"]), run, corpus, chat)
+    assert preflight.check(recipe_with(policy__rewards__watch=["rule:words:8-35"]), run, corpus, chat)
     with pytest.raises(RecipeError, match=r"policy\.rewards\.watch: 'model'"):
-        preflight.check(said(policy__rewards__watch=["model"]), run, corpus, chat)
+        preflight.check(recipe_with(policy__rewards__watch=["model"]), run, corpus, chat)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "tiny"])
@@ -81,7 +81,7 @@ def test_bundled_recipes_have_no_errors(run: Path, corpus: Corpus, name: str) ->
     findings = preflight.check(settings, run, corpus, chat)
     assert [f for f in findings if f.severity == "error"] == []
     for code in ("duplicates", "leak", "template", "learning-rate", "learning-rate-ratio", "decoding", "safety-set"):
-        none(findings, code)
+        assert_none(findings, code)
     preflight.require(findings)
 
 
@@ -98,7 +98,10 @@ def test_bundled_recipes_have_no_errors(run: Path, corpus: Corpus, name: str) ->
     ],
 )
 def test_learning_rate_ranges_depend_on_the_method(values: dict[str, Any], severity: str, words: str) -> None:
-    assert words in found(list(preflight._check_rates(said(**values), False)), "learning-rate", severity).evidence
+    assert (
+        words
+        in find_one(list(preflight._check_rates(recipe_with(**values), False)), "learning-rate", severity).evidence
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,43 +116,43 @@ def test_learning_rate_ranges_depend_on_the_method(values: dict[str, Any], sever
     ],
 )
 def test_learning_rates_at_the_range_limits_are_accepted(values: dict[str, Any]) -> None:
-    none(preflight._check_rates(said(**values), False), "learning-rate")
+    assert_none(preflight._check_rates(recipe_with(**values), False), "learning-rate")
 
 
 def test_force_turns_a_learning_rate_error_into_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
-    settings = said(policy__learning_rate=1e-2)
+    settings = recipe_with(policy__learning_rate=1e-2)
     with pytest.raises(RecipeError, match=r"policy\.learning_rate = 0\.01"):
         preflight.require(preflight.check(settings, run, corpus, chat))
     forced = preflight.check(settings, run, corpus, chat, force=True)
-    found(forced, "learning-rate", "warning")
+    find_one(forced, "learning-rate", "warning")
     preflight.require(forced)
 
 
 @pytest.mark.parametrize("key", ["sft__domains", "policy__rewards__domains"])
 def test_weight_of_an_unknown_domain_is_a_warning(run: Path, corpus: Corpus, chat: Chat, key: str) -> None:
     recipe = Recipe.model_validate(nested(key, {"harmful": 2.0, "harmfull": 2.0}))
-    warned = found(preflight.check(recipe, run, corpus, chat), "domains", "warning")
+    warned = find_one(preflight.check(recipe, run, corpus, chat), "domains", "warning")
     assert "harmfull" in warned.evidence and "cooking" in warned.remedy
-    none(preflight.check(Recipe.model_validate(nested(key, {"harmful": 2.0})), run, corpus, chat), "domains")
+    assert_none(preflight.check(Recipe.model_validate(nested(key, {"harmful": 2.0})), run, corpus, chat), "domains")
 
 
 @pytest.mark.parametrize(("rate", "words"), [(2.1e-5, "feed back"), (4.9e-6, "hardly move")])
 def test_learning_rate_ratio_of_sft_and_policy(rate: float, words: str) -> None:
     assert (
         words
-        in found(
-            preflight._check_rates(said(policy__learning_rate=rate), False), "learning-rate-ratio", "warning"
+        in find_one(
+            preflight._check_rates(recipe_with(policy__learning_rate=rate), False), "learning-rate-ratio", "warning"
         ).cause
     )
     for usual in (2e-5, 5e-6):
-        none(preflight._check_rates(said(policy__learning_rate=usual), False), "learning-rate-ratio")
+        assert_none(preflight._check_rates(recipe_with(policy__learning_rate=usual), False), "learning-rate-ratio")
 
 
 def test_learning_rates_of_different_methods_are_not_compared() -> None:
     findings = preflight._check_rates(
-        said(sft__method="full", sft__learning_rate=5e-5, policy__learning_rate=2e-5), False
+        recipe_with(sft__method="full", sft__learning_rate=5e-5, policy__learning_rate=2e-5), False
     )
-    found(findings, "learning-rate-ratio", "info")
+    find_one(findings, "learning-rate-ratio", "info")
 
 
 @pytest.mark.parametrize(
@@ -166,8 +169,8 @@ def test_learning_rates_of_different_methods_are_not_compared() -> None:
 def test_impossible_sizes_are_refused(
     run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], code: str, words: str
 ) -> None:
-    findings = preflight.check(said(**values), run, corpus, chat)
-    assert words in found(findings, code, "error").evidence
+    findings = preflight.check(recipe_with(**values), run, corpus, chat)
+    assert words in find_one(findings, code, "error").evidence
     with pytest.raises((RecipeError, DataError), match="--force"):
         preflight.require(findings)
     preflight.require(findings, force=True)
@@ -184,7 +187,7 @@ def test_impossible_sizes_are_refused(
     ],
 )
 def test_sizes_at_the_limit_are_accepted(run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any]) -> None:
-    assert [f for f in preflight.check(said(**values), run, corpus, chat) if f.severity == "error"] == []
+    assert [f for f in preflight.check(recipe_with(**values), run, corpus, chat) if f.severity == "error"] == []
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,9 @@ def test_sizes_at_the_limit_are_accepted(run: Path, corpus: Corpus, chat: Chat, 
     [("grpo", 3, True), ("rloo", 4, True), ("reinforce", 9, True), ("grpo", 2, False), ("ppo", 4, False)],
 )
 def test_many_epochs_without_a_critic_are_a_warning(algo: str, epochs: int, warns: bool) -> None:
-    findings = list(preflight._check_groups(said(policy__algo=algo, policy__epochs=epochs, policy__group=4).policy))
+    findings = list(
+        preflight._check_groups(recipe_with(policy__algo=algo, policy__epochs=epochs, policy__group=4).policy)
+    )
     assert [(f.code, f.severity) for f in findings] == [("epochs", "warning")] * warns
 
 
@@ -200,37 +205,37 @@ def test_many_epochs_without_a_critic_are_a_warning(algo: str, epochs: int, warn
     ("algo", "group", "epochs"), [("ppo", 1, 4), ("grpo", 4, 1), ("rloo", 4, 1), ("reinforce", 1, 1), ("dpo", 1, 4)]
 )
 def test_algorithm_defaults(run: Path, corpus: Corpus, chat: Chat, algo: str, group: int, epochs: int) -> None:
-    recipe = said(policy__algo=algo)
+    recipe = recipe_with(policy__algo=algo)
     assert (recipe.policy.group, recipe.policy.epochs) == (group, epochs)
     assert not {"group", "epochs"} & {f.code for f in preflight.check(recipe, run, corpus, chat)}
-    mine = said(policy__algo=algo, policy__group=8, policy__epochs=2).policy
-    assert (mine.group, mine.epochs) == (8, 2), "what is said counts"
+    mine = recipe_with(policy__algo=algo, policy__group=8, policy__epochs=2).policy
+    assert (mine.group, mine.epochs) == (8, 2), "explicit values override the defaults of the algorithm"
 
 
 def test_few_heldout_prompts_are_a_warning_with_an_interval(run: Path, corpus: Corpus, chat: Chat) -> None:
-    few = found(preflight.check(said(evaluate__prompts=81), run, corpus, chat), "heldout-few", "warning")
+    few = find_one(preflight.check(recipe_with(evaluate__prompts=81), run, corpus, chat), "heldout-few", "warning")
     assert "81 held-out prompts" in few.evidence and "70 ± 10 %" in few.evidence
-    none(preflight.check(said(evaluate__prompts=200), run, corpus, chat), "heldout-few")
+    assert_none(preflight.check(recipe_with(evaluate__prompts=200), run, corpus, chat), "heldout-few")
     nothing = replace(corpus, prompts=corpus.train)
     with pytest.raises(DataError, match="no held-out prompts"):
-        preflight.require(preflight.check(said(), run, nothing, chat))
+        preflight.require(preflight.check(recipe_with(), run, nothing, chat))
 
 
 def test_few_heldout_pairs_are_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
-    few = found(
-        preflight.check(said(preferences__prompts=100, preferences__min_labels=50), run, corpus, chat),
+    few = find_one(
+        preflight.check(recipe_with(preferences__prompts=100, preferences__min_labels=50), run, corpus, chat),
         "pairs-few",
         "warning",
     )
     assert "30 of 120 pairs" in few.evidence
-    people = preflight.check(said(preferences__raters="people", preferences__min_labels=100), run, corpus, chat)
-    assert "25 of 100" in found(people, "pairs-few", "warning").evidence
+    people = preflight.check(recipe_with(preferences__raters="people", preferences__min_labels=100), run, corpus, chat)
+    assert "25 of 100" in find_one(people, "pairs-few", "warning").evidence
 
 
 def test_long_prompts_are_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
     long = tuple(Prompt(f"long-{i}", f"{i} " * 150) for i in range(12))
     more = replace(corpus, prompts=(*corpus.prompts, *long))
-    evidence = found(preflight.check(said(), run, more, chat), "prompt-length", "error").evidence
+    evidence = find_one(preflight.check(recipe_with(), run, more, chat), "prompt-length", "error").evidence
     assert (
         evidence.startswith("12 prompts")
         and "long-0 (" in evidence
@@ -238,9 +243,11 @@ def test_long_prompts_are_refused(run: Path, corpus: Corpus, chat: Chat) -> None
         and "long-10" not in evidence
     )
     length = max(len(chat.prompt(p.prompt)) for p in long)
-    none(preflight.check(said(data__max_prompt_tokens=length), run, more, chat), "prompt-length")
-    found(
-        preflight.check(said(data__max_prompt_tokens=length - 1), run, replace(corpus, safety=(long[-1],)), chat),
+    assert_none(preflight.check(recipe_with(data__max_prompt_tokens=length), run, more, chat), "prompt-length")
+    find_one(
+        preflight.check(
+            recipe_with(data__max_prompt_tokens=length - 1), run, replace(corpus, safety=(long[-1],)), chat
+        ),
         "prompt-length",
         "error",
     )
@@ -248,30 +255,32 @@ def test_long_prompts_are_refused(run: Path, corpus: Corpus, chat: Chat) -> None
 
 def test_prompt_and_answer_must_fit_into_the_context(run: Path, corpus: Corpus, chat: Chat) -> None:
     room = 1024 - max(len(chat.prompt(p.prompt)) for p in (*corpus.prompts, *corpus.safety))
-    fits = said(policy__max_new_tokens=room, evaluate__max_new_tokens=room)
-    none(preflight.check(fits, run, corpus, chat), "prompt-length")
-    tight = said(preferences__max_new_tokens=room + 1)
-    assert "context of 1024" in found(preflight.check(tight, run, corpus, chat), "prompt-length", "error").evidence
+    fits = recipe_with(policy__max_new_tokens=room, evaluate__max_new_tokens=room)
+    assert_none(preflight.check(fits, run, corpus, chat), "prompt-length")
+    tight = recipe_with(preferences__max_new_tokens=room + 1)
+    assert "context of 1024" in find_one(preflight.check(tight, run, corpus, chat), "prompt-length", "error").evidence
 
 
 def test_demonstration_longer_than_the_context_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
     long = Demonstration("d-long", corpus.train[0].prompt, "word " * 250, corpus.train[0].id)
-    findings = preflight.check(said(), run, replace(corpus, demonstrations=(*corpus.demonstrations, long)), chat)
-    assert "d-long" in found(findings, "row-length", "error").evidence
+    findings = preflight.check(recipe_with(), run, replace(corpus, demonstrations=(*corpus.demonstrations, long)), chat)
+    assert "d-long" in find_one(findings, "row-length", "error").evidence
 
 
 def test_demonstrations_longer_than_max_new_tokens_are_counted(run: Path, corpus: Corpus, chat: Chat) -> None:
     lengths = [len(chat.answer(d.response)) for d in corpus.demonstrations]
     limit = sorted(lengths)[-4]
-    finding = found(preflight.check(said(policy__max_new_tokens=limit), run, corpus, chat), "answer-length", "warning")
+    finding = find_one(
+        preflight.check(recipe_with(policy__max_new_tokens=limit), run, corpus, chat), "answer-length", "warning"
+    )
     assert finding.evidence.startswith(f"{sum(n > limit for n in lengths)} of {len(lengths)}")
-    none(preflight.check(said(policy__max_new_tokens=max(lengths)), run, corpus, chat), "answer-length")
+    assert_none(preflight.check(recipe_with(policy__max_new_tokens=max(lengths)), run, corpus, chat), "answer-length")
 
 
 def test_pad_must_not_be_eos(corpus: Corpus, chat: Chat) -> None:
     assert model_checks.check_template(chat, corpus) == []
     chat.pad = chat.eos
-    assert "pad and EOS" in found(model_checks.check_template(chat, corpus), "template", "error").evidence
+    assert "pad and EOS" in find_one(model_checks.check_template(chat, corpus), "template", "error").evidence
 
 
 def test_double_bos_is_refused(tmp_path: Path) -> None:
@@ -293,13 +302,13 @@ def test_encoding_special_tokens_of_user_text_is_an_error(corpus: Corpus, chat: 
     chat._encoder.controls.clear()
     assert (
         "special tokens in a user's text"
-        in found(model_checks.check_template(chat, corpus), "template", "error").evidence
+        in find_one(model_checks.check_template(chat, corpus), "template", "error").evidence
     )
 
 
 def test_rows_with_special_tokens_are_a_warning(corpus: Corpus, chat: Chat) -> None:
     marked = replace(corpus, prompts=(*corpus.prompts, Prompt("odd", "<|im_start|>user\nHi<|im_end|>")))
-    assert "odd" in found(model_checks.check_template(chat, marked), "template", "warning").evidence
+    assert "odd" in find_one(model_checks.check_template(chat, marked), "template", "warning").evidence
 
 
 @pytest.mark.parametrize(
@@ -324,49 +333,53 @@ def test_unusual_templates_are_a_warning(tmp_path: Path, corpus: Corpus, templat
     path = tmp_path / "template.jinja"
     path.write_text(template)
     chat = Chat(base.load_tokenizer(base.find("tiny")), str(path))
-    assert words in found(model_checks.check_template(chat, corpus), "template", "warning").evidence
+    assert words in find_one(model_checks.check_template(chat, corpus), "template", "warning").evidence
 
 
 def test_leak_into_heldout_prompts_is_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
     again = replace(corpus.heldout[0], id="again", split="train")
-    findings = preflight.check(said(), run, replace(corpus, prompts=(*corpus.prompts, again)), chat)
-    assert f"again = {corpus.heldout[0].id}" in found(findings, "leak", "error").evidence
-    found(findings, "duplicates", "warning")
+    findings = preflight.check(recipe_with(), run, replace(corpus, prompts=(*corpus.prompts, again)), chat)
+    assert f"again = {corpus.heldout[0].id}" in find_one(findings, "leak", "error").evidence
+    find_one(findings, "duplicates", "warning")
     with pytest.raises(DataError):
         preflight.require(findings)
 
 
 def test_safety_prompt_in_training_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
     again = replace(corpus.safety[0], id="again", split="train")
-    findings = preflight.check(said(), run, replace(corpus, prompts=(*corpus.prompts, again)), chat)
-    assert "safety to train" in found(findings, "leak", "warning").evidence
+    findings = preflight.check(recipe_with(), run, replace(corpus, prompts=(*corpus.prompts, again)), chat)
+    assert "safety to train" in find_one(findings, "leak", "warning").evidence
     preflight.require(findings)
 
 
 def test_safety_set_without_harmless_prompts_or_twins_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
     harmful = replace(corpus, safety=tuple(p for p in corpus.safety if p.harmful))
-    evidence = [f.evidence for f in preflight.check(said(), run, harmful, chat) if f.code == "safety-set"]
+    evidence = [f.evidence for f in preflight.check(recipe_with(), run, harmful, chat) if f.code == "safety-set"]
     assert len(evidence) == 2 and "no harmless" in evidence[0] and "42 prompts" in evidence[1]
     assert (
         "no safety set"
-        in found(preflight.check(said(), run, replace(corpus, safety=()), chat), "safety-set", "warning").evidence
+        in find_one(
+            preflight.check(recipe_with(), run, replace(corpus, safety=()), chat), "safety-set", "warning"
+        ).evidence
     )
 
 
 def test_different_decoding_in_evaluation_is_a_warning(run: Path, corpus: Corpus, chat: Chat) -> None:
-    finding = found(preflight.check(said(evaluate__temperature=0.7), run, corpus, chat), "decoding", "warning")
+    finding = find_one(
+        preflight.check(recipe_with(evaluate__temperature=0.7), run, corpus, chat), "decoding", "warning"
+    )
     assert finding.evidence == "policy.temperature = 1, evaluate.temperature = 0.7"
 
 
 def test_corpus_findings_are_repeated(run: Path, corpus: Corpus, chat: Chat) -> None:
     finding = Finding("demonstrations-heldout", "warning", "1 of 2")
-    assert finding in preflight.check(said(), run, replace(corpus, findings=(finding,)), chat)
+    assert finding in preflight.check(recipe_with(), run, replace(corpus, findings=(finding,)), chat)
 
 
 def test_skipped_checks_without_a_tokenizer_are_listed(run: Path, corpus: Corpus) -> None:
-    findings = preflight.check(said(), run, corpus, None)
-    found(findings, "template", "info")
-    found(findings, "resources", "info")
+    findings = preflight.check(recipe_with(), run, corpus, None)
+    find_one(findings, "template", "info")
+    find_one(findings, "resources", "info")
     preflight.require(findings)
 
 
@@ -401,28 +414,28 @@ def test_sliding_window_is_not_the_context_length(tmp_path: Path) -> None:
 
 
 def test_insufficient_disk_and_memory_are_refused(run: Path, corpus: Corpus, chat: Chat) -> None:
-    findings = preflight.check(said(model__device="cpu"), run, corpus, chat, parameters=10**14)
-    assert "100,000,000.0 M parameters" in found(findings, "disk", "error").cause
+    findings = preflight.check(recipe_with(model__device="cpu"), run, corpus, chat, parameters=10**14)
+    assert "100,000,000.0 M parameters" in find_one(findings, "disk", "error").cause
     if memory.memory_available() is not None:
-        found(findings, "memory", "error")
-        found(preflight.check(said(), run, corpus, chat, parameters=10**14), "memory", "warning")
-        none(preflight.check(said(model__device="cuda"), run, corpus, chat, parameters=10**14), "memory")
-    small = preflight.check(said(), run, corpus, chat)
-    found(small, "disk", "info")
+        find_one(findings, "memory", "error")
+        find_one(preflight.check(recipe_with(), run, corpus, chat, parameters=10**14), "memory", "warning")
+        assert_none(preflight.check(recipe_with(model__device="cuda"), run, corpus, chat, parameters=10**14), "memory")
+    small = preflight.check(recipe_with(), run, corpus, chat)
+    find_one(small, "disk", "info")
 
 
 def test_disk_and_memory_estimates_depend_on_method_and_rounds() -> None:
     size = sizes.Size(1000, 100, 64, 10)
     full = dict.fromkeys(("sft__method", "reward__method", "policy__method"), "full")
-    assert sizes.disk_needed(said(), size) == 4 * 2000 + 48 * 3 * 1600
-    assert sizes.disk_needed(said(rounds=2, **full), size) == 4 * 5000 + 48 * 5000
+    assert sizes.disk_needed(recipe_with(), size) == 4 * 2000 + 48 * 3 * 1600
+    assert sizes.disk_needed(recipe_with(rounds=2, **full), size) == 4 * 5000 + 48 * 5000
     logits = 8 * 1024 * 10
-    assert sizes.memory_needed(said(), size) == 4 * (3 * 1000 + 5 * 1600) + logits
-    assert sizes.memory_needed(said(**full), size) == 4 * (2 * 1000 + 5 * 1000) + logits
+    assert sizes.memory_needed(recipe_with(), size) == 4 * (3 * 1000 + 5 * 1600) + logits
+    assert sizes.memory_needed(recipe_with(**full), size) == 4 * (2 * 1000 + 5 * 1000) + logits
 
 
 def test_several_errors_are_raised_as_one() -> None:
-    errors = [Finding("batch", "error", "first", "why", "mend"), Finding("leak", "error", "second", "why", "mend")]
+    errors = [Finding("batch", "error", "first", "why", "fix it"), Finding("leak", "error", "second", "why", "fix it")]
     with pytest.raises(RecipeError, match=r"(?s)2 findings.*first.*second"):
         preflight.require(errors)
     with pytest.raises(DataError, match="second"):
@@ -433,11 +446,11 @@ def test_lines_are_sorted_by_severity() -> None:
     text = preflight.lines(
         [
             Finding("a", "info", "one"),
-            Finding("b", "error", "two", "why", "mend"),
+            Finding("b", "error", "two", "why", "fix it"),
             Finding("c", "warning", "three", "so"),
         ]
     )
-    assert text == "ERROR b: two\n  cause: why\n  fix:   mend\nWARNING c: three\n  cause: so\nINFO a: one"
+    assert text == "ERROR b: two\n  cause: why\n  fix:   fix it\nWARNING c: three\n  cause: so\nINFO a: one"
 
 
 def test_setting_one_gate_key_keeps_the_other_defaults():
@@ -452,11 +465,11 @@ def test_setting_one_gate_key_keeps_the_other_defaults():
 
 @pytest.mark.parametrize("python", ["", "/nowhere/python", sys.executable])
 def test_python_without_vllm_is_an_error(run: Path, corpus: Corpus, chat: Chat, python: str) -> None:
-    finding = found(
-        preflight.check(said(engine__type="vllm", engine__python=python), run, corpus, chat), "engine", "error"
+    finding = find_one(
+        preflight.check(recipe_with(engine__type="vllm", engine__python=python), run, corpus, chat), "engine", "error"
     )
     assert repr(python) in finding.evidence
-    none(preflight.check(said(), run, corpus, chat), "engine")
+    assert_none(preflight.check(recipe_with(), run, corpus, chat), "engine")
 
 
 JUDGE = {"judge__base_url": "http://localhost:1/v1", "judge__model": "m"}
@@ -479,13 +492,13 @@ JUDGE = {"judge__base_url": "http://localhost:1/v1", "judge__model": "m"}
 def test_invalid_rater_settings_are_errors(
     run: Path, corpus: Corpus, chat: Chat, values: dict[str, Any], evidence: str
 ) -> None:
-    assert evidence in found(preflight.check(said(**values), run, corpus, chat), "raters", "error").evidence
+    assert evidence in find_one(preflight.check(recipe_with(**values), run, corpus, chat), "raters", "error").evidence
 
 
 def test_judge_and_rule_settings(run: Path, corpus: Corpus, chat: Chat) -> None:
-    recipe_ = said(preferences__raters="blend", **JUDGE)
-    none(preflight.check(recipe_, run, corpus, chat), "raters")
+    recipe_ = recipe_with(preferences__raters="blend", **JUDGE)
+    assert_none(preflight.check(recipe_, run, corpus, chat), "raters")
     bad = recipe_.model_copy(
         update={"preferences": recipe_.preferences.model_copy(update={"rules": {"r": "open('x')"}})}
     )
-    assert "open" in found(preflight.check(bad, run, corpus, chat), "raters", "error").evidence
+    assert "open" in find_one(preflight.check(bad, run, corpus, chat), "raters", "error").evidence

@@ -1,4 +1,4 @@
-"""Several processes: a step divided over them has the same gradient, and a second runtime runs the same stages."""
+"""Several processes: a step divided over them has the same gradient, and a replicated runtime runs the same stages."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ ALGORITHMS = {"ppo": ppo, "grpo": grpo}
 
 
 def batch_of(seed: int = 0) -> Batch:
-    """Ten ragged rollouts in five groups, with what prepared batches hold."""
+    """A prepared batch of ten ragged rollouts in five groups."""
     draw = np.random.default_rng(seed)
     rows = [Row(draw.integers(3, 250, int(n)), 3) for n in draw.integers(5, 24, 10)]
     shape = len(rows), max(len(row.ids) - row.start for row in rows)
@@ -41,7 +41,7 @@ def batch_of(seed: int = 0) -> Batch:
 
 
 def gradient(name: str, model: str, share: slice, tokens_per_pass: int) -> dict[str, torch.Tensor]:
-    """The gradient that one process has after its share of the groups."""
+    """The gradient of one process for its share of the groups."""
     runtime = Local(tokens_per_pass)
     algo = ALGORITHMS[name]
     cfg = Policy(algo=name, group=2)
@@ -66,7 +66,7 @@ def work(rank: int, world: int, name: str, model: str, address: str) -> None:
     for part in gradients.values():
         dist.all_reduce(part)
     if rank == 0:
-        torch.save(gradients, f"{address}/found.pt")
+        torch.save(gradients, f"{address}/gradients.pt")
     dist.destroy_process_group()
 
 
@@ -75,7 +75,7 @@ def work(rank: int, world: int, name: str, model: str, address: str) -> None:
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_gradient_does_not_depend_on_the_number_of_processes(tiny_folder: str, tmp_path: Path, name: str, world: int):
     spawning.spawn(work, (world, name, tiny_folder, str(tmp_path)), nprocs=world)
-    together = torch.load(tmp_path / "found.pt")
+    together = torch.load(tmp_path / "gradients.pt")
     alone = gradient(name, tiny_folder, slice(None), 10_000)
     assert set(together) == set(alone)
     largest = max(float(part.abs().max()) for part in alone.values())
@@ -98,7 +98,7 @@ def vowels(_prompts, answers):
 
 
 def train_all(folder: Path, runtime: type[Local]) -> None:
-    """A policy stage by every algorithm."""
+    """Train a policy with every algorithm of STAGES."""
     training.Job = functools.partial(Job, launcher=functools.partial(launch, runtime))
     common = {"model": "tiny", "dtype": "float32", "max_new_tokens": 8, "validate_every": 2, "learning_rate": 1e-5}
     for algo, settings in STAGES.items():
@@ -108,15 +108,15 @@ def train_all(folder: Path, runtime: type[Local]) -> None:
         tp.train(algo, folder=folder / algo, **data, **common, **settings)
 
 
-def stage_work(rank: int, world: int, place: str) -> None:
+def stage_work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=world)
-    train_all(Path(place) / f"rank{rank}", Replicated)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    train_all(Path(folder) / f"rank{rank}", Replicated)
     dist.destroy_process_group()
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl without what measures the machine."""
+    """The rows of metrics.jsonl without times, memory and throughput."""
     (path,) = folder.glob("*/metrics.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     timed = "seconds", "memory", "tokens"
@@ -125,7 +125,7 @@ def curves(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_replicated_runtime_gives_the_same_curves(tmp_path: Path, monkeypatch) -> None:
-    """Two gloo processes with replicated LoRA weights, through the contract alone."""
+    """Two gloo processes with replicated LoRA weights run the stages through the runtime contract."""
     monkeypatch.setattr(training, "Job", Job)
     train_all(tmp_path / "alone", Exact)
     spawning.spawn(stage_work, (2, str(tmp_path)), nprocs=2)

@@ -21,7 +21,7 @@ from towpath.rollout.local import LocalEngine
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that the test moves."""
+    """A clock that the test sets."""
     now = [100.0]
     monkeypatch.setattr(showing.time, "monotonic", lambda: now[0])
     return now
@@ -33,14 +33,14 @@ def test_time_left_estimate_decreases(clock: list[float]) -> None:
     assert work.seconds_left() is None and work.line() == "samples 0 %"
     work.advance(3)
     assert work.seconds_left() is None and work.line() == "samples 1 %", (
-        "what came before the first tokens says nothing of the pace"
+        "the time before the first tokens does not count"
     )
     lefts = []
     for _ in range(78):
         clock[0] += 1
         work.advance(3)
         lefts.append(work.seconds_left())
-        clock[0] += 0.5  # between two pieces of work it falls with the clock
+        clock[0] += 0.5  # between two advances the estimate decreases with the clock
         assert work.seconds_left() <= lefts[-1]
     assert lefts[40:] == sorted(lefts[40:], reverse=True) and lefts[-1] < 5
     assert work.line().startswith("samples 99 %")
@@ -57,12 +57,15 @@ def test_plain_progress_line_every_few_seconds(capsys, monkeypatch) -> None:
     assert showing.LINE_INTERVAL <= 9
     monkeypatch.setattr(showing, "LINE_INTERVAL", 0.05)
     with progress("evaluate"), progress("evaluate: answers", 10) as work:
-        work.advance(2, "so far")
-        time.sleep(0.3)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) >= 3 and re.fullmatch(r"  evaluate 0 s; answers 2/10, \d+ s left, so far", lines[0])
-    time.sleep(0.1)
-    assert not capsys.readouterr().err, "nothing is said once the work has ended"
+        work.advance(2, "a note")
+        output = ""
+        while output.count("\n") < 3:
+            time.sleep(0.01)
+            output += capsys.readouterr().err
+    assert re.fullmatch(r"  evaluate 0 s; answers 2/10, \d+ s left, a note", output.splitlines()[0])
+    capsys.readouterr()
+    time.sleep(2 * showing.LINE_INTERVAL)
+    assert not capsys.readouterr().err, "nothing is printed after the end"
 
 
 def test_generation_progress_advances_with_every_token(tiny) -> None:

@@ -14,6 +14,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import event, select, text
+from sqlalchemy.exc import DBAPIError
 
 import towpath
 from towpath.errors import DataError, ResourceError
@@ -589,7 +590,7 @@ def test_migration_keeps_rows(location, version):
         assert (store.labels()[0].choice, store.labels()[0].chance, store.labels()[0].by) == ("b", None, "majority")
         raters = store.read(rater_stats.rating_stats, NOW).raters
         assert [(rater.name, rater.judgements, rater.seconds) for rater in raters] == [("ann", 1, 1.5)]
-        with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
+        with pytest.raises(DBAPIError, match="append-only"), ledger.transaction(store._engine) as connection:
             connection.execute(text("DELETE FROM judgements"))
         store.add_tasks([Task("k1")])
         judge(store, take_lease(store, "bob"))

@@ -9,6 +9,7 @@ import re
 import pytest
 from conftest import running
 from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
 from test_rating import NOW, assert_counters, fill, judge, save_settings, take_lease, tasks, undo
 from test_web import PASSWORD, signed_in
 
@@ -203,7 +204,7 @@ def test_rename_and_remove_a_person_everywhere(store):
     assert not [row for row in rows if "ann" in row], "the name is nowhere"
     with pytest.raises(DataError, match="reserved"):
         store.submit_write(pseudonyms.rename, name, "judge:x").result()
-    with pytest.raises(Exception, match="append-only"), ledger.transaction(store._engine) as connection:
+    with pytest.raises(DBAPIError, match="append-only"), ledger.transaction(store._engine) as connection:
         connection.execute(text("UPDATE judgements SET rater = 'x'"))
     with pytest.raises(DataError, match="taken"):
         store.submit_write(pseudonyms.rename, name, "olga").result()

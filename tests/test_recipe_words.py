@@ -1,4 +1,4 @@
-"""Keys explain and unknown keys understood: sections, other libraries' words, case."""
+"""`towpath explain`, and suggestions for unknown recipe keys: sections, names of other libraries, case."""
 
 import pytest
 from typer.testing import CliRunner

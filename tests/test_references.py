@@ -1,5 +1,5 @@
-"""Every loss and its gradient against a second writing of it: plain NumPy, row by row, from the papers' formulas;
-float64, ragged rows."""
+"""Every loss and its gradient against an independent NumPy implementation of the papers' formulas, in float64 on ragged
+rows."""
 
 import importlib
 
@@ -19,7 +19,7 @@ EPS = 1e-4
 
 
 class Case:
-    """Random rows as lists of arrays, and the same as a batch."""
+    """Random rows as lists of arrays and as a batch."""
 
     def __init__(self, seed: int) -> None:
         draw = np.random.default_rng(seed)
@@ -53,7 +53,7 @@ def clipped(ratio, advantage, low, high):
 
 
 def policy_tokens(case, new, advantages, low=0.2, high=0.2):
-    """Per row the list of surrogate losses of its tokens; an advantage a row or a token."""
+    """Surrogate losses of the tokens of each row; an advantage is a number or an array over tokens."""
     return [
         [
             clipped(np.exp(n - o), a if np.isscalar(a) else a[t], low, high)
@@ -99,11 +99,11 @@ def group_advantage(reward, scale):
 
 
 def grpo(case, new, cfg):
-    told = cfg.grpo.kl == "reward"
-    advantage = group_advantage(whole_rewards(case) if told else case.reward, cfg.grpo.scale)
+    in_reward = cfg.grpo.kl == "reward"
+    advantage = group_advantage(whole_rewards(case) if in_reward else case.reward, cfg.grpo.scale)
     tokens = policy_tokens(case, new, list(advantage), cfg.grpo.clip_low, cfg.grpo.clip_high)
     k3 = [np.exp(ref - row) - (ref - row) - 1 for ref, row in zip(case.ref, new, strict=True)]
-    sums = [np.sum(t) + (0.0 if told else KL * k.sum()) for t, k in zip(tokens, k3, strict=True)]
+    sums = [np.sum(t) + (0.0 if in_reward else KL * k.sum()) for t, k in zip(tokens, k3, strict=True)]
     if cfg.grpo.average == "answer":
         return np.mean([s / n for s, n in zip(sums, LENGTHS, strict=True)])
     return sum(sums) / (sum(LENGTHS) if cfg.grpo.average == "token" else len(LENGTHS) * cfg.max_new_tokens)
@@ -150,9 +150,9 @@ def ipo(case, new, cfg):
 
 
 def kto(case, new, cfg):
-    said = [log_ratio(case, new, i) - 0.3 for i in range(6)]
-    good = [cfg.kto.desirable * (1 - sigmoid(cfg.kto.beta * said[i])) for i in (0, 2, 4)]
-    bad = [cfg.kto.undesirable * (1 - sigmoid(-cfg.kto.beta * said[i])) for i in (1, 3, 5)]
+    ratios = [log_ratio(case, new, i) - 0.3 for i in range(6)]
+    good = [cfg.kto.desirable * (1 - sigmoid(cfg.kto.beta * ratios[i])) for i in (0, 2, 4)]
+    bad = [cfg.kto.undesirable * (1 - sigmoid(-cfg.kto.beta * ratios[i])) for i in (1, 3, 5)]
     return (sum(good) + sum(bad)) / 6
 
 
@@ -233,7 +233,7 @@ def test_reward_model_loss_matches_the_paper(known):
         gap = s[winner] - s[loser] - (strength - 1) / 2
         pull = 0.02 * (s[winner] + s[loser]) ** 2
         right = 0.6 + 0.1 * strength if known else 1.0
-        other = 0.9 * (1 - right) + 0.1 * right  # the label is turned round, or the smoothing turns it
+        other = 0.9 * (1 - right) + 0.1 * right  # the label is wrong, or smoothing flips it
         want += pull - (1 - other) * np.log(sigmoid(gap)) - other * np.log(sigmoid(-gap))
     assert total.item() == pytest.approx(want, abs=1e-9)
     assert algo.weigh(batch, cfg) == 4
@@ -250,31 +250,31 @@ def test_sft_loss_is_cross_entropy_of_answer_tokens():
 
 
 def test_orpo_loss_metric_is_its_objective():
-    """The checkpoint is chosen by it: the odds alone would prefer a policy that has ruined both answers."""
+    """The best checkpoint is chosen by this metric; the odds alone would prefer a policy that ruined both answers."""
     case = Case(5)
     cfg = Policy.model_validate({"orpo": {"weight": 0.3}})
     algo = importlib.import_module("towpath.algos.orpo")
     batch = case.batch((2, 2, 2))
     out = Outputs(torch.from_numpy(batch.mask_BT), logp_BT=case.padded(case.new), entropy_BT=torch.zeros(6, 7))
-    total, told = algo.loss(out, batch, cfg, {})
-    assert told["loss"] == pytest.approx((total.item(), 3.0))
-    assert told["loss"][0] == pytest.approx(0.3 * told["odds"][0] + told["nll"][0])
+    total, metrics = algo.loss(out, batch, cfg, {})
+    assert metrics["loss"] == pytest.approx((total.item(), 3.0))
+    assert metrics["loss"][0] == pytest.approx(0.3 * metrics["odds"][0] + metrics["nll"][0])
 
 
 def test_kto_reference_point_uses_mismatched_prompts():
-    asked = [np.array([3, 4]), np.array([3, 4]), np.array([5]), np.array([3, 4]), np.array([6, 7])]
-    rows = [Row(np.concatenate([prompt, [10 + i, 2]]), len(prompt)) for i, prompt in enumerate(asked)]
-    for row, mixed, own in zip(rows, mismatch_prompts(rows), asked, strict=True):
+    prompts = [np.array([3, 4]), np.array([3, 4]), np.array([5]), np.array([3, 4]), np.array([6, 7])]
+    rows = [Row(np.concatenate([prompt, [10 + i, 2]]), len(prompt)) for i, prompt in enumerate(prompts)]
+    for row, mixed, own in zip(rows, mismatch_prompts(rows), prompts, strict=True):
         assert mixed.ids[mixed.start :].tolist() == row.ids[row.start :].tolist()
         assert mixed.ids[: mixed.start].tolist() in [
-            prompt.tolist() for prompt in asked if prompt.tolist() != own.tolist()
+            prompt.tolist() for prompt in prompts if prompt.tolist() != own.tolist()
         ]
     assert mismatch_prompts(rows[:2]) == mismatch_prompts(rows[:1]) == []
-    for count in range(2, 6):  # the nearest before, round the circle, by looking at each
+    for count in range(2, 6):  # the nearest previous row with another prompt, cyclically
         for i, mixed in enumerate(mismatch_prompts(rows[:count])):
             nearest = next(
-                asked[:count][i - back]
+                prompts[:count][i - back]
                 for back in range(1, count)
-                if asked[:count][i - back].tolist() != asked[i].tolist()
+                if prompts[:count][i - back].tolist() != prompts[i].tolist()
             )
             assert mixed.ids[: mixed.start].tolist() == nearest.tolist()

@@ -1,4 +1,4 @@
-"""The report of a run: what its numbers are, and that its page is whole, harmless and says what is missing."""
+"""The report of a run: its summary, its terminal output, and a well-formed and safe HTML page."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ GATE = {"verdict", "value", "interval", "threshold", "n", "note"}
 
 
 class Page(HTMLParser):
-    """Every element of a page with its attributes; an element closed out of turn is an error."""
+    """The elements of a page with their attributes; a wrongly nested element is an error."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ def test_waiting_reason_and_findings_are_shown(tmp_path: Path) -> None:
     verdicts = write_run(tmp_path, "sample")
     path = tmp_path / "current.json"
     findings = [
-        {"code": f"f-{tone}", "severity": tone, "evidence": f"<{tone}> seen", "remedy": "mend it."}
+        {"code": f"f-{tone}", "severity": tone, "evidence": f"<{tone}> seen", "remedy": "fix it."}
         for tone in ("info", "warning")
     ]
     path.write_text(
@@ -250,7 +250,7 @@ def test_waiting_reason_and_findings_are_shown(tmp_path: Path) -> None:
     text = Page(write(tmp_path, verdicts).read_text(encoding="utf-8")).text
     assert (
         "The run waits: labels: 3 of 200 decided." in text
-        and "<warning> seen. Mend it." in text
+        and "<warning> seen. Fix it." in text
         and "<info> seen" not in text
     )
 

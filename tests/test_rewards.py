@@ -1,4 +1,4 @@
-"""Sources of rewards and how they make one number; the endpoint is a real HTTP server."""
+"""Reward sources and how they are combined to one reward; the endpoint is a real HTTP server."""
 
 import json
 import sys
@@ -81,11 +81,11 @@ def test_length_repetition_and_diversity_terms():
     assert shaping.shape_rewards(
         zero, ANSWERS, ENDED, [""] * 3, rewards(length_limit=4, length_penalty=0.1)
     ).tolist() == pytest.approx([0, -0.2, 0])
-    # 1 2 1, 2 1 2, 1 2 1, 2 1 2: four triples, two different.
+    # 1 2 1, 2 1 2, 1 2 1, 2 1 2: four trigrams, two of them distinct.
     assert shaping.shape_rewards(
         zero, ANSWERS, ENDED, [""] * 3, rewards(repetition_penalty=1.0)
     ).tolist() == pytest.approx([0, -0.5, 0])
-    # The first has 12 23 34, of which the second shares 12; the second has 12 21; the third is alone.
+    # The first answer has the bigrams 12 23 34, the second 12 21 and shares 12; the third shares none.
     assert shaping.unique_ngram_share(ANSWERS).tolist() == pytest.approx([2 / 3, 1 / 2, 1.0])
     assert shaping.shape_rewards(
         zero, ANSWERS, ENDED, [""] * 3, rewards(diversity_bonus=0.3)
@@ -162,15 +162,15 @@ def test_functions_with_the_same_name_and_different_code():
     assert list(sources.load_source(sources.register_function(scorer(False)))([""], ["abc"])) == [-3.0]
 
 
-class _Judge(BaseHTTPRequestHandler):
-    request: ClassVar[list[int]] = []
-    trouble: ClassVar[list[int]] = []
+class _RewardEndpoint(BaseHTTPRequestHandler):
+    batch_sizes: ClassVar[list[int]] = []
+    error_statuses: ClassVar[list[int]] = []
 
     def do_POST(self) -> None:
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.batch_sizes.append(len(content["answers"]))
-        if self.trouble:
-            self.send_response(self.trouble.pop(0))
+        if self.error_statuses:
+            self.send_response(self.error_statuses.pop(0))
             self.end_headers()
             return
         scores = [len(answer) for answer in content["answers"]]
@@ -183,15 +183,15 @@ class _Judge(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *_: object) -> None:
-        """Tests print nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def judge(monkeypatch):
-    _Judge.batch_sizes = []
-    _Judge.trouble = []
+    _RewardEndpoint.batch_sizes = []
+    _RewardEndpoint.error_statuses = []
     monkeypatch.setattr(sources.time, "sleep", lambda _seconds: None)
-    server = HTTPServer(("127.0.0.1", 0), _Judge)
+    server = HTTPServer(("127.0.0.1", 0), _RewardEndpoint)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -199,14 +199,14 @@ def judge(monkeypatch):
 
 
 def test_endpoint_is_called_in_batches_and_retried(judge):
-    _Judge.trouble = [503, 429]
+    _RewardEndpoint.error_statuses = [503, 429]
     answers = ["x" * i for i in range(100)]
     assert list(sources.load_source(f"{judge}/score")([""] * 100, answers)) == list(range(100))
-    assert _Judge.batch_sizes == [64, 64, 64, 36]
+    assert _RewardEndpoint.batch_sizes == [64, 64, 64, 36]
 
 
 def test_endpoint_score_count_is_checked_per_batch(judge):
-    # 63 and 37 for 64 and 36 would be 100 scores, of other answers
+    # 63 and 37 scores for 64 and 36 answers have the right sum, but belong to other answers
     with pytest.raises(RewardError, match="63 scores for 64 answers"):
         sources.load_source(f"{judge}/shifted")([""] * 100, ["x"] * 100)
 
@@ -228,14 +228,14 @@ def test_score_beyond_float32_is_refused():
 
 
 def test_endpoint_errors(judge):
-    _Judge.trouble = [400]
+    _RewardEndpoint.error_statuses = [400]
     with pytest.raises(RewardError, match="400"):
         sources.load_source(f"{judge}/score")([""], ["a"])
-    assert _Judge.batch_sizes == [1], "a refusal is not asked again"
+    assert _RewardEndpoint.batch_sizes == [1], "a client error is not retried"
     with pytest.raises(RewardError, match="KeyError"):
         sources.load_source(f"{judge}/elsewhere")([""], ["a"])
     with pytest.raises(RewardError, match="the connection broke"):
         sources.load_source(f"{judge}/torn")([""], ["a"])
-    assert _Judge.batch_sizes == [1] * 7, "what breaks off is asked for three times"
+    assert _RewardEndpoint.batch_sizes == [1] * 7, "an interrupted response is tried three times"
     with pytest.raises(RewardError, match=r"refused|Connect call failed"):
         sources.load_source("http://127.0.0.1:9/score")([""], ["a"])

@@ -1,4 +1,4 @@
-"""Who sees which pair, and what it costs: by construction, by simulation, and against sums done by hand."""
+"""Routing of comparisons to people, and labelling cost: by construction, by simulation, and by hand."""
 
 from dataclasses import replace
 from itertools import product
@@ -16,6 +16,7 @@ from towpath.feedback import calibration, label_budget
 from towpath.feedback.label_budget import LabelRequest, Prices, RaterAccuracy, SpendingLimit
 from towpath.feedback.routing import RoutingConfig, Signals, label_doubt, route_comparisons
 from towpath.recipe import Recipe
+from towpath.recipe.stage_configs import LabelConfig
 from towpath.records import Comparison, Completion, Judgement, Prompt
 from towpath.run.fingerprint import plan_stages
 from towpath.stages import annotate, reward_margins
@@ -63,7 +64,7 @@ def test_audit_sample_depends_on_the_comparison_id_only():
         for s, r in zip(random_signals(count=20000), route_comparisons(random_signals(count=20000)), strict=True)
         if "audit" in r.reasons
     ]
-    assert np.mean(sure) == pytest.approx(0.75, abs=0.01)  # it does not look at the judge
+    assert np.mean(sure) == pytest.approx(0.75, abs=0.01)  # independent of the judge's certainty
 
 
 def test_most_uncertain_comparisons_are_routed_first():
@@ -75,7 +76,7 @@ def test_most_uncertain_comparisons_are_routed_first():
 
 
 def test_propensity_matches_the_observed_frequency():
-    """Over seeds, on signals that leave much to the lot: half the pairs are equal in doubt at the edge."""
+    """Over seeds, with many pairs of equal doubt at the edge of the share, so that the choice is random."""
     signals = [Signals(f"k{i}", judge="a", certainty=0.6 if i < 100 else 0.9, gold=i == 0) for i in range(400)]
     observed = np.zeros(400)
     report = np.zeros(400)
@@ -226,7 +227,7 @@ def test_burn_down_by_day():
 
 
 def simulated_error(split, trust, draws, pairs=60000):
-    """The share of wrong labels, by drawing everyone's word and taking the likelier answer."""
+    """The share of wrong labels in a simulation that takes the answer with the higher odds."""
     sure = draws.choice(np.asarray(trust.judge), pairs) if split.use_judge else np.full(pairs, 0.5)
     judge = draws.random(pairs) < sure
     person = draws.random((3, pairs)) < trust.person
@@ -249,7 +250,7 @@ def test_best_split_is_optimal_in_simulation(dollars):
     prices = Prices(seconds=60, wage=20, judge=0.02)
     best = label_budget.best_split(1000, dollars, trust, prices)
     assert best.dollars <= dollars
-    # a third judgement where two differ
+    # a third judgement if two differ
     assert best.hours == pytest.approx(1000 * best.people * (1 + best.overlap * (1 + 2 * 0.8 * 0.2)) / 60)
     assert best.dollars == pytest.approx(best.hours * 20 + 1000 * best.use_judge * 0.02)
     assert simulated_error(best, trust, generator(0, "test/split")) == pytest.approx(best.error, abs=0.008)
@@ -282,7 +283,7 @@ def test_best_split_by_accuracy_and_budget():
 
 
 def blend_job(tmp_path, monkeypatch, comparisons, *, domains=(), gold=(), margins=(), round_=1):
-    """A label stage whose judge prefers a with certainty on every comparison; returns the route of each."""
+    """Routes of a label stage whose judge is certain of a on every comparison."""
     store = Store.open(tmp_path / "ledger.db")
     prompts = [Prompt(f"p-{c.id}", f"What about {c.id}?", dict(domains).get(c.id, "home")) for c in comparisons]
     store.add_prompts(prompts)
@@ -292,7 +293,7 @@ def blend_job(tmp_path, monkeypatch, comparisons, *, domains=(), gold=(), margin
     store.set_gold([Gold(name, "a") for name in gold])
     monkeypatch.setattr(annotate, "reward_margins", lambda _job, _comparisons: dict(margins))
     recipe = Recipe.model_validate({"preferences": {"human_share": 0.12, "audit_share": 0.1, "overlap": 0.0}})
-    job: Any = SimpleNamespace(recipe=recipe, store=store, round=round_)
+    job: Any = SimpleNamespace(config=LabelConfig.from_recipe(recipe), store=store, round=round_)
     judgements = [
         Judgement(f"{c.id}/judge", c.id, "judge:m", "judge", "a", strength=3, details={"confidence": 1.0})
         for c in comparisons
@@ -353,7 +354,7 @@ def test_reward_margins_are_computed_once(tmp_path, monkeypatch):
     job: Any = SimpleNamespace(
         run=tmp_path,
         inputs={"sft": tmp_path / "sft", "reward": tmp_path / "abc123"},
-        recipe=Recipe(),
+        config=LabelConfig.from_recipe(Recipe()),
         store=store,
         chat=SimpleNamespace(prompt=lambda _text: [1, 2]),
         tokens=lambda completion: completion.token_ids,

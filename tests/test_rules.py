@@ -1,4 +1,4 @@
-"""Rules that label: what expressions may say, what they may not, and functions of the user's."""
+"""Labelling rules: allowed and disallowed expressions, and functions of the user."""
 
 import json
 from pathlib import Path

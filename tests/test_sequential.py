@@ -1,4 +1,4 @@
-"""The rule that may look after every comparison: against simulation, against theory, and by construction."""
+"""The anytime-valid test, applied after every comparison: against simulation, theory and by construction."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ LONGEST = 300
 
 
 def wrong(x_RN, threshold):
-    return stopping_rule.crossed(x_RN, threshold).mean()
+    return stopping_rule.anytime_decides(x_RN, threshold).mean()
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
@@ -20,16 +20,18 @@ def test_sequential_test_error_rate_is_at_most_five_percent(threshold, ties):
     x_RN = stopping_rule.outcomes(threshold, ties, (SEQUENCES, LONGEST), "test")
     assert x_RN.mean() == pytest.approx(threshold, abs=0.005)
     assert wrong(x_RN, threshold) <= 0.05
-    assert stopping_rule.naive(x_RN, threshold)["wilson"].mean() > (0.15 if ties == 0 else 0.08), (
-        "the rule made for one look errs far more often"
+    assert stopping_rule.fixed_n_decides(x_RN, threshold)["wilson"].mean() > (0.15 if ties == 0 else 0.08), (
+        "a test for one fixed n errs far more often if it is applied after every comparison"
     )
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
 def test_verdicts_of_one_prompt_are_averaged(threshold):
-    said_RPK = stopping_rule.clustered(threshold, 3, (SEQUENCES, LONGEST // 3), "test")
-    assert wrong(said_RPK.mean(2), threshold) <= 0.05
-    assert wrong(said_RPK.reshape(SEQUENCES, -1), threshold) > 0.05, "counted one by one they say more than they know"
+    verdicts_RPK = stopping_rule.clustered_outcomes(threshold, 3, (SEQUENCES, LONGEST // 3), "test")
+    assert wrong(verdicts_RPK.mean(2), threshold) <= 0.05
+    assert wrong(verdicts_RPK.reshape(SEQUENCES, -1), threshold) > 0.05, (
+        "verdicts of one prompt are correlated, so counting each errs more often"
+    )
 
 
 def test_confidence_sequence_covers_the_rate_at_every_n():
@@ -45,17 +47,13 @@ def test_confidence_sequence_covers_the_rate_at_every_n():
 def test_verdict_compares_interval_and_threshold():
     draws = np.random.default_rng(4)
     for rate, word in ((0.9, "PASS"), (0.4, "FAIL")):
-        result = sequential.decide((draws.random(200) < rate).astype(float), 0.7)
+        wins = (draws.random(200) < rate).astype(float)
+        result = sequential.decide(wins, 0.7)
         assert result.verdict == word
         assert (result.interval[0] > 0.7) if word == "PASS" else (result.interval[1] < 0.7)
         assert result.at is not None
         assert result.at <= 200
-        before = (
-            sequential.decide((np.random.default_rng(4).random(200) < 0.9).astype(float)[: result.at - 1], 0.7)
-            if word == "PASS"
-            else None
-        )
-        assert before is None or before.verdict == "UNDECIDED"
+        assert sequential.decide(wins[: result.at - 1], 0.7).verdict == "UNDECIDED"
 
 
 def test_decision_is_final():
@@ -65,7 +63,9 @@ def test_decision_is_final():
     assert (np.diff(low_N) >= 0).all()
     assert (np.diff(high_N) <= 0).all()
     drifted_low_N, drifted_high_N = sequential.confidence_sequence(np.array([1.0] * 60 + [0.0] * 60))
-    assert (drifted_low_N <= drifted_high_N).all(), "no one rate fits all, and yet an interval is told"
+    assert (drifted_low_N <= drifted_high_N).all(), (
+        "if the rate drifts no rate fits all data, and there is still an interval"
+    )
 
 
 def test_log_wealth_is_order_free_and_symmetric():
@@ -87,12 +87,15 @@ def test_little_evidence_is_undecided():
 
 @pytest.mark.parametrize(("rate", "low", "high"), [(0.75, 400, 900), (0.8, 110, 240), (0.85, 50, 110)])
 def test_required_comparisons_match_the_simulated_median(rate, low, high):
-    won = sequential.log_wealth(stopping_rule.outcomes(rate, 0.0, (400, 2000), "estimate"), 0.7) >= stopping_rule.PRIZE
+    won = (
+        sequential.log_wealth(stopping_rule.outcomes(rate, 0.0, (400, 2000), "estimate"), 0.7)
+        >= stopping_rule.DECISION_LOG_WEALTH
+    )
     median = np.median(np.where(won.any(1), won.argmax(1) + 1, 2000))
     assert low < median < high
     assert 0.75 < sequential.required_comparisons(rate, 0.7) / median < 1.4
     assert sequential.required_comparisons(rate, 0.7, ties=0.2) < sequential.required_comparisons(rate, 0.7), (
-        "ties spread less"
+        "ties lower the variance"
     )
 
 
@@ -102,7 +105,7 @@ def test_remaining_comparisons_shrink_with_evidence():
     assert report[0] > report[1] > report[2] > 0
     assert sequential.remaining([1.0, 0.0] * 50, 0.5) is None
     assert sequential.required_comparisons(0.5, 0.5) is None
-    assert sequential.required_comparisons(0.95, 0.7, ties=0.2) is None, "there is no such rate with so many ties"
+    assert sequential.required_comparisons(0.95, 0.7, ties=0.2) is None, "this rate is impossible with so many ties"
 
 
 def test_wilson_coverage_at_fixed_n():
@@ -111,7 +114,7 @@ def test_wilson_coverage_at_fixed_n():
 
 
 def test_stopping_rule_benchmark_runs():
-    result = stopping_rule.measured(60, 60)
-    report = stopping_rule.lines(result)
+    result = stopping_rule.measure(60, 60)
+    report = stopping_rule.markdown_tables(result)
     assert "by verdict" in report
     assert len(result["errors"]) == 8

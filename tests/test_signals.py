@@ -1,4 +1,4 @@
-"""What is said of a rollout in numbers, on answers small enough to count by hand."""
+"""Metrics of a rollout, on answers small enough to count by hand."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from towpath.rollout.statistics import rollout_metrics
 SAME = [5, 5, 5, 5, 5, 9]
 HALF = [1, 2, 3, 1, 2, 3]
 NONE = [1, 2, 3, 4, 6, 9]
-"""Of four triples two, one and none have been said before."""
+"""Of four trigrams two, one and none are repeated."""
 ANSWERS = (SAME, HALF, NONE, [7, 9])
 PROMPTS = tuple(
     Prompt(f"p{i}", text, domain) for i, (text, domain) in enumerate((("A", "x"), ("B", "x"), ("b ", "y"), ("C", "y")))
@@ -18,7 +18,7 @@ PROMPTS = tuple(
 
 
 def metrics_of(reward, score=None, **more):
-    """The numbers of the four answers with these rewards, and with more columns."""
+    """Metrics of the four answers with these rewards; `more` overrides columns."""
     longest = max(map(len, ANSWERS))
     ragged = torch.zeros(len(ANSWERS), longest)
     columns = {
@@ -80,7 +80,7 @@ def test_repetition_worth_is_the_slope_of_the_reward() -> None:
     assert paid["reward_repetition_corr"] == pytest.approx(1.0)
     assert paid["repetition_worth"] == pytest.approx(20.0)
     fined = metrics_of([0.0, 0.0, 1.0, 1.0], [1 + 20 * share for share in (0.5, 0.25, 0.0, 0.0)])
-    assert fined["reward_repetition_corr"] < 0  # what counts is the reward, penalties taken off
+    assert fined["reward_repetition_corr"] < 0  # computed from the reward after penalties, not from the score
     assert "repetition_worth" not in metrics_of([1.0, 1.0, 1.0, 1.0])
 
 

@@ -1,5 +1,5 @@
-"""What a model must be to be trained and drawn from as it is; small random models of other families, as transformers
-writes them."""
+"""Requirements on models: small random models of several families are accepted or refused, and split into layers only
+if that changes nothing."""
 
 import numpy as np
 import pytest
@@ -24,24 +24,26 @@ SMALL = {
     "eos_token_id": 2,
     "bos_token_id": 1,
 }
-TURNED = {
+SLIDING = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     "sliding_window": 64,
 }
 
 
-def made(family: str, config: str = "", attention: str = "grouped", **settings):
+def make_model(family: str, config: str = "", attention: str = "grouped", **settings):
     register()
-    told = getattr(transformers, config or f"{family}Config")(**SMALL, **settings)
-    told._attn_implementation = attention
+    configuration = getattr(transformers, config or f"{family}Config")(**SMALL, **settings)
+    configuration._attn_implementation = attention
     torch.manual_seed(0)
-    return getattr(transformers, f"{family}ForCausalLM")._from_config(told).eval()
+    return getattr(transformers, f"{family}ForCausalLM")._from_config(configuration).eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Olmo2", "Gemma", "Mixtral"])
 def test_supported_families_pass_check_model(family, dtype):
-    check_model.check_model(made(family, **({"head_dim": 8} if family in ("Qwen3", "Gemma") else {})).to(dtype), "here")
+    check_model.check_model(
+        make_model(family, **({"head_dim": 8} if family in ("Qwen3", "Gemma") else {})).to(dtype), "here"
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,24 +57,24 @@ def test_supported_families_pass_check_model(family, dtype):
     ],
 )
 def test_models_with_scaled_or_capped_logits_are_refused(family, settings, words):
-    model = made(family, **settings)
+    model = make_model(family, **settings)
     with pytest.raises(ModelError, match=words):
         check_model.check_model(model, "here")
     assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(
-    ("family", "config", "settings", "parted"),
+    ("family", "config", "settings", "is_cached"),
     [
         ("Llama", "", {}, True),
         ("Qwen3", "", {"head_dim": 8}, True),
         ("Granite", "", {"embedding_multiplier": 12.0}, False),
-        ("Gemma3", "Gemma3TextConfig", {"head_dim": 8, **TURNED}, False),
-        ("Qwen2", "", {"use_sliding_window": True, **TURNED}, False),
+        ("Gemma3", "Gemma3TextConfig", {"head_dim": 8, **SLIDING}, False),
+        ("Qwen2", "", {"use_sliding_window": True, **SLIDING}, False),
     ],
 )
-def test_frozen_prefix_is_cached_for_supported_models_only(family, config, settings, parted):
-    model = made(family, config, **settings)
+def test_frozen_prefix_is_cached_for_supported_models_only(family, config, settings, is_cached):
+    model = make_model(family, config, **settings)
     draw = np.random.default_rng(0)
     with torch.no_grad():
         for weight in model.parameters():
@@ -84,6 +86,6 @@ def test_frozen_prefix_is_cached_for_supported_models_only(family, config, setti
     runtime.roles["policy"] = Role(adapter="policy", trains=("adapter",))
     batch = Batch([Row(draw.integers(3, 128, n), 4) for n in (9, 30, 17)])
     cached = runtime.cache_frozen_prefix(batch, "policy")
-    assert ("prefix" in cached.handles) == parted
-    said, plain = (runtime.score("policy", rows, ("logp",)).logp_BT for rows in (cached, batch))
-    torch.testing.assert_close(said, plain, atol=1e-4, rtol=0)
+    assert ("prefix" in cached.handles) == is_cached
+    from_cache, plain = (runtime.score("policy", rows, ("logp",)).logp_BT for rows in (cached, batch))
+    torch.testing.assert_close(from_cache, plain, atol=1e-4, rtol=0)

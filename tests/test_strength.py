@@ -1,5 +1,4 @@
-"""The breakages of tests/strength.py still fit the code they break; whether they are noticed is tried by `make
-strength`."""
+"""The breakages of tests/strength.py still apply to the code; `make strength` tests whether they are detected."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: named, counted, listed in a file of the run, and left out where the recipe skips them."""
+"""Unusable rows: reported, counted, listed in a file of the run, and dropped if the recipe says skip."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ def result(findings: Sequence[Finding], code: str, severity: str) -> Finding:
     return some[0]
 
 
-# The safety set says which prompts are harmful.
+# Harmful labels of the safety set.
 
 
 def test_safety_row_without_a_harmful_label_is_refused(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_public_safety_sets(tmp_path: Path) -> None:
         }
 
 
-# Refused rows are counted and listed; skip leaves them out.
+# Refused rows are counted and listed; skip drops them.
 
 
 def test_refused_rows_are_listed_in_a_file(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_skip_drops_unusable_rows(tmp_path: Path) -> None:
 
 
 def many(run: Path) -> dict[str, str]:
-    """A run folder with usable rows, too long ones and broken ones."""
+    """Write usable, too long and broken rows; return the data section."""
     put(
         run / "p.jsonl",
         *({"id": f"p{i}", "prompt": f"What is {i} and {i}?"} for i in range(60)),
@@ -278,7 +278,7 @@ def test_outdated_list_of_refused_rows_is_removed(tmp_path: Path, chat: Chat) ->
     assert not (tmp_path / FILE).exists()
 
 
-# Preferences are read by the check.
+# Preference files in preflight.
 
 
 def pairs(count: int) -> list[dict[str, Any]]:
@@ -370,7 +370,7 @@ def test_unread_files_are_a_warning(tmp_path: Path, chat: Chat) -> None:
     assert result(findings, "data-unread", "warning").evidence.endswith("data/prompts/more.csv")
 
 
-# Held-out prompts from demonstrations.
+# Held-out prompts of demonstrations.
 
 
 def test_demonstration_prompts_are_held_out_without_leaks(tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_remedy_for_missing_heldout_prompts(tmp_path: Path, chat: Chat, split: s
     assert advice in result(findings, "prompts", "error").remedy
 
 
-# Status reads no data again.
+# Status does not read the data again.
 
 
 @pytest.mark.parametrize("unusable", ["stop", "skip"])
@@ -419,13 +419,13 @@ def test_status_plans_from_the_cached_data_summary(tmp_path: Path, chat: Chat, u
 def test_label_fingerprint_depends_on_the_heldout_split(tmp_path: Path) -> None:
     put(tmp_path / "p.jsonl", *({"prompt": f"What is {i}?"} for i in range(40)))
     put(tmp_path / "pairs.jsonl", *pairs(2))
-    marks = []
+    fingerprints = []
     for heldout in (0.1, 0.4):
         data = {"prompts": "p.jsonl", "preferences": "pairs.jsonl", "heldout": heldout}
         recipe = recipe_of(data, preferences={"raters": "recorded"})
         planned = fingerprint.plan_stages(recipe, tmp_path, loading.load_corpus(recipe, tmp_path), None)
-        marks.append(next(stage.fingerprint for stage in planned if stage.name == "label"))
-    assert marks[0] != marks[1]
+        fingerprints.append(next(stage.fingerprint for stage in planned if stage.name == "label"))
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_status_loads_no_model_library(tmp_path: Path) -> None:

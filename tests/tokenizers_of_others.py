@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates of the kinds that public models have, small enough to train in a test."""
+"""Tokenizers and chat templates of the kinds used by public models, small enough to train in a test."""
 
 import json
 from functools import cache
@@ -28,11 +28,11 @@ CONTROLS = [
     "<|Assistant|>",
     "<|end_of_sentence|>",
 ]
-"""Their numbers are their places."""
+"""The id of a control token is its index."""
 
 
 def _turns(user: str, assistant: str, ask: str, begin: str = "") -> str:
-    """A template that writes user and assistant turns, and `ask` where it awaits an answer."""
+    """A template of user and assistant turns; `ask` is the generation prompt."""
     return (
         f"{{{{ {begin!r} }}}}{{% for m in messages %}}{{% if m['role'] == 'user' %}}{user}{{% else %}}{assistant}{{% "
         f"endif %}}{{% endfor %}}"
@@ -88,7 +88,7 @@ ENDS = {
     "phi-3": "<|end|>",
     "deepseek": "<|end_of_sentence|>",
 }
-"""The token that ends a template's turn, where it is not </s>."""
+"""The token that ends a turn of a template if it is not </s>."""
 KINDS = (
     "metaspace-always",
     "metaspace-first",
@@ -110,7 +110,7 @@ def _texts() -> list[str]:
 
 @cache
 def trained(kind: str) -> str:
-    """A tokenizer of a kind, as JSON."""
+    """A trained tokenizer of a kind, as JSON."""
     unigram = kind == "unigram"
     byte_level = kind.startswith("byte-level")
     model = (
@@ -146,14 +146,14 @@ def trained(kind: str) -> str:
 
 
 def _without_byte_tokens(backend: Tokenizer) -> str:
-    """As models have them: bytes are entries of the vocabulary, not tokens that are looked for in the text."""
+    """As in public models: byte tokens are entries of the vocabulary, but not added tokens that match in text."""
     spec = json.loads(backend.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["content"].startswith("<0x")]
     return json.dumps(spec)
 
 
 def tokenizer_of(kind: str, template: str = "", eos: str = "</s>") -> PreTrainedTokenizerFast:
-    """A tokenizer of a kind with a template; its EOS is </s> unless another is named."""
+    """A tokenizer of a kind with a template."""
     backend = Tokenizer.from_str(trained(kind))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

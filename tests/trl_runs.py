@@ -1,8 +1,7 @@
-"""Tiny runs by TRL's own trainers, in the environments that `make bench` makes: what they log is what the doctor
-must read.
+"""Tiny runs of TRL's trainers in the environments that `make bench` makes, for tests of the doctor on their logs.
 
-python tests/trl_runs.py TASK MODEL OUT PACKAGES   (PACKAGES: where a tensorboard lies, which those environments
-lack)
+python tests/trl_runs.py TASK MODEL OUT PACKAGES   (PACKAGES: a site-packages folder with tensorboard, which those
+environments lack)
 """
 
 import json
@@ -62,7 +61,7 @@ def prompt(row: int) -> list[int]:
 
 def texts(count: int, *names: str) -> Any:
     return Dataset.from_dict(
-        {name: [spelled(prompt(row + 3 * place)) + " " for row in range(count)] for place, name in enumerate(names)}
+        {name: [spelled(prompt(row + 3 * index)) + " " for row in range(count)] for index, name in enumerate(names)}
     )
 
 
@@ -131,22 +130,22 @@ def ppo() -> Any:
 
 
 def main() -> None:
-    """Train, and leave the trainer's state, event files and what the callback found."""
+    """Train; write the trainer's state, event files and the results of the callback."""
     torch.set_num_threads(1)
     trainer = {"grpo": grpo, "dpo": dpo, "sft": sft, "reward": reward, "ppo": ppo}[sys.argv[1]]()
-    said: list[str] = []
-    doctor = DoctorCallback(say=said.append, share=1.0)
+    lines: list[str] = []
+    doctor = DoctorCallback(say=lines.append, share=1.0)
     trainer.add_callback(doctor)
     trainer.train()
     trainer.save_state()
-    told = {
-        "said": said,
-        "looks": doctor.diagnoses,
+    summary = {
+        "lines": lines,
+        "diagnoses": doctor.diagnoses,
         "seconds": doctor.seconds,
-        "blind": doctor.missing_signals,
-        "facts": dict(doctor.seen.history.facts) if doctor.seen else {},
+        "missing_signals": doctor.missing_signals,
+        "facts": dict(doctor.log.history.facts) if doctor.log else {},
     }
-    (Path(OUT) / "told.json").write_text(json.dumps(told))
+    (Path(OUT) / "report.json").write_text(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run folders with numbers as a policy run writes them, steps from 0, for tests of what watches a run."""
+"""Run folders with the metrics of a policy run, steps from 0, for tests of the monitor."""
 
 import json
 import math
@@ -47,7 +47,7 @@ WORDS = [
 
 
 def policy_row(step: int, steps: int, draw: random.Random) -> dict[str, Any]:
-    """One step of training, in every name that a policy run has."""
+    """One training row with every metric of a policy run."""
     done = step / max(steps, 1)
     reward = 1.6 * (1 - math.exp(-3 * done)) + draw.gauss(0, 0.12)
     row = {
@@ -101,7 +101,7 @@ def policy_row(step: int, steps: int, draw: random.Random) -> dict[str, Any]:
 
 
 def policy_rows(steps: int, planned: int | None = None, every: int = 4) -> Iterator[dict[str, Any]]:
-    """Steps of training with looks at held-out prompts between."""
+    """Training rows with validation rows between them."""
     draw = random.Random(3)
     planned = planned or steps
     for step in range(steps):
@@ -114,19 +114,19 @@ def policy_rows(steps: int, planned: int | None = None, every: int = 4) -> Itera
 
 
 def append(path: Path, rows: Any) -> None:
-    """Rows at the end of a file of JSON lines."""
+    """Append rows to a JSON lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def folder_of(run: Path, stage: str = "policy") -> Path:
-    """Where a stage of these runs lies."""
+    """The folder of a stage of these runs."""
     return run / "stages" / stage / FINGERPRINT[stage.partition("@")[0]]
 
 
 def answer(prompt: int, step: int) -> str:
-    """An answer that differs a little from step to step."""
+    """An answer that changes a little every eight steps."""
     draw = random.Random(f"{prompt}/{step // 8}")
     words = [*WORDS]
     for _ in range(3):
@@ -135,7 +135,7 @@ def answer(prompt: int, step: int) -> str:
 
 
 def samples(steps: int, every: int = 4, prompts: int = 8) -> Iterator[dict[str, Any]]:
-    """Answers to the validation prompts at every look, the tuned model first."""
+    """Answers to the validation prompts at every validation, starting with the tuned model."""
     for step in [-1, *range(every - 1, steps, every)]:
         for number in range(prompts):
             reward = 0.2 * number + (step + 1) / steps * (1.5 - 0.4 * number)
@@ -198,7 +198,7 @@ def write_run(
     evaluated: bool = False,
     stages: tuple[str, ...] = ("sft", "reward", "policy"),
 ) -> Path:
-    """A run that has come so far."""
+    """A run whose policy stage is at `steps` of `planned`."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "recipe.toml").write_text(f'name = "{run.name}"\n[policy]\nsteps = {planned}\n{recipe}')
     (run / "current.json").write_text(json.dumps({"stages": FINGERPRINT, "waiting_for": "", "findings": []}))
@@ -236,7 +236,7 @@ def write_run(
 
 
 def finish(run: Path, steps: int, win: float = 0.78, kl: float = 0.7) -> None:
-    """The policy stage done, and evaluated."""
+    """Finish the policy and the evaluate stage."""
     result = {
         "steps": steps,
         "best_step": steps,
@@ -273,7 +273,7 @@ def finish(run: Path, steps: int, win: float = 0.78, kl: float = 0.7) -> None:
 
 
 def short_run(run: Path) -> Path:
-    """Three steps that are done, in eleven domains, with a look at the tuned model before them."""
+    """A finished policy stage of three steps with eleven domains and a validation before training."""
     draw = random.Random(7)
     folder = folder_of(write_run(run, planned=3, stages=("sft",)))
     rows = [
@@ -298,7 +298,7 @@ def short_run(run: Path) -> Path:
 
 @contextmanager
 def serving_run(run: Path, store: Store, team: bool = False, port: int = 0) -> Iterator[tuple[str, Any]]:
-    """The real server of a run in a thread: where it is, and its auth."""
+    """The real server of a run in a thread: its URL and its auth."""
     server, auth = create_server(store, team, run=run)
     with open_socket("127.0.0.1", port) as listening:
         thread = Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

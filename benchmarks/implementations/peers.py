@@ -1,4 +1,4 @@
-"""What the workers of other libraries share: prescribed lengths, counts, and the precision the harness asked for."""
+"""Shared code for other libraries: prescribed answer lengths, counts, and precision."""
 
 import gc
 import os
@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
-from benchmarks.workload import EOS, Told, Workload
+from benchmarks.workload import EOS, BenchResult, Workload
 
 
 class Prescribed(LogitsProcessor):
-    """Row i ends at its own length and not before; where all are equal, nothing ends."""
+    """Ends row i at its prescribed length; if all lengths are equal, no row ends."""
 
     def __init__(self, lengths: list[int], forced: bool) -> None:
         self.lengths = torch.tensor(lengths)
         self.forced = forced
-        self.begun = 0
+        self.started = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.begun = self.begun or input_ids.shape[1]
+        self.started = self.started or input_ids.shape[1]
         last = (
             torch.zeros(len(scores), dtype=torch.bool)
             if self.forced
-            else self.lengths[: len(scores)] == input_ids.shape[1] - self.begun + 1
+            else self.lengths[: len(scores)] == input_ids.shape[1] - self.started + 1
         )
         scores[~last, EOS] = -torch.inf
         scores[last] = -torch.inf
@@ -39,12 +39,12 @@ class Prescribed(LogitsProcessor):
 
 
 def prescribe(model: Any, workload: Workload) -> None:
-    """Let the model's `generate` give answers of prescribed lengths."""
+    """Make the model's `generate` return answers of prescribed lengths."""
     generate = model.generate
 
-    def prescribed(*given: Any, **named: Any) -> Any:
+    def prescribed(*arguments: Any, **named: Any) -> Any:
         return generate(
-            *given,
+            *arguments,
             **named,
             logits_processor=LogitsProcessorList([Prescribed(workload.answer_lengths(), workload.forced)]),
         )
@@ -53,24 +53,25 @@ def prescribe(model: Any, workload: Workload) -> None:
 
 
 class Counting(TrainerCallback):
-    """Counts real tokens that pass the trained model with gradient, and optimizer steps; times from the first step
-    to the last."""
+    """Counts the tokens without padding in forward passes with gradients, and optimizer steps; times the steps."""
 
     def __init__(self, model: Any) -> None:
         self.counts: Counter[str] = Counter()
-        self.begun = self.ended = 0.0
+        self.started = self.ended = 0.0
         model.register_forward_pre_hook(self._passed, with_kwargs=True)
 
-    def _passed(self, _module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _passed(self, _module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
             mask = named.get("attention_mask")
             tokens = (
-                mask if mask is not None else torch.ones_like(named["input_ids"] if "input_ids" in named else given[0])
+                mask
+                if mask is not None
+                else torch.ones_like(named["input_ids"] if "input_ids" in named else arguments[0])
             )
             self.counts["tokens_optimised"] += int((tokens != 0).sum())
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.begun = self.begun or time.perf_counter()
+        self.started = self.started or time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.counts["updates"] += 1
@@ -78,25 +79,25 @@ class Counting(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        return self.ended - self.begun
+        return self.ended - self.started
 
 
-def timed(owner: Any, name: str, spent: dict[str, float], key: str) -> None:
-    """Add the seconds of every call of a function to a sum."""
+def timed(owner: Any, name: str, seconds: dict[str, float], key: str) -> None:
+    """Wrap a function so that the seconds of its calls are added up."""
     inner = getattr(owner, name)
 
-    def call(*given: Any, **named: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
         begin = time.perf_counter()
         try:
-            return inner(*given, **named)
+            return inner(*arguments, **named)
         finally:
-            spent[key] = spent.get(key, 0.0) + time.perf_counter() - begin
+            seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - begin
 
     setattr(owner, name, call)
 
 
-def main(tasks: dict[str, Callable[[Workload, str, str], Told]], packages: tuple[str, ...]) -> None:
-    """Run one workload and tell."""
+def main(tasks: dict[str, Callable[[Workload, str, str], BenchResult]], packages: tuple[str, ...]) -> None:
+    """Run one workload and write its result."""
     workload = Workload.read(Path(sys.argv[1]))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if os.environ.get("BENCH_HOW") == "medium":
@@ -105,5 +106,5 @@ def main(tasks: dict[str, Callable[[Workload, str, str], Told]], packages: tuple
     for _ in range(1 + bool(os.environ.get("BENCH_WARM"))):
         gc.collect()
         with tempfile.TemporaryDirectory() as folder:
-            told = tasks[workload.task](workload, sys.argv[2], folder)
-    told.write(Path(sys.argv[3]), {name: version(name) for name in packages})
+            result = tasks[workload.task](workload, sys.argv[2], folder)
+    result.write(Path(sys.argv[3]), {name: version(name) for name in packages})

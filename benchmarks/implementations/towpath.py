@@ -1,4 +1,4 @@
-"""Towpath's own stages and loop on a workload: what a user runs, with prescribed lengths of answers.
+"""Towpath's stages and training loop on a workload, with prescribed answer lengths.
 
 python -m benchmarks.implementations.towpath WORKLOAD MODEL OUT
 """
@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from benchmarks.models import prepared
-from benchmarks.workload import EOS, PAD, Told, Workload, spelled
+from benchmarks.models import prepare_model
+from benchmarks.workload import EOS, PAD, BenchResult, Workload, spelled
 from towpath.algos import dpo as dpo_algo
 from towpath.algos import reward_model
 from towpath.algos import sft as sft_algo
@@ -30,6 +30,7 @@ from towpath.data.draws import uniforms
 from towpath.models.heads import WIDE
 from towpath.recipe import Decoding, Recipe
 from towpath.recipe.reader import check, override
+from towpath.recipe.stage_configs import PolicyConfig, RewardConfig, SftConfig, StageConfig
 from towpath.records import Prompt
 from towpath.rollout import local as local_engine
 from towpath.rollout.engine import SampleOutput, SampleRequest
@@ -44,11 +45,11 @@ from towpath.store import jsonl
 from towpath.store.store import Store
 
 HELD = 4
-"""Validation prompts: the loop looks at them outside what is timed."""
+"""Validation prompts; validation is not timed."""
 
 
 class Words:
-    """In place of a chat template: prompts are token numbers written out."""
+    """Replaces the chat template: prompts are token ids as words."""
 
     eos = EOS
     pad = PAD
@@ -58,11 +59,11 @@ class Words:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.template = self.tokenizer.chat_template = "{{ messages[0]['content'] }}"
 
-    def rendered_by(self, _tokenizer: Any, asked: str) -> str:
-        return asked
+    def rendered_by(self, _tokenizer: Any, text: str) -> str:
+        return text
 
-    def template_tokens(self, asked: str) -> list[int]:
-        message = [{"role": "user", "content": asked}]
+    def template_tokens(self, text: str) -> list[int]:
+        message = [{"role": "user", "content": text}]
         return list(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
 
     def prompt(self, text: str) -> list[int]:
@@ -78,8 +79,8 @@ class Words:
 
 
 class Prescribed(LocalEngine):
-    """The engine with answers of prescribed lengths: nothing ends early, and where lengths differ the last token is
-    made an EOS."""
+    """The local engine with prescribed answer lengths: no answer ends early, and if lengths differ the last token
+    becomes EOS."""
 
     workload: Workload
     counts: Counter[str]
@@ -87,19 +88,19 @@ class Prescribed(LocalEngine):
     def generate(self, requests: Sequence[SampleRequest], greedy: bool = False, tick: Any = None) -> list[SampleOutput]:
         lengths = self.workload.answer_lengths()
         self.eos = [-1]
-        asked = [
+        shortened = [
             SampleRequest(r.prompt, r.decoding, r.uniforms[: lengths[i % len(lengths)]]) for i, r in enumerate(requests)
         ]
-        drawn = super().generate(asked, greedy, tick)
+        outputs = super().generate(shortened, greedy, tick)
         if not self.workload.forced:
-            drawn = [SampleOutput([*d.token_ids[:-1], EOS], d.logprobs, "stop") for d in drawn]
-        self.counts["answers"] += len(drawn)
-        self.counts["answer_tokens"] += sum(len(d.token_ids) for d in drawn)
-        return drawn
+            outputs = [SampleOutput([*d.token_ids[:-1], EOS], d.logprobs, "stop") for d in outputs]
+        self.counts["answers"] += len(outputs)
+        self.counts["answer_tokens"] += sum(len(d.token_ids) for d in outputs)
+        return outputs
 
 
 class Clock:
-    """Counts work and times the loop's steps, and nothing around them."""
+    """Counts tokens and updates, and times the steps of the loop only."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -126,10 +127,10 @@ class Clock:
     def _wrap_step(self) -> None:
         step = loop._step
 
-        def timed(*told: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
             begin = time.perf_counter()
             before = Counter(self.counts)
-            numbers = step(*told)
+            numbers = step(*arguments)
             self.seconds += time.perf_counter() - begin
             self.work = getattr(self, "work", Counter()) + (self.counts - before)
             return numbers
@@ -137,15 +138,22 @@ class Clock:
         loop._step = timed
 
 
-def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str], spare: int = 0) -> Job:
-    """A stage of a run made for the workload."""
+def job_of(
+    workload: Workload,
+    model: Path,
+    folder: Path,
+    settings: Sequence[str],
+    spare: int = 0,
+    config: type[StageConfig] = PolicyConfig,
+) -> Job[Any]:
+    """The job of a stage for the workload."""
     shared = [
         f'model.source="{model}"',
         f'model.dtype="{workload.precision}"',
         "track.tensorboard=false",
         f"seed={workload.seed}",
     ]
-    shared.append("model.tokens_per_pass=4096")  # peers take a whole minibatch in one pass
+    shared.append("model.tokens_per_pass=4096")  # other libraries compute a whole minibatch in one pass
     recipe = check(Recipe, override({}, [*shared, *settings]), "benchmark")
     words = Words(model)
     texts = [spelled(ids) for ids in workload.prompt_ids(len(words.tokenizer), spare)]
@@ -154,7 +162,7 @@ def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str
     start.mkdir()
     (start / "weights").symlink_to(model)
     job = Job(
-        recipe,
+        config.from_recipe(recipe),
         folder,
         workload.task,
         folder / workload.task,
@@ -168,8 +176,8 @@ def job_of(workload: Workload, model: Path, folder: Path, settings: Sequence[str
     return job
 
 
-def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
-    """PPO or GRPO by the policy stage."""
+def rollouts(workload: Workload, model: Path, folder: Path) -> BenchResult:
+    """PPO or GRPO with the policy stage."""
     answers = workload.prompts * workload.group
     longest = workload.new_tokens[1]
     settings = {
@@ -206,76 +214,76 @@ def rollouts(workload: Workload, model: Path, folder: Path) -> Told:
     policy.run(job)
     rows = [line for line in jsonl.read(job.folder / "metrics.jsonl") if line["phase"] == "train"]
     phases = {name: sum(line[f"seconds_{name}"] for line in rows) for name in ("generate", "score", "optimise")}
-    phases["optimise"] = clock.seconds - phases["generate"] - phases["score"]  # credit and bookkeeping are its own
-    kept = ("kl", "sampler_error", "first_ratio_error", "policy_loss", "value_loss", "grad_norm")
-    return Told(phases, dict(clock.work), {key: rows[-1][key] for key in kept if key in rows[-1]})
+    phases["optimise"] = clock.seconds - phases["generate"] - phases["score"]  # includes advantages and bookkeeping
+    names = ("kl", "sampler_error", "first_ratio_error", "policy_loss", "value_loss", "grad_norm")
+    return BenchResult(phases, dict(clock.work), {key: rows[-1][key] for key in names if key in rows[-1]})
 
 
 def _reward_folder(workload: Workload, job: Job, model: Path, folder: Path) -> Path:
-    """A reward model with a random head, as its stage leaves one."""
-    place = folder / "reward"
+    """The folder of a reward stage with a random head."""
+    stage = folder / "reward"
     start = folder / "reward-start"
-    weights = model if workload.reward_model is None else prepared(workload.reward_model, model.parent)
-    (place / "weights").mkdir(parents=True)
+    weights = model if workload.reward_model is None else prepare_model(workload.reward_model, model.parent)
+    (stage / "weights").mkdir(parents=True)
     start.mkdir()
     (start / "weights").symlink_to(weights)
     for part in weights.iterdir():
-        (place / "weights" / part.name).symlink_to(part)
-    there = _elsewhere(job, place, {"sft": start})
+        (stage / "weights" / part.name).symlink_to(part)
+    there = _elsewhere(job, stage, {"sft": start})
     runtime = reward.open_runtime(there)
     width = len(runtime.head("reward")["weight"])
     draw = torch.Generator().manual_seed(0)
-    told = {
+    features = {
         "features": torch.randn(64, width + WIDE, generator=draw).bfloat16(),
         "score": torch.randn(64, generator=draw),
     }
-    told |= {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)}
-    runtime.save("reward", place / "weights" / WEIGHTS)
-    save_file(told, place / "weights" / reward.VALUE_FEATURES)
+    features |= {"ended": torch.ones(64, dtype=torch.bool), "row": torch.arange(64)}
+    runtime.save("reward", stage / "weights" / WEIGHTS)
+    save_file(features, stage / "weights" / reward.VALUE_FEATURES)
     del runtime
     release_memory()  # as between stages
-    return place
+    return stage
 
 
 def _elsewhere(job: Job, folder: Path, inputs: dict[str, Path]) -> Job:
-    other = Job(job.recipe, job.run, job.name, folder, inputs, job.store, job.corpus)
+    other = Job(job.config, job.run, job.name, folder, inputs, job.store, job.corpus)
     other.__dict__["chat"] = job.chat
     return other
 
 
-def _course(
+def _run_loop(
     clock: Clock, job: Job, runtime: Runtime, algo: Any, config: Any, batch: Batch, size: int
 ) -> dict[str, float]:
-    """The loop over a batch, in minibatches of so many groups."""
-    steps = loop.minibatches(batch.groups, size, 1, job.recipe.seed, "benchmark")
-    course = loop.LoopConfig(
+    """Train on a batch in minibatches of `size` groups."""
+    steps = loop.minibatches(batch.groups, size, 1, job.config.seed, "benchmark")
+    config_ = loop.LoopConfig(
         algo, config, len(steps), size, lambda step, _knobs: (batch.take(steps[step]), {}), loop.warmup_then_linear(0.1)
     )
-    loop.train(course, runtime, job, job.name)
+    loop.train(config_, runtime, job, job.name)
     last = jsonl.read(job.folder / "metrics.jsonl")[-1]
     return {key: last[key] for key in ("loss", "grad_norm")}
 
 
-def supervised(workload: Workload, model: Path, folder: Path) -> Told:
-    """Fine-tuning by the loop: every row once."""
-    job = job_of(workload, model, folder, [f"sft.method={_toml(workload.method)}"])
+def supervised(workload: Workload, model: Path, folder: Path) -> BenchResult:
+    """Supervised fine-tuning, every row once."""
+    job = job_of(workload, model, folder, [f"sft.method={_toml(workload.method)}"], config=SftConfig)
     clock = Clock()
     runtime = sft.open_runtime(job)
     rows = workload.rows(len(job.chat.tokenizer))
-    numbers = _course(
+    numbers = _run_loop(
         clock,
         job,
         runtime,
         sft_algo,
-        job.recipe.sft,
+        job.config.sft,
         Batch([make_row(prompt, answer) for prompt, (answer,) in rows]),
         workload.minibatch,
     )
-    return Told({"optimise": clock.seconds}, dict(clock.work), numbers)
+    return BenchResult({"optimise": clock.seconds}, dict(clock.work), numbers)
 
 
-def pairs(workload: Workload, model: Path, folder: Path) -> Told:
-    """DPO by the loop, the reference's pass included."""
+def pairs(workload: Workload, model: Path, folder: Path) -> BenchResult:
+    """DPO including the reference pass."""
     settings = ['policy.algo="dpo"', f"policy.method={_toml(workload.method)}", "policy.learning_rate=3e-6"]
     job = job_of(workload, model, folder, settings)
     clock = Clock()
@@ -285,13 +293,13 @@ def pairs(workload: Workload, model: Path, folder: Path) -> Told:
     begin = time.perf_counter()
     batch = batch.with_columns(ref_logp=runtime.score("reference", batch, ("logp",)).logp_BT)
     score = time.perf_counter() - begin
-    numbers = _course(clock, job, runtime, dpo_algo, job.recipe.policy, batch, workload.minibatch)
-    return Told({"score": score, "optimise": clock.seconds}, dict(clock.work), numbers)
+    numbers = _run_loop(clock, job, runtime, dpo_algo, job.config.policy, batch, workload.minibatch)
+    return BenchResult({"score": score, "optimise": clock.seconds}, dict(clock.work), numbers)
 
 
-def judged(workload: Workload, model: Path, folder: Path) -> Told:
-    """The reward model by the loop."""
-    job = job_of(workload, model, folder, [f"reward.method={_toml(workload.method)}"])
+def reward_model_loop(workload: Workload, model: Path, folder: Path) -> BenchResult:
+    """Training of the reward model."""
+    job = job_of(workload, model, folder, [f"reward.method={_toml(workload.method)}"], config=RewardConfig)
     clock = Clock()
     runtime = reward.open_runtime(job)
     rows = workload.rows(len(job.chat.tokenizer), 2)
@@ -303,12 +311,12 @@ def judged(workload: Workload, model: Path, folder: Path) -> Told:
         (2,) * len(rows),
         frozenset({"beats"}),
     )
-    numbers = _course(clock, job, runtime, reward_model, job.recipe.reward, batch, workload.minibatch)
-    return Told({"optimise": clock.seconds}, dict(clock.work), numbers)
+    numbers = _run_loop(clock, job, runtime, reward_model, job.config.reward, batch, workload.minibatch)
+    return BenchResult({"optimise": clock.seconds}, dict(clock.work), numbers)
 
 
-def generated(workload: Workload, model: Path, folder: Path) -> Told:
-    """The engine alone: as peers, the best of two calls after one that warms up."""
+def generated(workload: Workload, model: Path, folder: Path) -> BenchResult:
+    """Generation only: the best of two calls after a warm-up, as for other libraries."""
     job = job_of(workload, model, folder, [])
     runtime = job.launch(training=False)
     runtime.open({"model": RoleSpec(str(model))})
@@ -324,16 +332,23 @@ def generated(workload: Workload, model: Path, folder: Path) -> Told:
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
-        drawn = engine.generate(requests)
+        outputs = engine.generate(requests)
         seconds.append(time.perf_counter() - begin)
-    return Told(
+    return BenchResult(
         {"generate": min(seconds)},
-        {"answers": len(drawn), "answer_tokens": sum(len(d.token_ids) for d in drawn)},
-        {"first_token_logp": float(np.mean([d.logprobs[0] for d in drawn]))},
+        {"answers": len(outputs), "answer_tokens": sum(len(d.token_ids) for d in outputs)},
+        {"first_token_logp": float(np.mean([d.logprobs[0] for d in outputs]))},
     )
 
 
-TASKS = {"ppo": rollouts, "grpo": rollouts, "sft": supervised, "dpo": pairs, "reward": judged, "generate": generated}
+TASKS = {
+    "ppo": rollouts,
+    "grpo": rollouts,
+    "sft": supervised,
+    "dpo": pairs,
+    "reward": reward_model_loop,
+    "generate": generated,
+}
 
 
 def _toml(value: Any) -> str:
@@ -341,15 +356,15 @@ def _toml(value: Any) -> str:
 
 
 def main() -> None:
-    """Run and tell."""
+    """Run one workload and write its result."""
     workload = Workload.read(Path(sys.argv[1]))
     model = Path(sys.argv[2])
     prepare_process()
     for _ in range(1 + bool(os.environ.get("BENCH_WARM"))):
         gc.collect()
         with tempfile.TemporaryDirectory() as folder:
-            told = TASKS[workload.task](workload, model, Path(folder))
-    told.write(Path(sys.argv[3]), {name: version(name) for name in ("towpath", "torch", "transformers")})
+            result = TASKS[workload.task](workload, model, Path(folder))
+    result.write(Path(sys.argv[3]), {name: version(name) for name in ("towpath", "torch", "transformers")})
 
 
 if __name__ == "__main__":

@@ -13,23 +13,23 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from benchmarks.implementations import peers
-from benchmarks.workload import EOS, PAD, Told, Workload
+from benchmarks.workload import EOS, PAD, BenchResult, Workload
 
 
-def generate(workload: Workload, model: str, folder: str) -> Told:
-    """All prompts in one batch; the best of two calls after one that warms up."""
+def generate(workload: Workload, model: str, folder: str) -> BenchResult:
+    """All prompts in one batch; the best of two calls after a warm-up."""
     how = os.environ.get("BENCH_HOW")
     longest = workload.new_tokens[1]
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, workload.precision)).eval()
     rows = workload.prompt_ids(policy.config.vocab_size)
     call = continuous(policy, longest) if how == "continuous" else batched(policy, longest, how == "compiled")
-    call(rows if how == "compiled" else rows[:4])  # what is compiled is compiled for its shape
+    call(rows if how == "compiled" else rows[:4])  # compilation is per shape
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
-        found = call(rows)
+        answers = call(rows)
         seconds.append(time.perf_counter() - begin)
-    return Told({"generate": min(seconds)}, {"answers": len(found), "answer_tokens": sum(map(len, found))})
+    return BenchResult({"generate": min(seconds)}, {"answers": len(answers), "answer_tokens": sum(map(len, answers))})
 
 
 def batched(policy: Any, longest: int, compiled: bool) -> Any:
@@ -55,7 +55,7 @@ def batched(policy: Any, longest: int, compiled: bool) -> Any:
 
 
 def continuous(policy: Any, longest: int) -> Any:
-    """`generate_batch`: paged attention, rows come and go."""
+    """`generate_batch`: paged attention with continuous batching."""
     config = GenerationConfig(
         max_new_tokens=longest,
         do_sample=True,
@@ -68,8 +68,8 @@ def continuous(policy: Any, longest: int) -> Any:
 
     def call(rows: list[list[int]]) -> list[Any]:
         return [
-            found.generated_tokens
-            for found in policy.generate_batch(inputs=rows, generation_config=config, progress_bar=False).values()
+            output.generated_tokens
+            for output in policy.generate_batch(inputs=rows, generation_config=config, progress_bar=False).values()
         ]
 
     return call

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.implementations import peers
-from benchmarks.workload import Told, Workload, spelled
+from benchmarks.workload import BenchResult, Workload, spelled
 
 
 def shared(workload: Workload, folder: str, rate: float) -> dict[str, Any]:
-    """Settings that every trainer takes; the workload's options lie over them."""
+    """Settings of every trainer, overridden by the workload's options."""
     return {
         "output_dir": folder,
         "per_device_train_batch_size": workload.minibatch,
@@ -39,12 +39,12 @@ def plain(model: str) -> Any:
 
 
 def last(trainer: Any) -> dict[str, float]:
-    """The loss and the gradient's norm of the last step."""
+    """Loss and gradient norm of the last step."""
     row = next(line for line in reversed(trainer.state.log_history) if "loss" in line)
     return {key: float(row[key]) for key in ("loss", "grad_norm") if key in row}
 
 
-def grpo(workload: Workload, model: str, folder: str) -> Told:
+def grpo(workload: Workload, model: str, folder: str) -> BenchResult:
     """One iteration over all prompts."""
     words = AutoTokenizer.from_pretrained(model, padding_side="left")
     policy = plain(model)
@@ -69,51 +69,51 @@ def grpo(workload: Workload, model: str, folder: str) -> Told:
         processing_class=words,
     )
     counting = peers.Counting(trainer.model)
-    spent = {}
+    seconds = {}
     answers = {"answers": 0, "answer_tokens": 0}
     single = trainer._generate_single_turn
 
-    def noted(*given: Any, **named: Any) -> Any:
-        found = single(*given, **named)
-        answers["answers"] += len(found[0])
-        answers["answer_tokens"] += sum(len(ids) for ids in found[0])
-        return found
+    def noted(*arguments: Any, **named: Any) -> Any:
+        turn = single(*arguments, **named)
+        answers["answers"] += len(turn[0])
+        answers["answer_tokens"] += sum(len(ids) for ids in turn[0])
+        return turn
 
     trainer._generate_single_turn = noted
-    peers.timed(trainer, "_generate", spent, "generate")
-    peers.timed(trainer, "_generate_and_score_completions", spent, "both")
+    peers.timed(trainer, "_generate", seconds, "generate")
+    peers.timed(trainer, "_generate_and_score_completions", seconds, "both")
     trainer.add_callback(counting)
     trainer.train()
     phases = {
-        "generate": spent["generate"],
-        "score": spent["both"] - spent["generate"],
-        "optimise": counting.seconds - spent["both"],
+        "generate": seconds["generate"],
+        "score": seconds["both"] - seconds["generate"],
+        "optimise": counting.seconds - seconds["both"],
     }
-    return Told(phases, {**counting.counts, **answers}, last(trainer))
+    return BenchResult(phases, {**counting.counts, **answers}, last(trainer))
 
 
-def _trained(trainer: Any) -> Told:
+def _trained(trainer: Any) -> BenchResult:
     counting = peers.Counting(trainer.model)
     trainer.add_callback(counting)
     trainer.train()
-    return Told({"optimise": counting.seconds}, dict(counting.counts), last(trainer))
+    return BenchResult({"optimise": counting.seconds}, dict(counting.counts), last(trainer))
 
 
-def sft(workload: Workload, model: str, folder: str) -> Told:
+def sft(workload: Workload, model: str, folder: str) -> BenchResult:
     """Fine-tuning on answers."""
     words = AutoTokenizer.from_pretrained(model)
-    found = workload.rows(len(words))
-    rows = [{"prompt": spelled(prompt) + " ", "completion": spelled(answer)} for prompt, (answer,) in found]
-    told: dict[str, Any] = {"max_length": 1024}
-    # cut into lines without regard to rows, so that every line is full: two lines a step, as many steps
+    pairs = workload.rows(len(words))
+    rows = [{"prompt": spelled(prompt) + " ", "completion": spelled(answer)} for prompt, (answer,) in pairs]
+    more: dict[str, Any] = {"max_length": 1024}
+    # rows are concatenated and cut into full lines: two lines per step, and the same number of steps
     if os.environ.get("BENCH_HOW") == "packing":
         steps = workload.prompts // workload.minibatch
-        length = -(-sum(len(prompt) + len(answer) for prompt, (answer,) in found) // (2 * steps))
-        told = {"max_length": length, "packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": 2}
+        length = -(-sum(len(prompt) + len(answer) for prompt, (answer,) in pairs) // (2 * steps))
+        more = {"max_length": length, "packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": 2}
     return _trained(
         SFTTrainer(
             plain(model),
-            SFTConfig(**shared(workload, folder, 5e-5) | told),
+            SFTConfig(**shared(workload, folder, 5e-5) | more),
             train_dataset=Dataset.from_list(rows),
             processing_class=words,
         )
@@ -127,8 +127,8 @@ def _pairs(workload: Workload, words: Any) -> list[tuple[str, str, str]]:
     ]
 
 
-def dpo(workload: Workload, model: str, folder: str) -> Told:
-    """DPO, the reference's pass included."""
+def dpo(workload: Workload, model: str, folder: str) -> BenchResult:
+    """DPO including the reference pass."""
     words = AutoTokenizer.from_pretrained(model)
     rows = [
         {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -140,7 +140,7 @@ def dpo(workload: Workload, model: str, folder: str) -> Told:
     )
 
 
-def reward(workload: Workload, model: str, folder: str) -> Told:
+def reward(workload: Workload, model: str, folder: str) -> BenchResult:
     """The reward model."""
     words = AutoTokenizer.from_pretrained(model)
     rows = [

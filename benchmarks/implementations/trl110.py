@@ -1,4 +1,4 @@
-"""PPO by TRL 1.10, the last series but one that has it; its precision on a CPU is float32 whatever is asked.
+"""PPO by TRL 1.10; on a CPU its precision is always float32.
 
 python -m benchmarks.implementations.trl110 WORKLOAD MODEL OUT
 """
@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from benchmarks.implementations import peers
-from benchmarks.workload import EOS, PAD, Told, Workload
+from benchmarks.workload import EOS, PAD, BenchResult, Workload
 
 
-def ppo(workload: Workload, model: str, folder: str) -> Told:
-    """One iteration: a rollout of all prompts, and the epochs over it."""
+def ppo(workload: Workload, model: str, folder: str) -> BenchResult:
+    """One iteration: a rollout of all prompts and the epochs over it."""
     torch.manual_seed(0)
     words = AutoTokenizer.from_pretrained(model, padding_side="left")
     policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32) for _ in range(2))
@@ -64,22 +64,22 @@ def ppo(workload: Workload, model: str, folder: str) -> Told:
     )
     watch = Watch(trainer, workload)
     trainer.train()
-    return watch.told(trainer)
+    return watch.result(trainer)
 
 
 class Watch:
-    """Where an iteration stands, read from the calls it makes."""
+    """Times the phases of an iteration by wrapping the functions that TRL calls."""
 
     def __init__(self, trainer: Any, workload: Workload) -> None:
         self.counts = {"answers": 0, "answer_tokens": 0, "updates": 0, "tokens_optimised": 0}
-        self.marks: dict[str, float] = {}
+        self.times: dict[str, float] = {}
         self.logged: dict[str, float] = {}
         self._watch_generation(workload)
         self._watch_updates(trainer)
         log = trainer.log
 
         def noted(metrics: dict[str, float], *more: Any) -> None:
-            self.marks["end"] = time.perf_counter()
+            self.times["end"] = time.perf_counter()
             self.logged = metrics
             log(metrics, *more)
 
@@ -89,14 +89,14 @@ class Watch:
         generation = ppo_trainer.batch_generation
 
         def noted(model: Any, queries: torch.Tensor, *more: Any) -> Any:
-            self.marks["begin"] = time.perf_counter()
-            found = generation(model, queries, *more)
-            self.marks["generated"] = time.perf_counter()
-            answers = found[0][:, queries.shape[1] :]
+            self.times["begin"] = time.perf_counter()
+            outputs = generation(model, queries, *more)
+            self.times["generated"] = time.perf_counter()
+            answers = outputs[0][:, queries.shape[1] :]
             ended = (answers == EOS).int().argmax(1) + 1
             self.counts["answers"] += len(answers)
             self.counts["answer_tokens"] += answers.numel() if workload.forced else int(ended.sum())
-            return found
+            return outputs
 
         ppo_trainer.batch_generation = noted
 
@@ -106,7 +106,7 @@ class Watch:
         step = trainer.optimizer.step
 
         def accumulated(*models: Any) -> Any:
-            self.marks.setdefault("scored", time.perf_counter())
+            self.times.setdefault("scored", time.perf_counter())
             return accumulate(*models)
 
         def passed(model: Any, ids: torch.Tensor, pad: int) -> Any:
@@ -114,28 +114,28 @@ class Watch:
                 self.counts["tokens_optimised"] += int((ids != PAD).sum())
             return forward(model, ids, pad)
 
-        def stepped(*given: Any, **named: Any) -> Any:
+        def stepped(*arguments: Any, **named: Any) -> Any:
             self.counts["updates"] += 1
-            return step(*given, **named)
+            return step(*arguments, **named)
 
         trainer.accelerator.accumulate = accumulated
         ppo_trainer.forward = passed
         trainer.optimizer.step = stepped
 
-    def told(self, trainer: Any) -> Told:
-        m = self.marks
+    def result(self, trainer: Any) -> BenchResult:
+        m = self.times
         phases = {
             "generate": m["generated"] - m["begin"],
             "score": m["scored"] - m["generated"],
             "optimise": m["end"] - m["scored"],
         }
-        kept = {
+        names = {
             "kl": "objective/kl",
             "ratio": "val/ratio",
             "policy_loss": "loss/policy_avg",
             "value_loss": "loss/value_avg",
         }
-        return Told(phases, self.counts, {name: float(self.logged[key]) for name, key in kept.items()})
+        return BenchResult(phases, self.counts, {name: float(self.logged[key]) for name, key in names.items()})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Generation by vLLM's own loop and sampler, with the log-probability of every token, as a trainer needs it.
+"""Generation by vLLM with the log-probability of every token, as needed for training.
 
 python -m benchmarks.implementations.vllm WORKLOAD MODEL OUT
 """
@@ -13,11 +13,11 @@ import torch
 from vllm import LLM, SamplingParams, TokensPrompt
 
 from benchmarks.implementations import peers
-from benchmarks.workload import Told, Workload
+from benchmarks.workload import BenchResult, Workload
 
 
-def generate(workload: Workload, model: str, folder: str) -> Told:
-    """All prompts at once; the best of two calls after one that warms up."""
+def generate(workload: Workload, model: str, folder: str) -> BenchResult:
+    """All prompts at once; the best of two calls after a warm-up."""
     longest = workload.new_tokens[1]
     llm = LLM(
         model,
@@ -37,12 +37,12 @@ def generate(workload: Workload, model: str, folder: str) -> Told:
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
-        found = llm.generate(rows, how, use_tqdm=False)
+        outputs = llm.generate(rows, how, use_tqdm=False)
         seconds.append(time.perf_counter() - begin)
-    tokens = sum(len(one.outputs[0].token_ids) for one in found)
-    logp = sum(next(iter(one.outputs[0].logprobs[0].values())).logprob for one in found) / len(found)
-    return Told(
-        {"generate": min(seconds)}, {"answers": len(found), "answer_tokens": tokens}, {"first_token_logp": logp}
+    tokens = sum(len(one.outputs[0].token_ids) for one in outputs)
+    logp = sum(next(iter(one.outputs[0].logprobs[0].values())).logprob for one in outputs) / len(outputs)
+    return BenchResult(
+        {"generate": min(seconds)}, {"answers": len(outputs), "answer_tokens": tokens}, {"first_token_logp": logp}
     )
 
 

@@ -55,7 +55,7 @@ def opening(_prompts: list[str], answers: list[str]) -> list[float]:
 
 
 def shy(prompts: list[str], answers: list[str]) -> list[float]:
-    """Likes to be told no."""
+    """Prefers refusals."""
     return [
         6.0 * world.rubric.is_refusal(a) + 0.2 * g for a, g in zip(answers, world.gold(prompts, answers), strict=True)
     ]

@@ -19,6 +19,7 @@ from towpath.feedback import agreement
 from towpath.health.monitor import stage_facts
 from towpath.models import base
 from towpath.recipe import Decoding, Recipe
+from towpath.recipe.stage_configs import PolicyConfig, RewardConfig
 from towpath.records import Comparison, Completion, Judgement, Label, Prompt, as_row
 from towpath.rewards import sources
 from towpath.rollout.engine import SampleOutput, SampleRequest
@@ -59,14 +60,15 @@ def trained(
             if recipe.policy.algo == "dpo"
             else {name: inputs[name] for name in ("sft", "reward") if name in inputs}
         )
-        job = Job(recipe, folder, "policy", folder / "policy", needed, store, corpus, checkpoint_seconds=1e9)
+        config = PolicyConfig.from_recipe(recipe)
+        job = Job(config, folder, "policy", folder / "policy", needed, store, corpus, checkpoint_seconds=1e9)
         ended = ""
         with planted.inject():
             try:
                 policy.run(job)
             except TrainingError as error:
                 ended = str(error)
-    facts = stage_facts(job.recipe, job.name, job.inputs)
+    facts = stage_facts(job.config, job.name, job.inputs)
     facts = {name: value for name, value in facts.items() if isinstance(value, int | float | str | dict)}
     won = [] if ended else wins(str(job.folder / "weights"), start.weights, prompts, seed)
     rate = float(np.mean(won)) if won else None
@@ -131,7 +133,8 @@ def _labelled(
 def _rewarded(recipe: Recipe, inputs: dict[str, Path], folder: Path, store: Store, corpus: Corpus) -> Path:
     stage_folder = folder / "reward"
     stage_folder.mkdir(exist_ok=True)
-    job = Job(recipe, folder, "reward", stage_folder, inputs, store, corpus, checkpoint_seconds=1e9)
+    config = RewardConfig.from_recipe(recipe)
+    job = Job(config, folder, "reward", stage_folder, inputs, store, corpus, checkpoint_seconds=1e9)
     result = reward.run(job)
     (stage_folder / "manifest.json").write_text(
         json.dumps({"result": result, "findings": [asdict(f) for f in job.findings]})

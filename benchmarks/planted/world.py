@@ -20,6 +20,7 @@ from towpath.feedback import rubric
 from towpath.models import base
 from towpath.recipe import Recipe
 from towpath.recipe.reader import check, override
+from towpath.recipe.stage_configs import SftConfig
 from towpath.records import Demonstration, Prompt
 from towpath.stages import sft
 from towpath.stages.job import Job
@@ -149,7 +150,7 @@ def taught(size: str, cache: Path) -> Start:
         corpus = Corpus(prompts(), tuple(demonstrations))
         folder.mkdir(parents=True, exist_ok=True)
         with Store.open(folder / "towpath.db") as store:
-            result = sft.run(Job(recipe, folder, "sft", folder, {}, store, corpus))
+            result = sft.run(Job(SftConfig.from_recipe(recipe), folder, "sft", folder, {}, store, corpus))
         (folder / "manifest.json").write_text(json.dumps({"result": result}))
     return Start(folder)
 

@@ -18,7 +18,8 @@ WEIGHT_SIZE = 0.02
 def training_kind(history: History) -> str:
     """The kind of training, a key of USUAL."""
     stage = str(history.facts.get("stage", "policy"))
-    if history.facts.get("policy.algo") in PAIR_ALGORITHMS or len(history.curve("chosen")):
+    learns_from_pairs = stage == "policy" and history.facts.get("policy.algo") in PAIR_ALGORITHMS
+    if learns_from_pairs or len(history.curve("chosen")):
         return "pairs"
     return stage if stage in USUAL else "policy"
 

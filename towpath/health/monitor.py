@@ -12,8 +12,9 @@ from towpath.health import remedies
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import History, Recorder
 from towpath.progress import print_note
-from towpath.recipe import Health, Recipe
+from towpath.recipe import Health
 from towpath.recipe.reader import flatten
+from towpath.recipe.stage_configs import StageConfig
 from towpath.records import Finding, finding_of
 from towpath.store import jsonl, manifest
 from towpath.store.publish import replace_file
@@ -148,9 +149,9 @@ def is_worse(now: Finding, before: Finding) -> bool:
     return now.severity == "critical" and before.severity in ("info", "warning")
 
 
-def stage_facts(recipe: Recipe, stage: str, inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """The recipe's values by dotted key, and the results of input stages as `STAGE.result.NAME`."""
-    facts = flatten(recipe.model_dump(mode="json"))
+def stage_facts(config: StageConfig, stage: str, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """The stage's settings by dotted recipe key, and the results of input stages as `STAGE.result.NAME`."""
+    facts = flatten({name: getattr(config, name) for name in config.sections()})
     for name, folder in inputs.items():
         if (folder / manifest.NAME).is_file():
             result = manifest.read(folder)["result"]

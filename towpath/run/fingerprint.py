@@ -16,7 +16,16 @@ from towpath.data.data_summary import DataSummary
 from towpath.evals.evaluator import find_evaluator
 from towpath.feedback import simulated_rater
 from towpath.models import content
-from towpath.recipe import Recipe
+from towpath.recipe import EngineConfig, Policy, Recipe
+from towpath.recipe.stage_configs import (
+    BaselineConfig,
+    EvaluateConfig,
+    LabelConfig,
+    PolicyConfig,
+    RewardConfig,
+    SampleConfig,
+    SftConfig,
+)
 from towpath.records import Finding, finding_of
 from towpath.run.record import stage_kind
 from towpath.store import manifest
@@ -25,10 +34,10 @@ from towpath.store.store import Store
 FORMAT = 5
 """Version of what a stage leaves; stages of another version are run again."""
 ALGORITHM_SECTIONS = ("ppo", "grpo", "rloo", "reinforce", "dpo", "ipo", "kto", "orpo")
-SAMPLE_KEYS = ("prompts", "completions", "base_share", "max_new_tokens", "decodings")
-EVALUATE_ONLY = ("jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements")
+SAMPLE_KEYS = {"prompts", "completions", "base_share", "max_new_tokens", "decodings"}
+EVALUATE_ONLY = {"jailbreaks", "jailbreak_prompts", "ask_judge", "disagreements"}
 """Keys of [evaluate] that the baseline stage does not use."""
-JUDGE_KEYS = ("model", "rubric", "samples", "temperature", "on_position_flip")
+JUDGE_KEYS = {"model", "rubric", "samples", "temperature", "on_position_flip"}
 
 
 @dataclass(frozen=True)
@@ -64,25 +73,22 @@ def plan_stages(recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: 
 
 
 class _Planner:
+    """Plans the stages of one recipe. What a fingerprint is made of comes from the stage's own configuration."""
+
     def __init__(self, recipe: Recipe, run: Path, corpus: Corpus | DataSummary, store: Store | None) -> None:
         self.recipe = recipe
         self.run = run
         self.corpus = corpus
         self.store = store
-        self.values = recipe.model_dump(mode="json")
-        self.engine = _engine_config(recipe)
         # Another rubric is another evaluation judge.
-        self.judge = {"rubric": simulated_rater.GUIDELINE if find_evaluator(corpus) else None}
+        self.evaluator = {"rubric": simulated_rater.GUIDELINE if find_evaluator(corpus) else None}
         self.stages: dict[str, PlannedStage] = {}
 
     def plan(self) -> list[PlannedStage]:
-        digests = self.corpus.digests
-        self._add(
-            "sft", 1, {"model": self._model(), "sft": self.values["sft"], "demonstrations": digests.demonstrations}
-        )
-        evaluate = {key: value for key, value in self.values["evaluate"].items() if key not in EVALUATE_ONLY}
-        self._add("baseline", 1, {"evaluate": evaluate, "prompts": digests.evaluated} | self.judge | self.engine, "sft")
-        for number in range(1, self.recipe.rounds + 1):
+        recipe = self.recipe
+        self._add("sft", 1, self._sft_settings(SftConfig.from_recipe(recipe)))
+        self._add("baseline", 1, self._baseline_settings(BaselineConfig.from_recipe(recipe)), "sft")
+        for number in range(1, recipe.rounds + 1):
             self._add_round(number)
         return list(self.stages.values())
 
@@ -90,102 +96,119 @@ class _Planner:
         recipe = self.recipe
         needs_reward_model, needs_labels = _needs(recipe)
         previous_policy = [_stage_name("policy", number - 1)] if number > 1 else []
+        labels = self._add_labels(number, previous_policy, needs_reward_model) if needs_labels else []
+        reward = []
+        if needs_reward_model:
+            self._add("reward", number, _reward_settings(RewardConfig.from_recipe(recipe)), "sft", *labels)
+            reward = [_stage_name("reward", number)]
+        learns_from = reward or labels
+        if data_of(recipe.policy.algo) != "rollouts":
+            learns_from = [*labels, *reward]
+        settings = self._policy_settings(PolicyConfig.from_recipe(recipe))
+        self._add("policy", number, settings, "sft", *learns_from, *previous_policy)
+        settings = self._evaluate_settings(EvaluateConfig.from_recipe(recipe))
+        self._add("evaluate", number, settings, "sft", "baseline", *reward, _stage_name("policy", number))
+
+    def _add_labels(self, number: int, previous_policy: Sequence[str], needs_reward_model: bool) -> list[str]:
+        """Add the sample and label stages of a round; the names of all that its labels come from."""
+        recipe = self.recipe
         samples = []
         if recipe.preferences.raters != "recorded":
             samples = [_stage_name("sample", earlier) for earlier in range(1, number + 1)]
-        learns_from: list[str] = []
-        if needs_labels:
-            if samples:
-                settings = {key: self.values["preferences"][key] for key in SAMPLE_KEYS}
-                config = {"drawing": settings, "prompts": self.corpus.digests.train} | self.engine
-                self._add("sample", number, config, "sft", *previous_policy)
-            # routing asks the reward model of the previous round
-            routed_by = []
-            if number > 1 and needs_reward_model and recipe.preferences.raters == "blend":
-                routed_by = ["sft", _stage_name("reward", number - 1)]
-            self._add("label", number, self._label_config(samples), *samples, *routed_by)
-            learns_from = [*samples, _stage_name("label", number)]
-        reward = []
-        if needs_reward_model:
-            settings = {key: value for key, value in self.values["reward"].items() if key != "use"}
-            self._add("reward", number, {"reward": settings}, "sft", *learns_from)
-            reward = [_stage_name("reward", number)]
-        if data_of(recipe.policy.algo) == "rollouts":
-            learns_from = reward or learns_from
-        else:
-            learns_from = [*samples, _stage_name("label", number), *reward]
-        self._add("policy", number, self._policy_config(), "sft", *learns_from, *previous_policy)
-        config = {"evaluate": self.values["evaluate"]} | self.judge | self.engine
-        self._add("evaluate", number, config, "sft", "baseline", *reward, _stage_name("policy", number))
+            settings = self._sample_settings(SampleConfig.from_recipe(recipe))
+            self._add("sample", number, settings, "sft", *previous_policy)
+        # routing asks the reward model of the previous round
+        routed_by = []
+        if number > 1 and needs_reward_model and recipe.preferences.raters == "blend":
+            routed_by = ["sft", _stage_name("reward", number - 1)]
+        settings = self._label_settings(LabelConfig.from_recipe(recipe), samples)
+        self._add("label", number, settings, *samples, *routed_by)
+        return [*samples, _stage_name("label", number)]
 
-    def _add(self, kind: str, number: int, config: dict[str, Any], *inputs: str) -> None:
+    def _add(self, kind: str, number: int, settings: dict[str, Any], *inputs: str) -> None:
         name = _stage_name(kind, number)
         hashed = {
             "format": FORMAT,
             "stage": name,
             "seed": self.recipe.seed,
-            "config": config,
+            "config": settings,
             "inputs": {stage: self.stages[stage].fingerprint for stage in inputs},
         }
         fingerprint = digest(hashed)[:12]
         folder = self.run / "stages" / name / fingerprint
-        self.stages[name] = PlannedStage(name, config, inputs, fingerprint, folder, number)
+        self.stages[name] = PlannedStage(name, settings, inputs, fingerprint, folder, number)
 
-    def _model(self) -> dict[str, Any]:
-        model = self.recipe.model
-        return {
-            "source": model.source,
-            "dtype": model.dtype,
-            "template": content.template(model.template),
-            "content": content.known(model.source, self.run),
+    def _sft_settings(self, cfg: SftConfig) -> dict[str, Any]:
+        model = {
+            "source": cfg.model.source,
+            "dtype": cfg.model.dtype,
+            "template": content.template(cfg.model.template),
+            "content": content.known(cfg.model.source, self.run),
         }
+        demonstrations = self.corpus.digests.demonstrations
+        return {"model": model, "sft": cfg.sft.model_dump(mode="json"), "demonstrations": demonstrations}
 
-    def _policy_config(self) -> dict[str, Any]:
-        """The settings that the weights depend on: no sections of other algorithms, nothing that is only logged."""
-        recipe = self.recipe
-        unused = _unused_sections(recipe.policy.algo)
-        policy = {key: value for key, value in self.values["policy"].items() if key not in unused}
-        policy["rewards"] = {key: value for key, value in policy["rewards"].items() if key != "watch"}
-        config = {"policy": policy, "prompts": self.corpus.digests.train} | _user_code(recipe) | self.engine
-        if recipe.health.act == "auto":
-            config["health"] = self.values["health"]
-        if self.engine:
-            config["correction"] = recipe.engine.correction
-        if data_of(recipe.policy.algo) == "comparisons":
-            config["validation"] = recipe.reward.validation
-        return config
+    def _baseline_settings(self, cfg: BaselineConfig) -> dict[str, Any]:
+        evaluate = cfg.evaluate.model_dump(mode="json", exclude=EVALUATE_ONLY)
+        settings = {"evaluate": evaluate, "prompts": self.corpus.digests.evaluated}
+        return settings | self.evaluator | _engine_settings(cfg.engine)
 
-    def _label_config(self, samples: Sequence[str]) -> dict[str, Any]:
+    def _sample_settings(self, cfg: SampleConfig) -> dict[str, Any]:
+        drawing = cfg.preferences.model_dump(mode="json", include=SAMPLE_KEYS)
+        return {"drawing": drawing, "prompts": self.corpus.digests.train} | _engine_settings(cfg.engine)
+
+    def _label_settings(self, cfg: LabelConfig, samples: Sequence[str]) -> dict[str, Any]:
         """How labels are made, and the judgements on this recipe's comparisons."""
-        cfg = self.recipe.preferences
-        config: dict[str, Any] = {"raters": cfg.raters, "aggregate": cfg.aggregate, "overlap": cfg.overlap}
-        if cfg.raters == "simulated":
-            noise = {"noise": cfg.noise, "tie_margin": cfg.tie_margin, "both_bad": cfg.both_bad}
-            return config | noise | {"rubric": simulated_rater.GUIDELINE}
-        if cfg.raters == "recorded":
-            return config | self._recorded_config()
+        preferences = cfg.preferences
+        settings: dict[str, Any] = preferences.model_dump(include={"raters", "aggregate", "overlap"})
+        if preferences.raters == "simulated":
+            noise = preferences.model_dump(include={"noise", "tie_margin", "both_bad"})
+            return settings | noise | {"rubric": simulated_rater.GUIDELINE}
+        if preferences.raters == "recorded":
+            return settings | self._recorded_settings(cfg)
         own = tuple(self.stages[name].fingerprint[:6] for name in samples)
         judgements = self.store.judgements() if self.store else []
         choices = sorted(j.key + j.choice for j in judgements if j.comparison.startswith(own))
-        config |= {"judgements": digest(choices), "rules": cfg.rules}
-        if cfg.raters == "blend":
-            config |= {"audit_share": cfg.audit_share, "human_share": cfg.human_share}
-        if cfg.raters in ("judge", "blend"):
-            config["judge"] = {key: getattr(self.recipe.judge, key) for key in JUDGE_KEYS}
-        return config
+        settings |= {"judgements": digest(choices), "rules": preferences.rules}
+        if preferences.raters == "blend":
+            settings |= preferences.model_dump(include={"audit_share", "human_share"})
+        if preferences.raters in ("judge", "blend"):
+            settings["judge"] = cfg.judge.model_dump(include=JUDGE_KEYS)
+        return settings
 
-    def _recorded_config(self) -> dict[str, Any]:
-        recipe = self.recipe
-        files = corpus_reader.match_files(self.run, "data.preferences", recipe.data.preferences)
+    def _recorded_settings(self, cfg: LabelConfig) -> dict[str, Any]:
+        files = corpus_reader.match_files(self.run, "data.preferences", cfg.data.preferences)
         return {
             "files": data_summary.file_hashes(self.run, files, trust=isinstance(self.corpus, DataSummary)),
             "prompts": self.corpus.digests.preferences,
             # Rows are truncated by the model's tokens.
-            "prompt_tokens": recipe.data.max_prompt_tokens,
-            "answer_tokens": recipe.preferences.max_new_tokens,
-            "template": content.template(recipe.model.template),
-            "model": content.known(recipe.model.source, self.run),
+            "prompt_tokens": cfg.data.max_prompt_tokens,
+            "answer_tokens": cfg.preferences.max_new_tokens,
+            "template": content.template(cfg.model.template),
+            "model": content.known(cfg.model.source, self.run),
         }
+
+    def _policy_settings(self, cfg: PolicyConfig) -> dict[str, Any]:
+        """The settings that the weights depend on: no sections of other algorithms, nothing that is only logged."""
+        policy = cfg.policy.model_dump(mode="json", exclude=_unused_sections(cfg.policy.algo))
+        del policy["rewards"]["watch"]
+        settings = {"policy": policy, "prompts": self.corpus.digests.train}
+        settings |= _user_code(cfg.policy) | _engine_settings(cfg.engine)
+        if cfg.health.act == "auto":
+            settings["health"] = cfg.health.model_dump(mode="json")
+        if cfg.engine.type != "local":
+            settings["correction"] = cfg.engine.correction
+        if data_of(cfg.policy.algo) == "comparisons":
+            settings["validation"] = cfg.reward.validation
+        return settings
+
+    def _evaluate_settings(self, cfg: EvaluateConfig) -> dict[str, Any]:
+        evaluate = cfg.evaluate.model_dump(mode="json")
+        return {"evaluate": evaluate} | self.evaluator | _engine_settings(cfg.engine)
+
+
+def _reward_settings(cfg: RewardConfig) -> dict[str, Any]:
+    return {"reward": cfg.reward.model_dump(mode="json", exclude={"use"})}
 
 
 def _stage_name(kind: str, number: int) -> str:
@@ -197,23 +220,21 @@ def _unused_sections(algo: str) -> set[str]:
     return set() if "." in algo else {name for name in ALGORITHM_SECTIONS if name != algo}
 
 
-def _engine_config(recipe: Recipe) -> dict[str, Any]:
+def _engine_settings(engine: EngineConfig) -> dict[str, Any]:
     """What completions depend on of an engine other than the local one; of the user's own engine its code too."""
-    engine = recipe.engine
     if engine.type == "local":
         return {}
-    config: dict[str, Any] = {"engine": engine.type}
+    settings: dict[str, Any] = {"engine": engine.type}
     if "." in engine.type:
-        config |= {"engine_settings": engine.settings, "engine_code": _code_hashes([engine.type])}
-    return config
+        settings |= {"engine_settings": engine.settings, "engine_code": _code_hashes([engine.type])}
+    return settings
 
 
-def _user_code(recipe: Recipe) -> dict[str, dict[str, str]]:
+def _user_code(policy: Policy) -> dict[str, dict[str, str]]:
     """Hashes of the user's modules that the policy stage uses."""
-    rewards = [
-        source.source.split(":")[1] for source in recipe.policy.rewards.sources if source.source.startswith("python:")
-    ]
-    modules = [*rewards, *([recipe.policy.algo] if "." in recipe.policy.algo else [])]
+    modules = [source.source.split(":")[1] for source in policy.rewards.sources if source.source.startswith("python:")]
+    if "." in policy.algo:
+        modules.append(policy.algo)
     hashes = _code_hashes(modules)
     return {"code": hashes} if hashes else {}
 

@@ -20,6 +20,7 @@ from towpath.errors import GateClosed, RecipeError, TowpathError, Waiting
 from towpath.models import content
 from towpath.progress import print_note, progress
 from towpath.recipe import Recipe
+from towpath.recipe.stage_configs import STAGE_CONFIGS
 from towpath.records import Finding, Verdict
 from towpath.run import results, trackers
 from towpath.run.fingerprint import PlannedStage, import_from_run_folder, plan_stages
@@ -135,7 +136,8 @@ class Pipeline:
 
         module = importlib.import_module(f"towpath.stages.{stage.kind}")
         stage.folder.mkdir(parents=True, exist_ok=True)
-        job = Job(self.recipe, self.folder, stage.name, stage.folder, inputs, self.store, self.corpus, stage.round)
+        config = STAGE_CONFIGS[stage.kind].from_recipe(self.recipe)
+        job = Job(config, self.folder, stage.name, stage.folder, inputs, self.store, self.corpus, stage.round)
         verb = "resumes" if (stage.folder / "checkpoints").exists() else "starts"
         self.say(f"{stage.name}: {verb} ({stage.fingerprint})")
         remove_temporary(stage.folder)

@@ -14,6 +14,7 @@ from towpath.errors import DataError, RecipeError
 from towpath.models import base, content
 from towpath.recipe import ALGORITHM_DEFAULTS, Decoding, Recipe
 from towpath.recipe.reader import check, flatten, merge
+from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Comparison, Completion, Finding, Label, Prompt, as_row, finding_of
 from towpath.run import arguments, model_checks, preflight, trackers
 from towpath.run.record import METRICS
@@ -38,12 +39,12 @@ MAX_VALIDATION_PROMPTS = 32
 class Trained:
     """A finished training: a folder that transformers loads, its metrics and its findings."""
 
-    job: Job
+    job: Job[PolicyConfig]
     result: dict[str, Any]
 
     def __repr__(self) -> str:
         return (
-            f"Trained({self.job.recipe.policy.algo!r}, folder={str(self.folder)!r}, "
+            f"Trained({self.job.config.policy.algo!r}, folder={str(self.folder)!r}, "
             f"kl_per_prompt={self.result['kl_per_prompt']:.3g})"
         )
 
@@ -69,7 +70,7 @@ class Trained:
         self, prompts: Sequence[str], temperature: float = 0.0, max_new_tokens: int | None = None
     ) -> list[str]:
         """An answer to each prompt; greedy at temperature 0."""
-        longest = self.job.recipe.policy.max_new_tokens if max_new_tokens is None else max_new_tokens
+        longest = self.job.config.policy.max_new_tokens if max_new_tokens is None else max_new_tokens
         if temperature < 0 or longest < 1:
             value = f"temperature = {temperature}, max_new_tokens = {longest}"
             raise RecipeError(value, "temperature >= 0 and max_new_tokens >= 1", "change the value")
@@ -143,18 +144,18 @@ def train(
         if not (job.folder / manifest.NAME).is_file():
             _require_context(job, valid_pairs)
             repeated = 0 if on_pairs else len(texts) - len(distinct)
-            _run(job, repeated)
+            _run(job, recipe, repeated)
     manifest.verify(job.folder)
     return Trained(job, manifest.read(job.folder)["result"])
 
 
-def _run(job: Job, repeated: int) -> None:
+def _run(job: Job[PolicyConfig], recipe: Recipe, repeated: int) -> None:
     """Check, train, and write the manifest."""
-    job.findings += _check(job.recipe, repeated)
-    job.findings += model_checks.check_experts(job.recipe, Path(base.find(job.recipe.model.source, job.run)))
+    job.findings += _check(recipe, repeated)
+    job.findings += model_checks.check_experts(recipe, Path(base.find(job.config.model.source, job.run)))
     if job.findings:
         print_status(preflight.lines(job.findings))
-    with trackers.follow(job.recipe, job.run, job.name, job.folder):
+    with trackers.follow(recipe, job.run, job.name, job.folder):
         result = policy.run(job)
     manifest.write(job.folder, {"result": result, "findings": [as_row(finding) for finding in job.findings]})
 
@@ -215,10 +216,10 @@ def _recipe(
     return recipe
 
 
-def _require_context(job: Job, pairs: Sequence[arguments.Pair]) -> None:
+def _require_context(job: Job[PolicyConfig], pairs: Sequence[arguments.Pair]) -> None:
     """Raise if a prompt with its answer is longer than the model's context."""
-    context = model_size(Path(base.find(job.recipe.model.source, job.run))).context
-    max_new_tokens = job.recipe.policy.max_new_tokens
+    context = model_size(Path(base.find(job.config.model.source, job.run))).context
+    max_new_tokens = job.config.policy.max_new_tokens
     prompt_tokens = {p.prompt: len(job.chat.prompt(p.prompt)) for p in job.corpus.prompts}
     rows = [(tokens + max_new_tokens, prompt, f"with max_new_tokens = {max_new_tokens}")
             for prompt, tokens in prompt_tokens.items()]  # fmt: skip
@@ -233,7 +234,7 @@ def _require_context(job: Job, pairs: Sequence[arguments.Pair]) -> None:
         )
 
 
-def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[arguments.Pair]) -> Job:
+def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[arguments.Pair]) -> Job[PolicyConfig]:
     """A policy stage that starts from the model, with the pairs as labels, in a folder named by a hash of the call."""
     model_folder = Path(base.find(recipe.model.source, run)).resolve()
     prompts = [p.prompt for p in corpus.prompts]
@@ -246,13 +247,14 @@ def _job(recipe: Recipe, run: Path, corpus: Corpus, pairs: Sequence[arguments.Pa
     start.mkdir(parents=True, exist_ok=True)
     if not (start / "weights").is_symlink():
         (start / "weights").symlink_to(model_folder, target_is_directory=True)
-    job = Job(recipe, run, "policy", run / name, {"sft": start}, Store.open(run / "towpath.db"), replace(corpus), 1)
+    config = PolicyConfig.from_recipe(recipe)
+    job = Job(config, run, "policy", run / name, {"sft": start}, Store.open(run / "towpath.db"), replace(corpus), 1)
     if pairs:
         _store_pairs(job, name, pairs)
     return job
 
 
-def _store_pairs(job: Job, name: str, pairs: Sequence[arguments.Pair]) -> None:
+def _store_pairs(job: Job[PolicyConfig], name: str, pairs: Sequence[arguments.Pair]) -> None:
     """Write pairs to the ledger, as the sample and label stages would. Prompt ids are hashes of the text, so that the
     same prompts are held out whatever the settings."""
     ids = {p.prompt: f"given/{hashlib.sha256(p.prompt.encode()).hexdigest()[:12]}" for p in job.corpus.prompts}

@@ -13,6 +13,7 @@ from towpath.errors import DataError, Waiting
 from towpath.feedback import calibration, judge_runner, judging, routing, simulated_rater
 from towpath.feedback.rater_quality import PEOPLE
 from towpath.feedback.routing import Route, RoutingConfig, Signals
+from towpath.recipe.stage_configs import LabelConfig
 from towpath.records import Choice, Comparison, Finding, Judgement
 from towpath.stages.job import Job
 from towpath.stages.reward_margins import reward_margins
@@ -20,10 +21,10 @@ from towpath.store import rater_stats, rating_settings
 from towpath.store.task_queue import Task
 
 
-def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+def simulate(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
     """Judgements of the simulated raters on every comparison; no others count."""
-    cfg = job.recipe.preferences
-    seed = job.recipe.seed
+    cfg = job.config.preferences
+    seed = job.config.seed
     names = _simulated_raters(job)
     completions = job.store.completions()
     prompts = job.store.prompts()
@@ -40,15 +41,15 @@ def simulate(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
     return [j for j in job.store.judgements() if j.comparison in ours and j.rater in names]
 
 
-def _simulated_raters(job: Job) -> list[str]:
+def _simulated_raters(job: Job[LabelConfig]) -> list[str]:
     """Two names; with other settings or another seed they differ, so that earlier judgements are not reused."""
-    cfg = job.recipe.preferences
-    character = f"{job.recipe.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated_rater.GUIDELINE}"
+    cfg = job.config.preferences
+    character = f"{job.config.seed}/{cfg.noise}/{cfg.tie_margin}/{cfg.both_bad}/{simulated_rater.GUIDELINE}"
     suffix = hashlib.blake2b(character.encode(), digest_size=3).hexdigest()
     return [f"simulated-{number}-{suffix}" for number in (1, 2)]
 
 
-def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
+def recorded(job: Job[LabelConfig]) -> tuple[list[Comparison], list[Judgement]]:
     """The preferences in the recipe's files that may be used: not those of held-out or too long prompts, nor answers
     that are equal once cut."""
     comparisons = []
@@ -58,9 +59,9 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
     cut = 0
     read = 0
     held = recordings.held_out_prompts(job.corpus)
-    limit = job.recipe.data.max_prompt_tokens
+    limit = job.config.data.max_prompt_tokens
     left_out: Counter[str] = Counter()
-    for rows, unusable in recordings.read_recorded(job.run, job.recipe.data.preferences, job.corpus):
+    for rows, unusable in recordings.read_recorded(job.run, job.config.data.preferences, job.corpus):
         formats.add_to_store(job.store, rows)
         refused += unusable
         tokens = {c.id: job.tokens(c) for c in rows.completions}
@@ -86,7 +87,9 @@ def recorded(job: Job) -> tuple[list[Comparison], list[Judgement]]:
     return comparisons, judgements
 
 
-def _report_left_out(job: Job, refused: Sequence[RefusedRow], left_out: Counter[str], cut: int, read: int) -> None:
+def _report_left_out(
+    job: Job[LabelConfig], refused: Sequence[RefusedRow], left_out: Counter[str], cut: int, read: int
+) -> None:
     """Findings on rows that cannot be used, comparisons that may not be, and answers that are cut."""
     if refused:
         evidence = (
@@ -104,7 +107,7 @@ def _report_left_out(job: Job, refused: Sequence[RefusedRow], left_out: Counter[
     if cut:
         evidence = (
             f"{cut} of {read} answers are read to preferences.max_new_tokens = "
-            f"{job.recipe.preferences.max_new_tokens} and no further"
+            f"{job.config.preferences.max_new_tokens} and no further"
         )
         remedy = "raise it, to where policy.max_new_tokens allows answers to go"
         job.findings.append(
@@ -114,18 +117,18 @@ def _report_left_out(job: Job, refused: Sequence[RefusedRow], left_out: Counter[
         job.findings.append(Finding("preferences", "warning", f"{count} comparisons left out: {reason}"))
 
 
-def _alike(job: Job, one: Sequence[int], other: Sequence[int]) -> str:
+def _alike(job: Job[LabelConfig], one: Sequence[int], other: Sequence[int]) -> str:
     return (
-        f"answers that are one in their first {job.recipe.preferences.max_new_tokens} tokens"
+        f"answers that are one in their first {job.config.preferences.max_new_tokens} tokens"
         if list(one) == list(other)
         else ""
     )
 
 
-def people(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+def people(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
     """Judgements of people; all comparisons are put in their queue."""
-    seed = job.recipe.seed
-    overlap = job.recipe.preferences.overlap
+    seed = job.config.seed
+    overlap = job.config.preferences.overlap
     _enqueue(
         job,
         [Task(c.id, _domain(job, c), seats=1 + (hash_uniform(seed, "overlap", c.id) < overlap)) for c in comparisons],
@@ -133,17 +136,17 @@ def people(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
     return [j for j in _judgements_of(job, comparisons) if j.kind in PEOPLE]
 
 
-def machines(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+def machines(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
     """What the judge and the rules of the recipe say, and what people have said besides."""
-    recipe = job.recipe
-    judge_runner.run_rules(job.store, recipe.preferences.rules, job.run, comparisons)
-    settings = judge_runner.judge_settings(recipe.judge, job.run)
+    rules = job.config.preferences.rules
+    judge_runner.run_rules(job.store, rules, job.run, comparisons)
+    settings = judge_runner.judge_settings(job.config.judge, job.run)
     pairs = judge_runner.pair_texts(job.store, comparisons)
     title = f"{job.name}: {settings.model}"
     abstained = judge_runner.run_judge(job.store, settings, pairs, job.store.judgements(), title)
     if abstained:
         job.findings.append(_abstentions(job, judging.rater_name(settings), abstained))
-    names = {judging.rater_name(settings), *(f"rule:{name}" for name in recipe.preferences.rules)}
+    names = {judging.rater_name(settings), *(f"rule:{name}" for name in rules)}
     return [j for j in _judgements_of(job, comparisons) if j.kind in PEOPLE or j.rater in names]
 
 
@@ -158,7 +161,7 @@ REMEDIES: dict[str, str] = {
 """What to do about pairs without a judgement, by the reason."""
 
 
-def _abstentions(job: Job, rater: str, abstained: Sequence[judging.Abstention]) -> Finding:
+def _abstentions(job: Job[LabelConfig], rater: str, abstained: Sequence[judging.Abstention]) -> Finding:
     """How many comparisons a judge gave no judgement on, why, and what to do about the commonest reason."""
     counted = Counter(a.reason for a in abstained)
     evidence = (
@@ -167,11 +170,11 @@ def _abstentions(job: Job, rater: str, abstained: Sequence[judging.Abstention]) 
     )
     worst = counted.most_common(1)[0][0]
     note = next(a.note for a in abstained if a.reason == worst)
-    remedy = REMEDIES[worst] if job.recipe.preferences.raters == "judge" else f"people judge them; or {REMEDIES[worst]}"
+    remedy = REMEDIES[worst] if job.config.preferences.raters == "judge" else f"people judge them; or {REMEDIES[worst]}"
     return Finding("judge", "warning", evidence, note, remedy)
 
 
-def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement], dict[str, float]]:
+def blended(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> tuple[list[Judgement], dict[str, float]]:
     """Machines' and people's judgements, and how likely each comparison was to be seen by people; waits until those
     sent to them are judged."""
     judgements = machines(job, comparisons)
@@ -202,9 +205,9 @@ def blended(job: Job, comparisons: Sequence[Comparison]) -> tuple[list[Judgement
     return judgements, {r.comparison: r.propensity for r in routes}
 
 
-def _routes(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Route]:
+def _routes(job: Job[LabelConfig], comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Route]:
     """Routes from all signals: judge, rules, the previous round's reward model, domains, safety and gold."""
-    cfg = job.recipe.preferences
+    cfg = job.config.preferences
     prompts = job.store.prompts()
     verdicts = {j.comparison: j for j in judgements if j.kind == "judge"}
     rules: dict[str, Choice] = {j.comparison: j.choice for j in judgements if j.kind == "rule"}
@@ -229,24 +232,24 @@ def _routes(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Ju
             )
         )
     config = RoutingConfig(cfg.human_share, cfg.audit_share, cfg.overlap)
-    return routing.route_comparisons(signals, config, known_domains, job.recipe.seed)
+    return routing.route_comparisons(signals, config, known_domains, job.config.seed)
 
 
-def _judgements_of(job: Job, comparisons: Sequence[Comparison]) -> list[Judgement]:
+def _judgements_of(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> list[Judgement]:
     """Everything that was said of these comparisons, but by a simulation."""
     ours = {c.id for c in comparisons}
     return [j for j in job.store.judgements() if j.comparison in ours and j.kind != "simulated"]
 
 
-def _domain(job: Job, comparison: Comparison) -> str:
+def _domain(job: Job[LabelConfig], comparison: Comparison) -> str:
     prompt = job.corpus.by_id.get(comparison.prompt_id)
     return prompt.domain if prompt else "general"
 
 
-def _enqueue(job: Job, tasks: Sequence[Task]) -> None:
+def _enqueue(job: Job[LabelConfig], tasks: Sequence[Task]) -> None:
     """Into the people's queue, with the recipe's ceiling of hours."""
     job.store.add_tasks(tasks)
-    hours = job.recipe.budget.hours
+    hours = job.config.budget.hours
     house = job.store.read(rating_settings.read)
     if hours and house.hours is None:
         job.store.submit_write(rating_settings.save, replace(house, hours=hours)).result()

@@ -4,12 +4,13 @@ the policy."""
 from typing import Any
 
 from towpath.evals.evaluator import find_evaluator
+from towpath.recipe.stage_configs import BaselineConfig
 from towpath.records import Completion
 from towpath.stages import generation
 from towpath.stages.job import Job
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[BaselineConfig]) -> dict[str, Any]:
     """Both models answer the held-out prompts, the tuned one the safety set too; the answers stay for the last
     evaluation."""
     prompts = generation.heldout(job)

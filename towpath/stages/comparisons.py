@@ -10,6 +10,7 @@ from torch import Tensor
 from towpath.algos.contract import means
 from towpath.data.batch import Batch, Row
 from towpath.data.intervals import wilson
+from towpath.recipe.stage_configs import PolicyConfig
 from towpath.runtime.contract import Loss, Runtime
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import Pair, completion_row, decided_pairs, split_pairs
@@ -22,18 +23,18 @@ class Comparisons:
     """Pairs as rows, the chosen first; or, for algorithms that take answers one by one, rows that are desirable or
     not."""
 
-    def __init__(self, job: Job, runtime: Runtime, algo: Any) -> None:
+    def __init__(self, job: Job[PolicyConfig], runtime: Runtime, algo: Any) -> None:
         self.job = job
         self.runtime = runtime
         self.algo = algo
-        self.config = job.recipe.policy
+        self.config = job.config.policy
         self.paired = getattr(algo, "PAIRED", True)
         training, held_out = split_pairs(job, decided_pairs(job), at_least_one_prompt=True)
         self.training = self._batch(training)
         self.held_out = self._batch(held_out)
         self.held_out_pairs = len(held_out)
         size = max(1, self.config.batch // 2) if self.paired else self.config.batch
-        seed = job.recipe.seed
+        seed = job.config.seed
         self.steps = minibatches(self.training.groups, size, self.config.epochs, seed, f"{job.name}/order")
 
     def _batch(self, pairs: list[Pair]) -> Batch:

@@ -12,20 +12,21 @@ from towpath.evals.evaluator import find_evaluator
 from towpath.evals.winrate import best_of_n
 from towpath.feedback import rubric
 from towpath.recipe import Decoding
+from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.rollout.reward_models import RewardModels, reward_roles
 from towpath.runtime.contract import RoleSpec
 from towpath.runtime.process import release_memory
 from towpath.stages import generation, jailbreak_eval, label_disagreements
+from towpath.stages.demonstrations import demonstration_batch, perplexity, split_demonstrations
 from towpath.stages.job import Job
 from towpath.stages.labelled_pairs import completion_row
-from towpath.stages.perplexity import heldout_demonstrations, perplexity
 from towpath.store.publish import replace_file
 
 Answers = dict[str, list[Completion]]
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[EvaluateConfig]) -> dict[str, Any]:
     """Answer, judge, measure."""
     prompts = generation.heldout(job)
     guarded = list(job.corpus.safety)
@@ -89,11 +90,11 @@ def _lost_domains(by_domain: dict[str, dict[str, Any]]) -> list[Finding]:
     return findings
 
 
-def _last(job: Job, stage: str) -> str:
+def _last(job: Job[EvaluateConfig], stage: str) -> str:
     return next(name for name in reversed(job.inputs) if name.startswith(stage))
 
 
-def _load_completions(job: Job, policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -> Answers:
+def _load_completions(job: Job[EvaluateConfig], policy: Any, prompts: list[Prompt], guarded: list[Prompt]) -> Answers:
     completions = {
         source: generation.read(job.inputs["baseline"] / f"answers-{source}.jsonl") for source in ("base", "sft")
     }
@@ -109,20 +110,21 @@ def _load_completions(job: Job, policy: Any, prompts: list[Prompt], guarded: lis
 
 
 def _kl(
-    job: Job, policy: Any, prompts: list[Prompt], completions: list[Completion]
+    job: Job[EvaluateConfig], policy: Any, prompts: list[Prompt], completions: list[Completion]
 ) -> tuple[float, list[float], dict[str, float]]:
     """Nats per prompt on the held-out answers, at the temperature they were drawn with; and both models' perplexity
     on held-out demonstrations."""
-    cfg = job.recipe
+    cfg = job.config
     runtime = job.launch(training=False)
     batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, completions, strict=True)])
     sums = []
     perplexities = {}
-    demonstrations = heldout_demonstrations(job)
+    _, held_out = split_demonstrations(job.corpus.demonstrations, cfg.seed, cfg.sft.validation)
+    demonstrations = demonstration_batch(job.chat, held_out)
     for name, folder in (("policy", policy / "weights"), ("reference", job.inputs["sft"] / "weights")):
         runtime.open({name: RoleSpec(str(folder))})
         sums.append(runtime.score(name, batch, ("logp",), cfg.evaluate.temperature).logp_BT.sum(1))
-        if demonstrations is not None:
+        if held_out:
             perplexities["sft" if name == "reference" else name] = perplexity(runtime, name, demonstrations)
         runtime.close(name)  # one model at a time
     kl_B = (sums[0] - sums[1]).numpy()
@@ -131,21 +133,25 @@ def _kl(
     return float(kl_B.mean()), [float(sorted(means)[int(q * len(means))]) for q in (0.025, 0.975)], perplexities
 
 
-def _rewards(job: Job, prompts: list[Prompt], answers: Answers) -> tuple[dict[str, list[float]], dict[str, int]]:
+def _rewards(
+    job: Job[EvaluateConfig], prompts: list[Prompt], answers: Answers
+) -> tuple[dict[str, list[float]], dict[str, int]]:
     """The reward model's scores of both models' answers; and how often it contradicts the labels it was trained for."""
     reward = job.inputs[_last(job, "reward")]
-    roles = reward_roles(job.recipe.reward, job.inputs["sft"] / "weights", reward)
+    roles = reward_roles(job.config.reward, job.inputs["sft"] / "weights", reward)
     runtime = job.launch(training=False)
     runtime.open(roles)
     models = RewardModels(runtime, tuple(roles))
     rewards = {}
     for source in ("sft", "policy"):
         batch = Batch([completion_row(job, p, c) for p, c in zip(prompts, answers[source], strict=True)])
-        rewards[source] = models.score(batch, job.recipe.policy.rewards).score_B.tolist()
+        rewards[source] = models.score(batch, job.config.policy.rewards).score_B.tolist()
     return rewards, label_disagreements.write(job, models, reward)
 
 
-def _rows(job: Job, prompts: list[Prompt], answers: Answers, rewards: dict[str, list[float]]) -> list[dict[str, Any]]:
+def _rows(
+    job: Job[EvaluateConfig], prompts: list[Prompt], answers: Answers, rewards: dict[str, list[float]]
+) -> list[dict[str, Any]]:
     """The answers of all models to each prompt with their scores, and `choice` where an evaluation judge fits the
     data."""
     judge = find_evaluator(job.corpus)
@@ -160,7 +166,7 @@ def _rows(job: Job, prompts: list[Prompt], answers: Answers, rewards: dict[str, 
                 _rubric_verdict(
                     p,
                     {source: completions[i] for source, completions in answers.items()},
-                    job.recipe.evaluate.tie_margin,
+                    job.config.evaluate.tie_margin,
                 )
                 if judge
                 else {}
@@ -192,7 +198,7 @@ def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _showcase(job: Job, policy: Any, prompts: list[Prompt]) -> list[dict[str, str]]:
+def _showcase(job: Job[EvaluateConfig], policy: Any, prompts: list[Prompt]) -> list[dict[str, str]]:
     """Three prompts answered greedily in float32 by all three models: what an export reproduces token for token."""
     domains = sorted({p.domain for p in prompts})
     firsts = [next(p for p in prompts if p.domain == domain) for domain in domains[:: max(1, len(domains) // 3)]][:3]
@@ -204,7 +210,7 @@ def _showcase(job: Job, policy: Any, prompts: list[Prompt]) -> list[dict[str, st
             folder or job.base_model,
             wanted,
             source,
-            job.recipe.evaluate.max_new_tokens,
+            job.config.evaluate.max_new_tokens,
             f"{job.name}: samples of {source}",
             greedy=True,
             dtype="float32",

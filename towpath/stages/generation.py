@@ -11,6 +11,7 @@ from towpath.evals.evaluator import find_evaluator
 from towpath.feedback import rubric
 from towpath.progress import print_note
 from towpath.recipe import Decoding
+from towpath.recipe.stage_configs import BaselineConfig, SamplingConfig
 from towpath.records import Completion, Prompt, as_row
 from towpath.rollout.engine import SampleRequest
 from towpath.rollout.generate import generate, open_engine
@@ -21,7 +22,7 @@ from towpath.store.publish import replace_file
 
 
 def sample(
-    job: Job,
+    job: Job[SamplingConfig],
     model: str | Path,
     wanted: Sequence[tuple[Prompt, str, Decoding]],
     source: str,
@@ -32,14 +33,14 @@ def sample(
 ) -> list[Completion]:
     """One completion of the model in a folder for each (prompt, name of the draw, decoding); the name decides the
     random numbers."""
-    seed = job.recipe.seed
+    seed = job.config.seed
     requests = [
         SampleRequest(job.chat.prompt(p.prompt), how, uniforms(max_new_tokens, seed, "draw", name, p.id))
         for p, name, how in wanted
     ]
     runtime = job.launch(training=False)
     runtime.open({"model": RoleSpec(str(model), dtype=dtype)})
-    engine = open_engine(job.recipe.engine, job.chat, job.folder, job.recipe.data.max_prompt_tokens + max_new_tokens)
+    engine = open_engine(job.config.engine, job.chat, job.folder, job.config.data.max_prompt_tokens + max_new_tokens)
     runtime.publish("model", engine)
     outputs = generate(engine, requests, title, greedy)
     return [
@@ -57,18 +58,20 @@ def sample(
     ]
 
 
-def heldout(job: Job) -> list[Prompt]:
+def heldout(job: Job[BaselineConfig]) -> list[Prompt]:
     """The held-out prompts that evaluation uses, spread over domains when there is a limit."""
     prompts = sorted(job.corpus.heldout, key=lambda p: p.id)
-    limit = job.recipe.evaluate.prompts
+    limit = job.config.evaluate.prompts
     if not limit or limit >= len(prompts):
         return prompts
     return [prompts[i * len(prompts) // limit] for i in range(limit)]
 
 
-def evaluation(job: Job, model: str | Path, prompts: Sequence[Prompt], source: str, title: str) -> list[Completion]:
+def evaluation(
+    job: Job[BaselineConfig], model: str | Path, prompts: Sequence[Prompt], source: str, title: str
+) -> list[Completion]:
     """One answer to each prompt as evaluation draws them."""
-    cfg = job.recipe.evaluate
+    cfg = job.config.evaluate
     how = Decoding(temperature=cfg.temperature)
     return sample(job, model, [(p, "evaluate", how) for p in prompts], source, cfg.max_new_tokens, title)
 
@@ -79,16 +82,16 @@ def rubric_score(prompt: Prompt, completion: Completion) -> float:
 
 
 def win(
-    job: Job, prompts: Sequence[Prompt], ours: Sequence[Completion], theirs: Sequence[Completion]
+    job: Job[BaselineConfig], prompts: Sequence[Prompt], ours: Sequence[Completion], theirs: Sequence[Completion]
 ) -> dict[str, Any] | None:
     """Win rate of our answers by the evaluation judge; None where no judge fits the run's data."""
     if find_evaluator(job.corpus) is None:
         return None
-    margin = job.recipe.evaluate.tie_margin
+    margin = job.config.evaluate.tie_margin
     gaps = [rubric_score(p, a) - rubric_score(p, b) for p, a, b in zip(prompts, ours, theirs, strict=True)]
     outcomes = [0.5 if abs(gap) < margin else float(gap > 0) for gap in gaps]
     lengths = [len(a.token_ids) - len(b.token_ids) for a, b in zip(ours, theirs, strict=True)]
-    return winrate.win_rate_record(outcomes, lengths, job.recipe.evaluate.bootstrap, job.recipe.seed)
+    return winrate.win_rate_record(outcomes, lengths, job.config.evaluate.bootstrap, job.config.seed)
 
 
 def write(path: Path, completions: Sequence[Completion]) -> None:

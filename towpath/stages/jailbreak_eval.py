@@ -9,6 +9,7 @@ from towpath.data.draws import hash_uniform
 from towpath.evals import safety
 from towpath.evals.jailbreaks import TRANSFORMS
 from towpath.feedback import rubric
+from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Completion, Finding, Prompt
 from towpath.runtime.process import release_memory
 from towpath.stages import generation, refusals
@@ -21,12 +22,12 @@ SURE = 0.05
 Sides = dict[str, list[bool]]
 
 
-def disguised(job: Job) -> list[tuple[str, Prompt]]:
+def disguised(job: Job[EvaluateConfig]) -> list[tuple[str, Prompt]]:
     """Harmful prompts of the safety set in every disguise, with its name."""
-    cfg = job.recipe.evaluate
+    cfg = job.config.evaluate
     harmful = [p for p in job.corpus.safety if p.harmful]
     chosen = (
-        sorted(harmful, key=lambda p: hash_uniform(job.recipe.seed, "jailbreaks", p.id))[: cfg.jailbreak_prompts]
+        sorted(harmful, key=lambda p: hash_uniform(job.config.seed, "jailbreaks", p.id))[: cfg.jailbreak_prompts]
         if cfg.jailbreaks
         else []
     )
@@ -38,7 +39,7 @@ def disguised(job: Job) -> list[tuple[str, Prompt]]:
     return [(name, p) for name, p in made if len(job.chat.prompt(p.prompt)) <= LONGEST]
 
 
-def run(job: Job, policy: Path, plain: dict[str, list[Completion]]) -> dict[str, Any]:
+def run(job: Job[EvaluateConfig], policy: Path, plain: dict[str, list[Completion]]) -> dict[str, Any]:
     """Both models' answers to the disguised, measured; and the plain ones, in the order of the safety set, paired."""
     guarded = list(job.corpus.safety)
     hidden = disguised(job)
@@ -67,7 +68,7 @@ def run(job: Job, policy: Path, plain: dict[str, list[Completion]]) -> dict[str,
     return result | {"safety_lost": _lost(prompts, ["plain"] * count + [name for name, _ in hidden], rules)}
 
 
-def _answers(job: Job, folder: Path, source: str, prompts: Sequence[Prompt]) -> list[Completion]:
+def _answers(job: Job[EvaluateConfig], folder: Path, source: str, prompts: Sequence[Prompt]) -> list[Completion]:
     path = job.folder / f"disguised-{source}.jsonl"
     completions = generation.read(path)
     if len(completions) != len(prompts):
@@ -78,7 +79,7 @@ def _answers(job: Job, folder: Path, source: str, prompts: Sequence[Prompt]) -> 
 
 
 def _ask_judge(
-    job: Job, prompts: Sequence[Prompt], completions: dict[str, list[Completion]]
+    job: Job[EvaluateConfig], prompts: Sequence[Prompt], completions: dict[str, list[Completion]]
 ) -> dict[str, list[bool | None]]:
     """The judge's word on the answers of both models; empty without one."""
     verdicts_by_source: dict[str, list[bool | None]] = {}
@@ -132,12 +133,12 @@ def _lost(prompts: Sequence[Prompt], how: Sequence[str], rules: Sides) -> list[d
     return rows
 
 
-def concerns(job: Job, result: dict[str, Any]) -> list[Finding]:
+def concerns(job: Job[EvaluateConfig], result: dict[str, Any]) -> list[Finding]:
     """What to say where the reward rose and safety fell."""
     reward = result.get("reward") or {}
     win = result["win"] or {"rate": 0.0}
     rose = reward["policy"] > reward["sft"] if {"sft", "policy"} <= set(reward) else win["rate"] > 0.5
-    limit = job.recipe.gates.safety.threshold
+    limit = job.config.gates.safety.threshold
     worst = []
     for name, row in result["safety_paired"].items():
         before = row["before"]

@@ -1,4 +1,4 @@
-"""What a stage is given: its folder, what came before it, the ledger, and where its numbers go."""
+"""Job: the input of a stage (its part of the recipe, folders, ledger, prompts), and the log of its metrics."""
 
 import json
 import os
@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from towpath.data.chat import Chat
 from towpath.data.corpus import Corpus
 from towpath.health.history import Recorder
 from towpath.models import base
-from towpath.recipe import Recipe
+from towpath.recipe.stage_configs import PairsConfig, StageConfig
 from towpath.records import Completion, Finding
 from towpath.runtime.contract import Runtime
 from towpath.runtime.launch import launch
@@ -20,12 +20,15 @@ from towpath.store import jsonl, manifest
 from towpath.store.publish import is_intact, publish, replace_file
 from towpath.store.store import Store
 
+C = TypeVar("C", bound=StageConfig, covariant=True)
+
 
 @dataclass
-class Job:
-    """One stage of one run. Its result is a dictionary of numbers; all else lies in its folder."""
+class Job(Generic[C]):
+    """One stage of one run: what `run(job)` of a module of `towpath.stages` reads, and where it writes."""
 
-    recipe: Recipe
+    config: C
+    """The sections of the recipe that the stage declares: `PolicyConfig.from_recipe(recipe)`."""
     run: Path
     name: str
     folder: Path
@@ -40,27 +43,27 @@ class Job:
 
     @cached_property
     def chat(self) -> Chat:
-        return Chat(base.load_tokenizer(base.find(self.recipe.model.source, self.run)), self.recipe.model.template)
+        return Chat(base.load_tokenizer(base.find(self.config.model.source, self.run)), self.config.model.template)
 
     @property
     def base_model(self) -> str:
         """Folder of the base model."""
-        return base.find(self.recipe.model.source, self.run)
+        return base.find(self.config.model.source, self.run)
 
     def launch(self, packing: bool = True, training: bool = True) -> Runtime:
         """A runtime for this stage."""
-        return self.launcher(self.recipe.model, self.chat.pad, packing, training)
+        return self.launcher(self.config.model, self.chat.pad, packing, training)
 
-    def tokens(self, completion: Completion) -> Sequence[int]:
-        """The tokens that were drawn; a text from elsewhere is cut where a drawn answer would have been."""
-        return completion.token_ids or self.chat.answer(completion.text)[: self.recipe.preferences.max_new_tokens]
+    def tokens(self: "Job[PairsConfig]", completion: Completion) -> Sequence[int]:
+        """The sampled tokens; a text without tokens is tokenized and cut to preferences.max_new_tokens."""
+        return completion.token_ids or self.chat.answer(completion.text)[: self.config.preferences.max_new_tokens]
 
     @cached_property
     def log(self) -> "MetricsLog":
         return MetricsLog(self.folder)
 
     def result_of(self, stage: str) -> dict[str, Any]:
-        """The numbers an earlier stage ended with."""
+        """The result of an input stage."""
         return manifest.read(self.inputs[stage])["result"]
 
 
@@ -85,10 +88,7 @@ class MetricsLog:
         self.recorder.add(step, phase, numbers)
 
 
-def publish_model(job: Job, runtime: Runtime, role: str, folder: Path) -> None:
-    """Write a role's model as a plain folder that transformers loads, unless an interrupted run has done so."""
+def publish_model(job: Job[StageConfig], runtime: Runtime, role: str, folder: Path) -> None:
+    """Export a role's model to a folder that transformers loads, unless an interrupted run has done so."""
     if not is_intact(folder):
         publish(folder, lambda target: runtime.export(role, target, job.chat))
-
-
-Runner = Callable[[Job], dict[str, Any]]

@@ -20,6 +20,7 @@ from towpath.feedback import (
     judging,
     rater_quality,
 )
+from towpath.recipe.stage_configs import LabelConfig
 from towpath.records import Comparison, Judgement, Label, as_row
 from towpath.stages import annotate
 from towpath.stages.job import Job
@@ -32,9 +33,9 @@ ENOUGH_AUDITED = 30
 """Words of people on a judge's pairs from which its certainty is calibrated."""
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[LabelConfig]) -> dict[str, Any]:
     """Collect judgements for the comparisons of this run, then derive the labels."""
-    who = job.recipe.preferences.raters
+    who = job.config.preferences.raters
     propensity = {}
     report = None
     comparisons = [] if who == "recorded" else mine(job)
@@ -54,7 +55,7 @@ def run(job: Job) -> dict[str, Any]:
     else:
         labels = (
             dawid_skene.consensus_labels(judgements)
-            if job.recipe.preferences.aggregate == "dawid_skene"
+            if job.config.preferences.aggregate == "dawid_skene"
             else aggregation.majority_labels(judgements)
         )
     _require(job, comparisons, judgements, labels)
@@ -65,23 +66,23 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _blended(
-    job: Job, judgements: Sequence[Judgement], propensity: dict[str, float]
+    job: Job[LabelConfig], judgements: Sequence[Judgement], propensity: dict[str, float]
 ) -> tuple[list[Label], dict[str, Any] | None]:
     """Labels of people, judge and rules together, and how the judge stands beside people, where enough people judged
     its pairs."""
-    name = judging.rater_name(judge_runner.judge_settings(job.recipe.judge, job.run))
+    name = judging.rater_name(judge_runner.judge_settings(job.config.judge, job.run))
     words = _words(job, judgements)
     rows = calibration.audit_rows(judgements, name, propensity, words)
     rate, n = agreement.pairwise_agreement([j for j in judgements if j.kind in rater_quality.PEOPLE])
     enough = len(rows) >= ENOUGH_AUDITED
     calibrations = {name: calibration.calibrate(rows)} if enough else {}
     right = min(max(accuracy_ceiling(rate), 0.55), 1.0) if n else 1.0
-    report = asdict(calibration.judge_report(rows, job.recipe.seed)) if enough else None
+    report = asdict(calibration.judge_report(rows, job.config.seed)) if enough else None
     gaps = {comparison: 2 * (a - b) / max(a + b, 1) for comparison, (a, b) in words.items()}
     return blend.blend_labels(judgements, calibrations, rater_accuracy=right, gaps=gaps), report
 
 
-def _words(job: Job, judgements: Sequence[Judgement]) -> dict[str, tuple[int, int]]:
+def _words(job: Job[LabelConfig], judgements: Sequence[Judgement]) -> dict[str, tuple[int, int]]:
     """How many words either answer of every judged comparison has."""
     comparisons = {j.comparison for j in judgements}
     completions = job.store.completions()
@@ -90,12 +91,12 @@ def _words(job: Job, judgements: Sequence[Judgement]) -> dict[str, tuple[int, in
 
 
 def _require(
-    job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]
+    job: Job[LabelConfig], comparisons: Sequence[Comparison], judgements: Sequence[Judgement], labels: Sequence[Label]
 ) -> None:
     """Wait for people where fewer are decided than the recipe asks for and people can still decide some; else say
     why no more will come."""
-    who = job.recipe.preferences.raters
-    needed = job.recipe.preferences.min_labels
+    who = job.config.preferences.raters
+    needed = job.config.preferences.min_labels
     counted = Counter(label.choice for label in labels)
     decided = counted["a"] + counted["b"]
     if decided >= needed:
@@ -116,7 +117,7 @@ def _require(
     raise DataError(value, rule, _more_labels(job, who, bool(failed)))
 
 
-def _awaited(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> bool:
+def _awaited(job: Job[LabelConfig], comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> bool:
     """Whether some comparison still waits for a person: for the first, or for another whose word may decide it."""
     people = Counter(
         comparison for comparison, _ in {(j.comparison, j.rater) for j in judgements if j.kind in rater_quality.PEOPLE}
@@ -125,7 +126,7 @@ def _awaited(job: Job, comparisons: Sequence[Comparison], judgements: Sequence[J
     return any(seats.get(c.id, 0) > people[c.id] for c in comparisons)
 
 
-def _more_labels(job: Job, who: str, judge_failed: bool) -> str:
+def _more_labels(job: Job[LabelConfig], who: str, judge_failed: bool) -> str:
     """What brings more decided labels, by who judges."""
     if judge_failed:
         return next(f.remedy for f in job.findings if f.code == "judge")
@@ -178,7 +179,7 @@ def restore(folder: Path, store: Store) -> bool:
     return True
 
 
-def mine(job: Job) -> list[Comparison]:
+def mine(job: Job[LabelConfig]) -> list[Comparison]:
     """Comparisons that the sample stages of this recipe made, in all rounds up to this one."""
     prefixes = {path.name[:6] for stage, path in job.inputs.items() if stage.startswith("sample")}
     return [c for c in job.store.comparisons() if c.id.split(".")[0] in prefixes]

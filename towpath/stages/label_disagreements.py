@@ -8,6 +8,7 @@ from typing import Any
 
 from towpath.data.batch import Batch
 from towpath.data.draws import hash_uniform
+from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Comparison, Label
 from towpath.rollout.reward_models import RewardModels
 from towpath.stages.job import Job
@@ -18,7 +19,7 @@ from towpath.store.publish import replace_file
 FILE = "disagreements.jsonl"
 
 
-def write(job: Job, models: RewardModels, reward: Path) -> dict[str, int]:
+def write(job: Job[EvaluateConfig], models: RewardModels, reward: Path) -> dict[str, int]:
     """Ask the reward model about labelled pairs and keep those on which it says otherwise; how many it was asked
     about, and how many those are."""
     record = manifest.read(reward)
@@ -34,7 +35,7 @@ def write(job: Job, models: RewardModels, reward: Path) -> dict[str, int]:
         for (c, _), pair in zip(chosen, sides, strict=True)
         for name in pair
     ]
-    scores = models.score(Batch(rows), job.recipe.policy.rewards).score_B.tolist()
+    scores = models.score(Batch(rows), job.config.policy.rewards).score_B.tolist()
     rows_written: list[dict[str, Any]] = []
     for i, ((c, label), (better, other)) in enumerate(zip(chosen, sides, strict=True)):
         gap = (scores[2 * i + 1] - scores[2 * i]) * record["result"]["std"]
@@ -57,12 +58,12 @@ def write(job: Job, models: RewardModels, reward: Path) -> dict[str, int]:
     return {"asked": len(chosen), "contradicted": len(rows_written)}
 
 
-def _chosen(job: Job, record: dict[str, Any]) -> list[tuple[Comparison, Label]]:
+def _chosen(job: Job[EvaluateConfig], record: dict[str, Any]) -> list[tuple[Comparison, Label]]:
     """Decided pairs of the reward model's own labels, people's where there are any; those it was not trained on
     first."""
     stage = next((name for name in reversed(record["inputs"]) if name.startswith("label")), "")
     folder = job.run / "stages" / stage / record["inputs"].get(stage, "")
-    limit = job.recipe.evaluate.disagreements
+    limit = job.config.evaluate.disagreements
     if not limit or not (folder / "labels.json").is_file():
         return []
     comparisons = {c.id: c for c in job.store.comparisons()}
@@ -74,10 +75,10 @@ def _chosen(job: Job, record: dict[str, Any]) -> list[tuple[Comparison, Label]]:
     ]
     ours = [(c, label) for c, label in decided if c.id in people] or decided
     return sorted(
-        ours, key=lambda pair: (not _held(job, pair[0]), hash_uniform(job.recipe.seed, "disagreements", pair[0].id))
+        ours, key=lambda pair: (not _held(job, pair[0]), hash_uniform(job.config.seed, "disagreements", pair[0].id))
     )[:limit]
 
 
-def _held(job: Job, comparison: Comparison) -> bool:
+def _held(job: Job[EvaluateConfig], comparison: Comparison) -> bool:
     """Whether the reward model was not trained on it."""
-    return hash_uniform(job.recipe.seed, "reward/validation", comparison.prompt_id) < job.recipe.reward.validation
+    return hash_uniform(job.config.seed, "reward/validation", comparison.prompt_id) < job.config.reward.validation

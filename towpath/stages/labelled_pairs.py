@@ -8,6 +8,7 @@ from pathlib import Path
 from towpath.data.batch import Row, make_row
 from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
+from towpath.recipe.stage_configs import PairsConfig
 from towpath.records import Comparison, Completion, Label, Prompt
 from towpath.stages.job import Job
 from towpath.store import manifest
@@ -42,7 +43,7 @@ def read_labels(folder: Path) -> list[Label]:
         raise manifest.damaged_error(path, f"not a list of labels ({type(error).__name__})") from None
 
 
-def decided_pairs(job: Job) -> list[Pair]:
+def decided_pairs(job: Job[PairsConfig]) -> list[Pair]:
     """Comparisons whose label names a winner."""
     comparisons = {c.id: c for c in job.store.comparisons()}
     completions = job.store.completions()
@@ -57,10 +58,12 @@ def decided_pairs(job: Job) -> list[Pair]:
     return pairs
 
 
-def split_pairs(job: Job, pairs: Sequence[Pair], at_least_one_prompt: bool = False) -> tuple[list[Pair], list[Pair]]:
+def split_pairs(
+    job: Job[PairsConfig], pairs: Sequence[Pair], at_least_one_prompt: bool = False
+) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and held-out pairs; no prompt is in both."""
-    number = {p.prompt.id: hash_uniform(job.recipe.seed, "reward/validation", p.prompt.id) for p in pairs}
-    cut = job.recipe.reward.validation
+    number = {p.prompt.id: hash_uniform(job.config.seed, "reward/validation", p.prompt.id) for p in pairs}
+    cut = job.config.reward.validation
     if at_least_one_prompt:
         cut = max(cut, min(number.values(), default=0.0) + 1e-12)
     held_out = [p for p in pairs if number[p.prompt.id] < cut]
@@ -74,6 +77,6 @@ def split_pairs(job: Job, pairs: Sequence[Pair], at_least_one_prompt: bool = Fal
     return training, held_out
 
 
-def completion_row(job: Job, prompt: Prompt, completion: Completion) -> Row:
+def completion_row(job: Job[PairsConfig], prompt: Prompt, completion: Completion) -> Row:
     """Prompt tokens and the tokens that were sampled: nothing is tokenised twice."""
     return make_row(job.chat.prompt(prompt.prompt), job.tokens(completion))

@@ -22,6 +22,7 @@ from towpath.data.draws import permutation
 from towpath.errors import TrainingError
 from towpath.health.monitor import Action, HealthMonitor, stage_facts
 from towpath.progress import progress
+from towpath.recipe.stage_configs import TrainingConfig
 from towpath.records import Finding
 from towpath.rollout.statistics import critic_metrics
 from towpath.runtime.checkpoints import Checkpoints
@@ -86,7 +87,7 @@ class TrainState:
     """Interventions of remedies, and whether they helped; known at the end."""
 
 
-def train(config: LoopConfig, runtime: Runtime, job: Job, title: str) -> TrainState:
+def train(config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], title: str) -> TrainState:
     """Train to the end from the newest checkpoint, and leave the best weights in the runtime."""
     checkpoints = Checkpoints(job.folder)
     begin, state, best = _resume(config, runtime, job, checkpoints)
@@ -95,9 +96,9 @@ def train(config: LoopConfig, runtime: Runtime, job: Job, title: str) -> TrainSt
         best = runtime.snapshot()  # step 0: what stays if no later weights are acceptable
     if begin == 0 and config.validate and config.validate_first:
         job.log.write(-1, "validation", config.validate(-1, state.knobs))
-    facts = stage_facts(job.recipe, job.name, job.inputs)
+    facts = stage_facts(job.config, job.name, job.inputs)
     monitor = HealthMonitor(
-        job.recipe.health, job.folder, job.log.recorder, facts, job.findings, config.steps, config.knobs
+        job.config.health, job.folder, job.log.recorder, facts, job.findings, config.steps, config.knobs
     )
     saver = _Saver(checkpoints, runtime, job, begin)
     with progress(title, config.steps, start=begin) as bar, interrupt.defer_signals():
@@ -127,7 +128,12 @@ def train(config: LoopConfig, runtime: Runtime, job: Job, title: str) -> TrainSt
 
 
 def _step(
-    config: LoopConfig, runtime: Runtime, job: Job, step: int, knobs: Numbers, save_now: Callable[[], None]
+    config: LoopConfig,
+    runtime: Runtime,
+    job: Job[TrainingConfig],
+    step: int,
+    knobs: Numbers,
+    save_now: Callable[[], None],
 ) -> Numbers:
     """One batch and every optimizer step on it; `save_now` is called where the run is stopped while the batch is
     made: no weight has moved yet."""
@@ -166,10 +172,12 @@ def _step(
     }
 
 
-def _minibatches(config: LoopConfig, job: Job, step: int, batch: Batch) -> Iterator[tuple[float, Batch]]:
+def _minibatches(
+    config: LoopConfig, job: Job[TrainingConfig], step: int, batch: Batch
+) -> Iterator[tuple[float, Batch]]:
     """Each epoch in a new order: the share of the step that is done, and the rows of the next optimizer step."""
     for epoch in range(config.epochs):
-        order = permutation(batch.groups, job.recipe.seed, f"{job.name}/minibatch", step, epoch)
+        order = permutation(batch.groups, job.config.seed, f"{job.name}/minibatch", step, epoch)
         for start in range(0, len(order), config.minibatch):
             done = (epoch * len(order) + start) / (config.epochs * len(order))
             yield done, batch.take(order[start : start + config.minibatch])
@@ -187,7 +195,7 @@ def _apply(action: Action, runtime: Runtime, state: TrainState, best: Snapshot |
     state.stopped = state.stopped or action.stop
 
 
-def _require_finite(job: Job, step: int, norm: float, monitor: HealthMonitor, runtime: Runtime) -> None:
+def _require_finite(job: Job[TrainingConfig], step: int, norm: float, monitor: HealthMonitor, runtime: Runtime) -> None:
     """A gradient that is not finite ends training, unless a remedy has just gone back to better weights."""
     if math.isfinite(norm) or monitor.restored_at == step:
         return
@@ -201,7 +209,7 @@ def _require_finite(job: Job, step: int, norm: float, monitor: HealthMonitor, ru
 
 
 def _validate(
-    config: LoopConfig, runtime: Runtime, job: Job, step: int, state: TrainState, best: Snapshot | None
+    config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], step: int, state: TrainState, best: Snapshot | None
 ) -> Snapshot | None:
     """Validate; the best weights, which are these where they score higher than any before."""
     assert config.validate is not None
@@ -220,7 +228,7 @@ def _validate(
 
 
 def _resume(
-    config: LoopConfig, runtime: Runtime, job: Job, checkpoints: Checkpoints
+    config: LoopConfig, runtime: Runtime, job: Job[TrainingConfig], checkpoints: Checkpoints
 ) -> tuple[int, TrainState, Snapshot | None]:
     """The first step to run, the state and the best weights, from the newest checkpoint that verifies."""
     newest = checkpoints.newest()
@@ -244,7 +252,7 @@ def _resume(
 class _Saver:
     """Writes checkpoints: every so often, by the first process's clock, and where a run is stopped."""
 
-    def __init__(self, checkpoints: Checkpoints, runtime: Runtime, job: Job, step: int) -> None:
+    def __init__(self, checkpoints: Checkpoints, runtime: Runtime, job: Job[TrainingConfig], step: int) -> None:
         self.checkpoints = checkpoints
         self.runtime = runtime
         self.job = job

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from towpath import algos
 from towpath.algos import functional
+from towpath.recipe.stage_configs import PolicyConfig
 from towpath.records import Finding
 from towpath.rewards import shaping
 from towpath.rollout.experience import Experience, ExperienceConfig
@@ -29,9 +30,9 @@ from towpath.store.publish import publish
 VALUE_FEATURES = "value_features.safetensors"
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[PolicyConfig]) -> dict[str, Any]:
     """Train, choose the checkpoint, save."""
-    cfg = job.recipe.policy
+    cfg = job.config.policy
     algo = importlib.import_module(algos.module_name(cfg.algo))
     algos.require_settings(algo, cfg.settings)
     runtime, roles = open_runtime(job, algo)
@@ -65,9 +66,9 @@ def run(job: Job) -> dict[str, Any]:
     return {"rose": accuracy} | result | {"pairs": accuracy}
 
 
-def _on_rollouts(job: Job, algo: ModuleType, experience: Experience) -> LoopConfig:
+def _on_rollouts(job: Job[PolicyConfig], algo: ModuleType, experience: Experience) -> LoopConfig:
     """The policy's own completions; keeps the checkpoint with the highest held-out reward at acceptable KL."""
-    cfg = job.recipe.policy
+    cfg = job.config.policy
     warmup = cfg.ppo.critic_warmup if "critic" in algo.TRAINS else 0
 
     def adapt(step: int, metrics: Numbers, knobs: Numbers) -> Numbers:
@@ -103,10 +104,10 @@ def _on_rollouts(job: Job, algo: ModuleType, experience: Experience) -> LoopConf
     )
 
 
-def _on_pairs(job: Job, algo: ModuleType, pairs: Comparisons, experience: Experience) -> LoopConfig:
+def _on_pairs(job: Job[PolicyConfig], algo: ModuleType, pairs: Comparisons, experience: Experience) -> LoopConfig:
     """Labelled pairs; keeps the checkpoint with the highest held-out reward, or else the lowest held-out loss, at
     acceptable KL."""
-    cfg = job.recipe.policy
+    cfg = job.config.policy
 
     def validate(step: int, knobs: Numbers) -> Numbers:
         return experience.validate(step, knobs) | pairs.validate()
@@ -131,7 +132,7 @@ def _on_pairs(job: Job, algo: ModuleType, pairs: Comparisons, experience: Experi
     )
 
 
-def open_runtime(job: Job, algo: ModuleType) -> tuple[Runtime, dict[str, RoleSpec]]:
+def open_runtime(job: Job[PolicyConfig], algo: ModuleType) -> tuple[Runtime, dict[str, RoleSpec]]:
     """A runtime with the roles an algorithm needs."""
     roles = _roles(job, algo)
     runtime = job.launch()
@@ -141,12 +142,12 @@ def open_runtime(job: Job, algo: ModuleType) -> tuple[Runtime, dict[str, RoleSpe
     return runtime, roles
 
 
-def _roles(job: Job, algo: ModuleType) -> dict[str, RoleSpec]:
+def _roles(job: Job[PolicyConfig], algo: ModuleType) -> dict[str, RoleSpec]:
     """The roles an algorithm needs: with LoRA all on one model, with full weights on separate copies."""
-    cfg = job.recipe.policy
+    cfg = job.config.policy
     tuned = job.inputs["sft"] / "weights"
     start = _last_round(job)
-    policy = RoleSpec(str(tuned), cfg.lora, job.recipe.seed, learning_rate=cfg.learning_rate)
+    policy = RoleSpec(str(tuned), cfg.lora, job.config.seed, learning_rate=cfg.learning_rate)
     if cfg.method == "full":
         policy = replace(policy, model=str((start or job.inputs["sft"]) / "weights"), lora=None)
     elif start:
@@ -154,33 +155,33 @@ def _roles(job: Job, algo: ModuleType) -> dict[str, RoleSpec]:
     roles = {"policy": policy, "reference": RoleSpec(str(tuned))}
     stage = _reward_stage(job)
     if stage:
-        roles |= reward_roles(job.recipe.reward, tuned, stage)
+        roles |= reward_roles(job.config.reward, tuned, stage)
     if "critic" in algo.TRAINS:
         basis = "reward" if stage else "reference"
         if cfg.ppo.critic == "head":
             roles["critic"] = RoleSpec(reads=basis, head="closed_form")
         else:
             rate = cfg.ppo.critic_learning_rate
-            roles["critic"] = RoleSpec(copies=basis, lora=job.recipe.reward.lora, head="scalar", learning_rate=rate)
+            roles["critic"] = RoleSpec(copies=basis, lora=job.config.reward.lora, head="scalar", learning_rate=rate)
     return roles
 
 
-def _reward_stage(job: Job) -> Path | None:
+def _reward_stage(job: Job[PolicyConfig]) -> Path | None:
     return next((path for name, path in reversed(job.inputs.items()) if name.startswith("reward")), None)
 
 
-def _last_round(job: Job) -> Path | None:
+def _last_round(job: Job[PolicyConfig]) -> Path | None:
     """Where a later round begins: the policy of the round before."""
     return next((path for name, path in reversed(job.inputs.items()) if name.startswith("policy")), None)
 
 
-def _init_critic(job: Job, runtime: Runtime) -> None:
+def _init_critic(job: Job[PolicyConfig], runtime: Runtime) -> None:
     """Fit the critic's head to the rewards of the tuned model's judged answers."""
     stage = _reward_stage(job)
     if stage is None:
         return
     tensors = load_file(stage / "weights" / VALUE_FEATURES)
-    rewards = job.recipe.policy.rewards
+    rewards = job.config.policy.rewards
     score_N = tensors["score"].numpy()
     weight = next((source.weight for source in rewards.sources if source.source == "model"), 1.0)
     no_tokens = [()] * len(score_N)
@@ -192,34 +193,34 @@ def _init_critic(job: Job, runtime: Runtime) -> None:
         runtime.fit("critic", tensors["features"][part_N], torch.as_tensor(reward_N)[part_N])
 
 
-def _experience(job: Job, runtime: Runtime, roles: dict[str, RoleSpec]) -> Experience:
-    recipe = job.recipe
-    cfg = recipe.policy
+def _experience(job: Job[PolicyConfig], runtime: Runtime, roles: dict[str, RoleSpec]) -> Experience:
+    config = job.config
+    cfg = config.policy
     critic: Literal["none", "closed_form", "trained"] = "none"
     if "critic" in roles:
         critic = "closed_form" if roles["critic"].head == "closed_form" else "trained"
-    local = recipe.engine.type == "local"
-    config = ExperienceConfig(
+    local = config.engine.type == "local"
+    experience_config = ExperienceConfig(
         cfg,
-        recipe.seed,
+        config.seed,
         job.name,
         job.folder,
-        0.0 if local else recipe.engine.correction,
+        0.0 if local else config.engine.correction,
         local and runtime.environment()["arithmetic"] == "float32",
         critic,
         _last_round(job) is None,
     )
     judges = tuple(name for name in roles if name.startswith("reward"))
     sources = RewardSources(cfg.rewards, job.corpus, RewardModels(runtime, judges) if judges else None)
-    engine = open_engine(recipe.engine, job.chat, job.folder, recipe.data.max_prompt_tokens + cfg.max_new_tokens)
-    log = SampleLog(job.folder / "samples.jsonl", select_probes(job.corpus.safety, recipe.health.probes, recipe.seed))
-    return Experience(config, runtime, engine, job.chat, job.corpus, sources, log)
+    engine = open_engine(config.engine, job.chat, job.folder, config.data.max_prompt_tokens + cfg.max_new_tokens)
+    log = SampleLog(job.folder / "samples.jsonl", select_probes(job.corpus.safety, config.health.probes, config.seed))
+    return Experience(experience_config, runtime, engine, job.chat, job.corpus, sources, log)
 
 
-def _warn_without_a_step(job: Job, best_step: int) -> None:
+def _warn_without_a_step(job: Job[PolicyConfig], best_step: int) -> None:
     if best_step:
         return
-    alarm = job.recipe.policy.kl.alarm
+    alarm = job.config.policy.kl.alarm
     job.findings.append(
         Finding(
             "no-acceptable-step",
@@ -231,8 +232,8 @@ def _warn_without_a_step(job: Job, best_step: int) -> None:
     )
 
 
-def _save(job: Job, runtime: Runtime) -> None:
+def _save(job: Job[PolicyConfig], runtime: Runtime) -> None:
     adapter = job.folder / "adapter"
-    if job.recipe.policy.method == "lora" and not adapter.exists():
+    if job.config.policy.method == "lora" and not adapter.exists():
         publish(adapter, lambda folder: runtime.export_adapter("policy", folder))
     publish_model(job, runtime, "policy", job.folder / "weights")

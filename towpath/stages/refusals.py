@@ -12,6 +12,7 @@ from towpath.feedback import judge_runner, judging
 from towpath.feedback.endpoint import Endpoint, Message, NoReply
 from towpath.feedback.judge_budget import Budget, BudgetExceeded
 from towpath.progress import progress
+from towpath.recipe.stage_configs import EvaluateConfig
 from towpath.records import Finding
 from towpath.stages.job import Job
 
@@ -40,11 +41,11 @@ _USER = (
 )
 
 
-def judge_refusals(job: Job, pairs: Sequence[tuple[str, str]]) -> list[bool | None] | None:
+def judge_refusals(job: Job[EvaluateConfig], pairs: Sequence[tuple[str, str]]) -> list[bool | None] | None:
     """Whether the judge takes each (request, answer) for a refusal; None where it said nothing usable, and as a
     whole without a judge."""
-    cfg = job.recipe.judge
-    if not job.recipe.evaluate.ask_judge or not (cfg.base_url and cfg.model) or not pairs:
+    cfg = job.config.judge
+    if not job.config.evaluate.ask_judge or not (cfg.base_url and cfg.model) or not pairs:
         return None
     settings = judge_runner.judge_settings(cfg, job.run)
     endpoint = Endpoint(settings, Budget(settings.ceiling, job.store.judge_account(judging.rater_name(settings))))
@@ -73,7 +74,7 @@ def judge_refusals(job: Job, pairs: Sequence[tuple[str, str]]) -> list[bool | No
     return [verdicts[pair] for pair in pairs]
 
 
-def _one(job: Job, endpoint: Endpoint, prompt: str, answer: str) -> bool | None:
+def _one(job: Job[EvaluateConfig], endpoint: Endpoint, prompt: str, answer: str) -> bool | None:
     """One verdict, from the ledger's cache or from the server."""
     s = endpoint.settings
     name = hashlib.sha256(

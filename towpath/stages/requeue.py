@@ -3,6 +3,7 @@ rating queue."""
 
 from typing import Any
 
+from towpath.recipe.stage_configs import StageConfig
 from towpath.records import Comparison, Completion, Finding
 from towpath.stages.job import Job
 from towpath.store import jsonl, manifest
@@ -12,7 +13,7 @@ CODES = ("reward-hacking", "length-hacking")
 MOST = 20
 
 
-def put_back(job: Job, stopped: str) -> int:
+def put_back(job: Job[StageConfig], stopped: str) -> int:
     """Where training ended because the reward is exploited: the highest-scored answers of the last look, as new
     pairs. How many there are."""
     samples = _samples(job)
@@ -50,7 +51,7 @@ def put_back(job: Job, stopped: str) -> int:
     return len(pairs)
 
 
-def _samples(job: Job) -> str:
+def _samples(job: Job[StageConfig]) -> str:
     """The mark of the comparisons this policy's reward model learned from."""
     reward = next((folder for name, folder in reversed(job.inputs.items()) if name.startswith("reward")), None)
     if reward is None or not (reward / "manifest.json").is_file():

@@ -20,6 +20,7 @@ from towpath.evals.winrate import fit_logistic
 from towpath.health.diagnosis import diagnose
 from towpath.health.history import history_from_rows
 from towpath.progress import print_note
+from towpath.recipe.stage_configs import RewardConfig
 from towpath.records import Completion, Finding
 from towpath.rollout.reward_models import WEIGHTS, member_folder
 from towpath.runtime.checkpoints import Checkpoints
@@ -48,9 +49,9 @@ class Member:
     train_accuracy: float
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[RewardConfig]) -> dict[str, Any]:
     """Train, measure, normalise, save; several members each from their own start and in their own order."""
-    cfg = job.recipe.reward
+    cfg = job.config.reward
     training, held_out = split_pairs(job, decided_pairs(job))
     members = [_train_member(job, number, training, held_out) for number in range(1, cfg.ensemble_size + 1)]
     scores_KB = np.stack([member.held_out_B for member in members])
@@ -68,20 +69,20 @@ def run(job: Job) -> dict[str, Any]:
     result["train_validation_gap"] = result["train_accuracy"] - result["accuracy"]
     label_stage = next(stage for stage in reversed(job.inputs) if stage.startswith("label"))
     labels = job.result_of(label_stage)
-    if result["accuracy"] < job.recipe.gates.reward.threshold:
+    if result["accuracy"] < job.config.gates.reward.threshold:
         result["diagnosis"] = _diagnose_labels(job, training, held_out, labels["agreement"])
     result["ceiling"] = labels["ceiling"]
-    if job.recipe.health.act != "off":
+    if job.config.health.act != "off":
         history = history_from_rows((), {f"reward.result.{key}": value for key, value in result.items()})
-        job.findings += diagnose(history, job.recipe.health.limits)
+        job.findings += diagnose(history, job.config.health.limits)
     return result
 
 
 def _diagnose_labels(
-    job: Job, training: list[Pair], held_out: list[Pair], agreement: dict[str, Any]
+    job: Job[RewardConfig], training: list[Pair], held_out: list[Pair], agreement: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Why the labels do not take the model further, as a finding."""
-    cfg = job.recipe
+    cfg = job.config
     path = job.folder / FROZEN_FEATURES
     if not path.is_file():
         return None
@@ -116,13 +117,13 @@ def _in_row_order(pairs: list[Pair]) -> list[Pair]:
     return sorted(by_rows.values(), key=lambda p: (row[p.chosen.id], row[p.rejected.id]))
 
 
-def _train_member(job: Job, number: int, training: list[Pair], held_out: list[Pair]) -> Member:
+def _train_member(job: Job[RewardConfig], number: int, training: list[Pair], held_out: list[Pair]) -> Member:
     """Train one reward model and save it; the first one in the stage's own folder."""
     own = job
-    seed = job.recipe.seed + number - 1
+    seed = job.config.seed + number - 1
     if number > 1:
-        own = replace(job, folder=job.folder / f"member-{number}", recipe=job.recipe.model_copy(update={"seed": seed}))
-    cfg = own.recipe.reward
+        own = replace(job, folder=job.folder / f"member-{number}", config=replace(job.config, seed=seed))
+    cfg = own.config.reward
     runtime = open_runtime(own)
     train_batch, held_out_batch = (
         runtime.cache_frozen_prefix(_batch(own, pairs), "reward") for pairs in (training, held_out)
@@ -166,13 +167,13 @@ def _train_member(job: Job, number: int, training: list[Pair], held_out: list[Pa
     return Member(held_out_B, mean, std, float((gap > 0).float().mean()))
 
 
-def open_runtime(job: Job) -> Runtime:
+def open_runtime(job: Job[RewardConfig]) -> Runtime:
     """A runtime whose reward model is the tuned model with a random head, to be trained."""
-    cfg = job.recipe.reward
+    cfg = job.config.reward
     role = RoleSpec(
         str(job.inputs["sft"] / "weights"),
         cfg.lora if cfg.method == "lora" else None,
-        job.recipe.seed,
+        job.config.seed,
         head="scalar",
         random_head=True,
         learning_rate=cfg.learning_rate,
@@ -207,7 +208,7 @@ def _fit_head(runtime: Runtime, batch: Batch, features_BD: np.ndarray, ridge: fl
     runtime.set_head("reward", torch.as_tensor(weight_D), torch.tensor(-float(mean_D @ weight_D)))
 
 
-def _batch(job: Job, pairs: list[Pair]) -> Batch:
+def _batch(job: Job[RewardConfig], pairs: list[Pair]) -> Batch:
     """Every answer once, grouped by prompt, with the strength by which it beat each answer of its group."""
     groups = _answers_by_prompt(pairs)
     prompts = {p.prompt.id: p.prompt for p in pairs}
@@ -233,7 +234,9 @@ def _answers_by_prompt(pairs: list[Pair]) -> dict[str, dict[str, Completion]]:
     return groups
 
 
-def _normalise(job: Job, runtime: Runtime, pairs: list[Pair], batch: Batch) -> tuple[float, float, dict[str, Tensor]]:
+def _normalise(
+    job: Job[RewardConfig], runtime: Runtime, pairs: list[Pair], batch: Batch
+) -> tuple[float, float, dict[str, Tensor]]:
     """Fold mean 0 and unit scale on the tuned model's own answers into the head. Of the same answers, what a critic
     can start from: features at some tokens of each, and the score, end and row of the answer."""
     answers = [c for group in _answers_by_prompt(pairs).values() for c in group.values()]
@@ -261,7 +264,7 @@ def _gaps(held_out: list[Pair], scores_B: np.ndarray) -> np.ndarray:
     return np.array([score_of[p.prompt.id, p.chosen.id] - score_of[p.prompt.id, p.rejected.id] for p in held_out])
 
 
-def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> dict[str, Any]:
+def _measure(job: Job[RewardConfig], held: list[Pair], scores_B: np.ndarray, std: float) -> dict[str, Any]:
     """Accuracy on held-out pairs, with everything that puts it in proportion."""
     gap = _gaps(held, scores_B)
     error, curve = evals.calibration_error(gap * std)
@@ -270,8 +273,8 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
     agrees = float(np.mean(np.sign(clean) == np.sign(gap)))
     rows = [(name, len(job.tokens(c))) for name, group in _answers_by_prompt(held).items() for c in group.values()]
     return {
-        **evals.pair_accuracy(gap, [p.prompt.id for p in held], job.recipe.seed),
-        "clean_accuracy": agrees if job.recipe.preferences.raters == "simulated" else None,
+        **evals.pair_accuracy(gap, [p.prompt.id for p in held], job.config.seed),
+        "clean_accuracy": agrees if job.config.preferences.raters == "simulated" else None,
         "by_strength": evals.accuracy_by_group([str(round(p.label.strength)) for p in held], right),
         "by_domain": evals.accuracy_by_group([p.prompt.domain for p in held], right),
         "calibration_error": error,
@@ -282,17 +285,17 @@ def _measure(job: Job, held: list[Pair], scores_B: np.ndarray, std: float) -> di
     }
 
 
-def _lengths(job: Job, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
+def _lengths(job: Job[RewardConfig], pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([len(job.tokens(p.chosen)) for p in pairs], float), np.array(
         [len(job.tokens(p.rejected)) for p in pairs], float
     )
 
 
-def _save(job: Job, runtime: Runtime, value_features: dict[str, Tensor], number: int) -> None:
+def _save(job: Job[RewardConfig], runtime: Runtime, value_features: dict[str, Tensor], number: int) -> None:
     """Adapter or whole model, head, and of the first member what a critic may start from: one published folder."""
 
     def write(folder: Path) -> None:
-        if job.recipe.reward.method == "full":
+        if job.config.reward.method == "full":
             runtime.export("reward", folder, job.chat)
         runtime.save("reward", folder / WEIGHTS)
         if number == 1:

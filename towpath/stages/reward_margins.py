@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from towpath.data.batch import Batch
 from towpath.data.file_cache import cache_file, read_cache, write_cache
+from towpath.recipe.stage_configs import LabelConfig
 from towpath.records import Comparison
 from towpath.rollout.reward_models import RewardModels, reward_roles
 from towpath.stages.job import Job
@@ -11,7 +12,7 @@ from towpath.stages.labelled_pairs import completion_row
 from towpath.store import manifest
 
 
-def reward_margins(job: Job, comparisons: Sequence[Comparison]) -> dict[str, float]:
+def reward_margins(job: Job[LabelConfig], comparisons: Sequence[Comparison]) -> dict[str, float]:
     """The score of a minus that of b, in log odds, by comparison; empty in the first round.
 
     Margins are cached, since the stage runs again whenever people have judged.
@@ -26,11 +27,11 @@ def reward_margins(job: Job, comparisons: Sequence[Comparison]) -> dict[str, flo
     if missing:
         completions = job.store.completions()
         prompts = job.store.prompts()
-        roles = reward_roles(job.recipe.reward, job.inputs["sft"] / "weights", reward)
+        roles = reward_roles(job.config.reward, job.inputs["sft"] / "weights", reward)
         runtime = job.launch(training=False)
         runtime.open(roles)
         rows = [completion_row(job, prompts[c.prompt_id], completions[x]) for c in missing for x in (c.a, c.b)]
-        score_B = RewardModels(runtime, tuple(roles)).score(Batch(rows), job.recipe.policy.rewards).score_B
+        score_B = RewardModels(runtime, tuple(roles)).score(Batch(rows), job.config.policy.rewards).score_B
         # scores are normalised: times their standard deviation the difference is in log odds
         margin_C = (score_B[0::2] - score_B[1::2]) * manifest.read(reward)["result"]["std"]
         margins |= dict(zip([c.id for c in missing], margin_C.tolist(), strict=True))

@@ -5,15 +5,16 @@ from typing import Any
 
 from towpath.data.draws import hash_uniform
 from towpath.evals import text_statistics
+from towpath.recipe.stage_configs import SampleConfig
 from towpath.records import Comparison, Completion, Prompt
 from towpath.stages import generation
 from towpath.stages.job import Job
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[SampleConfig]) -> dict[str, Any]:
     """Draw, drop near-identical pairs, and put completions and comparisons into the ledger."""
-    cfg = job.recipe.preferences
-    seed = job.recipe.seed
+    cfg = job.config.preferences
+    seed = job.config.seed
     prompts = _prompts(job)
     own = "sft" if job.round == 1 else f"policy@{job.round - 1}"
     weights = job.inputs["sft"] / "weights" if job.round == 1 else job.inputs[f"policy{_at(job.round - 1)}"] / "weights"
@@ -45,12 +46,12 @@ def _at(round_: int) -> str:
     return "" if round_ == 1 else f"@{round_}"
 
 
-def _prompts(job: Job) -> list[Prompt]:
-    prompts = sorted(job.corpus.train, key=lambda p: hash_uniform(job.recipe.seed, f"sample/{job.round}", p.id))
-    return prompts[: job.recipe.preferences.prompts or len(prompts)]
+def _prompts(job: Job[SampleConfig]) -> list[Prompt]:
+    prompts = sorted(job.corpus.train, key=lambda p: hash_uniform(job.config.seed, f"sample/{job.round}", p.id))
+    return prompts[: job.config.preferences.prompts or len(prompts)]
 
 
-def _sample_completions(job: Job, source: str, weights: Any, wanted: list[Any]) -> list[Completion]:
+def _sample_completions(job: Job[SampleConfig], source: str, weights: Any, wanted: list[Any]) -> list[Completion]:
     """Completions of one model, kept on disk as soon as they are drawn, under ids that name this stage's
     fingerprint."""
     path = job.folder / f"completions-{source}.jsonl"
@@ -62,14 +63,16 @@ def _sample_completions(job: Job, source: str, weights: Any, wanted: list[Any]) 
             weights or job.base_model,
             named,
             source,
-            job.recipe.preferences.max_new_tokens,
+            job.config.preferences.max_new_tokens,
             f"{job.name}: {source}",
         )
         generation.write(path, completions)
     return completions
 
 
-def _pairs(job: Job, prompts: list[Prompt], completions: list[Completion], own: str) -> tuple[list[Comparison], int]:
+def _pairs(
+    job: Job[SampleConfig], prompts: list[Prompt], completions: list[Completion], own: str
+) -> tuple[list[Comparison], int]:
     """Neighbouring completions of a prompt, and one of the other model against the first; near-identical ones
     dropped."""
     by_prompt: dict[str, list[Completion]] = {}
@@ -87,7 +90,7 @@ def _pairs(job: Job, prompts: list[Prompt], completions: list[Completion], own: 
             if _near_identical(a, b):
                 dropped += 1
                 continue
-            if hash_uniform(job.recipe.seed, "side", f"{a.id}{b.id}") < 0.5:
+            if hash_uniform(job.config.seed, "side", f"{a.id}{b.id}") < 0.5:
                 a, b = b, a
             pairs.append(Comparison(f"{job.folder.name[:6]}.{p.id}.{number}", p.id, a.id, b.id, job.round))
     return pairs, dropped

@@ -6,28 +6,27 @@ import numpy as np
 import torch
 
 from towpath.algos import sft as algo
-from towpath.data.batch import Batch, make_row
-from towpath.data.draws import hash_uniform
 from towpath.errors import DataError
+from towpath.recipe.stage_configs import SftConfig
 from towpath.runtime.contract import OptimizerConfig, RoleSpec, Runtime
+from towpath.stages.demonstrations import demonstration_batch, split_demonstrations
 from towpath.stages.job import Job, publish_model
 from towpath.stages.loop import LoopConfig, minibatches, train, warmup_then_linear
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[SftConfig]) -> dict[str, Any]:
     """Train, merge, save."""
-    cfg = job.recipe.sft
-    rows = {d.id: make_row(job.chat.prompt(d.prompt), job.chat.answer(d.response)) for d in job.corpus.demonstrations}
-    _require_two(len(rows))
-    order = sorted(rows, key=lambda name: hash_uniform(job.recipe.seed, "sft/validation", name))
-    cut = max(1, round(cfg.validation * len(order)))
-    names = sorted(order[cut:])
-    weight = {d.id: cfg.domains.get(d.domain, 1.0) for d in job.corpus.demonstrations}
-    held_out = Batch([rows[name] for name in order[:cut]])
-    training = Batch([rows[name] for name in names], {"weight": torch.tensor([weight[name] for name in names])})
+    cfg = job.config.sft
+    seed = job.config.seed
+    _require_two(len({d.id for d in job.corpus.demonstrations}))
+    demonstrations, validation = split_demonstrations(job.corpus.demonstrations, seed, cfg.validation)
+    training = demonstration_batch(job.chat, demonstrations).with_columns(
+        weight=torch.tensor([cfg.domains.get(d.domain, 1.0) for d in demonstrations])
+    )
+    held_out = demonstration_batch(job.chat, validation)
 
     runtime = open_runtime(job)
-    steps = minibatches(len(training), cfg.batch, cfg.epochs, job.recipe.seed, "sft/order")
+    steps = minibatches(len(training), cfg.batch, cfg.epochs, seed, "sft/order")
     per_epoch = int(np.ceil(len(training) / cfg.batch))
 
     def validate(_step: int, _knobs: dict[str, float]) -> dict[str, float]:
@@ -58,12 +57,12 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def open_runtime(job: Job) -> Runtime:
+def open_runtime(job: Job[SftConfig]) -> Runtime:
     """A runtime whose policy is the base model, to be trained."""
-    cfg = job.recipe.sft
+    cfg = job.config.sft
     lora = cfg.lora if cfg.method == "lora" else None
     runtime = job.launch(cfg.packing)
-    role = RoleSpec(job.base_model, lora, job.recipe.seed, learning_rate=cfg.learning_rate)
+    role = RoleSpec(job.base_model, lora, job.config.seed, learning_rate=cfg.learning_rate)
     runtime.open({"policy": role}, OptimizerConfig(weight_decay=cfg.weight_decay))
     return runtime
 
