@@ -102,7 +102,7 @@ def running_postgres() -> Iterator[Postgres]:
     """A PostgreSQL server of its own; without Debian's package the tests that ask for it are skipped."""
     if not Postgres.installed():
         pytest.skip("Debian's postgresql is not installed")
-    with Postgres() as server:
+    with Postgres(fsync=False) as server:
         yield server
 
 
