@@ -26,6 +26,7 @@ RESULT = ROOT / "benchmarks" / "results" / "kills.json"
 SETTINGS = [
     "sft.epochs=0.3",
     "evaluate.prompts=12",
+    "evaluate.jailbreak_prompts=2",
     "preferences.prompts=30",
     "preferences.min_labels=8",
     "policy.steps=4",

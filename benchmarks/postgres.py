@@ -12,9 +12,10 @@ from uuid import uuid4
 
 
 class Postgres:
-    """A temporary PostgreSQL server on a free port; if the user is root, it runs as `postgres`."""
+    """A temporary PostgreSQL server on a free port; if the user is root, it runs as `postgres`. Without `fsync` it
+    survives the death of its processes, but not of the machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, fsync: bool = True) -> None:
         if not self.installed():
             raise SystemExit("Debian's postgresql is not installed")
         self._user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
@@ -24,6 +25,8 @@ class Postgres:
         if self._user:
             shutil.chown(self._folder, "postgres", "postgres")
         self._options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
+        if not fsync:
+            self._options += " -c fsync=off"
         self.url = f"postgresql+psycopg://towpath@127.0.0.1:{port}"
         self._command("initdb", "-U", "towpath", "-A", "trust", "-E", "UTF8", "--no-sync")
 

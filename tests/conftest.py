@@ -1,5 +1,6 @@
 """What tests share: a real tiny model, made on the spot; a real PostgreSQL, where Debian's is installed."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from command import SETTINGS, towpath
 
 from benchmarks.postgres import Postgres, new_database
 
@@ -50,6 +52,25 @@ def tiny(tiny_folder: str):
     return base.load(tiny_folder, torch.float32, "grouped")
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny recipe, in a path with spaces, made once for all workers; tests change copies."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    run = root / "a finished" / "run with spaces"
+    with (root / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not run.parent.exists():
+            partial = root / "unfinished" / "run"
+            assert towpath("new", partial, "--recipe", "tiny").returncode == 0
+            done = towpath("run", partial, *SETTINGS)
+            assert done.returncode == 0, done.stderr
+            run.parent.mkdir()
+            partial.rename(run)
+    return run
+
+
 @pytest.fixture(params=["compiled", "plain"])
 def by_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Either implementation of what lies between the products."""
@@ -81,7 +102,7 @@ def running_postgres() -> Iterator[Postgres]:
     """A PostgreSQL server of its own; without Debian's package the tests that ask for it are skipped."""
     if not Postgres.installed():
         pytest.skip("Debian's postgresql is not installed")
-    with Postgres() as server:
+    with Postgres(fsync=False) as server:
         yield server
 
 

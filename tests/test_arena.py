@@ -1,14 +1,13 @@
 """Arenas: statistics, the ledger on SQLite and PostgreSQL, separation from labels, pages, commands, judge."""
 
 import json
-import subprocess
-import sys
 from contextlib import contextmanager
 from time import time
 
 import httpx
 import numpy as np
 import pytest
+from command import towpath
 from conftest import running
 from scripted import answer, served
 
@@ -456,11 +455,6 @@ def test_reward_model_disagreements_return_to_the_queue(team):
 
 
 # ---- the command line
-
-
-def towpath(*arguments):
-    command = [sys.executable, "-m", "towpath", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_arena_commands(run):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import SETTINGS, SMALL, towpath
 from safetensors.torch import load_file, save_file
 
 import towpath as tp
@@ -27,21 +28,6 @@ from towpath.run.new_run import create_run
 from towpath.runtime.checkpoints import Checkpoints
 from towpath.store import manifest
 
-SMALL = [
-    "sft.epochs=0.3",
-    "evaluate.prompts=12",
-    "preferences.prompts=30",
-    "preferences.min_labels=8",
-    "policy.steps=2",
-    "policy.validate_every=1",
-    "evaluate.bootstrap=100",
-    "policy.max_new_tokens=12",
-    "evaluate.max_new_tokens=12",
-    "preferences.max_new_tokens=12",
-    "track.tensorboard=false",
-]
-SETTINGS = [part for value in SMALL for part in ("--set", value)]
-
 
 def run(folder: Path, redo: Sequence[str] = (), only: str = "") -> list[str]:
     """Run as a new process would and return the output lines."""
@@ -49,14 +35,6 @@ def run(folder: Path, redo: Sequence[str] = (), only: str = "") -> list[str]:
     output: list[str] = []
     pipeline.run(recipe.load(folder, SMALL), folder, output.append, only, redo=redo)
     return output
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artefacts") / "run"
-    create_run(folder, "tiny")
-    run(folder)
-    return folder
 
 
 @pytest.fixture
@@ -230,9 +208,7 @@ def test_damaged_manifest_error_names_the_file(copied: Path, content: bytes) -> 
     (path,) = copied.glob("stages/reward/*/manifest.json")
     path.write_bytes(content)
     if content == b"{":
-        done = subprocess.run(
-            [sys.executable, "-m", "towpath", "status", copied, *SETTINGS], capture_output=True, text=True, check=False
-        )
+        done = towpath("status", copied, *SETTINGS)
         assert done.returncode == 1 and "manifest.json: damaged" in done.stderr and "--redo reward" in done.stderr, (
             done.stderr
         )
@@ -247,9 +223,8 @@ def test_damaged_checkpoints_are_reported_and_moved_aside(
 ) -> None:
     folder = tmp_path / "run"
     create_run(folder, "tiny")
-    command = [sys.executable, "-m", "towpath", "stage", "sft", str(folder), *SETTINGS]
-    environment = os.environ | {"TOWPATH_FAULT": "step-sft:4", "TOWPATH_CHECKPOINT_SECONDS": "0"}
-    assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode == -9
+    fault = {"TOWPATH_FAULT": "step-sft:4", "TOWPATH_CHECKPOINT_SECONDS": "0"}
+    assert towpath("stage", "sft", folder, *SETTINGS, **fault).returncode == -9
     (folder_,) = folder.glob("stages/sft/*/checkpoints")
     assert sorted(path.name for path in folder_.iterdir()) == ["step_2", "step_3"]
     (folder_ / "step_3" / "manifest.sha256.json").unlink()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ from towpath.run.new_run import create_run
 from towpath.store import jsonl
 
 SETTINGS = [part for value in kills.SETTINGS for part in ("--set", value)]
+
+
+@pytest.fixture(autouse=True)
+def signals_not_ignored() -> Iterator[None]:
+    """Tests that were started by nohup or in a shell's background have signals that they, too, would ignore."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def started(run: Path, **environment: str) -> "subprocess.Popen[str]":
@@ -118,7 +130,7 @@ def test_second_signal_ends_at_once(second: int) -> None:
     assert process.stderr and "stopping after the next checkpoint" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(second)
-    process.communicate(timeout=5)
+    process.communicate(timeout=20)  # it would hold for 30 s
     assert process.returncode == -second
 
 

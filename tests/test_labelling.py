@@ -1,10 +1,8 @@
 """Labels of whole runs: from files, from a judge with people, from people on the page; plans and statistics."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from command import start, towpath
 
 from towpath.errors import DataError, TowpathError, Waiting
 from towpath.recipe import load
@@ -27,11 +26,6 @@ SMALL = ["sft.epochs=0.2", "preferences.prompts=30", "preferences.min_labels=8",
 
 def settings(*more: str) -> list[str]:
     return [part for value in (*SMALL, *more) for part in ("--set", value)]
-
-
-def towpath(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "towpath", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, stdin=subprocess.DEVNULL)
 
 
 def result(run: Path, stage: str) -> dict:
@@ -107,7 +101,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def copied(run: Path, to: Path) -> Path:
-    subprocess.run(["cp", "-r", run, to], check=True)
+    shutil.copytree(run, to)
     return to
 
 
@@ -221,22 +215,21 @@ def test_run_serves_the_page_and_resumes(sampled, tmp_path):
     options = settings(
         "preferences.raters=people", "gates.reward.action=stop", "gates.reward.threshold=0.999", "preferences.overlap=0"
     )
-    command = [sys.executable, "-m", "towpath", "run", str(run), "--serve", *options]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stderr=log, stdout=log, stdin=subprocess.DEVNULL, env=os.environ)
-        try:
-            until(lambda: "/enter?token=" in (tmp_path / "log").read_text() or process.poll() is not None)
-            with Store.open(run / "towpath.db") as store:
-                names = [c.id for c in store.comparisons()]
-            answer(run, names[:4])
-            until(lambda: "labels: 4 of 8 decided" in (tmp_path / "log").read_text() or process.poll() is not None)
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            answer(run, names[4:])
-            process.wait(timeout=240)
-        finally:
-            process.kill()
-    output = (tmp_path / "log").read_text()
-    assert process.returncode == 3, output
+    log = tmp_path / "log"
+    process = start("run", run, "--serve", *options, out=log, err=log)
+    try:
+        until(lambda: "/enter?token=" in log.read_text() or process.exitcode is not None)
+        with Store.open(run / "towpath.db") as store:
+            names = [c.id for c in store.comparisons()]
+        answer(run, names[:4])
+        until(lambda: "labels: 4 of 8 decided" in log.read_text() or process.exitcode is not None)
+        assert process.exitcode is None, log.read_text()
+        answer(run, names[4:])
+        process.join(240)
+    finally:
+        process.kill()
+    output = log.read_text()
+    assert process.exitcode == 3, output
     assert "labels: 4 of 8 decided" in output and "gate reward is closed" in output
     assert result(run, "label")["result"]["decided"] == len(names)
 

@@ -2,14 +2,15 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as spawning
 from replicated import Exact, Replicated, launch
+from torch.multiprocessing import start_processes
 
 import towpath as tp
 from towpath.algos import grpo, ppo
@@ -59,6 +60,11 @@ def gradient(name: str, model: str, share: slice, tokens_per_pass: int) -> dict[
     return {key: p.grad.clone() for key, p in runtime.trained().items() if p.grad is not None}
 
 
+def run_processes(function: Callable[..., None], world: int, *arguments: str) -> None:
+    """Run `function(rank, world, *arguments)` in `world` processes, forked from one that has imported torch."""
+    start_processes(function, (world, *arguments), nprocs=world, start_method="forkserver")
+
+
 def work(rank: int, world: int, name: str, model: str, address: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{address}/meeting", rank=rank, world_size=world)
@@ -74,7 +80,7 @@ def work(rank: int, world: int, name: str, model: str, address: str) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_gradient_does_not_depend_on_the_number_of_processes(tiny_folder: str, tmp_path: Path, name: str, world: int):
-    spawning.spawn(work, (world, name, tiny_folder, str(tmp_path)), nprocs=world)
+    run_processes(work, world, name, tiny_folder, str(tmp_path))
     together = torch.load(tmp_path / "gradients.pt")
     alone = gradient(name, tiny_folder, slice(None), 10_000)
     assert set(together) == set(alone)
@@ -128,7 +134,7 @@ def test_replicated_runtime_gives_the_same_curves(tmp_path: Path, monkeypatch) -
     """Two gloo processes with replicated LoRA weights run the stages through the runtime contract."""
     monkeypatch.setattr(training, "Job", Job)
     train_all(tmp_path / "alone", Exact)
-    spawning.spawn(stage_work, (2, str(tmp_path)), nprocs=2)
+    run_processes(stage_work, 2, str(tmp_path))
     for algo in STAGES:
         alone = curves(tmp_path / "alone" / algo)
         for rank in (0, 1):

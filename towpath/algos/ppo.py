@@ -15,8 +15,9 @@ TRAINS = {"policy": ("logp", "entropy"), "critic": ("value",)}
 
 
 def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
-    """Credit: per-token KL in the reward, the score at the last token, GAE, whitening."""
+    """Token rewards, advantages and returns of a rollout, before its first update."""
     c = batch.columns
+    # reward: -kl_coef * KL at every token, the score at the last
     kl_BT, mask_BT = surrogate.log_ratios(batch)
     reward_BT = F.token_rewards(c["reward"], kl_BT, mask_BT, knobs["kl_coef"])
     if cfg.ppo.whiten_rewards:
@@ -24,18 +25,19 @@ def prepare(batch: Batch, cfg: Policy, knobs: dict[str, float]) -> Batch:
     advantage_BT, return_BT = F.gae(reward_BT, c["value"], mask_BT, cfg.ppo.gamma, cfg.ppo.lam)
     if cfg.ppo.whiten_advantages:
         advantage_BT = F.whiten(advantage_BT, mask_BT)
+    # what a closed-form critic regresses on: returns with lambda 1, which no value estimate enters
     outcome_BT = F.gae(reward_BT, c["value"], mask_BT, cfg.ppo.gamma, 1.0)[1]
     return batch.with_columns(advantage=advantage_BT, returns=return_BT, outcome=outcome_BT)
 
 
 def weigh(batch: Batch, cfg: Policy) -> float:
-    """Answer tokens."""
+    """The tokens of a minibatch, by which its loss is divided."""
     return float(batch.mask_BT.sum())
 
 
 def loss(out: Outputs, batch: Batch, cfg: Policy, knobs: dict[str, float]) -> tuple[Tensor, Metrics]:
-    """Sum over tokens of the clipped surrogate, where the policy has spoken, and of the weighted value error, where
-    the critic has."""
+    """Sum over tokens of the clipped surrogate and the weighted value error; policy and critic may come in passes of
+    their own, each with the other's output empty."""
     mask = out.mask_BT
     c = batch.columns
     total = torch.zeros(())

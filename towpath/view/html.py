@@ -11,21 +11,21 @@ from towpath.view.format import duration, number, percent, percents, size
 
 BASE = "report.html"
 """The template whose style and script all pages have."""
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("towpath.view"), autoescape=True, trim_blocks=True, lstrip_blocks=True, auto_reload=False
+)
+_ENVIRONMENT.filters |= {write.__name__: write for write in (number, percent, percents, duration, size)}
 
 
 def render(template: str, content: dict[str, Any]) -> str:
     """A page. Its content security policy allows only its own style and script, by their hashes, so that markup in an
     answer cannot run."""
-    environment = Environment(
-        loader=PackageLoader("towpath.view"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {write.__name__: write for write in (number, percent, percents, duration, size)}
-    base = environment.get_template(BASE)
+    base = _ENVIRONMENT.get_template(BASE)
     blocks: dict[str, str] = {}
     for name in ("style", "script"):
         text = "".join(base.blocks[name](base.new_context()))
         blocks |= {name: Markup(text), f"{name}_hash": _hash(text)}
-    html = environment.get_template(template).render(content | blocks)
+    html = _ENVIRONMENT.get_template(template).render(content | blocks)
     # Half a surrogate pair has no encoding: it becomes a question mark.
     return html.encode("utf-8", "replace").decode()
 
