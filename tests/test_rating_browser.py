@@ -1,4 +1,4 @@
-"""The rating page in a real browser: minimum view time, trial pairs, guidelines, criteria and tags, my day, text size,
+"""The rating page in a real browser: minimum view time, trial pairs, guidelines, criteria and tags, my activity, text size,
 phone."""
 
 import re
@@ -127,7 +127,7 @@ def test_trial_pairs_with_feedback_come_first(visit, store, axe):
         assert "Correct." in page.inner_text("#feedback")
         passed = page.inner_text("#next")
         page.keyboard.press("n")
-    assert passed.endswith("Begin")
+    assert passed.endswith("Start")
     page.wait_for_function("() => document.getElementById('task').dataset.state === 'pair'")
     assert store.judgements() == []
     press(page, "1", "Saved")
@@ -139,9 +139,9 @@ def test_criteria_and_reason_tags_are_stored(visit, store, axe):
     page = visit()
     assert not serious(page, axe)
     page.get_by_role("button", name="too long").click()
-    press(page, "1", "Still open: helpful, clear")
+    press(page, "1", "Missing: helpful, clear")
     page.keyboard.press("Shift+Digit1")
-    page.wait_for_function(SAID, arg="Still open: clear")
+    page.wait_for_function(SAID, arg="Missing: clear")
     page.keyboard.press("Shift+Digit5")
     page.wait_for_function(SAID, arg="Saved: A is much better")
     judgement = store.judgements()[0]
@@ -152,7 +152,7 @@ def test_criteria_and_reason_tags_are_stored(visit, store, axe):
     )
 
 
-def test_my_day_dialog(visit, store, axe):
+def test_my_activity_dialog(visit, store, axe):
     put(store, goal=4, break_minutes=0.01)
     page = visit()
     press(page, "1", "Saved")

@@ -346,7 +346,7 @@ def test_owner_review_actions_over_http(team, light):
         assert owner.post("/owner/answers", data={"key": "write-key", "state": "approved"}).status_code == 303
         assert [d.response for d in light.written_demonstrations()] == ["**Better**."]
         assert "Why 0?" in owner.get("/owner/pairs", params={"rater": "ann", "text": "why"}).text
-        assert "No judged pair matches" in owner.get("/owner/pairs", params={"rater": "nobody"}).text
+        assert "No matching pairs" in owner.get("/owner/pairs", params={"rater": "nobody"}).text
         assert owner.get("/owner/pairs", params={"text": "é'%", "page": 100_000}).status_code == 200
         owner.post("/owner/takeout", data={"rater": "ann"})
         assert light.judgements() == []
